@@ -1,0 +1,6451 @@
+#!/usr/bin/env -S uv run --script
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "tornado>=6.6",
+#   "pyjwt>=2.10",
+#   "pluggy>=1.5",
+#   "watchdog>=7.1",
+#   "msgspec>=0.20",
+#   "psutil>=6.0",
+# ]
+# ///
+"""Orchestration sidecar: one service that lets a team of coding agents work on one repository.
+
+Run ``python cco_sidecar.py`` inside a repository. Agents then fetch the context that their task needs,
+store results that the next agent sees, wake each other with events, and are started, watched and ended here.
+
+The path of a request, from top to bottom of this file:
+
+    routes -> Endpoint.prepare (host, size, token, rate, permission) -> Endpoint.respond
+           -> a part (Results, EventBus, Contexts, Agents) -> Storage.write (one writer thread, one commit)
+           -> EventBus.wake (on the loop, in commit order) -> the answer
+
+Units: seconds and bytes everywhere inside; a name says so where it is another one (``timeout_ms``).
+
+Threads: everything lives on the event loop, where a method without ``await`` is atomic, except
+  * the writer thread of Storage, which alone changes the database;
+  * worker threads that build contexts and call plugins, which get values and never a part of the service;
+  * watchdog's thread, which only tells the loop that something changed.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - the file may be started by any interpreter
+    sys.exit("cco: Python 3.11 or newer is needed, this is " + sys.version.split()[0])
+
+import argparse
+import asyncio
+import collections
+import configparser
+import contextlib
+import csv
+import errno
+import fnmatch
+import functools
+import hashlib
+import http.client
+import importlib.metadata
+import importlib.util
+import inspect
+import ipaddress
+import json
+import logging
+import logging.handlers
+import os
+import queue
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import sqlite3
+import ssl
+import stat
+import subprocess
+import tempfile
+import textwrap
+import threading
+import time
+import tomllib
+import types
+import typing
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, ClassVar, Literal
+
+try:
+    import jwt
+    import msgspec
+    import pluggy
+    import psutil
+    import tornado.httpserver
+    import tornado.iostream
+    import tornado.netutil
+    import tornado.routing
+    import tornado.web
+    import watchdog.events
+    import watchdog.observers
+    from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.stderr.write(
+        f"cco: the package {missing.name!r} is missing: run `pip install tornado pyjwt pluggy watchdog msgspec psutil`,"
+        " or start with `uv run cco_sidecar.py`, which needs no installation\n"
+    )
+    sys.exit(2)
+
+__version__ = "1.0.0"
+
+log = logging.getLogger("cco")
+
+MB = 1024 * 1024
+
+
+# ======================================================================================================
+# Vocabulary: the options, roles, errors and shapes that everything below speaks of
+# ======================================================================================================
+
+
+class StartError(Exception):
+    """Why the program cannot go on: printed as one line; ``exit_code`` is what the process ends with."""
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+# ------------------------------------------------------------------------------------------------------
+# Options. Each annotation is a row: what the option means and how its text is read.
+
+
+@dataclass(frozen=True)
+class Option:
+    """How one setting is read (``read`` takes text or a TOML value, raises ValueError) and explained."""
+
+    read: Callable[[Any], Any]
+    help: str
+    metavar: str = "VALUE"
+
+
+def read_text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a text that is not empty")
+    return value
+
+
+def read_path(value: Any) -> Path:
+    return Path(read_text(value)).expanduser().absolute()
+
+
+def read_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text not in ("1", "0", "true", "false", "yes", "no"):
+        raise ValueError("must be one of 1, 0, true, false, yes, no")
+    return text in ("1", "true", "yes")
+
+
+def read_number(low: int, high: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        text = str(value)
+        if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,15}", text) or not low <= int(text) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def read_choice(*choices: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return str(value)
+
+    return read
+
+
+def read_list(value: Any) -> tuple[str, ...]:
+    """A TOML list, or texts separated by commas; a repeated flag arrives as a list of such texts."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError("must be a list of texts")
+    return tuple(item.strip() for part in parts for item in part.split(",") if item.strip())
+
+
+def read_paths(value: Any) -> tuple[Path, ...]:
+    return tuple(read_path(item) for item in read_list(value))
+
+
+def read_project(value: Any) -> str:
+    if not re.fullmatch(IDENTIFIER, str(value)) or ".." in str(value):
+        raise ValueError("must be letters, digits, '.', '_' or '-', at most 128, and no '..'")
+    return str(value)
+
+
+def read_secret(value: Any) -> str:
+    if len(read_text(value).encode()) < 32:
+        raise ValueError("must be at least 32 bytes long")
+    return str(value)
+
+
+def read_command(value: Any) -> tuple[str, ...]:
+    """An argv: a TOML list, a JSON array, or words quoted as for a shell. No shell ever sees it."""
+    try:
+        words = value if isinstance(value, list) else json.loads(value) if value[:1] == "[" else shlex.split(value)
+    except ValueError as error:
+        raise ValueError(f"cannot be read as a command: {error}") from None
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) and "\0" not in word for word in words):
+        raise ValueError("must be a command: a list of words that is not empty")
+    return tuple(words)
+
+
+def read_agent_types(value: Any) -> dict[str, str]:
+    """More agent types: a TOML table, or ``name=category`` separated by commas."""
+    pairs = value.items() if isinstance(value, dict) else [item.partition("=")[::2] for item in read_list(value)]
+    for name, category in pairs:
+        if not re.fullmatch(IDENTIFIER, str(name)) or category not in CATEGORIES:
+            raise ValueError(f"{name}={category}: must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}")
+    return dict(pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every option. Flag ``--name``, else variable ``CCO_SIDECAR_NAME``, else file, else the default here."""
+
+    root: Annotated[Path, Option(read_path, "the repository to serve (default: the git top level of this folder)", "DIR")]
+    project: Annotated[str, Option(read_project, "project id (default: the root folder's name as a slug)", "ID")]
+    storage: Annotated[Path, Option(read_path, "where state is kept (default: a folder of your own per project)", "DIR")]
+    host: Annotated[str, Option(read_text, "address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Option(read_number(0, 65535), "TCP port; 0 takes a free one", "N")] = 3001
+    allowed_host: Annotated[tuple[str, ...], Option(read_list, "more Host names that are answered", "NAME")] = ()
+    cors_origin: Annotated[tuple[str, ...], Option(read_list, "more web origins that may call", "ORIGIN")] = ()
+    tls_cert: Annotated[Path | None, Option(read_path, "certificate chain (PEM): serve HTTPS", "FILE")] = None
+    tls_key: Annotated[Path | None, Option(read_path, "private key of --tls-cert (PEM)", "FILE")] = None
+    jwt_secret: Annotated[str | None, Option(read_secret, "signing secret, 32 bytes or more (default: made at first start)")] = None
+    token_ttl: Annotated[int, Option(read_number(1, 31_536_000), "life of a token", "SECONDS")] = 3600
+    cache_size_mb: Annotated[int, Option(read_number(0, 65_536), "memory for cached contexts", "MB")] = 256
+    no_watch: Annotated[bool, Option(read_bool, "no file watcher; cached contexts are still checked against the disk")] = False
+    event_retention: Annotated[int, Option(read_number(1, 31_536_000), "how long events are kept", "SECONDS")] = 86_400
+    event_limit: Annotated[int, Option(read_number(1, 1_000_000_000), "how many events are kept", "N")] = 100_000
+    agent_command: Annotated[
+        tuple[str, ...] | None, Option(read_command, "command that runs an agent; {task} {agent_type} {issue_id} {context_file} {prompt}", "CMD")
+    ] = None
+    agent_types: Annotated[dict[str, str], Option(read_agent_types, "more agent types, NAME=CATEGORY", "LIST")] = None  # type: ignore[assignment]
+    agent_timeout: Annotated[int, Option(read_number(1, 31_536_000), "time limit of an agent", "SECONDS")] = 3600
+    max_agents: Annotated[int, Option(read_number(0, 10_000), "agents running at once", "N")] = 10
+    stop_agents: Annotated[bool, Option(read_bool, "a stop by signal ends the agents too")] = False
+    plugins: Annotated[tuple[Path, ...], Option(read_paths, "one more folder of plugins", "DIR")] = ()
+    no_plugins: Annotated[bool, Option(read_bool, "load no plugins at all")] = False
+    log_level: Annotated[str, Option(read_choice("debug", "info", "warning", "error"), "what is logged")] = "info"
+    log_format: Annotated[str, Option(read_choice("text", "json"), "how it is logged")] = "text"
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls_cert else "http"
+
+
+def option_table() -> list[tuple[str, Option, Any]]:
+    """(name, Option, default) of every setting, in the order of the class."""
+    hints = typing.get_type_hints(Settings, include_extras=True)
+    return [(field.name, hints[field.name].__metadata__[0], field.default) for field in fields(Settings)]
+
+
+def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[str] = os.environ) -> Settings:
+    """Settings from ``flags`` (only those that were given), ``environ`` and the root's files. Raises StartError."""
+    variables = {name: environ[key] for name, _, _ in option_table() if (key := f"CCO_SIDECAR_{name.upper()}") in environ}
+    root = read_option("root", flags.get("root"), variables.get("root")) or discover_root(Path.cwd())
+    if not root.is_dir():
+        raise StartError(f"--root: {root} is not a folder")
+    root = root.resolve()
+    from_file = read_settings_files(root)
+    values = {name: read_option(name, flags.get(name), variables.get(name), from_file.get(name)) for name, _, _ in option_table()}
+    values["root"] = root
+    values["project"] = values["project"] or slug(root.name)
+    values["storage"] = values["storage"] or default_storage(root, values["project"])
+    values["agent_types"] = values["agent_types"] or {}
+    settings = Settings(**{name: value for name, value in values.items() if value is not None})
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise StartError("--tls-cert and --tls-key go together")
+    return settings
+
+
+def read_option(name: str, *sources: Any) -> Any:
+    """The first source that says something, read as the option ``name`` wants it; None where none does."""
+    given = next((source for source in sources if source is not None), None)
+    try:
+        return None if given is None else {row[0]: row[1] for row in option_table()}[name].read(given)
+    except ValueError as error:
+        shown = "" if name == "jwt_secret" else f"{given!r} "
+        raise StartError(f"--{name.replace('_', '-')}: {shown}{error}") from None
+
+
+def read_settings_files(root: Path) -> dict[str, Any]:
+    """What ``[tool.cco-sidecar]`` in pyproject.toml and the top level of cco.toml (which wins) say."""
+    merged: dict[str, Any] = {}
+    for name in ("pyproject.toml", "cco.toml"):
+        try:
+            table = tomllib.loads((root / name).read_text("utf-8"))
+            table = table if name == "cco.toml" else table.get("tool", {}).get("cco-sidecar", {})
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, AttributeError) as error:
+            if name == "pyproject.toml":  # the project's own file: its faults are not ours to report as fatal
+                log.warning("%s cannot be read for settings: %s", name, error)
+                continue
+            raise StartError(f"{name}: {error}") from None
+        merged |= {key.replace("-", "_"): value for key, value in table.items()}
+    known = {name for name, _, _ in option_table()} - {"root"}
+    if unknown := sorted(set(merged) - known):
+        raise StartError(f"unknown setting {unknown[0]!r} in the settings file; known are {', '.join(sorted(known))}")
+    for name in ("storage", "tls_cert", "tls_key"):
+        if isinstance(merged.get(name), str):
+            merged[name] = str(root / Path(merged[name]).expanduser())
+    if "plugins" in merged:
+        merged["plugins"] = [str(root / Path(item).expanduser()) for item in read_list(merged["plugins"])]
+    return merged
+
+
+def discover_root(folder: Path) -> Path:
+    """The git top level around ``folder``, else ``folder`` itself (also where git is not installed)."""
+    found = run_git(folder, "rev-parse", "--show-toplevel")
+    return Path(os.fsdecode(found.rstrip(b"\n"))) if found else folder
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).replace("..", ".").strip("-._")[:128] or "project"
+
+
+def default_storage(root: Path, project: str) -> Path:
+    """A folder per user and project: $XDG_STATE_HOME on Linux, the platform's own place elsewhere."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library/Application Support"
+    else:
+        base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+    return base / "cco-sidecar" / f"{project}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
+
+
+# ------------------------------------------------------------------------------------------------------
+# Roles
+
+
+class Category(Struct, frozen=True):
+    """What the agents of one category may do, how often they may ask, and the topic of their results."""
+
+    permissions: tuple[str, ...]
+    per_minute: int | None
+    burst: int | None
+    topic: str
+
+
+READ, WRITE, PUBLISH, SPAWN = PERMISSIONS = ("read_context", "write_results", "publish_events", "spawn_agents")
+
+CATEGORIES = {
+    "architect": Category(PERMISSIONS, None, None, "architecture"),
+    "coding": Category((READ, WRITE, PUBLISH), 60, 10, "implementation"),
+    "qa": Category((READ, WRITE, PUBLISH), 60, 10, "testing"),
+    "security": Category((READ, WRITE, PUBLISH), 60, 10, "security"),
+    "documentation": Category((READ,), 30, 5, "documentation"),
+    "support": Category((READ, PUBLISH), 30, 5, "support"),
+}
+
+AGENT_TYPES = {
+    "architect": "chief-architect",
+    "coding": """
+        python-specialist rust-specialist go-specialist javascript-specialist typescript-specialist java-specialist
+        kotlin-specialist scala-specialist csharp-specialist cpp-specialist c-specialist swift-specialist
+        objective-c-specialist ruby-specialist php-specialist perl-specialist elixir-specialist erlang-specialist
+        haskell-specialist clojure-specialist lua-specialist r-specialist julia-specialist dart-specialist
+        shell-specialist powershell-specialist sql-specialist html-css-specialist react-specialist vue-specialist
+        angular-specialist svelte-specialist nextjs-specialist nodejs-specialist django-specialist fastapi-specialist
+        flask-specialist rails-specialist laravel-specialist spring-specialist dotnet-specialist flutter-specialist
+        react-native-specialist ios-specialist android-specialist graphql-specialist grpc-specialist
+        websocket-specialist wasm-specialist embedded-specialist game-specialist blockchain-specialist
+        frontend-developer backend-developer fullstack-developer mobile-developer desktop-developer api-developer
+        legacy-modernizer refactoring-specialist debugging-specialist api-integration-specialist
+        salesforce-specialist authentik-specialist payment-integration-specialist webhook-specialist
+        data-engineer data-scientist database-architect database-administrator etl-specialist analytics-engineer
+        devops-engineer cloud-architect kubernetes-specialist terraform-specialist docker-specialist
+        ci-cd-specialist site-reliability-engineer network-engineer platform-engineer observability-engineer
+        machine-learning-engineer mlops-engineer ai-engineer prompt-engineer llm-specialist
+        mcp-developer mcp-integration-engineer tooling-engineer build-engineer""",
+    "qa": "test-engineer test-automator qa-engineer performance-engineer accessibility-tester",
+    "security": "security-auditor security-engineer penetration-tester compliance-auditor api-security-auditor",
+    "documentation": "documentation-expert technical-writer api-documenter changelog-writer tutorial-writer",
+    "support": """
+        technical-researcher academic-researcher competitive-researcher business-analyst product-manager
+        project-manager ux-designer ui-designer customer-support issue-triager code-reviewer credential-manager
+        incident-responder dependency-manager git-expert content-strategist""",
+}
+
+SPECIALISTS = {  # the coding type for a project's main language
+    "python": "python-specialist", "rust": "rust-specialist", "go": "go-specialist", "java": "java-specialist",
+    "javascript": "javascript-specialist", "typescript": "typescript-specialist", "ruby": "ruby-specialist",
+    "php": "php-specialist", "csharp": "csharp-specialist", "cpp": "cpp-specialist", "c": "c-specialist",
+    "kotlin": "kotlin-specialist", "swift": "swift-specialist", "scala": "scala-specialist",
+    "elixir": "elixir-specialist", "dart": "dart-specialist", "haskell": "haskell-specialist",
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------
+# Errors
+
+
+ERRORS: dict[str, tuple[int, str, str]] = {  # code: status, error, what it says when nothing better is known
+    "AUTH_001": (401, "unauthorized", "Invalid or missing JWT token"),
+    "AUTH_002": (401, "unauthorized", "Expired JWT token"),
+    "AUTH_003": (403, "forbidden", "Insufficient permissions"),
+    "CTX_001": (500, "internal_server_error", "Context generation failed"),
+    "CTX_002": (500, "internal_server_error", "Context too large"),
+    "EVT_001": (500, "internal_server_error", "Event bus unavailable"),
+    "EVT_002": (400, "bad_request", "Invalid event schema"),
+    "EVT_003": (410, "gone", "The cursor is outside of what is retained"),
+    "STR_001": (500, "internal_server_error", "Storage write failed"),
+    "STR_002": (500, "internal_server_error", "Storage read failed"),
+    "AGT_001": (500, "internal_server_error", "Agent spawn failed"),
+    "AGT_002": (400, "bad_request", "Unknown agent type"),
+    "AGT_003": (429, "too_many_requests", "Too many agents"),
+    "RATE_001": (429, "rate_limit_exceeded", "Too many requests"),
+    "REQ_001": (400, "bad_request", "Malformed request"),
+    "REQ_002": (404, "not_found", "Not found"),
+    "REQ_003": (405, "method_not_allowed", "Method not allowed"),
+    "REQ_004": (413, "content_too_large", "Body too large"),
+    "REQ_005": (415, "unsupported_media_type", "The body must be application/json"),
+    "REQ_006": (422, "unprocessable_content", "The Idempotency-Key was used with another body"),
+    "REQ_007": (403, "forbidden", "Host or Origin refused"),
+}
+
+
+class ApiError(Exception):
+    """A refusal with its code of ERRORS; parts raise it, the base handler turns it into an answer."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str | None = None,
+        *,
+        status: int | None = None,
+        details: dict[str, Any] | None = None,
+        retry_after: int | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.code = code
+        self.status, self.error, self.message = ERRORS[code]
+        if status is not None:
+            self.status, self.error = status, snake_case(http.client.responses[status])
+        self.message = message or self.message
+        self.details = details
+        self.retry_after = retry_after
+        self.limit = limit
+        super().__init__(f"{code}: {self.message}")
+
+
+def snake_case(phrase: str) -> str:
+    return re.sub(r"[^a-z]+", "_", phrase.lower())
+
+
+# ------------------------------------------------------------------------------------------------------
+# Wire types: they validate requests, shape answers, and make openapi.json and vendor_schemas/
+
+IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
+
+Identifier = Annotated[str, Meta(pattern=rf"^(?!.*\.\.){IDENTIFIER}\Z")]
+EventType = Annotated[str, Meta(pattern=rf"^{EVENT_TYPE}\Z")]
+Limit = Annotated[int, Meta(ge=1, le=1000, description="How many at most, 1 to 1000.")]
+Priority = Literal["high", "medium", "low"]
+Sections = dict[str, Any]
+
+
+class FileEntry(Struct, omit_defaults=True):
+    """A file that a result created, changed or deleted."""
+
+    path: str
+    size: float | None = None
+    language: str | None = None
+    checksum: str | None = None
+    diff: str | None = None
+    changes: list[str] = []
+
+
+class ResultMetrics(Struct, omit_defaults=True):
+    """Figures that an agent measured itself."""
+
+    execution_time_ms: float | None = None
+    tokens_used: float | None = None
+    test_coverage: float | None = None
+    lines_of_code: float | None = None
+    complexity_score: float | None = None
+
+
+class ResultBody(Struct, omit_defaults=True):
+    """What an agent did."""
+
+    status: Literal["success", "failed", "partial"]
+    files_created: list[str | FileEntry] = []
+    files_modified: list[str | FileEntry] = []
+    files_deleted: list[str | FileEntry] = []
+    decisions: list[str] = []
+    rationale: str | None = None
+    metrics: ResultMetrics | None = None
+    artifacts: dict[str, Any] = {}
+    errors: list[Any] = []
+    warnings: list[Any] = []
+    next_steps: list[Any] = []
+
+
+class ResultSubmission(Struct, omit_defaults=True):
+    """Body of POST /api/results. Fields that are not named here are kept."""
+
+    agent_id: Identifier
+    agent_type: Identifier
+    issue_id: Identifier
+    project_id: Identifier
+    result: ResultBody
+    timestamp: str | None = None
+
+
+class NextAgent(Struct):
+    """Who should work on the issue next, and the rule that says so."""
+
+    agent_type: Identifier
+    priority: Priority
+    reason: str
+
+
+class ResultStored(Struct):
+    """Answer of POST /api/results."""
+
+    id: str
+    stored: bool
+    storage_path: str
+    next_agents: list[NextAgent]
+    event_published: bool
+    event_id: str
+    timestamp: str
+
+
+class StoredResult(Struct):
+    """A stored result: the body that was posted, with its id and time."""
+
+    id: str
+    stored_at: str
+    agent_id: str
+    agent_type: str
+    issue_id: str
+    project_id: str
+    result: ResultBody
+    timestamp: str | UnsetType = UNSET
+
+
+class ResultList(Struct):
+    """Stored results, newest last."""
+
+    results: list[StoredResult | Raw]
+    next_cursor: str | None
+
+
+class EventSubmission(Struct, omit_defaults=True):
+    """Body of POST /api/events/{event_type}. Fields that are not named here are kept."""
+
+    publisher: Annotated[str, Meta(min_length=1, max_length=256)]
+    topic: Annotated[str, Meta(min_length=1, max_length=256)]
+    data: dict[str, Any]
+    event_type: EventType | None = None
+    correlation_id: Annotated[str, Meta(max_length=256)] | None = None
+    ttl_seconds: Annotated[float, Meta(ge=1, le=86400)] = 86400
+    priority: Literal["low", "normal", "high", "critical"] = "normal"
+
+
+class EventPublished(Struct):
+    """Answer of POST /api/events/{event_type}; the subjects are those of the waiters that this event woke."""
+
+    event_id: str
+    published: bool
+    subscribers_notified: list[str]
+    subscriber_count: int
+    timestamp: str
+    topic: str
+    ttl_seconds: float
+
+
+class Event(Struct):
+    """An event as readers get it."""
+
+    event_id: str
+    event_type: str
+    publisher: str
+    topic: str
+    data: dict[str, Any]
+    timestamp: str
+    correlation_id: str | None
+    priority: str
+    ttl_seconds: float
+
+
+class MissedEvents(Struct):
+    """Told once to a reader whose remembered position retention has passed."""
+
+    position: str
+    floor: str
+
+
+class WaitAnswer(Struct, omit_defaults=True):
+    """Answer of a long poll. ``timeout`` is there, and true, only when nothing arrived."""
+
+    events: list[Event | Raw]
+    more_available: bool
+    next_cursor: str | None
+    scanned_to: str
+    timestamp: str
+    timeout: bool | UnsetType = UNSET
+    missed: MissedEvents | UnsetType = UNSET
+
+
+class EventList(Struct):
+    """Retained events (or dead letters), newest last."""
+
+    events: list[Event | Raw]
+    next_cursor: str | None
+
+
+class SpawnRequest(Struct, omit_defaults=True):
+    """Body of POST /api/agents/spawn."""
+
+    agent_type: Identifier
+    issue_id: Identifier
+    task: Annotated[str, Meta(max_length=30_000, pattern=r"^[^\x00]*\Z")] = ""
+    context_requirements: list[str] = []
+    environment: dict[Annotated[str, Meta(pattern=r"^[^=\x00]+\Z")], Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]] = {}
+    priority: Literal["low", "normal", "medium", "high", "critical"] = "normal"
+    permissions: list[Literal["read_context", "write_results", "publish_events", "spawn_agents"]] | None = None
+    project_id: Identifier | None = None
+
+
+class Spawned(Struct):
+    """Answer of POST /api/agents/spawn."""
+
+    agent_id: str
+    spawned: bool
+    process_id: int
+    context_injected: bool
+    jwt_token: str
+    webhook_url: str
+    environment_ignored: list[str]
+    timestamp: str
+
+
+AgentState = Literal["starting", "running", "completed", "failed", "killed", "timeout", "lost"]
+
+
+class AgentStatus(Struct):
+    """What is known of an agent. Times are ISO 8601, null where the thing has not happened."""
+
+    agent_id: str
+    agent_type: str
+    issue_id: str
+    state: AgentState
+    exit_code: int | None
+    signal: int | None
+    pid: int | None
+    started_at: str
+    ended_at: str | None
+    output_tail: list[str]
+    task: str
+    parent: str | None
+    result_id: str | None
+
+
+class AgentList(Struct):
+    """Agents, newest last."""
+
+    agents: list[AgentStatus]
+    next_cursor: str | None
+
+
+class AgentLogs(Struct):
+    """What an agent wrote to stdout and stderr; ``next_offset`` goes on from here."""
+
+    agent_id: str
+    text: str
+    next_offset: int
+
+
+class AgentEnding(Struct):
+    """Answer of DELETE /api/agents/{id}: the end has been ordered and follows."""
+
+    agent_id: str
+    ending: bool
+    state: AgentState
+    timestamp: str
+
+
+class ProjectStructure(Struct):
+    """The project's files as git lists them; the totals are true even where the lists were cut."""
+
+    root: str
+    files: list[str]
+    directories: list[str]
+    total_files: int
+    total_size_bytes: int
+
+
+class RelevantFile(Struct, omit_defaults=True):
+    """A file in a context. ``checksum`` is of ``content``; ``size`` and ``last_modified`` are of the file on disk."""
+
+    path: str
+    content: str
+    last_modified: str
+    size: int
+    language: str
+    checksum: str
+    score: float | UnsetType = UNSET
+    reasons: list[str] = []
+    truncated: bool = False
+    redactions: int = 0
+
+
+class Commit(Struct):
+    """A commit of the project."""
+
+    hash: str
+    message: str
+    author: str
+    timestamp: str
+    files_changed: list[str]
+
+
+class Change(Struct):
+    """An uncommitted change; ``diff`` is "+added -removed" lines, null for untracked and binary files."""
+
+    path: str
+    status: Literal["modified", "added", "deleted", "renamed", "untracked"]
+    diff: str | None
+
+
+class GitContext(Struct):
+    """The state of the repository; null and empty where there is none."""
+
+    branch: str | None
+    recent_commits: list[Commit]
+    uncommitted_changes: list[Change]
+    remote: str | None
+    remote_url: str | None
+
+
+class PreviousOutput(Struct):
+    """A result that an earlier agent stored on the issue."""
+
+    agent: str
+    agent_type: str
+    timestamp: str
+    decision: str
+    rationale: str
+    files_affected: list[str]
+    status: str
+    result_id: str
+
+
+class ProjectMetadata(Struct):
+    """What the project's manifests and report files say; null where they say nothing."""
+
+    project_type: str
+    dependencies: list[str]
+    dependency_versions: dict[str, str]
+    python_version: str | None
+    test_coverage: float | None
+    last_build_status: str | None
+    last_build_time: str | None
+    security_scan_status: str | None
+    redactions: int
+
+
+class ContextSections(Struct):
+    """The five sections of a context; plugins may add more."""
+
+    project_structure: ProjectStructure
+    relevant_files: list[RelevantFile]
+    git_context: GitContext
+    previous_agent_outputs: list[PreviousOutput]
+    metadata: ProjectMetadata
+
+
+class Context(Struct):
+    """Answer of GET /api/context/{issue_id}/{agent_type}."""
+
+    issue_id: str
+    agent_type: str
+    context: ContextSections | Raw
+    truncated: bool
+    truncation_strategy: Literal["none", "smart", "file_sampling", "semantic_chunking"]
+    total_size_bytes: int
+    file_count: int
+    timestamp: str
+    cache_hit: bool
+
+
+class CacheCleared(Struct):
+    """Answer of the cache deletions."""
+
+    cleared: bool
+    entries_removed: int
+    bytes_freed: int
+    timestamp: str
+
+
+class Refreshed(Struct):
+    """Answer of POST /api/auth/refresh."""
+
+    token: str
+    expires_at: str
+
+
+class HealthChecks(Struct):
+    """``storage`` is a real write, ``event_bus`` a real round trip, the rest is measured."""
+
+    storage: str
+    event_bus: str
+    memory_usage_mb: float
+    cpu_usage_percent: float
+    active_agents: int
+    event_queue_size: int
+    disk_space_available_mb: float
+    watching: str
+
+
+class Health(Struct):
+    """Answer of GET /health."""
+
+    status: Literal["healthy", "unhealthy"]
+    service: str
+    version: str
+    uptime_seconds: float
+    project_id: str
+    checks: HealthChecks
+    timestamp: str
+
+
+class AgentStatistics(Struct):
+    active: int
+    completed: int
+    failed: int
+    killed: int
+    spawned_total: int
+    by_type: dict[str, int]
+    avg_execution_time_ms: float
+
+
+class StorageStatistics(Struct):
+    context_cache_entries: int
+    context_cache_bytes: int
+    results_stored: int
+    total_size_mb: float
+    cache_hit_rate: float
+    storage_path: str
+    watching: str
+
+
+class EventStatistics(Struct):
+    total_published: int
+    total_delivered: int
+    active_subscriptions: int
+    queue_depth: int
+    avg_delivery_time_ms: float
+    dead_letter_queue_size: int
+
+
+class PerformanceStatistics(Struct):
+    """Over the last minute; a long poll counts from its wake-up."""
+
+    avg_response_time_ms: float
+    p95_response_time_ms: float
+    p99_response_time_ms: float
+    requests_per_second: float
+    errors_per_minute: float
+
+
+class Status(Struct):
+    """Answer of GET /status: everything is counted or timed."""
+
+    agents: AgentStatistics
+    storage: StorageStatistics
+    events: EventStatistics
+    performance: PerformanceStatistics
+    timestamp: str
+
+
+class ErrorAnswer(Struct, omit_defaults=True):
+    """Every error."""
+
+    error: str
+    message: str
+    code: str
+    timestamp: str
+    request_id: str
+    details: dict[str, Any] | UnsetType = UNSET
+    retry_after_seconds: int | UnsetType = UNSET
+    limit: int | UnsetType = UNSET
+
+
+# Query strings
+
+
+class NoQuery(Struct):
+    """No parameters."""
+
+
+class ContextQuery(Struct):
+    task: Annotated[str, Meta(max_length=30_000, description="What is to be done; ranks the files.")] = ""
+    max_bytes: Annotated[int, Meta(ge=2_000, le=10 * MB, description="Size of the JSON answer at most.")] = 10 * MB
+    max_files: Annotated[int, Meta(ge=0, le=1000, description="Relevant files at most.")] = 50
+
+
+class WaitQuery(Struct):
+    timeout: Annotated[int, Meta(ge=0, le=300_000, description="Milliseconds to wait.")] = 30_000
+    filter: Annotated[str, Meta(max_length=4096, description="For example issue_id:issue-123,status:!failed")] = ""
+    since: Annotated[str, Meta(max_length=128, description="An event id, a cursor, earliest or latest.")] = ""
+    limit: Limit = 100
+
+
+class EventQuery(Struct):
+    type: EventType | None = None
+    topic: str | None = None
+    since: Annotated[str, Meta(max_length=128)] = ""
+    limit: Limit = 100
+    dead: bool = False
+
+
+class ResultQuery(Struct):
+    issue_id: Identifier | None = None
+    agent_type: Identifier | None = None
+    status: Literal["success", "failed", "partial"] | None = None
+    since: Annotated[str, Meta(max_length=128, description="The id of a result: only later ones.")] = ""
+    limit: Limit = 100
+
+
+class AgentQuery(Struct):
+    state: AgentState | None = None
+    issue_id: Identifier | None = None
+    since: Annotated[str, Meta(max_length=128, description="The id of an agent: only later ones.")] = ""
+    limit: Limit = 100
+
+
+class LogQuery(Struct):
+    tail: Annotated[int, Meta(ge=1, le=100_000, description="Only the last lines.")] | None = None
+    since: Annotated[int, Meta(ge=0, description="From this byte on.")] = 0
+
+
+# Facts that parts and plugins hand each other
+
+
+class Claims(Struct, frozen=True, kw_only=True):
+    """The claims of a token. ``bound`` tokens may only speak for their own ``sub`` and ``agent_type``."""
+
+    sub: str
+    agent_type: str
+    project_id: str
+    permissions: list[str]
+    exp: float
+    iat: float
+    jti: str = ""
+    iss: str = ""
+    issue_id: str | None = None
+    bound: bool = False
+
+
+class FileFact(Struct, frozen=True):
+    """A file of the project: relative path with slashes, bytes, and mtime in nanoseconds."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+class RankRequest(Struct, frozen=True, kw_only=True):
+    """What a ranking is made from. ``changed`` are uncommitted paths, ``outputs`` earlier results, newest last."""
+
+    root: str
+    index_folder: str
+    files: list[FileFact]
+    agent_type: str
+    category: str
+    task: str
+    changed: list[str]
+    outputs: list[dict[str, Any]]
+    head: str | None
+
+
+class RankedFile(Struct, frozen=True):
+    """A file with its score (higher is more relevant), why, and (first line, score) of its best 50-line chunks."""
+
+    path: str
+    score: float
+    reasons: list[str] = []
+    chunks: list[tuple[int, float]] = []
+
+
+class ContextRequest(Struct, frozen=True, kw_only=True):
+    """What a context section is made from; ``project`` holds the files and git facts of this moment."""
+
+    issue_id: str
+    agent_type: str
+    category: str
+    task: str
+    outputs: list[dict[str, Any]]
+    max_bytes: int
+    max_files: int
+    project: ProjectState
+    rank: Callable[[RankRequest], list[RankedFile]]
+    index_folder: str
+
+
+class ResultFact(Struct, frozen=True):
+    """One result on an issue as routing sees it; ``proposed`` are the types that its answer named."""
+
+    agent_type: str
+    category: str
+    status: str
+    proposed: list[str] = []
+
+
+class AgentLaunch(Struct, frozen=True, kw_only=True):
+    """What an agent is started for; ``prompt`` is a ready text that tells it everything."""
+
+    agent_id: str
+    agent_type: str
+    issue_id: str
+    task: str
+    context_file: str
+    prompt: str
+
+
+class SidecarInfo(Struct, frozen=True):
+    """What clients find in ``sidecar.json``."""
+
+    pid: int
+    url: str
+    project_id: str
+    root: str
+    version: str
+    started_at: str
+
+
+def iso(moment: float | None = None) -> str:
+    """ISO 8601 in UTC, to the second, of ``moment`` (epoch seconds, default now)."""
+    return datetime.fromtimestamp(time.time() if moment is None else moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def iso_or_none(moment: float | None) -> str | None:
+    return None if moment is None else iso(moment)
+
+
+def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
+    """``value`` as ``shape``; raises ApiError(code) that names the path of the bad field."""
+    try:
+        return msgspec.convert(value, shape, strict=strict)
+    except msgspec.ValidationError as error:
+        raise ApiError(code, f"{ERRORS[code][2]}: {error}") from None
+
+
+# ======================================================================================================
+# Hooks: what plugins can add, how they are loaded, how they are asked
+# ======================================================================================================
+
+hookspec = pluggy.HookspecMarker("cco_sidecar")
+hookimpl = pluggy.HookimplMarker("cco_sidecar")
+
+
+class HookSpecs:
+    """Every hook. An implementation may take fewer arguments than are named here, and runs in a worker thread
+    with five seconds to answer; one that raises, hangs or returns nonsense is logged and passed over."""
+
+    @hookspec
+    def register_agent_types(self) -> dict[str, str]:
+        """More agent types: ``{"name": category}``; categories are architect, coding, qa, security,
+        documentation and support. Asked once at the start and by ``cco token``."""
+
+    @hookspec
+    def context_section(self, request: ContextRequest) -> Sections:
+        """Sections of a context: ``{"section_name": JSON value}``; a later plugin's section of the same name wins.
+        Called on every build of a context; what it returns is cached until a file, git or the issue's results change."""
+
+    @hookspec
+    def resolve_issue(self, issue_id: str) -> dict[str, Any] | None:
+        """``{"title": ..., "body": ...}`` of an issue, None for "not mine"; raise IssueNotFound when it is yours and
+        does not exist (the context then answers 404). The first answer wins."""
+
+    @hookspec
+    def rank_files(self, request: RankRequest) -> list[RankedFile] | None:
+        """The project's files, most relevant first, for a task; None for "not now". The first answer wins."""
+
+    @hookspec
+    def next_agents(
+        self, result: ResultFact, proposals: list[NextAgent], history: list[ResultFact], language: str, submission: dict[str, Any]
+    ) -> list[NextAgent]:
+        """The new list of proposals after ``result`` was stored: ``proposals`` as the earlier plugins left them, to be
+        returned with some added, removed or replaced. ``history`` holds the issue's earlier results, oldest first."""
+
+    @hookspec
+    def permission_policy(self, claims: Claims, permission: str | None, method: str, path: str) -> bool | str | None:
+        """Refuse a request that the token allows: False or a reason; None or True leaves it. A policy that raises or
+        hangs refuses. Asked for every authenticated request after its permission was checked."""
+
+    @hookspec
+    def agent_command(self, launch: AgentLaunch) -> Sequence[str] | None:
+        """The argv that runs an agent, None for "not mine"; the first answer wins. Placeholders are filled in."""
+
+    @hookspec
+    def result_stored(self, result: dict[str, Any]) -> None:
+        """Observe: a result was stored (its whole record). Told in order, after the commit, off the request's path."""
+
+    @hookspec
+    def event_published(self, event: dict[str, Any]) -> None:
+        """Observe: an event was published (as readers get it). Told in order, after the commit."""
+
+    @hookspec
+    def agent_ended(self, agent: dict[str, Any]) -> None:
+        """Observe: an agent ended (the data of its ``agent_exited`` event)."""
+
+    @hookspec
+    def register_routes(self) -> list[Route]:
+        """More endpoints: Route rows whose classes derive from Endpoint. Own routes come after ours."""
+
+    @hookspec
+    def register_commands(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+        """More commands: ``commands.add_parser(...).set_defaults(run=function)``; the function gets the parsed
+        arguments and returns the exit code."""
+
+    @hookspec
+    def server_class(self, settings: Settings) -> type[tornado.httpserver.HTTPServer] | None:
+        """A server class to be used in place of Tornado's HTTPServer (HTTP/1.1). The first answer wins."""
+
+    @hookspec
+    def backend(self, settings: Settings) -> Storage | None:
+        """A Storage (a subclass that keeps some of it elsewhere), not started; None for the local one. First wins."""
+
+    @hookspec
+    def startup(self, info: SidecarInfo) -> None:
+        """The service listens. Raising here is logged and does not stop it."""
+
+    @hookspec
+    def shutdown(self, info: SidecarInfo) -> None:
+        """The service has answered its last request."""
+
+
+class IssueNotFound(Exception):
+    """Raised by ``resolve_issue``: the issue is known not to exist."""
+
+
+class LoadedPlugin(Struct, frozen=True):
+    """A plugin that was found: ``problem`` says why it is not in use."""
+
+    name: str
+    source: str
+    hooks: list[str]
+    problem: str | None = None
+
+
+class Hooks:
+    """The loaded plugins, asked one by one so that none takes the others or a request down with it.
+
+    ``ask`` and ``first`` block (call them in worker threads or at the start); ``tell`` returns at once.
+    """
+
+    TIMEOUT = 5.0
+    MAX_STUCK = 4  # calls of one plugin that may hang at a time before it is passed over
+    MAX_UNTOLD = 10_000
+
+    def __init__(self, built_in: Iterable[object]) -> None:
+        self._manager = pluggy.PluginManager("cco_sidecar")
+        self._manager.add_hookspecs(HookSpecs)
+        self._trusted = {self._manager.register(plugin, f"built-in:{type(plugin).__name__}") for plugin in built_in}
+        self._stuck: collections.Counter[str] = collections.Counter()
+        self._untold: queue.Queue[Callable[[], Any]] = queue.Queue(self.MAX_UNTOLD)
+        self._teller: threading.Thread | None = None
+        self.loaded = [self._describe(str(name), "built in") for name in self._trusted]
+
+    def load(self, folders: Iterable[tuple[Path, bool]]) -> None:
+        """Load plugins from ``folders`` (path, whether every file in it must be one) and from entry points.
+
+        One that cannot be loaded is named and skipped; a hook that does not exist raises StartError.
+        """
+        for folder, ours in folders:
+            for file in sorted(folder.glob("[!_.]*.py")):
+                if ours or b"cco_sidecar" in file.read_bytes():  # a repository's own `plugins` folder may be about something else
+                    self._load_one(file.stem, str(file), functools.partial(import_file, file))
+        for entry in importlib.metadata.entry_points(group="cco_sidecar"):
+            self._load_one(entry.name, f"entry point {entry.value}", entry.load)
+        try:
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise StartError(f"plugin: {one_line(error)}") from None
+
+    def _load_one(self, name: str, source: str, load: Callable[[], Any]) -> None:
+        try:
+            plugin = load()
+        except Exception as error:  # a boundary: anybody's module-level code
+            log.warning("plugin %s is skipped: %s: %s", name, type(error).__name__, one_line(error))
+            self.loaded.append(LoadedPlugin(name, source, [], f"{type(error).__name__}: {one_line(error)}"))
+            return
+        try:
+            self._manager.register(plugin, name)
+        except (pluggy.PluginValidationError, ValueError) as error:
+            raise StartError(f"plugin {name}: {one_line(error)}") from None
+        self.loaded.append(self._describe(name, source))
+
+    def _describe(self, name: str, source: str) -> LoadedPlugin:
+        callers = self._manager.get_hookcallers(self._manager.get_plugin(name)) or []
+        return LoadedPlugin(name, source, sorted(caller.name for caller in callers))
+
+    def implementations(self, hook: str) -> list[tuple[str, Callable[..., Any], Sequence[str]]]:
+        """(plugin, function, the arguments it takes), in the order in which they are asked."""
+        found = getattr(self._manager.hook, hook).get_hookimpls()
+        return [(impl.plugin_name, impl.function, impl.argnames) for impl in reversed(found)]
+
+    def ask(self, hook: str, **facts: Any) -> Iterator[tuple[str, Any]]:
+        """(plugin, answer) of every implementation that gives one. Blocks. IssueNotFound passes through."""
+        for name, function, arguments in self.implementations(hook):
+            if (answer := self.ask_one(hook, name, function, arguments, facts)) is not None:
+                yield name, answer
+
+    def ask_one(self, hook: str, name: str, function: Callable[..., Any], arguments: Sequence[str], facts: dict[str, Any]) -> Any:
+        """One implementation's answer, None where it gives none or fails. Blocks. IssueNotFound passes through."""
+        try:
+            return self._call(name, function, {key: facts[key] for key in arguments})
+        except IssueNotFound:
+            raise
+        except Exception as error:  # a boundary: anybody's code
+            log.warning("plugin %s: %s: %s: %s", name, hook, type(error).__name__, one_line(error))
+            return None
+
+    def first(self, hook: str, **facts: Any) -> Any:
+        """The first answer that is not None; None where there is none. Blocks."""
+        return next((answer for _, answer in self.ask(hook, **facts)), None)
+
+    def refusal(self, **facts: Any) -> str | None:
+        """Why a permission policy refuses, None where all agree. Blocks. Fails closed."""
+        for name, function, arguments in self.implementations("permission_policy"):
+            try:
+                verdict = self._call(name, function, {key: facts[key] for key in arguments})
+            except Exception as error:  # a boundary, and a policy that cannot answer refuses
+                log.warning("plugin %s: permission_policy: %s: %s", name, type(error).__name__, one_line(error))
+                return f"the policy {name} could not decide"
+            if verdict is not None and verdict is not True:
+                return verdict if isinstance(verdict, str) and verdict else f"the policy {name} refuses"
+        return None
+
+    def _call(self, name: str, function: Callable[..., Any], facts: dict[str, Any]) -> Any:
+        """Call one implementation; one that is not our own runs in a thread that is left behind after TIMEOUT."""
+        if name in self._trusted:
+            return function(**facts)
+        if self._stuck[name] >= self.MAX_STUCK:
+            raise TimeoutError(f"{self._stuck[name]} earlier calls have not come back")
+        outcome: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+        def run() -> None:
+            self._stuck[name] += 1
+            try:
+                outcome.put((True, function(**facts)))
+            except BaseException as error:  # SystemExit and the like of a plugin are its failure, not ours
+                outcome.put((False, error))
+            finally:
+                self._stuck[name] -= 1
+
+        threading.Thread(target=run, name=f"plugin-{name}", daemon=True).start()
+        try:
+            good, value = outcome.get(timeout=self.TIMEOUT)
+        except queue.Empty:
+            raise TimeoutError(f"no answer within {self.TIMEOUT:.0f} s") from None
+        if good:
+            return value
+        raise value if isinstance(value, Exception) else RuntimeError(f"{type(value).__name__}: {value}")
+
+    def tell(self, hook: str, **facts: Any) -> None:
+        """Tell every observer, in order, in a thread of its own. What a slow observer leaves untold is bounded."""
+        if not self.implementations(hook):
+            return
+        if self._teller is None:
+            self._teller = threading.Thread(target=self._tell_all, name="observers", daemon=True)
+            self._teller.start()
+        try:
+            self._untold.put_nowait(lambda: collections.deque(self.ask(hook, **facts), maxlen=0))
+        except queue.Full:
+            log.warning("observers are too slow: one %s was not told", hook)
+
+    def _tell_all(self) -> None:
+        while True:
+            self._untold.get()()
+
+
+def import_file(file: Path) -> types.ModuleType:
+    """The module in ``file``, under the name cco_sidecar_plugins.<stem>. Raises what its code raises."""
+    # Run as a script this module is __main__: without this a plugin's import would make a second copy of every class.
+    sys.modules.setdefault("cco_sidecar", sys.modules[__name__])
+    name = f"cco_sidecar_plugins.{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is not a Python module")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def load_hooks(settings: Settings) -> Hooks:
+    """The built-in plugins, and unless --no-plugins those beside this module, of --plugins and of entry points."""
+    hooks = Hooks(built_in_plugins(settings))
+    if settings.no_plugins:
+        return hooks
+    for folder in settings.plugins:
+        if not folder.is_dir():
+            raise StartError(f"--plugins: {folder} is not a folder")
+    hooks.load([(folder, False) for folder in bundled_folder("plugins")] + [(folder, True) for folder in settings.plugins])
+    return hooks
+
+
+def bundled_folder(name: Literal["plugins", "schemas"]) -> list[Path]:
+    """Our own folder: beside the module in a checkout, the installed copy else, none where the file stands alone."""
+    beside = Path(__file__).resolve().parent / {"plugins": "plugins", "schemas": "vendor_schemas"}[name]
+    if beside.is_dir():
+        return [beside]
+    found = importlib.util.find_spec(f"cco_sidecar_{name}")
+    return [Path(place) for place in found.submodule_search_locations or []] if found else []
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+# ======================================================================================================
+# The sidecar: all parts, started and stopped together
+# ======================================================================================================
+
+
+class Sidecar:
+    """One running service: ``async with Sidecar(settings, hooks) as sidecar`` listens until the block ends.
+
+    ``start`` raises StartError with a line for the user. ``stop`` answers every waiting poll first and takes under 5 s.
+    """
+
+    STOP_SECONDS = 3.0
+
+    def __init__(self, settings: Settings, hooks: Hooks) -> None:
+        self.settings = settings
+        self.hooks = hooks
+        self.storage: Storage = hooks.first("backend", settings=settings) or Storage(settings)
+        self.agent_types = AgentTypes(hooks, settings)
+        self.metrics = Metrics()
+        self.tokens = Tokens(settings, self.agent_types, self.storage)
+        self.limits = RateLimits(self.agent_types)
+        self.bus = EventBus(self.storage, settings, hooks)
+        self.results = Results(self.storage, self.bus, hooks, self.agent_types, settings)
+        self.contexts = Contexts(self.storage, hooks, self.agent_types, settings)
+        self.agents = Agents(self.storage, self.bus, self.tokens, self.contexts, hooks, self.agent_types, settings)
+        self.idempotency = Idempotency(self.storage)
+        self.audit = AuditLog(settings.storage)
+        self.allowed_hosts = allowed_hosts(settings)
+        self.started = time.time()
+        self.stopping = False
+        self.open_requests = 0
+        self.info = SidecarInfo(0, "", settings.project, str(settings.root), __version__, "")
+        self._process = psutil.Process()
+        self._probe: asyncio.Future[tuple[str, str]] | None = None
+
+    async def __aenter__(self) -> Sidecar:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        prepare_storage_folder(self.settings)
+        self._lock = InstanceLock(self.settings.storage)
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(self._lock.release)
+            self.tokens.load_secret()
+            self.storage.start()
+            undo.callback(self.storage.close)
+            self.audit.open()
+            undo.callback(self.audit.close)
+            self._listen()
+            undo.callback(self._server.stop)
+            self.info = self._announce()
+            self.bus.start()
+            self.tokens.start()
+            self.contexts.start()
+            self.agents.url = self.info.url + "/api"
+            await self.agents.start()
+            self._process.cpu_percent()  # the first call only sets the mark that the next one measures from
+            undo.pop_all()
+        await asyncio.to_thread(lambda: list(self.hooks.ask("startup", info=self.info)))
+
+    def _listen(self) -> None:
+        settings = self.settings
+        server_class = self.hooks.first("server_class", settings=settings) or tornado.httpserver.HTTPServer
+        self._server = server_class(
+            make_application(self),
+            ssl_options=tls_context(settings),
+            # Bodies are counted, and refused in JSON, by Endpoint: Tornado's own limit would answer without a body.
+            max_body_size=1 << 40,
+            max_header_size=64 * 1024,
+            body_timeout=60.0,
+            idle_connection_timeout=300.0,
+        )
+        last = self.storage.read.meta("port") if settings.port == 0 else None
+        for port in ([int(last)] if last else []) + [settings.port]:
+            try:
+                sockets = tornado.netutil.bind_sockets(port, settings.host, backlog=4096)
+                break
+            except OSError as error:
+                if port == settings.port:
+                    raise StartError(explain_bind_error(settings, error), 1) from None
+        self._server.add_sockets(sockets)
+        self.port: int = sockets[0].getsockname()[1]
+
+    def _announce(self) -> SidecarInfo:
+        settings = self.settings
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+        url = f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        info = SidecarInfo(os.getpid(), url, settings.project, str(settings.root), __version__, iso(self.started))
+        write_file(settings.storage / "sidecar.json", msgspec.json.format(msgspec.json.encode(info)) + b"\n")
+        self.storage.write_behind(lambda records: records.set_meta("port", str(self.port)))
+        return info
+
+    async def stop(self) -> None:
+        self.stopping = True
+        self._server.stop()
+        self.bus.close()
+        deadline = time.monotonic() + self.STOP_SECONDS
+        while self.open_requests and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        await self.agents.stop(end_all=self.settings.stop_agents)
+        await self._server.close_all_connections()
+        await asyncio.to_thread(lambda: list(self.hooks.ask("shutdown", info=self.info)))
+        await self.contexts.close()
+        await self.bus.stop()
+        self.storage.close()
+        self.audit.close()
+        (self.settings.storage / "sidecar.json").unlink(missing_ok=True)
+        self._lock.release()
+
+    async def health(self) -> Health:
+        """Measured now; callers at the same time share one write and one round trip."""
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.ensure_future(self._probe_storage())
+        storage, bus = await asyncio.shield(self._probe)
+        return Health(
+            status="healthy" if storage == bus == "healthy" else "unhealthy",
+            service="orchestration-sidecar",
+            version=__version__,
+            uptime_seconds=int(time.time() - self.started),
+            project_id=self.settings.project,
+            checks=HealthChecks(
+                storage=storage,
+                event_bus=bus,
+                memory_usage_mb=round(self._process.memory_info().rss / MB, 1),
+                cpu_usage_percent=self._process.cpu_percent(),
+                active_agents=len(self.agents.active),
+                event_queue_size=self.storage.read.undelivered(self.settings.project),
+                disk_space_available_mb=int(shutil.disk_usage(self.settings.storage).free / MB),
+                watching=self.contexts.watching(),
+            ),
+            timestamp=iso(),
+        )
+
+    async def _probe_storage(self) -> tuple[str, str]:
+        """("healthy" or why not) of a committed write, and of an event that really woke a waiter."""
+        try:
+            async with asyncio.timeout(2):
+                await self.storage.write(lambda records: records.set_meta("probe", str(time.time())))
+        except (sqlite3.Error, OSError, TimeoutError) as error:
+            problem = f"unhealthy: {one_line(error) or 'no answer within 2 s'}"
+            return problem, "unhealthy: storage does not take events"
+        try:
+            async with asyncio.timeout(2):
+                await self.bus.round_trip()
+        except TimeoutError:
+            return "healthy", "unhealthy: a waiter did not wake within 2 s"
+        return "healthy", "healthy"
+
+    async def status(self) -> Status:
+        size = await asyncio.to_thread(folder_size, self.settings.storage)
+        return Status(
+            agents=self.agents.statistics(),
+            storage=StorageStatistics(
+                **self.contexts.statistics(),
+                results_stored=self.storage.read.count_results(self.settings.project),
+                total_size_mb=round(size / MB, 3),
+                storage_path=str(self.settings.storage),
+            ),
+            events=self.bus.statistics(),
+            performance=self.metrics.statistics(),
+            timestamp=iso(),
+        )
+
+
+class InstanceLock:
+    """One process per storage folder: an OS lock that dies with its holder. Raises StartError when it is held."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            lock_file(self._file)
+        except OSError:
+            os.close(self._file)
+            holder = read_sidecar_json(folder)
+            who = f"pid {holder.pid}, {holder.url}" if holder else "it has not announced itself yet"
+            raise StartError(f"a sidecar already runs on this storage ({who}); stop it first, or use another --storage", 1) from None
+
+    def release(self) -> None:
+        os.close(self._file)
+
+
+def lock_file(file: int) -> None:
+    """Take the exclusive lock of an open file or raise OSError at once."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def prepare_storage_folder(settings: Settings) -> None:
+    """Make the storage folder, for the user alone. Raises StartError where it cannot be trusted."""
+    folder = settings.storage
+    if folder.resolve().is_relative_to(settings.root):
+        raise StartError(f"--storage: {folder} lies inside the repository, where the signing secret must never be")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.lstat()
+        if not stat.S_ISDIR(facts.st_mode):
+            raise StartError(f"--storage: {folder} is not a folder of its own")
+        if hasattr(os, "geteuid") and facts.st_uid != os.geteuid():
+            raise StartError(f"--storage: {folder} belongs to somebody else (user id {facts.st_uid})")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise StartError(f"--storage: {error}") from None
+
+
+def read_sidecar_json(folder: Path) -> SidecarInfo | None:
+    try:
+        return msgspec.json.decode((folder / "sidecar.json").read_bytes(), type=SidecarInfo)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def explain_bind_error(settings: Settings, error: OSError) -> str:
+    """Why the port cannot be had: by whom it is taken, if that is a sidecar, and what to do."""
+    where = f"{settings.host} port {settings.port}"
+    if error.errno != errno.EADDRINUSE:
+        return f"cannot listen on {where}: {error.strerror or error}"
+    holder = ""
+    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+        connection = http.client.HTTPConnection("127.0.0.1", settings.port, timeout=1)
+        connection.request("GET", "/health")
+        health = json.loads(connection.getresponse().read(100_000))
+        if health["service"] == "orchestration-sidecar":
+            holder = f" by the sidecar of project {health['project_id']}"
+    return f"{where} is already taken{holder}; use --port with another number, or --port 0 for a free one"
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    if not settings.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(f"--tls-cert/--tls-key cannot be loaded: {one_line(error)}") from None
+    return context
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes in the files below ``folder``. Blocks."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` in one step, readable by the user alone. Blocks."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}-")  # mkstemp makes 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+# ======================================================================================================
+# HTTP: the routes, what every endpoint shares, then one small class per endpoint
+# ======================================================================================================
+
+
+class Route(Struct, frozen=True):
+    """A method and a path whose ``{names}`` are handed to the endpoint's ``respond``."""
+
+    method: str
+    path: str
+    endpoint: type[Endpoint]
+
+
+def routes() -> list[Route]:
+    return [
+        Route("GET", "/api/context/{issue_id}/{agent_type}", GetContext),
+        Route("POST", "/api/results", StoreResult),
+        Route("GET", "/api/results", ListResults),
+        Route("GET", "/api/results/{result_id}", GetResult),
+        Route("GET", "/api/events/wait/{event_type}", WaitForEvents),
+        Route("POST", "/api/events/{event_type}", PublishEvent),
+        Route("GET", "/api/events", ListEvents),
+        Route("POST", "/api/agents/spawn", SpawnAgent),
+        Route("GET", "/api/agents", ListAgents),
+        Route("GET", "/api/agents/{agent_id}/status", GetAgentStatus),
+        Route("GET", "/api/agents/{agent_id}/logs", GetAgentLogs),
+        Route("DELETE", "/api/agents/{agent_id}", EndAgent),
+        Route("DELETE", "/api/cache/context/{issue_id}", ClearCache),
+        Route("DELETE", "/api/cache/all", ClearWholeCache),
+        Route("POST", "/api/auth/refresh", RefreshToken),
+        Route("GET", "/health", GetHealth),
+        Route("GET", "/status", GetStatus),
+        Route("GET", "/openapi.json", GetOpenAPI),
+    ]
+
+
+class Match(tornado.routing.PathMatches):
+    """A route's method and path; HEAD goes where GET goes."""
+
+    def __init__(self, route: Route) -> None:
+        super().__init__(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]*)", route.path) + "$")
+        self._methods = ("GET", "HEAD") if route.method == "GET" else (route.method,)
+
+    def match(self, request: tornado.httputil.HTTPServerRequest) -> dict[str, Any] | None:
+        return super().match(request) if request.method in self._methods else None
+
+
+def make_application(sidecar: Sidecar) -> tornado.web.Application:
+    table = routes()
+    for name, rows in sidecar.hooks.ask("register_routes"):
+        table += [row for row in rows if isinstance(row, Route)]
+        log.debug("plugin %s adds %d routes", name, len(rows))
+    rules = [tornado.routing.Rule(Match(route), route.endpoint, {"sidecar": sidecar}) for route in table]
+    application = tornado.web.Application(
+        rules,
+        default_handler_class=UnknownRoute,
+        default_handler_args={"sidecar": sidecar},
+        log_function=lambda handler: None,  # Endpoint.on_finish writes the line
+    )
+    application.settings["table"] = table
+    return application
+
+
+@tornado.web.stream_request_body
+class Endpoint(tornado.web.RequestHandler):
+    """What every endpoint shares. A subclass says what it requires in class attributes and implements ``respond``.
+
+    ``respond`` gets the path's names and, where ``body`` is set, the validated body as a dict; ``self.query`` holds
+    the parameters. It returns an instance of a type in ``answers`` (the first status is the good one) or ready JSON
+    bytes, or raises ApiError.
+    """
+
+    permission: ClassVar[str | None] = None
+    public: ClassVar[bool] = False
+    query_type: ClassVar[type[Struct]] = NoQuery
+    body: ClassVar[type[Struct] | None] = None
+    answers: ClassVar[dict[int, Any]] = {}
+    problems: ClassVar[tuple[int, ...]] = ()  # statuses beyond those that every endpoint has
+    max_body: ClassVar[int] = MB
+    invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
+    failure: ClassVar[str] = "STR_002"  # the code of what nobody expected
+    idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
+    cache_control: ClassVar[str] = "no-store"
+
+    LINGER_BYTES = 4 * MB  # what is read and thrown away after an early refusal, so that the client gets to read it
+    LINGER_SECONDS = 2.0
+
+    sidecar: Sidecar
+    claims: Claims
+    query: Any
+    respond: Callable[..., Awaitable[Any]]
+
+    def initialize(self, sidecar: Sidecar) -> None:
+        self.sidecar = sidecar
+        self.request_id = f"req-{uuid.uuid4()}"
+        self.who: Claims | None = None
+        self.allowance: Allowance | None = None
+        self.parked = 0.0  # seconds that a long poll waited: not the service's own time
+        self.failed_with: ApiError | None = None
+        self._refusal: ApiError | None = None
+        self._early = False
+        self._body = bytearray()
+        self._dropped = 0
+        self._waiting: asyncio.Future[Any] | None = None
+        self._gone = False
+        sidecar.open_requests += 1
+
+    # -- before the body
+
+    async def prepare(self) -> None:
+        try:
+            self._check_host_and_origin()
+            self._check_size(int(self.request.headers.get("Content-Length") or 0))
+            if not self.public:
+                self.who = self.claims = self.sidecar.tokens.verify(self.request.headers.get("Authorization"))
+                self.allowance = self.sidecar.limits.spend(self.claims)
+                await self._check_permission()
+        except ApiError as error:
+            self._refuse(error)
+        except Exception as error:  # a boundary: whatever else, the client gets JSON
+            self._refuse(self._unexpected(error))
+
+    def _check_host_and_origin(self) -> None:
+        """DNS rebinding and hostile web pages end here."""
+        if not host_allowed(self.request.host, self.sidecar.allowed_hosts):
+            raise ApiError("REQ_007", "The Host header names neither this machine's loopback nor a configured host")
+        origin = self.request.headers.get("Origin")
+        if origin is not None and not origin_allowed(origin, self.sidecar.settings.cors_origin):
+            raise ApiError("REQ_007", "Pages of this Origin may not call; --cors-origin allows more")
+
+    def _check_size(self, size: int) -> None:
+        if size > self.max_body:
+            raise ApiError("REQ_004", f"The body may have {self.max_body} bytes at most")
+
+    async def _check_permission(self) -> None:
+        permission = self.permission
+        if permission and permission not in self.sidecar.tokens.permissions(self.claims):
+            raise ApiError("AUTH_003", f"This token lacks the permission {permission}", details={"permission": permission})
+        if self.sidecar.hooks.implementations("permission_policy"):
+            facts = {"claims": self.claims, "permission": permission, "method": self.request.method, "path": self.request.path}
+            reason = await asyncio.to_thread(functools.partial(self.sidecar.hooks.refusal, **facts))
+            if reason:
+                raise ApiError("AUTH_003", f"Refused by policy: {reason}", details={"permission": permission, "policy": reason})
+
+    def _refuse(self, error: ApiError) -> None:
+        """Refuse before the body was read: after it where it is small, else at once and then read on for a while."""
+        self._refusal = error
+        headers = self.request.headers
+        if "Transfer-Encoding" in headers or int(headers.get("Content-Length") or 0) > MB:
+            self._answer_early(error)
+
+    def _answer_early(self, error: ApiError) -> None:
+        # Closing with unread input resets the connection and the client never sees why: linger, within bounds.
+        self._early = True
+        self.set_header("Connection", "close")
+        content = self._error_content(error)
+        self.set_header("Content-Length", str(len(content)))
+        self.write(content)
+        self.flush()
+        asyncio.get_running_loop().call_later(self.LINGER_SECONDS, self._finish_early)
+
+    def _finish_early(self) -> None:
+        if not self._finished:
+            self.finish()
+
+    def data_received(self, chunk: bytes) -> None:
+        if self._refusal:
+            self._dropped += len(chunk)
+            if self._early and self._dropped > self.LINGER_BYTES:
+                self._finish_early()
+            return
+        self._body += chunk
+        if len(self._body) > self.max_body:  # only a chunked body gets here
+            self._refusal = ApiError("REQ_004", f"The body may have {self.max_body} bytes at most")
+            self._body.clear()
+            self._answer_early(self._refusal)
+
+    # -- the answer
+
+    async def _serve(self, *path: str, **names: str) -> None:
+        if self._early:
+            return self._finish_early()
+        try:
+            if self._refusal:
+                raise self._refusal
+            await self._answer(names)
+        except ApiError as error:
+            content = self._error_content(error)
+            if not self._gone:
+                await self._finish_with(content)
+        except asyncio.CancelledError:
+            if not self._gone:
+                raise
+        except tornado.iostream.StreamClosedError:
+            self._gone = True
+
+    get = head = post = put = patch = delete = options = _serve
+
+    async def _answer(self, names: dict[str, str]) -> None:
+        try:
+            for name, value in names.items():
+                check_identifier(name, value)
+            arguments = {key: values[-1].decode("utf-8") for key, values in self.request.query_arguments.items()}
+            self.query = convert(arguments, self.query_type, strict=False)
+            if self.body is None:
+                answer = await self.respond(**names)
+            else:
+                answer = await self._respond_once(names, await self._read_body())
+        except (ApiError, tornado.iostream.StreamClosedError):
+            raise
+        except UnicodeDecodeError:
+            raise ApiError("REQ_001", "The query is not UTF-8") from None
+        except Exception as error:  # a boundary: the caller gets JSON, the log gets the traceback
+            raise self._unexpected(error) from None
+        if not self._finished:
+            self.set_status(self.get_status() if self.get_status() != 200 else next(iter(self.answers)))
+            await self._finish_with(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
+
+    async def _respond_once(self, names: dict[str, str], body: dict[str, Any]) -> Any:
+        """The answer; with an Idempotency-Key the first one again. A body of another project is refused."""
+        project = body.get("project_id")
+        if project is not None and project != self.claims.project_id:
+            raise ApiError("AUTH_003", "This token belongs to another project", details={"project_id": project})
+        key = self.request.headers.get("Idempotency-Key")
+        if key is None or not self.idempotent:
+            return await self.respond(body=body, **names)
+        endpoint = f"{self.request.method} {self.request.path}"
+        async with self.sidecar.idempotency.begin(self.claims, endpoint, key, bytes(self._body)) as ticket:
+            if ticket.answer is not None:
+                self.set_header("Idempotent-Replay", "true")
+                return self.replay(ticket.answer)
+            ticket.settle(await self.respond(body=body, ticket=ticket, **names))
+            return ticket.answer
+
+    def replay(self, answer: bytes) -> bytes:
+        return answer
+
+    async def _read_body(self) -> dict[str, Any]:
+        """The body as a dict that satisfies ``self.body``; unknown fields stay in it."""
+        media_type = self.request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            raise ApiError("REQ_005", f"The body must be application/json, not {media_type[:100]}")
+        content = bytes(self._body)
+        try:
+            decode = msgspec.json.decode
+            body = await asyncio.to_thread(decode, content) if len(content) > 256 * 1024 else decode(content)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ApiError("REQ_001", f"The body is not JSON: {one_line(error)}") from None
+        except RecursionError:
+            raise ApiError("REQ_001", "The body is nested too deeply") from None
+        convert(body, self.body, code=self.invalid)
+        return typing.cast(dict[str, Any], body)
+
+    def _unexpected(self, error: Exception) -> ApiError:
+        if isinstance(error, sqlite3.Error):
+            log.error("%s storage: %s", self.request_id, error)
+            return ApiError(self.failure, f"{ERRORS[self.failure][2]}: the storage cannot be used ({storage_reason(error)})")
+        log.error("%s unexpected", self.request_id, exc_info=error)
+        return ApiError(self.failure)
+
+    def _error_content(self, error: ApiError) -> bytes:
+        self.failed_with = error
+        self.set_status(error.status)
+        retry: int | UnsetType = UNSET
+        if error.retry_after is not None:
+            self.set_header("Retry-After", str(error.retry_after))
+            retry = error.retry_after
+        if error.status == 401:
+            self.set_header("WWW-Authenticate", "Bearer")
+        if error.status == 405:
+            self.set_header("Allow", ", ".join(allowed_methods(self.application.settings["table"], self.request.path)))
+        details = UNSET if error.details is None else error.details
+        limit = UNSET if error.limit is None else error.limit
+        return msgspec.json.encode(ErrorAnswer(error.error, error.message, error.code, iso(), self.request_id, details, retry, limit))
+
+    async def _finish_with(self, content: bytes) -> None:
+        if content:
+            self.set_header("Content-Type", "application/json")
+        await self.finish(content)
+
+    def finish(self, chunk: Any = None) -> Awaitable[None]:  # type: ignore[override]
+        if not self._headers_written:
+            self._set_common_headers()
+        return super().finish(chunk)
+
+    def flush(self, include_footers: bool = False) -> Awaitable[None]:  # type: ignore[override]
+        if not self._headers_written:
+            self._set_common_headers()
+        return super().flush(include_footers)
+
+    def _set_common_headers(self) -> None:
+        self.set_header("Server", "cco-sidecar")
+        self.set_header("X-Request-ID", self.request_id)
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("X-Frame-Options", "DENY")
+        self.set_header("Cache-Control", self.cache_control if self.get_status() < 400 else "no-store")
+        if self.sidecar.settings.tls_cert:
+            self.set_header("Strict-Transport-Security", "max-age=31536000")
+        origin = self.request.headers.get("Origin")
+        if origin and origin_allowed(origin, self.sidecar.settings.cors_origin):
+            self.set_header("Access-Control-Allow-Origin", origin)
+            self.set_header("Access-Control-Expose-Headers", EXPOSED_HEADERS)
+            self.add_header("Vary", "Origin")
+        if self.allowance:
+            self.set_header("X-RateLimit-Limit", str(self.allowance.limit))
+            self.set_header("X-RateLimit-Remaining", str(self.allowance.remaining))
+            self.set_header("X-RateLimit-Reset", str(self.allowance.reset))
+        if self.who and (fresh := self.sidecar.tokens.refresh_if_due(self.who)):
+            self.set_header("X-Refreshed-Token", fresh)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Tornado's own refusals (an unknown method, a path that is not UTF-8) in our words."""
+        code = {404: "REQ_002", 405: "REQ_003", 413: "REQ_004", 415: "REQ_005"}.get(status_code, "REQ_001")
+        error = ApiError(code) if status_code < 500 else ApiError(self.failure)
+        content = self._error_content(error)
+        self.set_header("Content-Type", "application/json")
+        self.finish(content)
+
+    # -- afterwards
+
+    async def wait_for(self, work: Awaitable[Any]) -> Any:
+        """Await ``work``; a client that hangs up meanwhile cancels it (CancelledError)."""
+        if self._gone:
+            if asyncio.iscoroutine(work):
+                work.close()
+            raise asyncio.CancelledError
+        self._waiting = asyncio.ensure_future(work)
+        return await self._waiting
+
+    def on_connection_close(self) -> None:
+        self._gone = True
+        if self._waiting:
+            self._waiting.cancel()
+        if not self._finished:  # nobody is left to answer: Tornado calls on_finish only after finish()
+            self._account(499)
+
+    def on_finish(self) -> None:
+        self._account(self.get_status())
+
+    def _account(self, status: int) -> None:
+        """Count, log and audit a request, once."""
+        if self.request_id in ("", None) or getattr(self, "_accounted", False):
+            return
+        self._accounted = True
+        self.sidecar.open_requests -= 1
+        duration = max(0.0, self.request.request_time() - self.parked)
+        self.sidecar.metrics.record(duration, failed=status >= 400 and status != 499)
+        who = self.who.sub if self.who else "-"
+        log.info(
+            "%s %s %s %d %.1f ms %s %s", self.request_id, self.request.method, self.request.path, status, duration * 1000, who,
+            self.failed_with.code if self.failed_with else "-",
+        )  # fmt: skip
+        if self.failed_with or self.request.method not in ("GET", "HEAD", "OPTIONS"):
+            self.sidecar.audit.record(self, status)
+
+    def log_exception(self, *details: Any) -> None:
+        """Unexpected errors were logged where they became an answer."""
+        if not isinstance(details[1], (tornado.web.HTTPError, tornado.iostream.StreamClosedError)):
+            log.error("%s unexpected", self.request_id, exc_info=details)
+
+
+EXPOSED_HEADERS = (
+    "X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Refreshed-Token,"
+    " Retry-After, ETag, Idempotent-Replay, Location"
+)
+
+
+class UnknownRoute(Endpoint):
+    """Where no route matches: preflights, wrong methods (405 with Allow), unknown paths (404)."""
+
+    public = True
+
+    async def prepare(self) -> None:
+        try:
+            self._check_host_and_origin()
+            allowed = allowed_methods(self.application.settings["table"], self.request.path)
+            if self.request.method == "OPTIONS" and allowed:
+                return
+            raise ApiError("REQ_003" if allowed else "REQ_002", None if allowed else "No such path")
+        except ApiError as error:
+            self._refuse(error)
+
+    async def _answer(self, names: dict[str, str]) -> None:
+        allowed = ", ".join(allowed_methods(self.application.settings["table"], self.request.path))
+        self.set_status(204)
+        self.set_header("Allow", allowed)
+        if self.request.headers.get("Origin"):
+            self.set_header("Access-Control-Allow-Methods", allowed)
+            self.set_header("Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, If-None-Match")
+            self.set_header("Access-Control-Max-Age", "600")
+            if self.request.headers.get("Access-Control-Request-Private-Network"):
+                self.set_header("Access-Control-Allow-Private-Network", "true")
+        await self._finish_with(b"")
+
+
+def allowed_methods(table: list[Route], path: str) -> list[str]:
+    """The methods of a path, empty where the path is unknown."""
+    found = {row.method for row in table if re.fullmatch(re.sub(r"\{\w+\}", "[^/]*", row.path), path)}
+    return sorted(found | ({"HEAD"} if "GET" in found else set()) | {"OPTIONS"}) if found else []
+
+
+def allowed_hosts(settings: Settings) -> frozenset[str]:
+    """Host names that are answered besides loopback addresses; "*" stands for any literal address (see host_allowed)."""
+    wildcard = {"*"} if settings.host in ("0.0.0.0", "::") else set()
+    return frozenset({"localhost", settings.host.lower(), *(name.lower() for name in settings.allowed_host)} | wildcard)
+
+
+def host_allowed(host: str, allowed: frozenset[str]) -> bool:
+    """Whether a Host header may be answered. Rebinding needs a name: where every interface is served, any address is right."""
+    name = host.lower().removesuffix(".")
+    match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]*)(:\d{1,5})?", name)
+    if not match:
+        return False
+    name = match[1].strip("[]").removesuffix(".")
+    if name in allowed:
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback or "*" in allowed
+
+
+def origin_allowed(origin: str, more: tuple[str, ...]) -> bool:
+    """Pages on loopback, web views of editors, and what --cors-origin names."""
+    if origin in more:
+        return True
+    parts = urllib.parse.urlsplit(origin)
+    if parts.scheme in ("vscode-webview", "vscode-file"):
+        return True
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return False
+    return parts.hostname == "localhost" or host_allowed(parts.netloc, frozenset())
+
+
+def check_identifier(name: str, value: str) -> None:
+    """Check a name out of a path; event types have a narrower form."""
+    if name == "event_type":
+        if value != "*" and not re.fullmatch(EVENT_TYPE, value):
+            raise ApiError("EVT_002", f"event_type must match {EVENT_TYPE}")
+    elif not re.fullmatch(IDENTIFIER, value) or ".." in value:
+        raise ApiError("REQ_001", f"{name} must match {IDENTIFIER} and hold no '..'")
+
+
+# -- the endpoints, in the order of the reference
+
+
+class GetContext(Endpoint):
+    """Context for an agent type on an issue. ETag and If-None-Match are honoured."""
+
+    permission = READ
+    query_type = ContextQuery
+    answers = {200: Context}
+    problems = (304, 404)
+    failure = "CTX_001"
+    cache_control = "private, no-cache"
+
+    async def respond(self, issue_id: str, agent_type: str) -> bytes:
+        self.sidecar.tokens.check_issue(self.claims, issue_id)
+        context = await self.sidecar.contexts.get(issue_id, agent_type, self.query)
+        self.set_header("ETag", context.etag)
+        if context.etag in self.request.headers.get("If-None-Match", ""):
+            self.set_status(304)
+            return b""
+        return context.body
+
+
+class StoreResult(Endpoint):
+    """Store a result; it, its agent_completed event and the proposals of who is next are one transaction."""
+
+    permission = WRITE
+    body = ResultSubmission
+    answers = {201: ResultStored}
+    problems = (422,)
+    max_body = 32 * MB
+    failure = "STR_001"
+    idempotent = True
+
+    async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> ResultStored:
+        self.sidecar.tokens.check_identity(self.claims, body["agent_id"], body["agent_type"])
+        self.sidecar.tokens.check_issue(self.claims, body["issue_id"])
+        return await self.sidecar.results.store(self.claims, body, ticket)
+
+
+class ListResults(Endpoint):
+    """Stored results, newest last."""
+
+    query_type = ResultQuery
+    answers = {200: ResultList}
+
+    async def respond(self) -> ResultList:
+        return self.sidecar.results.page(self.claims.project_id, self.query)
+
+
+class GetResult(Endpoint):
+    """One stored result."""
+
+    answers = {200: StoredResult}
+    problems = (404,)
+
+    async def respond(self, result_id: str) -> bytes:
+        return self.sidecar.results.get(self.claims.project_id, result_id)
+
+
+class PublishEvent(Endpoint):
+    """Publish an event: stored, then waiters woken, then answered."""
+
+    permission = PUBLISH
+    body = EventSubmission
+    answers = {202: EventPublished}
+    problems = (422,)
+    invalid = "EVT_002"
+    failure = "EVT_001"
+    idempotent = True
+
+    async def respond(self, event_type: str, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> EventPublished:
+        if event_type == "*" or body.get("event_type", event_type) not in (event_type, None):
+            raise ApiError("EVT_002", f"The path says {event_type}, the body {body.get('event_type')}")
+        self.sidecar.tokens.check_identity(self.claims, body["publisher"])
+        if "issue_id" in body["data"]:
+            self.sidecar.tokens.check_issue(self.claims, body["data"]["issue_id"])
+        return await self.sidecar.bus.publish(self.claims.project_id, event_type, body, ticket)
+
+
+class WaitForEvents(Endpoint):
+    """Long poll for events of a type; ``*`` is any type."""
+
+    query_type = WaitQuery
+    answers = {200: WaitAnswer}
+    problems = (410,)
+    failure = "EVT_001"
+
+    async def respond(self, event_type: str) -> bytes:
+        began = time.monotonic()
+        poll = await self.wait_for(self.sidecar.bus.wait(self.claims, event_type, self.query))
+        self.parked = poll.parked if poll.parked else time.monotonic() - began
+        await self._finish_with(poll.content)  # raises StreamClosedError where nobody is left to read it
+        self.sidecar.bus.answered(poll)
+        return b""
+
+
+class ListEvents(Endpoint):
+    """Retained events for people and tools; reading here is not delivery. ``dead=true`` needs spawn_agents."""
+
+    query_type = EventQuery
+    answers = {200: EventList}
+    problems = (410,)
+    failure = "EVT_001"
+
+    async def respond(self) -> EventList:
+        if self.query.dead and SPAWN not in self.sidecar.tokens.permissions(self.claims):
+            raise ApiError("AUTH_003", f"Dead letters need the permission {SPAWN}", details={"permission": SPAWN})
+        return await self.sidecar.bus.page(self.claims.project_id, self.query)
+
+
+class SpawnAgent(Endpoint):
+    """Start an agent as a real process, with its context in a file and a token of its own."""
+
+    permission = SPAWN
+    body = SpawnRequest
+    answers = {201: Spawned}
+    problems = (422,)
+    failure = "AGT_001"
+    idempotent = True
+
+    async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> Spawned:
+        self.sidecar.tokens.check_issue(self.claims, body["issue_id"])
+        return await self.sidecar.agents.spawn(self.claims, body, ticket)
+
+    def replay(self, answer: bytes) -> bytes:
+        return self.sidecar.agents.with_token(answer)
+
+
+class ListAgents(Endpoint):
+    """Agents, newest last."""
+
+    query_type = AgentQuery
+    answers = {200: AgentList}
+
+    async def respond(self) -> AgentList:
+        return await asyncio.to_thread(self.sidecar.agents.describe, self.sidecar.agents.page(self.claims.project_id, self.query))
+
+
+class GetAgentStatus(Endpoint):
+    """What is known of one agent."""
+
+    answers = {200: AgentStatus}
+    problems = (404,)
+
+    async def respond(self, agent_id: str) -> AgentStatus:
+        row = self.sidecar.agents.find(self.claims.project_id, agent_id)
+        return (await asyncio.to_thread(self.sidecar.agents.describe, [row])).agents[0]
+
+
+class GetAgentLogs(Endpoint):
+    """What an agent wrote."""
+
+    query_type = LogQuery
+    answers = {200: AgentLogs}
+    problems = (404,)
+
+    async def respond(self, agent_id: str) -> AgentLogs:
+        self.sidecar.agents.find(self.claims.project_id, agent_id)
+        return await asyncio.to_thread(self.sidecar.agents.logs, agent_id, self.query)
+
+
+class EndAgent(Endpoint):
+    """Order an agent's end: SIGTERM to its whole tree, grace, SIGKILL."""
+
+    permission = SPAWN
+    answers = {202: AgentEnding}
+    problems = (404,)
+    failure = "AGT_001"
+
+    async def respond(self, agent_id: str) -> AgentEnding:
+        row = self.sidecar.agents.find(self.claims.project_id, agent_id)
+        self.sidecar.tokens.check_issue(self.claims, row["issue"])
+        return AgentEnding(agent_id, self.sidecar.agents.end(agent_id), row["state"], iso())
+
+
+class ClearCache(Endpoint):
+    """Forget the cached contexts of an issue."""
+
+    answers = {200: CacheCleared}
+    problems = (404,)
+
+    async def respond(self, issue_id: str) -> CacheCleared:
+        entries, size = self.sidecar.contexts.clear(issue_id)
+        if not entries:
+            raise ApiError("REQ_002", f"No cached context for issue {issue_id}")
+        return CacheCleared(True, entries, size, iso())
+
+
+class ClearWholeCache(Endpoint):
+    """Forget all cached contexts."""
+
+    permission = SPAWN
+    answers = {200: CacheCleared}
+
+    async def respond(self) -> CacheCleared:
+        return CacheCleared(True, *self.sidecar.contexts.clear(None), iso())
+
+
+class RefreshToken(Endpoint):
+    """A new token with the same identity, permissions and length of life."""
+
+    answers = {200: Refreshed}
+
+    async def respond(self) -> Refreshed:
+        token, expires = self.sidecar.tokens.refresh(self.claims)
+        return Refreshed(token, iso(expires))
+
+
+class GetHealth(Endpoint):
+    """Whether the service works, measured now; 503 when it does not."""
+
+    public = True
+    answers = {200: Health, 503: Health}
+
+    async def respond(self) -> Health:
+        health = await self.sidecar.health()
+        if health.status != "healthy":
+            self.set_status(503)
+        return health
+
+
+class GetStatus(Endpoint):
+    """What happened so far, counted and timed."""
+
+    answers = {200: Status}
+
+    async def respond(self) -> Status:
+        return await self.sidecar.status()
+
+
+class GetOpenAPI(Endpoint):
+    """This interface as an OpenAPI 3.1 document."""
+
+    public = True
+    answers = {200: dict[str, Any]}
+
+    async def respond(self) -> dict[str, Any]:
+        return openapi(self.application.settings["table"])
+
+
+class AuditLog:
+    """JSON lines of who did what, on what, with what outcome: every change, and every request that was refused."""
+
+    def __init__(self, folder: Path, *, max_bytes: int = 10 * MB, files: int = 5) -> None:
+        self._path = folder / "audit.log"
+        self._max_bytes, self._files = max_bytes, files
+        self._handler: logging.Handler | None = None
+
+    def open(self) -> None:
+        os.close(os.open(self._path, os.O_CREAT | os.O_WRONLY, 0o600))
+        handler = logging.handlers.RotatingFileHandler(self._path, maxBytes=self._max_bytes, backupCount=self._files, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        self._handler = handler
+
+    def record(self, endpoint: Endpoint, status: int) -> None:
+        who, error = endpoint.who, endpoint.failed_with
+        self.write(
+            {
+                "time": iso(), "request_id": endpoint.request_id, "remote": endpoint.request.remote_ip,
+                "who": who.sub if who else None, "agent_type": who.agent_type if who else None,
+                "method": endpoint.request.method, "path": endpoint.request.path, "status": status,
+                "outcome": "refused" if 400 <= status < 500 else "failed" if status >= 500 else "done",
+                "code": error.code if error else None, "reason": error.message if error else None,
+            }
+        )  # fmt: skip
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self._handler:
+            self._handler.emit(logging.makeLogRecord({"msg": json.dumps(line)}))
+
+    def close(self) -> None:
+        if self._handler:
+            self._handler.close()
+            self._handler = None
+
+
+def openapi(table: list[Route]) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of the routes, from the types that validate and shape what they carry."""
+    shapes = {ErrorAnswer} | {shape for row in table for shape in (*row.endpoint.answers.values(), row.endpoint.body) if is_struct(shape)}
+    _, components = msgspec.json.schema_components(sorted(shapes, key=lambda s: s.__name__), ref_template="#/components/schemas/{name}")
+    paths: dict[str, Any] = {}
+    for row in table:
+        paths.setdefault(row.path, {})[row.method.lower()] = describe_operation(row)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Orchestration Sidecar", "version": __version__, "description": "Coordination of coding agents on one repository."},
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}},
+        "security": [{"bearer": []}],
+    }
+
+
+def is_struct(shape: Any) -> bool:
+    return isinstance(shape, type) and issubclass(shape, Struct)
+
+
+def describe_operation(row: Route) -> dict[str, Any]:
+    endpoint = row.endpoint
+    answers = {str(status): describe_answer(status, shape) for status, shape in endpoint.answers.items()}
+    statuses = {400, 403, 404, 405, 500, *endpoint.problems, *(() if endpoint.public else (401, 429))} | ({413, 415} if endpoint.body else set())
+    for status in sorted(statuses):
+        answers.setdefault(str(status), {"description": "Not Modified"} if status == 304 else describe_answer(status, ErrorAnswer))
+    operation: dict[str, Any] = {
+        "operationId": endpoint.__name__,
+        "summary": (inspect.getdoc(endpoint) or "").partition("\n\n")[0],
+        "parameters": describe_parameters(row),
+        "responses": answers,
+    }
+    if endpoint.body:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": reference_to(endpoint.body)}}}
+    if endpoint.public:
+        operation["security"] = []
+    if endpoint.permission:
+        operation["x-permission"] = endpoint.permission
+    return operation
+
+
+def describe_answer(status: int, shape: Any) -> dict[str, Any]:
+    schema = reference_to(shape) if is_struct(shape) else {"type": "object"}
+    return {"description": http.client.responses[status], "content": {"application/json": {"schema": schema}}}
+
+
+def reference_to(shape: Any) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{shape.__name__}"}
+
+
+def path_pattern(name: str) -> str:
+    return EVENT_TYPE if name == "event_type" else IDENTIFIER
+
+
+def describe_parameters(row: Route) -> list[dict[str, Any]]:
+    in_path = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": f"^{path_pattern(name)}$"}}
+        for name in re.findall(r"\{(\w+)\}", row.path)
+    ]
+    properties = msgspec.json.schema(row.endpoint.query_type)["$defs"][row.endpoint.query_type.__name__].get("properties", {})
+    in_query = [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in properties.items()]
+    in_header = [{"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string", "minLength": 1, "maxLength": 255}}]
+    return in_path + in_query + (in_header if row.endpoint.idempotent else [])
+
+
+# ======================================================================================================
+# Tokens and rate limits
+# ======================================================================================================
+
+
+class AgentTypes:
+    """Every agent type with its category: the built-in table, configuration, and what plugins add."""
+
+    def __init__(self, hooks: Hooks, settings: Settings) -> None:
+        self.categories: dict[str, str] = {}
+        for name, table in hooks.ask("register_agent_types"):
+            try:
+                self.categories |= read_agent_types(table)
+            except (ValueError, TypeError, AttributeError) as error:
+                log.warning("plugin %s: register_agent_types: %s", name, one_line(error))
+        self.categories |= settings.agent_types
+
+    def category(self, agent_type: str, status: int = 400) -> str:
+        """The category of a type; raises ApiError AGT_002 with ``status`` where it is unknown."""
+        if agent_type not in self.categories:
+            raise ApiError("AGT_002", f"Unknown agent type {agent_type}", status=status)
+        return self.categories[agent_type]
+
+
+class Tokens:
+    """Makes, checks, refreshes and revokes JSON Web Tokens (HS256 and nothing else, RFC 7519 and 8725)."""
+
+    REFRESH_SECONDS = 300
+    ISSUER = "cco-sidecar"
+    REMEMBERED = 10_000
+    REQUIRED = ("sub", "agent_type", "project_id", "permissions", "exp", "iat")
+
+    def __init__(self, settings: Settings, agent_types: AgentTypes, storage: Storage | None) -> None:
+        self._settings = settings
+        self._agent_types = agent_types
+        self._storage = storage
+        self._secret = ""
+        self._verified: collections.OrderedDict[str, Claims] = collections.OrderedDict()  # checking a signature costs 40 us
+        self._revoked: set[str] = set()
+
+    def load_secret(self) -> None:
+        """Take the configured secret, or the storage's, which the first caller makes."""
+        self._secret = self._settings.jwt_secret or make_or_read_secret(self._settings.storage / "jwt.secret")
+
+    def start(self) -> None:
+        assert self._storage
+        self._revoked = set(self._storage.read.revoked(self._settings.project))
+
+    def mint(
+        self, subject: str, agent_type: str, *, ttl: int | None = None, permissions: Sequence[str] | None = None,
+        issue_id: str | None = None, bound: bool = False,
+    ) -> str:  # fmt: skip
+        """A token for ``subject``; ``permissions`` can only narrow what its type's category has."""
+        allowed = CATEGORIES[self._agent_types.category(agent_type)].permissions
+        granted = [name for name in allowed if permissions is None or name in permissions]
+        now = int(time.time())
+        claims: dict[str, Any] = {"sub": subject, "agent_type": agent_type, "project_id": self._settings.project, "permissions": granted}
+        claims |= {"exp": now + (ttl or self._settings.token_ttl), "iat": now, "jti": uuid.uuid4().hex, "iss": self.ISSUER}
+        claims |= ({"issue_id": issue_id} if issue_id else {}) | ({"bound": True} if bound else {})
+        return jwt.encode(claims, self._secret, algorithm="HS256")
+
+    def verify(self, authorization: str | None) -> Claims:
+        """The claims of an ``Authorization`` header; raises ApiError AUTH_001, AUTH_002 or (another project) AUTH_003."""
+        scheme, _, token = (authorization or "").partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token or len(token) > 8192:
+            raise ApiError("AUTH_001")
+        claims = self._verified.get(token) or self._check(token)
+        if claims.exp <= time.time():
+            self._verified.pop(token, None)
+            raise ApiError("AUTH_002", details={"token_expired": True, "expiry_time": iso(claims.exp)})
+        if claims.sub in self._revoked:
+            raise ApiError("AUTH_001", "This token was revoked")
+        if claims.project_id != self._settings.project:
+            raise ApiError("AUTH_003", "This token belongs to another project", details={"project_id": claims.project_id})
+        return claims
+
+    def _check(self, token: str) -> Claims:
+        """Verify signature and form; the expiry is the caller's, so that an expired token can say when it ended."""
+        try:
+            payload = jwt.decode(
+                token, self._secret, algorithms=["HS256"],
+                options={"require": list(self.REQUIRED), "verify_exp": False, "verify_aud": False, "verify_iss": False},
+            )  # fmt: skip
+            claims = msgspec.convert(payload, Claims)
+            iso(claims.exp)
+        except (jwt.PyJWTError, msgspec.ValidationError, ValueError, OverflowError, OSError, TypeError, RecursionError):
+            raise ApiError("AUTH_001") from None
+        if claims.agent_type not in self._agent_types.categories or not claims.sub:
+            raise ApiError("AUTH_001")
+        self._verified[token] = claims
+        if len(self._verified) > self.REMEMBERED:
+            self._verified.popitem(last=False)
+        return claims
+
+    def permissions(self, claims: Claims) -> set[str]:
+        """What the token may do: its own list, never more than its type's category."""
+        return set(claims.permissions) & set(CATEGORIES[self._agent_types.categories[claims.agent_type]].permissions)
+
+    def check_identity(self, claims: Claims, subject: str, agent_type: str | None = None) -> None:
+        """A bound token speaks only for itself; raises AUTH_003."""
+        if claims.bound and (subject != claims.sub or agent_type not in (None, claims.agent_type)):
+            raise ApiError("AUTH_003", f"This token speaks only for {claims.sub} ({claims.agent_type})", details={"sub": claims.sub})
+
+    def check_issue(self, claims: Claims, issue_id: Any) -> None:
+        """A token made for one issue works on no other; raises AUTH_003."""
+        if claims.issue_id is not None and issue_id != claims.issue_id:
+            raise ApiError("AUTH_003", f"This token is for issue {claims.issue_id} only", details={"issue_id": claims.issue_id})
+
+    def refresh(self, claims: Claims) -> tuple[str, float]:
+        """A token with the same identity that lives as long as the first one did, and when it expires."""
+        life = max(1, int(claims.exp - claims.iat))
+        token = self.mint(
+            claims.sub, claims.agent_type, ttl=life, permissions=claims.permissions, issue_id=claims.issue_id, bound=claims.bound
+        )
+        return token, int(time.time()) + life
+
+    def refresh_if_due(self, claims: Claims) -> str | None:
+        """A refreshed token in the last five minutes of this one, else None."""
+        return self.refresh(claims)[0] if claims.exp - time.time() <= self.REFRESH_SECONDS else None
+
+    def revoke(self, subject: str) -> None:
+        """Refuse every token of ``subject`` from now on; the caller stores it (Records.revoke)."""
+        self._revoked.add(subject)
+
+
+def make_or_read_secret(path: Path) -> str:
+    """The secret in ``path``, made on first use. Of two first users one makes it and the other reads it."""
+    with contextlib.suppress(FileExistsError):
+        if not path.exists():
+            temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                with os.fdopen(handle, "w") as file:
+                    file.write(secrets.token_urlsafe(48))
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.link(temporary, path)  # unlike a rename this fails where another was faster
+            finally:
+                os.unlink(temporary)
+    secret = path.read_text().strip()
+    if len(secret.encode()) < 32:
+        raise StartError(f"the signing secret in {path} is shorter than 32 bytes: delete it, a new one is made (old tokens end)", 1)
+    return secret
+
+
+class Allowance(Struct, frozen=True):
+    """What is left to a subject: requests of ``limit`` a minute, and the epoch second at which it is full again."""
+
+    limit: int
+    remaining: int
+    reset: int
+
+
+class Bucket:
+    """A token bucket and the times of the last minute's requests of one subject."""
+
+    __slots__ = ("filled", "recent", "tokens")
+
+    def __init__(self, burst: float, now: float) -> None:
+        self.tokens, self.filled = burst, now
+        self.recent: list[float] = []
+
+
+class RateLimits:
+    """Per subject: at most ``burst`` at once, refilled at limit/60 a second, and at most ``limit`` in any minute."""
+
+    def __init__(self, agent_types: AgentTypes, clock: Callable[[], float] = time.monotonic) -> None:
+        self._agent_types = agent_types
+        self._clock = clock
+        self._buckets: collections.OrderedDict[tuple[str, str], Bucket] = collections.OrderedDict()
+
+    def spend(self, claims: Claims) -> Allowance | None:
+        """Take one request from the subject's allowance; None where there is no limit. Raises RATE_001."""
+        category = CATEGORIES[self._agent_types.categories[claims.agent_type]]
+        limit, burst = category.per_minute, category.burst
+        if limit is None or burst is None:
+            return None
+        now = self._clock()
+        bucket = self._bucket((claims.project_id, claims.sub), limit, burst, now)
+        wait = self._wait(bucket, limit, now)
+        if wait > 0:
+            seconds = max(1, -int(-wait // 1))
+            raise ApiError("RATE_001", f"Too many requests. Please wait {seconds} seconds.", retry_after=seconds, limit=limit)
+        bucket.tokens -= 1
+        bucket.recent.append(now)
+        remaining = min(int(bucket.tokens), limit - len(bucket.recent))
+        return Allowance(limit, remaining, -int(-(time.time() + self._full_in(bucket, limit, burst, now)) // 1))
+
+    def _bucket(self, subject: tuple[str, str], limit: int, burst: int, now: float) -> Bucket:
+        while self._buckets and next(iter(self._buckets.values())).filled < now - 60:
+            self._buckets.popitem(last=False)  # idle for a minute: full again, so nothing is forgotten with it
+        bucket = self._buckets.pop(subject, None) or Bucket(burst, now)
+        self._buckets[subject] = bucket
+        bucket.tokens = min(float(burst), bucket.tokens + (now - bucket.filled) * limit / 60)
+        bucket.filled = now
+        bucket.recent = [moment for moment in bucket.recent if moment > now - 60]
+        return bucket
+
+    def _wait(self, bucket: Bucket, limit: int, now: float) -> float:
+        """Seconds until one more request is allowed; 0 or less means now."""
+        for_bucket = (1 - bucket.tokens) * 60 / limit if bucket.tokens < 1 - 1e-9 else 0.0
+        for_minute = bucket.recent[-limit] + 60 - now if len(bucket.recent) >= limit else 0.0
+        return max(for_bucket, for_minute)
+
+    def _full_in(self, bucket: Bucket, limit: int, burst: int, now: float) -> float:
+        """Seconds until ``remaining`` would be the whole burst again."""
+        too_many = len(bucket.recent) - (limit - burst)
+        for_minute = bucket.recent[too_many - 1] + 60 - now if too_many > 0 else 0.0
+        return max((burst - bucket.tokens) * 60 / limit, for_minute)
+
+    def statistics(self) -> dict[str, int]:
+        return {"subjects": len(self._buckets)}
+
+
+# ======================================================================================================
+# Storage: one SQLite file, one writer thread
+# ======================================================================================================
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x63636F31  # "cco1": says that a database is ours
+
+SCHEMA = """
+create table meta (name text primary key, value text not null) without rowid;
+
+create table event (
+  seq integer primary key autoincrement, project text not null, type text not null, topic text not null,
+  issue text, created real not null, expires real not null, delivered integer not null default 0,
+  body blob not null);                              -- the envelope as readers get it, without its id
+create index event_by_type on event (project, type, seq);
+create index event_by_issue on event (project, issue, seq) where issue is not null;
+create index event_by_expiry on event (expires);
+create index event_undelivered on event (project, expires) where delivered = 0;
+
+create table dead_letter (seq integer primary key, project text not null, type text not null, topic text not null, body blob not null);
+
+create table position (
+  project text not null, subject text not null, type text not null, filter text not null,
+  seq integer not null, moved real not null, primary key (project, subject, type, filter)) without rowid;
+
+create table result (
+  seq integer primary key autoincrement, id text not null unique, project text not null, issue text not null,
+  agent_type text not null, agent_id text not null, category text not null, status text not null, stored real not null,
+  proposed text not null, output text not null, body blob not null);
+create index result_by_issue on result (project, issue, seq);
+
+create table agent (
+  seq integer primary key autoincrement, id text not null unique, project text not null, type text not null,
+  issue text not null, task text not null, parent text, state text not null, pid integer, pid_started real,
+  started real not null, ended real, exit_code integer, signal integer, time_limit real not null);
+create index agent_by_project on agent (project, state);
+create index agent_by_issue on agent (project, issue, seq);
+
+create table revoked (project text not null, subject text not null, since real not null, primary key (project, subject)) without rowid;
+
+create table idempotency (
+  project text not null, subject text not null, endpoint text not null, key text not null,
+  digest text not null, answer blob not null, made real not null,
+  primary key (project, subject, endpoint, key)) without rowid;
+create index idempotency_by_age on idempotency (made);
+"""
+
+Job = Callable[["Records"], Any]
+
+
+class Storage:
+    """The database. ``write`` runs a job in the writer thread's next transaction; ``read`` is for the loop alone.
+
+    Jobs that wait at the same time share one transaction and one fsync; a job that raises is rolled back alone.
+    """
+
+    MAX_BATCH = 256
+    FILE = "sidecar.db"
+
+    def __init__(self, settings: Settings) -> None:
+        self.path = settings.storage / self.FILE
+        self._queue: queue.SimpleQueue[tuple[Job, Callable[[Any], Any] | None, asyncio.Future[Any] | None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
+
+    def start(self) -> None:
+        """Open, or make, the database. Raises StartError where it is newer than this program, or damaged."""
+        check_database(self.path)
+        if not self.path.exists():
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # -wal and -shm take this mode too
+        try:
+            self._writer = connect_database(self.path)
+            create_schema(self._writer)
+            self.read = Records(connect_database(self.path, read_only=True))
+        except sqlite3.Error as error:
+            raise StartError(f"the storage {self.path} cannot be opened: {error}", 1) from None
+        self.epoch = str(self.read.meta("epoch"))
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def write(self, job: Job, committed: Callable[[Any], Any] | None = None) -> asyncio.Future[Any]:
+        """What ``job`` returned, once its transaction is on disk.
+
+        ``committed`` is called on the loop with that before anybody is answered, in commit order; what it returns takes
+        the result's place. Raises what the job or the commit raised. Cancelling the wait does not undo the write.
+        """
+        future = self._loop.create_future()
+        self._queue.put((job, committed, future))
+        return future
+
+    def write_behind(self, job: Job) -> None:
+        """Write soon; a failure is logged. For what can be found again after a crash."""
+        self._queue.put((job, None, None))
+
+    def close(self) -> None:
+        """Finish what is queued, then close. Blocks for at most a few seconds."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join(5)
+        self.read.close()
+        self._writer.close()
+
+    def _run(self) -> None:
+        records = Records(self._writer)
+        while True:
+            batch = [self._queue.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < self.MAX_BATCH:
+                    batch.append(self._queue.get_nowait())
+            jobs = [item for item in batch if item is not None]
+            if jobs:
+                outcomes = self._commit(records, [job for job, _, _ in jobs])
+                with contextlib.suppress(RuntimeError):  # the loop is gone: nobody is left to be told
+                    self._loop.call_soon_threadsafe(self._settle, jobs, outcomes)
+            if len(jobs) < len(batch):
+                return
+
+    def _commit(self, records: Records, jobs: list[Job]) -> list[Any]:
+        """What each job returned or raised. Where the transaction as a whole fails, each is tried alone."""
+        try:
+            records.begin()
+            outcomes = [records.attempt(job) for job in jobs]
+            records.commit()
+            return outcomes
+        except sqlite3.Error as error:
+            records.rollback()
+            if len(jobs) == 1:
+                return [error]
+            return [self._commit(records, [job])[0] for job in jobs]
+
+    def _settle(self, jobs: list[Any], outcomes: list[Any]) -> None:
+        for (_, committed, future), outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                if future is None:
+                    log.error("storage: a background write failed: %s", one_line(outcome))
+                elif not future.done():
+                    future.set_exception(outcome)
+                continue
+            try:
+                answer = committed(outcome) if committed else outcome
+            except Exception as error:  # a boundary: one waker's fault must not leave the others unanswered
+                log.error("storage: after a commit", exc_info=error)
+                answer = outcome
+            if future is not None and not future.done():
+                future.set_result(answer)
+
+
+class Records:
+    """The SQL, one statement a method, over one connection: the writer thread's, or the loop's for reading."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+
+    def begin(self) -> None:
+        self._db.execute("begin immediate")
+
+    def commit(self) -> None:
+        self._db.execute("commit")
+
+    def rollback(self) -> None:
+        if self._db.in_transaction:  # SQLite itself has rolled back after some errors, a full disk among them
+            self._db.execute("rollback")
+
+    def attempt(self, job: Job) -> Any:
+        """What ``job`` returned, or the exception that it raised with its changes undone."""
+        self._db.execute("savepoint job")
+        try:
+            outcome = job(self)
+        except Exception as error:  # a boundary: the caller's future gets it
+            if not self._db.in_transaction:
+                raise sqlite3.OperationalError(f"the transaction was rolled back: {one_line(error)}") from error
+            self._db.execute("rollback to job")
+            outcome = error
+        self._db.execute("release job")
+        return outcome
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _one(self, sql: str, *values: Any) -> Any:
+        """The first column of the first row, None where there is none."""
+        row = self._db.execute(sql, values).fetchone()
+        return None if row is None else row[0]
+
+    def _all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        return self._db.execute(sql, values).fetchall()
+
+    # -- meta
+
+    def meta(self, name: str) -> str | None:
+        return typing.cast("str | None", self._one("select value from meta where name = ?", name))
+
+    def set_meta(self, name: str, value: str) -> None:
+        self._db.execute("insert into meta (name, value) values (?, ?) on conflict do update set value = excluded.value", (name, value))
+
+    # -- events
+
+    def insert_event(self, event: NewEvent) -> int:
+        """The event's sequence number. Numbers are never used twice, not even those of deleted events."""
+        values = (event.project, event.type, event.topic, event.issue, event.created, event.expires, event.body)
+        sql = "insert into event (project, type, topic, issue, created, expires, body) values (?, ?, ?, ?, ?, ?, ?)"
+        return typing.cast(int, self._db.execute(sql, values).lastrowid)
+
+    def head(self) -> int:
+        return self._one("select seq from sqlite_sequence where name = 'event'") or 0
+
+    def floor(self) -> int:
+        """Events up to here have been removed by retention."""
+        return int(self.meta("floor") or 0)
+
+    def events(self, project: str, after: int, upto: int, limit: int, *, type: str = "*", issue: str | None = None) -> list[sqlite3.Row]:
+        """Events with after < seq <= upto that have not expired, in order."""
+        clauses = ["project = ?", "seq > ?", "seq <= ?", "expires > ?"]
+        values: list[Any] = [project, after, upto, time.time()]
+        if type != "*":
+            clauses.append("type = ?")
+            values.append(type)
+        if issue is not None:
+            clauses.append("issue in (?, ?)")
+            values += [issue, ANY_ISSUE]
+        sql = f"select seq, topic, created, delivered, body from event where {' and '.join(clauses)} order by seq limit ?"
+        return self._all(sql, *values, limit)
+
+    def undelivered(self, project: str) -> int:
+        return self._one("select count(*) from event where project = ? and delivered = 0 and expires > ?", project, time.time()) or 0
+
+    def mark_delivered(self, seqs: Iterable[int]) -> None:
+        self._db.executemany("update event set delivered = 1 where seq = ? and delivered = 0", [(seq,) for seq in seqs])
+
+    def add_deliveries(self, count: int) -> None:
+        self._db.execute(
+            "insert into meta (name, value) values ('deliveries', ?1) on conflict do update set value = cast(value as integer) + ?1", (count,)
+        )
+
+    def position(self, project: str, subject: str, type: str, filter: str) -> int | None:
+        return typing.cast(
+            "int | None",
+            self._one("select seq from position where project = ? and subject = ? and type = ? and filter = ?", project, subject, type, filter),
+        )
+
+    def move_positions(self, moves: dict[tuple[str, str, str, str], int]) -> None:
+        self._db.executemany(
+            "insert into position (project, subject, type, filter, seq, moved) values (?, ?, ?, ?, ?, ?)"
+            " on conflict do update set seq = max(seq, excluded.seq), moved = excluded.moved",
+            [(*key, seq, time.time()) for key, seq in moves.items()],
+        )
+
+    def bury_expired(self, now: float, limit: int) -> int:
+        """Copy events that expired undelivered to the dead letters; how many."""
+        return self._db.execute(
+            "insert or ignore into dead_letter (seq, project, type, topic, body) select seq, project, type, topic, body from event"
+            " where seq in (select seq from event where expires <= ? order by expires limit ?) and delivered = 0",
+            (now, limit),
+        ).rowcount
+
+    def delete_expired(self, now: float, limit: int) -> int:
+        return self._db.execute(
+            "delete from event where seq in (select seq from event where expires <= ? order by expires limit ?)", (now, limit)
+        ).rowcount
+
+    def retention_mark(self, created_before: float, keep: int, limit: int) -> int | None:
+        """The newest sequence number that retention removes in a step of ``limit`` events, None where nothing is due."""
+        oldest = self._all("select seq, created from event order by seq limit ?", limit)
+        too_many = (self._one("select count(*) from event") or 0) - keep
+        due = [row["seq"] for number, row in enumerate(oldest) if row["created"] < created_before or number < too_many]
+        return max(due) if due else None
+
+    def bury_up_to(self, seq: int) -> None:
+        self._db.execute(
+            "insert or ignore into dead_letter (seq, project, type, topic, body)"
+            " select seq, project, type, topic, body from event where seq <= ? and delivered = 0",
+            (seq,),
+        )
+
+    def delete_up_to(self, seq: int) -> None:
+        self._db.execute("delete from event where seq <= ?", (seq,))
+
+    def trim_dead_letters(self, keep: int) -> None:
+        self._db.execute("delete from dead_letter where seq <= (select seq from dead_letter order by seq desc limit 1 offset ?)", (keep,))
+
+    def dead_letters(self, project: str, after: int, limit: int) -> list[sqlite3.Row]:
+        return self._all("select seq, type, topic, body from dead_letter where project = ? and seq > ? order by seq limit ?", project, after, limit)
+
+    def count_dead_letters(self, project: str) -> int:
+        return self._one("select count(*) from dead_letter where project = ?", project) or 0
+
+    def count_published(self, project: str) -> int:
+        return int(self.meta(f"published:{project}") or 0)
+
+    def add_published(self, project: str) -> None:
+        self._db.execute(
+            "insert into meta (name, value) values (?, 1) on conflict do update set value = cast(value as integer) + 1", (f"published:{project}",)
+        )
+
+    # -- results
+
+    def insert_result(self, id: str, body: dict[str, Any], category: str, stored: float, proposed: list[str], output: str, record: bytes) -> None:
+        self._db.execute(
+            "insert into result (id, project, issue, agent_type, agent_id, category, status, stored, proposed, output, body)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (id, body["project_id"], body["issue_id"], body["agent_type"], body["agent_id"], category, body["result"]["status"], stored,
+             json.dumps(proposed), output, record),
+        )  # fmt: skip
+
+    def result(self, project: str, id: str) -> bytes | None:
+        return typing.cast("bytes | None", self._one("select body from result where project = ? and id = ?", project, id))
+
+    def result_seq(self, project: str, id: str) -> int | None:
+        return typing.cast("int | None", self._one("select seq from result where project = ? and id = ?", project, id))
+
+    def results(self, project: str, after: int, limit: int, **equal: str | None) -> list[sqlite3.Row]:
+        given = {name: value for name, value in equal.items() if value is not None}
+        clauses = "".join(f" and {name} = ?" for name in given)
+        sql = f"select id, body from result where project = ? and seq > ?{clauses} order by seq limit ?"
+        return self._all(sql, project, after, *given.values(), limit)
+
+    def issue_results(self, project: str, issue: str) -> list[sqlite3.Row]:
+        """The issue's results without their bodies, oldest first."""
+        return self._all(
+            "select agent_type, category, status, proposed, output from result where project = ? and issue = ? order by seq", project, issue
+        )
+
+    def issue_head(self, project: str, issue: str) -> int:
+        return self._one("select max(seq) from result where project = ? and issue = ?", project, issue) or 0
+
+    def count_results(self, project: str) -> int:
+        return self._one("select count(*) from result where project = ?", project) or 0
+
+    def success_since(self, project: str, agent_id: str, moment: float) -> bool:
+        sql = "select 1 from result where project = ? and agent_id = ? and stored >= ? and status = 'success'"
+        return self._one(sql, project, agent_id, moment) is not None
+
+    def result_of(self, project: str, agent_id: str) -> str | None:
+        sql = "select id from result where project = ? and agent_id = ? order by seq desc limit 1"
+        return typing.cast("str | None", self._one(sql, project, agent_id))
+
+    # -- agents
+
+    def insert_agent(self, row: dict[str, Any]) -> None:
+        self._db.execute(
+            "insert into agent (id, project, type, issue, task, parent, state, started, time_limit)"
+            " values (:id, :project, :type, :issue, :task, :parent, :state, :started, :time_limit)",
+            row,
+        )
+
+    def update_agent(self, id: str, **values: Any) -> None:
+        assignments = ", ".join(f"{name} = :{name}" for name in values)
+        self._db.execute(f"update agent set {assignments} where id = :id", values | {"id": id})
+
+    def agent(self, project: str, id: str) -> dict[str, Any] | None:
+        rows = self._all("select * from agent where project = ? and id = ?", project, id)
+        return dict(rows[0]) if rows else None
+
+    def agents(self, project: str, after: int = 0, limit: int = -1, **equal: str | None) -> list[dict[str, Any]]:
+        given = {name: value for name, value in equal.items() if value is not None}
+        clauses = "".join(f" and {name} = ?" for name in given)
+        sql = f"select * from agent where project = ? and seq > ?{clauses} order by seq limit ?"
+        rows = self._all(sql, project, after, *given.values(), limit)
+        return [dict(row) for row in rows]
+
+    def agent_seq(self, project: str, id: str) -> int | None:
+        return typing.cast("int | None", self._one("select seq from agent where project = ? and id = ?", project, id))
+
+    def count_agents(self, project: str) -> dict[str, int]:
+        rows = self._all("select state, count(*) as number from agent where project = ? group by state", project)
+        return {row["state"]: row["number"] for row in rows}
+
+    def mean_agent_seconds(self, project: str) -> float:
+        return self._one("select avg(ended - started) from agent where project = ? and ended is not null and pid is not null", project) or 0.0
+
+    def latest_task(self, project: str, issue: str) -> str | None:
+        sql = "select task from agent where project = ? and issue = ? and task != '' order by seq desc limit 1"
+        return typing.cast("str | None", self._one(sql, project, issue))
+
+    # -- tokens and idempotency keys
+
+    def revoke(self, project: str, subject: str) -> None:
+        self._db.execute("insert or ignore into revoked (project, subject, since) values (?, ?, ?)", (project, subject, time.time()))
+
+    def revoked(self, project: str) -> list[str]:
+        return [row["subject"] for row in self._all("select subject from revoked where project = ?", project)]
+
+    def recall(self, key: IdempotencyKey) -> tuple[str, bytes] | None:
+        """(digest of the body, answer) of an earlier request."""
+        rows = self._all(
+            "select digest, answer from idempotency where project = ? and subject = ? and endpoint = ? and key = ? and made > ?",
+            *key, time.time() - Idempotency.KEPT,
+        )  # fmt: skip
+        return (rows[0]["digest"], rows[0]["answer"]) if rows else None
+
+    def remember(self, key: IdempotencyKey, digest: str, answer: bytes) -> None:
+        self._db.execute(
+            "insert or replace into idempotency (project, subject, endpoint, key, digest, answer, made) values (?, ?, ?, ?, ?, ?, ?)",
+            (*key, digest, answer, time.time()),
+        )
+
+    def forget(self, key: IdempotencyKey) -> None:
+        self._db.execute("delete from idempotency where project = ? and subject = ? and endpoint = ? and key = ?", key)
+
+    def forget_old(self, before: float, limit: int) -> int:
+        return self._db.execute(
+            "delete from idempotency where (project, subject, endpoint, key) in"
+            " (select project, subject, endpoint, key from idempotency where made < ? limit ?)",
+            (before, limit),
+        ).rowcount
+
+
+def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
+    database.row_factory = sqlite3.Row
+    database.execute("pragma journal_mode = wal")
+    database.execute("pragma synchronous = full")  # a 2xx is on disk
+    if read_only:
+        database.execute("pragma query_only = on")
+    return database
+
+
+def create_schema(database: sqlite3.Connection) -> None:
+    if database.execute("pragma user_version").fetchone()[0] == SCHEMA_VERSION:
+        return
+    epoch = secrets.token_hex(4)  # tells this store's cursors from another's
+    database.executescript(
+        f"begin immediate; {SCHEMA} insert into meta (name, value) values ('epoch', '{epoch}');"
+        f" pragma application_id = {APPLICATION_ID}; pragma user_version = {SCHEMA_VERSION}; commit;"
+    )
+
+
+def check_database(path: Path, *, thorough: bool = False) -> None:
+    """Raise StartError, and touch nothing, where ``path`` is newer than this program, another program's, or damaged.
+
+    Every page is checked where the file is below 64 MB, or when ``thorough``; else only what opening it reads.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
+            version, application = (database.execute(f"pragma {name}").fetchone()[0] for name in ("user_version", "application_id"))
+            database.execute("select count(*) from sqlite_master").fetchone()
+            if version and (application != APPLICATION_ID or version > SCHEMA_VERSION):
+                owner = "a newer version of this program" if application == APPLICATION_ID else "another program"
+                raise StartError(f"the storage {path} was made by {owner}; it is left as it is. Use another --storage, or update", 1)
+            if thorough or path.stat().st_size < 64 * MB:
+                verdict = database.execute("pragma quick_check(1)").fetchone()[0]
+                if verdict != "ok":
+                    raise sqlite3.DatabaseError(verdict)
+    except sqlite3.Error as error:
+        raise StartError(
+            f"the storage {path} is damaged ({one_line(error)}); it is left as it is. Move it away to begin anew, or use another --storage", 1
+        ) from None
+
+
+def storage_reason(error: sqlite3.Error) -> str:
+    """Why the storage failed, without a path of the machine: SQLite's name for it."""
+    return str(getattr(error, "sqlite_errorname", None) or type(error).__name__)
+
+
+IdempotencyKey = tuple[str, str, str, str]  # project, subject, endpoint, key
+
+
+class IdempotencyTicket:
+    """One request with an Idempotency-Key: ``answer`` is the first one's where this is a repeat."""
+
+    def __init__(self, storage: Storage, key: IdempotencyKey, digest: str, answer: bytes | None) -> None:
+        self._storage, self._key, self._digest = storage, key, digest
+        self.answer = answer
+
+    def remember(self, records: Records, answer: Struct) -> None:
+        """Store what is already known of the answer, in the transaction of the work itself."""
+        records.remember(self._key, self._digest, msgspec.json.encode(answer))
+
+    def settle(self, answer: Struct) -> None:
+        """The work is done and this is the answer."""
+        content = self.answer = msgspec.json.encode(answer)
+        self._storage.write_behind(lambda records: records.remember(self._key, self._digest, content))
+
+    def forget(self) -> None:
+        self._storage.write_behind(lambda records: records.forget(self._key))
+
+
+class Idempotency:
+    """A request that comes twice is done once: repeats get the first answer, also while that is still being made."""
+
+    KEPT = 86_400.0
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._locks = KeyedLocks()
+
+    @contextlib.asynccontextmanager
+    async def begin(self, claims: Claims, endpoint: str, key: str, content: bytes) -> Any:
+        """The ticket of a request. Raises REQ_006 where the key came with another body. A failure is not remembered."""
+        if not re.fullmatch(r"[\x20-\x7e]{1,255}", key):
+            raise ApiError("REQ_001", "Idempotency-Key must be 1 to 255 printable characters")
+        name: IdempotencyKey = (claims.project_id, claims.sub, endpoint, key)
+        digest = hashlib.sha256(content).hexdigest()
+        async with self._locks.hold(name):
+            earlier = self._storage.read.recall(name)
+            if earlier and earlier[0] != digest:
+                raise ApiError("REQ_006")
+            ticket = IdempotencyTicket(self._storage, name, digest, earlier[1] if earlier else None)
+            try:
+                yield ticket
+            except BaseException:
+                if not earlier:
+                    ticket.forget()
+                raise
+
+
+class KeyedLocks:
+    """A lock per key, there only while somebody holds it or waits for it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[Any, tuple[asyncio.Lock, int]] = {}
+
+    @contextlib.asynccontextmanager
+    async def hold(self, key: Any) -> Any:
+        lock, users = self._locks.get(key, (asyncio.Lock(), 0))
+        self._locks[key] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks[key]
+            if users == 1:
+                del self._locks[key]
+            else:
+                self._locks[key] = (lock, users - 1)
+
+
+# ======================================================================================================
+# Results: what agents leave behind, and who works next
+# ======================================================================================================
+
+
+class Results:
+    """Stores results. A result, its agent_completed event and its routing decision are one transaction."""
+
+    PAGE_BYTES = 8 * MB
+
+    def __init__(self, storage: Storage, bus: EventBus, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
+        self._storage, self._bus, self._hooks, self._agent_types = storage, bus, hooks, agent_types
+        self._settings = settings
+        self._locks = KeyedLocks()
+        self._language: tuple[float, str] = (0.0, "")
+
+    async def store(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> ResultStored:
+        """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
+        category = self._agent_types.category(body["agent_type"])
+        project, issue = body["project_id"], body["issue_id"]
+        async with self._locks.hold((project, issue)):  # a proposal depends on the results before it
+            proposals = await self._propose(project, issue, category, body)
+            stored = await self._store(body, category, proposals, ticket)
+        self._hooks.tell("result_stored", result=body | {"id": stored.id, "stored_at": stored.timestamp})
+        return stored
+
+    async def _propose(self, project: str, issue: str, category: str, body: dict[str, Any]) -> list[NextAgent]:
+        history = [
+            ResultFact(row["agent_type"], row["category"], row["status"], json.loads(row["proposed"]))
+            for row in self._storage.read.issue_results(project, issue)
+        ]
+        result = ResultFact(body["agent_type"], category, body["result"]["status"])
+        return await asyncio.to_thread(self._ask_routing, result, history, body)
+
+    def _ask_routing(self, result: ResultFact, history: list[ResultFact], body: dict[str, Any]) -> list[NextAgent]:
+        """Each plugin gets the proposals as the ones before it left them. What is not a list of NextAgent is dropped. Blocks."""
+        proposals: list[NextAgent] = []
+        for name, function, arguments in self._hooks.implementations("next_agents"):
+            facts = {
+                "result": result, "proposals": list(proposals), "history": history,
+                "language": self._main_language(), "submission": body,
+            }  # fmt: skip
+            answer = self._hooks.ask_one("next_agents", name, function, arguments, facts)
+            if answer is None:
+                continue
+            try:
+                answer = msgspec.convert(answer, list[NextAgent], from_attributes=True)
+                for item in answer:
+                    self._agent_types.category(item.agent_type)
+                proposals = answer
+            except (msgspec.ValidationError, ApiError) as error:
+                log.warning("plugin %s: next_agents: %s", name, one_line(error))
+        return proposals
+
+    def _main_language(self) -> str:
+        """The project's language, looked at again after a minute. Blocks."""
+        looked, language = self._language
+        if time.monotonic() - looked > 60 or not language:
+            language = project_type(self._settings.root, [])
+            self._language = (time.monotonic(), language)
+        return language
+
+    async def _store(self, body: dict[str, Any], category: str, proposals: list[NextAgent], ticket: IdempotencyTicket | None) -> ResultStored:
+        now = time.time()
+        result_id = f"result-{uuid.uuid4()}"
+        record = msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)})
+        path = self._settings.storage / "results" / body["project_id"] / body["issue_id"] / f"{body['agent_type']}.json"
+        output = msgspec.json.encode(previous_output(body, result_id, now)).decode()
+        event = self._completed_event(body, category, result_id, proposals)
+
+        def job(records: Records) -> tuple[int, ResultStored]:
+            seq = records.insert_event(event)
+            records.add_published(event.project)
+            records.insert_result(result_id, body, category, now, [item.agent_type for item in proposals], output, record)
+            stored = ResultStored(result_id, True, str(path), proposals, True, self._bus.event_id(seq), iso(now))
+            if ticket:
+                ticket.remember(records, stored)
+            # Inside the transaction: a result whose file cannot be written is not stored either.
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_file(path, record)
+            return seq, stored
+
+        def committed(outcome: tuple[int, ResultStored]) -> ResultStored:
+            self._bus.wake(event, outcome[0])
+            return outcome[1]
+
+        try:
+            return typing.cast(ResultStored, await self._storage.write(job, committed))
+        except OSError as error:
+            raise ApiError("STR_001", f"Storage write failed: {error.strerror or type(error).__name__}") from None
+
+    def _completed_event(self, body: dict[str, Any], category: str, result_id: str, proposals: list[NextAgent]) -> NewEvent:
+        data = {"issue_id": body["issue_id"], "agent_type": body["agent_type"], "status": body["result"]["status"], "result_id": result_id}
+        data["next_agents"] = msgspec.to_builtins(proposals)
+        submission = {"publisher": body["agent_id"], "topic": CATEGORIES[category].topic, "data": data}
+        return new_event(body["project_id"], "agent_completed", submission)
+
+    def get(self, project: str, result_id: str) -> bytes:
+        """The stored record as JSON; raises REQ_002."""
+        record = self._storage.read.result(project, result_id)
+        if record is None:
+            raise ApiError("REQ_002", f"No result {result_id}")
+        return record
+
+    def page(self, project: str, query: ResultQuery) -> ResultList:
+        """A page of records, oldest first, cut where it would pass PAGE_BYTES."""
+        after = 0
+        if query.since:
+            after = self._storage.read.result_seq(project, query.since) or 0
+            if not after:
+                raise ApiError("REQ_001", f"since: no result {query.since[:128]}")
+        equal = {"issue": query.issue_id, "agent_type": query.agent_type, "status": query.status}
+        page: list[sqlite3.Row] = []
+        size = 0
+        for row in self._storage.read.results(project, after, query.limit, **equal):
+            size += len(row["body"])
+            if page and size > self.PAGE_BYTES:
+                break
+            page.append(row)
+        return ResultList([Raw(row["body"]) for row in page], page[-1]["id"] if page else None)
+
+
+def previous_output(body: dict[str, Any], result_id: str, stored: float) -> PreviousOutput:
+    """A result as later agents see it in their context."""
+    result = body["result"]
+    entries = [entry for key in ("files_created", "files_modified", "files_deleted") for entry in result.get(key) or []]
+    files = dict.fromkeys(entry if isinstance(entry, str) else entry["path"] for entry in entries)
+    decision, rationale = "; ".join(result.get("decisions") or []), result.get("rationale") or ""
+    return PreviousOutput(
+        body["agent_id"], body["agent_type"], iso(stored), decision, str(rationale), list(files), result["status"], result_id
+    )
+
+
+# ======================================================================================================
+# Event bus: the log is the truth, waking is a hint
+# ======================================================================================================
+
+
+class NewEvent(Struct, frozen=True):
+    """An event before it has its sequence number; ``body`` is the envelope's JSON without the id."""
+
+    project: str
+    type: str
+    topic: str
+    issue: str | None
+    created: float
+    expires: float
+    ttl: float
+    envelope: dict[str, Any]
+    body: bytes
+
+
+def new_event(project: str, event_type: str, submission: dict[str, Any]) -> NewEvent:
+    """An event from a validated submission; unknown fields stay, but never take the place of ours."""
+    now = time.time()
+    ttl = submission.get("ttl_seconds", 86_400)
+    envelope = {
+        "event_type": event_type, "publisher": submission["publisher"], "topic": submission["topic"], "data": submission["data"],
+        "timestamp": iso(now), "correlation_id": submission.get("correlation_id"),
+        "priority": submission.get("priority", "normal"), "ttl_seconds": ttl,
+    }  # fmt: skip
+    envelope |= {key: value for key, value in submission.items() if key not in envelope and key != "event_id"}
+    issues = texts_of(envelope, "issue_id")
+    issue = None if not issues else issues[0] if len(issues) == 1 else ANY_ISSUE
+    return NewEvent(project, event_type, submission["topic"], issue, now, now + ttl, ttl, envelope, msgspec.json.encode(envelope))
+
+
+ANY_ISSUE = "*"  # the issue column of an event whose issue_id is a list: every issue's readers look at it
+
+
+class Page(Struct, frozen=True):
+    """Matching events out of the log: ``scanned`` is the last sequence number that was looked at."""
+
+    seqs: list[int]
+    created: list[float]
+    undelivered: list[int]
+    events: list[Raw]
+    more: bool
+    scanned: int
+
+
+class Poll(Struct):
+    """An answer to a long poll on its way to the reader: ``content`` is the JSON."""
+
+    content: bytes
+    page: Page
+    key: tuple[str, str, str, str] | None
+    woken: bool
+    parked: float
+
+
+class EventBus:
+    """Publish and long-poll. Store, commit, wake, answer; a reader's position moves once its answer was written.
+
+    Everything but the commit happens on the loop, and nothing is awaited between the last look into the log and
+    parking, so no event can slip between.
+    """
+
+    STEP = 500  # rows looked at before others get their turn on the loop
+    SWEEP_SECONDS = 1.0
+    SWEEP_ROWS = 200
+    DEAD_LETTERS = 10_000
+
+    def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
+        self._storage, self._settings, self._hooks = storage, settings, hooks
+        self._waiters = WaiterIndex()
+        self._positions: dict[tuple[str, str, str, str], int] = {}
+        self._moved: dict[tuple[str, str, str, str], int] = {}
+        self._delivered: set[int] = set()
+        self._deliveries = 0
+        self._flushing = False
+        self._delivery_seconds: collections.deque[float] = collections.deque(maxlen=1000)
+        self._closed = False
+        self._sweeper: asyncio.Task[None] | None = None
+
+    # -- publishing
+
+    async def publish(self, project: str, event_type: str, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> EventPublished:
+        """Store an event and wake its waiters; the answer names their subjects."""
+        event = new_event(project, event_type, body)
+
+        def job(records: Records) -> int:
+            seq = records.insert_event(event)
+            records.add_published(project)
+            if ticket:
+                ticket.remember(records, self._published(event, seq, []))
+            return seq
+
+        return typing.cast(EventPublished, await self._storage.write(job, lambda seq: self._published(event, seq, self.wake(event, seq))))
+
+    def _published(self, event: NewEvent, seq: int, woken: list[str]) -> EventPublished:
+        return EventPublished(self.event_id(seq), True, woken, len(woken), event.envelope["timestamp"], event.topic, event.ttl)
+
+    def event_id(self, seq: int) -> str:
+        """Sorts like the sequence; the epoch tells another store's ids apart."""
+        return f"evt-{self._storage.epoch}-{seq:012d}"
+
+    def wake(self, event: NewEvent, seq: int) -> list[str]:
+        """Wake the waiters that ``event`` matches; the subjects that were woken, each once. On the loop, in commit order."""
+        envelope = {"event_id": self.event_id(seq), **event.envelope}
+        subjects: dict[str, None] = {}
+        for waiter in self._waiters.matching(event.project, event.type, envelope):
+            if not waiter.future.done() and seq > waiter.position:
+                waiter.future.set_result(seq)
+                subjects[waiter.subject] = None
+        self._hooks.tell("event_published", event=envelope)
+        return list(subjects)
+
+    # -- waiting
+
+    async def wait(self, claims: Claims, event_type: str, query: WaitQuery) -> Poll:
+        """The matching events after the reader's position or ``since``, as soon as there are any; empty on time-out.
+
+        Raises EVT_002 (filter), REQ_001 (garbage in since) and EVT_003 (since is outside of what is kept).
+        """
+        filter = Filter.parse(query.filter)
+        key = None if query.since else (claims.project_id, claims.sub, event_type, query.filter)
+        after, missed = self._begin(query.since, key)
+        watch = Watch(claims.project_id, event_type, filter, query.limit)
+        began = time.monotonic()
+        deadline = began + query.timeout / 1000
+        parked, woken = 0.0, False
+        while True:
+            page = await self._scan(watch, after)
+            left = deadline - time.monotonic()
+            if page.events or self._closed or left <= 0:
+                return self._poll(watch, page, key, missed, woken, parked)
+            seq = await self._park(watch, claims.sub, page.scanned, left)
+            parked = time.monotonic() - began
+            woken = seq is not None
+            after = page.scanned if seq is None else max(page.scanned, seq - 1)  # nothing that matches lies between
+
+    def _begin(self, since: str, key: tuple[str, str, str, str] | None) -> tuple[int, MissedEvents | None]:
+        """Where reading begins, and what to tell a reader whose remembered position retention has passed."""
+        floor = self._storage.read.floor()
+        if key is None:
+            return self.parse_cursor(since), None
+        position = self._positions.get(key)
+        if position is None:
+            position = self._storage.read.position(*key)
+        if position is None or position >= floor:
+            return max(position or 0, floor), None
+        return floor, MissedEvents(self.event_id(position), self.event_id(floor))
+
+    def parse_cursor(self, text: str) -> int:
+        """The sequence number of an event id, a cursor, ``earliest`` or ``latest``. Raises REQ_001 and EVT_003."""
+        floor, head = self._storage.read.floor(), self._storage.read.head()
+        if text in ("earliest", "latest"):
+            return floor if text == "earliest" else head
+        match = re.fullmatch(r"evt-([0-9a-f]{8})-(\d{12,18})", text, re.ASCII)
+        if not match:
+            raise ApiError("REQ_001", "since must be an event id, a cursor, earliest or latest")
+        seq = int(match[2])
+        if match[1] == self._storage.epoch and floor <= seq <= head:
+            return seq
+        reason = "another store" if match[1] != self._storage.epoch else "retention" if seq < floor else "beyond the head"
+        message = {
+            "another store": "The cursor is of another event store",
+            "retention": "Events after this cursor have been removed by retention",
+            "beyond the head": "The cursor lies beyond the newest event",
+        }[reason]
+        raise ApiError("EVT_003", message, details={"floor": self.event_id(floor), "head": self.event_id(head), "reason": reason})
+
+    async def _scan(self, watch: Watch, after: int) -> Page:
+        """The next page of matches after ``after``. Looks at STEP rows at a time; the last look has no await behind it."""
+        if (page := watch.memo(after, self._storage.read.head())) is not None:
+            return page
+        begin = after
+        seqs: list[int] = []
+        created: list[float] = []
+        undelivered: list[int] = []
+        events: list[Raw] = []
+        issue = watch.filter.required_value("issue_id")
+        while True:
+            head = self._storage.read.head()
+            rows = self._storage.read.events(watch.project, after, head, self.STEP, type=watch.type, issue=issue)
+            for row in rows:
+                body = b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]
+                if watch.filter.terms and not watch.filter.matches(msgspec.json.decode(body)):
+                    continue
+                if len(events) == watch.limit:
+                    return Page(seqs, created, undelivered, events, True, row["seq"] - 1)
+                seqs.append(row["seq"])
+                created.append(row["created"])
+                events.append(Raw(body))
+                if not row["delivered"]:
+                    undelivered.append(row["seq"])
+            if len(rows) < self.STEP:
+                return watch.remember(begin, head, Page(seqs, created, undelivered, events, False, max(head, begin)))
+            after = rows[-1]["seq"]
+            await asyncio.sleep(0)
+
+    async def _park(self, watch: Watch, subject: str, position: int, seconds: float) -> int | None:
+        """The sequence number of the event that wakes this waiter; None on time-out or stop."""
+        waiter = Waiter(subject, position, asyncio.get_running_loop().create_future())
+        self._waiters.add(watch, waiter)
+        try:
+            async with asyncio.timeout(seconds):
+                return await waiter.future
+        except TimeoutError:
+            return waiter.future.result() if waiter.future.done() and not waiter.future.cancelled() else None
+        finally:
+            self._waiters.remove(watch, waiter)
+
+    def _poll(self, watch: Watch, page: Page, key: Any, missed: MissedEvents | None, woken: bool, parked: float) -> Poll:
+        cursor = self.event_id(page.scanned)
+        content = None if missed or not page.events else watch.content(page)
+        if content is None:
+            answer = WaitAnswer(
+                typing.cast("list[Event | Raw]", page.events), page.more, cursor if page.events else None, cursor, iso(),
+                UNSET if page.events else True, missed or UNSET,
+            )  # fmt: skip
+            content = msgspec.json.encode(answer)
+            if page.events and not missed:
+                watch.keep_content(page, content)
+        return Poll(content, page, key, woken, parked)
+
+    def answered(self, poll: Poll) -> None:
+        """The answer was written to a live connection: move the position, note the delivery."""
+        if poll.key and poll.page.scanned > self._positions.get(poll.key, -1):
+            self._positions[poll.key] = self._moved[poll.key] = poll.page.scanned
+        self._delivered.update(poll.page.undelivered)
+        self._deliveries += len(poll.page.seqs)
+        if poll.woken:
+            now = time.time()
+            self._delivery_seconds.extend(max(0.0, now - moment) for moment in poll.page.created)
+        if not self._flushing and (self._moved or self._deliveries):
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Write what was answered meanwhile, all in one job."""
+        moved, delivered, deliveries = self._moved, self._delivered, self._deliveries
+        self._moved, self._delivered, self._deliveries = {}, set(), 0
+        self._flushing = False
+
+        def job(records: Records) -> None:
+            records.move_positions(moved)
+            if deliveries:
+                records.mark_delivered(delivered)
+                records.add_deliveries(deliveries)
+
+        self._storage.write_behind(job)
+
+    # -- listing
+
+    async def page(self, project: str, query: EventQuery) -> EventList:
+        """A page of retained events, or of dead letters, oldest first."""
+        read = self._storage.read
+        after = self.parse_cursor(query.since) if query.since and not (query.dead and query.since == "earliest") else 0
+        found: list[sqlite3.Row] = []
+        while len(found) < query.limit:
+            if query.dead:
+                rows = read.dead_letters(project, after, self.STEP)
+            else:
+                rows = read.events(project, after, read.head(), self.STEP, type=query.type or "*")
+            found += [row for row in rows if query.topic in (None, row["topic"]) and (not query.dead or query.type in (None, row["type"]))]
+            if len(rows) < self.STEP:
+                break
+            after = rows[-1]["seq"]
+            await asyncio.sleep(0)
+        found = found[: query.limit]
+        bodies = [Raw(b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]) for row in found]
+        return EventList(typing.cast("list[Event | Raw]", bodies), self.event_id(found[-1]["seq"]) if found else None)
+
+    # -- life
+
+    def start(self) -> None:
+        self._sweeper = asyncio.create_task(self._sweep_for_ever())
+
+    def close(self) -> None:
+        """Answer every waiting poll now, with the time-out shape; later ones are answered without waiting."""
+        self._closed = True
+        for waiter in self._waiters:
+            if not waiter.future.done():
+                waiter.future.set_result(None)
+
+    async def stop(self) -> None:
+        if self._sweeper:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+
+    async def round_trip(self) -> None:
+        """Park a waiter and wake it, through the same index and futures as everybody's. For ``/health``."""
+        watch = Watch("", "probe", Filter.parse("nonce:" + secrets.token_hex(8)), 1)
+        parked = asyncio.ensure_future(self._park(watch, "health", 0, 2.0))
+        await asyncio.sleep(0)
+        for waiter in self._waiters.matching("", "probe", {"nonce": watch.filter.required_value("nonce")}):
+            waiter.future.set_result(1)
+        if await parked != 1:
+            raise TimeoutError
+
+    async def _sweep_for_ever(self) -> None:
+        """Expiry, retention and old idempotency keys, in steps that hold the writer for a few milliseconds."""
+        while True:
+            try:
+                while await self._storage.write(self._sweep):
+                    await asyncio.sleep(0.005)
+            except (sqlite3.Error, OSError) as error:
+                log.warning("housekeeping waits for the storage: %s", one_line(error))
+            await asyncio.sleep(self.SWEEP_SECONDS)
+
+    def _sweep(self, records: Records) -> bool:
+        """One step; whether there may be more to do."""
+        now = time.time()
+        buried = records.bury_expired(now, self.SWEEP_ROWS)
+        expired = records.delete_expired(now, self.SWEEP_ROWS)
+        mark = records.retention_mark(now - self._settings.event_retention, self._settings.event_limit, self.SWEEP_ROWS)
+        if mark is not None:
+            records.bury_up_to(mark)
+            records.delete_up_to(mark)
+            records.set_meta("floor", str(mark))
+        if buried or mark is not None:
+            records.trim_dead_letters(self.DEAD_LETTERS)
+        forgotten = records.forget_old(now - Idempotency.KEPT, self.SWEEP_ROWS)
+        return expired == self.SWEEP_ROWS or mark is not None or forgotten == self.SWEEP_ROWS
+
+    def statistics(self) -> EventStatistics:
+        read, project = self._storage.read, self._settings.project
+        times = self._delivery_seconds
+        return EventStatistics(
+            total_published=read.count_published(project),
+            total_delivered=int(read.meta("deliveries") or 0) + self._deliveries,
+            active_subscriptions=len(self._waiters),
+            queue_depth=read.undelivered(project),
+            avg_delivery_time_ms=round(sum(times) / len(times) * 1000, 3) if times else 0.0,
+            dead_letter_queue_size=read.count_dead_letters(project),
+        )
+
+
+class Waiter:
+    """A parked poll: everything up to ``position`` has been looked at."""
+
+    __slots__ = ("future", "position", "subject")
+
+    def __init__(self, subject: str, position: int, future: asyncio.Future[int | None]) -> None:
+        self.subject, self.position, self.future = subject, position, future
+
+
+class Watch:
+    """What a poll watches. Polls that watch the same share one group of waiters and one reading of the log."""
+
+    def __init__(self, project: str, type: str, filter: Filter, limit: int) -> None:
+        self.project, self.type, self.filter, self.limit = project, type, filter, limit
+        self.group: Group | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return (self.project, self.type, self.filter.text, self.limit)
+
+    def memo(self, after: int, head: int) -> Page | None:
+        """What a member of the group read from the same place up to the same head a moment ago."""
+        known = self.group.page if self.group else None
+        return known[1] if known and known[0] == (after, head) else None
+
+    def remember(self, after: int, head: int, page: Page) -> Page:
+        if self.group and page.events:
+            self.group.page = ((after, head), page)
+        return page
+
+    def content(self, page: Page) -> bytes | None:
+        return self.group.content[1] if self.group and self.group.content and self.group.content[0] is page else None
+
+    def keep_content(self, page: Page, content: bytes) -> None:
+        if self.group:
+            self.group.content = (page, content)
+
+
+class Group:
+    """The waiters of one watch, with what the last reading for them gave."""
+
+    def __init__(self, filter: Filter) -> None:
+        self.filter = filter
+        self.waiters: dict[Waiter, None] = {}
+        self.page: tuple[tuple[int, int], Page] | None = None
+        self.content: tuple[Page, bytes] | None = None
+
+
+class WaiterIndex:
+    """Waiters by project, type and one equality term of their filter: a publish looks only at those it may concern."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, str, str, int], Group] = {}
+        self._plain: dict[tuple[str, str], dict[Group, None]] = {}  # groups whose filter has no equality term
+        self._by_term: dict[tuple[str, str], dict[str, dict[str, dict[Group, None]]]] = {}  # ... field -> value -> groups
+        self._number = 0
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[Waiter]:
+        return iter([waiter for group in self._groups.values() for waiter in group.waiters])
+
+    def add(self, watch: Watch, waiter: Waiter) -> None:
+        group = self._groups.get(watch.key)
+        if group is None:
+            group = self._groups[watch.key] = Group(watch.filter)
+            for shelf in self._shelves(watch, group):
+                shelf[group] = None
+        watch.group = group
+        group.waiters[waiter] = None
+        self._number += 1
+
+    def remove(self, watch: Watch, waiter: Waiter) -> None:
+        group = self._groups[watch.key]
+        del group.waiters[waiter]
+        self._number -= 1
+        if not group.waiters:
+            del self._groups[watch.key]
+            for shelf in self._shelves(watch, group):
+                shelf.pop(group, None)
+            self._prune(watch)
+
+    def _shelves(self, watch: Watch, group: Group) -> list[dict[Group, None]]:
+        """Where a group is to be found: under each value of its equality term, or among the plain ones."""
+        place = (watch.project, watch.type)
+        term = group.filter.index_term
+        if term is None:
+            return [self._plain.setdefault(place, {})]
+        by_value = self._by_term.setdefault(place, {}).setdefault(term.field, {})
+        return [by_value.setdefault(value.text, {}) for value in term.values]
+
+    def _prune(self, watch: Watch) -> None:
+        """Drop shelves that have become empty, so that passing filters leave nothing behind."""
+        place = (watch.project, watch.type)
+        if place in self._plain and not self._plain[place]:
+            del self._plain[place]
+        term, fields_of_place = watch.filter.index_term, self._by_term.get(place)
+        if term is None or fields_of_place is None or term.field not in fields_of_place:
+            return
+        by_value = fields_of_place[term.field]
+        for value in term.values:
+            if value.text in by_value and not by_value[value.text]:
+                del by_value[value.text]
+        if not by_value:
+            del fields_of_place[term.field]
+        if not fields_of_place:
+            del self._by_term[place]
+
+    def matching(self, project: str, event_type: str, event: dict[str, Any]) -> Iterator[Waiter]:
+        """The waiters whose type and filter match ``event``; a waiter may come twice."""
+        for place in ((project, event_type), (project, "*")):
+            groups = list(self._plain.get(place, ()))
+            for field, by_value in self._by_term.get(place, {}).items():
+                for text in texts_of(event, field):
+                    groups += by_value.get(text, ())
+            for group in groups:
+                if group.filter.matches(event):
+                    yield from list(group.waiters)
+
+
+class FilterValue(Struct, frozen=True):
+    """A value of a term: ``prefix`` for ``abc*``; a lone ``*`` is the empty prefix."""
+
+    text: str
+    prefix: bool
+
+
+class FilterTerm(Struct, frozen=True):
+    """field:value|value, or field:!value|value."""
+
+    field: str
+    values: tuple[FilterValue, ...]
+    negated: bool
+
+    def matches(self, event: dict[str, Any]) -> bool:
+        texts = texts_of(event, self.field)
+        if any(value.prefix and not value.text for value in self.values):  # a lone * means present, objects included
+            found = find_field(event, self.field) is not None or bool(texts)
+        else:
+            found = any(text.startswith(value.text) if value.prefix else text == value.text for text in texts for value in self.values)
+        return found is not self.negated
+
+
+class Filter(Struct, frozen=True):
+    """A filter expression: every term must match. No terms match everything."""
+
+    text: str
+    terms: tuple[FilterTerm, ...]
+
+    @staticmethod
+    @functools.lru_cache(4096)
+    def parse(text: str) -> Filter:
+        """Raises ApiError EVT_002 that says what is wrong at which character (counted from 1)."""
+        return Filter(text, tuple(FilterParser(text).parse()))
+
+    def matches(self, event: dict[str, Any]) -> bool:
+        return all(term.matches(event) for term in self.terms)
+
+    @property
+    def index_term(self) -> FilterTerm | None:
+        """The first term that demands one of some exact values."""
+        return next((term for term in self.terms if not term.negated and not any(value.prefix for value in term.values)), None)
+
+    def required_value(self, field: str) -> str | None:
+        """The one value that ``field`` must have in data, None where the filter leaves it open."""
+        for term in self.terms:
+            if term.field == field and not term.negated and len(term.values) == 1 and not term.values[0].prefix:
+                return term.values[0].text
+        return None
+
+
+class FilterParser:
+    """Reads ``field:value|!…`` expressions; one method per rule of the grammar.
+
+    filter = [ term { "," term } ];  term = field ":" [ "!" ] value { "|" value };
+    value = ( quoted | bare ) [ "*" ] | "*";  quoted = '"' { any | '\\"' } '"';  bare: anything but , : | " *
+    """
+
+    FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
+    BARE = re.compile(r'[^,:|"*]+')
+    MAX_TERMS = 32
+
+    def __init__(self, text: str) -> None:
+        self._text, self._at = text, 0
+
+    def parse(self) -> Iterator[FilterTerm]:
+        number = 0
+        while self._text and (number == 0 or self._take(",")):
+            yield self._term()
+            number += 1
+            if number > self.MAX_TERMS:
+                self._fail(f"more than {self.MAX_TERMS} terms")
+        if self._at < len(self._text):
+            self._fail("expected ',' or '|' or the end" if number else "expected a field")
+
+    def _term(self) -> FilterTerm:
+        match = self.FIELD.match(self._text, self._at)
+        if not match:
+            self._fail("expected a field name")
+        self._at = match.end()
+        if not self._take(":"):
+            self._fail(f"expected ':' after the field {match[0]}")
+        negated = self._take("!")
+        values = [self._value()]
+        while self._take("|"):
+            values.append(self._value())
+        return FilterTerm(match[0], tuple(values), negated)
+
+    def _value(self) -> FilterValue:
+        if self._take('"'):
+            text = self._quoted()
+        else:
+            match = self.BARE.match(self._text, self._at)
+            if not match:
+                if self._take("*"):
+                    return FilterValue("", True)
+                self._fail("expected a value")
+            self._at, text = match.end(), match[0]
+            if text.startswith("!"):
+                self._at -= len(text)
+                self._fail("'!' may only stand before the first value; quote it to mean it")
+        return FilterValue(text, self._take("*"))
+
+    QUOTED = re.compile(r'((?:\\"|[^"])*)"')
+
+    def _quoted(self) -> str:
+        match = self.QUOTED.match(self._text, self._at)
+        if not match:
+            self._at -= 1
+            self._fail("this quote is never closed")
+        self._at = match.end()
+        return match[1].replace('\\"', '"')
+
+    def _take(self, character: str) -> bool:
+        if self._text.startswith(character, self._at):
+            self._at += 1
+            return True
+        return False
+
+    def _fail(self, problem: str) -> typing.NoReturn:
+        raise ApiError("EVT_002", f"Invalid filter: {problem} at character {self._at + 1}", details={"character": self._at + 1})
+
+
+def find_field(event: dict[str, Any], field: str) -> Any:
+    """The value of a dotted path in the envelope, else in data; None where there is none."""
+    path = field.split(".")
+    for place in (event, event.get("data")):
+        value: Any = place
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is not None:
+            return value
+    return None
+
+
+def texts_of(event: dict[str, Any], field: str) -> list[str]:
+    """The JSON texts of a field's scalar, or of an array's scalars. A null in data has the text null."""
+    value = find_field(event, field)
+    if value is None:
+        return ["null"] if is_null(event.get("data"), field.split(".")) else []
+    items = value if isinstance(value, list) else [value]
+    return [item if isinstance(item, str) else json.dumps(item) for item in items if not isinstance(item, (dict, list))]
+
+
+def is_null(place: Any, path: list[str]) -> bool:
+    for name in path:
+        if not isinstance(place, dict) or name not in place:
+            return False
+        place = place[name]
+    return place is None
+
+
+# ======================================================================================================
+# Context: the project's state, the assembler, the cache, the watcher
+# ======================================================================================================
+
+
+class Signature(Struct, frozen=True, eq=True):
+    """What changes on disk when a file or folder does."""
+
+    mtime_ns: int
+    ctime_ns: int
+    size: int
+    inode: int
+    mode: int
+
+
+def sign(path: str) -> Signature | None:
+    """The signature of what is at ``path`` (links are not followed), None where nothing is."""
+    try:
+        facts = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    return Signature(facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode)
+
+
+class ProjectState(Struct, frozen=True, dict=True):
+    """The project at one moment: its files, git facts, and the proof by which a later look tells whether it still holds."""
+
+    root: str
+    files: list[FileFact]
+    git: GitContext
+    head: str | None
+    proof: dict[str, Signature | None]
+    settled: bool  # no signature is so young that a second change could hide behind it
+
+    def is_current(self) -> bool:
+        """Whether nothing that went into this has changed on disk. Blocks: one lstat per file and folder."""
+        return self.settled and all(sign(path) == signature for path, signature in self.proof.items())
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(repr(sorted(self.proof.items())).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class ContextAnswer(Struct, frozen=True):
+    """A context as sent, with its ETag."""
+
+    body: bytes
+    etag: str
+
+
+class CacheEntry(Struct, frozen=True):
+    """A built context: the JSON before and after what differs between a build and a hit, and what it was built from."""
+
+    issue_id: str
+    head: bytes
+    tail: bytes
+    etag: str
+    state: ProjectState
+    results: int
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + len(self.tail)
+
+
+class Contexts:
+    """Contexts, built in worker threads, cached, and never older than the disk.
+
+    A hit is checked against the disk each time; the watcher only empties the cache early. Same requests at the same
+    time are built once.
+    """
+
+    def __init__(self, storage: Storage, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
+        self._storage, self._hooks, self._agent_types, self._settings = storage, hooks, agent_types, settings
+        self._cache: collections.OrderedDict[tuple[Any, ...], CacheEntry] = collections.OrderedDict()
+        self._bytes = 0
+        self._building: dict[tuple[Any, ...], asyncio.Task[tuple[CacheEntry, bool]]] = {}
+        self._state: ProjectState | None = None
+        self._state_lock = threading.Lock()
+        self._hits = self._misses = 0
+        self._watcher = Watcher(settings.root, self._changed)
+        self._index_folder = settings.storage / "index"
+
+    def start(self) -> None:
+        self._index_folder.mkdir(mode=0o700, exist_ok=True)
+        self._loop = asyncio.get_running_loop()
+        if not self._settings.no_watch:
+            self._starting = asyncio.ensure_future(asyncio.to_thread(self._watcher.start))
+
+    async def close(self) -> None:
+        if not self._settings.no_watch:
+            await asyncio.gather(self._starting, return_exceptions=True)
+            await asyncio.to_thread(self._watcher.stop)
+
+    def watching(self) -> str:
+        return "off" if self._settings.no_watch else self._watcher.state
+
+    async def get(self, issue_id: str, agent_type: str, query: ContextQuery) -> ContextAnswer:
+        """The context of an issue for an agent type. Raises AGT_002 and REQ_002 (404), CTX_001 and CTX_002."""
+        entry, hit = await self._entry(issue_id, agent_type, query)
+        marks = msgspec.json.encode({"timestamp": iso(), "cache_hit": hit})
+        return ContextAnswer(entry.head + marks[1:-1] + entry.tail, entry.etag)
+
+    async def _entry(self, issue_id: str, agent_type: str, query: ContextQuery) -> tuple[CacheEntry, bool]:
+        category = self._agent_types.category(agent_type, status=404)
+        project = self._settings.project
+        task = query.task or await self._task(issue_id)
+        key = (project, issue_id, agent_type, task, query.max_bytes, query.max_files)
+        if key not in self._building:
+            outputs = [json.loads(row["output"]) for row in self._storage.read.issue_results(project, issue_id)]
+            results = self._storage.read.issue_head(project, issue_id)
+            work = self._check_or_build(key, category, outputs, results, query)
+            task_of_key = self._building[key] = asyncio.create_task(work)
+            task_of_key.add_done_callback(lambda _: self._building.pop(key, None))
+        return await asyncio.shield(self._building[key])
+
+    async def _task(self, issue_id: str) -> str:
+        """The issue's task text: from a plugin that knows the issue, else from the latest spawn. Raises REQ_002 (404)."""
+        spawned = self._storage.read.latest_task(self._settings.project, issue_id) or ""
+        if not self._hooks.implementations("resolve_issue"):
+            return spawned
+        try:
+            issue = await asyncio.to_thread(self._hooks.first, "resolve_issue", issue_id=issue_id)
+        except IssueNotFound:
+            raise ApiError("REQ_002", f"No issue {issue_id}") from None
+        if not isinstance(issue, dict):
+            return spawned
+        return "\n\n".join(str(text) for text in (issue.get("title"), issue.get("body"), spawned) if text)
+
+    async def _check_or_build(
+        self, key: tuple[Any, ...], category: str, outputs: list[dict[str, Any]], results: int, query: ContextQuery
+    ) -> tuple[CacheEntry, bool]:
+        entry = self._cache.get(key)
+        if entry and entry.results == results and await asyncio.to_thread(entry.state.is_current):
+            self._hits += 1
+            if key in self._cache:
+                self._cache.move_to_end(key)
+            return entry, True
+        self._misses += 1
+        self._drop(key)
+        try:
+            entry = await asyncio.to_thread(self._build, key, category, outputs, results, query)
+        except ApiError:
+            raise
+        except Exception as error:  # a boundary: whatever a repository may hold
+            log.error("context for %s could not be built", key[1], exc_info=error)
+            raise ApiError("CTX_001") from None
+        self._keep(key, entry)
+        return entry, False
+
+    def _build(self, key: tuple[Any, ...], category: str, outputs: list[dict[str, Any]], results: int, query: ContextQuery) -> CacheEntry:
+        """Blocks. Everything is read after the state's signatures were taken, so what changes meanwhile shows at the next look."""
+        _, issue_id, agent_type, task, max_bytes, max_files = key
+        state = self._current_state()
+        request = ContextRequest(
+            issue_id=issue_id, agent_type=agent_type, category=category, task=task, outputs=outputs, max_bytes=max_bytes,
+            max_files=max_files, project=state, rank=self._rank, index_folder=str(self._index_folder),
+        )  # fmt: skip
+        sections: Sections = {}
+        for name, answer in self._hooks.ask("context_section", request=request):
+            try:
+                sections |= {key: msgspec.to_builtins(value) for key, value in answer.items()}
+                msgspec.json.encode(sections)
+            except (TypeError, ValueError, AttributeError) as error:
+                log.warning("plugin %s: context_section: %s", name, one_line(error))
+        missing = {field.name for field in msgspec.structs.fields(ContextSections)} - set(sections)
+        if missing:
+            raise RuntimeError(f"sections {sorted(missing)} could not be made")
+        sections["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in sections["relevant_files"])
+        etag = f'"{hashlib.sha256(repr((key, state.digest, results)).encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
+        head, tail = fit_context(issue_id, agent_type, sections, max_bytes, task)
+        return CacheEntry(issue_id, head, tail, etag, state, results)
+
+    def _rank(self, request: RankRequest) -> list[RankedFile]:
+        """The first ranking that a plugin gives; the built-in one always does. Blocks."""
+        for name, answer in self._hooks.ask("rank_files", request=request):
+            if isinstance(answer, list) and all(isinstance(item, RankedFile) for item in answer):
+                return answer
+            log.warning("plugin %s: rank_files: did not return a list of RankedFile", name)
+        return []
+
+    def _current_state(self) -> ProjectState:
+        """The project as it is now; shared by the builds of one moment. Blocks."""
+        with self._state_lock:
+            if self._state is None or not self._state.is_current():
+                self._state = scan_project(self._settings.root, self._settings.storage)
+            return self._state
+
+    def _keep(self, key: tuple[Any, ...], entry: CacheEntry) -> None:
+        self._drop(key)
+        limit = self._settings.cache_size_mb * MB
+        if entry.size > limit or not entry.state.settled:
+            return
+        self._cache[key] = entry
+        self._bytes += entry.size
+        while self._bytes > limit:
+            self._drop(next(iter(self._cache)))
+
+    def _drop(self, key: tuple[Any, ...]) -> int:
+        entry = self._cache.pop(key, None)
+        self._bytes -= entry.size if entry else 0
+        return entry.size if entry else 0
+
+    def clear(self, issue_id: str | None) -> tuple[int, int]:
+        """Forget the contexts of an issue (None: all); (entries, bytes) that were there."""
+        keys = [key for key, entry in self._cache.items() if issue_id in (None, entry.issue_id)]
+        return len(keys), sum(self._drop(key) for key in keys)
+
+    def _changed(self) -> None:
+        """Called in the watcher's thread when something changed."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
+            self._loop.call_soon_threadsafe(self.clear, None)
+
+    def statistics(self) -> dict[str, Any]:
+        looked = self._hits + self._misses
+        return {
+            "context_cache_entries": len(self._cache), "context_cache_bytes": self._bytes,
+            "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0, "watching": self.watching(),
+        }  # fmt: skip
+
+
+def fit_context(issue_id: str, agent_type: str, sections: Sections, max_bytes: int, task: str) -> tuple[bytes, bytes]:
+    """The answer's JSON within ``max_bytes``, in two parts between which timestamp and cache_hit go. Raises CTX_002.
+
+    The least relevant files go first, long ones are cut at line ends; the structure's lists are cut last, deepest
+    first, and only as far as a fifth of the budget where there are files that need the room.
+    """
+    files, sections = sections["relevant_files"], {**sections, "relevant_files": []}
+    room = max_bytes - 600 - len(issue_id) - len(agent_type)  # what surrounds the context, its longest figures included
+    structure, cut = sections["project_structure"], False
+    others = len(msgspec.json.encode({**sections, "project_structure": None}))
+    if len(msgspec.json.encode(structure)) > max(room // 5, room - others - sum(file["size"] for file in files)):
+        cut = cut_structure(structure, max(room // 5, room - others - sum(file["size"] for file in files)))
+    for name, trim in (("recent_commits", sections["git_context"]), ("uncommitted_changes", sections["git_context"])):
+        while len(msgspec.json.encode(sections)) > room and trim.get(name):
+            trim[name], cut = trim[name][: len(trim[name]) // 2], True
+    while len(msgspec.json.encode(sections)) > room and sections["previous_agent_outputs"]:
+        sections["previous_agent_outputs"], cut = sections["previous_agent_outputs"][1:], True
+    if len(msgspec.json.encode(sections)) > room:
+        cut = cut_structure(structure, max(0, len(msgspec.json.encode(structure)) - (len(msgspec.json.encode(sections)) - room))) or cut
+    left = room - len(msgspec.json.encode(sections))
+    if left < 0:
+        raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes")
+    chosen, files_cut = choose_files(files, left, cap=max(800, max_bytes // 4))
+    sections["relevant_files"] = chosen
+    cut = cut or files_cut
+    strategy = "none" if not cut else "smart" if task else "file_sampling"
+    content = msgspec.json.encode(sections)
+    head = msgspec.json.encode({"issue_id": issue_id, "agent_type": agent_type})[:-1] + b',"context":' + content + b","
+    facts = {"truncated": cut, "truncation_strategy": strategy, "total_size_bytes": len(content), "file_count": len(chosen)}
+    return head + msgspec.json.encode(facts)[1:-1] + b",", b"}"
+
+
+def choose_files(files: list[dict[str, Any]], room: int, cap: int) -> tuple[list[dict[str, Any]], bool]:
+    """The files that fit into ``room``, most relevant first, each cut to ``cap``; whether anything was left out."""
+    chosen: list[dict[str, Any]] = []
+    cut = False
+    for file in files:
+        limit = min(room - 1, cap)
+        size = len(msgspec.json.encode(file))
+        if size > limit:
+            cut = True
+            shorter = cut_file(file, limit) if limit >= 800 else None
+            if shorter is None:
+                continue
+            file, size = shorter, len(msgspec.json.encode(shorter))
+        cut = cut or file.get("truncated", False)
+        chosen.append(file)
+        room -= size + 1
+    return chosen, cut
+
+
+def cut_file(file: dict[str, Any], limit: int) -> dict[str, Any] | None:
+    """The file cut at a line end so that its JSON has at most ``limit`` bytes; None where not one line fits."""
+    content = file["content"]
+    frame = len(msgspec.json.encode({**file, "content": "", "truncated": True, "checksum": "sha256:" + "0" * 64}))
+    size = len(msgspec.json.encode(content))
+    while content and frame + size > limit:
+        keep = int(len(content) * max(0, limit - frame) / size)
+        content = content[: content.rfind("\n", 0, min(keep, len(content) - 1)) + 1]
+        size = len(msgspec.json.encode(content))
+    return {**file, "content": content, "checksum": checksum(content), "truncated": True} if content else None
+
+
+def cut_structure(structure: dict[str, Any], limit: int) -> bool:
+    """Shorten the lists of files and folders, deepest first, until the JSON has at most ``limit`` bytes."""
+    cut = False
+    for name in ("files", "directories"):
+        while (size := len(msgspec.json.encode(structure))) > limit and structure[name]:
+            by_depth = sorted(structure[name], key=lambda path: (path.count("/"), path))
+            keep = min(int(len(by_depth) * limit / size), len(by_depth) - 1)
+            structure[name], cut = sorted(by_depth[:keep]), True
+    return cut
+
+
+def checksum(content: str) -> str:
+    return "sha256:" + hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# -- the project on disk
+
+NOT_OURS = frozenset({  # folders that are not looked into where git does not say what is ignored
+    ".git", ".hg", ".svn", "node_modules", ".venv", "venv", "__pycache__", ".tox", ".nox", ".mypy_cache", ".pytest_cache",
+    ".ruff_cache", ".idea", "target", "dist", "build",
+})  # fmt: skip
+
+REPORTS = (  # report files that projects leave behind; most are ignored by git, so they are looked for by name
+    "coverage.xml", "coverage/coverage-summary.json", "coverage/lcov.info", "lcov.info",
+    "junit.xml", "test-results.xml", "reports/junit.xml", "build/test-results.xml", "bandit.json", "results.sarif",
+)  # fmt: skip
+
+
+def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes | None:
+    """What git prints, None where it fails, hangs or is not installed. Runs no hooks or helpers of the repository. Blocks."""
+    command = ["git", "-C", str(folder), "-c", "core.quotepath=off", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
+    try:
+        # Without optional locks reading never writes the index, which would look like a change.
+        environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", **(env or {})}
+        done = subprocess.run([*command, *arguments], capture_output=True, timeout=30, env=environ, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.debug("git %s: %s", arguments[0], error)
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def split_z(output: bytes | None) -> list[str]:
+    return [os.fsdecode(item) for item in (output or b"").split(b"\0") if item]
+
+
+def scan_project(root: Path, scratch: Path) -> ProjectState:
+    """The project as it is now. Signatures are taken first and looked at again, so that the state can prove itself. Blocks."""
+    for _ in range(3):
+        began = time.time_ns()
+        state = scan_once(root, scratch)
+        youngest = max((max(s.mtime_ns, s.ctime_ns) for s in state.proof.values() if s), default=0)
+        # Time stamps move in steps of up to 10 ms: a signature this young could hide a second change of the same moment.
+        if youngest < began - 12_000_000:
+            return msgspec.structs.replace(state, settled=True)
+        time.sleep(0.015)
+        if all(sign(path) == signature for path, signature in state.proof.items()) and youngest < time.time_ns() - 12_000_000:
+            return msgspec.structs.replace(state, settled=True)
+    return state
+
+
+def scan_once(root: Path, scratch: Path) -> ProjectState:
+    git_folder = find_git_folder(root)
+    proof = {path: sign(path) for path in git_files(git_folder)} if git_folder else {}
+    proof |= {str(root / name): sign(str(root / name)) for name in REPORTS}
+    environ = None if git_folder else borrowed_git(root, scratch)
+    ignored = set(split_z(run_git(root, "ls-files", "-z", "-o", "-i", "--exclude-standard", "--directory", env=environ)))
+    proof |= sign_folders(root, ignored, skip=frozenset({".git"}) if git_folder else NOT_OURS)
+    listed = run_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate", env=environ)
+    names = split_z(listed) if listed is not None else [str(PurePosixPath(p)) for p in walk_files(root)]
+    files = []
+    for name in sorted(names):
+        path = os.path.join(root, name)
+        if not git_folder and NOT_OURS & set(name.split("/")[:-1]):
+            continue
+        signature = proof[path] = sign(path)
+        if signature and not stat.S_ISDIR(signature.mode):
+            files.append(FileFact(name, signature.size, signature.mtime_ns))
+    git, head = (read_git(root), head_commit(root)) if git_folder else (GitContext(None, [], [], None, None), None)
+    return ProjectState(str(root), files, git, head, proof, settled=False)
+
+
+def find_git_folder(root: Path) -> tuple[Path, Path] | None:
+    """(git dir, common git dir) of the work tree that ``root`` lies in; None without git."""
+    found = run_git(root, "rev-parse", "--absolute-git-dir", "--git-common-dir", "--is-inside-work-tree")
+    if not found or not found.endswith(b"true\n"):
+        return None
+    own, common, _ = os.fsdecode(found).rsplit("\n", 1)[0].split("\n")
+    return Path(own), (root / common).resolve()
+
+
+def git_files(folders: tuple[Path, Path]) -> list[str]:
+    """The files of git whose change can change a context: head, index, branches, ignore rules, configuration."""
+    own, common = folders
+    names = [own / name for name in ("HEAD", "index", "logs/HEAD", "MERGE_HEAD", "config.worktree")]
+    names += [common / name for name in ("packed-refs", "config", "info/exclude", "refs/heads", "refs/stash", "shallow")]
+    with contextlib.suppress(OSError):
+        head = (own / "HEAD").read_text().strip()
+        if head.startswith("ref: "):
+            names.append(common / head[5:])
+    return [str(name) for name in names]
+
+
+def borrowed_git(root: Path, scratch: Path) -> dict[str, str] | None:
+    """Lets git's own ignore rules speak for a folder that is no repository, through an empty repository in our storage."""
+    empty = scratch / "empty.git"
+    if not (empty / "HEAD").exists() and run_git(scratch, "init", "--quiet", "--bare", str(empty)) is None:
+        return None
+    return {"GIT_DIR": str(empty), "GIT_WORK_TREE": str(root)}
+
+
+def sign_folders(root: Path, ignored: set[str], skip: frozenset[str]) -> dict[str, Signature | None]:
+    """The signatures of the root and of every folder below it that is not ignored: a new name changes its folder."""
+    found: dict[str, Signature | None] = {}
+    pending = [""]
+    while pending:
+        relative = pending.pop()
+        folder = os.path.join(root, relative) if relative else str(root)
+        found[folder] = sign(folder)
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                name = f"{relative}{entry.name}/"
+                if entry.name not in skip and name not in ignored and entry.is_dir(follow_symlinks=False):
+                    pending.append(name)
+    return {path.rstrip("/") or "/": signature for path, signature in found.items()}
+
+
+def walk_files(root: Path) -> Iterator[str]:
+    """Files below ``root`` where git is not installed."""
+    for place, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in NOT_OURS]
+        yield from (os.path.relpath(os.path.join(place, name), root).replace(os.sep, "/") for name in names)
+
+
+def head_commit(root: Path) -> str | None:
+    found = run_git(root, "rev-parse", "--verify", "--quiet", "HEAD")
+    return found.decode().strip() if found else None
+
+
+def read_git(root: Path) -> GitContext:
+    """Branch, commits, changes and remote. Blocks."""
+    branch = (run_git(root, "symbolic-ref", "--short", "-q", "HEAD") or b"").decode("utf-8", "replace").strip() or None
+    listed = (run_git(root, "config", "--get-regexp", r"^remote\..*\.url$") or b"").decode("utf-8", "replace")
+    named = dict(re.findall(r"^remote\.(.*)\.url (.*)$", listed, re.MULTILINE))
+    remote = "origin" if "origin" in named else next(iter(named), None)
+    return GitContext(branch, read_commits(root), read_changes(root), remote, without_user_info(named[remote]) if remote else None)
+
+
+def without_user_info(url: str) -> str:
+    """A remote's URL without the user name and password that some carry."""
+    return re.sub(r"^(\w[\w+.-]*://)[^/@]*@", r"\1", url)
+
+
+def read_commits(root: Path, number: int = 10) -> list[Commit]:
+    shape = "--pretty=format:%x01%h%x02%s%x02%an%x02%ct"
+    output = run_git(root, "log", f"-n{number}", "-z", "--name-only", "--no-renames", "-m", "--first-parent", shape)
+    commits = []
+    for block in os.fsdecode(output or b"").split("\x01")[1:]:
+        header, _, names = block.partition("\n")
+        hash, subject, author, moment = [*header.rstrip("\0").split("\x02"), "", "", "0"][:4]
+        files = [name for name in names.split("\0") if name]
+        commits.append(Commit(hash, clean_text(subject), clean_text(author), iso(float(moment.rstrip("\0") or 0)), [clean_text(f) for f in files]))
+    return commits
+
+
+CHANGE_STATUS = {"M": "modified", "T": "modified", "A": "added", "D": "deleted", "R": "renamed", "C": "added", "U": "modified"}
+
+
+def read_changes(root: Path) -> list[Change]:
+    """Uncommitted changes against the last commit, staged and not, with their line counts."""
+    tokens = iter(split_z(run_git(root, "status", "--porcelain=v1", "-z", "--untracked-files=all", "--", ".")))
+    counts = line_counts(root)
+    prefix = os.fsdecode(run_git(root, "rev-parse", "--show-prefix") or b"").rstrip("\n")
+    changes = []
+    for token in tokens:
+        code, path = token[:2], token[3:]
+        if "R" in code or "C" in code:
+            next(tokens, None)  # the old name
+        path = path.removeprefix(prefix)
+        letter = next((mark for mark in "RDAUMTC" if mark in code), "M")
+        status = "untracked" if code == "??" else CHANGE_STATUS[letter]
+        changes.append(Change(clean_text(path), typing.cast(Any, status), counts.get(path)))
+    return changes
+
+
+def line_counts(root: Path) -> dict[str, str]:
+    """"+added -removed" of every changed text file."""
+    empty_tree = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # what an unborn branch is compared with
+    flags = ("diff", "--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "-M")
+    output = run_git(root, *flags, "HEAD")
+    tokens = iter(split_z(output if output is not None else run_git(root, *flags, empty_tree)))
+    counts = {}
+    for token in tokens:
+        added, removed, path = [*token.split("\t", 2), "", ""][:3]
+        if not path:  # a rename: the old and the new name follow
+            next(tokens, None)
+            path = next(tokens, "")
+        if added != "-":
+            counts[path] = f"+{added} -{removed}"
+    return counts
+
+
+def clean_text(text: str) -> str:
+    """Text that JSON can carry: what is not UTF-8 becomes the replacement character."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+class Watcher:
+    """Tells that something below the root changed, through watchdog: a fast hint and never the proof.
+
+    ``state`` is "full", "partial: why" (then changes there are found by the check against the disk alone) or "off".
+    """
+
+    BUDGET = 8_000  # folders: each costs a kernel watch, which the user's editor wants too
+
+    def __init__(self, root: Path, changed: Callable[[], None]) -> None:
+        self._root, self._changed = root, changed
+        self._observer: Any = None
+        self.state = "starting"
+
+    def start(self) -> None:
+        """Blocks. Watches the root and git's folder themselves, and below them each folder that is worth it while the budget lasts."""
+        budget = min(self.BUDGET, watch_limit() // 2)
+        # Without this filter watchdog's own walk floods its queue on large trees, and mere reading counts as a change.
+        kinds = [
+            watchdog.events.FileCreatedEvent, watchdog.events.FileModifiedEvent, watchdog.events.FileDeletedEvent,
+            watchdog.events.FileMovedEvent, watchdog.events.DirCreatedEvent, watchdog.events.DirDeletedEvent, watchdog.events.DirMovedEvent,
+        ]  # fmt: skip
+        handler = watchdog.events.FileSystemEventHandler()
+        handler.on_any_event = self._on_event  # type: ignore[method-assign]
+        try:
+            self._observer = watchdog.observers.Observer()
+            left_out = 0
+            for folder, recursive in self._folders():
+                folders = count_folders(folder) if recursive else 1
+                if folders > budget:
+                    left_out += 1
+                    continue
+                budget -= folders
+                self._observer.schedule(handler, str(folder), recursive=recursive, event_filter=kinds)
+            self._observer.start()
+            self.state = f"partial: {left_out} large folders are not watched" if left_out else "full"
+        except (OSError, RuntimeError) as error:
+            self.state = f"partial: {one_line(error)}"
+            log.warning("watching is partial: %s", one_line(error))
+
+    def _folders(self) -> Iterator[tuple[Path, bool]]:
+        yield self._root, False
+        git = self._root / ".git"
+        if git.is_dir():
+            yield git, False
+            yield git / "refs", True
+        with contextlib.suppress(OSError):
+            for entry in sorted(os.scandir(self._root), key=lambda entry: entry.name):
+                if entry.is_dir(follow_symlinks=False) and entry.name not in NOT_OURS:
+                    yield Path(entry.path), True
+
+    def _on_event(self, event: watchdog.events.FileSystemEvent) -> None:
+        if not str(event.src_path).endswith(".lock"):
+            self._changed()
+
+    def stop(self) -> None:
+        if self._observer is not None and self._observer.is_alive():
+            self._observer.stop()
+            self._observer.join(2)
+
+
+def watch_limit() -> int:
+    """How many folders this user may watch; many where the system does not say."""
+    try:
+        return int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
+    except (OSError, ValueError):
+        return 1_000_000
+
+
+def count_folders(folder: Path) -> int:
+    return sum(1 for _ in os.walk(folder))
+
+
+# -- the files in a context
+
+LANGUAGES = {
+    name: language
+    for language, names in {
+        "python": ".py .pyi .pyx", "javascript": ".js .jsx .mjs .cjs", "typescript": ".ts .tsx .mts .cts", "go": ".go", "rust": ".rs",
+        "java": ".java", "kotlin": ".kt .kts", "scala": ".scala", "csharp": ".cs", "cpp": ".cc .cpp .cxx .hpp .hh .hxx", "c": ".c .h",
+        "swift": ".swift", "ruby": ".rb .rake", "php": ".php", "perl": ".pl .pm", "elixir": ".ex .exs", "erlang": ".erl .hrl",
+        "haskell": ".hs", "clojure": ".clj .cljs", "lua": ".lua", "r": ".r", "julia": ".jl", "dart": ".dart", "shell": ".sh .bash .zsh",
+        "powershell": ".ps1", "sql": ".sql", "html": ".html .htm", "css": ".css .scss .sass .less", "vue": ".vue", "svelte": ".svelte",
+        "zig": ".zig", "nim": ".nim", "protobuf": ".proto", "graphql": ".graphql .gql", "markdown": ".md .markdown", "rst": ".rst",
+        "text": ".txt", "yaml": ".yml .yaml", "toml": ".toml", "json": ".json", "xml": ".xml", "ini": ".ini .cfg", "dockerfile": "dockerfile",
+        "makefile": "makefile", "terraform": ".tf",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+PROSE = frozenset({"markdown", "rst", "text"})
+DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
+MANIFESTS = ("pyproject.toml", "setup.py", "setup.cfg", "requirements.txt", "package.json", "Cargo.toml", "go.mod", "pom.xml", "Gemfile")
+
+KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
+    "coding": {"source": 1.0, "test": 0.7, "config": 0.2, "docs": 0.1, "other": 0.05},
+    "architect": {"source": 1.0, "docs": 0.6, "config": 0.6, "test": 0.4, "other": 0.05},
+    "qa": {"test": 1.0, "source": 0.7, "config": 0.2, "docs": 0.05, "other": 0.05},
+    "security": {"source": 1.0, "config": 0.7, "test": 0.4, "docs": 0.1, "other": 0.05},
+    "documentation": {"docs": 1.0, "source": 0.6, "config": 0.2, "test": 0.1, "other": 0.05},
+    "support": {"docs": 1.0, "source": 0.8, "config": 0.5, "test": 0.3, "other": 0.05},
+}
+
+SECRET_NAMES = (
+    ".env", ".env.*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa*", "id_dsa*",
+    "id_ecdsa*", "id_ed25519*", ".netrc", "_netrc", ".pypirc", ".npmrc", ".htpasswd", ".git-credentials", ".dockercfg", ".pgpass",
+    "credentials", "credentials.*", "secrets.*", "*.secret", "service-account*.json", "*.tfstate", "*.tfvars", ".vault-token",
+)  # fmt: skip
+NOT_SECRET_NAMES = (".env.example", ".env.sample", ".env.template", "*.pub")
+SECRET_FOLDERS = frozenset({".ssh", ".gnupg", ".aws", ".azure", ".gcloud", ".kube", ".docker"})
+
+REDACTED = "[REDACTED]"
+SECRETS = re.compile(  # forms that their issuers document; each is long enough not to be met by chance
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
+    r"|\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_[A-Za-z0-9_]{22,255}\b"
+    r"|\bglpat-[A-Za-z0-9_-]{20,}\b"
+    r"|\bxox[abeoprs]-[A-Za-z0-9-]{10,}\b"
+    r"|\bsk-(?:ant-|proj-|svcacct-)?[A-Za-z0-9_-]{32,}"
+    r"|\b[sr]k_(?:live|test)_[A-Za-z0-9]{20,}\b"
+    r"|\bAIza[A-Za-z0-9_-]{35}\b"
+    r"|\bnpm_[A-Za-z0-9]{36}\b|\bpypi-AgEIcHlwaS[A-Za-z0-9_-]{50,}"
+    r"|\bhf_[A-Za-z0-9]{34}\b|\bSG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}\b"
+    r"|\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{20,}",
+    re.DOTALL,
+)
+
+
+def language_of(path: str) -> str:
+    name = path.rpartition("/")[2].lower()
+    return LANGUAGES.get(name) or LANGUAGES.get(os.path.splitext(name)[1]) or "unknown"
+
+
+def kind_of(path: str) -> str:
+    """source, test, docs, config or other, by a file's path alone."""
+    *folders, name = path.lower().split("/")
+    language = language_of(path)
+    if language == "unknown":
+        return "docs" if name in ("readme", "license", "changelog", "authors") else "other"
+    if language in PROSE and not fnmatch.fnmatch(name, "requirements*.txt"):
+        return "docs"
+    if language in DATA:
+        return "config"
+    stem = name.rpartition(".")[0]
+    in_tests = any(folder in ("test", "tests", "testing", "spec", "specs", "__tests__", "e2e", "testdata", "fixtures") for folder in folders)
+    if in_tests or re.search(r"^(test_|tests?$|conftest$)|(_test|_spec|\.test|\.spec|-test|tests?)$", stem):
+        return "test"
+    return "docs" if folders and folders[0] in ("docs", "doc") else "source"
+
+
+def is_secret(path: str) -> bool:
+    *folders, name = path.lower().split("/")
+    if any(fnmatch.fnmatch(name, pattern) for pattern in NOT_SECRET_NAMES):
+        return False
+    return bool(SECRET_FOLDERS & set(folders)) or any(fnmatch.fnmatch(name, pattern) for pattern in SECRET_NAMES)
+
+
+def redact(content: str) -> tuple[str, int]:
+    """``content`` without the secrets that it holds, and how many there were."""
+    return SECRETS.subn(REDACTED, content)
+
+
+def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_result, bool] | None:
+    """(content, facts, whether it was cut) of a text file inside ``root``; None for anything else. Never follows a link out. Blocks."""
+    full = os.path.join(root, path)
+    try:
+        handle = os.open(full, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))  # a FIFO must not block
+    except (OSError, ValueError):
+        return None
+    with os.fdopen(handle, "rb") as file:
+        try:
+            facts = os.fstat(handle)
+            if not stat.S_ISREG(facts.st_mode) or not Path(full).resolve().is_relative_to(root):
+                return None
+            content = file.read(limit + 1)
+        except OSError:
+            return None
+    if b"\0" in content[:8192]:
+        return None
+    cut = len(content) > limit
+    if cut:
+        content = content[: content.rfind(b"\n", 0, limit) + 1]
+    return content.decode("utf-8", "replace"), facts, cut
+
+
+# ======================================================================================================
+# Agents: real processes, owned from before their start until after their last descendant
+# ======================================================================================================
+
+
+class Running:
+    """A living agent of ours: its process identity, and the task that waits for its end."""
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        self.row = row
+        self.process: psutil.Process | None = None
+        self.child: asyncio.subprocess.Process | None = None
+        self.ended_as: AgentState | None = None  # set by whoever orders the end
+        self.order = asyncio.Event()
+        self.watch: asyncio.Task[None] | None = None
+
+
+class Agents:
+    """Spawns, watches, adopts and ends agents. The ledger row comes before the process, so a crash leaves no stranger."""
+
+    GRACE = 5.0
+    GRACE_AT_STOP = 2.0
+    LOG_LIMIT = 10 * MB
+    ADOPTED_POLL = 0.25
+
+    OWN_VARIABLES = (
+        "AGENT_ID", "AGENT_TYPE", "ISSUE_ID", "PROJECT_ID", "PROJECT_ROOT", "SIDECAR_URL", "JWT_TOKEN", "CCO_TOKEN_FILE", "CCO_CONTEXT_FILE", "TASK",
+    )  # fmt: skip
+    # What would let a request change which code runs; PYTHON_VERSION and the like are nobody's switches and pass.
+    UNSAFE_VARIABLES = re.compile(
+        r"LD_.*|DYLD_.*|PATH|NODE_OPTIONS|PYTHON[A-Z0-9]+|PYTHON_(BASIC_REPL|COLORS|CPU_COUNT|FROZEN_MODULES|GIL|HISTORY|JIT|PERF_JIT_SUPPORT|PRESITE)"
+        r"|CCO_SIDECAR_.*"
+    )
+    ALIASES = {
+        "previous_decisions": "previous_agent_outputs", "previous_results": "previous_agent_outputs", "git_history": "git_context",
+        "all_files": "relevant_files", "source_files": "relevant_files", "test_files": "relevant_files",
+        "security_policies": "relevant_files", "dependency_manifests": "relevant_files", "dependencies": "metadata",
+        "project_metadata": "metadata",
+    }  # fmt: skip
+
+    def __init__(
+        self, storage: Storage, bus: EventBus, tokens: Tokens, contexts: Contexts, hooks: Hooks, agent_types: AgentTypes, settings: Settings
+    ) -> None:
+        self._storage, self._bus, self._tokens, self._contexts = storage, bus, tokens, contexts
+        self._hooks, self._agent_types, self._settings = hooks, agent_types, settings
+        self._folder = settings.storage / "agents"
+        self.active: dict[str, Running] = {}
+        self.url = ""
+
+    # -- spawning
+
+    async def spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> Spawned:
+        """Start an agent. Raises AGT_002 (type), AGT_003 (too many), REQ_001 (requirements), AGT_001 (anything that goes wrong)."""
+        category = self._agent_types.category(body["agent_type"])
+        if len(self.active) >= self._settings.max_agents:
+            raise ApiError("AGT_003", f"{len(self.active)} agents are running, --max-agents allows no more", retry_after=5)
+        agent_id = f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}"
+        running = Running(self._new_row(agent_id, claims, body))
+        self.active[agent_id] = running  # from here on it counts, so that a thousand at once cannot pass the limit
+        try:
+            context = await self._required_context(body)
+            await self._storage.write(functools.partial(self._record_spawn, running.row, ticket))
+            return await self._launch(running, category, claims, body, context)
+        except BaseException as error:
+            self.active.pop(agent_id, None)
+            await asyncio.shield(self._record_failure(agent_id))
+            if isinstance(error, OSError):
+                raise ApiError("AGT_001", f"Agent spawn failed: {error.strerror or type(error).__name__}") from None
+            raise
+
+    def _new_row(self, agent_id: str, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "id": agent_id, "project": self._settings.project, "type": body["agent_type"], "issue": body["issue_id"],
+            "task": body.get("task", ""), "parent": claims.sub, "state": "starting", "started": time.time(),
+            "time_limit": self._settings.agent_timeout,
+        }  # fmt: skip
+
+    def _record_spawn(self, row: dict[str, Any], ticket: IdempotencyTicket | None, records: Records) -> None:
+        records.insert_agent(row)
+        if ticket:
+            ticket.remember(records, self._spawned(row["id"], 0, "", []))
+
+    async def _record_failure(self, agent_id: str) -> None:
+        """Leave nothing of a spawn that failed but its row."""
+        self._tokens.revoke(agent_id)
+
+        def job(records: Records) -> None:
+            records.update_agent(agent_id, state="failed", ended=time.time())
+            records.revoke(self._settings.project, agent_id)
+
+        with contextlib.suppress(sqlite3.Error):  # the caller is being told about the failure that came first
+            await self._storage.write(job)
+        await asyncio.to_thread(shutil.rmtree, self._folder / agent_id, ignore_errors=True)
+
+    async def _required_context(self, body: dict[str, Any]) -> bytes:
+        """The context for the agent as JSON, with only the sections that the request names."""
+        query = ContextQuery(task=body.get("task", ""))
+        context = msgspec.json.decode((await self._contexts.get(body["issue_id"], body["agent_type"], query)).body)
+        wanted = {self.ALIASES.get(name, name) for name in body.get("context_requirements") or []}
+        if unknown := sorted(wanted - set(context["context"])):
+            known = ", ".join(sorted(set(context["context"]) | set(self.ALIASES)))
+            raise ApiError("REQ_001", f"{unknown[0][:128]!r} is not a context section - at `$.context_requirements`; known are {known}")
+        if wanted:
+            context["context"] = {name: value for name, value in context["context"].items() if name in wanted}
+            context["total_size_bytes"] = len(msgspec.json.encode(context["context"]))
+            context["file_count"] = len(context["context"].get("relevant_files", []))
+        return msgspec.json.encode(context)
+
+    async def _launch(self, running: Running, category: str, claims: Claims, body: dict[str, Any], context: bytes) -> Spawned:
+        agent_id, folder = running.row["id"], self._folder / running.row["id"]
+        permissions = body.get("permissions") or CATEGORIES[category].permissions
+        token = self._tokens.mint(agent_id, body["agent_type"], permissions=permissions, issue_id=claims.issue_id, bound=True)
+        await asyncio.to_thread(self._write_files, folder, context, token)
+        launch = AgentLaunch(
+            agent_id=agent_id, agent_type=body["agent_type"], issue_id=body["issue_id"], task=body.get("task", ""),
+            context_file=str(folder / "context.json"), prompt=self._prompt(running.row, folder, permissions),
+        )  # fmt: skip
+        environment, ignored = self._environment(launch, token, body.get("environment") or {})
+        running.child = await self._start_process(await self._command(launch), environment, folder / "output.log")
+        running.process = psutil.Process(running.child.pid)
+        facts = {"state": "running", "pid": running.child.pid, "pid_started": running.process.create_time()}
+        running.row |= facts
+        await self._storage.write(lambda records: records.update_agent(agent_id, **facts))
+        running.watch = asyncio.create_task(self._watch(running))
+        log.info("agent %s started, pid %d", agent_id, running.child.pid)
+        return self._spawned(agent_id, running.child.pid, token, ignored)
+
+    def _spawned(self, agent_id: str, pid: int, token: str, ignored: list[str]) -> Spawned:
+        return Spawned(agent_id, True, pid, True, token, f"/api/agents/{agent_id}/status", ignored, iso())
+
+    def _write_files(self, folder: Path, context: bytes, token: str) -> None:
+        folder.mkdir(mode=0o700, parents=True)
+        write_file(folder / "context.json", context)
+        write_file(folder / "token", token.encode())
+
+    async def _command(self, launch: AgentLaunch) -> list[str]:
+        """The argv with its placeholders filled in. Raises AGT_001 where nobody knows one."""
+        answer = await asyncio.to_thread(self._hooks.first, "agent_command", launch=launch)
+        if not answer or not all(isinstance(word, str) for word in answer):
+            raise ApiError(
+                "AGT_001",
+                "No agent command: start the service with --agent-command 'your-agent {task}', set agent-command in cco.toml,"
+                f" or put one of these on PATH: {', '.join(LAUNCHERS)}",
+            )
+        values = {"{" + field.name + "}": getattr(launch, field.name) for field in msgspec.structs.fields(AgentLaunch)}
+        pattern = re.compile("|".join(re.escape(name) for name in values))
+        return [pattern.sub(lambda match: values[match[0]], word) for word in answer]
+
+    def _environment(self, launch: AgentLaunch, token: str, asked: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+        """The process's environment, and the names in ``asked`` that were passed over."""
+        folder = self._folder / launch.agent_id
+        ignored = sorted(name for name in asked if name.upper() in self.OWN_VARIABLES or self.UNSAFE_VARIABLES.fullmatch(name.upper()))
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CCO_SIDECAR_")}
+        own = (
+            launch.agent_id, launch.agent_type, launch.issue_id, self._settings.project, str(self._settings.root), self.url, token,
+            str(folder / "token"), str(folder / "context.json"), launch.task,
+        )  # fmt: skip
+        given = {name: value for name, value in asked.items() if name not in ignored}
+        return inherited | given | dict(zip(self.OWN_VARIABLES, own, strict=True)), ignored
+
+    def _prompt(self, row: dict[str, Any], folder: Path, permissions: Sequence[str]) -> str:
+        """What a coding agent needs to be told to work through this service."""
+        return textwrap.dedent(f"""\
+            You are {row["id"]}, a {row["type"]} in a team of agents that works on issue {row["issue"]} of the repository in your
+            working directory. Your task: {row["task"] or "see the issue's context."}
+
+            Read your context first (JSON; files worth reading, git state, what earlier agents decided): {folder / "context.json"}
+            You may: {", ".join(permissions)}. Your token is in the file named by $CCO_TOKEN_FILE; it is renewed there.
+
+            When you are done, store your result (status is success, failed or partial):
+              curl -sS "$SIDECAR_URL/results" -H "Authorization: Bearer $(cat "$CCO_TOKEN_FILE")" -H "Content-Type: application/json" \\
+                -d '{{"agent_id": "{row["id"]}", "agent_type": "{row["type"]}", "issue_id": "{row["issue"]}", "project_id": "{row["project"]}",
+                     "result": {{"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}}}}'
+            To tell the others something before that, publish an event:
+              curl -sS "$SIDECAR_URL/events/progress" -H "Authorization: Bearer $(cat "$CCO_TOKEN_FILE")" -H "Content-Type: application/json" \\
+                -d '{{"publisher": "{row["id"]}", "topic": "progress", "data": {{"issue_id": "{row["issue"]}", "message": "..."}}}}'
+            """)
+
+    async def _start_process(self, command: list[str], environment: dict[str, str], log_file: Path) -> asyncio.subprocess.Process:
+        """A process in a session of its own, which therefore outlives us, writing to a file rather than to a pipe for the same reason."""
+        output = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            return await asyncio.create_subprocess_exec(
+                *command, env=environment, cwd=self._settings.root, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ApiError("AGT_001", f"Agent spawn failed: {Path(command[0]).name}: {reason}") from None
+        finally:
+            os.close(output)
+
+    def with_token(self, answer: bytes) -> bytes:
+        """A remembered spawn answer, complete: its process is looked up where the first answer was cut off by a crash."""
+        spawned = msgspec.json.decode(answer, type=Spawned)
+        row = self.find(self._settings.project, spawned.agent_id)
+        if not spawned.process_id and row["pid"] is None:
+            raise ApiError("AGT_001", "The first spawn with this Idempotency-Key was cut off before its process started")
+        spawned.process_id = spawned.process_id or row["pid"]
+        with contextlib.suppress(OSError):
+            spawned.jwt_token = spawned.jwt_token or (self._folder / spawned.agent_id / "token").read_text()
+        return msgspec.json.encode(spawned)
+
+    # -- watching and ending
+
+    async def _watch(self, running: Running) -> None:
+        """Wait for the end, by itself, by order or by the time limit; then leave nothing of it behind."""
+        row = running.row
+        keeper = asyncio.create_task(self._keep_token_fresh(running))
+        exited = asyncio.create_task(self._exited(running))
+        ordered = asyncio.create_task(running.order.wait())
+        limit = max(0.0, row["started"] + row["time_limit"] - time.time())
+        try:
+            done, _ = await asyncio.wait({exited, ordered}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if exited not in done and running.ended_as is None:
+                running.ended_as = "timeout" if not done else "killed"
+            await asyncio.to_thread(self._end_tree, running, self.GRACE)
+            await exited
+            await self._record_end(running)
+        except Exception as error:  # a boundary: a task of its own, which must say so when it fails
+            log.error("agent %s: watching failed", row["id"], exc_info=error)
+        finally:
+            for task in (keeper, exited, ordered):
+                task.cancel()
+
+    async def _exited(self, running: Running) -> None:
+        """Wait until the agent's first process is gone; keep its log within bounds meanwhile."""
+        log_file = self._folder / running.row["id"] / "output.log"
+        waiting = asyncio.ensure_future(running.child.wait()) if running.child else None
+        try:
+            while True:
+                if waiting:
+                    done, _ = await asyncio.wait({waiting}, timeout=1.0)
+                    if done:
+                        return
+                elif running.process is None or not is_alive(running.process):
+                    return
+                else:
+                    await asyncio.sleep(self.ADOPTED_POLL)
+                await asyncio.to_thread(shorten_log, log_file, self.LOG_LIMIT)
+        finally:
+            if waiting:
+                waiting.cancel()
+
+    async def _keep_token_fresh(self, running: Running) -> None:
+        """Rewrite the agent's token file well before the token in it expires."""
+        row, path = running.row, self._folder / running.row["id"] / "token"
+        while True:
+            try:
+                claims = self._tokens.verify(f"Bearer {path.read_text()}")
+                wait = claims.exp - time.time() - min(600.0, (claims.exp - claims.iat) / 2)
+            except (OSError, ApiError):
+                claims, wait = None, 0.0
+            if wait > 0:
+                await asyncio.sleep(wait)
+            if claims is None:  # it expired while the service was down, or the file is gone
+                token = self._tokens.mint(row["id"], row["type"], bound=True)
+            else:
+                token = self._tokens.refresh(claims)[0]
+            try:
+                await asyncio.to_thread(write_file, path, token.encode())
+            except OSError as error:
+                log.warning("agent %s: its token file cannot be written: %s", row["id"], error.strerror)
+            await asyncio.sleep(1)
+
+    def _end_tree(self, running: Running, grace: float) -> None:
+        """End every process of the agent that is provably its: ask, grace, force, until none is left. Blocks."""
+        deadline = time.monotonic() + grace
+        asked: set[psutil.Process] = set()
+        while members := self._members(running):
+            for process in members:
+                with contextlib.suppress(psutil.Error):
+                    if time.monotonic() >= deadline:
+                        process.kill()  # psutil refuses where the pid has become another process's
+                    elif process not in asked:
+                        process.terminate()
+            asked |= set(members)
+            psutil.wait_procs(members, timeout=0.1)
+            if time.monotonic() > deadline + 10:
+                log.error("agent %s: %d processes cannot be ended", running.row["id"], len(members))
+                return
+
+    def _members(self, running: Running) -> list[psutil.Process]:
+        """The agent's living processes: its first one, their descendants, its session, and whoever carries its AGENT_ID. Blocks."""
+        found: set[psutil.Process] = set()
+        first = running.process
+        session = None
+        if first is not None and first.is_running():
+            found |= {first, *children_of(first)}
+            session = first.pid  # while its leader lives, nobody else can have this session's number
+        marker = str(self._folder / running.row["id"] / "token")
+        for process in own_processes():
+            if process.pid != os.getpid() and belongs(process, session, marker):
+                found |= {process, *children_of(process)}
+        return [process for process in found if is_alive(process)]
+
+    def end(self, agent_id: str) -> bool:
+        """Order an agent's end; False where it has ended already."""
+        running = self.active.get(agent_id)
+        if running is None:
+            return False
+        running.order.set()
+        return True
+
+    async def _record_end(self, running: Running) -> None:
+        row = running.row
+        code = running.child.returncode if running.child else None
+        state = running.ended_as or self._judge(row, running.child is not None, code)
+        facts = {"state": state, "ended": time.time(), "exit_code": code, "signal": -code if code is not None and code < 0 else None}
+        row |= facts
+        data = {"agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": state, "exit_code": code}
+        names = ["agent_exited"] + (["agent_failed"] if state in ("failed", "timeout", "lost") else [])
+        events = [new_event(row["project"], name, {"publisher": row["id"], "topic": "coordination", "data": data}) for name in names]
+
+        def job(records: Records) -> list[int]:
+            records.update_agent(row["id"], **facts)
+            records.revoke(row["project"], row["id"])
+            for event in events:
+                records.add_published(event.project)
+            return [records.insert_event(event) for event in events]
+
+        self._tokens.revoke(row["id"])
+        with contextlib.suppress(OSError):
+            (self._folder / row["id"] / "token").unlink()
+        while True:
+            try:
+                await self._storage.write(job, lambda seqs: [self._bus.wake(event, seq) for event, seq in zip(events, seqs, strict=True)])
+                break
+            except sqlite3.Error as error:  # the end is a fact that must not be forgotten: again when the disk is back
+                log.error("agent %s: its end cannot be stored: %s", row["id"], storage_reason(error))
+                await asyncio.sleep(1)
+        self.active.pop(row["id"], None)
+        self._hooks.tell("agent_ended", agent=data)
+        log.info("agent %s ended: %s, exit code %s", row["id"], state, code)
+
+    def _judge(self, row: dict[str, Any], known: bool, code: int | None) -> AgentState:
+        if known:
+            return "completed" if code == 0 else "failed"
+        succeeded = self._storage.read.success_since(row["project"], row["id"], row["started"] - 1)
+        return "completed" if succeeded else "lost"
+
+    # -- life
+
+    async def start(self) -> None:
+        """Adopt the agents that an earlier run of the service left, and record the end of those that are gone."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        for state in ("starting", "running"):
+            for row in self._storage.read.agents(self._settings.project, state=state):
+                running = Running(row)
+                running.process = await asyncio.to_thread(self._find_process, row)
+                self.active[row["id"]] = running
+                if running.process is not None and row["pid"] is None:
+                    row |= {"state": "running", "pid": running.process.pid, "pid_started": running.process.create_time()}
+                    facts = {name: row[name] for name in ("state", "pid", "pid_started")}
+                    await self._storage.write(functools.partial(lambda facts, id, records: records.update_agent(id, **facts), facts, row["id"]))
+                log.info("agent %s %s", row["id"], f"adopted, pid {row['pid']}" if running.process else "is gone")
+                running.watch = asyncio.create_task(self._watch(running))
+
+    def _find_process(self, row: dict[str, Any]) -> psutil.Process | None:
+        """The agent's first process, if it is alive and provably the same. Blocks."""
+        if row["pid"] is not None:
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(row["pid"])
+                if abs(process.create_time() - row["pid_started"]) < 0.02 and is_alive(process):
+                    return process
+            return None
+        marker = str(self._folder / row["id"] / "token")  # cut off between fork and ledger: known by its environment
+        carriers = [process for process in own_processes() if belongs(process, None, marker)]
+        return min(carriers, key=lambda process: process.create_time(), default=None)
+
+    async def stop(self, *, end_all: bool) -> None:
+        """Leave the agents running, or end them all."""
+        if end_all:
+            for running in list(self.active.values()):
+                running.ended_as = running.ended_as or "killed"
+                await asyncio.to_thread(self._end_tree, running, self.GRACE_AT_STOP)
+        watches = [running.watch for running in self.active.values() if running.watch]
+        if end_all and watches:
+            await asyncio.wait(watches, timeout=1)
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
+
+    # -- asking
+
+    def find(self, project: str, agent_id: str) -> dict[str, Any]:
+        """An agent's row of the ledger; raises REQ_002."""
+        row = self._storage.read.agent(project, agent_id)
+        if row is None:
+            raise ApiError("REQ_002", f"No agent {agent_id}")
+        return row | {"result_id": self._storage.read.result_of(project, agent_id)}
+
+    def page(self, project: str, query: AgentQuery) -> list[dict[str, Any]]:
+        read, after = self._storage.read, 0
+        if query.since:
+            after = read.agent_seq(project, query.since) or 0
+            if not after:
+                raise ApiError("REQ_001", f"since: no agent {query.since[:128]}")
+        rows = read.agents(project, after, query.limit, state=query.state, issue=query.issue_id)
+        return [row | {"result_id": read.result_of(project, row["id"])} for row in rows]
+
+    def describe(self, rows: list[dict[str, Any]]) -> AgentList:
+        """Rows of the ledger with the last lines of each one's output. Blocks."""
+        agents = [
+            AgentStatus(
+                row["id"], row["type"], row["issue"], row["state"], row["exit_code"], row["signal"], row["pid"], iso(row["started"]),
+                iso_or_none(row["ended"]), read_tail(self._folder / row["id"] / "output.log", 20), row["task"], row["parent"], row["result_id"],
+            )
+            for row in rows
+        ]  # fmt: skip
+        return AgentList(agents, agents[-1].agent_id if agents else None)
+
+    def logs(self, agent_id: str, query: LogQuery) -> AgentLogs:
+        """The output from a byte on, at most a megabyte, or its last lines. Blocks."""
+        path = self._folder / agent_id / "output.log"
+        try:
+            with path.open("rb") as file:
+                file.seek(query.since)
+                content = file.read(MB)
+                offset = query.since + len(content)
+        except FileNotFoundError:
+            content, offset = b"", 0
+        if query.tail is not None and not query.since:
+            lines = read_tail(path, query.tail)
+            return AgentLogs(agent_id, "".join(line + "\n" for line in lines), path.stat().st_size if path.exists() else 0)
+        return AgentLogs(agent_id, content.decode("utf-8", "replace"), offset)
+
+    def statistics(self) -> AgentStatistics:
+        read, project = self._storage.read, self._settings.project
+        by_state = collections.Counter(read.count_agents(project))
+        by_type = collections.Counter(running.row["type"] for running in self.active.values())
+        return AgentStatistics(
+            active=len(self.active),
+            completed=by_state["completed"],
+            failed=by_state["failed"] + by_state["timeout"] + by_state["lost"],
+            killed=by_state["killed"],
+            spawned_total=sum(by_state.values()),
+            by_type=dict(by_type),
+            avg_execution_time_ms=round(read.mean_agent_seconds(project) * 1000, 3),
+        )
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def children_of(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def own_processes() -> Iterator[psutil.Process]:
+    """Every process of this user."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if not hasattr(os, "geteuid") or process.uids().real == os.getuid():
+                yield process
+
+
+def belongs(process: psutil.Process, session: int | None, marker: str) -> bool:
+    """Whether a process is of an agent: by its session (None where that proves nothing), or by the token file that its environment names."""
+    try:
+        in_session = session is not None and hasattr(os, "getsid") and os.getsid(process.pid) == session
+        return in_session or process.environ().get("CCO_TOKEN_FILE") == marker
+    except (psutil.Error, OSError):
+        return False
+
+
+def read_tail(path: Path, lines: int) -> list[str]:
+    """The last lines of a file, of its last 256 KiB at most. Blocks."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 256 * 1024))
+            return file.read().decode("utf-8", "replace").splitlines()[-lines:]
+    except OSError:
+        return []
+
+
+def shorten_log(path: Path, limit: int) -> None:
+    """Keep the newest half of a log that has grown over ``limit``; its writer appends, so it goes on at the new end. Blocks."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size <= limit:
+            return
+        with path.open("r+b") as file:
+            file.seek(-limit // 2, os.SEEK_END)
+            kept = file.read()
+            file.seek(0)
+            file.truncate()
+            file.write(b"[earlier output was dropped]\n" + kept)
+
+
+# ======================================================================================================
+# Metrics: what the service measures of itself
+# ======================================================================================================
+
+
+class Metrics:
+    """Response times and errors of the last minute."""
+
+    WINDOW = 60.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._started = clock()
+        self._requests: collections.deque[tuple[float, float, bool]] = collections.deque(maxlen=100_000)  # when, seconds, failed
+
+    def record(self, duration: float, *, failed: bool) -> None:
+        self._requests.append((self._clock(), duration, failed))
+
+    def statistics(self) -> PerformanceStatistics:
+        now = self._clock()
+        while self._requests and self._requests[0][0] < now - self.WINDOW:
+            self._requests.popleft()
+        times = sorted(duration * 1000 for _, duration, _ in self._requests)
+        span = max(1.0, min(self.WINDOW, now - self._started))
+        return PerformanceStatistics(
+            avg_response_time_ms=round(sum(times) / len(times), 3) if times else 0.0,
+            p95_response_time_ms=round(percentile(times, 0.95), 3),
+            p99_response_time_ms=round(percentile(times, 0.99), 3),
+            requests_per_second=round(len(times) / span, 3),
+            errors_per_minute=round(sum(failed for _, _, failed in self._requests) * 60 / span, 3),
+        )
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    """The nearest-rank percentile of ascending values; 0 where there are none."""
+    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)] if ordered else 0.0
+
+
+# ======================================================================================================
+# Built-in plugins: the reference's own behaviour, as hook implementations like anybody's
+# ======================================================================================================
+
+
+def built_in_plugins(settings: Settings) -> list[object]:
+    return [
+        BuiltInAgentTypes(), StructureSection(), FilesSection(), GitSection(), OutputsSection(), MetadataSection(),
+        TextRanking(), RoutingRules(), AgentCommands(settings.agent_command),
+    ]  # fmt: skip
+
+
+class BuiltInAgentTypes:
+    @hookimpl
+    def register_agent_types(self) -> dict[str, str]:
+        return {name: category for category, names in AGENT_TYPES.items() for name in names.split()}
+
+
+class StructureSection:
+    @hookimpl
+    def context_section(self, request: ContextRequest) -> Sections:
+        project = request.project
+        folders = {str(parent) for file in project.files for parent in PurePosixPath(file.path).parents} - {"."}
+        names = [clean_text(file.path) for file in project.files]
+        size = sum(file.size for file in project.files)
+        return {"project_structure": ProjectStructure(project.root, names, sorted(map(clean_text, folders)), len(names), size)}
+
+
+class FilesSection:
+    """The files worth reading: ranked, read, redacted, until count or bytes are used up."""
+
+    MAX_FILE = MB
+
+    @hookimpl
+    def context_section(self, request: ContextRequest) -> Sections:
+        project = request.project
+        ranked = request.rank(
+            RankRequest(
+                root=project.root, index_folder=request.index_folder, files=project.files, agent_type=request.agent_type,
+                category=request.category, task=request.task, changed=[change.path for change in project.git.uncommitted_changes],
+                outputs=request.outputs, head=project.head,
+            )
+        )  # fmt: skip
+        known = {file.path for file in project.files}
+        chosen: list[RelevantFile] = []
+        left = request.max_bytes
+        for item in ranked:
+            if len(chosen) >= request.max_files or left <= 0:
+                break
+            file = self._read(project.root, item) if item.path in known else None  # what a plugin names must be the project's
+            if file:
+                chosen.append(file)
+                left -= len(file.content)
+        return {"relevant_files": chosen}
+
+    def _read(self, root: str, item: RankedFile) -> RelevantFile | None:
+        if is_secret(item.path):
+            return None
+        found = read_text_file(root, item.path, self.MAX_FILE)
+        if found is None:
+            return None
+        content, facts, cut = found
+        content, redactions = redact(content)
+        return RelevantFile(
+            clean_text(item.path), content, iso(facts.st_mtime), facts.st_size, language_of(item.path), checksum(content),
+            round(item.score, 4), item.reasons, cut, redactions,
+        )  # fmt: skip
+
+
+class GitSection:
+    @hookimpl
+    def context_section(self, request: ContextRequest) -> Sections:
+        return {"git_context": request.project.git}
+
+
+class OutputsSection:
+    @hookimpl
+    def context_section(self, request: ContextRequest) -> Sections:
+        return {"previous_agent_outputs": request.outputs}
+
+
+class MetadataSection:
+    @hookimpl(trylast=True)
+    def context_section(self, request: ContextRequest) -> Sections:
+        root = Path(request.project.root)
+        names = [file.path for file in request.project.files]
+        versions = read_dependencies(root)
+        build_status, build_time = read_build(root)
+        return {
+            "metadata": ProjectMetadata(
+                project_type=project_type(root, names),
+                dependencies=sorted(versions),
+                dependency_versions=versions,
+                python_version=read_python_version(root),
+                test_coverage=read_coverage(root, max((file.mtime_ns for file in request.project.files), default=0)),
+                last_build_status=build_status,
+                last_build_time=build_time,
+                security_scan_status=read_security_scan(root),
+                redactions=0,  # counted over all files when the context is put together
+            )
+        }
+
+
+# -- metadata out of manifests and reports; a file that cannot be read tells nothing
+
+
+def parsed(path: Path, parse: Callable[[str], Any], default: Any = None) -> Any:
+    """What ``parse`` makes of a file's text, ``default`` where it is missing, huge or not of its kind. Blocks."""
+    try:
+        if path.stat().st_size > 16 * MB or not stat.S_ISREG(path.stat().st_mode):
+            return default
+        return parse(path.read_text("utf-8", "replace"))
+    except FileNotFoundError:
+        return default
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, configparser.Error, ElementTree.ParseError) as error:
+        log.debug("%s tells nothing: %s", path.name, one_line(error))
+        return default
+
+
+TYPE_BY_MANIFEST = (  # the first that is there says what the project is
+    ("pyproject.toml", "python"), ("setup.py", "python"), ("setup.cfg", "python"), ("requirements.txt", "python"),
+    ("Cargo.toml", "rust"), ("go.mod", "go"), ("pom.xml", "java"), ("build.gradle", "java"), ("build.gradle.kts", "kotlin"),
+    ("Gemfile", "ruby"), ("composer.json", "php"), ("mix.exs", "elixir"), ("pubspec.yaml", "dart"), ("Package.swift", "swift"),
+    ("tsconfig.json", "typescript"), ("package.json", "javascript"), ("CMakeLists.txt", "cpp"),
+)  # fmt: skip
+
+
+def project_type(root: Path, names: list[str]) -> str:
+    """By manifest, else the language of most files, else "unknown". Blocks where ``names`` is empty."""
+    for manifest, language in TYPE_BY_MANIFEST:
+        if (root / manifest).is_file():
+            return language
+    if not names:
+        names = split_z(run_git(root, "ls-files", "-z"))
+    counted = collections.Counter(language_of(name) for name in names if kind_of(name) in ("source", "test"))
+    return counted.most_common(1)[0][0] if counted else "unknown"
+
+
+REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^\]]*\])?\s*([^;#]*)")
+
+
+def requirements(lines: Iterable[str]) -> dict[str, str]:
+    """Name and version bounds of PEP 508 lines; options, links and comments are passed over."""
+    found = {}
+    for line in lines:
+        match = REQUIREMENT.match(line)
+        if match and not line.lstrip().startswith(("-", "#")) and "://" not in line.split("@")[0]:
+            found[match[1].lower()] = match[2].strip()
+    return found
+
+
+def read_dependencies(root: Path) -> dict[str, str]:
+    """Direct dependencies of the project with the bounds that its manifests give. Blocks."""
+    found: dict[str, str] = {}
+    for manifest, parse in DEPENDENCY_PARSERS.items():
+        found |= parsed(root / manifest, parse, {})
+    return found
+
+
+def pyproject_dependencies(text: str) -> dict[str, str]:
+    data = tomllib.loads(text)
+    project, poetry = data.get("project", {}), data.get("tool", {}).get("poetry", {})
+    groups = [*project.get("optional-dependencies", {}).values(), *data.get("dependency-groups", {}).values()]
+    lines = [*project.get("dependencies", []), *(line for group in groups for line in group if isinstance(line, str))]
+    poetry_groups = [poetry.get("dependencies", {}), *(group.get("dependencies", {}) for group in poetry.get("group", {}).values())]
+    return requirements(lines) | {
+        name.lower(): value if isinstance(value, str) else str(value.get("version", ""))
+        for group in poetry_groups for name, value in group.items() if name.lower() != "python"
+    }  # fmt: skip
+
+
+def setup_cfg_dependencies(text: str) -> dict[str, str]:
+    config = configparser.ConfigParser(interpolation=None)
+    config.read_string(text)
+    lines = config.get("options", "install_requires", fallback="").splitlines()
+    if config.has_section("options.extras_require"):
+        lines += [line for _, value in config.items("options.extras_require") for line in value.splitlines()]
+    return requirements(line for line in lines if line.strip())
+
+
+def package_json_dependencies(text: str) -> dict[str, str]:
+    data = json.loads(text)
+    return {name: str(version) for key in ("dependencies", "devDependencies", "peerDependencies") for name, version in data.get(key, {}).items()}
+
+
+def cargo_dependencies(text: str) -> dict[str, str]:
+    data = tomllib.loads(text)
+    tables = [data.get(key, {}) for key in ("dependencies", "dev-dependencies", "build-dependencies")]
+    tables.append(data.get("workspace", {}).get("dependencies", {}))
+    return {name: value if isinstance(value, str) else str(value.get("version", "")) for table in tables for name, value in table.items()}
+
+
+def go_mod_dependencies(text: str) -> dict[str, str]:
+    pattern = re.compile(r"^\s*(?:require\s+)?([\w.-]+\.[\w.-]+/\S+|[\w-]+\.[\w.-]+)\s+(v\S+)(?!.*// indirect)", re.MULTILINE)
+    return dict(pattern.findall(re.sub(r"(?ms)^(replace|exclude|retract)\s*\(.*?\)", "", text)))
+
+
+def pom_dependencies(text: str) -> dict[str, str]:
+    namespace = {"m": "http://maven.apache.org/POM/4.0.0"}
+    found = {}
+    for item in ElementTree.fromstring(text).iterfind(".//m:dependency", namespace):
+        group, artifact = (item.findtext(f"m:{name}", "", namespace).strip() for name in ("groupId", "artifactId"))
+        found[f"{group}:{artifact}"] = item.findtext("m:version", "", namespace).strip()
+    return found
+
+
+def gemfile_dependencies(text: str) -> dict[str, str]:
+    return {name: version or "" for name, version in re.findall(r"""^\s*gem\s+['"]([^'"]+)['"](?:\s*,\s*['"]([^'"]+)['"])?""", text, re.MULTILINE)}
+
+
+DEPENDENCY_PARSERS: dict[str, Callable[[str], dict[str, str]]] = {
+    "setup.cfg": setup_cfg_dependencies,
+    "requirements.txt": lambda text: requirements(text.splitlines()),
+    "pyproject.toml": pyproject_dependencies,
+    "package.json": package_json_dependencies,
+    "Cargo.toml": cargo_dependencies,
+    "go.mod": go_mod_dependencies,
+    "pom.xml": pom_dependencies,
+    "Gemfile": gemfile_dependencies,
+}
+
+
+def read_python_version(root: Path) -> str | None:
+    """The version that .python-version names, else the lowest that requires-python allows. Blocks."""
+    pinned = parsed(root / ".python-version", lambda text: text.split()[0])
+    if pinned:
+        return str(pinned)
+    wanted = parsed(root / "pyproject.toml", lambda text: tomllib.loads(text).get("project", {}).get("requires-python"))
+    if not wanted:
+        pattern = r"python_requires\s*=\s*['\"]?([^'\"\n]+)"
+        wanted = next((m[1] for name in ("setup.cfg", "setup.py") if (m := parsed(root / name, lambda text: re.search(pattern, text)))), None)
+    match = re.search(r"(?:>=|~=|==|\^)?\s*(\d+(?:\.\d+)+)", str(wanted or ""))
+    return match[1] if match else None
+
+
+def read_coverage(root: Path, newest_source_ns: int) -> float | None:
+    """Percent of lines covered, of the first report that is newer than every source. Blocks."""
+    readers: dict[str, Callable[[str], float]] = {
+        "coverage.xml": lambda text: float(ElementTree.fromstring(text).attrib["line-rate"]) * 100,
+        "coverage/coverage-summary.json": lambda text: float(json.loads(text)["total"]["lines"]["pct"]),
+        "coverage/lcov.info": lcov_percent,
+        "lcov.info": lcov_percent,
+    }
+    for name, read in readers.items():
+        signature = sign(str(root / name))
+        if signature and signature.mtime_ns >= newest_source_ns:
+            percent: float | None = parsed(root / name, read)
+            if percent is not None:
+                return round(percent, 2)
+    return None
+
+
+def lcov_percent(text: str) -> float:
+    found, hit = (sum(int(number) for number in re.findall(rf"^{mark}:(\d+)", text, re.MULTILINE)) for mark in ("LF", "LH"))
+    return hit / found * 100 if found else 0.0
+
+
+def read_build(root: Path) -> tuple[str | None, str | None]:
+    """("success" or "failed", when) of the newest JUnit report; Nones where there is none. Blocks."""
+    reports = [root / name for name in REPORTS if name.endswith(".xml") and "coverage" not in name]
+    present = [(signature.mtime_ns, path) for path in reports if (signature := sign(str(path)))]
+    if not present:
+        return None, None
+    moment, path = max(present)
+    suites = parsed(path, lambda text: list(ElementTree.fromstring(text).iter("testsuite")))
+    if suites is None:
+        return None, None
+    bad = sum(int(suite.attrib.get(name) or 0) for suite in suites for name in ("failures", "errors"))
+    return ("failed" if bad else "success"), iso(moment / 1e9)
+
+
+def read_security_scan(root: Path) -> str | None:
+    """"passed" or "failed" by the report of bandit or a SARIF file; None without one. Blocks."""
+    findings = parsed(root / "bandit.json", lambda text: len(json.loads(text)["results"]))
+    if findings is None:
+        findings = parsed(root / "results.sarif", lambda text: sum(len(run.get("results") or []) for run in json.loads(text)["runs"]))
+    return None if findings is None else "failed" if findings else "passed"
+
+
+# -- relevance: full text search over split identifiers, the agent's kinds of file first
+
+
+class TextRanking:
+    """Ranks by BM25 over words and split identifiers, weighted by what kind of file the agent's category wants."""
+
+    def __init__(self) -> None:
+        self._indexes: dict[str, TextIndex] = {}
+        self._lock = threading.Lock()
+
+    @hookimpl(trylast=True)
+    def rank_files(self, request: RankRequest) -> list[RankedFile]:
+        weights = KIND_WEIGHTS[request.category]
+        scores = self._matches(request) if request.task else {}
+        named = {path for path in (file.path for file in request.files) if is_named(path, request.task)}
+        touched = {path for output in request.outputs for path in output.get("files_affected", [])}
+        changed = set(request.changed)
+        newest = max((file.mtime_ns for file in request.files), default=1)
+        ranked = []
+        for file in request.files:
+            score, reasons = scores.get(file.path, 0.0), ["text matches the task"] if file.path in scores else []
+            for bonus, paths, reason in (
+                (3.0, named, "named in the task"), (0.6, changed, "uncommitted change"), (0.6, touched, "changed by an earlier agent"),
+            ):  # fmt: skip
+                if file.path in paths:
+                    score, reasons = score + bonus, [reason, *reasons]
+            if not request.task:  # without words the newest and shallowest come first
+                score += 0.5 * file.mtime_ns / newest + 0.1 / (1 + file.path.count("/"))
+                reasons = reasons or ["recent file of the right kind"]
+            if score > 0:
+                ranked.append(RankedFile(file.path, score * weights[kind_of(file.path)], reasons))
+        return sorted(ranked, key=lambda item: (-item.score, item.path))
+
+    def _matches(self, request: RankRequest) -> dict[str, float]:
+        """Path and score, 0 to 1, of the files whose text matches. Blocks while the index takes up what changed."""
+        with self._lock:
+            index = self._indexes.setdefault(request.index_folder, TextIndex(Path(request.index_folder) / "text.db"))
+            decisions = " ".join(output.get("decision", "") for output in request.outputs)
+            return index.search(request.root, request.files, f"{request.task}\n{request.task}\n{decisions}")
+
+
+def is_named(path: str, task: str) -> bool:
+    """Whether a task's text names a file: by its path, or by a base name with an ending."""
+    name = path.rpartition("/")[2]
+    return "." in name and re.search(rf"(?<![\w/.-])(?:[\w.-]+/)*{re.escape(name)}(?![\w-])", task) is not None and (
+        path in task or not re.search(rf"[\w-]/{re.escape(name)}", task)
+    )  # fmt: skip
+
+
+STOP_WORDS = frozenset(
+    """a about add adds added after all allow also an and any are as at avoid be because been before but by can change changes could do does
+    don for from get had has have how if improve in instead into is it its just like made make makes may more need new no not now of off on
+    only or other out over remove removed removes rename s should so some support t than that the their them then there these they this to
+    too up update updated updates use used uses using via was we were what when where which while who why will with without would you
+    fix fixed fixes fixing bug issue problem implement implements""".split()
+)
+
+
+class TextIndex:
+    """SQLite FTS5 over the project's text files, brought up to date by size and mtime before each search.
+
+    A damaged index is thrown away and made anew: everything in it can be read again.
+    """
+
+    MAX_FILE = 400_000
+    SCHEMA = """
+    create table if not exists file (id integer primary key, path text not null unique, size integer not null, mtime_ns integer not null);
+    create virtual table if not exists text using fts5 (path, body, tokenize = 'porter unicode61');
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._split: dict[str, str] = {}
+
+    def search(self, root: str, files: list[FileFact], task: str) -> dict[str, float]:
+        try:
+            return self._search(root, files, task)
+        except sqlite3.DatabaseError as error:
+            log.warning("the text index is made anew: %s", one_line(error))
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+            return self._search(root, files, task)
+
+    def _search(self, root: str, files: list[FileFact], task: str) -> dict[str, float]:
+        terms = [term for term in dict.fromkeys(self._words(task).split()) if term not in STOP_WORDS][:64]
+        if not self._path.exists():
+            os.close(os.open(self._path, os.O_CREAT | os.O_WRONLY, 0o600))
+        with contextlib.closing(sqlite3.connect(self._path, isolation_level=None, timeout=5)) as database:
+            database.execute("pragma synchronous = off")
+            self._update(database, root, files)
+            if not terms:
+                return {}
+            query = " OR ".join(f'"{term}"' for term in terms)
+            sql = "select file.path, bm25(text, 4.0, 1.0) from text join file on file.id = text.rowid where text match ? order by 2 limit 2000"
+            rows = database.execute(sql, (query,)).fetchall()
+        best = rows[0][1] if rows else -1.0  # bm25() is negative, the best match first
+        return {path: score / best for path, score in rows}
+
+    def _update(self, database: sqlite3.Connection, root: str, files: list[FileFact]) -> None:
+        database.executescript(self.SCHEMA)
+        known = {path: (id, size, mtime) for id, path, size, mtime in database.execute("select id, path, size, mtime_ns from file")}
+        wanted = {file.path: file for file in files if file.size <= self.MAX_FILE and is_text(file.path)}
+        gone = [known[path][0] for path in known if path not in wanted or known[path][1:] != (wanted[path].size, wanted[path].mtime_ns)]
+        fresh = [file for path, file in wanted.items() if known.get(path, (0, -1, -1))[1:] != (file.size, file.mtime_ns)]
+        if not gone and not fresh:
+            return
+        database.execute("begin")
+        database.executemany("delete from text where rowid = ?", [(id,) for id in gone])
+        database.executemany("delete from file where id = ?", [(id,) for id in gone])
+        for file in fresh:
+            found = read_text_file(root, file.path, self.MAX_FILE)
+            row = database.execute("insert into file (path, size, mtime_ns) values (?, ?, ?)", (file.path, file.size, file.mtime_ns)).lastrowid
+            body = self._words(found[0]) if found else ""
+            database.execute("insert into text (rowid, path, body) values (?, ?, ?)", (row, self._words(clean_text(file.path)), body))
+        database.execute("commit")
+
+    IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*|[^\W_]+")
+    PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
+
+    def _words(self, text: str) -> str:
+        """The text's identifiers in lower-case sub-words, compounds also as one word."""
+        split = self._split
+        words = []
+        for identifier in self.IDENTIFIER.findall(text):
+            known = split.get(identifier)
+            if known is None:
+                parts = [part.lower() for part in self.PARTS.findall(identifier)]
+                known = split[identifier] = " ".join(parts + (["".join(parts)] if len(parts) > 1 else []))
+                if len(split) > 200_000:
+                    split.clear()
+            words.append(known)
+        return " ".join(words)
+
+
+def is_text(path: str) -> bool:
+    """Worth indexing by its name: code, prose or configuration, and neither minified, locked nor vendored."""
+    *folders, name = path.lower().split("/")
+    if is_secret(path) or language_of(path) == "unknown" or {"vendor", "node_modules", "third_party"} & set(folders):
+        return False
+    return not re.search(r"(\.min\.(js|css)|-lock\.(json|yaml)|\.lock|\.map|\.snap)$", name)
+
+
+# -- routing
+
+
+CODER, LAST_CODER, SAME = "the project's specialist", "the last coder", "the same type"
+
+ROUTES: dict[tuple[str, str], tuple[tuple[str, Priority, str], ...]] = {  # (category, outcome): who, priority, why
+    ("architect", "success"): (
+        (CODER, "high", "architecture-success: implementation of what was designed"),
+        ("test-engineer", "medium", "architecture-success: tests for what was designed"),
+    ),
+    ("coding", "success"): (
+        ("test-engineer", "high", "coding-success: validation of the implementation"),
+        ("security-auditor", "medium", "coding-success: security review of the change"),
+    ),
+    ("qa", "success"): (
+        ("documentation-expert", "low", "qa-success: documentation of what was validated"),
+        ("security-auditor", "medium", "qa-success: security review that has not passed yet"),
+    ),
+    ("security", "success"): (("documentation-expert", "low", "security-success: documentation of what was reviewed"),),
+    ("qa", "failed"): ((LAST_CODER, "high", "qa-failure: repair of what the tests found"),),
+    ("security", "failed"): ((LAST_CODER, "high", "security-failure: repair of what the review found"),),
+    ("coding", "failed"): ((SAME, "high", "coding-failure: another attempt"),),
+    ("coding", "failed again"): (("chief-architect", "high", "coding-failure: the third in a row, so the design is to be reconsidered"),),
+}
+
+
+class RoutingRules:
+    """Who works next, by ROUTES. A type that has succeeded or was proposed since the last code change or failure is not named again."""
+
+    @hookimpl(tryfirst=True)
+    def next_agents(self, result: ResultFact, proposals: list[NextAgent], history: list[ResultFact], language: str) -> list[NextAgent]:
+        outcome = "success" if result.status == "success" else "failed"
+        if result.category == "coding" and outcome == "failed" and self._failures_in_a_row(result, history) % 3 == 0:
+            outcome = "failed again"
+        settled = self._settled(result, history)
+        coder = SPECIALISTS.get(language, "fullstack-developer")
+        last_coder = next((fact.agent_type for fact in reversed(history) if fact.category == "coding"), coder)
+        names = {CODER: coder, LAST_CODER: last_coder, SAME: result.agent_type}
+        found = list(proposals)
+        for who, priority, reason in ROUTES.get((result.category, outcome), ()):
+            name = names.get(who, who)
+            if name not in settled:
+                found.append(NextAgent(name, "medium" if result.status == "partial" else priority, reason))
+        return found
+
+    def _failures_in_a_row(self, result: ResultFact, history: list[ResultFact]) -> int:
+        """How often this type has failed on the issue without a success in between, this time included."""
+        number = 1
+        for fact in reversed([fact for fact in history if fact.agent_type == result.agent_type]):
+            if fact.status == "success":
+                break
+            number += 1
+        return number
+
+    def _settled(self, result: ResultFact, history: list[ResultFact]) -> set[str]:
+        """Types that need no proposal: succeeded since the last code change, or proposed since the last change or failure."""
+        passed: set[str] = set()
+        proposed: set[str] = set()
+        for fact in [*history, result]:
+            changes_code = self._changes_code(fact)
+            if changes_code:
+                passed.clear()
+            elif fact.status == "success":
+                passed.add(fact.agent_type)
+            if changes_code or fact.status != "success":
+                proposed.clear()
+            proposed |= set(fact.proposed)
+        return passed | proposed
+
+    def _changes_code(self, fact: ResultFact) -> bool:
+        return fact.category == "coding" and fact.status != "failed"
+
+
+# -- agent commands
+
+LAUNCHERS: dict[str, tuple[str, ...]] = {  # the headless form of each known coding command line
+    "claude": ("claude", "-p", "{prompt}", "--permission-mode", "acceptEdits"),
+    "codex": ("codex", "exec", "--sandbox", "workspace-write", "{prompt}"),
+    "gemini": ("gemini", "--approval-mode", "auto_edit", "-p", "{prompt}"),
+    "opencode": ("opencode", "run", "{prompt}"),
+    "aider": ("aider", "--yes-always", "--message", "{prompt}"),
+    "goose": ("goose", "run", "--no-session", "-t", "{prompt}"),
+    "qwen": ("qwen", "--approval-mode", "auto-edit", "-p", "{prompt}"),
+    "cursor-agent": ("cursor-agent", "-p", "--force", "{prompt}"),
+    "copilot": ("copilot", "--allow-all-tools", "-p", "{prompt}"),
+}
+
+
+class AgentCommands:
+    """--agent-command, else the first known coding command line on PATH."""
+
+    def __init__(self, configured: tuple[str, ...] | None) -> None:
+        self._configured = configured
+
+    @hookimpl(trylast=True)
+    def agent_command(self, launch: AgentLaunch) -> Sequence[str] | None:
+        if self._configured:
+            return self._configured
+        return next((command for name, command in LAUNCHERS.items() if shutil.which(name)), None)
+
+
+# ======================================================================================================
+# Command line
+# ======================================================================================================
+
+GOOD, REFUSED, WRONG_USE, NOT_REACHABLE = 0, 1, 2, 3
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Wrong use is one line and exit code 2."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **keywords})
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(WRONG_USE, f"cco: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parsed_flags, _ = option_parser().parse_known_args(words)
+        parser = command_parser(load_command_hooks(words, vars(parsed_flags)))
+        options = parser.parse_args(words)
+        return typing.cast(int, options.run(options))
+    except StartError as error:
+        sys.stderr.write(f"cco: {error}\n")
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output has gone, as in `cco events list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return GOOD
+    except KeyboardInterrupt:
+        return 130
+
+
+def option_parser() -> CommandParser:
+    """The flags of the settings table; what was not given does not show up."""
+    parser = CommandParser(add_help=False, prog="cco", argument_default=argparse.SUPPRESS)
+    for name, option, default in option_table():
+        flag = "--" + name.replace("_", "-")
+        shown = "" if default in (None, (), False) or not isinstance(default, (str, int)) else f" (default: {default})"
+        if option.read is read_bool:
+            parser.add_argument(flag, nargs="?", const="yes", metavar="yes|no", help=option.help)
+        elif option.read in (read_list, read_paths):
+            parser.add_argument(flag, action="append", metavar=option.metavar, help=option.help + ", may be repeated")
+        else:
+            parser.add_argument(flag, metavar=option.metavar, help=(option.help + shown).replace("%", "%%"))
+    return parser
+
+
+def settings_from(options: argparse.Namespace) -> Settings:
+    known = {name for name, _, _ in option_table()}
+    return load_settings({name: value for name, value in vars(options).items() if name in known})
+
+
+def load_command_hooks(words: list[str], flags: dict[str, Any]) -> Hooks | None:
+    """The plugins, for their commands; None where the command is one of ours or the settings cannot be read (reported later)."""
+    named = [word for word in words if not word.startswith("-")]
+    if not set(words) & {"-h", "--help"} and (not named or named[0] in COMMANDS or set(named) & set(COMMANDS)):
+        return None
+    try:
+        return load_hooks(load_settings(flags))
+    except StartError:
+        return None
+
+
+def command_parser(hooks: Hooks | None) -> CommandParser:
+    options = option_parser()
+    parser = CommandParser(
+        prog="cco", parents=[options], description="Orchestration sidecar: lets a team of coding agents work on one repository.",
+        epilog="Without a command it serves. Each option is also a variable CCO_SIDECAR_<NAME> and a key of cco.toml"
+        " or [tool.cco-sidecar] in pyproject.toml. Exit codes: 0 good, 1 refused, 2 wrong use, 3 not reachable.",
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"cco {__version__}")
+    parser.set_defaults(run=command_serve)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=CommandParser)
+    client = client_options()
+    for name, (help, build) in COMMANDS.items():
+        build(commands.add_parser(name, parents=[options, client], help=help, description=help), [options, client])
+    commands.add_parser("demo-agent", parents=[options]).set_defaults(run=command_demo_agent)
+    commands._choices_actions = [action for action in commands._choices_actions if action.dest != "demo-agent"]
+    if hooks:
+        for _ in hooks.ask("register_commands", commands=commands):
+            pass
+    return parser
+
+
+def client_options() -> CommandParser:
+    parser = CommandParser(add_help=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--url", metavar="URL", help="the service (default: the one that runs for this repository)")
+    parser.add_argument("--format", choices=("table", "json", "csv"), help="how to print (default: table)")
+    return parser
+
+
+def group(table: dict[str, tuple[str, Callable[[Any], None]]]) -> Callable[[CommandParser, list[CommandParser]], None]:
+    """A command that has commands of its own."""
+
+    def build(parser: CommandParser, parents: list[CommandParser]) -> None:
+        commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
+        for name, (help, add_arguments) in table.items():
+            add_arguments(commands.add_parser(name, parents=parents, help=help, description=help))
+
+    return build
+
+
+def single(run: Callable[[argparse.Namespace], int], *arguments: tuple[tuple[str, ...], dict[str, Any]]) -> Callable[..., None]:
+    """A command with its arguments."""
+
+    def build(parser: CommandParser, parents: list[CommandParser] | None = None) -> None:
+        for names, keywords in arguments:
+            parser.add_argument(*names, **keywords)
+        parser.set_defaults(run=run)
+
+    return build
+
+
+def arg(*names: str, **keywords: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return names, keywords
+
+
+# -- serving
+
+
+def command_serve(options: argparse.Namespace) -> int:
+    settings = settings_from(options)
+    set_up_logging(settings)
+    hooks = load_hooks(settings)
+    sys.setswitchinterval(0.001)  # worker threads hand the interpreter back to the loop after 1 ms instead of 5
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(serve(settings, hooks))
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where the extra ``fast`` is installed, else asyncio's own loop."""
+    try:
+        import uvloop  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        return None
+    return typing.cast(Callable[[], asyncio.AbstractEventLoop], uvloop.new_event_loop)
+
+
+async def serve(settings: Settings, hooks: Hooks) -> int:
+    """Run until a signal; the first one ends things properly, a second one at once."""
+    stopped = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if stopped.is_set():
+            os._exit(128 + number)
+        log.info("stopping on %s", signal.Signals(number).name)
+        stopped.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda number, _: on_signal(number))
+    async with Sidecar(settings, hooks) as sidecar:
+        sys.stdout.write(banner(settings, hooks, sidecar.info))
+        sys.stdout.flush()
+        await stopped.wait()
+    return GOOD
+
+
+def banner(settings: Settings, hooks: Hooks, info: SidecarInfo) -> str:
+    plugins = [plugin.name for plugin in hooks.loaded if plugin.source != "built in" and not plugin.problem]
+    skipped = [f"{plugin.name} ({plugin.problem})" for plugin in hooks.loaded if plugin.problem]
+    http2 = "HTTP/1.1 and HTTP/2" if hooks.implementations("server_class") else "HTTP/1.1 (HTTP/2: off)"
+    lines = [
+        f"Orchestration sidecar {__version__}",
+        f"  URL:      {info.url}  {http2}",
+        f"  Project:  {info.project_id}",
+        f"  Root:     {info.root}",
+        f"  Storage:  {settings.storage}",
+        f"  Plugins:  {', '.join(plugins) or 'none'}",
+        *(f"  Skipped:  {text}" for text in skipped),
+        f"  Token:    {own_command()} token --type python-specialist",
+        "  Stop:     Ctrl-C",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def own_command() -> str:
+    """How this program was called, for the messages that name a next command."""
+    return "cco" if Path(sys.argv[0]).name in ("cco", "cco.exe") else f"python {sys.argv[0] or 'cco_sidecar.py'}"
+
+
+class JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": iso(record.created), "level": record.levelname.lower(), "message": record.getMessage()}
+        return json.dumps(line | ({"traceback": self.formatException(record.exc_info)} if record.exc_info else {}))
+
+
+def set_up_logging(settings: Settings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    for name in ("tornado.general", "tornado.access", "asyncio", "watchdog"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level.upper())))
+
+
+# -- being a client
+
+
+class NotReachable(StartError):
+    def __init__(self, message: str) -> None:
+        super().__init__(message, NOT_REACHABLE)
+
+
+class Refused(StartError):
+    """The service's own words."""
+
+    def __init__(self, status: int, content: bytes) -> None:
+        try:
+            answer = json.loads(content)
+            message = f"{status} {answer['code']}: {answer['message']}"
+        except (ValueError, LookupError, TypeError):
+            message = f"{status}: {content[:200].decode('utf-8', 'replace')}"
+        super().__init__(message, REFUSED)
+
+
+class Client:
+    """Talks to a running service: the one of ``--url``, of the agent's own environment, or of this repository."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._environ = os.environ
+        self._given = getattr(options, "url", None) or self._environ.get("SIDECAR_URL", "")
+        self._settings = None if self._given else running_settings(settings_from(options))
+        self.project = self._environ.get("PROJECT_ID", "")
+        self.url = self._given.rstrip("/").removesuffix("/api")
+        if self._settings:
+            info = read_sidecar_json(self._settings.storage)
+            if info is None:
+                raise NotReachable(f"no sidecar runs for {self._settings.root}; start it with `{own_command()}`")
+            self.url, self.project = info.url, info.project_id
+        self.token = self._find_token()
+        # Proxies are for the world outside; a certificate of one's own is trusted by naming it in SSL_CERT_FILE.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def _find_token(self) -> str:
+        """The agent's own token, $JWT_TOKEN, or one minted from the storage's secret."""
+        if path := self._environ.get("CCO_TOKEN_FILE"):
+            with contextlib.suppress(OSError):
+                return Path(path).read_text()
+        if token := self._environ.get("JWT_TOKEN"):
+            return token
+        if self._settings:
+            return mint_token(self._settings, "chief-architect")
+        return ""
+
+    def call(
+        self, method: str, path: str, body: Any = None, *, query: dict[str, Any] | None = None, timeout: float = 60, key: str | None = None
+    ) -> Any:
+        """The decoded answer. Raises Refused (exit code 1) and NotReachable (3)."""
+        given = {name: value for name, value in (query or {}).items() if value is not None}
+        url = self.url + path + ("?" + urllib.parse.urlencode(given) if given else "")
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"} | ({"Idempotency-Key": key} if key else {})
+        content = None if body is None else json.dumps(body).encode()
+        try:
+            with self._opener.open(urllib.request.Request(url, content, headers, method=method), timeout=timeout) as answer:
+                if fresh := answer.headers.get("X-Refreshed-Token"):
+                    self.token = fresh
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            with error:
+                raise Refused(error.code, error.read()) from None
+        except ValueError as error:
+            raise StartError(f"{url}: {error}") from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise NotReachable(f"{self.url} is not reachable: {reason}; start the service with `{own_command()}`") from None
+
+
+def running_settings(settings: Settings) -> Settings:
+    """The settings with the project and storage of the service that runs for this root, also where it was started with another id."""
+    from dataclasses import replace
+
+    if not (settings.storage / "sidecar.json").exists() and settings.storage == default_storage(settings.root, settings.project):
+        mark = settings.storage.name.rpartition("-")[2]
+        for folder in sorted(settings.storage.parent.glob(f"*-{mark}")):
+            if info := read_sidecar_json(folder):
+                return replace(settings, project=info.project_id, storage=folder)
+    elif info := read_sidecar_json(settings.storage):
+        return replace(settings, project=info.project_id)
+    return settings
+
+
+def mint_token(
+    settings: Settings, agent_type: str, *, agent_id: str | None = None, issue_id: str | None = None, ttl: int | None = None,
+    permissions: Sequence[str] | None = None,
+) -> str:  # fmt: skip
+    """A token from the storage's secret; needs no running service."""
+    prepare_storage_folder(settings)
+    logging.getLogger("cco").setLevel(logging.ERROR)  # a plugin that cannot be loaded is the service's affair
+    tokens = Tokens(settings, AgentTypes(load_hooks(settings), settings), None)
+    tokens.load_secret()
+    try:
+        subject = agent_id or f"cli-{agent_type}-{secrets.token_hex(4)}"
+        return tokens.mint(subject, agent_type, ttl=ttl, permissions=permissions, issue_id=issue_id, bound=agent_id is not None)
+    except ApiError as error:
+        raise StartError(f"--type: {error.message}; `{own_command()} agent types` lists them") from None
+
+
+def show(options: argparse.Namespace, answer: Any, rows: str | None = None) -> int:
+    """Print an answer as --format wants it; ``rows`` names the list in it that a table shows."""
+    style = getattr(options, "format", "table")
+    if style == "json":
+        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        return GOOD
+    table = [flatten(row) for row in answer[rows]] if rows else [{"field": key, "value": value} for key, value in flatten(answer).items()]
+    columns = list(dict.fromkeys(key for row in table for key in row))
+    lines = [[cell(row.get(column, "")) for column in columns] for row in table]
+    if style == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *lines] if columns else [])
+    else:
+        print_table(columns, lines)
+    return GOOD
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {f"{prefix}{key}": item}
+    return flat
+
+
+def cell(value: Any) -> str:
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
+    return "".join(character if character.isprintable() else " " for character in text)  # nothing may steer the terminal
+
+
+def print_table(columns: list[str], lines: list[list[str]]) -> None:
+    lines = [[text if len(text) <= 60 or text is line[-1] else text[:59] + "…" for text in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
+    for line in [[column.upper() for column in columns], *lines] if columns else []:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    if not lines:
+        print("(none)")
+
+
+# -- the commands
+
+
+def command_token(options: argparse.Namespace) -> int:
+    settings = running_settings(settings_from(options))
+    ttl = None if options.ttl is None else read_option("token_ttl", options.ttl)
+    for name in ("agent_id", "issue"):
+        if (value := getattr(options, name)) is not None and (not re.fullmatch(IDENTIFIER, value) or ".." in value):
+            raise StartError(f"--{name.replace('_', '-')}: {value!r} must match {IDENTIFIER}")
+    permissions = None if options.permissions is None else read_list(options.permissions)
+    if unknown := sorted(set(permissions or ()) - set(PERMISSIONS)):
+        raise StartError(f"--permissions: {unknown[0]!r} is none of {', '.join(PERMISSIONS)}")
+    print(mint_token(settings, options.type, agent_id=options.agent_id, issue_id=options.issue, ttl=ttl, permissions=permissions))
+    return GOOD
+
+
+def command_health(options: argparse.Namespace) -> int:
+    return show(options, Client(options).call("GET", "/health"))
+
+
+def command_status(options: argparse.Namespace) -> int:
+    return show(options, Client(options).call("GET", "/status"))
+
+
+def command_context_get(options: argparse.Namespace) -> int:
+    query = {"task": options.task, "max_bytes": options.max_bytes, "max_files": options.max_files}
+    context = Client(options).call("GET", f"/api/context/{quote(options.issue)}/{quote(options.type)}", query=query)
+    if getattr(options, "format", "table") == "json":
+        return show(options, context)
+    files = [
+        {**{name: file.get(name) for name in ("path", "size", "language", "score")}, "why": ", ".join(file.get("reasons", []))}
+        for file in context["context"]["relevant_files"]
+    ]
+    return show(options, {"files": files}, "files")
+
+
+def command_context_clear(options: argparse.Namespace) -> int:
+    if (options.issue is None) is not options.all:
+        raise StartError("context clear takes an issue or --all")
+    return show(options, Client(options).call("DELETE", "/api/cache/all" if options.all else f"/api/cache/context/{quote(options.issue)}"))
+
+
+def command_results_store(options: argparse.Namespace) -> int:
+    body = read_json_argument(sys.stdin.read() if options.file == "-" else parsed(Path(options.file), str), options.file)
+    return show(options, Client(options).call("POST", "/api/results", body, key=options.idempotency_key))
+
+
+def command_results_list(options: argparse.Namespace) -> int:
+    query = {"issue_id": options.issue, "agent_type": options.type, "status": options.status, "since": options.since, "limit": options.limit}
+    answer = Client(options).call("GET", "/api/results", query=query)
+    if getattr(options, "format", "table") == "json":
+        return show(options, answer)
+    names = ("id", "issue_id", "agent_type", "agent_id", "stored_at")
+    rows = [{**{name: row[name] for name in names}, "status": row["result"]["status"]} for row in answer["results"]]
+    return show(options, {"results": rows}, "results")
+
+
+def command_results_get(options: argparse.Namespace) -> int:
+    return show(options, Client(options).call("GET", f"/api/results/{quote(options.id)}"))
+
+
+def command_events_publish(options: argparse.Namespace) -> int:
+    client = Client(options)
+    publisher = options.publisher or os.environ.get("AGENT_ID") or "cli"
+    body = {"publisher": publisher, "topic": options.topic, "data": read_json_argument(options.data, "--data"), "priority": options.priority}
+    body |= {"ttl_seconds": options.ttl} if options.ttl is not None else {}
+    body |= {"correlation_id": options.correlation_id} if options.correlation_id else {}
+    return show(options, client.call("POST", f"/api/events/{quote(options.type)}", body, key=options.idempotency_key))
+
+
+def command_events_subscribe(options: argparse.Namespace) -> int:
+    """Print events as they come; with --continuous for ever, going on from a cursor, so none comes twice."""
+    client, cursor = Client(options), options.since
+    while True:
+        query = {"timeout": options.timeout, "filter": options.filter, "since": cursor, "limit": 100}
+        try:
+            answer = client.call("GET", f"/api/events/wait/{quote(options.type)}", query=query, timeout=options.timeout / 1000 + 30)
+        except NotReachable as error:
+            if not options.continuous or cursor in ("latest", "earliest"):
+                raise
+            sys.stderr.write(f"cco: {error}; trying again\n")  # a restart of the service must not end a follower
+            time.sleep(1)
+            continue
+        for event in answer["events"]:
+            print_event(options, event)
+        sys.stdout.flush()
+        cursor = answer["scanned_to"]
+        if not options.continuous and not answer["more_available"]:
+            return GOOD if answer["events"] or not answer.get("timeout") else REFUSED
+
+
+def print_event(options: argparse.Namespace, event: dict[str, Any]) -> None:
+    style = getattr(options, "format", "table")
+    row = [event[name] for name in ("timestamp", "event_id", "event_type", "publisher", "topic")] + [json.dumps(event["data"], ensure_ascii=False)]
+    if style == "json":
+        print(json.dumps(event, ensure_ascii=False))
+    elif style == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerow(row)
+    else:
+        print("  ".join(map(cell, row)))
+
+
+def command_events_list(options: argparse.Namespace) -> int:
+    query = {"type": options.type, "topic": options.topic, "since": options.since, "limit": options.limit, "dead": "true" if options.dead else None}
+    return show(options, Client(options).call("GET", "/api/events", query=query), "events")
+
+
+def command_agent_spawn(options: argparse.Namespace) -> int:
+    client = Client(options)
+    pairs = [item.partition("=") for item in options.env or []]
+    if bad := [name for name, equals, _ in pairs if not equals or not name]:
+        raise StartError(f"--env: {bad[0]!r} must be NAME=VALUE")
+    body = {"agent_type": options.type, "issue_id": options.issue, "task": options.task, "priority": options.priority}
+    body |= {"environment": {name: value for name, _, value in pairs}, "context_requirements": options.require or []}
+    spawned = client.call("POST", "/api/agents/spawn", body, key=options.idempotency_key)
+    if not options.wait:
+        return show(options, spawned)
+    return follow_agent(client, options, spawned["agent_id"])
+
+
+def follow_agent(client: Client, options: argparse.Namespace, agent_id: str) -> int:
+    """Show an agent's output on stderr until it ends, then its status; the agent's own exit code."""
+    offset = 0
+    sys.stderr.write(f"{agent_id} started\n")
+    while True:
+        status = client.call("GET", f"/api/agents/{agent_id}/status")
+        logs = client.call("GET", f"/api/agents/{agent_id}/logs", query={"since": offset})
+        sys.stderr.write(logs["text"])
+        sys.stderr.flush()
+        offset = logs["next_offset"]
+        if status["ended_at"]:
+            break
+        time.sleep(0.3)
+    sys.stderr.write(f"{agent_id} {status['state']}\n")
+    show(options, status)
+    code = status["exit_code"]
+    return (128 - code if code < 0 else code) if code is not None else GOOD if status["state"] == "completed" else REFUSED
+
+
+def command_agent_list(options: argparse.Namespace) -> int:
+    answer = Client(options).call("GET", "/api/agents", query={"state": options.state, "issue_id": options.issue, "limit": options.limit})
+    if getattr(options, "format", "table") != "json":
+        names = ("agent_id", "issue_id", "state", "exit_code", "pid", "started_at", "ended_at")
+        answer = {"agents": [{name: row[name] for name in names} for row in answer["agents"]]}
+    return show(options, answer, "agents")
+
+
+def command_agent_status(options: argparse.Namespace) -> int:
+    return show(options, Client(options).call("GET", f"/api/agents/{quote(options.id)}/status"))
+
+
+def command_agent_logs(options: argparse.Namespace) -> int:
+    client, path = Client(options), f"/api/agents/{quote(options.id)}"
+    logs = client.call("GET", f"{path}/logs", query={"tail": options.tail})
+    if getattr(options, "format", "table") == "json" and not options.follow:
+        return show(options, logs)
+    while True:
+        sys.stdout.write(logs["text"])
+        sys.stdout.flush()
+        if not options.follow:
+            return GOOD
+        ended = client.call("GET", f"{path}/status")["ended_at"]
+        logs = client.call("GET", f"{path}/logs", query={"since": logs["next_offset"]})
+        if ended and not logs["text"]:
+            return GOOD
+        time.sleep(0 if logs["text"] else 0.3)
+
+
+def command_agent_kill(options: argparse.Namespace) -> int:
+    return show(options, Client(options).call("DELETE", f"/api/agents/{quote(options.id)}"))
+
+
+def command_agent_types(options: argparse.Namespace) -> int:
+    settings = settings_from(options)
+    categories = AgentTypes(load_hooks(settings), settings).categories
+    rows = []
+    for name, category in sorted(categories.items(), key=lambda item: (list(CATEGORIES).index(item[1]), item[0])):
+        role = CATEGORIES[category]
+        rows.append({"agent_type": name, "category": category, "permissions": " ".join(role.permissions), "per_minute": role.per_minute})
+    return show(options, {"agent_types": rows}, "agent_types")
+
+
+def command_plugins(options: argparse.Namespace) -> int:
+    hooks = load_hooks(settings_from(options))
+    found = sorted(hooks.loaded, key=lambda plugin: (plugin.source, plugin.name))
+    rows = [{"plugin": item.name, "source": item.source, "hooks": " ".join(item.hooks), "problem": item.problem} for item in found]
+    return show(options, {"plugins": rows}, "plugins")
+
+
+def command_schema(options: argparse.Namespace) -> int:
+    documents = {"openapi.json": openapi(routes())}
+    for route in routes():
+        for shape in (*route.endpoint.answers.values(), route.endpoint.body):
+            if is_struct(shape):
+                schema = msgspec.json.schema(shape)
+                documents[f"{shape.__name__}.schema.json"] = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    if options.write is None:
+        print(json.dumps(documents["openapi.json"], indent=2))
+        return GOOD
+    folder = Path(options.write)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, document in documents.items():
+        (folder / name).write_text(json.dumps(document, indent=2) + "\n")
+    print(f"{len(documents)} documents written to {folder}")
+    return GOOD
+
+
+def command_doctor(options: argparse.Namespace) -> int:
+    """Check what the service needs, say what to do; exit code 1 where something is wrong."""
+    settings = running_settings(settings_from(options))
+    findings = {name: examine(check, settings) for name, check in DOCTOR_CHECKS.items()}
+    rows = [{"check": name, "verdict": verdict, "finding": finding} for name, (verdict, finding) in findings.items()]
+    show(options, {"checks": rows}, "checks")
+    return REFUSED if any(row["verdict"] == "bad" for row in rows) else GOOD
+
+
+def examine(check: Callable[[Settings], str], settings: Settings) -> tuple[str, str]:
+    try:
+        finding = check(settings)
+    except (StartError, OSError) as error:
+        return "bad", str(error)
+    return ("note", finding[6:]) if finding.startswith("note: ") else ("good", finding)
+
+
+def check_storage(settings: Settings) -> str:
+    if not settings.storage.exists():
+        return "note: not there yet; the first start makes it"
+    facts = settings.storage.lstat()
+    if hasattr(os, "geteuid") and (facts.st_uid != os.geteuid() or facts.st_mode & 0o077):
+        raise StartError(f"{settings.storage} must be yours alone: chown it to yourself and chmod 700 it")
+    check_database(settings.storage / Storage.FILE, thorough=True)
+    free = shutil.disk_usage(settings.storage).free
+    if free < 100 * MB:
+        raise StartError(f"only {free // MB} MB are free on the disk of {settings.storage}: make room")
+    return f"{settings.storage}, database sound, {free // MB} MB free"
+
+
+def check_secret(settings: Settings) -> str:
+    path = settings.storage / "jwt.secret"
+    if settings.jwt_secret:
+        return "given by configuration"
+    if not path.exists():
+        return "note: not there yet; the first start or token makes it"
+    if hasattr(os, "geteuid") and path.stat().st_mode & 0o077:
+        raise StartError(f"others can read {path}: chmod 600 it, or delete it to end all tokens")
+    make_or_read_secret(path)
+    return "there, for you alone"
+
+
+def check_lock(settings: Settings) -> str:
+    if not (settings.storage / "lock").exists():
+        return "free"
+    try:
+        InstanceLock(settings.storage).release()
+    except StartError as error:
+        return f"note: {error}"
+    return "free"
+
+
+def check_port(settings: Settings) -> str:
+    info = read_sidecar_json(settings.storage)
+    if info and psutil.pid_exists(info.pid):
+        return f"the running service answers on {info.url}"
+    try:
+        for listener in tornado.netutil.bind_sockets(settings.port, settings.host):
+            listener.close()
+    except OSError as error:
+        raise StartError(explain_bind_error(settings, error)) from None
+    return f"{settings.host} port {settings.port} is free"
+
+
+def check_git(settings: Settings) -> str:
+    if not shutil.which("git"):
+        return "note: git is not installed: contexts carry no history, and .gitignore is not honoured; install it"
+    if not find_git_folder(settings.root):
+        return f"note: {settings.root} is no git repository; `git init` gives it history"
+    return f"repository at {settings.root}"
+
+
+def check_watcher(settings: Settings) -> str:
+    folders, limit = count_folders(settings.root), watch_limit()
+    if folders > min(limit // 2, Watcher.BUDGET):
+        return (
+            f"note: {folders} folders, watched are {min(limit // 2, Watcher.BUDGET)} at most; contexts stay fresh by the check against the disk."
+            " More: sysctl fs.inotify.max_user_watches=524288"
+        )
+    return f"{folders} folders of {limit} that may be watched"
+
+
+def check_plugins(settings: Settings) -> str:
+    hooks = load_hooks(settings)
+    skipped = [f"{plugin.name}: {plugin.problem}" for plugin in hooks.loaded if plugin.problem]
+    if skipped:
+        return f"note: skipped {'; '.join(skipped)}"
+    return f"{sum(plugin.source != 'built in' for plugin in hooks.loaded)} loaded besides the built-in ones"
+
+
+DOCTOR_CHECKS: dict[str, Callable[[Settings], str]] = {
+    "storage": check_storage, "secret": check_secret, "lock": check_lock, "port": check_port,
+    "git": check_git, "watcher": check_watcher, "plugins": check_plugins,
+}  # fmt: skip
+
+
+def quote(text: str) -> str:
+    return urllib.parse.quote(text, safe="")
+
+
+def read_json_argument(text: str | None, what: str) -> Any:
+    try:
+        return json.loads(text or "")
+    except ValueError as error:
+        raise StartError(f"{what} is not JSON: {error}") from None
+
+
+# -- the demonstration: everything once, on the user's repository, in a storage of its own
+
+
+def command_demo(options: argparse.Namespace) -> int:
+    """Show spawn, context, result, event, routing and a kill -9 in a few seconds; leaves nothing behind."""
+    settings = settings_from(options)
+    with tempfile.TemporaryDirectory(prefix="cco-demo-") as folder:
+        demo = Demo(settings.root, Path(folder))
+        try:
+            return demo.run()
+        finally:
+            demo.end()
+
+
+class Demo:
+    """The story of two agents and a crash, told with the real service as a real process."""
+
+    ISSUE = "demo-1"
+    TASK = "Find where the program starts and describe what it does"
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self._root, self._folder = root, folder
+        self._began = time.monotonic()
+        self._service: subprocess.Popen[bytes] | None = None
+        self._arguments = ["--root", str(root), "--storage", str(folder / "storage"), "--port", "0", "--project", "demo"]
+
+    def run(self) -> int:
+        client = self._start_service()
+        self._say(f"service listens on {client.url} for {self._root}")
+        self._say("architect token minted")
+        waiter: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._wait_for_event, args=(client, waiter), daemon=True).start()
+        while not client.call("GET", "/status")["events"]["active_subscriptions"]:
+            time.sleep(0.01)
+        self._say("test-engineer waits in a long poll for agent_completed on this issue")
+        spawned = client.call("POST", "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": self.ISSUE, "task": self.TASK})
+        self._say(f"python-specialist spawned as a real process, pid {spawned['process_id']}, with its context in a file")
+        event = waiter.get(timeout=20)
+        if isinstance(event, Exception):
+            raise event
+        self._say(f"test-engineer woke: {event['publisher']} reports {event['data']['status']} ({event['event_id']})")
+        for agent in event["data"]["next_agents"]:
+            self._say(f"next: {agent['agent_type']} ({agent['priority']}), {agent['reason']}")
+        self._show_context(client)
+        while client.call("GET", "/status")["agents"]["active"]:
+            time.sleep(0.02)
+        before = self._counts(client)
+        self._say(f"status: {before}")
+        self._crash()
+        client = self._start_service()
+        after = self._counts(client)
+        self._say(f"killed with SIGKILL and started again: {after}")
+        if after != before:
+            raise StartError("the service lost something over its crash", REFUSED)
+        self._show_context(client)
+        self._say("done: nothing of this is left running, and your repository was only read")
+        return GOOD
+
+    def _start_service(self) -> Client:
+        agent = json.dumps([sys.executable, str(Path(__file__).resolve()), "demo-agent"])
+        command = [sys.executable, str(Path(__file__).resolve()), "serve", *self._arguments, "--agent-command", agent, "--log-level", "error"]
+        # A file rather than a pipe: the service must not depend on whether somebody reads what it says.
+        with (self._folder / "service.log").open("ab") as output:
+            environ = {name: value for name, value in os.environ.items() if not name.startswith("CCO_")}
+            self._service = subprocess.Popen(command, stdout=output, stderr=output, env=environ)
+        deadline = time.monotonic() + 15
+        while (info := read_sidecar_json(self._folder / "storage")) is None or info.pid != self._service.pid:
+            if self._service.poll() is not None or time.monotonic() > deadline:
+                raise StartError(f"the service did not start: {(self._folder / 'service.log').read_text().strip()[-500:]}", REFUSED)
+            time.sleep(0.01)
+        return Client(option_parser().parse_args(self._arguments))
+
+    def _wait_for_event(self, client: Client, waiter: queue.SimpleQueue[Any]) -> None:
+        try:
+            query = {"filter": f"issue_id:{self.ISSUE}", "since": "earliest", "timeout": 20_000}
+            waiter.put(client.call("GET", "/api/events/wait/agent_completed", query=query)["events"][0])
+        except (StartError, LookupError) as error:
+            waiter.put(error)
+
+    def _show_context(self, client: Client) -> None:
+        context = client.call("GET", f"/api/context/{self.ISSUE}/test-engineer")["context"]
+        output = context["previous_agent_outputs"][-1]
+        self._say(f"test-engineer's context: {len(context['relevant_files'])} files, and {output['agent_type']} decided: {output['decision']}")
+
+    def _counts(self, client: Client) -> str:
+        status = client.call("GET", "/status")
+        return (
+            f"{status['agents']['completed']} agent completed, {status['storage']['results_stored']} result,"
+            f" {status['events']['total_published']} events published"
+        )
+
+    def _crash(self) -> None:
+        assert self._service
+        self._service.kill()
+        self._service.wait()
+
+    def end(self) -> None:
+        if self._service and self._service.poll() is None:
+            self._service.terminate()
+            try:
+                self._service.wait(10)
+            except subprocess.TimeoutExpired:
+                self._service.kill()
+                self._service.wait()
+
+    def _say(self, text: str) -> None:
+        print(f"{time.monotonic() - self._began:6.2f} s  {text}", flush=True)
+
+
+def command_demo_agent(options: argparse.Namespace) -> int:
+    """What the demonstration's agent does: reads its context, stores a result, publishes an event. A model for one's own."""
+    context = json.loads(Path(os.environ["CCO_CONTEXT_FILE"]).read_text())
+    files = [file["path"] for file in context["context"]["relevant_files"]]
+    client = Client(options)
+    print(f"{os.environ['AGENT_ID']} works on {os.environ['TASK']!r} with {len(files)} files", flush=True)
+    client.call("POST", "/api/events/progress", {
+        "publisher": os.environ["AGENT_ID"], "topic": "progress", "data": {"issue_id": os.environ["ISSUE_ID"], "files_read": len(files)},
+    })  # fmt: skip
+    result = {"status": "success", "decisions": [f"Start reading at {files[0]}" if files else "The repository is empty"], "files_modified": []}
+    body = {"agent_id": os.environ["AGENT_ID"], "agent_type": os.environ["AGENT_TYPE"], "issue_id": os.environ["ISSUE_ID"]}
+    stored = client.call("POST", "/api/results", body | {"project_id": os.environ["PROJECT_ID"], "result": result})
+    print(f"stored {stored['id']}", flush=True)
+    return GOOD
+
+
+ISSUE_ARGUMENT = arg("issue", metavar="ISSUE", help="issue id")
+KEY_ARGUMENT = arg("--idempotency-key", metavar="KEY", help="a repeat with the same key does nothing twice")
+LIMIT_ARGUMENT = arg("--limit", type=int, metavar="N", help="how many at most")
+
+COMMANDS: dict[str, tuple[str, Callable[[CommandParser, list[CommandParser]], None]]] = {
+    "serve": ("serve the repository (the default)", single(command_serve)),
+    "token": ("print a token, and nothing else", single(
+        command_token, arg("--type", required=True, help="agent type"), arg("--agent-id", help="bind the token to this id"),
+        arg("--issue", help="good for this issue only"), arg("--ttl", metavar="SECONDS", help="life (default: --token-ttl)"),
+        arg("--permissions", metavar="LIST", help="narrow to these, separated by commas"))),
+    "demo": ("show everything once on this repository, in a storage of its own", single(command_demo)),
+    "doctor": ("check what the service needs, and say what to do", single(command_doctor)),
+    "schema": ("print the OpenAPI document", single(command_schema, arg("--write", metavar="DIR", help="write it and the JSON Schemas there"))),
+    "plugins": ("list the plugins and where they come from", single(command_plugins)),
+    "health": ("ask whether the service works", single(command_health)),
+    "status": ("show what happened so far", single(command_status)),
+    "context": ("contexts of agents", group({
+        "get": ("show a context, its files with the reason for each", single(
+            command_context_get, ISSUE_ARGUMENT, arg("type", metavar="TYPE", help="agent type"), arg("--task", help="what is to be done"),
+            arg("--max-bytes", type=int, metavar="N"), arg("--max-files", type=int, metavar="N"))),
+        "clear": ("forget cached contexts", single(
+            command_context_clear, arg("issue", nargs="?", metavar="ISSUE"), arg("--all", action="store_true", help="of all issues"))),
+    })),
+    "results": ("results of agents", group({
+        "store": ("store a result from a JSON file, or - for standard input", single(
+            command_results_store, arg("file", nargs="?", default="-", metavar="FILE"), KEY_ARGUMENT)),
+        "list": ("list results, newest last", single(
+            command_results_list, arg("--issue"), arg("--type"), arg("--status"), arg("--since", metavar="ID"), LIMIT_ARGUMENT)),
+        "get": ("show one result", single(command_results_get, arg("id", metavar="ID"))),
+    })),
+    "events": ("events between agents", group({
+        "publish": ("publish an event", single(
+            command_events_publish, arg("type", metavar="TYPE"), arg("--topic", default="general"), arg("--data", default="{}", metavar="JSON"),
+            arg("--publisher", help="who says it (default: $AGENT_ID, else cli)"), arg("--correlation-id"),
+            arg("--ttl", type=float, metavar="SECONDS"),
+            arg("--priority", default="normal", choices=("low", "normal", "high", "critical")), KEY_ARGUMENT)),
+        "subscribe": ("wait for events; exit code 1 when none came in time", single(
+            command_events_subscribe, arg("type", metavar="TYPE", help="event type, * for any"),
+            arg("--filter", help="for example issue_id:issue-123"),
+            arg("--since", default="latest", metavar="CURSOR", help="an event id, earliest, or latest (the default)"),
+            arg("--timeout", type=int, default=30_000, metavar="MS"),
+            arg("--continuous", action="store_true", help="go on for ever, never repeating"))),
+        "list": ("list retained events, newest last", single(
+            command_events_list, arg("--type"), arg("--topic"), arg("--since", metavar="CURSOR"), LIMIT_ARGUMENT,
+            arg("--dead", action="store_true", help="the dead letters instead"))),
+    })),
+    "agent": ("agents as processes", group({
+        "spawn": ("start an agent", single(
+            command_agent_spawn, arg("--type", required=True, help="agent type"), arg("--issue", required=True, help="issue id"),
+            arg("--task", default="", help="what it is to do"), arg("--env", action="append", metavar="NAME=VALUE"),
+            arg("--require", action="append", metavar="SECTION", help="only these sections of the context"),
+            arg("--priority", default="normal", choices=("low", "normal", "medium", "high", "critical")),
+            arg("--wait", action="store_true", help="show its output, end with its exit code"), KEY_ARGUMENT)),
+        "list": ("list agents, newest last", single(command_agent_list, arg("--state"), arg("--issue"), LIMIT_ARGUMENT)),
+        "status": ("show one agent", single(command_agent_status, arg("id", metavar="ID"))),
+        "logs": ("show what an agent wrote", single(
+            command_agent_logs, arg("id", metavar="ID"), arg("--tail", type=int, metavar="LINES"), arg("-f", "--follow", action="store_true"))),
+        "kill": ("end an agent and everything that it started", single(command_agent_kill, arg("id", metavar="ID"))),
+        "types": ("list the agent types", single(command_agent_types)),
+    })),
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.modules.setdefault("cco_sidecar", sys.modules[__name__])
+    sys.exit(main())

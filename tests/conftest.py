@@ -1,0 +1,247 @@
+"""The harness: the real service as a real process on port 0, a real git repository, and requests over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import psutil
+import pytest
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULE = ROOT / "cco_sidecar.py"
+MARK = f"test-{uuid.uuid4()}"  # every process that the tests start, and what those start, carries this in its environment
+PROJECT = "project-abc"
+ALL = ["read_context", "write_results", "publish_events", "spawn_agents"]
+
+
+def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
+    """The first true value of ``condition``; fails when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := condition():
+            return value
+        assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
+        time.sleep(0.01)
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """This environment without what could steer the service, plus ``more`` and the mark."""
+    hidden = ("CCO_", "JWT_TOKEN", "SIDECAR_URL", "AGENT_ID", "PROJECT_ID", "GIT_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    return kept | {"CCO_TEST_MARK": MARK, "PYTHONPATH": ""} | more
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=developer", "-c", "user.email=developer@example.com", "-c", "commit.gpgsign=false"]
+    return subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True, env=clean_environment()).stdout
+
+
+def make_repository(folder: Path) -> Path:
+    """A small Python project with two commits."""
+    for name, content in {
+        "src/main.py": "def main():\n    return greet('world')\n",
+        "src/greeting.py": "def greet(name):\n    return f'hello {name}'\n",
+        "src/session_store.py": "class SessionStore:\n    def save_cookie(self, cookie):\n        self.cookie = cookie\n",
+        "tests/test_main.py": "def test_main():\n    assert True\n",
+        "docs/guide.md": "# Guide\n\nHow to greet.\n",
+        "README.md": "# A project\n",
+        "pyproject.toml": '[project]\nname = "sample"\nrequires-python = ">=3.11"\ndependencies = ["fastapi>=0.100", "pydantic"]\n',
+        ".gitignore": "build/\n*.log\n.env\n",
+    }.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "Initial commit")
+    (folder / "src/greeting.py").write_text("def greet(name):\n    return f'Hello, {name}!'\n")
+    git(folder, "commit", "-q", "-a", "-m", "Greet politely")
+    git(folder, "remote", "add", "origin", "https://someone:password@github.com/org/project")
+    return folder
+
+
+class Client:
+    """Requests with one token."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        self.url, self.token = url, token
+        self.session = requests.Session()
+        self.session.trust_env = False
+
+    def request(self, method: str, path: str, **keywords: Any) -> requests.Response:
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        headers |= keywords.pop("headers", {})
+        return self.session.request(method, self.url + path, headers=headers, timeout=keywords.pop("timeout", 30), **keywords)
+
+    def get(self, path: str, **params: Any) -> requests.Response:
+        return self.request("GET", path, params=params)
+
+    def post(self, path: str, body: Any = None, **keywords: Any) -> requests.Response:
+        return self.request("POST", path, json=body, **keywords)
+
+    def delete(self, path: str) -> requests.Response:
+        return self.request("DELETE", path)
+
+    def wait(self, event_type: str = "*", **params: Any) -> Any:
+        answer = self.get(f"/api/events/wait/{event_type}", **params)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def publish(self, event_type: str = "ping", data: dict[str, Any] | None = None, **more: Any) -> Any:
+        body = {"publisher": "tester", "topic": "test", "data": data or {}} | more
+        answer = self.post(f"/api/events/{event_type}", body)
+        assert answer.status_code == 202, answer.text
+        return answer.json()
+
+    def store(self, agent_type: str = "python-specialist", status: str = "success", issue: str = "issue-1", **result: Any) -> Any:
+        body = {"agent_id": f"{agent_type}-1", "agent_type": agent_type, "issue_id": issue, "project_id": PROJECT}
+        answer = self.post("/api/results", body | {"result": {"status": status, **result}})
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+
+class Service:
+    """One running service. ``stop`` and ``kill`` end it; ``start`` starts it again on the same storage."""
+
+    def __init__(self, root: Path, storage: Path, *arguments: str, module: Path = MODULE, env: dict[str, str] | None = None) -> None:
+        self.root, self.storage, self.arguments, self.module, self.env = root, storage, arguments, module, env or {}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log_path = storage.parent / f"{storage.name}.log"
+
+    def start(self) -> Service:
+        command = [sys.executable, str(self.module), "serve", "--root", str(self.root), "--storage", str(self.storage), "--port", "0"]
+        command += ["--project", PROJECT, *self.arguments]
+        with self.log_path.open("ab") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=output, cwd=self.root, env=clean_environment(**self.env))
+        until(self._announced)
+        return self
+
+    def _announced(self) -> bool:
+        assert self.process and self.process.poll() is None, self.log
+        try:
+            self.info = json.loads((self.storage / "sidecar.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return bool(self.info["pid"] == self.process.pid)
+
+    @property
+    def url(self) -> str:
+        return str(self.info["url"])
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def token(self, agent_type: str = "chief-architect", **claims: Any) -> str:
+        """A token with the six claims of the reference, signed with the storage's secret."""
+        now = int(time.time())
+        secret = (self.storage / "jwt.secret").read_text()
+        default = {"sub": f"{agent_type}-{uuid.uuid4().hex[:8]}", "agent_type": agent_type, "project_id": PROJECT}
+        default |= {"permissions": ALL, "iat": now, "exp": now + 3600}
+        return jwt.encode({name: value for name, value in (default | claims).items() if value is not None}, secret, algorithm="HS256")
+
+    def client(self, agent_type: str = "chief-architect", **claims: Any) -> Client:
+        return Client(self.url, self.token(agent_type, **claims))
+
+    def stop(self) -> int:
+        """End it by SIGTERM; its exit code."""
+        assert self.process
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(15)
+
+    def kill(self) -> None:
+        assert self.process
+        self.process.kill()
+        self.process.wait(15)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return make_repository(tmp_path / "repository")
+
+
+@pytest.fixture
+def make_service(tmp_path: Path, repository: Path) -> Iterator[Callable[..., Service]]:
+    """A factory of services for one test: ``make_service("--max-agents", "2", root=..., storage=..., env={...})``."""
+    started: list[Service] = []
+
+    def make(*arguments: str, root: Path | None = None, storage: Path | None = None, **keywords: Any) -> Service:
+        service = Service(root or repository, storage or tmp_path / "storage", *arguments, **keywords)
+        started.append(service)
+        return service.start()
+
+    yield make
+    for service in started:
+        if service.process and service.process.poll() is None:
+            service.stop()
+    end_stragglers()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for the tests of a module, which keep apart by issue ids and token subjects."""
+    folder = tmp_path_factory.mktemp("shared")
+    running = Service(make_repository(folder / "repository"), folder / "storage").start()
+    yield running
+    assert running.stop() == 0, running.log
+    assert "Traceback" not in running.log, running.log
+    end_stragglers()
+
+
+@pytest.fixture
+def architect(service: Service) -> Client:
+    return service.client("chief-architect")
+
+
+@pytest.fixture
+def coder(service: Service) -> Client:
+    return service.client("python-specialist")
+
+
+@pytest.fixture
+def issue() -> str:
+    """An issue id of its own for each test."""
+    return f"issue-{uuid.uuid4().hex[:8]}"
+
+
+def marked_processes() -> list[psutil.Process]:
+    """Living processes that carry the mark of this run."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get("CCO_TEST_MARK") == MARK and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def end_stragglers() -> None:
+    """End what agents a stopped service rightly left running."""
+    for process in marked_processes():
+        with contextlib.suppress(psutil.Error):
+            if "serve" not in process.cmdline():
+                process.kill()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """No process of the tests is left."""
+    with contextlib.suppress(AssertionError):
+        until(lambda: not marked_processes(), 5)
+    left = [process.cmdline() for process in marked_processes()]
+    for process in marked_processes():
+        process.kill()
+    if left:
+        session.exitstatus = 1
+        raise RuntimeError(f"processes were left: {left}")

@@ -1,0 +1,29 @@
+"""GET /health and GET /status tell what was measured."""
+
+from conftest import Client, Service
+
+
+def test_health_needs_no_token_and_reports_real_checks(service: Service) -> None:
+    answer = Client(service.url, None).get("/health")
+    assert answer.status_code == 200
+    health = answer.json()
+    assert health["status"] == health["checks"]["storage"] == health["checks"]["event_bus"] == "healthy"
+    assert health["checks"]["memory_usage_mb"] > 10
+    assert health["checks"]["disk_space_available_mb"] > 0
+    assert health["project_id"] == "project-abc"
+
+
+def test_status_needs_a_token(service: Service) -> None:
+    assert Client(service.url, None).get("/status").status_code == 401
+
+
+def test_status_counts_what_happened(architect: Client, issue: str) -> None:
+    before = architect.get("/status").json()
+    architect.publish("counted", {"issue_id": issue})
+    assert architect.wait("counted", filter=f"issue_id:{issue}")["events"]
+    architect.store("python-specialist", issue=issue)
+    after = architect.get("/status").json()
+    assert after["events"]["total_published"] == before["events"]["total_published"] + 2
+    assert after["events"]["total_delivered"] == before["events"]["total_delivered"] + 1
+    assert after["storage"]["results_stored"] == before["storage"]["results_stored"] + 1
+    assert after["performance"]["requests_per_second"] > 0

@@ -53,7 +53,6 @@ import inspect
 import ipaddress
 import json
 import logging
-import logging.handlers
 import os
 import queue
 import re
@@ -203,7 +202,7 @@ def read_secret(value: Any) -> str:
 def read_command(value: Any) -> tuple[str, ...]:
     """An argv: a TOML list, a JSON array, or words quoted as for a shell. No shell ever sees it."""
     try:
-        words = value if isinstance(value, list) else json.loads(value) if value[:1] == "[" else shlex.split(value)
+        words = value if isinstance(value, list) else json.loads(value) if read_text(value)[:1] == "[" else shlex.split(value)
     except ValueError as error:
         raise ValueError(f"cannot be read as a command: {error}") from None
     if not isinstance(words, list) or not words or not all(isinstance(word, str) and "\0" not in word for word in words):
@@ -215,8 +214,8 @@ def read_agent_types(value: Any) -> dict[str, str]:
     """More agent types: a TOML table, or ``name=category`` separated by commas."""
     pairs = value.items() if isinstance(value, dict) else [item.partition("=")[::2] for item in read_list(value)]
     for name, category in pairs:
-        if not re.fullmatch(IDENTIFIER, str(name)) or category not in CATEGORIES:
-            raise ValueError(f"{name}={category}: must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}")
+        if not re.fullmatch(IDENTIFIER, str(name)) or category not in tuple(CATEGORIES):
+            raise ValueError(f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {str(name)!r} is not")
     return dict(pairs)
 
 
@@ -256,6 +255,7 @@ class Settings:
         return "https" if self.tls_cert else "http"
 
 
+@functools.cache
 def option_table() -> list[tuple[str, Option, Any]]:
     """(name, Option, default) of every setting, in the order of the class."""
     hints = typing.get_type_hints(Settings, include_extras=True)
@@ -305,6 +305,8 @@ def read_settings_files(root: Path) -> dict[str, Any]:
                 log.warning("%s cannot be read for settings: %s", name, error)
                 continue
             raise StartError(f"{name}: {error}") from None
+        if not isinstance(table, dict):
+            raise StartError(f"{name}: tool.cco-sidecar must be a table")
         merged |= {key.replace("-", "_"): value for key, value in table.items()}
     known = {name for name, _, _ in option_table()} - {"root"}
     if unknown := sorted(set(merged) - known):
@@ -313,7 +315,8 @@ def read_settings_files(root: Path) -> dict[str, Any]:
         if isinstance(merged.get(name), str):
             merged[name] = str(root / Path(merged[name]).expanduser())
     if "plugins" in merged:
-        merged["plugins"] = [str(root / Path(item).expanduser()) for item in read_list(merged["plugins"])]
+        with contextlib.suppress(ValueError):  # what is wrong with it is said where it is read
+            merged["plugins"] = [str(root / Path(item).expanduser()) for item in read_list(merged["plugins"])]
     return merged
 
 
@@ -1184,7 +1187,7 @@ class Hooks:
         """
         for folder, ours in folders:
             for file in sorted(folder.glob("[!_.]*.py")):
-                if ours or b"cco_sidecar" in file.read_bytes():  # a repository's own `plugins` folder may be about something else
+                if ours or speaks_of_us(file):  # a repository's own `plugins` folder may be about something else
                     self._load_one(file.stem, str(file), functools.partial(import_file, file))
         for entry in importlib.metadata.entry_points(group="cco_sidecar"):
             self._load_one(entry.name, f"entry point {entry.value}", entry.load)
@@ -1196,15 +1199,22 @@ class Hooks:
     def _load_one(self, name: str, source: str, load: Callable[[], Any]) -> None:
         try:
             plugin = load()
-        except Exception as error:  # a boundary: anybody's module-level code
-            log.warning("plugin %s is skipped: %s: %s", name, type(error).__name__, one_line(error))
-            self.loaded.append(LoadedPlugin(name, source, [], f"{type(error).__name__}: {one_line(error)}"))
+        except (Exception, SystemExit) as error:  # a boundary: anybody's module-level code
+            self._skip(name, source, error)
             return
         try:
             self._manager.register(plugin, name)
-        except (pluggy.PluginValidationError, ValueError) as error:
+        except pluggy.PluginValidationError as error:
             raise StartError(f"plugin {name}: {one_line(error)}") from None
+        except ValueError as error:  # another plugin has this name
+            self._skip(name, source, error)
+            return
         self.loaded.append(self._describe(name, source))
+
+    def _skip(self, name: str, source: str, error: BaseException) -> None:
+        problem = f"{type(error).__name__}: {one_line(error)}"
+        log.warning("plugin %s is skipped: %s", name, problem)
+        self.loaded.append(LoadedPlugin(name, source, [], problem))
 
     def _describe(self, name: str, source: str) -> LoadedPlugin:
         callers = self._manager.get_hookcallers(self._manager.get_plugin(name)) or []
@@ -1222,18 +1232,22 @@ class Hooks:
                 yield name, answer
 
     def ask_one(self, hook: str, name: str, function: Callable[..., Any], arguments: Sequence[str], facts: dict[str, Any]) -> Any:
-        """One implementation's answer, None where it gives none or fails. Blocks. IssueNotFound passes through."""
+        """One implementation's answer, None where it gives none or fails. Blocks. IssueNotFound of resolve_issue passes through."""
         try:
             return self._call(name, function, {key: facts[key] for key in arguments})
-        except IssueNotFound:
-            raise
         except Exception as error:  # a boundary: anybody's code
+            if hook == "resolve_issue" and isinstance(error, IssueNotFound):
+                raise
             log.warning("plugin %s: %s: %s: %s", name, hook, type(error).__name__, one_line(error))
             return None
 
-    def first(self, hook: str, **facts: Any) -> Any:
-        """The first answer that is not None; None where there is none. Blocks."""
-        return next((answer for _, answer in self.ask(hook, **facts)), None)
+    def first(self, hook: str, fits: Callable[[Any], bool], **facts: Any) -> Any:
+        """The first answer that is not None and ``fits``; None where there is none. Others are logged. Blocks."""
+        for name, answer in self.ask(hook, **facts):
+            if fits(answer):
+                return answer
+            log.warning("plugin %s: %s: an answer of type %s is not what was asked for", name, hook, type(answer).__name__)
+        return None
 
     def refusal(self, **facts: Any) -> str | None:
         """Why a permission policy refuses, None where all agree. Blocks. Fails closed."""
@@ -1288,6 +1302,13 @@ class Hooks:
     def _tell_all(self) -> None:
         while True:
             self._untold.get()()
+
+
+def speaks_of_us(file: Path) -> bool:
+    try:
+        return b"cco_sidecar" in file.read_bytes()
+    except OSError:  # a dangling link, a folder
+        return False
 
 
 def import_file(file: Path) -> types.ModuleType:
@@ -1348,7 +1369,7 @@ class Sidecar:
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
         self.hooks = hooks
-        self.storage: Storage = hooks.first("backend", settings=settings) or Storage(settings)
+        self.storage: Storage = hooks.first("backend", lambda answer: isinstance(answer, Storage), settings=settings) or Storage(settings)
         self.agent_types = AgentTypes(hooks, settings)
         self.metrics = Metrics()
         self.tokens = Tokens(settings, self.agent_types, self.storage)
@@ -1398,7 +1419,8 @@ class Sidecar:
 
     def _listen(self) -> None:
         settings = self.settings
-        server_class = self.hooks.first("server_class", settings=settings) or tornado.httpserver.HTTPServer
+        plain = tornado.httpserver.HTTPServer
+        server_class = self.hooks.first("server_class", lambda it: isinstance(it, type) and issubclass(it, plain), settings=settings) or plain
         self._server = server_class(
             make_application(self),
             ssl_options=tls_context(settings),
@@ -1653,7 +1675,10 @@ class Match(tornado.routing.PathMatches):
 def make_application(sidecar: Sidecar) -> tornado.web.Application:
     table = routes()
     for name, rows in sidecar.hooks.ask("register_routes"):
-        table += [row for row in rows if isinstance(row, Route)]
+        if not isinstance(rows, (list, tuple)) or not all(isinstance(row, Route) for row in rows):
+            log.warning("plugin %s: register_routes: did not return a list of Route", name)
+            continue
+        table += rows
         log.debug("plugin %s adds %d routes", name, len(rows))
     rules = [tornado.routing.Rule(Match(route), route.endpoint, {"sidecar": sidecar}) for route in table]
     application = tornado.web.Application(
@@ -1690,12 +1715,19 @@ class Endpoint(tornado.web.RequestHandler):
     LINGER_BYTES = 4 * MB  # what is read and thrown away after an early refusal, so that the client gets to read it
     LINGER_SECONDS = 2.0
 
+    # Thousands of long polls are parked in instances: slots keep them small.
+    __slots__ = (
+        "_accounted", "_body", "_dropped", "_early", "_refusal", "allowance", "claims", "failed_with", "hang_up", "parked", "query",
+        "request_id", "sidecar", "who",
+    )  # fmt: skip
+
     sidecar: Sidecar
     claims: Claims
     query: Any
     respond: Callable[..., Awaitable[Any]]
 
     def initialize(self, sidecar: Sidecar) -> None:
+        self.__dict__.pop("ui", None)  # Tornado's template helpers: half a kilobyte that a parked poll need not hold
         self.sidecar = sidecar
         self.request_id = f"req-{uuid.uuid4()}"
         self.who: Claims | None = None
@@ -1706,8 +1738,8 @@ class Endpoint(tornado.web.RequestHandler):
         self._early = False
         self._body = bytearray()
         self._dropped = 0
-        self._waiting: asyncio.Future[Any] | None = None
-        self._gone = False
+        self.hang_up = HangUp()
+        self._accounted = False
         sidecar.open_requests += 1
 
     # -- before the body
@@ -1718,6 +1750,7 @@ class Endpoint(tornado.web.RequestHandler):
             self._check_size(int(self.request.headers.get("Content-Length") or 0))
             if not self.public:
                 self.who = self.claims = self.sidecar.tokens.verify(self.request.headers.get("Authorization"))
+                del self.request.headers["Authorization"]  # checked: no need to keep a token in memory for as long as a poll takes
                 self.allowance = self.sidecar.limits.spend(self.claims)
                 await self._check_permission()
         except ApiError as error:
@@ -1757,7 +1790,9 @@ class Endpoint(tornado.web.RequestHandler):
     def _answer_early(self, error: ApiError) -> None:
         # Closing with unread input resets the connection and the client never sees why: linger, within bounds.
         self._early = True
+        self.request.headers.pop("Expect", None)  # else Tornado would still ask for the body, after this answer
         self.set_header("Connection", "close")
+        self.set_header("Content-Type", "application/json")
         content = self._error_content(error)
         self.set_header("Content-Length", str(len(content)))
         self.write(content)
@@ -1791,13 +1826,13 @@ class Endpoint(tornado.web.RequestHandler):
             await self._answer(names)
         except ApiError as error:
             content = self._error_content(error)
-            if not self._gone:
+            if not self.hang_up.happened:
                 await self._finish_with(content)
         except asyncio.CancelledError:
-            if not self._gone:
+            if not self.hang_up.happened:
                 raise
         except tornado.iostream.StreamClosedError:
-            self._gone = True
+            self.hang_up.happened = True
 
     get = head = post = put = patch = delete = options = _serve
 
@@ -1807,6 +1842,7 @@ class Endpoint(tornado.web.RequestHandler):
                 check_identifier(name, value)
             arguments = {key: values[-1].decode("utf-8") for key, values in self.request.query_arguments.items()}
             self.query = convert(arguments, self.query_type, strict=False)
+            self.request.arguments = self.request.query_arguments = self.request.body_arguments = {}  # no need to park these
             if self.body is None:
                 answer = await self.respond(**names)
             else:
@@ -1881,7 +1917,7 @@ class Endpoint(tornado.web.RequestHandler):
     async def _finish_with(self, content: bytes) -> None:
         if content:
             self.set_header("Content-Type", "application/json")
-        await self.finish(content)
+        await self.finish(content or None)  # not even an empty chunk may go with a 204 or 304
 
     def finish(self, chunk: Any = None) -> Awaitable[None]:  # type: ignore[override]
         if not self._headers_written:
@@ -1915,27 +1951,18 @@ class Endpoint(tornado.web.RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Tornado's own refusals (an unknown method, a path that is not UTF-8) in our words."""
-        code = {404: "REQ_002", 405: "REQ_003", 413: "REQ_004", 415: "REQ_005"}.get(status_code, "REQ_001")
+        known = allowed_methods(self.application.settings["table"], self.request.path)
+        code = {404: "REQ_002", 405: "REQ_003" if known else "REQ_002", 413: "REQ_004", 415: "REQ_005"}.get(status_code, "REQ_001")
         error = ApiError(code) if status_code < 500 else ApiError(self.failure)
         content = self._error_content(error)
         self.set_header("Content-Type", "application/json")
+        self.set_header("Connection", "close")  # Tornado does close it, where the body was not read yet
         self.finish(content)
 
     # -- afterwards
 
-    async def wait_for(self, work: Awaitable[Any]) -> Any:
-        """Await ``work``; a client that hangs up meanwhile cancels it (CancelledError)."""
-        if self._gone:
-            if asyncio.iscoroutine(work):
-                work.close()
-            raise asyncio.CancelledError
-        self._waiting = asyncio.ensure_future(work)
-        return await self._waiting
-
     def on_connection_close(self) -> None:
-        self._gone = True
-        if self._waiting:
-            self._waiting.cancel()
+        self.hang_up.happen()
         if not self._finished:  # nobody is left to answer: Tornado calls on_finish only after finish()
             self._account(499)
 
@@ -1944,7 +1971,7 @@ class Endpoint(tornado.web.RequestHandler):
 
     def _account(self, status: int) -> None:
         """Count, log and audit a request, once."""
-        if self.request_id in ("", None) or getattr(self, "_accounted", False):
+        if self._accounted:
             return
         self._accounted = True
         self.sidecar.open_requests -= 1
@@ -2030,12 +2057,10 @@ def origin_allowed(origin: str, more: tuple[str, ...]) -> bool:
     """Pages on loopback, web views of editors, and what --cors-origin names."""
     if origin in more:
         return True
-    parts = urllib.parse.urlsplit(origin)
-    if parts.scheme in ("vscode-webview", "vscode-file"):
-        return True
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return False
-    return parts.hostname == "localhost" or host_allowed(parts.netloc, frozenset())
+    scheme, _, place = origin.partition("://")  # no URL parser: it raises for what a hostile client may send
+    if scheme in ("vscode-webview", "vscode-file"):
+        return bool(place)
+    return scheme in ("http", "https") and host_allowed(place, frozenset({"localhost"}))
 
 
 def check_identifier(name: str, value: str) -> None:
@@ -2137,10 +2162,11 @@ class WaitForEvents(Endpoint):
 
     async def respond(self, event_type: str) -> bytes:
         began = time.monotonic()
-        poll = await self.wait_for(self.sidecar.bus.wait(self.claims, event_type, self.query))
+        poll = await self.sidecar.bus.wait(self.claims, event_type, self.query, self.hang_up)
         self.parked = poll.parked if poll.parked else time.monotonic() - began
         await self._finish_with(poll.content)  # raises StreamClosedError where nobody is left to read it
-        self.sidecar.bus.answered(poll)
+        if self.request.method != "HEAD":  # which looks, and takes nothing away
+            self.sidecar.bus.answered(poll)
         return b""
 
 
@@ -2289,18 +2315,20 @@ class GetOpenAPI(Endpoint):
 
 
 class AuditLog:
-    """JSON lines of who did what, on what, with what outcome: every change, and every request that was refused."""
+    """JSON lines of who did what, on what, with what outcome: every change, and every request that was refused.
+
+    At ``max_bytes`` the file is renamed to audit.log.1, that one to audit.log.2, and so on up to ``files``.
+    """
 
     def __init__(self, folder: Path, *, max_bytes: int = 10 * MB, files: int = 5) -> None:
         self._path = folder / "audit.log"
         self._max_bytes, self._files = max_bytes, files
-        self._handler: logging.Handler | None = None
+        self._file: int | None = None
+        self._size = 0
 
     def open(self) -> None:
-        os.close(os.open(self._path, os.O_CREAT | os.O_WRONLY, 0o600))
-        handler = logging.handlers.RotatingFileHandler(self._path, maxBytes=self._max_bytes, backupCount=self._files, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        self._handler = handler
+        self._file = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        self._size = os.fstat(self._file).st_size
 
     def record(self, endpoint: Endpoint, status: int) -> None:
         who, error = endpoint.who, endpoint.failed_with
@@ -2315,13 +2343,29 @@ class AuditLog:
         )  # fmt: skip
 
     def write(self, line: dict[str, Any]) -> None:
-        if self._handler:
-            self._handler.emit(logging.makeLogRecord({"msg": json.dumps(line)}))
+        """Append a line. A disk that does not take it is logged: the request itself has been answered."""
+        if self._file is None:
+            return
+        content = msgspec.json.encode(line) + b"\n"
+        try:
+            if self._size + len(content) > self._max_bytes:
+                self._rotate()
+            self._size += os.write(self._file, content)
+        except OSError as error:
+            log.error("audit log: %s", error.strerror)
+
+    def _rotate(self) -> None:
+        self.close()
+        for number in range(self._files - 1, -1, -1):
+            older = Path(f"{self._path}.{number}") if number else self._path
+            with contextlib.suppress(FileNotFoundError):
+                older.replace(f"{self._path}.{number + 1}")
+        self.open()
 
     def close(self) -> None:
-        if self._handler:
-            self._handler.close()
-            self._handler = None
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 def openapi(table: list[Route]) -> dict[str, Any]:
@@ -2450,14 +2494,17 @@ class Tokens:
         claims |= ({"issue_id": issue_id} if issue_id else {}) | ({"bound": True} if bound else {})
         return jwt.encode(claims, self._secret, algorithm="HS256")
 
-    def verify(self, authorization: str | None) -> Claims:
-        """The claims of an ``Authorization`` header; raises ApiError AUTH_001, AUTH_002 or (another project) AUTH_003."""
+    def verify(self, authorization: str | None, *, expired: bool = False) -> Claims:
+        """The claims of an ``Authorization`` header, also of an ``expired`` token where that is asked for.
+
+        Raises ApiError AUTH_001, AUTH_002 or (another project) AUTH_003.
+        """
         scheme, _, token = (authorization or "").partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token or len(token) > 8192:
             raise ApiError("AUTH_001")
         claims = self._verified.get(token) or self._check(token)
-        if claims.exp <= time.time():
+        if claims.exp <= time.time() and not expired:
             self._verified.pop(token, None)
             raise ApiError("AUTH_002", details={"token_expired": True, "expiry_time": iso(claims.exp)})
         if claims.sub in self._revoked:
@@ -2657,7 +2704,8 @@ Job = Callable[["Records"], Any]
 class Storage:
     """The database. ``write`` runs a job in the writer thread's next transaction; ``read`` is for the loop alone.
 
-    Jobs that wait at the same time share one transaction and one fsync; a job that raises is rolled back alone.
+    Jobs that wait at the same time share one transaction and one fsync; one that raises does not take the others with it,
+    but may make them run twice, so a job changes nothing but the database and what it can change again.
     """
 
     MAX_BATCH = 256
@@ -2721,13 +2769,13 @@ class Storage:
                 return
 
     def _commit(self, records: Records, jobs: list[Job]) -> list[Any]:
-        """What each job returned or raised. Where the transaction as a whole fails, each is tried alone."""
+        """What each job returned or raised. Where one fails in company, all are undone and each is tried alone."""
         try:
             records.begin()
-            outcomes = [records.attempt(job) for job in jobs]
+            outcomes = [job(records) for job in jobs]
             records.commit()
             return outcomes
-        except sqlite3.Error as error:
+        except Exception as error:  # a boundary: the job's caller gets it
             records.rollback()
             if len(jobs) == 1:
                 return [error]
@@ -2755,29 +2803,21 @@ class Records:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
+        self._published: collections.Counter[str] = collections.Counter()
 
     def begin(self) -> None:
         self._db.execute("begin immediate")
 
     def commit(self) -> None:
+        for project, number in self._published.items():
+            self._add_published(project, number)
         self._db.execute("commit")
+        self._published.clear()
 
     def rollback(self) -> None:
+        self._published.clear()
         if self._db.in_transaction:  # SQLite itself has rolled back after some errors, a full disk among them
             self._db.execute("rollback")
-
-    def attempt(self, job: Job) -> Any:
-        """What ``job`` returned, or the exception that it raised with its changes undone."""
-        self._db.execute("savepoint job")
-        try:
-            outcome = job(self)
-        except Exception as error:  # a boundary: the caller's future gets it
-            if not self._db.in_transaction:
-                raise sqlite3.OperationalError(f"the transaction was rolled back: {one_line(error)}") from error
-            self._db.execute("rollback to job")
-            outcome = error
-        self._db.execute("release job")
-        return outcome
 
     def close(self) -> None:
         self._db.close()
@@ -2804,6 +2844,7 @@ class Records:
         """The event's sequence number. Numbers are never used twice, not even those of deleted events."""
         values = (event.project, event.type, event.topic, event.issue, event.created, event.expires, event.body)
         sql = "insert into event (project, type, topic, issue, created, expires, body) values (?, ?, ?, ?, ?, ?, ?)"
+        self._published[event.project] += 1
         return typing.cast(int, self._db.execute(sql, values).lastrowid)
 
     def head(self) -> int:
@@ -2813,17 +2854,20 @@ class Records:
         """Events up to here have been removed by retention."""
         return int(self.meta("floor") or 0)
 
-    def events(self, project: str, after: int, upto: int, limit: int, *, type: str = "*", issue: str | None = None) -> list[sqlite3.Row]:
-        """Events with after < seq <= upto that have not expired, in order."""
-        clauses = ["project = ?", "seq > ?", "seq <= ?", "expires > ?"]
+    def events(
+        self, project: str, after: int, upto: int, limit: int, *, type: str = "*", issue: str | None = None, containing: bytes | None = None
+    ) -> list[sqlite3.Row]:
+        """Events with after < seq <= upto that have not expired, in order; of an issue, and with some bytes in their body, where given."""
+        source, clauses = "event", ["project = ?", "seq > ?", "seq <= ?", "expires > ?"]
         values: list[Any] = [project, after, upto, time.time()]
-        if type != "*":
-            clauses.append("type = ?")
-            values.append(type)
-        if issue is not None:
-            clauses.append("issue in (?, ?)")
-            values += [issue, ANY_ISSUE]
-        sql = f"select seq, topic, created, delivered, body from event where {' and '.join(clauses)} order by seq limit ?"
+        for clause, value in (("type = ?", None if type == "*" else type), ("issue = ?", issue), ("instr(body, ?)", containing)):
+            if value is not None:
+                clauses.append(clause)
+                values.append(value)
+        if issue is not None:  # the planner would walk the type's index and look at every row
+            source = "event indexed by event_by_issue"
+            clauses.append("issue is not null")
+        sql = f"select seq, topic, created, delivered, body from {source} where {' and '.join(clauses)} order by seq limit ?"
         return self._all(sql, *values, limit)
 
     def undelivered(self, project: str) -> int:
@@ -2892,9 +2936,10 @@ class Records:
     def count_published(self, project: str) -> int:
         return int(self.meta(f"published:{project}") or 0)
 
-    def add_published(self, project: str) -> None:
+    def _add_published(self, project: str, number: int) -> None:
         self._db.execute(
-            "insert into meta (name, value) values (?, 1) on conflict do update set value = cast(value as integer) + 1", (f"published:{project}",)
+            "insert into meta (name, value) values (?1, ?2) on conflict do update set value = cast(value as integer) + ?2",
+            (f"published:{project}", number),
         )
 
     # -- results
@@ -3078,8 +3123,9 @@ class IdempotencyTicket:
         content = self.answer = msgspec.json.encode(answer)
         self._storage.write_behind(lambda records: records.remember(self._key, self._digest, content))
 
-    def forget(self) -> None:
-        self._storage.write_behind(lambda records: records.forget(self._key))
+    def forget(self, records: Records) -> None:
+        """The work has failed after all: a repeat is to try again."""
+        records.forget(self._key)
 
 
 class Idempotency:
@@ -3102,13 +3148,7 @@ class Idempotency:
             earlier = self._storage.read.recall(name)
             if earlier and earlier[0] != digest:
                 raise ApiError("REQ_006")
-            ticket = IdempotencyTicket(self._storage, name, digest, earlier[1] if earlier else None)
-            try:
-                yield ticket
-            except BaseException:
-                if not earlier:
-                    ticket.forget()
-                raise
+            yield IdempotencyTicket(self._storage, name, digest, earlier[1] if earlier else None)
 
 
 class KeyedLocks:
@@ -3204,13 +3244,13 @@ class Results:
 
         def job(records: Records) -> tuple[int, ResultStored]:
             seq = records.insert_event(event)
-            records.add_published(event.project)
             records.insert_result(result_id, body, category, now, [item.agent_type for item in proposals], output, record)
             stored = ResultStored(result_id, True, str(path), proposals, True, self._bus.event_id(seq), iso(now))
             if ticket:
                 ticket.remember(records, stored)
             # Inside the transaction: a result whose file cannot be written is not stored either.
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in reversed(path.parents[:3]):  # parents=True would give the upper ones the mode that the umask allows
+                folder.mkdir(mode=0o700, exist_ok=True)
             write_file(path, record)
             return seq, stored
 
@@ -3330,7 +3370,8 @@ class EventBus:
     parking, so no event can slip between.
     """
 
-    STEP = 500  # rows looked at before others get their turn on the loop
+    STEP = 100  # rows looked at before others get their turn on the loop
+    WINDOW = 5_000  # sequence numbers that SQLite looks through for some bytes in one turn
     SWEEP_SECONDS = 1.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
@@ -3355,7 +3396,6 @@ class EventBus:
 
         def job(records: Records) -> int:
             seq = records.insert_event(event)
-            records.add_published(project)
             if ticket:
                 ticket.remember(records, self._published(event, seq, []))
             return seq
@@ -3375,14 +3415,14 @@ class EventBus:
         subjects: dict[str, None] = {}
         for waiter in self._waiters.matching(event.project, event.type, envelope):
             if not waiter.future.done() and seq > waiter.position:
-                waiter.future.set_result(seq)
+                waiter.wake(seq)
                 subjects[waiter.subject] = None
         self._hooks.tell("event_published", event=envelope)
         return list(subjects)
 
     # -- waiting
 
-    async def wait(self, claims: Claims, event_type: str, query: WaitQuery) -> Poll:
+    async def wait(self, claims: Claims, event_type: str, query: WaitQuery, hang_up: HangUp | None = None) -> Poll:
         """The matching events after the reader's position or ``since``, as soon as there are any; empty on time-out.
 
         Raises EVT_002 (filter), REQ_001 (garbage in since) and EVT_003 (since is outside of what is kept).
@@ -3399,7 +3439,9 @@ class EventBus:
             left = deadline - time.monotonic()
             if page.events or self._closed or left <= 0:
                 return self._poll(watch, page, key, missed, woken, parked)
-            seq = await self._park(watch, claims.sub, page.scanned, left)
+            if hang_up and hang_up.happened:
+                raise asyncio.CancelledError
+            seq = await self._park(watch, claims.sub, page.scanned, left, hang_up)
             parked = time.monotonic() - began
             woken = seq is not None
             after = page.scanned if seq is None else max(page.scanned, seq - 1)  # nothing that matches lies between
@@ -3444,10 +3486,9 @@ class EventBus:
         created: list[float] = []
         undelivered: list[int] = []
         events: list[Raw] = []
-        issue = watch.filter.required_value("issue_id")
         while True:
             head = self._storage.read.head()
-            rows = self._storage.read.events(watch.project, after, head, self.STEP, type=watch.type, issue=issue)
+            rows, seen = self._look(watch, after, head)
             for row in rows:
                 body = b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]
                 if watch.filter.terms and not watch.filter.matches(msgspec.json.decode(body)):
@@ -3459,21 +3500,36 @@ class EventBus:
                 events.append(Raw(body))
                 if not row["delivered"]:
                     undelivered.append(row["seq"])
-            if len(rows) < self.STEP:
+            if seen >= head:
                 return watch.remember(begin, head, Page(seqs, created, undelivered, events, False, max(head, begin)))
-            after = rows[-1]["seq"]
+            after = seen
             await asyncio.sleep(0)
 
-    async def _park(self, watch: Watch, subject: str, position: int, seconds: float) -> int | None:
-        """The sequence number of the event that wakes this waiter; None on time-out or stop."""
-        waiter = Waiter(subject, position, asyncio.get_running_loop().create_future())
+    def _look(self, watch: Watch, after: int, head: int) -> tuple[list[sqlite3.Row], int]:
+        """The next rows that may match, STEP at most, and up to where the log has been looked through."""
+        read, filter = self._storage.read, watch.filter
+        issue, containing = filter.required_value("issue_id"), filter.required_bytes
+        upto = min(head, after + self.WINDOW) if containing and issue is None else head
+        rows = read.events(watch.project, after, upto, self.STEP, type=watch.type, issue=issue, containing=containing)
+        full = len(rows) == self.STEP
+        if issue is not None:  # events that name several issues are few, and kept under a mark of their own
+            several = read.events(watch.project, after, upto, self.STEP, type=watch.type, issue=ANY_ISSUE)
+            full = full or len(several) == self.STEP
+            rows = sorted([*rows, *several], key=lambda row: row["seq"])[: self.STEP]
+        return rows, rows[-1]["seq"] if full else upto
+
+    async def _park(self, watch: Watch, subject: str, position: int, seconds: float, hang_up: HangUp | None = None) -> int | None:
+        """The sequence number of the event that wakes this waiter; None on time-out or stop. CancelledError when its client hangs up."""
+        loop = asyncio.get_running_loop()
+        waiter = Waiter(subject, position, loop.create_future())
+        if hang_up:
+            hang_up.waiter = waiter
+        timer = loop.call_later(seconds, waiter.wake, None)
         self._waiters.add(watch, waiter)
         try:
-            async with asyncio.timeout(seconds):
-                return await waiter.future
-        except TimeoutError:
-            return waiter.future.result() if waiter.future.done() and not waiter.future.cancelled() else None
+            return await waiter.future
         finally:
+            timer.cancel()
             self._waiters.remove(watch, waiter)
 
     def _poll(self, watch: Watch, page: Page, key: Any, missed: MissedEvents | None, woken: bool, parked: float) -> Poll:
@@ -3546,8 +3602,7 @@ class EventBus:
         """Answer every waiting poll now, with the time-out shape; later ones are answered without waiting."""
         self._closed = True
         for waiter in self._waiters:
-            if not waiter.future.done():
-                waiter.future.set_result(None)
+            waiter.wake(None)
 
     async def stop(self) -> None:
         if self._sweeper:
@@ -3560,7 +3615,7 @@ class EventBus:
         parked = asyncio.ensure_future(self._park(watch, "health", 0, 2.0))
         await asyncio.sleep(0)
         for waiter in self._waiters.matching("", "probe", {"nonce": watch.filter.required_value("nonce")}):
-            waiter.future.set_result(1)
+            waiter.wake(1)
         if await parked != 1:
             raise TimeoutError
 
@@ -3610,9 +3665,30 @@ class Waiter:
     def __init__(self, subject: str, position: int, future: asyncio.Future[int | None]) -> None:
         self.subject, self.position, self.future = subject, position, future
 
+    def wake(self, seq: int | None) -> None:
+        if not self.future.done():
+            self.future.set_result(seq)
+
+
+class HangUp:
+    """A client's line, as far as a poll needs to know: ``happen`` frees the waiter that is parked on it at once."""
+
+    __slots__ = ("happened", "waiter")
+
+    def __init__(self) -> None:
+        self.happened = False
+        self.waiter: Waiter | None = None
+
+    def happen(self) -> None:
+        self.happened = True
+        if self.waiter:
+            self.waiter.future.cancel()
+
 
 class Watch:
     """What a poll watches. Polls that watch the same share one group of waiters and one reading of the log."""
+
+    __slots__ = ("filter", "group", "limit", "project", "type")
 
     def __init__(self, project: str, type: str, filter: Filter, limit: int) -> None:
         self.project, self.type, self.filter, self.limit = project, type, filter, limit
@@ -3766,6 +3842,16 @@ class Filter(Struct, frozen=True):
         """The first term that demands one of some exact values."""
         return next((term for term in self.terms if not term.negated and not any(value.prefix for value in term.values)), None)
 
+    @property
+    def required_bytes(self) -> bytes | None:
+        """Bytes that the JSON of every matching event holds: the value of an exact term that JSON writes as it is."""
+        for term in self.terms:
+            if not term.negated and len(term.values) == 1 and term.field != "event_id":
+                text = term.values[0].text
+                if re.fullmatch(r"[A-Za-z0-9_.-]+", text):
+                    return text.encode()
+        return None
+
     def required_value(self, field: str) -> str | None:
         """The one value that ``field`` must have in data, None where the filter leaves it open."""
         for term in self.terms:
@@ -3791,10 +3877,10 @@ class FilterParser:
     def parse(self) -> Iterator[FilterTerm]:
         number = 0
         while self._text and (number == 0 or self._take(",")):
+            if number == self.MAX_TERMS:
+                self._fail(f"more than {self.MAX_TERMS} terms")
             yield self._term()
             number += 1
-            if number > self.MAX_TERMS:
-                self._fail(f"more than {self.MAX_TERMS} terms")
         if self._at < len(self._text):
             self._fail("expected ',' or '|' or the end" if number else "expected a field")
 
@@ -3983,10 +4069,14 @@ class Contexts:
         project = self._settings.project
         task = query.task or await self._task(issue_id)
         key = (project, issue_id, agent_type, task, query.max_bytes, query.max_files)
+        candidate: CacheEntry | None = None
+        if running := self._building.get(key):  # it began before this request, and may have read what has changed since
+            await asyncio.wait({running})
+            candidate = None if running.exception() else running.result()[0]
         if key not in self._building:
             outputs = [json.loads(row["output"]) for row in self._storage.read.issue_results(project, issue_id)]
             results = self._storage.read.issue_head(project, issue_id)
-            work = self._check_or_build(key, category, outputs, results, query)
+            work = self._check_or_build(key, category, outputs, results, query, candidate)
             task_of_key = self._building[key] = asyncio.create_task(work)
             task_of_key.add_done_callback(lambda _: self._building.pop(key, None))
         return await asyncio.shield(self._building[key])
@@ -3997,17 +4087,17 @@ class Contexts:
         if not self._hooks.implementations("resolve_issue"):
             return spawned
         try:
-            issue = await asyncio.to_thread(self._hooks.first, "resolve_issue", issue_id=issue_id)
+            issue = await asyncio.to_thread(self._hooks.first, "resolve_issue", lambda answer: isinstance(answer, dict), issue_id=issue_id)
         except IssueNotFound:
             raise ApiError("REQ_002", f"No issue {issue_id}") from None
-        if not isinstance(issue, dict):
+        if issue is None:
             return spawned
         return "\n\n".join(str(text) for text in (issue.get("title"), issue.get("body"), spawned) if text)
 
     async def _check_or_build(
-        self, key: tuple[Any, ...], category: str, outputs: list[dict[str, Any]], results: int, query: ContextQuery
+        self, key: tuple[Any, ...], category: str, outputs: list[dict[str, Any]], results: int, query: ContextQuery, candidate: CacheEntry | None
     ) -> tuple[CacheEntry, bool]:
-        entry = self._cache.get(key)
+        entry = self._cache.get(key, candidate)
         if entry and entry.results == results and await asyncio.to_thread(entry.state.is_current):
             self._hits += 1
             if key in self._cache:
@@ -4034,10 +4124,14 @@ class Contexts:
             max_files=max_files, project=state, rank=self._rank, index_folder=str(self._index_folder),
         )  # fmt: skip
         sections: Sections = {}
-        for name, answer in self._hooks.ask("context_section", request=request):
+        shapes = {field.name: field.type for field in msgspec.structs.fields(ContextSections)}
+        for name, answer in reversed(list(self._hooks.ask("context_section", request=request))):  # so that later plugins win
             try:
-                sections |= {key: msgspec.to_builtins(value) for key, value in answer.items()}
-                msgspec.json.encode(sections)
+                given = {key: msgspec.to_builtins(value) for key, value in answer.items()}
+                for section in shapes.keys() & given.keys():
+                    msgspec.convert(given[section], shapes[section])
+                msgspec.json.encode(given)
+                sections |= given
             except (TypeError, ValueError, AttributeError) as error:
                 log.warning("plugin %s: context_section: %s", name, one_line(error))
         missing = {field.name for field in msgspec.structs.fields(ContextSections)} - set(sections)
@@ -4045,7 +4139,7 @@ class Contexts:
             raise RuntimeError(f"sections {sorted(missing)} could not be made")
         sections["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in sections["relevant_files"])
         etag = f'"{hashlib.sha256(repr((key, state.digest, results)).encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
-        head, tail = fit_context(issue_id, agent_type, sections, max_bytes, task)
+        head, tail = fit_context(issue_id, agent_type, sections, max_bytes, task, max_files)
         return CacheEntry(issue_id, head, tail, etag, state, results)
 
     def _rank(self, request: RankRequest) -> list[RankedFile]:
@@ -4096,18 +4190,19 @@ class Contexts:
         }  # fmt: skip
 
 
-def fit_context(issue_id: str, agent_type: str, sections: Sections, max_bytes: int, task: str) -> tuple[bytes, bytes]:
-    """The answer's JSON within ``max_bytes``, in two parts between which timestamp and cache_hit go. Raises CTX_002.
+def fit_context(issue_id: str, agent_type: str, sections: Sections, max_bytes: int, task: str, max_files: int = 1000) -> tuple[bytes, bytes]:
+    """The answer's JSON within ``max_bytes`` and ``max_files``, in two parts between which timestamp and cache_hit go. Raises CTX_002.
 
     The least relevant files go first, long ones are cut at line ends; the structure's lists are cut last, deepest
     first, and only as far as a fifth of the budget where there are files that need the room.
     """
-    files, sections = sections["relevant_files"], {**sections, "relevant_files": []}
+    found, sections = sections["relevant_files"], {**sections, "relevant_files": []}
+    files = found[:max_files]
     room = max_bytes - 600 - len(issue_id) - len(agent_type)  # what surrounds the context, its longest figures included
-    structure, cut = sections["project_structure"], False
+    structure, cut = sections["project_structure"], len(files) < len(found)
     others = len(msgspec.json.encode({**sections, "project_structure": None}))
     if len(msgspec.json.encode(structure)) > max(room // 5, room - others - sum(file["size"] for file in files)):
-        cut = cut_structure(structure, max(room // 5, room - others - sum(file["size"] for file in files)))
+        cut = cut_structure(structure, max(room // 5, room - others - sum(file["size"] for file in files))) or cut
     for name, trim in (("recent_commits", sections["git_context"]), ("uncommitted_changes", sections["git_context"])):
         while len(msgspec.json.encode(sections)) > room and trim.get(name):
             trim[name], cut = trim[name][: len(trim[name]) // 2], True
@@ -4120,6 +4215,7 @@ def fit_context(issue_id: str, agent_type: str, sections: Sections, max_bytes: i
         raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes")
     chosen, files_cut = choose_files(files, left, cap=max(800, max_bytes // 4))
     sections["relevant_files"] = chosen
+    sections["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in chosen)  # never more digits than for all
     cut = cut or files_cut
     strategy = "none" if not cut else "smart" if task else "file_sampling"
     content = msgspec.json.encode(sections)
@@ -4313,7 +4409,7 @@ def without_user_info(url: str) -> str:
 
 def read_commits(root: Path, number: int = 10) -> list[Commit]:
     shape = "--pretty=format:%x01%h%x02%s%x02%an%x02%ct"
-    output = run_git(root, "log", f"-n{number}", "-z", "--name-only", "--no-renames", "-m", "--first-parent", shape)
+    output = run_git(root, "log", f"-n{number}", "-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent", shape)
     commits = []
     for block in os.fsdecode(output or b"").split("\x01")[1:]:
         header, _, names = block.partition("\n")
@@ -4613,7 +4709,7 @@ class Agents:
             return await self._launch(running, category, claims, body, context)
         except BaseException as error:
             self.active.pop(agent_id, None)
-            await asyncio.shield(self._record_failure(agent_id))
+            await asyncio.shield(self._record_failure(agent_id, ticket))
             if isinstance(error, OSError):
                 raise ApiError("AGT_001", f"Agent spawn failed: {error.strerror or type(error).__name__}") from None
             raise
@@ -4630,13 +4726,15 @@ class Agents:
         if ticket:
             ticket.remember(records, self._spawned(row["id"], 0, "", []))
 
-    async def _record_failure(self, agent_id: str) -> None:
+    async def _record_failure(self, agent_id: str, ticket: IdempotencyTicket | None) -> None:
         """Leave nothing of a spawn that failed but its row."""
         self._tokens.revoke(agent_id)
 
         def job(records: Records) -> None:
             records.update_agent(agent_id, state="failed", ended=time.time())
             records.revoke(self._settings.project, agent_id)
+            if ticket:
+                ticket.forget(records)
 
         with contextlib.suppress(sqlite3.Error):  # the caller is being told about the failure that came first
             await self._storage.write(job)
@@ -4667,8 +4765,11 @@ class Agents:
         )  # fmt: skip
         environment, ignored = self._environment(launch, token, body.get("environment") or {})
         running.child = await self._start_process(await self._command(launch), environment, folder / "output.log")
-        running.process = psutil.Process(running.child.pid)
-        facts = {"state": "running", "pid": running.child.pid, "pid_started": running.process.create_time()}
+        pid_started = time.time()
+        with contextlib.suppress(psutil.NoSuchProcess):  # an agent may end before we look: it was started all the same
+            running.process = psutil.Process(running.child.pid)
+            pid_started = running.process.create_time()
+        facts = {"state": "running", "pid": running.child.pid, "pid_started": pid_started}
         running.row |= facts
         await self._storage.write(lambda records: records.update_agent(agent_id, **facts))
         running.watch = asyncio.create_task(self._watch(running))
@@ -4685,8 +4786,8 @@ class Agents:
 
     async def _command(self, launch: AgentLaunch) -> list[str]:
         """The argv with its placeholders filled in. Raises AGT_001 where nobody knows one."""
-        answer = await asyncio.to_thread(self._hooks.first, "agent_command", launch=launch)
-        if not answer or not all(isinstance(word, str) for word in answer):
+        answer = await asyncio.to_thread(self._hooks.first, "agent_command", is_command, launch=launch)
+        if answer is None:
             raise ApiError(
                 "AGT_001",
                 "No agent command: start the service with --agent-command 'your-agent {task}', set agent-command in cco.toml,"
@@ -4765,6 +4866,7 @@ class Agents:
                 running.ended_as = "timeout" if not done else "killed"
             await asyncio.to_thread(self._end_tree, running, self.GRACE)
             await exited
+            keeper.cancel()  # or it would write the token again that the end takes away
             await self._record_end(running)
         except Exception as error:  # a boundary: a task of its own, which must say so when it fails
             log.error("agent %s: watching failed", row["id"], exc_info=error)
@@ -4796,16 +4898,11 @@ class Agents:
         row, path = running.row, self._folder / running.row["id"] / "token"
         while True:
             try:
-                claims = self._tokens.verify(f"Bearer {path.read_text()}")
-                wait = claims.exp - time.time() - min(600.0, (claims.exp - claims.iat) / 2)
-            except (OSError, ApiError):
-                claims, wait = None, 0.0
-            if wait > 0:
-                await asyncio.sleep(wait)
-            if claims is None:  # it expired while the service was down, or the file is gone
-                token = self._tokens.mint(row["id"], row["type"], bound=True)
-            else:
-                token = self._tokens.refresh(claims)[0]
+                claims = self._tokens.verify(f"Bearer {path.read_text()}", expired=True)  # it may have expired while the service was down
+            except (OSError, ApiError):  # gone or spoilt: nothing says what a new one may do, so there is none
+                return
+            await asyncio.sleep(max(0.0, claims.exp - time.time() - min(600.0, (claims.exp - claims.iat) / 2)))
+            token = self._tokens.refresh(claims)[0]
             try:
                 await asyncio.to_thread(write_file, path, token.encode())
             except OSError as error:
@@ -4864,8 +4961,6 @@ class Agents:
         def job(records: Records) -> list[int]:
             records.update_agent(row["id"], **facts)
             records.revoke(row["project"], row["id"])
-            for event in events:
-                records.add_published(event.project)
             return [records.insert_event(event) for event in events]
 
         self._tokens.revoke(row["id"])
@@ -4987,6 +5082,11 @@ class Agents:
             by_type=dict(by_type),
             avg_execution_time_ms=round(read.mean_agent_seconds(project) * 1000, 3),
         )
+
+
+def is_command(words: Any) -> bool:
+    """An argv that can be run: a text would be taken apart into its letters."""
+    return isinstance(words, (list, tuple)) and bool(words) and all(isinstance(word, str) for word in words)
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -5129,7 +5229,7 @@ class FilesSection:
         chosen: list[RelevantFile] = []
         left = request.max_bytes
         for item in ranked:
-            if len(chosen) >= request.max_files or left <= 0:
+            if len(chosen) > request.max_files or left <= 0:  # one more than asked for: so it shows that some were left out
                 break
             file = self._read(project.root, item) if item.path in known else None  # what a plugin names must be the project's
             if file:
@@ -5176,7 +5276,9 @@ class MetadataSection:
                 dependencies=sorted(versions),
                 dependency_versions=versions,
                 python_version=read_python_version(root),
-                test_coverage=read_coverage(root, max((file.mtime_ns for file in request.project.files), default=0)),
+                test_coverage=read_coverage(
+                    root, max((file.mtime_ns for file in request.project.files if kind_of(file.path) in ("source", "test")), default=0)
+                ),
                 last_build_status=build_status,
                 last_build_time=build_time,
                 security_scan_status=read_security_scan(root),
@@ -5623,10 +5725,10 @@ class CommandParser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = spell_out_switches(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        parsed_flags, _ = option_parser().parse_known_args(words)
-        parser = command_parser(load_command_hooks(words, vars(parsed_flags)))
+        parsed_flags, rest = option_parser().parse_known_args(words)
+        parser = command_parser(load_command_hooks(rest, vars(parsed_flags)))
         options = parser.parse_args(words)
         return typing.cast(int, options.run(options))
     except StartError as error:
@@ -5637,6 +5739,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return GOOD
     except KeyboardInterrupt:
         return 130
+
+
+def spell_out_switches(words: list[str]) -> list[str]:
+    """``--no-watch serve`` as ``--no-watch=yes serve``: argparse would take the next word for the switch's value."""
+    switches = {"--" + name.replace("_", "-") for name, option, _ in option_table() if option.read is read_bool}
+    values = ("1", "0", "true", "false", "yes", "no")
+    following = [*words[1:], ""]
+    return [f"{word}=yes" if word in switches and after.lower() not in values else word for word, after in zip(words, following, strict=True)]
 
 
 def option_parser() -> CommandParser:
@@ -5662,7 +5772,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
 def load_command_hooks(words: list[str], flags: dict[str, Any]) -> Hooks | None:
     """The plugins, for their commands; None where the command is one of ours or the settings cannot be read (reported later)."""
     named = [word for word in words if not word.startswith("-")]
-    if not set(words) & {"-h", "--help"} and (not named or named[0] in COMMANDS or set(named) & set(COMMANDS)):
+    if not set(words) & {"-h", "--help"} and (not named or named[0] in COMMANDS):
         return None
     try:
         return load_hooks(load_settings(flags))

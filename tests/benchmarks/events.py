@@ -1,0 +1,319 @@
+"""How fast the event bus is, beside a bare Tornado server in the same run.
+
+    python -m tests.benchmarks.events [--rounds 5] [--log-events 1000000]
+
+Everything happens on 127.0.0.1, alternates between the two servers, and is bounded. Ratios are medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import psutil
+
+from tests.benchmarks.wire import close, connect, request_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
+EVENT = {"publisher": "bench", "topic": "bench", "data": {"issue_id": "issue-1", "status": "success", "files": ["a.py", "b.py"]}}
+
+
+class Server:
+    """A server process with its port."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self.process, self.port = process, port
+
+    def memory(self) -> int:
+        return psutil.Process(self.process.pid).memory_info().rss
+
+
+class Sidecar(Server):
+    def __init__(self, process: subprocess.Popen[bytes], port: int, secret: str) -> None:
+        super().__init__(process, port)
+        self._secret = secret
+
+    def token(self, subject: str = "bench") -> str:
+        now = int(time.time())
+        claims = {"sub": subject, "agent_type": "chief-architect", "project_id": "bench", "iat": now, "exp": now + 3600}
+        claims["permissions"] = ["read_context", "write_results", "publish_events", "spawn_agents"]
+        return jwt.encode(claims, self._secret, algorithm="HS256")
+
+    def post(self, event_type: str = "bench") -> bytes:
+        return request_bytes("POST", f"/api/events/{event_type}", self.token(), EVENT)
+
+    def wait(self, event_type: str = "bench", query: str = "since=latest&timeout=60000", subject: str = "bench") -> bytes:
+        return request_bytes("GET", f"/api/events/wait/{event_type}?{query}", self.token(subject))
+
+
+class Bare(Server):
+    def post(self, event_type: str = "bench") -> bytes:
+        return request_bytes("POST", "/post", "", EVENT)
+
+    def wait(self, event_type: str = "bench", query: str = "", subject: str = "") -> bytes:
+        return request_bytes("GET", "/wait")
+
+
+@contextlib.contextmanager
+def running_bare() -> Iterator[Bare]:
+    flags = ["--uvloop"] if has_uvloop() else []
+    process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.bare", *flags], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert process.stdout
+        yield Bare(process, int(process.stdout.readline()))
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def has_uvloop() -> bool:
+    try:
+        import uvloop  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def running_sidecar(folder: Path, *arguments: str) -> Iterator[Sidecar]:
+    (folder / "repository").mkdir(exist_ok=True)
+    storage = folder / "storage"
+    command = [sys.executable, str(ROOT / "cco_sidecar.py"), "serve", "--root", str(folder / "repository"), "--storage", str(storage)]
+    command += ["--port", "0", "--project", "bench", "--no-watch", "--log-level", "warning", "--event-limit", "100000000", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        while True:
+            with contextlib.suppress(OSError, ValueError):
+                info = json.loads((storage / "sidecar.json").read_text())
+                if info["pid"] == process.pid:
+                    break
+            assert process.poll() is None, "the service did not start"
+            time.sleep(0.005)
+        yield Sidecar(process, int(info["url"].rpartition(":")[2]), (storage / "jwt.secret").read_text())
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+async def throughput(server: Any, seconds: float = 2.0, connections: int = 32) -> float:
+    """Publishes a second, nobody waiting."""
+    wires = await connect(server.port, connections)
+    content, done, end = server.post(), 0, time.perf_counter() + seconds
+
+    async def work(wire: Any) -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            status, _ = await wire.ask(content)
+            assert status == 202, status
+            done += 1
+
+    began = time.perf_counter()
+    await asyncio.gather(*map(work, wires))
+    took = time.perf_counter() - began
+    close(wires)
+    return done / took
+
+
+async def wake_latency(server: Any, number: int = 100) -> float:
+    """Median seconds from sending a publish to the waiter's answer, one at a time."""
+    publisher, waiter = await connect(server.port, 2)
+    times = []
+    for _ in range(number):
+        answer = waiter.send(server.wait())
+        await asyncio.sleep(0.004)  # so that it is parked: the exchange itself is what is timed
+        began = time.perf_counter()
+        published = publisher.send(server.post())
+        await answer
+        times.append(time.perf_counter() - began)
+        await published
+    close([publisher, waiter])
+    return statistics.median(times)
+
+
+async def wake_many(server: Any, number: int = 2000) -> tuple[float, float]:
+    """(seconds until ``number`` parked waiters have their answers, bytes of memory per parked waiter)."""
+    before = server.memory()
+    wires = await connect(server.port, number)
+    content = server.wait()
+    answers = [wire.send(content) for wire in wires]
+    await parked(server, number)
+    memory = (server.memory() - before) / number
+    publisher = (await connect(server.port, 1))[0]
+    began = time.perf_counter()
+    published = publisher.send(server.post())
+    await asyncio.gather(*answers)
+    took = time.perf_counter() - began
+    await published
+    close([*wires, publisher])
+    return took, memory
+
+
+async def parked(server: Any, number: int) -> None:
+    """Until the server has parked them: the sidecar says so, the bare one is given the same pause."""
+    if isinstance(server, Sidecar):
+        wire = (await connect(server.port, 1))[0]
+        status = request_bytes("GET", "/status", server.token())
+        while json.loads((await wire.ask(status))[1])["events"]["active_subscriptions"] < number:
+            await asyncio.sleep(0.02)
+        close([wire])
+    await asyncio.sleep(0.5)
+
+
+async def publish_beside(server: Sidecar, number: int = 5000) -> tuple[float, float]:
+    """Median seconds of a publish, with nobody waiting and while ``number`` waiters wait for other things."""
+    publisher = (await connect(server.port, 1))[0]
+
+    async def median() -> float:
+        times = []
+        for _ in range(200):
+            began = time.perf_counter()
+            await publisher.ask(server.post())
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    alone = await median()
+    wires = await connect(server.port, number)
+    answers = [
+        wire.send(server.wait("bench", f"since=latest&timeout=60000&filter=issue_id:other-{index}", subject=f"s{index % 20}"))
+        for index, wire in enumerate(wires)
+    ]
+    await parked(server, number)
+    beside = await median()
+    close([*wires, publisher])
+    await asyncio.gather(*answers, return_exceptions=True)
+    return alone, beside
+
+
+def fill_log(storage: Path, number: int) -> None:
+    """Put ``number`` events into a stopped service's log, as the service itself writes them."""
+    body = json.dumps({"event_type": "bench", "publisher": "bench", "topic": "bench", "data": {"issue_id": "issue-1", "status": "success"},
+                       "timestamp": "2026-01-01T00:00:00Z", "correlation_id": None, "priority": "normal", "ttl_seconds": 86400}).encode()  # fmt: skip
+    rare = body.replace(b"issue-1", b"issue-rare")
+    now = time.time()
+    common_row, rare_row = ("issue-1", now, now + 86_000, body), ("issue-rare", now, now + 86_000, rare)
+    database = sqlite3.connect(storage / "sidecar.db")
+    with database:
+        database.executemany(
+            "insert into event (project, type, topic, issue, created, expires, delivered, body) values ('bench', 'bench', 'bench', ?, ?, ?, 1, ?)",
+            (rare_row if index % (number // 5) == 7 else common_row for index in range(number)),
+        )
+    database.execute("pragma wal_checkpoint(truncate)")
+    database.close()
+
+
+async def read_times(server: Sidecar, number: int) -> dict[str, float]:
+    """Median seconds of reads at the places of the log where they could be slow."""
+    wire = (await connect(server.port, 1))[0]
+    epoch = json.loads((await wire.ask(request_bytes("GET", "/api/events?limit=1", server.token())))[1])["events"][0]["event_id"].split("-")[1]
+    near_end = f"evt-{epoch}-{number - 20:012d}"
+    reads = {
+        "near the end": f"since={near_end}&timeout=0",
+        "near the floor": "since=earliest&timeout=0&limit=20",
+        "a filter that matches little": "since=earliest&timeout=0&filter=issue_id:issue-rare",
+    }
+    found = {}
+    for name, query in reads.items():
+        times = []
+        for _ in range(30):
+            began = time.perf_counter()
+            status, _ = await wire.ask(server.wait("bench", query))
+            assert status == 200
+            times.append(time.perf_counter() - began)
+        found[name] = statistics.median(times)
+    close([wire])
+    return found
+
+
+async def worst_health_during_scan(server: Sidecar) -> tuple[float, float]:
+    """(seconds of a read whose filter no index helps, the slowest /health meanwhile)."""
+    scanner, prober = await connect(server.port, 2)
+    began = time.perf_counter()
+    scan = scanner.send(server.wait("bench", "since=earliest&timeout=0&filter=status:never"))
+    worst = 0.0
+    health = request_bytes("GET", "/health")
+    while not scan.done():
+        start = time.perf_counter()
+        await prober.ask(health)
+        worst = max(worst, time.perf_counter() - start)
+    close([scanner, prober])
+    return time.perf_counter() - began, worst
+
+
+def alternate(rounds: int, measure: Callable[[Any], Any], *servers: Any) -> list[list[Any]]:
+    """What ``measure`` gives for each server, round by round."""
+    found: list[list[Any]] = [[] for _ in servers]
+    for _ in range(rounds):
+        for values, server in zip(found, servers, strict=True):
+            values.append(asyncio.run(measure(server)))
+    return found
+
+
+def line(name: str, ours: str, other: str, verdict: str) -> None:
+    print(f"{name:<52} {ours:>14} {other:>14}   {verdict}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--log-events", type=int, default=1_000_000)
+    options = parser.parse_args()
+    line("measure", "sidecar", "bare", "ratio or difference (goal)")
+    with tempfile.TemporaryDirectory() as name, running_bare() as bare, running_sidecar(Path(name)) as sidecar:
+        ours, other = alternate(options.rounds, throughput, sidecar, bare)
+        ratio = statistics.median(a / b for a, b in zip(ours, other, strict=True))
+        rates = [f"{statistics.median(values):.0f}/s" for values in (ours, other)]
+        line("durable publishes a second, 32 connections", *rates, f"{ratio:.2f} (>= 0.5)")
+        ours, other = alternate(options.rounds, wake_latency, sidecar, bare)
+        mine, bares = statistics.median(ours) * 1000, statistics.median(other) * 1000
+        line("publish to one waiter's answer, p50", f"{mine:.2f} ms", f"{bares:.2f} ms", f"+{mine - bares:.2f} ms (<= +1.5)")
+        ours, other = alternate(options.rounds, wake_many, sidecar, bare)
+        ratio = statistics.median(a[0] / b[0] for a, b in zip(ours, other, strict=True))
+        times = [statistics.median(value[0] for value in values) * 1000 for values in (ours, other)]
+        line("2,000 woken waiters answered", f"{times[0]:.0f} ms", f"{times[1]:.0f} ms", f"{ratio:.2f} (<= 1.3)")
+        line("memory per parked waiter, first round", f"{ours[0][1] / 1000:.1f} kB", f"{other[0][1] / 1000:.1f} kB", "(<= 16 kB)")
+        pairs = [asyncio.run(publish_beside(sidecar)) for _ in range(options.rounds)]
+        ratio = statistics.median(beside / alone for alone, beside in pairs)
+        alone, beside = (statistics.median(values) * 1000 for values in zip(*pairs, strict=True))
+        line("publish beside 5,000 other waiters / alone", f"{beside:.2f} ms", f"{alone:.2f} ms", f"{ratio:.2f} (<= 1.3)")
+    big_log(options.log_events)
+
+
+def big_log(number: int) -> None:
+    found, starts, sizes = {}, {}, {}
+    for size in (1000, number):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            with running_sidecar(folder):
+                pass
+            fill_log(folder / "storage", size)
+            sizes[size] = os.path.getsize(folder / "storage" / "sidecar.db")
+            began = time.perf_counter()
+            with running_sidecar(folder) as sidecar:
+                starts[size] = time.perf_counter() - began
+                found[size] = asyncio.run(read_times(sidecar, size))
+                if size == number:
+                    scan, worst = asyncio.run(worst_health_during_scan(sidecar))
+    line("measure", f"{number:,} events", "1,000 events", "ratio (goal)")
+    line("start", f"{starts[number] * 1000:.0f} ms", f"{starts[1000] * 1000:.0f} ms", f"{starts[number] / starts[1000]:.2f} (<= 1.5)")
+    for name in found[number]:
+        mine, small = found[number][name] * 1000, found[1000][name] * 1000
+        line(f"read {name}", f"{mine:.2f} ms", f"{small:.2f} ms", f"{mine / small:.2f} (<= 1.5)")
+    line("a filter no index helps, whole log", f"{scan * 1000:.0f} ms", "", f"slowest /health meanwhile {worst * 1000:.0f} ms")
+    line("database size", f"{sizes[number] / 1e6:.0f} MB", f"{sizes[1000] / 1e6:.2f} MB", f"{sizes[number] / number:.0f} bytes an event")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The filter grammar: a table of what matches, a table of what is refused and where, and a fuzz against a plain model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cco_sidecar import ApiError, Filter, WaiterIndex, Watch, Waiter  # isort: skip
+
+EVENT: dict[str, Any] = {
+    "event_id": "evt-00000000-000000000001", "event_type": "done", "publisher": "me", "topic": "implementation", "correlation_id": None,
+    "priority": "normal", "ttl_seconds": 60,
+    "data": {
+        "issue_id": "issue-123", "status": "success", "count": 5, "ratio": 2.5, "ok": True, "nothing": None, "files": ["a.py", "b.py"],
+        "nested": {"version": "v1", "deep": {"er": "x"}}, "odd": 'a,b:c|d"e*', "topic": "hidden", "empty": "", "bang": "!x",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", True), ("issue_id:issue-123", True), ("issue_id:issue-12", False), ("issue_id:issue-12*", True), ("issue_id:*", True),
+        ("status:failed|success", True), ("status:failed|partial", False), ("status:!failed", True), ("status:!failed|success", False),
+        ("status:!fail*", True), ("status:success,count:5", True), ("status:success,count:6", False), ("missing:!x", True), ("missing:x", False),
+        ("missing:*", False), ("missing:!*", True), ("nothing:null", True), ("nothing:*", True), ("ok:true", True), ("ok:True", False),
+        ("ratio:2.5", True), ("count:5.0", False), ("files:a.py", True), ("files:c.py", False), ("files:!c.py", True), ("files:!a.py", False),
+        ("files:b*", True), ("nested.version:v1", True), ("nested.deep.er:x", True), ("nested:*", True), ("nested:v1", False),
+        ("topic:implementation", True),
+        ("topic:hidden", False), ("data.topic:hidden", True), ("data.issue_id:issue-123", True), ("publisher:me", True), ("event_type:done", True),
+        ('odd:"a,b:c|d\\"e*"', True), ('odd:"a,b"*', True), ('odd:"a,b:c|d\\"e"', False), ('empty:""', True), ('status:""', False),
+        ('bang:"!x"', True), ('status:"succ"*|other', True), ("correlation_id:*", False), ("correlation_id:!abc", True), ("ttl_seconds:60", True),
+        ("priority:low|normal|high", True), ("event_id:evt-00000000-000000000001", True),
+    ],
+)  # fmt: skip
+def test_what_a_filter_matches(text: str, expected: bool) -> None:
+    assert Filter.parse(text).matches(EVENT) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "character", "problem"),
+    [
+        ("a==b", 2, "expected ':'"), ("a", 2, "expected ':'"), (":b", 1, "field name"), ("a:", 3, "expected a value"), ("a:b,", 5, "field name"),
+        (",a:b", 1, "field name"), ("a:b c:d", 6, "expected ','"), ("a:b:c", 4, "expected ','"), ("a:|b", 3, "expected a value"),
+        ("a:b||c", 5, "expected a value"), ("a:b|", 5, "expected a value"), ('a:"b', 3, "never closed"), ('a:b"c"', 4, "expected ','"),
+        ("a:b*c", 5, "expected ','"), ("a:!!b", 4, "'!'"), ("a:b|!c", 5, "'!'"), (" a:b", 1, "field name"), ("a.:b", 2, "expected ':'"),
+        (",".join(["a:b"] * 33), 129, "more than 32"), ("1a:b", 1, "field name"), ("a:**", 4, "expected ','"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_says_what_and_where(text: str, character: int, problem: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        Filter.parse(text)
+    assert refused.value.code == "EVT_002"
+    assert problem in refused.value.message and f"character {character}" in refused.value.message
+    assert refused.value.details == {"character": character}
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text(alphabet='ab:,|!*"\\ .é\n1', max_size=30) | st.text(max_size=40))
+def test_any_text_is_a_filter_or_a_clear_error(text: str) -> None:
+    try:
+        assert Filter.parse(text).matches(EVENT) in (True, False)
+    except ApiError as error:
+        assert error.code == "EVT_002" and error.details and 1 <= error.details["character"] <= len(text) + 1
+
+
+VALUES = st.sampled_from(["x", "xy", "y", "!z", "a b", 'q"q', "p,q", "5", "true", "null", ""])
+TERMS = st.tuples(st.sampled_from(["one", "two", "three.four"]), st.booleans(), st.lists(st.tuples(VALUES, st.booleans()), min_size=1, max_size=3))
+DATA = st.fixed_dictionaries(
+    {}, optional={"one": VALUES | st.just(5) | st.just(True), "two": st.lists(VALUES, max_size=2), "three": st.fixed_dictionaries({"four": VALUES})}
+)
+
+
+def quoted(value: str) -> str:
+    return '"' + value.replace('"', '\\"') + '"'
+
+
+def model(terms: list[Any], data: dict[str, Any]) -> bool:
+    """The contract in plain words: every term, any value, prefix where starred, negation of the whole list."""
+    for field, negated, values in terms:
+        found: Any = data
+        for name in field.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        items = [] if found is None else found if isinstance(found, list) else [found]
+        texts = [item if isinstance(item, str) else json.dumps(item) for item in items]
+        hit = any(text.startswith(value) if prefix else text == value for text in texts for value, prefix in values)
+        hit = hit or (any(prefix and not value for value, prefix in values) and found is not None)
+        if hit is negated:
+            return False
+    return True
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(TERMS, min_size=1, max_size=3), DATA)
+def test_filters_agree_with_the_model_and_the_index_finds_exactly_the_matching(terms: list[Any], data: dict[str, Any]) -> None:
+    text = ",".join(
+        f"{field}:{'!' if negated else ''}" + "|".join(quoted(value) + ("*" if prefix else "") for value, prefix in values)
+        for field, negated, values in terms
+    )
+    event = {"publisher": "me", "topic": "t", "data": data}
+    filter = Filter.parse(text)
+    assert filter.matches(event) is model(terms, data), text
+    index, watch = WaiterIndex(), Watch("p", "kind", filter, 100)
+    waiter = Waiter("me", 0, None)  # type: ignore[arg-type]
+    index.add(watch, waiter)
+    assert (waiter in list(index.matching("p", "kind", event))) is model(terms, data)
+    assert not list(index.matching("other", "kind", event)) and not list(index.matching("p", "other", event))
+    index.remove(watch, waiter)
+    assert vars(index) == vars(WaiterIndex())
+
+
+@settings(max_examples=300, deadline=None)
+@given(DATA, VALUES)
+def test_bytes_that_a_filter_requires_are_in_every_matching_event(data: dict[str, Any], value: str) -> None:
+    filter = Filter.parse(f"one:{quoted(value)}")
+    event = {"publisher": "me", "topic": "t", "data": data}
+    if filter.required_bytes is not None and filter.matches(event):
+        assert filter.required_bytes in json.dumps(event).encode()

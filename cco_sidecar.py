@@ -443,7 +443,7 @@ class ApiError(Exception):
         status: int | None = None,
         details: dict[str, Any] | None = None,
         retry_after: int | None = None,
-        limit: int | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self.code = code
         self.status, self.error, self.message = ERRORS[code]
@@ -452,7 +452,7 @@ class ApiError(Exception):
         self.message = message or self.message
         self.details = details
         self.retry_after = retry_after
-        self.limit = limit
+        self.allowance = allowance
         super().__init__(f"{code}: {self.message}")
 
 
@@ -1048,7 +1048,8 @@ class SidecarInfo(Struct, frozen=True):
 
 def iso(moment: float | None = None) -> str:
     """ISO 8601 in UTC, to the second, of ``moment`` (epoch seconds, default now)."""
-    return datetime.fromtimestamp(time.time() if moment is None else moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    seconds = time.time() if moment is None else min(max(moment, 0.0), 253_402_300_799.0)  # a file may claim to be of the year 20000
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def iso_or_none(moment: float | None) -> str | None:
@@ -1419,8 +1420,7 @@ class Sidecar:
 
     def _listen(self) -> None:
         settings = self.settings
-        plain = tornado.httpserver.HTTPServer
-        server_class = self.hooks.first("server_class", lambda it: isinstance(it, type) and issubclass(it, plain), settings=settings) or plain
+        server_class = self.hooks.first("server_class", is_server_class, settings=settings) or Server
         self._server = server_class(
             make_application(self),
             ssl_options=tls_context(settings),
@@ -1691,6 +1691,28 @@ def make_application(sidecar: Sidecar) -> tornado.web.Application:
     return application
 
 
+class Server(tornado.httpserver.HTTPServer):
+    """Tornado's HTTP/1.1 server; what is not HTTP at all gets its refusal in JSON too, where Tornado gives a bare status line."""
+
+    BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+
+    def handle_stream(self, stream: tornado.iostream.IOStream, address: tuple[str, int]) -> None:
+        write = stream.write
+        stream.write = lambda data: write(self._refusal() if data == self.BARE else data)  # type: ignore[method-assign]
+        super().handle_stream(stream, address)
+
+    def _refusal(self) -> bytes:
+        request_id = f"req-{uuid.uuid4()}"
+        error = ApiError("REQ_001", "This is not a well-formed HTTP/1.1 request")
+        content = msgspec.json.encode(ErrorAnswer(error.error, error.message, error.code, iso(), request_id))
+        headers = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\nConnection: close\r\nX-Request-ID: {request_id}"
+        return self.BARE.removesuffix(b"\r\n") + headers.encode() + b"\r\n\r\n" + content
+
+
+def is_server_class(answer: Any) -> bool:
+    return isinstance(answer, type) and issubclass(answer, tornado.httpserver.HTTPServer)
+
+
 @tornado.web.stream_request_body
 class Endpoint(tornado.web.RequestHandler):
     """What every endpoint shares. A subclass says what it requires in class attributes and implements ``respond``.
@@ -1714,6 +1736,7 @@ class Endpoint(tornado.web.RequestHandler):
 
     LINGER_BYTES = 4 * MB  # what is read and thrown away after an early refusal, so that the client gets to read it
     LINGER_SECONDS = 2.0
+    STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
 
     # Thousands of long polls are parked in instances: slots keep them small.
     __slots__ = (
@@ -1747,7 +1770,7 @@ class Endpoint(tornado.web.RequestHandler):
     async def prepare(self) -> None:
         try:
             self._check_host_and_origin()
-            self._check_size(int(self.request.headers.get("Content-Length") or 0))
+            self._check_size()
             if not self.public:
                 self.who = self.claims = self.sidecar.tokens.verify(self.request.headers.get("Authorization"))
                 del self.request.headers["Authorization"]  # checked: no need to keep a token in memory for as long as a poll takes
@@ -1766,9 +1789,14 @@ class Endpoint(tornado.web.RequestHandler):
         if origin is not None and not origin_allowed(origin, self.sidecar.settings.cors_origin):
             raise ApiError("REQ_007", "Pages of this Origin may not call; --cors-origin allows more")
 
-    def _check_size(self, size: int) -> None:
-        if size > self.max_body:
+    def _check_size(self) -> None:
+        if self._declared_length() > self.max_body:
             raise ApiError("REQ_004", f"The body may have {self.max_body} bytes at most")
+
+    def _declared_length(self) -> int:
+        """The body's length by its header; 0 where that is nonsense, which Tornado refuses when it comes to the body."""
+        lengths = self.request.headers.get("Content-Length", "0").split(",")
+        return max(int(length) if re.fullmatch(r"\s*\d{1,18}\s*", length, re.ASCII) else 0 for length in lengths)
 
     async def _check_permission(self) -> None:
         permission = self.permission
@@ -1783,8 +1811,8 @@ class Endpoint(tornado.web.RequestHandler):
     def _refuse(self, error: ApiError) -> None:
         """Refuse before the body was read: after it where it is small, else at once and then read on for a while."""
         self._refusal = error
-        headers = self.request.headers
-        if "Transfer-Encoding" in headers or int(headers.get("Content-Length") or 0) > MB:
+        self.allowance = self.allowance or error.allowance
+        if "Transfer-Encoding" in self.request.headers or self._declared_length() > MB:
             self._answer_early(error)
 
     def _answer_early(self, error: ApiError) -> None:
@@ -1911,13 +1939,18 @@ class Endpoint(tornado.web.RequestHandler):
         if error.status == 405:
             self.set_header("Allow", ", ".join(allowed_methods(self.application.settings["table"], self.request.path)))
         details = UNSET if error.details is None else error.details
-        limit = UNSET if error.limit is None else error.limit
+        limit = UNSET if error.allowance is None else error.allowance.limit
         return msgspec.json.encode(ErrorAnswer(error.error, error.message, error.code, iso(), self.request_id, details, retry, limit))
 
     async def _finish_with(self, content: bytes) -> None:
         if content:
             self.set_header("Content-Type", "application/json")
-        await self.finish(content or None)  # not even an empty chunk may go with a 204 or 304
+        written = asyncio.ensure_future(self.finish(content or None))  # not even an empty chunk may go with a 204 or 304
+        if not written.done():  # the client reads slowly, or not at all
+            await asyncio.wait({written}, timeout=self.STALL_SECONDS)
+        if not written.done():
+            self.request.connection.close()  # type: ignore[union-attr]
+        await written
 
     def finish(self, chunk: Any = None) -> Awaitable[None]:  # type: ignore[override]
         if not self._headers_written:
@@ -2619,9 +2652,13 @@ class RateLimits:
         wait = self._wait(bucket, limit, now)
         if wait > 0:
             seconds = max(1, -int(-wait // 1))
-            raise ApiError("RATE_001", f"Too many requests. Please wait {seconds} seconds.", retry_after=seconds, limit=limit)
+            left = self._left(bucket, limit, burst, now)
+            raise ApiError("RATE_001", f"Too many requests. Please wait {seconds} seconds.", retry_after=seconds, allowance=left)
         bucket.tokens -= 1
         bucket.recent.append(now)
+        return self._left(bucket, limit, burst, now)
+
+    def _left(self, bucket: Bucket, limit: int, burst: int, now: float) -> Allowance:
         remaining = min(int(bucket.tokens), limit - len(bucket.recent))
         return Allowance(limit, remaining, -int(-(time.time() + self._full_in(bucket, limit, burst, now)) // 1))
 
@@ -2803,19 +2840,19 @@ class Records:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
-        self._published: collections.Counter[str] = collections.Counter()
+        self._tally: collections.Counter[str] = collections.Counter()  # counters of the open transaction, written at its end
 
     def begin(self) -> None:
         self._db.execute("begin immediate")
 
     def commit(self) -> None:
-        for project, number in self._published.items():
-            self._add_published(project, number)
+        for name, number in self._tally.items():
+            self._add_to_counter(name, number)
         self._db.execute("commit")
-        self._published.clear()
+        self._tally.clear()
 
     def rollback(self) -> None:
-        self._published.clear()
+        self._tally.clear()
         if self._db.in_transaction:  # SQLite itself has rolled back after some errors, a full disk among them
             self._db.execute("rollback")
 
@@ -2838,13 +2875,21 @@ class Records:
     def set_meta(self, name: str, value: str) -> None:
         self._db.execute("insert into meta (name, value) values (?, ?) on conflict do update set value = excluded.value", (name, value))
 
+    def counter(self, name: str) -> int:
+        return int(self.meta(name) or 0)
+
+    def _add_to_counter(self, name: str, number: int) -> None:
+        sql = "insert into meta (name, value) values (?1, ?2) on conflict do update set value = cast(value as integer) + ?2"
+        self._db.execute(sql, (name, number))
+
     # -- events
 
     def insert_event(self, event: NewEvent) -> int:
         """The event's sequence number. Numbers are never used twice, not even those of deleted events."""
         values = (event.project, event.type, event.topic, event.issue, event.created, event.expires, event.body)
         sql = "insert into event (project, type, topic, issue, created, expires, body) values (?, ?, ?, ?, ?, ?, ?)"
-        self._published[event.project] += 1
+        self._tally[f"published:{event.project}"] += 1
+        self._tally["retained"] += 1
         return typing.cast(int, self._db.execute(sql, values).lastrowid)
 
     def head(self) -> int:
@@ -2876,10 +2921,8 @@ class Records:
     def mark_delivered(self, seqs: Iterable[int]) -> None:
         self._db.executemany("update event set delivered = 1 where seq = ? and delivered = 0", [(seq,) for seq in seqs])
 
-    def add_deliveries(self, count: int) -> None:
-        self._db.execute(
-            "insert into meta (name, value) values ('deliveries', ?1) on conflict do update set value = cast(value as integer) + ?1", (count,)
-        )
+    def add_deliveries(self, number: int) -> None:
+        self._tally["deliveries"] += number
 
     def position(self, project: str, subject: str, type: str, filter: str) -> int | None:
         return typing.cast(
@@ -2903,14 +2946,15 @@ class Records:
         ).rowcount
 
     def delete_expired(self, now: float, limit: int) -> int:
-        return self._db.execute(
-            "delete from event where seq in (select seq from event where expires <= ? order by expires limit ?)", (now, limit)
-        ).rowcount
+        sql = "delete from event where seq in (select seq from event where expires <= ? order by expires limit ?)"
+        deleted = self._db.execute(sql, (now, limit)).rowcount
+        self._tally["retained"] -= deleted
+        return deleted
 
     def retention_mark(self, created_before: float, keep: int, limit: int) -> int | None:
         """The newest sequence number that retention removes in a step of ``limit`` events, None where nothing is due."""
         oldest = self._all("select seq, created from event order by seq limit ?", limit)
-        too_many = (self._one("select count(*) from event") or 0) - keep
+        too_many = self.counter("retained") + self._tally["retained"] - keep
         due = [row["seq"] for number, row in enumerate(oldest) if row["created"] < created_before or number < too_many]
         return max(due) if due else None
 
@@ -2922,7 +2966,7 @@ class Records:
         )
 
     def delete_up_to(self, seq: int) -> None:
-        self._db.execute("delete from event where seq <= ?", (seq,))
+        self._tally["retained"] -= self._db.execute("delete from event where seq <= ?", (seq,)).rowcount
 
     def trim_dead_letters(self, keep: int) -> None:
         self._db.execute("delete from dead_letter where seq <= (select seq from dead_letter order by seq desc limit 1 offset ?)", (keep,))
@@ -2934,13 +2978,8 @@ class Records:
         return self._one("select count(*) from dead_letter where project = ?", project) or 0
 
     def count_published(self, project: str) -> int:
-        return int(self.meta(f"published:{project}") or 0)
+        return self.counter(f"published:{project}")
 
-    def _add_published(self, project: str, number: int) -> None:
-        self._db.execute(
-            "insert into meta (name, value) values (?1, ?2) on conflict do update set value = cast(value as integer) + ?2",
-            (f"published:{project}", number),
-        )
 
     # -- results
 
@@ -3085,8 +3124,8 @@ def check_database(path: Path, *, thorough: bool = False) -> None:
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
             version, application = (database.execute(f"pragma {name}").fetchone()[0] for name in ("user_version", "application_id"))
-            database.execute("select count(*) from sqlite_master").fetchone()
-            if version and (application != APPLICATION_ID or version > SCHEMA_VERSION):
+            tables = database.execute("select count(*) from sqlite_master").fetchone()[0]
+            if (version or tables) and (application != APPLICATION_ID or version > SCHEMA_VERSION):
                 owner = "a newer version of this program" if application == APPLICATION_ID else "another program"
                 raise StartError(f"the storage {path} was made by {owner}; it is left as it is. Use another --storage, or update", 1)
             if thorough or path.stat().st_size < 64 * MB:
@@ -3371,6 +3410,7 @@ class EventBus:
     """
 
     STEP = 100  # rows looked at before others get their turn on the loop
+    PAGE_BYTES = 8 * MB  # an answer ends before it gets larger
     WINDOW = 5_000  # sequence numbers that SQLite looks through for some bytes in one turn
     SWEEP_SECONDS = 1.0
     SWEEP_ROWS = 200
@@ -3486,6 +3526,7 @@ class EventBus:
         created: list[float] = []
         undelivered: list[int] = []
         events: list[Raw] = []
+        size = 0
         while True:
             head = self._storage.read.head()
             rows, seen = self._look(watch, after, head)
@@ -3493,7 +3534,8 @@ class EventBus:
                 body = b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]
                 if watch.filter.terms and not watch.filter.matches(msgspec.json.decode(body)):
                     continue
-                if len(events) == watch.limit:
+                size += len(body)
+                if len(events) == watch.limit or (events and size > self.PAGE_BYTES):
                     return Page(seqs, created, undelivered, events, True, row["seq"] - 1)
                 seqs.append(row["seq"])
                 created.append(row["created"])
@@ -3649,7 +3691,7 @@ class EventBus:
         times = self._delivery_seconds
         return EventStatistics(
             total_published=read.count_published(project),
-            total_delivered=int(read.meta("deliveries") or 0) + self._deliveries,
+            total_delivered=read.counter("deliveries") + self._deliveries,
             active_subscriptions=len(self._waiters),
             queue_depth=read.undelivered(project),
             avg_delivery_time_ms=round(sum(times) / len(times) * 1000, 3) if times else 0.0,
@@ -4408,14 +4450,15 @@ def without_user_info(url: str) -> str:
 
 
 def read_commits(root: Path, number: int = 10) -> list[Commit]:
-    shape = "--pretty=format:%x01%h%x02%s%x02%an%x02%ct"
+    mark = secrets.token_hex(8)  # what no subject or name can hold, whoever wrote it
+    shape = f"--pretty=format:{mark}%h%x02%ct%x02%an%x02%s"
     output = run_git(root, "log", f"-n{number}", "-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent", shape)
     commits = []
-    for block in os.fsdecode(output or b"").split("\x01")[1:]:
+    for block in os.fsdecode(output or b"").split(mark)[1:]:
         header, _, names = block.partition("\n")
-        hash, subject, author, moment = [*header.rstrip("\0").split("\x02"), "", "", "0"][:4]
+        hash, moment, author, subject = header.rstrip("\0").split("\x02", 3)
         files = [name for name in names.split("\0") if name]
-        commits.append(Commit(hash, clean_text(subject), clean_text(author), iso(float(moment.rstrip("\0") or 0)), [clean_text(f) for f in files]))
+        commits.append(Commit(hash, clean_text(subject), clean_text(author), iso(float(moment)), [clean_text(f) for f in files]))
     return commits
 
 
@@ -4603,8 +4646,9 @@ def kind_of(path: str) -> str:
     if language in DATA:
         return "config"
     stem = name.rpartition(".")[0]
+    camel = re.search(r"[a-z0-9]Tests?\.\w+$", path)  # UserTest.java, and not latest.py
     in_tests = any(folder in ("test", "tests", "testing", "spec", "specs", "__tests__", "e2e", "testdata", "fixtures") for folder in folders)
-    if in_tests or re.search(r"^(test_|tests?$|conftest$)|(_test|_spec|\.test|\.spec|-test|tests?)$", stem):
+    if in_tests or camel or re.search(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec|-tests?)$", stem):
         return "test"
     return "docs" if folders and folders[0] in ("docs", "doc") else "source"
 
@@ -4624,18 +4668,15 @@ def redact(content: str) -> tuple[str, int]:
 def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_result, bool] | None:
     """(content, facts, whether it was cut) of a text file inside ``root``; None for anything else. Never follows a link out. Blocks."""
     full = os.path.join(root, path)
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
     try:
-        handle = os.open(full, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))  # a FIFO must not block
-    except (OSError, ValueError):
-        return None
-    with os.fdopen(handle, "rb") as file:
-        try:
-            facts = os.fstat(handle)
+        with open(full, "rb", opener=lambda name, _: os.open(name, flags)) as file:
+            facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode) or not Path(full).resolve().is_relative_to(root):
                 return None
             content = file.read(limit + 1)
-        except OSError:
-            return None
+    except (OSError, ValueError):  # gone, a link, or a folder by now
+        return None
     if b"\0" in content[:8192]:
         return None
     cut = len(content) > limit
@@ -4921,7 +4962,7 @@ class Agents:
                     elif process not in asked:
                         process.terminate()
             asked |= set(members)
-            psutil.wait_procs(members, timeout=0.1)
+            time.sleep(0.05)  # psutil's own waiting would reap our child, and its exit code would be lost
             if time.monotonic() > deadline + 10:
                 log.error("agent %s: %d processes cannot be ended", running.row["id"], len(members))
                 return
@@ -5841,9 +5882,21 @@ def command_serve(options: argparse.Namespace) -> int:
     settings = settings_from(options)
     set_up_logging(settings)
     hooks = load_hooks(settings)
+    raise_open_file_limit()
     sys.setswitchinterval(0.001)  # worker threads hand the interpreter back to the loop after 1 ms instead of 5
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(serve(settings, hooks))
+
+
+def raise_open_file_limit() -> None:
+    """Each parked poll is an open connection: take what the system allows where it says so."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limit on Windows, or no right to change it
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -5960,7 +6013,7 @@ class Client:
         if token := self._environ.get("JWT_TOKEN"):
             return token
         if self._settings:
-            return mint_token(self._settings, "chief-architect")
+            return mint_token(self._settings, "chief-architect", subject="cli")  # one subject, so that a repeated Idempotency-Key is known
         return ""
 
     def call(
@@ -6002,15 +6055,15 @@ def running_settings(settings: Settings) -> Settings:
 
 def mint_token(
     settings: Settings, agent_type: str, *, agent_id: str | None = None, issue_id: str | None = None, ttl: int | None = None,
-    permissions: Sequence[str] | None = None,
+    permissions: Sequence[str] | None = None, subject: str | None = None,
 ) -> str:  # fmt: skip
-    """A token from the storage's secret; needs no running service."""
+    """A token from the storage's secret; needs no running service. Without ``agent_id`` or ``subject`` it is somebody new."""
     prepare_storage_folder(settings)
     logging.getLogger("cco").setLevel(logging.ERROR)  # a plugin that cannot be loaded is the service's affair
     tokens = Tokens(settings, AgentTypes(load_hooks(settings), settings), None)
     tokens.load_secret()
     try:
-        subject = agent_id or f"cli-{agent_type}-{secrets.token_hex(4)}"
+        subject = agent_id or subject or f"cli-{agent_type}-{secrets.token_hex(4)}"
         return tokens.mint(subject, agent_type, ttl=ttl, permissions=permissions, issue_id=issue_id, bound=agent_id is not None)
     except ApiError as error:
         raise StartError(f"--type: {error.message}; `{own_command()} agent types` lists them") from None
@@ -6158,7 +6211,12 @@ def print_event(options: argparse.Namespace, event: dict[str, Any]) -> None:
 
 def command_events_list(options: argparse.Namespace) -> int:
     query = {"type": options.type, "topic": options.topic, "since": options.since, "limit": options.limit, "dead": "true" if options.dead else None}
-    return show(options, Client(options).call("GET", "/api/events", query=query), "events")
+    answer = Client(options).call("GET", "/api/events", query=query)
+    if getattr(options, "format", "table") != "json":
+        names = ("event_id", "timestamp", "event_type", "publisher", "topic")
+        rows = [{**{name: event[name] for name in names}, "data": json.dumps(event["data"], ensure_ascii=False)} for event in answer["events"]]
+        answer = {"events": rows}
+    return show(options, answer, "events")
 
 
 def command_agent_spawn(options: argparse.Namespace) -> int:
@@ -6329,6 +6387,8 @@ def check_git(settings: Settings) -> str:
     if not shutil.which("git"):
         return "note: git is not installed: contexts carry no history, and .gitignore is not honoured; install it"
     if not find_git_folder(settings.root):
+        if (settings.root / ".git").exists():
+            return f"note: git refuses {settings.root}, often because it belongs to another user: `git -C {settings.root} status` says why"
         return f"note: {settings.root} is no git repository; `git init` gives it history"
     return f"repository at {settings.root}"
 

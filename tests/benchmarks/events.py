@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import sqlite3
@@ -197,6 +198,58 @@ async def publish_beside(server: Sidecar, number: int = 5000) -> tuple[float, fl
     return alone, beside
 
 
+async def publish_among(server: Sidecar, disturb: Callable[[], Any]) -> tuple[float, float]:
+    """Median seconds of a publish alone, and while ``disturb`` (a coroutine function) goes on."""
+    publisher = (await connect(server.port, 1))[0]
+
+    async def median(until_done: asyncio.Task[Any] | None) -> float:
+        times: list[float] = []
+        while len(times) < 100 or (until_done is not None and not until_done.done()):
+            began = time.perf_counter()
+            await publisher.ask(server.post())
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    alone = await median(None)
+    task = asyncio.create_task(disturb())
+    beside = await median(task)
+    close([publisher])
+    return alone, beside
+
+
+async def thousand_hang_ups(server: Sidecar) -> None:
+    """1,000 polls that are parked and then all hang up at once."""
+    wires = await connect(server.port, 1000)
+    answers = [wire.send(server.wait("other", subject=f"s{index % 10}")) for index, wire in enumerate(wires)]
+    await asyncio.sleep(0.5)
+    for wire in wires:
+        wire.transport.abort()  # type: ignore[attr-defined]
+    await asyncio.gather(*answers, return_exceptions=True)
+
+
+async def readers_that_never_read(server: Sidecar) -> None:
+    """50 polls whose answers of 2 MB nobody reads for a second."""
+    publisher = (await connect(server.port, 1))[0]
+    heavy = request_bytes("POST", "/api/events/heavy", server.token(), EVENT | {"data": {"load": "x" * 500_000}})
+    for _ in range(4):
+        await publisher.ask(heavy)
+    wires = await connect(server.port, 50)
+    for wire in wires:
+        wire.transport.pause_reading()  # type: ignore[attr-defined]
+        wire.transport.write(server.wait("heavy", "since=earliest&timeout=0"))  # type: ignore[attr-defined]
+    await asyncio.sleep(1)
+    for wire in [*wires, publisher]:
+        wire.transport.abort()  # type: ignore[attr-defined]
+
+
+async def empty_polls(server: Sidecar) -> None:
+    """Polls with a time-out of 0, as fast as one connection gets its answers, for a second."""
+    wire, end = (await connect(server.port, 1))[0], time.perf_counter() + 1
+    while time.perf_counter() < end:
+        await wire.ask(server.wait("other", "since=latest&timeout=0"))
+    close([wire])
+
+
 def fill_log(storage: Path, number: int) -> None:
     """Put ``number`` events into a stopped service's log, as the service itself writes them."""
     body = json.dumps({"event_type": "bench", "publisher": "bench", "topic": "bench", "data": {"issue_id": "issue-1", "status": "success"},
@@ -288,6 +341,15 @@ def main() -> None:
         ratio = statistics.median(beside / alone for alone, beside in pairs)
         alone, beside = (statistics.median(values) * 1000 for values in zip(*pairs, strict=True))
         line("publish beside 5,000 other waiters / alone", f"{beside:.2f} ms", f"{alone:.2f} ms", f"{ratio:.2f} (<= 1.3)")
+        for name, disturb in (
+            ("1,000 polls that hang up at once", thousand_hang_ups),
+            ("50 readers that never read", readers_that_never_read),
+            ("one that polls without end", empty_polls),
+        ):
+            pairs = [asyncio.run(publish_among(sidecar, functools.partial(disturb, sidecar))) for _ in range(options.rounds)]
+            ratio = statistics.median(beside / alone for alone, beside in pairs)
+            alone, beside = (statistics.median(values) * 1000 for values in zip(*pairs, strict=True))
+            line(f"publish beside {name} / alone", f"{beside:.2f} ms", f"{alone:.2f} ms", f"{ratio:.2f} (<= 2)")
     big_log(options.log_events)
 
 

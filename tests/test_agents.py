@@ -1,0 +1,588 @@
+"""Agents are real processes: started with all they need, watched, ended with everything they started, adopted after a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import stat
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jwt
+import psutil
+import pytest
+import requests
+from conftest import PROJECT, ROOT, Client, Service, make_repository, marked_processes, until
+
+import cco_sidecar
+
+SAMPLE = [sys.executable, str(ROOT / "tests/sample_agent.py")]
+COMMAND = ("--agent-command", json.dumps(SAMPLE))
+ENDED = ("completed", "failed", "killed", "timeout", "lost")
+
+
+def agents_left() -> list[psutil.Process]:
+    found = []
+    for process in marked_processes():
+        with contextlib.suppress(psutil.Error):
+            if "serve" not in process.cmdline():
+                found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for the tests of this module, with the sample agent as its agents."""
+    folder = tmp_path_factory.mktemp("agents")
+    command = json.dumps([*SAMPLE, "{task}", "{agent_type}", "{issue_id}", "{context_file}"])
+    environment = {"CCO_SIDECAR_LOG_LEVEL": "info", "INHERITED": "yes"}
+    running = Service(make_repository(folder / "repository"), folder / "storage", "--agent-command", command, "--max-agents", "60", env=environment)
+    running.start()
+    yield running
+    assert running.stop() == 0, running.log
+    assert "Traceback" not in running.log, running.log
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(service: Service) -> Iterator[None]:
+    """After every test no process of its agents is left: those that it let run are ended by the service, thoroughly."""
+    yield
+    architect = service.client()
+    for agent in architect.get("/api/agents", state="running", limit=1000).json()["agents"]:
+        architect.delete(f"/api/agents/{agent['agent_id']}")
+    until(lambda: not agents_left())
+
+
+def request(task: str = "hang", issue: str = "issue-1", agent_type: str = "python-specialist", **more: Any) -> dict[str, Any]:
+    return {"agent_type": agent_type, "issue_id": issue, "task": task} | more
+
+
+def spawn(client: Client, task: str = "hang", issue: str = "issue-1", **more: Any) -> dict[str, Any]:
+    answer = client.post("/api/agents/spawn", request(task, issue, **more))
+    assert answer.status_code == 201, answer.text
+    return answer.json()  # type: ignore[no-any-return]
+
+
+def status(client: Client, agent_id: str) -> dict[str, Any]:
+    answer = client.get(f"/api/agents/{agent_id}/status")
+    assert answer.status_code == 200, answer.text
+    return answer.json()  # type: ignore[no-any-return]
+
+
+def state(client: Client, agent_id: str, *wanted: str) -> dict[str, Any]:
+    """The agent's status once it is in one of the wanted states (any ended one by default)."""
+    return until(lambda: (found := status(client, agent_id))["state"] in (wanted or ENDED) and found)  # type: ignore[no-any-return]
+
+
+def output(client: Client, agent_id: str) -> str:
+    return client.get(f"/api/agents/{agent_id}/logs").json()["text"]  # type: ignore[no-any-return]
+
+
+def says(client: Client, agent_id: str, text: str) -> None:
+    until(lambda: text in output(client, agent_id))
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def folder_of(service: Service, agent_id: str) -> Path:
+    return service.storage / "agents" / agent_id
+
+
+# -- what a spawn answers and gives
+
+
+def test_a_spawn_answers_for_a_process_that_runs(service: Service, architect: Client, issue: str) -> None:
+    spawned = spawn(architect, "hang", issue, priority="high")
+    assert spawned["agent_id"].startswith("python-specialist-")
+    assert spawned["spawned"] is spawned["context_injected"] is True
+    assert psutil.Process(spawned["process_id"]).cmdline()[: len(SAMPLE)] == SAMPLE
+    assert spawned["timestamp"].endswith("Z")
+    assert spawned["environment_ignored"] == []
+    claims = jwt.decode(spawned["jwt_token"], options={"verify_signature": False})
+    assert (claims["sub"], claims["agent_type"], claims["project_id"]) == (spawned["agent_id"], "python-specialist", PROJECT)
+    assert set(claims["permissions"]) == {"read_context", "write_results", "publish_events"}
+    followed = architect.get(spawned["webhook_url"]).json()
+    assert followed["agent_id"] == spawned["agent_id"]
+    assert (followed["state"], followed["pid"], followed["exit_code"]) == ("running", spawned["process_id"], None)
+    assert followed["ended_at"] is None
+
+
+def test_the_token_of_an_agent_speaks_only_for_it(service: Service, architect: Client, issue: str) -> None:
+    spawned = spawn(architect, "hang", issue)
+    agent = Client(service.url, spawned["jwt_token"])
+    body = {"agent_id": spawned["agent_id"], "agent_type": "python-specialist", "issue_id": issue, "project_id": PROJECT}
+    assert agent.post("/api/results", body | {"result": {"status": "success"}}).status_code == 201
+    for wrong in ({"agent_id": "somebody-else"}, {"agent_type": "test-engineer"}):
+        answer = agent.post("/api/results", body | wrong | {"result": {"status": "success"}})
+        assert (answer.status_code, answer.json()["code"]) == (403, "AUTH_003")
+    answer = agent.post("/api/events/progress", {"publisher": "somebody-else", "topic": "t", "data": {}})
+    assert (answer.status_code, answer.json()["code"]) == (403, "AUTH_003")
+    assert agent.post("/api/agents/spawn", request()).status_code == 403
+
+
+def test_the_environment_holds_what_an_agent_needs(service: Service, architect: Client, issue: str) -> None:
+    asked = {
+        "PYTHON_VERSION": "3.11", "API_BASE_URL": "http://localhost:8000", "PROJECT_ROOT": "/elsewhere", "JWT_TOKEN": "x", "TASK": "hang",
+        "LD_PRELOAD": "x.so", "DYLD_LIBRARY_PATH": "x", "PATH": "x", "NODE_OPTIONS": "x", "PYTHONPATH": "x", "PYTHONSTARTUP": "x",
+        "agent_id": "x", "EMPTY": "",
+    }  # fmt: skip
+    spawned = spawn(architect, "report", issue, environment=asked)
+    state(architect, spawned["agent_id"], "completed")
+    environment = json.loads(output(architect, spawned["agent_id"]))["environment"]
+    folder = folder_of(service, spawned["agent_id"])
+    own = {
+        "AGENT_ID": spawned["agent_id"], "AGENT_TYPE": "python-specialist", "ISSUE_ID": issue, "PROJECT_ID": PROJECT,
+        "PROJECT_ROOT": str(service.root), "SIDECAR_URL": f"{service.url}/api", "JWT_TOKEN": spawned["jwt_token"],
+        "CCO_TOKEN_FILE": str(folder / "token"), "CCO_CONTEXT_FILE": str(folder / "context.json"), "TASK": "report",
+    }  # fmt: skip
+    assert own.items() <= environment.items()
+    assert (environment["PYTHON_VERSION"], environment["API_BASE_URL"], environment["EMPTY"]) == ("3.11", "http://localhost:8000", "")
+    assert environment["INHERITED"] == "yes"
+    assert not [name for name in environment if name.startswith("CCO_SIDECAR_")]
+    assert environment["PATH"] != "x"
+    assert environment.get("PYTHONPATH") != "x"
+    assert not {"LD_PRELOAD", "DYLD_LIBRARY_PATH", "NODE_OPTIONS", "PYTHONSTARTUP", "agent_id"} & {k for k, v in environment.items() if v[:1] == "x"}
+    assert spawned["environment_ignored"] == sorted(set(asked) - {"PYTHON_VERSION", "API_BASE_URL", "EMPTY"})
+
+
+def test_the_agent_works_in_the_projects_root(service: Service, architect: Client, issue: str) -> None:
+    spawned = spawn(architect, "report", issue)
+    state(architect, spawned["agent_id"], "completed")
+    assert Path(json.loads(output(architect, spawned["agent_id"]))["cwd"]).resolve() == service.root.resolve()
+
+
+def test_the_files_of_an_agent_are_its_users_alone(service: Service, architect: Client, issue: str) -> None:
+    spawned = spawn(architect, "hang", issue)
+    says(architect, spawned["agent_id"], "hanging")
+    folder = folder_of(service, spawned["agent_id"])
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert modes == {"context.json": 0o600, "output.log": 0o600, "token": 0o600}
+    assert (folder / "token").read_text() == spawned["jwt_token"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sections"),
+    [
+        (["project_structure", "previous_decisions", "security_policies"], {"project_structure", "previous_agent_outputs", "relevant_files"}),
+        (["previous_results"], {"previous_agent_outputs"}),
+        (["git_history"], {"git_context"}),
+        (["git_context"], {"git_context"}),
+        (["all_files"], {"relevant_files"}),
+        (["source_files", "test_files"], {"relevant_files"}),
+        (["dependency_manifests"], {"relevant_files"}),
+        (["dependencies"], {"metadata"}),
+        (["project_metadata", "metadata"], {"metadata"}),
+        ([], {"project_structure", "relevant_files", "git_context", "previous_agent_outputs", "metadata"}),
+    ],
+)
+def test_the_context_file_holds_what_was_required(
+    service: Service, architect: Client, issue: str, asked: list[str], sections: set[str]
+) -> None:
+    spawned = spawn(architect, "succeed", issue, context_requirements=asked)
+    context = json.loads((folder_of(service, spawned["agent_id"]) / "context.json").read_text())
+    assert set(context["context"]) == sections
+    assert (context["issue_id"], context["agent_type"]) == (issue, "python-specialist")
+    assert context["file_count"] == len(context["context"].get("relevant_files", []))
+    state(architect, spawned["agent_id"])
+
+
+def test_an_unknown_requirement_is_refused_and_named(service: Service, architect: Client, issue: str) -> None:
+    answer = architect.post("/api/agents/spawn", request("succeed", issue, context_requirements=["project_structure", "horoscope"]))
+    assert (answer.status_code, answer.json()["code"]) == (400, "REQ_001")
+    assert "horoscope" in answer.json()["message"]
+    assert not architect.get("/api/agents", issue_id=issue).json()["agents"]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"issue_id": "issue-1"}, "REQ_001"),
+        ({"agent_type": "python-specialist"}, "REQ_001"),
+        ({"agent_type": "fortune-teller", "issue_id": "issue-1"}, "AGT_002"),
+        ({"agent_type": "python-specialist", "issue_id": "../etc"}, "REQ_001"),
+        ({"agent_type": "python-specialist", "issue_id": "issue-1", "environment": {"A": 1}}, "REQ_001"),
+        ({"agent_type": "python-specialist", "issue_id": "issue-1", "environment": {"A=B": "1"}}, "REQ_001"),
+        ({"agent_type": "python-specialist", "issue_id": "issue-1", "task": "a\0b"}, "REQ_001"),
+    ],
+)
+def test_a_bad_spawn_is_refused(architect: Client, body: dict[str, Any], code: str) -> None:
+    answer = architect.post("/api/agents/spawn", body)
+    assert (answer.status_code, answer.json()["code"]) == (400, code)
+
+
+def test_only_architects_spawn_and_end(service: Service, architect: Client, coder: Client, issue: str) -> None:
+    spawned = spawn(architect, "hang", issue)
+    for answer in (coder.post("/api/agents/spawn", request()), coder.delete(f"/api/agents/{spawned['agent_id']}")):
+        assert (answer.status_code, answer.json()["code"]) == (403, "AUTH_003")
+        assert "spawn_agents" in answer.text
+    assert status(coder, spawned["agent_id"])["state"] == "running"
+
+
+def test_the_command_is_never_read_by_a_shell(service: Service, architect: Client, issue: str) -> None:
+    task = """report ; touch pwned $(touch pwned) `touch pwned` 'single' "double" {agent_type} | > pwned"""
+    spawned = spawn(architect, task, issue)
+    state(architect, spawned["agent_id"], "completed")
+    context_file = str(folder_of(service, spawned["agent_id"]) / "context.json")
+    assert json.loads(output(architect, spawned["agent_id"]))["argv"] == [task, "python-specialist", issue, context_file]
+    assert not list(service.root.rglob("pwned"))
+
+
+# -- no command
+
+
+def test_without_a_command_a_spawn_says_how_to_configure_one(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    service = make_service(env={"PATH": str(empty)})
+    architect = service.client()
+    answer = architect.post("/api/agents/spawn", request())
+    assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001")
+    assert "--agent-command" in answer.json()["message"]
+    assert list((service.storage / "agents").iterdir()) == []
+    counted = architect.get("/status").json()["agents"]
+    assert (counted["active"], counted["failed"]) == (0, 1)
+    assert not agents_left()
+
+
+def test_a_command_that_does_not_exist_is_said(make_service: Callable[..., Service]) -> None:
+    service = make_service("--agent-command", "no-such-program-anywhere {task}")
+    architect = service.client()
+    key = {"Idempotency-Key": "again"}
+    for _ in range(2):  # a failure is not remembered: the repeat tries again
+        answer = architect.post("/api/agents/spawn", request(), headers=key)
+        assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001")
+        assert "no-such-program-anywhere" in answer.json()["message"]
+        assert "Idempotent-Replay" not in answer.headers
+    assert list((service.storage / "agents").iterdir()) == []
+    (first, second) = architect.get("/api/agents").json()["agents"]
+    assert (first["state"], second["state"], first["pid"]) == ("failed", "failed", None)
+
+
+# -- how many
+
+
+def test_no_more_agents_run_than_are_allowed_however_many_are_asked_for(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND, "--max-agents", "3", "--stop-agents")
+    token = service.token()
+    headers = {"Authorization": f"Bearer {token}"}
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(lambda _: requests.post(f"{service.url}/api/agents/spawn", json=request(), headers=headers, timeout=60), range(50)))
+    assert sorted(answer.status_code for answer in answers) == [201] * 3 + [429] * 47
+    for answer in answers:
+        if answer.status_code == 429:
+            assert answer.json()["code"] == "AGT_003"
+            assert int(answer.headers["Retry-After"]) >= 1
+    architect = Client(service.url, token)
+    assert architect.get("/status").json()["agents"]["active"] == 3
+    first = next(answer.json()["agent_id"] for answer in answers if answer.status_code == 201)
+    architect.delete(f"/api/agents/{first}")
+    state(architect, first, "killed")
+    until(lambda: architect.get("/status").json()["agents"]["active"] == 2)
+    spawn(architect)
+
+
+def test_a_repeated_spawn_starts_one_process(architect: Client, issue: str) -> None:
+    key = {"Idempotency-Key": f"spawn-{uuid.uuid4()}"}
+    first = architect.post("/api/agents/spawn", request("hang", issue), headers=key)
+    again = architect.post("/api/agents/spawn", request("hang", issue), headers=key)
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.headers["Idempotent-Replay"] == "true"
+    assert again.json() == first.json()
+    assert len(architect.get("/api/agents", issue_id=issue).json()["agents"]) == 1
+    assert architect.post("/api/agents/spawn", request("succeed", issue), headers=key).status_code == 422
+
+
+# -- how they end
+
+
+@pytest.mark.parametrize(
+    ("task", "ends_as", "exit_code", "by_signal", "events"),
+    [
+        ("succeed", "completed", 0, None, ["agent_exited"]),
+        ("fail", "failed", 3, None, ["agent_exited", "agent_failed"]),
+        ("die", "failed", -signal.SIGKILL, int(signal.SIGKILL), ["agent_exited", "agent_failed"]),
+    ],
+)
+def test_an_end_is_recorded_and_told(
+    architect: Client, issue: str, task: str, ends_as: str, exit_code: int, by_signal: int | None, events: list[str]
+) -> None:
+    spawned = spawn(architect, task, issue)
+    ended = state(architect, spawned["agent_id"])
+    assert (ended["state"], ended["exit_code"], ended["signal"]) == (ends_as, exit_code, by_signal)
+    assert ended["started_at"] <= ended["ended_at"]
+    told = architect.wait("*", filter=f"agent_id:{spawned['agent_id']}", timeout=5000)["events"]
+    assert [event["event_type"] for event in told] == events
+    for event in told:
+        assert event["topic"] == "coordination"
+        assert event["data"] == {
+            "agent_id": spawned["agent_id"], "agent_type": "python-specialist", "issue_id": issue, "state": ends_as, "exit_code": exit_code,
+        }  # fmt: skip
+
+
+def test_an_ended_agent_is_no_zombie(service: Service, architect: Client, issue: str) -> None:
+    spawned = spawn(architect, "succeed", issue)
+    state(architect, spawned["agent_id"], "completed")
+    assert service.process
+    until(lambda: not [p for p in psutil.Process(service.process.pid).children() if p.status() == psutil.STATUS_ZOMBIE])
+    assert not psutil.pid_exists(spawned["process_id"])
+
+
+@pytest.mark.parametrize(
+    ("task", "ready", "size"), [("family", "family", 4), ("escape_and_hang", "escaped", 2)], ids=["family", "setsid grandchild without parent"]
+)
+def test_an_ordered_end_takes_the_whole_tree(service: Service, architect: Client, issue: str, task: str, ready: str, size: int) -> None:
+    spawned = spawn(architect, task, issue)
+    says(architect, spawned["agent_id"], ready)
+    members = until(lambda: len(found := [p for p in agents_left() if p.environ().get("AGENT_ID") == spawned["agent_id"]]) >= size and found)
+    answer = architect.delete(f"/api/agents/{spawned['agent_id']}")
+    assert (answer.status_code, answer.json()["ending"]) == (202, True)
+    until(lambda: not alive(members))
+    ended = state(architect, spawned["agent_id"])
+    assert (ended["state"], ended["exit_code"], ended["signal"]) == ("killed", -signal.SIGTERM, signal.SIGTERM)
+    again = architect.delete(f"/api/agents/{spawned['agent_id']}")
+    assert (again.status_code, again.json()["ending"]) == (202, False)
+
+
+def test_what_an_agent_leaves_behind_is_ended_with_it(service: Service, architect: Client, issue: str) -> None:
+    spawned = spawn(architect, "escape", issue)
+    assert state(architect, spawned["agent_id"])["state"] == "completed"
+    assert not [p for p in agents_left() if p.environ().get("AGENT_ID") == spawned["agent_id"]]
+
+
+def test_who_ignores_sigterm_is_killed_after_a_grace(architect: Client, issue: str) -> None:
+    spawned = spawn(architect, "ignore", issue)
+    says(architect, spawned["agent_id"], "ignoring")
+    members = tree(spawned["process_id"])
+    assert len(members) == 2
+    architect.delete(f"/api/agents/{spawned['agent_id']}")
+    until(lambda: not alive(members))
+    ended = state(architect, spawned["agent_id"])
+    assert (ended["state"], ended["signal"]) == ("killed", signal.SIGKILL)
+
+
+def test_the_time_limit_ends_an_agent(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND, "--agent-timeout", "1")
+    architect = service.client()
+    spawned = spawn(architect, "family")
+    ended = state(architect, spawned["agent_id"])
+    assert ended["state"] == "timeout"
+    assert not agents_left()
+    told = architect.wait("*", filter=f"agent_id:{spawned['agent_id']}", timeout=5000)["events"]
+    assert [(event["event_type"], event["data"]["state"]) for event in told] == [("agent_exited", "timeout"), ("agent_failed", "timeout")]
+    assert architect.get("/status").json()["agents"]["failed"] == 1
+
+
+def test_nothing_is_known_of_an_unknown_agent(architect: Client) -> None:
+    for answer in (architect.get("/api/agents/nobody/status"), architect.get("/api/agents/nobody/logs"), architect.delete("/api/agents/nobody")):
+        assert (answer.status_code, answer.json()["code"]) == (404, "REQ_002")
+
+
+# -- asking
+
+
+def test_logs_are_read_whole_by_tail_and_onwards(architect: Client, issue: str) -> None:
+    spawned = spawn(architect, "write", issue)
+    ended = state(architect, spawned["agent_id"], "completed")
+    assert ended["output_tail"][-1] == "line 19999"
+    path = f"/api/agents/{spawned['agent_id']}/logs"
+    whole = architect.get(path).json()
+    assert whole["agent_id"] == spawned["agent_id"]
+    assert whole["text"] == "".join(f"line {number}\n" for number in range(20_000))
+    assert architect.get(path, tail=2).json()["text"] == "line 19998\nline 19999\n"
+    assert architect.get(path, since=whole["next_offset"] - 11).json() == {
+        "agent_id": spawned["agent_id"], "text": "line 19999\n", "next_offset": whole["next_offset"],
+    }  # fmt: skip
+    assert architect.get(path, since=whole["next_offset"]).json()["text"] == ""
+    assert architect.get(path, tail=0).status_code == 400
+
+
+def test_both_streams_are_in_the_log(architect: Client, issue: str) -> None:
+    spawned = spawn(architect, "fail", issue)
+    assert state(architect, spawned["agent_id"])["output_tail"] == ["something went wrong"]
+
+
+def test_a_log_that_grows_too_long_keeps_its_newest_half_and_its_writer(tmp_path: Path) -> None:
+    path = tmp_path / "output.log"
+    with path.open("ab", buffering=0) as writer:
+        writer.write(b"".join(b"line %d\n" % number for number in range(1000)))
+        before = path.read_bytes()
+        cco_sidecar.shorten_log(path, len(before))
+        assert path.read_bytes() == before
+        cco_sidecar.shorten_log(path, 1000)
+        writer.write(b"and on\n")
+    assert path.read_bytes() == b"[earlier output was dropped]\n" + before[-500:] + b"and on\n"
+    cco_sidecar.shorten_log(tmp_path / "missing.log", 1)
+
+
+def test_agents_are_listed_newest_last(architect: Client, issue: str) -> None:
+    ids = [spawn(architect, task, issue)["agent_id"] for task in ("succeed", "fail", "hang")]
+    for agent_id in ids[:2]:
+        state(architect, agent_id)
+    listed = architect.get("/api/agents", issue_id=issue).json()
+    assert [agent["agent_id"] for agent in listed["agents"]] == ids
+    assert [agent["agent_id"] for agent in architect.get("/api/agents", issue_id=issue, state="failed").json()["agents"]] == ids[1:2]
+    page = architect.get("/api/agents", issue_id=issue, limit=2).json()
+    assert [agent["agent_id"] for agent in page["agents"]] == ids[:2]
+    assert [agent["agent_id"] for agent in architect.get("/api/agents", issue_id=issue, since=page["next_cursor"]).json()["agents"]] == ids[2:]
+
+
+def test_status_counts_the_agents(make_service: Callable[..., Service]) -> None:
+    architect = make_service(*COMMAND, "--stop-agents").client()
+    ended = [spawn(architect, task)["agent_id"] for task in ("succeed", "fail")]
+    for agent_id in ended:
+        state(architect, agent_id)
+    running = [spawn(architect, "hang")["agent_id"], spawn(architect, "hang", agent_type="test-engineer")["agent_id"]]
+    architect.delete(f"/api/agents/{running[0]}")
+    state(architect, running[0], "killed")
+    counted = until(lambda: (found := architect.get("/status").json()["agents"])["active"] == 1 and found)
+    assert (counted["completed"], counted["failed"], counted["killed"], counted["spawned_total"]) == (1, 1, 1, 4)
+    assert counted["by_type"] == {"test-engineer": 1}
+    assert counted["avg_execution_time_ms"] > 0
+    assert architect.get("/health").json()["checks"]["active_agents"] == 1
+
+
+# -- tokens
+
+
+def test_the_token_of_an_ended_agent_is_refused_and_its_file_gone(service: Service, architect: Client, issue: str) -> None:
+    spawned = spawn(architect, "hang", issue)
+    agent = Client(service.url, spawned["jwt_token"])
+    assert agent.get("/status").status_code == 200
+    refreshed = agent.post("/api/auth/refresh").json()["token"]
+    architect.delete(f"/api/agents/{spawned['agent_id']}")
+    state(architect, spawned["agent_id"], "killed")
+    for token in (spawned["jwt_token"], refreshed):
+        answer = Client(service.url, token).get("/status")
+        assert (answer.status_code, answer.json()["code"]) == (401, "AUTH_001")
+    assert not (folder_of(service, spawned["agent_id"]) / "token").exists()
+
+
+def test_an_ended_agents_token_is_refused_after_a_restart_too(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND)
+    spawned = spawn(service.client(), "succeed")
+    state(service.client(), spawned["agent_id"], "completed")
+    service.kill()
+    service.start()
+    assert Client(service.url, spawned["jwt_token"]).get("/status").status_code == 401
+
+
+def test_the_token_file_is_renewed_before_the_token_expires(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND, "--token-ttl", "2")
+    spawned = spawn(service.client(), "watch_token")
+    ended = state(service.client(), spawned["agent_id"])
+    assert (ended["state"], ended["output_tail"]) == ("completed", ["3 tokens"])
+
+
+def test_a_token_that_expired_while_the_service_was_down_is_renewed_and_may_no_more_than_before(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND, "--token-ttl", "1", "--stop-agents")
+    spawned = spawn(service.client(issue_id="issue-1"), "hang", permissions=["read_context"])
+    first = jwt.decode(spawned["jwt_token"], options={"verify_signature": False})
+    service.kill()
+    token_file = folder_of(service, spawned["agent_id"]) / "token"
+    until(lambda: first["exp"] + 0.1 < time.time())
+    stale = token_file.read_text()
+    service.start()
+    renewed = until(lambda: (text := token_file.read_text()) != stale and text)
+    claims = jwt.decode(renewed, options={"verify_signature": False})
+    assert claims["exp"] > first["exp"]
+    for name in ("sub", "agent_type", "project_id", "permissions", "issue_id", "bound"):
+        assert claims[name] == first[name]
+
+
+# -- stops and crashes of the service
+
+
+def test_after_a_kill_of_the_service_its_agents_go_on_and_are_adopted(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND)
+    architect = service.client()
+    running, gone, stored = (spawn(architect, task)["agent_id"] for task in ("hang", "hang", "store_and_hang"))
+    says(architect, stored, "stored")
+    url, pids = service.url, {agent_id: status(architect, agent_id)["pid"] for agent_id in (running, gone, stored)}
+    service.kill()
+    for agent_id in (gone, stored):
+        process = psutil.Process(pids[agent_id])
+        process.kill()
+        until(lambda process=process: not alive([process]))
+    assert alive([psutil.Process(pids[running])])
+    service.start()
+    assert service.url == url  # so the adopted agent still reaches it
+    architect = service.client()
+    assert status(architect, running)["state"] == "running"
+    assert (state(architect, gone)["state"], status(architect, gone)["exit_code"]) == ("lost", None)
+    assert state(architect, stored)["state"] == "completed"
+    counted = until(lambda: (found := architect.get("/status").json()["agents"])["active"] == 1 and found)
+    assert (counted["completed"], counted["failed"], counted["spawned_total"]) == (1, 1, 3)
+    told = architect.wait("agent_failed", timeout=5000)["events"]
+    assert [(event["data"]["agent_id"], event["data"]["state"]) for event in told] == [(gone, "lost")]
+    architect.delete(f"/api/agents/{running}")
+    state(architect, running, "killed")
+    assert not alive([psutil.Process(pids[running])] if psutil.pid_exists(pids[running]) else [])
+
+
+def test_another_process_with_the_agents_number_is_not_taken_for_it(make_service: Callable[..., Service]) -> None:
+    """The ledger's pid is made that of this test, which lives, but did not start when the agent did."""
+
+
+    service = make_service(*COMMAND)
+    agent_id = spawn(service.client(), "hang")["agent_id"]
+    pid = status(service.client(), agent_id)["pid"]
+    service.kill()
+    psutil.Process(pid).kill()
+    (database,) = (path for path in service.storage.iterdir() if path.suffix in (".db", ".sqlite", ".sqlite3"))
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        assert connection.execute("update agent set pid = ? where id = ?", (os.getpid(), agent_id)).rowcount == 1
+    service.start()
+    assert state(service.client(), agent_id)["state"] == "lost"
+
+
+def test_an_adopted_agent_that_ends_later_is_judged_by_its_results(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND)
+    lazy, busy = (spawn(service.client(), task)["agent_id"] for task in ("hang", "store_and_hang"))
+    says(service.client(), busy, "stored")
+    service.kill()
+    service.start()
+    architect = service.client()
+    for agent_id in (lazy, busy):
+        psutil.Process(status(architect, agent_id)["pid"]).kill()
+    assert (state(architect, lazy)["state"], state(architect, busy)["state"]) == ("lost", "completed")
+
+
+def test_a_stop_leaves_agents_running_and_the_next_start_finds_them(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND)
+    spawned = spawn(service.client(), "hang")
+    assert service.stop() == 0
+    process = psutil.Process(spawned["process_id"])
+    assert alive([process])
+    service.start()
+    assert status(service.client(), spawned["agent_id"])["state"] == "running"
+    assert Client(service.url, spawned["jwt_token"]).get("/status").status_code == 200
+    service.client().delete(f"/api/agents/{spawned['agent_id']}")
+    until(lambda: not alive([process]))
+
+
+def test_a_stop_with_stop_agents_ends_them_all(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND, "--stop-agents")
+    architect = service.client()
+    ids = [spawn(architect, task)["agent_id"] for task in ("hang", "family", "escape_and_hang")]
+    for agent_id, ready in zip(ids, ("hanging", "family", "escaped"), strict=True):
+        says(architect, agent_id, ready)
+    assert service.stop() == 0
+    assert not agents_left()
+    service.start()
+    assert [status(service.client(), agent_id)["state"] for agent_id in ids] == ["killed"] * 3

@@ -1,0 +1,449 @@
+"""The command line: every command against a running service, as people and scripts use it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jwt
+import pytest
+from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stragglers, git, make_repository, marked_processes, until
+
+import cco_sidecar
+from cco_sidecar import COMMANDS, default_storage
+
+AGENT = """
+import os, sys, time
+print("working on", os.environ["TASK"], flush=True)
+if os.environ["TASK"].startswith("slow"):
+    while not os.path.exists(os.environ["GATE"]):
+        time.sleep(0.02)
+print("done", flush=True)
+sys.exit(int(os.environ["TASK"].split()[-1]))
+"""
+
+
+class Here(Service):
+    """A service on the storage that its repository has by default, so that commands find it."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.state = folder / "state"
+        root = make_repository(folder / "repository")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_STATE_HOME", str(self.state))
+            storage = default_storage(root, PROJECT)
+        storage.parent.mkdir(parents=True)
+        super().__init__(root, storage, "--agent-command", json.dumps([sys.executable, "-c", AGENT]), *arguments)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return clean_environment(XDG_STATE_HOME=str(self.state), COLUMNS="200", **more)
+
+    def run(self, *words: str, cwd: Path | None = None, text: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        """A command as a process, by default from a subfolder of the repository."""
+        command = [sys.executable, str(MODULE), *words]
+        place = cwd or self.root / "src"
+        return subprocess.run(command, cwd=place, env=self.environment(**env), input=text, capture_output=True, text=True, timeout=40)
+
+    def follow(self, *words: str) -> tuple[subprocess.Popen[bytes], Callable[[], list[str]]]:
+        """A command that goes on, and the lines that it has printed so far."""
+        command = [sys.executable, "-u", str(MODULE), *words]
+        output = self.storage.parent / f"follow-{time.monotonic_ns()}"
+        with output.open("wb") as file:
+            process = subprocess.Popen(command, cwd=self.root, env=self.environment(), stdout=file, stderr=subprocess.DEVNULL)
+        return process, lambda: output.read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    running = Here(tmp_path_factory.mktemp("here"))
+    running.start()
+    yield running
+    running.stop()
+    end_stragglers()
+
+
+@pytest.fixture
+def cco(
+    here: Here, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> Callable[..., tuple[int, str, str]]:
+    """A command run in this process, which is quicker: (exit code, stdout, stderr)."""
+    caplog.set_level("ERROR", "cco")  # what the commands set themselves, taken back afterwards
+    for name in [name for name in os.environ if name.startswith(("CCO_", "JWT_TOKEN", "SIDECAR_URL", "AGENT_ID", "PROJECT_ID"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(here.state))
+    monkeypatch.chdir(here.root / "src")
+
+    def run(*words: str, text: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        try:
+            code = cco_sidecar.main(words)
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+# -- every command in every format
+
+RESULT = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "cli-1", "project_id": PROJECT, "result": {"status": "success"}}
+EXAMPLES: dict[str, list[str]] = {  # {result} and {agent} are ids that exist
+    "token": ["token", "--type", "python-specialist"],
+    "doctor": ["doctor"],
+    "schema": ["schema"],
+    "plugins": ["plugins"],
+    "health": ["health"],
+    "status": ["status"],
+    "context get": ["context", "get", "cli-1", "test-engineer", "--task", "greet", "--max-files", "3"],
+    "context clear": ["context", "clear", "--all"],
+    "results store": ["results", "store", "-"],
+    "results list": ["results", "list", "--issue", "cli-1", "--status", "success"],
+    "results get": ["results", "get", "{result}"],
+    "events publish": ["events", "publish", "noted", "--topic", "t", "--data", '{"issue_id": "cli-1"}', "--priority", "high"],
+    "events subscribe": ["events", "subscribe", "agent_completed", "--since", "earliest", "--filter", "issue_id:cli-1"],
+    "events list": ["events", "list", "--type", "agent_completed", "--limit", "3"],
+    "agent spawn": ["agent", "spawn", "--type", "python-specialist", "--issue", "cli-1", "--task", "exit 0", "--env", "A=b"],
+    "agent list": ["agent", "list"],
+    "agent status": ["agent", "status", "{agent}"],
+    "agent logs": ["agent", "logs", "{agent}", "--tail", "5"],
+    "agent kill": ["agent", "kill", "{agent}"],
+    "agent types": ["agent", "types"],
+}
+TOLD_ELSEWHERE = {"serve", "demo"}
+KEYS = {  # what a table and its CSV show, and what JSON has beyond it
+    "health": "checks.storage", "status": "agents.active", "context get": "path", "results list": "issue_id", "results get": "result.status",
+    "events list": "event_id", "agent list": "state", "agent status": "output_tail", "agent types": "category", "plugins": "hooks",
+    "doctor": "verdict", "agent spawn": "agent_id", "results store": "event_id", "events publish": "subscribers_notified",
+}  # fmt: skip
+
+
+def all_commands() -> set[str]:
+    """Every command with its subcommands, from the parser itself."""
+    parser = cco_sidecar.command_parser(None)
+    found = set()
+    for name, sub in parser._subparsers._group_actions[0].choices.items():  # type: ignore[union-attr]
+        inner = [action.choices for action in sub._actions if isinstance(action, cco_sidecar.argparse._SubParsersAction)]
+        found |= {f"{name} {second}" for second in inner[0]} if inner else {name}
+    return found - {"demo-agent"}
+
+
+def test_every_command_has_an_example_here_and_a_help_text() -> None:
+    assert all_commands() == set(EXAMPLES) | TOLD_ELSEWHERE
+    assert {name.split()[0] for name in all_commands()} == set(COMMANDS)
+
+
+@pytest.fixture(scope="module")
+def ids(here: Here) -> dict[str, str]:
+    client = here.client()
+    result = client.store(issue="cli-1")["id"]
+    agent = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "cli-1", "task": "exit 0"}).json()["agent_id"]
+    until(lambda: client.get(f"/api/agents/{agent}/status").json()["ended_at"])
+    return {"result": result, "agent": agent}
+
+
+@pytest.mark.parametrize("style", ["table", "json", "csv"])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_command_prints_what_it_was_asked_for_and_nothing_else(
+    name: str, style: str, cco: Callable[..., tuple[int, str, str]], ids: dict[str, str]
+) -> None:
+    if name == "context clear":
+        cco("context", "get", "cli-1", "test-engineer")
+    words = [word.format_map(ids) if word.startswith("{") and word.endswith("}") and ":" not in word else word for word in EXAMPLES[name]]
+    code, out, err = cco(*words, "--format", style, text=json.dumps(RESULT))
+    assert (code, err) == (0, ""), (out, err)
+    if name == "token":
+        assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\n", out)
+    elif name == "agent logs" and style != "json":
+        assert out == "working on exit 0\ndone\n"
+    elif name == "events subscribe" and style == "json":
+        assert {json.loads(line)["event_type"] for line in out.splitlines()} == {"agent_completed"}
+    elif name == "events subscribe":
+        assert out and all("agent_completed" in line for line in out.splitlines()) and ids["result"] in out
+    elif style == "json" or name == "schema":
+        assert isinstance(json.loads(out), dict)
+    elif style == "csv":
+        rows = list(csv.reader(io.StringIO(out)))
+        assert len(rows) > 1 and len({len(row) for row in rows}) == 1
+        assert KEYS.get(name, "") in [cell for row in rows for cell in (*row, "")]
+    else:
+        head, *lines = out.splitlines()
+        assert head == head.upper() and lines and not any(line.endswith(" ") for line in lines)
+        assert KEYS.get(name, "").lower() in out.lower()
+
+
+def test_a_list_with_nothing_in_it_says_so(cco: Callable[..., tuple[int, str, str]]) -> None:
+    assert cco("results", "list", "--issue", "nowhere") == (0, "(none)\n", "")
+    assert cco("results", "list", "--issue", "nowhere", "--format", "csv") == (0, "", "")
+    code, out, _ = cco("results", "list", "--issue", "nowhere", "--format", "json")
+    assert code == 0 and json.loads(out) == {"results": [], "next_cursor": None}
+
+
+def test_what_an_agent_says_cannot_steer_the_terminal(here: Here, cco: Callable[..., tuple[int, str, str]]) -> None:
+    here.client().publish("noted", {"text": "\x1b[2J\x07"}, topic="\x1b]0;owned\x07")
+    for words in (["events", "list", "--type", "noted"], ["events", "subscribe", "noted", "--since", "earliest"]):
+        code, out, _ = cco(*words)
+        assert code == 0 and "owned" in out and not re.search(r"[\x00-\x09\x0b-\x1f]", out)
+
+
+# -- exit codes
+
+
+def test_exit_codes_tell_good_refused_wrong_use_and_not_reachable_apart(here: Here, tmp_path: Path) -> None:
+    good = here.run("health", "--format", "json")
+    assert good.returncode == 0 and json.loads(good.stdout)["project_id"] == PROJECT and good.stderr == ""
+    refused = here.run("results", "get", "result-unknown")
+    assert refused.returncode == 1 and re.fullmatch(r"cco: 404 REQ_002: .+\n", refused.stderr) and refused.stdout == ""
+    wrong = here.run("agent", "status")
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and wrong.stdout == ""
+    away = here.run("health", cwd=make_repository(tmp_path / "other"))
+    assert away.returncode == 3 and away.stderr.count("\n") == 1 and "start it with" in away.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["context", "get", "cli-1", "wizard"], 1),
+        (["results", "store", "no-such-file"], 2),
+        (["events", "publish", "Bad Type"], 1),
+        (["events", "publish", "noted", "--data", "{"], 2),
+        (["events", "subscribe", "never", "--timeout", "0"], 1),
+        (["events", "subscribe", "*", "--filter", "a==b"], 1),
+        (["agent", "spawn", "--type", "wizard", "--issue", "i"], 1),
+        (["agent", "spawn", "--type", "python-specialist", "--issue", "i", "--env", "nonsense"], 2),
+        (["agent", "status", "nobody"], 1),
+        (["context", "clear"], 2),
+        (["context", "clear", "cli-1", "--all"], 2),
+        (["token", "--type", "wizard"], 2),
+        (["token", "--type", "python-specialist", "--ttl", "0"], 2),
+        (["token", "--type", "python-specialist", "--issue", "../x"], 2),
+        (["token", "--type", "python-specialist", "--permissions", "fly"], 2),
+        (["status", "--format", "xml"], 2),
+        (["health", "--url", "http://127.0.0.1:1"], 3),
+        (["health", "--url", "nonsense"], 2),
+    ],
+)
+def test_a_command_that_fails_says_why_in_one_line(cco: Callable[..., tuple[int, str, str]], words: list[str], code: int) -> None:
+    got, out, err = cco(*words)
+    assert got == code, err
+    assert out == "" and (err.count("\n") == 1 or (words[:2] == ["events", "subscribe"] and err == ""))
+
+
+# -- finding the service, and being somebody
+
+
+def test_the_service_is_found_from_any_folder_of_the_repository_whatever_its_project_is_called(
+    here: Here, cco: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("", "docs", "src"):
+        monkeypatch.chdir(here.root / place)
+        _, out, _ = cco("health", "--format", "json")
+        assert json.loads(out)["project_id"] == PROJECT != here.root.name
+
+
+def test_a_url_and_a_token_are_enough_where_there_is_no_repository(
+    here: Here, tmp_path: Path, cco: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, token, _ = cco("token", "--type", "documentation-expert")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("JWT_TOKEN", token.strip())
+    for url in (here.url, here.url + "/api/"):
+        assert cco("results", "list", "--url", url)[0] == 0
+    code, _, err = cco("events", "publish", "noted", "--url", here.url)
+    assert code == 1 and "403 AUTH_003" in err
+    monkeypatch.setenv("SIDECAR_URL", here.url + "/api")  # what an agent's environment says
+    assert cco("status")[0] == 0
+    monkeypatch.delenv("JWT_TOKEN")
+    code, _, err = cco("status")
+    assert code == 1 and "401 AUTH_001" in err
+
+
+def test_a_token_made_on_the_command_line_is_what_it_was_asked_to_be(here: Here, cco: Callable[..., tuple[int, str, str]]) -> None:
+    _, out, _ = cco("token", "--type", "python-specialist", "--agent-id", "py-1", "--issue", "i-1", "--ttl", "60", "--permissions", "read_context")
+    claims = jwt.decode(out.strip(), (here.storage / "jwt.secret").read_text(), algorithms=["HS256"])
+    assert (claims["sub"], claims["agent_type"], claims["issue_id"], claims["project_id"]) == ("py-1", "python-specialist", "i-1", PROJECT)
+    assert claims["permissions"] == ["read_context"] and claims["exp"] - claims["iat"] == 60
+    first, second = (jwt.decode(cco("token", "--type", "test-engineer")[1].strip(), options={"verify_signature": False})["sub"] for _ in range(2))
+    assert re.fullmatch(r"cli-test-engineer-\w+", first) and first != second
+
+
+def test_a_token_can_be_made_before_the_first_start(tmp_path: Path) -> None:
+    root = make_repository(tmp_path / "repository")
+    command = [sys.executable, str(MODULE), "token", "--type", "chief-architect"]
+    environment = clean_environment(XDG_STATE_HOME=str(tmp_path / "state"))
+    ended = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 0 and ended.stderr == "" and ended.stdout.count(".") == 2
+    (secret,) = (tmp_path / "state").rglob("jwt.secret")
+    assert secret.stat().st_mode & 0o777 == 0o600 and git(root, "status", "--porcelain") == ""
+
+
+# -- results and events
+
+
+def test_a_result_is_stored_from_a_file_once_per_key(here: Here, tmp_path: Path, cco: Callable[..., tuple[int, str, str]], issue: str) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(RESULT | {"issue_id": issue}))
+    answers = [json.loads(cco("results", "store", str(file), "--idempotency-key", issue, "--format", "json")[1]) for _ in range(2)]
+    assert answers[0] == answers[1] and answers[0]["stored"] is True
+    assert len(here.client().get("/api/results", issue_id=issue).json()["results"]) == 1
+    file.write_text(json.dumps(RESULT | {"issue_id": issue, "extra": 1}))
+    code, _, err = cco("results", "store", str(file), "--idempotency-key", issue)
+    assert code == 1 and "422 REQ_006" in err
+
+
+def test_events_are_published_as_the_agent_that_the_environment_names(
+    here: Here, cco: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, issue: str
+) -> None:
+    monkeypatch.setenv("AGENT_ID", "agent-7")
+    data = json.dumps({"issue_id": issue})
+    assert cco("events", "publish", "named", "--data", data, "--ttl", "60", "--correlation-id", "c-1")[0] == 0
+    (event,) = here.client().wait("named", filter=f"issue_id:{issue}", since="earliest", timeout=0)["events"]
+    assert (event["publisher"], event["ttl_seconds"], event["correlation_id"], event["topic"]) == ("agent-7", 60, "c-1", "general")
+
+
+def test_a_follower_goes_on_over_a_restart_and_never_repeats_or_misses(tmp_path: Path) -> None:
+    here = Here(tmp_path)
+    here.start()
+    follower, lines = here.follow("events", "subscribe", "counted", "--continuous", "--since", "earliest", "--format", "json")
+
+    def numbers() -> list[int]:
+        return [json.loads(line)["data"]["number"] for line in lines()]
+
+    try:
+        for number in (1, 2):
+            here.client().publish("counted", {"number": number})
+        until(lambda: numbers() == [1, 2])
+        here.kill()
+        here.start()
+        here.client().publish("counted", {"number": 3})
+        until(lambda: numbers()[-1] == 3)
+        assert here.stop() == 0
+        here.start()
+        here.client().publish("counted", {"number": 4})
+        until(lambda: numbers()[-1] == 4)
+        assert numbers() == [1, 2, 3, 4] and follower.poll() is None
+    finally:
+        follower.kill()
+        follower.wait()
+        here.stop()
+
+
+# -- agents
+
+
+@pytest.mark.parametrize("code", [0, 9])
+def test_waiting_for_an_agent_ends_with_its_exit_code_and_shows_its_output(here: Here, code: int, issue: str) -> None:
+    words = ["agent", "spawn", "--type", "python-specialist", "--issue", issue, "--task", f"exit {code}", "--wait", "--format", "json"]
+    ended = here.run(*words)
+    assert ended.returncode == code, ended.stderr
+    status = json.loads(ended.stdout)
+    assert (status["exit_code"], status["state"]) == (code, "failed" if code else "completed")
+    assert f"working on exit {code}\ndone\n" in ended.stderr
+
+
+def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_killed(here: Here, tmp_path: Path, issue: str) -> None:
+    client = here.client()
+    spawn = {"agent_type": "python-specialist", "issue_id": issue, "task": "slow 0", "environment": {"GATE": str(tmp_path / "gate")}}
+    agent = client.post("/api/agents/spawn", spawn).json()["agent_id"]
+    follower, lines = here.follow("agent", "logs", agent, "-f")
+    until(lambda: lines() == ["working on slow 0"])
+    assert follower.poll() is None
+    (tmp_path / "gate").touch()
+    assert follower.wait(15) == 0 and lines() == ["working on slow 0", "done"]
+
+    stuck = client.post("/api/agents/spawn", spawn | {"environment": {"GATE": str(tmp_path / "never")}}).json()["agent_id"]
+    killed = here.run("agent", "kill", stuck, "--format", "json")
+    assert killed.returncode == 0 and json.loads(killed.stdout)["ending"] is True
+    assert until(lambda: client.get(f"/api/agents/{stuck}/status").json()["ended_at"])
+    assert client.get(f"/api/agents/{stuck}/status").json()["state"] == "killed"
+
+
+# -- doctor, schema, demo
+
+
+def test_the_doctor_finds_a_healthy_installation_good(here: Here, cco: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = cco("doctor", "--format", "json")
+    checks = {row["check"]: row for row in json.loads(out)["checks"]}
+    assert code == 0 and set(checks) == set(cco_sidecar.DOCTOR_CHECKS)
+    assert {name: row["verdict"] for name, row in checks.items() if row["verdict"] != "good"} == {"lock": "note"}
+    assert here.url in checks["port"]["finding"] and str(here.process and here.process.pid) in checks["lock"]["finding"]
+
+
+def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path, here: Here, cco: Callable[..., tuple[int, str, str]]) -> None:
+    plain, storage, plugins = tmp_path / "plain", tmp_path / "storage", tmp_path / "plugins"
+    for folder in (plain, storage, plugins):
+        folder.mkdir()
+    storage.chmod(0o755)
+    (plugins / "broken.py").write_text("def (")
+    (storage / "jwt.secret").write_text("x" * 40)
+    (storage / "jwt.secret").chmod(0o644)
+    words = ["doctor", "--root", str(plain), "--storage", str(storage), "--plugins", str(plugins), "--format", "json"]
+    code, out, _ = cco(*words, "--port", here.url.rpartition(":")[2])
+    checks = {row["check"]: row for row in json.loads(out)["checks"]}
+    assert code == 1 and {name for name, row in checks.items() if row["verdict"] == "bad"} == {"storage", "secret", "port"}
+    assert "chmod 700" in checks["storage"]["finding"] and "chmod 600" in checks["secret"]["finding"]
+    assert PROJECT in checks["port"]["finding"] and "--port 0" in checks["port"]["finding"]
+    assert checks["git"]["verdict"] == "note" and "git init" in checks["git"]["finding"]
+    assert checks["plugins"]["verdict"] == "note" and "broken" in checks["plugins"]["finding"]
+    storage.chmod(0o700)
+    (storage / "sidecar.db").write_bytes(b"rubbish " * 100)
+    assert "damaged" in cco(*words, "--port", "0")[1]
+    assert (storage / "sidecar.db").read_bytes() == b"rubbish " * 100
+
+
+def test_the_schemas_in_the_repository_are_those_of_the_code(tmp_path: Path, cco: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = cco("schema", "--write", str(tmp_path / "schemas"))
+    assert (code, err) == (0, "")
+    written = {path.name: path.read_text() for path in (tmp_path / "schemas").iterdir()}
+    kept = {path.name: path.read_text() for path in (ROOT / "vendor_schemas").iterdir()}
+    assert out.startswith(f"{len(written)} documents")
+    assert sorted(written) == sorted(kept)
+    assert [name for name in written if written[name] != kept[name]] == [], "run: python cco_sidecar.py schema --write vendor_schemas"
+    assert json.loads(cco("schema")[1]) == json.loads(written["openapi.json"])
+
+
+def fingerprint(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() + str(path.stat().st_mode)
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_the_demonstration_takes_seconds_and_leaves_no_trace(tmp_path: Path, repository: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    before, processes = fingerprint(repository), {process.pid for process in marked_processes()}
+    began = time.monotonic()
+    environment = clean_environment(TMPDIR=str(temporary), XDG_STATE_HOME=str(tmp_path / "state"))
+    command = [sys.executable, str(MODULE), "demo"]
+    ended = subprocess.run(command, cwd=repository / "src", env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert time.monotonic() - began < 15
+    assert ended.stderr == ""
+    for said in ("spawned as a real process", "test-engineer woke", "next: test-engineer", "killed with SIGKILL", "1 result", "done"):
+        assert said in ended.stdout, said
+    assert fingerprint(repository) == before and git(repository, "status", "--porcelain") == ""
+    assert list(temporary.iterdir()) == [] and not (tmp_path / "state").exists()
+    until(lambda: {process.pid for process in marked_processes()} <= processes)
+
+
+def test_output_that_nobody_reads_any_more_is_no_error(here: Here) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(MODULE), "agent", "types"], cwd=here.root, env=here.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(15), said) == (0, b"")

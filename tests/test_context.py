@@ -1,0 +1,1181 @@
+"""Contexts: every field is measured on a real repository, nothing is older than the disk, and no secret gets out."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import random
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Client, Service, git, make_repository, until
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cco_sidecar
+from cco_sidecar import ApiError, fit_context, is_named, is_secret, kind_of, language_of, read_text_file, redact
+
+MakeService = Callable[..., Service]
+
+
+def answer_of(client: Client, issue: str = "issue-1", agent_type: str = "python-specialist", **params: Any) -> dict[str, Any]:
+    answer = client.get(f"/api/context/{issue}/{agent_type}", **params)
+    assert answer.status_code == 200, answer.text
+    return answer.json()  # type: ignore[no-any-return]
+
+
+def context_of(client: Client, issue: str = "issue-1", agent_type: str = "python-specialist", **params: Any) -> dict[str, Any]:
+    return answer_of(client, issue, agent_type, **params)["context"]  # type: ignore[no-any-return]
+
+
+def files_of(client: Client, **params: Any) -> dict[str, dict[str, Any]]:
+    """The relevant files by path, most relevant first."""
+    return {file["path"]: file for file in context_of(client, **params)["relevant_files"]}
+
+
+def iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def write(path: Path, content: str | bytes = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+# -- files
+
+
+def test_the_structure_is_what_git_lists(service: Service, architect: Client) -> None:
+    write(service.root / "build/output.py", "ignored")
+    write(service.root / "noise.log", "ignored")
+    structure = context_of(architect)["project_structure"]
+    names = sorted(git(service.root, "ls-files").splitlines())
+    assert structure["root"] == str(service.root)
+    assert structure["files"] == names
+    assert structure["directories"] == ["docs", "src", "tests"]
+    assert structure["total_files"] == len(names)
+    assert structure["total_size_bytes"] == sum((service.root / name).stat().st_size for name in names)
+
+
+def test_every_file_is_described_by_what_is_on_disk(service: Service, architect: Client) -> None:
+    answer = answer_of(architect)
+    files = answer["context"]["relevant_files"]
+    assert {"src/main.py", "tests/test_main.py", "docs/guide.md", "pyproject.toml"} <= {file["path"] for file in files}
+    for file in files:
+        path = service.root / file["path"]
+        assert file["content"] == path.read_text()
+        assert file["checksum"] == "sha256:" + hashlib.sha256(file["content"].encode()).hexdigest()
+        assert file["size"] == path.stat().st_size
+        assert file["last_modified"] == iso(path.stat().st_mtime)
+        assert file["language"] == language_of(file["path"])
+    assert answer["file_count"] == len(files)
+    assert answer["truncated"] is False
+    assert answer["truncation_strategy"] == "none"
+    assert answer["total_size_bytes"] == len(json.dumps(answer["context"], separators=(",", ":"), ensure_ascii=False).encode())
+    assert abs(time.time() - datetime.fromisoformat(answer["timestamp"]).timestamp()) < 60
+
+
+def test_an_unknown_agent_type_is_not_found(architect: Client) -> None:
+    answer = architect.get("/api/context/issue-1/fortune-teller")
+    assert (answer.status_code, answer.json()["code"]) == (404, "AGT_002")
+
+
+def test_any_issue_starts_somewhere(architect: Client, issue: str) -> None:
+    answer = answer_of(architect, issue)
+    assert (answer["issue_id"], answer["agent_type"]) == (issue, "python-specialist")
+    assert answer["context"]["previous_agent_outputs"] == []
+
+
+@pytest.mark.parametrize("params", [{"max_bytes": 1}, {"max_bytes": "x"}, {"max_files": -1}, {"max_bytes": 11 << 20}])
+def test_a_budget_that_makes_no_sense_is_refused(architect: Client, params: dict[str, Any]) -> None:
+    assert architect.get("/api/context/issue-1/python-specialist", **params).status_code == 400
+
+
+# -- git
+
+
+def test_commits_are_those_of_git(service: Service, architect: Client) -> None:
+    found = context_of(architect)["git_context"]
+    assert found["branch"] == "main"
+    commits = found["recent_commits"]
+    assert [commit["message"] for commit in commits] == ["Greet politely", "Initial commit"]
+    assert [commit["hash"] for commit in commits] == git(service.root, "log", "--format=%h").split()
+    assert [commit["author"] for commit in commits] == ["developer"] * 2
+    assert [commit["timestamp"] for commit in commits] == [iso(float(moment)) for moment in git(service.root, "log", "--format=%ct").split()]
+    assert commits[0]["files_changed"] == ["src/greeting.py"]
+    assert sorted(commits[1]["files_changed"]) == sorted(git(service.root, "ls-files").splitlines())
+
+
+def test_the_remote_comes_without_user_info(architect: Client) -> None:
+    answer = architect.get("/api/context/issue-1/python-specialist")
+    found = answer.json()["context"]["git_context"]
+    assert (found["remote"], found["remote_url"]) == ("origin", "https://github.com/org/project")
+    assert "password" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:pass@example.com/a/b", "https://example.com/a/b"),
+        ("https://token@example.com/a@b", "https://example.com/a@b"),
+        ("ssh://git@example.com:22/a", "ssh://example.com:22/a"),
+        ("https://example.com/a", "https://example.com/a"),
+        ("git@github.com:org/project.git", "git@github.com:org/project.git"),
+    ],
+)
+def test_user_info_is_removed(url: str, shown: str) -> None:
+    assert cco_sidecar.without_user_info(url) == shown
+
+
+def test_uncommitted_changes_have_their_real_line_counts(make_service: MakeService, repository: Path) -> None:
+    write(repository / "src/main.py", "def main():\n    value = greet('you')\n    return value\n")
+    write(repository / "src/staged.py", "one\ntwo\n")
+    write(repository / "fresh/new file.txt", "untracked\n")
+    write(repository / "binary.bin", b"\0\1\2")
+    git(repository, "add", "src/staged.py", "binary.bin")
+    git(repository, "rm", "-q", "tests/test_main.py")
+    (repository / "README.md").unlink()
+    git(repository, "mv", "docs/guide.md", "docs/manual.md")
+    changes = context_of(make_service().client())["git_context"]["uncommitted_changes"]
+    assert {change["path"]: (change["status"], change["diff"]) for change in changes} == {
+        "src/main.py": ("modified", "+2 -1"),
+        "src/staged.py": ("added", "+2 -0"),
+        "fresh/new file.txt": ("untracked", None),
+        "binary.bin": ("added", None),
+        "tests/test_main.py": ("deleted", "+0 -2"),
+        "README.md": ("deleted", "+0 -1"),
+        "docs/manual.md": ("renamed", "+0 -0"),
+    }
+
+
+def test_a_detached_head_has_no_branch(make_service: MakeService, repository: Path) -> None:
+    git(repository, "checkout", "-q", "--detach", "HEAD~1")
+    found = context_of(make_service().client())["git_context"]
+    assert found["branch"] is None
+    assert [commit["message"] for commit in found["recent_commits"]] == ["Initial commit"]
+
+
+def test_an_unborn_branch_has_a_name_and_no_commits(make_service: MakeService, tmp_path: Path) -> None:
+    root = tmp_path / "unborn"
+    root.mkdir()
+    git(root, "init", "-q", "-b", "trunk")
+    write(root / "first.py", "a\nb\n")
+    write(root / "second.py", "c\n")
+    git(root, "add", "first.py")
+    context = context_of(make_service(root=root).client())
+    found = context["git_context"]
+    assert (found["branch"], found["recent_commits"], found["remote"], found["remote_url"]) == ("trunk", [], None, None)
+    changes = {change["path"]: (change["status"], change["diff"]) for change in found["uncommitted_changes"]}
+    assert changes == {"first.py": ("added", "+2 -0"), "second.py": ("untracked", None)}
+    assert context["project_structure"]["files"] == ["first.py", "second.py"]
+
+
+def test_a_linked_worktree_is_served_with_its_own_branch_and_stays_fresh(make_service: MakeService, repository: Path, tmp_path: Path) -> None:
+    root = tmp_path / "linked"
+    git(repository, "worktree", "add", "-q", "-b", "side", str(root))
+    client = make_service(root=root).client()
+    assert context_of(client)["git_context"]["branch"] == "side"
+    assert context_of(client)["git_context"]["remote_url"] == "https://github.com/org/project"
+    write(root / "src/side.py", "x = 1\n")
+    git(root, "add", "-A")
+    assert context_of(client)["git_context"]["uncommitted_changes"] == [{"path": "src/side.py", "status": "added", "diff": "+1 -0"}]
+    git(root, "commit", "-q", "-m", "On the side")
+    context = context_of(client)
+    assert context["git_context"]["recent_commits"][0]["message"] == "On the side"
+    assert context["git_context"]["uncommitted_changes"] == []
+    assert "src/side.py" in context["project_structure"]["files"]
+
+
+def test_a_subfolder_is_served_with_paths_of_its_own(make_service: MakeService, repository: Path) -> None:
+    write(repository / "src/main.py", "changed\n")
+    write(repository / "README.md", "changed outside\n")
+    client = make_service(root=repository / "src").client()
+    context = context_of(client)
+    assert context["project_structure"]["files"] == ["greeting.py", "main.py", "session_store.py"]
+    assert context["git_context"]["branch"] == "main"
+    assert context["git_context"]["uncommitted_changes"] == [{"path": "main.py", "status": "modified", "diff": "+1 -2"}]
+    commits = context["git_context"]["recent_commits"]
+    assert [sorted(commit["files_changed"]) for commit in commits] == [["greeting.py"], ["greeting.py", "main.py", "session_store.py"]]
+    git(repository, "commit", "-q", "-a", "-m", "From above")
+    assert context_of(client)["git_context"]["recent_commits"][0]["message"] == "From above"
+
+
+def test_a_folder_without_git_is_served_with_its_ignore_rules(make_service: MakeService, tmp_path: Path) -> None:
+    root = tmp_path / "plain"
+    write(root / "app.py", "x = 1\n")
+    write(root / "secret.log", "ignored")
+    write(root / "node_modules/library/index.js", "not ours")
+    write(root / ".gitignore", "*.log\n")
+    client = make_service(root=root).client()
+    context = context_of(client)
+    assert context["project_structure"]["files"] == [".gitignore", "app.py"]
+    empty = {"branch": None, "recent_commits": [], "uncommitted_changes": [], "remote": None, "remote_url": None}
+    assert context["git_context"] == empty
+    write(root / "package/new.py", "y = 2\n")
+    assert context_of(client)["project_structure"]["files"] == [".gitignore", "app.py", "package/new.py"]
+
+
+def test_a_machine_without_git_still_gets_its_files(make_service: MakeService, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    client = make_service(env={"PATH": str(tmp_path / "empty")}).client()
+    context = context_of(client)
+    assert "src/main.py" in context["project_structure"]["files"]
+    assert context["git_context"]["recent_commits"] == []
+    assert [path for path in context["project_structure"]["files"] if path.startswith(".git/")] == []
+
+
+# -- metadata
+
+
+@pytest.mark.parametrize(
+    ("manifest", "content", "kind", "expected"),
+    [
+        (
+            "pyproject.toml",
+            '[project]\ndependencies = ["FastAPI[all]>=0.100,<1; python_version > \'3\'", "uvicorn"]\n'
+            '[project.optional-dependencies]\ntest = ["pytest~=8.0"]\n[dependency-groups]\ndev = ["ruff", {include-group = "x"}]\n',
+            "python",
+            {"fastapi": ">=0.100,<1", "uvicorn": "", "pytest": "~=8.0", "ruff": ""},
+        ),
+        (
+            "pyproject.toml",
+            '[tool.poetry.dependencies]\npython = "^3.11"\nrequests = "^2"\nnumpy = {version = "1.26"}\n'
+            '[tool.poetry.group.dev.dependencies]\nmypy = "*"\n',
+            "python",
+            {"requests": "^2", "numpy": "1.26", "mypy": "*"},
+        ),
+        (
+            "setup.cfg",
+            "[options]\ninstall_requires =\n    click>=8\n    rich\n[options.extras_require]\ntest =\n    pytest\n",
+            "python",
+            {"click": ">=8", "rich": "", "pytest": ""},
+        ),
+        (
+            "requirements.txt",
+            "# comment\n-r other.txt\n--index-url https://example.com\nflask==3.0.0  # web\n\nhttps://example.com/a.whl\nattrs\n",
+            "python",
+            {"flask": "==3.0.0", "attrs": ""},
+        ),
+        (
+            "package.json",
+            '{"dependencies": {"react": "^18"}, "devDependencies": {"@types/node": "20"}, "peerDependencies": {"vue": "3"}}',
+            "javascript",
+            {"react": "^18", "@types/node": "20", "vue": "3"},
+        ),
+        (
+            "Cargo.toml",
+            '[package]\nname = "x"\n[dependencies]\nserde = { version = "1.0", features = ["derive"] }\ntokio = "1"\n'
+            '[dev-dependencies]\nlocal = { path = "x" }\n',
+            "rust",
+            {"serde": "1.0", "tokio": "1", "local": ""},
+        ),
+        (
+            "go.mod",
+            "module example.com/me\n\ngo 1.22\n\nrequire github.com/a/b v1.2.3\nrequire (\n\tgolang.org/x/net v0.1.0\n"
+            "\tgithub.com/c/d v2.0.0 // indirect\n)\nreplace (\n\tgithub.com/e/f v1.0.0 => ../f\n)\n",
+            "go",
+            {"github.com/a/b": "v1.2.3", "golang.org/x/net": "v0.1.0"},
+        ),
+        (
+            "pom.xml",
+            '<project xmlns="http://maven.apache.org/POM/4.0.0"><dependencies><dependency><groupId>org.x</groupId>'
+            "<artifactId>y</artifactId><version>2.1</version></dependency></dependencies></project>",
+            "java",
+            {"org.x:y": "2.1"},
+        ),
+        ("Gemfile", "source 'https://rubygems.org'\ngem 'rails', '~> 7.1'\ngem \"puma\"\n# gem 'no'\n", "ruby", {"rails": "~> 7.1", "puma": ""}),
+        ("pyproject.toml", "this is [not toml", "python", {}),
+        ("package.json", "[1, 2", "javascript", {}),
+        ("pom.xml", "<project>", "java", {}),
+        ("go.mod", b"\xff\xfe\x00".decode("latin-1"), "go", {}),
+    ],
+)
+def test_dependencies_come_from_the_manifest(tmp_path: Path, manifest: str, content: str, kind: str, expected: dict[str, str]) -> None:
+    write(tmp_path / manifest, content)
+    assert cco_sidecar.read_dependencies(tmp_path) == expected
+    assert cco_sidecar.project_type(tmp_path, []) == kind
+
+
+@pytest.mark.parametrize(
+    ("files", "version"),
+    [
+        ({".python-version": "3.12.1\n"}, "3.12.1"),
+        ({"pyproject.toml": '[project]\nrequires-python = ">=3.11,<4"\n'}, "3.11"),
+        ({".python-version": "3.13", "pyproject.toml": '[project]\nrequires-python = ">=3.11"\n'}, "3.13"),
+        ({"setup.cfg": "[options]\npython_requires = >=3.9\n"}, "3.9"),
+        ({"setup.py": "setup(python_requires='>=3.8')\n"}, "3.8"),
+        ({"main.py": "x"}, None),
+        ({"pyproject.toml": "["}, None),
+    ],
+)
+def test_the_python_version_comes_from_the_project(tmp_path: Path, files: dict[str, str], version: str | None) -> None:
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    assert cco_sidecar.read_python_version(tmp_path) == version
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [(["a.rs", "b.rs", "c.py"], "rust"), (["README.md", "x.json"], "unknown"), (["a.tf", "lib.hs"], "terraform"), (["LICENSE"], "unknown")],
+)
+def test_without_a_manifest_the_language_of_most_files_says_what_a_project_is(tmp_path: Path, names: list[str], kind: str) -> None:
+    assert cco_sidecar.project_type(tmp_path, names) == kind
+
+
+COVERAGE = {
+    "coverage.xml": ('<coverage line-rate="0.855"></coverage>', 85.5),
+    "coverage/coverage-summary.json": ('{"total": {"lines": {"pct": 71.25}}}', 71.25),
+    "coverage/lcov.info": ("SF:a\nLF:10\nLH:4\nend_of_record\nSF:b\nLF:30\nLH:30\nend_of_record\n", 85.0),
+    "lcov.info": ("LF:3\nLH:1\n", 33.33),
+}
+
+
+@pytest.mark.parametrize("name", COVERAGE)
+def test_coverage_counts_while_its_report_is_newer_than_the_sources(tmp_path: Path, name: str) -> None:
+    content, percent = COVERAGE[name]
+    report = write(tmp_path / name, content)
+    moment = report.stat().st_mtime_ns
+    assert cco_sidecar.read_coverage(tmp_path, moment - 1) == percent
+    assert cco_sidecar.read_coverage(tmp_path, moment + 1) is None
+
+
+@pytest.mark.parametrize("content", ["", "<coverage/>", "<coverage line-rate='many'/>", "\0"])
+def test_a_spoilt_coverage_report_tells_nothing(tmp_path: Path, content: str) -> None:
+    write(tmp_path / "coverage.xml", content)
+    assert cco_sidecar.read_coverage(tmp_path, 0) is None
+
+
+def test_reports_are_read_although_git_ignores_them_and_forgotten_when_the_source_moves_on(make_service: MakeService, repository: Path) -> None:
+    client = make_service().client()
+    metadata = context_of(client)["metadata"]
+    assert metadata["project_type"] == "python"
+    assert metadata["dependencies"] == ["fastapi", "pydantic"]
+    assert metadata["python_version"] == "3.11"
+    names = ("test_coverage", "last_build_status", "last_build_time", "security_scan_status")
+    assert {name: metadata[name] for name in names} == dict.fromkeys(names)
+
+    write(repository / ".git/info/exclude", "*.xml\nbandit.json\n")
+    write(repository / "coverage.xml", COVERAGE["coverage.xml"][0])
+    junit = write(repository / "junit.xml", '<testsuites><testsuite tests="3" failures="0" errors="0"/></testsuites>')
+    write(repository / "bandit.json", '{"results": []}')
+    metadata = context_of(client)["metadata"]
+    assert {name: metadata[name] for name in names} == {
+        "test_coverage": 85.5, "last_build_status": "success", "last_build_time": iso(junit.stat().st_mtime), "security_scan_status": "passed",
+    }  # fmt: skip
+    write(repository / "README.md", "# Not a source\n")
+    assert context_of(client)["metadata"]["test_coverage"] == 85.5
+    later = time.time() + 1
+    write(repository / "src/main.py", "def main(): ...\n")
+    os.utime(repository / "src/main.py", (later, later))
+    assert context_of(client)["metadata"]["test_coverage"] is None
+    junit.write_text('<testsuites><testsuite tests="3" failures="1" errors="0"/><testsuite tests="1"/></testsuites>')
+    write(repository / "bandit.json", '{"results": [{"issue": 1}]}')
+    metadata = context_of(client)["metadata"]
+    assert (metadata["last_build_status"], metadata["security_scan_status"]) == ("failed", "failed")
+    junit.unlink()
+    assert context_of(client)["metadata"]["last_build_status"] is None
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('<testsuite tests="1" failures="0" errors="0"/>', "success"),
+        ('<testsuite tests="1" failures="0" errors="2"/>', "failed"),
+        ("<testsuites/>", "success"),
+        ("not xml", None),
+    ],
+)
+def test_the_build_status_is_that_of_the_junit_report(tmp_path: Path, content: str, expected: str | None) -> None:
+    write(tmp_path / "junit.xml", content)
+    assert cco_sidecar.read_build(tmp_path)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("bandit.json", '{"results": []}', "passed"),
+        ("bandit.json", '{"results": [{}]}', "failed"),
+        ("bandit.json", "{}", None),
+        ("results.sarif", '{"runs": [{"results": []}, {}]}', "passed"),
+        ("results.sarif", '{"runs": [{"results": [{}]}]}', "failed"),
+        ("results.sarif", "[", None),
+        ("other.json", "{}", None),
+    ],
+)
+def test_the_security_status_is_that_of_the_scanners_report(tmp_path: Path, name: str, content: str, expected: str | None) -> None:
+    write(tmp_path / name, content)
+    assert cco_sidecar.read_security_scan(tmp_path) == expected
+
+
+# -- never older than the disk
+
+
+@pytest.fixture(params=["watched", "not watched"])
+def fresh(request: pytest.FixtureRequest, make_service: MakeService) -> Service:
+    return make_service(*(["--no-watch"] if request.param == "not watched" else []))
+
+
+def test_every_kind_of_change_shows_in_the_next_get(fresh: Service) -> None:
+    client, root = fresh.client(), fresh.root
+    main = root / "src/main.py"
+
+    def content(path: str) -> str | None:
+        return files_of(client).get(path, {}).get("content")
+
+    def branch_and_changes() -> tuple[Any, list[str]]:
+        found = context_of(client)["git_context"]
+        return found["branch"], [change["path"] for change in found["uncommitted_changes"]]
+
+    assert content("src/main.py") == main.read_text()
+    write(main, "edited\n")
+    assert content("src/main.py") == "edited\n"
+    before = main.stat()
+    write(main, "EDITED\n")  # the same size, and the same time stamp
+    os.utime(main, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert content("src/main.py") == "EDITED\n"
+    write(root / "src/.swap", "saved by an editor\n").replace(main)
+    assert content("src/main.py") == "saved by an editor\n"
+    main.rename(root / "src/renamed.py")
+    assert (content("src/main.py"), content("src/renamed.py")) == (None, "saved by an editor\n")
+    (root / "src/renamed.py").unlink()
+    assert content("src/renamed.py") is None
+    write(root / "deep/er/new.py", "new\n")
+    assert content("deep/er/new.py") == "new\n"
+    write(root / ".gitignore", "deep/\n")
+    assert content("deep/er/new.py") is None
+    write(root / ".gitignore", "")
+    assert content("deep/er/new.py") == "new\n"
+    write(root / ".git/info/exclude", "deep/\n")
+    assert content("deep/er/new.py") is None
+    write(root / ".git/info/exclude", "")
+    assert branch_and_changes() == ("main", [".gitignore", "src/main.py", "deep/er/new.py"])
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "All of it")
+    assert branch_and_changes() == ("main", [])
+    assert context_of(client)["git_context"]["recent_commits"][0]["message"] == "All of it"
+    git(root, "checkout", "-q", "-b", "other")
+    assert branch_and_changes() == ("other", [])
+    write(root / "src/greeting.py", "stashed away\n")
+    assert branch_and_changes() == ("other", ["src/greeting.py"])
+    git(root, "stash", "-q")
+    assert branch_and_changes() == ("other", [])
+    assert content("src/greeting.py") != "stashed away\n"
+    git(root, "stash", "pop", "-q")
+    assert content("src/greeting.py") == "stashed away\n"
+    git(root, "checkout", "-q", "-f", "--detach", "main~1")
+    assert branch_and_changes() == (None, [])
+    assert content("src/main.py") is not None
+    git(root, "remote", "set-url", "origin", "https://example.com/moved")
+    assert context_of(client)["git_context"]["remote_url"] == "https://example.com/moved"
+    client.store("chief-architect", decisions=["first", "second"], files_created=["a.py", {"path": "b.py"}], rationale="because")
+    (output,) = context_of(client)["previous_agent_outputs"]
+    assert (output["agent"], output["agent_type"], output["decision"]) == ("chief-architect-1", "chief-architect", "first; second")
+    assert (output["rationale"], output["files_affected"]) == ("because", ["a.py", "b.py"])
+    client.store("python-specialist", "failed")
+    assert [output["agent_type"] for output in context_of(client)["previous_agent_outputs"]] == ["chief-architect", "python-specialist"]
+    assert context_of(client, issue="issue-2")["previous_agent_outputs"] == []
+
+
+class Changer:
+    """Changes a repository at random, as people, editors and git do."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        self.root, self.random, self.number = root, random.Random(seed), 0
+
+    def some_file(self) -> Path:
+        return self.random.choice([path for path in sorted(self.root.glob("**/*.py")) if ".git" not in path.parts])
+
+    def change(self) -> str:
+        self.number += 1
+        name = self.random.choice([name for name in dir(self) if name.startswith("do_")])
+        with contextlib.suppress(subprocess.CalledProcessError):  # nothing to commit, nothing stashed
+            getattr(self, name)()
+        return name
+
+    def do_edit(self) -> None:
+        write(self.some_file(), f"number = {self.number}\n")
+
+    def do_same_size(self) -> None:
+        path = self.some_file()
+        write(path, path.read_bytes().swapcase())
+
+    def do_append(self) -> None:
+        with self.some_file().open("a") as file:
+            file.write(f"more = {self.number}\n")
+
+    def do_create(self) -> None:
+        write(self.root / f"made{self.number}/new.py", "new = True\n")
+
+    def do_delete(self) -> None:
+        if len(list(self.root.glob("**/*.py"))) > 3:
+            self.some_file().unlink()
+
+    def do_rename(self) -> None:
+        path = self.some_file()
+        path.rename(path.with_name(f"moved{self.number}.py"))
+
+    def do_save_atomically(self) -> None:
+        write(self.root / "temporary", f"saved = {self.number}\n").replace(self.some_file())
+
+    def do_add(self) -> None:
+        git(self.root, "add", "-A")
+
+    def do_commit(self) -> None:
+        git(self.root, "commit", "-q", "-a", "-m", f"Commit {self.number}")
+
+    def do_branch(self) -> None:
+        git(self.root, "checkout", "-q", "-b", f"branch{self.number}")
+
+    def do_stash(self) -> None:
+        git(self.root, "stash", "-q")
+
+    def do_unstash(self) -> None:
+        git(self.root, "stash", "pop", "-q")
+
+    def do_ignore(self) -> None:
+        write(self.root / ".gitignore", f"made{self.random.randint(1, self.number)}/\n")
+
+
+def state_of(root: Path) -> dict[str, Any]:
+    names = sorted(set(git(root, "ls-files", "-co", "--exclude-standard").splitlines()))
+    return {
+        "files": {name: (root / name).read_text() for name in names if (root / name).exists()},
+        "branch": git(root, "symbolic-ref", "--short", "HEAD").strip(),
+        "commits": git(root, "log", "-n10", "--format=%h").split(),
+        "changed": sorted(line[3:].split(" -> ")[-1] for line in git(root, "status", "--porcelain", "-uall").splitlines()),
+    }
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_after_each_of_many_random_changes_a_get_shows_the_disk(fresh: Service, seed: int) -> None:
+    client, changer = fresh.client(), Changer(fresh.root, seed)
+    done = []
+    for _ in range(20):
+        done += [changer.change() for _ in range(changer.random.randint(1, 2))]
+        context = context_of(client, max_files=1000)
+        assert {
+            "files": {file["path"]: file["content"] for file in context["relevant_files"]},
+            "branch": context["git_context"]["branch"],
+            "commits": [commit["hash"] for commit in context["git_context"]["recent_commits"]],
+            "changed": sorted(change["path"] for change in context["git_context"]["uncommitted_changes"]),
+        } == state_of(fresh.root), done
+        assert sorted(context["project_structure"]["files"]) == sorted(file["path"] for file in context["relevant_files"])
+
+
+# -- the cache
+
+
+@pytest.fixture
+def cached(make_service: MakeService) -> Service:
+    """Without the watcher, which empties the cache when it likes: what stays cached is then certain."""
+    service = make_service("--no-watch", "--cache-size-mb", "1")
+    time.sleep(0.05)  # older than the resolution of a time stamp
+    return service
+
+
+def test_a_second_get_is_a_hit_and_says_so(cached: Service) -> None:
+    client = cached.client()
+    first, second = answer_of(client), answer_of(client)
+    assert (first.pop("cache_hit"), second.pop("cache_hit")) == (False, True)
+    first.pop("timestamp"), second.pop("timestamp")
+    assert first == second
+    assert answer_of(client, task="another")["cache_hit"] is False
+    statistics = client.get("/status").json()["storage"]
+    assert (statistics["context_cache_entries"], statistics["cache_hit_rate"]) == (2, 0.3333)
+    write(cached.root / "src/main.py", "changed\n")
+    assert answer_of(client)["cache_hit"] is False
+
+
+def test_a_watched_change_empties_the_cache(make_service: MakeService) -> None:
+    client = make_service().client()
+    until(lambda: client.get("/health").json()["checks"]["watching"] == "full")
+    until(lambda: answer_of(client)["cache_hit"])
+    write(Path(context_of(client)["project_structure"]["root"]) / "src/main.py", "changed\n")
+    until(lambda: client.get("/status").json()["storage"]["context_cache_entries"] == 0)
+
+
+def test_an_etag_saves_the_body_while_nothing_has_changed(cached: Service) -> None:
+    client = cached.client()
+    path = "/api/context/issue-1/python-specialist"
+    first = client.get(path)
+    assert first.headers["Cache-Control"] == "private, no-cache"
+    etag = first.headers["ETag"]
+    same = client.request("GET", path, headers={"If-None-Match": etag})
+    assert (same.status_code, same.content, same.headers["ETag"]) == (304, b"", etag)
+    assert client.request("GET", path, headers={"If-None-Match": '"other"'}).status_code == 200
+    assert client.request("DELETE", "/api/cache/context/issue-1").status_code == 200
+    assert client.request("GET", path, headers={"If-None-Match": etag}).status_code == 304  # built anew from the same
+    write(cached.root / "src/main.py", "changed\n")
+    changed = client.request("GET", path, headers={"If-None-Match": etag})
+    assert changed.status_code == 200
+    assert "changed\\n" in changed.text
+    client.store()
+    assert client.request("GET", path, headers={"If-None-Match": changed.headers["ETag"]}).status_code == 200
+
+
+def test_clearing_counts_what_it_removed(cached: Service) -> None:
+    client = cached.client()
+    sizes = [int(client.get(f"/api/context/issue-1/{name}").headers["Content-Length"]) for name in ("python-specialist", "test-engineer")]
+    answer_of(client, issue="issue-2")
+    coder = cached.client("python-specialist")
+    cleared = coder.delete("/api/cache/context/issue-1").json()
+    assert (cleared["cleared"], cleared["entries_removed"]) == (True, 2)
+    assert sum(sizes) * 0.9 < cleared["bytes_freed"] <= sum(sizes)
+    again = coder.delete("/api/cache/context/issue-1")
+    assert (again.status_code, again.json()["code"]) == (404, "REQ_002")
+    assert answer_of(client, issue="issue-2")["cache_hit"] is True
+    assert answer_of(client)["cache_hit"] is False
+    assert (coder.delete("/api/cache/all").status_code, coder.delete("/api/cache/all").json()["code"]) == (403, "AUTH_003")
+    assert client.delete("/api/cache/all").json()["entries_removed"] == 2
+    assert client.delete("/api/cache/all").json()["entries_removed"] == 0
+
+
+def test_the_cache_stays_within_its_size_and_forgets_the_least_recently_used(cached: Service) -> None:
+    write(cached.root / "src/large.py", "x = 1  # long enough\n" * 18_000)
+    client = cached.client()
+    time.sleep(0.05)
+    for issue in ("one", "two"):
+        answer_of(client, issue=issue)
+    assert answer_of(client, issue="one")["cache_hit"] is True
+    answer_of(client, issue="three")  # 0.4 MB each: the third does not fit into 1 MB beside the others
+    assert [answer_of(client, issue=issue)["cache_hit"] for issue in ("one", "three", "two")] == [True, True, False]
+    statistics = client.get("/status").json()["storage"]
+    assert statistics["context_cache_entries"] == 2
+    assert statistics["context_cache_bytes"] <= 1 << 20
+
+
+def test_a_cache_of_size_zero_keeps_nothing(make_service: MakeService) -> None:
+    client = make_service("--cache-size-mb", "0").client()
+    assert [answer_of(client)["cache_hit"] for _ in range(3)] == [False] * 3
+    assert client.get("/status").json()["storage"]["context_cache_entries"] == 0
+    assert client.delete("/api/cache/context/issue-1").status_code == 404
+
+
+SLOW_PLUGIN = """
+import time
+from pathlib import Path
+from cco_sidecar import hookimpl
+
+@hookimpl(trylast=True)
+def context_section(request):
+    with Path({log!r}).open("a") as file:
+        file.write(request.issue_id + "\\n")
+    if request.issue_id.startswith("slow"):
+        time.sleep(0.5)
+    return {{"counted": len(request.outputs)}}
+"""
+
+
+@pytest.fixture
+def builds(tmp_path: Path) -> tuple[Path, Callable[[str], int]]:
+    """A folder with a plugin that is asked last in every build, and how many builds of an issue it has seen."""
+    log = tmp_path / "builds.txt"
+    write(tmp_path / "plugins/slow.py", SLOW_PLUGIN.format(log=str(log)))
+    return tmp_path / "plugins", lambda issue: log.read_text().split().count(issue) if log.exists() else 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--cache-size-mb", "0"]], ids=["cached", "not cached"])
+def test_same_requests_at_the_same_time_are_built_once(make_service: MakeService, builds: Any, arguments: list[str]) -> None:
+    folder, count = builds
+    service = make_service("--plugins", str(folder), "--no-watch", *arguments)
+    time.sleep(0.05)
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: answer_of(service.client(), "slow-1"), range(20)))
+    assert count("slow-1") == 1
+    assert all(answer["context"] == answers[0]["context"] for answer in answers)
+    assert sum(answer["cache_hit"] is False for answer in answers) >= 1
+    if not arguments:
+        assert service.client().get("/status").json()["storage"]["context_cache_entries"] == 1
+
+
+def test_a_get_during_a_build_shows_what_changed_after_that_began(make_service: MakeService, builds: Any) -> None:
+    folder, count = builds
+    service = make_service("--plugins", str(folder))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(context_of, service.client(), "slow-1")
+        until(lambda: count("slow-1") == 1)  # its files are read
+        write(service.root / "src/main.py", "changed meanwhile\n")
+        second = context_of(service.client(), "slow-1")
+        assert {file["path"]: file["content"] for file in second["relevant_files"]}["src/main.py"] == "changed meanwhile\n"
+        first.result()
+        first = pool.submit(context_of, service.client(), "slow-2")
+        until(lambda: count("slow-2") == 1)
+        service.client().store("chief-architect", issue="slow-2", decisions=["decided meanwhile"])
+        second = context_of(service.client(), "slow-2")
+        assert [output["decision"] for output in second["previous_agent_outputs"]] == ["decided meanwhile"]
+        assert first.result()["previous_agent_outputs"] == []
+
+
+def test_health_answers_while_the_context_of_a_large_project_is_built(make_service: MakeService, repository: Path) -> None:
+    for number in range(1200):
+        write(repository / f"many/{number % 50}/file_{number}.py", f"def function_{number}(value):\n    return value + {number}\n" * 20)
+    service = make_service()
+    asked = Client(service.url, None)
+    with ThreadPoolExecutor(1) as pool:
+        building = pool.submit(answer_of, service.client(), task="function value")
+        answered = 0
+        while not building.done():
+            assert asked.get("/health").json()["status"] == "healthy"
+            answered += not building.done()
+        assert building.result()["context"]["project_structure"]["total_files"] == 1208
+    assert answered >= 3
+
+
+# -- the budget
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
+LINES = st.builds(lambda line, number: (line.replace("\n", " ") + "\n") * number, TEXT, st.integers(0, 300))
+
+
+def make_file(path: str, content: str) -> dict[str, Any]:
+    return {
+        "path": path, "content": content, "last_modified": iso(0), "size": len(content.encode()), "language": "python",
+        "checksum": cco_sidecar.checksum(content),
+    }  # fmt: skip
+
+
+@st.composite
+def sections(draw: Any) -> dict[str, Any]:
+    paths = draw(st.lists(st.from_regex(r"\A([a-z]{1,8}/){0,4}[a-z]{1,12}\.py\Z"), max_size=60, unique=True))
+    messages = draw(st.lists(TEXT, max_size=5))
+    commits = [{"hash": "abc", "message": text, "author": "x", "timestamp": iso(0), "files_changed": paths} for text in messages]
+    return {
+        "project_structure": {
+            "root": "/project", "files": sorted(paths), "directories": sorted({path.rpartition("/")[0] for path in paths} - {""}),
+            "total_files": len(paths), "total_size_bytes": 123_456,
+        },
+        "relevant_files": [make_file(path, draw(LINES)) for path in paths[:12]],
+        "git_context": {"branch": "main", "recent_commits": commits, "uncommitted_changes": [], "remote": None, "remote_url": None},
+        "previous_agent_outputs": [{"agent": "a", "decision": text * 5} for text in draw(st.lists(TEXT, max_size=8))],
+        "metadata": {"project_type": "python", "dependencies": [], "redactions": 0},
+    }  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(sections(), st.integers(2000, 60_000), st.integers(0, 20), st.sampled_from(["", "a task"]))
+def test_a_context_never_exceeds_its_budget(given_sections: dict[str, Any], max_bytes: int, max_files: int, task: str) -> None:
+    before = copy.deepcopy(given_sections)
+    head, tail = fit_context("issue-1", "python-specialist", given_sections, max_bytes, task, max_files)
+    body = head + b'"timestamp":"2025-01-01T00:00:00Z","cache_hit":false' + tail
+    assert len(body) <= max_bytes
+    answer = json.loads(body)
+    context, files = answer["context"], answer["context"]["relevant_files"]
+    assert answer["file_count"] == len(files) <= max_files
+    assert answer["total_size_bytes"] == len(cco_sidecar.msgspec.json.encode(context))
+    assert context["project_structure"]["total_files"] == before["project_structure"]["total_files"]
+    assert context["project_structure"]["total_size_bytes"] == 123_456
+    originals = {file["path"]: file["content"] for file in before["relevant_files"]}
+    for file in files:
+        assert originals[file["path"]].startswith(file["content"])
+        assert file["checksum"] == cco_sidecar.checksum(file["content"])
+        assert file.get("truncated", False) == (file["content"] != originals[file["path"]])
+        assert not file.get("truncated") or file["content"].endswith("\n")
+    assert [file["path"] for file in files] == [path for path in originals if path in {file["path"] for file in files}]
+    complete = context == before
+    assert answer["truncated"] is (not complete)
+    assert answer["truncation_strategy"] == ("none" if complete else "smart" if task else "file_sampling")
+
+
+def test_what_cannot_be_cut_is_refused() -> None:
+    section = {"project_structure": {"root": "/", "files": [], "directories": [], "total_files": 0, "total_size_bytes": 0}, "relevant_files": []}
+    section |= {"git_context": {}, "previous_agent_outputs": [], "metadata": {"redactions": 0}, "more": "x" * 3000}
+    with pytest.raises(ApiError, match="CTX_002"):
+        fit_context("issue-1", "python-specialist", section, 2500, "")
+
+
+def test_a_section_that_no_budget_can_hold_is_an_error_of_its_own(make_service: MakeService, tmp_path: Path) -> None:
+    source = "from cco_sidecar import hookimpl\n@hookimpl\ndef context_section(request):\n    return {'heavy': 'x' * 11_000_000}\n"
+    write(tmp_path / "plugins/heavy.py", source)
+    answer = make_service("--plugins", str(tmp_path / "plugins")).client().get("/api/context/issue-1/python-specialist")
+    assert (answer.status_code, answer.json()["code"]) == (500, "CTX_002")
+
+
+@pytest.fixture(scope="module")
+def bulky(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A project of 400 files and 2 MB."""
+    folder = tmp_path_factory.mktemp("bulky")
+    root = make_repository(folder / "repository")
+    for number in range(400):
+        write(root / f"package_{number % 7}/deep/module_{number}.py", f"value_{number} = {number}\n" * 300)
+    running = Service(root, folder / "storage").start()
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize("max_bytes", [2_000, 3_000, 10_000, 100_000, 1_000_000, 10 << 20])
+@pytest.mark.parametrize("task", ["", "the greeting and value_77"])
+def test_an_answer_never_exceeds_the_bytes_asked_for(bulky: Service, max_bytes: int, task: str) -> None:
+    answer = bulky.client().get("/api/context/issue-1/python-specialist", max_bytes=max_bytes, task=task, max_files=1000)
+    assert answer.status_code == 200, answer.text
+    assert len(answer.content) <= max_bytes
+    body = answer.json()
+    assert body["context"]["project_structure"]["total_files"] == 408
+    assert body["truncated"] is (max_bytes < 10 << 20)
+    assert body["truncation_strategy"] == ("none" if not body["truncated"] else "smart" if task else "file_sampling")
+    assert len(answer.content) > max_bytes // 3 or max_bytes > 1_000_000 or max_bytes < 10_000  # the room is used
+
+
+def test_no_more_files_than_asked_for_and_fifty_by_default(bulky: Service) -> None:
+    client = bulky.client()
+    for asked, number in ((0, 0), (1, 1), (7, 7), (None, 50)):
+        answer = answer_of(client, **({} if asked is None else {"max_files": asked}))
+        assert answer["file_count"] == len(answer["context"]["relevant_files"]) == number
+        assert answer["truncated"] is True
+        assert answer["truncation_strategy"] == "file_sampling"
+        assert len(answer["context"]["project_structure"]["files"]) == 408
+    assert answer_of(client, max_files=1000)["truncated"] is False
+
+
+# -- what never gets out
+
+
+def test_secrets_binaries_and_what_lies_outside_stay_out(make_service: MakeService, repository: Path, tmp_path: Path) -> None:
+    outside = write(tmp_path / "outside/neighbour.py", "OUTSIDE = 'classified'\n")
+    write(repository / ".gitignore", "")
+    for name in (
+        ".env", ".env.production", "prod.env", "id_rsa", "keys/server.pem", "keys/server.key", ".aws/config", ".ssh/known.txt", ".netrc",
+        "credentials.json", "secrets.yaml", "terraform.tfstate", ".npmrc",
+    ):  # fmt: skip
+        write(repository / name, "classified\n")
+    write(repository / "binary.py", b"classified\0\1\2")
+    (repository / "link.py").symlink_to(outside)
+    (repository / "folder").symlink_to(outside.parent)
+    (repository / "loop").symlink_to(repository)
+    (repository / "dangling.py").symlink_to(tmp_path / "nothing")
+    os.mkfifo(repository / "pipe.py")
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
+        here = os.getcwd()
+        os.chdir(repository)  # the path of a socket must be short
+        listener.bind("socket.py")
+        os.chdir(here)
+        write(repository / "src/public.py", "PUBLIC = 'announced'\n")
+        git(repository, "add", "src/public.py", ".env", "link.py")
+        client = make_service().client()
+        for agent_type in ("python-specialist", "security-auditor", "chief-architect"):
+            for task in ("", "classified neighbour OUTSIDE .env id_rsa link.py binary.py pipe.py"):
+                answer = client.get(f"/api/context/issue-1/{agent_type}", task=task, max_files=1000)
+                assert answer.status_code == 200
+                contents = "".join(file["content"] for file in answer.json()["context"]["relevant_files"])
+                assert "classified" not in contents
+                assert "OUTSIDE" not in contents
+                assert task or "announced" in contents
+
+
+def test_names_of_every_kind_are_survived(make_service: MakeService, repository: Path) -> None:
+    odd = ["new\nline.py", "quote'\".py", "späße 漢字.py", " leading.py", "-dash.py", "tab\t.py", "percent%20.py", "back\\slash.py"]
+    for name in odd:
+        write(repository / name, "odd = True\n")
+    (Path(os.fsdecode(os.fsencode(repository) + b"/not-utf8-\xff.py"))).write_text("odd = 'bytes'\n")
+    client = make_service().client()
+    answer = answer_of(client)
+    files = {file["path"]: file["content"] for file in answer["context"]["relevant_files"]}
+    assert {name: files.get(name) for name in odd} == dict.fromkeys(odd, "odd = True\n")
+    assert files["not-utf8-\ufffd.py"] == "odd = 'bytes'\n"
+    changes = {change["path"]: change["status"] for change in answer["context"]["git_context"]["uncommitted_changes"]}
+    assert {changes.get(name) for name in [*odd, "not-utf8-\ufffd.py"]} == {"untracked"}
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "-m", "Odd\x02 names")
+    commit = context_of(client)["git_context"]["recent_commits"][0]
+    assert sorted(commit["files_changed"]) == sorted([*odd, "not-utf8-\ufffd.py"])
+
+
+def test_content_that_is_not_utf8_is_readable_json(make_service: MakeService, repository: Path) -> None:
+    write(repository / "src/latin.py", "name = 'caf\xe9'\n".encode("latin-1"))
+    file = files_of(make_service().client())["src/latin.py"]
+    assert file["content"] == "name = 'caf\ufffd'\n"
+    assert file["checksum"] == "sha256:" + hashlib.sha256(file["content"].encode()).hexdigest()
+
+
+def test_a_huge_file_is_cut_at_a_line_end(make_service: MakeService, repository: Path) -> None:
+    path = write(repository / "src/huge.py", "number = 12345\n" * 200_000)
+    write(repository / "src/one_line.py", "x" * 2_000_000)
+    answer = answer_of(make_service().client())
+    files = {file["path"]: file for file in answer["context"]["relevant_files"]}
+    file = files["src/huge.py"]
+    assert 900_000 < len(file["content"]) <= 1 << 20
+    assert file["content"].endswith("12345\n")
+    assert (file["size"], file["truncated"]) == (path.stat().st_size, True)
+    assert file["checksum"] == "sha256:" + hashlib.sha256(file["content"].encode()).hexdigest()
+    assert answer["truncated"] is True
+    assert len(files["src/one_line.py"]["content"]) == 0
+
+
+def test_a_repository_inside_the_repository_is_not_ours(make_service: MakeService, repository: Path) -> None:
+    make_repository(repository / "vendor/inner")
+    write(repository / "vendor/ours.py", "ours = 1\n")
+    context = context_of(make_service().client())
+    names = context["project_structure"]["files"]
+    assert "vendor/ours.py" in names
+    assert not [name for name in names if name.startswith("vendor/inner/")]
+    assert not [file["path"] for file in context["relevant_files"] if file["path"].startswith("vendor/inner")]
+
+
+def test_files_that_vanish_while_a_context_is_built_do_no_harm(make_service: MakeService, repository: Path) -> None:
+    service = make_service()
+    client, stop = service.client(), threading.Event()
+
+    def churn() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            path = write(repository / f"churn/file_{number % 5}.py", f"x = {number}\n" * 100)
+            if number % 2:
+                path.unlink()
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for number in range(8):
+            assert "README.md" in context_of(client, task=f"churn {number}")["project_structure"]["files"]
+    finally:
+        stop.set()
+        thread.join()
+    write(repository / "churn/last.py", "last = 1\n")
+    assert files_of(client, max_files=1000)["churn/last.py"]["content"] == "last = 1\n"
+    assert "Traceback" not in service.log
+
+
+def test_read_text_file_never_leaves_the_root(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write(root / "inside.txt", "inside")
+    write(tmp_path / "outside/file.txt", "outside")
+    (root / "link").symlink_to(tmp_path / "outside")
+    (root / "name.txt").symlink_to(root / "inside.txt")
+    found = read_text_file(str(root), "inside.txt", 100)
+    assert found and found[0] == "inside"
+    for path in ("link/file.txt", "../outside/file.txt", str(tmp_path / "outside/file.txt"), "name.txt", "missing.txt", ".", "a\0b"):
+        assert read_text_file(str(root), path, 100) is None, path
+
+
+LETTERS = "Zz9yX8wV7uT6sR5qP4oN3mL2kJ1hG0fE" * 8  # tokens are put together here, so that no scanner takes this file for a leak
+KEY_LINES = "\n".join([LETTERS[:64]] * 3)
+
+
+def armoured(kind: str, end: bool = True) -> str:
+    return f"-----BEGIN {kind}KEY-----\n{KEY_LINES}\n" + (f"-----END {kind}KEY-----" if end else "")
+
+
+SECRETS = {
+    "RSA key": armoured("RSA " + "PRIVATE "),
+    "key": armoured("PRIVATE "),
+    "OpenSSH key": armoured("OPENSSH " + "PRIVATE "),
+    "key without an end": armoured("EC " + "PRIVATE ", end=False),
+    "AWS": "AKI" + "A" + "ABCDEFGHIJ234567",
+    "AWS session": "ASI" + "A" + "ABCDEFGHIJ234567",
+    "GitHub": "gh" + "p_" + LETTERS[:36],
+    "GitHub server": "gh" + "s_" + LETTERS[:36],
+    "GitHub fine-grained": "github" + "_pat_" + LETTERS[:60],
+    "GitLab": "glp" + "at-" + LETTERS[:20],
+    "Slack": "xo" + "xb-" + "123456789012-" + LETTERS[:24],
+    "OpenAI": "s" + "k-" + LETTERS[:48],
+    "OpenAI project": "s" + "k-proj-" + LETTERS[:48],
+    "Anthropic": "s" + "k-ant-" + LETTERS[:40],
+    "Stripe": "sk" + "_live_" + LETTERS[:24],
+    "Google": "AI" + "za" + LETTERS[:35],
+    "npm": "np" + "m_" + LETTERS[:36],
+    "PyPI": "py" + "pi-AgEIcHlwaS" + LETTERS[:60],
+    "Hugging Face": "h" + "f_" + LETTERS[:34],
+    "SendGrid": "S" + "G." + LETTERS[:22] + "." + LETTERS[:43],
+    "JWT": "ey" + "J" + LETTERS[:20] + ".ey" + "J" + LETTERS[:40] + "." + LETTERS[:43],
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_well_known_secret_is_redacted(name: str) -> None:
+    secret = SECRETS[name]
+    content, number = redact(f'before = 1\ntoken = "{secret}"\n')
+    assert number == 1
+    assert content.startswith('before = 1\ntoken = "[REDACTED]')
+    assert secret[8:30] not in content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        armoured("PUBLIC "),
+        "-----BEGIN CERTIFICATE-----\nabc\n-----END CERTIFICATE-----",
+        hashlib.sha256(b"x").hexdigest(),
+        "task-" + "a" * 40,
+        "class Disk-manager: sk = 'skeleton'",
+        "ghp" + "_short",
+        "AKI" + "A in lower case: akia" + "abcdefghij234567",
+        "s" + "k-learn is scikit-learn",
+        "eyJ" + "hbGciOiJIUzI1NiIs...",
+        "import npm_package_name_that_is_long_enough",
+        "https://github.com/org/project/commit/" + "0123456789abcdef" * 2 + "01234567",
+        "550e8400-e29b-41d4-a716-446655440000",
+    ],
+)
+def test_what_only_looks_a_little_like_a_secret_is_left_alone(content: str) -> None:
+    assert redact(content) == (content, 0)
+
+
+def test_redactions_are_said_and_counted(make_service: MakeService, repository: Path) -> None:
+    write(repository / "src/config.py", f'A = "{SECRETS["GitHub"]}"\nB = "{SECRETS["AWS"]}"\n')
+    write(repository / "docs/setup.md", f"use {SECRETS['JWT']} for it\n")
+    client = make_service().client()
+    answer = client.get("/api/context/issue-1/python-specialist")
+    context = answer.json()["context"]
+    files = {file["path"]: file for file in context["relevant_files"]}
+    assert files["src/config.py"]["content"] == 'A = "[REDACTED]"\nB = "[REDACTED]"\n'
+    assert files["src/config.py"]["redactions"] == 2
+    assert files["src/config.py"]["checksum"] == "sha256:" + hashlib.sha256(files["src/config.py"]["content"].encode()).hexdigest()
+    assert context["metadata"]["redactions"] == 3
+    assert not [name for name in ("GitHub", "AWS", "JWT") if SECRETS[name] in answer.text]
+    assert "redactions" not in files["src/main.py"]
+    assert context_of(client, max_files=1, task="src/config.py")["metadata"]["redactions"] == 2
+
+
+# -- which files, and in which order
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("src/main.py", "source"), ("main.rs", "source"), ("tests/test_main.py", "test"), ("test_main.py", "test"), ("conftest.py", "test"),
+        ("src/main_test.go", "test"), ("web/button.test.tsx", "test"), ("web/__tests__/button.js", "test"), ("spec/models/user.rb", "test"),
+        ("src/UserTest.java", "test"), ("src/user-test.js", "test"), ("src/contest.py", "source"), ("src/latest.py", "source"),
+        ("docs/guide.md", "docs"), ("README", "docs"), ("README.md", "docs"), ("LICENSE", "docs"), ("notes.txt", "docs"),
+        ("docs/conf.py", "docs"), ("requirements.txt", "config"), ("requirements-dev.txt", "config"), ("pyproject.toml", "config"),
+        (".github/workflows/ci.yml", "config"), ("Dockerfile", "config"), ("Makefile", "config"), ("image.png", "other"), ("data.bin", "other"),
+        (".gitignore", "other"),
+    ],
+)  # fmt: skip
+def test_the_kind_of_a_file(path: str, kind: str) -> None:
+    assert kind_of(path) == kind
+
+
+@pytest.mark.parametrize(
+    ("path", "language"),
+    [
+        ("a.py", "python"), ("a.PY", "python"), ("x/y.tsx", "typescript"), ("a.jsx", "javascript"), ("a.go", "go"), ("a.rs", "rust"),
+        ("a.h", "c"), ("a.hpp", "cpp"), ("Dockerfile", "dockerfile"), ("x/Makefile", "makefile"), ("a.yml", "yaml"), ("a.md", "markdown"),
+        ("noending", "unknown"), ("a.unheard", "unknown"), ("a.d.ts", "typescript"), ("a.sql", "sql"), ("folder.py/x", "unknown"),
+    ],
+)  # fmt: skip
+def test_the_language_of_a_file(path: str, language: str) -> None:
+    assert language_of(path) == language
+
+
+@pytest.mark.parametrize(
+    ("path", "secret"),
+    [
+        (".env", True), (".env.local", True), ("deploy/prod.env", True), ("ID_RSA", True), ("id_ed25519", True), ("x/server.PEM", True),
+        ("x.key", True), (".ssh/config", True), ("home/.aws/config", True), (".kube/config", True), ("credentials", True), ("secrets.yaml", True),
+        (".npmrc", True), ("store.p12", True), ("main.tfstate", True), ("service-account-1.json", True), (".git-credentials", True),
+        (".env.example", False), (".env.template", False), ("id_rsa.pub", False), ("environment.py", False), ("src/credentials_form.py", False),
+        ("keys.py", False), ("docs/secrets-of-success.md", False), ("monkey.py", False), ("main.py", False),
+    ],
+)  # fmt: skip
+def test_which_files_are_secret(path: str, secret: bool) -> None:
+    assert is_secret(path) is secret
+
+
+@pytest.mark.parametrize(
+    ("path", "task", "named"),
+    [
+        ("src/main.py", "fix src/main.py", True),
+        ("src/main.py", "fix main.py please", True),
+        ("src/main.py", "see `main.py`, line 3", True),
+        ("src/main.py", "main.py.", True),
+        ("src/main.py", "other/main.py", False),
+        ("src/main.py", "domain.py", False),
+        ("src/main.py", "main.pyi", False),
+        ("src/main.py", "the main function", False),
+        ("Makefile", "the Makefile", False),
+        ("a+b(c).py", "a+b(c).py", True),
+        ("src/main.py", "", False),
+    ],
+)
+def test_whether_a_task_names_a_file(path: str, task: str, named: bool) -> None:
+    assert is_named(path, task) is named
+
+
+def test_the_agents_category_says_which_kind_comes_first(architect: Client) -> None:
+    first = {
+        agent_type: kind_of(next(iter(files_of(architect, agent_type=agent_type))))
+        for agent_type in ("python-specialist", "test-engineer", "documentation-expert", "security-auditor", "issue-triager", "chief-architect")
+    }
+    assert first == {
+        "python-specialist": "source", "test-engineer": "test", "documentation-expert": "docs", "security-auditor": "source",
+        "issue-triager": "docs", "chief-architect": "source",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "path"),
+    [
+        ("The cookie is lost when a session ends", "src/session_store.py"),
+        ("SessionStore forgets", "src/session_store.py"),
+        ("say hello in a friendlier way", "src/greeting.py"),
+        ("The session store and its cookie: begin in src/main.py", "src/main.py"),
+        ("cookies, sessions and greeting.py", "src/greeting.py"),
+    ],
+)
+def test_the_task_ranks_the_files(architect: Client, task: str, path: str) -> None:
+    files = files_of(architect, task=task)
+    assert next(iter(files)) == path
+    assert files[path]["reasons"]
+    scores = [file["score"] for file in files.values()]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_what_is_being_worked_on_comes_before_what_only_matches(make_service: MakeService, repository: Path) -> None:
+    for name in ("alpha", "beta", "gamma"):
+        write(repository / f"src/{name}.py", "def parse_invoice(text):\n    return text\n")
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "-m", "Invoices")
+    client = make_service().client()
+    matching = [path for path in files_of(client, task="parse the invoice") if path.startswith("src/")]
+    assert set(matching[:3]) == {"src/alpha.py", "src/beta.py", "src/gamma.py"}
+    write(repository / "src/gamma.py", "def parse_invoice(text):\n    return text.strip()\n")
+    files = files_of(client, task="parse the invoice")
+    assert next(iter(files)) == "src/gamma.py"
+    assert "uncommitted change" in files["src/gamma.py"]["reasons"]
+    git(repository, "checkout", "-q", "src/gamma.py")
+    client.store("python-specialist", files_modified=["src/beta.py"])
+    files = files_of(client, task="parse the invoice")
+    assert next(iter(files)) == "src/beta.py"
+    assert "changed by an earlier agent" in files["src/beta.py"]["reasons"]
+
+
+@pytest.mark.parametrize("damage", ["overwritten", "cut", "emptied"])
+def test_a_damaged_text_index_is_made_anew(make_service: MakeService, damage: str) -> None:
+    service = make_service()
+    client = service.client()
+    assert next(iter(files_of(client, task="session cookie"))) == "src/session_store.py"
+    (index,) = (path for path in (service.storage / "index").iterdir() if path.is_file())
+    content = index.read_bytes()
+    index.write_bytes({"overwritten": b"this is no database " * 500, "cut": content[: len(content) // 2], "emptied": b""}[damage])
+    assert next(iter(files_of(client, task="the cookie of a session"))) == "src/session_store.py"
+    write(service.root / "src/umbrella.py", "def open_umbrella(): ...\n")
+    assert next(iter(files_of(client, task="open the umbrella"))) == "src/umbrella.py"
+    assert "Traceback" not in service.log
+
+
+def test_a_plugin_that_knows_issues_gives_the_task_or_says_that_there_is_none(make_service: MakeService, tmp_path: Path) -> None:
+    source = (
+        "from cco_sidecar import IssueNotFound, hookimpl\n"
+        "@hookimpl\ndef resolve_issue(issue_id):\n"
+        "    if issue_id == 'gone':\n        raise IssueNotFound\n"
+        "    return {'title': 'Cookies', 'body': 'The session store loses them'} if issue_id == 'known' else None\n"
+    )
+    write(tmp_path / "plugins/tracker.py", source)
+    client = make_service("--plugins", str(tmp_path / "plugins")).client()
+    answer = client.get("/api/context/gone/python-specialist")
+    assert (answer.status_code, answer.json()["code"]) == (404, "REQ_002")
+    assert next(iter(files_of(client, issue="known"))) == "src/session_store.py"
+    assert answer_of(client, issue="elsewhere")["context"]["previous_agent_outputs"] == []

@@ -1,0 +1,564 @@
+"""Every refusal is JSON with its code, its time and its request id, however broken the request was."""
+
+import contextlib
+import http.client
+import json
+import re
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from conftest import PROJECT, Client, Service, until
+
+import cco_sidecar
+
+ISO = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+MB = 1024 * 1024
+RESULT = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-1", "project_id": PROJECT, "result": {"status": "success"}}
+EVENT = {"publisher": "tester", "topic": "test", "data": {}}
+
+
+def check_error(answer: requests.Response, code: str, status: int | None = None) -> dict[str, Any]:
+    """That ``answer`` is the documented error; its body."""
+    expected, error, _ = cco_sidecar.ERRORS[code]
+    assert answer.status_code == (status or expected), answer.text
+    assert answer.headers["Content-Type"] == "application/json"
+    body: dict[str, Any] = answer.json()
+    assert body["code"] == code, body
+    assert body["error"] == (error if status in (None, expected) else http.client.responses[status].lower().replace(" ", "_"))
+    assert body["message"] and "\n" not in body["message"]
+    assert re.fullmatch(ISO, body["timestamp"])
+    assert body["request_id"].startswith("req-")
+    assert answer.headers["X-Request-ID"] == body["request_id"]
+    assert "Traceback" not in answer.text
+    return body
+
+
+def expired(service: Service) -> Client:
+    now = int(time.time())
+    return service.client("python-specialist", iat=now - 7200, exp=now - 3600)
+
+
+def spent(service: Service) -> Client:
+    """A client that has used up its burst."""
+    client = service.client("documentation-expert")
+    until(lambda: client.get("/api/results").status_code == 429)
+    return client
+
+
+def reused_key(service: Service) -> requests.Response:
+    client, headers = service.client(), {"Idempotency-Key": "the same"}
+    assert client.post("/api/events/ping", EVENT, headers=headers).status_code == 202
+    return client.post("/api/events/ping", EVENT | {"topic": "other"}, headers=headers)
+
+
+BY_CLIENT: dict[str, Callable[[Service], requests.Response]] = {
+    "AUTH_001": lambda s: Client(s.url, "garbage").get("/status"),
+    "AUTH_002": lambda s: expired(s).get("/status"),
+    "AUTH_003": lambda s: s.client("documentation-expert").post("/api/results", RESULT),
+    "CTX_002": lambda s: s.client().get("/api/context/issue-large/python-specialist", max_bytes=2000),
+    "EVT_002": lambda s: s.client().post("/api/events/ping", {"topic": "test", "data": {}}),
+    "EVT_003": lambda s: s.client().get("/api/events/wait/ping", since=s.client().publish()["event_id"][:-6] + "999999", timeout=0),
+    "AGT_001": lambda s: s.client().post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}),
+    "AGT_002": lambda s: s.client().post("/api/results", RESULT | {"agent_type": "no-such-type"}),
+    "RATE_001": lambda s: spent(s).get("/api/results"),
+    "REQ_001": lambda s: s.client().post("/api/results", {}),
+    "REQ_002": lambda s: s.client().get("/api/results/result-unknown"),
+    "REQ_003": lambda s: s.client().request("PUT", "/api/results"),
+    "REQ_004": lambda s: s.client().post("/api/events/ping", EVENT | {"data": {"text": "x" * MB}}),
+    "REQ_005": lambda s: s.client().request("POST", "/api/events/ping", data="data=1", headers={"Content-Type": "text/plain"}),
+    "REQ_006": reused_key,
+    "REQ_007": lambda s: s.client().request("GET", "/health", headers={"Host": "evil.example"}),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(service: Service) -> Service:
+    """The module's service, with what the table needs: it knows no agent command, and one issue's metadata is long."""
+    manifest = service.root / "pyproject.toml"
+    names = ", ".join(f'"package-{number}"' for number in range(400))
+    manifest.write_text(f'[project]\nname = "sample"\ndependencies = [{names}]\n')
+    return service
+
+
+@pytest.mark.parametrize("code", BY_CLIENT)
+def test_a_clients_mistake_is_answered_with_its_code(plain: Service, code: str) -> None:
+    check_error(BY_CLIENT[code](plain), code)
+
+
+@pytest.fixture
+def broken(make_service: Callable[..., Service]) -> Callable[..., Service]:
+    """A factory of services one of whose tables or folders is gone."""
+
+    def make(table: str = "", file: str = "") -> Service:
+        service = make_service("--no-watch")
+        if table:
+            with contextlib.closing(sqlite3.connect(service.storage / "sidecar.db")) as database:
+                database.execute(f"drop table {table}")
+        if file:
+            (service.storage / file).parent.mkdir(exist_ok=True)
+            (service.storage / file).write_text("in the way")
+        return service
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("broken_part", "code", "send"),
+    [
+        ({"table": "event"}, "EVT_001", lambda s: s.client().post("/api/events/ping", EVENT)),
+        ({"table": "result"}, "STR_001", lambda s: s.client().post("/api/results", RESULT)),
+        ({"file": f"results/{PROJECT}"}, "STR_001", lambda s: s.client().post("/api/results", RESULT)),
+        ({"table": "result"}, "STR_002", lambda s: s.client().get("/api/results")),
+        ({"table": "result"}, "CTX_001", lambda s: s.client().get("/api/context/issue-1/python-specialist")),
+    ],
+    ids=["event bus", "storage write", "result file", "storage read", "context"],
+)
+def test_a_failure_of_the_service_is_answered_with_its_code(
+    broken: Callable[..., Service], broken_part: dict[str, str], code: str, send: Callable[[Service], requests.Response]
+) -> None:
+    service = broken(**broken_part)
+    answer = send(service)
+    check_error(answer, code)
+    assert str(service.storage) not in answer.text and str(service.root) not in answer.text
+    assert Client(service.url, None).get("/openapi.json").status_code == 200, "and it goes on"
+
+
+def test_too_many_agents_are_refused_until_one_ends(make_service: Callable[..., Service]) -> None:
+    service = make_service("--max-agents", "1", "--agent-command", "sleep 60")
+    architect, body = service.client(), {"agent_type": "python-specialist", "issue_id": "issue-1"}
+    first = architect.post("/api/agents/spawn", body)
+    assert first.status_code == 201
+    refused = architect.post("/api/agents/spawn", body)
+    assert check_error(refused, "AGT_003")["retry_after_seconds"] == int(refused.headers["Retry-After"]) > 0
+    assert architect.delete(f"/api/agents/{first.json()['agent_id']}").status_code == 202
+    assert architect.wait("agent_exited", timeout=10_000)["events"]
+    again = architect.post("/api/agents/spawn", body)
+    assert again.status_code == 201
+    assert architect.delete(f"/api/agents/{again.json()['agent_id']}").status_code == 202
+
+
+def test_every_error_code_is_covered_here() -> None:
+    by_service = {"EVT_001", "STR_001", "STR_002", "CTX_001", "AGT_003"}
+    assert set(BY_CLIENT) | by_service == set(cco_sidecar.ERRORS)
+
+
+def test_what_is_wrong_is_told_in_a_fixed_order(service: Service) -> None:
+    """Host, size, token, permission, body: each request has one fault less than the one before; the rate is test_limits.py's."""
+    large, small = json.dumps(EVENT | {"data": {"text": "x" * MB}}), "not JSON"
+    for client, host, content, code in [
+        (Client(service.url, "garbage"), "evil.example", large, "REQ_007"),
+        (Client(service.url, "garbage"), "localhost", large, "REQ_004"),
+        (Client(service.url, "garbage"), "localhost", small, "AUTH_001"),
+        (service.client("documentation-expert"), "localhost", small, "AUTH_003"),
+        (service.client("python-specialist"), "localhost", small, "REQ_001"),
+    ]:
+        answer = client.request("POST", "/api/events/ping", data=content, headers={"Host": host, "Content-Type": "application/json"})
+        check_error(answer, code)
+
+
+# -- paths and methods
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/api", "/api/", "/api/nothing", "/api/results/a/b", "/health/", "//health", "/api/context/issue-1", "/API/results",
+     "/favicon.ico", "/api/context/a%2Fb/c/d"],
+)  # fmt: skip
+def test_unknown_paths_are_404_with_and_without_a_token(service: Service, path: str) -> None:
+    for client in (Client(service.url, None), service.client()):
+        check_error(client.request("GET", path), "REQ_002")
+
+
+ALLOWED = {
+    "/api/results": "GET, HEAD, OPTIONS, POST",
+    "/api/results/result-1": "GET, HEAD, OPTIONS",
+    "/api/context/issue-1/python-specialist": "GET, HEAD, OPTIONS",
+    "/api/events/ping": "OPTIONS, POST",
+    "/api/events/wait/ping": "GET, HEAD, OPTIONS",
+    "/api/events": "GET, HEAD, OPTIONS",
+    "/api/agents/spawn": "DELETE, OPTIONS, POST",
+    "/api/agents/agent-1": "DELETE, OPTIONS",
+    "/api/agents": "GET, HEAD, OPTIONS",
+    "/api/cache/context/issue-1": "DELETE, OPTIONS",
+    "/api/cache/all": "DELETE, OPTIONS",
+    "/api/auth/refresh": "OPTIONS, POST",
+    "/health": "GET, HEAD, OPTIONS",
+    "/status": "GET, HEAD, OPTIONS",
+    "/openapi.json": "GET, HEAD, OPTIONS",
+}
+
+
+@pytest.mark.parametrize("path", ALLOWED)
+def test_wrong_methods_are_405_and_say_which_are_right(service: Service, path: str) -> None:
+    client, allowed = Client(service.url, None), ALLOWED[path]
+    for method in sorted({"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND"} - set(allowed.split(", "))):
+        answer = client.request(method, path)
+        check_error(answer, "REQ_003")
+        assert answer.headers["Allow"] == allowed
+    answer = client.request("OPTIONS", path)
+    assert answer.status_code == 204
+    assert answer.headers["Allow"] == allowed
+    assert answer.headers["X-Request-ID"].startswith("req-")
+
+
+@pytest.mark.parametrize("method", ["TRACE", "PROPFIND", "PUT", "OPTIONS"])
+def test_any_method_on_an_unknown_path_is_404(service: Service, method: str) -> None:
+    check_error(Client(service.url, None).request(method, "/api/nothing"), "REQ_002")
+
+
+def test_trace_echoes_nothing(service: Service) -> None:
+    answer = service.client().request("TRACE", "/status", headers={"X-Secret": "do not echo"})
+    check_error(answer, "REQ_003")
+    assert "do not echo" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/health", "/status", "/openapi.json", "/api/results", "/api/agents", "/api/context/issue-1/python-specialist"])
+def test_head_is_get_without_its_body(service: Service, path: str) -> None:
+    client = service.client()
+    got, head = client.get(path), client.request("HEAD", path)
+    assert head.status_code == got.status_code == 200
+    assert head.content == b""
+    assert head.headers["Content-Type"] == "application/json"
+    assert int(head.headers["Content-Length"]) > 0
+    assert set(got.headers) - {"Connection"} == set(head.headers) - {"Connection"}
+
+
+def test_head_errors_have_no_body_either(service: Service) -> None:
+    answer = Client(service.url, None).request("HEAD", "/status")
+    assert (answer.status_code, answer.content) == (401, b"")
+    assert answer.headers["X-Request-ID"].startswith("req-")
+
+
+def test_head_on_a_wait_takes_no_event_away(architect: Client, issue: str) -> None:
+    published = architect.publish("headed", {"issue_id": issue})
+    head = architect.request("HEAD", f"/api/events/wait/headed?timeout=0&filter=issue_id:{issue}")
+    assert (head.status_code, head.content) == (200, b"")
+    got = architect.wait("headed", timeout=0, filter=f"issue_id:{issue}")
+    assert [event["event_id"] for event in got["events"]] == [published["event_id"]]
+
+
+BAD_PATHS = ["%2e%2e", "..", "a..b", ".hidden", "-x", "a%20b", "a%2Fb", "%00", "a%0Ab", "%ff", "ü", "x" * 129, "%F0%9F%92%A9", "a;b"]
+
+
+@pytest.mark.parametrize("name", BAD_PATHS)
+def test_names_in_paths_that_are_no_identifiers_are_400(service: Service, name: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", int(service.url.rpartition(":")[2]), timeout=10)
+    token = service.token()
+    for method, path in [
+        ("GET", f"/api/results/{name}"), ("GET", f"/api/context/{name}/python-specialist"), ("GET", f"/api/agents/{name}/logs"),
+        ("DELETE", f"/api/cache/context/{name}"), ("DELETE", f"/api/agents/{name}"),
+    ]:  # fmt: skip
+        connection._encode_request = lambda line: line.encode("utf-8")  # type: ignore[attr-defined]  # as careless clients do
+        connection.putrequest(method, path, skip_host=False)
+        connection.putheader("Authorization", f"Bearer {token}")
+        connection.endheaders()
+        answer = connection.getresponse()
+        body = json.loads(answer.read())
+        assert (answer.status, body["code"]) == (400, "REQ_001"), (method, path, body)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/api/context/issue-1/python-specialist?max_files=many", "REQ_001"),
+        ("/api/context/issue-1/python-specialist?max_bytes=1", "REQ_001"),
+        ("/api/context/issue-1/python-specialist?task=%ff", "REQ_001"),
+        ("/api/events/wait/ping?timeout=-1", "REQ_001"),
+        ("/api/events/wait/ping?timeout=300001", "REQ_001"),
+        ("/api/events/wait/ping?timeout=soon", "REQ_001"),
+        ("/api/results?limit=0", "REQ_001"),
+        ("/api/results?limit=1001", "REQ_001"),
+        ("/api/results?status=nice", "REQ_001"),
+        ("/api/results?since=result-unknown", "REQ_001"),
+        ("/api/agents?state=asleep", "REQ_001"),
+        ("/api/events?dead=maybe", "REQ_001"),
+        ("/api/events/wait/Ping", "EVT_002"),
+        ("/api/events/wait/ping?filter=a==b", "EVT_002"),
+    ],
+)
+def test_bad_parameters_are_400(architect: Client, path: str, code: str) -> None:
+    check_error(architect.request("GET", path), code)
+
+
+def test_a_bad_parameter_is_named(architect: Client) -> None:
+    assert "$.limit" in architect.get("/api/results", limit=0).json()["message"]
+
+
+# -- bodies
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"not json", b'{"a": 1,}', b"{'a': 1}", b'{"a": NaN}', b"\xff\xfe", b'{"a": "\xff"}', b'{"a": "\\ud800"}', b'{"a": 1} trailing',
+     b"null", b"[]", b'"text"', b"1", b"[" * 100_000, b'{"a":' * 50_000 + b"1" + b"}" * 50_000],
+    ids=lambda body: repr(body[:20]),
+)  # fmt: skip
+@pytest.mark.parametrize(("path", "code"), [("/api/results", "REQ_001"), ("/api/events/ping", "EVT_002"), ("/api/agents/spawn", "REQ_001")])
+def test_bodies_that_are_no_json_object_are_400(architect: Client, path: str, code: str, body: bytes) -> None:
+    answer = architect.request("POST", path, data=body, headers={"Content-Type": "application/json"})
+    is_json = body in (b"null", b"[]", b'"text"', b"1")
+    check_error(answer, code if is_json else "REQ_001")
+
+
+def test_nesting_is_either_stored_or_refused_and_never_a_failure(architect: Client, issue: str) -> None:
+    outcomes = set()
+    result = json.dumps(RESULT | {"issue_id": issue})
+    for depth in (10, 100, *range(880, 1010, 5), 2_000, 300_000):
+        for path, start, good in (("/api/events/ping", json.dumps(EVENT)[:-2], 202), ("/api/results", result[:-1] + ', "more": {', 201)):
+            body = start + '"a":' + "[" * depth + "]" * depth + "}}"
+            answer = architect.request("POST", path, data=body, headers={"Content-Type": "application/json"})
+            assert answer.status_code in (good, 400), (depth, answer.text)
+            outcomes.add(answer.status_code)
+    assert outcomes == {201, 202, 400}
+    assert architect.get("/api/events", type="ping", limit=1000).status_code == 200
+    assert architect.get("/api/results", issue_id=issue, limit=1000).status_code == 200
+    assert architect.get(f"/api/context/{issue}/test-engineer").status_code == 200
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" * 30, "-" + "9" * 400, "0." + "1" * 5000, "1e-999"], ids=lambda number: number[:8])
+def test_extreme_numbers_are_either_kept_or_refused_and_never_a_failure(architect: Client, number: str) -> None:
+    for path, body, good in (
+        ("/api/events/ping", json.dumps(EVENT)[:-2] + f'"n": {number}}}}}', 202),
+        ("/api/results", json.dumps(RESULT)[:-1] + f', "n": {number}}}', 201),
+    ):
+        answer = architect.request("POST", path, data=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (good, 400), answer.text
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json"])
+def test_other_media_types_are_415(architect: Client, media_type: str) -> None:
+    for path in ("/api/results", "/api/events/ping", "/api/agents/spawn"):
+        check_error(architect.request("POST", path, data=json.dumps(RESULT), headers={"Content-Type": media_type}), "REQ_005")
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON"])
+def test_json_by_any_spelling_is_taken(architect: Client, media_type: str) -> None:
+    answer = architect.request("POST", "/api/events/ping", data=json.dumps(EVENT), headers={"Content-Type": media_type})
+    assert answer.status_code == 202
+
+
+def test_a_bad_field_is_named_by_its_path(architect: Client) -> None:
+    for change, path in [
+        ({"result": {"status": "great"}}, "$.result.status"),
+        ({"result": {"status": "success", "files_created": [1]}}, "$.result.files_created[0]"),
+        ({"result": {"status": "success", "files_created": [{"path": 1}]}}, "$.result.files_created[0].path"),
+        ({"result": {"status": "success", "decisions": "one"}}, "$.result.decisions"),
+        ({"agent_id": "../etc"}, "$.agent_id"),
+        ({"issue_id": 1}, "$.issue_id"),
+    ]:
+        assert path in check_error(architect.post("/api/results", RESULT | change), "REQ_001")["message"]
+    for missing in RESULT:
+        assert missing in check_error(architect.post("/api/results", {k: v for k, v in RESULT.items() if k != missing}), "REQ_001")["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"data": []}, "$.data"), ({"data": None}, "$.data"), ({"topic": ""}, "$.topic"), ({"publisher": 1}, "$.publisher"),
+        ({"ttl_seconds": 0}, "$.ttl_seconds"), ({"ttl_seconds": 86401}, "$.ttl_seconds"), ({"priority": "urgent"}, "$.priority"),
+        ({"event_type": "pong"}, "pong"), ({"event_type": "Bad Type"}, "$.event_type"),
+    ],
+)  # fmt: skip
+def test_a_bad_event_is_refused_with_the_events_own_code(architect: Client, change: dict[str, Any], named: str) -> None:
+    assert named in check_error(architect.post("/api/events/ping", EVENT | change), "EVT_002")["message"]
+
+
+# -- sizes and broken connections: a raw socket shows what a client library would hide
+
+
+def connect(service: Service) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), timeout=10)
+
+
+def head_of(service: Service, method: str, path: str, *headers: str, token: str | None = None) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {token or service.token()}", "Content-Type: application/json"]
+    return "\r\n".join([*lines, *headers, "", ""]).encode()
+
+
+def read_answer(connection: socket.socket) -> tuple[int, http.client.HTTPMessage, dict[str, Any]]:
+    """(status, headers, JSON body) of the next answer on a socket."""
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    return answer.status, answer.headers, json.loads(answer.read())
+
+
+@pytest.mark.parametrize(("path", "limit"), [("/api/results", 32 * MB), ("/api/events/ping", MB), ("/api/agents/spawn", MB)])
+def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(service: Service, path: str, limit: int) -> None:
+    with connect(service) as connection:
+        began = time.monotonic()
+        connection.sendall(head_of(service, "POST", path, f"Content-Length: {limit + 1}"))
+        status, headers, body = read_answer(connection)
+        assert time.monotonic() - began < 1
+        assert (status, body["code"], headers["X-Request-ID"]) == (413, "REQ_004", body["request_id"])
+        assert str(limit) in body["message"]
+        assert headers["Connection"] == "close"
+
+
+def test_a_client_that_asks_before_sending_too_much_gets_one_answer(service: Service) -> None:
+    with connect(service) as connection:
+        connection.sendall(head_of(service, "POST", "/api/events/ping", f"Content-Length: {2 * MB}", "Expect: 100-continue"))
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+    assert received.startswith(b"HTTP/1.1 413 ")
+    assert received.count(b"HTTP/1.1 ") == 1, received
+
+
+def test_a_client_that_asks_before_sending_is_told_to_go_on(service: Service) -> None:
+    content = json.dumps(EVENT).encode()
+    with connect(service) as connection:
+        connection.sendall(head_of(service, "POST", "/api/events/ping", f"Content-Length: {len(content)}", "Expect: 100-continue"))
+        until(lambda: b"100" in connection.recv(100))
+        connection.sendall(content)
+        assert read_answer(connection)[0] == 202
+
+
+@pytest.mark.parametrize(("size", "status"), [(MB, 202), (MB + 1, 413)])
+def test_the_limit_of_a_body_is_exact(architect: Client, size: int, status: int) -> None:
+    empty = json.dumps(EVENT | {"data": {"text": ""}})
+    body = json.dumps(EVENT | {"data": {"text": "x" * (size - len(empty))}})
+    assert len(body) == size
+    for sent in (body, iter([body[:1000].encode(), body[1000:].encode()])):  # with its length, and chunked
+        answer = architect.request("POST", "/api/events/ping", data=sent, headers={"Content-Type": "application/json"})
+        assert answer.status_code == status, answer.text
+
+
+def test_a_chunked_body_without_end_is_refused_and_cut_off(service: Service) -> None:
+    chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    with connect(service) as connection:
+        connection.sendall(head_of(service, "POST", "/api/events/ping", "Transfer-Encoding: chunked"))
+        sent = 0
+        with pytest.raises(OSError):
+            while sent < 512 * MB:
+                connection.sendall(chunk)
+                sent += len(chunk)
+        assert sent < 64 * MB
+    with connect(service) as connection:  # and a client that stops to read gets to read why
+        connection.sendall(head_of(service, "POST", "/api/events/ping", "Transfer-Encoding: chunked"))
+        for _ in range(17):
+            connection.sendall(chunk)
+        status, _, body = read_answer(connection)
+        assert (status, body["code"]) == (413, "REQ_004")
+
+
+def test_a_large_body_without_a_good_token_is_refused_at_once(service: Service) -> None:
+    for headers in (["Transfer-Encoding: chunked"], [f"Content-Length: {30 * MB}"]):
+        with connect(service) as connection:
+            began = time.monotonic()
+            connection.sendall(head_of(service, "POST", "/api/results", *headers, token="garbage"))
+            status, _, body = read_answer(connection)
+            assert (status, body["code"]) == (401, "AUTH_001")
+            assert time.monotonic() - began < 1
+
+
+def test_the_connection_goes_on_after_a_small_refused_body(service: Service) -> None:
+    content = json.dumps(RESULT).encode()
+    with connect(service) as connection:
+        for _ in range(3):
+            connection.sendall(head_of(service, "POST", "/api/results", f"Content-Length: {len(content)}", token="garbage") + content)
+            assert read_answer(connection)[0] == 401
+        connection.sendall(head_of(service, "GET", "/api/agents"))
+        assert read_answer(connection)[0] == 200
+
+
+@pytest.mark.parametrize("headers", [["Content-Length: 1000"], ["Transfer-Encoding: chunked"]], ids=["length", "chunked"])
+def test_a_body_that_is_cut_off_changes_nothing(service: Service, headers: list[str], issue: str) -> None:
+    content = json.dumps(RESULT | {"issue_id": issue}).encode()
+    half = content if "chunked" not in headers[0] else b"%x\r\n%s\r\n" % (len(content), content)
+    before = len(service.log)
+    with connect(service) as connection:
+        connection.sendall(head_of(service, "POST", "/api/results", *headers) + half)
+    until(lambda: "POST /api/results 499" in service.log[before:])
+    assert service.client().get("/api/results", issue_id=issue).json()["results"] == []
+
+
+def test_hang_ups_leave_no_traceback_in_the_log(service: Service) -> None:
+    """While headers are sent, while a body is sent, while a poll waits, while an answer is written."""
+    before = len(service.log)
+    for sent in (
+        b"GET /hea", b"GET /health HTTP/1.1\r\nHost: loc", head_of(service, "POST", "/api/results", "Content-Length: 99999999"),
+        head_of(service, "POST", "/api/events/ping", "Content-Length: 10") + b"{", head_of(service, "GET", "/api/events/wait/never?timeout=60000"),
+        head_of(service, "GET", "/api/context/issue-1/python-specialist") * 5, b"\x16\x03\x01\x02\x00\x01\x00", b"\r\n\r\n", b"nonsense\r\n\r\n",
+    ):  # fmt: skip
+        for reset in (True, False):
+            with connect(service) as connection:
+                if reset:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                connection.sendall(sent)
+    until(lambda: service.log[before:].count("/api/events/wait/never 499") == 2)
+    assert service.client().get("/status").json()["events"]["active_subscriptions"] == 0
+    assert "Traceback" not in service.log[before:], service.log[before:]
+
+
+def test_a_poll_whose_client_hangs_up_is_forgotten(service: Service, architect: Client) -> None:
+    for _ in range(20):
+        with connect(service) as connection:
+            connection.sendall(head_of(service, "GET", "/api/events/wait/never?timeout=60000"))
+            until(lambda: architect.get("/status").json()["events"]["active_subscriptions"] == 1)
+        until(lambda: architect.get("/status").json()["events"]["active_subscriptions"] == 0)
+
+
+# -- repeats
+
+
+@pytest.fixture
+def endpoints(make_service: Callable[..., Service], tmp_path: Path) -> Iterator[tuple[Client, list[tuple[str, dict[str, Any], int]]]]:
+    service = make_service("--agent-command", f"touch {tmp_path}/{{agent_id}}")
+    yield service.client(), [
+        ("/api/results", RESULT, 201), ("/api/events/ping", EVENT, 202),
+        ("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}, 201),
+    ]  # fmt: skip
+
+
+def test_a_repeat_with_the_same_key_is_answered_again_and_not_done_again(endpoints: tuple[Client, list[Any]]) -> None:
+    client, table = endpoints
+    for path, body, status in table:
+        first, second = (client.post(path, body, headers={"Idempotency-Key": "k-1"}) for _ in range(2))
+        assert first.status_code == second.status_code == status
+        assert "Idempotent-Replay" not in first.headers
+        assert second.headers["Idempotent-Replay"] == "true"
+        assert first.json() == second.json()
+        check_error(client.post(path, body | {"more": 1}, headers={"Idempotency-Key": "k-1"}), "REQ_006")
+        third = client.post(path, body, headers={"Idempotency-Key": "k-2"})
+        assert third.status_code == status
+        assert third.json() != first.json()
+    assert len(client.get("/api/results").json()["results"]) == 2
+    assert len(client.get("/api/events", type="ping").json()["events"]) == 2
+    assert len(client.get("/api/agents").json()["agents"]) == 2
+
+
+def test_repeats_at_the_same_time_are_done_once(endpoints: tuple[Client, list[Any]]) -> None:
+    client, table = endpoints
+    for path, body, status in table:
+        answers: list[requests.Response] = []
+
+        def send(path: str = path, body: Any = body, answers: list[requests.Response] = answers) -> None:
+            answers.append(Client(client.url, client.token).post(path, body, headers={"Idempotency-Key": "at once"}))
+
+        threads = [threading.Thread(target=send) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert [answer.status_code for answer in answers] == [status] * 8
+        assert len({answer.text for answer in answers}) == 1
+        assert sum("Idempotent-Replay" in answer.headers for answer in answers) == 7
+
+
+def test_a_refused_request_does_not_use_up_its_key(architect: Client) -> None:
+    headers = {"Idempotency-Key": "after a mistake"}
+    check_error(architect.post("/api/results", RESULT | {"agent_type": "no-such-type"}, headers=headers), "AGT_002")
+    assert architect.post("/api/results", RESULT, headers=headers).status_code == 201
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "tab\there", "ü"], ids=["empty", "long", "tab", "not ASCII"])
+def test_a_key_that_is_no_key_is_400(architect: Client, key: str) -> None:
+    check_error(architect.post("/api/events/ping", EVENT, headers={"Idempotency-Key": key.encode()}), "REQ_001")

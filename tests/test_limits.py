@@ -1,0 +1,338 @@
+"""How often a subject may ask, what it is told about it, and that being refused costs the service nothing."""
+
+import random
+import re
+import threading
+import time
+import types
+from typing import Any
+
+import pytest
+import requests
+from conftest import ALL, PROJECT, Client, Service
+
+import cco_sidecar
+from cco_sidecar import ApiError, Claims, RateLimits
+
+EXAMPLES = {"architect": "chief-architect", "coding": "python-specialist", "qa": "test-engineer", "security": "security-auditor",
+            "documentation": "documentation-expert", "support": "technical-researcher"}  # fmt: skip
+ROWS = {"architect": (None, None), "coding": (60, 10), "qa": (60, 10), "security": (60, 10), "documentation": (30, 5), "support": (30, 5)}
+AGENT_TYPES = types.SimpleNamespace(categories={name: category for category, name in EXAMPLES.items()})
+LIMITED = [(name, *row) for name, row in ROWS.items() if row[0]]
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Subject:
+    """One subject of a category under fresh limits and a clock of its own."""
+
+    def __init__(self, category: str, limits: RateLimits | None = None, clock: Clock | None = None, sub: str = "agent-1") -> None:
+        self.clock = clock or Clock()
+        self.limits = limits or RateLimits(AGENT_TYPES, self.clock)  # type: ignore[arg-type]
+        self.claims = Claims(sub=sub, agent_type=EXAMPLES[category], project_id=PROJECT, permissions=ALL, exp=0, iat=0)
+
+    def ask(self) -> Any:
+        """The allowance that is left, or the refusal."""
+        try:
+            return self.limits.spend(self.claims)
+        except ApiError as error:
+            return error
+
+    def ask_all(self) -> int:
+        """How many requests in a row are allowed."""
+        for number in range(10_000):
+            if isinstance(self.ask(), ApiError):
+                return number
+        raise AssertionError("without end")
+
+
+# -- the rules, without a server
+
+
+def test_the_rows_are_those_of_the_reference() -> None:
+    assert {name: (row.per_minute, row.burst) for name, row in cco_sidecar.CATEGORIES.items()} == ROWS
+
+
+@pytest.mark.parametrize(("category", "limit", "burst"), LIMITED)
+def test_at_most_the_burst_at_once(category: str, limit: int, burst: int) -> None:
+    assert Subject(category).ask_all() == burst
+
+
+@pytest.mark.parametrize(("category", "limit", "burst"), LIMITED)
+def test_the_burst_refills_at_the_limits_pace(category: str, limit: int, burst: int) -> None:
+    subject = Subject(category)
+    subject.ask_all()
+    for step in (1, 2, 3):
+        subject.clock.now += step * 60 / limit
+        assert subject.ask_all() == step
+    subject.clock.now += 60
+    assert subject.ask_all() == burst, "and never holds more than the burst"
+
+
+@pytest.mark.parametrize(("category", "limit", "burst"), LIMITED)
+def test_at_most_the_limit_in_a_minute_although_the_bucket_would_allow_more(category: str, limit: int, burst: int) -> None:
+    subject = Subject(category)
+    began, allowed = subject.clock.now, subject.ask_all()
+    while subject.clock.now + 60 / limit < began + 60:
+        subject.clock.now += 60 / limit
+        allowed += subject.ask_all()
+    assert allowed == limit
+    refusal = subject.ask()
+    assert began + 60 <= subject.clock.now + refusal.retry_after < began + 61 + 60 / limit
+
+
+def test_an_architect_has_no_limit() -> None:
+    subject = Subject("architect")
+    assert [subject.ask() for _ in range(1000)] == [None] * 1000
+    assert subject.limits.statistics() == {"subjects": 0}
+
+
+@pytest.mark.parametrize(("category", "limit", "burst"), LIMITED)
+@pytest.mark.parametrize("seed", range(5))
+def test_both_limits_hold_in_every_window_and_the_waiting_time_is_honest(category: str, limit: int, burst: int, seed: int) -> None:
+    subject, chance = Subject(category), random.Random(seed)
+    allowed: list[float] = []
+    for _ in range(1500):
+        subject.clock.now += chance.choice([0, 0, 0, chance.random(), chance.random() * 3])
+        answer = subject.ask()
+        if isinstance(answer, ApiError) and chance.random() < 0.3:
+            assert answer.retry_after is not None and answer.retry_after >= 1
+            subject.clock.now += answer.retry_after - 1
+            assert isinstance(subject.ask(), ApiError), "a second less is too early"
+            subject.clock.now += 1
+            answer = subject.ask()
+            assert not isinstance(answer, ApiError), "exactly the time that was told is enough"
+        if not isinstance(answer, ApiError):
+            allowed.append(subject.clock.now)
+    assert len(allowed) > limit
+    for last in range(len(allowed)):
+        for first in range(max(0, last - limit), last + 1):
+            span, number = allowed[last] - allowed[first], last - first + 1
+            assert number <= burst + span * limit / 60 + 1e-6
+            assert number <= limit or span >= 60 - 1e-6
+
+
+@pytest.mark.parametrize(("category", "limit", "burst"), LIMITED)
+def test_what_remains_is_what_can_be_asked_at_once(category: str, limit: int, burst: int) -> None:
+    subject, chance = Subject(category), random.Random(1)
+    for _ in range(50):
+        subject.clock.now += chance.random() * 10
+        answer = subject.ask()
+        if not isinstance(answer, ApiError):
+            assert answer.limit == limit
+            assert subject.ask_all() == answer.remaining
+    refusal = subject.ask()
+    assert (refusal.allowance.limit, refusal.allowance.remaining) == (limit, 0)
+
+
+@pytest.mark.parametrize(("category", "limit", "burst"), LIMITED)
+@pytest.mark.parametrize("used", [1, 3, "all", "the minute"])
+def test_at_the_reset_everything_is_there_again(category: str, limit: int, burst: int, used: Any) -> None:
+    subject = Subject(category)
+    if used == "the minute":
+        for _ in range(3 * limit):
+            subject.ask()
+            subject.clock.now += 20 / limit
+    for _ in range(used if isinstance(used, int) else burst + 1):
+        answer = subject.ask()
+    allowance = answer.allowance if isinstance(answer, ApiError) else answer
+    subject.clock.now += allowance.reset - time.time() + 0.1  # the reset is told in the clock on the wall
+    assert subject.ask_all() == burst
+
+
+def test_a_refused_request_costs_nothing() -> None:
+    subject = Subject("coding")
+    subject.ask_all()
+    for _ in range(100):
+        assert subject.ask().retry_after == 1
+    subject.clock.now += 1
+    assert subject.ask_all() == 1
+
+
+def test_a_refusal_says_what_the_reference_says() -> None:
+    subject = Subject("documentation")
+    subject.ask_all()
+    refusal = subject.ask()
+    assert (refusal.code, refusal.status, refusal.error, refusal.retry_after) == ("RATE_001", 429, "rate_limit_exceeded", 2)
+    assert refusal.message == "Too many requests. Please wait 2 seconds."
+
+
+def test_subjects_and_projects_do_not_share() -> None:
+    first = Subject("coding")
+    second = Subject("coding", first.limits, first.clock, "agent-2")
+    third = Subject("coding", first.limits, first.clock)
+    third.claims = Claims(sub="agent-1", agent_type="python-specialist", project_id="project-xyz", permissions=[], exp=0, iat=0)
+    assert [subject.ask_all() for subject in (first, second, third, first)] == [10, 10, 10, 0]
+
+
+def test_a_hundred_thousand_subjects_are_forgotten_when_they_are_idle() -> None:
+    clock = Clock()
+    limits = Subject("coding", clock=clock).limits
+    subjects = [Subject("coding", limits, clock, f"agent-{number}") for number in range(100_000)]
+    busy = subjects[0]
+    assert busy.ask_all() == 10
+    for subject in subjects[1:]:
+        subject.ask()
+    assert limits.statistics() == {"subjects": 100_000}
+    clock.now += 59
+    busy.ask()
+    assert limits.statistics() == {"subjects": 100_000}, "within the minute each still counts"
+    clock.now += 2
+    busy.ask()
+    assert limits.statistics() == {"subjects": 1}
+    for number in range(20_000):  # two hundred new ones a second never hold more than a minute's worth
+        clock.now += 0.005
+        Subject("coding", limits, clock, f"passer-by-{number}").ask()
+    assert limits.statistics()["subjects"] <= 12_002
+
+
+def test_being_forgotten_gives_nobody_more() -> None:
+    first = Subject("coding")
+    other = Subject("coding", first.limits, first.clock, "agent-2")
+    for _ in range(60):
+        first.ask()
+        first.clock.now += 1
+        other.ask()
+    assert first.ask_all() <= 1
+
+
+# -- over HTTP
+
+
+def use_up(client: Client, method: str = "GET", path: str = "/api/agents", body: Any = None) -> tuple[int, requests.Response]:
+    """How many requests were let through before the first refusal, and that."""
+    for number in range(100):
+        answer = client.request(method, path, json=body)
+        if answer.status_code == 429:
+            return number, answer
+    raise AssertionError("a hundred requests were let through")
+
+
+@pytest.mark.parametrize(("category", "limit", "burst"), LIMITED)
+def test_answers_tell_the_limit_and_what_is_left_of_it(service: Service, category: str, limit: int, burst: int) -> None:
+    client = service.client(EXAMPLES[category])
+    began, remaining, resets = time.monotonic(), [], []
+    for _ in range(3):
+        answer = client.get("/api/agents")
+        assert answer.status_code == 200
+        assert answer.headers["X-RateLimit-Limit"] == str(limit)
+        remaining.append(int(answer.headers["X-RateLimit-Remaining"]))
+        resets.append(int(answer.headers["X-RateLimit-Reset"]))
+    refilled = int((time.monotonic() - began) * limit / 60) + 1
+    assert remaining[0] == burst - 1
+    assert burst - 3 <= remaining[-1] <= burst - 3 + refilled
+    assert time.time() - 1 <= resets[0] <= resets[-1] <= time.time() + 60
+
+
+@pytest.mark.parametrize(("category", "limit", "burst"), LIMITED)
+def test_more_than_the_burst_is_refused_as_documented(service: Service, category: str, limit: int, burst: int) -> None:
+    client = service.client(EXAMPLES[category])
+    began, allowed = time.monotonic(), 0
+    while (answer := client.get("/api/agents")).status_code == 200:
+        allowed += 1
+    assert burst <= allowed <= burst + (time.monotonic() - began) * limit / 60 + 1
+    assert answer.status_code == 429
+    body = answer.json()
+    seconds = body["retry_after_seconds"]
+    assert isinstance(seconds, int) and 1 <= seconds <= 60 / limit + 1
+    assert (body["error"], body["code"], body["limit"]) == ("rate_limit_exceeded", "RATE_001", limit)
+    assert body["message"] == f"Too many requests. Please wait {seconds} seconds."
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", body["timestamp"])
+    assert body["request_id"] == answer.headers["X-Request-ID"]
+    assert answer.headers["Retry-After"] == str(seconds)
+    assert answer.headers["X-RateLimit-Limit"] == str(limit)
+    assert answer.headers["X-RateLimit-Remaining"] == "0"
+    assert int(answer.headers["X-RateLimit-Reset"]) >= time.time()
+
+
+def test_who_waits_as_long_as_told_is_answered(service: Service) -> None:
+    client = service.client("python-specialist")
+    _, refusal = use_up(client)
+    time.sleep(int(refusal.headers["Retry-After"]))
+    assert client.get("/api/results").status_code == 200
+
+
+def test_an_architect_is_unlimited_and_sees_no_limits(architect: Client) -> None:
+    for _ in range(100):
+        answer = architect.get("/api/agents")
+        assert answer.status_code == 200
+        assert not [name for name in answer.headers if name.lower().startswith("x-ratelimit")]
+
+
+def test_public_endpoints_and_bad_tokens_are_not_counted(service: Service) -> None:
+    client = service.client("documentation-expert")
+    for _ in range(10):
+        assert client.get("/health").status_code == 200
+        assert Client(service.url, f"{client.token}x").get("/status").status_code == 401
+    assert client.get("/api/agents").headers["X-RateLimit-Remaining"] == "4"
+
+
+def test_two_tokens_of_one_subject_share_its_allowance(service: Service) -> None:
+    began = time.monotonic()
+    first, _ = use_up(service.client("documentation-expert", sub="sharer"))
+    second, _ = use_up(service.client("documentation-expert", sub="sharer", exp=int(time.time()) + 1000))
+    assert 5 <= first + second <= 5 + (time.monotonic() - began) / 2 + 1
+    assert use_up(service.client("documentation-expert", sub="no sharer"))[0] >= 5
+
+
+def test_refusals_and_mistakes_cost_a_request_too(service: Service) -> None:
+    client, began = service.client("documentation-expert"), time.monotonic()
+    assert client.post("/api/results", {}).status_code == 403
+    assert client.get("/api/results", limit=0).status_code == 400
+    assert client.get("/api/agents/a/logs").status_code == 404
+    assert int(client.get("/api/agents").headers["X-RateLimit-Remaining"]) <= 1 + (time.monotonic() - began) / 2
+
+
+def test_a_long_poll_costs_one_request(service: Service) -> None:
+    client = service.client("python-specialist")
+    answer = client.get("/api/events/wait/never", timeout=1500)
+    assert answer.json()["timeout"] is True
+    assert answer.headers["X-RateLimit-Remaining"] == "9"
+    assert int(client.get("/api/agents").headers["X-RateLimit-Remaining"]) >= 8
+
+
+def test_a_refused_request_does_no_work(service: Service, issue: str) -> None:
+    client, architect = service.client("python-specialist"), service.client()
+    body = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": issue, "project_id": PROJECT, "result": {"status": "success"}}
+    event = {"publisher": "tester", "topic": "test", "data": {"issue_id": issue}}
+    stored, _ = use_up(client, "POST", "/api/results", body)
+    published, _ = use_up(client, "POST", "/api/events/ping", event)
+    stored += use_up(client, "POST", "/api/results", body)[0]
+    assert len(architect.get("/api/results", issue_id=issue).json()["results"]) == stored
+    assert len(architect.wait("ping", filter=f"issue_id:{issue}", timeout=0)["events"]) == published
+
+
+def test_a_refused_request_is_not_even_read(service: Service) -> None:
+    client = service.client("documentation-expert")
+    for method, path, body in [("POST", "/api/results", {}), ("POST", "/api/agents/spawn", {}), ("GET", "/api/context/i/no-such-type", None)]:
+        _, refusal = use_up(client, method, path, body)
+        assert refusal.json()["code"] == "RATE_001", "neither the permission nor the body was looked at"
+
+
+def test_a_swarm_at_once_gets_no_more_than_the_burst(service: Service) -> None:
+    token, statuses = service.token("python-specialist"), []
+    started = threading.Barrier(30)
+
+    def ask() -> None:
+        client = Client(service.url, token)
+        client.get("/health")
+        started.wait(30)
+        statuses.append(client.get("/api/agents").status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(30)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(statuses) == 30
+    assert 10 <= statuses.count(200) <= 10 + (time.monotonic() - began) + 1
+    assert set(statuses) == {200, 429}

@@ -1,0 +1,111 @@
+"""Packaging: one file, one wheel, and nothing in the repository that belongs elsewhere."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import msgspec
+import pytest
+from conftest import ROOT, clean_environment
+
+import cco_sidecar
+
+PROJECT_TABLE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ALLOWED = {"pyproject.toml", "cco_sidecar.py", "plugins", "tests", "vendor_schemas", "LICENSE", "README.md"}
+
+
+def run(*command: str, cwd: Path, **env: str) -> str:
+    ended = subprocess.run(command, cwd=cwd, env=clean_environment(**env), capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def names_in(folder: str, pattern: str) -> list[str]:
+    return sorted(path.relative_to(ROOT / folder).as_posix() for path in (ROOT / folder).rglob(pattern) if "__pycache__" not in path.parts)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of what it is made of, so that nothing is written into the repository."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ALLOWED - {"tests"}:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", cwd=folder)
+    return next((folder / "dist").glob("*.whl"))
+
+
+def inline_metadata() -> str:
+    """The PEP 723 block of the module as TOML."""
+    block = re.search(r"(?m)^# /// script\n((?:#(?: .*)?\n)+?)# ///$", (ROOT / "cco_sidecar.py").read_text())
+    assert block
+    return re.sub(r"(?m)^# ?", "", block[1])
+
+
+def test_the_inline_metadata_and_the_project_table_want_the_same() -> None:
+    inline = tomllib.loads(inline_metadata())
+    assert inline == {"requires-python": PROJECT_TABLE["requires-python"], "dependencies": PROJECT_TABLE["dependencies"]}
+
+
+def test_the_line_about_missing_packages_names_every_dependency() -> None:
+    names = [re.split(r"[^A-Za-z0-9-]", dependency)[0] for dependency in PROJECT_TABLE["dependencies"]]
+    assert f"`pip install {' '.join(names)}`" in (ROOT / "cco_sidecar.py").read_text()
+
+
+def test_the_module_is_an_executable_script_of_uv() -> None:
+    assert (ROOT / "cco_sidecar.py").read_text().startswith("#!/usr/bin/env -S uv run --script\n")
+    assert (ROOT / "cco_sidecar.py").stat().st_mode & 0o100
+
+
+def test_the_wheel_holds_the_module_the_plugins_and_the_schemas_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        found = sorted(archive.namelist())
+        metadata = next(archive.read(name).decode() for name in found if name.endswith("/METADATA"))
+    info = f"cco_sidecar-{cco_sidecar.__version__}.dist-info"
+    wanted = ["cco_sidecar.py", *(f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"))]
+    wanted += [f"cco_sidecar_plugins/{name}" for name in names_in("plugins", "*.py")]
+    wanted += [f"cco_sidecar_schemas/{name}" for name in names_in("vendor_schemas", "*.json")]
+    assert found == sorted(wanted)
+    assert "house_rules.py" in names_in("plugins", "*.py") and "openapi.json" in names_in("vendor_schemas", "*.json")
+    assert f"Version: {cco_sidecar.__version__}\n" in metadata and "License-Expression: MIT" in metadata
+
+
+def test_an_installed_wheel_finds_every_plugin_and_schema_that_is_bundled(wheel: Path, tmp_path: Path) -> None:
+    # What it needs is linked from here, but not ourselves, who may be installed here for development.
+    run(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv"), cwd=tmp_path)
+    home = tmp_path / "venv/bin"
+    uv = str(Path(sys.executable).with_name("uv"))
+    run(uv, "pip", "install", "--offline", "--no-deps", "--python", str(home / "python"), str(wheel), cwd=tmp_path)
+    place = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    for package in Path(msgspec.__file__).parent.parent.iterdir():
+        if not re.match(r"_*(editable|cco_sidecar)", package.name) and package.suffix != ".pth":
+            (place / package.name).symlink_to(package)
+    work = tmp_path / "work"
+    work.mkdir()
+
+    assert run(str(home / "cco"), "--version", cwd=work) == f"cco {cco_sidecar.__version__}\n"
+    listed = run(str(home / "cco"), "plugins", "--format", "csv", cwd=work)
+    installed = [line.split(",")[:2] for line in listed.splitlines() if "cco_sidecar_plugins" in line]
+    assert installed == [[name.removesuffix(".py"), str(place / "cco_sidecar_plugins" / name)] for name in names_in("plugins", "[!_]*.py")]
+    assert not [line for line in listed.splitlines()[1:] if line.split(",")[-1]], listed
+
+    code = "import cco_sidecar; print(cco_sidecar.__file__, *cco_sidecar.bundled_folder('schemas'))"
+    module, schemas = run(str(home / "python"), "-c", code, cwd=work).split()
+    assert Path(module) == place / "cco_sidecar.py"
+    assert sorted(path.name for path in Path(schemas).glob("*.json")) == names_in("vendor_schemas", "*.json")
+
+
+def test_the_top_level_of_the_repository_holds_only_what_belongs_there() -> None:
+    listed = run("git", "ls-files", cwd=ROOT).splitlines()
+    assert "cco_sidecar.py" in listed
+    top = {name.partition("/")[0] for name in listed}
+    assert {name for name in top if not name.startswith(".")} <= ALLOWED
+    assert [name for name in listed if re.search(r"\.(pyc|log|db|whl|orig|rej)$|(^|/)(dist|build|__pycache__)/", name)] == []

@@ -1,0 +1,388 @@
+"""Who may talk to the service at all, what its answers and logs give away, and policies of plugins."""
+
+import json
+import re
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from conftest import MODULE, PROJECT, Client, Service, make_repository, until
+
+import cco_sidecar
+
+EVENT = {"publisher": "tester", "topic": "test", "data": {}}
+RESULT = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-1", "project_id": PROJECT, "result": {"status": "success"}}
+LOOPBACK = frozenset({"localhost", "127.0.0.1"})
+
+
+@pytest.fixture
+def nobody(service: Service) -> Client:
+    return Client(service.url, None)
+
+
+def refused(answer: requests.Response, code: str = "REQ_007") -> bool:
+    return (answer.status_code, answer.json()["code"]) == (403, code)
+
+
+# -- Host
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "answered"),
+    [
+        ("localhost", LOOPBACK, True),
+        ("localhost:3001", LOOPBACK, True),
+        ("LocalHost:3001", LOOPBACK, True),
+        ("localhost.", LOOPBACK, True),
+        ("localhost.:3001", LOOPBACK, True),
+        ("127.0.0.1", LOOPBACK, True),
+        ("127.0.0.1:3001", LOOPBACK, True),
+        ("127.1.2.3:80", LOOPBACK, True),
+        ("[::1]", LOOPBACK, True),
+        ("[::1]:3001", LOOPBACK, True),
+        ("", LOOPBACK, False),
+        (":3001", LOOPBACK, False),
+        ("evil.example", LOOPBACK, False),
+        ("evil.example:3001", LOOPBACK, False),
+        ("localhost.evil.example", LOOPBACK, False),
+        ("127.0.0.1.evil.example", LOOPBACK, False),
+        ("127.0.0.1.nip.io", LOOPBACK, False),
+        ("localhost@evil.example", LOOPBACK, False),
+        ("evil.example@localhost", LOOPBACK, False),
+        ("localhost:3001:80", LOOPBACK, False),
+        ("localhost:port", LOOPBACK, False),
+        ("localhost/evil", LOOPBACK, False),
+        ("localhost evil.example", LOOPBACK, False),
+        ("localhost,evil.example", LOOPBACK, False),
+        ("192.168.1.5", LOOPBACK, False),
+        ("0.0.0.0", LOOPBACK, False),
+        ("[::]", LOOPBACK, False),
+        ("[fe80::1]", LOOPBACK, False),
+        ("2130706433", LOOPBACK, False),
+        ("0x7f.1", LOOPBACK, False),
+        ("[localhost]", LOOPBACK, False),
+        ("[::1", LOOPBACK, False),
+        ("::1]", LOOPBACK, False),
+        ("devbox.example", LOOPBACK | {"devbox.example"}, True),
+        ("DEVBOX.example:3001", LOOPBACK | {"devbox.example"}, True),
+        ("other.devbox.example", LOOPBACK | {"devbox.example"}, False),
+        ("192.168.1.5:3001", LOOPBACK | {"*"}, True),
+        ("[fe80::1]:3001", LOOPBACK | {"*"}, True),
+        ("evil.example", LOOPBACK | {"*"}, False),
+    ],
+)
+def test_which_hosts_are_answered(host: str, allowed: frozenset[str], answered: bool) -> None:
+    assert cco_sidecar.host_allowed(host, allowed) is answered
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:3001", "localhost.evil.example", "192.168.1.5"])
+def test_a_rebound_name_reaches_no_endpoint(service: Service, host: str) -> None:
+    client = service.client()
+    for method, path in [("GET", "/health"), ("GET", "/status"), ("POST", "/api/results"), ("OPTIONS", "/status"), ("GET", "/api/nothing")]:
+        answer = client.request(method, path, headers={"Host": host})
+        assert refused(answer), (method, path)
+
+
+def test_a_rebound_name_is_refused_before_the_token_is_looked_at(service: Service) -> None:
+    assert refused(Client(service.url, "garbage").request("GET", "/status", headers={"Host": "evil.example"}))
+
+
+def test_a_configured_host_is_answered(make_service: Callable[..., Service]) -> None:
+    client = Client(make_service("--allowed-host", "devbox.example").url, None)
+    assert client.request("GET", "/health", headers={"Host": "devbox.example:3001"}).status_code == 200
+    assert refused(client.request("GET", "/health", headers={"Host": "evil.example"}))
+
+
+# -- Origin
+
+
+@pytest.mark.parametrize(
+    ("origin", "more", "allowed"),
+    [
+        ("http://localhost", (), True),
+        ("http://localhost:5173", (), True),
+        ("https://localhost:5173", (), True),
+        ("http://127.0.0.1:8080", (), True),
+        ("http://[::1]:8080", (), True),
+        ("vscode-webview://0abc123", (), True),
+        ("vscode-file://vscode-app", (), True),
+        ("null", (), False),
+        ("", (), False),
+        ("http://", (), False),
+        ("https://evil.example", (), False),
+        ("http://localhost.evil.example", (), False),
+        ("http://evil.example/localhost", (), False),
+        ("http://localhost@evil.example", (), False),
+        ("http://evil.example#localhost", (), False),
+        ("http://127.0.0.1.evil.example", (), False),
+        ("ftp://localhost", (), False),
+        ("file://", (), False),
+        ("javascript:alert(1)", (), False),
+        ("http://[::1", (), False),
+        ("http://[bad]", (), False),
+        ("http://localhost:99999999", (), False),
+        ("http://localhost:port", (), False),
+        ("https://app.example", ("https://app.example",), True),
+        ("http://app.example", ("https://app.example",), False),
+        ("https://app.example:8443", ("https://app.example",), False),
+        ("https://app.example.evil", ("https://app.example",), False),
+    ],
+)
+def test_which_origins_may_call(origin: str, more: tuple[str, ...], allowed: bool) -> None:
+    assert cco_sidecar.origin_allowed(origin, more) is allowed
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://[::1", "http://localhost.evil.example", "http://[bad]:1"])
+def test_a_hostile_page_is_refused_and_gets_no_cors_headers(service: Service, origin: str) -> None:
+    for method, path in [("GET", "/health"), ("GET", "/status"), ("POST", "/api/events/ping"), ("OPTIONS", "/api/results")]:
+        answer = service.client().request(method, path, headers={"Origin": origin, "Access-Control-Request-Method": "POST"})
+        assert refused(answer), (method, path)
+        assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:5173", "vscode-webview://0abc123"])
+def test_a_friendly_page_may_read_answers_and_errors(service: Service, origin: str) -> None:
+    for client, path, status in [(service.client("python-specialist"), "/status", 200), (Client(service.url, None), "/status", 401)]:
+        answer = client.request("GET", path, headers={"Origin": origin})
+        assert answer.status_code == status
+        assert answer.headers["Access-Control-Allow-Origin"] == origin
+        assert "Origin" in answer.headers["Vary"]
+        assert "Access-Control-Allow-Credentials" not in answer.headers
+    exposed = {name.strip() for name in answer.headers["Access-Control-Expose-Headers"].split(",")}
+    assert exposed >= {"X-Request-ID", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Refreshed-Token", "Retry-After"}
+
+
+@pytest.mark.parametrize(("path", "method"), [("/api/results", "POST"), ("/api/cache/context/issue-1", "DELETE"), ("/status", "GET")])
+def test_a_preflight_is_answered_without_a_token(nobody: Client, path: str, method: str) -> None:
+    asked = {"Origin": "http://localhost:5173", "Access-Control-Request-Method": method, "Access-Control-Request-Headers": "authorization"}
+    answer = nobody.request("OPTIONS", path, headers=asked)
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert answer.headers["Access-Control-Allow-Origin"] == "http://localhost:5173"
+    assert method in answer.headers["Access-Control-Allow-Methods"].split(", ")
+    allowed = {name.strip().lower() for name in answer.headers["Access-Control-Allow-Headers"].split(",")}
+    assert allowed >= {"authorization", "content-type", "idempotency-key"}
+
+
+def test_a_configured_origin_may_call(make_service: Callable[..., Service]) -> None:
+    client = make_service("--cors-origin", "https://app.example").client()
+    answer = client.request("GET", "/status", headers={"Origin": "https://app.example"})
+    assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (200, "https://app.example")
+    assert refused(client.request("GET", "/status", headers={"Origin": "https://evil.example"}))
+
+
+# -- headers of every answer
+
+
+def test_every_answer_has_the_protective_headers(service: Service, nobody: Client) -> None:
+    architect = service.client()
+    answers = [
+        nobody.get("/health"), nobody.get("/openapi.json"), nobody.get("/status"), nobody.get("/api/nothing"), nobody.request("PUT", "/health"),
+        nobody.request("TRACE", "/health"), nobody.request("OPTIONS", "/status"), nobody.request("HEAD", "/health"), architect.get("/status"),
+        architect.post("/api/results", {}), architect.post("/api/events/ping", EVENT), architect.get("/api/results/%ff"),
+        architect.post("/api/events/ping", EVENT | {"data": {"text": "x" * 2_000_000}}), architect.get("/api/events/wait/x?timeout=0"),
+    ]  # fmt: skip
+    for answer in answers:
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["X-Frame-Options"] == "DENY"
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["X-Request-ID"].startswith("req-")
+        assert "Tornado" not in answer.headers["Server"]
+    assert len({answer.headers["X-Request-ID"] for answer in answers}) == len(answers)
+
+
+def test_contexts_may_be_kept_by_their_reader_only(architect: Client, issue: str) -> None:
+    path = f"/api/context/{issue}/python-specialist"
+    answer = architect.get(path)
+    assert answer.headers["Cache-Control"] == "private, no-cache"
+    again = architect.request("GET", path, headers={"If-None-Match": answer.headers["ETag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["Cache-Control"] == "private, no-cache"
+    assert again.headers["ETag"] == answer.headers["ETag"]
+    assert architect.get(f"/api/context/{issue}/no-such-type").headers["Cache-Control"] == "no-store"
+
+
+# -- the audit log
+
+
+def audit(service: Service) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (service.storage / "audit.log").read_text().splitlines()]
+
+
+def audited(service: Service, answer: requests.Response) -> dict[str, Any]:
+    """The one line about ``answer``."""
+    lines = until(lambda: [line for line in audit(service) if line["request_id"] == answer.headers["X-Request-ID"]])
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_the_audit_log_says_who_did_what_on_what_with_what_outcome(service: Service) -> None:
+    client = service.client("python-specialist", sub="agent-7")
+    line = audited(service, client.post("/api/results", RESULT))
+    assert {"who": "agent-7", "agent_type": "python-specialist", "method": "POST", "path": "/api/results", "status": 201}.items() <= line.items()
+    assert (line["outcome"], line["code"], line["remote"]) == ("done", None, "127.0.0.1")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", line["time"])
+    line = audited(service, client.delete("/api/cache/context/issue-never-cached"))
+    assert (line["outcome"], line["status"], line["code"]) == ("refused", 404, "REQ_002")
+
+
+def test_the_audit_log_tells_refusals_of_every_kind(service: Service, nobody: Client) -> None:
+    reader = service.client("documentation-expert", sub="reader-7")
+    for answer, who, code in [
+        (nobody.get("/status"), None, "AUTH_001"),
+        (Client(service.url, "garbage").post("/api/results", RESULT), None, "AUTH_001"),
+        (reader.post("/api/results", RESULT), "reader-7", "AUTH_003"),
+        (service.client(sub="stranger-7", project_id="project-xyz").get("/status"), None, "AUTH_003"),
+        (nobody.request("GET", "/health", headers={"Host": "evil.example"}), None, "REQ_007"),
+        (nobody.get("/api/nothing"), None, "REQ_002"),
+    ]:
+        line = audited(service, answer)
+        assert (line["who"], line["code"], line["outcome"]) == (who, code, "refused")
+        assert line["reason"]
+
+
+def test_reading_is_not_audited(service: Service) -> None:
+    client = service.client()
+    read, changed = client.get("/status"), client.post("/api/events/ping", EVENT)
+    assert audited(service, changed)
+    assert read.headers["X-Request-ID"] not in (service.storage / "audit.log").read_text()
+
+
+def test_the_audit_log_is_for_its_owner_only(service: Service) -> None:
+    assert (service.storage / "audit.log").stat().st_mode & 0o777 == 0o600
+    assert service.storage.stat().st_mode & 0o777 == 0o700
+
+
+# -- what must not be told
+
+
+def test_neither_errors_nor_logs_give_away_tokens_paths_or_tracebacks(make_service: Callable[..., Service]) -> None:
+    service = make_service("--agent-command", "/nowhere/agent {task}")
+    (service.storage / "results").mkdir()
+    (service.storage / "results" / PROJECT).write_text("in the way of the results")
+    architect, coder = service.client(), service.client("python-specialist")
+    other = Client(service.url, str(architect.token)[:-3] + "abc")
+    secret = "a-body-that-nobody-logs"
+    answers = [
+        other.get("/status"), Client(service.url, f"{coder.token}.more").get("/status"), coder.post("/api/agents/spawn", {"task": secret}),
+        architect.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i", "task": secret, "environment": {"KEY": secret}}),
+        architect.post("/api/results", RESULT | {"result": {"status": "success", "decisions": [secret]}}),
+        architect.post("/api/results", RESULT | {"issue_id": "../../etc/passwd"}), architect.get("/api/results/..%2f..%2fetc%2fpasswd"),
+        architect.get("/api/agents/agent-unknown/logs"), architect.get("/api/context/i/no-such-type"),
+        architect.get("/api/events/wait/x?since=garbage"),
+        architect.post("/api/events/ping", EVENT | {"data": secret}), architect.request("POST", "/api/events/ping", data=secret),
+    ]  # fmt: skip
+    assert {answer.status_code for answer in answers} == {400, 401, 403, 404, 500}
+    assert architect.post("/api/events/ping", EVENT | {"data": {"text": secret}}).status_code == 202
+    folders = [str(service.root), str(service.storage), str(MODULE.parent), "/nowhere", "/etc/passwd"]
+    hidden = [str(architect.token), str(coder.token), str(other.token), (service.storage / "jwt.secret").read_text().strip(), secret]
+    for answer in answers:
+        assert [word for word in [*folders, *hidden, "Traceback", 'File "'] if word in answer.text] == [], answer.text
+    until(lambda: all(answer.headers["X-Request-ID"] in service.log for answer in answers))
+    assert service.stop() == 0
+    lines = [line for line in service.log.splitlines() if not line.startswith("  ")]  # the banner names root and storage
+    for log in ("\n".join(lines), (service.storage / "audit.log").read_text()):
+        assert [word for word in [*folders, *hidden, "Traceback"] if word in log] == []
+    assert [word for word in hidden if word in service.log] == [], "the banner too"
+
+
+def test_the_log_has_one_line_for_a_request(service: Service) -> None:
+    answer = service.client("python-specialist", sub="agent-8").get("/status")
+    lines = until(lambda: [line for line in service.log.splitlines() if answer.headers["X-Request-ID"] in line])
+    assert len(lines) == 1
+    assert "GET /status 200" in lines[0] and "agent-8" in lines[0]
+
+
+# -- permission policies
+
+POLICY = """
+    import time
+    from cco_sidecar import hookimpl
+
+    @hookimpl
+    def permission_policy(claims, permission, method, path):
+        if path == "/status":
+            return None
+        if claims.sub == "asked":
+            return f"{claims.agent_type} {permission} {method} {path}"
+        if claims.sub == "hanging":
+            time.sleep(60)
+        if claims.sub == "exiting":
+            raise SystemExit("enough")
+        if claims.sub == "raising":
+            raise RuntimeError("the policy is broken\\nin two lines")
+        return {"agreeing": True, "silent": None, "refusing": False, "empty": "", "zero": 0, "number": 42, "list": [], "object": object()}[claims.sub]
+"""
+
+
+def plugin_folder(folder: Path, **sources: str) -> Path:
+    folder.mkdir()
+    for name, source in sources.items():
+        (folder / f"{name}.py").write_text(textwrap.dedent(source))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose policy decides by the subject of the token."""
+    folder = tmp_path_factory.mktemp("guarded")
+    plugins = plugin_folder(folder / "policies", strict_house=POLICY)
+    running = Service(make_repository(folder / "repository"), folder / "storage", "--plugins", str(plugins)).start()
+    yield running
+    assert running.stop() == 0, running.log
+    assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("subject", ["agreeing", "silent"])
+def test_a_policy_that_agrees_changes_nothing(guarded: Service, subject: str) -> None:
+    assert guarded.client(sub=subject).post("/api/events/ping", EVENT).status_code == 202
+
+
+@pytest.mark.parametrize("subject", ["refusing", "raising", "exiting", "empty", "zero", "number", "list", "object", "unknown-to-the-policy"])
+def test_a_policy_that_does_not_clearly_agree_refuses(guarded: Service, subject: str) -> None:
+    client = guarded.client(sub=subject)
+    before = guarded.client(sub="agreeing").get("/status").json()["events"]["total_published"]
+    answer = client.post("/api/events/ping", EVENT)
+    assert refused(answer, "AUTH_003")
+    assert "strict_house" in answer.json()["message"]
+    assert client.get("/status").json()["events"]["total_published"] == before, "nothing was done"
+
+
+def test_a_policys_reason_is_told(guarded: Service) -> None:
+    answer = guarded.client("python-specialist", sub="asked").post("/api/results", RESULT)
+    assert refused(answer, "AUTH_003")
+    reason = "python-specialist write_results POST /api/results"
+    assert reason in answer.json()["message"]
+    assert answer.json()["details"]["policy"] == reason
+    assert audited(guarded, answer)["reason"] == answer.json()["message"]
+
+
+def test_a_policy_is_asked_after_the_permission_and_never_without_a_token(guarded: Service) -> None:
+    answer = guarded.client("documentation-expert", sub="asked").post("/api/results", RESULT)
+    assert answer.json()["details"] == {"permission": "write_results"}
+    assert Client(guarded.url, None).get("/health").status_code == 200
+    assert Client(guarded.url, None).get("/api/results").status_code == 401
+
+
+def test_a_policy_that_hangs_refuses_and_takes_nobody_with_it(guarded: Service) -> None:
+    hanging, answers = guarded.client(sub="hanging"), []
+    thread = threading.Thread(target=lambda: answers.append(hanging.get("/api/results")))
+    thread.start()
+    while thread.is_alive():
+        assert Client(guarded.url, None).get("/health").elapsed.total_seconds() < 2
+        assert guarded.client(sub="agreeing").get("/api/results").status_code == 200
+        thread.join(0.2)
+    assert refused(answers[0], "AUTH_003")
+    assert answers[0].elapsed.total_seconds() < 8
+
+
+def test_one_refusal_among_several_policies_is_enough(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    template = "from cco_sidecar import hookimpl\n@hookimpl\ndef permission_policy(claims):\n    return {}\n"
+    sources = {"a_yes": template.format("True"), "b_no": template.format("'not on Sundays'"), "c_yes": template.format("True")}
+    service = make_service("--plugins", str(plugin_folder(tmp_path / "policies", **sources)))
+    answer = service.client().get("/status")
+    assert refused(answer, "AUTH_003")
+    assert "not on Sundays" in answer.json()["message"]

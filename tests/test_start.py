@@ -1,0 +1,489 @@
+"""Starting and stopping: where the root, the options, the storage and the port come from, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from conftest import MODULE, PROJECT, Client, Service, clean_environment, until
+
+import cco_sidecar
+from cco_sidecar import Settings, StartError, load_settings, option_table
+
+
+def run(*words: str, cwd: Path, module: Path = MODULE, python: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
+    """The program as a process of its own that is expected to end by itself."""
+    command = [sys.executable, *python, str(module), *words]
+    return subprocess.run(command, cwd=cwd, env=clean_environment(**env), capture_output=True, text=True, timeout=30)
+
+
+def refusal(ended: subprocess.CompletedProcess[str], exit_code: int = 2) -> str:
+    """The one line with which a start was refused."""
+    assert ended.returncode == exit_code, (ended.returncode, ended.stderr)
+    assert ended.stdout == "" and ended.stderr.count("\n") == 1 and ended.stderr.startswith("cco: "), ended.stderr
+    return ended.stderr
+
+
+# -- the root
+
+
+def test_the_root_is_the_git_top_level_of_a_subfolder(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository / "src")
+    assert load_settings({}, {}).root == repository
+
+
+def test_the_root_is_the_working_folder_where_there_is_no_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plain/deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "plain/deep")
+    assert load_settings({}, {}).root == tmp_path / "plain/deep"
+
+
+def test_the_root_is_the_working_folder_where_git_is_not_installed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository / "src")
+    monkeypatch.setenv("PATH", "")
+    assert load_settings({}, {}).root == repository / "src"
+
+
+def test_a_root_that_was_asked_for_is_taken_as_it_is(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository.parent)
+    assert load_settings({"root": "repository/src"}, {}).root == repository / "src"
+    with pytest.raises(StartError, match="nowhere is not a folder"):
+        load_settings({"root": "nowhere"}, {})
+
+
+@pytest.mark.parametrize(("folder", "project"), [("My Project!", "my-project"), ("a..b", "a.b"), ("---", "project"), ("Straße", "stra-e")])
+def test_the_project_is_named_after_the_root_folder(tmp_path: Path, folder: str, project: str) -> None:
+    (tmp_path / folder).mkdir()
+    assert load_settings({"root": str(tmp_path / folder)}, {}).project == project
+
+
+def test_a_folder_without_git_is_served(tmp_path: Path, make_service: Callable[..., Service]) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "main.py").write_text("print('plain')\n")
+    context = make_service(root=plain).client().get("/api/context/issue-1/python-specialist").json()["context"]
+    assert [file["path"] for file in context["relevant_files"]] == ["main.py"]
+    assert context["git_context"]["branch"] is None and context["git_context"]["recent_commits"] == []
+
+
+# -- the options: three values of each as text, the same in TOML, and one that is refused (as TOML where any text is good)
+
+KEY = "k" * 32
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A root without git, which the options do not need."""
+    for name in ("src", "tests", "docs"):
+        (tmp_path / "folder" / name).mkdir(parents=True)
+    return tmp_path / "folder"
+
+
+SAMPLES: dict[str, tuple[list[str], str]] = {
+    "root": (["src", "tests", "docs"], "nowhere"),
+    "project": (["one", "two.x", "three_3"], "a/b"),
+    "storage": (["../s1", "../s2", "../s3"], ""),
+    "host": (["localhost", "127.0.0.1", "::1"], ""),
+    "port": (["0", "3002", "65535"], "65536"),
+    "allowed_host": (["a.example", "b.example,c.example", "d.example"], "[1]"),
+    "cors_origin": (["https://a.example", "https://b.example,https://c.example", "https://d.example"], "[1]"),
+    "tls_cert": (["a.pem", "b.pem", "c.pem"], ""),
+    "tls_key": (["a.pem", "b.pem", "c.pem"], ""),
+    "jwt_secret": (["a" + KEY, "b" + KEY, "c" + KEY], "short"),
+    "token_ttl": (["1", "60", "31536000"], "0"),
+    "cache_size_mb": (["0", "1", "65536"], "-1"),
+    "no_watch": (["yes", "no", "true"], "perhaps"),
+    "event_retention": (["1", "60", "86400"], "1.5"),
+    "event_limit": (["1", "1000", "5"], "many"),
+    "agent_command": (["run {task}", '["run", "a b"]', "run 'a b'"], "run 'a"),
+    "agent_types": (["x=coding", "x=qa,y=support", "z=security"], "x=wizard"),
+    "agent_timeout": (["1", "60", "3600"], "0"),
+    "max_agents": (["0", "1", "10000"], "10001"),
+    "stop_agents": (["1", "0", "true"], "2"),
+    "plugins": (["src", "src,tests", "docs"], "[1]"),
+    "no_plugins": (["yes", "no", "true"], ""),
+    "log_level": (["debug", "info", "error"], "loud"),
+    "log_format": (["text", "json", "text"], "xml"),
+}
+NAMES = [name for name, _, _ in option_table()]
+
+
+def settings_from_flags(folder: Path, *flags: str) -> Settings:
+    given = vars(cco_sidecar.option_parser().parse_args(flags))
+    return load_settings({"root": str(folder), **given}, {name: text for name, text in os.environ.items() if name.startswith("CCO_")})
+
+
+def expected(name: str, text: str) -> Any:
+    """What an option means that was given as a flag in the root."""
+    row = {row[0]: row[1] for row in option_table()}[name]
+    return row.read([text]) if row.read in (cco_sidecar.read_list, cco_sidecar.read_paths) else row.read(text)
+
+
+def test_every_option_is_in_the_table_of_this_test_and_is_explained() -> None:
+    assert set(SAMPLES) == set(NAMES)
+    assert all(option.help for _, option, _ in option_table())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_option_is_a_flag_else_a_variable_else_a_key_else_its_default(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    flag, (first, second, third) = "--" + name.replace("_", "-"), SAMPLES[name][0]
+    pair = {"tls_cert": "tls_key", "tls_key": "tls_cert"}.get(name)
+    if pair:
+        monkeypatch.setenv(f"CCO_SIDECAR_{pair.upper()}", "x.pem")
+    if name != "root":  # the root is where the files are, so they cannot say it
+        (folder / "pyproject.toml").write_text(f"[tool.cco-sidecar]\n{name} = {json.dumps(first)}\n")
+        assert getattr(settings_from_flags(folder), name) == expected(name, first)
+        (folder / "cco.toml").write_text(f"{name.replace('_', '-')} = {json.dumps(third)}\n")
+        assert getattr(settings_from_flags(folder), name) == expected(name, third)
+    monkeypatch.setenv(f"CCO_SIDECAR_{name.upper()}", second)
+    if name == "root":
+        assert load_settings({}, dict(os.environ)).root == expected(name, second)
+    else:
+        assert getattr(settings_from_flags(folder), name) == expected(name, second)
+    assert getattr(settings_from_flags(folder, flag, first), name) == expected(name, first)
+
+
+def test_without_any_source_the_documented_defaults_hold(folder: Path) -> None:
+    settings = load_settings({"root": str(folder)}, {})
+    assert (settings.host, settings.port, settings.project) == ("127.0.0.1", 3001, "folder")
+    assert (settings.cache_size_mb, settings.max_agents, settings.agent_timeout, settings.token_ttl) == (256, 10, 3600, 3600)
+    assert (settings.event_retention, settings.event_limit, settings.log_format) == (86_400, 100_000, "text")
+    assert settings.no_plugins is False and settings.stop_agents is False and settings.agent_command is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bad_value_is_one_line_that_names_the_option_and_exit_code_2(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    bad = SAMPLES[name][1]
+    if bad == "[1]":
+        (folder / "cco.toml").write_text(f"{name} = [1]\n")
+    else:
+        monkeypatch.setenv(f"CCO_SIDECAR_{name.upper()}", bad)
+    assert cco_sidecar.main(["doctor"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1, said.err
+    assert f"--{name.replace('_', '-')}: " in said.err
+    if name == "jwt_secret":
+        assert bad not in said.err.replace("shorter", "")
+
+
+@pytest.mark.parametrize("value", ["5", "-1.5", "true", '""', "[]", "[1]", '[["a"]]', "{a = 1}", '{a = ["coding"]}', "1979-05-27", '"a\\nb"'])
+def test_no_kind_of_toml_value_gives_anything_but_a_setting_or_one_line(value: str, folder: Path) -> None:
+    for name in NAMES:
+        (folder / "cco.toml").write_text(f"{name} = {value}\n")
+        try:
+            load_settings({"root": str(folder)}, {})
+        except StartError as error:
+            assert error.exit_code == 2 and "\n" not in str(error), name
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("cco.toml", "prot = 1\n", "'prot'"),
+        ("cco.toml", "root = '.'\n", "'root'"),
+        ("cco.toml", "port = \n", "cco.toml"),
+        ("pyproject.toml", "[tool.cco-sidecar]\nprot = 1\n", "'prot'"),
+        ("pyproject.toml", "[tool]\ncco-sidecar = 5\n", "cco-sidecar"),
+    ],
+)
+def test_a_settings_file_that_is_wrong_is_one_line_and_exit_code_2(
+    folder: Path, file: str, content: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / file).write_text(content)
+    assert cco_sidecar.main(["serve"]) == 2
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1
+
+
+def test_a_project_file_that_is_broken_for_everybody_does_not_stop_the_start(folder: Path) -> None:
+    (folder / "pyproject.toml").write_text("[project\n")
+    assert load_settings({"root": str(folder)}, {}).port == 3001
+
+
+def test_an_unknown_flag_or_command_is_one_line_and_exit_code_2(folder: Path) -> None:
+    assert "--prot" in refusal(run("--prot=1", cwd=folder))
+    assert "sevre" in refusal(run("sevre", cwd=folder))
+
+
+def test_relative_paths_in_a_file_start_at_the_root_and_those_of_a_flag_at_the_working_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "cco.toml").write_text("storage = '../state'\nplugins = ['src', 'docs']\ntls-cert = 'c.pem'\ntls-key = 'k.pem'\n")
+    monkeypatch.chdir(folder / "src")
+    settings = load_settings({"root": ".."}, {})
+    assert settings.storage.resolve() == folder.parent / "state"
+    assert settings.plugins == (folder / "src", folder / "docs")
+    assert (settings.tls_cert, settings.tls_key) == (folder / "c.pem", folder / "k.pem")
+    assert load_settings({"root": "..", "storage": "here"}, {}).storage == folder / "src/here"
+
+
+def test_a_switch_needs_no_value_and_does_not_swallow_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--no-plugins", "plugins"], ["--no-plugins", "yes", "plugins"], ["plugins", "--no-plugins"], ["plugins", "--no-plugins=1"]):
+        assert cco_sidecar.main([*words, "--root", str(folder)]) == 0
+        assert "house_rules" not in capsys.readouterr().out
+    assert cco_sidecar.main(["--no-plugins", "no", "plugins", "--root", str(folder)]) == 0
+    assert "house_rules" in capsys.readouterr().out
+
+
+def test_certificate_and_key_go_together(folder: Path) -> None:
+    assert "--tls-cert" in refusal(run("--tls-cert", "c.pem", cwd=folder))
+
+
+def test_help_shows_every_option_and_every_command(folder: Path) -> None:
+    text = run("--help", cwd=folder, COLUMNS="200").stdout
+    assert [name for name in NAMES if f"--{name.replace('_', '-')} " not in text] == []
+    assert [name for name in cco_sidecar.COMMANDS if not re.search(rf"^    {name} ", text, re.MULTILINE)] == []
+
+
+# -- the storage
+
+
+def test_storage_is_by_default_a_folder_per_user_project_and_root(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    found = load_settings({"root": str(repository)}, {}).storage
+    assert found.parent == tmp_path / "state/cco-sidecar" and re.fullmatch("repository-[0-9a-f]{12}", found.name)
+    assert load_settings({"root": str(repository / "src"), "project": "repository"}, {}).storage != found
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert load_settings({"root": str(repository)}, {}).storage == tmp_path / "home/.local/state/cco-sidecar" / found.name
+
+
+def test_everything_in_the_storage_is_for_its_user_alone(repository: Path, tmp_path: Path, make_service: Callable[..., Service]) -> None:
+    storage = tmp_path / "storage"
+    storage.mkdir(mode=0o755)
+    service = make_service("--agent-command", json.dumps([sys.executable, "-c", "print('hello')"]))
+    client = service.client()
+    client.store()
+    client.get("/api/context/issue-1/python-specialist", task="session")
+    spawned = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json()
+    until(lambda: client.get(f"/api/agents/{spawned['agent_id']}/status").json()["ended_at"])
+    folders = [storage, *(path for path in storage.rglob("*") if path.is_dir())]
+    files = [path for path in storage.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"jwt.secret", "sidecar.db", "sidecar.json", "lock", "python-specialist.json", "output.log"}
+    assert {str(path): stat.S_IMODE(path.stat().st_mode) for path in folders} == dict.fromkeys(map(str, folders), 0o700)
+    assert {str(path): stat.S_IMODE(path.stat().st_mode) for path in files} == dict.fromkeys(map(str, files), 0o600)
+
+
+def test_storage_inside_the_repository_is_refused(repository: Path) -> None:
+    (repository.parent / "link").symlink_to(repository / "src")
+    for place in ("state", "../link/state"):
+        assert "inside the repository" in refusal(run("--storage", place, cwd=repository))
+    assert not (repository / "state").exists() and not (repository / "src/state").exists()
+
+
+def test_storage_of_somebody_else_is_refused(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings({"root": str(repository), "storage": str(tmp_path / "theirs")}, {})
+    cco_sidecar.prepare_storage_folder(settings)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(StartError, match="belongs to somebody else"):
+        cco_sidecar.prepare_storage_folder(settings)
+
+
+def test_storage_that_is_a_link_or_a_file_is_refused(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "file").write_text("")
+    assert "--storage" in refusal(run("--storage", str(tmp_path / "link"), cwd=repository))
+    assert "--storage" in refusal(run("--storage", str(tmp_path / "file"), cwd=repository))
+
+
+# -- one process, its announcement and its port
+
+
+def test_a_running_service_announces_itself_and_its_banner_gives_no_secret_away(make_service: Callable[..., Service]) -> None:
+    service = make_service()
+    pid = service.process.pid if service.process else 0
+    info = json.loads((service.storage / "sidecar.json").read_text())
+    assert set(info) == {"pid", "url", "project_id", "root", "version", "started_at"}
+    assert (info["pid"], info["project_id"], info["root"]) == (pid, PROJECT, str(service.root))
+    assert info["version"] == cco_sidecar.__version__ and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", info["started_at"])
+    assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d+", info["url"])
+    service.client().store()
+    banner = until(lambda: service.log if "Stop:" in service.log else "")
+    for shown in (info["url"], PROJECT, str(service.root), str(service.storage), "house_rules", "token --type"):
+        assert shown in banner
+    assert (service.storage / "jwt.secret").read_text() not in service.log and "eyJ" not in service.log
+
+    second = run("--root", str(service.root), "--storage", str(service.storage), "--port", "0", cwd=service.root)
+    line = refusal(second, 1)
+    assert str(pid) in line and info["url"] in line
+
+    assert service.stop() == 0
+    assert not (service.storage / "sidecar.json").exists()
+    assert "Traceback" not in service.log
+
+
+def test_a_free_port_is_taken_again_after_a_restart_and_another_one_where_it_is_gone(make_service: Callable[..., Service]) -> None:
+    service = make_service()
+    first = service.url
+    service.stop()
+    assert service.start().url == first
+    service.kill()
+    with socket.create_server(("127.0.0.1", int(first.rpartition(":")[2]))):
+        assert service.start().url != first
+        assert requests.get(service.url + "/health", timeout=10).status_code == 200
+
+
+def test_a_busy_port_is_explained_with_the_project_that_has_it(tmp_path: Path, make_service: Callable[..., Service]) -> None:
+    service = make_service()
+    port = service.url.rpartition(":")[2]
+    line = refusal(run("--port", port, "--storage", str(tmp_path / "other"), cwd=service.root), 1)
+    assert PROJECT in line and port in line and "--port 0" in line
+    assert not (tmp_path / "other/sidecar.json").exists()
+
+
+def test_a_port_that_a_stranger_has_is_explained_too(tmp_path: Path, repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = str(stranger.getsockname()[1])
+        line = refusal(run("--port", port, "--storage", str(tmp_path / "other"), cwd=repository), 1)
+    assert port in line and "--port 0" in line and "project" not in line
+
+
+# -- the end
+
+
+async def park(url: str, token: str, number: int) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """``number`` long polls as connections of their own."""
+    host, port = url.removeprefix("http://").split(":")
+    path = "/api/events/wait/never?timeout=60000&since=latest"
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+    connections = []
+    for _ in range(number):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(request)
+        connections.append((reader, writer))
+    return connections
+
+
+async def read_answer(reader: asyncio.StreamReader) -> tuple[str, Any]:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    assert length, head
+    return head.split(b"\r\n")[0].decode(), json.loads(await reader.readexactly(int(length[1])))
+
+
+def test_a_stop_answers_a_thousand_waiting_polls_and_exits_with_0_within_5_seconds(make_service: Callable[..., Service]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(4096, hard)), hard))
+    service = make_service()
+    token, watching = service.token(), service.client()
+
+    async def scene() -> tuple[list[tuple[str, Any]], float]:
+        connections = await park(service.url, token, 1000)
+        await asyncio.to_thread(until, lambda: watching.get("/status").json()["events"]["active_subscriptions"] == 1000)
+        assert service.process
+        service.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        answers = await asyncio.gather(*(read_answer(reader) for reader, _ in connections))
+        for _, writer in connections:
+            writer.close()
+        return answers, began
+
+    answers, began = asyncio.run(scene())
+    assert service.process and service.process.wait(5) == 0, service.log
+    assert time.monotonic() - began < 5
+    assert {line for line, _ in answers} == {"HTTP/1.1 200 OK"} and len(answers) == 1000
+    for _, answer in answers:
+        assert (answer["events"], answer["timeout"], answer["more_available"], answer["next_cursor"]) == ([], True, False, None)
+        assert answer["scanned_to"]
+    assert "Traceback" not in service.log
+
+
+def test_a_second_signal_ends_a_stop_that_hangs(tmp_path: Path, make_service: Callable[..., Service]) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/slow.py").write_text(
+        "import time\nfrom cco_sidecar import hookimpl\n\n@hookimpl\ndef shutdown(info):\n    print('lingering', flush=True)\n    time.sleep(60)\n"
+    )
+    service = make_service("--plugins", str(tmp_path / "plugins"))
+    assert service.process
+    service.process.send_signal(signal.SIGINT)
+    until(lambda: "lingering" in service.log)
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(3) == 128 + signal.SIGTERM
+
+
+def test_after_kill_9_the_next_start_takes_over_with_everything_that_was_promised(make_service: Callable[..., Service]) -> None:
+    service = make_service()
+    client = service.client("python-specialist", sub="worker")
+    stored, published = client.store(), client.publish("noted", {"n": 1})
+    service.kill()
+    assert (service.storage / "sidecar.json").exists()
+    service.start()
+    again = Client(service.url, client.token)
+    assert again.get(f"/api/results/{stored['id']}").json()["id"] == stored["id"]
+    events = again.wait(since="earliest", timeout=0)["events"]
+    assert [event["event_id"] for event in events] == [stored["event_id"], published["event_id"]]
+
+
+# -- the file alone
+
+
+def test_missing_packages_are_one_clear_line_and_exit_code_2(tmp_path: Path) -> None:
+    line = refusal(run(cwd=tmp_path, python=("-S", "-I")))
+    assert "pip install" in line and "uv run" in line
+    for name in ("tornado", "pyjwt", "pluggy", "watchdog", "msgspec", "psutil"):
+        assert name in line
+
+
+def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugins_folder(
+    repository: Path, tmp_path: Path, make_service: Callable[..., Service]
+) -> None:
+    shutil.copy(MODULE, repository / "cco_sidecar.py")
+    (repository / "plugins").mkdir()
+    for name in ("tool", "__init__", "deploy"):
+        (repository / f"plugins/{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w').write('{name}')\n")
+    agent = [sys.executable, str(repository / "cco_sidecar.py"), "demo-agent"]
+    service = make_service("--agent-command", json.dumps(agent), module=repository / "cco_sidecar.py")
+    assert "Plugins:  none" in until(lambda: service.log if "Stop:" in service.log else "")
+    client = service.client()
+    assert client.get("/health").json()["status"] == "healthy"
+    spawned = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1", "task": "greet"})
+    assert spawned.status_code == 201, spawned.text
+    event = client.wait("agent_completed", since="earliest", timeout=15_000)["events"][0]
+    assert event["publisher"] == spawned.json()["agent_id"]
+    context = client.get("/api/context/issue-1/test-engineer").json()["context"]
+    assert [output["result_id"] for output in context["previous_agent_outputs"]] == [event["data"]["result_id"]]
+    assert client.delete("/api/cache/context/issue-1").status_code == 200
+    assert client.get("/status").json()["storage"]["results_stored"] == 1
+    assert client.get("/openapi.json").status_code == 200
+    assert not (tmp_path / "executed").exists()
+
+
+def test_uv_runs_the_file_without_an_installation(repository: Path, tmp_path: Path) -> None:
+    shutil.copy(MODULE, repository / "cco_sidecar.py")
+    uv = Path(sys.executable).with_name("uv")
+    command = [str(uv), "run", "--quiet", "--python", sys.executable, "cco_sidecar.py", "--port", "0", "--storage", str(tmp_path / "storage")]
+    with (tmp_path / "output").open("wb") as output:
+        process = subprocess.Popen(command, cwd=repository, env=clean_environment(), stdout=output, stderr=output)
+    try:
+        announced = tmp_path / "storage/sidecar.json"
+        until(lambda: announced.exists() or process.poll() is not None, 60)
+        assert process.poll() is None, (tmp_path / "output").read_text()
+        info = json.loads(announced.read_text())
+        assert requests.get(info["url"] + "/health", timeout=10).json()["status"] == "healthy"
+        os.kill(info["pid"], signal.SIGTERM)
+        assert process.wait(15) == 0, (tmp_path / "output").read_text()
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,461 @@
+"""Storage: what was answered is on disk, what failed left nothing, and nobody else's data is touched."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MODULE, PROJECT, Client, Service, clean_environment, until
+
+import cco_sidecar
+from cco_sidecar import Records, StartError, Storage, load_settings
+
+
+def refused_start(root: Path, storage: Path) -> str:
+    """The line with which the service does not start on ``storage``."""
+    command = [sys.executable, str(MODULE), "--root", str(root), "--storage", str(storage), "--port", "0"]
+    ended = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 1 and ended.stdout == "", ended.stderr
+    assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("cco: "), ended.stderr
+    return ended.stderr
+
+
+def opened(tmp_path: Path) -> Storage:
+    (tmp_path / "root").mkdir(exist_ok=True)
+    (tmp_path / "state").mkdir(exist_ok=True)
+    return Storage(load_settings({"root": str(tmp_path / "root"), "storage": str(tmp_path / "state")}, {}))
+
+
+def with_storage(tmp_path: Path, scene: Callable[[Storage], Awaitable[Any]]) -> Any:
+    """What ``scene`` returns, on a storage of its own that is open meanwhile."""
+
+    async def run() -> Any:
+        storage = opened(tmp_path)
+        storage.start()
+        try:
+            return await scene(storage)
+        finally:
+            storage.close()
+
+    return asyncio.run(run())
+
+
+# -- the database
+
+
+def test_the_schema_version_is_recorded_and_a_restart_keeps_the_store(tmp_path: Path) -> None:
+    async def epoch(storage: Storage) -> str:
+        return storage.epoch
+
+    first = with_storage(tmp_path, epoch)
+    with sqlite3.connect(tmp_path / "state" / Storage.FILE) as database:
+        assert database.execute("pragma user_version").fetchone() == (cco_sidecar.SCHEMA_VERSION,)
+        assert database.execute("pragma application_id").fetchone() == (cco_sidecar.APPLICATION_ID,)
+        assert database.execute("pragma journal_mode").fetchone() == ("wal",)
+    assert with_storage(tmp_path, epoch) == first
+
+
+def newer(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.executescript(f"pragma application_id = {cco_sidecar.APPLICATION_ID}; pragma user_version = {cco_sidecar.SCHEMA_VERSION + 1};")
+
+
+def another_programs(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.executescript("create table song (title text); pragma user_version = 1;")
+
+
+def another_programs_without_a_version(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.executescript("create table song (title text); insert into song values ('x');")
+
+
+def no_database(path: Path) -> None:
+    path.write_bytes(b"this is not a database, but it is somebody's work\n" * 100)
+
+
+def cut_off(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.executescript(
+            f"{cco_sidecar.SCHEMA} pragma application_id = {cco_sidecar.APPLICATION_ID}; pragma user_version = {cco_sidecar.SCHEMA_VERSION};"
+        )
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwritten_in_the_middle(path: Path) -> None:
+    cut_off(path)
+    path.unlink()
+    with sqlite3.connect(path) as database:
+        database.executescript(
+            f"{cco_sidecar.SCHEMA} insert into meta values ('epoch', 'x');"
+            f" pragma application_id = {cco_sidecar.APPLICATION_ID}; pragma user_version = {cco_sidecar.SCHEMA_VERSION};"
+        )
+    with path.open("r+b") as file:
+        file.seek(2 * 4096)
+        file.write(b"\xff" * 4096)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (newer, "newer version"), (another_programs, "another program"), (another_programs_without_a_version, "another program"),
+        (no_database, "damaged"), (cut_off, "damaged"), (overwritten_in_the_middle, "damaged"),
+    ],
+)  # fmt: skip
+def test_a_database_that_is_not_ours_to_open_is_refused_and_left_as_it_is(tmp_path: Path, spoil: Callable[[Path], None], said: str) -> None:
+    storage, path = opened(tmp_path), tmp_path / "state" / Storage.FILE
+    spoil(path)
+    before = path.read_bytes()
+    with pytest.raises(StartError, match=said) as refused:
+        storage.start()
+    assert "left as it is" in str(refused.value) and refused.value.exit_code == 1
+    assert path.read_bytes() == before and os.listdir(path.parent) == [Storage.FILE]
+
+
+def test_the_service_itself_refuses_a_damaged_database_in_one_line(repository: Path, tmp_path: Path) -> None:
+    path = tmp_path / "storage" / Storage.FILE
+    path.parent.mkdir()
+    no_database(path)
+    before = path.read_bytes()
+    assert "damaged" in refused_start(repository, path.parent)
+    assert path.read_bytes() == before and not (path.parent / "sidecar.json").exists()
+
+
+# -- the writer
+
+
+def count_commits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    commits: list[int] = []
+    commit = Records.commit
+
+    def counted(records: Records) -> None:
+        commits.append(1)
+        commit(records)
+
+    monkeypatch.setattr(Records, "commit", counted)
+    return commits
+
+
+def test_writes_at_the_same_time_share_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = count_commits(monkeypatch)
+
+    async def scene(storage: Storage) -> list[str | None]:
+        jobs = [storage.write(lambda records, n=number: records.set_meta(f"key-{n}", str(n))) for number in range(500)]
+        await asyncio.gather(*jobs)
+        return [storage.read.meta(f"key-{number}") for number in range(500)]
+
+    assert with_storage(tmp_path, scene) == [str(number) for number in range(500)]
+    assert 2 <= len(commits) <= 50
+
+
+def test_a_job_that_raises_is_rolled_back_alone(tmp_path: Path) -> None:
+    def failing(records: Records) -> None:
+        records.set_meta("bad", "written and taken back")
+        raise ValueError("no")
+
+    async def scene(storage: Storage) -> tuple[list[Any], list[str | None]]:
+        blocked = threading.Event()
+        storage.write_behind(lambda records: blocked.wait(5))  # so that the next three wait together
+        jobs = [storage.write(lambda records: records.set_meta("a", "1")), storage.write(failing)]
+        jobs.append(storage.write(lambda records: records.set_meta("b", "2")))
+        blocked.set()
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+        return outcomes, [storage.read.meta(name) for name in ("a", "bad", "b")]
+
+    outcomes, kept = with_storage(tmp_path, scene)
+    assert [type(outcome) for outcome in outcomes] == [type(None), ValueError, type(None)]
+    assert kept == ["1", None, "2"]
+
+
+def test_a_commit_that_fails_is_told_to_its_writers_and_the_next_one_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(storage: Storage) -> tuple[Any, list[str | None]]:
+        with monkeypatch.context() as patch:
+
+            def full(records: Records) -> None:
+                raise sqlite3.OperationalError("database or disk is full")
+
+            patch.setattr(Records, "commit", full)
+            outcomes = await asyncio.gather(storage.write(lambda records: records.set_meta("lost", "1")), return_exceptions=True)
+        await storage.write(lambda records: records.set_meta("kept", "1"))
+        return outcomes[0], [storage.read.meta("lost"), storage.read.meta("kept")]
+
+    outcome, kept = with_storage(tmp_path, scene)
+    assert isinstance(outcome, sqlite3.OperationalError) and kept == [None, "1"]
+
+
+def test_waiters_are_woken_in_commit_order_before_anybody_is_answered(tmp_path: Path) -> None:
+    async def scene(storage: Storage) -> list[str]:
+        said: list[str] = []
+
+        async def write(number: int) -> None:
+            await storage.write(lambda records: number, lambda outcome: said.append(f"committed {outcome}"))
+            said.append(f"answered {number}")
+
+        await asyncio.gather(*(write(number) for number in range(20)))
+        return said
+
+    said = with_storage(tmp_path, scene)
+    committed = [line for line in said if line.startswith("committed")]
+    assert committed == [f"committed {number}" for number in range(20)]
+    assert all(said.index(f"committed {number}") < said.index(f"answered {number}") for number in range(20))
+
+
+def test_what_is_queued_is_written_before_the_storage_closes(tmp_path: Path) -> None:
+    async def fill(storage: Storage) -> None:
+        for number in range(1000):
+            storage.write_behind(lambda records, n=number: records.set_meta("last", str(n)))
+
+    async def look(storage: Storage) -> str | None:
+        return storage.read.meta("last")
+
+    with_storage(tmp_path, fill)
+    assert with_storage(tmp_path, look) == "999"
+
+
+def test_reading_connections_cannot_write(tmp_path: Path) -> None:
+    async def scene(storage: Storage) -> None:
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            storage.read.set_meta("x", "y")
+
+    with_storage(tmp_path, scene)
+
+
+# -- results
+
+
+def body_of(issue: str, status: str = "success", agent_type: str = "python-specialist", **result: Any) -> dict[str, Any]:
+    return {
+        "agent_id": f"{agent_type}-1", "agent_type": agent_type, "issue_id": issue, "project_id": PROJECT,
+        "result": {"status": status, **result},
+    }  # fmt: skip
+
+
+def completed(client: Client, issue: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.wait("agent_completed", filter=f"issue_id:{issue}", since="earliest", timeout=0)["events"]
+    return found
+
+
+def test_a_result_its_event_its_routing_and_its_file_say_the_same(service: Service, architect: Client, issue: str) -> None:
+    body = body_of(issue, decisions=["Use a lock"], files_created=["a.py", {"path": "b.py", "size": 3}], unknown={"kept": [1]}) | {"extra": "kept"}
+    answer = architect.post("/api/results", body)
+    assert answer.status_code == 201
+    stored = answer.json()
+    assert stored["stored"] is True and stored["event_published"] is True
+    record = architect.get(f"/api/results/{stored['id']}").json()
+    assert record == body | {"id": stored["id"], "stored_at": record["stored_at"]}
+    path = service.storage / "results" / PROJECT / issue / "python-specialist.json"
+    assert stored["storage_path"] == str(path) and json.loads(path.read_text()) == record
+    (event,) = completed(architect, issue)
+    assert (event["event_id"], event["topic"], event["publisher"]) == (stored["event_id"], "implementation", body["agent_id"])
+    assert event["data"] == {
+        "issue_id": issue, "agent_type": "python-specialist", "status": "success", "result_id": stored["id"],
+        "next_agents": stored["next_agents"],
+    }  # fmt: skip
+    assert [item["agent_type"] for item in stored["next_agents"]] == ["test-engineer", "security-auditor"]
+
+
+def test_a_result_whose_file_cannot_be_written_leaves_neither_result_nor_event(service: Service, architect: Client, issue: str) -> None:
+    path = service.storage / "results" / PROJECT / issue
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("in the way")
+    before = architect.get("/status").json()
+    answer = architect.request("POST", "/api/results", json=body_of(issue), headers={"Idempotency-Key": f"blocked-{issue}"})
+    assert (answer.status_code, answer.json()["code"]) == (500, "STR_001")
+    assert str(service.storage) not in answer.text
+    assert architect.get("/api/results", issue_id=issue).json()["results"] == [] and completed(architect, issue) == []
+    after = architect.get("/status").json()
+    assert after["storage"]["results_stored"] == before["storage"]["results_stored"]
+    assert after["events"]["total_published"] == before["events"]["total_published"]
+
+    path.unlink()  # a failure is not remembered: the same key may try again
+    again = architect.request("POST", "/api/results", json=body_of(issue), headers={"Idempotency-Key": f"blocked-{issue}"})
+    assert again.status_code == 201 and "Idempotent-Replay" not in again.headers
+    assert len(completed(architect, issue)) == 1
+
+
+def test_the_file_holds_the_latest_record_whole_at_every_moment_and_earlier_ones_stay_readable(
+    service: Service, architect: Client, issue: str
+) -> None:
+    path = service.storage / "results" / PROJECT / issue / "python-specialist.json"
+    first = architect.store(issue=issue, rationale="0" * 200_000)
+    seen, stop = set(), threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            record = json.loads(path.read_text())
+            seen.add((record["id"], len(record["result"]["rationale"])))
+
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(read)
+        later = [architect.store(issue=issue, rationale=str(number) * 200_000)["id"] for number in range(1, 9)]
+        until(lambda: later[-1] in {name for name, _ in seen} or reading.done())
+        stop.set()
+        reading.result()
+    assert {length for _, length in seen} == {200_000}
+    assert json.loads(path.read_text())["id"] == later[-1]
+    assert architect.get(f"/api/results/{first['id']}").json()["result"]["rationale"][0] == "0"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_results_at_once_on_one_issue_route_as_if_one_came_after_the_other(service: Service, issue: str) -> None:
+    clients = [service.client("chief-architect") for _ in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        stored = list(pool.map(lambda client: client.store(issue=issue, status="failed"), clients))
+    proposed = {item["id"]: [agent["agent_type"] for agent in item["next_agents"]] for item in stored}
+    order = [record["id"] for record in clients[0].get("/api/results", issue_id=issue).json()["results"]]
+    again, escalated = ["python-specialist"], ["chief-architect"]
+    assert [proposed[result_id] for result_id in order] == [again, again, escalated, again, again, escalated]
+    assert [event["data"]["result_id"] for event in completed(clients[0], issue)] == order
+
+
+def test_results_are_listed_by_issue_type_and_status_in_pages_newest_last(architect: Client, issue: str) -> None:
+    rows = [("python-specialist", "failed"), ("python-specialist", "success"), ("test-engineer", "success"), ("test-engineer", "partial")]
+    ids = [architect.store(agent_type, status, issue)["id"] for agent_type, status in rows]
+
+    def listed(**query: Any) -> list[str]:
+        return [record["id"] for record in architect.get("/api/results", issue_id=issue, **query).json()["results"]]
+
+    assert listed() == ids
+    assert listed(agent_type="test-engineer") == ids[2:] and listed(status="success") == ids[1:3]
+    assert listed(agent_type="test-engineer", status="partial") == ids[3:] and listed(agent_type="rust-specialist") == []
+    page = architect.get("/api/results", issue_id=issue, limit=3).json()
+    assert [record["id"] for record in page["results"]] == ids[:3] and page["next_cursor"] == ids[2]
+    assert listed(since=page["next_cursor"]) == ids[3:]
+    assert architect.get("/api/results", issue_id=issue, since=ids[-1]).json() == {"results": [], "next_cursor": None}
+    for query in ({"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"since": "nothing"}):
+        assert architect.get("/api/results", **query).status_code == 400, query
+    assert architect.get("/api/results/result-unknown").status_code == 404
+
+
+def test_pages_of_large_results_are_bounded_in_bytes_and_lose_nothing(architect: Client, issue: str) -> None:
+    ids = [architect.store(issue=issue, rationale="x" * 3_000_000)["id"] for _ in range(4)]
+    found: list[str] = []
+    cursor = None
+    while True:
+        answer = architect.get("/api/results", **{"issue_id": issue} | ({"since": cursor} if cursor else {}))
+        assert len(answer.content) < 10_000_000
+        page = answer.json()
+        if not page["results"]:
+            break
+        found += [record["id"] for record in page["results"]]
+        cursor = page["next_cursor"]
+    assert found == ids
+
+
+# -- idempotency keys
+
+
+def keyed(client: Client, path: str, body: dict[str, Any], key: str) -> Any:
+    return client.request("POST", path, json=body, headers={"Idempotency-Key": key})
+
+
+def test_a_repeat_gives_the_first_answer_again_and_does_nothing_twice(architect: Client, issue: str) -> None:
+    first = keyed(architect, "/api/results", body_of(issue), issue)
+    again = keyed(architect, "/api/results", body_of(issue), issue)
+    assert "Idempotent-Replay" not in first.headers and again.headers["Idempotent-Replay"] == "true"
+    assert (again.status_code, again.json()) == (first.status_code, first.json()) and first.status_code == 201
+    assert len(architect.get("/api/results", issue_id=issue).json()["results"]) == len(completed(architect, issue)) == 1
+
+
+def test_a_key_with_another_body_is_422_and_changes_nothing(architect: Client, issue: str) -> None:
+    first = keyed(architect, "/api/results", body_of(issue), issue)
+    other = keyed(architect, "/api/results", body_of(issue, "failed"), issue)
+    assert (other.status_code, other.json()["code"]) == (422, "REQ_006")
+    assert keyed(architect, "/api/results", body_of(issue), issue).json() == first.json()
+    assert len(architect.get("/api/results", issue_id=issue).json()["results"]) == 1
+
+
+def test_a_key_belongs_to_one_subject_and_one_endpoint(service: Service, architect: Client, issue: str) -> None:
+    event = {"publisher": "tester", "topic": "test", "data": {"issue_id": issue}}
+    answers = [keyed(client, f"/api/events/{kind}", event, issue) for client in (architect, service.client()) for kind in ("one", "two")]
+    assert [answer.status_code for answer in answers] == [202] * 4
+    assert len({answer.json()["event_id"] for answer in answers}) == 4
+    assert not any("Idempotent-Replay" in answer.headers for answer in answers)
+
+
+def test_repeats_at_the_same_time_wait_for_the_first_and_share_its_answer(service: Service, architect: Client, issue: str) -> None:
+    body = body_of(issue, rationale="x" * 500_000)
+    clients = [Client(service.url, architect.token) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda client: keyed(client, "/api/results", body, issue), clients))
+    assert {answer.status_code for answer in answers} == {201} and len({answer.text for answer in answers}) == 1
+    assert sorted(answer.headers.get("Idempotent-Replay", "first") for answer in answers) == ["first"] + ["true"] * 7
+    assert len(architect.get("/api/results", issue_id=issue).json()["results"]) == 1
+
+
+def test_a_failure_is_not_kept(architect: Client, issue: str) -> None:
+    bad = keyed(architect, "/api/results", body_of(issue, "finished"), issue)
+    assert bad.status_code == 400
+    good = keyed(architect, "/api/results", body_of(issue), issue)
+    assert good.status_code == 201 and "Idempotent-Replay" not in good.headers
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\tb", "sch\u00f6n"])
+def test_a_key_that_is_not_printable_or_too_long_is_refused(architect: Client, issue: str, key: str) -> None:
+    answer = architect.request("POST", "/api/results", json=body_of(issue), headers={"Idempotency-Key": key.encode("latin-1")})
+    assert (answer.status_code, answer.json()["code"]) == (400, "REQ_001")
+    assert architect.get("/api/results", issue_id=issue).json()["results"] == []
+
+
+# -- over crashes
+
+
+def test_everything_that_was_answered_is_there_after_kill_9_under_load(make_service: Callable[..., Service]) -> None:
+    service = make_service("--agent-command", json.dumps([sys.executable, "-c", "pass"]))
+    token = service.token(sub="worker")
+    answered: list[tuple[str, str, str]] = []
+
+    def work(name: str) -> None:
+        client = Client(service.url, token)
+        for number in range(10_000):
+            try:
+                stored = keyed(client, "/api/results", body_of(f"{name}-{number}"), f"{name}-{number}").json()
+                event = client.publish("noted", {"name": name, "number": number})
+            except OSError:  # the crash
+                return
+            answered.append((f"{name}-{number}", stored["id"], event["event_id"]))
+
+    with ThreadPoolExecutor() as pool:
+        workers = [pool.submit(work, f"w{number}") for number in range(4)]
+        until(lambda: len(answered) > 40)
+        service.kill()
+        for worker in workers:
+            worker.result()
+    service.start()
+    client = Client(service.url, token)
+    results, events = set(), []
+    cursor, position = "", "earliest"
+    while page := client.get("/api/results", limit=1000, **({"since": cursor} if cursor else {})).json()["results"]:
+        results |= {record["id"] for record in page}
+        cursor = page[-1]["id"]
+    while found := client.wait(since=position, timeout=0, limit=1000)["events"]:
+        events += found
+        position = found[-1]["event_id"]
+    assert {result_id for _, result_id, _ in answered} <= results
+    assert {event_id for _, _, event_id in answered} <= {event["event_id"] for event in events}
+    completions = {event["data"]["result_id"] for event in events if event["event_type"] == "agent_completed"}
+    assert completions == results, "a result without its event, or an event without its result"
+    issue, result_id, _ = answered[0]
+    replay = keyed(client, "/api/results", body_of(issue), issue)
+    assert replay.headers["Idempotent-Replay"] == "true" and replay.json()["id"] == result_id
+    assert json.loads((service.storage / f"results/{PROJECT}/{issue}/python-specialist.json").read_text())["id"] == result_id
+
+
+def test_a_copy_of_the_storage_without_its_lock_and_announcement_is_a_whole_service(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    service = make_service()
+    stored = service.client().store()
+    service.stop()
+    shutil.copytree(service.storage, tmp_path / "copy", ignore=shutil.ignore_patterns("lock", "sidecar.json"))
+    moved = make_service(storage=tmp_path / "copy")
+    assert moved.client().get(f"/api/results/{stored['id']}").json()["id"] == stored["id"]

@@ -2554,7 +2554,8 @@ class Tokens:
                 options={"require": list(self.REQUIRED), "verify_exp": False, "verify_aud": False, "verify_iss": False},
             )  # fmt: skip
             claims = msgspec.convert(payload, Claims)
-            iso(claims.exp)
+            if not 0 < claims.exp < 1e11:  # also what is not a number
+                raise ValueError("exp is no moment of this world")
         except (jwt.PyJWTError, msgspec.ValidationError, ValueError, OverflowError, OSError, TypeError, RecursionError):
             raise ApiError("AUTH_001") from None
         if claims.agent_type not in self._agent_types.categories or not claims.sub:

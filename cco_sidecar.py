@@ -41,6 +41,7 @@ import asyncio
 import collections
 import configparser
 import contextlib
+import contextvars
 import csv
 import errno
 import fnmatch
@@ -1665,7 +1666,7 @@ class Match(tornado.routing.PathMatches):
     """A route's method and path; HEAD goes where GET goes."""
 
     def __init__(self, route: Route) -> None:
-        super().__init__(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]*)", route.path) + "$")
+        super().__init__(re.sub(r"\{\w+\}", "([^/]*)", route.path) + "$")
         self._methods = ("GET", "HEAD") if route.method == "GET" else (route.method,)
 
     def match(self, request: tornado.httputil.HTTPServerRequest) -> dict[str, Any] | None:
@@ -1680,7 +1681,10 @@ def make_application(sidecar: Sidecar) -> tornado.web.Application:
             continue
         table += rows
         log.debug("plugin %s adds %d routes", name, len(rows))
-    rules = [tornado.routing.Rule(Match(route), route.endpoint, {"sidecar": sidecar}) for route in table]
+    rules = [
+        tornado.routing.Rule(Match(route), route.endpoint, {"sidecar": sidecar, "path_names": tuple(re.findall(r"\{(\w+)\}", route.path))})
+        for route in table
+    ]
     application = tornado.web.Application(
         rules,
         default_handler_class=UnknownRoute,
@@ -1694,19 +1698,31 @@ def make_application(sidecar: Sidecar) -> tornado.web.Application:
 class Server(tornado.httpserver.HTTPServer):
     """Tornado's HTTP/1.1 server; what is not HTTP at all gets its refusal in JSON too, where Tornado gives a bare status line."""
 
-    BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"
-
     def handle_stream(self, stream: tornado.iostream.IOStream, address: tuple[str, int]) -> None:
-        write = stream.write
-        stream.write = lambda data: write(self._refusal() if data == self.BARE else data)  # type: ignore[method-assign]
+        # Tornado makes the stream itself; a wrapper around its write would cost each connection a third of a kilobyte.
+        secure = isinstance(stream, tornado.iostream.SSLIOStream)
+        stream.__class__ = RefusingSSLStream if secure else RefusingStream
         super().handle_stream(stream, address)
 
-    def _refusal(self) -> bytes:
-        request_id = f"req-{uuid.uuid4()}"
-        error = ApiError("REQ_001", "This is not a well-formed HTTP/1.1 request")
-        content = msgspec.json.encode(ErrorAnswer(error.error, error.message, error.code, iso(), request_id))
-        headers = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\nConnection: close\r\nX-Request-ID: {request_id}"
-        return self.BARE.removesuffix(b"\r\n") + headers.encode() + b"\r\n\r\n" + content
+
+class RefusingStream(tornado.iostream.IOStream):
+    BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+
+    def write(self, data: bytes | memoryview) -> asyncio.Future[None]:
+        return super().write(json_refusal(self.BARE) if data == self.BARE else data)
+
+
+class RefusingSSLStream(RefusingStream, tornado.iostream.SSLIOStream):
+    pass
+
+
+def json_refusal(status_line: bytes) -> bytes:
+    """The whole answer to what is not a request."""
+    request_id = f"req-{uuid.uuid4()}"
+    error = ApiError("REQ_001", "This is not a well-formed HTTP/1.1 request")
+    content = msgspec.json.encode(ErrorAnswer(error.error, error.message, error.code, iso(), request_id))
+    headers = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\nConnection: close\r\nX-Request-ID: {request_id}"
+    return status_line.removesuffix(b"\r\n") + headers.encode() + b"\r\n\r\n" + content
 
 
 def is_server_class(answer: Any) -> bool:
@@ -1717,7 +1733,7 @@ def is_server_class(answer: Any) -> bool:
 class Endpoint(tornado.web.RequestHandler):
     """What every endpoint shares. A subclass says what it requires in class attributes and implements ``respond``.
 
-    ``respond`` gets the path's names and, where ``body`` is set, the validated body as a dict; ``self.query`` holds
+    ``respond`` gets the values of the path's names, in order, and, where ``body`` is set, the validated body as a dict; ``self.query`` holds
     the parameters. It returns an instance of a type in ``answers`` (the first status is the good one) or ready JSON
     bytes, or raises ApiError.
     """
@@ -1740,8 +1756,21 @@ class Endpoint(tornado.web.RequestHandler):
 
     # Thousands of long polls are parked in instances: slots keep them small.
     __slots__ = (
-        "_accounted", "_body", "_dropped", "_early", "_refusal", "allowance", "claims", "failed_with", "hang_up", "parked", "query",
-        "request_id", "sidecar", "who",
+        "_accounted",
+        "_body",
+        "_dropped",
+        "_early",
+        "_refusal",
+        "_request_id",
+        "allowance",
+        "claims",
+        "failed_with",
+        "hang_up",
+        "parked",
+        "path_names",
+        "query",
+        "sidecar",
+        "who",
     )  # fmt: skip
 
     sidecar: Sidecar
@@ -1749,10 +1778,10 @@ class Endpoint(tornado.web.RequestHandler):
     query: Any
     respond: Callable[..., Awaitable[Any]]
 
-    def initialize(self, sidecar: Sidecar) -> None:
-        self.__dict__.pop("ui", None)  # Tornado's template helpers: half a kilobyte that a parked poll need not hold
-        self.sidecar = sidecar
-        self.request_id = f"req-{uuid.uuid4()}"
+    def initialize(self, sidecar: Sidecar, path_names: tuple[str, ...] = ()) -> None:
+        del self.ui  # Tornado's template helpers: half a kilobyte that a parked poll need not hold
+        self.sidecar, self.path_names = sidecar, path_names
+        self._request_id = ""
         self.who: Claims | None = None
         self.allowance: Allowance | None = None
         self.parked = 0.0  # seconds that a long poll waited: not the service's own time
@@ -1764,6 +1793,12 @@ class Endpoint(tornado.web.RequestHandler):
         self.hang_up = HangUp()
         self._accounted = False
         sidecar.open_requests += 1
+
+    @property
+    def request_id(self) -> str:
+        """The request's name in answers and logs, made when it is first needed."""
+        self._request_id = self._request_id or f"req-{uuid.uuid4()}"
+        return self._request_id
 
     # -- before the body
 
@@ -1845,60 +1880,53 @@ class Endpoint(tornado.web.RequestHandler):
 
     # -- the answer
 
-    async def _serve(self, *path: str, **names: str) -> None:
+    async def _serve(self, *path: str) -> None:
         if self._early:
             return self._finish_early()
         try:
             if self._refusal:
                 raise self._refusal
-            await self._answer(names)
-        except ApiError as error:
-            content = self._error_content(error)
-            if not self.hang_up.happened:
-                await self._finish_with(content)
+            self._read_path_and_query(path)
+            answer = await (self.respond(*path) if self.body is None else self._respond_once(path, await self._read_body()))
+            if not self._finished:
+                self.set_status(self.get_status() if self.get_status() != 200 else next(iter(self.answers)))
+                await self._finish_with(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
+        except tornado.iostream.StreamClosedError:
+            self.hang_up.happened = True
         except asyncio.CancelledError:
             if not self.hang_up.happened:
                 raise
-        except tornado.iostream.StreamClosedError:
-            self.hang_up.happened = True
+        except Exception as error:  # a boundary: the caller gets JSON, the log gets what was not expected
+            content = self._error_content(error if isinstance(error, ApiError) else self._unexpected(error))
+            if not self.hang_up.happened:
+                await self._finish_with(content)
 
     get = head = post = put = patch = delete = options = _serve
 
-    async def _answer(self, names: dict[str, str]) -> None:
+    def _read_path_and_query(self, path: tuple[str, ...]) -> None:
+        for name, value in zip(self.path_names, path, strict=True):
+            check_identifier(name, value)
         try:
-            for name, value in names.items():
-                check_identifier(name, value)
             arguments = {key: values[-1].decode("utf-8") for key, values in self.request.query_arguments.items()}
-            self.query = convert(arguments, self.query_type, strict=False)
-            self.request.arguments = self.request.query_arguments = self.request.body_arguments = {}  # no need to park these
-            if self.body is None:
-                answer = await self.respond(**names)
-            else:
-                answer = await self._respond_once(names, await self._read_body())
-        except (ApiError, tornado.iostream.StreamClosedError):
-            raise
         except UnicodeDecodeError:
             raise ApiError("REQ_001", "The query is not UTF-8") from None
-        except Exception as error:  # a boundary: the caller gets JSON, the log gets the traceback
-            raise self._unexpected(error) from None
-        if not self._finished:
-            self.set_status(self.get_status() if self.get_status() != 200 else next(iter(self.answers)))
-            await self._finish_with(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
+        self.query = convert(arguments, self.query_type, strict=False)
+        self.request.arguments = self.request.query_arguments = self.request.body_arguments = {}  # no need to park these
 
-    async def _respond_once(self, names: dict[str, str], body: dict[str, Any]) -> Any:
+    async def _respond_once(self, path: tuple[str, ...], body: dict[str, Any]) -> Any:
         """The answer; with an Idempotency-Key the first one again. A body of another project is refused."""
         project = body.get("project_id")
         if project is not None and project != self.claims.project_id:
             raise ApiError("AUTH_003", "This token belongs to another project", details={"project_id": project})
         key = self.request.headers.get("Idempotency-Key")
         if key is None or not self.idempotent:
-            return await self.respond(body=body, **names)
+            return await self.respond(*path, body=body)
         endpoint = f"{self.request.method} {self.request.path}"
         async with self.sidecar.idempotency.begin(self.claims, endpoint, key, bytes(self._body)) as ticket:
             if ticket.answer is not None:
                 self.set_header("Idempotent-Replay", "true")
                 return self.replay(ticket.answer)
-            ticket.settle(await self.respond(body=body, ticket=ticket, **names))
+            ticket.settle(await self.respond(*path, body=body, ticket=ticket))
             return ticket.answer
 
     def replay(self, answer: bytes) -> bytes:
@@ -1921,6 +1949,8 @@ class Endpoint(tornado.web.RequestHandler):
         return typing.cast(dict[str, Any], body)
 
     def _unexpected(self, error: Exception) -> ApiError:
+        if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
+            return ApiError("REQ_001", "The body is nested too deeply")
         if isinstance(error, sqlite3.Error):
             log.error("%s storage: %s", self.request_id, error)
             return ApiError(self.failure, f"{ERRORS[self.failure][2]}: the storage cannot be used ({storage_reason(error)})")
@@ -1952,15 +1982,13 @@ class Endpoint(tornado.web.RequestHandler):
             self.request.connection.close()  # type: ignore[union-attr]
         await written
 
-    def finish(self, chunk: Any = None) -> Awaitable[None]:  # type: ignore[override]
-        if not self._headers_written:
-            self._set_common_headers()
-        return super().finish(chunk)
-
     def flush(self, include_footers: bool = False) -> Awaitable[None]:  # type: ignore[override]
         if not self._headers_written:
             self._set_common_headers()
         return super().flush(include_footers)
+
+    def compute_etag(self) -> None:
+        """None: Tornado would hash every answer; contexts have an ETag of their own."""
 
     def _set_common_headers(self) -> None:
         self.set_header("Server", "cco-sidecar")
@@ -1995,6 +2023,7 @@ class Endpoint(tornado.web.RequestHandler):
     # -- afterwards
 
     def on_connection_close(self) -> None:
+        super().on_connection_close()  # ends the wait for a body that will never be whole
         self.hang_up.happen()
         if not self._finished:  # nobody is left to answer: Tornado calls on_finish only after finish()
             self._account(499)
@@ -2034,6 +2063,7 @@ class UnknownRoute(Endpoint):
     """Where no route matches: preflights, wrong methods (405 with Allow), unknown paths (404)."""
 
     public = True
+    answers = {204: None}
 
     async def prepare(self) -> None:
         try:
@@ -2045,9 +2075,8 @@ class UnknownRoute(Endpoint):
         except ApiError as error:
             self._refuse(error)
 
-    async def _answer(self, names: dict[str, str]) -> None:
+    async def respond(self) -> bytes:
         allowed = ", ".join(allowed_methods(self.application.settings["table"], self.request.path))
-        self.set_status(204)
         self.set_header("Allow", allowed)
         if self.request.headers.get("Origin"):
             self.set_header("Access-Control-Allow-Methods", allowed)
@@ -2055,7 +2084,7 @@ class UnknownRoute(Endpoint):
             self.set_header("Access-Control-Max-Age", "600")
             if self.request.headers.get("Access-Control-Request-Private-Network"):
                 self.set_header("Access-Control-Allow-Private-Network", "true")
-        await self._finish_with(b"")
+        return b""
 
 
 def allowed_methods(table: list[Route], path: str) -> list[str]:
@@ -3427,6 +3456,8 @@ class EventBus:
         self._flushing = False
         self._delivery_seconds: collections.deque[float] = collections.deque(maxlen=1000)
         self._closed = False
+        self._context = contextvars.copy_context()  # one for all timers, which else would each keep a copy
+        self._wakes = 0  # events that waiters were told of: tells whether a reading of the log is still the newest
         self._sweeper: asyncio.Task[None] | None = None
 
     # -- publishing
@@ -3452,6 +3483,7 @@ class EventBus:
 
     def wake(self, event: NewEvent, seq: int) -> list[str]:
         """Wake the waiters that ``event`` matches; the subjects that were woken, each once. On the loop, in commit order."""
+        self._wakes += 1
         envelope = {"event_id": self.event_id(seq), **event.envelope}
         subjects: dict[str, None] = {}
         for waiter in self._waiters.matching(event.project, event.type, envelope):
@@ -3482,10 +3514,16 @@ class EventBus:
                 return self._poll(watch, page, key, missed, woken, parked)
             if hang_up and hang_up.happened:
                 raise asyncio.CancelledError
-            seq = await self._park(watch, claims.sub, page.scanned, left, hang_up)
+            after = page.scanned
+            del page  # thousands are parked below: each holds as little as possible
+            waiter = self._park(watch, claims.sub, after, left, hang_up)
+            try:
+                seq = await waiter.future  # CancelledError when the client hangs up
+            finally:
+                self._unpark(watch, waiter)
             parked = time.monotonic() - began
             woken = seq is not None
-            after = page.scanned if seq is None else max(page.scanned, seq - 1)  # nothing that matches lies between
+            after = after if seq is None else max(after, seq - 1)  # nothing that matches lies between
 
     def _begin(self, since: str, key: tuple[str, str, str, str] | None) -> tuple[int, MissedEvents | None]:
         """Where reading begins, and what to tell a reader whose remembered position retention has passed."""
@@ -3520,9 +3558,9 @@ class EventBus:
 
     async def _scan(self, watch: Watch, after: int) -> Page:
         """The next page of matches after ``after``. Looks at STEP rows at a time; the last look has no await behind it."""
-        if (page := watch.memo(after, self._storage.read.head())) is not None:
+        if (page := watch.memo(after, self._wakes)) is not None:
             return page
-        begin = after
+        begin, wakes = after, self._wakes
         seqs: list[int] = []
         created: list[float] = []
         undelivered: list[int] = []
@@ -3544,7 +3582,7 @@ class EventBus:
                 if not row["delivered"]:
                     undelivered.append(row["seq"])
             if seen >= head:
-                return watch.remember(begin, head, Page(seqs, created, undelivered, events, False, max(head, begin)))
+                return watch.remember(begin, wakes, Page(seqs, created, undelivered, events, False, max(head, begin)))
             after = seen
             await asyncio.sleep(0)
 
@@ -3561,19 +3599,19 @@ class EventBus:
             rows = sorted([*rows, *several], key=lambda row: row["seq"])[: self.STEP]
         return rows, rows[-1]["seq"] if full else upto
 
-    async def _park(self, watch: Watch, subject: str, position: int, seconds: float, hang_up: HangUp | None = None) -> int | None:
-        """The sequence number of the event that wakes this waiter; None on time-out or stop. CancelledError when its client hangs up."""
+    def _park(self, watch: Watch, subject: str, position: int, seconds: float, hang_up: HangUp | None = None) -> Waiter:
+        """A waiter whose future gets the sequence number of the event that wakes it, None on time-out or stop."""
         loop = asyncio.get_running_loop()
         waiter = Waiter(subject, position, loop.create_future())
+        waiter.timer = loop.call_later(seconds, Waiter.wake, waiter, None, context=self._context)
         if hang_up:
             hang_up.waiter = waiter
-        timer = loop.call_later(seconds, waiter.wake, None)
         self._waiters.add(watch, waiter)
-        try:
-            return await waiter.future
-        finally:
-            timer.cancel()
-            self._waiters.remove(watch, waiter)
+        return waiter
+
+    def _unpark(self, watch: Watch, waiter: Waiter) -> None:
+        waiter.timer.cancel()
+        self._waiters.remove(watch, waiter)
 
     def _poll(self, watch: Watch, page: Page, key: Any, missed: MissedEvents | None, woken: bool, parked: float) -> Poll:
         cursor = self.event_id(page.scanned)
@@ -3655,12 +3693,14 @@ class EventBus:
     async def round_trip(self) -> None:
         """Park a waiter and wake it, through the same index and futures as everybody's. For ``/health``."""
         watch = Watch("", "probe", Filter.parse("nonce:" + secrets.token_hex(8)), 1)
-        parked = asyncio.ensure_future(self._park(watch, "health", 0, 2.0))
-        await asyncio.sleep(0)
-        for waiter in self._waiters.matching("", "probe", {"nonce": watch.filter.required_value("nonce")}):
-            waiter.wake(1)
-        if await parked != 1:
-            raise TimeoutError
+        parked = self._park(watch, "health", 0, 2.0)
+        try:
+            for waiter in self._waiters.matching("", "probe", {"nonce": watch.filter.required_value("nonce")}):
+                waiter.wake(1)
+            if await parked.future != 1:
+                raise TimeoutError
+        finally:
+            self._unpark(watch, parked)
 
     async def _sweep_for_ever(self) -> None:
         """Expiry, retention and old idempotency keys, in steps that hold the writer for a few milliseconds."""
@@ -3703,7 +3743,9 @@ class EventBus:
 class Waiter:
     """A parked poll: everything up to ``position`` has been looked at."""
 
-    __slots__ = ("future", "position", "subject")
+    __slots__ = ("future", "position", "subject", "timer")
+
+    timer: asyncio.TimerHandle
 
     def __init__(self, subject: str, position: int, future: asyncio.Future[int | None]) -> None:
         self.subject, self.position, self.future = subject, position, future
@@ -3741,14 +3783,14 @@ class Watch:
     def key(self) -> tuple[str, str, str, int]:
         return (self.project, self.type, self.filter.text, self.limit)
 
-    def memo(self, after: int, head: int) -> Page | None:
-        """What a member of the group read from the same place up to the same head a moment ago."""
+    def memo(self, after: int, wakes: int) -> Page | None:
+        """What a member of the group read from the same place while no event has come since."""
         known = self.group.page if self.group else None
-        return known[1] if known and known[0] == (after, head) else None
+        return known[1] if known and known[0] == (after, wakes) else None
 
-    def remember(self, after: int, head: int, page: Page) -> Page:
+    def remember(self, after: int, wakes: int, page: Page) -> Page:
         if self.group and page.events:
-            self.group.page = ((after, head), page)
+            self.group.page = ((after, wakes), page)
         return page
 
     def content(self, page: Page) -> bytes | None:

@@ -3466,6 +3466,7 @@ class EventBus:
     STEP = 100  # rows looked at before others get their turn on the loop
     PAGE_BYTES = 8 * MB  # an answer ends before it gets larger
     WINDOW = 5_000  # sequence numbers that SQLite looks through for some bytes in one turn
+    BREATH = 0.002  # an empty answer to a poll that does not wait is held so long: endless loops of them leave room for others
     SWEEP_SECONDS = 1.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
@@ -3535,6 +3536,8 @@ class EventBus:
             page = await self._scan(watch, after)
             left = deadline - time.monotonic()
             if page.events or self._closed or left <= 0:
+                if not page.events and query.timeout == 0:
+                    await asyncio.sleep(self.BREATH)
                 return self._poll(watch, page, key, missed, woken, parked)
             if hang_up and hang_up.happened:
                 raise asyncio.CancelledError

@@ -1222,7 +1222,11 @@ class Hooks:
 
     def _skip(self, name: str, source: str, error: BaseException) -> None:
         problem = f"{type(error).__name__}: {one_line(error)}"
-        log.warning("plugin %s is skipped: %s", name, problem)
+        if type(error) is ImportError:  # in the plugin's own words what it needs: the banner and `cco plugins` pass them on
+            problem = one_line(error)
+            log.debug("plugin %s is skipped: %s", name, problem)
+        else:
+            log.warning("plugin %s is skipped: %s", name, problem)
         self.loaded.append(LoadedPlugin(name, source, [], problem))
 
     def _describe(self, name: str, source: str) -> LoadedPlugin:
@@ -4249,6 +4253,7 @@ class Contexts:
         missing = {field.name for field in msgspec.structs.fields(ContextSections)} - set(sections)
         if missing:
             raise RuntimeError(f"sections {sorted(missing)} could not be made")
+        sections = {name: sections[name] for name in [*shapes, *(name for name in sections if name not in shapes)]}
         sections["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in sections["relevant_files"])
         etag = f'"{hashlib.sha256(repr((key, state.digest, results)).encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
         head, tail = fit_context(issue_id, agent_type, sections, max_bytes, task, max_files)

@@ -46,7 +46,7 @@ try:
     from hpack import NeverIndexedHeaderTuple
     from hyperframe import frame as frames
 except ImportError as missing:
-    raise ImportError("HTTP/2 needs the package h2: install the extra `http2` (pip install 'cco-sidecar[http2]')") from missing
+    raise ImportError("HTTP/2 needs the package h2, which the extra `http2` installs") from missing
 if tuple(map(int, re.findall(r"\d+", h2.__version__)[:3])) < (4, 4, 1):  # older ones let requests be split or forged
     raise ImportError(f"HTTP/2 needs h2 4.4.1 or later, found {h2.__version__}: install the extra `http2` again")
 

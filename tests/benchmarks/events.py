@@ -93,7 +93,7 @@ def running_sidecar(folder: Path, *arguments: str) -> Iterator[Sidecar]:
     (folder / "repository").mkdir(exist_ok=True)
     storage = folder / "storage"
     command = [sys.executable, str(ROOT / "cco_sidecar.py"), "serve", "--root", str(folder / "repository"), "--storage", str(storage)]
-    command += ["--port", "0", "--project", "bench", "--no-watch", "--log-level", "warning", "--event-limit", "100000000", *arguments]
+    command += ["--port", "0", "--project", "bench", "--no-watch", "--no-plugins", "--log-level", "warning", "--event-limit", "100000000", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         while True:

@@ -37,6 +37,8 @@ if sys.version_info < (3, 11):  # noqa: UP036 - the file may be started by any i
     sys.exit("cco: Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 
 import argparse
+import array
+import ast
 import asyncio
 import collections
 import configparser
@@ -52,8 +54,10 @@ import importlib.metadata
 import importlib.util
 import inspect
 import ipaddress
+import itertools
 import json
 import logging
+import math
 import os
 import queue
 import re
@@ -78,9 +82,10 @@ import urllib.request
 import uuid
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 try:
@@ -708,7 +713,11 @@ class ProjectStructure(Struct):
 
 
 class RelevantFile(Struct, omit_defaults=True):
-    """A file in a context. ``checksum`` is of ``content``; ``size`` and ``last_modified`` are of the file on disk."""
+    """A file in a context. ``checksum`` is of ``content``; ``size`` and ``last_modified`` are of the file on disk.
+
+    ``truncated`` content is the parts of the file that ``line_ranges`` name (first and last line, from 1), each under a
+    line that says so, or without ``line_ranges`` the beginning of the file.
+    """
 
     path: str
     content: str
@@ -720,6 +729,7 @@ class RelevantFile(Struct, omit_defaults=True):
     reasons: list[str] = []
     truncated: bool = False
     redactions: int = 0
+    line_ranges: list[tuple[int, int]] = []
 
 
 class Commit(Struct):
@@ -775,6 +785,7 @@ class ProjectMetadata(Struct):
     last_build_time: str | None
     security_scan_status: str | None
     redactions: int
+    index: Literal["ready", "building"]
 
 
 class ContextSections(Struct):
@@ -788,7 +799,9 @@ class ContextSections(Struct):
 
 
 class Context(Struct):
-    """Answer of GET /api/context/{issue_id}/{agent_type}."""
+    """Answer of GET /api/context/{issue_id}/{agent_type}. The last three fields are those of a request with ``since``,
+    which gives only the files that changed; ``since`` is null where that answer is not known any more.
+    """
 
     issue_id: str
     agent_type: str
@@ -796,9 +809,13 @@ class Context(Struct):
     truncated: bool
     truncation_strategy: Literal["none", "smart", "file_sampling", "semantic_chunking"]
     total_size_bytes: int
+    estimated_tokens: int
     file_count: int
     timestamp: str
     cache_hit: bool
+    since: str | UnsetType | None = UNSET
+    unchanged_files: int | UnsetType = UNSET
+    removed_files: list[str] | UnsetType = UNSET
 
 
 class CacheCleared(Struct):
@@ -914,7 +931,9 @@ class NoQuery(Struct):
 class ContextQuery(Struct):
     task: Annotated[str, Meta(max_length=30_000, description="What is to be done; ranks the files.")] = ""
     max_bytes: Annotated[int, Meta(ge=2_000, le=10 * MB, description="Size of the JSON answer at most.")] = 10 * MB
+    max_tokens: Annotated[int, Meta(ge=500, description="The same in tokens, estimated at 4 bytes each; the smaller one counts.")] | None = None
     max_files: Annotated[int, Meta(ge=0, le=1000, description="Relevant files at most.")] = 50
+    since: Annotated[str, Meta(max_length=128, description="ETag of an earlier answer: give only the files that changed since.")] = ""
 
 
 class WaitQuery(Struct):
@@ -1100,6 +1119,11 @@ class HookSpecs:
     @hookspec
     def rank_files(self, request: RankRequest) -> list[RankedFile] | None:
         """The project's files, most relevant first, for a task; None for "not now". The first answer wins."""
+
+    @hookspec
+    def index_state(self, root: str, index_folder: str) -> dict[str, Any] | None:
+        """What the index behind your ranking is doing: ``{"state": "building" | "ready" | "absent", ...}`` and any figures.
+        Asked before and after each ranking: while one is building, contexts say so and are not cached. None for no index."""
 
     @hookspec
     def next_agents(
@@ -2163,11 +2187,11 @@ class GetContext(Endpoint):
 
     async def respond(self, issue_id: str, agent_type: str) -> bytes:
         self.sidecar.tokens.check_issue(self.claims, issue_id)
-        context = await self.sidecar.contexts.get(issue_id, agent_type, self.query)
+        known = self.request.headers.get("If-None-Match", "")
+        context = await self.sidecar.contexts.get(issue_id, agent_type, self.query, known)
         self.set_header("ETag", context.etag)
-        if context.etag in self.request.headers.get("If-None-Match", ""):
+        if not context.body:
             self.set_status(304)
-            return b""
         return context.body
 
 
@@ -4078,27 +4102,30 @@ def is_null(place: Any, path: list[str]) -> bool:
 
 
 # ======================================================================================================
-# Context: the project's state, the assembler, the cache, the watcher
+# Context: the project on disk, the assembler and its cache, the budget, the watcher
 # ======================================================================================================
 
+Signature = tuple[int, int, int, int, int]  # of a file or folder: mtime and ctime in nanoseconds, size, inode, mode
 
-class Signature(Struct, frozen=True, eq=True):
-    """What changes on disk when a file or folder does."""
-
-    mtime_ns: int
-    ctime_ns: int
-    size: int
-    inode: int
-    mode: int
+TICK = 12_000_000  # nanoseconds: time stamps move in steps of up to 10 ms, so a younger one may hide a second change
+COARSE_TICK = 2_100_000_000  # where they are whole seconds (some network and removable file systems)
 
 
 def sign(path: str) -> Signature | None:
-    """The signature of what is at ``path`` (links are not followed), None where nothing is."""
+    """What changes when the file or folder at ``path`` does (links are not followed); None where nothing is."""
     try:
         facts = os.lstat(path)
     except (OSError, ValueError):
         return None
-    return Signature(facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode)
+    return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode
+
+
+def is_young(signature: Signature | None, now: int) -> bool:
+    """Whether a change right after ``now`` (nanoseconds, taken before signing) could leave the same signature."""
+    if signature is None:
+        return False
+    moment = signature[0] if os.name == "nt" else signature[1]
+    return now - (TICK if moment % 1_000_000_000 else COARSE_TICK) < moment <= now + TICK
 
 
 class ProjectState(Struct, frozen=True, dict=True):
@@ -4111,17 +4138,34 @@ class ProjectState(Struct, frozen=True, dict=True):
     proof: dict[str, Signature | None]
     settled: bool  # no signature is so young that a second change could hide behind it
 
-    def is_current(self) -> bool:
-        """Whether nothing that went into this has changed on disk. Blocks: one lstat per file and folder."""
-        return self.settled and all(sign(path) == signature for path, signature in self.proof.items())
-
     @functools.cached_property
     def digest(self) -> str:
-        return hashlib.sha256(repr(sorted(self.proof.items())).encode("utf-8", "surrogateescape")).hexdigest()
+        """The same for the same state, also after a restart; of an unsettled one never the same."""
+        if not self.settled:
+            return secrets.token_hex(16)
+        numbers = array.array("q", itertools.chain.from_iterable(signature or (0,) * 5 for signature in self.proof.values()))
+        names = "\0".join(self.proof).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(numbers.tobytes() + names).hexdigest()
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The files' paths as JSON can carry them."""
+        return [clean_text(file.path) for file in self.files]
+
+    @functools.cached_property
+    def folders(self) -> list[str]:
+        """The folders that hold them, likewise."""
+        found: set[str] = set()
+        for name in self.names:
+            folder = name.rpartition("/")[0]
+            while folder and folder not in found:
+                found.add(folder)
+                folder = folder.rpartition("/")[0]
+        return sorted(found)
 
 
 class ContextAnswer(Struct, frozen=True):
-    """A context as sent, with its ETag."""
+    """A context as sent, with its ETag; no body where the asker has it already."""
 
     body: bytes
     etag: str
@@ -4134,68 +4178,109 @@ class CacheEntry(Struct, frozen=True):
     head: bytes
     tail: bytes
     etag: str
-    state: ProjectState
-    results: int
+    given: dict[str, str]  # path and checksum of each relevant file
+    keep: bool
 
     @property
     def size(self) -> int:
         return len(self.head) + len(self.tail)
 
 
+class ContextKey(Struct, frozen=True):
+    """What was asked for."""
+
+    issue_id: str
+    agent_type: str
+    task: str
+    max_bytes: int
+    max_files: int
+
+
 class Contexts:
     """Contexts, built in worker threads, cached, and never older than the disk.
 
-    A hit is checked against the disk each time; the watcher only empties the cache early. Same requests at the same
-    time are built once.
+    Each request looks at the disk first; what it finds there, the issue's results and what was asked for make the ETag.
+    A cached context is given when it has this ETag, so the watcher, which empties the cache early, may be off or blind.
+    Requests with the same ETag at the same time are built once.
     """
+
+    REMEMBERED = 1_000  # answers of which is kept what they gave, for ``since``
+    WARM_FROM = 100_000  # bytes of git's index, some 1,000 files: smaller projects are indexed when they are first asked for
 
     def __init__(self, storage: Storage, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
         self._storage, self._hooks, self._agent_types, self._settings = storage, hooks, agent_types, settings
-        self._cache: collections.OrderedDict[tuple[Any, ...], CacheEntry] = collections.OrderedDict()
+        self._cache: collections.OrderedDict[ContextKey, CacheEntry] = collections.OrderedDict()
         self._bytes = 0
-        self._building: dict[tuple[Any, ...], asyncio.Task[tuple[CacheEntry, bool]]] = {}
-        self._state: ProjectState | None = None
-        self._state_lock = threading.Lock()
+        self._building: dict[str, asyncio.Task[CacheEntry]] = {}
+        self._given: collections.OrderedDict[str, dict[str, str]] = collections.OrderedDict()
         self._hits = self._misses = 0
+        self._project = Project(settings.root, settings.storage)
         self._watcher = Watcher(settings.root, self._changed)
         self._index_folder = settings.storage / "index"
+        self._plugins = sorted(plugin.name for plugin in hooks.loaded)
+        self._starting: list[asyncio.Future[None]] = []
 
     def start(self) -> None:
         self._index_folder.mkdir(mode=0o700, exist_ok=True)
         self._loop = asyncio.get_running_loop()
+        self._starting = [asyncio.ensure_future(self._warm())]
         if not self._settings.no_watch:
-            self._starting = asyncio.ensure_future(asyncio.to_thread(self._watcher.start))
+            self._starting.append(asyncio.ensure_future(asyncio.to_thread(self._watcher.start)))
 
     async def close(self) -> None:
+        self._project.close()
+        await asyncio.gather(*self._starting, return_exceptions=True)
         if not self._settings.no_watch:
-            await asyncio.gather(self._starting, return_exceptions=True)
             await asyncio.to_thread(self._watcher.stop)
 
     def watching(self) -> str:
         return "off" if self._settings.no_watch else self._watcher.state
 
-    async def get(self, issue_id: str, agent_type: str, query: ContextQuery) -> ContextAnswer:
-        """The context of an issue for an agent type. Raises AGT_002 and REQ_002 (404), CTX_001 and CTX_002."""
-        entry, hit = await self._entry(issue_id, agent_type, query)
+    async def _warm(self) -> None:
+        """Let the index of a large project be begun before somebody waits for it."""
+        if not await asyncio.to_thread(self._project.is_large, self.WARM_FROM):
+            return
+        state = await self._project.state()
+        request = self._request(ContextKey("", "chief-architect", "", MB, 1), "architect", [], state)
+        await asyncio.to_thread(self._rank, rank_request(request))
+
+    async def get(self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "") -> ContextAnswer:
+        """The context of an issue for an agent type; without body if ``known`` (an If-None-Match) names its ETag.
+
+        Raises AGT_002 and REQ_002 (404), CTX_001 and CTX_002.
+        """
+        category = self._agent_types.category(agent_type, status=404)
+        max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens) if query.max_tokens else query.max_bytes
+        key = ContextKey(issue_id, agent_type, query.task or await self._task(issue_id), max_bytes, query.max_files)
+        try:
+            state = await self._project.state()
+        except OSError as error:
+            log.error("the project cannot be read: %s", one_line(error))
+            raise ApiError("CTX_001") from None
+        etag, outputs = self._etag(key, state), self._outputs(issue_id)  # without an await between them: of the same moment
+        entry = self._cache.get(key)
+        hit = entry is not None and entry.etag == etag
+        if names_etag(known, etag) and not query.since:
+            self._hits += 1
+            return ContextAnswer(b"", etag)
+        if entry is None or not hit:
+            entry = await self._built(key, category, outputs, state, etag)
+        else:
+            self._hits += 1
+            self._cache.move_to_end(key)
+        self._remember(entry)
         marks = msgspec.json.encode({"timestamp": iso(), "cache_hit": hit})
+        if query.since:
+            return ContextAnswer(await asyncio.to_thread(self._since, entry, query.since, marks), entry.etag)
         return ContextAnswer(entry.head + marks[1:-1] + entry.tail, entry.etag)
 
-    async def _entry(self, issue_id: str, agent_type: str, query: ContextQuery) -> tuple[CacheEntry, bool]:
-        category = self._agent_types.category(agent_type, status=404)
-        project = self._settings.project
-        task = query.task or await self._task(issue_id)
-        key = (project, issue_id, agent_type, task, query.max_bytes, query.max_files)
-        candidate: CacheEntry | None = None
-        if running := self._building.get(key):  # it began before this request, and may have read what has changed since
-            await asyncio.wait({running})
-            candidate = None if running.exception() else running.result()[0]
-        if key not in self._building:
-            outputs = [json.loads(row["output"]) for row in self._storage.read.issue_results(project, issue_id)]
-            results = self._storage.read.issue_head(project, issue_id)
-            work = self._check_or_build(key, category, outputs, results, query, candidate)
-            task_of_key = self._building[key] = asyncio.create_task(work)
-            task_of_key.add_done_callback(lambda _: self._building.pop(key, None))
-        return await asyncio.shield(self._building[key])
+    def _etag(self, key: ContextKey, state: ProjectState) -> str:
+        results = self._storage.read.issue_head(self._settings.project, key.issue_id)
+        facts = (__version__, self._plugins, self._settings.project, msgspec.structs.astuple(key), state.digest, results)
+        return f'"{hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
+
+    def _outputs(self, issue_id: str) -> list[dict[str, Any]]:
+        return [json.loads(row["output"]) for row in self._storage.read.issue_results(self._settings.project, issue_id)]
 
     async def _task(self, issue_id: str) -> str:
         """The issue's task text: from a plugin that knows the issue, else from the latest spawn. Raises REQ_002 (404)."""
@@ -4210,35 +4295,48 @@ class Contexts:
             return spawned
         return "\n\n".join(str(text) for text in (issue.get("title"), issue.get("body"), spawned) if text)
 
-    async def _check_or_build(
-        self, key: tuple[Any, ...], category: str, outputs: list[dict[str, Any]], results: int, query: ContextQuery, candidate: CacheEntry | None
-    ) -> tuple[CacheEntry, bool]:
-        entry = self._cache.get(key, candidate)
-        if entry and entry.results == results and await asyncio.to_thread(entry.state.is_current):
-            self._hits += 1
-            if key in self._cache:
-                self._cache.move_to_end(key)
-            return entry, True
-        self._misses += 1
-        self._drop(key)
+    async def _built(self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState, etag: str) -> CacheEntry:
+        """The context made by the build of this ETag, which may be under way already."""
+        if etag not in self._building:
+            self._misses += 1
+            self._drop(key)
+            request = self._request(key, category, outputs, state)
+            self._building[etag] = asyncio.create_task(self._build_and_keep(key, request, etag))
+            self._building[etag].add_done_callback(lambda _: self._building.pop(etag, None))
+        return await asyncio.shield(self._building[etag])
+
+    async def _build_and_keep(self, key: ContextKey, request: ContextRequest, etag: str) -> CacheEntry:
         try:
-            entry = await asyncio.to_thread(self._build, key, category, outputs, results, query)
+            entry = await asyncio.to_thread(self._build, request, etag)
         except ApiError:
             raise
         except Exception as error:  # a boundary: whatever a repository may hold
-            log.error("context for %s could not be built", key[1], exc_info=error)
+            log.error("context for %s could not be built", key.issue_id, exc_info=error)
             raise ApiError("CTX_001") from None
-        self._keep(key, entry)
-        return entry, False
+        if entry.keep:
+            self._keep(key, entry)
+        return entry
 
-    def _build(self, key: tuple[Any, ...], category: str, outputs: list[dict[str, Any]], results: int, query: ContextQuery) -> CacheEntry:
-        """Blocks. Everything is read after the state's signatures were taken, so what changes meanwhile shows at the next look."""
-        _, issue_id, agent_type, task, max_bytes, max_files = key
-        state = self._current_state()
-        request = ContextRequest(
-            issue_id=issue_id, agent_type=agent_type, category=category, task=task, outputs=outputs, max_bytes=max_bytes,
-            max_files=max_files, project=state, rank=self._rank, index_folder=str(self._index_folder),
+    def _request(self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState) -> ContextRequest:
+        return ContextRequest(
+            issue_id=key.issue_id, agent_type=key.agent_type, category=category, task=key.task, outputs=outputs, max_bytes=key.max_bytes,
+            max_files=key.max_files, project=state, rank=self._rank, index_folder=str(self._index_folder),
         )  # fmt: skip
+
+    def _build(self, request: ContextRequest, etag: str) -> CacheEntry:
+        """Blocks. Everything is read after the state's signatures were taken, so what changes meanwhile shows at the next look."""
+        building = self._index_building()
+        sections = self._sections(request)
+        building = self._index_building() or building
+        sections["metadata"]["index"] = "building" if building else "ready"
+        head, tail = fit_context(request.issue_id, request.agent_type, sections, request.max_bytes, request.task, request.max_files)
+        given = {file["path"]: file["checksum"] for file in sections["relevant_files"]}
+        if building:  # the same files will be ranked better: neither cached nor taken for unchanged
+            etag = f'"{secrets.token_hex(16)}"'
+        return CacheEntry(request.issue_id, head, tail, etag, given, keep=not building and request.project.settled)
+
+    def _sections(self, request: ContextRequest) -> Sections:
+        """The sections that the plugins give, those of the reference first and in its order."""
         sections: Sections = {}
         shapes = {field.name: field.type for field in msgspec.structs.fields(ContextSections)}
         for name, answer in reversed(list(self._hooks.ask("context_section", request=request))):  # so that later plugins win
@@ -4250,14 +4348,9 @@ class Contexts:
                 sections |= given
             except (TypeError, ValueError, AttributeError) as error:
                 log.warning("plugin %s: context_section: %s", name, one_line(error))
-        missing = {field.name for field in msgspec.structs.fields(ContextSections)} - set(sections)
-        if missing:
+        if missing := shapes.keys() - sections.keys():
             raise RuntimeError(f"sections {sorted(missing)} could not be made")
-        sections = {name: sections[name] for name in [*shapes, *(name for name in sections if name not in shapes)]}
-        sections["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in sections["relevant_files"])
-        etag = f'"{hashlib.sha256(repr((key, state.digest, results)).encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
-        head, tail = fit_context(issue_id, agent_type, sections, max_bytes, task, max_files)
-        return CacheEntry(issue_id, head, tail, etag, state, results)
+        return {name: sections[name] for name in [*shapes, *(name for name in sections if name not in shapes)]}
 
     def _rank(self, request: RankRequest) -> list[RankedFile]:
         """The first ranking that a plugin gives; the built-in one always does. Blocks."""
@@ -4267,24 +4360,44 @@ class Contexts:
             log.warning("plugin %s: rank_files: did not return a list of RankedFile", name)
         return []
 
-    def _current_state(self) -> ProjectState:
-        """The project as it is now; shared by the builds of one moment. Blocks."""
-        with self._state_lock:
-            if self._state is None or not self._state.is_current():
-                self._state = scan_project(self._settings.root, self._settings.storage)
-            return self._state
+    def _index_building(self) -> bool:
+        """Whether a ranking's index is still being made. Blocks."""
+        facts = {"root": str(self._settings.root), "index_folder": str(self._index_folder)}
+        return any(isinstance(answer, dict) and answer.get("state") == "building" for _, answer in self._hooks.ask("index_state", **facts))
 
-    def _keep(self, key: tuple[Any, ...], entry: CacheEntry) -> None:
+    def _remember(self, entry: CacheEntry) -> None:
+        self._given[entry.etag] = entry.given
+        self._given.move_to_end(entry.etag)
+        if len(self._given) > self.REMEMBERED:
+            self._given.popitem(last=False)
+
+    def _since(self, entry: CacheEntry, since: str, marks: bytes) -> bytes:
+        """The answer with only the files that the answer with the ETag ``since`` did not give as they are now. Blocks.
+
+        An ETag that is not remembered (too old, or of before a restart) gets everything, and ``since`` null.
+        """
+        answer = msgspec.json.decode(entry.head + marks[1:-1] + entry.tail)
+        etag = next((etag for etag in (f'"{bare_etag(since)}"',) if etag in self._given), None)
+        before = self._given[etag] if etag else {}
+        files = answer["context"]["relevant_files"]
+        changed = [file for file in files if before.get(file["path"]) != file["checksum"]]
+        answer["context"]["relevant_files"] = changed
+        answer["context"]["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in changed)
+        answer |= {"file_count": len(changed), "total_size_bytes": len(msgspec.json.encode(answer["context"]))}
+        answer |= {"since": etag, "unchanged_files": len(files) - len(changed), "removed_files": sorted(before.keys() - entry.given.keys())}
+        return msgspec.json.encode(answer)
+
+    def _keep(self, key: ContextKey, entry: CacheEntry) -> None:
         self._drop(key)
         limit = self._settings.cache_size_mb * MB
-        if entry.size > limit or not entry.state.settled:
+        if entry.size > limit:
             return
         self._cache[key] = entry
         self._bytes += entry.size
         while self._bytes > limit:
             self._drop(next(iter(self._cache)))
 
-    def _drop(self, key: tuple[Any, ...]) -> int:
+    def _drop(self, key: ContextKey) -> int:
         entry = self._cache.pop(key, None)
         self._bytes -= entry.size if entry else 0
         return entry.size if entry else 0
@@ -4294,10 +4407,11 @@ class Contexts:
         keys = [key for key, entry in self._cache.items() if issue_id in (None, entry.issue_id)]
         return len(keys), sum(self._drop(key) for key in keys)
 
-    def _changed(self) -> None:
-        """Called in the watcher's thread when something changed."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
-            self._loop.call_soon_threadsafe(self.clear, None)
+    def _changed(self, path: str) -> None:
+        """Called in the watcher's thread when something changed; what no context was read from is passed over."""
+        if self._project.knows(path):
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
+                self._loop.call_soon_threadsafe(self.clear, None)
 
     def statistics(self) -> dict[str, Any]:
         looked = self._hits + self._misses
@@ -4307,80 +4421,220 @@ class Contexts:
         }  # fmt: skip
 
 
-def fit_context(issue_id: str, agent_type: str, sections: Sections, max_bytes: int, task: str, max_files: int = 1000) -> tuple[bytes, bytes]:
-    """The answer's JSON within ``max_bytes`` and ``max_files``, in two parts between which timestamp and cache_hit go. Raises CTX_002.
+def bare_etag(text: str) -> str:
+    """The tag alone, without quotes, weakness and the suffix of a compressed answer."""
+    return text.strip().removeprefix("W/").strip('"').partition("-")[0]
 
-    The least relevant files go first, long ones are cut at line ends; the structure's lists are cut last, deepest
-    first, and only as far as a fifth of the budget where there are files that need the room.
+
+def names_etag(header: str, etag: str) -> bool:
+    """Whether an If-None-Match header names ``etag``."""
+    return header.strip() == "*" or any(bare_etag(item) == bare_etag(etag) for item in header.split(","))
+
+
+def rank_request(request: ContextRequest) -> RankRequest:
+    project = request.project
+    return RankRequest(
+        root=project.root, index_folder=request.index_folder, files=project.files, agent_type=request.agent_type,
+        category=request.category, task=request.task, changed=[change.path for change in project.git.uncommitted_changes],
+        outputs=request.outputs, head=project.head,
+    )  # fmt: skip
+
+
+# -- the budget
+
+BYTES_PER_TOKEN = 4  # an estimate for English and code; tokenizers differ from each other by more than it errs
+
+SHARES = {  # of the budget, what a section keeps at most where the files need the room
+    "project_structure": 0.1, "git_context": 0.1, "previous_agent_outputs": 0.25,
+}  # fmt: skip
+LEAST = 800  # bytes: less of a file than this is not worth having
+
+
+def json_size(value: Any) -> int:
+    return len(msgspec.json.encode(value))
+
+
+def fit_context(issue_id: str, agent_type: str, sections: Sections, max_bytes: int, task: str, max_files: int = 1000) -> tuple[bytes, bytes]:
+    """The answer's JSON within ``max_bytes`` and ``max_files``, in two parts between which timestamp and cache_hit go.
+
+    Sections that take more than their share give way as far as the files need it, then large files are given in part,
+    then the least relevant go. Raises CTX_002. Leaves what it chose in ``sections``.
     """
-    found, sections = sections["relevant_files"], {**sections, "relevant_files": []}
+    found, sections["relevant_files"] = sections["relevant_files"], []
     files = found[:max_files]
+    for file in found[max_files:]:
+        file.pop("chunks", None)
     room = max_bytes - 600 - len(issue_id) - len(agent_type)  # what surrounds the context, its longest figures included
-    structure, cut = sections["project_structure"], len(files) < len(found)
-    others = len(msgspec.json.encode({**sections, "project_structure": None}))
-    if len(msgspec.json.encode(structure)) > max(room // 5, room - others - sum(file["size"] for file in files)):
-        cut = cut_structure(structure, max(room // 5, room - others - sum(file["size"] for file in files))) or cut
-    for name, trim in (("recent_commits", sections["git_context"]), ("uncommitted_changes", sections["git_context"])):
-        while len(msgspec.json.encode(sections)) > room and trim.get(name):
-            trim[name], cut = trim[name][: len(trim[name]) // 2], True
-    while len(msgspec.json.encode(sections)) > room and sections["previous_agent_outputs"]:
-        sections["previous_agent_outputs"], cut = sections["previous_agent_outputs"][1:], True
-    if len(msgspec.json.encode(sections)) > room:
-        cut = cut_structure(structure, max(0, len(msgspec.json.encode(structure)) - (len(msgspec.json.encode(sections)) - room))) or cut
-    left = room - len(msgspec.json.encode(sections))
+    wanted = sum(min(json_size(file), room) + 1 for file in files)
+    cut = cut_sections(sections, room, wanted) or len(files) < len(found)
+    left = room - json_size(sections)
     if left < 0:
         raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes")
-    chosen, files_cut = choose_files(files, left, cap=max(800, max_bytes // 4))
+    chosen = choose_files(files, left, cap=max(LEAST, max_bytes // 4))
     sections["relevant_files"] = chosen
-    sections["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in chosen)  # never more digits than for all
-    cut = cut or files_cut
-    strategy = "none" if not cut else "smart" if task else "file_sampling"
+    sections["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in chosen)
+    cut = cut or len(chosen) < len(files) or any(file.get("truncated") for file in chosen)
     content = msgspec.json.encode(sections)
     head = msgspec.json.encode({"issue_id": issue_id, "agent_type": agent_type})[:-1] + b',"context":' + content + b","
-    facts = {"truncated": cut, "truncation_strategy": strategy, "total_size_bytes": len(content), "file_count": len(chosen)}
+    facts = {
+        "truncated": cut, "truncation_strategy": strategy_of(chosen, task) if cut else "none", "total_size_bytes": len(content),
+        "estimated_tokens": -(-len(content) // BYTES_PER_TOKEN), "file_count": len(chosen),
+    }  # fmt: skip
     return head + msgspec.json.encode(facts)[1:-1] + b",", b"}"
 
 
-def choose_files(files: list[dict[str, Any]], room: int, cap: int) -> tuple[list[dict[str, Any]], bool]:
-    """The files that fit into ``room``, most relevant first, each cut to ``cap``; whether anything was left out."""
-    chosen: list[dict[str, Any]] = []
+def strategy_of(files: list[dict[str, Any]], task: str) -> str:
+    """How a context was cut: by the best chunks of large files, by leaving out what matters least, or without a task to choose by."""
+    if not task:
+        return "file_sampling"
+    return "semantic_chunking" if any(file.get("line_ranges") for file in files) else "smart"
+
+
+def cut_sections(sections: Sections, room: int, wanted: int) -> bool:
+    """Cut what is not files, first to its share and only as far as ``wanted`` bytes of files need, then as far as it must."""
     cut = False
-    for file in files:
-        limit = min(room - 1, cap)
-        size = len(msgspec.json.encode(file))
-        if size > limit:
-            cut = True
-            shorter = cut_file(file, limit) if limit >= 800 else None
-            if shorter is None:
-                continue
-            file, size = shorter, len(msgspec.json.encode(shorter))
-        cut = cut or file.get("truncated", False)
-        chosen.append(file)
-        room -= size + 1
-    return chosen, cut
+    for share, needed in ((SHARES, wanted), (dict.fromkeys(SHARES, 0.0), 0)):
+        for name in reversed(share):  # the structure last
+            over = json_size(sections) + needed - room
+            if over > 0:
+                size = json_size(sections[name])
+                cut = CUTTERS[name](sections, max(int(share[name] * room), size - over)) or cut
+    return cut
 
 
-def cut_file(file: dict[str, Any], limit: int) -> dict[str, Any] | None:
-    """The file cut at a line end so that its JSON has at most ``limit`` bytes; None where not one line fits."""
-    content = file["content"]
-    frame = len(msgspec.json.encode({**file, "content": "", "truncated": True, "checksum": "sha256:" + "0" * 64}))
-    size = len(msgspec.json.encode(content))
-    while content and frame + size > limit:
-        keep = int(len(content) * max(0, limit - frame) / size)
-        content = content[: content.rfind("\n", 0, min(keep, len(content) - 1)) + 1]
-        size = len(msgspec.json.encode(content))
-    return {**file, "content": content, "checksum": checksum(content), "truncated": True} if content else None
+def cut_outputs(sections: Sections, limit: int) -> bool:
+    """Leave out the oldest outputs until the JSON of the rest has at most ``limit`` bytes."""
+    outputs = sections["previous_agent_outputs"]
+    sizes = [json_size(output) + 1 for output in outputs]
+    first, total = 0, sum(sizes) + 2
+    while first < len(outputs) and total > limit:
+        total -= sizes[first]
+        first += 1
+    sections["previous_agent_outputs"] = outputs[first:]
+    return first > 0
 
 
-def cut_structure(structure: dict[str, Any], limit: int) -> bool:
+def cut_git(sections: Sections, limit: int) -> bool:
+    """Shorten the longest list of the git section, by halves, until its JSON has at most ``limit`` bytes."""
+    git = sections["git_context"]
+    cut = False
+    while json_size(git) > limit:
+        commits = [commit for commit in git["recent_commits"] if len(commit["files_changed"]) > 10]
+        lists = [(git, name) for name in ("recent_commits", "uncommitted_changes") if git[name]]
+        lists = [(commit, "files_changed") for commit in commits] or lists
+        if not lists:
+            break
+        holder, name = max(lists, key=lambda item: json_size(item[0][item[1]]))
+        holder[name], cut = holder[name][: len(holder[name]) // 2], True
+    return cut
+
+
+def cut_structure(sections: Sections, limit: int) -> bool:
     """Shorten the lists of files and folders, deepest first, until the JSON has at most ``limit`` bytes."""
-    cut = False
+    structure, cut = sections["project_structure"], False
     for name in ("files", "directories"):
-        while (size := len(msgspec.json.encode(structure))) > limit and structure[name]:
+        while (size := json_size(structure)) > limit and structure[name]:
             by_depth = sorted(structure[name], key=lambda path: (path.count("/"), path))
             keep = min(int(len(by_depth) * limit / size), len(by_depth) - 1)
             structure[name], cut = sorted(by_depth[:keep]), True
     return cut
+
+
+CUTTERS: dict[str, Callable[[Sections, int], bool]] = {
+    "project_structure": cut_structure, "git_context": cut_git, "previous_agent_outputs": cut_outputs,
+}  # fmt: skip
+
+
+def choose_files(files: list[dict[str, Any]], room: int, cap: int) -> list[dict[str, Any]]:
+    """What fits into ``room`` bytes of JSON, most relevant first.
+
+    All of them whole where there is room; else each up to ``cap`` bytes, and what then remains goes to those that
+    were given in part.
+    """
+    chunks = {id(file): file.pop("chunks", []) for file in files}
+    sizes = {id(file): json_size(file) + 1 for file in files}
+    if sum(sizes.values()) <= room:
+        return files
+    chosen: list[tuple[dict[str, Any], dict[str, Any], int]] = []  # (whole, as given, its size)
+    for file in files:
+        limit, given = min(room, cap), file
+        if sizes[id(file)] > limit:
+            shorter = cut_file(file, limit - 1, chunks[id(file)]) if limit >= LEAST else None
+            if shorter is None:
+                continue
+            given = shorter
+        size = json_size(given) + 1
+        chosen.append((file, given, size))
+        room -= size
+    for number, (file, given, size) in enumerate(chosen):
+        if given is not file and room >= LEAST:
+            more = file if sizes[id(file)] <= size + room else cut_file(file, size + room - 1, chunks[id(file)]) or given
+            room += size - json_size(more) - 1
+            chosen[number] = (file, more, json_size(more) + 1)
+    return [given for _, given, _ in chosen]
+
+
+def cut_file(file: dict[str, Any], limit: int, chunks: list[tuple[int, float]]) -> dict[str, Any] | None:
+    """The file in part, its JSON at most ``limit`` bytes: its best chunks, else its beginning; None where not one line fits."""
+    shorter = {**file, "truncated": True, "checksum": checksum("")}
+    lines = file["content"].split("\n")
+    ranges = best_ranges(lines, chunks, limit - json_size({**shorter, "content": "", "line_ranges": []}))
+    if ranges:
+        shorter |= {"line_ranges": ranges, "content": "".join(excerpt(lines, first, last) for first, last in ranges)}
+    else:
+        content = cut_text(file["content"], limit - json_size({**shorter, "content": ""}))
+        if not content:
+            return None
+        shorter["content"] = content
+    return shorter | {"checksum": checksum(shorter["content"])}
+
+
+CHUNK_LINES = 50
+
+
+def best_ranges(lines: list[str], chunks: list[tuple[int, float]], room: int) -> list[tuple[int, int]]:
+    """(first, last) of the lines, numbered from 1, of the best chunks that fit into ``room`` bytes; in file order, neighbours joined."""
+    taken: list[int] = []
+    for first, _ in sorted(chunks, key=lambda chunk: -chunk[1]):
+        last = min(first + CHUNK_LINES - 1, len(lines))
+        size = json_size(excerpt(lines, first, last)) + len(f"[{first},{last}],")
+        if first <= last and size <= room and first not in taken:
+            taken.append(first)
+            room -= size
+    ranges: list[tuple[int, int]] = []
+    for first in sorted(taken):
+        last = min(first + CHUNK_LINES - 1, len(lines))
+        if ranges and ranges[-1][1] >= first - 1:
+            ranges[-1] = (ranges[-1][0], last)
+        else:
+            ranges.append((first, last))
+    return ranges
+
+
+def excerpt(lines: list[str], first: int, last: int) -> str:
+    """Lines ``first`` to ``last`` under a line that says which they are."""
+    return f"[lines {first}-{last} of {len(lines)}]\n" + "\n".join(lines[first - 1 : last]) + "\n"
+
+
+def cut_text(content: str, room: int) -> str:
+    """The beginning of ``content``, to a line's end, whose JSON has at most ``room`` bytes more than that of an empty text."""
+    while content and (size := json_size(content) - 2) > room:
+        keep = int(len(content) * max(0, room) / size)
+        content = content[: content.rfind("\n", 0, min(keep, len(content) - 1)) + 1]
+    return content
+
+
+def score_chunks(content: str, task: str) -> list[tuple[int, float]]:
+    """(first line, score) of a text's 50-line chunks by the task's words that they hold, the rare ones more; for rankings that give none."""
+    lines = content.split("\n")
+    blocks = [(first + 1, "\n".join(lines[first : first + CHUNK_LINES]).lower()) for first in range(0, len(lines), CHUNK_LINES)]
+    words = {word for word in re.findall(r"[^\W_]{3,}", split_identifiers(task)) if word not in STOP_WORDS}
+    scores = dict.fromkeys((first for first, _ in blocks), 0.0)
+    for word in words:
+        holding = [(first, text.count(word)) for first, text in blocks if word in text]
+        for first, count in holding:
+            scores[first] += math.log(1 + len(blocks) / len(holding)) * count / (count + 1)
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
 def checksum(content: str) -> str:
@@ -4394,9 +4648,9 @@ NOT_OURS = frozenset({  # folders that are not looked into where git does not sa
     ".ruff_cache", ".idea", "target", "dist", "build",
 })  # fmt: skip
 
-REPORTS = (  # report files that projects leave behind; most are ignored by git, so they are looked for by name
-    "coverage.xml", "coverage/coverage-summary.json", "coverage/lcov.info", "lcov.info",
-    "junit.xml", "test-results.xml", "reports/junit.xml", "build/test-results.xml", "bandit.json", "results.sarif",
+REPORTS = (  # files that tell about the project and may be ignored by git, so they are looked for by name
+    ".coverage", "coverage.xml", "coverage/coverage-summary.json", "coverage/lcov.info", "lcov.info",
+    "junit.xml", "test-results.xml", "reports/junit.xml", "build/test-results.xml", "bandit.json", "results.sarif", ".python-version",
 )  # fmt: skip
 
 
@@ -4417,40 +4671,236 @@ def split_z(output: bytes | None) -> list[str]:
     return [os.fsdecode(item) for item in (output or b"").split(b"\0") if item]
 
 
-def scan_project(root: Path, scratch: Path) -> ProjectState:
-    """The project as it is now. Signatures are taken first and looked at again, so that the state can prove itself. Blocks."""
-    for _ in range(3):
-        began = time.time_ns()
-        state = scan_once(root, scratch)
-        youngest = max((max(s.mtime_ns, s.ctime_ns) for s in state.proof.values() if s), default=0)
-        # Time stamps move in steps of up to 10 ms: a signature this young could hide a second change of the same moment.
-        if youngest < began - 12_000_000:
-            return msgspec.structs.replace(state, settled=True)
+class Listing(Struct, frozen=True):
+    """What git says of the work tree, names below the root: ``ignored`` folders end in a slash, ``changes`` are (code, path)."""
+
+    tracked: list[str]
+    untracked: list[str]
+    ignored: frozenset[str]
+    changes: list[tuple[str, str]]
+
+    def same_names(self, other: Listing) -> bool:
+        return (self.tracked, self.untracked, self.ignored) == (other.tracked, other.untracked, other.ignored)
+
+
+class Project:
+    """The repository on disk, of which only what a signature shows to have changed is read again.
+
+    All that a state tells was read after the signatures that prove it were taken, so what changes later, even while it
+    is being read, shows at the next look.
+    """
+
+    ATTEMPTS = 4  # before a project that changes all the time is taken as it is, and not cached
+    FEW = 50  # changed files that git is asked about by name
+
+    def __init__(self, root: Path, scratch: Path) -> None:
+        self._root, self._scratch = root, scratch
+        self._state: ProjectState | None = None
+        self._looking: asyncio.Task[ProjectState] | None = None
+        self._listing = Listing([], [], frozenset(), [])
+        self._kept: dict[str, tuple[Any, int, Any]] = {}
+        self._git = ThreadPoolExecutor(3, "git")
+
+    def close(self) -> None:
+        self._git.shutdown(wait=False, cancel_futures=True)
+
+    async def state(self) -> ProjectState:
+        """The project as it was at some moment since this call; askers of the same moment share one look."""
+        if running := self._looking:  # it began before this call, and may have missed what changed since
+            await asyncio.wait({running})
+        if self._looking is running:
+            self._looking = asyncio.create_task(asyncio.to_thread(self.look))
+        assert self._looking is not None
+        return await asyncio.shield(self._looking)
+
+    def look(self) -> ProjectState:
+        """The project as it is now. Blocks; one at a time."""
+        before = self._state
+        if before is None:
+            self._state = self._read({}, [])
+            return self._state
+        now = time.time_ns()
+        fresh = {path: sign(path) for path in before.proof}
+        changed = [path for path, signature in before.proof.items() if fresh[path] != signature]
+        if changed or not before.settled:
+            self._state = self._read(fresh, changed, now)
+        return self._state or before
+
+    def knows(self, path: str) -> bool:
+        """Whether the latest state was read from ``path`` or its folder."""
+        return self._state is not None and (path in self._state.proof or os.path.dirname(path) in self._state.proof)
+
+    def is_large(self, index_size: int) -> bool:
+        """Whether git's index has more bytes than that. Blocks."""
+        folders = self._folders()
+        facts = sign(str(folders[0] / "index")) if folders else None
+        return facts is not None and facts[2] > index_size
+
+    def _read(self, fresh: dict[str, Signature | None], changed: list[str], now: int = 0) -> ProjectState:
+        """A new state; ``fresh`` are the signatures of what the last one knew, ``changed`` those of them that are others now."""
+        few = self._only_contents(changed) if self._state and self._state.settled else None
+        if few is not None and (settled := settle(fresh, changed, now)):
+            return self._assembled(fresh, self._listing, self._changes_among(few), settled)
+        listing = self._listing if fresh else self._list()
+        for _ in range(self.ATTEMPTS):
+            now = time.time_ns()
+            proof = self._sign(listing, fresh)
+            settled = settle(proof, proof, now)
+            seen = self._list()
+            if seen.same_names(listing):
+                break
+            listing, fresh = seen, {}
+        else:
+            settled = False
+        self._listing = seen
+        return self._assembled(proof, seen, self._changes(seen), settled)
+
+    def _assembled(self, proof: dict[str, Signature | None], listing: Listing, changes: list[Change], settled: bool) -> ProjectState:
+        files = []
+        for name in sorted({*listing.tracked, *listing.untracked}):
+            signature = proof.get(os.path.join(self._root, name))
+            if signature and not stat.S_ISDIR(signature[4]):
+                files.append(FileFact(name, signature[2], signature[0]))
+        folders = self._folders()
+        if not folders:
+            return ProjectState(str(self._root), files, GitContext(None, [], [], None, None), None, proof, settled)
+        key = tuple(signature for path, signature in self._sign_git(folders).items() if not path.endswith("index"))
+        branch, commits, remote, url, head = self._kept_by("history", key, lambda: read_history(self._root, self._git))
+        return ProjectState(str(self._root), files, GitContext(branch, commits, changes, remote, url), head, proof, settled)
+
+    # -- signatures
+
+    def _sign(self, listing: Listing, known: dict[str, Signature | None]) -> dict[str, Signature | None]:
+        """Of git's files, the reports, every folder that is not ignored, and every file. ``known`` folders are not walked again."""
+        folders = self._folders()
+        if folders:
+            proof = self._sign_git(folders)
+        else:  # a repository may be made around us
+            proof = {str(parent / ".git"): sign(str(parent / ".git")) for parent in self._root.parents}
+        proof |= {path: sign(path) for path in (os.path.join(self._root, name) for name in REPORTS)}
+        proof |= self._sign_folders(listing.ignored, frozenset({".git"}) if folders else NOT_OURS, known)
+        for name in itertools.chain(listing.tracked, listing.untracked):
+            path = os.path.join(self._root, name)
+            signature = proof[path] = sign(path)
+            if signature and stat.S_ISDIR(signature[4]):
+                proof |= sign_submodule(path)
+        return proof
+
+    def _sign_git(self, folders: tuple[Path, Path]) -> dict[str, Signature | None]:
+        """Of git's files whose change can change a context: head, index, branches, ignore rules, configuration."""
+        own, common = folders
+        names = [own / name for name in ("HEAD", "index", "logs/HEAD", "MERGE_HEAD", "config.worktree")]
+        names += [common / name for name in ("packed-refs", "config", "info/exclude", "refs/heads", "refs/stash", "shallow", "reftable/tables.list")]
+        names += [Path.home() / name for name in (".gitconfig", ".config/git/config", ".config/git/ignore")]
+        proof = {str(name): sign(str(name)) for name in names}
+        if branch := head_file(own, common):  # read after HEAD was signed
+            proof[branch] = sign(branch)
+        return proof
+
+    def _sign_folders(self, ignored: frozenset[str], skip: frozenset[str], known: dict[str, Signature | None]) -> dict[str, Signature | None]:
+        """Of the root and each folder below it, and of each .gitignore: a new name changes its folder."""
+        before = self._state.proof if self._state else {}
+        found: dict[str, Signature | None] = {}
+        pending = [""]
+        if known:  # those that did not change hold no other folders than before
+            unchanged = {path for path, signature in known.items() if signature and stat.S_ISDIR(signature[4]) and before.get(path) == signature}
+            found = {path: known[path] for path in unchanged}
+            found |= {path: known[path] for path in known if path.endswith("/.gitignore")}
+            prefix = len(str(self._root)) + 1
+            pending = [
+                f"{path[prefix:]}/".lstrip("/") for path, signature in known.items()
+                if signature and stat.S_ISDIR(signature[4]) and path not in unchanged and path.startswith(str(self._root))
+            ]  # fmt: skip
+        while pending:
+            relative = pending.pop()
+            folder = os.path.join(self._root, relative).rstrip("/") or "/"
+            found[folder] = sign(folder)
+            with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                for entry in entries:
+                    name = f"{relative}{entry.name}/"
+                    if entry.name == ".gitignore":
+                        found[entry.path] = sign(entry.path)
+                    elif entry.name not in skip and name not in ignored and entry.is_dir(follow_symlinks=False) and entry.path not in found:
+                        pending.append(name)
+        return found
+
+    # -- what git says
+
+    def _folders(self) -> tuple[Path, Path] | None:
+        """(git dir, common git dir), None without git. Blocks where a repository came or went."""
+        found = (sign(str(folder / ".git")) for folder in (self._root, *self._root.parents))
+        key = tuple(signature and signature[3:] for signature in found)
+        kept = self._kept.get("folders")
+        if kept is None or kept[0] != key:
+            kept = self._kept["folders"] = (key, 0, find_git_folder(self._root))
+        return typing.cast("tuple[Path, Path] | None", kept[2])
+
+    def _kept_by(self, name: str, key: tuple[Signature | None, ...], read: Callable[[], Any]) -> Any:
+        """What ``read`` gave when the signatures were ``key``; read again where one of them is too young to be trusted."""
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != key or any(is_young(signature, kept[1]) for signature in key):
+            kept = self._kept[name] = (key, time.time_ns(), read())
+        return kept[2]
+
+    def _list(self) -> Listing:
+        folders = self._folders()
+        environ = None if folders else borrowed_git(self._root, self._scratch)
+        tracked = self._git.submit(self._tracked, folders)
+        status = read_status(self._root, environ)
+        if status is None:  # git is not installed, or does not understand this repository
+            tracked.cancel()
+            return Listing([], sorted(walk_files(self._root)), frozenset(), [])
+        untracked = [path for code, path in status if code == "??" and not path.endswith("/")]
+        ignored = frozenset(path for code, path in status if code == "!!" and path.endswith("/"))
+        return Listing(tracked.result(), untracked, ignored, [(code, path) for code, path in status if code != "!!"])
+
+    def _tracked(self, folders: tuple[Path, Path] | None) -> list[str]:
+        if folders is None:
+            return []
+        key = (sign(str(folders[0] / "index")),)
+        names: list[str] = self._kept_by("tracked", key, lambda: split_z(run_git(self._root, "ls-files", "-z", "-c", "--deduplicate")))
+        return names
+
+    def _changes(self, listing: Listing) -> list[Change]:
+        if not self._folders():
+            return []
+        changed = [item for item in listing.changes if item[0] != "??"]
+        return describe_changes(listing.changes, line_counts(self._root) if changed else {})
+
+    def _only_contents(self, changed: list[str]) -> list[str] | None:
+        """The names of the changed files where nothing but contents of known files changed, None where more did."""
+        state = typing.cast(ProjectState, self._state)
+        if not 0 < len(changed) <= self.FEW or any(change.status == "renamed" for change in state.git.uncommitted_changes):
+            return None
+        prefix = f"{self._root}{os.sep}"
+        names = [path.removeprefix(prefix) for path in changed]
+        known = {file.path for file in state.files}
+        good = all(name in known and not name.endswith(".gitignore") and sign(path) for name, path in zip(names, changed, strict=True))
+        return names if good else None
+
+    def _changes_among(self, names: list[str]) -> list[Change]:
+        """The uncommitted changes now that the contents of ``names`` alone are others."""
+        state = typing.cast(ProjectState, self._state)
+        if not self._folders():
+            return []
+        status = self._git.submit(read_status, self._root, None, names)
+        counts = line_counts(self._root, names)
+        codes = [item for item in status.result() or [] if item[0] != "!!"]
+        others = [change for change in state.git.uncommitted_changes if change.path not in {clean_text(name) for name in names}]
+        return sorted([*others, *describe_changes(codes, counts)], key=lambda change: (change.status == "untracked", change.path))
+
+
+def settle(proof: dict[str, Signature | None], paths: Iterable[str], now: int) -> bool:
+    """Look again at what was signed so soon after a change that another could hide; False where it keeps changing. Blocks."""
+    young = [path for path in paths if is_young(proof[path], now)]
+    for _ in range(4):
+        if not young:
+            break
         time.sleep(0.015)
-        if all(sign(path) == signature for path, signature in state.proof.items()) and youngest < time.time_ns() - 12_000_000:
-            return msgspec.structs.replace(state, settled=True)
-    return state
-
-
-def scan_once(root: Path, scratch: Path) -> ProjectState:
-    git_folder = find_git_folder(root)
-    proof = {path: sign(path) for path in git_files(git_folder)} if git_folder else {}
-    proof |= {str(root / name): sign(str(root / name)) for name in REPORTS}
-    environ = None if git_folder else borrowed_git(root, scratch)
-    ignored = set(split_z(run_git(root, "ls-files", "-z", "-o", "-i", "--exclude-standard", "--directory", env=environ)))
-    proof |= sign_folders(root, ignored, skip=frozenset({".git"}) if git_folder else NOT_OURS)
-    listed = run_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate", env=environ)
-    names = split_z(listed) if listed is not None else [str(PurePosixPath(p)) for p in walk_files(root)]
-    files = []
-    for name in sorted(names):
-        path = os.path.join(root, name)
-        if not git_folder and NOT_OURS & set(name.split("/")[:-1]):
-            continue
-        signature = proof[path] = sign(path)
-        if signature and not stat.S_ISDIR(signature.mode):
-            files.append(FileFact(name, signature.size, signature.mtime_ns))
-    git, head = (read_git(root), head_commit(root)) if git_folder else (GitContext(None, [], [], None, None), None)
-    return ProjectState(str(root), files, git, head, proof, settled=False)
+        now = time.time_ns()
+        proof |= {path: sign(path) for path in young}
+        young = [path for path in young if is_young(proof[path], now)]
+    return not young
 
 
 def find_git_folder(root: Path) -> tuple[Path, Path] | None:
@@ -4462,16 +4912,25 @@ def find_git_folder(root: Path) -> tuple[Path, Path] | None:
     return Path(own), (root / common).resolve()
 
 
-def git_files(folders: tuple[Path, Path]) -> list[str]:
-    """The files of git whose change can change a context: head, index, branches, ignore rules, configuration."""
-    own, common = folders
-    names = [own / name for name in ("HEAD", "index", "logs/HEAD", "MERGE_HEAD", "config.worktree")]
-    names += [common / name for name in ("packed-refs", "config", "info/exclude", "refs/heads", "refs/stash", "shallow")]
+def head_file(own: Path, common: Path) -> str | None:
+    """The file of the branch that is checked out; None where no branch is."""
     with contextlib.suppress(OSError):
         head = (own / "HEAD").read_text().strip()
         if head.startswith("ref: "):
-            names.append(common / head[5:])
-    return [str(name) for name in names]
+            return str(common / head[5:])
+    return None
+
+
+def sign_submodule(path: str) -> dict[str, Signature | None]:
+    """Of the files that say at which commit a repository inside ours is."""
+    dot = Path(path, ".git")
+    own = dot
+    with contextlib.suppress(OSError):
+        if dot.is_file():
+            own = (dot.parent / dot.read_text("utf-8", "surrogateescape").strip().removeprefix("gitdir: ")).resolve()
+    proof = {str(name): sign(str(name)) for name in (own / "HEAD", own / "packed-refs")}
+    branch = head_file(own, own)
+    return proof | ({branch: sign(branch)} if branch else {})
 
 
 def borrowed_git(root: Path, scratch: Path) -> dict[str, str] | None:
@@ -4479,23 +4938,9 @@ def borrowed_git(root: Path, scratch: Path) -> dict[str, str] | None:
     empty = scratch / "empty.git"
     if not (empty / "HEAD").exists() and run_git(scratch, "init", "--quiet", "--bare", str(empty)) is None:
         return None
+    (empty / "info").mkdir(exist_ok=True)
+    (empty / "info/exclude").write_text("".join(f"{name}/\n" for name in sorted(NOT_OURS)))
     return {"GIT_DIR": str(empty), "GIT_WORK_TREE": str(root)}
-
-
-def sign_folders(root: Path, ignored: set[str], skip: frozenset[str]) -> dict[str, Signature | None]:
-    """The signatures of the root and of every folder below it that is not ignored: a new name changes its folder."""
-    found: dict[str, Signature | None] = {}
-    pending = [""]
-    while pending:
-        relative = pending.pop()
-        folder = os.path.join(root, relative) if relative else str(root)
-        found[folder] = sign(folder)
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            for entry in entries:
-                name = f"{relative}{entry.name}/"
-                if entry.name not in skip and name not in ignored and entry.is_dir(follow_symlinks=False):
-                    pending.append(name)
-    return {path.rstrip("/") or "/": signature for path, signature in found.items()}
 
 
 def walk_files(root: Path) -> Iterator[str]:
@@ -4505,18 +4950,32 @@ def walk_files(root: Path) -> Iterator[str]:
         yield from (os.path.relpath(os.path.join(place, name), root).replace(os.sep, "/") for name in names)
 
 
-def head_commit(root: Path) -> str | None:
-    found = run_git(root, "rev-parse", "--verify", "--quiet", "HEAD")
-    return found.decode().strip() if found else None
+def read_status(root: Path, environ: dict[str, str] | None, names: Sequence[str] = (".",)) -> list[tuple[str, str]] | None:
+    """(code, path below the root) of what is changed, untracked or ignored among ``names``; None where git fails. Blocks."""
+    flags = ("status", "--porcelain=v1", "-z", "--untracked-files=all", "--ignored=matching", "--ignore-submodules=dirty")
+    output = run_git(root, *flags, "--", *names, env={**(environ or {}), "GIT_LITERAL_PATHSPECS": "1"})
+    if output is None:
+        return None
+    prefix = os.fsdecode(run_git(root, "rev-parse", "--show-prefix", env=environ) or b"").rstrip("\n")
+    tokens, found = iter(split_z(output)), []
+    for token in tokens:
+        code, path = token[:2], token[3:]
+        if "R" in code or "C" in code:
+            next(tokens, None)  # the old name
+        found.append((code, path.removeprefix(prefix)))
+    return found
 
 
-def read_git(root: Path) -> GitContext:
-    """Branch, commits, changes and remote. Blocks."""
+def read_history(root: Path, pool: ThreadPoolExecutor) -> tuple[str | None, list[Commit], str | None, str | None, str | None]:
+    """(branch, latest commits, name of the remote, its URL, commit that is checked out). Blocks."""
+    commits = pool.submit(read_commits, root)
+    head = pool.submit(run_git, root, "rev-parse", "--verify", "--quiet", "HEAD")
+    listed = pool.submit(run_git, root, "config", "--get-regexp", r"^remote\..*\.url$")
     branch = (run_git(root, "symbolic-ref", "--short", "-q", "HEAD") or b"").decode("utf-8", "replace").strip() or None
-    listed = (run_git(root, "config", "--get-regexp", r"^remote\..*\.url$") or b"").decode("utf-8", "replace")
-    named = dict(re.findall(r"^remote\.(.*)\.url (.*)$", listed, re.MULTILINE))
+    named = dict(re.findall(r"^remote\.(.*)\.url (.*)$", (listed.result() or b"").decode("utf-8", "replace"), re.MULTILINE))
     remote = "origin" if "origin" in named else next(iter(named), None)
-    return GitContext(branch, read_commits(root), read_changes(root), remote, without_user_info(named[remote]) if remote else None)
+    commit = (head.result() or b"").decode().strip() or None
+    return branch, commits.result(), remote, without_user_info(named[remote]) if remote else None, commit
 
 
 def without_user_info(url: str) -> str:
@@ -4540,29 +4999,23 @@ def read_commits(root: Path, number: int = 10) -> list[Commit]:
 CHANGE_STATUS = {"M": "modified", "T": "modified", "A": "added", "D": "deleted", "R": "renamed", "C": "added", "U": "modified"}
 
 
-def read_changes(root: Path) -> list[Change]:
+def describe_changes(codes: Iterable[tuple[str, str]], counts: dict[str, str]) -> list[Change]:
     """Uncommitted changes against the last commit, staged and not, with their line counts."""
-    tokens = iter(split_z(run_git(root, "status", "--porcelain=v1", "-z", "--untracked-files=all", "--", ".")))
-    counts = line_counts(root)
-    prefix = os.fsdecode(run_git(root, "rev-parse", "--show-prefix") or b"").rstrip("\n")
     changes = []
-    for token in tokens:
-        code, path = token[:2], token[3:]
-        if "R" in code or "C" in code:
-            next(tokens, None)  # the old name
-        path = path.removeprefix(prefix)
+    for code, path in codes:
         letter = next((mark for mark in "RDAUMTC" if mark in code), "M")
         status = "untracked" if code == "??" else CHANGE_STATUS[letter]
         changes.append(Change(clean_text(path), typing.cast(Any, status), counts.get(path)))
     return changes
 
 
-def line_counts(root: Path) -> dict[str, str]:
-    """"+added -removed" of every changed text file."""
+def line_counts(root: Path, names: Sequence[str] = (".",)) -> dict[str, str]:
+    """"+added -removed" of every changed text file among ``names``. Blocks."""
     empty_tree = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # what an unborn branch is compared with
-    flags = ("diff", "--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "-M")
-    output = run_git(root, *flags, "HEAD")
-    tokens = iter(split_z(output if output is not None else run_git(root, *flags, empty_tree)))
+    flags = ("diff", "--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-M")
+    literal = {"GIT_LITERAL_PATHSPECS": "1"}
+    output = run_git(root, *flags, "HEAD", "--", *names, env=literal)
+    tokens = iter(split_z(output if output is not None else run_git(root, *flags, empty_tree, "--", *names, env=literal)))
     counts = {}
     for token in tokens:
         added, removed, path = [*token.split("\t", 2), "", ""][:3]
@@ -4587,14 +5040,26 @@ class Watcher:
 
     BUDGET = 8_000  # folders: each costs a kernel watch, which the user's editor wants too
 
-    def __init__(self, root: Path, changed: Callable[[], None]) -> None:
+    def __init__(self, root: Path, changed: Callable[[str], None]) -> None:
         self._root, self._changed = root, changed
         self._observer: Any = None
+        self._budget = min(self.BUDGET, watch_limit() // 2)
+        self._left_out = 0
         self.state = "starting"
 
     def start(self) -> None:
         """Blocks. Watches the root and git's folder themselves, and below them each folder that is worth it while the budget lasts."""
-        budget = min(self.BUDGET, watch_limit() // 2)
+        try:
+            self._observer = watchdog.observers.Observer()
+            for folder, recursive in self._folders():
+                self._watch(folder, recursive)
+            self._observer.start()
+            self._tell()
+        except (OSError, RuntimeError) as error:
+            self.state = f"partial: {one_line(error)}"
+            log.warning("watching is partial: %s", one_line(error))
+
+    def _watch(self, folder: Path, recursive: bool) -> None:
         # Without this filter watchdog's own walk floods its queue on large trees, and mere reading counts as a change.
         kinds = [
             watchdog.events.FileCreatedEvent, watchdog.events.FileModifiedEvent, watchdog.events.FileDeletedEvent,
@@ -4602,21 +5067,15 @@ class Watcher:
         ]  # fmt: skip
         handler = watchdog.events.FileSystemEventHandler()
         handler.on_any_event = self._on_event  # type: ignore[method-assign]
-        try:
-            self._observer = watchdog.observers.Observer()
-            left_out = 0
-            for folder, recursive in self._folders():
-                folders = count_folders(folder) if recursive else 1
-                if folders > budget:
-                    left_out += 1
-                    continue
-                budget -= folders
-                self._observer.schedule(handler, str(folder), recursive=recursive, event_filter=kinds)
-            self._observer.start()
-            self.state = f"partial: {left_out} large folders are not watched" if left_out else "full"
-        except (OSError, RuntimeError) as error:
-            self.state = f"partial: {one_line(error)}"
-            log.warning("watching is partial: %s", one_line(error))
+        folders = count_folders(folder) if recursive else 1
+        if folders > self._budget:
+            self._left_out += 1
+            return
+        self._budget -= folders
+        self._observer.schedule(handler, str(folder), recursive=recursive, event_filter=kinds)
+
+    def _tell(self) -> None:
+        self.state = f"partial: {self._left_out} large folders are not watched" if self._left_out else "full"
 
     def _folders(self) -> Iterator[tuple[Path, bool]]:
         yield self._root, False
@@ -4630,8 +5089,14 @@ class Watcher:
                     yield Path(entry.path), True
 
     def _on_event(self, event: watchdog.events.FileSystemEvent) -> None:
-        if not str(event.src_path).endswith(".lock"):
-            self._changed()
+        path = os.fsdecode(event.dest_path or event.src_path)
+        if path.endswith(".lock"):
+            return
+        self._changed(path)
+        if event.is_directory and os.path.dirname(path) == str(self._root) and os.path.basename(path) not in NOT_OURS and os.path.isdir(path):
+            with contextlib.suppress(OSError, RuntimeError):  # gone already: then there is nothing to watch
+                self._watch(Path(path), True)
+            self._tell()
 
     def stop(self) -> None:
         if self._observer is not None and self._observer.is_alive():
@@ -5320,50 +5785,50 @@ class StructureSection:
     @hookimpl
     def context_section(self, request: ContextRequest) -> Sections:
         project = request.project
-        folders = {str(parent) for file in project.files for parent in PurePosixPath(file.path).parents} - {"."}
-        names = [clean_text(file.path) for file in project.files]
         size = sum(file.size for file in project.files)
-        return {"project_structure": ProjectStructure(project.root, names, sorted(map(clean_text, folders)), len(names), size)}
+        return {"project_structure": ProjectStructure(project.root, project.names, project.folders, len(project.names), size)}
+
+
+class FileChoice(RelevantFile):
+    """A file before it is known whether it fits: with (first line, score) of its best chunks."""
+
+    chunks: list[tuple[int, float]] = []
 
 
 class FilesSection:
-    """The files worth reading: ranked, read, redacted, until count or bytes are used up."""
+    """The files worth reading: ranked, read, redacted, as many as could be given."""
 
     MAX_FILE = MB
 
     @hookimpl
     def context_section(self, request: ContextRequest) -> Sections:
-        project = request.project
-        ranked = request.rank(
-            RankRequest(
-                root=project.root, index_folder=request.index_folder, files=project.files, agent_type=request.agent_type,
-                category=request.category, task=request.task, changed=[change.path for change in project.git.uncommitted_changes],
-                outputs=request.outputs, head=project.head,
-            )
-        )  # fmt: skip
-        known = {file.path for file in project.files}
-        chosen: list[RelevantFile] = []
-        left = request.max_bytes
+        ranked = request.rank(rank_request(request))
+        known = {file.path for file in request.project.files}
+        chosen: list[FileChoice] = []
+        left = 1.25 * request.max_bytes  # more than fits: what is too large for the rest of the room is passed over later
         for item in ranked:
             if len(chosen) > request.max_files or left <= 0:  # one more than asked for: so it shows that some were left out
                 break
-            file = self._read(project.root, item) if item.path in known else None  # what a plugin names must be the project's
+            file = self._read(request, item) if item.path in known else None  # what a plugin names must be the project's
             if file:
                 chosen.append(file)
-                left -= len(file.content)
+                left -= min(len(file.content), request.max_bytes / 4)
         return {"relevant_files": chosen}
 
-    def _read(self, root: str, item: RankedFile) -> RelevantFile | None:
+    def _read(self, request: ContextRequest, item: RankedFile) -> FileChoice | None:
         if is_secret(item.path):
             return None
-        found = read_text_file(root, item.path, self.MAX_FILE)
+        found = read_text_file(request.project.root, item.path, self.MAX_FILE)
         if found is None:
             return None
         content, facts, cut = found
         content, redactions = redact(content)
-        return RelevantFile(
+        chunks = item.chunks
+        if not chunks and request.task and len(content) > request.max_bytes / 8:
+            chunks = score_chunks(content, request.task)
+        return FileChoice(
             clean_text(item.path), content, iso(facts.st_mtime), facts.st_size, language_of(item.path), checksum(content),
-            round(item.score, 4), item.reasons, cut, redactions,
+            round(item.score, 4), item.reasons, cut, redactions, chunks=chunks,
         )  # fmt: skip
 
 
@@ -5398,12 +5863,18 @@ class MetadataSection:
                 last_build_status=build_status,
                 last_build_time=build_time,
                 security_scan_status=read_security_scan(root),
-                redactions=0,  # counted over all files when the context is put together
+                redactions=0,  # this and the next are filled in when the context is put together
+                index="ready",
             )
         }
 
 
 # -- metadata out of manifests and reports; a file that cannot be read tells nothing
+
+
+NOT_OF_ITS_KIND = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, sqlite3.Error, configparser.Error, ElementTree.ParseError,
+)  # fmt: skip
 
 
 def parsed(path: Path, parse: Callable[[str], Any], default: Any = None) -> Any:
@@ -5414,7 +5885,7 @@ def parsed(path: Path, parse: Callable[[str], Any], default: Any = None) -> Any:
         return parse(path.read_text("utf-8", "replace"))
     except FileNotFoundError:
         return default
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, configparser.Error, ElementTree.ParseError) as error:
+    except NOT_OF_ITS_KIND as error:
         log.debug("%s tells nothing: %s", path.name, one_line(error))
         return default
 
@@ -5537,19 +6008,53 @@ def read_python_version(root: Path) -> str | None:
 
 def read_coverage(root: Path, newest_source_ns: int) -> float | None:
     """Percent of lines covered, of the first report that is newer than every source. Blocks."""
-    readers: dict[str, Callable[[str], float]] = {
+    readers: dict[str, Callable[[str], float | None]] = {
         "coverage.xml": lambda text: float(ElementTree.fromstring(text).attrib["line-rate"]) * 100,
         "coverage/coverage-summary.json": lambda text: float(json.loads(text)["total"]["lines"]["pct"]),
         "coverage/lcov.info": lcov_percent,
         "lcov.info": lcov_percent,
+        ".coverage": lambda _: coverage_data_percent(root),
     }
     for name, read in readers.items():
         signature = sign(str(root / name))
-        if signature and signature.mtime_ns >= newest_source_ns:
+        if signature and signature[0] >= newest_source_ns:
             percent: float | None = parsed(root / name, read)
             if percent is not None:
                 return round(percent, 2)
     return None
+
+
+def coverage_data_percent(root: Path) -> float | None:
+    """Percent of statements that ran, of the data file that coverage.py writes (it holds the lines that ran, as bits). Blocks."""
+    covered = total = 0
+    with contextlib.closing(sqlite3.connect(f"file:{root / '.coverage'}?mode=ro", uri=True)) as database:
+        sql = "select file.path, line_bits.numbits from file left join line_bits on line_bits.file_id = file.id"
+        ran: dict[str, set[int]] = {}
+        for path, bits in database.execute(sql):
+            lines = ran.setdefault(os.path.relpath(path, root) if os.path.isabs(path) else path, set())
+            lines.update(8 * place + bit for place, byte in enumerate(bits or b"") for bit in range(8) if byte >> bit & 1)
+    for path, lines in ran.items():
+        found = read_text_file(str(root), path, MB)
+        statements = statement_lines(found[0]) if found else set()
+        covered, total = covered + len(statements & lines), total + len(statements)
+    return covered / total * 100 if total else None
+
+
+def statement_lines(source: str) -> set[int]:
+    """The lines on which statements begin that can run: no docstrings, nothing under a "pragma: no cover"."""
+    lines = source.split("\n")
+    found: set[int] = set()
+    pending: list[ast.AST] = [ast.parse(source)]
+    while pending:
+        node = pending.pop()
+        first = min([getattr(node, "lineno", 0), *(item.lineno for item in getattr(node, "decorator_list", []))])
+        if first and "pragma: no cover" in lines[first - 1]:
+            continue
+        constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(node, ast.stmt) and not constant and not isinstance(node, ast.Global | ast.Nonlocal):
+            found.add(first)
+        pending += ast.iter_child_nodes(node)
+    return found
 
 
 def lcov_percent(text: str) -> float:
@@ -5560,7 +6065,7 @@ def lcov_percent(text: str) -> float:
 def read_build(root: Path) -> tuple[str | None, str | None]:
     """("success" or "failed", when) of the newest JUnit report; Nones where there is none. Blocks."""
     reports = [root / name for name in REPORTS if name.endswith(".xml") and "coverage" not in name]
-    present = [(signature.mtime_ns, path) for path in reports if (signature := sign(str(path)))]
+    present = [(signature[0], path) for path in reports if (signature := sign(str(path)))]
     if not present:
         return None, None
     moment, path = max(present)
@@ -5587,13 +6092,12 @@ class TextRanking:
 
     def __init__(self) -> None:
         self._indexes: dict[str, TextIndex] = {}
-        self._lock = threading.Lock()
 
     @hookimpl(trylast=True)
     def rank_files(self, request: RankRequest) -> list[RankedFile]:
         weights = KIND_WEIGHTS[request.category]
         scores = self._matches(request) if request.task else {}
-        named = {path for path in (file.path for file in request.files) if is_named(path, request.task)}
+        named = named_files([file.path for file in request.files], request.task)
         touched = {path for output in request.outputs for path in output.get("files_affected", [])}
         changed = set(request.changed)
         newest = max((file.mtime_ns for file in request.files), default=1)
@@ -5613,11 +6117,27 @@ class TextRanking:
         return sorted(ranked, key=lambda item: (-item.score, item.path))
 
     def _matches(self, request: RankRequest) -> dict[str, float]:
-        """Path and score, 0 to 1, of the files whose text matches. Blocks while the index takes up what changed."""
-        with self._lock:
-            index = self._indexes.setdefault(request.index_folder, TextIndex(Path(request.index_folder) / "text.db"))
-            decisions = " ".join(output.get("decision", "") for output in request.outputs)
-            return index.search(request.root, request.files, f"{request.task}\n{request.task}\n{decisions}")
+        """Path and score, 0 to 1, of the files whose text matches. Blocks while the index takes up a little of what changed."""
+        index = self._indexes.setdefault(request.index_folder, TextIndex(Path(request.index_folder) / "text.db"))
+        decisions = " ".join(output.get("decision", "") for output in request.outputs)
+        return index.search(request.root, request.files, f"{request.task}\n{request.task}\n{decisions}")
+
+    @hookimpl
+    def index_state(self, index_folder: str) -> dict[str, Any] | None:
+        index = self._indexes.get(index_folder)
+        return {"name": "text", "state": "building" if index.building else "ready"} if index else None
+
+    @hookimpl
+    def shutdown(self) -> None:
+        for index in self._indexes.values():
+            index.close()
+
+
+def named_files(paths: list[str], task: str) -> set[str]:
+    """Those of ``paths`` that a task's text names: by path, or by a base name with an ending."""
+    words = {word.rpartition("/")[2] for word in re.findall(r"[\w.@+/-]*\.\w+", task)}
+    words |= {word.rstrip(".") for word in words}
+    return {path for path in paths if path.rpartition("/")[2] in words and is_named(path, task)}
 
 
 def is_named(path: str, task: str) -> bool:
@@ -5636,14 +6156,31 @@ STOP_WORDS = frozenset(
     fix fixed fixes fixing bug issue problem implement implements""".split()
 )
 
+WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*|[^\W_]+")
+SUBWORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
+
+
+@functools.lru_cache(100_000)
+def split_identifier(identifier: str) -> str:
+    parts = [part.lower() for part in SUBWORD.findall(identifier)]
+    return " ".join(parts + (["".join(parts)] if len(parts) > 1 else []))
+
+
+def split_identifiers(text: str) -> str:
+    """The text's identifiers in lower-case sub-words, compounds also as one word."""
+    return " ".join(map(split_identifier, WORD.findall(text)))
+
 
 class TextIndex:
-    """SQLite FTS5 over the project's text files, brought up to date by size and mtime before each search.
+    """SQLite FTS5 over the project's text files, kept up to date by size and mtime.
 
-    A damaged index is thrown away and made anew: everything in it can be read again.
+    A search takes up what changed for SLICE seconds; more than that is left to a thread, and until it is through,
+    ``building`` says that not everything was searched. A damaged index is thrown away and made anew.
     """
 
     MAX_FILE = 400_000
+    SLICE = 0.5
+    BATCH = 40  # files a transaction, so that a search never waits long
     SCHEMA = """
     create table if not exists file (id integer primary key, path text not null unique, size integer not null, mtime_ns integer not null);
     create virtual table if not exists text using fts5 (path, body, tokenize = 'porter unicode61');
@@ -5651,66 +6188,101 @@ class TextIndex:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._split: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._finisher: threading.Thread | None = None
+        self._closed = False
+        self.building = False
+
+    def close(self) -> None:
+        """Stop taking up files. What is missing is taken up when it is next asked for."""
+        self._closed = True
+        if self._finisher is not None:
+            self._finisher.join()
 
     def search(self, root: str, files: list[FileFact], task: str) -> dict[str, float]:
-        try:
-            return self._search(root, files, task)
-        except sqlite3.DatabaseError as error:
-            log.warning("the text index is made anew: %s", one_line(error))
-            for suffix in ("", "-wal", "-shm", "-journal"):
-                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-            return self._search(root, files, task)
+        """Path and score, 1 for the best, of the files that hold words of ``task``. Blocks."""
+        terms = [term for term in dict.fromkeys(split_identifiers(task).split()) if term not in STOP_WORDS][:64]
+        with self._lock:
+            try:
+                return self._search(root, files, terms)
+            except sqlite3.DatabaseError as error:
+                log.warning("the text index is made anew: %s", one_line(error))
+                for suffix in ("", "-wal", "-shm", "-journal"):
+                    Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+                return self._search(root, files, terms)
 
-    def _search(self, root: str, files: list[FileFact], task: str) -> dict[str, float]:
-        terms = [term for term in dict.fromkeys(self._words(task).split()) if term not in STOP_WORDS][:64]
-        if not self._path.exists():
-            os.close(os.open(self._path, os.O_CREAT | os.O_WRONLY, 0o600))
-        with contextlib.closing(sqlite3.connect(self._path, isolation_level=None, timeout=5)) as database:
-            database.execute("pragma synchronous = off")
-            self._update(database, root, files)
+    def _search(self, root: str, files: list[FileFact], terms: list[str]) -> dict[str, float]:
+        with self._open() as database:
+            complete = self._update(database, root, files, time.monotonic() + self.SLICE)
+            if not complete and self._finisher is None:
+                self._finisher = threading.Thread(target=self._finish, args=(root, files), name="text-index", daemon=True)
+                self._finisher.start()
+            self.building = not complete
             if not terms:
                 return {}
             query = " OR ".join(f'"{term}"' for term in terms)
             sql = "select file.path, bm25(text, 4.0, 1.0) from text join file on file.id = text.rowid where text match ? order by 2 limit 2000"
             rows = database.execute(sql, (query,)).fetchall()
         best = rows[0][1] if rows else -1.0  # bm25() is negative, the best match first
-        return {path: score / best for path, score in rows}
+        return {os.fsdecode(path): score / best for path, score in rows}
 
-    def _update(self, database: sqlite3.Connection, root: str, files: list[FileFact]) -> None:
-        database.executescript(self.SCHEMA)
+    def _finish(self, root: str, files: list[FileFact]) -> None:
+        """In a thread of its own: take up the rest, batch by batch."""
+        complete = False
+        while not complete and not self._closed:
+            time.sleep(0.01)  # let a search have the lock, and the loop the interpreter
+            try:
+                with self._lock, self._open() as database:
+                    complete = self._update(database, root, files, time.monotonic())
+            except sqlite3.DatabaseError as error:
+                log.warning("the text index could not be brought up to date: %s", one_line(error))
+                break
+        self.building, self._finisher = False, None
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        if not self._path.exists():
+            os.close(os.open(self._path, os.O_CREAT | os.O_WRONLY, 0o600))
+        with contextlib.closing(sqlite3.connect(self._path, isolation_level=None, timeout=5)) as database:
+            database.execute("pragma synchronous = off")
+            database.executescript(self.SCHEMA)
+            yield database
+
+    def _update(self, database: sqlite3.Connection, root: str, files: list[FileFact], deadline: float) -> bool:
+        """Take up what changed, at least one batch of it, until ``deadline``; whether that was all."""
         known = {path: (id, size, mtime) for id, path, size, mtime in database.execute("select id, path, size, mtime_ns from file")}
-        wanted = {file.path: file for file in files if file.size <= self.MAX_FILE and is_text(file.path)}
+        wanted = {os.fsencode(file.path): file for file in files if file.size <= self.MAX_FILE and is_text(file.path)}
         gone = [known[path][0] for path in known if path not in wanted or known[path][1:] != (wanted[path].size, wanted[path].mtime_ns)]
         fresh = [file for path, file in wanted.items() if known.get(path, (0, -1, -1))[1:] != (file.size, file.mtime_ns)]
-        if not gone and not fresh:
-            return
-        database.execute("begin")
-        database.executemany("delete from text where rowid = ?", [(id,) for id in gone])
-        database.executemany("delete from file where id = ?", [(id,) for id in gone])
-        for file in fresh:
-            found = read_text_file(root, file.path, self.MAX_FILE)
-            row = database.execute("insert into file (path, size, mtime_ns) values (?, ?, ?)", (file.path, file.size, file.mtime_ns)).lastrowid
-            body = self._words(found[0]) if found else ""
-            database.execute("insert into text (rowid, path, body) values (?, ?, ?)", (row, self._words(clean_text(file.path)), body))
-        database.execute("commit")
+        if gone:
+            with transaction(database):
+                database.executemany("delete from text where rowid = ?", [(id,) for id in gone])
+                database.executemany("delete from file where id = ?", [(id,) for id in gone])
+        for first in range(0, len(fresh), self.BATCH):
+            if first and time.monotonic() > deadline:
+                return False
+            with transaction(database):
+                for file in fresh[first : first + self.BATCH]:
+                    self._take_up(database, root, file)
+        return True
 
-    IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*|[^\W_]+")
-    PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
+    def _take_up(self, database: sqlite3.Connection, root: str, file: FileFact) -> None:
+        found = read_text_file(root, file.path, self.MAX_FILE)
+        facts = (os.fsencode(file.path), file.size, file.mtime_ns)
+        row = database.execute("insert into file (path, size, mtime_ns) values (?, ?, ?)", facts).lastrowid
+        words = split_identifiers(clean_text(file.path)), split_identifiers(found[0]) if found else ""
+        database.execute("insert into text (rowid, path, body) values (?, ?, ?)", (row, *words))
 
-    def _words(self, text: str) -> str:
-        """The text's identifiers in lower-case sub-words, compounds also as one word."""
-        split = self._split
-        words = []
-        for identifier in self.IDENTIFIER.findall(text):
-            known = split.get(identifier)
-            if known is None:
-                parts = [part.lower() for part in self.PARTS.findall(identifier)]
-                known = split[identifier] = " ".join(parts + (["".join(parts)] if len(parts) > 1 else []))
-                if len(split) > 200_000:
-                    split.clear()
-            words.append(known)
-        return " ".join(words)
+
+@contextlib.contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    database.execute("begin")
+    try:
+        yield
+    except BaseException:
+        database.execute("rollback")
+        raise
+    database.execute("commit")
 
 
 def is_text(path: str) -> bool:

@@ -790,7 +790,8 @@ def test_a_context_never_exceeds_its_budget(given_sections: dict[str, Any], max_
 
 def test_what_cannot_be_cut_is_refused() -> None:
     section = {"project_structure": {"root": "/", "files": [], "directories": [], "total_files": 0, "total_size_bytes": 0}, "relevant_files": []}
-    section |= {"git_context": {}, "previous_agent_outputs": [], "metadata": {"redactions": 0}, "more": "x" * 3000}
+    git_context = {"branch": None, "recent_commits": [], "uncommitted_changes": [], "remote": None, "remote_url": None}
+    section |= {"git_context": git_context, "previous_agent_outputs": [], "metadata": {"redactions": 0}, "more": "x" * 3000}
     with pytest.raises(ApiError, match="CTX_002"):
         fit_context("issue-1", "python-specialist", section, 2500, "")
 
@@ -823,7 +824,9 @@ def test_an_answer_never_exceeds_the_bytes_asked_for(bulky: Service, max_bytes: 
     body = answer.json()
     assert body["context"]["project_structure"]["total_files"] == 408
     assert body["truncated"] is (max_bytes < 10 << 20)
-    assert body["truncation_strategy"] == ("none" if not body["truncated"] else "smart" if task else "file_sampling")
+    in_chunks = any("line_ranges" in file for file in body["context"]["relevant_files"])
+    with_task = "semantic_chunking" if in_chunks else "smart"
+    assert body["truncation_strategy"] == ("none" if not body["truncated"] else with_task if task else "file_sampling")
     assert len(answer.content) > max_bytes // 3 or max_bytes > 1_000_000 or max_bytes < 10_000  # the room is used
 
 

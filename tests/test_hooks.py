@@ -43,6 +43,8 @@ PLUGINS = {
                 return {"title": "Cookies are lost", "body": "SessionStore.save_cookie keeps nothing"}
     """,
     "ranking": """
+        from pathlib import Path
+
         from cco_sidecar import RankedFile
 
         @hookimpl
@@ -50,6 +52,10 @@ PLUGINS = {
             if request.task == "only the guide":
                 names = ["docs/guide.md", "../secret.txt", "/etc/hostname", "not/there.py"]
                 return [RankedFile(name, 9 - number, ["the plugin says so"]) for number, name in enumerate(names)]
+
+        @hookimpl
+        def index_state(index_folder):
+            return {"state": "building" if Path(index_folder, "busy").exists() else "ready"}
     """,
     "routing": """
         from cco_sidecar import NextAgent
@@ -262,6 +268,16 @@ def test_a_plugin_ranks_the_files_and_cannot_name_others(plugged: Service, issue
     assert len(client.get(f"/api/context/{issue}/python-specialist", task="greet").json()["context"]["relevant_files"]) > 1
 
 
+def test_a_context_says_that_an_index_is_still_being_made_and_is_not_kept(plugged: Service, issue: str) -> None:
+    client, busy = plugged.client(), plugged.storage / "index/busy"
+    busy.touch()
+    answers = [client.get(f"/api/context/{issue}/python-specialist", task="greet") for _ in range(2)]
+    assert [(answer.json()["context"]["metadata"]["index"], answer.json()["cache_hit"]) for answer in answers] == [("building", False)] * 2
+    busy.unlink()
+    ready = client.request("GET", f"/api/context/{issue}/python-specialist?task=greet", headers={"If-None-Match": answers[1].headers["ETag"]})
+    assert (ready.status_code, ready.json()["context"]["metadata"]["index"]) == (200, "ready")
+
+
 @pytest.mark.parametrize(
     ("kind", "proposed"),
     [
@@ -372,6 +388,7 @@ EXERCISED = {
     "context_section": test_a_plugin_adds_a_context_section_and_its_answer_takes_the_place_of_a_built_in_one,
     "resolve_issue": test_a_plugin_knows_an_issue_or_that_there_is_none,
     "rank_files": test_a_plugin_ranks_the_files_and_cannot_name_others,
+    "index_state": test_a_context_says_that_an_index_is_still_being_made_and_is_not_kept,
     "next_agents": test_a_plugin_adds_removes_and_replaces_next_agents_but_nonsense_changes_nothing,
     "permission_policy": test_a_policy_refuses_and_one_that_fails_refuses_too,
     "agent_command": test_a_plugin_says_how_an_agent_runs_and_observes_its_end,

@@ -5175,6 +5175,7 @@ def language_of(path: str) -> str:
     return LANGUAGES.get(name) or LANGUAGES.get(os.path.splitext(name)[1]) or "unknown"
 
 
+@functools.lru_cache(100_000)
 def kind_of(path: str) -> str:
     """source, test, docs, config or other, by a file's path alone."""
     *folders, name = path.lower().split("/")
@@ -6213,11 +6214,12 @@ class TextIndex:
 
     def _search(self, root: str, files: list[FileFact], terms: list[str]) -> dict[str, float]:
         with self._open() as database:
-            complete = self._update(database, root, files, time.monotonic() + self.SLICE)
-            if not complete and self._finisher is None:
-                self._finisher = threading.Thread(target=self._finish, args=(root, files), name="text-index", daemon=True)
-                self._finisher.start()
-            self.building = not complete
+            if not self.building:
+                rest = self._take_up(database, root, self._stale(database, files), time.monotonic() + self.SLICE)
+                if rest and not self._closed:
+                    self.building = True
+                    self._finisher = threading.Thread(target=self._finish, args=(root, rest), name="text-index", daemon=True)
+                    self._finisher.start()
             if not terms:
                 return {}
             query = " OR ".join(f'"{term}"' for term in terms)
@@ -6226,18 +6228,16 @@ class TextIndex:
         best = rows[0][1] if rows else -1.0  # bm25() is negative, the best match first
         return {os.fsdecode(path): score / best for path, score in rows}
 
-    def _finish(self, root: str, files: list[FileFact]) -> None:
+    def _finish(self, root: str, rest: list[FileFact]) -> None:
         """In a thread of its own: take up the rest, batch by batch."""
-        complete = False
-        while not complete and not self._closed:
-            time.sleep(0.01)  # let a search have the lock, and the loop the interpreter
-            try:
+        try:
+            while rest and not self._closed:
+                time.sleep(0.005)  # let a search have the lock, and the loop the interpreter
                 with self._lock, self._open() as database:
-                    complete = self._update(database, root, files, time.monotonic())
-            except sqlite3.DatabaseError as error:
-                log.warning("the text index could not be brought up to date: %s", one_line(error))
-                break
-        self.building, self._finisher = False, None
+                    rest = self._take_up(database, root, rest, time.monotonic())
+        except sqlite3.DatabaseError as error:
+            log.warning("the text index could not be brought up to date: %s", one_line(error))
+        self.building = False
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -6248,30 +6248,31 @@ class TextIndex:
             database.executescript(self.SCHEMA)
             yield database
 
-    def _update(self, database: sqlite3.Connection, root: str, files: list[FileFact], deadline: float) -> bool:
-        """Take up what changed, at least one batch of it, until ``deadline``; whether that was all."""
+    def _stale(self, database: sqlite3.Connection, files: list[FileFact]) -> list[FileFact]:
+        """The files to be taken up; what is gone or changed is taken out."""
         known = {path: (id, size, mtime) for id, path, size, mtime in database.execute("select id, path, size, mtime_ns from file")}
         wanted = {os.fsencode(file.path): file for file in files if file.size <= self.MAX_FILE and is_text(file.path)}
         gone = [known[path][0] for path in known if path not in wanted or known[path][1:] != (wanted[path].size, wanted[path].mtime_ns)]
-        fresh = [file for path, file in wanted.items() if known.get(path, (0, -1, -1))[1:] != (file.size, file.mtime_ns)]
         if gone:
             with transaction(database):
                 database.executemany("delete from text where rowid = ?", [(id,) for id in gone])
                 database.executemany("delete from file where id = ?", [(id,) for id in gone])
-        for first in range(0, len(fresh), self.BATCH):
-            if first and time.monotonic() > deadline:
-                return False
-            with transaction(database):
-                for file in fresh[first : first + self.BATCH]:
-                    self._take_up(database, root, file)
-        return True
+        return [file for path, file in wanted.items() if known.get(path, (0, -1, -1))[1:] != (file.size, file.mtime_ns)]
 
-    def _take_up(self, database: sqlite3.Connection, root: str, file: FileFact) -> None:
-        found = read_text_file(root, file.path, self.MAX_FILE)
-        facts = (os.fsencode(file.path), file.size, file.mtime_ns)
-        row = database.execute("insert into file (path, size, mtime_ns) values (?, ?, ?)", facts).lastrowid
-        words = split_identifiers(clean_text(file.path)), split_identifiers(found[0]) if found else ""
-        database.execute("insert into text (rowid, path, body) values (?, ?, ?)", (row, *words))
+    def _take_up(self, database: sqlite3.Connection, root: str, files: list[FileFact], deadline: float) -> list[FileFact]:
+        """Take up ``files``, at least a batch of them, until ``deadline``; the rest."""
+        while files:
+            batch, files = files[: self.BATCH], files[self.BATCH :]
+            with transaction(database):
+                for file in batch:
+                    found = read_text_file(root, file.path, self.MAX_FILE)
+                    facts = (os.fsencode(file.path), file.size, file.mtime_ns)
+                    row = database.execute("insert into file (path, size, mtime_ns) values (?, ?, ?)", facts).lastrowid
+                    words = split_identifiers(clean_text(file.path)), split_identifiers(found[0]) if found else ""
+                    database.execute("insert into text (rowid, path, body) values (?, ?, ?)", (row, *words))
+            if time.monotonic() > deadline:
+                break
+        return files
 
 
 @contextlib.contextmanager
@@ -6285,6 +6286,7 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
     database.execute("commit")
 
 
+@functools.lru_cache(100_000)
 def is_text(path: str) -> bool:
     """Worth indexing by its name: code, prose or configuration, and neither minified, locked nor vendored."""
     *folders, name = path.lower().split("/")

@@ -252,7 +252,7 @@ class Settings:
     max_agents: Annotated[int, Option(read_number(0, 10_000), "agents running at once", "N")] = 10
     stop_agents: Annotated[bool, Option(read_bool, "a stop by signal ends the agents too")] = False
     plugins: Annotated[tuple[Path, ...], Option(read_paths, "one more folder of plugins", "DIR")] = ()
-    no_plugins: Annotated[bool, Option(read_bool, "load no plugins at all")] = False
+    no_plugins: Annotated[bool, Option(read_bool, "the service runs no plugins")] = False
     log_level: Annotated[str, Option(read_choice("debug", "info", "warning", "error"), "what is logged")] = "info"
     log_format: Annotated[str, Option(read_choice("text", "json"), "how it is logged")] = "text"
 
@@ -1160,7 +1160,7 @@ class HookSpecs:
     @hookspec
     def register_commands(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         """More commands: ``commands.add_parser(...).set_defaults(run=function)``; the function gets the parsed
-        arguments and returns the exit code."""
+        arguments and returns the exit code. ``add_commands(commands, {name: Command(...)})`` gives them our options too."""
 
     @hookspec
     def server_class(self, settings: Settings) -> type[tornado.httpserver.HTTPServer] | None:
@@ -1218,15 +1218,19 @@ class Hooks:
         One that cannot be loaded is named and skipped; a hook that does not exist raises StartError.
         """
         for folder, ours in folders:
-            for file in sorted(folder.glob("[!_.]*.py")):
-                if ours or speaks_of_us(file):  # a repository's own `plugins` folder may be about something else
-                    self._load_one(file.stem, str(file), functools.partial(import_file, file))
+            self.load_files(sorted(folder.glob("[!_.]*.py")), ours)
         for entry in importlib.metadata.entry_points(group="cco_sidecar"):
             self._load_one(entry.name, f"entry point {entry.value}", entry.load)
         try:
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
             raise StartError(f"plugin: {one_line(error)}") from None
+
+    def load_files(self, files: Iterable[Path], ours: bool = False) -> None:
+        """Load those of ``files`` that are there and, unless they are ``ours`` for certain, speak of this module."""
+        for file in files:
+            if ours or speaks_of_us(file):  # a repository's own `plugins` folder may be about something else
+                self._load_one(file.stem, str(file), functools.partial(import_file, file))
 
     def _load_one(self, name: str, source: str, load: Callable[[], Any]) -> None:
         try:
@@ -6403,8 +6407,26 @@ class AgentCommands:
 GOOD, REFUSED, WRONG_USE, NOT_REACHABLE = 0, 1, 2, 3
 
 
+# Our commands that live in plugins/. They are part of the command line whatever --no-plugins and --plugins say.
+COMMAND_PLUGINS = {
+    "client_commands": ("health", "status", "context", "results", "events", "agent"),
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A row of a table of commands. One without ``run`` is a group, whose commands are rows named "group command";
+    ``run`` gets the parsed arguments and returns the exit code; one without ``help`` is not listed."""
+
+    help: str
+    run: Callable[[argparse.Namespace], int] | None = None
+    arguments: Sequence[tuple[tuple[str, ...], dict[str, Any]]] = ()
+
+
 class CommandParser(argparse.ArgumentParser):
     """Wrong use is one line and exit code 2."""
+
+    commands: argparse._SubParsersAction[CommandParser]  # where it is a group
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **keywords})
@@ -6459,36 +6481,63 @@ def settings_from(options: argparse.Namespace) -> Settings:
     return load_settings({name: value for name, value in vars(options).items() if name in known})
 
 
-def load_command_hooks(words: list[str], flags: dict[str, Any]) -> Hooks | None:
-    """The plugins, for their commands; None where the command is one of ours or the settings cannot be read (reported later)."""
-    named = [word for word in words if not word.startswith("-")]
-    if not set(words) & {"-h", "--help"} and (not named or named[0] in COMMANDS):
-        return None
+def load_command_hooks(words: list[str], flags: dict[str, Any]) -> list[Hooks]:
+    """The plugins whose commands ``words`` may mean: ours in any case, others only where the command is none of ours.
+
+    Raises StartError where the plugin of one of our commands is not there.
+    """
+    command, *more = [word for word in words if not word.startswith("-")] or ["serve"]
+    homes = [plugin for plugin, commands in COMMAND_PLUGINS.items() if command in commands]
+    ours = (homes or command in COMMANDS) and not set(words) & {"-h", "--help"}
+    bundled = Hooks([])
+    bundled.load_files(folder / f"{plugin}.py" for plugin in (homes if ours else COMMAND_PLUGINS) for folder in bundled_folder("plugins"))
+    if homes and homes[0] not in {plugin.name for plugin in bundled.loaded} and not any(f"{command} {word}" in COMMANDS for word in more):
+        raise StartError(
+            f"the command {command} is in plugins/{homes[0]}.py, which is not there:"
+            f" `pip install cco-sidecar`, or copy the folder plugins/ beside {Path(__file__).name}"
+        )
+    if ours:
+        return [bundled]
     try:
-        return load_hooks(load_settings(flags))
-    except StartError:
-        return None
+        return [bundled, load_hooks(load_settings(flags))]
+    except StartError:  # the settings cannot be read: the command reports it
+        return [bundled]
 
 
-def command_parser(hooks: Hooks | None) -> CommandParser:
-    options = option_parser()
+def command_parser(plugins: Iterable[Hooks]) -> CommandParser:
     parser = CommandParser(
-        prog="cco", parents=[options], description="Orchestration sidecar: lets a team of coding agents work on one repository.",
+        prog="cco", parents=[option_parser()], description="Orchestration sidecar: lets a team of coding agents work on one repository.",
         epilog="Without a command it serves. Each option is also a variable CCO_SIDECAR_<NAME> and a key of cco.toml"
         " or [tool.cco-sidecar] in pyproject.toml. Exit codes: 0 good, 1 refused, 2 wrong use, 3 not reachable.",
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"cco {__version__}")
     parser.set_defaults(run=command_serve)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=CommandParser)
-    client = client_options()
-    for name, (help, build) in COMMANDS.items():
-        build(commands.add_parser(name, parents=[options, client], help=help, description=help), [options, client])
-    commands.add_parser("demo-agent", parents=[options]).set_defaults(run=command_demo_agent)
-    commands._choices_actions = [action for action in commands._choices_actions if action.dest != "demo-agent"]
-    if hooks:
+    add_commands(commands, COMMANDS)
+    for hooks in plugins:
         for _ in hooks.ask("register_commands", commands=commands):
             pass
     return parser
+
+
+def add_commands(commands: argparse._SubParsersAction[CommandParser], table: dict[str, Command]) -> None:
+    """Add the rows of ``table``, with the options of the service and of its clients; what is there already stays."""
+    parents = [option_parser(), client_options()]
+    for name, row in table.items():
+        group, _, word = name.rpartition(" ")
+        place = commands.choices[group].commands if group else commands
+        if word not in place.choices:
+            listed: dict[str, Any] = {"help": row.help, "description": row.help} if row.help else {}
+            fill_parser(place.add_parser(word, parents=parents, **listed), row)
+
+
+def fill_parser(parser: CommandParser, row: Command) -> None:
+    for names, keywords in row.arguments:
+        parser.add_argument(*names, **keywords)
+    if row.run:
+        parser.set_defaults(run=row.run)
+    else:
+        parser.commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
 
 
 def client_options() -> CommandParser:
@@ -6496,28 +6545,6 @@ def client_options() -> CommandParser:
     parser.add_argument("--url", metavar="URL", help="the service (default: the one that runs for this repository)")
     parser.add_argument("--format", choices=("table", "json", "csv"), help="how to print (default: table)")
     return parser
-
-
-def group(table: dict[str, tuple[str, Callable[[Any], None]]]) -> Callable[[CommandParser, list[CommandParser]], None]:
-    """A command that has commands of its own."""
-
-    def build(parser: CommandParser, parents: list[CommandParser]) -> None:
-        commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
-        for name, (help, add_arguments) in table.items():
-            add_arguments(commands.add_parser(name, parents=parents, help=help, description=help))
-
-    return build
-
-
-def single(run: Callable[[argparse.Namespace], int], *arguments: tuple[tuple[str, ...], dict[str, Any]]) -> Callable[..., None]:
-    """A command with its arguments."""
-
-    def build(parser: CommandParser, parents: list[CommandParser] | None = None) -> None:
-        for names, keywords in arguments:
-            parser.add_argument(*names, **keywords)
-        parser.set_defaults(run=run)
-
-    return build
 
 
 def arg(*names: str, **keywords: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -6772,167 +6799,6 @@ def command_token(options: argparse.Namespace) -> int:
     return GOOD
 
 
-def command_health(options: argparse.Namespace) -> int:
-    return show(options, Client(options).call("GET", "/health"))
-
-
-def command_status(options: argparse.Namespace) -> int:
-    return show(options, Client(options).call("GET", "/status"))
-
-
-def command_context_get(options: argparse.Namespace) -> int:
-    query = {"task": options.task, "max_bytes": options.max_bytes, "max_files": options.max_files}
-    context = Client(options).call("GET", f"/api/context/{quote(options.issue)}/{quote(options.type)}", query=query)
-    if getattr(options, "format", "table") == "json":
-        return show(options, context)
-    files = [
-        {**{name: file.get(name) for name in ("path", "size", "language", "score")}, "why": ", ".join(file.get("reasons", []))}
-        for file in context["context"]["relevant_files"]
-    ]
-    return show(options, {"files": files}, "files")
-
-
-def command_context_clear(options: argparse.Namespace) -> int:
-    if (options.issue is None) is not options.all:
-        raise StartError("context clear takes an issue or --all")
-    return show(options, Client(options).call("DELETE", "/api/cache/all" if options.all else f"/api/cache/context/{quote(options.issue)}"))
-
-
-def command_results_store(options: argparse.Namespace) -> int:
-    body = read_json_argument(sys.stdin.read() if options.file == "-" else parsed(Path(options.file), str), options.file)
-    return show(options, Client(options).call("POST", "/api/results", body, key=options.idempotency_key))
-
-
-def command_results_list(options: argparse.Namespace) -> int:
-    query = {"issue_id": options.issue, "agent_type": options.type, "status": options.status, "since": options.since, "limit": options.limit}
-    answer = Client(options).call("GET", "/api/results", query=query)
-    if getattr(options, "format", "table") == "json":
-        return show(options, answer)
-    names = ("id", "issue_id", "agent_type", "agent_id", "stored_at")
-    rows = [{**{name: row[name] for name in names}, "status": row["result"]["status"]} for row in answer["results"]]
-    return show(options, {"results": rows}, "results")
-
-
-def command_results_get(options: argparse.Namespace) -> int:
-    return show(options, Client(options).call("GET", f"/api/results/{quote(options.id)}"))
-
-
-def command_events_publish(options: argparse.Namespace) -> int:
-    client = Client(options)
-    publisher = options.publisher or os.environ.get("AGENT_ID") or "cli"
-    body = {"publisher": publisher, "topic": options.topic, "data": read_json_argument(options.data, "--data"), "priority": options.priority}
-    body |= {"ttl_seconds": options.ttl} if options.ttl is not None else {}
-    body |= {"correlation_id": options.correlation_id} if options.correlation_id else {}
-    return show(options, client.call("POST", f"/api/events/{quote(options.type)}", body, key=options.idempotency_key))
-
-
-def command_events_subscribe(options: argparse.Namespace) -> int:
-    """Print events as they come; with --continuous for ever, going on from a cursor, so none comes twice."""
-    client, cursor = Client(options), options.since
-    while True:
-        query = {"timeout": options.timeout, "filter": options.filter, "since": cursor, "limit": 100}
-        try:
-            answer = client.call("GET", f"/api/events/wait/{quote(options.type)}", query=query, timeout=options.timeout / 1000 + 30)
-        except NotReachable as error:
-            if not options.continuous or cursor in ("latest", "earliest"):
-                raise
-            sys.stderr.write(f"cco: {error}; trying again\n")  # a restart of the service must not end a follower
-            time.sleep(1)
-            continue
-        for event in answer["events"]:
-            print_event(options, event)
-        sys.stdout.flush()
-        cursor = answer["scanned_to"]
-        if not options.continuous and not answer["more_available"]:
-            return GOOD if answer["events"] or not answer.get("timeout") else REFUSED
-
-
-def print_event(options: argparse.Namespace, event: dict[str, Any]) -> None:
-    style = getattr(options, "format", "table")
-    row = [event[name] for name in ("timestamp", "event_id", "event_type", "publisher", "topic")] + [json.dumps(event["data"], ensure_ascii=False)]
-    if style == "json":
-        print(json.dumps(event, ensure_ascii=False))
-    elif style == "csv":
-        csv.writer(sys.stdout, lineterminator="\n").writerow(row)
-    else:
-        print("  ".join(map(cell, row)))
-
-
-def command_events_list(options: argparse.Namespace) -> int:
-    query = {"type": options.type, "topic": options.topic, "since": options.since, "limit": options.limit, "dead": "true" if options.dead else None}
-    answer = Client(options).call("GET", "/api/events", query=query)
-    if getattr(options, "format", "table") != "json":
-        names = ("event_id", "timestamp", "event_type", "publisher", "topic")
-        rows = [{**{name: event[name] for name in names}, "data": json.dumps(event["data"], ensure_ascii=False)} for event in answer["events"]]
-        answer = {"events": rows}
-    return show(options, answer, "events")
-
-
-def command_agent_spawn(options: argparse.Namespace) -> int:
-    client = Client(options)
-    pairs = [item.partition("=") for item in options.env or []]
-    if bad := [name for name, equals, _ in pairs if not equals or not name]:
-        raise StartError(f"--env: {bad[0]!r} must be NAME=VALUE")
-    body = {"agent_type": options.type, "issue_id": options.issue, "task": options.task, "priority": options.priority}
-    body |= {"environment": {name: value for name, _, value in pairs}, "context_requirements": options.require or []}
-    spawned = client.call("POST", "/api/agents/spawn", body, key=options.idempotency_key)
-    if not options.wait:
-        return show(options, spawned)
-    return follow_agent(client, options, spawned["agent_id"])
-
-
-def follow_agent(client: Client, options: argparse.Namespace, agent_id: str) -> int:
-    """Show an agent's output on stderr until it ends, then its status; the agent's own exit code."""
-    offset = 0
-    sys.stderr.write(f"{agent_id} started\n")
-    while True:
-        status = client.call("GET", f"/api/agents/{agent_id}/status")
-        logs = client.call("GET", f"/api/agents/{agent_id}/logs", query={"since": offset})
-        sys.stderr.write(logs["text"])
-        sys.stderr.flush()
-        offset = logs["next_offset"]
-        if status["ended_at"]:
-            break
-        time.sleep(0.3)
-    sys.stderr.write(f"{agent_id} {status['state']}\n")
-    show(options, status)
-    code = status["exit_code"]
-    return (128 - code if code < 0 else code) if code is not None else GOOD if status["state"] == "completed" else REFUSED
-
-
-def command_agent_list(options: argparse.Namespace) -> int:
-    answer = Client(options).call("GET", "/api/agents", query={"state": options.state, "issue_id": options.issue, "limit": options.limit})
-    if getattr(options, "format", "table") != "json":
-        names = ("agent_id", "issue_id", "state", "exit_code", "pid", "started_at", "ended_at")
-        answer = {"agents": [{name: row[name] for name in names} for row in answer["agents"]]}
-    return show(options, answer, "agents")
-
-
-def command_agent_status(options: argparse.Namespace) -> int:
-    return show(options, Client(options).call("GET", f"/api/agents/{quote(options.id)}/status"))
-
-
-def command_agent_logs(options: argparse.Namespace) -> int:
-    client, path = Client(options), f"/api/agents/{quote(options.id)}"
-    logs = client.call("GET", f"{path}/logs", query={"tail": options.tail})
-    if getattr(options, "format", "table") == "json" and not options.follow:
-        return show(options, logs)
-    while True:
-        sys.stdout.write(logs["text"])
-        sys.stdout.flush()
-        if not options.follow:
-            return GOOD
-        ended = client.call("GET", f"{path}/status")["ended_at"]
-        logs = client.call("GET", f"{path}/logs", query={"since": logs["next_offset"]})
-        if ended and not logs["text"]:
-            return GOOD
-        time.sleep(0 if logs["text"] else 0.3)
-
-
-def command_agent_kill(options: argparse.Namespace) -> int:
-    return show(options, Client(options).call("DELETE", f"/api/agents/{quote(options.id)}"))
-
-
 def command_agent_types(options: argparse.Namespace) -> int:
     settings = settings_from(options)
     categories = AgentTypes(load_hooks(settings), settings).categories
@@ -7066,17 +6932,6 @@ DOCTOR_CHECKS: dict[str, Callable[[Settings], str]] = {
 }  # fmt: skip
 
 
-def quote(text: str) -> str:
-    return urllib.parse.quote(text, safe="")
-
-
-def read_json_argument(text: str | None, what: str) -> Any:
-    try:
-        return json.loads(text or "")
-    except ValueError as error:
-        raise StartError(f"{what} is not JSON: {error}") from None
-
-
 # -- the demonstration: everything once, on the user's repository, in a storage of its own
 
 
@@ -7202,66 +7057,20 @@ def command_demo_agent(options: argparse.Namespace) -> int:
     return GOOD
 
 
-ISSUE_ARGUMENT = arg("issue", metavar="ISSUE", help="issue id")
-KEY_ARGUMENT = arg("--idempotency-key", metavar="KEY", help="a repeat with the same key does nothing twice")
-LIMIT_ARGUMENT = arg("--limit", type=int, metavar="N", help="how many at most")
-
-COMMANDS: dict[str, tuple[str, Callable[[CommandParser, list[CommandParser]], None]]] = {
-    "serve": ("serve the repository (the default)", single(command_serve)),
-    "token": ("print a token, and nothing else", single(
-        command_token, arg("--type", required=True, help="agent type"), arg("--agent-id", help="bind the token to this id"),
+COMMANDS = {
+    "serve": Command("serve the repository (the default)", command_serve),
+    "token": Command("print a token, and nothing else", command_token, [
+        arg("--type", required=True, help="agent type"), arg("--agent-id", help="bind the token to this id"),
         arg("--issue", help="good for this issue only"), arg("--ttl", metavar="SECONDS", help="life (default: --token-ttl)"),
-        arg("--permissions", metavar="LIST", help="narrow to these, separated by commas"))),
-    "demo": ("show everything once on this repository, in a storage of its own", single(command_demo)),
-    "doctor": ("check what the service needs, and say what to do", single(command_doctor)),
-    "schema": ("print the OpenAPI document", single(command_schema, arg("--write", metavar="DIR", help="write it and the JSON Schemas there"))),
-    "plugins": ("list the plugins and where they come from", single(command_plugins)),
-    "health": ("ask whether the service works", single(command_health)),
-    "status": ("show what happened so far", single(command_status)),
-    "context": ("contexts of agents", group({
-        "get": ("show a context, its files with the reason for each", single(
-            command_context_get, ISSUE_ARGUMENT, arg("type", metavar="TYPE", help="agent type"), arg("--task", help="what is to be done"),
-            arg("--max-bytes", type=int, metavar="N"), arg("--max-files", type=int, metavar="N"))),
-        "clear": ("forget cached contexts", single(
-            command_context_clear, arg("issue", nargs="?", metavar="ISSUE"), arg("--all", action="store_true", help="of all issues"))),
-    })),
-    "results": ("results of agents", group({
-        "store": ("store a result from a JSON file, or - for standard input", single(
-            command_results_store, arg("file", nargs="?", default="-", metavar="FILE"), KEY_ARGUMENT)),
-        "list": ("list results, newest last", single(
-            command_results_list, arg("--issue"), arg("--type"), arg("--status"), arg("--since", metavar="ID"), LIMIT_ARGUMENT)),
-        "get": ("show one result", single(command_results_get, arg("id", metavar="ID"))),
-    })),
-    "events": ("events between agents", group({
-        "publish": ("publish an event", single(
-            command_events_publish, arg("type", metavar="TYPE"), arg("--topic", default="general"), arg("--data", default="{}", metavar="JSON"),
-            arg("--publisher", help="who says it (default: $AGENT_ID, else cli)"), arg("--correlation-id"),
-            arg("--ttl", type=float, metavar="SECONDS"),
-            arg("--priority", default="normal", choices=("low", "normal", "high", "critical")), KEY_ARGUMENT)),
-        "subscribe": ("wait for events; exit code 1 when none came in time", single(
-            command_events_subscribe, arg("type", metavar="TYPE", help="event type, * for any"),
-            arg("--filter", help="for example issue_id:issue-123"),
-            arg("--since", default="latest", metavar="CURSOR", help="an event id, earliest, or latest (the default)"),
-            arg("--timeout", type=int, default=30_000, metavar="MS"),
-            arg("--continuous", action="store_true", help="go on for ever, never repeating"))),
-        "list": ("list retained events, newest last", single(
-            command_events_list, arg("--type"), arg("--topic"), arg("--since", metavar="CURSOR"), LIMIT_ARGUMENT,
-            arg("--dead", action="store_true", help="the dead letters instead"))),
-    })),
-    "agent": ("agents as processes", group({
-        "spawn": ("start an agent", single(
-            command_agent_spawn, arg("--type", required=True, help="agent type"), arg("--issue", required=True, help="issue id"),
-            arg("--task", default="", help="what it is to do"), arg("--env", action="append", metavar="NAME=VALUE"),
-            arg("--require", action="append", metavar="SECTION", help="only these sections of the context"),
-            arg("--priority", default="normal", choices=("low", "normal", "medium", "high", "critical")),
-            arg("--wait", action="store_true", help="show its output, end with its exit code"), KEY_ARGUMENT)),
-        "list": ("list agents, newest last", single(command_agent_list, arg("--state"), arg("--issue"), LIMIT_ARGUMENT)),
-        "status": ("show one agent", single(command_agent_status, arg("id", metavar="ID"))),
-        "logs": ("show what an agent wrote", single(
-            command_agent_logs, arg("id", metavar="ID"), arg("--tail", type=int, metavar="LINES"), arg("-f", "--follow", action="store_true"))),
-        "kill": ("end an agent and everything that it started", single(command_agent_kill, arg("id", metavar="ID"))),
-        "types": ("list the agent types", single(command_agent_types)),
-    })),
+        arg("--permissions", metavar="LIST", help="narrow to these, separated by commas")]),
+    "demo": Command("show everything once on this repository, in a storage of its own", command_demo),
+    "demo-agent": Command("", command_demo_agent),
+    "doctor": Command("check what the service needs, and say what to do", command_doctor),
+    "schema": Command("print the OpenAPI document", command_schema, [
+        arg("--write", metavar="DIR", help="write it and the JSON Schemas there")]),
+    "plugins": Command("list the plugins and where they come from", command_plugins),
+    "agent": Command("agents as processes"),
+    "agent types": Command("list the agent types", command_agent_types),
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import pytest
 from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stragglers, git, make_repository, marked_processes, until
 
 import cco_sidecar
-from cco_sidecar import COMMANDS, default_storage
+from cco_sidecar import COMMAND_PLUGINS, Hooks, command_parser, default_storage, load_command_hooks
 
 AGENT = """
 import os, sys, time
@@ -119,7 +119,7 @@ EXAMPLES: dict[str, list[str]] = {  # {result} and {agent} are ids that exist
     "agent kill": ["agent", "kill", "{agent}"],
     "agent types": ["agent", "types"],
 }
-TOLD_ELSEWHERE = {"serve", "demo"}
+TOLD_ELSEWHERE = {"serve", "demo", "demo-agent"}
 KEYS = {  # what a table and its CSV show, and what JSON has beyond it
     "health": "checks.storage", "status": "agents.active", "context get": "path", "results list": "issue_id", "results get": "result.status",
     "events list": "event_id", "agent list": "state", "agent status": "output_tail", "agent types": "category", "plugins": "hooks",
@@ -127,19 +127,37 @@ KEYS = {  # what a table and its CSV show, and what JSON has beyond it
 }  # fmt: skip
 
 
-def all_commands() -> set[str]:
+def commands_of(plugins: list[Hooks]) -> set[str]:
     """Every command with its subcommands, from the parser itself."""
-    parser = cco_sidecar.command_parser(None)
     found = set()
-    for name, sub in parser._subparsers._group_actions[0].choices.items():  # type: ignore[union-attr]
-        inner = [action.choices for action in sub._actions if isinstance(action, cco_sidecar.argparse._SubParsersAction)]
-        found |= {f"{name} {second}" for second in inner[0]} if inner else {name}
-    return found - {"demo-agent"}
+    for name, parser in command_parser(plugins)._subparsers._group_actions[0].choices.items():  # type: ignore[union-attr]
+        found |= {f"{name} {second}" for second in parser.commands.choices} if hasattr(parser, "commands") else {name}
+    return found
 
 
-def test_every_command_has_an_example_here_and_a_help_text() -> None:
-    assert all_commands() == set(EXAMPLES) | TOLD_ELSEWHERE
-    assert {name.split()[0] for name in all_commands()} == set(COMMANDS)
+def test_every_command_has_an_example_here() -> None:
+    assert commands_of(load_command_hooks(["--help"], {})) == set(EXAMPLES) | TOLD_ELSEWHERE
+
+
+def test_the_table_of_command_plugins_says_what_they_add() -> None:
+    hooks = Hooks([])
+    hooks.load([(ROOT / "plugins", False)])
+    assert set(COMMAND_PLUGINS) == {plugin.name for plugin in hooks.loaded if "register_commands" in plugin.hooks}
+    for commands in COMMAND_PLUGINS.values():
+        added = commands_of(load_command_hooks([commands[0]], {})) - commands_of([])
+        assert {name.split()[0] for name in added} == set(commands)
+
+
+def test_our_commands_are_there_whatever_the_settings_say(
+    here: Here, tmp_path: Path, cco: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (["--no-plugins", "health"], ["health", "--no-plugins"], ["health", "--plugins", str(tmp_path)]):
+        assert cco(*words)[::2] == (0, "")
+    (tmp_path / "cco.toml").write_text("prot = 1")
+    monkeypatch.chdir(tmp_path)
+    assert cco("health", "--url", here.url)[0] == 0
+    assert cco("health") == (2, "", cco("token", "--type", "test-engineer")[2])  # the settings are wrong, not the command
+    assert cco("context", "get", "--help")[1].startswith("usage: cco context get")
 
 
 @pytest.fixture(scope="module")

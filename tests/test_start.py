@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import MODULE, PROJECT, Client, Service, clean_environment, until
+from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, until
 
 import cco_sidecar
 from cco_sidecar import Settings, StartError, load_settings, option_table
@@ -252,7 +252,9 @@ def test_certificate_and_key_go_together(folder: Path) -> None:
 def test_help_shows_every_option_and_every_command(folder: Path) -> None:
     text = run("--help", cwd=folder, COLUMNS="200").stdout
     assert [name for name in NAMES if f"--{name.replace('_', '-')} " not in text] == []
-    assert [name for name in cco_sidecar.COMMANDS if not re.search(rf"^    {name} ", text, re.MULTILINE)] == []
+    commands = {name.split()[0] for names in (cco_sidecar.COMMANDS, *cco_sidecar.COMMAND_PLUGINS.values()) for name in names} - {"demo-agent"}
+    assert [name for name in commands if not re.search(rf"^    {name} ", text, re.MULTILINE)] == []
+    assert "demo-agent" not in text  # is the demonstration's own
 
 
 # -- the storage
@@ -321,7 +323,7 @@ def test_a_running_service_announces_itself_and_its_banner_gives_no_secret_away(
     assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d+", info["url"])
     service.client().store()
     banner = until(lambda: service.log if "Stop:" in service.log else "")
-    for shown in (info["url"], PROJECT, str(service.root), str(service.storage), "house_rules", "token --type"):
+    for shown in (info["url"], PROJECT, str(service.root), str(service.storage), "client_commands", "house_rules", "token --type"):
         assert shown in banner
     assert (service.storage / "jwt.secret").read_text() not in service.log and "eyJ" not in service.log
 
@@ -453,12 +455,12 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
     (repository / "plugins").mkdir()
     for name in ("tool", "__init__", "deploy"):
         (repository / f"plugins/{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w').write('{name}')\n")
-    agent = [sys.executable, str(repository / "cco_sidecar.py"), "demo-agent"]
+    agent = [sys.executable, str(ROOT / "tests/sample_agent.py")]
     service = make_service("--agent-command", json.dumps(agent), module=repository / "cco_sidecar.py")
     assert "Plugins:  none" in until(lambda: service.log if "Stop:" in service.log else "")
     client = service.client()
     assert client.get("/health").json()["status"] == "healthy"
-    spawned = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1", "task": "greet"})
+    spawned = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1", "task": "work"})
     assert spawned.status_code == 201, spawned.text
     event = client.wait("agent_completed", since="earliest", timeout=15_000)["events"][0]
     assert event["publisher"] == spawned.json()["agent_id"]
@@ -468,6 +470,20 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
     assert client.get("/status").json()["storage"]["results_stored"] == 1
     assert client.get("/openapi.json").status_code == 200
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the_others_are(repository: Path, tmp_path: Path) -> None:
+    module = Path(shutil.copy(MODULE, tmp_path / "cco_sidecar.py"))
+    (tmp_path / "plugins").mkdir()
+    for names in cco_sidecar.COMMAND_PLUGINS:  # somebody else's files of the same names are never run
+        (tmp_path / f"plugins/{names}.py").write_text("raise SystemExit('foreign')\n")
+    for words in ("token --type test-engineer", "schema", "plugins", "agent types", "agent --format csv types", "--help", "serve --help"):
+        ended = run(*words.split(), cwd=repository, module=module, XDG_STATE_HOME=str(tmp_path / "state"))
+        assert (ended.returncode, ended.stderr) == (0, "") and ended.stdout, words
+    for plugin, commands in cco_sidecar.COMMAND_PLUGINS.items():
+        for command in commands:
+            line = refusal(run(command, "list", "--format", "json", cwd=repository, module=module))
+            assert f"plugins/{plugin}.py" in line and "pip install cco-sidecar" in line and "beside cco_sidecar.py" in line, line
 
 
 def test_uv_runs_the_file_without_an_installation(repository: Path, tmp_path: Path) -> None:

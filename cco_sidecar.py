@@ -6410,6 +6410,7 @@ GOOD, REFUSED, WRONG_USE, NOT_REACHABLE = 0, 1, 2, 3
 # Our commands that live in plugins/. They are part of the command line whatever --no-plugins and --plugins say.
 COMMAND_PLUGINS = {
     "client_commands": ("health", "status", "context", "results", "events", "agent"),
+    "doctor": ("doctor",),
 }
 
 
@@ -6834,104 +6835,6 @@ def command_schema(options: argparse.Namespace) -> int:
     return GOOD
 
 
-def command_doctor(options: argparse.Namespace) -> int:
-    """Check what the service needs, say what to do; exit code 1 where something is wrong."""
-    settings = running_settings(settings_from(options))
-    findings = {name: examine(check, settings) for name, check in DOCTOR_CHECKS.items()}
-    rows = [{"check": name, "verdict": verdict, "finding": finding} for name, (verdict, finding) in findings.items()]
-    show(options, {"checks": rows}, "checks")
-    return REFUSED if any(row["verdict"] == "bad" for row in rows) else GOOD
-
-
-def examine(check: Callable[[Settings], str], settings: Settings) -> tuple[str, str]:
-    try:
-        finding = check(settings)
-    except (StartError, OSError) as error:
-        return "bad", str(error)
-    return ("note", finding[6:]) if finding.startswith("note: ") else ("good", finding)
-
-
-def check_storage(settings: Settings) -> str:
-    if not settings.storage.exists():
-        return "note: not there yet; the first start makes it"
-    facts = settings.storage.lstat()
-    if hasattr(os, "geteuid") and (facts.st_uid != os.geteuid() or facts.st_mode & 0o077):
-        raise StartError(f"{settings.storage} must be yours alone: chown it to yourself and chmod 700 it")
-    check_database(settings.storage / Storage.FILE, thorough=True)
-    free = shutil.disk_usage(settings.storage).free
-    if free < 100 * MB:
-        raise StartError(f"only {free // MB} MB are free on the disk of {settings.storage}: make room")
-    return f"{settings.storage}, database sound, {free // MB} MB free"
-
-
-def check_secret(settings: Settings) -> str:
-    path = settings.storage / "jwt.secret"
-    if settings.jwt_secret:
-        return "given by configuration"
-    if not path.exists():
-        return "note: not there yet; the first start or token makes it"
-    if hasattr(os, "geteuid") and path.stat().st_mode & 0o077:
-        raise StartError(f"others can read {path}: chmod 600 it, or delete it to end all tokens")
-    make_or_read_secret(path)
-    return "there, for you alone"
-
-
-def check_lock(settings: Settings) -> str:
-    if not (settings.storage / "lock").exists():
-        return "free"
-    try:
-        InstanceLock(settings.storage).release()
-    except StartError as error:
-        return f"note: {error}"
-    return "free"
-
-
-def check_port(settings: Settings) -> str:
-    info = read_sidecar_json(settings.storage)
-    if info and psutil.pid_exists(info.pid):
-        return f"the running service answers on {info.url}"
-    try:
-        for listener in tornado.netutil.bind_sockets(settings.port, settings.host):
-            listener.close()
-    except OSError as error:
-        raise StartError(explain_bind_error(settings, error)) from None
-    return f"{settings.host} port {settings.port} is free"
-
-
-def check_git(settings: Settings) -> str:
-    if not shutil.which("git"):
-        return "note: git is not installed: contexts carry no history, and .gitignore is not honoured; install it"
-    if not find_git_folder(settings.root):
-        if (settings.root / ".git").exists():
-            return f"note: git refuses {settings.root}, often because it belongs to another user: `git -C {settings.root} status` says why"
-        return f"note: {settings.root} is no git repository; `git init` gives it history"
-    return f"repository at {settings.root}"
-
-
-def check_watcher(settings: Settings) -> str:
-    folders, limit = count_folders(settings.root), watch_limit()
-    if folders > min(limit // 2, Watcher.BUDGET):
-        return (
-            f"note: {folders} folders, watched are {min(limit // 2, Watcher.BUDGET)} at most; contexts stay fresh by the check against the disk."
-            " More: sysctl fs.inotify.max_user_watches=524288"
-        )
-    return f"{folders} folders of {limit} that may be watched"
-
-
-def check_plugins(settings: Settings) -> str:
-    hooks = load_hooks(settings)
-    skipped = [f"{plugin.name}: {plugin.problem}" for plugin in hooks.loaded if plugin.problem]
-    if skipped:
-        return f"note: skipped {'; '.join(skipped)}"
-    return f"{sum(plugin.source != 'built in' for plugin in hooks.loaded)} loaded besides the built-in ones"
-
-
-DOCTOR_CHECKS: dict[str, Callable[[Settings], str]] = {
-    "storage": check_storage, "secret": check_secret, "lock": check_lock, "port": check_port,
-    "git": check_git, "watcher": check_watcher, "plugins": check_plugins,
-}  # fmt: skip
-
-
 # -- the demonstration: everything once, on the user's repository, in a storage of its own
 
 
@@ -7065,7 +6968,6 @@ COMMANDS = {
         arg("--permissions", metavar="LIST", help="narrow to these, separated by commas")]),
     "demo": Command("show everything once on this repository, in a storage of its own", command_demo),
     "demo-agent": Command("", command_demo_agent),
-    "doctor": Command("check what the service needs, and say what to do", command_doctor),
     "schema": Command("print the OpenAPI document", command_schema, [
         arg("--write", metavar="DIR", help="write it and the JSON Schemas there")]),
     "plugins": Command("list the plugins and where they come from", command_plugins),

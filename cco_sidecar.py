@@ -1425,7 +1425,6 @@ class Sidecar:
         self.audit = AuditLog(settings.storage)
         self.allowed_hosts = allowed_hosts(settings)
         self.started = time.time()
-        self.stopping = False
         self.open_requests = 0
         self.info = SidecarInfo(0, "", settings.project, str(settings.root), __version__, "")
         self._process = psutil.Process()
@@ -1493,7 +1492,6 @@ class Sidecar:
         return info
 
     async def stop(self) -> None:
-        self.stopping = True
         self._server.stop()
         self.bus.close()
         deadline = time.monotonic() + self.STOP_SECONDS
@@ -6513,7 +6511,7 @@ def command_parser(plugins: Iterable[Hooks]) -> CommandParser:
         " or [tool.cco-sidecar] in pyproject.toml. Exit codes: 0 good, 1 refused, 2 wrong use, 3 not reachable.",
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"cco {__version__}")
-    parser.set_defaults(run=command_serve)
+    parser.set_defaults(run=command_serve, format="table")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=CommandParser)
     add_commands(commands, COMMANDS)
     for hooks in plugins:
@@ -6749,14 +6747,13 @@ def mint_token(
 
 def show(options: argparse.Namespace, answer: Any, rows: str | None = None) -> int:
     """Print an answer as --format wants it; ``rows`` names the list in it that a table shows."""
-    style = getattr(options, "format", "table")
-    if style == "json":
+    if options.format == "json":
         print(json.dumps(answer, indent=2, ensure_ascii=False))
         return GOOD
     table = [flatten(row) for row in answer[rows]] if rows else [{"field": key, "value": value} for key, value in flatten(answer).items()]
     columns = list(dict.fromkeys(key for row in table for key in row))
     lines = [[cell(row.get(column, "")) for column in columns] for row in table]
-    if style == "csv":
+    if options.format == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *lines] if columns else [])
     else:
         print_table(columns, lines)

@@ -38,7 +38,7 @@ def command_status(options: argparse.Namespace) -> int:
 def command_context_get(options: argparse.Namespace) -> int:
     query = {"task": options.task, "max_bytes": options.max_bytes, "max_files": options.max_files}
     context = Client(options).call("GET", f"/api/context/{quote(options.issue)}/{quote(options.type)}", query=query)
-    if getattr(options, "format", "table") == "json":
+    if options.format == "json":
         return show(options, context)
     files = [
         {**{name: file.get(name) for name in ("path", "size", "language", "score")}, "why": ", ".join(file.get("reasons", []))}
@@ -61,7 +61,7 @@ def command_results_store(options: argparse.Namespace) -> int:
 def command_results_list(options: argparse.Namespace) -> int:
     query = {"issue_id": options.issue, "agent_type": options.type, "status": options.status, "since": options.since, "limit": options.limit}
     answer = Client(options).call("GET", "/api/results", query=query)
-    if getattr(options, "format", "table") == "json":
+    if options.format == "json":
         return show(options, answer)
     names = ("id", "issue_id", "agent_type", "agent_id", "stored_at")
     rows = [{**{name: row[name] for name in names}, "status": row["result"]["status"]} for row in answer["results"]]
@@ -106,11 +106,10 @@ def command_events_subscribe(options: argparse.Namespace) -> int:
 
 
 def print_event(options: argparse.Namespace, event: dict[str, Any]) -> None:
-    style = getattr(options, "format", "table")
     row = [event[name] for name in ("timestamp", "event_id", "event_type", "publisher", "topic")] + [json.dumps(event["data"], ensure_ascii=False)]
-    if style == "json":
+    if options.format == "json":
         print(json.dumps(event, ensure_ascii=False))
-    elif style == "csv":
+    elif options.format == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerow(row)
     else:
         print("  ".join(map(cell, row)))
@@ -119,7 +118,7 @@ def print_event(options: argparse.Namespace, event: dict[str, Any]) -> None:
 def command_events_list(options: argparse.Namespace) -> int:
     query = {"type": options.type, "topic": options.topic, "since": options.since, "limit": options.limit, "dead": "true" if options.dead else None}
     answer = Client(options).call("GET", "/api/events", query=query)
-    if getattr(options, "format", "table") != "json":
+    if options.format != "json":
         names = ("event_id", "timestamp", "event_type", "publisher", "topic")
         rows = [{**{name: event[name] for name in names}, "data": json.dumps(event["data"], ensure_ascii=False)} for event in answer["events"]]
         answer = {"events": rows}
@@ -163,7 +162,7 @@ def follow_agent(client: Client, options: argparse.Namespace, agent_id: str) -> 
 
 def command_agent_list(options: argparse.Namespace) -> int:
     answer = Client(options).call("GET", "/api/agents", query={"state": options.state, "issue_id": options.issue, "limit": options.limit})
-    if getattr(options, "format", "table") != "json":
+    if options.format != "json":
         names = ("agent_id", "issue_id", "state", "exit_code", "pid", "started_at", "ended_at")
         answer = {"agents": [{name: row[name] for name in names} for row in answer["agents"]]}
     return show(options, answer, "agents")
@@ -176,7 +175,7 @@ def command_agent_status(options: argparse.Namespace) -> int:
 def command_agent_logs(options: argparse.Namespace) -> int:
     client, path = Client(options), f"/api/agents/{quote(options.id)}"
     logs = client.call("GET", f"{path}/logs", query={"tail": options.tail})
-    if getattr(options, "format", "table") == "json" and not options.follow:
+    if options.format == "json" and not options.follow:
         return show(options, logs)
     while True:
         sys.stdout.write(logs["text"])

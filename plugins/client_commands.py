@@ -16,7 +16,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from cco_sidecar import GOOD, REFUSED, Client, Command, NotReachable, StartError, add_commands, arg, cell, hookimpl, parsed, show
+from cco_sidecar import GOOD, REFUSED, Client, Command, NotReachable, StartError, add_commands, arg, cell, hookimpl, show
 
 
 @hookimpl
@@ -54,7 +54,11 @@ def command_context_clear(options: argparse.Namespace) -> int:
 
 
 def command_results_store(options: argparse.Namespace) -> int:
-    body = read_json_argument(sys.stdin.read() if options.file == "-" else parsed(Path(options.file), str), options.file)
+    try:
+        text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text("utf-8", "replace")
+    except OSError as error:
+        raise StartError(f"{options.file}: {error.strerror}") from None
+    body = read_json_argument(text, options.file)
     return show(options, Client(options).call("POST", "/api/results", body, key=options.idempotency_key))
 
 
@@ -200,9 +204,9 @@ def quote(text: str) -> str:
     return urllib.parse.quote(text, safe="")
 
 
-def read_json_argument(text: str | None, what: str) -> Any:
+def read_json_argument(text: str, what: str) -> Any:
     try:
-        return json.loads(text or "")
+        return json.loads(text)
     except ValueError as error:
         raise StartError(f"{what} is not JSON: {error}") from None
 

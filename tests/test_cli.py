@@ -319,6 +319,15 @@ def test_a_result_is_stored_from_a_file_once_per_key(here: Here, tmp_path: Path,
     assert code == 1 and "422 REQ_006" in err
 
 
+def test_a_result_file_may_be_as_large_as_a_result_and_one_that_is_not_there_is_said(
+    tmp_path: Path, cco: Callable[..., tuple[int, str, str]], issue: str
+) -> None:
+    file = tmp_path / "large.json"
+    file.write_text(json.dumps(RESULT | {"issue_id": issue, "log": "x" * (17 << 20)}))
+    assert cco("results", "store", str(file))[0] == 0
+    assert cco("results", "store", str(tmp_path / "gone.json")) == (2, "", f"cco: {tmp_path / 'gone.json'}: No such file or directory\n")
+
+
 def test_events_are_published_as_the_agent_that_the_environment_names(
     here: Here, cco: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, issue: str
 ) -> None:

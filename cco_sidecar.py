@@ -2954,7 +2954,7 @@ class Records:
     # -- meta
 
     def meta(self, name: str) -> str | None:
-        return typing.cast("str | None", self._one("select value from meta where name = ?", name))
+        return self._one("select value from meta where name = ?", name)
 
     def set_meta(self, name: str, value: str) -> None:
         self._db.execute("insert into meta (name, value) values (?, ?) on conflict do update set value = excluded.value", (name, value))
@@ -2981,7 +2981,7 @@ class Records:
 
     def floor(self) -> int:
         """Events up to here have been removed by retention."""
-        return int(self.meta("floor") or 0)
+        return self.counter("floor")
 
     def events(
         self, project: str, after: int, upto: int, limit: int, *, type: str = "*", issue: str | None = None, containing: bytes | None = None
@@ -3009,10 +3009,8 @@ class Records:
         self._tally["deliveries"] += number
 
     def position(self, project: str, subject: str, type: str, filter: str) -> int | None:
-        return typing.cast(
-            "int | None",
-            self._one("select seq from position where project = ? and subject = ? and type = ? and filter = ?", project, subject, type, filter),
-        )
+        sql = "select seq from position where project = ? and subject = ? and type = ? and filter = ?"
+        return self._one(sql, project, subject, type, filter)
 
     def move_positions(self, moves: dict[tuple[str, str, str, str], int]) -> None:
         self._db.executemany(
@@ -3064,7 +3062,6 @@ class Records:
     def count_published(self, project: str) -> int:
         return self.counter(f"published:{project}")
 
-
     # -- results
 
     def insert_result(self, id: str, body: dict[str, Any], category: str, stored: float, proposed: list[str], output: str, record: bytes) -> None:
@@ -3076,10 +3073,10 @@ class Records:
         )  # fmt: skip
 
     def result(self, project: str, id: str) -> bytes | None:
-        return typing.cast("bytes | None", self._one("select body from result where project = ? and id = ?", project, id))
+        return self._one("select body from result where project = ? and id = ?", project, id)
 
     def result_seq(self, project: str, id: str) -> int | None:
-        return typing.cast("int | None", self._one("select seq from result where project = ? and id = ?", project, id))
+        return self._one("select seq from result where project = ? and id = ?", project, id)
 
     def results(self, project: str, after: int, limit: int, **equal: str | None) -> list[sqlite3.Row]:
         given = {name: value for name, value in equal.items() if value is not None}
@@ -3105,7 +3102,7 @@ class Records:
 
     def result_of(self, project: str, agent_id: str) -> str | None:
         sql = "select id from result where project = ? and agent_id = ? order by seq desc limit 1"
-        return typing.cast("str | None", self._one(sql, project, agent_id))
+        return self._one(sql, project, agent_id)
 
     # -- agents
 
@@ -3132,7 +3129,7 @@ class Records:
         return [dict(row) for row in rows]
 
     def agent_seq(self, project: str, id: str) -> int | None:
-        return typing.cast("int | None", self._one("select seq from agent where project = ? and id = ?", project, id))
+        return self._one("select seq from agent where project = ? and id = ?", project, id)
 
     def count_agents(self, project: str) -> dict[str, int]:
         rows = self._all("select state, count(*) as number from agent where project = ? group by state", project)
@@ -3143,7 +3140,7 @@ class Records:
 
     def latest_task(self, project: str, issue: str) -> str | None:
         sql = "select task from agent where project = ? and issue = ? and task != '' order by seq desc limit 1"
-        return typing.cast("str | None", self._one(sql, project, issue))
+        return self._one(sql, project, issue)
 
     # -- tokens and idempotency keys
 
@@ -3382,7 +3379,7 @@ class Results:
             return outcome[1]
 
         try:
-            return typing.cast(ResultStored, await self._storage.write(job, committed))
+            return await self._storage.write(job, committed)
         except OSError as error:
             raise ApiError("STR_001", f"Storage write failed: {error.strerror or type(error).__name__}") from None
 
@@ -3527,7 +3524,7 @@ class EventBus:
                 ticket.remember(records, self._published(event, seq, []))
             return seq
 
-        return typing.cast(EventPublished, await self._storage.write(job, lambda seq: self._published(event, seq, self.wake(event, seq))))
+        return await self._storage.write(job, lambda seq: self._published(event, seq, self.wake(event, seq)))
 
     def _published(self, event: NewEvent, seq: int, woken: list[str]) -> EventPublished:
         return EventPublished(self.event_id(seq), True, woken, len(woken), event.envelope["timestamp"], event.topic, event.ttl)
@@ -6442,7 +6439,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed_flags, rest = option_parser().parse_known_args(words)
         parser = command_parser(load_command_hooks(rest, vars(parsed_flags)))
         options = parser.parse_args(words)
-        return typing.cast(int, options.run(options))
+        return options.run(options)
     except StartError as error:
         sys.stderr.write(f"cco: {error}\n")
         return error.exit_code
@@ -6581,7 +6578,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         import uvloop  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         return None
-    return typing.cast(Callable[[], asyncio.AbstractEventLoop], uvloop.new_event_loop)
+    return uvloop.new_event_loop
 
 
 async def serve(settings: Settings, hooks: Hooks) -> int:

@@ -21,6 +21,9 @@ The path of a request, from top to bottom of this file:
            -> a part (Results, EventBus, Contexts, Agents) -> Storage.write (one writer thread, one commit)
            -> EventBus.wake (on the loop, in commit order) -> the answer
 
+This file alone serves the whole reference, makes tokens and prints the schemas. What goes beyond that is a plugin in ``plugins/``,
+also the commands that talk to a running service, the doctor and the demonstration.
+
 Units: seconds and bytes everywhere inside; a name says so where it is another one (``timeout_ms``).
 
 Threads: everything lives on the event loop, where a method without ``await`` is atomic, except
@@ -6402,7 +6405,7 @@ class AgentCommands:
 GOOD, REFUSED, WRONG_USE, NOT_REACHABLE = 0, 1, 2, 3
 
 
-# Our commands that live in plugins/. They are part of the command line whatever --no-plugins and --plugins say.
+# Our commands that lie in plugins/. They are part of the command line whatever --no-plugins says, which is about the service.
 COMMAND_PLUGINS = {
     "client_commands": ("health", "status", "context", "results", "events", "agent"),
     "doctor": ("doctor",),

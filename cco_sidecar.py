@@ -3536,6 +3536,10 @@ class EventBus:
         """Sorts like the sequence; the epoch tells another store's ids apart."""
         return f"evt-{self._storage.epoch}-{seq:012d}"
 
+    def _envelope(self, row: sqlite3.Row) -> bytes:
+        """A stored event as readers get it: its JSON with the id in front."""
+        return b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]
+
     def wake(self, event: NewEvent, seq: int) -> list[str]:
         """Wake the waiters that ``event`` matches; the subjects that were woken, each once. On the loop, in commit order."""
         self._wakes += 1
@@ -3627,7 +3631,7 @@ class EventBus:
             head = self._storage.read.head()
             rows, seen = self._look(watch, after, head)
             for row in rows:
-                body = b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]
+                body = self._envelope(row)
                 if watch.filter.terms and not watch.filter.matches(msgspec.json.decode(body)):
                     continue
                 size += len(body)
@@ -3728,8 +3732,8 @@ class EventBus:
             after = rows[-1]["seq"]
             await asyncio.sleep(0)
         found = found[: query.limit]
-        bodies = [Raw(b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]) for row in found]
-        return EventList(typing.cast("list[Event | Raw]", bodies), self.event_id(found[-1]["seq"]) if found else None)
+        bodies: list[Event | Raw] = [Raw(self._envelope(row)) for row in found]
+        return EventList(bodies, self.event_id(found[-1]["seq"]) if found else None)
 
     # -- life
 

@@ -97,6 +97,9 @@ def test_an_installed_wheel_finds_every_plugin_and_schema_that_is_bundled(wheel:
     assert installed == [[name.removesuffix(".py"), str(place / "cco_sidecar_plugins" / name)] for name in names_in("plugins", "[!_]*.py")]
     assert not [line for line in listed.splitlines()[1:] if line.split(",")[-1]], listed
 
+    assert "doctor" in run(str(home / "cco"), "--help", cwd=work)
+    assert run(str(home / "cco"), "demo", cwd=work).splitlines()[-1].endswith("your repository was only read")
+
     code = "import cco_sidecar; print(cco_sidecar.__file__, *cco_sidecar.bundled_folder('schemas'))"
     module, schemas = run(str(home / "python"), "-c", code, cwd=work).split()
     assert Path(module) == place / "cco_sidecar.py"

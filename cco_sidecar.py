@@ -6495,9 +6495,10 @@ def load_command_hooks(words: list[str], flags: dict[str, Any]) -> list[Hooks]:
     ours = (homes or command in COMMANDS) and not set(words) & {"-h", "--help"}
     bundled = Hooks([])
     bundled.load_files(folder / f"{plugin}.py" for plugin in (homes if ours else COMMAND_PLUGINS) for folder in bundled_folder("plugins"))
-    if homes and homes[0] not in {plugin.name for plugin in bundled.loaded} and not any(f"{command} {word}" in COMMANDS for word in more):
+    meant = [f"{command} {word}" for word in more if command in COMMANDS] or [command]  # of a group that is ours in part
+    if homes and homes[0] not in {plugin.name for plugin in bundled.loaded} and not set(meant) & set(COMMANDS):
         raise StartError(
-            f"the command {command} is in plugins/{homes[0]}.py, which is not there:"
+            f"the command {meant[0]} is in plugins/{homes[0]}.py, which is not there:"
             f" `pip install cco-sidecar`, or copy the folder plugins/ beside {Path(__file__).name}"
         )
     if ours:

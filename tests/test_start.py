@@ -484,6 +484,8 @@ def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the
         for command in commands:
             line = refusal(run(command, "list", "--format", "json", cwd=repository, module=module))
             assert f"plugins/{plugin}.py" in line and "pip install cco-sidecar" in line and "beside cco_sidecar.py" in line, line
+            assert f"the command {'agent list' if command == 'agent' else command} is in" in line, line
+    assert "required: COMMAND" in refusal(run("agent", cwd=repository, module=module))
 
 
 def test_uv_runs_the_file_without_an_installation(repository: Path, tmp_path: Path) -> None:

@@ -6054,12 +6054,12 @@ def statement_lines(source: str) -> set[int]:
     pending: list[ast.AST] = [ast.parse(source)]
     while pending:
         node = pending.pop()
-        first = min([getattr(node, "lineno", 0), *(item.lineno for item in getattr(node, "decorator_list", []))])
-        if first and "pragma: no cover" in lines[first - 1]:
+        own = {getattr(node, "lineno", 0), *(item.lineno for item in getattr(node, "decorator_list", []))}
+        if any(number and "pragma: no cover" in lines[number - 1] for number in own):
             continue
         constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         if isinstance(node, ast.stmt) and not constant and not isinstance(node, ast.Global | ast.Nonlocal):
-            found.add(first)
+            found |= own
         pending += ast.iter_child_nodes(node)
     return found
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 import os
-import random
+import re
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from typing import Any
 
 import pytest
 from conftest import Client, Service, git, make_repository, until
+from freshness import stale_answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -351,6 +354,44 @@ def test_coverage_counts_while_its_report_is_newer_than_the_sources(tmp_path: Pa
     assert cco_sidecar.read_coverage(tmp_path, moment + 1) is None
 
 
+def test_coverage_out_of_the_data_file_is_what_coverage_itself_reports(tmp_path: Path) -> None:
+    write(tmp_path / "main.py", '''"""A module."""
+import functools
+
+
+def used(number):
+    """Tells a sign."""
+    if number > 0:
+        return "positive"
+    elif number < 0:
+        return "negative"
+    for item in range(3):
+        number += item
+    return "zero"
+
+
+@functools.lru_cache
+def unused(
+    number,
+):
+    try:
+        return 1 / number
+    except ZeroDivisionError:  # pragma: no cover
+        return None
+
+
+print(used(1))
+''')
+    run = functools.partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, text=True)
+    run([sys.executable, "-m", "coverage", "run", "--source=.", "main.py"])
+    reported = float(run([sys.executable, "-m", "coverage", "report", "--format=total", "--precision=2"]).stdout)
+    found = cco_sidecar.read_coverage(tmp_path, 0)
+    assert found is not None and abs(found - reported) < 0.01
+    assert cco_sidecar.read_coverage(tmp_path, time.time_ns() + 10**9) is None
+    write(tmp_path / ".coverage", "not a database")
+    assert cco_sidecar.read_coverage(tmp_path, 0) is None
+
+
 @pytest.mark.parametrize("content", ["", "<coverage/>", "<coverage line-rate='many'/>", "\0"])
 def test_a_spoilt_coverage_report_tells_nothing(tmp_path: Path, content: str) -> None:
     write(tmp_path / "coverage.xml", content)
@@ -488,90 +529,58 @@ def test_every_kind_of_change_shows_in_the_next_get(fresh: Service) -> None:
     assert context_of(client, issue="issue-2")["previous_agent_outputs"] == []
 
 
-class Changer:
-    """Changes a repository at random, as people, editors and git do."""
-
-    def __init__(self, root: Path, seed: int) -> None:
-        self.root, self.random, self.number = root, random.Random(seed), 0
-
-    def some_file(self) -> Path:
-        return self.random.choice([path for path in sorted(self.root.glob("**/*.py")) if ".git" not in path.parts])
-
-    def change(self) -> str:
-        self.number += 1
-        name = self.random.choice([name for name in dir(self) if name.startswith("do_")])
-        with contextlib.suppress(subprocess.CalledProcessError):  # nothing to commit, nothing stashed
-            getattr(self, name)()
-        return name
-
-    def do_edit(self) -> None:
-        write(self.some_file(), f"number = {self.number}\n")
-
-    def do_same_size(self) -> None:
-        path = self.some_file()
-        write(path, path.read_bytes().swapcase())
-
-    def do_append(self) -> None:
-        with self.some_file().open("a") as file:
-            file.write(f"more = {self.number}\n")
-
-    def do_create(self) -> None:
-        write(self.root / f"made{self.number}/new.py", "new = True\n")
-
-    def do_delete(self) -> None:
-        if len(list(self.root.glob("**/*.py"))) > 3:
-            self.some_file().unlink()
-
-    def do_rename(self) -> None:
-        path = self.some_file()
-        path.rename(path.with_name(f"moved{self.number}.py"))
-
-    def do_save_atomically(self) -> None:
-        write(self.root / "temporary", f"saved = {self.number}\n").replace(self.some_file())
-
-    def do_add(self) -> None:
-        git(self.root, "add", "-A")
-
-    def do_commit(self) -> None:
-        git(self.root, "commit", "-q", "-a", "-m", f"Commit {self.number}")
-
-    def do_branch(self) -> None:
-        git(self.root, "checkout", "-q", "-b", f"branch{self.number}")
-
-    def do_stash(self) -> None:
-        git(self.root, "stash", "-q")
-
-    def do_unstash(self) -> None:
-        git(self.root, "stash", "pop", "-q")
-
-    def do_ignore(self) -> None:
-        write(self.root / ".gitignore", f"made{self.random.randint(1, self.number)}/\n")
-
-
-def state_of(root: Path) -> dict[str, Any]:
-    names = sorted(set(git(root, "ls-files", "-co", "--exclude-standard").splitlines()))
-    return {
-        "files": {name: (root / name).read_text() for name in names if (root / name).exists()},
-        "branch": git(root, "symbolic-ref", "--short", "HEAD").strip(),
-        "commits": git(root, "log", "-n10", "--format=%h").split(),
-        "changed": sorted(line[3:].split(" -> ")[-1] for line in git(root, "status", "--porcelain", "-uall").splitlines()),
-    }
-
-
 @pytest.mark.parametrize("seed", range(2))
 def test_after_each_of_many_random_changes_a_get_shows_the_disk(fresh: Service, seed: int) -> None:
-    client, changer = fresh.client(), Changer(fresh.root, seed)
-    done = []
-    for _ in range(20):
-        done += [changer.change() for _ in range(changer.random.randint(1, 2))]
-        context = context_of(client, max_files=1000)
-        assert {
-            "files": {file["path"]: file["content"] for file in context["relevant_files"]},
-            "branch": context["git_context"]["branch"],
-            "commits": [commit["hash"] for commit in context["git_context"]["recent_commits"]],
-            "changed": sorted(change["path"] for change in context["git_context"]["uncommitted_changes"]),
-        } == state_of(fresh.root), done
-        assert sorted(context["project_structure"]["files"]) == sorted(file["path"] for file in context["relevant_files"])
+    done, wrong = stale_answers(fresh, 40, seed)
+    assert (done >= 40, wrong) == (True, [])
+
+
+def test_a_folder_that_is_no_longer_ignored_is_looked_into(make_service: MakeService, repository: Path) -> None:
+    (repository / "build/empty").mkdir(parents=True)
+    client = make_service("--no-watch").client()
+    assert "build/empty/new.py" not in files_of(client)
+    write(repository / ".gitignore", "")
+    assert "build/empty/new.py" not in files_of(client)
+    write(repository / "build/empty/new.py", "new\n")
+    assert files_of(client)["build/empty/new.py"]["content"] == "new\n"
+
+
+def test_a_submodule_is_a_change_when_it_is_at_another_commit(make_service: MakeService, repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = make_repository(tmp_path / "other")
+    git(repository, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(other), "library")
+    git(repository, "commit", "-q", "-m", "A library")
+    client = make_service("--no-watch").client()
+    context = context_of(client)
+    assert "library" not in context["project_structure"]["files"] and "library/src/main.py" not in context["project_structure"]["files"]
+    assert context["git_context"]["uncommitted_changes"] == []
+    git(repository / "library", "checkout", "-q", "--detach", "HEAD~1")
+    assert [change["path"] for change in context_of(client)["git_context"]["uncommitted_changes"]] == ["library"]
+
+
+def test_a_folder_becomes_a_repository_while_it_is_served(make_service: MakeService, tmp_path: Path) -> None:
+    write(tmp_path / "plain/main.py", "print()\n")
+    client = make_service("--no-watch", root=tmp_path / "plain").client()
+    assert context_of(client)["git_context"]["branch"] is None
+    git(tmp_path / "plain", "init", "-q", "-b", "trunk")
+    assert context_of(client)["git_context"]["branch"] == "trunk"
+    assert [change["status"] for change in context_of(client)["git_context"]["uncommitted_changes"]] == ["untracked"]
+
+
+@pytest.mark.parametrize(
+    ("moment", "young"),
+    [(-1_000_000_123, False), (-20_000_001, False), (-5_000_001, True), (0, True), (5_000_001, True), (60_000_000_001, False)],
+)
+def test_a_signature_is_young_while_a_second_change_could_look_the_same(moment: int, young: bool) -> None:
+    now = 1_700_000_000_500_000_000
+    assert cco_sidecar.is_young((now + moment, now + moment, 1, 1, 1), now) is young
+    assert cco_sidecar.is_young(None, now) is False
+
+
+def test_whole_seconds_are_young_for_longer() -> None:
+    now = 1_700_000_000_500_000_000
+    assert cco_sidecar.is_young((0, 1_699_999_999_000_000_000, 1, 1, 1), now) is True
+    assert cco_sidecar.is_young((0, 1_699_999_998_000_000_000, 1, 1, 1), now) is False
 
 
 # -- the cache
@@ -604,6 +613,35 @@ def test_a_watched_change_empties_the_cache(make_service: MakeService) -> None:
     until(lambda: answer_of(client)["cache_hit"])
     write(Path(context_of(client)["project_structure"]["root"]) / "src/main.py", "changed\n")
     until(lambda: client.get("/status").json()["storage"]["context_cache_entries"] == 0)
+
+
+def test_a_change_that_no_context_shows_leaves_the_cache_alone(make_service: MakeService, repository: Path) -> None:
+    write(repository / "build/output.log", "1\n")
+    client = make_service().client()
+    until(lambda: client.get("/health").json()["checks"]["watching"] == "full")
+    until(lambda: answer_of(client)["cache_hit"])
+    write(repository / "build/output.log", "1\n2\n")
+    write(repository / "src/main.py.log", "3\n").unlink()  # its folder is looked at, so this one counts
+    until(lambda: client.get("/status").json()["storage"]["context_cache_entries"] == 0)
+    until(lambda: answer_of(client)["cache_hit"])
+    write(repository / "build/output.log", "1\n2\n3\n")
+    assert answer_of(client)["cache_hit"] is True
+
+
+def test_a_new_folder_is_watched_too(make_service: MakeService) -> None:
+    service = make_service()
+    client = service.client()
+    until(lambda: client.get("/health").json()["checks"]["watching"] == "full")
+    path = write(service.root / "fresh/deep/new.py", "new = 1\n")
+
+    def emptied() -> bool:
+        until(lambda: answer_of(client)["cache_hit"])
+        write(path, path.read_text() + "more = 1\n")
+        with contextlib.suppress(AssertionError):
+            return bool(until(lambda: client.get("/status").json()["storage"]["context_cache_entries"] == 0, seconds=1))
+        return False
+
+    until(emptied)
 
 
 def test_an_etag_saves_the_body_while_nothing_has_changed(cached: Service) -> None:
@@ -686,13 +724,25 @@ def builds(tmp_path: Path) -> tuple[Path, Callable[[str], int]]:
     return tmp_path / "plugins", lambda issue: log.read_text().split().count(issue) if log.exists() else 0
 
 
+def test_an_etag_of_before_a_restart_still_saves_the_build(make_service: MakeService, builds: Any) -> None:
+    folder, count = builds
+    service = make_service("--plugins", str(folder), "--no-watch")
+    until(lambda: answer_of(service.client())["cache_hit"])
+    etag = service.client().get("/api/context/issue-1/python-specialist").headers["ETag"]
+    service.stop()
+    service.start()
+    built = count("issue-1")
+    again = service.client().request("GET", "/api/context/issue-1/python-specialist", headers={"If-None-Match": f"W/{etag}"})
+    assert (again.status_code, count("issue-1")) == (304, built)
+
+
 @pytest.mark.parametrize("arguments", [[], ["--cache-size-mb", "0"]], ids=["cached", "not cached"])
 def test_same_requests_at_the_same_time_are_built_once(make_service: MakeService, builds: Any, arguments: list[str]) -> None:
     folder, count = builds
     service = make_service("--plugins", str(folder), "--no-watch", *arguments)
     time.sleep(0.05)
-    with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda _: answer_of(service.client(), "slow-1"), range(20)))
+    with ThreadPoolExecutor(100) as pool:
+        answers = list(pool.map(lambda _: answer_of(service.client(), "slow-1"), range(100)))
     assert count("slow-1") == 1
     assert all(answer["context"] == answers[0]["context"] for answer in answers)
     assert sum(answer["cache_hit"] is False for answer in answers) >= 1
@@ -736,6 +786,7 @@ def test_health_answers_while_the_context_of_a_large_project_is_built(make_servi
 # -- the budget
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
+CHUNKS = st.lists(st.tuples(st.integers(0, 6).map(lambda n: 50 * n + 1), st.floats(0, 9)), max_size=8).map(lambda chunks: {"chunks": chunks})
 LINES = st.builds(lambda line, number: (line.replace("\n", " ") + "\n") * number, TEXT, st.integers(0, 300))
 
 
@@ -756,7 +807,7 @@ def sections(draw: Any) -> dict[str, Any]:
             "root": "/project", "files": sorted(paths), "directories": sorted({path.rpartition("/")[0] for path in paths} - {""}),
             "total_files": len(paths), "total_size_bytes": 123_456,
         },
-        "relevant_files": [make_file(path, draw(LINES)) for path in paths[:12]],
+        "relevant_files": [make_file(path, draw(LINES)) | draw(CHUNKS) for path in paths[:12]],
         "git_context": {"branch": "main", "recent_commits": commits, "uncommitted_changes": [], "remote": None, "remote_url": None},
         "previous_agent_outputs": [{"agent": "a", "decision": text * 5} for text in draw(st.lists(TEXT, max_size=8))],
         "metadata": {"project_type": "python", "dependencies": [], "redactions": 0},
@@ -776,16 +827,101 @@ def test_a_context_never_exceeds_its_budget(given_sections: dict[str, Any], max_
     assert answer["total_size_bytes"] == len(cco_sidecar.msgspec.json.encode(context))
     assert context["project_structure"]["total_files"] == before["project_structure"]["total_files"]
     assert context["project_structure"]["total_size_bytes"] == 123_456
+    for file in before["relevant_files"]:
+        file.pop("chunks")
     originals = {file["path"]: file["content"] for file in before["relevant_files"]}
     for file in files:
-        assert originals[file["path"]].startswith(file["content"])
+        assert shown(file) == file["content"].split("\n") if "line_ranges" in file else originals[file["path"]].startswith(file["content"])
+        assert all(line in originals[file["path"]].split("\n") for line in file["content"].split("\n") if not line.startswith("[lines "))
         assert file["checksum"] == cco_sidecar.checksum(file["content"])
         assert file.get("truncated", False) == (file["content"] != originals[file["path"]])
         assert not file.get("truncated") or file["content"].endswith("\n")
     assert [file["path"] for file in files] == [path for path in originals if path in {file["path"] for file in files}]
     complete = context == before
     assert answer["truncated"] is (not complete)
-    assert answer["truncation_strategy"] == ("none" if complete else "smart" if task else "file_sampling")
+    in_chunks = any("line_ranges" in file for file in files)
+    assert answer["truncation_strategy"] == ("none" if complete else "file_sampling" if not task else "semantic_chunking" if in_chunks else "smart")
+    smallest = min((file for file in before["relevant_files"]), key=lambda file: len(json.dumps(file)), default=None)
+    if smallest and max_files >= len(originals) and len(json.dumps(smallest)) < 0.4 * max_bytes - 900:
+        assert files  # never empty while something fits
+
+
+def shown(file: dict[str, Any]) -> list[str]:
+    """The lines of a file that is given in part, checked against the ranges that it names."""
+    lines = file["content"].split("\n")
+    heads = [tuple(map(int, re.findall(r"\d+", line)[:2])) for line in lines if re.fullmatch(r"\[lines \d+-\d+ of \d+\]", line)]
+    assert [list(head) for head in heads] == file["line_ranges"]
+    assert len(lines) == sum(last - first + 2 for first, last in heads) + 1
+    return lines
+
+
+def test_of_a_large_file_the_parts_that_the_task_is_about_are_given(make_service: MakeService, repository: Path) -> None:
+    blocks = [f"def step_{number}(value):\n" + f"    value += {number}\n" * 49 for number in range(40)]
+    blocks[31] = blocks[31].replace("value += 31\n", "value = rotate_cookie(value)\n", 3)
+    large = write(repository / "src/large.py", "".join(blocks)).read_text().split("\n")
+    client = make_service("--no-plugins").client()
+    answer = answer_of(client, task="rotate_cookie loses the session", max_bytes=12_000)
+    (file,) = [file for file in answer["context"]["relevant_files"] if file["path"] == "src/large.py"]
+    assert answer["truncation_strategy"] == "semantic_chunking" and file["truncated"] is True
+    assert any(first <= 1552 <= last for first, last in file["line_ranges"])
+    assert "    value = rotate_cookie(value)" in shown(file)
+    parts = [large[first - 1 : last] for first, last in file["line_ranges"]]
+    assert [line for line in file["content"].split("\n")[:-1] if not line.startswith("[lines ")] == [line for part in parts for line in part]
+    assert file["size"] == (repository / "src/large.py").stat().st_size
+    whole = {file["path"]: file for file in answer_of(client, task="rotate_cookie loses the session")["context"]["relevant_files"]}
+    assert whole["src/large.py"]["content"] == "\n".join(large) and "truncated" not in whole["src/large.py"]
+    (sampled,) = [file for file in answer_of(client, max_bytes=12_000)["context"]["relevant_files"] if file["path"] == "src/large.py"]
+    assert "line_ranges" not in sampled and "\n".join(large).startswith(sampled["content"])
+
+
+def test_a_budget_in_tokens_is_one_in_bytes(bulky: Service) -> None:
+    client = bulky.client()
+    for tokens in (500, 5_000):
+        answer = client.get("/api/context/issue-1/python-specialist", max_tokens=tokens)
+        assert len(answer.content) <= 4 * tokens and answer.json()["truncated"] is True
+        assert answer.json()["estimated_tokens"] == -(-answer.json()["total_size_bytes"] // 4)
+    assert len(client.get("/api/context/issue-1/python-specialist", max_tokens=50_000, max_bytes=9_000).content) <= 9_000
+    assert client.get("/api/context/issue-1/python-specialist", max_tokens=10).status_code == 400
+
+
+# -- only what changed
+
+
+def since(client: Client, etag: str, **params: Any) -> Any:
+    answer = client.get("/api/context/issue-1/python-specialist", since=etag, **params)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def test_since_gives_only_the_files_that_changed_and_names_those_that_went(make_service: MakeService) -> None:
+    service = make_service()
+    client, root = service.client(), service.root
+    full = client.get("/api/context/issue-1/python-specialist")
+    number = full.json()["file_count"]
+    nothing = since(client, full.headers["ETag"])
+    assert nothing.headers["ETag"] == full.headers["ETag"]
+    assert (nothing.json()["file_count"], nothing.json()["removed_files"], nothing.json()["unchanged_files"]) == (0, [], number)
+    write(root / "src/main.py", "changed\n")
+    write(root / "src/new.py", "new\n")
+    (root / "docs/guide.md").unlink()
+    first = since(client, full.headers["ETag"])
+    body = first.json()
+    assert {file["path"]: file["content"] for file in body["context"]["relevant_files"]} == {"src/main.py": "changed\n", "src/new.py": "new\n"}
+    assert (body["since"], body["removed_files"], body["unchanged_files"]) == (full.headers["ETag"], ["docs/guide.md"], number - 2)
+    assert body["file_count"] == 2 and body["total_size_bytes"] == len(cco_sidecar.msgspec.json.encode(body["context"]))
+    assert body["context"]["project_structure"]["total_files"] == number
+    write(root / "src/new.py", "newer\n")
+    second = since(client, first.headers["ETag"].strip('"')).json()
+    assert [file["path"] for file in second["context"]["relevant_files"]] == ["src/new.py"]
+    assert [file["path"] for file in since(client, full.headers["ETag"]).json()["context"]["relevant_files"]] != ["src/new.py"]
+
+
+def test_since_an_answer_that_is_not_known_gives_everything_and_says_so(architect: Client) -> None:
+    full = answer_of(architect)
+    body = since(architect, '"nobody-knows-this"').json()
+    assert (body["since"], body["removed_files"], body["unchanged_files"], body["file_count"]) == (None, [], 0, full["file_count"])
+    assert "since" not in full
+    assert architect.get("/api/context/issue-1/python-specialist", since="x" * 200).status_code == 400
 
 
 def test_what_cannot_be_cut_is_refused() -> None:

@@ -36,8 +36,10 @@ def command_status(options: argparse.Namespace) -> int:
 
 
 def command_context_get(options: argparse.Namespace) -> int:
-    query = {"task": options.task, "max_bytes": options.max_bytes, "max_files": options.max_files}
+    query = {name: getattr(options, name) for name in ("task", "max_bytes", "max_tokens", "max_files", "since")}
     context = Client(options).call("GET", f"/api/context/{quote(options.issue)}/{quote(options.type)}", query=query)
+    if options.explain:
+        return explain(options, context)
     if options.format == "json":
         return show(options, context)
     files = [
@@ -45,6 +47,29 @@ def command_context_get(options: argparse.Namespace) -> int:
         for file in context["context"]["relevant_files"]
     ]
     return show(options, {"files": files}, "files")
+
+
+def explain(options: argparse.Namespace, context: dict[str, Any]) -> int:
+    """The ranking: in which order, why, and how much of each file was given; the sums follow on stderr."""
+    files = context["context"]["relevant_files"]
+    rows = [
+        {"rank": rank, "score": file.get("score"), "path": file["path"], "given": given_of(file), "why": "; ".join(file.get("reasons", []))}
+        for rank, file in enumerate(files, 1)
+    ]
+    show(options, {"files": rows}, "files")
+    cut = f"cut ({context['truncation_strategy']})" if context["truncated"] else "nothing left out"
+    total = context["context"]["project_structure"]["total_files"]
+    sizes = f"{context['total_size_bytes']:,} bytes, about {context['estimated_tokens']:,} tokens"
+    sys.stderr.write(f"{len(files)} of {total} files, {sizes}, {cut}; index {context['context']['metadata']['index']}\n")
+    return GOOD
+
+
+def given_of(file: dict[str, Any]) -> str:
+    """How much of a file a context holds."""
+    if not file.get("truncated"):
+        return "whole"
+    ranges = [f"{first}-{last}" for first, last in file.get("line_ranges", [])]
+    return f"lines {', '.join(ranges)}" if ranges else "beginning"
 
 
 def command_context_clear(options: argparse.Namespace) -> int:
@@ -227,7 +252,9 @@ COMMANDS = {
     "context": Command("contexts of agents"),
     "context get": Command("show a context, its files with the reason for each", command_context_get, [
         ISSUE_ARGUMENT, arg("type", metavar="TYPE", help="agent type"), arg("--task", help="what is to be done"),
-        arg("--max-bytes", type=int, metavar="N"), arg("--max-files", type=int, metavar="N")]),
+        arg("--max-bytes", type=int, metavar="N"), arg("--max-tokens", type=int, metavar="N", help="at 4 bytes each"),
+        arg("--max-files", type=int, metavar="N"), arg("--since", metavar="ETAG", help="only files that changed since that answer"),
+        arg("--explain", action="store_true", help="the ranking, with scores, reasons and how much of each file is given")]),
     "context clear": Command("forget cached contexts", command_context_clear, [
         arg("issue", nargs="?", metavar="ISSUE"), arg("--all", action="store_true", help="of all issues")]),
     "results": Command("results of agents"),

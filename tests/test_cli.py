@@ -160,6 +160,17 @@ def test_our_commands_are_there_whatever_the_settings_say(
     assert cco("context", "get", "--help")[1].startswith("usage: cco context get")
 
 
+def test_a_context_is_explained_by_rank_score_share_and_reasons(cco: Callable[..., tuple[int, str, str]]) -> None:
+    words = ("context", "get", "cli-1", "python-specialist", "--task", "session cookie of src/main.py", "--explain")
+    code, out, err = cco(*words)
+    assert code == 0 and out.split()[:5] == ["RANK", "SCORE", "PATH", "GIVEN", "WHY"]
+    first, second = out.splitlines()[1:3]
+    assert re.fullmatch(r"1 +[\d.]+ +src/main\.py +whole +named in the task.*", first) and re.match(r"2 +[\d.]+ +src/session_store\.py", second)
+    assert re.fullmatch(r"\d+ of \d+ files, [\d,]+ bytes, about [\d,]+ tokens, nothing left out; index ready\n", err)
+    code, out, err = cco(*words, "--max-tokens", "700", "--format", "json")
+    assert code == 0 and set(json.loads(out)["files"][0]) == {"rank", "score", "path", "given", "why"} and "cut (" in err
+
+
 @pytest.fixture(scope="module")
 def ids(here: Here) -> dict[str, str]:
     client = here.client()

@@ -4677,6 +4677,14 @@ def split_z(output: bytes | None) -> list[str]:
     return [os.fsdecode(item) for item in (output or b"").split(b"\0") if item]
 
 
+class GitFolders(Struct, frozen=True):
+    """The git dir of a work tree, the one that it shares with other work trees, and where in the tree the root is ("" or "path/")."""
+
+    own: Path
+    common: Path
+    prefix: str
+
+
 class Listing(Struct, frozen=True):
     """What git says of the work tree, names below the root: ``ignored`` folders end in a slash, ``changes`` are (code, path)."""
 
@@ -4701,9 +4709,11 @@ class Project:
 
     def __init__(self, root: Path, scratch: Path) -> None:
         self._root, self._scratch = root, scratch
+        self._prefix = os.path.join(root, "")  # joined by hand below: os.path.join takes longer than the look at a file
         self._state: ProjectState | None = None
         self._looking: asyncio.Task[ProjectState] | None = None
         self._listing = Listing([], [], frozenset(), [])
+        self._entries: dict[str, int] = {}  # folder, and a hash of the names in it
         self._kept: dict[str, tuple[Any, int, Any]] = {}
         self._git = ThreadPoolExecutor(3, "git")
 
@@ -4739,32 +4749,44 @@ class Project:
     def is_large(self, index_size: int) -> bool:
         """Whether git's index has more bytes than that. Blocks."""
         folders = self._folders()
-        facts = sign(str(folders[0] / "index")) if folders else None
+        facts = sign(str(folders.own / "index")) if folders else None
         return facts is not None and facts[2] > index_size
 
     def _read(self, fresh: dict[str, Signature | None], changed: list[str], now: int = 0) -> ProjectState:
         """A new state; ``fresh`` are the signatures of what the last one knew, ``changed`` those of them that are others now."""
-        few = self._only_contents(changed) if self._state and self._state.settled else None
-        if few is not None and (settled := settle(fresh, changed, now)):
-            return self._assembled(fresh, self._listing, self._changes_among(few), settled)
+        calm = settle(fresh, changed, now)
+        few = self._only_contents(changed) if calm and self._state and self._state.settled else None
+        if few is not None:
+            return self._with_contents(fresh, few)
         listing = self._listing if fresh else self._list()
         for _ in range(self.ATTEMPTS):
             now = time.time_ns()
             proof = self._sign(listing, fresh)
-            settled = settle(proof, proof, now)
+            settled = settle(proof, [path for path in proof if proof[path] is not fresh.get(path)], now) and calm
             seen = self._list()
             if seen.same_names(listing):
                 break
-            listing, fresh = seen, {}
+            listing, fresh, calm = seen, {}, True
         else:
             settled = False
         self._listing = seen
         return self._assembled(proof, seen, self._changes(seen), settled)
 
+    def _with_contents(self, proof: dict[str, Signature | None], names: set[str]) -> ProjectState:
+        """The last state, with what has become of the contents of ``names``."""
+        state = typing.cast(ProjectState, self._state)
+        files = list(state.files)
+        for number, file in enumerate(files):
+            signature = proof[self._prefix + file.path] if file.path in names else None
+            if signature:
+                files[number] = FileFact(file.path, signature[2], signature[0])
+        git = msgspec.structs.replace(state.git, uncommitted_changes=self._changes_among(names))
+        return ProjectState(state.root, files, git, state.head, proof, True)
+
     def _assembled(self, proof: dict[str, Signature | None], listing: Listing, changes: list[Change], settled: bool) -> ProjectState:
         files = []
         for name in sorted({*listing.tracked, *listing.untracked}):
-            signature = proof.get(os.path.join(self._root, name))
+            signature = proof.get(self._prefix + name)
             if signature and not stat.S_ISDIR(signature[4]):
                 files.append(FileFact(name, signature[2], signature[0]))
         folders = self._folders()
@@ -4777,24 +4799,24 @@ class Project:
     # -- signatures
 
     def _sign(self, listing: Listing, known: dict[str, Signature | None]) -> dict[str, Signature | None]:
-        """Of git's files, the reports, every folder that is not ignored, and every file. ``known`` folders are not walked again."""
+        """Of git's files, the reports, every folder that is not ignored, and every file; those that are ``known`` are not looked at again."""
         folders = self._folders()
         if folders:
             proof = self._sign_git(folders)
         else:  # a repository may be made around us
             proof = {str(parent / ".git"): sign(str(parent / ".git")) for parent in self._root.parents}
-        proof |= {path: sign(path) for path in (os.path.join(self._root, name) for name in REPORTS)}
+        proof |= {path: sign(path) for path in (self._prefix + name for name in REPORTS)}
         proof |= self._sign_folders(listing.ignored, frozenset({".git"}) if folders else NOT_OURS, known)
         for name in itertools.chain(listing.tracked, listing.untracked):
-            path = os.path.join(self._root, name)
-            signature = proof[path] = sign(path)
+            path = self._prefix + name
+            signature = proof[path] = known.get(path) or sign(path)
             if signature and stat.S_ISDIR(signature[4]):
                 proof |= sign_submodule(path)
         return proof
 
-    def _sign_git(self, folders: tuple[Path, Path]) -> dict[str, Signature | None]:
+    def _sign_git(self, folders: GitFolders) -> dict[str, Signature | None]:
         """Of git's files whose change can change a context: head, index, branches, ignore rules, configuration."""
-        own, common = folders
+        own, common = folders.own, folders.common
         names = [own / name for name in ("HEAD", "index", "logs/HEAD", "MERGE_HEAD", "config.worktree")]
         names += [common / name for name in ("packed-refs", "config", "info/exclude", "refs/heads", "refs/stash", "shallow", "reftable/tables.list")]
         names += [Path.home() / name for name in (".gitconfig", ".config/git/config", ".config/git/ignore")]
@@ -4808,38 +4830,38 @@ class Project:
         before = self._state.proof if self._state else {}
         found: dict[str, Signature | None] = {}
         pending = [""]
-        if known:  # those that did not change hold no other folders than before
+        if not known:
+            self._entries = {}
+        else:  # those that did not change hold no other folders than before
             unchanged = {path for path, signature in known.items() if signature and stat.S_ISDIR(signature[4]) and before.get(path) == signature}
             found = {path: known[path] for path in unchanged}
             found |= {path: known[path] for path in known if path.endswith("/.gitignore")}
-            prefix = len(str(self._root)) + 1
             pending = [
-                f"{path[prefix:]}/".lstrip("/") for path, signature in known.items()
+                f"{path[len(self._prefix) :]}/".lstrip("/") for path, signature in known.items()
                 if signature and stat.S_ISDIR(signature[4]) and path not in unchanged and path.startswith(str(self._root))
             ]  # fmt: skip
         while pending:
             relative = pending.pop()
-            folder = os.path.join(self._root, relative).rstrip("/") or "/"
+            folder = (self._prefix + relative).rstrip("/") or "/"
             found[folder] = sign(folder)
-            with contextlib.suppress(OSError), os.scandir(folder) as entries:
-                for entry in entries:
-                    name = f"{relative}{entry.name}/"
-                    if entry.name == ".gitignore":
-                        found[entry.path] = sign(entry.path)
-                    elif entry.name not in skip and name not in ignored and entry.is_dir(follow_symlinks=False) and entry.path not in found:
-                        pending.append(name)
+            names = folder_names(folder)
+            self._entries[folder] = hash(names)
+            if ".gitignore" in names:
+                found[f"{self._prefix}{relative}.gitignore"] = sign(f"{self._prefix}{relative}.gitignore")
+            below = [name for name in names if name.endswith("/") and name[:-1] not in skip and relative + name not in ignored]
+            pending += [relative + name for name in below if f"{self._prefix}{relative}{name[:-1]}" not in found]
         return found
 
     # -- what git says
 
-    def _folders(self) -> tuple[Path, Path] | None:
-        """(git dir, common git dir), None without git. Blocks where a repository came or went."""
+    def _folders(self) -> GitFolders | None:
+        """None without git. Blocks where a repository came or went."""
         found = (sign(str(folder / ".git")) for folder in (self._root, *self._root.parents))
         key = tuple(signature and signature[3:] for signature in found)
         kept = self._kept.get("folders")
         if kept is None or kept[0] != key:
             kept = self._kept["folders"] = (key, 0, find_git_folder(self._root))
-        return typing.cast("tuple[Path, Path] | None", kept[2])
+        return typing.cast("GitFolders | None", kept[2])
 
     def _kept_by(self, name: str, key: tuple[Signature | None, ...], read: Callable[[], Any]) -> Any:
         """What ``read`` gave when the signatures were ``key``; read again where one of them is too young to be trusted."""
@@ -4852,7 +4874,7 @@ class Project:
         folders = self._folders()
         environ = None if folders else borrowed_git(self._root, self._scratch)
         tracked = self._git.submit(self._tracked, folders)
-        status = read_status(self._root, environ)
+        status = read_status(self._root, folders.prefix if folders else "", environ)
         if status is None:  # git is not installed, or does not understand this repository
             tracked.cancel()
             return Listing([], sorted(walk_files(self._root)), frozenset(), [])
@@ -4860,40 +4882,50 @@ class Project:
         ignored = frozenset(path for code, path in status if code == "!!" and path.endswith("/"))
         return Listing(tracked.result(), untracked, ignored, [(code, path) for code, path in status if code != "!!"])
 
-    def _tracked(self, folders: tuple[Path, Path] | None) -> list[str]:
+    def _tracked(self, folders: GitFolders | None) -> list[str]:
         if folders is None:
             return []
-        key = (sign(str(folders[0] / "index")),)
+        key = (sign(str(folders.own / "index")),)
         names: list[str] = self._kept_by("tracked", key, lambda: split_z(run_git(self._root, "ls-files", "-z", "-c", "--deduplicate")))
         return names
 
     def _changes(self, listing: Listing) -> list[Change]:
         if not self._folders():
             return []
-        changed = [item for item in listing.changes if item[0] != "??"]
-        return describe_changes(listing.changes, line_counts(self._root) if changed else {})
+        return describe_changes(listing.changes, line_counts(self._root, listing.changes))
 
-    def _only_contents(self, changed: list[str]) -> list[str] | None:
-        """The names of the changed files where nothing but contents of known files changed, None where more did."""
+    def _only_contents(self, changed: list[str]) -> set[str] | None:
+        """The names of the changed files where nothing but contents of known files changed, None where more did.
+
+        A file that was replaced changes its folder too, which then holds the same names as before.
+        """
         state = typing.cast(ProjectState, self._state)
-        if not 0 < len(changed) <= self.FEW or any(change.status == "renamed" for change in state.git.uncommitted_changes):
+        if len(changed) > self.FEW or any(change.status == "renamed" for change in state.git.uncommitted_changes):
             return None
-        prefix = f"{self._root}{os.sep}"
-        names = [path.removeprefix(prefix) for path in changed]
         known = {file.path for file in state.files}
-        good = all(name in known and not name.endswith(".gitignore") and sign(path) for name, path in zip(names, changed, strict=True))
-        return names if good else None
+        files = {path.removeprefix(self._prefix) for path in changed if path not in self._entries}
+        good = files <= known and all(not name.endswith((".gitignore", ".gitattributes", ".gitmodules")) and sign(self._prefix + name) for name in files)
+        same = all(hash(folder_names(path)) == self._entries[path] for path in changed if path in self._entries)
+        return files if good and same else None
 
-    def _changes_among(self, names: list[str]) -> list[Change]:
+    def _changes_among(self, names: set[str]) -> list[Change]:
         """The uncommitted changes now that the contents of ``names`` alone are others."""
         state = typing.cast(ProjectState, self._state)
-        if not self._folders():
-            return []
-        status = self._git.submit(read_status, self._root, None, names)
-        counts = line_counts(self._root, names)
-        codes = [item for item in status.result() or [] if item[0] != "!!"]
+        if not names or not (folders := self._folders()):
+            return state.git.uncommitted_changes
+        codes = [item for item in read_status(self._root, folders.prefix, None, sorted(names)) or [] if item[0] != "!!"]
+        counts = line_counts(self._root, codes, sorted(names))
         others = [change for change in state.git.uncommitted_changes if change.path not in {clean_text(name) for name in names}]
         return sorted([*others, *describe_changes(codes, counts)], key=lambda change: (change.status == "untracked", change.path))
+
+
+def folder_names(folder: str) -> frozenset[str]:
+    """The names in a folder, those of folders with a slash; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries)
+    except OSError:
+        return frozenset()
 
 
 def settle(proof: dict[str, Signature | None], paths: Iterable[str], now: int) -> bool:
@@ -4909,13 +4941,13 @@ def settle(proof: dict[str, Signature | None], paths: Iterable[str], now: int) -
     return not young
 
 
-def find_git_folder(root: Path) -> tuple[Path, Path] | None:
-    """(git dir, common git dir) of the work tree that ``root`` lies in; None without git."""
-    found = run_git(root, "rev-parse", "--absolute-git-dir", "--git-common-dir", "--is-inside-work-tree")
-    if not found or not found.endswith(b"true\n"):
+def find_git_folder(root: Path) -> GitFolders | None:
+    """The git folders of the work tree that ``root`` lies in; None without git. Blocks."""
+    found = run_git(root, "rev-parse", "--is-inside-work-tree", "--absolute-git-dir", "--git-common-dir", "--show-prefix")
+    if not found or not found.startswith(b"true\n"):
         return None
-    own, common, _ = os.fsdecode(found).rsplit("\n", 1)[0].split("\n")
-    return Path(own), (root / common).resolve()
+    _, own, common, prefix, *_ = [*os.fsdecode(found).split("\n"), ""]
+    return GitFolders(Path(own), (root / common).resolve(), prefix)
 
 
 def head_file(own: Path, common: Path) -> str | None:
@@ -4956,13 +4988,12 @@ def walk_files(root: Path) -> Iterator[str]:
         yield from (os.path.relpath(os.path.join(place, name), root).replace(os.sep, "/") for name in names)
 
 
-def read_status(root: Path, environ: dict[str, str] | None, names: Sequence[str] = (".",)) -> list[tuple[str, str]] | None:
+def read_status(root: Path, prefix: str, environ: dict[str, str] | None, names: Sequence[str] = (".",)) -> list[tuple[str, str]] | None:
     """(code, path below the root) of what is changed, untracked or ignored among ``names``; None where git fails. Blocks."""
     flags = ("status", "--porcelain=v1", "-z", "--untracked-files=all", "--ignored=matching", "--ignore-submodules=dirty")
     output = run_git(root, *flags, "--", *names, env={**(environ or {}), "GIT_LITERAL_PATHSPECS": "1"})
     if output is None:
         return None
-    prefix = os.fsdecode(run_git(root, "rev-parse", "--show-prefix", env=environ) or b"").rstrip("\n")
     tokens, found = iter(split_z(output)), []
     for token in tokens:
         code, path = token[:2], token[3:]
@@ -5015,12 +5046,15 @@ def describe_changes(codes: Iterable[tuple[str, str]], counts: dict[str, str]) -
     return changes
 
 
-def line_counts(root: Path, names: Sequence[str] = (".",)) -> dict[str, str]:
-    """"+added -removed" of every changed text file among ``names``. Blocks."""
+def line_counts(root: Path, codes: list[tuple[str, str]], names: Sequence[str] = (".",)) -> dict[str, str]:
+    """"+added -removed" of every changed text file among ``names``, which has the status ``codes``. Blocks."""
+    if all(code == "??" for code, _ in codes):
+        return {}
     empty_tree = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # what an unborn branch is compared with
     flags = ("diff", "--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-M")
     literal = {"GIT_LITERAL_PATHSPECS": "1"}
-    output = run_git(root, *flags, "HEAD", "--", *names, env=literal)
+    against = () if all(code[0] in " ?" for code, _ in codes) else ("HEAD",)  # git's index, much faster, where nothing is staged
+    output = run_git(root, *flags, *against, "--", *names, env=literal)
     tokens = iter(split_z(output if output is not None else run_git(root, *flags, empty_tree, "--", *names, env=literal)))
     counts = {}
     for token in tokens:
@@ -5035,7 +5069,7 @@ def line_counts(root: Path, names: Sequence[str] = (".",)) -> dict[str, str]:
 
 def clean_text(text: str) -> str:
     """Text that JSON can carry: what is not UTF-8 becomes the replacement character."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 class Watcher:

@@ -6691,12 +6691,14 @@ class NotReachable(StartError):
 
 
 class Refused(StartError):
-    """The service's own words."""
+    """The service's own words; ``answer`` is its JSON, empty where what answered is none of ours."""
 
     def __init__(self, status: int, content: bytes) -> None:
+        self.status, self.answer = status, {}
         try:
             answer = json.loads(content)
             message = f"{status} {answer['code']}: {answer['message']}"
+            self.answer = answer
         except (ValueError, LookupError, TypeError):
             message = f"{status}: {content[:200].decode('utf-8', 'replace')}"
         super().__init__(message, REFUSED)

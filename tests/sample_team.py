@@ -1,0 +1,61 @@
+"""A team in the place of coding agents: each member does what the first line of its task, a JSON object, has for its type.
+
+``{"python-specialist": ["crash", "success"]}``: the first of that type crashes, later ones succeed. Types that are not named
+succeed. Before all that, each appends a line to the file that TEAM_LOG names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import sample_agent
+
+
+def attempt() -> int:
+    """How many of this type have worked on the issue, this one included."""
+    agents = sample_agent.call(f"/agents?issue_id={os.environ['ISSUE_ID']}&limit=1000")["agents"]
+    return sum(agent["agent_type"] == os.environ["AGENT_TYPE"] for agent in agents)
+
+
+def report(status: str) -> None:
+    """As an agent does; a type that may not store results leaves it at its last words."""
+    print(f"{os.environ['AGENT_TYPE']} is done", flush=True)
+    if os.environ["AGENT_TYPE"] not in ("documentation-expert", "technical-researcher"):
+        sample_agent.store(status, files_modified=["src/main.py"], decisions=[f"{os.environ['AGENT_TYPE']} says {status}"])
+
+
+def silent() -> None:
+    print("I forgot something\nwhat was it?")
+
+
+def crash() -> None:
+    print("\x1b[31mout of luck\x1b[0m", file=sys.stderr)
+    sys.exit(7)
+
+
+def gate() -> None:
+    """Success as soon as a file of that name is there."""
+    print("at the gate", flush=True)
+    while not Path(os.environ["TEAM_LOG"]).with_name("open").exists():
+        time.sleep(0.02)
+    report("success")
+
+
+def store_and_crash() -> None:
+    report("success")
+    crash()
+
+
+DEEDS = {"silent": silent, "crash": crash, "gate": gate, "hang": sample_agent.hang, "store_and_crash": store_and_crash}
+
+if __name__ == "__main__":
+    line = os.environ["TASK"].partition("\n")[0]
+    script = json.loads(line).get(os.environ["AGENT_TYPE"], ["success"]) if line.startswith("{") else ["success"]
+    with Path(os.environ["TEAM_LOG"]).open("a") as log:
+        log.write(os.environ["AGENT_TYPE"] + "\n")
+    deed = script[min(attempt(), len(script)) - 1]
+    DEEDS.get(deed, lambda: report(deed))()

@@ -6376,7 +6376,7 @@ class RoutingRules:
         found = list(proposals)
         for who, priority, reason in ROUTES.get((result.category, outcome), ()):
             name = names.get(who, who)
-            if name not in settled:
+            if name not in settled or outcome == "failed again":  # a design that does not work out is not settled by having been made
                 found.append(NextAgent(name, "medium" if result.status == "partial" else priority, reason))
         return found
 

@@ -678,20 +678,23 @@ class Link:
         """Return when the service answers again. Our own is started again, somebody else's is waited for; raises what was the matter."""
         self.losses += 1
         self._view.tell("waiting", reason=str(error), seconds=self._options.patience)
-        if self._own and self._own.poll() is not None:
-            if self.losses > self.MAX_RESTARTS:
-                raise StartError(f"the service has died {self.losses} times: {self._last_words()}", NOT_REACHABLE) from None
-            self.client = self._find_or_start()
-            return
         deadline = time.monotonic() + self._options.patience
         while True:
             try:
                 self.client = self._answering()
                 return
             except (NotReachable, Refused):
+                if self._own and self._own.poll() is not None:
+                    self.client = self._start_again()
+                    return
                 if time.monotonic() > deadline:
                     raise error from None
                 time.sleep(0.2)
+
+    def _start_again(self) -> Client:
+        if self.losses > self.MAX_RESTARTS:
+            raise StartError(f"the service has died {self.losses} times: {self._last_words()}", NOT_REACHABLE)
+        return self._find_or_start()
 
     def _wait_for_stop(self, own: subprocess.Popen[bytes]) -> None:
         """Our service stops by itself when its last user has gone: wait for that, unless another pipeline still uses it."""

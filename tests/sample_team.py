@@ -1,7 +1,7 @@
 """A team in the place of coding agents: each member does what the first line of its task, a JSON object, has for its type.
 
 ``{"python-specialist": ["crash", "success"]}``: the first of that type crashes, later ones succeed. Types that are not named
-succeed. Before all that, each appends a line to the file that TEAM_LOG names.
+succeed. Before it does it, each appends a line to the file that TEAM_LOG names.
 """
 
 from __future__ import annotations
@@ -45,17 +45,28 @@ def gate() -> None:
     report("success")
 
 
+def chatter() -> None:
+    """Says something, and publishes that it did, again and again."""
+    for number in range(sample_agent.FOREVER):
+        print(f"line {number}", flush=True)
+        sample_agent.call("/events/progress", {"publisher": os.environ["AGENT_ID"], "topic": "progress", "data": {"line": number}})
+        time.sleep(0.2)
+
+
 def store_and_crash() -> None:
     report("success")
     crash()
 
 
-DEEDS = {"silent": silent, "crash": crash, "gate": gate, "hang": sample_agent.hang, "store_and_crash": store_and_crash}
+DEEDS = {
+    "silent": silent, "crash": crash, "gate": gate, "store_and_crash": store_and_crash, "chatter": chatter,
+    "hang": sample_agent.hang, "ignore": sample_agent.ignore,
+}  # fmt: skip
 
 if __name__ == "__main__":
     line = os.environ["TASK"].partition("\n")[0]
     script = json.loads(line).get(os.environ["AGENT_TYPE"], ["success"]) if line.startswith("{") else ["success"]
+    deed = script[min(attempt(), len(script)) - 1]
     with Path(os.environ["TEAM_LOG"]).open("a") as log:
         log.write(os.environ["AGENT_TYPE"] + "\n")
-    deed = script[min(attempt(), len(script)) - 1]
     DEEDS.get(deed, lambda: report(deed))()

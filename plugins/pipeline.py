@@ -368,9 +368,9 @@ class Pipeline:
         """End the agents of this issue that run, wait for their end, and say how to go on."""
         try:
             self._end_living()
-            words = f"interrupted; `{own_command()} run --issue {self._issue}` goes on from here"
+            words = f"`{own_command()} run --issue {self._issue}` goes on from here"
         except StartError as error:
-            words = f"interrupted, but the running agent could not be ended: {error}"
+            words = f"the running agent could not be ended: {error}"
         with contextlib.suppress(BrokenPipeError):
             self._view.tell("pipeline_ended", state="interrupted", reason=words, exit_code=INTERRUPTED, seconds=self._elapsed(), agents=[])
         return INTERRUPTED
@@ -395,9 +395,15 @@ class Pipeline:
         proposal = self._plan.reasons.get(agent["agent_id"]) or self._plan.pending.get(agent["agent_type"])
         return {
             "agent_id": agent["agent_id"], "agent_type": agent["agent_type"], "state": agent["state"],
-            "seconds": round(self._followed.get(agent["agent_id"]) or lifetime(agent), 2), "status": result.get("status"),
+            "seconds": self._seconds(agent), "status": result.get("status"),
             "files_changed": len(files), "decision": short_decision(result), "reason": proposal.reason if proposal else "",
         }  # fmt: skip
+
+    def _seconds(self, agent: dict[str, Any]) -> float:
+        """How long it took: measured where we followed it, else whole seconds, which is what its times tell."""
+        if agent["agent_id"] in self._followed:
+            return round(self._followed[agent["agent_id"]], 2)
+        return int(seconds_of(agent["ended_at"]) - seconds_of(agent["started_at"])) if agent["ended_at"] else 0
 
     def _elapsed(self) -> float:
         return round(time.monotonic() - self._began, 2)
@@ -536,11 +542,6 @@ def short_decision(result: dict[str, Any]) -> str:
 
 def seconds_of(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
-
-
-def lifetime(agent: dict[str, Any]) -> float:
-    """Of an agent that nobody followed, in whole seconds, which is what its times tell."""
-    return seconds_of(agent["ended_at"]) - seconds_of(agent["started_at"]) if agent["ended_at"] else 0.0
 
 
 def counted(number: int, what: str) -> str:
@@ -843,7 +844,7 @@ LINES: dict[str, Callable[[dict[str, Any]], Iterable[str]]] = {  # event: its li
 SUMMARY: dict[str, Callable[[dict[str, Any]], str]] = {  # column: what it shows of an agent
     "type": lambda row: row["agent_type"],
     "state": lambda row: row["state"],
-    "time": lambda row: f"{row['seconds']:.1f} s",
+    "time": lambda row: f"{row['seconds']:.1f} s" if isinstance(row["seconds"], float) else f"{row['seconds']} s",
     "result": lambda row: row["status"] or "none",
     "files": lambda row: str(row["files_changed"]),
     "decision": lambda row: row["decision"],

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -245,8 +246,8 @@ def test_an_issue_goes_from_the_architect_to_the_documentation(runs: Runs, serve
     ended = served.client().get("/api/events", type="pipeline_ended").json()["events"]
     assert [event["data"]["state"] for event in ended] == ["done"]
 
-    again = runs.run("--issue", "i-1")
-    assert runs.worked() == ALL and again[-1]["state"] == "done" and [row["status"] for row in again[-1]["agents"]] == ["success"] * 5
+    again = runs.run("--issue", "i-1", "--until", "documentation")
+    assert runs.worked() == ALL and again[-1]["state"] == "reached" and [row["status"] for row in again[-1]["agents"]] == ["success"] * 5
     assert served.process and served.process.poll() is None
 
 
@@ -444,6 +445,20 @@ def test_a_service_that_stays_away_is_exit_code_3(runs: Runs, served: Service) -
     assert "is not reachable" in runs.output(process, "err") and runs.events(process)[-1]["exit_code"] == 3
     runs.open_gate()
     assert runs.run("--issue", "i-1", "--until", "architect")[-1]["state"] == "reached"
+
+
+def test_a_runner_that_slept_for_longer_than_its_token_lives_goes_on(runs: Runs, served: Service) -> None:
+    words = ["--format", "json", "--issue", "i-1", "--token-ttl", "1", "--until", "architect"]
+    process = runs.start(*words, script={"chief-architect": ["gate"]})
+    agent = at_the_gate(runs, process, "chief-architect")["agent_id"]
+    process.send_signal(signal.SIGSTOP)
+    runs.open_gate()
+    until(lambda: served.client().get(f"/api/agents/{agent}/status").json()["ended_at"])
+    expired = time.time() + 2
+    until(lambda: time.time() > expired)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(30) == 0, runs.output(process, "err")
+    assert "AUTH_002" not in runs.output(process, "err") and " 401 " in served.log
 
 
 def test_results_whose_events_have_expired_are_not_guessed_about(runs: Runs, make_service: Callable[..., Service]) -> None:

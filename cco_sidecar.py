@@ -4149,8 +4149,9 @@ class ProjectState(Struct, frozen=True, dict=True):
         """The same for the same state, also after a restart; of an unsettled one never the same."""
         if not self.settled:
             return secrets.token_hex(16)
-        numbers = array.array("q", itertools.chain.from_iterable(signature or (0,) * 5 for signature in self.proof.values()))
-        names = "\0".join(self.proof).encode("utf-8", "surrogateescape")
+        paths = sorted(self.proof)
+        numbers = array.array("q", itertools.chain.from_iterable(self.proof[path] or (0,) * 5 for path in paths))
+        names = "\0".join(paths).encode("utf-8", "surrogateescape")
         return hashlib.sha256(numbers.tobytes() + names).hexdigest()
 
     @functools.cached_property
@@ -4677,6 +4678,9 @@ def split_z(output: bytes | None) -> list[str]:
     return [os.fsdecode(item) for item in (output or b"").split(b"\0") if item]
 
 
+RULES = (".gitignore", ".gitattributes", ".gitmodules")  # files that say something of other files
+
+
 class GitFolders(Struct, frozen=True):
     """The git dir of a work tree, the one that it shares with other work trees, and where in the tree the root is ("" or "path/")."""
 
@@ -4904,7 +4908,7 @@ class Project:
             return None
         known = {file.path for file in state.files}
         files = {path.removeprefix(self._prefix) for path in changed if path not in self._entries}
-        good = files <= known and all(not name.endswith((".gitignore", ".gitattributes", ".gitmodules")) and sign(self._prefix + name) for name in files)
+        good = files <= known and all(sign(self._prefix + name) and not name.endswith(RULES) for name in files)
         same = all(hash(folder_names(path)) == self._entries[path] for path in changed if path in self._entries)
         return files if good and same else None
 
@@ -6448,6 +6452,7 @@ COMMAND_PLUGINS = {
     "client_commands": ("health", "status", "context", "results", "events", "agent"),
     "doctor": ("doctor",),
     "demo": ("demo", "demo-agent"),
+    "pipeline": ("run", "run-service"),
 }
 
 

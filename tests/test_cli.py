@@ -119,7 +119,7 @@ EXAMPLES: dict[str, list[str]] = {  # {result} and {agent} are ids that exist
     "agent kill": ["agent", "kill", "{agent}"],
     "agent types": ["agent", "types"],
 }
-TOLD_ELSEWHERE = {"serve", "demo", "demo-agent"}
+TOLD_ELSEWHERE = {"serve", "demo", "demo-agent", "run", "run-service"}
 KEYS = {  # what a table and its CSV show, and what JSON has beyond it
     "health": "checks.storage", "status": "agents.active", "context get": "path", "results list": "issue_id", "results get": "result.status",
     "events list": "event_id", "agent list": "state", "agent status": "output_tail", "agent types": "category", "plugins": "hooks",

@@ -1243,9 +1243,19 @@ def test_whether_a_task_names_a_file(path: str, task: str, named: bool) -> None:
     assert is_named(path, task) is named
 
 
-def test_the_agents_category_says_which_kind_comes_first(architect: Client) -> None:
+@pytest.fixture(scope="module", params=[[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
+def ranked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client of a service with either ranking."""
+    folder = tmp_path_factory.mktemp("ranked")
+    (folder / "repository").mkdir()
+    running = Service(make_repository(folder / "repository"), folder / "storage", *request.param).start()
+    yield running.client()
+    assert running.stop() == 0
+
+
+def test_the_agents_category_says_which_kind_comes_first(ranked: Client) -> None:
     first = {
-        agent_type: kind_of(next(iter(files_of(architect, agent_type=agent_type))))
+        agent_type: kind_of(next(iter(files_of(ranked, agent_type=agent_type))))
         for agent_type in ("python-specialist", "test-engineer", "documentation-expert", "security-auditor", "issue-triager", "chief-architect")
     }
     assert first == {
@@ -1264,20 +1274,21 @@ def test_the_agents_category_says_which_kind_comes_first(architect: Client) -> N
         ("cookies, sessions and greeting.py", "src/greeting.py"),
     ],
 )
-def test_the_task_ranks_the_files(architect: Client, task: str, path: str) -> None:
-    files = files_of(architect, task=task)
+def test_the_task_ranks_the_files(ranked: Client, task: str, path: str) -> None:
+    files = files_of(ranked, task=task)
     assert next(iter(files)) == path
     assert files[path]["reasons"]
     scores = [file["score"] for file in files.values()]
     assert scores == sorted(scores, reverse=True)
 
 
-def test_what_is_being_worked_on_comes_before_what_only_matches(make_service: MakeService, repository: Path) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
+def test_what_is_being_worked_on_comes_before_what_only_matches(make_service: MakeService, repository: Path, arguments: list[str]) -> None:
     for name in ("alpha", "beta", "gamma"):
         write(repository / f"src/{name}.py", "def parse_invoice(text):\n    return text\n")
     git(repository, "add", "-A")
     git(repository, "commit", "-q", "-m", "Invoices")
-    client = make_service().client()
+    client = make_service(*arguments).client()
     matching = [path for path in files_of(client, task="parse the invoice") if path.startswith("src/")]
     assert set(matching[:3]) == {"src/alpha.py", "src/beta.py", "src/gamma.py"}
     write(repository / "src/gamma.py", "def parse_invoice(text):\n    return text.strip()\n")
@@ -1293,7 +1304,7 @@ def test_what_is_being_worked_on_comes_before_what_only_matches(make_service: Ma
 
 @pytest.mark.parametrize("damage", ["overwritten", "cut", "emptied"])
 def test_a_damaged_text_index_is_made_anew(make_service: MakeService, damage: str) -> None:
-    service = make_service()
+    service = make_service("--no-plugins")
     client = service.client()
     assert next(iter(files_of(client, task="session cookie"))) == "src/session_store.py"
     (index,) = (path for path in (service.storage / "index").iterdir() if path.is_file())

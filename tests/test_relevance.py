@@ -1,0 +1,653 @@
+"""Tests of plugins/relevance.py: real repositories, a real SQLite file, the builder as a real process. Pure rules in tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import conftest
+import psutil
+import pytest
+from conftest import until
+
+import cco_sidecar
+from cco_sidecar import FileFact, RankedFile, RankRequest, import_file
+
+PLUGIN = Path(__file__).resolve().parent.parent / "plugins" / "relevance.py"
+relevance = import_file(PLUGIN)
+
+EMPTY = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"  # the blob of every empty file
+FILES = {
+    "shop/session.py": "class SessionStore:\n    def save_cookie(self, cookie):\n        self.cookie = cookie\n",
+    "shop/invoice.py": "from shop.money import round_amount\n\n\ndef total_of(lines):\n    return round_amount(sum(lines))\n",
+    "shop/money.py": "PENNIES = 100\n\n\ndef round_amount(value):\n    return round(value, 2)\n",
+    "shop/warehouse.py": "def shelf(number):\n    return number\n",
+    "tests/test_session.py": "def test_cookie_is_saved():\n    assert True\n",
+    "docs/cookies.md": "# Cookies\n\nHow a session keeps its cookie.\n",
+    "pyproject.toml": '[project]\nname = "shop"\n',
+}
+
+
+def git(folder: Path, *arguments: str) -> str:
+    return conftest.git(folder, *arguments).strip()
+
+
+class Repository:
+    """A folder with an index folder beside it, and requests about it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.index = folder / "project", folder / "index"
+        self.root.mkdir()
+        self.index.mkdir()
+        self.database = self.index / "relevance.sqlite"
+        git(self.root, "init", "-q", "-b", "main")
+
+    def write(self, **files: str) -> None:
+        for name, content in files.items():
+            self.put(name, content)
+
+    def put(self, name: str, content: str | bytes) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def commit(self, message: str) -> str:
+        git(self.root, "add", "-A")
+        git(self.root, "commit", "-q", "-m", message)
+        return git(self.root, "rev-parse", "HEAD")
+
+    def facts(self) -> list[FileFact]:
+        names = [os.path.relpath(os.path.join(place, name), self.root) for place, _, names in os.walk(self.root) for name in names]
+        kept = [(name, os.lstat(self.root / name)) for name in sorted(names) if not name.startswith(".git/")]
+        return [FileFact(name, facts.st_size, facts.st_mtime_ns) for name, facts in kept]
+
+    def request(self, task: str = "", category: str = "coding", agent: str = "python-specialist", **more: Any) -> RankRequest:
+        facts: dict[str, Any] = {"files": self.facts(), "changed": [], "outputs": [], "head": self.head()} | more
+        return RankRequest(root=str(self.root), index_folder=str(self.index), agent_type=agent, category=category, task=task, **facts)
+
+    def head(self) -> str | None:
+        try:
+            return git(self.root, "rev-parse", "--verify", "--quiet", "HEAD")
+        except subprocess.CalledProcessError:
+            return None
+
+    def rank(self, task: str = "", **more: Any) -> list[RankedFile]:
+        answer = relevance.rank(self.request(task, **more), wait=True)
+        assert answer is not None, self.state()
+        assert [item.score for item in answer] == sorted((item.score for item in answer), reverse=True)
+        assert all(item.reasons and len(item.reasons) <= 4 for item in answer)
+        return list(answer)
+
+    def paths(self, task: str = "", **more: Any) -> list[str]:
+        return [item.path for item in self.rank(task, **more)]
+
+    def reasons(self, task: str, path: str, **more: Any) -> list[str]:
+        return next(item.reasons for item in self.rank(task, **more) if item.path == path)
+
+    def state(self) -> dict[str, Any]:
+        return dict(relevance.index_state(str(self.root), str(self.index)))
+
+    def project(self) -> Any:
+        return relevance.project_of(str(self.root), str(self.index))
+
+    def forget(self) -> None:
+        """As after a restart of the service."""
+        relevance.shutdown(SimpleNamespace(root=str(self.root)))
+
+    def sql(self, statement: str, *parameters: Any) -> list[Any]:
+        database = sqlite3.connect(self.database)
+        try:
+            with database:
+                return database.execute(statement, parameters).fetchall()
+        finally:
+            database.close()
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[Repository]:
+    repository = Repository(tmp_path)
+    yield repository
+    repository.forget()
+
+
+@pytest.fixture
+def shop(empty: Repository) -> Repository:
+    empty.write(**FILES)
+    empty.commit("Initial commit")
+    return empty
+
+
+# ---- Pure rules ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("identifier", "words"),
+    [
+        ("SessionCookie", "session cookie sessioncookie"), ("save_cookie", "save cookie savecookie"), ("HTTPServer2", "http server 2 httpserver2"),
+        ("word", "word"), ("__init__", "init"), ("größe", "größe"), ("x" * 100, ""), ("utf8", "utf 8 utf8"),
+    ],
+)  # fmt: skip
+def test_an_identifier_is_taken_apart(identifier: str, words: str) -> None:
+    assert relevance.Splitter().text(identifier) == words
+
+
+def test_the_splitter_forgets_before_it_grows_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    splitter = relevance.Splitter()
+    monkeypatch.setattr(relevance.Splitter, "LIMIT", 10)
+    assert splitter.text(" ".join(f"word{chr(97 + n)}" for n in range(25))).split()[-1] == "wordy"
+    assert len(splitter) <= 10
+
+
+def test_stems_are_those_of_the_index() -> None:
+    stemmer = relevance.Stemmer()
+    assert stemmer.stems(["cookies", "caching", "2", "größe"]) == {"cookies": "cooki", "caching": "cach", "2": "2", "größe": "groß"}
+    assert stemmer.stems(["sessions", "session"]) == {"sessions": "session", "session": "session"}
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "indexed"),
+    [
+        ("src/app.py", "source", True), ("tests/test_app.py", "test", True), ("src/app_test.go", "test", True), ("a/b.spec.ts", "test", True),
+        ("src/UserTest.java", "test", True), ("src/latest.py", "source", True), ("conftest.py", "test", True), ("docs/conf.py", "aux", True),
+        ("examples/demo.py", "aux", True), ("setup.py", "aux", True), ("api/service.pb.go", "aux", False), ("README.md", "docs", True),
+        ("LICENSE", "docs", True), ("requirements.txt", "config", True), ("config/app.yaml", "config", True), ("tests/data.json", "other", True),
+        ("web/page.html", "markup", True), ("tests/page.html", "other", True), ("promql/parser.y", "source", True), ("logo.png", "other", False),
+        ("vendor/lib/a.go", "other", False), ("node_modules/a/index.js", "other", False), ("dist/app.js", "other", False),
+        ("app.min.js", "other", False), ("package-lock.json", "other", False), ("Cargo.lock", "other", False), ("a.js.map", "other", False),
+        ("__snapshots__/a.snap", "other", False), (".env", "secret", False), ("deploy/id_rsa", "secret", False), (".env.example", "other", False),
+        ("src/build/plan.py", "source", True), ("build/plan.py", "other", False),
+    ],
+)  # fmt: skip
+def test_a_path_says_what_a_file_is(path: str, kind: str, indexed: bool) -> None:
+    assert relevance.classify(path) == (kind, indexed)
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "names"),
+    [
+        ("python", "class A:\n    async def run(self): pass\nLIMIT: int = 3\nx == 4\n", {"A", "run", "LIMIT"}),
+        ("go", "func (s *Store) Get(k string) {\n}\ntype Store struct {\n", {"Get", "Store"}),
+        ("rust", "pub(crate) async fn walk() {}\nimpl X {}\nmacro_rules! say {}\npub struct Walker;", {"walk", "say", "Walker"}),
+        ("typescript", "export async function load() {}\nexport const limit = 3\n  close(now) {\n  if (x) {\n", {"load", "limit", "close"}),
+        ("java", "public class Cart {\n  private List<Item> items(int a) {\n", {"Cart", "items"}),
+        ("c", "static int parse_line(char *text)\n{\n#define LIMIT 3\nstruct node {\n", {"parse_line", "LIMIT", "node"}),
+        ("ruby", "module Shop\n  def self.total(x)\n  attr_reader :name\n", {"Shop", "total", "name"}),
+        ("lua", "local function greet()\n", {"greet"}), ("markdown", "def x\n", set()),
+    ],
+)  # fmt: skip
+def test_definitions_are_found(language: str, text: str, names: set[str]) -> None:
+    assert set(relevance.definitions(language, text)) == names
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "modules"),
+    [
+        ("python", "from a.b import c, d\nimport e.f\nfrom ..g import h\n", ["a/b", "a/b/c", "a/b/d", "./../g", "./../g/h", "e/f"]),
+        ("typescript", "import { x } from './util.js'\nconst y = require('../y')\n", ["./util", "../y"]),
+        ("go", 'import (\n\t"fmt"\n\tstore "example.com/shop/store"\n)\n', ["fmt", "example.com/shop/store"]),
+        ("rust", "use crate::walk::Walker;\nmod tree;\n", ["walk/Walker", "tree"]), ("java", "import com.shop.Cart;\n", ["com/shop/Cart"]),
+        ("c", '#include "list/node.h"\n', ["list/node"]), ("markdown", "import x\n", []),
+    ],
+)  # fmt: skip
+def test_imports_are_found(language: str, text: str, modules: list[str]) -> None:
+    assert relevance.imports(language, text) == modules
+
+
+def query(*texts: tuple[str, float]) -> Any:
+    return relevance.make_query(texts, relevance.Stemmer())
+
+
+def test_a_query_weighs_its_words() -> None:
+    made = query(("Fix the cookie of SessionStore", 1.0), ("cookie cookies expire", 0.5))
+    weights = {stem: round(weight, 2) for stem, (_, weight) in made.terms.items()}
+    assert weights == {"cooki": 1.69, "session": 1.0, "store": 1.0, "sessionstor": 1.0, "expir": 0.5}
+    assert next(iter(made.terms)) == "cooki", "the heaviest comes first"
+    assert made.match.split(" OR ").count('"cookie"') == 2 and made.match.split(" OR ").count('"expire"') == 1
+
+
+def test_a_query_joins_neighbours_but_not_over_a_stop_word_or_the_end_of_a_sentence() -> None:
+    made = query(("user bar for admin. menu", 1.0))
+    assert made.runs == {"userbar"} and made.names["userbar"] == pytest.approx(0.7)
+
+
+def test_a_query_has_an_end() -> None:
+    assert len(query((" ".join(f"word{chr(97 + a)}{chr(97 + b)}" for a in range(26) for b in range(26)), 1.0)).terms) == relevance.MAX_TERMS
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("feat(parser): read numbers", {"parser", "read", "number"}), ("fix: read numbers", {"read", "number"}),
+        ("the and of", set()), ('"; drop table* NEAR(x', {"drop", "tabl", "near"}), ("\x00 \ud800 ok", {"ok"}),
+    ],
+)  # fmt: skip
+def test_a_task_becomes_a_query(empty: Repository, task: str, words: set[str]) -> None:
+    assert set(query(*relevance.texts_of(empty.request(task))).terms) - {"x"} == words
+
+
+@pytest.mark.parametrize(
+    ("test", "source"),
+    [
+        ("tests/test_session.py", "shop/session.py"), ("store/get_test.go", "store/get.go"), ("a/list.spec.ts", "a/list.ts"),
+        ("src/test/UserStoreTest.java", "src/main/UserStore.java"), ("spec/user_store_spec.rb", "lib/user_store.rb"),
+        ("tests/test_testing.py", "shop/testing.py"),
+    ],
+)  # fmt: skip
+def test_a_test_and_its_source_are_called_the_same(test: str, source: str) -> None:
+    assert relevance.pair_stem(test) == relevance.pair_stem(source)
+
+
+@pytest.mark.parametrize(
+    ("raw", "paths", "renames"),
+    [
+        (":100644 100644 aaaa bbbb M\0a.py\0", ["a.py"], []),
+        (":100644 000000 aaaa 0000 D\0old.py\0:000000 100644 0000 aaaa A\0new.py\0", ["old.py", "new.py"], [("old.py", "new.py")]),
+        (f":100644 000000 {EMPTY} 0 D\0a\0:000000 100644 0 {EMPTY} A\0b\0", ["a", "b"], []),
+        ("", [], []),
+    ],
+)  # fmt: skip
+def test_changed_paths_and_renames_are_read(raw: str, paths: list[str], renames: list[tuple[str, str]]) -> None:
+    assert relevance.changed_paths(raw) == (paths, renames)
+
+
+# ---- What is relevant ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_file_that_a_task_is_about_comes_first_and_says_why(shop: Repository) -> None:
+    shop.put("shop/session.py", FILES["shop/session.py"] + "    def expire(self): ...\n")
+    head = shop.commit("Let the session cookie expire")
+    first = shop.rank("SessionStore forgets the cookie")[0]
+    assert first.path == "shop/session.py"
+    said = " | ".join(first.reasons)
+    assert "defines SessionStore" in said and "text matches" in said and f"changed with {head[:7]} Let the session cookie expire" in said
+
+
+def test_relations_are_reasons(shop: Repository) -> None:
+    assert "test of shop/session.py" in shop.reasons("SessionStore forgets the cookie", "tests/test_session.py")
+    assert "imported by shop/invoice.py" in shop.reasons("total_of invoice lines", "shop/money.py")
+    assert "name matches warehouse" in shop.reasons("warehouse is empty", "shop/warehouse.py")
+
+
+@pytest.mark.parametrize(
+    ("category", "agent", "first"),
+    [
+        ("coding", "python-specialist", "shop/session.py"), ("qa", "test-engineer", "tests/test_session.py"),
+        ("documentation", "documentation-expert", "docs/cookies.md"), ("support", "code-reviewer", "docs/cookies.md"),
+        ("architect", "chief-architect", "shop/session.py"), ("security", "security-auditor", "shop/session.py"),
+    ],
+)  # fmt: skip
+def test_each_category_gets_its_kind_of_file_first(shop: Repository, category: str, agent: str, first: str) -> None:
+    assert shop.paths("the session cookie", category=category, agent=agent)[0] == first
+
+
+def test_a_specialist_gets_files_in_its_language_first(empty: Repository) -> None:
+    empty.write(**{"web/cookie.ts": "export function cookie() {}\n", "core/cookie.py": "def cookie(): ...\n"})
+    assert empty.paths("the cookie")[0] == "core/cookie.py"
+    assert empty.paths("the cookie", agent="typescript-specialist")[0] == "web/cookie.ts"
+
+
+@pytest.mark.parametrize(
+    ("task", "path"),
+    [
+        ("Look at shop/warehouse.py", "shop/warehouse.py"), ("see warehouse.py.", "shop/warehouse.py"), ("in shop.money.round_it", "shop/money.py"),
+        ("shop.warehouse is slow", "shop/warehouse.py"), (r"open shop\money.py", "shop/money.py"),
+        ("the version in pyproject.toml", "pyproject.toml"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_named_comes_first(shop: Repository, task: str, path: str) -> None:
+    first = shop.rank(f"{task} so that the session cookie is saved")[0]
+    assert (first.path, first.reasons[0]) == (path, "named in the task")
+
+
+def test_a_base_name_that_many_files_have_names_none(empty: Repository) -> None:
+    empty.write(**{f"part{n}/__init__.py": f"value = {n}\n" for n in range(6)})
+    assert not any("named in the task" in item.reasons for item in empty.rank("change __init__.py"))
+    assert empty.rank("change part3/__init__.py")[0].path == "part3/__init__.py"
+
+
+def test_uncommitted_changes_and_earlier_agents_files_are_lifted(shop: Repository) -> None:
+    assert shop.rank("anything", changed=["shop/warehouse.py"])[0].reasons[0] == "uncommitted change"
+    output = {"agent": "a", "agent_type": "chief-architect", "decision": "Round differently", "files_affected": ["shop/money.py", "gone.py", 7]}
+    first = shop.rank("anything", outputs=[output])[0]
+    assert (first.path, first.reasons[0]) == ("shop/money.py", "changed by an earlier agent")
+
+
+def test_an_earlier_decision_is_part_of_the_query(shop: Repository) -> None:
+    output = {"agent": "a", "agent_type": "chief-architect", "decision": "SessionStore has to forget the cookie", "files_affected": None}
+    assert shop.rank("go on", outputs=[output])[0].path == "shop/session.py"
+
+
+def test_a_general_security_task_looks_where_security_is_made(empty: Repository) -> None:
+    empty.write(**{"app/login.py": "def check_password(user, password): ...\n", "app/colour.py": "def red(): ...\n", "app/aaa.py": "x = 1\n"})
+    for task in ("", "Audit the code for vulnerabilities"):
+        assert empty.paths(task, category="security", agent="security-auditor")[0] == "app/login.py"
+
+
+def test_without_a_task_the_right_kind_and_the_lately_changed_come_first(shop: Repository) -> None:
+    shop.put("shop/warehouse.py", "def shelf(number):\n    return number + 1\n")
+    shop.commit("Count from one")
+    ranked = shop.rank()
+    assert ranked[0].path == "shop/warehouse.py" and "changed recently" in ranked[0].reasons
+    assert len(ranked) == len(FILES)
+    assert shop.paths(category="documentation", agent="technical-writer")[0] == "docs/cookies.md"
+
+
+def test_a_long_file_says_which_lines_matter(empty: Repository) -> None:
+    lines = [f"filler_{n} = {n}" for n in range(400)]
+    lines[220] = "def render_receipt(): ..."
+    empty.put("long.py", "\n".join(lines))
+    chunks = empty.rank("render_receipt")[0].chunks
+    assert chunks[0][0] == 201 and len(chunks) == 8 and {first % 50 for first, _ in chunks} == {1}
+    assert [score for _, score in chunks] == sorted((score for _, score in chunks), reverse=True)
+
+
+def test_history_counts_by_the_name_that_a_file_has_today(shop: Repository) -> None:
+    shop.put("shop/warehouse.py", "def shelf(number):\n    return number + 1\n")
+    head = shop.commit("Zebras are counted from one")
+    git(shop.root, "mv", "shop/warehouse.py", "shop/storehouse.py")
+    shop.commit("A better name")
+    assert any(head[:7] in reason for reason in shop.reasons("zebras", "shop/storehouse.py"))
+
+
+# ---- What the index follows ------------------------------------------------------------------------------------------------------
+
+
+def test_an_edit_just_before_the_call_counts(shop: Repository) -> None:
+    shop.rank("zebra")
+    shop.put("shop/warehouse.py", "def zebra():\n    return 1\n")
+    assert shop.rank("zebra")[0].path == "shop/warehouse.py"
+    shop.put("shop/warehouse.py", "def shelf():\n    return 1\n")
+    assert "defines zebra" not in shop.reasons("zebra", "shop/warehouse.py")
+
+
+def test_new_renamed_and_deleted_files_are_followed(shop: Repository) -> None:
+    shop.rank("zebra")
+    shop.put("shop/zebra.py", "def stripes(zebra): ...\n")
+    assert shop.paths("zebra")[0] == "shop/zebra.py"
+    os.rename(shop.root / "shop/zebra.py", shop.root / "shop/animal.py")
+    assert shop.paths("stripes")[0] == "shop/animal.py" and "shop/zebra.py" not in shop.paths("zebra")
+    (shop.root / "shop/animal.py").unlink()
+    assert "shop/animal.py" not in shop.paths("stripes")
+    assert shop.sql("select count(*) from chunk where chunk match 'stripes'") == [(0,)]
+    assert shop.sql("select count(*) from name where name = 'stripes'") == [(0,)]
+
+
+def test_a_touched_file_with_the_same_content_keeps_its_rows(shop: Repository) -> None:
+    shop.rank("zebra")
+    before = shop.sql("select id, hash, mtime_ns from file where path = ?", b"shop/money.py")
+    os.utime(shop.root / "shop/money.py", ns=(1, 1))
+    shop.rank("zebra")
+    after = shop.sql("select id, hash, mtime_ns from file where path = ?", b"shop/money.py")
+    assert after[0][:2] == before[0][:2] and after[0][2] == 1 != before[0][2]
+
+
+def test_new_commits_are_added_and_those_out_of_reach_dropped(shop: Repository) -> None:
+    shop.rank("zebra")
+    git(shop.root, "checkout", "-q", "-b", "side")
+    shop.put("shop/warehouse.py", "x = 1\n")
+    shop.commit("Giraffes on the side")
+    assert any("Giraffes" in reason for reason in shop.reasons("giraffes", "shop/warehouse.py"))
+    git(shop.root, "checkout", "-q", "main")
+    shop.put("shop/warehouse.py", "x = 2\n")
+    shop.commit("Hippos on main")
+    assert not any("Giraffes" in reason for reason in shop.reasons("giraffes", "shop/warehouse.py"))
+    assert sorted(subject for (subject,) in shop.sql("select subject from past")) == ["Hippos on main", "Initial commit"]
+    assert shop.sql("select count(*) from message") == [(2,)]
+
+
+def test_a_commit_message_cannot_forge_a_commit(shop: Repository) -> None:
+    first = shop.head()
+    shop.put("shop/money.py", "y = 1\n")
+    second = shop.commit(f"Subject \x01{'f' * 40}\x02zebra\x02\x02:1 1 a b M\x02 and more")
+    shop.rank("zebra")
+    assert {hash for (hash,) in shop.sql("select hash from past")} == {first, second}
+    assert shop.sql("select number, paths from past where hash = ?", second) == [(1, b"shop/money.py")]
+
+
+def test_no_git_at_all_is_no_obstacle(shop: Repository) -> None:
+    assert shop.paths("session cookie", head=None)[0] == "shop/session.py"
+    assert shop.state()["commits"] == 0
+
+
+def test_the_index_survives_a_restart(shop: Repository) -> None:
+    shop.rank("zebra")
+    inode = shop.database.stat().st_ino
+    shop.forget()
+    assert relevance.rank(shop.request("session cookie"))[0].path == "shop/session.py", "at once: nothing is to be built"
+    assert shop.database.stat().st_ino == inode
+
+
+# ---- Files that are odd ----------------------------------------------------------------------------------------------------------
+
+
+def test_odd_names_are_names(empty: Repository) -> None:
+    odd = ["new\nline_zebra.py", os.fsdecode(b"zebra-\xff.py"), "zebra with blanks.py", "zebrä.py", "'zebra'\".py", ".zebra.py"]
+    for name in odd:
+        empty.put(name, "def zebra(): ...\n")
+    empty.commit("Odd zebras")
+    empty.forget()
+    assert set(empty.paths("zebra")) == set(odd)
+    os.remove(empty.root / odd[1])
+    assert set(empty.paths("zebra")) == set(odd) - {odd[1]}
+
+
+def test_what_is_no_text_is_ranked_by_its_path_only(empty: Repository, tmp_path: Path) -> None:
+    (tmp_path / "outside.py").write_text("def zebra(): ...\n")
+    empty.put("huge.py", "def zebra(): ...\n" * 30_000)
+    empty.put("binary.py", b"zebra\0" * 10)
+    empty.put("machine.py", "zebra = '" + "z " * 10_000 + "'\n")
+    empty.put("vendor/lib.py", "def zebra(): ...\n")
+    empty.put(".env", "zebra=1\n")
+    empty.put("plain.py", "def zebra(): ...\n")
+    (empty.root / "link.py").symlink_to(tmp_path / "outside.py")
+    (empty.root / "folder").symlink_to(tmp_path)
+    os.mkfifo(empty.root / "pipe.py")
+    paths = empty.paths("zebra", files=[*empty.facts(), FileFact("folder/outside.py", 17, 1), FileFact("gone.py", 17, 1)])
+    assert paths[0] == "plain.py" and ".env" not in paths
+    assert set(paths) >= {"huge.py", "binary.py", "vendor/lib.py", "link.py", "pipe.py"}
+    found = empty.sql("select path from file join chunk on file.id = chunk.rowid / 4096 where chunk match 'zebra'")
+    assert found == [(b"plain.py",)]
+
+
+def test_a_file_that_becomes_binary_leaves_the_index(shop: Repository) -> None:
+    shop.rank("zebra")
+    shop.put("shop/session.py", b"\0\1\2")
+    assert shop.paths("SessionStore save_cookie")[0] != "shop/session.py"
+
+
+# ---- Building, damage, failure ---------------------------------------------------------------------------------------------------
+
+
+def many(repository: Repository, number: int = 300) -> None:
+    for n in range(number):
+        repository.put(f"pack{n % 7}/module_{n}.py", f"def number_{n}():\n    return 'zebra'\n" * 30)
+
+
+def test_the_first_build_of_many_files_is_a_child_and_the_answer_meanwhile_not_now(empty: Repository) -> None:
+    many(empty)
+    head = empty.commit("Many files")
+    request = empty.request("number_123")
+    assert relevance.rank_files(request) is None
+    assert empty.state()["state"] == "building" and head
+    child = psutil.Process(empty.project().builder.process.pid)
+    assert relevance.rank_files(request) is None, "the same builder goes on"
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    answer = until(lambda: relevance.rank_files(request))
+    assert answer[0].path == "pack4/module_123.py" and "defines number_123" in answer[0].reasons
+    state = empty.state()
+    assert (state["name"], state["state"], state["files"], state["commits"], state["error"]) == ("relevance", "ready", 300, 1, None)
+    assert state["bytes"] > 100_000 and state["seconds"] > 0
+    assert stat.S_IMODE(empty.database.stat().st_mode) == 0o600
+
+
+def test_a_builder_that_is_killed_leaves_an_index_that_is_completed(empty: Repository) -> None:
+    many(empty, 900)
+    assert relevance.rank(empty.request("number_123")) is None
+    project = empty.project()
+    until(lambda: empty.database.exists() and empty.database.stat().st_size > 0)
+    project.builder.process.kill()
+    until(project.builder.done.is_set)
+    assert relevance.rank(empty.request("number_123")) is None, "it waits before it tries again"
+    assert empty.state()["state"] == "absent" and "builder ended" in empty.state()["error"]
+    project._retry_at = 0.0
+    assert empty.paths("number_123")[0] == "pack4/module_123.py"
+    assert empty.sql("select count(*) from file") == [(900,)] and empty.sql("pragma integrity_check") == [("ok",)]
+    assert empty.state()["error"] is None
+
+
+def test_a_builder_ends_with_its_parent(empty: Repository) -> None:
+    request: dict[str, Any] = {"root": str(empty.root), "index": str(empty.database), "head": None, "files": []}
+    blocked = sqlite3.connect(empty.database)
+    try:
+        blocked.execute("begin exclusive")
+        command = [sys.executable, "-P", str(PLUGIN), "build", str(cco_sidecar.__file__)]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE)
+        assert child.stdin
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.flush()
+        child.stdin.close()
+        assert child.wait(20) == 3
+    finally:
+        blocked.close()
+
+
+def test_shutdown_ends_the_builder(empty: Repository) -> None:
+    many(empty, 900)
+    assert relevance.rank(empty.request("x")) is None
+    child = empty.project().builder.process
+    empty.forget()
+    assert child.poll() is not None
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def scribble(path: Path) -> None:
+    path.write_bytes(b"this is no database at all\n" * 1000)
+
+
+def spoil(path: Path) -> None:
+    with open(path, "r+b") as file:
+        for page in range(2, path.stat().st_size // 4096):
+            file.seek(page * 4096)
+            file.write(os.urandom(4096))
+
+
+def age(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.execute("pragma user_version = 999")
+    database.close()
+
+
+def replace(path: Path) -> None:
+    path.unlink()
+    database = sqlite3.connect(path)
+    database.execute("create table something_else (x)")
+    database.close()
+
+
+@pytest.mark.parametrize("harm", [truncate, scribble, spoil, age, replace])
+def test_a_harmed_index_is_made_anew(shop: Repository, harm: Callable[[Path], None]) -> None:
+    shop.rank("zebra")
+    shop.forget()
+    for suffix in ("-wal", "-shm"):
+        Path(f"{shop.database}{suffix}").unlink(missing_ok=True)
+    harm(shop.database)
+    first = relevance.rank(shop.request("session cookie"))
+    answer = first if first is not None else shop.rank("session cookie")
+    assert answer[0].path == "shop/session.py"
+    assert shop.sql("pragma user_version") == [(relevance.SCHEMA_VERSION,)] and shop.sql("pragma integrity_check") == [("ok",)]
+
+
+def test_an_index_that_disappears_is_made_anew(shop: Repository) -> None:
+    shop.rank("zebra")
+    shop.database.unlink()
+    assert shop.paths("session cookie")[0] == "shop/session.py" and shop.database.exists()
+
+
+def test_an_index_that_stays_locked_is_replaced(shop: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relevance.Project, "PATIENCE", 0.01)
+    shop.rank("zebra")
+    blocker = sqlite3.connect(shop.database, isolation_level=None)
+    blocker.execute("begin immediate")
+    shop.put("shop/new.py", "def zebra(): ...\n")
+    answers = [relevance.rank(shop.request("zebra")) for _ in range(4)]
+    assert answers[0] is None and answers[-1][0].path == "shop/new.py"
+    blocker.close()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_in_the_state_and_no_exception(shop: Repository, caplog: pytest.LogCaptureFixture) -> None:
+    shop.index.rmdir()
+    shop.index.write_text("a file where the folder should be")
+    for _ in range(3):
+        assert relevance.rank_files(shop.request("zebra")) is None
+    assert shop.state()["state"] == "absent" and shop.state()["error"]
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    shop.index.unlink()
+    shop.index.mkdir()
+    shop.project()._retry_at = 0.0
+    assert shop.paths("session cookie")[0] == "shop/session.py"
+
+
+def test_a_large_change_is_left_to_the_builder(shop: Repository) -> None:
+    shop.rank("zebra")
+    many(shop)
+    assert relevance.rank(shop.request("number_7")) is None
+    assert shop.paths("number_7")[0] == "pack0/module_7.py"
+
+
+def test_two_services_share_an_index(shop: Repository) -> None:
+    shop.rank("zebra")
+    other = relevance.Project(str(shop.root), str(shop.index))
+    try:
+        shop.put("shop/new.py", "def zebra(): ...\n")
+        assert other.rank(shop.request("zebra"))[0].path == "shop/new.py"
+        assert shop.rank("zebra")[0].path == "shop/new.py"
+        (shop.root / "shop/new.py").unlink()
+        assert "shop/new.py" not in shop.paths("zebra")
+        assert "shop/new.py" not in [item.path for item in other.rank(shop.request("zebra"))]
+        assert shop.sql("select count(*) from file") == [(len(FILES),)]
+    finally:
+        other.end()
+
+
+def test_many_threads_and_several_projects_at_once(tmp_path: Path) -> None:
+    repositories = []
+    for n in range(3):
+        (tmp_path / str(n)).mkdir()
+        repositories.append(Repository(tmp_path / str(n)))
+        repositories[n].write(**FILES)
+        repositories[n].put(f"own/zebra_{n}.py", "def zebra(): ...\n")
+    try:
+        together = threading.Barrier(9)
+
+        def ask(n: int) -> tuple[int, str]:
+            together.wait()
+            return n % 3, repositories[n % 3].rank("zebra")[0].path
+
+        with ThreadPoolExecutor(9) as pool:
+            assert set(pool.map(ask, range(9))) == {(n, f"own/zebra_{n}.py") for n in range(3)}
+    finally:
+        for repository in repositories:
+            repository.forget()
+
+
+def test_an_empty_project_has_an_answer(empty: Repository) -> None:
+    assert empty.rank("anything") == [] and empty.rank() == []
+
+
+def test_a_task_of_any_text_has_an_answer(shop: Repository) -> None:
+    odd = ("\0", "\ud800", '"' * 100, "( ) * ^ : - AND OR NOT NEAR", "a.b.c/../../etc/passwd", "\n\n\n", "日本語の説明")
+    for task in (*odd, "ß" * 2000, "a" * 30_000, "x_" * 10_000, "a.b/" * 7_000, "Aa" * 15_000, "a " * 15_000):
+        shop.rank(task)

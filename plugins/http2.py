@@ -721,6 +721,10 @@ class Stream(httputil.HTTPConnection):
     def set_body_timeout(self, timeout: float) -> None:
         self._body_timeout = timeout
 
+    def close(self) -> None:
+        """Gives up the answer: the peer's stream is reset, and whoever waits for its bytes hears that they will not arrive."""
+        self._abort(ErrorCodes.CANCEL)
+
     def detach(self) -> iostream.IOStream:
         """Raises: the socket belongs to all streams."""
         raise RuntimeError("an HTTP/2 stream cannot be detached from its connection")

@@ -123,6 +123,22 @@ class Poll(Handler):
         self.gone.set()
 
 
+class Impatient(Handler):
+    """Gives its answer up at once, as the sidecar does after a minute without progress."""
+
+    async def get(self):
+        self.world.waiting.add(self)
+        written = self.finish(b"x" * 1_000_000)
+        await self.world.wake.wait()
+        self.request.connection.close()
+        self.request.connection.close()
+        try:
+            await written
+        except StreamClosedError:
+            self.world.outcomes.append("closed")
+        self.world.waiting.discard(self)
+
+
 class CallbackPoll(Handler):
     """Sets its own callback on the connection, as the documentation of Tornado shows."""
 
@@ -199,7 +215,7 @@ class Odd(Handler):
             self.detach()
 
 
-ROUTES = [("/hello", Hello), ("/big", Big), ("/streamed", Streamed), ("/poll", Poll), ("/callback", CallbackPoll), ("/echo", Echo),
+ROUTES = [("/hello", Hello), ("/big", Big), ("/streamed", Streamed), ("/poll", Poll), ("/impatient", Impatient), ("/callback", CallbackPoll), ("/echo", Echo),
           ("/upload", Upload), ("/boom", Boom), (r"/odd/(\w+)", Odd)]
 
 
@@ -785,6 +801,17 @@ def test_a_pending_answer_fails_when_its_peer_goes(server, end):
     wait_for(lambda: server.world.outcomes == ["closed"])
 
 
+def test_a_handler_that_closes_its_connection_ends_its_own_stream_only(server):
+    with Wire(server) as wire:
+        wire.send(wire.head(1, "/impatient"), window(0, 1 << 20))
+        assert wire.hear(lambda: len(wire.body(1)) == 65_535)
+        server.wake()
+        assert wire.hear(lambda: wire.of(RstStreamFrame, 1)) and wire.of(RstStreamFrame, 1)[0].error_code == E.CANCEL
+        wait_for(lambda: server.world.outcomes == ["closed"])
+        assert wire.get(3)[0] == "200"
+    wait_for(lambda: not server.pending(), "handlers gone")
+
+
 def test_an_answer_counts_as_written_only_when_the_socket_took_it(start):
     server = start(limits=http2.Limits(unsent=1 << 30, unsent_ever=1 << 30))
     with Wire(server, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 1 << 30}, receive_buffer=65536) as wire:
@@ -967,6 +994,14 @@ def unknown_settings(n):
     return SettingsFrame(settings={1_000 + n * 2_000 + k: 1 for k in range(2_000)})
 
 
+def no_window(stream):
+    return b"\0\0\4\x08\0" + stream.to_bytes(4) + b"\0\0\0\0"
+
+
+def on_itself(stream):
+    return b"\0\0\5\2\0" + stream.to_bytes(4) * 2 + b"\x10"
+
+
 CALM, WRONG = E.ENHANCE_YOUR_CALM, E.PROTOCOL_ERROR
 ATTACKS = {  # name: what is sent, the error codes that may answer it
     "rapid reset": (lambda w: [f for n in odd(5_000) for f in (w.head(n), reset(n))], {CALM}),
@@ -989,6 +1024,10 @@ ATTACKS = {  # name: what is sent, the error codes that may answer it
     "refused streams": (lambda w: [w.head(n, "/poll") for n in odd(5_000)], {CALM}),
     "made you reset": (lambda w: [f for n in odd(5_000) for f in (w.head(n, "/poll"), window(n, 2**31 - 1))], {CALM}),
     "made you reset by late data": (lambda w: [f for n in odd(5_000) for f in (w.head(n, "/poll"), DataFrame(n, data=b"x"))], {CALM, E.STREAM_CLOSED}),
+    "made you reset by a window of nothing": (lambda w: [f for n in odd(5_000) for f in (w.head(n, "/poll"), no_window(n))], {CALM, WRONG}),
+    "made you reset by a stream that depends on itself": (lambda w: [f for n in odd(5_000) for f in (w.head(n, "/poll"), on_itself(n))], {CALM, WRONG}),
+    "made you reset by a second head": (lambda w: [f for n in odd(5_000) for f in (w.head(n, "/poll"), w.head(n, "/poll"))], {CALM, WRONG, E.STREAM_CLOSED}),
+    "continuation with bytes": (lambda w: [HeadersFrame(1, data=b"")] + [ContinuationFrame(1, data=b"\0\1a\1b")] * 20_000, {CALM, WRONG}),
     "continuation": (lambda w: [HeadersFrame(1, data=b"")] + [ContinuationFrame(1, data=b"")] * 20_000, {CALM, WRONG}),
     "hpack bomb": (lambda w: [bomb(w)], {CALM}),
     "large headers": (large_fields, {CALM}),
@@ -1185,6 +1224,82 @@ def test_nothing_of_a_closed_connection_stays_in_memory(server):
         wait_for(lambda: len(server.world.waiting) == 9)
         assert wire.get(23)[0] == "200"
     wait_for(lambda: gc.collect() is None or connection() is None, "connection freed")
+
+
+# ---- The sidecar over HTTP/2 ------------------------------------------------------------------------------------------------------------
+
+
+class Address:
+    """Where a `Wire` finds a sidecar that runs as a process of its own."""
+
+    def __init__(self, service):
+        self.port = int(service.url.rpartition(":")[2])
+
+
+def subscriptions(service):
+    return service.client().get("/status").json()["events"]["active_subscriptions"]
+
+
+def test_fifty_polls_of_the_sidecar_share_a_connection_with_other_requests(make_service, repository):
+    service = make_service()
+    publisher, bearer = service.client(), [("authorization", f"Bearer {service.token()}")]
+    with Wire(Address(service)) as wire:
+        polls, cancelled = list(odd(50)), list(odd(50))[::2]
+        for n in polls:
+            wire.ask(n, "/api/events/wait/done?timeout=60000&since=latest", fields=[("authorization", f"Bearer {service.token(sub=f'reader-{n}')}")])
+        wait_for(lambda: subscriptions(service) == 50)
+        for n in odd(20, 101):
+            assert wire.get(n, "/status", fields=bearer)[0] == "200"
+        assert not any(n in wire.heads for n in polls)
+        wire.send(*[reset(n) for n in cancelled])
+        wait_for(lambda: subscriptions(service) == 25)
+        assert len(publisher.publish("done")["subscribers_notified"]) == 25
+        woken = [n for n in polls if n not in cancelled]
+        for n in woken:
+            status, body = wire.answer(n)
+            assert status == "200" and json.loads(body)["events"][0]["event_type"] == "done"
+        assert subscriptions(service) == 0 and not any(n in wire.heads for n in cancelled)
+    assert "Traceback" not in service.log
+
+
+STALLING = """
+import cco_sidecar
+from cco_sidecar import Endpoint, Route, hookimpl
+
+Endpoint.STALL_SECONDS = 0.2
+
+
+class Long(Endpoint):
+    public = True
+    answers = {200: dict}
+
+    async def respond(self):
+        return b'"' + b"x" * 50_000_000 + b'"'
+
+
+@hookimpl
+def register_routes():
+    return [Route("GET", "/long", Long)]
+"""
+
+
+@pytest.mark.parametrize("protocol", ["HTTP/1.1", "HTTP/2"])
+def test_the_sidecar_gives_up_an_answer_that_nobody_takes(make_service, tmp_path, protocol):
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "stalling.py").write_text(STALLING)
+    service = make_service("--plugins", str(tmp_path / "plugins"))
+    if protocol == "HTTP/2":
+        with Wire(Address(service)) as wire:
+            wire.ask(1, "/long")
+            assert wire.hear(lambda: wire.of(RstStreamFrame, 1)) and wire.of(RstStreamFrame, 1)[0].error_code == E.CANCEL
+            assert wire.get(3, "/health")[0] == "200"
+    else:
+        with Wire(Address(service), greet=False, receive_buffer=4096) as wire:
+            wire.send(b"GET /long HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            wait_for(lambda: " GET /long " in service.log)
+    assert service.client().get("/health").status_code == 200
+    assert service.stop() == 0
+    assert "Traceback" not in service.log and "unexpected" not in service.log
 
 
 # ---- The plugin -------------------------------------------------------------------------------------------------------------------------

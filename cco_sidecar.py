@@ -1897,6 +1897,7 @@ class Endpoint(tornado.web.RequestHandler):
         self._early = True
         self.request.headers.pop("Expect", None)  # else Tornado would still ask for the body, after this answer
         self.set_header("Connection", "close")
+        self.request.connection._disconnect_on_finish = True  # type: ignore[union-attr]  # Tornado itself goes by the request's headers alone
         self.set_header("Content-Type", "application/json")
         content = self._error_content(error)
         self.set_header("Content-Length", str(len(content)))

@@ -560,7 +560,7 @@ class StoredResult(Struct):
     issue_id: str
     project_id: str
     result: ResultBody
-    timestamp: str | UnsetType = UNSET
+    timestamp: str | UnsetType | None = UNSET
 
 
 class ResultList(Struct):
@@ -2133,7 +2133,8 @@ class UnknownRoute(Endpoint):
 
 def allowed_methods(table: list[Route], path: str) -> list[str]:
     """The methods of a path, empty where the path is unknown."""
-    found = {row.method for row in table if re.fullmatch(re.sub(r"\{\w+\}", "[^/]*", row.path), path)}
+    found = {row.method for row in table if row.path == path}  # one that is written out is no name in another
+    found = found or {row.method for row in table if re.fullmatch(re.sub(r"\{\w+\}", "[^/]*", row.path), path)}
     return sorted(found | ({"HEAD"} if "GET" in found else set()) | {"OPTIONS"}) if found else []
 
 
@@ -6181,7 +6182,8 @@ class TextRanking:
 
 def named_files(paths: list[str], task: str) -> set[str]:
     """Those of ``paths`` that a task's text names: by path, or by a base name with an ending."""
-    words = {word.rpartition("/")[2] for word in re.findall(r"[\w.@+/-]*\.\w+", task)}
+    # From a run's first character only: tried from every one, a long word would take the square of its length, and everybody would wait.
+    words = {word.rpartition("/")[2] for word in re.findall(r"(?<![\w.@+/-])[\w.@+/-]*\.\w+", task)}
     words |= {word.rstrip(".") for word in words}
     return {path for path in paths if path.rpartition("/")[2] in words and is_named(path, task)}
 

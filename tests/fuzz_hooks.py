@@ -1,0 +1,36 @@
+"""What schemathesis is told about this service: short waits, and names that exist behind names that are merely well-formed.
+
+Only values that are valid anyway are replaced, so what a mutation made invalid stays so.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import schemathesis
+
+IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+KNOWN = {"agent_type": "python-specialist", "issue_id": "issue-1"}
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
+    """Change a case just before it is sent."""
+    if case.operation.path.startswith("/api/events/wait/"):
+        case.query = shorten(dict(case.query or {}))
+    for values in (case.path_parameters, case.body):
+        if isinstance(values, dict):
+            values.update({name: value for name, value in KNOWN.items() if is_identifier(values.get(name))})
+
+
+def shorten(query: dict[str, Any]) -> dict[str, Any]:
+    """The same wait, for 20 ms at most."""
+    timeout = query.get("timeout", 30_000)
+    if re.fullmatch(r"\d{1,6}", str(timeout)) and 20 < int(timeout) <= 300_000:
+        query["timeout"] = 20
+    return query
+
+
+def is_identifier(value: Any) -> bool:
+    return isinstance(value, str) and bool(IDENTIFIER.fullmatch(value)) and ".." not in value

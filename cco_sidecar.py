@@ -5687,9 +5687,9 @@ class Agents:
         path = self._folder / agent_id / "output.log"
         try:
             with path.open("rb") as file:
-                file.seek(query.since)
+                offset = file.seek(min(query.since, os.fstat(file.fileno()).st_size))  # no system seeks as far as a number may go
                 content = file.read(MB)
-                offset = query.since + len(content)
+                offset += len(content)
         except FileNotFoundError:
             content, offset = b"", 0
         if query.tail is not None and not query.since:

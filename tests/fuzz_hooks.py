@@ -11,6 +11,7 @@ from typing import Any
 import schemathesis
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+TASK = 500  # characters: thousands are allowed, but no URL of such a length is
 KNOWN = {"agent_type": "python-specialist", "issue_id": "issue-1"}
 
 
@@ -19,6 +20,8 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     """Change a case just before it is sent."""
     if case.operation.path.startswith("/api/events/wait/"):
         case.query = shorten(dict(case.query or {}))
+    if len(str((case.query or {}).get("task", ""))) > TASK:
+        case.query = {**case.query, "task": case.query["task"][:TASK]}
     for values in (case.path_parameters, case.body):
         if isinstance(values, dict):
             values.update({name: value for name, value in KNOWN.items() if is_identifier(values.get(name))})

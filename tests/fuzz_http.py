@@ -234,10 +234,10 @@ class HttpFuzzer:
 
     def run(self, enough: Callable[[int], bool]) -> dict[str, Any]:
         """Ask until ``enough(connections so far)``; what came back. Raises AssertionError with the request that broke a promise."""
-        self._settle()
+        self.settle()
         before = self._held()
         asked = asyncio.run(self._run(enough))
-        self._settle(before)
+        self.settle(before)
         assert "Traceback" not in self.service.log and " unexpected" not in self.service.log, self.service.log[-5_000:]
         return {"connections": asked, "answers": self.statuses.total(), "statuses": dict(sorted(self.statuses.items()))}
 
@@ -279,7 +279,7 @@ class HttpFuzzer:
         gauge = self.service.client().get("/gauge").json()
         return gauge["tasks"], gauge["requests"]
 
-    def _settle(self, before: tuple[list[str], int] | None = None) -> None:
+    def settle(self, before: tuple[list[str], int] | None = None) -> None:
         """Wait until the service holds nothing for anybody, or what it held before."""
         client = self.service.client()
         until(lambda: client.get("/status").json()["events"]["active_subscriptions"] == 0, PATIENCE)

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
-from conftest import PROJECT, ROOT, Client, Service
+from conftest import PROJECT, ROOT, Client, Service, make_repository, until
+from fuzz_api import fuzz_api
+from fuzz_http import HttpFuzzer, start_service
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("fuzzed")
+    running = start_service(folder, make_repository(folder / "repository"))
+    yield running
+    assert running.stop() == 0, running.log
+    assert "Traceback" not in running.log, running.log
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_mutated_requests_get_well_formed_answers_and_leave_nothing_behind(fuzzed: Service, seed: int) -> None:
+    found = HttpFuzzer(fuzzed, seed).run(lambda count: count >= 300)
+    assert found["answers"] > 200 and {200, 201, 400, 401, 404} <= found["statuses"].keys()
+
+
+def test_the_service_is_as_its_openapi_document_says(fuzzed: Service) -> None:
+    if not importlib.util.find_spec("schemathesis"):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("schemathesis is not installed (the extra `fuzz`)")
+    said = fuzz_api(fuzzed, "-n", "10", "--generation-deterministic", seconds=200)
+    assert " generated" in said
+    HttpFuzzer(fuzzed, 0).settle()
 
 
 def exchange(service: Service, message: bytes) -> bytes:
@@ -44,3 +72,13 @@ def test_a_result_with_no_time_of_its_own_is_as_the_document_says(service: Servi
 def test_a_path_that_is_written_out_has_its_own_methods(service: Service, coder: Client) -> None:
     assert coder.request("OPTIONS", "/api/agents/spawn").headers["Allow"] == "OPTIONS, POST"
     assert coder.request("OPTIONS", "/api/agents/other").headers["Allow"] == "DELETE, OPTIONS"
+
+
+@pytest.mark.parametrize("since", [2**53, 2**63 - 1, 2**63, 10**30])
+def test_a_log_is_empty_behind_its_end_however_far(fuzzed: Service, since: int) -> None:
+    client = fuzzed.client()
+    agent = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json()["agent_id"]
+    until(lambda: client.get(f"/api/agents/{agent}/status").json()["state"] == "completed")
+    answer = client.get(f"/api/agents/{agent}/logs", since=since)
+    assert answer.status_code in (200, 400), answer.text
+    assert answer.status_code == 400 or answer.json() == {"agent_id": agent, "text": "", "next_offset": 0}

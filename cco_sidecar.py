@@ -2133,8 +2133,7 @@ class UnknownRoute(Endpoint):
 
 def allowed_methods(table: list[Route], path: str) -> list[str]:
     """The methods of a path, empty where the path is unknown."""
-    found = {row.method for row in table if row.path == path}  # one that is written out is no name in another
-    found = found or {row.method for row in table if re.fullmatch(re.sub(r"\{\w+\}", "[^/]*", row.path), path)}
+    found = {row.method for row in table if re.fullmatch(re.sub(r"\{\w+\}", "[^/]*", row.path), path)}
     return sorted(found | ({"HEAD"} if "GET" in found else set()) | {"OPTIONS"}) if found else []
 
 

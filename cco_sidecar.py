@@ -5196,6 +5196,7 @@ SECRET_NAMES = (
     "credentials", "credentials.*", "secrets.*", "*.secret", "service-account*.json", "*.tfstate", "*.tfvars", ".vault-token",
 )  # fmt: skip
 NOT_SECRET_NAMES = (".env.example", ".env.sample", ".env.template", "*.pub")
+SECRET_NAME, NOT_SECRET_NAME = (re.compile("|".join(map(fnmatch.translate, names))) for names in (SECRET_NAMES, NOT_SECRET_NAMES))
 SECRET_FOLDERS = frozenset({".ssh", ".gnupg", ".aws", ".azure", ".gcloud", ".kube", ".docker"})
 
 REDACTED = "[REDACTED]"
@@ -5241,14 +5242,22 @@ def kind_of(path: str) -> str:
 
 def is_secret(path: str) -> bool:
     *folders, name = path.lower().split("/")
-    if any(fnmatch.fnmatch(name, pattern) for pattern in NOT_SECRET_NAMES):
-        return False
-    return bool(SECRET_FOLDERS & set(folders)) or any(fnmatch.fnmatch(name, pattern) for pattern in SECRET_NAMES)
+    if not SECRET_FOLDERS.isdisjoint(folders):
+        return not NOT_SECRET_NAME.match(name)
+    return bool(SECRET_NAME.match(name)) and not NOT_SECRET_NAME.match(name)
 
 
 def redact(content: str) -> tuple[str, int]:
     """``content`` without the secrets that it holds, and how many there were."""
     return SECRETS.subn(REDACTED, content)
+
+
+def opened_path(descriptor: int, path: str) -> str:
+    """Where the file that was opened by ``path`` really lies."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")  # of the open file itself: nobody can put a link in the way any more
+    except OSError:  # no Linux
+        return os.path.realpath(path)
 
 
 def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_result, bool] | None:
@@ -5258,7 +5267,7 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
     try:
         with open(full, "rb", opener=lambda name, _: os.open(name, flags)) as file:
             facts = os.fstat(file.fileno())
-            if not stat.S_ISREG(facts.st_mode) or not Path(full).resolve().is_relative_to(root):
+            if not stat.S_ISREG(facts.st_mode) or not opened_path(file.fileno(), full).startswith(root.rstrip("/") + os.sep):
                 return None
             content = file.read(limit + 1)
     except (OSError, ValueError):  # gone, a link, or a folder by now

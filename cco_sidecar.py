@@ -1001,7 +1001,10 @@ class FileFact(Struct, frozen=True):
 
 
 class RankRequest(Struct, frozen=True, kw_only=True):
-    """What a ranking is made from. ``changed`` are uncommitted paths, ``outputs`` earlier results, newest last."""
+    """What a ranking is made from. ``changed`` are uncommitted paths, ``outputs`` earlier results, newest last.
+
+    ``brief``: a better ranking's index is being made, so answer from what is at hand and leave it the machine.
+    """
 
     root: str
     index_folder: str
@@ -1012,6 +1015,7 @@ class RankRequest(Struct, frozen=True, kw_only=True):
     changed: list[str]
     outputs: list[dict[str, Any]]
     head: str | None
+    brief: bool = False
 
 
 class RankedFile(Struct, frozen=True):
@@ -4362,10 +4366,13 @@ class Contexts:
 
     def _rank(self, request: RankRequest) -> list[RankedFile]:
         """The first ranking that a plugin gives; the built-in one always does. Blocks."""
-        for name, answer in self._hooks.ask("rank_files", request=request):
+        for name, function, arguments in self._hooks.implementations("rank_files"):
+            answer = self._hooks.ask_one("rank_files", name, function, arguments, {"request": request})
             if isinstance(answer, list) and all(isinstance(item, RankedFile) for item in answer):
                 return answer
-            log.warning("plugin %s: rank_files: did not return a list of RankedFile", name)
+            if answer is not None:
+                log.warning("plugin %s: rank_files: did not return a list of RankedFile", name)
+            request = msgspec.structs.replace(request, brief=self._index_building())
         return []
 
     def _index_building(self) -> bool:
@@ -6175,7 +6182,7 @@ class TextRanking:
         """Path and score, 0 to 1, of the files whose text matches. Blocks while the index takes up a little of what changed."""
         index = self._indexes.setdefault(request.index_folder, TextIndex(Path(request.index_folder) / "text.db"))
         decisions = " ".join(output.get("decision", "") for output in request.outputs)
-        return index.search(request.root, request.files, f"{request.task}\n{request.task}\n{decisions}")
+        return index.search(request.root, request.files, f"{request.task}\n{request.task}\n{decisions}", request.brief)
 
     @hookimpl
     def index_state(self, index_folder: str) -> dict[str, Any] | None:
@@ -6255,23 +6262,23 @@ class TextIndex:
         if self._finisher is not None:
             self._finisher.join()
 
-    def search(self, root: str, files: list[FileFact], task: str) -> dict[str, float]:
-        """Path and score, 1 for the best, of the files that hold words of ``task``. Blocks."""
+    def search(self, root: str, files: list[FileFact], task: str, brief: bool = False) -> dict[str, float]:
+        """Path and score, 1 for the best, of the files that hold words of ``task``; ``brief``: nothing goes on afterwards. Blocks."""
         terms = [term for term in dict.fromkeys(split_identifiers(task).split()) if term not in STOP_WORDS][:64]
         with self._lock:
             try:
-                return self._search(root, files, terms)
+                return self._search(root, files, terms, brief)
             except sqlite3.DatabaseError as error:
                 log.warning("the text index is made anew: %s", one_line(error))
                 for suffix in ("", "-wal", "-shm", "-journal"):
                     Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-                return self._search(root, files, terms)
+                return self._search(root, files, terms, brief)
 
-    def _search(self, root: str, files: list[FileFact], terms: list[str]) -> dict[str, float]:
+    def _search(self, root: str, files: list[FileFact], terms: list[str], brief: bool) -> dict[str, float]:
         with self._open() as database:
             if not self.building:
                 rest = self._take_up(database, root, self._stale(database, files), time.monotonic() + self.SLICE)
-                if rest and not self._closed:
+                if rest and not brief and not self._closed:
                     self.building = True
                     self._finisher = threading.Thread(target=self._finish, args=(root, rest), name="text-index", daemon=True)
                     self._finisher.start()

@@ -1430,7 +1430,7 @@ class Sidecar:
         self.agents = Agents(self.storage, self.bus, self.tokens, self.contexts, hooks, self.agent_types, settings)
         self.idempotency = Idempotency(self.storage)
         self.audit = AuditLog(settings.storage)
-        self.allowed_hosts = allowed_hosts(settings)
+        self.access = Access(settings)
         self.started = time.time()
         self.open_requests = 0
         self.info = SidecarInfo(0, "", settings.project, str(settings.root), __version__, "")
@@ -1850,7 +1850,7 @@ class Endpoint(tornado.web.RequestHandler):
 
     async def prepare(self) -> None:
         try:
-            self._check_host_and_origin()
+            self.sidecar.access.check(self.request)
             self._check_size()
             if not self.public:
                 self.who = self.claims = self.sidecar.tokens.verify(self.request.headers.get("Authorization"))
@@ -1861,14 +1861,6 @@ class Endpoint(tornado.web.RequestHandler):
             self._refuse(error)
         except Exception as error:  # a boundary: whatever else, the client gets JSON
             self._refuse(self._unexpected(error))
-
-    def _check_host_and_origin(self) -> None:
-        """DNS rebinding and hostile web pages end here."""
-        if not host_allowed(self.request.host, self.sidecar.allowed_hosts):
-            raise ApiError("REQ_007", "The Host header names neither this machine's loopback nor a configured host")
-        origin = self.request.headers.get("Origin")
-        if origin is not None and not origin_allowed(origin, self.sidecar.settings.cors_origin):
-            raise ApiError("REQ_007", "Pages of this Origin may not call; --cors-origin allows more")
 
     def _check_size(self) -> None:
         if self._declared_length() > self.max_body:
@@ -2041,16 +2033,8 @@ class Endpoint(tornado.web.RequestHandler):
         headers = self._headers  # set_header checks each value anew, which is a tenth of a small answer's cost
         headers["Server"] = "cco-sidecar"
         headers["X-Request-ID"] = self.request_id
-        headers["X-Content-Type-Options"] = "nosniff"
-        headers["X-Frame-Options"] = "DENY"
         headers["Cache-Control"] = self.cache_control if self.get_status() < 400 else "no-store"
-        if self.sidecar.settings.tls_cert:
-            headers["Strict-Transport-Security"] = "max-age=31536000"
-        origin = self.request.headers.get("Origin")
-        if origin and origin_allowed(origin, self.sidecar.settings.cors_origin):
-            self.set_header("Access-Control-Allow-Origin", origin)
-            self.set_header("Access-Control-Expose-Headers", EXPOSED_HEADERS)
-            self.add_header("Vary", "Origin")
+        self.sidecar.access.mark(headers, self.request)
         if self.allowance:
             headers["X-RateLimit-Limit"] = str(self.allowance.limit)
             headers["X-RateLimit-Remaining"] = str(self.allowance.remaining)
@@ -2101,12 +2085,6 @@ class Endpoint(tornado.web.RequestHandler):
             log.error("%s unexpected", self.request_id, exc_info=details)
 
 
-EXPOSED_HEADERS = (
-    "X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Refreshed-Token,"
-    " Retry-After, ETag, Idempotent-Replay, Location"
-)
-
-
 class UnknownRoute(Endpoint):
     """Where no route matches: preflights, wrong methods (405 with Allow), unknown paths (404)."""
 
@@ -2115,7 +2093,7 @@ class UnknownRoute(Endpoint):
 
     async def prepare(self) -> None:
         try:
-            self._check_host_and_origin()
+            self.sidecar.access.check(self.request)
             allowed = allowed_methods(self.application.settings["table"], self.request.path)
             if self.request.method == "OPTIONS" and allowed:
                 return
@@ -2126,12 +2104,7 @@ class UnknownRoute(Endpoint):
     async def respond(self) -> bytes:
         allowed = ", ".join(allowed_methods(self.application.settings["table"], self.request.path))
         self.set_header("Allow", allowed)
-        if self.request.headers.get("Origin"):
-            self.set_header("Access-Control-Allow-Methods", allowed)
-            self.set_header("Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, If-None-Match")
-            self.set_header("Access-Control-Max-Age", "600")
-            if self.request.headers.get("Access-Control-Request-Private-Network"):
-                self.set_header("Access-Control-Allow-Private-Network", "true")
+        self.sidecar.access.answer_preflight(self._headers, self.request, allowed)
         return b""
 
 
@@ -2139,6 +2112,48 @@ def allowed_methods(table: list[Route], path: str) -> list[str]:
     """The methods of a path, empty where the path is unknown."""
     found = {row.method for row in table if re.fullmatch(re.sub(r"\{\w+\}", "[^/]*", row.path), path)}
     return sorted(found | ({"HEAD"} if "GET" in found else set()) | {"OPTIONS"}) if found else []
+
+
+class Access:
+    """Who may call at all, by Host and Origin, and the headers of answers that tell browsers so."""
+
+    EXPOSED_HEADERS = (
+        "X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Refreshed-Token,"
+        " Retry-After, ETag, Idempotent-Replay, Location"
+    )
+
+    def __init__(self, settings: Settings) -> None:
+        self._hosts, self._origins = allowed_hosts(settings), settings.cors_origin
+        self._always = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
+        self._always |= {"Strict-Transport-Security": "max-age=31536000"} if settings.tls_cert else {}
+
+    def check(self, request: tornado.httputil.HTTPServerRequest) -> None:
+        """DNS rebinding and hostile web pages end here. Raises REQ_007."""
+        if not host_allowed(request.host, self._hosts):
+            raise ApiError("REQ_007", "The Host header names neither this machine's loopback nor a configured host")
+        origin = request.headers.get("Origin")
+        if origin is not None and not origin_allowed(origin, self._origins):
+            raise ApiError("REQ_007", "Pages of this Origin may not call; --cors-origin allows more")
+
+    def mark(self, headers: tornado.httputil.HTTPHeaders, request: tornado.httputil.HTTPServerRequest) -> None:
+        """What every answer carries, and for pages that may call the leave to read it."""
+        for name, value in self._always.items():
+            headers[name] = value
+        origin = request.headers.get("Origin")
+        if origin and origin_allowed(origin, self._origins):
+            headers["Access-Control-Allow-Origin"] = origin
+            headers["Access-Control-Expose-Headers"] = self.EXPOSED_HEADERS
+            headers.add("Vary", "Origin")
+
+    def answer_preflight(self, headers: tornado.httputil.HTTPHeaders, request: tornado.httputil.HTTPServerRequest, allowed: str) -> None:
+        """What a browser asks before it lets a page call."""
+        if not request.headers.get("Origin"):
+            return
+        headers["Access-Control-Allow-Methods"] = allowed
+        headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, Idempotency-Key, If-None-Match"
+        headers["Access-Control-Max-Age"] = "600"
+        if request.headers.get("Access-Control-Request-Private-Network"):
+            headers["Access-Control-Allow-Private-Network"] = "true"
 
 
 def allowed_hosts(settings: Settings) -> frozenset[str]:

@@ -68,9 +68,11 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import sqlite3
 import ssl
 import stat
+import struct
 import subprocess
 import tempfile
 import textwrap
@@ -84,6 +86,7 @@ import urllib.parse
 import urllib.request
 import uuid
 import xml.etree.ElementTree as ElementTree
+import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -239,6 +242,8 @@ class Settings:
     port: Annotated[int, Option(read_number(0, 65535), "TCP port; 0 takes a free one", "N")] = 3001
     allowed_host: Annotated[tuple[str, ...], Option(read_list, "more Host names that are answered", "NAME")] = ()
     cors_origin: Annotated[tuple[str, ...], Option(read_list, "more web origins that may call", "ORIGIN")] = ()
+    max_connections: Annotated[int, Option(read_number(1, 1_000_000), "connections open at once, as far as the system allows", "N")] = 10_000
+    request_timeout: Annotated[int, Option(read_number(1, 3600), "how long a request's head, and then its body, may take", "SECONDS")] = 60
     tls_cert: Annotated[Path | None, Option(read_path, "certificate chain (PEM): serve HTTPS", "FILE")] = None
     tls_key: Annotated[Path | None, Option(read_path, "private key of --tls-cert (PEM)", "FILE")] = None
     jwt_secret: Annotated[str | None, Option(read_secret, "signing secret, 32 bytes or more (default: made at first start)")] = None
@@ -438,6 +443,8 @@ ERRORS: dict[str, tuple[int, str, str]] = {  # code: status, error, what it says
     "REQ_005": (415, "unsupported_media_type", "The body must be application/json"),
     "REQ_006": (422, "unprocessable_content", "The Idempotency-Key was used with another body"),
     "REQ_007": (403, "forbidden", "Host or Origin refused"),
+    "REQ_008": (408, "request_timeout", "The request did not come in time"),
+    "REQ_009": (503, "service_unavailable", "Too many connections"),
 }
 
 
@@ -1431,6 +1438,7 @@ class Sidecar:
         self.idempotency = Idempotency(self.storage)
         self.audit = AuditLog(settings.storage)
         self.access = Access(settings)
+        self.compression = Compression()
         self.started = time.time()
         self.open_requests = 0
         self.info = SidecarInfo(0, "", settings.project, str(settings.root), __version__, "")
@@ -1475,9 +1483,11 @@ class Sidecar:
             # Bodies are counted, and refused in JSON, by Endpoint: Tornado's own limit would answer without a body.
             max_body_size=1 << 40,
             max_header_size=64 * 1024,
-            body_timeout=60.0,
+            body_timeout=settings.request_timeout + 15.0,  # Endpoint says why before that
             idle_connection_timeout=300.0,
         )
+        self._server.max_connections = connection_limit(settings.max_connections)
+        self._server.request_timeout = settings.request_timeout
         last = self.storage.read.meta("port") if settings.port == 0 else None
         for port in ([int(last)] if last else []) + [settings.port]:
             try:
@@ -1649,6 +1659,16 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
+def connection_limit(wanted: int) -> int:
+    """How many connections may be open so that files, agents and git still find room under the system's limit."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return wanted
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - min(256, soft // 2)))
+
+
 def folder_size(folder: Path) -> int:
     """Bytes in the files below ``folder``. Blocks."""
     total = 0
@@ -1738,37 +1758,211 @@ def make_application(sidecar: Sidecar) -> tornado.web.Application:
         log_function=lambda handler: None,  # Endpoint.on_finish writes the line
     )
     application.settings["table"] = table
+    application.settings["audit"] = sidecar.audit
     return application
 
 
 class Server(tornado.httpserver.HTTPServer):
-    """Tornado's HTTP/1.1 server; what is not HTTP at all gets its refusal in JSON too, where Tornado gives a bare status line."""
+    """Tornado's HTTP/1.1 server, stricter: what is no well-formed request within bounds is answered in JSON, and audited, before it is parsed."""
+
+    LINGERING = 200  # refused lines that are still read for a while; more than these are closed at once
+    max_connections = 10_000
+    request_timeout = 60.0  # seconds from a head's first byte to its last
+
+    def initialize(self, *args: Any, **options: Any) -> None:
+        super().initialize(*args, **options)
+        self._open = 0
+        self._lingering: set[asyncio.Task[None]] = set()
 
     def handle_stream(self, stream: tornado.iostream.IOStream, address: tuple[str, int]) -> None:
-        # Tornado makes the stream itself; a wrapper around its write would cost each connection a third of a kilobyte.
-        secure = isinstance(stream, tornado.iostream.SSLIOStream)
-        stream.__class__ = RefusingSSLStream if secure else RefusingStream
-        super().handle_stream(stream, address)
+        if self.is_full():
+            return self.turn_away(stream)
+        self.serve_http1(stream, address)
+
+    def serve_http1(self, stream: tornado.iostream.IOStream, address: tuple[str, int]) -> None:
+        self._open += 1
+        super().handle_stream(self._strict(stream), address)
+
+    def _strict(self, stream: tornado.iostream.IOStream) -> StrictStream:
+        # Tornado makes the stream itself; a wrapper around it would cost each connection a third of a kilobyte.
+        stream.__class__ = StrictSSLStream if isinstance(stream, tornado.iostream.SSLIOStream) else StrictStream
+        strict = typing.cast(StrictStream, stream)
+        strict.server = self
+        return strict
+
+    def on_close(self, server_conn: object) -> None:
+        self._open -= 1
+        super().on_close(server_conn)
+
+    def connections(self) -> int:
+        """How many are open now."""
+        return self._open
+
+    def is_full(self) -> bool:
+        return self.connections() >= self.max_connections
+
+    def turn_away(self, stream: tornado.iostream.IOStream) -> None:
+        """Tell a new connection that there is no room; under TLS, where an answer would need a handshake, only close it."""
+        if not isinstance(stream, tornado.iostream.SSLIOStream):
+            self._strict(stream).refuse(ApiError("REQ_009", retry_after=1))
+        stream.close()
+
+    def refused(self, error: ApiError, request_id: str, remote: str | None) -> None:
+        """Log and audit what was refused before it was a request."""
+        log.info("%s - - %d 0.0 ms - %s", request_id, error.status, error.code)
+        audit = getattr(self.request_callback, "settings", {}).get("audit")  # of make_application
+        if audit:
+            audit.write(AuditLine(iso(), request_id, remote, None, None, None, "", error.status, "refused", error.code, error.message))
+
+    def linger(self, stream: StrictStream) -> None:
+        """Read on for a while, on a copy of the line: closing with unread input resets it, and the answer is lost."""
+        if len(self._lingering) < self.LINGERING:
+            task = asyncio.ensure_future(drain(socket.socket(fileno=os.dup(stream.socket.fileno()))))
+            self._lingering.add(task)
+            task.add_done_callback(self._lingering.discard)
+
+    async def close_all_connections(self) -> None:
+        for task in self._lingering:
+            task.cancel()
+        await asyncio.gather(*self._lingering, return_exceptions=True)
+        await super().close_all_connections()
 
 
-class RefusingStream(tornado.iostream.IOStream):
-    BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+class StrictStream(tornado.iostream.IOStream):
+    """A line whose request heads are bounded and checked before Tornado reads them, and whose refusals are JSON."""
+
+    MAX_LINE = 8 * 1024  # method and URL; what RFC 9112 (3) asks for at least
+    MAX_EXTENSIONS = 16 * 1024  # bytes of chunk extensions in one body
+    BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"  # Tornado's answer to what it cannot read
+
+    server: Server
+    answered = False  # an answer to the request at hand has begun
+    extensions = 0
+
+    async def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> bytes:
+        """The next request's head, which is what Tornado asks for in this way. Raises StreamClosedError where it was refused."""
+        first = await self.read_bytes(1)  # for as long as the server lets a line be idle
+        self.answered, self.extensions = False, 0
+        try:
+            async with asyncio.timeout(self.server.request_timeout):
+                return check_head(first + await self._read_head(first, max_bytes or 64 * 1024))
+        except TimeoutError:
+            self.refuse(ApiError("REQ_008", "The request's head did not come in time"))
+        except ApiError as error:
+            self.refuse(error)
+        raise tornado.iostream.StreamClosedError()
+
+    async def _read_head(self, first: bytes, limit: int) -> bytes:
+        """What follows the first byte. A pattern that also matches at the limit lets us answer where ``max_bytes`` would close the line."""
+        read = super().read_until_regex
+        line = await read(rb"\n|\A[^\n]{%d}" % self.MAX_LINE, self.MAX_LINE + 1)
+        if first in b"\r\n" and not line.strip():  # an empty line before a request is to be ignored (RFC 9112, 2.2)
+            line = await read(rb"\n|\A[^\n]{%d}" % self.MAX_LINE, self.MAX_LINE + 1)
+        if not line.endswith(b"\n"):
+            raise ApiError("REQ_004", f"The request line may have {self.MAX_LINE} bytes at most", status=414)
+        rest = await read(rb"\A\r?\n|\r?\n\r?\n|\A(?=[\s\S]{%d})(?![\s\S]{0,%d}?\r?\n\r?\n)[\s\S]{%d}" % (limit, limit, limit), limit + 4)
+        if not rest.endswith((b"\n\n", b"\n\r\n")) and rest not in (b"\n", b"\r\n"):
+            raise ApiError("REQ_004", f"The headers may have {limit} bytes at most", status=431)
+        return line + rest
+
+    def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """The next chunk's size, which is what Tornado asks for in this way, without extensions: RFC 9112 (7.1.1) says to ignore them."""
+        line = typing.cast(asyncio.Future[bytes], super().read_until_regex(rb"\n|\A[^\n]{1024}", 1025))
+        if line.done() and not line.exception() and re.fullmatch(rb"[0-9a-fA-F]{1,16}\r\n", line.result()):
+            return line  # Tornado gathers small chunks as long as it sees that it need not wait
+        return self._without_extension(line)
+
+    async def _without_extension(self, coming: Awaitable[bytes]) -> bytes:
+        line = re.fullmatch(rb"([0-9a-fA-F]{1,16})((?:[\t ]*;[\t -~\x80-\xff]*)?)\r\n", await coming)
+        self.extensions += len(line[2]) if line else 0
+        return line[1] + b"\r\n" if line and self.extensions <= self.MAX_EXTENSIONS else b"no size\r\n"  # which Tornado refuses
 
     def write(self, data: bytes | memoryview) -> asyncio.Future[None]:
-        return super().write(json_refusal(self.BARE) if data == self.BARE else data)
+        if data == self.BARE:
+            self.refuse(ApiError("REQ_001", "This is not a well-formed HTTP/1.1 request"))
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
+        self.answered = self.answered or not bytes(data[:12]).startswith(b"HTTP/1.1 100")
+        return super().write(data)
+
+    def refuse(self, error: ApiError) -> None:
+        """The whole answer to what never became a request, and the line's end."""
+        if self.closed():
+            return
+        request_id = f"req-{uuid.uuid4()}"
+        with contextlib.suppress(OSError):  # the peer may be gone by now
+            self.server.refused(error, request_id, self.socket.getpeername()[0])
+            if not self.answered:
+                super().write(whole_refusal(error, request_id)).add_done_callback(lambda written: written.exception())
+            self.server.linger(self)
+        self.close()
 
 
-class RefusingSSLStream(RefusingStream, tornado.iostream.SSLIOStream):
+class StrictSSLStream(StrictStream, tornado.iostream.SSLIOStream):
     pass
 
 
-def json_refusal(status_line: bytes) -> bytes:
-    """The whole answer to what is not a request."""
-    request_id = f"req-{uuid.uuid4()}"
-    error = ApiError("REQ_001", "This is not a well-formed HTTP/1.1 request")
-    content = msgspec.json.encode(ErrorAnswer(error.error, error.message, error.code, iso(), request_id))
-    headers = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\nConnection: close\r\nX-Request-ID: {request_id}"
-    return status_line.removesuffix(b"\r\n") + headers.encode() + b"\r\n\r\n" + content
+def whole_refusal(error: ApiError, request_id: str) -> bytes:
+    """An answer with its head, for a line that carries no request."""
+    retry = UNSET if error.retry_after is None else error.retry_after
+    content = msgspec.json.encode(ErrorAnswer(error.error, error.message, error.code, iso(), request_id, retry_after_seconds=retry))
+    headers = {
+        "Content-Type": "application/json", "Content-Length": len(content), "Connection": "close", "X-Request-ID": request_id,
+        "Server": "cco-sidecar", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Cache-Control": "no-store",
+    } | ({} if error.retry_after is None else {"Retry-After": error.retry_after})  # fmt: skip
+    lines = [f"HTTP/1.1 {error.status} {http.client.responses[error.status]}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+async def drain(line: socket.socket, seconds: float = 2.0, limit: int = 4 * MB) -> None:
+    """Tell the other side that we are done, and read what it still sends, within bounds; then close."""
+    with line, contextlib.suppress(OSError, TimeoutError):
+        line.setblocking(False)
+        line.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(seconds):
+            while limit > 0 and (data := await asyncio.get_running_loop().sock_recv(line, 65_536)):
+                limit -= len(data)
+
+
+REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~\x80-\xff]+) (HTTP/1\.[01])\r\n")
+FIELDS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n)*\r\n")
+FRAMING = re.compile(rb"^(host|content-length|transfer-encoding):[\t ]*([^\r]*?)[\t ]*\r\n", re.IGNORECASE | re.MULTILINE)
+ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(.*)", re.IGNORECASE)
+
+
+def check_head(head: bytes) -> bytes:
+    """A request's head as Tornado may read it, its target in origin form. Raises ApiError for whatever two readers might read differently.
+
+    Only CRLF ends a line, no line is folded, no field holds a control character (RFC 9112, 2.2 and 5); what says how long the
+    body is, and for which host the request is meant, is said once (6.3, 3.2).
+    """
+    head = head.lstrip(b"\r\n")
+    line = REQUEST_LINE.match(head)
+    if not line or not FIELDS.fullmatch(head, line.end()):
+        raise ApiError("REQ_001", "This is not a well-formed HTTP/1.1 request")
+    method, target, version = line.groups()
+    fields = [(name.lower(), value) for name, value in FRAMING.findall(head, line.end())]
+    names = [name for name, _ in fields]
+    length, coding = dict(fields).get(b"content-length"), dict(fields).get(b"transfer-encoding")
+    if len(set(names)) < len(names):
+        raise ApiError("REQ_001", "Host, Content-Length and Transfer-Encoding may come once")
+    if b"host" not in names and version == b"HTTP/1.1":
+        raise ApiError("REQ_001", "The Host header is missing")
+    if length is not None and (coding is not None or not re.fullmatch(rb"\d{1,18}", length)):
+        raise ApiError("REQ_001", "Content-Length must be one number, without Transfer-Encoding")
+    if coding is not None and (coding.lower() != b"chunked" or version == b"HTTP/1.0"):
+        raise ApiError("REQ_001", "Transfer-Encoding may only be chunked, and only in HTTP/1.1")
+    absolute = ABSOLUTE.fullmatch(target)
+    return in_origin_form(method, absolute, head[line.end() :], version) if absolute else head
+
+
+def in_origin_form(method: bytes, absolute: re.Match[bytes], fields: bytes, version: bytes) -> bytes:
+    """A request for a whole URL, as proxies get them: its host counts, whatever the Host header says (RFC 9112, 3.2.2)."""
+    host, rest = absolute.groups()
+    path = rest if rest[:1] == b"/" else b"*" if method == b"OPTIONS" and not rest else b"/" + rest
+    others = re.sub(rb"^host:[^\n]*\n", b"", fields, flags=re.IGNORECASE | re.MULTILINE)
+    return b"%b %b %b\r\nHost: %b\r\n%b" % (method, path, version, host, others)
 
 
 def is_server_class(answer: Any) -> bool:
@@ -1795,19 +1989,17 @@ class Endpoint(tornado.web.RequestHandler):
     failure: ClassVar[str] = "STR_002"  # the code of what nobody expected
     idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
     cache_control: ClassVar[str] = "no-store"
+    compressible: ClassVar[bool] = True  # False where an answer holds a token: its compressed length would tell of it (BREACH)
 
-    LINGER_BYTES = 4 * MB  # what is read and thrown away after an early refusal, so that the client gets to read it
-    LINGER_SECONDS = 2.0
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
 
     # Thousands of long polls are parked in instances: slots keep them small.
     __slots__ = (
         "_accounted",
-        "_body",
-        "_dropped",
         "_early",
         "_refusal",
         "_request_id",
+        "_upload",
         "allowance",
         "claims",
         "failed_with",
@@ -1834,8 +2026,7 @@ class Endpoint(tornado.web.RequestHandler):
         self.failed_with: ApiError | None = None
         self._refusal: ApiError | None = None
         self._early = False
-        self._body = bytearray()
-        self._dropped = 0
+        self._upload = Upload()
         self.hang_up = HangUp()
         self._accounted = False
         sidecar.open_requests += 1
@@ -1861,15 +2052,13 @@ class Endpoint(tornado.web.RequestHandler):
             self._refuse(error)
         except Exception as error:  # a boundary: whatever else, the client gets JSON
             self._refuse(self._unexpected(error))
+        if not self._early and body_length(self.request.headers):
+            self._upload.expect(self.sidecar.settings.request_timeout, self._stalled)
 
     def _check_size(self) -> None:
-        if self._declared_length() > self.max_body:
+        headers = self.request.headers
+        if "Transfer-Encoding" not in headers and body_length(headers) > self.max_body:
             raise ApiError("REQ_004", f"The body may have {self.max_body} bytes at most")
-
-    def _declared_length(self) -> int:
-        """The body's length by its header; 0 where that is nonsense, which Tornado refuses when it comes to the body."""
-        lengths = self.request.headers.get("Content-Length", "0").split(",")
-        return max(int(length) if re.fullmatch(r"\s*\d{1,18}\s*", length, re.ASCII) else 0 for length in lengths)
 
     async def _check_permission(self) -> None:
         permission = self.permission
@@ -1885,8 +2074,13 @@ class Endpoint(tornado.web.RequestHandler):
         """Refuse before the body was read: after it where it is small, else at once and then read on for a while."""
         self._refusal = error
         self.allowance = self.allowance or error.allowance
-        if "Transfer-Encoding" in self.request.headers or self._declared_length() > MB:
+        if body_length(self.request.headers) > MB:
             self._answer_early(error)
+
+    def _stalled(self) -> None:
+        if not (self._early or self._finished):
+            self._refusal = self._refusal or ApiError("REQ_008", "The request's body did not come in time")
+            self._answer_early(self._refusal)
 
     def _answer_early(self, error: ApiError) -> None:
         # Closing with unread input resets the connection and the client never sees why: linger, within bounds.
@@ -1899,7 +2093,7 @@ class Endpoint(tornado.web.RequestHandler):
         self.set_header("Content-Length", str(len(content)))
         self.write(content)
         self.flush()
-        asyncio.get_running_loop().call_later(self.LINGER_SECONDS, self._finish_early)
+        asyncio.get_running_loop().call_later(Upload.LINGER_SECONDS, self._finish_early)
 
     def _finish_early(self) -> None:
         if not self._finished:
@@ -1907,19 +2101,17 @@ class Endpoint(tornado.web.RequestHandler):
 
     def data_received(self, chunk: bytes) -> None:
         if self._refusal:
-            self._dropped += len(chunk)
-            if self._early and self._dropped > self.LINGER_BYTES:
+            if self._upload.drop(chunk) and self._early:
                 self._finish_early()
-            return
-        self._body += chunk
-        if len(self._body) > self.max_body:  # only a chunked body gets here
+        elif self._upload.take(chunk) > self.max_body:  # only a chunked body gets here
             self._refusal = ApiError("REQ_004", f"The body may have {self.max_body} bytes at most")
-            self._body.clear()
+            self._upload.content.clear()
             self._answer_early(self._refusal)
 
     # -- the answer
 
     async def _serve(self, *path: str) -> None:
+        self._upload.end()
         if self._early:
             return self._finish_early()
         try:
@@ -1961,7 +2153,7 @@ class Endpoint(tornado.web.RequestHandler):
         if key is None or not self.idempotent:
             return await self.respond(*path, body=body)
         endpoint = f"{self.request.method} {self.request.path}"
-        async with self.sidecar.idempotency.begin(self.claims, endpoint, key, bytes(self._body)) as ticket:
+        async with self.sidecar.idempotency.begin(self.claims, endpoint, key, bytes(self._upload.content)) as ticket:
             if ticket.answer is not None:
                 self.set_header("Idempotent-Replay", "true")
                 return self.replay(ticket.answer)
@@ -1976,7 +2168,10 @@ class Endpoint(tornado.web.RequestHandler):
         media_type = self.request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
         if media_type != "application/json":
             raise ApiError("REQ_005", f"The body must be application/json, not {media_type[:100]}")
-        content = bytes(self._body)
+        if coding := self.request.headers.get("Content-Encoding", "").strip():
+            self.set_header("Accept-Encoding", "identity")  # RFC 9110, 15.5.16
+            raise ApiError("REQ_005", f"The body must not be compressed, and this one is {coding[:100]}")
+        content = bytes(self._upload.content)
         try:
             decode = msgspec.json.decode
             body = await asyncio.to_thread(decode, content) if len(content) > 256 * 1024 else decode(content)
@@ -2014,12 +2209,22 @@ class Endpoint(tornado.web.RequestHandler):
     async def _finish_with(self, content: bytes) -> None:
         if content:
             self.set_header("Content-Type", "application/json")
+        if self.compressible and len(content) >= Compression.LEAST:
+            content = await self._compress(content)
         written = asyncio.ensure_future(self.finish(content or None))  # not even an empty chunk may go with a 204 or 304
         if not written.done():  # the client reads slowly, or not at all
             await asyncio.wait({written}, timeout=self.STALL_SECONDS)
         if not written.done():
             self.request.connection.close()  # type: ignore[union-attr]
         await written
+
+    async def _compress(self, content: bytes) -> bytes:
+        if "Vary" not in self._headers:
+            self.set_header("Vary", "Accept-Encoding")
+        if not accepts_gzip(self.request.headers.get("Accept-Encoding", "")):
+            return content
+        self.set_header("Content-Encoding", "gzip")
+        return await self.sidecar.compression.gzip(content, self._headers.get("ETag"))
 
     def flush(self, include_footers: bool = False) -> Awaitable[None]:  # type: ignore[override]
         if not self._headers_written:
@@ -2055,6 +2260,7 @@ class Endpoint(tornado.web.RequestHandler):
     # -- afterwards
 
     def on_connection_close(self) -> None:
+        self._upload.end()
         super().on_connection_close()  # ends the wait for a body that will never be whole
         self.hang_up.happen()
         if not self._finished:  # nobody is left to answer: Tornado calls on_finish only after finish()
@@ -2085,6 +2291,110 @@ class Endpoint(tornado.web.RequestHandler):
             log.error("%s unexpected", self.request_id, exc_info=details)
 
 
+class Upload:
+    """The body of a request as it comes: kept, or after a refusal dropped for a while, so that its sender gets to read why."""
+
+    LINGER_BYTES = 4 * MB
+    LINGER_SECONDS = 2.0
+
+    __slots__ = ("_dropped", "_timer", "content")
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self._dropped = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def expect(self, seconds: float, stalled: Callable[[], None]) -> None:
+        """Have ``stalled`` called where the body is not whole after ``seconds``."""
+        self._timer = asyncio.get_running_loop().call_later(seconds, stalled)
+
+    def end(self) -> None:
+        """The body is whole, or will never be."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def take(self, chunk: bytes) -> int:
+        """Keep a piece; how long the body is by now."""
+        self.content += chunk
+        return len(self.content)
+
+    def drop(self, chunk: bytes) -> bool:
+        """Throw a piece away; whether that was enough of it."""
+        self._dropped += len(chunk)
+        return self._dropped > self.LINGER_BYTES
+
+
+def body_length(headers: tornado.httputil.HTTPHeaders) -> float:
+    """How long a body these headers announce; infinite for one in chunks, 0 for nonsense, which is refused where the body is read."""
+    if "Transfer-Encoding" in headers:
+        return float("inf")
+    lengths = headers.get("Content-Length", "0").split(",")
+    return max(int(length) if re.fullmatch(r"\s*\d{1,18}\s*", length, re.ASCII) else 0 for length in lengths)
+
+
+class Compressed(Struct, frozen=True):
+    """The first part of an answer, deflated up to a byte's end so that more may follow, with its checksum."""
+
+    deflated: bytes
+    crc: int
+    length: int
+
+
+class Compression:
+    """Answers as gzip (RFC 1952). Of a context, where hit and build differ in a few last bytes only, the long part is deflated once."""
+
+    LEAST = 1024  # bytes; a shorter answer fits into one packet anyway
+    ON_LOOP = 32 * 1024  # a millisecond's work; longer answers are compressed in a thread
+    CACHE_BYTES = 16 * MB
+    HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+
+    def __init__(self) -> None:
+        self._cache: collections.OrderedDict[tuple[str, int, int], Compressed] = collections.OrderedDict()
+        self._bytes = 0
+        self.hits = 0
+
+    async def gzip(self, content: bytes, etag: str | None) -> bytes:
+        """``content`` compressed. Answers of one ``etag`` begin alike up to their time stamp."""
+        split = max(0, content.rfind(b'"timestamp":')) if etag else 0
+        if len(content) <= self.ON_LOOP:
+            return self._join(deflate(content[:split]), content[split:])
+        key = (etag or "", split, await asyncio.to_thread(zlib.crc32, memoryview(content)[:split]))
+        head = self._cache.get(key)
+        if head is None:
+            head = await asyncio.to_thread(deflate, memoryview(content)[:split])
+            self._keep(key, head)
+        else:
+            self.hits += 1
+            self._cache.move_to_end(key)
+        return await asyncio.to_thread(self._join, head, content[split:])
+
+    def _join(self, head: Compressed, rest: bytes) -> bytes:
+        compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        tail = compressor.compress(rest) + compressor.flush()
+        return self.HEAD + head.deflated + tail + struct.pack("<LL", zlib.crc32(rest, head.crc), (head.length + len(rest)) & 0xFFFFFFFF)
+
+    def _keep(self, key: tuple[str, int, int], head: Compressed) -> None:
+        if key[0] and key not in self._cache and len(head.deflated) <= self.CACHE_BYTES:
+            self._cache[key] = head
+            self._bytes += len(head.deflated)
+        while self._bytes > self.CACHE_BYTES:
+            self._bytes -= len(self._cache.popitem(last=False)[1].deflated)
+
+
+def deflate(content: bytes | memoryview) -> Compressed:
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    # After a full flush nothing refers back, so that another compressor may write on (zlib's manual).
+    return Compressed(compressor.compress(content) + compressor.flush(zlib.Z_FULL_FLUSH), zlib.crc32(content), len(content))
+
+
+def accepts_gzip(accepted: str) -> bool:
+    """Whether an Accept-Encoding header lets an answer be gzip (RFC 9110, 12.5.3): named, and not with a quality of 0."""
+    found = {name.strip().lower(): quality for name, _, quality in (item.partition(";") for item in accepted.split(","))}
+    quality = found.get("gzip", found.get("x-gzip", found.get("*", "q=0")))
+    return not re.fullmatch(r"\s*q\s*=\s*0(\.0{0,3})?\s*", quality, re.IGNORECASE)
+
+
 class UnknownRoute(Endpoint):
     """Where no route matches: preflights, wrong methods (405 with Allow), unknown paths (404)."""
 
@@ -2097,6 +2407,8 @@ class UnknownRoute(Endpoint):
             allowed = allowed_methods(self.application.settings["table"], self.request.path)
             if self.request.method == "OPTIONS" and allowed:
                 return
+            if self.request.path == "*":
+                raise ApiError("REQ_001", "Only OPTIONS may ask for *")
             raise ApiError("REQ_003" if allowed else "REQ_002", None if allowed else "No such path")
         except ApiError as error:
             self._refuse(error)
@@ -2109,8 +2421,8 @@ class UnknownRoute(Endpoint):
 
 
 def allowed_methods(table: list[Route], path: str) -> list[str]:
-    """The methods of a path, empty where the path is unknown."""
-    found = {row.method for row in table if re.fullmatch(re.sub(r"\{\w+\}", "[^/]*", row.path), path)}
+    """The methods of a path, empty where the path is unknown; ``*`` is the service as a whole."""
+    found = {row.method for row in table if path == "*" or re.fullmatch(re.sub(r"\{\w+\}", "[^/]*", row.path), path)}
     return sorted(found | ({"HEAD"} if "GET" in found else set()) | {"OPTIONS"}) if found else []
 
 
@@ -2214,7 +2526,8 @@ class GetContext(Endpoint):
         self.sidecar.tokens.check_issue(self.claims, issue_id)
         known = self.request.headers.get("If-None-Match", "")
         context = await self.sidecar.contexts.get(issue_id, agent_type, self.query, known)
-        self.set_header("ETag", context.etag)
+        self.set_header("ETag", f"W/{context.etag}")  # weak: a hit, a build and their compressed forms differ in bytes, not in content
+        self.set_header("Vary", "Accept-Encoding")
         if not context.body:
             self.set_status(304)
         return context.body
@@ -2318,6 +2631,7 @@ class SpawnAgent(Endpoint):
     problems = (422,)
     failure = "AGT_001"
     idempotent = True
+    compressible = False
 
     async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> Spawned:
         self.sidecar.tokens.check_issue(self.claims, body["issue_id"])
@@ -2401,6 +2715,7 @@ class RefreshToken(Endpoint):
     """A new token with the same identity, permissions and length of life."""
 
     answers = {200: Refreshed}
+    compressible = False
 
     async def respond(self) -> Refreshed:
         token, expires = self.sidecar.tokens.refresh(self.claims)

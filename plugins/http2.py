@@ -141,6 +141,8 @@ class Http2Server(Server):
 
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
         """Serves a new connection at once when its first bytes are already there, else when they have come."""
+        if self.is_full():
+            return self.turn_away(stream)
         spoken = None if self.ssl_options else speaks_http2(stream.socket)
         if spoken is None:
             keep(self._greetings, self._greet(stream, address))
@@ -175,10 +177,14 @@ class Http2Server(Server):
 
     def _serve(self, stream: iostream.IOStream, address: Any, http2: bool) -> None:
         if not http2:
-            return super().handle_stream(stream, address)
+            return self.serve_http1(stream, address)
         connection = Connection(stream, Peer(stream, address, self.protocol), self)
         self.http2_connections.add(connection)  # until it ends itself
         connection.start()
+
+    def connections(self) -> int:
+        """How many are open now, of both protocols and of those that have not said which."""
+        return super().connections() + len(self.http2_connections) + len(self._greetings)
 
     async def close_all_connections(self) -> None:
         """Ends every connection. HTTP/2 streams get `Limits.drain` to finish before their peers are told to go, because some

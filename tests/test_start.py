@@ -102,6 +102,8 @@ SAMPLES: dict[str, tuple[list[str], str]] = {
     "port": (["0", "3002", "65535"], "65536"),
     "allowed_host": (["a.example", "b.example,c.example", "d.example"], "[1]"),
     "cors_origin": (["https://a.example", "https://b.example,https://c.example", "https://d.example"], "[1]"),
+    "max_connections": (["1", "100", "1000000"], "0"),
+    "request_timeout": (["1", "60", "3600"], "0"),
     "tls_cert": (["a.pem", "b.pem", "c.pem"], ""),
     "tls_key": (["a.pem", "b.pem", "c.pem"], ""),
     "jwt_secret": (["a" + KEY, "b" + KEY, "c" + KEY], "short"),

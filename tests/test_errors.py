@@ -1,6 +1,7 @@
 """Every refusal is JSON with its code, its time and its request id, however broken the request was."""
 
 import contextlib
+import gzip
 import http.client
 import json
 import re
@@ -146,7 +147,8 @@ def test_too_many_agents_are_refused_until_one_ends(make_service: Callable[..., 
 
 def test_every_error_code_is_covered_here() -> None:
     by_service = {"EVT_001", "STR_001", "STR_002", "CTX_001", "AGT_003"}
-    assert set(BY_CLIENT) | by_service == set(cco_sidecar.ERRORS)
+    before_the_request = {"REQ_008", "REQ_009"}  # test_malformed.py
+    assert set(BY_CLIENT) | by_service | before_the_request == set(cco_sidecar.ERRORS)
 
 
 def test_what_is_wrong_is_told_in_a_fixed_order(service: Service) -> None:
@@ -337,6 +339,14 @@ def test_extreme_numbers_are_either_kept_or_refused_and_never_a_failure(architec
 def test_other_media_types_are_415(architect: Client, media_type: str) -> None:
     for path in ("/api/results", "/api/events/ping", "/api/agents/spawn"):
         check_error(architect.request("POST", path, data=json.dumps(RESULT), headers={"Content-Type": media_type}), "REQ_005")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "identity, gzip", "nonsense"])
+def test_compressed_bodies_are_415(architect: Client, coding: str) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    answer = architect.request("POST", "/api/events/ping", data=gzip.compress(b" " * 10_000_000 + b"{}"), headers=headers)
+    check_error(answer, "REQ_005")
+    assert answer.headers["Accept-Encoding"] == "identity"
 
 
 @pytest.mark.parametrize("media_type", ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON"])

@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #   "tornado>=6.6",
-#   "pyjwt>=2.10",
+#   "pyjwt>=2.12",
 #   "pluggy>=1.5",
 #   "watchdog>=7.1",
 #   "msgspec>=0.20",
@@ -247,6 +247,9 @@ class Settings:
     tls_cert: Annotated[Path | None, Option(read_path, "certificate chain (PEM): serve HTTPS", "FILE")] = None
     tls_key: Annotated[Path | None, Option(read_path, "private key of --tls-cert (PEM)", "FILE")] = None
     jwt_secret: Annotated[str | None, Option(read_secret, "signing secret, 32 bytes or more (default: made at first start)")] = None
+    jwt_public_key: Annotated[
+        Path | None, Option(read_path, "public key (PEM: RSA, P-256 or Ed25519) of an issuer whose tokens are taken beside our own", "FILE")
+    ] = None
     token_ttl: Annotated[int, Option(read_number(1, 31_536_000), "life of a token", "SECONDS")] = 3600
     cache_size_mb: Annotated[int, Option(read_number(0, 65_536), "memory for cached contexts", "MB")] = 256
     no_watch: Annotated[bool, Option(read_bool, "no file watcher; cached contexts are still checked against the disk")] = False
@@ -325,7 +328,7 @@ def read_settings_files(root: Path) -> dict[str, Any]:
     known = {name for name, _, _ in option_table()} - {"root"}
     if unknown := sorted(set(merged) - known):
         raise StartError(f"unknown setting {unknown[0]!r} in the settings file; known are {', '.join(sorted(known))}")
-    for name in ("storage", "tls_cert", "tls_key"):
+    for name in ("storage", "tls_cert", "tls_key", "jwt_public_key"):
         if isinstance(merged.get(name), str):
             merged[name] = str(root / Path(merged[name]).expanduser())
     if "plugins" in merged:
@@ -997,6 +1000,7 @@ class Claims(Struct, frozen=True, kw_only=True):
     iss: str = ""
     issue_id: str | None = None
     bound: bool = False
+    issued_elsewhere: bool = False  # verified with --jwt-public-key; whatever a token says of it
 
 
 class FileFact(Struct, frozen=True):
@@ -1458,6 +1462,7 @@ class Sidecar:
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(self._lock.release)
             self.tokens.load_secret()
+            self.tokens.load_public_key()
             self.storage.start()
             undo.callback(self.storage.close)
             self.audit.open()
@@ -2912,7 +2917,11 @@ class AgentTypes:
 
 
 class Tokens:
-    """Makes, checks, refreshes and revokes JSON Web Tokens (HS256 and nothing else, RFC 7519 and 8725)."""
+    """Makes, checks, refreshes and revokes JSON Web Tokens (RFC 7519 and 8725).
+
+    Our own are HS256 and nothing else. Beside them those are taken that the holder of --jwt-public-key's other half signed,
+    with the one algorithm that the key's type allows: each key has its algorithm, and a token's header chooses neither.
+    """
 
     REFRESH_SECONDS = 300
     ISSUER = "cco-sidecar"
@@ -2924,12 +2933,17 @@ class Tokens:
         self._agent_types = agent_types
         self._storage = storage
         self._secret = ""
+        self._public: tuple[Any, str] | None = None  # a key and its algorithm
         self._verified: collections.OrderedDict[str, Claims] = collections.OrderedDict()  # checking a signature costs 40 us
         self._revoked: set[str] = set()
 
     def load_secret(self) -> None:
         """Take the configured secret, or the storage's, which the first caller makes."""
         self._secret = self._settings.jwt_secret or make_or_read_secret(self._settings.storage / "jwt.secret")
+
+    def load_public_key(self) -> None:
+        """Take the other issuer's key, where one is configured. Raises StartError."""
+        self._public = read_public_key(self._settings.jwt_public_key) if self._settings.jwt_public_key else None
 
     def start(self) -> None:
         assert self._storage
@@ -2970,11 +2984,7 @@ class Tokens:
     def _check(self, token: str) -> Claims:
         """Verify signature and form; the expiry is the caller's, so that an expired token can say when it ended."""
         try:
-            payload = jwt.decode(
-                token, self._secret, algorithms=["HS256"],
-                options={"require": list(self.REQUIRED), "verify_exp": False, "verify_aud": False, "verify_iss": False},
-            )  # fmt: skip
-            claims = msgspec.convert(payload, Claims)
+            claims = self._read(token)
             if not 0 < claims.exp < 1e11:  # also what is not a number
                 raise ValueError("exp is no moment of this world")
         except (jwt.PyJWTError, msgspec.ValidationError, ValueError, OverflowError, OSError, TypeError, RecursionError):
@@ -2985,6 +2995,19 @@ class Tokens:
         if len(self._verified) > self.REMEMBERED:
             self._verified.popitem(last=False)
         return claims
+
+    def _read(self, token: str) -> Claims:
+        """The claims of a token that we signed, else of one that the other issuer did. Raises what PyJWT and msgspec raise."""
+        try:
+            return msgspec.structs.replace(self._decode(token, self._secret, "HS256"), issued_elsewhere=False)
+        except jwt.InvalidAlgorithmError:
+            if self._public is None:
+                raise
+        return msgspec.structs.replace(self._decode(token, *self._public), issued_elsewhere=True)
+
+    def _decode(self, token: str, key: Any, algorithm: str) -> Claims:
+        options = {"require": list(self.REQUIRED), "verify_exp": False, "verify_aud": False, "verify_iss": False}
+        return msgspec.convert(jwt.decode(token, key, algorithms=[algorithm], options=options), Claims)  # type: ignore[arg-type]
 
     def permissions(self, claims: Claims) -> set[str]:
         """What the token may do: its own list, never more than its type's category."""
@@ -3001,7 +3024,9 @@ class Tokens:
             raise ApiError("AUTH_003", f"This token is for issue {claims.issue_id} only", details={"issue_id": claims.issue_id})
 
     def refresh(self, claims: Claims) -> tuple[str, float]:
-        """A token with the same identity that lives as long as the first one did, and when it expires."""
+        """A token with the same identity that lives as long as the first one did, and when it expires. Raises AUTH_003."""
+        if claims.issued_elsewhere:  # else it would outlive what its issuer gave, and the issuer's own revocation
+            raise ApiError("AUTH_003", "This token was issued elsewhere, and only its issuer refreshes it")
         life = max(1, int(claims.exp - claims.iat))
         token = self.mint(
             claims.sub, claims.agent_type, ttl=life, permissions=claims.permissions, issue_id=claims.issue_id, bound=claims.bound
@@ -3010,11 +3035,43 @@ class Tokens:
 
     def refresh_if_due(self, claims: Claims) -> str | None:
         """A refreshed token in the last five minutes of this one, else None."""
-        return self.refresh(claims)[0] if claims.exp - time.time() <= self.REFRESH_SECONDS else None
+        due = claims.exp - time.time() <= self.REFRESH_SECONDS and not claims.issued_elsewhere
+        return self.refresh(claims)[0] if due else None
 
     def revoke(self, subject: str) -> None:
         """Refuse every token of ``subject`` from now on; the caller stores it (Records.revoke)."""
         self._revoked.add(subject)
+        for token in [token for token, claims in self._verified.items() if claims.sub == subject]:
+            del self._verified[token]
+
+    def statistics(self) -> dict[str, int]:
+        return {"remembered": len(self._verified), "revoked": len(self._revoked)}
+
+
+def read_public_key(path: Path) -> tuple[Any, str]:
+    """The public key in ``path`` and the algorithm that its type stands for. Raises StartError."""
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    except ImportError:
+        raise StartError("--jwt-public-key needs the package 'cryptography': run `pip install cryptography`, or install the extra `crypto`") from None
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StartError(f"--jwt-public-key: {path} cannot be read: {error.strerror}") from None
+    if b"PRIVATE KEY" in content:
+        raise StartError(f"--jwt-public-key: {path} is a private key, which belongs to the issuer alone: give its public half")
+    try:
+        key = load_pem_public_key(content)
+    except Exception as error:  # cryptography raises many kinds
+        raise StartError(f"--jwt-public-key: {path} is not a public key in PEM form: {one_line(error)[:200]}") from None
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
+        return key, "RS256"
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+        return key, "ES256"
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return key, "EdDSA"
+    raise StartError(f"--jwt-public-key: {path} must be RSA of 2048 bits or more, P-256 or Ed25519")
 
 
 def make_or_read_secret(path: Path) -> str:

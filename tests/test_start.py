@@ -107,6 +107,7 @@ SAMPLES: dict[str, tuple[list[str], str]] = {
     "tls_cert": (["a.pem", "b.pem", "c.pem"], ""),
     "tls_key": (["a.pem", "b.pem", "c.pem"], ""),
     "jwt_secret": (["a" + KEY, "b" + KEY, "c" + KEY], "short"),
+    "jwt_public_key": (["a.pem", "b.pem", "c.pem"], ""),
     "token_ttl": (["1", "60", "31536000"], "0"),
     "cache_size_mb": (["0", "1", "65536"], "-1"),
     "no_watch": (["yes", "no", "true"], "perhaps"),

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+import types
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,15 @@ ATTACKS: dict[str, Callable[[str], str]] = {
     "empty key": lambda s: sign(HS256, good_claims(), ""),
     "key by header": lambda s: sign(HS256 | {"jwk": {"kty": "oct", "k": encode(SECRET.encode())}}, good_claims(), SECRET),
     "key by file name": lambda s: sign(HS256 | {"kid": "/dev/null"}, good_claims(), ""),
+    "key id of another file": lambda s: sign(HS256 | {"kid": "../../../../../../etc/hostname"}, good_claims(), Path("/etc/hostname").read_text()),
+    "key id that asks a database": lambda s: sign(HS256 | {"kid": "x' union select 'k'--"}, good_claims(), "k"),
+    "key id no text": lambda s: sign(HS256 | {"kid": [1]}, good_claims(), SECRET),
+    "key by URL": lambda s: sign(HS256 | {"jku": "http://localhost:1/keys", "x5u": "file:///dev/null"}, good_claims(), ""),
+    "critical no list": lambda s: sign(HS256 | {"crit": "exp"}, good_claims(), s),
+    "critical empty": lambda s: sign(HS256 | {"crit": []}, good_claims(), s),
+    "encrypted form": lambda s: ".".join(["e30"] * 5),
+    "zero bytes": lambda s: sign(HS256, good_claims(), s) + "%00",
+    "secret cut at NUL": lambda s: sign(HS256, good_claims(), s + "\0"),
     "edited payload": edited,
     "signature cut": lambda s: jwt.encode(good_claims(), s, algorithm="HS256")[:-4],
     "signature gone": lambda s: jwt.encode(good_claims(), s, algorithm="HS256").rpartition(".")[0] + ".",
@@ -141,6 +151,15 @@ for name in ("sub", "agent_type", "project_id", "permissions", "exp", "iat"):
 def test_a_forged_or_malformed_token_is_refused(service: Service, attack: str) -> None:
     token = ATTACKS[attack]((service.storage / "jwt.secret").read_text())
     assert refused(Client(service.url, token).get("/status"))
+
+
+def test_every_refusal_of_a_token_says_the_same(service: Service) -> None:
+    secret, shapes = (service.storage / "jwt.secret").read_text(), set()
+    for attack in ("alg none", "other key", "edited payload", "oversized", "sub missing", "exp 'soon'", "garbage", "key by file name"):
+        answer = Client(service.url, ATTACKS[attack](secret)).get("/status")
+        body = {name: value for name, value in answer.json().items() if name not in ("timestamp", "request_id")}
+        shapes.add((json.dumps(body, sort_keys=True), answer.headers["WWW-Authenticate"], *sorted(set(answer.headers))))
+    assert len(shapes) == 1
 
 
 def test_the_table_of_attacks_starts_from_a_token_that_works(service: Service) -> None:
@@ -188,6 +207,55 @@ def test_a_forged_expired_token_is_forged_rather_than_expired(service: Service) 
     answer = Client(service.url, token).get("/status")
     assert refused(answer)
     assert "details" not in answer.json()
+
+
+def own_tokens(tmp_path: Path, project: str = PROJECT) -> cco_sidecar.Tokens:
+    """Tokens without a service around it."""
+    settings = cco_sidecar.load_settings({"root": str(tmp_path), "project": project, "storage": str(tmp_path / "s"), "jwt_secret": SECRET}, {})
+    hooks = types.SimpleNamespace(ask=lambda *_: [("test", {"qa-engineer": "qa"})])
+    tokens = cco_sidecar.Tokens(settings, cco_sidecar.AgentTypes(hooks, settings), None)  # type: ignore[arg-type]
+    tokens.load_secret()
+    return tokens
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tokens whose signature was checked."""
+    seen, decode = [], jwt.decode
+    monkeypatch.setattr(jwt, "decode", lambda token, *arguments, **keywords: (seen.append(token), decode(token, *arguments, **keywords))[1])
+    return seen
+
+
+def code_of(tokens: cco_sidecar.Tokens, token: str) -> str | None:
+    try:
+        tokens.verify(f"Bearer {token}")
+    except cco_sidecar.ApiError as error:
+        return error.code
+    return None
+
+
+def test_a_signature_is_checked_once_until_expiry_or_revocation(tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = own_tokens(tmp_path)
+    one, two = (tokens.mint(name, "qa-engineer", ttl=60) for name in ("one", "two"))
+    assert [code_of(tokens, token) for token in (one, two) * 100] == [None] * 200
+    assert decoded == [one, two]
+    assert tokens.statistics() == {"remembered": 2, "revoked": 0}
+    tokens.revoke("one")
+    assert (code_of(tokens, one), code_of(tokens, two)) == ("AUTH_001", None)
+    clock = time.time() + 61
+    monkeypatch.setattr(time, "time", lambda: clock)
+    assert code_of(tokens, two) == "AUTH_002"
+    assert tokens.statistics()["revoked"] == 1
+    assert two not in tokens._verified
+
+
+def test_forged_tokens_are_not_remembered_and_good_ones_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = own_tokens(tmp_path)
+    monkeypatch.setattr(tokens, "REMEMBERED", 50)
+    for number in range(100):
+        assert code_of(tokens, tokens.mint(f"agent-{number}", "qa-engineer")) is None
+        assert code_of(tokens, f"{number}.forged.token") == "AUTH_001"
+    assert tokens.statistics()["remembered"] == 50
 
 
 # -- projects

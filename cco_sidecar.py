@@ -1181,8 +1181,8 @@ class HookSpecs:
         arguments and returns the exit code. ``add_commands(commands, {name: Command(...)})`` gives them our options too."""
 
     @hookspec
-    def server_class(self, settings: Settings) -> type[tornado.httpserver.HTTPServer] | None:
-        """A server class to be used in place of Tornado's HTTPServer (HTTP/1.1). The first answer wins."""
+    def server_class(self, settings: Settings) -> type[Server] | None:
+        """A subclass of Server to be used in its place (HTTP/1.1). The first answer wins."""
 
     @hookspec
     def backend(self, settings: Settings) -> Storage | None:
@@ -1469,6 +1469,9 @@ class Sidecar:
             undo.callback(self.audit.close)
             self._listen()
             undo.callback(self._server.stop)
+            if self._certificate:
+                self._certificate.start(self._server.take_certificate)
+                undo.push_async_callback(self._certificate.stop)
             self.info = self._announce()
             self.bus.start()
             self.tokens.start()
@@ -1482,9 +1485,10 @@ class Sidecar:
     def _listen(self) -> None:
         settings = self.settings
         server_class = self.hooks.first("server_class", is_server_class, settings=settings) or Server
+        self._certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
         self._server = server_class(
             make_application(self),
-            ssl_options=tls_context(settings),
+            ssl_options=self._certificate.context if self._certificate else None,
             # Bodies are counted, and refused in JSON, by Endpoint: Tornado's own limit would answer without a body.
             max_body_size=1 << 40,
             max_header_size=64 * 1024,
@@ -1515,6 +1519,8 @@ class Sidecar:
 
     async def stop(self) -> None:
         self._server.stop()
+        if self._certificate:
+            await self._certificate.stop()
         self.bus.close()
         deadline = time.monotonic() + self.STOP_SECONDS
         while self.open_requests and time.monotonic() < deadline:
@@ -1652,16 +1658,63 @@ def explain_bind_error(settings: Settings, error: OSError) -> str:
     return f"{where} is already taken{holder}; use --port with another number, or --port 0 for a free one"
 
 
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    if not settings.tls_cert:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+class Certificate:
+    """What HTTPS is served with. Renewed files are taken without a restart, broken ones are logged and the old pair goes on."""
+
+    CHECK_SECONDS = 2.0
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self._files = (certificate, key)
+        self._seen = self._signatures()
+        try:
+            self.context = self._load()
+        except (OSError, ssl.SSLError) as error:
+            raise StartError(f"--tls-cert/--tls-key cannot be loaded: {one_line(error)}") from None
+
+    def start(self, take: Callable[[ssl.SSLContext], None]) -> None:
+        """Look at the files from now on; ``take`` gets a new context for the connections to come."""
+        self._task = asyncio.create_task(self._watch(take))
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _watch(self, take: Callable[[ssl.SSLContext], None]) -> None:
+        while True:
+            await asyncio.sleep(self.CHECK_SECONDS)
+            seen = self._signatures()
+            if seen == self._seen:
+                continue
+            try:
+                take(self._load())
+                log.info("the renewed certificate is served from now on")
+            except (OSError, ssl.SSLError) as error:  # half a renewal is mended by its other half, at the next look
+                log.error("--tls-cert/--tls-key have changed and cannot be loaded, the old certificate goes on: %s", tls_reason(error))
+            self._seen = seen  # taken before the files were read: what changed meanwhile shows at the next look
+
+    def _signatures(self) -> list[tuple[int, int, int] | None]:
+        return [signature_behind(path) for path in self._files]
+
+    def _load(self) -> ssl.SSLContext:
+        """A new context: one that lives would go on serving the old certificate beside a new one of another kind of key."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(*self._files, password=lambda: "")  # else OpenSSL would ask on the terminal, and wait
+        return context
+
+
+def signature_behind(path: Path) -> tuple[int, int, int] | None:
+    """What changes when the file that ``path`` leads to does: renewed certificates often are a link turned elsewhere."""
     try:
-        context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise StartError(f"--tls-cert/--tls-key cannot be loaded: {one_line(error)}") from None
-    return context
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_mtime_ns, facts.st_ino, facts.st_size
+
+
+def tls_reason(error: OSError) -> str:
+    """Why a certificate cannot be loaded, without a path."""
+    return str(getattr(error, "reason", None) or error.strerror or type(error).__name__)
 
 
 def connection_limit(wanted: int) -> int:
@@ -1798,6 +1851,10 @@ class Server(tornado.httpserver.HTTPServer):
     def on_close(self, server_conn: object) -> None:
         self._open -= 1
         super().on_close(server_conn)
+
+    def take_certificate(self, context: ssl.SSLContext) -> None:
+        """Serve the connections to come with another certificate."""
+        self.ssl_options = context
 
     def connections(self) -> int:
         """How many are open now."""
@@ -1971,7 +2028,7 @@ def in_origin_form(method: bytes, absolute: re.Match[bytes], fields: bytes, vers
 
 
 def is_server_class(answer: Any) -> bool:
-    return isinstance(answer, type) and issubclass(answer, tornado.httpserver.HTTPServer)
+    return isinstance(answer, type) and issubclass(answer, Server)
 
 
 @tornado.web.stream_request_body

@@ -182,6 +182,9 @@ class Http2Server(Server):
         self.http2_connections.add(connection)  # until it ends itself
         connection.start()
 
+    def take_certificate(self, context: ssl.SSLContext) -> None:
+        super().take_certificate(offer_http2(context))
+
     def connections(self) -> int:
         """How many are open now, of both protocols and of those that have not said which."""
         return super().connections() + len(self.http2_connections) + len(self._greetings)

@@ -143,9 +143,9 @@ PLUGINS = {
             command.set_defaults(run=greet)
     """,
     "server": """
-        import tornado.httpserver
+        import cco_sidecar
 
-        class Server(tornado.httpserver.HTTPServer):
+        class Server(cco_sidecar.Server):
             def start_request(self, server_conn, request_conn):
                 print("a server of one's own", flush=True)
                 return super().start_request(server_conn, request_conn)

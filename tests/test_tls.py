@@ -1,0 +1,189 @@
+"""HTTPS: which versions, what happens when certificates are renewed, and that the rules of HTTP hold behind it."""
+
+import contextlib
+import datetime
+import ipaddress
+import json
+import os
+import re
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from conftest import Service, until
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+import cco_sidecar
+
+
+def make_pair(folder: Path, name: str, key: Any = None, password: bytes | None = None) -> str:
+    """Writes cert.pem and key.pem for localhost; the certificate's common name is ``name``, which is returned."""
+    key = key or ec.generate_private_key(ec.SECP256R1())
+    subject, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), datetime.datetime.now(datetime.UTC)
+    names: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    certificate = (
+        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=10)).add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    form = BestAvailableEncryption(password) if password else NoEncryption()
+    write(folder / "cert.pem", certificate.public_bytes(Encoding.PEM))
+    write(folder / "key.pem", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, form))
+    return name
+
+
+def write(path: Path, content: bytes) -> None:
+    """As renewal tools do: in one step."""
+    path.with_suffix(".new").write_bytes(content)
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.fixture
+def secure(make_service: Callable[..., Service], tmp_path: Path) -> Callable[..., Service]:
+    def start(*more: str) -> Service:
+        return make_service("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"), *more)
+
+    return start
+
+
+def connect(service: Service, alpn: str | None = None, **versions: ssl.TLSVersion) -> ssl.SSLSocket:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    for name, version in versions.items():
+        setattr(context, name, version)
+    if alpn:
+        context.set_alpn_protocols([alpn])
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), timeout=10))
+
+
+def served_name(service: Service, alpn: str | None = None) -> str:
+    with connect(service, alpn) as line:
+        assert line.selected_alpn_protocol() == alpn
+        certificate = x509.load_der_x509_certificate(line.getpeercert(binary_form=True) or b"")
+        return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+
+
+def test_https_is_1_2_or_newer_and_stays(secure: Callable[..., Service], tmp_path: Path) -> None:
+    make_pair(tmp_path, "one")
+    service = secure()
+    assert service.url.startswith("https://")
+    answer = requests.get(f"{service.url}/health", verify=str(tmp_path / "cert.pem"), timeout=10)
+    assert answer.status_code == 200
+    assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        with connect(service, minimum_version=version, maximum_version=version) as line:
+            assert line.version() == {ssl.TLSVersion.TLSv1_2: "TLSv1.2", ssl.TLSVersion.TLSv1_3: "TLSv1.3"}[version]
+    context = cco_sidecar.Certificate(tmp_path / "cert.pem", tmp_path / "key.pem").context
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_older_versions_are_refused(secure: Callable[..., Service], tmp_path: Path) -> None:
+    make_pair(tmp_path, "one")
+    service = secure()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    with (
+        socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), timeout=10) as line,
+        pytest.raises(ssl.SSLError, match=r"(?i)protocol.version|unsupported|no protocols"),
+    ):
+        context.wrap_socket(line)
+
+
+@pytest.mark.parametrize("plugins", [[], ["--no-plugins"]], ids=["HTTP/2 too", "HTTP/1.1 alone"])
+def test_a_renewed_certificate_is_served_without_a_restart(secure: Callable[..., Service], tmp_path: Path, plugins: list[str]) -> None:
+    make_pair(tmp_path, "one")
+    service = secure(*plugins)
+    assert served_name(service) == "one"
+    with connect(service) as old:
+        make_pair(tmp_path, "two", rsa.generate_private_key(65537, 2048))  # another kind of key
+        until(lambda: served_name(service) == "two")
+        old.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert old.recv(100).startswith(b"HTTP/1.1 200 "), "lines that are open go on"
+    if not plugins:
+        assert served_name(service, "h2") == "two"
+    make_pair(tmp_path, "three")
+    until(lambda: served_name(service) == "three")
+    assert service.log.count("renewed certificate") == 2
+
+
+def test_broken_certificates_are_logged_and_the_old_one_goes_on(secure: Callable[..., Service], tmp_path: Path) -> None:
+    make_pair(tmp_path, "one")
+    service = secure()
+    good_key = (tmp_path / "key.pem").read_bytes()
+    for number, spoil in enumerate([
+        lambda: write(tmp_path / "cert.pem", b"not a certificate"),
+        lambda: make_pair(tmp_path, "locked", password=b"a password that nobody types"),
+        lambda: write(tmp_path / "key.pem", good_key),  # of another certificate
+        lambda: (tmp_path / "key.pem").unlink(),
+    ], 1):  # fmt: skip
+        spoil()
+        until(lambda number=number: service.log.count("cannot be loaded, the old certificate goes on") >= number)
+        assert served_name(service) == "one"
+    lines = [line for line in service.log.splitlines() if "the old certificate goes on" in line]
+    assert not [line for line in lines if str(tmp_path) in line or "PRIVATE" in line]
+    make_pair(tmp_path, "two")
+    until(lambda: served_name(service) == "two")
+
+
+def test_a_link_that_is_turned_elsewhere_is_a_renewal(secure: Callable[..., Service], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        make_pair(tmp_path / name, name)
+    for file in ("cert.pem", "key.pem"):
+        os.symlink(f"one/{file}", tmp_path / file)
+    service = secure()
+    for file in ("cert.pem", "key.pem"):
+        os.symlink(f"two/{file}", tmp_path / "new")
+        (tmp_path / "new").replace(tmp_path / file)
+    until(lambda: served_name(service) == "two")
+
+
+def test_a_bad_pair_at_the_start_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    make_pair(tmp_path, "one", password=b"secret")
+    with pytest.raises(cco_sidecar.StartError, match="cannot be loaded") as refusal:
+        cco_sidecar.Certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    assert refusal.value.exit_code == 2
+    with pytest.raises(cco_sidecar.StartError, match="cannot be loaded"):
+        cco_sidecar.Certificate(tmp_path / "nothing.pem", tmp_path / "key.pem")
+
+
+def test_refusals_before_the_request_are_the_same_behind_tls(secure: Callable[..., Service], tmp_path: Path) -> None:
+    make_pair(tmp_path, "one")
+    service = secure("--request-timeout", "1")
+    long_line, long_head = b"GET /" + b"x" * 20_000, b"GET / HTTP/1.1\r\nX: " + b"x" * 90_000
+    for sent, status in [(b"GARBAGE\r\n\r\n", 400), (long_line, 414), (long_head, 431), (b"GET /", 408)]:
+        with connect(service) as line:
+            line.sendall(sent)
+            answer = b""
+            with contextlib.suppress(ssl.SSLEOFError, ConnectionResetError):
+                while chunk := line.recv(65_536):
+                    answer += chunk
+        head, _, content = answer.partition(b"\r\n\r\n")
+        assert re.match(rb"HTTP/1\.1 %d " % status, head), answer
+        assert json.loads(content)["request_id"].startswith("req-")
+
+
+def test_plain_http_on_the_tls_port_gets_nothing_out_of_it(secure: Callable[..., Service], tmp_path: Path) -> None:
+    make_pair(tmp_path, "one")
+    service = secure()
+    with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), timeout=10) as line:
+        line.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := line.recv(65_536):
+                answer += chunk
+    assert b"HTTP/1.1 200" not in answer
+    assert served_name(service) == "one"
+    assert "Traceback" not in service.log

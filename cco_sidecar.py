@@ -1631,9 +1631,32 @@ def prepare_storage_folder(settings: Settings) -> None:
             raise StartError(f"--storage: {folder} is not a folder of its own")
         if hasattr(os, "geteuid") and facts.st_uid != os.geteuid():
             raise StartError(f"--storage: {folder} belongs to somebody else (user id {facts.st_uid})")
+        with os.scandir(folder) as entries:
+            found = list(entries)
+        if hasattr(os, "geteuid") and facts.st_mode & 0o022 and found:
+            raise StartError(f"--storage: others may write into {folder} and may have left something there: look at it, then chmod 700 it")
         folder.chmod(0o700)
+        for entry in found:
+            check_storage_entry(entry)
     except OSError as error:
         raise StartError(f"--storage: {error}") from None
+
+
+def check_storage_entry(entry: os.DirEntry[str]) -> None:
+    """Take back from others what they could read of our files. Raises StartError for what is a link, theirs, or open to them."""
+    facts = entry.stat(follow_symlinks=False)
+    if stat.S_ISLNK(facts.st_mode):
+        raise StartError(f"--storage: {entry.path} is a link, which could lead anywhere: remove it")
+    if not hasattr(os, "geteuid"):
+        return
+    if facts.st_uid != os.geteuid():
+        raise StartError(f"--storage: {entry.path} belongs to somebody else (user id {facts.st_uid})")
+    if facts.st_mode & 0o022:
+        raise StartError(f"--storage: others may write {entry.path} and may have done so: look at it, then chmod go-rwx it")
+    if facts.st_mode & 0o077 and entry.name == "jwt.secret":
+        raise StartError(f"--storage: others can read {entry.path}: chmod 600 it, or delete it to end all tokens")
+    if facts.st_mode & 0o077:
+        os.chmod(entry.path, stat.S_IMODE(facts.st_mode) & 0o700)
 
 
 def read_sidecar_json(folder: Path) -> SidecarInfo | None:

@@ -313,6 +313,68 @@ def test_storage_that_is_a_link_or_a_file_is_refused(repository: Path, tmp_path:
     assert "--storage" in refusal(run("--storage", str(tmp_path / "file"), cwd=repository))
 
 
+def plant(kind: str, storage: Path) -> None:
+    """Something in a storage that has been used before."""
+    secret, elsewhere = storage / "jwt.secret", storage.parent / "elsewhere"
+    elsewhere.write_text("x" * 40)
+    if kind.startswith("link"):
+        place = storage / kind.removeprefix("link ")
+        if place.is_dir():
+            place.rename(storage.parent / "moved")
+        place.unlink(missing_ok=True)
+        place.symlink_to(elsewhere)
+    elif kind == "folder that others may write":
+        storage.chmod(0o777)
+    elif kind == "folder that its group may write":
+        storage.chmod(0o770)
+    elif kind == "file that others may write":
+        (storage / "sidecar.db").chmod(0o602)
+    else:
+        secret.chmod(0o640)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        *((f"link {name}", "is a link") for name in ("jwt.secret", "sidecar.db", "audit.log", "sidecar.json", "results", "lock")),
+        ("folder that others may write", "others may write"), ("folder that its group may write", "others may write"),
+        ("file that others may write", "others may write"), ("secret that others can read", "others can read"),
+    ],
+)  # fmt: skip
+def test_a_storage_that_others_may_have_touched_is_refused(repository: Path, tmp_path: Path, kind: str, reason: str) -> None:
+    settings = load_settings({"root": str(repository), "storage": str(tmp_path / "storage")}, {})
+    cco_sidecar.prepare_storage_folder(settings)
+    cco_sidecar.make_or_read_secret(settings.storage / "jwt.secret")
+    (settings.storage / "sidecar.db").touch(mode=0o600)
+    (settings.storage / "results").mkdir(mode=0o700)
+    plant(kind, settings.storage)
+    for command in (["serve", "--port", "0"], ["token", "--type", "qa-engineer"]):
+        done = run(*command, "--storage", str(settings.storage), cwd=repository)
+        assert reason in refusal(done)
+    assert (tmp_path / "elsewhere").read_text() == "x" * 40, "nothing is written through a link"
+
+
+def test_files_of_somebody_else_in_the_storage_are_refused(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings({"root": str(repository), "storage": str(tmp_path / "storage")}, {})
+    cco_sidecar.prepare_storage_folder(settings)
+    (settings.storage / "jwt.secret").write_text("x" * 40)
+    with os.scandir(settings.storage) as entries:
+        entry = next(entries)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(StartError, match="belongs to somebody else"):
+        cco_sidecar.check_storage_entry(entry)
+
+
+def test_what_others_could_only_read_is_taken_back_from_them(repository: Path, tmp_path: Path) -> None:
+    settings = load_settings({"root": str(repository), "storage": str(tmp_path / "storage")}, {})
+    settings.storage.mkdir(mode=0o755)
+    (settings.storage / "audit.log").touch(mode=0o644)
+    (settings.storage / "results").mkdir(mode=0o755)
+    cco_sidecar.prepare_storage_folder(settings)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [settings.storage, *settings.storage.iterdir()]}
+    assert modes == {"storage": 0o700, "audit.log": 0o600, "results": 0o700}
+
+
 # -- one process, its announcement and its port
 
 

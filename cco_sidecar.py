@@ -5668,26 +5668,122 @@ SECRET_NAMES = (
     ".env", ".env.*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa*", "id_dsa*",
     "id_ecdsa*", "id_ed25519*", ".netrc", "_netrc", ".pypirc", ".npmrc", ".htpasswd", ".git-credentials", ".dockercfg", ".pgpass",
     "credentials", "credentials.*", "secrets.*", "*.secret", "service-account*.json", "*.tfstate", "*.tfvars", ".vault-token",
+    ".envrc", ".my.cnf", ".s3cfg", ".boto", ".terraformrc", "kubeconfig", "*.kubeconfig", "*.keytab", "*.jceks", "*.agekey", "*.ovpn",
+    "rclone.conf", "wallet.dat", ".passwd-s3fs", "client_secret*.json", "master.key",
 )  # fmt: skip
 NOT_SECRET_NAMES = (".env.example", ".env.sample", ".env.template", "*.pub")
 SECRET_NAME, NOT_SECRET_NAME = (re.compile("|".join(map(fnmatch.translate, names))) for names in (SECRET_NAMES, NOT_SECRET_NAMES))
 SECRET_FOLDERS = frozenset({".ssh", ".gnupg", ".aws", ".azure", ".gcloud", ".kube", ".docker"})
 
 REDACTED = "[REDACTED]"
-SECRETS = re.compile(  # forms that their issuers document; each is long enough not to be met by chance
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
-    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
-    r"|\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_[A-Za-z0-9_]{22,255}\b"
-    r"|\bglpat-[A-Za-z0-9_-]{20,}\b"
-    r"|\bxox[abeoprs]-[A-Za-z0-9-]{10,}\b"
-    r"|\bsk-(?:ant-|proj-|svcacct-)?[A-Za-z0-9_-]{32,}"
-    r"|\b[sr]k_(?:live|test)_[A-Za-z0-9]{20,}\b"
-    r"|\bAIza[A-Za-z0-9_-]{35}\b"
-    r"|\bnpm_[A-Za-z0-9]{36}\b|\bpypi-AgEIcHlwaS[A-Za-z0-9_-]{50,}"
-    r"|\bhf_[A-Za-z0-9]{34}\b|\bSG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}\b"
-    r"|\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{20,}",
-    re.DOTALL,
+
+
+class SecretForm(Struct, frozen=True):
+    """A form of secret that its issuer documents, or that its surroundings give away. No pattern may search on without bounds.
+
+    ``hints``: with one of these texts each hit begins, so that most of a file is done with by a plain search; no hints: the pattern
+    searches itself. Where the pattern has a group, only that is the secret, and ``looks_real`` may still say that it is a placeholder.
+    """
+
+    name: str
+    hints: tuple[str, ...]
+    pattern: re.Pattern[str]
+    looks_real: Callable[[re.Match[str]], bool] | None = None
+
+    def redact(self, content: str) -> tuple[str, int]:
+        """``content`` without secrets of this form, and how many there were."""
+        kept, last = [], 0
+        for match in self._matches(content):
+            start, end = match.span(match.lastindex or 0)
+            if start >= last and (self.looks_real is None or self.looks_real(match)):
+                kept.append(content[last:start])
+                last = end
+        return (REDACTED.join([*kept, content[last:]]), len(kept)) if kept else (content, 0)
+
+    def _matches(self, content: str) -> Iterator[re.Match[str]]:
+        if not self.hints:
+            yield from self.pattern.finditer(content)
+        end = 0
+        for place in sorted(place for hint in self.hints for place in find_all(content, hint)):
+            if place >= end and (match := self.pattern.match(content, place)):
+                end = match.end()
+                yield match
+
+
+def find_all(content: str, text: str) -> Iterator[int]:
+    place = content.find(text)
+    while place >= 0:
+        yield place
+        place = content.find(text, place + 1)
+
+
+PLACEHOLDERS = re.compile(
+    r"(?i)(?:my|your|the|a|some|test|new|old|db|user|admin|root)?[_.-]?(?:p|pw|pass|passw|password|passwd|passphrase|pwd|secret|token|key|api[_-]?key"
+    r"|user|username|example|changeme|postgres|mysql|guest|foo|bar|baz|test|redacted|hunter2|.{1,2}|(.)\1*)[_-]?(?:here|word|123|1|2)?"
 )
+CALLS_ITSELF_SECRET = re.compile(
+    r"(?i)(?:secret|token|passw(?:or)?d|api[_-]?key|access[_-]?key|auth[_-]?key|account[_-]?key|credential)\w*[\"'\])]*\s*$"
+)
+
+
+def is_no_placeholder(match: re.Match[str]) -> bool:
+    """Whether the password in a URL is one, and not a word or a variable that stands for one."""
+    return not PLACEHOLDERS.fullmatch(match[1]) and not re.search(r"[{}$<>%*\[\]()]|\.\.\.|x{4}", match[1], re.IGNORECASE)
+
+
+def is_assigned_to_a_secret(match: re.Match[str]) -> bool:
+    """Whether a random-looking text is given to what calls itself a secret."""
+    text, before = match[1], match.string[max(0, match.start() - 60) : match.start()]
+    classes = sum(bool(re.search(kind, text)) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
+    counts = collections.Counter(text)
+    entropy = -sum(n / len(text) * math.log2(n / len(text)) for n in counts.values())
+    is_hex = re.fullmatch(r"[0-9a-f]+|[0-9A-F]+", text) is not None
+    random_looking = (classes == 3 and entropy >= 4.0 and "EXAMPLE" not in text) or (is_hex and len(text) >= 32 and entropy >= 3.2)
+    return random_looking and bool(CALLS_ITSELF_SECRET.search(before))
+
+
+SECRET_FORMS = tuple(
+    SecretForm(name, tuple(hints.split("|")) if hints else (), re.compile(pattern), *more)
+    for name, hints, pattern, *more in (
+        ("private key block", "-----BEGIN ", r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
+         r"(?:(?<=\n)[A-Za-z][A-Za-z-]{0,30}: [^\n]{0,200}\n|[\sA-Za-z0-9+/=\\\"'.,#|]){16,}+"
+         r"(?:-----END [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----|\Z)"),
+        ("PuTTY key", "PuTTY-User-Key-File", r"PuTTY-User-Key-File-\d: (?:[^\n]{0,200}\n){1,100}?Private-MAC: \w+"),
+        ("age key", "AGE-SECRET-KEY", r"\bAGE-SECRET-KEY-1[0-9A-Z]{58}\b"),
+        ("AWS key id", "AKIA|ASIA", r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b(?<!EXAMPLE)"),
+        ("AWS secret", "aws|AWS|Aws", r"(?i)aws.{0,20}?(?:secret|key).{0,20}?[=:]\s{0,4}[\"']?([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])(?<!EXAMPLEKEY)"),
+        ("GitHub", "ghp_|gho_|ghu_|ghs_|ghr_|github_pat_", r"\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_[A-Za-z0-9_]{22,255}\b"),
+        ("GitLab", "glpat-|gldt-|glrt-|glptt-|glsoat-|glcbt-|glft-|glagent-",
+         r"\bgl(?:pat|dt|rt|ptt|soat|cbt|ft|agent)-[A-Za-z0-9_-]{20,}(?:\.[A-Za-z0-9_.-]+)?"),
+        ("Slack", "xox|xapp-|hooks.slack.com",
+         r"\bxox[abeoprs]-[A-Za-z0-9-]{0,60}\d[A-Za-z0-9-]{9,}|\bxapp-\d-[A-Za-z0-9-]{20,}|hooks\.slack\.com/services/(?=T[A-Z0-9]{6})[A-Za-z0-9_/]{30,}"),
+        ("Stripe", "sk_live_|sk_test_|rk_live_|rk_test_|whsec_", r"\b[sr]k_(?:live|test)_[A-Za-z0-9]{20,}\b|\bwhsec_[A-Za-z0-9+/]{32,}={0,2}"),
+        ("Google", "AIza|GOCSPX-|ya29.", r"\bAIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])|\bGOCSPX-[A-Za-z0-9_-]{28}\b|\bya29\.[A-Za-z0-9_-]{30,}"),
+        ("Anthropic, OpenAI", "sk-", r"\bsk-(?:ant|proj|svcacct|admin|or-v1)-[A-Za-z0-9_-]{32,}|\bsk-[A-Za-z0-9]{32,}\b"),
+        ("other AI services", "gsk_|xai-|pplx-|r8_|hf_",
+         r"\bgsk_[A-Za-z0-9]{40,}\b|\bxai-[A-Za-z0-9]{60,}\b|\bpplx-[A-Za-z0-9]{40,}\b|\br8_[A-Za-z0-9]{37}\b|\bhf_[A-Za-z0-9]{34}\b"),
+        ("npm", "npm_", r"\bnpm_[A-Za-z0-9]{36}\b"),
+        ("PyPI", "pypi-Ag", r"\bpypi-Ag(?:EIcHlwaS|ENdGVzdC)[A-Za-z0-9_-]{50,}"),
+        ("SendGrid", "SG.", r"\bSG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])"),
+        ("Twilio", "SK", r"SK[0-9a-f]{32}\b(?<!\w.{34})"),
+        ("Azure", "AccountKey=|SharedAccessKey=|?sig=|&sig=|;sig=",
+         r"(?:AccountKey|SharedAccessKey)=([A-Za-z0-9+/]{43,86}={1,2})|[?&;]sig=(?:[A-Za-z0-9]|%2[BbFf]|[+/]){40,60}(?:%3[Dd]|=)"),
+        ("DigitalOcean", "dop_v1_|doo_v1_|dor_v1_", r"\bdo[opr]_v1_[a-f0-9]{64}\b"),
+        ("other services", "shpat_|shpss_", r"\bshp(?:at|ss)_[a-fA-F0-9]{32}\b"),
+        ("other services", "key-", r"key-[0-9a-f]{32}\b"),
+        ("other services", "hvs.", r"\bhvs\.[A-Za-z0-9_-]{24,}"),
+        ("other services", "glsa_|dckr_pat_", r"\bglsa_[A-Za-z0-9]{32}_[a-f0-9]{8}\b|\bdckr_pat_[A-Za-z0-9_-]{27}"),
+        ("other services", "lin_api_|rubygems_", r"\blin_api_[A-Za-z0-9]{40}\b|\brubygems_[a-f0-9]{48}\b"),
+        ("other services", "NRAK-|PMAK-", r"\bNRAK-[A-Z0-9]{27}\b|\bPMAK-[a-f0-9]{24}-[a-f0-9]{34}\b"),
+        ("other services", "sbp_|sntrys_|tfp_", r"\bsbp_[a-f0-9]{40}\b|\bsntrys_[A-Za-z0-9+/=_]{60,}|\btfp_[A-Za-z0-9_]{40,}"),
+        ("other services", "dapi", r"dapi[a-f0-9]{32}\b"),
+        ("other services", ":AA", r"(?<=\d{8}):AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-])"),
+        ("other services", "pul-", r"pul-[a-f0-9]{40}\b"),
+        ("JSON Web Token", "eyJ", r"\beyJ[A-Za-z0-9_-]{10,1000}\.eyJ[A-Za-z0-9_-]{10,20000}\.[A-Za-z0-9_-]{20,}"),
+        ("password in a URL", "://", r"://[^\s/:@\"'`<>]{0,100}:([^\s/@\"'`<>,|\\]{3,200})@[\w.\[-]", is_no_placeholder),
+        ("assigned to a secret's name", "", r"[:=]>?\s{0,4}[\"'`]([A-Za-z0-9+/_=.~-]{20,200})[\"'`]", is_assigned_to_a_secret),
+    )
+)  # fmt: skip
 
 
 def language_of(path: str) -> str:
@@ -5723,7 +5819,11 @@ def is_secret(path: str) -> bool:
 
 def redact(content: str) -> tuple[str, int]:
     """``content`` without the secrets that it holds, and how many there were."""
-    return SECRETS.subn(REDACTED, content)
+    number = 0
+    for form in SECRET_FORMS:
+        content, found = form.redact(content)
+        number += found
+    return content, number
 
 
 def opened_path(descriptor: int, path: str) -> str:

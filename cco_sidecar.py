@@ -338,9 +338,13 @@ def read_settings_files(root: Path) -> dict[str, Any]:
 
 
 def discover_root(folder: Path) -> Path:
-    """The git top level around ``folder``, else ``folder`` itself (also where git is not installed)."""
+    """The git top level around ``folder``, else ``folder`` itself (also where git is not installed).
+
+    A top level without a ``.git`` of its own is one that some repository's configuration claims: a whole home, say.
+    """
     found = run_git(folder, "rev-parse", "--show-toplevel")
-    return Path(os.fsdecode(found.rstrip(b"\n"))) if found else folder
+    top = Path(os.fsdecode(found.rstrip(b"\n"))) if found else folder
+    return top if not found or (top / ".git").exists() else folder
 
 
 def slug(name: str) -> str:
@@ -5137,16 +5141,49 @@ REPORTS = (  # files that tell about the project and may be ignored by git, so t
 
 
 def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes | None:
-    """What git prints, None where it fails, hangs or is not installed. Runs no hooks or helpers of the repository. Blocks."""
-    command = ["git", "-C", str(folder), "-c", "core.quotepath=off", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
+    """What git prints, None where it fails, hangs or is not installed. Runs nothing that the repository names. Blocks."""
+    command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
     try:
-        # Without optional locks reading never writes the index, which would look like a change.
-        environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", **(env or {})}
+        environ = git_environment() | (env or {})
+        if arguments[0] in ("status", "diff"):
+            environ = without_filters(folder, environ)
         done = subprocess.run([*command, *arguments], capture_output=True, timeout=30, env=environ, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired) as error:
         log.debug("git %s: %s", arguments[0], error)
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+HARMLESS_GIT = (  # what a repository's own configuration could have git run, and what would change its output
+    "core.quotepath=off", "core.fsmonitor=false", "core.hooksPath=/dev/null", "core.pager=cat", "diff.external=", "log.showSignature=false",
+    "protocol.allow=never",  # a partial clone fetches what it lacks, by a transport that may be any command
+    "diff.ignoreSubmodules=dirty", "status.submoduleSummary=false",  # looking into them would go by their own configurations
+)  # fmt: skip
+
+
+def git_environment() -> dict[str, str]:
+    """This environment without what git itself sets for its hooks and helpers: it would lead to another repository or program."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(("GIT_CONFIG", "GIT_CEILING"))}
+    # Without optional locks reading never writes the index, which would look like a change.
+    return kept | {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
+
+
+def without_filters(folder: Path | str, environ: dict[str, str]) -> dict[str, str]:
+    """The environment in which no filter runs that the repository's own configuration names; those of the user (such as LFS) do."""
+    listed = subprocess.run(
+        ["git", "-C", str(folder), "config", "--list", "--show-scope", "--name-only", "-z"],
+        capture_output=True, timeout=30, env=environ, stdin=subprocess.DEVNULL,
+    ).stdout  # fmt: skip
+    fields = split_z(listed)
+    names = {key.rpartition(".")[0] for scope, key in zip(fields[::2], fields[1::2], strict=False) if scope in ("local", "worktree")}
+    off = [(f"{name}.{what}", value) for name in sorted(names) if name.startswith("filter.") for what, value in FILTER_OFF]
+    first = int(environ.get("GIT_CONFIG_COUNT") or 0)
+    keys = {f"GIT_CONFIG_KEY_{number}": key for number, (key, _) in enumerate(off, first)}
+    values = {f"GIT_CONFIG_VALUE_{number}": value for number, (_, value) in enumerate(off, first)}
+    return environ | keys | values | {"GIT_CONFIG_COUNT": str(first + len(off))}
+
+
+FILTER_OFF = (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
 
 
 def split_z(output: bytes | None) -> list[str]:

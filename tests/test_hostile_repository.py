@@ -1,0 +1,141 @@
+"""A repository that somebody else has prepared: git, asked about it, runs nothing that it names and tells of nothing outside it."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Service, clean_environment, git, make_repository
+
+import cco_sidecar
+
+CONTEXT = "/api/context/issue-1/python-specialist"
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Path:
+    """A program that leaves a mark when it runs."""
+    program = tmp_path / "trap.sh"
+    program.write_text(f"#!/bin/sh\necho \"$0 $*\" >> {tmp_path}/sprung\ncat\n")
+    program.chmod(0o755)
+    return program
+
+
+def set_traps(repository: Path, trap: Path) -> None:
+    """Everything in a repository that can name a program, as far as git knows it."""
+    for name, value in {
+        "core.fsmonitor": str(trap), "core.sshCommand": str(trap), "core.pager": str(trap), "core.editor": str(trap), "core.askPass": str(trap),
+        "core.hooksPath": str(repository / "hooks"), "core.gitProxy": str(trap), "diff.external": str(trap), "diff.evil.command": str(trap),
+        "diff.evil.textconv": str(trap), "filter.evil.clean": str(trap), "filter.evil.smudge": str(trap), "filter.evil.process": str(trap),
+        "filter.evil.required": "true", "filter.odd=name.x.clean": str(trap), "gpg.program": str(trap), "gpg.ssh.program": str(trap),
+        "log.showSignature": "true", "credential.helper": f"!{trap}", "interactive.diffFilter": str(trap), "pager.log": str(trap),
+        "pager.status": str(trap), "pager.diff": str(trap), "alias.status": f"!{trap}", "alias.ls-files": f"!{trap}",
+        "uploadpack.packObjectsHook": str(trap),
+        "merge.evil.driver": str(trap), "sequence.editor": str(trap), "extensions.partialClone": "origin", "remote.origin.promisor": "true",
+        "remote.origin.url": f"ext::{trap}", "protocol.ext.allow": "always", "core.alternateRefsCommand": str(trap),
+    }.items():  # fmt: skip
+        git(repository, "config", name, value)
+    (repository / "hooks").mkdir()
+    for hook in ("post-index-change", "post-checkout", "pre-commit", "reference-transaction", "fsmonitor-watchman"):
+        for folder in (repository / "hooks", repository / ".git/hooks"):
+            folder.mkdir(exist_ok=True)
+            (folder / hook).write_text(trap.read_text())
+            (folder / hook).chmod(0o755)
+
+
+def touch_everything(repository: Path) -> None:
+    """Makes git read the files anew: their contents have changed, but not their sizes."""
+    for path in repository.rglob("*"):
+        if path.is_file() and not any(part.startswith(".git") or part == "hooks" for part in path.relative_to(repository).parts):
+            path.write_text(path.read_text().swapcase())
+
+
+def test_no_program_that_a_repository_names_is_run(make_service: Callable[..., Service], repository: Path, trap: Path, tmp_path: Path) -> None:
+    (repository / ".gitattributes").write_text("*.py filter=evil diff=evil merge=evil\n*.md filter=odd=name.x diff=evil\n")
+    git(repository, "add", ".gitattributes")
+    git(repository, "commit", "-q", "-m", "Attributes")
+    (repository / ".git/info").mkdir(exist_ok=True)
+    (repository / ".git/info/attributes").write_text("* filter=evil diff=evil\n")
+    set_traps(repository, trap)
+    touch_everything(repository)
+    (tmp_path / "sprung").unlink(missing_ok=True)
+    service = make_service()
+    answer = service.client().get(CONTEXT)
+    assert answer.status_code == 200
+    found = answer.json()["context"]["git_context"]
+    assert found["branch"] == "main" and found["recent_commits"]
+    assert {"src/main.py", "README.md"} <= {change["file"] if "file" in change else change["path"] for change in found["uncommitted_changes"]}
+    assert service.client().get(CONTEXT, task="greet").status_code == 200
+    service.stop()
+    assert not (tmp_path / "sprung").exists(), (tmp_path / "sprung").read_text()
+
+
+def test_the_trap_of_this_test_works(repository: Path, trap: Path, tmp_path: Path) -> None:
+    (repository / ".gitattributes").write_text("*.py filter=evil\n")
+    git(repository, "config", "filter.evil.clean", str(trap))
+    touch_everything(repository)
+    git(repository, "status")
+    assert (tmp_path / "sprung").exists()
+
+
+def test_programs_in_a_submodule_are_not_run_either(make_service: Callable[..., Service], repository: Path, trap: Path, tmp_path: Path) -> None:
+    inner = make_repository(tmp_path / "inner")
+    git(repository, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), "inner")
+    git(repository, "commit", "-q", "-m", "A submodule")
+    (repository / "inner/.gitattributes").write_text("*.py filter=evil\n")
+    git(repository / "inner", "config", "filter.evil.clean", str(trap))
+    git(repository / "inner", "config", "core.fsmonitor", str(trap))
+    touch_everything(repository / "inner")
+    assert make_service().client().get(CONTEXT).status_code == 200
+    assert not (tmp_path / "sprung").exists(), (tmp_path / "sprung").read_text()
+
+
+def test_a_filter_of_the_users_own_goes_on_working(repository: Path, trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gitconfig").write_text(f'[filter "mine"]\n\tclean = {trap}\n')
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    (repository / ".gitattributes").write_text("*.py filter=mine\n")
+    touch_everything(repository)
+    assert cco_sidecar.run_git(repository, "status", "--porcelain")
+    assert (tmp_path / "sprung").exists()
+
+
+def test_gits_own_variables_lead_nowhere_else(repository: Path, tmp_path: Path, trap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = make_repository(tmp_path / "other")
+    git(other, "checkout", "-q", "-b", "elsewhere")
+    for name, value in {
+        "GIT_DIR": str(other / ".git"), "GIT_WORK_TREE": str(other), "GIT_INDEX_FILE": str(other / ".git/index"), "GIT_EXTERNAL_DIFF": str(trap),
+        "GIT_OBJECT_DIRECTORY": str(tmp_path), "GIT_SSH_COMMAND": str(trap), "GIT_PAGER": str(trap), "GIT_TRACE": str(tmp_path / "trace"),
+        "GIT_EXEC_PATH": str(tmp_path),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    assert (cco_sidecar.run_git(repository, "symbolic-ref", "--short", "HEAD") or b"").strip() == b"main"
+    assert cco_sidecar.run_git(repository, "diff", "HEAD~1", "--numstat")
+    assert not (tmp_path / "sprung").exists() and not (tmp_path / "trace").exists()
+
+
+def test_a_repository_cannot_claim_the_folders_around_it(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    repository = make_repository(home / "evil")
+    (home / "diary.md").write_text("private\n")
+    git(repository, "config", "core.worktree", str(home))
+    assert cco_sidecar.discover_root(repository) == repository
+
+
+def test_links_lead_nothing_of_elsewhere_into_a_context(make_service: Callable[..., Service], repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/diary.md").write_text("a-private-thought\n")
+    os.symlink(tmp_path / "private/diary.md", repository / "AGENTS.md")  # the bundled plugin reads it by its name
+    os.symlink(tmp_path / "private", repository / "docs/linked")
+    os.symlink(tmp_path / "private/diary.md", repository / "src/diary.py")
+    os.symlink("/etc/passwd", repository / "README.txt")
+    os.symlink("/proc/self/environ", repository / "pyproject2.toml")
+    (repository / "pyproject.toml").unlink()
+    os.symlink(tmp_path / "private/diary.md", repository / "pyproject.toml")
+    os.mkfifo(repository / "src/pipe.py")
+    git(repository, "add", "-A", ":!src/pipe.py")
+    service = make_service(env=clean_environment())
+    for agent_type in ("python-specialist", "documentation-expert"):
+        text = service.client().get(f"/api/context/issue-1/{agent_type}", task="diary passwd private thought").text
+        assert "a-private-thought" not in text and "root:x:" not in text and "CCO_TEST_MARK" not in text
+    assert stat.S_ISFIFO((repository / "src/pipe.py").lstat().st_mode)

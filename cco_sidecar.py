@@ -2615,7 +2615,7 @@ class GetContext(Endpoint):
         self.sidecar.tokens.check_issue(self.claims, issue_id)
         known = self.request.headers.get("If-None-Match", "")
         context = await self.sidecar.contexts.get(issue_id, agent_type, self.query, known)
-        self.set_header("ETag", f"W/{context.etag}")  # weak: a hit, a build and their compressed forms differ in bytes, not in content
+        self.set_header("ETag", context.etag)
         self.set_header("Vary", "Accept-Encoding")
         if not context.body:
             self.set_status(304)
@@ -4760,7 +4760,8 @@ class Contexts:
     def _etag(self, key: ContextKey, state: ProjectState) -> str:
         results = self._storage.read.issue_head(self._settings.project, key.issue_id)
         facts = (__version__, self._plugins, self._settings.project, msgspec.structs.astuple(key), state.digest, results)
-        return f'"{hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
+        # Weak: a hit, a build and their compressed forms differ in bytes and not in content (RFC 9110, 8.8.1).
+        return f'W/"{hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
 
     def _outputs(self, issue_id: str) -> list[dict[str, Any]]:
         return [json.loads(row["output"]) for row in self._storage.read.issue_results(self._settings.project, issue_id)]
@@ -4863,7 +4864,7 @@ class Contexts:
         An ETag that is not remembered (too old, or of before a restart) gets everything, and ``since`` null.
         """
         answer = msgspec.json.decode(entry.head + marks[1:-1] + entry.tail)
-        etag = next((etag for etag in (f'"{bare_etag(since)}"',) if etag in self._given), None)
+        etag = next((etag for etag in (f'W/"{bare_etag(since)}"',) if etag in self._given), None)
         before = self._given[etag] if etag else {}
         files = answer["context"]["relevant_files"]
         changed = [file for file in files if before.get(file["path"]) != file["checksum"]]

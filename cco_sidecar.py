@@ -4816,7 +4816,7 @@ class Contexts:
         head, tail = fit_context(request.issue_id, request.agent_type, sections, request.max_bytes, request.task, request.max_files)
         given = {file["path"]: file["checksum"] for file in sections["relevant_files"]}
         if building:  # the same files will be ranked better: neither cached nor taken for unchanged
-            etag = f'"{secrets.token_hex(16)}"'
+            etag = f'W/"{secrets.token_hex(16)}"'
         return CacheEntry(request.issue_id, head, tail, etag, given, keep=not building and request.project.settled)
 
     def _sections(self, request: ContextRequest) -> Sections:

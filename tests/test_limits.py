@@ -4,6 +4,7 @@ import random
 import re
 import threading
 import time
+import tracemalloc
 import types
 from typing import Any
 
@@ -336,3 +337,40 @@ def test_a_swarm_at_once_gets_no_more_than_the_burst(service: Service) -> None:
     assert len(statuses) == 30
     assert 10 <= statuses.count(200) <= 10 + (time.monotonic() - began) + 1
     assert set(statuses) == {200, 429}
+
+
+def test_a_hundred_thousand_subjects_are_kept_in_bounded_memory_and_forgotten_when_idle() -> None:
+    clock = Clock()
+    limits = RateLimits(AGENT_TYPES, clock)  # type: ignore[arg-type]
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for number in range(100_000):
+        Subject("coding", limits, clock, sub=f"agent-{number}").ask()
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert limits.statistics() == {"subjects": 100_000}
+    assert grown < 100_000 * 600, f"{grown / 100_000:.0f} bytes a subject"
+    clock.now += 59
+    Subject("coding", limits, clock, sub="agent-7").ask()
+    assert limits.statistics() == {"subjects": 100_000}, "a minute is not over: its requests still count"
+    clock.now += 2
+    Subject("coding", limits, clock, sub="agent-8").ask()
+    assert limits.statistics() == {"subjects": 2}
+
+
+def test_subjects_that_come_and_go_leave_nothing_behind() -> None:
+    clock, largest = Clock(), 0
+    limits = RateLimits(AGENT_TYPES, clock)  # type: ignore[arg-type]
+    for number in range(100_000):
+        clock.now += 0.1
+        Subject("support", limits, clock, sub=f"agent-{number}").ask()
+        largest = max(largest, limits.statistics()["subjects"])
+    assert largest <= 602, "as many as ask within a minute"
+
+
+def test_refused_subjects_cost_no_more_than_others() -> None:
+    subject = Subject("coding")
+    for _ in range(10_000):
+        subject.ask()
+    bucket = next(iter(subject.limits._buckets.values()))
+    assert len(bucket.recent) <= 60

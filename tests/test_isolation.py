@@ -1,0 +1,112 @@
+"""Two projects never see each other: not with each other's tokens, not in one storage after another, and not through shared names."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import pytest
+from conftest import PROJECT, Client, Service, until
+
+import cco_sidecar
+
+MARK = "only-for-the-first-project"
+PUBLIC = {"/health", "/openapi.json"}
+EVENT = {"publisher": "tester", "topic": "test", "data": {"issue_id": "issue-1", "note": MARK}}
+RESULT = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-1", "result": {"status": "success", "decisions": [MARK]}}
+SPAWN = {"agent_type": "python-specialist", "issue_id": "issue-1", "task": MARK}
+BODIES = {"/api/results": RESULT, "/api/events/{event_type}": EVENT, "/api/agents/spawn": SPAWN, "/api/auth/refresh": None}
+
+
+class Inhabited:
+    """A service of a first project that has everything, and what its things are called."""
+
+    def __init__(self, make_service: Callable[..., Service]) -> None:
+        self.service = make_service("--agent-command", f"echo {MARK}")
+        architect = self.service.client()
+        result = architect.post("/api/results", RESULT | {"project_id": PROJECT}, headers={"Idempotency-Key": "key-1"})
+        event = architect.post("/api/events/ping", EVENT, headers={"Idempotency-Key": "key-1"})
+        agent = architect.post("/api/agents/spawn", SPAWN, headers={"Idempotency-Key": "key-1"}).json()["agent_id"]
+        until(lambda: architect.get(f"/api/agents/{agent}/status").json()["ended_at"])
+        assert MARK in architect.get("/api/context/issue-1/python-specialist").text
+        assert architect.post("/api/events/dying", EVENT | {"ttl_seconds": 1}).status_code == 202
+        until(lambda: architect.get("/api/events", dead="true").json()["events"])
+        self.names = {
+            "issue_id": "issue-1", "agent_type": "python-specialist", "result_id": result.json()["id"], "event_type": "ping", "agent_id": agent,
+        }  # fmt: skip
+        self.cursor = event.json()["event_id"]
+
+    def walk(self, client: Client, routes: list[tuple[str, str]]) -> dict[tuple[str, str], Any]:
+        """The answer of every route, with the names of this project's things."""
+        answers = {}
+        for method, path in routes:
+            place = path.format(**self.names) + ("?timeout=0" if "/wait/" in path else "")
+            answers[method, path] = client.request(method, place, json=BODIES.get(path) if method == "POST" else None)
+        return answers
+
+
+@pytest.fixture
+def inhabited(make_service: Callable[..., Service]) -> Inhabited:
+    return Inhabited(make_service)
+
+
+def routes_of(service: Service) -> list[tuple[str, str]]:
+    """Every route that the service itself describes; those that take something away come last."""
+    paths = Client(service.url, None).get("/openapi.json").json()["paths"]
+    found = [(method.upper(), path) for path, methods in paths.items() for method in methods]
+    assert set(found) >= {(row.method, row.path) for row in cco_sidecar.routes()}
+    return sorted(found, key=lambda route: route[0] == "DELETE")
+
+
+def test_a_token_of_another_project_opens_nothing(inhabited: Inhabited) -> None:
+    service = inhabited.service
+    before = service.client().get("/status").json()["events"]["total_published"]
+    for agent_type in ("chief-architect", "python-specialist"):
+        answers = inhabited.walk(service.client(agent_type, project_id="project-xyz"), routes_of(service))
+        for (method, path), answer in answers.items():
+            if path in PUBLIC:
+                assert answer.status_code == 200
+            else:
+                assert (answer.status_code, answer.json()["code"]) == (403, "AUTH_003"), (method, path)
+            assert MARK not in answer.text
+    assert service.client().get("/status").json()["events"]["total_published"] == before
+    assert service.client().get(f"/api/results/{inhabited.names['result_id']}").status_code == 200
+
+
+def test_another_project_in_the_same_storage_finds_nothing_of_the_first(inhabited: Inhabited) -> None:
+    """The same storage, secret, subject, issue and ids: only the project differs."""
+    service = inhabited.service
+    service.stop()
+    service.arguments = ("--agent-command", "true", "--project", "project-two")
+    service.start()
+    client = service.client(project_id="project-two", sub="chief-architect-1")
+    gone = {"/api/results/{result_id}", "/api/agents/{agent_id}", "/api/agents/{agent_id}/status", "/api/agents/{agent_id}/logs"}
+    reading = [route for route in routes_of(service) if route[0] != "POST"]
+    for (method, path), answer in inhabited.walk(client, reading).items():
+        assert answer.status_code == (404 if path in gone else 200), (method, path, answer.text)
+        assert MARK not in answer.text, (method, path)
+    for path, name in (("/api/results", "results"), ("/api/events", "events"), ("/api/agents", "agents")):
+        assert client.get(path).json()[name] == []
+    assert client.get("/api/events", dead="true").json()["events"] == []
+    for since in ("earliest", inhabited.cursor):
+        answer = client.get("/api/events/wait/*", since=since, timeout=0)
+        assert MARK not in answer.text
+    status = client.get("/status").json()
+    assert status["storage"]["results_stored"] == 0 and status["agents"]["completed"] == 0
+    # the same keys of idempotency mean other requests
+    stored = client.post("/api/results", RESULT | {"project_id": "project-two"}, headers={"Idempotency-Key": "key-1"})
+    assert stored.status_code == 201 and "Idempotent-Replay" not in stored.headers
+    places = sorted(path.relative_to(service.storage).as_posix() for path in (service.storage / "results").rglob("*.json"))
+    assert places == [f"results/{project}/issue-1/python-specialist.json" for project in (PROJECT, "project-two")]
+    assert Client(service.url, service.token()).get("/status").status_code == 403, "nor the first project's tokens in the second"
+
+
+def test_every_table_of_things_says_whose_they_are(inhabited: Inhabited) -> None:
+    with closing(sqlite3.connect(inhabited.service.storage / "sidecar.db")) as database:
+        tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table' and name not like 'sqlite_%'")]
+        columns = {table: [row[1] for row in database.execute(f"pragma table_info({table})")] for table in tables}
+        held = {table: database.execute(f"select * from {table}").fetchall() for table in tables}
+    told = {table for table in tables if any(MARK in json.dumps(row, default=repr) for row in held[table])}
+    assert told >= {"event", "result", "agent"}
+    assert {table for table in told if "project" not in columns[table]} == set(), columns

@@ -229,6 +229,26 @@ def test_the_audit_log_says_who_did_what_on_what_with_what_outcome(service: Serv
     assert (line["outcome"], line["status"], line["code"]) == ("refused", 404, "REQ_002")
 
 
+def spent(service: Service, sub: str) -> requests.Response:
+    """The refusal of a subject that has used up its burst."""
+    client = service.client("documentation-expert", sub=sub)
+    answers = until(lambda: (answer := client.get("/api/results")).status_code == 429 and [answer])
+    return answers[0]  # type: ignore[no-any-return]
+
+
+def test_neither_log_tells_a_token_that_was_put_into_a_path_or_a_name(service: Service) -> None:
+    client = service.client(sub="careless-7")
+    token = str(client.token)
+    answers = [
+        client.get(f"/api/results/{token}"), client.delete(f"/api/cache/context/{token}"), client.get(f"/api/agents/{token}/logs"),
+        client.post("/api/results", RESULT | {"agent_type": token}), client.get(f"/{token}"), client.get("/status", token=token),
+    ]  # fmt: skip
+    until(lambda: all(answer.headers["X-Request-ID"] in service.log for answer in answers))
+    for log in (service.log, (service.storage / "audit.log").read_text()):
+        assert token not in log and token.rpartition(".")[0] not in log
+    assert audited(service, answers[1])["path"] == "/api/cache/context/[REDACTED]"
+
+
 def test_the_audit_log_tells_refusals_of_every_kind(service: Service, nobody: Client) -> None:
     reader = service.client("documentation-expert", sub="reader-7")
     for answer, who, code in [
@@ -238,6 +258,12 @@ def test_the_audit_log_tells_refusals_of_every_kind(service: Service, nobody: Cl
         (service.client(sub="stranger-7", project_id="project-xyz").get("/status"), None, "AUTH_003"),
         (nobody.request("GET", "/health", headers={"Host": "evil.example"}), None, "REQ_007"),
         (nobody.get("/api/nothing"), None, "REQ_002"),
+        (nobody.request("TRACE", "/status"), None, "REQ_003"),
+        (reader.post("/api/results", RESULT | {"more": "x" * 33 * 1024 * 1024}), None, "REQ_004"),
+        (service.client(sub="coder-7").request("POST", "/api/results", data="x", headers={"Content-Type": "text/plain"}), "coder-7", "REQ_005"),
+        (service.client(sub="coder-7").request("POST", "/api/results", json=RESULT, headers={"Content-Encoding": "gzip"}), "coder-7", "REQ_005"),
+        (service.client(sub="coder-7").post("/api/results", {}), "coder-7", "REQ_001"),
+        (spent(service, "hasty-7"), "hasty-7", "RATE_001"),
     ]:
         line = audited(service, answer)
         assert (line["who"], line["code"], line["outcome"]) == (who, code, "refused")

@@ -1921,6 +1921,7 @@ class StrictStream(tornado.iostream.IOStream):
     """A line whose request heads are bounded and checked before Tornado reads them, and whose refusals are JSON."""
 
     MAX_LINE = 8 * 1024  # method and URL; what RFC 9112 (3) asks for at least
+    HEAD_OR_BYTE = rb"\A[\s\S]{1,%d}?\r\n\r\n|\A[\s\S]" % MAX_LINE
     MAX_EXTENSIONS = 16 * 1024  # bytes of chunk extensions in one body
     BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"  # Tornado's answer to what it cannot read
 
@@ -1930,9 +1931,14 @@ class StrictStream(tornado.iostream.IOStream):
 
     async def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> bytes:
         """The next request's head, which is what Tornado asks for in this way. Raises StreamClosedError where it was refused."""
-        first = await self.read_bytes(1)  # for as long as the server lets a line be idle
-        self.answered, self.extensions = False, 0
+        # For as long as the server lets a line be idle. Most heads come in one piece: then this is all the reading there is.
+        first = await super().read_until_regex(self.HEAD_OR_BYTE, self.MAX_LINE + 8)
+        self.answered = False
+        if self.extensions:  # not set without need: one attribute more would make each line's dictionary five times as large
+            self.extensions = 0
         try:
+            if len(first) > 1:
+                return check_head(first)
             async with asyncio.timeout(self.server.request_timeout):
                 return check_head(first + await self._read_head(first, max_bytes or 64 * 1024))
         except TimeoutError:

@@ -4943,7 +4943,7 @@ def rank_request(request: ContextRequest) -> RankRequest:
 BYTES_PER_TOKEN = 4  # an estimate for English and code; tokenizers differ from each other by more than it errs
 
 SHARES = {  # of the budget, what a section keeps at most where the files need the room
-    "project_structure": 0.1, "git_context": 0.1, "previous_agent_outputs": 0.25,
+    "project_structure": 0.05, "git_context": 0.05, "previous_agent_outputs": 0.25,
 }  # fmt: skip
 LEAST = 800  # bytes: less of a file than this is not worth having
 

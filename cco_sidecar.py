@@ -5740,14 +5740,14 @@ class SecretForm(Struct, frozen=True):
     looks_real: Callable[[re.Match[str]], bool] | None = None
 
     def redact(self, content: str) -> tuple[str, int]:
-        """``content`` without secrets of this form, and how many there were."""
+        """``content`` without secrets of this form, and how many there were. The lines after one keep their numbers."""
         kept, last = [], 0
         for match in self._matches(content):
             start, end = match.span(match.lastindex or 0)
             if start >= last and (self.looks_real is None or self.looks_real(match)):
-                kept.append(content[last:start])
+                kept.append(content[last:start] + REDACTED + "\n" * content.count("\n", start, end))
                 last = end
-        return (REDACTED.join([*kept, content[last:]]), len(kept)) if kept else (content, 0)
+        return "".join([*kept, content[last:]]), len(kept)
 
     def _matches(self, content: str) -> Iterator[re.Match[str]]:
         if not self.hints:

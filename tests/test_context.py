@@ -1162,6 +1162,13 @@ def test_what_only_looks_a_little_like_a_secret_is_left_alone(content: str) -> N
     assert redact(content) == (content, 0)
 
 
+def test_lines_after_a_redacted_key_keep_their_numbers() -> None:
+    key = "-----BEGIN PRIVATE KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n" * 12 + "-----END PRIVATE KEY-----\n"
+    content, number = redact(f"first\n{key}last\n")
+    assert (number, content.count("[REDACTED]"), content.count("MIIE")) == (1, 1, 0)
+    assert content.split("\n").index("last") == f"first\n{key}last\n".split("\n").index("last")
+
+
 def test_redactions_are_said_and_counted(make_service: MakeService, repository: Path) -> None:
     write(repository / "src/config.py", f'A = "{SECRETS["GitHub"]}"\nB = "{SECRETS["AWS"]}"\n')
     write(repository / "docs/setup.md", f"use {SECRETS['JWT']} for it\n")

@@ -42,18 +42,20 @@ from cco_sidecar import (
     WRONG_USE,
     AgentTypes,
     Client,
+    Command,
     NextAgent,
     NotReachable,
     Refused,
     Settings,
     StartError,
+    add_commands,
+    arg,
     cell,
     command_serve,
     hookimpl,
     iso,
     load_hooks,
     lock_file,
-    option_parser,
     option_table,
     own_command,
     prepare_storage_folder,
@@ -78,25 +80,20 @@ INTERRUPTED = 130
 
 @hookimpl
 def register_commands(commands: Any) -> None:
-    about = "take an issue through all agents that routing proposes"
-    run = commands.add_parser(
-        "run", parents=[option_parser()], help=about,
-        description=f"{about[0].upper()}{about[1:]}, one at a time. The same command again goes on where an earlier one was cut off.",
-        epilog="Exit codes: 0 done, 1 an agent failed for good or --rounds was reached, 2 wrong use, 3 the service is not reachable, 130 Ctrl-C.",
-    )  # fmt: skip
-    run.add_argument("--issue", required=True, help="issue id")
-    run.add_argument("--task", help="what is to be done (default when going on: the task that was given at first)")
-    run.add_argument("--type", help="the first agent (default: chief-architect)")
-    run.add_argument("--until", metavar="CATEGORY|TYPE", help="stop when this has succeeded, for example coding or documentation-expert")
-    run.add_argument("--rounds", type=at_least(1), default=12, metavar="N", help="agents started at most (default: 12)")
-    run.add_argument("--retries", type=at_least(0), default=3, metavar="N", help="a type that fails more often in a row ends it (default: 3)")
-    run.add_argument("--timeout", type=at_least(1), metavar="SECONDS", help="time limit of each agent (default: the service's)")
-    run.add_argument("--patience", type=at_least(0), default=30, metavar="SECONDS", help="wait so long for a lost service (default: 30)")
-    run.add_argument("--restart", action="store_true", help="begin anew, whatever has been done on the issue")
-    run.add_argument("--url", metavar="URL", help="the service (default: the one that runs for this repository, else one of its own)")
-    run.add_argument("--format", choices=("table", "json"), default="table", help="json prints one JSON object a line and nothing else")
-    run.set_defaults(run=command_run)
-    commands.add_parser("run-service", parents=[option_parser()]).set_defaults(run=command_run_service)
+    add_commands(commands, {
+        "run": Command("take an issue through all agents that routing proposes, or go on where that was cut off", command_run, [
+            arg("--issue", required=True, help="issue id"),
+            arg("--task", help="what is to be done (default when going on: the task that was given at first)"),
+            arg("--type", help="the first agent (default: chief-architect)"),
+            arg("--until", metavar="CATEGORY|TYPE", help="stop when this has succeeded, for example coding or documentation-expert"),
+            arg("--rounds", type=at_least(1), default=12, metavar="N", help="agents started at most (default: 12)"),
+            arg("--retries", type=at_least(0), default=3, metavar="N", help="a type that fails more often in a row ends it (default: 3)"),
+            arg("--timeout", type=at_least(1), metavar="SECONDS", help="time limit of each agent (default: the service's)"),
+            arg("--patience", type=at_least(0), default=30, metavar="SECONDS", help="wait so long for a lost service (default: 30)"),
+            arg("--restart", action="store_true", help="begin anew, whatever has been done on the issue"),
+        ]),
+        "run-service": Command("", command_run_service),
+    })  # fmt: skip
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -112,6 +109,8 @@ def command_run(options: argparse.Namespace) -> int:
     """Run or go on with the pipeline of one issue; the exit code."""
     if not re.fullmatch(IDENTIFIER, options.issue) or ".." in options.issue:
         raise StartError(f"--issue: {options.issue!r} must match {IDENTIFIER}")
+    if options.format == "csv":
+        raise StartError("run prints a table or json")
     settings = running_settings(settings_from(options))
     types = AgentTypes(load_hooks(settings), settings).categories
     if options.until and options.until not in {*types, *CATEGORIES}:

@@ -1361,9 +1361,10 @@ class Project:
             self._close()
 
     def state(self) -> dict[str, Any]:
-        """For /status; waits for nobody."""
+        """Waits for nobody. What the builder has made counts as being built until a ranking has taken it up."""
         builder, past, facts = self.builder, self.past, self.facts
-        state = "building" if builder and not builder.done.is_set() else "ready" if past else "absent"
+        failed = builder and builder.done.is_set() and builder.problem
+        state = "building" if builder and not failed else "ready" if past else "absent"
         return {
             "name": "relevance", "state": state, "files": len(facts.known), "bytes": facts.bytes,
             "commits": past.commits if past else 0, "seconds": round(self.seconds, 3), "error": self.problem,

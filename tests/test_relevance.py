@@ -482,6 +482,7 @@ def test_the_first_build_of_many_files_is_a_child_and_the_answer_meanwhile_not_n
     child = psutil.Process(empty.project().builder.process.pid)
     assert relevance.rank_files(request) is None, "the same builder goes on"
     until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    assert empty.state()["state"] == "building", "until a ranking has taken up what was built"
     answer = until(lambda: relevance.rank_files(request))
     assert answer[0].path == "pack4/module_123.py" and "defines number_123" in answer[0].reasons
     state = empty.state()

@@ -255,9 +255,10 @@ def test_certificate_and_key_go_together(folder: Path) -> None:
 def test_help_shows_every_option_and_every_command(folder: Path) -> None:
     text = run("--help", cwd=folder, COLUMNS="200").stdout
     assert [name for name in NAMES if f"--{name.replace('_', '-')} " not in text] == []
-    commands = {name.split()[0] for names in (cco_sidecar.COMMANDS, *cco_sidecar.COMMAND_PLUGINS.values()) for name in names} - {"demo-agent"}
+    commands = {name.split()[0] for names in (cco_sidecar.COMMANDS, *cco_sidecar.COMMAND_PLUGINS.values()) for name in names}
+    commands -= {"demo-agent", "run-service"}
     assert [name for name in commands if not re.search(rf"^    {name} ", text, re.MULTILINE)] == []
-    assert "demo-agent" not in text  # is the demonstration's own
+    assert "demo-agent" not in text and "run-service" not in text  # are the demonstration's and the pipeline's own
 
 
 # -- the storage

@@ -5928,27 +5928,13 @@ class Agents:
     LOG_LIMIT = 10 * MB
     ADOPTED_POLL = 0.25
 
-    OWN_VARIABLES = (
-        "AGENT_ID", "AGENT_TYPE", "ISSUE_ID", "PROJECT_ID", "PROJECT_ROOT", "SIDECAR_URL", "JWT_TOKEN", "CCO_TOKEN_FILE", "CCO_CONTEXT_FILE", "TASK",
-    )  # fmt: skip
-    # What would let a request change which code runs; PYTHON_VERSION and the like are nobody's switches and pass.
-    UNSAFE_VARIABLES = re.compile(
-        r"LD_.*|DYLD_.*|PATH|NODE_OPTIONS|PYTHON[A-Z0-9]+|PYTHON_(BASIC_REPL|COLORS|CPU_COUNT|FROZEN_MODULES|GIL|HISTORY|JIT|PERF_JIT_SUPPORT|PRESITE)"
-        r"|CCO_SIDECAR_.*"
-    )
-    ALIASES = {
-        "previous_decisions": "previous_agent_outputs", "previous_results": "previous_agent_outputs", "git_history": "git_context",
-        "all_files": "relevant_files", "source_files": "relevant_files", "test_files": "relevant_files",
-        "security_policies": "relevant_files", "dependency_manifests": "relevant_files", "dependencies": "metadata",
-        "project_metadata": "metadata",
-    }  # fmt: skip
-
     def __init__(
         self, storage: Storage, bus: EventBus, tokens: Tokens, contexts: Contexts, hooks: Hooks, agent_types: AgentTypes, settings: Settings
     ) -> None:
-        self._storage, self._bus, self._tokens, self._contexts = storage, bus, tokens, contexts
-        self._hooks, self._agent_types, self._settings = hooks, agent_types, settings
+        self._tokens, self._hooks, self._agent_types, self._settings = tokens, hooks, agent_types, settings
         self._folder = settings.storage / "agents"
+        self._ledger = AgentLedger(storage, bus, settings.project)
+        self._launcher = Launcher(self._folder, contexts, hooks, settings)
         self.active: dict[str, Running] = {}
         self.url = ""
 
@@ -5963,12 +5949,12 @@ class Agents:
         running = Running(self._new_row(agent_id, claims, body))
         self.active[agent_id] = running  # from here on it counts, so that a thousand at once cannot pass the limit
         try:
-            context = await self._required_context(body)
-            await self._storage.write(functools.partial(self._record_spawn, running.row, ticket))
+            context = await self._launcher.context(body)
+            await self._ledger.begin(running.row, ticket)
             return await self._launch(running, category, claims, body, context)
         except BaseException as error:
             self.active.pop(agent_id, None)
-            await asyncio.shield(self._record_failure(agent_id, ticket))
+            await asyncio.shield(self._give_up(agent_id, ticket))
             if isinstance(error, OSError):
                 raise ApiError("AGT_001", f"Agent spawn failed: {error.strerror or type(error).__name__}") from None
             raise
@@ -5980,124 +5966,27 @@ class Agents:
             "time_limit": self._settings.agent_timeout,
         }  # fmt: skip
 
-    def _record_spawn(self, row: dict[str, Any], ticket: IdempotencyTicket | None, records: Records) -> None:
-        records.insert_agent(row)
-        if ticket:
-            ticket.remember(records, self._spawned(row["id"], 0, "", []))
-
-    async def _record_failure(self, agent_id: str, ticket: IdempotencyTicket | None) -> None:
+    async def _give_up(self, agent_id: str, ticket: IdempotencyTicket | None) -> None:
         """Leave nothing of a spawn that failed but its row."""
         self._tokens.revoke(agent_id)
-
-        def job(records: Records) -> None:
-            records.update_agent(agent_id, state="failed", ended=time.time())
-            records.revoke(self._settings.project, agent_id)
-            if ticket:
-                ticket.forget(records)
-
         with contextlib.suppress(sqlite3.Error):  # the caller is being told about the failure that came first
-            await self._storage.write(job)
+            await self._ledger.failed(agent_id, ticket)
         await asyncio.to_thread(shutil.rmtree, self._folder / agent_id, ignore_errors=True)
 
-    async def _required_context(self, body: dict[str, Any]) -> bytes:
-        """The context for the agent as JSON, with only the sections that the request names."""
-        query = ContextQuery(task=body.get("task", ""))
-        context = msgspec.json.decode((await self._contexts.get(body["issue_id"], body["agent_type"], query)).body)
-        wanted = {self.ALIASES.get(name, name) for name in body.get("context_requirements") or []}
-        if unknown := sorted(wanted - set(context["context"])):
-            known = ", ".join(sorted(set(context["context"]) | set(self.ALIASES)))
-            raise ApiError("REQ_001", f"{unknown[0][:128]!r} is not a context section - at `$.context_requirements`; known are {known}")
-        if wanted:
-            context["context"] = {name: value for name, value in context["context"].items() if name in wanted}
-            context["total_size_bytes"] = len(msgspec.json.encode(context["context"]))
-            context["file_count"] = len(context["context"].get("relevant_files", []))
-        return msgspec.json.encode(context)
-
     async def _launch(self, running: Running, category: str, claims: Claims, body: dict[str, Any], context: bytes) -> Spawned:
-        agent_id, folder = running.row["id"], self._folder / running.row["id"]
+        row = running.row
         permissions = body.get("permissions") or CATEGORIES[category].permissions
-        token = self._tokens.mint(agent_id, body["agent_type"], permissions=permissions, issue_id=claims.issue_id, bound=True)
-        await asyncio.to_thread(self._write_files, folder, context, token)
-        launch = AgentLaunch(
-            agent_id=agent_id, agent_type=body["agent_type"], issue_id=body["issue_id"], task=body.get("task", ""),
-            context_file=str(folder / "context.json"), prompt=self._prompt(running.row, folder, permissions),
-        )  # fmt: skip
-        environment, ignored = self._environment(launch, token, body.get("environment") or {})
-        running.child = await self._start_process(await self._command(launch), environment, folder / "output.log")
+        token = self._tokens.mint(row["id"], row["type"], permissions=permissions, issue_id=claims.issue_id, bound=True)
+        running.child, ignored = await self._launcher.start(row, permissions, token, context, body.get("environment") or {}, self.url)
         pid_started = time.time()
         with contextlib.suppress(psutil.NoSuchProcess):  # an agent may end before we look: it was started all the same
             running.process = psutil.Process(running.child.pid)
             pid_started = running.process.create_time()
-        facts = {"state": "running", "pid": running.child.pid, "pid_started": pid_started}
-        running.row |= facts
-        await self._storage.write(lambda records: records.update_agent(agent_id, **facts))
+        row |= {"state": "running", "pid": running.child.pid, "pid_started": pid_started}
+        await self._ledger.started(row)
         running.watch = asyncio.create_task(self._watch(running))
-        log.info("agent %s started, pid %d", agent_id, running.child.pid)
-        return self._spawned(agent_id, running.child.pid, token, ignored)
-
-    def _spawned(self, agent_id: str, pid: int, token: str, ignored: list[str]) -> Spawned:
-        return Spawned(agent_id, True, pid, True, token, f"/api/agents/{agent_id}/status", ignored, iso())
-
-    def _write_files(self, folder: Path, context: bytes, token: str) -> None:
-        folder.mkdir(mode=0o700, parents=True)
-        write_file(folder / "context.json", context)
-        write_file(folder / "token", token.encode())
-
-    async def _command(self, launch: AgentLaunch) -> list[str]:
-        """The argv with its placeholders filled in. Raises AGT_001 where nobody knows one."""
-        answer = await asyncio.to_thread(self._hooks.first, "agent_command", is_command, launch=launch)
-        if answer is None:
-            raise ApiError(
-                "AGT_001",
-                "No agent command: start the service with --agent-command 'your-agent {task}', set agent-command in cco.toml,"
-                f" or put one of these on PATH: {', '.join(LAUNCHERS)}",
-            )
-        values = {"{" + field.name + "}": getattr(launch, field.name) for field in msgspec.structs.fields(AgentLaunch)}
-        pattern = re.compile("|".join(re.escape(name) for name in values))
-        return [pattern.sub(lambda match: values[match[0]], word) for word in answer]
-
-    def _environment(self, launch: AgentLaunch, token: str, asked: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-        """The process's environment, and the names in ``asked`` that were passed over."""
-        folder = self._folder / launch.agent_id
-        ignored = sorted(name for name in asked if name.upper() in self.OWN_VARIABLES or self.UNSAFE_VARIABLES.fullmatch(name.upper()))
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CCO_SIDECAR_")}
-        own = (
-            launch.agent_id, launch.agent_type, launch.issue_id, self._settings.project, str(self._settings.root), self.url, token,
-            str(folder / "token"), str(folder / "context.json"), launch.task,
-        )  # fmt: skip
-        given = {name: value for name, value in asked.items() if name not in ignored}
-        return inherited | given | dict(zip(self.OWN_VARIABLES, own, strict=True)), ignored
-
-    def _prompt(self, row: dict[str, Any], folder: Path, permissions: Sequence[str]) -> str:
-        """What a coding agent needs to be told to work through this service."""
-        return textwrap.dedent(f"""\
-            You are {row["id"]}, a {row["type"]} in a team of agents that works on issue {row["issue"]} of the repository in your
-            working directory. Your task: {row["task"] or "see the issue's context."}
-
-            Read your context first (JSON; files worth reading, git state, what earlier agents decided): {folder / "context.json"}
-            You may: {", ".join(permissions)}. Your token is in the file named by $CCO_TOKEN_FILE; it is renewed there.
-
-            When you are done, store your result (status is success, failed or partial):
-              curl -sS "$SIDECAR_URL/results" -H "Authorization: Bearer $(cat "$CCO_TOKEN_FILE")" -H "Content-Type: application/json" \\
-                -d '{{"agent_id": "{row["id"]}", "agent_type": "{row["type"]}", "issue_id": "{row["issue"]}", "project_id": "{row["project"]}",
-                     "result": {{"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}}}}'
-            To tell the others something before that, publish an event:
-              curl -sS "$SIDECAR_URL/events/progress" -H "Authorization: Bearer $(cat "$CCO_TOKEN_FILE")" -H "Content-Type: application/json" \\
-                -d '{{"publisher": "{row["id"]}", "topic": "progress", "data": {{"issue_id": "{row["issue"]}", "message": "..."}}}}'
-            """)
-
-    async def _start_process(self, command: list[str], environment: dict[str, str], log_file: Path) -> asyncio.subprocess.Process:
-        """A process in a session of its own, which therefore outlives us, writing to a file rather than to a pipe for the same reason."""
-        output = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            return await asyncio.create_subprocess_exec(
-                *command, env=environment, cwd=self._settings.root, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise ApiError("AGT_001", f"Agent spawn failed: {Path(command[0]).name}: {reason}") from None
-        finally:
-            os.close(output)
+        log.info("agent %s started, pid %d", row["id"], running.child.pid)
+        return new_spawned(row["id"], running.child.pid, token, ignored)
 
     def with_token(self, answer: bytes) -> bytes:
         """A remembered spawn answer, complete: its process is looked up where the first answer was cut off by a crash."""
@@ -6123,7 +6012,7 @@ class Agents:
             done, _ = await asyncio.wait({exited, ordered}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if exited not in done and running.ended_as is None:
                 running.ended_as = "timeout" if not done else "killed"
-            await asyncio.to_thread(self._end_tree, running, self.GRACE)
+            await asyncio.to_thread(self._tree(running).end, self.GRACE)
             await exited
             keeper.cancel()  # or it would write the token again that the end takes away
             await self._record_end(running)
@@ -6132,6 +6021,9 @@ class Agents:
         finally:
             for task in (keeper, exited, ordered):
                 task.cancel()
+
+    def _tree(self, running: Running) -> ProcessTree:
+        return ProcessTree(running.row["id"], running.process, str(self._folder / running.row["id"] / "token"))
 
     async def _exited(self, running: Running) -> None:
         """Wait until the agent's first process is gone; keep its log within bounds meanwhile."""
@@ -6168,37 +6060,6 @@ class Agents:
                 log.warning("agent %s: its token file cannot be written: %s", row["id"], error.strerror)
             await asyncio.sleep(1)
 
-    def _end_tree(self, running: Running, grace: float) -> None:
-        """End every process of the agent that is provably its: ask, grace, force, until none is left. Blocks."""
-        deadline = time.monotonic() + grace
-        asked: set[psutil.Process] = set()
-        while members := self._members(running):
-            for process in members:
-                with contextlib.suppress(psutil.Error):
-                    if time.monotonic() >= deadline:
-                        process.kill()  # psutil refuses where the pid has become another process's
-                    elif process not in asked:
-                        process.terminate()
-            asked |= set(members)
-            time.sleep(0.05)  # psutil's own waiting would reap our child, and its exit code would be lost
-            if time.monotonic() > deadline + 10:
-                log.error("agent %s: %d processes cannot be ended", running.row["id"], len(members))
-                return
-
-    def _members(self, running: Running) -> list[psutil.Process]:
-        """The agent's living processes: its first one, their descendants, its session, and whoever carries its AGENT_ID. Blocks."""
-        found: set[psutil.Process] = set()
-        first = running.process
-        session = None
-        if first is not None and first.is_running():
-            found |= {first, *children_of(first)}
-            session = first.pid  # while its leader lives, nobody else can have this session's number
-        marker = str(self._folder / running.row["id"] / "token")
-        for process in own_processes():
-            if process.pid != os.getpid() and belongs(process, session, marker):
-                found |= {process, *children_of(process)}
-        return [process for process in found if is_alive(process)]
-
     def end(self, agent_id: str) -> bool:
         """Order an agent's end; False where it has ended already."""
         running = self.active.get(agent_id)
@@ -6211,72 +6072,47 @@ class Agents:
         row = running.row
         code = running.child.returncode if running.child else None
         state = running.ended_as or self._judge(row, running.child is not None, code)
-        facts = {"state": state, "ended": time.time(), "exit_code": code, "signal": -code if code is not None and code < 0 else None}
-        row |= facts
-        data = {"agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": state, "exit_code": code}
-        names = ["agent_exited"] + (["agent_failed"] if state in ("failed", "timeout", "lost") else [])
-        events = [new_event(row["project"], name, {"publisher": row["id"], "topic": "coordination", "data": data}) for name in names]
-
-        def job(records: Records) -> list[int]:
-            records.update_agent(row["id"], **facts)
-            records.revoke(row["project"], row["id"])
-            return [records.insert_event(event) for event in events]
-
+        row |= {"state": state, "ended": time.time(), "exit_code": code, "signal": -code if code is not None and code < 0 else None}
         self._tokens.revoke(row["id"])
         with contextlib.suppress(OSError):
             (self._folder / row["id"] / "token").unlink()
         while True:
             try:
-                await self._storage.write(job, lambda seqs: [self._bus.wake(event, seq) for event, seq in zip(events, seqs, strict=True)])
+                told = await self._ledger.ended(row)
                 break
             except sqlite3.Error as error:  # the end is a fact that must not be forgotten: again when the disk is back
                 log.error("agent %s: its end cannot be stored: %s", row["id"], storage_reason(error))
                 await asyncio.sleep(1)
         self.active.pop(row["id"], None)
-        self._hooks.tell("agent_ended", agent=data)
+        self._hooks.tell("agent_ended", agent=told)
         log.info("agent %s ended: %s, exit code %s", row["id"], state, code)
 
     def _judge(self, row: dict[str, Any], known: bool, code: int | None) -> AgentState:
         if known:
             return "completed" if code == 0 else "failed"
-        succeeded = self._storage.read.success_since(row["project"], row["id"], row["started"] - 1)
-        return "completed" if succeeded else "lost"
+        return "completed" if self._ledger.succeeded(row) else "lost"
 
     # -- life
 
     async def start(self) -> None:
         """Adopt the agents that an earlier run of the service left, and record the end of those that are gone."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        for state in ("starting", "running"):
-            for row in self._storage.read.agents(self._settings.project, state=state):
-                running = Running(row)
-                running.process = await asyncio.to_thread(self._find_process, row)
-                self.active[row["id"]] = running
-                if running.process is not None and row["pid"] is None:
-                    row |= {"state": "running", "pid": running.process.pid, "pid_started": running.process.create_time()}
-                    facts = {name: row[name] for name in ("state", "pid", "pid_started")}
-                    await self._storage.write(functools.partial(lambda facts, id, records: records.update_agent(id, **facts), facts, row["id"]))
-                log.info("agent %s %s", row["id"], f"adopted, pid {row['pid']}" if running.process else "is gone")
-                running.watch = asyncio.create_task(self._watch(running))
-
-    def _find_process(self, row: dict[str, Any]) -> psutil.Process | None:
-        """The agent's first process, if it is alive and provably the same. Blocks."""
-        if row["pid"] is not None:
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(row["pid"])
-                if abs(process.create_time() - row["pid_started"]) < 0.02 and is_alive(process):
-                    return process
-            return None
-        marker = str(self._folder / row["id"] / "token")  # cut off between fork and ledger: known by its environment
-        carriers = [process for process in own_processes() if belongs(process, None, marker)]
-        return min(carriers, key=lambda process: process.create_time(), default=None)
+        for row in self._ledger.unfinished():
+            running = Running(row)
+            running.process = await asyncio.to_thread(find_process, row, str(self._folder / row["id"] / "token"))
+            self.active[row["id"]] = running
+            if running.process is not None and row["pid"] is None:
+                row |= {"state": "running", "pid": running.process.pid, "pid_started": running.process.create_time()}
+                await self._ledger.started(row)
+            log.info("agent %s %s", row["id"], f"adopted, pid {row['pid']}" if running.process else "is gone")
+            running.watch = asyncio.create_task(self._watch(running))
 
     async def stop(self, *, end_all: bool) -> None:
         """Leave the agents running, or end them all."""
         if end_all:
             for running in list(self.active.values()):
                 running.ended_as = running.ended_as or "killed"
-                await asyncio.to_thread(self._end_tree, running, self.GRACE_AT_STOP)
+                await asyncio.to_thread(self._tree(running).end, self.GRACE_AT_STOP)
         watches = [running.watch for running in self.active.values() if running.watch]
         if end_all and watches:
             await asyncio.wait(watches, timeout=1)
@@ -6288,19 +6124,10 @@ class Agents:
 
     def find(self, project: str, agent_id: str) -> dict[str, Any]:
         """An agent's row of the ledger; raises REQ_002."""
-        row = self._storage.read.agent(project, agent_id)
-        if row is None:
-            raise ApiError("REQ_002", f"No agent {agent_id}")
-        return row | {"result_id": self._storage.read.result_of(project, agent_id)}
+        return self._ledger.find(project, agent_id)
 
     def page(self, project: str, query: AgentQuery) -> list[dict[str, Any]]:
-        read, after = self._storage.read, 0
-        if query.since:
-            after = read.agent_seq(project, query.since) or 0
-            if not after:
-                raise ApiError("REQ_001", f"since: no agent {query.since[:128]}")
-        rows = read.agents(project, after, query.limit, state=query.state, issue=query.issue_id)
-        return [row | {"result_id": read.result_of(project, row["id"])} for row in rows]
+        return self._ledger.page(project, query)
 
     def describe(self, rows: list[dict[str, Any]]) -> AgentList:
         """Rows of the ledger with the last lines of each one's output. Blocks."""
@@ -6329,8 +6156,7 @@ class Agents:
         return AgentLogs(agent_id, content.decode("utf-8", "replace"), offset)
 
     def statistics(self) -> AgentStatistics:
-        read, project = self._storage.read, self._settings.project
-        by_state = collections.Counter(read.count_agents(project))
+        by_state = self._ledger.count()
         by_type = collections.Counter(running.row["type"] for running in self.active.values())
         return AgentStatistics(
             active=len(self.active),
@@ -6339,8 +6165,249 @@ class Agents:
             killed=by_state["killed"],
             spawned_total=sum(by_state.values()),
             by_type=dict(by_type),
-            avg_execution_time_ms=round(read.mean_agent_seconds(project) * 1000, 3),
+            avg_execution_time_ms=round(self._ledger.mean_seconds() * 1000, 3),
         )
+
+
+def new_spawned(agent_id: str, pid: int, token: str, ignored: list[str]) -> Spawned:
+    return Spawned(agent_id, True, pid, True, token, f"/api/agents/{agent_id}/status", ignored, iso())
+
+
+class AgentLedger:
+    """Who was spawned, and what became of each: rows that are on disk before what they speak of goes on."""
+
+    def __init__(self, storage: Storage, bus: EventBus, project: str) -> None:
+        self._storage, self._bus, self._project = storage, bus, project
+
+    async def begin(self, row: dict[str, Any], ticket: IdempotencyTicket | None) -> None:
+        """A new row, and with it what a repeat of the request gets to know."""
+
+        def job(records: Records) -> None:
+            records.insert_agent(row)
+            if ticket:
+                ticket.remember(records, new_spawned(row["id"], 0, "", []))
+
+        await self._storage.write(job)
+
+    async def started(self, row: dict[str, Any]) -> None:
+        facts = {name: row[name] for name in ("state", "pid", "pid_started")}
+        await self._storage.write(lambda records: records.update_agent(row["id"], **facts))
+
+    async def failed(self, agent_id: str, ticket: IdempotencyTicket | None) -> None:
+        """There is no process: a repeat of the request may try again."""
+
+        def job(records: Records) -> None:
+            records.update_agent(agent_id, state="failed", ended=time.time())
+            records.revoke(self._project, agent_id)
+            if ticket:
+                ticket.forget(records)
+
+        await self._storage.write(job)
+
+    async def ended(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Record the end, its events and the end of its token as one; what the events say."""
+        data = {"agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"], "exit_code": row["exit_code"]}
+        names = ["agent_exited"] + (["agent_failed"] if row["state"] in ("failed", "timeout", "lost") else [])
+        events = [new_event(row["project"], name, {"publisher": row["id"], "topic": "coordination", "data": data}) for name in names]
+        facts = {name: row[name] for name in ("state", "ended", "exit_code", "signal")}
+
+        def job(records: Records) -> list[int]:
+            records.update_agent(row["id"], **facts)
+            records.revoke(row["project"], row["id"])
+            return [records.insert_event(event) for event in events]
+
+        await self._storage.write(job, lambda seqs: [self._bus.wake(event, seq) for event, seq in zip(events, seqs, strict=True)])
+        return data
+
+    def unfinished(self) -> list[dict[str, Any]]:
+        return [row for state in ("starting", "running") for row in self._storage.read.agents(self._project, state=state)]
+
+    def succeeded(self, row: dict[str, Any]) -> bool:
+        """Whether the agent has stored a success since its start."""
+        return self._storage.read.success_since(row["project"], row["id"], row["started"] - 1)
+
+    def find(self, project: str, agent_id: str) -> dict[str, Any]:
+        """An agent's row; raises REQ_002."""
+        row = self._storage.read.agent(project, agent_id)
+        if row is None:
+            raise ApiError("REQ_002", f"No agent {agent_id}")
+        return row | {"result_id": self._storage.read.result_of(project, agent_id)}
+
+    def page(self, project: str, query: AgentQuery) -> list[dict[str, Any]]:
+        read, after = self._storage.read, 0
+        if query.since:
+            after = read.agent_seq(project, query.since) or 0
+            if not after:
+                raise ApiError("REQ_001", f"since: no agent {query.since[:128]}")
+        rows = read.agents(project, after, query.limit, state=query.state, issue=query.issue_id)
+        return [row | {"result_id": read.result_of(project, row["id"])} for row in rows]
+
+    def count(self) -> collections.Counter[str]:
+        """How many agents are in each state."""
+        return collections.Counter(self._storage.read.count_agents(self._project))
+
+    def mean_seconds(self) -> float:
+        return self._storage.read.mean_agent_seconds(self._project)
+
+
+class Launcher:
+    """Makes everything that an agent is started with (files, argv, environment, prompt), and starts it."""
+
+    OWN_VARIABLES = (
+        "AGENT_ID", "AGENT_TYPE", "ISSUE_ID", "PROJECT_ID", "PROJECT_ROOT", "SIDECAR_URL", "JWT_TOKEN", "CCO_TOKEN_FILE", "CCO_CONTEXT_FILE", "TASK",
+    )  # fmt: skip
+    # What would let a request change which code runs; PYTHON_VERSION and the like are nobody's switches and pass.
+    UNSAFE_VARIABLES = re.compile(
+        r"LD_.*|DYLD_.*|PATH|NODE_OPTIONS|PYTHON[A-Z0-9]+|PYTHON_(BASIC_REPL|COLORS|CPU_COUNT|FROZEN_MODULES|GIL|HISTORY|JIT|PERF_JIT_SUPPORT|PRESITE)"
+        r"|CCO_SIDECAR_.*"
+    )
+    ALIASES = {
+        "previous_decisions": "previous_agent_outputs", "previous_results": "previous_agent_outputs", "git_history": "git_context",
+        "all_files": "relevant_files", "source_files": "relevant_files", "test_files": "relevant_files",
+        "security_policies": "relevant_files", "dependency_manifests": "relevant_files", "dependencies": "metadata",
+        "project_metadata": "metadata",
+    }  # fmt: skip
+
+    def __init__(self, folder: Path, contexts: Contexts, hooks: Hooks, settings: Settings) -> None:
+        self._folder, self._contexts, self._hooks, self._settings = folder, contexts, hooks, settings
+
+    async def context(self, body: dict[str, Any]) -> bytes:
+        """The context for the agent as JSON, with only the sections that the request names."""
+        query = ContextQuery(task=body.get("task", ""))
+        context = msgspec.json.decode((await self._contexts.get(body["issue_id"], body["agent_type"], query)).body)
+        wanted = {self.ALIASES.get(name, name) for name in body.get("context_requirements") or []}
+        if unknown := sorted(wanted - set(context["context"])):
+            known = ", ".join(sorted(set(context["context"]) | set(self.ALIASES)))
+            raise ApiError("REQ_001", f"{unknown[0][:128]!r} is not a context section - at `$.context_requirements`; known are {known}")
+        if wanted:
+            context["context"] = {name: value for name, value in context["context"].items() if name in wanted}
+            context["total_size_bytes"] = len(msgspec.json.encode(context["context"]))
+            context["file_count"] = len(context["context"].get("relevant_files", []))
+        return msgspec.json.encode(context)
+
+    async def start(
+        self, row: dict[str, Any], permissions: Sequence[str], token: str, context: bytes, asked: dict[str, str], url: str
+    ) -> tuple[asyncio.subprocess.Process, list[str]]:
+        """The new process, and the names in ``asked`` that its environment does not have from there. Raises AGT_001."""
+        folder = self._folder / row["id"]
+        await asyncio.to_thread(self._write_files, folder, context, token)
+        launch = AgentLaunch(
+            agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],
+            context_file=str(folder / "context.json"), prompt=self._prompt(row, folder, permissions),
+        )  # fmt: skip
+        environment, ignored = self._environment(launch, token, asked, url)
+        return await self._start_process(await self._command(launch), environment, folder / "output.log"), ignored
+
+    def _write_files(self, folder: Path, context: bytes, token: str) -> None:
+        folder.mkdir(mode=0o700, parents=True)
+        write_file(folder / "context.json", context)
+        write_file(folder / "token", token.encode())
+
+    async def _command(self, launch: AgentLaunch) -> list[str]:
+        """The argv with its placeholders filled in. Raises AGT_001 where nobody knows one."""
+        answer = await asyncio.to_thread(self._hooks.first, "agent_command", is_command, launch=launch)
+        if answer is None:
+            raise ApiError(
+                "AGT_001",
+                "No agent command: start the service with --agent-command 'your-agent {task}', set agent-command in cco.toml,"
+                f" or put one of these on PATH: {', '.join(LAUNCHERS)}",
+            )
+        values = {"{" + field.name + "}": getattr(launch, field.name) for field in msgspec.structs.fields(AgentLaunch)}
+        pattern = re.compile("|".join(re.escape(name) for name in values))
+        return [pattern.sub(lambda match: values[match[0]], word) for word in answer]
+
+    def _environment(self, launch: AgentLaunch, token: str, asked: dict[str, str], url: str) -> tuple[dict[str, str], list[str]]:
+        """The process's environment, and the names in ``asked`` that were passed over."""
+        folder = self._folder / launch.agent_id
+        ignored = sorted(name for name in asked if name.upper() in self.OWN_VARIABLES or self.UNSAFE_VARIABLES.fullmatch(name.upper()))
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CCO_SIDECAR_")}
+        own = (
+            launch.agent_id, launch.agent_type, launch.issue_id, self._settings.project, str(self._settings.root), url, token,
+            str(folder / "token"), str(folder / "context.json"), launch.task,
+        )  # fmt: skip
+        given = {name: value for name, value in asked.items() if name not in ignored}
+        return inherited | given | dict(zip(self.OWN_VARIABLES, own, strict=True)), ignored
+
+    def _prompt(self, row: dict[str, Any], folder: Path, permissions: Sequence[str]) -> str:
+        """What a coding agent needs to be told to work through this service."""
+        return textwrap.dedent(f"""\
+            You are {row["id"]}, a {row["type"]} in a team of agents that works on issue {row["issue"]} of the repository in your
+            working directory. Your task: {row["task"] or "see the issue's context."}
+
+            Read your context first (JSON; files worth reading, git state, what earlier agents decided): {folder / "context.json"}
+            You may: {", ".join(permissions)}. Your token is in the file named by $CCO_TOKEN_FILE; it is renewed there.
+
+            When you are done, store your result (status is success, failed or partial):
+              curl -sS "$SIDECAR_URL/results" -H "Authorization: Bearer $(cat "$CCO_TOKEN_FILE")" -H "Content-Type: application/json" \\
+                -d '{{"agent_id": "{row["id"]}", "agent_type": "{row["type"]}", "issue_id": "{row["issue"]}", "project_id": "{row["project"]}",
+                     "result": {{"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}}}}'
+            To tell the others something before that, publish an event:
+              curl -sS "$SIDECAR_URL/events/progress" -H "Authorization: Bearer $(cat "$CCO_TOKEN_FILE")" -H "Content-Type: application/json" \\
+                -d '{{"publisher": "{row["id"]}", "topic": "progress", "data": {{"issue_id": "{row["issue"]}", "message": "..."}}}}'
+            """)
+
+    async def _start_process(self, command: list[str], environment: dict[str, str], log_file: Path) -> asyncio.subprocess.Process:
+        """A process in a session of its own, which therefore outlives us, writing to a file rather than to a pipe for the same reason."""
+        output = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            return await asyncio.create_subprocess_exec(
+                *command, env=environment, cwd=self._settings.root, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ApiError("AGT_001", f"Agent spawn failed: {Path(command[0]).name}: {reason}") from None
+        finally:
+            os.close(output)
+
+
+class ProcessTree:
+    """The processes of one agent: those that are provably its, and their end."""
+
+    def __init__(self, agent_id: str, first: psutil.Process | None, marker: str) -> None:
+        self._agent_id, self._first, self._marker = agent_id, first, marker
+
+    def end(self, grace: float) -> None:
+        """End every process of the agent that is provably its: ask, grace, force, until none is left. Blocks."""
+        deadline = time.monotonic() + grace
+        asked: set[psutil.Process] = set()
+        while members := self.members():
+            for process in members:
+                with contextlib.suppress(psutil.Error):
+                    if time.monotonic() >= deadline:
+                        process.kill()  # psutil refuses where the pid has become another process's
+                    elif process not in asked:
+                        process.terminate()
+            asked |= set(members)
+            time.sleep(0.05)  # psutil's own waiting would reap our child, and its exit code would be lost
+            if time.monotonic() > deadline + 10:
+                log.error("agent %s: %d processes cannot be ended", self._agent_id, len(members))
+                return
+
+    def members(self) -> list[psutil.Process]:
+        """The agent's living processes: its first one, their descendants, its session, and whoever carries its marker. Blocks."""
+        found: set[psutil.Process] = set()
+        first = self._first
+        session = None
+        if first is not None and first.is_running():
+            found |= {first, *children_of(first)}
+            session = first.pid  # while its leader lives, nobody else can have this session's number
+        for process in own_processes():
+            if process.pid != os.getpid() and belongs(process, session, self._marker):
+                found |= {process, *children_of(process)}
+        return [process for process in found if is_alive(process)]
+
+
+def find_process(row: dict[str, Any], marker: str) -> psutil.Process | None:
+    """The agent's first process, if it is alive and provably the same. Blocks."""
+    if row["pid"] is not None:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(row["pid"])
+            if abs(process.create_time() - row["pid_started"]) < 0.02 and is_alive(process):
+                return process
+        return None
+    # cut off between fork and ledger: known by its environment
+    carriers = [process for process in own_processes() if belongs(process, None, marker)]
+    return min(carriers, key=lambda process: process.create_time(), default=None)
 
 
 def is_command(words: Any) -> bool:

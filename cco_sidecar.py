@@ -43,6 +43,7 @@ import argparse
 import array
 import ast
 import asyncio
+import codecs
 import collections
 import configparser
 import contextlib
@@ -261,6 +262,8 @@ class Settings:
     agent_types: Annotated[dict[str, str], Option(read_agent_types, "more agent types, NAME=CATEGORY", "LIST")] = None  # type: ignore[assignment]
     agent_timeout: Annotated[int, Option(read_number(1, 31_536_000), "time limit of an agent", "SECONDS")] = 3600
     max_agents: Annotated[int, Option(read_number(0, 10_000), "agents running at once", "N")] = 10
+    max_agents_per_issue: Annotated[int, Option(read_number(1, 1_000_000), "spawns on one issue, ended ones included", "N")] = 50
+    max_depth: Annotated[int, Option(read_number(1, 100), "how deep agents may spawn agents; 1 is an agent that no agent spawned", "N")] = 4
     stop_agents: Annotated[bool, Option(read_bool, "a stop by signal ends the agents too")] = False
     plugins: Annotated[tuple[Path, ...], Option(read_paths, "one more folder of plugins", "DIR")] = ()
     no_plugins: Annotated[bool, Option(read_bool, "the service runs no plugins")] = False
@@ -488,6 +491,7 @@ def snake_case(phrase: str) -> str:
 
 IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
+MOMENT = r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,3})?)?Z?)?"
 
 Identifier = Annotated[str, Meta(pattern=rf"^(?!.*\.\.){IDENTIFIER}\Z")]
 EventType = Annotated[str, Meta(pattern=rf"^{EVENT_TYPE}\Z")]
@@ -659,10 +663,11 @@ class SpawnRequest(Struct, omit_defaults=True):
     priority: Literal["low", "normal", "medium", "high", "critical"] = "normal"
     permissions: list[Literal["read_context", "write_results", "publish_events", "spawn_agents"]] | None = None
     project_id: Identifier | None = None
+    issue_only: bool = False  # the agent's token works on this issue only
 
 
 class Spawned(Struct):
-    """Answer of POST /api/agents/spawn."""
+    """Answer of POST /api/agents/spawn. A repeat for an agent that has ended has its ``state`` and no token."""
 
     agent_id: str
     spawned: bool
@@ -672,13 +677,34 @@ class Spawned(Struct):
     webhook_url: str
     environment_ignored: list[str]
     timestamp: str
+    state: AgentState = "running"
 
 
 AgentState = Literal["starting", "running", "completed", "failed", "killed", "timeout", "lost"]
 
 
+class AgentUsage(Struct):
+    """What an agent's living processes use: processor time of all of them so far, memory (resident) of the moment of the measurement."""
+
+    cpu_seconds: float
+    memory_bytes: int
+    peak_memory_bytes: int
+    processes: int
+    measured_at: str
+    age_seconds: float
+
+
+class AgentCall(Struct):
+    """The last request that was made with an agent's token."""
+
+    method: str
+    path: str
+    at: str
+    age_seconds: float
+
+
 class AgentStatus(Struct):
-    """What is known of an agent. Times are ISO 8601, null where the thing has not happened."""
+    """What is known of an agent. Times are ISO 8601, null where the thing has not happened; an age is that of the fact before it."""
 
     agent_id: str
     agent_type: str
@@ -693,6 +719,12 @@ class AgentStatus(Struct):
     task: str
     parent: str | None
     result_id: str | None
+    depth: int
+    state_age_seconds: float
+    usage: AgentUsage | None
+    last_output_at: str | None
+    last_output_age_seconds: float | None
+    last_call: AgentCall | None
 
 
 class AgentList(Struct):
@@ -703,11 +735,15 @@ class AgentList(Struct):
 
 
 class AgentLogs(Struct):
-    """What an agent wrote to stdout and stderr; ``next_offset`` goes on from here."""
+    """What an agent wrote to stdout and stderr; ``next_offset`` goes on from here.
+
+    ``offset`` is where the text begins: later than what was asked for where older output has been rotated away.
+    """
 
     agent_id: str
     text: str
     next_offset: int
+    offset: int
 
 
 class AgentEnding(Struct):
@@ -985,7 +1021,8 @@ class AgentQuery(Struct):
 
 class LogQuery(Struct):
     tail: Annotated[int, Meta(ge=1, le=100_000, description="Only the last lines.")] | None = None
-    since: Annotated[int, Meta(ge=0, description="From this byte on.")] = 0
+    since: Annotated[str, Meta(pattern=rf"^(\d{{1,15}}|{MOMENT})\Z", description="From a next_offset on, or from a time (UTC).")] = "0"
+    timestamps: Annotated[bool, Meta(description="Each line after the time at which it began to arrive.")] = False
 
 
 # Facts that parts and plugins hand each other
@@ -2141,6 +2178,7 @@ class Endpoint(tornado.web.RequestHandler):
             if not self.public:
                 self.who = self.claims = self.sidecar.tokens.verify(self.request.headers.get("Authorization"))
                 del self.request.headers["Authorization"]  # checked: no need to keep a token in memory for as long as a poll takes
+                self.sidecar.agents.heard_from(self.claims.sub, str(self.request.method), self.request.path)
                 self.allowance = self.sidecar.limits.spend(self.claims)
                 await self._check_permission()
         except ApiError as error:
@@ -2252,8 +2290,13 @@ class Endpoint(tornado.web.RequestHandler):
             if ticket.answer is not None:
                 self.set_header("Idempotent-Replay", "true")
                 return self.replay(ticket.answer)
-            ticket.settle(await self.respond(*path, body=body, ticket=ticket))
+            answer = await self.respond(*path, body=body, ticket=ticket)
+            ticket.settle(answer, self.remembered(answer))
             return ticket.answer
+
+    def remembered(self, answer: Any) -> Any:
+        """What is stored of an answer for a repeat of the request, which ``replay`` completes."""
+        return answer
 
     def replay(self, answer: bytes) -> bytes:
         return answer
@@ -2732,6 +2775,9 @@ class SpawnAgent(Endpoint):
         self.sidecar.tokens.check_issue(self.claims, body["issue_id"])
         return await self.sidecar.agents.spawn(self.claims, body, ticket)
 
+    def remembered(self, answer: Spawned) -> Spawned:
+        return msgspec.structs.replace(answer, jwt_token="")
+
     def replay(self, answer: bytes) -> bytes:
         return self.sidecar.agents.with_token(answer)
 
@@ -2780,7 +2826,7 @@ class EndAgent(Endpoint):
     async def respond(self, agent_id: str) -> AgentEnding:
         row = self.sidecar.agents.find(self.claims.project_id, agent_id)
         self.sidecar.tokens.check_issue(self.claims, row["issue"])
-        return AgentEnding(agent_id, self.sidecar.agents.end(agent_id), row["state"], iso())
+        return AgentEnding(agent_id, await self.sidecar.agents.end(agent_id), row["state"], iso())
 
 
 class ClearCache(Endpoint):
@@ -3309,6 +3355,13 @@ create table idempotency (
 create index idempotency_by_age on idempotency (made);
 """
 
+EVIDENCE_SCHEMA = """
+create table if not exists agent_evidence (
+  agent text primary key, depth integer not null, permissions text not null, only_issue text, -- what its token may, and where
+  birth text, seen text not null default '[]', ordered integer not null default 0,            -- its processes; whether its end was ordered
+  cpu real, memory integer, peak_memory integer, processes integer, measured real, last_call text) without rowid;
+"""
+
 Job = Callable[["Records"], Any]
 
 
@@ -3602,21 +3655,35 @@ class Records:
             " values (:id, :project, :type, :issue, :task, :parent, :state, :started, :time_limit)",
             row,
         )
+        self._db.execute(
+            "insert into agent_evidence (agent, depth, permissions, only_issue) values (:id, :depth, :permissions, :only_issue)",
+            row | {"permissions": json.dumps(row["permissions"])},
+        )
 
     def update_agent(self, id: str, **values: Any) -> None:
         assignments = ", ".join(f"{name} = :{name}" for name in values)
         self._db.execute(f"update agent set {assignments} where id = :id", values | {"id": id})
 
+    def update_evidence(self, id: str, **values: Any) -> None:
+        assignments = ", ".join(f"{name} = :{name}" for name in values)
+        self._db.execute(f"update agent_evidence set {assignments} where agent = :id", values | {"id": id})
+
     def agent(self, project: str, id: str) -> dict[str, Any] | None:
-        rows = self._all("select * from agent where project = ? and id = ?", project, id)
-        return dict(rows[0]) if rows else None
+        rows = self._all(f"{self.AGENTS} where project = ? and id = ?", project, id)
+        return agent_row(rows[0]) if rows else None
 
     def agents(self, project: str, after: int = 0, limit: int = -1, **equal: str | None) -> list[dict[str, Any]]:
         given = {name: value for name, value in equal.items() if value is not None}
         clauses = "".join(f" and {name} = ?" for name in given)
-        sql = f"select * from agent where project = ? and seq > ?{clauses} order by seq limit ?"
-        rows = self._all(sql, project, after, *given.values(), limit)
-        return [dict(row) for row in rows]
+        sql = f"{self.AGENTS} where project = ? and seq > ?{clauses} order by seq limit ?"
+        return [agent_row(row) for row in self._all(sql, project, after, *given.values(), limit)]
+
+    AGENTS = "select * from agent left join agent_evidence on agent_evidence.agent = agent.id"
+
+    def count_issue_agents(self, project: str, issue: str) -> int:
+        """Spawns on an issue; those that never had a process do not count."""
+        sql = "select count(*) from agent where project = ? and issue = ? and not (state = 'failed' and pid is null)"
+        return self._one(sql, project, issue) or 0
 
     def agent_seq(self, project: str, id: str) -> int | None:
         return self._one("select seq from agent where project = ? and id = ?", project, id)
@@ -3665,6 +3732,10 @@ class Records:
         ).rowcount
 
 
+def agent_row(row: sqlite3.Row) -> dict[str, Any]:
+    return dict(row) | {name: json.loads(row[name] or default) for name, default in (("permissions", "[]"), ("seen", "[]"), ("last_call", "null"))}
+
+
 def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
     database.row_factory = sqlite3.Row
@@ -3677,10 +3748,11 @@ def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connecti
 
 def create_schema(database: sqlite3.Connection) -> None:
     if database.execute("pragma user_version").fetchone()[0] == SCHEMA_VERSION:
+        database.executescript(EVIDENCE_SCHEMA)  # it came later; a program that does not know it passes it over
         return
     epoch = secrets.token_hex(4)  # tells this store's cursors from another's
     database.executescript(
-        f"begin immediate; {SCHEMA} insert into meta (name, value) values ('epoch', '{epoch}');"
+        f"begin immediate; {SCHEMA} {EVIDENCE_SCHEMA} insert into meta (name, value) values ('epoch', '{epoch}');"
         f" pragma application_id = {APPLICATION_ID}; pragma user_version = {SCHEMA_VERSION}; commit;"
     )
 
@@ -3728,9 +3800,10 @@ class IdempotencyTicket:
         """Store what is already known of the answer, in the transaction of the work itself."""
         records.remember(self._key, self._digest, msgspec.json.encode(answer))
 
-    def settle(self, answer: Struct) -> None:
-        """The work is done and this is the answer."""
-        content = self.answer = msgspec.json.encode(answer)
+    def settle(self, answer: Struct, remembered: Struct) -> None:
+        """The work is done and this is the answer; what is ``remembered`` of it may be less."""
+        self.answer = msgspec.json.encode(answer)
+        content = self.answer if remembered is answer else msgspec.json.encode(remembered)
         self._storage.write_behind(lambda records: records.remember(self._key, self._digest, content))
 
     def forget(self, records: Records) -> None:
@@ -5909,15 +5982,35 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
 
 
 class Running:
-    """A living agent of ours: its process identity, and the task that waits for its end."""
+    """An agent of ours that has not ended: what proves that a process is its, what was seen of it, and the task that waits for its end."""
 
-    def __init__(self, row: dict[str, Any]) -> None:
+    def __init__(self, row: dict[str, Any], folder: Path) -> None:
         self.row = row
-        self.process: psutil.Process | None = None
-        self.child: asyncio.subprocess.Process | None = None
+        self.folder = folder / row["id"]
+        self.proof = Proof(mark=mark_of(self.folder), marker=str(self.folder / "token"))
+        self.kept = False  # whether our keeper is its parent and will tell its exit code
+        self.exited = asyncio.Event()
+        self.ordered = asyncio.Event()
         self.ended_as: AgentState | None = None  # set by whoever orders the end
-        self.order = asyncio.Event()
+        self.exit_code: int | None = None
+        self.token = ""
+        self.renew_at = 0.0
         self.watch: asyncio.Task[None] | None = None
+        self.deadline = time.monotonic() + row["time_limit"]
+        row.setdefault("seen", [])
+
+    def measure(self, members: Sequence[Seen], now: float) -> bool:
+        """Take down what a census found; whether it found new processes. Processor time counts what has ended, memory is that of the moment."""
+        row = self.row
+        row["cpu"] = max(row.get("cpu") or 0.0, sum(item.cpu for item in members))
+        row["memory"] = sum(item.memory for item in members)
+        row["peak_memory"] = max(row.get("peak_memory") or 0, row["memory"])
+        row["processes"], row["measured"] = len(members), now
+        known = {item.identity for item in members}
+        new = not known <= self.proof.known
+        self.proof.known = known
+        row["seen"] = sorted(known)
+        return new
 
 
 class Agents:
@@ -5925,160 +6018,230 @@ class Agents:
 
     GRACE = 5.0
     GRACE_AT_STOP = 2.0
-    LOG_LIMIT = 10 * MB
-    ADOPTED_POLL = 0.25
+    STOP_SECONDS = 3.5
+    SURVEY = 0.25  # seconds between two looks at all agents
+    OUTPUT_SECONDS = 2.0  # how long an end waits for the last lines to be written down
 
     def __init__(
         self, storage: Storage, bus: EventBus, tokens: Tokens, contexts: Contexts, hooks: Hooks, agent_types: AgentTypes, settings: Settings
     ) -> None:
         self._tokens, self._hooks, self._agent_types, self._settings = tokens, hooks, agent_types, settings
         self._folder = settings.storage / "agents"
-        self._ledger = AgentLedger(storage, bus, settings.project)
-        self._launcher = Launcher(self._folder, contexts, hooks, settings)
+        self._ledger = AgentLedger(storage, bus, settings)
+        self._keeper = Keeper(self._folder, settings.root, self._on_exit, self._on_keeper_lost)
+        self._launcher = Launcher(self._folder, contexts, hooks, settings, self._keeper)
+        self._census = Census(self._keeper)
+        self._surveying: asyncio.Task[None] | None = None
+        self._stopping = False
         self.active: dict[str, Running] = {}
         self.url = ""
 
     # -- spawning
 
     async def spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> Spawned:
-        """Start an agent. Raises AGT_002 (type), AGT_003 (too many), REQ_001 (requirements), AGT_001 (anything that goes wrong)."""
-        category = self._agent_types.category(body["agent_type"])
-        if len(self.active) >= self._settings.max_agents:
-            raise ApiError("AGT_003", f"{len(self.active)} agents are running, --max-agents allows no more", retry_after=5)
-        agent_id = f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}"
-        running = Running(self._new_row(agent_id, claims, body))
-        self.active[agent_id] = running  # from here on it counts, so that a thousand at once cannot pass the limit
+        """Start an agent. Raises AGT_002 (type), AGT_003 (too many), REQ_001 (requirements), AGT_001 (anything that goes wrong).
+
+        A caller that hangs up meanwhile leaves a whole agent or none.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._spawn(claims, body, ticket)))
+
+    async def _spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> Spawned:
+        row = self._new_row(claims, body)
+        self._check_room()
+        self._ledger.check_room(row)
+        running = self.active[row["id"]] = Running(row, self._folder)  # from here on it counts, so that a thousand at once cannot pass the limit
         try:
             context = await self._launcher.context(body)
-            await self._ledger.begin(running.row, ticket)
-            return await self._launch(running, category, claims, body, context)
+            await self._ledger.begin(row, ticket)
+            return await self._launch(running, context, body.get("environment") or {})
         except BaseException as error:
-            self.active.pop(agent_id, None)
-            await asyncio.shield(self._give_up(agent_id, ticket))
+            await self._give_up(running, ticket)
             if isinstance(error, OSError):
                 raise ApiError("AGT_001", f"Agent spawn failed: {error.strerror or type(error).__name__}") from None
             raise
 
-    def _new_row(self, agent_id: str, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
+    def _new_row(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
+        """What the ledger holds of a new agent. It may no more than its type, than was asked for, and than its spawner."""
+        category = CATEGORIES[self._agent_types.category(body["agent_type"])]
+        asked, own = body.get("permissions"), self._tokens.permissions(claims)
+        permissions = [name for name in category.permissions if name in own and (asked is None or name in asked)]
         return {
-            "id": agent_id, "project": self._settings.project, "type": body["agent_type"], "issue": body["issue_id"],
-            "task": body.get("task", ""), "parent": claims.sub, "state": "starting", "started": time.time(),
-            "time_limit": self._settings.agent_timeout,
+            "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self._settings.project, "type": body["agent_type"],
+            "issue": body["issue_id"], "task": body.get("task", ""), "parent": claims.sub, "state": "starting", "started": time.time(),
+            "time_limit": self._settings.agent_timeout, "depth": self._ledger.depth(claims.sub) + 1, "permissions": permissions,
+            "only_issue": body["issue_id"] if body.get("issue_only") else claims.issue_id, "pid": None, "birth": None,
         }  # fmt: skip
 
-    async def _give_up(self, agent_id: str, ticket: IdempotencyTicket | None) -> None:
-        """Leave nothing of a spawn that failed but its row."""
-        self._tokens.revoke(agent_id)
-        with contextlib.suppress(sqlite3.Error):  # the caller is being told about the failure that came first
-            await self._ledger.failed(agent_id, ticket)
-        await asyncio.to_thread(shutil.rmtree, self._folder / agent_id, ignore_errors=True)
+    def _check_room(self) -> None:
+        if self._stopping:
+            raise ApiError("AGT_001", "The service is stopping")
+        if len(self.active) >= self._settings.max_agents:
+            raise ApiError("AGT_003", f"{len(self.active)} agents are running, --max-agents allows no more", retry_after=5)
 
-    async def _launch(self, running: Running, category: str, claims: Claims, body: dict[str, Any], context: bytes) -> Spawned:
+    async def _launch(self, running: Running, context: bytes, asked: dict[str, str]) -> Spawned:
         row = running.row
-        permissions = body.get("permissions") or CATEGORIES[category].permissions
-        token = self._tokens.mint(row["id"], row["type"], permissions=permissions, issue_id=claims.issue_id, bound=True)
-        running.child, ignored = await self._launcher.start(row, permissions, token, context, body.get("environment") or {}, self.url)
-        pid_started = time.time()
-        with contextlib.suppress(psutil.NoSuchProcess):  # an agent may end before we look: it was started all the same
-            running.process = psutil.Process(running.child.pid)
-            pid_started = running.process.create_time()
-        row |= {"state": "running", "pid": running.child.pid, "pid_started": pid_started}
+        self._renew(running)
+        running.kept = True
+        pid, ignored = await self._launcher.start(running, context, asked, self.url)
+        if found := (await asyncio.to_thread(self._census.look, {pid})).get(pid):  # it may have ended before we look: it was started all the same
+            running.proof.first = found.identity
+            row["birth"] = found.birth
+        row |= {"state": "running", "pid": pid}
         await self._ledger.started(row)
         running.watch = asyncio.create_task(self._watch(running))
-        log.info("agent %s started, pid %d", row["id"], running.child.pid)
-        return new_spawned(row["id"], running.child.pid, token, ignored)
+        log.info("agent %s started, pid %d", row["id"], pid)
+        return new_spawned(row, running.token, ignored)
+
+    async def _give_up(self, running: Running, ticket: IdempotencyTicket | None) -> None:
+        """Leave nothing of a spawn that failed but its row."""
+        row = running.row
+        self._tokens.revoke(row["id"])
+        await self._end_tree(running, 0.0)  # the process may have been started before what failed
+        with contextlib.suppress(sqlite3.Error):  # the caller is being told about the failure that came first
+            await self._ledger.failed(row["id"], ticket)
+        await asyncio.to_thread(shutil.rmtree, running.folder, ignore_errors=True)
+        self.active.pop(row["id"], None)
 
     def with_token(self, answer: bytes) -> bytes:
-        """A remembered spawn answer, complete: its process is looked up where the first answer was cut off by a crash."""
+        """A remembered spawn answer as it is true now: with a valid token while the agent lives, with none and its state when it has ended."""
         spawned = msgspec.json.decode(answer, type=Spawned)
-        row = self.find(self._settings.project, spawned.agent_id)
-        if not spawned.process_id and row["pid"] is None:
+        row = self._ledger.find(self._settings.project, spawned.agent_id)
+        if row["pid"] is None:
             raise ApiError("AGT_001", "The first spawn with this Idempotency-Key was cut off before its process started")
-        spawned.process_id = spawned.process_id or row["pid"]
-        with contextlib.suppress(OSError):
-            spawned.jwt_token = spawned.jwt_token or (self._folder / spawned.agent_id / "token").read_text()
+        running = self.active.get(spawned.agent_id)
+        spawned.process_id, spawned.state, spawned.jwt_token = row["pid"], row["state"], running.token if running else ""
         return msgspec.json.encode(spawned)
 
-    # -- watching and ending
+    # -- watching
 
     async def _watch(self, running: Running) -> None:
         """Wait for the end, by itself, by order or by the time limit; then leave nothing of it behind."""
-        row = running.row
-        keeper = asyncio.create_task(self._keep_token_fresh(running))
-        exited = asyncio.create_task(self._exited(running))
-        ordered = asyncio.create_task(running.order.wait())
-        limit = max(0.0, row["started"] + row["time_limit"] - time.time())
+        waits = {asyncio.create_task(event.wait()) for event in (running.exited, running.ordered)}
         try:
-            done, _ = await asyncio.wait({exited, ordered}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-            if exited not in done and running.ended_as is None:
-                running.ended_as = "timeout" if not done else "killed"
-            await asyncio.to_thread(self._tree(running).end, self.GRACE)
-            await exited
-            keeper.cancel()  # or it would write the token again that the end takes away
+            await asyncio.wait(waits, timeout=max(0.0, running.deadline - time.monotonic()), return_when=asyncio.FIRST_COMPLETED)
+            if not running.exited.is_set() and running.ended_as is None:
+                running.ended_as = "killed" if running.ordered.is_set() else "timeout"
+            await self._end_tree(running, self.GRACE)
+            with contextlib.suppress(TimeoutError):  # nothing of it is alive: a keeper that does not say so is being replaced
+                async with asyncio.timeout(self.OUTPUT_SECONDS):
+                    await running.exited.wait()
+                    await self._output_complete(running)
             await self._record_end(running)
         except Exception as error:  # a boundary: a task of its own, which must say so when it fails
-            log.error("agent %s: watching failed", row["id"], exc_info=error)
+            log.error("agent %s: watching failed", running.row["id"], exc_info=error)
         finally:
-            for task in (keeper, exited, ordered):
+            for task in waits:
                 task.cancel()
 
-    def _tree(self, running: Running) -> ProcessTree:
-        return ProcessTree(running.row["id"], running.process, str(self._folder / running.row["id"] / "token"))
+    async def _output_complete(self, running: Running) -> None:
+        while (running.folder / KeeperProgram.PIPE).exists():  # its keeper takes it away after the last byte
+            await asyncio.sleep(0.01)
 
-    async def _exited(self, running: Running) -> None:
-        """Wait until the agent's first process is gone; keep its log within bounds meanwhile."""
-        log_file = self._folder / running.row["id"] / "output.log"
-        waiting = asyncio.ensure_future(running.child.wait()) if running.child else None
-        try:
-            while True:
-                if waiting:
-                    done, _ = await asyncio.wait({waiting}, timeout=1.0)
-                    if done:
-                        return
-                elif running.process is None or not is_alive(running.process):
-                    return
-                else:
-                    await asyncio.sleep(self.ADOPTED_POLL)
-                await asyncio.to_thread(shorten_log, log_file, self.LOG_LIMIT)
-        finally:
-            if waiting:
-                waiting.cancel()
+    async def _end_tree(self, running: Running, grace: float) -> None:
+        """SIGTERM to every process that is provably the agent's, grace, SIGKILL; returns when a census has found none of them."""
+        began, asked, told = time.monotonic(), set[Identity](), 0.0
+        while members := members_of(await asyncio.to_thread(self._census.look), running.proof):
+            running.proof.known |= {item.identity for item in members}
+            passed = time.monotonic() - began
+            grace = min(grace, self.GRACE_AT_STOP) if self._stopping else grace
+            for item in members:
+                if passed >= grace:
+                    send_signal(item, FORCE)
+                elif item.identity not in asked:
+                    send_signal(item, signal.SIGTERM)
+            asked |= {item.identity for item in members}
+            if passed > told + grace + 10:
+                told = passed
+                log.error("agent %s: %d processes cannot be ended; it counts as running until they are gone", running.row["id"], len(members))
+            await asyncio.sleep(0.02 if passed < 1 else 0.1)
 
-    async def _keep_token_fresh(self, running: Running) -> None:
-        """Rewrite the agent's token file well before the token in it expires."""
-        row, path = running.row, self._folder / running.row["id"] / "token"
+    async def _survey(self) -> None:
+        """Look at all agents again and again: what they use, whether adopted ones still live, whether their tokens last."""
         while True:
+            await asyncio.sleep(self.SURVEY)
             try:
-                claims = self._tokens.verify(f"Bearer {path.read_text()}", expired=True)  # it may have expired while the service was down
-            except (OSError, ApiError):  # gone or spoilt: nothing says what a new one may do, so there is none
-                return
-            await asyncio.sleep(max(0.0, claims.exp - time.time() - min(600.0, (claims.exp - claims.iat) / 2)))
-            token = self._tokens.refresh(claims)[0]
-            try:
-                await asyncio.to_thread(write_file, path, token.encode())
-            except OSError as error:
-                log.warning("agent %s: its token file cannot be written: %s", row["id"], error.strerror)
-            await asyncio.sleep(1)
+                if self.active:
+                    await self._survey_once()
+            except Exception as error:  # a boundary: one bad look must not be the last
+                log.error("agents: survey failed", exc_info=error)
 
-    def end(self, agent_id: str) -> bool:
-        """Order an agent's end; False where it has ended already."""
+    async def _survey_once(self) -> None:
+        seen, now, changed = await asyncio.to_thread(self._census.look), time.time(), []
+        for running in list(self.active.values()):
+            if running.row["state"] != "running":
+                continue
+            if members := members_of(seen, running.proof):
+                changed += [running.row] if running.measure(members, now) else []
+            if not running.kept and running.proof.first not in {item.identity for item in members}:
+                running.exited.set()
+            if now >= running.renew_at or not (running.folder / "token").exists():
+                await self._renew_file(running)
+        if changed:
+            self._ledger.saw(changed)
+
+    def _renew(self, running: Running) -> None:
+        """A fresh token for the agent, with exactly what its ledger row grants."""
+        row = running.row
+        running.token = self._tokens.mint(row["id"], row["type"], permissions=row["permissions"], issue_id=row["only_issue"], bound=True)
+        life = self._settings.token_ttl
+        running.renew_at = int(time.time()) + life - min(600.0, life / 2)
+
+    async def _renew_file(self, running: Running) -> None:
+        """Rewrite the agent's token file well before the token in it expires, or when the agent has lost it."""
+        if running.exited.is_set() or running.ordered.is_set():
+            return
+        self._renew(running)
+        try:
+            await asyncio.to_thread(write_file, running.folder / "token", running.token.encode())
+        except OSError as error:
+            running.renew_at = time.time() + 1
+            log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
+
+    def _on_exit(self, agent_id: str, code: int, cpu: float, peak_memory: int) -> None:
+        """The keeper has reaped an agent's first process."""
+        if running := self.active.get(agent_id):
+            row = running.row
+            row["cpu"], row["peak_memory"] = max(row.get("cpu") or 0.0, cpu), max(row.get("peak_memory") or 0, peak_memory)
+            row["measured"] = time.time()
+            running.exit_code = code
+            running.exited.set()
+
+    def _on_keeper_lost(self) -> None:
+        """The keeper died: its agents go on, watched as adopted ones are, and a new keeper goes on with their output."""
+        for running in self.active.values():
+            if running.kept and not running.exited.is_set():
+                running.kept = False
+                self._keeper.follow(running.row["id"])
+
+    def heard_from(self, subject: str, method: str, path: str) -> None:
+        """An agent's token was used."""
+        if running := self.active.get(subject):
+            running.row["last_call"] = (method, path[:200], time.time())
+
+    # -- ending
+
+    async def end(self, agent_id: str) -> bool:
+        """Order an agent's end, which a crash does not forget; False where it has ended already."""
         running = self.active.get(agent_id)
         if running is None:
             return False
-        running.order.set()
+        if not running.ordered.is_set():
+            await self._ledger.ordered(agent_id)
+            running.ordered.set()
         return True
 
     async def _record_end(self, running: Running) -> None:
-        row = running.row
-        code = running.child.returncode if running.child else None
-        state = running.ended_as or self._judge(row, running.child is not None, code)
+        row, code = running.row, running.exit_code
+        state = running.ended_as or self._judge(row, code)
         row |= {"state": state, "ended": time.time(), "exit_code": code, "signal": -code if code is not None and code < 0 else None}
+        row["processes"] = row["memory"] = 0
         self._tokens.revoke(row["id"])
+        tail = await asyncio.to_thread(AgentOutput(running.folder).tail, 5)
         with contextlib.suppress(OSError):
-            (self._folder / row["id"] / "token").unlink()
+            (running.folder / "token").unlink()
         while True:
             try:
-                told = await self._ledger.ended(row)
+                told = await self._ledger.ended(row, tail)
                 break
             except sqlite3.Error as error:  # the end is a fact that must not be forgotten: again when the disk is back
                 log.error("agent %s: its end cannot be stored: %s", row["id"], storage_reason(error))
@@ -6087,8 +6250,8 @@ class Agents:
         self._hooks.tell("agent_ended", agent=told)
         log.info("agent %s ended: %s, exit code %s", row["id"], state, code)
 
-    def _judge(self, row: dict[str, Any], known: bool, code: int | None) -> AgentState:
-        if known:
+    def _judge(self, row: dict[str, Any], code: int | None) -> AgentState:
+        if code is not None:
             return "completed" if code == 0 else "failed"
         return "completed" if self._ledger.succeeded(row) else "lost"
 
@@ -6097,63 +6260,81 @@ class Agents:
     async def start(self) -> None:
         """Adopt the agents that an earlier run of the service left, and record the end of those that are gone."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
+        await self._keeper.start()
+        seen = await asyncio.to_thread(self._census.look)
         for row in self._ledger.unfinished():
-            running = Running(row)
-            running.process = await asyncio.to_thread(find_process, row, str(self._folder / row["id"] / "token"))
-            self.active[row["id"]] = running
-            if running.process is not None and row["pid"] is None:
-                row |= {"state": "running", "pid": running.process.pid, "pid_started": running.process.create_time()}
-                await self._ledger.started(row)
-            log.info("agent %s %s", row["id"], f"adopted, pid {row['pid']}" if running.process else "is gone")
+            running = self.active[row["id"]] = Running(row, self._folder)
+            await self._adopt(running, seen)
             running.watch = asyncio.create_task(self._watch(running))
+        self._surveying = asyncio.create_task(self._survey())
+
+    async def _adopt(self, running: Running, seen: dict[int, Seen]) -> None:
+        """Find the agent's processes by what the ledger and the kernel know of them; its token, time limit and output go on."""
+        row = running.row
+        running.proof.known = {(pid, birth) for pid, birth in row["seen"]}
+        members = members_of(seen, running.proof)
+        first = min((item for item in members if row["pid"] in (None, item.pid)), key=lambda item: item.order, default=None)
+        if first is None or row["birth"] not in (None, first.birth):
+            log.info("agent %s is gone", row["id"])
+            running.ended_as = "killed" if row["ordered"] else None
+            running.exited.set()
+            return
+        if row["ordered"]:
+            running.ordered.set()
+        running.proof.first = first.identity
+        running.deadline = time.monotonic() + row["time_limit"] - first.age
+        row |= {"state": "running", "pid": first.pid, "birth": first.birth}
+        await self._ledger.started(row)
+        self._take_up_token(running)
+        self._keeper.follow(row["id"])
+        log.info("agent %s adopted, pid %d", row["id"], first.pid)
+
+    def _take_up_token(self, running: Running) -> None:
+        """The token that the agent has, if it is good for a while; else the next survey writes a fresh one."""
+        with contextlib.suppress(OSError, ApiError):
+            token = (running.folder / "token").read_text()
+            claims = self._tokens.verify(f"Bearer {token}")
+            running.token, running.renew_at = token, claims.exp - min(600.0, (claims.exp - claims.iat) / 2)
 
     async def stop(self, *, end_all: bool) -> None:
         """Leave the agents running, or end them all."""
+        self._stopping = True
         if end_all:
-            for running in list(self.active.values()):
-                running.ended_as = running.ended_as or "killed"
-                await asyncio.to_thread(self._tree(running).end, self.GRACE_AT_STOP)
-        watches = [running.watch for running in self.active.values() if running.watch]
-        if end_all and watches:
-            await asyncio.wait(watches, timeout=1)
-        for watch in watches:
-            watch.cancel()
-        await asyncio.gather(*watches, return_exceptions=True)
+            for running in self.active.values():
+                running.ordered.set()
+        deadline = time.monotonic() + self.STOP_SECONDS
+        while any(running.ordered.is_set() for running in self.active.values()) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        tasks = [running.watch for running in self.active.values() if running.watch] + ([self._surveying] if self._surveying else [])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._keeper.stop()
 
     # -- asking
 
     def find(self, project: str, agent_id: str) -> dict[str, Any]:
-        """An agent's row of the ledger; raises REQ_002."""
-        return self._ledger.find(project, agent_id)
+        """What is known of an agent; raises REQ_002."""
+        return self._freshest(self._ledger.find(project, agent_id))
 
     def page(self, project: str, query: AgentQuery) -> list[dict[str, Any]]:
-        return self._ledger.page(project, query)
+        return [self._freshest(row) for row in self._ledger.page(project, query)]
+
+    def _freshest(self, row: dict[str, Any]) -> dict[str, Any]:
+        running = self.active.get(row["id"])
+        return row | {name: running.row.get(name) for name in AgentLedger.EVIDENCE} if running else row
 
     def describe(self, rows: list[dict[str, Any]]) -> AgentList:
         """Rows of the ledger with the last lines of each one's output. Blocks."""
-        agents = [
-            AgentStatus(
-                row["id"], row["type"], row["issue"], row["state"], row["exit_code"], row["signal"], row["pid"], iso(row["started"]),
-                iso_or_none(row["ended"]), read_tail(self._folder / row["id"] / "output.log", 20), row["task"], row["parent"], row["result_id"],
-            )
-            for row in rows
-        ]  # fmt: skip
+        agents = [describe_agent(row, AgentOutput(self._folder / row["id"]), time.time()) for row in rows]
         return AgentList(agents, agents[-1].agent_id if agents else None)
 
     def logs(self, agent_id: str, query: LogQuery) -> AgentLogs:
-        """The output from a byte on, at most a megabyte, or its last lines. Blocks."""
-        path = self._folder / agent_id / "output.log"
-        try:
-            with path.open("rb") as file:
-                offset = file.seek(min(query.since, os.fstat(file.fileno()).st_size))  # no system seeks as far as a number may go
-                content = file.read(MB)
-                offset += len(content)
-        except FileNotFoundError:
-            content, offset = b"", 0
-        if query.tail is not None and not query.since:
-            lines = read_tail(path, query.tail)
-            return AgentLogs(agent_id, "".join(line + "\n" for line in lines), path.stat().st_size if path.exists() else 0)
-        return AgentLogs(agent_id, content.decode("utf-8", "replace"), offset)
+        """The output from a place or moment on, at most a megabyte, or its last lines. Blocks."""
+        output = AgentOutput(self._folder / agent_id)
+        start = output.place_of_tail(query.tail) if query.tail is not None and query.since == "0" else output.place_of(query.since)
+        place, text, following = output.read(start, timestamps=query.timestamps)
+        return AgentLogs(agent_id, text, following, place)
 
     def statistics(self) -> AgentStatistics:
         by_state = self._ledger.count()
@@ -6169,55 +6350,121 @@ class Agents:
         )
 
 
-def new_spawned(agent_id: str, pid: int, token: str, ignored: list[str]) -> Spawned:
-    return Spawned(agent_id, True, pid, True, token, f"/api/agents/{agent_id}/status", ignored, iso())
+def new_spawned(row: dict[str, Any], token: str, ignored: list[str]) -> Spawned:
+    return Spawned(row["id"], True, row["pid"] or 0, True, token, f"/api/agents/{row['id']}/status", ignored, iso(), row["state"])
+
+
+def describe_agent(row: dict[str, Any], output: AgentOutput, now: float) -> AgentStatus:
+    """An agent's row, its measurements and its output as readers get them. Blocks."""
+    usage = call = None
+    if row["measured"] is not None:
+        figures = (round(row["cpu"] or 0.0, 3), row["memory"] or 0, row["peak_memory"] or 0, row["processes"] or 0)
+        usage = AgentUsage(*figures, iso(row["measured"]), age(row["measured"], now))
+    if row["last_call"] is not None:
+        method, path, moment = row["last_call"]
+        call = AgentCall(method, path, iso(moment), age(moment, now))
+    written = output.last_written()
+    return AgentStatus(
+        row["id"], row["type"], row["issue"], row["state"], row["exit_code"], row["signal"], row["pid"], iso(row["started"]),
+        iso_or_none(row["ended"]), output.tail(20), row["task"], row["parent"], row["result_id"], row["depth"] or 1,
+        age(row["ended"] or row["started"], now), usage, iso_or_none(written), None if written is None else age(written, now), call,
+    )  # fmt: skip
+
+
+def age(moment: float, now: float) -> float:
+    return round(max(0.0, now - moment), 3)
 
 
 class AgentLedger:
     """Who was spawned, and what became of each: rows that are on disk before what they speak of goes on."""
 
-    def __init__(self, storage: Storage, bus: EventBus, project: str) -> None:
-        self._storage, self._bus, self._project = storage, bus, project
+    EVIDENCE = ("depth", "cpu", "memory", "peak_memory", "processes", "measured", "last_call")
+
+    def __init__(self, storage: Storage, bus: EventBus, settings: Settings) -> None:
+        self._storage, self._bus, self._settings, self._project = storage, bus, settings, settings.project
+
+    # -- writing
+
+    def depth(self, subject: str) -> int:
+        """How many spawns lie above what ``subject`` spawns: 0 for anybody who is not an agent of ours."""
+        row = self._storage.read.agent(self._project, subject)
+        return 0 if row is None else int(row["depth"] or 1)
+
+    def check_room(self, row: dict[str, Any], records: Records | None = None) -> None:
+        """Raise AGT_003 where a spawn would go too deep, or be one too many on its issue."""
+        if row["depth"] > self._settings.max_depth:
+            raise ApiError("AGT_003", f"{row['parent']} is an agent of depth {row['depth'] - 1}, --max-depth allows it no agents of its own")
+        spawned = (records or self._storage.read).count_issue_agents(self._project, row["issue"])
+        if spawned >= self._settings.max_agents_per_issue:
+            raise ApiError("AGT_003", f"{spawned} agents were spawned on {row['issue']}, --max-agents-per-issue allows no more")
 
     async def begin(self, row: dict[str, Any], ticket: IdempotencyTicket | None) -> None:
-        """A new row, and with it what a repeat of the request gets to know."""
+        """A new row, and with it what a repeat of the request gets to know. Raises AGT_003."""
 
         def job(records: Records) -> None:
+            self.check_room(row, records)  # again: of two at the same time the second one sees the first one's row here
             records.insert_agent(row)
             if ticket:
-                ticket.remember(records, new_spawned(row["id"], 0, "", []))
+                ticket.remember(records, new_spawned(row, "", []))
 
         await self._storage.write(job)
 
     async def started(self, row: dict[str, Any]) -> None:
-        facts = {name: row[name] for name in ("state", "pid", "pid_started")}
-        await self._storage.write(lambda records: records.update_agent(row["id"], **facts))
+        facts = {name: row[name] for name in ("state", "pid")}
+
+        def job(records: Records) -> None:
+            records.update_agent(row["id"], **facts)
+            records.update_evidence(row["id"], birth=row["birth"])
+
+        await self._storage.write(job)
+
+    async def ordered(self, agent_id: str) -> None:
+        await self._storage.write(lambda records: records.update_evidence(agent_id, ordered=1))
+
+    def saw(self, rows: list[dict[str, Any]]) -> None:
+        """Take down which processes belong to running agents, for the run of the service that comes after a crash."""
+        found = [(row["id"], json.dumps(row["seen"])) for row in rows]
+
+        def job(records: Records) -> None:
+            for agent_id, seen in found:
+                records.update_evidence(agent_id, seen=seen)
+
+        self._storage.write_behind(job)
 
     async def failed(self, agent_id: str, ticket: IdempotencyTicket | None) -> None:
         """There is no process: a repeat of the request may try again."""
 
         def job(records: Records) -> None:
-            records.update_agent(agent_id, state="failed", ended=time.time())
+            records.update_agent(agent_id, state="failed", ended=time.time(), pid=None)
             records.revoke(self._project, agent_id)
             if ticket:
                 ticket.forget(records)
 
         await self._storage.write(job)
 
-    async def ended(self, row: dict[str, Any]) -> dict[str, Any]:
+    async def ended(self, row: dict[str, Any], tail: list[str]) -> dict[str, Any]:
         """Record the end, its events and the end of its token as one; what the events say."""
-        data = {"agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"], "exit_code": row["exit_code"]}
+        data = {
+            "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"], "exit_code": row["exit_code"],
+            "signal": row["signal"], "pid": row["pid"], "started_at": iso(row["started"]), "ended_at": iso(row["ended"]),
+            "cpu_seconds": round(row.get("cpu") or 0.0, 3), "peak_memory_bytes": row.get("peak_memory"), "output_tail": [line[:300] for line in tail],
+            "result_id": self._storage.read.result_of(row["project"], row["id"]),
+        }  # fmt: skip
         names = ["agent_exited"] + (["agent_failed"] if row["state"] in ("failed", "timeout", "lost") else [])
         events = [new_event(row["project"], name, {"publisher": row["id"], "topic": "coordination", "data": data}) for name in names]
         facts = {name: row[name] for name in ("state", "ended", "exit_code", "signal")}
+        evidence = {name: row.get(name) for name in self.EVIDENCE} | {"seen": "[]", "last_call": json.dumps(row.get("last_call"))}
 
         def job(records: Records) -> list[int]:
             records.update_agent(row["id"], **facts)
+            records.update_evidence(row["id"], **evidence)
             records.revoke(row["project"], row["id"])
             return [records.insert_event(event) for event in events]
 
         await self._storage.write(job, lambda seqs: [self._bus.wake(event, seq) for event, seq in zip(events, seqs, strict=True)])
         return data
+
+    # -- reading
 
     def unfinished(self) -> list[dict[str, Any]]:
         return [row for state in ("starting", "running") for row in self._storage.read.agents(self._project, state=state)]
@@ -6251,7 +6498,7 @@ class AgentLedger:
 
 
 class Launcher:
-    """Makes everything that an agent is started with (files, argv, environment, prompt), and starts it."""
+    """Makes everything that an agent is started with (files, argv, environment, prompt), and has it started."""
 
     OWN_VARIABLES = (
         "AGENT_ID", "AGENT_TYPE", "ISSUE_ID", "PROJECT_ID", "PROJECT_ROOT", "SIDECAR_URL", "JWT_TOKEN", "CCO_TOKEN_FILE", "CCO_CONTEXT_FILE", "TASK",
@@ -6268,13 +6515,18 @@ class Launcher:
         "project_metadata": "metadata",
     }  # fmt: skip
 
-    def __init__(self, folder: Path, contexts: Contexts, hooks: Hooks, settings: Settings) -> None:
-        self._folder, self._contexts, self._hooks, self._settings = folder, contexts, hooks, settings
+    def __init__(self, folder: Path, contexts: Contexts, hooks: Hooks, settings: Settings, keeper: Keeper) -> None:
+        self._folder, self._contexts, self._hooks, self._settings, self._keeper = folder, contexts, hooks, settings, keeper
 
     async def context(self, body: dict[str, Any]) -> bytes:
-        """The context for the agent as JSON, with only the sections that the request names."""
+        """The context for the agent as JSON, with only the sections that the request names. Raises REQ_001, REQ_002, AGT_001."""
         query = ContextQuery(task=body.get("task", ""))
-        context = msgspec.json.decode((await self._contexts.get(body["issue_id"], body["agent_type"], query)).body)
+        try:
+            context = msgspec.json.decode((await self._contexts.get(body["issue_id"], body["agent_type"], query)).body)
+        except ApiError as error:
+            if error.status < 500:
+                raise
+            raise ApiError("AGT_001", f"Agent spawn failed: its context could not be built: {error.message}") from None
         wanted = {self.ALIASES.get(name, name) for name in body.get("context_requirements") or []}
         if unknown := sorted(wanted - set(context["context"])):
             known = ", ".join(sorted(set(context["context"]) | set(self.ALIASES)))
@@ -6285,18 +6537,18 @@ class Launcher:
             context["file_count"] = len(context["context"].get("relevant_files", []))
         return msgspec.json.encode(context)
 
-    async def start(
-        self, row: dict[str, Any], permissions: Sequence[str], token: str, context: bytes, asked: dict[str, str], url: str
-    ) -> tuple[asyncio.subprocess.Process, list[str]]:
-        """The new process, and the names in ``asked`` that its environment does not have from there. Raises AGT_001."""
-        folder = self._folder / row["id"]
-        await asyncio.to_thread(self._write_files, folder, context, token)
+    async def start(self, running: Running, context: bytes, asked: dict[str, str], url: str) -> tuple[int, list[str]]:
+        """The pid of the new process, and the names in ``asked`` that its environment does not have from there. Raises AGT_001, OSError."""
+        row, folder = running.row, running.folder
+        await asyncio.to_thread(self._write_files, folder, context, running.token)
         launch = AgentLaunch(
             agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],
-            context_file=str(folder / "context.json"), prompt=self._prompt(row, folder, permissions),
+            context_file=str(folder / "context.json"), prompt=self._prompt(row, folder),
         )  # fmt: skip
-        environment, ignored = self._environment(launch, token, asked, url)
-        return await self._start_process(await self._command(launch), environment, folder / "output.log"), ignored
+        command = await self._command(launch)
+        environment, ignored = self._environment(launch, running.token, asked, url)
+        program = find_program(command[0], self._settings.root, environment.get("PATH"))
+        return await self._keeper.start_agent(row["id"], program, command, environment, running.proof.mark), ignored
 
     def _write_files(self, folder: Path, context: bytes, token: str) -> None:
         folder.mkdir(mode=0o700, parents=True)
@@ -6328,14 +6580,14 @@ class Launcher:
         given = {name: value for name, value in asked.items() if name not in ignored}
         return inherited | given | dict(zip(self.OWN_VARIABLES, own, strict=True)), ignored
 
-    def _prompt(self, row: dict[str, Any], folder: Path, permissions: Sequence[str]) -> str:
+    def _prompt(self, row: dict[str, Any], folder: Path) -> str:
         """What a coding agent needs to be told to work through this service."""
         return textwrap.dedent(f"""\
             You are {row["id"]}, a {row["type"]} in a team of agents that works on issue {row["issue"]} of the repository in your
             working directory. Your task: {row["task"] or "see the issue's context."}
 
             Read your context first (JSON; files worth reading, git state, what earlier agents decided): {folder / "context.json"}
-            You may: {", ".join(permissions)}. Your token is in the file named by $CCO_TOKEN_FILE; it is renewed there.
+            You may: {", ".join(row["permissions"])}. Your token is in the file named by $CCO_TOKEN_FILE; it is renewed there.
 
             When you are done, store your result (status is success, failed or partial):
               curl -sS "$SIDECAR_URL/results" -H "Authorization: Bearer $(cat "$CCO_TOKEN_FILE")" -H "Content-Type: application/json" \\
@@ -6346,128 +6598,640 @@ class Launcher:
                 -d '{{"publisher": "{row["id"]}", "topic": "progress", "data": {{"issue_id": "{row["issue"]}", "message": "..."}}}}'
             """)
 
-    async def _start_process(self, command: list[str], environment: dict[str, str], log_file: Path) -> asyncio.subprocess.Process:
-        """A process in a session of its own, which therefore outlives us, writing to a file rather than to a pipe for the same reason."""
-        output = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+def find_program(name: str, root: Path, path: str | None) -> str:
+    """The file that a command's first word names, as a shell in ``root`` would find it. Raises AGT_001."""
+    found = shutil.which(str(root / name), path=path) if os.path.dirname(name) else shutil.which(name, path=path)
+    if found is None:
+        raise ApiError("AGT_001", f"Agent spawn failed: {Path(name).name}: no such program, or not an executable one")
+    return os.path.abspath(found)
+
+
+# ------------------------------------------------------------------------------------------------------
+# The keeper: a small process of its own that is the agents' parent and writes their output down. It is one for
+# all agents of a run of the service, has 10 MB or so, outlives a crash of the service, and ends with its last agent.
+
+
+class Keeper:
+    """The service's end of its keeper, which is started with the first agent, and again when it has died."""
+
+    START_SECONDS = 20.0
+    BOOT = "import json, sys; exec(compile(json.loads(sys.stdin.buffer.readline()), 'keeper', 'exec'))"
+
+    def __init__(self, folder: Path, root: Path, on_exit: Callable[[str, int, float, int], None], on_lost: Callable[[], None]) -> None:
+        self._folder, self._root, self._on_exit, self._on_lost = folder, root, on_exit, on_lost
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._starting: dict[str, asyncio.Future[int]] = {}
+        self._stopped = False
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Wait until no keeper of an earlier run can start an agent any more, so that every agent there is can be found."""
+        self._loop = asyncio.get_running_loop()
+        imports = "from __future__ import annotations\nimport contextlib, json, os, signal, subprocess, sys, threading, time\n"
+        program = "\n".join(inspect.getsource(part) for part in (OutputWriter, KeeperProgram))
+        self._program = f"{imports}{program}\nKeeperProgram(*sys.argv[1:]).run()\n"
+        await asyncio.to_thread(self._wait_for_gate)
+
+    def _wait_for_gate(self) -> None:
+        gate = os.open(self._folder.parent / KeeperProgram.GATE, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            return await asyncio.create_subprocess_exec(
-                *command, env=environment, cwd=self._settings.root, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise ApiError("AGT_001", f"Agent spawn failed: {Path(command[0]).name}: {reason}") from None
+            if sys.platform != "win32":
+                import fcntl
+
+                fcntl.flock(gate, fcntl.LOCK_EX)
         finally:
-            os.close(output)
+            os.close(gate)
+
+    async def start_agent(self, agent_id: str, program: str, argv: list[str], environment: dict[str, str], mark: int) -> int:
+        """The pid of a new agent in a session of its own. Raises AGT_001."""
+        answer = self._starting[agent_id] = self._loop.create_future()
+        order = {"start": agent_id, "program": program, "argv": argv, "environment": environment, "mark": mark, "root": str(self._root)}
+        try:
+            await asyncio.to_thread(self._send, order)
+            async with asyncio.timeout(self.START_SECONDS):
+                return typing.cast(int, await answer)
+        except (OSError, TimeoutError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else "no answer from the keeper"
+            raise ApiError("AGT_001", f"Agent spawn failed: {Path(argv[0]).name}: {reason}") from None
+        finally:
+            self._starting.pop(agent_id, None)
+
+    def follow(self, agent_id: str) -> None:
+        """Go on with the output of an agent whose keeper has died, or as soon as it does."""
+        self._loop.run_in_executor(None, self._try_to_send, {"follow": agent_id})
+
+    def _try_to_send(self, order: dict[str, Any]) -> None:
+        try:
+            self._send(order)
+        except OSError as error:
+            log.error("keeper of agents: %s", error.strerror)
+
+    def _send(self, order: dict[str, Any]) -> None:
+        """Blocks for as long as the keeper takes to read."""
+        with self._lock:
+            process = self._process = self._process or self._boot()  # of one that has died it is known in a moment, and it then is None
+            assert process.stdin
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            process.stdin.flush()
+
+    def _boot(self) -> subprocess.Popen[bytes]:
+        """A bare interpreter: no site packages, none of our memory, and none of our environment, which may hold secrets."""
+        needed = ("SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # where the interpreter's own libraries may be found through these
+        environment = {name: os.environ[name] for name in needed if name in os.environ}
+        command = [sys.executable, "-I", "-S", "-c", self.BOOT, str(self._folder), str(os.getpid())]
+        with open(self._folder.parent / "keeper.log", "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as errors:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=self._root, env=environment, start_new_session=True
+            )  # fmt: skip
+        assert process.stdin
+        process.stdin.write(json.dumps(self._program).encode() + b"\n")
+        threading.Thread(target=self._listen, args=(process,), name="keeper", daemon=True).start()
+        return process
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout
+        for line in process.stdout:
+            self._call(self._told, json.loads(line))
+        process.wait()
+        self._call(self._lost)
+
+    def _call(self, function: Callable[..., None], *values: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody is left to be told
+            self._loop.call_soon_threadsafe(function, *values)
+
+    def _told(self, news: dict[str, Any]) -> None:
+        if "code" in news:
+            return self._on_exit(news["agent"], news["code"], news["cpu"], news["memory"])
+        answer = self._starting.get(news["agent"])
+        if answer and not answer.done():
+            if "pid" in news:
+                answer.set_result(news["pid"])
+            else:
+                answer.set_exception(OSError(news["errno"], news["reason"]))
+
+    def _lost(self) -> None:
+        self._process = None
+        if not self._stopped:
+            log.error("the keeper of agents has died; its agents go on, but their exit codes will not be known")
+            for answer in self._starting.values():
+                if not answer.done():
+                    answer.set_exception(OSError(errno.EPIPE, "the keeper of agents has died"))
+            self._on_lost()
+
+    async def stop(self) -> None:
+        """Take no more news. A keeper that has agents goes on with them, another one ends."""
+        self._stopped = True
+        process = self._process
+        if process is None:
+            return
+        assert process.stdin
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(process.wait, 0.5)
 
 
-class ProcessTree:
-    """The processes of one agent: those that are provably its, and their end."""
+class OutputWriter:
+    """What an agent writes, each line after the time at which it began to arrive, in two files of SEGMENT bytes or so at most.
 
-    def __init__(self, agent_id: str, first: psutil.Process | None, marker: str) -> None:
-        self._agent_id, self._first, self._marker = agent_id, first, marker
+    A file's name says how many bytes came before it, so a cursor stays true over rotation and crashes. A file begins with
+    a line. Where the disk is full output is dropped, which is said as soon as there is room again; the agent is never blocked.
+    """
 
-    def end(self, grace: float) -> None:
-        """End every process of the agent that is provably its: ask, grace, force, until none is left. Blocks."""
-        deadline = time.monotonic() + grace
-        asked: set[psutil.Process] = set()
-        while members := self.members():
-            for process in members:
-                with contextlib.suppress(psutil.Error):
-                    if time.monotonic() >= deadline:
-                        process.kill()  # psutil refuses where the pid has become another process's
-                    elif process not in asked:
-                        process.terminate()
-            asked |= set(members)
-            time.sleep(0.05)  # psutil's own waiting would reap our child, and its exit code would be lost
-            if time.monotonic() > deadline + 10:
-                log.error("agent %s: %d processes cannot be ended", self._agent_id, len(members))
-                return
+    SEGMENT = 4 * 1024 * 1024
+    LONGEST_LINE = 256 * 1024  # a longer one is broken, so that a file can end
 
-    def members(self) -> list[psutil.Process]:
-        """The agent's living processes: its first one, their descendants, its session, and whoever carries its marker. Blocks."""
-        found: set[psutil.Process] = set()
-        first = self._first
-        session = None
-        if first is not None and first.is_running():
-            found |= {first, *children_of(first)}
-            session = first.pid  # while its leader lives, nobody else can have this session's number
-        for process in own_processes():
-            if process.pid != os.getpid() and belongs(process, session, self._marker):
-                found |= {process, *children_of(process)}
-        return [process for process in found if is_alive(process)]
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        places = sorted(int(name.split(".")[1]) for name in os.listdir(folder) if name.startswith("output.") and name.endswith(".log"))
+        self._lost, self._reason, self._line = 0, "", 0
+        self._open(places[-1] if places else 0)
+
+    def _open(self, place: int) -> None:
+        path = os.path.join(self._folder, f"output.{place}.log")
+        self._place, self._file = place, os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._size = os.fstat(self._file).st_size
+        self._fresh = self._size == 0 or os.pread(self._file, 1, self._size - 1) == b"\n"
+
+    def write(self, chunk: bytes, now: float) -> None:
+        """Append what was read at ``now``."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)).encode() + b".%03dZ " % (now % 1 * 1000)
+        if self._lost and not self._admit(stamp):
+            self._lost += len(chunk)
+            return
+        text = (stamp if self._fresh else b"") + chunk.replace(b"\n", b"\n" + stamp)
+        self._fresh = chunk.endswith(b"\n")
+        text = text[: -len(stamp)] if self._fresh else text
+        self._line = len(chunk) - 1 - chunk.rfind(b"\n") + (0 if b"\n" in chunk else self._line)
+        if self._line > self.LONGEST_LINE:
+            text, self._fresh, self._line = text + b"\n", True, 0
+        if self._size + len(text) > self.SEGMENT and (end := text.rfind(b"\n") + 1):
+            self._append(text[:end])
+            self._rotate()
+            text = text[end:]
+        self._append(text)
+
+    def _admit(self, stamp: bytes) -> bool:
+        """Say what was lost; whether there is room for that."""
+        lost, self._lost = self._lost, 0
+        self._append((b"" if self._fresh else b"\n") + stamp + f"[{lost} bytes were lost here: {self._reason}]\n".encode())
+        self._fresh, self._line, again = True, 0, self._lost > 0
+        self._lost += lost if again else 0
+        return not again
+
+    def _append(self, text: bytes) -> None:
+        try:
+            while text:
+                written = os.write(self._file, text)
+                self._size += written
+                text = text[written:]
+        except OSError as error:
+            self._lost += len(text)
+            self._reason = error.strerror or "unknown"
+            self._fresh = self._size == 0 or os.pread(self._file, 1, self._size - 1) == b"\n"
+
+    def _rotate(self) -> None:
+        """Begin another file; only the one before it is kept."""
+        before = self._place
+        try:
+            os.close(self._file)
+            self._open(self._place + self._size)
+        except OSError as error:  # no room for a new file: go on with the old one
+            self._reason = error.strerror or "unknown"
+            self._open(before)
+            return
+        for name in os.listdir(self._folder):
+            if name.startswith("output.") and name.endswith(".log") and int(name.split(".")[1]) < before:
+                os.unlink(os.path.join(self._folder, name))
 
 
-def find_process(row: dict[str, Any], marker: str) -> psutil.Process | None:
-    """The agent's first process, if it is alive and provably the same. Blocks."""
-    if row["pid"] is not None:
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(row["pid"])
-            if abs(process.create_time() - row["pid_started"]) < 0.02 and is_alive(process):
-                return process
+class KeeperProgram:
+    """The keeper's side, run by a bare interpreter: one JSON order a line on stdin, one JSON line of news each on stdout.
+
+    An agent's output goes through a named pipe that the agent itself holds open for reading too: without a keeper it waits when the
+    pipe is full and is never ended by SIGPIPE, and the next keeper finds the pipe by its name. A kernel limit that nothing uses
+    (RLIMIT_LOCKS, since Linux 2.4.25) carries the agent's mark: it is inherited by whatever the agent starts, and neither
+    setsid nor another environment takes it off.
+    """
+
+    PIPE = "output.pipe"
+    GATE = "agents.lock"
+    RLIMIT_LOCKS = 10
+    SET_CHILD_SUBREAPER = 36
+
+    def __init__(self, folder: str, service: str) -> None:
+        self._folder, self._service = folder, int(service)
+        self._agents: dict[int, str] = {}
+        self._unclaimed: dict[int, dict[str, Any]] = {}
+        self._copying: set[threading.Thread] = set()
+
+    def run(self) -> None:
+        if sys.platform == "linux":
+            import ctypes
+
+            ctypes.CDLL(None).prctl(self.SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of the agents become our children, not init's
+        if sys.platform != "win32":
+            signal.signal(signal.SIGCHLD, lambda *_: self._reap())
+        for line in sys.stdin.buffer:
+            if line.endswith(b"\n"):  # else the service died in the middle of a word
+                order = json.loads(line)
+                self._start(**order) if "start" in order else self._follow(order["follow"])
+        while self._has_children() or any(thread.is_alive() for thread in self._copying):
+            time.sleep(0.1)
+
+    def _tell(self, **news: Any) -> None:
+        with contextlib.suppress(OSError):  # the service is gone
+            os.write(1, json.dumps(news).encode() + b"\n")
+
+    # -- starting
+
+    def _start(self, start: str, program: str, argv: list[str], environment: dict[str, str], mark: int, root: str) -> None:
+        try:
+            os.chdir(root)
+            if sys.platform == "win32":
+                return self._start_on_windows(start, program, argv, environment)
+            reader, writer = self._make_pipe(start)
+            try:
+                pid = self._spawn(program, argv, environment, mark, writer)
+            except OSError:
+                os.unlink(self._path(start, self.PIPE))
+                os.close(reader)
+                raise
+            finally:
+                os.close(writer)
+        except OSError as error:
+            return self._tell(agent=start, errno=error.errno, reason=error.strerror)
+        self._agents[pid] = start
+        self._tell(agent=start, pid=pid)
+        self._copy(start, reader)
+        if pid in self._unclaimed:
+            self._tell_exit(pid, self._unclaimed.pop(pid))
+
+    def _make_pipe(self, agent: str) -> tuple[int, int]:
+        path = self._path(agent, self.PIPE)
+        os.mkfifo(path, 0o600)
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK), os.open(path, os.O_RDWR)
+
+    def _spawn(self, program: str, argv: list[str], environment: dict[str, str], mark: int, output: int) -> int:
+        """The pid of the new process. Raises OSError, also where the service has died meanwhile: nobody would know of it."""
+        import fcntl
+
+        gate = os.open(os.path.join(os.path.dirname(self._folder), self.GATE), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            if os.getppid() != self._service:
+                raise OSError(5, "the service is gone")
+            self._unclaimed.clear()
+            self._set_mark(mark)
+            files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+            ignored = [signal.SIGPIPE, signal.SIGXFSZ]  # by this interpreter, and so by what it starts
+            return os.posix_spawn(program, argv, environment, file_actions=files, setsid=True, setsigmask=[], setsigdef=ignored)
+        finally:
+            self._set_mark(None)
+            os.close(gate)
+
+    def _set_mark(self, mark: int | None) -> None:
+        if sys.platform == "linux":
+            import resource
+
+            with contextlib.suppress(ValueError, OSError):  # somebody has set a hard limit: AGENT_ID and the session still tell
+                hard = resource.getrlimit(self.RLIMIT_LOCKS)[1]
+                resource.setrlimit(self.RLIMIT_LOCKS, (hard if mark is None else mark, hard))
+
+    def _start_on_windows(self, agent: str, program: str, argv: list[str], environment: dict[str, str]) -> None:
+        process = subprocess.Popen(argv, executable=program, env=environment, stdin=-3, stdout=-1, stderr=-2, creationflags=0x200)
+        open(self._path(agent, self.PIPE), "wb").close()
+        self._tell(agent=agent, pid=process.pid)
+        assert process.stdout
+        self._copy(agent, process.stdout.fileno())
+        threading.Thread(target=lambda: self._tell(agent=agent, code=process.wait(), cpu=0.0, memory=0), daemon=True).start()
+
+    # -- output
+
+    def _follow(self, agent: str) -> None:
+        with contextlib.suppress(OSError):  # no pipe: all of its output has been written down
+            self._copy(agent, os.open(self._path(agent, self.PIPE), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
+
+    def _copy(self, agent: str, reader: int) -> None:
+        self._copying = {thread for thread in self._copying if thread.is_alive()}
+        thread = threading.Thread(target=self._copy_all, args=(agent, reader), daemon=True)
+        self._copying.add(thread)
+        thread.start()
+
+    def _copy_all(self, agent: str, reader: int) -> None:
+        """Write an agent's output down until nobody is left who could write; of several keepers one at a time does."""
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(reader, fcntl.LOCK_EX)
+            os.set_blocking(reader, True)
+        output = OutputWriter(self._path(agent, ""))
+        while chunk := os.read(reader, 16 * 1024):
+            output.write(chunk, time.time())
+        with contextlib.suppress(OSError):  # the agent's whole folder may be gone
+            os.unlink(self._path(agent, self.PIPE))
+        os.close(reader)
+
+    def _path(self, agent: str, name: str) -> str:
+        return os.path.join(self._folder, agent, name)
+
+    # -- ends
+
+    def _has_children(self) -> bool:
+        if sys.platform == "win32":
+            return False
+        self._reap()
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return True
+
+    def _reap(self) -> None:
+        """Collect whatever has ended: agents, and orphans that they have left."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                if not pid:
+                    return
+                unit = 1 if sys.platform == "darwin" else 1024
+                facts = {"code": os.waitstatus_to_exitcode(status), "cpu": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss * unit}
+                if pid in self._agents:
+                    self._tell_exit(pid, facts)
+                else:
+                    self._unclaimed[pid] = facts
+
+    def _tell_exit(self, pid: int, facts: dict[str, Any]) -> None:
+        self._tell(agent=self._agents.pop(pid), **facts)
+
+
+class AgentOutput:
+    """Reads what a keeper has written down of one agent: text with stamps at the lines' beginnings, in files named by their place."""
+
+    STAMP = len("2025-01-01T00:00:00.000Z ")
+    TAIL = 512 * 1024  # how far back the last lines are looked for
+    READ = MB
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _files(self) -> list[tuple[int, Path]]:
+        """(place of the first byte, path) of each file, oldest first."""
+        return sorted((int(path.name.split(".")[1]), path) for path in self._folder.glob("output.*.log"))
+
+    def last_written(self) -> float | None:
+        """When the last byte was written down, None before the first."""
+        with contextlib.suppress(OSError):
+            for _, path in reversed(self._files()):
+                if (facts := path.stat()).st_size:
+                    return facts.st_mtime
         return None
-    # cut off between fork and ledger: known by its environment
-    carriers = [process for process in own_processes() if belongs(process, None, marker)]
-    return min(carriers, key=lambda process: process.create_time(), default=None)
+
+    def _bytes(self, start: int, number: int) -> tuple[int, bytes]:
+        """(place, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
+        content, place = b"", start
+        for first, path in self._files():
+            try:
+                with path.open("rb") as file:
+                    end = file.seek(0, os.SEEK_END) + first
+                    if end <= place or len(content) >= number:
+                        continue
+                    place = place if content else max(place, first)
+                    file.seek(place + len(content) - first)
+                    content += file.read(number - len(content))
+            except FileNotFoundError:  # rotated away at this moment
+                continue
+        return place, content
+
+    def read(self, start: int, *, timestamps: bool = False) -> tuple[int, str, int]:
+        """(place, text, next place) from ``start`` on, READ bytes at most; ``place`` is later where what was there is gone."""
+        place, content = self._bytes(max(0, start - 1), self.READ)
+        fresh = place == 0 or place > max(0, start - 1) or content[:1] == b"\n"  # whether what follows begins a line
+        if place == start - 1:
+            place, content = start, content[1:]
+        lines = re.findall(rb"[^\n]*\n|[^\n]+", content)
+        if lines and not lines[-1].endswith(b"\n") and len(lines[-1]) < self.STAMP and (len(lines) > 1 or fresh):
+            content = content[: -len(lines.pop())]  # half a stamp: the next reader gets it whole
+        if not timestamps:
+            lines = [line if number == 0 and not fresh else line[self.STAMP :] for number, line in enumerate(lines)]
+        text, held_back = decode_whole(b"".join(lines))
+        return place, text, place + len(content) - held_back
+
+    def tail(self, number: int) -> list[str]:
+        """The last lines, without their times."""
+        _, text, _ = self.read(self.place_of_tail(number))
+        return [line[:2000] for line in text.splitlines()[-number:]]
+
+    def place_of_tail(self, number: int) -> int:
+        """Where the last ``number`` lines begin."""
+        files = self._files()
+        end = files[-1][0] + files[-1][1].stat().st_size if files else 0
+        place, content = self._bytes(max(0, end - self.TAIL), self.TAIL)
+        position = len(content) - 1 if content.endswith(b"\n") else len(content)
+        for _ in range(number):
+            position = content.rfind(b"\n", 0, position)
+            if position < 0:
+                return place if any(place == first for first, _ in files) else place + content.find(b"\n") + 1
+        return place + position + 1
+
+    def place_of(self, since: str) -> int:
+        """The place that a cursor names, or where the first line begins that is not older than a moment."""
+        if since.isdigit():
+            return int(since)
+        wanted = since.rstrip("Z").encode()
+        for first, path in self._files():
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                place = first
+                for line in file:
+                    if line[: len(wanted)] >= wanted:
+                        return place
+                    place += len(line)
+        files = self._files()
+        return files[-1][0] + files[-1][1].stat().st_size if files else 0
+
+
+def decode_whole(content: bytes) -> tuple[str, int]:
+    """(text, how many bytes at the end are the beginning of a character)."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return decoder.decode(content), len(decoder.getstate()[0])
+
+
+# ------------------------------------------------------------------------------------------------------
+# Processes: which ones are an agent's, and signals to no others
+
+Identity = tuple[int, str]  # pid, and what tells it from an earlier or later process with the same number
+FORCE = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+
+class Seen(Struct, frozen=True):
+    """A living process as a census found it. ``mark`` is 0, and ``marker`` empty, where it carries none."""
+
+    pid: int
+    birth: str
+    order: float  # seconds from the boot, or the epoch, until it began
+    parent: int
+    session: int
+    mark: int
+    marker: str
+    cpu: float  # seconds, of the children that it has waited for too
+    memory: int
+    age: float
+
+    @property
+    def identity(self) -> Identity:
+        return self.pid, self.birth
+
+
+class Proof(Struct):
+    """What proves that a process is one agent's."""
+
+    mark: int
+    marker: str
+    first: Identity | None = None
+    known: set[Identity] = set()
+
+
+def mark_of(folder: Path) -> int:
+    """The number that the kernel keeps for all processes of the agent with this folder: 55 bits, which no real limit looks like."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(folder)).digest()[:7]) | 1 << 54
+
+
+def members_of(seen: dict[int, Seen], proof: Proof) -> list[Seen]:
+    """The processes that are provably the agent's: its first, known ones, carriers of its mark or marker, its session, and all their descendants."""
+    first = seen.get(proof.first[0]) if proof.first else None
+    session = first.pid if first and first.identity == proof.first else 0  # while its leader lives, nobody else can have this session's number
+    sure = proof.known | ({proof.first} if proof.first else set())
+    found = {
+        pid: item for pid, item in seen.items()
+        if item.identity in sure or item.mark == proof.mark or item.marker == proof.marker or (session and item.session == session)
+    }  # fmt: skip
+    children: dict[int, list[Seen]] = collections.defaultdict(list)
+    for item in seen.values():
+        children[item.parent].append(item)
+    unvisited = list(found)
+    while unvisited:
+        for child in children[unvisited.pop()]:
+            if child.pid not in found:
+                found[child.pid] = child
+                unvisited.append(child.pid)
+    return list(found.values())
+
+
+class Census:
+    """This user's processes at one moment, without the service and its keeper. Those who ask at the same time share one look."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._lock = threading.Lock()
+        self._began = 0.0
+        self._found: dict[int, Seen] = {}
+
+    def look(self, pids: set[int] | None = None) -> dict[int, Seen]:
+        """What there is, by pid, no older than this call; only ``pids`` where given. Blocks."""
+        look = look_at_linux if sys.platform == "linux" else look_at_others
+        if pids is not None:
+            return look(pids)
+        asked = time.monotonic()
+        with self._lock:
+            if self._began < asked:
+                self._began = time.monotonic()
+                ourselves = {os.getpid(), self._keeper.pid}
+                self._found = {pid: item for pid, item in look(None).items() if pid not in ourselves}
+            return self._found
+
+
+def look_at_linux(pids: set[int] | None) -> dict[int, Seen]:
+    """Straight from /proc, some 20 us a process. Blocks."""
+    import resource
+
+    boot, tick, page, now = boot_id(), os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE"), time.clock_gettime(time.CLOCK_BOOTTIME)
+    found = {}
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if pids is None else pids:
+        try:
+            if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+                continue
+            fields = read_bytes(f"/proc/{pid}/stat").rpartition(b") ")[2].split()
+            if fields[0] in (b"Z", b"X"):
+                continue
+            limit = resource.prlimit(pid, KeeperProgram.RLIMIT_LOCKS)[0]
+            mark = limit if limit > 0 else 0
+            marker = "" if mark else re.search(rb"(?:\A|\0)CCO_TOKEN_FILE=([^\0]*)", read_bytes(f"/proc/{pid}/environ"))
+        except (OSError, ProcessLookupError):  # ended while we looked, or not to be looked at
+            continue
+        began = int(fields[19]) / tick
+        found[pid] = Seen(
+            pid, f"{boot}/{fields[19].decode()}", began, int(fields[1]), int(fields[3]), mark, os.fsdecode(marker[1]) if marker else "",
+            sum(map(int, fields[11:15])) / tick, int(fields[21]) * page, max(0.0, now - began),
+        )  # fmt: skip
+    return found
+
+
+def read_bytes(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.readall() or b""
+
+
+@functools.cache
+def boot_id() -> str:
+    """Tells this run of the machine from others: start times are counted from it, which setting the clock does not change."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def look_at_others(pids: set[int] | None) -> dict[int, Seen]:
+    """By psutil, where there is no /proc. Blocks."""
+    found = {}
+    for process in psutil.process_iter() if pids is None else map(psutil.Process, pids):
+        with contextlib.suppress(psutil.Error, OSError), process.oneshot():
+            if (hasattr(os, "geteuid") and process.uids().effective != os.geteuid()) or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            began, times = process.create_time(), process.cpu_times()
+            session = os.getsid(process.pid) if hasattr(os, "getsid") else 0
+            found[process.pid] = Seen(
+                process.pid, f"{began:.2f}", began, process.ppid(), session, 0, process.environ().get("CCO_TOKEN_FILE", ""),
+                times.user + times.system, process.memory_info().rss, max(0.0, time.time() - began),
+            )  # fmt: skip
+    return found
+
+
+def process_handle(pid: int) -> int | None:
+    """Something that means this process for ever, while its number may come to mean another one; None where the system has no such thing."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except OSError:  # Linux before 5.3, or a sandbox that forbids it
+        return None
+
+
+def send_signal(item: Seen, number: int) -> bool:
+    """Signal exactly the process that a census found, and no later one with its number; whether it was there."""
+    look = look_at_linux if sys.platform == "linux" else look_at_others
+    handle = None
+    try:
+        handle = process_handle(item.pid)
+        if (now := look({item.pid}).get(item.pid)) is None or now.birth != item.birth:
+            return False
+        if handle is None:
+            psutil.Process(item.pid).send_signal(number)
+        else:
+            signal.pidfd_send_signal(handle, number)
+    except (OSError, psutil.Error):  # it has just ended
+        return False
+    finally:
+        if handle is not None:
+            os.close(handle)
+    return True
 
 
 def is_command(words: Any) -> bool:
     """An argv that can be run: a text would be taken apart into its letters."""
     return isinstance(words, (list, tuple)) and bool(words) and all(isinstance(word, str) for word in words)
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def children_of(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.Error:
-        return []
-
-
-def own_processes() -> Iterator[psutil.Process]:
-    """Every process of this user."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if not hasattr(os, "geteuid") or process.uids().real == os.getuid():
-                yield process
-
-
-def belongs(process: psutil.Process, session: int | None, marker: str) -> bool:
-    """Whether a process is of an agent: by its session (None where that proves nothing), or by the token file that its environment names."""
-    try:
-        in_session = session is not None and hasattr(os, "getsid") and os.getsid(process.pid) == session
-        return in_session or process.environ().get("CCO_TOKEN_FILE") == marker
-    except (psutil.Error, OSError):
-        return False
-
-
-def read_tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a file, of its last 256 KiB at most. Blocks."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 256 * 1024))
-            return file.read().decode("utf-8", "replace").splitlines()[-lines:]
-    except OSError:
-        return []
-
-
-def shorten_log(path: Path, limit: int) -> None:
-    """Keep the newest half of a log that has grown over ``limit``; its writer appends, so it goes on at the new end. Blocks."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size <= limit:
-            return
-        with path.open("r+b") as file:
-            file.seek(-limit // 2, os.SEEK_END)
-            kept = file.read()
-            file.seek(0)
-            file.truncate()
-            file.write(b"[earlier output was dropped]\n" + kept)
 
 
 # ======================================================================================================

@@ -172,7 +172,7 @@ def test_the_files_of_an_agent_are_its_users_alone(service: Service, architect: 
     folder = folder_of(service, spawned["agent_id"])
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
-    assert modes == {"context.json": 0o600, "output.log": 0o600, "token": 0o600}
+    assert modes == {"context.json": 0o600, "output.0.log": 0o600, "output.pipe": 0o600, "token": 0o600}
     assert (folder / "token").read_text() == spawned["jwt_token"]
 
 
@@ -330,9 +330,10 @@ def test_an_end_is_recorded_and_told(
     assert [event["event_type"] for event in told] == events
     for event in told:
         assert event["topic"] == "coordination"
-        assert event["data"] == {
-            "agent_id": spawned["agent_id"], "agent_type": "python-specialist", "issue_id": issue, "state": ends_as, "exit_code": exit_code,
-        }  # fmt: skip
+        facts = {"agent_id": spawned["agent_id"], "agent_type": "python-specialist", "issue_id": issue, "state": ends_as, "exit_code": exit_code}
+        facts |= {name: ended[name] for name in ("signal", "pid", "started_at", "ended_at", "output_tail", "result_id")}
+        facts |= {"cpu_seconds": ended["usage"]["cpu_seconds"], "peak_memory_bytes": ended["usage"]["peak_memory_bytes"]}
+        assert event["data"] == facts
 
 
 def test_an_ended_agent_is_no_zombie(service: Service, architect: Client, issue: str) -> None:
@@ -406,7 +407,7 @@ def test_logs_are_read_whole_by_tail_and_onwards(architect: Client, issue: str) 
     assert whole["text"] == "".join(f"line {number}\n" for number in range(20_000))
     assert architect.get(path, tail=2).json()["text"] == "line 19998\nline 19999\n"
     assert architect.get(path, since=whole["next_offset"] - 11).json() == {
-        "agent_id": spawned["agent_id"], "text": "line 19999\n", "next_offset": whole["next_offset"],
+        "agent_id": spawned["agent_id"], "text": "line 19999\n", "next_offset": whole["next_offset"], "offset": whole["next_offset"] - 11,
     }  # fmt: skip
     assert architect.get(path, since=whole["next_offset"]).json()["text"] == ""
     assert architect.get(path, tail=0).status_code == 400
@@ -415,19 +416,6 @@ def test_logs_are_read_whole_by_tail_and_onwards(architect: Client, issue: str) 
 def test_both_streams_are_in_the_log(architect: Client, issue: str) -> None:
     spawned = spawn(architect, "fail", issue)
     assert state(architect, spawned["agent_id"])["output_tail"] == ["something went wrong"]
-
-
-def test_a_log_that_grows_too_long_keeps_its_newest_half_and_its_writer(tmp_path: Path) -> None:
-    path = tmp_path / "output.log"
-    with path.open("ab", buffering=0) as writer:
-        writer.write(b"".join(b"line %d\n" % number for number in range(1000)))
-        before = path.read_bytes()
-        cco_sidecar.shorten_log(path, len(before))
-        assert path.read_bytes() == before
-        cco_sidecar.shorten_log(path, 1000)
-        writer.write(b"and on\n")
-    assert path.read_bytes() == b"[earlier output was dropped]\n" + before[-500:] + b"and on\n"
-    cco_sidecar.shorten_log(tmp_path / "missing.log", 1)
 
 
 def test_agents_are_listed_newest_last(architect: Client, issue: str) -> None:

@@ -232,6 +232,17 @@ def read_agent_types(value: Any) -> dict[str, str]:
     return dict(pairs)
 
 
+def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
+    """Commands of some agent types: a TOML table, or a JSON object."""
+    try:
+        table = value if isinstance(value, dict) else json.loads(read_text(value))
+    except ValueError as error:
+        raise ValueError(f"cannot be read as a JSON object: {error}") from None
+    if not isinstance(table, dict) or not all(re.fullmatch(IDENTIFIER, str(name)) for name in table):
+        raise ValueError("must be an object of agent types and commands")
+    return {name: read_command(command) for name, command in table.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Every option. Flag ``--name``, else variable ``CCO_SIDECAR_NAME``, else file, else the default here."""
@@ -257,8 +268,11 @@ class Settings:
     event_retention: Annotated[int, Option(read_number(1, 31_536_000), "how long events are kept", "SECONDS")] = 86_400
     event_limit: Annotated[int, Option(read_number(1, 1_000_000_000), "how many events are kept", "N")] = 100_000
     agent_command: Annotated[
-        tuple[str, ...] | None, Option(read_command, "command that runs an agent; {task} {agent_type} {issue_id} {context_file} {prompt}", "CMD")
+        tuple[str, ...] | None, Option(read_command, "command that runs an agent, with {task}, {prompt} and their like, or a known one's name", "CMD")
     ] = None
+    agent_commands: Annotated[
+        dict[str, tuple[str, ...]], Option(read_agent_commands, "commands of some agent types: a JSON object", "JSON")
+    ] = None  # type: ignore[assignment]
     agent_types: Annotated[dict[str, str], Option(read_agent_types, "more agent types, NAME=CATEGORY", "LIST")] = None  # type: ignore[assignment]
     agent_timeout: Annotated[int, Option(read_number(1, 31_536_000), "time limit of an agent", "SECONDS")] = 3600
     max_agents: Annotated[int, Option(read_number(0, 10_000), "agents running at once", "N")] = 10
@@ -295,6 +309,7 @@ def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[s
     values["project"] = values["project"] or slug(root.name)
     values["storage"] = values["storage"] or default_storage(root, values["project"])
     values["agent_types"] = values["agent_types"] or {}
+    values["agent_commands"] = values["agent_commands"] or {}
     settings = Settings(**{name: value for name, value in values.items() if value is not None})
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise StartError("--tls-cert and --tls-key go together")
@@ -1111,6 +1126,7 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
     issue_id: str
     task: str
     context_file: str
+    agent_folder: str
     prompt: str
 
 
@@ -5993,6 +6009,7 @@ class Running:
         self.ordered = asyncio.Event()
         self.ended_as: AgentState | None = None  # set by whoever orders the end
         self.exit_code: int | None = None
+        self.missing = 0  # surveys on end that did not find its first process
         self.token = ""
         self.renew_at = 0.0
         self.watch: asyncio.Task[None] | None = None
@@ -6020,6 +6037,7 @@ class Agents:
     GRACE_AT_STOP = 2.0
     STOP_SECONDS = 3.5
     SURVEY = 0.25  # seconds between two looks at all agents
+    PATIENCE = 40  # surveys without its first process after which an agent is taken for gone although its keeper has not said so
     OUTPUT_SECONDS = 2.0  # how long an end waits for the last lines to be written down
 
     def __init__(
@@ -6109,6 +6127,8 @@ class Agents:
         if row["pid"] is None:
             raise ApiError("AGT_001", "The first spawn with this Idempotency-Key was cut off before its process started")
         running = self.active.get(spawned.agent_id)
+        if running and not running.token:  # it is being adopted at this moment
+            self._renew(running)
         spawned.process_id, spawned.state, spawned.jwt_token = row["pid"], row["state"], running.token if running else ""
         return msgspec.json.encode(spawned)
 
@@ -6172,7 +6192,8 @@ class Agents:
                 continue
             if members := members_of(seen, running.proof):
                 changed += [running.row] if running.measure(members, now) else []
-            if not running.kept and running.proof.first not in {item.identity for item in members}:
+            running.missing = 0 if running.proof.first in {item.identity for item in members} else running.missing + 1
+            if running.missing > (self.PATIENCE if running.kept else 0):
                 running.exited.set()
             if now >= running.renew_at or not (running.folder / "token").exists():
                 await self._renew_file(running)
@@ -6192,7 +6213,7 @@ class Agents:
             return
         self._renew(running)
         try:
-            await asyncio.to_thread(write_file, running.folder / "token", running.token.encode())
+            await asyncio.to_thread(write_token, running.folder, running.token)
         except OSError as error:
             running.renew_at = time.time() + 1
             log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
@@ -6237,8 +6258,9 @@ class Agents:
         row["processes"] = row["memory"] = 0
         self._tokens.revoke(row["id"])
         tail = await asyncio.to_thread(AgentOutput(running.folder).tail, 5)
-        with contextlib.suppress(OSError):
-            (running.folder / "token").unlink()
+        for name in ("token", "header"):
+            with contextlib.suppress(OSError):
+                (running.folder / name).unlink()
         while True:
             try:
                 told = await self._ledger.ended(row, tail)
@@ -6260,10 +6282,11 @@ class Agents:
     async def start(self) -> None:
         """Adopt the agents that an earlier run of the service left, and record the end of those that are gone."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
+        found = [Running(row, self._folder) for row in self._ledger.unfinished()]
+        self.active |= {running.row["id"]: running for running in found}  # before the first await: requests are answered from then on
         await self._keeper.start()
         seen = await asyncio.to_thread(self._census.look)
-        for row in self._ledger.unfinished():
-            running = self.active[row["id"]] = Running(row, self._folder)
+        for running in found:
             await self._adopt(running, seen)
             running.watch = asyncio.create_task(self._watch(running))
         self._surveying = asyncio.create_task(self._survey())
@@ -6501,7 +6524,8 @@ class Launcher:
     """Makes everything that an agent is started with (files, argv, environment, prompt), and has it started."""
 
     OWN_VARIABLES = (
-        "AGENT_ID", "AGENT_TYPE", "ISSUE_ID", "PROJECT_ID", "PROJECT_ROOT", "SIDECAR_URL", "JWT_TOKEN", "CCO_TOKEN_FILE", "CCO_CONTEXT_FILE", "TASK",
+        "AGENT_ID", "AGENT_TYPE", "ISSUE_ID", "PROJECT_ID", "PROJECT_ROOT", "SIDECAR_URL", "JWT_TOKEN", "CCO_TOKEN_FILE", "CCO_HEADER_FILE",
+        "CCO_CONTEXT_FILE", "TASK",
     )  # fmt: skip
     # What would let a request change which code runs; PYTHON_VERSION and the like are nobody's switches and pass.
     UNSAFE_VARIABLES = re.compile(
@@ -6543,7 +6567,7 @@ class Launcher:
         await asyncio.to_thread(self._write_files, folder, context, running.token)
         launch = AgentLaunch(
             agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],
-            context_file=str(folder / "context.json"), prompt=self._prompt(row, folder),
+            context_file=str(folder / "context.json"), agent_folder=str(folder), prompt=self._prompt(row, folder),
         )  # fmt: skip
         command = await self._command(launch)
         environment, ignored = self._environment(launch, running.token, asked, url)
@@ -6553,7 +6577,7 @@ class Launcher:
     def _write_files(self, folder: Path, context: bytes, token: str) -> None:
         folder.mkdir(mode=0o700, parents=True)
         write_file(folder / "context.json", context)
-        write_file(folder / "token", token.encode())
+        write_token(folder, token)
 
     async def _command(self, launch: AgentLaunch) -> list[str]:
         """The argv with its placeholders filled in. Raises AGT_001 where nobody knows one."""
@@ -6575,7 +6599,7 @@ class Launcher:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CCO_SIDECAR_")}
         own = (
             launch.agent_id, launch.agent_type, launch.issue_id, self._settings.project, str(self._settings.root), url, token,
-            str(folder / "token"), str(folder / "context.json"), launch.task,
+            str(folder / "token"), str(folder / "header"), launch.context_file, launch.task,
         )  # fmt: skip
         given = {name: value for name, value in asked.items() if name not in ignored}
         return inherited | given | dict(zip(self.OWN_VARIABLES, own, strict=True)), ignored
@@ -6587,16 +6611,23 @@ class Launcher:
             working directory. Your task: {row["task"] or "see the issue's context."}
 
             Read your context first (JSON; files worth reading, git state, what earlier agents decided): {folder / "context.json"}
-            You may: {", ".join(row["permissions"])}. Your token is in the file named by $CCO_TOKEN_FILE; it is renewed there.
+            You may: {", ".join(row["permissions"]) or "nothing but wait for events"}. Your token is in the file named by $CCO_TOKEN_FILE, and as
+            a header for curl in the one named by $CCO_HEADER_FILE; both are renewed there. Never print it.
 
             When you are done, store your result (status is success, failed or partial):
-              curl -sS "$SIDECAR_URL/results" -H "Authorization: Bearer $(cat "$CCO_TOKEN_FILE")" -H "Content-Type: application/json" \\
+              curl -sS "$SIDECAR_URL/results" -H @"$CCO_HEADER_FILE" -H "Content-Type: application/json" \\
                 -d '{{"agent_id": "{row["id"]}", "agent_type": "{row["type"]}", "issue_id": "{row["issue"]}", "project_id": "{row["project"]}",
                      "result": {{"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}}}}'
             To tell the others something before that, publish an event:
-              curl -sS "$SIDECAR_URL/events/progress" -H "Authorization: Bearer $(cat "$CCO_TOKEN_FILE")" -H "Content-Type: application/json" \\
+              curl -sS "$SIDECAR_URL/events/progress" -H @"$CCO_HEADER_FILE" -H "Content-Type: application/json" \\
                 -d '{{"publisher": "{row["id"]}", "topic": "progress", "data": {{"issue_id": "{row["issue"]}", "message": "..."}}}}'
             """)
+
+def write_token(folder: Path, token: str) -> None:
+    """The agent's token in one step, alone and as a header that curl reads: as an argument others would see it in the list of processes."""
+    write_file(folder / "token", token.encode())
+    write_file(folder / "header", f"Authorization: Bearer {token}\n".encode())
+
 
 def find_program(name: str, root: Path, path: str | None) -> str:
     """The file that a command's first word names, as a shell in ``root`` would find it. Raises AGT_001."""
@@ -6764,11 +6795,10 @@ class OutputWriter:
             self._lost += len(chunk)
             return
         text = (stamp if self._fresh else b"") + chunk.replace(b"\n", b"\n" + stamp)
-        self._fresh = chunk.endswith(b"\n")
-        text = text[: -len(stamp)] if self._fresh else text
+        text = text[: -len(stamp)] if chunk.endswith(b"\n") else text
         self._line = len(chunk) - 1 - chunk.rfind(b"\n") + (0 if b"\n" in chunk else self._line)
         if self._line > self.LONGEST_LINE:
-            text, self._fresh, self._line = text + b"\n", True, 0
+            text, self._line = text + b"\n", 0
         if self._size + len(text) > self.SEGMENT and (end := text.rfind(b"\n") + 1):
             self._append(text[:end])
             self._rotate()
@@ -6779,7 +6809,7 @@ class OutputWriter:
         """Say what was lost; whether there is room for that."""
         lost, self._lost = self._lost, 0
         self._append((b"" if self._fresh else b"\n") + stamp + f"[{lost} bytes were lost here: {self._reason}]\n".encode())
-        self._fresh, self._line, again = True, 0, self._lost > 0
+        self._line, again = 0, self._lost > 0
         self._lost += lost if again else 0
         return not again
 
@@ -6788,11 +6818,11 @@ class OutputWriter:
             while text:
                 written = os.write(self._file, text)
                 self._size += written
+                self._fresh = text[written - 1 : written] == b"\n"
                 text = text[written:]
         except OSError as error:
             self._lost += len(text)
             self._reason = error.strerror or "unknown"
-            self._fresh = self._size == 0 or os.pread(self._file, 1, self._size - 1) == b"\n"
 
     def _rotate(self) -> None:
         """Begin another file; only the one before it is kept."""
@@ -7024,7 +7054,7 @@ class AgentOutput:
     def tail(self, number: int) -> list[str]:
         """The last lines, without their times."""
         _, text, _ = self.read(self.place_of_tail(number))
-        return [line[:2000] for line in text.splitlines()[-number:]]
+        return [line[:2000] for line in text.removesuffix("\n").split("\n")[-number:]] if text else []
 
     def place_of_tail(self, number: int) -> int:
         """Where the last ``number`` lines begin."""
@@ -7280,7 +7310,7 @@ def percentile(ordered: list[float], share: float) -> float:
 def built_in_plugins(settings: Settings) -> list[object]:
     return [
         BuiltInAgentTypes(), StructureSection(), FilesSection(), GitSection(), OutputsSection(), MetadataSection(),
-        TextRanking(), RoutingRules(), AgentCommands(settings.agent_command),
+        TextRanking(), RoutingRules(), AgentCommands(settings),
     ]  # fmt: skip
 
 
@@ -7879,30 +7909,40 @@ class RoutingRules:
 
 # -- agent commands
 
-LAUNCHERS: dict[str, tuple[str, ...]] = {  # the headless form of each known coding command line
-    "claude": ("claude", "-p", "{prompt}", "--permission-mode", "acceptEdits"),
-    "codex": ("codex", "exec", "--sandbox", "workspace-write", "{prompt}"),
-    "gemini": ("gemini", "--approval-mode", "auto_edit", "-p", "{prompt}"),
-    "opencode": ("opencode", "run", "{prompt}"),
-    "aider": ("aider", "--yes-always", "--message", "{prompt}"),
+# The headless form of each known coding command line. Unasked it may edit files, call us with curl and see its own folder in our storage;
+# more only by its own settings, except for opencode, aider, cursor-agent and copilot, which cannot be told so finely.
+LAUNCHERS: dict[str, tuple[str, ...]] = {
+    "claude": ("claude", "-p", "{prompt}", "--permission-mode", "acceptEdits", "--add-dir", "{agent_folder}", "--allowedTools", "Bash(curl *)"),
+    "codex": (
+        "codex", "exec", "--sandbox", "workspace-write", "-c", "sandbox_workspace_write.network_access=true", "--skip-git-repo-check", "{prompt}",
+    ),
+    "gemini": (
+        "gemini", "--skip-trust", "--approval-mode", "auto_edit", "--allowed-tools", "run_shell_command(curl)",
+        "--include-directories", "{agent_folder}", "-p", "{prompt}",
+    ),
+    "opencode": ("opencode", "run", "--auto", "{prompt}"),
+    "aider": ("aider", "--yes-always", "--no-check-update", "--message", "{prompt}"),
     "goose": ("goose", "run", "--no-session", "-t", "{prompt}"),
-    "qwen": ("qwen", "--approval-mode", "auto-edit", "-p", "{prompt}"),
-    "cursor-agent": ("cursor-agent", "-p", "--force", "{prompt}"),
-    "copilot": ("copilot", "--allow-all-tools", "-p", "{prompt}"),
-}
+    "qwen": (
+        "qwen", "--approval-mode", "auto-edit", "--allowed-tools", "run_shell_command(curl)", "--add-dir", "{agent_folder}", "-p", "{prompt}",
+    ),
+    "cursor-agent": ("cursor-agent", "-p", "--force", "--trust", "{prompt}"),
+    "copilot": ("copilot", "--allow-all-tools", "--allow-all-urls", "--no-ask-user", "--add-dir", "{agent_folder}", "-p", "{prompt}"),
+}  # fmt: skip
 
 
 class AgentCommands:
-    """--agent-command, else the first known coding command line on PATH."""
+    """The agent type's own command, else --agent-command, else the first known coding command line on PATH."""
 
-    def __init__(self, configured: tuple[str, ...] | None) -> None:
-        self._configured = configured
+    def __init__(self, settings: Settings) -> None:
+        self._by_type, self._default = settings.agent_commands, settings.agent_command
 
     @hookimpl(trylast=True)
     def agent_command(self, launch: AgentLaunch) -> Sequence[str] | None:
-        if self._configured:
-            return self._configured
-        return next((command for name, command in LAUNCHERS.items() if shutil.which(name)), None)
+        command = self._by_type.get(launch.agent_type, self._default)
+        if command is None:
+            return next((known for name, known in LAUNCHERS.items() if shutil.which(name)), None)
+        return LAUNCHERS.get(command[0], command) if len(command) == 1 else command
 
 
 # ======================================================================================================

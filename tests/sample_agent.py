@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,103 @@ def ignore() -> None:
     print("ignoring", flush=True)
     while True:
         time.sleep(FOREVER)
+
+
+def vanish() -> None:
+    """A daemon as daemons are made: forked twice, a session of its own, another folder, no environment, and no file that we know."""
+    code = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        os.execve("/bin/sleep", ["sleep", os.environ["NAP"]], {})
+    os._exit(0)
+os.wait()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    print("vanished", flush=True)
+
+
+def vanish_and_hang() -> None:
+    vanish()
+    time.sleep(FOREVER)
+
+
+def flood() -> None:
+    """As many bytes as $BYTES says, in lines."""
+    left, line = int(os.environ["BYTES"]), b"x" * 99 + b"\n"
+    while left > 0:
+        left -= os.write(1, line * min(1000, left // 100 + 1))
+    print("flooded", flush=True)
+
+
+def one_line() -> None:
+    """Ten megabytes without an end of line."""
+    for _ in range(160):
+        os.write(1, b"y" * 65536)
+
+
+def pieces() -> None:
+    """A line that comes in pieces, the second one when a file says so, and a character cut in two."""
+    os.write(1, b"one ")
+    while not Path(os.environ["GATE"]).exists():
+        time.sleep(0.01)
+    os.write(1, b"line\nanother \xc3")
+    time.sleep(0.2)
+    os.write(1, b"\xa9\n")
+
+
+def spawn_another() -> None:
+    """Another one like oneself, and so on; what the service says to that."""
+    body = {"agent_type": os.environ["AGENT_TYPE"], "issue_id": os.environ["ISSUE_ID"], "task": os.environ["TASK"]}
+    try:
+        print("spawned", call("/agents/spawn", body)["agent_id"])
+    except urllib.error.HTTPError as error:
+        print(error.code, error.read().decode())
+
+
+def spawn_in_a_loop() -> None:
+    """As many as it gets."""
+    body = {"agent_type": "python-specialist", "issue_id": os.environ["ISSUE_ID"], "task": "succeed"}
+    for number in range(1000):
+        try:
+            call("/agents/spawn", body)
+        except urllib.error.HTTPError as error:
+            problem = json.loads(error.read())
+            if problem.get("retry_after_seconds"):  # for the moment there are too many at once
+                time.sleep(0.05)
+                continue
+            print(number, problem["code"], problem["message"])
+            return
+
+
+def lose_token() -> None:
+    """Deletes its token file, and waits for it to come back."""
+    path = Path(os.environ["CCO_TOKEN_FILE"])
+    path.unlink()
+    while not path.exists():
+        time.sleep(0.01)
+    print(call("/auth/refresh", {})["token"] != "", flush=True)
+
+
+def curl() -> None:
+    """Stores a result as the prompt says: with curl, its header file and no token in an argument."""
+    who = {name.lower(): os.environ[name] for name in ("AGENT_ID", "AGENT_TYPE", "ISSUE_ID", "PROJECT_ID")}
+    command = ["curl", "-sS", os.environ["SIDECAR_URL"] + "/results", "-H", "@" + os.environ["CCO_HEADER_FILE"]]
+    subprocess.run([*command, "-H", "Content-Type: application/json", "-d", json.dumps(who | {"result": {"status": "success"}})], check=True)
+
+
+def burn() -> None:
+    """Half a second of processor time, by a child that has ended, and 50 MB held."""
+    held = bytearray(50_000_000)
+    code = "import time\nwhile time.process_time() < 0.5: pass"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    print("burnt", len(held), flush=True)
+    time.sleep(FOREVER)
 
 
 def write() -> None:

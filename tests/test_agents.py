@@ -8,7 +8,6 @@ import os
 import signal
 import sqlite3
 import stat
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,23 +19,10 @@ import jwt
 import psutil
 import pytest
 import requests
-from conftest import PROJECT, ROOT, Client, Service, make_repository, marked_processes, until
+from agent_harness import COMMAND, SAMPLE, agents_left, alive, folder_of, nothing_left, output, request, says, spawn, state, status, tree
+from conftest import PROJECT, Client, Service, make_repository, until
 
-import cco_sidecar
-
-SAMPLE = [sys.executable, str(ROOT / "tests/sample_agent.py")]
-COMMAND = ("--agent-command", json.dumps(SAMPLE))
-ENDED = ("completed", "failed", "killed", "timeout", "lost")
-
-
-def agents_left() -> list[psutil.Process]:
-    found = []
-    for process in marked_processes():
-        with contextlib.suppress(psutil.Error):
-            if "serve" not in process.cmdline():
-                found.append(process)
-    return found
-
+__all__ = ["nothing_left"]
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
@@ -49,58 +35,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     yield running
     assert running.stop() == 0, running.log
     assert "Traceback" not in running.log, running.log
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(service: Service) -> Iterator[None]:
-    """After every test no process of its agents is left: those that it let run are ended by the service, thoroughly."""
-    yield
-    architect = service.client()
-    for agent in architect.get("/api/agents", state="running", limit=1000).json()["agents"]:
-        architect.delete(f"/api/agents/{agent['agent_id']}")
-    until(lambda: not agents_left())
-
-
-def request(task: str = "hang", issue: str = "issue-1", agent_type: str = "python-specialist", **more: Any) -> dict[str, Any]:
-    return {"agent_type": agent_type, "issue_id": issue, "task": task} | more
-
-
-def spawn(client: Client, task: str = "hang", issue: str = "issue-1", **more: Any) -> dict[str, Any]:
-    answer = client.post("/api/agents/spawn", request(task, issue, **more))
-    assert answer.status_code == 201, answer.text
-    return answer.json()  # type: ignore[no-any-return]
-
-
-def status(client: Client, agent_id: str) -> dict[str, Any]:
-    answer = client.get(f"/api/agents/{agent_id}/status")
-    assert answer.status_code == 200, answer.text
-    return answer.json()  # type: ignore[no-any-return]
-
-
-def state(client: Client, agent_id: str, *wanted: str) -> dict[str, Any]:
-    """The agent's status once it is in one of the wanted states (any ended one by default)."""
-    return until(lambda: (found := status(client, agent_id))["state"] in (wanted or ENDED) and found)  # type: ignore[no-any-return]
-
-
-def output(client: Client, agent_id: str) -> str:
-    return client.get(f"/api/agents/{agent_id}/logs").json()["text"]  # type: ignore[no-any-return]
-
-
-def says(client: Client, agent_id: str, text: str) -> None:
-    until(lambda: text in output(client, agent_id))
-
-
-def tree(pid: int) -> list[psutil.Process]:
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
-
-
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-
-def folder_of(service: Service, agent_id: str) -> Path:
-    return service.storage / "agents" / agent_id
 
 
 # -- what a spawn answers and gives
@@ -172,7 +106,7 @@ def test_the_files_of_an_agent_are_its_users_alone(service: Service, architect: 
     folder = folder_of(service, spawned["agent_id"])
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
-    assert modes == {"context.json": 0o600, "output.0.log": 0o600, "output.pipe": 0o600, "token": 0o600}
+    assert modes == {"context.json": 0o600, "output.0.log": 0o600, "output.pipe": 0o600, "token": 0o600, "header": 0o600}
     assert (folder / "token").read_text() == spawned["jwt_token"]
 
 

@@ -114,9 +114,12 @@ SAMPLES: dict[str, tuple[list[str], str]] = {
     "event_retention": (["1", "60", "86400"], "1.5"),
     "event_limit": (["1", "1000", "5"], "many"),
     "agent_command": (["run {task}", '["run", "a b"]', "run 'a b'"], "run 'a"),
+    "agent_commands": (['{"x": "claude"}', '{"x": "run {task}", "y": ["a b", "c"]}', "{}"], '["x"]'),
     "agent_types": (["x=coding", "x=qa,y=support", "z=security"], "x=wizard"),
     "agent_timeout": (["1", "60", "3600"], "0"),
     "max_agents": (["0", "1", "10000"], "10001"),
+    "max_agents_per_issue": (["1", "50", "1000000"], "0"),
+    "max_depth": (["1", "4", "100"], "0"),
     "stop_agents": (["1", "0", "true"], "2"),
     "plugins": (["src", "src,tests", "docs"], "[1]"),
     "no_plugins": (["yes", "no", "true"], ""),
@@ -166,6 +169,7 @@ def test_without_any_source_the_documented_defaults_hold(folder: Path) -> None:
     settings = load_settings({"root": str(folder)}, {})
     assert (settings.host, settings.port, settings.project) == ("127.0.0.1", 3001, "folder")
     assert (settings.cache_size_mb, settings.max_agents, settings.agent_timeout, settings.token_ttl) == (256, 10, 3600, 3600)
+    assert (settings.max_agents_per_issue, settings.max_depth, settings.agent_commands) == (50, 4, {})
     assert (settings.event_retention, settings.event_limit, settings.log_format) == (86_400, 100_000, "text")
     assert settings.no_plugins is False and settings.stop_agents is False and settings.agent_command is None
 

@@ -1,0 +1,584 @@
+"""Agents can be trusted: whatever they do and whoever is killed, all of them is found, ended, measured and written down."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jwt
+import psutil
+import pytest
+import requests
+from agent_harness import (
+    COMMAND,
+    NAP,
+    SAMPLE,
+    agents_left,
+    alive,
+    daemons_left,
+    folder_of,
+    keepers,
+    nothing_left,
+    output,
+    request,
+    says,
+    spawn,
+    state,
+    status,
+)  # fmt: skip
+from conftest import Client, Service, clean_environment, make_repository, until
+
+import cco_sidecar
+from cco_sidecar import LAUNCHERS, AgentOutput, OutputWriter, Proof, Seen, members_of
+
+__all__ = ["nothing_left"]
+ONE_SECOND = {"CCO_SIDECAR_LOG_LEVEL": "info", "NAP": NAP}
+MORE = ("--max-agents", "60", "--max-agents-per-issue", "1000")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for the tests of this module, with the sample agent as its agents."""
+    folder = tmp_path_factory.mktemp("trust")
+    running = Service(make_repository(folder / "repository"), folder / "storage", *COMMAND, *MORE, env=ONE_SECOND).start()
+    yield running
+    assert running.stop() == 0, running.log
+    assert "Traceback" not in running.log, running.log
+    until(lambda: not keepers(running))
+    assert (running.storage / "keeper.log").read_text() == ""
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    return jwt.decode(token, options={"verify_signature": False})
+
+
+# -- the proof that the tests would see a leak
+
+
+def test_a_process_that_is_left_is_seen_whether_it_kept_its_environment_or_not() -> None:
+    kept = subprocess.Popen(["/bin/sleep", "600"], env=clean_environment(), start_new_session=True)
+    shed = subprocess.Popen(["/bin/sleep", NAP], env={}, start_new_session=True)
+    try:
+        until(lambda: {kept.pid, shed.pid} <= {process.pid for process in agents_left()})
+    finally:
+        for process in (kept, shed):
+            process.kill()
+            process.wait()
+    assert not agents_left()
+
+
+# -- whose a process is
+
+
+def seen(pid: int, parent: int = 1, *, birth: str = "b", session: int = 0, mark: int = 0, marker: str = "") -> Seen:
+    return Seen(pid, birth, float(pid), parent, session or pid, mark, marker, 0.0, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("processes", "proof", "members"),
+    [
+        ([seen(10), seen(11)], Proof(7, "/t"), []),
+        ([seen(10), seen(11)], Proof(7, "/t", (10, "b")), [10]),
+        ([seen(10, birth="later")], Proof(7, "/t", (10, "b")), []),
+        ([seen(10), seen(11, 10), seen(12, 11), seen(13, 1)], Proof(7, "/t", (10, "b")), [10, 11, 12]),
+        ([seen(10), seen(11, session=10)], Proof(7, "/t", (10, "b")), [10, 11]),
+        ([seen(10, birth="later"), seen(11, session=10)], Proof(7, "/t", (10, "b")), []),
+        ([seen(11, session=10)], Proof(7, "/t", (10, "b")), []),
+        ([seen(11, mark=7), seen(12, mark=8), seen(13, 11)], Proof(7, "/t"), [11, 13]),
+        ([seen(11, marker="/t"), seen(12, marker="/u")], Proof(7, "/t"), [11]),
+        ([seen(11), seen(12)], Proof(7, "/t", known={(11, "b"), (12, "before")}), [11]),
+        ([seen(10, 11), seen(11, 10)], Proof(7, "/t", (10, "b")), [10, 11]),
+    ],
+    ids=[
+        "nothing proves nothing", "the first one", "a reused number", "descendants", "its session while its leader lives",
+        "a session whose number was reused", "a session without its leader", "its mark", "its token file", "one seen before", "a circle",
+    ],
+)  # fmt: skip
+def test_only_what_is_proved_to_be_an_agents_is_its(processes: list[Seen], proof: Proof, members: list[int]) -> None:
+    assert sorted(item.pid for item in members_of({item.pid: item for item in processes}, proof)) == members
+
+
+def test_a_signal_reaches_exactly_the_process_that_was_seen() -> None:
+    look = cco_sidecar.look_at_linux if sys.platform == "linux" else cco_sidecar.look_at_others
+    child = subprocess.Popen(["/bin/sleep", NAP])
+    try:
+        found = until(lambda: look({child.pid}).get(child.pid))
+        earlier = cco_sidecar.msgspec.structs.replace(found, birth="another one's")
+        assert cco_sidecar.send_signal(earlier, signal.SIGKILL) is False
+        assert child.poll() is None
+        assert cco_sidecar.send_signal(found, signal.SIGKILL) is True
+        assert child.wait(5) == -signal.SIGKILL
+        assert cco_sidecar.send_signal(found, signal.SIGKILL) is False
+    finally:
+        child.kill()
+
+
+def test_both_ways_to_look_at_processes_agree() -> None:
+    child = subprocess.Popen(["/bin/sleep", NAP], env={"CCO_TOKEN_FILE": "/t"}, start_new_session=True)
+    try:
+        until(lambda: psutil.Process(child.pid).name() == "sleep")
+        portable = cco_sidecar.look_at_others(None)[child.pid]
+        assert (portable.parent, portable.session, portable.marker) == (os.getpid(), child.pid, "/t")
+        if sys.platform == "linux":
+            linux = cco_sidecar.look_at_linux(None)[child.pid]
+            assert (linux.parent, linux.session, linux.marker) == (os.getpid(), child.pid, "/t")
+            assert abs(linux.memory - portable.memory) < 1_000_000 and abs(linux.cpu - portable.cpu) < 1
+    finally:
+        child.kill()
+        child.wait()
+
+
+# -- ends
+
+
+def test_a_daemon_that_shed_everything_is_ended_by_order(architect: Client, issue: str) -> None:
+    spawned = spawn(architect, "vanish_and_hang", issue)
+    says(architect, spawned["agent_id"], "vanished")
+    (daemon,) = until(daemons_left)
+    assert daemon.environ() == {}
+    architect.delete(f"/api/agents/{spawned['agent_id']}")
+    assert state(architect, spawned["agent_id"])["state"] == "killed"
+    assert not alive([daemon])
+
+
+def test_a_daemon_that_an_agent_left_behind_is_ended_with_it(architect: Client, issue: str) -> None:
+    assert state(architect, spawn(architect, "vanish", issue)["agent_id"])["state"] == "completed"
+    assert not daemons_left()
+
+
+@pytest.mark.parametrize("agent_too", [False, True], ids=["the agent lives", "the agent was killed meanwhile"])
+def test_a_daemon_is_found_again_after_a_crash(make_service: Callable[..., Service], agent_too: bool) -> None:
+    service = make_service(*COMMAND, env=ONE_SECOND)
+    agent_id = spawn(service.client(), "vanish_and_hang")["agent_id"]
+    says(service.client(), agent_id, "vanished")
+    pid = status(service.client(), agent_id)["pid"]
+    (daemon,) = daemons_left()
+    service.kill()
+    assert alive([daemon])
+    if agent_too:
+        psutil.Process(pid).kill()
+    service.start()
+    if agent_too:
+        assert state(service.client(), agent_id)["state"] == "lost"
+    else:
+        assert status(service.client(), agent_id)["state"] == "running"
+        service.client().delete(f"/api/agents/{agent_id}")
+        assert state(service.client(), agent_id)["state"] == "killed"
+    assert not alive([daemon])
+
+
+def test_many_orders_at_once_end_an_agent_once(service: Service, architect: Client, issue: str) -> None:
+    agent_id = spawn(architect, "hang", issue)["agent_id"]
+    headers = {"Authorization": f"Bearer {architect.token}"}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: requests.delete(f"{service.url}/api/agents/{agent_id}", headers=headers, timeout=30), range(8)))
+    assert {answer.status_code for answer in answers} == {202}
+    state(architect, agent_id, "killed")
+    told = architect.wait("*", filter=f"agent_id:{agent_id}", timeout=5000)["events"]
+    assert [event["event_type"] for event in told] == ["agent_exited"]
+
+
+def test_an_ordered_end_survives_a_crash(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND)
+    agent_id = spawn(service.client(), "ignore")["agent_id"]
+    says(service.client(), agent_id, "ignoring")
+    assert service.client().delete(f"/api/agents/{agent_id}").status_code == 202
+    service.kill()
+    assert agents_left()
+    service.start()
+    assert state(service.client(), agent_id)["state"] == "killed"
+    assert not agents_left()
+
+
+@pytest.mark.parametrize("stop_agents", [True, False])
+def test_spawns_during_a_stop_leave_whole_agents_or_none(make_service: Callable[..., Service], stop_agents: bool) -> None:
+    service = make_service(*COMMAND, *MORE, *(["--stop-agents"] if stop_agents else []))
+    token, stopped = service.token(), False
+
+    def spawn_on(number: int) -> None:
+        with contextlib.suppress(requests.RequestException):
+            while not stopped:
+                headers = {"Authorization": f"Bearer {token}"}
+                requests.post(f"{service.url}/api/agents/spawn", json=request(issue=f"issue-{number}"), headers=headers, timeout=30)
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(4):
+            pool.submit(spawn_on, number)
+        until(lambda: len(agents_left()) > 8)
+        assert service.stop() == 0
+        stopped = True
+    assert bool(agents_left()) is not stop_agents
+    left = {process.environ()["AGENT_ID"] for process in agents_left()}
+    assert "Traceback" not in service.log
+    service.start()
+    listed = service.client().get("/api/agents", limit=1000).json()["agents"]
+    assert {agent["agent_id"] for agent in listed if agent["state"] == "running"} == left
+    for agent_id in left:
+        service.client().delete(f"/api/agents/{agent_id}")
+    until(lambda: not agents_left())
+
+
+# -- the keeper
+
+
+def test_agents_outlive_their_keeper_and_their_output_goes_on(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    service = make_service(*COMMAND)
+    architect, gate = service.client(), tmp_path / "gate"
+    agent_id = spawn(architect, "pieces", environment={"GATE": str(gate)})["agent_id"]
+    says(architect, agent_id, "one ")
+    (keeper,) = keepers(service)
+    keeper.kill()
+    until(lambda: [found for found in keepers(service) if found != keeper])
+    other = spawn(architect, "fail")["agent_id"]
+    assert state(architect, other)["exit_code"] == 3
+    assert status(architect, agent_id)["state"] == "running"
+    gate.touch()
+    ended = state(architect, agent_id)
+    assert (ended["state"], ended["exit_code"]) == ("lost", None)
+    assert output(architect, agent_id) == "one line\nanother é\n"
+    until(lambda: not keepers(service)) if service.stop() == 0 else pytest.fail(service.log)
+
+
+def test_output_goes_on_while_the_service_is_dead(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    service, gate = make_service(*COMMAND), tmp_path / "gate"
+    agent_id = spawn(service.client(), "pieces", environment={"GATE": str(gate)})["agent_id"]
+    says(service.client(), agent_id, "one ")
+    service.kill()
+    gate.touch()
+    until(lambda: not agents_left())
+    until(lambda: not keepers(service))  # it has written everything down and ended with its last agent
+    service.start()
+    state(service.client(), agent_id)
+    assert output(service.client(), agent_id) == "one line\nanother é\n"
+
+
+def test_one_keeper_serves_all_agents_and_holds_nothing_of_ours(service: Service, architect: Client, issue: str) -> None:
+    for _ in range(5):
+        spawn(architect, "hang", issue)
+    (keeper,) = keepers(service)
+    assert set(keeper.environ()) <= {"LC_CTYPE", "LD_LIBRARY_PATH"}
+    assert keeper.memory_full_info().uss < 15_000_000
+    for process in [keeper, *keeper.children(recursive=True)]:
+        assert "eyJ" not in " ".join(process.cmdline())
+
+
+# -- limits
+
+
+def test_agents_may_spawn_agents_only_so_deep(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND, "--max-depth", "3")
+    architect = service.client()
+    spawn(architect, "spawn_another", agent_type="chief-architect")
+    agents = until(lambda: len(found := architect.get("/api/agents").json()["agents"]) == 3 and all(a["ended_at"] for a in found) and found)
+    assert [agent["depth"] for agent in agents] == [1, 2, 3]
+    assert [agent["parent"] for agent in agents[1:]] == [agent["agent_id"] for agent in agents[:2]]
+    refusal = agents[2]["output_tail"][0]
+    assert refusal.startswith("429 ") and "AGT_003" in refusal and "--max-depth" in refusal and "retry_after" not in refusal
+    assert architect.get("/status").json()["agents"]["spawned_total"] == 3
+
+
+def test_depth_follows_the_token_and_nothing_that_the_caller_says(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND, "--max-depth", "1", "--stop-agents")
+    spawned = spawn(service.client(), "hang", agent_type="chief-architect")
+    agent = Client(service.url, spawned["jwt_token"])
+    refreshed = Client(service.url, agent.post("/api/auth/refresh").json()["token"])
+    for client in (agent, refreshed):
+        answer = client.post("/api/agents/spawn", request() | {"depth": 0, "parent": None}, headers={"X-Depth": "0"})
+        assert (answer.status_code, answer.json()["code"]) == (429, "AGT_003")
+
+
+def test_an_agent_that_spawns_in_a_loop_comes_to_an_end(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    service = make_service(*COMMAND, "--max-agents-per-issue", "6", "--max-agents", "4")
+    architect = service.client()
+    spawned = spawn(architect, "spawn_in_a_loop", agent_type="chief-architect")
+    ended = state(architect, spawned["agent_id"])
+    assert "AGT_003" in ended["output_tail"][-1] and "--max-agents-per-issue" in ended["output_tail"][-1]
+    until(lambda: architect.get("/status").json()["agents"]["active"] == 0)
+    assert len(architect.get("/api/agents", limit=1000).json()["agents"]) == 6
+    assert architect.post("/api/agents/spawn", request("succeed")).status_code == 429  # ended ones count
+    assert architect.post("/api/agents/spawn", request("succeed", issue="another")).status_code == 201
+
+
+def test_spawns_that_never_got_a_process_do_not_count(make_service: Callable[..., Service]) -> None:
+    service = make_service("--agent-command", "no-such-program-anywhere", "--max-agents-per-issue", "1")
+    for _ in range(3):
+        assert service.client().post("/api/agents/spawn", request()).status_code == 500
+
+
+# -- tokens
+
+
+@pytest.mark.parametrize(
+    ("asked", "granted"),
+    [(None, ["read_context", "publish_events"]), (["publish_events", "write_results"], ["publish_events"]), ([], []), (["spawn_agents"], [])],
+)
+def test_permissions_only_shrink(service: Service, issue: str, asked: list[str] | None, granted: list[str]) -> None:
+    spawner = service.client(permissions=["spawn_agents", "read_context", "publish_events"])
+    spawned = spawn(spawner, "hang", issue, permissions=asked)
+    assert claims_of(spawned["jwt_token"])["permissions"] == granted
+
+
+def test_an_agent_can_be_narrowed_to_its_issue(service: Service, architect: Client, issue: str) -> None:
+    assert "issue_id" not in claims_of(spawn(architect, "hang", issue)["jwt_token"])
+    narrow = Client(service.url, spawn(architect, "hang", issue, issue_only=True)["jwt_token"])
+    assert narrow.get(f"/api/context/{issue}/python-specialist").status_code == 200
+    assert narrow.get("/api/context/another/python-specialist").status_code == 403
+    bound = service.client(issue_id=issue)
+    assert claims_of(spawn(bound, "hang", issue, issue_only=False)["jwt_token"])["issue_id"] == issue
+
+
+def test_a_repeated_spawn_gives_a_token_that_is_good_now_and_none_when_the_agent_has_ended(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND, "--token-ttl", "2")
+    architect = service.client(sub="repeater")
+    key = {"Idempotency-Key": "one"}
+    first = architect.post("/api/agents/spawn", request(), headers=key).json()
+    until(lambda: claims_of(first["jwt_token"])["exp"] < time.time())
+    for restart in (False, True):
+        if restart:
+            service.kill()
+            service.start()
+            architect = service.client(sub="repeater")
+        again = architect.post("/api/agents/spawn", request(), headers=key)
+        assert again.headers["Idempotent-Replay"] == "true"
+        assert again.json() | {"jwt_token": ""} == first | {"jwt_token": ""}
+        if not restart:
+            assert Client(service.url, again.json()["jwt_token"]).get("/status").status_code == 200
+    architect.delete(f"/api/agents/{first['agent_id']}")
+    state(architect, first["agent_id"], "killed")
+    last = architect.post("/api/agents/spawn", request(), headers=key).json()
+    assert (last["agent_id"], last["state"], last["jwt_token"]) == (first["agent_id"], "killed", "")
+    assert service.stop() == 0
+    for path in [*service.storage.glob("sidecar.db*"), service.log_path, service.storage / "audit.log"]:
+        assert b"eyJ" not in path.read_bytes(), path
+
+
+def test_an_agent_that_loses_its_token_file_gets_it_back(architect: Client, issue: str) -> None:
+    ended = state(architect, spawn(architect, "lose_token", issue)["agent_id"])
+    assert (ended["state"], ended["output_tail"]) == ("completed", ["True"])
+
+
+def test_curl_takes_the_token_from_a_file(architect: Client, issue: str) -> None:
+    ended = state(architect, spawn(architect, "curl", issue)["agent_id"])
+    assert ended["state"] == "completed" and ended["result_id"], ended
+
+
+# -- context
+
+
+def test_a_spawn_whose_context_cannot_be_built_leaves_nothing(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/big.py").write_text(
+        "from cco_sidecar import hookimpl\n@hookimpl\ndef context_section(request):\n    return {'big': 'x' * 11_000_000}\n"
+    )
+    service = make_service(*COMMAND, "--plugins", str(tmp_path / "more"))
+    answer = service.client().post("/api/agents/spawn", request())
+    assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001"), answer.text
+    assert "context" in answer.json()["message"]
+    assert list((service.storage / "agents").iterdir()) == []
+    assert service.client().get("/api/agents").json()["agents"] == [] and not agents_left()
+    assert service.client().get("/status").json()["agents"]["active"] == 0
+
+
+# -- status
+
+
+def test_status_is_measured_and_says_how_old_each_measurement_is(service: Service, architect: Client, issue: str) -> None:
+    spawned = spawn(architect, "burn", issue)
+    says(architect, spawned["agent_id"], "burnt")
+    Client(service.url, spawned["jwt_token"]).get("/api/results")
+    found = until(lambda: (now := status(architect, spawned["agent_id"]))["usage"]["processes"] == 1 and now["usage"]["cpu_seconds"] > 0.4 and now)
+    assert found["usage"]["memory_bytes"] > 50_000_000 and found["usage"]["peak_memory_bytes"] >= found["usage"]["memory_bytes"]
+    assert (found["last_call"]["method"], found["last_call"]["path"]) == ("GET", "/api/results")
+    for at, seconds in (
+        (found["usage"]["measured_at"], found["usage"]["age_seconds"]), (found["last_output_at"], found["last_output_age_seconds"]),
+        (found["last_call"]["at"], found["last_call"]["age_seconds"]), (found["started_at"], found["state_age_seconds"]),
+    ):  # fmt: skip
+        assert at.endswith("Z") and seconds >= 0
+    architect.delete(f"/api/agents/{spawned['agent_id']}")
+    ended = state(architect, spawned["agent_id"])
+    assert ended["usage"]["cpu_seconds"] > 0.4 and ended["usage"]["processes"] == ended["usage"]["memory_bytes"] == 0
+    assert ended["last_call"]["path"] == "/api/results" and ended["output_tail"][-1].startswith("burnt")
+
+
+def test_what_is_not_known_is_null(architect: Client, issue: str) -> None:
+    found = status(architect, spawn(architect, "hang", issue)["agent_id"])
+    assert (found["last_call"], found["exit_code"], found["result_id"], found["depth"]) == (None, None, None, 1)
+
+
+def test_the_time_limit_is_that_of_the_process_whatever_the_clock_says(make_service: Callable[..., Service]) -> None:
+    """The ledger's start is moved a day back, as if the clock had been set forward while the service was down."""
+    service = make_service(*COMMAND, "--agent-timeout", "3600", "--stop-agents")
+    agent_id = spawn(service.client(), "hang")["agent_id"]
+    service.kill()
+    with contextlib.closing(sqlite3.connect(service.storage / "sidecar.db")) as database, database:
+        assert database.execute("update agent set started = started - 86400 where id = ?", (agent_id,)).rowcount == 1
+    service.start()
+    other = spawn(service.client(), "succeed")["agent_id"]
+    state(service.client(), other)
+    assert status(service.client(), agent_id)["state"] == "running"
+
+
+# -- logs
+
+
+def test_lines_have_times(architect: Client, issue: str) -> None:
+    before = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+    spawned = spawn(architect, "family", issue)
+    says(architect, spawned["agent_id"], "family")
+    path = f"/api/agents/{spawned['agent_id']}/logs"
+    stamped = architect.get(path, timestamps=True).json()["text"]
+    stamp, word = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) (\w+)\n", stamped).groups()
+    assert before <= stamp and word == "family"
+    assert architect.get(path, since=stamp).json()["text"] == "family\n"
+    assert architect.get(path, since=before).json()["text"] == "family\n"
+    assert architect.get(path, since="2999-01-01").json()["text"] == ""
+    assert architect.get(path, since="yesterday").status_code == 400
+
+
+def test_a_flood_neither_fills_the_disk_nor_stops_the_agent(service: Service, architect: Client, issue: str) -> None:
+    spawned = spawn(architect, "flood", issue, environment={"BYTES": "100000000"})
+    folder, sizes = folder_of(service, spawned["agent_id"]), [0]
+
+    def ended() -> dict[str, Any] | None:
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(sum(path.stat().st_size for path in folder.glob("output.*.log")))
+        now = status(architect, spawned["agent_id"])
+        return now if now["ended_at"] else None
+
+    found = until(ended, 60)
+    assert (found["state"], found["output_tail"][-1]) == ("completed", "flooded")
+    assert 4_000_000 < max(sizes) < 10 * cco_sidecar.MB
+    path = f"/api/agents/{spawned['agent_id']}/logs"
+    page, lines = architect.get(path).json(), 0
+    assert page["offset"] > 90_000_000
+    while page["text"]:
+        assert set(page["text"].replace("flooded", "x")) == {"x", "\n"}
+        lines += page["text"].count("\n")
+        page = architect.get(path, since=page["next_offset"]).json()
+    assert lines > 30_000
+
+
+def test_a_line_without_end_is_broken(service: Service, architect: Client, issue: str) -> None:
+    spawned = spawn(architect, "one_line", issue)
+    assert state(architect, spawned["agent_id"])["state"] == "completed"
+    lines = architect.get(f"/api/agents/{spawned['agent_id']}/logs").json()["text"].splitlines()
+    assert len(lines) > 1 and set("".join(lines)) == {"y"}
+    assert sum(path.stat().st_size for path in folder_of(service, spawned["agent_id"]).glob("output.*.log")) < 10 * cco_sidecar.MB
+
+
+def test_what_a_full_disk_swallowed_is_said_when_there_is_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, real, room = OutputWriter(str(tmp_path)), os.write, [1_000_000]
+
+    def write(file: int, content: bytes) -> int:
+        if room[0] <= 0:
+            raise OSError(28, "No space left on device")
+        written = real(file, content[: room[0]])
+        room[0] -= written
+        return written
+
+    monkeypatch.setattr(os, "write", write)
+    writer.write(b"before\n", 0.0)
+    room[0] = 30
+    writer.write(b"half of this is lost\n", 1.0)
+    writer.write(b"and this\n", 2.0)
+    room[0] = 1_000_000
+    writer.write(b"after\n", 3.0)
+    place, text, following = AgentOutput(tmp_path).read(0)
+    lines = text.splitlines()
+    assert (lines[0], lines[1], lines[3]) == ("before", "half ", "after")
+    assert re.fullmatch(r"\[\d+ bytes were lost here: No space left on device\]", lines[2])
+    assert place == 0 and following == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [1, 7, 26, 100, 5000])
+def test_output_reads_the_same_in_whatever_pieces_it_comes_and_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(AgentOutput, "READ", max(60, size))
+    text = "".join(f"line {number} é \r x\n" * (number % 3) + "\n" for number in range(200)) + "the end"
+    content, writer = text.encode(), OutputWriter(str(tmp_path))
+    for start in range(0, len(content), size):
+        if start % 3 == 0:
+            writer = OutputWriter(str(tmp_path))  # as the next keeper would go on
+        writer.write(content[start : start + size], start / 1000)
+    output, found, place = AgentOutput(tmp_path), "", 0
+    while True:
+        at, piece, following = output.read(place)
+        assert at == place
+        if following == place:
+            break
+        found, place = found + piece, following
+    assert found == text
+    monkeypatch.undo()
+    assert output.tail(3) == text.split("\n")[-3:]
+
+
+@pytest.mark.parametrize("size", [3, 100, 999])
+def test_rotation_drops_whole_lines_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(OutputWriter, "SEGMENT", 2000)
+    content, writer = b"".join(b"line %d\n" % number for number in range(1000)) + b"the end", OutputWriter(str(tmp_path))
+    for start in range(0, len(content), size):
+        writer.write(content[start : start + size], start / 1000)
+    place, text, _ = AgentOutput(tmp_path).read(0)
+    assert len(list(tmp_path.iterdir())) == 2 and place > 20_000
+    assert text.startswith("line ") and content.decode().endswith("\n" + text)
+
+
+# -- launchers
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_known_command_line_is_started_in_its_headless_form(make_service: Callable[..., Service], tmp_path: Path, name: str) -> None:
+    """A program of that name, alone on PATH, tells how it was called."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / name
+    program.write_text(f"#!{sys.executable}\nimport json, os, sys\nprint(json.dumps([sys.argv[1:], os.environ['JWT_TOKEN']]))\n")
+    program.chmod(0o755)
+    service = make_service(env={"PATH": str(tmp_path / "bin")})
+    spawned = spawn(service.client(), "Mend the $(roof) {issue_id}")
+    assert state(service.client(), spawned["agent_id"])["state"] == "completed"
+    arguments, token = json.loads(output(service.client(), spawned["agent_id"]))
+    form, folder = LAUNCHERS[name][1:], str(folder_of(service, spawned["agent_id"]))
+    (prompt,) = (word for word, given in zip(arguments, form, strict=True) if given == "{prompt}")
+    assert arguments == [{"{prompt}": prompt, "{agent_folder}": folder}.get(word, word) for word in form]
+    for needed in (
+        spawned["agent_id"], "python-specialist", "issue-1", "Mend the $(roof) {issue_id}", f"{folder}/context.json", "$CCO_HEADER_FILE",
+        "read_context, write_results, publish_events", "$SIDECAR_URL/results", "$SIDECAR_URL/events/", "curl",
+    ):  # fmt: skip
+        assert needed in prompt
+    assert token == spawned["jwt_token"] and token not in " ".join(arguments)
+
+
+def test_the_command_can_depend_on_the_agent_type(make_service: Callable[..., Service], repository: Path) -> None:
+    code = "import sys; print(sys.argv[1:])"
+    (repository / "cco.toml").write_text(
+        f"agent-command = {json.dumps([sys.executable, '-c', code, 'default'])}\n"
+        f"[agent-commands]\ntest-engineer = {json.dumps([sys.executable, '-c', code, 'tester {issue_id}'])}\nqa-engineer = 'claude'\n"
+    )
+    architect = make_service(env={"PATH": ""}).client()
+    for agent_type, said in (("python-specialist", "['default']\n"), ("test-engineer", "['tester issue-1']\n")):
+        agent_id = spawn(architect, agent_type=agent_type)["agent_id"]
+        state(architect, agent_id, "completed")
+        assert output(architect, agent_id) == said
+    answer = architect.post("/api/agents/spawn", request(agent_type="qa-engineer"))
+    assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001") and "claude: no such program" in answer.json()["message"]
+
+
+def test_a_program_that_cannot_be_run_is_said_and_leaves_nothing(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"\x7fELF" + bytes(100))
+    broken.chmod(0o755)
+    service = make_service("--agent-command", json.dumps([str(broken)]))
+    answer = service.client().post("/api/agents/spawn", request())
+    assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001") and "broken: " in answer.json()["message"]
+    assert list((service.storage / "agents").iterdir()) == []
+    assert SAMPLE[0] not in answer.text and str(tmp_path) not in answer.text

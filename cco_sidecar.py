@@ -6296,7 +6296,8 @@ class Agents:
         row = running.row
         running.proof.known = {(pid, birth) for pid, birth in row["seen"]}
         members = members_of(seen, running.proof)
-        first = min((item for item in members if row["pid"] in (None, item.pid)), key=lambda item: item.order, default=None)
+        pid = row["pid"] or await asyncio.to_thread(noted_pid, running.folder)
+        first = min((item for item in members if pid in (None, item.pid)), key=lambda item: item.order, default=None)
         if first is None or row["birth"] not in (None, first.birth):
             log.info("agent %s is gone", row["id"])
             running.ended_as = "killed" if row["ordered"] else None
@@ -6371,6 +6372,13 @@ class Agents:
             by_type=dict(by_type),
             avg_execution_time_ms=round(self._ledger.mean_seconds() * 1000, 3),
         )
+
+
+def noted_pid(folder: Path) -> int | None:
+    """The first process of an agent by its keeper's note, which comes before the ledger's. Blocks."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((folder / KeeperProgram.PID).read_text())
+    return None
 
 
 def new_spawned(row: dict[str, Any], token: str, ignored: list[str]) -> Spawned:
@@ -6849,6 +6857,7 @@ class KeeperProgram:
     """
 
     PIPE = "output.pipe"
+    PID = "pid"
     GATE = "agents.lock"
     RLIMIT_LOCKS = 10
     SET_CHILD_SUBREAPER = 36
@@ -6896,10 +6905,18 @@ class KeeperProgram:
         except OSError as error:
             return self._tell(agent=start, errno=error.errno, reason=error.strerror)
         self._agents[pid] = start
+        self._note_pid(start, pid)
         self._tell(agent=start, pid=pid)
         self._copy(start, reader)
         if pid in self._unclaimed:
             self._tell_exit(pid, self._unclaimed.pop(pid))
+
+    def _note_pid(self, agent: str, pid: int) -> None:
+        """For a service that is killed before it has read what we tell: without this note it could take a daemon of the agent for the agent."""
+        with contextlib.suppress(OSError):  # no room on the disk: then the oldest process is taken for it
+            note = os.open(self._path(agent, self.PID), os.O_WRONLY | os.O_CREAT, 0o600)
+            os.write(note, b"%d" % pid)
+            os.close(note)
 
     def _make_pipe(self, agent: str) -> tuple[int, int]:
         path = self._path(agent, self.PIPE)

@@ -202,20 +202,30 @@ def command_agent_status(options: argparse.Namespace) -> int:
 
 
 def command_agent_logs(options: argparse.Namespace) -> int:
+    """Print an agent's output; with --follow until it ends, also across a restart of the service."""
     client, path = Client(options), f"/api/agents/{quote(options.id)}"
-    logs = client.call("GET", f"{path}/logs", query={"tail": options.tail})
+    wanted = {"timestamps": "true" if options.timestamps else None}
+    logs = client.call("GET", f"{path}/logs", query=wanted | {"tail": options.tail, "since": options.since})
     if options.format == "json" and not options.follow:
         return show(options, logs)
+    ended = None
     while True:
         sys.stdout.write(logs["text"])
         sys.stdout.flush()
-        if not options.follow:
-            return GOOD
-        ended = client.call("GET", f"{path}/status")["ended_at"]
-        logs = client.call("GET", f"{path}/logs", query={"since": logs["next_offset"]})
-        if ended and not logs["text"]:
+        if not options.follow or (ended and not logs["text"]):
             return GOOD
         time.sleep(0 if logs["text"] else 0.3)
+        try:
+            ended = client.call("GET", f"{path}/status")["ended_at"]  # asked first: what it wrote before its end is then in the log
+            following = client.call("GET", f"{path}/logs", query=wanted | {"since": logs["next_offset"]})
+        except NotReachable as error:
+            sys.stderr.write(f"cco: {error}; trying again\n")
+            logs["text"] = ""
+            time.sleep(1)
+            continue
+        if following["offset"] > logs["next_offset"]:
+            sys.stderr.write(f"cco: {following['offset'] - logs['next_offset']} bytes were rotated away before they were read\n")
+        logs = following
 
 
 def command_agent_kill(options: argparse.Namespace) -> int:
@@ -286,6 +296,7 @@ COMMANDS = {
     "agent list": Command("list agents, newest last", command_agent_list, [arg("--state"), arg("--issue"), LIMIT_ARGUMENT]),
     "agent status": Command("show one agent", command_agent_status, [arg("id", metavar="ID")]),
     "agent logs": Command("show what an agent wrote", command_agent_logs, [
-        arg("id", metavar="ID"), arg("--tail", type=int, metavar="LINES"), arg("-f", "--follow", action="store_true")]),
+        arg("id", metavar="ID"), arg("--tail", type=int, metavar="LINES"), arg("--since", metavar="OFFSET|TIME"),
+        arg("--timestamps", action="store_true", help="each line after its time"), arg("-f", "--follow", action="store_true")]),
     "agent kill": Command("end an agent and everything that it started", command_agent_kill, [arg("id", metavar="ID")]),
 }  # fmt: skip

@@ -45,6 +45,7 @@ class CrashAgents:
         self.spawning, self.over = threading.Event(), False
         self.asked = 0
         self.confirmed: set[str] = set()
+        self.ordered: set[str] = set()  # whose end was ordered, which a crash does not undo
         self.counts: collections.Counter[str] = collections.Counter()
         self.strangers = [subprocess.Popen(["/bin/sleep", "3600"], env={}, start_new_session=True) for _ in range(2)]
 
@@ -122,7 +123,7 @@ class CrashAgents:
         client = self.service.client()
         for agent_id in killed:
             ended = until(lambda agent_id=agent_id: (found := self._status(client, agent_id))["ended_at"] and found)
-            assert ended["state"] == "lost", ended
+            assert ended["state"] == ("killed" if agent_id in self.ordered else "lost"), ended
         for agent_id in set(rows) - killed:  # living ones go on; those that ended by themselves meanwhile are lost
             found = until(lambda agent_id=agent_id: (now := self._status(client, agent_id))["state"] != "starting" and now)
             self.counts["adopted" if found["state"] == "running" else "gone"] += 1
@@ -135,6 +136,7 @@ class CrashAgents:
             assert Client(self.service.url, token).get("/status").status_code == 200
         for agent in self._running(client)[:-KEPT]:
             assert client.delete(f"/api/agents/{agent['agent_id']}").status_code == 202
+            self.ordered.add(agent["agent_id"])
 
     def _status(self, client: Client, agent_id: str) -> dict[str, Any]:
         answer = client.get(f"/api/agents/{agent_id}/status")

@@ -399,6 +399,9 @@ def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_kille
     (tmp_path / "gate").touch()
     assert follower.wait(15) == 0 and lines() == ["working on slow 0", "done"]
 
+    stamped = here.run("agent", "logs", agent, "--timestamps", "--since", "2020-01-01", "--tail", "1").stdout.splitlines()
+    assert [re.fullmatch(r"20\d\d-\d\d-\d\dT[\d:.]{12}Z (.*)", line)[1] for line in stamped] == ["working on slow 0", "done"]
+
     stuck = client.post("/api/agents/spawn", spawn | {"environment": {"GATE": str(tmp_path / "never")}}).json()["agent_id"]
     killed = here.run("agent", "kill", stuck, "--format", "json")
     assert killed.returncode == 0 and json.loads(killed.stdout)["ending"] is True

@@ -4804,6 +4804,7 @@ class Contexts:
         self._starting: list[asyncio.Future[None]] = []
 
     def start(self) -> None:
+        msgspec.json.Decoder(ContextSections)  # msgspec 0.22 crashes where two threads are the first to use a type: so nobody else is
         self._index_folder.mkdir(mode=0o700, exist_ok=True)
         self._loop = asyncio.get_running_loop()
         self._starting = [asyncio.ensure_future(self._warm())]

@@ -6238,7 +6238,7 @@ class Agents:
     def heard_from(self, subject: str, method: str, path: str) -> None:
         """An agent's token was used."""
         if running := self.active.get(subject):
-            running.row["last_call"] = (method, path[:200], time.time())
+            running.row["last_call"] = (method, without_tokens(path)[:200], time.time())
 
     # -- ending
 
@@ -7077,8 +7077,7 @@ class AgentOutput:
     def place_of_tail(self, number: int) -> int:
         """Where the last ``number`` lines begin."""
         files = self._files()
-        end = files[-1][0] + files[-1][1].stat().st_size if files else 0
-        place, content = self._bytes(max(0, end - self.TAIL), self.TAIL)
+        place, content = self._bytes(max(0, self._end() - self.TAIL), self.TAIL)
         position = len(content) - 1 if content.endswith(b"\n") else len(content)
         for _ in range(number):
             position = content.rfind(b"\n", 0, position)
@@ -7089,7 +7088,7 @@ class AgentOutput:
     def place_of(self, since: str) -> int:
         """The place that a cursor names, or where the first line begins that is not older than a moment."""
         if since.isdigit():
-            return int(since)
+            return min(int(since), self._end())
         wanted = since.rstrip("Z").encode()
         for first, path in self._files():
             with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
@@ -7098,6 +7097,10 @@ class AgentOutput:
                     if line[: len(wanted)] >= wanted:
                         return place
                     place += len(line)
+        return self._end()
+
+    def _end(self) -> int:
+        """How much has been written down in all."""
         files = self._files()
         return files[-1][0] + files[-1][1].stat().st_size if files else 0
 

@@ -6642,7 +6642,8 @@ def find_program(name: str, root: Path, path: str | None) -> str:
     """The file that a command's first word names, as a shell in ``root`` would find it. Raises AGT_001."""
     found = shutil.which(str(root / name), path=path) if os.path.dirname(name) else shutil.which(name, path=path)
     if found is None:
-        raise ApiError("AGT_001", f"Agent spawn failed: {Path(name).name}: no such program, or not an executable one")
+        reason = errno.EACCES if os.path.dirname(name) and (root / name).exists() else errno.ENOENT
+        raise ApiError("AGT_001", f"Agent spawn failed: {Path(name).name}: {os.strerror(reason)}")
     return os.path.abspath(found)
 
 
@@ -6814,6 +6815,9 @@ class OutputWriter:
             text = text[end:]
         self._append(text)
 
+    def close(self) -> None:
+        os.close(self._file)
+
     def _admit(self, stamp: bytes) -> bool:
         """Say what was lost; whether there is room for that."""
         lost, self._lost = self._lost, 0
@@ -6980,6 +6984,7 @@ class KeeperProgram:
         output = OutputWriter(self._path(agent, ""))
         while chunk := os.read(reader, 16 * 1024):
             output.write(chunk, time.time())
+        output.close()
         with contextlib.suppress(OSError):  # the agent's whole folder may be gone
             os.unlink(self._path(agent, self.PIPE))
         os.close(reader)

@@ -274,6 +274,16 @@ def test_one_keeper_serves_all_agents_and_holds_nothing_of_ours(service: Service
         assert "eyJ" not in " ".join(process.cmdline())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
+def test_a_keeper_keeps_nothing_of_agents_that_have_ended(service: Service, architect: Client, issue: str) -> None:
+    spawn(architect, "hang", issue)
+    (keeper,) = keepers(service)
+    before = keeper.num_fds()
+    for _ in range(5):
+        state(architect, spawn(architect, "succeed", issue)["agent_id"], "completed")
+    until(lambda: keeper.num_fds() <= before and keeper.num_threads() <= 2)
+
+
 # -- limits
 
 
@@ -495,6 +505,7 @@ def test_what_a_full_disk_swallowed_is_said_when_there_is_room_again(tmp_path: P
     writer.write(b"and this\n", 2.0)
     room[0] = 1_000_000
     writer.write(b"after\n", 3.0)
+    writer.close()
     place, text, following = AgentOutput(tmp_path).read(0)
     lines = text.splitlines()
     assert (lines[0], lines[1], lines[3]) == ("before", "half ", "after")
@@ -509,8 +520,10 @@ def test_output_reads_the_same_in_whatever_pieces_it_comes_and_is_read(tmp_path:
     content, writer = text.encode(), OutputWriter(str(tmp_path))
     for start in range(0, len(content), size):
         if start % 3 == 0:
+            writer.close()
             writer = OutputWriter(str(tmp_path))  # as the next keeper would go on
         writer.write(content[start : start + size], start / 1000)
+    writer.close()
     output, found, place = AgentOutput(tmp_path), "", 0
     while True:
         at, piece, following = output.read(place)
@@ -529,6 +542,7 @@ def test_rotation_drops_whole_lines_and_nothing_else(tmp_path: Path, monkeypatch
     content, writer = b"".join(b"line %d\n" % number for number in range(1000)) + b"the end", OutputWriter(str(tmp_path))
     for start in range(0, len(content), size):
         writer.write(content[start : start + size], start / 1000)
+    writer.close()
     place, text, _ = AgentOutput(tmp_path).read(0)
     assert len(list(tmp_path.iterdir())) == 2 and place > 20_000
     assert text.startswith("line ") and content.decode().endswith("\n" + text)
@@ -571,7 +585,7 @@ def test_the_command_can_depend_on_the_agent_type(make_service: Callable[..., Se
         state(architect, agent_id, "completed")
         assert output(architect, agent_id) == said
     answer = architect.post("/api/agents/spawn", request(agent_type="qa-engineer"))
-    assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001") and "claude: no such program" in answer.json()["message"]
+    assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001") and "claude: No such file" in answer.json()["message"]
 
 
 def test_a_program_that_cannot_be_run_is_said_and_leaves_nothing(make_service: Callable[..., Service], tmp_path: Path) -> None:

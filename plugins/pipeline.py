@@ -110,7 +110,7 @@ def command_run(options: argparse.Namespace) -> int:
     if not re.fullmatch(IDENTIFIER, options.issue) or ".." in options.issue:
         raise StartError(f"--issue: {options.issue!r} must match {IDENTIFIER}")
     if options.format == "csv":
-        raise StartError("run prints a table or json")
+        raise StartError("--format: run prints a table or json")
     settings = running_settings(settings_from(options))
     types = AgentTypes(load_hooks(settings), settings).categories
     if options.until and options.until not in {*types, *CATEGORIES}:
@@ -560,7 +560,7 @@ class Link:
 
     def __init__(self, options: argparse.Namespace, settings: Settings, view: View) -> None:
         self._options, self._settings, self._view = options, settings, view
-        self._local = not (options.url or os.environ.get("SIDECAR_URL"))
+        self._local = not (getattr(options, "url", None) or os.environ.get("SIDECAR_URL"))
         self._held: list[int] = []
         self._own: subprocess.Popen[bytes] | None = None
         self.client: Client

@@ -60,8 +60,9 @@ def test_what_only_looks_like_a_secret_stays(content: str) -> None:
 
 def test_a_key_that_the_files_end_cuts_off_is_redacted_and_nothing_else() -> None:
     key = "-----BEGIN EC " + "PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n" + ("A1b2" * 16 + "\n") * 5
-    assert redact("before\n" + key) == ("before\n" + REDACTED, 1)
-    assert redact(f'KEY = "{key}-----END EC PRIVATE ' + 'KEY-----"\nafter = 1\n') == (f'KEY = "{REDACTED}"\nafter = 1\n', 1)
+    lines = "\n" * key.count("\n")  # those that follow keep their numbers
+    assert redact("before\n" + key) == ("before\n" + REDACTED + lines, 1)
+    assert redact(f'KEY = "{key}-----END EC PRIVATE ' + 'KEY-----"\nafter = 1\n') == (f'KEY = "{REDACTED}{lines}"\nafter = 1\n', 1)
 
 
 def test_long_texts_without_secrets_take_time_in_proportion_to_their_length() -> None:

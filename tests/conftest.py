@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULE = ROOT / "cco_sidecar.py"
 MARK = f"test-{uuid.uuid4()}"  # every process that the tests start, and what those start, carries this in its environment
 PROJECT = "project-abc"
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a suite in the background: what it starts shall take Ctrl-C as in a terminal
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 ALL = ["read_context", "write_results", "publish_events", "spawn_agents"]
 
 

@@ -6652,6 +6652,13 @@ def find_program(name: str, root: Path, path: str | None) -> str:
 # all agents of a run of the service, has 10 MB or so, outlives a crash of the service, and ends with its last agent.
 
 
+def class_source(module: str, name: str) -> str:
+    """The text of a top-level class. (``inspect.getsource`` parses the whole module for each: a third of a second of every start.)"""
+    found = re.search(rf"^class {name}\b.*\n(?:[ \t].*\n|\n)*", module, re.MULTILINE)
+    assert found, name
+    return found[0]
+
+
 class Keeper:
     """The service's end of its keeper, which is started with the first agent, and again when it has died."""
 
@@ -6673,7 +6680,8 @@ class Keeper:
         """Wait until no keeper of an earlier run can start an agent any more, so that every agent there is can be found."""
         self._loop = asyncio.get_running_loop()
         imports = "from __future__ import annotations\nimport contextlib, json, os, signal, subprocess, sys, threading, time\n"
-        program = "\n".join(inspect.getsource(part) for part in (OutputWriter, KeeperProgram))
+        module = Path(__file__).read_text("utf-8")  # now: the file may be replaced while this runs
+        program = "\n".join(class_source(module, part.__name__) for part in (OutputWriter, KeeperProgram))
         self._program = f"{imports}{program}\nKeeperProgram(*sys.argv[1:]).run()\n"
         await asyncio.to_thread(self._wait_for_gate)
 

@@ -4965,14 +4965,15 @@ class Contexts:
         An ETag that is not remembered (too old, or of before a restart) gets everything, and ``since`` null.
         """
         answer = msgspec.json.decode(entry.head + marks[1:-1] + entry.tail)
-        etag = next((etag for etag in (f'W/"{bare_etag(since)}"',) if etag in self._given), None)
-        before = self._given[etag] if etag else {}
+        asked = f'W/"{bare_etag(since)}"'
+        before = self._given.get(asked, {})
         files = answer["context"]["relevant_files"]
         changed = [file for file in files if before.get(file["path"]) != file["checksum"]]
         answer["context"]["relevant_files"] = changed
         answer["context"]["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in changed)
         answer |= {"file_count": len(changed), "total_size_bytes": len(msgspec.json.encode(answer["context"]))}
-        answer |= {"since": etag, "unchanged_files": len(files) - len(changed), "removed_files": sorted(before.keys() - entry.given.keys())}
+        answer |= {"since": asked if asked in self._given else None, "unchanged_files": len(files) - len(changed)}
+        answer |= {"removed_files": sorted(before.keys() - entry.given.keys())}
         return msgspec.json.encode(answer)
 
     def _keep(self, key: ContextKey, entry: CacheEntry) -> None:
@@ -5792,7 +5793,6 @@ LANGUAGES = {
 }  # fmt: skip
 PROSE = frozenset({"markdown", "rst", "text"})
 DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
-MANIFESTS = ("pyproject.toml", "setup.py", "setup.cfg", "requirements.txt", "package.json", "Cargo.toml", "go.mod", "pom.xml", "Gemfile")
 
 KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
     "coding": {"source": 1.0, "test": 0.7, "config": 0.2, "docs": 0.1, "other": 0.05},

@@ -8019,7 +8019,7 @@ class CommandParser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
-    words = spell_out_switches(list(sys.argv[1:] if arguments is None else arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         parsed_flags, rest = option_parser().parse_known_args(words)
         parser = command_parser(load_command_hooks(rest, vars(parsed_flags)))
@@ -8035,14 +8035,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def spell_out_switches(words: list[str]) -> list[str]:
-    """``--no-watch serve`` as ``--no-watch=yes serve``: argparse would take the next word for the switch's value."""
-    switches = {"--" + name.replace("_", "-") for name, option, _ in option_table() if option.read is read_bool}
-    values = ("1", "0", "true", "false", "yes", "no")
-    following = [*words[1:], ""]
-    return [f"{word}=yes" if word in switches and after.lower() not in values else word for word, after in zip(words, following, strict=True)]
-
-
 def option_parser() -> CommandParser:
     """The flags of the settings table; what was not given does not show up."""
     parser = CommandParser(add_help=False, prog="cco", argument_default=argparse.SUPPRESS)
@@ -8050,7 +8042,10 @@ def option_parser() -> CommandParser:
         flag = "--" + name.replace("_", "-")
         shown = "" if default in (None, (), False) or not isinstance(default, (str, int)) else f" (default: {default})"
         if option.read is read_bool:
-            parser.add_argument(flag, nargs="?", const="yes", metavar="yes|no", help=option.help)
+            parser.add_argument(flag, action="store_const", const=True, help=option.help)
+            opposite = "--" + flag.removeprefix("--no-") if flag.startswith("--no-") else "--no-" + flag.removeprefix("--")
+            if opposite[2:] not in [row[0] for row in option_table()]:  # --plugins is taken
+                parser.add_argument(opposite, action="store_const", const=False, dest=name, help=argparse.SUPPRESS)
         elif option.read in (read_list, read_paths):
             parser.add_argument(flag, action="append", metavar=option.metavar, help=option.help + ", may be repeated")
         else:

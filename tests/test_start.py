@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, until
+from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, git, until
 
 import cco_sidecar
 from cco_sidecar import Settings, StartError, load_settings, option_table
@@ -127,6 +127,7 @@ SAMPLES: dict[str, tuple[list[str], str]] = {
     "log_format": (["text", "json", "text"], "xml"),
 }
 NAMES = [name for name, _, _ in option_table()]
+SWITCHES = [name for name, option, _ in option_table() if option.read is cco_sidecar.read_bool]
 
 
 def settings_from_flags(folder: Path, *flags: str) -> Settings:
@@ -162,7 +163,8 @@ def test_an_option_is_a_flag_else_a_variable_else_a_key_else_its_default(name: s
         assert load_settings({}, dict(os.environ)).root == expected(name, second)
     else:
         assert getattr(settings_from_flags(folder), name) == expected(name, second)
-    assert getattr(settings_from_flags(folder, flag, first), name) == expected(name, first)
+    given = [flag] if name in SWITCHES else [flag, first]
+    assert getattr(settings_from_flags(folder, *given), name) == expected(name, first)
 
 
 def test_without_any_source_the_documented_defaults_hold(folder: Path) -> None:
@@ -244,12 +246,34 @@ def test_relative_paths_in_a_file_start_at_the_root_and_those_of_a_flag_at_the_w
     assert load_settings({"root": "..", "storage": "here"}, {}).storage == folder / "src/here"
 
 
-def test_a_switch_needs_no_value_and_does_not_swallow_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--no-plugins", "plugins"], ["--no-plugins", "yes", "plugins"], ["plugins", "--no-plugins"], ["plugins", "--no-plugins=1"]):
+def test_a_switch_takes_no_value_wherever_it_stands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--no-plugins", "plugins"], ["plugins", "--no-plugins"], ["--no-watch", "plugins", "--no-plugins", "--stop-agents"]):
         assert cco_sidecar.main([*words, "--root", str(folder)]) == 0
         assert "house_rules" not in capsys.readouterr().out
-    assert cco_sidecar.main(["--no-plugins", "no", "plugins", "--root", str(folder)]) == 0
-    assert "house_rules" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("flag", "name", "value"), [("--watch", "no_watch", False), ("--no-stop-agents", "stop_agents", False)])
+def test_a_switch_that_a_file_turns_on_is_turned_off_by_its_opposite(folder: Path, flag: str, name: str, value: bool) -> None:
+    (folder / "cco.toml").write_text("no-watch = true\nstop-agents = true\n")
+    assert getattr(settings_from_flags(folder), name) is not value
+    assert getattr(settings_from_flags(folder, flag), name) is value
+
+
+@pytest.mark.parametrize("words", [[], ["serve"], ["--no-watch"], ["--no-watch", "serve"], ["serve", "--no-plugins", "--stop-agents"]], ids=" ".join)
+def test_the_headline_command_serves_the_repository_around_it(folder: Path, words: list[str]) -> None:
+    git(folder, "init", "-q")
+    state = clean_environment(XDG_STATE_HOME=str(folder.parent / "state"), CCO_SIDECAR_PORT="0")
+    process = subprocess.Popen([sys.executable, str(MODULE), *words], cwd=folder / "src", env=state, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    try:
+        lines = [process.stdout.readline() for _ in range(4)]
+        assert lines[0].startswith("Orchestration sidecar") and lines[3].split() == ["Root:", str(folder)], lines
+        url = lines[1].split()[1]
+        assert requests.get(f"{url}/health", timeout=10).json()["status"] == "healthy"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.stdout.close()
+        assert process.wait(15) == 0
 
 
 def test_certificate_and_key_go_together(folder: Path) -> None:

@@ -21,8 +21,8 @@ The path of a request, from top to bottom of this file:
            -> a part (Results, EventBus, Contexts, Agents) -> Storage.write (one writer thread, one commit)
            -> EventBus.wake (on the loop, in commit order) -> the answer
 
-This file alone serves the whole reference, makes tokens and prints the schemas. What goes beyond that is a plugin in ``plugins/``,
-also the commands that talk to a running service, the doctor and the demonstration.
+This file alone serves the whole reference and makes tokens. What goes beyond that is a plugin in ``plugins/``, also the OpenAPI
+document, the commands that talk to a running service, the doctor and the demonstration.
 
 Units: seconds and bytes everywhere inside; a name says so where it is another one (``timeout_ms``).
 
@@ -56,7 +56,6 @@ import hashlib
 import http.client
 import importlib.metadata
 import importlib.util
-import inspect
 import ipaddress
 import itertools
 import json
@@ -502,7 +501,7 @@ def snake_case(phrase: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------
-# Wire types: they validate requests, shape answers, and make openapi.json and vendor_schemas/
+# Wire types: they validate requests and shape answers, and plugins/openapi.py describes them
 
 IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
@@ -599,7 +598,7 @@ class StoredResult(Struct):
 class ResultList(Struct):
     """Stored results, newest last."""
 
-    results: list[StoredResult | Raw]
+    results: list[StoredResult]
     next_cursor: str | None
 
 
@@ -651,7 +650,7 @@ class MissedEvents(Struct):
 class WaitAnswer(Struct, omit_defaults=True):
     """Answer of a long poll. ``timeout`` is there, and true, only when nothing arrived."""
 
-    events: list[Event | Raw]
+    events: list[Event]
     more_available: bool
     next_cursor: str | None
     scanned_to: str
@@ -663,7 +662,7 @@ class WaitAnswer(Struct, omit_defaults=True):
 class EventList(Struct):
     """Retained events (or dead letters), newest last."""
 
-    events: list[Event | Raw]
+    events: list[Event]
     next_cursor: str | None
 
 
@@ -873,7 +872,7 @@ class Context(Struct):
 
     issue_id: str
     agent_type: str
-    context: ContextSections | Raw
+    context: ContextSections
     truncated: bool
     truncation_strategy: Literal["none", "smart", "file_sampling", "semantic_chunking"]
     total_size_bytes: int
@@ -1862,7 +1861,6 @@ def routes() -> list[Route]:
         Route("POST", "/api/auth/refresh", RefreshToken),
         Route("GET", "/health", GetHealth),
         Route("GET", "/status", GetStatus),
-        Route("GET", "/openapi.json", GetOpenAPI),
     ]
 
 
@@ -2901,16 +2899,6 @@ class GetStatus(Endpoint):
         return await self.sidecar.status()
 
 
-class GetOpenAPI(Endpoint):
-    """This interface as an OpenAPI 3.1 document."""
-
-    public = True
-    answers = {200: dict[str, Any]}
-
-    async def respond(self) -> dict[str, Any]:
-        return openapi(self.application.settings["table"])
-
-
 def without_tokens(text: str) -> str:
     """A line for a log, where a token may have been put into a path or a name by mistake; each begins with these letters."""
     return redact(text)[0] if "eyJ" in text else text
@@ -2982,71 +2970,6 @@ class AuditLog:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-
-
-def openapi(table: list[Route]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the routes, from the types that validate and shape what they carry."""
-    shapes = {ErrorAnswer} | {shape for row in table for shape in (*row.endpoint.answers.values(), row.endpoint.body) if is_struct(shape)}
-    _, components = msgspec.json.schema_components(sorted(shapes, key=lambda s: s.__name__), ref_template="#/components/schemas/{name}")
-    paths: dict[str, Any] = {}
-    for row in table:
-        paths.setdefault(row.path, {})[row.method.lower()] = describe_operation(row)
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "Orchestration Sidecar", "version": __version__, "description": "Coordination of coding agents on one repository."},
-        "paths": paths,
-        "components": {"schemas": components, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}},
-        "security": [{"bearer": []}],
-    }
-
-
-def is_struct(shape: Any) -> bool:
-    return isinstance(shape, type) and issubclass(shape, Struct)
-
-
-def describe_operation(row: Route) -> dict[str, Any]:
-    endpoint = row.endpoint
-    answers = {str(status): describe_answer(status, shape) for status, shape in endpoint.answers.items()}
-    statuses = {400, 403, 404, 405, 500, *endpoint.problems, *(() if endpoint.public else (401, 429))} | ({413, 415} if endpoint.body else set())
-    for status in sorted(statuses):
-        answers.setdefault(str(status), {"description": "Not Modified"} if status == 304 else describe_answer(status, ErrorAnswer))
-    operation: dict[str, Any] = {
-        "operationId": endpoint.__name__,
-        "summary": (inspect.getdoc(endpoint) or "").partition("\n\n")[0],
-        "parameters": describe_parameters(row),
-        "responses": answers,
-    }
-    if endpoint.body:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": reference_to(endpoint.body)}}}
-    if endpoint.public:
-        operation["security"] = []
-    if endpoint.permission:
-        operation["x-permission"] = endpoint.permission
-    return operation
-
-
-def describe_answer(status: int, shape: Any) -> dict[str, Any]:
-    schema = reference_to(shape) if is_struct(shape) else {"type": "object"}
-    return {"description": http.client.responses[status], "content": {"application/json": {"schema": schema}}}
-
-
-def reference_to(shape: Any) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{shape.__name__}"}
-
-
-def path_pattern(name: str) -> str:
-    return EVENT_TYPE if name == "event_type" else IDENTIFIER
-
-
-def describe_parameters(row: Route) -> list[dict[str, Any]]:
-    in_path = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": f"^{path_pattern(name)}$"}}
-        for name in re.findall(r"\{(\w+)\}", row.path)
-    ]
-    properties = msgspec.json.schema(row.endpoint.query_type)["$defs"][row.endpoint.query_type.__name__].get("properties", {})
-    in_query = [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in properties.items()]
-    in_header = [{"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string", "minLength": 1, "maxLength": 255}}]
-    return in_path + in_query + (in_header if row.endpoint.idempotent else [])
 
 
 # ======================================================================================================
@@ -3990,7 +3913,7 @@ class Results:
             if page and size > self.PAGE_BYTES:
                 break
             page.append(row)
-        return ResultList([Raw(row["body"]) for row in page], page[-1]["id"] if page else None)
+        return ResultList(typing.cast("list[StoredResult]", [Raw(row["body"]) for row in page]), page[-1]["id"] if page else None)
 
 
 def previous_output(body: dict[str, Any], result_id: str, stored: float) -> PreviousOutput:
@@ -4255,7 +4178,7 @@ class EventBus:
         content = None if missed or not page.events else watch.content(page)
         if content is None:
             answer = WaitAnswer(
-                typing.cast("list[Event | Raw]", page.events), page.more, cursor if page.events else None, cursor, iso(),
+                typing.cast("list[Event]", page.events), page.more, cursor if page.events else None, cursor, iso(),
                 UNSET if page.events else True, missed or UNSET,
             )  # fmt: skip
             content = msgspec.json.encode(answer)
@@ -4308,8 +4231,8 @@ class EventBus:
             after = rows[-1]["seq"]
             await asyncio.sleep(0)
         found = found[: query.limit]
-        bodies: list[Event | Raw] = [Raw(self._envelope(row)) for row in found]
-        return EventList(bodies, self.event_id(found[-1]["seq"]) if found else None)
+        bodies = [Raw(self._envelope(row)) for row in found]
+        return EventList(typing.cast("list[Event]", bodies), self.event_id(found[-1]["seq"]) if found else None)
 
     # -- life
 
@@ -7992,6 +7915,7 @@ COMMAND_PLUGINS = {
     "doctor": ("doctor",),
     "demo": ("demo", "demo-agent"),
     "pipeline": ("run", "run-service"),
+    "openapi": ("schema",),
 }
 
 
@@ -8395,32 +8319,12 @@ def command_plugins(options: argparse.Namespace) -> int:
     return show(options, {"plugins": rows}, "plugins")
 
 
-def command_schema(options: argparse.Namespace) -> int:
-    documents = {"openapi.json": openapi(routes())}
-    for route in routes():
-        for shape in (*route.endpoint.answers.values(), route.endpoint.body):
-            if is_struct(shape):
-                schema = msgspec.json.schema(shape)
-                documents[f"{shape.__name__}.schema.json"] = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-    if options.write is None:
-        print(json.dumps(documents["openapi.json"], indent=2))
-        return GOOD
-    folder = Path(options.write)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, document in documents.items():
-        (folder / name).write_text(json.dumps(document, indent=2) + "\n")
-    print(f"{len(documents)} documents written to {folder}")
-    return GOOD
-
-
 COMMANDS = {
     "serve": Command("serve the repository (the default)", command_serve),
     "token": Command("print a token, and nothing else", command_token, [
         arg("--type", required=True, help="agent type"), arg("--agent-id", help="bind the token to this id"),
         arg("--issue", help="good for this issue only"), arg("--ttl", metavar="SECONDS", help="life (default: --token-ttl)"),
         arg("--permissions", metavar="LIST", help="narrow to these, separated by commas")]),
-    "schema": Command("print the OpenAPI document", command_schema, [
-        arg("--write", metavar="DIR", help="write it and the JSON Schemas there")]),
     "plugins": Command("list the plugins and where they come from", command_plugins),
     "agent": Command("agents as processes"),
     "agent types": Command("list the agent types", command_agent_types),

@@ -562,7 +562,7 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
     assert [output["result_id"] for output in context["previous_agent_outputs"]] == [event["data"]["result_id"]]
     assert client.delete("/api/cache/context/issue-1").status_code == 200
     assert client.get("/status").json()["storage"]["results_stored"] == 1
-    assert client.get("/openapi.json").status_code == 200
+    assert client.get("/openapi.json").status_code == 404  # is a plugin's
     assert not (tmp_path / "executed").exists()
 
 
@@ -571,7 +571,7 @@ def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the
     (tmp_path / "plugins").mkdir()
     for names in cco_sidecar.COMMAND_PLUGINS:  # somebody else's files of the same names are never run
         (tmp_path / f"plugins/{names}.py").write_text("raise SystemExit('foreign')\n")
-    for words in ("token --type test-engineer", "schema", "plugins", "agent types", "agent --format csv types", "--help", "serve --help"):
+    for words in ("token --type test-engineer", "plugins", "agent types", "agent --format csv types", "--help", "serve --help"):
         ended = run(*words.split(), cwd=repository, module=module, XDG_STATE_HOME=str(tmp_path / "state"))
         assert (ended.returncode, ended.stderr) == (0, "") and ended.stdout, words
     for plugin, commands in cco_sidecar.COMMAND_PLUGINS.items():

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,22 @@ def clean_environment(**more: str) -> dict[str, str]:
     hidden = ("CCO_", "JWT_TOKEN", "SIDECAR_URL", "AGENT_ID", "PROJECT_ID", "GIT_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     return kept | {"CCO_TEST_MARK": MARK, "PYTHONPATH": ""} | more
+
+
+def needed(program: str) -> str:
+    """Where a program is; without it the test is skipped."""
+    return shutil.which(program) or pytest.skip(f"{program} is not installed")
+
+
+def copy_project(folder: Path) -> Path:
+    """A copy of what the package is made of, so that nothing is written into the checkout."""
+    folder.mkdir(exist_ok=True)
+    for name in ("pyproject.toml", "cco_sidecar.py", "plugins", "vendor_schemas", "LICENSE", "README.md"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -170,6 +189,19 @@ class Service:
         self.process.wait(15)
 
 
+@pytest.fixture(scope="module")
+def default_port() -> Iterator[int]:
+    """3001 for one module of one test process at a time; skipped where something else holds it."""
+    import fcntl
+
+    with (Path(tempfile.gettempdir()) / f"cco-sidecar-tests-{os.getuid()}-port-3001.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", 3001)) == 0:
+                pytest.skip("port 3001 is taken by something else")
+        yield 3001
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     return make_repository(tmp_path / "repository")
@@ -235,6 +267,25 @@ def end_stragglers() -> None:
         with contextlib.suppress(psutil.Error):
             if "serve" not in process.cmdline():
                 process.kill()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    return fail_skipped(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    return fail_skipped(report)
+
+
+def fail_skipped(report: Any) -> Any:
+    """Where CI is set nothing is skipped: what is missing there is a failure."""
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"skipped, which CI forbids: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,7 @@
     python -m tests.fuzz --minutes 10
     python -m tests.fuzz --minutes 5 --only http --seed 7
 
-Half of the time goes to raw HTTP, half to the OpenAPI document (which needs the extra `fuzz`). The suite runs a short form of both.
+Half of the time goes to raw HTTP, half to the OpenAPI document. The suite runs a short form of both.
 """
 
 from __future__ import annotations

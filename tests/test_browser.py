@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import http.server
 import json
-import os
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -22,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from conftest import PROJECT, Client, Service, clean_environment, make_repository, until
+from conftest import PROJECT, Client, Service, clean_environment, make_repository, needed, until
 
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
  --disable-sync --disable-dev-shm-usage""".split()
@@ -32,20 +30,12 @@ NAMES = "MAP evil.example 127.0.0.1, MAP localhost.evil.example 127.0.0.1, MAP a
 # ---- A browser, and a server of pages ---------------------------------------------------------------------------------------------------
 
 
-def program(name: str) -> str:
-    """Where a program is; a missing one is a failure where CI must not pass by skipping."""
-    if path := shutil.which(name):
-        return path
-    message = f"{name} is not installed (Debian: apt-get install chromium chromium-driver)"
-    return (pytest.fail if os.environ.get("CI") else pytest.skip)(message)  # type: ignore[no-any-return]
-
-
 class Browser:
     """Chromium with an empty profile, driven by the W3C's WebDriver protocol."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        binary, driver = program("chromium"), program("chromedriver")
+        binary, driver = needed("chromium"), needed("chromedriver")
         own = {name: str(folder / name.lower()) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "TMPDIR")}
         for path in own.values():
             Path(path).mkdir()

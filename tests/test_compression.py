@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import json
 import random
-import shutil
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import Client, Service, make_repository
+from conftest import Client, Service, make_repository, needed
 
 from cco_sidecar import MB, Compression, accepts_gzip
 
@@ -111,11 +110,10 @@ def test_answers_that_hold_tokens_are_never_compressed(make_service: Callable[..
         assert "Content-Encoding" not in answer.headers
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 @pytest.mark.parametrize("protocol", ["--http1.1", "--http2-prior-knowledge"])
 def test_curl_reads_compressed_answers_over_both_protocols(large: Service, protocol: str) -> None:
     for _ in range(2):
-        command = ["curl", "-sS", "--compressed", protocol, "-D", "-", "-H", f"Authorization: Bearer {large.token()}", large.url + CONTEXT]
+        command = [needed("curl"), "-sS", "--compressed", protocol, "-D", "-", "-H", f"Authorization: Bearer {large.token()}", large.url + CONTEXT]
         head, _, content = subprocess.run(command, check=True, capture_output=True, timeout=30).stdout.partition(b"\r\n\r\n")
         assert b"content-encoding: gzip" in head.lower()
         assert settled(content)["issue_id"] == "issue-1"

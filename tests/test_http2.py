@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import random
-import shutil
 import socket
 import ssl
 import subprocess
@@ -28,6 +27,7 @@ import h2.errors
 import hpack
 import httpx
 import pytest
+from conftest import needed
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
@@ -294,11 +294,7 @@ def wait_for(condition, what=""):
 def loop_factory(request):
     if request.param == "asyncio":
         return asyncio.new_event_loop
-    if os.environ.get("CI"):
-        import uvloop
-    else:
-        uvloop = pytest.importorskip("uvloop")
-    return uvloop.new_event_loop
+    return pytest.importorskip("uvloop").new_event_loop
 
 
 @pytest.fixture
@@ -349,10 +345,8 @@ def tls(certificate):
 
 
 def run(tool, *args, **options):
-    """Output of a program; a missing one is a failure where CI must not pass by skipping."""
-    if not shutil.which(tool):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{tool} is not installed")
-    return subprocess.run([tool, *args], check=True, capture_output=True, timeout=PATIENCE * 3, **options).stdout
+    """Output of a program."""
+    return subprocess.run([needed(tool), *args], check=True, capture_output=True, timeout=PATIENCE * 3, **options).stdout
 
 
 def curl(server, path, *args, **options):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import ROOT, clean_environment
+from conftest import ROOT, clean_environment, copy_project
 
 import cco_sidecar
 
@@ -32,13 +31,7 @@ def names_in(folder: str, pattern: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of what it is made of, so that nothing is written into the repository."""
-    folder = tmp_path_factory.mktemp("wheel")
-    for name in ALLOWED - {"tests"}:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, folder / name)
+    folder = copy_project(tmp_path_factory.mktemp("wheel"))
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", cwd=folder)
     return next((folder / "dist").glob("*.whl"))
 

@@ -3948,29 +3948,58 @@ class NewEvent(Struct, frozen=True):
 
 def new_event(project: str, event_type: str, submission: dict[str, Any]) -> NewEvent:
     """An event from a validated submission; unknown fields stay, but never take the place of ours."""
-    now = time.time()
-    ttl = submission.get("ttl_seconds", 86_400)
+    now, ttl = time.time(), submission.get("ttl_seconds", 86_400)
     envelope = {
-        "event_type": event_type, "publisher": submission["publisher"], "topic": submission["topic"], "data": submission["data"],
-        "timestamp": iso(now), "correlation_id": submission.get("correlation_id"),
+        "event_type": event_type, "publisher": submission["publisher"], "topic": submission["topic"],
+        "data": submission["data"], "timestamp": iso(now), "correlation_id": submission.get("correlation_id"),
         "priority": submission.get("priority", "normal"), "ttl_seconds": ttl,
     }  # fmt: skip
     envelope |= {key: value for key, value in submission.items() if key not in envelope and key != "event_id"}
     issues = texts_of(envelope, "issue_id")
     issue = None if not issues else issues[0] if len(issues) == 1 else ANY_ISSUE
-    return NewEvent(project, event_type, submission["topic"], issue, now, now + ttl, ttl, envelope, msgspec.json.encode(envelope))
+    body = msgspec.json.encode(envelope)
+    return NewEvent(project, event_type, submission["topic"], issue, now, now + ttl, ttl, envelope, body)
 
 
 ANY_ISSUE = "*"  # the issue column of an event whose issue_id is a list: every issue's readers look at it
 
 
-class Page(Struct, frozen=True):
-    """Matching events out of the log: ``scanned`` is the last sequence number that was looked at."""
+class Waiter:
+    """A parked poll: everything up to ``position`` has been looked at. ``wake(None)`` is a time-out or the stop."""
 
-    seqs: list[int]
-    created: list[float]
-    undelivered: list[int]
-    events: list[Raw]
+    __slots__ = ("filter", "future", "place", "position", "subject", "timer")
+
+    future: asyncio.Future[int | None]
+    timer: asyncio.TimerHandle
+
+    def __init__(self, subject: str, place: tuple[str, str], filter: Filter, position: int) -> None:
+        self.subject, self.place, self.filter, self.position = subject, place, filter, position
+
+    def wake(self, seq: int | None) -> None:
+        if not self.future.done():
+            self.future.set_result(seq)
+
+
+class HangUp:
+    """A client's connection, as far as a poll needs to know: ``happen`` frees the waiter parked on it at once."""
+
+    __slots__ = ("happened", "waiter")
+
+    def __init__(self) -> None:
+        self.happened = False
+        self.waiter: Waiter | None = None
+
+    def happen(self) -> None:
+        self.happened = True
+        if self.waiter:
+            self.waiter.future.cancel()
+
+
+class Found(Struct, frozen=True):
+    """Matching events out of the log: everything up to ``scanned`` has been looked at."""
+
+    rows: list[sqlite3.Row]
+    bodies: list[Raw]
     more: bool
     scanned: int
 
@@ -3979,10 +4008,13 @@ class Poll(Struct):
     """An answer to a long poll on its way to the reader: ``content`` is the JSON."""
 
     content: bytes
-    page: Page
-    key: tuple[str, str, str, str] | None
+    found: Found
+    key: PositionKey | None
     woken: bool
     parked: float
+
+
+PositionKey = tuple[str, str, str, str]  # project, subject, type, filter
 
 
 class EventBus:
@@ -3994,8 +4026,9 @@ class EventBus:
 
     STEP = 100  # rows looked at before others get their turn on the loop
     PAGE_BYTES = 8 * MB  # an answer ends before it gets larger
-    WINDOW = 5_000  # sequence numbers that SQLite looks through for some bytes in one turn
-    BREATH = 0.002  # an empty answer to a poll that does not wait is held so long: endless loops of them leave room for others
+    WINDOW = 5_000  # sequence numbers that SQLite searches for some bytes in one turn
+    BREATH = 0.002  # an empty answer to a poll that does not wait is held so long: endless loops leave room for others
+    SHARED_SECONDS = 0.05  # events expire meanwhile
     SWEEP_SECONDS = 1.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
@@ -4003,20 +4036,23 @@ class EventBus:
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
         self._waiters = WaiterIndex()
-        self._positions: dict[tuple[str, str, str, str], int] = {}
-        self._moved: dict[tuple[str, str, str, str], int] = {}
+        self._positions: dict[PositionKey, int] = {}
+        self._moved: dict[PositionKey, int] = {}
         self._delivered: set[int] = set()
         self._deliveries = 0
         self._flushing = False
         self._delivery_seconds: collections.deque[float] = collections.deque(maxlen=1000)
         self._closed = False
         self._context = contextvars.copy_context()  # one for all timers, which else would each keep a copy
-        self._wakes = 0  # events that waiters were told of: tells whether a reading of the log is still the newest
+        self._wakes = 0
+        self._latest: tuple[Any, float, Found, bytes] | None = None  # the last look, which those that one event wakes share
         self._sweeper: asyncio.Task[None] | None = None
 
     # -- publishing
 
-    async def publish(self, project: str, event_type: str, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> EventPublished:
+    async def publish(
+        self, project: str, event_type: str, body: dict[str, Any], ticket: IdempotencyTicket | None = None
+    ) -> EventPublished:
         """Store an event and wake its waiters; the answer names their subjects."""
         event = new_event(project, event_type, body)
 
@@ -4029,7 +4065,8 @@ class EventBus:
         return await self._storage.write(job, lambda seq: self._published(event, seq, self.wake(event, seq)))
 
     def _published(self, event: NewEvent, seq: int, woken: list[str]) -> EventPublished:
-        return EventPublished(self.event_id(seq), True, woken, len(woken), event.envelope["timestamp"], event.topic, event.ttl)
+        moment = event.envelope["timestamp"]
+        return EventPublished(self.event_id(seq), True, woken, len(woken), moment, event.topic, event.ttl)
 
     def event_id(self, seq: int) -> str:
         """Sorts like the sequence; the epoch tells another store's ids apart."""
@@ -4040,7 +4077,7 @@ class EventBus:
         return b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]
 
     def wake(self, event: NewEvent, seq: int) -> list[str]:
-        """Wake the waiters that ``event`` matches; the subjects that were woken, each once. On the loop, in commit order."""
+        """Wake the waiters that ``event`` matches; their subjects, each once. On the loop, in commit order."""
         self._wakes += 1
         envelope = {"event_id": self.event_id(seq), **event.envelope}
         subjects: dict[str, None] = {}
@@ -4053,43 +4090,38 @@ class EventBus:
 
     # -- waiting
 
-    async def wait(self, claims: Claims, event_type: str, query: WaitQuery, hang_up: HangUp | None = None) -> Poll:
+    async def wait(self, claims: Claims, event_type: str, query: WaitQuery, hang_up: HangUp) -> Poll:
         """The matching events after the reader's position or ``since``, as soon as there are any; empty on time-out.
 
-        Raises EVT_002 (filter), REQ_001 (garbage in since) and EVT_003 (since is outside of what is kept).
+        Raises EVT_002 (filter), REQ_001 (garbage in since), EVT_003 (since is outside of what is kept) and
+        CancelledError (the client hung up).
         """
         filter = Filter.parse(query.filter)
+        place = (claims.project_id, event_type)
         key = None if query.since else (claims.project_id, claims.sub, event_type, query.filter)
         after, missed = self._begin(query.since, key)
-        watch = Watch(claims.project_id, event_type, filter, query.limit)
         began = time.monotonic()
-        deadline = began + query.timeout / 1000
         parked, woken = 0.0, False
         while True:
-            page = await self._scan(watch, after)
-            left = deadline - time.monotonic()
-            if page.events or self._closed or left <= 0:
-                if not page.events and query.timeout == 0:
+            found, content = await self._scan(place, filter, after, query.limit)
+            left = query.timeout / 1000 - (time.monotonic() - began)
+            if found.bodies or self._closed or left <= 0:
+                if not found.bodies and query.timeout == 0:
                     await asyncio.sleep(self.BREATH)
-                return self._poll(watch, page, key, missed, woken, parked)
-            if hang_up and hang_up.happened:
+                return Poll(self._answer(found, missed) if missed else content, found, key, woken, parked)
+            if hang_up.happened:
                 raise asyncio.CancelledError
-            after = page.scanned
-            del page  # thousands are parked below: each holds as little as possible
-            waiter = self._park(watch, claims.sub, after, left, hang_up)
-            try:
-                seq = await waiter.future  # CancelledError when the client hangs up
-            finally:
-                self._unpark(watch, waiter)
-            parked = time.monotonic() - began
-            woken = seq is not None
+            after = found.scanned
+            del found, content  # thousands are parked below: each holds as little as possible
+            seq = await self._park(Waiter(claims.sub, place, filter, after), left, hang_up)
+            parked, woken = time.monotonic() - began, seq is not None
             after = after if seq is None else max(after, seq - 1)  # nothing that matches lies between
 
-    def _begin(self, since: str, key: tuple[str, str, str, str] | None) -> tuple[int, MissedEvents | None]:
+    def _begin(self, since: str, key: PositionKey | None) -> tuple[int, MissedEvents | None]:
         """Where reading begins, and what to tell a reader whose remembered position retention has passed."""
-        floor = self._storage.read.floor()
         if key is None:
             return self.parse_cursor(since), None
+        floor = self._storage.read.floor()
         position = self._positions.get(key)
         if position is None:
             position = self._storage.read.position(*key)
@@ -4106,95 +4138,94 @@ class EventBus:
         if not match:
             raise ApiError("REQ_001", "since must be an event id, a cursor, earliest or latest")
         seq = int(match[2])
-        if match[1] == self._storage.epoch and floor <= seq <= head:
+        if match[1] != self._storage.epoch:
+            reason, message = "another store", "The cursor is of another event store"
+        elif seq < floor:
+            reason, message = "retention", "Events after this cursor have been removed by retention"
+        elif seq > head:
+            reason, message = "beyond the head", "The cursor lies beyond the newest event"
+        else:
             return seq
-        reason = "another store" if match[1] != self._storage.epoch else "retention" if seq < floor else "beyond the head"
-        message = {
-            "another store": "The cursor is of another event store",
-            "retention": "Events after this cursor have been removed by retention",
-            "beyond the head": "The cursor lies beyond the newest event",
-        }[reason]
-        raise ApiError("EVT_003", message, details={"floor": self.event_id(floor), "head": self.event_id(head), "reason": reason})
+        details = {"floor": self.event_id(floor), "head": self.event_id(head), "reason": reason}
+        raise ApiError("EVT_003", message, details=details)
 
-    async def _scan(self, watch: Watch, after: int) -> Page:
-        """The next page of matches after ``after``. Looks at STEP rows at a time; the last look has no await behind it."""
-        if (page := watch.memo(after, self._wakes)) is not None:
-            return page
-        begin, wakes = after, self._wakes
-        seqs: list[int] = []
-        created: list[float] = []
-        undelivered: list[int] = []
-        events: list[Raw] = []
+    async def _scan(self, place: tuple[str, str], filter: Filter, after: int, limit: int) -> tuple[Found, bytes]:
+        """The next matches after ``after`` and the answer that tells them. No await behind the last look into the log."""
+        asked, now = (place, filter.text, after, limit, self._wakes), time.monotonic()
+        if self._latest and self._latest[0] == asked and now - self._latest[1] < self.SHARED_SECONDS:
+            return self._latest[2:]
+        found = await self._look(place, filter, after, limit)
+        content = self._answer(found)
+        if found.bodies and asked[-1] == self._wakes:
+            self._latest = (asked, now, found, content)
+        return found, content
+
+    async def _look(self, place: tuple[str, str], filter: Filter, after: int, limit: int) -> Found:
+        """The next page of matches; looks at STEP rows at a time."""
+        rows: list[sqlite3.Row] = []
+        bodies: list[Raw] = []
         size = 0
         while True:
             head = self._storage.read.head()
-            rows, seen = self._look(watch, after, head)
-            for row in rows:
+            step, seen = self._step(place, filter, after, head)
+            for row in step:
                 body = self._envelope(row)
-                if watch.filter.terms and not watch.filter.matches(msgspec.json.decode(body)):
+                if filter.terms and not filter.matches(msgspec.json.decode(body)):
                     continue
                 size += len(body)
-                if len(events) == watch.limit or (events and size > self.PAGE_BYTES):
-                    return Page(seqs, created, undelivered, events, True, row["seq"] - 1)
-                seqs.append(row["seq"])
-                created.append(row["created"])
-                events.append(Raw(body))
-                if not row["delivered"]:
-                    undelivered.append(row["seq"])
+                if len(rows) == limit or (rows and size > self.PAGE_BYTES):
+                    return Found(rows, bodies, True, row["seq"] - 1)
+                rows.append(row)
+                bodies.append(Raw(body))
             if seen >= head:
-                return watch.remember(begin, wakes, Page(seqs, created, undelivered, events, False, max(head, begin)))
+                return Found(rows, bodies, False, max(head, after))
             after = seen
             await asyncio.sleep(0)
 
-    def _look(self, watch: Watch, after: int, head: int) -> tuple[list[sqlite3.Row], int]:
+    def _step(
+        self, place: tuple[str, str], filter: Filter, after: int, head: int
+    ) -> tuple[list[sqlite3.Row], int]:
         """The next rows that may match, STEP at most, and up to where the log has been looked through."""
-        read, filter = self._storage.read, watch.filter
+        read, (project, event_type) = self._storage.read, place
         issue, containing = filter.required_value("issue_id"), filter.required_bytes
         upto = min(head, after + self.WINDOW) if containing and issue is None else head
-        rows = read.events(watch.project, after, upto, self.STEP, type=watch.type, issue=issue, containing=containing)
+        rows = read.events(project, after, upto, self.STEP, type=event_type, issue=issue, containing=containing)
         full = len(rows) == self.STEP
         if issue is not None:  # events that name several issues are few, and kept under a mark of their own
-            several = read.events(watch.project, after, upto, self.STEP, type=watch.type, issue=ANY_ISSUE)
+            several = read.events(project, after, upto, self.STEP, type=event_type, issue=ANY_ISSUE)
             full = full or len(several) == self.STEP
             rows = sorted([*rows, *several], key=lambda row: row["seq"])[: self.STEP]
         return rows, rows[-1]["seq"] if full else upto
 
-    def _park(self, watch: Watch, subject: str, position: int, seconds: float, hang_up: HangUp | None = None) -> Waiter:
-        """A waiter whose future gets the sequence number of the event that wakes it, None on time-out or stop."""
+    async def _park(self, waiter: Waiter, seconds: float, hang_up: HangUp) -> int | None:
+        """The sequence number of the event that woke ``waiter``, None on time-out or stop."""
         loop = asyncio.get_running_loop()
-        waiter = Waiter(subject, position, loop.create_future())
-        waiter.timer = loop.call_later(seconds, Waiter.wake, waiter, None, context=self._context)
-        if hang_up:
-            hang_up.waiter = waiter
-        self._waiters.add(watch, waiter)
-        return waiter
+        waiter.future = loop.create_future()
+        waiter.timer = loop.call_later(seconds, waiter.wake, None, context=self._context)
+        hang_up.waiter = waiter
+        self._waiters.add(waiter)
+        try:
+            return await waiter.future
+        finally:
+            waiter.timer.cancel()
+            self._waiters.remove(waiter)
 
-    def _unpark(self, watch: Watch, waiter: Waiter) -> None:
-        waiter.timer.cancel()
-        self._waiters.remove(watch, waiter)
-
-    def _poll(self, watch: Watch, page: Page, key: Any, missed: MissedEvents | None, woken: bool, parked: float) -> Poll:
-        cursor = self.event_id(page.scanned)
-        content = None if missed or not page.events else watch.content(page)
-        if content is None:
-            answer = WaitAnswer(
-                typing.cast("list[Event]", page.events), page.more, cursor if page.events else None, cursor, iso(),
-                UNSET if page.events else True, missed or UNSET,
-            )  # fmt: skip
-            content = msgspec.json.encode(answer)
-            if page.events and not missed:
-                watch.keep_content(page, content)
-        return Poll(content, page, key, woken, parked)
+    def _answer(self, found: Found, missed: MissedEvents | None = None) -> bytes:
+        cursor, bodies = self.event_id(found.scanned), found.bodies
+        events, waited = typing.cast("list[Event]", bodies), UNSET if bodies else True
+        answer = WaitAnswer(events, found.more, cursor if bodies else None, cursor, iso(), waited, missed or UNSET)
+        return msgspec.json.encode(answer)
 
     def answered(self, poll: Poll) -> None:
         """The answer was written to a live connection: move the position, note the delivery."""
-        if poll.key and poll.page.scanned > self._positions.get(poll.key, -1):
-            self._positions[poll.key] = self._moved[poll.key] = poll.page.scanned
-        self._delivered.update(poll.page.undelivered)
-        self._deliveries += len(poll.page.seqs)
+        rows, scanned = poll.found.rows, poll.found.scanned
+        if poll.key and scanned > self._positions.get(poll.key, -1):
+            self._positions[poll.key] = self._moved[poll.key] = scanned
+        self._delivered.update(row["seq"] for row in rows if not row["delivered"])
+        self._deliveries += len(rows)
         if poll.woken:
             now = time.time()
-            self._delivery_seconds.extend(max(0.0, now - moment) for moment in poll.page.created)
+            self._delivery_seconds.extend(max(0.0, now - row["created"]) for row in rows)
         if not self._flushing and (self._moved or self._deliveries):
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -4252,15 +4283,14 @@ class EventBus:
 
     async def round_trip(self) -> None:
         """Park a waiter and wake it, through the same index and futures as everybody's. For ``/health``."""
-        watch = Watch("", "probe", Filter.parse("nonce:" + secrets.token_hex(8)), 1)
-        parked = self._park(watch, "health", 0, 2.0)
-        try:
-            for waiter in self._waiters.matching("", "probe", {"nonce": watch.filter.required_value("nonce")}):
-                waiter.wake(1)
-            if await parked.future != 1:
-                raise TimeoutError
-        finally:
-            self._unpark(watch, parked)
+        nonce = secrets.token_hex(8)
+        waiter = Waiter("health", ("", "probe"), Filter.parse(f"nonce:{nonce}"), 0)
+        parked = asyncio.ensure_future(self._park(waiter, 2.0, HangUp()))
+        await asyncio.sleep(0)
+        for found in self._waiters.matching("", "probe", {"nonce": nonce}):
+            found.wake(1)
+        if await parked != 1:
+            raise TimeoutError
 
     async def _sweep_for_ever(self) -> None:
         """Expiry, retention and old idempotency keys, in steps that hold the writer for a few milliseconds."""
@@ -4277,7 +4307,9 @@ class EventBus:
         now = time.time()
         buried = records.bury_expired(now, self.SWEEP_ROWS)
         expired = records.delete_expired(now, self.SWEEP_ROWS)
-        mark = records.retention_mark(now - self._settings.event_retention, self._settings.event_limit, self.SWEEP_ROWS)
+        mark = records.retention_mark(
+            now - self._settings.event_retention, self._settings.event_limit, self.SWEEP_ROWS
+        )
         if mark is not None:
             records.bury_up_to(mark)
             records.delete_up_to(mark)
@@ -4288,8 +4320,7 @@ class EventBus:
         return expired == self.SWEEP_ROWS or mark is not None or forgotten == self.SWEEP_ROWS
 
     def statistics(self) -> EventStatistics:
-        read, project = self._storage.read, self._settings.project
-        times = self._delivery_seconds
+        read, project, times = self._storage.read, self._settings.project, self._delivery_seconds
         return EventStatistics(
             total_published=read.count_published(project),
             total_delivered=read.counter("deliveries") + self._deliveries,
@@ -4300,148 +4331,60 @@ class EventBus:
         )
 
 
-class Waiter:
-    """A parked poll: everything up to ``position`` has been looked at."""
-
-    __slots__ = ("future", "position", "subject", "timer")
-
-    timer: asyncio.TimerHandle
-
-    def __init__(self, subject: str, position: int, future: asyncio.Future[int | None]) -> None:
-        self.subject, self.position, self.future = subject, position, future
-
-    def wake(self, seq: int | None) -> None:
-        if not self.future.done():
-            self.future.set_result(seq)
-
-
-class HangUp:
-    """A client's line, as far as a poll needs to know: ``happen`` frees the waiter that is parked on it at once."""
-
-    __slots__ = ("happened", "waiter")
-
-    def __init__(self) -> None:
-        self.happened = False
-        self.waiter: Waiter | None = None
-
-    def happen(self) -> None:
-        self.happened = True
-        if self.waiter:
-            self.waiter.future.cancel()
-
-
-class Watch:
-    """What a poll watches. Polls that watch the same share one group of waiters and one reading of the log."""
-
-    __slots__ = ("filter", "group", "limit", "project", "type")
-
-    def __init__(self, project: str, type: str, filter: Filter, limit: int) -> None:
-        self.project, self.type, self.filter, self.limit = project, type, filter, limit
-        self.group: Group | None = None
-
-    @property
-    def key(self) -> tuple[str, str, str, int]:
-        return (self.project, self.type, self.filter.text, self.limit)
-
-    def memo(self, after: int, wakes: int) -> Page | None:
-        """What a member of the group read from the same place while no event has come since."""
-        known = self.group.page if self.group else None
-        return known[1] if known and known[0] == (after, wakes) else None
-
-    def remember(self, after: int, wakes: int, page: Page) -> Page:
-        if self.group and page.events:
-            self.group.page = ((after, wakes), page)
-        return page
-
-    def content(self, page: Page) -> bytes | None:
-        return self.group.content[1] if self.group and self.group.content and self.group.content[0] is page else None
-
-    def keep_content(self, page: Page, content: bytes) -> None:
-        if self.group:
-            self.group.content = (page, content)
-
-
-class Group:
-    """The waiters of one watch, with what the last reading for them gave."""
-
-    def __init__(self, filter: Filter) -> None:
-        self.filter = filter
-        self.waiters: dict[Waiter, None] = {}
-        self.page: tuple[tuple[int, int], Page] | None = None
-        self.content: tuple[Page, bytes] | None = None
-
-
 class WaiterIndex:
-    """Waiters by project, type and one equality term of their filter: a publish looks only at those it may concern."""
+    """Parked polls by project, type and one exact term of their filter: a publish looks only at those it may concern."""
 
     def __init__(self) -> None:
-        self._groups: dict[tuple[str, str, str, int], Group] = {}
-        self._plain: dict[tuple[str, str], dict[Group, None]] = {}  # groups whose filter has no equality term
-        self._by_term: dict[tuple[str, str], dict[str, dict[str, dict[Group, None]]]] = {}  # ... field -> value -> groups
-        self._number = 0
+        self._waiters: dict[Waiter, None] = {}
+        self._by_key: dict[tuple[str, str, str, str], dict[Waiter, None]] = {}  # project, type, field, value
+        self._fields: dict[tuple[str, str], collections.Counter[str]] = {}  # by which fields waiters are found
 
     def __len__(self) -> int:
-        return self._number
+        return len(self._waiters)
 
     def __iter__(self) -> Iterator[Waiter]:
-        return iter([waiter for group in self._groups.values() for waiter in group.waiters])
+        return iter(list(self._waiters))
 
-    def add(self, watch: Watch, waiter: Waiter) -> None:
-        group = self._groups.get(watch.key)
-        if group is None:
-            group = self._groups[watch.key] = Group(watch.filter)
-            for shelf in self._shelves(watch, group):
-                shelf[group] = None
-        watch.group = group
-        group.waiters[waiter] = None
-        self._number += 1
+    def add(self, waiter: Waiter) -> None:
+        self._waiters[waiter] = None
+        field, keys = self._keys(waiter)
+        self._fields.setdefault(waiter.place, collections.Counter())[field] += 1
+        for key in keys:
+            self._by_key.setdefault(key, {})[waiter] = None
 
-    def remove(self, watch: Watch, waiter: Waiter) -> None:
-        group = self._groups[watch.key]
-        del group.waiters[waiter]
-        self._number -= 1
-        if not group.waiters:
-            del self._groups[watch.key]
-            for shelf in self._shelves(watch, group):
-                shelf.pop(group, None)
-            self._prune(watch)
+    def remove(self, waiter: Waiter) -> None:
+        del self._waiters[waiter]
+        field, keys = self._keys(waiter)
+        fields = self._fields[waiter.place]
+        fields[field] -= 1
+        if not fields[field]:
+            del fields[field]
+        if not fields:
+            del self._fields[waiter.place]
+        for key in keys:
+            self._by_key[key].pop(waiter)
+            if not self._by_key[key]:
+                del self._by_key[key]
 
-    def _shelves(self, watch: Watch, group: Group) -> list[dict[Group, None]]:
-        """Where a group is to be found: under each value of its equality term, or among the plain ones."""
-        place = (watch.project, watch.type)
-        term = group.filter.index_term
+    def _keys(self, waiter: Waiter) -> tuple[str, set[tuple[str, str, str, str]]]:
+        """The field by which a waiter is found, "" where its filter has no exact term, and its keys in the index."""
+        term = waiter.filter.exact_term
         if term is None:
-            return [self._plain.setdefault(place, {})]
-        by_value = self._by_term.setdefault(place, {}).setdefault(term.field, {})
-        return [by_value.setdefault(value.text, {}) for value in term.values]
-
-    def _prune(self, watch: Watch) -> None:
-        """Drop shelves that have become empty, so that passing filters leave nothing behind."""
-        place = (watch.project, watch.type)
-        if place in self._plain and not self._plain[place]:
-            del self._plain[place]
-        term, fields_of_place = watch.filter.index_term, self._by_term.get(place)
-        if term is None or fields_of_place is None or term.field not in fields_of_place:
-            return
-        by_value = fields_of_place[term.field]
-        for value in term.values:
-            if value.text in by_value and not by_value[value.text]:
-                del by_value[value.text]
-        if not by_value:
-            del fields_of_place[term.field]
-        if not fields_of_place:
-            del self._by_term[place]
+            return "", {(*waiter.place, "", "")}
+        return term.field, {(*waiter.place, term.field, value.text) for value in term.values}
 
     def matching(self, project: str, event_type: str, event: dict[str, Any]) -> Iterator[Waiter]:
         """The waiters whose type and filter match ``event``; a waiter may come twice."""
+        verdicts: dict[str, bool] = {}  # thousands may wait with one filter
         for place in ((project, event_type), (project, "*")):
-            groups = list(self._plain.get(place, ()))
-            for field, by_value in self._by_term.get(place, {}).items():
-                for text in texts_of(event, field):
-                    groups += by_value.get(text, ())
-            for group in groups:
-                if group.filter.matches(event):
-                    yield from list(group.waiters)
+            for field in list(self._fields.get(place, ())):
+                for text in texts_of(event, field) if field else [""]:
+                    for waiter in list(self._by_key.get((*place, field, text), ())):
+                        filter = waiter.filter
+                        if filter.text not in verdicts:
+                            verdicts[filter.text] = filter.matches(event)
+                        if verdicts[filter.text]:
+                            yield waiter
 
 
 class FilterValue(Struct, frozen=True):
@@ -4452,18 +4395,25 @@ class FilterValue(Struct, frozen=True):
 
 
 class FilterTerm(Struct, frozen=True):
-    """field:value|value, or field:!value|value."""
+    """``field:value|value`` or ``field:!value|value``."""
 
     field: str
     values: tuple[FilterValue, ...]
     negated: bool
 
+    @property
+    def is_exact(self) -> bool:
+        return not self.negated and not any(value.prefix for value in self.values)
+
     def matches(self, event: dict[str, Any]) -> bool:
         texts = texts_of(event, self.field)
-        if any(value.prefix and not value.text for value in self.values):  # a lone * means present, objects included
-            found = find_field(event, self.field) is not None or bool(texts)
+        if FilterValue("", True) in self.values:  # a lone * means present, objects included
+            found = bool(texts) or find_field(event, self.field) is not ABSENT
         else:
-            found = any(text.startswith(value.text) if value.prefix else text == value.text for text in texts for value in self.values)
+            found = any(
+                text.startswith(value.text) if value.prefix else text == value.text
+                for text in texts for value in self.values
+            )  # fmt: skip
         return found is not self.negated
 
 
@@ -4477,133 +4427,96 @@ class Filter(Struct, frozen=True):
     @functools.lru_cache(4096)
     def parse(text: str) -> Filter:
         """Raises ApiError EVT_002 that says what is wrong at which character (counted from 1)."""
-        return Filter(text, tuple(FilterParser(text).parse()))
+        return Filter(text, tuple(parse_terms(text)))
 
     def matches(self, event: dict[str, Any]) -> bool:
         return all(term.matches(event) for term in self.terms)
 
     @property
-    def index_term(self) -> FilterTerm | None:
+    def exact_term(self) -> FilterTerm | None:
         """The first term that demands one of some exact values."""
-        return next((term for term in self.terms if not term.negated and not any(value.prefix for value in term.values)), None)
+        return next((term for term in self.terms if term.is_exact), None)
 
     @property
     def required_bytes(self) -> bytes | None:
-        """Bytes that the JSON of every matching event holds: the value of an exact term that JSON writes as it is."""
-        for term in self.terms:
-            if not term.negated and len(term.values) == 1 and term.field != "event_id":
-                text = term.values[0].text
-                if re.fullmatch(r"[A-Za-z0-9_.-]+", text):
-                    return text.encode()
-        return None
+        """Bytes that the JSON of every matching event holds: the value of a term that JSON writes as it is."""
+        single = (term for term in self.terms if not term.negated and len(term.values) == 1)
+        texts = [term.values[0].text for term in single if term.field != "event_id"]
+        return next((text.encode() for text in texts if re.fullmatch(r"[A-Za-z0-9_.-]+", text)), None)
 
     def required_value(self, field: str) -> str | None:
-        """The one value that ``field`` must have in data, None where the filter leaves it open."""
-        for term in self.terms:
-            if term.field == field and not term.negated and len(term.values) == 1 and not term.values[0].prefix:
-                return term.values[0].text
-        return None
+        """The one value that ``field`` must have, None where the filter leaves it open."""
+        exact = (term for term in self.terms if term.field == field and term.is_exact and len(term.values) == 1)
+        return next((term.values[0].text for term in exact), None)
 
 
-class FilterParser:
-    """Reads ``field:value|!…`` expressions; one method per rule of the grammar.
+FIELD = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*)(:?)(!?)")
+VALUE = re.compile(r'(?:"((?:\\"|[^"])*)"|([^,:|"*]+))?(\*?)')
+MAX_TERMS = 32
 
-    filter = [ term { "," term } ];  term = field ":" [ "!" ] value { "|" value };
-    value = ( quoted | bare ) [ "*" ] | "*";  quoted = '"' { any | '\\"' } '"';  bare: anything but , : | " *
+
+def parse_terms(text: str) -> Iterator[FilterTerm]:
+    """The terms of ``filter = [ term { "," term } ]``, where ``term = field ":" [ "!" ] value { "|" value }``,
+    ``value = ( quoted | bare ) [ "*" ] | "*"``, ``quoted = '"' { any | '\\"' } '"'``, ``bare`` is anything but
+    , : | " * and begins with no !. Raises EVT_002.
     """
 
-    FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
-    BARE = re.compile(r'[^,:|"*]+')
-    MAX_TERMS = 32
+    def refuse(problem: str) -> typing.NoReturn:
+        problem = f"Invalid filter: {problem} at character {at + 1}"
+        raise ApiError("EVT_002", problem, details={"character": at + 1})
 
-    def __init__(self, text: str) -> None:
-        self._text, self._at = text, 0
+    at = 0
+    for number in itertools.count():
+        if not text or (number and text[at : at + 1] != ","):
+            break
+        at += number > 0
+        if number == MAX_TERMS:
+            refuse(f"more than {MAX_TERMS} terms")
+        head = FIELD.match(text, at)
+        if not head:
+            refuse("expected a field name")
+        at = head.end(1)
+        if not head[2]:
+            refuse(f"expected ':' after the field {head[1]}")
+        at = head.end() - 1
+        values: list[FilterValue] = []
+        while not values or text[at : at + 1] == "|":
+            at += 1
+            value = VALUE.match(text, at)
+            if not value or not value[0]:
+                refuse("this quote is never closed" if text[at : at + 1] == '"' else "expected a value")
+            if value[2] and value[2].startswith("!"):
+                refuse("'!' may only stand before the first value; quote it to mean it")
+            values.append(FilterValue((value[1] or value[2] or "").replace('\\"', '"'), bool(value[3])))
+            at = value.end()
+        yield FilterTerm(head[1], tuple(values), bool(head[3]))
+    if at < len(text):
+        refuse("expected ',' or '|' or the end")
 
-    def parse(self) -> Iterator[FilterTerm]:
-        number = 0
-        while self._text and (number == 0 or self._take(",")):
-            if number == self.MAX_TERMS:
-                self._fail(f"more than {self.MAX_TERMS} terms")
-            yield self._term()
-            number += 1
-        if self._at < len(self._text):
-            self._fail("expected ',' or '|' or the end" if number else "expected a field")
 
-    def _term(self) -> FilterTerm:
-        match = self.FIELD.match(self._text, self._at)
-        if not match:
-            self._fail("expected a field name")
-        self._at = match.end()
-        if not self._take(":"):
-            self._fail(f"expected ':' after the field {match[0]}")
-        negated = self._take("!")
-        values = [self._value()]
-        while self._take("|"):
-            values.append(self._value())
-        return FilterTerm(match[0], tuple(values), negated)
-
-    def _value(self) -> FilterValue:
-        if self._take('"'):
-            text = self._quoted()
-        else:
-            match = self.BARE.match(self._text, self._at)
-            if not match:
-                if self._take("*"):
-                    return FilterValue("", True)
-                self._fail("expected a value")
-            self._at, text = match.end(), match[0]
-            if text.startswith("!"):
-                self._at -= len(text)
-                self._fail("'!' may only stand before the first value; quote it to mean it")
-        return FilterValue(text, self._take("*"))
-
-    QUOTED = re.compile(r'((?:\\"|[^"])*)"')
-
-    def _quoted(self) -> str:
-        match = self.QUOTED.match(self._text, self._at)
-        if not match:
-            self._at -= 1
-            self._fail("this quote is never closed")
-        self._at = match.end()
-        return match[1].replace('\\"', '"')
-
-    def _take(self, character: str) -> bool:
-        if self._text.startswith(character, self._at):
-            self._at += 1
-            return True
-        return False
-
-    def _fail(self, problem: str) -> typing.NoReturn:
-        raise ApiError("EVT_002", f"Invalid filter: {problem} at character {self._at + 1}", details={"character": self._at + 1})
+ABSENT = object()
 
 
 def find_field(event: dict[str, Any], field: str) -> Any:
-    """The value of a dotted path in the envelope, else in data; None where there is none."""
+    """The value of a dotted path in the envelope, else in data; ABSENT where there is none. A null of the envelope
+    is absent, one in data is a value.
+    """
     path = field.split(".")
     for place in (event, event.get("data")):
         value: Any = place
         for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
-        if value is not None:
+            value = value.get(name, ABSENT) if isinstance(value, dict) else ABSENT
+        if value is not ABSENT and (value is not None or place is not event):
             return value
-    return None
+    return ABSENT
 
 
 def texts_of(event: dict[str, Any], field: str) -> list[str]:
-    """The JSON texts of a field's scalar, or of an array's scalars. A null in data has the text null."""
+    """The texts of a field's scalar, or of an array's scalars, as the delivered JSON writes them."""
     value = find_field(event, field)
-    if value is None:
-        return ["null"] if is_null(event.get("data"), field.split(".")) else []
-    items = value if isinstance(value, list) else [value]
-    return [item if isinstance(item, str) else json.dumps(item) for item in items if not isinstance(item, (dict, list))]
-
-
-def is_null(place: Any, path: list[str]) -> bool:
-    for name in path:
-        if not isinstance(place, dict) or name not in place:
-            return False
-        place = place[name]
-    return place is None
+    items = value if isinstance(value, list) else [] if value is ABSENT else [value]
+    scalars = [item for item in items if not isinstance(item, (dict, list))]
+    return [item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in scalars]
 
 
 # ======================================================================================================

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -411,3 +412,30 @@ def test_health_answers_while_a_large_log_is_searched(service: Service, architec
         scan = in_background(lambda: architect.wait("*", since="earliest", filter="nothing.matches:this", timeout=0))
         assert session.get(service.url + "/health", timeout=5).status_code == 200
         assert scan()["events"] == []
+
+
+# -- what wakes and what is found are one comparison
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "other"),
+    [(1e-7, "1e-7", "1e-07"), (1e22, "1e22", "1e+22"), (0.1 + 0.2, "0.30000000000000004", "0.3"), (-0.0, "-0.0", "0"), (True, "true", "True")],
+)
+def test_a_waiter_that_an_event_is_said_to_wake_gets_it(
+    service: Service, architect: Client, issue: str, value: Any, text: str, other: str
+) -> None:
+    def wait(written: str) -> Any:
+        waiter = service.client("chief-architect", sub=f"{issue}-{written}".replace("+", "p"))
+        return waiter.wait("measured", filter=f'issue_id:{issue},x:"{written}"', timeout=1500)
+
+    def parked() -> int:
+        return int(architect.get("/status").json()["events"]["active_subscriptions"])
+
+    before = parked()
+    with ThreadPoolExecutor(2) as pool:
+        waiting = {written: pool.submit(wait, written) for written in (text, other)}
+        until(lambda: parked() == before + 2)
+        said = architect.publish("measured", {"issue_id": issue, "x": value})["subscribers_notified"]
+        got = [written for written, answer in waiting.items() if answer.result()["events"]]
+    assert got == [text]
+    assert said == [f"{issue}-{text}".replace("+", "p")]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cco_sidecar import ApiError, Filter, WaiterIndex, Watch, Waiter  # isort: skip
+from cco_sidecar import ApiError, Filter, WaiterIndex, Waiter  # isort: skip
 
 EVENT: dict[str, Any] = {
     "event_id": "evt-00000000-000000000001", "event_type": "done", "publisher": "me", "topic": "implementation", "correlation_id": None,
@@ -104,12 +104,11 @@ def test_filters_agree_with_the_model_and_the_index_finds_exactly_the_matching(t
     event = {"publisher": "me", "topic": "t", "data": data}
     filter = Filter.parse(text)
     assert filter.matches(event) is model(terms, data), text
-    index, watch = WaiterIndex(), Watch("p", "kind", filter, 100)
-    waiter = Waiter("me", 0, None)  # type: ignore[arg-type]
-    index.add(watch, waiter)
+    index, waiter = WaiterIndex(), Waiter("me", ("p", "kind"), filter, 0)
+    index.add(waiter)
     assert (waiter in list(index.matching("p", "kind", event))) is model(terms, data)
     assert not list(index.matching("other", "kind", event)) and not list(index.matching("p", "other", event))
-    index.remove(watch, waiter)
+    index.remove(waiter)
     assert vars(index) == vars(WaiterIndex())
 
 

@@ -1313,11 +1313,111 @@ def test_the_hook_offers_the_server():
     assert manager.hook.server_class(settings=None) is http2.Http2Server
 
 
-@pytest.mark.parametrize("trick", ["sys.modules['h2'] = None", "import h2; h2.__version__ = '4.3.0'"])
-def test_without_a_fit_h2_the_import_says_what_to_install(trick):
-    root = str(Path(http2.__file__).parent.parent)
-    code = f"import sys; sys.path.insert(0, {root!r}); {trick}\ntry: import http2\nexcept ImportError as error: print(error)"
-    assert b"extra `http2`" in run(sys.executable, "-c", code, cwd=os.path.dirname(http2.__file__))
+@pytest.mark.parametrize(("trick", "said"), [
+    ("sys.modules['h2'] = None", "needs the package h2, `pip install h2`"),
+    ("sys.modules['hpack'] = None", "needs the package h2, `pip install h2`"),
+    ("metadata.version = lambda name: '4.3.0'", "needs h2 4.4.1 or later, found 4.3.0: `pip install --upgrade h2`"),
+    ("metadata.version = lambda name: metadata.distribution('there-is-none').version", "does not tell its version"),
+])
+def test_without_a_fit_h2_the_plugin_says_what_to_install(trick, said):
+    root = Path(http2.__file__).parent.parent
+    code = f"""if True:
+        import sys; sys.path.insert(0, {str(root)!r})
+        from importlib import metadata
+        from cco_sidecar import Hooks
+        from pathlib import Path
+        {trick}
+        hooks = Hooks([])
+        hooks.load_files([Path("plugins/http2.py")])
+        print(hooks.loaded)"""
+    assert said in run(sys.executable, "-c", code, cwd=root).decode()
+
+
+MODULES = """
+import sys
+
+from cco_sidecar import Endpoint, Route, hookimpl
+
+
+class Modules(Endpoint):
+    public = True
+    answers = {200: list}
+
+    async def respond(self):
+        return sorted({name.partition(".")[0] for name in sys.modules} & {"h2", "hpack", "hyperframe"})
+
+
+@hookimpl
+def register_routes():
+    return [Route("GET", "/modules", Modules)]
+"""
+LIBRARY = ["h2", "hpack", "hyperframe"]
+
+
+@pytest.fixture
+def serve_modules(make_service, tmp_path):
+    """A sidecar that tells under /modules what it has imported."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "modules.py").write_text(MODULES)
+    return lambda *options, **keywords: make_service("--plugins", str(tmp_path / "plugins"), *options, **keywords)
+
+
+class Site:
+    def __init__(self, service):
+        self.url = lambda path: service.url + path
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["prior knowledge", "TLS"])
+def test_h2_is_imported_by_the_first_http2_connection_and_not_before(serve_modules, certificate, secure):
+    service = serve_modules(*(("--tls-cert", certificate[0], "--tls-key", certificate[1]) if secure else ()))
+    how = "--http2" if secure else "--http2-prior-knowledge"
+    assert "HTTP/1.1 and HTTP/2" in wait_for(lambda: service.log if "Stop:" in service.log else "")
+    for _ in range(2):
+        assert curl(Site(service), "/modules", "--http1.1") == (b"[]", "1.1", "200")
+    for kind in (how, "--http1.1"):
+        body, version, status = curl(Site(service), "/modules", kind)
+        assert (json.loads(body), version, status) == (LIBRARY, {"--http1.1": "1.1"}.get(kind, "2"), "200")
+    assert service.stop() == 0 and "Traceback" not in service.log
+
+
+def test_forty_first_connections_at_the_same_time_are_all_served(serve_modules):
+    service = serve_modules()
+    wires = [Wire(Address(service), greet=False) for _ in range(40)]
+    for wire in wires[:20]:
+        wire.send(PREFACE + SettingsFrame().serialize())
+    for wire in wires[20:]:  # these come while h2 is being imported, in pieces
+        wire.send(PREFACE[:3])
+        wire.send(PREFACE[3:] + SettingsFrame().serialize())
+    for wire in wires:
+        with wire:
+            status, body = wire.get(1, "/modules")
+            assert (status, json.loads(body)) == ("200", LIBRARY)
+    assert service.stop() == 0 and "Traceback" not in service.log
+
+
+def test_who_hangs_up_or_stops_the_service_while_h2_is_imported_leaves_nothing_behind(serve_modules):
+    service = serve_modules()
+    for _ in range(5):
+        Wire(Address(service)).socket.close()
+    with Wire(Address(service)):
+        assert service.stop() == 0
+    assert "Traceback" not in service.log and "never retrieved" not in service.log
+
+
+@pytest.mark.parametrize("fault", ["raise RuntimeError('half installed')", "import nowhere_to_be_found", "def broken(:"])
+def test_a_library_that_cannot_be_imported_leaves_http1_as_it_was(serve_modules, certificate, tmp_path, fault):
+    site = tmp_path / "site"
+    (site / "h2-4.4.1.dist-info").mkdir(parents=True)
+    (site / "h2-4.4.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: h2\nVersion: 4.4.1\n")
+    (site / "h2").mkdir()
+    (site / "h2" / "__init__.py").write_text(fault)
+    service = serve_modules("--tls-cert", certificate[0], "--tls-key", certificate[1], env={"PYTHONPATH": str(site)})
+    with pytest.raises(subprocess.CalledProcessError):  # it had been offered
+        curl(Site(service), "/health", "--http2")
+    for _ in range(2):  # from then on it is not
+        assert curl(Site(service), "/health", "--http2")[1:] == ("1.1", "200")
+    assert service.log.count("HTTP/2 is off, its library cannot be imported") == 1
+    assert service.stop() == 0 and "Traceback" not in service.log
 
 
 def test_the_log_never_quotes_a_header(server, caplog):

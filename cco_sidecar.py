@@ -600,6 +600,7 @@ class ResultList(Struct):
 
     results: list[StoredResult]
     next_cursor: str | None
+    has_more: bool
 
 
 class EventSubmission(Struct, omit_defaults=True):
@@ -664,6 +665,7 @@ class EventList(Struct):
 
     events: list[Event]
     next_cursor: str | None
+    has_more: bool
 
 
 class SpawnRequest(Struct, omit_defaults=True):
@@ -746,6 +748,7 @@ class AgentList(Struct):
 
     agents: list[AgentStatus]
     next_cursor: str | None
+    has_more: bool
 
 
 class AgentLogs(Struct):
@@ -1022,14 +1025,14 @@ class ResultQuery(Struct):
     issue_id: Identifier | None = None
     agent_type: Identifier | None = None
     status: Literal["success", "failed", "partial"] | None = None
-    since: Annotated[str, Meta(max_length=128, description="The id of a result: only later ones.")] = ""
+    since: Annotated[str, Meta(max_length=128, description="The id of a result, or earliest: the ones after it.")] = ""
     limit: Limit = 100
 
 
 class AgentQuery(Struct):
     state: AgentState | None = None
     issue_id: Identifier | None = None
-    since: Annotated[str, Meta(max_length=128, description="The id of an agent: only later ones.")] = ""
+    since: Annotated[str, Meta(max_length=128, description="The id of an agent, or earliest: the ones after it.")] = ""
     limit: Limit = 100
 
 
@@ -2803,7 +2806,8 @@ class ListAgents(Endpoint):
     answers = {200: AgentList}
 
     async def respond(self) -> AgentList:
-        return await asyncio.to_thread(self.sidecar.agents.describe, self.sidecar.agents.page(self.claims.project_id, self.query))
+        rows, more = self.sidecar.agents.page(self.claims.project_id, self.query)
+        return await asyncio.to_thread(self.sidecar.agents.describe, rows, more)
 
 
 class GetAgentStatus(Endpoint):
@@ -3302,6 +3306,8 @@ create table if not exists agent_evidence (
 """
 
 Job = Callable[["Records"], Any]
+SEQ = {False: "seq", True: "seq desc"}  # what a list is ordered by, and with ``newest``
+PAGE_BYTES = 8 * MB  # a list ends before it gets larger
 
 
 class Storage:
@@ -3466,9 +3472,11 @@ class Records:
         return self.counter("floor")
 
     def events(
-        self, project: str, after: int, upto: int, limit: int, *, type: str = "*", issue: str | None = None, containing: bytes | None = None
-    ) -> list[sqlite3.Row]:
-        """Events with after < seq <= upto that have not expired, in order; of an issue, and with some bytes in their body, where given."""
+        self, project: str, after: int, upto: int, limit: int, *, type: str = "*", issue: str | None = None,
+        containing: bytes | None = None, newest: bool = False,
+    ) -> list[sqlite3.Row]:  # fmt: skip
+        """Events with after < seq <= upto that have not expired, in order, or with ``newest`` from the newest back; of an issue, and
+        with some bytes in their body, where given."""
         source, clauses = "event", ["project = ?", "seq > ?", "seq <= ?", "expires > ?"]
         values: list[Any] = [project, after, upto, time.time()]
         for clause, value in (("type = ?", None if type == "*" else type), ("issue = ?", issue), ("instr(body, ?)", containing)):
@@ -3478,7 +3486,7 @@ class Records:
         if issue is not None:  # the planner would walk the type's index and look at every row
             source = "event indexed by event_by_issue"
             clauses.append("issue is not null")
-        sql = f"select seq, topic, created, delivered, body from {source} where {' and '.join(clauses)} order by seq limit ?"
+        sql = f"select seq, topic, created, delivered, body from {source} where {' and '.join(clauses)} order by {SEQ[newest]} limit ?"
         return self._all(sql, *values, limit)
 
     def undelivered(self, project: str) -> int:
@@ -3535,8 +3543,9 @@ class Records:
     def trim_dead_letters(self, keep: int) -> None:
         self._db.execute("delete from dead_letter where seq <= (select seq from dead_letter order by seq desc limit 1 offset ?)", (keep,))
 
-    def dead_letters(self, project: str, after: int, limit: int) -> list[sqlite3.Row]:
-        return self._all("select seq, type, topic, body from dead_letter where project = ? and seq > ? order by seq limit ?", project, after, limit)
+    def dead_letters(self, project: str, after: int, upto: int, limit: int, *, newest: bool = False) -> list[sqlite3.Row]:
+        sql = "select seq, type, topic, body from dead_letter where project = ? and seq > ? and seq <= ?"
+        return self._all(f"{sql} order by {SEQ[newest]} limit ?", project, after, upto, limit)
 
     def count_dead_letters(self, project: str) -> int:
         return self._one("select count(*) from dead_letter where project = ?", project) or 0
@@ -3560,11 +3569,15 @@ class Records:
     def result_seq(self, project: str, id: str) -> int | None:
         return self._one("select seq from result where project = ? and id = ?", project, id)
 
-    def results(self, project: str, after: int, limit: int, **equal: str | None) -> list[sqlite3.Row]:
+    def results(self, project: str, after: int | None, limit: int, **equal: str | None) -> list[sqlite3.Row]:
+        return self._list("select id, body from result", project, after, limit, equal)
+
+    def _list(self, select: str, project: str, after: int | None, limit: int, equal: dict[str, str | None]) -> list[sqlite3.Row]:
+        """Rows after ``after``, oldest first; where it is None the newest ones, newest first."""
         given = {name: value for name, value in equal.items() if value is not None}
         clauses = "".join(f" and {name} = ?" for name in given)
-        sql = f"select id, body from result where project = ? and seq > ?{clauses} order by seq limit ?"
-        return self._all(sql, project, after, *given.values(), limit)
+        sql = f"{select} where project = ? and seq > ?{clauses} order by {SEQ[after is None]} limit ?"
+        return self._all(sql, project, after or 0, *given.values(), limit)
 
     def issue_results(self, project: str, issue: str) -> list[sqlite3.Row]:
         """The issue's results without their bodies, oldest first."""
@@ -3611,11 +3624,8 @@ class Records:
         rows = self._all(f"{self.AGENTS} where project = ? and id = ?", project, id)
         return agent_row(rows[0]) if rows else None
 
-    def agents(self, project: str, after: int = 0, limit: int = -1, **equal: str | None) -> list[dict[str, Any]]:
-        given = {name: value for name, value in equal.items() if value is not None}
-        clauses = "".join(f" and {name} = ?" for name in given)
-        sql = f"{self.AGENTS} where project = ? and seq > ?{clauses} order by seq limit ?"
-        return [agent_row(row) for row in self._all(sql, project, after, *given.values(), limit)]
+    def agents(self, project: str, after: int | None = 0, limit: int = -1, **equal: str | None) -> list[dict[str, Any]]:
+        return [agent_row(row) for row in self._list(self.AGENTS, project, after, limit, equal)]
 
     AGENTS = "select * from agent left join agent_evidence on agent_evidence.agent = agent.id"
 
@@ -3669,6 +3679,23 @@ class Records:
             " (select project, subject, endpoint, key from idempotency where made < ? limit ?)",
             (before, limit),
         ).rowcount
+
+
+def list_start(since: str, seq_of: Callable[[str], int | None], noun: str) -> int | None:
+    """The sequence number that a list begins after, None where it holds the newest items. Raises REQ_001."""
+    if since in ("", "earliest"):
+        return 0 if since else None
+    seq = seq_of(since)
+    if seq is None:
+        raise ApiError("REQ_001", f"since: no {noun} {since[:128]}")
+    return seq
+
+
+def cut_page(rows: list[Any], limit: int, *, newest: bool, size: Callable[[Any], int] = lambda row: 0) -> tuple[list[Any], bool]:
+    """A page of a list, newest last, and whether there are more: the first ``limit`` rows, and one at least, that fit into PAGE_BYTES."""
+    fitting = sum(total <= PAGE_BYTES for total in itertools.accumulate(map(size, rows)))
+    page = rows[: min(limit, max(1, fitting))]
+    return page[::-1] if newest else page, len(page) < len(rows)
 
 
 def agent_row(row: sqlite3.Row) -> dict[str, Any]:
@@ -3802,8 +3829,6 @@ class KeyedLocks:
 class Results:
     """Stores results. A result, its agent_completed event and its routing decision are one transaction."""
 
-    PAGE_BYTES = 8 * MB
-
     def __init__(self, storage: Storage, bus: EventBus, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
         self._storage, self._bus, self._hooks, self._agent_types = storage, bus, hooks, agent_types
         self._settings = settings
@@ -3899,21 +3924,13 @@ class Results:
         return record
 
     def page(self, project: str, query: ResultQuery) -> ResultList:
-        """A page of records, oldest first, cut where it would pass PAGE_BYTES."""
-        after = 0
-        if query.since:
-            after = self._storage.read.result_seq(project, query.since) or 0
-            if not after:
-                raise ApiError("REQ_001", f"since: no result {query.since[:128]}")
-        equal = {"issue": query.issue_id, "agent_type": query.agent_type, "status": query.status}
-        page: list[sqlite3.Row] = []
-        size = 0
-        for row in self._storage.read.results(project, after, query.limit, **equal):
-            size += len(row["body"])
-            if page and size > self.PAGE_BYTES:
-                break
-            page.append(row)
-        return ResultList(typing.cast("list[StoredResult]", [Raw(row["body"]) for row in page]), page[-1]["id"] if page else None)
+        """Records after ``since``, or the newest ones; newest last."""
+        read, equal = self._storage.read, {"issue": query.issue_id, "agent_type": query.agent_type, "status": query.status}
+        after = list_start(query.since, functools.partial(read.result_seq, project), "result")
+        rows = read.results(project, after, query.limit + 1, **equal)
+        page, more = cut_page(rows, query.limit, newest=after is None, size=lambda row: len(row["body"]))
+        bodies = [Raw(row["body"]) for row in page]
+        return ResultList(typing.cast("list[StoredResult]", bodies), page[-1]["id"] if page else None, more)
 
 
 def previous_output(body: dict[str, Any], result_id: str, stored: float) -> PreviousOutput:
@@ -4025,7 +4042,6 @@ class EventBus:
     """
 
     STEP = 100  # rows looked at before others get their turn on the loop
-    PAGE_BYTES = 8 * MB  # an answer ends before it gets larger
     WINDOW = 5_000  # sequence numbers that SQLite searches for some bytes in one turn
     BREATH = 0.002  # an empty answer to a poll that does not wait is held so long: endless loops leave room for others
     SHARED_SECONDS = 0.05  # events expire meanwhile
@@ -4119,9 +4135,9 @@ class EventBus:
 
     def _begin(self, since: str, key: PositionKey | None) -> tuple[int, MissedEvents | None]:
         """Where reading begins, and what to tell a reader whose remembered position retention has passed."""
-        if key is None:
-            return self.parse_cursor(since), None
         floor = self._storage.read.floor()
+        if key is None:
+            return self.parse_cursor(since, floor), None
         position = self._positions.get(key)
         if position is None:
             position = self._storage.read.position(*key)
@@ -4129,9 +4145,9 @@ class EventBus:
             return max(position or 0, floor), None
         return floor, MissedEvents(self.event_id(position), self.event_id(floor))
 
-    def parse_cursor(self, text: str) -> int:
+    def parse_cursor(self, text: str, floor: int) -> int:
         """The sequence number of an event id, a cursor, ``earliest`` or ``latest``. Raises REQ_001 and EVT_003."""
-        floor, head = self._storage.read.floor(), self._storage.read.head()
+        head = self._storage.read.head()
         if text in ("earliest", "latest"):
             return floor if text == "earliest" else head
         match = re.fullmatch(r"evt-([0-9a-f]{8})-(\d{12,18})", text, re.ASCII)
@@ -4173,7 +4189,7 @@ class EventBus:
                 if filter.terms and not filter.matches(msgspec.json.decode(body)):
                     continue
                 size += len(body)
-                if len(rows) == limit or (rows and size > self.PAGE_BYTES):
+                if len(rows) == limit or (rows and size > PAGE_BYTES):
                     return Found(rows, bodies, True, row["seq"] - 1)
                 rows.append(row)
                 bodies.append(Raw(body))
@@ -4247,23 +4263,24 @@ class EventBus:
     # -- listing
 
     async def page(self, project: str, query: EventQuery) -> EventList:
-        """A page of retained events, or of dead letters, oldest first."""
-        read = self._storage.read
-        after = self.parse_cursor(query.since) if query.since and not (query.dead and query.since == "earliest") else 0
+        """Retained events, or dead letters, after ``since``, or the newest ones; newest last."""
+        read, newest = self._storage.read, not query.since
+        floor = 0 if query.dead else read.floor()  # retention is what makes dead letters
+        after, upto = floor if newest else self.parse_cursor(query.since, floor), read.head()
         found: list[sqlite3.Row] = []
-        while len(found) < query.limit:
+        while len(found) <= query.limit:
             if query.dead:
-                rows = read.dead_letters(project, after, self.STEP)
+                rows = read.dead_letters(project, after, upto, self.STEP, newest=newest)
             else:
-                rows = read.events(project, after, read.head(), self.STEP, type=query.type or "*")
+                rows = read.events(project, after, upto, self.STEP, type=query.type or "*", newest=newest)
             found += [row for row in rows if query.topic in (None, row["topic"]) and (not query.dead or query.type in (None, row["type"]))]
             if len(rows) < self.STEP:
                 break
-            after = rows[-1]["seq"]
+            after, upto = (after, rows[-1]["seq"] - 1) if newest else (rows[-1]["seq"], upto)
             await asyncio.sleep(0)
-        found = found[: query.limit]
-        bodies = [Raw(self._envelope(row)) for row in found]
-        return EventList(typing.cast("list[Event]", bodies), self.event_id(found[-1]["seq"]) if found else None)
+        page, more = cut_page(found, query.limit, newest=newest, size=lambda row: len(row["body"]))
+        bodies = [Raw(self._envelope(row)) for row in page]
+        return EventList(typing.cast("list[Event]", bodies), self.event_id(page[-1]["seq"]) if page else None, more)
 
     # -- life
 
@@ -6178,17 +6195,18 @@ class Agents:
         """What is known of an agent; raises REQ_002."""
         return self._freshest(self._ledger.find(project, agent_id))
 
-    def page(self, project: str, query: AgentQuery) -> list[dict[str, Any]]:
-        return [self._freshest(row) for row in self._ledger.page(project, query)]
+    def page(self, project: str, query: AgentQuery) -> tuple[list[dict[str, Any]], bool]:
+        rows, more = self._ledger.page(project, query)
+        return [self._freshest(row) for row in rows], more
 
     def _freshest(self, row: dict[str, Any]) -> dict[str, Any]:
         running = self.active.get(row["id"])
         return row | {name: running.row.get(name) for name in AgentLedger.EVIDENCE} if running else row
 
-    def describe(self, rows: list[dict[str, Any]]) -> AgentList:
+    def describe(self, rows: list[dict[str, Any]], more: bool = False) -> AgentList:
         """Rows of the ledger with the last lines of each one's output. Blocks."""
         agents = [describe_agent(row, AgentOutput(self._folder / row["id"]), time.time()) for row in rows]
-        return AgentList(agents, agents[-1].agent_id if agents else None)
+        return AgentList(agents, agents[-1].agent_id if agents else None, more)
 
     def logs(self, agent_id: str, query: LogQuery) -> AgentLogs:
         """The output from a place or moment on, at most a megabyte, or its last lines. Blocks."""
@@ -6348,14 +6366,13 @@ class AgentLedger:
             raise ApiError("REQ_002", f"No agent {agent_id}")
         return row | {"result_id": self._storage.read.result_of(project, agent_id)}
 
-    def page(self, project: str, query: AgentQuery) -> list[dict[str, Any]]:
-        read, after = self._storage.read, 0
-        if query.since:
-            after = read.agent_seq(project, query.since) or 0
-            if not after:
-                raise ApiError("REQ_001", f"since: no agent {query.since[:128]}")
-        rows = read.agents(project, after, query.limit, state=query.state, issue=query.issue_id)
-        return [row | {"result_id": read.result_of(project, row["id"])} for row in rows]
+    def page(self, project: str, query: AgentQuery) -> tuple[list[dict[str, Any]], bool]:
+        """Rows after ``since``, or the newest ones, newest last; and whether there are more."""
+        read = self._storage.read
+        after = list_start(query.since, functools.partial(read.agent_seq, project), "agent")
+        rows = read.agents(project, after, query.limit + 1, state=query.state, issue=query.issue_id)
+        page, more = cut_page(rows, query.limit, newest=after is None)
+        return [row | {"result_id": read.result_of(project, row["id"])} for row in page], more
 
     def count(self) -> collections.Counter[str]:
         """How many agents are in each state."""

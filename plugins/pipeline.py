@@ -251,7 +251,7 @@ class Pipeline:
 
     def _read_agents(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
-        cursor = self._after_agent or None
+        cursor = self._after_agent or "earliest"
         while page := self._call("GET", "/api/agents", query={"issue_id": self._issue, "since": cursor, "limit": 1000})["agents"]:
             found |= {agent["agent_id"]: agent for agent in page}
             cursor = page[-1]["agent_id"]

@@ -359,7 +359,7 @@ def test_agents_are_listed_newest_last(architect: Client, issue: str) -> None:
     listed = architect.get("/api/agents", issue_id=issue).json()
     assert [agent["agent_id"] for agent in listed["agents"]] == ids
     assert [agent["agent_id"] for agent in architect.get("/api/agents", issue_id=issue, state="failed").json()["agents"]] == ids[1:2]
-    page = architect.get("/api/agents", issue_id=issue, limit=2).json()
+    page = architect.get("/api/agents", issue_id=issue, limit=2, since="earliest").json()
     assert [agent["agent_id"] for agent in page["agents"]] == ids[:2]
     assert [agent["agent_id"] for agent in architect.get("/api/agents", issue_id=issue, since=page["next_cursor"]).json()["agents"]] == ids[2:]
 

@@ -214,7 +214,7 @@ def test_a_list_with_nothing_in_it_says_so(cco: Callable[..., tuple[int, str, st
     assert cco("results", "list", "--issue", "nowhere") == (0, "(none)\n", "")
     assert cco("results", "list", "--issue", "nowhere", "--format", "csv") == (0, "", "")
     code, out, _ = cco("results", "list", "--issue", "nowhere", "--format", "json")
-    assert code == 0 and json.loads(out) == {"results": [], "next_cursor": None}
+    assert code == 0 and json.loads(out) == {"results": [], "next_cursor": None, "has_more": False}
 
 
 def test_what_an_agent_says_cannot_steer_the_terminal(here: Here, cco: Callable[..., tuple[int, str, str]]) -> None:

@@ -319,7 +319,7 @@ def test_retention_moves_the_floor_and_says_so(make_service: Callable[..., Servi
     events = [client.publish("many", {"number": number})["event_id"] for number in range(200)]
 
     def floor() -> str:
-        return str(client.get("/api/events", limit=1).json()["events"][0]["event_id"])
+        return str(client.get("/api/events", limit=1, since="earliest").json()["events"][0]["event_id"])
 
     until(lambda: floor() == events[150])
     gone = client.get("/api/events/wait/many", since=first, timeout=0)
@@ -346,7 +346,7 @@ def test_listing_is_not_delivery(architect: Client, issue: str) -> None:
     depth = architect.get("/status").json()["events"]["queue_depth"]
     topic = f"topic-{issue}"
     listed = [architect.publish("listed", {"issue_id": issue}, topic=topic)["event_id"] for _ in range(3)]
-    first = architect.get("/api/events", type="listed", topic=topic, limit=2).json()
+    first = architect.get("/api/events", type="listed", topic=topic, limit=2, since="earliest").json()
     assert ids(first) == listed[:2]
     assert ids(architect.get("/api/events", type="listed", topic=topic, since=first["next_cursor"]).json()) == listed[2:]
     assert architect.get("/status").json()["events"]["queue_depth"] == depth + 3

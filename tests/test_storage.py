@@ -329,10 +329,10 @@ def test_results_are_listed_by_issue_type_and_status_in_pages_newest_last(archit
     assert listed() == ids
     assert listed(agent_type="test-engineer") == ids[2:] and listed(status="success") == ids[1:3]
     assert listed(agent_type="test-engineer", status="partial") == ids[3:] and listed(agent_type="rust-specialist") == []
-    page = architect.get("/api/results", issue_id=issue, limit=3).json()
+    page = architect.get("/api/results", issue_id=issue, limit=3, since="earliest").json()
     assert [record["id"] for record in page["results"]] == ids[:3] and page["next_cursor"] == ids[2]
     assert listed(since=page["next_cursor"]) == ids[3:]
-    assert architect.get("/api/results", issue_id=issue, since=ids[-1]).json() == {"results": [], "next_cursor": None}
+    assert architect.get("/api/results", issue_id=issue, since=ids[-1]).json() == {"results": [], "next_cursor": None, "has_more": False}
     for query in ({"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"since": "nothing"}):
         assert architect.get("/api/results", **query).status_code == 400, query
     assert architect.get("/api/results/result-unknown").status_code == 404
@@ -340,10 +340,13 @@ def test_results_are_listed_by_issue_type_and_status_in_pages_newest_last(archit
 
 def test_pages_of_large_results_are_bounded_in_bytes_and_lose_nothing(architect: Client, issue: str) -> None:
     ids = [architect.store(issue=issue, rationale="x" * 3_000_000)["id"] for _ in range(4)]
+    newest = architect.get("/api/results", issue_id=issue)
+    assert len(newest.content) < 10_000_000
+    assert [record["id"] for record in newest.json()["results"]] == ids[2:] and newest.json()["has_more"] is True
     found: list[str] = []
-    cursor = None
+    cursor = "earliest"
     while True:
-        answer = architect.get("/api/results", **{"issue_id": issue} | ({"since": cursor} if cursor else {}))
+        answer = architect.get("/api/results", issue_id=issue, since=cursor)
         assert len(answer.content) < 10_000_000
         page = answer.json()
         if not page["results"]:
@@ -435,8 +438,8 @@ def test_everything_that_was_answered_is_there_after_kill_9_under_load(make_serv
     service.start()
     client = Client(service.url, token)
     results, events = set(), []
-    cursor, position = "", "earliest"
-    while page := client.get("/api/results", limit=1000, **({"since": cursor} if cursor else {})).json()["results"]:
+    cursor = position = "earliest"
+    while page := client.get("/api/results", limit=1000, since=cursor).json()["results"]:
         results |= {record["id"] for record in page}
         cursor = page[-1]["id"]
     while found := client.wait(since=position, timeout=0, limit=1000)["events"]:

@@ -43,6 +43,7 @@ import argparse
 import array
 import ast
 import asyncio
+import bisect
 import codecs
 import collections
 import configparser
@@ -697,6 +698,7 @@ class Spawned(Struct):
 
 
 AgentState = Literal["starting", "running", "completed", "failed", "killed", "timeout", "lost"]
+AGENT_GROUPS = {"active": ("starting", "running"), "completed": ("completed",), "failed": ("failed", "timeout", "lost")}
 
 
 class AgentUsage(Struct):
@@ -735,6 +737,7 @@ class AgentStatus(Struct):
     task: str
     parent: str | None
     result_id: str | None
+    result_status: Literal["success", "failed", "partial"] | None
     depth: int
     state_age_seconds: float
     usage: AgentUsage | None
@@ -1009,14 +1012,14 @@ class ContextQuery(Struct):
 class WaitQuery(Struct):
     timeout: Annotated[int, Meta(ge=0, le=300_000, description="Milliseconds to wait.")] = 30_000
     filter: Annotated[str, Meta(max_length=4096, description="For example issue_id:issue-123,status:!failed")] = ""
-    since: Annotated[str, Meta(max_length=128, description="An event id, a cursor, earliest or latest.")] = ""
+    since: Annotated[str, Meta(max_length=128, description="An event id, a cursor, earliest, latest, or a time (UTC).")] = ""
     limit: Limit = 100
 
 
 class EventQuery(Struct):
     type: EventType | None = None
     topic: str | None = None
-    since: Annotated[str, Meta(max_length=128)] = ""
+    since: Annotated[str, Meta(max_length=128, description="As for a wait; without it the newest.")] = ""
     limit: Limit = 100
     dead: bool = False
 
@@ -1031,9 +1034,19 @@ class ResultQuery(Struct):
 
 class AgentQuery(Struct):
     state: AgentState | None = None
+    status: Annotated[Literal["active", "completed", "failed"], Meta(description="States in groups, as /status counts them.")] | None = None
+    agent_type: Identifier | None = None
     issue_id: Identifier | None = None
     since: Annotated[str, Meta(max_length=128, description="The id of an agent, or earliest: the ones after it.")] = ""
     limit: Limit = 100
+
+
+class EndQuery(Struct):
+    force: Annotated[bool, Meta(description="SIGKILL at once, without grace.")] = False
+
+
+class CacheQuery(Struct):
+    agent_type: Annotated[Identifier, Meta(description="Only this agent type's contexts.")] | None = None
 
 
 class LogQuery(Struct):
@@ -1154,16 +1167,53 @@ def iso_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def read_moment(text: str) -> float | None:
+    """Epoch seconds of an ISO 8601 time, in UTC where it names no zone; None where it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
 def iso_or_none(moment: float | None) -> str | None:
     return None if moment is None else iso(moment)
 
 
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
-    """``value`` as ``shape``; raises ApiError(code) that names the path of the bad field."""
+    """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too."""
     try:
         return msgspec.convert(value, shape, strict=strict)
     except msgspec.ValidationError as error:
-        raise ApiError(code, f"{ERRORS[code][2]}: {error}") from None
+        problem, path = bad_field(str(error), value, shape)
+        raise ApiError(code, f"{ERRORS[code][2]}: {problem} - at `$.{path}`".removesuffix(" - at `$.$`"), details={"path": path}) from None
+
+
+def bad_field(message: str, value: Any, shape: Any) -> tuple[str, str]:
+    """What msgspec found wrong, and where: ``result.files_created[3].path``; ``$`` is the whole body."""
+    problem, key, path = typing.cast(re.Match[str], re.fullmatch(r"(.*?)(?: - at (`key` in )?`\$\.?([^`]*)`)?", message, re.DOTALL)).groups()
+    path = path or ""
+    if missing := re.search(r"missing required field `(.+)`", problem):
+        path = f"{path}.{missing[1]}".lstrip(".")
+    name = path.removesuffix("[...]")  # an entry of an object, which msgspec does not name
+    if (key or name != path) and isinstance(value, dict) and isinstance(value.get(name), dict):
+        entry = bad_key(message, value, name, shape)
+        path = f"{name}.{entry}" if entry.isidentifier() else f"{name}[{json.dumps(entry)}]"
+    return problem, path or "$"
+
+
+def bad_key(message: str, value: dict[str, Any], name: str, shape: Any) -> str:
+    """The entry of the object ``value[name]`` that ``message`` is about, found by halving."""
+    entries = list(value[name].items())
+    while len(entries) > 1:
+        first = entries[: len(entries) // 2]
+        try:
+            msgspec.convert(value | {name: dict(first)}, shape)
+            wrong = ""
+        except msgspec.ValidationError as error:
+            wrong = str(error)
+        entries = first if wrong == message else entries[len(first) :]
+    return str(entries[0][0])[:128]
 
 
 # ======================================================================================================
@@ -2659,9 +2709,9 @@ def check_identifier(name: str, value: str) -> None:
     """Check a name out of a path; event types have a narrower form."""
     if name == "event_type":
         if value != "*" and not re.fullmatch(EVENT_TYPE, value):
-            raise ApiError("EVT_002", f"event_type must match {EVENT_TYPE}")
+            raise ApiError("EVT_002", f"event_type must match {EVENT_TYPE}", details={"path": name})
     elif not re.fullmatch(IDENTIFIER, value) or ".." in value:
-        raise ApiError("REQ_001", f"{name} must match {IDENTIFIER} and hold no '..'")
+        raise ApiError("REQ_001", f"{name} must match {IDENTIFIER} and hold no '..'", details={"path": name})
 
 
 # -- the endpoints, in the order of the reference
@@ -2738,7 +2788,7 @@ class PublishEvent(Endpoint):
 
     async def respond(self, event_type: str, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> EventPublished:
         if event_type == "*" or body.get("event_type", event_type) not in (event_type, None):
-            raise ApiError("EVT_002", f"The path says {event_type}, the body {body.get('event_type')}")
+            raise ApiError("EVT_002", f"The path says {event_type}, the body {body.get('event_type')}", details={"path": "event_type"})
         self.sidecar.tokens.check_identity(self.claims, body["publisher"])
         if "issue_id" in body["data"]:
             self.sidecar.tokens.check_issue(self.claims, body["data"]["issue_id"])
@@ -2837,6 +2887,7 @@ class EndAgent(Endpoint):
     """Order an agent's end: SIGTERM to its whole tree, grace, SIGKILL."""
 
     permission = SPAWN
+    query_type = EndQuery
     answers = {202: AgentEnding}
     problems = (404,)
     failure = "AGT_001"
@@ -2844,19 +2895,21 @@ class EndAgent(Endpoint):
     async def respond(self, agent_id: str) -> AgentEnding:
         row = self.sidecar.agents.find(self.claims.project_id, agent_id)
         self.sidecar.tokens.check_issue(self.claims, row["issue"])
-        return AgentEnding(agent_id, await self.sidecar.agents.end(agent_id), row["state"], iso())
+        return AgentEnding(agent_id, await self.sidecar.agents.end(agent_id, force=self.query.force), row["state"], iso())
 
 
 class ClearCache(Endpoint):
     """Forget the cached contexts of an issue."""
 
+    query_type = CacheQuery
     answers = {200: CacheCleared}
     problems = (404,)
 
     async def respond(self, issue_id: str) -> CacheCleared:
-        entries, size = self.sidecar.contexts.clear(issue_id)
+        entries, size = self.sidecar.contexts.clear(issue_id, self.query.agent_type)
         if not entries:
-            raise ApiError("REQ_002", f"No cached context for issue {issue_id}")
+            whose = f" and {self.query.agent_type}" if self.query.agent_type else ""
+            raise ApiError("REQ_002", f"No cached context for issue {issue_id}{whose}")
         return CacheCleared(True, entries, size, iso())
 
 
@@ -2864,10 +2917,11 @@ class ClearWholeCache(Endpoint):
     """Forget all cached contexts."""
 
     permission = SPAWN
+    query_type = CacheQuery
     answers = {200: CacheCleared}
 
     async def respond(self) -> CacheCleared:
-        return CacheCleared(True, *self.sidecar.contexts.clear(None), iso())
+        return CacheCleared(True, *self.sidecar.contexts.clear(None, self.query.agent_type), iso())
 
 
 class RefreshToken(Endpoint):
@@ -2996,7 +3050,7 @@ class AgentTypes:
     def category(self, agent_type: str, status: int = 400) -> str:
         """The category of a type; raises ApiError AGT_002 with ``status`` where it is unknown."""
         if agent_type not in self.categories:
-            raise ApiError("AGT_002", f"Unknown agent type {agent_type}", status=status)
+            raise ApiError("AGT_002", f"Unknown agent type {agent_type}", status=status, details={"path": "agent_type"})
         return self.categories[agent_type]
 
 
@@ -3299,6 +3353,8 @@ create index idempotency_by_age on idempotency (made);
 """
 
 EVIDENCE_SCHEMA = """
+create index if not exists result_by_agent on result (project, agent_id, seq);
+
 create table if not exists agent_evidence (
   agent text primary key, depth integer not null, permissions text not null, only_issue text, -- what its token may, and where
   birth text, seen text not null default '[]', ordered integer not null default 0,            -- its processes; whether its end was ordered
@@ -3464,6 +3520,10 @@ class Records:
         self._tally["retained"] += 1
         return typing.cast(int, self._db.execute(sql, values).lastrowid)
 
+    def created_from(self, seq: int) -> float:
+        """When the first event from ``seq`` on was published; infinite where there is none."""
+        return self._one("select created from event where seq >= ? order by seq limit 1", seq) or float("inf")
+
     def head(self) -> int:
         return self._one("select seq from sqlite_sequence where name = 'event'") or 0
 
@@ -3569,15 +3629,17 @@ class Records:
     def result_seq(self, project: str, id: str) -> int | None:
         return self._one("select seq from result where project = ? and id = ?", project, id)
 
-    def results(self, project: str, after: int | None, limit: int, **equal: str | None) -> list[sqlite3.Row]:
+    def results(self, project: str, after: int | None, limit: int, **equal: str | Sequence[str] | None) -> list[sqlite3.Row]:
         return self._list("select id, body from result", project, after, limit, equal)
 
-    def _list(self, select: str, project: str, after: int | None, limit: int, equal: dict[str, str | None]) -> list[sqlite3.Row]:
-        """Rows after ``after``, oldest first; where it is None the newest ones, newest first."""
-        given = {name: value for name, value in equal.items() if value is not None}
-        clauses = "".join(f" and {name} = ?" for name in given)
+    def _list(
+        self, select: str, project: str, after: int | None, limit: int, equal: dict[str, str | Sequence[str] | None]
+    ) -> list[sqlite3.Row]:
+        """Rows after ``after``, oldest first, where it is None the newest ones, newest first; with these values, or one of several."""
+        given = {name: [value] if isinstance(value, str) else value for name, value in equal.items() if value is not None}
+        clauses = "".join(f" and {name} in ({', '.join('?' * len(values))})" for name, values in given.items())
         sql = f"{select} where project = ? and seq > ?{clauses} order by {SEQ[after is None]} limit ?"
-        return self._all(sql, project, after or 0, *given.values(), limit)
+        return self._all(sql, project, after or 0, *itertools.chain.from_iterable(given.values()), limit)
 
     def issue_results(self, project: str, issue: str) -> list[sqlite3.Row]:
         """The issue's results without their bodies, oldest first."""
@@ -3595,9 +3657,10 @@ class Records:
         sql = "select 1 from result where project = ? and agent_id = ? and stored >= ? and status = 'success'"
         return self._one(sql, project, agent_id, moment) is not None
 
-    def result_of(self, project: str, agent_id: str) -> str | None:
-        sql = "select id from result where project = ? and agent_id = ? order by seq desc limit 1"
-        return self._one(sql, project, agent_id)
+    def result_of(self, project: str, agent_id: str) -> dict[str, Any]:
+        """The id and status of an agent's latest result, null where it stored none."""
+        rows = self._all("select id, status from result where project = ? and agent_id = ? order by seq desc limit 1", project, agent_id)
+        return {"result_id": rows[0]["id"], "result_status": rows[0]["status"]} if rows else {"result_id": None, "result_status": None}
 
     # -- agents
 
@@ -3624,7 +3687,7 @@ class Records:
         rows = self._all(f"{self.AGENTS} where project = ? and id = ?", project, id)
         return agent_row(rows[0]) if rows else None
 
-    def agents(self, project: str, after: int | None = 0, limit: int = -1, **equal: str | None) -> list[dict[str, Any]]:
+    def agents(self, project: str, after: int | None = 0, limit: int = -1, **equal: str | Sequence[str] | None) -> list[dict[str, Any]]:
         return [agent_row(row) for row in self._list(self.AGENTS, project, after, limit, equal)]
 
     AGENTS = "select * from agent left join agent_evidence on agent_evidence.agent = agent.id"
@@ -3687,7 +3750,7 @@ def list_start(since: str, seq_of: Callable[[str], int | None], noun: str) -> in
         return 0 if since else None
     seq = seq_of(since)
     if seq is None:
-        raise ApiError("REQ_001", f"since: no {noun} {since[:128]}")
+        raise ApiError("REQ_001", f"since: no {noun} {since[:128]}", details={"path": "since"})
     return seq
 
 
@@ -4146,13 +4209,16 @@ class EventBus:
         return floor, MissedEvents(self.event_id(position), self.event_id(floor))
 
     def parse_cursor(self, text: str, floor: int) -> int:
-        """The sequence number of an event id, a cursor, ``earliest`` or ``latest``. Raises REQ_001 and EVT_003."""
+        """The sequence number of an event id, a cursor, ``earliest`` or ``latest``, or the one before a moment. Raises REQ_001 and EVT_003."""
         head = self._storage.read.head()
         if text in ("earliest", "latest"):
             return floor if text == "earliest" else head
         match = re.fullmatch(r"evt-([0-9a-f]{8})-(\d{12,18})", text, re.ASCII)
         if not match:
-            raise ApiError("REQ_001", "since must be an event id, a cursor, earliest or latest")
+            moment = read_moment(text)
+            if moment is None:
+                raise ApiError("REQ_001", "since must be an event id, a cursor, earliest, latest or a time (UTC)", details={"path": "since"})
+            return floor + bisect.bisect_left(range(floor + 1, head + 1), moment, key=self._storage.read.created_from)
         seq = int(match[2])
         if match[1] != self._storage.epoch:
             reason, message = "another store", "The cursor is of another event store"
@@ -4480,7 +4546,7 @@ def parse_terms(text: str) -> Iterator[FilterTerm]:
 
     def refuse(problem: str) -> typing.NoReturn:
         problem = f"Invalid filter: {problem} at character {at + 1}"
-        raise ApiError("EVT_002", problem, details={"character": at + 1})
+        raise ApiError("EVT_002", problem, details={"character": at + 1, "path": "filter"})
 
     at = 0
     for number in itertools.count():
@@ -4610,7 +4676,6 @@ class ContextAnswer(Struct, frozen=True):
 class CacheEntry(Struct, frozen=True):
     """A built context: the JSON before and after what differs between a build and a hit, and what it was built from."""
 
-    issue_id: str
     head: bytes
     tail: bytes
     etag: str
@@ -4771,7 +4836,7 @@ class Contexts:
         given = {file["path"]: file["checksum"] for file in sections["relevant_files"]}
         if building:  # the same files will be ranked better: neither cached nor taken for unchanged
             etag = f'W/"{secrets.token_hex(16)}"'
-        return CacheEntry(request.issue_id, head, tail, etag, given, keep=not building and request.project.settled)
+        return CacheEntry(head, tail, etag, given, keep=not building and request.project.settled)
 
     def _sections(self, request: ContextRequest) -> Sections:
         """The sections that the plugins give, those of the reference first and in its order."""
@@ -4844,9 +4909,9 @@ class Contexts:
         self._bytes -= entry.size if entry else 0
         return entry.size if entry else 0
 
-    def clear(self, issue_id: str | None) -> tuple[int, int]:
-        """Forget the contexts of an issue (None: all); (entries, bytes) that were there."""
-        keys = [key for key, entry in self._cache.items() if issue_id in (None, entry.issue_id)]
+    def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
+        """Forget the contexts of an issue and agent type (None: of all); (entries, bytes) that were there."""
+        keys = [key for key in self._cache if issue_id in (None, key.issue_id) and agent_type in (None, key.agent_type)]
         return len(keys), sum(self._drop(key) for key in keys)
 
     def _changed(self, path: str) -> None:
@@ -5861,6 +5926,7 @@ class Running:
         self.kept = False  # whether our keeper is its parent and will tell its exit code
         self.exited = asyncio.Event()
         self.ordered = asyncio.Event()
+        self.forced = False  # an order that leaves no grace
         self.ended_as: AgentState | None = None  # set by whoever orders the end
         self.exit_code: int | None = None
         self.missing = 0  # surveys on end that did not find its first process
@@ -6017,7 +6083,7 @@ class Agents:
         while members := members_of(await asyncio.to_thread(self._census.look), running.proof):
             running.proof.known |= {item.identity for item in members}
             passed = time.monotonic() - began
-            grace = min(grace, self.GRACE_AT_STOP) if self._stopping else grace
+            grace = 0.0 if running.forced else min(grace, self.GRACE_AT_STOP) if self._stopping else grace
             for item in members:
                 if passed >= grace:
                     send_signal(item, FORCE)
@@ -6095,11 +6161,12 @@ class Agents:
 
     # -- ending
 
-    async def end(self, agent_id: str) -> bool:
-        """Order an agent's end, which a crash does not forget; False where it has ended already."""
+    async def end(self, agent_id: str, *, force: bool = False) -> bool:
+        """Order an agent's end, which a crash does not forget, at once with ``force``; False where it has ended already."""
         running = self.active.get(agent_id)
         if running is None:
             return False
+        running.forced = running.forced or force
         if not running.ordered.is_set():
             await self._ledger.ordered(agent_id)
             running.ordered.set()
@@ -6221,7 +6288,7 @@ class Agents:
         return AgentStatistics(
             active=len(self.active),
             completed=by_state["completed"],
-            failed=by_state["failed"] + by_state["timeout"] + by_state["lost"],
+            failed=sum(by_state[state] for state in AGENT_GROUPS["failed"]),
             killed=by_state["killed"],
             spawned_total=sum(by_state.values()),
             by_type=dict(by_type),
@@ -6252,7 +6319,7 @@ def describe_agent(row: dict[str, Any], output: AgentOutput, now: float) -> Agen
     written = output.last_written()
     return AgentStatus(
         row["id"], row["type"], row["issue"], row["state"], row["exit_code"], row["signal"], row["pid"], iso(row["started"]),
-        iso_or_none(row["ended"]), output.tail(20), row["task"], row["parent"], row["result_id"], row["depth"] or 1,
+        iso_or_none(row["ended"]), output.tail(20), row["task"], row["parent"], row["result_id"], row["result_status"], row["depth"] or 1,
         age(row["ended"] or row["started"], now), usage, iso_or_none(written), None if written is None else age(written, now), call,
     )  # fmt: skip
 
@@ -6334,7 +6401,7 @@ class AgentLedger:
             "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"], "exit_code": row["exit_code"],
             "signal": row["signal"], "pid": row["pid"], "started_at": iso(row["started"]), "ended_at": iso(row["ended"]),
             "cpu_seconds": round(row.get("cpu") or 0.0, 3), "peak_memory_bytes": row.get("peak_memory"), "output_tail": [line[:300] for line in tail],
-            "result_id": self._storage.read.result_of(row["project"], row["id"]),
+            "result_id": self._storage.read.result_of(row["project"], row["id"])["result_id"],
         }  # fmt: skip
         names = ["agent_exited"] + (["agent_failed"] if row["state"] in ("failed", "timeout", "lost") else [])
         events = [new_event(row["project"], name, {"publisher": row["id"], "topic": "coordination", "data": data}) for name in names]
@@ -6364,15 +6431,16 @@ class AgentLedger:
         row = self._storage.read.agent(project, agent_id)
         if row is None:
             raise ApiError("REQ_002", f"No agent {agent_id}")
-        return row | {"result_id": self._storage.read.result_of(project, agent_id)}
+        return row | self._storage.read.result_of(project, agent_id)
 
     def page(self, project: str, query: AgentQuery) -> tuple[list[dict[str, Any]], bool]:
         """Rows after ``since``, or the newest ones, newest last; and whether there are more."""
         read = self._storage.read
         after = list_start(query.since, functools.partial(read.agent_seq, project), "agent")
-        rows = read.agents(project, after, query.limit + 1, state=query.state, issue=query.issue_id)
+        states = [state for state in AGENT_GROUPS[query.status] if query.state in (None, state)] if query.status else query.state
+        rows = read.agents(project, after, query.limit + 1, state=states, type=query.agent_type, issue=query.issue_id)
         page, more = cut_page(rows, query.limit, newest=after is None)
-        return [row | {"result_id": read.result_of(project, row["id"])} for row in page], more
+        return [row | read.result_of(project, row["id"]) for row in page], more
 
     def count(self) -> collections.Counter[str]:
         """How many agents are in each state."""
@@ -6416,7 +6484,9 @@ class Launcher:
         wanted = {self.ALIASES.get(name, name) for name in body.get("context_requirements") or []}
         if unknown := sorted(wanted - set(context["context"])):
             known = ", ".join(sorted(set(context["context"]) | set(self.ALIASES)))
-            raise ApiError("REQ_001", f"{unknown[0][:128]!r} is not a context section - at `$.context_requirements`; known are {known}")
+            path = f"context_requirements[{body['context_requirements'].index(unknown[0])}]"
+            problem = f"{unknown[0][:128]!r} is not a context section - at `$.{path}`; known are {known}"
+            raise ApiError("REQ_001", problem, details={"path": path})
         if wanted:
             context["context"] = {name: value for name, value in context["context"].items() if name in wanted}
             context["total_size_bytes"] = len(msgspec.json.encode(context["context"]))

@@ -22,6 +22,8 @@ import requests
 from agent_harness import COMMAND, SAMPLE, agents_left, alive, folder_of, nothing_left, output, request, says, spawn, state, status, tree
 from conftest import PROJECT, Client, Service, make_repository, until
 
+from cco_sidecar import Agents
+
 __all__ = ["nothing_left"]
 
 @pytest.fixture(scope="module")
@@ -309,6 +311,25 @@ def test_who_ignores_sigterm_is_killed_after_a_grace(architect: Client, issue: s
     until(lambda: not alive(members))
     ended = state(architect, spawned["agent_id"])
     assert (ended["state"], ended["signal"]) == ("killed", signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("task", "asked_before"), [("ignore", False), ("ignore", True), ("hang", False), ("family", False)])
+def test_an_end_by_force_leaves_no_grace(architect: Client, issue: str, task: str, asked_before: bool) -> None:
+    spawned = spawn(architect, task, issue)
+    says(architect, spawned["agent_id"], {"ignore": "ignoring", "hang": "hanging"}.get(task, task))
+    members, path = tree(spawned["process_id"]), f"/api/agents/{spawned['agent_id']}"
+    if asked_before:
+        assert architect.delete(path).json()["ending"]
+        time.sleep(0.3)
+        assert alive(members)
+    began = time.monotonic()
+    answer = architect.delete(f"{path}?force=true")
+    assert answer.status_code == 202 and answer.json()["ending"]
+    until(lambda: not alive(members))
+    assert time.monotonic() - began < Agents.GRACE - 1
+    ended = state(architect, spawned["agent_id"])
+    assert (ended["state"], ended["signal"]) == ("killed", signal.SIGKILL)
+    assert architect.delete(f"{path}?force=true").json()["ending"] is False
 
 
 def test_the_time_limit_ends_an_agent(make_service: Callable[..., Service]) -> None:

@@ -663,6 +663,22 @@ def test_an_etag_saves_the_body_while_nothing_has_changed(cached: Service) -> No
     assert client.request("GET", path, headers={"If-None-Match": changed.headers["ETag"]}).status_code == 200
 
 
+def test_clearing_may_be_of_one_agent_type(cached: Service) -> None:
+    client = cached.client()
+    pairs = [(issue, name) for issue in ("issue-1", "issue-2") for name in ("python-specialist", "test-engineer", "documentation-expert")]
+
+    def hits() -> list[bool]:
+        return [client.get(f"/api/context/{issue}/{name}").json()["cache_hit"] for issue, name in pairs]
+
+    assert not any(hits()) and all(hits())
+    assert client.delete("/api/cache/context/issue-1?agent_type=test-engineer").json()["entries_removed"] == 1
+    assert hits() == [pair != ("issue-1", "test-engineer") for pair in pairs]
+    assert client.delete("/api/cache/context/issue-1?agent_type=rust-specialist").status_code == 404
+    assert client.delete("/api/cache/all?agent_type=test-engineer").json()["entries_removed"] == 2
+    assert hits() == [name != "test-engineer" for _, name in pairs]
+    assert client.delete("/api/cache/all").json()["entries_removed"] == len(pairs)
+
+
 def test_clearing_counts_what_it_removed(cached: Service) -> None:
     client = cached.client()
     sizes = [len(client.get(f"/api/context/issue-1/{name}").content) for name in ("python-specialist", "test-engineer")]

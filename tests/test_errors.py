@@ -23,6 +23,7 @@ ISO = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 MB = 1024 * 1024
 RESULT = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-1", "project_id": PROJECT, "result": {"status": "success"}}
 EVENT = {"publisher": "tester", "topic": "test", "data": {}}
+SPAWN = {"agent_type": "python-specialist", "issue_id": "issue-1", "task": "nothing"}
 
 
 def check_error(answer: requests.Response, code: str, status: int | None = None) -> dict[str, Any]:
@@ -356,17 +357,69 @@ def test_json_by_any_spelling_is_taken(architect: Client, media_type: str) -> No
 
 
 def test_a_bad_field_is_named_by_its_path(architect: Client) -> None:
+    def named(path: str, body: Any) -> tuple[str, str]:
+        answer = check_error(architect.post(path, body), "EVT_002" if "events" in path else "REQ_001")
+        return answer["details"]["path"], answer["message"]
+
+    files = ["a", {"path": "b"}, "c"]
     for change, path in [
-        ({"result": {"status": "great"}}, "$.result.status"),
-        ({"result": {"status": "success", "files_created": [1]}}, "$.result.files_created[0]"),
-        ({"result": {"status": "success", "files_created": [{"path": 1}]}}, "$.result.files_created[0].path"),
-        ({"result": {"status": "success", "decisions": "one"}}, "$.result.decisions"),
-        ({"agent_id": "../etc"}, "$.agent_id"),
-        ({"issue_id": 1}, "$.issue_id"),
+        ({"result": {"status": "great"}}, "result.status"),
+        ({"result": {}}, "result.status"),
+        ({"result": []}, "result"),
+        ({"result": {"status": "success", "files_created": [1]}}, "result.files_created[0]"),
+        ({"result": {"status": "success", "files_created": [{"path": 1}]}}, "result.files_created[0].path"),
+        ({"result": {"status": "success", "files_modified": [*files, {"size": 1}]}}, "result.files_modified[3].path"),
+        ({"result": {"status": "success", "files_deleted": [*files, {"path": "d", "size": "big"}]}}, "result.files_deleted[3].size"),
+        ({"result": {"status": "success", "decisions": "one"}}, "result.decisions"),
+        ({"result": {"status": "success", "decisions": ["one", 2]}}, "result.decisions[1]"),
+        ({"result": {"status": "success", "metrics": {"tokens_used": "many"}}}, "result.metrics.tokens_used"),
+        ({"result": {"status": " - at `$.nowhere`"}}, "result.status"),
+        ({"agent_id": "../etc"}, "agent_id"),
+        ({"issue_id": 1}, "issue_id"),
     ]:
-        assert path in check_error(architect.post("/api/results", RESULT | change), "REQ_001")["message"]
-    for missing in RESULT:
-        assert missing in check_error(architect.post("/api/results", {k: v for k, v in RESULT.items() if k != missing}), "REQ_001")["message"]
+        told, message = named("/api/results", RESULT | change)
+        assert told == path and f"`$.{path}`" in message
+    for kind, body in (("/api/results", RESULT), ("/api/events/ping", EVENT), ("/api/agents/spawn", SPAWN)):
+        for missing in body if kind != "/api/agents/spawn" else ("agent_type", "issue_id"):
+            told, message = named(kind, {name: value for name, value in body.items() if name != missing})
+            assert told == missing and f"`{missing}`" in message
+        assert named(kind, [body])[0] == "$"
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"environment": {"GOOD": "1", "BAD": 2, "FINE": "3"}}, "environment.BAD"),
+        ({"environment": {"GOOD": "1", "A=B": "2"}}, 'environment["A=B"]'),
+        ({"environment": {f"V{n}": "x" for n in range(1000)} | {"V617": "\0", "V900": None}}, "environment.V617"),
+        ({"environment": {"a\nb": 1}}, 'environment["a\\nb"]'),
+        ({"environment": []}, "environment"),
+        ({"permissions": ["read_context", "fly"]}, "permissions[1]"),
+        ({"context_requirements": ["metadata", "gossip"]}, "context_requirements[1]"),
+        ({"context_requirements": ["metadata", 3]}, "context_requirements[1]"),
+        ({"priority": "urgent"}, "priority"),
+        ({"issue_only": "no"}, "issue_only"),
+    ],
+)
+def test_a_bad_field_of_a_spawn_is_named_by_its_path(architect: Client, change: dict[str, Any], path: str) -> None:
+    answer = check_error(architect.post("/api/agents/spawn", SPAWN | change), "REQ_001")
+    assert answer["details"]["path"] == path and path in answer["message"] and "\n" not in answer["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "path"),
+    [
+        ("GET", "/api/results?limit=0", "limit"), ("GET", "/api/results?status=nice", "status"), ("GET", "/api/results?since=x", "since"),
+        ("GET", "/api/agents?state=asleep", "state"), ("GET", "/api/agents?status=done", "status"), ("GET", "/api/agents?since=x", "since"),
+        ("GET", "/api/events?dead=maybe", "dead"), ("GET", "/api/events?since=yesterday", "since"), ("GET", "/api/events?type=Bad", "type"),
+        ("GET", "/api/events/wait/ping?timeout=soon", "timeout"), ("GET", "/api/events/wait/ping?filter=a==b", "filter"),
+        ("GET", "/api/events/wait/Bad", "event_type"), ("GET", "/api/context/-x/test-engineer", "issue_id"),
+        ("GET", "/api/context/issue-1/wizard", "agent_type"), ("GET", "/api/context/issue-1/test-engineer?max_files=many", "max_files"),
+        ("DELETE", "/api/agents/agent-1?force=perhaps", "force"), ("DELETE", "/api/cache/context/issue-1?agent_type=..", "agent_type"),
+    ],
+)  # fmt: skip
+def test_a_bad_part_of_a_url_is_named_by_its_path(architect: Client, method: str, url: str, path: str) -> None:
+    assert architect.request(method, url).json()["details"]["path"] == path
 
 
 @pytest.mark.parametrize(
@@ -378,7 +431,8 @@ def test_a_bad_field_is_named_by_its_path(architect: Client) -> None:
     ],
 )  # fmt: skip
 def test_a_bad_event_is_refused_with_the_events_own_code(architect: Client, change: dict[str, Any], named: str) -> None:
-    assert named in check_error(architect.post("/api/events/ping", EVENT | change), "EVT_002")["message"]
+    answer = check_error(architect.post("/api/events/ping", EVENT | change), "EVT_002")
+    assert named in answer["message"] and answer["details"]["path"] == next(iter(change))
 
 
 # -- sizes and broken connections: a raw socket shows what a client library would hide

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from conftest import Client, Service, end_stragglers, make_repository, until
 
 NUMBER = 152  # of each kind: more than the default limit of 100
-AGENT = ["/bin/sh", "-c", "case $TASK in stay) exec sleep 600;; esac"]
+AGENT = ["/bin/sh", "-c", "case $TASK in stay) exec sleep 600;; fail) exit 3;; esac"]
 KINDS = {"results": ("/api/results", "id"), "events": ("/api/events", "event_id"), "agents": ("/api/agents", "agent_id")}
 # For each kind: a filter, and which of the numbered items it lets through.
 FILTERS: dict[str, list[tuple[dict[str, str], Any]]] = {
@@ -25,8 +27,11 @@ FILTERS: dict[str, list[tuple[dict[str, str], Any]]] = {
         ({"type": "even", "topic": "other"}, lambda n: n % 2 == 0 and n % 3),
     ],
     "agents": [
-        ({"issue_id": "issue-1"}, lambda n: n % 2), ({"state": "completed"}, lambda n: n % 10),
-        ({"state": "running"}, lambda n: n % 10 == 0),
+        ({"issue_id": "issue-1"}, lambda n: n % 2), ({"state": "completed"}, lambda n: n % 10 and n % 7),
+        ({"state": "running"}, lambda n: n % 10 == 0), ({"status": "active"}, lambda n: n % 10 == 0),
+        ({"status": "failed"}, lambda n: n % 10 and n % 7 == 0), ({"status": "failed", "state": "failed"}, lambda n: n % 10 and n % 7 == 0),
+        ({"agent_type": "test-engineer"}, lambda n: n % 5 == 1),
+        ({"agent_type": "python-specialist", "status": "completed", "issue_id": "issue-1"}, lambda n: n % 2 and n % 5 != 1 and n % 10 and n % 7),
     ],
 }  # fmt: skip
 
@@ -43,7 +48,8 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, 
         client.store("test-engineer" if n % 4 == 1 else "python-specialist", "success" if n % 3 else "failed", f"issue-{n % 2}")["id"]
         for n in range(NUMBER)
     ]
-    agents = [spawn(client, f"issue-{n % 2}", "go" if n % 10 else "stay") for n in range(NUMBER)]
+    tasks = ["stay" if n % 10 == 0 else "fail" if n % 7 == 0 else "go" for n in range(NUMBER)]
+    agents = [spawn(client, f"issue-{n % 2}", task, "test-engineer" if n % 5 == 1 else "python-specialist") for n, task in enumerate(tasks)]
     alive = sum(n % 10 == 0 for n in range(NUMBER))
     until(lambda: client.get("/status").json()["agents"]["active"] == alive, 30)
     events = [client.publish("odd" if n % 2 else "even", topic="other" if n % 3 else "third")["event_id"] for n in range(NUMBER)]
@@ -52,8 +58,8 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, 
     end_stragglers()
 
 
-def spawn(client: Client, issue: str, task: str) -> str:
-    answer = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": issue, "task": task})
+def spawn(client: Client, issue: str, task: str, agent_type: str = "python-specialist") -> str:
+    answer = client.post("/api/agents/spawn", {"agent_type": agent_type, "issue_id": issue, "task": task})
     assert answer.status_code == 201, answer.text
     return str(answer.json()["agent_id"])
 
@@ -138,6 +144,41 @@ def test_dead_letters_are_listed_like_everything_else(tmp_path: Path) -> None:
     assert everything == sorted(everything) and asked(client, "events", dead="true") == (everything[-100:], True)
     assert forward(client, "events", 60, dead="true") == everything
     assert asked(client, "events", dead="true", topic="odd", limit=3)[1] is True
+    assert service.stop() == 0
+
+
+def test_states_that_are_not_of_a_status_are_none(client: Client) -> None:
+    assert asked(client, "agents", status="failed", state="running") == ([], False)
+
+
+def test_events_are_listed_and_awaited_from_a_moment_on(tmp_path: Path) -> None:
+    service = Service(make_repository(tmp_path / "repository"), tmp_path / "storage", "--event-limit", "12").start()
+    client = service.client()
+
+    def publish(number: int) -> list[tuple[str, str]]:
+        """(id, time) of each; the next ones are of another second."""
+        ids = [client.publish("timed")["event_id"] for _ in range(number)]
+        events = client.get("/api/events", type="timed", limit=number).json()["events"]
+        assert [event["event_id"] for event in events] == ids
+        second = time.time()
+        until(lambda: int(time.time()) > int(second))
+        return [(event["event_id"], event["timestamp"]) for event in events]
+
+    first, second, third = publish(8), publish(3), publish(4)
+    published = first + second + third
+    until(lambda: len(asked(client, "events")[0]) == 12)  # retention has moved the floor
+    kept = published[-12:]
+    for _, moment in (first[-1], second[0], third[-1]):
+        wanted = [found for found, told in kept if told >= moment]
+        there = datetime.fromisoformat(moment)
+        elsewhere = there.astimezone(timezone(timedelta(hours=5, minutes=30))).isoformat()
+        for text in (moment, moment.removesuffix("Z"), elsewhere, f"{there:%Y%m%dT%H%M%SZ}"):
+            assert asked(client, "events", since=text) == (wanted, False)
+            assert [event["event_id"] for event in client.wait("timed", since=text, timeout=0)["events"]] == wanted
+    assert asked(client, "events", since="2001-01-01")[0] == [found for found, _ in kept]
+    assert asked(client, "events", since="2999-12-31T23:59:59Z") == ([], False)
+    for wrong in ("2026-13-01", "2026-02-30T00:00:00Z", "25:00", "now"):
+        assert client.get("/api/events", since=wrong).status_code == 400, wrong
     assert service.stop() == 0
 
 

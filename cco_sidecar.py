@@ -506,7 +506,7 @@ def snake_case(phrase: str) -> str:
 
 IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
-MOMENT = r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,3})?)?Z?)?"
+MOMENT = "[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\\.[0-9]{1,3})?)?Z?)?"
 
 Identifier = Annotated[str, Meta(pattern=rf"^(?!.*\.\.){IDENTIFIER}\Z")]
 EventType = Annotated[str, Meta(pattern=rf"^{EVENT_TYPE}\Z")]
@@ -1051,7 +1051,7 @@ class CacheQuery(Struct):
 
 class LogQuery(Struct):
     tail: Annotated[int, Meta(ge=1, le=100_000, description="Only the last lines.")] | None = None
-    since: Annotated[str, Meta(pattern=rf"^(\d{{1,15}}|{MOMENT})\Z", description="From a next_offset on, or from a time (UTC).")] = "0"
+    since: Annotated[str, Meta(pattern=rf"^([0-9]{{1,15}}|{MOMENT})\Z", description="From a next_offset on, or from a time (UTC).")] = "0"
     timestamps: Annotated[bool, Meta(description="Each line after the time at which it began to arrive.")] = False
 
 
@@ -1181,9 +1181,12 @@ def iso_or_none(moment: float | None) -> str | None:
 
 
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
-    """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too."""
+    """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too. Not ``strict``: a query's texts."""
     try:
-        return msgspec.convert(value, shape, strict=strict)
+        converted = msgspec.convert(value, shape, strict=strict)
+        if not strict:
+            check_spelling(value, converted)
+        return converted
     except msgspec.ValidationError as error:
         problem, path = bad_field(str(error), value, shape)
         raise ApiError(code, f"{ERRORS[code][2]}: {problem} - at `$.{path}`".removesuffix(" - at `$.$`"), details={"path": path}) from None
@@ -1214,6 +1217,13 @@ def bad_key(message: str, value: dict[str, Any], name: str, shape: Any) -> str:
             wrong = str(error)
         entries = first if wrong == message else entries[len(first) :]
     return str(entries[0][0])[:128]
+
+
+def check_spelling(texts: dict[str, str], converted: Any) -> None:
+    """Numbers are digits: msgspec also reads 1e3, 5.0, -0 and null as whole numbers. Raises msgspec.ValidationError."""
+    for name in texts.keys() & set(converted.__struct_fields__):
+        if not isinstance(getattr(converted, name), str) and not re.fullmatch("[0-9]+|true|false", texts[name], re.IGNORECASE):
+            raise msgspec.ValidationError(f"Expected digits, or true or false for a switch - at `$.{name}`")
 
 
 # ======================================================================================================

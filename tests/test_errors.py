@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import threading
 import time
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,40 @@ def test_names_in_paths_that_are_no_identifiers_are_400(service: Service, name: 
 )
 def test_bad_parameters_are_400(architect: Client, path: str, code: str) -> None:
     check_error(architect.request("GET", path), code)
+
+
+def numbers_in_queries() -> list[tuple[str, str]]:
+    """(path, parameter) of every number and switch that a query may hold."""
+    names = {"issue_id": "issue-1", "agent_type": "python-specialist", "event_type": "ping", "result_id": "none", "agent_id": "none"}
+    return [
+        (route.path.format_map(names), name)
+        for route in cco_sidecar.routes() if route.method == "GET"
+        for name, kind in typing.get_type_hints(route.endpoint.query_type).items() if {int, bool} & {kind, *typing.get_args(kind)}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["1e3", "1_000", " 5", "5 ", "+5", "5.0", "-0", "0x5", "٣", "５", "007", "null", "", "1e400"])
+def test_a_number_in_a_query_is_written_in_digits(architect: Client, value: str) -> None:
+    """JSON knows more spellings of a whole number, and Python still more: one of them is enough for an address."""
+    asked = numbers_in_queries()
+    assert {name for _, name in asked} >= {"timeout", "limit", "max_bytes", "max_tokens", "max_files", "tail", "timestamps", "dead"}
+    for path, name in asked:
+        assert f"$.{name}" in check_error(architect.get(path, **{name: value}), "REQ_001")["message"], path
+
+
+@pytest.mark.parametrize("since", ["٣", "２0２５-0１-0１", "1e3"])
+def test_a_place_in_an_output_is_written_in_digits(architect: Client, since: str) -> None:
+    assert "$.since" in check_error(architect.get("/api/agents/none/logs", since=since), "REQ_001")["message"]
+
+
+@pytest.mark.parametrize("query", ["timeout=0&limit=1000", "timeout=0&unknown=1e3", "timeout=0&filter=issue_id:1e3"])
+def test_digits_are_taken(architect: Client, query: str) -> None:
+    assert architect.get(f"/api/events/wait/ping?{query}").status_code == 200
+
+
+@pytest.mark.parametrize("value", ["true", "False", "1", "0"])
+def test_switches_are_taken(architect: Client, value: str) -> None:
+    assert architect.get(f"/api/events?dead={value}").status_code == 200
 
 
 def test_a_bad_parameter_is_named(architect: Client) -> None:

@@ -59,7 +59,12 @@ def nothing_left(service: Service) -> Iterator[None]:
     architect = service.client()
     for agent in architect.get("/api/agents", state="running", limit=1000).json()["agents"]:
         architect.delete(f"/api/agents/{agent['agent_id']}")
-    until(lambda: not agents_left())
+    try:
+        until(lambda: not agents_left())
+    finally:  # a daemon that sheds everything would outlive its test by ten minutes, and every later test would fail for it
+        for process in agents_left():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
 
 def request(task: str = "hang", issue: str = "issue-1", agent_type: str = "python-specialist", **more: Any) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def test_a_daemon_is_found_again_after_a_crash(make_service: Callable[..., Servi
     agent_id = spawn(service.client(), "vanish_and_hang")["agent_id"]
     says(service.client(), agent_id, "vanished")
     pid = status(service.client(), agent_id)["pid"]
-    (daemon,) = daemons_left()
+    (daemon,) = until(daemons_left)
     service.kill()
     assert alive([daemon])
     if agent_too:

@@ -1,6 +1,7 @@
 """The interface as an OpenAPI 3.1 document, made from the routes and the types that validate and shape what they carry.
 
-The service answers it under /openapi.json; ``cco schema`` prints it, and writes it with a JSON Schema for each type.
+The service answers it under /openapi.json; ``cco schema`` prints it, and writes it with a JSON Schema for each type. What generators of
+clients need and Python's types do not say is in the tables below.
 """
 
 from __future__ import annotations
@@ -10,25 +11,148 @@ import http.client
 import inspect
 import json
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from cco_sidecar import (
-    EVENT_TYPE,
+    ERRORS,
     GOOD,
-    IDENTIFIER,
     Command,
     Endpoint,
     ErrorAnswer,
+    EventType,
+    Identifier,
     Route,
+    WaitForEvents,
     __version__,
     add_commands,
     arg,
     hookimpl,
     routes,
 )
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+COMPONENTS = "#/components/schemas/"
+
+TAGS = {
+    "context": "What an agent needs to know of the project.",
+    "results": "What agents have done, and who is next.",
+    "events": "Publishing, and waiting for what others publish.",
+    "agents": "Agents as processes.",
+    "cache": "Cached contexts.",
+    "auth": "Tokens.",
+    "service": "The service itself.",
+}
+
+# Types whose fields that are not named are kept (in a request) or may be there (in an answer).
+OPEN = {
+    "ContextSections", "Event", "EventSubmission", "FileEntry", "ResultBody", "ResultMetrics", "ResultSubmission", "StoredResult",
+}  # fmt: skip
+# Fields that hold an ISO 8601 time which the service wrote itself, so that it is one for certain.
+MOMENTS = {"ended_at", "expires_at", "last_modified", "last_output_at", "measured_at", "started_at", "stored_at", "timestamp"}
+CLIENTS_MOMENTS = {"ResultSubmission.timestamp", "StoredResult.timestamp"}
+
+WORDS = {  # of a type, of a field of a type, of a field or parameter of any type: the most specific counts
+    "AgentStatistics": "Agents, counted since the storage was made.",
+    "StorageStatistics": "What is stored and cached.",
+    "EventStatistics": "Events, counted since the storage was made.",
+    "EventQuery.type": "Only events of this type.",
+    "EventQuery.topic": "Only events of this topic.",
+    "EventQuery.since": "An event id or a cursor: only later ones.",
+    "EventQuery.dead": "List the dead letters: what expired without having been delivered to anybody. Needs spawn_agents.",
+    "ResultQuery.issue_id": "Only results on this issue.",
+    "ResultQuery.agent_type": "Only results of this agent type.",
+    "ResultQuery.status": "Only results with this status.",
+    "AgentQuery.state": "Only agents in this state.",
+    "AgentQuery.agent_type": "Only agents of this type.",
+    "AgentQuery.issue_id": "Only agents on this issue.",
+    "agent_id": "The agent's name, which is its token's subject.",
+    "agent_type": "What kind of agent, for example python-specialist.",
+    "issue_id": "The issue or task, for example issue-123. Any issue may begin somewhere: it need not be known before.",
+    "project_id": "The project, which is the token's.",
+    "result_id": "The result's id.",
+    "event_type": "The kind of event, for example agent_completed.",
+    "ResultSubmission.result": "What was done.",
+    "ResultSubmission.timestamp": "When, by the agent's clock; kept as it is.",
+    "ResultBody.status": "How it went; decides who is proposed next.",
+    "files_created": "Paths, or entries with more about each file.",
+    "files_modified": "Paths, or entries with more about each file.",
+    "files_deleted": "Paths, or entries with more about each file.",
+    "decisions": "What was decided, for the agents that follow.",
+    "rationale": "Why.",
+    "metrics": "Figures; more of them may be given.",
+    "artifacts": "Anything else that is worth keeping, by name.",
+    "errors": "What went wrong.",
+    "warnings": "What others should look at.",
+    "next_steps": "What is left to do.",
+    "FileEntry.path": "Relative to the project's root.",
+    "FileEntry.size": "Bytes.",
+    "FileEntry.language": "The programming language.",
+    "FileEntry.checksum": "For example sha256:…",
+    "FileEntry.diff": "For example +10 -5.",
+    "FileEntry.changes": "What was changed, in words.",
+    "execution_time_ms": "Milliseconds.",
+    "tokens_used": "Tokens of the model.",
+    "test_coverage": "Percent.",
+    "lines_of_code": "Lines.",
+    "complexity_score": "On the agent's own scale.",
+    "publisher": "Who publishes: the token's subject, where the token is bound to one.",
+    "topic": "What it is about, for example implementation.",
+    "data": "Anything; filters look into it.",
+    "EventSubmission.event_type": "The same as in the path, where it is given.",
+    "correlation_id": "Ties events together.",
+    "ttl_seconds": "How long the event may be delivered.",
+    "EventSubmission.priority": "For readers to heed.",
+    "task": "What is to be done.",
+    "context_requirements": "The sections of the context that the agent needs; all of them where none is named.",
+    "environment": "More variables of the agent's environment; those that would steer the service's own are passed over.",
+    "SpawnRequest.priority": "Given to the agent.",
+    "SpawnRequest.permissions": "Narrows what the agent's token allows.",
+    "issue_only": "The agent's token works on this issue only.",
+    "next_cursor": "Goes on behind the last item: the next request's `since`.",
+    "has_more": "Whether there are more: older ones, or later ones where `since` was given.",
+    "scanned_to": "Up to here everything has been looked at; as good a cursor.",
+    "more_available": "Whether there are more right now.",
+    "missed": "Told once where retention has passed the position that was remembered.",
+    "storage_path": "Where it lies on the service's machine.",
+    "next_agents": "Who should work on the issue next; empty when it is done.",
+    "subscribers_notified": "The subjects whose waiting polls this event woke.",
+    "webhook_url": "The path that tells the agent's status.",
+    "environment_ignored": "The given variables that were passed over.",
+    "ErrorAnswer.error": "The status in words.",
+    "ErrorAnswer.code": "What happened, for programs.",
+    "message": "What happened, for people.",
+    "request_id": "Names the request in the service's log; also in X-Request-ID.",
+    "details": "More for programs, by code.",
+    "retry_after_seconds": "When to try again; also in Retry-After.",
+    "limit": "How many at most.",
+    "ErrorAnswer.limit": "Requests a minute.",
+}
+
+HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "X-Request-ID": ("Names the request in the service's log.", {"type": "string", "pattern": "^req-"}),
+    "X-RateLimit-Limit": ("Requests a minute; absent where there is no limit.", {"type": "integer", "minimum": 1}),
+    "X-RateLimit-Remaining": ("Requests that would be answered right now.", {"type": "integer", "minimum": 0}),
+    "X-RateLimit-Reset": ("When all of them will be there again, in seconds since 1970.", {"type": "integer", "minimum": 0}),
+    "X-Refreshed-Token": ("A token in place of the one that was sent, in the last five minutes of its life.", {"type": "string"}),
+    "Idempotent-Replay": ("There, and true, where this is the first answer again.", {"type": "string", "enum": ["true"]}),
+    "ETag": ("Names this state of the context, for If-None-Match and `since`.", {"type": "string", "pattern": '^W/"'}),
+    "Allow": ("The methods of this path.", {"type": "string"}),
+    "Retry-After": ("Seconds until a repeat may succeed.", {"type": "integer", "minimum": 0}),
+    "WWW-Authenticate": ("How to authenticate.", {"type": "string", "enum": ["Bearer"]}),
+    "Accept-Encoding": ("What a body may be encoded with.", {"type": "string", "enum": ["identity"]}),
+}
+REQUIRED_HEADERS = {"X-Request-ID", "ETag", "Allow", "WWW-Authenticate"}
+METERED = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Refreshed-Token")
+OF_STATUS = {401: ("WWW-Authenticate",), 405: ("Allow",), 415: ("Accept-Encoding",), 429: ("Retry-After",), 503: ("Retry-After",)}
+
+EVERYWHERE = (400, 403, 404, 405, 408, 413, 414, 431, 500, 503)
+NAMES = {414: "uri_too_long", 431: "request_header_fields_too_large"}
+MORE_CODES = {404: ["AGT_002"], 414: ["REQ_004"], 431: ["REQ_004"]}  # that ERRORS has under another status
+NOT_MODIFIED = 304
 
 
 @hookimpl
@@ -51,19 +175,18 @@ class GetOpenAPI(Endpoint):
     answers = {200: dict[str, Any]}
 
     async def respond(self) -> dict[str, Any]:
-        return openapi(self.application.settings["table"])
+        return openapi(self.application.settings["table"], f"{self.request.protocol}://{self.request.host}")
 
 
 DOCUMENT = Route("GET", "/openapi.json", GetOpenAPI)
 
 
 def command_schema(options: argparse.Namespace) -> int:
-    documents = {"openapi.json": openapi([*routes(), DOCUMENT])}
-    for route in routes():
-        for shape in (*route.endpoint.answers.values(), route.endpoint.body):
-            if is_struct(shape):
-                schema = msgspec.json.schema(shape)
-                documents[f"{shape.__name__}.schema.json"] = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    table = [*routes(), DOCUMENT]
+    documents = {"openapi.json": openapi(table)}
+    schemas = describe_types(shapes_of(table))
+    for shape in shapes_of(table):
+        documents[f"{shape.__name__}.schema.json"] = alone(shape.__name__, schemas)
     if options.write is None:
         print(json.dumps(documents["openapi.json"], indent=2))
         return GOOD
@@ -75,40 +198,54 @@ def command_schema(options: argparse.Namespace) -> int:
     return GOOD
 
 
-def openapi(table: list[Route]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the routes, from the types that validate and shape what they carry."""
-    shapes = {ErrorAnswer} | {shape for row in table for shape in (*row.endpoint.answers.values(), row.endpoint.body) if is_struct(shape)}
-    _, components = msgspec.json.schema_components(sorted(shapes, key=lambda s: s.__name__), ref_template="#/components/schemas/{name}")
+def openapi(table: list[Route], url: str = "http://localhost:3001") -> dict[str, Any]:
+    """The document of these routes, at a service with this URL."""
     paths: dict[str, Any] = {}
     for row in table:
         paths.setdefault(row.path, {})[row.method.lower()] = describe_operation(row)
+    statuses = sorted({status for row in table for status in refusals_of(row.endpoint)})
+    tags = dict.fromkeys(tag_of(row.path) for row in table)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Orchestration Sidecar", "version": __version__, "description": "Coordination of coding agents on one repository."},
+        "info": {
+            "title": "Orchestration Sidecar",
+            "version": __version__,
+            "description": "Coordination of coding agents on one repository. Every answer, errors included, is JSON with an X-Request-ID.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": url, "description": "The service of one repository."}],
+        "tags": [{"name": tag, **({"description": TAGS[tag]} if tag in TAGS else {})} for tag in tags],
         "paths": paths,
-        "components": {"schemas": components, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}},
+        "components": {
+            "schemas": describe_types(shapes_of(table)),
+            "responses": {name_of(status): describe_refusal(status) for status in statuses},
+            "headers": {name: describe_header(name) for name in HEADERS},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "Spawned agents find theirs in $JWT_TOKEN."}
+            },
+        },
         "security": [{"bearer": []}],
     }
 
 
-def is_struct(shape: Any) -> bool:
-    return isinstance(shape, type) and issubclass(shape, msgspec.Struct)
+# -- operations
 
 
 def describe_operation(row: Route) -> dict[str, Any]:
     endpoint = row.endpoint
-    answers = {str(status): describe_answer(status, shape) for status, shape in endpoint.answers.items()}
-    statuses = {400, 403, 404, 405, 500, *endpoint.problems, *(() if endpoint.public else (401, 429))} | ({413, 415} if endpoint.body else set())
-    for status in sorted(statuses):
-        answers.setdefault(str(status), {"description": "Not Modified"} if status == 304 else describe_answer(status, ErrorAnswer))
+    words = inspect.cleandoc(endpoint.__doc__ or endpoint.__name__).replace("``", "`")
+    needs = [f"Needs the permission `{endpoint.permission}`."] if endpoint.permission else []
     operation: dict[str, Any] = {
-        "operationId": endpoint.__name__,
-        "summary": (inspect.getdoc(endpoint) or "").partition("\n\n")[0],
-        "parameters": describe_parameters(row),
-        "responses": answers,
+        "operationId": endpoint.__name__[0].lower() + endpoint.__name__[1:],
+        "tags": [tag_of(row.path)],
+        "summary": re.split(r"(?<=\w)[.;:]\s|\.$", words, maxsplit=1)[0],
+        "description": "\n\n".join([words, *needs]),
+        "parameters": [*in_path(row), *in_query(endpoint), *in_header(endpoint)],
+        "responses": describe_answers(endpoint),
     }
     if endpoint.body:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": reference_to(endpoint.body)}}}
+        content = {"application/json": {"schema": reference_to(endpoint.body)}}
+        operation["requestBody"] = {"description": summary_of(endpoint.body), "required": True, "content": content}
     if endpoint.public:
         operation["security"] = []
     if endpoint.permission:
@@ -116,25 +253,196 @@ def describe_operation(row: Route) -> dict[str, Any]:
     return operation
 
 
-def describe_answer(status: int, shape: Any) -> dict[str, Any]:
-    schema = reference_to(shape) if is_struct(shape) else {"type": "object"}
-    return {"description": http.client.responses[status], "content": {"application/json": {"schema": schema}}}
+def tag_of(path: str) -> str:
+    return path.split("/")[2] if path.startswith("/api/") else "service"
 
 
-def reference_to(shape: Any) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{shape.__name__}"}
+def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
+    """By status: the endpoint's own answers, and the refusals, which are the same everywhere."""
+    answers: dict[str, Any] = {}
+    metered = () if endpoint.public else METERED
+    replay = ("Idempotent-Replay",) if endpoint.idempotent else ()
+    etag = ("ETag",) if NOT_MODIFIED in endpoint.problems else ()
+    refusals = refusals_of(endpoint)
+    for status, shape in endpoint.answers.items():
+        schema: dict[str, Any] = reference_to(shape) if is_struct(shape) else {"type": "object", "additionalProperties": True}
+        if status in refusals:
+            schema = {"oneOf": [schema, reference_to(ErrorAnswer)]}
+        words = summary_of(shape) if is_struct(shape) else http.client.responses[status]
+        headers = headers_of("X-Request-ID", *metered, *replay, *etag, *OF_STATUS.get(status, ()))
+        answers[str(status)] = {"description": words, "headers": headers, "content": {"application/json": {"schema": schema}}}
+    if etag:
+        answers[str(NOT_MODIFIED)] = {
+            "description": "What If-None-Match names is how things are.", "headers": headers_of("X-Request-ID", *metered, *etag),
+        }  # fmt: skip
+    for status in sorted(refusals):
+        answers.setdefault(str(status), {"$ref": f"#/components/responses/{name_of(status)}"})
+    return answers
 
 
-def path_pattern(name: str) -> str:
-    return EVENT_TYPE if name == "event_type" else IDENTIFIER
+def refusals_of(endpoint: type[Endpoint]) -> set[int]:
+    """The statuses under which an endpoint answers with an error."""
+    beyond = {401, 429} - ({401, 429} if endpoint.public else set()) | ({415} if endpoint.body else set())
+    return {*EVERYWHERE, *beyond, *endpoint.problems} - {NOT_MODIFIED}
 
 
-def describe_parameters(row: Route) -> list[dict[str, Any]]:
-    in_path = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": f"^{path_pattern(name)}$"}}
-        for name in re.findall(r"\{(\w+)\}", row.path)
-    ]
-    properties = msgspec.json.schema(row.endpoint.query_type)["$defs"][row.endpoint.query_type.__name__].get("properties", {})
-    in_query = [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in properties.items()]
-    in_header = [{"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string", "minLength": 1, "maxLength": 255}}]
-    return in_path + in_query + (in_header if row.endpoint.idempotent else [])
+def describe_refusal(status: int) -> dict[str, Any]:
+    codes = [code for code, (usual, _, _) in ERRORS.items() if usual == status] + MORE_CODES.get(status, [])
+    return {
+        "description": "; ".join(f"{ERRORS[code][2]} ({code})" for code in codes) or http.client.responses[status],
+        "headers": headers_of("X-Request-ID", *METERED, *OF_STATUS.get(status, ())),
+        "content": {"application/json": {"schema": reference_to(ErrorAnswer)}},
+    }
+
+
+def name_of(status: int) -> str:
+    """For example TooManyRequests. Not http.client's names, which differ between versions of Python."""
+    names = {usual: error for usual, error, _ in reversed(ERRORS.values())} | NAMES
+    return names[status].title().replace("_", "") if status in names else f"Status{status}"
+
+
+def headers_of(*names: str) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def describe_header(name: str) -> dict[str, Any]:
+    words, schema = HEADERS[name]
+    return {"description": words, **({"required": True} if name in REQUIRED_HEADERS else {}), "schema": schema}
+
+
+# -- parameters
+
+
+def in_path(row: Route) -> Iterator[dict[str, Any]]:
+    for name in re.findall(r"\{(\w+)\}", row.path):
+        schema = refined(msgspec.json.schema(EventType if name == "event_type" else Identifier))
+        words = WORDS.get(name, name)
+        if row.endpoint is WaitForEvents:
+            schema["pattern"] = rf"^(\*|{schema['pattern'][1:-1]})$"
+            words += " `*` is any."
+        yield {"name": name, "in": "path", "required": True, "description": words, "schema": schema}
+
+
+def in_query(endpoint: type[Endpoint]) -> Iterator[dict[str, Any]]:
+    shape = endpoint.query_type
+    for name, schema in msgspec.json.schema(shape)["$defs"][shape.__name__].get("properties", {}).items():
+        default = schema.pop("default", None)
+        if "anyOf" in schema:  # absent is null: in a query there is no other way to say it
+            (schema,) = (choice for choice in schema["anyOf"] if choice != {"type": "null"})
+        schema = refined(schema)
+        words = schema.pop("description", None) or words_for(shape.__name__, name)
+        shown = {} if default in (None, "") else {"default": default}
+        yield {"name": name, "in": "query", "required": False, "description": words, "schema": schema | shown}
+
+
+def in_header(endpoint: type[Endpoint]) -> Iterator[dict[str, Any]]:
+    if endpoint.idempotent:
+        schema = {"type": "string", "pattern": "^[ -~]{1,255}$"}
+        words = "A repeat with the same key and body gives the first answer again, for 24 hours."
+        yield {"name": "Idempotency-Key", "in": "header", "required": False, "description": words, "schema": schema}
+    if NOT_MODIFIED in endpoint.problems:
+        words = "The ETag of an earlier answer: 304 where it still holds."
+        yield {"name": "If-None-Match", "in": "header", "required": False, "description": words, "schema": {"type": "string"}}
+
+
+# -- types
+
+
+def shapes_of(table: Iterable[Route]) -> list[type[msgspec.Struct]]:
+    """The types of bodies and answers, by name."""
+    found = {shape for row in table for shape in (*row.endpoint.answers.values(), row.endpoint.body) if is_struct(shape)}
+    return sorted(found | {ErrorAnswer}, key=lambda shape: shape.__name__)
+
+
+def is_struct(shape: Any) -> bool:
+    return isinstance(shape, type) and issubclass(shape, msgspec.Struct)
+
+
+def reference_to(shape: Any) -> dict[str, Any]:
+    return {"$ref": COMPONENTS + shape.__name__}
+
+
+def summary_of(shape: Any) -> str:
+    return inspect.cleandoc(shape.__doc__ or "").partition("\n\n")[0].replace("\n", " ").replace("``", "`")
+
+
+def describe_types(shapes: list[type[msgspec.Struct]]) -> dict[str, Any]:
+    """A schema by name for these types and those within them."""
+    _, schemas = msgspec.json.schema_components(shapes, ref_template=COMPONENTS + "{name}")
+    for name, schema in schemas.items():
+        describe_fields(name, schema)
+    schemas["ErrorAnswer"]["properties"]["code"]["enum"] = list(ERRORS)
+    if "WaitAnswer" in schemas:
+        schemas |= wait_answers(schemas["WaitAnswer"])
+    return {name: refined(schemas[name]) for name in sorted(schemas)}
+
+
+def describe_fields(name: str, schema: dict[str, Any]) -> None:
+    schema["description"] = inspect.cleandoc(schema.get("description") or words_for(name, name))
+    if name in OPEN:
+        schema["additionalProperties"] = True
+    for field, value in schema["properties"].items():
+        # Where a default is said, generators take the field for one that is always there, in what is sent as in what comes.
+        default = value.pop("default", None)
+        words = value.pop("description", None) or words_for(name, field)
+        if words and default not in (None, "", [], {}):
+            words += f" Default: {json.dumps(default)}."
+        if words:
+            value["description"] = words
+        if field in MOMENTS and f"{name}.{field}" not in CLIENTS_MOMENTS:
+            (value["anyOf"][0] if "anyOf" in value else value)["format"] = "date-time"
+
+
+def words_for(shape: str, field: str) -> str:
+    return WORDS.get(f"{shape}.{field}", WORDS.get(field, ""))
+
+
+def wait_answers(schema: dict[str, Any]) -> dict[str, Any]:
+    """The two answers of a long poll as types of their own, which ``timeout`` tells apart."""
+    arrived, timed_out = (msgspec.json.decode(msgspec.json.encode(schema)) for _ in range(2))
+    arrived |= {"title": "EventsArrived", "description": "Events, oldest first. There is no `timeout`."}
+    arrived["properties"]["events"]["minItems"] = 1
+    arrived["properties"]["next_cursor"] |= {"type": "string"}
+    del arrived["properties"]["next_cursor"]["anyOf"]
+    arrived["properties"]["timeout"] = {"const": False}
+    timed_out |= {"title": "WaitTimedOut", "description": "Nothing arrived in time."}
+    timed_out["properties"]["events"]["maxItems"] = 0
+    timed_out["properties"]["next_cursor"]["description"] = "Null."  # not as its type: openapi-fetch drops fields that are nothing but null
+    timed_out["properties"]["timeout"] = {"const": True}
+    timed_out["required"].append("timeout")
+    either = {"oneOf": [{"$ref": f"{COMPONENTS}{part['title']}"} for part in (arrived, timed_out)]}
+    return {
+        "EventsArrived": arrived,
+        "WaitTimedOut": timed_out,
+        "WaitAnswer": {"title": "WaitAnswer", "description": "What a long poll answers; `timeout` tells which of the two it is.", **either},
+    }
+
+
+def refined(schema: Any) -> Any:
+    """A schema in the words of ECMA 262 and JSON Schema: patterns, types beside enums, objects that may hold anything."""
+    if isinstance(schema, list):
+        return [refined(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    better = {key: refined(value) for key, value in schema.items()}  # the properties of an object go this way too: a field may be named `pattern`
+    if isinstance(better.get("pattern"), str):
+        better["pattern"] = better["pattern"].replace(r"\Z", "$")  # ECMA's end; Python's `$` would let a last newline pass
+        better.setdefault("type", "string")
+    if isinstance(better.get("enum"), list) and all(isinstance(value, str) for value in better["enum"]):
+        better.setdefault("type", "string")
+    if better.get("type") == "object" and not better.keys() & {"properties", "additionalProperties"}:
+        better["additionalProperties"] = True
+    if isinstance(better.get("description"), str):
+        better["description"] = better["description"].replace("``", "`")
+    return better
+
+
+def alone(name: str, schemas: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of a type as a document of its own, with the types within it."""
+    needed, todo = set(), [name]
+    while todo:
+        if (current := todo.pop()) not in needed:
+            needed.add(current)
+            todo += re.findall(rf'"{COMPONENTS}(\w+)"', json.dumps(schemas[current]))
+    text = json.dumps({key: schemas[key] for key in sorted(needed)}).replace(COMPONENTS, "#/$defs/")
+    return {"$schema": DIALECT, "$ref": f"#/$defs/{name}", "$defs": json.loads(text)}

@@ -40,7 +40,6 @@ if sys.version_info < (3, 11):  # noqa: UP036 - the file may be started by any i
     sys.exit("cco: Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 
 import argparse
-import array
 import ast
 import asyncio
 import bisect
@@ -1304,6 +1303,11 @@ class HookSpecs:
         """A subclass of Server to be used in its place (HTTP/1.1). The first answer wins."""
 
     @hookspec
+    def project_reader(self, settings: Settings) -> Project | None:
+        """A part: a subclass of Project that looks at the repository in its place, by ``look``, ``knows`` and ``close``.
+        Every state must be one of a moment after it was asked for."""
+
+    @hookspec
     def backend(self, settings: Settings) -> Storage | None:
         """A Storage (a subclass that keeps some of it elsewhere), not started; None for the local one. First wins."""
 
@@ -1427,6 +1431,23 @@ class Hooks:
             if fits(answer):
                 return answer
             log.warning("plugin %s: %s: an answer of type %s is not what was asked for", name, hook, type(answer).__name__)
+        return None
+
+    def part(self, hook: str, kind: type, **facts: Any) -> Any:
+        """The first plugin's implementation of a part of the service, a ``kind``; None where the core's own is to be used.
+
+        Parts are made once, at the start, and run as the core does: live, without a time limit.
+        """
+        for name, function, arguments in self.implementations(hook):
+            try:
+                part = function(**{key: facts[key] for key in arguments})
+            except Exception as error:  # a boundary: the core's own part serves as well
+                log.warning("plugin %s: %s: %s: %s", name, hook, type(error).__name__, one_line(error))
+                continue
+            if isinstance(part, kind):
+                return part
+            if part is not None:
+                log.warning("plugin %s: %s: %s is no %s", name, hook, type(part).__name__, kind.__name__)
         return None
 
     def refusal(self, **facts: Any) -> str | None:
@@ -4616,48 +4637,16 @@ def texts_of(event: dict[str, Any], field: str) -> list[str]:
 # Context: the project on disk, the assembler and its cache, the budget, the watcher
 # ======================================================================================================
 
-Signature = tuple[int, int, int, int, int]  # of a file or folder: mtime and ctime in nanoseconds, size, inode, mode
-
-TICK = 12_000_000  # nanoseconds: time stamps move in steps of up to 10 ms, so a younger one may hide a second change
-COARSE_TICK = 2_100_000_000  # where they are whole seconds (some network and removable file systems)
-
-
-def sign(path: str) -> Signature | None:
-    """What changes when the file or folder at ``path`` does (links are not followed); None where nothing is."""
-    try:
-        facts = os.lstat(path)
-    except (OSError, ValueError):
-        return None
-    return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode
-
-
-def is_young(signature: Signature | None, now: int) -> bool:
-    """Whether a change right after ``now`` (nanoseconds, taken before signing) could leave the same signature."""
-    if signature is None:
-        return False
-    moment = signature[0] if os.name == "nt" else signature[1]
-    return now - (TICK if moment % 1_000_000_000 else COARSE_TICK) < moment <= now + TICK
-
-
 class ProjectState(Struct, frozen=True, dict=True):
-    """The project at one moment: its files, git facts, and the proof by which a later look tells whether it still holds."""
+    """The project at one moment. ``digest`` is the same for the same state, also after a restart; None while a further
+    change could leave the same one.
+    """
 
     root: str
     files: list[FileFact]
     git: GitContext
     head: str | None
-    proof: dict[str, Signature | None]
-    settled: bool  # no signature is so young that a second change could hide behind it
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """The same for the same state, also after a restart; of an unsettled one never the same."""
-        if not self.settled:
-            return secrets.token_hex(16)
-        paths = sorted(self.proof)
-        numbers = array.array("q", itertools.chain.from_iterable(self.proof[path] or (0,) * 5 for path in paths))
-        names = "\0".join(paths).encode("utf-8", "surrogateescape")
-        return hashlib.sha256(numbers.tobytes() + names).hexdigest()
+    digest: str | None
 
     @functools.cached_property
     def names(self) -> list[str]:
@@ -4716,7 +4705,7 @@ class Contexts:
     """
 
     REMEMBERED = 1_000  # answers of which is kept what they gave, for ``since``
-    WARM_FROM = 100_000  # bytes of git's index, some 1,000 files: smaller projects are indexed when they are first asked for
+    WARM_FROM = 1_000  # files: smaller projects are indexed when they are first asked for
 
     def __init__(self, storage: Storage, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
         self._storage, self._hooks, self._agent_types, self._settings = storage, hooks, agent_types, settings
@@ -4725,7 +4714,9 @@ class Contexts:
         self._building: dict[str, asyncio.Task[CacheEntry]] = {}
         self._given: collections.OrderedDict[str, dict[str, str]] = collections.OrderedDict()
         self._hits = self._misses = 0
-        self._project = Project(settings.root, settings.storage)
+        self._project: Project = (
+            hooks.part("project_reader", Project, settings=settings) or Project(settings.root, settings.storage)
+        )
         self._watcher = Watcher(settings.root, self._changed)
         self._index_folder = settings.storage / "index"
         self._plugins = sorted(plugin.name for plugin in hooks.loaded)
@@ -4750,9 +4741,9 @@ class Contexts:
 
     async def _warm(self) -> None:
         """Let the index of a large project be begun before somebody waits for it."""
-        if not await asyncio.to_thread(self._project.is_large, self.WARM_FROM):
-            return
         state = await self._project.state()
+        if len(state.files) < self.WARM_FROM:
+            return
         request = self._request(ContextKey("", "chief-architect", "", MB, 1), "architect", [], state)
         await asyncio.to_thread(self._rank, rank_request(request))
 
@@ -4788,7 +4779,7 @@ class Contexts:
 
     def _etag(self, key: ContextKey, state: ProjectState) -> str:
         results = self._storage.read.issue_head(self._settings.project, key.issue_id)
-        facts = (__version__, self._plugins, self._settings.project, msgspec.structs.astuple(key), state.digest, results)
+        facts = (__version__, self._plugins, self._settings.project, msgspec.structs.astuple(key), state.digest or secrets.token_hex(16), results)
         # Weak: a hit, a build and their compressed forms differ in bytes and not in content (RFC 9110, 8.8.1).
         return f'W/"{hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
 
@@ -4846,7 +4837,7 @@ class Contexts:
         given = {file["path"]: file["checksum"] for file in sections["relevant_files"]}
         if building:  # the same files will be ranked better: neither cached nor taken for unchanged
             etag = f'W/"{secrets.token_hex(16)}"'
-        return CacheEntry(head, tail, etag, given, keep=not building and request.project.settled)
+        return CacheEntry(head, tail, etag, given, keep=not building and request.project.digest is not None)
 
     def _sections(self, request: ContextRequest) -> Sections:
         """The sections that the plugins give, those of the reference first and in its order."""
@@ -5221,7 +5212,27 @@ def split_z(output: bytes | None) -> list[str]:
     return [os.fsdecode(item) for item in (output or b"").split(b"\0") if item]
 
 
-RULES = (".gitignore", ".gitattributes", ".gitmodules")  # files that say something of other files
+Signature = tuple[int, int, int, int, int]  # of a file or folder: mtime and ctime in nanoseconds, size, inode, mode
+
+TICK = 12_000_000  # nanoseconds: time stamps move in steps of up to 10 ms, so a younger one may hide a second change
+COARSE_TICK = 2_100_000_000  # where they are whole seconds (some network and removable file systems)
+
+
+def sign(path: str) -> Signature | None:
+    """What changes when the file or folder at ``path`` does (links are not followed); None where nothing is."""
+    try:
+        facts = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode
+
+
+def is_young(signature: Signature | None, now: int) -> bool:
+    """Whether a change right after ``now`` (nanoseconds, taken before signing) could leave the same signature."""
+    if signature is None:
+        return False
+    moment = signature[0] if os.name == "nt" else signature[1]
+    return now - (TICK if moment % 1_000_000_000 else COARSE_TICK) < moment <= now + TICK
 
 
 class GitFolders(Struct, frozen=True):
@@ -5232,43 +5243,22 @@ class GitFolders(Struct, frozen=True):
     prefix: str
 
 
-class Listing(Struct, frozen=True):
-    """What git says of the work tree, names below the root: ``ignored`` folders end in a slash, ``changes`` are (code, path)."""
-
-    tracked: list[str]
-    untracked: list[str]
-    ignored: frozenset[str]
-    changes: list[tuple[str, str]]
-
-    def same_names(self, other: Listing) -> bool:
-        return (self.tracked, self.untracked, self.ignored) == (other.tracked, other.untracked, other.ignored)
-
-
 class Project:
-    """The repository on disk, of which only what a signature shows to have changed is read again.
-
-    All that a state tells was read after the signatures that prove it were taken, so what changes later, even while it
-    is being read, shows at the next look.
-    """
-
-    ATTEMPTS = 4  # before a project that changes all the time is taken as it is, and not cached
-    FEW = 50  # changed files that git is asked about by name
+    """The repository on disk, asked anew at each look. A plugin's ``project_reader`` may know faster what changed."""
 
     def __init__(self, root: Path, scratch: Path) -> None:
         self._root, self._scratch = root, scratch
-        self._prefix = os.path.join(root, "")  # joined by hand below: os.path.join takes longer than the look at a file
-        self._state: ProjectState | None = None
         self._looking: asyncio.Task[ProjectState] | None = None
-        self._listing = Listing([], [], frozenset(), [])
-        self._entries: dict[str, int] = {}  # folder, and a hash of the names in it
-        self._kept: dict[str, tuple[Any, int, Any]] = {}
         self._git = ThreadPoolExecutor(3, "git")
 
     def close(self) -> None:
         self._git.shutdown(wait=False, cancel_futures=True)
 
     async def state(self) -> ProjectState:
-        """The project as it was at some moment since this call; askers of the same moment share one look."""
+        """The project as it was at some moment since this call; askers of the same moment share one look.
+
+        Raises OSError where it cannot be read.
+        """
         if running := self._looking:  # it began before this call, and may have missed what changed since
             await asyncio.wait({running})
         if self._looking is running:
@@ -5276,216 +5266,42 @@ class Project:
         assert self._looking is not None
         return await asyncio.shield(self._looking)
 
-    def look(self) -> ProjectState:
-        """The project as it is now. Blocks; one at a time."""
-        before = self._state
-        if before is None:
-            self._state = self._read({}, [])
-            return self._state
-        now = time.time_ns()
-        fresh = {path: sign(path) for path in before.proof}
-        changed = [path for path, signature in before.proof.items() if fresh[path] != signature]
-        if changed or not before.settled:
-            self._state = self._read(fresh, changed, now)
-        return self._state or before
-
     def knows(self, path: str) -> bool:
-        """Whether the latest state was read from ``path`` or its folder."""
-        return self._state is not None and (path in self._state.proof or os.path.dirname(path) in self._state.proof)
+        """Whether a change of ``path`` may change the state."""
+        return True
 
-    def is_large(self, index_size: int) -> bool:
-        """Whether git's index has more bytes than that. Blocks."""
-        folders = self._folders()
-        facts = sign(str(folders.own / "index")) if folders else None
-        return facts is not None and facts[2] > index_size
-
-    def _read(self, fresh: dict[str, Signature | None], changed: list[str], now: int = 0) -> ProjectState:
-        """A new state; ``fresh`` are the signatures of what the last one knew, ``changed`` those of them that are others now."""
-        calm = settle(fresh, changed, now)
-        few = self._only_contents(changed) if calm and self._state and self._state.settled else None
-        if few is not None:
-            return self._with_contents(fresh, few)
-        listing = self._listing if fresh else self._list()
-        for _ in range(self.ATTEMPTS):
+    def look(self) -> ProjectState:
+        """The project as it is now. Blocks for as long as ``git status`` takes; one at a time."""
+        folders = find_git_folder(self._root)
+        for _ in range(2):
             now = time.time_ns()
-            proof = self._sign(listing, fresh)
-            settled = settle(proof, [path for path in proof if proof[path] is not fresh.get(path)], now) and calm
-            seen = self._list()
-            if seen.same_names(listing):
+            marks = {name: sign(os.path.join(self._root, name)) for name in self._list(folders)}
+            reports = {name: sign(os.path.join(self._root, name)) for name in REPORTS}
+            young = any(is_young(mark, now) for mark in (*marks.values(), *reports.values()))
+            if not young:
                 break
-            listing, fresh, calm = seen, {}, True
-        else:
-            settled = False
-        self._listing = seen
-        return self._assembled(proof, seen, self._changes(seen), settled)
+            time.sleep(0.015)
+        codes, git, head = self._ask_git(folders)
+        files = [FileFact(name, mark[2], mark[0]) for name, mark in marks.items() if mark and not stat.S_ISDIR(mark[4])]
+        facts = repr((marks, reports, codes, git, head)).encode("utf-8", "surrogateescape")
+        return ProjectState(str(self._root), files, git, head, None if young else hashlib.sha256(facts).hexdigest())
 
-    def _with_contents(self, proof: dict[str, Signature | None], names: set[str]) -> ProjectState:
-        """The last state, with what has become of the contents of ``names``."""
-        state = typing.cast(ProjectState, self._state)
-        files = list(state.files)
-        for number, file in enumerate(files):
-            signature = proof[self._prefix + file.path] if file.path in names else None
-            if signature:
-                files[number] = FileFact(file.path, signature[2], signature[0])
-        git = msgspec.structs.replace(state.git, uncommitted_changes=self._changes_among(names))
-        return ProjectState(state.root, files, git, state.head, proof, True)
-
-    def _assembled(self, proof: dict[str, Signature | None], listing: Listing, changes: list[Change], settled: bool) -> ProjectState:
-        files = []
-        for name in sorted({*listing.tracked, *listing.untracked}):
-            signature = proof.get(self._prefix + name)
-            if signature and not stat.S_ISDIR(signature[4]):
-                files.append(FileFact(name, signature[2], signature[0]))
-        folders = self._folders()
-        if not folders:
-            return ProjectState(str(self._root), files, GitContext(None, [], [], None, None), None, proof, settled)
-        key = tuple(signature for path, signature in self._sign_git(folders).items() if not path.endswith("index"))
-        branch, commits, remote, url, head = self._kept_by("history", key, lambda: read_history(self._root, self._git))
-        return ProjectState(str(self._root), files, GitContext(branch, commits, changes, remote, url), head, proof, settled)
-
-    # -- signatures
-
-    def _sign(self, listing: Listing, known: dict[str, Signature | None]) -> dict[str, Signature | None]:
-        """Of git's files, the reports, every folder that is not ignored, and every file; those that are ``known`` are not looked at again."""
-        folders = self._folders()
-        if folders:
-            proof = self._sign_git(folders)
-        else:  # a repository may be made around us
-            proof = {str(parent / ".git"): sign(str(parent / ".git")) for parent in self._root.parents}
-        proof |= {path: sign(path) for path in (self._prefix + name for name in REPORTS)}
-        proof |= self._sign_folders(listing.ignored, frozenset({".git"}) if folders else NOT_OURS, known)
-        for name in itertools.chain(listing.tracked, listing.untracked):
-            path = self._prefix + name
-            signature = proof[path] = known.get(path) or sign(path)
-            if signature and stat.S_ISDIR(signature[4]):
-                proof |= sign_submodule(path)
-        return proof
-
-    def _sign_git(self, folders: GitFolders) -> dict[str, Signature | None]:
-        """Of git's files whose change can change a context: head, index, branches, ignore rules, configuration."""
-        own, common = folders.own, folders.common
-        names = [own / name for name in ("HEAD", "index", "logs/HEAD", "MERGE_HEAD", "config.worktree")]
-        names += [common / name for name in ("packed-refs", "config", "info/exclude", "refs/heads", "refs/stash", "shallow", "reftable/tables.list")]
-        names += [Path.home() / name for name in (".gitconfig", ".config/git/config", ".config/git/ignore")]
-        proof = {str(name): sign(str(name)) for name in names}
-        if branch := head_file(own, common):  # read after HEAD was signed
-            proof[branch] = sign(branch)
-        return proof
-
-    def _sign_folders(self, ignored: frozenset[str], skip: frozenset[str], known: dict[str, Signature | None]) -> dict[str, Signature | None]:
-        """Of the root and each folder below it, and of each .gitignore: a new name changes its folder."""
-        before = self._state.proof if self._state else {}
-        found: dict[str, Signature | None] = {}
-        pending = [""]
-        if not known:
-            self._entries = {}
-        else:  # those that did not change hold no other folders than before
-            unchanged = {path for path, signature in known.items() if signature and stat.S_ISDIR(signature[4]) and before.get(path) == signature}
-            found = {path: known[path] for path in unchanged}
-            found |= {path: known[path] for path in known if path.endswith("/.gitignore")}
-            pending = [
-                f"{path[len(self._prefix) :]}/".lstrip("/") for path, signature in known.items()
-                if signature and stat.S_ISDIR(signature[4]) and path not in unchanged and path.startswith(str(self._root))
-            ]  # fmt: skip
-        while pending:
-            relative = pending.pop()
-            folder = (self._prefix + relative).rstrip("/") or "/"
-            found[folder] = sign(folder)
-            names = folder_names(folder)
-            self._entries[folder] = hash(names)
-            if ".gitignore" in names:
-                found[f"{self._prefix}{relative}.gitignore"] = sign(f"{self._prefix}{relative}.gitignore")
-            below = [name for name in names if name.endswith("/") and name[:-1] not in skip and relative + name not in ignored]
-            pending += [relative + name for name in below if f"{self._prefix}{relative}{name[:-1]}" not in found]
-        return found
-
-    # -- what git says
-
-    def _folders(self) -> GitFolders | None:
-        """None without git. Blocks where a repository came or went."""
-        found = (sign(str(folder / ".git")) for folder in (self._root, *self._root.parents))
-        key = tuple(signature and signature[3:] for signature in found)
-        kept = self._kept.get("folders")
-        if kept is None or kept[0] != key:
-            kept = self._kept["folders"] = (key, 0, find_git_folder(self._root))
-        return typing.cast("GitFolders | None", kept[2])
-
-    def _kept_by(self, name: str, key: tuple[Signature | None, ...], read: Callable[[], Any]) -> Any:
-        """What ``read`` gave when the signatures were ``key``; read again where one of them is too young to be trusted."""
-        kept = self._kept.get(name)
-        if kept is None or kept[0] != key or any(is_young(signature, kept[1]) for signature in key):
-            kept = self._kept[name] = (key, time.time_ns(), read())
-        return kept[2]
-
-    def _list(self) -> Listing:
-        folders = self._folders()
+    def _list(self, folders: GitFolders | None) -> list[str]:
+        """The names that git lists, or by git's ignore rules would list if this were a repository."""
         environ = None if folders else borrowed_git(self._root, self._scratch)
-        tracked = self._git.submit(self._tracked, folders)
-        status = read_status(self._root, folders.prefix if folders else "", environ)
-        if status is None:  # git is not installed, or does not understand this repository
-            tracked.cancel()
-            return Listing([], sorted(walk_files(self._root)), frozenset(), [])
-        untracked = [path for code, path in status if code == "??" and not path.endswith("/")]
-        ignored = frozenset(path for code, path in status if code == "!!" and path.endswith("/"))
-        return Listing(tracked.result(), untracked, ignored, [(code, path) for code, path in status if code != "!!"])
+        listed = run_git(self._root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate", env=environ)
+        if listed is None and folders:
+            raise OSError("git cannot list the files of this repository")
+        return sorted(split_z(listed) if listed is not None else walk_files(self._root))
 
-    def _tracked(self, folders: GitFolders | None) -> list[str]:
-        if folders is None:
-            return []
-        key = (sign(str(folders.own / "index")),)
-        names: list[str] = self._kept_by("tracked", key, lambda: split_z(run_git(self._root, "ls-files", "-z", "-c", "--deduplicate")))
-        return names
-
-    def _changes(self, listing: Listing) -> list[Change]:
-        if not self._folders():
-            return []
-        return describe_changes(listing.changes, line_counts(self._root, listing.changes))
-
-    def _only_contents(self, changed: list[str]) -> set[str] | None:
-        """The names of the changed files where nothing but contents of known files changed, None where more did.
-
-        A file that was replaced changes its folder too, which then holds the same names as before.
-        """
-        state = typing.cast(ProjectState, self._state)
-        if len(changed) > self.FEW or any(change.status == "renamed" for change in state.git.uncommitted_changes):
-            return None
-        known = {file.path for file in state.files}
-        files = {path.removeprefix(self._prefix) for path in changed if path not in self._entries}
-        good = files <= known and all(sign(self._prefix + name) and not name.endswith(RULES) for name in files)
-        same = all(hash(folder_names(path)) == self._entries[path] for path in changed if path in self._entries)
-        return files if good and same else None
-
-    def _changes_among(self, names: set[str]) -> list[Change]:
-        """The uncommitted changes now that the contents of ``names`` alone are others."""
-        state = typing.cast(ProjectState, self._state)
-        if not names or not (folders := self._folders()):
-            return state.git.uncommitted_changes
-        codes = [item for item in read_status(self._root, folders.prefix, None, sorted(names)) or [] if item[0] != "!!"]
-        counts = line_counts(self._root, codes, sorted(names))
-        others = [change for change in state.git.uncommitted_changes if change.path not in {clean_text(name) for name in names}]
-        return sorted([*others, *describe_changes(codes, counts)], key=lambda change: (change.status == "untracked", change.path))
-
-
-def folder_names(folder: str) -> frozenset[str]:
-    """The names in a folder, those of folders with a slash; none where it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return frozenset(f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries)
-    except OSError:
-        return frozenset()
-
-
-def settle(proof: dict[str, Signature | None], paths: Iterable[str], now: int) -> bool:
-    """Look again at what was signed so soon after a change that another could hide; False where it keeps changing. Blocks."""
-    young = [path for path in paths if is_young(proof[path], now)]
-    for _ in range(4):
-        if not young:
-            break
-        time.sleep(0.015)
-        now = time.time_ns()
-        proof |= {path: sign(path) for path in young}
-        young = [path for path in young if is_young(proof[path], now)]
-    return not young
+    def _ask_git(self, folders: GitFolders | None) -> tuple[list[tuple[str, str]], GitContext, str | None]:
+        """(codes and paths of uncommitted changes, what a context says of git, the commit that is checked out)."""
+        if not folders:
+            return [], GitContext(None, [], [], None, None), None
+        status = self._git.submit(read_status, self._root, folders.prefix, None)
+        branch, commits, remote, url, head = read_history(self._root, self._git)
+        codes = [item for item in status.result() or [] if item[0] != "!!"]
+        return codes, GitContext(branch, commits, describe_changes(codes, line_counts(self._root, codes)), remote, url), head
 
 
 def find_git_folder(root: Path) -> GitFolders | None:
@@ -5495,27 +5311,6 @@ def find_git_folder(root: Path) -> GitFolders | None:
         return None
     _, own, common, prefix, *_ = [*os.fsdecode(found).split("\n"), ""]
     return GitFolders(Path(own), (root / common).resolve(), prefix)
-
-
-def head_file(own: Path, common: Path) -> str | None:
-    """The file of the branch that is checked out; None where no branch is."""
-    with contextlib.suppress(OSError):
-        head = (own / "HEAD").read_text().strip()
-        if head.startswith("ref: "):
-            return str(common / head[5:])
-    return None
-
-
-def sign_submodule(path: str) -> dict[str, Signature | None]:
-    """Of the files that say at which commit a repository inside ours is."""
-    dot = Path(path, ".git")
-    own = dot
-    with contextlib.suppress(OSError):
-        if dot.is_file():
-            own = (dot.parent / dot.read_text("utf-8", "surrogateescape").strip().removeprefix("gitdir: ")).resolve()
-    proof = {str(name): sign(str(name)) for name in (own / "HEAD", own / "packed-refs")}
-    branch = head_file(own, own)
-    return proof | ({branch: sign(branch)} if branch else {})
 
 
 def borrowed_git(root: Path, scratch: Path) -> dict[str, str] | None:

@@ -154,6 +154,19 @@ PLUGINS = {
         def server_class(settings):
             return Server
     """,
+    "reader": """
+        from cco_sidecar import FileFact, Project
+        from msgspec.structs import replace
+
+        class Reader(Project):
+            def look(self):
+                state = super().look()
+                return replace(state, files=[*state.files, FileFact("seen/by-a-plugin.py", 7, 0)])
+
+        @hookimpl
+        def project_reader(settings):
+            return Reader(settings.root, settings.storage)
+    """,
     "store": """
         from cco_sidecar import Storage
 
@@ -374,6 +387,12 @@ def test_a_plugin_brings_its_own_storage(plugged: Service) -> None:
     assert plugged.client().get(f"/api/results/{stored['id']}").status_code == 200
 
 
+def test_a_plugin_brings_its_own_look_at_the_repository(plugged: Service) -> None:
+    context = plugged.client().get("/api/context/issue-1/python-specialist").json()["context"]
+    assert "seen/by-a-plugin.py" in context["project_structure"]["files"]
+    assert "src/main.py" in context["project_structure"]["files"]
+
+
 def test_plugins_are_told_of_start_and_stop(tmp_path: Path, make_service: Callable[..., Service]) -> None:
     plugins = write_plugins(tmp_path / "plugins", {name: PLUGINS[name] for name in ("observer", "x_nonsense", "x_raising")})
     service = make_service("--plugins", str(plugins), env={"NOTES": str(tmp_path / "notes")})
@@ -399,6 +418,7 @@ EXERCISED = {
     "register_routes": test_a_plugin_adds_endpoints_with_everything_that_ours_have,
     "register_commands": test_a_plugin_adds_commands_and_other_plugins_cannot_break_the_command_line,
     "server_class": test_a_plugin_brings_its_own_server,
+    "project_reader": test_a_plugin_brings_its_own_look_at_the_repository,
     "backend": test_a_plugin_brings_its_own_storage,
     "startup": test_plugins_are_told_of_start_and_stop,
     "shutdown": test_plugins_are_told_of_start_and_stop,

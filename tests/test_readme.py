@@ -1,7 +1,8 @@
-"""The README, typed: its first screen, its tour and "Where things are", in terminals, as somebody does who has just found the project.
+"""The README, typed: its first screen, its tour and "Where things are", in terminals, as a newcomer types them.
 
-A ```bash block is typed. A ```console block shows a terminal: what follows `$ ` is typed, the rest is what it prints, where `...` stands for any text
-and alone in a line for any lines. Where a command goes on, as a service does, the README says "another terminal" or "Ctrl-C" before the next one.
+A ```bash block is typed. A ```console block shows a terminal: what follows `$ ` is typed, the rest is what it prints,
+where `...` stands for any text, and alone in a line for any lines. Where a command goes on, as a service does, the
+README says "another terminal" or "Ctrl-C" before the next command.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fcntl
+import hashlib
 import json
 import os
 import pty
@@ -25,7 +27,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import requests
-from conftest import ROOT, Service, clean_environment, copy_project, git, make_repository, until
+from conftest import ROOT, Client, Service, clean_environment, copy_project, git, make_repository, until
 
 README = (ROOT / "README.md").read_text()
 SUITE = ".venv/bin/pytest"  # the command that this test is a part of
@@ -35,7 +37,7 @@ SUITE = ".venv/bin/pytest"  # the command that this test is a part of
 
 
 class Step(NamedTuple):
-    """One command. ``prose`` is what its section says since the one before; ``shown`` is None where it does not say what is printed."""
+    """One command. ``prose`` is what its section says since the one before; ``shown`` is None in a ```bash block."""
 
     section: str
     line: int
@@ -70,7 +72,8 @@ def read_steps(text: str) -> list[Step]:
 def split_block(fence: str, block: str) -> list[tuple[str, str | None]]:
     if fence == "console":
         assert block.startswith("$ "), block
-        return [(typed + "\n", shown) for typed, _, shown in (part.partition("\n") for part in re.split(r"(?m)^\$ ", block)[1:])]
+        parts = [part.partition("\n") for part in re.split(r"(?m)^\$ ", block)[1:]]
+        return [(typed + "\n", shown) for typed, _, shown in parts]
     return [(typed, None) for typed in split_commands(block)] if fence == "bash" else []
 
 
@@ -117,8 +120,11 @@ def alike(text: str) -> str:
 
 
 def shows(shown: str, printed: str) -> bool:
-    lines = [r"(?:.*\n)*?" if line == "..." else re.escape(line).replace(r"\.\.\.", ".*") + "\n" for line in alike(shown).splitlines()]
-    return re.fullmatch("".join(lines), alike(printed)) is not None
+    """Whether a command printed what the README shows of it."""
+    pattern = ""
+    for line in alike(shown).splitlines():
+        pattern += r"(?:.*\n)*?" if line == "..." else ".*".join(map(re.escape, line.split("..."))) + "\n"
+    return re.fullmatch(pattern, alike(printed)) is not None
 
 
 @pytest.mark.parametrize(
@@ -128,7 +134,8 @@ def shows(shown: str, printed: str) -> bool:
         ('"pid": 12,\n', '"pid": 4567,\n', True),
         ("ID             STATE\na-0123456789ab  up\n", "ID              STATE\na-ba9876543210  up\n", True),
         ("  1.36 s  listens on http://127.0.0.1:4000\n", " 12.01 s  listens on http://127.0.0.1:51234\n", True),
-        ("at 2026-11-23T00:03:29Z evt-c8a9e7f3-000000000002\n", "at 2027-01-01T10:00:00Z evt-00000000-000000000017\n", True),
+        ("evt-c8a9e7f3-000000000002\n", "evt-0a000000-000000000017\n", True),
+        ("at 2026-11-23T00:03:29Z\n", "at 2027-01-01T10:00:00Z\n", True),
         ("first\n...\nlast\n", "first\nlast\n", True),
         ("first\n...\nlast\n", "first\nany\nmore\nlast\n", True),
         ('{"id": "...", "stored": true}\n', '{"id": "x", "stored": true}\n', True),
@@ -153,7 +160,8 @@ def test_only_what_differs_from_run_to_run_may_differ(shown: str, printed: str, 
 
 def test_a_block_is_split_where_a_shell_would_prompt_again() -> None:
     script = "cat > a <<'EOF'\nif x\nEOF\n# a word\nif true; then\n  b \\\n    c\nfi\nd && \\\n  e\n"
-    assert split_commands(script) == ["cat > a <<'EOF'\nif x\nEOF\n", "# a word\n", "if true; then\n  b \\\n    c\nfi\n", "d && \\\n  e\n"]
+    commands = ["cat > a <<'EOF'\nif x\nEOF\n", "# a word\n", "if true; then\n  b \\\n    c\nfi\n", "d && \\\n  e\n"]
+    assert split_commands(script) == commands
     text = "# T\nword\n```bash\na\nb\n```\nmore\n\n## S\n```console\n$ c\none\n$ d\n```\n```\n$ e\n```\n"
     assert read_steps(text) == [
         Step("", 4, "# T\nword\n", "a\n", None), Step("", 4, "", "b\n", None),
@@ -161,12 +169,13 @@ def test_a_block_is_split_where_a_shell_would_prompt_again() -> None:
     ]  # fmt: skip
 
 
-# -- what the README says of files, without a terminal: the end of a make_service ends terminals too, so this comes first
+# -- files that are there for a while (before the terminals, which the end of a make_service would end too)
 
 
-def test_an_agents_token_and_pipe_are_there_while_it_runs_and_sidecar_json_while_the_service_does(make_service: Callable[..., Service]) -> None:
+def test_token_and_pipe_last_as_the_agent_and_sidecar_json_as_the_service(make_service: Callable[..., Service]) -> None:
     service = make_service("--agent-command", "sleep 60")
-    spawned = service.client().post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json()
+    body = {"agent_type": "python-specialist", "issue_id": "issue-1"}
+    spawned = service.client().post("/api/agents/spawn", body).json()
     folder = service.storage / "agents" / spawned["agent_id"]
     assert {"context.json", "pid", "token", "header", "output.pipe"} <= {path.name for path in folder.iterdir()}
     assert service.client().delete(f"/api/agents/{spawned['agent_id']}").status_code == 202
@@ -183,20 +192,21 @@ def test_an_agents_token_and_pipe_are_there_while_it_runs_and_sidecar_json_while
 class Terminal:
     """A bash in a terminal of its own."""
 
-    PROMPT = re.compile(r"\x02(\d+)\x03")  # the exit code of what was typed
-    GOES_ON = "  Stop:     Ctrl-C\n"
+    PROMPT = re.compile(rb"\x02(\d+)\x03")  # the exit code of what was typed
+    PROMPT_OR_BUSY = re.compile(PROMPT.pattern + rb"|(?<=  Stop:     Ctrl-C\n)")
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self._said, self.busy = "", False
+        self._said, self.busy = b"", False
         self._ours, theirs = pty.openpty()
         attributes = termios.tcgetattr(theirs)
         attributes[1] &= ~termios.OPOST  # line ends stay as they are
         attributes[3] &= ~termios.ECHO
         termios.tcsetattr(theirs, termios.TCSANOW, attributes)
         termios.tcsetwinsize(theirs, (50, 160))
+        own = {"PS1": "\x02$?\x03", "PS2": "", "HISTFILE": "/dev/null", "VIRTUAL_ENV_DISABLE_PROMPT": "1"}
         self._bash = subprocess.Popen(
-            ["bash", "--norc", "--noprofile", "--noediting", "-i"], stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, start_new_session=True,
-            env=environment | {"PS1": "\x02$?\x03", "PS2": "", "HISTFILE": "/dev/null", "VIRTUAL_ENV_DISABLE_PROMPT": "1", "TERM": "xterm"},
+            ["bash", "--norc", "--noprofile", "--noediting", "-i"], cwd=folder, env=environment | own,
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         os.close(theirs)
@@ -206,7 +216,7 @@ class Terminal:
     def _read(self) -> None:
         with contextlib.suppress(OSError):  # the terminal is closed
             while chunk := os.read(self._ours, 65_536):
-                self._said += chunk.decode(errors="replace")
+                self._said += chunk
 
     def type(self, text: str, seconds: float = 60) -> tuple[int | None, str]:
         """The exit code of a command, None where it goes on, and what it printed until then."""
@@ -218,15 +228,13 @@ class Terminal:
         return self.type("\x03", 15)[0]
 
     def _finish(self, before: int, seconds: float) -> tuple[int | None, str]:
+        ends = self.PROMPT if self.busy else self.PROMPT_OR_BUSY
         try:
-            until(lambda: self.PROMPT.search(self._said, before) or (not self.busy and self.GOES_ON in self._said[before:]), seconds)
+            end = until(lambda: ends.search(self._said, before), seconds)
         except AssertionError:
-            pytest.fail(f"no prompt within {seconds} s, but:\n{self._said[before:]}")
-        prompt = self.PROMPT.search(self._said, before)
-        self.busy = prompt is None
-        if prompt:
-            return int(prompt[1]), self._said[before : prompt.start()]
-        return None, self._said[before : self._said.index(self.GOES_ON, before) + len(self.GOES_ON)]
+            pytest.fail(f"no prompt within {seconds} s, but:\n{self._said[before:].decode()}")
+        self.busy = end[1] is None
+        return None if self.busy else int(end[1]), self._said[before : end.start()].decode()
 
     def close(self) -> None:
         if self.busy:
@@ -239,7 +247,7 @@ class Terminal:
 class Reader:
     """Somebody who types the README in an empty home, in order, in as many terminals as it says."""
 
-    UNREACHABLE = re.compile(r"NewConnectionError|ConnectTimeoutError|ProxyError|NameResolutionError|Name or service not known")
+    UNREACHABLE = re.compile("NewConnectionError|ConnectTimeoutError|ProxyError|NameResolutionError")
 
     def __init__(self, folder: Path) -> None:
         self.home, self.project, self.machine = folder / "home", folder / "home/sidecar", folder / "machine"
@@ -253,7 +261,7 @@ class Reader:
         self._gave_up = ""
 
     def _environment(self, folder: Path) -> dict[str, str]:
-        """This environment in another home: no cco on PATH, the Python of the tests, what pip knows, and another machine to copy to."""
+        """This environment in another home: no cco, the tests' Python, pip's settings, a machine to copy to."""
         programs = folder / "bin"
         programs.mkdir()
         (programs / "python3").symlink_to(Path(sys.base_prefix) / "bin/python3")
@@ -282,8 +290,10 @@ class Reader:
                 assert terminal.press_ctrl_c() == 0
         if "another terminal" in step.prose:
             self.terminals.append(Terminal(self.project, self.environment))
-        assert not self.terminals[-1].busy, f"README.md:{step.line}: the command before goes on, and nothing is said of another terminal or Ctrl-C"
-        code, printed = self.terminals[-1].type(step.typed.replace("REPOSITORY", str(self.repository)), 300 if "pip install" in step.typed else 60)
+        here = self.terminals[-1]
+        assert not here.busy, f"README.md:{step.line} does not say where, or that Ctrl-C ends the command before"
+        typed = step.typed.replace("REPOSITORY", str(self.repository))
+        code, printed = here.type(typed, 300 if "pip install" in typed else 60)
         if code and self.UNREACHABLE.search(printed):
             self._gave_up = "the package registry is not reachable"
             pytest.skip(self._gave_up)
@@ -310,7 +320,7 @@ def check(reader: Reader, step: Step) -> None:
     where = f"README.md:{step.line}: {step.typed}"
     assert not code, f"{where}ends with {code}:\n{printed}"
     if step.shown is not None and not shows(step.shown, printed):
-        difference = "\n".join(difflib.unified_diff(alike(step.shown).splitlines(), alike(printed).splitlines(), "README.md", "printed", lineterm=""))
+        difference = "\n".join(difflib.ndiff(alike(step.shown).splitlines(), alike(printed).splitlines()))
         pytest.fail(f"{where}prints something else:\n{printed}\n{difference}")
 
 
@@ -320,16 +330,18 @@ def check(reader: Reader, step: Step) -> None:
 def test_the_first_command_serves_the_repository_on_the_default_port(reader: Reader, default_port: int) -> None:
     code, printed = reader.read(FIRST[0])
     assert code is None, printed
-    assert requests.get(f"http://127.0.0.1:{default_port}/health", timeout=10).json()["project_id"] == reader.repository.name
+    health = requests.get(f"http://127.0.0.1:{default_port}/health", timeout=10).json()
+    assert health["status"] == "healthy" and health["project_id"] == reader.repository.name
 
 
 def test_ci_types_both_commands_of_the_first_screen() -> None:
     script = (ROOT / ".ci/run").read_text()
     function = re.search(r"(?ms)^readme_command\(\).*?^\}$", script)
     assert function and 'serve=$(readme_command 1) suite=$(readme_command 2)' in script
-    taken = subprocess.run(["bash", "-c", f"{function[0]}\nreadme_command 1; readme_command 2"], cwd=ROOT, capture_output=True, text=True, check=True)
+    both = f"{function[0]}\nreadme_command 1; readme_command 2"
+    taken = subprocess.run(["bash", "-c", both], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     typed = [step.typed for step in read_steps(README) if not step.section]
-    assert taken.stdout == "".join(typed) and len(typed) == 2 and typed[1].endswith(f"&& {SUITE}\n")
+    assert taken == "".join(typed) and len(typed) == 2 and typed[1].endswith(f"&& {SUITE}\n")
     assert "pip install" not in script
 
 
@@ -344,18 +356,23 @@ def test_the_tour_prints_what_the_readme_shows(reader: Reader, step: Step) -> No
 def test_every_file_of_the_storage_is_in_the_table_and_for_its_owner_alone(reader: Reader) -> None:
     reader.read(TOUR[-1])
     table = README[README.index("| in the storage |") :].partition("\n\n")[0]
-    rows = [re.findall(r"`([^`]+)`", line.split("|")[1]) for line in table.splitlines()[2:]]
-    named = {name: re.sub(r"\b[A-Z]+\b", "[^/]+", re.escape(name)) + ("[^/]+" if name.endswith("/") else "") for row in rows for name in row}
+    names = [name for line in table.splitlines()[2:] for name in re.findall(r"`([^`]+)`", line.split("|")[1])]
     storage = reader.storage()
-    found = [str(path.relative_to(storage)) for path in storage.rglob("*") if path.is_file()]
-    unnamed = [name for name in found if not any(re.fullmatch(f"{pattern}(/.*)?", name) for pattern in named.values())]
-    assert not unnamed, "not in the README's table"
-    missing = {name for name, pattern in named.items() if not any(re.match(pattern, path) for path in found)}
-    assert missing == {"audit.log.N"}, "in the README's table, but not there"
-    for agent in (storage / "agents").iterdir():
-        assert {re.sub(r"\d+", "N", path.name) for path in agent.iterdir()} <= set(re.findall(r"`([\w.]+)`", table)), agent
-    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (storage, *storage.rglob("*"))}
-    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o700} and {mode for path, mode in modes.items() if path.is_file()} == {0o600}
+    found = {str(path.relative_to(storage)): path for path in storage.rglob("*")}
+    files = [name for name, path in found.items() if path.is_file()]
+    assert [name for name in files if not any(is_named(name, row) for row in names)] == [], "not in the README's table"
+    assert [row for row in names if not any(is_named(name, row) for name in files)] == ["audit.log.N"], "not there"
+    told = set(re.findall(r"`([\w.]+)`", table))
+    for name in files:
+        assert not name.startswith("agents/") or re.sub(r"\d+", "N", found[name].name) in told, name
+    modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in (storage, *found.values())}
+    assert modes == {(True, 0o700), (False, 0o600)}
+
+
+def is_named(name: str, row: str) -> bool:
+    """Whether a file of the storage is one of those that a name in the table stands for."""
+    pattern = re.sub(r"\b[A-Z]+\b", "[^/]+", re.escape(row))
+    return re.fullmatch(pattern + (".+" if row.endswith("/") else ""), name) is not None
 
 
 REMOVAL = next(number for number, step in enumerate(PLACES) if step.typed.startswith("rm "))
@@ -371,28 +388,27 @@ def known(reader: Reader) -> dict[str, Any]:
 
 def new_token(reader: Reader, root: Path) -> str:
     command = [str(reader.project / ".venv/bin/cco"), "token", "--type", "chief-architect"]
-    return subprocess.run(command, cwd=root, env=reader.environment, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.check_output(command, cwd=root, env=reader.environment, text=True).strip()
 
 
 def state(url: str, token: str) -> dict[str, Any]:
     def ask(path: str) -> Any:
-        answer = requests.get(url + path, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+        answer = Client(url, token).get(path)
         assert answer.ok, answer.text
         return answer.json()
 
-    agents = ask("/api/agents")["agents"]
-    return {
-        "results": ask("/api/results")["results"],
-        "events": ask("/api/events")["events"],
-        "agents": [(agent["agent_id"], agent["state"], agent["exit_code"], ask(f"/api/agents/{agent['agent_id']}/logs")["text"]) for agent in agents],
-    }
+    agents = {agent["agent_id"]: (agent["state"], agent["exit_code"]) for agent in ask("/api/agents")["agents"]}
+    logs = {agent: ask(f"/api/agents/{agent}/logs")["text"] for agent in agents}
+    results, events = ask("/api/results")["results"], ask("/api/events")["events"]
+    return {"results": results, "events": events, "agents": agents, "logs": logs}
 
 
 @contextlib.contextmanager
 def served(reader: Reader, root: Path, home: Path) -> Iterator[dict[str, Any]]:
     """A service for a repository in somebody's home, on a free port; what its sidecar.json says."""
     command = [str(reader.project / ".venv/bin/cco"), "--root", str(root), "--port", "0"]
-    process = subprocess.Popen(command, env=reader.environment | {"HOME": str(home)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=reader.environment | {"HOME": str(home)}, **quiet)
     try:
         announced = reader.storage(home) / "sidecar.json"
         until(lambda: process.poll() is not None or announced.exists())
@@ -421,23 +437,22 @@ def test_a_renamed_repository_keeps_its_state_by_its_project_id(reader: Reader, 
     renamed = reader.machine / "welcome"
     shutil.copytree(reader.home / "work/greeter", renamed)
     (renamed / "cco.toml").write_text('project = "greeter"\n')
-    digits = subprocess.run(f"printf %s '{renamed}' | sha256sum | cut -c 1-12", shell=True, capture_output=True, text=True, check=True).stdout.strip()
+    digits = hashlib.sha256(os.fsencode(renamed)).hexdigest()[:12]
     reader.storage(reader.machine).rename(reader.storage(reader.machine).parent / f"greeter-{digits}")
     with served(reader, renamed, reader.machine) as info:
         assert state(info["url"], known["token"]) | {"token": known["token"]} == known
 
 
-def test_a_missing_secret_and_a_missing_index_are_made_anew_and_all_tokens_end(reader: Reader, known: dict[str, Any]) -> None:
+def test_a_missing_secret_and_index_are_made_anew_and_all_tokens_end(reader: Reader, known: dict[str, Any]) -> None:
     reader.read(PLACES[REMOVAL - 1])
     storage = reader.storage()
     (storage / "jwt.secret").unlink()
     shutil.rmtree(storage / "index")
     with served(reader, reader.home / "work/greeter", reader.home) as info:
-        assert requests.get(f"{info['url']}/api/results", headers={"Authorization": f"Bearer {known['token']}"}, timeout=10).status_code == 401
+        assert Client(info["url"], known["token"]).get("/api/results").status_code == 401
         token = new_token(reader, reader.home / "work/greeter")
         assert state(info["url"], token)["results"] == known["results"]
-        context = f"{info['url']}/api/context/issue-1/test-engineer"
-        assert requests.get(context, headers={"Authorization": f"Bearer {token}"}, timeout=10).ok
+        assert Client(info["url"], token).get("/api/context/issue-1/test-engineer").ok
     assert list((storage / "index").iterdir())
 
 
@@ -448,9 +463,10 @@ def test_everything_is_removed_as_the_readme_says(reader: Reader, step: Step) ->
 
 def test_nothing_else_was_written(reader: Reader) -> None:
     reader.read(PLACES[-1])
-    state_folder = reader.home / ".local/state/cco-sidecar"
-    assert [folder.name.rpartition("-")[0] for folder in state_folder.iterdir()] == [reader.repository.name]  # of the first command
-    known = (reader.project, state_folder, reader.home / ".rustup")  # the last one is of a rustc on PATH, whose version pip asks
-    assert [path for path in reader.home.rglob("*") if path.is_file() and not any(map(path.is_relative_to, known))] == []
+    states = reader.home / ".local/state/cco-sidecar"
+    assert [folder.name.rpartition("-")[0] for folder in states.iterdir()] == [reader.repository.name]
+    others = (reader.project, states, reader.home / ".rustup")  # pip asks a rustc on PATH for its version
+    files = [path for path in reader.home.rglob("*") if path.is_file()]
+    assert [path for path in files if not any(map(path.is_relative_to, others))] == []
     assert list((reader.home.parent / "tmp").iterdir()) == []
     assert git(reader.repository, "status", "--porcelain") == ""

@@ -56,6 +56,7 @@ import hashlib
 import http.client
 import importlib.metadata
 import importlib.util
+import inspect
 import ipaddress
 import itertools
 import json
@@ -79,6 +80,7 @@ import textwrap
 import threading
 import time
 import tomllib
+import traceback
 import types
 import typing
 import urllib.error
@@ -1324,13 +1326,21 @@ class IssueNotFound(Exception):
     """Raised by ``resolve_issue``: the issue is known not to exist."""
 
 
-class LoadedPlugin(Struct, frozen=True):
-    """A plugin that was found: ``problem`` says why it is not in use."""
+class LoadedPlugin(Struct):
+    """A plugin that was found: ``problem`` says why it is not in use, ``faulty`` that its author must mend it before the service
+    starts, ``failure`` what went wrong last in one of its hooks."""
 
     name: str
     source: str
     hooks: list[str]
     problem: str | None = None
+    faulty: bool = False
+    failures: int = 0
+    failure: str | None = None
+
+
+class PluginFault(Exception):
+    """A plugin that is not what its author meant: a hook or an argument that does not exist."""
 
 
 class Hooks:
@@ -1351,21 +1361,17 @@ class Hooks:
         self._known: dict[str, list[tuple[str, Callable[..., Any], Sequence[str]]]] = {}
         self._untold: queue.Queue[Callable[[], Any]] = queue.Queue(self.MAX_UNTOLD)
         self._teller: threading.Thread | None = None
-        self.loaded = [self._describe(str(name), "built in") for name in self._trusted]
+        self.loaded = [LoadedPlugin(str(name), "built in", self._hooks_in(self._manager.get_plugin(str(name)))) for name in self._trusted]
 
     def load(self, folders: Iterable[tuple[Path, bool]]) -> None:
-        """Load plugins from ``folders`` (path, whether every file in it must be one) and from entry points.
-
-        One that cannot be loaded is named and skipped; a hook that does not exist raises StartError.
-        """
+        """Load plugins from ``folders`` (path, whether every file in it must be one) and from entry points. One that is not
+        in use is named in ``loaded``, and why."""
         for folder, ours in folders:
             self.load_files(sorted(folder.glob("[!_.]*.py")), ours)
+            if ours and not folder.is_dir():
+                self.loaded.append(LoadedPlugin(folder.name, str(folder), [], f"--plugins {folder} is not a folder", faulty=True))
         for entry in importlib.metadata.entry_points(group="cco_sidecar"):
             self._load_one(entry.name, f"entry point {entry.value}", entry.load)
-        try:
-            self._manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            raise StartError(f"plugin: {one_line(error)}") from None
 
     def load_files(self, files: Iterable[Path], ours: bool = False) -> None:
         """Load those of ``files`` that are there and, unless they are ``ours`` for certain, speak of this module."""
@@ -1374,39 +1380,49 @@ class Hooks:
                 self._load_one(file.stem, str(file), functools.partial(import_file, file))
 
     def _load_one(self, name: str, source: str, load: Callable[[], Any]) -> None:
+        plugin = LoadedPlugin(name, source, [])
+        self.loaded.append(plugin)
         try:
-            plugin = load()
-        except (Exception, SystemExit) as error:  # a boundary: anybody's module-level code
-            self._skip(name, source, error)
-            return
-        try:
-            self._manager.register(plugin, name)
-        except pluggy.PluginValidationError as error:
-            raise StartError(f"plugin {name}: {one_line(error)}") from None
-        except ValueError as error:  # another plugin has this name
-            self._skip(name, source, error)
-            return
-        self._known.clear()
-        self.loaded.append(self._describe(name, source))
+            if self._manager.has_plugin(name):
+                raise ImportError("another plugin has this name")
+            with silenced(name):
+                module = load()
+            plugin.hooks = self._hooks_in(module)
+            self._manager.register(module, name)
+            self._known.clear()
+        except KeyboardInterrupt:
+            raise
+        except (PluginFault, pluggy.PluginValidationError) as error:
+            plugin.hooks, plugin.problem, plugin.faulty = [], one_line(error), True
+        except BaseException as error:  # a boundary: anybody's module-level code, which may also end the program
+            # An ImportError is the plugin's own word for what it needs: the banner and `cco plugins` pass it on.
+            plugin.problem = one_line(error) if type(error) is ImportError else described(error, source)
+            log.log(logging.DEBUG if type(error) is ImportError else logging.WARNING, "plugin %s is skipped: %s", name, plugin.problem)
+            log.debug("plugin %s", name, exc_info=error)
 
-    def _skip(self, name: str, source: str, error: BaseException) -> None:
-        problem = f"{type(error).__name__}: {one_line(error)}"
-        if type(error) is ImportError:  # in the plugin's own words what it needs: the banner and `cco plugins` pass them on
-            problem = one_line(error)
-            log.debug("plugin %s is skipped: %s", name, problem)
-        else:
-            log.warning("plugin %s is skipped: %s", name, problem)
-        self.loaded.append(LoadedPlugin(name, source, [], problem))
+    def _hooks_in(self, plugin: object) -> list[str]:
+        """The hooks that ``plugin`` implements. Raises PluginFault where one could not be asked as its author thinks."""
+        hooks = []
+        for name in dir(plugin):
+            if (options := self._manager.parse_hookimpl_opts(plugin, name)) is not None:
+                hook = options["specname"] or name
+                if not hasattr(HookSpecs, hook):
+                    raise PluginFault(f"there is no hook {hook!r}" + did_you_mean(hook, [known for known in vars(HookSpecs) if known[0] != "_"]))
+                taken_arguments(hook, getattr(plugin, name))
+                hooks.append(hook)
+        if not hooks:
+            raise ImportError("it has no hook: @hookimpl marks them; the name of a file that only helps begins with _")
+        return sorted(hooks)
 
-    def _describe(self, name: str, source: str) -> LoadedPlugin:
-        callers = self._manager.get_hookcallers(self._manager.get_plugin(name)) or []
-        return LoadedPlugin(name, source, sorted(caller.name for caller in callers))
+    def faults(self) -> list[str]:
+        """What authors must mend, a line each."""
+        return [f"plugin {plugin.name}: {plugin.problem}" for plugin in self.loaded if plugin.faulty]
 
     def implementations(self, hook: str) -> list[tuple[str, Callable[..., Any], Sequence[str]]]:
         """(plugin, function, the arguments it takes), in the order in which they are asked."""
         if hook not in self._known:
             found = getattr(self._manager.hook, hook).get_hookimpls()
-            self._known[hook] = [(impl.plugin_name, impl.function, impl.argnames) for impl in reversed(found)]
+            self._known[hook] = [(impl.plugin_name, impl.function, taken_arguments(hook, impl.function)) for impl in reversed(found)]
         return self._known[hook]
 
     def ask(self, hook: str, **facts: Any) -> Iterator[tuple[str, Any]]:
@@ -1422,8 +1438,17 @@ class Hooks:
         except Exception as error:  # a boundary: anybody's code
             if hook == "resolve_issue" and isinstance(error, IssueNotFound):
                 raise
-            log.warning("plugin %s: %s: %s: %s", name, hook, type(error).__name__, one_line(error))
+            self._failed(name, hook, function, error)
             return None
+
+    def _failed(self, name: str, hook: str, function: Callable[..., Any], error: Exception) -> None:
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        failure = f"{hook}: {described(error, code.co_filename if code else '')}"
+        log.warning("plugin %s: %s", name, failure)
+        log.debug("plugin %s: %s", name, hook, exc_info=error)
+        for plugin in self.loaded:
+            if plugin.name == name and not plugin.problem:
+                plugin.failures, plugin.failure = plugin.failures + 1, failure
 
     def first(self, hook: str, fits: Callable[[Any], bool], **facts: Any) -> Any:
         """The first answer that is not None and ``fits``; None where there is none. Others are logged. Blocks."""
@@ -1456,7 +1481,7 @@ class Hooks:
             try:
                 verdict = self._call(name, function, {key: facts[key] for key in arguments})
             except Exception as error:  # a boundary, and a policy that cannot answer refuses
-                log.warning("plugin %s: permission_policy: %s: %s", name, type(error).__name__, one_line(error))
+                self._failed(name, "permission_policy", function, error)
                 return f"the policy {name} could not decide"
             if verdict is not None and verdict is not True:
                 return verdict if isinstance(verdict, str) and verdict else f"the policy {name} refuses"
@@ -1486,7 +1511,7 @@ class Hooks:
             raise TimeoutError(f"no answer within {self.TIMEOUT:.0f} s") from None
         if good:
             return value
-        raise value if isinstance(value, Exception) else RuntimeError(f"{type(value).__name__}: {value}")
+        raise value if isinstance(value, Exception) else RuntimeError(type(value).__name__).with_traceback(value.__traceback__)
 
     def tell(self, hook: str, **facts: Any) -> None:
         """Tell every observer, in order, in a thread of its own. What a slow observer leaves untold is bounded."""
@@ -1507,8 +1532,8 @@ class Hooks:
 
 def speaks_of_us(file: Path) -> bool:
     try:
-        return b"cco_sidecar" in file.read_bytes()
-    except OSError:  # a dangling link, a folder
+        return file.is_file() and b"cco_sidecar" in file.read_bytes()
+    except OSError:  # not for us to read
         return False
 
 
@@ -1516,6 +1541,8 @@ def import_file(file: Path) -> types.ModuleType:
     """The module in ``file``, under the name cco_sidecar_plugins.<stem>. Raises what its code raises."""
     # Run as a script this module is __main__: without this a plugin's import would make a second copy of every class.
     sys.modules.setdefault("cco_sidecar", sys.modules[__name__])
+    if not file.is_file():
+        raise ImportError("it is no file")
     name = f"cco_sidecar_plugins.{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -1529,15 +1556,60 @@ def import_file(file: Path) -> types.ModuleType:
     return module
 
 
-def load_hooks(settings: Settings) -> Hooks:
-    """The built-in plugins, and unless --no-plugins those beside this module, of --plugins and of entry points."""
+def taken_arguments(hook: str, function: Callable[..., Any]) -> list[str]:
+    """Those of the hook's arguments that ``function`` takes. Raises PluginFault where it could not be called with them."""
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        kind = "yields" if inspect.isgeneratorfunction(function) else "is async"
+        raise PluginFault(f"{hook} {kind}: a hook is a plain function that returns its answer; it runs in a thread and may block")
+    known = list(inspect.signature(getattr(HookSpecs, hook)).parameters)[1:]
+    taken = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in known and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            taken.append(name)
+        elif parameter.default is parameter.empty:
+            shown = str(parameter).partition(":")[0] + (", /" if parameter.kind is parameter.POSITIONAL_ONLY else "")
+            raise PluginFault(f"{hook} takes {', '.join(known) or 'nothing'}; it has no argument {shown!r}" + did_you_mean(name, known))
+    return taken
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches
+
+    return "".join(f", did you mean {near}?" for near in get_close_matches(word, known, 1))
+
+
+def described(error: BaseException, file: str) -> str:
+    """One line: what went wrong, and the line of ``file`` where; no path."""
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+    if isinstance(error, SyntaxError) and error.filename:
+        places, text = [(error.filename, error.lineno)], error.msg
+    return f"{type(error).__name__}: {text}".removesuffix(": ") + (f" ({Path(places[-1][0]).name}:{places[-1][1]})" if places else "")
+
+
+@contextlib.contextmanager
+def silenced(name: str) -> Iterator[None]:
+    """While a plugin is imported what it prints goes to standard error, and what it puts in the place of our streams is taken back."""
+    with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(sys.stderr):
+        before = sys.stdout, sys.stderr
+        yield
+        replaced = before != (sys.stdout, sys.stderr)
+    if replaced:
+        log.warning("plugin %s: it replaces sys.stdout or sys.stderr when it is imported, which was undone", name)
+
+
+def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
+    """The built-in plugins, and unless --no-plugins those beside this module, of --plugins and of entry points.
+
+    Faulty ones are logged and left out; when ``strict`` they raise StartError.
+    """
     hooks = Hooks(built_in_plugins(settings))
-    if settings.no_plugins:
-        return hooks
-    for folder in settings.plugins:
-        if not folder.is_dir():
-            raise StartError(f"--plugins: {folder} is not a folder")
-    hooks.load([(folder, False) for folder in bundled_folder("plugins")] + [(folder, True) for folder in settings.plugins])
+    if not settings.no_plugins:
+        hooks.load([(folder, False) for folder in bundled_folder("plugins")] + [(folder, True) for folder in settings.plugins])
+    if strict and hooks.faults():
+        raise StartError("; ".join(hooks.faults()))
+    for fault in hooks.faults():
+        log.warning("%s", fault)
     return hooks
 
 
@@ -1551,7 +1623,10 @@ def bundled_folder(name: Literal["plugins", "schemas"]) -> list[Path]:
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]
+    try:
+        return " ".join(str(error).split())[:500]
+    except Exception as worse:  # the message of somebody's own class of errors
+        return f"its message cannot be had ({type(worse).__name__})"
 
 
 # ======================================================================================================
@@ -1943,6 +2018,7 @@ def routes() -> list[Route]:
         Route("DELETE", "/api/cache/context/{issue_id}", ClearCache),
         Route("DELETE", "/api/cache/all", ClearWholeCache),
         Route("POST", "/api/auth/refresh", RefreshToken),
+        Route("GET", "/api/plugins", GetPlugins),
         Route("GET", "/health", GetHealth),
         Route("GET", "/status", GetStatus),
     ]
@@ -2977,6 +3053,20 @@ class GetHealth(Endpoint):
         if health.status != "healthy":
             self.set_status(503)
         return health
+
+
+class PluginList(Struct):
+    plugins: list[LoadedPlugin]
+
+
+class GetPlugins(Endpoint):
+    """The plugins of this service: which are in use, which are not and why, and what went wrong last in each."""
+
+    permission = SPAWN
+    answers = {200: PluginList}
+
+    async def respond(self) -> PluginList:
+        return PluginList(self.sidecar.hooks.loaded)
 
 
 class GetStatus(Endpoint):
@@ -7864,7 +7954,7 @@ def arg(*names: str, **keywords: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
 def command_serve(options: argparse.Namespace) -> int:
     settings = settings_from(options)
     set_up_logging(settings)
-    hooks = load_hooks(settings)
+    hooks = load_hooks(settings, strict=True)
     raise_open_file_limit()
     sys.setswitchinterval(0.001)  # worker threads hand the interpreter back to the loop after 1 ms instead of 5
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -8118,10 +8208,30 @@ def command_agent_types(options: argparse.Namespace) -> int:
 
 
 def command_plugins(options: argparse.Namespace) -> int:
-    hooks = load_hooks(settings_from(options))
-    found = sorted(hooks.loaded, key=lambda plugin: (plugin.source, plugin.name))
-    rows = [{"plugin": item.name, "source": item.source, "hooks": " ".join(item.hooks), "problem": item.problem} for item in found]
-    return show(options, {"plugins": rows}, "plugins")
+    """What the running service says of its plugins; where none runs, or options name others, what would be loaded."""
+    found, whose = loaded_plugins(options)
+    rows = [
+        {"plugin": item.name, "source": item.source, "hooks": " ".join(item.hooks), "problem": item.problem or item.failure}
+        for item in sorted(found, key=lambda plugin: (plugin.source, plugin.name))
+    ]
+    show(options, {"of": whose, "plugins": rows}, "plugins")
+    if options.format == "table":
+        print(f"(the plugins {whose})")
+    return GOOD
+
+
+def loaded_plugins(options: argparse.Namespace) -> tuple[list[LoadedPlugin], str]:
+    """(plugins, whose they are)."""
+    if not {"plugins", "no_plugins"} & vars(options).keys():
+        try:
+            client = Client(options)
+            answer = client.call("GET", "/api/plugins")
+            return msgspec.convert(answer, PluginList).plugins, f"of the service that runs on {client.url}"
+        except NotReachable:
+            if getattr(options, "url", None):
+                raise
+    logging.getLogger("cco").setLevel(logging.ERROR)  # what cannot be loaded is in the list
+    return load_hooks(settings_from(options)).loaded, "that the next start would load"
 
 
 COMMANDS = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stragglers, make_repository, until
 
-from cco_sidecar import Hooks, HookSpecs, ResultFact, StartError
+from cco_sidecar import Hooks, HookSpecs, ResultFact
 
 PLUGINS = {
     "wizardry": """
@@ -450,7 +452,8 @@ def test_plugins_that_raise_or_answer_nonsense_are_logged_and_the_service_is_hea
 
 def test_a_plugin_that_cannot_be_loaded_is_named_and_skipped(plugged: Service) -> None:
     banner = until(lambda: plugged.log if "Stop:" in plugged.log else "")
-    assert "Skipped:  x_broken (SyntaxError" in banner and "Skipped:  x_exits (SystemExit: 3)" in banner
+    assert "Skipped:  x_broken (SyntaxError: invalid syntax (x_broken.py:3))" in banner
+    assert "Skipped:  x_exits (SystemExit: 3 (x_exits.py:3))" in banner
     listed = run("plugins", "--plugins", str(plugged.arguments[1]), "--format", "json", cwd=plugged.root)
     rows = {row["plugin"]: row for row in json.loads(listed.stdout)["plugins"]}
     assert set(rows) >= {*PLUGINS, "house_rules", "built-in:RoutingRules"}
@@ -461,20 +464,250 @@ def test_a_plugin_that_cannot_be_loaded_is_named_and_skipped(plugged: Service) -
     }  # fmt: skip
 
 
+HOOK_IS_PLAIN = "a hook is a plain function that returns its answer; it runs in a thread and may block"
+FAULTS = {
+    "def context_sektion(request): pass": "there is no hook 'context_sektion', did you mean context_section?",
+    "def on_result_stored(result): pass": "there is no hook 'on_result_stored', did you mean result_stored?",
+    "def xyz(): pass": "there is no hook 'xyz'",
+    "def context_section(req): pass": "context_section takes request; it has no argument 'req', did you mean request?",
+    "def startup(inpho): pass": "startup takes info; it has no argument 'inpho', did you mean info?",
+    "def next_agents(result, proposal: list): pass":
+        "next_agents takes result, proposals, history, language, submission; it has no argument 'proposal', did you mean proposals?",
+    "def register_routes(application): pass": "register_routes takes nothing; it has no argument 'application'",
+    "def startup(**facts): pass": "startup takes info; it has no argument '**facts'",
+    "def startup(*facts): pass": "startup takes info; it has no argument '*facts'",
+    "def startup(*, context): pass": "startup takes info; it has no argument 'context'",
+    "def startup(info, /): pass": "startup takes info; it has no argument 'info, /', did you mean info?",
+    "async def startup(info): pass": f"startup is async: {HOOK_IS_PLAIN}",
+    "async def next_agents(proposals): yield 1": f"next_agents is async: {HOOK_IS_PLAIN}",
+    "def result_stored(result): yield": f"result_stored yields: {HOOK_IS_PLAIN}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", FAULTS)
+def test_an_author_hears_what_is_wrong_with_a_hook_and_nothing_of_the_plugin_is_used(tmp_path: Path, code: str) -> None:
+    good = "@hookimpl\ndef shutdown(info):\n    return 1\n"
+    hooks = hooks_of(tmp_path, faulty=f"{good}@hookimpl\n{code}", other=good)
+    assert hooks.faults() == [f"plugin faulty: {FAULTS[code]}"]
+    assert list(hooks.ask("shutdown", info=None)) == [("other", 1)]
+
+
 @pytest.mark.parametrize(
-    ("code", "named"), [("@hookimpl\ndef context_sektion(request): pass", "context_sektion"), ("@hookimpl\ndef startup(inpho): pass", "inpho")]
+    "code",
+    [
+        "def next_agents(proposals, _seen=[]):\n    return [proposals]",
+        "def next_agents(*, proposals, language='none'):\n    return [proposals, language]",
+        "def next_agents(proposals=None, result=None):\n    return [proposals, result]",
+        "def anything(proposals):\n    return [proposals]\nanything = hookimpl(specname='next_agents')(anything)",
+    ],
 )
-def test_a_hook_or_argument_that_does_not_exist_stops_the_start_with_one_line(repository: Path, tmp_path: Path, code: str, named: str) -> None:
-    plugins = write_plugins(tmp_path / "plugins", {"misspelt": code})
+def test_a_hook_gets_what_it_names_however_it_takes_it(tmp_path: Path, code: str) -> None:
+    hooks = hooks_of(tmp_path, good=f"{'' if 'specname' in code else '@hookimpl'}\n{code}")
+    assert hooks.faults() == []
+    answer = next(hooks.ask("next_agents", result="R", proposals="P", history=[], language="L", submission={}))[1]
+    assert answer in (["P"], ["P", "L"], ["P", "R"])
+
+
+@pytest.mark.parametrize("code", [next(iter(FAULTS)), "def context_section(req): pass", "async def startup(info): pass"])
+def test_a_faulty_plugin_stops_the_start_with_one_line(repository: Path, tmp_path: Path, code: str) -> None:
+    plugins = write_plugins(tmp_path / "plugins", {"faulty": f"@hookimpl\n{code}"})
     ended = run("--plugins", str(plugins), "--storage", str(tmp_path / "storage"), cwd=repository)
-    assert ended.returncode == 2 and ended.stdout == ""
-    assert ended.stderr.count("\n") == 1 and named in ended.stderr, ended.stderr
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"cco: plugin faulty: {FAULTS[code]}\n")
     assert not (tmp_path / "storage").exists()
 
 
-def test_a_folder_of_plugins_that_is_not_there_stops_the_start(repository: Path) -> None:
-    ended = run("--plugins", "nowhere", cwd=repository)
-    assert ended.returncode == 2 and "nowhere is not a folder" in ended.stderr and ended.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("nowhere", "--plugins {}/nowhere is not a folder"),
+        ("misspelt", "there is no hook 'startupp', did you mean startup?"),
+        ("argument", "startup takes info; it has no argument 'x'"),
+    ],
+)
+def test_a_faulty_plugin_in_the_settings_stops_no_command_but_the_start(
+    tmp_path: Path, repository: Path, make_service: Callable[..., Service], setting: str, problem: str
+) -> None:
+    write_plugins(tmp_path / "misspelt", {"misspelt": "@hookimpl\ndef startupp(info): pass"})
+    write_plugins(tmp_path / "argument", {"argument": "@hookimpl\ndef startup(x): pass"})
+    service = make_service()
+    (repository / "cco.toml").write_text(f'plugins = ["{tmp_path / setting}"]\nstorage = "{service.storage}"\nproject = "{PROJECT}"\n')
+    problem = problem.format(tmp_path)
+    for words in (["results", "list"], ["status"], ["token", "--type", "qa-engineer"], ["agent", "types"], ["plugins"], ["--help"], ["health"]):
+        ended = run(*words, cwd=repository)
+        warned = ["", f"plugin {setting}: {problem}\n"]
+        assert ended.returncode == 0 and ended.stdout and ended.stderr in warned, (words, ended.stderr)
+        if words[0] == "token":
+            assert service.client().request("GET", "/status", headers={"Authorization": f"Bearer {ended.stdout.strip()}"}).ok
+    assert problem not in run("plugins", cwd=repository).stdout  # of the service that runs
+    assert service.stop() == 0
+    listed = run("plugins", cwd=repository)
+    assert (listed.returncode, listed.stderr) == (0, "") and problem in listed.stdout
+    started = run(cwd=repository)
+    assert (started.returncode, started.stderr) == (2, f"cco: plugin {setting}: {problem}\n")
+
+
+def unloadable(folder: Path) -> dict[str, str]:
+    """Writes files that are no plugins; what is said of each."""
+    folder.mkdir()
+    texts = {
+        "exits": "import sys\nsys.exit('enough')",
+        "exits_well": "raise SystemExit",
+        "broken": "x = 1\n\ndef f(:\n",
+        "indented": "if True:\nx = 1\n",
+        "raises": "def deep():\n    raise KeyError('a\\nb')\ndeep()\n",
+        "lacking": "import a_package_that_nobody_has\n",
+        "needy": "raise ImportError('it needs a compiler')\n",
+        "reads": "open('/nowhere/at/all')\n",
+        "mute": "class Bad(Exception):\n    def __str__(self):\n        raise ValueError('x')\nraise Bad",
+        "leaves": "raise GeneratorExit",
+        "unmarked": "def startup(info):\n    return 1\n",
+        "empty": "",
+    }
+    for name, text in texts.items():
+        (folder / f"{name}.py").write_text(text)
+    (folder / "nul.py").write_bytes(b"x = 1\n\0\n")
+    (folder / "latin.py").write_bytes("x = 'h\u00e9'\n".encode("latin-1"))
+    (folder / "folder.py").mkdir()
+    (folder / "gone.py").symlink_to(folder / "nowhere")
+    os.mkfifo(folder / "pipe.py")
+    no_hook = "it has no hook: @hookimpl marks them; the name of a file that only helps begins with _"
+    return {
+        "exits": "SystemExit: enough (exits.py:2)", "exits_well": "SystemExit (exits_well.py:1)",
+        "broken": "SyntaxError: invalid syntax (broken.py:3)",
+        "indented": "IndentationError: expected an indented block after 'if' statement on line 1 (indented.py:2)",
+        "raises": "KeyError: 'a\\nb' (raises.py:2)", "lacking": "ModuleNotFoundError: No module named 'a_package_that_nobody_has' (lacking.py:1)",
+        "needy": "it needs a compiler", "reads": "FileNotFoundError: No such file or directory (reads.py:1)",
+        "mute": "Bad: its message cannot be had (ValueError) (mute.py:4)", "leaves": "GeneratorExit (leaves.py:1)",
+        "unmarked": no_hook, "empty": no_hook,
+        "nul": "source code string cannot contain null bytes", "latin": "codec can't decode byte 0xe9",
+        "folder": "it is no file", "gone": "it is no file", "pipe": "it is no file",
+    }  # fmt: skip
+
+
+def test_what_cannot_be_loaded_is_one_line_without_a_path_and_the_others_are_in_use(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "cco")
+    wanted = unloadable(tmp_path / "plugins")
+    (tmp_path / "plugins" / "_helper.py").write_text("raise SystemExit('never imported')")
+    (tmp_path / "plugins" / "zz_good.py").write_text("from cco_sidecar import hookimpl\n@hookimpl\ndef startup(info):\n    return info")
+    hooks = Hooks([])
+    hooks.load([(tmp_path / "plugins", True)])
+    said = {plugin.name: plugin.problem for plugin in hooks.loaded}
+    assert {name: said[name] for name, problem in wanted.items() if problem not in str(said[name])} == {}
+    assert said["zz_good"] is None and "_helper" not in said and hooks.faults() == []
+    assert [text for text in [*map(str, said.values()), *caplog.messages] if "\n" in text or str(tmp_path) in text] == []
+    assert list(hooks.ask("startup", info=1)) == [("zz_good", 1)]
+
+
+def test_in_the_folder_beside_the_module_only_files_that_speak_of_us_are_looked_at(tmp_path: Path) -> None:
+    unloadable(tmp_path / "plugins")
+    (tmp_path / "plugins" / "ours.py").write_text("import cco_sidecar\n")
+    hooks = Hooks([])
+    hooks.load([(tmp_path / "plugins", False)])
+    assert [(plugin.name, str(plugin.problem)[:14]) for plugin in hooks.loaded] == [("ours", "it has no hook")]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print('hello')",
+        "import io, sys\nsys.stdout = sys.stderr = io.StringIO()",
+        "import sys\nsys.stdout = None",
+        "import sys\nsys.stdout.write('x' * 100_000)\nsys.exit(0)",
+    ],
+)
+def test_what_a_plugin_does_to_standard_output_when_it_is_imported_reaches_nobody(repository: Path, tmp_path: Path, code: str) -> None:
+    plugins = write_plugins(tmp_path / "plugins", {"noisy": f"{code}\n@hookimpl\ndef startup(info): pass"})
+    words = ["--plugins", str(plugins), "--storage", str(tmp_path / "storage")]
+    assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\n", run("token", "--type", "qa-engineer", *words, cwd=repository).stdout)
+    listed = run("plugins", "--format", "json", *words, cwd=repository)
+    row = next(row for row in json.loads(listed.stdout)["plugins"] if row["plugin"] == "noisy")
+    assert row["hooks"] == ("" if "exit" in code else "startup")
+
+
+FAILING = """
+    def deeper(info):
+        return {}[info]
+
+    @hookimpl
+    def startup(info):
+        import json
+        if info == 1:
+            json.loads("no")
+        return deeper(info)
+
+    @hookimpl
+    def permission_policy(claims):
+        raise SystemExit(5)
+"""
+
+
+def test_a_failing_hook_is_logged_with_its_own_line_and_the_traceback_at_debug(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hooks = hooks_of(tmp_path, failing=FAILING)
+    caplog.set_level("DEBUG", "cco")
+    for number in (1, 2):
+        assert list(hooks.ask("startup", info=number)) == []
+    assert hooks.refusal(claims=None, permission=None, method="GET", path="/")
+    lines = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [record.getMessage() for record in lines] == [
+        "plugin failing: startup: JSONDecodeError: Expecting value: line 1 column 1 (char 0) (failing.py:11)",
+        "plugin failing: startup: KeyError: 2 (failing.py:5)",
+        "plugin failing: permission_policy: RuntimeError: SystemExit (failing.py:16)",
+    ]
+    assert not any(record.exc_info for record in lines)
+    assert [record.exc_info is not None for record in caplog.records if record.levelname == "DEBUG"] == [True] * 3
+    assert [(plugin.failures, plugin.failure) for plugin in hooks.loaded] == [(3, lines[-1].getMessage().removeprefix("plugin failing: "))]
+
+
+def test_plugins_shows_what_the_running_service_loaded_and_what_failed_there(
+    tmp_path: Path, repository: Path, make_service: Callable[..., Service]
+) -> None:
+    code = "@hookimpl\ndef register_agent_types():\n    raise ValueError('out of types')"
+    folder = write_plugins(tmp_path / "plugins", {"good": PLUGINS["routing"], "failing": code, "broken": "def ("})
+    service = make_service("--plugins", str(folder))
+    (folder / "good.py").unlink()
+    write_plugins(tmp_path / "later", {"later": PLUGINS["routing"]})
+    where = ["--storage", str(service.storage), "--project", PROJECT]
+
+    def rows(*words: str) -> tuple[str, dict[str, Any]]:
+        listed = run("plugins", *where, *words, "--format", "json", cwd=repository)
+        assert (listed.returncode, listed.stderr) == (0, "")
+        answer = json.loads(listed.stdout)
+        return answer["of"], {row["plugin"]: row["problem"] for row in answer["plugins"]}
+
+    whose, found = rows()
+    assert whose == f"of the service that runs on {service.url}"
+    assert found["good"] is None and found["http2"] is None and "later" not in found
+    assert found["failing"] == "register_agent_types: ValueError: out of types (failing.py:5)"
+    assert found["broken"] == "SyntaxError: invalid syntax (broken.py:3)"
+    assert run("plugins", *where, cwd=repository).stdout.endswith(f"\n(the plugins of the service that runs on {service.url})\n")
+    whose, found = rows("--plugins", str(tmp_path / "later"))
+    assert whose == "that the next start would load" and "later" in found and "good" not in found
+    assert set(rows("--no-plugins")[1]) == {name for name in found if name.startswith("built-in:")}
+
+    for kind, status in {"chief-architect": 200, "python-specialist": 403, "documentation-expert": 403}.items():
+        assert service.client(kind, permissions=None if status == 200 else ["read_context"]).get("/api/plugins").status_code in (status, 401)
+    assert service.client("documentation-expert").get("/api/plugins").json()["code"] == "AUTH_003"
+    service.kill()
+    whose, found = rows()
+    assert whose == "that the next start would load" and "failing" not in found
+    refused = run("plugins", "--url", service.url, cwd=repository)
+    assert refused.returncode == 3 and refused.stdout == ""
+
+
+def test_the_example_of_the_readme_is_a_plugin_that_does_what_is_said(tmp_path: Path, repository: Path, make_service: Callable[..., Service]) -> None:
+    chapter = (ROOT / "README.md").read_text().partition("\n## Hooks\n")[2].partition("\n## ")[0]
+    [code] = re.findall(r"```python\n(.*?)```", chapter, re.S)
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "example.py").write_text(code)
+    client = make_service("--plugins", str(tmp_path / "plugins")).client()
+    assert "security-auditor" in str(client.store(issue="code-1")["next_agents"])
+    assert "security-auditor" not in str(client.store(issue="docs-1")["next_agents"])
+    assert client.get("/api/context/code-1/python-specialist").json()["context"]["release"] == {"frozen": True, "branch": "main"}
+
+
+def test_the_chapter_of_the_readme_names_every_hook() -> None:
+    chapter = (ROOT / "README.md").read_text().partition("\n## Hooks\n")[2].partition("\n## ")[0]
+    assert {name for name in EXERCISED if f"`{name}`" not in chapter} == set()
 
 
 def test_of_two_plugins_with_one_name_the_second_is_named_and_skipped(tmp_path: Path) -> None:
@@ -483,7 +716,7 @@ def test_of_two_plugins_with_one_name_the_second_is_named_and_skipped(tmp_path: 
     second = write_plugins(tmp_path / "second", {"twin": "@hookimpl\ndef startup(info):\n    return 'second'"})
     hooks.load([(first, True), (second, True)])
     assert list(hooks.ask("startup", info=None)) == [("twin", "first")]
-    assert [bool(plugin.problem) for plugin in hooks.loaded] == [False, True]
+    assert [plugin.problem for plugin in hooks.loaded] == [None, "another plugin has this name"]
 
 
 HANGING = """
@@ -603,9 +836,7 @@ def test_every_bundled_plugin_loads_and_is_named_in_a_test() -> None:
 
 
 def test_hooks_that_fail_to_load_leave_no_half_module_behind(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match="nonexistent"):
-        hooks_of(tmp_path, bad="@hookimpl\ndef nonexistent(): pass")
     hooks = Hooks([])
     hooks.load([(write_plugins(tmp_path / "more", {"half": "value = 1\nraise ValueError('half way')"}), True)])
     assert "cco_sidecar_plugins.half" not in sys.modules
-    assert [plugin.problem for plugin in hooks.loaded] == ["ValueError: half way"]
+    assert [plugin.problem for plugin in hooks.loaded] == ["ValueError: half way (half.py:4)"]

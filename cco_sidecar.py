@@ -847,6 +847,9 @@ class PreviousOutput(Struct):
     result_id: str
 
 
+TASK_MATCHED = "Whether any word of the task occurs; false: the files are in the order without a task. Null: no task."
+
+
 class ProjectMetadata(Struct):
     """What the project's manifests and report files say; null where they say nothing."""
 
@@ -860,6 +863,7 @@ class ProjectMetadata(Struct):
     security_scan_status: str | None
     redactions: int
     index: Literal["ready", "building"]
+    task_matched: Annotated[bool | None, Meta(description=TASK_MATCHED)]
 
 
 class ContextSections(Struct):
@@ -1084,10 +1088,7 @@ class FileFact(Struct, frozen=True):
 
 
 class RankRequest(Struct, frozen=True, kw_only=True):
-    """What a ranking is made from. ``changed`` are uncommitted paths, ``outputs`` earlier results, newest last.
-
-    ``brief``: a better ranking's index is being made, so answer from what is at hand and leave it the machine.
-    """
+    """What a ranking is made from. ``changed`` are uncommitted paths, ``outputs`` earlier results, newest last."""
 
     root: str
     index_folder: str
@@ -1098,16 +1099,19 @@ class RankRequest(Struct, frozen=True, kw_only=True):
     changed: list[str]
     outputs: list[dict[str, Any]]
     head: str | None
-    brief: bool = False
 
 
 class RankedFile(Struct, frozen=True):
-    """A file with its score (higher is more relevant), why, and (first line, score) of its best 50-line chunks."""
+    """A file with its score (higher is more relevant), why, and (first line, score) of its best 50-line chunks.
+
+    ``matched``: the task speaks for it. Where no word of the task occurs none is, and the order is that without one.
+    """
 
     path: str
     score: float
     reasons: list[str] = []
     chunks: list[tuple[int, float]] = []
+    matched: bool = True
 
 
 class ContextRequest(Struct, frozen=True, kw_only=True):
@@ -4739,6 +4743,12 @@ class ProjectState(Struct, frozen=True, dict=True):
     digest: str | None
 
     @functools.cached_property
+    def given(self) -> list[FileFact]:
+        """The files that contexts may hold: all that are not the service's own."""
+        own = own_files(self.root, self.files)
+        return [file for file in self.files if file.path not in own]
+
+    @functools.cached_property
     def names(self) -> list[str]:
         """The files' paths as JSON can carry them."""
         return [clean_text(file.path) for file in self.files]
@@ -4815,6 +4825,8 @@ class Contexts:
     def start(self) -> None:
         msgspec.json.Decoder(ContextSections)  # msgspec 0.22 crashes where two threads are the first to use a type: so nobody else is
         self._index_folder.mkdir(mode=0o700, exist_ok=True)
+        for former in self._index_folder.glob("text.db*"):  # the index of earlier versions
+            former.unlink(missing_ok=True)
         self._loop = asyncio.get_running_loop()
         self._starting = [asyncio.ensure_future(self._warm())]
         if not self._settings.no_watch:
@@ -4951,10 +4963,12 @@ class Contexts:
         for name, function, arguments in self._hooks.implementations("rank_files"):
             answer = self._hooks.ask_one("rank_files", name, function, arguments, {"request": request})
             if isinstance(answer, list) and all(isinstance(item, RankedFile) for item in answer):
-                return answer
+                if not request.task or any(item.matched for item in answer):
+                    return answer
+                why = "no word of the task occurs"
+                return [msgspec.structs.replace(item, reasons=[why, *item.reasons]) for item in answer]
             if answer is not None:
                 log.warning("plugin %s: rank_files: did not return a list of RankedFile", name)
-            request = msgspec.structs.replace(request, brief=self._index_building())
         return []
 
     def _index_building(self) -> bool:
@@ -5032,7 +5046,7 @@ def names_etag(header: str, etag: str) -> bool:
 def rank_request(request: ContextRequest) -> RankRequest:
     project = request.project
     return RankRequest(
-        root=project.root, index_folder=request.index_folder, files=project.files, agent_type=request.agent_type,
+        root=project.root, index_folder=request.index_folder, files=project.given, agent_type=request.agent_type,
         category=request.category, task=request.task, changed=[change.path for change in project.git.uncommitted_changes],
         outputs=request.outputs, head=project.head,
     )  # fmt: skip
@@ -5059,6 +5073,8 @@ def fit_context(issue_id: str, agent_type: str, sections: Sections, max_bytes: i
     then the least relevant go. Raises CTX_002. Leaves what it chose in ``sections``.
     """
     found, sections["relevant_files"] = sections["relevant_files"], []
+    matched = [file.pop("matched", True) for file in found]
+    sections["metadata"]["task_matched"] = any(matched) if task else None
     files = found[:max_files]
     for file in found[max_files:]:
         file.pop("chunks", None)
@@ -5226,9 +5242,8 @@ def score_chunks(content: str, task: str) -> list[tuple[int, float]]:
     """(first line, score) of a text's 50-line chunks by the task's words that they hold, the rare ones more; for rankings that give none."""
     lines = content.split("\n")
     blocks = [(first + 1, "\n".join(lines[first : first + CHUNK_LINES]).lower()) for first in range(0, len(lines), CHUNK_LINES)]
-    words = {word for word in re.findall(r"[^\W_]{3,}", split_identifiers(task)) if word not in STOP_WORDS}
     scores = dict.fromkeys((first for first, _ in blocks), 0.0)
-    for word in words:
+    for word in task_words(task, WordRanking.WORDS):
         holding = [(first, text.count(word)) for first, text in blocks if word in text]
         for first, count in holding:
             scores[first] += math.log(1 + len(blocks) / len(holding)) * count / (count + 1)
@@ -5743,10 +5758,16 @@ def language_of(path: str) -> str:
     return LANGUAGES.get(name) or LANGUAGES.get(os.path.splitext(name)[1]) or "unknown"
 
 
+FOREIGN_FOLDERS = frozenset({"vendor", "node_modules", "third_party"})
+MADE_NAME = re.compile(r"(\.min\.(js|css)|-lock\.(json|yaml)|\.lock|\.map|\.snap)$")
+
+
 @functools.lru_cache(100_000)
 def kind_of(path: str) -> str:
-    """source, test, docs, config or other, by a file's path alone."""
+    """source, test, docs, config or other (vendored, locked and minified files too), by a file's path alone."""
     *folders, name = path.lower().split("/")
+    if MADE_NAME.search(name) or not FOREIGN_FOLDERS.isdisjoint(folders):
+        return "other"
     language = language_of(path)
     if language == "unknown":
         return "docs" if name in ("readme", "license", "changelog", "authors") else "other"
@@ -5767,6 +5788,31 @@ def is_secret(path: str) -> bool:
     if not SECRET_FOLDERS.isdisjoint(folders):
         return not NOT_SECRET_NAME.match(name)
     return bool(SECRET_NAME.match(name)) and not NOT_SECRET_NAME.match(name)
+
+
+OWN_FIRST_LINE = '"""Orchestration sidecar: one service that lets a team of coding agents work on one repository.'
+
+
+def own_files(root: str, files: list[FileFact]) -> set[str]:
+    """Those of ``files`` that are the service's and not the project's. Blocks.
+
+    They are this module and its copies under any name (told by their first lines), and in the folder ``plugins/`` beside
+    each of these what the service takes for its plugins. (The storage cannot lie here.) In the checkout of the sidecar
+    itself, where the root's pyproject.toml names the project cco-sidecar, these are the project's.
+    """
+
+    def holds(path: str, text: str, limit: int) -> bool:
+        found = read_text_file(root, path, limit)
+        return found is not None and text in found[0]
+
+    if parsed(Path(root, "pyproject.toml"), lambda text: tomllib.loads(text)["project"]["name"]) == "cco-sidecar":
+        return set()
+    this = os.path.realpath(__file__).removeprefix(os.path.join(root, ""))
+    large = (file.path for file in files if file.size > 50_000)
+    modules = {path for path in large if path == this or holds(path, OWN_FIRST_LINE, 2_000)}
+    folders = tuple(f"{path[: path.rfind('/') + 1]}plugins/" for path in modules)
+    beside = (file.path for file in files if file.path.startswith(folders))
+    return modules | {path for path in beside if holds(path, "cco_sidecar", MB)}
 
 
 def redact(content: str) -> tuple[str, int]:
@@ -7162,7 +7208,7 @@ def percentile(ordered: list[float], share: float) -> float:
 def built_in_plugins(settings: Settings) -> list[object]:
     return [
         BuiltInAgentTypes(), StructureSection(), FilesSection(), GitSection(), OutputsSection(), MetadataSection(),
-        TextRanking(), RoutingRules(), AgentCommands(settings),
+        WordRanking(), RoutingRules(), AgentCommands(settings),
     ]  # fmt: skip
 
 
@@ -7181,9 +7227,10 @@ class StructureSection:
 
 
 class FileChoice(RelevantFile):
-    """A file before it is known whether it fits: with (first line, score) of its best chunks."""
+    """A file before it is known whether it fits, with what RankedFile says of it."""
 
     chunks: list[tuple[int, float]] = []
+    matched: bool = True
 
 
 class FilesSection:
@@ -7194,7 +7241,7 @@ class FilesSection:
     @hookimpl
     def context_section(self, request: ContextRequest) -> Sections:
         ranked = request.rank(rank_request(request))
-        known = {file.path for file in request.project.files}
+        known = {file.path for file in request.project.given}
         chosen: list[FileChoice] = []
         left = 1.25 * request.max_bytes  # more than fits: what is too large for the rest of the room is passed over later
         for item in ranked:
@@ -7219,7 +7266,7 @@ class FilesSection:
             chunks = score_chunks(content, request.task)
         return FileChoice(
             clean_text(item.path), content, iso(facts.st_mtime), facts.st_size, language_of(item.path), checksum(content),
-            round(item.score, 4), item.reasons, cut, redactions, chunks=chunks,
+            round(item.score, 4), item.reasons, cut, redactions, chunks=chunks, matched=item.matched,
         )  # fmt: skip
 
 
@@ -7239,7 +7286,8 @@ class MetadataSection:
     @hookimpl(trylast=True)
     def context_section(self, request: ContextRequest) -> Sections:
         root = Path(request.project.root)
-        names = [file.path for file in request.project.files]
+        files = request.project.given
+        names = [file.path for file in files]
         versions = read_dependencies(root)
         build_status, build_time = read_build(root)
         return {
@@ -7249,13 +7297,14 @@ class MetadataSection:
                 dependency_versions=versions,
                 python_version=read_python_version(root),
                 test_coverage=read_coverage(
-                    root, max((file.mtime_ns for file in request.project.files if kind_of(file.path) in ("source", "test")), default=0)
+                    root, max((file.mtime_ns for file in files if kind_of(file.path) in ("source", "test")), default=0)
                 ),
                 last_build_status=build_status,
                 last_build_time=build_time,
                 security_scan_status=read_security_scan(root),
-                redactions=0,  # this and the next are filled in when the context is put together
+                redactions=0,  # this and the next two are filled in when the context is put together
                 index="ready",
+                task_matched=None,
             )
         }
 
@@ -7475,53 +7524,79 @@ def read_security_scan(root: Path) -> str | None:
     return None if findings is None else "failed" if findings else "passed"
 
 
-# -- relevance: full text search over split identifiers, the agent's kinds of file first
+# -- relevance: the task's words in names and texts, the agent's kinds of file first
 
 
-class TextRanking:
-    """Ranks by BM25 over words and split identifiers, weighted by what kind of file the agent's category wants."""
+class WordRanking:
+    """Ranks by the task's words in a file's path and text, the rare ones more (BM25), and by the agent's kinds of file.
 
-    def __init__(self) -> None:
-        self._indexes: dict[str, TextIndex] = {}
+    Every file is ranked: those without a word of the task come last, in the order without a task. Each request scans
+    the texts anew, so there is nothing to keep fresh. Only listed files are read, never a secret one or through a link.
+    (`git grep`, once a word, takes several times as long and reads what is to be left alone.)
+    """
+
+    WORDS, WORK = 48, 1_500_000_000  # words of a task; bytes times words that are scanned, in about a second
+    MAX_FILE = 400_000  # what is longer is data
 
     @hookimpl(trylast=True)
     def rank_files(self, request: RankRequest) -> list[RankedFile]:
         weights = KIND_WEIGHTS[request.category]
-        scores = self._matches(request) if request.task else {}
-        named = named_files([file.path for file in request.files], request.task)
+        order = order_without_task(request.files, weights)
+        shares = self._matches(request, order)
+        best = max((sum(share for share, _ in found) for found in shares.values()), default=1.0)
+        named = named_files(list(order), request.task)
+        matched = shares.keys() | named
         touched = {path for output in request.outputs for path in output.get("files_affected", [])}
-        changed = set(request.changed)
-        newest = max((file.mtime_ns for file in request.files), default=1)
+        for bonus, paths, reason in (
+            (3.0, named, "named in the task"),
+            (0.6, set(request.changed), "uncommitted change"),
+            (0.6, touched, "changed by an earlier agent"),
+        ):
+            for path in order.keys() & paths:
+                shares[path].append((bonus * best, reason))
+        scores = {path: weights[kind_of(path)] * sum(share for share, _ in found) for path, found in shares.items()}
+        least = min(scores.values()) if matched else 1.0  # files without a score stay below it
         ranked = []
-        for file in request.files:
-            score, reasons = scores.get(file.path, 0.0), ["text matches the task"] if file.path in scores else []
-            for bonus, paths, reason in (
-                (3.0, named, "named in the task"), (0.6, changed, "uncommitted change"), (0.6, touched, "changed by an earlier agent"),
-            ):  # fmt: skip
-                if file.path in paths:
-                    score, reasons = score + bonus, [reason, *reasons]
-            if not request.task:  # without words the newest and shallowest come first
-                score += 0.5 * file.mtime_ns / newest + 0.1 / (1 + file.path.count("/"))
-                reasons = reasons or ["recent file of the right kind"]
-            if score > 0:
-                ranked.append(RankedFile(file.path, score * weights[kind_of(file.path)], reasons))
+        for path, place in order.items():
+            why = [reason for _, reason in sorted(shares.get(path, ()), reverse=True)[:4]] or [f"{kind_of(path)} of the project"]
+            ranked.append(RankedFile(path, scores.get(path, 0.0) + least * place, why, matched=path in matched))
         return sorted(ranked, key=lambda item: (-item.score, item.path))
 
-    def _matches(self, request: RankRequest) -> dict[str, float]:
-        """Path and score, 0 to 1, of the files whose text matches. Blocks while the index takes up a little of what changed."""
-        index = self._indexes.setdefault(request.index_folder, TextIndex(Path(request.index_folder) / "text.db"))
-        decisions = " ".join(output.get("decision", "") for output in request.outputs)
-        return index.search(request.root, request.files, f"{request.task}\n{request.task}\n{decisions}", request.brief)
+    def _matches(self, request: RankRequest, order: Iterable[str]) -> dict[str, list[tuple[float, str]]]:
+        """Path, and (share of the score, reason) of each word that the file holds; the first in order are read first."""
+        words = task_words(request.task, self.WORDS)
+        strengths: dict[str, dict[str, float]] = {stem: {} for stem in words}
+        sizes = {file.path: file.size for file in request.files if file.size <= self.MAX_FILE}
+        mean, left = (sum(sizes.values()) + 1) / max(1, len(sizes)), self.WORK // max(1, len(words))
+        for path in order if words else ():
+            left -= sizes.get(path, 0)
+            found = read_text_file(request.root, path, self.MAX_FILE) if path in sizes and left > 0 else None
+            text, name = found[0].lower() if found else "", os.path.splitext(path.lower())[0]
+            for stem, holding in strengths.items():
+                count = text.count(stem)
+                if strength := count / (count + 0.4 + 0.8 * len(text) / mean) + 1.5 * (stem in name):
+                    holding[path] = strength
+        shares = collections.defaultdict[str, list[tuple[float, str]]](list)
+        for stem, holding in strengths.items():
+            rarity = math.log(1 + len(sizes) / (1 + len(holding)))
+            for path, strength in holding.items():
+                shares[path].append((strength * rarity, f"matches {words[stem]}"))
+        return shares
 
-    @hookimpl
-    def index_state(self, index_folder: str) -> dict[str, Any] | None:
-        index = self._indexes.get(index_folder)
-        return {"name": "text", "state": "building" if index.building else "ready"} if index else None
 
-    @hookimpl
-    def shutdown(self) -> None:
-        for index in self._indexes.values():
-            index.close()
+def order_without_task(files: list[FileFact], weights: dict[str, float]) -> dict[str, float]:
+    """Path and score, best first: the agent's kinds of file, manifests, entry documents; the newest and shallowest first."""
+    newest = max((file.mtime_ns for file in files), default=1) or 1
+    scores = {}
+    for file in files:
+        if not is_secret(file.path):
+            weight = max(weights[kind_of(file.path)], 0.88 if file.path.lower() in FIRST_FILES else 0.0)
+            scores[file.path] = weight * (0.5 * file.mtime_ns / newest + 0.1 / (1 + file.path.count("/")))
+    return dict(sorted(scores.items(), key=lambda item: -item[1]))
+
+
+ENTRY_DOCUMENTS = "readme.md readme.rst readme.txt readme contributing.md architecture.md agents.md claude.md".split()
+FIRST_FILES = frozenset(name.lower() for name in (*ENTRY_DOCUMENTS, *dict(TYPE_BY_MANIFEST), *DEPENDENCY_PARSERS))
 
 
 def named_files(paths: list[str], task: str) -> set[str]:
@@ -7548,142 +7623,27 @@ STOP_WORDS = frozenset(
     fix fixed fixes fixing bug issue problem implement implements""".split()
 )
 
-WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*|[^\W_]+")
-SUBWORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
+SUBWORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+ENDINGS = ("ies", "ing", "es", "ed", "s")
 
 
-@functools.lru_cache(100_000)
-def split_identifier(identifier: str) -> str:
-    parts = [part.lower() for part in SUBWORD.findall(identifier)]
-    return " ".join(parts + (["".join(parts)] if len(parts) > 1 else []))
+def task_words(task: str, number: int) -> dict[str, str]:
+    """Stem and word of what a task is about: the words of its beginning, then the most frequent ones."""
+    beginning = task[:200].partition("\n")[0]
+    words = [*content_words(beginning), *dict(collections.Counter(content_words(task)).most_common())]
+    found: dict[str, str] = {}
+    for word in words:
+        found.setdefault(next((word[: -len(end)] for end in ENDINGS if word[4:].endswith(end)), word), word)
+    return dict(itertools.islice(found.items(), number))
 
 
-def split_identifiers(text: str) -> str:
-    """The text's identifiers in lower-case sub-words, compounds also as one word."""
-    return " ".join(map(split_identifier, WORD.findall(text)))
-
-
-class TextIndex:
-    """SQLite FTS5 over the project's text files, kept up to date by size and mtime.
-
-    A search takes up what changed for SLICE seconds; more than that is left to a thread, and until it is through,
-    ``building`` says that not everything was searched. A damaged index is thrown away and made anew.
-    """
-
-    MAX_FILE = 400_000
-    SLICE = 0.5
-    BATCH = 40  # files a transaction, so that a search never waits long
-    SCHEMA = """
-    create table if not exists file (id integer primary key, path text not null unique, size integer not null, mtime_ns integer not null);
-    create virtual table if not exists text using fts5 (path, body, tokenize = 'porter unicode61');
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._finisher: threading.Thread | None = None
-        self._closed = False
-        self.building = False
-
-    def close(self) -> None:
-        """Stop taking up files. What is missing is taken up when it is next asked for."""
-        self._closed = True
-        if self._finisher is not None:
-            self._finisher.join()
-
-    def search(self, root: str, files: list[FileFact], task: str, brief: bool = False) -> dict[str, float]:
-        """Path and score, 1 for the best, of the files that hold words of ``task``; ``brief``: nothing goes on afterwards. Blocks."""
-        terms = [term for term in dict.fromkeys(split_identifiers(task).split()) if term not in STOP_WORDS][:64]
-        with self._lock:
-            try:
-                return self._search(root, files, terms, brief)
-            except sqlite3.DatabaseError as error:
-                log.warning("the text index is made anew: %s", one_line(error))
-                for suffix in ("", "-wal", "-shm", "-journal"):
-                    Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-                return self._search(root, files, terms, brief)
-
-    def _search(self, root: str, files: list[FileFact], terms: list[str], brief: bool) -> dict[str, float]:
-        with self._open() as database:
-            if not self.building:
-                rest = self._take_up(database, root, self._stale(database, files), time.monotonic() + self.SLICE)
-                if rest and not brief and not self._closed:
-                    self.building = True
-                    self._finisher = threading.Thread(target=self._finish, args=(root, rest), name="text-index", daemon=True)
-                    self._finisher.start()
-            if not terms:
-                return {}
-            query = " OR ".join(f'"{term}"' for term in terms)
-            sql = "select file.path, bm25(text, 4.0, 1.0) from text join file on file.id = text.rowid where text match ? order by 2 limit 2000"
-            rows = database.execute(sql, (query,)).fetchall()
-        best = rows[0][1] if rows else -1.0  # bm25() is negative, the best match first
-        return {os.fsdecode(path): score / best for path, score in rows}
-
-    def _finish(self, root: str, rest: list[FileFact]) -> None:
-        """In a thread of its own: take up the rest, batch by batch."""
-        try:
-            while rest and not self._closed:
-                time.sleep(0.005)  # let a search have the lock, and the loop the interpreter
-                with self._lock, self._open() as database:
-                    rest = self._take_up(database, root, rest, time.monotonic())
-        except sqlite3.DatabaseError as error:
-            log.warning("the text index could not be brought up to date: %s", one_line(error))
-        self.building = False
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        if not self._path.exists():
-            os.close(os.open(self._path, os.O_CREAT | os.O_WRONLY, 0o600))
-        with contextlib.closing(sqlite3.connect(self._path, isolation_level=None, timeout=5)) as database:
-            database.execute("pragma synchronous = off")
-            database.executescript(self.SCHEMA)
-            yield database
-
-    def _stale(self, database: sqlite3.Connection, files: list[FileFact]) -> list[FileFact]:
-        """The files to be taken up; what is gone or changed is taken out."""
-        known = {path: (id, size, mtime) for id, path, size, mtime in database.execute("select id, path, size, mtime_ns from file")}
-        wanted = {os.fsencode(file.path): file for file in files if file.size <= self.MAX_FILE and is_text(file.path)}
-        gone = [known[path][0] for path in known if path not in wanted or known[path][1:] != (wanted[path].size, wanted[path].mtime_ns)]
-        if gone:
-            with transaction(database):
-                database.executemany("delete from text where rowid = ?", [(id,) for id in gone])
-                database.executemany("delete from file where id = ?", [(id,) for id in gone])
-        return [file for path, file in wanted.items() if known.get(path, (0, -1, -1))[1:] != (file.size, file.mtime_ns)]
-
-    def _take_up(self, database: sqlite3.Connection, root: str, files: list[FileFact], deadline: float) -> list[FileFact]:
-        """Take up ``files``, at least a batch of them, until ``deadline``; the rest."""
-        while files:
-            batch, files = files[: self.BATCH], files[self.BATCH :]
-            with transaction(database):
-                for file in batch:
-                    found = read_text_file(root, file.path, self.MAX_FILE)
-                    facts = (os.fsencode(file.path), file.size, file.mtime_ns)
-                    row = database.execute("insert into file (path, size, mtime_ns) values (?, ?, ?)", facts).lastrowid
-                    words = split_identifiers(clean_text(file.path)), split_identifiers(found[0]) if found else ""
-                    database.execute("insert into text (rowid, path, body) values (?, ?, ?)", (row, *words))
-            if time.monotonic() > deadline:
-                break
-        return files
-
-
-@contextlib.contextmanager
-def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    database.execute("begin")
-    try:
-        yield
-    except BaseException:
-        database.execute("rollback")
-        raise
-    database.execute("commit")
-
-
-@functools.lru_cache(100_000)
-def is_text(path: str) -> bool:
-    """Worth indexing by its name: code, prose or configuration, and neither minified, locked nor vendored."""
-    *folders, name = path.lower().split("/")
-    if is_secret(path) or language_of(path) == "unknown" or {"vendor", "node_modules", "third_party"} & set(folders):
-        return False
-    return not re.search(r"(\.min\.(js|css)|-lock\.(json|yaml)|\.lock|\.map|\.snap)$", name)
+def content_words(text: str) -> Iterator[str]:
+    """The words of a text in lower case, identifiers as written and in their parts, without STOP_WORDS."""
+    for token in re.findall(r"\w+", text):
+        parts = SUBWORD.findall(token) if token.isascii() else token.split("_")
+        for word in dict.fromkeys(part.lower() for part in (token, *parts)):
+            if word not in STOP_WORDS and (1 if not word.isascii() else 2) <= len(word) <= 80:  # longer is encoded data
+                yield word
 
 
 # -- routing

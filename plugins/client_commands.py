@@ -60,7 +60,9 @@ def explain(options: argparse.Namespace, context: dict[str, Any]) -> int:
     cut = f"cut ({context['truncation_strategy']})" if context["truncated"] else "nothing left out"
     total = context["context"]["project_structure"]["total_files"]
     sizes = f"{context['total_size_bytes']:,} bytes, about {context['estimated_tokens']:,} tokens"
-    sys.stderr.write(f"{len(files)} of {total} files, {sizes}, {cut}; index {context['context']['metadata']['index']}\n")
+    metadata = context["context"]["metadata"]
+    matched = "; no word of the task occurs" if metadata["task_matched"] is False else ""
+    sys.stderr.write(f"{len(files)} of {total} files, {sizes}, {cut}; index {metadata['index']}{matched}\n")
     return GOOD
 
 

@@ -52,6 +52,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import cco_sidecar
 from cco_sidecar import DATA, PROSE, STOP_WORDS, FileFact, RankedFile, RankRequest, hookimpl, is_secret, language_of, read_text_file, run_git
 
@@ -836,15 +838,15 @@ def make_query(texts: Iterable[tuple[str, float]], stemmer: Stemmer) -> Query:
     return Query(dict(heaviest), names, runs)
 
 
-def texts_of(request: RankRequest) -> list[tuple[str, float]]:
-    """The texts that a request is about, with the weight of their words."""
+def texts_of(request: RankRequest, decisions: bool = True) -> list[tuple[str, float]]:
+    """The texts that a request is about, with the weight of their words: its task and earlier agents' ``decisions``."""
     task = request.task.strip()
     title, _, body = task.partition("\n")
     scope = COMMIT_TYPE.match(title)
     if scope:
         title = f"{scope[1] or ''}\n{title[scope.end():]}"
     texts = [(title[:BODY], 1.0), (body[:BODY], 0.5)]
-    for output in request.outputs[-5:]:
+    for output in request.outputs[-5:] if decisions else ():
         texts.append((str(output.get("decision") or "")[:BODY], 0.3))
     words = {part for token in IDENTIFIER.findall(task) for part in parts_of(token)}
     if request.category == "security" and words <= STOP_WORDS | GENERAL_WORDS:
@@ -872,6 +874,8 @@ class Ranking:
         self.why: dict[int, dict[str, str]] = collections.defaultdict(dict)  # file -> feature -> what to say
 
     def ranked(self) -> list[RankedFile]:
+        if self.request.task and not self._occurs():  # the order without the task, and it is said
+            return [msgspec.structs.replace(item, matched=False) for item in self._without_task().ranked()]
         if self.query.terms:
             self._text()
             self._symbols()
@@ -888,6 +892,21 @@ class Ranking:
             self._second_stage(first)
         total = self._sum(self.features)
         return self._answer(total)
+
+    def _without_task(self) -> Ranking:
+        return Ranking(self.index, self.facts, self.past, msgspec.structs.replace(self.request, task=""))
+
+    def _occurs(self) -> bool:
+        """Whether a word of the task itself, not of what earlier agents decided, is in a text, name or past commit."""
+        if named_files(self.request.task, self.facts):
+            return True
+        query = make_query(texts_of(self.request, decisions=False), self.index.stemmer)
+        if any(stem in self.facts.base or stem in self.facts.folder for stem in query.terms):
+            return True
+        if any(any(self.facts.containing(stem)) for stem in query.terms if len(stem) >= 4):
+            return True
+        holding = [f"select 1 from {table} where {table} match ? limit 1" for table in ("chunk", "symbol", "message")]
+        return bool(query.terms) and any(self.index.value(sql, query.match) for sql in holding)
 
     def _sum(self, features: dict[str, Scores]) -> Scores:
         total: Scores = collections.defaultdict(float)

@@ -169,6 +169,9 @@ def test_a_context_is_explained_by_rank_score_share_and_reasons(cco: Callable[..
     assert re.fullmatch(r"\d+ of \d+ files, [\d,]+ bytes, about [\d,]+ tokens, nothing left out; index ready\n", err)
     code, out, err = cco(*words, "--max-tokens", "700", "--format", "json")
     assert code == 0 and set(json.loads(out)["files"][0]) == {"rank", "score", "path", "given", "why"} and "cut (" in err
+    code, out, err = cco(*words[:4], "--task", "zzqqx wwvvk", "--explain")
+    assert code == 0 and "  no word of the task occurs; " in out.splitlines()[1]
+    assert err.endswith("; index ready; no word of the task occurs\n")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Client, Service, git, make_repository, until
+from conftest import MODULE, Client, Service, git, make_repository, until
 from freshness import stale_answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -843,6 +843,7 @@ def test_a_context_never_exceeds_its_budget(given_sections: dict[str, Any], max_
     assert answer["total_size_bytes"] == len(cco_sidecar.msgspec.json.encode(context))
     assert context["project_structure"]["total_files"] == before["project_structure"]["total_files"]
     assert context["project_structure"]["total_size_bytes"] == 123_456
+    before["metadata"]["task_matched"] = bool(before["relevant_files"]) if task else None
     for file in before["relevant_files"]:
         file.pop("chunks")
     originals = {file["path"]: file["content"] for file in before["relevant_files"]}
@@ -1213,7 +1214,8 @@ def test_redactions_are_said_and_counted(make_service: MakeService, repository: 
         ("docs/guide.md", "docs"), ("README", "docs"), ("README.md", "docs"), ("LICENSE", "docs"), ("notes.txt", "docs"),
         ("docs/conf.py", "docs"), ("requirements.txt", "config"), ("requirements-dev.txt", "config"), ("pyproject.toml", "config"),
         (".github/workflows/ci.yml", "config"), ("Dockerfile", "config"), ("Makefile", "config"), ("image.png", "other"), ("data.bin", "other"),
-        (".gitignore", "other"),
+        (".gitignore", "other"), ("web/app.min.js", "other"), ("package-lock.json", "other"), ("vendor/inner/main.go", "other"),
+        ("node_modules/left/index.js", "other"), ("third_party/zlib/inflate.c", "other"), ("src/vendor.py", "source"),
     ],
 )  # fmt: skip
 def test_the_kind_of_a_file(path: str, kind: str) -> None:
@@ -1325,18 +1327,172 @@ def test_what_is_being_worked_on_comes_before_what_only_matches(make_service: Ma
     assert "changed by an earlier agent" in files["src/beta.py"]["reasons"]
 
 
-@pytest.mark.parametrize("damage", ["overwritten", "cut", "emptied"])
-def test_a_damaged_text_index_is_made_anew(make_service: MakeService, damage: str) -> None:
+@pytest.mark.parametrize(
+    "task",
+    ["fix the bug", "It should not be", "zzqqx wwvvk", "Überbrückung größtenteils", "(?:[unclosed", ".* \\d+ ^$", "x" * 5_000, "?!", " "],
+)
+def test_a_task_none_of_whose_words_occur_gets_the_order_without_a_task_and_is_told_so(ranked: Client, task: str) -> None:
+    without, asked = context_of(ranked), context_of(ranked, task=task)
+    assert (without["metadata"]["task_matched"], asked["metadata"]["task_matched"]) == (None, False)
+    paths = [file["path"] for file in without["relevant_files"]]
+    assert sorted(paths) == without["project_structure"]["files"] and paths[0].startswith("src/")
+    assert [file["path"] for file in asked["relevant_files"]] == paths
+    assert [file["score"] for file in asked["relevant_files"]] == [file["score"] for file in without["relevant_files"]]
+    for plain, told in zip(without["relevant_files"], asked["relevant_files"], strict=True):
+        assert told["reasons"] == ["no word of the task occurs", *plain["reasons"]]
+
+
+def test_files_that_match_come_first_and_every_other_one_follows(ranked: Client) -> None:
+    context = context_of(ranked, task="the cookies of a SessionStore")
+    assert context["metadata"]["task_matched"] is True
+    assert not [file for file in context["relevant_files"] if "no word of the task occurs" in file["reasons"]]
+    assert context["relevant_files"][0]["path"] == "src/session_store.py"
+    assert sorted(file["path"] for file in context["relevant_files"]) == context["project_structure"]["files"]
+    assert context["relevant_files"][0]["score"] > 1.2 * context["relevant_files"][1]["score"]
+
+
+def test_without_a_task_manifests_and_entry_documents_are_not_buried_under_source(make_service: MakeService, tmp_path: Path) -> None:
+    root = make_repository(tmp_path / "large")
+    for number in range(120):
+        write(root / f"src/deep/down/part_{number}.py", f"value = {number}\n")
+    write(root / "docs/README.md", "# Another\n")
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "Grow")
+    paths = list(files_of(make_service("--no-plugins", root=root).client()))
+    assert len(paths) == 50 and {"README.md", "pyproject.toml"} <= set(paths) and "docs/README.md" not in paths
+    assert paths[0].startswith("src/")
+
+
+WORDS = {
+    "src/größe.py": "def überschrift():\n    return 'Straße'\n", "src/menu.py": "МЕНЮ = 'обед'\n", "src/page.py": "# σελίδα\n",
+    "src/chat.py": "# 会话 存储\n", "src/pattern.py": "a.b*c = r'^(x|y)[z]+$'\n", "src/café.py": "open = True\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
+@pytest.mark.parametrize("git_is", ["there", "not used", "not installed"])
+def test_words_of_any_script_are_found_with_git_and_without(
+    make_service: MakeService, tmp_path: Path, git_is: str, arguments: list[str]
+) -> None:
+    root = tmp_path / "words"
+    for name, content in {**WORDS, "src/plain.py": "print()\n", "node_modules/left/index.js": "// zanzibar\n"}.items():
+        write(root / name, content)
+    if git_is == "there":
+        write(root / ".gitignore", "node_modules/\n")
+        git(root, "init", "-q")
+        git(root, "add", "-A")
+        git(root, "commit", "-q", "-m", "Begin")
+    client = make_service(*arguments, root=root, env={"PATH": str(tmp_path)} if git_is == "not installed" else {}).client()
+    for task, path in {
+        "die ÜBERSCHRIFT ist falsch": "src/größe.py", "Größe": "src/größe.py", "где меню": "src/menu.py", "Σελίδα": "src/page.py",
+        "修复 会话": "src/chat.py", "Café": "src/café.py", "a.b*c|(pattern": "src/pattern.py", "[z]+ (x|y) PATTERN.*": "src/pattern.py",
+    }.items():  # fmt: skip
+        context = context_of(client, task=task)
+        assert (context["relevant_files"][0]["path"], context["metadata"]["task_matched"]) == (path, True), task
+    assert context_of(client, task="zanzibar")["metadata"]["task_matched"] is False
+
+
+@pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
+def test_what_may_not_be_read_says_nothing_about_a_task(
+    make_service: MakeService, repository: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    write(tmp_path / "outside/notes.py", "# quokka\n")
+    write(repository / "build/made.py", "# zanzibar\n")
+    write(repository / "deploy/secrets.yaml", "password: wombat\n")
+    write(repository / ".ssh/config", "Host axolotl\n")
+    write(repository / "blob.bin", b"\0okapi\0")
+    (repository / "notes.py").symlink_to(tmp_path / "outside/notes.py")
+    (repository / "elsewhere").symlink_to(tmp_path / "outside")
+    git(repository, "add", "-f", "deploy", ".ssh", "notes.py", "elsewhere", "blob.bin")
+    git(repository, "commit", "-q", "-m", "Much")
+    client = make_service(*arguments).client()
+    for word in ("zanzibar", "wombat", "axolotl", "quokka", "okapi"):
+        assert context_of(client, task=f"the {word}")["metadata"]["task_matched"] is False, word
+    assert context_of(client, task="the cookie and the wombat")["metadata"]["task_matched"] is True
+
+
+@pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
+@pytest.mark.parametrize("filler", ["lorem{} ", "long" * 2_000 + "{} ", "(.*{}[ ", "größe{} ", "\n{}\n", "_{}", "save the cookie, fix {}. "])
+def test_a_task_of_30000_characters_is_answered_like_any_other(
+    make_service: MakeService, repository: Path, arguments: list[str], filler: str
+) -> None:
+    body = "".join(map(filler.format, range(10_000)))
+    client = make_service(*arguments, "--agent-command", "true").client()
+    task = f"The session loses its cookie\n{body}"[:30_000]
+    assert client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "long", "task": task}).status_code == 201
+    context = context_of(client, issue="long")
+    assert (context["relevant_files"][0]["path"], context["metadata"]["task_matched"]) == ("src/session_store.py", True)
+
+
+def test_the_words_of_a_task_are_few_those_of_its_beginning_first() -> None:
+    body = "the spinner spins; " * 100 + " ".join(f"word{letter * 3}" for letter in "abcdefghijklmnopqrstuvwxyz" * 50)
+    words = cco_sidecar.task_words(f"Fix SessionStore.save_cookie in queries\n{body}", 12)
+    assert list(words.values())[:7] == ["sessionstore", "session", "store", "save_cookie", "save", "cookie", "queries"]
+    assert list(words.items())[6:9] == [("quer", "queries"), ("spinner", "spinner"), ("spins"[:4], "spins")] and len(words) == 12
+    assert cco_sidecar.task_words("fix the bug: a 1 _ " + "y" * 81, 12) == {}
+
+
+def test_each_copy_is_known_by_its_first_lines() -> None:
+    assert cco_sidecar.OWN_FIRST_LINE in MODULE.read_text()[:600] and MODULE.stat().st_size > 50_000
+
+
+def test_the_text_index_of_earlier_versions_is_removed(make_service: MakeService, tmp_path: Path) -> None:
+    for name in ("text.db", "text.db-wal", "text.db-shm", "kept.sqlite"):
+        write(tmp_path / "storage/index" / name, "x")
+    (tmp_path / "storage").chmod(0o700)
     service = make_service("--no-plugins")
-    client = service.client()
-    assert next(iter(files_of(client, task="session cookie"))) == "src/session_store.py"
-    (index,) = (path for path in (service.storage / "index").iterdir() if path.is_file())
-    content = index.read_bytes()
-    index.write_bytes({"overwritten": b"this is no database " * 500, "cut": content[: len(content) // 2], "emptied": b""}[damage])
-    assert next(iter(files_of(client, task="the cookie of a session"))) == "src/session_store.py"
-    write(service.root / "src/umbrella.py", "def open_umbrella(): ...\n")
-    assert next(iter(files_of(client, task="open the umbrella"))) == "src/umbrella.py"
-    assert "Traceback" not in service.log
+    until(lambda: [path.name for path in (service.storage / "index").iterdir()] == ["kept.sqlite"])
+    assert next(iter(files_of(service.client(), task="session cookie"))) == "src/session_store.py"
+
+
+# -- what is ours
+
+
+@pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
+@pytest.mark.parametrize("copied_to", ["cco_sidecar.py", "sidecar.py", "tools/agents/team.py", "bin/cco"])
+@pytest.mark.parametrize("runs", ["the copy", "another"])
+def test_the_service_gives_the_projects_files_and_not_its_own(
+    make_service: MakeService, repository: Path, copied_to: str, runs: str, arguments: list[str]
+) -> None:
+    copied = write(repository / copied_to, MODULE.read_bytes())
+    bundled = {path.name for path in (MODULE.parent / "plugins").glob("*.py")}
+    for name in bundled:
+        write(copied.parent / "plugins" / name, (MODULE.parent / "plugins" / name).read_bytes())
+    theirs = write(copied.parent / "plugins/deploy.py", "def deploy_everything(): ...\n")
+    write(repository / "src/plugins/pipeline.py", "import cco_sidecar  # a cookie of ours\n")
+    git(repository, "add", "src", copied_to)  # the plugins stay untracked
+    client = make_service(*arguments, module=copied if runs == "the copy" else MODULE).client()
+    context = context_of(client, max_files=1000)
+    folder = copied_to.rpartition("/")[0]
+    ours = {copied_to, *(f"{folder}/plugins/{name}".lstrip("/") for name in bundled)}
+    assert ours < set(context["project_structure"]["files"])
+    given = {file["path"] for file in context["relevant_files"]}
+    assert given == set(context["project_structure"]["files"]) - ours
+    assert {theirs.relative_to(repository).as_posix(), "src/plugins/pipeline.py"} <= given
+    for task in ("explain", "the keeper adopts idempotency", "bm25 relevance of the orchestration"):
+        context = context_of(client, task=task, max_files=1000)
+        assert {file["path"] for file in context["relevant_files"]} == given and context["metadata"]["task_matched"] is False, task
+    assert files_of(client, task=f"see {copied_to}", max_files=1000).keys() == given
+    assert context_of(client, task="deploy everything")["relevant_files"][0]["path"] == theirs.relative_to(repository).as_posix()
+
+
+def test_our_own_language_is_not_the_projects(make_service: MakeService, tmp_path: Path) -> None:
+    root = tmp_path / "ours"
+    write(root / "one.go", "package one\n")
+    for name in ("cco_sidecar.py", "plugins/pipeline.py", "plugins/demo.py"):
+        write(root / name, (MODULE.parent / name).read_bytes())
+    git(root, "init", "-q")
+    context = context_of(make_service(root=root, module=root / "cco_sidecar.py").client())
+    assert (context["metadata"]["project_type"], [file["path"] for file in context["relevant_files"]]) == ("go", ["one.go"])
+
+
+@pytest.mark.parametrize(("name", "developed"), [("cco-sidecar", True), ("cco-sidecar-fork", False), ("sample", False)])
+def test_whoever_develops_the_sidecar_sees_it(make_service: MakeService, repository: Path, name: str, developed: bool) -> None:
+    for path in ("cco_sidecar.py", "plugins/demo.py"):
+        write(repository / path, (MODULE.parent / path).read_bytes())
+    write(repository / "pyproject.toml", f'[project]\nname = "{name}"\n')
+    given = files_of(make_service("--no-plugins", module=repository / "cco_sidecar.py").client(), task="idempotency of the demo")
+    assert {path in given for path in ("cco_sidecar.py", "plugins/demo.py")} == {developed}
 
 
 def test_a_plugin_that_knows_issues_gives_the_task_or_says_that_there_is_none(make_service: MakeService, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from cco_sidecar import is_text
+from cco_sidecar import kind_of
 from tests.conftest import Client, Service, clean_environment
 
 BUDGET = 100_000
@@ -104,7 +104,8 @@ def measure(tree: Path, rounds: int, arguments: list[str]) -> Iterator[str]:
         root = copied(tree, Path(folder))
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, env=clean_environment(), check=True).stdout
         names = [os.fsdecode(name) for name in listed.split(b"\0") if name]
-        indexed = sum(size for name in names if is_text(name) and (size := (root / name).lstat().st_size) <= 400_000)
+        sizes = [(root / name).lstat().st_size for name in names if kind_of(name) != "other"]
+        indexed = sum(size for size in sizes if size <= 400_000)
         began = time.perf_counter()
         service = Service(root, Path(folder) / "storage", "--log-level", "warning", *arguments).start()
         assert service.process

@@ -5864,12 +5864,11 @@ class Running:
         self.row = row
         self.folder = folder / row["id"]
         self.proof = Proof(mark=mark_of(self.folder), marker=str(self.folder / "token"))
-        self.kept = False  # whether our keeper is its parent and will tell its exit code
         self.exited = asyncio.Event()
         self.ordered = asyncio.Event()
         self.forced = False  # an order that leaves no grace
         self.ended_as: AgentState | None = None  # set by whoever orders the end
-        self.exit_code: int | None = None
+        self.end: AgentEnd | None = None  # None until its keeper has told
         self.missing = 0  # surveys on end that did not find its first process
         self.token = ""
         self.renew_at = 0.0
@@ -5899,6 +5898,7 @@ class Agents:
     STOP_SECONDS = 3.5
     SURVEY = 0.25  # seconds between two looks at all agents
     PATIENCE = 40  # surveys without its first process after which an agent is taken for gone although its keeper has not said so
+    KEEPER_SECONDS = 10.0  # how long an end waits for a living keeper's word
     OUTPUT_SECONDS = 2.0  # how long an end waits for the last lines to be written down
 
     def __init__(
@@ -5960,7 +5960,6 @@ class Agents:
     async def _launch(self, running: Running, context: bytes, asked: dict[str, str]) -> Spawned:
         row = running.row
         self._renew(running)
-        running.kept = True
         pid, ignored = await self._launcher.start(running, context, asked, self.url)
         if found := (await asyncio.to_thread(self._census.look, {pid})).get(pid):  # it may have ended before we look: it was started all the same
             running.proof.first = found.identity
@@ -6003,10 +6002,7 @@ class Agents:
             if not running.exited.is_set() and running.ended_as is None:
                 running.ended_as = "killed" if running.ordered.is_set() else "timeout"
             await self._end_tree(running, self.GRACE)
-            with contextlib.suppress(TimeoutError):  # nothing of it is alive: a keeper that does not say so is being replaced
-                async with asyncio.timeout(self.OUTPUT_SECONDS):
-                    await running.exited.wait()
-                    await self._output_complete(running)
+            await self._hear_keeper(running)
             await self._record_end(running)
         except Exception as error:  # a boundary: a task of its own, which must say so when it fails
             log.error("agent %s: watching failed", running.row["id"], exc_info=error)
@@ -6014,8 +6010,15 @@ class Agents:
             for task in waits:
                 task.cancel()
 
-    async def _output_complete(self, running: Running) -> None:
-        while (running.folder / KeeperProgram.PIPE).exists():  # its keeper takes it away after the last byte
+    async def _hear_keeper(self, running: Running) -> None:
+        """Nothing of the agent is alive: wait, within bounds, until its keeper has written down how it ended and its last output."""
+        await self._until(lambda: running.end or not is_kept(running.folder), self.KEEPER_SECONDS)
+        running.end = running.end or await asyncio.to_thread(written_end, running.folder)
+        await self._until(lambda: not (running.folder / KeeperProgram.PIPE).exists(), self.OUTPUT_SECONDS)
+
+    async def _until(self, condition: Callable[[], Any], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition() and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
 
     async def _end_tree(self, running: Running, grace: float) -> None:
@@ -6054,7 +6057,7 @@ class Agents:
             if members := members_of(seen, running.proof):
                 changed += [running.row] if running.measure(members, now) else []
             running.missing = 0 if running.proof.first in {item.identity for item in members} else running.missing + 1
-            if running.missing > (self.PATIENCE if running.kept else 0):
+            if running.missing and (running.missing > self.PATIENCE or not is_kept(running.folder)):
                 running.exited.set()
             if now >= running.renew_at or not (running.folder / "token").exists():
                 await self._renew_file(running)
@@ -6079,20 +6082,16 @@ class Agents:
             running.renew_at = time.time() + 1
             log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
 
-    def _on_exit(self, agent_id: str, code: int, cpu: float, peak_memory: int) -> None:
+    def _on_exit(self, agent_id: str, end: AgentEnd) -> None:
         """The keeper has reaped an agent's first process."""
         if running := self.active.get(agent_id):
-            row = running.row
-            row["cpu"], row["peak_memory"] = max(row.get("cpu") or 0.0, cpu), max(row.get("peak_memory") or 0, peak_memory)
-            row["measured"] = time.time()
-            running.exit_code = code
+            running.end = end
             running.exited.set()
 
     def _on_keeper_lost(self) -> None:
         """The keeper died: its agents go on, watched as adopted ones are, and a new keeper goes on with their output."""
         for running in self.active.values():
-            if running.kept and not running.exited.is_set():
-                running.kept = False
+            if not running.exited.is_set():
                 self._keeper.follow(running.row["id"])
 
     def heard_from(self, subject: str, method: str, path: str) -> None:
@@ -6114,9 +6113,13 @@ class Agents:
         return True
 
     async def _record_end(self, running: Running) -> None:
-        row, code = running.row, running.exit_code
+        row, end, now = running.row, running.end, time.time()
+        code = end.code if end else None
         state = running.ended_as or self._judge(row, code)
-        row |= {"state": state, "ended": time.time(), "exit_code": code, "signal": -code if code is not None and code < 0 else None}
+        row |= {"state": state, "ended": now, "exit_code": code, "signal": -code if code is not None and code < 0 else None}
+        if end:
+            row |= {"ended": min(max(end.time, row["started"]), now), "measured": now}
+            row |= {"cpu": max(row.get("cpu") or 0.0, end.cpu), "peak_memory": max(row.get("peak_memory") or 0, end.memory)}
         row["processes"] = row["memory"] = 0
         self._tokens.revoke(row["id"])
         tail = await asyncio.to_thread(AgentOutput(running.folder).tail, 5)
@@ -6162,6 +6165,8 @@ class Agents:
         first = min((item for item in members if pid in (None, item.pid)), key=lambda item: item.order, default=None)
         if first is None or row["birth"] not in (None, first.birth):
             log.info("agent %s is gone", row["id"])
+            if pid and not row["pid"]:
+                await self._ledger.started(row | {"state": "running", "pid": pid})
             running.ended_as = "killed" if row["ordered"] else None
             running.exited.set()
             return
@@ -6235,6 +6240,50 @@ class Agents:
             by_type=dict(by_type),
             avg_execution_time_ms=round(self._ledger.mean_seconds() * 1000, 3),
         )
+
+
+class AgentEnd(Struct, frozen=True):
+    """How an agent's first process ended, as its keeper tells it, and writes it down for a later run of the service."""
+
+    code: Annotated[int, Meta(ge=-255, lt=1 << 32)]  # below 0: the signal that ended it
+    cpu: Annotated[float, Meta(ge=0, le=1e9)]
+    memory: Annotated[int, Meta(ge=0, lt=1 << 53)]  # at its most
+    time: float
+
+
+def written_end(folder: Path) -> AgentEnd | None:
+    """How an agent ended by what its keeper has written down, None where there is nothing that can be so. Blocks.
+
+    The agent itself can write there: what is no small file of these facts is passed over.
+    """
+    try:
+        file = os.open(folder / KeeperProgram.END, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return None
+    try:
+        return msgspec.json.decode(os.read(file, 300), type=AgentEnd)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        log.warning("agent %s: what is written of its end cannot be used: %s", folder.name, one_line(error))
+        return None
+    finally:
+        os.close(file)
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a keeper has yet to write down how the agent ends: it holds this lock until then, and no longer than it lives. Blocks."""
+    try:
+        file = os.open(folder / KeeperProgram.PID, os.O_RDWR | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        return False
+    except OSError:  # too many files are open, or the like: nobody knows
+        return True
+    try:
+        lock_file(file)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(file)
 
 
 def noted_pid(folder: Path) -> int | None:
@@ -6529,7 +6578,7 @@ class Keeper:
     START_SECONDS = 20.0
     BOOT = "import json, sys; exec(compile(json.loads(sys.stdin.buffer.readline()), 'keeper', 'exec'))"
 
-    def __init__(self, folder: Path, root: Path, on_exit: Callable[[str, int, float, int], None], on_lost: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, root: Path, on_exit: Callable[[str, AgentEnd], None], on_lost: Callable[[], None]) -> None:
         self._folder, self._root, self._on_exit, self._on_lost = folder, root, on_exit, on_lost
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -6543,7 +6592,7 @@ class Keeper:
     async def start(self) -> None:
         """Wait until no keeper of an earlier run can start an agent any more, so that every agent there is can be found."""
         self._loop = asyncio.get_running_loop()
-        imports = "from __future__ import annotations\nimport contextlib, json, os, signal, subprocess, sys, threading, time\n"
+        imports = "from __future__ import annotations\nimport contextlib, errno, json, os, signal, subprocess, sys, threading, time\n"
         module = Path(__file__).read_text("utf-8")  # now: the file may be replaced while this runs
         program = "\n".join(class_source(module, part.__name__) for part in (OutputWriter, KeeperProgram))
         self._program = f"{imports}{program}\nKeeperProgram(*sys.argv[1:]).run()\n"
@@ -6617,8 +6666,8 @@ class Keeper:
             self._loop.call_soon_threadsafe(function, *values)
 
     def _told(self, news: dict[str, Any]) -> None:
-        if "code" in news:
-            return self._on_exit(news["agent"], news["code"], news["cpu"], news["memory"])
+        if "ended" in news:
+            return self._on_exit(news["agent"], AgentEnd(**news["ended"]))
         answer = self._starting.get(news["agent"])
         if answer and not answer.done():
             if "pid" in news:
@@ -6734,14 +6783,16 @@ class KeeperProgram:
     """
 
     PIPE = "output.pipe"
-    PID = "pid"
+    PID = "pid"  # locked until END is written
+    END = "exit"
     GATE = "agents.lock"
     RLIMIT_LOCKS = 10
     SET_CHILD_SUBREAPER = 36
 
     def __init__(self, folder: str, service: str) -> None:
         self._folder, self._service = folder, int(service)
-        self._agents: dict[int, str] = {}
+        self._agents: dict[int, tuple[str, int]] = {}  # by its first process: an agent, and its open note
+        self._unwritten: dict[str, tuple[int, dict[str, Any]]] = {}
         self._unclaimed: dict[int, dict[str, Any]] = {}
         self._copying: set[threading.Thread] = set()
 
@@ -6756,8 +6807,10 @@ class KeeperProgram:
             if line.endswith(b"\n"):  # else the service died in the middle of a word
                 order = json.loads(line)
                 self._start(**order) if "start" in order else self._follow(order["follow"])
-        while self._has_children() or any(thread.is_alive() for thread in self._copying):
+        while self._has_children() or self._unwritten or any(thread.is_alive() for thread in self._copying):
             time.sleep(0.1)
+            for agent in list(self._unwritten):
+                self._write_end(agent)
 
     def _tell(self, **news: Any) -> None:
         with contextlib.suppress(OSError):  # the service is gone
@@ -6770,30 +6823,42 @@ class KeeperProgram:
             os.chdir(root)
             if sys.platform == "win32":
                 return self._start_on_windows(start, program, argv, environment)
-            reader, writer = self._make_pipe(start)
+            note = self._open_note(start)
             try:
-                pid = self._spawn(program, argv, environment, mark, writer)
+                pid, reader = self._spawn_with_pipe(start, program, argv, environment, mark)
             except OSError:
-                os.unlink(self._path(start, self.PIPE))
-                os.close(reader)
+                os.close(note)
                 raise
-            finally:
-                os.close(writer)
         except OSError as error:
             return self._tell(agent=start, errno=error.errno, reason=error.strerror)
-        self._agents[pid] = start
-        self._note_pid(start, pid)
+        with contextlib.suppress(OSError):  # no room on the disk: then the oldest process is taken for it
+            os.write(note, b"%d" % pid)
+        self._agents[pid] = (start, note)
         self._tell(agent=start, pid=pid)
         self._copy(start, reader)
         if pid in self._unclaimed:
-            self._tell_exit(pid, self._unclaimed.pop(pid))
+            self._ended(pid, self._unclaimed.pop(pid))
 
-    def _note_pid(self, agent: str, pid: int) -> None:
-        """For a service that is killed before it has read what we tell: without this note it could take a daemon of the agent for the agent."""
-        with contextlib.suppress(OSError):  # no room on the disk: then the oldest process is taken for it
-            note = os.open(self._path(agent, self.PID), os.O_WRONLY | os.O_CREAT, 0o600)
-            os.write(note, b"%d" % pid)
-            os.close(note)
+    def _open_note(self, agent: str) -> int:
+        """For a service that is killed before it has read what we tell. Without the pid in it a daemon of the agent could be taken for
+        the agent; its lock, which dies with us, says that we shall write down how the agent ended."""
+        import fcntl
+
+        note = os.open(self._path(agent, self.PID), os.O_WRONLY | os.O_CREAT, 0o600)
+        fcntl.flock(note, fcntl.LOCK_EX)
+        return note
+
+    def _spawn_with_pipe(self, agent: str, program: str, argv: list[str], environment: dict[str, str], mark: int) -> tuple[int, int]:
+        """The pid of the new process, and where its output is read. Raises OSError."""
+        reader, writer = self._make_pipe(agent)
+        try:
+            return self._spawn(program, argv, environment, mark, writer), reader
+        except OSError:
+            os.unlink(self._path(agent, self.PIPE))
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
 
     def _make_pipe(self, agent: str) -> tuple[int, int]:
         path = self._path(agent, self.PIPE)
@@ -6832,7 +6897,8 @@ class KeeperProgram:
         self._tell(agent=agent, pid=process.pid)
         assert process.stdout
         self._copy(agent, process.stdout.fileno())
-        threading.Thread(target=lambda: self._tell(agent=agent, code=process.wait(), cpu=0.0, memory=0), daemon=True).start()
+        self._agents[process.pid] = agent, os.open(self._path(agent, self.PID), os.O_WRONLY | os.O_CREAT)
+        threading.Thread(target=lambda: self._ended(process.pid, {"code": process.wait(), "cpu": 0.0, "memory": 0}), daemon=True).start()
 
     # -- output
 
@@ -6886,12 +6952,36 @@ class KeeperProgram:
                 unit = 1 if sys.platform == "darwin" else 1024
                 facts = {"code": os.waitstatus_to_exitcode(status), "cpu": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss * unit}
                 if pid in self._agents:
-                    self._tell_exit(pid, facts)
+                    self._ended(pid, facts)
                 else:
                     self._unclaimed[pid] = facts
 
-    def _tell_exit(self, pid: int, facts: dict[str, Any]) -> None:
-        self._tell(agent=self._agents.pop(pid), **facts)
+    def _ended(self, pid: int, facts: dict[str, Any]) -> None:
+        agent, note = self._agents.pop(pid)
+        facts["time"] = time.time()
+        self._unwritten[agent] = note, facts
+        self._write_end(agent)
+        self._tell(agent=agent, ended=facts)
+
+    def _write_end(self, agent: str) -> None:
+        """Write down how an agent ended, in one step; where the disk is full, again before we end."""
+        note, facts = self._unwritten[agent]
+        path = self._path(agent, self.END)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path + "~")
+            file = os.open(path + "~", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # nothing that the agent may have put there
+            try:
+                os.write(file, json.dumps(facts).encode())
+                os.fsync(file)
+            finally:
+                os.close(file)
+            os.replace(path + "~", path)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return
+        del self._unwritten[agent]
+        os.close(note)
 
 
 class AgentOutput:

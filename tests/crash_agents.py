@@ -123,11 +123,13 @@ class CrashAgents:
         client = self.service.client()
         for agent_id in killed:
             ended = until(lambda agent_id=agent_id: (found := self._status(client, agent_id))["ended_at"] and found)
-            assert ended["state"] == ("killed" if agent_id in self.ordered else "lost"), ended
-        for agent_id in set(rows) - killed:  # living ones go on; those that ended by themselves meanwhile are lost
+            assert ended["state"] in (("killed",) if agent_id in self.ordered else ("failed", "completed")), ended
+            assert ended["exit_code"] is not None, ended  # their keeper has gone on
+        for agent_id in set(rows) - killed:  # living ones go on
             found = until(lambda agent_id=agent_id: (now := self._status(client, agent_id))["state"] != "starting" and now)
             self.counts["adopted" if found["state"] == "running" else "gone"] += 1
-        self.counts["killed meanwhile, lost"] += len(killed)
+            assert found["state"] != "lost" or found["pid"] is None, found  # but where it never had a process
+        self.counts["killed meanwhile"] += len(killed)
         until(lambda: self._processes_are_those_of_running_agents(client))
         for stranger in self.strangers:
             assert stranger.poll() is None, "a stranger was killed"

@@ -125,6 +125,22 @@ def pieces() -> None:
     os.write(1, b"\xa9\n")
 
 
+def wait() -> None:
+    """Until a file says so; then does what $THEN says."""
+    print("waiting", flush=True)
+    while not Path(os.environ["GATE"]).exists():
+        time.sleep(0.01)
+    globals()[os.environ["THEN"]]()
+
+
+def lie() -> None:
+    """Writes down in its keeper's name that all went well, puts something in the way of the truth, and fails."""
+    folder = Path(os.environ["CCO_TOKEN_FILE"]).parent
+    (folder / "exit").write_text(json.dumps({"code": 0, "cpu": 0, "memory": 0, "time": time.time()}))
+    os.mkfifo(folder / "exit~")
+    fail()
+
+
 def spawn_another() -> None:
     """Another one like oneself, and so on; what the service says to that."""
     body = {"agent_type": os.environ["AGENT_TYPE"], "issue_id": os.environ["ISSUE_ID"], "task": os.environ["TASK"]}

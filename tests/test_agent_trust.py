@@ -171,7 +171,7 @@ def test_a_daemon_is_found_again_after_a_crash(make_service: Callable[..., Servi
         psutil.Process(pid).kill()
     service.start()
     if agent_too:
-        assert state(service.client(), agent_id)["state"] == "lost"
+        assert state(service.client(), agent_id)["exit_code"] == -signal.SIGKILL
     else:
         assert status(service.client(), agent_id)["state"] == "running"
         service.client().delete(f"/api/agents/{agent_id}")

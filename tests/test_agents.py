@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,25 @@ import jwt
 import psutil
 import pytest
 import requests
-from agent_harness import COMMAND, SAMPLE, agents_left, alive, folder_of, nothing_left, output, request, says, spawn, state, status, tree
+from agent_harness import (
+    COMMAND,
+    SAMPLE,
+    agents_left,
+    alive,
+    folder_of,
+    keepers,
+    nothing_left,
+    output,
+    request,
+    says,
+    spawn,
+    state,
+    status,
+    tree,
+)  # fmt: skip
 from conftest import PROJECT, Client, Service, make_repository, until
 
-from cco_sidecar import Agents
+from cco_sidecar import Agents, KeeperProgram, is_kept, iso, written_end
 
 __all__ = ["nothing_left"]
 
@@ -451,6 +468,20 @@ def test_a_token_that_expired_while_the_service_was_down_is_renewed_and_may_no_m
 # -- stops and crashes of the service
 
 
+ENDS = [("succeed", "completed", 0, None), ("fail", "failed", 3, None), ("die", "failed", -9, 9)]
+
+
+def spawn_waiting(client: Client, then: str, gate: Path) -> str:
+    """An agent that ends in this way when the gate is there."""
+    agent_id: str = spawn(client, "wait", environment={"GATE": str(gate), "THEN": then})["agent_id"]
+    says(client, agent_id, "waiting")
+    return agent_id
+
+
+def seconds_of(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()
+
+
 def test_after_a_kill_of_the_service_its_agents_go_on_and_are_adopted(make_service: Callable[..., Service]) -> None:
     service = make_service(*COMMAND)
     architect = service.client()
@@ -467,12 +498,12 @@ def test_after_a_kill_of_the_service_its_agents_go_on_and_are_adopted(make_servi
     assert service.url == url  # so the adopted agent still reaches it
     architect = service.client()
     assert status(architect, running)["state"] == "running"
-    assert (state(architect, gone)["state"], status(architect, gone)["exit_code"]) == ("lost", None)
-    assert state(architect, stored)["state"] == "completed"
+    for agent_id in (gone, stored):  # their keeper has gone on, and written down how they ended
+        assert (state(architect, agent_id)["state"], status(architect, agent_id)["exit_code"]) == ("failed", -signal.SIGKILL)
     counted = until(lambda: (found := architect.get("/status").json()["agents"])["active"] == 1 and found)
-    assert (counted["completed"], counted["failed"], counted["spawned_total"]) == (1, 1, 3)
+    assert (counted["completed"], counted["failed"], counted["spawned_total"]) == (0, 2, 3)
     told = architect.wait("agent_failed", timeout=5000)["events"]
-    assert [(event["data"]["agent_id"], event["data"]["state"]) for event in told] == [(gone, "lost")]
+    assert {event["data"]["agent_id"]: event["data"]["state"] for event in told} == {gone: "failed", stored: "failed"}
     architect.delete(f"/api/agents/{running}")
     state(architect, running, "killed")
     assert not alive([psutil.Process(pids[running])] if psutil.pid_exists(pids[running]) else [])
@@ -491,15 +522,140 @@ def test_another_process_with_the_agents_number_is_not_taken_for_it(make_service
     with contextlib.closing(sqlite3.connect(database)) as connection, connection:
         assert connection.execute("update agent set pid = ? where id = ?", (os.getpid(), agent_id)).rowcount == 1
     service.start()
-    assert state(service.client(), agent_id)["state"] == "lost"
+    ended = state(service.client(), agent_id)
+    assert (ended["state"], ended["signal"]) == ("failed", signal.SIGKILL)
 
 
-def test_an_adopted_agent_that_ends_later_is_judged_by_its_results(make_service: Callable[..., Service]) -> None:
+@pytest.mark.parametrize("down", [Service.stop, Service.kill], ids=["stop", "kill -9"])
+@pytest.mark.parametrize("moment", ["while no service runs", "after the restart", "after two restarts"])
+def test_exit_codes_are_known_over_a_restart(
+    make_service: Callable[..., Service], tmp_path: Path, down: Callable[[Service], Any], moment: str
+) -> None:
+    service, gate = make_service(*COMMAND), tmp_path / "gate"
+    agents = {task: spawn_waiting(service.client(), task, gate) for task, *_ in ENDS}
+    pids = [status(service.client(), agent_id)["pid"] for agent_id in agents.values()]
+    down(service)
+    if moment == "while no service runs":
+        gate.touch()
+        until(lambda: not any(map(psutil.pid_exists, pids)))
+    service.start()
+    if moment == "after two restarts":
+        agents["another"] = spawn_waiting(service.client(), "fail", gate)  # of a second keeper
+        down(service)
+        service.start()
+    ended_after = time.time() - 1
+    gate.touch()
+    for (_, *known), agent_id in zip([*ENDS, ENDS[1]], agents.values(), strict=False):
+        ended = state(service.client(), agent_id)
+        assert [ended["state"], ended["exit_code"], ended["signal"]] == known
+        assert ended["usage"]["cpu_seconds"] > 0 and ended["usage"]["peak_memory_bytes"] > 1_000_000
+        assert (seconds_of(ended["ended_at"]) >= ended_after) is (moment != "while no service runs")
+    assert service.client().get("/status").json()["agents"]["failed"] == len(agents) - 1
+
+
+def test_an_end_at_the_moment_of_a_kill_is_known(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    """Agents end one after the other while the service is killed in between, three times."""
+    service, known = make_service(*COMMAND, "--max-agents", "60"), {}
+    for number in range(3):
+        gates = {}
+        for index in range(9):
+            gate = tmp_path / f"gate-{number}-{index}"
+            task, *known_end = ENDS[index % 3]
+            gates[gate] = agent_id = spawn_waiting(service.client(), task, gate)
+            known[agent_id] = known_end
+        for index, gate in enumerate(gates):
+            gate.touch()
+            time.sleep(0.02 * number)  # the moments are the point here
+            if index == 4:
+                service.kill()
+        service.start()
+    for agent_id, ends in known.items():
+        ended = state(service.client(), agent_id)
+        assert [ended["state"], ended["exit_code"], ended["signal"]] == ends, ended
+
+
+def test_what_a_keeper_writes_down_of_an_end_cannot_be_forged_while_it_lives(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    service, gate = make_service(*COMMAND), tmp_path / "gate"
+    agent_id = spawn_waiting(service.client(), "lie", gate)
+    service.kill()
+    gate.touch()
+    until(lambda: not keepers(service))
+    folder = folder_of(service, agent_id)
+    assert stat.S_IMODE((folder / "exit").stat().st_mode) == 0o600 and not (folder / "exit~").exists()
+    service.start()
+    assert (state(service.client(), agent_id)["state"], status(service.client(), agent_id)["exit_code"]) == ("failed", 3)
+
+
+TOLD = {"code": 0, "cpu": 0.5, "memory": 10_000_000, "time": 1e9}
+UNUSABLE: dict[str, Callable[[Path], Any]] = {
+    "nothing": lambda path: None,
+    "empty": lambda path: path.touch(),
+    "torn": lambda path: path.write_text(json.dumps(TOLD)[:-3]),
+    "no JSON": lambda path: path.write_bytes(b"\xff\x00"),
+    "nested": lambda path: path.write_text("[" * 100_000),
+    "a code of another kind": lambda path: path.write_text(json.dumps(TOLD | {"code": True})),
+    "no code": lambda path: path.write_text(json.dumps(TOLD | {"code": 1 << 70})),
+    "no time": lambda path: path.write_text(json.dumps(TOLD | {"time": None})),
+    "no number": lambda path: path.write_text(json.dumps(TOLD | {"cpu": float("nan")})),
+    "too much memory": lambda path: path.write_text(json.dumps(TOLD | {"memory": 1 << 62})),
+    "endless": lambda path: path.write_text(json.dumps(TOLD) + "x" * 10_000_000),
+    "a pipe": os.mkfifo,
+    "a link": lambda path: (path.with_name("elsewhere").write_text(json.dumps(TOLD)), path.symlink_to("elsewhere")),
+    "a folder": Path.mkdir,
+}
+
+
+def test_lost_is_said_where_nothing_can_be_known(make_service: Callable[..., Service]) -> None:
+    """The keeper is killed as well, and what stands where it would have written is anything at all, or what it writes."""
+    service = make_service(*COMMAND, "--max-agents", "60")
+    agents = {name: spawn(service.client())["agent_id"] for name in [*UNUSABLE, "good"]}
+    pids = [status(service.client(), agent_id)["pid"] for agent_id in agents.values()]
+    service.kill()
+    for process in [*keepers(service), *map(psutil.Process, pids)]:  # the keeper first
+        process.kill()
+    until(lambda: not keepers(service) and not any(alive([psutil.Process(pid)]) for pid in pids if psutil.pid_exists(pid)))
+    for name, agent_id in agents.items():
+        UNUSABLE.get(name, lambda path: path.write_text(json.dumps(TOLD)))(folder_of(service, agent_id) / "exit")
+    service.start()
+    architect = service.client()
+    for name in UNUSABLE:
+        assert (state(architect, agents[name])["state"], status(architect, agents[name])["exit_code"]) == ("lost", None), name
+    ended = state(architect, agents["good"])
+    assert (ended["state"], ended["exit_code"], ended["usage"]["peak_memory_bytes"]) == ("completed", 0, 10_000_000)
+    assert ended["started_at"] <= ended["ended_at"] <= iso()
+    assert "Traceback" not in service.log
+
+
+@pytest.mark.parametrize("problem", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_keeper_waits_for_room_to_write_an_end_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: int) -> None:
+    keeper, real, failures = KeeperProgram(str(tmp_path), "0"), os.fsync, [problem, problem]
+
+    def fsync(file: int) -> None:
+        if failures:
+            raise OSError(failures.pop(), "of the test")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(keeper, "_tell", lambda **news: None)
+    (tmp_path / "a").mkdir()
+    keeper._agents[7] = "a", keeper._open_note("a")
+    keeper._ended(7, {"code": 3, "cpu": 0.0, "memory": 0})
+    while keeper._unwritten:
+        assert is_kept(tmp_path / "a") and written_end(tmp_path / "a") is None and problem != errno.EIO
+        keeper._write_end("a")
+    end = written_end(tmp_path / "a")
+    assert not is_kept(tmp_path / "a") and (end.code if end else None) == (None if problem == errno.EIO else 3)
+
+
+def test_an_adopted_agent_whose_keeper_is_killed_is_judged_by_its_results(make_service: Callable[..., Service]) -> None:
     service = make_service(*COMMAND)
     lazy, busy = (spawn(service.client(), task)["agent_id"] for task in ("hang", "store_and_hang"))
     says(service.client(), busy, "stored")
+    first = keepers(service)
     service.kill()
     service.start()
+    for keeper in first:
+        keeper.kill()
     architect = service.client()
     for agent_id in (lazy, busy):
         psutil.Process(status(architect, agent_id)["pid"]).kill()

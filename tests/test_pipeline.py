@@ -426,6 +426,23 @@ def test_a_service_that_is_killed_and_started_again_is_waited_for(runs: Runs, se
     assert runs.worked() == ALL
 
 
+@pytest.mark.parametrize("moment", ["while no service runs", "after the restart"])
+@pytest.mark.parametrize("down", [Service.stop, Service.kill], ids=["stop", "kill -9"])
+def test_an_agent_that_ends_around_a_restart_is_not_run_again(runs: Runs, served: Service, down: Callable[[Service], Any], moment: str) -> None:
+    """Of a type that may store no result the exit code alone says how it ended."""
+    process = runs.start("--format", "json", "--issue", "i-1", "--type", "documentation-expert", script={"documentation-expert": ["gate"]})
+    agent = at_the_gate(runs, process, "documentation-expert")
+    down(served)
+    if moment == "while no service runs":
+        runs.open_gate()
+        until(lambda: not psutil.pid_exists(agent["pid"]))
+    served.start()
+    runs.open_gate()
+    assert process.wait(60) == 0, runs.output(process, "err")
+    (row,) = runs.events(process)[-1]["agents"]
+    assert runs.worked() == ["documentation-expert"] and (row["state"], row["status"]) == ("completed", "success")
+
+
 def test_its_own_service_is_started_again(runs: Runs) -> None:
     process = runs.start("--format", "json", "--issue", "i-1", script={"python-specialist": ["gate"]})
     at_the_gate(runs, process)

@@ -69,11 +69,9 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import sqlite3
 import ssl
 import stat
-import struct
 import subprocess
 import tempfile
 import textwrap
@@ -88,7 +86,6 @@ import urllib.parse
 import urllib.request
 import uuid
 import xml.etree.ElementTree as ElementTree
-import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -1305,8 +1302,14 @@ class HookSpecs:
         arguments and returns the exit code. ``add_commands(commands, {name: Command(...)})`` gives them our options too."""
 
     @hookspec
-    def server_class(self, settings: Settings) -> type[Server] | None:
-        """A subclass of Server to be used in its place (HTTP/1.1). The first answer wins."""
+    def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
+        """A part: a class derived from ``base`` that listens in its place. ``base`` is Server, or what the plugin before
+        yours derived from it, so several add up."""
+
+    @hookspec
+    def answer_filter(self, settings: Settings) -> AnswerFilter | None:
+        """A part: ``async def filter(endpoint, content) -> content`` that sees each answer's bytes before they are sent and
+        may set headers of ``endpoint``; an answer that ``holds_token`` tells so. Several are called one after the other."""
 
     @hookspec
     def project_reader(self, settings: Settings) -> Project | None:
@@ -1324,6 +1327,10 @@ class HookSpecs:
     @hookspec
     def shutdown(self, info: SidecarInfo) -> None:
         """The service has answered its last request."""
+
+
+NOT_ASKED_FOR = "plugin %s: %s: an answer of type %s is not what was asked for"
+AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 
 class IssueNotFound(Exception):
@@ -1459,25 +1466,35 @@ class Hooks:
         for name, answer in self.ask(hook, **facts):
             if fits(answer):
                 return answer
-            log.warning("plugin %s: %s: an answer of type %s is not what was asked for", name, hook, type(answer).__name__)
+            log.warning(NOT_ASKED_FOR, name, hook, type(answer).__name__)
         return None
 
-    def part(self, hook: str, kind: type, **facts: Any) -> Any:
-        """The first plugin's implementation of a part of the service, a ``kind``; None where the core's own is to be used.
+    # -- parts: made once, at the start, and run as the core does: live, without a time limit
 
-        Parts are made once, at the start, and run as the core does: live, without a time limit.
-        """
-        for name, function, arguments in self.implementations(hook):
-            try:
-                part = function(**{key: facts[key] for key in arguments})
-            except Exception as error:  # a boundary: the core's own part serves as well
-                log.warning("plugin %s: %s: %s: %s", name, hook, type(error).__name__, one_line(error))
-                continue
-            if isinstance(part, kind):
-                return part
-            if part is not None:
-                log.warning("plugin %s: %s: %s is no %s", name, hook, type(part).__name__, kind.__name__)
-        return None
+    def parts(self, hook: str, fits: Callable[[Any], bool], **facts: Any) -> list[Any]:
+        """What plugins give for a part of the service, in the order in which they are asked."""
+        made = [(row[0], self._make(hook, *row, facts)) for row in self.implementations(hook)]
+        for name, part in made:
+            if part is not None and not fits(part):
+                log.warning(NOT_ASKED_FOR, name, hook, type(part).__name__)
+        return [part for _, part in made if part is not None and fits(part)]
+
+    def derived(self, hook: str, base: type, **facts: Any) -> type:
+        """``base``, or what plugins derive from it: each gets what the one before it made, as ``base``."""
+        for name, function, arguments in reversed(self.implementations(hook)):
+            made = self._make(hook, name, function, arguments, facts | {"base": base})
+            if isinstance(made, type) and issubclass(made, base):
+                base = made
+            elif made is not None:
+                log.warning(NOT_ASKED_FOR, name, hook, type(made).__name__)
+        return base
+
+    def _make(self, hook: str, name: str, function: Callable[..., Any], arguments: Sequence[str], facts: Any) -> Any:
+        try:
+            return function(**{key: facts[key] for key in arguments})
+        except Exception as error:  # a boundary: the core's own part serves as well
+            log.warning("plugin %s: %s: %s: %s", name, hook, type(error).__name__, one_line(error))
+            return None
 
     def refusal(self, **facts: Any) -> str | None:
         """Why a permission policy refuses, None where all agree. Blocks. Fails closed."""
@@ -1661,7 +1678,7 @@ class Sidecar:
         self.idempotency = Idempotency(self.storage)
         self.audit = AuditLog(settings.storage)
         self.access = Access(settings)
-        self.compression = Compression()
+        self.answer_filters: list[AnswerFilter] = hooks.parts("answer_filter", callable, settings=settings)
         self.started = time.time()
         self.open_requests = 0
         self.info = SidecarInfo(0, "", settings.project, str(settings.root), __version__, "")
@@ -1688,9 +1705,6 @@ class Sidecar:
             undo.callback(self.audit.close)
             self._listen()
             undo.callback(self._server.stop)
-            if self._certificate:
-                self._certificate.start(self._server.take_certificate)
-                undo.push_async_callback(self._certificate.stop)
             self.info = self._announce()
             self.bus.start()
             self.tokens.start()
@@ -1703,11 +1717,10 @@ class Sidecar:
 
     def _listen(self) -> None:
         settings = self.settings
-        server_class = self.hooks.first("server_class", is_server_class, settings=settings) or Server
-        self._certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
+        server_class = self.hooks.derived("server_class", Server, settings=settings)
         self._server = server_class(
             make_application(self),
-            ssl_options=self._certificate.context if self._certificate else None,
+            ssl_options=self._tls_context(),
             # Bodies are counted, and refused in JSON, by Endpoint: Tornado's own limit would answer without a body.
             max_body_size=1 << 40,
             max_header_size=64 * 1024,
@@ -1727,6 +1740,15 @@ class Sidecar:
         self._server.add_sockets(sockets)
         self.port: int = sockets[0].getsockname()[1]
 
+    def _tls_context(self) -> ssl.SSLContext | None:
+        certificate, key = self.settings.tls_cert, self.settings.tls_key
+        if not certificate or not key:
+            return None
+        try:
+            return tls_context(certificate, key)
+        except (OSError, ssl.SSLError) as error:
+            raise StartError(f"--tls-cert/--tls-key cannot be loaded: {one_line(error)}") from None
+
     def _announce(self) -> SidecarInfo:
         settings = self.settings
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
@@ -1738,8 +1760,6 @@ class Sidecar:
 
     async def stop(self) -> None:
         self._server.stop()
-        if self._certificate:
-            await self._certificate.stop()
         self.bus.close()
         deadline = time.monotonic() + self.STOP_SECONDS
         while self.open_requests and time.monotonic() < deadline:
@@ -1900,65 +1920,6 @@ def explain_bind_error(settings: Settings, error: OSError) -> str:
     return f"{where} is already taken{holder}; use --port with another number, or --port 0 for a free one"
 
 
-class Certificate:
-    """What HTTPS is served with. Renewed files are taken without a restart, broken ones are logged and the old pair goes on."""
-
-    CHECK_SECONDS = 2.0
-
-    def __init__(self, certificate: Path, key: Path) -> None:
-        self._files = (certificate, key)
-        self._seen = self._signatures()
-        try:
-            self.context = self._load()
-        except (OSError, ssl.SSLError) as error:
-            raise StartError(f"--tls-cert/--tls-key cannot be loaded: {one_line(error)}") from None
-
-    def start(self, take: Callable[[ssl.SSLContext], None]) -> None:
-        """Look at the files from now on; ``take`` gets a new context for the connections to come."""
-        self._task = asyncio.create_task(self._watch(take))
-
-    async def stop(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _watch(self, take: Callable[[ssl.SSLContext], None]) -> None:
-        while True:
-            await asyncio.sleep(self.CHECK_SECONDS)
-            seen = self._signatures()
-            if seen == self._seen:
-                continue
-            try:
-                take(self._load())
-                log.info("the renewed certificate is served from now on")
-            except (OSError, ssl.SSLError) as error:  # half a renewal is mended by its other half, at the next look
-                log.error("--tls-cert/--tls-key have changed and cannot be loaded, the old certificate goes on: %s", tls_reason(error))
-            self._seen = seen  # taken before the files were read: what changed meanwhile shows at the next look
-
-    def _signatures(self) -> list[tuple[int, int, int] | None]:
-        return [signature_behind(path) for path in self._files]
-
-    def _load(self) -> ssl.SSLContext:
-        """A new context: one that lives would go on serving the old certificate beside a new one of another kind of key."""
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(*self._files, password=lambda: "")  # else OpenSSL would ask on the terminal, and wait
-        return context
-
-
-def signature_behind(path: Path) -> tuple[int, int, int] | None:
-    """What changes when the file that ``path`` leads to does: renewed certificates often are a link turned elsewhere."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return None
-    return facts.st_mtime_ns, facts.st_ino, facts.st_size
-
-
-def tls_reason(error: OSError) -> str:
-    """Why a certificate cannot be loaded, without a path."""
-    return str(getattr(error, "reason", None) or error.strerror or type(error).__name__)
-
-
 def connection_limit(wanted: int) -> int:
     """How many connections may be open so that files, agents and git still find room under the system's limit."""
     try:
@@ -2063,40 +2024,27 @@ def make_application(sidecar: Sidecar) -> tornado.web.Application:
 
 
 class Server(tornado.httpserver.HTTPServer):
-    """Tornado's HTTP/1.1 server, stricter: what is no well-formed request within bounds is answered in JSON, and audited, before it is parsed."""
+    """Tornado's HTTP/1.1 server with a cap on connections. Plugins derive theirs from it (``server_class``)."""
 
-    LINGERING = 200  # refused lines that are still read for a while; more than these are closed at once
     max_connections = 10_000
-    request_timeout = 60.0  # seconds from a head's first byte to its last
+    request_timeout = 60.0  # seconds from a head's first byte to its last, where a plugin counts them
 
     def initialize(self, *args: Any, **options: Any) -> None:
         super().initialize(*args, **options)
         self._open = 0
-        self._lingering: set[asyncio.Task[None]] = set()
 
-    def handle_stream(self, stream: tornado.iostream.IOStream, address: tuple[str, int]) -> None:
+    def handle_stream(self, stream: tornado.iostream.IOStream, address: Any) -> None:
         if self.is_full():
             return self.turn_away(stream)
         self.serve_http1(stream, address)
 
-    def serve_http1(self, stream: tornado.iostream.IOStream, address: tuple[str, int]) -> None:
+    def serve_http1(self, stream: tornado.iostream.IOStream, address: Any) -> None:
         self._open += 1
-        super().handle_stream(self._strict(stream), address)
-
-    def _strict(self, stream: tornado.iostream.IOStream) -> StrictStream:
-        # Tornado makes the stream itself; a wrapper around it would cost each connection a third of a kilobyte.
-        stream.__class__ = StrictSSLStream if isinstance(stream, tornado.iostream.SSLIOStream) else StrictStream
-        strict = typing.cast(StrictStream, stream)
-        strict.server = self
-        return strict
+        super().handle_stream(stream, address)
 
     def on_close(self, server_conn: object) -> None:
         self._open -= 1
         super().on_close(server_conn)
-
-    def take_certificate(self, context: ssl.SSLContext) -> None:
-        """Serve the connections to come with another certificate."""
-        self.ssl_options = context
 
     def connections(self) -> int:
         """How many are open now."""
@@ -2106,177 +2054,20 @@ class Server(tornado.httpserver.HTTPServer):
         return self.connections() >= self.max_connections
 
     def turn_away(self, stream: tornado.iostream.IOStream) -> None:
-        """Tell a new connection that there is no room; under TLS, where an answer would need a handshake, only close it."""
-        if not isinstance(stream, tornado.iostream.SSLIOStream):
-            self._strict(stream).refuse(ApiError("REQ_009", retry_after=1))
+        """End a new connection for which there is no room."""
         stream.close()
 
-    def refused(self, error: ApiError, request_id: str, remote: str | None) -> None:
-        """Log and audit what was refused before it was a request."""
-        log.info("%s - - %d 0.0 ms - %s", request_id, error.status, error.code)
-        audit = getattr(self.request_callback, "settings", {}).get("audit")  # of make_application
-        if audit:
-            audit.write(AuditLine(iso(), request_id, remote, None, None, None, "", error.status, "refused", error.code, error.message))
-
-    def linger(self, stream: StrictStream) -> None:
-        """Read on for a while, on a copy of the line: closing with unread input resets it, and the answer is lost."""
-        if len(self._lingering) < self.LINGERING:
-            task = asyncio.ensure_future(drain(socket.socket(fileno=os.dup(stream.socket.fileno()))))
-            self._lingering.add(task)
-            task.add_done_callback(self._lingering.discard)
-
-    async def close_all_connections(self) -> None:
-        for task in self._lingering:
-            task.cancel()
-        await asyncio.gather(*self._lingering, return_exceptions=True)
-        await super().close_all_connections()
+    def take_certificate(self, context: ssl.SSLContext) -> None:
+        """Serve the connections to come with another certificate."""
+        self.ssl_options = context
 
 
-class StrictStream(tornado.iostream.IOStream):
-    """A line whose request heads are bounded and checked before Tornado reads them, and whose refusals are JSON."""
-
-    MAX_LINE = 8 * 1024  # method and URL; what RFC 9112 (3) asks for at least
-    HEAD_OR_BYTE = rb"\A[\s\S]{1,%d}?\r\n\r\n|\A[\s\S]" % MAX_LINE
-    MAX_EXTENSIONS = 16 * 1024  # bytes of chunk extensions in one body
-    BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"  # Tornado's answer to what it cannot read
-
-    server: Server
-    answered = False  # an answer to the request at hand has begun
-    extensions = 0
-
-    async def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> bytes:
-        """The next request's head, which is what Tornado asks for in this way. Raises StreamClosedError where it was refused."""
-        # For as long as the server lets a line be idle. Most heads come in one piece: then this is all the reading there is.
-        first = await super().read_until_regex(self.HEAD_OR_BYTE, self.MAX_LINE + 8)
-        self.answered = False
-        if self.extensions:  # not set without need: one attribute more would make each line's dictionary five times as large
-            self.extensions = 0
-        try:
-            if len(first) > 1:
-                return check_head(first)
-            async with asyncio.timeout(self.server.request_timeout):
-                return check_head(first + await self._read_head(first, max_bytes or 64 * 1024))
-        except TimeoutError:
-            self.refuse(ApiError("REQ_008", "The request's head did not come in time"))
-        except ApiError as error:
-            self.refuse(error)
-        raise tornado.iostream.StreamClosedError()
-
-    async def _read_head(self, first: bytes, limit: int) -> bytes:
-        """What follows the first byte. A pattern that also matches at the limit lets us answer where ``max_bytes`` would close the line."""
-        read = super().read_until_regex
-        line = await read(rb"\n|\A[^\n]{%d}" % self.MAX_LINE, self.MAX_LINE + 1)
-        if first in b"\r\n" and not line.strip():  # an empty line before a request is to be ignored (RFC 9112, 2.2)
-            line = await read(rb"\n|\A[^\n]{%d}" % self.MAX_LINE, self.MAX_LINE + 1)
-        if not line.endswith(b"\n"):
-            raise ApiError("REQ_004", f"The request line may have {self.MAX_LINE} bytes at most", status=414)
-        rest = await read(rb"\A\r?\n|\r?\n\r?\n|\A(?=[\s\S]{%d})(?![\s\S]{0,%d}?\r?\n\r?\n)[\s\S]{%d}" % (limit, limit, limit), limit + 4)
-        if not rest.endswith((b"\n\n", b"\n\r\n")) and rest not in (b"\n", b"\r\n"):
-            raise ApiError("REQ_004", f"The headers may have {limit} bytes at most", status=431)
-        return line + rest
-
-    def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
-        """The next chunk's size, which is what Tornado asks for in this way, without extensions: RFC 9112 (7.1.1) says to ignore them."""
-        line = typing.cast(asyncio.Future[bytes], super().read_until_regex(rb"\n|\A[^\n]{1024}", 1025))
-        if line.done() and not line.exception() and re.fullmatch(rb"[0-9a-fA-F]{1,16}\r\n", line.result()):
-            return line  # Tornado gathers small chunks as long as it sees that it need not wait
-        return self._without_extension(line)
-
-    async def _without_extension(self, coming: Awaitable[bytes]) -> bytes:
-        line = re.fullmatch(rb"([0-9a-fA-F]{1,16})((?:[\t ]*;[\t -~\x80-\xff]*)?)\r\n", await coming)
-        self.extensions += len(line[2]) if line else 0
-        return line[1] + b"\r\n" if line and self.extensions <= self.MAX_EXTENSIONS else b"no size\r\n"  # which Tornado refuses
-
-    def write(self, data: bytes | memoryview) -> asyncio.Future[None]:
-        if data == self.BARE:
-            self.refuse(ApiError("REQ_001", "This is not a well-formed HTTP/1.1 request"))
-            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            done.set_result(None)
-            return done
-        self.answered = self.answered or not bytes(data[:12]).startswith(b"HTTP/1.1 100")
-        return super().write(data)
-
-    def refuse(self, error: ApiError) -> None:
-        """The whole answer to what never became a request, and the line's end."""
-        if self.closed():
-            return
-        request_id = f"req-{uuid.uuid4()}"
-        with contextlib.suppress(OSError):  # the peer may be gone by now
-            self.server.refused(error, request_id, self.socket.getpeername()[0])
-            if not self.answered:
-                super().write(whole_refusal(error, request_id)).add_done_callback(lambda written: written.exception())
-            self.server.linger(self)
-        self.close()
-
-
-class StrictSSLStream(StrictStream, tornado.iostream.SSLIOStream):
-    pass
-
-
-def whole_refusal(error: ApiError, request_id: str) -> bytes:
-    """An answer with its head, for a line that carries no request."""
-    retry = UNSET if error.retry_after is None else error.retry_after
-    content = msgspec.json.encode(ErrorAnswer(error.error, error.message, error.code, iso(), request_id, retry_after_seconds=retry))
-    headers = {
-        "Content-Type": "application/json", "Content-Length": len(content), "Connection": "close", "X-Request-ID": request_id,
-        "Server": "cco-sidecar", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Cache-Control": "no-store",
-    } | ({} if error.retry_after is None else {"Retry-After": error.retry_after})  # fmt: skip
-    lines = [f"HTTP/1.1 {error.status} {http.client.responses[error.status]}", *(f"{name}: {value}" for name, value in headers.items())]
-    return "\r\n".join([*lines, "", ""]).encode() + content
-
-
-async def drain(line: socket.socket, seconds: float = 2.0, limit: int = 4 * MB) -> None:
-    """Tell the other side that we are done, and read what it still sends, within bounds; then close."""
-    with line, contextlib.suppress(OSError, TimeoutError):
-        line.setblocking(False)
-        line.shutdown(socket.SHUT_WR)
-        async with asyncio.timeout(seconds):
-            while limit > 0 and (data := await asyncio.get_running_loop().sock_recv(line, 65_536)):
-                limit -= len(data)
-
-
-REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~\x80-\xff]+) (HTTP/1\.[01])\r\n")
-FIELDS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n)*\r\n")
-FRAMING = re.compile(rb"^(host|content-length|transfer-encoding):[\t ]*([^\r]*?)[\t ]*\r\n", re.IGNORECASE | re.MULTILINE)
-ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(.*)", re.IGNORECASE)
-
-
-def check_head(head: bytes) -> bytes:
-    """A request's head as Tornado may read it, its target in origin form. Raises ApiError for whatever two readers might read differently.
-
-    Only CRLF ends a line, no line is folded, no field holds a control character (RFC 9112, 2.2 and 5); what says how long the
-    body is, and for which host the request is meant, is said once (6.3, 3.2).
-    """
-    head = head.lstrip(b"\r\n")
-    line = REQUEST_LINE.match(head)
-    if not line or not FIELDS.fullmatch(head, line.end()):
-        raise ApiError("REQ_001", "This is not a well-formed HTTP/1.1 request")
-    method, target, version = line.groups()
-    fields = [(name.lower(), value) for name, value in FRAMING.findall(head, line.end())]
-    names = [name for name, _ in fields]
-    length, coding = dict(fields).get(b"content-length"), dict(fields).get(b"transfer-encoding")
-    if len(set(names)) < len(names):
-        raise ApiError("REQ_001", "Host, Content-Length and Transfer-Encoding may come once")
-    if b"host" not in names and version == b"HTTP/1.1":
-        raise ApiError("REQ_001", "The Host header is missing")
-    if length is not None and (coding is not None or not re.fullmatch(rb"\d{1,18}", length)):
-        raise ApiError("REQ_001", "Content-Length must be one number, without Transfer-Encoding")
-    if coding is not None and (coding.lower() != b"chunked" or version == b"HTTP/1.0"):
-        raise ApiError("REQ_001", "Transfer-Encoding may only be chunked, and only in HTTP/1.1")
-    absolute = ABSOLUTE.fullmatch(target)
-    return in_origin_form(method, absolute, head[line.end() :], version) if absolute else head
-
-
-def in_origin_form(method: bytes, absolute: re.Match[bytes], fields: bytes, version: bytes) -> bytes:
-    """A request for a whole URL, as proxies get them: its host counts, whatever the Host header says (RFC 9112, 3.2.2)."""
-    host, rest = absolute.groups()
-    path = rest if rest[:1] == b"/" else b"*" if method == b"OPTIONS" and not rest else b"/" + rest
-    others = re.sub(rb"^host:[^\n]*\n", b"", fields, flags=re.IGNORECASE | re.MULTILINE)
-    return b"%b %b %b\r\nHost: %b\r\n%b" % (method, path, version, host, others)
-
-
-def is_server_class(answer: Any) -> bool:
-    return isinstance(answer, type) and issubclass(answer, Server)
+def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """What HTTPS is served with: TLS 1.2 or newer. Raises OSError and ssl.SSLError. Blocks."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificate, key, password=lambda: "")  # else OpenSSL would ask on the terminal, and wait
+    return context
 
 
 @tornado.web.stream_request_body
@@ -2299,7 +2090,7 @@ class Endpoint(tornado.web.RequestHandler):
     failure: ClassVar[str] = "STR_002"  # the code of what nobody expected
     idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
     cache_control: ClassVar[str] = "no-store"
-    compressible: ClassVar[bool] = True  # False where an answer holds a token: its compressed length would tell of it (BREACH)
+    holds_token: ClassVar[bool] = False
 
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
 
@@ -2525,22 +2316,14 @@ class Endpoint(tornado.web.RequestHandler):
     async def _finish_with(self, content: bytes) -> None:
         if content:
             self.set_header("Content-Type", "application/json")
-        if self.compressible and len(content) >= Compression.LEAST:
-            content = await self._compress(content)
+        for answer_filter in self.sidecar.answer_filters:
+            content = await answer_filter(self, content)
         written = asyncio.ensure_future(self.finish(content or None))  # not even an empty chunk may go with a 204 or 304
         if not written.done():  # the client reads slowly, or not at all
             await asyncio.wait({written}, timeout=self.STALL_SECONDS)
         if not written.done():
             self.request.connection.close()  # type: ignore[union-attr]
         await written
-
-    async def _compress(self, content: bytes) -> bytes:
-        if "Vary" not in self._headers:
-            self.set_header("Vary", "Accept-Encoding")
-        if not accepts_gzip(self.request.headers.get("Accept-Encoding", "")):
-            return content
-        self.set_header("Content-Encoding", "gzip")
-        return await self.sidecar.compression.gzip(content, self._headers.get("ETag"))
 
     def flush(self, include_footers: bool = False) -> Awaitable[None]:  # type: ignore[override]
         if not self._headers_written:
@@ -2647,68 +2430,6 @@ def body_length(headers: tornado.httputil.HTTPHeaders) -> float:
         return float("inf")
     lengths = headers.get("Content-Length", "0").split(",")
     return max(int(length) if re.fullmatch(r"\s*\d{1,18}\s*", length, re.ASCII) else 0 for length in lengths)
-
-
-class Compressed(Struct, frozen=True):
-    """The first part of an answer, deflated up to a byte's end so that more may follow, with its checksum."""
-
-    deflated: bytes
-    crc: int
-    length: int
-
-
-class Compression:
-    """Answers as gzip (RFC 1952). Of a context, where hit and build differ in a few last bytes only, the long part is deflated once."""
-
-    LEAST = 1024  # bytes; a shorter answer fits into one packet anyway
-    ON_LOOP = 32 * 1024  # a millisecond's work; longer answers are compressed in a thread
-    CACHE_BYTES = 16 * MB
-    HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
-
-    def __init__(self) -> None:
-        self._cache: collections.OrderedDict[tuple[str, int, int], Compressed] = collections.OrderedDict()
-        self._bytes = 0
-        self.hits = 0
-
-    async def gzip(self, content: bytes, etag: str | None) -> bytes:
-        """``content`` compressed. Answers of one ``etag`` begin alike up to their time stamp."""
-        split = max(0, content.rfind(b'"timestamp":')) if etag else 0
-        if len(content) <= self.ON_LOOP:
-            return self._join(deflate(content[:split]), content[split:])
-        key = (etag or "", split, await asyncio.to_thread(zlib.crc32, memoryview(content)[:split]))
-        head = self._cache.get(key)
-        if head is None:
-            head = await asyncio.to_thread(deflate, memoryview(content)[:split])
-            self._keep(key, head)
-        else:
-            self.hits += 1
-            self._cache.move_to_end(key)
-        return await asyncio.to_thread(self._join, head, content[split:])
-
-    def _join(self, head: Compressed, rest: bytes) -> bytes:
-        compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-        tail = compressor.compress(rest) + compressor.flush()
-        return self.HEAD + head.deflated + tail + struct.pack("<LL", zlib.crc32(rest, head.crc), (head.length + len(rest)) & 0xFFFFFFFF)
-
-    def _keep(self, key: tuple[str, int, int], head: Compressed) -> None:
-        if key[0] and key not in self._cache and len(head.deflated) <= self.CACHE_BYTES:
-            self._cache[key] = head
-            self._bytes += len(head.deflated)
-        while self._bytes > self.CACHE_BYTES:
-            self._bytes -= len(self._cache.popitem(last=False)[1].deflated)
-
-
-def deflate(content: bytes | memoryview) -> Compressed:
-    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    # After a full flush nothing refers back, so that another compressor may write on (zlib's manual).
-    return Compressed(compressor.compress(content) + compressor.flush(zlib.Z_FULL_FLUSH), zlib.crc32(content), len(content))
-
-
-def accepts_gzip(accepted: str) -> bool:
-    """Whether an Accept-Encoding header lets an answer be gzip (RFC 9110, 12.5.3): named, and not with a quality of 0."""
-    found = {name.strip().lower(): quality for name, _, quality in (item.partition(";") for item in accepted.split(","))}
-    quality = found.get("gzip", found.get("x-gzip", found.get("*", "q=0")))
-    return not re.fullmatch(r"\s*q\s*=\s*0(\.0{0,3})?\s*", quality, re.IGNORECASE)
 
 
 class UnknownRoute(Endpoint):
@@ -2843,7 +2564,6 @@ class GetContext(Endpoint):
         known = self.request.headers.get("If-None-Match", "")
         context = await self.sidecar.contexts.get(issue_id, agent_type, self.query, known)
         self.set_header("ETag", context.etag)
-        self.set_header("Vary", "Accept-Encoding")
         if not context.body:
             self.set_status(304)
         return context.body
@@ -2947,7 +2667,7 @@ class SpawnAgent(Endpoint):
     problems = (422,)
     failure = "AGT_001"
     idempotent = True
-    compressible = False
+    holds_token = True
 
     async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> Spawned:
         self.sidecar.tokens.check_issue(self.claims, body["issue_id"])
@@ -3039,7 +2759,7 @@ class RefreshToken(Endpoint):
     """A new token with the same identity, permissions and length of life."""
 
     answers = {200: Refreshed}
-    compressible = False
+    holds_token = True
 
     async def respond(self) -> Refreshed:
         token, expires = self.sidecar.tokens.refresh(self.claims)
@@ -3946,8 +3666,8 @@ IdempotencyKey = tuple[str, str, str, str]  # project, subject, endpoint, key
 class IdempotencyTicket:
     """One request with an Idempotency-Key: ``answer`` is the first one's where this is a repeat."""
 
-    def __init__(self, storage: Storage, key: IdempotencyKey, digest: str, answer: bytes | None) -> None:
-        self._storage, self._key, self._digest = storage, key, digest
+    def __init__(self, owner: Idempotency, key: IdempotencyKey, digest: str, answer: bytes | None) -> None:
+        self._owner, self._key, self._digest = owner, key, digest
         self.answer = answer
 
     def remember(self, records: Records, answer: Struct) -> None:
@@ -3958,7 +3678,7 @@ class IdempotencyTicket:
         """The work is done and this is the answer; what is ``remembered`` of it may be less."""
         self.answer = msgspec.json.encode(answer)
         content = self.answer if remembered is answer else msgspec.json.encode(remembered)
-        self._storage.write_behind(lambda records: records.remember(self._key, self._digest, content))
+        self._owner.keep(self._key, self._digest, content)
 
     def forget(self, records: Records) -> None:
         """The work has failed after all: a repeat is to try again."""
@@ -3973,6 +3693,18 @@ class Idempotency:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._locks = KeyedLocks()
+        self._unwritten: dict[IdempotencyKey, tuple[str, bytes]] = {}  # answers on their way to the disk
+
+    def keep(self, key: IdempotencyKey, digest: str, answer: bytes) -> None:
+        """Remember a finished answer: for repeats from now on, and soon on disk."""
+
+        def written(outcome: asyncio.Future[Any]) -> None:
+            self._unwritten.pop(key, None)
+            if not outcome.cancelled() and (error := outcome.exception()):
+                log.error("storage: an answer could not be kept for repeats: %s", one_line(error))
+
+        self._unwritten[key] = digest, answer
+        self._storage.write(lambda records: records.remember(key, digest, answer)).add_done_callback(written)
 
     @contextlib.asynccontextmanager
     async def begin(self, claims: Claims, endpoint: str, key: str, content: bytes) -> Any:
@@ -3982,10 +3714,10 @@ class Idempotency:
         name: IdempotencyKey = (claims.project_id, claims.sub, endpoint, key)
         digest = hashlib.sha256(content).hexdigest()
         async with self._locks.hold(name):
-            earlier = self._storage.read.recall(name)
+            earlier = self._unwritten.get(name) or self._storage.read.recall(name)
             if earlier and earlier[0] != digest:
                 raise ApiError("REQ_006")
-            yield IdempotencyTicket(self._storage, name, digest, earlier[1] if earlier else None)
+            yield IdempotencyTicket(self, name, digest, earlier[1] if earlier else None)
 
 
 class KeyedLocks:
@@ -4814,9 +4546,8 @@ class Contexts:
         self._building: dict[str, asyncio.Task[CacheEntry]] = {}
         self._given: collections.OrderedDict[str, dict[str, str]] = collections.OrderedDict()
         self._hits = self._misses = 0
-        self._project: Project = (
-            hooks.part("project_reader", Project, settings=settings) or Project(settings.root, settings.storage)
-        )
+        readers = hooks.parts("project_reader", lambda part: isinstance(part, Project), settings=settings)
+        self._project: Project = readers[0] if readers else Project(settings.root, settings.storage)
         self._watcher = Watcher(settings.root, self._changed)
         self._index_folder = settings.storage / "index"
         self._plugins = sorted(plugin.name for plugin in hooks.loaded)

@@ -46,9 +46,9 @@ log = logging.getLogger("cco_sidecar.http2")
 
 
 @hookimpl
-def server_class(settings: Any) -> type[Server]:
+def server_class(base: type[Server]) -> type[Server]:
     """The sidecar listens with this class in place of Tornado's own server."""
-    return Http2Server
+    return type("Http2Server", (Http2Server, base), {})
 
 
 # ---- Vocabulary: what one peer may cost, and what its frames cost -------------------------------------------------------------

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import Client, Service, make_repository, needed
+from conftest import ROOT, Client, Service, make_repository, needed
 
-from cco_sidecar import MB, Compression, accepts_gzip
+from cco_sidecar import MB, import_file
+
+compression = import_file(ROOT / "plugins/compression.py")
+Compression, accepts_gzip = compression.Compression, compression.accepts_gzip
 
 CONTEXT = "/api/context/issue-1/python-specialist"
 

@@ -610,7 +610,8 @@ def test_a_poll_whose_client_hangs_up_is_forgotten(service: Service, architect: 
 
 @pytest.fixture
 def endpoints(make_service: Callable[..., Service], tmp_path: Path) -> Iterator[tuple[Client, list[tuple[str, dict[str, Any], int]]]]:
-    service = make_service("--agent-command", f"touch {tmp_path}/{{agent_id}}")
+    agent = f"sh -c 'touch {tmp_path}/{{agent_id}}; exec sleep 60'"  # lives on: a repeat tells of an agent's end
+    service = make_service("--agent-command", agent, "--stop-agents")
     yield service.client(), [
         ("/api/results", RESULT, 201), ("/api/events/ping", EVENT, 202),
         ("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}, 201),

@@ -145,16 +145,23 @@ PLUGINS = {
             command.set_defaults(run=greet)
     """,
     "server": """
-        import cco_sidecar
+        @hookimpl
+        def server_class(base):
+            class Server(base):
+                def start_request(self, server_conn, request_conn):
+                    print("a server of one's own", flush=True)
+                    return super().start_request(server_conn, request_conn)
 
-        class Server(cco_sidecar.Server):
-            def start_request(self, server_conn, request_conn):
-                print("a server of one's own", flush=True)
-                return super().start_request(server_conn, request_conn)
+            return Server
+    """,
+    "stamp": """
+        async def stamp(endpoint, content):
+            endpoint.set_header("X-Stamp", str(len(content)))
+            return content
 
         @hookimpl
-        def server_class(settings):
-            return Server
+        def answer_filter():
+            return stamp
     """,
     "reader": """
         from cco_sidecar import FileFact, Project
@@ -395,6 +402,12 @@ def test_a_plugin_brings_its_own_look_at_the_repository(plugged: Service) -> Non
     assert "src/main.py" in context["project_structure"]["files"]
 
 
+def test_a_plugin_sees_each_answer_before_it_is_sent(plugged: Service) -> None:
+    answer = plugged.client().get("/status")
+    assert int(answer.headers["X-Stamp"]) == len(answer.content)
+    assert int(plugged.client().get("/nowhere").headers["X-Stamp"]) == len(plugged.client().get("/nowhere").content)
+
+
 def test_plugins_are_told_of_start_and_stop(tmp_path: Path, make_service: Callable[..., Service]) -> None:
     plugins = write_plugins(tmp_path / "plugins", {name: PLUGINS[name] for name in ("observer", "x_nonsense", "x_raising")})
     service = make_service("--plugins", str(plugins), env={"NOTES": str(tmp_path / "notes")})
@@ -420,6 +433,7 @@ EXERCISED = {
     "register_routes": test_a_plugin_adds_endpoints_with_everything_that_ours_have,
     "register_commands": test_a_plugin_adds_commands_and_other_plugins_cannot_break_the_command_line,
     "server_class": test_a_plugin_brings_its_own_server,
+    "answer_filter": test_a_plugin_sees_each_answer_before_it_is_sent,
     "project_reader": test_a_plugin_brings_its_own_look_at_the_repository,
     "backend": test_a_plugin_brings_its_own_storage,
     "startup": test_plugins_are_told_of_start_and_stop,

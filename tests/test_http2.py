@@ -44,7 +44,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 
-from cco_sidecar import import_file
+from cco_sidecar import Server, import_file
 
 http2 = import_file(Path(__file__).resolve().parent.parent / "plugins" / "http2.py")
 
@@ -1305,12 +1305,12 @@ def test_the_hook_offers_the_server():
 
     class Spec:
         @pluggy.HookspecMarker("cco_sidecar")(firstresult=True)
-        def server_class(self, settings):
+        def server_class(self, settings, base):
             """The server class."""
     manager.add_hookspecs(Spec)
     manager.register(http2)
     manager.check_pending()
-    assert manager.hook.server_class(settings=None) is http2.Http2Server
+    assert issubclass(manager.hook.server_class(settings=None, base=Server), http2.Http2Server)
 
 
 @pytest.mark.parametrize(("trick", "said"), [

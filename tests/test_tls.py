@@ -1,4 +1,4 @@
-"""HTTPS: which versions, what happens when certificates are renewed, and that the rules of HTTP hold behind it."""
+"""HTTPS: which versions, what happens when certificates are renewed (plugin tls_reload), and that the rules of HTTP hold."""
 
 import contextlib
 import datetime
@@ -8,13 +8,15 @@ import os
 import re
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from conftest import Service, until
+from conftest import MODULE, Service, clean_environment, until
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -82,7 +84,7 @@ def test_https_is_1_2_or_newer_and_stays(secure: Callable[..., Service], tmp_pat
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         with connect(service, minimum_version=version, maximum_version=version) as line:
             assert line.version() == {ssl.TLSVersion.TLSv1_2: "TLSv1.2", ssl.TLSVersion.TLSv1_3: "TLSv1.3"}[version]
-    context = cco_sidecar.Certificate(tmp_path / "cert.pem", tmp_path / "key.pem").context
+    context = cco_sidecar.tls_context(tmp_path / "cert.pem", tmp_path / "key.pem")
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
@@ -101,18 +103,16 @@ def test_older_versions_are_refused(secure: Callable[..., Service], tmp_path: Pa
         context.wrap_socket(line)
 
 
-@pytest.mark.parametrize("plugins", [[], ["--no-plugins"]], ids=["HTTP/2 too", "HTTP/1.1 alone"])
-def test_a_renewed_certificate_is_served_without_a_restart(secure: Callable[..., Service], tmp_path: Path, plugins: list[str]) -> None:
+def test_a_renewed_certificate_is_served_without_a_restart(secure: Callable[..., Service], tmp_path: Path) -> None:
     make_pair(tmp_path, "one")
-    service = secure(*plugins)
+    service = secure()
     assert served_name(service) == "one"
     with connect(service) as old:
         make_pair(tmp_path, "two", rsa.generate_private_key(65537, 2048))  # another kind of key
         until(lambda: served_name(service) == "two")
         old.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert old.recv(100).startswith(b"HTTP/1.1 200 "), "lines that are open go on"
-    if not plugins:
-        assert served_name(service, "h2") == "two"
+    assert served_name(service, "h2") == "two"
     make_pair(tmp_path, "three")
     until(lambda: served_name(service) == "three")
     assert service.log.count("renewed certificate") == 2
@@ -152,11 +152,12 @@ def test_a_link_that_is_turned_elsewhere_is_a_renewal(secure: Callable[..., Serv
 
 def test_a_bad_pair_at_the_start_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     make_pair(tmp_path, "one", password=b"secret")
-    with pytest.raises(cco_sidecar.StartError, match="cannot be loaded") as refusal:
-        cco_sidecar.Certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
-    assert refusal.value.exit_code == 2
-    with pytest.raises(cco_sidecar.StartError, match="cannot be loaded"):
-        cco_sidecar.Certificate(tmp_path / "nothing.pem", tmp_path / "key.pem")
+    for certificate in ("cert.pem", "nothing.pem"):
+        pair = ["--tls-cert", str(tmp_path / certificate), "--tls-key", str(tmp_path / "key.pem")]
+        command = [sys.executable, str(MODULE), "--root", str(tmp_path), "--storage", str(tmp_path.parent / "refused"), "--port", "0"]
+        ended = subprocess.run([*command, *pair], capture_output=True, text=True, timeout=30, env=clean_environment())
+        assert ended.returncode == 2 and ended.stdout == ""
+        assert re.fullmatch(r"cco: .*cannot be loaded.*\n", ended.stderr), ended.stderr
 
 
 def test_refusals_before_the_request_are_the_same_behind_tls(secure: Callable[..., Service], tmp_path: Path) -> None:

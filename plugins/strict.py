@@ -1,0 +1,220 @@
+"""Refuses request heads that two readers might read differently, bounds them in size and time, and says why in JSON.
+
+Tornado alone closes most of them with a bare 400, or waits. Here a head is checked before Tornado reads it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import logging
+import os
+import re
+import socket
+import typing
+import uuid
+from collections.abc import Awaitable
+from typing import Any
+
+import msgspec
+import tornado.iostream
+from msgspec import UNSET
+
+from cco_sidecar import MB, ApiError, AuditLine, ErrorAnswer, Server, hookimpl, iso
+
+log = logging.getLogger("cco.http")
+
+
+@hookimpl
+def server_class(base: type[Server]) -> type[Server]:
+    return type("StrictServer", (StrictServer, base), {})
+
+
+class StrictServer(Server):
+    """What is no well-formed request within bounds is answered in JSON, and audited, before it is parsed."""
+
+    LINGERING = 200  # refused connections that are still read for a while; more than these are closed at once
+    def initialize(self, *args: Any, **options: Any) -> None:
+        super().initialize(*args, **options)
+        self._lingering: set[asyncio.Task[None]] = set()
+
+    def serve_http1(self, stream: tornado.iostream.IOStream, address: Any) -> None:
+        super().serve_http1(self._strict(stream), address)
+
+    def _strict(self, stream: tornado.iostream.IOStream) -> StrictStream:
+        # Tornado makes the stream itself; a wrapper around it would cost each connection a third of a kilobyte.
+        stream.__class__ = StrictSSLStream if isinstance(stream, tornado.iostream.SSLIOStream) else StrictStream
+        strict = typing.cast(StrictStream, stream)
+        strict.server = self
+        return strict
+
+    def turn_away(self, stream: tornado.iostream.IOStream) -> None:
+        """Tell a new connection that there is no room; under TLS, where an answer would need a handshake, only close it."""
+        if not isinstance(stream, tornado.iostream.SSLIOStream):
+            self._strict(stream).refuse(ApiError("REQ_009", retry_after=1))
+        stream.close()
+
+    def refused(self, error: ApiError, request_id: str, remote: str | None) -> None:
+        """Log and audit what was refused before it was a request."""
+        log.info("%s - - %d 0.0 ms - %s", request_id, error.status, error.code)
+        audit = getattr(self.request_callback, "settings", {}).get("audit")  # of make_application
+        if audit:
+            line = (request_id, remote, None, None, None, "", error.status, "refused", error.code, error.message)
+            audit.write(AuditLine(iso(), *line))
+
+    def linger(self, stream: StrictStream) -> None:
+        """Read on for a while, on a copy of the line: closing with unread input resets it, and the answer is lost."""
+        if len(self._lingering) < self.LINGERING:
+            task = asyncio.ensure_future(drain(socket.socket(fileno=os.dup(stream.socket.fileno()))))
+            self._lingering.add(task)
+            task.add_done_callback(self._lingering.discard)
+
+    async def close_all_connections(self) -> None:
+        for task in self._lingering:
+            task.cancel()
+        await asyncio.gather(*self._lingering, return_exceptions=True)
+        await super().close_all_connections()
+
+
+class StrictStream(tornado.iostream.IOStream):
+    """A line whose request heads are bounded and checked before Tornado reads them, and whose refusals are JSON."""
+
+    MAX_LINE = 8 * 1024  # method and URL; what RFC 9112 (3) asks for at least
+    HEAD_OR_BYTE = rb"\A[\s\S]{1,%d}?\r\n\r\n|\A[\s\S]" % MAX_LINE
+    MAX_EXTENSIONS = 16 * 1024  # bytes of chunk extensions in one body
+    BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"  # Tornado's answer to what it cannot read
+
+    server: StrictServer
+    answered = False  # an answer to the request at hand has begun
+    extensions = 0
+
+    async def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> bytes:
+        """The next request's head, which is what Tornado asks for in this way. Raises StreamClosedError where it was refused."""
+        # For as long as the server lets a line be idle. Most heads come in one piece: then this is all the reading there is.
+        first = await super().read_until_regex(self.HEAD_OR_BYTE, self.MAX_LINE + 8)
+        self.answered = False
+        if self.extensions:  # not set without need: one attribute more would make each line's dictionary five times as large
+            self.extensions = 0
+        try:
+            if len(first) > 1:
+                return check_head(first)
+            async with asyncio.timeout(self.server.request_timeout):
+                return check_head(first + await self._read_head(first, max_bytes or 64 * 1024))
+        except TimeoutError:
+            self.refuse(ApiError("REQ_008", "The request's head did not come in time"))
+        except ApiError as error:
+            self.refuse(error)
+        raise tornado.iostream.StreamClosedError()
+
+    async def _read_head(self, first: bytes, limit: int) -> bytes:
+        """What follows the first byte. A pattern that also matches at the limit lets us answer where ``max_bytes`` would close the line."""
+        read = super().read_until_regex
+        line = await read(rb"\n|\A[^\n]{%d}" % self.MAX_LINE, self.MAX_LINE + 1)
+        if first in b"\r\n" and not line.strip():  # an empty line before a request is to be ignored (RFC 9112, 2.2)
+            line = await read(rb"\n|\A[^\n]{%d}" % self.MAX_LINE, self.MAX_LINE + 1)
+        if not line.endswith(b"\n"):
+            raise ApiError("REQ_004", f"The request line may have {self.MAX_LINE} bytes at most", status=414)
+        rest = await read(rb"\A\r?\n|\r?\n\r?\n|\A(?=[\s\S]{%d})(?![\s\S]{0,%d}?\r?\n\r?\n)[\s\S]{%d}" % (limit, limit, limit), limit + 4)
+        if not rest.endswith((b"\n\n", b"\n\r\n")) and rest not in (b"\n", b"\r\n"):
+            raise ApiError("REQ_004", f"The headers may have {limit} bytes at most", status=431)
+        return line + rest
+
+    def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """The next chunk's size, which is what Tornado asks for in this way, without extensions: RFC 9112 (7.1.1) says to ignore them."""
+        line = typing.cast(asyncio.Future[bytes], super().read_until_regex(rb"\n|\A[^\n]{1024}", 1025))
+        if line.done() and not line.exception() and re.fullmatch(rb"[0-9a-fA-F]{1,16}\r\n", line.result()):
+            return line  # Tornado gathers small chunks as long as it sees that it need not wait
+        return self._without_extension(line)
+
+    async def _without_extension(self, coming: Awaitable[bytes]) -> bytes:
+        line = re.fullmatch(rb"([0-9a-fA-F]{1,16})((?:[\t ]*;[\t -~\x80-\xff]*)?)\r\n", await coming)
+        self.extensions += len(line[2]) if line else 0
+        return line[1] + b"\r\n" if line and self.extensions <= self.MAX_EXTENSIONS else b"no size\r\n"  # which Tornado refuses
+
+    def write(self, data: bytes | memoryview) -> asyncio.Future[None]:
+        if data == self.BARE:
+            self.refuse(ApiError("REQ_001", "This is not a well-formed HTTP/1.1 request"))
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
+        self.answered = self.answered or not bytes(data[:12]).startswith(b"HTTP/1.1 100")
+        return super().write(data)
+
+    def refuse(self, error: ApiError) -> None:
+        """The whole answer to what never became a request, and the line's end."""
+        if self.closed():
+            return
+        request_id = f"req-{uuid.uuid4()}"
+        with contextlib.suppress(OSError):  # the peer may be gone by now
+            self.server.refused(error, request_id, self.socket.getpeername()[0])
+            if not self.answered:
+                super().write(whole_refusal(error, request_id)).add_done_callback(lambda written: written.exception())
+            self.server.linger(self)
+        self.close()
+
+
+class StrictSSLStream(StrictStream, tornado.iostream.SSLIOStream):
+    pass
+
+
+def whole_refusal(error: ApiError, request_id: str) -> bytes:
+    """An answer with its head, for a line that carries no request."""
+    retry = UNSET if error.retry_after is None else error.retry_after
+    content = msgspec.json.encode(ErrorAnswer(error.error, error.message, error.code, iso(), request_id, retry_after_seconds=retry))
+    headers = {
+        "Content-Type": "application/json", "Content-Length": len(content), "Connection": "close", "X-Request-ID": request_id,
+        "Server": "cco-sidecar", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Cache-Control": "no-store",
+    } | ({} if error.retry_after is None else {"Retry-After": error.retry_after})  # fmt: skip
+    lines = [f"HTTP/1.1 {error.status} {http.client.responses[error.status]}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+async def drain(line: socket.socket, seconds: float = 2.0, limit: int = 4 * MB) -> None:
+    """Tell the other side that we are done, and read what it still sends, within bounds; then close."""
+    with line, contextlib.suppress(OSError, TimeoutError):
+        line.setblocking(False)
+        line.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(seconds):
+            while limit > 0 and (data := await asyncio.get_running_loop().sock_recv(line, 65_536)):
+                limit -= len(data)
+
+
+REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~\x80-\xff]+) (HTTP/1\.[01])\r\n")
+FIELDS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n)*\r\n")
+FRAMING = re.compile(rb"^(host|content-length|transfer-encoding):[\t ]*([^\r]*?)[\t ]*\r\n", re.IGNORECASE | re.MULTILINE)
+ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(.*)", re.IGNORECASE)
+
+
+def check_head(head: bytes) -> bytes:
+    """A request's head as Tornado may read it, its target in origin form. Raises ApiError for whatever two readers might read differently.
+
+    Only CRLF ends a line, no line is folded, no field holds a control character (RFC 9112, 2.2 and 5); what says how long the
+    body is, and for which host the request is meant, is said once (6.3, 3.2).
+    """
+    head = head.lstrip(b"\r\n")
+    line = REQUEST_LINE.match(head)
+    if not line or not FIELDS.fullmatch(head, line.end()):
+        raise ApiError("REQ_001", "This is not a well-formed HTTP/1.1 request")
+    method, target, version = line.groups()
+    fields = [(name.lower(), value) for name, value in FRAMING.findall(head, line.end())]
+    names = [name for name, _ in fields]
+    length, coding = dict(fields).get(b"content-length"), dict(fields).get(b"transfer-encoding")
+    if len(set(names)) < len(names):
+        raise ApiError("REQ_001", "Host, Content-Length and Transfer-Encoding may come once")
+    if b"host" not in names and version == b"HTTP/1.1":
+        raise ApiError("REQ_001", "The Host header is missing")
+    if length is not None and (coding is not None or not re.fullmatch(rb"\d{1,18}", length)):
+        raise ApiError("REQ_001", "Content-Length must be one number, without Transfer-Encoding")
+    if coding is not None and (coding.lower() != b"chunked" or version == b"HTTP/1.0"):
+        raise ApiError("REQ_001", "Transfer-Encoding may only be chunked, and only in HTTP/1.1")
+    absolute = ABSOLUTE.fullmatch(target)
+    return in_origin_form(method, absolute, head[line.end() :], version) if absolute else head
+
+
+def in_origin_form(method: bytes, absolute: re.Match[bytes], fields: bytes, version: bytes) -> bytes:
+    """A request for a whole URL, as proxies get them: its host counts, whatever the Host header says (RFC 9112, 3.2.2)."""
+    host, rest = absolute.groups()
+    path = rest if rest[:1] == b"/" else b"*" if method == b"OPTIONS" and not rest else b"/" + rest
+    others = re.sub(rb"^host:[^\n]*\n", b"", fields, flags=re.IGNORECASE | re.MULTILINE)
+    return b"%b %b %b\r\nHost: %b\r\n%b" % (method, path, version, host, others)

@@ -1,11 +1,30 @@
-"""The command ``doctor``: what most often keeps the service from working, and what to do about each."""
+"""The command ``doctor``: what most often keeps the service from working, and what to do about each.
+
+It changes nothing, starts no conversation and needs no network. Of a known coding command line it runs ``--version`` and, where
+there is one, the command that tells whether somebody is logged in. What a program does not tell is unknown here.
+"""
 
 from __future__ import annotations
 
 import argparse
+import http.client
+import json
 import os
+import re
+import shlex
 import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,6 +32,8 @@ import tornado.netutil
 
 import cco_sidecar
 from cco_sidecar import GOOD, MB, REFUSED, Command, Settings, StartError, add_commands, hookimpl, read_sidecar_json, settings_from, show
+
+Finding = tuple[str, str]  # good, note or bad; what was found
 
 
 @hookimpl
@@ -23,15 +44,17 @@ def register_commands(commands: Any) -> None:
 def command_doctor(options: argparse.Namespace) -> int:
     """Check what the service needs, say what to do; exit code 1 where something is wrong."""
     settings = cco_sidecar.running_settings(settings_from(options))
-    findings = {name: examine(check, settings) for name, check in DOCTOR_CHECKS.items()}
+    checks: dict[str, Callable[[], str]] = {name: partial(check, settings) for name, check in DOCTOR_CHECKS.items()}
+    checks["plugins"] = partial(check_plugins, options)
+    findings = {name: examine(check) for name, check in checks.items()} | examine_agents(settings)
     rows = [{"check": name, "verdict": verdict, "finding": finding} for name, (verdict, finding) in findings.items()]
     show(options, {"checks": rows}, "checks")
     return REFUSED if any(row["verdict"] == "bad" for row in rows) else GOOD
 
 
-def examine(check: Callable[[Settings], str], settings: Settings) -> tuple[str, str]:
+def examine(check: Callable[[], str]) -> Finding:
     try:
-        finding = check(settings)
+        finding = check()
     except (StartError, OSError) as error:
         return "bad", str(error)
     return ("note", finding[6:]) if finding.startswith("note: ") else ("good", finding)
@@ -67,15 +90,57 @@ def check_lock(settings: Settings) -> str:
         return "free"
     try:
         cco_sidecar.InstanceLock(settings.storage).release()
-    except StartError as error:
-        return f"note: {error}"
+    except StartError:
+        info = read_sidecar_json(settings.storage)
+        if info and psutil.pid_exists(info.pid):
+            return f"held by the running service, pid {info.pid}, as it should be"
+        return "note: held by a process that has not announced itself; it may be starting: look again in a moment"
     return "free"
+
+
+def check_service(settings: Settings) -> str:
+    """What the service that runs for this repository says of itself."""
+    info = read_sidecar_json(settings.storage)
+    if not info:
+        return f"note: none runs for {settings.root}; start it with `{cco_sidecar.own_command()}`"
+    if not psutil.pid_exists(info.pid):
+        return f"note: none runs; the last one, pid {info.pid}, ended without a word: a start puts everything right"
+    try:
+        health = ask_health(info.url)
+        if health["service"] != "orchestration-sidecar" or health["project_id"] != settings.project:
+            raise StartError(f"what answers on {info.url} is not the service of this repository, pid {info.pid}")
+        wrong = [f"{name}: {text}" for name in ("storage", "event_bus") if (text := health["checks"][name]) != "healthy"]
+        version = health["version"]
+    except (OSError, http.client.HTTPException) as error:
+        raise StartError(f"pid {info.pid} does not answer on {info.url}: {error}") from None
+    except (ValueError, LookupError, TypeError):
+        raise StartError(f"what answers on {info.url} is no sidecar") from None
+    if wrong:
+        raise StartError(f"the running service, pid {info.pid}, is not healthy: {'; '.join(wrong)}")
+    other = f"; it is version {version}, this command is {cco_sidecar.__version__}" if version != cco_sidecar.__version__ else ""
+    return f"{'note: ' if other else ''}pid {info.pid} on {info.url} is healthy{other}"
+
+
+def ask_health(url: str) -> Any:
+    """The decoded answer of /health; 503 is one too. No token is sent, so any certificate will do."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme == "https":
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=5, context=trusting)
+    else:
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return json.loads(connection.getresponse().read(100_000))
+    finally:
+        connection.close()
 
 
 def check_port(settings: Settings) -> str:
     info = read_sidecar_json(settings.storage)
     if info and psutil.pid_exists(info.pid):
-        return f"the running service answers on {info.url}"
+        return f"the running service listens on {info.url}"
     try:
         for listener in tornado.netutil.bind_sockets(settings.port, settings.host):
             listener.close()
@@ -105,15 +170,184 @@ def check_watcher(settings: Settings) -> str:
     return f"{folders} folders of {limit} that may be watched"
 
 
-def check_plugins(settings: Settings) -> str:
-    hooks = cco_sidecar.load_hooks(settings)
-    skipped = [f"{plugin.name}: {plugin.problem}" for plugin in hooks.loaded if plugin.problem]
-    if skipped:
-        return f"note: skipped {'; '.join(skipped)}"
-    return f"{sum(plugin.source != 'built in' for plugin in hooks.loaded)} loaded besides the built-in ones"
+def check_plugins(options: argparse.Namespace) -> str:
+    try:
+        loaded, whose = cco_sidecar.loaded_plugins(options)
+    except cco_sidecar.Refused as error:
+        return f"note: the running service does not tell: {error}"
+    faulty = [f"{plugin.name}: {plugin.problem}" for plugin in loaded if plugin.faulty]
+    if faulty:
+        raise StartError(f"the next start refuses {'; '.join(faulty)}")
+    wrong = [f"skipped {plugin.name}: {plugin.problem}" for plugin in loaded if plugin.problem]
+    wrong += [f"{plugin.name} failed {plugin.failures} times, last: {plugin.failure}" for plugin in loaded if plugin.failure]
+    if wrong:
+        return f"note: {'; '.join(wrong)}"
+    return f"{sum(plugin.source != 'built in' for plugin in loaded)} plugins {whose}, and the built-in ones"
 
 
 DOCTOR_CHECKS: dict[str, Callable[[Settings], str]] = {
-    "storage": check_storage, "secret": check_secret, "lock": check_lock, "port": check_port,
-    "git": check_git, "watcher": check_watcher, "plugins": check_plugins,
+    "storage": check_storage, "secret": check_secret, "lock": check_lock, "service": check_service, "port": check_port,
+    "git": check_git, "watcher": check_watcher,
 }  # fmt: skip
+
+
+# ---- The programs that run agents ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Login:
+    """How a program's login shows: a variable that holds a key, a file below the home, or the words of a command (``yes``, ``no``)."""
+
+    variables: str = ""
+    files: str = ""
+    command: str = ""
+    yes: str = ""
+    no: str = ""
+    remedy: str = ""
+
+
+# Seen with claude 2.1.197, codex 0.169.0, gemini 0.61.0, opencode 1.18.33, qwen 0.15.10 and copilot 1.0.102, without a network.
+LOGINS = {
+    "claude": Login(
+        command="auth status", yes=r'"loggedIn": true', no=r'"loggedIn": false', remedy="`claude auth login`, or a key in ANTHROPIC_API_KEY",
+    ),
+    "codex": Login(
+        "CODEX_API_KEY", command="login status", yes=r"^(Logged in|API key configured)", no=r"^Not logged in",
+        remedy="`codex login`, or a key in CODEX_API_KEY",
+    ),
+    "gemini": Login("GEMINI_API_KEY", ".gemini/oauth_creds.json"),
+    "opencode": Login(command="auth list", yes=r"[1-9]\d* (credential|environment variable)|_API_KEY"),  # has models that need none
+    "aider": Login("ANTHROPIC_API_KEY OPENAI_API_KEY GEMINI_API_KEY OPENROUTER_API_KEY DEEPSEEK_API_KEY", ".aider/oauth-keys.env"),
+    "qwen": Login(
+        "OPENAI_API_KEY", command="auth status", yes=r"\u2713 Authentication Method: (?!Qwen OAuth)", no=r"No authentication method|\(Incomplete\)",
+        remedy="`qwen auth`",
+    ),  # its own OAuth has ended
+    "cursor-agent": Login("CURSOR_API_KEY"),
+    "copilot": Login("COPILOT_GITHUB_TOKEN GH_TOKEN GITHUB_TOKEN COPILOT_PROVIDER_BASE_URL"),
+}  # fmt: skip
+SESSION = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SSE_PORT", "CODEX_SANDBOX", "CODEX_THREAD")  # marks of one around us
+
+
+def examine_agents(settings: Settings) -> dict[str, Finding]:
+    """A finding for each command that runs agents."""
+    first = next(((name,) for name in cco_sidecar.LAUNCHERS if shutil.which(name)), None)
+    default = settings.agent_command or first
+    commands = {"agent command": default} if default else {}
+    commands |= {f"agent command of {agent_type}": command for agent_type, command in settings.agent_commands.items()}
+    words = list({command[0]: None for command in commands.values()})
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        found = dict(zip(words, threads.map(partial(examine_program, settings.root), words), strict=True))
+    findings = {name: found[command[0]] for name, command in commands.items()}
+    if not default:
+        known = ", ".join(cco_sidecar.LAUNCHERS)
+        none = f"none is configured here, and none of {known} is on PATH: install one, or start the service with --agent-command"
+        findings = {"agent command": ("note", none)} | findings
+    elif not settings.agent_command:
+        verdict, finding = findings["agent command"]
+        findings["agent command"] = verdict, f"{finding}; it is the first known one on PATH, for none is configured here"
+    return findings
+
+
+def examine_program(root: Path, word: str) -> Finding:
+    """Whether what a command calls ``word`` can run and, of a known program, which version it is and whether somebody is logged in."""
+    path = shutil.which(word) if os.path.basename(word) == word else str(root / word)
+    if path is None or not os.path.exists(path):
+        return "bad", f"{word} is not {'on PATH' if path is None else 'there'}: install it, or give another --agent-command"
+    if not os.path.isfile(path) or not os.access(path, os.X_OK):
+        return "bad", f"{word} is there and cannot be run: chmod +x it, or name the program that runs it"
+    name = Path(word).stem
+    if name not in cco_sidecar.LAUNCHERS:
+        problem = refused_by_the_system(path)
+        return ("bad", f"{word} {problem}") if problem else ("good", f"{word} is there and can be run")
+    verdict, version = examine_version(path)
+    if verdict == "bad":
+        return verdict, f"{word} {version}"
+    worse, told = examine_login(path, name)
+    return max(verdict, worse, key=["good", "note", "bad"].index), f"{word} {version}, {told}"
+
+
+def refused_by_the_system(path: str) -> str:
+    """Why a file that may be executed will not be, as far as its first line tells; empty where nothing speaks against it. Only
+    known programs are run here: another may begin to work whatever it is told."""
+    with open(path, "rb") as file:
+        head = file.readline(1024)
+    if not head.startswith(b"#!"):
+        plain = sys.platform == "linux" and not head.startswith(b"\x7fELF") and b"\0" not in head
+        return "has no #! line that says what runs it" if plain else ""
+    words = re.split(r"[ \t]+", head[2:].decode("utf-8", "replace").strip(" \t\n"))  # a carriage return belongs to the name
+    if words and os.path.basename(words[0]) == "env":
+        words = [word for word in words[1:] if not word.startswith("-") and "=" not in word]
+    return "" if words and shutil.which(words[0]) else f"begins with {head.decode('utf-8', 'replace').strip(chr(10))!r}, which is not there"
+
+
+def examine_version(path: str) -> Finding:
+    try:
+        code, said = ask_program(path, "--version")
+    except OSError as error:
+        return "bad", f"cannot be run: {error.strerror}"
+    if code is None:
+        return "note", f"of unknown version (it does not say it in {SECONDS:.0f} s and {MAX_OUTPUT // MB} MB)"
+    if code:
+        return "bad", f"does not work: its --version ended with {code}" + (f" and {first_line(said)!r}" if said.strip() else "")
+    found = re.search(r"(?<![\w.])\d+\.\d+(\.\d+)?([-.+]\w+)*", said)
+    return ("good", found[0][:40]) if found else ("note", "of unknown version")
+
+
+def examine_login(path: str, name: str) -> Finding:
+    """Whether somebody is logged in, as far as the program tells."""
+    login = LOGINS.get(name, Login())
+    held = [f"{variable} is set" for variable in login.variables.split() if os.environ.get(variable)]
+    held += [f"~/{file} is there" for file in login.files.split() if (Path.home() / file).is_file()]
+    if not login.command:
+        return ("good", f"its login was not tried: {held[0]}") if held else ("note", "login unknown: it cannot be asked")
+    shown = f"`{name} {login.command}`"
+    try:
+        code, said = ask_program(path, *shlex.split(login.command))
+    except OSError:  # --version says so
+        return "note", "login unknown"
+    if code is not None and re.search(login.yes, said, re.MULTILINE):
+        return "good", f"logged in, {shown} says"
+    if code is not None and login.no and re.search(login.no, said, re.MULTILINE):
+        if held:  # of which that command does not know, in some versions
+            return "note", f"login unknown: {shown} says no, but {held[0]}"
+        return "bad", f"not logged in, {shown} says; log in by {login.remedy}"
+    return "note", f"login unknown: {shown} does not tell"
+
+
+SECONDS = 10.0  # Node programs take 0.5 to 4 s, on a busy machine 8
+MAX_OUTPUT = MB
+
+
+def ask_program(path: str, *words: str) -> tuple[int | None, str]:
+    """(exit code, what it printed); no code where it had to be ended, for time or for its output. Nothing of it is left running.
+    It has no terminal, no input and an empty folder. Blocks. Raises OSError where it cannot be started."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(SESSION)}
+    environment |= {"NO_COLOR": "1", "LC_ALL": "C.UTF-8", "TERM": "dumb"}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [path, *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder, env=environment, start_new_session=True
+        )
+        deadline = time.monotonic() + SECONDS
+        try:
+            while process.poll() is None and time.monotonic() < deadline and os.fstat(output.fileno()).st_size <= MAX_OUTPUT:
+                time.sleep(0.02)
+            code = process.poll()
+        finally:
+            end_group(process)
+        output.seek(0)
+        return code, output.read(MAX_OUTPUT).decode("utf-8", "replace")
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and what it has started in its session's group."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except AttributeError:  # Windows
+        process.kill()
+    except (ProcessLookupError, PermissionError):  # all have ended
+        pass
+    process.wait()
+
+
+def first_line(text: str) -> str:
+    return next((line.strip()[:100] for line in text.splitlines() if line.strip()), "")

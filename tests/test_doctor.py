@@ -1,0 +1,283 @@
+"""``cco doctor``: what it says of the programs that run agents, made up here, and of the service that runs."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, marked_processes, until
+
+from cco_sidecar import import_file
+
+doctor = import_file(ROOT / "plugins/doctor.py")
+SYSTEM = "/usr/local/bin:/usr/bin:/bin"
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes an executable shell script that is first on PATH; there is an empty home and no key in the environment."""
+    folder, home = tmp_path / "bin", tmp_path / "home"
+    folder.mkdir()
+    home.mkdir()
+    for name in [name for name in os.environ if name.endswith(("_API_KEY", "_TOKEN", "_BASE_URL"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", f"{folder}:{SYSTEM}")
+    monkeypatch.setenv("HOME", str(home))
+
+    def write(name: str, code: str, mode: int = 0o755, first: str = "#!/bin/sh\n") -> Path:
+        (folder / name).write_text(first + code)
+        (folder / name).chmod(mode)
+        return folder / name
+
+    return write
+
+
+def finding(root: Path, word: str) -> tuple[str, str]:
+    verdict, text = doctor.examine_program(root, word)
+    return verdict, text
+
+
+# -- is it there, and can it be run
+
+
+def test_a_program_that_is_not_there_or_cannot_be_run_is_bad(tmp_path: Path, programs: Callable[..., Path]) -> None:
+    programs("plain.sh", "echo hello\n", mode=0o644)
+    programs("headless.sh", "echo hello\n", first="")
+    programs("lost.sh", "", first="#!/nowhere/python -u\n")
+    programs("lost2.sh", "", first="#!/usr/bin/env -S -i A=1 nowhere3 -u\n")
+    programs("windows.sh", "", first="#!/bin/sh\r\n")
+    (tmp_path / "agent").mkdir()
+    for word, said in {
+        "nowhere": "is not on PATH", "./agent.sh": "is not there", "./agent": "cannot be run", "plain.sh": "is not on PATH",
+        "bin/plain.sh": "chmod +x", "headless.sh": "no #! line", "lost.sh": "/nowhere/python", "lost2.sh": "nowhere3", "windows.sh": "\\r",
+    }.items():  # fmt: skip
+        verdict, text = finding(tmp_path, word)
+        assert verdict == "bad" and said in text, (word, text)
+    for word in ("sh", "/bin/sh", sys.executable, "git"):
+        assert finding(tmp_path, word) == ("good", f"{word} is there and can be run")
+
+
+def test_a_program_that_is_not_known_is_looked_at_and_never_run(tmp_path: Path, programs: Callable[..., Path]) -> None:
+    programs("agent.sh", f"touch {tmp_path}/ran\n")
+    for word in ("agent.sh", str(tmp_path / "bin/agent.sh"), "bin/agent.sh"):
+        assert finding(tmp_path, word) == ("good", f"{word} is there and can be run")
+    assert not (tmp_path / "ran").exists()
+
+
+# -- its version
+
+
+LOGGED_IN = "echo '{\"loggedIn\": true}'"
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict", "said"),
+    [
+        ("echo '2.1.332 (Claude Code)'", "good", "claude 2.1.332, logged in"),
+        ("echo 'WARNING: proceeding, in /tmp/v9' >&2; echo 'claude-cli 0.169.0-alpha.1'", "good", "claude 0.169.0-alpha.1, "),
+        ("head -c 300 /dev/urandom | tr -d '.'; printf '\\033[2J'", "note", "of unknown version"),
+        ("echo", "note", "of unknown version"),
+        ("echo; echo 'Cannot find module x'; exit 3", "bad", "its --version ended with 3 and 'Cannot find module x'"),
+        ("kill -9 $$", "bad", "its --version ended with -9"),
+        ("head -c 10000000 /dev/zero; sleep 100", "note", "of unknown version (it does not say it in"),
+        ("yes", "note", "of unknown version (it does not say it in"),
+        ("trap '' TERM INT HUP; sleep 100 & sleep 100; sleep 100", "note", "of unknown version (it does not say it in"),
+        ("read line; echo \"1.2.3 $line\"", "good", "claude 1.2.3, "),
+        ("test -t 0 || test -t 1 || echo 1.2.4", "good", "claude 1.2.4, "),
+        ("echo $CLAUDECODE$CLAUDE_CODE_ENTRYPOINT 1.2.5", "good", "claude 1.2.5, "),
+        ("(setsid sleep 3 &) ; echo 1.2.6", "good", "claude 1.2.6, "),
+    ],
+)  # fmt: skip
+def test_a_known_program_tells_its_version_or_is_ended(
+    tmp_path: Path, programs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, code: str, verdict: str, said: str
+) -> None:
+    programs("claude", f'[ "$1" = auth ] && {{ {LOGGED_IN}; exit; }}\n{code}\n')
+    monkeypatch.setattr(doctor, "SECONDS", 1.5)
+    monkeypatch.setenv("CLAUDECODE", "9.9.9")
+    monkeypatch.setenv("CLAUDE_CODE_ENTRYPOINT", "9.9.9")
+    monkeypatch.setenv("CCO_TEST_MARK", clean_environment()["CCO_TEST_MARK"])
+    began = time.monotonic()
+    found = finding(tmp_path, "claude")
+    assert (found[0], said in found[1]) == (verdict, True), found
+    assert "\n" not in found[1] and "\0" not in found[1] and len(found[1]) < 300 and time.monotonic() - began < 15
+    until(lambda: not marked_processes())
+
+
+# -- is somebody logged in
+
+
+@pytest.mark.parametrize(
+    ("program", "says", "verdict", "text"),
+    [
+        ("claude", "echo '{\n  \"loggedIn\": true,\n  \"authMethod\": \"api_key\"}'", "good", "logged in, `claude auth status` says"),
+        ("claude", "echo '{\n  \"loggedIn\": false,\n  \"authMethod\": \"none\"}'; exit 1", "bad", "not logged in, `claude auth status` says"),
+        ("claude", "echo 'unknown command auth'; exit 1", "note", "login unknown"),
+        ("claude", "sleep 100", "note", "login unknown"),
+        ("codex", "echo 'WARNING: helpers' >&2; echo 'Logged in using ChatGPT'", "good", "logged in"),
+        ("codex", "echo 'API key configured - ***'", "good", "logged in"),
+        ("codex", "echo 'WARNING: helpers' >&2; echo 'Not logged in'; exit 1", "bad", "log in by `codex login`"),
+        ("codex", "echo 'Error loading configuration: Not logged in'; exit 1", "note", "login unknown"),
+        ("qwen", "echo '✓ Authentication Method: OpenAI-compatible Provider'", "good", "logged in"),
+        ("qwen", "echo '✓ Authentication Method: Qwen OAuth'", "note", "login unknown"),
+        ("qwen", "echo '⚠️  No authentication method configured.'", "bad", "log in by `qwen auth`"),
+        ("opencode", "echo '└  0 credentials'", "note", "login unknown"),
+        ("opencode", "echo '└  1 credentials'", "good", "logged in"),
+        ("opencode", "echo '└  0 credentials'; echo '●  OpenAI OPENAI_API_KEY'", "good", "logged in"),
+        ("gemini", "", "note", "login unknown: it cannot be asked"),
+        ("goose", "", "note", "login unknown: it cannot be asked"),
+        ("aider", "", "note", "login unknown: it cannot be asked"),
+    ],
+)  # fmt: skip
+def test_a_login_is_what_the_program_says_and_else_unknown(
+    tmp_path: Path, programs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, program: str, says: str, verdict: str, text: str
+) -> None:
+    programs(program, f'[ "$1" = --version ] && {{ echo 1.2.3; exit; }}\n{says or "echo nothing but --version is asked; touch ran"}\n')
+    monkeypatch.setattr(doctor, "SECONDS", 1.5)
+    found = finding(tmp_path, program)
+    assert found[0] == verdict and found[1].startswith(f"{program} 1.2.3, ") and text in found[1], found
+
+
+@pytest.mark.parametrize(
+    ("program", "variable", "file", "said"),
+    [
+        ("codex", "CODEX_API_KEY", "", ("note", "login unknown: `codex login status` says no, but")),
+        ("qwen", "OPENAI_API_KEY", "", ("note", "login unknown: `qwen auth status` says no, but")),
+        ("gemini", "GEMINI_API_KEY", "", ("good", "its login was not tried:")),
+        ("gemini", "", ".gemini/oauth_creds.json", ("good", "its login was not tried:")),
+        ("copilot", "GH_TOKEN", "", ("good", "its login was not tried:")),
+        ("aider", "OPENROUTER_API_KEY", "", ("good", "its login was not tried:")),
+        ("cursor-agent", "CURSOR_API_KEY", "", ("good", "its login was not tried:")),
+    ],
+)
+def test_a_key_or_a_file_is_named_and_its_content_is_not(
+    tmp_path: Path, programs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, program: str, variable: str, file: str, said: tuple[str, str]
+) -> None:
+    programs(program, 'echo "1.2.3 $*"; [ "$1" = --version ] || { echo "Not logged in"; echo "No authentication method"; exit 1; }')
+    if variable:
+        monkeypatch.setenv(variable, "hush-hush")
+    else:
+        path = Path(os.environ["HOME"], file)
+        path.parent.mkdir()
+        path.write_text("hush-hush")
+    verdict, text = finding(tmp_path, program)
+    assert verdict == said[0] and said[1] in text and (variable or f"~/{file}") in text and "hush" not in text
+
+
+def test_every_known_program_is_looked_at_by_name(tmp_path: Path, programs: Callable[..., Path]) -> None:
+    for name in doctor.cco_sidecar.LAUNCHERS:
+        programs(name, "echo 4.5.6")
+        verdict, text = finding(tmp_path, name)
+        assert verdict == "note" and text.startswith(f"{name} 4.5.6, login unknown"), text
+    assert set(doctor.LOGINS) <= set(doctor.cco_sidecar.LAUNCHERS)
+
+
+# -- as a command
+
+
+def checks(root: Path, *words: str, **env: str) -> tuple[int, dict[str, dict[str, str]]]:
+    command = [sys.executable, str(MODULE), "doctor", "--format", "json", *words]
+    ended = subprocess.run(command, cwd=root, env=clean_environment(**env), capture_output=True, text=True, timeout=60)
+    assert ended.stderr == "" and ended.stdout, ended.stderr
+    return ended.returncode, {row["check"]: row for row in json.loads(ended.stdout)["checks"]}
+
+
+def test_the_commands_of_the_settings_are_looked_at_each_program_once(tmp_path: Path, repository: Path, programs: Callable[..., Path]) -> None:
+    (tmp_path / "bin/git").symlink_to("/usr/bin/git")
+    environment = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path / "home"), "XDG_STATE_HOME": str(tmp_path / "state")}
+    code, found = checks(repository, "--port", "0", **environment)
+    assert code == 0 and found["agent command"]["verdict"] == "note" and "none of claude, codex" in found["agent command"]["finding"]
+
+    programs("claude", f"echo x >> {tmp_path}/asked; echo '3.2.1 \"loggedIn\": true'")
+    environment["PATH"] += f":{SYSTEM}"
+    code, found = checks(repository, "--port", "0", **environment)
+    assert code == 0 and found["agent command"]["verdict"] == "good" and "the first known one on PATH" in found["agent command"]["finding"]
+    assert (tmp_path / "asked").read_text() == "x\nx\n"
+
+    (repository / "cco.toml").write_text(
+        'agent-command = "claude"\n[agent-commands]\ngo-specialist = ["claude", "-p", "{task}"]\nqa-engineer = ["./tester.sh"]\n'
+    )
+    code, found = checks(repository, "--port", "0", **environment)
+    assert code == 1 and [name for name in found if name.startswith("agent")] == [
+        "agent command", "agent command of go-specialist", "agent command of qa-engineer",
+    ]  # fmt: skip
+    assert found["agent command"] | {"check": ""} == found["agent command of go-specialist"] | {"check": ""}
+    assert found["agent command of qa-engineer"]["verdict"] == "bad" and "./tester.sh" in found["agent command of qa-engineer"]["finding"]
+    assert (tmp_path / "asked").read_text() == "x\n" * 4
+
+
+def test_of_a_healthy_service_everything_is_good_and_nobody_is_told_to_stop_it(
+    tmp_path: Path, repository: Path, make_service: Callable[..., Service]
+) -> None:
+    service = make_service("--agent-command", sys.executable)
+    where = ["--storage", str(service.storage), "--agent-command", sys.executable]
+    assert service.process
+    for more in ([], ["--port", service.url.rpartition(":")[2]], ["--project", "another-name"]):
+        code, found = checks(repository, *where, *more)
+        assert code == 0 and {row["verdict"] for row in found.values()} == {"good"}, found
+        assert str(service.process.pid) in found["lock"]["finding"] and service.url in found["service"]["finding"]
+        assert "stop" not in json.dumps(found)
+    service.kill()
+    code, found = checks(repository, *where, "--port", "0")
+    assert code == 0 and found["service"]["verdict"] == "note" and found["lock"]["finding"] == "free"
+
+
+def test_a_service_with_https_is_asked_too(repository: Path, make_service: Callable[..., Service], tmp_path: Path) -> None:
+    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem".split()
+    subprocess.run(["openssl", *words], cwd=tmp_path, check=True, capture_output=True)
+    service = make_service("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
+    _, found = checks(repository, "--storage", str(service.storage), SSL_CERT_FILE=str(tmp_path / "cert.pem"))
+    assert found["service"]["verdict"] == "good" and "https://" in found["service"]["finding"]
+
+
+ANSWERS = {
+    b"<html>": "is no sidecar",
+    b"[]": "is no sidecar",
+    b'{"service": "orchestration-sidecar", "project_id": "stranger", "checks": {}}': "is not the service of this repository",
+    json.dumps({"service": "orchestration-sidecar", "project_id": PROJECT, "version": "1", "checks": {"storage": "unhealthy: disk full",
+                "event_bus": "healthy"}}).encode(): "is not healthy: storage: unhealthy: disk full",
+}  # fmt: skip
+
+
+@pytest.fixture
+def pretender() -> Iterator[Any]:
+    """A web server that answers everything with its ``body``."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(server.body)  # type: ignore[attr-defined]
+
+        def log_message(self, *_: Any) -> None:
+            """Says nothing."""
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("body", [*ANSWERS, None])
+def test_what_answers_in_the_place_of_the_service_is_told_from_it(
+    tmp_path: Path, repository: Path, pretender: Any, body: bytes | None
+) -> None:
+    storage, pretender.body = tmp_path / "storage", body
+    storage.mkdir(mode=0o700)
+    url = f"http://127.0.0.1:{pretender.server_port if body else 1}"
+    info = {"pid": os.getpid(), "url": url, "project_id": PROJECT, "root": str(repository), "version": "1", "started_at": ""}
+    (storage / "sidecar.json").write_text(json.dumps(info))
+    settings = doctor.cco_sidecar.load_settings({"root": str(repository), "storage": str(storage), "project": PROJECT})
+    verdict, text = doctor.examine(lambda: doctor.check_service(settings))
+    assert verdict == "bad" and (ANSWERS[body] if body else "does not answer") in text, text

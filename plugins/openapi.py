@@ -44,6 +44,7 @@ TAGS = {
     "agents": "Agents as processes.",
     "cache": "Cached contexts.",
     "auth": "Tokens.",
+    "plugins": "What extends the service.",
     "service": "The service itself.",
 }
 
@@ -57,6 +58,7 @@ CLIENTS_MOMENTS = {"ResultSubmission.timestamp", "StoredResult.timestamp"}
 
 WORDS = {  # of a type, of a field of a type, of a field or parameter of any type: the most specific counts
     "AgentStatistics": "Agents, counted since the storage was made.",
+    "PluginList": "The plugins of the service.",
     "StorageStatistics": "What is stored and cached.",
     "EventStatistics": "Events, counted since the storage was made.",
     "EventQuery.type": "Only events of this type.",
@@ -363,7 +365,8 @@ def reference_to(shape: Any) -> dict[str, Any]:
 
 
 def summary_of(shape: Any) -> str:
-    return inspect.cleandoc(shape.__doc__ or "").partition("\n\n")[0].replace("\n", " ").replace("``", "`")
+    words = inspect.cleandoc(shape.__doc__ or words_for(shape.__name__, shape.__name__))
+    return words.partition("\n\n")[0].replace("\n", " ").replace("``", "`")
 
 
 def describe_types(shapes: list[type[msgspec.Struct]]) -> dict[str, Any]:
@@ -404,13 +407,13 @@ def wait_answers(schema: dict[str, Any]) -> dict[str, Any]:
     arrived["properties"]["events"]["minItems"] = 1
     arrived["properties"]["next_cursor"] |= {"type": "string"}
     del arrived["properties"]["next_cursor"]["anyOf"]
-    arrived["properties"]["timeout"] = {"const": False}
+    arrived["properties"]["timeout"] = {"type": "boolean", "const": False}
     timed_out |= {"title": "WaitTimedOut", "description": "Nothing arrived in time."}
     timed_out["properties"]["events"]["maxItems"] = 0
     timed_out["properties"]["next_cursor"]["description"] = "Null."  # not as its type: openapi-fetch drops fields that are nothing but null
-    timed_out["properties"]["timeout"] = {"const": True}
+    timed_out["properties"]["timeout"] = {"type": "boolean", "const": True}
     timed_out["required"].append("timeout")
-    either = {"oneOf": [{"$ref": f"{COMPONENTS}{part['title']}"} for part in (arrived, timed_out)]}
+    either = {"oneOf": [{"$ref": f"{COMPONENTS}{part['title']}"} for part in (timed_out, arrived)]}  # the one with more requirements first
     return {
         "EventsArrived": arrived,
         "WaitTimedOut": timed_out,
@@ -432,6 +435,10 @@ def refined(schema: Any) -> Any:
         better.setdefault("type", "string")
     if better.get("type") == "object" and not better.keys() & {"properties", "additionalProperties"}:
         better["additionalProperties"] = True
+    if better.get("type") == "array" and not better.keys() & {"items", "prefixItems"}:
+        better["items"] = {}
+    if better.get("items") is False and better.get("maxItems") == len(better.get("prefixItems", ())):
+        del better["items"]  # says nothing that maxItems does not, and some generators read no schema that is a boolean
     if isinstance(better.get("description"), str):
         better["description"] = better["description"].replace("``", "`")
     return better

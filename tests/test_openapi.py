@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, unquote
 
 import jsonschema
 import npm
@@ -45,6 +46,15 @@ def is_moment(value: object) -> bool:
     return not isinstance(value, str) or (len(value) >= 20 and datetime.fromisoformat(value).tzinfo is not None)
 
 
+def check_pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+    """As ECMA 262 has it, and jsonschema has not: `$` is the end, not also the place before a last newline."""
+    if isinstance(value, str) and not re.search(re.sub(r"\$\Z", r"\\Z", pattern), value):
+        yield jsonschema.ValidationError(f"{value!r} does not match {pattern}")
+
+
+VALIDATOR = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": check_pattern})
+
+
 class Conformance:
     """Holds answers to a document, and remembers which statuses of which operations it has seen."""
 
@@ -57,11 +67,13 @@ class Conformance:
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
         self.seen: defaultdict[str, set[int]] = defaultdict(set)
-        self._validators: dict[str, jsonschema.Draft202012Validator] = {}
+        self._validators: dict[str, Any] = {}
 
     def check(self, method: str, path: str, status: int, headers: dict[str, str], content: bytes) -> None:
-        """That the document foresees an answer; nothing is asked of paths that are not in it."""
-        for operation in self._operations(method, path):
+        """That the document foresees an answer, and a request that got a good one; nothing is asked of paths that are not in it."""
+        for template, operation in self._operations(method, path):
+            if status < 300:
+                self._check_request(operation, f"{method} {path}", template, path)
             self._check_answer(operation, f"{method} {path}: {status} {content[:500]!r}", method, status, headers, content)
 
     def _check_answer(self, operation: Any, where: str, method: str, status: int, headers: dict[str, str], content: bytes) -> None:
@@ -74,12 +86,24 @@ class Conformance:
         else:
             self._check(where, response["content"][headers["Content-Type"]]["schema"], json.loads(content))
 
-    def _operations(self, method: str, path: str) -> list[dict[str, Any]]:
-        """The operation that a request is for; all of the path, where the method is none of its."""
+    def _check_request(self, operation: Any, where: str, template: str, path: str) -> None:
+        place, _, query = path.partition("?")
+        values = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]*)", template), place)
+        assert values
+        in_path = {name: unquote(value) for name, value in values.groupdict().items()}
+        given = {"path": in_path, "query": dict(parse_qsl(query, keep_blank_values=True))}
+        described = {(parameter["in"], parameter["name"]): parameter["schema"] for parameter in operation["parameters"]}
+        for kind, names in given.items():
+            for name, value in names.items():
+                assert (kind, name) in described, f"{where}: {name} is not in the document"
+                self._check(f"{where}: {name}", described[kind, name], typed(value, described[kind, name]))
+
+    def _operations(self, method: str, path: str) -> list[tuple[str, dict[str, Any]]]:
+        """The operation that a request is for, with its path; all of the path, where the method is none of its."""
         matching = [template for template in self.document["paths"] if re.fullmatch(re.sub(r"\{\w+\}", "[^/]*", template), path.partition("?")[0])]
-        operations: dict[str, Any] = {}
+        operations: dict[str, tuple[str, Any]] = {}
         for template in sorted(matching, key=lambda template: "{" not in template):  # a path of its own comes before a pattern
-            operations |= self.document["paths"][template]
+            operations |= {name: (template, operation) for name, operation in self.document["paths"][template].items()}
         wanted = "get" if method == "HEAD" else method.lower()
         return [] if method == "OPTIONS" else [operations[wanted]] if wanted in operations else list(operations.values())
 
@@ -97,7 +121,7 @@ class Conformance:
             value: Any = headers.get(name.lower())
             assert value is not None or not header.get("required"), f"{where}: no {name}"
             if value is not None:
-                self._check(f"{where}: {name}", header["schema"], int(value) if header["schema"]["type"] == "integer" else value)
+                self._check(f"{where}: {name}", header["schema"], typed(value, header["schema"]))
         surplus = headers.keys() - self.PLUMBING - {name.lower() for name in described}
         assert not surplus, f"{where}: {surplus} are not in the document"
 
@@ -105,9 +129,14 @@ class Conformance:
         key = json.dumps(schema)
         if key not in self._validators:
             whole = {**schema, "components": self.document["components"]}
-            self._validators[key] = jsonschema.Draft202012Validator(whole, format_checker=FORMATS)
+            self._validators[key] = VALIDATOR(whole, format_checker=FORMATS)
         error = jsonschema.exceptions.best_match(self._validators[key].iter_errors(value))
         assert error is None, f"{where}: {error.json_path}: {error.message[:500]}"
+
+
+def typed(text: str, schema: dict[str, Any]) -> Any:
+    """What a header or parameter says, in the type that it has in the document."""
+    return json.loads(text) if schema["type"] in ("integer", "boolean") else text
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +151,7 @@ def every_answer_is_checked(conformance: Conformance, monkeypatch: pytest.Monkey
 
     def request(self: Client, method: str, path: str, **keywords: Any) -> requests.Response:
         answer = ask(self, method, path, **keywords)
-        conformance.check(method, path, answer.status_code, dict(answer.headers), answer.content)
+        conformance.check(method, answer.request.path_url or path, answer.status_code, dict(answer.headers), answer.content)
         return answer
 
     monkeypatch.setattr(Client, "request", request)
@@ -152,6 +181,25 @@ def test_the_check_of_answers_finds_what_differs(status: int, headers: dict[str,
         return check()
     with pytest.raises(AssertionError, match=re.escape(found)):
         check()
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("/api/events/wait/*?timeout=0&since=earliest", None),
+        ("/api/events/wait/Ping", "does not match"),
+        ("/api/events/wait/a%0A", "does not match"),
+        ("/api/events/wait/ping?timeout=300001", "is greater than the maximum"),
+        ("/api/events/wait/ping?patience=1", "patience is not in the document"),
+    ],
+)
+def test_the_check_of_requests_that_were_answered_finds_what_the_document_forbids(path: str, found: str | None) -> None:
+    answer = {"events": [], "more_available": False, "next_cursor": None, "scanned_to": "evt-1", "timeout": True, "timestamp": "2026-01-01T00:00:00Z"}
+    headers = {"X-Request-ID": "req-1", "Content-Type": "application/json"}
+    if found is None:
+        return Conformance(DOCUMENT).check("GET", path, 200, headers, json.dumps(answer).encode())
+    with pytest.raises(AssertionError, match=found):
+        Conformance(DOCUMENT).check("GET", path, 200, headers, json.dumps(answer).encode())
 
 
 # ---- The live service -----------------------------------------------------------------------------------------------------------------
@@ -198,7 +246,7 @@ def walk(architect: Client, issue: str) -> None:
     assert architect.delete(f"/api/cache/context/{issue}").status_code == 200
     assert architect.delete("/api/cache/all").status_code == 200
     assert architect.post("/api/auth/refresh").status_code == 200
-    for path in ("/health", "/status", "/openapi.json"):
+    for path in ("/health", "/status", "/openapi.json", "/api/plugins"):
         assert architect.get(path).status_code == architect.request("HEAD", path).status_code == 200
 
 
@@ -340,6 +388,8 @@ def test_no_schema_leaves_generators_guessing() -> None:
         if schema.get("type") == "object":
             assert schema.keys() & {"properties", "additionalProperties"}, f"{place}: an object of which nothing is known"
             assert not ("properties" in schema and isinstance(schema.get("additionalProperties"), dict)), place
+        if schema.get("type") == "array":
+            assert isinstance(schema.get("items", (schema.get("prefixItems") or [None])[0]), dict), f"{place}: an array of what"
         if isinstance(schema.get("pattern"), str):
             assert not re.search(r"\\[ZzAGdDwWsS]|\(\?[P<#ia]", schema["pattern"]), f"{place}: {schema['pattern']}"
             assert schema["type"] == "string", place
@@ -363,7 +413,7 @@ def test_every_operation_has_a_good_name_a_tag_and_words_for_everything() -> Non
     names = [operation["operationId"] for _, _, operation in OPERATIONS]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[a-z]+([A-Z][a-z]+)*(API)?", name) for name in names), names
-    tags = {tag["name"] for tag in DOCUMENT["tags"] if tag["description"]}
+    tags = {tag["name"] for tag in DOCUMENT["tags"] if tag.get("description")}
     for path, method, operation in OPERATIONS:
         place = f"{method} {path}"
         assert set(operation["tags"]) <= tags and len(operation["tags"]) == 1, place
@@ -386,8 +436,8 @@ def test_every_operation_has_a_good_name_a_tag_and_words_for_everything() -> Non
 
 def test_the_answers_of_a_long_poll_are_told_apart_by_one_field() -> None:
     arrived, timed_out = (DOCUMENT["components"]["schemas"][name] for name in ("EventsArrived", "WaitTimedOut"))
-    assert arrived["properties"]["timeout"] == {"const": False} and "timeout" not in arrived["required"]
-    assert timed_out["properties"]["timeout"] == {"const": True} and "timeout" in timed_out["required"]
+    assert arrived["properties"]["timeout"] == {"type": "boolean", "const": False} and "timeout" not in arrived["required"]
+    assert timed_out["properties"]["timeout"] == {"type": "boolean", "const": True} and "timeout" in timed_out["required"]
     assert set(DOCUMENT["components"]["schemas"]["ErrorAnswer"]["properties"]["code"]["enum"]) == set(cco_sidecar.ERRORS)
 
 

@@ -7603,6 +7603,7 @@ class Command:
     help: str
     run: Callable[[argparse.Namespace], int] | None = None
     arguments: Sequence[tuple[tuple[str, ...], dict[str, Any]]] = ()
+    formats: Sequence[str] = ("table", "json", "csv")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -7624,6 +7625,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed_flags, rest = option_parser().parse_known_args(words)
         parser = command_parser(load_command_hooks(rest, vars(parsed_flags)))
         options = parser.parse_args(words)
+        if options.format not in options.formats:
+            raise StartError(f"--format: {options.format!r} is none of {', '.join(options.formats)}")
         return options.run(options)
     except StartError as error:
         sys.stderr.write(f"cco: {error}\n")
@@ -7689,7 +7692,7 @@ def command_parser(plugins: Iterable[Hooks]) -> CommandParser:
         " or [tool.cco-sidecar] in pyproject.toml. Exit codes: 0 good, 1 refused, 2 wrong use, 3 not reachable.",
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"cco {__version__}")
-    parser.set_defaults(run=command_serve, format="table")
+    parser.set_defaults(run=command_serve, format="table", formats=Command.formats)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=CommandParser)
     add_commands(commands, COMMANDS)
     for hooks in plugins:
@@ -7713,7 +7716,7 @@ def fill_parser(parser: CommandParser, row: Command) -> None:
     for names, keywords in row.arguments:
         parser.add_argument(*names, **keywords)
     if row.run:
-        parser.set_defaults(run=row.run)
+        parser.set_defaults(run=row.run, formats=row.formats)
     else:
         parser.commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
 
@@ -7721,7 +7724,7 @@ def fill_parser(parser: CommandParser, row: Command) -> None:
 def client_options() -> CommandParser:
     parser = CommandParser(add_help=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--url", metavar="URL", help="the service (default: the one that runs for this repository)")
-    parser.add_argument("--format", choices=("table", "json", "csv"), help="how to print (default: table)")
+    parser.add_argument("--format", metavar="FORMAT", help="how to print: table (the default), json or csv, for some yaml or text")
     return parser
 
 

@@ -1,22 +1,40 @@
 """The commands that talk to a running service: health, status, context, results, events and agent.
 
-Each is a row of COMMANDS and a function that makes one call or follows something with several. ``Client`` finds the service and
-speaks for the user, ``show`` prints the answer as --format wants it; both are the module's.
+Each is a row of COMMANDS and a function that makes one call or follows something with several. ``Client`` finds the
+service and speaks for the user, ``show`` prints the answer as --format wants it; both are the module's. Lists are
+printed by ``show_list``, and ``whole_id`` finds what a short id means.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
+import math
 import os
 import sys
 import time
 import urllib.parse
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cco_sidecar import GOOD, REFUSED, Client, Command, NotReachable, StartError, add_commands, arg, cell, hookimpl, show
+from cco_sidecar import (
+    GOOD,
+    REFUSED,
+    Client,
+    Command,
+    NotReachable,
+    Refused,
+    StartError,
+    add_commands,
+    arg,
+    cell,
+    hookimpl,
+    import_file,
+    show,
+)
 
 
 @hookimpl
@@ -32,18 +50,29 @@ def command_status(options: argparse.Namespace) -> int:
     return show(options, Client(options).call("GET", "/status"))
 
 
-# -- contexts and results
+# -- contexts
 
 
 def command_context_get(options: argparse.Namespace) -> int:
     query = {name: getattr(options, name) for name in ("task", "max_bytes", "max_tokens", "max_files", "since")}
     context = Client(options).call("GET", f"/api/context/{quote(options.issue)}/{quote(options.type)}", query=query)
-    if options.explain:
-        return explain(options, context)
+    if options.output and options.format == "table":
+        options.format = "json"
+    with output_to(options.output):
+        return explain(options, context) if options.explain else show_context(options, context)
+
+
+def show_context(options: argparse.Namespace, context: dict[str, Any]) -> int:
+    if options.format in ("yaml", "text"):
+        sys.stdout.write("".join(printing().yaml_lines(context)) if options.format == "yaml" else context_text(context))
+        return GOOD
     if options.format == "json":
         return show(options, context)
     files = [
-        {**{name: file.get(name) for name in ("path", "size", "language", "score")}, "why": ", ".join(file.get("reasons", []))}
+        {
+            **{name: file.get(name) for name in ("path", "size", "language", "score")},
+            "why": ", ".join(file.get("reasons", [])),
+        }
         for file in context["context"]["relevant_files"]
     ]
     return show(options, {"files": files}, "files")
@@ -51,19 +80,31 @@ def command_context_get(options: argparse.Namespace) -> int:
 
 def explain(options: argparse.Namespace, context: dict[str, Any]) -> int:
     """The ranking: in which order, why, and how much of each file was given; the sums follow on stderr."""
-    files = context["context"]["relevant_files"]
     rows = [
-        {"rank": rank, "score": file.get("score"), "path": file["path"], "given": given_of(file), "why": "; ".join(file.get("reasons", []))}
-        for rank, file in enumerate(files, 1)
+        {
+            "rank": rank,
+            "score": file.get("score"),
+            "path": file["path"],
+            "given": given_of(file),
+            "why": "; ".join(file.get("reasons", [])),
+        }
+        for rank, file in enumerate(context["context"]["relevant_files"], 1)
     ]
+    if options.format in ("yaml", "text"):
+        options.format = "json" if options.format == "yaml" else "table"  # JSON is YAML
     show(options, {"files": rows}, "files")
-    cut = f"cut ({context['truncation_strategy']})" if context["truncated"] else "nothing left out"
-    total = context["context"]["project_structure"]["total_files"]
-    sizes = f"{context['total_size_bytes']:,} bytes, about {context['estimated_tokens']:,} tokens"
     metadata = context["context"]["metadata"]
     matched = "; no word of the task occurs" if metadata["task_matched"] is False else ""
-    sys.stderr.write(f"{len(files)} of {total} files, {sizes}, {cut}; index {metadata['index']}{matched}\n")
+    sys.stderr.write(f"{sums_of(context)}; index {metadata['index']}{matched}\n")
     return GOOD
+
+
+def sums_of(context: dict[str, Any]) -> str:
+    """How much of the project a context holds."""
+    cut = f"cut ({context['truncation_strategy']})" if context["truncated"] else "nothing left out"
+    files, total = len(context["context"]["relevant_files"]), context["context"]["project_structure"]["total_files"]
+    sizes = f"{context['total_size_bytes']:,} bytes, about {context['estimated_tokens']:,} tokens"
+    return f"{files} of {total} files, {sizes}, {cut}"
 
 
 def given_of(file: dict[str, Any]) -> str:
@@ -74,33 +115,157 @@ def given_of(file: dict[str, Any]) -> str:
     return f"lines {', '.join(ranges)}" if ranges else "beginning"
 
 
+def context_text(context: dict[str, Any]) -> str:
+    """A context for reading: the sums, git's state, what was decided, then each file with its content."""
+    git, outputs = context["context"]["git_context"], context["context"]["previous_agent_outputs"]
+    lines = [f"{context['issue_id']} for {context['agent_type']}: {sums_of(context)}"]
+    lines += (
+        [f"git: branch {git['branch']}, {len(git['uncommitted_changes'])} uncommitted changes"] if git["branch"] else []
+    )
+    lines += [f"commit {commit['hash'][:10]}: {first_line(commit['message'])}" for commit in git["recent_commits"][:5]]
+    lines += [
+        f"{output['agent_type']} ({output['status']}): {output['decision'] or 'no decision told'}" for output in outputs
+    ]
+    for file in context["context"]["relevant_files"]:
+        lines += [
+            "",
+            f"==== {file['path']} ({'; '.join([given_of(file), *file.get('reasons', [])])})",
+            file["content"].rstrip("\n"),
+        ]
+    text = "\n".join(lines)
+    return "".join(character if character.isprintable() or character in "\n\t" else " " for character in text) + "\n"
+
+
+def command_context_refresh(options: argparse.Namespace) -> int:
+    """Have contexts looked at now, and built anew where they are not as the project is; with --force in any case."""
+    client, rows = Client(options), []
+    for issue, agent_type in contexts_in_use(client, options.issue, options.agent_type):
+        if options.force:
+            clear_cache(client, issue, agent_type, missing_ok=True)
+        context = client.call("GET", f"/api/context/{quote(issue)}/{quote(agent_type)}")
+        facts = {"context": "current" if context["cache_hit"] else "built anew", "files": context["file_count"]}
+        rows.append({"issue_id": issue, "agent_type": agent_type, **facts, "bytes": context["total_size_bytes"]})
+    if not rows and (options.issue or options.agent_type):
+        raise StartError("no agent has worked there yet; name both --issue and --agent-type", REFUSED)
+    return show(options, {"contexts": rows}, "contexts")
+
+
+def contexts_in_use(client: Client, issue: str | None, agent_type: str | None) -> list[tuple[str, str]]:
+    """The issue and agent type that are named; where one is not, each that agents or results are of."""
+    if issue and agent_type:
+        return [(issue, agent_type)]
+    query = {"issue_id": issue, "agent_type": agent_type, "limit": 1000}
+    found = [row for name in ("agents", "results") for row in client.call("GET", f"/api/{name}", query=query)[name]]
+    return list(dict.fromkeys((row["issue_id"], row["agent_type"]) for row in found))
+
+
 def command_context_clear(options: argparse.Namespace) -> int:
-    if (options.issue is None) is not options.all:
-        raise StartError("context clear takes an issue or --all")
-    return show(options, Client(options).call("DELETE", "/api/cache/all" if options.all else f"/api/cache/context/{quote(options.issue)}"))
+    if options.issue and options.named_issue not in (None, options.issue):
+        raise StartError(f"context clear: {options.issue} and --issue {options.named_issue} are two issues")
+    issue = options.issue or options.named_issue
+    if bool(issue or options.agent_type) is options.all:
+        raise StartError("context clear takes an issue, --agent-type or both, or --all")
+    return show(options, clear_cache(Client(options), issue, options.agent_type))
+
+
+def clear_cache(client: Client, issue: str | None, agent_type: str | None, *, missing_ok: bool = False) -> Any:
+    path = f"/api/cache/context/{quote(issue)}" if issue else "/api/cache/all"
+    try:
+        return client.call("DELETE", path, query={"agent_type": agent_type})
+    except Refused as error:
+        if error.status != 404 or not missing_ok:
+            raise
+
+
+# -- results
 
 
 def command_results_store(options: argparse.Namespace) -> int:
-    try:
-        text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text("utf-8", "replace")
-    except OSError as error:
-        raise StartError(f"{options.file}: {error.strerror}") from None
-    body = read_json_argument(text, options.file)
-    return show(options, Client(options).call("POST", "/api/results", body, key=options.idempotency_key))
+    flags = ("agent", "agent_type", "issue", "status", "files_created", "files_modified", "decisions", "metrics")
+    given = [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name) is not None]
+    sources = [source for source in (options.file, options.input) if source is not None]
+    if len(sources) > 1 or (given and sources):
+        raise StartError(
+            "results store takes one of FILE, --input and options of the result,"
+            f" not {sources[-1]} beside {(given + sources)[0]}"
+        )
+    client = Client(options)
+    project = project_of(client, options)
+    body = result_of_flags(options, project) if given else read_json_file(sources[0] if sources else "-")
+    return show(options, client.call("POST", "/api/results", body, key=options.idempotency_key))
+
+
+def result_of_flags(options: argparse.Namespace, project: str) -> dict[str, Any]:
+    """The body that the options of ``results store`` say; an agent's own environment says who it is."""
+    who = {name: getattr(options, name) or os.environ.get(variable) for name, variable in RESULT_VARIABLES.items()}
+    missing = [f"--{name.replace('_', '-')}" for name, value in (who | {"status": options.status}).items() if not value]
+    if missing:
+        raise StartError(f"results store: {', '.join(missing)} must be given too, or a FILE")
+    result: dict[str, Any] = {"status": options.status}
+    for name, separator in (("files_created", ","), ("files_modified", ","), ("decisions", ";")):
+        if (text := getattr(options, name)) is not None:
+            result[name] = [item.strip() for item in text.split(separator) if item.strip()]
+    if options.metrics is not None:
+        result["metrics"] = read_json_argument(options.metrics, "--metrics")
+    return {
+        "agent_id": who["agent"],
+        "agent_type": who["agent_type"],
+        "issue_id": who["issue"],
+        "project_id": project,
+        "result": result,
+    }
+
+
+RESULT_VARIABLES = {"agent": "AGENT_ID", "agent_type": "AGENT_TYPE", "issue": "ISSUE_ID"}
 
 
 def command_results_list(options: argparse.Namespace) -> int:
-    query = {"issue_id": options.issue, "agent_type": options.type, "status": options.status, "since": options.since, "limit": options.limit}
-    answer = Client(options).call("GET", "/api/results", query=query)
-    if options.format == "json":
-        return show(options, answer)
+    client = Client(options)
+    project_of(client, options)
+    query = {
+        "issue_id": options.issue,
+        "agent_type": options.agent_type,
+        "status": options.status,
+        "since": options.since,
+        "limit": options.limit,
+    }
+    return show_list(options, client.call("GET", "/api/results", query=query), "results", result_record, result_line)
+
+
+def result_record(row: dict[str, Any]) -> dict[str, Any]:
+    files = {
+        name: "; ".join(map(path_of, row["result"].get(name) or []))
+        for name in ("files_created", "files_modified", "files_deleted")
+    }
     names = ("id", "issue_id", "agent_type", "agent_id", "stored_at")
-    rows = [{**{name: row[name] for name in names}, "status": row["result"]["status"]} for row in answer["results"]]
-    return show(options, {"results": rows}, "results")
+    return (
+        {name: row[name] for name in names} | {"status": row["result"]["status"], "decision": decision_of(row)} | files
+    )
+
+
+def result_line(row: dict[str, Any]) -> dict[str, str]:
+    names = {name: row[name] for name in ("issue_id", "agent_type")}
+    facts = {"status": row["result"]["status"], "stored_at": row["stored_at"]}
+    return {"id": short_id(row["id"]), **names, **facts, "decision": first_line(decision_of(row))}
+
+
+def decision_of(row: dict[str, Any]) -> str:
+    return "; ".join(map(str, row["result"].get("decisions") or []))
+
+
+def path_of(entry: str | dict[str, Any]) -> str:
+    return entry if isinstance(entry, str) else str(entry["path"])
 
 
 def command_results_get(options: argparse.Namespace) -> int:
-    return show(options, Client(options).call("GET", f"/api/results/{quote(options.id)}"))
+    client = Client(options)
+    if options.type is None:
+        return show(options, client.call("GET", f"/api/results/{quote(whole_id(client, 'results', options.id))}"))
+    query = {"issue_id": options.id, "agent_type": options.type, "limit": 1}
+    found = client.call("GET", "/api/results", query=query)["results"]
+    if not found:
+        raise StartError(f"{options.type} has stored no result on {options.id}", REFUSED)
+    return show(options, found[0])
 
 
 # -- events
@@ -108,20 +273,49 @@ def command_results_get(options: argparse.Namespace) -> int:
 
 def command_events_publish(options: argparse.Namespace) -> int:
     client = Client(options)
-    publisher = options.publisher or os.environ.get("AGENT_ID") or "cli"
-    body = {"publisher": publisher, "topic": options.topic, "data": read_json_argument(options.data, "--data"), "priority": options.priority}
-    body |= {"ttl_seconds": options.ttl} if options.ttl is not None else {}
-    body |= {"correlation_id": options.correlation_id} if options.correlation_id else {}
-    return show(options, client.call("POST", f"/api/events/{quote(options.type)}", body, key=options.idempotency_key))
+    event = event_of_file(options) if options.input is not None else event_of_flags(options)
+    if options.type and options.named_type not in (None, options.type):
+        raise StartError(f"events publish: {options.type} and --type {options.named_type} are two types")
+    event_type = options.type or options.named_type or event.get("event_type")
+    if not event_type:
+        raise StartError("events publish: the event's type must be given, as TYPE, --type or event_type in the file")
+    body = {"publisher": options.publisher or os.environ.get("AGENT_ID") or "cli", "topic": "general"} | event
+    return show(
+        options, client.call("POST", f"/api/events/{quote(str(event_type))}", body, key=options.idempotency_key)
+    )
+
+
+def event_of_file(options: argparse.Namespace) -> dict[str, Any]:
+    for name in ("topic", "data", "publisher", "correlation_id", "ttl", "priority"):
+        if getattr(options, name) is not None:
+            raise StartError(f"events publish takes --input or --{name.replace('_', '-')}, not both")
+    event = read_json_file(options.input)
+    if not isinstance(event, dict):
+        raise StartError(f"{options.input} must hold a JSON object")
+    return event
+
+
+def event_of_flags(options: argparse.Namespace) -> dict[str, Any]:
+    fields = {
+        "topic": options.topic,
+        "priority": options.priority,
+        "ttl_seconds": options.ttl,
+        "correlation_id": options.correlation_id,
+    }
+    return {"data": read_json_argument(options.data or "{}", "--data")} | {
+        name: value for name, value in fields.items() if value is not None
+    }
 
 
 def command_events_subscribe(options: argparse.Namespace) -> int:
-    """Print events as they come; with --continuous for ever, going on from a cursor, so none comes twice."""
-    client, cursor = Client(options), options.since
+    """Print events as they come; with --continuous for ever, with --limit so many; none comes twice."""
+    client, cursor, left = Client(options), options.since, options.limit or math.inf
     while True:
-        query = {"timeout": options.timeout, "filter": options.filter, "since": cursor, "limit": 100}
+        query = {"timeout": options.timeout, "filter": options.filter, "since": cursor, "limit": int(min(left, 100))}
         try:
-            answer = client.call("GET", f"/api/events/wait/{quote(options.type)}", query=query, timeout=options.timeout / 1000 + 30)
+            answer = client.call(
+                "GET", f"/api/events/wait/{quote(options.type)}", query=query, timeout=options.timeout / 1000 + 30
+            )
         except NotReachable as error:
             if not options.continuous or cursor in ("latest", "earliest"):
                 raise
@@ -131,13 +325,15 @@ def command_events_subscribe(options: argparse.Namespace) -> int:
         for event in answer["events"]:
             print_event(options, event)
         sys.stdout.flush()
-        cursor = answer["scanned_to"]
-        if not options.continuous and not answer["more_available"]:
+        cursor, left = answer["scanned_to"], left - len(answer["events"])
+        if left <= 0 or (not options.continuous and not answer["more_available"]):
             return GOOD if answer["events"] or not answer.get("timeout") else REFUSED
 
 
 def print_event(options: argparse.Namespace, event: dict[str, Any]) -> None:
-    row = [event[name] for name in ("timestamp", "event_id", "event_type", "publisher", "topic")] + [json.dumps(event["data"], ensure_ascii=False)]
+    row = [event[name] for name in ("timestamp", "event_id", "event_type", "publisher", "topic")] + [
+        json.dumps(event["data"], ensure_ascii=False)
+    ]
     if options.format == "json":
         print(json.dumps(event, ensure_ascii=False))
     elif options.format == "csv":
@@ -147,13 +343,25 @@ def print_event(options: argparse.Namespace, event: dict[str, Any]) -> None:
 
 
 def command_events_list(options: argparse.Namespace) -> int:
-    query = {"type": options.type, "topic": options.topic, "since": options.since, "limit": options.limit, "dead": "true" if options.dead else None}
-    answer = Client(options).call("GET", "/api/events", query=query)
-    if options.format != "json":
-        names = ("event_id", "timestamp", "event_type", "publisher", "topic")
-        rows = [{**{name: event[name] for name in names}, "data": json.dumps(event["data"], ensure_ascii=False)} for event in answer["events"]]
-        answer = {"events": rows}
-    return show(options, answer, "events")
+    query = {
+        "type": options.type,
+        "topic": options.topic,
+        "since": options.since,
+        "limit": options.limit,
+        "dead": "true" if options.dead else None,
+    }
+    return show_list(
+        options, Client(options).call("GET", "/api/events", query=query), "events", event_record, event_line
+    )
+
+
+def event_record(event: dict[str, Any]) -> dict[str, Any]:
+    return event_line(event) | {name: event[name] for name in ("correlation_id", "priority", "ttl_seconds")}
+
+
+def event_line(event: dict[str, Any]) -> dict[str, str]:
+    names = ("event_id", "timestamp", "event_type", "publisher", "topic")
+    return {name: event[name] for name in names} | {"data": json.dumps(event["data"], ensure_ascii=False)}
 
 
 # -- agents
@@ -164,6 +372,7 @@ def command_agent_spawn(options: argparse.Namespace) -> int:
     pairs = [item.partition("=") for item in options.env or []]
     if bad := [name for name, equals, _ in pairs if not equals or not name]:
         raise StartError(f"--env: {bad[0]!r} must be NAME=VALUE")
+    project_of(client, options)
     body = {"agent_type": options.type, "issue_id": options.issue, "task": options.task, "priority": options.priority}
     body |= {"environment": {name: value for name, _, value in pairs}, "context_requirements": options.require or []}
     spawned = client.call("POST", "/api/agents/spawn", body, key=options.idempotency_key)
@@ -188,24 +397,52 @@ def follow_agent(client: Client, options: argparse.Namespace, agent_id: str) -> 
     sys.stderr.write(f"{agent_id} {status['state']}\n")
     show(options, status)
     code = status["exit_code"]
-    return (128 - code if code < 0 else code) if code is not None else GOOD if status["state"] == "completed" else REFUSED
+    return (
+        (128 - code if code < 0 else code) if code is not None else GOOD if status["state"] == "completed" else REFUSED
+    )
 
 
 def command_agent_list(options: argparse.Namespace) -> int:
-    answer = Client(options).call("GET", "/api/agents", query={"state": options.state, "issue_id": options.issue, "limit": options.limit})
-    if options.format != "json":
-        names = ("agent_id", "issue_id", "state", "exit_code", "pid", "started_at", "ended_at")
-        answer = {"agents": [{name: row[name] for name in names} for row in answer["agents"]]}
-    return show(options, answer, "agents")
+    query = {"state": options.state, "status": options.status, "agent_type": options.type, "issue_id": options.issue}
+    query |= {"since": options.since, "limit": options.limit}
+    return show_list(
+        options, Client(options).call("GET", "/api/agents", query=query), "agents", agent_record, agent_line
+    )
+
+
+def agent_record(row: dict[str, Any]) -> dict[str, Any]:
+    names = (
+        "agent_id",
+        "issue_id",
+        "state",
+        "exit_code",
+        "pid",
+        "started_at",
+        "ended_at",
+        "agent_type",
+        "signal",
+        "result_id",
+        "result_status",
+    )
+    return {name: row[name] for name in (*names, "parent", "depth", "task")}
+
+
+def agent_line(row: dict[str, Any]) -> dict[str, str]:
+    code = f" {row['exit_code']}" if row["exit_code"] else ""
+    names = {name: row[name] for name in ("agent_type", "issue_id")}
+    facts = {"state": row["state"] + code, "result": row["result_status"] or "-", "started_at": row["started_at"]}
+    return {"id": short_id(row["agent_id"]), **names, **facts, "task": first_line(row["task"])}
 
 
 def command_agent_status(options: argparse.Namespace) -> int:
-    return show(options, Client(options).call("GET", f"/api/agents/{quote(options.id)}/status"))
+    client = Client(options)
+    return show(options, client.call("GET", f"/api/agents/{quote(whole_id(client, 'agents', options.id))}/status"))
 
 
 def command_agent_logs(options: argparse.Namespace) -> int:
     """Print an agent's output; with --follow until it ends, also across a restart of the service."""
-    client, path = Client(options), f"/api/agents/{quote(options.id)}"
+    client = Client(options)
+    path = f"/api/agents/{quote(whole_id(client, 'agents', options.id))}"
     wanted = {"timestamps": "true" if options.timestamps else None}
     logs = client.call("GET", f"{path}/logs", query=wanted | {"tail": options.tail, "since": options.since})
     if options.format == "json" and not options.follow:
@@ -218,7 +455,9 @@ def command_agent_logs(options: argparse.Namespace) -> int:
             return GOOD
         time.sleep(0 if logs["text"] else 0.3)
         try:
-            ended = client.call("GET", f"{path}/status")["ended_at"]  # asked first: what it wrote before its end is then in the log
+            ended = client.call("GET", f"{path}/status")[
+                "ended_at"
+            ]  # asked first: what it wrote before its end is then in the log
             following = client.call("GET", f"{path}/logs", query=wanted | {"since": logs["next_offset"]})
         except NotReachable as error:
             sys.stderr.write(f"cco: {error}; trying again\n")
@@ -226,68 +465,241 @@ def command_agent_logs(options: argparse.Namespace) -> int:
             time.sleep(1)
             continue
         if following["offset"] > logs["next_offset"]:
-            sys.stderr.write(f"cco: {following['offset'] - logs['next_offset']} bytes were rotated away before they were read\n")
+            sys.stderr.write(
+                f"cco: {following['offset'] - logs['next_offset']} bytes were rotated away before they were read\n"
+            )
         logs = following
 
 
 def command_agent_kill(options: argparse.Namespace) -> int:
-    return show(options, Client(options).call("DELETE", f"/api/agents/{quote(options.id)}"))
+    """Order an agent's end; with --timeout wait for it, and print what became of the agent."""
+    client = Client(options)
+    agent_id = whole_id(client, "agents", options.id)
+    ending = client.call("DELETE", f"/api/agents/{quote(agent_id)}", query={"force": "true" if options.force else None})
+    if options.timeout is None:
+        return show(options, ending)
+    deadline = time.monotonic() + options.timeout
+    while not (status := client.call("GET", f"/api/agents/{quote(agent_id)}/status"))["ended_at"]:
+        if time.monotonic() > deadline:
+            raise StartError(
+                f"{agent_id} is still {status['state']} after {options.timeout:g} s; --force leaves it no grace",
+                REFUSED,
+            )
+        time.sleep(0.05)
+    return show(options, status)
 
 
 # -- what they share
+
+
+def show_list(
+    options: argparse.Namespace, answer: dict[str, Any], name: str,
+    record: Callable[[dict[str, Any]], dict[str, Any]], line: Callable[[dict[str, Any]], dict[str, str]],
+) -> int:  # fmt: skip
+    """Print a list: JSON and CSV hold everything, a table what fits. Beside a table stderr says when there are more."""
+    if options.format != "table":
+        return show(
+            options, answer if options.format == "json" else {name: [record(row) for row in answer[name]]}, name
+        )
+    lines = [line(row) for row in answer[name]]
+    columns = list(lines[0]) if lines else []
+    printing().print_table(
+        columns,
+        [list(row.values()) for row in lines],
+        whole=columns[:1],
+        spare=("timestamp", "stored_at", "started_at"),
+    )
+    if answer["has_more"]:
+        sys.stdout.flush()
+        older = "older ones exist: --limit N shows more, --since earliest begins with the oldest"
+        later = f"there are more: --since {answer['next_cursor']} goes on from here"
+        sys.stderr.write(f"cco: {later if options.since else f'these are the newest {len(lines)}, {older}'}\n")
+    return GOOD
+
+
+def short_id(text: str) -> str:
+    """What is enough to type of an id: the beginning of its random part."""
+    return random_part(text)[:8]
+
+
+def random_part(text: str) -> str:
+    return text.removeprefix("result-") if text.startswith("result-") else text.rpartition("-")[2]
+
+
+def whole_id(client: Client, kind: str, text: str) -> str:
+    """The id of an agent or result that ``text`` names: itself, else the only one that begins or ends with it.
+
+    What follows the type in an agent's id, and ``result-`` in a result's, counts as a beginning too. Raises Refused
+    (404) where nothing is named so, StartError where several are.
+    """
+    try:
+        client.call("GET", f"/api/{kind}/{quote(text)}" + ("/status" if kind == "agents" else ""))
+        return text
+    except Refused as error:
+        if error.status != 404:
+            raise
+        field = "agent_id" if kind == "agents" else "id"
+        everything = (row[field] for row in every(client, kind)) if len(text) >= SHORTEST_ID else ()
+        found = [
+            name
+            for name in everything
+            if name.startswith(text) or name.endswith(text) or random_part(name).startswith(text)
+        ]
+        if not found:
+            raise
+    if len(found) > 1:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise StartError(f"{text!r} may be {', '.join(found[-3:])}{more}: type more of it")
+    return found[0]
+
+
+SHORTEST_ID = 4  # characters, as git has it
+
+
+def every(client: Client, kind: str) -> Iterator[dict[str, Any]]:
+    """All rows of a list, page by page from the earliest on."""
+    cursor, more = "earliest", True
+    while more:
+        page = client.call("GET", f"/api/{kind}", query={"since": cursor, "limit": 1000})
+        yield from page[kind]
+        cursor, more = page["next_cursor"], page["has_more"]
+
+
+def project_of(client: Client, options: argparse.Namespace) -> str:
+    """The project of the service. Raises StartError where --project says another one."""
+    wanted = getattr(options, "project", None)
+    project = client.project or (client.call("GET", "/health")["project_id"] if wanted else "")
+    if wanted and wanted != project:
+        raise StartError(f"--project: {client.url} serves {project}, not {wanted}", REFUSED)
+    return project or str(client.call("GET", "/health")["project_id"])
+
+
+@contextlib.contextmanager
+def output_to(path: str | None) -> Iterator[None]:
+    """Have what is printed written into the file at ``path``, where one is given and it is not ``-``."""
+    if path in (None, "-"):
+        yield
+        return
+    try:
+        with open(str(path), "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            yield
+    except OSError as error:
+        raise StartError(f"{path}: {error.strerror}") from None
+
+
+def printing() -> Any:
+    """The module beside this one that knows YAML and tables."""
+    return import_file(Path(__file__).with_name("_printing.py"))
+
+
+def first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "")
 
 
 def quote(text: str) -> str:
     return urllib.parse.quote(text, safe="")
 
 
+def read_json_file(path: str) -> Any:
+    """The JSON in a file, or on standard input for ``-``."""
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8", "replace")
+    except OSError as error:
+        raise StartError(f"{path}: {error.strerror}") from None
+    return read_json_argument(text, "standard input" if path == "-" else path)
+
+
 def read_json_argument(text: str, what: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StartError(f"{what} is not JSON: {error}") from None
+
+
+def number(least: float, most: float, kind: type = int) -> Callable[[str], Any]:
+    """Reads a number of an option. What argparse calls raises ArgumentTypeError."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a number from {least:g} to {most:g}")
+        return value
+
+    return read
 
 
 # -- the table
 
-ISSUE_ARGUMENT = arg("issue", metavar="ISSUE", help="issue id")
-
-
+ISSUE_OPTION = arg("--issue", metavar="ID", help="of this issue")
+TYPE_OPTION = arg("--agent-type", metavar="TYPE", help="of this agent type")
 KEY_ARGUMENT = arg("--idempotency-key", metavar="KEY", help="a repeat with the same key does nothing twice")
-
-
-LIMIT_ARGUMENT = arg("--limit", type=int, metavar="N", help="how many at most")
+LIMIT_ARGUMENT = arg("--limit", type=number(1, 1000), metavar="N", help="how many at most, 1 to 1000 (default: 100)")
+SINCE_OPTION = arg("--since", metavar="ID", help="those after this one, or from the earliest")
+AGENT_ARGUMENT = arg("id", metavar="ID", help="agent id, or enough of its beginning or end")
+PRIORITIES = ("low", "normal", "high", "critical")
+STATUSES = ("success", "failed", "partial")
 
 COMMANDS = {
     "health": Command("ask whether the service works", command_health),
     "status": Command("show what happened so far", command_status),
     "context": Command("contexts of agents"),
     "context get": Command("show a context, its files with the reason for each", command_context_get, [
-        ISSUE_ARGUMENT, arg("type", metavar="TYPE", help="agent type"), arg("--task", help="what is to be done"),
+        arg("issue", metavar="ISSUE", help="issue id"), arg("type", metavar="TYPE", help="agent type"),
+        arg("--task", help="what is to be done"),
+        arg("--output", metavar="PATH", help="write it there, as JSON unless --format says otherwise"),
         arg("--max-bytes", type=int, metavar="N"), arg("--max-tokens", type=int, metavar="N", help="at 4 bytes each"),
-        arg("--max-files", type=int, metavar="N"), arg("--since", metavar="ETAG", help="only files that changed since that answer"),
-        arg("--explain", action="store_true", help="the ranking, with scores, reasons and how much of each file is given")]),
+        arg("--max-files", type=int, metavar="N"),
+        arg("--since", metavar="ETAG", help="only files that changed since that answer"),
+        arg("--explain", action="store_true", help="the ranking: scores, reasons, how much of each file is given")],
+        formats=("table", "json", "yaml", "text", "csv")),
+    "context refresh": Command("bring contexts up to date", command_context_refresh, [
+        arg("--issue", metavar="ID", help="of this issue (default: all that agents worked on)"),
+        arg("--agent-type", metavar="TYPE", help="of this agent type (default: all that worked there)"),
+        arg("--force", action="store_true", help="build them anew in any case")]),
     "context clear": Command("forget cached contexts", command_context_clear, [
-        arg("issue", nargs="?", metavar="ISSUE"), arg("--all", action="store_true", help="of all issues")]),
+        arg("issue", nargs="?", metavar="ISSUE"),
+        arg("--issue", dest="named_issue", metavar="ID", help="the same"), TYPE_OPTION,
+        arg("--all", action="store_true", help="of all issues and agent types")]),
     "results": Command("results of agents"),
-    "results store": Command("store a result from a JSON file, or - for standard input", command_results_store, [
-        arg("file", nargs="?", default="-", metavar="FILE"), KEY_ARGUMENT]),
-    "results list": Command("list results, newest last", command_results_list, [
-        arg("--issue"), arg("--type"), arg("--status"), arg("--since", metavar="ID"), LIMIT_ARGUMENT]),
-    "results get": Command("show one result", command_results_get, [arg("id", metavar="ID")]),
+    "results store": Command("store a result, from a JSON file or by options", command_results_store, [
+        arg("file", nargs="?", metavar="FILE", help="a JSON file, - for standard input (the default)"),
+        arg("--input", metavar="FILE", help="the same"),
+        arg("--agent", metavar="ID", help="who did it (default: $AGENT_ID)"),
+        arg("--agent-type", metavar="TYPE", help="(default: $AGENT_TYPE)"),
+        arg("--issue", metavar="ID", help="(default: $ISSUE_ID)"),
+        arg("--status", choices=STATUSES), arg("--files-created", metavar="A,B"),
+        arg("--files-modified", metavar="A,B"), arg("--decisions", metavar="'A; B'"),
+        arg("--metrics", metavar="JSON"), KEY_ARGUMENT]),
+    "results list": Command("list the newest results, newest last", command_results_list, [
+        ISSUE_OPTION, arg("--agent-type", "--type", metavar="TYPE", help="of this agent type"),
+        arg("--status", choices=STATUSES), SINCE_OPTION, LIMIT_ARGUMENT]),
+    "results get": Command("show one result, or the latest of an agent type on an issue", command_results_get, [
+        arg("id", metavar="ID|ISSUE", help="result id, or enough of its beginning or end; the issue before TYPE"),
+        arg("type", nargs="?", metavar="TYPE", help="agent type")]),
     "events": Command("events between agents"),
     "events publish": Command("publish an event", command_events_publish, [
-        arg("type", metavar="TYPE"), arg("--topic", default="general"), arg("--data", default="{}", metavar="JSON"),
-        arg("--publisher", help="who says it (default: $AGENT_ID, else cli)"), arg("--correlation-id"),
-        arg("--ttl", type=float, metavar="SECONDS"),
-        arg("--priority", default="normal", choices=("low", "normal", "high", "critical")), KEY_ARGUMENT]),
+        arg("type", nargs="?", metavar="TYPE"), arg("--type", dest="named_type", metavar="TYPE", help="the same"),
+        arg("--topic", help="(default: general)"), arg("--data", metavar="JSON", help="(default: {})"),
+        arg("--publisher", help="who says it (default: $AGENT_ID, else cli)"),
+        arg("--correlation-id", metavar="ID"), arg("--ttl", type=float, metavar="SECONDS"),
+        arg("--priority", choices=PRIORITIES, help="(default: normal)"),
+        arg("--input", metavar="FILE", help="the whole event from a JSON file, - for standard input"),
+        KEY_ARGUMENT]),
     "events subscribe": Command("wait for events; exit code 1 when none came in time", command_events_subscribe, [
-        arg("type", metavar="TYPE", help="event type, * for any"), arg("--filter", help="for example issue_id:issue-123"),
-        arg("--since", default="latest", metavar="CURSOR", help="an event id, earliest, or latest (the default)"),
-        arg("--timeout", type=int, default=30_000, metavar="MS"),
-        arg("--continuous", action="store_true", help="go on for ever, never repeating")]),
-    "events list": Command("list retained events, newest last", command_events_list, [
-        arg("--type"), arg("--topic"), arg("--since", metavar="CURSOR"), LIMIT_ARGUMENT,
+        arg("type", metavar="TYPE", help="event type, * for any"),
+        arg("--filter", help="for example issue_id:issue-123"),
+        arg("--since", default="latest", metavar="TIME|CURSOR",
+            help="an event id, a time, earliest, or latest (the default)"),
+        arg("--timeout", type=int, default=30_000, metavar="MS", help="how long to wait (default: 30000)"),
+        arg("--limit", type=number(1, 1_000_000_000), metavar="N", help="end after so many"),
+        arg("--continuous", action="store_true", help="go on for ever, never repeating")],
+        formats=("table", "json", "csv", "text")),
+    "events list": Command("list the newest retained events, newest last", command_events_list, [
+        arg("--type"), arg("--topic"),
+        arg("--since", metavar="TIME|CURSOR", help="from a time (ISO 8601) on, or after an event"), LIMIT_ARGUMENT,
         arg("--dead", action="store_true", help="the dead letters instead")]),
     "agent spawn": Command("start an agent", command_agent_spawn, [
         arg("--type", required=True, help="agent type"), arg("--issue", required=True, help="issue id"),
@@ -295,10 +707,16 @@ COMMANDS = {
         arg("--require", action="append", metavar="SECTION", help="only these sections of the context"),
         arg("--priority", default="normal", choices=("low", "normal", "medium", "high", "critical")),
         arg("--wait", action="store_true", help="show its output, end with its exit code"), KEY_ARGUMENT]),
-    "agent list": Command("list agents, newest last", command_agent_list, [arg("--state"), arg("--issue"), LIMIT_ARGUMENT]),
-    "agent status": Command("show one agent", command_agent_status, [arg("id", metavar="ID")]),
+    "agent list": Command("list the newest agents, newest last", command_agent_list, [
+        arg("--status", choices=("active", "completed", "failed"), help="failed holds timeout and lost too"),
+        arg("--state", help="one state exactly"), arg("--type", help="of this agent type"), ISSUE_OPTION,
+        SINCE_OPTION, LIMIT_ARGUMENT]),
+    "agent status": Command("show one agent", command_agent_status, [AGENT_ARGUMENT]),
     "agent logs": Command("show what an agent wrote", command_agent_logs, [
-        arg("id", metavar="ID"), arg("--tail", type=int, metavar="LINES"), arg("--since", metavar="OFFSET|TIME"),
-        arg("--timestamps", action="store_true", help="each line after its time"), arg("-f", "--follow", action="store_true")]),
-    "agent kill": Command("end an agent and everything that it started", command_agent_kill, [arg("id", metavar="ID")]),
+        AGENT_ARGUMENT, arg("--tail", type=int, metavar="LINES"), arg("--since", metavar="OFFSET|TIME"),
+        arg("--timestamps", action="store_true", help="each line after its time"),
+        arg("-f", "--follow", action="store_true", help="until it ends")]),
+    "agent kill": Command("end an agent and everything that it started", command_agent_kill, [
+        AGENT_ARGUMENT, arg("--force", action="store_true", help="at once, without grace"),
+        arg("--timeout", type=number(0, 1_000_000, float), metavar="SECONDS", help="wait so long for its end")]),
 }  # fmt: skip

@@ -15,7 +15,11 @@ from conftest import Client, Service, end_stragglers, make_repository, until
 
 NUMBER = 152  # of each kind: more than the default limit of 100
 AGENT = ["/bin/sh", "-c", "case $TASK in stay) exec sleep 600;; fail) exit 3;; esac"]
-KINDS = {"results": ("/api/results", "id"), "events": ("/api/events", "event_id"), "agents": ("/api/agents", "agent_id")}
+KINDS = {
+    "results": ("/api/results", "id"),
+    "events": ("/api/events", "event_id"),
+    "agents": ("/api/agents", "agent_id"),
+}
 # For each kind: a filter, and which of the numbered items it lets through.
 FILTERS: dict[str, list[tuple[dict[str, str], Any]]] = {
     "results": [
@@ -45,14 +49,22 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, 
     service = Service(make_repository(folder / "repository"), folder / "storage", *options).start()
     client = service.client()
     results = [
-        client.store("test-engineer" if n % 4 == 1 else "python-specialist", "success" if n % 3 else "failed", f"issue-{n % 2}")["id"]
+        client.store(
+            "test-engineer" if n % 4 == 1 else "python-specialist", "success" if n % 3 else "failed", f"issue-{n % 2}"
+        )["id"]
         for n in range(NUMBER)
     ]
     tasks = ["stay" if n % 10 == 0 else "fail" if n % 7 == 0 else "go" for n in range(NUMBER)]
-    agents = [spawn(client, f"issue-{n % 2}", task, "test-engineer" if n % 5 == 1 else "python-specialist") for n, task in enumerate(tasks)]
+    agents = [
+        spawn(client, f"issue-{n % 2}", task, "test-engineer" if n % 5 == 1 else "python-specialist")
+        for n, task in enumerate(tasks)
+    ]
     alive = sum(n % 10 == 0 for n in range(NUMBER))
     until(lambda: client.get("/status").json()["agents"]["active"] == alive, 30)
-    events = [client.publish("odd" if n % 2 else "even", topic="other" if n % 3 else "third")["event_id"] for n in range(NUMBER)]
+    events = [
+        client.publish("odd" if n % 2 else "even", topic="other" if n % 3 else "third")["event_id"]
+        for n in range(NUMBER)
+    ]
     yield service, {"results": results, "agents": agents, "events": events}
     assert service.stop() == 0, service.log
     end_stragglers()
@@ -130,7 +142,9 @@ def test_the_agent_that_was_just_spawned_is_the_last_of_the_list_alive_and_ended
     for task, state in (("stay", "running"), ("go", "completed")):
         agent_id = spawn(client, "issue-new", task)
         assert asked(client, "agents")[0][-1] == agent_id
-        until(lambda agent_id=agent_id, state=state: client.get(f"/api/agents/{agent_id}/status").json()["state"] == state)
+        until(
+            lambda agent_id=agent_id, state=state: client.get(f"/api/agents/{agent_id}/status").json()["state"] == state
+        )
         assert asked(client, "agents")[0][-1] == agent_id == asked(client, "agents", state=state, limit=1)[0][0]
 
 
@@ -182,7 +196,10 @@ def test_events_are_listed_and_awaited_from_a_moment_on(tmp_path: Path) -> None:
     assert service.stop() == 0
 
 
-@pytest.mark.parametrize(("kind", "since"), [("results", "nothing"), ("agents", "latest"), ("events", "evt-1"), ("results", "result-" + "0" * 36)])
+@pytest.mark.parametrize(
+    ("kind", "since"),
+    [("results", "nothing"), ("agents", "latest"), ("events", "evt-1"), ("results", "result-" + "0" * 36)],
+)
 def test_a_cursor_that_names_nothing_is_refused(client: Client, kind: str, since: str) -> None:
     answer = client.get(KINDS[kind][0], since=since)
     assert answer.status_code == 400 and "since" in answer.json()["message"]

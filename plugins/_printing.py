@@ -1,0 +1,137 @@
+"""What the client commands print with: YAML that people can read, and tables that fit into the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import sys
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from cco_sidecar import cell
+
+# -- YAML 1.2, which YAML 1.1 readers such as PyYAML read alike
+
+PLAIN = re.compile(r"[A-Za-z_](?:[A-Za-z0-9_./@+,()-]| (?! ))*(?<! )")
+WORDS = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}  # no strings, without quotes
+# What a YAML stream must not hold, and what it takes for the end of a line beside \n.
+SPECIAL = re.compile("[^\n\t\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+LONGEST_KEY = 1000  # characters; readers refuse a key of more than 1024 before its colon
+
+
+def yaml_lines(value: Any, indent: str = "") -> Iterator[str]:
+    """The lines of a YAML document that holds ``value``, which is as JSON gives it."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            name = yaml_scalar(str(key))
+            if len(name) > LONGEST_KEY:
+                yield f"{indent}? {name}\n"
+            yield from yaml_value(f"{indent}:" if len(name) > LONGEST_KEY else f"{indent}{name}:", item, indent)
+    elif isinstance(value, list) and value:
+        for item in value:
+            lines = yaml_lines(item, indent + "  ") if is_nested(item) else yaml_value(f"{indent}-", item, indent)
+            yield indent + "- " + next(lines)[len(indent) + 2 :]
+            yield from lines
+    else:
+        yield from yaml_value("", value, indent)
+
+
+def is_nested(value: Any) -> bool:
+    return isinstance(value, (dict, list)) and bool(value)
+
+
+def yaml_value(start: str, value: Any, indent: str) -> Iterator[str]:
+    """The lines of a value after ``start``: a key with its colon, a dash, or nothing."""
+    if is_nested(value):
+        yield start + "\n"
+        yield from yaml_lines(value, indent + "  ")
+    elif isinstance(value, str) and "\n" in value.strip("\n") and not SPECIAL.search(value):
+        leading = "2" if value[0] in " \t\n" else ""  # how far the text is indented cannot be seen on its first line
+        trailing = "+" if value.endswith("\n\n") else "" if value.endswith("\n") else "-"
+        yield f"{start} |{leading}{trailing}\n".lstrip(" ") if not start else f"{start} |{leading}{trailing}\n"
+        yield from (f"{indent}  {line}\n" if line else "\n" for line in value.removesuffix("\n").split("\n"))
+    else:
+        yield f"{start} {yaml_scalar(value)}\n" if start else f"{yaml_scalar(value)}\n"
+
+
+def yaml_scalar(value: Any) -> str:
+    """A value on one line; strings in quotes where they would be read as something else."""
+    if isinstance(value, str):
+        if PLAIN.fullmatch(value) and value.lower() not in WORDS:
+            return value
+        return SPECIAL.sub(escape, json.dumps(value, ensure_ascii=False))
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+    text = json.dumps(value)
+    return (
+        text.replace("e", ".0e") if isinstance(value, float) and "." not in text else text
+    )  # YAML 1.1 takes 1e+16 for a string
+
+
+def escape(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+# -- tables
+
+NARROW, LAST = 10, 20  # what a column may be cut down to, and the last one, which has the most to say
+
+
+def print_table(
+    columns: Sequence[str], lines: list[list[str]], *, whole: Sequence[str] = (), spare: Sequence[str] = ()
+) -> None:
+    """Print a table that is no wider than the terminal, or than 120 columns where there is none.
+
+    Columns are cut; ``whole`` ones and titles are not, and ``spare`` ones are left out instead.
+    """
+    if not lines:
+        print("(none)")
+        return
+    space = shutil.get_terminal_size((120, 24)).columns
+    space = space if sys.stdout.isatty() else min(space, 120)
+    rows = [dict(zip(columns, map(cell, line), strict=True)) for line in lines]
+    widths = {name: min(space, max(len(name), *(width_of(row[name]) for row in rows))) for name in columns}
+    least = {name: max(len(name), LAST if name == columns[-1] else NARROW) for name in columns}
+    least |= {name: widths[name] for name in columns if name in (*whole, *spare) or widths[name] < least[name]}
+    for name in spare:
+        if line_width(least.values()) > space and name in least:
+            del least[name], widths[name]
+    while line_width(widths.values()) > space and widths != least:
+        widths[max(least, key=lambda name: (widths[name] > least[name], widths[name]))] -= 1
+    for row in [{name: name.upper() for name in columns}, *rows]:
+        print(cut("  ".join(pad(row[name], width) for name, width in widths.items()).rstrip(), space))
+
+
+def line_width(widths: Collection[int]) -> int:
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def width_of(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    return len(text) if text.isascii() else sum(map(character_width, text))
+
+
+def character_width(character: str) -> int:
+    return 0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def cut(text: str, width: int) -> str:
+    """The text, shortened to ``width`` columns where it is wider."""
+    if width_of(text) <= width:
+        return text
+    taken, used = "", 0
+    for character in text:
+        used += character_width(character)
+        if used > width - 1:
+            break
+        taken += character
+    return taken.rstrip() + "…"
+
+
+def pad(text: str, width: int) -> str:
+    text = cut(text, width)
+    return text + " " * (width - width_of(text))

@@ -1701,6 +1701,7 @@ class Sidecar:
             self.tokens.load_public_key()
             self.storage.start()
             undo.callback(self.storage.close)
+            self.results.start()
             self.audit.open()
             undo.callback(self.audit.close)
             self._listen()
@@ -1815,6 +1816,8 @@ class Sidecar:
 
     async def status(self) -> Status:
         size = await asyncio.to_thread(folder_size, self.settings.storage)
+        with contextlib.suppress(sqlite3.Error):  # where nothing can be written, what is on the disk is what counts
+            await self.storage.write(lambda records: None)  # comes after all that is being written
         return Status(
             agents=self.agents.statistics(),
             storage=StorageStatistics(
@@ -3471,6 +3474,16 @@ class Records:
     def result(self, project: str, id: str) -> bytes | None:
         return self._one("select body from result where project = ? and id = ?", project, id)
 
+    def latest_result(self, id: str) -> sqlite3.Row | None:
+        """The latest result of the same agent type on the same issue as a result."""
+        rows = self._all(
+            "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest"
+            " on latest.project = result.project and latest.issue = result.issue and latest.agent_type = result.agent_type"
+            " where result.id = ? order by latest.seq desc limit 1",
+            id,
+        )
+        return rows[0] if rows else None
+
     def result_seq(self, project: str, id: str) -> int | None:
         return self._one("select seq from result where project = ? and id = ?", project, id)
 
@@ -3548,6 +3561,10 @@ class Records:
     def count_agents(self, project: str) -> dict[str, int]:
         rows = self._all("select state, count(*) as number from agent where project = ? group by state", project)
         return {row["state"]: row["number"] for row in rows}
+
+    def count_active_types(self, project: str) -> dict[str, int]:
+        sql = "select type, count(*) as number from agent where project = ? and state in ('starting', 'running') group by type"
+        return {row["type"]: row["number"] for row in self._all(sql, project)}
 
     def mean_agent_seconds(self, project: str) -> float:
         return self._one("select avg(ended - started) from agent where project = ? and ended is not null and pid is not null", project) or 0.0
@@ -3747,13 +3764,32 @@ class KeyedLocks:
 
 
 class Results:
-    """Stores results. A result, its agent_completed event and its routing decision are one transaction."""
+    """Stores results. A result, its agent_completed event and its routing decision are one transaction.
+
+    The file of a result is written before its commit into NEW, and takes its place after it; what a kill leaves in NEW the next start sees.
+    """
+
+    NEW = ".new"  # no project can have this name
 
     def __init__(self, storage: Storage, bus: EventBus, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
         self._storage, self._bus, self._hooks, self._agent_types = storage, bus, hooks, agent_types
         self._settings = settings
+        self._folder = settings.storage / "results"
         self._locks = KeyedLocks()
         self._language: tuple[float, str] = (0.0, "")
+
+    def start(self) -> None:
+        """Bring up the files that a kill has left behind the database. Blocks."""
+        for new in (self._folder / self.NEW).glob("*"):
+            try:
+                if latest := self._storage.read.latest_result(new.name):
+                    write_file(self._file_of(latest["project"], latest["issue"], latest["agent_type"]), latest["body"])
+                new.unlink()
+            except OSError as error:
+                log.error("the file of %s cannot be written: %s", new.name, error.strerror)
+
+    def _file_of(self, project: str, issue: str, agent_type: str) -> Path:
+        return self._folder / project / issue / f"{agent_type}.json"
 
     async def store(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> ResultStored:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
@@ -3805,7 +3841,7 @@ class Results:
         now = time.time()
         result_id = f"result-{uuid.uuid4()}"
         record = msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)})
-        path = self._settings.storage / "results" / body["project_id"] / body["issue_id"] / f"{body['agent_type']}.json"
+        path, new = self._file_of(body["project_id"], body["issue_id"], body["agent_type"]), self._folder / self.NEW / result_id
         output = msgspec.json.encode(previous_output(body, result_id, now)).decode()
         event = self._completed_event(body, category, result_id, proposals)
 
@@ -3816,19 +3852,33 @@ class Results:
             if ticket:
                 ticket.remember(records, stored)
             # Inside the transaction: a result whose file cannot be written is not stored either.
-            for folder in reversed(path.parents[:3]):  # parents=True would give the upper ones the mode that the umask allows
+            for folder in (*reversed(path.parents[:3]), new.parent):  # parents=True would give the upper ones the mode that the umask allows
                 folder.mkdir(mode=0o700, exist_ok=True)
-            write_file(path, record)
+            if path.is_dir():
+                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+            write_file(new, record)
             return seq, stored
 
         def committed(outcome: tuple[int, ResultStored]) -> ResultStored:
+            self._place(new, path)
             self._bus.wake(event, outcome[0])
             return outcome[1]
 
         try:
             return await self._storage.write(job, committed)
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                new.unlink()
+            if isinstance(error, OSError):
+                raise ApiError("STR_001", f"Storage write failed: {error.strerror or type(error).__name__}") from None
+            raise
+
+    def _place(self, new: Path, path: Path) -> None:
+        """Make a committed result the latest, in commit order. Where that fails the next start tries again."""
+        try:
+            new.replace(path)
         except OSError as error:
-            raise ApiError("STR_001", f"Storage write failed: {error.strerror or type(error).__name__}") from None
+            log.error("the file of %s cannot be written: %s", new.name, error.strerror)
 
     def _completed_event(self, body: dict[str, Any], category: str, result_id: str, proposals: list[NextAgent]) -> NewEvent:
         data = {"issue_id": body["issue_id"], "agent_type": body["agent_type"], "status": body["result"]["status"], "result_id": result_id}
@@ -5960,15 +6010,14 @@ class Agents:
         return AgentLogs(agent_id, text, following, place)
 
     def statistics(self) -> AgentStatistics:
-        by_state = self._ledger.count()
-        by_type = collections.Counter(running.row["type"] for running in self.active.values())
+        by_state, by_type = self._ledger.count()
         return AgentStatistics(
-            active=len(self.active),
+            active=sum(by_type.values()),
             completed=by_state["completed"],
             failed=sum(by_state[state] for state in AGENT_GROUPS["failed"]),
             killed=by_state["killed"],
             spawned_total=sum(by_state.values()),
-            by_type=dict(by_type),
+            by_type=by_type,
             avg_execution_time_ms=round(self._ledger.mean_seconds() * 1000, 3),
         )
 
@@ -6163,9 +6212,10 @@ class AgentLedger:
         page, more = cut_page(rows, query.limit, newest=after is None)
         return [row | read.result_of(project, row["id"]) for row in page], more
 
-    def count(self) -> collections.Counter[str]:
-        """How many agents are in each state."""
-        return collections.Counter(self._storage.read.count_agents(self._project))
+    def count(self) -> tuple[collections.Counter[str], dict[str, int]]:
+        """How many agents are in each state, and how many of each type are active."""
+        read = self._storage.read
+        return collections.Counter(read.count_agents(self._project)), read.count_active_types(self._project)
 
     def mean_seconds(self) -> float:
         return self._storage.read.mean_agent_seconds(self._project)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from conftest import MODULE, PROJECT, Client, Service, clean_environment, until
 
 import cco_sidecar
@@ -411,7 +415,165 @@ def test_a_key_that_is_not_printable_or_too_long_is_refused(architect: Client, i
     assert architect.get("/api/results", issue_id=issue).json()["results"] == []
 
 
+# -- the file follows the database
+
+
+def faulty(make_service: Callable[..., Service], tmp_path: Path, code: str) -> Service:
+    """A service in which something goes wrong while the file ``fault`` is there."""
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    names = f"import os, signal, sqlite3, time\nfrom pathlib import Path\nimport cco_sidecar as c\nFAULT = Path({str(tmp_path / 'fault')!r})\n"
+    (folder / "fault.py").write_text(names + code)
+    return make_service("--plugins", str(folder))
+
+
+def file_id(service: Service, issue: str = "issue-1", agent_type: str = "python-specialist") -> str:
+    return str(json.loads((service.storage / "results" / PROJECT / issue / f"{agent_type}.json").read_text())["id"])
+
+
+def unplaced(service: Service) -> list[str]:
+    return [path.name for path in (service.storage / "results/.new").iterdir()]
+
+
+KILLED = "os.kill(os.getpid(), signal.SIGKILL) if FAULT.exists() else None"
+MOMENTS = {
+    "between the commit and the file": f"place = c.Results._place\nc.Results._place = lambda *a: {KILLED} or place(*a)\n",
+    "in the transaction, with the file written": f"""
+write = c.write_file
+def dies(path, content):
+    write(path, content)
+    if path.parent.name == '.new': {KILLED}
+c.write_file = dies
+""",
+    "before the commit": f"commit = c.Records.commit\nc.Records.commit = lambda self: {KILLED} or commit(self)\n",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_file_is_as_new_as_the_database_after_a_kill_and_a_start(make_service: Callable[..., Service], tmp_path: Path, moment: str) -> None:
+    service = faulty(make_service, tmp_path, MOMENTS[moment])
+    architect = service.client()
+    first, other = architect.store(), architect.store("test-engineer", issue="issue-2")
+    (tmp_path / "fault").touch()
+    with pytest.raises(requests.ConnectionError):
+        architect.store()
+    assert service.process and service.process.wait(15) == -signal.SIGKILL
+    assert file_id(service) == first["id"]
+    (tmp_path / "fault").unlink()
+    untouched = service.storage / "results" / PROJECT / "issue-2/test-engineer.json"
+    written = untouched.stat().st_mtime_ns
+    service.start()
+    results = service.client().get("/api/results", issue_id="issue-1").json()["results"]
+    assert len(results) == (2 if moment.startswith("between") else 1)
+    assert file_id(service) == results[-1]["id"] and unplaced(service) == []
+    assert file_id(service, "issue-2", "test-engineer") == other["id"] and untouched.stat().st_mtime_ns == written
+
+
+def test_a_refused_result_is_never_the_latest(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    code = """
+commit = c.Records.commit
+def full(self):
+    if FAULT.exists():
+        raise sqlite3.OperationalError('database or disk is full')
+    commit(self)
+c.Records.commit = full
+"""
+    service = faulty(make_service, tmp_path, code)
+    architect = service.client()
+    first = architect.store()
+    (tmp_path / "fault").touch()
+    answer = architect.post("/api/results", body_of("issue-1"))
+    assert (answer.status_code, answer.json()["code"]) == (500, "STR_001")
+    assert file_id(service) == first["id"] and unplaced(service) == []
+    (tmp_path / "fault").unlink()
+    assert file_id(service) == first["id"] != architect.store()["id"] == file_id(service)
+
+
+@pytest.mark.parametrize("place", ["", "/issue-1", "/issue-1/python-specialist.json"])
+def test_a_result_whose_file_has_no_place_is_refused(make_service: Callable[..., Service], place: str) -> None:
+    service = make_service()
+    path = service.storage / "results" / (PROJECT + place)
+    path.parent.mkdir(parents=True)
+    if place.endswith(".json"):
+        path.mkdir()
+    else:
+        path.touch()
+    answer = service.client().post("/api/results", body_of("issue-1"))
+    assert (answer.status_code, answer.json()["code"]) == (500, "STR_001")
+    assert service.client().get("/api/results").json()["results"] == []
+
+
+def test_what_lies_among_the_files_to_place_does_not_stop_a_start(make_service: Callable[..., Service]) -> None:
+    service = make_service()
+    stored = service.client().store()
+    assert service.stop() == 0
+    folder = service.storage / "results/.new"
+    (folder / "result-of-nobody").write_text("{}")
+    (folder / "a-folder").mkdir()
+    (folder / stored["id"]).write_text("torn")
+    service.start()
+    assert file_id(service) == stored["id"] and unplaced(service) == ["a-folder"]
+
+
+# -- what is counted
+
+
+def test_status_counts_what_has_been_answered(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    """Each commit takes a third of a second: what is written behind an answer is counted all the same."""
+    code = "commit = c.Records.commit\nc.Records.commit = lambda self: (time.sleep(0.3) if FAULT.exists() else None) or commit(self)\n"
+    service = faulty(make_service, tmp_path, code)
+    architect = service.client()
+    (tmp_path / "fault").touch()
+
+    def counted() -> dict[str, Any]:
+        found = architect.get("/status").json()
+        names = {"storage": ("results_stored",), "events": ("total_published", "total_delivered", "queue_depth")}
+        return {name: found[part][name] for part in names for name in names[part]}
+
+    before = counted()
+    for number in range(1, 4):
+        architect.store(issue=f"issue-{number}")  # and its agent_completed
+        architect.publish("noted")
+        assert counted() == before | {"results_stored": number, "total_published": 2 * number, "queue_depth": 2, "total_delivered": 2 * number - 2}
+        assert len(architect.wait(timeout=0)["events"]) == 2
+        assert counted() == before | {"results_stored": number, "total_published": 2 * number, "queue_depth": 0, "total_delivered": 2 * number}
+
+
+def test_status_answers_where_nothing_can_be_written(make_service: Callable[..., Service]) -> None:
+    service = make_service()
+    architect = service.client()
+    architect.store()
+    with contextlib.closing(sqlite3.connect(service.storage / Storage.FILE)) as other:
+        other.execute("begin immediate")
+        assert architect.get("/status").json()["storage"]["results_stored"] == 1
+
+
 # -- over crashes
+
+
+def test_files_and_database_agree_after_kills_at_any_moment(make_service: Callable[..., Service]) -> None:
+    service = make_service()
+    token, answered = service.token(sub="worker"), []
+
+    def work(number: int) -> None:
+        with contextlib.suppress(requests.RequestException):  # the crash
+            while True:
+                answered.append(Client(service.url, token).store(issue=f"issue-{number % 2}", rationale="x" * 50_000)["id"])
+
+    for kill in range(5):
+        with ThreadPoolExecutor() as pool:
+            workers = [pool.submit(work, number) for number in range(4)]
+            before = len(answered)
+            until(lambda before=before: len(answered) > before + 8)
+            time.sleep(kill / 500)  # the moment is the point here
+            service.kill()
+            for worker in workers:
+                worker.result()
+        service.start()
+        for number in range(2):
+            (newest,) = Client(service.url, token).get("/api/results", issue_id=f"issue-{number}", limit=1).json()["results"]
+            assert newest["id"] == file_id(service, f"issue-{number}")
+        assert unplaced(service) == []
 
 
 def test_everything_that_was_answered_is_there_after_kill_9_under_load(make_service: Callable[..., Service]) -> None:

@@ -2104,6 +2104,7 @@ class Endpoint(tornado.web.RequestHandler):
         "_refusal",
         "_request_id",
         "_upload",
+        "acted_on",
         "allowance",
         "claims",
         "failed_with",
@@ -2131,6 +2132,7 @@ class Endpoint(tornado.web.RequestHandler):
         self._refusal: ApiError | None = None
         self._early = False
         self._upload = Upload()
+        self.acted_on: dict[str, str] | None = None  # what a body and its answer name, for the audit log
         self.hang_up = HangUp()
         self._accounted = False
         sidecar.open_requests += 1
@@ -2254,17 +2256,29 @@ class Endpoint(tornado.web.RequestHandler):
         project = body.get("project_id")
         if project is not None and project != self.claims.project_id:
             raise ApiError("AUTH_003", "This token belongs to another project", details={"project_id": project})
+        self.name(body.get("data"), "issue_id")
+        self.name(body, "issue_id", "agent_id")
         key = self.request.headers.get("Idempotency-Key")
         if key is None or not self.idempotent:
-            return await self.respond(*path, body=body)
+            return self.name(await self.respond(*path, body=body), "agent_id", "event_id", "id")
         endpoint = f"{self.request.method} {self.request.path}"
         async with self.sidecar.idempotency.begin(self.claims, endpoint, key, bytes(self._upload.content)) as ticket:
             if ticket.answer is not None:
                 self.set_header("Idempotent-Replay", "true")
+                self.name(msgspec.json.decode(ticket.answer), "agent_id", "event_id", "id")
                 return self.replay(ticket.answer)
-            answer = await self.respond(*path, body=body, ticket=ticket)
+            answer = self.name(await self.respond(*path, body=body, ticket=ticket), "agent_id", "event_id", "id")
             ticket.settle(answer, self.remembered(answer))
             return ticket.answer
+
+    def name(self, source: Any, *fields: str) -> Any:
+        """Take down what a body or an answer says is acted on; returns it."""
+        self.acted_on = self.acted_on or {}
+        for field in fields:
+            value = source.get(field) if isinstance(source, dict) else getattr(source, field, None)
+            if isinstance(value, str):
+                self.acted_on["result_id" if field == "id" else field] = value[:128]
+        return source
 
     def remembered(self, answer: Any) -> Any:
         """What is stored of an answer for a repeat of the request, which ``replay`` completes."""
@@ -2728,6 +2742,7 @@ class EndAgent(Endpoint):
 
     async def respond(self, agent_id: str) -> AgentEnding:
         row = self.sidecar.agents.find(self.claims.project_id, agent_id)
+        self.name({"issue_id": row["issue"]}, "issue_id")
         self.sidecar.tokens.check_issue(self.claims, row["issue"])
         return AgentEnding(agent_id, await self.sidecar.agents.end(agent_id, force=self.query.force), row["state"], iso())
 
@@ -2824,6 +2839,10 @@ class AuditLine(Struct, frozen=True):
     outcome: str
     code: str | None
     reason: str | None
+    issue_id: str | None = None  # what was acted on, as far as the path, the body and the answer name it
+    agent_id: str | None = None
+    result_id: str | None = None
+    event_id: str | None = None
 
 
 class AuditLog:
@@ -2845,10 +2864,12 @@ class AuditLog:
     def record(self, endpoint: Endpoint, status: int) -> None:
         who, error, request = endpoint.who, endpoint.failed_with, endpoint.request
         outcome = "refused" if 400 <= status < 500 else "failed" if status >= 500 else "done"
+        names = dict(zip(endpoint.path_names, endpoint.path_args, strict=False)) | (endpoint.acted_on or {})
+        acted_on = (names.get(name) for name in ("issue_id", "agent_id", "result_id", "event_id"))
         self.write(
             AuditLine(
                 iso(), endpoint.request_id, request.remote_ip, who.sub if who else None, who.agent_type if who else None, request.method,
-                request.path, status, outcome, error.code if error else None, error.message if error else None,
+                request.path, status, outcome, error.code if error else None, error.message if error else None, *acted_on,
             )
         )  # fmt: skip
 

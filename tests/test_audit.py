@@ -1,8 +1,14 @@
-"""The audit log keeps within its size and loses nothing that it still has room for."""
+"""The audit log names what was acted on, keeps within its size and loses nothing that it still has room for."""
 
 import json
 import os
+import uuid
 from pathlib import Path
+from typing import Any
+
+import requests
+from agent_harness import COMMAND, spawn
+from conftest import PROJECT, Client, Service, until
 
 from cco_sidecar import AuditLine, AuditLog
 
@@ -32,3 +38,64 @@ def test_the_audit_log_goes_on_where_an_earlier_run_ended(tmp_path: Path) -> Non
         log.write(line(number))
         log.close()
     assert [json.loads(text)["request_id"] for text in (tmp_path / "audit.log").read_text().splitlines()] == ["req-0", "req-1"]
+
+
+NAMES = ("issue_id", "agent_id", "result_id", "event_id")
+
+
+def acted_on(service: Service, answer: requests.Response) -> dict[str, str]:
+    """What the audit line of a request names."""
+    request_id = answer.headers["X-Request-ID"]
+
+    def lines() -> list[dict[str, Any]]:
+        written = (service.storage / "audit.log").read_text().splitlines()
+        return [line for line in map(json.loads, written) if line["request_id"] == request_id]
+
+    (found,) = until(lines)
+    return {name: found[name] for name in NAMES if found[name] is not None}
+
+
+def test_what_was_stored_published_and_spawned_is_named(make_service: Any) -> None:
+    service = make_service(*COMMAND, "--stop-agents")
+    architect = service.client()
+    result = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-1", "project_id": PROJECT, "result": {"status": "success"}}
+    event = {"publisher": "tester", "topic": "test", "data": {"issue_id": "issue-2"}}
+    asked = {"agent_type": "python-specialist", "issue_id": "issue-3", "task": "hang"}
+    for headers in ({}, {"Idempotency-Key": str(uuid.uuid4())}):
+        for _ in range(2):  # with the key the second one is a replay, which names the same
+            answer = architect.post("/api/results", result | {"id": "a field of the sender"}, headers=headers)
+            stored = answer.json()
+            assert acted_on(service, answer) == {
+                "issue_id": "issue-1", "agent_id": "a-1", "result_id": stored["id"], "event_id": stored["event_id"],
+            }  # fmt: skip
+            answer = architect.post("/api/events/noted", event, headers=headers)
+            assert acted_on(service, answer) == {"issue_id": "issue-2", "event_id": answer.json()["event_id"]}
+            answer = architect.post("/api/agents/spawn", asked, headers=headers)
+            assert acted_on(service, answer) == {"issue_id": "issue-3", "agent_id": answer.json()["agent_id"]}
+
+
+def test_what_was_ended_and_cleared_is_named(make_service: Any) -> None:
+    service = make_service(*COMMAND, "--stop-agents")
+    architect = service.client()
+    agent_id = spawn(architect, "hang", "issue-1")["agent_id"]
+    assert acted_on(service, architect.delete(f"/api/agents/{agent_id}")) == {"issue_id": "issue-1", "agent_id": agent_id}
+    architect.get("/api/context/issue-2/python-specialist")
+    assert acted_on(service, architect.delete("/api/cache/context/issue-2")) == {"issue_id": "issue-2"}
+    assert acted_on(service, architect.delete("/api/cache/all")) == acted_on(service, architect.post("/api/auth/refresh")) == {}
+
+
+def test_what_a_refused_request_was_about_is_named(service: Service, architect: Client) -> None:
+    narrow = service.client(issue_id="issue-1")
+    body = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-2", "project_id": PROJECT, "result": {"status": "success"}}
+    for answer, named in (
+        (narrow.post("/api/results", body), {"issue_id": "issue-2", "agent_id": "a-1"}),
+        (architect.post("/api/results", body | {"project_id": "another"}), {}),
+        (narrow.get("/api/context/issue-3/python-specialist"), {"issue_id": "issue-3"}),
+        (architect.get("/api/results/result-unknown"), {"result_id": "result-unknown"}),
+        (architect.delete("/api/agents/nobody"), {"agent_id": "nobody"}),
+        (narrow.post("/api/events/noted", {"publisher": "p", "topic": "t", "data": {"issue_id": ["x"]}}), {}),
+        (narrow.post("/api/events/noted", {"publisher": "p", "topic": "t", "data": {"issue_id": "y" * 1000}}), {"issue_id": "y" * 128}),
+        (Client(service.url, None).delete("/api/agents/a-2"), {"agent_id": "a-2"}),
+        (architect.delete("/api/cache/context/..%2F"), {"issue_id": "../"}),
+    ):
+        assert answer.status_code >= 400 and acted_on(service, answer) == named, answer.text

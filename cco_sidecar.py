@@ -1740,6 +1740,7 @@ class Sidecar:
                     raise StartError(explain_bind_error(settings, error), 1) from None
         self._server.add_sockets(sockets)
         self.port: int = sockets[0].getsockname()[1]
+        self.protocols = self._server.protocols
 
     def _tls_context(self) -> ssl.SSLContext | None:
         certificate, key = self.settings.tls_cert, self.settings.tls_key
@@ -2029,6 +2030,7 @@ def make_application(sidecar: Sidecar) -> tornado.web.Application:
 class Server(tornado.httpserver.HTTPServer):
     """Tornado's HTTP/1.1 server with a cap on connections. Plugins derive theirs from it (``server_class``)."""
 
+    protocols = "HTTP/1.1 (HTTP/2: off)"  # as the banner says it
     max_connections = 10_000
     request_timeout = 60.0  # seconds from a head's first byte to its last, where a plugin counts them
 
@@ -7852,19 +7854,19 @@ async def serve(settings: Settings, hooks: Hooks) -> int:
         except NotImplementedError:  # Windows
             signal.signal(number, lambda number, _: on_signal(number))
     async with Sidecar(settings, hooks) as sidecar:
-        sys.stdout.write(banner(settings, hooks, sidecar.info))
+        sys.stdout.write(banner(sidecar))
         sys.stdout.flush()
         await stopped.wait()
     return GOOD
 
 
-def banner(settings: Settings, hooks: Hooks, info: SidecarInfo) -> str:
+def banner(sidecar: Sidecar) -> str:
+    settings, hooks, info = sidecar.settings, sidecar.hooks, sidecar.info
     plugins = [plugin.name for plugin in hooks.loaded if plugin.source != "built in" and not plugin.problem]
     skipped = [f"{plugin.name} ({plugin.problem})" for plugin in hooks.loaded if plugin.problem]
-    http2 = "HTTP/1.1 and HTTP/2" if hooks.implementations("server_class") else "HTTP/1.1 (HTTP/2: off)"
     lines = [
         f"Orchestration sidecar {__version__}",
-        f"  URL:      {info.url}  {http2}",
+        f"  URL:      {info.url}  {sidecar.protocols}",
         f"  Project:  {info.project_id}",
         f"  Root:     {info.root}",
         f"  Storage:  {settings.storage}",

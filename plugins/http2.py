@@ -90,6 +90,7 @@ class Http2Server(Server):
     """
 
     limits = Limits()
+    protocols = "HTTP/1.1 and HTTP/2"
 
     def initialize(self, *args: Any, **options: Any) -> None:
         """Tornado's constructor: makes a given TLS configuration offer HTTP/2."""

@@ -1362,6 +1362,15 @@ def serve_modules(make_service, tmp_path):
     return lambda *options, **keywords: make_service("--plugins", str(tmp_path / "plugins"), *options, **keywords)
 
 
+def test_the_banner_says_that_http2_is_off_and_why(make_service, tmp_path):
+    (tmp_path / "h2-4.3.0.dist-info").mkdir()
+    (tmp_path / "h2-4.3.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: h2\nVersion: 4.3.0\n")
+    service = make_service(env={"PYTHONPATH": str(tmp_path)})
+    banner = wait_for(lambda: service.log if "Stop:" in service.log else "")
+    assert "HTTP/1.1 (HTTP/2: off)" in banner and "Skipped:  http2 (HTTP/2 needs h2 4.4.1 or later, found 4.3.0" in banner
+    assert curl(Site(service), "/health", "--http1.1")[1:] == ("1.1", "200")
+
+
 class Site:
     def __init__(self, service):
         self.url = lambda path: service.url + path

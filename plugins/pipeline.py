@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,8 +25,10 @@ import sys
 import threading
 import time
 import unicodedata
+import urllib.parse
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +47,8 @@ from cco_sidecar import (
     AgentTypes,
     Client,
     Command,
+    Hooks,
+    IssueNotFound,
     NextAgent,
     NotReachable,
     Refused,
@@ -60,9 +66,11 @@ from cco_sidecar import (
     own_command,
     prepare_storage_folder,
     print_table,
+    read_sidecar_json,
     redact,
     running_settings,
     settings_from,
+    write_file,
 )
 
 try:
@@ -83,7 +91,7 @@ def register_commands(commands: Any) -> None:
     add_commands(commands, {
         "run": Command("take an issue through all agents that routing proposes, or go on where that was cut off", command_run, [
             arg("--issue", required=True, help="issue id"),
-            arg("--task", help="what is to be done (default when going on: the task that was given at first)"),
+            arg("--task", type=task_text, help="what is to be done (default: what a plugin or an earlier run knows)"),
             arg("--type", help="the first agent (default: chief-architect)"),
             arg("--until", metavar="CATEGORY|TYPE", help="stop when this has succeeded, for example coding or documentation-expert"),
             arg("--rounds", type=at_least(1), default=12, metavar="N", help="agents started at most (default: 12)"),
@@ -105,24 +113,48 @@ def at_least(least: int) -> Callable[[str], int]:
     return read
 
 
+def task_text(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty")
+    if len(text) > TASK_LENGTH:
+        raise argparse.ArgumentTypeError(f"has {len(text):,} characters, {TASK_LENGTH:,} are the most")
+    if any("\ud800" <= character <= "\udfff" for character in text):  # a byte of the command line that is no character
+        raise argparse.ArgumentTypeError("is not UTF-8")
+    return text
+
+
 def command_run(options: argparse.Namespace) -> int:
     """Run or go on with the pipeline of one issue; the exit code."""
     if not re.fullmatch(IDENTIFIER, options.issue) or ".." in options.issue:
         raise StartError(f"--issue: {options.issue!r} must match {IDENTIFIER}")
     if options.format == "csv":
         raise StartError("--format: run prints a table or json")
-    settings = running_settings(settings_from(options))
-    types = AgentTypes(load_hooks(settings), settings).categories
+    asked = settings_from(options)
+    hooks = load_hooks(asked)
+    types = AgentTypes(hooks, asked).categories
     if options.until and options.until not in {*types, *CATEGORIES}:
         raise StartError(f"--until: {options.until!r} is neither an agent type nor one of the categories {', '.join(CATEGORIES)}")
-    view = JsonView() if options.format == "json" else LiveView() if sys.stdout.isatty() else TableView()
-    with Interrupts() as interrupts, Link(options, settings, view) as link:
-        return Pipeline(options, types, link, view, interrupts).run()
+    view = view_of(options)
+    try:
+        with Interrupts(view) as interrupts, Link(options, asked, view) as link:
+            return Pipeline(options, hooks, types, link, view, interrupts).run()
+    except StartError as error:
+        view.give_up(error)
+        raise
+    except NotWritten as error:
+        if error.full:
+            raise StartError(str(error), REFUSED) from None
+        return INTERRUPTED
+    finally:
+        view.clear()
 
 
 def command_run_service(options: argparse.Namespace) -> int:
     """Serve for as long as a pipeline uses the service: what a pipeline starts when no service runs."""
-    users = open_private(users_file(settings_from(options)))
+    settings = settings_from(options)
+    facts = {"pid": os.getpid(), "settings": plain_settings(settings)}  # for pipelines that are given the same options
+    write_file(pipelines_folder(settings) / "service.json", json.dumps(facts).encode())
+    users = open_private(users_file(settings))
 
     def stop_when_unused() -> None:
         fcntl.flock(users, fcntl.LOCK_EX)  # a user's part of the lock dies with it, however it ends
@@ -135,8 +167,8 @@ def command_run_service(options: argparse.Namespace) -> int:
 class Interrupts:
     """The first SIGINT or SIGTERM is a KeyboardInterrupt, later where a step must not be cut in two; the second ends at once."""
 
-    def __init__(self) -> None:
-        self._number, self._deferred = 0, False
+    def __init__(self, view: View) -> None:
+        self._view, self._number, self._deferred = view, 0, False
 
     def __enter__(self) -> Interrupts:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -151,6 +183,7 @@ class Interrupts:
 
     def _on_signal(self, number: int, _: object) -> None:
         if self._number:
+            self._view.clear()
             os._exit(128 + number)
         self._number = number
         if not self._deferred:
@@ -158,12 +191,12 @@ class Interrupts:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        self._deferred = True
+        self._deferred, before = True, self._number
         try:
             yield
         finally:
             self._deferred = False
-            if self._number:  # whatever else has happened
+            if self._number != before:  # whatever else has happened
                 raise KeyboardInterrupt
 
 
@@ -177,15 +210,21 @@ class Pipeline:
 
     END_PATIENCE = 20.0  # the service's grace is 5 s, then it kills
 
-    def __init__(self, options: argparse.Namespace, types: dict[str, str], link: Link, view: View, interrupts: Interrupts) -> None:
-        self._options, self._types, self._link, self._view, self._interrupts = options, types, link, view, interrupts
+    def __init__(
+        self, options: argparse.Namespace, hooks: Hooks, types: dict[str, str], link: Link, view: View, interrupts: Interrupts
+    ) -> None:
+        self._options, self._hooks, self._types = options, hooks, types
+        self._link, self._view, self._interrupts = link, view, interrupts
         self._issue, self._began, self._rounds = options.issue, time.monotonic(), 0
         self._agents: dict[str, dict[str, Any]] = {}  # the ledger's rows of this pipeline, oldest first
         self._results: dict[str, dict[str, Any]] = {}  # the latest result of each agent
-        self._started: dict[str, float] = {}  # agents that we started, and when
-        self._followed: dict[str, float] = {}  # agents that ended before our eyes, and how long they took
+        self._history: set[str] | None = None  # agents that had ended before we began; None until we have
+        self._started: dict[str, float] = {}  # agents that were shown as started or found, and when they began
+        self._took: dict[str, float] = {}  # how long agents took that we saw start, or run, and end
+        self._told: set[str] = set()  # agents that were shown as ended
         self._ordered: dict[str, str] = {}  # agents whose end we ordered, and why
         self._cursor = self._after_agent = ""
+        self._ending = False
 
     def run(self) -> int:
         """Step by step to the end; the exit code."""
@@ -193,40 +232,79 @@ class Pipeline:
             self._begin()
             while True:
                 self._catch_up()
-                if living := [agent for agent in self._agents.values() if not agent["ended_at"]]:
+                self._tell_news()
+                if living := self._living():
                     self._follow(living[0])
                 elif verdict := self._verdict():
                     return self._finish(*verdict)
                 else:
                     self._spawn(self._plan.next())
-        except (KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or nobody reads what we say any more
+        except KeyboardInterrupt:
             return self._interrupted()
-        except StartError as error:
-            self._view.give_up(error, self._elapsed())
+        except NotWritten:
+            self._view = View()
+            self._interrupted()
             raise
 
     # -- where it stands
 
     def _begin(self) -> None:
         """Find the latest start of this issue's pipeline and go on from there; where there is none, or with --restart, begin here."""
-        starts = [] if self._options.restart else list(self._events("pipeline_started", "earliest"))
-        known = starts[-1]["data"] if starts else {}
-        self._task = self._options.task if self._options.task is not None else known.get("task", "")
-        first = self._options.type or known.get("type") or "chief-architect"
+        options, all_agents = self._options, self._read_agents()
+        known = next((event["data"] for event in reversed(list(self._events("pipeline_started", "earliest")))), {})
+        self._task = options.task or known.get("task") or self._task_elsewhere(all_agents)
+        if not self._task:
+            raise StartError(f"--task: {self._issue} has no task yet, so say what is to be done", WRONG_USE)
+        known = {} if options.restart else known
+        first = options.type or known.get("type") or "chief-architect"
         self._cursor, self._after_agent = known.get("since", "earliest"), known.get("after_agent", "")
-        if self._options.restart:
+        if options.restart:
             self._cursor = self._wait("*", "latest", 0)["scanned_to"]
-            self._after_agent = next(reversed(self._read_agents()), "")
+            self._after_agent = next(reversed(all_agents), "")
         begin = {"type": first, "task": self._task, "since": self._cursor, "after_agent": self._after_agent}
-        self._plan = Plan(NextAgent(first, "high", "pipeline: the first agent"), self._options.until)
+        self._plan = Plan(NextAgent(first, "high", "pipeline: the first agent"), options.until)
+        self._agents = self._read_agents()
+        self._history = {agent_id for agent_id, agent in self._agents.items() if agent["ended_at"]}
         self._catch_up()
         self._check_history()
+        self._check_given(known)
         self._plan.failures.clear()  # whoever starts it again has looked into what went wrong
         going_on = bool(self._agents or self._results)
         pending = [item.agent_type for item in self._plan.queue()]
         self._view.tell("pipeline_started", issue_id=self._issue, url=self._link.client.url, service=self._link.whose, going_on=going_on,
                         task=self._task, pending=pending)  # fmt: skip
         self._publish("pipeline_started", begin)
+
+    def _task_elsewhere(self, agents: dict[str, dict[str, Any]]) -> str:
+        """The task that a plugin knows the issue by, else that of its latest spawn; empty where there is none."""
+        try:
+            issue = self._hooks.first("resolve_issue", lambda it: isinstance(it, dict), issue_id=self._issue) or {}
+        except IssueNotFound:
+            raise StartError(f"there is no issue {self._issue}, says a plugin that knows", REFUSED) from None
+        text = "\n\n".join(str(part) for part in (issue.get("title"), issue.get("body")) if part)[:TASK_LENGTH]
+        spawned = [agent["task"].partition(PART)[0] for agent in reversed(agents.values())]
+        return next((task for task in [text, *spawned] if task.strip()), "")
+
+    def _check_given(self, known: dict[str, Any]) -> None:
+        """Refuse a --task or --type that would be passed over: the issue is done, or has begun with another one."""
+        given, going_on = self._options, bool(self._agents or self._results)
+        other_task = given.task is not None and given.task.strip() != known.get("task", "").strip()
+        first = known.get("type") or next((asked.agent_type for asked in self._plan.reasons.values()), given.type)
+        other_type = given.type not in (None, first) and bool(self._results)
+        if (other_task or other_type) and going_on and not self._plan.pending and not self._living():
+            was = f" (its task was {shortened(known['task'])!r})" if known.get("task") else ""
+            raise StartError(
+                f"{self._issue} is done{was}: begin it anew with --restart, or give what is new an issue of its own",
+                REFUSED,
+            )  # fmt: skip
+        if other_task and going_on and known.get("task"):
+            raise StartError(
+                f"{self._issue} is being worked on with the task {shortened(known['task'])!r}:"
+                " leave --task out to go on with that, or begin anew with --restart", REFUSED,
+            )  # fmt: skip
+        if other_type:
+            how = "leave --type out to go on, or begin anew with --restart"
+            raise StartError(f"{self._issue} has begun with {first}: {how}", REFUSED)
 
     def _check_history(self) -> None:
         """Refuse to guess where what routing said has expired: the results are there, the events are not."""
@@ -241,21 +319,25 @@ class Pipeline:
 
     def _catch_up(self) -> None:
         """Read the agents and results that are new, and speak for agents that have ended without a result."""
-        self._agents |= self._read_agents()
+        self._agents = self._read_agents()
         silent = [agent for agent in self._agents.values() if self._is_silent(agent)]
         for agent in silent:
             self._report(agent)
         self._read_results()
         if silent:
-            self._agents |= self._read_agents()
+            self._agents = self._read_agents()
 
     def _read_agents(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         cursor = self._after_agent or "earliest"
         while page := self._call("GET", "/api/agents", query={"issue_id": self._issue, "since": cursor, "limit": 1000})["agents"]:
-            found |= {agent["agent_id"]: agent for agent in page}
+            shown = [agent for agent in page if agent["agent_id"] in self._started or not never_started(agent)]
+            found |= {agent["agent_id"]: agent for agent in shown}
             cursor = page[-1]["agent_id"]
         return found
+
+    def _living(self) -> list[dict[str, Any]]:
+        return [agent for agent in self._agents.values() if not agent["ended_at"]]
 
     def _read_results(self) -> None:
         for event in self._events("agent_completed", self._cursor):
@@ -267,8 +349,8 @@ class Pipeline:
             self._cursor = event["event_id"]
 
     def _is_silent(self, agent: dict[str, Any]) -> bool:
-        """Ended without a result. One that was ended on purpose while nobody followed it is simply run again."""
-        left_alone = agent["state"] == "killed" and agent["agent_id"] not in self._followed
+        """Ended without a result. One that was ended on purpose before we began is simply run again."""
+        left_alone = agent["state"] == "killed" and agent["agent_id"] in (self._history or ())
         return bool(agent["ended_at"]) and agent["result_id"] is None and not left_alone
 
     def _report(self, agent: dict[str, Any]) -> None:
@@ -303,53 +385,73 @@ class Pipeline:
                 spawned = self._call("POST", "/api/agents/spawn", body, key=key, whole=True)
                 break
             except Refused as error:
-                if error.status == 429:
+                if "retry_after_seconds" in error.answer:
                     self._wait_for_room(error)
                 elif error.answer.get("code") == "AGT_001" and self._link.losses > lost:
                     return  # the ledger knows whether it was started, and the next look into it will tell
                 elif error.answer.get("code") == "AGT_002" and proposal.agent_type == self._options.type:
                     raise StartError(f"--type: {error.answer['message']}; `{own_command()} agent types` lists them", WRONG_USE) from None
+                elif self._link.own and "start the service with" in str(error):
+                    raise StartError(str(error).replace("start the service with", "give"), REFUSED) from None
                 else:
                     raise
         self._rounds += 1
-        self._started[spawned["agent_id"]] = time.monotonic()
-        self._view.tell("agent_started", agent_id=spawned["agent_id"], agent_type=proposal.agent_type, pid=spawned["process_id"],
-                        priority=proposal.priority, reason=proposal.reason, round=self._rounds)  # fmt: skip
+        with self._interrupts.deferred():
+            self._started[spawned["agent_id"]] = time.monotonic()
+            self._view.tell("agent_started", agent_id=spawned["agent_id"], agent_type=proposal.agent_type,
+                            pid=spawned["process_id"], priority=proposal.priority, reason=proposal.reason,
+                            round=self._rounds)  # fmt: skip
 
     def _task_of(self, proposal: NextAgent) -> str:
         """The task, and for all but the first why it is their turn, where the service's limit leaves room for that."""
-        whole = f"{self._task}\n\nYour part: {proposal.reason}"
-        return whole if (self._rounds or self._results) and len(whole) <= 30_000 else self._task
+        whole = f"{self._task}{PART}{proposal.reason}"
+        return whole if (self._rounds or self._results) and len(whole) <= TASK_LENGTH else self._task
 
     def _wait_for_room(self, error: Refused) -> None:
         """Until an agent of the project ends, or the service's own ``retry_after_seconds``."""
-        seconds = error.answer.get("retry_after_seconds", 1)
+        seconds = error.answer["retry_after_seconds"]
         self._view.tell("waiting", reason=error.answer.get("message", str(error)), seconds=seconds)
         self._wait("agent_exited", "latest", seconds, filter="")
 
     def _follow(self, agent: dict[str, Any]) -> None:
         """Show the agent until it has ended. Its events wake us: its status is read again after each, and at the view's pace."""
-        agent_id, age = agent["agent_id"], max(0.0, time.time() - seconds_of(agent["started_at"]))
-        began, line, cursor = self._started.get(agent_id, time.monotonic() - age), "", "latest"
+        agent_id, shown, cursor = agent["agent_id"], "", "latest"
         while True:
             cursor = cursor if cursor != "latest" else self._wait("*", "latest", 0)["scanned_to"]  # before the status: nothing is missed
             agent = self._call("GET", f"/api/agents/{agent_id}/status")
-            elapsed = time.monotonic() - began
             if agent["ended_at"]:
-                break
-            latest = next((text for text in reversed(agent["output_tail"]) if text.strip()), "")
-            self._view.progress(agent, elapsed, latest, changed=latest != line)
-            line, pace = latest, self._view.pace
+                return
+            elapsed = time.monotonic() - self._started[agent_id]
+            latest = next((text for line in reversed(agent["output_tail"]) if (text := last_shown(line)).strip()), "")
+            self._view.progress(agent, elapsed, latest, changed=latest != shown)
+            shown, pace = latest, self._view.pace
             if limit := self._options.timeout:
                 pace = min(pace, max(0.1, limit - elapsed))
                 if elapsed >= limit and agent_id not in self._ordered:
                     self._ordered[agent_id] = f"took longer than {limit} s (--timeout)"
                     self._call("DELETE", f"/api/agents/{agent_id}")
             cursor = self._wait("*", cursor, pace, filter=f"publisher:{agent_id}")["scanned_to"]
-        self._followed[agent_id] = elapsed
-        self._catch_up()
-        row = self._row(self._agents[agent_id])
-        self._view.tell("agent_ended", **row, exit_code=agent["exit_code"], next_agents=self._results.get(agent_id, {}).get("next_agents", []))
+
+    def _tell_news(self) -> None:
+        """Show each agent that runs, or has ended since we began, once as started or found and once as ended, also where
+        its end came before our first look at it, or by an interruption."""
+        if self._history is None:
+            return
+        for agent in [agent for name, agent in self._agents.items() if name not in self._history | self._told]:
+            agent_id, now = agent["agent_id"], time.monotonic()
+            if agent_id in self._started and agent["ended_at"]:
+                self._took[agent_id] = now - self._started[agent_id]
+            if agent_id not in self._started:
+                age = max(0.0, time.time() - seconds_of(agent["started_at"]))
+                facts = {name: agent[name] for name in ("agent_id", "agent_type", "pid")}
+                with self._interrupts.deferred():
+                    self._started[agent_id] = now - age
+                    self._view.tell("agent_found", **facts, seconds=int(age))
+            if agent["ended_at"]:
+                row, proposed = self._row(agent), self._results.get(agent_id, {}).get("next_agents", [])
+                with self._interrupts.deferred():
+                    self._told.add(agent_id)
+                    self._view.tell("agent_ended", **row, exit_code=agent["exit_code"], next_agents=proposed)
 
     # -- the end
 
@@ -357,7 +459,7 @@ class Pipeline:
         """Show and publish how it ended; the exit code."""
         code = {"reached": GOOD, "done": GOOD, "failed": REFUSED, "limit": REFUSED}[state]
         if code:
-            words += f"; `{own_command()} run --issue {self._issue}` goes on from here"
+            words += f"; {self._how_to_go_on()}"
         rows = [self._row(agent) for agent in self._agents.values()]
         self._publish("pipeline_ended", {"state": state, "reason": words, "agents": len(rows)})
         self._view.tell("pipeline_ended", state=state, reason=words, exit_code=code, seconds=self._elapsed(), agents=rows)
@@ -365,26 +467,35 @@ class Pipeline:
 
     def _interrupted(self) -> int:
         """End the agents of this issue that run, wait for their end, and say how to go on."""
+        self._ending, rows = True, []
         try:
             self._end_living()
-            words = f"`{own_command()} run --issue {self._issue}` goes on from here"
+            self._tell_news()
+            rows = [self._row(agent) for agent in self._agents.values()]
+            words = self._how_to_go_on()
         except StartError as error:
             words = f"the running agent could not be ended: {error}"
-        with contextlib.suppress(BrokenPipeError):
-            self._view.tell("pipeline_ended", state="interrupted", reason=words, exit_code=INTERRUPTED, seconds=self._elapsed(), agents=[])
+        self._view.tell("pipeline_ended", state="interrupted", reason=words, exit_code=INTERRUPTED,
+                        seconds=self._elapsed(), agents=rows)  # fmt: skip
         return INTERRUPTED
 
     def _end_living(self) -> None:
-        client, query = self._link.client, {"issue_id": self._issue, "since": self._after_agent or None, "limit": 1000}
         deadline = time.monotonic() + self.END_PATIENCE
         ordered: set[str] = set()
-        while living := [agent["agent_id"] for agent in client.call("GET", "/api/agents", query=query)["agents"] if not agent["ended_at"]]:
+        while True:
+            self._agents = self._read_agents()
+            living = [agent["agent_id"] for agent in self._living()]
+            if not living:
+                return
             for agent_id in set(living) - ordered:
-                client.call("DELETE", f"/api/agents/{agent_id}")
+                self._call("DELETE", f"/api/agents/{agent_id}")
                 ordered.add(agent_id)
             if time.monotonic() > deadline:
                 raise StartError(f"{living[0]} is still running after {self.END_PATIENCE:.0f} s", REFUSED)
-            client.call("GET", "/api/events/wait/agent_exited", query={"since": "latest", "timeout": 250})
+            self._wait("agent_exited", "latest", 0.25, filter="")
+
+    def _how_to_go_on(self) -> str:
+        return f"`{own_command()} run {shlex.join(['--issue', self._issue, *self._link.said()])}` goes on from here"
 
     def _row(self, agent: dict[str, Any]) -> dict[str, Any]:
         """An agent in the summary."""
@@ -399,9 +510,9 @@ class Pipeline:
         }  # fmt: skip
 
     def _seconds(self, agent: dict[str, Any]) -> float:
-        """How long it took: measured where we followed it, else whole seconds, which is what its times tell."""
-        if agent["agent_id"] in self._followed:
-            return round(self._followed[agent["agent_id"]], 2)
+        """How long it took: measured where we saw its start and end, else the whole seconds that its times tell."""
+        if agent["agent_id"] in self._took:
+            return round(self._took[agent["agent_id"]], 2)
         return int(seconds_of(agent["ended_at"]) - seconds_of(agent["started_at"])) if agent["ended_at"] else 0
 
     def _elapsed(self) -> float:
@@ -417,11 +528,13 @@ class Pipeline:
                 with self._interrupts.deferred() if whole else contextlib.nullcontext():
                     return self._link.client.call(method, path, body, **keywords)
             except NotReachable as error:
+                if self._ending:
+                    raise
                 self._link.recover(error)
             except Refused as error:
                 if error.answer.get("code") != "AUTH_002" or renewed:  # a machine that has slept for longer than a token lives
                     raise
-                self._link.client, renewed = Client(self._options), True
+                self._link.client, renewed = self._link.answering(), True
 
     def _wait(self, event_type: str, since: str, seconds: float, filter: str | None = None) -> Any:
         """A long poll for events of this issue, or of ``filter``."""
@@ -450,6 +563,8 @@ class Pipeline:
 # The rules, which need no service
 # ======================================================================================================
 
+TASK_LENGTH = 30_000  # what a spawn takes
+PART = "\n\nYour part: "  # between the task and why it is an agent's turn
 PRIORITIES = ("high", "medium", "low")
 FILE_LISTS = ("files_created", "files_modified", "files_deleted")
 
@@ -518,10 +633,15 @@ def rank(proposal: NextAgent) -> int:
     return PRIORITIES.index(proposal.priority)
 
 
+def never_started(agent: dict[str, Any]) -> bool:
+    """Whether it is a row of the ledger without a process: its command could not be run."""
+    return agent["state"] == "failed" and agent["pid"] is None
+
+
 def silent_result(agent: dict[str, Any], may_write: bool, ordered: str = "") -> dict[str, Any]:
     """The result of an agent that stored none: a failure that says what happened. Of a type that may not store any
     (documentation, support) the exit code is the result, and its last line what it decided."""
-    lines = [redact(line)[0][:500] for line in agent["output_tail"] if line.strip()]
+    lines = [redact(text)[0][:500] for line in agent["output_tail"] if (text := last_shown(line).strip())]
     about = {"reported_by": "pipeline", "state": agent["state"], "exit_code": agent["exit_code"], "output": lines}
     if agent["state"] == "completed" and not may_write:
         return {"status": "success", "decisions": lines[-1:], "artifacts": about}
@@ -537,6 +657,11 @@ def short_decision(result: dict[str, Any]) -> str:
     if result.get("status") == "failed" and result.get("errors"):
         said = [error if isinstance(error, str) else json.dumps(error, ensure_ascii=False) for error in result["errors"][:1]]
     return " ".join("; ".join(said).split())
+
+
+def shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def seconds_of(moment: str) -> float:
@@ -558,11 +683,11 @@ class Link:
     START_SECONDS = 20.0
     MAX_RESTARTS = 3
 
-    def __init__(self, options: argparse.Namespace, settings: Settings, view: View) -> None:
-        self._options, self._settings, self._view = options, settings, view
+    def __init__(self, options: argparse.Namespace, asked: Settings, view: View) -> None:
+        self._options, self._asked, self._settings, self._view = options, asked, running_settings(asked), view
         self._local = not (getattr(options, "url", None) or os.environ.get("SIDECAR_URL"))
         self._held: list[int] = []
-        self._own: subprocess.Popen[bytes] | None = None
+        self.own: subprocess.Popen[bytes] | None = None
         self.client: Client
         self.losses = 0
 
@@ -573,10 +698,10 @@ class Link:
             self._hold_issue()
             self._hold_service()
         try:
-            self.client = self._find_or_start() if self._local else self._answering()
+            self.client = self._find_or_start() if self._local else self._checked(self.answering())
         except BaseException:
-            if self._own:  # nobody else has got to know it
-                self._own.terminate()
+            if self.own:  # nobody else has got to know it
+                self.own.terminate()
             self.__exit__()
             raise
         return self
@@ -584,12 +709,12 @@ class Link:
     def __exit__(self, *_: object) -> None:
         for file in self._held:
             os.close(file)
-        if self._own:
-            self._wait_for_stop(self._own)
+        if self.own:
+            self._wait_for_stop(self.own)
 
     @property
     def whose(self) -> str:
-        return "its own" if self._own else "running"
+        return "its own" if self.own else "running"
 
     def _hold_issue(self) -> None:
         """One pipeline per issue, or two would start the same agent. The lock dies with its holder."""
@@ -612,22 +737,62 @@ class Link:
                 raise StartError("the service of an earlier pipeline does not stop", REFUSED)
             time.sleep(0.05)
 
-    def _answering(self) -> Client:
+    def answering(self) -> Client:
         """A client of the service that answers now; raises NotReachable."""
         client = Client(self._options)
         health = client.call("GET", "/health", timeout=10)
         if self._local and health["project_id"] != client.project:  # it was killed, and another one has its port
             raise NotReachable(f"no sidecar runs for {self._settings.root}")
+        client.project = health["project_id"]
         return client
+
+    def _announced(self) -> bool:
+        """Whether the service that clients find is our own."""
+        info = read_sidecar_json(self._settings.storage)
+        return self.own is not None and info is not None and info.pid == self.own.pid
+
+    def _checked(self, client: Client) -> Client:
+        """The client of a service that is not our own; raises StartError where it need not have the given options."""
+        info = read_sidecar_json(self._settings.storage) if self._local else None
+        theirs, ours = self._known(client, info.pid if info else 0), plain_settings(self._asked)
+        for_us = {"root", "storage"} | ({"jwt_secret"} if self._local else set())  # where it is, and how we sign
+        names = [name for name in self._given() if name not in for_us and ours.get(name) not in theirs.get(name, [])]
+        if names:
+            flags, where = ", ".join(map(flag, names)), f"{client.url}, pid {info.pid}" if info else client.url
+            it = "it" if len(names) == 1 else "them"
+            how = f"start that again with {it}, or with {it} in its cco.toml"
+            if "root" in theirs:
+                other = f"another `{own_command()} run`"
+                how = f"{other} has started it with other values, and it stops with that: wait, or leave {it} out"
+            elif self._local:
+                how += f"; where none runs, `{own_command()} run` starts one of its own with {it}"
+            raise StartError(f"{flags}: decided by the service that runs already ({where}): {how}")
+        return client
+
+    def _known(self, client: Client, pid: int) -> dict[str, list[Any]]:
+        """The settings of a running service that can be known, each with the values that mean what it has."""
+        known: dict[str, list[Any]] = {"project": [client.project], "port": [urllib.parse.urlsplit(client.url).port]}
+        with contextlib.suppress(OSError):  # no pipeline has ever started one
+            facts = json.loads((pipelines_folder(self._settings) / "service.json").read_bytes())
+            if facts["pid"] == pid:
+                return {name: [value, *known.get(name, [])] for name, value in facts["settings"].items()}
+        return known
+
+    def _given(self) -> dict[str, Any]:
+        """The service's options that the user gave, as they were written."""
+        return {name: vars(self._options)[name] for name, _, _ in option_table() if name in vars(self._options)}
 
     def _find_or_start(self) -> Client:
         deadline = time.monotonic() + self.START_SECONDS
         while True:
             with contextlib.suppress(NotReachable):
-                client = self._answering()
-                self._own = self._own if self._own and self._own.poll() is None else None
-                return client
-            if self._own is None or self._own.poll() is not None:
+                client = self.answering()
+                if self.own and self.own.poll() is None and self._announced():
+                    return client
+                if self.own is None or self.own.poll() is not None:
+                    self.own = None
+                    return self._checked(client)
+            if self.own is None or self.own.poll() is not None:
                 self._start()
             if time.monotonic() > deadline:
                 raise StartError(f"the service did not start: {self._last_words()}", REFUSED)
@@ -638,33 +803,44 @@ class Link:
         if fcntl is None:
             raise NotReachable(f"no sidecar runs for {self._settings.root}; start it with `{own_command()}`")
         command = [sys.executable, str(Path(cco_sidecar.__file__).resolve()), "run-service", *self._flags()]
-        secret = getattr(self._options, "jwt_secret", None)  # which flags would show to everybody
-        environ = dict(os.environ) | ({"CCO_SIDECAR_JWT_SECRET": secret} if secret else {})
+        environ = dict(os.environ) | self._variables()
         output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:  # a session of its own: Ctrl-C is for us, who have an agent to end first
-            self._own = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environ, start_new_session=True)
+            self.own = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environ, start_new_session=True
+            )  # fmt: skip
         finally:
             os.close(output)
 
     def _flags(self) -> list[str]:
         """What the user said, on a free port unless the user named one."""
-        settings, given = self._settings, vars(self._options)
+        settings = self._settings
+        said = {name: value for name, value in self._given().items() if not in_variable(name, value)}
         own = {"root": str(settings.root), "project": settings.project, "storage": str(settings.storage)}
-        said = {name: given[name] for name, _, _ in option_table() if name in given and name != "jwt_secret"}
         if self._options.timeout and "agent_timeout" not in said:
             own["agent_timeout"] = str(max(settings.agent_timeout, self._options.timeout))
-        table = {"port": "0"} | said | own
-        pairs = [(name, value) for name, values in table.items() for value in (values if isinstance(values, list) else [values])]
-        return [f"--{name.replace('_', '-')}={value}" for name, value in pairs]
+        return [f"{flag(name)}={value}" for name, value in pairs({"port": "0"} | said | own)]
+
+    def _variables(self) -> dict[str, str]:
+        """What is no flag with a value: switches, and a secret, which flags would show to everybody."""
+        hidden = {name: value for name, value in self._given().items() if in_variable(name, value)}
+        return {f"CCO_SIDECAR_{name.upper()}": str(value) for name, value in hidden.items()}
+
+    def said(self) -> list[str]:
+        """The options that another run needs to do the same, as words."""
+        client = {name: vars(self._options)[name] for name in ("url",) if name in vars(self._options)}
+        given = {name: value for name, value in self._given().items() if name != "jwt_secret" and value is not False}
+        words = [[flag(name)] if value is True else [flag(name), str(value)] for name, value in pairs(client | given)]
+        return [word for pair in words for word in pair]
 
     def _check_start(self) -> None:
         """Give up on a service of ours that has ended, unless another one has the storage: that one is about to answer, or to go."""
-        if self._own and self._own.poll() is not None:
-            if self._own.returncode == REFUSED and "already runs on this storage" in self._last_words():
-                self._own = None
+        if self.own and self.own.poll() is not None:
+            if self.own.returncode == REFUSED and "already runs on this storage" in self._last_words():
+                self.own = None
                 time.sleep(0.2)
             else:
-                raise StartError(f"the service did not start: {self._last_words()}", self._own.returncode if self._own.returncode > 0 else REFUSED)
+                raise StartError(f"the service did not start: {self._last_words()}", self.own.returncode if self.own.returncode > 0 else REFUSED)
 
     @property
     def _log(self) -> Path:
@@ -681,10 +857,11 @@ class Link:
         deadline = time.monotonic() + self._options.patience
         while True:
             try:
-                self.client = self._answering()
+                client = self.answering()
+                self.client = client if self.own is None or self._announced() else self._find_or_start()
                 return
             except (NotReachable, Refused):
-                if self._own and self._own.poll() is not None:
+                if self.own and self.own.poll() is not None:
                     self.client = self._start_again()
                     return
                 if time.monotonic() > deadline:
@@ -712,6 +889,27 @@ class Link:
         elif own.poll() is None:
             own.kill()
             own.wait()
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def in_variable(name: str, value: Any) -> bool:
+    return name == "jwt_secret" or isinstance(value, bool)
+
+
+def pairs(table: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The rows of a table of options, one for each value of those that may be repeated."""
+    lists = {name: value if isinstance(value, list) else [value] for name, value in table.items()}
+    return [(name, value) for name, values in lists.items() for value in values]
+
+
+def plain_settings(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON has them, without the secret."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str))
+    del found["jwt_secret"]
+    return found
 
 
 def pipelines_folder(settings: Settings) -> Path:
@@ -743,49 +941,79 @@ def try_to_share(file: int) -> bool:
 # ======================================================================================================
 
 
+class NotWritten(Exception):
+    """Standard output takes nothing more: its reader has gone, or it is ``full``."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"standard output: {error.strerror}")
+        self.full = not isinstance(error, BrokenPipeError)
+
+
+@contextlib.contextmanager
+def written() -> Iterator[None]:
+    """What is printed in here is written when this ends. Raises NotWritten; what is printed after that goes nowhere."""
+    try:
+        yield
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError as error:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise NotWritten(error) from None
+
+
 class View:
-    """Gets every happening by name with its facts. ``pace`` is how often it wants to see a running agent, in seconds."""
+    """Gets every happening by name with its facts, and here shows nothing. ``pace`` is how often it wants to see a
+    running agent, in seconds."""
 
     pace = 10.0
-
-    def tell(self, event: str, **facts: Any) -> None:
-        raise NotImplementedError
-
-    def progress(self, agent: dict[str, Any], elapsed: float, line: str, *, changed: bool) -> None:
-        """The agent still runs; ``line`` is the last that it wrote, ``changed`` where it is another one than before."""
-        if changed and line:
-            self.tell("agent_output", agent_id=agent["agent_id"], agent_type=agent["agent_type"], seconds=round(elapsed, 2), line=plain(line))
-
-
-    def give_up(self, error: StartError, elapsed: float) -> None:
-        """The command ends with ``error``, which is said on stderr."""
-
-
-class JsonView(View):
-    """One JSON object a line."""
-
-    def give_up(self, error: StartError, elapsed: float) -> None:
-        self.tell("pipeline_ended", state="error", reason=str(error), exit_code=error.exit_code, seconds=elapsed, agents=[])
-
-    def tell(self, event: str, **facts: Any) -> None:
-        print(json.dumps({"event": event, "timestamp": iso(), **facts}, ensure_ascii=False), flush=True)
-
-
-class TableView(View):
-    """A line for each happening with the seconds since the start, and the summary as a table."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
 
     def tell(self, event: str, **facts: Any) -> None:
-        for line in LINES[event](facts):
-            self._print(f"{time.monotonic() - self._began:7.2f} s  {line}")
-        if event == "pipeline_ended" and facts["agents"]:
-            print()
-            print_table(list(SUMMARY), [[plain(show(row)) for show in SUMMARY.values()] for row in facts["agents"]])
+        pass
+
+    def progress(self, agent: dict[str, Any], elapsed: float, line: str, *, changed: bool) -> None:
+        """The agent still runs; ``line`` is the last that it wrote, ``changed`` where it is another one than before."""
+        if changed and line:
+            who = {name: agent[name] for name in ("agent_id", "agent_type")}
+            self.tell("agent_output", **who, seconds=round(elapsed, 2), line=line)
+
+    def give_up(self, error: StartError) -> None:
+        """The command ends with ``error``, which is said on stderr."""
+
+    def clear(self) -> None:
+        """What others print next begins a line. May be called by a signal's handler."""
+
+
+class JsonView(View):
+    """One JSON object a line."""
+
+    def give_up(self, error: StartError) -> None:
+        with contextlib.suppress(NotWritten):  # the error itself still is to be said
+            facts = {"state": "error", "reason": str(error), "exit_code": error.exit_code}
+            self.tell("pipeline_ended", **facts, seconds=round(time.monotonic() - self._began, 2), agents=[])
+
+    def tell(self, event: str, **facts: Any) -> None:
+        row = json.dumps({"event": event, "timestamp": iso(), **facts}, ensure_ascii=not speaks_utf8())
+        with written():
+            sys.stdout.write(f"{row}\n")  # in one: Ctrl-C must not come between
+
+
+class TableView(View):
+    """A line for each happening with the seconds since the start, and the summary as a table."""
+
+    def tell(self, event: str, **facts: Any) -> None:
+        with written():
+            for line in LINES[event](facts):
+                self._print(f"{time.monotonic() - self._began:7.2f} s  {plain(line)}\n")
+            if event == "pipeline_ended" and facts["agents"]:
+                print()
+                print_table(list(SUMMARY), [[plain(show(row)) for show in SUMMARY.values()] for row in facts["agents"]])
 
     def _print(self, line: str) -> None:
-        print(plain(line), flush=True)
+        sys.stdout.write(line)
 
 
 class LiveView(TableView):
@@ -795,17 +1023,42 @@ class LiveView(TableView):
 
     def progress(self, agent: dict[str, Any], elapsed: float, line: str, *, changed: bool) -> None:
         shown = f"{time.monotonic() - self._began:7.2f} s  {agent['agent_type']} {agent['state']} {elapsed:.0f} s  {plain(line)}"
-        sys.stdout.write(f"\r\x1b[K{fitting(shown, shutil.get_terminal_size().columns - 1)}")
-        sys.stdout.flush()
+        with written():
+            sys.stdout.write(f"\r\x1b[K{fitting(shown, shutil.get_terminal_size().columns - 1)}")
 
     def _print(self, line: str) -> None:
-        sys.stdout.write("\r\x1b[K")
-        super()._print(line)
+        sys.stdout.write(f"\r\x1b[K{line}")
+
+    def clear(self) -> None:
+        with contextlib.suppress(OSError):  # the terminal has gone: there is nothing to clear
+            os.write(sys.stdout.fileno(), b"\r\x1b[K")
+
+
+def view_of(options: argparse.Namespace) -> View:
+    if sys.stdout is None:  # it was closed before we began
+        return View()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character must not end an agent
+    return JsonView() if options.format == "json" else LiveView() if sys.stdout.isatty() else TableView()
+
+
+def speaks_utf8() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
+ESCAPES = re.compile(  # ECMA-48: control sequences, operating system commands, control strings, and the short ones
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])"
+)
 
 
 def plain(text: str) -> str:
     """Nothing in ``text`` steers the terminal."""
-    return cell(re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?)", "", text))
+    return cell(ESCAPES.sub("", text))
+
+
+def last_shown(line: str) -> str:
+    """What a terminal shows of a line of output in the end: carriage returns replace what came before them."""
+    return cell(ESCAPES.sub("", line).rstrip("\r").rpartition("\r")[2])
 
 
 def fitting(text: str, columns: int) -> str:
@@ -833,6 +1086,7 @@ def ended_line(facts: dict[str, Any]) -> Iterable[str]:
 LINES: dict[str, Callable[[dict[str, Any]], Iterable[str]]] = {  # event: its lines
     "pipeline_started": started_line,
     "agent_started": lambda facts: [f"{facts['agent_type']} started, pid {facts['pid']} ({facts['priority']}), {facts['reason']}"],
+    "agent_found": lambda facts: [f"{facts['agent_type']} found, pid {facts['pid']}, started {facts['seconds']} s ago"],
     "agent_output": lambda facts: [f"{facts['agent_type']}: {facts['line']}"],
     "agent_ended": ended_line,
     "waiting": lambda facts: [f"waiting, at most {facts['seconds']} s: {facts['reason']}"],

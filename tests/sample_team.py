@@ -53,14 +53,22 @@ def chatter() -> None:
         time.sleep(0.2)
 
 
+def half() -> None:
+    """Progress with carriage returns, and a last line that ends in the middle of a character."""
+    os.write(1, b"first\r\n10%\r\x1b[K20%\r\x1b(Bhalf a line \xe2\x82")
+    if Path(os.environ["TEAM_LOG"]).with_name("open").exists():
+        sys.exit(3)
+    time.sleep(sample_agent.FOREVER)
+
+
 def store_and_crash() -> None:
     report("success")
     crash()
 
 
 DEEDS = {
-    "silent": silent, "crash": crash, "gate": gate, "store_and_crash": store_and_crash, "chatter": chatter,
-    "hang": sample_agent.hang, "ignore": sample_agent.ignore,
+    "silent": silent, "crash": crash, "gate": gate, "store_and_crash": store_and_crash, "chatter": chatter, "half": half,
+    "hang": sample_agent.hang, "ignore": sample_agent.ignore, "die": sample_agent.die,
 }  # fmt: skip
 
 if __name__ == "__main__":
@@ -69,4 +77,6 @@ if __name__ == "__main__":
     deed = script[min(attempt(), len(script)) - 1]
     with Path(os.environ["TEAM_LOG"]).open("a") as log:
         log.write(os.environ["AGENT_TYPE"] + "\n")
+    if Path(os.environ["TEAM_LOG"]).with_name(f"mended-{os.environ['AGENT_TYPE']}").exists():
+        deed = "success"
     DEEDS.get(deed, lambda: report(deed))()

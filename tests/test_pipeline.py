@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import pty
+import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stragglers, marked_processes, until
 
 from cco_sidecar import NextAgent, import_file, read_sidecar_json
@@ -62,7 +67,7 @@ class Runs:
         """Run to the end, which must be `code`; what it printed as JSON."""
         process = self.start("--format", "json", *words, script=script, **env)
         assert process.wait(60) == code, self.output(process) + self.output(process, "err")
-        return self.events(process)
+        return shown_in_pairs(self.events(process))
 
     def refuse(self, *words: str, code: int) -> str:
         """Run to an end that is one line on stderr."""
@@ -79,9 +84,23 @@ class Runs:
     def open_gate(self) -> None:
         (self.folder / "open").touch()
 
+    def mend(self, agent_type: str) -> None:
+        """From now on it succeeds, whatever its task says."""
+        (self.folder / f"mended-{agent_type}").touch()
+
     def service(self, process: subprocess.Popen[bytes]) -> psutil.Process:
         """The service that a run has started."""
         return until(lambda: next((child for child in psutil.Process(process.pid).children() if "run-service" in child.cmdline()), None))
+
+
+def shown_in_pairs(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events of a run, in which each agent begins once, ends once, and is in the summary."""
+    begun = [event["agent_id"] for event in events if event["event"] in ("agent_started", "agent_found")]
+    ended = [event["agent_id"] for event in events if event["event"] == "agent_ended"]
+    assert begun == ended and len(set(begun)) == len(begun), events
+    (end,) = [event for event in events if event["event"] == "pipeline_ended"]
+    assert end["state"] == "error" or set(begun) <= {row["agent_id"] for row in end["agents"]}
+    return events
 
 
 def lives(process: psutil.Process) -> bool:
@@ -273,10 +292,10 @@ def test_until_stops_there_and_a_later_run_goes_on(runs: Runs, served: Service) 
 
 
 def test_another_first_type_and_results_that_are_there_already(runs: Runs, served: Service) -> None:
-    runs.run("--issue", "i-1", "--type", "python-specialist", "--until", "coding")
+    runs.run("--issue", "i-1", "--type", "python-specialist", "--until", "coding", script={})
     assert runs.worked() == ["python-specialist"]
     served.client().store("python-specialist", issue="i-2")
-    assert runs.run("--issue", "i-2", "--until", "qa")[0]["pending"] == ["test-engineer", "security-auditor"]
+    assert runs.run("--issue", "i-2", "--until", "qa", script={})[0]["pending"] == ["test-engineer", "security-auditor"]
     assert runs.worked() == ["python-specialist", "test-engineer"]
 
 
@@ -286,6 +305,103 @@ def test_restart_begins_anew_and_a_run_after_that_goes_on_with_the_new_one(runs:
     assert not events[0]["going_on"] and len(events[-1]["agents"]) == 1
     assert runs.run("--issue", "i-1", "--until", "coding")[-1]["agents"][0]["agent_id"] == events[-1]["agents"][0]["agent_id"]
     assert runs.worked() == ALL[:2] + ALL[:2]
+
+
+# -- the task
+
+
+@pytest.fixture
+def half_done(runs: Runs, served: Service) -> Runs:
+    """An issue of which two agents have succeeded and two are to come."""
+    runs.run("--issue", "i-1", "--until", "coding", script={})
+    return runs
+
+
+def test_an_unfinished_issue_keeps_its_task_and_its_first_agent(half_done: Runs) -> None:
+    error = half_done.refuse("--issue", "i-1", "--task", "something else", code=1)
+    assert "i-1 is being worked on with the task '{}': leave --task out to go on with that, or begin anew" in error
+    error = half_done.refuse("--issue", "i-1", "--type", "go-specialist", code=1)
+    assert "i-1 has begun with chief-architect: leave --type out" in error
+    assert half_done.worked() == ALL[:2]
+    half_done.run("--issue", "i-1", "--type", "chief-architect", "--until", "qa", script={})  # the same words again
+    assert half_done.worked() == ALL[:3]
+
+
+def test_a_finished_issue_takes_no_new_task(half_done: Runs) -> None:
+    half_done.run("--issue", "i-1", "--until", "documentation")
+    other = ["--task", "something else"]
+    for words in (other, ["--type", "go-specialist"], [*other, "--until", "coding"]):
+        error = half_done.refuse("--issue", "i-1", *words, code=1)
+        assert "i-1 is done (its task was '{}'): begin it anew with --restart, or give what is new an issue" in error
+    for script in (None, {}):
+        end = half_done.run("--issue", "i-1", script=script)[-1]
+        assert (end["state"], end["reason"], len(end["agents"])) == ("done", "routing has nothing more to propose", 5)
+    assert half_done.worked() == ALL
+    words = ["--issue", "i-1", "--restart", "--until", "architect"]
+    assert half_done.run(*words, script={"a": []})[0]["task"] == '{"a": []}' and half_done.worked() == [*ALL, ALL[0]]
+    assert half_done.run(*words)[0]["task"] == '{"a": []}'  # which is the issue's from then on
+
+
+def test_an_issue_that_was_done_by_hand_takes_no_task_either(runs: Runs, served: Service) -> None:
+    for agent_type in ("python-specialist", "test-engineer", "security-auditor"):
+        served.client().store(agent_type, issue="i-1")
+    spawn_by_hand(served, "documentation-expert", "{}")
+    assert runs.run("--issue", "i-1")[-1]["state"] == "done"
+    assert "i-1 is done (its task was '{}')" in runs.refuse("--issue", "i-1", "--task", "more", code=1)
+    assert runs.worked() == ["documentation-expert"]
+
+
+def spawn_by_hand(served: Service, agent_type: str, task: str) -> None:
+    body = {"agent_type": agent_type, "issue_id": "i-1", "task": task}
+    agent = served.client().post("/api/agents/spawn", body).json()["agent_id"]
+    until(lambda: served.client().get(f"/api/agents/{agent}/status").json()["ended_at"])
+
+
+def test_an_issue_without_a_task_needs_one(runs: Runs, served: Service) -> None:
+    words = ["--issue", "i-1", "--until", "coding"]
+    assert "--task: i-1 has no task yet, so say what is to be done" in runs.refuse(*words, code=2)
+    served.client().store("chief-architect", issue="i-1")
+    assert "--task: i-1 has no task yet" in runs.refuse(*words, code=2)
+    spawn_by_hand(served, "chief-architect", "")
+    assert "--task: i-1 has no task yet" in runs.refuse("--restart", *words, code=2)
+    for task in ("", " \n\t"):
+        assert "--task: is empty" in runs.refuse("--issue", "i-1", "--task", task, code=2)
+    assert "30,000 are the most" in runs.refuse("--issue", "i-1", "--task", "x" * 30_001, code=2)
+    assert "--task: is not UTF-8" in runs.refuse("--issue", "i-1", "--task", os.fsdecode(b"caf\xe9"), code=2)
+    assert runs.run("--restart", *words, "--until", "architect", code=2)[-1]["exit_code"] == 2
+
+    spawn_by_hand(served, "chief-architect", "as said by hand")
+    events = runs.run("--issue", "i-1", "--until", "coding")
+    assert events[0]["task"] == "as said by hand" and runs.worked() == [ALL[0], *ALL[:2]]
+
+
+ISSUES = """
+from cco_sidecar import IssueNotFound, hookimpl
+
+@hookimpl
+def resolve_issue(issue_id):
+    if issue_id.startswith("gone"):
+        raise IssueNotFound
+    return KNOWN.get(issue_id)
+
+KNOWN = {
+    "i-1": {"title": "Greet", "body": "Say hello."}, "i-2": {"title": "Only this"}, "i-3": {}, "i-5": "Greet",
+    "i-4": {"body": "long " * 20_000},
+}
+"""
+
+
+def test_a_plugin_that_knows_the_issue_gives_the_task(runs: Runs) -> None:
+    (runs.folder / "issues").mkdir()
+    (runs.folder / "issues/issues.py").write_text(ISSUES)
+    (runs.root / "cco.toml").write_text(f"plugins = ['{runs.folder}/issues']\n")
+    for issue, task in {"i-1": "Greet\n\nSay hello.", "i-2": "Only this", "i-4": ("long " * 20_000)[:30_000]}.items():
+        assert runs.run("--issue", issue, "--until", "architect")[0]["task"] == task
+    assert runs.run("--issue", "i-3", "--until", "architect", script={})[0]["task"] == "{}"
+    for issue in ("i-3", "i-5", "unknown"):
+        code = 0 if issue == "i-3" else 2  # it has got one by now
+        assert runs.run("--issue", issue, "--until", "architect", code=code)[-1]["exit_code"] == code
+    assert "there is no issue gone-1" in runs.refuse("--issue", "gone-1", code=1)
 
 
 # -- failures
@@ -304,9 +420,10 @@ def test_crashes_bring_back_the_architect_and_then_end_it_for_good(runs: Runs, s
     assert events[-1]["state"] == "failed" and "python-specialist has failed 4 times in a row (--retries 3)" in events[-1]["reason"]
     row = events[-1]["agents"][1]
     assert row["state"] == "failed" and row["status"] == "failed"
-    assert row["decision"] == "python-specialist failed with exit code 7 without storing a result; its last lines: \x1b[31mout of luck\x1b[0m"
+    assert row["decision"] == "python-specialist failed with exit code 7 without storing a result; its last lines: out of luck"
 
-    events = runs.run("--issue", "i-1", "--retries", "0", script={})  # the cause is gone: another run has all its attempts again
+    runs.mend("python-specialist")  # the cause is gone: another run has all its attempts again
+    events = runs.run("--issue", "i-1", "--retries", "0")
     assert events[-1]["state"] == "done" and runs.worked()[6:] == ALL[1:]
 
 
@@ -341,7 +458,8 @@ def test_an_agent_that_somebody_ends_has_failed(runs: Runs, served: Service) -> 
     agent = at_the_gate(runs, process, "chief-architect")["agent_id"]
     assert served.client().delete(f"/api/agents/{agent}").status_code == 202
     assert process.wait(30) == 1
-    assert runs.events(process)[-1]["agents"][0]["decision"].startswith("chief-architect was ended from outside without storing a result")
+    (row,) = shown_in_pairs(runs.events(process))[-1]["agents"]
+    assert row["decision"].startswith("chief-architect was ended from outside without storing a result")
 
 
 def test_the_number_of_agents_is_limited_and_another_run_goes_on(runs: Runs, served: Service) -> None:
@@ -361,6 +479,68 @@ def test_it_waits_for_room_among_the_agents(runs: Runs, make_service: Callable[.
     assert process.wait(30) == 0 and runs.worked() == ["go-specialist", "chief-architect"]
 
 
+def test_room_that_an_issue_will_never_have_is_not_waited_for(runs: Runs, make_service: Callable[..., Service]) -> None:
+    make_service("--max-agents-per-issue", "2", env=runs.env)
+    process = runs.start("--issue", "i-1", script={})
+    assert process.wait(30) == 1 and runs.worked() == ALL[:2]
+    assert "--max-agents-per-issue allows no more" in runs.output(process, "err")
+
+
+class Late(http.server.BaseHTTPRequestHandler):
+    """A way to the service on which each look at the list of agents comes after the ends of all of them."""
+
+    service: Service
+
+    def do_GET(self) -> None:
+        while self.path.startswith("/api/agents?") and self.service.client().get("/status").json()["agents"]["active"]:
+            time.sleep(0.01)
+        content = self.rfile.read(int(self.headers["Content-Length"])) if self.headers["Content-Length"] else None
+        names = ("Authorization", "Content-Type", "Idempotency-Key")
+        headers = {name: self.headers[name] for name in names if self.headers[name]}
+        answer = requests.request(self.command, self.service.url + self.path, data=content, headers=headers, timeout=60)
+        self.send_response(answer.status_code)
+        self.send_header("Content-Length", str(len(answer.content)))
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    do_POST = do_DELETE = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def late_url(served: Service) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("LateHere", (Late,), {"service": served}))
+    threading.Thread(target=server.serve_forever).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "code", "states"),
+    [
+        ({}, [], 0, ["completed"] * 5),
+        ({"chief-architect": ["crash", "silent"]}, ["--retries", "1"], 1, ["failed", "completed"]),
+        ({"chief-architect": ["die"]}, ["--retries", "1"], 1, ["failed"] * 2),
+        ({"chief-architect": ["crash"]}, ["--retries", "11"], 1, ["failed"] * 12),
+    ],
+)
+def test_an_agent_that_ends_before_it_is_looked_at_is_shown_as_ended(
+    runs: Runs, served: Service, late_url: str, script: Any, words: list[str], code: int, states: list[str]
+) -> None:
+    events = runs.run("--issue", "i-1", "--url", late_url, *words, script=script, code=code, JWT_TOKEN=served.token())
+    ends = [event for event in events if event["event"] == "agent_ended"]
+    assert [event["state"] for event in ends] == states and all(event["seconds"] > 0 for event in ends)
+
+
+def test_an_agent_whose_command_cannot_be_run_has_not_failed_at_its_work(runs: Runs) -> None:
+    assert "AGT_001" in runs.refuse("--issue", "i-1", "--task", "x", "--agent-command", "/nowhere/agent", code=1)
+    events = runs.run("--issue", "i-1", "--until", "architect", script={})  # nor has that begun: another task is fine
+    assert [row["state"] for row in events[-1]["agents"]] == ["completed"] and not events[0]["going_on"]
+
+
 # -- crashes
 
 
@@ -373,7 +553,8 @@ def test_the_runner_is_killed_and_the_next_one_waits_for_the_running_agent(runs:
     until(lambda: [event for event in runs.events(again, "agent_output") if event["agent_id"] == agent])
     runs.open_gate()
     assert again.wait(60) == 0 and runs.worked() == ALL
-    assert agent in [event["agent_id"] for event in runs.events(again, "agent_ended")]
+    shown_in_pairs(runs.events(again))
+    assert [event["agent_id"] for event in runs.events(again, "agent_found")] == [agent]
 
 
 def test_the_runner_is_killed_and_the_agent_crashes_before_the_next_one(runs: Runs, served: Service) -> None:
@@ -400,6 +581,7 @@ def test_the_runner_and_with_it_its_service_are_killed(runs: Runs) -> None:
     assert not lives(service) and runs.service(again).pid != service.pid
     runs.open_gate()
     assert again.wait(60) == 0 and runs.worked() == ALL and marked_processes() == []
+    shown_in_pairs(runs.events(again))
 
 
 def test_both_are_killed_at_once(runs: Runs) -> None:
@@ -424,6 +606,7 @@ def test_a_service_that_is_killed_and_started_again_is_waited_for(runs: Runs, se
     runs.open_gate()
     assert process.wait(60) == 0, runs.output(process, "err")
     assert runs.worked() == ALL
+    shown_in_pairs(runs.events(process))
 
 
 @pytest.mark.parametrize("moment", ["while no service runs", "after the restart"])
@@ -452,6 +635,7 @@ def test_its_own_service_is_started_again(runs: Runs) -> None:
     runs.open_gate()
     assert process.wait(60) == 0, runs.output(process, "err")
     assert runs.worked() == ALL and marked_processes() == []
+    shown_in_pairs(runs.events(process))
 
 
 def test_a_service_that_stays_away_is_exit_code_3(runs: Runs, served: Service) -> None:
@@ -465,8 +649,8 @@ def test_a_service_that_stays_away_is_exit_code_3(runs: Runs, served: Service) -
 
 
 def test_a_runner_that_slept_for_longer_than_its_token_lives_goes_on(runs: Runs, served: Service) -> None:
-    words = ["--format", "json", "--issue", "i-1", "--token-ttl", "1", "--until", "architect"]
-    process = runs.start(*words, script={"chief-architect": ["gate"]})
+    words = ["--format", "json", "--issue", "i-1", "--until", "architect"]
+    process = runs.start(*words, script={"chief-architect": ["gate"]}, CCO_SIDECAR_TOKEN_TTL="1")
     agent = at_the_gate(runs, process, "chief-architect")["agent_id"]
     process.send_signal(signal.SIGSTOP)
     runs.open_gate()
@@ -482,9 +666,77 @@ def test_results_whose_events_have_expired_are_not_guessed_about(runs: Runs, mak
     service = make_service("--event-retention", "1", env=runs.env)
     service.client().store("python-specialist", issue="i-1")
     until(lambda: not service.client().get("/api/events").json()["events"])
-    assert "have expired; begin anew with --restart" in runs.refuse("--issue", "i-1", code=1)
-    runs.run("--issue", "i-1", "--restart", "--type", "test-engineer", "--until", "qa")
+    assert "have expired; begin anew with --restart" in runs.refuse("--issue", "i-1", "--task", "{}", code=1)
+    runs.run("--issue", "i-1", "--restart", "--type", "test-engineer", "--until", "qa", script={})
     assert runs.worked() == ["test-engineer"]
+
+
+def test_an_agent_of_somebody_else_is_found_and_shown_as_ended(runs: Runs, served: Service) -> None:
+    body = {"agent_type": "python-specialist", "issue_id": "i-1", "task": json.dumps({"python-specialist": ["gate"]})}
+    agent = served.client().post("/api/agents/spawn", body).json()["agent_id"]
+    process = runs.start("--format", "json", "--issue", "i-1", "--until", "coding")
+    (found,) = until(lambda: runs.events(process, "agent_found"))
+    assert found["agent_id"] == agent and found["pid"]
+    runs.open_gate()
+    assert process.wait(30) == 0
+    assert [row["agent_id"] for row in shown_in_pairs(runs.events(process))[-1]["agents"]] == [agent]
+
+
+# -- whose service, with which options
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (["--agent-command", TEAM], "--agent-command"),
+        (["--max-agents", "10"], "--max-agents"),  # what it has is not known
+        (["--agent-timeout", "60", "--max-depth", "2"], "--agent-timeout, --max-depth"),
+        (["--port", "1"], "--port"),
+        (["--project", "another"], "--project"),
+        (["--no-watch"], "--no-watch"),
+        (["--token-ttl", "60"], "--token-ttl"),
+        (["--cors-origin", "http://a", "--cors-origin", "http://b"], "--cors-origin"),
+    ],
+)
+def test_what_the_running_service_decides_is_refused(runs: Runs, served: Service, words: list[str], flags: str) -> None:
+    error = runs.refuse("--issue", "i-1", "--task", "x", *words, code=2)
+    where = f"{served.url}, pid {served.info['pid']}"
+    assert error.startswith(f"cco: {flags}: decided by the service that runs already ({where}): start that again with")
+    assert "in its cco.toml; where none runs, `python" in error
+    error = runs.refuse("--issue", "i-1", "--task", "x", "--url", served.url, *words, code=2)
+    assert error.startswith(f"cco: {flags}: decided by the service that runs already ({served.url}): ")
+    assert runs.worked() == []
+
+
+def test_what_the_running_service_is_known_to_have_is_fine(runs: Runs, served: Service) -> None:
+    words = ["--issue", "i-1", "--until", "architect", "--port", served.url.rpartition(":")[2], "--project", PROJECT]
+    assert runs.run(*words, script={})[-1]["state"] == "reached"
+    runs.run("--issue", "i-1", "--until", "coding", "--url", served.url, "--project", PROJECT, JWT_TOKEN=served.token())
+    assert runs.worked() == ALL[:2]
+
+
+def test_a_second_pipeline_may_have_the_same_options_as_the_first(runs: Runs) -> None:
+    options = ["--max-agents", "3", "--agent-command", TEAM, "--no-watch"]
+    first = runs.start("--format", "json", "--issue", "i-1", *options, script={"chief-architect": ["gate"]})
+    at_the_gate(runs, first, "chief-architect")
+    for words in (["--max-agents", "4"], ["--agent-command", "false"], ["--watch"], ["--token-ttl", "5", *options]):
+        assert "run` has started it with other values" in runs.refuse("--issue", "i-2", "--task", "x", *words, code=2)
+    options += ["--token-ttl", "3600", "--port", "0"]  # the defaults
+    events = runs.run("--issue", "i-2", "--until", "architect", *options, script={})
+    assert events[0]["service"] == "running" and events[-1]["state"] == "reached"
+    runs.open_gate()
+    assert first.wait(60) == 0 and shown_in_pairs(runs.events(first))[-1]["state"] == "done"
+    assert runs.run("--issue", "i-1", "--max-agents", "4")[-1]["state"] == "done"  # the service has gone: another one
+
+
+def test_how_to_go_on_is_said_with_the_options_of_its_own_service(runs: Runs) -> None:
+    process = runs.start("--issue", "i-1", "--rounds", "1", "--max-agents", "3", "--no-watch", script={})
+    assert process.wait(30) == 1
+    words = runs.output(process).partition("cco_sidecar.py run ")[2].partition("`")[0]
+    assert shlex.split(words)[:2] == ["--issue", "i-1"] and "--max-agents 3" in words and "--no-watch" in words
+    command = [sys.executable, str(MODULE), "run", *shlex.split(words)]
+    again = subprocess.run(command, env=clean_environment(**runs.env), capture_output=True, timeout=60)
+    assert again.returncode == 0 and runs.worked() == ALL
 
 
 # -- one after the other, and side by side
@@ -524,7 +776,8 @@ def test_ctrl_c_ends_the_agent_and_leaves_nothing_running(runs: Runs) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     assert marked_processes() == [] and runs.output(process, "err") == ""
-    assert runs.events(process)[-1]["state"] == "interrupted" and "run --issue i-1` goes on from here" in runs.events(process)[-1]["reason"]
+    end = shown_in_pairs(runs.events(process))[-1]
+    assert end["state"] == "interrupted" and "run --issue i-1 --root " in end["reason"]
 
     events = runs.run("--issue", "i-1", "--retries", "0", "--until", "architect")  # being interrupted is no failure
     assert [(row["state"], row["status"]) for row in events[-1]["agents"]] == [("killed", None), ("completed", "success")]
@@ -565,10 +818,10 @@ def test_a_reader_that_goes_away_ends_the_agent_too(runs: Runs) -> None:
         (["--issue", "i", "--retries", "-1"], 2, "--retries"),
         (["--issue", "i", "--timeout", "soon"], 2, "'soon' is not a whole number from 1 on"),
         (["--issue", "i", "--format", "csv"], 2, "--format"),
-        (["--issue", "i", "--type", "wizard"], 2, "--type: Unknown agent type wizard"),
+        (["--issue", "i", "--task", "x", "--type", "wizard"], 2, "--type: Unknown agent type wizard"),
         (["--issue", "i", "--url", "http://127.0.0.1:9", "--patience", "0"], 3, "is not reachable"),
         (["--issue", "i", "--tls-cert", "/nowhere", "--tls-key", "/nowhere"], 2, "the service did not start: --tls-cert"),
-        (["--issue", "i", "--agent-command", "/nowhere/agent"], 1, "500 AGT_001: Agent spawn failed: agent: No such file or directory"),
+        (["--issue", "i", "--task", "x", "--agent-command", "/nowhere/agent"], 1, "500 AGT_001: Agent spawn failed: agent: No such file"),
     ],
 )
 def test_wrong_use_is_one_line(runs: Runs, words: list[str], code: int, says: str) -> None:
@@ -577,11 +830,86 @@ def test_wrong_use_is_one_line(runs: Runs, words: list[str], code: int, says: st
 
 
 def test_a_sick_start_is_said_as_json_too(runs: Runs) -> None:
-    events = runs.run("--issue", "i-1", "--agent-command", "/nowhere/agent", code=1)
+    events = runs.run("--issue", "i-1", "--task", "x", "--agent-command", "/nowhere/agent", code=1)
     assert events[-1]["event"] == "pipeline_ended" and events[-1]["state"] == "error" and "AGT_001" in events[-1]["reason"]
 
 
 # -- what is shown
+
+
+def test_a_standard_output_that_is_full_ends_the_agent_and_is_said(runs: Runs) -> None:
+    for words in (["--format", "json"], []):
+        with open("/dev/full", "wb") as full:
+            process = runs.start("--issue", f"i-{len(words)}", *words, script={"chief-architect": ["hang"]}, out=full)
+        assert process.wait(60) == 1
+        assert runs.output(process, "err") == "cco: standard output: No space left on device\n"
+        assert marked_processes() == []
+
+
+def test_a_terminal_without_the_characters_shows_others(runs: Runs, served: Service) -> None:
+    for encoding, issue in {"ascii": "i-1", "cp1252": "i-2", "utf-8": "i-3"}.items():
+        events = runs.run("--issue", issue, "--until", "architect", "--task", "grüße 日本", PYTHONIOENCODING=encoding)
+        assert events[0]["task"] == "grüße 日本"
+        process = runs.start("--issue", issue, PYTHONIOENCODING=encoding)
+        assert process.wait(60) == 0 and runs.output(process, "err") == ""
+
+
+SHOWN = "half a line "  # what a terminal shows of the last line of the deed `half`
+
+
+def test_an_agents_last_line_is_not_glued_to_ours(runs: Runs, served: Service) -> None:
+    process = runs.start("--issue", "i-1", "--retries", "0", "--timeout", "1", script={"chief-architect": ["half"]})
+    assert process.wait(60) == 1
+    stamped = runs.output(process).partition("\n\n")[0].splitlines()
+    assert len(stamped) > 3 and all(re.match(r" *\d+\.\d\d s  \S", line) for line in stamped)
+    assert [line.partition(" s  ")[2] for line in stamped if "chief-architect: " in line] == [f"chief-architect: {SHOWN}"]
+    assert stamped[3].endswith("chief-architect took longer than 1 s (--timeout); its last lines: first | half a line")
+
+    words = ["--issue", "i-2", "--retries", "0", "--timeout", "1"]
+    events = runs.run(*words, script={"chief-architect": ["half"]}, code=1)
+    assert [event["line"] for event in events if event["event"] == "agent_output"] == [SHOWN]
+    assert events[-1]["agents"][0]["decision"].endswith("; its last lines: first | half a line")
+
+
+@pytest.mark.parametrize("ending", ["failure", "Ctrl-C", "Ctrl-C twice", "the service's death"])
+def test_on_a_terminal_what_follows_an_agents_line_begins_a_line(runs: Runs, served: Service, ending: str) -> None:
+    ours, theirs = pty.openpty()
+    deed = "ignore" if ending == "Ctrl-C twice" else "half"
+    words = ["--issue", "i-1", "--retries", "0", "--patience", "0", *(["--timeout", "1"] if ending == "failure" else [])]
+    process = runs.start(*words, script={"chief-architect": [deed]}, out=theirs, COLUMNS="90")
+    seen = b""
+
+    def shows(text: bytes) -> bool:
+        nonlocal seen
+        if select.select([ours], [], [], 0)[0]:
+            seen += os.read(ours, 4096)
+        return text in seen
+
+    until(lambda: shows(b"ignoring" if deed == "ignore" else SHOWN.encode()))
+    if ending.startswith("Ctrl-C"):
+        process.send_signal(signal.SIGINT)
+    if ending == "Ctrl-C twice":
+        until(lambda: "DELETE /api/agents/" in served.log)
+        process.send_signal(signal.SIGINT)
+    if ending == "the service's death":
+        served.kill()
+    assert until(lambda: (shows(b"\0"), process.poll())[1]) in (1, 130, 3)
+    os.write(theirs, b"$ ")  # the shell's prompt
+    until(lambda: shows(b"$ "))
+    os.close(theirs)
+    os.close(ours)
+    assert re.search(rb"(\n|\r\x1b\[K)\$ \Z", seen)
+    lines = seen.decode().replace("\r\n", "\n").split("\n")
+    live = [line for line in lines if SHOWN in line and "its last lines" not in line]
+    assert all("\r\x1b[K" in line.rpartition(SHOWN)[2] for line in live)
+
+
+def test_the_table_and_its_lines_are_read_by_programs_too(runs: Runs, served: Service) -> None:
+    runs.open_gate()
+    process = runs.start("--issue", "i-1", "--retries", "0", script={"chief-architect": ["half"]})
+    assert process.wait(60) == 1
+    text = runs.path(0, "out").read_bytes()
+    assert text.endswith(b"\n") and b"\r" not in text and b"\x1b" not in text and text.decode()
 
 
 def test_on_a_terminal_the_running_agents_line_is_written_in_place(runs: Runs, served: Service) -> None:

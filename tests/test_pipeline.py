@@ -597,6 +597,26 @@ def test_both_are_killed_at_once(runs: Runs) -> None:
     assert marked_processes() == []
 
 
+@pytest.mark.parametrize("runner_dies", [True, False])
+def test_an_agent_that_ends_well_while_there_is_no_service_is_not_run_again(runs: Runs, served: Service, runner_dies: bool) -> None:
+    words = ["--format", "json", "--issue", "i-1", "--type", "documentation-expert"]
+    process = runs.start(*words, script={"documentation-expert": ["gate"]})
+    agent = at_the_gate(runs, process, "documentation-expert")
+    served.kill()
+    if runner_dies:
+        process.kill()
+        process.wait()
+    runs.open_gate()
+    until(lambda: not psutil.pid_exists(agent["pid"]))
+    served.start()
+    if runner_dies:
+        process = runs.start(*words)
+    assert process.wait(60) == 0, runs.output(process, "err")
+    (row,) = shown_in_pairs(runs.events(process))[-1]["agents"]
+    assert (row["agent_id"], row["state"], row["status"]) == (agent["agent_id"], "completed", "success")
+    assert runs.worked() == ["documentation-expert"]
+
+
 def test_a_service_that_is_killed_and_started_again_is_waited_for(runs: Runs, served: Service) -> None:
     process = runs.start("--format", "json", "--issue", "i-1", script={"python-specialist": ["gate"]})
     at_the_gate(runs, process)

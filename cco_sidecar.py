@@ -2866,7 +2866,8 @@ class AuditLog:
     def record(self, endpoint: Endpoint, status: int) -> None:
         who, error, request = endpoint.who, endpoint.failed_with, endpoint.request
         outcome = "refused" if 400 <= status < 500 else "failed" if status >= 500 else "done"
-        names = dict(zip(endpoint.path_names, endpoint.path_args, strict=False)) | (endpoint.acted_on or {})
+        in_path = getattr(endpoint, "path_args", ())  # Tornado refuses an unknown method before it has looked at the path
+        names = dict(zip(endpoint.path_names, in_path, strict=False)) | (endpoint.acted_on or {})
         acted_on = (names.get(name) for name in ("issue_id", "agent_id", "result_id", "event_id"))
         self.write(
             AuditLine(

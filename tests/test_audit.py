@@ -1,11 +1,13 @@
 """The audit log names what was acted on, keeps within its size and loses nothing that it still has room for."""
 
+import http.client
 import json
 import os
 import uuid
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 from agent_harness import COMMAND, spawn
 from conftest import PROJECT, Client, Service, until
@@ -45,14 +47,13 @@ NAMES = ("issue_id", "agent_id", "result_id", "event_id")
 
 def acted_on(service: Service, answer: requests.Response) -> dict[str, str]:
     """What the audit line of a request names."""
-    request_id = answer.headers["X-Request-ID"]
-
-    def lines() -> list[dict[str, Any]]:
-        written = (service.storage / "audit.log").read_text().splitlines()
-        return [line for line in map(json.loads, written) if line["request_id"] == request_id]
-
-    (found,) = until(lines)
+    (found,) = until(lambda: lines_of(service, answer.headers["X-Request-ID"]))
     return {name: found[name] for name in NAMES if found[name] is not None}
+
+
+def lines_of(service: Service, request_id: str) -> list[dict[str, Any]]:
+    written = (service.storage / "audit.log").read_text().splitlines()
+    return [line for line in map(json.loads, written) if line["request_id"] == request_id]
 
 
 def test_what_was_stored_published_and_spawned_is_named(make_service: Any) -> None:
@@ -99,3 +100,17 @@ def test_what_a_refused_request_was_about_is_named(service: Service, architect: 
         (architect.delete("/api/cache/context/..%2F"), {"issue_id": "../"}),
     ):
         assert answer.status_code >= 400 and acted_on(service, answer) == named, answer.text
+
+
+@pytest.mark.parametrize("method", ["BREW", "get", "PROPFIND"])
+@pytest.mark.parametrize("path", ["/api/results", "/api/results/result-1", "/nowhere"])
+def test_a_method_that_nobody_knows_is_audited_and_no_failure(service: Service, method: str, path: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", int(service.url.rpartition(":")[2]), timeout=10)
+    connection.request(method, path)
+    answer = connection.getresponse()
+    body = json.loads(answer.read())
+    assert answer.status in (404, 405)
+    connection.close()
+    (line,) = until(lambda: lines_of(service, body["request_id"]))
+    assert (line["method"], line["path"], line["status"], line["outcome"]) == (method, path, answer.status, "refused")
+    assert "Traceback" not in service.log and "Uncaught" not in service.log, service.log

@@ -1,7 +1,7 @@
 """The interface as an OpenAPI 3.1 document, made from the routes and the types that validate and shape what they carry.
 
-The service answers it under /openapi.json; ``cco schema`` prints it, and writes it with a JSON Schema for each type. What generators of
-clients need and Python's types do not say is in the tables below.
+The service answers it under /openapi.json; ``cco schema`` prints it, and writes it with a JSON Schema for each type.
+What generators of clients need and Python's types do not say is in the tables below.
 """
 
 from __future__ import annotations
@@ -50,10 +50,20 @@ TAGS = {
 
 # Types whose fields that are not named are kept (in a request) or may be there (in an answer).
 OPEN = {
-    "ContextSections", "Event", "EventSubmission", "FileEntry", "ResultBody", "ResultMetrics", "ResultSubmission", "StoredResult",
+    "ContextSections", "Event", "EventSubmission", "FileEntry", "ResultBody", "ResultMetrics", "ResultSubmission",
+    "StoredResult",
 }  # fmt: skip
 # Fields that hold an ISO 8601 time which the service wrote itself, so that it is one for certain.
-MOMENTS = {"ended_at", "expires_at", "last_modified", "last_output_at", "measured_at", "started_at", "stored_at", "timestamp"}
+MOMENTS = {
+    "ended_at",
+    "expires_at",
+    "last_modified",
+    "last_output_at",
+    "measured_at",
+    "started_at",
+    "stored_at",
+    "timestamp",
+}
 CLIENTS_MOMENTS = {"ResultSubmission.timestamp", "StoredResult.timestamp"}
 
 WORDS = {  # of a type, of a field of a type, of a field or parameter of any type: the most specific counts
@@ -64,7 +74,7 @@ WORDS = {  # of a type, of a field of a type, of a field or parameter of any typ
     "EventQuery.type": "Only events of this type.",
     "EventQuery.topic": "Only events of this topic.",
     "EventQuery.since": "An event id or a cursor: only later ones.",
-    "EventQuery.dead": "List the dead letters: what expired without having been delivered to anybody. Needs spawn_agents.",
+    "EventQuery.dead": "List the dead letters: what expired before it was delivered to anybody. Needs spawn_agents.",
     "ResultQuery.issue_id": "Only results on this issue.",
     "ResultQuery.agent_type": "Only results of this agent type.",
     "ResultQuery.status": "Only results with this status.",
@@ -110,7 +120,7 @@ WORDS = {  # of a type, of a field of a type, of a field or parameter of any typ
     "EventSubmission.priority": "For readers to heed.",
     "task": "What is to be done.",
     "context_requirements": "The sections of the context that the agent needs; all of them where none is named.",
-    "environment": "More variables of the agent's environment; those that would steer the service's own are passed over.",
+    "environment": "More variables for the agent; those that would change the service's own are passed over.",
     "SpawnRequest.priority": "Given to the agent.",
     "SpawnRequest.permissions": "Narrows what the agent's token allows.",
     "issue_only": "The agent's token works on this issue only.",
@@ -138,9 +148,18 @@ HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
     "X-Request-ID": ("Names the request in the service's log.", {"type": "string", "pattern": "^req-"}),
     "X-RateLimit-Limit": ("Requests a minute; absent where there is no limit.", {"type": "integer", "minimum": 1}),
     "X-RateLimit-Remaining": ("Requests that would be answered right now.", {"type": "integer", "minimum": 0}),
-    "X-RateLimit-Reset": ("When all of them will be there again, in seconds since 1970.", {"type": "integer", "minimum": 0}),
-    "X-Refreshed-Token": ("A token in place of the one that was sent, in the last five minutes of its life.", {"type": "string"}),
-    "Idempotent-Replay": ("There, and true, where this is the first answer again.", {"type": "string", "enum": ["true"]}),
+    "X-RateLimit-Reset": (
+        "When all of them will be there again, in seconds since 1970.",
+        {"type": "integer", "minimum": 0},
+    ),
+    "X-Refreshed-Token": (
+        "A token in place of the one that was sent, in the last five minutes of its life.",
+        {"type": "string"},
+    ),
+    "Idempotent-Replay": (
+        "There, and true, where this is the first answer again.",
+        {"type": "string", "enum": ["true"]},
+    ),
     "ETag": ("Names this state of the context, for If-None-Match and `since`.", {"type": "string", "pattern": '^W/"'}),
     "Allow": ("The methods of this path.", {"type": "string"}),
     "Retry-After": ("Seconds until a repeat may succeed.", {"type": "integer", "minimum": 0}),
@@ -149,7 +168,13 @@ HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 REQUIRED_HEADERS = {"X-Request-ID", "ETag", "Allow", "WWW-Authenticate"}
 METERED = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Refreshed-Token")
-OF_STATUS = {401: ("WWW-Authenticate",), 405: ("Allow",), 415: ("Accept-Encoding",), 429: ("Retry-After",), 503: ("Retry-After",)}
+OF_STATUS = {
+    401: ("WWW-Authenticate",),
+    405: ("Allow",),
+    415: ("Accept-Encoding",),
+    429: ("Retry-After",),
+    503: ("Retry-After",),
+}
 
 EVERYWHERE = (400, 403, 404, 405, 408, 413, 414, 431, 500, 503)
 NAMES = {414: "uri_too_long", 431: "request_header_fields_too_large"}
@@ -212,7 +237,7 @@ def openapi(table: list[Route], url: str = "http://localhost:3001") -> dict[str,
         "info": {
             "title": "Orchestration Sidecar",
             "version": __version__,
-            "description": "Coordination of coding agents on one repository. Every answer, errors included, is JSON with an X-Request-ID.",
+            "description": "Coordinates coding agents in a repository. Every answer is JSON and has an X-Request-ID.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": url, "description": "The service of one repository."}],
@@ -223,7 +248,12 @@ def openapi(table: list[Route], url: str = "http://localhost:3001") -> dict[str,
             "responses": {name_of(status): describe_refusal(status) for status in statuses},
             "headers": {name: describe_header(name) for name in HEADERS},
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "Spawned agents find theirs in $JWT_TOKEN."}
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "JWT",
+                    "description": "Spawned agents find theirs in $JWT_TOKEN.",
+                }
             },
         },
         "security": [{"bearer": []}],
@@ -267,15 +297,22 @@ def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
     etag = ("ETag",) if NOT_MODIFIED in endpoint.problems else ()
     refusals = refusals_of(endpoint)
     for status, shape in endpoint.answers.items():
-        schema: dict[str, Any] = reference_to(shape) if is_struct(shape) else {"type": "object", "additionalProperties": True}
+        schema: dict[str, Any] = (
+            reference_to(shape) if is_struct(shape) else {"type": "object", "additionalProperties": True}
+        )
         if status in refusals:
             schema = {"oneOf": [schema, reference_to(ErrorAnswer)]}
         words = summary_of(shape) if is_struct(shape) else http.client.responses[status]
         headers = headers_of("X-Request-ID", *metered, *replay, *etag, *OF_STATUS.get(status, ()))
-        answers[str(status)] = {"description": words, "headers": headers, "content": {"application/json": {"schema": schema}}}
+        answers[str(status)] = {
+            "description": words,
+            "headers": headers,
+            "content": {"application/json": {"schema": schema}},
+        }
     if etag:
         answers[str(NOT_MODIFIED)] = {
-            "description": "What If-None-Match names is how things are.", "headers": headers_of("X-Request-ID", *metered, *etag),
+            "description": "What If-None-Match names is how things are.",
+            "headers": headers_of("X-Request-ID", *metered, *etag),
         }  # fmt: skip
     for status in sorted(refusals):
         answers.setdefault(str(status), {"$ref": f"#/components/responses/{name_of(status)}"})
@@ -344,7 +381,13 @@ def in_header(endpoint: type[Endpoint]) -> Iterator[dict[str, Any]]:
         yield {"name": "Idempotency-Key", "in": "header", "required": False, "description": words, "schema": schema}
     if NOT_MODIFIED in endpoint.problems:
         words = "The ETag of an earlier answer: 304 where it still holds."
-        yield {"name": "If-None-Match", "in": "header", "required": False, "description": words, "schema": {"type": "string"}}
+        yield {
+            "name": "If-None-Match",
+            "in": "header",
+            "required": False,
+            "description": words,
+            "schema": {"type": "string"},
+        }
 
 
 # -- types
@@ -352,7 +395,9 @@ def in_header(endpoint: type[Endpoint]) -> Iterator[dict[str, Any]]:
 
 def shapes_of(table: Iterable[Route]) -> list[type[msgspec.Struct]]:
     """The types of bodies and answers, by name."""
-    found = {shape for row in table for shape in (*row.endpoint.answers.values(), row.endpoint.body) if is_struct(shape)}
+    found = {
+        shape for row in table for shape in (*row.endpoint.answers.values(), row.endpoint.body) if is_struct(shape)
+    }
     return sorted(found | {ErrorAnswer}, key=lambda shape: shape.__name__)
 
 
@@ -385,7 +430,7 @@ def describe_fields(name: str, schema: dict[str, Any]) -> None:
     if name in OPEN:
         schema["additionalProperties"] = True
     for field, value in schema["properties"].items():
-        # Where a default is said, generators take the field for one that is always there, in what is sent as in what comes.
+        # Generators take a field with a default for one that is always there, in what is sent as in what comes.
         default = value.pop("default", None)
         words = value.pop("description", None) or words_for(name, field)
         if words and default not in (None, "", [], {}):
@@ -410,26 +455,38 @@ def wait_answers(schema: dict[str, Any]) -> dict[str, Any]:
     arrived["properties"]["timeout"] = {"type": "boolean", "const": False}
     timed_out |= {"title": "WaitTimedOut", "description": "Nothing arrived in time."}
     timed_out["properties"]["events"]["maxItems"] = 0
-    timed_out["properties"]["next_cursor"]["description"] = "Null."  # not as its type: openapi-fetch drops fields that are nothing but null
+    timed_out["properties"]["next_cursor"]["description"] = (
+        "Null."  # not as its type: openapi-fetch drops fields that are nothing but null
+    )
     timed_out["properties"]["timeout"] = {"type": "boolean", "const": True}
     timed_out["required"].append("timeout")
-    either = {"oneOf": [{"$ref": f"{COMPONENTS}{part['title']}"} for part in (timed_out, arrived)]}  # the one with more requirements first
+    either = {
+        "oneOf": [{"$ref": f"{COMPONENTS}{part['title']}"} for part in (timed_out, arrived)]
+    }  # the one with more requirements first
     return {
         "EventsArrived": arrived,
         "WaitTimedOut": timed_out,
-        "WaitAnswer": {"title": "WaitAnswer", "description": "What a long poll answers; `timeout` tells which of the two it is.", **either},
+        "WaitAnswer": {
+            "title": "WaitAnswer",
+            "description": "What a long poll answers; `timeout` tells which of the two it is.",
+            **either,
+        },
     }
 
 
 def refined(schema: Any) -> Any:
-    """A schema in the words of ECMA 262 and JSON Schema: patterns, types beside enums, objects that may hold anything."""
+    """A schema in the words of ECMA 262 and JSON Schema: patterns, types beside enums, objects that hold anything."""
     if isinstance(schema, list):
         return [refined(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    better = {key: refined(value) for key, value in schema.items()}  # the properties of an object go this way too: a field may be named `pattern`
+    better = {
+        key: refined(value) for key, value in schema.items()
+    }  # the properties of an object go this way too: a field may be named `pattern`
     if isinstance(better.get("pattern"), str):
-        better["pattern"] = better["pattern"].replace(r"\Z", "$")  # ECMA's end; Python's `$` would let a last newline pass
+        better["pattern"] = better["pattern"].replace(
+            r"\Z", "$"
+        )  # ECMA's end; Python's `$` would let a last newline pass
         better.setdefault("type", "string")
     if isinstance(better.get("enum"), list) and all(isinstance(value, str) for value in better["enum"]):
         better.setdefault("type", "string")

@@ -1,4 +1,4 @@
-"""Programs and libraries from npm, for the tests that need them: installed once for all runs, in a cache folder of the tests' own."""
+"""Programs and libraries from npm for the tests that need them, installed once in a cache folder of the tests."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from conftest import needed
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cco-sidecar-tests"
 UNREACHABLE = (
-    "ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH", "ERR_SOCKET_TIMEOUT", "ENOTCACHED",
+    "ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH",
+    "ERR_SOCKET_TIMEOUT", "ENOTCACHED",
 )  # fmt: skip
 
 
 def install(*packages: str, scripts: bool = False, seconds: float = 600) -> Path:
-    """The folder with the commands of ``packages``, ``node_modules/.bin``; each is named with its version, as in ``ajv@8.20.0``.
+    """The folder with the commands of ``packages``, ``node_modules/.bin``; each has its version, as in ``ajv@8.20.0``.
 
-    What is there already is taken. ``scripts`` lets packages run their own code at the installation. Skips the test when npm is missing or its
-    registry cannot be reached.
+    What is there already is taken. ``scripts`` lets packages run their own code at the installation. Skips the test
+    when npm is missing or its registry cannot be reached.
     """
     assert all("@" in package[1:] for package in packages), "versions are to be exact"
     npm = needed("npm")
@@ -45,7 +46,9 @@ def fill(npm: str, folder: Path, packages: tuple[str, ...], scripts: bool, secon
     (folder / "package.json").write_text("{}")
     options = ["--no-audit", "--no-fund", "--no-update-notifier", "--save-exact", "--fetch-retries=1"]
     options += [] if scripts else ["--ignore-scripts"]
-    done = subprocess.run([npm, "install", *options, *packages], cwd=folder, capture_output=True, text=True, timeout=seconds)
+    done = subprocess.run(
+        [npm, "install", *options, *packages], cwd=folder, capture_output=True, text=True, timeout=seconds
+    )
     if done.returncode:
         said = (done.stdout + done.stderr)[-3_000:]
         if any(word in said for word in UNREACHABLE):

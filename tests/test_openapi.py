@@ -1,7 +1,8 @@
-"""The OpenAPI document: what generators make of it compiles and runs, its schemas are strict, and each answer of the service is as it says."""
+"""The OpenAPI document: what generators make of it compiles and runs, and each answer of the service is as it says."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,15 +29,20 @@ from test_reference import FULL_EVENT, FULL_RESULT, SHORT_EVENT, SHORT_RESULT, S
 import cco_sidecar
 
 DOCUMENT = json.loads((ROOT / "vendor_schemas" / "openapi.json").read_text())
-OPERATIONS = [(path, method, operation) for path, operations in DOCUMENT["paths"].items() for method, operation in operations.items()]
+OPERATIONS = [
+    (path, method, operation)
+    for path, operations in DOCUMENT["paths"].items()
+    for method, operation in operations.items()
+]
 TYPESCRIPT = ROOT / "tests" / "typescript"
 PACKAGES = (
-    "openapi-typescript@7.13.0", "openapi-fetch@0.17.0", "typescript@5.9.3", "@types/node@20.19.43", "ajv@8.20.0", "ajv-formats@3.0.1",
+    "openapi-typescript@7.13.0", "openapi-fetch@0.17.0", "typescript@5.9.3", "@types/node@20.19.43", "ajv@8.20.0",
+    "ajv-formats@3.0.1",
 )  # fmt: skip
 AGENT = "import os, time; print('hello from an agent', flush=True); time.sleep(float(os.environ.get('SECONDS', '0')))"
 
 
-# ---- Is the answer as the document says? --------------------------------------------------------------------------------------------
+# ---- Is the answer as the document says? -----------------------------------------------------------------------------
 
 
 FORMATS = jsonschema.FormatChecker(formats=())
@@ -60,8 +67,8 @@ class Conformance:
 
     # What every HTTP answer may carry: how it is sent, and for whom.
     PLUMBING = set(
-        "connection content-encoding content-length content-type cache-control date server transfer-encoding vary x-content-type-options"
-        " x-frame-options access-control-allow-origin access-control-expose-headers".split()
+        "connection content-encoding content-length content-type cache-control date server transfer-encoding vary"
+        " x-content-type-options x-frame-options access-control-allow-origin access-control-expose-headers".split()
     )
 
     def __init__(self, document: dict[str, Any]) -> None:
@@ -70,17 +77,23 @@ class Conformance:
         self._validators: dict[str, Any] = {}
 
     def check(self, method: str, path: str, status: int, headers: dict[str, str], content: bytes) -> None:
-        """That the document foresees an answer, and a request that got a good one; nothing is asked of paths that are not in it."""
+        """That the document foresees an answer, and a request that got a good one. Other paths are passed over."""
         for template, operation in self._operations(method, path):
             if status < 300:
                 self._check_request(operation, f"{method} {path}", template, path)
-            self._check_answer(operation, f"{method} {path}: {status} {content[:500]!r}", method, status, headers, content)
+            self._check_answer(
+                operation, f"{method} {path}: {status} {content[:500]!r}", method, status, headers, content
+            )
 
-    def _check_answer(self, operation: Any, where: str, method: str, status: int, headers: dict[str, str], content: bytes) -> None:
+    def _check_answer(
+        self, operation: Any, where: str, method: str, status: int, headers: dict[str, str], content: bytes
+    ) -> None:
         self.seen[operation["operationId"]].add(status)
         response = self._resolved(operation["responses"].get(str(status)))
         assert response, f"{where} is not in the document"
-        self._check_headers(where, response.get("headers", {}), {name.lower(): value for name, value in headers.items()})
+        self._check_headers(
+            where, response.get("headers", {}), {name.lower(): value for name, value in headers.items()}
+        )
         if method == "HEAD" or "content" not in response:
             assert content == b"", where
         else:
@@ -100,12 +113,20 @@ class Conformance:
 
     def _operations(self, method: str, path: str) -> list[tuple[str, dict[str, Any]]]:
         """The operation that a request is for, with its path; all of the path, where the method is none of its."""
-        matching = [template for template in self.document["paths"] if re.fullmatch(re.sub(r"\{\w+\}", "[^/]*", template), path.partition("?")[0])]
+        matching = [
+            template
+            for template in self.document["paths"]
+            if re.fullmatch(re.sub(r"\{\w+\}", "[^/]*", template), path.partition("?")[0])
+        ]
         operations: dict[str, tuple[str, Any]] = {}
-        for template in sorted(matching, key=lambda template: "{" not in template):  # a path of its own comes before a pattern
+        for template in sorted(
+            matching, key=lambda template: "{" not in template
+        ):  # a path of its own comes before a pattern
             operations |= {name: (template, operation) for name, operation in self.document["paths"][template].items()}
         wanted = "get" if method == "HEAD" else method.lower()
-        return [] if method == "OPTIONS" else [operations[wanted]] if wanted in operations else list(operations.values())
+        return (
+            [] if method == "OPTIONS" else [operations[wanted]] if wanted in operations else list(operations.values())
+        )
 
     def _resolved(self, part: Any) -> Any:
         while part and "$ref" in part:
@@ -151,7 +172,9 @@ def every_answer_is_checked(conformance: Conformance, monkeypatch: pytest.Monkey
 
     def request(self: Client, method: str, path: str, **keywords: Any) -> requests.Response:
         answer = ask(self, method, path, **keywords)
-        conformance.check(method, answer.request.path_url or path, answer.status_code, dict(answer.headers), answer.content)
+        conformance.check(
+            method, answer.request.path_url or path, answer.status_code, dict(answer.headers), answer.content
+        )
         return answer
 
     monkeypatch.setattr(Client, "request", request)
@@ -164,15 +187,27 @@ def every_answer_is_checked(conformance: Conformance, monkeypatch: pytest.Monkey
         (299, {"X-Request-ID": "req-1"}, {}, "not in the document"),
         (200, {}, {"token": "t", "expires_at": "2026-01-01T00:00:00Z"}, "no X-Request-ID"),
         (200, {"X-Request-ID": "1"}, {"token": "t", "expires_at": "2026-01-01T00:00:00Z"}, "does not match"),
-        (200, {"X-Request-ID": "req-1", "X-RateLimit-Limit": "0"}, {"token": "t", "expires_at": "2026-01-01T00:00:00Z"}, "less than the minimum"),
-        (200, {"X-Request-ID": "req-1", "X-Surprise": "!"}, {"token": "t", "expires_at": "2026-01-01T00:00:00Z"}, "x-surprise"),
+        (
+            200,
+            {"X-Request-ID": "req-1", "X-RateLimit-Limit": "0"},
+            {"token": "t", "expires_at": "2026-01-01T00:00:00Z"},
+            "less than the minimum",
+        ),
+        (
+            200,
+            {"X-Request-ID": "req-1", "X-Surprise": "!"},
+            {"token": "t", "expires_at": "2026-01-01T00:00:00Z"},
+            "x-surprise",
+        ),
         (200, {"X-Request-ID": "req-1"}, {"token": "t"}, "is a required property"),
         (200, {"X-Request-ID": "req-1"}, {"token": 1, "expires_at": "2026-01-01T00:00:00Z"}, "is not of type"),
         (200, {"X-Request-ID": "req-1"}, {"token": "t", "expires_at": "tomorrow"}, "is not a 'date-time'"),
         (401, {"X-Request-ID": "req-1"}, {}, "no WWW-Authenticate"),
     ],
 )
-def test_the_check_of_answers_finds_what_differs(status: int, headers: dict[str, str], body: Any, found: str | None) -> None:
+def test_the_check_of_answers_finds_what_differs(
+    status: int, headers: dict[str, str], body: Any, found: str | None
+) -> None:
     def check() -> None:
         all_headers = headers | {"Content-Type": "application/json"}
         Conformance(DOCUMENT).check("POST", "/api/auth/refresh", status, all_headers, json.dumps(body).encode())
@@ -194,7 +229,14 @@ def test_the_check_of_answers_finds_what_differs(status: int, headers: dict[str,
     ],
 )
 def test_the_check_of_requests_that_were_answered_finds_what_the_document_forbids(path: str, found: str | None) -> None:
-    answer = {"events": [], "more_available": False, "next_cursor": None, "scanned_to": "evt-1", "timeout": True, "timestamp": "2026-01-01T00:00:00Z"}
+    answer = {
+        "events": [],
+        "more_available": False,
+        "next_cursor": None,
+        "scanned_to": "evt-1",
+        "timeout": True,
+        "timestamp": "2026-01-01T00:00:00Z",
+    }
     headers = {"X-Request-ID": "req-1", "Content-Type": "application/json"}
     if found is None:
         return Conformance(DOCUMENT).check("GET", path, 200, headers, json.dumps(answer).encode())
@@ -202,7 +244,7 @@ def test_the_check_of_requests_that_were_answered_finds_what_the_document_forbid
         Conformance(DOCUMENT).check("GET", path, 200, headers, json.dumps(answer).encode())
 
 
-# ---- The live service -----------------------------------------------------------------------------------------------------------------
+# ---- The live service ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -220,21 +262,39 @@ def walk(architect: Client, issue: str) -> None:
     """Every operation, with good requests; what is optional is there once and once not."""
     context = architect.get(f"/api/context/{issue}/python-specialist", task="Greet", max_files=3)
     known = {"If-None-Match": context.headers["ETag"]}
-    assert architect.request("GET", f"/api/context/{issue}/python-specialist?task=Greet&max_files=3", headers=known).status_code == 304
-    assert architect.get(f"/api/context/{issue}/python-specialist", since=known["If-None-Match"]).json()["unchanged_files"] >= 0
+    assert (
+        architect.request(
+            "GET", f"/api/context/{issue}/python-specialist?task=Greet&max_files=3", headers=known
+        ).status_code
+        == 304
+    )
+    assert (
+        architect.get(f"/api/context/{issue}/python-specialist", since=known["If-None-Match"]).json()["unchanged_files"]
+        >= 0
+    )
     for body in (SHORT_RESULT, FULL_RESULT, SHORT_RESULT | {"timestamp": None, "more": {"a": [None]}}):
         for key in ("first", "second", "second"):
-            answer = architect.post("/api/results", body | {"issue_id": issue}, headers={"Idempotency-Key": f"{key} {len(body)}"})
+            answer = architect.post(
+                "/api/results", body | {"issue_id": issue}, headers={"Idempotency-Key": f"{key} {len(body)}"}
+            )
             assert answer.status_code == 201, answer.text
     listed = architect.get("/api/results", issue_id=issue, limit=2).json()["results"]
     assert architect.get(f"/api/results/{listed[0]['id']}").status_code == 200
     for body in (FULL_EVENT, SHORT_EVENT, SHORT_EVENT | {"correlation_id": None, "ttl_seconds": 1.5, "more": 1}):
         assert architect.post("/api/events/agent_completed", body).status_code == 202
     for event_type in ("agent_completed", "*", "nothing_of_this_type"):
-        assert architect.get(f"/api/events/wait/{event_type}", timeout=0, filter=f"issue_id:{issue}", since="earliest").status_code == 200
+        assert (
+            architect.get(
+                f"/api/events/wait/{event_type}", timeout=0, filter=f"issue_id:{issue}", since="earliest"
+            ).status_code
+            == 200
+        )
     assert architect.get("/api/events", type="agent_completed", dead="false").json()["events"]
     assert architect.get("/api/events", dead="true").status_code == 200
-    agents = [architect.post("/api/agents/spawn", SPAWN | {"issue_id": issue, "environment": {"SECONDS": seconds}}) for seconds in ("0", "60")]
+    agents = [
+        architect.post("/api/agents/spawn", SPAWN | {"issue_id": issue, "environment": {"SECONDS": seconds}})
+        for seconds in ("0", "60")
+    ]
     short, long = (agent.json()["agent_id"] for agent in agents)
     assert architect.delete(f"/api/agents/{long}").status_code == 202
     for agent in (short, long):
@@ -250,10 +310,14 @@ def walk(architect: Client, issue: str) -> None:
         assert architect.get(path).status_code == architect.request("HEAD", path).status_code == 200
 
 
-def test_every_operation_answers_good_requests_as_the_document_says(service: Service, conformance: Conformance, issue: str) -> None:
+def test_every_operation_answers_good_requests_as_the_document_says(
+    service: Service, conformance: Conformance, issue: str
+) -> None:
     conformance.seen.clear()
     walk(service.client(), issue)
-    assert {name for name, statuses in conformance.seen.items() if statuses & {200, 201, 202}} == {op["operationId"] for _, _, op in OPERATIONS}
+    assert {name for name, statuses in conformance.seen.items() if statuses & {200, 201, 202}} == {
+        op["operationId"] for _, _, op in OPERATIONS
+    }
 
 
 def example_of(path: str) -> str:
@@ -262,11 +326,13 @@ def example_of(path: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda name: names.get(name[1], f"no-such-{name[1]}"), path)
 
 
-@pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS, ids=[operation["operationId"] for _, _, operation in OPERATIONS])
+@pytest.mark.parametrize(
+    ("path", "method", "operation"), OPERATIONS, ids=[operation["operationId"] for _, _, operation in OPERATIONS]
+)
 def test_every_operation_refuses_bad_requests_as_the_document_says(
     service: Service, conformance: Conformance, path: str, method: str, operation: dict[str, Any]
 ) -> None:
-    """Bad requests of every kind that the document forbids; each status is one that it foresees, with that status's headers."""
+    """Bad requests of every kind that the document forbids; each status is one that it foresees, with its headers."""
     conformance.seen.clear()
     architect, nobody, place = service.client(), Client(service.url, None), example_of(path)
 
@@ -280,7 +346,10 @@ def test_every_operation_refuses_bad_requests_as_the_document_says(
     if not public:
         assert ask(nobody) == ask(Client(service.url, "eyJhbGci")) == 401
         assert ask(service.client(project_id="another")) == 403
-        spent, at_once = service.client("documentation-expert"), "?timeout=0" if operation["operationId"] == "waitForEvents" else ""
+        spent, at_once = (
+            service.client("documentation-expert"),
+            "?timeout=0" if operation["operationId"] == "waitForEvents" else "",
+        )
         until(lambda: ask(spent, place + at_once) == 429)
     if permission := operation.get("x-permission"):
         assert ask(service.client("python-specialist", permissions=[name for name in ALL if name != permission])) == 403
@@ -289,7 +358,9 @@ def test_every_operation_refuses_bad_requests_as_the_document_says(
         if parameter["in"] == "path":
             bad = path.replace(f"{{{name}}}", "a%0A" if schema["pattern"].startswith("^(?!") else "Not-A-Type")
             assert ask(place=example_of(bad)) == 400, name
-        elif parameter["in"] == "query" and (schema.keys() & {"minimum", "enum", "pattern"} or schema["type"] == "boolean"):
+        elif parameter["in"] == "query" and (
+            schema.keys() & {"minimum", "enum", "pattern"} or schema["type"] == "boolean"
+        ):
             assert ask(place=f"{place}?{name}=%2D1%0A") == 400, name
         elif parameter["in"] == "query" and schema.get("maxLength", 10_000) <= 4096:
             assert ask(place=f"{place}?{name}={'x' * (schema['maxLength'] + 1)}") == 400, name
@@ -306,12 +377,18 @@ def test_every_operation_refuses_bad_requests_as_the_document_says(
     assert ask(headers={"X-Long": "x" * 70_000}) == 431
     if path.count("{") and method != "post" and operation["operationId"] not in ("getContext", "waitForEvents"):
         assert ask() == 404
-    wanted = {400, 403, 405, 413, 414, 431} | (set() if public else {401, 429}) | ({415} if "requestBody" in operation else set())
+    wanted = (
+        {400, 403, 405, 413, 414, 431}
+        | (set() if public else {401, 429})
+        | ({415} if "requestBody" in operation else set())
+    )
     assert wanted <= conformance.seen[operation["operationId"]]
 
 
 @pytest.mark.parametrize("code", BY_CLIENT)
-def test_each_code_of_a_refusal_is_as_the_document_says(service: Service, make_service: Callable[..., Service], code: str) -> None:
+def test_each_code_of_a_refusal_is_as_the_document_says(
+    service: Service, make_service: Callable[..., Service], code: str
+) -> None:
     if code in ("CTX_002", "AGT_001"):
         service = make_service()  # without an agent command, and with more metadata than fits
         names = ", ".join(f'"package-{number}"' for number in range(400))
@@ -319,20 +396,28 @@ def test_each_code_of_a_refusal_is_as_the_document_says(service: Service, make_s
     assert BY_CLIENT[code](service).json()["code"] == code
 
 
-def test_a_token_in_its_last_minutes_and_a_bounded_spawn_are_as_the_document_says(make_service: Callable[..., Service]) -> None:
+def test_a_token_in_its_last_minutes_and_a_bounded_spawn_are_as_the_document_says(
+    make_service: Callable[..., Service],
+) -> None:
     service = make_service("--agent-command", "sleep 60", "--max-agents", "1")
     now = int(time.time())
-    assert "X-Refreshed-Token" in service.client("python-specialist", iat=now - 3500, exp=now + 100).get("/status").headers
+    assert (
+        "X-Refreshed-Token" in service.client("python-specialist", iat=now - 3500, exp=now + 100).get("/status").headers
+    )
     body = {"agent_type": "python-specialist", "issue_id": "issue-1"}
     agent = service.client().post("/api/agents/spawn", body).json()["agent_id"]
     assert "Retry-After" in service.client().post("/api/agents/spawn", body).headers
     assert service.client().delete(f"/api/agents/{agent}").status_code == 202
 
 
-def test_what_is_refused_before_it_is_a_request_is_as_the_document_says(make_service: Callable[..., Service], conformance: Conformance) -> None:
+def test_what_is_refused_before_it_is_a_request_is_as_the_document_says(
+    make_service: Callable[..., Service], conformance: Conformance
+) -> None:
     service = make_service("--request-timeout", "1", "--max-connections", "2")
     conformance.seen.clear()
-    stalled = [(name, b"POST" if SLOW[name].startswith(POST) else b"GET") for name in SLOW if name != "in the request line"]
+    stalled = [
+        (name, b"POST" if SLOW[name].startswith(POST) else b"GET") for name in SLOW if name != "in the request line"
+    ]
     for name, method in stalled:
         path = "/health" if method == b"GET" else "/api/events/ping"
         status, headers, body = exchange(service, SLOW[name])
@@ -359,7 +444,7 @@ def test_the_live_document_is_the_kept_one_at_its_own_address(service: Service) 
     assert DOCUMENT["servers"][0]["url"] == "http://localhost:3001"
 
 
-# ---- What generators like ---------------------------------------------------------------------------------------------------------------
+# ---- What generators like --------------------------------------------------------------------------------------------
 
 
 def parts(value: Any, place: str = "$") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -386,10 +471,14 @@ def test_no_schema_leaves_generators_guessing() -> None:
         for choice in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
             assert choice, f"{place}: a choice of anything or something"
         if schema.get("type") == "object":
-            assert schema.keys() & {"properties", "additionalProperties"}, f"{place}: an object of which nothing is known"
+            assert schema.keys() & {"properties", "additionalProperties"}, (
+                f"{place}: an object of which nothing is known"
+            )
             assert not ("properties" in schema and isinstance(schema.get("additionalProperties"), dict)), place
         if schema.get("type") == "array":
-            assert isinstance(schema.get("items", (schema.get("prefixItems") or [None])[0]), dict), f"{place}: an array of what"
+            assert isinstance(schema.get("items", (schema.get("prefixItems") or [None])[0]), dict), (
+                f"{place}: an array of what"
+            )
         if isinstance(schema.get("pattern"), str):
             assert not re.search(r"\\[ZzAGdDwWsS]|\(\?[P<#ia]", schema["pattern"]), f"{place}: {schema['pattern']}"
             assert schema["type"] == "string", place
@@ -399,10 +488,15 @@ def test_no_schema_leaves_generators_guessing() -> None:
 
 def test_what_may_be_left_out_is_not_required_and_has_no_default_that_says_otherwise() -> None:
     """Where a property has a default, openapi-typescript and others take it for one that is always there."""
-    assert [place for place, schema in schemas() if place.startswith("$.") and ".schema" not in place and "default" in schema] == []
+    assert [
+        place
+        for place, schema in schemas()
+        if place.startswith("$.") and ".schema" not in place and "default" in schema
+    ] == []
     required = {
-        "ResultSubmission": {"agent_id", "agent_type", "issue_id", "project_id", "result"}, "ResultBody": {"status"}, "FileEntry": {"path"},
-        "EventSubmission": {"publisher", "topic", "data"}, "SpawnRequest": {"agent_type", "issue_id"}, "ResultMetrics": set(),
+        "ResultSubmission": {"agent_id", "agent_type", "issue_id", "project_id", "result"}, "ResultBody": {"status"},
+        "EventSubmission": {"publisher", "topic", "data"}, "SpawnRequest": {"agent_type", "issue_id"},
+        "FileEntry": {"path"}, "ResultMetrics": set(),
         "RelevantFile": {"path", "content", "last_modified", "size", "language", "checksum"},
     }  # fmt: skip
     for name, fields in required.items():
@@ -419,14 +513,19 @@ def test_every_operation_has_a_good_name_a_tag_and_words_for_everything() -> Non
         assert set(operation["tags"]) <= tags and len(operation["tags"]) == 1, place
         assert 5 < len(operation["summary"]) < 100 and operation["summary"] in operation["description"], place
         assert all(parameter["description"] for parameter in operation["parameters"]), place
-        assert set(re.findall(r"\{(\w+)\}", path)) == {item["name"] for item in operation["parameters"] if item["in"] == "path"}
+        assert set(re.findall(r"\{(\w+)\}", path)) == {
+            item["name"] for item in operation["parameters"] if item["in"] == "path"
+        }
         assert {"400", "403", "408", "413", "414", "431", "500", "503"} <= set(operation["responses"]), place
         assert operation.get("security") == [] or {"401", "429"} <= set(operation["responses"]), place
         assert all("$ref" in answer or answer["description"] for answer in operation["responses"].values()), place
         if "requestBody" in operation:
             shape = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
             fields = DOCUMENT["components"]["schemas"][shape]["properties"]
-            assert operation["requestBody"]["description"] and [name for name, field in fields.items() if not field.get("description")] == [], place
+            assert (
+                operation["requestBody"]["description"]
+                and [name for name, field in fields.items() if not field.get("description")] == []
+            ), place
     for kind in ("schemas", "responses", "headers", "securitySchemes"):
         assert [name for name, part in DOCUMENT["components"][kind].items() if not part.get("description")] == [], kind
     assert DOCUMENT["components"]["securitySchemes"]["bearer"] | {"description": ""} == {
@@ -436,12 +535,18 @@ def test_every_operation_has_a_good_name_a_tag_and_words_for_everything() -> Non
 
 def test_the_answers_of_a_long_poll_are_told_apart_by_one_field() -> None:
     arrived, timed_out = (DOCUMENT["components"]["schemas"][name] for name in ("EventsArrived", "WaitTimedOut"))
-    assert arrived["properties"]["timeout"] == {"type": "boolean", "const": False} and "timeout" not in arrived["required"]
-    assert timed_out["properties"]["timeout"] == {"type": "boolean", "const": True} and "timeout" in timed_out["required"]
-    assert set(DOCUMENT["components"]["schemas"]["ErrorAnswer"]["properties"]["code"]["enum"]) == set(cco_sidecar.ERRORS)
+    assert (
+        arrived["properties"]["timeout"] == {"type": "boolean", "const": False} and "timeout" not in arrived["required"]
+    )
+    assert (
+        timed_out["properties"]["timeout"] == {"type": "boolean", "const": True} and "timeout" in timed_out["required"]
+    )
+    assert set(DOCUMENT["components"]["schemas"]["ErrorAnswer"]["properties"]["code"]["enum"]) == set(
+        cco_sidecar.ERRORS
+    )
 
 
-# ---- ajv ----------------------------------------------------------------------------------------------------------------------------------
+# ---- ajv -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -465,25 +570,67 @@ def ask_ajv(modules: Path, folder: Path, questions: dict[str, Any]) -> Any:
 
 
 def test_every_schema_compiles_in_ajv(modules: Path, tmp_path: Path) -> None:
-    """Draft 2020-12 in strict mode, with formats: the files, each component of openapi.json, each schema of a parameter or header."""
-    found = {path.name: json.loads(path.read_text()) for path in sorted((ROOT / "vendor_schemas").glob("*.schema.json"))}
+    """Draft 2020-12, strict, with formats: the files, each component of openapi.json, each parameter and header."""
+    found = {
+        path.name: json.loads(path.read_text()) for path in sorted((ROOT / "vendor_schemas").glob("*.schema.json"))
+    }
     assert len(found) >= 20 and all(schema["$schema"].endswith("2020-12/schema") for schema in found.values())
     definitions = json.loads(json.dumps(DOCUMENT["components"]["schemas"]).replace("#/components/schemas/", "#/$defs/"))
     found |= {name: {"$ref": f"#/$defs/{name}", "$defs": definitions} for name in definitions}
     for place, part in parts(DOCUMENT):
         if isinstance(part.get("schema"), dict):
-            found[place] = {**json.loads(json.dumps(part["schema"]).replace("#/components/schemas/", "#/$defs/")), "$defs": definitions}
-    broken = {"type": "string", "pattern": r"\Z"}, {"minimum": 1}, {"type": "string", "format": "no-such"}, {"x-more": 1}
+            found[place] = {
+                **json.loads(json.dumps(part["schema"]).replace("#/components/schemas/", "#/$defs/")),
+                "$defs": definitions,
+            }
+    broken = (
+        {"type": "string", "pattern": r"\Z"},
+        {"minimum": 1},
+        {"type": "string", "format": "no-such"},
+        {"x-more": 1},
+    )
     found |= {f"broken {number}": schema for number, schema in enumerate(broken)}
     said = ask_ajv(modules, tmp_path, {"schemas": found, "values": []})
-    assert {name for name, problem in said["problems"].items() if problem} == {f"broken {number}" for number in range(4)}, said["problems"]
+    assert {name for name, problem in said["problems"].items() if problem} == {
+        f"broken {number}" for number in range(4)
+    }, said["problems"]
 
 
 SAMPLES: dict[str, list[Any]] = {
-    "agent_type": ["a", "a.b", "a..b", "a\n", "\na", "a\r", "a\u2028", "", ".a", "a.", "ü", "٣", "a b", "a" * 128, "a" * 129, 1, None],
+    "agent_type": [
+        "a",
+        "a.b",
+        "a..b",
+        "a\n",
+        "\na",
+        "a\r",
+        "a\u2028",
+        "",
+        ".a",
+        "a.",
+        "ü",
+        "٣",
+        "a b",
+        "a" * 128,
+        "a" * 129,
+        1,
+        None,
+    ],
     "event_type": ["a", "a.b", "a\n", "A", "", "*", "a" * 64, "a" * 65, "a\u2029", None, 1],
     "task": ["", "a", "a\n", "\x00", "a\x00", "\n", "a\x00\n", "ü\u2028", "😀" * 15_000, "😀" * 30_001, None],
-    "environment": [{}, {"A": "b"}, {"A\n": "b"}, {"A": "b\n"}, {"": "b"}, {"A=": "b"}, {"=\n": "b"}, {"A": "\x00"}, {"A": 1}, {"A": None}, []],
+    "environment": [
+        {},
+        {"A": "b"},
+        {"A\n": "b"},
+        {"A": "b\n"},
+        {"": "b"},
+        {"A=": "b"},
+        {"=\n": "b"},
+        {"A": "\x00"},
+        {"A": 1},
+        {"A": None},
+        [],
+    ],
     "priority": ["low", "high", "medium", "highest", "low\n", None],
     "permissions": [["read_context"], [], None, ["read_context\n"], ["all"]],
 }
@@ -503,10 +650,20 @@ def test_ajv_and_the_service_accept_the_same_bodies(modules: Path, tmp_path: Pat
         for field, samples in SAMPLES.items() if field in shape.__struct_fields__
         for sample in samples
     ]  # fmt: skip
-    values += [(name, {key: value for key, value in body.items() if key != left_out}) for name, (_, body) in BODIES.items() for left_out in body]
-    values += [(name, body | {"data": data}) for name, (_, body) in BODIES.items() for data in ({}, [], {"a": {"b": None}}, None)]
+    values += [
+        (name, {key: value for key, value in body.items() if key != left_out})
+        for name, (_, body) in BODIES.items()
+        for left_out in body
+    ]
+    values += [
+        (name, body | {"data": data})
+        for name, (_, body) in BODIES.items()
+        for data in ({}, [], {"a": {"b": None}}, None)
+    ]
     files_of = ["a", {"path": "a"}, {"path": "a", "size": 1.5, "more": {}}, {"path": 1}, {}, 1, None]
-    values += [("ResultSubmission", RESULT | {"result": {"status": "success", "files_created": [entry]}}) for entry in files_of]
+    values += [
+        ("ResultSubmission", RESULT | {"result": {"status": "success", "files_created": [entry]}}) for entry in files_of
+    ]
     said = ask_ajv(modules, tmp_path, {"schemas": files, "values": values})["verdicts"]
     ours = [accepts(BODIES[name][0], value) for name, value in values]
     assert [(value, verdict) for value, verdict, our in zip(values, said, ours, strict=True) if verdict != our] == []
@@ -523,19 +680,31 @@ def accepts(shape: type, value: Any) -> bool:
 
 @pytest.mark.parametrize("name", ["agent_id", "agent_type", "issue_id", "project_id"])
 def test_a_newline_behind_an_identifier_is_refused(service: Service, name: str) -> None:
-    assert service.client().post("/api/results", SHORT_RESULT | {name: SHORT_RESULT[name] + "\n"}).status_code in (400, 403)
+    assert service.client().post("/api/results", SHORT_RESULT | {name: SHORT_RESULT[name] + "\n"}).status_code in (
+        400,
+        403,
+    )
     assert service.client().get(f"/api/results/{name}%0A").status_code == 400
     assert service.client().get("/api/events/wait/ping%0A", timeout=0).status_code == 400
 
 
-# ---- A generated client in TypeScript -------------------------------------------------------------------------------------------------------
+# ---- A generated client in TypeScript --------------------------------------------------------------------------------
 
 # How a compiler can be told to believe what it does not see; and what hands out `any` unasked.
-CASTS = r"\bas\b|\bany\b|@ts-|[\w)\]]!(?!=)|(?<![\w$])<\w|:\s*\w+ is\b|\basserts\b|\bdeclare\b|\beval\b|JSON\.parse|\.json\(|Function|\.d\.ts"
+CASTS = (
+    r"\bas\b|\bany\b|@ts-|[\w)\]]!(?!=)|(?<![\w$])<\w|:\s*\w+ is\b|\basserts\b|\bdeclare\b|\beval\b|JSON\.parse"
+    r"|\.json\(|Function|\.d\.ts"
+)
 WRONG = {  # what the compiler must refuse
-    "a missing field": 'client.POST("/api/events/{event_type}", { params: { path: { event_type: "a" } }, body: { publisher: "a", topic: "b" } })',
+    "a missing field": (
+        'client.POST("/api/events/{event_type}", { params: { path: { event_type: "a" } },'
+        ' body: { publisher: "a", topic: "b" } })'
+    ),
     "an unknown status": 'client.POST("/api/results", { body: { ...identity, result: { status: "done" } } })',
-    "a file without path": 'client.POST("/api/results", { body: { ...identity, result: { status: "success", files_created: [{ size: 1 }] } } })',
+    "a file without path": (
+        'client.POST("/api/results", { body: { ...identity,'
+        ' result: { status: "success", files_created: [{ size: 1 }] } } })'
+    ),
     "a limit in words": 'client.GET("/api/results", { params: { query: { limit: "ten" } } })',
     "an unknown path": 'client.GET("/api/nothing")',
     "a wrong method": 'client.PUT("/api/results")',
@@ -544,13 +713,16 @@ WRONG = {  # what the compiler must refuse
     "a refusal that is passed over": 'client.GET("/status").then((answer) => answer.data.agents)',
     "a code that is none": 'client.GET("/status").then((answer) => answer.error?.code === "AUTH_009")',
     "a time-out that is passed over": (
-        'client.GET("/api/events/wait/{event_type}", { params: { path: { event_type: "*" } } }).then((answer) => answer.data?.next_cursor.length)'
+        'client.GET("/api/events/wait/{event_type}", { params: { path: { event_type: "*" } } })'
+        ".then((answer) => answer.data?.next_cursor.length)"
     ),
     "a field that is not always there": (
         'client.GET("/api/context/{issue_id}/{agent_type}", { params: { path: { issue_id: "a", agent_type: "b" } } })'
         ".then((answer) => answer.data?.context.relevant_files.map((file) => file.reasons.length))"
     ),
-    "an unknown priority": 'client.POST("/api/agents/spawn", { body: { agent_type: "a", issue_id: "b", priority: "urgent" } })',
+    "an unknown priority": (
+        'client.POST("/api/agents/spawn", { body: { agent_type: "a", issue_id: "b", priority: "urgent" } })'
+    ),
 }
 HEAD = """import createClient from "openapi-fetch";
 import type { paths } from "./api.js";
@@ -558,9 +730,10 @@ const client = createClient<paths>();
 export const identity = { agent_id: "a", agent_type: "a", issue_id: "b", project_id: "c" };
 export const answer = """
 OPTIONS = {
-    "target": "es2022", "module": "nodenext", "lib": ["es2023", "dom", "dom.iterable"], "types": ["node"], "outDir": "out",
-    "strict": True, "noUncheckedIndexedAccess": True, "exactOptionalPropertyTypes": True, "noImplicitReturns": True, "noUnusedLocals": True,
-    "noPropertyAccessFromIndexSignature": True, "skipLibCheck": False,
+    "target": "es2022", "module": "nodenext", "lib": ["es2023", "dom", "dom.iterable"], "types": ["node"],
+    "outDir": "out", "strict": True, "noUncheckedIndexedAccess": True, "exactOptionalPropertyTypes": True,
+    "noImplicitReturns": True, "noUnusedLocals": True, "noPropertyAccessFromIndexSignature": True,
+    "skipLibCheck": False,
 }  # fmt: skip
 
 
@@ -575,7 +748,9 @@ def compiled(service: Service, modules: Path, tmp_path_factory: pytest.TempPathF
     for number, code in enumerate(WRONG.values()):
         (folder / f"wrong_{number}.ts").write_text(f"{HEAD}{code};\n")
     generated = run(modules / ".bin/openapi-typescript", f"{service.url}/openapi.json", "-o", "api.d.ts", cwd=folder)
-    assert generated.returncode == 0 and not re.search("warn|error", generated.stderr, re.IGNORECASE), generated.stdout + generated.stderr
+    assert generated.returncode == 0 and not re.search("warn|error", generated.stderr, re.IGNORECASE), (
+        generated.stdout + generated.stderr
+    )
     return folder, run(modules / ".bin/tsc", "-p", ".", "--pretty", "false", cwd=folder).stdout
 
 
@@ -583,13 +758,15 @@ def test_the_workflow_holds_no_cast() -> None:
     text = (TYPESCRIPT / "workflow.ts").read_text()
     assert re.findall(f".*(?:{CASTS}).*", text) == []
     for cast in (
-        "a as B", "x: any", "a!", "f()!.b", "b[0]!.c", "// @ts-ignore", "<A>b", "function f(a: A): a is B", "asserts a", "declare const x",
-        "JSON.parse(a)", "a.json()",
+        "a as B", "x: any", "a!", "f()!.b", "b[0]!.c", "// @ts-ignore", "<A>b", "function f(a: A): a is B", "asserts a",
+        "declare const x", "JSON.parse(a)", "a.json()",
     ):  # fmt: skip
         assert re.search(CASTS, cast), cast
 
 
-def test_the_workflow_runs_on_a_client_that_compiles_strictly(service: Service, compiled: tuple[Path, str], issue: str) -> None:
+def test_the_workflow_runs_on_a_client_that_compiles_strictly(
+    service: Service, compiled: tuple[Path, str], issue: str
+) -> None:
     folder, said = compiled
     assert [line for line in said.splitlines() if not line.startswith((" ", "wrong_"))] == []
     tokens = [service.token("python-specialist", permissions=ALL[:3]), service.token("test-engineer"), service.token()]
@@ -601,8 +778,9 @@ def test_the_workflow_runs_on_a_client_that_compiles_strictly(service: Service, 
     assert {"src/api.py", "tests/test_api.py"} <= set(seen.pop("created"))
     assert seen.pop("results") >= 2 and seen.pop("cleared") >= 1 and seen.pop("active") >= 0
     assert seen == {
-        "branch": "main", "more": True, "proposed": ["test-engineer high", "security-auditor medium"], "changed": 2, "spawned": True,
-        "state": "completed", "logs": "hello from an agent\n", "ending": True, "whole": "partial", "extra": ["main", "nobody yet"], "events": 1,
+        "branch": "main", "more": True, "proposed": ["test-engineer high", "security-auditor medium"], "changed": 2,
+        "spawned": True, "state": "completed", "logs": "hello from an agent\n", "ending": True, "whole": "partial",
+        "extra": ["main", "nobody yet"], "events": 1,
         "agents": [0], "refreshed": True, "openapi": "3.1.0", "code": "AUTH_001", "patience": 0,
     }  # fmt: skip
 
@@ -613,13 +791,38 @@ def test_the_compiler_finds_wrong_uses_of_the_client(compiled: tuple[Path, str])
     assert re.findall(r"^wrong_\d+\.ts\([1-4],.*", compiled[1], re.MULTILINE) == [], "what is around them is right"
 
 
-# ---- The cache of what comes from npm -------------------------------------------------------------------------------------------------------
+# ---- The cache of what comes from npm --------------------------------------------------------------------------------
 
 
 def test_what_npm_installs_is_installed_once(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(npm, "fill", lambda *_: pytest.fail("it is there already"))
     assert npm.install(*PACKAGES).parent == modules and npm.install(*reversed(PACKAGES)).parent == modules
     assert (modules / ".bin/tsc").exists() and not list(npm.CACHE.glob("npm-*/new"))
+
+
+def test_several_at_once_install_once_and_a_failed_installation_leaves_room_for_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun: list[Path] = []
+
+    def fill(_: str, folder: Path, *__: Any) -> None:
+        begun.append(folder)
+        folder.mkdir()
+        (folder / "package.json").write_text("{}")
+        if len(begun) == 1:
+            raise OSError("the disk is full")
+
+    def install(_: int) -> Path | None:
+        with contextlib.suppress(OSError):
+            return npm.install("a@1.0.0")
+
+    monkeypatch.setattr(npm, "CACHE", tmp_path)
+    monkeypatch.setattr(npm, "fill", fill)
+    with ThreadPoolExecutor(6) as pool:
+        outcomes = list(pool.map(install, range(6)))
+    (place,) = (path for path in tmp_path.iterdir() if path.suffix != ".lock")
+    assert len(begun) == 2 and outcomes.count(None) == 1 and outcomes.count(place / "node_modules/.bin") == 5
+    assert [path.name for path in place.iterdir()] == ["package.json"] and len(list(tmp_path.iterdir())) == 2
 
 
 def test_without_npm_or_its_registry_tests_are_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

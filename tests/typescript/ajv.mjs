@@ -1,4 +1,5 @@
-// Reads {schemas: {name: schema}, values: [[name, value]]}; says what keeps each schema from compiling, and whether each value satisfies its own.
+// Reads {schemas: {name: schema}, values: [[name, value]]}; says what keeps each schema from compiling,
+// and whether each value satisfies the schema that it names.
 
 import { readFileSync } from "node:fs";
 import addFormats from "ajv-formats";

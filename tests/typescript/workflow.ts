@@ -1,4 +1,4 @@
-// The whole workflow of an agent (the one in the API reference), with a client that was generated from the OpenAPI document.
+// The whole workflow of an agent (the one in the API reference), with a client generated from the OpenAPI document.
 // Nothing here tells the compiler what it could not see by itself: test_openapi.py looks for it.
 
 import createClient from "openapi-fetch";
@@ -10,7 +10,8 @@ type Answer<Data> =
   | { data?: never; error: Schemas["ErrorAnswer"]; response: Response };
 
 const [url, agentToken, listenerToken, architectToken, issue] = process.argv.slice(2);
-if (!url || !agentToken || !listenerToken || !architectToken || !issue) throw new Error("usage: workflow URL AGENT LISTENER ARCHITECT ISSUE");
+if (!url || !agentToken || !listenerToken || !architectToken || !issue)
+  throw new Error("usage: workflow URL AGENT LISTENER ARCHITECT ISSUE");
 
 function clientOf(baseUrl: string, token: string) {
   return createClient<paths>({ baseUrl, headers: { Authorization: `Bearer ${token}` } });
@@ -33,27 +34,41 @@ const agent = clientOf(url, agentToken);
 const listener = clientOf(url, listenerToken);
 const architect = clientOf(url, architectToken);
 const agentType = "python-specialist";
-const identity = { agent_id: "python-specialist-uuid", agent_type: agentType, issue_id: issue, project_id: "project-abc" };
+const identity = {
+  agent_id: "python-specialist-uuid",
+  agent_type: agentType,
+  issue_id: issue,
+  project_id: "project-abc",
+};
 
 // 1. Get the context, and again only if it has changed
 
-const asked = { path: { issue_id: issue, agent_type: agentType }, query: { task: "Greet in the session store", max_files: 5 } };
+const asked = {
+  path: { issue_id: issue, agent_type: agentType },
+  query: { task: "Greet in the session store", max_files: 5 },
+};
 const first = await agent.GET("/api/context/{issue_id}/{agent_type}", { params: asked });
 const context = good(first);
-const files = context.context.relevant_files.map((file) => `${file.path} ${file.language} ${file.size} ${(file.reasons ?? []).length}`);
+const files = context.context.relevant_files.map(
+  (file) => `${file.path} ${file.language} ${file.size} ${(file.reasons ?? []).length}`,
+);
 check(files.length > 0 && files.length === context.file_count, "files are given");
 const branch: string | null = context.context.git_context.branch;
 const more: unknown = context.context["house_rules"]; // a section of a plugin
 const etag = first.response.headers.get("ETag");
 if (etag) {
-  const again = await agent.GET("/api/context/{issue_id}/{agent_type}", { params: { ...asked, header: { "If-None-Match": etag } } });
+  const again = await agent.GET("/api/context/{issue_id}/{agent_type}", {
+    params: { ...asked, header: { "If-None-Match": etag } },
+  });
   check(again.response.status === 304, "the context has not changed");
 }
 
 // 2. Subscribe to events, in the background
 
 const query = { timeout: 60000, filter: `issue_id:${issue}` };
-const subscription = listener.GET("/api/events/wait/{event_type}", { params: { path: { event_type: "implementation_complete" }, query } });
+const subscription = listener.GET("/api/events/wait/{event_type}", {
+  params: { path: { event_type: "implementation_complete" }, query },
+});
 
 // 3. Work. 4. Store the results: the short form of a result and the full one
 
@@ -114,17 +129,28 @@ const published = good(
 const heard = good(await subscription);
 check(!heard.timeout, "the event arrived in time");
 const [event] = heard.events;
-check(event?.event_id === published.event_id && event.priority === "normal" && event["phase"] === "testing", "it is the event that was published");
+check(
+  event?.event_id === published.event_id && event.priority === "normal" && event["phase"] === "testing",
+  "it is the event that was published",
+);
 const changed: unknown = event?.data["files_changed"];
 
-const everything = good(await listener.GET("/api/events/wait/{event_type}", { params: { path: { event_type: "*" }, query: { timeout: 0, filter: query.filter } } }));
+const everything = good(
+  await listener.GET("/api/events/wait/{event_type}", {
+    params: { path: { event_type: "*" }, query: { timeout: 0, filter: query.filter } },
+  }),
+);
 const kinds: string[] = [];
 if (everything.timeout) {
   check(everything.next_cursor !== null, "events are retained");
 } else {
   const cursor: string = everything.next_cursor;
   kinds.push(...everything.events.map((each) => each.event_type));
-  const later = good(await listener.GET("/api/events/wait/{event_type}", { params: { path: { event_type: "*" }, query: { timeout: 0, since: cursor, filter: "issue_id:no-such" } } }));
+  const later = good(
+    await listener.GET("/api/events/wait/{event_type}", {
+      params: { path: { event_type: "*" }, query: { timeout: 0, since: cursor, filter: "issue_id:no-such" } },
+    }),
+  );
   check(later.timeout === true && later.events.length === 0, "and nothing else");
 }
 
@@ -143,26 +169,52 @@ const spawned = good(
   }),
 );
 const one = { path: { agent_id: spawned.agent_id } };
-const exits = { path: { event_type: "agent_exited" }, query: { timeout: 60000, since: "earliest", filter: `agent_id:${spawned.agent_id}` } };
-check(good(await architect.GET("/api/events/wait/{event_type}", { params: exits })).events.length === 1, "the agent has ended");
+const exits = {
+  path: { event_type: "agent_exited" },
+  query: { timeout: 60000, since: "earliest", filter: `agent_id:${spawned.agent_id}` },
+};
+check(
+  good(await architect.GET("/api/events/wait/{event_type}", { params: exits })).events.length === 1,
+  "the agent has ended",
+);
 const status = good(await architect.GET("/api/agents/{agent_id}/status", { params: one }));
 const state: "starting" | "running" | "completed" | "failed" | "killed" | "timeout" | "lost" = status.state;
-const logs = good(await architect.GET("/api/agents/{agent_id}/logs", { params: { ...one, query: { tail: 10, since: "0", timestamps: false } } }));
+const logs = good(
+  await architect.GET("/api/agents/{agent_id}/logs", {
+    params: { ...one, query: { tail: 10, since: "0", timestamps: false } },
+  }),
+);
 
-const lasting = good(await architect.POST("/api/agents/spawn", { body: { agent_type: agentType, issue_id: issue, environment: { SECONDS: "60" } } }));
-const ending = good(await architect.DELETE("/api/agents/{agent_id}", { params: { path: { agent_id: lasting.agent_id } } }));
+const lasting = good(
+  await architect.POST("/api/agents/spawn", {
+    body: { agent_type: agentType, issue_id: issue, environment: { SECONDS: "60" } },
+  }),
+);
+const ending = good(
+  await architect.DELETE("/api/agents/{agent_id}", { params: { path: { agent_id: lasting.agent_id } } }),
+);
 
 // 7. Lists
 
-const results = good(await architect.GET("/api/results", { params: { query: { issue_id: issue, agent_type: agentType, limit: 10 } } }));
+const results = good(
+  await architect.GET("/api/results", { params: { query: { issue_id: issue, agent_type: agentType, limit: 10 } } }),
+);
 const created = results.results.flatMap((each) => (each.result.files_created ?? []).map(nameOf));
-const whole = good(await architect.GET("/api/results/{result_id}", { params: { path: { result_id: good(stored).id } } }));
-const events = good(await architect.GET("/api/events", { params: { query: { type: "implementation_complete", topic: "implementation", limit: 5, dead: false } } }));
+const whole = good(
+  await architect.GET("/api/results/{result_id}", { params: { path: { result_id: good(stored).id } } }),
+);
+const events = good(
+  await architect.GET("/api/events", {
+    params: { query: { type: "implementation_complete", topic: "implementation", limit: 5, dead: false } },
+  }),
+);
 const agents = good(await architect.GET("/api/agents", { params: { query: { issue_id: issue, state: "completed" } } }));
 
 // 8. Clear the cache; the second time there is nothing to clear
 
-const cleared = good(await architect.DELETE("/api/cache/context/{issue_id}", { params: { path: { issue_id: issue } } }));
+const cleared = good(
+  await architect.DELETE("/api/cache/context/{issue_id}", { params: { path: { issue_id: issue } } }),
+);
 const refused = await architect.DELETE("/api/cache/context/{issue_id}", { params: { path: { issue_id: issue } } });
 check(refused.error?.code === "REQ_002" && refused.data === undefined, "there is nothing left");
 good(await architect.DELETE("/api/cache/all"));
@@ -187,9 +239,27 @@ const patience: number | undefined = wrong.error?.retry_after_seconds;
 
 console.log(
   JSON.stringify({
-    files, branch, more: more === undefined, proposed, changed, kinds, spawned: spawned.process_id > 0, state, logs: logs.text, ending: ending.ending,
-    results: results.results.length, created, whole: whole.result.status, extra: [whole["branch"], whole.result["reviewed_by"]],
-    events: events.events.length, agents: agents.agents.map((each) => each.exit_code), cleared: cleared.entries_removed,
-    active: seen.agents.by_type[agentType] ?? 0, refreshed: refreshed.token.length > 0, openapi: described["openapi"], code, patience: patience ?? 0,
+    files,
+    branch,
+    more: more === undefined,
+    proposed,
+    changed,
+    kinds,
+    spawned: spawned.process_id > 0,
+    state,
+    logs: logs.text,
+    ending: ending.ending,
+    results: results.results.length,
+    created,
+    whole: whole.result.status,
+    extra: [whole["branch"], whole.result["reviewed_by"]],
+    events: events.events.length,
+    agents: agents.agents.map((each) => each.exit_code),
+    cleared: cleared.entries_removed,
+    active: seen.agents.by_type[agentType] ?? 0,
+    refreshed: refreshed.token.length > 0,
+    openapi: described["openapi"],
+    code,
+    patience: patience ?? 0,
   }),
 );

@@ -383,18 +383,18 @@ def command_agent_spawn(options: argparse.Namespace) -> int:
 
 def follow_agent(client: Client, options: argparse.Namespace, agent_id: str) -> int:
     """Show an agent's output on stderr until it ends, then its status; the agent's own exit code."""
-    offset = 0
-    sys.stderr.write(f"{agent_id} started\n")
+    offset, text = 0, f"{agent_id} started\n"
+    sys.stderr.write(text)
     while True:
         status = client.call("GET", f"/api/agents/{agent_id}/status")
         logs = client.call("GET", f"/api/agents/{agent_id}/logs", query={"since": offset})
         sys.stderr.write(logs["text"])
         sys.stderr.flush()
-        offset = logs["next_offset"]
-        if status["ended_at"]:
+        offset, text = logs["next_offset"], logs["text"] or text
+        if status["ended_at"] and not logs["text"]:  # an answer holds a megabyte at most
             break
-        time.sleep(0.3)
-    sys.stderr.write(f"{agent_id} {status['state']}\n")
+        time.sleep(0 if logs["text"] else 0.3)
+    sys.stderr.write(f"{'' if text.endswith(chr(10)) else chr(10)}{agent_id} {status['state']}\n")
     show(options, status)
     code = status["exit_code"]
     return (

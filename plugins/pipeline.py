@@ -945,7 +945,7 @@ class NotWritten(Exception):
     """Standard output takes nothing more: its reader has gone, or it is ``full``."""
 
     def __init__(self, error: OSError) -> None:
-        super().__init__(f"standard output: {error.strerror}")
+        super().__init__(f"output cannot be written: {error.strerror}")
         self.full = not isinstance(error, BrokenPipeError)
 
 

@@ -27,6 +27,9 @@ print("working on", os.environ["TASK"], flush=True)
 if os.environ["TASK"].startswith("slow"):
     while not os.path.exists(os.environ["GATE"]):
         time.sleep(0.02)
+if os.environ["TASK"].startswith("copy"):
+    os.write(1, open(os.environ["TASK"].split()[1], "rb").read())
+    os._exit(0)
 print("done", flush=True)
 sys.exit(int(os.environ["TASK"].split()[-1]))
 """
@@ -391,6 +394,22 @@ def test_waiting_for_an_agent_ends_with_its_exit_code_and_shows_its_output(here:
     status = json.loads(ended.stdout)
     assert (status["exit_code"], status["state"]) == (code, "failed" if code else "completed")
     assert f"working on exit {code}\ndone\n" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [(b"half a line", "half a line\n"), (b"cut in two \xe2\x82", "cut in two \n"), (b"10%\r20%\r", "10%\n20%\n"),
+     (b"", " 0\n"), (b"whole\n", "whole\n"), (b"z" * 1_500_000, "z\n")],
+)  # fmt: skip
+def test_an_awaited_agents_last_line_is_a_line_of_its_own(here: Here, written: bytes, shown: str, issue: str) -> None:
+    work = here.storage.parent / f"{issue}.bytes"
+    work.write_bytes(written)
+    words = ["agent", "spawn", "--type", "python-specialist", "--issue", issue, "--task", f"copy {work} 0", "--wait"]
+    ended = here.run(*words)
+    assert ended.returncode == 0, ended.stderr
+    before, _, after = ended.stderr.rpartition("python-specialist-")
+    assert after.endswith(" completed\n") and before.endswith(shown)  # read with \r and \r\n as line ends
+    assert before.count("z") >= written.count(b"z")
 
 
 def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_killed(here: Here, tmp_path: Path, issue: str) -> None:

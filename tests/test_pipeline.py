@@ -862,7 +862,7 @@ def test_a_standard_output_that_is_full_ends_the_agent_and_is_said(runs: Runs) -
         with open("/dev/full", "wb") as full:
             process = runs.start("--issue", f"i-{len(words)}", *words, script={"chief-architect": ["hang"]}, out=full)
         assert process.wait(60) == 1
-        assert runs.output(process, "err") == "cco: standard output: No space left on device\n"
+        assert runs.output(process, "err") == "cco: output cannot be written: No space left on device\n"
         assert marked_processes() == []
 
 

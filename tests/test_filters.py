@@ -56,7 +56,7 @@ def test_what_is_refused_says_what_and_where(text: str, character: int, problem:
         Filter.parse(text)
     assert refused.value.code == "EVT_002"
     assert problem in refused.value.message and f"character {character}" in refused.value.message
-    assert refused.value.details == {"character": character}
+    assert refused.value.details == {"character": character, "path": "filter"}
 
 
 @settings(max_examples=500, deadline=None)

@@ -276,6 +276,7 @@ REQUESTS = {
     "clear cache": ("DELETE", "/api/cache/context/issue-1", None),
     "clear whole cache": ("DELETE", "/api/cache/all", None),
     "refresh": ("POST", "/api/auth/refresh", None),
+    "plugins": ("GET", "/api/plugins", None),
     "status": ("GET", "/status", None),
     "health": ("GET", "/health", None),
     "openapi": ("GET", "/openapi.json", None),
@@ -288,6 +289,7 @@ NEEDED = {
     "spawn": "spawn_agents",
     "end agent": "spawn_agents",
     "clear whole cache": "spawn_agents",
+    "plugins": "spawn_agents",
 }
 
 

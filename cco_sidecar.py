@@ -40,12 +40,10 @@ if sys.version_info < (3, 11):  # noqa: UP036 - the file may be started by any i
     sys.exit("cco: Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 
 import argparse
-import ast
 import asyncio
 import bisect
 import codecs
 import collections
-import configparser
 import contextlib
 import contextvars
 import csv
@@ -85,7 +83,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -1247,7 +1244,8 @@ class HookSpecs:
 
     @hookspec
     def context_section(self, request: ContextRequest) -> Sections:
-        """Sections of a context: ``{"section_name": JSON value}``; a later plugin's section of the same name wins.
+        """Sections of a context: ``{"section_name": JSON value}``; a later plugin's section of the same name wins, except
+        that an object for ``metadata`` adds to what is there.
         Called on every build of a context; what it returns is cached until a file, git or the issue's results change."""
 
     @hookspec
@@ -4753,6 +4751,8 @@ class Contexts:
         for name, answer in reversed(list(self._hooks.ask("context_section", request=request))):  # so that later plugins win
             try:
                 given = {key: msgspec.to_builtins(value) for key, value in answer.items()}
+                if isinstance(given.get("metadata"), dict):
+                    given["metadata"] = sections.get("metadata", {}) | given["metadata"]
                 for section in shapes.keys() & given.keys():
                     msgspec.convert(given[section], shapes[section])
                 msgspec.json.encode(given)
@@ -7178,49 +7178,33 @@ class OutputsSection:
 
 
 class MetadataSection:
+    """The project's kind; what its manifests and reports say comes from plugins."""
+
     @hookimpl(trylast=True)
     def context_section(self, request: ContextRequest) -> Sections:
-        root = Path(request.project.root)
-        files = request.project.given
-        names = [file.path for file in files]
-        versions = read_dependencies(root)
-        build_status, build_time = read_build(root)
-        return {
-            "metadata": ProjectMetadata(
-                project_type=project_type(root, names),
-                dependencies=sorted(versions),
-                dependency_versions=versions,
-                python_version=read_python_version(root),
-                test_coverage=read_coverage(
-                    root, max((file.mtime_ns for file in files if kind_of(file.path) in ("source", "test")), default=0)
-                ),
-                last_build_status=build_status,
-                last_build_time=build_time,
-                security_scan_status=read_security_scan(root),
-                redactions=0,  # this and the next two are filled in when the context is put together
-                index="ready",
-                task_matched=None,
-            )
-        }
+        kind = project_type(Path(request.project.root), [file.path for file in request.project.given])
+        unknown = dict.fromkeys(
+            ("python_version", "test_coverage", "last_build_status", "last_build_time", "security_scan_status")
+        )
+        told: dict[str, Any] = {"dependencies": [], "dependency_versions": {}, **unknown}
+        built = {"redactions": 0, "index": "ready", "task_matched": None}  # filled in when the context is put together
+        return {"metadata": {"project_type": kind, **told, **built}}
 
 
-# -- metadata out of manifests and reports; a file that cannot be read tells nothing
+def parsed(path: Path, parse: Callable[[str], Any], default: Any = None, more: tuple[type[Exception], ...] = ()) -> Any:
+    """What ``parse`` makes of a file's text, ``default`` where it is missing, huge or not of its kind.
 
-
-NOT_OF_ITS_KIND = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, sqlite3.Error, configparser.Error, ElementTree.ParseError,
-)  # fmt: skip
-
-
-def parsed(path: Path, parse: Callable[[str], Any], default: Any = None) -> Any:
-    """What ``parse`` makes of a file's text, ``default`` where it is missing, huge or not of its kind. Blocks."""
+    ``more`` are errors that ``parse`` raises for the latter, besides those that reading a value does. Blocks.
+    """
     try:
         if path.stat().st_size > 16 * MB or not stat.S_ISREG(path.stat().st_mode):
             return default
         return parse(path.read_text("utf-8", "replace"))
     except FileNotFoundError:
         return default
-    except NOT_OF_ITS_KIND as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, ValueError, LookupError, TypeError, AttributeError, *more)):
+            raise
         log.debug("%s tells nothing: %s", path.name, one_line(error))
         return default
 
@@ -7242,184 +7226,6 @@ def project_type(root: Path, names: list[str]) -> str:
         names = split_z(run_git(root, "ls-files", "-z"))
     counted = collections.Counter(language_of(name) for name in names if kind_of(name) in ("source", "test"))
     return counted.most_common(1)[0][0] if counted else "unknown"
-
-
-REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^\]]*\])?\s*([^;#]*)")
-
-
-def requirements(lines: Iterable[str]) -> dict[str, str]:
-    """Name and version bounds of PEP 508 lines; options, links and comments are passed over."""
-    found = {}
-    for line in lines:
-        match = REQUIREMENT.match(line)
-        if match and not line.lstrip().startswith(("-", "#")) and "://" not in line.split("@")[0]:
-            found[match[1].lower()] = match[2].strip()
-    return found
-
-
-def read_dependencies(root: Path) -> dict[str, str]:
-    """Direct dependencies of the project with the bounds that its manifests give. Blocks."""
-    found: dict[str, str] = {}
-    for manifest, parse in DEPENDENCY_PARSERS.items():
-        found |= parsed(root / manifest, parse, {})
-    return found
-
-
-def pyproject_dependencies(text: str) -> dict[str, str]:
-    data = tomllib.loads(text)
-    project, poetry = data.get("project", {}), data.get("tool", {}).get("poetry", {})
-    groups = [*project.get("optional-dependencies", {}).values(), *data.get("dependency-groups", {}).values()]
-    lines = [*project.get("dependencies", []), *(line for group in groups for line in group if isinstance(line, str))]
-    poetry_groups = [poetry.get("dependencies", {}), *(group.get("dependencies", {}) for group in poetry.get("group", {}).values())]
-    return requirements(lines) | {
-        name.lower(): value if isinstance(value, str) else str(value.get("version", ""))
-        for group in poetry_groups for name, value in group.items() if name.lower() != "python"
-    }  # fmt: skip
-
-
-def setup_cfg_dependencies(text: str) -> dict[str, str]:
-    config = configparser.ConfigParser(interpolation=None)
-    config.read_string(text)
-    lines = config.get("options", "install_requires", fallback="").splitlines()
-    if config.has_section("options.extras_require"):
-        lines += [line for _, value in config.items("options.extras_require") for line in value.splitlines()]
-    return requirements(line for line in lines if line.strip())
-
-
-def package_json_dependencies(text: str) -> dict[str, str]:
-    data = json.loads(text)
-    return {name: str(version) for key in ("dependencies", "devDependencies", "peerDependencies") for name, version in data.get(key, {}).items()}
-
-
-def cargo_dependencies(text: str) -> dict[str, str]:
-    data = tomllib.loads(text)
-    tables = [data.get(key, {}) for key in ("dependencies", "dev-dependencies", "build-dependencies")]
-    tables.append(data.get("workspace", {}).get("dependencies", {}))
-    return {name: value if isinstance(value, str) else str(value.get("version", "")) for table in tables for name, value in table.items()}
-
-
-def go_mod_dependencies(text: str) -> dict[str, str]:
-    pattern = re.compile(r"^\s*(?:require\s+)?([\w.-]+\.[\w.-]+/\S+|[\w-]+\.[\w.-]+)\s+(v\S+)(?!.*// indirect)", re.MULTILINE)
-    return dict(pattern.findall(re.sub(r"(?ms)^(replace|exclude|retract)\s*\(.*?\)", "", text)))
-
-
-def pom_dependencies(text: str) -> dict[str, str]:
-    namespace = {"m": "http://maven.apache.org/POM/4.0.0"}
-    found = {}
-    for item in ElementTree.fromstring(text).iterfind(".//m:dependency", namespace):
-        group, artifact = (item.findtext(f"m:{name}", "", namespace).strip() for name in ("groupId", "artifactId"))
-        found[f"{group}:{artifact}"] = item.findtext("m:version", "", namespace).strip()
-    return found
-
-
-def gemfile_dependencies(text: str) -> dict[str, str]:
-    return {name: version or "" for name, version in re.findall(r"""^\s*gem\s+['"]([^'"]+)['"](?:\s*,\s*['"]([^'"]+)['"])?""", text, re.MULTILINE)}
-
-
-DEPENDENCY_PARSERS: dict[str, Callable[[str], dict[str, str]]] = {
-    "setup.cfg": setup_cfg_dependencies,
-    "requirements.txt": lambda text: requirements(text.splitlines()),
-    "pyproject.toml": pyproject_dependencies,
-    "package.json": package_json_dependencies,
-    "Cargo.toml": cargo_dependencies,
-    "go.mod": go_mod_dependencies,
-    "pom.xml": pom_dependencies,
-    "Gemfile": gemfile_dependencies,
-}
-
-
-def read_python_version(root: Path) -> str | None:
-    """The version that .python-version names, else the lowest that requires-python allows. Blocks."""
-    pinned = parsed(root / ".python-version", lambda text: text.split()[0])
-    if pinned:
-        return str(pinned)
-    wanted = parsed(root / "pyproject.toml", lambda text: tomllib.loads(text).get("project", {}).get("requires-python"))
-    if not wanted:
-        pattern = r"python_requires\s*=\s*['\"]?([^'\"\n]+)"
-        wanted = next((m[1] for name in ("setup.cfg", "setup.py") if (m := parsed(root / name, lambda text: re.search(pattern, text)))), None)
-    match = re.search(r"(?:>=|~=|==|\^)?\s*(\d+(?:\.\d+)+)", str(wanted or ""))
-    return match[1] if match else None
-
-
-def read_coverage(root: Path, newest_source_ns: int) -> float | None:
-    """Percent of lines covered, of the first report that is newer than every source. Blocks."""
-    readers: dict[str, Callable[[str], float | None]] = {
-        "coverage.xml": lambda text: float(ElementTree.fromstring(text).attrib["line-rate"]) * 100,
-        "coverage/coverage-summary.json": lambda text: float(json.loads(text)["total"]["lines"]["pct"]),
-        "coverage/lcov.info": lcov_percent,
-        "lcov.info": lcov_percent,
-        ".coverage": lambda _: coverage_data_percent(root),
-    }
-    for name, read in readers.items():
-        signature = sign(str(root / name))
-        if signature and signature[0] >= newest_source_ns:
-            percent: float | None = parsed(root / name, read)
-            if percent is not None:
-                return round(percent, 2)
-    return None
-
-
-def coverage_data_percent(root: Path) -> float | None:
-    """Percent of statements that ran, of the data file that coverage.py writes (it holds the lines that ran, as bits). Blocks."""
-    covered = total = 0
-    with contextlib.closing(sqlite3.connect(f"file:{root / '.coverage'}?mode=ro", uri=True)) as database:
-        sql = "select file.path, line_bits.numbits from file left join line_bits on line_bits.file_id = file.id"
-        ran: dict[str, set[int]] = {}
-        for path, bits in database.execute(sql):
-            lines = ran.setdefault(os.path.relpath(path, root) if os.path.isabs(path) else path, set())
-            lines.update(8 * place + bit for place, byte in enumerate(bits or b"") for bit in range(8) if byte >> bit & 1)
-    for path, lines in ran.items():
-        found = read_text_file(str(root), path, MB)
-        statements = statement_lines(found[0]) if found else set()
-        covered, total = covered + len(statements & lines), total + len(statements)
-    return covered / total * 100 if total else None
-
-
-def statement_lines(source: str) -> set[int]:
-    """The lines on which statements begin that can run: no docstrings, nothing under a "pragma: no cover"."""
-    lines = source.split("\n")
-    found: set[int] = set()
-    pending: list[ast.AST] = [ast.parse(source)]
-    while pending:
-        node = pending.pop()
-        own = {getattr(node, "lineno", 0), *(item.lineno for item in getattr(node, "decorator_list", []))}
-        if any(number and "pragma: no cover" in lines[number - 1] for number in own):
-            continue
-        constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if isinstance(node, ast.stmt) and not constant and not isinstance(node, ast.Global | ast.Nonlocal):
-            found |= own
-        pending += ast.iter_child_nodes(node)
-    return found
-
-
-def lcov_percent(text: str) -> float:
-    found, hit = (sum(int(number) for number in re.findall(rf"^{mark}:(\d+)", text, re.MULTILINE)) for mark in ("LF", "LH"))
-    return hit / found * 100 if found else 0.0
-
-
-def read_build(root: Path) -> tuple[str | None, str | None]:
-    """("success" or "failed", when) of the newest JUnit report; Nones where there is none. Blocks."""
-    reports = [root / name for name in REPORTS if name.endswith(".xml") and "coverage" not in name]
-    present = [(signature[0], path) for path in reports if (signature := sign(str(path)))]
-    if not present:
-        return None, None
-    moment, path = max(present)
-    suites = parsed(path, lambda text: list(ElementTree.fromstring(text).iter("testsuite")))
-    if suites is None:
-        return None, None
-    bad = sum(int(suite.attrib.get(name) or 0) for suite in suites for name in ("failures", "errors"))
-    return ("failed" if bad else "success"), iso(moment / 1e9)
-
-
-def read_security_scan(root: Path) -> str | None:
-    """"passed" or "failed" by the report of bandit or a SARIF file; None without one. Blocks."""
-    findings = parsed(root / "bandit.json", lambda text: len(json.loads(text)["results"]))
-    if findings is None:
-        findings = parsed(root / "results.sarif", lambda text: sum(len(run.get("results") or []) for run in json.loads(text)["runs"]))
-    return None if findings is None else "failed" if findings else "passed"
-
-
-# -- relevance: the task's words in names and texts, the agent's kinds of file first
 
 
 class WordRanking:
@@ -7491,7 +7297,7 @@ def order_without_task(files: list[FileFact], weights: dict[str, float]) -> dict
 
 
 ENTRY_DOCUMENTS = "readme.md readme.rst readme.txt readme contributing.md architecture.md agents.md claude.md".split()
-FIRST_FILES = frozenset(name.lower() for name in (*ENTRY_DOCUMENTS, *dict(TYPE_BY_MANIFEST), *DEPENDENCY_PARSERS))
+FIRST_FILES = frozenset(name.lower() for name in (*ENTRY_DOCUMENTS, *dict(TYPE_BY_MANIFEST)))
 
 
 def named_files(paths: list[str], task: str) -> set[str]:

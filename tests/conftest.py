@@ -31,6 +31,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a suite in the backgrou
 ALL = ["read_context", "write_results", "publish_events", "spawn_agents"]
 
 
+def plugin(name: str) -> Any:
+    """The module of a bundled plugin."""
+    import cco_sidecar
+
+    (file,) = (ROOT / "plugins").rglob(f"{name}.py")
+    return cco_sidecar.import_file(file)
+
+
 def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
     """The first true value of ``condition``; fails when there is none in time."""
     deadline = time.monotonic() + seconds

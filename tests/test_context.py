@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODULE, Client, Service, git, make_repository, until
+from conftest import MODULE, Client, Service, git, make_repository, plugin, until
 from freshness import stale_answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 import cco_sidecar
 from cco_sidecar import ApiError, fit_context, is_named, is_secret, kind_of, language_of, read_text_file, redact
 
+manifests, reports = plugin("metadata"), plugin("reports")
 MakeService = Callable[..., Service]
 
 
@@ -307,7 +308,7 @@ def test_a_machine_without_git_still_gets_its_files(make_service: MakeService, t
 )
 def test_dependencies_come_from_the_manifest(tmp_path: Path, manifest: str, content: str, kind: str, expected: dict[str, str]) -> None:
     write(tmp_path / manifest, content)
-    assert cco_sidecar.read_dependencies(tmp_path) == expected
+    assert manifests.read_dependencies(tmp_path) == expected
     assert cco_sidecar.project_type(tmp_path, []) == kind
 
 
@@ -326,7 +327,7 @@ def test_dependencies_come_from_the_manifest(tmp_path: Path, manifest: str, cont
 def test_the_python_version_comes_from_the_project(tmp_path: Path, files: dict[str, str], version: str | None) -> None:
     for name, content in files.items():
         write(tmp_path / name, content)
-    assert cco_sidecar.read_python_version(tmp_path) == version
+    assert manifests.read_python_version(tmp_path) == version
 
 
 @pytest.mark.parametrize(
@@ -350,8 +351,8 @@ def test_coverage_counts_while_its_report_is_newer_than_the_sources(tmp_path: Pa
     content, percent = COVERAGE[name]
     report = write(tmp_path / name, content)
     moment = report.stat().st_mtime_ns
-    assert cco_sidecar.read_coverage(tmp_path, moment - 1) == percent
-    assert cco_sidecar.read_coverage(tmp_path, moment + 1) is None
+    assert reports.read_coverage(tmp_path, moment - 1) == percent
+    assert reports.read_coverage(tmp_path, moment + 1) is None
 
 
 def test_coverage_out_of_the_data_file_is_what_coverage_itself_reports(tmp_path: Path) -> None:
@@ -385,17 +386,17 @@ print(used(1))
     run = functools.partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, text=True)
     run([sys.executable, "-m", "coverage", "run", "--source=.", "main.py"])
     reported = float(run([sys.executable, "-m", "coverage", "report", "--format=total", "--precision=2"]).stdout)
-    found = cco_sidecar.read_coverage(tmp_path, 0)
+    found = reports.read_coverage(tmp_path, 0)
     assert found is not None and abs(found - reported) < 0.01
-    assert cco_sidecar.read_coverage(tmp_path, time.time_ns() + 10**9) is None
+    assert reports.read_coverage(tmp_path, time.time_ns() + 10**9) is None
     write(tmp_path / ".coverage", "not a database")
-    assert cco_sidecar.read_coverage(tmp_path, 0) is None
+    assert reports.read_coverage(tmp_path, 0) is None
 
 
 @pytest.mark.parametrize("content", ["", "<coverage/>", "<coverage line-rate='many'/>", "\0"])
 def test_a_spoilt_coverage_report_tells_nothing(tmp_path: Path, content: str) -> None:
     write(tmp_path / "coverage.xml", content)
-    assert cco_sidecar.read_coverage(tmp_path, 0) is None
+    assert reports.read_coverage(tmp_path, 0) is None
 
 
 def test_reports_are_read_although_git_ignores_them_and_forgotten_when_the_source_moves_on(make_service: MakeService, repository: Path) -> None:
@@ -440,7 +441,7 @@ def test_reports_are_read_although_git_ignores_them_and_forgotten_when_the_sourc
 )
 def test_the_build_status_is_that_of_the_junit_report(tmp_path: Path, content: str, expected: str | None) -> None:
     write(tmp_path / "junit.xml", content)
-    assert cco_sidecar.read_build(tmp_path)[0] == expected
+    assert reports.read_build(tmp_path)[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -457,7 +458,7 @@ def test_the_build_status_is_that_of_the_junit_report(tmp_path: Path, content: s
 )
 def test_the_security_status_is_that_of_the_scanners_report(tmp_path: Path, name: str, content: str, expected: str | None) -> None:
     write(tmp_path / name, content)
-    assert cco_sidecar.read_security_scan(tmp_path) == expected
+    assert reports.read_security_scan(tmp_path) == expected
 
 
 # -- never older than the disk

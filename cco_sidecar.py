@@ -1310,6 +1310,11 @@ class HookSpecs:
         may set headers of ``endpoint``; an answer that ``holds_token`` tells so. Several are called one after the other."""
 
     @hookspec
+    def fit_context(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool | None:
+        """A part: cut ``sections``, in place, to ``max_bytes`` of JSON (the core measures again); whether something went.
+        A file may have ``chunks``, (first line, score) of its best 50 lines each, which must be gone afterwards."""
+
+    @hookspec
     def project_reader(self, settings: Settings) -> Project | None:
         """A part: a subclass of Project that looks at the repository in its place, by ``look``, ``knows`` and ``close``.
         Every state must be one of a moment after it was asked for."""
@@ -1476,6 +1481,12 @@ class Hooks:
             if part is not None and not fits(part):
                 log.warning(NOT_ASKED_FOR, name, hook, type(part).__name__)
         return [part for _, part in made if part is not None and fits(part)]
+
+    def live(self, hook: str, **facts: Any) -> Iterator[Any]:
+        """What each implementation of a part's function answers; one that raises is logged."""
+        for row in self.implementations(hook):
+            if (answer := self._make(hook, *row, facts)) is not None:
+                yield answer
 
     def derived(self, hook: str, base: type, **facts: Any) -> type:
         """``base``, or what plugins derive from it: each gets what the one before it made, as ``base``."""
@@ -4738,7 +4749,7 @@ class Contexts:
         sections = self._sections(request)
         building = self._index_building() or building
         sections["metadata"]["index"] = "building" if building else "ready"
-        head, tail = fit_context(request.issue_id, request.agent_type, sections, request.max_bytes, request.task, request.max_files)
+        head, tail = assembled(request, sections, self._fit(request, sections))
         given = {file["path"]: file["checksum"] for file in sections["relevant_files"]}
         if building:  # the same files will be ranked better: neither cached nor taken for unchanged
             etag = f'W/"{secrets.token_hex(16)}"'
@@ -4762,6 +4773,18 @@ class Contexts:
         if missing := shapes.keys() - sections.keys():
             raise RuntimeError(f"sections {sorted(missing)} could not be made")
         return {name: sections[name] for name in [*shapes, *(name for name in sections if name not in shapes)]}
+
+    def _fit(self, request: ContextRequest, sections: Sections) -> bool:
+        """Cut ``sections`` to what was asked for; whether something went. Raises CTX_002."""
+        found = sections["relevant_files"]
+        matched = [file.pop("matched", True) for file in found]
+        sections["metadata"]["task_matched"] = any(matched) if request.task else None
+        sections["relevant_files"] = found[: request.max_files]
+        room = request.max_bytes - 600 - len(request.issue_id) - len(request.agent_type)  # what surrounds the context
+        for cut in self._hooks.live("fit_context", request=request, sections=sections, max_bytes=room):
+            if isinstance(cut, bool) and json_size(sections) <= room:
+                return cut or len(found) > request.max_files
+        return fit_context(sections, room) or len(found) > request.max_files
 
     def _rank(self, request: RankRequest) -> list[RankedFile]:
         """The first ranking that a plugin gives; the built-in one always does. Blocks."""
@@ -4861,178 +4884,59 @@ def rank_request(request: ContextRequest) -> RankRequest:
 
 BYTES_PER_TOKEN = 4  # an estimate for English and code; tokenizers differ from each other by more than it errs
 
-SHARES = {  # of the budget, what a section keeps at most where the files need the room
-    "project_structure": 0.05, "git_context": 0.05, "previous_agent_outputs": 0.25,
-}  # fmt: skip
-LEAST = 800  # bytes: less of a file than this is not worth having
-
 
 def json_size(value: Any) -> int:
     return len(msgspec.json.encode(value))
 
 
-def fit_context(issue_id: str, agent_type: str, sections: Sections, max_bytes: int, task: str, max_files: int = 1000) -> tuple[bytes, bytes]:
-    """The answer's JSON within ``max_bytes`` and ``max_files``, in two parts between which timestamp and cache_hit go.
-
-    Sections that take more than their share give way as far as the files need it, then large files are given in part,
-    then the least relevant go. Raises CTX_002. Leaves what it chose in ``sections``.
-    """
-    found, sections["relevant_files"] = sections["relevant_files"], []
-    matched = [file.pop("matched", True) for file in found]
-    sections["metadata"]["task_matched"] = any(matched) if task else None
-    files = found[:max_files]
-    for file in found[max_files:]:
-        file.pop("chunks", None)
-    room = max_bytes - 600 - len(issue_id) - len(agent_type)  # what surrounds the context, its longest figures included
-    wanted = sum(min(json_size(file), room) + 1 for file in files)
-    cut = cut_sections(sections, room, wanted) or len(files) < len(found)
-    left = room - json_size(sections)
-    if left < 0:
-        raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes")
-    chosen = choose_files(files, left, cap=max(LEAST, max_bytes // 4))
-    sections["relevant_files"] = chosen
-    sections["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in chosen)
-    cut = cut or len(chosen) < len(files) or any(file.get("truncated") for file in chosen)
+def assembled(request: ContextRequest, sections: Sections, cut: bool) -> tuple[bytes, bytes]:
+    """The answer's JSON in two parts, between which timestamp and cache_hit go."""
+    files = sections["relevant_files"]
+    sections["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in files)
     content = msgspec.json.encode(sections)
-    head = msgspec.json.encode({"issue_id": issue_id, "agent_type": agent_type})[:-1] + b',"context":' + content + b","
+    names = {"issue_id": request.issue_id, "agent_type": request.agent_type}
     facts = {
-        "truncated": cut, "truncation_strategy": strategy_of(chosen, task) if cut else "none", "total_size_bytes": len(content),
-        "estimated_tokens": -(-len(content) // BYTES_PER_TOKEN), "file_count": len(chosen),
+        "truncated": cut, "truncation_strategy": strategy_of(files, request.task) if cut else "none",
+        "total_size_bytes": len(content), "estimated_tokens": -(-len(content) // BYTES_PER_TOKEN), "file_count": len(files),
     }  # fmt: skip
+    head = msgspec.json.encode(names)[:-1] + b',"context":' + content + b","
     return head + msgspec.json.encode(facts)[1:-1] + b",", b"}"
 
 
 def strategy_of(files: list[dict[str, Any]], task: str) -> str:
-    """How a context was cut: by the best chunks of large files, by leaving out what matters least, or without a task to choose by."""
+    """How a context was cut: by the best chunks of files, by what matters least, or without a task to choose by."""
     if not task:
         return "file_sampling"
     return "semantic_chunking" if any(file.get("line_ranges") for file in files) else "smart"
 
 
-def cut_sections(sections: Sections, room: int, wanted: int) -> bool:
-    """Cut what is not files, first to its share and only as far as ``wanted`` bytes of files need, then as far as it must."""
-    cut = False
-    for share, needed in ((SHARES, wanted), (dict.fromkeys(SHARES, 0.0), 0)):
-        for name in reversed(share):  # the structure last
-            over = json_size(sections) + needed - room
-            if over > 0:
-                size = json_size(sections[name])
-                cut = CUTTERS[name](sections, max(int(share[name] * room), size - over)) or cut
-    return cut
+def fit_context(sections: Sections, max_bytes: int) -> bool:
+    """Cut ``sections`` to ``max_bytes`` of JSON; whether something went. Raises CTX_002.
 
-
-def cut_outputs(sections: Sections, limit: int) -> bool:
-    """Leave out the oldest outputs until the JSON of the rest has at most ``limit`` bytes."""
-    outputs = sections["previous_agent_outputs"]
-    sizes = [json_size(output) + 1 for output in outputs]
-    first, total = 0, sum(sizes) + 2
-    while first < len(outputs) and total > limit:
-        total -= sizes[first]
-        first += 1
-    sections["previous_agent_outputs"] = outputs[first:]
-    return first > 0
-
-
-def cut_git(sections: Sections, limit: int) -> bool:
-    """Shorten the longest list of the git section, by halves, until its JSON has at most ``limit`` bytes."""
-    git = sections["git_context"]
-    cut = False
-    while json_size(git) > limit:
-        commits = [commit for commit in git["recent_commits"] if len(commit["files_changed"]) > 10]
-        lists = [(git, name) for name in ("recent_commits", "uncommitted_changes") if git[name]]
-        lists = [(commit, "files_changed") for commit in commits] or lists
-        if not lists:
-            break
-        holder, name = max(lists, key=lambda item: json_size(item[0][item[1]]))
-        holder[name], cut = holder[name][: len(holder[name]) // 2], True
-    return cut
-
-
-def cut_structure(sections: Sections, limit: int) -> bool:
-    """Shorten the lists of files and folders, deepest first, until the JSON has at most ``limit`` bytes."""
-    structure, cut = sections["project_structure"], False
-    for name in ("files", "directories"):
-        while (size := json_size(structure)) > limit and structure[name]:
-            by_depth = sorted(structure[name], key=lambda path: (path.count("/"), path))
-            keep = min(int(len(by_depth) * limit / size), len(by_depth) - 1)
-            structure[name], cut = sorted(by_depth[:keep]), True
-    return cut
-
-
-CUTTERS: dict[str, Callable[[Sections, int], bool]] = {
-    "project_structure": cut_structure, "git_context": cut_git, "previous_agent_outputs": cut_outputs,
-}  # fmt: skip
-
-
-def choose_files(files: list[dict[str, Any]], room: int, cap: int) -> list[dict[str, Any]]:
-    """What fits into ``room`` bytes of JSON, most relevant first.
-
-    All of them whole where there is room; else each up to ``cap`` bytes, and what then remains goes to those that
-    were given in part.
+    The least relevant files go first, and the one that fits in part ends at a line's end. Where nothing but the rest is
+    too large, the oldest outputs go, then half of each list again and again, the structure last.
     """
-    chunks = {id(file): file.pop("chunks", []) for file in files}
-    sizes = {id(file): json_size(file) + 1 for file in files}
-    if sum(sizes.values()) <= room:
-        return files
-    chosen: list[tuple[dict[str, Any], dict[str, Any], int]] = []  # (whole, as given, its size)
+    files, sections["relevant_files"] = sections["relevant_files"], []
+    git, structure, cut = sections["git_context"], sections["project_structure"], False
+    lists = [(sections, "previous_agent_outputs"), (git, "uncommitted_changes"), (git, "recent_commits")]
+    for holder, name in [*lists, (structure, "files"), (structure, "directories")]:
+        while holder[name] and json_size(sections) > max_bytes:
+            holder[name], cut = holder[name][1:] if holder is sections else holder[name][: len(holder[name]) // 2], True
+    room = max_bytes - json_size(sections)
+    if room < 0:
+        raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes")
     for file in files:
-        limit, given = min(room, cap), file
-        if sizes[id(file)] > limit:
-            shorter = cut_file(file, limit - 1, chunks[id(file)]) if limit >= LEAST else None
-            if shorter is None:
-                continue
-            given = shorter
-        size = json_size(given) + 1
-        chosen.append((file, given, size))
+        file.pop("chunks", None)
+        size = json_size(file) + 1
+        if size > room:
+            content = cut_text(file["content"], room - (size - json_size(file["content"])) - 40)
+            if content:
+                shorter = {"content": content, "truncated": True, "checksum": checksum(content)}
+                sections["relevant_files"].append(file | shorter)
+            return True
+        sections["relevant_files"].append(file)
         room -= size
-    for number, (file, given, size) in enumerate(chosen):
-        if given is not file and room >= LEAST:
-            more = file if sizes[id(file)] <= size + room else cut_file(file, size + room - 1, chunks[id(file)]) or given
-            room += size - json_size(more) - 1
-            chosen[number] = (file, more, json_size(more) + 1)
-    return [given for _, given, _ in chosen]
-
-
-def cut_file(file: dict[str, Any], limit: int, chunks: list[tuple[int, float]]) -> dict[str, Any] | None:
-    """The file in part, its JSON at most ``limit`` bytes: its best chunks, else its beginning; None where not one line fits."""
-    shorter = {**file, "truncated": True, "checksum": checksum("")}
-    lines = file["content"].split("\n")
-    ranges = best_ranges(lines, chunks, limit - json_size({**shorter, "content": "", "line_ranges": []}))
-    if ranges:
-        shorter |= {"line_ranges": ranges, "content": "".join(excerpt(lines, first, last) for first, last in ranges)}
-    else:
-        content = cut_text(file["content"], limit - json_size({**shorter, "content": ""}))
-        if not content:
-            return None
-        shorter["content"] = content
-    return shorter | {"checksum": checksum(shorter["content"])}
-
-
-CHUNK_LINES = 50
-
-
-def best_ranges(lines: list[str], chunks: list[tuple[int, float]], room: int) -> list[tuple[int, int]]:
-    """(first, last) of the lines, numbered from 1, of the best chunks that fit into ``room`` bytes; in file order, neighbours joined."""
-    taken: list[int] = []
-    for first, _ in sorted(chunks, key=lambda chunk: -chunk[1]):
-        last = min(first + CHUNK_LINES - 1, len(lines))
-        size = json_size(excerpt(lines, first, last)) + len(f"[{first},{last}],")
-        if first <= last and size <= room and first not in taken:
-            taken.append(first)
-            room -= size
-    ranges: list[tuple[int, int]] = []
-    for first in sorted(taken):
-        last = min(first + CHUNK_LINES - 1, len(lines))
-        if ranges and ranges[-1][1] >= first - 1:
-            ranges[-1] = (ranges[-1][0], last)
-        else:
-            ranges.append((first, last))
-    return ranges
-
-
-def excerpt(lines: list[str], first: int, last: int) -> str:
-    """Lines ``first`` to ``last`` under a line that says which they are."""
-    return f"[lines {first}-{last} of {len(lines)}]\n" + "\n".join(lines[first - 1 : last]) + "\n"
+    return cut
 
 
 def cut_text(content: str, room: int) -> str:
@@ -5041,18 +4945,6 @@ def cut_text(content: str, room: int) -> str:
         keep = int(len(content) * max(0, room) / size)
         content = content[: content.rfind("\n", 0, min(keep, len(content) - 1)) + 1]
     return content
-
-
-def score_chunks(content: str, task: str) -> list[tuple[int, float]]:
-    """(first line, score) of a text's 50-line chunks by the task's words that they hold, the rare ones more; for rankings that give none."""
-    lines = content.split("\n")
-    blocks = [(first + 1, "\n".join(lines[first : first + CHUNK_LINES]).lower()) for first in range(0, len(lines), CHUNK_LINES)]
-    scores = dict.fromkeys((first for first, _ in blocks), 0.0)
-    for word in task_words(task, WordRanking.WORDS):
-        holding = [(first, text.count(word)) for first, text in blocks if word in text]
-        for first, count in holding:
-            scores[first] += math.log(1 + len(blocks) / len(holding)) * count / (count + 1)
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
 def checksum(content: str) -> str:
@@ -7156,12 +7048,9 @@ class FilesSection:
             return None
         content, facts, cut = found
         content, redactions = redact(content)
-        chunks = item.chunks
-        if not chunks and request.task and len(content) > request.max_bytes / 8:
-            chunks = score_chunks(content, request.task)
         return FileChoice(
             clean_text(item.path), content, iso(facts.st_mtime), facts.st_size, language_of(item.path), checksum(content),
-            round(item.score, 4), item.reasons, cut, redactions, chunks=chunks, matched=item.matched,
+            round(item.score, 4), item.reasons, cut, redactions, chunks=item.chunks, matched=item.matched,
         )  # fmt: skip
 
 

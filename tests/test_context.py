@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,9 +28,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cco_sidecar
-from cco_sidecar import ApiError, fit_context, is_named, is_secret, kind_of, language_of, read_text_file, redact
+from cco_sidecar import ApiError, Contexts, Hooks, is_named, is_secret, kind_of, language_of, read_text_file, redact
 
-manifests, reports = plugin("metadata"), plugin("reports")
+manifests, reports, budget = plugin("metadata"), plugin("reports"), plugin("budget")
 MakeService = Callable[..., Service]
 
 
@@ -831,12 +832,44 @@ def sections(draw: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def fitted(sections: dict[str, Any], max_bytes: int, task: str, max_files: int = 1000, plugin: bool = True) -> bytes:
+    """A context's JSON, fitted by the plugin budget or by the module alone."""
+    state: Any = SimpleNamespace(_hooks=Hooks([budget] if plugin else []))
+    request: Any = SimpleNamespace(
+        issue_id="issue-1", agent_type="python-specialist", task=task, max_bytes=max_bytes, max_files=max_files
+    )
+    head, tail = cco_sidecar.assembled(request, sections, Contexts._fit(state, request, sections))
+    return head + b'"timestamp":"2025-01-01T00:00:00Z","cache_hit":false' + tail
+
+
+@settings(deadline=None, max_examples=40)
+@given(sections(), st.integers(2000, 60_000), st.integers(0, 20), st.sampled_from(["", "a task"]))
+def test_the_module_alone_keeps_the_budget_too(given_sections: dict[str, Any], size: int, number: int, task: str) -> None:
+    before = copy.deepcopy(given_sections)
+    body = fitted(given_sections, size, task, number, plugin=False)
+    assert len(body) <= size
+    answer = json.loads(body)
+    files = answer["context"]["relevant_files"]
+    assert answer["file_count"] == len(files) <= number
+    assert answer["context"]["project_structure"]["total_files"] == before["project_structure"]["total_files"]
+    originals = [file["path"] for file in before["relevant_files"]]
+    assert [file["path"] for file in files] == originals[: len(files)], "the least relevant go first"
+    contents = {file["path"]: file["content"] for file in before["relevant_files"]}
+    for file in files:
+        assert contents[file["path"]].startswith(file["content"])
+        assert file["checksum"] == cco_sidecar.checksum(file["content"])
+        assert file.get("truncated", False) == (file["content"] != contents[file["path"]])
+    complete = len(files) == len(originals) and not any(file.get("truncated") for file in files)
+    same = all(answer["context"][name] == before[name] for name in ("git_context", "previous_agent_outputs"))
+    structure = answer["context"]["project_structure"] == before["project_structure"]
+    assert answer["truncated"] is not (complete and same and structure)
+
+
 @settings(deadline=None, max_examples=60)
 @given(sections(), st.integers(2000, 60_000), st.integers(0, 20), st.sampled_from(["", "a task"]))
 def test_a_context_never_exceeds_its_budget(given_sections: dict[str, Any], max_bytes: int, max_files: int, task: str) -> None:
     before = copy.deepcopy(given_sections)
-    head, tail = fit_context("issue-1", "python-specialist", given_sections, max_bytes, task, max_files)
-    body = head + b'"timestamp":"2025-01-01T00:00:00Z","cache_hit":false' + tail
+    body = fitted(given_sections, max_bytes, task, max_files)
     assert len(body) <= max_bytes
     answer = json.loads(body)
     context, files = answer["context"], answer["context"]["relevant_files"]
@@ -877,7 +910,7 @@ def test_of_a_large_file_the_parts_that_the_task_is_about_are_given(make_service
     blocks = [f"def step_{number}(value):\n" + f"    value += {number}\n" * 49 for number in range(40)]
     blocks[31] = blocks[31].replace("value += 31\n", "value = rotate_cookie(value)\n", 3)
     large = write(repository / "src/large.py", "".join(blocks)).read_text().split("\n")
-    client = make_service("--no-plugins").client()
+    client = make_service().client()
     answer = answer_of(client, task="rotate_cookie loses the session", max_bytes=12_000)
     (file,) = [file for file in answer["context"]["relevant_files"] if file["path"] == "src/large.py"]
     assert answer["truncation_strategy"] == "semantic_chunking" and file["truncated"] is True
@@ -888,8 +921,6 @@ def test_of_a_large_file_the_parts_that_the_task_is_about_are_given(make_service
     assert file["size"] == (repository / "src/large.py").stat().st_size
     whole = {file["path"]: file for file in answer_of(client, task="rotate_cookie loses the session")["context"]["relevant_files"]}
     assert whole["src/large.py"]["content"] == "\n".join(large) and "truncated" not in whole["src/large.py"]
-    (sampled,) = [file for file in answer_of(client, max_bytes=12_000)["context"]["relevant_files"] if file["path"] == "src/large.py"]
-    assert "line_ranges" not in sampled and "\n".join(large).startswith(sampled["content"])
 
 
 def test_a_budget_in_tokens_is_one_in_bytes(bulky: Service) -> None:
@@ -946,8 +977,9 @@ def test_what_cannot_be_cut_is_refused() -> None:
     section = {"project_structure": {"root": "/", "files": [], "directories": [], "total_files": 0, "total_size_bytes": 0}, "relevant_files": []}
     git_context = {"branch": None, "recent_commits": [], "uncommitted_changes": [], "remote": None, "remote_url": None}
     section |= {"git_context": git_context, "previous_agent_outputs": [], "metadata": {"redactions": 0}, "more": "x" * 3000}
-    with pytest.raises(ApiError, match="CTX_002"):
-        fit_context("issue-1", "python-specialist", section, 2500, "")
+    for by_plugin in (True, False):
+        with pytest.raises(ApiError, match="CTX_002"):
+            fitted(copy.deepcopy(section), 2500, "", plugin=by_plugin)
 
 
 def test_a_section_that_no_budget_can_hold_is_an_error_of_its_own(make_service: MakeService, tmp_path: Path) -> None:

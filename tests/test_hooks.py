@@ -163,6 +163,13 @@ PLUGINS = {
         def answer_filter():
             return stamp
     """,
+    "fitting": """
+        @hookimpl
+        def fit_context(request, sections, max_bytes):
+            if request.issue_id.startswith("nothing-"):
+                sections["relevant_files"] = []
+                return True
+    """,
     "reader": """
         from cco_sidecar import FileFact, Project
         from msgspec.structs import replace
@@ -396,6 +403,12 @@ def test_a_plugin_brings_its_own_storage(plugged: Service) -> None:
     assert plugged.client().get(f"/api/results/{stored['id']}").status_code == 200
 
 
+def test_a_plugin_fits_contexts_into_their_budget(plugged: Service) -> None:
+    answer = plugged.client().get("/api/context/nothing-1/python-specialist").json()
+    assert (answer["file_count"], answer["truncated"], answer["context"]["relevant_files"]) == (0, True, [])
+    assert plugged.client().get("/api/context/else-1/python-specialist").json()["file_count"] > 0
+
+
 def test_a_plugin_brings_its_own_look_at_the_repository(plugged: Service) -> None:
     context = plugged.client().get("/api/context/issue-1/python-specialist").json()["context"]
     assert "seen/by-a-plugin.py" in context["project_structure"]["files"]
@@ -434,6 +447,7 @@ EXERCISED = {
     "register_commands": test_a_plugin_adds_commands_and_other_plugins_cannot_break_the_command_line,
     "server_class": test_a_plugin_brings_its_own_server,
     "answer_filter": test_a_plugin_sees_each_answer_before_it_is_sent,
+    "fit_context": test_a_plugin_fits_contexts_into_their_budget,
     "project_reader": test_a_plugin_brings_its_own_look_at_the_repository,
     "backend": test_a_plugin_brings_its_own_storage,
     "startup": test_plugins_are_told_of_start_and_stop,

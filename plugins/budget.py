@@ -1,0 +1,181 @@
+"""Fits a context into its budget so that little of what the task needs is lost.
+
+Sections that take more than their share give way as far as the files need it, then large files are given as their best chunks of
+50 lines, then the least relevant files go; what room remains goes to those that were cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from cco_sidecar import (
+    ApiError,
+    ContextRequest,
+    Sections,
+    WordRanking,
+    checksum,
+    cut_text,
+    hookimpl,
+    json_size,
+    task_words,
+)
+
+SHARES = {  # of the budget, what a section keeps at most where the files need the room
+    "project_structure": 0.05, "git_context": 0.05, "previous_agent_outputs": 0.25,
+}  # fmt: skip
+LEAST = 800  # bytes: less of a file than this is not worth having
+
+
+@hookimpl
+def fit_context(request: ContextRequest, sections: Sections, max_bytes: int) -> bool:
+    files, sections["relevant_files"] = sections["relevant_files"], []
+    for file in files:
+        if not file.get("chunks") and request.task and len(file["content"]) > request.max_bytes / 8:
+            file["chunks"] = score_chunks(file["content"], request.task)
+    wanted = sum(min(json_size(file), max_bytes) + 1 for file in files)
+    cut = cut_sections(sections, max_bytes, wanted)
+    left = max_bytes - json_size(sections)
+    if left < 0:
+        raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes")
+    chosen = sections["relevant_files"] = choose_files(files, left, cap=max(LEAST, request.max_bytes // 4))
+    return cut or len(chosen) < len(files) or any(file.get("truncated") for file in chosen)
+
+
+def cut_sections(sections: Sections, room: int, wanted: int) -> bool:
+    """Cut what is not files, first to its share and only as far as ``wanted`` bytes of files need, then as far as it must."""
+    cut = False
+    for share, needed in ((SHARES, wanted), (dict.fromkeys(SHARES, 0.0), 0)):
+        for name in reversed(share):  # the structure last
+            over = json_size(sections) + needed - room
+            if over > 0:
+                size = json_size(sections[name])
+                cut = CUTTERS[name](sections, max(int(share[name] * room), size - over)) or cut
+    return cut
+
+
+def cut_outputs(sections: Sections, limit: int) -> bool:
+    """Leave out the oldest outputs until the JSON of the rest has at most ``limit`` bytes."""
+    outputs = sections["previous_agent_outputs"]
+    sizes = [json_size(output) + 1 for output in outputs]
+    first, total = 0, sum(sizes) + 2
+    while first < len(outputs) and total > limit:
+        total -= sizes[first]
+        first += 1
+    sections["previous_agent_outputs"] = outputs[first:]
+    return first > 0
+
+
+def cut_git(sections: Sections, limit: int) -> bool:
+    """Shorten the longest list of the git section, by halves, until its JSON has at most ``limit`` bytes."""
+    git = sections["git_context"]
+    cut = False
+    while json_size(git) > limit:
+        commits = [commit for commit in git["recent_commits"] if len(commit["files_changed"]) > 10]
+        lists = [(git, name) for name in ("recent_commits", "uncommitted_changes") if git[name]]
+        lists = [(commit, "files_changed") for commit in commits] or lists
+        if not lists:
+            break
+        holder, name = max(lists, key=lambda item: json_size(item[0][item[1]]))
+        holder[name], cut = holder[name][: len(holder[name]) // 2], True
+    return cut
+
+
+def cut_structure(sections: Sections, limit: int) -> bool:
+    """Shorten the lists of files and folders, deepest first, until the JSON has at most ``limit`` bytes."""
+    structure, cut = sections["project_structure"], False
+    for name in ("files", "directories"):
+        while (size := json_size(structure)) > limit and structure[name]:
+            by_depth = sorted(structure[name], key=lambda path: (path.count("/"), path))
+            keep = min(int(len(by_depth) * limit / size), len(by_depth) - 1)
+            structure[name], cut = sorted(by_depth[:keep]), True
+    return cut
+
+
+CUTTERS: dict[str, Callable[[Sections, int], bool]] = {
+    "project_structure": cut_structure, "git_context": cut_git, "previous_agent_outputs": cut_outputs,
+}  # fmt: skip
+
+
+def choose_files(files: list[dict[str, Any]], room: int, cap: int) -> list[dict[str, Any]]:
+    """What fits into ``room`` bytes of JSON, most relevant first.
+
+    All of them whole where there is room; else each up to ``cap`` bytes, and what then remains goes to those that
+    were given in part.
+    """
+    chunks = {id(file): file.pop("chunks", []) for file in files}
+    sizes = {id(file): json_size(file) + 1 for file in files}
+    if sum(sizes.values()) <= room:
+        return files
+    chosen: list[tuple[dict[str, Any], dict[str, Any], int]] = []  # (whole, as given, its size)
+    for file in files:
+        limit, given = min(room, cap), file
+        if sizes[id(file)] > limit:
+            shorter = cut_file(file, limit - 1, chunks[id(file)]) if limit >= LEAST else None
+            if shorter is None:
+                continue
+            given = shorter
+        size = json_size(given) + 1
+        chosen.append((file, given, size))
+        room -= size
+    for number, (file, given, size) in enumerate(chosen):
+        if given is not file and room >= LEAST:
+            more = file if sizes[id(file)] <= size + room else cut_file(file, size + room - 1, chunks[id(file)]) or given
+            room += size - json_size(more) - 1
+            chosen[number] = (file, more, json_size(more) + 1)
+    return [given for _, given, _ in chosen]
+
+
+def cut_file(file: dict[str, Any], limit: int, chunks: list[tuple[int, float]]) -> dict[str, Any] | None:
+    """The file in part, its JSON at most ``limit`` bytes: its best chunks, else its beginning; None where not one line fits."""
+    shorter = {**file, "truncated": True, "checksum": checksum("")}
+    lines = file["content"].split("\n")
+    ranges = best_ranges(lines, chunks, limit - json_size({**shorter, "content": "", "line_ranges": []}))
+    if ranges:
+        shorter |= {"line_ranges": ranges, "content": "".join(excerpt(lines, first, last) for first, last in ranges)}
+    else:
+        content = cut_text(file["content"], limit - json_size({**shorter, "content": ""}))
+        if not content:
+            return None
+        shorter["content"] = content
+    return shorter | {"checksum": checksum(shorter["content"])}
+
+
+CHUNK_LINES = 50
+
+
+def best_ranges(lines: list[str], chunks: list[tuple[int, float]], room: int) -> list[tuple[int, int]]:
+    """(first, last) of the lines, numbered from 1, of the best chunks that fit into ``room`` bytes; in file order, neighbours joined."""
+    taken: list[int] = []
+    for first, _ in sorted(chunks, key=lambda chunk: -chunk[1]):
+        last = min(first + CHUNK_LINES - 1, len(lines))
+        size = json_size(excerpt(lines, first, last)) + len(f"[{first},{last}],")
+        if first <= last and size <= room and first not in taken:
+            taken.append(first)
+            room -= size
+    ranges: list[tuple[int, int]] = []
+    for first in sorted(taken):
+        last = min(first + CHUNK_LINES - 1, len(lines))
+        if ranges and ranges[-1][1] >= first - 1:
+            ranges[-1] = (ranges[-1][0], last)
+        else:
+            ranges.append((first, last))
+    return ranges
+
+
+def excerpt(lines: list[str], first: int, last: int) -> str:
+    """Lines ``first`` to ``last`` under a line that says which they are."""
+    return f"[lines {first}-{last} of {len(lines)}]\n" + "\n".join(lines[first - 1 : last]) + "\n"
+
+
+def score_chunks(content: str, task: str) -> list[tuple[int, float]]:
+    """(first line, score) of a text's 50-line chunks by the task's words that they hold, the rare ones more; for rankings that give none."""
+    lines = content.split("\n")
+    blocks = [(first + 1, "\n".join(lines[first : first + CHUNK_LINES]).lower()) for first in range(0, len(lines), CHUNK_LINES)]
+    scores = dict.fromkeys((first for first, _ in blocks), 0.0)
+    for word in task_words(task, WordRanking.WORDS):
+        holding = [(first, text.count(word)) for first, text in blocks if word in text]
+        for first, count in holding:
+            scores[first] += math.log(1 + len(blocks) / len(holding)) * count / (count + 1)
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))

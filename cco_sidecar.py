@@ -55,6 +55,7 @@ import http.client
 import importlib.metadata
 import importlib.util
 import inspect
+import io
 import ipaddress
 import itertools
 import json
@@ -146,13 +147,23 @@ class Option:
 
 
 def read_text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("must be a text that is not empty")
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("must be a text that is not empty and holds no NUL")
     return value
 
 
 def read_path(value: Any) -> Path:
-    return Path(read_text(value)).expanduser().absolute()
+    try:
+        return Path(read_text(value)).expanduser().absolute()
+    except RuntimeError as error:  # the home folder of ~ or ~name is not known
+        raise ValueError(f"has no meaning here: {error}") from None
+
+
+def read_host(value: Any) -> str:
+    try:
+        return read_text(value).encode("idna").decode()
+    except UnicodeError as error:
+        raise ValueError(f"must be a host name or an address: {error}") from None
 
 
 def read_bool(value: Any) -> bool:
@@ -245,7 +256,7 @@ class Settings:
     root: Annotated[Path, Option(read_path, "the repository to serve (default: the git top level of this folder)", "DIR")]
     project: Annotated[str, Option(read_project, "project id (default: the root folder's name as a slug)", "ID")]
     storage: Annotated[Path, Option(read_path, "where state is kept (default: a folder of your own per project)", "DIR")]
-    host: Annotated[str, Option(read_text, "address to listen on")] = "127.0.0.1"
+    host: Annotated[str, Option(read_host, "address to listen on")] = "127.0.0.1"
     port: Annotated[int, Option(read_number(0, 65535), "TCP port; 0 takes a free one", "N")] = 3001
     allowed_host: Annotated[tuple[str, ...], Option(read_list, "more Host names that are answered", "NAME")] = ()
     cors_origin: Annotated[tuple[str, ...], Option(read_list, "more web origins that may call", "ORIGIN")] = ()
@@ -293,61 +304,106 @@ def option_table() -> list[tuple[str, Option, Any]]:
 
 def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[str] = os.environ) -> Settings:
     """Settings from ``flags`` (only those that were given), ``environ`` and the root's files. Raises StartError."""
-    variables = {name: environ[key] for name, _, _ in option_table() if (key := f"CCO_SIDECAR_{name.upper()}") in environ}
-    root = read_option("root", flags.get("root"), variables.get("root")) or discover_root(Path.cwd())
+    said = {name: (key, environ[key]) for name, _, _ in option_table() if (key := variable_of(name)) in environ}
+    said |= {name: (flag_of(name), value) for name, value in flags.items()}
+    root = read_option("root", *said["root"]) if "root" in said else discover_root(Path.cwd())
     if not root.is_dir():
-        raise StartError(f"--root: {root} is not a folder")
+        raise StartError(f"{said['root'][0]}: {root} is not a folder")
     root = root.resolve()
-    from_file = read_settings_files(root)
-    values = {name: read_option(name, flags.get(name), variables.get(name), from_file.get(name)) for name, _, _ in option_table()}
-    values["root"] = root
-    values["project"] = values["project"] or slug(root.name)
-    values["storage"] = values["storage"] or default_storage(root, values["project"])
-    values["agent_types"] = values["agent_types"] or {}
-    values["agent_commands"] = values["agent_commands"] or {}
-    settings = Settings(**{name: value for name, value in values.items() if value is not None})
+    values = {name: read_option(name, *source) for name, source in (read_settings_files(root) | said).items()}
+    values = {"project": slug(root.name), "agent_types": {}, "agent_commands": {}} | values | {"root": root}
+    values["storage"] = values.get("storage") or default_storage(root, values["project"])
+    settings = Settings(**values)
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise StartError("--tls-cert and --tls-key go together")
     return settings
 
 
-def read_option(name: str, *sources: Any) -> Any:
-    """The first source that says something, read as the option ``name`` wants it; None where none does."""
-    given = next((source for source in sources if source is not None), None)
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def variable_of(name: str) -> str:
+    return f"CCO_SIDECAR_{name.upper()}"
+
+
+def read_option(name: str, where: str, value: Any) -> Any:
+    """``value`` as the option ``name`` wants it. Raises StartError, which says ``where`` it was given."""
     try:
-        return None if given is None else {row[0]: row[1] for row in option_table()}[name].read(given)
-    except ValueError as error:
-        shown = "" if name == "jwt_secret" else f"{given!r} "
-        raise StartError(f"--{name.replace('_', '-')}: {shown}{error}") from None
+        return {row[0]: row[1] for row in option_table()}[name].read(value)
+    except (ValueError, RecursionError) as error:
+        said = value[0] if isinstance(value, list) and len(value) == 1 else value
+        shown = f"{said!r} " if isinstance(said, str) and name != "jwt_secret" else ""
+        raise StartError(f"{where}: {shown[:200]}{one_line(error)}") from None
 
 
-def read_settings_files(root: Path) -> dict[str, Any]:
-    """What ``[tool.cco-sidecar]`` in pyproject.toml and the top level of cco.toml (which wins) say."""
-    merged: dict[str, Any] = {}
-    for name in ("pyproject.toml", "cco.toml"):
-        try:
-            table = tomllib.loads((root / name).read_text("utf-8"))
-            table = table if name == "cco.toml" else table.get("tool", {}).get("cco-sidecar", {})
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, AttributeError) as error:
-            if name == "pyproject.toml":  # the project's own file: its faults are not ours to report as fatal
-                log.warning("%s cannot be read for settings: %s", name, error)
-                continue
-            raise StartError(f"{name}: {error}") from None
-        if not isinstance(table, dict):
-            raise StartError(f"{name}: tool.cco-sidecar must be a table")
-        merged |= {key.replace("-", "_"): value for key, value in table.items()}
-    known = {name for name, _, _ in option_table()} - {"root"}
-    if unknown := sorted(set(merged) - known):
-        raise StartError(f"unknown setting {unknown[0]!r} in the settings file; known are {', '.join(sorted(known))}")
-    for name in ("storage", "tls_cert", "tls_key", "jwt_public_key"):
-        if isinstance(merged.get(name), str):
-            merged[name] = str(root / Path(merged[name]).expanduser())
-    if "plugins" in merged:
-        with contextlib.suppress(ValueError):  # what is wrong with it is said where it is read
-            merged["plugins"] = [str(root / Path(item).expanduser()) for item in read_list(merged["plugins"])]
-    return merged
+def read_settings_files(root: Path) -> dict[str, tuple[str, Any]]:
+    """Option: (where it is said, value) of ``[tool.cco-sidecar]`` in pyproject.toml and of the top level of cco.toml, which wins."""
+    said: dict[str, tuple[str, Any]] = {}
+    known = [name for name, _, _ in option_table() if name != "root"]
+    for file in ("pyproject.toml", "cco.toml"):
+        text, table = read_settings_file(root, file)
+        for key, value in table.items():
+            where, name = f"{file}:{line_of(key, text)}: {key}", key.replace("-", "_")
+            if name not in known:
+                raise StartError(f"{where}: unknown option{meant(key, [row.replace('_', '-') for row in known])}")
+            if name in ("storage", "tls_cert", "tls_key", "jwt_public_key"):
+                value = from_root(root, value)
+            if name == "plugins":
+                with contextlib.suppress(ValueError):  # what is wrong with it is said where it is read
+                    value = [from_root(root, item) for item in read_list(value)]
+            said[name] = where, value
+    return said
+
+
+def read_settings_file(root: Path, file: str) -> tuple[str, dict[str, Any]]:
+    """The text and our table of a settings file; nothing where there is none."""
+    try:
+        text = (root / file).read_text("utf-8-sig")
+        table = tomllib.loads(text)
+        table = table if file == "cco.toml" else table.get("tool", {}).get("cco-sidecar", {})
+    except FileNotFoundError:
+        return "", {}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        line = re.search(r"\(at line (\d+),", str(error))
+        problem = f"{file}{f':{line[1]}' if line else ''}: {one_line(error)}"
+        if file == "cco.toml":
+            raise StartError(problem) from None
+        log.warning("%s: it is not read for settings", problem)  # the project's own file: its faults are not ours to report as fatal
+        return "", {}
+    if not isinstance(table, dict):
+        raise StartError(f"{file}:{line_of('cco-sidecar', text)}: tool.cco-sidecar must be a table")
+    return text, table
+
+
+def line_of(key: str, text: str) -> int:
+    """The number of the line of a settings file that sets ``key``; 1 where it is written in a way that hides it."""
+    ours = re.search(r"^\s*\[\s*tool\s*\.\s*[\"']?cco-sidecar", text, re.MULTILINE)
+    found = re.compile(rf"^[^#\n]*?(?<![\w-]){re.escape(key)}[\"']?\s*[=.\]]", re.MULTILINE).search(text, ours.start() if ours else 0)
+    return text.count("\n", 0, found.end()) + 1 if found else 1
+
+
+def from_root(root: Path, value: Any) -> Any:
+    """A path in a settings file, which starts at the root."""
+    return str(root / value) if isinstance(value, str) and value and value[0] != "~" else value
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """The one of ``names`` that ``word`` was to be, as far as one is near."""
+    import difflib
+
+    word, plain = word.lstrip("-").lower(), {name.lstrip("-").lower(): name for name in names}
+    same_letters = [name for name in plain if sorted(name) == sorted(word)]
+    close = same_letters or difflib.get_close_matches(word, plain, 1) or [name for name in plain if word and name.startswith(word)]
+    return plain[close[0]] if close else ""
+
+
+def meant(word: str, names: Iterable[str]) -> str:
+    """How a message goes on that refuses ``word``: with the nearest name, else with all where they are few."""
+    names = sorted(names)
+    if close := nearest(word, names):
+        return f", did you mean {close}?"
+    return f"; there are {', '.join(names)}" if len(names) < 10 else ""
 
 
 def discover_root(folder: Path) -> Path:
@@ -365,13 +421,16 @@ def slug(name: str) -> str:
 
 
 def default_storage(root: Path, project: str) -> Path:
-    """A folder per user and project: $XDG_STATE_HOME on Linux, the platform's own place elsewhere."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library/Application Support"
-    else:
-        base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+    """A folder per user and project: $XDG_STATE_HOME on Linux, the platform's own place elsewhere. Raises StartError."""
+    variable, below_home = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Application Support")}.get(
+        sys.platform, ("XDG_STATE_HOME", ".local/state")
+    )
+    base = Path(os.environ.get(variable, ""))
+    if not base.is_absolute():  # as the XDG specification wants it
+        try:
+            base = Path.home().absolute() / below_home
+        except RuntimeError:
+            raise StartError("you have no home folder, in which state is kept: set HOME, or say --storage DIR") from None
     return base / "cco-sidecar" / f"{project}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
 
 
@@ -1295,9 +1354,9 @@ class HookSpecs:
         """More endpoints: Route rows whose classes derive from Endpoint. Own routes come after ours."""
 
     @hookspec
-    def register_commands(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-        """More commands: ``commands.add_parser(...).set_defaults(run=function)``; the function gets the parsed
-        arguments and returns the exit code. ``add_commands(commands, {name: Command(...)})`` gives them our options too."""
+    def register_commands(self, commands: Commands) -> None:
+        """More commands: ``commands.add_parser(...).set_defaults(run=function)``; the function gets the parsed arguments, our
+        options among them, and returns the exit code. ``add_commands(commands, {name: Command(...)})`` adds a table of them."""
 
     @hookspec
     def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
@@ -1690,7 +1749,7 @@ class Sidecar:
         self.answer_filters: list[AnswerFilter] = hooks.parts("answer_filter", callable, settings=settings)
         self.started = time.time()
         self.open_requests = 0
-        self.info = SidecarInfo(0, "", settings.project, str(settings.root), __version__, "")
+        self.info = SidecarInfo(0, "", settings.project, clean_text(str(settings.root)), __version__, "")
         self._process = psutil.Process()
         self._probe: asyncio.Future[tuple[str, str]] | None = None
 
@@ -1764,7 +1823,7 @@ class Sidecar:
         settings = self.settings
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
         url = f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
-        info = SidecarInfo(os.getpid(), url, settings.project, str(settings.root), __version__, iso(self.started))
+        info = SidecarInfo(os.getpid(), url, settings.project, clean_text(str(settings.root)), __version__, iso(self.started))
         write_file(settings.storage / "sidecar.json", msgspec.json.format(msgspec.json.encode(info)) + b"\n")
         self.storage.write_behind(lambda records: records.set_meta("port", str(self.port)))
         return info
@@ -1874,6 +1933,8 @@ def lock_file(file: int) -> None:
 def prepare_storage_folder(settings: Settings) -> None:
     """Make the storage folder, for the user alone. Raises StartError where it cannot be trusted."""
     folder = settings.storage
+    if clean_text(str(folder)) != str(folder):
+        raise StartError(f"--storage: the name of {folder} is not UTF-8, in which paths are kept")
     if folder.resolve().is_relative_to(settings.root):
         raise StartError(f"--storage: {folder} lies inside the repository, where the signing secret must never be")
     try:
@@ -1891,7 +1952,7 @@ def prepare_storage_folder(settings: Settings) -> None:
         for entry in found:
             check_storage_entry(entry)
     except OSError as error:
-        raise StartError(f"--storage: {error}") from None
+        raise StartError(f"--storage: {error}; unless you name it, it lies below $XDG_STATE_HOME or your home folder") from None
 
 
 def check_storage_entry(entry: os.DirEntry[str]) -> None:
@@ -7010,7 +7071,7 @@ class StructureSection:
     def context_section(self, request: ContextRequest) -> Sections:
         project = request.project
         size = sum(file.size for file in project.files)
-        return {"project_structure": ProjectStructure(project.root, project.names, project.folders, len(project.names), size)}
+        return {"project_structure": ProjectStructure(clean_text(project.root), project.names, project.folders, len(project.names), size)}
 
 
 class FileChoice(RelevantFile):
@@ -7354,154 +7415,348 @@ class AgentCommands:
 GOOD, REFUSED, WRONG_USE, NOT_REACHABLE = 0, 1, 2, 3
 
 
-# Our commands that lie in plugins/. They are part of the command line whatever --no-plugins says, which is about the service.
-COMMAND_PLUGINS = {
-    "client_commands": ("health", "status", "context", "results", "events", "agent"),
-    "doctor": ("doctor",),
-    "demo": ("demo", "demo-agent"),
-    "pipeline": ("run", "run-service"),
-    "openapi": ("schema",),
-}
+CLIENT_OPTIONS = ("url", "format", "root", "project", "storage", "jwt_secret", "plugins", "no_plugins")
+SERVICE_OPTIONS = tuple(name for name, _, _ in option_table())
+SECTIONS = ("Start", "Agents and what they exchange", "Look", "Set up", "More")
 
 
 @dataclass(frozen=True)
 class Command:
-    """A row of a table of commands. One without ``run`` is a group, whose commands are rows named "group command";
-    ``run`` gets the parsed arguments and returns the exit code; one without ``help`` is not listed."""
+    """A row of a table of commands. One without ``run`` is a group, whose commands are rows named "group command".
+
+    ``run`` gets the parsed arguments and returns the exit code; ``options`` are those of ours that it takes, and given another one it
+    is refused; ``formats`` are what --format may say, the default first; ``section`` is where the help lists it, if it has ``help``.
+    """
 
     help: str
     run: Callable[[argparse.Namespace], int] | None = None
     arguments: Sequence[tuple[tuple[str, ...], dict[str, Any]]] = ()
     formats: Sequence[str] = ("table", "json", "csv")
-
-
-class CommandParser(argparse.ArgumentParser):
-    """Wrong use is one line and exit code 2."""
-
-    commands: argparse._SubParsersAction[CommandParser]  # where it is a group
-
-    def __init__(self, **keywords: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **keywords})
-
-    def error(self, message: str) -> typing.NoReturn:
-        self.exit(WRONG_USE, f"cco: {message} (see {self.prog} --help)\n")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        parsed_flags, rest = option_parser().parse_known_args(words)
-        parser = command_parser(load_command_hooks(rest, vars(parsed_flags)))
-        options = parser.parse_args(words)
-        if options.format not in options.formats:
-            raise StartError(f"--format: {options.format!r} is none of {', '.join(options.formats)}")
-        return options.run(options)
-    except StartError as error:
-        sys.stderr.write(f"cco: {error}\n")
-        return error.exit_code
-    except BrokenPipeError:  # the reader of our output has gone, as in `cco events list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return GOOD
-    except KeyboardInterrupt:
-        return 130
-
-
-def option_parser() -> CommandParser:
-    """The flags of the settings table; what was not given does not show up."""
-    parser = CommandParser(add_help=False, prog="cco", argument_default=argparse.SUPPRESS)
-    for name, option, default in option_table():
-        flag = "--" + name.replace("_", "-")
-        shown = "" if default in (None, (), False) or not isinstance(default, (str, int)) else f" (default: {default})"
-        if option.read is read_bool:
-            parser.add_argument(flag, action="store_const", const=True, help=option.help)
-            opposite = "--" + flag.removeprefix("--no-") if flag.startswith("--no-") else "--no-" + flag.removeprefix("--")
-            if opposite[2:] not in [row[0] for row in option_table()]:  # --plugins is taken
-                parser.add_argument(opposite, action="store_const", const=False, dest=name, help=argparse.SUPPRESS)
-        elif option.read in (read_list, read_paths):
-            parser.add_argument(flag, action="append", metavar=option.metavar, help=option.help + ", may be repeated")
-        else:
-            parser.add_argument(flag, metavar=option.metavar, help=(option.help + shown).replace("%", "%%"))
-    return parser
-
-
-def settings_from(options: argparse.Namespace) -> Settings:
-    known = {name for name, _, _ in option_table()}
-    return load_settings({name: value for name, value in vars(options).items() if name in known})
-
-
-def load_command_hooks(words: list[str], flags: dict[str, Any]) -> list[Hooks]:
-    """The plugins whose commands ``words`` may mean: ours in any case, others only where the command is none of ours.
-
-    Raises StartError where the plugin of one of our commands is not there.
-    """
-    command, *more = [word for word in words if not word.startswith("-")] or ["serve"]
-    homes = [plugin for plugin, commands in COMMAND_PLUGINS.items() if command in commands]
-    ours = (homes or command in COMMANDS) and not set(words) & {"-h", "--help"}
-    bundled = Hooks([])
-    bundled.load_files(folder / f"{plugin}.py" for plugin in (homes if ours else COMMAND_PLUGINS) for folder in bundled_folder("plugins"))
-    meant = [f"{command} {word}" for word in more if command in COMMANDS] or [command]  # of a group that is ours in part
-    if homes and homes[0] not in {plugin.name for plugin in bundled.loaded} and not set(meant) & set(COMMANDS):
-        raise StartError(
-            f"the command {meant[0]} is in plugins/{homes[0]}.py, which is not there:"
-            f" `pip install cco-sidecar`, or copy the folder plugins/ beside {Path(__file__).name}"
-        )
-    if ours:
-        return [bundled]
-    try:
-        return [bundled, load_hooks(load_settings(flags))]
-    except StartError:  # the settings cannot be read: the command reports it
-        return [bundled]
-
-
-def command_parser(plugins: Iterable[Hooks]) -> CommandParser:
-    parser = CommandParser(
-        prog="cco", parents=[option_parser()], description="Orchestration sidecar: lets a team of coding agents work on one repository.",
-        epilog="Without a command it serves. Each option is also a variable CCO_SIDECAR_<NAME> and a key of cco.toml"
-        " or [tool.cco-sidecar] in pyproject.toml. Exit codes: 0 good, 1 refused, 2 wrong use, 3 not reachable.",
-    )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"cco {__version__}")
-    parser.set_defaults(run=command_serve, format="table", formats=Command.formats)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=CommandParser)
-    add_commands(commands, COMMANDS)
-    for hooks in plugins:
-        for _ in hooks.ask("register_commands", commands=commands):
-            pass
-    return parser
-
-
-def add_commands(commands: argparse._SubParsersAction[CommandParser], table: dict[str, Command]) -> None:
-    """Add the rows of ``table``, with the options of the service and of its clients; what is there already stays."""
-    parents = [option_parser(), client_options()]
-    for name, row in table.items():
-        group, _, word = name.rpartition(" ")
-        place = commands.choices[group].commands if group else commands
-        if word not in place.choices:
-            listed: dict[str, Any] = {"help": row.help, "description": row.help} if row.help else {}
-            fill_parser(place.add_parser(word, parents=parents, **listed), row)
-
-
-def fill_parser(parser: CommandParser, row: Command) -> None:
-    for names, keywords in row.arguments:
-        parser.add_argument(*names, **keywords)
-    if row.run:
-        parser.set_defaults(run=row.run, formats=row.formats)
-    else:
-        parser.commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
-
-
-def client_options() -> CommandParser:
-    parser = CommandParser(add_help=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--url", metavar="URL", help="the service (default: the one that runs for this repository)")
-    parser.add_argument("--format", metavar="FORMAT", help="how to print: table (the default), json or csv, for some yaml or text")
-    return parser
+    options: Sequence[str] = CLIENT_OPTIONS
+    section: str = "More"
 
 
 def arg(*names: str, **keywords: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     return names, keywords
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code."""
+    hold_standard_streams()
+    problem = ""
+    try:
+        code = run_command(list(sys.argv[1:] if arguments is None else arguments))
+    except SystemExit:  # --help and --version
+        code = GOOD
+    except StartError as error:
+        problem, code = str(error), error.exit_code
+    except BrokenPipeError:  # the reader of our output has gone, as in `cco events list | head -1`
+        code = GOOD
+    except OSError as error:
+        problem, code = str(error) if error.filename else f"output cannot be written: {error.strerror}", REFUSED
+    except KeyboardInterrupt:
+        code = 130
+    unwritten = drop_unwritten(sys.stdout)
+    if unwritten and not isinstance(unwritten, BrokenPipeError):
+        problem, code = f"output cannot be written: {unwritten.strerror}", REFUSED
+    if problem:
+        complain(problem)
+    drop_unwritten(sys.stderr)
+    return code
+
+
+def run_command(words: list[str]) -> int:
+    parser = command_parser(words)
+    options, unknown = parser.parse_known_args(words, argparse.Namespace(parser=parser))
+    if unknown:
+        parser.refuse(unknown)
+    chosen: CommandParser = options.parser
+    if chosen.commands and chosen is not parser:
+        chosen.commands.look_for("")
+        chosen.error(f"{chosen.prog.removeprefix('cco ')}: a command must follow, one of {', '.join(chosen.commands.listed())}")
+    check_options(options, chosen.prog, chosen.row)
+    for name in sorted(os.environ):
+        option = name.removeprefix("CCO_SIDECAR_").lower()
+        if name.startswith("CCO_SIDECAR_") and option not in SERVICE_OPTIONS:
+            close = nearest(option, SERVICE_OPTIONS)
+            complain(f"{name}: unknown variable{f', did you mean {variable_of(close)}?' if close else ''}")
+    run: Callable[[argparse.Namespace], int] = getattr(options, "run", command_serve)
+    return run(options)
+
+
+def check_options(options: argparse.Namespace, command: str, row: Command | None) -> None:
+    """Refuse what ``command`` would pass over, and settle the format."""
+    formats = row.formats if row else Command.formats
+    for name in (*CLIENT_OPTIONS, *SERVICE_OPTIONS):
+        if row is None or name in row.options or name not in vars(options):
+            continue
+        flag, own = flag_of(name), own_command()
+        if name not in SERVICE_OPTIONS:
+            raise StartError(f"{flag}: {command} starts the service; this is for the commands that talk to one")
+        raise StartError(f"{flag}: the service decides this: start it with `{own} {flag} ...`, or set {flag[2:]} in cco.toml and start it again")
+    options.format = getattr(options, "format", formats[0])
+    if options.format not in formats:
+        raise StartError(f"--format: {options.format!r} is unknown{meant(options.format, formats)}")
+    if options.format == "json" and isinstance(sys.stdout, io.TextIOWrapper) and codecs.lookup(sys.stdout.encoding).name != "utf-8":
+        sys.stdout.reconfigure(encoding="ascii", errors=escape_unencodable.__name__)  # whatever the terminal is: JSON is UTF-8
+
+
+# -- the parser
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Wrong use is one line, which names the nearest right word, and exit code 2."""
+
+    commands: Commands | None = None  # where it is a group
+    row: Command | None = None  # where it comes from a table
+
+    def __init__(self, **keywords: Any) -> None:
+        formatter = functools.partial(argparse.HelpFormatter, max_help_position=32)
+        super().__init__(**{"allow_abbrev": False, "formatter_class": formatter, **keywords})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.words = list(args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> typing.NoReturn:
+        if "arguments are required" in message and not self.commands:
+            self.refuse_flags(self.words)  # one that is there misspelt is why it is missing
+        raise StartError(f"{message.removeprefix('argument ')} (see {self.prog} --help)", WRONG_USE)
+
+    def refuse(self, words: Sequence[str]) -> typing.NoReturn:
+        """Say of the first of ``words``, which nothing takes, what may have been meant."""
+        self.refuse_flags(words)
+        self.error(f"{words[0]!r}: {self.prog} takes no such argument")
+
+    def refuse_flags(self, words: Sequence[str]) -> None:
+        for flag in [word.partition("=")[0] for word in words if word.startswith("-")]:
+            if flag not in self._option_string_actions:
+                self.error(f"{flag}: unknown option{meant(flag, self._option_string_actions)}")
+
+    def take_shared_options(self) -> None:
+        """Read our options too, except where the command has one of the same name."""
+        for action in shared_options():
+            if not self._option_string_actions.keys() & set(action.option_strings):
+                self._add_action(action)
+
+    def format_help(self) -> str:
+        if self.commands:
+            self.commands.look_for("")
+        return overview(self.commands) if self.commands and self.prog == "cco" else super().format_help()
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stdout).write(message)  # argparse passes over what it cannot write
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices and not isinstance(action, Commands):
+            raise argparse.ArgumentError(action, f"{value!r} is unknown{meant(str(value), map(str, action.choices))}")
+
+
+class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
+    """The commands of ``cco`` or of a group. Plugins are asked for theirs when a word is none of the core's: most starts need none."""
+
+    more: Iterator[None] = iter(())  # each step adds some
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        """Parse the rest by the parser of its first word, on top of what was said before it."""
+        word, *rest = values
+        if not self.look_for(word):
+            parser.refuse_flags(parser.words[: -len(values)])  # whose value ``word`` is
+            parser.error(f"{f'{parser.prog} {word}'.removeprefix('cco ')}: no such command{self.hint(word, parser.prog)}")
+        namespace.parser = chosen = self.choices[word]
+        chosen.take_shared_options()
+        _, unknown = chosen.parse_known_args(rest, namespace)
+        if unknown:
+            chosen.refuse(unknown)
+
+    def look_for(self, word: str) -> bool:
+        """Whether there is such a command, in a plugin that was not asked so far if need be."""
+        return word in self.choices or any(word in self.choices for _ in self.more)
+
+    def hint(self, word: str, after: str) -> str:
+        """How a message goes on that refuses ``word``."""
+        names = {name: f"{after} {name}".removeprefix("cco ") for name in self.listed()}
+        for group, parser in self.choices.items():
+            names = {name: f"{group} {name}" for name in parser.commands.listed()} | names if parser.commands else names
+        if close := nearest(word, names):
+            return f", did you mean {names[close]}?"
+        if not command_files():
+            return f": is plugins/ beside {Path(__file__).name}? Copy that folder there, or install from a checkout with `pip install .`"
+        return f"; there are {', '.join(self.listed())}"
+
+    def listed(self) -> list[str]:
+        return [choice.dest for choice in self._choices_actions]
+
+
+def command_parser(words: Sequence[str] = ()) -> CommandParser:
+    parser = CommandParser(prog="cco")
+    parser.row = COMMANDS["serve"]
+    parser.add_argument("--version", action="version", version=f"cco {__version__}")
+    parser.take_shared_options()
+    parser.commands = commands = new_commands(parser)
+    commands.more = load_commands(commands, words)
+    add_commands(commands, COMMANDS)
+    return parser
+
+
+def new_commands(parser: CommandParser) -> Commands:
+    return typing.cast(Commands, parser.add_subparsers(action=Commands, title="commands", metavar="COMMAND", prog=parser.prog))
+
+
+def add_commands(commands: Commands, table: dict[str, Command]) -> None:
+    """Add the rows of ``table``; what is there already stays."""
+    for name, row in table.items():
+        group, _, word = name.rpartition(" ")
+        place = commands.choices[group].commands if group else commands
+        if word not in place.choices:
+            listed: dict[str, Any] = {"help": row.help, "description": row.help} if row.help else {}
+            fill_parser(place.add_parser(word, **listed), row, commands)
+
+
+def fill_parser(parser: CommandParser, row: Command, commands: Commands) -> None:
+    parser.row = row
+    actions = [parser.add_argument(*names, **keywords) for names, keywords in row.arguments]
+    if row.run is None:
+        parser.commands = new_commands(parser)
+        parser.commands.more = commands.more
+        return
+    parser.set_defaults(run=row.run)
+    needed = [(*action.option_strings[-1:], str(action.metavar or action.dest.upper())) for action in actions if action.required]
+    parser.usage = " ".join(["%(prog)s", *itertools.chain(*needed), "[options]"])
+    if "url" in row.options:
+        more = [flag_of(name) for name in row.options if name not in CLIENT_OPTIONS]
+        also = f". Also {', '.join(more)}" if 0 < len(more) < 5 else ". Also the options of cco serve" if more else ""
+        parser.epilog = f"Connection: --url URL, --format {'|'.join(row.formats)}, --root DIR, --storage DIR{also}"
+
+
+def load_commands(commands: Commands, words: Sequence[str]) -> Iterator[None]:
+    """Add the commands of the bundled plugins, whatever --no-plugins says, which is about the service; then those of other plugins."""
+    bundled = Hooks([])
+    bundled.load_files(command_files())
+    for _ in bundled.ask("register_commands", commands=commands):
+        pass
+    yield
+    with contextlib.suppress(StartError):  # the settings cannot be read: what there is must do
+        flags, _ = option_parser().parse_known_args(words)
+        for _ in load_hooks(load_settings(vars(flags))).ask("register_commands", commands=commands):
+            pass
+    yield
+
+
+def command_files() -> list[Path]:
+    """The bundled plugins that bring commands."""
+    files = [file for folder in bundled_folder("plugins") for file in sorted(folder.glob("[!_.]*.py"))]
+    return [file for file in files if speaks_of_us(file) and b"def register_commands" in file.read_bytes()]
+
+
+def overview(commands: Commands) -> str:
+    """The help of ``cco`` itself: every command, by section, on one screen."""
+    sections: dict[str, list[str]] = {section: [] for section in SECTIONS}
+    for choice in commands._choices_actions:
+        parser = commands.choices[choice.dest]
+        parts = f": {', '.join(parser.commands.listed())}" if parser.commands else ""
+        lines = textwrap.wrap(f"{choice.help}{parts}", 79, initial_indent=f"  {choice.dest:9} ", subsequent_indent=" " * 12)
+        sections[parser.row.section if parser.row else SECTIONS[-1]] += lines
+    body = "\n\n".join("\n".join([f"{section}:", *lines]) for section, lines in sections.items() if lines)
+    return OVERVIEW.format(body)
+
+
+OVERVIEW = """\
+usage: cco [COMMAND] [OPTIONS]
+
+Orchestration sidecar: lets a team of coding agents work on one repository.
+Without a command it serves the repository around it.
+
+{}
+
+cco COMMAND --help explains one. Before or after any: --url URL, --root DIR,
+--format table|json|csv. The service's options (cco serve --help) are variables
+CCO_SIDECAR_<NAME> too, and keys of cco.toml or [tool.cco-sidecar] in pyproject.toml.
+Exit codes: 0 good, 1 refused, 2 wrong use, 3 not reachable.
+"""
+
+
+def option_parser() -> CommandParser:
+    """The flags of the settings table; what was not given does not show up."""
+    parser = CommandParser(add_help=False, prog="cco")
+    for names, keywords in option_arguments():
+        parser.add_argument(*names, **keywords)
+    return parser
+
+
+def option_arguments() -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+    rows = []
+    for name, option, default in option_table():
+        flag = flag_of(name)
+        shown = "" if default in (None, (), False) or not isinstance(default, (str, int)) else f" (default: {default})"
+        many = option.read in (read_list, read_paths)
+        keywords = {"dest": name, "default": argparse.SUPPRESS, "help": f"{option.help}{', may be repeated' * many}{shown}".replace("%", "%%")}
+        if option.read is not read_bool:
+            rows.append(arg(flag, metavar=option.metavar, action="append" if many else "store", **keywords))
+            continue
+        rows.append(arg(flag, action="store_const", const=True, **keywords))
+        opposite = "--" + flag.removeprefix("--no-") if flag.startswith("--no-") else "--no-" + flag.removeprefix("--")
+        if opposite not in map(flag_of, SERVICE_OPTIONS):  # --plugins is taken
+            rows.append(arg(opposite, **keywords | {"action": "store_const", "const": False, "help": argparse.SUPPRESS}))
+    return rows
+
+
+@functools.cache
+def shared_options() -> list[argparse.Action]:
+    """What every command reads, before and after it, and refuses unless its row names it; no help but that of serve shows it."""
+    parser = option_parser()
+    parser.add_argument("--url", default=argparse.SUPPRESS)
+    parser.add_argument("--format", default=argparse.SUPPRESS)
+    for action in parser._actions:
+        action.help = argparse.SUPPRESS
+    return parser._actions
+
+
+# -- standard streams
+
+
+def hold_standard_streams() -> None:
+    """Open what the caller closed, so that no file or socket of ours gets the number of a standard stream; never fail to encode."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:  # output then fails as it does on a closed stream; complaints have nobody to hear them
+            handle = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            os.set_inheritable(handle, True)
+            setattr(sys, name, os.fdopen(handle, mode, encoding="utf-8"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=escape_unencodable.__name__)
+
+
+def escape_unencodable(error: UnicodeError) -> tuple[str, int]:
+    """Error policy of standard output: what it cannot encode is written as JSON writes it."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(escape_unencodable.__name__, escape_unencodable)
+
+
+def drop_unwritten(stream: typing.TextIO) -> OSError | None:
+    """Flush; where that fails the reason, and what is left goes nowhere, lest the interpreter fails again at its end."""
+    try:
+        stream.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None
+
+
+def complain(message: str) -> None:
+    """One line on standard error, in which nothing steers the terminal."""
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", message)
+    with contextlib.suppress(OSError):  # nobody can be told
+        sys.stderr.write(f"cco: {line}\n")
+
+
 # -- serving
+
+
+def settings_from(options: argparse.Namespace) -> Settings:
+    return load_settings({name: value for name, value in vars(options).items() if name in SERVICE_OPTIONS})
 
 
 def command_serve(options: argparse.Namespace) -> int:
@@ -7550,8 +7805,12 @@ async def serve(settings: Settings, hooks: Hooks) -> int:
         except NotImplementedError:  # Windows
             signal.signal(number, lambda number, _: on_signal(number))
     async with Sidecar(settings, hooks) as sidecar:
-        sys.stdout.write(banner(sidecar))
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(banner(sidecar))
+            sys.stdout.flush()
+        except OSError as error:
+            log.warning("the banner cannot be printed: %s", error.strerror)
+            drop_unwritten(sys.stdout)
         await stopped.wait()
     return GOOD
 
@@ -7637,8 +7896,8 @@ class Client:
         """The agent's own token, $JWT_TOKEN, or one minted from the storage's secret."""
         if path := self._environ.get("CCO_TOKEN_FILE"):
             with contextlib.suppress(OSError):
-                return Path(path).read_text()
-        if token := self._environ.get("JWT_TOKEN"):
+                return Path(path).read_text().strip()
+        if token := self._environ.get("JWT_TOKEN", "").strip():
             return token
         if self._settings:
             return mint_token(self._settings, "chief-architect", subject="cli")  # one subject, so that a repeated Idempotency-Key is known
@@ -7688,13 +7947,15 @@ def mint_token(
     """A token from the storage's secret; needs no running service. Without ``agent_id`` or ``subject`` it is somebody new."""
     prepare_storage_folder(settings)
     logging.getLogger("cco").setLevel(logging.ERROR)  # a plugin that cannot be loaded is the service's affair
-    tokens = Tokens(settings, AgentTypes(load_hooks(settings), settings), None)
+    agent_types = AgentTypes(load_hooks(settings), settings)
+    tokens = Tokens(settings, agent_types, None)
     tokens.load_secret()
     try:
         subject = agent_id or subject or f"cli-{agent_type}-{secrets.token_hex(4)}"
         return tokens.mint(subject, agent_type, ttl=ttl, permissions=permissions, issue_id=issue_id, bound=agent_id is not None)
     except ApiError as error:
-        raise StartError(f"--type: {error.message}; `{own_command()} agent types` lists them") from None
+        similar = meant(agent_type, agent_types.categories) or f"; `{own_command()} agent types` lists them"
+        raise StartError(f"--type: {error.message}{similar}") from None
 
 
 def show(options: argparse.Namespace, answer: Any, rows: str | None = None) -> int:
@@ -7739,13 +8000,13 @@ def print_table(columns: list[str], lines: list[list[str]]) -> None:
 
 def command_token(options: argparse.Namespace) -> int:
     settings = running_settings(settings_from(options))
-    ttl = None if options.ttl is None else read_option("token_ttl", options.ttl)
+    ttl = None if options.ttl is None else read_option("token_ttl", "--ttl", options.ttl)
     for name in ("agent_id", "issue"):
         if (value := getattr(options, name)) is not None and (not re.fullmatch(IDENTIFIER, value) or ".." in value):
-            raise StartError(f"--{name.replace('_', '-')}: {value!r} must match {IDENTIFIER}")
+            raise StartError(f"{flag_of(name)}: {value!r} must match {IDENTIFIER}")
     permissions = None if options.permissions is None else read_list(options.permissions)
     if unknown := sorted(set(permissions or ()) - set(PERMISSIONS)):
-        raise StartError(f"--permissions: {unknown[0]!r} is none of {', '.join(PERMISSIONS)}")
+        raise StartError(f"--permissions: {unknown[0]!r} is unknown{meant(unknown[0], PERMISSIONS)}")
     print(mint_token(settings, options.type, agent_id=options.agent_id, issue_id=options.issue, ttl=ttl, permissions=permissions))
     return GOOD
 
@@ -7788,14 +8049,15 @@ def loaded_plugins(options: argparse.Namespace) -> tuple[list[LoadedPlugin], str
 
 
 COMMANDS = {
-    "serve": Command("serve the repository (the default)", command_serve),
+    "serve": Command("serve the repository (the default)", command_serve, option_arguments(), options=SERVICE_OPTIONS, section="Start"),
     "token": Command("print a token, and nothing else", command_token, [
         arg("--type", required=True, help="agent type"), arg("--agent-id", help="bind the token to this id"),
         arg("--issue", help="good for this issue only"), arg("--ttl", metavar="SECONDS", help="life (default: --token-ttl)"),
-        arg("--permissions", metavar="LIST", help="narrow to these, separated by commas")]),
-    "plugins": Command("list the plugins and where they come from", command_plugins),
-    "agent": Command("agents as processes"),
-    "agent types": Command("list the agent types", command_agent_types),
+        arg("--permissions", metavar="LIST", help="narrow to these, separated by commas")],
+        options=(*CLIENT_OPTIONS, "token_ttl", "agent_types"), section="Set up"),
+    "plugins": Command("list the plugins and where they come from", command_plugins, section="Set up"),
+    "agent": Command("agents as processes", section="Agents and what they exchange"),
+    "agent types": Command("list the agent types", command_agent_types, options=(*CLIENT_OPTIONS, "agent_types")),
 }  # fmt: skip
 
 

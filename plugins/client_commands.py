@@ -643,9 +643,9 @@ PRIORITIES = ("low", "normal", "high", "critical")
 STATUSES = ("success", "failed", "partial")
 
 COMMANDS = {
-    "health": Command("ask whether the service works", command_health),
-    "status": Command("show what happened so far", command_status),
-    "context": Command("contexts of agents"),
+    "health": Command("ask whether the service works", command_health, section="Look"),
+    "status": Command("show what happened so far", command_status, section="Look"),
+    "context": Command("contexts of agents", section="Agents and what they exchange"),
     "context get": Command("show a context, its files with the reason for each", command_context_get, [
         arg("issue", metavar="ISSUE", help="issue id"), arg("type", metavar="TYPE", help="agent type"),
         arg("--task", help="what is to be done"),
@@ -663,7 +663,7 @@ COMMANDS = {
         arg("issue", nargs="?", metavar="ISSUE"),
         arg("--issue", dest="named_issue", metavar="ID", help="the same"), TYPE_OPTION,
         arg("--all", action="store_true", help="of all issues and agent types")]),
-    "results": Command("results of agents"),
+    "results": Command("results of agents", section="Agents and what they exchange"),
     "results store": Command("store a result, from a JSON file or by options", command_results_store, [
         arg("file", nargs="?", metavar="FILE", help="a JSON file, - for standard input (the default)"),
         arg("--input", metavar="FILE", help="the same"),
@@ -679,7 +679,7 @@ COMMANDS = {
     "results get": Command("show one result, or the latest of an agent type on an issue", command_results_get, [
         arg("id", metavar="ID|ISSUE", help="result id, or enough of its beginning or end; the issue before TYPE"),
         arg("type", nargs="?", metavar="TYPE", help="agent type")]),
-    "events": Command("events between agents"),
+    "events": Command("events between agents", section="Agents and what they exchange"),
     "events publish": Command("publish an event", command_events_publish, [
         arg("type", nargs="?", metavar="TYPE"), arg("--type", dest="named_type", metavar="TYPE", help="the same"),
         arg("--topic", help="(default: general)"), arg("--data", metavar="JSON", help="(default: {})"),

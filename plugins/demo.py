@@ -24,7 +24,7 @@ from cco_sidecar import GOOD, REFUSED, Client, Command, StartError, add_commands
 @hookimpl
 def register_commands(commands: Any) -> None:
     add_commands(commands, {
-        "demo": Command("show everything once on this repository, in a storage of its own", command_demo),
+        "demo": Command("show everything once on this repository, in a storage of its own", command_demo, section="Start"),
         "demo-agent": Command("", command_demo_agent),
     })  # fmt: skip
 
@@ -138,7 +138,9 @@ class Demo:
 
 def command_demo_agent(options: argparse.Namespace) -> int:
     """What the demonstration's agent does: reads its context, stores a result, publishes an event. A model for one's own."""
-    context = json.loads(Path(os.environ["CCO_CONTEXT_FILE"]).read_text())
+    if "CCO_CONTEXT_FILE" not in os.environ:
+        raise StartError("demo-agent: this is what `cco demo` starts as its agent")
+    context = json.loads(Path(os.environ["CCO_CONTEXT_FILE"]).read_text("utf-8"))
     files = [file["path"] for file in context["context"]["relevant_files"]]
     client = Client(options)
     print(f"{os.environ['AGENT_ID']} works on {os.environ['TASK']!r} with {len(files)} files", flush=True)

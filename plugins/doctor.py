@@ -31,14 +31,31 @@ import psutil
 import tornado.netutil
 
 import cco_sidecar
-from cco_sidecar import GOOD, MB, REFUSED, Command, Settings, StartError, add_commands, hookimpl, read_sidecar_json, settings_from, show
+from cco_sidecar import (
+    CLIENT_OPTIONS,
+    GOOD,
+    MB,
+    REFUSED,
+    SERVICE_OPTIONS,
+    Command,
+    Settings,
+    StartError,
+    add_commands,
+    hookimpl,
+    read_sidecar_json,
+    settings_from,
+    show,
+)
 
 Finding = tuple[str, str]  # good, note or bad; what was found
 
 
 @hookimpl
 def register_commands(commands: Any) -> None:
-    add_commands(commands, {"doctor": Command("check what the service needs, and say what to do", command_doctor)})
+    options = (*CLIENT_OPTIONS, *SERVICE_OPTIONS)  # it says whether a start with these would do
+    add_commands(commands, {
+        "doctor": Command("check what the service needs, and say what to do", command_doctor, options=options, section="Look"),
+    })  # fmt: skip
 
 
 def command_doctor(options: argparse.Namespace) -> int:

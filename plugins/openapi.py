@@ -195,7 +195,7 @@ def register_routes() -> list[Route]:
 def register_commands(commands: Any) -> None:
     add_commands(commands, {
         "schema": Command("print the OpenAPI document", command_schema, [
-            arg("--write", metavar="DIR", help="write it and the JSON Schemas there")]),
+            arg("--write", metavar="DIR", help="write it and the JSON Schemas there")], section="Set up"),
     })  # fmt: skip
 
 

@@ -38,10 +38,12 @@ from msgspec import Struct
 import cco_sidecar
 from cco_sidecar import (
     CATEGORIES,
+    CLIENT_OPTIONS,
     GOOD,
     IDENTIFIER,
     NOT_REACHABLE,
     REFUSED,
+    SERVICE_OPTIONS,
     WRITE,
     WRONG_USE,
     AgentTypes,
@@ -99,8 +101,8 @@ def register_commands(commands: Any) -> None:
             arg("--timeout", type=at_least(1), metavar="SECONDS", help="time limit of each agent (default: the service's)"),
             arg("--patience", type=at_least(0), default=30, metavar="SECONDS", help="wait so long for a lost service (default: 30)"),
             arg("--restart", action="store_true", help="begin anew, whatever has been done on the issue"),
-        ]),
-        "run-service": Command("", command_run_service),
+        ], formats=("table", "json"), options=(*CLIENT_OPTIONS, *SERVICE_OPTIONS), section="Start"),
+        "run-service": Command("", command_run_service, options=SERVICE_OPTIONS),
     })  # fmt: skip
 
 
@@ -127,8 +129,6 @@ def command_run(options: argparse.Namespace) -> int:
     """Run or go on with the pipeline of one issue; the exit code."""
     if not re.fullmatch(IDENTIFIER, options.issue) or ".." in options.issue:
         raise StartError(f"--issue: {options.issue!r} must match {IDENTIFIER}")
-    if options.format == "csv":
-        raise StartError("--format: run prints a table or json")
     asked = settings_from(options)
     hooks = load_hooks(asked)
     types = AgentTypes(hooks, asked).categories

@@ -193,7 +193,8 @@ class ProjectIndex(Project):
         own, common = folders.own, folders.common
         names = [own / name for name in ("HEAD", "index", "logs/HEAD", "MERGE_HEAD", "config.worktree")]
         names += [common / name for name in ("packed-refs", "config", "info/exclude", "refs/heads", "refs/stash", "shallow", "reftable/tables.list")]
-        names += [Path.home() / name for name in (".gitconfig", ".config/git/config", ".config/git/ignore")]
+        home = Path(os.path.expanduser("~"))  # stays as it is where there is no home folder
+        names += [home / name for name in (".gitconfig", ".config/git/config", ".config/git/ignore")]
         proof = {str(name): sign(str(name)) for name in names}
         if branch := head_file(own, common):  # read after HEAD was signed
             proof[branch] = sign(branch)

@@ -39,6 +39,18 @@ def plugin(name: str) -> Any:
     return cco_sidecar.import_file(file)
 
 
+def every_command() -> dict[str, Any]:
+    """Every command and group with its parser, walked out of the parser itself; the empty name is the program's own."""
+    import cco_sidecar
+
+    top = cco_sidecar.command_parser()
+    assert top.commands and not top.commands.look_for("")
+    found = {"": top} | top.commands.choices
+    for name, parser in top.commands.choices.items():
+        found |= {f"{name} {word}": inner for word, inner in parser.commands.choices.items()} if parser.commands else {}
+    return found
+
+
 def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
     """The first true value of ``condition``; fails when there is none in time."""
     deadline = time.monotonic() + seconds

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import jwt
 import pytest
-from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stragglers, git, make_repository, marked_processes, until
+from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stragglers, every_command, git, make_repository, marked_processes, until
 
 import cco_sidecar
-from cco_sidecar import COMMAND_PLUGINS, Hooks, command_parser, default_storage, load_command_hooks
+from cco_sidecar import default_storage
 
 AGENT = """
 import os, sys, time
@@ -124,6 +124,7 @@ EXAMPLES: dict[str, list[str]] = {  # {result} and {agent} are ids that exist
     "agent types": ["agent", "types"],
 }
 TOLD_ELSEWHERE = {"serve", "demo", "demo-agent", "run", "run-service"}
+GROUPS = {name for name, parser in every_command().items() if name and parser.commands}
 KEYS = {  # what a table and its CSV show, and what JSON has beyond it
     "health": "checks.storage", "status": "agents.active", "context get": "path", "results list": "issue_id", "results get": "result.status",
     "events list": "event_id", "agent list": "state", "agent status": "output_tail", "agent types": "category", "plugins": "hooks",
@@ -131,25 +132,8 @@ KEYS = {  # what a table and its CSV show, and what JSON has beyond it
 }  # fmt: skip
 
 
-def commands_of(plugins: list[Hooks]) -> set[str]:
-    """Every command with its subcommands, from the parser itself."""
-    found = set()
-    for name, parser in command_parser(plugins)._subparsers._group_actions[0].choices.items():  # type: ignore[union-attr]
-        found |= {f"{name} {second}" for second in parser.commands.choices} if hasattr(parser, "commands") else {name}
-    return found
-
-
 def test_every_command_has_an_example_here() -> None:
-    assert commands_of(load_command_hooks(["--help"], {})) == set(EXAMPLES) | TOLD_ELSEWHERE
-
-
-def test_the_table_of_command_plugins_says_what_they_add() -> None:
-    hooks = Hooks([])
-    hooks.load([(ROOT / "plugins", False)])
-    assert set(COMMAND_PLUGINS) == {plugin.name for plugin in hooks.loaded if "register_commands" in plugin.hooks}
-    for commands in COMMAND_PLUGINS.values():
-        added = commands_of(load_command_hooks([commands[0]], {})) - commands_of([])
-        assert {name.split()[0] for name in added} == set(commands)
+    assert set(every_command()) - {""} == set(EXAMPLES) | TOLD_ELSEWHERE | GROUPS
 
 
 def test_our_commands_are_there_whatever_the_settings_say(

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, git, until
+from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, git, make_repository, until
 
 import cco_sidecar
 from cco_sidecar import Settings, StartError, load_settings, option_table
@@ -189,7 +189,7 @@ def test_a_bad_value_is_one_line_that_names_the_option_and_exit_code_2(
     assert cco_sidecar.main(["doctor"]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1, said.err
-    assert f"--{name.replace('_', '-')}: " in said.err
+    assert said.err.startswith(f"cco: cco.toml:1: {name}: " if bad == "[1]" else f"cco: CCO_SIDECAR_{name.upper()}: "), said.err
     if name == "jwt_secret":
         assert bad not in said.err.replace("shorter", "")
 
@@ -207,31 +207,58 @@ def test_no_kind_of_toml_value_gives_anything_but_a_setting_or_one_line(value: s
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("cco.toml", "prot = 1\n", "'prot'"),
-        ("cco.toml", "root = '.'\n", "'root'"),
-        ("cco.toml", "port = \n", "cco.toml"),
-        ("pyproject.toml", "[tool.cco-sidecar]\nprot = 1\n", "'prot'"),
-        ("pyproject.toml", "[tool]\ncco-sidecar = 5\n", "cco-sidecar"),
+        ("cco.toml", "prot = 1\n", "cco.toml:1: prot: unknown option, did you mean port?"),
+        ("cco.toml", "port = 0\n\nmax-agnets = 1\n", "cco.toml:3: max-agnets: unknown option, did you mean max-agents?"),
+        ("cco.toml", "# prot = 1\n'prot' = 1\n", "cco.toml:2: prot: unknown option"),
+        ("cco.toml", "port = 0\n[agent-comands]\nx = 'y'\n", "cco.toml:2: agent-comands: unknown option, did you mean agent-command"),
+        ("cco.toml", "root = '.'\n", "cco.toml:1: root: unknown option"),
+        ("cco.toml", "no-watch = true\nport = 'abc'\n", "cco.toml:2: port: 'abc' must be a whole number"),
+        ("cco.toml", 'host = """x\ny"""\nlog_level = "loud"\n', "cco.toml:3: log_level: 'loud' must be one of"),
+        ("cco.toml", 'host = "a\\u0000b"\n', "cco.toml:1: host: "),
+        ("cco.toml", "port = 0x" + "f" * 6000, "cco.toml:1: port: "),
+        ("cco.toml", "\n\nport = \n", "cco.toml:3: Invalid value"),
+        ("cco.toml", "port = 0\n\0", "cco.toml:2: "),
+        ("cco.toml", "agent-command = " + "[" * 5000, "cco.toml: maximum recursion depth exceeded"),
+        ("cco.toml", "\udcff", "cco.toml: 'utf-8' codec can't decode"),
+        ("cco.toml", '"\\u001b]0;title\\n" = 1\n', "cco.toml:1: "),
+        ("pyproject.toml", "[project]\nport = 1\n\n[tool.cco-sidecar]\nprot = 1\n", "pyproject.toml:5: prot: unknown option, did you mean port?"),
+        ("pyproject.toml", "[project]\nname = 'x'\n[tool.cco-sidecar]\nport = 70000\n", "pyproject.toml:4: port: "),
+        ("pyproject.toml", "[tool]\ncco-sidecar = 5\n", "pyproject.toml:2: tool.cco-sidecar must be a table"),
     ],
+    ids=ascii,
 )
 def test_a_settings_file_that_is_wrong_is_one_line_and_exit_code_2(
     folder: Path, file: str, content: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    (folder / file).write_text(content)
+    (folder / file).write_text(content, errors="surrogateescape")
     assert cco_sidecar.main(["serve"]) == 2
     line = capsys.readouterr().err
-    assert said in line and line.count("\n") == 1
+    assert line.startswith(f"cco: {said}") and len(line) < 600
+    assert not re.search(r"[\x00-\x1f]", line.removesuffix("\n"))
 
 
-def test_a_project_file_that_is_broken_for_everybody_does_not_stop_the_start(folder: Path) -> None:
-    (folder / "pyproject.toml").write_text("[project\n")
+@pytest.mark.parametrize("content", ["[project\n", "\0", "x = " + "[" * 5000, "\udcff", "tool = 5\n"], ids=ascii)
+def test_a_project_file_that_is_broken_for_everybody_does_not_stop_the_start(folder: Path, content: str) -> None:
+    (folder / "pyproject.toml").write_text(content, errors="surrogateescape")
     assert load_settings({"root": str(folder)}, {}).port == 3001
 
 
-def test_an_unknown_flag_or_command_is_one_line_and_exit_code_2(folder: Path) -> None:
-    assert "--prot" in refusal(run("--prot=1", cwd=folder))
-    assert "sevre" in refusal(run("sevre", cwd=folder))
+@pytest.mark.parametrize("file", ["cco.toml", "pyproject.toml"])
+def test_a_byte_order_mark_before_the_settings_is_passed_over(folder: Path, file: str) -> None:
+    (folder / file).write_text("port = 5\n" if file == "cco.toml" else "[tool.cco-sidecar]\nport = 5\n", "utf-8-sig")
+    assert load_settings({"root": str(folder)}, {}).port == 5
+
+
+def test_a_misspelt_variable_is_said_and_passed_over(folder: Path) -> None:
+    misspelt = {"CCO_SIDECAR_PROT": "1", "CCO_SIDECAR_MAX_AGNETS": "1", "CCO_SIDECAR_X": "1", "CCO_SIDECAR_HOST": "localhost"}
+    ended = run("token", "--type", "qa-engineer", "--storage", str(folder.parent / "storage"), cwd=folder, **misspelt)
+    assert ended.returncode == 0 and ended.stdout.count(".") == 2
+    assert ended.stderr.splitlines() == [
+        "cco: CCO_SIDECAR_MAX_AGNETS: unknown variable, did you mean CCO_SIDECAR_MAX_AGENTS?",
+        "cco: CCO_SIDECAR_PROT: unknown variable, did you mean CCO_SIDECAR_PORT?",
+        "cco: CCO_SIDECAR_X: unknown variable",
+    ]
 
 
 def test_relative_paths_in_a_file_start_at_the_root_and_those_of_a_flag_at_the_working_folder(
@@ -247,9 +274,12 @@ def test_relative_paths_in_a_file_start_at_the_root_and_those_of_a_flag_at_the_w
 
 
 def test_a_switch_takes_no_value_wherever_it_stands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--no-plugins", "plugins"], ["plugins", "--no-plugins"], ["--no-watch", "plugins", "--no-plugins", "--stop-agents"]):
+    for words in (["--no-plugins", "plugins"], ["plugins", "--no-plugins"]):
         assert cco_sidecar.main([*words, "--root", str(folder)]) == 0
         assert "house_rules" not in capsys.readouterr().out
+    storage = ["--root", str(folder), "--storage", str(folder.parent / "state"), "--port", "0"]
+    for words in (["--no-watch", "doctor"], ["doctor", "--no-watch"], ["--no-watch", "doctor", "--no-plugins", "--stop-agents"]):
+        assert cco_sidecar.main([*words, *storage]) == 0, words
 
 
 @pytest.mark.parametrize(("flag", "name", "value"), [("--watch", "no_watch", False), ("--no-stop-agents", "stop_agents", False)])
@@ -280,15 +310,6 @@ def test_certificate_and_key_go_together(folder: Path) -> None:
     assert "--tls-cert" in refusal(run("--tls-cert", "c.pem", cwd=folder))
 
 
-def test_help_shows_every_option_and_every_command(folder: Path) -> None:
-    text = run("--help", cwd=folder, COLUMNS="200").stdout
-    assert [name for name in NAMES if f"--{name.replace('_', '-')} " not in text] == []
-    commands = {name.split()[0] for names in (cco_sidecar.COMMANDS, *cco_sidecar.COMMAND_PLUGINS.values()) for name in names}
-    commands -= {"demo-agent", "run-service"}
-    assert [name for name in commands if not re.search(rf"^    {name} ", text, re.MULTILINE)] == []
-    assert "demo-agent" not in text and "run-service" not in text  # are the demonstration's and the pipeline's own
-
-
 # -- the storage
 
 
@@ -301,6 +322,90 @@ def test_storage_is_by_default_a_folder_per_user_project_and_root(repository: Pa
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert load_settings({"root": str(repository)}, {}).storage == tmp_path / "home/.local/state/cco-sidecar" / found.name
+
+
+@pytest.mark.parametrize("state", ["state", "../state", "~/state", "."])
+def test_a_relative_state_folder_is_passed_over(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_STATE_HOME", state)
+    assert load_settings({"root": str(repository)}, {}).storage.parent == tmp_path / "home/.local/state/cco-sidecar"
+
+
+@pytest.mark.parametrize("state", ["/dev/null", "/dev/null/x", "/proc/x", "{}"])
+def test_a_state_folder_that_cannot_be_made_is_one_line(repository: Path, state: str) -> None:
+    (repository.parent / "file").touch()
+    state = state.format(repository.parent / "file")
+    for words in (["--port", "0"], ["token", "--type", "qa-engineer"]):
+        line = refusal(run(*words, cwd=repository, XDG_STATE_HOME=state))
+        assert state in line and "XDG_STATE_HOME" in line
+    assert "no sidecar runs for" in refusal(run("health", cwd=repository, XDG_STATE_HOME=state), 3)
+
+
+NOBODY = f"""
+import os, pwd, sys
+
+def nobody(*_):
+    raise KeyError("no such user")
+
+pwd.getpwuid = pwd.getpwnam = nobody
+os.environ.pop("HOME", None)
+os.environ.pop("XDG_STATE_HOME", None)
+sys.path.insert(0, {str(ROOT)!r})
+import cco_sidecar
+
+sys.exit(cco_sidecar.main())
+"""
+
+
+def test_a_user_without_a_name_and_a_home_is_served_from_the_storage_that_was_named(
+    repository: Path, tmp_path: Path, make_service: Callable[..., Service]
+) -> None:
+    module = tmp_path / "nobody.py"
+    module.write_text(NOBODY)
+    for words in (["--port", "0"], ["token", "--type", "qa-engineer"], ["health"], ["--storage", "~/x"], ["--plugins", "~other/x"]):
+        line = refusal(run(*words, cwd=repository, module=module))
+        assert "home" in line and ("set HOME" in line or line.startswith(f"cco: {words[0]}: {words[1]!r} ")), line
+    service = make_service("--agent-command", json.dumps([sys.executable, "-c", "print('heard')"]), module=module)
+    client = service.client()
+    context = client.get("/api/context/i-1/python-specialist").json()["context"]
+    assert [commit["message"] for commit in context["git_context"]["recent_commits"]] == ["Greet politely", "Initial commit"]
+    agent = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1"}).json()["agent_id"]
+    assert until(lambda: client.get(f"/api/agents/{agent}/status").json()["ended_at"])
+    found = run("agent", "logs", agent, "--storage", str(service.storage), cwd=repository, module=module)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "heard\n", "")
+    assert service.stop() == 0 and "Traceback" not in service.log
+
+
+@pytest.mark.parametrize("name", [b"r\xff\xe9po", b"\xc3", "répo→😀".encode()])
+def test_a_root_whose_name_is_not_utf_8_is_served(tmp_path: Path, make_service: Callable[..., Service], name: bytes) -> None:
+    root = make_repository(tmp_path / os.fsdecode(name))
+    agent = [sys.executable, "-c", "import os; print(os.getcwd() == os.environ['PROJECT_ROOT'], len(os.environ['PROJECT_ROOT']))"]
+    service = make_service("--agent-command", json.dumps(agent), root=root)
+    client = service.client()
+    assert client.get("/api/context/i-1/python-specialist").json()["context"]["git_context"]["branch"] == "main"
+    assert service.info["root"] == f"{tmp_path}/{name.decode('utf-8', 'replace')}"
+    client.store(issue="i-1")
+    agent_id = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1"}).json()["agent_id"]
+    assert until(lambda: client.get(f"/api/agents/{agent_id}/status").json()["ended_at"])
+    assert client.get(f"/api/agents/{agent_id}/logs").json()["text"] == f"True {len(str(root))}\n"
+    (root / "new.py").write_text("x = 1\n")
+    assert "new.py" in client.get("/api/context/i-1/python-specialist").text
+    for words in (["health"], ["results", "list", "--format", "json"], ["doctor"], ["agent", "list"]):
+        found = run(*words, "--storage", str(service.storage), cwd=root / "src", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+        assert (found.returncode, found.stderr) == (0, ""), (words, found)
+    assert service.stop() == 0 and "Traceback" not in service.log
+
+
+def test_a_storage_whose_name_is_not_utf_8_is_refused_in_one_line(repository: Path, tmp_path: Path) -> None:
+    for words in (["--port", "0"], ["token", "--type", "qa-engineer"]):
+        for place in ({"XDG_STATE_HOME": str(tmp_path / "\udcff")}, {"CCO_SIDECAR_STORAGE": "/tmp/\udcc3/x"}):
+            assert "is not UTF-8" in refusal(run(*words, cwd=repository, **place))
+
+
+@pytest.mark.parametrize("host", ["a..b", "\udcff", ".", "x" * 70])
+def test_a_host_that_is_no_name_is_one_line(folder: Path, host: str) -> None:
+    assert refusal(run("--port", "0", "--host", host, cwd=folder)).startswith("cco: --host: ")
 
 
 def test_everything_in_the_storage_is_for_its_user_alone(repository: Path, tmp_path: Path, make_service: Callable[..., Service]) -> None:
@@ -569,17 +674,16 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
 def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the_others_are(repository: Path, tmp_path: Path) -> None:
     module = Path(shutil.copy(MODULE, tmp_path / "cco_sidecar.py"))
     (tmp_path / "plugins").mkdir()
-    for names in cco_sidecar.COMMAND_PLUGINS:  # somebody else's files of the same names are never run
-        (tmp_path / f"plugins/{names}.py").write_text("raise SystemExit('foreign')\n")
+    for file in (ROOT / "plugins").glob("*.py"):  # somebody else's files of the same names are never run
+        (tmp_path / "plugins" / file.name).write_text("raise SystemExit('foreign')\n")
     for words in ("token --type test-engineer", "plugins", "agent types", "agent --format csv types", "--help", "serve --help"):
         ended = run(*words.split(), cwd=repository, module=module, XDG_STATE_HOME=str(tmp_path / "state"))
         assert (ended.returncode, ended.stderr) == (0, "") and ended.stdout, words
-    for plugin, commands in cco_sidecar.COMMAND_PLUGINS.items():
-        for command in commands:
-            line = refusal(run(command, "list", "--format", "json", cwd=repository, module=module))
-            assert f"plugins/{plugin}.py" in line and "pip install cco-sidecar" in line and "beside cco_sidecar.py" in line, line
-            assert f"the command {'agent list' if command == 'agent' else command} is in" in line, line
-    assert "required: COMMAND" in refusal(run("agent", cwd=repository, module=module))
+    for command in ("health", "agent list", "results", "run", "schema"):
+        line = refusal(run(*command.split(), "--format", "json", cwd=repository, module=module))
+        assert line.startswith(f"cco: {command}: no such command: is plugins/ beside cco_sidecar.py?") and "`pip install .`" in line, line
+    assert refusal(run("agent", cwd=repository, module=module)).startswith("cco: agent: a command must follow, one of types ")
+    assert "did you mean token?" in refusal(run("tokn", cwd=repository, module=module))
 
 
 def test_uv_runs_the_file_without_an_installation(repository: Path, tmp_path: Path) -> None:

@@ -1,0 +1,304 @@
+"""Every command of the command line, walked out of the parser: typed bare, typed wrong, asked for help, written to any kind of output."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from conftest import MODULE, Service, clean_environment, end_stragglers, every_command, make_repository, until
+
+import cco_sidecar
+from cco_sidecar import CLIENT_OPTIONS, SERVICE_OPTIONS, CommandParser, command_parser
+
+Cco = Callable[..., tuple[int, str, str]]
+
+PARSERS = every_command()
+COMMANDS = sorted(name for name, parser in PARSERS.items() if not parser.commands)
+CLIENTS = [name for name in COMMANDS if (row := PARSERS[name].row) and "max_agents" not in row.options]
+LISTED = [name for name in PARSERS if name and (row := PARSERS[name].row) and row.help]
+STARTING = {"", "serve", "demo", "run-service"}  # which do their work when typed bare
+
+
+@pytest.fixture
+def cco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cco:
+    """A command run in this process, in a folder without a service: (exit code, stdout, stderr)."""
+    for name in [name for name in os.environ if name.startswith(("CCO_", "JWT_TOKEN", "SIDECAR_URL", "AGENT_ID", "PROJECT_ID"))]:
+        monkeypatch.delenv(name)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+        code = cco_sidecar.main(words)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def refusal(answer: tuple[int, str, str]) -> str:
+    """The one line of a command that was used wrongly."""
+    code, out, err = answer
+    assert (code, out) == (2, "") and err.startswith("cco: ") and err.count("\n") == 1, answer
+    return err
+
+
+def own_options(parser: CommandParser) -> list[argparse.Action]:
+    return [action for action in parser._actions if action.option_strings and action.help != argparse.SUPPRESS]
+
+
+def slip(word: str) -> str:
+    """``word`` with two letters in the wrong order."""
+    places = [place for place in range(len(word) - 1) if word[place] != word[place + 1] and word[place : place + 2].isalpha()]
+    place = places[len(places) // 2]
+    return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
+
+
+def filled(name: str) -> list[str]:
+    """The words of a command with everything that it requires."""
+    words = name.split()
+    for action in PARSERS[name]._actions:
+        if action.required and action.dest != "help":
+            value = str(next(iter(action.choices))) if action.choices else "1"
+            words += [action.option_strings[0], value] if action.option_strings else [value]
+    return words
+
+
+# -- typed bare
+
+
+@pytest.mark.parametrize("name", [name for name in PARSERS if name not in STARTING])
+def test_a_command_without_arguments_does_its_work_or_says_in_one_line_what_is_missing(name: str, cco: Cco) -> None:
+    code, out, err = cco(*name.split())
+    assert code in (0, 1, 2, 3), err
+    assert (out and not err) if code < 2 else (err.startswith("cco: ") and err.count("\n") == 1 and not out), (code, out, err)
+    if PARSERS[name].commands:
+        assert code == 2 and all(word in err for word in PARSERS[name].commands.choices), err
+
+
+# -- typed wrong
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_misspelt_command_is_told_the_right_one(name: str, cco: Cco) -> None:
+    *group, word = name.split()
+    for wrong in (slip(word), word[:-1] + word[-1] * 2, word.upper()):
+        line = refusal(cco(*group, wrong))
+        assert line.startswith(f"cco: {' '.join([*group, wrong])}: no such command, did you mean {name}? ("), line
+
+
+def test_a_subcommand_without_its_group_is_told_the_whole(cco: Cco) -> None:
+    assert "did you mean agent spawn?" in refusal(cco("spawn"))
+    assert "did you mean events publish?" in refusal(cco("pubilsh"))
+    assert "; there are types, " in refusal(cco("agent", "xyzzy"))
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_a_misspelt_option_is_told_the_right_one(name: str, cco: Cco) -> None:
+    right = [action.option_strings[-1] for action in own_options(PARSERS[name])]
+    shared = [cco_sidecar.flag_of(option) for option in (*CLIENT_OPTIONS, *SERVICE_OPTIONS)]
+    for option in [*right, *(shared if name in ("", "token", "results list") else ("--port", "--root"))]:
+        if option in ("--no-plugins", "--help"):  # whose letters in another order may be another option, or that shows help
+            continue
+        for words in ([slip(option)], [f"{slip(option)}=1"], [slip(option), "3002"]):
+            line = refusal(cco(*name.split(), *words))
+            assert line.startswith(f"cco: {slip(option)}: unknown option, did you mean {option}? (see cco"), line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_argument_too_many_is_one_line(name: str, cco: Cco) -> None:
+    line = refusal(cco(*filled(name), *["surplus"] * 5))
+    assert f"'surplus': cco {name} takes no such argument" in line
+
+
+CHOICES = [(name, action) for name in COMMANDS for action in PARSERS[name]._actions if action.choices]
+
+
+@pytest.mark.parametrize(("name", "action"), CHOICES, ids=lambda value: value if isinstance(value, str) else value.dest)
+def test_a_wrong_choice_is_told_the_nearest_one(name: str, action: argparse.Action, cco: Cco) -> None:
+    for right in map(str, action.choices or ()):
+        words = [*action.option_strings[-1:], slip(right)]
+        assert f"'{slip(right)}' is unknown, did you mean {right}?" in refusal(cco(*name.split(), *words)), right
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in STARTING])
+def test_a_wrong_format_is_told_the_nearest_one(name: str, cco: Cco) -> None:
+    row = PARSERS[name].row
+    for right in row.formats if row else ():
+        for words in (["--format", slip(right), *filled(name)], [*filled(name), "--format", slip(right)]):
+            assert f"--format: '{slip(right)}' is unknown, did you mean {right}?" in refusal(cco(*words))
+
+
+# -- options before and after
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in STARTING])
+def test_connection_options_are_taken_before_between_and_after(name: str) -> None:
+    words = filled(name)
+    for place in range(len(name.split()) + 1):
+        line = [*words[:place], "--url", "u", "--format", "f", "--root", "r", "--storage=s", *words[place:]]
+        options, unknown = command_parser(line).parse_known_args(line)
+        assert unknown == [] and [getattr(options, name) for name in ("url", "format", "root", "storage")] == ["u", "f", "r", "s"], line
+        assert options.parser.prog == f"cco {name}"
+    line = ["--url", "first", *words, "--url", "last"]
+    assert command_parser(line).parse_known_args(line)[0].url == "last"
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_what_only_the_running_service_decides_is_refused_with_what_to_do_instead(name: str, cco: Cco) -> None:
+    row = PARSERS[name].row
+    decided = [option for option in cco_sidecar.option_arguments() if option[1]["dest"] not in (row.options if row else ())]
+    assert len(decided) > 20
+    for (flag,), keywords in decided if name in ("token", "results list") else decided[::9]:
+        given = [flag] if keywords["action"] == "store_const" else [flag, "5"]
+        told = cco_sidecar.flag_of(keywords["dest"])
+        for words in ([*given, *filled(name)], [*filled(name), *given]):
+            line = refusal(cco(*words))
+            assert line.startswith(f"cco: {told}: the service decides this: ") and f"set {told[2:]} in cco.toml" in line, line
+
+
+def test_what_is_for_clients_is_refused_by_the_service(cco: Cco) -> None:
+    for words in (["--url", "http://127.0.0.1:1"], ["serve", "--format", "json"], ["--url", "x", "serve"]):
+        assert "starts the service; this is for the commands that talk to one" in refusal(cco(*words))
+
+
+# -- help
+
+
+def test_help_is_one_screen_with_every_command_in_its_section(cco: Cco) -> None:
+    code, out, err = cco("--help")
+    assert (code, err) == (0, "") and len(out.splitlines()) <= 40 and max(map(len, out.splitlines())) <= 86
+    for name in LISTED:
+        first, *second = name.split()
+        assert re.search(rf"^  {first} .*{''.join(second)}", out, re.MULTILINE), name
+    assert "More:" not in out and "demo-agent" not in out and "run-service" not in out and "--max-agents" not in out
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_the_help_of_a_command_fits_a_screen_and_shows_its_own_arguments_first(name: str, cco: Cco) -> None:
+    code, out, err = cco(*name.split(), "--help")
+    assert (code, err) == (0, "") and out.startswith(f"usage: cco {name} ")
+    if name == "serve":
+        assert all(re.search(rf"^  {cco_sidecar.flag_of(option)}\b", out, re.MULTILINE) for option in SERVICE_OPTIONS)
+        return
+    assert len(out.splitlines()) <= (34 if name == "run" else 24), out
+    if not PARSERS[name].commands:
+        shown = [out.index(action.option_strings[-1]) for action in own_options(PARSERS[name])]
+        assert out.count("--url URL") == 1 and all(place < out.index("Connection: --url URL, --format ") for place in shown)
+        assert "--max-agents" not in out
+
+
+# -- standard streams of any kind
+
+NAMES = ["ISSUE-é", "→ naïve 😀", "Ω"]
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with a result that no encoding but Unicode can write."""
+    folder = tmp_path_factory.mktemp("spoken")
+    agent = [sys.executable, "-c", "import sys; sys.stdout.buffer.write('→ naïve 😀\\n'.encode())"]
+    running = Service(make_repository(folder / "repository"), folder / "storage", "--agent-command", json.dumps(agent)).start()
+    client = running.client()
+    client.store(issue="i-1", decisions=NAMES, agent_notes="→")
+    client.publish("noted", {"text": "→ naïve 😀 é"}, topic="Ωmega-é")
+    spawned = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1", "task": "→"}).json()["agent_id"]
+    until(lambda: client.get(f"/api/agents/{spawned}/status").json()["ended_at"])
+    running.env["AGENT"] = spawned
+    yield running
+    running.stop()
+    end_stragglers()
+
+
+def spoken_commands(service: Service) -> dict[str, list[str]]:
+    result = service.client().get("/api/results", issue_id="i-1").json()["results"][-1]["id"]
+    commands = {
+        "token": ["token", "--type", "qa-engineer"], "plugins": ["plugins"], "types": ["agent", "types"], "schema": ["schema"], "help": ["--help"],
+        "logs": ["agent", "logs", service.env["AGENT"]],
+    }  # fmt: skip
+    commands |= {f"list-{style}": ["results", "list", "--format", style] for style in ("table", "json", "csv")}
+    commands |= {f"get-{style}": ["results", "get", result, "--format", style] for style in ("table", "json", "csv")}
+    commands |= {f"events-{style}": ["events", "list", "--format", style] for style in ("table", "json", "csv")}
+    where = ["--root", str(service.root), "--storage", str(service.storage)]
+    return {name: [sys.executable, str(MODULE), *where, *words] for name, words in commands.items()}
+
+
+ENCODINGS = {
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "cp1252": {"PYTHONIOENCODING": "cp1252"},
+    "utf-8": {"PYTHONIOENCODING": "utf-8"},
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_output_that_the_encoding_does_not_have_is_escaped_and_json_stays_json(spoken: Service, encoding: str) -> None:
+    for name, command in spoken_commands(spoken).items():
+        if name.startswith("list-") and encoding == "utf-8":
+            continue
+        ended = subprocess.run(command, env=clean_environment(**ENCODINGS[encoding]), capture_output=True, timeout=40)
+        assert (ended.returncode, ended.stderr) == (0, b"") and ended.stdout, (name, ended.stderr)
+        text = ended.stdout.decode("ascii" if encoding == "C" else encoding)
+        if name in ("get-json", "events-json"):
+            answer = json.loads(ended.stdout)
+            assert answer["result"]["decisions"] == NAMES if name == "get-json" else "→ naïve 😀 é" in str(answer)
+        elif name in ("get-table", "get-csv", "logs"):
+            assert ("→" if encoding == "utf-8" else "\\u2192") in text and ("naïve" in text) == (encoding in ("utf-8", "cp1252")), text
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("kind", [">/dev/full", ">&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(spoken: Service, kind: str, unbuffered: str) -> None:
+    reason = "No space left on device" if "full" in kind else "Bad file descriptor"
+    commands = spoken_commands(spoken)
+    for name in ("token", "plugins", "types", "schema", "list-csv", "get-json", "help"):
+        line = f"exec {shlex.join(commands[name])} {kind}"
+        ended = subprocess.run(["sh", "-c", line], env=clean_environment(PYTHONUNBUFFERED=unbuffered), capture_output=True, timeout=40)
+        assert ended.returncode == 1, (name, ended)
+        assert ended.stderr.decode() == ("" if "2>" in kind else f"cco: output cannot be written: {reason}\n"), name
+
+
+@pytest.mark.parametrize("kind", ["2>/dev/full", "2>&-"])
+def test_a_refusal_that_nobody_hears_keeps_its_exit_code(tmp_path: Path, kind: str) -> None:
+    for words, code in {"agnet": 2, "--prot 1": 2, "health": 3, "token --type x": 2, "--version": 0}.items():
+        line = f"exec {shlex.join([sys.executable, str(MODULE)])} {words} {kind}"
+        ended = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=clean_environment(XDG_STATE_HOME=str(tmp_path / "s")), capture_output=True)
+        assert (ended.returncode, ended.stderr) == (code, b""), words
+
+
+@pytest.mark.parametrize("kind", [">/dev/full", ">&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full", "2>/dev/full", "| true"])
+def test_a_service_serves_whatever_becomes_of_its_output(tmp_path: Path, repository: Path, kind: str) -> None:
+    storage = tmp_path / "storage"
+    agent = json.dumps([sys.executable, "-c", "print('heard')"])
+    words = [sys.executable, str(MODULE), "--port", "0", "--storage", str(storage), "--agent-command", agent, "--log-level", "debug"]
+    line = f"exec {shlex.join(words)} {kind}" if "|" not in kind else f"{shlex.join(words)} {kind}"
+    process = subprocess.Popen(["sh", "-c", line], cwd=repository, env=clean_environment(PYTHONIOENCODING="ascii"), stderr=subprocess.DEVNULL)
+    until(lambda: (storage / "sidecar.json").exists() or process.poll() is not None)
+    assert process.poll() is None
+    info = json.loads((storage / "sidecar.json").read_text())
+    try:
+        assert requests.get(info["url"] + "/health", timeout=10).json()["status"] == "healthy"
+        service = Service(repository, storage)
+        service.info = info
+        client = service.client(project_id="repository")
+        spawned = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1"}).json()["agent_id"]
+        ended = until(lambda: (status := client.get(f"/api/agents/{spawned}/status").json())["ended_at"] and status)
+        assert (ended["state"], ended["exit_code"]) == ("completed", 0)
+        assert client.get(f"/api/agents/{spawned}/logs").json()["text"] == "heard\n"
+    finally:
+        os.kill(info["pid"], signal.SIGTERM)
+        assert process.wait(15) == 0
+    assert not (storage / "sidecar.json").exists()

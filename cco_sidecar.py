@@ -1369,6 +1369,11 @@ class HookSpecs:
         may set headers of ``endpoint``; an answer that ``holds_token`` tells so. Several are called one after the other."""
 
     @hookspec
+    def token_keys(self, settings: Settings) -> list[tuple[Any, str]] | None:
+        """A part: (public key, algorithm) of issuers whose tokens are taken beside our own, each with its one algorithm.
+        Asked once, at the start; StartError stops it."""
+
+    @hookspec
     def fit_context(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool | None:
         """A part: cut ``sections``, in place, to ``max_bytes`` of JSON (the core measures again); whether something went.
         A file may have ``chunks``, (first line, score) of its best 50 lines each, which must be gone afterwards."""
@@ -1560,6 +1565,8 @@ class Hooks:
     def _make(self, hook: str, name: str, function: Callable[..., Any], arguments: Sequence[str], facts: Any) -> Any:
         try:
             return function(**{key: facts[key] for key in arguments})
+        except StartError:
+            raise
         except Exception as error:  # a boundary: the core's own part serves as well
             log.warning("plugin %s: %s: %s: %s", name, hook, type(error).__name__, one_line(error))
             return None
@@ -1766,7 +1773,7 @@ class Sidecar:
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(self._lock.release)
             self.tokens.load_secret()
-            self.tokens.load_public_key()
+            self.tokens.load_issuers(self.hooks)
             self.storage.start()
             undo.callback(self.storage.close)
             self.results.start()
@@ -2999,8 +3006,8 @@ class AgentTypes:
 class Tokens:
     """Makes, checks, refreshes and revokes JSON Web Tokens (RFC 7519 and 8725).
 
-    Our own are HS256 and nothing else. Beside them those are taken that the holder of --jwt-public-key's other half signed,
-    with the one algorithm that the key's type allows: each key has its algorithm, and a token's header chooses neither.
+    Our own are HS256 and nothing else. Beside them those of issuers are taken whose keys a plugin knows (``token_keys``):
+    each key has its one algorithm, and a token's header chooses neither.
     """
 
     REFRESH_SECONDS = 300
@@ -3013,7 +3020,7 @@ class Tokens:
         self._agent_types = agent_types
         self._storage = storage
         self._secret = ""
-        self._public: tuple[Any, str] | None = None  # a key and its algorithm
+        self._issuers: list[tuple[Any, str]] = []  # keys, each with its algorithm
         self._verified: collections.OrderedDict[str, Claims] = collections.OrderedDict()  # checking a signature costs 40 us
         self._revoked: set[str] = set()
 
@@ -3021,9 +3028,12 @@ class Tokens:
         """Take the configured secret, or the storage's, which the first caller makes."""
         self._secret = self._settings.jwt_secret or make_or_read_secret(self._settings.storage / "jwt.secret")
 
-    def load_public_key(self) -> None:
-        """Take the other issuer's key, where one is configured. Raises StartError."""
-        self._public = read_public_key(self._settings.jwt_public_key) if self._settings.jwt_public_key else None
+    def load_issuers(self, hooks: Hooks) -> None:
+        """Take the keys of other issuers that plugins know. Raises StartError where a configured one is not known."""
+        for keys in hooks.parts("token_keys", lambda part: isinstance(part, list), settings=self._settings):
+            self._issuers += keys
+        if self._settings.jwt_public_key and not self._issuers:
+            raise StartError("--jwt-public-key: the plugin issuers, which reads it, is not loaded")
 
     def start(self) -> None:
         assert self._storage
@@ -3077,13 +3087,17 @@ class Tokens:
         return claims
 
     def _read(self, token: str) -> Claims:
-        """The claims of a token that we signed, else of one that the other issuer did. Raises what PyJWT and msgspec raise."""
+        """The claims of a token that we signed, else of one that another issuer did. Raises what PyJWT and msgspec raise."""
         try:
             return msgspec.structs.replace(self._decode(token, self._secret, "HS256"), issued_elsewhere=False)
-        except jwt.InvalidAlgorithmError:
-            if self._public is None:
-                raise
-        return msgspec.structs.replace(self._decode(token, *self._public), issued_elsewhere=True)
+        except jwt.InvalidAlgorithmError as error:
+            refusal: jwt.PyJWTError = error
+        for key, algorithm in self._issuers:
+            try:
+                return msgspec.structs.replace(self._decode(token, key, algorithm), issued_elsewhere=True)
+            except (jwt.InvalidAlgorithmError, jwt.InvalidSignatureError) as error:  # perhaps another one's
+                refusal = error
+        raise refusal
 
     def _decode(self, token: str, key: Any, algorithm: str) -> Claims:
         options = {"require": list(self.REQUIRED), "verify_exp": False, "verify_aud": False, "verify_iss": False}
@@ -3126,32 +3140,6 @@ class Tokens:
 
     def statistics(self) -> dict[str, int]:
         return {"remembered": len(self._verified), "revoked": len(self._revoked)}
-
-
-def read_public_key(path: Path) -> tuple[Any, str]:
-    """The public key in ``path`` and the algorithm that its type stands for. Raises StartError."""
-    try:
-        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-        from cryptography.hazmat.primitives.serialization import load_pem_public_key
-    except ImportError:
-        raise StartError("--jwt-public-key needs the package 'cryptography': run `pip install cryptography`, or install the extra `crypto`") from None
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise StartError(f"--jwt-public-key: {path} cannot be read: {error.strerror}") from None
-    if b"PRIVATE KEY" in content:
-        raise StartError(f"--jwt-public-key: {path} is a private key, which belongs to the issuer alone: give its public half")
-    try:
-        key = load_pem_public_key(content)
-    except Exception as error:  # cryptography raises many kinds
-        raise StartError(f"--jwt-public-key: {path} is not a public key in PEM form: {one_line(error)[:200]}") from None
-    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
-        return key, "RS256"
-    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
-        return key, "ES256"
-    if isinstance(key, ed25519.Ed25519PublicKey):
-        return key, "EdDSA"
-    raise StartError(f"--jwt-public-key: {path} must be RSA of 2048 bits or more, P-256 or Ed25519")
 
 
 def make_or_read_secret(path: Path) -> str:

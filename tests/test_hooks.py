@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
-from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stragglers, make_repository, until
+from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, end_stragglers, make_repository, until
 
 from cco_sidecar import Hooks, HookSpecs, ResultFact
 
@@ -162,6 +163,14 @@ PLUGINS = {
         @hookimpl
         def answer_filter():
             return stamp
+    """,
+    "issuer": """
+        import jwt
+
+        @hookimpl
+        def token_keys(settings):
+            numbers = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
+            return [(jwt.PyJWK(numbers).key, "EdDSA")]
     """,
     "fitting": """
         @hookimpl
@@ -403,6 +412,14 @@ def test_a_plugin_brings_its_own_storage(plugged: Service) -> None:
     assert plugged.client().get(f"/api/results/{stored['id']}").status_code == 200
 
 
+def test_a_plugin_knows_the_keys_of_other_issuers(plugged: Service) -> None:
+    own = "nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A"  # the other half, as RFC 8037 prints it
+    key = jwt.PyJWK({"kty": "OKP", "crv": "Ed25519", "d": own, "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}).key
+    claims = jwt.decode(plugged.token(), options={"verify_signature": False})
+    assert Client(plugged.url, jwt.encode(claims, key, algorithm="EdDSA")).get("/status").status_code == 200
+    assert Client(plugged.url, jwt.encode(claims, "k" * 32, algorithm="HS256")).get("/status").status_code == 401
+
+
 def test_a_plugin_fits_contexts_into_their_budget(plugged: Service) -> None:
     answer = plugged.client().get("/api/context/nothing-1/python-specialist").json()
     assert (answer["file_count"], answer["truncated"], answer["context"]["relevant_files"]) == (0, True, [])
@@ -447,6 +464,7 @@ EXERCISED = {
     "register_commands": test_a_plugin_adds_commands_and_other_plugins_cannot_break_the_command_line,
     "server_class": test_a_plugin_brings_its_own_server,
     "answer_filter": test_a_plugin_sees_each_answer_before_it_is_sent,
+    "token_keys": test_a_plugin_knows_the_keys_of_other_issuers,
     "fit_context": test_a_plugin_fits_contexts_into_their_budget,
     "project_reader": test_a_plugin_brings_its_own_look_at_the_repository,
     "backend": test_a_plugin_brings_its_own_storage,

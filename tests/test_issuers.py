@@ -11,13 +11,14 @@ from typing import Any
 
 import jwt
 import pytest
-from conftest import ALL, PROJECT, Client, Service, make_repository
+from conftest import ALL, PROJECT, Client, Service, make_repository, plugin
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 import cco_sidecar
-from cco_sidecar import StartError, read_public_key
+from cco_sidecar import StartError
 
+read_public_key = plugin("issuers").read_public_key
 EVENT = {"publisher": "tester", "topic": "test", "data": {}}
 KEYS: dict[str, Any] = {
     "RS256": rsa.generate_private_key(65537, 2048),
@@ -191,3 +192,10 @@ def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(__import__("sys").modules, "cryptography.hazmat.primitives.serialization", None)
     with pytest.raises(StartError, match="extra `crypto`"):
         read_public_key(tmp_path / "key.pem")
+
+
+def test_without_the_plugin_a_configured_key_stops_the_start(tmp_path: Path, repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "key.pem").write_bytes(public(KEYS["EdDSA"]))
+    command = ["serve", "--root", str(repository), "--storage", str(tmp_path / "storage"), "--port", "0", "--no-plugins"]
+    assert cco_sidecar.main([*command, "--jwt-public-key", str(tmp_path / "key.pem")]) == 2
+    assert capfd.readouterr().err == "cco: --jwt-public-key: the plugin issuers, which reads it, is not loaded\n"

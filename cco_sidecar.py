@@ -5864,7 +5864,7 @@ class Agents:
         state = running.ended_as or self._judge(row, code)
         row |= {"state": state, "ended": now, "exit_code": code, "signal": -code if code is not None and code < 0 else None}
         if end:
-            row |= {"ended": min(max(end.time, row["started"]), now), "measured": now}
+            row["ended"] = row["measured"] = min(max(end.time, row["started"]), now)
             row |= {"cpu": max(row.get("cpu") or 0.0, end.cpu), "peak_memory": max(row.get("peak_memory") or 0, end.memory)}
         row["processes"] = row["memory"] = 0
         self._tokens.revoke(row["id"])

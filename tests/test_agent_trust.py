@@ -68,7 +68,7 @@ def claims_of(token: str) -> dict[str, Any]:
 
 
 def test_a_process_that_is_left_is_seen_whether_it_kept_its_environment_or_not() -> None:
-    kept = subprocess.Popen(["/bin/sleep", "600"], env=clean_environment(), start_new_session=True)
+    kept = subprocess.Popen(["/bin/sleep", "600"], env=clean_environment(AGENT_ID="x"), start_new_session=True)
     shed = subprocess.Popen(["/bin/sleep", NAP], env={}, start_new_session=True)
     try:
         until(lambda: {kept.pid, shed.pid} <= {process.pid for process in agents_left()})

@@ -575,6 +575,27 @@ def test_an_end_at_the_moment_of_a_kill_is_known(make_service: Callable[..., Ser
         assert [ended["state"], ended["exit_code"], ended["signal"]] == ends, ended
 
 
+@pytest.mark.parametrize("function", ["Agents._on_exit", "Agents._hear_keeper", "AgentLedger.ended"])
+def test_a_kill_between_an_end_and_its_record_loses_nothing(make_service: Callable[..., Service], tmp_path: Path, function: str) -> None:
+    """The service kills itself on the way from the keeper's word to the ledger; the next run goes the whole way."""
+    (tmp_path / "faults").mkdir()
+    code = f"lambda *_: os.kill(os.getpid(), signal.SIGKILL) if FAULT.exists() else whole(*_)\nc.{function} = fault\n"
+    names = f"import os, signal\nfrom pathlib import Path\nimport cco_sidecar as c\nFAULT, whole = Path({str(tmp_path / 'fault')!r}), c.{function}\n"
+    (tmp_path / "faults/fault.py").write_text(f"{names}fault = {code}")
+    service, gate = make_service(*COMMAND, "--plugins", str(tmp_path / "faults")), tmp_path / "gate"
+    agents = [spawn_waiting(service.client(), task, gate) for task, *_ in ENDS]
+    (tmp_path / "fault").touch()
+    gate.touch()
+    assert service.process and service.process.wait(15) == -signal.SIGKILL
+    (tmp_path / "fault").unlink()
+    service.start()
+    for agent_id, (_, *known) in zip(agents, ENDS, strict=True):
+        ended = state(service.client(), agent_id)
+        assert [ended["state"], ended["exit_code"], ended["signal"]] == known
+        told = service.client().wait("agent_exited", filter=f"agent_id:{agent_id}", since="earliest", timeout=0)["events"]
+        assert [event["data"]["exit_code"] for event in told] == known[1:2]
+
+
 def test_what_a_keeper_writes_down_of_an_end_cannot_be_forged_while_it_lives(make_service: Callable[..., Service], tmp_path: Path) -> None:
     service, gate = make_service(*COMMAND), tmp_path / "gate"
     agent_id = spawn_waiting(service.client(), "lie", gate)

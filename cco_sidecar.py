@@ -5869,7 +5869,7 @@ class Agents:
         row["processes"] = row["memory"] = 0
         self._tokens.revoke(row["id"])
         tail = await asyncio.to_thread(AgentOutput(running.folder).tail, 5)
-        for name in ("token", "header"):
+        for name in ("token", "header", "curl"):
             with contextlib.suppress(OSError):
                 (running.folder / name).unlink()
         while True:
@@ -6235,8 +6235,9 @@ class Launcher:
         await asyncio.to_thread(self._write_files, folder, context, running.token)
         launch = AgentLaunch(
             agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],
-            context_file=str(folder / "context.json"), agent_folder=str(folder), prompt=self._prompt(row, folder),
+            context_file=str(folder / "context.json"), agent_folder=str(folder), prompt=self._prompt(row, folder, url),
         )  # fmt: skip
+        await asyncio.to_thread(write_file, folder / "prompt", launch.prompt.encode())
         command = await self._command(launch)
         environment, ignored = self._environment(launch, running.token, asked, url)
         program = find_program(command[0], self._settings.root, environment.get("PATH"))
@@ -6272,29 +6273,39 @@ class Launcher:
         given = {name: value for name, value in asked.items() if name not in ignored}
         return inherited | given | dict(zip(self.OWN_VARIABLES, own, strict=True)), ignored
 
-    def _prompt(self, row: dict[str, Any], folder: Path) -> str:
-        """What a coding agent needs to be told to work through this service."""
-        return textwrap.dedent(f"""\
-            You are {row["id"]}, a {row["type"]} in a team of agents that works on issue {row["issue"]} of the repository in your
-            working directory. Your task: {row["task"] or "see the issue's context."}
+    def _prompt(self, row: dict[str, Any], folder: Path, url: str) -> str:
+        """What a coding agent needs to be told to work through this service: what its permissions allow, in plain words.
 
-            Read your context first (JSON; files worth reading, git state, what earlier agents decided): {folder / "context.json"}
-            You may: {", ".join(row["permissions"]) or "nothing but wait for events"}. Your token is in the file named by $CCO_TOKEN_FILE, and as
-            a header for curl in the one named by $CCO_HEADER_FILE; both are renewed there. Never print it.
+        The commands hold no variable, which some programs refuse to run, and name the token by a file of curl's own alone.
+        """
+        curl = f"curl -sS -K {shlex.quote(str(folder / 'curl'))} {url}"
+        identity = {"agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "project_id": row["project"]}
+        result = identity | {"result": {"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}}
+        event = {"publisher": row["id"], "topic": "progress", "data": {"issue_id": row["issue"], "message": "..."}}
+        words = [
+            f"You are {row['id']}, a {row['type']} in a team of agents that works on issue {row['issue']} of the repository in"
+            f" your working directory. Your task: {row['task'] or 'see the context of the issue.'}",
+            "Read your context first (JSON: files worth reading, git state, what earlier agents decided):"
+            f" {folder / 'context.json'}",
+            f"You may: {', '.join(row['permissions']) or 'nothing but wait for events'}. Never print your token.",
+        ]
+        if WRITE in row["permissions"]:
+            words.append("When you are done, store your result (status is success, failed or partial):\n"
+                         f"  {curl}/results -d '{json.dumps(result)}'")  # fmt: skip
+        else:
+            words.append("When you are done, say in your last lines what you decided and why: you store no result yourself.")
+        if PUBLISH in row["permissions"]:
+            words.append("To tell the others something before that, publish an event:\n"
+                         f"  {curl}/events/progress -d '{json.dumps(event)}'")  # fmt: skip
+        return "\n\n".join(words) + "\n"
 
-            When you are done, store your result (status is success, failed or partial):
-              curl -sS "$SIDECAR_URL/results" -H @"$CCO_HEADER_FILE" -H "Content-Type: application/json" \\
-                -d '{{"agent_id": "{row["id"]}", "agent_type": "{row["type"]}", "issue_id": "{row["issue"]}", "project_id": "{row["project"]}",
-                     "result": {{"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}}}}'
-            To tell the others something before that, publish an event:
-              curl -sS "$SIDECAR_URL/events/progress" -H @"$CCO_HEADER_FILE" -H "Content-Type: application/json" \\
-                -d '{{"publisher": "{row["id"]}", "topic": "progress", "data": {{"issue_id": "{row["issue"]}", "message": "..."}}}}'
-            """)
 
 def write_token(folder: Path, token: str) -> None:
-    """The agent's token in one step, alone and as a header that curl reads: as an argument others would see it in the list of processes."""
+    """The agent's token in three forms: alone, as a header and as curl's configuration (as an argument others would see it)."""
     write_file(folder / "token", token.encode())
     write_file(folder / "header", f"Authorization: Bearer {token}\n".encode())
+    configuration = f'header = "Authorization: Bearer {token}"\nheader = "Content-Type: application/json"\n'
+    write_file(folder / "curl", configuration.encode())
 
 
 def find_program(name: str, root: Path, path: str | None) -> str:
@@ -7371,7 +7382,7 @@ LAUNCHERS: dict[str, tuple[str, ...]] = {
         "gemini", "--skip-trust", "--approval-mode", "auto_edit", "--allowed-tools", "run_shell_command(curl)",
         "--include-directories", "{agent_folder}", "-p", "{prompt}",
     ),
-    "opencode": ("opencode", "run", "--auto", "{prompt}"),
+    "opencode": ("/bin/sh", "-c", 'exec opencode run --auto < "$0"', "{agent_folder}/prompt"),  # as an argument it comes JSON-quoted
     "aider": ("aider", "--yes-always", "--no-check-update", "--message", "{prompt}"),
     "goose": ("goose", "run", "--no-session", "-t", "{prompt}"),
     "qwen": (
@@ -7911,7 +7922,9 @@ class Client:
             raise StartError(f"{url}: {error}") from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
-            raise NotReachable(f"{self.url} is not reachable: {reason}; start the service with `{own_command()}`") from None
+            untrusted = isinstance(reason, ssl.SSLCertVerificationError)
+            advice = "name its certificate in SSL_CERT_FILE" if untrusted else f"start the service with `{own_command()}`"
+            raise NotReachable(f"{self.url} is not reachable: {reason}; {advice}") from None
 
 
 def running_settings(settings: Settings) -> Settings:

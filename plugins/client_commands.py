@@ -327,7 +327,11 @@ def command_events_subscribe(options: argparse.Namespace) -> int:
         sys.stdout.flush()
         cursor, left = answer["scanned_to"], left - len(answer["events"])
         if left <= 0 or (not options.continuous and not answer["more_available"]):
-            return GOOD if answer["events"] or not answer.get("timeout") else REFUSED
+            if answer["events"] or not answer.get("timeout"):
+                return GOOD
+            retained = "; --since earliest shows what is retained" if options.since == "latest" else ""
+            sys.stderr.write(f"cco: no event came within {options.timeout} ms{retained}\n")
+            return REFUSED
 
 
 def print_event(options: argparse.Namespace, event: dict[str, Any]) -> None:

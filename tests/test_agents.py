@@ -125,7 +125,8 @@ def test_the_files_of_an_agent_are_its_users_alone(service: Service, architect: 
     folder = folder_of(service, spawned["agent_id"])
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
-    assert modes == {"context.json": 0o600, "output.0.log": 0o600, "output.pipe": 0o600, "token": 0o600, "header": 0o600, "pid": 0o600}
+    names = ("context.json", "output.0.log", "output.pipe", "token", "header", "curl", "pid", "prompt")
+    assert modes == dict.fromkeys(names, 0o600)
     assert (folder / "token").read_text() == spawned["jwt_token"]
 
 

@@ -2924,6 +2924,11 @@ class AuditLine(Struct, frozen=True):
     event_id: str | None = None
 
 
+def named(value: Any) -> str | None:
+    """``value`` where it is an identifier; what a caller put in the place of one stays out of the audit log."""
+    return value if isinstance(value, str) and re.fullmatch(IDENTIFIER, value) and ".." not in value else None
+
+
 class AuditLog:
     """JSON lines of who did what, on what, with what outcome: every change, and every request that was refused.
 
@@ -2945,7 +2950,7 @@ class AuditLog:
         outcome = "refused" if 400 <= status < 500 else "failed" if status >= 500 else "done"
         in_path = getattr(endpoint, "path_args", ())  # Tornado refuses an unknown method before it has looked at the path
         names = dict(zip(endpoint.path_names, in_path, strict=False)) | (endpoint.acted_on or {})
-        acted_on = (names.get(name) for name in ("issue_id", "agent_id", "result_id", "event_id"))
+        acted_on = (named(names.get(name)) for name in ("issue_id", "agent_id", "result_id", "event_id"))
         self.write(
             AuditLine(
                 iso(), endpoint.request_id, request.remote_ip, who.sub if who else None, who.agent_type if who else None, request.method,

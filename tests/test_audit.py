@@ -97,7 +97,7 @@ def test_what_a_refused_request_was_about_is_named(service: Service, architect: 
         (narrow.post("/api/events/noted", {"publisher": "p", "topic": "t", "data": {"issue_id": ["x"]}}), {}),
         (narrow.post("/api/events/noted", {"publisher": "p", "topic": "t", "data": {"issue_id": "y" * 1000}}), {"issue_id": "y" * 128}),
         (Client(service.url, None).delete("/api/agents/a-2"), {"agent_id": "a-2"}),
-        (architect.delete("/api/cache/context/..%2F"), {"issue_id": "../"}),
+        (architect.delete("/api/cache/context/..%2F"), {}),
     ):
         assert answer.status_code >= 400 and acted_on(service, answer) == named, answer.text
 

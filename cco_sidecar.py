@@ -359,12 +359,15 @@ def read_settings_files(root: Path) -> dict[str, tuple[str, Any]]:
 def read_settings_file(root: Path, file: str) -> tuple[str, dict[str, Any]]:
     """The text and our table of a settings file; nothing where there is none."""
     try:
-        text = (root / file).read_text("utf-8-sig")
+        text = settings_text(root / file)
         table = tomllib.loads(text)
-        table = table if file == "cco.toml" else table.get("tool", {}).get("cco-sidecar", {})
+        tool = table if file == "cco.toml" else table.get("tool", {})
+        if not isinstance(tool, dict):
+            raise ValueError("tool must be a table")
+        table = tool if file == "cco.toml" else tool.get("cco-sidecar", {})
     except FileNotFoundError:
         return "", {}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         line = re.search(r"\(at line (\d+),", str(error))
         problem = f"{file}{f':{line[1]}' if line else ''}: {one_line(error)}"
         if file == "cco.toml":
@@ -374,6 +377,21 @@ def read_settings_file(root: Path, file: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(table, dict):
         raise StartError(f"{file}:{line_of('cco-sidecar', text)}: tool.cco-sidecar must be a table")
     return text, table
+
+
+def settings_text(path: Path) -> str:
+    """The text of a settings file. Raises OSError and ValueError; never reads what is no file, or huge."""
+    if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(MB + 1)
+    if len(content) > MB:
+        raise ValueError("it has over 1 MB")
+    text = content.decode("utf-8-sig")
+    part = r"(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')"
+    if re.search(rf"(?<![\w-]){part}(?:\s*+\.\s*+{part}){{100}}", text):  # tomllib takes the square of its depth in time
+        raise ValueError("a key has over 100 parts")
+    return text
 
 
 def line_of(key: str, text: str) -> int:
@@ -1743,6 +1761,9 @@ class Sidecar:
         self.hooks = hooks
         self.storage: Storage = hooks.first("backend", lambda answer: isinstance(answer, Storage), settings=settings) or Storage(settings)
         self.agent_types = AgentTypes(hooks, settings)
+        for name in settings.agent_commands.keys() - self.agent_types.categories.keys():
+            close = nearest(name, self.agent_types.categories)
+            log.warning("agent-commands: unknown agent type %s%s", name, f", did you mean {close}?" if close else "")
         self.metrics = Metrics()
         self.tokens = Tokens(settings, self.agent_types, self.storage)
         self.limits = RateLimits(self.agent_types)
@@ -7479,6 +7500,10 @@ def run_command(words: list[str]) -> int:
         chosen.commands.look_for("")
         chosen.error(f"{chosen.prog.removeprefix('cco ')}: a command must follow, one of {', '.join(chosen.commands.listed())}")
     check_options(options, chosen.prog, chosen.row)
+    for name, value in vars(options).items():
+        texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+        if name not in SERVICE_OPTIONS and (bad := [text for text in texts if not is_encodable(text)]):
+            raise StartError(f"argument {name}: {bad[0]!r} is not UTF-8")
     for name in sorted(os.environ):
         option = name.removeprefix("CCO_SIDECAR_").lower()
         if name.startswith("CCO_SIDECAR_") and option not in SERVICE_OPTIONS:
@@ -7486,6 +7511,11 @@ def run_command(words: list[str]) -> int:
             complain(f"{name}: unknown variable{f', did you mean {variable_of(close)}?' if close else ''}")
     run: Callable[[argparse.Namespace], int] = getattr(options, "run", command_serve)
     return run(options)
+
+
+def is_encodable(text: str) -> bool:
+    """Whether what was typed is UTF-8: other bytes arrive as lone surrogates."""
+    return not re.search(r"[\ud800-\udfff]", text)
 
 
 def check_options(options: argparse.Namespace, command: str, row: Command | None) -> None:

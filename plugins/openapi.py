@@ -26,6 +26,7 @@ from cco_sidecar import (
     EventType,
     Identifier,
     Route,
+    StartError,
     WaitForEvents,
     __version__,
     add_commands,
@@ -224,6 +225,8 @@ def command_schema(options: argparse.Namespace) -> int:
     if options.write is None:
         print(json.dumps(documents["openapi.json"], indent=2))
         return GOOD
+    if not options.write:
+        raise StartError("--write: must name a folder")
     folder = Path(options.write)
     folder.mkdir(parents=True, exist_ok=True)
     for name, document in documents.items():

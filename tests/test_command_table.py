@@ -127,6 +127,36 @@ def test_an_argument_too_many_is_one_line(name: str, cco: Cco) -> None:
 CHOICES = [(name, action) for name in COMMANDS for action in PARSERS[name]._actions if action.choices]
 
 
+@pytest.mark.parametrize("words", [
+    "agent status ?", "agent logs ID --since ?", "agent list --issue ?", "results list --issue ?", "results get i1 ?", "events list --topic ?",
+    "events publish ?", "events publish x --correlation-id ?", "events subscribe x --filter ?", "context get i1 python-specialist --task ?",
+    "context clear --issue ?", "agent spawn --type python-specialist --issue i1 --task ?", "agent spawn --type x --issue i1 --env A=?",
+    "results store --issue i1 --agent a --agent-type x --status success --decisions ?", "run --issue i1 --task ?", "token --type ?",
+])  # fmt: skip
+def test_an_argument_that_is_not_utf_8_is_one_line_before_anything_is_sent(words: str, cco: Cco) -> None:
+    assert "UTF-8" in refusal(cco(*words.replace("?", "\udcff").split()))
+
+
+@pytest.mark.parametrize(("name", "code"), [("cco.toml", 2), ("pyproject.toml", 0)])
+@pytest.mark.parametrize("kind", ["a pipe", "no end", "huge", "a deep key", "a deep table", "deep brackets", "a number"])
+def test_a_settings_file_that_is_none_is_one_line(name: str, code: int, kind: str, cco: Cco, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", logger="cco")  # an earlier command in this process may have lowered it
+    path = Path(name)
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "no end":
+        path.symlink_to("/dev/zero")
+    else:
+        dots = "a" + ".a" * 20_000
+        texts = {"huge": "# x\n" * 300_000, "a deep key": f"{dots} = 1", "a deep table": f"[{dots}]"}
+        path.write_text((texts | {"deep brackets": "a = " + "[" * 100_000, "a number": f"tool = {'9' * 6000}"})[kind])
+    given, out, err = cco("token", "--type", "qa-engineer")
+    assert given == code and bool(out) == (code == 0)
+    (line,) = err.splitlines() if code else caplog.messages
+    assert line.removeprefix("cco: ").startswith(name), line
+
+
+
 @pytest.mark.parametrize(("name", "action"), CHOICES, ids=lambda value: value if isinstance(value, str) else value.dest)
 def test_a_wrong_choice_is_told_the_nearest_one(name: str, action: argparse.Action, cco: Cco) -> None:
     for right in map(str, action.choices or ()):

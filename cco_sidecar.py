@@ -412,7 +412,7 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
     word, plain = word.lstrip("-").lower(), {name.lstrip("-").lower(): name for name in names}
     same_letters = [name for name in plain if sorted(name) == sorted(word)]
-    close = same_letters or difflib.get_close_matches(word, plain, 1) or [name for name in plain if word and name.startswith(word)]
+    close = same_letters or difflib.get_close_matches(word, plain, 1, 0.65) or [name for name in plain if word and name.startswith(word)]
     return plain[close[0]] if close else ""
 
 

@@ -104,6 +104,7 @@ def test_a_subcommand_without_its_group_is_told_the_whole(cco: Cco) -> None:
     assert "did you mean agent spawn?" in refusal(cco("spawn"))
     assert "did you mean events publish?" in refusal(cco("pubilsh"))
     assert "; there are types, " in refusal(cco("agent", "xyzzy"))
+    assert "; there are serve, token, " in refusal(cco("help"))  # and not: did you mean health?
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])

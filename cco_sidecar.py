@@ -21,8 +21,8 @@ The path of a request, from top to bottom of this file:
            -> a part (Results, EventBus, Contexts, Agents) -> Storage.write (one writer thread, one commit)
            -> EventBus.wake (on the loop, in commit order) -> the answer
 
-This file alone serves the whole reference and makes tokens. What goes beyond that is a plugin in ``plugins/``, also the OpenAPI
-document, the commands that talk to a running service, the doctor and the demonstration.
+This file alone serves the whole reference and makes tokens. What goes beyond that is a plugin in ``plugins/``, also the
+OpenAPI document, the commands that talk to a running service, the doctor and the demonstration.
 
 Units: seconds and bytes everywhere inside; a name says so where it is another one (``timeout_ms``).
 
@@ -221,10 +221,20 @@ def read_secret(value: Any) -> str:
 def read_command(value: Any) -> tuple[str, ...]:
     """An argv: a TOML list, a JSON array, or words quoted as for a shell. No shell ever sees it."""
     try:
-        words = value if isinstance(value, list) else json.loads(value) if read_text(value)[:1] == "[" else shlex.split(value)
+        words = (
+            value
+            if isinstance(value, list)
+            else json.loads(value)
+            if read_text(value)[:1] == "["
+            else shlex.split(value)
+        )
     except ValueError as error:
         raise ValueError(f"cannot be read as a command: {error}") from None
-    if not isinstance(words, list) or not words or not all(isinstance(word, str) and "\0" not in word for word in words):
+    if (
+        not isinstance(words, list)
+        or not words
+        or not all(isinstance(word, str) and "\0" not in word for word in words)
+    ):
         raise ValueError("must be a command: a list of words that is not empty")
     return tuple(words)
 
@@ -234,7 +244,9 @@ def read_agent_types(value: Any) -> dict[str, str]:
     pairs = value.items() if isinstance(value, dict) else [item.partition("=")[::2] for item in read_list(value)]
     for name, category in pairs:
         if not re.fullmatch(IDENTIFIER, str(name)) or category not in tuple(CATEGORIES):
-            raise ValueError(f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {str(name)!r} is not")
+            raise ValueError(
+                f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {str(name)!r} is not"
+            )
     return dict(pairs)
 
 
@@ -253,28 +265,50 @@ def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
 class Settings:
     """Every option. Flag ``--name``, else variable ``CCO_SIDECAR_NAME``, else file, else the default here."""
 
-    root: Annotated[Path, Option(read_path, "the repository to serve (default: the git top level of this folder)", "DIR")]
+    root: Annotated[
+        Path, Option(read_path, "the repository to serve (default: the git top level of this folder)", "DIR")
+    ]
     project: Annotated[str, Option(read_project, "project id (default: the root folder's name as a slug)", "ID")]
-    storage: Annotated[Path, Option(read_path, "where state is kept (default: a folder of your own per project)", "DIR")]
+    storage: Annotated[
+        Path, Option(read_path, "where state is kept (default: a folder of your own per project)", "DIR")
+    ]
     host: Annotated[str, Option(read_host, "address to listen on")] = "127.0.0.1"
     port: Annotated[int, Option(read_number(0, 65535), "TCP port; 0 takes a free one", "N")] = 3001
     allowed_host: Annotated[tuple[str, ...], Option(read_list, "more Host names that are answered", "NAME")] = ()
     cors_origin: Annotated[tuple[str, ...], Option(read_list, "more web origins that may call", "ORIGIN")] = ()
-    max_connections: Annotated[int, Option(read_number(1, 1_000_000), "connections open at once, as far as the system allows", "N")] = 10_000
-    request_timeout: Annotated[int, Option(read_number(1, 3600), "how long a request's head, and then its body, may take", "SECONDS")] = 60
+    max_connections: Annotated[
+        int, Option(read_number(1, 1_000_000), "connections open at once, as far as the system allows", "N")
+    ] = 10_000
+    request_timeout: Annotated[
+        int, Option(read_number(1, 3600), "how long a request's head, and then its body, may take", "SECONDS")
+    ] = 60
     tls_cert: Annotated[Path | None, Option(read_path, "certificate chain (PEM): serve HTTPS", "FILE")] = None
     tls_key: Annotated[Path | None, Option(read_path, "private key of --tls-cert (PEM)", "FILE")] = None
-    jwt_secret: Annotated[str | None, Option(read_secret, "signing secret, 32 bytes or more (default: made at first start)")] = None
+    jwt_secret: Annotated[
+        str | None, Option(read_secret, "signing secret, 32 bytes or more (default: made at first start)")
+    ] = None
     jwt_public_key: Annotated[
-        Path | None, Option(read_path, "public key (PEM: RSA, P-256 or Ed25519) of an issuer whose tokens are taken beside our own", "FILE")
+        Path | None,
+        Option(
+            read_path,
+            "public key (PEM: RSA, P-256 or Ed25519) of an issuer whose tokens are taken beside our own",
+            "FILE",
+        ),
     ] = None
     token_ttl: Annotated[int, Option(read_number(1, 31_536_000), "life of a token", "SECONDS")] = 3600
     cache_size_mb: Annotated[int, Option(read_number(0, 65_536), "memory for cached contexts", "MB")] = 256
-    no_watch: Annotated[bool, Option(read_bool, "no file watcher; cached contexts are still checked against the disk")] = False
+    no_watch: Annotated[
+        bool, Option(read_bool, "no file watcher; cached contexts are still checked against the disk")
+    ] = False
     event_retention: Annotated[int, Option(read_number(1, 31_536_000), "how long events are kept", "SECONDS")] = 86_400
     event_limit: Annotated[int, Option(read_number(1, 1_000_000_000), "how many events are kept", "N")] = 100_000
     agent_command: Annotated[
-        tuple[str, ...] | None, Option(read_command, "command that runs an agent, with {task}, {prompt} and their like, or a known one's name", "CMD")
+        tuple[str, ...] | None,
+        Option(
+            read_command,
+            "command that runs an agent, with {task}, {prompt} and their like, or a known one's name",
+            "CMD",
+        ),
     ] = None
     agent_commands: Annotated[
         dict[str, tuple[str, ...]], Option(read_agent_commands, "commands of some agent types: a JSON object", "JSON")
@@ -282,8 +316,12 @@ class Settings:
     agent_types: Annotated[dict[str, str], Option(read_agent_types, "more agent types, NAME=CATEGORY", "LIST")] = None  # type: ignore[assignment]
     agent_timeout: Annotated[int, Option(read_number(1, 31_536_000), "time limit of an agent", "SECONDS")] = 3600
     max_agents: Annotated[int, Option(read_number(0, 10_000), "agents running at once", "N")] = 10
-    max_agents_per_issue: Annotated[int, Option(read_number(1, 1_000_000), "spawns on one issue, ended ones included", "N")] = 50
-    max_depth: Annotated[int, Option(read_number(1, 100), "how deep agents may spawn agents; 1 is an agent that no agent spawned", "N")] = 4
+    max_agents_per_issue: Annotated[
+        int, Option(read_number(1, 1_000_000), "spawns on one issue, ended ones included", "N")
+    ] = 50
+    max_depth: Annotated[
+        int, Option(read_number(1, 100), "how deep agents may spawn agents; 1 is an agent that no agent spawned", "N")
+    ] = 4
     stop_agents: Annotated[bool, Option(read_bool, "a stop by signal ends the agents too")] = False
     plugins: Annotated[tuple[Path, ...], Option(read_paths, "one more folder of plugins", "DIR")] = ()
     no_plugins: Annotated[bool, Option(read_bool, "the service runs no plugins")] = False
@@ -338,7 +376,9 @@ def read_option(name: str, where: str, value: Any) -> Any:
 
 
 def read_settings_files(root: Path) -> dict[str, tuple[str, Any]]:
-    """Option: (where it is said, value) of ``[tool.cco-sidecar]`` in pyproject.toml and of the top level of cco.toml, which wins."""
+    """Option: (where it is said, value) of ``[tool.cco-sidecar]`` in pyproject.toml and of the top level of cco.toml,
+    which wins.
+    """
     said: dict[str, tuple[str, Any]] = {}
     known = [name for name, _, _ in option_table() if name != "root"]
     for file in ("pyproject.toml", "cco.toml"):
@@ -372,7 +412,9 @@ def read_settings_file(root: Path, file: str) -> tuple[str, dict[str, Any]]:
         problem = f"{file}{f':{line[1]}' if line else ''}: {one_line(error)}"
         if file == "cco.toml":
             raise StartError(problem) from None
-        log.warning("%s: it is not read for settings", problem)  # the project's own file: its faults are not ours to report as fatal
+        log.warning(
+            "%s: it is not read for settings", problem
+        )  # the project's own file: its faults are not ours to report as fatal
         return "", {}
     if not isinstance(table, dict):
         raise StartError(f"{file}:{line_of('cco-sidecar', text)}: tool.cco-sidecar must be a table")
@@ -389,7 +431,9 @@ def settings_text(path: Path) -> str:
         raise ValueError("it has over 1 MB")
     text = content.decode("utf-8-sig")
     part = r"(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')"
-    if re.search(rf"(?<![\w-]){part}(?:\s*+\.\s*+{part}){{100}}", text):  # tomllib takes the square of its depth in time
+    if re.search(
+        rf"(?<![\w-]){part}(?:\s*+\.\s*+{part}){{100}}", text
+    ):  # tomllib takes the square of its depth in time
         raise ValueError("a key has over 100 parts")
     return text
 
@@ -397,7 +441,9 @@ def settings_text(path: Path) -> str:
 def line_of(key: str, text: str) -> int:
     """The number of the line of a settings file that sets ``key``; 1 where it is written in a way that hides it."""
     ours = re.search(r"^\s*\[\s*tool\s*\.\s*[\"']?cco-sidecar", text, re.MULTILINE)
-    found = re.compile(rf"^[^#\n]*?(?<![\w-]){re.escape(key)}[\"']?\s*[=.\]]", re.MULTILINE).search(text, ours.start() if ours else 0)
+    found = re.compile(rf"^[^#\n]*?(?<![\w-]){re.escape(key)}[\"']?\s*[=.\]]", re.MULTILINE).search(
+        text, ours.start() if ours else 0
+    )
     return text.count("\n", 0, found.end()) + 1 if found else 1
 
 
@@ -412,7 +458,11 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
     word, plain = word.lstrip("-").lower(), {name.lstrip("-").lower(): name for name in names}
     same_letters = [name for name in plain if sorted(name) == sorted(word)]
-    close = same_letters or difflib.get_close_matches(word, plain, 1, 0.65) or [name for name in plain if word and name.startswith(word)]
+    close = (
+        same_letters
+        or difflib.get_close_matches(word, plain, 1, 0.65)
+        or [name for name in plain if word and name.startswith(word)]
+    )
     return plain[close[0]] if close else ""
 
 
@@ -439,16 +489,21 @@ def slug(name: str) -> str:
 
 
 def default_storage(root: Path, project: str) -> Path:
-    """A folder per user and project: $XDG_STATE_HOME on Linux, the platform's own place elsewhere. Raises StartError."""
-    variable, below_home = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Application Support")}.get(
-        sys.platform, ("XDG_STATE_HOME", ".local/state")
-    )
+    """A folder per user and project: $XDG_STATE_HOME on Linux, the platform's own place elsewhere. Raises
+    StartError.
+    """
+    variable, below_home = {
+        "win32": ("LOCALAPPDATA", "AppData/Local"),
+        "darwin": ("", "Library/Application Support"),
+    }.get(sys.platform, ("XDG_STATE_HOME", ".local/state"))
     base = Path(os.environ.get(variable, ""))
     if not base.is_absolute():  # as the XDG specification wants it
         try:
             base = Path.home().absolute() / below_home
         except RuntimeError:
-            raise StartError("you have no home folder, in which state is kept: set HOME, or say --storage DIR") from None
+            raise StartError(
+                "you have no home folder, in which state is kept: set HOME, or say --storage DIR"
+            ) from None
     return base / "cco-sidecar" / f"{project}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
 
 
@@ -478,7 +533,8 @@ CATEGORIES = {
 
 AGENT_TYPES = {
     "architect": "chief-architect",
-    "coding": """
+    "coding": (
+        """
         python-specialist rust-specialist go-specialist javascript-specialist typescript-specialist java-specialist
         kotlin-specialist scala-specialist csharp-specialist cpp-specialist c-specialist swift-specialist
         objective-c-specialist ruby-specialist php-specialist perl-specialist elixir-specialist erlang-specialist
@@ -495,14 +551,17 @@ AGENT_TYPES = {
         devops-engineer cloud-architect kubernetes-specialist terraform-specialist docker-specialist
         ci-cd-specialist site-reliability-engineer network-engineer platform-engineer observability-engineer
         machine-learning-engineer mlops-engineer ai-engineer prompt-engineer llm-specialist
-        mcp-developer mcp-integration-engineer tooling-engineer build-engineer""",
+        mcp-developer mcp-integration-engineer tooling-engineer build-engineer"""
+    ),
     "qa": "test-engineer test-automator qa-engineer performance-engineer accessibility-tester",
     "security": "security-auditor security-engineer penetration-tester compliance-auditor api-security-auditor",
     "documentation": "documentation-expert technical-writer api-documenter changelog-writer tutorial-writer",
-    "support": """
+    "support": (
+        """
         technical-researcher academic-researcher competitive-researcher business-analyst product-manager
         project-manager ux-designer ui-designer customer-support issue-triager code-reviewer credential-manager
-        incident-responder dependency-manager git-expert content-strategist""",
+        incident-responder dependency-manager git-expert content-strategist"""
+    ),
 }
 
 SPECIALISTS = {  # the coding type for a project's main language
@@ -774,7 +833,9 @@ AGENT_GROUPS = {"active": ("starting", "running"), "completed": ("completed",), 
 
 
 class AgentUsage(Struct):
-    """What an agent's living processes use: processor time of all of them so far, memory (resident) of the moment of the measurement."""
+    """What an agent's living processes use: processor time of all of them so far, memory (resident) of the moment of
+    the measurement.
+    """
 
     cpu_seconds: float
     memory_bytes: int
@@ -794,7 +855,9 @@ class AgentCall(Struct):
 
 
 class AgentStatus(Struct):
-    """What is known of an agent. Times are ISO 8601, null where the thing has not happened; an age is that of the fact before it."""
+    """What is known of an agent. Times are ISO 8601, null where the thing has not happened; an age is that of the fact
+    before it.
+    """
 
     agent_id: str
     agent_type: str
@@ -1080,15 +1143,24 @@ class NoQuery(Struct):
 class ContextQuery(Struct):
     task: Annotated[str, Meta(max_length=30_000, description="What is to be done; ranks the files.")] = ""
     max_bytes: Annotated[int, Meta(ge=2_000, le=10 * MB, description="Size of the JSON answer at most.")] = 10 * MB
-    max_tokens: Annotated[int, Meta(ge=500, description="The same in tokens, estimated at 4 bytes each; the smaller one counts.")] | None = None
+    max_tokens: (
+        Annotated[
+            int, Meta(ge=500, description="The same in tokens, estimated at 4 bytes each; the smaller one counts.")
+        ]
+        | None
+    ) = None
     max_files: Annotated[int, Meta(ge=0, le=1000, description="Relevant files at most.")] = 50
-    since: Annotated[str, Meta(max_length=128, description="ETag of an earlier answer: give only the files that changed since.")] = ""
+    since: Annotated[
+        str, Meta(max_length=128, description="ETag of an earlier answer: give only the files that changed since.")
+    ] = ""
 
 
 class WaitQuery(Struct):
     timeout: Annotated[int, Meta(ge=0, le=300_000, description="Milliseconds to wait.")] = 30_000
     filter: Annotated[str, Meta(max_length=4096, description="For example issue_id:issue-123,status:!failed")] = ""
-    since: Annotated[str, Meta(max_length=128, description="An event id, a cursor, earliest, latest, or a time (UTC).")] = ""
+    since: Annotated[
+        str, Meta(max_length=128, description="An event id, a cursor, earliest, latest, or a time (UTC).")
+    ] = ""
     limit: Limit = 100
 
 
@@ -1110,7 +1182,12 @@ class ResultQuery(Struct):
 
 class AgentQuery(Struct):
     state: AgentState | None = None
-    status: Annotated[Literal["active", "completed", "failed"], Meta(description="States in groups, as /status counts them.")] | None = None
+    status: (
+        Annotated[
+            Literal["active", "completed", "failed"], Meta(description="States in groups, as /status counts them.")
+        ]
+        | None
+    ) = None
     agent_type: Identifier | None = None
     issue_id: Identifier | None = None
     since: Annotated[str, Meta(max_length=128, description="The id of an agent, or earliest: the ones after it.")] = ""
@@ -1127,7 +1204,9 @@ class CacheQuery(Struct):
 
 class LogQuery(Struct):
     tail: Annotated[int, Meta(ge=1, le=100_000, description="Only the last lines.")] | None = None
-    since: Annotated[str, Meta(pattern=rf"^([0-9]{{1,15}}|{MOMENT})\Z", description="From a next_offset on, or from a time (UTC).")] = "0"
+    since: Annotated[
+        str, Meta(pattern=rf"^([0-9]{{1,15}}|{MOMENT})\Z", description="From a next_offset on, or from a time (UTC).")
+    ] = "0"
     timestamps: Annotated[bool, Meta(description="Each line after the time at which it began to arrive.")] = False
 
 
@@ -1234,7 +1313,9 @@ class SidecarInfo(Struct, frozen=True):
 
 def iso(moment: float | None = None) -> str:
     """ISO 8601 in UTC, to the second, of ``moment`` (epoch seconds, default now)."""
-    seconds = time.time() if moment is None else min(max(moment, 0.0), 253_402_300_799.0)  # a file may claim to be of the year 20000
+    seconds = (
+        time.time() if moment is None else min(max(moment, 0.0), 253_402_300_799.0)
+    )  # a file may claim to be of the year 20000
     return iso_second(int(seconds))
 
 
@@ -1257,7 +1338,9 @@ def iso_or_none(moment: float | None) -> str | None:
 
 
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
-    """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too. Not ``strict``: a query's texts."""
+    """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too. Not ``strict``:
+    a query's texts.
+    """
     try:
         converted = msgspec.convert(value, shape, strict=strict)
         if not strict:
@@ -1265,12 +1348,16 @@ def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = Tru
         return converted
     except msgspec.ValidationError as error:
         problem, path = bad_field(str(error), value, shape)
-        raise ApiError(code, f"{ERRORS[code][2]}: {problem} - at `$.{path}`".removesuffix(" - at `$.$`"), details={"path": path}) from None
+        raise ApiError(
+            code, f"{ERRORS[code][2]}: {problem} - at `$.{path}`".removesuffix(" - at `$.$`"), details={"path": path}
+        ) from None
 
 
 def bad_field(message: str, value: Any, shape: Any) -> tuple[str, str]:
     """What msgspec found wrong, and where: ``result.files_created[3].path``; ``$`` is the whole body."""
-    problem, key, path = typing.cast(re.Match[str], re.fullmatch(r"(.*?)(?: - at (`key` in )?`\$\.?([^`]*)`)?", message, re.DOTALL)).groups()
+    problem, key, path = typing.cast(
+        re.Match[str], re.fullmatch(r"(.*?)(?: - at (`key` in )?`\$\.?([^`]*)`)?", message, re.DOTALL)
+    ).groups()
     path = path or ""
     if missing := re.search(r"missing required field `(.+)`", problem):
         path = f"{path}.{missing[1]}".lstrip(".")
@@ -1298,7 +1385,9 @@ def bad_key(message: str, value: dict[str, Any], name: str, shape: Any) -> str:
 def check_spelling(texts: dict[str, str], converted: Any) -> None:
     """Numbers are digits: msgspec also reads 1e3, 5.0, -0 and null as whole numbers. Raises msgspec.ValidationError."""
     for name in texts.keys() & set(converted.__struct_fields__):
-        if not isinstance(getattr(converted, name), str) and not re.fullmatch("[0-9]+|true|false", texts[name], re.IGNORECASE):
+        if not isinstance(getattr(converted, name), str) and not re.fullmatch(
+            "[0-9]+|true|false", texts[name], re.IGNORECASE
+        ):
             raise msgspec.ValidationError(f"Expected digits, or true or false for a switch - at `$.{name}`")
 
 
@@ -1321,9 +1410,11 @@ class HookSpecs:
 
     @hookspec
     def context_section(self, request: ContextRequest) -> Sections:
-        """Sections of a context: ``{"section_name": JSON value}``; a later plugin's section of the same name wins, except
-        that an object for ``metadata`` adds to what is there.
-        Called on every build of a context; what it returns is cached until a file, git or the issue's results change."""
+        """Sections of a context: ``{"section_name": JSON value}``; a later plugin's section of the same name wins,
+        except that an object for ``metadata`` adds to what is there.
+        Called on every build of a context; what it returns is cached until a file, git or the issue's results
+        change.
+        """
 
     @hookspec
     def resolve_issue(self, issue_id: str) -> dict[str, Any] | None:
@@ -1336,12 +1427,19 @@ class HookSpecs:
 
     @hookspec
     def index_state(self, root: str, index_folder: str) -> dict[str, Any] | None:
-        """What the index behind your ranking is doing: ``{"state": "building" | "ready" | "absent", ...}`` and any figures.
-        Asked before and after each ranking: while one is building, contexts say so and are not cached. None for no index."""
+        """What the index behind your ranking is doing: ``{"state": "building" | "ready" | "absent", ...}`` and any
+        figures. Asked before and after each ranking: while one is building, contexts say so and are not cached. None
+        for no index.
+        """
 
     @hookspec
     def next_agents(
-        self, result: ResultFact, proposals: list[NextAgent], history: list[ResultFact], language: str, submission: dict[str, Any]
+        self,
+        result: ResultFact,
+        proposals: list[NextAgent],
+        history: list[ResultFact],
+        language: str,
+        submission: dict[str, Any],
     ) -> list[NextAgent]:
         """The new list of proposals after ``result`` was stored: ``proposals`` as the earlier plugins left them, to be
         returned with some added, removed or replaced. ``history`` holds the issue's earlier results, oldest first."""
@@ -1373,33 +1471,39 @@ class HookSpecs:
 
     @hookspec
     def register_commands(self, commands: Commands) -> None:
-        """More commands: ``commands.add_parser(...).set_defaults(run=function)``; the function gets the parsed arguments, our
-        options among them, and returns the exit code. ``add_commands(commands, {name: Command(...)})`` adds a table of them."""
+        """More commands: ``commands.add_parser(...).set_defaults(run=function)``; the function gets the parsed
+        arguments, our options among them, and returns the exit code. ``add_commands(commands, {name: Command(...)})``
+        adds a table of them.
+        """
 
     @hookspec
     def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
-        """A part: a class derived from ``base`` that listens in its place. ``base`` is Server, or what the plugin before
-        yours derived from it, so several add up."""
+        """A part: a class derived from ``base`` that listens in its place. ``base`` is Server, or what the plugin
+        before yours derived from it, so several add up."""
 
     @hookspec
     def answer_filter(self, settings: Settings) -> AnswerFilter | None:
-        """A part: ``async def filter(endpoint, content) -> content`` that sees each answer's bytes before they are sent and
-        may set headers of ``endpoint``; an answer that ``holds_token`` tells so. Several are called one after the other."""
+        """A part: ``async def filter(endpoint, content) -> content`` that sees each answer's bytes before they are sent
+        and may set headers of ``endpoint``; an answer that ``holds_token`` tells so. Several are called one after the
+        other.
+        """
 
     @hookspec
     def token_keys(self, settings: Settings) -> list[tuple[Any, str]] | None:
-        """A part: (public key, algorithm) of issuers whose tokens are taken beside our own, each with its one algorithm.
-        Asked once, at the start; StartError stops it."""
+        """A part: (public key, algorithm) of issuers whose tokens are taken beside our own, each with its one
+        algorithm. Asked once, at the start; StartError stops it."""
 
     @hookspec
     def fit_context(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool | None:
-        """A part: cut ``sections``, in place, to ``max_bytes`` of JSON (the core measures again); whether something went.
-        A file may have ``chunks``, (first line, score) of its best 50 lines each, which must be gone afterwards."""
+        """A part: cut ``sections``, in place, to ``max_bytes`` of JSON (the core measures again); whether something
+        went. A file may have ``chunks``, (first line, score) of its best 50 lines each, which must be gone
+        afterwards.
+        """
 
     @hookspec
     def project_reader(self, settings: Settings) -> Project | None:
-        """A part: a subclass of Project that looks at the repository in its place, by ``look``, ``knows`` and ``close``.
-        Every state must be one of a moment after it was asked for."""
+        """A part: a subclass of Project that looks at the repository in its place, by ``look``, ``knows`` and
+        ``close``. Every state must be one of a moment after it was asked for."""
 
     @hookspec
     def backend(self, settings: Settings) -> Storage | None:
@@ -1423,8 +1527,8 @@ class IssueNotFound(Exception):
 
 
 class LoadedPlugin(Struct):
-    """A plugin that was found: ``problem`` says why it is not in use, ``faulty`` that its author must mend it before the service
-    starts, ``failure`` what went wrong last in one of its hooks."""
+    """A plugin that was found: ``problem`` says why it is not in use, ``faulty`` that its author must mend it before
+    the service starts, ``failure`` what went wrong last in one of its hooks."""
 
     name: str
     source: str
@@ -1457,15 +1561,20 @@ class Hooks:
         self._known: dict[str, list[tuple[str, Callable[..., Any], Sequence[str]]]] = {}
         self._untold: queue.Queue[Callable[[], Any]] = queue.Queue(self.MAX_UNTOLD)
         self._teller: threading.Thread | None = None
-        self.loaded = [LoadedPlugin(str(name), "built in", self._hooks_in(self._manager.get_plugin(str(name)))) for name in self._trusted]
+        self.loaded = [
+            LoadedPlugin(str(name), "built in", self._hooks_in(self._manager.get_plugin(str(name))))
+            for name in self._trusted
+        ]
 
     def load(self, folders: Iterable[tuple[Path, bool]]) -> None:
-        """Load plugins from ``folders`` (path, whether every file in it must be one) and from entry points. One that is not
-        in use is named in ``loaded``, and why."""
+        """Load plugins from ``folders`` (path, whether every file in it must be one) and from entry points. One that is
+        not in use is named in ``loaded``, and why."""
         for folder, ours in folders:
             self.load_files(sorted(folder.glob("[!_.]*.py")), ours)
             if ours and not folder.is_dir():
-                self.loaded.append(LoadedPlugin(folder.name, str(folder), [], f"--plugins {folder} is not a folder", faulty=True))
+                self.loaded.append(
+                    LoadedPlugin(folder.name, str(folder), [], f"--plugins {folder} is not a folder", faulty=True)
+                )
         for entry in importlib.metadata.entry_points(group="cco_sidecar"):
             self._load_one(entry.name, f"entry point {entry.value}", entry.load)
 
@@ -1493,17 +1602,27 @@ class Hooks:
         except BaseException as error:  # a boundary: anybody's module-level code, which may also end the program
             # An ImportError is the plugin's own word for what it needs: the banner and `cco plugins` pass it on.
             plugin.problem = one_line(error) if type(error) is ImportError else described(error, source)
-            log.log(logging.DEBUG if type(error) is ImportError else logging.WARNING, "plugin %s is skipped: %s", name, plugin.problem)
+            log.log(
+                logging.DEBUG if type(error) is ImportError else logging.WARNING,
+                "plugin %s is skipped: %s",
+                name,
+                plugin.problem,
+            )
             log.debug("plugin %s", name, exc_info=error)
 
     def _hooks_in(self, plugin: object) -> list[str]:
-        """The hooks that ``plugin`` implements. Raises PluginFault where one could not be asked as its author thinks."""
+        """The hooks that ``plugin`` implements. Raises PluginFault where one could not be asked as its author
+        thinks.
+        """
         hooks = []
         for name in dir(plugin):
             if (options := self._manager.parse_hookimpl_opts(plugin, name)) is not None:
                 hook = options["specname"] or name
                 if not hasattr(HookSpecs, hook):
-                    raise PluginFault(f"there is no hook {hook!r}" + did_you_mean(hook, [known for known in vars(HookSpecs) if known[0] != "_"]))
+                    raise PluginFault(
+                        f"there is no hook {hook!r}"
+                        + did_you_mean(hook, [known for known in vars(HookSpecs) if known[0] != "_"])
+                    )
                 taken_arguments(hook, getattr(plugin, name))
                 hooks.append(hook)
         if not hooks:
@@ -1518,7 +1637,9 @@ class Hooks:
         """(plugin, function, the arguments it takes), in the order in which they are asked."""
         if hook not in self._known:
             found = getattr(self._manager.hook, hook).get_hookimpls()
-            self._known[hook] = [(impl.plugin_name, impl.function, taken_arguments(hook, impl.function)) for impl in reversed(found)]
+            self._known[hook] = [
+                (impl.plugin_name, impl.function, taken_arguments(hook, impl.function)) for impl in reversed(found)
+            ]
         return self._known[hook]
 
     def ask(self, hook: str, **facts: Any) -> Iterator[tuple[str, Any]]:
@@ -1527,8 +1648,12 @@ class Hooks:
             if (answer := self.ask_one(hook, name, function, arguments, facts)) is not None:
                 yield name, answer
 
-    def ask_one(self, hook: str, name: str, function: Callable[..., Any], arguments: Sequence[str], facts: dict[str, Any]) -> Any:
-        """One implementation's answer, None where it gives none or fails. Blocks. IssueNotFound of resolve_issue passes through."""
+    def ask_one(
+        self, hook: str, name: str, function: Callable[..., Any], arguments: Sequence[str], facts: dict[str, Any]
+    ) -> Any:
+        """One implementation's answer, None where it gives none or fails. Blocks. IssueNotFound of resolve_issue passes
+        through.
+        """
         try:
             return self._call(name, function, {key: facts[key] for key in arguments})
         except Exception as error:  # a boundary: anybody's code
@@ -1625,7 +1750,11 @@ class Hooks:
             raise TimeoutError(f"no answer within {self.TIMEOUT:.0f} s") from None
         if good:
             return value
-        raise value if isinstance(value, Exception) else RuntimeError(type(value).__name__).with_traceback(value.__traceback__)
+        raise (
+            value
+            if isinstance(value, Exception)
+            else RuntimeError(type(value).__name__).with_traceback(value.__traceback__)
+        )
 
     def tell(self, hook: str, **facts: Any) -> None:
         """Tell every observer, in order, in a thread of its own. What a slow observer leaves untold is bounded."""
@@ -1671,10 +1800,18 @@ def import_file(file: Path) -> types.ModuleType:
 
 
 def taken_arguments(hook: str, function: Callable[..., Any]) -> list[str]:
-    """Those of the hook's arguments that ``function`` takes. Raises PluginFault where it could not be called with them."""
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+    """Those of the hook's arguments that ``function`` takes. Raises PluginFault where it could not be called with
+    them.
+    """
+    if (
+        inspect.iscoroutinefunction(function)
+        or inspect.isasyncgenfunction(function)
+        or inspect.isgeneratorfunction(function)
+    ):
         kind = "yields" if inspect.isgeneratorfunction(function) else "is async"
-        raise PluginFault(f"{hook} {kind}: a hook is a plain function that returns its answer; it runs in a thread and may block")
+        raise PluginFault(
+            f"{hook} {kind}: a hook is a plain function that returns its answer; it runs in a thread and may block"
+        )
     known = list(inspect.signature(getattr(HookSpecs, hook)).parameters)[1:]
     taken = []
     for name, parameter in inspect.signature(function).parameters.items():
@@ -1682,7 +1819,10 @@ def taken_arguments(hook: str, function: Callable[..., Any]) -> list[str]:
             taken.append(name)
         elif parameter.default is parameter.empty:
             shown = str(parameter).partition(":")[0] + (", /" if parameter.kind is parameter.POSITIONAL_ONLY else "")
-            raise PluginFault(f"{hook} takes {', '.join(known) or 'nothing'}; it has no argument {shown!r}" + did_you_mean(name, known))
+            raise PluginFault(
+                f"{hook} takes {', '.join(known) or 'nothing'}; it has no argument {shown!r}"
+                + did_you_mean(name, known)
+            )
     return taken
 
 
@@ -1694,16 +1834,22 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def described(error: BaseException, file: str) -> str:
     """One line: what went wrong, and the line of ``file`` where; no path."""
-    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    places = [
+        (frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
+    ]
     text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
     if isinstance(error, SyntaxError) and error.filename:
         places, text = [(error.filename, error.lineno)], error.msg
-    return f"{type(error).__name__}: {text}".removesuffix(": ") + (f" ({Path(places[-1][0]).name}:{places[-1][1]})" if places else "")
+    return f"{type(error).__name__}: {text}".removesuffix(": ") + (
+        f" ({Path(places[-1][0]).name}:{places[-1][1]})" if places else ""
+    )
 
 
 @contextlib.contextmanager
 def silenced(name: str) -> Iterator[None]:
-    """While a plugin is imported what it prints goes to standard error, and what it puts in the place of our streams is taken back."""
+    """While a plugin is imported what it prints goes to standard error, and what it puts in the place of our streams is
+    taken back.
+    """
     with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(sys.stderr):
         before = sys.stdout, sys.stderr
         yield
@@ -1719,7 +1865,9 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
     """
     hooks = Hooks(built_in_plugins(settings))
     if not settings.no_plugins:
-        hooks.load([(folder, False) for folder in bundled_folder("plugins")] + [(folder, True) for folder in settings.plugins])
+        hooks.load(
+            [(folder, False) for folder in bundled_folder("plugins")] + [(folder, True) for folder in settings.plugins]
+        )
     if strict and hooks.faults():
         raise StartError("; ".join(hooks.faults()))
     for fault in hooks.faults():
@@ -1759,7 +1907,9 @@ class Sidecar:
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
         self.hooks = hooks
-        self.storage: Storage = hooks.first("backend", lambda answer: isinstance(answer, Storage), settings=settings) or Storage(settings)
+        self.storage: Storage = hooks.first(
+            "backend", lambda answer: isinstance(answer, Storage), settings=settings
+        ) or Storage(settings)
         self.agent_types = AgentTypes(hooks, settings)
         for name in settings.agent_commands.keys() - self.agent_types.categories.keys():
             close = nearest(name, self.agent_types.categories)
@@ -1851,7 +2001,9 @@ class Sidecar:
         settings = self.settings
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
         url = f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
-        info = SidecarInfo(os.getpid(), url, settings.project, clean_text(str(settings.root)), __version__, iso(self.started))
+        info = SidecarInfo(
+            os.getpid(), url, settings.project, clean_text(str(settings.root)), __version__, iso(self.started)
+        )
         write_file(settings.storage / "sidecar.json", msgspec.json.format(msgspec.json.encode(info)) + b"\n")
         self.storage.write_behind(lambda records: records.set_meta("port", str(self.port)))
         return info
@@ -1940,7 +2092,9 @@ class InstanceLock:
             os.close(self._file)
             holder = read_sidecar_json(folder)
             who = f"pid {holder.pid}, {holder.url}" if holder else "it has not announced itself yet"
-            raise StartError(f"a sidecar already runs on this storage ({who}); stop it first, or use another --storage", 1) from None
+            raise StartError(
+                f"a sidecar already runs on this storage ({who}); stop it first, or use another --storage", 1
+            ) from None
 
     def release(self) -> None:
         os.close(self._file)
@@ -1975,16 +2129,23 @@ def prepare_storage_folder(settings: Settings) -> None:
         with os.scandir(folder) as entries:
             found = list(entries)
         if hasattr(os, "geteuid") and facts.st_mode & 0o022 and found:
-            raise StartError(f"--storage: others may write into {folder} and may have left something there: look at it, then chmod 700 it")
+            raise StartError(
+                f"--storage: others may write into {folder} and may have left something there: look at it, then chmod"
+                " 700 it"
+            )
         folder.chmod(0o700)
         for entry in found:
             check_storage_entry(entry)
     except OSError as error:
-        raise StartError(f"--storage: {error}; unless you name it, it lies below $XDG_STATE_HOME or your home folder") from None
+        raise StartError(
+            f"--storage: {error}; unless you name it, it lies below $XDG_STATE_HOME or your home folder"
+        ) from None
 
 
 def check_storage_entry(entry: os.DirEntry[str]) -> None:
-    """Take back from others what they could read of our files. Raises StartError for what is a link, theirs, or open to them."""
+    """Take back from others what they could read of our files. Raises StartError for what is a link, theirs, or open to
+    them.
+    """
     facts = entry.stat(follow_symlinks=False)
     if stat.S_ISLNK(facts.st_mode):
         raise StartError(f"--storage: {entry.path} is a link, which could lead anywhere: remove it")
@@ -1993,7 +2154,9 @@ def check_storage_entry(entry: os.DirEntry[str]) -> None:
     if facts.st_uid != os.geteuid():
         raise StartError(f"--storage: {entry.path} belongs to somebody else (user id {facts.st_uid})")
     if facts.st_mode & 0o022:
-        raise StartError(f"--storage: others may write {entry.path} and may have done so: look at it, then chmod go-rwx it")
+        raise StartError(
+            f"--storage: others may write {entry.path} and may have done so: look at it, then chmod go-rwx it"
+        )
     if facts.st_mode & 0o077 and entry.name == "jwt.secret":
         raise StartError(f"--storage: others can read {entry.path}: chmod 600 it, or delete it to end all tokens")
     if facts.st_mode & 0o077:
@@ -2111,7 +2274,11 @@ def make_application(sidecar: Sidecar) -> tornado.web.Application:
         table += rows
         log.debug("plugin %s adds %d routes", name, len(rows))
     rules = [
-        tornado.routing.Rule(Match(route), route.endpoint, {"sidecar": sidecar, "path_names": tuple(re.findall(r"\{(\w+)\}", route.path))})
+        tornado.routing.Rule(
+            Match(route),
+            route.endpoint,
+            {"sidecar": sidecar, "path_names": tuple(re.findall(r"\{(\w+)\}", route.path))},
+        )
         for route in table
     ]
     application = tornado.web.Application(
@@ -2177,9 +2344,9 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
 class Endpoint(tornado.web.RequestHandler):
     """What every endpoint shares. A subclass says what it requires in class attributes and implements ``respond``.
 
-    ``respond`` gets the values of the path's names, in order, and, where ``body`` is set, the validated body as a dict; ``self.query`` holds
-    the parameters. It returns an instance of a type in ``answers`` (the first status is the good one) or ready JSON
-    bytes, or raises ApiError.
+    ``respond`` gets the values of the path's names, in order, and, where ``body`` is set, the validated body as a dict;
+    ``self.query`` holds the parameters. It returns an instance of a type in ``answers`` (the first status is the good
+    one) or ready JSON bytes, or raises ApiError.
     """
 
     permission: ClassVar[str | None] = None
@@ -2251,7 +2418,9 @@ class Endpoint(tornado.web.RequestHandler):
             self._check_size()
             if not self.public:
                 self.who = self.claims = self.sidecar.tokens.verify(self.request.headers.get("Authorization"))
-                del self.request.headers["Authorization"]  # checked: no need to keep a token in memory for as long as a poll takes
+                del self.request.headers[
+                    "Authorization"
+                ]  # checked: no need to keep a token in memory for as long as a poll takes
                 self.sidecar.agents.heard_from(self.claims.sub, str(self.request.method), self.request.path)
                 self.allowance = self.sidecar.limits.spend(self.claims)
                 await self._check_permission()
@@ -2270,12 +2439,21 @@ class Endpoint(tornado.web.RequestHandler):
     async def _check_permission(self) -> None:
         permission = self.permission
         if permission and permission not in self.sidecar.tokens.permissions(self.claims):
-            raise ApiError("AUTH_003", f"This token lacks the permission {permission}", details={"permission": permission})
+            raise ApiError(
+                "AUTH_003", f"This token lacks the permission {permission}", details={"permission": permission}
+            )
         if self.sidecar.hooks.implementations("permission_policy"):
-            facts = {"claims": self.claims, "permission": permission, "method": self.request.method, "path": self.request.path}
+            facts = {
+                "claims": self.claims,
+                "permission": permission,
+                "method": self.request.method,
+                "path": self.request.path,
+            }
             reason = await asyncio.to_thread(functools.partial(self.sidecar.hooks.refusal, **facts))
             if reason:
-                raise ApiError("AUTH_003", f"Refused by policy: {reason}", details={"permission": permission, "policy": reason})
+                raise ApiError(
+                    "AUTH_003", f"Refused by policy: {reason}", details={"permission": permission, "policy": reason}
+                )
 
     def _refuse(self, error: ApiError) -> None:
         """Refuse before the body was read: after it where it is small, else at once and then read on for a while."""
@@ -2325,7 +2503,9 @@ class Endpoint(tornado.web.RequestHandler):
             if self._refusal:
                 raise self._refusal
             self._read_path_and_query(path)
-            answer = await (self.respond(*path) if self.body is None else self._respond_once(path, await self._read_body()))
+            answer = await (
+                self.respond(*path) if self.body is None else self._respond_once(path, await self._read_body())
+            )
             if not self._finished:
                 self.set_status(self.get_status() if self.get_status() != 200 else next(iter(self.answers)))
                 await self._finish_with(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
@@ -2349,7 +2529,9 @@ class Endpoint(tornado.web.RequestHandler):
         except UnicodeDecodeError:
             raise ApiError("REQ_001", "The query is not UTF-8") from None
         self.query = convert(arguments, self.query_type, strict=False)
-        self.request.arguments = self.request.query_arguments = self.request.body_arguments = {}  # no need to park these
+        self.request.arguments = self.request.query_arguments = (
+            self.request.body_arguments
+        ) = {}  # no need to park these
 
     async def _respond_once(self, path: tuple[str, ...], body: dict[str, Any]) -> Any:
         """The answer; with an Idempotency-Key the first one again. A body of another project is refused."""
@@ -2411,7 +2593,9 @@ class Endpoint(tornado.web.RequestHandler):
             return ApiError("REQ_001", "The body is nested too deeply")
         if isinstance(error, sqlite3.Error):
             log.error("%s storage: %s", self.request_id, error)
-            return ApiError(self.failure, f"{ERRORS[self.failure][2]}: the storage cannot be used ({storage_reason(error)})")
+            return ApiError(
+                self.failure, f"{ERRORS[self.failure][2]}: the storage cannot be used ({storage_reason(error)})"
+            )
         log.error("%s unexpected", self.request_id, exc_info=error)
         return ApiError(self.failure)
 
@@ -2428,14 +2612,18 @@ class Endpoint(tornado.web.RequestHandler):
             self.set_header("Allow", ", ".join(allowed_methods(self.application.settings["table"], self.request.path)))
         details = UNSET if error.details is None else error.details
         limit = UNSET if error.allowance is None else error.allowance.limit
-        return msgspec.json.encode(ErrorAnswer(error.error, error.message, error.code, iso(), self.request_id, details, retry, limit))
+        return msgspec.json.encode(
+            ErrorAnswer(error.error, error.message, error.code, iso(), self.request_id, details, retry, limit)
+        )
 
     async def _finish_with(self, content: bytes) -> None:
         if content:
             self.set_header("Content-Type", "application/json")
         for answer_filter in self.sidecar.answer_filters:
             content = await answer_filter(self, content)
-        written = asyncio.ensure_future(self.finish(content or None))  # not even an empty chunk may go with a 204 or 304
+        written = asyncio.ensure_future(
+            self.finish(content or None)
+        )  # not even an empty chunk may go with a 204 or 304
         if not written.done():  # the client reads slowly, or not at all
             await asyncio.wait({written}, timeout=self.STALL_SECONDS)
         if not written.done():
@@ -2466,7 +2654,9 @@ class Endpoint(tornado.web.RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Tornado's own refusals (an unknown method, a path that is not UTF-8) in our words."""
         known = allowed_methods(self.application.settings["table"], self.request.path)
-        code = {404: "REQ_002", 405: "REQ_003" if known else "REQ_002", 413: "REQ_004", 415: "REQ_005"}.get(status_code, "REQ_001")
+        code = {404: "REQ_002", 405: "REQ_003" if known else "REQ_002", 413: "REQ_004", 415: "REQ_005"}.get(
+            status_code, "REQ_001"
+        )
         error = ApiError(code) if status_code < 500 else ApiError(self.failure)
         content = self._error_content(error)
         self.set_header("Content-Type", "application/json")
@@ -2495,7 +2685,8 @@ class Endpoint(tornado.web.RequestHandler):
         self.sidecar.metrics.record(duration, failed=status >= 400 and status != 499)
         who = self.who.sub if self.who else "-"
         log.info(
-            "%s %s %s %d %.1f ms %s %s", self.request_id, self.request.method, without_tokens(self.request.path), status, duration * 1000, who,
+            "%s %s %s %d %.1f ms %s %s", self.request_id, self.request.method, without_tokens(self.request.path),
+            status, duration * 1000, who,
             self.failed_with.code if self.failed_with else "-",
         )  # fmt: skip
         if self.failed_with or self.request.method not in ("GET", "HEAD", "OPTIONS"):
@@ -2508,7 +2699,9 @@ class Endpoint(tornado.web.RequestHandler):
 
 
 class Upload:
-    """The body of a request as it comes: kept, or after a refusal dropped for a while, so that its sender gets to read why."""
+    """The body of a request as it comes: kept, or after a refusal dropped for a while, so that its sender gets to read
+    why.
+    """
 
     LINGER_BYTES = 4 * MB
     LINGER_SECONDS = 2.0
@@ -2542,7 +2735,9 @@ class Upload:
 
 
 def body_length(headers: tornado.httputil.HTTPHeaders) -> float:
-    """How long a body these headers announce; infinite for one in chunks, 0 for nonsense, which is refused where the body is read."""
+    """How long a body these headers announce; infinite for one in chunks, 0 for nonsense, which is refused where the
+    body is read.
+    """
     if "Transfer-Encoding" in headers:
         return float("inf")
     lengths = headers.get("Content-Length", "0").split(",")
@@ -2611,7 +2806,9 @@ class Access:
             headers["Access-Control-Expose-Headers"] = self.EXPOSED_HEADERS
             headers.add("Vary", "Origin")
 
-    def answer_preflight(self, headers: tornado.httputil.HTTPHeaders, request: tornado.httputil.HTTPServerRequest, allowed: str) -> None:
+    def answer_preflight(
+        self, headers: tornado.httputil.HTTPHeaders, request: tornado.httputil.HTTPServerRequest, allowed: str
+    ) -> None:
         """What a browser asks before it lets a page call."""
         if not request.headers.get("Origin"):
             return
@@ -2623,13 +2820,17 @@ class Access:
 
 
 def allowed_hosts(settings: Settings) -> frozenset[str]:
-    """Host names that are answered besides loopback addresses; "*" stands for any literal address (see host_allowed)."""
+    """Host names that are answered besides loopback addresses; "*" stands for any literal address (see
+    host_allowed).
+    """
     wildcard = {"*"} if settings.host in ("0.0.0.0", "::") else set()
     return frozenset({"localhost", settings.host.lower(), *(name.lower() for name in settings.allowed_host)} | wildcard)
 
 
 def host_allowed(host: str, allowed: frozenset[str]) -> bool:
-    """Whether a Host header may be answered. Rebinding needs a name: where every interface is served, any address is right."""
+    """Whether a Host header may be answered. Rebinding needs a name: where every interface is served, any address is
+    right.
+    """
     name = host.lower().removesuffix(".")
     match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]*)(:\d{1,5})?", name)
     if not match:
@@ -2734,9 +2935,15 @@ class PublishEvent(Endpoint):
     failure = "EVT_001"
     idempotent = True
 
-    async def respond(self, event_type: str, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> EventPublished:
+    async def respond(
+        self, event_type: str, body: dict[str, Any], ticket: IdempotencyTicket | None = None
+    ) -> EventPublished:
         if event_type == "*" or body.get("event_type", event_type) not in (event_type, None):
-            raise ApiError("EVT_002", f"The path says {event_type}, the body {body.get('event_type')}", details={"path": "event_type"})
+            raise ApiError(
+                "EVT_002",
+                f"The path says {event_type}, the body {body.get('event_type')}",
+                details={"path": "event_type"},
+            )
         self.sidecar.tokens.check_identity(self.claims, body["publisher"])
         if "issue_id" in body["data"]:
             self.sidecar.tokens.check_issue(self.claims, body["data"]["issue_id"])
@@ -2844,7 +3051,9 @@ class EndAgent(Endpoint):
         row = self.sidecar.agents.find(self.claims.project_id, agent_id)
         self.name({"issue_id": row["issue"]}, "issue_id")
         self.sidecar.tokens.check_issue(self.claims, row["issue"])
-        return AgentEnding(agent_id, await self.sidecar.agents.end(agent_id, force=self.query.force), row["state"], iso())
+        return AgentEnding(
+            agent_id, await self.sidecar.agents.end(agent_id, force=self.query.force), row["state"], iso()
+        )
 
 
 class ClearCache(Endpoint):
@@ -2921,7 +3130,9 @@ class GetStatus(Endpoint):
 
 
 def without_tokens(text: str) -> str:
-    """A line for a log, where a token may have been put into a path or a name by mistake; each begins with these letters."""
+    """A line for a log, where a token may have been put into a path or a name by mistake; each begins with these
+    letters.
+    """
     return redact(text)[0] if "eyJ" in text else text
 
 
@@ -2969,13 +3180,17 @@ class AuditLog:
     def record(self, endpoint: Endpoint, status: int) -> None:
         who, error, request = endpoint.who, endpoint.failed_with, endpoint.request
         outcome = "refused" if 400 <= status < 500 else "failed" if status >= 500 else "done"
-        in_path = getattr(endpoint, "path_args", ())  # Tornado refuses an unknown method before it has looked at the path
+        in_path = getattr(
+            endpoint, "path_args", ()
+        )  # Tornado refuses an unknown method before it has looked at the path
         names = dict(zip(endpoint.path_names, in_path, strict=False)) | (endpoint.acted_on or {})
         acted_on = (named(names.get(name)) for name in ("issue_id", "agent_id", "result_id", "event_id"))
         self.write(
             AuditLine(
-                iso(), endpoint.request_id, request.remote_ip, who.sub if who else None, who.agent_type if who else None, request.method,
-                request.path, status, outcome, error.code if error else None, error.message if error else None, *acted_on,
+                iso(), endpoint.request_id, request.remote_ip, who.sub if who else None,
+                who.agent_type if who else None, request.method,
+                request.path, status, outcome, error.code if error else None, error.message if error else None,
+                *acted_on,
             )
         )  # fmt: skip
 
@@ -3032,8 +3247,8 @@ class AgentTypes:
 class Tokens:
     """Makes, checks, refreshes and revokes JSON Web Tokens (RFC 7519 and 8725).
 
-    Our own are HS256 and nothing else. Beside them those of issuers are taken whose keys a plugin knows (``token_keys``):
-    each key has its one algorithm, and a token's header chooses neither.
+    Our own are HS256 and nothing else. Beside them those of issuers are taken whose keys a plugin knows
+    (``token_keys``): each key has its one algorithm, and a token's header chooses neither.
     """
 
     REFRESH_SECONDS = 300
@@ -3047,7 +3262,9 @@ class Tokens:
         self._storage = storage
         self._secret = ""
         self._issuers: list[tuple[Any, str]] = []  # keys, each with its algorithm
-        self._verified: collections.OrderedDict[str, Claims] = collections.OrderedDict()  # checking a signature costs 40 us
+        self._verified: collections.OrderedDict[str, Claims] = (
+            collections.OrderedDict()
+        )  # checking a signature costs 40 us
         self._revoked: set[str] = set()
 
     def load_secret(self) -> None:
@@ -3073,8 +3290,18 @@ class Tokens:
         allowed = CATEGORIES[self._agent_types.category(agent_type)].permissions
         granted = [name for name in allowed if permissions is None or name in permissions]
         now = int(time.time())
-        claims: dict[str, Any] = {"sub": subject, "agent_type": agent_type, "project_id": self._settings.project, "permissions": granted}
-        claims |= {"exp": now + (ttl or self._settings.token_ttl), "iat": now, "jti": uuid.uuid4().hex, "iss": self.ISSUER}
+        claims: dict[str, Any] = {
+            "sub": subject,
+            "agent_type": agent_type,
+            "project_id": self._settings.project,
+            "permissions": granted,
+        }
+        claims |= {
+            "exp": now + (ttl or self._settings.token_ttl),
+            "iat": now,
+            "jti": uuid.uuid4().hex,
+            "iss": self.ISSUER,
+        }
         claims |= ({"issue_id": issue_id} if issue_id else {}) | ({"bound": True} if bound else {})
         return jwt.encode(claims, self._secret, algorithm="HS256")
 
@@ -3094,7 +3321,9 @@ class Tokens:
         if claims.sub in self._revoked:
             raise ApiError("AUTH_001", "This token was revoked")
         if claims.project_id != self._settings.project:
-            raise ApiError("AUTH_003", "This token belongs to another project", details={"project_id": claims.project_id})
+            raise ApiError(
+                "AUTH_003", "This token belongs to another project", details={"project_id": claims.project_id}
+            )
         return claims
 
     def _check(self, token: str) -> Claims:
@@ -3113,7 +3342,9 @@ class Tokens:
         return claims
 
     def _read(self, token: str) -> Claims:
-        """The claims of a token that we signed, else of one that another issuer did. Raises what PyJWT and msgspec raise."""
+        """The claims of a token that we signed, else of one that another issuer did. Raises what PyJWT and msgspec
+        raise.
+        """
         try:
             return msgspec.structs.replace(self._decode(token, self._secret, "HS256"), issued_elsewhere=False)
         except jwt.InvalidAlgorithmError as error:
@@ -3136,20 +3367,33 @@ class Tokens:
     def check_identity(self, claims: Claims, subject: str, agent_type: str | None = None) -> None:
         """A bound token speaks only for itself; raises AUTH_003."""
         if claims.bound and (subject != claims.sub or agent_type not in (None, claims.agent_type)):
-            raise ApiError("AUTH_003", f"This token speaks only for {claims.sub} ({claims.agent_type})", details={"sub": claims.sub})
+            raise ApiError(
+                "AUTH_003",
+                f"This token speaks only for {claims.sub} ({claims.agent_type})",
+                details={"sub": claims.sub},
+            )
 
     def check_issue(self, claims: Claims, issue_id: Any) -> None:
         """A token made for one issue works on no other; raises AUTH_003."""
         if claims.issue_id is not None and issue_id != claims.issue_id:
-            raise ApiError("AUTH_003", f"This token is for issue {claims.issue_id} only", details={"issue_id": claims.issue_id})
+            raise ApiError(
+                "AUTH_003", f"This token is for issue {claims.issue_id} only", details={"issue_id": claims.issue_id}
+            )
 
     def refresh(self, claims: Claims) -> tuple[str, float]:
-        """A token with the same identity that lives as long as the first one did, and when it expires. Raises AUTH_003."""
+        """A token with the same identity that lives as long as the first one did, and when it expires. Raises
+        AUTH_003.
+        """
         if claims.issued_elsewhere:  # else it would outlive what its issuer gave, and the issuer's own revocation
             raise ApiError("AUTH_003", "This token was issued elsewhere, and only its issuer refreshes it")
         life = max(1, int(claims.exp - claims.iat))
         token = self.mint(
-            claims.sub, claims.agent_type, ttl=life, permissions=claims.permissions, issue_id=claims.issue_id, bound=claims.bound
+            claims.sub,
+            claims.agent_type,
+            ttl=life,
+            permissions=claims.permissions,
+            issue_id=claims.issue_id,
+            bound=claims.bound,
         )
         return token, int(time.time()) + life
 
@@ -3184,7 +3428,9 @@ def make_or_read_secret(path: Path) -> str:
                 os.unlink(temporary)
     secret = path.read_text().strip()
     if len(secret.encode()) < 32:
-        raise StartError(f"the signing secret in {path} is shorter than 32 bytes: delete it, a new one is made (old tokens end)", 1)
+        raise StartError(
+            f"the signing secret in {path} is shorter than 32 bytes: delete it, a new one is made (old tokens end)", 1
+        )
     return secret
 
 
@@ -3226,7 +3472,9 @@ class RateLimits:
         if wait > 0:
             seconds = max(1, -int(-wait // 1))
             left = self._left(bucket, limit, burst, now)
-            raise ApiError("RATE_001", f"Too many requests. Please wait {seconds} seconds.", retry_after=seconds, allowance=left)
+            raise ApiError(
+                "RATE_001", f"Too many requests. Please wait {seconds} seconds.", retry_after=seconds, allowance=left
+            )
         bucket.tokens -= 1
         bucket.recent.append(now)
         return self._left(bucket, limit, burst, now)
@@ -3280,7 +3528,8 @@ create index event_by_issue on event (project, issue, seq) where issue is not nu
 create index event_by_expiry on event (expires);
 create index event_undelivered on event (project, expires) where delivered = 0;
 
-create table dead_letter (seq integer primary key, project text not null, type text not null, topic text not null, body blob not null);
+create table dead_letter (
+  seq integer primary key, project text not null, type text not null, topic text not null, body blob not null);
 
 create table position (
   project text not null, subject text not null, type text not null, filter text not null,
@@ -3299,7 +3548,8 @@ create table agent (
 create index agent_by_project on agent (project, state);
 create index agent_by_issue on agent (project, issue, seq);
 
-create table revoked (project text not null, subject text not null, since real not null, primary key (project, subject)) without rowid;
+create table revoked (
+  project text not null, subject text not null, since real not null, primary key (project, subject)) without rowid;
 
 create table idempotency (
   project text not null, subject text not null, endpoint text not null, key text not null,
@@ -3308,12 +3558,13 @@ create table idempotency (
 create index idempotency_by_age on idempotency (made);
 """
 
+# depth, permissions, only_issue: what the agent's token may, and where; birth, seen: its processes; ordered: its end
 EVIDENCE_SCHEMA = """
 create index if not exists result_by_agent on result (project, agent_id, seq);
 
 create table if not exists agent_evidence (
-  agent text primary key, depth integer not null, permissions text not null, only_issue text, -- what its token may, and where
-  birth text, seen text not null default '[]', ordered integer not null default 0,            -- its processes; whether its end was ordered
+  agent text primary key, depth integer not null, permissions text not null, only_issue text,
+  birth text, seen text not null default '[]', ordered integer not null default 0,
   cpu real, memory integer, peak_memory integer, processes integer, measured real, last_call text) without rowid;
 """
 
@@ -3325,8 +3576,8 @@ PAGE_BYTES = 8 * MB  # a list ends before it gets larger
 class Storage:
     """The database. ``write`` runs a job in the writer thread's next transaction; ``read`` is for the loop alone.
 
-    Jobs that wait at the same time share one transaction and one fsync; one that raises does not take the others with it,
-    but may make them run twice, so a job changes nothing but the database and what it can change again.
+    Jobs that wait at the same time share one transaction and one fsync; one that raises does not take the others with
+    it, but may make them run twice, so a job changes nothing but the database and what it can change again.
     """
 
     MAX_BATCH = 256
@@ -3334,7 +3585,9 @@ class Storage:
 
     def __init__(self, settings: Settings) -> None:
         self.path = settings.storage / self.FILE
-        self._queue: queue.SimpleQueue[tuple[Job, Callable[[Any], Any] | None, asyncio.Future[Any] | None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Job, Callable[[Any], Any] | None, asyncio.Future[Any] | None] | None] = (
+            queue.SimpleQueue()
+        )
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
 
     def start(self) -> None:
@@ -3424,7 +3677,9 @@ class Records:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
-        self._tally: collections.Counter[str] = collections.Counter()  # counters of the open transaction, written at its end
+        self._tally: collections.Counter[str] = (
+            collections.Counter()
+        )  # counters of the open transaction, written at its end
 
     def begin(self) -> None:
         self._db.execute("begin immediate")
@@ -3457,13 +3712,19 @@ class Records:
         return self._one("select value from meta where name = ?", name)
 
     def set_meta(self, name: str, value: str) -> None:
-        self._db.execute("insert into meta (name, value) values (?, ?) on conflict do update set value = excluded.value", (name, value))
+        self._db.execute(
+            "insert into meta (name, value) values (?, ?) on conflict do update set value = excluded.value",
+            (name, value),
+        )
 
     def counter(self, name: str) -> int:
         return int(self.meta(name) or 0)
 
     def _add_to_counter(self, name: str, number: int) -> None:
-        sql = "insert into meta (name, value) values (?1, ?2) on conflict do update set value = cast(value as integer) + ?2"
+        sql = (
+            "insert into meta (name, value) values (?1, ?2) on conflict do update set value = cast(value as integer)"
+            " + ?2"
+        )
         self._db.execute(sql, (name, number))
 
     # -- events
@@ -3491,22 +3752,34 @@ class Records:
         self, project: str, after: int, upto: int, limit: int, *, type: str = "*", issue: str | None = None,
         containing: bytes | None = None, newest: bool = False,
     ) -> list[sqlite3.Row]:  # fmt: skip
-        """Events with after < seq <= upto that have not expired, in order, or with ``newest`` from the newest back; of an issue, and
-        with some bytes in their body, where given."""
+        """Events with after < seq <= upto that have not expired, in order, or with ``newest`` from the newest back; of
+        an issue, and with some bytes in their body, where given."""
         source, clauses = "event", ["project = ?", "seq > ?", "seq <= ?", "expires > ?"]
         values: list[Any] = [project, after, upto, time.time()]
-        for clause, value in (("type = ?", None if type == "*" else type), ("issue = ?", issue), ("instr(body, ?)", containing)):
+        for clause, value in (
+            ("type = ?", None if type == "*" else type),
+            ("issue = ?", issue),
+            ("instr(body, ?)", containing),
+        ):
             if value is not None:
                 clauses.append(clause)
                 values.append(value)
         if issue is not None:  # the planner would walk the type's index and look at every row
             source = "event indexed by event_by_issue"
             clauses.append("issue is not null")
-        sql = f"select seq, topic, created, delivered, body from {source} where {' and '.join(clauses)} order by {SEQ[newest]} limit ?"
+        sql = (
+            f"select seq, topic, created, delivered, body from {source} where {' and '.join(clauses)} order by"
+            f" {SEQ[newest]} limit ?"
+        )
         return self._all(sql, *values, limit)
 
     def undelivered(self, project: str) -> int:
-        return self._one("select count(*) from event where project = ? and delivered = 0 and expires > ?", project, time.time()) or 0
+        return (
+            self._one(
+                "select count(*) from event where project = ? and delivered = 0 and expires > ?", project, time.time()
+            )
+            or 0
+        )
 
     def mark_delivered(self, seqs: Iterable[int]) -> None:
         self._db.executemany("update event set delivered = 1 where seq = ? and delivered = 0", [(seq,) for seq in seqs])
@@ -3528,8 +3801,9 @@ class Records:
     def bury_expired(self, now: float, limit: int) -> int:
         """Copy events that expired undelivered to the dead letters; how many."""
         return self._db.execute(
-            "insert or ignore into dead_letter (seq, project, type, topic, body) select seq, project, type, topic, body from event"
-            " where seq in (select seq from event where expires <= ? order by expires limit ?) and delivered = 0",
+            "insert or ignore into dead_letter (seq, project, type, topic, body) select seq, project, type, topic, body"
+            " from event where seq in (select seq from event where expires <= ? order by expires limit ?) and"
+            " delivered = 0",
             (now, limit),
         ).rowcount
 
@@ -3540,7 +3814,9 @@ class Records:
         return deleted
 
     def retention_mark(self, created_before: float, keep: int, limit: int) -> int | None:
-        """The newest sequence number that retention removes in a step of ``limit`` events, None where nothing is due."""
+        """The newest sequence number that retention removes in a step of ``limit`` events, None where nothing is
+        due.
+        """
         oldest = self._all("select seq, created from event order by seq limit ?", limit)
         too_many = self.counter("retained") + self._tally["retained"] - keep
         due = [row["seq"] for number, row in enumerate(oldest) if row["created"] < created_before or number < too_many]
@@ -3557,9 +3833,14 @@ class Records:
         self._tally["retained"] -= self._db.execute("delete from event where seq <= ?", (seq,)).rowcount
 
     def trim_dead_letters(self, keep: int) -> None:
-        self._db.execute("delete from dead_letter where seq <= (select seq from dead_letter order by seq desc limit 1 offset ?)", (keep,))
+        self._db.execute(
+            "delete from dead_letter where seq <= (select seq from dead_letter order by seq desc limit 1 offset ?)",
+            (keep,),
+        )
 
-    def dead_letters(self, project: str, after: int, upto: int, limit: int, *, newest: bool = False) -> list[sqlite3.Row]:
+    def dead_letters(
+        self, project: str, after: int, upto: int, limit: int, *, newest: bool = False
+    ) -> list[sqlite3.Row]:
         sql = "select seq, type, topic, body from dead_letter where project = ? and seq > ? and seq <= ?"
         return self._all(f"{sql} order by {SEQ[newest]} limit ?", project, after, upto, limit)
 
@@ -3571,11 +3852,21 @@ class Records:
 
     # -- results
 
-    def insert_result(self, id: str, body: dict[str, Any], category: str, stored: float, proposed: list[str], output: str, record: bytes) -> None:
+    def insert_result(
+        self,
+        id: str,
+        body: dict[str, Any],
+        category: str,
+        stored: float,
+        proposed: list[str],
+        output: str,
+        record: bytes,
+    ) -> None:
         self._db.execute(
-            "insert into result (id, project, issue, agent_type, agent_id, category, status, stored, proposed, output, body)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (id, body["project_id"], body["issue_id"], body["agent_type"], body["agent_id"], category, body["result"]["status"], stored,
+            "insert into result (id, project, issue, agent_type, agent_id, category, status, stored, proposed,"
+            " output, body) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (id, body["project_id"], body["issue_id"], body["agent_type"], body["agent_id"], category,
+                body["result"]["status"], stored,
              json.dumps(proposed), output, record),
         )  # fmt: skip
 
@@ -3585,8 +3876,8 @@ class Records:
     def latest_result(self, id: str) -> sqlite3.Row | None:
         """The latest result of the same agent type on the same issue as a result."""
         rows = self._all(
-            "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest"
-            " on latest.project = result.project and latest.issue = result.issue and latest.agent_type = result.agent_type"
+            "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest on"
+            " latest.project = result.project and latest.issue = result.issue and latest.agent_type = result.agent_type"
             " where result.id = ? order by latest.seq desc limit 1",
             id,
         )
@@ -3595,14 +3886,20 @@ class Records:
     def result_seq(self, project: str, id: str) -> int | None:
         return self._one("select seq from result where project = ? and id = ?", project, id)
 
-    def results(self, project: str, after: int | None, limit: int, **equal: str | Sequence[str] | None) -> list[sqlite3.Row]:
+    def results(
+        self, project: str, after: int | None, limit: int, **equal: str | Sequence[str] | None
+    ) -> list[sqlite3.Row]:
         return self._list("select id, body from result", project, after, limit, equal)
 
     def _list(
         self, select: str, project: str, after: int | None, limit: int, equal: dict[str, str | Sequence[str] | None]
     ) -> list[sqlite3.Row]:
-        """Rows after ``after``, oldest first, where it is None the newest ones, newest first; with these values, or one of several."""
-        given = {name: [value] if isinstance(value, str) else value for name, value in equal.items() if value is not None}
+        """Rows after ``after``, oldest first, where it is None the newest ones, newest first; with these values, or one
+        of several.
+        """
+        given = {
+            name: [value] if isinstance(value, str) else value for name, value in equal.items() if value is not None
+        }
         clauses = "".join(f" and {name} in ({', '.join('?' * len(values))})" for name, values in given.items())
         sql = f"{select} where project = ? and seq > ?{clauses} order by {SEQ[after is None]} limit ?"
         return self._all(sql, project, after or 0, *itertools.chain.from_iterable(given.values()), limit)
@@ -3610,7 +3907,10 @@ class Records:
     def issue_results(self, project: str, issue: str) -> list[sqlite3.Row]:
         """The issue's results without their bodies, oldest first."""
         return self._all(
-            "select agent_type, category, status, proposed, output from result where project = ? and issue = ? order by seq", project, issue
+            "select agent_type, category, status, proposed, output from result where project = ? and issue = ? order"
+            " by seq",
+            project,
+            issue,
         )
 
     def issue_head(self, project: str, issue: str) -> int:
@@ -3625,8 +3925,16 @@ class Records:
 
     def result_of(self, project: str, agent_id: str) -> dict[str, Any]:
         """The id and status of an agent's latest result, null where it stored none."""
-        rows = self._all("select id, status from result where project = ? and agent_id = ? order by seq desc limit 1", project, agent_id)
-        return {"result_id": rows[0]["id"], "result_status": rows[0]["status"]} if rows else {"result_id": None, "result_status": None}
+        rows = self._all(
+            "select id, status from result where project = ? and agent_id = ? order by seq desc limit 1",
+            project,
+            agent_id,
+        )
+        return (
+            {"result_id": rows[0]["id"], "result_status": rows[0]["status"]}
+            if rows
+            else {"result_id": None, "result_status": None}
+        )
 
     # -- agents
 
@@ -3637,7 +3945,8 @@ class Records:
             row,
         )
         self._db.execute(
-            "insert into agent_evidence (agent, depth, permissions, only_issue) values (:id, :depth, :permissions, :only_issue)",
+            "insert into agent_evidence (agent, depth, permissions, only_issue) values (:id, :depth, :permissions,"
+            " :only_issue)",
             row | {"permissions": json.dumps(row["permissions"])},
         )
 
@@ -3653,7 +3962,9 @@ class Records:
         rows = self._all(f"{self.AGENTS} where project = ? and id = ?", project, id)
         return agent_row(rows[0]) if rows else None
 
-    def agents(self, project: str, after: int | None = 0, limit: int = -1, **equal: str | Sequence[str] | None) -> list[dict[str, Any]]:
+    def agents(
+        self, project: str, after: int | None = 0, limit: int = -1, **equal: str | Sequence[str] | None
+    ) -> list[dict[str, Any]]:
         return [agent_row(row) for row in self._list(self.AGENTS, project, after, limit, equal)]
 
     AGENTS = "select * from agent left join agent_evidence on agent_evidence.agent = agent.id"
@@ -3671,11 +3982,20 @@ class Records:
         return {row["state"]: row["number"] for row in rows}
 
     def count_active_types(self, project: str) -> dict[str, int]:
-        sql = "select type, count(*) as number from agent where project = ? and state in ('starting', 'running') group by type"
+        sql = (
+            "select type, count(*) as number from agent where project = ? and state in ('starting', 'running') group by"
+            " type"
+        )
         return {row["type"]: row["number"] for row in self._all(sql, project)}
 
     def mean_agent_seconds(self, project: str) -> float:
-        return self._one("select avg(ended - started) from agent where project = ? and ended is not null and pid is not null", project) or 0.0
+        return (
+            self._one(
+                "select avg(ended - started) from agent where project = ? and ended is not null and pid is not null",
+                project,
+            )
+            or 0.0
+        )
 
     def latest_task(self, project: str, issue: str) -> str | None:
         sql = "select task from agent where project = ? and issue = ? and task != '' order by seq desc limit 1"
@@ -3684,7 +4004,9 @@ class Records:
     # -- tokens and idempotency keys
 
     def revoke(self, project: str, subject: str) -> None:
-        self._db.execute("insert or ignore into revoked (project, subject, since) values (?, ?, ?)", (project, subject, time.time()))
+        self._db.execute(
+            "insert or ignore into revoked (project, subject, since) values (?, ?, ?)", (project, subject, time.time())
+        )
 
     def revoked(self, project: str) -> list[str]:
         return [row["subject"] for row in self._all("select subject from revoked where project = ?", project)]
@@ -3692,14 +4014,16 @@ class Records:
     def recall(self, key: IdempotencyKey) -> tuple[str, bytes] | None:
         """(digest of the body, answer) of an earlier request."""
         rows = self._all(
-            "select digest, answer from idempotency where project = ? and subject = ? and endpoint = ? and key = ? and made > ?",
+            "select digest, answer from idempotency where project = ? and subject = ? and endpoint = ? and key = "
+            "? and made > ?",
             *key, time.time() - Idempotency.KEPT,
         )  # fmt: skip
         return (rows[0]["digest"], rows[0]["answer"]) if rows else None
 
     def remember(self, key: IdempotencyKey, digest: str, answer: bytes) -> None:
         self._db.execute(
-            "insert or replace into idempotency (project, subject, endpoint, key, digest, answer, made) values (?, ?, ?, ?, ?, ?, ?)",
+            "insert or replace into idempotency (project, subject, endpoint, key, digest, answer, made) values (?, ?,"
+            " ?, ?, ?, ?, ?)",
             (*key, digest, answer, time.time()),
         )
 
@@ -3724,15 +4048,22 @@ def list_start(since: str, seq_of: Callable[[str], int | None], noun: str) -> in
     return seq
 
 
-def cut_page(rows: list[Any], limit: int, *, newest: bool, size: Callable[[Any], int] = lambda row: 0) -> tuple[list[Any], bool]:
-    """A page of a list, newest last, and whether there are more: the first ``limit`` rows, and one at least, that fit into PAGE_BYTES."""
+def cut_page(
+    rows: list[Any], limit: int, *, newest: bool, size: Callable[[Any], int] = lambda row: 0
+) -> tuple[list[Any], bool]:
+    """A page of a list, newest last, and whether there are more: the first ``limit`` rows, and one at least, that fit
+    into PAGE_BYTES.
+    """
     fitting = sum(total <= PAGE_BYTES for total in itertools.accumulate(map(size, rows)))
     page = rows[: min(limit, max(1, fitting))]
     return page[::-1] if newest else page, len(page) < len(rows)
 
 
 def agent_row(row: sqlite3.Row) -> dict[str, Any]:
-    return dict(row) | {name: json.loads(row[name] or default) for name, default in (("permissions", "[]"), ("seen", "[]"), ("last_call", "null"))}
+    return dict(row) | {
+        name: json.loads(row[name] or default)
+        for name, default in (("permissions", "[]"), ("seen", "[]"), ("last_call", "null"))
+    }
 
 
 def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -3765,18 +4096,24 @@ def check_database(path: Path, *, thorough: bool = False) -> None:
         return
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
-            version, application = (database.execute(f"pragma {name}").fetchone()[0] for name in ("user_version", "application_id"))
+            version, application = (
+                database.execute(f"pragma {name}").fetchone()[0] for name in ("user_version", "application_id")
+            )
             tables = database.execute("select count(*) from sqlite_master").fetchone()[0]
             if (version or tables) and (application != APPLICATION_ID or version > SCHEMA_VERSION):
                 owner = "a newer version of this program" if application == APPLICATION_ID else "another program"
-                raise StartError(f"the storage {path} was made by {owner}; it is left as it is. Use another --storage, or update", 1)
+                raise StartError(
+                    f"the storage {path} was made by {owner}; it is left as it is. Use another --storage, or update", 1
+                )
             if thorough or path.stat().st_size < 64 * MB:
                 verdict = database.execute("pragma quick_check(1)").fetchone()[0]
                 if verdict != "ok":
                     raise sqlite3.DatabaseError(verdict)
     except sqlite3.Error as error:
         raise StartError(
-            f"the storage {path} is damaged ({one_line(error)}); it is left as it is. Move it away to begin anew, or use another --storage", 1
+            f"the storage {path} is damaged ({one_line(error)}); it is left as it is. Move it away to begin anew, or"
+            " use another --storage",
+            1,
         ) from None
 
 
@@ -3874,12 +4211,15 @@ class KeyedLocks:
 class Results:
     """Stores results. A result, its agent_completed event and its routing decision are one transaction.
 
-    The file of a result is written before its commit into NEW, and takes its place after it; what a kill leaves in NEW the next start sees.
+    The file of a result is written before its commit into NEW, and takes its place after it; what a kill leaves in NEW
+    the next start sees.
     """
 
     NEW = ".new"  # no project can have this name
 
-    def __init__(self, storage: Storage, bus: EventBus, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
+    def __init__(
+        self, storage: Storage, bus: EventBus, hooks: Hooks, agent_types: AgentTypes, settings: Settings
+    ) -> None:
         self._storage, self._bus, self._hooks, self._agent_types = storage, bus, hooks, agent_types
         self._settings = settings
         self._folder = settings.storage / "results"
@@ -3918,7 +4258,9 @@ class Results:
         return await asyncio.to_thread(self._ask_routing, result, history, body)
 
     def _ask_routing(self, result: ResultFact, history: list[ResultFact], body: dict[str, Any]) -> list[NextAgent]:
-        """Each plugin gets the proposals as the ones before it left them. What is not a list of NextAgent is dropped. Blocks."""
+        """Each plugin gets the proposals as the ones before it left them. What is not a list of NextAgent is dropped.
+        Blocks.
+        """
         proposals: list[NextAgent] = []
         for name, function, arguments in self._hooks.implementations("next_agents"):
             facts = {
@@ -3945,22 +4287,32 @@ class Results:
             self._language = (time.monotonic(), language)
         return language
 
-    async def _store(self, body: dict[str, Any], category: str, proposals: list[NextAgent], ticket: IdempotencyTicket | None) -> ResultStored:
+    async def _store(
+        self, body: dict[str, Any], category: str, proposals: list[NextAgent], ticket: IdempotencyTicket | None
+    ) -> ResultStored:
         now = time.time()
         result_id = f"result-{uuid.uuid4()}"
         record = msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)})
-        path, new = self._file_of(body["project_id"], body["issue_id"], body["agent_type"]), self._folder / self.NEW / result_id
+        path, new = (
+            self._file_of(body["project_id"], body["issue_id"], body["agent_type"]),
+            self._folder / self.NEW / result_id,
+        )
         output = msgspec.json.encode(previous_output(body, result_id, now)).decode()
         event = self._completed_event(body, category, result_id, proposals)
 
         def job(records: Records) -> tuple[int, ResultStored]:
             seq = records.insert_event(event)
-            records.insert_result(result_id, body, category, now, [item.agent_type for item in proposals], output, record)
+            records.insert_result(
+                result_id, body, category, now, [item.agent_type for item in proposals], output, record
+            )
             stored = ResultStored(result_id, True, str(path), proposals, True, self._bus.event_id(seq), iso(now))
             if ticket:
                 ticket.remember(records, stored)
             # Inside the transaction: a result whose file cannot be written is not stored either.
-            for folder in (*reversed(path.parents[:3]), new.parent):  # parents=True would give the upper ones the mode that the umask allows
+            for folder in (
+                *reversed(path.parents[:3]),
+                new.parent,
+            ):  # parents=True would give the upper ones the mode that the umask allows
                 folder.mkdir(mode=0o700, exist_ok=True)
             if path.is_dir():
                 raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -3988,8 +4340,15 @@ class Results:
         except OSError as error:
             log.error("the file of %s cannot be written: %s", new.name, error.strerror)
 
-    def _completed_event(self, body: dict[str, Any], category: str, result_id: str, proposals: list[NextAgent]) -> NewEvent:
-        data = {"issue_id": body["issue_id"], "agent_type": body["agent_type"], "status": body["result"]["status"], "result_id": result_id}
+    def _completed_event(
+        self, body: dict[str, Any], category: str, result_id: str, proposals: list[NextAgent]
+    ) -> NewEvent:
+        data = {
+            "issue_id": body["issue_id"],
+            "agent_type": body["agent_type"],
+            "status": body["result"]["status"],
+            "result_id": result_id,
+        }
         data["next_agents"] = msgspec.to_builtins(proposals)
         submission = {"publisher": body["agent_id"], "topic": CATEGORIES[category].topic, "data": data}
         return new_event(body["project_id"], "agent_completed", submission)
@@ -4003,7 +4362,10 @@ class Results:
 
     def page(self, project: str, query: ResultQuery) -> ResultList:
         """Records after ``since``, or the newest ones; newest last."""
-        read, equal = self._storage.read, {"issue": query.issue_id, "agent_type": query.agent_type, "status": query.status}
+        read, equal = (
+            self._storage.read,
+            {"issue": query.issue_id, "agent_type": query.agent_type, "status": query.status},
+        )
         after = list_start(query.since, functools.partial(read.result_seq, project), "result")
         rows = read.results(project, after, query.limit + 1, **equal)
         page, more = cut_page(rows, query.limit, newest=after is None, size=lambda row: len(row["body"]))
@@ -4018,7 +4380,14 @@ def previous_output(body: dict[str, Any], result_id: str, stored: float) -> Prev
     files = dict.fromkeys(entry if isinstance(entry, str) else entry["path"] for entry in entries)
     decision, rationale = "; ".join(result.get("decisions") or []), result.get("rationale") or ""
     return PreviousOutput(
-        body["agent_id"], body["agent_type"], iso(stored), decision, str(rationale), list(files), result["status"], result_id
+        body["agent_id"],
+        body["agent_type"],
+        iso(stored),
+        decision,
+        str(rationale),
+        list(files),
+        result["status"],
+        result_id,
     )
 
 
@@ -4139,7 +4508,9 @@ class EventBus:
         self._closed = False
         self._context = contextvars.copy_context()  # one for all timers, which else would each keep a copy
         self._wakes = 0
-        self._latest: tuple[Any, float, Found, bytes] | None = None  # the last look, which those that one event wakes share
+        self._latest: tuple[Any, float, Found, bytes] | None = (
+            None  # the last look, which those that one event wakes share
+        )
         self._sweeper: asyncio.Task[None] | None = None
 
     # -- publishing
@@ -4224,7 +4595,9 @@ class EventBus:
         return floor, MissedEvents(self.event_id(position), self.event_id(floor))
 
     def parse_cursor(self, text: str, floor: int) -> int:
-        """The sequence number of an event id, a cursor, ``earliest`` or ``latest``, or the one before a moment. Raises REQ_001 and EVT_003."""
+        """The sequence number of an event id, a cursor, ``earliest`` or ``latest``, or the one before a moment. Raises
+        REQ_001 and EVT_003.
+        """
         head = self._storage.read.head()
         if text in ("earliest", "latest"):
             return floor if text == "earliest" else head
@@ -4232,7 +4605,11 @@ class EventBus:
         if not match:
             moment = read_moment(text)
             if moment is None:
-                raise ApiError("REQ_001", "since must be an event id, a cursor, earliest, latest or a time (UTC)", details={"path": "since"})
+                raise ApiError(
+                    "REQ_001",
+                    "since must be an event id, a cursor, earliest, latest or a time (UTC)",
+                    details={"path": "since"},
+                )
             return floor + bisect.bisect_left(range(floor + 1, head + 1), moment, key=self._storage.read.created_from)
         seq = int(match[2])
         if match[1] != self._storage.epoch:
@@ -4247,7 +4624,9 @@ class EventBus:
         raise ApiError("EVT_003", message, details=details)
 
     async def _scan(self, place: tuple[str, str], filter: Filter, after: int, limit: int) -> tuple[Found, bytes]:
-        """The next matches after ``after`` and the answer that tells them. No await behind the last look into the log."""
+        """The next matches after ``after`` and the answer that tells them. No await behind the last look into the
+        log.
+        """
         asked, now = (place, filter.text, after, limit, self._wakes), time.monotonic()
         if self._latest and self._latest[0] == asked and now - self._latest[1] < self.SHARED_SECONDS:
             return self._latest[2:]
@@ -4279,9 +4658,7 @@ class EventBus:
             after = seen
             await asyncio.sleep(0)
 
-    def _step(
-        self, place: tuple[str, str], filter: Filter, after: int, head: int
-    ) -> tuple[list[sqlite3.Row], int]:
+    def _step(self, place: tuple[str, str], filter: Filter, after: int, head: int) -> tuple[list[sqlite3.Row], int]:
         """The next rows that may match, STEP at most, and up to where the log has been looked through."""
         read, (project, event_type) = self._storage.read, place
         issue, containing = filter.required_value("issue_id"), filter.required_bytes
@@ -4354,7 +4731,11 @@ class EventBus:
                 rows = read.dead_letters(project, after, upto, self.STEP, newest=newest)
             else:
                 rows = read.events(project, after, upto, self.STEP, type=query.type or "*", newest=newest)
-            found += [row for row in rows if query.topic in (None, row["topic"]) and (not query.dead or query.type in (None, row["type"]))]
+            found += [
+                row
+                for row in rows
+                if query.topic in (None, row["topic"]) and (not query.dead or query.type in (None, row["type"]))
+            ]
             if len(rows) < self.STEP:
                 break
             after, upto = (after, rows[-1]["seq"] - 1) if newest else (rows[-1]["seq"], upto)
@@ -4405,9 +4786,7 @@ class EventBus:
         now = time.time()
         buried = records.bury_expired(now, self.SWEEP_ROWS)
         expired = records.delete_expired(now, self.SWEEP_ROWS)
-        mark = records.retention_mark(
-            now - self._settings.event_retention, self._settings.event_limit, self.SWEEP_ROWS
-        )
+        mark = records.retention_mark(now - self._settings.event_retention, self._settings.event_limit, self.SWEEP_ROWS)
         if mark is not None:
             records.bury_up_to(mark)
             records.delete_up_to(mark)
@@ -4430,7 +4809,9 @@ class EventBus:
 
 
 class WaiterIndex:
-    """Parked polls by project, type and one exact term of their filter: a publish looks only at those it may concern."""
+    """Parked polls by project, type and one exact term of their filter: a publish looks only at those it may
+    concern.
+    """
 
     def __init__(self) -> None:
         self._waiters: dict[Waiter, None] = {}
@@ -4621,6 +5002,7 @@ def texts_of(event: dict[str, Any], field: str) -> list[str]:
 # Context: the project on disk, the assembler and its cache, the budget, the watcher
 # ======================================================================================================
 
+
 class ProjectState(Struct, frozen=True, dict=True):
     """The project at one moment. ``digest`` is the same for the same state, also after a restart; None while a further
     change could leave the same one.
@@ -4712,7 +5094,9 @@ class Contexts:
         self._starting: list[asyncio.Future[None]] = []
 
     def start(self) -> None:
-        msgspec.json.Decoder(ContextSections)  # msgspec 0.22 crashes where two threads are the first to use a type: so nobody else is
+        msgspec.json.Decoder(
+            ContextSections
+        )  # msgspec 0.22 crashes where two threads are the first to use a type: so nobody else is
         self._index_folder.mkdir(mode=0o700, exist_ok=True)
         for former in self._index_folder.glob("text.db*"):  # the index of earlier versions
             former.unlink(missing_ok=True)
@@ -4751,7 +5135,10 @@ class Contexts:
         except OSError as error:
             log.error("the project cannot be read: %s", one_line(error))
             raise ApiError("CTX_001") from None
-        etag, outputs = self._etag(key, state), self._outputs(issue_id)  # without an await between them: of the same moment
+        etag, outputs = (
+            self._etag(key, state),
+            self._outputs(issue_id),
+        )  # without an await between them: of the same moment
         entry = self._cache.get(key)
         hit = entry is not None and entry.etag == etag
         if names_etag(known, etag) and not query.since:
@@ -4770,7 +5157,14 @@ class Contexts:
 
     def _etag(self, key: ContextKey, state: ProjectState) -> str:
         results = self._storage.read.issue_head(self._settings.project, key.issue_id)
-        facts = (__version__, self._plugins, self._settings.project, msgspec.structs.astuple(key), state.digest or secrets.token_hex(16), results)
+        facts = (
+            __version__,
+            self._plugins,
+            self._settings.project,
+            msgspec.structs.astuple(key),
+            state.digest or secrets.token_hex(16),
+            results,
+        )
         # Weak: a hit, a build and their compressed forms differ in bytes and not in content (RFC 9110, 8.8.1).
         return f'W/"{hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
 
@@ -4778,19 +5172,25 @@ class Contexts:
         return [json.loads(row["output"]) for row in self._storage.read.issue_results(self._settings.project, issue_id)]
 
     async def _task(self, issue_id: str) -> str:
-        """The issue's task text: from a plugin that knows the issue, else from the latest spawn. Raises REQ_002 (404)."""
+        """The issue's task text: from a plugin that knows the issue, else from the latest spawn. Raises REQ_002
+        (404).
+        """
         spawned = self._storage.read.latest_task(self._settings.project, issue_id) or ""
         if not self._hooks.implementations("resolve_issue"):
             return spawned
         try:
-            issue = await asyncio.to_thread(self._hooks.first, "resolve_issue", lambda answer: isinstance(answer, dict), issue_id=issue_id)
+            issue = await asyncio.to_thread(
+                self._hooks.first, "resolve_issue", lambda answer: isinstance(answer, dict), issue_id=issue_id
+            )
         except IssueNotFound:
             raise ApiError("REQ_002", f"No issue {issue_id}") from None
         if issue is None:
             return spawned
         return "\n\n".join(str(text) for text in (issue.get("title"), issue.get("body"), spawned) if text)
 
-    async def _built(self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState, etag: str) -> CacheEntry:
+    async def _built(
+        self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState, etag: str
+    ) -> CacheEntry:
         """The context made by the build of this ETag, which may be under way already."""
         if etag not in self._building:
             self._misses += 1
@@ -4812,14 +5212,19 @@ class Contexts:
             self._keep(key, entry)
         return entry
 
-    def _request(self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState) -> ContextRequest:
+    def _request(
+        self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState
+    ) -> ContextRequest:
         return ContextRequest(
-            issue_id=key.issue_id, agent_type=key.agent_type, category=category, task=key.task, outputs=outputs, max_bytes=key.max_bytes,
+            issue_id=key.issue_id, agent_type=key.agent_type, category=category, task=key.task, outputs=outputs,
+            max_bytes=key.max_bytes,
             max_files=key.max_files, project=state, rank=self._rank, index_folder=str(self._index_folder),
         )  # fmt: skip
 
     def _build(self, request: ContextRequest, etag: str) -> CacheEntry:
-        """Blocks. Everything is read after the state's signatures were taken, so what changes meanwhile shows at the next look."""
+        """Blocks. Everything is read after the state's signatures were taken, so what changes meanwhile shows at the
+        next look.
+        """
         building = self._index_building()
         sections = self._sections(request)
         building = self._index_building() or building
@@ -4834,7 +5239,9 @@ class Contexts:
         """The sections that the plugins give, those of the reference first and in its order."""
         sections: Sections = {}
         shapes = {field.name: field.type for field in msgspec.structs.fields(ContextSections)}
-        for name, answer in reversed(list(self._hooks.ask("context_section", request=request))):  # so that later plugins win
+        for name, answer in reversed(
+            list(self._hooks.ask("context_section", request=request))
+        ):  # so that later plugins win
             try:
                 given = {key: msgspec.to_builtins(value) for key, value in answer.items()}
                 if isinstance(given.get("metadata"), dict):
@@ -4877,7 +5284,10 @@ class Contexts:
     def _index_building(self) -> bool:
         """Whether a ranking's index is still being made. Blocks."""
         facts = {"root": str(self._settings.root), "index_folder": str(self._index_folder)}
-        return any(isinstance(answer, dict) and answer.get("state") == "building" for _, answer in self._hooks.ask("index_state", **facts))
+        return any(
+            isinstance(answer, dict) and answer.get("state") == "building"
+            for _, answer in self._hooks.ask("index_state", **facts)
+        )
 
     def _remember(self, entry: CacheEntry) -> None:
         self._given[entry.etag] = entry.given
@@ -4950,7 +5360,8 @@ def rank_request(request: ContextRequest) -> RankRequest:
     project = request.project
     return RankRequest(
         root=project.root, index_folder=request.index_folder, files=project.given, agent_type=request.agent_type,
-        category=request.category, task=request.task, changed=[change.path for change in project.git.uncommitted_changes],
+        category=request.category, task=request.task,
+        changed=[change.path for change in project.git.uncommitted_changes],
         outputs=request.outputs, head=project.head,
     )  # fmt: skip
 
@@ -4972,7 +5383,8 @@ def assembled(request: ContextRequest, sections: Sections, cut: bool) -> tuple[b
     names = {"issue_id": request.issue_id, "agent_type": request.agent_type}
     facts = {
         "truncated": cut, "truncation_strategy": strategy_of(files, request.task) if cut else "none",
-        "total_size_bytes": len(content), "estimated_tokens": -(-len(content) // BYTES_PER_TOKEN), "file_count": len(files),
+        "total_size_bytes": len(content), "estimated_tokens": -(-len(content) // BYTES_PER_TOKEN),
+        "file_count": len(files),
     }  # fmt: skip
     head = msgspec.json.encode(names)[:-1] + b',"context":' + content + b","
     return head + msgspec.json.encode(facts)[1:-1] + b",", b"}"
@@ -5015,7 +5427,9 @@ def fit_context(sections: Sections, max_bytes: int) -> bool:
 
 
 def cut_text(content: str, room: int) -> str:
-    """The beginning of ``content``, to a line's end, whose JSON has at most ``room`` bytes more than that of an empty text."""
+    """The beginning of ``content``, to a line's end, whose JSON has at most ``room`` bytes more than that of an empty
+    text.
+    """
     while content and (size := json_size(content) - 2) > room:
         keep = int(len(content) * max(0, room) / size)
         content = content[: content.rfind("\n", 0, min(keep, len(content) - 1)) + 1]
@@ -5029,24 +5443,30 @@ def checksum(content: str) -> str:
 # -- the project on disk
 
 NOT_OURS = frozenset({  # folders that are not looked into where git does not say what is ignored
-    ".git", ".hg", ".svn", "node_modules", ".venv", "venv", "__pycache__", ".tox", ".nox", ".mypy_cache", ".pytest_cache",
+    ".git", ".hg", ".svn", "node_modules", ".venv", "venv", "__pycache__", ".tox", ".nox", ".mypy_cache",
+    ".pytest_cache",
     ".ruff_cache", ".idea", "target", "dist", "build",
 })  # fmt: skip
 
 REPORTS = (  # files that tell about the project and may be ignored by git, so they are looked for by name
     ".coverage", "coverage.xml", "coverage/coverage-summary.json", "coverage/lcov.info", "lcov.info",
-    "junit.xml", "test-results.xml", "reports/junit.xml", "build/test-results.xml", "bandit.json", "results.sarif", ".python-version",
+    "junit.xml", "test-results.xml", "reports/junit.xml", "build/test-results.xml", "bandit.json", "results.sarif",
+    ".python-version",
 )  # fmt: skip
 
 
 def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes | None:
-    """What git prints, None where it fails, hangs or is not installed. Runs nothing that the repository names. Blocks."""
+    """What git prints, None where it fails, hangs or is not installed. Runs nothing that the repository names.
+    Blocks.
+    """
     command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
     try:
         environ = git_environment() | (env or {})
         if arguments[0] in ("status", "diff"):
             environ = without_filters(folder, environ)
-        done = subprocess.run([*command, *arguments], capture_output=True, timeout=30, env=environ, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            [*command, *arguments], capture_output=True, timeout=30, env=environ, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         log.debug("git %s: %s", arguments[0], error)
         return None
@@ -5054,28 +5474,44 @@ def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
 
 
 HARMLESS_GIT = (  # what a repository's own configuration could have git run, and what would change its output
-    "core.quotepath=off", "core.fsmonitor=false", "core.hooksPath=/dev/null", "core.pager=cat", "diff.external=", "log.showSignature=false",
+    "core.quotepath=off", "core.fsmonitor=false", "core.hooksPath=/dev/null", "core.pager=cat", "diff.external=",
+    "log.showSignature=false",
     "protocol.allow=never",  # a partial clone fetches what it lacks, by a transport that may be any command
-    "diff.ignoreSubmodules=dirty", "status.submoduleSummary=false",  # looking into them would go by their own configurations
+    # looking into them would go by their own configurations
+    "diff.ignoreSubmodules=dirty", "status.submoduleSummary=false",
 )  # fmt: skip
 
 
 def git_environment() -> dict[str, str]:
-    """This environment without what git itself sets for its hooks and helpers: it would lead to another repository or program."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(("GIT_CONFIG", "GIT_CEILING"))}
+    """This environment without what git itself sets for its hooks and helpers: it would lead to another repository or
+    program.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name.startswith(("GIT_CONFIG", "GIT_CEILING"))
+    }
     # Without optional locks reading never writes the index, which would look like a change.
     return kept | {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
 
 
 def without_filters(folder: Path | str, environ: dict[str, str]) -> dict[str, str]:
-    """The environment in which no filter runs that the repository's own configuration names; those of the user (such as LFS) do."""
+    """The environment in which no filter runs that the repository's own configuration names; those of the user (such as
+    LFS) do.
+    """
     listed = subprocess.run(
         ["git", "-C", str(folder), "config", "--list", "--show-scope", "--name-only", "-z"],
         capture_output=True, timeout=30, env=environ, stdin=subprocess.DEVNULL,
     ).stdout  # fmt: skip
     fields = split_z(listed)
-    names = {key.rpartition(".")[0] for scope, key in zip(fields[::2], fields[1::2], strict=False) if scope in ("local", "worktree")}
-    off = [(f"{name}.{what}", value) for name in sorted(names) if name.startswith("filter.") for what, value in FILTER_OFF]
+    names = {
+        key.rpartition(".")[0]
+        for scope, key in zip(fields[::2], fields[1::2], strict=False)
+        if scope in ("local", "worktree")
+    }
+    off = [
+        (f"{name}.{what}", value) for name in sorted(names) if name.startswith("filter.") for what, value in FILTER_OFF
+    ]
     first = int(environ.get("GIT_CONFIG_COUNT") or 0)
     keys = {f"GIT_CONFIG_KEY_{number}": key for number, (key, _) in enumerate(off, first)}
     values = {f"GIT_CONFIG_VALUE_{number}": value for number, (_, value) in enumerate(off, first)}
@@ -5113,7 +5549,9 @@ def is_young(signature: Signature | None, now: int) -> bool:
 
 
 class GitFolders(Struct, frozen=True):
-    """The git dir of a work tree, the one that it shares with other work trees, and where in the tree the root is ("" or "path/")."""
+    """The git dir of a work tree, the one that it shares with other work trees, and where in the tree the root is (""
+    or "path/").
+    """
 
     own: Path
     common: Path
@@ -5178,12 +5616,18 @@ class Project:
         status = self._git.submit(read_status, self._root, folders.prefix, None)
         branch, commits, remote, url, head = read_history(self._root, self._git)
         codes = [item for item in status.result() or [] if item[0] != "!!"]
-        return codes, GitContext(branch, commits, describe_changes(codes, line_counts(self._root, codes)), remote, url), head
+        return (
+            codes,
+            GitContext(branch, commits, describe_changes(codes, line_counts(self._root, codes)), remote, url),
+            head,
+        )
 
 
 def find_git_folder(root: Path) -> GitFolders | None:
     """The git folders of the work tree that ``root`` lies in; None without git. Blocks."""
-    found = run_git(root, "rev-parse", "--is-inside-work-tree", "--absolute-git-dir", "--git-common-dir", "--show-prefix")
+    found = run_git(
+        root, "rev-parse", "--is-inside-work-tree", "--absolute-git-dir", "--git-common-dir", "--show-prefix"
+    )
     if not found or not found.startswith(b"true\n"):
         return None
     _, own, common, prefix, *_ = [*os.fsdecode(found).split("\n"), ""]
@@ -5191,7 +5635,9 @@ def find_git_folder(root: Path) -> GitFolders | None:
 
 
 def borrowed_git(root: Path, scratch: Path) -> dict[str, str] | None:
-    """Lets git's own ignore rules speak for a folder that is no repository, through an empty repository in our storage."""
+    """Lets git's own ignore rules speak for a folder that is no repository, through an empty repository in our
+    storage.
+    """
     empty = scratch / "empty.git"
     if not (empty / "HEAD").exists() and run_git(scratch, "init", "--quiet", "--bare", str(empty)) is None:
         return None
@@ -5207,9 +5653,20 @@ def walk_files(root: Path) -> Iterator[str]:
         yield from (os.path.relpath(os.path.join(place, name), root).replace(os.sep, "/") for name in names)
 
 
-def read_status(root: Path, prefix: str, environ: dict[str, str] | None, names: Sequence[str] = (".",)) -> list[tuple[str, str]] | None:
-    """(code, path below the root) of what is changed, untracked or ignored among ``names``; None where git fails. Blocks."""
-    flags = ("status", "--porcelain=v1", "-z", "--untracked-files=all", "--ignored=matching", "--ignore-submodules=dirty")
+def read_status(
+    root: Path, prefix: str, environ: dict[str, str] | None, names: Sequence[str] = (".",)
+) -> list[tuple[str, str]] | None:
+    """(code, path below the root) of what is changed, untracked or ignored among ``names``; None where git fails.
+    Blocks.
+    """
+    flags = (
+        "status",
+        "--porcelain=v1",
+        "-z",
+        "--untracked-files=all",
+        "--ignored=matching",
+        "--ignore-submodules=dirty",
+    )
     output = run_git(root, *flags, "--", *names, env={**(environ or {}), "GIT_LITERAL_PATHSPECS": "1"})
     if output is None:
         return None
@@ -5222,13 +5679,17 @@ def read_status(root: Path, prefix: str, environ: dict[str, str] | None, names: 
     return found
 
 
-def read_history(root: Path, pool: ThreadPoolExecutor) -> tuple[str | None, list[Commit], str | None, str | None, str | None]:
+def read_history(
+    root: Path, pool: ThreadPoolExecutor
+) -> tuple[str | None, list[Commit], str | None, str | None, str | None]:
     """(branch, latest commits, name of the remote, its URL, commit that is checked out). Blocks."""
     commits = pool.submit(read_commits, root)
     head = pool.submit(run_git, root, "rev-parse", "--verify", "--quiet", "HEAD")
     listed = pool.submit(run_git, root, "config", "--get-regexp", r"^remote\..*\.url$")
     branch = (run_git(root, "symbolic-ref", "--short", "-q", "HEAD") or b"").decode("utf-8", "replace").strip() or None
-    named = dict(re.findall(r"^remote\.(.*)\.url (.*)$", (listed.result() or b"").decode("utf-8", "replace"), re.MULTILINE))
+    named = dict(
+        re.findall(r"^remote\.(.*)\.url (.*)$", (listed.result() or b"").decode("utf-8", "replace"), re.MULTILINE)
+    )
     remote = "origin" if "origin" in named else next(iter(named), None)
     commit = (head.result() or b"").decode().strip() or None
     return branch, commits.result(), remote, without_user_info(named[remote]) if remote else None, commit
@@ -5242,17 +5703,29 @@ def without_user_info(url: str) -> str:
 def read_commits(root: Path, number: int = 10) -> list[Commit]:
     mark = secrets.token_hex(8)  # what no subject or name can hold, whoever wrote it
     shape = f"--pretty=format:{mark}%h%x02%ct%x02%an%x02%s"
-    output = run_git(root, "log", f"-n{number}", "-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent", shape)
+    output = run_git(
+        root, "log", f"-n{number}", "-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent", shape
+    )
     commits = []
     for block in os.fsdecode(output or b"").split(mark)[1:]:
         header, _, names = block.partition("\n")
         hash, moment, author, subject = header.rstrip("\0").split("\x02", 3)
         files = [name for name in names.split("\0") if name]
-        commits.append(Commit(hash, clean_text(subject), clean_text(author), iso(float(moment)), [clean_text(f) for f in files]))
+        commits.append(
+            Commit(hash, clean_text(subject), clean_text(author), iso(float(moment)), [clean_text(f) for f in files])
+        )
     return commits
 
 
-CHANGE_STATUS = {"M": "modified", "T": "modified", "A": "added", "D": "deleted", "R": "renamed", "C": "added", "U": "modified"}
+CHANGE_STATUS = {
+    "M": "modified",
+    "T": "modified",
+    "A": "added",
+    "D": "deleted",
+    "R": "renamed",
+    "C": "added",
+    "U": "modified",
+}
 
 
 def describe_changes(codes: Iterable[tuple[str, str]], counts: dict[str, str]) -> list[Change]:
@@ -5266,15 +5739,28 @@ def describe_changes(codes: Iterable[tuple[str, str]], counts: dict[str, str]) -
 
 
 def line_counts(root: Path, codes: list[tuple[str, str]], names: Sequence[str] = (".",)) -> dict[str, str]:
-    """"+added -removed" of every changed text file among ``names``, which has the status ``codes``. Blocks."""
+    """ "+added -removed" of every changed text file among ``names``, which has the status ``codes``. Blocks."""
     if all(code == "??" for code, _ in codes):
         return {}
     empty_tree = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # what an unborn branch is compared with
-    flags = ("diff", "--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-M")
+    flags = (
+        "diff",
+        "--numstat",
+        "-z",
+        "--relative",
+        "--no-ext-diff",
+        "--no-textconv",
+        "--ignore-submodules=dirty",
+        "-M",
+    )
     literal = {"GIT_LITERAL_PATHSPECS": "1"}
-    against = () if all(code[0] in " ?" for code, _ in codes) else ("HEAD",)  # git's index, much faster, where nothing is staged
+    against = (
+        () if all(code[0] in " ?" for code, _ in codes) else ("HEAD",)
+    )  # git's index, much faster, where nothing is staged
     output = run_git(root, *flags, *against, "--", *names, env=literal)
-    tokens = iter(split_z(output if output is not None else run_git(root, *flags, empty_tree, "--", *names, env=literal)))
+    tokens = iter(
+        split_z(output if output is not None else run_git(root, *flags, empty_tree, "--", *names, env=literal))
+    )
     counts = {}
     for token in tokens:
         added, removed, path = [*token.split("\t", 2), "", ""][:3]
@@ -5307,7 +5793,9 @@ class Watcher:
         self.state = "starting"
 
     def start(self) -> None:
-        """Blocks. Watches the root and git's folder themselves, and below them each folder that is worth it while the budget lasts."""
+        """Blocks. Watches the root and git's folder themselves, and below them each folder that is worth it while the
+        budget lasts.
+        """
         try:
             self._observer = watchdog.observers.Observer()
             for folder, recursive in self._folders():
@@ -5322,7 +5810,8 @@ class Watcher:
         # Without this filter watchdog's own walk floods its queue on large trees, and mere reading counts as a change.
         kinds = [
             watchdog.events.FileCreatedEvent, watchdog.events.FileModifiedEvent, watchdog.events.FileDeletedEvent,
-            watchdog.events.FileMovedEvent, watchdog.events.DirCreatedEvent, watchdog.events.DirDeletedEvent, watchdog.events.DirMovedEvent,
+            watchdog.events.FileMovedEvent, watchdog.events.DirCreatedEvent, watchdog.events.DirDeletedEvent,
+            watchdog.events.DirMovedEvent,
         ]  # fmt: skip
         handler = watchdog.events.FileSystemEventHandler()
         handler.on_any_event = self._on_event  # type: ignore[method-assign]
@@ -5352,7 +5841,12 @@ class Watcher:
         if path.endswith(".lock"):
             return
         self._changed(path)
-        if event.is_directory and os.path.dirname(path) == str(self._root) and os.path.basename(path) not in NOT_OURS and os.path.isdir(path):
+        if (
+            event.is_directory
+            and os.path.dirname(path) == str(self._root)
+            and os.path.basename(path) not in NOT_OURS
+            and os.path.isdir(path)
+        ):
             with contextlib.suppress(OSError, RuntimeError):  # gone already: then there is nothing to watch
                 self._watch(Path(path), True)
             self._tell()
@@ -5380,13 +5874,20 @@ def count_folders(folder: Path) -> int:
 LANGUAGES = {
     name: language
     for language, names in {
-        "python": ".py .pyi .pyx", "javascript": ".js .jsx .mjs .cjs", "typescript": ".ts .tsx .mts .cts", "go": ".go", "rust": ".rs",
-        "java": ".java", "kotlin": ".kt .kts", "scala": ".scala", "csharp": ".cs", "cpp": ".cc .cpp .cxx .hpp .hh .hxx", "c": ".c .h",
-        "swift": ".swift", "ruby": ".rb .rake", "php": ".php", "perl": ".pl .pm", "elixir": ".ex .exs", "erlang": ".erl .hrl",
-        "haskell": ".hs", "clojure": ".clj .cljs", "lua": ".lua", "r": ".r", "julia": ".jl", "dart": ".dart", "shell": ".sh .bash .zsh",
-        "powershell": ".ps1", "sql": ".sql", "html": ".html .htm", "css": ".css .scss .sass .less", "vue": ".vue", "svelte": ".svelte",
-        "zig": ".zig", "nim": ".nim", "protobuf": ".proto", "graphql": ".graphql .gql", "markdown": ".md .markdown", "rst": ".rst",
-        "text": ".txt", "yaml": ".yml .yaml", "toml": ".toml", "json": ".json", "xml": ".xml", "ini": ".ini .cfg", "dockerfile": "dockerfile",
+        "python": ".py .pyi .pyx", "javascript": ".js .jsx .mjs .cjs", "typescript": ".ts .tsx .mts .cts", "go": ".go",
+        "rust": ".rs",
+        "java": ".java", "kotlin": ".kt .kts", "scala": ".scala", "csharp": ".cs", "cpp": ".cc .cpp .cxx .hpp .hh .hxx",
+        "c": ".c .h",
+        "swift": ".swift", "ruby": ".rb .rake", "php": ".php", "perl": ".pl .pm", "elixir": ".ex .exs",
+        "erlang": ".erl .hrl",
+        "haskell": ".hs", "clojure": ".clj .cljs", "lua": ".lua", "r": ".r", "julia": ".jl", "dart": ".dart",
+        "shell": ".sh .bash .zsh",
+        "powershell": ".ps1", "sql": ".sql", "html": ".html .htm", "css": ".css .scss .sass .less", "vue": ".vue",
+        "svelte": ".svelte",
+        "zig": ".zig", "nim": ".nim", "protobuf": ".proto", "graphql": ".graphql .gql", "markdown": ".md .markdown",
+        "rst": ".rst",
+        "text": ".txt", "yaml": ".yml .yaml", "toml": ".toml", "json": ".json", "xml": ".xml", "ini": ".ini .cfg",
+        "dockerfile": "dockerfile",
         "makefile": "makefile", "terraform": ".tf",
     }.items()
     for name in names.split()
@@ -5404,24 +5905,32 @@ KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
 }
 
 SECRET_NAMES = (
-    ".env", ".env.*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa*", "id_dsa*",
-    "id_ecdsa*", "id_ed25519*", ".netrc", "_netrc", ".pypirc", ".npmrc", ".htpasswd", ".git-credentials", ".dockercfg", ".pgpass",
-    "credentials", "credentials.*", "secrets.*", "*.secret", "service-account*.json", "*.tfstate", "*.tfvars", ".vault-token",
-    ".envrc", ".my.cnf", ".s3cfg", ".boto", ".terraformrc", "kubeconfig", "*.kubeconfig", "*.keytab", "*.jceks", "*.agekey", "*.ovpn",
+    ".env", ".env.*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa*",
+    "id_dsa*",
+    "id_ecdsa*", "id_ed25519*", ".netrc", "_netrc", ".pypirc", ".npmrc", ".htpasswd", ".git-credentials", ".dockercfg",
+    ".pgpass",
+    "credentials", "credentials.*", "secrets.*", "*.secret", "service-account*.json", "*.tfstate", "*.tfvars",
+    ".vault-token",
+    ".envrc", ".my.cnf", ".s3cfg", ".boto", ".terraformrc", "kubeconfig", "*.kubeconfig", "*.keytab", "*.jceks",
+    "*.agekey", "*.ovpn",
     "rclone.conf", "wallet.dat", ".passwd-s3fs", "client_secret*.json", "master.key",
 )  # fmt: skip
 NOT_SECRET_NAMES = (".env.example", ".env.sample", ".env.template", "*.pub")
-SECRET_NAME, NOT_SECRET_NAME = (re.compile("|".join(map(fnmatch.translate, names))) for names in (SECRET_NAMES, NOT_SECRET_NAMES))
+SECRET_NAME, NOT_SECRET_NAME = (
+    re.compile("|".join(map(fnmatch.translate, names))) for names in (SECRET_NAMES, NOT_SECRET_NAMES)
+)
 SECRET_FOLDERS = frozenset({".ssh", ".gnupg", ".aws", ".azure", ".gcloud", ".kube", ".docker"})
 
 REDACTED = "[REDACTED]"
 
 
 class SecretForm(Struct, frozen=True):
-    """A form of secret that its issuer documents, or that its surroundings give away. No pattern may search on without bounds.
+    """A form of secret that its issuer documents, or that its surroundings give away. No pattern may search on without
+    bounds.
 
-    ``hints``: with one of these texts each hit begins, so that most of a file is done with by a plain search; no hints: the pattern
-    searches itself. Where the pattern has a group, only that is the secret, and ``looks_real`` may still say that it is a placeholder.
+    ``hints``: with one of these texts each hit begins, so that most of a file is done with by a plain search; no hints:
+    the pattern searches itself. Where the pattern has a group, only that is the secret, and ``looks_real`` may still
+    say that it is a placeholder.
     """
 
     name: str
@@ -5467,7 +5976,9 @@ CALLS_ITSELF_SECRET = re.compile(
 
 def is_no_placeholder(match: re.Match[str]) -> bool:
     """Whether the password in a URL is one, and not a word or a variable that stands for one."""
-    return not PLACEHOLDERS.fullmatch(match[1]) and not re.search(r"[{}$<>%*\[\]()]|\.\.\.|x{4}", match[1], re.IGNORECASE)
+    return not PLACEHOLDERS.fullmatch(match[1]) and not re.search(
+        r"[{}$<>%*\[\]()]|\.\.\.|x{4}", match[1], re.IGNORECASE
+    )
 
 
 def is_assigned_to_a_secret(match: re.Match[str]) -> bool:
@@ -5477,7 +5988,9 @@ def is_assigned_to_a_secret(match: re.Match[str]) -> bool:
     counts = collections.Counter(text)
     entropy = -sum(n / len(text) * math.log2(n / len(text)) for n in counts.values())
     is_hex = re.fullmatch(r"[0-9a-f]+|[0-9A-F]+", text) is not None
-    random_looking = (classes == 3 and entropy >= 4.0 and "EXAMPLE" not in text) or (is_hex and len(text) >= 32 and entropy >= 3.2)
+    random_looking = (classes == 3 and entropy >= 4.0 and "EXAMPLE" not in text) or (
+        is_hex and len(text) >= 32 and entropy >= 3.2
+    )
     return random_looking and bool(CALLS_ITSELF_SECRET.search(before))
 
 
@@ -5490,15 +6003,20 @@ SECRET_FORMS = tuple(
         ("PuTTY key", "PuTTY-User-Key-File", r"PuTTY-User-Key-File-\d: (?:[^\n]{0,200}\n){1,100}?Private-MAC: \w+"),
         ("age key", "AGE-SECRET-KEY", r"\bAGE-SECRET-KEY-1[0-9A-Z]{58}\b"),
         ("AWS key id", "AKIA|ASIA", r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b(?<!EXAMPLE)"),
-        ("AWS secret", "aws|AWS|Aws", r"(?i)aws.{0,20}?(?:secret|key).{0,20}?[=:]\s{0,4}[\"']?([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])(?<!EXAMPLEKEY)"),
-        ("GitHub", "ghp_|gho_|ghu_|ghs_|ghr_|github_pat_", r"\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_[A-Za-z0-9_]{22,255}\b"),
+        ("AWS secret", "aws|AWS|Aws",
+            r"(?i)aws.{0,20}?(?:secret|key).{0,20}?[=:]\s{0,4}[\"']?([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])(?<!EXAMPLEKEY)"),
+        ("GitHub", "ghp_|gho_|ghu_|ghs_|ghr_|github_pat_",
+            r"\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_[A-Za-z0-9_]{22,255}\b"),
         ("GitLab", "glpat-|gldt-|glrt-|glptt-|glsoat-|glcbt-|glft-|glagent-",
          r"\bgl(?:pat|dt|rt|ptt|soat|cbt|ft|agent)-[A-Za-z0-9_-]{20,}(?:\.[A-Za-z0-9_.-]+)?"),
         ("Slack", "xox|xapp-|hooks.slack.com",
          r"\bxox[abeoprs]-[A-Za-z0-9-]{0,60}\d[A-Za-z0-9-]{9,}|\bxapp-\d-[A-Za-z0-9-]{20,}|hooks\.slack\.com/services/(?=T[A-Z0-9]{6})[A-Za-z0-9_/]{30,}"),
-        ("Stripe", "sk_live_|sk_test_|rk_live_|rk_test_|whsec_", r"\b[sr]k_(?:live|test)_[A-Za-z0-9]{20,}\b|\bwhsec_[A-Za-z0-9+/]{32,}={0,2}"),
-        ("Google", "AIza|GOCSPX-|ya29.", r"\bAIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])|\bGOCSPX-[A-Za-z0-9_-]{28}\b|\bya29\.[A-Za-z0-9_-]{30,}"),
-        ("Anthropic, OpenAI", "sk-", r"\bsk-(?:ant|proj|svcacct|admin|or-v1)-[A-Za-z0-9_-]{32,}|\bsk-[A-Za-z0-9]{32,}\b"),
+        ("Stripe", "sk_live_|sk_test_|rk_live_|rk_test_|whsec_",
+            r"\b[sr]k_(?:live|test)_[A-Za-z0-9]{20,}\b|\bwhsec_[A-Za-z0-9+/]{32,}={0,2}"),
+        ("Google", "AIza|GOCSPX-|ya29.",
+            r"\bAIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])|\bGOCSPX-[A-Za-z0-9_-]{28}\b|\bya29\.[A-Za-z0-9_-]{30,}"),
+        ("Anthropic, OpenAI", "sk-",
+            r"\bsk-(?:ant|proj|svcacct|admin|or-v1)-[A-Za-z0-9_-]{32,}|\bsk-[A-Za-z0-9]{32,}\b"),
         ("other AI services", "gsk_|xai-|pplx-|r8_|hf_",
          r"\bgsk_[A-Za-z0-9]{40,}\b|\bxai-[A-Za-z0-9]{60,}\b|\bpplx-[A-Za-z0-9]{40,}\b|\br8_[A-Za-z0-9]{37}\b|\bhf_[A-Za-z0-9]{34}\b"),
         ("npm", "npm_", r"\bnpm_[A-Za-z0-9]{36}\b"),
@@ -5514,13 +6032,16 @@ SECRET_FORMS = tuple(
         ("other services", "glsa_|dckr_pat_", r"\bglsa_[A-Za-z0-9]{32}_[a-f0-9]{8}\b|\bdckr_pat_[A-Za-z0-9_-]{27}"),
         ("other services", "lin_api_|rubygems_", r"\blin_api_[A-Za-z0-9]{40}\b|\brubygems_[a-f0-9]{48}\b"),
         ("other services", "NRAK-|PMAK-", r"\bNRAK-[A-Z0-9]{27}\b|\bPMAK-[a-f0-9]{24}-[a-f0-9]{34}\b"),
-        ("other services", "sbp_|sntrys_|tfp_", r"\bsbp_[a-f0-9]{40}\b|\bsntrys_[A-Za-z0-9+/=_]{60,}|\btfp_[A-Za-z0-9_]{40,}"),
+        ("other services", "sbp_|sntrys_|tfp_",
+            r"\bsbp_[a-f0-9]{40}\b|\bsntrys_[A-Za-z0-9+/=_]{60,}|\btfp_[A-Za-z0-9_]{40,}"),
         ("other services", "dapi", r"dapi[a-f0-9]{32}\b"),
         ("other services", ":AA", r"(?<=\d{8}):AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-])"),
         ("other services", "pul-", r"pul-[a-f0-9]{40}\b"),
         ("JSON Web Token", "eyJ", r"\beyJ[A-Za-z0-9_-]{10,1000}\.eyJ[A-Za-z0-9_-]{10,20000}\.[A-Za-z0-9_-]{20,}"),
-        ("password in a URL", "://", r"://[^\s/:@\"'`<>]{0,100}:([^\s/@\"'`<>,|\\]{3,200})@[\w.\[-]", is_no_placeholder),
-        ("assigned to a secret's name", "", r"[:=]>?\s{0,4}[\"'`]([A-Za-z0-9+/_=.~-]{20,200})[\"'`]", is_assigned_to_a_secret),
+        ("password in a URL", "://", r"://[^\s/:@\"'`<>]{0,100}:([^\s/@\"'`<>,|\\]{3,200})@[\w.\[-]",
+            is_no_placeholder),
+        ("assigned to a secret's name", "", r"[:=]>?\s{0,4}[\"'`]([A-Za-z0-9+/_=.~-]{20,200})[\"'`]",
+            is_assigned_to_a_secret),
     )
 )  # fmt: skip
 
@@ -5549,7 +6070,10 @@ def kind_of(path: str) -> str:
         return "config"
     stem = name.rpartition(".")[0]
     camel = re.search(r"[a-z0-9]Tests?\.\w+$", path)  # UserTest.java, and not latest.py
-    in_tests = any(folder in ("test", "tests", "testing", "spec", "specs", "__tests__", "e2e", "testdata", "fixtures") for folder in folders)
+    in_tests = any(
+        folder in ("test", "tests", "testing", "spec", "specs", "__tests__", "e2e", "testdata", "fixtures")
+        for folder in folders
+    )
     if in_tests or camel or re.search(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec|-tests?)$", stem):
         return "test"
     return "docs" if folders and folders[0] in ("docs", "doc") else "source"
@@ -5568,9 +6092,9 @@ OWN_FIRST_LINE = '"""Orchestration sidecar: one service that lets a team of codi
 def own_files(root: str, files: list[FileFact]) -> set[str]:
     """Those of ``files`` that are the service's and not the project's. Blocks.
 
-    They are this module and its copies under any name (told by their first lines), and in the folder ``plugins/`` beside
-    each of these what the service takes for its plugins. (The storage cannot lie here.) In the checkout of the sidecar
-    itself, where the root's pyproject.toml names the project cco-sidecar, these are the project's.
+    They are this module and its copies under any name (told by their first lines), and in the folder ``plugins/``
+    beside each of these what the service takes for its plugins. (The storage cannot lie here.) In the checkout of the
+    sidecar itself, where the root's pyproject.toml names the project cco-sidecar, these are the project's.
     """
 
     def holds(path: str, text: str, limit: int) -> bool:
@@ -5599,19 +6123,25 @@ def redact(content: str) -> tuple[str, int]:
 def opened_path(descriptor: int, path: str) -> str:
     """Where the file that was opened by ``path`` really lies."""
     try:
-        return os.readlink(f"/proc/self/fd/{descriptor}")  # of the open file itself: nobody can put a link in the way any more
+        return os.readlink(
+            f"/proc/self/fd/{descriptor}"
+        )  # of the open file itself: nobody can put a link in the way any more
     except OSError:  # no Linux
         return os.path.realpath(path)
 
 
 def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_result, bool] | None:
-    """(content, facts, whether it was cut) of a text file inside ``root``; None for anything else. Never follows a link out. Blocks."""
+    """(content, facts, whether it was cut) of a text file inside ``root``; None for anything else. Never follows a link
+    out. Blocks.
+    """
     full = os.path.join(root, path)
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
     try:
         with open(full, "rb", opener=lambda name, _: os.open(name, flags)) as file:
             facts = os.fstat(file.fileno())
-            if not stat.S_ISREG(facts.st_mode) or not opened_path(file.fileno(), full).startswith(root.rstrip("/") + os.sep):
+            if not stat.S_ISREG(facts.st_mode) or not opened_path(file.fileno(), full).startswith(
+                root.rstrip("/") + os.sep
+            ):
                 return None
             content = file.read(limit + 1)
     except (OSError, ValueError):  # gone, a link, or a folder by now
@@ -5630,7 +6160,9 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
 
 
 class Running:
-    """An agent of ours that has not ended: what proves that a process is its, what was seen of it, and the task that waits for its end."""
+    """An agent of ours that has not ended: what proves that a process is its, what was seen of it, and the task that
+    waits for its end.
+    """
 
     def __init__(self, row: dict[str, Any], folder: Path) -> None:
         self.row = row
@@ -5649,7 +6181,9 @@ class Running:
         row.setdefault("seen", [])
 
     def measure(self, members: Sequence[Seen], now: float) -> bool:
-        """Take down what a census found; whether it found new processes. Processor time counts what has ended, memory is that of the moment."""
+        """Take down what a census found; whether it found new processes. Processor time counts what has ended, memory
+        is that of the moment.
+        """
         row = self.row
         row["cpu"] = max(row.get("cpu") or 0.0, sum(item.cpu for item in members))
         row["memory"] = sum(item.memory for item in members)
@@ -5663,18 +6197,28 @@ class Running:
 
 
 class Agents:
-    """Spawns, watches, adopts and ends agents. The ledger row comes before the process, so a crash leaves no stranger."""
+    """Spawns, watches, adopts and ends agents. The ledger row comes before the process, so a crash leaves no
+    stranger.
+    """
 
     GRACE = 5.0
     GRACE_AT_STOP = 2.0
     STOP_SECONDS = 3.5
     SURVEY = 0.25  # seconds between two looks at all agents
-    PATIENCE = 40  # surveys without its first process after which an agent is taken for gone although its keeper has not said so
+    # surveys without its first process after which an agent is taken for gone although its keeper has not said so
+    PATIENCE = 40
     KEEPER_SECONDS = 10.0  # how long an end waits for a living keeper's word
     OUTPUT_SECONDS = 2.0  # how long an end waits for the last lines to be written down
 
     def __init__(
-        self, storage: Storage, bus: EventBus, tokens: Tokens, contexts: Contexts, hooks: Hooks, agent_types: AgentTypes, settings: Settings
+        self,
+        storage: Storage,
+        bus: EventBus,
+        tokens: Tokens,
+        contexts: Contexts,
+        hooks: Hooks,
+        agent_types: AgentTypes,
+        settings: Settings,
     ) -> None:
         self._tokens, self._hooks, self._agent_types, self._settings = tokens, hooks, agent_types, settings
         self._folder = settings.storage / "agents"
@@ -5690,7 +6234,8 @@ class Agents:
     # -- spawning
 
     async def spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> Spawned:
-        """Start an agent. Raises AGT_002 (type), AGT_003 (too many), REQ_001 (requirements), AGT_001 (anything that goes wrong).
+        """Start an agent. Raises AGT_002 (type), AGT_003 (too many), REQ_001 (requirements), AGT_001 (anything that
+        goes wrong).
 
         A caller that hangs up meanwhile leaves a whole agent or none.
         """
@@ -5700,7 +6245,9 @@ class Agents:
         row = self._new_row(claims, body)
         self._check_room()
         self._ledger.check_room(row)
-        running = self.active[row["id"]] = Running(row, self._folder)  # from here on it counts, so that a thousand at once cannot pass the limit
+        running = self.active[row["id"]] = Running(
+            row, self._folder
+        )  # from here on it counts, so that a thousand at once cannot pass the limit
         try:
             context = await self._launcher.context(body)
             await self._ledger.begin(row, ticket)
@@ -5712,14 +6259,19 @@ class Agents:
             raise
 
     def _new_row(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
-        """What the ledger holds of a new agent. It may no more than its type, than was asked for, and than its spawner."""
+        """What the ledger holds of a new agent. It may no more than its type, than was asked for, and than its
+        spawner.
+        """
         category = CATEGORIES[self._agent_types.category(body["agent_type"])]
         asked, own = body.get("permissions"), self._tokens.permissions(claims)
         permissions = [name for name in category.permissions if name in own and (asked is None or name in asked)]
         return {
-            "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self._settings.project, "type": body["agent_type"],
-            "issue": body["issue_id"], "task": body.get("task", ""), "parent": claims.sub, "state": "starting", "started": time.time(),
-            "time_limit": self._settings.agent_timeout, "depth": self._ledger.depth(claims.sub) + 1, "permissions": permissions,
+            "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self._settings.project,
+            "type": body["agent_type"],
+            "issue": body["issue_id"], "task": body.get("task", ""), "parent": claims.sub, "state": "starting",
+            "started": time.time(),
+            "time_limit": self._settings.agent_timeout, "depth": self._ledger.depth(claims.sub) + 1,
+            "permissions": permissions,
             "only_issue": body["issue_id"] if body.get("issue_only") else claims.issue_id, "pid": None, "birth": None,
         }  # fmt: skip
 
@@ -5727,13 +6279,17 @@ class Agents:
         if self._stopping:
             raise ApiError("AGT_001", "The service is stopping")
         if len(self.active) >= self._settings.max_agents:
-            raise ApiError("AGT_003", f"{len(self.active)} agents are running, --max-agents allows no more", retry_after=5)
+            raise ApiError(
+                "AGT_003", f"{len(self.active)} agents are running, --max-agents allows no more", retry_after=5
+            )
 
     async def _launch(self, running: Running, context: bytes, asked: dict[str, str]) -> Spawned:
         row = running.row
         self._renew(running)
         pid, ignored = await self._launcher.start(running, context, asked, self.url)
-        if found := (await asyncio.to_thread(self._census.look, {pid})).get(pid):  # it may have ended before we look: it was started all the same
+        if found := (await asyncio.to_thread(self._census.look, {pid})).get(
+            pid
+        ):  # it may have ended before we look: it was started all the same
             running.proof.first = found.identity
             row["birth"] = found.birth
         row |= {"state": "running", "pid": pid}
@@ -5753,15 +6309,23 @@ class Agents:
         self.active.pop(row["id"], None)
 
     def with_token(self, answer: bytes) -> bytes:
-        """A remembered spawn answer as it is true now: with a valid token while the agent lives, with none and its state when it has ended."""
+        """A remembered spawn answer as it is true now: with a valid token while the agent lives, with none and its
+        state when it has ended.
+        """
         spawned = msgspec.json.decode(answer, type=Spawned)
         row = self._ledger.find(self._settings.project, spawned.agent_id)
         if row["pid"] is None:
-            raise ApiError("AGT_001", "The first spawn with this Idempotency-Key was cut off before its process started")
+            raise ApiError(
+                "AGT_001", "The first spawn with this Idempotency-Key was cut off before its process started"
+            )
         running = self.active.get(spawned.agent_id)
         if running and not running.token:  # it is being adopted at this moment
             self._renew(running)
-        spawned.process_id, spawned.state, spawned.jwt_token = row["pid"], row["state"], running.token if running else ""
+        spawned.process_id, spawned.state, spawned.jwt_token = (
+            row["pid"],
+            row["state"],
+            running.token if running else "",
+        )
         return msgspec.json.encode(spawned)
 
     # -- watching
@@ -5770,7 +6334,9 @@ class Agents:
         """Wait for the end, by itself, by order or by the time limit; then leave nothing of it behind."""
         waits = {asyncio.create_task(event.wait()) for event in (running.exited, running.ordered)}
         try:
-            await asyncio.wait(waits, timeout=max(0.0, running.deadline - time.monotonic()), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                waits, timeout=max(0.0, running.deadline - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
+            )
             if not running.exited.is_set() and running.ended_as is None:
                 running.ended_as = "killed" if running.ordered.is_set() else "timeout"
             await self._end_tree(running, self.GRACE)
@@ -5783,7 +6349,9 @@ class Agents:
                 task.cancel()
 
     async def _hear_keeper(self, running: Running) -> None:
-        """Nothing of the agent is alive: wait, within bounds, until its keeper has written down how it ended and its last output."""
+        """Nothing of the agent is alive: wait, within bounds, until its keeper has written down how it ended and its
+        last output.
+        """
         await self._until(lambda: running.end or not is_kept(running.folder), self.KEEPER_SECONDS)
         running.end = running.end or await asyncio.to_thread(written_end, running.folder)
         await self._until(lambda: not (running.folder / KeeperProgram.PIPE).exists(), self.OUTPUT_SECONDS)
@@ -5794,7 +6362,9 @@ class Agents:
             await asyncio.sleep(0.01)
 
     async def _end_tree(self, running: Running, grace: float) -> None:
-        """SIGTERM to every process that is provably the agent's, grace, SIGKILL; returns when a census has found none of them."""
+        """SIGTERM to every process that is provably the agent's, grace, SIGKILL; returns when a census has found none
+        of them.
+        """
         began, asked, told = time.monotonic(), set[Identity](), 0.0
         while members := members_of(await asyncio.to_thread(self._census.look), running.proof):
             running.proof.known |= {item.identity for item in members}
@@ -5808,11 +6378,17 @@ class Agents:
             asked |= {item.identity for item in members}
             if passed > told + grace + 10:
                 told = passed
-                log.error("agent %s: %d processes cannot be ended; it counts as running until they are gone", running.row["id"], len(members))
+                log.error(
+                    "agent %s: %d processes cannot be ended; it counts as running until they are gone",
+                    running.row["id"],
+                    len(members),
+                )
             await asyncio.sleep(0.02 if passed < 1 else 0.1)
 
     async def _survey(self) -> None:
-        """Look at all agents again and again: what they use, whether adopted ones still live, whether their tokens last."""
+        """Look at all agents again and again: what they use, whether adopted ones still live, whether their tokens
+        last.
+        """
         while True:
             await asyncio.sleep(self.SURVEY)
             try:
@@ -5839,7 +6415,9 @@ class Agents:
     def _renew(self, running: Running) -> None:
         """A fresh token for the agent, with exactly what its ledger row grants."""
         row = running.row
-        running.token = self._tokens.mint(row["id"], row["type"], permissions=row["permissions"], issue_id=row["only_issue"], bound=True)
+        running.token = self._tokens.mint(
+            row["id"], row["type"], permissions=row["permissions"], issue_id=row["only_issue"], bound=True
+        )
         life = self._settings.token_ttl
         running.renew_at = int(time.time()) + life - min(600.0, life / 2)
 
@@ -5861,7 +6439,9 @@ class Agents:
             running.exited.set()
 
     def _on_keeper_lost(self) -> None:
-        """The keeper died: its agents go on, watched as adopted ones are, and a new keeper goes on with their output."""
+        """The keeper died: its agents go on, watched as adopted ones are, and a new keeper goes on with their
+        output.
+        """
         for running in self.active.values():
             if not running.exited.is_set():
                 self._keeper.follow(running.row["id"])
@@ -5874,7 +6454,9 @@ class Agents:
     # -- ending
 
     async def end(self, agent_id: str, *, force: bool = False) -> bool:
-        """Order an agent's end, which a crash does not forget, at once with ``force``; False where it has ended already."""
+        """Order an agent's end, which a crash does not forget, at once with ``force``; False where it has ended
+        already.
+        """
         running = self.active.get(agent_id)
         if running is None:
             return False
@@ -5888,10 +6470,18 @@ class Agents:
         row, end, now = running.row, running.end, time.time()
         code = end.code if end else None
         state = running.ended_as or self._judge(row, code)
-        row |= {"state": state, "ended": now, "exit_code": code, "signal": -code if code is not None and code < 0 else None}
+        row |= {
+            "state": state,
+            "ended": now,
+            "exit_code": code,
+            "signal": -code if code is not None and code < 0 else None,
+        }
         if end:
             row["ended"] = row["measured"] = min(max(end.time, row["started"]), now)
-            row |= {"cpu": max(row.get("cpu") or 0.0, end.cpu), "peak_memory": max(row.get("peak_memory") or 0, end.memory)}
+            row |= {
+                "cpu": max(row.get("cpu") or 0.0, end.cpu),
+                "peak_memory": max(row.get("peak_memory") or 0, end.memory),
+            }
         row["processes"] = row["memory"] = 0
         self._tokens.revoke(row["id"])
         tail = await asyncio.to_thread(AgentOutput(running.folder).tail, 5)
@@ -5920,7 +6510,9 @@ class Agents:
         """Adopt the agents that an earlier run of the service left, and record the end of those that are gone."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         found = [Running(row, self._folder) for row in self._ledger.unfinished()]
-        self.active |= {running.row["id"]: running for running in found}  # before the first await: requests are answered from then on
+        self.active |= {
+            running.row["id"]: running for running in found
+        }  # before the first await: requests are answered from then on
         await self._keeper.start()
         seen = await asyncio.to_thread(self._census.look)
         for running in found:
@@ -5929,7 +6521,9 @@ class Agents:
         self._surveying = asyncio.create_task(self._survey())
 
     async def _adopt(self, running: Running, seen: dict[int, Seen]) -> None:
-        """Find the agent's processes by what the ledger and the kernel know of them; its token, time limit and output go on."""
+        """Find the agent's processes by what the ledger and the kernel know of them; its token, time limit and output
+        go on.
+        """
         row = running.row
         running.proof.known = {(pid, birth) for pid, birth in row["seen"]}
         members = members_of(seen, running.proof)
@@ -5968,7 +6562,9 @@ class Agents:
         deadline = time.monotonic() + self.STOP_SECONDS
         while any(running.ordered.is_set() for running in self.active.values()) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        tasks = [running.watch for running in self.active.values() if running.watch] + ([self._surveying] if self._surveying else [])
+        tasks = [running.watch for running in self.active.values() if running.watch] + (
+            [self._surveying] if self._surveying else []
+        )
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -5996,7 +6592,11 @@ class Agents:
     def logs(self, agent_id: str, query: LogQuery) -> AgentLogs:
         """The output from a place or moment on, at most a megabyte, or its last lines. Blocks."""
         output = AgentOutput(self._folder / agent_id)
-        start = output.place_of_tail(query.tail) if query.tail is not None and query.since == "0" else output.place_of(query.since)
+        start = (
+            output.place_of_tail(query.tail)
+            if query.tail is not None and query.since == "0"
+            else output.place_of(query.since)
+        )
         place, text, following = output.read(start, timestamps=query.timestamps)
         return AgentLogs(agent_id, text, following, place)
 
@@ -6028,7 +6628,9 @@ def written_end(folder: Path) -> AgentEnd | None:
     The agent itself can write there: what is no small file of these facts is passed over.
     """
     try:
-        file = os.open(folder / KeeperProgram.END, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        file = os.open(
+            folder / KeeperProgram.END, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        )
     except OSError:
         return None
     try:
@@ -6041,7 +6643,9 @@ def written_end(folder: Path) -> AgentEnd | None:
 
 
 def is_kept(folder: Path) -> bool:
-    """Whether a keeper has yet to write down how the agent ends: it holds this lock until then, and no longer than it lives. Blocks."""
+    """Whether a keeper has yet to write down how the agent ends: it holds this lock until then, and no longer than it
+    lives. Blocks.
+    """
     try:
         file = os.open(folder / KeeperProgram.PID, os.O_RDWR | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
@@ -6065,7 +6669,9 @@ def noted_pid(folder: Path) -> int | None:
 
 
 def new_spawned(row: dict[str, Any], token: str, ignored: list[str]) -> Spawned:
-    return Spawned(row["id"], True, row["pid"] or 0, True, token, f"/api/agents/{row['id']}/status", ignored, iso(), row["state"])
+    return Spawned(
+        row["id"], True, row["pid"] or 0, True, token, f"/api/agents/{row['id']}/status", ignored, iso(), row["state"]
+    )
 
 
 def describe_agent(row: dict[str, Any], output: AgentOutput, now: float) -> AgentStatus:
@@ -6079,9 +6685,12 @@ def describe_agent(row: dict[str, Any], output: AgentOutput, now: float) -> Agen
         call = AgentCall(method, path, iso(moment), age(moment, now))
     written = output.last_written()
     return AgentStatus(
-        row["id"], row["type"], row["issue"], row["state"], row["exit_code"], row["signal"], row["pid"], iso(row["started"]),
-        iso_or_none(row["ended"]), output.tail(20), row["task"], row["parent"], row["result_id"], row["result_status"], row["depth"] or 1,
-        age(row["ended"] or row["started"], now), usage, iso_or_none(written), None if written is None else age(written, now), call,
+        row["id"], row["type"], row["issue"], row["state"], row["exit_code"], row["signal"], row["pid"],
+        iso(row["started"]),
+        iso_or_none(row["ended"]), output.tail(20), row["task"], row["parent"], row["result_id"], row["result_status"],
+        row["depth"] or 1,
+        age(row["ended"] or row["started"], now), usage, iso_or_none(written),
+        None if written is None else age(written, now), call,
     )  # fmt: skip
 
 
@@ -6107,10 +6716,15 @@ class AgentLedger:
     def check_room(self, row: dict[str, Any], records: Records | None = None) -> None:
         """Raise AGT_003 where a spawn would go too deep, or be one too many on its issue."""
         if row["depth"] > self._settings.max_depth:
-            raise ApiError("AGT_003", f"{row['parent']} is an agent of depth {row['depth'] - 1}, --max-depth allows it no agents of its own")
+            raise ApiError(
+                "AGT_003",
+                f"{row['parent']} is an agent of depth {row['depth'] - 1}, --max-depth allows it no agents of its own",
+            )
         spawned = (records or self._storage.read).count_issue_agents(self._project, row["issue"])
         if spawned >= self._settings.max_agents_per_issue:
-            raise ApiError("AGT_003", f"{spawned} agents were spawned on {row['issue']}, --max-agents-per-issue allows no more")
+            raise ApiError(
+                "AGT_003", f"{spawned} agents were spawned on {row['issue']}, --max-agents-per-issue allows no more"
+            )
 
     async def begin(self, row: dict[str, Any], ticket: IdempotencyTicket | None) -> None:
         """A new row, and with it what a repeat of the request gets to know. Raises AGT_003."""
@@ -6159,15 +6773,24 @@ class AgentLedger:
     async def ended(self, row: dict[str, Any], tail: list[str]) -> dict[str, Any]:
         """Record the end, its events and the end of its token as one; what the events say."""
         data = {
-            "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"], "exit_code": row["exit_code"],
-            "signal": row["signal"], "pid": row["pid"], "started_at": iso(row["started"]), "ended_at": iso(row["ended"]),
-            "cpu_seconds": round(row.get("cpu") or 0.0, 3), "peak_memory_bytes": row.get("peak_memory"), "output_tail": [line[:300] for line in tail],
+            "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
+            "exit_code": row["exit_code"],
+            "signal": row["signal"], "pid": row["pid"], "started_at": iso(row["started"]),
+            "ended_at": iso(row["ended"]),
+            "cpu_seconds": round(row.get("cpu") or 0.0, 3), "peak_memory_bytes": row.get("peak_memory"),
+            "output_tail": [line[:300] for line in tail],
             "result_id": self._storage.read.result_of(row["project"], row["id"])["result_id"],
         }  # fmt: skip
         names = ["agent_exited"] + (["agent_failed"] if row["state"] in ("failed", "timeout", "lost") else [])
-        events = [new_event(row["project"], name, {"publisher": row["id"], "topic": "coordination", "data": data}) for name in names]
+        events = [
+            new_event(row["project"], name, {"publisher": row["id"], "topic": "coordination", "data": data})
+            for name in names
+        ]
         facts = {name: row[name] for name in ("state", "ended", "exit_code", "signal")}
-        evidence = {name: row.get(name) for name in self.EVIDENCE} | {"seen": "[]", "last_call": json.dumps(row.get("last_call"))}
+        evidence = {name: row.get(name) for name in self.EVIDENCE} | {
+            "seen": "[]",
+            "last_call": json.dumps(row.get("last_call")),
+        }
 
         def job(records: Records) -> list[int]:
             records.update_agent(row["id"], **facts)
@@ -6175,13 +6798,17 @@ class AgentLedger:
             records.revoke(row["project"], row["id"])
             return [records.insert_event(event) for event in events]
 
-        await self._storage.write(job, lambda seqs: [self._bus.wake(event, seq) for event, seq in zip(events, seqs, strict=True)])
+        await self._storage.write(
+            job, lambda seqs: [self._bus.wake(event, seq) for event, seq in zip(events, seqs, strict=True)]
+        )
         return data
 
     # -- reading
 
     def unfinished(self) -> list[dict[str, Any]]:
-        return [row for state in ("starting", "running") for row in self._storage.read.agents(self._project, state=state)]
+        return [
+            row for state in ("starting", "running") for row in self._storage.read.agents(self._project, state=state)
+        ]
 
     def succeeded(self, row: dict[str, Any]) -> bool:
         """Whether the agent has stored a success since its start."""
@@ -6198,7 +6825,11 @@ class AgentLedger:
         """Rows after ``since``, or the newest ones, newest last; and whether there are more."""
         read = self._storage.read
         after = list_start(query.since, functools.partial(read.agent_seq, project), "agent")
-        states = [state for state in AGENT_GROUPS[query.status] if query.state in (None, state)] if query.status else query.state
+        states = (
+            [state for state in AGENT_GROUPS[query.status] if query.state in (None, state)]
+            if query.status
+            else query.state
+        )
         rows = read.agents(project, after, query.limit + 1, state=states, type=query.agent_type, issue=query.issue_id)
         page, more = cut_page(rows, query.limit, newest=after is None)
         return [row | read.result_of(project, row["id"]) for row in page], more
@@ -6216,7 +6847,8 @@ class Launcher:
     """Makes everything that an agent is started with (files, argv, environment, prompt), and has it started."""
 
     OWN_VARIABLES = (
-        "AGENT_ID", "AGENT_TYPE", "ISSUE_ID", "PROJECT_ID", "PROJECT_ROOT", "SIDECAR_URL", "JWT_TOKEN", "CCO_TOKEN_FILE", "CCO_HEADER_FILE",
+        "AGENT_ID", "AGENT_TYPE", "ISSUE_ID", "PROJECT_ID", "PROJECT_ROOT", "SIDECAR_URL", "JWT_TOKEN",
+        "CCO_TOKEN_FILE", "CCO_HEADER_FILE",
         "CCO_CONTEXT_FILE", "TASK",
     )  # fmt: skip
     # What would let a request change which code runs; PYTHON_VERSION and the like are nobody's switches and pass.
@@ -6225,17 +6857,26 @@ class Launcher:
         r"|CCO_SIDECAR_.*"
     )
     ALIASES = {
-        "previous_decisions": "previous_agent_outputs", "previous_results": "previous_agent_outputs", "git_history": "git_context",
+        "previous_decisions": "previous_agent_outputs", "previous_results": "previous_agent_outputs",
+        "git_history": "git_context",
         "all_files": "relevant_files", "source_files": "relevant_files", "test_files": "relevant_files",
         "security_policies": "relevant_files", "dependency_manifests": "relevant_files", "dependencies": "metadata",
         "project_metadata": "metadata",
     }  # fmt: skip
 
     def __init__(self, folder: Path, contexts: Contexts, hooks: Hooks, settings: Settings, keeper: Keeper) -> None:
-        self._folder, self._contexts, self._hooks, self._settings, self._keeper = folder, contexts, hooks, settings, keeper
+        self._folder, self._contexts, self._hooks, self._settings, self._keeper = (
+            folder,
+            contexts,
+            hooks,
+            settings,
+            keeper,
+        )
 
     async def context(self, body: dict[str, Any]) -> bytes:
-        """The context for the agent as JSON, with only the sections that the request names. Raises REQ_001, REQ_002, AGT_001."""
+        """The context for the agent as JSON, with only the sections that the request names. Raises REQ_001, REQ_002,
+        AGT_001.
+        """
         query = ContextQuery(task=body.get("task", ""))
         try:
             context = msgspec.json.decode((await self._contexts.get(body["issue_id"], body["agent_type"], query)).body)
@@ -6256,7 +6897,9 @@ class Launcher:
         return msgspec.json.encode(context)
 
     async def start(self, running: Running, context: bytes, asked: dict[str, str], url: str) -> tuple[int, list[str]]:
-        """The pid of the new process, and the names in ``asked`` that its environment does not have from there. Raises AGT_001, OSError."""
+        """The pid of the new process, and the names in ``asked`` that its environment does not have from there. Raises
+        AGT_001, OSError.
+        """
         row, folder = running.row, running.folder
         await asyncio.to_thread(self._write_files, folder, context, running.token)
         launch = AgentLaunch(
@@ -6280,46 +6923,68 @@ class Launcher:
         if answer is None:
             raise ApiError(
                 "AGT_001",
-                "No agent command: start the service with --agent-command 'your-agent {task}', set agent-command in cco.toml,"
-                f" or put one of these on PATH: {', '.join(LAUNCHERS)}",
+                "No agent command: start the service with --agent-command 'your-agent {task}', set agent-command in"
+                f" cco.toml, or put one of these on PATH: {', '.join(LAUNCHERS)}",
             )
         values = {"{" + field.name + "}": getattr(launch, field.name) for field in msgspec.structs.fields(AgentLaunch)}
         pattern = re.compile("|".join(re.escape(name) for name in values))
         return [pattern.sub(lambda match: values[match[0]], word) for word in answer]
 
-    def _environment(self, launch: AgentLaunch, token: str, asked: dict[str, str], url: str) -> tuple[dict[str, str], list[str]]:
+    def _environment(
+        self, launch: AgentLaunch, token: str, asked: dict[str, str], url: str
+    ) -> tuple[dict[str, str], list[str]]:
         """The process's environment, and the names in ``asked`` that were passed over."""
         folder = self._folder / launch.agent_id
-        ignored = sorted(name for name in asked if name.upper() in self.OWN_VARIABLES or self.UNSAFE_VARIABLES.fullmatch(name.upper()))
+        ignored = sorted(
+            name
+            for name in asked
+            if name.upper() in self.OWN_VARIABLES or self.UNSAFE_VARIABLES.fullmatch(name.upper())
+        )
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CCO_SIDECAR_")}
         own = (
-            launch.agent_id, launch.agent_type, launch.issue_id, self._settings.project, str(self._settings.root), url, token,
+            launch.agent_id, launch.agent_type, launch.issue_id, self._settings.project, str(self._settings.root), url,
+            token,
             str(folder / "token"), str(folder / "header"), launch.context_file, launch.task,
         )  # fmt: skip
         given = {name: value for name, value in asked.items() if name not in ignored}
         return inherited | given | dict(zip(self.OWN_VARIABLES, own, strict=True)), ignored
 
     def _prompt(self, row: dict[str, Any], folder: Path, url: str) -> str:
-        """What a coding agent needs to be told to work through this service: what its permissions allow, in plain words.
+        """What a coding agent needs to be told to work through this service: what its permissions allow, in plain
+        words.
 
-        The commands hold no variable, which some programs refuse to run, and name the token by a file of curl's own alone.
+        The commands hold no variable, which some programs refuse to run, and name the token by a file of curl's own
+        alone.
         """
         curl = f"curl -sS -K {shlex.quote(str(folder / 'curl'))} {url}"
-        identity = {"agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "project_id": row["project"]}
-        result = identity | {"result": {"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}}
+        identity = {
+            "agent_id": row["id"],
+            "agent_type": row["type"],
+            "issue_id": row["issue"],
+            "project_id": row["project"],
+        }
+        result = identity | {
+            "result": {"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}
+        }
         event = {"publisher": row["id"], "topic": "progress", "data": {"issue_id": row["issue"], "message": "..."}}
         words = [
-            f"You are {row['id']}, a {row['type']} in a team of agents that works on issue {row['issue']} of the repository in"
-            f" your working directory. Your task: {row['task'] or 'see the context of the issue.'}",
-            "Read your context first (JSON: files worth reading, git state, what earlier agents decided):"
-            f" {folder / 'context.json'}",
+            (
+                f"You are {row['id']}, a {row['type']} in a team of agents that works on issue {row['issue']} of the"
+                f" repository in your working directory. Your task: {row['task'] or 'see the context of the issue.'}"
+            ),
+            (
+                "Read your context first (JSON: files worth reading, git state, what earlier agents decided):"
+                f" {folder / 'context.json'}"
+            ),
             f"You may: {', '.join(row['permissions']) or 'nothing but wait for events'}. Never print your token.",
         ]
         if WRITE in row["permissions"]:
             words.append("When you are done, store your result (status is success, failed or partial):\n"
                          f"  {curl}/results -d '{json.dumps(result)}'")  # fmt: skip
         else:
-            words.append("When you are done, say in your last lines what you decided and why: you store no result yourself.")
+            words.append(
+                "When you are done, say in your last lines what you decided and why: you store no result yourself."
+            )
         if PUBLISH in row["permissions"]:
             words.append("To tell the others something before that, publish an event:\n"
                          f"  {curl}/events/progress -d '{json.dumps(event)}'")  # fmt: skip
@@ -6327,7 +6992,9 @@ class Launcher:
 
 
 def write_token(folder: Path, token: str) -> None:
-    """The agent's token in three forms: alone, as a header and as curl's configuration (as an argument others would see it)."""
+    """The agent's token in three forms: alone, as a header and as curl's configuration (as an argument others would see
+    it).
+    """
     write_file(folder / "token", token.encode())
     write_file(folder / "header", f"Authorization: Bearer {token}\n".encode())
     configuration = f'header = "Authorization: Bearer {token}"\nheader = "Content-Type: application/json"\n'
@@ -6349,7 +7016,9 @@ def find_program(name: str, root: Path, path: str | None) -> str:
 
 
 def class_source(module: str, name: str) -> str:
-    """The text of a top-level class. (``inspect.getsource`` parses the whole module for each: a third of a second of every start.)"""
+    """The text of a top-level class. (``inspect.getsource`` parses the whole module for each: a third of a second of
+    every start.)
+    """
     found = re.search(rf"^class {name}\b.*\n(?:[ \t].*\n|\n)*", module, re.MULTILINE)
     assert found, name
     return found[0]
@@ -6361,7 +7030,9 @@ class Keeper:
     START_SECONDS = 20.0
     BOOT = "import json, sys; exec(compile(json.loads(sys.stdin.buffer.readline()), 'keeper', 'exec'))"
 
-    def __init__(self, folder: Path, root: Path, on_exit: Callable[[str, AgentEnd], None], on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: Path, root: Path, on_exit: Callable[[str, AgentEnd], None], on_lost: Callable[[], None]
+    ) -> None:
         self._folder, self._root, self._on_exit, self._on_lost = folder, root, on_exit, on_lost
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -6373,9 +7044,14 @@ class Keeper:
         return self._process.pid if self._process else None
 
     async def start(self) -> None:
-        """Wait until no keeper of an earlier run can start an agent any more, so that every agent there is can be found."""
+        """Wait until no keeper of an earlier run can start an agent any more, so that every agent there is can be
+        found.
+        """
         self._loop = asyncio.get_running_loop()
-        imports = "from __future__ import annotations\nimport contextlib, errno, json, os, signal, subprocess, sys, threading, time\n"
+        imports = (
+            "from __future__ import annotations\nimport contextlib, errno, json, os, signal, subprocess, sys,"
+            " threading, time\n"
+        )
         module = Path(__file__).read_text("utf-8")  # now: the file may be replaced while this runs
         program = "\n".join(class_source(module, part.__name__) for part in (OutputWriter, KeeperProgram))
         self._program = f"{imports}{program}\nKeeperProgram(*sys.argv[1:]).run()\n"
@@ -6391,10 +7067,19 @@ class Keeper:
         finally:
             os.close(gate)
 
-    async def start_agent(self, agent_id: str, program: str, argv: list[str], environment: dict[str, str], mark: int) -> int:
+    async def start_agent(
+        self, agent_id: str, program: str, argv: list[str], environment: dict[str, str], mark: int
+    ) -> int:
         """The pid of a new agent in a session of its own. Raises AGT_001."""
         answer = self._starting[agent_id] = self._loop.create_future()
-        order = {"start": agent_id, "program": program, "argv": argv, "environment": environment, "mark": mark, "root": str(self._root)}
+        order = {
+            "start": agent_id,
+            "program": program,
+            "argv": argv,
+            "environment": environment,
+            "mark": mark,
+            "root": str(self._root),
+        }
         try:
             await asyncio.to_thread(self._send, order)
             async with asyncio.timeout(self.START_SECONDS):
@@ -6418,19 +7103,30 @@ class Keeper:
     def _send(self, order: dict[str, Any]) -> None:
         """Blocks for as long as the keeper takes to read."""
         with self._lock:
-            process = self._process = self._process or self._boot()  # of one that has died it is known in a moment, and it then is None
+            process = self._process = (
+                self._process or self._boot()
+            )  # of one that has died it is known in a moment, and it then is None
             assert process.stdin
             process.stdin.write(json.dumps(order).encode() + b"\n")
             process.stdin.flush()
 
     def _boot(self) -> subprocess.Popen[bytes]:
-        """A bare interpreter: no site packages, none of our memory, and none of our environment, which may hold secrets."""
-        needed = ("SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # where the interpreter's own libraries may be found through these
+        """A bare interpreter: no site packages, none of our memory, and none of our environment, which may hold
+        secrets.
+        """
+        needed = (
+            "SYSTEMROOT",
+            "LD_LIBRARY_PATH",
+            "DYLD_LIBRARY_PATH",
+        )  # where the interpreter's own libraries may be found through these
         environment = {name: os.environ[name] for name in needed if name in os.environ}
         command = [sys.executable, "-I", "-S", "-c", self.BOOT, str(self._folder), str(os.getpid())]
-        with open(self._folder.parent / "keeper.log", "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as errors:
+        with open(
+            self._folder.parent / "keeper.log", "ab", opener=lambda name, flags: os.open(name, flags, 0o600)
+        ) as errors:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=self._root, env=environment, start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=self._root, env=environment,
+                start_new_session=True
             )  # fmt: skip
         assert process.stdin
         process.stdin.write(json.dumps(self._program).encode() + b"\n")
@@ -6481,10 +7177,12 @@ class Keeper:
 
 
 class OutputWriter:
-    """What an agent writes, each line after the time at which it began to arrive, in two files of SEGMENT bytes or so at most.
+    """What an agent writes, each line after the time at which it began to arrive, in two files of SEGMENT bytes or so
+    at most.
 
-    A file's name says how many bytes came before it, so a cursor stays true over rotation and crashes. A file begins with
-    a line. Where the disk is full output is dropped, which is said as soon as there is room again; the agent is never blocked.
+    A file's name says how many bytes came before it, so a cursor stays true over rotation and crashes. A file begins
+    with a line. Where the disk is full output is dropped, which is said as soon as there is room again; the agent is
+    never blocked.
     """
 
     SEGMENT = 4 * 1024 * 1024
@@ -6492,7 +7190,11 @@ class OutputWriter:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        places = sorted(int(name.split(".")[1]) for name in os.listdir(folder) if name.startswith("output.") and name.endswith(".log"))
+        places = sorted(
+            int(name.split(".")[1])
+            for name in os.listdir(folder)
+            if name.startswith("output.") and name.endswith(".log")
+        )
         self._lost, self._reason, self._line = 0, "", 0
         self._open(places[-1] if places else 0)
 
@@ -6525,7 +7227,9 @@ class OutputWriter:
     def _admit(self, stamp: bytes) -> bool:
         """Say what was lost; whether there is room for that."""
         lost, self._lost = self._lost, 0
-        self._append((b"" if self._fresh else b"\n") + stamp + f"[{lost} bytes were lost here: {self._reason}]\n".encode())
+        self._append(
+            (b"" if self._fresh else b"\n") + stamp + f"[{lost} bytes were lost here: {self._reason}]\n".encode()
+        )
         self._line, again = 0, self._lost > 0
         self._lost += lost if again else 0
         return not again
@@ -6557,12 +7261,13 @@ class OutputWriter:
 
 
 class KeeperProgram:
-    """The keeper's side, run by a bare interpreter: one JSON order a line on stdin, one JSON line of news each on stdout.
+    """The keeper's side, run by a bare interpreter: one JSON order a line on stdin, one JSON line of news each on
+    stdout.
 
-    An agent's output goes through a named pipe that the agent itself holds open for reading too: without a keeper it waits when the
-    pipe is full and is never ended by SIGPIPE, and the next keeper finds the pipe by its name. A kernel limit that nothing uses
-    (RLIMIT_LOCKS, since Linux 2.4.25) carries the agent's mark: it is inherited by whatever the agent starts, and neither
-    setsid nor another environment takes it off.
+    An agent's output goes through a named pipe that the agent itself holds open for reading too: without a keeper it
+    waits when the pipe is full and is never ended by SIGPIPE, and the next keeper finds the pipe by its name. A kernel
+    limit that nothing uses (RLIMIT_LOCKS, since Linux 2.4.25) carries the agent's mark: it is inherited by whatever the
+    agent starts, and neither setsid nor another environment takes it off.
     """
 
     PIPE = "output.pipe"
@@ -6583,7 +7288,9 @@ class KeeperProgram:
         if sys.platform == "linux":
             import ctypes
 
-            ctypes.CDLL(None).prctl(self.SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of the agents become our children, not init's
+            ctypes.CDLL(None).prctl(
+                self.SET_CHILD_SUBREAPER, 1, 0, 0, 0
+            )  # orphans of the agents become our children, not init's
         if sys.platform != "win32":
             signal.signal(signal.SIGCHLD, lambda *_: self._reap())
         for line in sys.stdin.buffer:
@@ -6601,7 +7308,9 @@ class KeeperProgram:
 
     # -- starting
 
-    def _start(self, start: str, program: str, argv: list[str], environment: dict[str, str], mark: int, root: str) -> None:
+    def _start(
+        self, start: str, program: str, argv: list[str], environment: dict[str, str], mark: int, root: str
+    ) -> None:
         try:
             os.chdir(root)
             if sys.platform == "win32":
@@ -6623,15 +7332,19 @@ class KeeperProgram:
             self._ended(pid, self._unclaimed.pop(pid))
 
     def _open_note(self, agent: str) -> int:
-        """For a service that is killed before it has read what we tell. Without the pid in it a daemon of the agent could be taken for
-        the agent; its lock, which dies with us, says that we shall write down how the agent ended."""
+        """For a service that is killed before it has read what we tell. Without the pid in it a daemon of the agent
+        could be taken for the agent; its lock, which dies with us, says that we shall write down how the agent
+        ended.
+        """
         import fcntl
 
         note = os.open(self._path(agent, self.PID), os.O_WRONLY | os.O_CREAT, 0o600)
         fcntl.flock(note, fcntl.LOCK_EX)
         return note
 
-    def _spawn_with_pipe(self, agent: str, program: str, argv: list[str], environment: dict[str, str], mark: int) -> tuple[int, int]:
+    def _spawn_with_pipe(
+        self, agent: str, program: str, argv: list[str], environment: dict[str, str], mark: int
+    ) -> tuple[int, int]:
         """The pid of the new process, and where its output is read. Raises OSError."""
         reader, writer = self._make_pipe(agent)
         try:
@@ -6649,7 +7362,9 @@ class KeeperProgram:
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK), os.open(path, os.O_RDWR)
 
     def _spawn(self, program: str, argv: list[str], environment: dict[str, str], mark: int, output: int) -> int:
-        """The pid of the new process. Raises OSError, also where the service has died meanwhile: nobody would know of it."""
+        """The pid of the new process. Raises OSError, also where the service has died meanwhile: nobody would know of
+        it.
+        """
         import fcntl
 
         gate = os.open(os.path.join(os.path.dirname(self._folder), self.GATE), os.O_RDWR | os.O_CREAT, 0o600)
@@ -6659,9 +7374,15 @@ class KeeperProgram:
                 raise OSError(5, "the service is gone")
             self._unclaimed.clear()
             self._set_mark(mark)
-            files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+            files = [
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+            ]
             ignored = [signal.SIGPIPE, signal.SIGXFSZ]  # by this interpreter, and so by what it starts
-            return os.posix_spawn(program, argv, environment, file_actions=files, setsid=True, setsigmask=[], setsigdef=ignored)
+            return os.posix_spawn(
+                program, argv, environment, file_actions=files, setsid=True, setsigmask=[], setsigdef=ignored
+            )
         finally:
             self._set_mark(None)
             os.close(gate)
@@ -6670,18 +7391,24 @@ class KeeperProgram:
         if sys.platform == "linux":
             import resource
 
-            with contextlib.suppress(ValueError, OSError):  # somebody has set a hard limit: AGENT_ID and the session still tell
+            with contextlib.suppress(
+                ValueError, OSError
+            ):  # somebody has set a hard limit: AGENT_ID and the session still tell
                 hard = resource.getrlimit(self.RLIMIT_LOCKS)[1]
                 resource.setrlimit(self.RLIMIT_LOCKS, (hard if mark is None else mark, hard))
 
     def _start_on_windows(self, agent: str, program: str, argv: list[str], environment: dict[str, str]) -> None:
-        process = subprocess.Popen(argv, executable=program, env=environment, stdin=-3, stdout=-1, stderr=-2, creationflags=0x200)
+        process = subprocess.Popen(
+            argv, executable=program, env=environment, stdin=-3, stdout=-1, stderr=-2, creationflags=0x200
+        )
         open(self._path(agent, self.PIPE), "wb").close()
         self._tell(agent=agent, pid=process.pid)
         assert process.stdout
         self._copy(agent, process.stdout.fileno())
         self._agents[process.pid] = agent, os.open(self._path(agent, self.PID), os.O_WRONLY | os.O_CREAT)
-        threading.Thread(target=lambda: self._ended(process.pid, {"code": process.wait(), "cpu": 0.0, "memory": 0}), daemon=True).start()
+        threading.Thread(
+            target=lambda: self._ended(process.pid, {"code": process.wait(), "cpu": 0.0, "memory": 0}), daemon=True
+        ).start()
 
     # -- output
 
@@ -6733,7 +7460,11 @@ class KeeperProgram:
                 if not pid:
                     return
                 unit = 1 if sys.platform == "darwin" else 1024
-                facts = {"code": os.waitstatus_to_exitcode(status), "cpu": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss * unit}
+                facts = {
+                    "code": os.waitstatus_to_exitcode(status),
+                    "cpu": usage.ru_utime + usage.ru_stime,
+                    "memory": usage.ru_maxrss * unit,
+                }
                 if pid in self._agents:
                     self._ended(pid, facts)
                 else:
@@ -6753,7 +7484,9 @@ class KeeperProgram:
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path + "~")
-            file = os.open(path + "~", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # nothing that the agent may have put there
+            file = os.open(
+                path + "~", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600
+            )  # nothing that the agent may have put there
             try:
                 os.write(file, json.dumps(facts).encode())
                 os.fsync(file)
@@ -6768,7 +7501,9 @@ class KeeperProgram:
 
 
 class AgentOutput:
-    """Reads what a keeper has written down of one agent: text with stamps at the lines' beginnings, in files named by their place."""
+    """Reads what a keeper has written down of one agent: text with stamps at the lines' beginnings, in files named by
+    their place.
+    """
 
     STAMP = len("2025-01-01T00:00:00.000Z ")
     TAIL = 512 * 1024  # how far back the last lines are looked for
@@ -6806,7 +7541,9 @@ class AgentOutput:
         return place, content
 
     def read(self, start: int, *, timestamps: bool = False) -> tuple[int, str, int]:
-        """(place, text, next place) from ``start`` on, READ bytes at most; ``place`` is later where what was there is gone."""
+        """(place, text, next place) from ``start`` on, READ bytes at most; ``place`` is later where what was there is
+        gone.
+        """
         place, content = self._bytes(max(0, start - 1), self.READ)
         fresh = place == 0 or place > max(0, start - 1) or content[:1] == b"\n"  # whether what follows begins a line
         if place == start - 1:
@@ -6897,19 +7634,29 @@ class Proof(Struct):
 
 
 def mark_of(folder: Path) -> int:
-    """The number that the kernel keeps for all processes of the agent with this folder: 55 bits, which no real limit looks like."""
+    """The number that the kernel keeps for all processes of the agent with this folder: 55 bits, which no real limit
+    looks like.
+    """
     return int.from_bytes(hashlib.sha256(os.fsencode(folder)).digest()[:7]) | 1 << 54
 
 
 def members_of(seen: dict[int, Seen], proof: Proof) -> list[Seen]:
-    """The processes that are provably the agent's: its first, known ones, carriers of its mark or marker, its session, and all their descendants."""
+    """The processes that are provably the agent's: its first, known ones, carriers of its mark or marker, its session,
+    and all their descendants.
+    """
     first = seen.get(proof.first[0]) if proof.first else None
-    session = first.pid if first and first.identity == proof.first else 0  # while its leader lives, nobody else can have this session's number
+    session = (
+        first.pid if first and first.identity == proof.first else 0
+    )  # while its leader lives, nobody else can have this session's number
     sure = proof.known | ({proof.first} if proof.first else set())
     found = {
-        pid: item for pid, item in seen.items()
-        if item.identity in sure or item.mark == proof.mark or item.marker == proof.marker or (session and item.session == session)
-    }  # fmt: skip
+        pid: item
+        for pid, item in seen.items()
+        if item.identity in sure
+        or item.mark == proof.mark
+        or item.marker == proof.marker
+        or (session and item.session == session)
+    }
     children: dict[int, list[Seen]] = collections.defaultdict(list)
     for item in seen.values():
         children[item.parent].append(item)
@@ -6923,7 +7670,9 @@ def members_of(seen: dict[int, Seen], proof: Proof) -> list[Seen]:
 
 
 class Census:
-    """This user's processes at one moment, without the service and its keeper. Those who ask at the same time share one look."""
+    """This user's processes at one moment, without the service and its keeper. Those who ask at the same time share one
+    look.
+    """
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
@@ -6949,7 +7698,12 @@ def look_at_linux(pids: set[int] | None) -> dict[int, Seen]:
     """Straight from /proc, some 20 us a process. Blocks."""
     import resource
 
-    boot, tick, page, now = boot_id(), os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE"), time.clock_gettime(time.CLOCK_BOOTTIME)
+    boot, tick, page, now = (
+        boot_id(),
+        os.sysconf("SC_CLK_TCK"),
+        os.sysconf("SC_PAGE_SIZE"),
+        time.clock_gettime(time.CLOCK_BOOTTIME),
+    )
     found = {}
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if pids is None else pids:
         try:
@@ -6965,7 +7719,8 @@ def look_at_linux(pids: set[int] | None) -> dict[int, Seen]:
             continue
         began = int(fields[19]) / tick
         found[pid] = Seen(
-            pid, f"{boot}/{fields[19].decode()}", began, int(fields[1]), int(fields[3]), mark, os.fsdecode(marker[1]) if marker else "",
+            pid, f"{boot}/{fields[19].decode()}", began, int(fields[1]), int(fields[3]), mark,
+            os.fsdecode(marker[1]) if marker else "",
             sum(map(int, fields[11:15])) / tick, int(fields[21]) * page, max(0.0, now - began),
         )  # fmt: skip
     return found
@@ -6978,7 +7733,9 @@ def read_bytes(path: str) -> bytes:
 
 @functools.cache
 def boot_id() -> str:
-    """Tells this run of the machine from others: start times are counted from it, which setting the clock does not change."""
+    """Tells this run of the machine from others: start times are counted from it, which setting the clock does not
+    change.
+    """
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -6987,19 +7744,24 @@ def look_at_others(pids: set[int] | None) -> dict[int, Seen]:
     found = {}
     for process in psutil.process_iter() if pids is None else map(psutil.Process, pids):
         with contextlib.suppress(psutil.Error, OSError), process.oneshot():
-            if (hasattr(os, "geteuid") and process.uids().effective != os.geteuid()) or process.status() == psutil.STATUS_ZOMBIE:
+            if (
+                hasattr(os, "geteuid") and process.uids().effective != os.geteuid()
+            ) or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             began, times = process.create_time(), process.cpu_times()
             session = os.getsid(process.pid) if hasattr(os, "getsid") else 0
             found[process.pid] = Seen(
-                process.pid, f"{began:.2f}", began, process.ppid(), session, 0, process.environ().get("CCO_TOKEN_FILE", ""),
+                process.pid, f"{began:.2f}", began, process.ppid(), session, 0,
+                process.environ().get("CCO_TOKEN_FILE", ""),
                 times.user + times.system, process.memory_info().rss, max(0.0, time.time() - began),
             )  # fmt: skip
     return found
 
 
 def process_handle(pid: int) -> int | None:
-    """Something that means this process for ever, while its number may come to mean another one; None where the system has no such thing."""
+    """Something that means this process for ever, while its number may come to mean another one; None where the system
+    has no such thing.
+    """
     if not hasattr(os, "pidfd_open"):
         return None
     try:
@@ -7048,7 +7810,9 @@ class Metrics:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._started = clock()
-        self._requests: collections.deque[tuple[float, float, bool]] = collections.deque(maxlen=100_000)  # when, seconds, failed
+        self._requests: collections.deque[tuple[float, float, bool]] = collections.deque(
+            maxlen=100_000
+        )  # when, seconds, failed
 
     def record(self, duration: float, *, failed: bool) -> None:
         self._requests.append((self._clock(), duration, failed))
@@ -7096,7 +7860,11 @@ class StructureSection:
     def context_section(self, request: ContextRequest) -> Sections:
         project = request.project
         size = sum(file.size for file in project.files)
-        return {"project_structure": ProjectStructure(clean_text(project.root), project.names, project.folders, len(project.names), size)}
+        return {
+            "project_structure": ProjectStructure(
+                clean_text(project.root), project.names, project.folders, len(project.names), size
+            )
+        }
 
 
 class FileChoice(RelevantFile):
@@ -7116,11 +7884,17 @@ class FilesSection:
         ranked = request.rank(rank_request(request))
         known = {file.path for file in request.project.given}
         chosen: list[FileChoice] = []
-        left = 1.25 * request.max_bytes  # more than fits: what is too large for the rest of the room is passed over later
+        left = (
+            1.25 * request.max_bytes
+        )  # more than fits: what is too large for the rest of the room is passed over later
         for item in ranked:
-            if len(chosen) > request.max_files or left <= 0:  # one more than asked for: so it shows that some were left out
+            if (
+                len(chosen) > request.max_files or left <= 0
+            ):  # one more than asked for: so it shows that some were left out
                 break
-            file = self._read(request, item) if item.path in known else None  # what a plugin names must be the project's
+            file = (
+                self._read(request, item) if item.path in known else None
+            )  # what a plugin names must be the project's
             if file:
                 chosen.append(file)
                 left -= min(len(file.content), request.max_bytes / 4)
@@ -7135,7 +7909,8 @@ class FilesSection:
         content, facts, cut = found
         content, redactions = redact(content)
         return FileChoice(
-            clean_text(item.path), content, iso(facts.st_mtime), facts.st_size, language_of(item.path), checksum(content),
+            clean_text(item.path), content, iso(facts.st_mtime), facts.st_size, language_of(item.path),
+            checksum(content),
             round(item.score, 4), item.reasons, cut, redactions, chunks=item.chunks, matched=item.matched,
         )  # fmt: skip
 
@@ -7186,8 +7961,10 @@ def parsed(path: Path, parse: Callable[[str], Any], default: Any = None, more: t
 
 TYPE_BY_MANIFEST = (  # the first that is there says what the project is
     ("pyproject.toml", "python"), ("setup.py", "python"), ("setup.cfg", "python"), ("requirements.txt", "python"),
-    ("Cargo.toml", "rust"), ("go.mod", "go"), ("pom.xml", "java"), ("build.gradle", "java"), ("build.gradle.kts", "kotlin"),
-    ("Gemfile", "ruby"), ("composer.json", "php"), ("mix.exs", "elixir"), ("pubspec.yaml", "dart"), ("Package.swift", "swift"),
+    ("Cargo.toml", "rust"), ("go.mod", "go"), ("pom.xml", "java"), ("build.gradle", "java"),
+    ("build.gradle.kts", "kotlin"),
+    ("Gemfile", "ruby"), ("composer.json", "php"), ("mix.exs", "elixir"), ("pubspec.yaml", "dart"),
+    ("Package.swift", "swift"),
     ("tsconfig.json", "typescript"), ("package.json", "javascript"), ("CMakeLists.txt", "cpp"),
 )  # fmt: skip
 
@@ -7234,12 +8011,16 @@ class WordRanking:
         least = min(scores.values()) if matched else 1.0  # files without a score stay below it
         ranked = []
         for path, place in order.items():
-            why = [reason for _, reason in sorted(shares.get(path, ()), reverse=True)[:4]] or [f"{kind_of(path)} of the project"]
+            why = [reason for _, reason in sorted(shares.get(path, ()), reverse=True)[:4]] or [
+                f"{kind_of(path)} of the project"
+            ]
             ranked.append(RankedFile(path, scores.get(path, 0.0) + least * place, why, matched=path in matched))
         return sorted(ranked, key=lambda item: (-item.score, item.path))
 
     def _matches(self, request: RankRequest, order: Iterable[str]) -> dict[str, list[tuple[float, str]]]:
-        """Path, and (share of the score, reason) of each word that the file holds; the first in order are read first."""
+        """Path, and (share of the score, reason) of each word that the file holds; the first in order are read
+        first.
+        """
         words = task_words(request.task, self.WORDS)
         strengths: dict[str, dict[str, float]] = {stem: {} for stem in words}
         sizes = {file.path: file.size for file in request.files if file.size <= self.MAX_FILE}
@@ -7261,7 +8042,9 @@ class WordRanking:
 
 
 def order_without_task(files: list[FileFact], weights: dict[str, float]) -> dict[str, float]:
-    """Path and score, best first: the agent's kinds of file, manifests, entry documents; the newest and shallowest first."""
+    """Path and score, best first: the agent's kinds of file, manifests, entry documents; the newest and shallowest
+    first.
+    """
     newest = max((file.mtime_ns for file in files), default=1) or 1
     scores = {}
     for file in files:
@@ -7277,7 +8060,8 @@ FIRST_FILES = frozenset(name.lower() for name in (*ENTRY_DOCUMENTS, *dict(TYPE_B
 
 def named_files(paths: list[str], task: str) -> set[str]:
     """Those of ``paths`` that a task's text names: by path, or by a base name with an ending."""
-    # From a run's first character only: tried from every one, a long word would take the square of its length, and everybody would wait.
+    # From a run's first character only: tried from every one, a long word would take the square of its length, and
+    # everybody would wait.
     words = {word.rpartition("/")[2] for word in re.findall(r"(?<![\w.@+/-])[\w.@+/-]*\.\w+", task)}
     words |= {word.rstrip(".") for word in words}
     return {path for path in paths if path.rpartition("/")[2] in words and is_named(path, task)}
@@ -7292,10 +8076,14 @@ def is_named(path: str, task: str) -> bool:
 
 
 STOP_WORDS = frozenset(
-    """a about add adds added after all allow also an and any are as at avoid be because been before but by can change changes could do does
-    don for from get had has have how if improve in instead into is it its just like made make makes may more need new no not now of off on
-    only or other out over remove removed removes rename s should so some support t than that the their them then there these they this to
-    too up update updated updates use used uses using via was we were what when where which while who why will with without would you
+    """a about add adds added after all allow also an and any are as at avoid be because been before but by can change
+    changes could do does
+    don for from get had has have how if improve in instead into is it its just like made make makes may more need new
+    no not now of off on
+    only or other out over remove removed removes rename s should so some support t than that the their them then there
+    these they this to
+    too up update updated updates use used uses using via was we were what when where which while who why will with
+    without would you
     fix fixed fixes fixing bug issue problem implement implements""".split()
 )
 
@@ -7344,15 +8132,21 @@ ROUTES: dict[tuple[str, str], tuple[tuple[str, Priority, str], ...]] = {  # (cat
     ("qa", "failed"): ((LAST_CODER, "high", "qa-failure: repair of what the tests found"),),
     ("security", "failed"): ((LAST_CODER, "high", "security-failure: repair of what the review found"),),
     ("coding", "failed"): ((SAME, "high", "coding-failure: another attempt"),),
-    ("coding", "failed again"): (("chief-architect", "high", "coding-failure: the third in a row, so the design is to be reconsidered"),),
+    ("coding", "failed again"): (
+        ("chief-architect", "high", "coding-failure: the third in a row, so the design is to be reconsidered"),
+    ),
 }
 
 
 class RoutingRules:
-    """Who works next, by ROUTES. A type that has succeeded or was proposed since the last code change or failure is not named again."""
+    """Who works next, by ROUTES. A type that has succeeded or was proposed since the last code change or failure is not
+    named again.
+    """
 
     @hookimpl(tryfirst=True)
-    def next_agents(self, result: ResultFact, proposals: list[NextAgent], history: list[ResultFact], language: str) -> list[NextAgent]:
+    def next_agents(
+        self, result: ResultFact, proposals: list[NextAgent], history: list[ResultFact], language: str
+    ) -> list[NextAgent]:
         outcome = "success" if result.status == "success" else "failed"
         if result.category == "coding" and outcome == "failed" and self._failures_in_a_row(result, history) % 3 == 0:
             outcome = "failed again"
@@ -7363,7 +8157,9 @@ class RoutingRules:
         found = list(proposals)
         for who, priority, reason in ROUTES.get((result.category, outcome), ()):
             name = names.get(who, who)
-            if name not in settled or outcome == "failed again":  # a design that does not work out is not settled by having been made
+            if (
+                name not in settled or outcome == "failed again"
+            ):  # a design that does not work out is not settled by having been made
                 found.append(NextAgent(name, "medium" if result.status == "partial" else priority, reason))
         return found
 
@@ -7377,7 +8173,9 @@ class RoutingRules:
         return number
 
     def _settled(self, result: ResultFact, history: list[ResultFact]) -> set[str]:
-        """Types that need no proposal: succeeded since the last code change, or proposed since the last change or failure."""
+        """Types that need no proposal: succeeded since the last code change, or proposed since the last change or
+        failure.
+        """
         passed: set[str] = set()
         proposed: set[str] = set()
         for fact in [*history, result]:
@@ -7397,25 +8195,31 @@ class RoutingRules:
 
 # -- agent commands
 
-# The headless form of each known coding command line. Unasked it may edit files, call us with curl and see its own folder in our storage;
-# more only by its own settings, except for opencode, aider, cursor-agent and copilot, which cannot be told so finely.
+# The headless form of each known coding command line. Unasked it may edit files, call us with curl and see its own
+# folder in our storage; more only by its own settings, except for opencode, aider, cursor-agent and copilot, which
+# cannot be told so finely.
 LAUNCHERS: dict[str, tuple[str, ...]] = {
-    "claude": ("claude", "-p", "{prompt}", "--permission-mode", "acceptEdits", "--add-dir", "{agent_folder}", "--allowedTools", "Bash(curl *)"),
+    "claude": ("claude", "-p", "{prompt}", "--permission-mode", "acceptEdits", "--add-dir", "{agent_folder}",
+        "--allowedTools", "Bash(curl *)"),
     "codex": (
-        "codex", "exec", "--sandbox", "workspace-write", "-c", "sandbox_workspace_write.network_access=true", "--skip-git-repo-check", "{prompt}",
+        "codex", "exec", "--sandbox", "workspace-write", "-c", "sandbox_workspace_write.network_access=true",
+        "--skip-git-repo-check", "{prompt}",
     ),
     "gemini": (
         "gemini", "--skip-trust", "--approval-mode", "auto_edit", "--allowed-tools", "run_shell_command(curl)",
         "--include-directories", "{agent_folder}", "-p", "{prompt}",
     ),
-    "opencode": ("/bin/sh", "-c", 'exec opencode run --auto < "$0"', "{agent_folder}/prompt"),  # as an argument it comes JSON-quoted
+    # as an argument it comes JSON-quoted
+    "opencode": ("/bin/sh", "-c", 'exec opencode run --auto < "$0"', "{agent_folder}/prompt"),
     "aider": ("aider", "--yes-always", "--no-check-update", "--message", "{prompt}"),
     "goose": ("goose", "run", "--no-session", "-t", "{prompt}"),
     "qwen": (
-        "qwen", "--approval-mode", "auto-edit", "--allowed-tools", "run_shell_command(curl)", "--add-dir", "{agent_folder}", "-p", "{prompt}",
+        "qwen", "--approval-mode", "auto-edit", "--allowed-tools", "run_shell_command(curl)", "--add-dir",
+        "{agent_folder}", "-p", "{prompt}",
     ),
     "cursor-agent": ("cursor-agent", "-p", "--force", "--trust", "{prompt}"),
-    "copilot": ("copilot", "--allow-all-tools", "--allow-all-urls", "--no-ask-user", "--add-dir", "{agent_folder}", "-p", "{prompt}"),
+    "copilot": ("copilot", "--allow-all-tools", "--allow-all-urls", "--no-ask-user", "--add-dir", "{agent_folder}",
+        "-p", "{prompt}"),
 }  # fmt: skip
 
 
@@ -7449,8 +8253,9 @@ SECTIONS = ("Start", "Agents and what they exchange", "Look", "Set up", "More")
 class Command:
     """A row of a table of commands. One without ``run`` is a group, whose commands are rows named "group command".
 
-    ``run`` gets the parsed arguments and returns the exit code; ``options`` are those of ours that it takes, and given another one it
-    is refused; ``formats`` are what --format may say, the default first; ``section`` is where the help lists it, if it has ``help``.
+    ``run`` gets the parsed arguments and returns the exit code; ``options`` are those of ours that it takes, and given
+    another one it is refused; ``formats`` are what --format may say, the default first; ``section`` is where the help
+    lists it, if it has ``help``.
     """
 
     help: str
@@ -7498,7 +8303,9 @@ def run_command(words: list[str]) -> int:
     chosen: CommandParser = options.parser
     if chosen.commands and chosen is not parser:
         chosen.commands.look_for("")
-        chosen.error(f"{chosen.prog.removeprefix('cco ')}: a command must follow, one of {', '.join(chosen.commands.listed())}")
+        chosen.error(
+            f"{chosen.prog.removeprefix('cco ')}: a command must follow, one of {', '.join(chosen.commands.listed())}"
+        )
     check_options(options, chosen.prog, chosen.row)
     for name, value in vars(options).items():
         texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
@@ -7527,12 +8334,21 @@ def check_options(options: argparse.Namespace, command: str, row: Command | None
         flag, own = flag_of(name), own_command()
         if name not in SERVICE_OPTIONS:
             raise StartError(f"{flag}: {command} starts the service; this is for the commands that talk to one")
-        raise StartError(f"{flag}: the service decides this: start it with `{own} {flag} ...`, or set {flag[2:]} in cco.toml and start it again")
+        raise StartError(
+            f"{flag}: the service decides this: start it with `{own} {flag} ...`, or set {flag[2:]} in cco.toml and"
+            " start it again"
+        )
     options.format = getattr(options, "format", formats[0])
     if options.format not in formats:
         raise StartError(f"--format: {options.format!r} is unknown{meant(options.format, formats)}")
-    if options.format == "json" and isinstance(sys.stdout, io.TextIOWrapper) and codecs.lookup(sys.stdout.encoding).name != "utf-8":
-        sys.stdout.reconfigure(encoding="ascii", errors=escape_unencodable.__name__)  # whatever the terminal is: JSON is UTF-8
+    if (
+        options.format == "json"
+        and isinstance(sys.stdout, io.TextIOWrapper)
+        and codecs.lookup(sys.stdout.encoding).name != "utf-8"
+    ):
+        sys.stdout.reconfigure(
+            encoding="ascii", errors=escape_unencodable.__name__
+        )  # whatever the terminal is: JSON is UTF-8
 
 
 # -- the parser
@@ -7587,16 +8403,22 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
-    """The commands of ``cco`` or of a group. Plugins are asked for theirs when a word is none of the core's: most starts need none."""
+    """The commands of ``cco`` or of a group. Plugins are asked for theirs when a word is none of the core's: most
+    starts need none.
+    """
 
     more: Iterator[None] = iter(())  # each step adds some
 
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
         """Parse the rest by the parser of its first word, on top of what was said before it."""
         word, *rest = values
         if not self.look_for(word):
             parser.refuse_flags(parser.words[: -len(values)])  # whose value ``word`` is
-            parser.error(f"{f'{parser.prog} {word}'.removeprefix('cco ')}: no such command{self.hint(word, parser.prog)}")
+            parser.error(
+                f"{f'{parser.prog} {word}'.removeprefix('cco ')}: no such command{self.hint(word, parser.prog)}"
+            )
         namespace.parser = chosen = self.choices[word]
         chosen.take_shared_options()
         _, unknown = chosen.parse_known_args(rest, namespace)
@@ -7615,7 +8437,10 @@ class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
         if close := nearest(word, names):
             return f", did you mean {names[close]}?"
         if not command_files():
-            return f": is plugins/ beside {Path(__file__).name}? Copy that folder there, or install from a checkout with `pip install .`"
+            return (
+                f": is plugins/ beside {Path(__file__).name}? Copy that folder there, or install from a checkout with"
+                " `pip install .`"
+            )
         return f"; there are {', '.join(self.listed())}"
 
     def listed(self) -> list[str]:
@@ -7634,7 +8459,9 @@ def command_parser(words: Sequence[str] = ()) -> CommandParser:
 
 
 def new_commands(parser: CommandParser) -> Commands:
-    return typing.cast(Commands, parser.add_subparsers(action=Commands, title="commands", metavar="COMMAND", prog=parser.prog))
+    return typing.cast(
+        Commands, parser.add_subparsers(action=Commands, title="commands", metavar="COMMAND", prog=parser.prog)
+    )
 
 
 def add_commands(commands: Commands, table: dict[str, Command]) -> None:
@@ -7655,7 +8482,11 @@ def fill_parser(parser: CommandParser, row: Command, commands: Commands) -> None
         parser.commands.more = commands.more
         return
     parser.set_defaults(run=row.run)
-    needed = [(*action.option_strings[-1:], str(action.metavar or action.dest.upper())) for action in actions if action.required]
+    needed = [
+        (*action.option_strings[-1:], str(action.metavar or action.dest.upper()))
+        for action in actions
+        if action.required
+    ]
     parser.usage = " ".join(["%(prog)s", *itertools.chain(*needed), "[options]"])
     if "url" in row.options:
         more = [flag_of(name) for name in row.options if name not in CLIENT_OPTIONS]
@@ -7664,7 +8495,9 @@ def fill_parser(parser: CommandParser, row: Command, commands: Commands) -> None
 
 
 def load_commands(commands: Commands, words: Sequence[str]) -> Iterator[None]:
-    """Add the commands of the bundled plugins, whatever --no-plugins says, which is about the service; then those of other plugins."""
+    """Add the commands of the bundled plugins, whatever --no-plugins says, which is about the service; then those of
+    other plugins.
+    """
     bundled = Hooks([])
     bundled.load_files(command_files())
     for _ in bundled.ask("register_commands", commands=commands):
@@ -7689,7 +8522,9 @@ def overview(commands: Commands) -> str:
     for choice in commands._choices_actions:
         parser = commands.choices[choice.dest]
         parts = f": {', '.join(parser.commands.listed())}" if parser.commands else ""
-        lines = textwrap.wrap(f"{choice.help}{parts}", 79, initial_indent=f"  {choice.dest:9} ", subsequent_indent=" " * 12)
+        lines = textwrap.wrap(
+            f"{choice.help}{parts}", 79, initial_indent=f"  {choice.dest:9} ", subsequent_indent=" " * 12
+        )
         sections[parser.row.section if parser.row else SECTIONS[-1]] += lines
     body = "\n\n".join("\n".join([f"{section}:", *lines]) for section, lines in sections.items() if lines)
     return OVERVIEW.format(body)
@@ -7724,20 +8559,28 @@ def option_arguments() -> list[tuple[tuple[str, ...], dict[str, Any]]]:
         flag = flag_of(name)
         shown = "" if default in (None, (), False) or not isinstance(default, (str, int)) else f" (default: {default})"
         many = option.read in (read_list, read_paths)
-        keywords = {"dest": name, "default": argparse.SUPPRESS, "help": f"{option.help}{', may be repeated' * many}{shown}".replace("%", "%%")}
+        keywords = {
+            "dest": name,
+            "default": argparse.SUPPRESS,
+            "help": f"{option.help}{', may be repeated' * many}{shown}".replace("%", "%%"),
+        }
         if option.read is not read_bool:
             rows.append(arg(flag, metavar=option.metavar, action="append" if many else "store", **keywords))
             continue
         rows.append(arg(flag, action="store_const", const=True, **keywords))
         opposite = "--" + flag.removeprefix("--no-") if flag.startswith("--no-") else "--no-" + flag.removeprefix("--")
         if opposite not in map(flag_of, SERVICE_OPTIONS):  # --plugins is taken
-            rows.append(arg(opposite, **keywords | {"action": "store_const", "const": False, "help": argparse.SUPPRESS}))
+            rows.append(
+                arg(opposite, **keywords | {"action": "store_const", "const": False, "help": argparse.SUPPRESS})
+            )
     return rows
 
 
 @functools.cache
 def shared_options() -> list[argparse.Action]:
-    """What every command reads, before and after it, and refuses unless its row names it; no help but that of serve shows it."""
+    """What every command reads, before and after it, and refuses unless its row names it; no help but that of serve
+    shows it.
+    """
     parser = option_parser()
     parser.add_argument("--url", default=argparse.SUPPRESS)
     parser.add_argument("--format", default=argparse.SUPPRESS)
@@ -7750,9 +8593,13 @@ def shared_options() -> list[argparse.Action]:
 
 
 def hold_standard_streams() -> None:
-    """Open what the caller closed, so that no file or socket of ours gets the number of a standard stream; never fail to encode."""
+    """Open what the caller closed, so that no file or socket of ours gets the number of a standard stream; never fail
+    to encode.
+    """
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
-        if getattr(sys, name) is None:  # output then fails as it does on a closed stream; complaints have nobody to hear them
+        if (
+            getattr(sys, name) is None
+        ):  # output then fails as it does on a closed stream; complaints have nobody to hear them
             handle = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
             os.set_inheritable(handle, True)
             setattr(sys, name, os.fdopen(handle, mode, encoding="utf-8"))
@@ -7770,7 +8617,9 @@ codecs.register_error(escape_unencodable.__name__, escape_unencodable)
 
 
 def drop_unwritten(stream: typing.TextIO) -> OSError | None:
-    """Flush; where that fails the reason, and what is left goes nowhere, lest the interpreter fails again at its end."""
+    """Flush; where that fails the reason, and what is left goes nowhere, lest the interpreter fails again at its
+    end.
+    """
     try:
         stream.flush()
     except OSError as error:
@@ -7880,7 +8729,9 @@ class JsonFormatter(logging.Formatter):
 
 def set_up_logging(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(
+        JsonFormatter() if settings.log_format == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    )
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     for name in ("tornado.general", "tornado.access", "asyncio", "watchdog"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level.upper())))
@@ -7934,19 +8785,32 @@ class Client:
         if token := self._environ.get("JWT_TOKEN", "").strip():
             return token
         if self._settings:
-            return mint_token(self._settings, "chief-architect", subject="cli")  # one subject, so that a repeated Idempotency-Key is known
+            return mint_token(
+                self._settings, "chief-architect", subject="cli"
+            )  # one subject, so that a repeated Idempotency-Key is known
         return ""
 
     def call(
-        self, method: str, path: str, body: Any = None, *, query: dict[str, Any] | None = None, timeout: float = 60, key: str | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        query: dict[str, Any] | None = None,
+        timeout: float = 60,
+        key: str | None = None,
     ) -> Any:
         """The decoded answer. Raises Refused (exit code 1) and NotReachable (3)."""
         given = {name: value for name, value in (query or {}).items() if value is not None}
         url = self.url + path + ("?" + urllib.parse.urlencode(given) if given else "")
-        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"} | ({"Idempotency-Key": key} if key else {})
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"} | (
+            {"Idempotency-Key": key} if key else {}
+        )
         content = None if body is None else json.dumps(body).encode()
         try:
-            with self._opener.open(urllib.request.Request(url, content, headers, method=method), timeout=timeout) as answer:
+            with self._opener.open(
+                urllib.request.Request(url, content, headers, method=method), timeout=timeout
+            ) as answer:
                 if fresh := answer.headers.get("X-Refreshed-Token"):
                     self.token = fresh
                 return json.loads(answer.read() or b"null")
@@ -7958,15 +8822,21 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             untrusted = isinstance(reason, ssl.SSLCertVerificationError)
-            advice = "name its certificate in SSL_CERT_FILE" if untrusted else f"start the service with `{own_command()}`"
+            advice = (
+                "name its certificate in SSL_CERT_FILE" if untrusted else f"start the service with `{own_command()}`"
+            )
             raise NotReachable(f"{self.url} is not reachable: {reason}; {advice}") from None
 
 
 def running_settings(settings: Settings) -> Settings:
-    """The settings with the project and storage of the service that runs for this root, also where it was started with another id."""
+    """The settings with the project and storage of the service that runs for this root, also where it was started with
+    another id.
+    """
     from dataclasses import replace
 
-    if not (settings.storage / "sidecar.json").exists() and settings.storage == default_storage(settings.root, settings.project):
+    if not (settings.storage / "sidecar.json").exists() and settings.storage == default_storage(
+        settings.root, settings.project
+    ):
         mark = settings.storage.name.rpartition("-")[2]
         for folder in sorted(settings.storage.parent.glob(f"*-{mark}")):
             if info := read_sidecar_json(folder):
@@ -7977,10 +8847,13 @@ def running_settings(settings: Settings) -> Settings:
 
 
 def mint_token(
-    settings: Settings, agent_type: str, *, agent_id: str | None = None, issue_id: str | None = None, ttl: int | None = None,
+    settings: Settings, agent_type: str, *, agent_id: str | None = None, issue_id: str | None = None,
+    ttl: int | None = None,
     permissions: Sequence[str] | None = None, subject: str | None = None,
 ) -> str:  # fmt: skip
-    """A token from the storage's secret; needs no running service. Without ``agent_id`` or ``subject`` it is somebody new."""
+    """A token from the storage's secret; needs no running service. Without ``agent_id`` or ``subject`` it is somebody
+    new.
+    """
     prepare_storage_folder(settings)
     logging.getLogger("cco").setLevel(logging.ERROR)  # a plugin that cannot be loaded is the service's affair
     agent_types = AgentTypes(load_hooks(settings), settings)
@@ -7988,7 +8861,9 @@ def mint_token(
     tokens.load_secret()
     try:
         subject = agent_id or subject or f"cli-{agent_type}-{secrets.token_hex(4)}"
-        return tokens.mint(subject, agent_type, ttl=ttl, permissions=permissions, issue_id=issue_id, bound=agent_id is not None)
+        return tokens.mint(
+            subject, agent_type, ttl=ttl, permissions=permissions, issue_id=issue_id, bound=agent_id is not None
+        )
     except ApiError as error:
         similar = meant(agent_type, agent_types.categories) or f"; `{own_command()} agent types` lists them"
         raise StartError(f"--type: {error.message}{similar}") from None
@@ -7999,7 +8874,11 @@ def show(options: argparse.Namespace, answer: Any, rows: str | None = None) -> i
     if options.format == "json":
         print(json.dumps(answer, indent=2, ensure_ascii=False))
         return GOOD
-    table = [flatten(row) for row in answer[rows]] if rows else [{"field": key, "value": value} for key, value in flatten(answer).items()]
+    table = (
+        [flatten(row) for row in answer[rows]]
+        if rows
+        else [{"field": key, "value": value} for key, value in flatten(answer).items()]
+    )
     columns = list(dict.fromkeys(key for row in table for key in row))
     lines = [[cell(row.get(column, "")) for column in columns] for row in table]
     if options.format == "csv":
@@ -8019,7 +8898,9 @@ def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def cell(value: Any) -> str:
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
-    return "".join(character if character.isprintable() else " " for character in text)  # nothing may steer the terminal
+    return "".join(
+        character if character.isprintable() else " " for character in text
+    )  # nothing may steer the terminal
 
 
 def print_table(columns: list[str], lines: list[list[str]]) -> None:
@@ -8043,7 +8924,11 @@ def command_token(options: argparse.Namespace) -> int:
     permissions = None if options.permissions is None else read_list(options.permissions)
     if unknown := sorted(set(permissions or ()) - set(PERMISSIONS)):
         raise StartError(f"--permissions: {unknown[0]!r} is unknown{meant(unknown[0], PERMISSIONS)}")
-    print(mint_token(settings, options.type, agent_id=options.agent_id, issue_id=options.issue, ttl=ttl, permissions=permissions))
+    print(
+        mint_token(
+            settings, options.type, agent_id=options.agent_id, issue_id=options.issue, ttl=ttl, permissions=permissions
+        )
+    )
     return GOOD
 
 
@@ -8053,7 +8938,14 @@ def command_agent_types(options: argparse.Namespace) -> int:
     rows = []
     for name, category in sorted(categories.items(), key=lambda item: (list(CATEGORIES).index(item[1]), item[0])):
         role = CATEGORIES[category]
-        rows.append({"agent_type": name, "category": category, "permissions": " ".join(role.permissions), "per_minute": role.per_minute})
+        rows.append(
+            {
+                "agent_type": name,
+                "category": category,
+                "permissions": " ".join(role.permissions),
+                "per_minute": role.per_minute,
+            }
+        )
     return show(options, {"agent_types": rows}, "agent_types")
 
 
@@ -8061,7 +8953,12 @@ def command_plugins(options: argparse.Namespace) -> int:
     """What the running service says of its plugins; where none runs, or options name others, what would be loaded."""
     found, whose = loaded_plugins(options)
     rows = [
-        {"plugin": item.name, "source": item.source, "hooks": " ".join(item.hooks), "problem": item.problem or item.failure}
+        {
+            "plugin": item.name,
+            "source": item.source,
+            "hooks": " ".join(item.hooks),
+            "problem": item.problem or item.failure,
+        }
         for item in sorted(found, key=lambda plugin: (plugin.source, plugin.name))
     ]
     show(options, {"of": whose, "plugins": rows}, "plugins")
@@ -8085,10 +8982,12 @@ def loaded_plugins(options: argparse.Namespace) -> tuple[list[LoadedPlugin], str
 
 
 COMMANDS = {
-    "serve": Command("serve the repository (the default)", command_serve, option_arguments(), options=SERVICE_OPTIONS, section="Start"),
+    "serve": Command("serve the repository (the default)", command_serve, option_arguments(), options=SERVICE_OPTIONS,
+        section="Start"),
     "token": Command("print a token, and nothing else", command_token, [
         arg("--type", required=True, help="agent type"), arg("--agent-id", help="bind the token to this id"),
-        arg("--issue", help="good for this issue only"), arg("--ttl", metavar="SECONDS", help="life (default: --token-ttl)"),
+        arg("--issue", help="good for this issue only"),
+        arg("--ttl", metavar="SECONDS", help="life (default: --token-ttl)"),
         arg("--permissions", metavar="LIST", help="narrow to these, separated by commas")],
         options=(*CLIENT_OPTIONS, "token_ttl", "agent_types"), section="Set up"),
     "plugins": Command("list the plugins and where they come from", command_plugins, section="Set up"),

@@ -1,8 +1,8 @@
 """One HTTP/2 connection and its streams: what `http2` imports when the first such connection has come.
 
-A `Connection` cuts what it reads into frames, charges each to the peer's `Purse` and shows it to h2, whose state machine knows
-the protocol; what h2 reports becomes calls on a `Stream`. A `Stream` is what Tornado calls a connection: handlers write to it
-and do not notice the difference.
+A `Connection` cuts what it reads into frames, charges each to the peer's `Purse` and shows it to h2, whose state
+machine knows the protocol; what h2 reports becomes calls on a `Stream`. A `Stream` is what Tornado calls a connection:
+handlers write to it and do not notice the difference.
 
 Answers go the other way: a handler's bytes wait in their `Stream` until the peer's windows and the socket have room, so
 what a peer does not read costs a bounded amount of memory and, after `Limits.stall`, its stream.
@@ -27,7 +27,15 @@ from cco_sidecar_plugins.http2 import PREFACE, Http2Server, Limits, keep  # whic
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, Event, RemoteSettingsChanged, RequestReceived, StreamEnded, StreamReset, WindowUpdated
+from h2.events import (
+    DataReceived,
+    Event,
+    RemoteSettingsChanged,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 from hpack import NeverIndexedHeaderTuple
@@ -41,10 +49,17 @@ MAX_FRAME = 16_384  # payload bytes; what RFC 9113 lets everybody send, and all 
 READ_SIZE = 65_536
 HEADER_TABLE = 4_096  # bytes of HPACK table that we keep for answers, however much the peer allows us
 
-# Credit that a frame costs. What a peer can send without end to keep us busy costs something; what carries a request's body
-# or is answered by a finished response earns it back (below). SETTINGS pays for each entry too, DATA only without bytes or stream.
-PRICES = {frames.HeadersFrame.type: 1, frames.PriorityFrame.type: 1, frames.RstStreamFrame.type: 4, frames.SettingsFrame.type: 2,
-          frames.PingFrame.type: 2, frames.WindowUpdateFrame.type: 1}
+# Credit that a frame costs. What a peer can send without end to keep us busy costs something; what carries a request's
+# body or is answered by a finished response earns it back (below). SETTINGS pays for each entry too, DATA only without
+# bytes or stream.
+PRICES = {
+    frames.HeadersFrame.type: 1,
+    frames.PriorityFrame.type: 1,
+    frames.RstStreamFrame.type: 4,
+    frames.SettingsFrame.type: 2,
+    frames.PingFrame.type: 2,
+    frames.WindowUpdateFrame.type: 1,
+}
 PRICE_OF_OTHERS = 4  # CONTINUATION and frames we do not know
 PRICE_OF_NOTHING = 1
 PRICE_OF_REFUSAL = 4  # a request above the limit of streams
@@ -69,7 +84,8 @@ class Misbehaviour(Exception):
         self.error_code = code
 
 
-# ---- A connection: frames in, frames out ---------------------------------------------------------------------------------------
+# ---- A connection: frames in, frames out
+# ---------------------------------------------------------------------------------------
 
 
 class Peer:
@@ -91,7 +107,9 @@ class Peer:
 
 
 class Connection:
-    """One peer's HTTP/2 connection: reads, keeps the books of h2, shares the socket among the streams, and ends it all."""
+    """One peer's HTTP/2 connection: reads, keeps the books of h2, shares the socket among the streams, and ends it
+    all.
+    """
 
     def __init__(self, io: iostream.IOStream, address: Any, server: Http2Server) -> None:
         self.io, self.peer, self.server, self.limits = io, Peer(io, address, server.protocol), server, server.limits
@@ -102,14 +120,18 @@ class Connection:
         self.ready: deque[Stream] = deque()  # streams with something to send and a window to send it in, each once
         self.unread = 0  # bytes of answers still waiting in the streams
         self.unsent = 0  # bytes in the socket's buffer
-        self.promises: list[asyncio.Future] = []  # of handlers whose bytes h2 holds: settled when the socket has taken them
+        self.promises: list[
+            asyncio.Future
+        ] = []  # of handlers whose bytes h2 holds: settled when the socket has taken them
         self.tasks: set[asyncio.Task] = set()  # one a request, until its body is handed over
         self._incoming = bytearray()
         self._greeted = self._leaving = self._peer_leaves = self._closing = self._flushing = False
         self._moved_at = self._quiet_since = self.loop.time()
 
     def start(self) -> None:
-        """Begins to read; the connection lives until the peer hangs up, misbehaves, idles too long or `close` is called."""
+        """Begins to read; the connection lives until the peer hangs up, misbehaves, idles too long or `close` is
+        called.
+        """
         self.server.counts["accepted"] += 1
         self.io.set_nodelay(True)  # frames are small and already gathered: waiting for more only delays them
         self._task = asyncio.create_task(self._live())
@@ -145,7 +167,9 @@ class Connection:
         await asyncio.sleep(0)  # a peer that always has more to read must not keep the loop to itself
 
     async def _receive_frames(self) -> None:
-        """Requests begun here start only after their whole read: one that is reset in the same read costs no handler."""
+        """Requests begun here start only after their whole read: one that is reset in the same read costs no
+        handler.
+        """
         crumbs = 0
         while not self._leaving and (frame := cut_frame(self._incoming)):
             self._receive(frame)
@@ -213,8 +237,13 @@ class Connection:
             self.want(stream)
 
     reactions: dict[type[Event], Callable[[Connection, Any], None]] = {
-        RequestReceived: _begin, DataReceived: _take_data, StreamEnded: _end_body, StreamReset: _lose_stream,
-        WindowUpdated: _widen, RemoteSettingsChanged: _heed}
+        RequestReceived: _begin,
+        DataReceived: _take_data,
+        StreamEnded: _end_body,
+        StreamReset: _lose_stream,
+        WindowUpdated: _widen,
+        RemoteSettingsChanged: _heed,
+    }
 
     # What streams ask for.
 
@@ -252,7 +281,9 @@ class Connection:
             self.loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Writes what h2 has, after filling it up with answers; whoever waits for these bytes hears when they are gone."""
+        """Writes what h2 has, after filling it up with answers; whoever waits for these bytes hears when they are
+        gone.
+        """
         self._flushing = False
         try:
             self._fill()
@@ -264,7 +295,9 @@ class Connection:
             self.io.close()
 
     def _fill(self) -> None:
-        """A frame for each stream in turn while the socket has room, so that a long answer does not hold up a short one."""
+        """A frame for each stream in turn while the socket has room, so that a long answer does not hold up a short
+        one.
+        """
         room = self.limits.unsent - self.unsent
         while self.ready and room > 0:
             stream = self.ready.popleft()
@@ -319,8 +352,8 @@ class Connection:
             self.loop.call_soon(self._farewell, ErrorCodes.NO_ERROR)  # after the read or flush that we are in
 
     def _farewell(self, code: int, said: bool = False) -> None:
-        """Writes GOAWAY, unless h2 has `said` it, and from then on only listens. By hand because h2 closes its books with its own
-        one: what it holds of finished answers must still leave before this."""
+        """Writes GOAWAY, unless h2 has `said` it, and from then on only listens. By hand because h2 closes its books
+        with its own one: what it holds of finished answers must still leave before this."""
         if self._leaving:
             return
         self._leaving = True
@@ -331,8 +364,8 @@ class Connection:
         self._linger()
 
     def _linger(self) -> None:
-        """Closes once the peer has had time to read and to hang up first. Closing at once, with bytes of the peer's unread
-        here, would make the system throw away what we wrote."""
+        """Closes once the peer has had time to read and to hang up first. Closing at once, with bytes of the peer's
+        unread here, would make the system throw away what we wrote."""
         if self.unsent:  # not for ever: `_tick` goes on
             self.loop.call_later(self.limits.linger / 10, self._linger)
         else:
@@ -370,13 +403,19 @@ class Connection:
 
 def new_protocol(limits: Limits, header_list: int) -> H2Connection:
     """h2's books of a new connection, its first SETTINGS ready to be sent."""
-    protocol = Protocol(H2Configuration(client_side=False, header_encoding="latin-1",  # as Tornado reads HTTP/1.1
-                                        validate_outbound_headers=False, normalize_outbound_headers=False))
+    protocol = Protocol(
+        H2Configuration(
+            client_side=False,
+            header_encoding="latin-1",  # as Tornado reads HTTP/1.1
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+        )
+    )
     protocol.local_settings = own_settings(limits.streams, limits.window, header_list)
     protocol.decoder.max_header_list_size = header_list
     protocol.initiate_connection()
-    # h2 ends the connection at the first stream above the limit, also of a client that had no chance to read it yet. So the
-    # peer is told the limit, and h2 one more: that one we refuse ourselves, and politely.
+    # h2 ends the connection at the first stream above the limit, also of a client that had no chance to read it yet. So
+    # the peer is told the limit, and h2 one more: that one we refuse ourselves, and politely.
     protocol.local_settings = own_settings(limits.streams + 1, limits.window, header_list)
     # One request whose handler takes its time must not use up the window of the others.
     protocol.increment_flow_control_window(max(1, limits.streams * limits.window - 65_535))
@@ -388,19 +427,24 @@ class Protocol(H2Connection):
 
 
 def own_settings(streams: int, window: int, header_list: int) -> Settings:
-    return Settings(client=False, initial_values={
-        SettingCodes.MAX_CONCURRENT_STREAMS: streams, SettingCodes.INITIAL_WINDOW_SIZE: window,
-        SettingCodes.MAX_HEADER_LIST_SIZE: header_list})
+    return Settings(
+        client=False,
+        initial_values={
+            SettingCodes.MAX_CONCURRENT_STREAMS: streams,
+            SettingCodes.INITIAL_WINDOW_SIZE: window,
+            SettingCodes.MAX_HEADER_LIST_SIZE: header_list,
+        },
+    )
 
 
 def cut_frame(buffer: bytearray) -> bytes:
-    """Takes the next whole frame off the front of `buffer`, or nothing. One by one, so that each can be charged, answered and
-    kept from h2, and so that its head alone can condemn it: h2 would first collect up to 16 MB of it."""
+    """Takes the next whole frame off the front of `buffer`, or nothing. One by one, so that each can be charged,
+    answered and kept from h2, and so that its head alone can condemn it: h2 would first collect up to 16 MB of it."""
     size = FRAME_HEAD + int.from_bytes(buffer[:3])
     if size > FRAME_HEAD + MAX_FRAME and len(buffer) >= FRAME_HEAD:
         raise Misbehaviour(ErrorCodes.FRAME_SIZE_ERROR)
     frame = bytes(buffer[:size]) if len(buffer) >= size else b""
-    del buffer[:len(frame)]
+    del buffer[: len(frame)]
     return frame
 
 
@@ -430,14 +474,15 @@ class Purse:
         self.credit = min(self.credit + credit, self.limits.burst)
 
 
-# ---- A stream: one request and its answer ---------------------------------------------------------------------------------------
+# ---- A stream: one request and its answer
+# ---------------------------------------------------------------------------------------
 
 
 class Stream(httputil.HTTPConnection):
     """What Tornado calls a connection: hands one request to the application and takes its answer.
 
-    Futures that writing returns complete when the socket has taken the bytes, and raise `StreamClosedError` when the peer
-    reset the stream or hung up before. After that every further write fails in the same way.
+    Futures that writing returns complete when the socket has taken the bytes, and raise `StreamClosedError` when the
+    peer reset the stream or hung up before. After that every further write fails in the same way.
     """
 
     def __init__(self, connection: Connection, stream_id: int, fields: list[tuple[str, str]]) -> None:
@@ -448,8 +493,14 @@ class Stream(httputil.HTTPConnection):
         self._method = ""  # until the head was understood
         self._delegate: httputil.HTTPMessageDelegate | None = None  # while it is owed the end of the request
         self._close_callback: Callable[[], None] | None = None
-        self._max_body_size = params.max_body_size if params.max_body_size is not None else connection.io.max_buffer_size
-        self._body, self._body_size, self._body_ended = bytearray(), 0, False  # size: promised or arrived, whichever is more
+        self._max_body_size = (
+            params.max_body_size if params.max_body_size is not None else connection.io.max_buffer_size
+        )
+        self._body, self._body_size, self._body_ended = (
+            bytearray(),
+            0,
+            False,
+        )  # size: promised or arrived, whichever is more
         self._arrival: asyncio.Future | None = None  # what `serve` waits for when it has handed over all that came
         self._began = self._marked_at = self._ended_at = connection.loop.time()
         self._body_timeout = params.body_timeout
@@ -463,7 +514,9 @@ class Stream(httputil.HTTPConnection):
     # The request: from the peer to the application.
 
     async def serve(self) -> None:
-        """Hands over head, body as it comes, and end; leaves early when the answer is complete or the stream is gone."""
+        """Hands over head, body as it comes, and end; leaves early when the answer is complete or the stream is
+        gone.
+        """
         if self.closed:
             return  # reset in the read that began it: no handler for the dead
         try:
@@ -500,7 +553,9 @@ class Stream(httputil.HTTPConnection):
         return not (self.closed or self._finished or self._body_size > self._max_body_size)
 
     async def _next_piece(self) -> bytes:
-        """Body bytes that came since the last call, at most `Limits.window`; none when that was all or nobody wants more."""
+        """Body bytes that came since the last call, at most `Limits.window`; none when that was all or nobody wants
+        more.
+        """
         while self._wants_body() and not (self._body or self._body_ended):
             self._arrival = self.connection.loop.create_future()
             await self._arrival
@@ -526,8 +581,8 @@ class Stream(httputil.HTTPConnection):
         self.finish()
 
     def take(self, data: bytes, flow_size: int) -> None:
-        """Body bytes from the peer. Its window reopens as the application takes them; for padding (the difference between the
-        two sizes) and for what nobody wants any more, at once."""
+        """Body bytes from the peer. Its window reopens as the application takes them; for padding (the difference
+        between the two sizes) and for what nobody wants any more, at once."""
         self._moved += len(data)
         self._arrived += len(data)
         self._body_size = max(self._body_size, self._arrived)
@@ -568,16 +623,21 @@ class Stream(httputil.HTTPConnection):
         self._body_timeout = timeout
 
     def close(self) -> None:
-        """Gives up the answer: the peer's stream is reset, and whoever waits for its bytes hears that they will not arrive."""
+        """Gives up the answer: the peer's stream is reset, and whoever waits for its bytes hears that they will not
+        arrive.
+        """
         self._abort(ErrorCodes.CANCEL)
 
     def detach(self) -> iostream.IOStream:
         """Raises: the socket belongs to all streams."""
         raise RuntimeError("an HTTP/2 stream cannot be detached from its connection")
 
-    def write_headers(self, start_line: httputil.ResponseStartLine, headers: httputil.HTTPHeaders,
-                      chunk: bytes | None = None) -> asyncio.Future:
-        """The answer's head and, often, its only bytes. Raises ValueError for a field that would break out of its line."""
+    def write_headers(
+        self, start_line: httputil.ResponseStartLine, headers: httputil.HTTPHeaders, chunk: bytes | None = None
+    ) -> asyncio.Future:
+        """The answer's head and, often, its only bytes. Raises ValueError for a field that would break out of its
+        line.
+        """
         if not self.closed:
             self._head = answer_fields(start_line.code, headers)
             self._head_written = True
@@ -631,7 +691,9 @@ class Stream(httputil.HTTPConnection):
         return min(self.connection.protocol.local_flow_control_window(self.id), MAX_FRAME)
 
     def emit(self) -> int:
-        """Gives h2 the next frame. Returns about how many bytes that were, 0 when there is nothing to send or no window."""
+        """Gives h2 the next frame. Returns about how many bytes that were, 0 when there is nothing to send or no
+        window.
+        """
         if not self.sendable:
             return 0
         return self._emit_head() if self._head else self._emit_piece()
@@ -700,7 +762,9 @@ class Stream(httputil.HTTPConnection):
             self.lose()
 
     def _tell_gone(self) -> None:
-        """Once, as over HTTP/1.1: to the delegate while it waits for the request's end, to the close callback afterwards."""
+        """Once, as over HTTP/1.1: to the delegate while it waits for the request's end, to the close callback
+        afterwards.
+        """
         delegate, self._delegate = self._delegate, None
         callback, self._close_callback = self._close_callback, None
         gone = delegate.on_connection_close if delegate else callback
@@ -728,7 +792,9 @@ class Stream(httputil.HTTPConnection):
 
 
 def request_head(fields: list[tuple[str, str]]) -> tuple[httputil.RequestStartLine, httputil.HTTPHeaders]:
-    """HTTP/1.1's form of a request's head. Raises HTTPInputError for what Tornado would not let in by that way either."""
+    """HTTP/1.1's form of a request's head. Raises HTTPInputError for what Tornado would not let in by that way
+    either.
+    """
     pseudo = {name: value for name, value in fields if name[0] == ":"}
     headers = httputil.HTTPHeaders()
     if ":authority" in pseudo:
@@ -755,7 +821,8 @@ def answer_fields(code: int, headers: httputil.HTTPHeaders) -> list[tuple[bytes,
     return fields
 
 
-# ---- Small words ----------------------------------------------------------------------------------------------------------------
+# ---- Small words
+# ----------------------------------------------------------------------------------------------------------------
 
 
 async def done(work: Awaitable | None) -> None:

@@ -1,7 +1,7 @@
 """Fits a context into its budget so that little of what the task needs is lost.
 
-Sections that take more than their share give way as far as the files need it, then large files are given as their best chunks of
-50 lines, then the least relevant files go; what room remains goes to those that were cut.
+Sections that take more than their share give way as far as the files need it, then large files are given as their best
+chunks of 50 lines, then the least relevant files go; what room remains goes to those that were cut.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def fit_context(request: ContextRequest, sections: Sections, max_bytes: int) -> 
 
 
 def cut_sections(sections: Sections, room: int, wanted: int) -> bool:
-    """Cut what is not files, first to its share and only as far as ``wanted`` bytes of files need, then as far as it must."""
+    """Cut what is not files, first to its share and only as far as ``wanted`` bytes of files need, then as far as it
+    must.
+    """
     cut = False
     for share, needed in ((SHARES, wanted), (dict.fromkeys(SHARES, 0.0), 0)):
         for name in reversed(share):  # the structure last
@@ -121,14 +123,18 @@ def choose_files(files: list[dict[str, Any]], room: int, cap: int) -> list[dict[
         room -= size
     for number, (file, given, size) in enumerate(chosen):
         if given is not file and room >= LEAST:
-            more = file if sizes[id(file)] <= size + room else cut_file(file, size + room - 1, chunks[id(file)]) or given
+            more = (
+                file if sizes[id(file)] <= size + room else cut_file(file, size + room - 1, chunks[id(file)]) or given
+            )
             room += size - json_size(more) - 1
             chosen[number] = (file, more, json_size(more) + 1)
     return [given for _, given, _ in chosen]
 
 
 def cut_file(file: dict[str, Any], limit: int, chunks: list[tuple[int, float]]) -> dict[str, Any] | None:
-    """The file in part, its JSON at most ``limit`` bytes: its best chunks, else its beginning; None where not one line fits."""
+    """The file in part, its JSON at most ``limit`` bytes: its best chunks, else its beginning; None where not one line
+    fits.
+    """
     shorter = {**file, "truncated": True, "checksum": checksum("")}
     lines = file["content"].split("\n")
     ranges = best_ranges(lines, chunks, limit - json_size({**shorter, "content": "", "line_ranges": []}))
@@ -146,7 +152,9 @@ CHUNK_LINES = 50
 
 
 def best_ranges(lines: list[str], chunks: list[tuple[int, float]], room: int) -> list[tuple[int, int]]:
-    """(first, last) of the lines, numbered from 1, of the best chunks that fit into ``room`` bytes; in file order, neighbours joined."""
+    """(first, last) of the lines, numbered from 1, of the best chunks that fit into ``room`` bytes; in file order,
+    neighbours joined.
+    """
     taken: list[int] = []
     for first, _ in sorted(chunks, key=lambda chunk: -chunk[1]):
         last = min(first + CHUNK_LINES - 1, len(lines))
@@ -170,9 +178,14 @@ def excerpt(lines: list[str], first: int, last: int) -> str:
 
 
 def score_chunks(content: str, task: str) -> list[tuple[int, float]]:
-    """(first line, score) of a text's 50-line chunks by the task's words that they hold, the rare ones more; for rankings that give none."""
+    """(first line, score) of a text's 50-line chunks by the task's words that they hold, the rare ones more; for
+    rankings that give none.
+    """
     lines = content.split("\n")
-    blocks = [(first + 1, "\n".join(lines[first : first + CHUNK_LINES]).lower()) for first in range(0, len(lines), CHUNK_LINES)]
+    blocks = [
+        (first + 1, "\n".join(lines[first : first + CHUNK_LINES]).lower())
+        for first in range(0, len(lines), CHUNK_LINES)
+    ]
     scores = dict.fromkeys((first for first, _ in blocks), 0.0)
     for word in task_words(task, WordRanking.WORDS):
         holding = [(first, text.count(word)) for first, text in blocks if word in text]

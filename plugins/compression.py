@@ -27,7 +27,9 @@ class Compressed(Struct, frozen=True):
 
 
 class Compression:
-    """Answers as gzip (RFC 1952). Of a context, where hit and build differ in a few last bytes only, the long part is deflated once."""
+    """Answers as gzip (RFC 1952). Of a context, where hit and build differ in a few last bytes only, the long part is
+    deflated once.
+    """
 
     LEAST = 1024  # bytes; a shorter answer fits into one packet anyway
     ON_LOOP = 32 * 1024  # a millisecond's work; longer answers are compressed in a thread
@@ -40,7 +42,9 @@ class Compression:
         self.hits = 0
 
     async def filter(self, endpoint: Endpoint, content: bytes) -> bytes:
-        """The answer as sent; one that holds a token stays as it is: its compressed length would tell of it (BREACH)."""
+        """The answer as sent; one that holds a token stays as it is: its compressed length would tell of it
+        (BREACH).
+        """
         etag = endpoint._headers.get("ETag")
         if endpoint.holds_token or (len(content) < self.LEAST and not etag):
             return content
@@ -69,7 +73,12 @@ class Compression:
     def _join(self, head: Compressed, rest: bytes) -> bytes:
         compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         tail = compressor.compress(rest) + compressor.flush()
-        return self.HEAD + head.deflated + tail + struct.pack("<LL", zlib.crc32(rest, head.crc), (head.length + len(rest)) & 0xFFFFFFFF)
+        return (
+            self.HEAD
+            + head.deflated
+            + tail
+            + struct.pack("<LL", zlib.crc32(rest, head.crc), (head.length + len(rest)) & 0xFFFFFFFF)
+        )
 
     def _keep(self, key: tuple[str, int, int], head: Compressed) -> None:
         if key[0] and key not in self._cache and len(head.deflated) <= self.CACHE_BYTES:
@@ -82,11 +91,17 @@ class Compression:
 def deflate(content: bytes | memoryview) -> Compressed:
     compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     # After a full flush nothing refers back, so that another compressor may write on (zlib's manual).
-    return Compressed(compressor.compress(content) + compressor.flush(zlib.Z_FULL_FLUSH), zlib.crc32(content), len(content))
+    return Compressed(
+        compressor.compress(content) + compressor.flush(zlib.Z_FULL_FLUSH), zlib.crc32(content), len(content)
+    )
 
 
 def accepts_gzip(accepted: str) -> bool:
-    """Whether an Accept-Encoding header lets an answer be gzip (RFC 9110, 12.5.3): named, and not with a quality of 0."""
-    found = {name.strip().lower(): quality for name, _, quality in (item.partition(";") for item in accepted.split(","))}
+    """Whether an Accept-Encoding header lets an answer be gzip (RFC 9110, 12.5.3): named, and not with a quality of
+    0.
+    """
+    found = {
+        name.strip().lower(): quality for name, _, quality in (item.partition(";") for item in accepted.split(","))
+    }
     quality = found.get("gzip", found.get("x-gzip", found.get("*", "q=0")))
     return not re.fullmatch(r"\s*q\s*=\s*0(\.0{0,3})?\s*", quality, re.IGNORECASE)

@@ -18,13 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import cco_sidecar
-from cco_sidecar import GOOD, REFUSED, Client, Command, StartError, add_commands, hookimpl, option_parser, read_sidecar_json, settings_from
+from cco_sidecar import (
+    GOOD,
+    REFUSED,
+    Client,
+    Command,
+    StartError,
+    add_commands,
+    hookimpl,
+    option_parser,
+    read_sidecar_json,
+    settings_from,
+)
 
 
 @hookimpl
 def register_commands(commands: Any) -> None:
     add_commands(commands, {
-        "demo": Command("show everything once on this repository, in a storage of its own", command_demo, section="Start"),
+        "demo": Command("show everything once on this repository, in a storage of its own", command_demo,
+            section="Start"),
         "demo-agent": Command("", command_demo_agent),
     })  # fmt: skip
 
@@ -50,7 +62,16 @@ class Demo:
         self._root, self._folder = root, folder
         self._began = time.monotonic()
         self._service: subprocess.Popen[bytes] | None = None
-        self._arguments = ["--root", str(root), "--storage", str(folder / "storage"), "--port", "0", "--project", "demo"]
+        self._arguments = [
+            "--root",
+            str(root),
+            "--storage",
+            str(folder / "storage"),
+            "--port",
+            "0",
+            "--project",
+            "demo",
+        ]
 
     def run(self) -> int:
         client = self._start_service()
@@ -61,8 +82,12 @@ class Demo:
         while not client.call("GET", "/status")["events"]["active_subscriptions"]:
             time.sleep(0.01)
         self._say("test-engineer waits in a long poll for agent_completed on this issue")
-        spawned = client.call("POST", "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": self.ISSUE, "task": self.TASK})
-        self._say(f"python-specialist spawned as a real process, pid {spawned['process_id']}, with its context in a file")
+        spawned = client.call(
+            "POST", "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": self.ISSUE, "task": self.TASK}
+        )
+        self._say(
+            f"python-specialist spawned as a real process, pid {spawned['process_id']}, with its context in a file"
+        )
         event = waiter.get(timeout=20)
         if isinstance(event, Exception):
             raise event
@@ -95,7 +120,9 @@ class Demo:
         deadline = time.monotonic() + 15
         while (info := read_sidecar_json(self._folder / "storage")) is None or info.pid != self._service.pid:
             if self._service.poll() is not None or time.monotonic() > deadline:
-                raise StartError(f"the service did not start: {(self._folder / 'service.log').read_text().strip()[-500:]}", REFUSED)
+                raise StartError(
+                    f"the service did not start: {(self._folder / 'service.log').read_text().strip()[-500:]}", REFUSED
+                )
             time.sleep(0.01)
         return Client(option_parser().parse_args(self._arguments))
 
@@ -109,7 +136,10 @@ class Demo:
     def _show_context(self, client: Client) -> None:
         context = client.call("GET", f"/api/context/{self.ISSUE}/test-engineer")["context"]
         output = context["previous_agent_outputs"][-1]
-        self._say(f"test-engineer's context: {len(context['relevant_files'])} files, and {output['agent_type']} decided: {output['decision']}")
+        self._say(
+            f"test-engineer's context: {len(context['relevant_files'])} files, and {output['agent_type']} decided:"
+            f" {output['decision']}"
+        )
 
     def _counts(self, client: Client) -> str:
         status = client.call("GET", "/status")
@@ -137,7 +167,9 @@ class Demo:
 
 
 def command_demo_agent(options: argparse.Namespace) -> int:
-    """What the demonstration's agent does: reads its context, stores a result, publishes an event. A model for one's own."""
+    """What the demonstration's agent does: reads its context, stores a result, publishes an event. A model for one's
+    own.
+    """
     if "CCO_CONTEXT_FILE" not in os.environ:
         raise StartError("demo-agent: this is what `cco demo` starts as its agent")
     context = json.loads(Path(os.environ["CCO_CONTEXT_FILE"]).read_text("utf-8"))
@@ -145,10 +177,19 @@ def command_demo_agent(options: argparse.Namespace) -> int:
     client = Client(options)
     print(f"{os.environ['AGENT_ID']} works on {os.environ['TASK']!r} with {len(files)} files", flush=True)
     client.call("POST", "/api/events/progress", {
-        "publisher": os.environ["AGENT_ID"], "topic": "progress", "data": {"issue_id": os.environ["ISSUE_ID"], "files_read": len(files)},
+        "publisher": os.environ["AGENT_ID"], "topic": "progress",
+        "data": {"issue_id": os.environ["ISSUE_ID"], "files_read": len(files)},
     })  # fmt: skip
-    result = {"status": "success", "decisions": [f"Start reading at {files[0]}" if files else "The repository is empty"], "files_modified": []}
-    body = {"agent_id": os.environ["AGENT_ID"], "agent_type": os.environ["AGENT_TYPE"], "issue_id": os.environ["ISSUE_ID"]}
+    result = {
+        "status": "success",
+        "decisions": [f"Start reading at {files[0]}" if files else "The repository is empty"],
+        "files_modified": [],
+    }
+    body = {
+        "agent_id": os.environ["AGENT_ID"],
+        "agent_type": os.environ["AGENT_TYPE"],
+        "issue_id": os.environ["ISSUE_ID"],
+    }
     stored = client.call("POST", "/api/results", body | {"project_id": os.environ["PROJECT_ID"], "result": result})
     print(f"stored {stored['id']}", flush=True)
     return GOOD

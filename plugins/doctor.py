@@ -1,7 +1,8 @@
 """The command ``doctor``: what most often keeps the service from working, and what to do about each.
 
-It changes nothing, starts no conversation and needs no network. Of a known coding command line it runs ``--version`` and, where
-there is one, the command that tells whether somebody is logged in. What a program does not tell is unknown here.
+It changes nothing, starts no conversation and needs no network. Of a known coding command line it runs ``--version``
+and, where there is one, the command that tells whether somebody is logged in. What a program does not tell is unknown
+here.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ Finding = tuple[str, str]  # good, note or bad; what was found
 def register_commands(commands: Any) -> None:
     options = (*CLIENT_OPTIONS, *SERVICE_OPTIONS)  # it says whether a start with these would do
     add_commands(commands, {
-        "doctor": Command("check what the service needs, and say what to do", command_doctor, options=options, section="Look"),
+        "doctor": Command("check what the service needs, and say what to do", command_doctor, options=options,
+            section="Look"),
     })  # fmt: skip
 
 
@@ -126,7 +128,9 @@ def check_service(settings: Settings) -> str:
         health = ask_health(info.url)
         if health["service"] != "orchestration-sidecar" or health["project_id"] != settings.project:
             raise StartError(f"what answers on {info.url} is not the service of this repository, pid {info.pid}")
-        wrong = [f"{name}: {text}" for name in ("storage", "event_bus") if (text := health["checks"][name]) != "healthy"]
+        wrong = [
+            f"{name}: {text}" for name in ("storage", "event_bus") if (text := health["checks"][name]) != "healthy"
+        ]
         version = health["version"]
     except (OSError, http.client.HTTPException) as error:
         raise StartError(f"pid {info.pid} does not answer on {info.url}: {error}") from None
@@ -134,7 +138,11 @@ def check_service(settings: Settings) -> str:
         raise StartError(f"what answers on {info.url} is no sidecar") from None
     if wrong:
         raise StartError(f"the running service, pid {info.pid}, is not healthy: {'; '.join(wrong)}")
-    other = f"; it is version {version}, this command is {cco_sidecar.__version__}" if version != cco_sidecar.__version__ else ""
+    other = (
+        f"; it is version {version}, this command is {cco_sidecar.__version__}"
+        if version != cco_sidecar.__version__
+        else ""
+    )
     return f"{'note: ' if other else ''}pid {info.pid} on {info.url} is healthy{other}"
 
 
@@ -144,7 +152,9 @@ def ask_health(url: str) -> Any:
     if parts.scheme == "https":
         trusting = ssl.create_default_context()
         trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=5, context=trusting)
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            parts.hostname or "", parts.port, timeout=5, context=trusting
+        )
     else:
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
     try:
@@ -171,7 +181,10 @@ def check_git(settings: Settings) -> str:
         return "note: git is not installed: contexts carry no history, and .gitignore is not honoured; install it"
     if not cco_sidecar.find_git_folder(settings.root):
         if (settings.root / ".git").exists():
-            return f"note: git refuses {settings.root}, often because it belongs to another user: `git -C {settings.root} status` says why"
+            return (
+                f"note: git refuses {settings.root}, often because it belongs to another user: `git -C {settings.root}"
+                " status` says why"
+            )
         return f"note: {settings.root} is no git repository; `git init` gives it history"
     return f"repository at {settings.root}"
 
@@ -181,8 +194,8 @@ def check_watcher(settings: Settings) -> str:
     watched = min(limit // 2, cco_sidecar.Watcher.BUDGET)
     if folders > watched:
         return (
-            f"note: {folders} folders, watched are {watched} at most; contexts stay fresh by the check against the disk."
-            " More: sysctl fs.inotify.max_user_watches=524288"
+            f"note: {folders} folders, watched are {watched} at most; contexts stay fresh by the check against the"
+            " disk. More: sysctl fs.inotify.max_user_watches=524288"
         )
     return f"{folders} folders of {limit} that may be watched"
 
@@ -196,7 +209,9 @@ def check_plugins(options: argparse.Namespace) -> str:
     if faulty:
         raise StartError(f"the next start refuses {'; '.join(faulty)}")
     wrong = [f"skipped {plugin.name}: {plugin.problem}" for plugin in loaded if plugin.problem]
-    wrong += [f"{plugin.name} failed {plugin.failures} times, last: {plugin.failure}" for plugin in loaded if plugin.failure]
+    wrong += [
+        f"{plugin.name} failed {plugin.failures} times, last: {plugin.failure}" for plugin in loaded if plugin.failure
+    ]
     if wrong:
         return f"note: {'; '.join(wrong)}"
     return f"{sum(plugin.source != 'built in' for plugin in loaded)} plugins {whose}, and the built-in ones"
@@ -208,12 +223,15 @@ DOCTOR_CHECKS: dict[str, Callable[[Settings], str]] = {
 }  # fmt: skip
 
 
-# ---- The programs that run agents ----------------------------------------------------------------------------------------------
+# ---- The programs that run agents
+# ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Login:
-    """How a program's login shows: a variable that holds a key, a file below the home, or the words of a command (``yes``, ``no``)."""
+    """How a program's login shows: a variable that holds a key, a file below the home, or the words of a command
+    (``yes``, ``no``).
+    """
 
     variables: str = ""
     files: str = ""
@@ -223,26 +241,37 @@ class Login:
     remedy: str = ""
 
 
-# Seen with claude 2.1.197, codex 0.169.0, gemini 0.61.0, opencode 1.18.33, qwen 0.15.10 and copilot 1.0.102, without a network.
+# Seen with claude 2.1.197, codex 0.169.0, gemini 0.61.0, opencode 1.18.33, qwen 0.15.10 and copilot 1.0.102, without a
+# network.
 LOGINS = {
     "claude": Login(
-        command="auth status", yes=r'"loggedIn": true', no=r'"loggedIn": false', remedy="`claude auth login`, or a key in ANTHROPIC_API_KEY",
+        command="auth status", yes=r'"loggedIn": true', no=r'"loggedIn": false',
+        remedy="`claude auth login`, or a key in ANTHROPIC_API_KEY",
     ),
     "codex": Login(
         "CODEX_API_KEY", command="login status", yes=r"^(Logged in|API key configured)", no=r"^Not logged in",
         remedy="`codex login`, or a key in CODEX_API_KEY",
     ),
     "gemini": Login("GEMINI_API_KEY", ".gemini/oauth_creds.json"),
-    "opencode": Login(command="auth list", yes=r"[1-9]\d* (credential|environment variable)|_API_KEY"),  # has models that need none
-    "aider": Login("ANTHROPIC_API_KEY OPENAI_API_KEY GEMINI_API_KEY OPENROUTER_API_KEY DEEPSEEK_API_KEY", ".aider/oauth-keys.env"),
+    # has models that need none
+    "opencode": Login(command="auth list", yes=r"[1-9]\d* (credential|environment variable)|_API_KEY"),
+    "aider": Login("ANTHROPIC_API_KEY OPENAI_API_KEY GEMINI_API_KEY OPENROUTER_API_KEY DEEPSEEK_API_KEY",
+        ".aider/oauth-keys.env"),
     "qwen": Login(
-        "OPENAI_API_KEY", command="auth status", yes=r"\u2713 Authentication Method: (?!Qwen OAuth)", no=r"No authentication method|\(Incomplete\)",
+        "OPENAI_API_KEY", command="auth status", yes=r"\u2713 Authentication Method: (?!Qwen OAuth)",
+        no=r"No authentication method|\(Incomplete\)",
         remedy="`qwen auth`",
     ),  # its own OAuth has ended
     "cursor-agent": Login("CURSOR_API_KEY"),
     "copilot": Login("COPILOT_GITHUB_TOKEN GH_TOKEN GITHUB_TOKEN COPILOT_PROVIDER_BASE_URL"),
 }  # fmt: skip
-SESSION = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SSE_PORT", "CODEX_SANDBOX", "CODEX_THREAD")  # marks of one around us
+SESSION = (
+    "CLAUDECODE",
+    "CLAUDE_CODE_ENTRYPOINT",
+    "CLAUDE_CODE_SSE_PORT",
+    "CODEX_SANDBOX",
+    "CODEX_THREAD",
+)  # marks of one around us
 
 
 def examine_agents(settings: Settings) -> dict[str, Finding]:
@@ -257,19 +286,30 @@ def examine_agents(settings: Settings) -> dict[str, Finding]:
     findings = {name: found[command[0]] for name, command in commands.items()}
     if not default:
         known = ", ".join(cco_sidecar.LAUNCHERS)
-        none = f"none is configured here, and none of {known} is on PATH: install one, or start the service with --agent-command"
+        none = (
+            f"none is configured here, and none of {known} is on PATH: install one, or start the service with"
+            " --agent-command"
+        )
         findings = {"agent command": ("note", none)} | findings
     elif not settings.agent_command:
         verdict, finding = findings["agent command"]
-        findings["agent command"] = verdict, f"{finding}; it is the first known one on PATH, for none is configured here"
+        findings["agent command"] = (
+            verdict,
+            f"{finding}; it is the first known one on PATH, for none is configured here",
+        )
     return findings
 
 
 def examine_program(root: Path, word: str) -> Finding:
-    """Whether what a command calls ``word`` can run and, of a known program, which version it is and whether somebody is logged in."""
+    """Whether what a command calls ``word`` can run and, of a known program, which version it is and whether somebody
+    is logged in.
+    """
     path = shutil.which(word) if os.path.basename(word) == word else str(root / word)
     if path is None or not os.path.exists(path):
-        return "bad", f"{word} is not {'on PATH' if path is None else 'there'}: install it, or give another --agent-command"
+        return (
+            "bad",
+            f"{word} is not {'on PATH' if path is None else 'there'}: install it, or give another --agent-command",
+        )
     if not os.path.isfile(path) or not os.access(path, os.X_OK):
         return "bad", f"{word} is there and cannot be run: chmod +x it, or name the program that runs it"
     name = Path(word).stem
@@ -284,17 +324,23 @@ def examine_program(root: Path, word: str) -> Finding:
 
 
 def refused_by_the_system(path: str) -> str:
-    """Why a file that may be executed will not be, as far as its first line tells; empty where nothing speaks against it. Only
-    known programs are run here: another may begin to work whatever it is told."""
+    """Why a file that may be executed will not be, as far as its first line tells; empty where nothing speaks against
+    it. Only known programs are run here: another may begin to work whatever it is told."""
     with open(path, "rb") as file:
         head = file.readline(1024)
     if not head.startswith(b"#!"):
         plain = sys.platform == "linux" and not head.startswith(b"\x7fELF") and b"\0" not in head
         return "has no #! line that says what runs it" if plain else ""
-    words = re.split(r"[ \t]+", head[2:].decode("utf-8", "replace").strip(" \t\n"))  # a carriage return belongs to the name
+    words = re.split(
+        r"[ \t]+", head[2:].decode("utf-8", "replace").strip(" \t\n")
+    )  # a carriage return belongs to the name
     if words and os.path.basename(words[0]) == "env":
         words = [word for word in words[1:] if not word.startswith("-") and "=" not in word]
-    return "" if words and shutil.which(words[0]) else f"begins with {head.decode('utf-8', 'replace').strip(chr(10))!r}, which is not there"
+    return (
+        ""
+        if words and shutil.which(words[0])
+        else f"begins with {head.decode('utf-8', 'replace').strip(chr(10))!r}, which is not there"
+    )
 
 
 def examine_version(path: str) -> Finding:
@@ -305,7 +351,9 @@ def examine_version(path: str) -> Finding:
     if code is None:
         return "note", f"of unknown version (it does not say it in {SECONDS:.0f} s and {MAX_OUTPUT // MB} MB)"
     if code:
-        return "bad", f"does not work: its --version ended with {code}" + (f" and {first_line(said)!r}" if said.strip() else "")
+        return "bad", f"does not work: its --version ended with {code}" + (
+            f" and {first_line(said)!r}" if said.strip() else ""
+        )
     found = re.search(r"(?<![\w.])\d+\.\d+(\.\d+)?([-.+]\w+)*", said)
     return ("good", found[0][:40]) if found else ("note", "of unknown version")
 
@@ -316,7 +364,9 @@ def examine_login(path: str, name: str) -> Finding:
     held = [f"{variable} is set" for variable in login.variables.split() if os.environ.get(variable)]
     held += [f"~/{file} is there" for file in login.files.split() if (Path.home() / file).is_file()]
     if not login.command:
-        return ("good", f"its login was not tried: {held[0]}") if held else ("note", "login unknown: it cannot be asked")
+        return (
+            ("good", f"its login was not tried: {held[0]}") if held else ("note", "login unknown: it cannot be asked")
+        )
     shown = f"`{name} {login.command}`"
     try:
         code, said = ask_program(path, *shlex.split(login.command))
@@ -336,17 +386,27 @@ MAX_OUTPUT = MB
 
 
 def ask_program(path: str, *words: str) -> tuple[int | None, str]:
-    """(exit code, what it printed); no code where it had to be ended, for time or for its output. Nothing of it is left running.
-    It has no terminal, no input and an empty folder. Blocks. Raises OSError where it cannot be started."""
+    """(exit code, what it printed); no code where it had to be ended, for time or for its output. Nothing of it is left
+    running. It has no terminal, no input and an empty folder. Blocks. Raises OSError where it cannot be started."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(SESSION)}
     environment |= {"NO_COLOR": "1", "LC_ALL": "C.UTF-8", "TERM": "dumb"}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            [path, *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder, env=environment, start_new_session=True
+            [path, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
         )
         deadline = time.monotonic() + SECONDS
         try:
-            while process.poll() is None and time.monotonic() < deadline and os.fstat(output.fileno()).st_size <= MAX_OUTPUT:
+            while (
+                process.poll() is None
+                and time.monotonic() < deadline
+                and os.fstat(output.fileno()).st_size <= MAX_OUTPUT
+            ):
                 time.sleep(0.02)
             code = process.poll()
         finally:

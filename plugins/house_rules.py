@@ -1,7 +1,8 @@
 """A context section with the rules that a project has written down for its coding agents.
 
-Projects keep them under several names (AGENTS.md, CLAUDE.md, ...); an agent that is started here gets them in its context as
-``house_rules``: ``[{"path": "AGENTS.md", "content": "..."}]``, in the order of FILES, each cut to 32 kB at a line end.
+Projects keep them under several names (AGENTS.md, CLAUDE.md, ...); an agent that is started here gets them in its
+context as ``house_rules``: ``[{"path": "AGENTS.md", "content": "..."}]``, in the order of FILES, each cut to 32 kB at a
+line end.
 """
 
 from pathlib import Path

@@ -1,8 +1,9 @@
 """HTTP/2 for the sidecar: the same port, the same application, one more protocol.
 
-`Http2Server` finds out what a new connection speaks (ALPN under TLS, the first four bytes in cleartext) and gives HTTP/1.1 to
-Tornado as if this file were not there. The first connection that speaks HTTP/2 imports `_http2_connection.py` beside this
-file and with it h2, in a worker thread: who never speaks it pays neither their memory nor their time.
+`Http2Server` finds out what a new connection speaks (ALPN under TLS, the first four bytes in cleartext) and gives
+HTTP/1.1 to Tornado as if this file were not there. The first connection that speaks HTTP/2 imports
+`_http2_connection.py` beside this file and with it h2, in a worker thread: who never speaks it pays neither their
+memory nor their time.
 
 Everything runs on the event loop; a method without `await` is atomic. Seconds and bytes throughout. RFC numbers in
 comments: 9113 is HTTP/2, 7541 is HPACK. Not offered: server push, trailers, WebSocket over HTTP/2, priorities, the
@@ -51,7 +52,8 @@ def server_class(base: type[Server]) -> type[Server]:
     return type("Http2Server", (Http2Server, base), {})
 
 
-# ---- Vocabulary: what one peer may cost, and what its frames cost -------------------------------------------------------------
+# ---- Vocabulary: what one peer may cost, and what its frames cost
+# -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,21 @@ class Limits:
     streams: int = 100  # requests at once; fewer than this RFC 9113 advises against (6.5.2)
     window: int = 65_535  # body bytes of one request that may wait for its handler; all streams together: 6.5 MB
     unsent: int = 131_072  # answer bytes that may wait in the socket's buffer; the next ones stay in their streams
-    unsent_ever: int = 1_048_576  # with what is not asked for room, such as PING's answers: who reads so little is hung up on
-    unread: int = 67_108_864  # answer bytes waiting for the peer; one more answer is still taken, then streams are reset
+    unsent_ever: int = (
+        1_048_576  # with what is not asked for room, such as PING's answers: who reads so little is hung up on
+    )
+    unread: int = (
+        67_108_864  # answer bytes waiting for the peer; one more answer is still taken, then streams are reset
+    )
     handshake: float = 10.0  # TLS handshake, preface, first SETTINGS: each
     stall: float = 30.0  # in each such period a peer that owes window or body must move ...
     stall_bytes: int = 16_384  # ... this much, or its stream is reset; a drip does not count as progress
     discard: float = 10.0  # after an early answer: how long its request body is still read, so that the answer arrives
     discard_bytes: int = 67_108_864  # and how much of it
     drain: float = 2.0  # shutdown waits so long for open streams, and this ...
-    settle: float = 0.3  # ... from the last answer to GOAWAY: httpx drops what it has received but not looked at by then
+    settle: float = (
+        0.3  # ... from the last answer to GOAWAY: httpx drops what it has received but not looked at by then
+    )
     linger: float = 0.5  # from GOAWAY to closing: time for the peer to read it and hang up first
     tick: float = 1.0  # how often all these are looked at
     burst: int = 1_000  # frames' worth of credit that a purse holds
@@ -79,14 +87,16 @@ class Limits:
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
-# ---- The server: which protocol, and who is connected -------------------------------------------------------------------------
+# ---- The server: which protocol, and who is connected
+# -------------------------------------------------------------------------
 
 
 class Http2Server(Server):
-    """Tornado's HTTP server that also speaks HTTP/2 on the same port, under TLS by ALPN and in cleartext by prior knowledge.
+    """Tornado's HTTP server that also speaks HTTP/2 on the same port, under TLS by ALPN and in cleartext by prior
+    knowledge.
 
-    Takes what `HTTPServer` takes. `max_header_size`, `max_body_size`, `body_timeout` and `idle_connection_timeout` (here: time
-    without any open stream) hold for both protocols, `limits` for HTTP/2 only.
+    Takes what `HTTPServer` takes. `max_header_size`, `max_body_size`, `body_timeout` and `idle_connection_timeout`
+    (here: time without any open stream) hold for both protocols, `limits` for HTTP/2 only.
     """
 
     limits = Limits()
@@ -133,8 +143,8 @@ class Http2Server(Server):
         return stream.socket.selected_alpn_protocol() == "h2"
 
     async def _heard(self, stream: iostream.IOStream) -> bool:
-        """True when the first bytes are the preface. Waits long for the first one (browsers connect ahead of need), shortly for
-        the rest; who stops in the middle of it is left to HTTP/1.1 and its time-outs."""
+        """True when the first bytes are the preface. Waits long for the first one (browsers connect ahead of need),
+        shortly for the rest; who stops in the middle of it is left to HTTP/1.1 and its time-outs."""
         async with asyncio.timeout(self.conn_params.header_timeout):
             await readable(stream.fileno())
         pause, end = 0.005, asyncio.get_running_loop().time() + self.limits.handshake
@@ -144,7 +154,9 @@ class Http2Server(Server):
         return bool(spoken)
 
     async def _import(self) -> None:
-        """Makes HTTP/2 ready, once for all who ask at the same time; without it HTTP/1.1 answers them, and nobody is offered more."""
+        """Makes HTTP/2 ready, once for all who ask at the same time; without it HTTP/1.1 answers them, and nobody is
+        offered more.
+        """
         if self._importing is None:
             self._importing = asyncio.create_task(asyncio.to_thread(connection_class))
         try:
@@ -171,18 +183,27 @@ class Http2Server(Server):
         return super().connections() + len(self.http2_connections) + len(self._greetings)
 
     async def close_all_connections(self) -> None:
-        """Ends every connection. HTTP/2 streams get `Limits.drain` to finish before their peers are told to go, because some
-        clients (httpx) give up open streams when they hear that; answer waiting polls before calling this."""
+        """Ends every connection. HTTP/2 streams get `Limits.drain` to finish before their peers are told to go, because
+        some clients (httpx) give up open streams when they hear that; answer waiting polls before calling this."""
         for greeting in self._greetings:
             greeting.cancel()
         await asyncio.gather(*self._greetings, return_exceptions=True)
-        await asyncio.gather(super().close_all_connections(), *(connection.close() for connection in self.http2_connections))
+        await asyncio.gather(
+            super().close_all_connections(), *(connection.close() for connection in self.http2_connections)
+        )
 
     def statistics(self) -> dict[str, int]:
-        """Counted now: connections, streams, and connections that have not said what they speak. Counted since the start:
-        accepted connections, requests, refused ones, resets (by peers, by us), connections ended for misbehaviour."""
+        """Counted now: connections, streams, and connections that have not said what they speak. Counted since the
+        start: accepted connections, requests, refused ones, resets (by peers, by us), connections ended for
+        misbehaviour.
+        """
         streams = sum(len(connection.streams) for connection in self.http2_connections)
-        return {"greeting": len(self._greetings), "connections": len(self.http2_connections), "streams": streams, **self.counts}
+        return {
+            "greeting": len(self._greetings),
+            "connections": len(self.http2_connections),
+            "streams": streams,
+            **self.counts,
+        }
 
 
 @functools.cache

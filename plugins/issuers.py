@@ -1,4 +1,6 @@
-"""Tokens of another issuer: ``--jwt-public-key FILE`` names its public key, whose type fixes the one algorithm that is taken."""
+"""Tokens of another issuer: ``--jwt-public-key FILE`` names its public key, whose type fixes the one algorithm that is
+taken.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,18 @@ def read_public_key(path: Path) -> tuple[Any, str]:
         from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
     except ImportError:
-        raise StartError("--jwt-public-key needs the package 'cryptography': run `pip install cryptography`, or install the extra `crypto`") from None
+        raise StartError(
+            "--jwt-public-key needs the package 'cryptography': run `pip install cryptography`, or install the extra"
+            " `crypto`"
+        ) from None
     try:
         content = path.read_bytes()
     except OSError as error:
         raise StartError(f"--jwt-public-key: {path} cannot be read: {error.strerror}") from None
     if b"PRIVATE KEY" in content:
-        raise StartError(f"--jwt-public-key: {path} is a private key, which belongs to the issuer alone: give its public half")
+        raise StartError(
+            f"--jwt-public-key: {path} is a private key, which belongs to the issuer alone: give its public half"
+        )
     try:
         key = load_pem_public_key(content)
     except Exception as error:  # cryptography raises many kinds

@@ -1,7 +1,7 @@
 """Dependencies and versions out of the project's manifests, for the section ``metadata`` of contexts.
 
-A manifest that cannot be read tells nothing. Read are pyproject.toml, setup.cfg, requirements.txt, package.json, Cargo.toml, go.mod,
-pom.xml and Gemfile.
+A manifest that cannot be read tells nothing. Read are pyproject.toml, setup.cfg, requirements.txt, package.json,
+Cargo.toml, go.mod, pom.xml and Gemfile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ parsed = functools.partial(cco_sidecar.parsed, more=(configparser.Error, Element
 def context_section(request: ContextRequest) -> Sections:
     root = Path(request.project.root)
     versions = read_dependencies(root)
-    facts = {"dependencies": sorted(versions), "dependency_versions": versions, "python_version": read_python_version(root)}
+    facts = {
+        "dependencies": sorted(versions),
+        "dependency_versions": versions,
+        "python_version": read_python_version(root),
+    }
     return {"metadata": facts}
 
 
@@ -55,7 +59,10 @@ def pyproject_dependencies(text: str) -> dict[str, str]:
     project, poetry = data.get("project", {}), data.get("tool", {}).get("poetry", {})
     groups = [*project.get("optional-dependencies", {}).values(), *data.get("dependency-groups", {}).values()]
     lines = [*project.get("dependencies", []), *(line for group in groups for line in group if isinstance(line, str))]
-    poetry_groups = [poetry.get("dependencies", {}), *(group.get("dependencies", {}) for group in poetry.get("group", {}).values())]
+    poetry_groups = [
+        poetry.get("dependencies", {}),
+        *(group.get("dependencies", {}) for group in poetry.get("group", {}).values()),
+    ]
     return requirements(lines) | {
         name.lower(): value if isinstance(value, str) else str(value.get("version", ""))
         for group in poetry_groups for name, value in group.items() if name.lower() != "python"
@@ -73,18 +80,28 @@ def setup_cfg_dependencies(text: str) -> dict[str, str]:
 
 def package_json_dependencies(text: str) -> dict[str, str]:
     data = json.loads(text)
-    return {name: str(version) for key in ("dependencies", "devDependencies", "peerDependencies") for name, version in data.get(key, {}).items()}
+    return {
+        name: str(version)
+        for key in ("dependencies", "devDependencies", "peerDependencies")
+        for name, version in data.get(key, {}).items()
+    }
 
 
 def cargo_dependencies(text: str) -> dict[str, str]:
     data = tomllib.loads(text)
     tables = [data.get(key, {}) for key in ("dependencies", "dev-dependencies", "build-dependencies")]
     tables.append(data.get("workspace", {}).get("dependencies", {}))
-    return {name: value if isinstance(value, str) else str(value.get("version", "")) for table in tables for name, value in table.items()}
+    return {
+        name: value if isinstance(value, str) else str(value.get("version", ""))
+        for table in tables
+        for name, value in table.items()
+    }
 
 
 def go_mod_dependencies(text: str) -> dict[str, str]:
-    pattern = re.compile(r"^\s*(?:require\s+)?([\w.-]+\.[\w.-]+/\S+|[\w-]+\.[\w.-]+)\s+(v\S+)(?!.*// indirect)", re.MULTILINE)
+    pattern = re.compile(
+        r"^\s*(?:require\s+)?([\w.-]+\.[\w.-]+/\S+|[\w-]+\.[\w.-]+)\s+(v\S+)(?!.*// indirect)", re.MULTILINE
+    )
     return dict(pattern.findall(re.sub(r"(?ms)^(replace|exclude|retract)\s*\(.*?\)", "", text)))
 
 
@@ -98,7 +115,12 @@ def pom_dependencies(text: str) -> dict[str, str]:
 
 
 def gemfile_dependencies(text: str) -> dict[str, str]:
-    return {name: version or "" for name, version in re.findall(r"""^\s*gem\s+['"]([^'"]+)['"](?:\s*,\s*['"]([^'"]+)['"])?""", text, re.MULTILINE)}
+    return {
+        name: version or ""
+        for name, version in re.findall(
+            r"""^\s*gem\s+['"]([^'"]+)['"](?:\s*,\s*['"]([^'"]+)['"])?""", text, re.MULTILINE
+        )
+    }
 
 
 DEPENDENCY_PARSERS: dict[str, Callable[[str], dict[str, str]]] = {
@@ -121,6 +143,13 @@ def read_python_version(root: Path) -> str | None:
     wanted = parsed(root / "pyproject.toml", lambda text: tomllib.loads(text).get("project", {}).get("requires-python"))
     if not wanted:
         pattern = r"python_requires\s*=\s*['\"]?([^'\"\n]+)"
-        wanted = next((m[1] for name in ("setup.cfg", "setup.py") if (m := parsed(root / name, lambda text: re.search(pattern, text)))), None)
+        wanted = next(
+            (
+                m[1]
+                for name in ("setup.cfg", "setup.py")
+                if (m := parsed(root / name, lambda text: re.search(pattern, text)))
+            ),
+            None,
+        )
     match = re.search(r"(?:>=|~=|==|\^)?\s*(\d+(?:\.\d+)+)", str(wanted or ""))
     return match[1] if match else None

@@ -1,11 +1,12 @@
 """The command ``run``: takes an issue from the architect to the documentation without anybody's help.
 
-It spawns the first agent, then whatever routing proposes, one at a time, until routing has nothing more to propose. It keeps no
-file about where it is: what it does next follows from what the service has stored (the issue's agents and ``agent_completed``
-events), read anew before each step. So it does not matter who was killed when: the same command goes on.
+It spawns the first agent, then whatever routing proposes, one at a time, until routing has nothing more to propose. It
+keeps no file about where it is: what it does next follows from what the service has stored (the issue's agents and
+``agent_completed`` events), read anew before each step. So it does not matter who was killed when: the same command
+goes on.
 
-From top to bottom: the command, the pipeline, its rules (which need no service), the service that it uses or starts, and what is
-shown. Seconds everywhere but in the query of a long poll, which wants milliseconds.
+From top to bottom: the command, the pipeline, its rules (which need no service), the service that it uses or starts,
+and what is shown. Seconds everywhere but in the query of a long poll, which wants milliseconds.
 """
 
 from __future__ import annotations
@@ -91,15 +92,20 @@ INTERRUPTED = 130
 @hookimpl
 def register_commands(commands: Any) -> None:
     add_commands(commands, {
-        "run": Command("take an issue through all agents that routing proposes, or go on where that was cut off", command_run, [
+        "run": Command("take an issue through all agents that routing proposes, or go on where that was cut off",
+            command_run, [
             arg("--issue", required=True, help="issue id"),
             arg("--task", type=task_text, help="what is to be done (default: what a plugin or an earlier run knows)"),
             arg("--type", help="the first agent (default: chief-architect)"),
-            arg("--until", metavar="CATEGORY|TYPE", help="stop when this has succeeded, for example coding or documentation-expert"),
+            arg("--until", metavar="CATEGORY|TYPE",
+                help="stop when this has succeeded, for example coding or documentation-expert"),
             arg("--rounds", type=at_least(1), default=12, metavar="N", help="agents started at most (default: 12)"),
-            arg("--retries", type=at_least(0), default=3, metavar="N", help="a type that fails more often in a row ends it (default: 3)"),
-            arg("--timeout", type=at_least(1), metavar="SECONDS", help="time limit of each agent (default: the service's)"),
-            arg("--patience", type=at_least(0), default=30, metavar="SECONDS", help="wait so long for a lost service (default: 30)"),
+            arg("--retries", type=at_least(0), default=3, metavar="N",
+                help="a type that fails more often in a row ends it (default: 3)"),
+            arg("--timeout", type=at_least(1), metavar="SECONDS",
+                help="time limit of each agent (default: the service's)"),
+            arg("--patience", type=at_least(0), default=30, metavar="SECONDS",
+                help="wait so long for a lost service (default: 30)"),
             arg("--restart", action="store_true", help="begin anew, whatever has been done on the issue"),
         ], formats=("table", "json"), options=(*CLIENT_OPTIONS, *SERVICE_OPTIONS), section="Start"),
         "run-service": Command("", command_run_service, options=SERVICE_OPTIONS),
@@ -133,7 +139,9 @@ def command_run(options: argparse.Namespace) -> int:
     hooks = load_hooks(asked)
     types = AgentTypes(hooks, asked).categories
     if options.until and options.until not in {*types, *CATEGORIES}:
-        raise StartError(f"--until: {options.until!r} is neither an agent type nor one of the categories {', '.join(CATEGORIES)}")
+        raise StartError(
+            f"--until: {options.until!r} is neither an agent type nor one of the categories {', '.join(CATEGORIES)}"
+        )
     view = view_of(options)
     try:
         with Interrupts(view) as interrupts, Link(options, asked, view) as link:
@@ -165,7 +173,9 @@ def command_run_service(options: argparse.Namespace) -> int:
 
 
 class Interrupts:
-    """The first SIGINT or SIGTERM is a KeyboardInterrupt, later where a step must not be cut in two; the second ends at once."""
+    """The first SIGINT or SIGTERM is a KeyboardInterrupt, later where a step must not be cut in two; the second ends at
+    once.
+    """
 
     def __init__(self, view: View) -> None:
         self._view, self._number, self._deferred = view, 0, False
@@ -211,7 +221,13 @@ class Pipeline:
     END_PATIENCE = 20.0  # the service's grace is 5 s, then it kills
 
     def __init__(
-        self, options: argparse.Namespace, hooks: Hooks, types: dict[str, str], link: Link, view: View, interrupts: Interrupts
+        self,
+        options: argparse.Namespace,
+        hooks: Hooks,
+        types: dict[str, str],
+        link: Link,
+        view: View,
+        interrupts: Interrupts,
     ) -> None:
         self._options, self._hooks, self._types = options, hooks, types
         self._link, self._view, self._interrupts = link, view, interrupts
@@ -249,7 +265,9 @@ class Pipeline:
     # -- where it stands
 
     def _begin(self) -> None:
-        """Find the latest start of this issue's pipeline and go on from there; where there is none, or with --restart, begin here."""
+        """Find the latest start of this issue's pipeline and go on from there; where there is none, or with --restart,
+        begin here.
+        """
         options, all_agents = self._options, self._read_agents()
         known = next((event["data"] for event in reversed(list(self._events("pipeline_started", "earliest")))), {})
         self._task = options.task or known.get("task") or self._task_elsewhere(all_agents)
@@ -271,7 +289,8 @@ class Pipeline:
         self._plan.failures.clear()  # whoever starts it again has looked into what went wrong
         going_on = bool(self._agents or self._results)
         pending = [item.agent_type for item in self._plan.queue()]
-        self._view.tell("pipeline_started", issue_id=self._issue, url=self._link.client.url, service=self._link.whose, going_on=going_on,
+        self._view.tell("pipeline_started", issue_id=self._issue, url=self._link.client.url, service=self._link.whose,
+            going_on=going_on,
                         task=self._task, pending=pending)  # fmt: skip
         self._publish("pipeline_started", begin)
 
@@ -313,7 +332,8 @@ class Pipeline:
             forgotten = bool(self._call("GET", "/api/results", query={"issue_id": self._issue, "limit": 1})["results"])
         if forgotten and not self._results:
             raise StartError(
-                f"{self._issue} has results, but the events that said who comes next have expired; begin anew with --restart,"
+                f"{self._issue} has results, but the events that said who comes next have expired; begin anew with"
+                " --restart,"
                 " and with --type TYPE where the first agents need not work again", REFUSED,
             )  # fmt: skip
 
@@ -330,7 +350,9 @@ class Pipeline:
     def _read_agents(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         cursor = self._after_agent or "earliest"
-        while page := self._call("GET", "/api/agents", query={"issue_id": self._issue, "since": cursor, "limit": 1000})["agents"]:
+        while page := self._call("GET", "/api/agents", query={"issue_id": self._issue, "since": cursor, "limit": 1000})[
+            "agents"
+        ]:
             shown = [agent for agent in page if agent["agent_id"] in self._started or not never_started(agent)]
             found |= {agent["agent_id"]: agent for agent in shown}
             cursor = page[-1]["agent_id"]
@@ -345,7 +367,11 @@ class Pipeline:
             category = next((name for name, category in CATEGORIES.items() if category.topic == topic), "")
             proposals = [NextAgent(**item) for item in data["next_agents"]]
             self._plan.take(Outcome(event["publisher"], data["agent_type"], category, data["status"], proposals))
-            self._results[event["publisher"]] = {"result_id": data["result_id"], "status": data["status"], "next_agents": data["next_agents"]}
+            self._results[event["publisher"]] = {
+                "result_id": data["result_id"],
+                "status": data["status"],
+                "next_agents": data["next_agents"],
+            }
             self._cursor = event["event_id"]
 
     def _is_silent(self, agent: dict[str, Any]) -> bool:
@@ -354,10 +380,14 @@ class Pipeline:
         return bool(agent["ended_at"]) and agent["result_id"] is None and not left_alone
 
     def _report(self, agent: dict[str, Any]) -> None:
-        """Store what can be said of an agent that did not say it itself, so that routing and the other agents learn of it."""
+        """Store what can be said of an agent that did not say it itself, so that routing and the other agents learn of
+        it.
+        """
         may_write = WRITE in CATEGORIES[self._types.get(agent["agent_type"], "coding")].permissions
         result = silent_result(agent, may_write, self._ordered.get(agent["agent_id"], ""))
-        who = {name: agent[name] for name in ("agent_id", "agent_type", "issue_id")} | {"project_id": self._link.client.project}
+        who = {name: agent[name] for name in ("agent_id", "agent_type", "issue_id")} | {
+            "project_id": self._link.client.project
+        }
         self._call("POST", "/api/results", who | {"result": result}, key=f"pipeline-{agent['agent_id']}")
 
     def _verdict(self) -> tuple[str, str] | None:
@@ -366,18 +396,32 @@ class Pipeline:
         if plan.reached:
             return "reached", f"{options.until} has succeeded"
         if hopeless := [name for name, number in plan.failures.items() if number > options.retries]:
-            return "failed", f"{hopeless[0]} has failed {counted(plan.failures[hopeless[0]], 'time')} in a row (--retries {options.retries})"
+            return (
+                "failed",
+                (
+                    f"{hopeless[0]} has failed {counted(plan.failures[hopeless[0]], 'time')} in a row (--retries"
+                    f" {options.retries})"
+                ),
+            )
         if not plan.pending:
             missed = f" (without reaching {options.until}, which routing did not propose)" if options.until else ""
             return "done", f"routing has nothing more to propose{missed}"
         if self._rounds >= options.rounds:
-            return "limit", f"{counted(self._rounds, 'agent')} started (--rounds {options.rounds}), {plan.next().agent_type} would be next"
+            return (
+                "limit",
+                (
+                    f"{counted(self._rounds, 'agent')} started (--rounds {options.rounds}), {plan.next().agent_type}"
+                    " would be next"
+                ),
+            )
         return None
 
     # -- one step
 
     def _spawn(self, proposal: NextAgent) -> None:
-        """Start the agent, when there is room for it. Returns without one where the crash of the service came between."""
+        """Start the agent, when there is room for it. Returns without one where the crash of the service came
+        between.
+        """
         body = {"agent_type": proposal.agent_type, "issue_id": self._issue, "task": self._task_of(proposal)}
         key, lost = str(uuid.uuid4()), self._link.losses
         while True:
@@ -390,7 +434,9 @@ class Pipeline:
                 elif error.answer.get("code") == "AGT_001" and self._link.losses > lost:
                     return  # the ledger knows whether it was started, and the next look into it will tell
                 elif error.answer.get("code") == "AGT_002" and proposal.agent_type == self._options.type:
-                    raise StartError(f"--type: {error.answer['message']}; `{own_command()} agent types` lists them", WRONG_USE) from None
+                    raise StartError(
+                        f"--type: {error.answer['message']}; `{own_command()} agent types` lists them", WRONG_USE
+                    ) from None
                 elif self._link.own and "start the service with" in str(error):
                     raise StartError(str(error).replace("start the service with", "give"), REFUSED) from None
                 else:
@@ -414,10 +460,14 @@ class Pipeline:
         self._wait("agent_exited", "latest", seconds, filter="")
 
     def _follow(self, agent: dict[str, Any]) -> None:
-        """Show the agent until it has ended. Its events wake us: its status is read again after each, and at the view's pace."""
+        """Show the agent until it has ended. Its events wake us: its status is read again after each, and at the view's
+        pace.
+        """
         agent_id, shown, cursor = agent["agent_id"], "", "latest"
         while True:
-            cursor = cursor if cursor != "latest" else self._wait("*", "latest", 0)["scanned_to"]  # before the status: nothing is missed
+            cursor = (
+                cursor if cursor != "latest" else self._wait("*", "latest", 0)["scanned_to"]
+            )  # before the status: nothing is missed
             agent = self._call("GET", f"/api/agents/{agent_id}/status")
             if agent["ended_at"]:
                 return
@@ -433,8 +483,8 @@ class Pipeline:
             cursor = self._wait("*", cursor, pace, filter=f"publisher:{agent_id}")["scanned_to"]
 
     def _tell_news(self) -> None:
-        """Show each agent that runs, or has ended since we began, once as started or found and once as ended, also where
-        its end came before our first look at it, or by an interruption."""
+        """Show each agent that runs, or has ended since we began, once as started or found and once as ended, also
+        where its end came before our first look at it, or by an interruption."""
         if self._history is None:
             return
         for agent in [agent for name, agent in self._agents.items() if name not in self._history | self._told]:
@@ -462,7 +512,9 @@ class Pipeline:
             words += f"; {self._how_to_go_on()}"
         rows = [self._row(agent) for agent in self._agents.values()]
         self._publish("pipeline_ended", {"state": state, "reason": words, "agents": len(rows)})
-        self._view.tell("pipeline_ended", state=state, reason=words, exit_code=code, seconds=self._elapsed(), agents=rows)
+        self._view.tell(
+            "pipeline_ended", state=state, reason=words, exit_code=code, seconds=self._elapsed(), agents=rows
+        )
         return code
 
     def _interrupted(self) -> int:
@@ -501,12 +553,17 @@ class Pipeline:
         """An agent in the summary."""
         stored = agent["result_id"]
         result = self._call("GET", f"/api/results/{stored}")["result"] if stored else {}
-        files = {entry if isinstance(entry, str) else entry["path"] for kind in FILE_LISTS for entry in result.get(kind) or []}
+        files = {
+            entry if isinstance(entry, str) else entry["path"]
+            for kind in FILE_LISTS
+            for entry in result.get(kind) or []
+        }
         proposal = self._plan.reasons.get(agent["agent_id"]) or self._plan.pending.get(agent["agent_type"])
         return {
             "agent_id": agent["agent_id"], "agent_type": agent["agent_type"], "state": agent["state"],
             "seconds": self._seconds(agent), "status": result.get("status"),
-            "files_changed": len(files), "decision": short_decision(result), "reason": proposal.reason if proposal else "",
+            "files_changed": len(files), "decision": short_decision(result),
+            "reason": proposal.reason if proposal else "",
         }  # fmt: skip
 
     def _seconds(self, agent: dict[str, Any]) -> float:
@@ -521,7 +578,9 @@ class Pipeline:
     # -- talking to the service
 
     def _call(self, method: str, path: str, body: Any = None, *, whole: bool = False, **keywords: Any) -> Any:
-        """The answer, also of a service that comes back in between. ``whole``: not to be cut off by the first Ctrl-C."""
+        """The answer, also of a service that comes back in between. ``whole``: not to be cut off by the first
+        Ctrl-C.
+        """
         renewed = False
         while True:
             try:
@@ -532,19 +591,28 @@ class Pipeline:
                     raise
                 self._link.recover(error)
             except Refused as error:
-                if error.answer.get("code") != "AUTH_002" or renewed:  # a machine that has slept for longer than a token lives
+                if (
+                    error.answer.get("code") != "AUTH_002" or renewed
+                ):  # a machine that has slept for longer than a token lives
                     raise
                 self._link.client, renewed = self._link.answering(), True
 
     def _wait(self, event_type: str, since: str, seconds: float, filter: str | None = None) -> Any:
         """A long poll for events of this issue, or of ``filter``."""
-        query = {"timeout": int(seconds * 1000), "since": since, "limit": 1000, "filter": f"issue_id:{self._issue}" if filter is None else filter}
+        query = {
+            "timeout": int(seconds * 1000),
+            "since": since,
+            "limit": 1000,
+            "filter": f"issue_id:{self._issue}" if filter is None else filter,
+        }
         try:
             return self._call("GET", f"/api/events/wait/{event_type}", query=query, timeout=seconds + 30)
         except Refused as error:
             if error.answer.get("code") != "EVT_003":
                 raise
-            return self._call("GET", f"/api/events/wait/{event_type}", query=query | {"since": "earliest"}, timeout=seconds + 30)
+            return self._call(
+                "GET", f"/api/events/wait/{event_type}", query=query | {"since": "earliest"}, timeout=seconds + 30
+            )
 
     def _events(self, event_type: str, since: str) -> Iterator[dict[str, Any]]:
         """Every retained event of this issue after ``since``."""
@@ -590,8 +658,9 @@ class Outcome(Struct, frozen=True):
 class Plan:
     """Who is still to work, from all outcomes in their order.
 
-    A proposal stays until its type has stored a result, whatever else is proposed meanwhile: routing names a type once per code
-    change, so dropping one would lose it. A type that is proposed again keeps its place and the higher priority.
+    A proposal stays until its type has stored a result, whatever else is proposed meanwhile: routing names a type once
+    per code change, so dropping one would lose it. A type that is proposed again keeps its place and the higher
+    priority.
     """
 
     def __init__(self, first: NextAgent, until: str | None) -> None:
@@ -655,7 +724,9 @@ def short_decision(result: dict[str, Any]) -> str:
     """What a result says of itself in one line: its first error where it failed, else its decisions."""
     said = result.get("decisions") or []
     if result.get("status") == "failed" and result.get("errors"):
-        said = [error if isinstance(error, str) else json.dumps(error, ensure_ascii=False) for error in result["errors"][:1]]
+        said = [
+            error if isinstance(error, str) else json.dumps(error, ensure_ascii=False) for error in result["errors"][:1]
+        ]
     return " ".join("; ".join(said).split())
 
 
@@ -726,7 +797,9 @@ class Link:
             raise StartError(f"a pipeline for {self._options.issue} is already running", REFUSED) from None
 
     def _hold_service(self) -> None:
-        """Our part in the lock that keeps a pipeline's service alive; waits until one that is just stopping has gone."""
+        """Our part in the lock that keeps a pipeline's service alive; waits until one that is just stopping has
+        gone.
+        """
         if fcntl is None:
             return
         file = open_private(users_file(self._settings))
@@ -834,13 +907,18 @@ class Link:
         return [word for pair in words for word in pair]
 
     def _check_start(self) -> None:
-        """Give up on a service of ours that has ended, unless another one has the storage: that one is about to answer, or to go."""
+        """Give up on a service of ours that has ended, unless another one has the storage: that one is about to answer,
+        or to go.
+        """
         if self.own and self.own.poll() is not None:
             if self.own.returncode == REFUSED and "already runs on this storage" in self._last_words():
                 self.own = None
                 time.sleep(0.2)
             else:
-                raise StartError(f"the service did not start: {self._last_words()}", self.own.returncode if self.own.returncode > 0 else REFUSED)
+                raise StartError(
+                    f"the service did not start: {self._last_words()}",
+                    self.own.returncode if self.own.returncode > 0 else REFUSED,
+                )
 
     @property
     def _log(self) -> Path:
@@ -851,7 +929,9 @@ class Link:
         return lines[-1].removeprefix("cco: ") if lines else "it said nothing"
 
     def recover(self, error: NotReachable) -> None:
-        """Return when the service answers again. Our own is started again, somebody else's is waited for; raises what was the matter."""
+        """Return when the service answers again. Our own is started again, somebody else's is waited for; raises what
+        was the matter.
+        """
         self.losses += 1
         self._view.tell("waiting", reason=str(error), seconds=self._options.patience)
         deadline = time.monotonic() + self._options.patience
@@ -874,18 +954,25 @@ class Link:
         return self._find_or_start()
 
     def _wait_for_stop(self, own: subprocess.Popen[bytes]) -> None:
-        """Our service stops by itself when its last user has gone: wait for that, unless another pipeline still uses it."""
+        """Our service stops by itself when its last user has gone: wait for that, unless another pipeline still uses
+        it.
+        """
         file, used = open_private(users_file(self._settings)), 0
         deadline = time.monotonic() + self.START_SECONDS
         while own.poll() is None and time.monotonic() < deadline and used < 20:
-            shared = try_to_share(file)  # refused as soon as the service has taken the lock, which it does when nobody shares it
+            shared = try_to_share(
+                file
+            )  # refused as soon as the service has taken the lock, which it does when nobody shares it
             if shared:
                 fcntl.flock(file, fcntl.LOCK_UN)
             used = used + 1 if shared else 0
             time.sleep(0.05)
         os.close(file)
         if own.poll() is None and used >= 20:
-            self._view.tell("note", reason="another pipeline uses the service that was started here: it stays until that one has ended")
+            self._view.tell(
+                "note",
+                reason="another pipeline uses the service that was started here: it stays until that one has ended",
+            )
         elif own.poll() is None:
             own.kill()
             own.wait()
@@ -917,7 +1004,9 @@ def pipelines_folder(settings: Settings) -> Path:
 
 
 def users_file(settings: Settings) -> Path:
-    """Shared by every pipeline that uses the storage's service; wanted for itself alone by a service that a pipeline has started."""
+    """Shared by every pipeline that uses the storage's service; wanted for itself alone by a service that a pipeline
+    has started.
+    """
     return pipelines_folder(settings) / ".users"
 
 
@@ -1022,7 +1111,10 @@ class LiveView(TableView):
     pace = 1.0
 
     def progress(self, agent: dict[str, Any], elapsed: float, line: str, *, changed: bool) -> None:
-        shown = f"{time.monotonic() - self._began:7.2f} s  {agent['agent_type']} {agent['state']} {elapsed:.0f} s  {plain(line)}"
+        shown = (
+            f"{time.monotonic() - self._began:7.2f} s  {agent['agent_type']} {agent['state']} {elapsed:.0f} s "
+            f" {plain(line)}"
+        )
         with written():
             sys.stdout.write(f"\r\x1b[K{fitting(shown, shutil.get_terminal_size().columns - 1)}")
 
@@ -1073,11 +1165,16 @@ def fitting(text: str, columns: int) -> str:
 
 def started_line(facts: dict[str, Any]) -> Iterable[str]:
     how = "goes on" if facts["going_on"] else "begins"
-    yield f"{facts['issue_id']} {how} at {facts['url']}" + (", a service of its own" if facts["service"] == "its own" else "")
+    yield f"{facts['issue_id']} {how} at {facts['url']}" + (
+        ", a service of its own" if facts["service"] == "its own" else ""
+    )
 
 
 def ended_line(facts: dict[str, Any]) -> Iterable[str]:
-    about = f"{facts['status'] or facts['state']} after {facts['seconds']:.1f} s, {counted(facts['files_changed'], 'file')} changed"
+    about = (
+        f"{facts['status'] or facts['state']} after {facts['seconds']:.1f} s, {counted(facts['files_changed'], 'file')}"
+        " changed"
+    )
     yield f"{facts['agent_type']} {about}" + (f": {facts['decision']}" if facts["decision"] else "")
     for item in facts["next_agents"]:
         yield f"  next: {item['agent_type']} ({item['priority']}), {item['reason']}"
@@ -1085,7 +1182,9 @@ def ended_line(facts: dict[str, Any]) -> Iterable[str]:
 
 LINES: dict[str, Callable[[dict[str, Any]], Iterable[str]]] = {  # event: its lines
     "pipeline_started": started_line,
-    "agent_started": lambda facts: [f"{facts['agent_type']} started, pid {facts['pid']} ({facts['priority']}), {facts['reason']}"],
+    "agent_started": lambda facts: [
+        f"{facts['agent_type']} started, pid {facts['pid']} ({facts['priority']}), {facts['reason']}"
+    ],
     "agent_found": lambda facts: [f"{facts['agent_type']} found, pid {facts['pid']}, started {facts['seconds']} s ago"],
     "agent_output": lambda facts: [f"{facts['agent_type']}: {facts['line']}"],
     "agent_ended": ended_line,

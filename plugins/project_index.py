@@ -1,7 +1,8 @@
 """Looks at the repository faster: remembers a signature of every file and asks git only about what changed.
 
-``Project``, the core's own reader, asks git for everything at each look. This one signs (``lstat``) the files, the folders that
-are not ignored, and git's own files, and reads again only what a signature shows to be another. What it tells is the same.
+``Project``, the core's own reader, asks git for everything at each look. This one signs (``lstat``) the files, the
+folders that are not ignored, and git's own files, and reads again only what a signature shows to be another. What it
+tells is the same.
 """
 
 from __future__ import annotations
@@ -55,13 +56,17 @@ def project_reader(settings: Settings) -> Project:
 
 
 class ProvenState(ProjectState, frozen=True, dict=True):
-    """A state with the signatures that prove it; ``settled`` where none is so young that a second change could hide behind it."""
+    """A state with the signatures that prove it; ``settled`` where none is so young that a second change could hide
+    behind it.
+    """
 
     proof: Proof
     settled: bool
 
 
-def proven(root: str, files: list[FileFact], git: GitContext, head: str | None, proof: Proof, settled: bool) -> ProvenState:
+def proven(
+    root: str, files: list[FileFact], git: GitContext, head: str | None, proof: Proof, settled: bool
+) -> ProvenState:
     return ProvenState(root, files, git, head, digest_of(proof) if settled else None, proof, settled)
 
 
@@ -76,7 +81,9 @@ RULES = (".gitignore", ".gitattributes", ".gitmodules")  # files that say someth
 
 
 class Listing(Struct, frozen=True):
-    """What git says of the work tree, names below the root: ``ignored`` folders end in a slash, ``changes`` are (code, path)."""
+    """What git says of the work tree, names below the root: ``ignored`` folders end in a slash, ``changes`` are (code,
+    path).
+    """
 
     tracked: list[str]
     untracked: list[str]
@@ -127,7 +134,9 @@ class ProjectIndex(Project):
         return self._state is not None and (path in self._state.proof or os.path.dirname(path) in self._state.proof)
 
     def _read(self, fresh: Proof, changed: list[str], now: int = 0) -> ProvenState:
-        """A new state; ``fresh`` are the signatures of what the last one knew, ``changed`` those of them that are others now."""
+        """A new state; ``fresh`` are the signatures of what the last one knew, ``changed`` those of them that are
+        others now.
+        """
         calm = settle(fresh, changed, now)
         few = self._only_contents(changed) if calm and self._state and self._state.settled else None
         if few is not None:
@@ -173,7 +182,9 @@ class ProjectIndex(Project):
     # -- signatures
 
     def _sign(self, listing: Listing, known: Proof) -> Proof:
-        """Of git's files, the reports, every folder that is not ignored, and every file; those that are ``known`` are not looked at again."""
+        """Of git's files, the reports, every folder that is not ignored, and every file; those that are ``known`` are
+        not looked at again.
+        """
         folders = self._folders()
         if folders:
             proof = self._sign_git(folders)
@@ -192,7 +203,18 @@ class ProjectIndex(Project):
         """Of git's files whose change can change a context: head, index, branches, ignore rules, configuration."""
         own, common = folders.own, folders.common
         names = [own / name for name in ("HEAD", "index", "logs/HEAD", "MERGE_HEAD", "config.worktree")]
-        names += [common / name for name in ("packed-refs", "config", "info/exclude", "refs/heads", "refs/stash", "shallow", "reftable/tables.list")]
+        names += [
+            common / name
+            for name in (
+                "packed-refs",
+                "config",
+                "info/exclude",
+                "refs/heads",
+                "refs/stash",
+                "shallow",
+                "reftable/tables.list",
+            )
+        ]
         home = Path(os.path.expanduser("~"))  # stays as it is where there is no home folder
         names += [home / name for name in (".gitconfig", ".config/git/config", ".config/git/ignore")]
         proof = {str(name): sign(str(name)) for name in names}
@@ -208,12 +230,17 @@ class ProjectIndex(Project):
         if not known:
             self._entries = {}
         else:  # those that did not change hold no other folders than before
-            unchanged = {path for path, signature in known.items() if signature and stat.S_ISDIR(signature[4]) and before.get(path) == signature}
+            unchanged = {
+                path
+                for path, signature in known.items()
+                if signature and stat.S_ISDIR(signature[4]) and before.get(path) == signature
+            }
             found = {path: known[path] for path in unchanged}
             found |= {path: known[path] for path in known if path.endswith("/.gitignore")}
             pending = [
                 f"{path[len(self._prefix) :]}/".lstrip("/") for path, signature in known.items()
-                if signature and stat.S_ISDIR(signature[4]) and path not in unchanged and path.startswith(str(self._root))
+                if signature and stat.S_ISDIR(signature[4]) and path not in unchanged
+                and path.startswith(str(self._root))
             ]  # fmt: skip
         while pending:
             relative = pending.pop()
@@ -223,7 +250,11 @@ class ProjectIndex(Project):
             self._entries[folder] = hash(names)
             if ".gitignore" in names:
                 found[f"{self._prefix}{relative}.gitignore"] = sign(f"{self._prefix}{relative}.gitignore")
-            below = [name for name in names if name.endswith("/") and name[:-1] not in skip and relative + name not in ignored]
+            below = [
+                name
+                for name in names
+                if name.endswith("/") and name[:-1] not in skip and relative + name not in ignored
+            ]
             pending += [relative + name for name in below if f"{self._prefix}{relative}{name[:-1]}" not in found]
         return found
 
@@ -239,7 +270,9 @@ class ProjectIndex(Project):
         return kept[2]
 
     def _kept_by(self, name: str, key: tuple[Signature | None, ...], read: Callable[[], Any]) -> Any:
-        """What ``read`` gave when the signatures were ``key``; read again where one of them is too young to be trusted."""
+        """What ``read`` gave when the signatures were ``key``; read again where one of them is too young to be
+        trusted.
+        """
         kept = self._kept.get(name)
         if kept is None or kept[0] != key or any(is_young(signature, kept[1]) for signature in key):
             kept = self._kept[name] = (key, time.time_ns(), read())
@@ -263,7 +296,9 @@ class ProjectIndex(Project):
         if folders is None:
             return []
         key = (sign(str(folders.own / "index")),)
-        names: list[str] = self._kept_by("tracked", key, lambda: split_z(run_git(self._root, "ls-files", "-z", "-c", "--deduplicate")))
+        names: list[str] = self._kept_by(
+            "tracked", key, lambda: split_z(run_git(self._root, "ls-files", "-z", "-c", "--deduplicate"))
+        )
         return names
 
     def _changes(self, listing: Listing) -> list[Change]:
@@ -292,21 +327,31 @@ class ProjectIndex(Project):
             return state.git.uncommitted_changes
         codes = [item for item in read_status(self._root, folders.prefix, None, sorted(names)) or [] if item[0] != "!!"]
         counts = line_counts(self._root, codes, sorted(names))
-        others = [change for change in state.git.uncommitted_changes if change.path not in {clean_text(name) for name in names}]
-        return sorted([*others, *describe_changes(codes, counts)], key=lambda change: (change.status == "untracked", change.path))
+        others = [
+            change
+            for change in state.git.uncommitted_changes
+            if change.path not in {clean_text(name) for name in names}
+        ]
+        return sorted(
+            [*others, *describe_changes(codes, counts)], key=lambda change: (change.status == "untracked", change.path)
+        )
 
 
 def folder_names(folder: str) -> frozenset[str]:
     """The names in a folder, those of folders with a slash; none where it cannot be read."""
     try:
         with os.scandir(folder) as entries:
-            return frozenset(f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries)
+            return frozenset(
+                f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries
+            )
     except OSError:
         return frozenset()
 
 
 def settle(proof: Proof, paths: Iterable[str], now: int) -> bool:
-    """Look again at what was signed so soon after a change that another could hide; False where it keeps changing. Blocks."""
+    """Look again at what was signed so soon after a change that another could hide; False where it keeps changing.
+    Blocks.
+    """
     young = [path for path in paths if is_young(proof[path], now)]
     for _ in range(4):
         if not young:

@@ -1,22 +1,23 @@
 """Relevance: the files that an agent's task is about, from an index that keeps itself up to date.
 
-The ranking is lexical and looks at more than the text of a file. Every identifier is taken apart (``SessionCookie`` is also
-session and cookie), files are searched in chunks of 50 lines, and what a file defines, is called, lies beside, imports, is
-tested by and was changed for adds to its score:
+The ranking is lexical and looks at more than the text of a file. Every identifier is taken apart (``SessionCookie`` is
+also session and cookie), files are searched in chunks of 50 lines, and what a file defines, is called, lies beside,
+imports, is tested by and was changed for adds to its score:
 
     query     words of the task, title heavier than body, then of what earlier agents decided
     features  thirteen numbers per file, each divided by its largest in the project (FEATURES: what and how much)
-    stages    the sum of what the query alone says picks the best files; their folders, imports and tests then add to others
-    score     the sum times a factor for the file's kind (KIND_FACTORS) and language, plus what is certain (BOOSTS)
+    stages    the sum of what the query alone says picks the best files; their folders, imports and tests then add to
+    others score     the sum times a factor for the file's kind (KIND_FACTORS) and language, plus what is certain
+    (BOOSTS)
 
-Sources: Robertson and Zaragoza, The Probabilistic Relevance Framework (BM25; SQLite's bm25() computes it); Saha et al., BLUiR
-(identifiers taken apart, definitions apart from text); Zhou et al., BugLocator (past changes with similar descriptions). The
-weights are fitted to the histories of open-source projects and flat: no single one matters much.
+Sources: Robertson and Zaragoza, The Probabilistic Relevance Framework (BM25; SQLite's bm25() computes it); Saha et al.,
+BLUiR (identifiers taken apart, definitions apart from text); Zhou et al., BugLocator (past changes with similar
+descriptions). The weights are fitted to the histories of open-source projects and flat: no single one matters much.
 
-The index is one SQLite file with FTS5 tables, ``relevance.sqlite``, and can be thrown away at any time. Small changes are
-taken up within a call. The first build and large changes are the work of a child process (``relevance.py build``) that
-leaves the service's interpreter alone; until it is done the answer is "not now". Every write is a transaction over whole
-files, so a reader or a builder that dies at any moment leaves an index that is used and completed.
+The index is one SQLite file with FTS5 tables, ``relevance.sqlite``, and can be thrown away at any time. Small changes
+are taken up within a call. The first build and large changes are the work of a child process (``relevance.py build``)
+that leaves the service's interpreter alone; until it is done the answer is "not now". Every write is a transaction over
+whole files, so a reader or a builder that dies at any moment leaves an index that is used and completed.
 """
 
 from __future__ import annotations
@@ -55,13 +56,26 @@ from typing import Any
 import msgspec
 
 import cco_sidecar
-from cco_sidecar import DATA, PROSE, STOP_WORDS, FileFact, RankedFile, RankRequest, hookimpl, is_secret, language_of, read_text_file, run_git
+from cco_sidecar import (
+    DATA,
+    PROSE,
+    STOP_WORDS,
+    FileFact,
+    RankedFile,
+    RankRequest,
+    hookimpl,
+    is_secret,
+    language_of,
+    read_text_file,
+    run_git,
+)
 
 log = logging.getLogger("cco_sidecar.relevance")
 
 Scores = dict[int, float]  # by file number
 
-# ---- Tables: what counts how much --------------------------------------------------------------------------------------------
+# ---- Tables: what counts how much
+# --------------------------------------------------------------------------------------------
 
 FEATURES = {
     "chunk": 4.4,  # bm25 of the file's best chunk
@@ -86,7 +100,15 @@ KIND_FACTORS = {  # by category; everything comes, what is not asked for comes l
     "architect": {"source": 1.0, "docs": 0.6, "config": 0.6, "markup": 0.4, "test": 0.4, "aux": 0.2, "other": 0.05},
     "qa": {"test": 1.0, "source": 0.25, "markup": 0.1, "config": 0.1, "aux": 0.08, "docs": 0.05, "other": 0.03},
     "security": {"source": 1.0, "config": 0.7, "markup": 0.6, "test": 0.4, "aux": 0.2, "docs": 0.1, "other": 0.05},
-    "documentation": {"docs": 1.0, "source": 0.5, "markup": 0.25, "aux": 0.25, "config": 0.2, "test": 0.1, "other": 0.05},
+    "documentation": {
+        "docs": 1.0,
+        "source": 0.5,
+        "markup": 0.25,
+        "aux": 0.25,
+        "config": 0.2,
+        "test": 0.1,
+        "other": 0.05,
+    },
     "support": {"docs": 1.0, "source": 0.8, "config": 0.5, "markup": 0.5, "test": 0.3, "aux": 0.3, "other": 0.05},
 }
 OTHER_LANGUAGE = 0.5  # factor for code in a language that is not the specialist's
@@ -114,42 +136,56 @@ SPOKEN_BY = {  # the first word of an agent's type -> the languages that it writ
     **{name: (name,) for name in "python rust go ruby php perl elixir erlang haskell clojure lua r julia dart".split()},
     **dict.fromkeys(("javascript", "typescript", "nodejs"), WEB),
     **dict.fromkeys(("react", "vue", "angular", "svelte", "nextjs", "frontend"), (*WEB, "html", "css")),
-    **dict.fromkeys(("django", "fastapi", "flask"), ("python",)), "rails": ("ruby",), "laravel": ("php",), "flutter": ("dart",),
+    **dict.fromkeys(("django", "fastapi", "flask"), ("python",)), "rails": ("ruby",), "laravel": ("php",),
+    "flutter": ("dart",),
     "java": ("java", "kotlin"), "spring": ("java", "kotlin"), "kotlin": ("kotlin", "java"), "scala": ("scala", "java"),
     "csharp": ("csharp",), "dotnet": ("csharp",), "c": ("c", "cpp"), "cpp": ("cpp", "c"), "swift": ("swift", "c"),
     "shell": ("shell",), "powershell": ("powershell",), "sql": ("sql",), "html": ("html", "css"),
 }  # fmt: skip
 
-SECURITY_WORDS = """auth authentication authorization login password passwd credential token session cookie jwt oauth permission role access
-    crypto encrypt decrypt hash hmac sign verify certificate tls ssl secret key random csrf cors xss sanitize escape validate injection
+SECURITY_WORDS = """auth authentication authorization login password passwd credential token session cookie jwt oauth
+    permission role access
+    crypto encrypt decrypt hash hmac sign verify certificate tls ssl secret key random csrf cors xss sanitize escape
+    validate injection
     upload request header redirect deserialize pickle yaml eval exec shell subprocess path traversal middleware admin"""
 GENERAL_WORDS = frozenset(  # say that something is to be looked at, not what
-    """audit review check scan analyze analyse assess inspect look find security secure vulnerability vulnerabilities risk threat model code
-    codebase repository repo project application app whole entire full complete general file files source issue issues report""".split()
+    """audit review check scan analyze analyse assess inspect look find security secure vulnerability vulnerabilities
+    risk threat model code
+    codebase repository repo project application app whole entire full complete general file files source issue issues
+    report""".split()
 )
 
-# ---- Kinds and languages of files, by path -----------------------------------------------------------------------------------
+# ---- Kinds and languages of files, by path
+# -----------------------------------------------------------------------------------
 
 MARKUP = frozenset("html css sql protobuf graphql terraform shell powershell".split())
 GRAMMARS = (".y", ".yy", ".g4", ".peg", ".pest")  # source in a language of its own
 TEST_FOLDERS = frozenset(
-    "test tests testing __tests__ spec specs e2e testdata test-data test_data testsuite fixtures __snapshots__ mocks __mocks__ playground".split()
+    "test tests testing __tests__ spec specs e2e testdata test-data test_data testsuite fixtures __snapshots__ mocks"
+    " __mocks__ playground".split()
 )
 AUX_FOLDERS = frozenset(
-    """doc docs documentation website site example examples demo demos sample samples bench benches benchmark benchmarks tools scripts
-    script ci contrib extras changelog changelogs release licenses locale locales i18n migrations .github .gitlab .circleci""".split()
+    """doc docs documentation website site example examples demo demos sample samples bench benches benchmark
+    benchmarks tools scripts
+    script ci contrib extras changelog changelogs release licenses locale locales i18n migrations .github .gitlab
+    .circleci""".split()
 )
 FOREIGN_FOLDERS = frozenset(
-    "vendor vendored third_party third-party node_modules bower_components dist out target deps .venv venv site-packages".split()
+    "vendor vendored third_party third-party node_modules bower_components dist out target deps .venv venv"
+    " site-packages".split()
 )
 TEST_NAME = re.compile(r"^(test_|tests?\.|conftest\.)|([._-](tests?|spec))\.[a-z]+$", re.IGNORECASE)
 TEST_CLASS = re.compile(r"[a-z0-9](Tests?|TestCase|Spec|IT)\.(java|kt|kts|cs|scala|groovy|swift|php)$")
 MADE_NAME = re.compile(
-    r"\.d\.ts$|\.pb\.(go|cc|h)$|_pb2(_grpc)?\.pyi?$|[._-]generated[._]|^zz_generated|^generated_.*\.(go|py|js|ts)$|\.g\.(dart|cs)$", re.IGNORECASE
+    r"\.d\.ts$|\.pb\.(go|cc|h)$|_pb2(_grpc)?\.pyi?$|[._-]generated[._]|^zz_generated|^generated_.*\.(go|py|js|ts)$|\.g\.(dart|cs)$",
+    re.IGNORECASE,
 )
-SETUP_NAMES = frozenset("setup.py noxfile.py conf.py tasks.py __version__.py version.py version.go version.rb version.ts version.js".split())
+SETUP_NAMES = frozenset(
+    "setup.py noxfile.py conf.py tasks.py __version__.py version.py version.go version.rb version.ts version.js".split()
+)
 DATA_NAME = re.compile(
-    r"\.(map|snap|lock|svg|csv|tsv|ipynb|po|pot)$|[.-]lock\.(json|ya?ml)$|^(go\.sum|npm-shrinkwrap\.json)$|\.min\.(js|css)$", re.IGNORECASE
+    r"\.(map|snap|lock|svg|csv|tsv|ipynb|po|pot)$|[.-]lock\.(json|ya?ml)$|^(go\.sum|npm-shrinkwrap\.json)$|\.min\.(js|css)$",
+    re.IGNORECASE,
 )
 PLAIN_NAMES = frozenset("readme license changelog changes contributing authors news history todo".split())
 
@@ -179,7 +215,8 @@ def classify(path: str) -> tuple[str, bool]:
     return ("markup" if language in MARKUP else "source"), True
 
 
-# ---- Words: identifiers taken apart, and stems -------------------------------------------------------------------------------
+# ---- Words: identifiers taken apart, and stems
+# -------------------------------------------------------------------------------
 
 IDENTIFIER = re.compile(r"\w+")
 PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
@@ -232,13 +269,18 @@ class Stemmer:
                 self._known |= {word: word for word in unknown}
                 self._database.execute("begin")
                 self._database.executemany("insert into word (rowid, body) values (?, ?)", enumerate(unknown))
-                self._known |= {unknown[row]: stem for row, stem in self._database.execute("select doc, term from stem where \"offset\" = 0")}
+                self._known |= {
+                    unknown[row]: stem
+                    for row, stem in self._database.execute('select doc, term from stem where "offset" = 0')
+                }
                 self._database.execute("rollback")
             return {word: self._known[word] for word in words}
 
 
 def bare_stem(path: str) -> str:
-    """The base name without endings and punctuation; of ``__init__.py`` and the like the folder's: what a file is called."""
+    """The base name without endings and punctuation; of ``__init__.py`` and the like the folder's: what a file is
+    called.
+    """
     folder, _, name = path.rpartition("/")
     stem = name.partition(".")[0] if name[0] != "." else name[1:]
     if stem in ("__init__", "index", "mod", "lib", "main", "__main__") and folder:
@@ -250,7 +292,9 @@ def run_together(name: str) -> str:
     return "".join(parts_of(name))
 
 
-TEST_AFFIX = re.compile(r"^tests?[._-](?=.)|(?<=.)[._-](tests?|spec)(?=\.|$)|^Test(?=[A-Z])|(?<=[a-z0-9])(Tests?|TestCase|Spec|IT)(?=\.|$)")
+TEST_AFFIX = re.compile(
+    r"^tests?[._-](?=.)|(?<=.)[._-](tests?|spec)(?=\.|$)|^Test(?=[A-Z])|(?<=[a-z0-9])(Tests?|TestCase|Spec|IT)(?=\.|$)"
+)
 
 
 def pair_stem(path: str) -> str:
@@ -259,11 +303,14 @@ def pair_stem(path: str) -> str:
     return run_together(bare_stem(f"{folder}/{TEST_AFFIX.sub('', name, count=1)}"))
 
 
-# ---- Definitions and imports -------------------------------------------------------------------------------------------------
+# ---- Definitions and imports
+# -------------------------------------------------------------------------------------------------
 
 START = r"^[ \t]*(?:export[ \t]+)?(?:default[ \t]+)?(?:declare[ \t]+)?(?:abstract[ \t]+)?(?:async[ \t]+)?"
 RUST_START = r"^[ \t]*(?:pub(?:\([^)\n]*\))?[ \t]+)?"
-CLASS_WORDS = "class|interface|enum|record|object|trait|struct|protocol|extension|fun|func|function|def|namespace|typealias"
+CLASS_WORDS = (
+    "class|interface|enum|record|object|trait|struct|protocol|extension|fun|func|function|def|namespace|typealias"
+)
 MODIFIERS = "public|private|protected|internal|static|final|override|abstract|async|virtual|synchronized"
 METHOD_START = r"^[ \t]+(?:(?:static|async|get|set|public|private|protected|readonly)[ \t]+)*"
 DEFINITIONS = {
@@ -274,25 +321,32 @@ DEFINITIONS = {
             r"^[ \t]*(?:def[ \t]+(?:self\.)?|class[ \t]+|module[ \t]+)([\w:]+)",
             r"^[ \t]*(?:attr_\w+|scope)[ \t]+:(\w+)", r"^[ \t]*([A-Z]\w*)[ \t]*=",
         ],
-        "go": [r"^func[ \t]+(?:\([^)\n]*\)[ \t]*)?(\w+)", r"^(?:type|var|const)[ \t]+(\w+)", r"^\t(\w+)[ \t]+(?:struct|interface)\b"],
+        "go": [r"^func[ \t]+(?:\([^)\n]*\)[ \t]*)?(\w+)", r"^(?:type|var|const)[ \t]+(\w+)",
+            r"^\t(\w+)[ \t]+(?:struct|interface)\b"],
         "rust": [
-            RUST_START + r"(?:(?:default|async|unsafe|const|extern[ \t]+\"C\")[ \t]+)*(?:fn|struct|enum|trait|mod|type|const|static)[ \t]+(\w+)",
+            RUST_START + r"(?:(?:default|async|unsafe|const|extern[ \t]+\"C\")[ \t]+)*"
+            r"(?:fn|struct|enum|trait|mod|type|const|static)[ \t]+(\w+)",
             r"^[ \t]*macro_rules![ \t]*(\w+)",
         ],
         "web": [
-            START + r"(?:function\*?|class|interface|type|enum|namespace)[ \t]+(\w+)", r"^(?:export[ \t]+)?(?:const|let|var)[ \t]+(\w+)",
-            r"^[ \t]+(?:const|let|var)[ \t]+(\w+)[ \t]*=[ \t]*(?:async[ \t]*)?(?:function|\([^)\n]*\)[ \t]*(?::[^=\n]+)?=>|\w+[ \t]*=>)",
+            START + r"(?:function\*?|class|interface|type|enum|namespace)[ \t]+(\w+)",
+            r"^(?:export[ \t]+)?(?:const|let|var)[ \t]+(\w+)",
+            r"^[ \t]+(?:const|let|var)[ \t]+(\w+)[ \t]*=[ \t]*"
+            r"(?:async[ \t]*)?(?:function|\([^)\n]*\)[ \t]*(?::[^=\n]+)?=>|\w+[ \t]*=>)",
             METHOD_START + r"(?!(?:if|for|while|switch|catch|function|return)\b)(\w+)[ \t]*\([^()\n]*\)[^;\n]*\{$",
         ],
         "classes": [
-            rf"^[ \t]*(?:[\w@]+[ \t]+){{0,6}}?(?:{CLASS_WORDS})[ \t]+(\w+)", rf"^[ \t]+(?:(?:{MODIFIERS})[ \t]+)+[\w<>\[\],.?]+[ \t]+(\w+)[ \t]*\(",
+            rf"^[ \t]*(?:[\w@]+[ \t]+){{0,6}}?(?:{CLASS_WORDS})[ \t]+(\w+)",
+            rf"^[ \t]+(?:(?:{MODIFIERS})[ \t]+)+[\w<>\[\],.?]+[ \t]+(\w+)[ \t]*\(",
         ],
         "c": [
             r"^[A-Za-z_][\w \t*&:<>,~]*?[ \t*&:](~?\w+)[ \t]*\([^;\n]*$",
-            r"^[ \t]*(?:typedef[ \t]+)?(?:struct|enum|union|class|namespace)[ \t]+(\w+)", r"^[ \t]*#[ \t]*define[ \t]+(\w+)",
+            r"^[ \t]*(?:typedef[ \t]+)?(?:struct|enum|union|class|namespace)[ \t]+(\w+)",
+            r"^[ \t]*#[ \t]*define[ \t]+(\w+)",
         ],
         "any": [
-            r"^[ \t]*(?:local[ \t]+)?(?:defp?|defmodule|defmacro|function|sub|package|fn|func|class|module|proc|message|service)[ \t]+([\w.:]+)",
+            r"^[ \t]*(?:local[ \t]+)?(?:defp?|defmodule|defmacro|function|sub|package"
+            r"|fn|func|class|module|proc|message|service)[ \t]+([\w.:]+)",
         ],
     }.items()
 }  # fmt: skip
@@ -310,15 +364,20 @@ IMPORTS = {
     }.items()
 }  # fmt: skip
 FAMILIES = {
-    **{name: name for name in ("python", "ruby", "go", "rust")}, **dict.fromkeys(WEB, "web"), **dict.fromkeys(("c", "cpp"), "c"),
+    **{name: name for name in ("python", "ruby", "go", "rust")}, **dict.fromkeys(WEB, "web"),
+    **dict.fromkeys(("c", "cpp"), "c"),
     **dict.fromkeys(("java", "kotlin", "scala", "csharp", "swift", "php", "dart"), "classes"),
-    **dict.fromkeys("perl elixir erlang haskell clojure lua r julia shell powershell sql zig nim protobuf graphql".split(), "any"),
+    **dict.fromkeys(
+        "perl elixir erlang haskell clojure lua r julia shell powershell sql zig nim protobuf graphql".split(), "any"
+    ),
 }  # fmt: skip
 
 
 def definitions(language: str, text: str) -> collections.Counter[str]:
     """The names that a file defines, as written, and how often."""
-    return collections.Counter(name for pattern in DEFINITIONS.get(FAMILIES.get(language, ""), ()) for name in pattern.findall(text))
+    return collections.Counter(
+        name for pattern in DEFINITIONS.get(FAMILIES.get(language, ""), ()) for name in pattern.findall(text)
+    )
 
 
 def imports(language: str, text: str) -> list[str]:
@@ -346,7 +405,8 @@ def import_path(family: str, module: str) -> str:
     return re.sub(r"\.(js|mjs|cjs|jsx|ts|mts|cts|tsx|vue|svelte|h|hpp|hh|rb)$", "", module)
 
 
-# ---- The index: files in a SQLite database, written by whole files in transactions -----------------------------------------
+# ---- The index: files in a SQLite database, written by whole files in transactions
+# -----------------------------------------
 
 SCHEMA_VERSION = 1  # to be raised with every change of the schema, of kinds, words, definitions or imports
 APPLICATION_ID = 0x63636F72
@@ -354,11 +414,14 @@ SCHEMA = """
 create table meta (key text primary key, value) without rowid;
 create table file (
     id integer primary key, path blob not null unique, size integer not null, mtime_ns integer not null, hash blob,
-    kind text not null, folders text not null, base text not null, bytes integer not null, chunks integer not null, imports text not null
+    kind text not null, folders text not null, base text not null, bytes integer not null, chunks integer not null,
+    imports text not null
 );
-create table name (name text not null, file integer not null, shown text not null, number integer not null, primary key (name, file)) without rowid;
+create table name (name text not null, file integer not null, shown text not null, number integer not null, primary key
+    (name, file)) without rowid;
 create index name_of_file on name (file);
-create table past (id integer primary key, hash text not null unique, subject text not null, number integer not null, paths blob, renames blob);
+create table past (id integer primary key, hash text not null unique, subject text not null, number integer not null,
+    paths blob, renames blob);
 create virtual table chunk using fts5 (body, tokenize = 'porter unicode61');
 create virtual table symbol using fts5 (body, tokenize = 'porter unicode61');
 create virtual table message using fts5 (body, tokenize = 'porter unicode61');
@@ -474,20 +537,26 @@ class Index:
         self.database.execute("delete from name where file = ?", (number,))
 
     def _take_up(self, root: str, file: FileFact) -> int:
-        """The number of the file, whose rows then are those of its content now. What another process wrote before is replaced."""
+        """The number of the file, whose rows then are those of its content now. What another process wrote before is
+        replaced.
+        """
         path = os.fsencode(file.path)
         kind, wanted = classify(file.path)
         content = self._read(root, file) if wanted and file.size <= MAX_FILE else Content()
         row = self.database.execute("select id, hash from file where path = ?", (path,)).fetchone()
         if row and row[1] == content.hash:
-            self.database.execute("update file set size = ?, mtime_ns = ? where id = ?", (file.size, file.mtime_ns, row[0]))
+            self.database.execute(
+                "update file set size = ?, mtime_ns = ? where id = ?", (file.size, file.mtime_ns, row[0])
+            )
             return int(row[0])
         if row:
             self._empty(row[0])
         folders, base = self._path_words(file.path)
         known = (row and row[0], path, file.size, file.mtime_ns, content.hash)
         found = (kind, folders, base, content.bytes, len(content.chunks), "\n".join(content.imports))
-        cursor = self.database.execute("insert or replace into file values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*known, *found))
+        cursor = self.database.execute(
+            "insert or replace into file values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*known, *found)
+        )
         assert cursor.lastrowid is not None
         self._fill(cursor.lastrowid, content)
         return cursor.lastrowid
@@ -500,10 +569,13 @@ class Index:
             for name, count in content.names.items():
                 if key := run_together(name):
                     names[key] = (name, names.get(key, ("", 0))[1] + count)
-            words = " ".join([self.splitter[name] for name, count in content.names.items() for _ in range(min(count, 5))])
+            words = " ".join(
+                [self.splitter[name] for name, count in content.names.items() for _ in range(min(count, 5))]
+            )
             self.database.execute("insert into symbol (rowid, body) values (?, ?)", (number, words))
             self.database.executemany(
-                "insert into name (name, file, shown, number) values (?, ?, ?, ?)", [(key, number, *value) for key, value in names.items()]
+                "insert into name (name, file, shown, number) values (?, ?, ?, ?)",
+                [(key, number, *value) for key, value in names.items()],
             )
 
     def _read(self, root: str, file: FileFact) -> Content:
@@ -516,9 +588,17 @@ class Index:
             return Content()
         language = language_of(file.path)
         split = self.splitter.text
-        chunks = [split("\n".join(lines[start : start + CHUNK_LINES])) for start in range(0, len(lines), CHUNK_LINES)][:MAX_CHUNKS]
+        chunks = [split("\n".join(lines[start : start + CHUNK_LINES])) for start in range(0, len(lines), CHUNK_LINES)][
+            :MAX_CHUNKS
+        ]
         encoded = text.encode("utf-8", "replace")
-        return Content(hashlib.blake2b(encoded, digest_size=16).digest(), len(encoded), chunks, definitions(language, text), imports(language, text))
+        return Content(
+            hashlib.blake2b(encoded, digest_size=16).digest(),
+            len(encoded),
+            chunks,
+            definitions(language, text),
+            imports(language, text),
+        )
 
     def _path_words(self, path: str) -> tuple[str, str]:
         """Stems of the words of a path's folders and of its name, those of a compound name also as one."""
@@ -526,7 +606,9 @@ class Index:
         base = bare_stem(path).encode("utf-8", "replace").decode()
         folders, name = self.splitter.text(folder).split(), self.splitter.text(base).split()
         stems = self.stemmer.stems([*folders, *name])
-        return " ".join(dict.fromkeys(stems[word] for word in folders)), " ".join(dict.fromkeys(stems[word] for word in name))
+        return " ".join(dict.fromkeys(stems[word] for word in folders)), " ".join(
+            dict.fromkeys(stems[word] for word in name)
+        )
 
     # -- history
 
@@ -539,7 +621,12 @@ class Index:
                 for commit in reversed(commits):
                     self._add_commit(commit)
         with self.transaction():
-            dropped = [row[0] for row in self.database.execute("select hash from past order by id desc limit -1 offset ?", (MAX_COMMITS,))]
+            dropped = [
+                row[0]
+                for row in self.database.execute(
+                    "select hash from past order by id desc limit -1 offset ?", (MAX_COMMITS,)
+                )
+            ]
             for hash in [*gone, *dropped]:
                 self.database.execute("delete from message where rowid = (select id from past where hash = ?)", (hash,))
                 self.database.execute("delete from past where hash = ?", (hash,))
@@ -565,7 +652,9 @@ class Index:
         if head is None:
             return [], sorted(known)
         grown = old is not None and run_git(root, "merge-base", "--is-ancestor", old, head) is not None
-        listed = run_git(root, "rev-list", "--no-merges", f"--max-count={MAX_COMMITS}", head, *([f"^{old}"] if grown else []))
+        listed = run_git(
+            root, "rev-list", "--no-merges", f"--max-count={MAX_COMMITS}", head, *([f"^{old}"] if grown else [])
+        )
         hashes = (listed or b"").decode().split()
         return [hash for hash in hashes if hash not in known], [] if grown else sorted(known - set(hashes))
 
@@ -590,7 +679,16 @@ def read_log(root: str, hashes: Sequence[str]) -> list[Commit]:
     """These commits, with their paths relative to ``root``. Nothing is fetched, no signature checked. Blocks."""
     mark = secrets.token_hex(8)  # what no message or path can hold, whoever wrote it
     shape = f"--format={mark}%H%x02%s%x02%b{mark}"
-    flags = ("--no-walk=unsorted", "-z", "--raw", "--no-abbrev", "--no-renames", "--relative", "--no-show-signature", "--encoding=UTF-8")
+    flags = (
+        "--no-walk=unsorted",
+        "-z",
+        "--raw",
+        "--no-abbrev",
+        "--no-renames",
+        "--relative",
+        "--no-show-signature",
+        "--encoding=UTF-8",
+    )
     output = run_git(root, "log", *flags, shape, *hashes, env={"GIT_NO_LAZY_FETCH": "1"}) if hashes else b""
     pieces = os.fsdecode(output or b"").split(mark)
     commits = []
@@ -617,7 +715,8 @@ def changed_paths(raw: str) -> tuple[list[str], list[tuple[str, str]]]:
     return paths, [(left[blob], path) for blob, path in came if blob in left]
 
 
-# ---- Facts: what a query needs of every file, kept in memory and changed with the index ------------------------------------
+# ---- Facts: what a query needs of every file, kept in memory and changed with the index
+# ------------------------------------
 
 
 @dataclass(slots=True)
@@ -662,7 +761,18 @@ class Facts:
         for row in index.database.execute(wanted):
             self.add(*row)
 
-    def add(self, id: int, name: bytes, size: int, mtime_ns: int, kind: str, folders: str, base: str, bytes: int, chunks: int) -> None:
+    def add(
+        self,
+        id: int,
+        name: bytes,
+        size: int,
+        mtime_ns: int,
+        kind: str,
+        folders: str,
+        base: str,
+        bytes: int,
+        chunks: int,
+    ) -> None:
         path = os.fsdecode(name)
         self.remove(path)
         self.known[path] = FileFact(path, size, mtime_ns)
@@ -670,7 +780,9 @@ class Facts:
             return
         language = sys.intern(language_of(path))
         words = [self._words.setdefault(text, tuple(map(sys.intern, text.split()))) for text in (folders, base)]
-        file = File(id, path, sys.intern(kind), language, words[0], words[1], run_together(bare_stem(path)), bytes, chunks)
+        file = File(
+            id, path, sys.intern(kind), language, words[0], words[1], run_together(bare_stem(path)), bytes, chunks
+        )
         self.files[id], self.ids[path] = file, id
         self.bytes += bytes
         for listing, key in self._listings(file):
@@ -769,7 +881,11 @@ class Past:
                 pairs = os.fsdecode(renames).split("\0")
                 names |= {old: names.get(new, new) for old, new in zip(pairs[::2], pairs[1::2], strict=True)}
             if paths:
-                today = [same.setdefault(path, path) for name in os.fsdecode(paths).split("\0") for path in (names.get(name, name),)]
+                today = [
+                    same.setdefault(path, path)
+                    for name in os.fsdecode(paths).split("\0")
+                    for path in (names.get(name, name),)
+                ]
                 self.touched[id] = today
                 if number <= 30:
                     weight = math.exp(-age / 500)
@@ -780,15 +896,19 @@ class Past:
     def by_file(self, facts: Facts) -> tuple[Scores, list[int]]:
         """(the feature `recent` of every file that has it, the files with the most)."""
         if self._by_file[0] != (moment := (id(facts), facts.revision)):
-            scores = normal({facts.ids[path]: math.log(1 + weight) for path, weight in self.recent.items() if path in facts.ids})
+            scores = normal(
+                {facts.ids[path]: math.log(1 + weight) for path, weight in self.recent.items() if path in facts.ids}
+            )
             self._by_file = moment, scores, sorted(scores, key=lambda id: -scores[id])[:MAX_RANKED]
         return self._by_file[1:]
 
 
-# ---- The query -----------------------------------------------------------------------------------------------------------------
+# ---- The query
+# -----------------------------------------------------------------------------------------------------------------
 
 COMMIT_TYPE = re.compile(
-    r"^\s*(?:feat|feature|fix|bug|chore|refactor|perf|docs?|tests?|build|ci|style|revert)(?:\(([^)]*)\))?!?:\s*", re.IGNORECASE
+    r"^\s*(?:feat|feature|fix|bug|chore|refactor|perf|docs?|tests?|build|ci|style|revert)(?:\(([^)]*)\))?!?:\s*",
+    re.IGNORECASE,
 )
 
 
@@ -844,7 +964,7 @@ def texts_of(request: RankRequest, decisions: bool = True) -> list[tuple[str, fl
     title, _, body = task.partition("\n")
     scope = COMMIT_TYPE.match(title)
     if scope:
-        title = f"{scope[1] or ''}\n{title[scope.end():]}"
+        title = f"{scope[1] or ''}\n{title[scope.end() :]}"
     texts = [(title[:BODY], 1.0), (body[:BODY], 0.5)]
     for output in request.outputs[-5:] if decisions else ():
         texts.append((str(output.get("decision") or "")[:BODY], 0.3))
@@ -854,7 +974,8 @@ def texts_of(request: RankRequest, decisions: bool = True) -> list[tuple[str, fl
     return texts
 
 
-# ---- The ranking: features, their sum, reasons ---------------------------------------------------------------------------------
+# ---- The ranking: features, their sum, reasons
+# ---------------------------------------------------------------------------------
 
 
 def normal(scores: Scores) -> Scores:
@@ -971,7 +1092,9 @@ class Ranking:
                     if id not in here:
                         pdir[id] += weight * rarity
         self.features |= {"pbase": pbase, "pdir": pdir}
-        self.features["pcov"] = {id: found / sum([self._rarity(stem) for stem in facts.files[id].base]) for id, found in mass.items()}
+        self.features["pcov"] = {
+            id: found / sum([self._rarity(stem) for stem in facts.files[id].base]) for id, found in mass.items()
+        }
         for id, found in words.items():
             self.why[id]["pbase"] = "name matches " + ", ".join(word for _, word in sorted(found)[:3])
 
@@ -1014,7 +1137,8 @@ class Ranking:
         stage = {id: score * factors.get(files[id].kind, 0.4) for id, score in first.items()}
         best = self._first(stage, 60)
         self.features |= {name: normal(scores) for name, scores in (
-            ("dirs", self._folders(stage, best)), ("imp", self._imports(stage, best[:8])), ("pair", self._pairs(stage, best)),
+            ("dirs", self._folders(stage, best)), ("imp", self._imports(stage, best[:8])),
+            ("pair", self._pairs(stage, best)),
         )}  # fmt: skip
 
     def _folders(self, stage: Scores, best: list[int]) -> Scores:
@@ -1030,7 +1154,9 @@ class Ranking:
         for id in best:
             importer = self.facts.files[id]
             modules = texts.get(id, "").split("\n")
-            targets = dict.fromkeys(target for module in modules if module for target in self._resolve(importer, module) if target != id)
+            targets = dict.fromkeys(
+                target for module in modules if module for target in self._resolve(importer, module) if target != id
+            )
             for target in targets:
                 scores[target] += stage[id] / stage[best[0]] / math.sqrt(len(targets)) if stage[best[0]] else 0.0
                 self.why[target].setdefault("imp", f"imported by {importer.path}")
@@ -1065,7 +1191,9 @@ class Ranking:
                 mate = self.facts.files[other]
                 if (file.kind == "test") != (mate.kind == "test") and stage[id] > scores.get(other, 0.0):
                     scores[other] = stage[id]
-                    self.why[other]["pair"] = f"test of {file.path}" if mate.kind == "test" else f"tested by {file.path}"
+                    self.why[other]["pair"] = (
+                        f"test of {file.path}" if mate.kind == "test" else f"tested by {file.path}"
+                    )
         return scores
 
     # -- the answer
@@ -1081,7 +1209,12 @@ class Ranking:
         for id in found:
             file = files[id]
             factor = factors[file.kind]
-            if spoken and file.language not in spoken and file.kind in ("source", "test", "aux") and not file.path.endswith(GRAMMARS):
+            if (
+                spoken
+                and file.language not in spoken
+                and file.kind in ("source", "test", "aux")
+                and not file.path.endswith(GRAMMARS)
+            ):
                 factor *= OTHER_LANGUAGE
             elif spoken and file.language in spoken and file.kind == "markup":
                 factor = factors["source"]
@@ -1092,18 +1225,31 @@ class Ranking:
         best = self._first(scores, MAX_RANKED)
         self._explain(best[:50])
         return [
-            RankedFile(files[id].path, scores[id], self._reasons(id, boosts.get(id, [])), self._best_chunks(id) if place < MAX_CHUNKED else [])
+            RankedFile(
+                files[id].path,
+                scores[id],
+                self._reasons(id, boosts.get(id, [])),
+                self._best_chunks(id) if place < MAX_CHUNKED else [],
+            )
             for place, id in enumerate(best)
         ]
 
     def _first(self, scores: Scores, number: int) -> list[int]:
         """The best files, ties by path."""
         least = heapq.nlargest(number, scores.values())[-1] if len(scores) > number else 0.0
-        return sorted((id for id, score in scores.items() if score >= least), key=lambda id: (-scores[id], self.facts.files[id].path))[:number]
+        return sorted(
+            (id for id, score in scores.items() if score >= least),
+            key=lambda id: (-scores[id], self.facts.files[id].path),
+        )[:number]
 
     def _boosts(self) -> dict[int, list[tuple[float, str]]]:
         boosts: dict[int, list[tuple[float, str]]] = collections.defaultdict(list)
-        affected = [path for output in self.request.outputs for path in output.get("files_affected") or () if isinstance(path, str)]
+        affected = [
+            path
+            for output in self.request.outputs
+            for path in output.get("files_affected") or ()
+            if isinstance(path, str)
+        ]
         for reason, paths in (
             ("named in the task", named_files(self.request.task, self.facts)),
             ("changed by an earlier agent", affected), ("uncommitted change", self.request.changed),
@@ -1132,14 +1278,21 @@ class Ranking:
         wanted = {self.commit_of[id] for id in best if id in self.commit_of}
         subjects = {}
         if wanted:
-            rows = self.index.database.execute(f"select id, hash, subject from past where id in ({','.join(map(str, wanted))})")
+            rows = self.index.database.execute(
+                f"select id, hash, subject from past where id in ({','.join(map(str, wanted))})"
+            )
             subjects = {id: f"{hash[:7]} {shorten(subject)}" for id, hash, subject in rows}
         for id in best:
             if id in self.commit_of:
                 self.why[id]["hmax"] = f"changed with {subjects.get(self.commit_of[id], 'an earlier commit')}"
             if self.chunks.get(id):
-                body = self.index.value("select body from chunk where rowid = ?", id * MAX_CHUNKS + self.chunks[id][0][0]) or ""
-                found = [word for stem, (word, _) in self.query.terms.items() if f" {stem}" in body or f" {word}" in body]
+                body = (
+                    self.index.value("select body from chunk where rowid = ?", id * MAX_CHUNKS + self.chunks[id][0][0])
+                    or ""
+                )
+                found = [
+                    word for stem, (word, _) in self.query.terms.items() if f" {stem}" in body or f" {word}" in body
+                ]
                 if found:
                     self.why[id]["chunk"] = "text matches " + ", ".join(found[:3])
 
@@ -1153,7 +1306,9 @@ class Ranking:
         if recent > 0.3:
             said.append((recent, "changed recently"))
         ordered = [text for found in (boosts, said) for _, text in sorted(found, key=lambda item: -item[0])]
-        return ordered[:4] or ["lies near files that match" if self.query.terms else f"{self.facts.files[id].kind} of the project"]
+        return ordered[:4] or [
+            "lies near files that match" if self.query.terms else f"{self.facts.files[id].kind} of the project"
+        ]
 
 
 def shorten(subject: str) -> str:
@@ -1189,12 +1344,15 @@ def dotted_module(token: str, facts: Facts) -> list[str]:
             break
         wanted = "/" + "/".join(parts[:end])
         found = [facts.files[id] for id in facts.called.get(parts[end - 1], ())]
-        if hits := [file.path for file in found if ("/" + module_path(file)).endswith(wanted) and file.language != "go"]:
+        if hits := [
+            file.path for file in found if ("/" + module_path(file)).endswith(wanted) and file.language != "go"
+        ]:
             return hits
     return []
 
 
-# ---- Projects: the index of a folder, its builder, and calls from several threads ------------------------------------------
+# ---- Projects: the index of a folder, its builder, and calls from several threads
+# ------------------------------------------
 
 
 class Builder:
@@ -1207,13 +1365,23 @@ class Builder:
         self._request = (root, index, files, head)
         command = [sys.executable, "-P", os.path.abspath(__file__), "build", os.path.abspath(str(cco_sidecar.__file__))]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, cwd=root
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=root,
         )
         threading.Thread(target=self._attend, name="relevance-builder", daemon=True).start()
 
     def _attend(self) -> None:
         root, index, files, head = self._request
-        request = {"root": root, "index": str(index), "head": head, "files": [(file.path, file.size, file.mtime_ns) for file in files]}
+        request = {
+            "root": root,
+            "index": str(index),
+            "head": head,
+            "files": [(file.path, file.size, file.mtime_ns) for file in files],
+        }
         process = self.process
         assert process.stdin and process.stdout
         output = b""
@@ -1395,7 +1563,8 @@ def discard(path: Path) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-# ---- Hooks -----------------------------------------------------------------------------------------------------------------------
+# ---- Hooks
+# ----------------------------------------------------------------------------------------------------------------------
 
 _projects: dict[tuple[str, str], Project] = {}
 _projects_lock = threading.Lock()
@@ -1431,7 +1600,8 @@ def shutdown(info: Any) -> None:
         project.end()
 
 
-# ---- The builder's process -------------------------------------------------------------------------------------------------------
+# ---- The builder's process
+# -------------------------------------------------------------------------------------------------------
 
 
 def build(root: str, path: Path, files: list[FileFact], head: str | None) -> None:

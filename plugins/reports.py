@@ -1,7 +1,9 @@
-"""Test coverage, build status and security scan out of the project's report files, for the section ``metadata`` of contexts.
+"""Test coverage, build status and security scan out of the project's report files, for the section ``metadata`` of
+contexts.
 
-Coverage comes from coverage.xml, lcov.info, Jest's coverage-summary.json or the ``.coverage`` file where the report is newer than the sources,
-the build from a JUnit report, the scan from bandit.json or results.sarif. What no file tells is null.
+Coverage comes from coverage.xml, lcov.info, Jest's coverage-summary.json or the ``.coverage`` file where the report is
+newer than the sources, the build from a JUnit report, the scan from bandit.json or results.sarif. What no file tells is
+null.
 """
 
 from __future__ import annotations
@@ -51,14 +53,18 @@ def read_coverage(root: Path, newest_source_ns: int) -> float | None:
 
 
 def coverage_data_percent(root: Path) -> float | None:
-    """Percent of statements that ran, of the data file that coverage.py writes (it holds the lines that ran, as bits). Blocks."""
+    """Percent of statements that ran, of the data file that coverage.py writes (it holds the lines that ran, as bits).
+    Blocks.
+    """
     covered = total = 0
     with contextlib.closing(sqlite3.connect(f"file:{root / '.coverage'}?mode=ro", uri=True)) as database:
         sql = "select file.path, line_bits.numbits from file left join line_bits on line_bits.file_id = file.id"
         ran: dict[str, set[int]] = {}
         for path, bits in database.execute(sql):
             lines = ran.setdefault(os.path.relpath(path, root) if os.path.isabs(path) else path, set())
-            lines.update(8 * place + bit for place, byte in enumerate(bits or b"") for bit in range(8) if byte >> bit & 1)
+            lines.update(
+                8 * place + bit for place, byte in enumerate(bits or b"") for bit in range(8) if byte >> bit & 1
+            )
     for path, lines in ran.items():
         found = read_text_file(str(root), path, MB)
         statements = statement_lines(found[0]) if found else set()
@@ -84,7 +90,9 @@ def statement_lines(source: str) -> set[int]:
 
 
 def lcov_percent(text: str) -> float:
-    found, hit = (sum(int(number) for number in re.findall(rf"^{mark}:(\d+)", text, re.MULTILINE)) for mark in ("LF", "LH"))
+    found, hit = (
+        sum(int(number) for number in re.findall(rf"^{mark}:(\d+)", text, re.MULTILINE)) for mark in ("LF", "LH")
+    )
     return hit / found * 100 if found else 0.0
 
 
@@ -103,10 +111,12 @@ def read_build(root: Path) -> tuple[str | None, str | None]:
 
 
 def read_security_scan(root: Path) -> str | None:
-    """"passed" or "failed" by the report of bandit or a SARIF file; None without one. Blocks."""
+    """ "passed" or "failed" by the report of bandit or a SARIF file; None without one. Blocks."""
     findings = parsed(root / "bandit.json", lambda text: len(json.loads(text)["results"]))
     if findings is None:
-        findings = parsed(root / "results.sarif", lambda text: sum(len(run.get("results") or []) for run in json.loads(text)["runs"]))
+        findings = parsed(
+            root / "results.sarif", lambda text: sum(len(run.get("results") or []) for run in json.loads(text)["runs"])
+        )
     return None if findings is None else "failed" if findings else "passed"
 
 

@@ -35,6 +35,7 @@ class StrictServer(Server):
     """What is no well-formed request within bounds is answered in JSON, and audited, before it is parsed."""
 
     LINGERING = 200  # refused connections that are still read for a while; more than these are closed at once
+
     def initialize(self, *args: Any, **options: Any) -> None:
         super().initialize(*args, **options)
         self._lingering: set[asyncio.Task[None]] = set()
@@ -50,7 +51,9 @@ class StrictServer(Server):
         return strict
 
     def turn_away(self, stream: tornado.iostream.IOStream) -> None:
-        """Tell a new connection that there is no room; under TLS, where an answer would need a handshake, only close it."""
+        """Tell a new connection that there is no room; under TLS, where an answer would need a handshake, only close
+        it.
+        """
         if not isinstance(stream, tornado.iostream.SSLIOStream):
             self._strict(stream).refuse(ApiError("REQ_009", retry_after=1))
         stream.close()
@@ -90,11 +93,16 @@ class StrictStream(tornado.iostream.IOStream):
     extensions = 0
 
     async def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> bytes:
-        """The next request's head, which is what Tornado asks for in this way. Raises StreamClosedError where it was refused."""
-        # For as long as the server lets a line be idle. Most heads come in one piece: then this is all the reading there is.
+        """The next request's head, which is what Tornado asks for in this way. Raises StreamClosedError where it was
+        refused.
+        """
+        # For as long as the server lets a line be idle. Most heads come in one piece: then this is all the reading
+        # there is.
         first = await super().read_until_regex(self.HEAD_OR_BYTE, self.MAX_LINE + 8)
         self.answered = False
-        if self.extensions:  # not set without need: one attribute more would make each line's dictionary five times as large
+        if (
+            self.extensions
+        ):  # not set without need: one attribute more would make each line's dictionary five times as large
             self.extensions = 0
         try:
             if len(first) > 1:
@@ -108,20 +116,27 @@ class StrictStream(tornado.iostream.IOStream):
         raise tornado.iostream.StreamClosedError()
 
     async def _read_head(self, first: bytes, limit: int) -> bytes:
-        """What follows the first byte. A pattern that also matches at the limit lets us answer where ``max_bytes`` would close the line."""
+        """What follows the first byte. A pattern that also matches at the limit lets us answer where ``max_bytes``
+        would close the line.
+        """
         read = super().read_until_regex
         line = await read(rb"\n|\A[^\n]{%d}" % self.MAX_LINE, self.MAX_LINE + 1)
         if first in b"\r\n" and not line.strip():  # an empty line before a request is to be ignored (RFC 9112, 2.2)
             line = await read(rb"\n|\A[^\n]{%d}" % self.MAX_LINE, self.MAX_LINE + 1)
         if not line.endswith(b"\n"):
             raise ApiError("REQ_004", f"The request line may have {self.MAX_LINE} bytes at most", status=414)
-        rest = await read(rb"\A\r?\n|\r?\n\r?\n|\A(?=[\s\S]{%d})(?![\s\S]{0,%d}?\r?\n\r?\n)[\s\S]{%d}" % (limit, limit, limit), limit + 4)
+        rest = await read(
+            rb"\A\r?\n|\r?\n\r?\n|\A(?=[\s\S]{%d})(?![\s\S]{0,%d}?\r?\n\r?\n)[\s\S]{%d}" % (limit, limit, limit),
+            limit + 4,
+        )
         if not rest.endswith((b"\n\n", b"\n\r\n")) and rest not in (b"\n", b"\r\n"):
             raise ApiError("REQ_004", f"The headers may have {limit} bytes at most", status=431)
         return line + rest
 
     def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
-        """The next chunk's size, which is what Tornado asks for in this way, without extensions: RFC 9112 (7.1.1) says to ignore them."""
+        """The next chunk's size, which is what Tornado asks for in this way, without extensions: RFC 9112 (7.1.1) says
+        to ignore them.
+        """
         line = typing.cast(asyncio.Future[bytes], super().read_until_regex(rb"\n|\A[^\n]{1024}", 1025))
         if line.done() and not line.exception() and re.fullmatch(rb"[0-9a-fA-F]{1,16}\r\n", line.result()):
             return line  # Tornado gathers small chunks as long as it sees that it need not wait
@@ -130,7 +145,9 @@ class StrictStream(tornado.iostream.IOStream):
     async def _without_extension(self, coming: Awaitable[bytes]) -> bytes:
         line = re.fullmatch(rb"([0-9a-fA-F]{1,16})((?:[\t ]*;[\t -~\x80-\xff]*)?)\r\n", await coming)
         self.extensions += len(line[2]) if line else 0
-        return line[1] + b"\r\n" if line and self.extensions <= self.MAX_EXTENSIONS else b"no size\r\n"  # which Tornado refuses
+        return (
+            line[1] + b"\r\n" if line and self.extensions <= self.MAX_EXTENSIONS else b"no size\r\n"
+        )  # which Tornado refuses
 
     def write(self, data: bytes | memoryview) -> asyncio.Future[None]:
         if data == self.BARE:
@@ -161,12 +178,19 @@ class StrictSSLStream(StrictStream, tornado.iostream.SSLIOStream):
 def whole_refusal(error: ApiError, request_id: str) -> bytes:
     """An answer with its head, for a line that carries no request."""
     retry = UNSET if error.retry_after is None else error.retry_after
-    content = msgspec.json.encode(ErrorAnswer(error.error, error.message, error.code, iso(), request_id, retry_after_seconds=retry))
+    content = msgspec.json.encode(
+        ErrorAnswer(error.error, error.message, error.code, iso(), request_id, retry_after_seconds=retry)
+    )
     headers = {
-        "Content-Type": "application/json", "Content-Length": len(content), "Connection": "close", "X-Request-ID": request_id,
-        "Server": "cco-sidecar", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Cache-Control": "no-store",
+        "Content-Type": "application/json", "Content-Length": len(content), "Connection": "close",
+        "X-Request-ID": request_id,
+        "Server": "cco-sidecar", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
+        "Cache-Control": "no-store",
     } | ({} if error.retry_after is None else {"Retry-After": error.retry_after})  # fmt: skip
-    lines = [f"HTTP/1.1 {error.status} {http.client.responses[error.status]}", *(f"{name}: {value}" for name, value in headers.items())]
+    lines = [
+        f"HTTP/1.1 {error.status} {http.client.responses[error.status]}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
     return "\r\n".join([*lines, "", ""]).encode() + content
 
 
@@ -182,15 +206,18 @@ async def drain(line: socket.socket, seconds: float = 2.0, limit: int = 4 * MB) 
 
 REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~\x80-\xff]+) (HTTP/1\.[01])\r\n")
 FIELDS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n)*\r\n")
-FRAMING = re.compile(rb"^(host|content-length|transfer-encoding):[\t ]*([^\r]*?)[\t ]*\r\n", re.IGNORECASE | re.MULTILINE)
+FRAMING = re.compile(
+    rb"^(host|content-length|transfer-encoding):[\t ]*([^\r]*?)[\t ]*\r\n", re.IGNORECASE | re.MULTILINE
+)
 ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(.*)", re.IGNORECASE)
 
 
 def check_head(head: bytes) -> bytes:
-    """A request's head as Tornado may read it, its target in origin form. Raises ApiError for whatever two readers might read differently.
+    """A request's head as Tornado may read it, its target in origin form. Raises ApiError for whatever two readers
+    might read differently.
 
-    Only CRLF ends a line, no line is folded, no field holds a control character (RFC 9112, 2.2 and 5); what says how long the
-    body is, and for which host the request is meant, is said once (6.3, 3.2).
+    Only CRLF ends a line, no line is folded, no field holds a control character (RFC 9112, 2.2 and 5); what says how
+    long the body is, and for which host the request is meant, is said once (6.3, 3.2).
     """
     head = head.lstrip(b"\r\n")
     line = REQUEST_LINE.match(head)
@@ -213,7 +240,9 @@ def check_head(head: bytes) -> bytes:
 
 
 def in_origin_form(method: bytes, absolute: re.Match[bytes], fields: bytes, version: bytes) -> bytes:
-    """A request for a whole URL, as proxies get them: its host counts, whatever the Host header says (RFC 9112, 3.2.2)."""
+    """A request for a whole URL, as proxies get them: its host counts, whatever the Host header says (RFC 9112,
+    3.2.2).
+    """
     host, rest = absolute.groups()
     path = rest if rest[:1] == b"/" else b"*" if method == b"OPTIONS" and not rest else b"/" + rest
     others = re.sub(rb"^host:[^\n]*\n", b"", fields, flags=re.IGNORECASE | re.MULTILINE)

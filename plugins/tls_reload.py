@@ -1,4 +1,6 @@
-"""Renewed certificates are served without a restart; a pair that cannot be loaded is logged, and the old one goes on."""
+"""Renewed certificates are served without a restart; a pair that cannot be loaded is logged, and the old one goes
+on.
+"""
 
 from __future__ import annotations
 
@@ -45,18 +47,22 @@ class ReloadingServer(Server):
             seen = [signature_behind(path) for path in self.files]  # before the files are read: later changes show
             if seen == served:
                 continue
-            try:  # a new context: one that lives would serve the old certificate beside a new one of another kind of key
+            # a new context: one that lives would serve the old certificate beside a new one of another kind of key
+            try:
                 self.take_certificate(tls_context(*self.files))
                 log.info("the renewed certificate is served from now on")
             except (OSError, ssl.SSLError) as error:  # half a renewal is mended by its other half, at the next look
                 log.error(
-                    "--tls-cert/--tls-key have changed and cannot be loaded, the old certificate goes on: %s", reason(error)
+                    "--tls-cert/--tls-key have changed and cannot be loaded, the old certificate goes on: %s",
+                    reason(error),
                 )
             served = seen
 
 
 def signature_behind(path: Path) -> tuple[int, int, int] | None:
-    """What changes when the file that ``path`` leads to does: renewed certificates often are a link turned elsewhere."""
+    """What changes when the file that ``path`` leads to does: renewed certificates often are a link turned
+    elsewhere.
+    """
     try:
         facts = path.stat()
     except OSError:

@@ -19,14 +19,17 @@ COMMAND = ("--agent-command", json.dumps(SAMPLE))
 ENDED = ("completed", "failed", "killed", "timeout", "lost")
 
 
-# How long the daemons of these tests sleep. They have shed their environment, so this odd number is what they are known by.
+# How long the daemons of these tests sleep. They have shed their environment, so this odd number is what they are known
+# by.
 NAP = f"600.{os.getpid():08}"
 
 
 def agents_left() -> list[psutil.Process]:
-    """Living processes of agents: those that carry the tests' mark and an agent's name, and daemons that have shed everything.
+    """Living processes of agents: those that carry the tests' mark and an agent's name, and daemons that have shed
+    everything.
 
-    What the service runs for itself (git, the builder of an index) carries the mark alone, and takes its time on a busy machine.
+    What the service runs for itself (git, the builder of an index) carries the mark alone, and takes its time on a busy
+    machine.
     """
     found = []
     for process in marked_processes():
@@ -64,13 +67,16 @@ def nothing_left(service: Service) -> Iterator[None]:
         architect.delete(f"/api/agents/{agent['agent_id']}")
     try:
         until(lambda: not agents_left())
-    finally:  # a daemon that sheds everything would outlive its test by ten minutes, and every later test would fail for it
+    # a daemon that sheds everything would outlive its test by ten minutes, and every later test would fail for it
+    finally:
         for process in agents_left():
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
 
-def request(task: str = "hang", issue: str = "issue-1", agent_type: str = "python-specialist", **more: Any) -> dict[str, Any]:
+def request(
+    task: str = "hang", issue: str = "issue-1", agent_type: str = "python-specialist", **more: Any
+) -> dict[str, Any]:
     return {"agent_type": agent_type, "issue_id": issue, "task": task} | more
 
 

@@ -24,9 +24,13 @@ import requests
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = ROOT / "cco_sidecar.py"
-MARK = f"test-{uuid.uuid4()}"  # every process that the tests start, and what those start, carries this in its environment
+MARK = (
+    f"test-{uuid.uuid4()}"  # every process that the tests start, and what those start, carries this in its environment
+)
 PROJECT = "project-abc"
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a suite in the background: what it starts shall take Ctrl-C as in a terminal
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # a suite in the background: what it starts shall take Ctrl-C as in a terminal
     signal.signal(signal.SIGINT, signal.default_int_handler)
 ALL = ["read_context", "write_results", "publish_events", "spawn_agents"]
 
@@ -86,7 +90,9 @@ def copy_project(folder: Path) -> Path:
 
 def git(folder: Path, *arguments: str) -> str:
     who = ["-c", "user.name=developer", "-c", "user.email=developer@example.com", "-c", "commit.gpgsign=false"]
-    return subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True, env=clean_environment()).stdout
+    return subprocess.run(
+        ["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True, env=clean_environment()
+    ).stdout
 
 
 def make_repository(folder: Path) -> Path:
@@ -124,7 +130,9 @@ class Client:
     def request(self, method: str, path: str, **keywords: Any) -> requests.Response:
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         headers |= keywords.pop("headers", {})
-        return self.session.request(method, self.url + path, headers=headers, timeout=keywords.pop("timeout", 30), **keywords)
+        return self.session.request(
+            method, self.url + path, headers=headers, timeout=keywords.pop("timeout", 30), **keywords
+        )
 
     def get(self, path: str, **params: Any) -> requests.Response:
         return self.request("GET", path, params=params)
@@ -146,7 +154,9 @@ class Client:
         assert answer.status_code == 202, answer.text
         return answer.json()
 
-    def store(self, agent_type: str = "python-specialist", status: str = "success", issue: str = "issue-1", **result: Any) -> Any:
+    def store(
+        self, agent_type: str = "python-specialist", status: str = "success", issue: str = "issue-1", **result: Any
+    ) -> Any:
         body = {"agent_id": f"{agent_type}-1", "agent_type": agent_type, "issue_id": issue, "project_id": PROJECT}
         answer = self.post("/api/results", body | {"result": {"status": status, **result}})
         assert answer.status_code == 201, answer.text
@@ -156,16 +166,30 @@ class Client:
 class Service:
     """One running service. ``stop`` and ``kill`` end it; ``start`` starts it again on the same storage."""
 
-    def __init__(self, root: Path, storage: Path, *arguments: str, module: Path = MODULE, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, root: Path, storage: Path, *arguments: str, module: Path = MODULE, env: dict[str, str] | None = None
+    ) -> None:
         self.root, self.storage, self.arguments, self.module, self.env = root, storage, arguments, module, env or {}
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = storage.parent / f"{storage.name}.log"
 
     def start(self) -> Service:
-        command = [sys.executable, str(self.module), "serve", "--root", str(self.root), "--storage", str(self.storage), "--port", "0"]
+        command = [
+            sys.executable,
+            str(self.module),
+            "serve",
+            "--root",
+            str(self.root),
+            "--storage",
+            str(self.storage),
+            "--port",
+            "0",
+        ]
         command += ["--project", PROJECT, *self.arguments]
         with self.log_path.open("ab") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=output, cwd=self.root, env=clean_environment(**self.env))
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=output, cwd=self.root, env=clean_environment(**self.env)
+            )
         until(self._announced)
         return self
 
@@ -191,7 +215,9 @@ class Service:
         secret = (self.storage / "jwt.secret").read_text()
         default = {"sub": f"{agent_type}-{uuid.uuid4().hex[:8]}", "agent_type": agent_type, "project_id": PROJECT}
         default |= {"permissions": ALL, "iat": now, "exp": now + 3600}
-        return jwt.encode({name: value for name, value in (default | claims).items() if value is not None}, secret, algorithm="HS256")
+        return jwt.encode(
+            {name: value for name, value in (default | claims).items() if value is not None}, secret, algorithm="HS256"
+        )
 
     def client(self, agent_type: str = "chief-architect", **claims: Any) -> Client:
         return Client(self.url, self.token(agent_type, **claims))
@@ -276,7 +302,11 @@ def marked_processes() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get("CCO_TEST_MARK") == MARK and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                process.pid != os.getpid()
+                and process.environ().get("CCO_TEST_MARK") == MARK
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 found.append(process)
     return found
 
@@ -310,7 +340,9 @@ def fail_skipped(report: Any) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_running() -> Iterator[None]:
-    """No process of the tests is left. A fixture, since what a hook of pytest raises in one of several test processes fails nothing."""
+    """No process of the tests is left. A fixture, since what a hook of pytest raises in one of several test processes
+    fails nothing.
+    """
     yield
     with contextlib.suppress(AssertionError):
         until(lambda: not marked_processes(), 5)

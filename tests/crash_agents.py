@@ -1,10 +1,12 @@
-"""Kill the service again and again while it spawns agents: every process there is belongs to an agent that the ledger says is running.
+"""Kill the service again and again while it spawns agents: every process there is belongs to an agent that the ledger
+says is running.
 
     python -m tests.crash_agents --kills 100
 
-Two spawners never stop (agents that sleep, that have families, and that leave daemons which shed everything); SIGKILL at random moments
-of a spawn; while the service is dead some agents are killed and one row of the ledger is given a stranger's process number. After each restart
-the ledger, the processes, the tokens and the strangers are checked. The suite runs a short form of this.
+Two spawners never stop (agents that sleep, that have families, and that leave daemons which shed everything); SIGKILL
+at random moments of a spawn; while the service is dead some agents are killed and one row of the ledger is given a
+stranger's process number. After each restart the ledger, the processes, the tokens and the strangers are checked. The
+suite runs a short form of this.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class CrashAgents:
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
         options = ("--max-agents", "1000", "--max-agents-per-issue", "1000000", "--token-ttl", "600")
-        self.service = Service(make_repository(folder / "repository"), folder / "storage", *COMMAND, *options, env={"NAP": NAP})
+        self.service = Service(
+            make_repository(folder / "repository"), folder / "storage", *COMMAND, *options, env={"NAP": NAP}
+        )
         self.random = random.Random(seed)
         self.spawning, self.over = threading.Event(), False
         self.asked = 0
@@ -70,7 +74,9 @@ class CrashAgents:
             for stranger in self.strangers:
                 stranger.kill()
                 stranger.wait()
-        return {"kills": kills, "asked": self.asked, "confirmed": len(self.confirmed)} | dict(sorted(self.counts.items()))
+        return {"kills": kills, "asked": self.asked, "confirmed": len(self.confirmed)} | dict(
+            sorted(self.counts.items())
+        )
 
     def _spawn(self, number: int) -> None:
         """One spawn after another, for as long as the service takes any."""
@@ -92,7 +98,9 @@ class CrashAgents:
         time.sleep(self.random.uniform(0, 0.1))  # the random moment is the point here
         self.service.kill()
         rows = self._rows()
-        self.counts["rows cut off before their process was known"] += sum(row["state"] == "starting" for row in rows.values())
+        self.counts["rows cut off before their process was known"] += sum(
+            row["state"] == "starting" for row in rows.values()
+        )
         killed, forged = self._harm({agent_id: row for agent_id, row in rows.items() if row["state"] == "running"})
         self.spawning.clear()
         self.service.start()
@@ -102,10 +110,15 @@ class CrashAgents:
     def _rows(self) -> dict[str, dict[str, Any]]:
         with contextlib.closing(sqlite3.connect(self.service.storage / "sidecar.db")) as database:
             database.row_factory = sqlite3.Row
-            return {row["id"]: dict(row) for row in database.execute("select * from agent where state in ('starting', 'running')")}
+            return {
+                row["id"]: dict(row)
+                for row in database.execute("select * from agent where state in ('starting', 'running')")
+            }
 
     def _harm(self, running: dict[str, dict[str, Any]]) -> tuple[set[str], set[str]]:
-        """While the service is dead: kill the first processes of some agents; give one of these rows a stranger's number."""
+        """While the service is dead: kill the first processes of some agents; give one of these rows a stranger's
+        number.
+        """
         killed = set(self.random.sample(sorted(running), min(2, len(running))))
         for agent_id in killed:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -126,7 +139,9 @@ class CrashAgents:
             assert ended["state"] in (("killed",) if agent_id in self.ordered else ("failed", "completed")), ended
             assert ended["exit_code"] is not None, ended  # their keeper has gone on
         for agent_id in set(rows) - killed:  # living ones go on
-            found = until(lambda agent_id=agent_id: (now := self._status(client, agent_id))["state"] != "starting" and now)
+            found = until(
+                lambda agent_id=agent_id: (now := self._status(client, agent_id))["state"] != "starting" and now
+            )
             self.counts["adopted" if found["state"] == "running" else "gone"] += 1
             assert found["state"] != "lost" or found["pid"] is None, found  # but where it never had a process
         self.counts["killed meanwhile"] += len(killed)
@@ -154,9 +169,13 @@ class CrashAgents:
         return client.get("/api/agents", state="running", limit=1000).json()["agents"]  # type: ignore[no-any-return]
 
     def _processes_are_those_of_running_agents(self, client: Client) -> bool:
-        """Each agent that runs has its process, and each process its agent; daemons are no more than the agents that make some."""
+        """Each agent that runs has its process, and each process its agent; daemons are no more than the agents that
+        make some.
+        """
         running = {agent["agent_id"]: agent for agent in self._running(client)}
-        found = collections.Counter(environment["AGENT_ID"] for environment in self._environments() if "AGENT_ID" in environment)
+        found = collections.Counter(
+            environment["AGENT_ID"] for environment in self._environments() if "AGENT_ID" in environment
+        )
         makers = sum(agent["task"] == "vanish_and_hang" for agent in running.values())
         return set(found) == set(running) and len(daemons_left()) <= makers
 
@@ -176,13 +195,18 @@ class CrashAgents:
     def _finish(self, threads: list[threading.Thread]) -> None:
         self._end_spawners(threads)
         client = self.service.client()
-        missing = [agent_id for agent_id in self.confirmed if client.get(f"/api/agents/{agent_id}/status").status_code != 200]
+        missing = [
+            agent_id for agent_id in self.confirmed if client.get(f"/api/agents/{agent_id}/status").status_code != 200
+        ]
         assert not missing, f"confirmed and forgotten: {missing}"
         until(lambda: client.get("/status").json()["agents"]["active"] == len(self._running(client)))
         for agent in self._running(client):
             client.delete(f"/api/agents/{agent['agent_id']}")
         until(lambda: client.get("/status").json()["agents"]["active"] == 0, 60)
-        assert not [environment for environment in self._environments() if "AGENT_ID" in environment] and not daemons_left(), "processes were left"
+        assert (
+            not [environment for environment in self._environments() if "AGENT_ID" in environment]
+            and not daemons_left()
+        ), "processes were left"
         assert self.service.stop() == 0, self.service.log
         until(lambda: not keepers(self.service))
         assert "Traceback" not in self.service.log, self.service.log

@@ -35,8 +35,12 @@ class CrashTest:
         self.publishing.set()
         self.confirmed: set[str] = set()
         self.seen: list[list[str]] = [[] for _ in range(consumers)]
-        self.threads = [threading.Thread(target=self._publish, args=(number,), daemon=True) for number in range(publishers)]
-        self.consumers = [threading.Thread(target=self._consume, args=(number,), daemon=True) for number in range(consumers)]
+        self.threads = [
+            threading.Thread(target=self._publish, args=(number,), daemon=True) for number in range(publishers)
+        ]
+        self.consumers = [
+            threading.Thread(target=self._consume, args=(number,), daemon=True) for number in range(consumers)
+        ]
         self.last: str | None = None
 
     def _client(self, name: str) -> Client:
@@ -89,7 +93,12 @@ class CrashTest:
         self._check()
         duplicates = sum(len(seen) - len(set(seen)) for seen in self.seen[1::2])
         assert self.service.stop() == 0
-        return {"kills": kills, "confirmed": len(self.confirmed), "delivered": sum(map(len, self.seen)), "repeats to positions": duplicates}
+        return {
+            "kills": kills,
+            "confirmed": len(self.confirmed),
+            "delivered": sum(map(len, self.seen)),
+            "repeats to positions": duplicates,
+        }
 
     def _check(self) -> None:
         for number, seen in enumerate(self.seen):

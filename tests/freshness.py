@@ -2,8 +2,8 @@
 
     python -m tests.freshness --changes 1000 [--no-watch]
 
-Edits, also of the same size and time stamp, deletions, renames, atomic saves, commits, checkouts, stashes, ignore rules,
-links and stored results, one to three at a time, at random. The suite runs a short form of this.
+Edits, also of the same size and time stamp, deletions, renames, atomic saves, commits, checkouts, stashes, ignore
+rules, links and stored results, one to three at a time, at random. The suite runs a short form of this.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ class Changer:
         return name
 
     def some_file(self) -> Path:
-        files = [path for path in sorted(self.root.glob("**/*.py")) if ".git" not in path.parts and path.is_file() and not path.is_symlink()]
+        files = [
+            path
+            for path in sorted(self.root.glob("**/*.py"))
+            if ".git" not in path.parts and path.is_file() and not path.is_symlink()
+        ]
         return self.random.choice(files) if files else self.write(f"again{self.number}.py", "again = True\n")
 
     def write(self, name: str | Path, content: str | bytes) -> Path:
@@ -133,17 +137,25 @@ class Changer:
         self.write(".git/info/exclude", f"made{self.random.randint(1, self.number)}/\n")
 
     def do_result(self) -> None:
-        self.client.store(self.random.choice(["python-specialist", "test-engineer"]), self.random.choice(["success", "failed"]))
+        self.client.store(
+            self.random.choice(["python-specialist", "test-engineer"]), self.random.choice(["success", "failed"])
+        )
         self.stored += 1
 
 
 def on_disk(root: Path, stored: int) -> dict[str, Any]:
     """What a context has to show, by git and the files themselves."""
     names = sorted(set(git(root, "ls-files", "-z", "-co", "--exclude-standard").split("\0")) - {""})
-    head = subprocess.run(["git", "symbolic-ref", "-q", "--short", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
+    head = subprocess.run(
+        ["git", "symbolic-ref", "-q", "--short", "HEAD"], cwd=root, capture_output=True, text=True
+    ).stdout.strip()
     lines = git(root, "status", "--porcelain", "--no-renames", "-uall").splitlines()
     return {
-        "files": {name: (root / name).read_text() for name in names if os.path.lexists(root / name) and not (root / name).is_symlink()},
+        "files": {
+            name: (root / name).read_text()
+            for name in names
+            if os.path.lexists(root / name) and not (root / name).is_symlink()
+        },
         "names": [name for name in names if os.path.lexists(root / name)],
         "branch": head or None,
         "commits": git(root, "log", "-n10", "--format=%h").split(),
@@ -167,7 +179,9 @@ def in_context(client: Client) -> dict[str, Any]:
     }
 
 
-def stale_answers(service: Service, changes: int, seed: int) -> tuple[int, list[tuple[list[str], dict[str, Any], dict[str, Any]]]]:
+def stale_answers(
+    service: Service, changes: int, seed: int
+) -> tuple[int, list[tuple[list[str], dict[str, Any], dict[str, Any]]]]:
     """(number of changes done, what was wrong after which of them)."""
     client = service.client()
     changer = Changer(service.root, client, seed)

@@ -22,7 +22,8 @@ from conftest import Service, make_repository
 from fuzz_api import fuzz_api
 from fuzz_http import HttpFuzzer, for_minutes, start_service
 
-GROWTH = 32  # MB that memory may grow by after the warm-up: caches that fill to their bounds, allocators that do not give back
+# MB that memory may grow by after the warm-up: caches that fill to their bounds, allocators that do not give back
+GROWTH = 32
 
 
 def raw_http(service: Service, minutes: float, seed: int) -> None:
@@ -30,7 +31,9 @@ def raw_http(service: Service, minutes: float, seed: int) -> None:
 
 
 def document(service: Service, minutes: float, seed: int) -> None:
-    said = fuzz_api(service, "--max-time", str(max(1, int(60 * minutes))), "--seed", str(seed), seconds=60 * minutes + 300)
+    said = fuzz_api(
+        service, "--max-time", str(max(1, int(60 * minutes))), "--seed", str(seed), seconds=60 * minutes + 300
+    )
     print("\n".join(said.splitlines()[-12:]))
 
 
@@ -48,7 +51,10 @@ def run(minutes: float, seed: int, only: str | None) -> None:
                 fuzz(service, minutes / len(chosen) / 5, seed)  # the warm-up
                 before = resident(service)
                 fuzz(service, minutes / len(chosen) * 4 / 5, seed + 1)
-                print(f"{name}: memory {before:.1f} MB after a fifth of the time, {resident(service):.1f} MB at the end", flush=True)
+                print(
+                    f"{name}: memory {before:.1f} MB after a fifth of the time, {resident(service):.1f} MB at the end",
+                    flush=True,
+                )
                 assert resident(service) < before + GROWTH
             HttpFuzzer(service, seed).settle()
         finally:

@@ -1,4 +1,6 @@
-"""The OpenAPI document against the service: schemathesis generates requests from the one and holds the answers of the other to it."""
+"""The OpenAPI document against the service: schemathesis generates requests from the one and holds the answers of the
+other to it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from pathlib import Path
 
 from conftest import Service
 
-# Not asked for: that whatever a schema allows is accepted, since none can say which agent types, cursors and filters there are; and that Allow
-# is as the document says, where /api/agents/spawn is a path of its own, while to DELETE it is an agent's name (test_errors has the table).
+# Not asked for: that whatever a schema allows is accepted, since none can say which agent types, cursors and filters
+# there are; and that Allow is as the document says, where /api/agents/spawn is a path of its own, while to DELETE it is
+# an agent's name (test_errors has the table).
 COMMAND = [
     "-m", "schemathesis.cli", "run", "--phases", "examples,coverage,fuzzing",
     "--exclude-checks", "positive_data_acceptance,allow_header_conformance", "--continue-on-failure",
@@ -21,7 +24,14 @@ COMMAND = [
 
 def fuzz_api(service: Service, *arguments: str, seconds: float) -> str:
     """What schemathesis says in the end. Raises AssertionError with all of it where an answer broke the document."""
-    command = [sys.executable, *COMMAND, f"{service.url}/openapi.json", "-H", f"Authorization: Bearer {service.token()}", *arguments]
+    command = [
+        sys.executable,
+        *COMMAND,
+        f"{service.url}/openapi.json",
+        "-H",
+        f"Authorization: Bearer {service.token()}",
+        *arguments,
+    ]
     here = str(Path(__file__).resolve().parent)
     environment = os.environ | {"SCHEMATHESIS_HOOKS": "fuzz_hooks", "PYTHONPATH": here, "COLUMNS": "150"}
     with tempfile.TemporaryDirectory() as folder:  # it writes down what it has done

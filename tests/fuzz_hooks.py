@@ -1,4 +1,5 @@
-"""What schemathesis is told about this service: short waits, and names that exist behind names that are merely well-formed.
+"""What schemathesis is told about this service: short waits, and names that exist behind names that are merely
+well-formed.
 
 Only values that are valid anyway are replaced, so what a mutation made invalid stays so.
 """

@@ -1,7 +1,8 @@
 """Broken requests over raw sockets: well-formed ones of every kind, mutated by a seeded dice.
 
-Every connection must come to its end, every byte that comes back must belong to a well-formed answer, no answer may be a 5xx and every
-refusal must be JSON; afterwards the service must hold no connection, request, waiter or task for any of them.
+Every connection must come to its end, every byte that comes back must belong to a well-formed answer, no answer may be
+a 5xx and every refusal must be JSON; afterwards the service must hold no connection, request, waiter or task for any of
+them.
 """
 
 from __future__ import annotations
@@ -57,11 +58,28 @@ def start_service(folder: Path, root: Path) -> Service:
     return service
 
 
-# ---- What is mutated --------------------------------------------------------------------------------------------------------------------
+# ---- What is mutated
+# --------------------------------------------------------------------------------------------------------------------
 
-EVENT = {"publisher": "fuzz", "topic": "test", "data": {"issue_id": "issue-1", "text": "é \U0001f600", "list": [1, 2.5, None, True]}}
-RESULT = {"agent_id": "fuzz-1", "agent_type": "python-specialist", "issue_id": "issue-1", "project_id": PROJECT, "result": {"status": "success"}}
-SPAWN = {"agent_type": "python-specialist", "issue_id": "issue-1", "task": "nothing", "environment": {"NAME": "value"}, "priority": "normal"}
+EVENT = {
+    "publisher": "fuzz",
+    "topic": "test",
+    "data": {"issue_id": "issue-1", "text": "é \U0001f600", "list": [1, 2.5, None, True]},
+}
+RESULT = {
+    "agent_id": "fuzz-1",
+    "agent_type": "python-specialist",
+    "issue_id": "issue-1",
+    "project_id": PROJECT,
+    "result": {"status": "success"},
+}
+SPAWN = {
+    "agent_type": "python-specialist",
+    "issue_id": "issue-1",
+    "task": "nothing",
+    "environment": {"NAME": "value"},
+    "priority": "normal",
+}
 
 SEEDS: list[tuple[str, str, Any]] = [  # method, target, body
     ("GET", "/health", None), ("GET", "/status", None), ("GET", "/openapi.json", None), ("GET", "/nowhere", None), ("PUT", "/health", None),
@@ -107,7 +125,26 @@ BODIES = [
     b'{"agent_type": "python-specialist", "issue_id": "issue-1", "task": "\\ud800"}',
 ]  # fmt: skip
 
-BYTES = [b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"\0", b" ", b"\t", b":", b";", b"0", b"\xff", b"%00", b"\xc3", b"\x7f", b"0\r\n\r\n", b"ffffffffffffffff\r\n", b"-1\r\n", b"PRI "]
+BYTES = [
+    b"\r",
+    b"\n",
+    b"\r\n",
+    b"\r\n\r\n",
+    b"\0",
+    b" ",
+    b"\t",
+    b":",
+    b";",
+    b"0",
+    b"\xff",
+    b"%00",
+    b"\xc3",
+    b"\x7f",
+    b"0\r\n\r\n",
+    b"ffffffffffffffff\r\n",
+    b"-1\r\n",
+    b"PRI ",
+]
 
 
 class Composer:
@@ -127,10 +164,18 @@ class Composer:
     def _request(self) -> bytes:
         method, target, body = self.dice.choice(SEEDS)
         target = self.dice.choice(TARGETS) if self.dice.random() < 0.2 else target
-        method = self.dice.choice(["TRACE", "CONNECT", "get", "G\xe9T", "PATCH", "PRI", ""]) if self.dice.random() < 0.05 else method
+        method = (
+            self.dice.choice(["TRACE", "CONNECT", "get", "G\xe9T", "PATCH", "PRI", ""])
+            if self.dice.random() < 0.05
+            else method
+        )
         content = b"" if body is None else json.dumps(body).encode()
         content = self.dice.choice(BODIES) if self.dice.random() < 0.2 else content
-        version = "HTTP/1.1" if self.dice.random() < 0.9 else self.dice.choice(["HTTP/1.0", "HTTP/2.0", "HTTP/1.11", "HTTP/9", "http/1.1", ""])
+        version = (
+            "HTTP/1.1"
+            if self.dice.random() < 0.9
+            else self.dice.choice(["HTTP/1.0", "HTTP/2.0", "HTTP/1.11", "HTTP/9", "http/1.1", ""])
+        )
         lines = ["Host: localhost", f"Authorization: Bearer {self.token}", "Content-Type: application/json"]
         content, framing = self._framed(content)
         lines += framing
@@ -138,7 +183,12 @@ class Composer:
             lines.insert(self.dice.randrange(len(lines) + 1), self.dice.choice(LINES))
         if self.dice.random() < 0.1:
             del lines[self.dice.randrange(len(lines))]
-        return f"{method} {target} {version}\r\n".encode("latin-1") + "".join(f"{line}\r\n" for line in lines).encode("latin-1") + b"\r\n" + content
+        return (
+            f"{method} {target} {version}\r\n".encode("latin-1")
+            + "".join(f"{line}\r\n" for line in lines).encode("latin-1")
+            + b"\r\n"
+            + content
+        )
 
     def _framed(self, content: bytes) -> tuple[bytes, list[str]]:
         """The body by length or in chunks, and the line that says so."""
@@ -148,13 +198,18 @@ class Composer:
         pieces = [content[n : n + size] for n in range(0, len(content), size)]
         extension = self.dice.choice([b"", b"", b";a=b", b" ", b';x="\r\n"'])
         chunks = b"".join(b"%x%s\r\n%s\r\n" % (len(piece), extension, piece) for piece in pieces)
-        return chunks + self.dice.choice([b"0\r\n\r\n", b"0\r\n\r\n", b"0\r\nX-Trailer: 1\r\n\r\n", b"00\r\n\r\n", b""]), ["Transfer-Encoding: chunked"]
+        return chunks + self.dice.choice(
+            [b"0\r\n\r\n", b"0\r\n\r\n", b"0\r\nX-Trailer: 1\r\n\r\n", b"00\r\n\r\n", b""]
+        ), ["Transfer-Encoding: chunked"]
 
     def _place(self, data: bytes) -> int:
         return self.dice.randrange(len(data) + 1)
 
     def _insert(self, data: bytes) -> bytes:
-        at, new = self._place(data), self.dice.choice(BYTES) if self.dice.random() < 0.8 else self.dice.randbytes(self.dice.randrange(1, 40))
+        at, new = (
+            self._place(data),
+            self.dice.choice(BYTES) if self.dice.random() < 0.8 else self.dice.randbytes(self.dice.randrange(1, 40)),
+        )
         return data[:at] + new + data[at:]
 
     def _delete(self, data: bytes) -> bytes:
@@ -178,11 +233,14 @@ class Composer:
         return [data[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
-# ---- What must come back ----------------------------------------------------------------------------------------------------------------
+# ---- What must come back
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def read_answers(data: bytes, asked: bytes) -> list[tuple[int, dict[str, str], bytes]]:
-    """The answers in what came back, the last one possibly cut short. Raises AssertionError for bytes that are no answer."""
+    """The answers in what came back, the last one possibly cut short. Raises AssertionError for bytes that are no
+    answer.
+    """
     answers = []
     while data:
         head, found, rest = data.partition(b"\r\n\r\n")
@@ -218,7 +276,8 @@ def check_answers(data: bytes, asked: bytes) -> list[int]:
             error = json.loads(content)
             assert {"error", "message", "code", "timestamp", "request_id"} <= error.keys(), error
         if headers.get("connection") == "close":
-            # Known: the refusal of a body that turns out to be malformed, which is the one answer without Server, comes behind an early one.
+            # Known: the refusal of a body that turns out to be malformed, which is the one answer without Server, comes
+            # behind an early one.
             last = [answer for answer in answers if answer[0] != 400 or "server" in answer[1]] or answers
             assert number >= len(last) - 1, f"an answer after the one that said it was the last: {data!r}"
     return [status for status, _, _ in answers]
@@ -235,7 +294,9 @@ class HttpFuzzer:
         self.process = psutil.Process(service.info["pid"])
 
     def run(self, enough: Callable[[int], bool]) -> dict[str, Any]:
-        """Ask until ``enough(connections so far)``; what came back. Raises AssertionError with the request that broke a promise."""
+        """Ask until ``enough(connections so far)``; what came back. Raises AssertionError with the request that broke a
+        promise.
+        """
         self.settle()
         before = self._held()
         asked = asyncio.run(self._run(enough))
@@ -287,7 +348,10 @@ class HttpFuzzer:
         until(lambda: client.get("/status").json()["events"]["active_subscriptions"] == 0, PATIENCE)
         until(lambda: client.get("/status").json()["agents"]["active"] == 0, PATIENCE)
         client.session.close()
-        until(lambda: not [c for c in self.process.net_connections("tcp") if c.status in ("ESTABLISHED", "CLOSE_WAIT")], PATIENCE)
+        until(
+            lambda: not [c for c in self.process.net_connections("tcp") if c.status in ("ESTABLISHED", "CLOSE_WAIT")],
+            PATIENCE,
+        )
         if before:
             until(lambda: self._held() == before, PATIENCE)
 

@@ -28,7 +28,13 @@ MODULE = Path(cco_sidecar.__file__)
 BACKGROUND = {  # what goes on beside any request
     "_survey", "_survey_once", "_sweep", "_sweep_for_ever", "retention_mark", "bury_expired", "delete_expired", "forget_old", "look_at_linux",
 }  # fmt: skip
-RESULT = {"agent_id": "a", "agent_type": "python-specialist", "issue_id": "i", "project_id": "p", "result": {"status": "success"}}
+RESULT = {
+    "agent_id": "a",
+    "agent_type": "python-specialist",
+    "issue_id": "i",
+    "project_id": "p",
+    "result": {"status": "success"},
+}
 REQUESTS: dict[str, tuple[str, str, Any]] = {
     "POST result": ("POST", "/api/results", RESULT),
     "wait": ("GET", "/api/events/wait/nothing?timeout=200", None),
@@ -60,11 +66,17 @@ def references_down(tree: ast.Module) -> float:
             places[node.name] = node.lineno
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            places |= {name.id: node.lineno for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+            places |= {
+                name.id: node.lineno for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
+            }
     pairs = set()
     for node in tree.body:
         for name in ast.walk(node):
-            if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Load) and places.get(name.id, node.lineno) != node.lineno:
+            if (
+                isinstance(name, ast.Name)
+                and isinstance(name.ctx, ast.Load)
+                and places.get(name.id, node.lineno) != node.lineno
+            ):
                 pairs.add((node.lineno, places[name.id]))
     return sum(there > here for here, there in pairs) / len(pairs)
 
@@ -79,7 +91,13 @@ class Trace:
 
     def _note(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        if self._on and event == "call" and code.co_filename == str(MODULE) and code.co_name[0] != "<" and code.co_name not in BACKGROUND:
+        if (
+            self._on
+            and event == "call"
+            and code.co_filename == str(MODULE)
+            and code.co_name[0] != "<"
+            and code.co_name not in BACKGROUND
+        ):
             self.entered[code.co_qualname] = None
 
     def __enter__(self) -> Trace:
@@ -121,9 +139,16 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             root = make_repository(Path(folder) / "repository")
             flags = {"root": str(root), "storage": f"{folder}/storage", "port": "0", "project": "p"}
-            flags |= {"agent_command": '["/bin/sleep", "2"]', "stop_agents": True, "no_plugins": alone, "log_level": "error"}
+            flags |= {
+                "agent_command": '["/bin/sleep", "2"]',
+                "stop_agents": True,
+                "no_plugins": alone,
+                "log_level": "error",
+            }
             counts = asyncio.run(walk(flags, trace))
-        print(f"{'functions entered, ' + name:32} {', '.join(f'{request} {number}' for request, number in counts.items())}")
+        print(
+            f"{'functions entered, ' + name:32} {', '.join(f'{request} {number}' for request, number in counts.items())}"
+        )
 
 
 if __name__ == "__main__":

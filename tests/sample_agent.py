@@ -20,7 +20,9 @@ SLEEPER = [sys.executable, "-c", f"import time; time.sleep({FOREVER})"]
 def call(path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """One request to the service with the token of the moment."""
     token = Path(os.environ["CCO_TOKEN_FILE"]).read_text()
-    request = urllib.request.Request(os.environ["SIDECAR_URL"] + path, None if body is None else json.dumps(body).encode())
+    request = urllib.request.Request(
+        os.environ["SIDECAR_URL"] + path, None if body is None else json.dumps(body).encode()
+    )
     request.add_header("Authorization", f"Bearer {token}")
     request.add_header("Content-Type", "application/json")
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
@@ -70,7 +72,13 @@ def escape_and_hang() -> None:
 def ignore() -> None:
     """Not to be moved by SIGTERM, nor is its child."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    subprocess.Popen([sys.executable, "-c", f"import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep({FOREVER})"])
+    subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep({FOREVER})",
+        ]
+    )
     time.sleep(0.3)
     print("ignoring", flush=True)
     while True:
@@ -78,7 +86,9 @@ def ignore() -> None:
 
 
 def vanish() -> None:
-    """A daemon as daemons are made: forked twice, a session of its own, another folder, no environment, and no file that we know."""
+    """A daemon as daemons are made: forked twice, a session of its own, another folder, no environment, and no file
+    that we know.
+    """
     code = """
 import os, time
 if os.fork() == 0:
@@ -178,7 +188,10 @@ def curl() -> None:
     """Stores a result as the prompt says: with curl, its header file and no token in an argument."""
     who = {name.lower(): os.environ[name] for name in ("AGENT_ID", "AGENT_TYPE", "ISSUE_ID", "PROJECT_ID")}
     command = ["curl", "-sS", os.environ["SIDECAR_URL"] + "/results", "-H", "@" + os.environ["CCO_HEADER_FILE"]]
-    subprocess.run([*command, "-H", "Content-Type: application/json", "-d", json.dumps(who | {"result": {"status": "success"}})], check=True)
+    subprocess.run(
+        [*command, "-H", "Content-Type: application/json", "-d", json.dumps(who | {"result": {"status": "success"}})],
+        check=True,
+    )
 
 
 def burn() -> None:
@@ -227,9 +240,16 @@ def work() -> None:
     issue, agent_type = os.environ["ISSUE_ID"], os.environ["AGENT_TYPE"]
     context = call(f"/context/{issue}/{agent_type}")["context"]
     injected = json.loads(Path(os.environ["CCO_CONTEXT_FILE"]).read_text())["context"]
-    seen = {"files": len(context["relevant_files"]), "injected": sorted(injected), "branch": context["git_context"]["branch"]}
+    seen = {
+        "files": len(context["relevant_files"]),
+        "injected": sorted(injected),
+        "branch": context["git_context"]["branch"],
+    }
     earlier = [output["decision"] for output in context["previous_agent_outputs"]]
-    call("/events/progress", {"publisher": os.environ["AGENT_ID"], "topic": "progress", "data": {"issue_id": issue, "seen": seen}})
+    call(
+        "/events/progress",
+        {"publisher": os.environ["AGENT_ID"], "topic": "progress", "data": {"issue_id": issue, "seen": seen}},
+    )
     stored = store(files_modified=["src/main.py"], decisions=[f"{agent_type} has worked"], rationale=f"after {earlier}")
     print(f"stored {stored['id']}")
 

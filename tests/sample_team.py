@@ -1,7 +1,8 @@
-"""A team in the place of coding agents: each member does what the first line of its task, a JSON object, has for its type.
+"""A team in the place of coding agents: each member does what the first line of its task, a JSON object, has for its
+type.
 
-``{"python-specialist": ["crash", "success"]}``: the first of that type crashes, later ones succeed. Types that are not named
-succeed. Before it does it, each appends a line to the file that TEAM_LOG names.
+``{"python-specialist": ["crash", "success"]}``: the first of that type crashes, later ones succeed. Types that are not
+named succeed. Before it does it, each appends a line to the file that TEAM_LOG names.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def report(status: str) -> None:
     """As an agent does; a type that may not store results leaves it at its last words."""
     print(f"{os.environ['AGENT_TYPE']} is done", flush=True)
     if os.environ["AGENT_TYPE"] not in ("documentation-expert", "technical-researcher"):
-        sample_agent.store(status, files_modified=["src/main.py"], decisions=[f"{os.environ['AGENT_TYPE']} says {status}"])
+        sample_agent.store(
+            status, files_modified=["src/main.py"], decisions=[f"{os.environ['AGENT_TYPE']} says {status}"]
+        )
 
 
 def silent() -> None:
@@ -49,7 +52,9 @@ def chatter() -> None:
     """Says something, and publishes that it did, again and again."""
     for number in range(sample_agent.FOREVER):
         print(f"line {number}", flush=True)
-        sample_agent.call("/events/progress", {"publisher": os.environ["AGENT_ID"], "topic": "progress", "data": {"line": number}})
+        sample_agent.call(
+            "/events/progress", {"publisher": os.environ["AGENT_ID"], "topic": "progress", "data": {"line": number}}
+        )
         time.sleep(0.2)
 
 

@@ -1,4 +1,6 @@
-"""Agents can be trusted: whatever they do and whoever is killed, all of them is found, ended, measured and written down."""
+"""Agents can be trusted: whatever they do and whoever is killed, all of them is found, ended, measured and written
+down.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ MORE = ("--max-agents", "60", "--max-agents-per-issue", "1000")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for the tests of this module, with the sample agent as its agents."""
     folder = tmp_path_factory.mktemp("trust")
-    running = Service(make_repository(folder / "repository"), folder / "storage", *COMMAND, *MORE, env=ONE_SECOND).start()
+    running = Service(
+        make_repository(folder / "repository"), folder / "storage", *COMMAND, *MORE, env=ONE_SECOND
+    ).start()
     yield running
     assert running.stop() == 0, running.log
     assert "Traceback" not in running.log, running.log
@@ -183,7 +187,11 @@ def test_many_orders_at_once_end_an_agent_once(service: Service, architect: Clie
     agent_id = spawn(architect, "hang", issue)["agent_id"]
     headers = {"Authorization": f"Bearer {architect.token}"}
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: requests.delete(f"{service.url}/api/agents/{agent_id}", headers=headers, timeout=30), range(8)))
+        answers = list(
+            pool.map(
+                lambda _: requests.delete(f"{service.url}/api/agents/{agent_id}", headers=headers, timeout=30), range(8)
+            )
+        )
     assert {answer.status_code for answer in answers} == {202}
     state(architect, agent_id, "killed")
     told = architect.wait("*", filter=f"agent_id:{agent_id}", timeout=5000)["events"]
@@ -203,7 +211,9 @@ def test_an_ordered_end_survives_a_crash(make_service: Callable[..., Service]) -
 
 
 @pytest.mark.parametrize("stop_agents", [True, False])
-def test_spawns_during_a_stop_leave_whole_agents_or_none(make_service: Callable[..., Service], stop_agents: bool) -> None:
+def test_spawns_during_a_stop_leave_whole_agents_or_none(
+    make_service: Callable[..., Service], stop_agents: bool
+) -> None:
     service = make_service(*COMMAND, *MORE, *(["--stop-agents"] if stop_agents else []))
     token, stopped = service.token(), False
 
@@ -211,7 +221,12 @@ def test_spawns_during_a_stop_leave_whole_agents_or_none(make_service: Callable[
         with contextlib.suppress(requests.RequestException):
             while not stopped:
                 headers = {"Authorization": f"Bearer {token}"}
-                requests.post(f"{service.url}/api/agents/spawn", json=request(issue=f"issue-{number}"), headers=headers, timeout=30)
+                requests.post(
+                    f"{service.url}/api/agents/spawn",
+                    json=request(issue=f"issue-{number}"),
+                    headers=headers,
+                    timeout=30,
+                )
 
     with ThreadPoolExecutor(4) as pool:
         for number in range(4):
@@ -233,7 +248,9 @@ def test_spawns_during_a_stop_leave_whole_agents_or_none(make_service: Callable[
 # -- the keeper
 
 
-def test_agents_outlive_their_keeper_and_their_output_goes_on(make_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_agents_outlive_their_keeper_and_their_output_goes_on(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
     service = make_service(*COMMAND)
     architect, gate = service.client(), tmp_path / "gate"
     agent_id = spawn(architect, "pieces", environment={"GATE": str(gate)})["agent_id"]
@@ -264,7 +281,9 @@ def test_output_goes_on_while_the_service_is_dead(make_service: Callable[..., Se
     assert output(service.client(), agent_id) == "one line\nanother é\n"
 
 
-def test_one_keeper_serves_all_agents_and_holds_nothing_of_ours(service: Service, architect: Client, issue: str) -> None:
+def test_one_keeper_serves_all_agents_and_holds_nothing_of_ours(
+    service: Service, architect: Client, issue: str
+) -> None:
     for _ in range(5):
         spawn(architect, "hang", issue)
     (keeper,) = keepers(service)
@@ -291,11 +310,22 @@ def test_agents_may_spawn_agents_only_so_deep(make_service: Callable[..., Servic
     service = make_service(*COMMAND, "--max-depth", "3")
     architect = service.client()
     spawn(architect, "spawn_another", agent_type="chief-architect")
-    agents = until(lambda: len(found := architect.get("/api/agents").json()["agents"]) == 3 and all(a["ended_at"] for a in found) and found)
+    agents = until(
+        lambda: (
+            len(found := architect.get("/api/agents").json()["agents"]) == 3
+            and all(a["ended_at"] for a in found)
+            and found
+        )
+    )
     assert [agent["depth"] for agent in agents] == [1, 2, 3]
     assert [agent["parent"] for agent in agents[1:]] == [agent["agent_id"] for agent in agents[:2]]
     refusal = agents[2]["output_tail"][0]
-    assert refusal.startswith("429 ") and "AGT_003" in refusal and "--max-depth" in refusal and "retry_after" not in refusal
+    assert (
+        refusal.startswith("429 ")
+        and "AGT_003" in refusal
+        and "--max-depth" in refusal
+        and "retry_after" not in refusal
+    )
     assert architect.get("/status").json()["agents"]["spawned_total"] == 3
 
 
@@ -332,7 +362,12 @@ def test_spawns_that_never_got_a_process_do_not_count(make_service: Callable[...
 
 @pytest.mark.parametrize(
     ("asked", "granted"),
-    [(None, ["read_context", "publish_events"]), (["publish_events", "write_results"], ["publish_events"]), ([], []), (["spawn_agents"], [])],
+    [
+        (None, ["read_context", "publish_events"]),
+        (["publish_events", "write_results"], ["publish_events"]),
+        ([], []),
+        (["spawn_agents"], []),
+    ],
 )
 def test_permissions_only_shrink(service: Service, issue: str, asked: list[str] | None, granted: list[str]) -> None:
     spawner = service.client(permissions=["spawn_agents", "read_context", "publish_events"])
@@ -349,7 +384,9 @@ def test_an_agent_can_be_narrowed_to_its_issue(service: Service, architect: Clie
     assert claims_of(spawn(bound, "hang", issue, issue_only=False)["jwt_token"])["issue_id"] == issue
 
 
-def test_a_repeated_spawn_gives_a_token_that_is_good_now_and_none_when_the_agent_has_ended(make_service: Callable[..., Service]) -> None:
+def test_a_repeated_spawn_gives_a_token_that_is_good_now_and_none_when_the_agent_has_ended(
+    make_service: Callable[..., Service],
+) -> None:
     service = make_service(*COMMAND, "--token-ttl", "2")
     architect = service.client(sub="repeater")
     key = {"Idempotency-Key": "one"}
@@ -387,7 +424,9 @@ def test_curl_takes_the_token_from_a_file(architect: Client, issue: str) -> None
 # -- context
 
 
-def test_a_spawn_whose_context_cannot_be_built_leaves_nothing(make_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_a_spawn_whose_context_cannot_be_built_leaves_nothing(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "more/big.py").write_text(
         "from cco_sidecar import hookimpl\n@hookimpl\ndef context_section(request):\n    return {'big': 'x' * 11_000_000}\n"
@@ -404,12 +443,23 @@ def test_a_spawn_whose_context_cannot_be_built_leaves_nothing(make_service: Call
 # -- status
 
 
-def test_status_is_measured_and_says_how_old_each_measurement_is(service: Service, architect: Client, issue: str) -> None:
+def test_status_is_measured_and_says_how_old_each_measurement_is(
+    service: Service, architect: Client, issue: str
+) -> None:
     spawned = spawn(architect, "burn", issue)
     says(architect, spawned["agent_id"], "burnt")
     Client(service.url, spawned["jwt_token"]).get("/api/results")
-    found = until(lambda: (now := status(architect, spawned["agent_id"]))["usage"]["processes"] == 1 and now["usage"]["cpu_seconds"] > 0.4 and now)
-    assert found["usage"]["memory_bytes"] > 50_000_000 and found["usage"]["peak_memory_bytes"] >= found["usage"]["memory_bytes"]
+    found = until(
+        lambda: (
+            (now := status(architect, spawned["agent_id"]))["usage"]["processes"] == 1
+            and now["usage"]["cpu_seconds"] > 0.4
+            and now
+        )
+    )
+    assert (
+        found["usage"]["memory_bytes"] > 50_000_000
+        and found["usage"]["peak_memory_bytes"] >= found["usage"]["memory_bytes"]
+    )
     assert (found["last_call"]["method"], found["last_call"]["path"]) == ("GET", "/api/results")
     for at, seconds in (
         (found["usage"]["measured_at"], found["usage"]["age_seconds"]), (found["last_output_at"], found["last_output_age_seconds"]),
@@ -485,10 +535,15 @@ def test_a_line_without_end_is_broken(service: Service, architect: Client, issue
     assert state(architect, spawned["agent_id"])["state"] == "completed"
     lines = architect.get(f"/api/agents/{spawned['agent_id']}/logs").json()["text"].splitlines()
     assert len(lines) > 1 and set("".join(lines)) == {"y"}
-    assert sum(path.stat().st_size for path in folder_of(service, spawned["agent_id"]).glob("output.*.log")) < 10 * cco_sidecar.MB
+    assert (
+        sum(path.stat().st_size for path in folder_of(service, spawned["agent_id"]).glob("output.*.log"))
+        < 10 * cco_sidecar.MB
+    )
 
 
-def test_what_a_full_disk_swallowed_is_said_when_there_is_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_full_disk_swallowed_is_said_when_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer, real, room = OutputWriter(str(tmp_path)), os.write, [1_000_000]
 
     def write(file: int, content: bytes) -> int:
@@ -514,7 +569,9 @@ def test_what_a_full_disk_swallowed_is_said_when_there_is_room_again(tmp_path: P
 
 
 @pytest.mark.parametrize("size", [1, 7, 26, 100, 5000])
-def test_output_reads_the_same_in_whatever_pieces_it_comes_and_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_output_reads_the_same_in_whatever_pieces_it_comes_and_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     monkeypatch.setattr(AgentOutput, "READ", max(60, size))
     text = "".join(f"line {number} é \r x\n" * (number % 3) + "\n" for number in range(200)) + "the end"
     content, writer = text.encode(), OutputWriter(str(tmp_path))
@@ -537,9 +594,14 @@ def test_output_reads_the_same_in_whatever_pieces_it_comes_and_is_read(tmp_path:
 
 
 @pytest.mark.parametrize("size", [3, 100, 999])
-def test_rotation_drops_whole_lines_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_rotation_drops_whole_lines_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     monkeypatch.setattr(OutputWriter, "SEGMENT", 2000)
-    content, writer = b"".join(b"line %d\n" % number for number in range(1000)) + b"the end", OutputWriter(str(tmp_path))
+    content, writer = (
+        b"".join(b"line %d\n" % number for number in range(1000)) + b"the end",
+        OutputWriter(str(tmp_path)),
+    )
     for start in range(0, len(content), size):
         writer.write(content[start : start + size], start / 1000)
     writer.close()
@@ -552,7 +614,9 @@ def test_rotation_drops_whole_lines_and_nothing_else(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_a_known_command_line_is_started_in_its_headless_form(make_service: Callable[..., Service], tmp_path: Path, name: str) -> None:
+def test_a_known_command_line_is_started_in_its_headless_form(
+    make_service: Callable[..., Service], tmp_path: Path, name: str
+) -> None:
     """A program of that name, alone on PATH, tells how it was called."""
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / name
@@ -602,7 +666,9 @@ def test_the_commands_of_the_prompt_work_as_they_stand(make_service: Callable[..
     assert state(client, spawned["agent_id"])["state"] == "completed", output(client, spawned["agent_id"])
     (result,) = client.get("/api/results", issue_id="issue-1").json()["results"]
     assert (result["agent_id"], result["result"]["decisions"]) == (spawned["agent_id"], ["what you decided and why"])
-    assert [event["event_type"] for event in client.get("/api/events", type="progress").json()["events"]] == ["progress"]
+    assert [event["event_type"] for event in client.get("/api/events", type="progress").json()["events"]] == [
+        "progress"
+    ]
     assert not (folder_of(service, spawned["agent_id"]) / "curl").exists()
 
 
@@ -618,10 +684,14 @@ def test_the_command_can_depend_on_the_agent_type(make_service: Callable[..., Se
         state(architect, agent_id, "completed")
         assert output(architect, agent_id) == said
     answer = architect.post("/api/agents/spawn", request(agent_type="qa-engineer"))
-    assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001") and "claude: No such file" in answer.json()["message"]
+    assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001") and "claude: No such file" in answer.json()[
+        "message"
+    ]
 
 
-def test_a_program_that_cannot_be_run_is_said_and_leaves_nothing(make_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_a_program_that_cannot_be_run_is_said_and_leaves_nothing(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
     broken = tmp_path / "broken"
     broken.write_bytes(b"\x7fELF" + bytes(100))
     broken.chmod(0o755)

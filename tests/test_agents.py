@@ -1,4 +1,6 @@
-"""Agents are real processes: started with all they need, watched, ended with everything they started, adopted after a crash."""
+"""Agents are real processes: started with all they need, watched, ended with everything they started, adopted after a
+crash.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +45,22 @@ from cco_sidecar import Agents, KeeperProgram, is_kept, iso, written_end
 
 __all__ = ["nothing_left"]
 
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for the tests of this module, with the sample agent as its agents."""
     folder = tmp_path_factory.mktemp("agents")
     command = json.dumps([*SAMPLE, "{task}", "{agent_type}", "{issue_id}", "{context_file}"])
     environment = {"CCO_SIDECAR_LOG_LEVEL": "info", "INHERITED": "yes"}
-    running = Service(make_repository(folder / "repository"), folder / "storage", "--agent-command", command, "--max-agents", "60", env=environment)
+    running = Service(
+        make_repository(folder / "repository"),
+        folder / "storage",
+        "--agent-command",
+        command,
+        "--max-agents",
+        "60",
+        env=environment,
+    )
     running.start()
     yield running
     assert running.stop() == 0, running.log
@@ -67,7 +78,11 @@ def test_a_spawn_answers_for_a_process_that_runs(service: Service, architect: Cl
     assert spawned["timestamp"].endswith("Z")
     assert spawned["environment_ignored"] == []
     claims = jwt.decode(spawned["jwt_token"], options={"verify_signature": False})
-    assert (claims["sub"], claims["agent_type"], claims["project_id"]) == (spawned["agent_id"], "python-specialist", PROJECT)
+    assert (claims["sub"], claims["agent_type"], claims["project_id"]) == (
+        spawned["agent_id"],
+        "python-specialist",
+        PROJECT,
+    )
     assert set(claims["permissions"]) == {"read_context", "write_results", "publish_events"}
     followed = architect.get(spawned["webhook_url"]).json()
     assert followed["agent_id"] == spawned["agent_id"]
@@ -78,7 +93,12 @@ def test_a_spawn_answers_for_a_process_that_runs(service: Service, architect: Cl
 def test_the_token_of_an_agent_speaks_only_for_it(service: Service, architect: Client, issue: str) -> None:
     spawned = spawn(architect, "hang", issue)
     agent = Client(service.url, spawned["jwt_token"])
-    body = {"agent_id": spawned["agent_id"], "agent_type": "python-specialist", "issue_id": issue, "project_id": PROJECT}
+    body = {
+        "agent_id": spawned["agent_id"],
+        "agent_type": "python-specialist",
+        "issue_id": issue,
+        "project_id": PROJECT,
+    }
     assert agent.post("/api/results", body | {"result": {"status": "success"}}).status_code == 201
     for wrong in ({"agent_id": "somebody-else"}, {"agent_type": "test-engineer"}):
         answer = agent.post("/api/results", body | wrong | {"result": {"status": "success"}})
@@ -104,12 +124,18 @@ def test_the_environment_holds_what_an_agent_needs(service: Service, architect: 
         "CCO_TOKEN_FILE": str(folder / "token"), "CCO_CONTEXT_FILE": str(folder / "context.json"), "TASK": "report",
     }  # fmt: skip
     assert own.items() <= environment.items()
-    assert (environment["PYTHON_VERSION"], environment["API_BASE_URL"], environment["EMPTY"]) == ("3.11", "http://localhost:8000", "")
+    assert (environment["PYTHON_VERSION"], environment["API_BASE_URL"], environment["EMPTY"]) == (
+        "3.11",
+        "http://localhost:8000",
+        "",
+    )
     assert environment["INHERITED"] == "yes"
     assert not [name for name in environment if name.startswith("CCO_SIDECAR_")]
     assert environment["PATH"] != "x"
     assert environment.get("PYTHONPATH") != "x"
-    assert not {"LD_PRELOAD", "DYLD_LIBRARY_PATH", "NODE_OPTIONS", "PYTHONSTARTUP", "agent_id"} & {k for k, v in environment.items() if v[:1] == "x"}
+    assert not {"LD_PRELOAD", "DYLD_LIBRARY_PATH", "NODE_OPTIONS", "PYTHONSTARTUP", "agent_id"} & {
+        k for k, v in environment.items() if v[:1] == "x"
+    }
     assert spawned["environment_ignored"] == sorted(set(asked) - {"PYTHON_VERSION", "API_BASE_URL", "EMPTY"})
 
 
@@ -133,7 +159,10 @@ def test_the_files_of_an_agent_are_its_users_alone(service: Service, architect: 
 @pytest.mark.parametrize(
     ("asked", "sections"),
     [
-        (["project_structure", "previous_decisions", "security_policies"], {"project_structure", "previous_agent_outputs", "relevant_files"}),
+        (
+            ["project_structure", "previous_decisions", "security_policies"],
+            {"project_structure", "previous_agent_outputs", "relevant_files"},
+        ),
         (["previous_results"], {"previous_agent_outputs"}),
         (["git_history"], {"git_context"}),
         (["git_context"], {"git_context"}),
@@ -157,7 +186,9 @@ def test_the_context_file_holds_what_was_required(
 
 
 def test_an_unknown_requirement_is_refused_and_named(service: Service, architect: Client, issue: str) -> None:
-    answer = architect.post("/api/agents/spawn", request("succeed", issue, context_requirements=["project_structure", "horoscope"]))
+    answer = architect.post(
+        "/api/agents/spawn", request("succeed", issue, context_requirements=["project_structure", "horoscope"])
+    )
     assert (answer.status_code, answer.json()["code"]) == (400, "REQ_001")
     assert "horoscope" in answer.json()["message"]
     assert not architect.get("/api/agents", issue_id=issue).json()["agents"]
@@ -193,14 +224,21 @@ def test_the_command_is_never_read_by_a_shell(service: Service, architect: Clien
     spawned = spawn(architect, task, issue)
     state(architect, spawned["agent_id"], "completed")
     context_file = str(folder_of(service, spawned["agent_id"]) / "context.json")
-    assert json.loads(output(architect, spawned["agent_id"]))["argv"] == [task, "python-specialist", issue, context_file]
+    assert json.loads(output(architect, spawned["agent_id"]))["argv"] == [
+        task,
+        "python-specialist",
+        issue,
+        context_file,
+    ]
     assert not list(service.root.rglob("pwned"))
 
 
 # -- no command
 
 
-def test_without_a_command_a_spawn_says_how_to_configure_one(make_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_without_a_command_a_spawn_says_how_to_configure_one(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     service = make_service(env={"PATH": str(empty)})
@@ -236,7 +274,12 @@ def test_no_more_agents_run_than_are_allowed_however_many_are_asked_for(make_ser
     token = service.token()
     headers = {"Authorization": f"Bearer {token}"}
     with ThreadPoolExecutor(50) as pool:
-        answers = list(pool.map(lambda _: requests.post(f"{service.url}/api/agents/spawn", json=request(), headers=headers, timeout=60), range(50)))
+        answers = list(
+            pool.map(
+                lambda _: requests.post(f"{service.url}/api/agents/spawn", json=request(), headers=headers, timeout=60),
+                range(50),
+            )
+        )
     assert sorted(answer.status_code for answer in answers) == [201] * 3 + [429] * 47
     for answer in answers:
         if answer.status_code == 429:
@@ -284,9 +327,18 @@ def test_an_end_is_recorded_and_told(
     assert [event["event_type"] for event in told] == events
     for event in told:
         assert event["topic"] == "coordination"
-        facts = {"agent_id": spawned["agent_id"], "agent_type": "python-specialist", "issue_id": issue, "state": ends_as, "exit_code": exit_code}
+        facts = {
+            "agent_id": spawned["agent_id"],
+            "agent_type": "python-specialist",
+            "issue_id": issue,
+            "state": ends_as,
+            "exit_code": exit_code,
+        }
         facts |= {name: ended[name] for name in ("signal", "pid", "started_at", "ended_at", "output_tail", "result_id")}
-        facts |= {"cpu_seconds": ended["usage"]["cpu_seconds"], "peak_memory_bytes": ended["usage"]["peak_memory_bytes"]}
+        facts |= {
+            "cpu_seconds": ended["usage"]["cpu_seconds"],
+            "peak_memory_bytes": ended["usage"]["peak_memory_bytes"],
+        }
         assert event["data"] == facts
 
 
@@ -299,12 +351,21 @@ def test_an_ended_agent_is_no_zombie(service: Service, architect: Client, issue:
 
 
 @pytest.mark.parametrize(
-    ("task", "ready", "size"), [("family", "family", 4), ("escape_and_hang", "escaped", 2)], ids=["family", "setsid grandchild without parent"]
+    ("task", "ready", "size"),
+    [("family", "family", 4), ("escape_and_hang", "escaped", 2)],
+    ids=["family", "setsid grandchild without parent"],
 )
-def test_an_ordered_end_takes_the_whole_tree(service: Service, architect: Client, issue: str, task: str, ready: str, size: int) -> None:
+def test_an_ordered_end_takes_the_whole_tree(
+    service: Service, architect: Client, issue: str, task: str, ready: str, size: int
+) -> None:
     spawned = spawn(architect, task, issue)
     says(architect, spawned["agent_id"], ready)
-    members = until(lambda: len(found := [p for p in agents_left() if p.environ().get("AGENT_ID") == spawned["agent_id"]]) >= size and found)
+    members = until(
+        lambda: (
+            len(found := [p for p in agents_left() if p.environ().get("AGENT_ID") == spawned["agent_id"]]) >= size
+            and found
+        )
+    )
     answer = architect.delete(f"/api/agents/{spawned['agent_id']}")
     assert (answer.status_code, answer.json()["ending"]) == (202, True)
     until(lambda: not alive(members))
@@ -331,7 +392,9 @@ def test_who_ignores_sigterm_is_killed_after_a_grace(architect: Client, issue: s
     assert (ended["state"], ended["signal"]) == ("killed", signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("task", "asked_before"), [("ignore", False), ("ignore", True), ("hang", False), ("family", False)])
+@pytest.mark.parametrize(
+    ("task", "asked_before"), [("ignore", False), ("ignore", True), ("hang", False), ("family", False)]
+)
 def test_an_end_by_force_leaves_no_grace(architect: Client, issue: str, task: str, asked_before: bool) -> None:
     spawned = spawn(architect, task, issue)
     says(architect, spawned["agent_id"], {"ignore": "ignoring", "hang": "hanging"}.get(task, task))
@@ -358,12 +421,19 @@ def test_the_time_limit_ends_an_agent(make_service: Callable[..., Service]) -> N
     assert ended["state"] == "timeout"
     assert not agents_left()
     told = architect.wait("*", filter=f"agent_id:{spawned['agent_id']}", timeout=5000)["events"]
-    assert [(event["event_type"], event["data"]["state"]) for event in told] == [("agent_exited", "timeout"), ("agent_failed", "timeout")]
+    assert [(event["event_type"], event["data"]["state"]) for event in told] == [
+        ("agent_exited", "timeout"),
+        ("agent_failed", "timeout"),
+    ]
     assert architect.get("/status").json()["agents"]["failed"] == 1
 
 
 def test_nothing_is_known_of_an_unknown_agent(architect: Client) -> None:
-    for answer in (architect.get("/api/agents/nobody/status"), architect.get("/api/agents/nobody/logs"), architect.delete("/api/agents/nobody")):
+    for answer in (
+        architect.get("/api/agents/nobody/status"),
+        architect.get("/api/agents/nobody/logs"),
+        architect.delete("/api/agents/nobody"),
+    ):
         assert (answer.status_code, answer.json()["code"]) == (404, "REQ_002")
 
 
@@ -397,10 +467,15 @@ def test_agents_are_listed_newest_last(architect: Client, issue: str) -> None:
         state(architect, agent_id)
     listed = architect.get("/api/agents", issue_id=issue).json()
     assert [agent["agent_id"] for agent in listed["agents"]] == ids
-    assert [agent["agent_id"] for agent in architect.get("/api/agents", issue_id=issue, state="failed").json()["agents"]] == ids[1:2]
+    assert [
+        agent["agent_id"] for agent in architect.get("/api/agents", issue_id=issue, state="failed").json()["agents"]
+    ] == ids[1:2]
     page = architect.get("/api/agents", issue_id=issue, limit=2, since="earliest").json()
     assert [agent["agent_id"] for agent in page["agents"]] == ids[:2]
-    assert [agent["agent_id"] for agent in architect.get("/api/agents", issue_id=issue, since=page["next_cursor"]).json()["agents"]] == ids[2:]
+    assert [
+        agent["agent_id"]
+        for agent in architect.get("/api/agents", issue_id=issue, since=page["next_cursor"]).json()["agents"]
+    ] == ids[2:]
 
 
 def test_status_counts_the_agents(make_service: Callable[..., Service]) -> None:
@@ -422,7 +497,9 @@ def test_status_counts_the_agents(make_service: Callable[..., Service]) -> None:
 # -- tokens
 
 
-def test_the_token_of_an_ended_agent_is_refused_and_its_file_gone(service: Service, architect: Client, issue: str) -> None:
+def test_the_token_of_an_ended_agent_is_refused_and_its_file_gone(
+    service: Service, architect: Client, issue: str
+) -> None:
     spawned = spawn(architect, "hang", issue)
     agent = Client(service.url, spawned["jwt_token"])
     assert agent.get("/status").status_code == 200
@@ -451,7 +528,9 @@ def test_the_token_file_is_renewed_before_the_token_expires(make_service: Callab
     assert (ended["state"], ended["output_tail"]) == ("completed", ["3 tokens"])
 
 
-def test_a_token_that_expired_while_the_service_was_down_is_renewed_and_may_no_more_than_before(make_service: Callable[..., Service]) -> None:
+def test_a_token_that_expired_while_the_service_was_down_is_renewed_and_may_no_more_than_before(
+    make_service: Callable[..., Service],
+) -> None:
     service = make_service(*COMMAND, "--token-ttl", "1", "--stop-agents")
     spawned = spawn(service.client(issue_id="issue-1"), "hang", permissions=["read_context"])
     first = jwt.decode(spawned["jwt_token"], options={"verify_signature": False})
@@ -501,7 +580,10 @@ def test_after_a_kill_of_the_service_its_agents_go_on_and_are_adopted(make_servi
     architect = service.client()
     assert status(architect, running)["state"] == "running"
     for agent_id in (gone, stored):  # their keeper has gone on, and written down how they ended
-        assert (state(architect, agent_id)["state"], status(architect, agent_id)["exit_code"]) == ("failed", -signal.SIGKILL)
+        assert (state(architect, agent_id)["state"], status(architect, agent_id)["exit_code"]) == (
+            "failed",
+            -signal.SIGKILL,
+        )
     counted = until(lambda: (found := architect.get("/status").json()["agents"])["active"] == 1 and found)
     assert (counted["completed"], counted["failed"], counted["spawned_total"]) == (0, 2, 3)
     told = architect.wait("agent_failed", timeout=5000)["events"]
@@ -513,7 +595,6 @@ def test_after_a_kill_of_the_service_its_agents_go_on_and_are_adopted(make_servi
 
 def test_another_process_with_the_agents_number_is_not_taken_for_it(make_service: Callable[..., Service]) -> None:
     """The ledger's pid is made that of this test, which lives, but did not start when the agent did."""
-
 
     service = make_service(*COMMAND)
     agent_id = spawn(service.client(), "hang")["agent_id"]
@@ -577,7 +658,9 @@ def test_an_end_at_the_moment_of_a_kill_is_known(make_service: Callable[..., Ser
 
 
 @pytest.mark.parametrize("function", ["Agents._on_exit", "Agents._hear_keeper", "AgentLedger.ended"])
-def test_a_kill_between_an_end_and_its_record_loses_nothing(make_service: Callable[..., Service], tmp_path: Path, function: str) -> None:
+def test_a_kill_between_an_end_and_its_record_loses_nothing(
+    make_service: Callable[..., Service], tmp_path: Path, function: str
+) -> None:
     """The service kills itself on the way from the keeper's word to the ledger; the next run goes the whole way."""
     (tmp_path / "faults").mkdir()
     code = f"lambda *_: os.kill(os.getpid(), signal.SIGKILL) if FAULT.exists() else whole(*_)\nc.{function} = fault\n"
@@ -593,11 +676,15 @@ def test_a_kill_between_an_end_and_its_record_loses_nothing(make_service: Callab
     for agent_id, (_, *known) in zip(agents, ENDS, strict=True):
         ended = state(service.client(), agent_id)
         assert [ended["state"], ended["exit_code"], ended["signal"]] == known
-        told = service.client().wait("agent_exited", filter=f"agent_id:{agent_id}", since="earliest", timeout=0)["events"]
+        told = service.client().wait("agent_exited", filter=f"agent_id:{agent_id}", since="earliest", timeout=0)[
+            "events"
+        ]
         assert [event["data"]["exit_code"] for event in told] == known[1:2]
 
 
-def test_what_a_keeper_writes_down_of_an_end_cannot_be_forged_while_it_lives(make_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_what_a_keeper_writes_down_of_an_end_cannot_be_forged_while_it_lives(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
     service, gate = make_service(*COMMAND), tmp_path / "gate"
     agent_id = spawn_waiting(service.client(), "lie", gate)
     service.kill()
@@ -606,7 +693,10 @@ def test_what_a_keeper_writes_down_of_an_end_cannot_be_forged_while_it_lives(mak
     folder = folder_of(service, agent_id)
     assert stat.S_IMODE((folder / "exit").stat().st_mode) == 0o600 and not (folder / "exit~").exists()
     service.start()
-    assert (state(service.client(), agent_id)["state"], status(service.client(), agent_id)["exit_code"]) == ("failed", 3)
+    assert (state(service.client(), agent_id)["state"], status(service.client(), agent_id)["exit_code"]) == (
+        "failed",
+        3,
+    )
 
 
 TOLD = {"code": 0, "cpu": 0.5, "memory": 10_000_000, "time": 1e9}
@@ -629,20 +719,27 @@ UNUSABLE: dict[str, Callable[[Path], Any]] = {
 
 
 def test_lost_is_said_where_nothing_can_be_known(make_service: Callable[..., Service]) -> None:
-    """The keeper is killed as well, and what stands where it would have written is anything at all, or what it writes."""
+    """The keeper is killed as well, and what stands where it would have written is anything at all, or what it
+    writes.
+    """
     service = make_service(*COMMAND, "--max-agents", "60")
     agents = {name: spawn(service.client())["agent_id"] for name in [*UNUSABLE, "good"]}
     pids = [status(service.client(), agent_id)["pid"] for agent_id in agents.values()]
     service.kill()
     for process in [*keepers(service), *map(psutil.Process, pids)]:  # the keeper first
         process.kill()
-    until(lambda: not keepers(service) and not any(alive([psutil.Process(pid)]) for pid in pids if psutil.pid_exists(pid)))
+    until(
+        lambda: not keepers(service) and not any(alive([psutil.Process(pid)]) for pid in pids if psutil.pid_exists(pid))
+    )
     for name, agent_id in agents.items():
         UNUSABLE.get(name, lambda path: path.write_text(json.dumps(TOLD)))(folder_of(service, agent_id) / "exit")
     service.start()
     architect = service.client()
     for name in UNUSABLE:
-        assert (state(architect, agents[name])["state"], status(architect, agents[name])["exit_code"]) == ("lost", None), name
+        assert (state(architect, agents[name])["state"], status(architect, agents[name])["exit_code"]) == (
+            "lost",
+            None,
+        ), name
     ended = state(architect, agents["good"])
     assert (ended["state"], ended["exit_code"], ended["usage"]["peak_memory_bytes"]) == ("completed", 0, 10_000_000)
     assert ended["started_at"] <= ended["ended_at"] <= iso()
@@ -650,7 +747,9 @@ def test_lost_is_said_where_nothing_can_be_known(make_service: Callable[..., Ser
 
 
 @pytest.mark.parametrize("problem", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_keeper_waits_for_room_to_write_an_end_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: int) -> None:
+def test_a_keeper_waits_for_room_to_write_an_end_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: int
+) -> None:
     keeper, real, failures = KeeperProgram(str(tmp_path), "0"), os.fsync, [problem, problem]
 
     def fsync(file: int) -> None:

@@ -16,7 +16,19 @@ from cco_sidecar import AuditLine, AuditLog
 
 
 def line(number: int) -> AuditLine:
-    return AuditLine("2026-01-01T00:00:00Z", f"req-{number}", "127.0.0.1", "me", "qa-engineer", "POST", "/api/results", 201, "done", None, None)
+    return AuditLine(
+        "2026-01-01T00:00:00Z",
+        f"req-{number}",
+        "127.0.0.1",
+        "me",
+        "qa-engineer",
+        "POST",
+        "/api/results",
+        201,
+        "done",
+        None,
+        None,
+    )
 
 
 def test_the_audit_log_is_rotated_and_stays_private(tmp_path: Path) -> None:
@@ -30,7 +42,9 @@ def test_the_audit_log_is_rotated_and_stays_private(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == sorted(names)
     kept = [json.loads(text)["request_id"] for name in names for text in (tmp_path / name).read_text().splitlines()]
     assert kept == [f"req-{number}" for number in range(20 - len(kept), 20)]
-    assert all((tmp_path / name).stat().st_size <= 1000 and (tmp_path / name).stat().st_mode & 0o777 == 0o600 for name in names)
+    assert all(
+        (tmp_path / name).stat().st_size <= 1000 and (tmp_path / name).stat().st_mode & 0o777 == 0o600 for name in names
+    )
 
 
 def test_the_audit_log_goes_on_where_an_earlier_run_ended(tmp_path: Path) -> None:
@@ -39,7 +53,10 @@ def test_the_audit_log_goes_on_where_an_earlier_run_ended(tmp_path: Path) -> Non
         log.open()
         log.write(line(number))
         log.close()
-    assert [json.loads(text)["request_id"] for text in (tmp_path / "audit.log").read_text().splitlines()] == ["req-0", "req-1"]
+    assert [json.loads(text)["request_id"] for text in (tmp_path / "audit.log").read_text().splitlines()] == [
+        "req-0",
+        "req-1",
+    ]
 
 
 NAMES = ("issue_id", "agent_id", "result_id", "event_id")
@@ -59,7 +76,13 @@ def lines_of(service: Service, request_id: str) -> list[dict[str, Any]]:
 def test_what_was_stored_published_and_spawned_is_named(make_service: Any) -> None:
     service = make_service(*COMMAND, "--stop-agents")
     architect = service.client()
-    result = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-1", "project_id": PROJECT, "result": {"status": "success"}}
+    result = {
+        "agent_id": "a-1",
+        "agent_type": "python-specialist",
+        "issue_id": "issue-1",
+        "project_id": PROJECT,
+        "result": {"status": "success"},
+    }
     event = {"publisher": "tester", "topic": "test", "data": {"issue_id": "issue-2"}}
     asked = {"agent_type": "python-specialist", "issue_id": "issue-3", "task": "hang"}
     for headers in ({}, {"Idempotency-Key": str(uuid.uuid4())}):
@@ -79,15 +102,28 @@ def test_what_was_ended_and_cleared_is_named(make_service: Any) -> None:
     service = make_service(*COMMAND, "--stop-agents")
     architect = service.client()
     agent_id = spawn(architect, "hang", "issue-1")["agent_id"]
-    assert acted_on(service, architect.delete(f"/api/agents/{agent_id}")) == {"issue_id": "issue-1", "agent_id": agent_id}
+    assert acted_on(service, architect.delete(f"/api/agents/{agent_id}")) == {
+        "issue_id": "issue-1",
+        "agent_id": agent_id,
+    }
     architect.get("/api/context/issue-2/python-specialist")
     assert acted_on(service, architect.delete("/api/cache/context/issue-2")) == {"issue_id": "issue-2"}
-    assert acted_on(service, architect.delete("/api/cache/all")) == acted_on(service, architect.post("/api/auth/refresh")) == {}
+    assert (
+        acted_on(service, architect.delete("/api/cache/all"))
+        == acted_on(service, architect.post("/api/auth/refresh"))
+        == {}
+    )
 
 
 def test_what_a_refused_request_was_about_is_named(service: Service, architect: Client) -> None:
     narrow = service.client(issue_id="issue-1")
-    body = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-2", "project_id": PROJECT, "result": {"status": "success"}}
+    body = {
+        "agent_id": "a-1",
+        "agent_type": "python-specialist",
+        "issue_id": "issue-2",
+        "project_id": PROJECT,
+        "result": {"status": "success"},
+    }
     for answer, named in (
         (narrow.post("/api/results", body), {"issue_id": "issue-2", "agent_id": "a-1"}),
         (architect.post("/api/results", body | {"project_id": "another"}), {}),
@@ -95,7 +131,10 @@ def test_what_a_refused_request_was_about_is_named(service: Service, architect: 
         (architect.get("/api/results/result-unknown"), {"result_id": "result-unknown"}),
         (architect.delete("/api/agents/nobody"), {"agent_id": "nobody"}),
         (narrow.post("/api/events/noted", {"publisher": "p", "topic": "t", "data": {"issue_id": ["x"]}}), {}),
-        (narrow.post("/api/events/noted", {"publisher": "p", "topic": "t", "data": {"issue_id": "y" * 1000}}), {"issue_id": "y" * 128}),
+        (
+            narrow.post("/api/events/noted", {"publisher": "p", "topic": "t", "data": {"issue_id": "y" * 1000}}),
+            {"issue_id": "y" * 128},
+        ),
         (Client(service.url, None).delete("/api/agents/a-2"), {"agent_id": "a-2"}),
         (architect.delete("/api/cache/context/..%2F"), {}),
     ):

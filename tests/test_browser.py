@@ -1,7 +1,9 @@
-"""Web pages in a real browser: hostile ones read nothing and trigger nothing, friendly ones can use the whole interface.
+"""Web pages in a real browser: hostile ones read nothing and trigger nothing, friendly ones can use the whole
+interface.
 
-Chromium is driven over chromedriver's plain HTTP. The pages come from a small server on another port, under invented host names that the
-browser resolves to this machine: `evil.example` is a foreign origin, and on the service's own port it is what DNS rebinding makes of it.
+Chromium is driven over chromedriver's plain HTTP. The pages come from a small server on another port, under invented
+host names that the browser resolves to this machine: `evil.example` is a foreign origin, and on the service's own port
+it is what DNS rebinding makes of it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run -
 NAMES = "MAP evil.example 127.0.0.1, MAP localhost.evil.example 127.0.0.1, MAP app.example 127.0.0.1"
 
 
-# ---- A browser, and a server of pages ---------------------------------------------------------------------------------------------------
+# ---- A browser, and a server of pages
+# ---------------------------------------------------------------------------------------------------
 
 
 class Browser:
@@ -41,7 +44,12 @@ class Browser:
             Path(path).mkdir()
         self.log = folder / "chromedriver.log"
         with self.log.open("wb") as output:
-            self.process = subprocess.Popen([driver, "--port=0"], stdout=output, stderr=output, env=clean_environment(CCO_TEST_MARK="browser", **own))
+            self.process = subprocess.Popen(
+                [driver, "--port=0"],
+                stdout=output,
+                stderr=output,
+                env=clean_environment(CCO_TEST_MARK="browser", **own),
+            )
         try:
             self._begin(binary)
         except BaseException:
@@ -151,7 +159,8 @@ def state_of(service: Service) -> Any:
     return lists, status["agents"], status["events"]["total_published"], status["events"]["active_subscriptions"]
 
 
-# ---- Hostile pages ----------------------------------------------------------------------------------------------------------------------
+# ---- Hostile pages
+# ----------------------------------------------------------------------------------------------------------------------
 
 EVENT = json.dumps({"publisher": "evil", "topic": "evil", "data": {}})
 SPAWN = json.dumps({"agent_type": "python-specialist", "issue_id": "issue-1"})
@@ -204,7 +213,9 @@ def harmless(lines: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example"])
-def test_a_hostile_page_reads_nothing_and_triggers_nothing(browser: Browser, pages: int, guarded: Service, host: str) -> None:
+def test_a_hostile_page_reads_nothing_and_triggers_nothing(
+    browser: Browser, pages: int, guarded: Service, host: str
+) -> None:
     before = state_of(guarded)
     browser.open(f"http://{host}:{pages}/")
     for name, script in FETCHES.items():
@@ -230,7 +241,9 @@ INCLUSIONS = {
 
 
 @pytest.mark.parametrize("name", INCLUSIONS)
-def test_answers_cannot_be_included_in_a_hostile_page(browser: Browser, pages: int, guarded: Service, name: str) -> None:
+def test_answers_cannot_be_included_in_a_hostile_page(
+    browser: Browser, pages: int, guarded: Service, name: str
+) -> None:
     tag, facts = INCLUSIONS[name]
     browser.open(f"http://evil.example:{pages}/")
     seen = len(lines_of(guarded))
@@ -268,7 +281,9 @@ def test_no_answer_is_shown_in_a_frame(browser: Browser, pages: int, guarded: Se
     seen = len(lines_of(guarded))
     assert browser.run(FRAME, url=guarded.url, path="/health") == [True]
     assert harmless(reached(guarded, seen)) and "checks" not in browser.frame_source(0)
-    assert "checks" in requests.get(guarded.url + "/health", timeout=10).text  # which is what the frame would have shown
+    assert (
+        "checks" in requests.get(guarded.url + "/health", timeout=10).text
+    )  # which is what the frame would have shown
 
 
 # The fields of a form of type text/plain are sent as name=value: together they are JSON.
@@ -285,7 +300,9 @@ document.body.append(frame);
 
 @pytest.mark.parametrize("enctype", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
 @pytest.mark.parametrize("inside", [False, True], ids=["of its own origin", "without an origin"])
-def test_a_form_that_a_hostile_page_sends_is_refused(browser: Browser, pages: int, guarded: Service, inside: bool, enctype: str) -> None:
+def test_a_form_that_a_hostile_page_sends_is_refused(
+    browser: Browser, pages: int, guarded: Service, inside: bool, enctype: str
+) -> None:
     before, seen = state_of(guarded), len(lines_of(guarded))
     browser.open(f"http://evil.example:{pages}/")
     browser.run(FORM, url=guarded.url, event=EVENT, facts={"inside": inside, "enctype": enctype})
@@ -295,10 +312,15 @@ def test_a_form_that_a_hostile_page_sends_is_refused(browser: Browser, pages: in
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example"])
 def test_a_rebound_name_reads_nothing_and_triggers_nothing(browser: Browser, guarded: Service, host: str) -> None:
-    """The page's own name now means this machine: its requests are of one origin, so only the Host header gives it away."""
+    """The page's own name now means this machine: its requests are of one origin, so only the Host header gives it
+    away.
+    """
     before, port = state_of(guarded), guarded.url.rpartition(":")[2]
     browser.open(f"http://{host}:{port}/health")
-    assert browser.run("return [location.host, document.body.innerText.includes('REQ_007')]") == [f"{host}:{port}", True]
+    assert browser.run("return [location.host, document.body.innerText.includes('REQ_007')]") == [
+        f"{host}:{port}",
+        True,
+    ]
     for name, script in FETCHES.items():
         seen = len(lines_of(guarded))
         facts = {"url": "", "token": guarded.token(), "event": EVENT, "spawn": SPAWN}
@@ -316,7 +338,8 @@ def test_what_hostile_pages_wanted_to_destroy_is_still_there(guarded: Service) -
     assert guarded.client().get("/api/context/issue-1/python-specialist").status_code == 200
 
 
-# ---- Friendly pages ---------------------------------------------------------------------------------------------------------------------
+# ---- Friendly pages
+# ---------------------------------------------------------------------------------------------------------------------
 
 CALL = """
 const whole = {Authorization: `Bearer ${token}`, ...headers}, answer = await fetch(url + path, {method, headers: whole, ...facts});
@@ -328,7 +351,9 @@ return [answer.status, text ? JSON.parse(text) : null, Object.fromEntries(answer
 class PageClient:
     """Requests by a page in the browser with one token."""
 
-    def __init__(self, browser: Browser, service: Service, agent_type: str = "python-specialist", **claims: Any) -> None:
+    def __init__(
+        self, browser: Browser, service: Service, agent_type: str = "python-specialist", **claims: Any
+    ) -> None:
         self.browser, self.url, self.token = browser, service.url, service.token(agent_type, **claims)
 
     def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
@@ -337,22 +362,34 @@ class PageClient:
         facts = {} if body is None else {"body": json.dumps(body)}
         if facts:
             headers |= {"Content-Type": "application/json"}
-        return self.browser.run(CALL, url=self.url, path=path, method=method, token=self.token, headers=headers, facts=facts)
+        return self.browser.run(
+            CALL, url=self.url, path=path, method=method, token=self.token, headers=headers, facts=facts
+        )
 
 
 @pytest.mark.parametrize("origin", ["http://localhost", "http://127.0.0.1", "http://app.example"])
-def test_a_friendly_page_can_use_the_interface(browser: Browser, pages: int, guarded: Service, issue: str, origin: str) -> None:
+def test_a_friendly_page_can_use_the_interface(
+    browser: Browser, pages: int, guarded: Service, issue: str, origin: str
+) -> None:
     browser.open(f"{origin}:{pages}/")
     page, architect = PageClient(browser, guarded), PageClient(browser, guarded, "chief-architect")
     assert page("GET", "/health")[0] == page("GET", "/status")[0] == 200
-    stored = {"agent_id": "page-1", "agent_type": "python-specialist", "issue_id": issue, "project_id": PROJECT, "result": {"status": "success"}}
+    stored = {
+        "agent_id": "page-1",
+        "agent_type": "python-specialist",
+        "issue_id": issue,
+        "project_id": PROJECT,
+        "result": {"status": "success"},
+    }
     status, first, seen = page("POST", "/api/results", stored, Idempotency_Key=issue)
     assert status == 201 and "idempotent-replay" not in seen
     status, again, seen = page("POST", "/api/results", stored, Idempotency_Key=issue)
     assert (status, again, seen["idempotent-replay"]) == (201, first, "true")
     (result,) = page("GET", f"/api/results?issue_id={issue}")[1]["results"]
     assert page("GET", f"/api/results/{result['id']}")[1] == result
-    assert page("POST", "/api/events/hello", {"publisher": "page", "topic": "test", "data": {"issue_id": issue}})[0] == 202
+    assert (
+        page("POST", "/api/events/hello", {"publisher": "page", "topic": "test", "data": {"issue_id": issue}})[0] == 202
+    )
     _, poll, _ = page("GET", f"/api/events/wait/*?timeout=20000&filter=issue_id:{issue}")
     assert [event["event_type"] for event in poll["events"]] == ["agent_completed", "hello"]
     _, context, seen = page("GET", f"/api/context/{issue}/python-specialist")
@@ -364,11 +401,17 @@ def test_a_friendly_page_can_use_the_interface(browser: Browser, pages: int, gua
     until(lambda: architect("GET", f"/api/agents/{spawned['agent_id']}/status")[1]["state"] == "completed")
 
 
-def test_a_friendly_page_reads_the_headers_meant_for_it_and_its_refusals(browser: Browser, pages: int, guarded: Service) -> None:
+def test_a_friendly_page_reads_the_headers_meant_for_it_and_its_refusals(
+    browser: Browser, pages: int, guarded: Service
+) -> None:
     browser.open(f"http://localhost:{pages}/")
     page, expiring = PageClient(browser, guarded), PageClient(browser, guarded, exp=int(time.time()) + 200)
     _, _, seen = page("GET", "/status")
-    assert seen["x-ratelimit-limit"] == "60" and int(seen["x-ratelimit-remaining"]) < 60 and int(seen["x-ratelimit-reset"]) > 0
+    assert (
+        seen["x-ratelimit-limit"] == "60"
+        and int(seen["x-ratelimit-remaining"]) < 60
+        and int(seen["x-ratelimit-reset"]) > 0
+    )
     assert re.fullmatch(r"req-\S+", seen["x-request-id"]) and "server" not in seen
     assert Client(guarded.url, expiring("GET", "/status")[2]["x-refreshed-token"]).get("/status").status_code == 200
     until(lambda: page("GET", "/status")[0] == 429)
@@ -383,7 +426,10 @@ def test_a_friendly_page_reads_the_headers_meant_for_it_and_its_refusals(browser
 
 def test_an_editors_web_view_may_call(guarded: Service) -> None:
     """A browser cannot pretend to be one: the bytes that it sends, by hand."""
-    origin, address = "vscode-webview://1f0tq8bohaeh5vjqr6mqm4pl3b4u8kqsr0pprtm1e3ltmqvhvl3m", guarded.url.removeprefix("http://")
+    origin, address = (
+        "vscode-webview://1f0tq8bohaeh5vjqr6mqm4pl3b4u8kqsr0pprtm1e3ltmqvhvl3m",
+        guarded.url.removeprefix("http://"),
+    )
     host, port = address.split(":")
     head = f"{{}} /status HTTP/1.1\r\nHost: {address}\r\nOrigin: {origin}\r\nConnection: close\r\n"
     preflight = "Access-Control-Request-Method: GET\r\nAccess-Control-Request-Headers: authorization\r\n\r\n"

@@ -16,7 +16,19 @@ from pathlib import Path
 
 import jwt
 import pytest
-from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stragglers, every_command, git, make_repository, marked_processes, until
+from conftest import (
+    MODULE,
+    PROJECT,
+    ROOT,
+    Service,
+    clean_environment,
+    end_stragglers,
+    every_command,
+    git,
+    make_repository,
+    marked_processes,
+    until,
+)
 
 import cco_sidecar
 from cco_sidecar import default_storage
@@ -54,14 +66,18 @@ class Here(Service):
         """A command as a process, by default from a subfolder of the repository."""
         command = [sys.executable, str(MODULE), *words]
         place = cwd or self.root / "src"
-        return subprocess.run(command, cwd=place, env=self.environment(**env), input=text, capture_output=True, text=True, timeout=40)
+        return subprocess.run(
+            command, cwd=place, env=self.environment(**env), input=text, capture_output=True, text=True, timeout=40
+        )
 
     def follow(self, *words: str) -> tuple[subprocess.Popen[bytes], Callable[[], list[str]]]:
         """A command that goes on, and the lines that it has printed so far."""
         command = [sys.executable, "-u", str(MODULE), *words]
         output = self.storage.parent / f"follow-{time.monotonic_ns()}"
         with output.open("wb") as file:
-            process = subprocess.Popen(command, cwd=self.root, env=self.environment(), stdout=file, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command, cwd=self.root, env=self.environment(), stdout=file, stderr=subprocess.DEVNULL
+            )
         return process, lambda: output.read_text().splitlines()
 
 
@@ -80,7 +96,9 @@ def cco(
 ) -> Callable[..., tuple[int, str, str]]:
     """A command run in this process, which is quicker: (exit code, stdout, stderr)."""
     caplog.set_level("ERROR", "cco")  # what the commands set themselves, taken back afterwards
-    for name in [name for name in os.environ if name.startswith(("CCO_", "JWT_TOKEN", "SIDECAR_URL", "AGENT_ID", "PROJECT_ID"))]:
+    for name in [
+        name for name in os.environ if name.startswith(("CCO_", "JWT_TOKEN", "SIDECAR_URL", "AGENT_ID", "PROJECT_ID"))
+    ]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_STATE_HOME", str(here.state))
     monkeypatch.chdir(here.root / "src")
@@ -99,7 +117,13 @@ def cco(
 
 # -- every command in every format
 
-RESULT = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "cli-1", "project_id": PROJECT, "result": {"status": "success"}}
+RESULT = {
+    "agent_id": "a-1",
+    "agent_type": "python-specialist",
+    "issue_id": "cli-1",
+    "project_id": PROJECT,
+    "result": {"status": "success"},
+}
 EXAMPLES: dict[str, list[str]] = {  # {result} and {agent} are ids that exist
     "token": ["token", "--type", "python-specialist"],
     "doctor": ["doctor"],
@@ -113,10 +137,31 @@ EXAMPLES: dict[str, list[str]] = {  # {result} and {agent} are ids that exist
     "results store": ["results", "store", "-"],
     "results list": ["results", "list", "--issue", "cli-1", "--status", "success"],
     "results get": ["results", "get", "{result}"],
-    "events publish": ["events", "publish", "noted", "--topic", "t", "--data", '{"issue_id": "cli-1"}', "--priority", "high"],
+    "events publish": [
+        "events",
+        "publish",
+        "noted",
+        "--topic",
+        "t",
+        "--data",
+        '{"issue_id": "cli-1"}',
+        "--priority",
+        "high",
+    ],
     "events subscribe": ["events", "subscribe", "agent_completed", "--since", "earliest", "--filter", "issue_id:cli-1"],
     "events list": ["events", "list", "--type", "agent_completed", "--limit", "300"],
-    "agent spawn": ["agent", "spawn", "--type", "python-specialist", "--issue", "cli-1", "--task", "exit 0", "--env", "A=b"],
+    "agent spawn": [
+        "agent",
+        "spawn",
+        "--type",
+        "python-specialist",
+        "--issue",
+        "cli-1",
+        "--task",
+        "exit 0",
+        "--env",
+        "A=b",
+    ],
     "agent list": ["agent", "list"],
     "agent status": ["agent", "status", "{agent}"],
     "agent logs": ["agent", "logs", "{agent}", "--tail", "5"],
@@ -144,7 +189,11 @@ def test_our_commands_are_there_whatever_the_settings_say(
     (tmp_path / "cco.toml").write_text("prot = 1")
     monkeypatch.chdir(tmp_path)
     assert cco("health", "--url", here.url)[0] == 0
-    assert cco("health") == (2, "", cco("token", "--type", "test-engineer")[2])  # the settings are wrong, not the command
+    assert cco("health") == (
+        2,
+        "",
+        cco("token", "--type", "test-engineer")[2],
+    )  # the settings are wrong, not the command
     assert cco("context", "get", "--help")[1].startswith("usage: cco context get")
 
 
@@ -153,10 +202,14 @@ def test_a_context_is_explained_by_rank_score_share_and_reasons(cco: Callable[..
     code, out, err = cco(*words)
     assert code == 0 and out.split()[:5] == ["RANK", "SCORE", "PATH", "GIVEN", "WHY"]
     first, second = out.splitlines()[1:3]
-    assert re.fullmatch(r"1 +[\d.]+ +src/main\.py +whole +named in the task.*", first) and re.match(r"2 +[\d.]+ +src/session_store\.py", second)
+    assert re.fullmatch(r"1 +[\d.]+ +src/main\.py +whole +named in the task.*", first) and re.match(
+        r"2 +[\d.]+ +src/session_store\.py", second
+    )
     assert re.fullmatch(r"\d+ of \d+ files, [\d,]+ bytes, about [\d,]+ tokens, nothing left out; index ready\n", err)
     code, out, err = cco(*words, "--max-tokens", "700", "--format", "json")
-    assert code == 0 and set(json.loads(out)["files"][0]) == {"rank", "score", "path", "given", "why"} and "cut (" in err
+    assert (
+        code == 0 and set(json.loads(out)["files"][0]) == {"rank", "score", "path", "given", "why"} and "cut (" in err
+    )
     code, out, err = cco(*words[:4], "--task", "zzqqx wwvvk", "--explain")
     assert code == 0 and "  no word of the task occurs; " in out.splitlines()[1]
     assert err.endswith("; index ready; no word of the task occurs\n")
@@ -166,7 +219,9 @@ def test_a_context_is_explained_by_rank_score_share_and_reasons(cco: Callable[..
 def ids(here: Here) -> dict[str, str]:
     client = here.client()
     result = client.store(issue="cli-1")["id"]
-    agent = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "cli-1", "task": "exit 0"}).json()["agent_id"]
+    agent = client.post(
+        "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "cli-1", "task": "exit 0"}
+    ).json()["agent_id"]
     until(lambda: client.get(f"/api/agents/{agent}/status").json()["ended_at"])
     return {"result": result, "agent": agent}
 
@@ -178,7 +233,10 @@ def test_a_command_prints_what_it_was_asked_for_and_nothing_else(
 ) -> None:
     if name == "context clear":
         cco("context", "get", "cli-1", "test-engineer")
-    words = [word.format_map(ids) if word.startswith("{") and word.endswith("}") and ":" not in word else word for word in EXAMPLES[name]]
+    words = [
+        word.format_map(ids) if word.startswith("{") and word.endswith("}") and ":" not in word else word
+        for word in EXAMPLES[name]
+    ]
     code, out, err = cco(*words, "--format", style, text=json.dumps(RESULT))
     assert (code, err) == (0, ""), (out, err)
     if name == "token":
@@ -252,7 +310,9 @@ def test_exit_codes_tell_good_refused_wrong_use_and_not_reachable_apart(here: He
         (["health", "--url", "nonsense"], 2),
     ],
 )
-def test_a_command_that_fails_says_why_in_one_line(cco: Callable[..., tuple[int, str, str]], words: list[str], code: int) -> None:
+def test_a_command_that_fails_says_why_in_one_line(
+    cco: Callable[..., tuple[int, str, str]], words: list[str], code: int
+) -> None:
     got, out, err = cco(*words)
     assert got == code, err
     assert out == "" and (err.count("\n") == 1 or (words[:2] == ["events", "subscribe"] and err == ""))
@@ -288,12 +348,34 @@ def test_a_url_and_a_token_are_enough_where_there_is_no_repository(
     assert code == 1 and "401 AUTH_001" in err
 
 
-def test_a_token_made_on_the_command_line_is_what_it_was_asked_to_be(here: Here, cco: Callable[..., tuple[int, str, str]]) -> None:
-    _, out, _ = cco("token", "--type", "python-specialist", "--agent-id", "py-1", "--issue", "i-1", "--ttl", "60", "--permissions", "read_context")
+def test_a_token_made_on_the_command_line_is_what_it_was_asked_to_be(
+    here: Here, cco: Callable[..., tuple[int, str, str]]
+) -> None:
+    _, out, _ = cco(
+        "token",
+        "--type",
+        "python-specialist",
+        "--agent-id",
+        "py-1",
+        "--issue",
+        "i-1",
+        "--ttl",
+        "60",
+        "--permissions",
+        "read_context",
+    )
     claims = jwt.decode(out.strip(), (here.storage / "jwt.secret").read_text(), algorithms=["HS256"])
-    assert (claims["sub"], claims["agent_type"], claims["issue_id"], claims["project_id"]) == ("py-1", "python-specialist", "i-1", PROJECT)
+    assert (claims["sub"], claims["agent_type"], claims["issue_id"], claims["project_id"]) == (
+        "py-1",
+        "python-specialist",
+        "i-1",
+        PROJECT,
+    )
     assert claims["permissions"] == ["read_context"] and claims["exp"] - claims["iat"] == 60
-    first, second = (jwt.decode(cco("token", "--type", "test-engineer")[1].strip(), options={"verify_signature": False})["sub"] for _ in range(2))
+    first, second = (
+        jwt.decode(cco("token", "--type", "test-engineer")[1].strip(), options={"verify_signature": False})["sub"]
+        for _ in range(2)
+    )
     assert re.fullmatch(r"cli-test-engineer-\w+", first) and first != second
 
 
@@ -310,10 +392,15 @@ def test_a_token_can_be_made_before_the_first_start(tmp_path: Path) -> None:
 # -- results and events
 
 
-def test_a_result_is_stored_from_a_file_once_per_key(here: Here, tmp_path: Path, cco: Callable[..., tuple[int, str, str]], issue: str) -> None:
+def test_a_result_is_stored_from_a_file_once_per_key(
+    here: Here, tmp_path: Path, cco: Callable[..., tuple[int, str, str]], issue: str
+) -> None:
     file = tmp_path / "result.json"
     file.write_text(json.dumps(RESULT | {"issue_id": issue}))
-    answers = [json.loads(cco("results", "store", str(file), "--idempotency-key", issue, "--format", "json")[1]) for _ in range(2)]
+    answers = [
+        json.loads(cco("results", "store", str(file), "--idempotency-key", issue, "--format", "json")[1])
+        for _ in range(2)
+    ]
     assert answers[0] == answers[1] and answers[0]["stored"] is True
     assert len(here.client().get("/api/results", issue_id=issue).json()["results"]) == 1
     file.write_text(json.dumps(RESULT | {"issue_id": issue, "extra": 1}))
@@ -327,7 +414,11 @@ def test_a_result_file_may_be_as_large_as_a_result_and_one_that_is_not_there_is_
     file = tmp_path / "large.json"
     file.write_text(json.dumps(RESULT | {"issue_id": issue, "log": "x" * (17 << 20)}))
     assert cco("results", "store", str(file))[0] == 0
-    assert cco("results", "store", str(tmp_path / "gone.json")) == (2, "", f"cco: {tmp_path / 'gone.json'}: No such file or directory\n")
+    assert cco("results", "store", str(tmp_path / "gone.json")) == (
+        2,
+        "",
+        f"cco: {tmp_path / 'gone.json'}: No such file or directory\n",
+    )
 
 
 def test_events_are_published_as_the_agent_that_the_environment_names(
@@ -337,13 +428,20 @@ def test_events_are_published_as_the_agent_that_the_environment_names(
     data = json.dumps({"issue_id": issue})
     assert cco("events", "publish", "named", "--data", data, "--ttl", "60", "--correlation-id", "c-1")[0] == 0
     (event,) = here.client().wait("named", filter=f"issue_id:{issue}", since="earliest", timeout=0)["events"]
-    assert (event["publisher"], event["ttl_seconds"], event["correlation_id"], event["topic"]) == ("agent-7", 60, "c-1", "general")
+    assert (event["publisher"], event["ttl_seconds"], event["correlation_id"], event["topic"]) == (
+        "agent-7",
+        60,
+        "c-1",
+        "general",
+    )
 
 
 def test_a_follower_goes_on_over_a_restart_and_never_repeats_or_misses(tmp_path: Path) -> None:
     here = Here(tmp_path)
     here.start()
-    follower, lines = here.follow("events", "subscribe", "counted", "--continuous", "--since", "earliest", "--format", "json")
+    follower, lines = here.follow(
+        "events", "subscribe", "counted", "--continuous", "--since", "earliest", "--format", "json"
+    )
 
     def numbers() -> list[int]:
         return [json.loads(line)["data"]["number"] for line in lines()]
@@ -372,7 +470,19 @@ def test_a_follower_goes_on_over_a_restart_and_never_repeats_or_misses(tmp_path:
 
 @pytest.mark.parametrize("code", [0, 9])
 def test_waiting_for_an_agent_ends_with_its_exit_code_and_shows_its_output(here: Here, code: int, issue: str) -> None:
-    words = ["agent", "spawn", "--type", "python-specialist", "--issue", issue, "--task", f"exit {code}", "--wait", "--format", "json"]
+    words = [
+        "agent",
+        "spawn",
+        "--type",
+        "python-specialist",
+        "--issue",
+        issue,
+        "--task",
+        f"exit {code}",
+        "--wait",
+        "--format",
+        "json",
+    ]
     ended = here.run(*words)
     assert ended.returncode == code, ended.stderr
     status = json.loads(ended.stdout)
@@ -396,9 +506,16 @@ def test_an_awaited_agents_last_line_is_a_line_of_its_own(here: Here, written: b
     assert before.count("z") >= written.count(b"z")
 
 
-def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_killed(here: Here, tmp_path: Path, issue: str) -> None:
+def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_killed(
+    here: Here, tmp_path: Path, issue: str
+) -> None:
     client = here.client()
-    spawn = {"agent_type": "python-specialist", "issue_id": issue, "task": "slow 0", "environment": {"GATE": str(tmp_path / "gate")}}
+    spawn = {
+        "agent_type": "python-specialist",
+        "issue_id": issue,
+        "task": "slow 0",
+        "environment": {"GATE": str(tmp_path / "gate")},
+    }
     agent = client.post("/api/agents/spawn", spawn).json()["agent_id"]
     follower, lines = here.follow("agent", "logs", agent, "-f")
     until(lambda: lines() == ["working on slow 0"])
@@ -406,10 +523,17 @@ def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_kille
     (tmp_path / "gate").touch()
     assert follower.wait(15) == 0 and lines() == ["working on slow 0", "done"]
 
-    stamped = here.run("agent", "logs", agent, "--timestamps", "--since", "2020-01-01", "--tail", "1").stdout.splitlines()
-    assert [re.fullmatch(r"20\d\d-\d\d-\d\dT[\d:.]{12}Z (.*)", line)[1] for line in stamped] == ["working on slow 0", "done"]
+    stamped = here.run(
+        "agent", "logs", agent, "--timestamps", "--since", "2020-01-01", "--tail", "1"
+    ).stdout.splitlines()
+    assert [re.fullmatch(r"20\d\d-\d\d-\d\dT[\d:.]{12}Z (.*)", line)[1] for line in stamped] == [
+        "working on slow 0",
+        "done",
+    ]
 
-    stuck = client.post("/api/agents/spawn", spawn | {"environment": {"GATE": str(tmp_path / "never")}}).json()["agent_id"]
+    stuck = client.post("/api/agents/spawn", spawn | {"environment": {"GATE": str(tmp_path / "never")}}).json()[
+        "agent_id"
+    ]
     killed = here.run("agent", "kill", stuck, "--format", "json")
     assert killed.returncode == 0 and json.loads(killed.stdout)["ending"] is True
     assert until(lambda: client.get(f"/api/agents/{stuck}/status").json()["ended_at"])
@@ -422,13 +546,27 @@ def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_kille
 def test_the_doctor_finds_a_healthy_installation_good(here: Here, cco: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = cco("doctor", "--format", "json")
     checks = {row["check"]: row for row in json.loads(out)["checks"]}
-    assert list(checks) == ["storage", "secret", "lock", "service", "port", "git", "watcher", "plugins", "agent command"]
-    assert {name for name, row in checks.items() if row["verdict"] != "good"} <= {"agent command"}  # that depends on the machine
+    assert list(checks) == [
+        "storage",
+        "secret",
+        "lock",
+        "service",
+        "port",
+        "git",
+        "watcher",
+        "plugins",
+        "agent command",
+    ]
+    assert {name for name, row in checks.items() if row["verdict"] != "good"} <= {
+        "agent command"
+    }  # that depends on the machine
     assert code == (1 if checks["agent command"]["verdict"] == "bad" else 0)
     assert here.url in checks["port"]["finding"] and str(here.process and here.process.pid) in checks["lock"]["finding"]
 
 
-def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path, here: Here, cco: Callable[..., tuple[int, str, str]]) -> None:
+def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(
+    tmp_path: Path, here: Here, cco: Callable[..., tuple[int, str, str]]
+) -> None:
     plain, storage, plugins = tmp_path / "plain", tmp_path / "storage", tmp_path / "plugins"
     for folder in (plain, storage, plugins):
         folder.mkdir()
@@ -439,7 +577,11 @@ def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path, here
     words = ["doctor", "--root", str(plain), "--storage", str(storage), "--plugins", str(plugins), "--format", "json"]
     code, out, _ = cco(*words, "--port", here.url.rpartition(":")[2])
     checks = {row["check"]: row for row in json.loads(out)["checks"]}
-    assert code == 1 and {name for name, row in checks.items() if row["verdict"] == "bad"} - {"agent command"} == {"storage", "secret", "port"}
+    assert code == 1 and {name for name, row in checks.items() if row["verdict"] == "bad"} - {"agent command"} == {
+        "storage",
+        "secret",
+        "port",
+    }
     assert "chmod 700" in checks["storage"]["finding"] and "chmod 600" in checks["secret"]["finding"]
     assert PROJECT in checks["port"]["finding"] and "--port 0" in checks["port"]["finding"]
     assert checks["git"]["verdict"] == "note" and "git init" in checks["git"]["finding"]
@@ -450,14 +592,18 @@ def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path, here
     assert (storage / "sidecar.db").read_bytes() == b"rubbish " * 100
 
 
-def test_the_schemas_in_the_repository_are_those_of_the_code(tmp_path: Path, cco: Callable[..., tuple[int, str, str]]) -> None:
+def test_the_schemas_in_the_repository_are_those_of_the_code(
+    tmp_path: Path, cco: Callable[..., tuple[int, str, str]]
+) -> None:
     code, out, err = cco("schema", "--write", str(tmp_path / "schemas"))
     assert (code, err) == (0, "")
     written = {path.name: path.read_text() for path in (tmp_path / "schemas").iterdir()}
     kept = {path.name: path.read_text() for path in (ROOT / "vendor_schemas").iterdir()}
     assert out.startswith(f"{len(written)} documents")
     assert sorted(written) == sorted(kept)
-    assert [name for name in written if written[name] != kept[name]] == [], "run: python cco_sidecar.py schema --write vendor_schemas"
+    assert [name for name in written if written[name] != kept[name]] == [], (
+        "run: python cco_sidecar.py schema --write vendor_schemas"
+    )
     assert json.loads(cco("schema")[1]) == json.loads(written["openapi.json"])
 
 
@@ -480,7 +626,14 @@ def test_the_demonstration_takes_seconds_and_leaves_no_trace(tmp_path: Path, rep
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert time.monotonic() - began < 15
     assert ended.stderr == ""
-    for said in ("spawned as a real process", "test-engineer woke", "next: test-engineer", "killed with SIGKILL", "1 result", "done"):
+    for said in (
+        "spawned as a real process",
+        "test-engineer woke",
+        "next: test-engineer",
+        "killed with SIGKILL",
+        "1 result",
+        "done",
+    ):
         assert said in ended.stdout, said
     assert fingerprint(repository) == before and git(repository, "status", "--porcelain") == ""
     assert list(temporary.iterdir()) == [] and not (tmp_path / "state").exists()
@@ -489,7 +642,11 @@ def test_the_demonstration_takes_seconds_and_leaves_no_trace(tmp_path: Path, rep
 
 def test_output_that_nobody_reads_any_more_is_no_error(here: Here) -> None:
     process = subprocess.Popen(
-        [sys.executable, str(MODULE), "agent", "types"], cwd=here.root, env=here.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, str(MODULE), "agent", "types"],
+        cwd=here.root,
+        env=here.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout and process.stderr
     process.stdout.close()

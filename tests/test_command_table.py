@@ -1,4 +1,6 @@
-"""Every command of the command line, walked out of the parser: typed bare, typed wrong, asked for help, written to any kind of output."""
+"""Every command of the command line, walked out of the parser: typed bare, typed wrong, asked for help, written to any
+kind of output.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ STARTING = {"", "serve", "demo", "run-service"}  # which do their work when type
 @pytest.fixture
 def cco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cco:
     """A command run in this process, in a folder without a service: (exit code, stdout, stderr)."""
-    for name in [name for name in os.environ if name.startswith(("CCO_", "JWT_TOKEN", "SIDECAR_URL", "AGENT_ID", "PROJECT_ID"))]:
+    for name in [
+        name for name in os.environ if name.startswith(("CCO_", "JWT_TOKEN", "SIDECAR_URL", "AGENT_ID", "PROJECT_ID"))
+    ]:
         monkeypatch.delenv(name)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -62,7 +66,9 @@ def own_options(parser: CommandParser) -> list[argparse.Action]:
 
 def slip(word: str) -> str:
     """``word`` with two letters in the wrong order."""
-    places = [place for place in range(len(word) - 1) if word[place] != word[place + 1] and word[place : place + 2].isalpha()]
+    places = [
+        place for place in range(len(word) - 1) if word[place] != word[place + 1] and word[place : place + 2].isalpha()
+    ]
     place = places[len(places) // 2]
     return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
 
@@ -84,7 +90,11 @@ def filled(name: str) -> list[str]:
 def test_a_command_without_arguments_does_its_work_or_says_in_one_line_what_is_missing(name: str, cco: Cco) -> None:
     code, out, err = cco(*name.split())
     assert code in (0, 1, 2, 3), err
-    assert (out and not err) if code < 2 else (err.startswith("cco: ") and err.count("\n") == 1 and not out), (code, out, err)
+    assert (out and not err) if code < 2 else (err.startswith("cco: ") and err.count("\n") == 1 and not out), (
+        code,
+        out,
+        err,
+    )
     if PARSERS[name].commands:
         assert code == 2 and all(word in err for word in PARSERS[name].commands.choices), err
 
@@ -112,7 +122,10 @@ def test_a_misspelt_option_is_told_the_right_one(name: str, cco: Cco) -> None:
     right = [action.option_strings[-1] for action in own_options(PARSERS[name])]
     shared = [cco_sidecar.flag_of(option) for option in (*CLIENT_OPTIONS, *SERVICE_OPTIONS)]
     for option in [*right, *(shared if name in ("", "token", "results list") else ("--port", "--root"))]:
-        if option in ("--no-plugins", "--help"):  # whose letters in another order may be another option, or that shows help
+        if option in (
+            "--no-plugins",
+            "--help",
+        ):  # whose letters in another order may be another option, or that shows help
             continue
         for words in ([slip(option)], [f"{slip(option)}=1"], [slip(option), "3002"]):
             line = refusal(cco(*name.split(), *words))
@@ -139,8 +152,12 @@ def test_an_argument_that_is_not_utf_8_is_one_line_before_anything_is_sent(words
 
 
 @pytest.mark.parametrize(("name", "code"), [("cco.toml", 2), ("pyproject.toml", 0)])
-@pytest.mark.parametrize("kind", ["a pipe", "no end", "huge", "a deep key", "a deep table", "deep brackets", "a number"])
-def test_a_settings_file_that_is_none_is_one_line(name: str, code: int, kind: str, cco: Cco, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "kind", ["a pipe", "no end", "huge", "a deep key", "a deep table", "deep brackets", "a number"]
+)
+def test_a_settings_file_that_is_none_is_one_line(
+    name: str, code: int, kind: str, cco: Cco, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("WARNING", logger="cco")  # an earlier command in this process may have lowered it
     path = Path(name)
     if kind == "a pipe":
@@ -155,7 +172,6 @@ def test_a_settings_file_that_is_none_is_one_line(name: str, code: int, kind: st
     assert given == code and bool(out) == (code == 0)
     (line,) = err.splitlines() if code else caplog.messages
     assert line.removeprefix("cco: ").startswith(name), line
-
 
 
 @pytest.mark.parametrize(("name", "action"), CHOICES, ids=lambda value: value if isinstance(value, str) else value.dest)
@@ -182,7 +198,12 @@ def test_connection_options_are_taken_before_between_and_after(name: str) -> Non
     for place in range(len(name.split()) + 1):
         line = [*words[:place], "--url", "u", "--format", "f", "--root", "r", "--storage=s", *words[place:]]
         options, unknown = command_parser(line).parse_known_args(line)
-        assert unknown == [] and [getattr(options, name) for name in ("url", "format", "root", "storage")] == ["u", "f", "r", "s"], line
+        assert unknown == [] and [getattr(options, name) for name in ("url", "format", "root", "storage")] == [
+            "u",
+            "f",
+            "r",
+            "s",
+        ], line
         assert options.parser.prog == f"cco {name}"
     line = ["--url", "first", *words, "--url", "last"]
     assert command_parser(line).parse_known_args(line)[0].url == "last"
@@ -191,14 +212,18 @@ def test_connection_options_are_taken_before_between_and_after(name: str) -> Non
 @pytest.mark.parametrize("name", CLIENTS)
 def test_what_only_the_running_service_decides_is_refused_with_what_to_do_instead(name: str, cco: Cco) -> None:
     row = PARSERS[name].row
-    decided = [option for option in cco_sidecar.option_arguments() if option[1]["dest"] not in (row.options if row else ())]
+    decided = [
+        option for option in cco_sidecar.option_arguments() if option[1]["dest"] not in (row.options if row else ())
+    ]
     assert len(decided) > 20
     for (flag,), keywords in decided if name in ("token", "results list") else decided[::9]:
         given = [flag] if keywords["action"] == "store_const" else [flag, "5"]
         told = cco_sidecar.flag_of(keywords["dest"])
         for words in ([*given, *filled(name)], [*filled(name), *given]):
             line = refusal(cco(*words))
-            assert line.startswith(f"cco: {told}: the service decides this: ") and f"set {told[2:]} in cco.toml" in line, line
+            assert (
+                line.startswith(f"cco: {told}: the service decides this: ") and f"set {told[2:]} in cco.toml" in line
+            ), line
 
 
 def test_what_is_for_clients_is_refused_by_the_service(cco: Cco) -> None:
@@ -228,7 +253,9 @@ def test_the_help_of_a_command_fits_a_screen_and_shows_its_own_arguments_first(n
     assert len(out.splitlines()) <= (34 if name == "run" else 24), out
     if not PARSERS[name].commands:
         shown = [out.index(action.option_strings[-1]) for action in own_options(PARSERS[name])]
-        assert out.count("--url URL") == 1 and all(place < out.index("Connection: --url URL, --format ") for place in shown)
+        assert out.count("--url URL") == 1 and all(
+            place < out.index("Connection: --url URL, --format ") for place in shown
+        )
         assert "--max-agents" not in out
 
 
@@ -242,11 +269,15 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with a result that no encoding but Unicode can write."""
     folder = tmp_path_factory.mktemp("spoken")
     agent = [sys.executable, "-c", "import sys; sys.stdout.buffer.write('→ naïve 😀\\n'.encode())"]
-    running = Service(make_repository(folder / "repository"), folder / "storage", "--agent-command", json.dumps(agent)).start()
+    running = Service(
+        make_repository(folder / "repository"), folder / "storage", "--agent-command", json.dumps(agent)
+    ).start()
     client = running.client()
     client.store(issue="i-1", decisions=NAMES, agent_notes="→")
     client.publish("noted", {"text": "→ naïve 😀 é"}, topic="Ωmega-é")
-    spawned = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1", "task": "→"}).json()["agent_id"]
+    spawned = client.post(
+        "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1", "task": "→"}
+    ).json()["agent_id"]
     until(lambda: client.get(f"/api/agents/{spawned}/status").json()["ended_at"])
     running.env["AGENT"] = spawned
     yield running
@@ -287,7 +318,9 @@ def test_output_that_the_encoding_does_not_have_is_escaped_and_json_stays_json(s
             answer = json.loads(ended.stdout)
             assert answer["result"]["decisions"] == NAMES if name == "get-json" else "→ naïve 😀 é" in str(answer)
         elif name in ("get-table", "get-csv", "logs"):
-            assert ("→" if encoding == "utf-8" else "\\u2192") in text and ("naïve" in text) == (encoding in ("utf-8", "cp1252")), text
+            assert ("→" if encoding == "utf-8" else "\\u2192") in text and ("naïve" in text) == (
+                encoding in ("utf-8", "cp1252")
+            ), text
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -297,7 +330,9 @@ def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(spoken: Servi
     commands = spoken_commands(spoken)
     for name in ("token", "plugins", "types", "schema", "list-csv", "get-json", "help"):
         line = f"exec {shlex.join(commands[name])} {kind}"
-        ended = subprocess.run(["sh", "-c", line], env=clean_environment(PYTHONUNBUFFERED=unbuffered), capture_output=True, timeout=40)
+        ended = subprocess.run(
+            ["sh", "-c", line], env=clean_environment(PYTHONUNBUFFERED=unbuffered), capture_output=True, timeout=40
+        )
         assert ended.returncode == 1, (name, ended)
         assert ended.stderr.decode() == ("" if "2>" in kind else f"cco: output cannot be written: {reason}\n"), name
 
@@ -306,17 +341,37 @@ def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(spoken: Servi
 def test_a_refusal_that_nobody_hears_keeps_its_exit_code(tmp_path: Path, kind: str) -> None:
     for words, code in {"agnet": 2, "--prot 1": 2, "health": 3, "token --type x": 2, "--version": 0}.items():
         line = f"exec {shlex.join([sys.executable, str(MODULE)])} {words} {kind}"
-        ended = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=clean_environment(XDG_STATE_HOME=str(tmp_path / "s")), capture_output=True)
+        ended = subprocess.run(
+            ["sh", "-c", line],
+            cwd=tmp_path,
+            env=clean_environment(XDG_STATE_HOME=str(tmp_path / "s")),
+            capture_output=True,
+        )
         assert (ended.returncode, ended.stderr) == (code, b""), words
 
 
-@pytest.mark.parametrize("kind", [">/dev/full", ">&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full", "2>/dev/full", "| true"])
+@pytest.mark.parametrize(
+    "kind", [">/dev/full", ">&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full", "2>/dev/full", "| true"]
+)
 def test_a_service_serves_whatever_becomes_of_its_output(tmp_path: Path, repository: Path, kind: str) -> None:
     storage = tmp_path / "storage"
     agent = json.dumps([sys.executable, "-c", "print('heard')"])
-    words = [sys.executable, str(MODULE), "--port", "0", "--storage", str(storage), "--agent-command", agent, "--log-level", "debug"]
+    words = [
+        sys.executable,
+        str(MODULE),
+        "--port",
+        "0",
+        "--storage",
+        str(storage),
+        "--agent-command",
+        agent,
+        "--log-level",
+        "debug",
+    ]
     line = f"exec {shlex.join(words)} {kind}" if "|" not in kind else f"{shlex.join(words)} {kind}"
-    process = subprocess.Popen(["sh", "-c", line], cwd=repository, env=clean_environment(PYTHONIOENCODING="ascii"), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["sh", "-c", line], cwd=repository, env=clean_environment(PYTHONIOENCODING="ascii"), stderr=subprocess.DEVNULL
+    )
     until(lambda: (storage / "sidecar.json").exists() or process.poll() is not None)
     assert process.poll() is None
     info = json.loads((storage / "sidecar.json").read_text())
@@ -325,7 +380,9 @@ def test_a_service_serves_whatever_becomes_of_its_output(tmp_path: Path, reposit
         service = Service(repository, storage)
         service.info = info
         client = service.client(project_id="repository")
-        spawned = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1"}).json()["agent_id"]
+        spawned = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1"}).json()[
+            "agent_id"
+        ]
         ended = until(lambda: (status := client.get(f"/api/agents/{spawned}/status").json())["ended_at"] and status)
         assert (ended["state"], ended["exit_code"]) == ("completed", 0)
         assert client.get(f"/api/agents/{spawned}/logs").json()["text"] == "heard\n"

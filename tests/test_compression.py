@@ -46,7 +46,9 @@ def settled(content: bytes) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose contexts have about a megabyte, without a watcher that could empty the cache between two requests."""
+    """A service whose contexts have about a megabyte, without a watcher that could empty the cache between two
+    requests.
+    """
     folder = tmp_path_factory.mktemp("large")
     repository, words = make_repository(folder / "repository"), random.Random(7)
     for number in range(20):
@@ -106,8 +108,15 @@ def test_short_answers_stay_as_they_are(large: Service) -> None:
 def test_answers_that_hold_tokens_are_never_compressed(make_service: Callable[..., Service]) -> None:
     service = make_service("--agent-command", "true")
     client = service.client(sub="x" * 1500, issue_id="issue-1")  # a long name makes a long token
-    spawn = {"agent_type": "python-specialist", "issue_id": "issue-1", "environment": {f"PYTHON_{n}" * 20: "1" for n in range(40)}}
-    for path, body in (("/api/auth/refresh", None), ("/api/agents/spawn", spawn | {"environment": {"LD_" + "X" * 1500: "1"}})):
+    spawn = {
+        "agent_type": "python-specialist",
+        "issue_id": "issue-1",
+        "environment": {f"PYTHON_{n}" * 20: "1" for n in range(40)},
+    }
+    for path, body in (
+        ("/api/auth/refresh", None),
+        ("/api/agents/spawn", spawn | {"environment": {"LD_" + "X" * 1500: "1"}}),
+    ):
         answer = client.post(path, body, headers={"Accept-Encoding": "gzip"})
         assert answer.ok and len(answer.content) > 1024, answer.text
         assert "Content-Encoding" not in answer.headers
@@ -116,8 +125,20 @@ def test_answers_that_hold_tokens_are_never_compressed(make_service: Callable[..
 @pytest.mark.parametrize("protocol", ["--http1.1", "--http2-prior-knowledge"])
 def test_curl_reads_compressed_answers_over_both_protocols(large: Service, protocol: str) -> None:
     for _ in range(2):
-        command = [needed("curl"), "-sS", "--compressed", protocol, "-D", "-", "-H", f"Authorization: Bearer {large.token()}", large.url + CONTEXT]
-        head, _, content = subprocess.run(command, check=True, capture_output=True, timeout=30).stdout.partition(b"\r\n\r\n")
+        command = [
+            needed("curl"),
+            "-sS",
+            "--compressed",
+            protocol,
+            "-D",
+            "-",
+            "-H",
+            f"Authorization: Bearer {large.token()}",
+            large.url + CONTEXT,
+        ]
+        head, _, content = subprocess.run(command, check=True, capture_output=True, timeout=30).stdout.partition(
+            b"\r\n\r\n"
+        )
         assert b"content-encoding: gzip" in head.lower()
         assert settled(content)["issue_id"] == "issue-1"
 
@@ -138,7 +159,9 @@ def test_what_answers_share_is_compressed_once() -> None:
             packed = await compression.gzip(content, 'W/"one"')
             assert gzip.decompress(packed) == content
             reader = zlib.decompressobj(wbits=31)
-            assert reader.decompress(packed) == content and reader.eof and not reader.unused_data, "one member: curl reads no second one"
+            assert reader.decompress(packed) == content and reader.eof and not reader.unused_data, (
+                "one member: curl reads no second one"
+            )
         assert compression.hits == 4
         other = answer("5", "y" * 200_000)  # an ETag that tells too little must not mix two contents
         assert gzip.decompress(await compression.gzip(other, 'W/"one"')) == other
@@ -147,7 +170,9 @@ def test_what_answers_share_is_compressed_once() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("content", [b"", b"short", b'{"timestamp":1}', b"\0" * 5_000_000, random.Random(1).randbytes(1_000_000)], ids=len)
+@pytest.mark.parametrize(
+    "content", [b"", b"short", b'{"timestamp":1}', b"\0" * 5_000_000, random.Random(1).randbytes(1_000_000)], ids=len
+)
 @pytest.mark.parametrize("etag", [None, 'W/"x"'])
 def test_any_content_comes_back(content: bytes, etag: str | None) -> None:
     assert gzip.decompress(asyncio.run(Compression().gzip(content, etag))) == content

@@ -34,13 +34,17 @@ manifests, reports, budget = plugin("metadata"), plugin("reports"), plugin("budg
 MakeService = Callable[..., Service]
 
 
-def answer_of(client: Client, issue: str = "issue-1", agent_type: str = "python-specialist", **params: Any) -> dict[str, Any]:
+def answer_of(
+    client: Client, issue: str = "issue-1", agent_type: str = "python-specialist", **params: Any
+) -> dict[str, Any]:
     answer = client.get(f"/api/context/{issue}/{agent_type}", **params)
     assert answer.status_code == 200, answer.text
     return answer.json()  # type: ignore[no-any-return]
 
 
-def context_of(client: Client, issue: str = "issue-1", agent_type: str = "python-specialist", **params: Any) -> dict[str, Any]:
+def context_of(
+    client: Client, issue: str = "issue-1", agent_type: str = "python-specialist", **params: Any
+) -> dict[str, Any]:
     return answer_of(client, issue, agent_type, **params)["context"]  # type: ignore[no-any-return]
 
 
@@ -88,7 +92,9 @@ def test_every_file_is_described_by_what_is_on_disk(service: Service, architect:
     assert answer["file_count"] == len(files)
     assert answer["truncated"] is False
     assert answer["truncation_strategy"] == "none"
-    assert answer["total_size_bytes"] == len(json.dumps(answer["context"], separators=(",", ":"), ensure_ascii=False).encode())
+    assert answer["total_size_bytes"] == len(
+        json.dumps(answer["context"], separators=(",", ":"), ensure_ascii=False).encode()
+    )
     assert abs(time.time() - datetime.fromisoformat(answer["timestamp"]).timestamp()) < 60
 
 
@@ -118,7 +124,9 @@ def test_commits_are_those_of_git(service: Service, architect: Client) -> None:
     assert [commit["message"] for commit in commits] == ["Greet politely", "Initial commit"]
     assert [commit["hash"] for commit in commits] == git(service.root, "log", "--format=%h").split()
     assert [commit["author"] for commit in commits] == ["developer"] * 2
-    assert [commit["timestamp"] for commit in commits] == [iso(float(moment)) for moment in git(service.root, "log", "--format=%ct").split()]
+    assert [commit["timestamp"] for commit in commits] == [
+        iso(float(moment)) for moment in git(service.root, "log", "--format=%ct").split()
+    ]
     assert commits[0]["files_changed"] == ["src/greeting.py"]
     assert sorted(commits[1]["files_changed"]) == sorted(git(service.root, "ls-files").splitlines())
 
@@ -187,7 +195,9 @@ def test_an_unborn_branch_has_a_name_and_no_commits(make_service: MakeService, t
     assert context["project_structure"]["files"] == ["first.py", "second.py"]
 
 
-def test_a_linked_worktree_is_served_with_its_own_branch_and_stays_fresh(make_service: MakeService, repository: Path, tmp_path: Path) -> None:
+def test_a_linked_worktree_is_served_with_its_own_branch_and_stays_fresh(
+    make_service: MakeService, repository: Path, tmp_path: Path
+) -> None:
     root = tmp_path / "linked"
     git(repository, "worktree", "add", "-q", "-b", "side", str(root))
     client = make_service(root=root).client()
@@ -195,7 +205,9 @@ def test_a_linked_worktree_is_served_with_its_own_branch_and_stays_fresh(make_se
     assert context_of(client)["git_context"]["remote_url"] == "https://github.com/org/project"
     write(root / "src/side.py", "x = 1\n")
     git(root, "add", "-A")
-    assert context_of(client)["git_context"]["uncommitted_changes"] == [{"path": "src/side.py", "status": "added", "diff": "+1 -0"}]
+    assert context_of(client)["git_context"]["uncommitted_changes"] == [
+        {"path": "src/side.py", "status": "added", "diff": "+1 -0"}
+    ]
     git(root, "commit", "-q", "-m", "On the side")
     context = context_of(client)
     assert context["git_context"]["recent_commits"][0]["message"] == "On the side"
@@ -212,7 +224,10 @@ def test_a_subfolder_is_served_with_paths_of_its_own(make_service: MakeService, 
     assert context["git_context"]["branch"] == "main"
     assert context["git_context"]["uncommitted_changes"] == [{"path": "main.py", "status": "modified", "diff": "+1 -2"}]
     commits = context["git_context"]["recent_commits"]
-    assert [sorted(commit["files_changed"]) for commit in commits] == [["greeting.py"], ["greeting.py", "main.py", "session_store.py"]]
+    assert [sorted(commit["files_changed"]) for commit in commits] == [
+        ["greeting.py"],
+        ["greeting.py", "main.py", "session_store.py"],
+    ]
     git(repository, "commit", "-q", "-a", "-m", "From above")
     assert context_of(client)["git_context"]["recent_commits"][0]["message"] == "From above"
 
@@ -300,14 +315,21 @@ def test_a_machine_without_git_still_gets_its_files(make_service: MakeService, t
             "java",
             {"org.x:y": "2.1"},
         ),
-        ("Gemfile", "source 'https://rubygems.org'\ngem 'rails', '~> 7.1'\ngem \"puma\"\n# gem 'no'\n", "ruby", {"rails": "~> 7.1", "puma": ""}),
+        (
+            "Gemfile",
+            "source 'https://rubygems.org'\ngem 'rails', '~> 7.1'\ngem \"puma\"\n# gem 'no'\n",
+            "ruby",
+            {"rails": "~> 7.1", "puma": ""},
+        ),
         ("pyproject.toml", "this is [not toml", "python", {}),
         ("package.json", "[1, 2", "javascript", {}),
         ("pom.xml", "<project>", "java", {}),
         ("go.mod", b"\xff\xfe\x00".decode("latin-1"), "go", {}),
     ],
 )
-def test_dependencies_come_from_the_manifest(tmp_path: Path, manifest: str, content: str, kind: str, expected: dict[str, str]) -> None:
+def test_dependencies_come_from_the_manifest(
+    tmp_path: Path, manifest: str, content: str, kind: str, expected: dict[str, str]
+) -> None:
     write(tmp_path / manifest, content)
     assert manifests.read_dependencies(tmp_path) == expected
     assert cco_sidecar.project_type(tmp_path, []) == kind
@@ -333,9 +355,16 @@ def test_the_python_version_comes_from_the_project(tmp_path: Path, files: dict[s
 
 @pytest.mark.parametrize(
     ("names", "kind"),
-    [(["a.rs", "b.rs", "c.py"], "rust"), (["README.md", "x.json"], "unknown"), (["a.tf", "lib.hs"], "terraform"), (["LICENSE"], "unknown")],
+    [
+        (["a.rs", "b.rs", "c.py"], "rust"),
+        (["README.md", "x.json"], "unknown"),
+        (["a.tf", "lib.hs"], "terraform"),
+        (["LICENSE"], "unknown"),
+    ],
 )
-def test_without_a_manifest_the_language_of_most_files_says_what_a_project_is(tmp_path: Path, names: list[str], kind: str) -> None:
+def test_without_a_manifest_the_language_of_most_files_says_what_a_project_is(
+    tmp_path: Path, names: list[str], kind: str
+) -> None:
     assert cco_sidecar.project_type(tmp_path, names) == kind
 
 
@@ -357,7 +386,9 @@ def test_coverage_counts_while_its_report_is_newer_than_the_sources(tmp_path: Pa
 
 
 def test_coverage_out_of_the_data_file_is_what_coverage_itself_reports(tmp_path: Path) -> None:
-    write(tmp_path / "main.py", '''"""A module."""
+    write(
+        tmp_path / "main.py",
+        '''"""A module."""
 import functools
 
 
@@ -383,7 +414,8 @@ def unused(
 
 
 print(used(1))
-''')
+''',
+    )
     run = functools.partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, text=True)
     run([sys.executable, "-m", "coverage", "run", "--source=.", "main.py"])
     reported = float(run([sys.executable, "-m", "coverage", "report", "--format=total", "--precision=2"]).stdout)
@@ -400,7 +432,9 @@ def test_a_spoilt_coverage_report_tells_nothing(tmp_path: Path, content: str) ->
     assert reports.read_coverage(tmp_path, 0) is None
 
 
-def test_reports_are_read_although_git_ignores_them_and_forgotten_when_the_source_moves_on(make_service: MakeService, repository: Path) -> None:
+def test_reports_are_read_although_git_ignores_them_and_forgotten_when_the_source_moves_on(
+    make_service: MakeService, repository: Path
+) -> None:
     client = make_service().client()
     metadata = context_of(client)["metadata"]
     assert metadata["project_type"] == "python"
@@ -457,7 +491,9 @@ def test_the_build_status_is_that_of_the_junit_report(tmp_path: Path, content: s
         ("other.json", "{}", None),
     ],
 )
-def test_the_security_status_is_that_of_the_scanners_report(tmp_path: Path, name: str, content: str, expected: str | None) -> None:
+def test_the_security_status_is_that_of_the_scanners_report(
+    tmp_path: Path, name: str, content: str, expected: str | None
+) -> None:
     write(tmp_path / name, content)
     assert reports.read_security_scan(tmp_path) == expected
 
@@ -522,12 +558,21 @@ def test_every_kind_of_change_shows_in_the_next_get(fresh: Service) -> None:
     assert content("src/main.py") is not None
     git(root, "remote", "set-url", "origin", "https://example.com/moved")
     assert context_of(client)["git_context"]["remote_url"] == "https://example.com/moved"
-    client.store("chief-architect", decisions=["first", "second"], files_created=["a.py", {"path": "b.py"}], rationale="because")
+    client.store(
+        "chief-architect", decisions=["first", "second"], files_created=["a.py", {"path": "b.py"}], rationale="because"
+    )
     (output,) = context_of(client)["previous_agent_outputs"]
-    assert (output["agent"], output["agent_type"], output["decision"]) == ("chief-architect-1", "chief-architect", "first; second")
+    assert (output["agent"], output["agent_type"], output["decision"]) == (
+        "chief-architect-1",
+        "chief-architect",
+        "first; second",
+    )
     assert (output["rationale"], output["files_affected"]) == ("because", ["a.py", "b.py"])
     client.store("python-specialist", "failed")
-    assert [output["agent_type"] for output in context_of(client)["previous_agent_outputs"]] == ["chief-architect", "python-specialist"]
+    assert [output["agent_type"] for output in context_of(client)["previous_agent_outputs"]] == [
+        "chief-architect",
+        "python-specialist",
+    ]
     assert context_of(client, issue="issue-2")["previous_agent_outputs"] == []
 
 
@@ -547,14 +592,19 @@ def test_a_folder_that_is_no_longer_ignored_is_looked_into(make_service: MakeSer
     assert files_of(client)["build/empty/new.py"]["content"] == "new\n"
 
 
-def test_a_submodule_is_a_change_when_it_is_at_another_commit(make_service: MakeService, repository: Path, tmp_path: Path) -> None:
+def test_a_submodule_is_a_change_when_it_is_at_another_commit(
+    make_service: MakeService, repository: Path, tmp_path: Path
+) -> None:
     (tmp_path / "other").mkdir()
     other = make_repository(tmp_path / "other")
     git(repository, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(other), "library")
     git(repository, "commit", "-q", "-m", "A library")
     client = make_service("--no-watch").client()
     context = context_of(client)
-    assert "library" not in context["project_structure"]["files"] and "library/src/main.py" not in context["project_structure"]["files"]
+    assert (
+        "library" not in context["project_structure"]["files"]
+        and "library/src/main.py" not in context["project_structure"]["files"]
+    )
     assert context["git_context"]["uncommitted_changes"] == []
     git(repository / "library", "checkout", "-q", "--detach", "HEAD~1")
     assert [change["path"] for change in context_of(client)["git_context"]["uncommitted_changes"]] == ["library"]
@@ -571,7 +621,14 @@ def test_a_folder_becomes_a_repository_while_it_is_served(make_service: MakeServ
 
 @pytest.mark.parametrize(
     ("moment", "young"),
-    [(-1_000_000_123, False), (-20_000_001, False), (-5_000_001, True), (0, True), (5_000_001, True), (60_000_000_001, False)],
+    [
+        (-1_000_000_123, False),
+        (-20_000_001, False),
+        (-5_000_001, True),
+        (0, True),
+        (5_000_001, True),
+        (60_000_000_001, False),
+    ],
 )
 def test_a_signature_is_young_while_a_second_change_could_look_the_same(moment: int, young: bool) -> None:
     now = 1_700_000_000_500_000_000
@@ -667,7 +724,11 @@ def test_an_etag_saves_the_body_while_nothing_has_changed(cached: Service) -> No
 
 def test_clearing_may_be_of_one_agent_type(cached: Service) -> None:
     client = cached.client()
-    pairs = [(issue, name) for issue in ("issue-1", "issue-2") for name in ("python-specialist", "test-engineer", "documentation-expert")]
+    pairs = [
+        (issue, name)
+        for issue in ("issue-1", "issue-2")
+        for name in ("python-specialist", "test-engineer", "documentation-expert")
+    ]
 
     def hits() -> list[bool]:
         return [client.get(f"/api/context/{issue}/{name}").json()["cache_hit"] for issue, name in pairs]
@@ -693,7 +754,10 @@ def test_clearing_counts_what_it_removed(cached: Service) -> None:
     assert (again.status_code, again.json()["code"]) == (404, "REQ_002")
     assert answer_of(client, issue="issue-2")["cache_hit"] is True
     assert answer_of(client)["cache_hit"] is False
-    assert (coder.delete("/api/cache/all").status_code, coder.delete("/api/cache/all").json()["code"]) == (403, "AUTH_003")
+    assert (coder.delete("/api/cache/all").status_code, coder.delete("/api/cache/all").json()["code"]) == (
+        403,
+        "AUTH_003",
+    )
     assert client.delete("/api/cache/all").json()["entries_removed"] == 2
     assert client.delete("/api/cache/all").json()["entries_removed"] == 0
 
@@ -755,7 +819,9 @@ def test_an_etag_of_before_a_restart_still_saves_the_build(make_service: MakeSer
 
 
 @pytest.mark.parametrize("arguments", [[], ["--cache-size-mb", "0"]], ids=["cached", "not cached"])
-def test_same_requests_at_the_same_time_are_built_once(make_service: MakeService, builds: Any, arguments: list[str]) -> None:
+def test_same_requests_at_the_same_time_are_built_once(
+    make_service: MakeService, builds: Any, arguments: list[str]
+) -> None:
     folder, count = builds
     service = make_service("--plugins", str(folder), "--no-watch", *arguments)
     time.sleep(0.05)
@@ -776,7 +842,9 @@ def test_a_get_during_a_build_shows_what_changed_after_that_began(make_service: 
         until(lambda: count("slow-1") == 1)  # its files are read
         write(service.root / "src/main.py", "changed meanwhile\n")
         second = context_of(service.client(), "slow-1")
-        assert {file["path"]: file["content"] for file in second["relevant_files"]}["src/main.py"] == "changed meanwhile\n"
+        assert {file["path"]: file["content"] for file in second["relevant_files"]}[
+            "src/main.py"
+        ] == "changed meanwhile\n"
         first.result()
         first = pool.submit(context_of, service.client(), "slow-2")
         until(lambda: count("slow-2") == 1)
@@ -786,9 +854,14 @@ def test_a_get_during_a_build_shows_what_changed_after_that_began(make_service: 
         assert first.result()["previous_agent_outputs"] == []
 
 
-def test_health_answers_while_the_context_of_a_large_project_is_built(make_service: MakeService, repository: Path) -> None:
+def test_health_answers_while_the_context_of_a_large_project_is_built(
+    make_service: MakeService, repository: Path
+) -> None:
     for number in range(1200):
-        write(repository / f"many/{number % 50}/file_{number}.py", f"def function_{number}(value):\n    return value + {number}\n" * 20)
+        write(
+            repository / f"many/{number % 50}/file_{number}.py",
+            f"def function_{number}(value):\n    return value + {number}\n" * 20,
+        )
     service = make_service()
     asked = Client(service.url, None)
     with ThreadPoolExecutor(1) as pool:
@@ -804,7 +877,9 @@ def test_health_answers_while_the_context_of_a_large_project_is_built(make_servi
 # -- the budget
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
-CHUNKS = st.lists(st.tuples(st.integers(0, 6).map(lambda n: 50 * n + 1), st.floats(0, 9)), max_size=8).map(lambda chunks: {"chunks": chunks})
+CHUNKS = st.lists(st.tuples(st.integers(0, 6).map(lambda n: 50 * n + 1), st.floats(0, 9)), max_size=8).map(
+    lambda chunks: {"chunks": chunks}
+)
 LINES = st.builds(lambda line, number: (line.replace("\n", " ") + "\n") * number, TEXT, st.integers(0, 300))
 
 
@@ -819,7 +894,10 @@ def make_file(path: str, content: str) -> dict[str, Any]:
 def sections(draw: Any) -> dict[str, Any]:
     paths = draw(st.lists(st.from_regex(r"\A([a-z]{1,8}/){0,4}[a-z]{1,12}\.py\Z"), max_size=60, unique=True))
     messages = draw(st.lists(TEXT, max_size=5))
-    commits = [{"hash": "abc", "message": text, "author": "x", "timestamp": iso(0), "files_changed": paths} for text in messages]
+    commits = [
+        {"hash": "abc", "message": text, "author": "x", "timestamp": iso(0), "files_changed": paths}
+        for text in messages
+    ]
     return {
         "project_structure": {
             "root": "/project", "files": sorted(paths), "directories": sorted({path.rpartition("/")[0] for path in paths} - {""}),
@@ -844,7 +922,9 @@ def fitted(sections: dict[str, Any], max_bytes: int, task: str, max_files: int =
 
 @settings(deadline=None, max_examples=40)
 @given(sections(), st.integers(2000, 60_000), st.integers(0, 20), st.sampled_from(["", "a task"]))
-def test_the_module_alone_keeps_the_budget_too(given_sections: dict[str, Any], size: int, number: int, task: str) -> None:
+def test_the_module_alone_keeps_the_budget_too(
+    given_sections: dict[str, Any], size: int, number: int, task: str
+) -> None:
     before = copy.deepcopy(given_sections)
     body = fitted(given_sections, size, task, number, plugin=False)
     assert len(body) <= size
@@ -867,7 +947,9 @@ def test_the_module_alone_keeps_the_budget_too(given_sections: dict[str, Any], s
 
 @settings(deadline=None, max_examples=60)
 @given(sections(), st.integers(2000, 60_000), st.integers(0, 20), st.sampled_from(["", "a task"]))
-def test_a_context_never_exceeds_its_budget(given_sections: dict[str, Any], max_bytes: int, max_files: int, task: str) -> None:
+def test_a_context_never_exceeds_its_budget(
+    given_sections: dict[str, Any], max_bytes: int, max_files: int, task: str
+) -> None:
     before = copy.deepcopy(given_sections)
     body = fitted(given_sections, max_bytes, task, max_files)
     assert len(body) <= max_bytes
@@ -882,8 +964,16 @@ def test_a_context_never_exceeds_its_budget(given_sections: dict[str, Any], max_
         file.pop("chunks")
     originals = {file["path"]: file["content"] for file in before["relevant_files"]}
     for file in files:
-        assert shown(file) == file["content"].split("\n") if "line_ranges" in file else originals[file["path"]].startswith(file["content"])
-        assert all(line in originals[file["path"]].split("\n") for line in file["content"].split("\n") if not line.startswith("[lines "))
+        assert (
+            shown(file) == file["content"].split("\n")
+            if "line_ranges" in file
+            else originals[file["path"]].startswith(file["content"])
+        )
+        assert all(
+            line in originals[file["path"]].split("\n")
+            for line in file["content"].split("\n")
+            if not line.startswith("[lines ")
+        )
         assert file["checksum"] == cco_sidecar.checksum(file["content"])
         assert file.get("truncated", False) == (file["content"] != originals[file["path"]])
         assert not file.get("truncated") or file["content"].endswith("\n")
@@ -891,7 +981,9 @@ def test_a_context_never_exceeds_its_budget(given_sections: dict[str, Any], max_
     complete = context == before
     assert answer["truncated"] is (not complete)
     in_chunks = any("line_ranges" in file for file in files)
-    assert answer["truncation_strategy"] == ("none" if complete else "file_sampling" if not task else "semantic_chunking" if in_chunks else "smart")
+    assert answer["truncation_strategy"] == (
+        "none" if complete else "file_sampling" if not task else "semantic_chunking" if in_chunks else "smart"
+    )
     smallest = min((file for file in before["relevant_files"]), key=lambda file: len(json.dumps(file)), default=None)
     if smallest and max_files >= len(originals) and len(json.dumps(smallest)) < 0.4 * max_bytes - 900:
         assert files  # never empty while something fits
@@ -900,13 +992,19 @@ def test_a_context_never_exceeds_its_budget(given_sections: dict[str, Any], max_
 def shown(file: dict[str, Any]) -> list[str]:
     """The lines of a file that is given in part, checked against the ranges that it names."""
     lines = file["content"].split("\n")
-    heads = [tuple(map(int, re.findall(r"\d+", line)[:2])) for line in lines if re.fullmatch(r"\[lines \d+-\d+ of \d+\]", line)]
+    heads = [
+        tuple(map(int, re.findall(r"\d+", line)[:2]))
+        for line in lines
+        if re.fullmatch(r"\[lines \d+-\d+ of \d+\]", line)
+    ]
     assert [list(head) for head in heads] == file["line_ranges"]
     assert len(lines) == sum(last - first + 2 for first, last in heads) + 1
     return lines
 
 
-def test_of_a_large_file_the_parts_that_the_task_is_about_are_given(make_service: MakeService, repository: Path) -> None:
+def test_of_a_large_file_the_parts_that_the_task_is_about_are_given(
+    make_service: MakeService, repository: Path
+) -> None:
     blocks = [f"def step_{number}(value):\n" + f"    value += {number}\n" * 49 for number in range(40)]
     blocks[31] = blocks[31].replace("value += 31\n", "value = rotate_cookie(value)\n", 3)
     large = write(repository / "src/large.py", "".join(blocks)).read_text().split("\n")
@@ -917,9 +1015,14 @@ def test_of_a_large_file_the_parts_that_the_task_is_about_are_given(make_service
     assert any(first <= 1552 <= last for first, last in file["line_ranges"])
     assert "    value = rotate_cookie(value)" in shown(file)
     parts = [large[first - 1 : last] for first, last in file["line_ranges"]]
-    assert [line for line in file["content"].split("\n")[:-1] if not line.startswith("[lines ")] == [line for part in parts for line in part]
+    assert [line for line in file["content"].split("\n")[:-1] if not line.startswith("[lines ")] == [
+        line for part in parts for line in part
+    ]
     assert file["size"] == (repository / "src/large.py").stat().st_size
-    whole = {file["path"]: file for file in answer_of(client, task="rotate_cookie loses the session")["context"]["relevant_files"]}
+    whole = {
+        file["path"]: file
+        for file in answer_of(client, task="rotate_cookie loses the session")["context"]["relevant_files"]
+    }
     assert whole["src/large.py"]["content"] == "\n".join(large) and "truncated" not in whole["src/large.py"]
 
 
@@ -929,7 +1032,9 @@ def test_a_budget_in_tokens_is_one_in_bytes(bulky: Service) -> None:
         answer = client.get("/api/context/issue-1/python-specialist", max_tokens=tokens)
         assert len(answer.content) <= 4 * tokens and answer.json()["truncated"] is True
         assert answer.json()["estimated_tokens"] == -(-answer.json()["total_size_bytes"] // 4)
-    assert len(client.get("/api/context/issue-1/python-specialist", max_tokens=50_000, max_bytes=9_000).content) <= 9_000
+    assert (
+        len(client.get("/api/context/issue-1/python-specialist", max_tokens=50_000, max_bytes=9_000).content) <= 9_000
+    )
     assert client.get("/api/context/issue-1/python-specialist", max_tokens=10).status_code == 400
 
 
@@ -949,34 +1054,60 @@ def test_since_gives_only_the_files_that_changed_and_names_those_that_went(make_
     number = full.json()["file_count"]
     nothing = since(client, full.headers["ETag"])
     assert nothing.headers["ETag"] == full.headers["ETag"]
-    assert (nothing.json()["file_count"], nothing.json()["removed_files"], nothing.json()["unchanged_files"]) == (0, [], number)
+    assert (nothing.json()["file_count"], nothing.json()["removed_files"], nothing.json()["unchanged_files"]) == (
+        0,
+        [],
+        number,
+    )
     write(root / "src/main.py", "changed\n")
     write(root / "src/new.py", "new\n")
     (root / "docs/guide.md").unlink()
     first = since(client, full.headers["ETag"])
     body = first.json()
-    assert {file["path"]: file["content"] for file in body["context"]["relevant_files"]} == {"src/main.py": "changed\n", "src/new.py": "new\n"}
-    assert (body["since"], body["removed_files"], body["unchanged_files"]) == (full.headers["ETag"], ["docs/guide.md"], number - 2)
+    assert {file["path"]: file["content"] for file in body["context"]["relevant_files"]} == {
+        "src/main.py": "changed\n",
+        "src/new.py": "new\n",
+    }
+    assert (body["since"], body["removed_files"], body["unchanged_files"]) == (
+        full.headers["ETag"],
+        ["docs/guide.md"],
+        number - 2,
+    )
     assert body["file_count"] == 2 and body["total_size_bytes"] == len(cco_sidecar.msgspec.json.encode(body["context"]))
     assert body["context"]["project_structure"]["total_files"] == number
     write(root / "src/new.py", "newer\n")
     second = since(client, first.headers["ETag"].strip('"')).json()
     assert [file["path"] for file in second["context"]["relevant_files"]] == ["src/new.py"]
-    assert [file["path"] for file in since(client, full.headers["ETag"]).json()["context"]["relevant_files"]] != ["src/new.py"]
+    assert [file["path"] for file in since(client, full.headers["ETag"]).json()["context"]["relevant_files"]] != [
+        "src/new.py"
+    ]
 
 
 def test_since_an_answer_that_is_not_known_gives_everything_and_says_so(architect: Client) -> None:
     full = answer_of(architect)
     body = since(architect, '"nobody-knows-this"').json()
-    assert (body["since"], body["removed_files"], body["unchanged_files"], body["file_count"]) == (None, [], 0, full["file_count"])
+    assert (body["since"], body["removed_files"], body["unchanged_files"], body["file_count"]) == (
+        None,
+        [],
+        0,
+        full["file_count"],
+    )
     assert "since" not in full
     assert architect.get("/api/context/issue-1/python-specialist", since="x" * 200).status_code == 400
 
 
 def test_what_cannot_be_cut_is_refused() -> None:
-    section = {"project_structure": {"root": "/", "files": [], "directories": [], "total_files": 0, "total_size_bytes": 0}, "relevant_files": []}
+    section = {
+        "project_structure": {"root": "/", "files": [], "directories": [], "total_files": 0, "total_size_bytes": 0},
+        "relevant_files": [],
+    }
     git_context = {"branch": None, "recent_commits": [], "uncommitted_changes": [], "remote": None, "remote_url": None}
-    section |= {"git_context": git_context, "previous_agent_outputs": [], "metadata": {"redactions": 0}, "more": "x" * 3000}
+    section |= {
+        "git_context": git_context,
+        "previous_agent_outputs": [],
+        "metadata": {"redactions": 0},
+        "more": "x" * 3000,
+    }
     for by_plugin in (True, False):
         with pytest.raises(ApiError, match="CTX_002"):
             fitted(copy.deepcopy(section), 2500, "", plugin=by_plugin)
@@ -1004,7 +1135,9 @@ def bulky(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.mark.parametrize("max_bytes", [2_000, 3_000, 10_000, 100_000, 1_000_000, 10 << 20])
 @pytest.mark.parametrize("task", ["", "the greeting and value_77"])
 def test_an_answer_never_exceeds_the_bytes_asked_for(bulky: Service, max_bytes: int, task: str) -> None:
-    answer = bulky.client().get("/api/context/issue-1/python-specialist", max_bytes=max_bytes, task=task, max_files=1000)
+    answer = bulky.client().get(
+        "/api/context/issue-1/python-specialist", max_bytes=max_bytes, task=task, max_files=1000
+    )
     assert answer.status_code == 200, answer.text
     assert len(answer.content) <= max_bytes
     body = answer.json()
@@ -1030,7 +1163,9 @@ def test_no_more_files_than_asked_for_and_fifty_by_default(bulky: Service) -> No
 # -- what never gets out
 
 
-def test_secrets_binaries_and_what_lies_outside_stay_out(make_service: MakeService, repository: Path, tmp_path: Path) -> None:
+def test_secrets_binaries_and_what_lies_outside_stay_out(
+    make_service: MakeService, repository: Path, tmp_path: Path
+) -> None:
     outside = write(tmp_path / "outside/neighbour.py", "OUTSIDE = 'classified'\n")
     write(repository / ".gitignore", "")
     for name in (
@@ -1063,7 +1198,16 @@ def test_secrets_binaries_and_what_lies_outside_stay_out(make_service: MakeServi
 
 
 def test_names_of_every_kind_are_survived(make_service: MakeService, repository: Path) -> None:
-    odd = ["new\nline.py", "quote'\".py", "späße 漢字.py", " leading.py", "-dash.py", "tab\t.py", "percent%20.py", "back\\slash.py"]
+    odd = [
+        "new\nline.py",
+        "quote'\".py",
+        "späße 漢字.py",
+        " leading.py",
+        "-dash.py",
+        "tab\t.py",
+        "percent%20.py",
+        "back\\slash.py",
+    ]
     for name in odd:
         write(repository / name, "odd = True\n")
     (Path(os.fsdecode(os.fsencode(repository) + b"/not-utf8-\xff.py"))).write_text("odd = 'bytes'\n")
@@ -1144,11 +1288,21 @@ def test_read_text_file_never_leaves_the_root(tmp_path: Path) -> None:
     (root / "name.txt").symlink_to(root / "inside.txt")
     found = read_text_file(str(root), "inside.txt", 100)
     assert found and found[0] == "inside"
-    for path in ("link/file.txt", "../outside/file.txt", str(tmp_path / "outside/file.txt"), "name.txt", "missing.txt", ".", "a\0b"):
+    for path in (
+        "link/file.txt",
+        "../outside/file.txt",
+        str(tmp_path / "outside/file.txt"),
+        "name.txt",
+        "missing.txt",
+        ".",
+        "a\0b",
+    ):
         assert read_text_file(str(root), path, 100) is None, path
 
 
-LETTERS = "Zz9yX8wV7uT6sR5qP4oN3mL2kJ1hG0fE" * 8  # tokens are put together here, so that no scanner takes this file for a leak
+LETTERS = (
+    "Zz9yX8wV7uT6sR5qP4oN3mL2kJ1hG0fE" * 8
+)  # tokens are put together here, so that no scanner takes this file for a leak
 KEY_LINES = "\n".join([LETTERS[:64]] * 3)
 
 
@@ -1228,7 +1382,10 @@ def test_redactions_are_said_and_counted(make_service: MakeService, repository: 
     files = {file["path"]: file for file in context["relevant_files"]}
     assert files["src/config.py"]["content"] == 'A = "[REDACTED]"\nB = "[REDACTED]"\n'
     assert files["src/config.py"]["redactions"] == 2
-    assert files["src/config.py"]["checksum"] == "sha256:" + hashlib.sha256(files["src/config.py"]["content"].encode()).hexdigest()
+    assert (
+        files["src/config.py"]["checksum"]
+        == "sha256:" + hashlib.sha256(files["src/config.py"]["content"].encode()).hexdigest()
+    )
     assert context["metadata"]["redactions"] == 3
     assert not [name for name in ("GitHub", "AWS", "JWT") if SECRETS[name] in answer.text]
     assert "redactions" not in files["src/main.py"]
@@ -1314,7 +1471,14 @@ def ranked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_the_agents_category_says_which_kind_comes_first(ranked: Client) -> None:
     first = {
         agent_type: kind_of(next(iter(files_of(ranked, agent_type=agent_type))))
-        for agent_type in ("python-specialist", "test-engineer", "documentation-expert", "security-auditor", "issue-triager", "chief-architect")
+        for agent_type in (
+            "python-specialist",
+            "test-engineer",
+            "documentation-expert",
+            "security-auditor",
+            "issue-triager",
+            "chief-architect",
+        )
     }
     assert first == {
         "python-specialist": "source", "test-engineer": "test", "documentation-expert": "docs", "security-auditor": "source",
@@ -1341,7 +1505,9 @@ def test_the_task_ranks_the_files(ranked: Client, task: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
-def test_what_is_being_worked_on_comes_before_what_only_matches(make_service: MakeService, repository: Path, arguments: list[str]) -> None:
+def test_what_is_being_worked_on_comes_before_what_only_matches(
+    make_service: MakeService, repository: Path, arguments: list[str]
+) -> None:
     for name in ("alpha", "beta", "gamma"):
         write(repository / f"src/{name}.py", "def parse_invoice(text):\n    return text\n")
     git(repository, "add", "-A")
@@ -1362,9 +1528,21 @@ def test_what_is_being_worked_on_comes_before_what_only_matches(make_service: Ma
 
 @pytest.mark.parametrize(
     "task",
-    ["fix the bug", "It should not be", "zzqqx wwvvk", "Überbrückung größtenteils", "(?:[unclosed", ".* \\d+ ^$", "x" * 5_000, "?!", " "],
+    [
+        "fix the bug",
+        "It should not be",
+        "zzqqx wwvvk",
+        "Überbrückung größtenteils",
+        "(?:[unclosed",
+        ".* \\d+ ^$",
+        "x" * 5_000,
+        "?!",
+        " ",
+    ],
 )
-def test_a_task_none_of_whose_words_occur_gets_the_order_without_a_task_and_is_told_so(ranked: Client, task: str) -> None:
+def test_a_task_none_of_whose_words_occur_gets_the_order_without_a_task_and_is_told_so(
+    ranked: Client, task: str
+) -> None:
     without, asked = context_of(ranked), context_of(ranked, task=task)
     assert (without["metadata"]["task_matched"], asked["metadata"]["task_matched"]) == (None, False)
     paths = [file["path"] for file in without["relevant_files"]]
@@ -1384,7 +1562,9 @@ def test_files_that_match_come_first_and_every_other_one_follows(ranked: Client)
     assert context["relevant_files"][0]["score"] > 1.2 * context["relevant_files"][1]["score"]
 
 
-def test_without_a_task_manifests_and_entry_documents_are_not_buried_under_source(make_service: MakeService, tmp_path: Path) -> None:
+def test_without_a_task_manifests_and_entry_documents_are_not_buried_under_source(
+    make_service: MakeService, tmp_path: Path
+) -> None:
     root = make_repository(tmp_path / "large")
     for number in range(120):
         write(root / f"src/deep/down/part_{number}.py", f"value = {number}\n")
@@ -1415,7 +1595,9 @@ def test_words_of_any_script_are_found_with_git_and_without(
         git(root, "init", "-q")
         git(root, "add", "-A")
         git(root, "commit", "-q", "-m", "Begin")
-    client = make_service(*arguments, root=root, env={"PATH": str(tmp_path)} if git_is == "not installed" else {}).client()
+    client = make_service(
+        *arguments, root=root, env={"PATH": str(tmp_path)} if git_is == "not installed" else {}
+    ).client()
     for task, path in {
         "die ÜBERSCHRIFT ist falsch": "src/größe.py", "Größe": "src/größe.py", "где меню": "src/menu.py", "Σελίδα": "src/page.py",
         "修复 会话": "src/chat.py", "Café": "src/café.py", "a.b*c|(pattern": "src/pattern.py", "[z]+ (x|y) PATTERN.*": "src/pattern.py",
@@ -1445,14 +1627,21 @@ def test_what_may_not_be_read_says_nothing_about_a_task(
 
 
 @pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
-@pytest.mark.parametrize("filler", ["lorem{} ", "long" * 2_000 + "{} ", "(.*{}[ ", "größe{} ", "\n{}\n", "_{}", "save the cookie, fix {}. "])
+@pytest.mark.parametrize(
+    "filler", ["lorem{} ", "long" * 2_000 + "{} ", "(.*{}[ ", "größe{} ", "\n{}\n", "_{}", "save the cookie, fix {}. "]
+)
 def test_a_task_of_30000_characters_is_answered_like_any_other(
     make_service: MakeService, repository: Path, arguments: list[str], filler: str
 ) -> None:
     body = "".join(map(filler.format, range(10_000)))
     client = make_service(*arguments, "--agent-command", "true").client()
     task = f"The session loses its cookie\n{body}"[:30_000]
-    assert client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "long", "task": task}).status_code == 201
+    assert (
+        client.post(
+            "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "long", "task": task}
+        ).status_code
+        == 201
+    )
     context = context_of(client, issue="long")
     assert (context["relevant_files"][0]["path"], context["metadata"]["task_matched"]) == ("src/session_store.py", True)
 
@@ -1461,7 +1650,10 @@ def test_the_words_of_a_task_are_few_those_of_its_beginning_first() -> None:
     body = "the spinner spins; " * 100 + " ".join(f"word{letter * 3}" for letter in "abcdefghijklmnopqrstuvwxyz" * 50)
     words = cco_sidecar.task_words(f"Fix SessionStore.save_cookie in queries\n{body}", 12)
     assert list(words.values())[:7] == ["sessionstore", "session", "store", "save_cookie", "save", "cookie", "queries"]
-    assert list(words.items())[6:9] == [("quer", "queries"), ("spinner", "spinner"), ("spins"[:4], "spins")] and len(words) == 12
+    assert (
+        list(words.items())[6:9] == [("quer", "queries"), ("spinner", "spinner"), ("spins"[:4], "spins")]
+        and len(words) == 12
+    )
     assert cco_sidecar.task_words("fix the bug: a 1 _ " + "y" * 81, 12) == {}
 
 
@@ -1504,9 +1696,14 @@ def test_the_service_gives_the_projects_files_and_not_its_own(
     assert {theirs.relative_to(repository).as_posix(), "src/plugins/pipeline.py"} <= given
     for task in ("explain", "the keeper adopts idempotency", "bm25 relevance of the orchestration"):
         context = context_of(client, task=task, max_files=1000)
-        assert {file["path"] for file in context["relevant_files"]} == given and context["metadata"]["task_matched"] is False, task
+        assert {file["path"] for file in context["relevant_files"]} == given and context["metadata"][
+            "task_matched"
+        ] is False, task
     assert files_of(client, task=f"see {copied_to}", max_files=1000).keys() == given
-    assert context_of(client, task="deploy everything")["relevant_files"][0]["path"] == theirs.relative_to(repository).as_posix()
+    assert (
+        context_of(client, task="deploy everything")["relevant_files"][0]["path"]
+        == theirs.relative_to(repository).as_posix()
+    )
 
 
 def test_our_own_language_is_not_the_projects(make_service: MakeService, tmp_path: Path) -> None:
@@ -1516,19 +1713,28 @@ def test_our_own_language_is_not_the_projects(make_service: MakeService, tmp_pat
         write(root / name, (MODULE.parent / name).read_bytes())
     git(root, "init", "-q")
     context = context_of(make_service(root=root, module=root / "cco_sidecar.py").client())
-    assert (context["metadata"]["project_type"], [file["path"] for file in context["relevant_files"]]) == ("go", ["one.go"])
+    assert (context["metadata"]["project_type"], [file["path"] for file in context["relevant_files"]]) == (
+        "go",
+        ["one.go"],
+    )
 
 
 @pytest.mark.parametrize(("name", "developed"), [("cco-sidecar", True), ("cco-sidecar-fork", False), ("sample", False)])
-def test_whoever_develops_the_sidecar_sees_it(make_service: MakeService, repository: Path, name: str, developed: bool) -> None:
+def test_whoever_develops_the_sidecar_sees_it(
+    make_service: MakeService, repository: Path, name: str, developed: bool
+) -> None:
     for path in ("cco_sidecar.py", "plugins/demo.py"):
         write(repository / path, (MODULE.parent / path).read_bytes())
     write(repository / "pyproject.toml", f'[project]\nname = "{name}"\n')
-    given = files_of(make_service("--no-plugins", module=repository / "cco_sidecar.py").client(), task="idempotency of the demo")
+    given = files_of(
+        make_service("--no-plugins", module=repository / "cco_sidecar.py").client(), task="idempotency of the demo"
+    )
     assert {path in given for path in ("cco_sidecar.py", "plugins/demo.py")} == {developed}
 
 
-def test_a_plugin_that_knows_issues_gives_the_task_or_says_that_there_is_none(make_service: MakeService, tmp_path: Path) -> None:
+def test_a_plugin_that_knows_issues_gives_the_task_or_says_that_there_is_none(
+    make_service: MakeService, tmp_path: Path
+) -> None:
     source = (
         "from cco_sidecar import IssueNotFound, hookimpl\n"
         "@hookimpl\ndef resolve_issue(issue_id):\n"

@@ -138,9 +138,18 @@ def test_a_known_program_tells_its_version_or_is_ended(
     ],
 )  # fmt: skip
 def test_a_login_is_what_the_program_says_and_else_unknown(
-    tmp_path: Path, programs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, program: str, says: str, verdict: str, text: str
+    tmp_path: Path,
+    programs: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    says: str,
+    verdict: str,
+    text: str,
 ) -> None:
-    programs(program, f'[ "$1" = --version ] && {{ echo 1.2.3; exit; }}\n{says or "echo nothing but --version is asked; touch ran"}\n')
+    programs(
+        program,
+        f'[ "$1" = --version ] && {{ echo 1.2.3; exit; }}\n{says or "echo nothing but --version is asked; touch ran"}\n',
+    )
     monkeypatch.setattr(doctor, "SECONDS", 1.5)
     found = finding(tmp_path, program)
     assert found[0] == verdict and found[1].startswith(f"{program} 1.2.3, ") and text in found[1], found
@@ -159,9 +168,18 @@ def test_a_login_is_what_the_program_says_and_else_unknown(
     ],
 )
 def test_a_key_or_a_file_is_named_and_its_content_is_not(
-    tmp_path: Path, programs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, program: str, variable: str, file: str, said: tuple[str, str]
+    tmp_path: Path,
+    programs: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    variable: str,
+    file: str,
+    said: tuple[str, str],
 ) -> None:
-    programs(program, 'echo "1.2.3 $*"; [ "$1" = --version ] || { echo "Not logged in"; echo "No authentication method"; exit 1; }')
+    programs(
+        program,
+        'echo "1.2.3 $*"; [ "$1" = --version ] || { echo "Not logged in"; echo "No authentication method"; exit 1; }',
+    )
     if variable:
         monkeypatch.setenv(variable, "hush-hush")
     else:
@@ -190,16 +208,30 @@ def checks(root: Path, *words: str, **env: str) -> tuple[int, dict[str, dict[str
     return ended.returncode, {row["check"]: row for row in json.loads(ended.stdout)["checks"]}
 
 
-def test_the_commands_of_the_settings_are_looked_at_each_program_once(tmp_path: Path, repository: Path, programs: Callable[..., Path]) -> None:
+def test_the_commands_of_the_settings_are_looked_at_each_program_once(
+    tmp_path: Path, repository: Path, programs: Callable[..., Path]
+) -> None:
     (tmp_path / "bin/git").symlink_to("/usr/bin/git")
-    environment = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path / "home"), "XDG_STATE_HOME": str(tmp_path / "state")}
+    environment = {
+        "PATH": str(tmp_path / "bin"),
+        "HOME": str(tmp_path / "home"),
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+    }
     code, found = checks(repository, "--port", "0", **environment)
-    assert code == 0 and found["agent command"]["verdict"] == "note" and "none of claude, codex" in found["agent command"]["finding"]
+    assert (
+        code == 0
+        and found["agent command"]["verdict"] == "note"
+        and "none of claude, codex" in found["agent command"]["finding"]
+    )
 
     programs("claude", f"echo x >> {tmp_path}/asked; echo '3.2.1 \"loggedIn\": true'")
     environment["PATH"] += f":{SYSTEM}"
     code, found = checks(repository, "--port", "0", **environment)
-    assert code == 0 and found["agent command"]["verdict"] == "good" and "the first known one on PATH" in found["agent command"]["finding"]
+    assert (
+        code == 0
+        and found["agent command"]["verdict"] == "good"
+        and "the first known one on PATH" in found["agent command"]["finding"]
+    )
     assert (tmp_path / "asked").read_text() == "x\nx\n"
 
     (repository / "cco.toml").write_text(
@@ -210,7 +242,10 @@ def test_the_commands_of_the_settings_are_looked_at_each_program_once(tmp_path: 
         "agent command", "agent command of go-specialist", "agent command of qa-engineer",
     ]  # fmt: skip
     assert found["agent command"] | {"check": ""} == found["agent command of go-specialist"] | {"check": ""}
-    assert found["agent command of qa-engineer"]["verdict"] == "bad" and "./tester.sh" in found["agent command of qa-engineer"]["finding"]
+    assert (
+        found["agent command of qa-engineer"]["verdict"] == "bad"
+        and "./tester.sh" in found["agent command of qa-engineer"]["finding"]
+    )
     assert (tmp_path / "asked").read_text() == "x\n" * 4
 
 
@@ -230,7 +265,9 @@ def test_of_a_healthy_service_everything_is_good_and_nobody_is_told_to_stop_it(
     assert code == 0 and found["service"]["verdict"] == "note" and found["lock"]["finding"] == "free"
 
 
-def test_a_service_with_https_is_asked_too(repository: Path, make_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_a_service_with_https_is_asked_too(
+    repository: Path, make_service: Callable[..., Service], tmp_path: Path
+) -> None:
     words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem".split()
     subprocess.run(["openssl", *words], cwd=tmp_path, check=True, capture_output=True)
     service = make_service("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
@@ -276,7 +313,14 @@ def test_what_answers_in_the_place_of_the_service_is_told_from_it(
     storage, pretender.body = tmp_path / "storage", body
     storage.mkdir(mode=0o700)
     url = f"http://127.0.0.1:{pretender.server_port if body else 1}"
-    info = {"pid": os.getpid(), "url": url, "project_id": PROJECT, "root": str(repository), "version": "1", "started_at": ""}
+    info = {
+        "pid": os.getpid(),
+        "url": url,
+        "project_id": PROJECT,
+        "root": str(repository),
+        "version": "1",
+        "started_at": "",
+    }
     (storage / "sidecar.json").write_text(json.dumps(info))
     settings = doctor.cco_sidecar.load_settings({"root": str(repository), "storage": str(storage), "project": PROJECT})
     verdict, text = doctor.examine(lambda: doctor.check_service(settings))

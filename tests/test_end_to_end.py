@@ -15,8 +15,25 @@ AGENT = json.dumps([sys.executable, str(ROOT / "tests/sample_agent.py")])
 
 
 def token_from_the_command_line(service: Service) -> str:
-    command = [sys.executable, str(MODULE), "token", "--type", "chief-architect", "--root", str(service.root), "--storage", str(service.storage)]
-    done = subprocess.run([*command, "--project", PROJECT], capture_output=True, text=True, env=clean_environment(), cwd=service.root, timeout=30)
+    command = [
+        sys.executable,
+        str(MODULE),
+        "token",
+        "--type",
+        "chief-architect",
+        "--root",
+        str(service.root),
+        "--storage",
+        str(service.storage),
+    ]
+    done = subprocess.run(
+        [*command, "--project", PROJECT],
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        cwd=service.root,
+        timeout=30,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.strip()
 
@@ -43,10 +60,17 @@ def test_a_team_finishes_an_issue_and_a_crash_loses_nothing(make_service: Callab
     architect = Client(service.url, token)
 
     # The architect decides, and waits for those who follow.
-    designed = architect.store("chief-architect", issue=issue, decisions=["Greet in every language"], rationale="users are everywhere")
+    designed = architect.store(
+        "chief-architect", issue=issue, decisions=["Greet in every language"], rationale="users are everywhere"
+    )
     assert [item["agent_type"] for item in designed["next_agents"]] == ["python-specialist", "test-engineer"]
     progress = Poll(Client(service.url, token), "progress", filter=f"issue_id:{issue}", timeout=30_000)
-    completed = Poll(Client(service.url, token), "agent_completed", filter=f"issue_id:{issue},agent_type:python-specialist", timeout=30_000)
+    completed = Poll(
+        Client(service.url, token),
+        "agent_completed",
+        filter=f"issue_id:{issue},agent_type:python-specialist",
+        timeout=30_000,
+    )
     for poll in (progress, completed):
         poll.start()
     until(lambda: parked(architect, 2))
@@ -63,17 +87,27 @@ def test_a_team_finishes_an_issue_and_a_crash_loses_nothing(make_service: Callab
     assert told["data"]["seen"]["branch"] == "main"
     assert "relevant_files" in told["data"]["seen"]["injected"]
     (done,) = completed.answer["events"]
-    assert (done["publisher"], done["topic"], done["data"]["status"]) == (coder["agent_id"], "implementation", "success")
+    assert (done["publisher"], done["topic"], done["data"]["status"]) == (
+        coder["agent_id"],
+        "implementation",
+        "success",
+    )
 
     # Who follows is said with its reason, and that one sees what was decided before it.
     proposals = {item["agent_type"]: item for item in done["data"]["next_agents"]}
-    assert {name: item["priority"] for name, item in proposals.items()} == {"test-engineer": "high", "security-auditor": "medium"}
+    assert {name: item["priority"] for name, item in proposals.items()} == {
+        "test-engineer": "high",
+        "security-auditor": "medium",
+    }
     assert all(item["reason"].startswith("coding-success: ") for item in proposals.values())
     followed = until(lambda: (found := architect.get(coder["webhook_url"]).json())["state"] == "completed" and found)
     assert (followed["exit_code"], followed["result_id"]) == (0, done["data"]["result_id"])
     context = architect.get(f"/api/context/{issue}/test-engineer").json()["context"]
     outputs = [(output["agent"], output["decision"]) for output in context["previous_agent_outputs"]]
-    assert outputs == [("chief-architect-1", "Greet in every language"), (coder["agent_id"], "python-specialist has worked")]
+    assert outputs == [
+        ("chief-architect-1", "Greet in every language"),
+        (coder["agent_id"], "python-specialist has worked"),
+    ]
     assert context["previous_agent_outputs"][1]["files_affected"] == ["src/main.py"]
     assert "Greet in every language" in context["previous_agent_outputs"][1]["rationale"]  # the coder had seen it too
 
@@ -101,7 +135,11 @@ def test_a_team_finishes_an_issue_and_a_crash_loses_nothing(make_service: Callab
     again = architect.get(f"/api/context/{issue}/documentation-expert").json()["context"]["previous_agent_outputs"]
     assert [output["agent"] for output in again] == ["chief-architect-1", coder["agent_id"], tester["agent_id"]]
     status = architect.get("/status").json()
-    assert (status["agents"]["spawned_total"], status["agents"]["completed"], status["storage"]["results_stored"]) == (2, 2, 3)
+    assert (status["agents"]["spawned_total"], status["agents"]["completed"], status["storage"]["results_stored"]) == (
+        2,
+        2,
+        3,
+    )
     assert status["events"]["total_published"] == 7
     later = architect.wait("agent_completed", filter=f"issue_id:{issue},agent_type:python-specialist", timeout=0)
     assert later["events"] == []  # was delivered before the crash, and is not delivered twice

@@ -22,7 +22,13 @@ import cco_sidecar
 
 ISO = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 MB = 1024 * 1024
-RESULT = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-1", "project_id": PROJECT, "result": {"status": "success"}}
+RESULT = {
+    "agent_id": "a-1",
+    "agent_type": "python-specialist",
+    "issue_id": "issue-1",
+    "project_id": PROJECT,
+    "result": {"status": "success"},
+}
 EVENT = {"publisher": "tester", "topic": "test", "data": {}}
 SPAWN = {"agent_type": "python-specialist", "issue_id": "issue-1", "task": "nothing"}
 
@@ -34,7 +40,9 @@ def check_error(answer: requests.Response, code: str, status: int | None = None)
     assert answer.headers["Content-Type"] == "application/json"
     body: dict[str, Any] = answer.json()
     assert body["code"] == code, body
-    assert body["error"] == (error if status in (None, expected) else http.client.responses[status].lower().replace(" ", "_"))
+    assert body["error"] == (
+        error if status in (None, expected) else http.client.responses[status].lower().replace(" ", "_")
+    )
     assert body["message"] and "\n" not in body["message"]
     assert re.fullmatch(ISO, body["timestamp"])
     assert body["request_id"].startswith("req-")
@@ -67,15 +75,21 @@ BY_CLIENT: dict[str, Callable[[Service], requests.Response]] = {
     "AUTH_003": lambda s: s.client("documentation-expert").post("/api/results", RESULT),
     "CTX_002": lambda s: s.client().get("/api/context/issue-large/python-specialist", max_bytes=2000),
     "EVT_002": lambda s: s.client().post("/api/events/ping", {"topic": "test", "data": {}}),
-    "EVT_003": lambda s: s.client().get("/api/events/wait/ping", since=s.client().publish()["event_id"][:-6] + "999999", timeout=0),
-    "AGT_001": lambda s: s.client().post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}),
+    "EVT_003": lambda s: s.client().get(
+        "/api/events/wait/ping", since=s.client().publish()["event_id"][:-6] + "999999", timeout=0
+    ),
+    "AGT_001": lambda s: s.client().post(
+        "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}
+    ),
     "AGT_002": lambda s: s.client().post("/api/results", RESULT | {"agent_type": "no-such-type"}),
     "RATE_001": lambda s: spent(s).get("/api/results"),
     "REQ_001": lambda s: s.client().post("/api/results", {}),
     "REQ_002": lambda s: s.client().get("/api/results/result-unknown"),
     "REQ_003": lambda s: s.client().request("PUT", "/api/results"),
     "REQ_004": lambda s: s.client().post("/api/events/ping", EVENT | {"data": {"text": "x" * MB}}),
-    "REQ_005": lambda s: s.client().request("POST", "/api/events/ping", data="data=1", headers={"Content-Type": "text/plain"}),
+    "REQ_005": lambda s: s.client().request(
+        "POST", "/api/events/ping", data="data=1", headers={"Content-Type": "text/plain"}
+    ),
     "REQ_006": reused_key,
     "REQ_007": lambda s: s.client().request("GET", "/health", headers={"Host": "evil.example"}),
 }
@@ -154,7 +168,9 @@ def test_every_error_code_is_covered_here() -> None:
 
 
 def test_what_is_wrong_is_told_in_a_fixed_order(service: Service) -> None:
-    """Host, size, token, permission, body: each request has one fault less than the one before; the rate is test_limits.py's."""
+    """Host, size, token, permission, body: each request has one fault less than the one before; the rate is
+    test_limits.py's.
+    """
     large, small = json.dumps(EVENT | {"data": {"text": "x" * MB}}), "not JSON"
     for client, host, content, code in [
         (Client(service.url, "garbage"), "evil.example", large, "REQ_007"),
@@ -163,7 +179,9 @@ def test_what_is_wrong_is_told_in_a_fixed_order(service: Service) -> None:
         (service.client("documentation-expert"), "localhost", small, "AUTH_003"),
         (service.client("python-specialist"), "localhost", small, "REQ_001"),
     ]:
-        answer = client.request("POST", "/api/events/ping", data=content, headers={"Host": host, "Content-Type": "application/json"})
+        answer = client.request(
+            "POST", "/api/events/ping", data=content, headers={"Host": host, "Content-Type": "application/json"}
+        )
         check_error(answer, code)
 
 
@@ -223,7 +241,10 @@ def test_trace_echoes_nothing(service: Service) -> None:
     assert "do not echo" not in answer.text
 
 
-@pytest.mark.parametrize("path", ["/health", "/status", "/openapi.json", "/api/results", "/api/agents", "/api/context/issue-1/python-specialist"])
+@pytest.mark.parametrize(
+    "path",
+    ["/health", "/status", "/openapi.json", "/api/results", "/api/agents", "/api/context/issue-1/python-specialist"],
+)
 def test_head_is_get_without_its_body(service: Service, path: str) -> None:
     client = service.client()
     got, head = client.get(path), client.request("HEAD", path)
@@ -248,7 +269,22 @@ def test_head_on_a_wait_takes_no_event_away(architect: Client, issue: str) -> No
     assert [event["event_id"] for event in got["events"]] == [published["event_id"]]
 
 
-BAD_PATHS = ["%2e%2e", "..", "a..b", ".hidden", "-x", "a%20b", "a%2Fb", "%00", "a%0Ab", "%ff", "ü", "x" * 129, "%F0%9F%92%A9", "a;b"]
+BAD_PATHS = [
+    "%2e%2e",
+    "..",
+    "a..b",
+    ".hidden",
+    "-x",
+    "a%20b",
+    "a%2Fb",
+    "%00",
+    "a%0Ab",
+    "%ff",
+    "ü",
+    "x" * 129,
+    "%F0%9F%92%A9",
+    "a;b",
+]
 
 
 @pytest.mark.parametrize("name", BAD_PATHS)
@@ -294,7 +330,13 @@ def test_bad_parameters_are_400(architect: Client, path: str, code: str) -> None
 
 def numbers_in_queries() -> list[tuple[str, str]]:
     """(path, parameter) of every number and switch that a query may hold."""
-    names = {"issue_id": "issue-1", "agent_type": "python-specialist", "event_type": "ping", "result_id": "none", "agent_id": "none"}
+    names = {
+        "issue_id": "issue-1",
+        "agent_type": "python-specialist",
+        "event_type": "ping",
+        "result_id": "none",
+        "agent_id": "none",
+    }
     return [
         (route.path.format_map(names), name)
         for route in cco_sidecar.routes() if route.method == "GET"
@@ -302,11 +344,22 @@ def numbers_in_queries() -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", ["1e3", "1_000", " 5", "5 ", "+5", "5.0", "-0", "0x5", "٣", "５", "007", "null", "", "1e400"])
+@pytest.mark.parametrize(
+    "value", ["1e3", "1_000", " 5", "5 ", "+5", "5.0", "-0", "0x5", "٣", "５", "007", "null", "", "1e400"]
+)
 def test_a_number_in_a_query_is_written_in_digits(architect: Client, value: str) -> None:
     """JSON knows more spellings of a whole number, and Python still more: one of them is enough for an address."""
     asked = numbers_in_queries()
-    assert {name for _, name in asked} >= {"timeout", "limit", "max_bytes", "max_tokens", "max_files", "tail", "timestamps", "dead"}
+    assert {name for _, name in asked} >= {
+        "timeout",
+        "limit",
+        "max_bytes",
+        "max_tokens",
+        "max_files",
+        "tail",
+        "timestamps",
+        "dead",
+    }
     for path, name in asked:
         assert f"$.{name}" in check_error(architect.get(path, **{name: value}), "REQ_001")["message"], path
 
@@ -339,7 +392,9 @@ def test_a_bad_parameter_is_named(architect: Client) -> None:
      b"null", b"[]", b'"text"', b"1", b"[" * 100_000, b'{"a":' * 50_000 + b"1" + b"}" * 50_000],
     ids=lambda body: repr(body[:20]),
 )  # fmt: skip
-@pytest.mark.parametrize(("path", "code"), [("/api/results", "REQ_001"), ("/api/events/ping", "EVT_002"), ("/api/agents/spawn", "REQ_001")])
+@pytest.mark.parametrize(
+    ("path", "code"), [("/api/results", "REQ_001"), ("/api/events/ping", "EVT_002"), ("/api/agents/spawn", "REQ_001")]
+)
 def test_bodies_that_are_no_json_object_are_400(architect: Client, path: str, code: str, body: bytes) -> None:
     answer = architect.request("POST", path, data=body, headers={"Content-Type": "application/json"})
     is_json = body in (b"null", b"[]", b'"text"', b"1")
@@ -350,7 +405,10 @@ def test_nesting_is_either_stored_or_refused_and_never_a_failure(architect: Clie
     outcomes = set()
     result = json.dumps(RESULT | {"issue_id": issue})
     for depth in (10, 100, *range(880, 1010, 5), 2_000, 300_000):
-        for path, start, good in (("/api/events/ping", json.dumps(EVENT)[:-2], 202), ("/api/results", result[:-1] + ', "more": {', 201)):
+        for path, start, good in (
+            ("/api/events/ping", json.dumps(EVENT)[:-2], 202),
+            ("/api/results", result[:-1] + ', "more": {', 201),
+        ):
             body = start + '"a":' + "[" * depth + "]" * depth + "}}"
             answer = architect.request("POST", path, data=body, headers={"Content-Type": "application/json"})
             assert answer.status_code in (good, 400), (depth, answer.text)
@@ -361,7 +419,9 @@ def test_nesting_is_either_stored_or_refused_and_never_a_failure(architect: Clie
     assert architect.get(f"/api/context/{issue}/test-engineer").status_code == 200
 
 
-@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" * 30, "-" + "9" * 400, "0." + "1" * 5000, "1e-999"], ids=lambda number: number[:8])
+@pytest.mark.parametrize(
+    "number", ["1e999", "-1e999", "1" * 30, "-" + "9" * 400, "0." + "1" * 5000, "1e-999"], ids=lambda number: number[:8]
+)
 def test_extreme_numbers_are_either_kept_or_refused_and_never_a_failure(architect: Client, number: str) -> None:
     for path, body, good in (
         ("/api/events/ping", json.dumps(EVENT)[:-2] + f'"n": {number}}}}}', 202),
@@ -371,16 +431,22 @@ def test_extreme_numbers_are_either_kept_or_refused_and_never_a_failure(architec
         assert answer.status_code in (good, 400), answer.text
 
 
-@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json"])
+@pytest.mark.parametrize(
+    "media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json"]
+)
 def test_other_media_types_are_415(architect: Client, media_type: str) -> None:
     for path in ("/api/results", "/api/events/ping", "/api/agents/spawn"):
-        check_error(architect.request("POST", path, data=json.dumps(RESULT), headers={"Content-Type": media_type}), "REQ_005")
+        check_error(
+            architect.request("POST", path, data=json.dumps(RESULT), headers={"Content-Type": media_type}), "REQ_005"
+        )
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "identity, gzip", "nonsense"])
 def test_compressed_bodies_are_415(architect: Client, coding: str) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": coding}
-    answer = architect.request("POST", "/api/events/ping", data=gzip.compress(b" " * 10_000_000 + b"{}"), headers=headers)
+    answer = architect.request(
+        "POST", "/api/events/ping", data=gzip.compress(b" " * 10_000_000 + b"{}"), headers=headers
+    )
     check_error(answer, "REQ_005")
     assert answer.headers["Accept-Encoding"] == "identity"
 
@@ -404,7 +470,10 @@ def test_a_bad_field_is_named_by_its_path(architect: Client) -> None:
         ({"result": {"status": "success", "files_created": [1]}}, "result.files_created[0]"),
         ({"result": {"status": "success", "files_created": [{"path": 1}]}}, "result.files_created[0].path"),
         ({"result": {"status": "success", "files_modified": [*files, {"size": 1}]}}, "result.files_modified[3].path"),
-        ({"result": {"status": "success", "files_deleted": [*files, {"path": "d", "size": "big"}]}}, "result.files_deleted[3].size"),
+        (
+            {"result": {"status": "success", "files_deleted": [*files, {"path": "d", "size": "big"}]}},
+            "result.files_deleted[3].size",
+        ),
         ({"result": {"status": "success", "decisions": "one"}}, "result.decisions"),
         ({"result": {"status": "success", "decisions": ["one", 2]}}, "result.decisions[1]"),
         ({"result": {"status": "success", "metrics": {"tokens_used": "many"}}}, "result.metrics.tokens_used"),
@@ -478,7 +547,12 @@ def connect(service: Service) -> socket.socket:
 
 
 def head_of(service: Service, method: str, path: str, *headers: str, token: str | None = None) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {token or service.token()}", "Content-Type: application/json"]
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "Host: localhost",
+        f"Authorization: Bearer {token or service.token()}",
+        "Content-Type: application/json",
+    ]
     return "\r\n".join([*lines, *headers, "", ""]).encode()
 
 
@@ -489,8 +563,12 @@ def read_answer(connection: socket.socket) -> tuple[int, http.client.HTTPMessage
     return answer.status, answer.headers, json.loads(answer.read())
 
 
-@pytest.mark.parametrize(("path", "limit"), [("/api/results", 32 * MB), ("/api/events/ping", MB), ("/api/agents/spawn", MB)])
-def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(service: Service, path: str, limit: int) -> None:
+@pytest.mark.parametrize(
+    ("path", "limit"), [("/api/results", 32 * MB), ("/api/events/ping", MB), ("/api/agents/spawn", MB)]
+)
+def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(
+    service: Service, path: str, limit: int
+) -> None:
     with connect(service) as connection:
         began = time.monotonic()
         connection.sendall(head_of(service, "POST", path, f"Content-Length: {limit + 1}"))
@@ -503,7 +581,9 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(service
 
 def test_a_client_that_asks_before_sending_too_much_gets_one_answer(service: Service) -> None:
     with connect(service) as connection:
-        connection.sendall(head_of(service, "POST", "/api/events/ping", f"Content-Length: {2 * MB}", "Expect: 100-continue"))
+        connection.sendall(
+            head_of(service, "POST", "/api/events/ping", f"Content-Length: {2 * MB}", "Expect: 100-continue")
+        )
         received = b""
         while chunk := connection.recv(65536):
             received += chunk
@@ -514,7 +594,9 @@ def test_a_client_that_asks_before_sending_too_much_gets_one_answer(service: Ser
 def test_a_client_that_asks_before_sending_is_told_to_go_on(service: Service) -> None:
     content = json.dumps(EVENT).encode()
     with connect(service) as connection:
-        connection.sendall(head_of(service, "POST", "/api/events/ping", f"Content-Length: {len(content)}", "Expect: 100-continue"))
+        connection.sendall(
+            head_of(service, "POST", "/api/events/ping", f"Content-Length: {len(content)}", "Expect: 100-continue")
+        )
         until(lambda: b"100" in connection.recv(100))
         connection.sendall(content)
         assert read_answer(connection)[0] == 202
@@ -562,13 +644,17 @@ def test_the_connection_goes_on_after_a_small_refused_body(service: Service) -> 
     content = json.dumps(RESULT).encode()
     with connect(service) as connection:
         for _ in range(3):
-            connection.sendall(head_of(service, "POST", "/api/results", f"Content-Length: {len(content)}", token="garbage") + content)
+            connection.sendall(
+                head_of(service, "POST", "/api/results", f"Content-Length: {len(content)}", token="garbage") + content
+            )
             assert read_answer(connection)[0] == 401
         connection.sendall(head_of(service, "GET", "/api/agents"))
         assert read_answer(connection)[0] == 200
 
 
-@pytest.mark.parametrize("headers", [["Content-Length: 1000"], ["Transfer-Encoding: chunked"]], ids=["length", "chunked"])
+@pytest.mark.parametrize(
+    "headers", [["Content-Length: 1000"], ["Transfer-Encoding: chunked"]], ids=["length", "chunked"]
+)
 def test_a_body_that_is_cut_off_changes_nothing(service: Service, headers: list[str], issue: str) -> None:
     content = json.dumps(RESULT | {"issue_id": issue}).encode()
     half = content if "chunked" not in headers[0] else b"%x\r\n%s\r\n" % (len(content), content)
@@ -609,7 +695,9 @@ def test_a_poll_whose_client_hangs_up_is_forgotten(service: Service, architect: 
 
 
 @pytest.fixture
-def endpoints(make_service: Callable[..., Service], tmp_path: Path) -> Iterator[tuple[Client, list[tuple[str, dict[str, Any], int]]]]:
+def endpoints(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> Iterator[tuple[Client, list[tuple[str, dict[str, Any], int]]]]:
     agent = f"sh -c 'touch {tmp_path}/{{agent_id}}; exec sleep 60'"  # lives on: a repeat tells of an agent's end
     service = make_service("--agent-command", agent, "--stop-agents")
     yield service.client(), [

@@ -23,7 +23,12 @@ FILTERS = st.sampled_from(["", "issue_id:issue-1", "issue_id:!issue-1", "number:
 
 def passes(filter: str, event: dict[str, Any]) -> bool:
     issue, number = event["data"]["issue_id"], str(event["data"]["number"])
-    return {"": True, "issue_id:issue-1": issue == "issue-1", "issue_id:!issue-1": issue != "issue-1", "number:1*": number.startswith("1")}[filter]
+    return {
+        "": True,
+        "issue_id:issue-1": issue == "issue-1",
+        "issue_id:!issue-1": issue != "issue-1",
+        "number:1*": number.startswith("1"),
+    }[filter]
 
 
 class BusMachine(RuleBasedStateMachine):
@@ -50,7 +55,9 @@ class BusMachine(RuleBasedStateMachine):
         self.log.append({"id": answer["event_id"], "type": type, "data": data, "brief": brief})
 
     def expected(self, begin: int, watched: str, filter: str) -> list[str]:
-        return [e["id"] for e in self.log[begin:] if not e["brief"] and watched in ("*", e["type"]) and passes(filter, e)]
+        return [
+            e["id"] for e in self.log[begin:] if not e["brief"] and watched in ("*", e["type"]) and passes(filter, e)
+        ]
 
     def check(self, answer: Any, begin: int, watched: str, filter: str) -> None:
         """Brief events may have expired or not; everything else must be there, once, in order, and nothing besides."""
@@ -77,7 +84,9 @@ class BusMachine(RuleBasedStateMachine):
     def wake(self, type: str, issue: str) -> None:
         """A waiter that is parked gets exactly the event that is published next."""
         waiter, answers = self.client("waker"), []
-        thread = threading.Thread(target=lambda: answers.append(waiter.wait(type, filter=f"issue_id:{issue}", since="latest", timeout=20_000)))
+        thread = threading.Thread(
+            target=lambda: answers.append(waiter.wait(type, filter=f"issue_id:{issue}", since="latest", timeout=20_000))
+        )
         thread.start()
         until(lambda: self.client().get("/status").json()["events"]["active_subscriptions"] == 1)
         self.publish(type=type, issue=issue, brief=False)
@@ -112,4 +121,6 @@ class BusMachine(RuleBasedStateMachine):
 
 TestBus = BusMachine.TestCase
 EXAMPLES = int(os.environ.get("EVENT_MODEL_EXAMPLES", "5"))
-TestBus.settings = settings(max_examples=EXAMPLES, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck))
+TestBus.settings = settings(
+    max_examples=EXAMPLES, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+)

@@ -41,7 +41,9 @@ def ids(answer: Any) -> list[str]:
 # -- waiting and waking
 
 
-def test_a_parked_waiter_wakes_with_the_event_and_the_publisher_learns_who(service: Service, architect: Client, issue: str) -> None:
+def test_a_parked_waiter_wakes_with_the_event_and_the_publisher_learns_who(
+    service: Service, architect: Client, issue: str
+) -> None:
     waiter = service.client("test-engineer")
     answer = in_background(lambda: waiter.wait("woken", filter=f"issue_id:{issue}", timeout=20_000))
     parked(architect, 1)
@@ -71,7 +73,9 @@ def test_only_matching_waiters_wake(service: Service, architect: Client, issue: 
     }
     clients = {name: service.client("chief-architect", sub=name.replace(" ", "-")) for name in calls}
     answers = {
-        name: in_background(lambda client=clients[name], type=type, filter=filter: client.wait(type, filter=filter, timeout=3000))
+        name: in_background(
+            lambda client=clients[name], type=type, filter=filter: client.wait(type, filter=filter, timeout=3000)
+        )
         for name, (type, filter) in calls.items()
     }
     parked(architect, len(calls))
@@ -84,7 +88,12 @@ def test_only_matching_waiters_wake(service: Service, architect: Client, issue: 
 
 def test_an_empty_wait_has_the_timeout_shape(architect: Client, issue: str) -> None:
     answer = architect.wait("silence", filter=f"issue_id:{issue}", timeout=50)
-    assert (answer["events"], answer["more_available"], answer["next_cursor"], answer["timeout"]) == ([], False, None, True)
+    assert (answer["events"], answer["more_available"], answer["next_cursor"], answer["timeout"]) == (
+        [],
+        False,
+        None,
+        True,
+    )
     assert re.fullmatch(r"evt-[0-9a-f]{8}-\d{12}", answer["scanned_to"])
 
 
@@ -96,14 +105,20 @@ def test_a_timeout_out_of_range_is_refused(architect: Client, timeout: str) -> N
 def test_a_hang_up_frees_its_waiter_and_loses_nothing(service: Service, architect: Client, issue: str) -> None:
     token = service.token("test-engineer")
     host, port = service.url.removeprefix("http://").split(":")
-    lines = [f"GET /api/events/wait/dropped?timeout=60000&filter=issue_id:{issue} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {token}"]
+    lines = [
+        f"GET /api/events/wait/dropped?timeout=60000&filter=issue_id:{issue} HTTP/1.1",
+        "Host: localhost",
+        f"Authorization: Bearer {token}",
+    ]
     with socket.create_connection((host, int(port))) as line:
         line.sendall("\r\n".join([*lines, "", ""]).encode())
         parked(architect, 1)
     parked(architect, 0)
     published = architect.publish("dropped", {"issue_id": issue})
     assert published["subscriber_count"] == 0
-    assert ids(Client(service.url, token).wait("dropped", filter=f"issue_id:{issue}", timeout=0)) == [published["event_id"]]
+    assert ids(Client(service.url, token).wait("dropped", filter=f"issue_id:{issue}", timeout=0)) == [
+        published["event_id"]
+    ]
 
 
 def test_a_thousand_hang_ups_at_once_leave_nobody_behind(service: Service, architect: Client) -> None:
@@ -147,9 +162,14 @@ def test_positions_are_kept_apart_by_subject_type_and_filter(service: Service, a
         assert ids(client.wait("apart", filter=f"issue_id:{issue}", timeout=0)) == []
 
 
-def test_two_waits_on_one_position_are_answered_with_the_same_events(service: Service, architect: Client, issue: str) -> None:
+def test_two_waits_on_one_position_are_answered_with_the_same_events(
+    service: Service, architect: Client, issue: str
+) -> None:
     token = service.token("chief-architect")
-    answers = [in_background(lambda: Client(service.url, token).wait("twin", filter=f"issue_id:{issue}", timeout=20_000)) for _ in range(2)]
+    answers = [
+        in_background(lambda: Client(service.url, token).wait("twin", filter=f"issue_id:{issue}", timeout=20_000))
+        for _ in range(2)
+    ]
     parked(architect, 2)
     published = architect.publish("twin", {"issue_id": issue})
     assert published["subscriber_count"] == 1
@@ -200,7 +220,10 @@ def test_scanned_to_is_a_cursor_past_what_did_not_match(architect: Client, issue
     assert ids(architect.wait("scanned", filter=f"issue_id:{issue}", since=empty["scanned_to"], timeout=0)) == [wanted]
 
 
-@pytest.mark.parametrize("garbage", ["x", "evt-1", "-1", "0", "evt-zzzzzzzz-000000000001", "evt-00000000-1", "Earliest", "evt-00000000-00000000000१"])
+@pytest.mark.parametrize(
+    "garbage",
+    ["x", "evt-1", "-1", "0", "evt-zzzzzzzz-000000000001", "evt-00000000-1", "Earliest", "evt-00000000-00000000000१"],
+)
 def test_garbage_in_since_is_refused(architect: Client, garbage: str) -> None:
     assert architect.get("/api/events/wait/x", since=garbage, timeout=0).status_code == 400
 
@@ -208,7 +231,10 @@ def test_garbage_in_since_is_refused(architect: Client, garbage: str) -> None:
 def test_a_cursor_from_elsewhere_is_gone_and_says_where_the_log_is(architect: Client) -> None:
     head = architect.publish("gone")["event_id"]
     epoch, number = head.split("-")[1:]
-    for cursor, reason in ((f"evt-{'0' * 8}-{number}", "another store"), (f"evt-{epoch}-{int(number) + 10_000:012d}", "beyond the head")):
+    for cursor, reason in (
+        (f"evt-{'0' * 8}-{number}", "another store"),
+        (f"evt-{epoch}-{int(number) + 10_000:012d}", "beyond the head"),
+    ):
         answer = architect.get("/api/events/wait/x", since=cursor, timeout=0)
         error = answer.json()
         assert (answer.status_code, error["code"], error["details"]["reason"]) == (410, "EVT_003", reason)
@@ -225,7 +251,9 @@ def test_an_events_own_expiry_does_not_invalidate_its_cursor(architect: Client, 
 # -- order
 
 
-def test_every_consumer_sees_the_same_order_however_many_publish(service: Service, architect: Client, issue: str) -> None:
+def test_every_consumer_sees_the_same_order_however_many_publish(
+    service: Service, architect: Client, issue: str
+) -> None:
     def publish(number: int) -> None:
         client = service.client("chief-architect")
         for count in range(25):
@@ -265,7 +293,9 @@ def test_unknown_fields_are_kept_and_never_replace_ours(architect: Client, issue
         ({"priority": "urgent"}, "$.priority"), ({"event_type": "Other"}, "$.event_type"), ({"event_type": "other"}, "other"),
     ],
 )  # fmt: skip
-def test_a_bad_event_is_refused_and_the_answer_names_the_field(architect: Client, change: dict[str, Any], where: str) -> None:
+def test_a_bad_event_is_refused_and_the_answer_names_the_field(
+    architect: Client, change: dict[str, Any], where: str
+) -> None:
     answer = architect.post("/api/events/checked", {"publisher": "x", "topic": "t", "data": {}} | change)
     assert (answer.status_code, answer.json()["code"]) == (400, "EVT_002")
     assert where in answer.json()["message"]
@@ -288,7 +318,11 @@ def test_a_repeat_with_the_same_key_publishes_once(service: Service, architect: 
     body = {"publisher": "x", "topic": "t", "data": {"issue_id": issue}}
     post = lambda content: architect.post("/api/events/keyed", content, headers={"Idempotency-Key": f"key-{issue}"})  # noqa: E731
     first, second = post(body), post(body)
-    assert first.json() == second.json() and second.headers["Idempotent-Replay"] == "true" and "Idempotent-Replay" not in first.headers
+    assert (
+        first.json() == second.json()
+        and second.headers["Idempotent-Replay"] == "true"
+        and "Idempotent-Replay" not in first.headers
+    )
     assert post(body | {"topic": "other"}).status_code == 422
     assert len(ids(architect.wait("keyed", filter=f"issue_id:{issue}", timeout=0))) == 1
 
@@ -296,7 +330,9 @@ def test_a_repeat_with_the_same_key_publishes_once(service: Service, architect: 
 # -- expiry, retention, dead letters
 
 
-def test_an_event_that_expires_undelivered_becomes_a_dead_letter(service: Service, architect: Client, issue: str) -> None:
+def test_an_event_that_expires_undelivered_becomes_a_dead_letter(
+    service: Service, architect: Client, issue: str
+) -> None:
     read = architect.publish("mortal", {"issue_id": issue, "read": True}, ttl_seconds=1)["event_id"]
     assert ids(architect.wait("mortal", filter=f"issue_id:{issue}", timeout=0)) == [read]
     unread = architect.publish("mortal", {"issue_id": issue}, ttl_seconds=1)["event_id"]
@@ -335,7 +371,14 @@ def test_retention_moves_the_floor_and_says_so(make_service: Callable[..., Servi
 def test_retention_by_age(make_service: Callable[..., Service]) -> None:
     client = make_service("--event-retention", "1").client("chief-architect")
     old = client.publish("aged")["event_id"]
-    until(lambda: client.get("/api/events/wait/aged", since="evt-" + old.split("-")[1] + "-000000000000", timeout=0).status_code == 410)
+    until(
+        lambda: (
+            client.get(
+                "/api/events/wait/aged", since="evt-" + old.split("-")[1] + "-000000000000", timeout=0
+            ).status_code
+            == 410
+        )
+    )
     assert ids(client.wait("aged", since=old, timeout=0)) == []
 
 
@@ -348,7 +391,9 @@ def test_listing_is_not_delivery(architect: Client, issue: str) -> None:
     listed = [architect.publish("listed", {"issue_id": issue}, topic=topic)["event_id"] for _ in range(3)]
     first = architect.get("/api/events", type="listed", topic=topic, limit=2, since="earliest").json()
     assert ids(first) == listed[:2]
-    assert ids(architect.get("/api/events", type="listed", topic=topic, since=first["next_cursor"]).json()) == listed[2:]
+    assert (
+        ids(architect.get("/api/events", type="listed", topic=topic, since=first["next_cursor"]).json()) == listed[2:]
+    )
     assert architect.get("/status").json()["events"]["queue_depth"] == depth + 3
 
 
@@ -366,7 +411,13 @@ def test_a_full_disk_is_told_and_recovered_from(make_service: Callable[..., Serv
     try:
         refused = client.post("/api/events/lost", {"publisher": "x", "topic": "t", "data": {}})
         assert (refused.status_code, refused.json()["code"]) == (500, "EVT_001")
-        body = {"agent_id": "a", "agent_type": "python-specialist", "issue_id": "i", "project_id": "project-abc", "result": {"status": "success"}}
+        body = {
+            "agent_id": "a",
+            "agent_type": "python-specialist",
+            "issue_id": "i",
+            "project_id": "project-abc",
+            "result": {"status": "success"},
+        }
         refused = client.post("/api/results", body)
         assert (refused.status_code, refused.json()["code"]) == (500, "STR_001")
         health = client.get("/health")
@@ -394,7 +445,9 @@ def test_a_reader_that_never_reads_does_not_hold_up_the_others(service: Service,
         token = service.token("chief-architect")
         line = socket.create_connection((host, int(port)))
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        line.sendall(f"GET /api/events/wait/heavy?timeout=0 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+        line.sendall(
+            f"GET /api/events/wait/heavy?timeout=0 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+        )
         lines.append(line)
     began = time.monotonic()
     assert architect.publish("light", {"issue_id": issue})["published"]
@@ -419,7 +472,13 @@ def test_health_answers_while_a_large_log_is_searched(service: Service, architec
 
 @pytest.mark.parametrize(
     ("value", "text", "other"),
-    [(1e-7, "1e-7", "1e-07"), (1e22, "1e22", "1e+22"), (0.1 + 0.2, "0.30000000000000004", "0.3"), (-0.0, "-0.0", "0"), (True, "true", "True")],
+    [
+        (1e-7, "1e-7", "1e-07"),
+        (1e22, "1e22", "1e+22"),
+        (0.1 + 0.2, "0.30000000000000004", "0.3"),
+        (-0.0, "-0.0", "0"),
+        (True, "true", "True"),
+    ],
 )
 def test_a_waiter_that_an_event_is_said_to_wake_gets_it(
     service: Service, architect: Client, issue: str, value: Any, text: str, other: str

@@ -1,4 +1,6 @@
-"""The filter grammar: a table of what matches, a table of what is refused and where, and a fuzz against a plain model."""
+"""The filter grammar: a table of what matches, a table of what is refused and where, and a fuzz against a plain
+model.
+"""
 
 from __future__ import annotations
 
@@ -69,9 +71,18 @@ def test_any_text_is_a_filter_or_a_clear_error(text: str) -> None:
 
 
 VALUES = st.sampled_from(["x", "xy", "y", "!z", "a b", 'q"q', "p,q", "5", "true", "null", ""])
-TERMS = st.tuples(st.sampled_from(["one", "two", "three.four"]), st.booleans(), st.lists(st.tuples(VALUES, st.booleans()), min_size=1, max_size=3))
+TERMS = st.tuples(
+    st.sampled_from(["one", "two", "three.four"]),
+    st.booleans(),
+    st.lists(st.tuples(VALUES, st.booleans()), min_size=1, max_size=3),
+)
 DATA = st.fixed_dictionaries(
-    {}, optional={"one": VALUES | st.just(5) | st.just(True), "two": st.lists(VALUES, max_size=2), "three": st.fixed_dictionaries({"four": VALUES})}
+    {},
+    optional={
+        "one": VALUES | st.just(5) | st.just(True),
+        "two": st.lists(VALUES, max_size=2),
+        "three": st.fixed_dictionaries({"four": VALUES}),
+    },
 )
 
 
@@ -96,9 +107,12 @@ def model(terms: list[Any], data: dict[str, Any]) -> bool:
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(TERMS, min_size=1, max_size=3), DATA)
-def test_filters_agree_with_the_model_and_the_index_finds_exactly_the_matching(terms: list[Any], data: dict[str, Any]) -> None:
+def test_filters_agree_with_the_model_and_the_index_finds_exactly_the_matching(
+    terms: list[Any], data: dict[str, Any]
+) -> None:
     text = ",".join(
-        f"{field}:{'!' if negated else ''}" + "|".join(quoted(value) + ("*" if prefix else "") for value, prefix in values)
+        f"{field}:{'!' if negated else ''}"
+        + "|".join(quoted(value) + ("*" if prefix else "") for value, prefix in values)
         for field, negated, values in terms
     )
     event = {"publisher": "me", "topic": "t", "data": data}

@@ -1,4 +1,6 @@
-"""Every form of the command reference as a real process against a real service: its effect, its output and its exit code."""
+"""Every form of the command reference as a real process against a real service: its effect, its output and its exit
+code.
+"""
 
 from __future__ import annotations
 

@@ -44,9 +44,15 @@ def exchange(service: Service, message: bytes) -> bytes:
 
 @pytest.mark.parametrize("method", ["POST", "TRACE"])
 def test_what_follows_a_refusal_that_ends_the_connection_is_not_answered(service: Service, method: str) -> None:
-    refused = f"{method} /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n"
-    answer = exchange(service, refused.encode() + b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-    assert answer.count(b"HTTP/1.1 ") == 1 and answer.startswith(b"HTTP/1.1 40") and b"\r\nConnection: close\r\n" in answer
+    refused = (
+        f"{method} /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n"
+    )
+    answer = exchange(
+        service, refused.encode() + b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
+    assert (
+        answer.count(b"HTTP/1.1 ") == 1 and answer.startswith(b"HTTP/1.1 40") and b"\r\nConnection: close\r\n" in answer
+    )
 
 
 @pytest.mark.parametrize("unit", ["0", "a_", "aB", "a/", "a.", "é", "a-"])
@@ -58,7 +64,13 @@ def test_a_long_word_in_a_task_holds_nobody_up(unit: str) -> None:
 
 
 def test_a_result_with_no_time_of_its_own_is_as_the_document_says(service: Service, coder: Client) -> None:
-    body = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-1", "project_id": PROJECT, "result": {"status": "success"}}
+    body = {
+        "agent_id": "a-1",
+        "agent_type": "python-specialist",
+        "issue_id": "issue-1",
+        "project_id": PROJECT,
+        "result": {"status": "success"},
+    }
     stored = coder.post("/api/results", body | {"timestamp": None}).json()
     assert coder.get(f"/api/results/{stored['id']}").json()["timestamp"] is None
     schema = coder.get("/openapi.json").json()["components"]["schemas"]["StoredResult"]["properties"]["timestamp"]
@@ -68,7 +80,9 @@ def test_a_result_with_no_time_of_its_own_is_as_the_document_says(service: Servi
 @pytest.mark.parametrize("since", [2**53, 2**63 - 1, 2**63, 10**30])
 def test_a_log_is_empty_behind_its_end_however_far(fuzzed: Service, since: int) -> None:
     client = fuzzed.client()
-    agent = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json()["agent_id"]
+    agent = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json()[
+        "agent_id"
+    ]
     until(lambda: client.get(f"/api/agents/{agent}/status").json()["state"] == "completed")
     answer = client.get(f"/api/agents/{agent}/logs", since=since)
     assert answer.status_code in (200, 400), answer.text

@@ -224,7 +224,9 @@ def write_plugins(folder: Path, plugins: dict[str, str]) -> Path:
     """Plugin files that import what each needs."""
     folder.mkdir(parents=True)
     for name, code in plugins.items():
-        (folder / f"{name}.py").write_text("import cco_sidecar\nfrom cco_sidecar import hookimpl\n" + textwrap.dedent(code))
+        (folder / f"{name}.py").write_text(
+            "import cco_sidecar\nfrom cco_sidecar import hookimpl\n" + textwrap.dedent(code)
+        )
     return folder
 
 
@@ -236,7 +238,9 @@ def plugged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     repository = make_repository(folder / "repository")
     (folder / "secret.txt").write_text("outside\n")
     (repository / "AGENTS.md").write_text("Use tabs.\ntoken = ghp_" + "a1B2" * 9 + "\n")
-    running = Service(repository, folder / "storage", "--plugins", str(plugins), env={"NOTES": str(folder / "notes")}).start()
+    running = Service(
+        repository, folder / "storage", "--plugins", str(plugins), env={"NOTES": str(folder / "notes")}
+    ).start()
     yield running
     if running.process and running.process.poll() is None:
         running.stop()
@@ -269,11 +273,22 @@ def test_a_plugin_adds_agent_types(plugged: Service) -> None:
     assert wizard.get("/api/context/issue-1/wizard").status_code == 200
     assert wizard.get("/api/context/issue-1/warlock").json()["code"] == "AGT_002"
     assert wizard.store("wizard", issue="w-1")["next_agents"][0]["agent_type"] == "test-engineer"
-    minted = run("token", "--type", "wizard", "--plugins", str(plugged.arguments[1]), "--storage", str(plugged.storage), cwd=plugged.root)
+    minted = run(
+        "token",
+        "--type",
+        "wizard",
+        "--plugins",
+        str(plugged.arguments[1]),
+        "--storage",
+        str(plugged.storage),
+        cwd=plugged.root,
+    )
     assert minted.returncode == 0, minted.stderr
 
 
-def test_a_plugin_adds_a_context_section_and_its_answer_takes_the_place_of_a_built_in_one(plugged: Service, issue: str) -> None:
+def test_a_plugin_adds_a_context_section_and_its_answer_takes_the_place_of_a_built_in_one(
+    plugged: Service, issue: str
+) -> None:
     client = plugged.client()
     client.store(issue=issue)
     client.store(issue=f"rewritten-{issue}")
@@ -301,18 +316,28 @@ def test_a_plugin_knows_an_issue_or_that_there_is_none(plugged: Service, issue: 
 
 def test_a_plugin_ranks_the_files_and_cannot_name_others(plugged: Service, issue: str) -> None:
     client = plugged.client()
-    files = client.get(f"/api/context/{issue}/python-specialist", task="only the guide").json()["context"]["relevant_files"]
+    files = client.get(f"/api/context/{issue}/python-specialist", task="only the guide").json()["context"][
+        "relevant_files"
+    ]
     assert [(file["path"], file["reasons"]) for file in files] == [("docs/guide.md", ["the plugin says so"])]
-    assert len(client.get(f"/api/context/{issue}/python-specialist", task="greet").json()["context"]["relevant_files"]) > 1
+    assert (
+        len(client.get(f"/api/context/{issue}/python-specialist", task="greet").json()["context"]["relevant_files"]) > 1
+    )
 
 
 def test_a_context_says_that_an_index_is_still_being_made_and_is_not_kept(plugged: Service, issue: str) -> None:
     client, busy = plugged.client(), plugged.storage / "index/busy"
     busy.touch()
     answers = [client.get(f"/api/context/{issue}/python-specialist", task="greet") for _ in range(2)]
-    assert [(answer.json()["context"]["metadata"]["index"], answer.json()["cache_hit"]) for answer in answers] == [("building", False)] * 2
+    assert [(answer.json()["context"]["metadata"]["index"], answer.json()["cache_hit"]) for answer in answers] == [
+        ("building", False)
+    ] * 2
     busy.unlink()
-    ready = client.request("GET", f"/api/context/{issue}/python-specialist?task=greet", headers={"If-None-Match": answers[1].headers["ETag"]})
+    ready = client.request(
+        "GET",
+        f"/api/context/{issue}/python-specialist?task=greet",
+        headers={"If-None-Match": answers[1].headers["ETag"]},
+    )
     assert (ready.status_code, ready.json()["context"]["metadata"]["index"]) == (200, "ready")
 
 
@@ -345,7 +370,9 @@ def test_a_plugin_adds_removes_and_replaces_next_agents_but_nonsense_changes_not
         ("odd", 403, "policy refuses"), ("crashing", 403, "could not decide"),
     ],
 )  # fmt: skip
-def test_a_policy_refuses_and_one_that_fails_refuses_too(plugged: Service, subject: str, status: int, reason: str) -> None:
+def test_a_policy_refuses_and_one_that_fails_refuses_too(
+    plugged: Service, subject: str, status: int, reason: str
+) -> None:
     answer = plugged.client(sub=subject).get("/api/results")
     assert answer.status_code == status
     if status == 403:
@@ -362,9 +389,13 @@ def test_a_plugin_says_how_an_agent_runs_and_observes_its_end(plugged: Service, 
     assert client.get(f"/api/agents/{agent_id}/logs").json()["text"] == f"wizard {issue} a {{issue_id}} spell\n"
 
 
-def test_a_command_that_is_no_list_of_words_is_passed_over(plugged: Service, issue: str, make_service: Callable[..., Service]) -> None:
+def test_a_command_that_is_no_list_of_words_is_passed_over(
+    plugged: Service, issue: str, make_service: Callable[..., Service]
+) -> None:
     fallback = json.dumps([sys.executable, "-c", "print('the configured one')"])
-    service = make_service("--plugins", str(plugged.arguments[1]), "--agent-command", fallback, env=plugged.env | {"NOTES": "/dev/null"})
+    service = make_service(
+        "--plugins", str(plugged.arguments[1]), "--agent-command", fallback, env=plugged.env | {"NOTES": "/dev/null"}
+    )
     client = service.client()
     spawned = client.post("/api/agents/spawn", {"agent_type": "sphinx", "issue_id": issue})
     assert spawned.status_code == 201, spawned.text
@@ -377,7 +408,9 @@ def test_observers_are_told_in_order_what_was_stored_and_published(plugged: Serv
     client = plugged.client()
     stored = [client.store(issue=issue, decisions=[str(number)]) for number in range(3)]
     published = client.publish("noted", {"issue_id": issue})
-    told = until(lambda: [fact for fact in notes(plugged, "event_published") if fact["data"].get("issue_id") == issue][3:])
+    told = until(
+        lambda: [fact for fact in notes(plugged, "event_published") if fact["data"].get("issue_id") == issue][3:]
+    )
     assert told[0]["event_id"] == published["event_id"]
     results = [fact for fact in notes(plugged, "result_stored") if fact["issue_id"] == issue]
     assert [result["id"] for result in results] == [item["id"] for item in stored]
@@ -395,7 +428,9 @@ def test_a_plugin_adds_endpoints_with_everything_that_ours_have(plugged: Service
 
 
 def test_a_plugin_adds_commands_and_other_plugins_cannot_break_the_command_line(plugged: Service) -> None:
-    greeted = run("--plugins", str(plugged.arguments[1]), "greet", "status", cwd=plugged.root)  # an argument that is a command of ours
+    greeted = run(
+        "--plugins", str(plugged.arguments[1]), "greet", "status", cwd=plugged.root
+    )  # an argument that is a command of ours
     assert (greeted.returncode, greeted.stdout) == (4, "hello status\n"), greeted.stderr
     assert "say hello" in run("--help", "--plugins", str(plugged.arguments[1]), cwd=plugged.root).stdout
     assert run("greet", "ada", cwd=plugged.root).returncode == 2
@@ -439,7 +474,9 @@ def test_a_plugin_sees_each_answer_before_it_is_sent(plugged: Service) -> None:
 
 
 def test_plugins_are_told_of_start_and_stop(tmp_path: Path, make_service: Callable[..., Service]) -> None:
-    plugins = write_plugins(tmp_path / "plugins", {name: PLUGINS[name] for name in ("observer", "x_nonsense", "x_raising")})
+    plugins = write_plugins(
+        tmp_path / "plugins", {name: PLUGINS[name] for name in ("observer", "x_nonsense", "x_raising")}
+    )
     service = make_service("--plugins", str(plugins), env={"NOTES": str(tmp_path / "notes")})
     url = until(lambda: notes(service, "startup"))
     assert url == [service.url] and notes(service, "shutdown") == []
@@ -490,9 +527,26 @@ def test_plugins_that_raise_or_answer_nonsense_are_logged_and_the_service_is_hea
     client.store(issue="logged-1")
     client.get("/api/context/logged-1/python-specialist")
     until(lambda: "plugin x_raising: event_published" in plugged.log)
-    for hook in ("register_agent_types", "context_section", "rank_files", "next_agents", "result_stored", "server_class", "backend", "startup"):
+    for hook in (
+        "register_agent_types",
+        "context_section",
+        "rank_files",
+        "next_agents",
+        "result_stored",
+        "server_class",
+        "backend",
+        "startup",
+    ):
         assert f"plugin x_raising: {hook}: " in plugged.log, hook
-    for hook in ("register_agent_types", "context_section", "rank_files", "next_agents", "server_class", "backend", "register_routes"):
+    for hook in (
+        "register_agent_types",
+        "context_section",
+        "rank_files",
+        "next_agents",
+        "server_class",
+        "backend",
+        "register_routes",
+    ):
         assert f"plugin x_nonsense: {hook}: " in plugged.log, hook
 
 
@@ -554,7 +608,9 @@ def test_a_hook_gets_what_it_names_however_it_takes_it(tmp_path: Path, code: str
     assert answer in (["P"], ["P", "L"], ["P", "R"])
 
 
-@pytest.mark.parametrize("code", [next(iter(FAULTS)), "def context_section(req): pass", "async def startup(info): pass"])
+@pytest.mark.parametrize(
+    "code", [next(iter(FAULTS)), "def context_section(req): pass", "async def startup(info): pass"]
+)
 def test_a_faulty_plugin_stops_the_start_with_one_line(repository: Path, tmp_path: Path, code: str) -> None:
     plugins = write_plugins(tmp_path / "plugins", {"faulty": f"@hookimpl\n{code}"})
     ended = run("--plugins", str(plugins), "--storage", str(tmp_path / "storage"), cwd=repository)
@@ -576,14 +632,28 @@ def test_a_faulty_plugin_in_the_settings_stops_no_command_but_the_start(
     write_plugins(tmp_path / "misspelt", {"misspelt": "@hookimpl\ndef startupp(info): pass"})
     write_plugins(tmp_path / "argument", {"argument": "@hookimpl\ndef startup(x): pass"})
     service = make_service()
-    (repository / "cco.toml").write_text(f'plugins = ["{tmp_path / setting}"]\nstorage = "{service.storage}"\nproject = "{PROJECT}"\n')
+    (repository / "cco.toml").write_text(
+        f'plugins = ["{tmp_path / setting}"]\nstorage = "{service.storage}"\nproject = "{PROJECT}"\n'
+    )
     problem = problem.format(tmp_path)
-    for words in (["results", "list"], ["status"], ["token", "--type", "qa-engineer"], ["agent", "types"], ["plugins"], ["--help"], ["health"]):
+    for words in (
+        ["results", "list"],
+        ["status"],
+        ["token", "--type", "qa-engineer"],
+        ["agent", "types"],
+        ["plugins"],
+        ["--help"],
+        ["health"],
+    ):
         ended = run(*words, cwd=repository)
         warned = ["", f"plugin {setting}: {problem}\n"]
         assert ended.returncode == 0 and ended.stdout and ended.stderr in warned, (words, ended.stderr)
         if words[0] == "token":
-            assert service.client().request("GET", "/status", headers={"Authorization": f"Bearer {ended.stdout.strip()}"}).ok
+            assert (
+                service.client()
+                .request("GET", "/status", headers={"Authorization": f"Bearer {ended.stdout.strip()}"})
+                .ok
+            )
     assert problem not in run("plugins", cwd=repository).stdout  # of the service that runs
     assert service.stop() == 0
     listed = run("plugins", cwd=repository)
@@ -630,17 +700,23 @@ def unloadable(folder: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def test_what_cannot_be_loaded_is_one_line_without_a_path_and_the_others_are_in_use(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_loaded_is_one_line_without_a_path_and_the_others_are_in_use(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("WARNING", "cco")
     wanted = unloadable(tmp_path / "plugins")
     (tmp_path / "plugins" / "_helper.py").write_text("raise SystemExit('never imported')")
-    (tmp_path / "plugins" / "zz_good.py").write_text("from cco_sidecar import hookimpl\n@hookimpl\ndef startup(info):\n    return info")
+    (tmp_path / "plugins" / "zz_good.py").write_text(
+        "from cco_sidecar import hookimpl\n@hookimpl\ndef startup(info):\n    return info"
+    )
     hooks = Hooks([])
     hooks.load([(tmp_path / "plugins", True)])
     said = {plugin.name: plugin.problem for plugin in hooks.loaded}
     assert {name: said[name] for name, problem in wanted.items() if problem not in str(said[name])} == {}
     assert said["zz_good"] is None and "_helper" not in said and hooks.faults() == []
-    assert [text for text in [*map(str, said.values()), *caplog.messages] if "\n" in text or str(tmp_path) in text] == []
+    assert [
+        text for text in [*map(str, said.values()), *caplog.messages] if "\n" in text or str(tmp_path) in text
+    ] == []
     assert list(hooks.ask("startup", info=1)) == [("zz_good", 1)]
 
 
@@ -661,10 +737,14 @@ def test_in_the_folder_beside_the_module_only_files_that_speak_of_us_are_looked_
         "import sys\nsys.stdout.write('x' * 100_000)\nsys.exit(0)",
     ],
 )
-def test_what_a_plugin_does_to_standard_output_when_it_is_imported_reaches_nobody(repository: Path, tmp_path: Path, code: str) -> None:
+def test_what_a_plugin_does_to_standard_output_when_it_is_imported_reaches_nobody(
+    repository: Path, tmp_path: Path, code: str
+) -> None:
     plugins = write_plugins(tmp_path / "plugins", {"noisy": f"{code}\n@hookimpl\ndef startup(info): pass"})
     words = ["--plugins", str(plugins), "--storage", str(tmp_path / "storage")]
-    assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\n", run("token", "--type", "qa-engineer", *words, cwd=repository).stdout)
+    assert re.fullmatch(
+        r"[\w-]+\.[\w-]+\.[\w-]+\n", run("token", "--type", "qa-engineer", *words, cwd=repository).stdout
+    )
     listed = run("plugins", "--format", "json", *words, cwd=repository)
     row = next(row for row in json.loads(listed.stdout)["plugins"] if row["plugin"] == "noisy")
     assert row["hooks"] == ("" if "exit" in code else "startup")
@@ -687,7 +767,9 @@ FAILING = """
 """
 
 
-def test_a_failing_hook_is_logged_with_its_own_line_and_the_traceback_at_debug(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_hook_is_logged_with_its_own_line_and_the_traceback_at_debug(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     hooks = hooks_of(tmp_path, failing=FAILING)
     caplog.set_level("DEBUG", "cco")
     for number in (1, 2):
@@ -701,7 +783,9 @@ def test_a_failing_hook_is_logged_with_its_own_line_and_the_traceback_at_debug(t
     ]
     assert not any(record.exc_info for record in lines)
     assert [record.exc_info is not None for record in caplog.records if record.levelname == "DEBUG"] == [True] * 3
-    assert [(plugin.failures, plugin.failure) for plugin in hooks.loaded] == [(3, lines[-1].getMessage().removeprefix("plugin failing: "))]
+    assert [(plugin.failures, plugin.failure) for plugin in hooks.loaded] == [
+        (3, lines[-1].getMessage().removeprefix("plugin failing: "))
+    ]
 
 
 def test_plugins_shows_what_the_running_service_loaded_and_what_failed_there(
@@ -725,13 +809,17 @@ def test_plugins_shows_what_the_running_service_loaded_and_what_failed_there(
     assert found["good"] is None and found["http2"] is None and "later" not in found
     assert found["failing"] == "register_agent_types: ValueError: out of types (failing.py:5)"
     assert found["broken"] == "SyntaxError: invalid syntax (broken.py:3)"
-    assert run("plugins", *where, cwd=repository).stdout.endswith(f"\n(the plugins of the service that runs on {service.url})\n")
+    assert run("plugins", *where, cwd=repository).stdout.endswith(
+        f"\n(the plugins of the service that runs on {service.url})\n"
+    )
     whose, found = rows("--plugins", str(tmp_path / "later"))
     assert whose == "that the next start would load" and "later" in found and "good" not in found
     assert set(rows("--no-plugins")[1]) == {name for name in found if name.startswith("built-in:")}
 
     for kind, status in {"chief-architect": 200, "python-specialist": 403, "documentation-expert": 403}.items():
-        assert service.client(kind, permissions=None if status == 200 else ["read_context"]).get("/api/plugins").status_code in (status, 401)
+        assert service.client(kind, permissions=None if status == 200 else ["read_context"]).get(
+            "/api/plugins"
+        ).status_code in (status, 401)
     assert service.client("documentation-expert").get("/api/plugins").json()["code"] == "AUTH_003"
     service.kill()
     whose, found = rows()
@@ -740,7 +828,9 @@ def test_plugins_shows_what_the_running_service_loaded_and_what_failed_there(
     assert refused.returncode == 3 and refused.stdout == ""
 
 
-def test_the_example_of_the_readme_is_a_plugin_that_does_what_is_said(tmp_path: Path, repository: Path, make_service: Callable[..., Service]) -> None:
+def test_the_example_of_the_readme_is_a_plugin_that_does_what_is_said(
+    tmp_path: Path, repository: Path, make_service: Callable[..., Service]
+) -> None:
     chapter = (ROOT / "README.md").read_text().partition("\n## Hooks\n")[2].partition("\n## ")[0]
     [code] = re.findall(r"```python\n(.*?)```", chapter, re.S)
     (tmp_path / "plugins").mkdir()
@@ -748,7 +838,10 @@ def test_the_example_of_the_readme_is_a_plugin_that_does_what_is_said(tmp_path: 
     client = make_service("--plugins", str(tmp_path / "plugins")).client()
     assert "security-auditor" in str(client.store(issue="code-1")["next_agents"])
     assert "security-auditor" not in str(client.store(issue="docs-1")["next_agents"])
-    assert client.get("/api/context/code-1/python-specialist").json()["context"]["release"] == {"frozen": True, "branch": "main"}
+    assert client.get("/api/context/code-1/python-specialist").json()["context"]["release"] == {
+        "frozen": True,
+        "branch": "main",
+    }
 
 
 def test_the_chapter_of_the_readme_names_every_hook() -> None:
@@ -787,14 +880,24 @@ def test_a_plugin_that_hangs_is_left_behind_and_after_some_calls_passed_over(
 ) -> None:
     monkeypatch.setattr(Hooks, "TIMEOUT", 0.02)
     caplog.set_level("WARNING", "cco")
-    hooks = hooks_of(tmp_path, hanging=HANGING, prompt="@hookimpl\ndef next_agents(proposals):\n    return [*proposals, 'prompt']")
+    hooks = hooks_of(
+        tmp_path, hanging=HANGING, prompt="@hookimpl\ndef next_agents(proposals):\n    return [*proposals, 'prompt']"
+    )
     module = sys.modules["cco_sidecar_plugins.hanging"]
-    facts: dict[str, Any] = {"result": ResultFact("x", "qa", "success"), "proposals": [], "history": [], "language": "", "submission": {}}
+    facts: dict[str, Any] = {
+        "result": ResultFact("x", "qa", "success"),
+        "proposals": [],
+        "history": [],
+        "language": "",
+        "submission": {},
+    }
     try:
         for _ in range(Hooks.MAX_STUCK + 2):
             assert list(hooks.ask("next_agents", **facts)) == [("prompt", ["prompt"])]
         assert len(module.calls) == Hooks.MAX_STUCK
-        assert "no answer within" in caplog.text and f"{Hooks.MAX_STUCK} earlier calls have not come back" in caplog.text
+        assert (
+            "no answer within" in caplog.text and f"{Hooks.MAX_STUCK} earlier calls have not come back" in caplog.text
+        )
         assert "could not decide" in str(hooks.refusal(claims=None, permission=None, method="GET", path="/"))
     finally:
         module.gate.set()
@@ -835,11 +938,20 @@ def distribution(folder: Path, name: str, code: str | None) -> None:
 def test_plugins_of_installed_packages_are_found_and_a_broken_one_is_skipped(repository: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()
-    distribution(site, "acme_cco", "from cco_sidecar import hookimpl\n\n@hookimpl\ndef register_agent_types():\n    return {'coyote': 'qa'}\n")
+    distribution(
+        site,
+        "acme_cco",
+        "from cco_sidecar import hookimpl\n\n@hookimpl\ndef register_agent_types():\n    return {'coyote': 'qa'}\n",
+    )
     distribution(site, "ruin_cco", None)
     listed = run("plugins", "--format", "json", cwd=repository, PYTHONPATH=str(site))
     rows = {row["plugin"]: row for row in json.loads(listed.stdout)["plugins"]}
-    assert rows["acme"] == {"plugin": "acme", "source": "entry point acme_cco", "hooks": "register_agent_types", "problem": None}
+    assert rows["acme"] == {
+        "plugin": "acme",
+        "source": "entry point acme_cco",
+        "hooks": "register_agent_types",
+        "problem": None,
+    }
     assert rows["ruin"]["problem"].startswith("ModuleNotFoundError")
     types = run("agent", "types", "--format", "csv", cwd=repository, PYTHONPATH=str(site)).stdout
     assert "\ncoyote,qa," in types
@@ -865,7 +977,9 @@ def test_a_dangling_link_among_a_repositorys_own_plugins_is_no_obstacle(tmp_path
 # -- the bundled plugins
 
 
-def test_the_projects_own_rules_for_agents_are_a_section_with_secrets_redacted(plugged: Service, service: Service, issue: str) -> None:
+def test_the_projects_own_rules_for_agents_are_a_section_with_secrets_redacted(
+    plugged: Service, service: Service, issue: str
+) -> None:
     rules = plugged.client().get(f"/api/context/{issue}/python-specialist").json()["context"]["house_rules"]
     assert [rule["path"] for rule in rules] == ["AGENTS.md"]
     assert rules[0]["content"].startswith("Use tabs.\n") and "ghp_" not in rules[0]["content"]

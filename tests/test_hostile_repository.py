@@ -1,4 +1,6 @@
-"""A repository that somebody else has prepared: git, asked about it, runs nothing that it names and tells of nothing outside it."""
+"""A repository that somebody else has prepared: git, asked about it, runs nothing that it names and tells of nothing
+outside it.
+"""
 
 import os
 import stat
@@ -17,7 +19,7 @@ CONTEXT = "/api/context/issue-1/python-specialist"
 def trap(tmp_path: Path) -> Path:
     """A program that leaves a mark when it runs."""
     program = tmp_path / "trap.sh"
-    program.write_text(f"#!/bin/sh\necho \"$0 $*\" >> {tmp_path}/sprung\ncat\n")
+    program.write_text(f'#!/bin/sh\necho "$0 $*" >> {tmp_path}/sprung\ncat\n')
     program.chmod(0o755)
     return program
 
@@ -47,12 +49,18 @@ def set_traps(repository: Path, trap: Path) -> None:
 def touch_everything(repository: Path) -> None:
     """Makes git read the files anew: their contents have changed, but not their sizes."""
     for path in repository.rglob("*"):
-        if path.is_file() and not any(part.startswith(".git") or part == "hooks" for part in path.relative_to(repository).parts):
+        if path.is_file() and not any(
+            part.startswith(".git") or part == "hooks" for part in path.relative_to(repository).parts
+        ):
             path.write_text(path.read_text().swapcase())
 
 
-def test_no_program_that_a_repository_names_is_run(make_service: Callable[..., Service], repository: Path, trap: Path, tmp_path: Path) -> None:
-    (repository / ".gitattributes").write_text("*.py filter=evil diff=evil merge=evil\n*.md filter=odd=name.x diff=evil\n")
+def test_no_program_that_a_repository_names_is_run(
+    make_service: Callable[..., Service], repository: Path, trap: Path, tmp_path: Path
+) -> None:
+    (repository / ".gitattributes").write_text(
+        "*.py filter=evil diff=evil merge=evil\n*.md filter=odd=name.x diff=evil\n"
+    )
     git(repository, "add", ".gitattributes")
     git(repository, "commit", "-q", "-m", "Attributes")
     (repository / ".git/info").mkdir(exist_ok=True)
@@ -65,7 +73,9 @@ def test_no_program_that_a_repository_names_is_run(make_service: Callable[..., S
     assert answer.status_code == 200
     found = answer.json()["context"]["git_context"]
     assert found["branch"] == "main" and found["recent_commits"]
-    assert {"src/main.py", "README.md"} <= {change["file"] if "file" in change else change["path"] for change in found["uncommitted_changes"]}
+    assert {"src/main.py", "README.md"} <= {
+        change["file"] if "file" in change else change["path"] for change in found["uncommitted_changes"]
+    }
     assert service.client().get(CONTEXT, task="greet").status_code == 200
     service.stop()
     assert not (tmp_path / "sprung").exists(), (tmp_path / "sprung").read_text()
@@ -79,7 +89,9 @@ def test_the_trap_of_this_test_works(repository: Path, trap: Path, tmp_path: Pat
     assert (tmp_path / "sprung").exists()
 
 
-def test_programs_in_a_submodule_are_not_run_either(make_service: Callable[..., Service], repository: Path, trap: Path, tmp_path: Path) -> None:
+def test_programs_in_a_submodule_are_not_run_either(
+    make_service: Callable[..., Service], repository: Path, trap: Path, tmp_path: Path
+) -> None:
     inner = make_repository(tmp_path / "inner")
     git(repository, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), "inner")
     git(repository, "commit", "-q", "-m", "A submodule")
@@ -91,7 +103,9 @@ def test_programs_in_a_submodule_are_not_run_either(make_service: Callable[..., 
     assert not (tmp_path / "sprung").exists(), (tmp_path / "sprung").read_text()
 
 
-def test_a_filter_of_the_users_own_goes_on_working(repository: Path, trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_filter_of_the_users_own_goes_on_working(
+    repository: Path, trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "gitconfig").write_text(f'[filter "mine"]\n\tclean = {trap}\n')
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     (repository / ".gitattributes").write_text("*.py filter=mine\n")
@@ -100,7 +114,9 @@ def test_a_filter_of_the_users_own_goes_on_working(repository: Path, trap: Path,
     assert (tmp_path / "sprung").exists()
 
 
-def test_gits_own_variables_lead_nowhere_else(repository: Path, tmp_path: Path, trap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gits_own_variables_lead_nowhere_else(
+    repository: Path, tmp_path: Path, trap: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = make_repository(tmp_path / "other")
     git(other, "checkout", "-q", "-b", "elsewhere")
     for name, value in {
@@ -122,7 +138,9 @@ def test_a_repository_cannot_claim_the_folders_around_it(tmp_path: Path) -> None
     assert cco_sidecar.discover_root(repository) == repository
 
 
-def test_links_lead_nothing_of_elsewhere_into_a_context(make_service: Callable[..., Service], repository: Path, tmp_path: Path) -> None:
+def test_links_lead_nothing_of_elsewhere_into_a_context(
+    make_service: Callable[..., Service], repository: Path, tmp_path: Path
+) -> None:
     (tmp_path / "private").mkdir()
     (tmp_path / "private/diary.md").write_text("a-private-thought\n")
     os.symlink(tmp_path / "private/diary.md", repository / "AGENTS.md")  # the bundled plugin reads it by its name

@@ -53,7 +53,8 @@ E = h2.errors.ErrorCodes
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
-# ---- An application with everything that handlers do ------------------------------------------------------------------------------
+# ---- An application with everything that handlers do
+# ------------------------------------------------------------------------------
 
 
 class World:
@@ -80,8 +81,16 @@ class Handler(web.RequestHandler):
 
 class Hello(Handler):
     def get(self):
-        self.write({"hello": "world", "version": self.request.version, "host": self.request.host, "ip": self.request.remote_ip,
-                    "protocol": self.request.protocol, "seen": dict(self.request.headers)})
+        self.write(
+            {
+                "hello": "world",
+                "version": self.request.version,
+                "host": self.request.host,
+                "ip": self.request.remote_ip,
+                "protocol": self.request.protocol,
+                "seen": dict(self.request.headers),
+            }
+        )
 
     head = get
 
@@ -215,11 +224,22 @@ class Odd(Handler):
             self.detach()
 
 
-ROUTES = [("/hello", Hello), ("/big", Big), ("/streamed", Streamed), ("/poll", Poll), ("/impatient", Impatient), ("/callback", CallbackPoll), ("/echo", Echo),
-          ("/upload", Upload), ("/boom", Boom), (r"/odd/(\w+)", Odd)]
+ROUTES = [
+    ("/hello", Hello),
+    ("/big", Big),
+    ("/streamed", Streamed),
+    ("/poll", Poll),
+    ("/impatient", Impatient),
+    ("/callback", CallbackPoll),
+    ("/echo", Echo),
+    ("/upload", Upload),
+    ("/boom", Boom),
+    (r"/odd/(\w+)", Odd),
+]
 
 
-# ---- A server in a thread ---------------------------------------------------------------------------------------------------------
+# ---- A server in a thread
+# ---------------------------------------------------------------------------------------------------------
 
 
 class Running:
@@ -259,6 +279,7 @@ class Running:
     def call(self, work, *args):
         async def later():
             return work(*args)
+
         return self.run(later)
 
     def wake(self):
@@ -316,7 +337,12 @@ def start(loop_factory, caplog, faults):
     yield begin
     for server in servers:
         server.stop()
-        assert {**server.server.statistics(), "greeting": 0, "connections": 0, "streams": 0} == server.server.statistics()
+        assert {
+            **server.server.statistics(),
+            "greeting": 0,
+            "connections": 0,
+            "streams": 0,
+        } == server.server.statistics()
     logged = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert not [line for line in logged if not any(word in line for word in faults)]
 
@@ -329,8 +355,26 @@ def server(start):
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
-    run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-        "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem"))
+    run(
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        str(folder / "key.pem"),
+        "-out",
+        str(folder / "cert.pem"),
+    )
     return folder / "cert.pem", folder / "key.pem"
 
 
@@ -341,16 +385,21 @@ def tls(certificate):
     return context
 
 
-# ---- Clients ----------------------------------------------------------------------------------------------------------------------
+# ---- Clients
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def run(tool, *args, **options):
     """Output of a program."""
-    return subprocess.run([needed(tool), *args], check=True, capture_output=True, timeout=PATIENCE * 3, **options).stdout
+    return subprocess.run(
+        [needed(tool), *args], check=True, capture_output=True, timeout=PATIENCE * 3, **options
+    ).stdout
 
 
 def curl(server, path, *args, **options):
-    out = run("curl", "-sk", "-m", str(PATIENCE), *args, "-w", "\n%{http_version} %{http_code}", server.url(path), **options)
+    out = run(
+        "curl", "-sk", "-m", str(PATIENCE), *args, "-w", "\n%{http_version} %{http_code}", server.url(path), **options
+    )
     body, _, tail = out.rpartition(b"\n")
     return body, *tail.decode().split()
 
@@ -365,7 +414,14 @@ class Wire:
         self.socket.connect(("127.0.0.1", server.port))
         self.socket.settimeout(PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.encoder, self.decoder, self.buffer, self.frames, self.heads, self.closed = hpack.Encoder(), hpack.Decoder(), b"", [], {}, False
+        self.encoder, self.decoder, self.buffer, self.frames, self.heads, self.closed = (
+            hpack.Encoder(),
+            hpack.Decoder(),
+            b"",
+            [],
+            {},
+            False,
+        )
         if greet:
             self.send(preface, SettingsFrame(settings=settings or {}))
 
@@ -406,8 +462,8 @@ class Wire:
                 frame, size = Frame.parse_frame_header(memoryview(self.buffer[:9]))
                 if len(self.buffer) < 9 + size:
                     break
-                frame.parse_body(memoryview(self.buffer[9:9 + size]))
-                self.buffer = self.buffer[9 + size:]
+                frame.parse_body(memoryview(self.buffer[9 : 9 + size]))
+                self.buffer = self.buffer[9 + size :]
                 self._note(frame)
         return True
 
@@ -423,7 +479,10 @@ class Wire:
         return b"".join(f.data for f in self.of(DataFrame, stream))
 
     def done(self, *streams):
-        return all(any("END_STREAM" in f.flags for f in self.frames if f.stream_id == s) or self.of(RstStreamFrame, s) for s in streams)
+        return all(
+            any("END_STREAM" in f.flags for f in self.frames if f.stream_id == s) or self.of(RstStreamFrame, s)
+            for s in streams
+        )
 
     def status(self, stream):
         assert self.hear(lambda: stream in self.heads), "closed without an answer"
@@ -470,10 +529,14 @@ def still_serves(server):
     plain.close()
 
 
-# ---- Which protocol -----------------------------------------------------------------------------------------------------------------
+# ---- Which protocol
+# -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option, version", [("--http1.1", "1.1"), ("--http2-prior-knowledge", "2"), ("--http2", "1.1"), ("--http1.0", "1.1")])
+@pytest.mark.parametrize(
+    "option, version",
+    [("--http1.1", "1.1"), ("--http2-prior-knowledge", "2"), ("--http2", "1.1"), ("--http1.0", "1.1")],
+)
 def test_one_cleartext_port_serves_both_protocols_and_ignores_upgrade(server, option, version):
     body, spoken, status = curl(server, "/hello", option)
     assert (json.loads(body)["hello"], spoken, status) == ("world", version, "200")
@@ -500,7 +563,9 @@ def test_tls_options_as_a_dictionary_offer_http_2_too(start, certificate):
     assert curl(server, "/hello", "--http2")[1:] == ("2", "200")
 
 
-@pytest.mark.parametrize("message", [PREFACE + SettingsFrame().serialize(), b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"])
+@pytest.mark.parametrize(
+    "message", [PREFACE + SettingsFrame().serialize(), b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"]
+)
 @pytest.mark.parametrize("cut", [1, 2, 3, 4, 5])
 def test_slow_first_bytes_are_waited_for(server, message, cut):
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock:
@@ -510,7 +575,9 @@ def test_slow_first_bytes_are_waited_for(server, message, cut):
             assert server.statistics()["greeting"] == 1, "decided too early"
         sock.sendall(message[cut:])
         answer = sock.recv(9, socket.MSG_WAITALL)
-        assert answer == b"HTTP/1.1 " if message.startswith(b"POST") else answer[3:] == b"\4\0\0\0\0\0", "SETTINGS comes first"
+        assert answer == b"HTTP/1.1 " if message.startswith(b"POST") else answer[3:] == b"\4\0\0\0\0\0", (
+            "SETTINGS comes first"
+        )
 
 
 def test_who_stops_within_the_preface_is_left_to_http_1(start):
@@ -568,22 +635,39 @@ def test_a_hang_up_before_the_first_byte_leaves_nothing(server):
     still_serves(server)
 
 
-@pytest.mark.parametrize("preface, first", [(PREFACE.replace(b"SM", b"XX"), SettingsFrame()), (PREFACE, PingFrame()),
-                                            (PREFACE, HeadersFrame(1, data=b"", flags=["END_HEADERS"]))])
+@pytest.mark.parametrize(
+    "preface, first",
+    [
+        (PREFACE.replace(b"SM", b"XX"), SettingsFrame()),
+        (PREFACE, PingFrame()),
+        (PREFACE, HeadersFrame(1, data=b"", flags=["END_HEADERS"])),
+    ],
+)
 def test_a_wrong_greeting_is_answered_with_goaway(server, preface, first):
     with Wire(server, greet=False) as wire:
         wire.send(preface, first)
         assert wire.hear_goodbye() == [E.PROTOCOL_ERROR]
 
 
-# ---- Requests and answers -------------------------------------------------------------------------------------------------------------
+# ---- Requests and answers
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_handlers_see_an_ordinary_request(server):
     with Wire(server) as wire:
-        status, body = wire.get(1, "/hello?a=1", fields=[("x-one", "1"), ("cookie", "a=b"), ("cookie", "c=d"), ("x-two", "caf\xe9".encode("latin-1"))])
+        status, body = wire.get(
+            1,
+            "/hello?a=1",
+            fields=[("x-one", "1"), ("cookie", "a=b"), ("cookie", "c=d"), ("x-two", "caf\xe9".encode("latin-1"))],
+        )
         seen = json.loads(body)
-        assert (status, seen["version"], seen["host"], seen["ip"], seen["protocol"]) == ("200", "HTTP/2.0", "localhost", "127.0.0.1", "http")
+        assert (status, seen["version"], seen["host"], seen["ip"], seen["protocol"]) == (
+            "200",
+            "HTTP/2.0",
+            "localhost",
+            "127.0.0.1",
+            "http",
+        )
         assert seen["seen"] == {"Host": "localhost", "X-One": "1", "Cookie": "a=b; c=d", "X-Two": "caf\xe9"}
 
 
@@ -601,7 +685,9 @@ def test_head_streamed_empty_and_failing_answers(server, faults):
 def test_fields_of_the_connection_are_dropped_and_secrets_not_indexed(server):
     with Wire(server) as wire:
         decoded, decode = [], wire.decoder.decode
-        wire.decoder.decode = lambda data: decoded.extend(fields := decode(data, raw=True)) or [(n.decode(), v.decode("latin-1")) for n, v in fields]
+        wire.decoder.decode = lambda data: (
+            decoded.extend(fields := decode(data, raw=True)) or [(n.decode(), v.decode("latin-1")) for n, v in fields]
+        )
         wire.get(1, "/odd/fields")
         assert not {"connection", "keep-alive"} & wire.heads[1][0].keys() and wire.heads[1][0]["x-latin"] == "caf\xe9"
         assert [f.indexable for f in decoded if f[0] in (b"x-refreshed-token", b"server")] == [True, False]
@@ -609,7 +695,14 @@ def test_fields_of_the_connection_are_dropped_and_secrets_not_indexed(server):
 
 @pytest.mark.parametrize("kind", ["short", "long"])
 def test_an_answer_that_breaks_its_content_length_is_reset(server, faults, kind):
-    faults += ["Uncaught exception", "Exception in exception handler", "Cannot send error", "500 GET", "200 GET", "Content-Length"]
+    faults += [
+        "Uncaught exception",
+        "Exception in exception handler",
+        "Cannot send error",
+        "500 GET",
+        "200 GET",
+        "Content-Length",
+    ]
     with Wire(server) as wire:
         wire.ask(1, "/odd/" + kind)
         assert wire.hear(lambda: wire.of(RstStreamFrame, 1)) and wire.get(3)[0] == "200"
@@ -623,7 +716,10 @@ def test_a_stream_cannot_be_detached(server, faults):
         assert wire.get(3)[0] == "200"
 
 
-@pytest.mark.parametrize("method, path, status", [("GE T", "/hello", "400"), ("GET", "/a b", "400"), ("TRACE", "/hello", "405"), ("OPTIONS", "*", "404")])
+@pytest.mark.parametrize(
+    "method, path, status",
+    [("GE T", "/hello", "400"), ("GET", "/a b", "400"), ("TRACE", "/hello", "405"), ("OPTIONS", "*", "404")],
+)
 def test_odd_request_lines_are_answered(server, method, path, status):
     with Wire(server) as wire:
         assert wire.get(1, path, method=method)[0] == status
@@ -632,8 +728,15 @@ def test_odd_request_lines_are_answered(server, method, path, status):
 
 def test_a_host_that_tornado_refuses_is_a_400(server):
     with Wire(server) as wire:
-        wire.send(HeadersFrame(1, data=wire.encoder.encode([(":method", "GET"), (":path", "/hello"), (":scheme", "http"), (":authority", "a@b")]),
-                               flags=["END_HEADERS", "END_STREAM"]))
+        wire.send(
+            HeadersFrame(
+                1,
+                data=wire.encoder.encode(
+                    [(":method", "GET"), (":path", "/hello"), (":scheme", "http"), (":authority", "a@b")]
+                ),
+                flags=["END_HEADERS", "END_STREAM"],
+            )
+        )
         assert wire.answer(1)[0] == "400" and wire.get(3)[0] == "200"
 
 
@@ -658,7 +761,11 @@ def test_bodies_arrive_whole_with_padding_trailers_and_continue(server):
 def test_large_bodies_in_both_directions(server, tmp_path):
     file = tmp_path / "body"
     file.write_bytes(os.urandom(5 << 20))
-    assert curl(server, "/echo", "--http2-prior-knowledge", "-H", "Content-Type: x/y", "--data-binary", f"@{file}") == (file.read_bytes(), "2", "200")
+    assert curl(server, "/echo", "--http2-prior-knowledge", "-H", "Content-Type: x/y", "--data-binary", f"@{file}") == (
+        file.read_bytes(),
+        "2",
+        "200",
+    )
 
 
 @pytest.mark.parametrize("upload", [["--data-binary", "@-"], ["-T", "-"]])
@@ -701,8 +808,14 @@ def test_httpx_asks_fifty_things_at_once(start, tls, protocol):
 
     async def ask():
         async with httpx.AsyncClient(http1=False, http2=True, verify=False, timeout=PATIENCE) as client:
-            answers = await asyncio.gather(*(client.post(server.url("/echo"), content=b"%d" % n, headers={"content-type": "x/y"}) for n in range(50)))
+            answers = await asyncio.gather(
+                *(
+                    client.post(server.url("/echo"), content=b"%d" % n, headers={"content-type": "x/y"})
+                    for n in range(50)
+                )
+            )
             assert [(a.http_version, a.content) for a in answers] == [("HTTP/2", b"%d" % n) for n in range(50)]
+
     asyncio.run(ask())
     assert server.statistics()["accepted"] == 1
 
@@ -713,7 +826,8 @@ def test_nghttp_and_h2load_are_content(server):
     assert "2000 succeeded, 0 failed" in out
 
 
-# ---- Long polls, cancelling, flow control ----------------------------------------------------------------------------------------------
+# ---- Long polls, cancelling, flow control
+# ----------------------------------------------------------------------------------------------
 
 
 def test_fifty_long_polls_wait_while_others_are_answered(server):
@@ -838,10 +952,16 @@ def test_data_of_dead_streams_gives_its_window_back(server):
         left = 65_535 + sum(f.window_increment for f in wire.of(WindowUpdateFrame, 0))
         for stream in range(1, 241, 2):
             wire.ask(stream, "/upload?slow=1", "POST", end=False)
-            wire.send(*[DataFrame(stream, data=b"x" * 10_000, pad_length=200, flags=["PADDED"])] * 6, reset(stream), DataFrame(stream, data=b"x" * 1_000))
+            wire.send(
+                *[DataFrame(stream, data=b"x" * 10_000, pad_length=200, flags=["PADDED"])] * 6,
+                reset(stream),
+                DataFrame(stream, data=b"x" * 1_000),
+            )
             assert wire.pinged()
         left -= 120 * (6 * 10_201 + 1_000)
-        left += sum(f.window_increment for f in wire.of(WindowUpdateFrame, 0)) - (left + 120 * (6 * 10_201 + 1_000) - 65_535)
+        left += sum(f.window_increment for f in wire.of(WindowUpdateFrame, 0)) - (
+            left + 120 * (6 * 10_201 + 1_000) - 65_535
+        )
         assert left > 1_000_000, "the connection's window leaks away"
 
 
@@ -865,7 +985,8 @@ def test_a_client_that_says_goaway_still_gets_its_answers(server):
         assert wire.hear_goodbye() == [E.NO_ERROR]
 
 
-# ---- Those who give nothing back ------------------------------------------------------------------------------------------------------
+# ---- Those who give nothing back
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_more_streams_than_allowed_are_refused_and_nothing_else(server):
@@ -874,7 +995,9 @@ def test_more_streams_than_allowed_are_refused_and_nothing_else(server):
         streams = range(1, 301, 2)
         wire.send(PREFACE, SettingsFrame(), *[wire.head(n, "/poll") for n in streams])
         assert wire.hear(lambda: len(wire.of(RstStreamFrame)) == 50)
-        assert {(f.stream_id, f.error_code) for f in wire.of(RstStreamFrame)} == {(n, E.REFUSED_STREAM) for n in streams[100:]}
+        assert {(f.stream_id, f.error_code) for f in wire.of(RstStreamFrame)} == {
+            (n, E.REFUSED_STREAM) for n in streams[100:]
+        }
         assert wire.of(SettingsFrame)[0].settings[SettingsFrame.MAX_CONCURRENT_STREAMS] == 100
         wait_for(lambda: len(server.world.waiting) == 100)
         server.wake()
@@ -965,7 +1088,9 @@ def odd(count, first=1):
 
 def bomb(wire):
     """A header of 4,000 bytes put into the table once, then named by one byte 10,000 times: 14 KB for 40 MB."""
-    block = wire.encoder.encode([(":method", "GET"), (":path", "/"), (":scheme", "http"), (":authority", "x"), ("x-bomb", "b" * 3_900)])
+    block = wire.encoder.encode(
+        [(":method", "GET"), (":path", "/"), (":scheme", "http"), (":authority", "x"), ("x-bomb", "b" * 3_900)]
+    )
     return HeadersFrame(1, data=block + b"\xbe" * 10_000, flags=["END_HEADERS", "END_STREAM"])
 
 
@@ -977,11 +1102,22 @@ def many_fields(wire, stream):
 
 
 def large_fields(wire):
-    block = wire.encoder.encode([(":method", "GET"), (":path", "/"), (":scheme", "http"), (":authority", "x"), *((f"x-{n}", "~" * 8_000) for n in range(10))],
-                                huffman=False)
-    pieces = [block[n:n + 16_000] for n in range(0, len(block), 16_000)]
-    return [HeadersFrame(1, data=pieces[0], flags=["END_STREAM"]), *(ContinuationFrame(1, data=p) for p in pieces[1:-1]),
-            ContinuationFrame(1, data=pieces[-1], flags=["END_HEADERS"])]
+    block = wire.encoder.encode(
+        [
+            (":method", "GET"),
+            (":path", "/"),
+            (":scheme", "http"),
+            (":authority", "x"),
+            *((f"x-{n}", "~" * 8_000) for n in range(10)),
+        ],
+        huffman=False,
+    )
+    pieces = [block[n : n + 16_000] for n in range(0, len(block), 16_000)]
+    return [
+        HeadersFrame(1, data=pieces[0], flags=["END_STREAM"]),
+        *(ContinuationFrame(1, data=p) for p in pieces[1:-1]),
+        ContinuationFrame(1, data=pieces[-1], flags=["END_HEADERS"]),
+    ]
 
 
 def unknown_settings(n):
@@ -1007,21 +1143,45 @@ ATTACKS = {  # name: what is sent, the error codes that may answer it
     "unknown settings": (lambda w: [unknown_settings(n) for n in range(30)], {CALM}),
     "priority": (lambda w: [PriorityFrame(2 * n + 1, depends_on=0, stream_weight=3) for n in range(20_000)], {CALM}),
     "empty data": (lambda w: [w.head(1, "/upload", "POST", end=False)] + [DataFrame(1)] * 20_000, {CALM}),
-    "padding only": (lambda w: [w.head(1, "/upload", "POST", end=False)] + [DataFrame(1, pad_length=1, flags=["PADDED"])] * 20_000, {CALM}),
+    "padding only": (
+        lambda w: [w.head(1, "/upload", "POST", end=False)] + [DataFrame(1, pad_length=1, flags=["PADDED"])] * 20_000,
+        {CALM},
+    ),
     "window update": (lambda w: [window(0, 1)] * 20_000, {CALM}),
     "window update of a stream": (lambda w: [w.head(1, "/poll")] + [window(1, 1)] * 20_000, {CALM}),
     "window update of a closed stream": (lambda w: [w.head(1), reset(1)] + [window(1, 1)] * 20_000, {CALM}),
-    "window a byte at a time": (lambda w: [w.head(1, "/big?n=1000000")] + [window(1, 1), window(0, 1)] * 10_000, {CALM}),
+    "window a byte at a time": (
+        lambda w: [w.head(1, "/big?n=1000000")] + [window(1, 1), window(0, 1)] * 10_000,
+        {CALM},
+    ),
     "unknown frames": (lambda w: [b"\0\0\1\xfa\0\0\0\0\0x"] * 20_000, {CALM}),
     "resets of a closed stream": (lambda w: [w.head(1)] + [reset(1)] * 20_000, {CALM}),
-    "data of a closed stream": (lambda w: [w.head(1, "/poll", end=False), reset(1)] + [DataFrame(1, data=b"x")] * 20_000, {CALM}),
+    "data of a closed stream": (
+        lambda w: [w.head(1, "/poll", end=False), reset(1)] + [DataFrame(1, data=b"x")] * 20_000,
+        {CALM},
+    ),
     "refused streams": (lambda w: [w.head(n, "/poll") for n in odd(5_000)], {CALM}),
     "made you reset": (lambda w: [f for n in odd(5_000) for f in (w.head(n, "/poll"), window(n, 2**31 - 1))], {CALM}),
-    "made you reset by late data": (lambda w: [f for n in odd(5_000) for f in (w.head(n, "/poll"), DataFrame(n, data=b"x"))], {CALM, E.STREAM_CLOSED}),
-    "made you reset by a window of nothing": (lambda w: [f for n in odd(5_000) for f in (w.head(n, "/poll"), no_window(n))], {CALM, WRONG}),
-    "made you reset by a stream that depends on itself": (lambda w: [f for n in odd(5_000) for f in (w.head(n, "/poll"), on_itself(n))], {CALM, WRONG}),
-    "made you reset by a second head": (lambda w: [f for n in odd(5_000) for f in (w.head(n, "/poll"), w.head(n, "/poll"))], {CALM, WRONG, E.STREAM_CLOSED}),
-    "continuation with bytes": (lambda w: [HeadersFrame(1, data=b"")] + [ContinuationFrame(1, data=b"\0\1a\1b")] * 20_000, {CALM, WRONG}),
+    "made you reset by late data": (
+        lambda w: [f for n in odd(5_000) for f in (w.head(n, "/poll"), DataFrame(n, data=b"x"))],
+        {CALM, E.STREAM_CLOSED},
+    ),
+    "made you reset by a window of nothing": (
+        lambda w: [f for n in odd(5_000) for f in (w.head(n, "/poll"), no_window(n))],
+        {CALM, WRONG},
+    ),
+    "made you reset by a stream that depends on itself": (
+        lambda w: [f for n in odd(5_000) for f in (w.head(n, "/poll"), on_itself(n))],
+        {CALM, WRONG},
+    ),
+    "made you reset by a second head": (
+        lambda w: [f for n in odd(5_000) for f in (w.head(n, "/poll"), w.head(n, "/poll"))],
+        {CALM, WRONG, E.STREAM_CLOSED},
+    ),
+    "continuation with bytes": (
+        lambda w: [HeadersFrame(1, data=b"")] + [ContinuationFrame(1, data=b"\0\1a\1b")] * 20_000,
+        {CALM, WRONG},
+    ),
     "continuation": (lambda w: [HeadersFrame(1, data=b"")] + [ContinuationFrame(1, data=b"")] * 20_000, {CALM, WRONG}),
     "hpack bomb": (lambda w: [bomb(w)], {CALM}),
     "large headers": (large_fields, {CALM}),
@@ -1029,7 +1189,10 @@ ATTACKS = {  # name: what is sent, the error codes that may answer it
     "frame too large": (lambda w: [b"\x10\0\0\0\0\0\0\0\1"], {E.FRAME_SIZE_ERROR}),
     "push": (lambda w: [b"\0\0\5\5\4\0\0\0\1\0\0\0\2\x88"], {WRONG}),
     "window overflow": (lambda w: [window(0, 2**31 - 1)], {E.FLOW_CONTROL_ERROR}),
-    "body longer than promised": (lambda w: [w.head(1, "/echo", "POST", end=False, fields=[("content-length", "1")]), DataFrame(1, data=b"xx")], {WRONG}),
+    "body longer than promised": (
+        lambda w: [w.head(1, "/echo", "POST", end=False, fields=[("content-length", "1")]), DataFrame(1, data=b"xx")],
+        {WRONG},
+    ),
     "uppercase header": (lambda w: [w.head(1, fields=[("X-Upper", "1")])], {WRONG}),
     "connection header": (lambda w: [w.head(1, fields=[("connection", "close")])], {WRONG}),
     "two hosts": (lambda w: [w.head(1, fields=[("host", "elsewhere")])], {WRONG}),
@@ -1059,7 +1222,9 @@ def test_attacks_end_their_own_connection_only(start, attack):
 def test_streams_reset_in_the_read_that_began_them_start_no_handler(server):
     with Wire(server) as wire:
         assert wire.pinged()
-        wire.send(b"".join(f.serialize() for n in odd(100) for f in (wire.head(n, "/upload", "POST", end=False), reset(n))))
+        wire.send(
+            b"".join(f.serialize() for n in odd(100) for f in (wire.head(n, "/upload", "POST", end=False), reset(n)))
+        )
         assert wire.pinged() and wire.get(301)[0] == "200"
         assert server.world.begun == 1
 
@@ -1081,11 +1246,23 @@ def test_the_books_balance_after_a_wild_but_lawful_client(start, seed):
         opened = 65_535 + sum(f.window_increment for f in wire.of(WindowUpdateFrame, 0))
         spent = 0
         for stream in odd(300):
-            path, method = dice.choice([("/hello", "GET"), ("/big?n=150000", "GET"), ("/poll", "GET"), ("/upload", "POST"), ("/upload?limit=9", "POST"),
-                                        ("/echo", "POST"), ("/streamed?n=9", "GET"), ("/nowhere", "PUT")])
+            path, method = dice.choice(
+                [
+                    ("/hello", "GET"),
+                    ("/big?n=150000", "GET"),
+                    ("/poll", "GET"),
+                    ("/upload", "POST"),
+                    ("/upload?limit=9", "POST"),
+                    ("/echo", "POST"),
+                    ("/streamed?n=9", "GET"),
+                    ("/nowhere", "PUT"),
+                ]
+            )
             wire.ask(stream, path, method, end=method == "GET")
             for _ in range(0 if method == "GET" else dice.randrange(6)):
-                frame = DataFrame(stream, data=b"x" * dice.randrange(1, 9_000), pad_length=dice.randrange(200), flags=["PADDED"])
+                frame = DataFrame(
+                    stream, data=b"x" * dice.randrange(1, 9_000), pad_length=dice.randrange(200), flags=["PADDED"]
+                )
                 wire.send(frame)
                 spent += frame.flow_controlled_length
             if method != "GET" and dice.random() < 0.6:
@@ -1122,7 +1299,12 @@ def test_random_frames_break_nothing(server, seed):
                 stream = dice.choice([0, 1, 1, 3, 3, 5, 7, 2])
                 body = dice.choice([b"", dice.randbytes(4), dice.randbytes(8), dice.randbytes(dice.randrange(300))])
                 if kind == 1 and dice.random() < 0.8:
-                    wire.ask(stream or 1, dice.choice(["/hello", "/poll", "/big?n=200000", "/upload"]), dice.choice(["GET", "POST"]), end=dice.random() < 0.5)
+                    wire.ask(
+                        stream or 1,
+                        dice.choice(["/hello", "/poll", "/big?n=200000", "/upload"]),
+                        dice.choice(["GET", "POST"]),
+                        end=dice.random() < 0.5,
+                    )
                 else:
                     wire.send(len(body).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + body)
             if dice.random() < 0.5:
@@ -1132,7 +1314,8 @@ def test_random_frames_break_nothing(server, seed):
     wait_for(lambda: not server.pending(), "handlers gone")
 
 
-# ---- The end --------------------------------------------------------------------------------------------------------------------------
+# ---- The end
+# --------------------------------------------------------------------------------------------------------------------------
 
 
 def test_shutdown_lets_streams_finish_and_then_says_goaway(start):
@@ -1169,8 +1352,12 @@ def test_closing_twice_and_during_a_flood_is_no_trouble(start):
     server = start()
     with Wire(server) as flood, Wire(server) as quiet, ThreadPoolExecutor(1) as other:
         assert quiet.get(1)[0] == "200"
-        sending = other.submit(flood.send, b"".join(f.serialize() for n in odd(5_000) for f in (flood.head(n, "/poll"), reset(n))))
-        closing = [asyncio.run_coroutine_threadsafe(server.server.close_all_connections(), server.loop) for _ in range(2)]
+        sending = other.submit(
+            flood.send, b"".join(f.serialize() for n in odd(5_000) for f in (flood.head(n, "/poll"), reset(n)))
+        )
+        closing = [
+            asyncio.run_coroutine_threadsafe(server.server.close_all_connections(), server.loop) for _ in range(2)
+        ]
         assert quiet.hear_goodbye() == [E.NO_ERROR]
         assert [task.result(PATIENCE) for task in closing] == [None, None]
         sending.result()
@@ -1189,6 +1376,7 @@ def test_httpx_gets_its_answers_at_shutdown(start):
             server.loop.call_soon_threadsafe(server.world.wake.set)
             assert [answer.json() for answer in await asyncio.gather(*polls)] == [{"woken": True}] * 20
             await stopping
+
     asyncio.run(ask())
 
 
@@ -1220,7 +1408,8 @@ def test_nothing_of_a_closed_connection_stays_in_memory(server):
     wait_for(lambda: gc.collect() is None or connection() is None, "connection freed")
 
 
-# ---- The sidecar over HTTP/2 ------------------------------------------------------------------------------------------------------------
+# ---- The sidecar over HTTP/2
+# ------------------------------------------------------------------------------------------------------------
 
 
 class Address:
@@ -1240,7 +1429,11 @@ def test_fifty_polls_of_the_sidecar_share_a_connection_with_other_requests(make_
     with Wire(Address(service)) as wire:
         polls, cancelled = list(odd(50)), list(odd(50))[::2]
         for n in polls:
-            wire.ask(n, "/api/events/wait/done?timeout=60000&since=latest", fields=[("authorization", f"Bearer {service.token(sub=f'reader-{n}')}")])
+            wire.ask(
+                n,
+                "/api/events/wait/done?timeout=60000&since=latest",
+                fields=[("authorization", f"Bearer {service.token(sub=f'reader-{n}')}")],
+            )
         wait_for(lambda: subscriptions(service) == 50)
         for n in odd(20, 101):
             assert wire.get(n, "/status", fields=bearer)[0] == "200"
@@ -1285,7 +1478,9 @@ def test_the_sidecar_gives_up_an_answer_that_nobody_takes(make_service, tmp_path
     if protocol == "HTTP/2":
         with Wire(Address(service)) as wire:
             wire.ask(1, "/long")
-            assert wire.hear(lambda: wire.of(RstStreamFrame, 1)) and wire.of(RstStreamFrame, 1)[0].error_code == E.CANCEL
+            assert (
+                wire.hear(lambda: wire.of(RstStreamFrame, 1)) and wire.of(RstStreamFrame, 1)[0].error_code == E.CANCEL
+            )
             assert wire.get(3, "/health")[0] == "200"
     else:
         with Wire(Address(service), greet=False, receive_buffer=4096) as wire:
@@ -1296,29 +1491,35 @@ def test_the_sidecar_gives_up_an_answer_that_nobody_takes(make_service, tmp_path
     assert "Traceback" not in service.log and "unexpected" not in service.log
 
 
-# ---- The plugin -------------------------------------------------------------------------------------------------------------------------
+# ---- The plugin
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_hook_offers_the_server():
     import pluggy
+
     manager = pluggy.PluginManager("cco_sidecar")
 
     class Spec:
         @pluggy.HookspecMarker("cco_sidecar")(firstresult=True)
         def server_class(self, settings, base):
             """The server class."""
+
     manager.add_hookspecs(Spec)
     manager.register(http2)
     manager.check_pending()
     assert issubclass(manager.hook.server_class(settings=None, base=Server), http2.Http2Server)
 
 
-@pytest.mark.parametrize(("trick", "said"), [
-    ("sys.modules['h2'] = None", "needs the package h2, `pip install h2`"),
-    ("sys.modules['hpack'] = None", "needs the package h2, `pip install h2`"),
-    ("metadata.version = lambda name: '4.3.0'", "needs h2 4.4.1 or later, found 4.3.0: `pip install --upgrade h2`"),
-    ("metadata.version = lambda name: metadata.distribution('there-is-none').version", "does not tell its version"),
-])
+@pytest.mark.parametrize(
+    ("trick", "said"),
+    [
+        ("sys.modules['h2'] = None", "needs the package h2, `pip install h2`"),
+        ("sys.modules['hpack'] = None", "needs the package h2, `pip install h2`"),
+        ("metadata.version = lambda name: '4.3.0'", "needs h2 4.4.1 or later, found 4.3.0: `pip install --upgrade h2`"),
+        ("metadata.version = lambda name: metadata.distribution('there-is-none').version", "does not tell its version"),
+    ],
+)
 def test_without_a_fit_h2_the_plugin_says_what_to_install(trick, said):
     root = Path(http2.__file__).parent.parent
     code = f"""if True:
@@ -1367,7 +1568,9 @@ def test_the_banner_says_that_http2_is_off_and_why(make_service, tmp_path):
     (tmp_path / "h2-4.3.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: h2\nVersion: 4.3.0\n")
     service = make_service(env={"PYTHONPATH": str(tmp_path)})
     banner = wait_for(lambda: service.log if "Stop:" in service.log else "")
-    assert "HTTP/1.1 (HTTP/2: off)" in banner and "Skipped:  http2 (HTTP/2 needs h2 4.4.1 or later, found 4.3.0" in banner
+    assert (
+        "HTTP/1.1 (HTTP/2: off)" in banner and "Skipped:  http2 (HTTP/2 needs h2 4.4.1 or later, found 4.3.0" in banner
+    )
     assert curl(Site(service), "/health", "--http1.1")[1:] == ("1.1", "200")
 
 
@@ -1413,7 +1616,9 @@ def test_who_hangs_up_or_stops_the_service_while_h2_is_imported_leaves_nothing_b
     assert "Traceback" not in service.log and "never retrieved" not in service.log
 
 
-@pytest.mark.parametrize("fault", ["raise RuntimeError('half installed')", "import nowhere_to_be_found", "def broken(:"])
+@pytest.mark.parametrize(
+    "fault", ["raise RuntimeError('half installed')", "import nowhere_to_be_found", "def broken(:"]
+)
 def test_a_library_that_cannot_be_imported_leaves_http1_as_it_was(serve_modules, certificate, tmp_path, fault):
     site = tmp_path / "site"
     (site / "h2-4.4.1.dist-info").mkdir(parents=True)

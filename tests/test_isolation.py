@@ -1,4 +1,6 @@
-"""Two projects never see each other: not with each other's tokens, not in one storage after another, and not through shared names."""
+"""Two projects never see each other: not with each other's tokens, not in one storage after another, and not through
+shared names.
+"""
 
 import json
 import sqlite3
@@ -14,9 +16,19 @@ import cco_sidecar
 MARK = "only-for-the-first-project"
 PUBLIC = {"/health", "/openapi.json"}
 EVENT = {"publisher": "tester", "topic": "test", "data": {"issue_id": "issue-1", "note": MARK}}
-RESULT = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-1", "result": {"status": "success", "decisions": [MARK]}}
+RESULT = {
+    "agent_id": "a-1",
+    "agent_type": "python-specialist",
+    "issue_id": "issue-1",
+    "result": {"status": "success", "decisions": [MARK]},
+}
 SPAWN = {"agent_type": "python-specialist", "issue_id": "issue-1", "task": MARK}
-BODIES = {"/api/results": RESULT, "/api/events/{event_type}": EVENT, "/api/agents/spawn": SPAWN, "/api/auth/refresh": None}
+BODIES = {
+    "/api/results": RESULT,
+    "/api/events/{event_type}": EVENT,
+    "/api/agents/spawn": SPAWN,
+    "/api/auth/refresh": None,
+}
 
 
 class Inhabited:
@@ -81,7 +93,12 @@ def test_another_project_in_the_same_storage_finds_nothing_of_the_first(inhabite
     service.arguments = ("--agent-command", "true", "--project", "project-two")
     service.start()
     client = service.client(project_id="project-two", sub="chief-architect-1")
-    gone = {"/api/results/{result_id}", "/api/agents/{agent_id}", "/api/agents/{agent_id}/status", "/api/agents/{agent_id}/logs"}
+    gone = {
+        "/api/results/{result_id}",
+        "/api/agents/{agent_id}",
+        "/api/agents/{agent_id}/status",
+        "/api/agents/{agent_id}/logs",
+    }
     reading = [route for route in routes_of(service) if route[0] != "POST"]
     for (method, path), answer in inhabited.walk(client, reading).items():
         assert answer.status_code == (404 if path in gone else 200), (method, path, answer.text)
@@ -97,14 +114,23 @@ def test_another_project_in_the_same_storage_finds_nothing_of_the_first(inhabite
     # the same keys of idempotency mean other requests
     stored = client.post("/api/results", RESULT | {"project_id": "project-two"}, headers={"Idempotency-Key": "key-1"})
     assert stored.status_code == 201 and "Idempotent-Replay" not in stored.headers
-    places = sorted(path.relative_to(service.storage).as_posix() for path in (service.storage / "results").rglob("*.json"))
+    places = sorted(
+        path.relative_to(service.storage).as_posix() for path in (service.storage / "results").rglob("*.json")
+    )
     assert places == [f"results/{project}/issue-1/python-specialist.json" for project in (PROJECT, "project-two")]
-    assert Client(service.url, service.token()).get("/status").status_code == 403, "nor the first project's tokens in the second"
+    assert Client(service.url, service.token()).get("/status").status_code == 403, (
+        "nor the first project's tokens in the second"
+    )
 
 
 def test_every_table_of_things_says_whose_they_are(inhabited: Inhabited) -> None:
     with closing(sqlite3.connect(inhabited.service.storage / "sidecar.db")) as database:
-        tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table' and name not like 'sqlite_%'")]
+        tables = [
+            name
+            for (name,) in database.execute(
+                "select name from sqlite_master where type = 'table' and name not like 'sqlite_%'"
+            )
+        ]
         columns = {table: [row[1] for row in database.execute(f"pragma table_info({table})")] for table in tables}
         held = {table: database.execute(f"select * from {table}").fetchall() for table in tables}
     told = {table for table in tables if any(MARK in json.dumps(row, default=repr) for row in held[table])}

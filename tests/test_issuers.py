@@ -37,7 +37,14 @@ def private(key: Any, form: PrivateFormat = PrivateFormat.PKCS8) -> bytes:
 
 def claims(**change: Any) -> dict[str, Any]:
     now = int(time.time())
-    given = {"sub": "someone", "agent_type": "chief-architect", "project_id": PROJECT, "permissions": ALL, "iat": now, "exp": now + 3600}
+    given = {
+        "sub": "someone",
+        "agent_type": "chief-architect",
+        "project_id": PROJECT,
+        "permissions": ALL,
+        "iat": now,
+        "exp": now + 3600,
+    }
     return {name: value for name, value in (given | change).items() if value is not None}
 
 
@@ -46,7 +53,9 @@ def issuer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A service that takes the tokens of an issuer, and the issuer's algorithm."""
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "public.pem").write_bytes(public(KEYS[request.param]))
-    running = Service(make_repository(folder / "repository"), folder / "storage", "--jwt-public-key", str(folder / "public.pem")).start()
+    running = Service(
+        make_repository(folder / "repository"), folder / "storage", "--jwt-public-key", str(folder / "public.pem")
+    ).start()
     yield running, request.param
     assert running.stop() == 0, running.log
     assert "Traceback" not in running.log, running.log
@@ -60,7 +69,10 @@ def ask(service: Service, token: str, path: str = "/status") -> tuple[int, str |
 def test_tokens_of_the_issuer_and_our_own_are_good(issuer: tuple[Service, str]) -> None:
     service, algorithm = issuer
     assert ask(service, jwt.encode(claims(), KEYS[algorithm], algorithm=algorithm)) == (200, None)
-    assert ask(service, jwt.encode(claims(), KEYS[algorithm], algorithm=algorithm, headers={"kid": "2026-01"})) == (200, None)
+    assert ask(service, jwt.encode(claims(), KEYS[algorithm], algorithm=algorithm, headers={"kid": "2026-01"})) == (
+        200,
+        None,
+    )
     assert ask(service, service.token()) == (200, None)
 
 
@@ -72,17 +84,30 @@ def by_hand(header: dict[str, Any], secret: bytes) -> str:
 
 
 ATTACKS: dict[str, Callable[[str, Any], str]] = {
-    "signed with the public key as a secret": lambda algorithm, key: by_hand({"alg": "HS256", "typ": "JWT"}, public(key)),
-    "the same without its last line end": lambda algorithm, key: by_hand({"alg": "HS256", "typ": "JWT"}, public(key).rstrip()),
-    "signed with the public key, named as ours": lambda algorithm, key: by_hand({"alg": algorithm, "typ": "JWT"}, public(key)),
+    "signed with the public key as a secret": lambda algorithm, key: by_hand(
+        {"alg": "HS256", "typ": "JWT"}, public(key)
+    ),
+    "the same without its last line end": lambda algorithm, key: by_hand(
+        {"alg": "HS256", "typ": "JWT"}, public(key).rstrip()
+    ),
+    "signed with the public key, named as ours": lambda algorithm, key: by_hand(
+        {"alg": algorithm, "typ": "JWT"}, public(key)
+    ),
     "no algorithm": lambda algorithm, key: jwt.encode(claims(), None, algorithm="none"),
     "no signature": lambda algorithm, key: jwt.encode(claims(), key, algorithm=algorithm).rpartition(".")[0] + ".",
-    "edited": lambda algorithm, key: edited(jwt.encode(claims(agent_type="documentation-expert"), key, algorithm=algorithm)),
+    "edited": lambda algorithm, key: edited(
+        jwt.encode(claims(agent_type="documentation-expert"), key, algorithm=algorithm)
+    ),
     "its key in the header": lambda algorithm, key: jwt.encode(
-        claims(), KEYS2[algorithm], algorithm=algorithm, headers={"jwk": {"kty": "RSA"}, "x5c": ["MII"], "jku": "http://localhost/keys"}
+        claims(),
+        KEYS2[algorithm],
+        algorithm=algorithm,
+        headers={"jwk": {"kty": "RSA"}, "x5c": ["MII"], "jku": "http://localhost/keys"},
     ),
     "another key": lambda algorithm, key: jwt.encode(claims(), KEYS2[algorithm], algorithm=algorithm),
-    "a critical header": lambda algorithm, key: jwt.encode(claims(), key, algorithm=algorithm, headers={"crit": ["x"], "x": 1}),
+    "a critical header": lambda algorithm, key: jwt.encode(
+        claims(), key, algorithm=algorithm, headers={"crit": ["x"], "x": 1}
+    ),
 }
 KEYS2: dict[str, Any] = {
     "RS256": rsa.generate_private_key(65537, 2048),
@@ -95,9 +120,13 @@ for other, made in {"RS256": ("RS384", "RS512", "PS256"), "ES256": ()}.items():
             jwt.encode(claims(), key, algorithm=name) if algorithm == other else by_hand({"alg": name}, b"x")
         )
 for name in ("sub", "agent_type", "project_id", "permissions", "exp", "iat"):
-    ATTACKS[f"{name} missing"] = lambda algorithm, key, name=name: jwt.encode(claims(**{name: None}), key, algorithm=algorithm)
+    ATTACKS[f"{name} missing"] = lambda algorithm, key, name=name: jwt.encode(
+        claims(**{name: None}), key, algorithm=algorithm
+    )
 for name in KEYS:
-    ATTACKS[f"{name} of a key that is not configured"] = lambda algorithm, key, name=name: jwt.encode(claims(), KEYS2[name], algorithm=name)
+    ATTACKS[f"{name} of a key that is not configured"] = lambda algorithm, key, name=name: jwt.encode(
+        claims(), KEYS2[name], algorithm=name
+    )
 
 
 def edited(token: str) -> str:
@@ -129,7 +158,9 @@ def test_the_same_rules_hold_for_them(issuer: tuple[Service, str]) -> None:
 def test_only_their_issuer_refreshes_them(issuer: tuple[Service, str]) -> None:
     service, algorithm = issuer
     for said in (None, False):  # whatever the token itself claims
-        token = jwt.encode(claims(exp=int(time.time()) + 100, issued_elsewhere=said), KEYS[algorithm], algorithm=algorithm)
+        token = jwt.encode(
+            claims(exp=int(time.time()) + 100, issued_elsewhere=said), KEYS[algorithm], algorithm=algorithm
+        )
         client = Client(service.url, token)
         assert "X-Refreshed-Token" not in client.get("/status").headers
         answer = client.post("/api/auth/refresh")
@@ -159,7 +190,10 @@ BAD_KEYS: dict[str, tuple[bytes | None, str]] = {
     "private EC": (private(KEYS["ES256"], PrivateFormat.TraditionalOpenSSL), "private key"),
     "private Ed25519": (private(KEYS["EdDSA"]), "private key"),
     "OpenSSH private": (private(KEYS["EdDSA"], PrivateFormat.OpenSSH), "private key"),
-    "OpenSSH public": (KEYS["EdDSA"].public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH), "not a public key"),
+    "OpenSSH public": (
+        KEYS["EdDSA"].public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH),
+        "not a public key",
+    ),
     "broken": (public(KEYS["RS256"])[:200], "not a public key"),
     "short RSA": (public(rsa.generate_private_key(65537, 1024)), "2048 bits"),
     "another curve": (public(ec.generate_private_key(ec.SECP384R1())), "P-256"),
@@ -180,7 +214,9 @@ def test_a_key_that_does_not_do_is_one_line_and_exit_code_2(tmp_path: Path, name
         assert content.splitlines()[1].decode() not in str(refusal.value)
 
 
-def test_the_service_does_not_start_with_such_a_key(tmp_path: Path, repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_service_does_not_start_with_such_a_key(
+    tmp_path: Path, repository: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "key.pem").write_bytes(private(KEYS["RS256"]))
     command = ["serve", "--root", str(repository), "--storage", str(tmp_path / "storage"), "--port", "0"]
     assert cco_sidecar.main([*command, "--jwt-public-key", str(tmp_path / "key.pem")]) == 2
@@ -194,8 +230,19 @@ def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         read_public_key(tmp_path / "key.pem")
 
 
-def test_without_the_plugin_a_configured_key_stops_the_start(tmp_path: Path, repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_the_plugin_a_configured_key_stops_the_start(
+    tmp_path: Path, repository: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "key.pem").write_bytes(public(KEYS["EdDSA"]))
-    command = ["serve", "--root", str(repository), "--storage", str(tmp_path / "storage"), "--port", "0", "--no-plugins"]
+    command = [
+        "serve",
+        "--root",
+        str(repository),
+        "--storage",
+        str(tmp_path / "storage"),
+        "--port",
+        "0",
+        "--no-plugins",
+    ]
     assert cco_sidecar.main([*command, "--jwt-public-key", str(tmp_path / "key.pem")]) == 2
     assert capfd.readouterr().err == "cco: --jwt-public-key: the plugin issuers, which reads it, is not loaded\n"

@@ -17,7 +17,14 @@ from cco_sidecar import ApiError, Claims, RateLimits
 
 EXAMPLES = {"architect": "chief-architect", "coding": "python-specialist", "qa": "test-engineer", "security": "security-auditor",
             "documentation": "documentation-expert", "support": "technical-researcher"}  # fmt: skip
-ROWS = {"architect": (None, None), "coding": (60, 10), "qa": (60, 10), "security": (60, 10), "documentation": (30, 5), "support": (30, 5)}
+ROWS = {
+    "architect": (None, None),
+    "coding": (60, 10),
+    "qa": (60, 10),
+    "security": (60, 10),
+    "documentation": (30, 5),
+    "support": (30, 5),
+}
 AGENT_TYPES = types.SimpleNamespace(categories={name: category for category, name in EXAMPLES.items()})
 LIMITED = [(name, *row) for name, row in ROWS.items() if row[0]]
 
@@ -35,7 +42,9 @@ class Clock:
 class Subject:
     """One subject of a category under fresh limits and a clock of its own."""
 
-    def __init__(self, category: str, limits: RateLimits | None = None, clock: Clock | None = None, sub: str = "agent-1") -> None:
+    def __init__(
+        self, category: str, limits: RateLimits | None = None, clock: Clock | None = None, sub: str = "agent-1"
+    ) -> None:
         self.clock = clock or Clock()
         self.limits = limits or RateLimits(AGENT_TYPES, self.clock)  # type: ignore[arg-type]
         self.claims = Claims(sub=sub, agent_type=EXAMPLES[category], project_id=PROJECT, permissions=ALL, exp=0, iat=0)
@@ -79,7 +88,9 @@ def test_the_burst_refills_at_the_limits_pace(category: str, limit: int, burst: 
 
 
 @pytest.mark.parametrize(("category", "limit", "burst"), LIMITED)
-def test_at_most_the_limit_in_a_minute_although_the_bucket_would_allow_more(category: str, limit: int, burst: int) -> None:
+def test_at_most_the_limit_in_a_minute_although_the_bucket_would_allow_more(
+    category: str, limit: int, burst: int
+) -> None:
     subject = Subject(category)
     began, allowed = subject.clock.now, subject.ask_all()
     while subject.clock.now + 60 / limit < began + 60:
@@ -98,7 +109,9 @@ def test_an_architect_has_no_limit() -> None:
 
 @pytest.mark.parametrize(("category", "limit", "burst"), LIMITED)
 @pytest.mark.parametrize("seed", range(5))
-def test_both_limits_hold_in_every_window_and_the_waiting_time_is_honest(category: str, limit: int, burst: int, seed: int) -> None:
+def test_both_limits_hold_in_every_window_and_the_waiting_time_is_honest(
+    category: str, limit: int, burst: int, seed: int
+) -> None:
     subject, chance = Subject(category), random.Random(seed)
     allowed: list[float] = []
     for _ in range(1500):
@@ -162,7 +175,12 @@ def test_a_refusal_says_what_the_reference_says() -> None:
     subject = Subject("documentation")
     subject.ask_all()
     refusal = subject.ask()
-    assert (refusal.code, refusal.status, refusal.error, refusal.retry_after) == ("RATE_001", 429, "rate_limit_exceeded", 2)
+    assert (refusal.code, refusal.status, refusal.error, refusal.retry_after) == (
+        "RATE_001",
+        429,
+        "rate_limit_exceeded",
+        2,
+    )
     assert refusal.message == "Too many requests. Please wait 2 seconds."
 
 
@@ -170,7 +188,9 @@ def test_subjects_and_projects_do_not_share() -> None:
     first = Subject("coding")
     second = Subject("coding", first.limits, first.clock, "agent-2")
     third = Subject("coding", first.limits, first.clock)
-    third.claims = Claims(sub="agent-1", agent_type="python-specialist", project_id="project-xyz", permissions=[], exp=0, iat=0)
+    third.claims = Claims(
+        sub="agent-1", agent_type="python-specialist", project_id="project-xyz", permissions=[], exp=0, iat=0
+    )
     assert [subject.ask_all() for subject in (first, second, third, first)] == [10, 10, 10, 0]
 
 
@@ -208,7 +228,9 @@ def test_being_forgotten_gives_nobody_more() -> None:
 # -- over HTTP
 
 
-def use_up(client: Client, method: str = "GET", path: str = "/api/agents", body: Any = None) -> tuple[int, requests.Response]:
+def use_up(
+    client: Client, method: str = "GET", path: str = "/api/agents", body: Any = None
+) -> tuple[int, requests.Response]:
     """How many requests were let through before the first refusal, and that."""
     for number in range(100):
         answer = client.request(method, path, json=body)
@@ -302,7 +324,13 @@ def test_a_long_poll_costs_one_request(service: Service) -> None:
 
 def test_a_refused_request_does_no_work(service: Service, issue: str) -> None:
     client, architect = service.client("python-specialist"), service.client()
-    body = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": issue, "project_id": PROJECT, "result": {"status": "success"}}
+    body = {
+        "agent_id": "a-1",
+        "agent_type": "python-specialist",
+        "issue_id": issue,
+        "project_id": PROJECT,
+        "result": {"status": "success"},
+    }
     event = {"publisher": "tester", "topic": "test", "data": {"issue_id": issue}}
     stored, _ = use_up(client, "POST", "/api/results", body)
     published, _ = use_up(client, "POST", "/api/events/ping", event)
@@ -313,7 +341,11 @@ def test_a_refused_request_does_no_work(service: Service, issue: str) -> None:
 
 def test_a_refused_request_is_not_even_read(service: Service) -> None:
     client = service.client("documentation-expert")
-    for method, path, body in [("POST", "/api/results", {}), ("POST", "/api/agents/spawn", {}), ("GET", "/api/context/i/no-such-type", None)]:
+    for method, path, body in [
+        ("POST", "/api/results", {}),
+        ("POST", "/api/agents/spawn", {}),
+        ("GET", "/api/context/i/no-such-type", None),
+    ]:
         _, refusal = use_up(client, method, path, body)
         assert refusal.json()["code"] == "RATE_001", "neither the permission nor the body was looked at"
 

@@ -1,4 +1,6 @@
-"""What is no well-formed HTTP within bounds is refused in JSON, audited, and the line is closed; what looks odd and is right is served."""
+"""What is no well-formed HTTP within bounds is refused in JSON, audited, and the line is closed; what looks odd and is
+right is served.
+"""
 
 from __future__ import annotations
 
@@ -49,12 +51,22 @@ def exchange(service: Service, request: bytes) -> tuple[int, dict[str, str], dic
 def check_refusal(service: Service, request: bytes, status: int, code: str) -> None:
     got, headers, body = exchange(service, request)
     assert (got, body["code"]) == (status, code), body
-    assert body["message"] and body["timestamp"] and body["error"] == cco_sidecar.snake_case(cco_sidecar.http.client.responses[status])
+    assert (
+        body["message"]
+        and body["timestamp"]
+        and body["error"] == cco_sidecar.snake_case(cco_sidecar.http.client.responses[status])
+    )
     assert (headers["connection"], headers["content-type"]) == ("close", "application/json")
     assert headers["x-request-id"] == body["request_id"]
-    assert (headers["x-content-type-options"], headers["cache-control"], headers["server"]) == ("nosniff", "no-store", "cco-sidecar")
+    assert (headers["x-content-type-options"], headers["cache-control"], headers["server"]) == (
+        "nosniff",
+        "no-store",
+        "cco-sidecar",
+    )
     lines = until(lambda: [line for line in audit(service) if line["request_id"] == body["request_id"]])
-    assert [(line["status"], line["outcome"], line["code"], line["reason"]) for line in lines] == [(status, "refused", code, body["message"])]
+    assert [(line["status"], line["outcome"], line["code"], line["reason"]) for line in lines] == [
+        (status, "refused", code, body["message"])
+    ]
     assert lines[0]["remote"] == "127.0.0.1"
 
 
@@ -183,7 +195,9 @@ def test_what_is_odd_but_right_is_served(service: Service, name: str) -> None:
         (b"http:///health", b"localhost", 404),
     ],
 )  # fmt: skip
-def test_a_whole_url_is_served_for_the_host_that_it_names(service: Service, target: bytes, host: bytes, status: int) -> None:
+def test_a_whole_url_is_served_for_the_host_that_it_names(
+    service: Service, target: bytes, host: bytes, status: int
+) -> None:
     request = b"GET %b HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n" % (target, host)
     assert exchange(service, request)[0] == status
 
@@ -201,7 +215,9 @@ def test_options_asks_for_the_service_as_a_whole(service: Service) -> None:
 
 def test_pipelined_requests_are_answered_in_order_and_end_at_the_first_bad_one(service: Service) -> None:
     with connect(service) as line:
-        line.sendall(GET + b"\r\n" + GET.replace(b"/health", b"/nothing") + b"\r\n" + GET + b"X : 1\r\n\r\n" + GET + b"\r\n")
+        line.sendall(
+            GET + b"\r\n" + GET.replace(b"/health", b"/nothing") + b"\r\n" + GET + b"X : 1\r\n\r\n" + GET + b"\r\n"
+        )
         answers = read_all(line)
     assert re.findall(rb"HTTP/1\.1 (\d{3}) ", answers) == [b"200", b"404", b"400"]
 
@@ -209,7 +225,9 @@ def test_pipelined_requests_are_answered_in_order_and_end_at_the_first_bad_one(s
 # -- the rule itself
 
 
-@pytest.mark.parametrize("line", [b"GET / HTTP/1.1", b"M-SEARCH /a?b=c HTTP/1.0", b"OPTIONS * HTTP/1.1", b"GET /\xc3\xbc HTTP/1.1"])
+@pytest.mark.parametrize(
+    "line", [b"GET / HTTP/1.1", b"M-SEARCH /a?b=c HTTP/1.0", b"OPTIONS * HTTP/1.1", b"GET /\xc3\xbc HTTP/1.1"]
+)
 def test_a_good_head_is_left_as_it_is(line: bytes) -> None:
     head = line + b"\r\nHost: localhost\r\nX-Empty:\r\nX: a\tb \xe4\r\n\r\n"
     assert check_head(head) == check_head(b"\r\n" + head) == head
@@ -231,7 +249,9 @@ def test_a_whole_url_loses_its_host_to_the_host_field() -> None:
 def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that waits one second for requests and has room for four connections."""
     folder = tmp_path_factory.mktemp("hurried")
-    running = Service(make_repository(folder / "repository"), folder / "storage", "--request-timeout", "1", "--max-connections", "4").start()
+    running = Service(
+        make_repository(folder / "repository"), folder / "storage", "--request-timeout", "1", "--max-connections", "4"
+    ).start()
     yield running
     assert running.stop() == 0, running.log
     assert "Traceback" not in running.log, running.log
@@ -303,12 +323,19 @@ def served(service: Service) -> bool:
 def test_room_is_kept_for_files_where_the_system_has_little(monkeypatch: pytest.MonkeyPatch) -> None:
     import resource
 
-    for soft, wanted, limit in [(65_536, 10_000, 10_000), (1024, 10_000, 768), (100, 10_000, 50), (resource.RLIM_INFINITY, 10_000, 10_000)]:
+    for soft, wanted, limit in [
+        (65_536, 10_000, 10_000),
+        (1024, 10_000, 768),
+        (100, 10_000, 50),
+        (resource.RLIM_INFINITY, 10_000, 10_000),
+    ]:
         monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
         assert cco_sidecar.connection_limit(wanted) == limit
 
 
-def test_a_refusal_that_nobody_reads_holds_its_line_for_a_moment_only(tmp_path: Path, make_service: Callable[..., Service]) -> None:
+def test_a_refusal_that_nobody_reads_holds_its_line_for_a_moment_only(
+    tmp_path: Path, make_service: Callable[..., Service]
+) -> None:
     service = make_service()
     with connect(service) as line:
         line.sendall(b"GARBAGE\r\n\r\n")

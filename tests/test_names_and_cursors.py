@@ -1,4 +1,6 @@
-"""Identifiers and cursors against plain models: whatever text comes, it is one of ours or a clear refusal, and never a path or a 5xx."""
+"""Identifiers and cursors against plain models: whatever text comes, it is one of ours or a clear refusal, and never a
+path or a 5xx.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from hypothesis import strategies as st
 
 from cco_sidecar import ApiError, check_identifier  # isort: skip
 
-SHARED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None, derandomize=True)
+SHARED = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    database=None,
+    derandomize=True,
+)
 LETTERS = string.ascii_letters + string.digits
 NEARLY = (
     st.text(alphabet="aZ09._-/\\%~ \n\0é١", max_size=12)
@@ -26,12 +34,19 @@ NEARLY = (
 
 def is_identifier(text: str) -> bool:
     """The contract in plain words."""
-    return 1 <= len(text) <= 128 and text[0] in LETTERS and all(sign in LETTERS + "._-" for sign in text) and ".." not in text
+    return (
+        1 <= len(text) <= 128
+        and text[0] in LETTERS
+        and all(sign in LETTERS + "._-" for sign in text)
+        and ".." not in text
+    )
 
 
 def is_event_type(text: str) -> bool:
     signs = string.ascii_lowercase + string.digits + "_.-"
-    return text == "*" or (1 <= len(text) <= 64 and text[0] in string.ascii_lowercase and all(sign in signs for sign in text))
+    return text == "*" or (
+        1 <= len(text) <= 64 and text[0] in string.ascii_lowercase and all(sign in signs for sign in text)
+    )
 
 
 def accepted(name: str, text: str) -> bool:
@@ -52,12 +67,20 @@ def test_names_in_paths_are_what_the_contract_says(text: str) -> None:
     assert accepted("event_type", text) is is_event_type(text)
 
 
-PATHS = ["/api/context/{}/python-specialist", "/api/context/issue-1/{}", "/api/results/{}", "/api/agents/{}/status", "/api/agents/{}/logs"]
+PATHS = [
+    "/api/context/{}/python-specialist",
+    "/api/context/issue-1/{}",
+    "/api/results/{}",
+    "/api/agents/{}/status",
+    "/api/agents/{}/logs",
+]
 
 
 @SHARED
 @given(st.sampled_from(PATHS), NEARLY, st.sampled_from(["", "/", "%", "~"]))
-def test_any_text_in_a_path_is_a_name_or_is_refused(service: Service, architect: Client, path: str, text: str, safe: str) -> None:
+def test_any_text_in_a_path_is_a_name_or_is_refused(
+    service: Service, architect: Client, path: str, text: str, safe: str
+) -> None:
     line = http.client.HTTPConnection(service.url.removeprefix("http://"), timeout=20)  # other clients tidy paths up
     line.request("GET", path.format(quote(text, safe=safe)), headers={"Authorization": f"Bearer {architect.token}"})
     answer = line.getresponse()
@@ -75,16 +98,29 @@ FIELDS = ["agent_id", "agent_type", "issue_id", "project_id"]
 def test_any_text_in_a_result_is_a_name_or_is_refused_and_nothing_is_written_elsewhere(
     service: Service, architect: Client, field: str, text: str
 ) -> None:
-    body = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-1", "project_id": PROJECT, "result": {"status": "success"}}
+    body = {
+        "agent_id": "a-1",
+        "agent_type": "python-specialist",
+        "issue_id": "issue-1",
+        "project_id": PROJECT,
+        "result": {"status": "success"},
+    }
     answer = architect.post("/api/results", body | {field: text})
     good = is_identifier(text) and field in ("agent_id", "issue_id")  # no agent type or project of such a name is known
     assert answer.status_code == 201 if good else answer.status_code in (400, 403), answer.text
-    folders = {path.relative_to(service.storage / "results").parts[0] for path in (service.storage / "results").rglob("*.json")}
+    folders = {
+        path.relative_to(service.storage / "results").parts[0] for path in (service.storage / "results").rglob("*.json")
+    }
     assert folders <= {PROJECT}
-    assert not [path for path in service.storage.parent.iterdir() if path not in (service.storage, service.root, service.log_path)]
+    assert not [
+        path
+        for path in service.storage.parent.iterdir()
+        if path not in (service.storage, service.root, service.log_path)
+    ]
 
 
-# ---- Cursors ----------------------------------------------------------------------------------------------------------------------------
+# ---- Cursors
+# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def events_after(client: Client, cursor: str, **more: Any) -> list[str]:
@@ -95,7 +131,9 @@ def events_after(client: Client, cursor: str, **more: Any) -> list[str]:
 
 @settings(SHARED, max_examples=15)
 @given(st.lists(st.booleans(), min_size=1, max_size=4), st.integers(0, 1000), st.integers(1, 5))
-def test_every_cursor_is_exclusive_and_none_repeats_or_skips(service: Service, architect: Client, ours: list[bool], pick: int, limit: int) -> None:
+def test_every_cursor_is_exclusive_and_none_repeats_or_skips(
+    service: Service, architect: Client, ours: list[bool], pick: int, limit: int
+) -> None:
     new = [architect.publish("cursor-test" if own else "other")["event_id"] for own in ours]
     known = events_after(architect, "earliest")
     assert [id for id in known if id in new] == [id for id, own in zip(new, ours, strict=True) if own]
@@ -126,11 +164,15 @@ ALTERATIONS = st.one_of(
 
 @SHARED
 @given(ALTERATIONS, st.sampled_from(["/api/events", "/api/events/wait/cursor-test?timeout=0"]))
-def test_a_cursor_that_was_altered_is_refused_or_means_the_same(service: Service, architect: Client, alter: Callable[[str], str], path: str) -> None:
+def test_a_cursor_that_was_altered_is_refused_or_means_the_same(
+    service: Service, architect: Client, alter: Callable[[str], str], path: str
+) -> None:
     whole = architect.publish("cursor-test")["event_id"]
     altered = alter(whole)
     answer = architect.get(path, since=altered)
     if answer.status_code == 200:  # none at all, or one of this store within what there is, however many noughts
-        assert altered in ("", "earliest", "latest") or (altered[:13] == whole[:13] and 0 <= int(altered[13:]) <= int(whole[13:]))
+        assert altered in ("", "earliest", "latest") or (
+            altered[:13] == whole[:13] and 0 <= int(altered[13:]) <= int(whole[13:])
+        )
     else:
         assert (answer.status_code, answer.json()["code"]) in ((400, "REQ_001"), (410, "EVT_003")), answer.text

@@ -26,7 +26,11 @@ def run(*command: str, cwd: Path, **env: str) -> str:
 
 
 def names_in(folder: str, pattern: str) -> list[str]:
-    return sorted(path.relative_to(ROOT / folder).as_posix() for path in (ROOT / folder).rglob(pattern) if "__pycache__" not in path.parts)
+    return sorted(
+        path.relative_to(ROOT / folder).as_posix()
+        for path in (ROOT / folder).rglob(pattern)
+        if "__pycache__" not in path.parts
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,10 @@ def test_the_wheel_holds_the_module_the_plugins_and_the_schemas_and_nothing_else
         found = sorted(archive.namelist())
         metadata = next(archive.read(name).decode() for name in found if name.endswith("/METADATA"))
     info = f"cco_sidecar-{cco_sidecar.__version__}.dist-info"
-    wanted = ["cco_sidecar.py", *(f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"))]
+    wanted = [
+        "cco_sidecar.py",
+        *(f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")),
+    ]
     wanted += [f"cco_sidecar_plugins/{name}" for name in names_in("plugins", "*.py")]
     wanted += [f"cco_sidecar_schemas/{name}" for name in names_in("vendor_schemas", "*.json")]
     assert found == sorted(wanted)
@@ -89,7 +96,10 @@ def test_an_installed_wheel_finds_every_plugin_and_schema_that_is_bundled(wheel:
     assert run(str(home / "cco"), "--version", cwd=work) == f"cco {cco_sidecar.__version__}\n"
     listed = run(str(home / "cco"), "plugins", "--format", "csv", cwd=work)
     installed = [line.split(",")[:2] for line in listed.splitlines() if "cco_sidecar_plugins" in line]
-    assert installed == [[name.removesuffix(".py"), str(place / "cco_sidecar_plugins" / name)] for name in names_in("plugins", "[!_]*.py")]
+    assert installed == [
+        [name.removesuffix(".py"), str(place / "cco_sidecar_plugins" / name)]
+        for name in names_in("plugins", "[!_]*.py")
+    ]
     assert not [line for line in listed.splitlines()[1:] if line.split(",")[-1]], listed
 
     assert "doctor" in run(str(home / "cco"), "--help", cwd=work)
@@ -106,4 +116,6 @@ def test_the_top_level_of_the_repository_holds_only_what_belongs_there() -> None
     assert "cco_sidecar.py" in listed
     top = {name.partition("/")[0] for name in listed}
     assert {name for name in top if not name.startswith(".")} <= ALLOWED
-    assert [name for name in listed if re.search(r"\.(pyc|log|db|whl|orig|rej)$|(^|/)(dist|build|__pycache__)/", name)] == []
+    assert [
+        name for name in listed if re.search(r"\.(pyc|log|db|whl|orig|rej)$|(^|/)(dist|build|__pycache__)/", name)
+    ] == []

@@ -1,4 +1,6 @@
-"""The bundled plugin `pipeline`: `cco run` with the real service and real agents, killed at every place where it hurts."""
+"""The bundled plugin `pipeline`: `cco run` with the real service and real agents, killed at every place where it
+hurts.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,19 @@ class Runs:
     def start(self, *words: str, script: Any = None, out: Any = None, **env: str) -> subprocess.Popen[bytes]:
         """Run in the background; what it prints goes to a file of its own, `output` reads it."""
         task = [] if script is None else ["--task", json.dumps(script)]
-        command = [sys.executable, str(MODULE), "run", "--root", str(self.root), "--storage", str(self.storage), "--project", PROJECT, *task, *words]
+        command = [
+            sys.executable,
+            str(MODULE),
+            "run",
+            "--root",
+            str(self.root),
+            "--storage",
+            str(self.storage),
+            "--project",
+            PROJECT,
+            *task,
+            *words,
+        ]
         number = len(self.started)
         with self.path(number, "out").open("wb") as stdout, self.path(number, "err").open("wb") as stderr:
             streams = {"stdin": subprocess.DEVNULL, "stdout": out or stdout, "stderr": stderr}
@@ -61,7 +75,11 @@ class Runs:
     def events(self, process: subprocess.Popen[bytes], name: str = "") -> list[dict[str, Any]]:
         """What a run with --format json has printed so far, every line of it."""
         lines = self.output(process).splitlines(keepends=True)
-        return [event for event in (json.loads(line) for line in lines if line.endswith("\n")) if name in ("", event["event"])]
+        return [
+            event
+            for event in (json.loads(line) for line in lines if line.endswith("\n"))
+            if name in ("", event["event"])
+        ]
 
     def run(self, *words: str, script: Any = None, code: int = 0, **env: str) -> list[dict[str, Any]]:
         """Run to the end, which must be `code`; what it printed as JSON."""
@@ -90,7 +108,11 @@ class Runs:
 
     def service(self, process: subprocess.Popen[bytes]) -> psutil.Process:
         """The service that a run has started."""
-        return until(lambda: next((child for child in psutil.Process(process.pid).children() if "run-service" in child.cmdline()), None))
+        return until(
+            lambda: next(
+                (child for child in psutil.Process(process.pid).children() if "run-service" in child.cmdline()), None
+            )
+        )
 
 
 def shown_in_pairs(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -129,7 +151,11 @@ def served(runs: Runs, make_service: Callable[..., Service]) -> Service:
 def at_the_gate(runs: Runs, process: subprocess.Popen[bytes], agent_type: str = "python-specialist") -> dict[str, Any]:
     """The agent of that type, once it waits at the gate."""
     until(lambda: agent_type in runs.worked())
-    return until(lambda: next((event for event in runs.events(process, "agent_started") if event["agent_type"] == agent_type), None))
+    return until(
+        lambda: next(
+            (event for event in runs.events(process, "agent_started") if event["agent_type"] == agent_type), None
+        )
+    )
 
 
 # -- the rules
@@ -164,9 +190,21 @@ UNSAFE = "security-auditor security failed python-specialist:high"
         ([], "chief-architect"),
         ([DESIGNED], "python-specialist test-engineer"),
         ([DESIGNED, CODED], "test-engineer security-auditor"),
-        ([DESIGNED, CODED, TESTED], "security-auditor documentation-expert"),  # what was proposed before is not forgotten
+        (
+            [DESIGNED, CODED, TESTED],
+            "security-auditor documentation-expert",
+        ),  # what was proposed before is not forgotten
         ([DESIGNED, CODED, TESTED, "security-auditor security success"], "documentation-expert"),
-        ([DESIGNED, CODED, TESTED, "security-auditor security success", "documentation-expert documentation success"], ""),
+        (
+            [
+                DESIGNED,
+                CODED,
+                TESTED,
+                "security-auditor security success",
+                "documentation-expert documentation success",
+            ],
+            "",
+        ),
         ([DESIGNED, CODED, "test-engineer qa failed python-specialist:high"], "python-specialist security-auditor"),
         ([DESIGNED, CODED, TESTED, UNSAFE, CODED], "test-engineer security-auditor documentation-expert"),
         (["chief-architect architect failed"], "chief-architect"),  # routing names nobody: it tries again by itself
@@ -196,7 +234,9 @@ def test_the_queue_follows_from_the_outcomes(outcomes: list[str], queue: str) ->
         (None, [CODED], False),
     ],
 )
-def test_until_is_reached_by_a_success_that_nothing_has_put_in_doubt(goal: str | None, outcomes: list[str], reached: bool) -> None:
+def test_until_is_reached_by_a_success_that_nothing_has_put_in_doubt(
+    goal: str | None, outcomes: list[str], reached: bool
+) -> None:
     assert plan_after(*outcomes, until=goal).reached is reached
 
 
@@ -205,7 +245,13 @@ def test_failures_are_counted_in_a_row() -> None:
     assert plan.failures == {"a": 2, "b": 0}
 
 
-AGENT = {"agent_type": "coder", "state": "completed", "exit_code": 0, "signal": None, "output_tail": ["one", " ", "two", "three", "four"]}
+AGENT = {
+    "agent_type": "coder",
+    "state": "completed",
+    "exit_code": 0,
+    "signal": None,
+    "output_tail": ["one", " ", "two", "three", "four"],
+}
 
 
 @pytest.mark.parametrize(
@@ -214,7 +260,13 @@ AGENT = {"agent_type": "coder", "state": "completed", "exit_code": 0, "signal": 
         ({}, True, "", "failed", "coder ended without storing a result; its last lines: two | three | four"),
         ({}, False, "", "success", "four"),
         ({"output_tail": []}, True, "", "failed", "coder ended without storing a result; it wrote nothing"),
-        ({"state": "failed", "exit_code": 3}, False, "", "failed", "coder failed with exit code 3 without storing a result; its last lines"),
+        (
+            {"state": "failed", "exit_code": 3},
+            False,
+            "",
+            "failed",
+            "coder failed with exit code 3 without storing a result; its last lines",
+        ),
         ({"state": "failed", "exit_code": -9, "signal": 9}, True, "", "failed", "coder failed with signal 9 without"),
         ({"state": "lost"}, True, "", "failed", "coder was lost with the service without"),
         ({"state": "killed"}, True, "", "failed", "coder was ended from outside without"),
@@ -222,7 +274,9 @@ AGENT = {"agent_type": "coder", "state": "completed", "exit_code": 0, "signal": 
         ({"state": "timeout"}, True, "", "failed", "coder was ended by the service's --agent-timeout without"),
     ],
 )
-def test_what_is_said_of_an_agent_that_stored_nothing(facts: dict[str, Any], may_write: bool, ordered: str, status: str, words: str) -> None:
+def test_what_is_said_of_an_agent_that_stored_nothing(
+    facts: dict[str, Any], may_write: bool, ordered: str, status: str, words: str
+) -> None:
     result = pipeline.silent_result(AGENT | facts, may_write, ordered)
     assert result["status"] == status and result["artifacts"]["reported_by"] == "pipeline"
     assert pipeline.short_decision(result).startswith(words)
@@ -235,7 +289,13 @@ def test_secrets_in_last_words_are_not_stored() -> None:
 
 @pytest.mark.parametrize(
     ("text", "columns", "shown"),
-    [("hello", 9, "hello"), ("hello", 3, "hel"), ("日本語", 5, "日本"), ("e\u0301e\u0301e", 2, "e\u0301e\u0301"), ("", 5, "")],
+    [
+        ("hello", 9, "hello"),
+        ("hello", 3, "hel"),
+        ("日本語", 5, "日本"),
+        ("e\u0301e\u0301e", 2, "e\u0301e\u0301"),
+        ("", 5, ""),
+    ],
 )
 def test_a_line_is_cut_to_the_columns_that_it_takes(text: str, columns: int, shown: str) -> None:
     assert pipeline.fitting(text, columns) == shown
@@ -253,20 +313,42 @@ def test_an_issue_goes_from_the_architect_to_the_documentation(runs: Runs, serve
     events = runs.run("--issue", "i-1", script={})
     assert runs.worked() == ALL
     begin, end = events[0], events[-1]
-    assert begin["event"] == "pipeline_started" and begin["url"] == served.url and begin["service"] == "running" and not begin["going_on"]
+    assert (
+        begin["event"] == "pipeline_started"
+        and begin["url"] == served.url
+        and begin["service"] == "running"
+        and not begin["going_on"]
+    )
     assert end["event"] == "pipeline_ended" and (end["state"], end["exit_code"]) == ("done", 0)
     assert [row["agent_type"] for row in end["agents"]] == ALL
-    assert {row["state"] for row in end["agents"]} == {"completed"} and {row["status"] for row in end["agents"]} == {"success"}
-    assert [row["files_changed"] for row in end["agents"]] == [1, 1, 1, 1, 0]  # the last one may not store results: its exit code is one
-    assert end["agents"][1]["decision"] == "python-specialist says success" and end["agents"][4]["decision"] == "documentation-expert is done"
-    assert end["agents"][1]["reason"].startswith("architecture-success") and end["agents"][4]["reason"].startswith("qa-success")
+    assert {row["state"] for row in end["agents"]} == {"completed"} and {row["status"] for row in end["agents"]} == {
+        "success"
+    }
+    assert [row["files_changed"] for row in end["agents"]] == [
+        1,
+        1,
+        1,
+        1,
+        0,
+    ]  # the last one may not store results: its exit code is one
+    assert (
+        end["agents"][1]["decision"] == "python-specialist says success"
+        and end["agents"][4]["decision"] == "documentation-expert is done"
+    )
+    assert end["agents"][1]["reason"].startswith("architecture-success") and end["agents"][4]["reason"].startswith(
+        "qa-success"
+    )
     tasks = [agent["task"] for agent in served.client().get("/api/agents", issue_id="i-1").json()["agents"]]
     assert tasks[0] == "{}" and tasks[1] == "{}\n\nYour part: architecture-success: implementation of what was designed"
     ended = served.client().get("/api/events", type="pipeline_ended").json()["events"]
     assert [event["data"]["state"] for event in ended] == ["done"]
 
     again = runs.run("--issue", "i-1", "--until", "documentation")
-    assert runs.worked() == ALL and again[-1]["state"] == "reached" and [row["status"] for row in again[-1]["agents"]] == ["success"] * 5
+    assert (
+        runs.worked() == ALL
+        and again[-1]["state"] == "reached"
+        and [row["status"] for row in again[-1]["agents"]] == ["success"] * 5
+    )
     assert served.process and served.process.poll() is None
 
 
@@ -287,7 +369,11 @@ def test_until_stops_there_and_a_later_run_goes_on(runs: Runs, served: Service) 
     assert runs.worked() == ALL[:2]
     assert runs.run("--issue", "i-1", "--until", "coding")[-1]["state"] == "reached" and runs.worked() == ALL[:2]
     events = runs.run("--issue", "i-1", "--until", "security-auditor")
-    assert events[0]["going_on"] and events[0]["task"] == "{}" and events[0]["pending"] == ["test-engineer", "security-auditor"]
+    assert (
+        events[0]["going_on"]
+        and events[0]["task"] == "{}"
+        and events[0]["pending"] == ["test-engineer", "security-auditor"]
+    )
     assert runs.worked() == ALL[:4]
 
 
@@ -303,7 +389,10 @@ def test_restart_begins_anew_and_a_run_after_that_goes_on_with_the_new_one(runs:
     runs.run("--issue", "i-1", "--until", "coding", script={})
     events = runs.run("--issue", "i-1", "--restart", "--until", "architect", script={})
     assert not events[0]["going_on"] and len(events[-1]["agents"]) == 1
-    assert runs.run("--issue", "i-1", "--until", "coding")[-1]["agents"][0]["agent_id"] == events[-1]["agents"][0]["agent_id"]
+    assert (
+        runs.run("--issue", "i-1", "--until", "coding")[-1]["agents"][0]["agent_id"]
+        == events[-1]["agents"][0]["agent_id"]
+    )
     assert runs.worked() == ALL[:2] + ALL[:2]
 
 
@@ -408,19 +497,36 @@ def test_a_plugin_that_knows_the_issue_gives_the_task(runs: Runs) -> None:
 
 
 def test_a_failure_is_repaired_as_routing_says(runs: Runs, served: Service) -> None:
-    events = runs.run("--issue", "i-1", script={"python-specialist": ["failed", "success"], "test-engineer": ["failed", "success"]})
+    events = runs.run(
+        "--issue", "i-1", script={"python-specialist": ["failed", "success"], "test-engineer": ["failed", "success"]}
+    )
     assert runs.worked() == [*ALL[:2], "python-specialist", "test-engineer", "python-specialist", *ALL[2:]]
     assert events[-1]["state"] == "done"
-    assert [row["status"] for row in events[-1]["agents"]] == ["success", "failed", "success", "failed", "success", "success", "success", "success"]
+    assert [row["status"] for row in events[-1]["agents"]] == [
+        "success",
+        "failed",
+        "success",
+        "failed",
+        "success",
+        "success",
+        "success",
+        "success",
+    ]
 
 
 def test_crashes_bring_back_the_architect_and_then_end_it_for_good(runs: Runs, served: Service) -> None:
     events = runs.run("--issue", "i-1", script={"python-specialist": ["crash"]}, code=1)
     assert runs.worked() == ["chief-architect", *["python-specialist"] * 3, "chief-architect", "python-specialist"]
-    assert events[-1]["state"] == "failed" and "python-specialist has failed 4 times in a row (--retries 3)" in events[-1]["reason"]
+    assert (
+        events[-1]["state"] == "failed"
+        and "python-specialist has failed 4 times in a row (--retries 3)" in events[-1]["reason"]
+    )
     row = events[-1]["agents"][1]
     assert row["state"] == "failed" and row["status"] == "failed"
-    assert row["decision"] == "python-specialist failed with exit code 7 without storing a result; its last lines: out of luck"
+    assert (
+        row["decision"]
+        == "python-specialist failed with exit code 7 without storing a result; its last lines: out of luck"
+    )
 
     runs.mend("python-specialist")  # the cause is gone: another run has all its attempts again
     events = runs.run("--issue", "i-1", "--retries", "0")
@@ -438,7 +544,9 @@ def test_an_agent_that_stores_no_result_has_failed_and_its_last_lines_say_why(ru
     words = "chief-architect ended without storing a result; its last lines: I forgot something | what was it?"
     assert [event["decision"] for event in events if event["event"] == "agent_ended"] == [words]
     stored = served.client().get("/api/results", issue_id="i-1").json()["results"]
-    assert [result["result"]["errors"] for result in stored] == [[words]] and stored[0]["result"]["artifacts"]["reported_by"] == "pipeline"
+    assert [result["result"]["errors"] for result in stored] == [[words]] and stored[0]["result"]["artifacts"][
+        "reported_by"
+    ] == "pipeline"
 
 
 def test_a_result_counts_whatever_becomes_of_its_agent(runs: Runs, served: Service) -> None:
@@ -448,9 +556,14 @@ def test_a_result_counts_whatever_becomes_of_its_agent(runs: Runs, served: Servi
 
 
 def test_a_time_limit_ends_an_agent(runs: Runs, served: Service) -> None:
-    events = runs.run("--issue", "i-1", "--timeout", "1", "--retries", "0", script={"chief-architect": ["hang"]}, code=1)
+    events = runs.run(
+        "--issue", "i-1", "--timeout", "1", "--retries", "0", script={"chief-architect": ["hang"]}, code=1
+    )
     row = events[-1]["agents"][0]
-    assert row["state"] == "killed" and row["decision"] == "chief-architect took longer than 1 s (--timeout); its last lines: hanging"
+    assert (
+        row["state"] == "killed"
+        and row["decision"] == "chief-architect took longer than 1 s (--timeout); its last lines: hanging"
+    )
 
 
 def test_an_agent_that_somebody_ends_has_failed(runs: Runs, served: Service) -> None:
@@ -567,7 +680,9 @@ def test_the_runner_is_killed_and_the_agent_crashes_before_the_next_one(runs: Ru
     until(lambda: served.client().get(path).json()["ended_at"])
     events = runs.run("--issue", "i-1", "--until", "coding")
     assert runs.worked() == [*ALL[:2], "python-specialist"]
-    assert events[-1]["agents"][1]["decision"].startswith("python-specialist failed with signal 9 without storing a result")
+    assert events[-1]["agents"][1]["decision"].startswith(
+        "python-specialist failed with signal 9 without storing a result"
+    )
 
 
 def test_the_runner_and_with_it_its_service_are_killed(runs: Runs) -> None:
@@ -593,12 +708,17 @@ def test_both_are_killed_at_once(runs: Runs) -> None:
     process.wait()
     runs.open_gate()
     assert runs.run("--issue", "i-1")[-1]["state"] == "done"
-    assert runs.worked() in (ALL, [*ALL[:2], *ALL[1:]])  # an agent that found no service to store its result in has failed
+    assert runs.worked() in (
+        ALL,
+        [*ALL[:2], *ALL[1:]],
+    )  # an agent that found no service to store its result in has failed
     assert marked_processes() == []
 
 
 @pytest.mark.parametrize("runner_dies", [True, False])
-def test_an_agent_that_ends_well_while_there_is_no_service_is_not_run_again(runs: Runs, served: Service, runner_dies: bool) -> None:
+def test_an_agent_that_ends_well_while_there_is_no_service_is_not_run_again(
+    runs: Runs, served: Service, runner_dies: bool
+) -> None:
     words = ["--format", "json", "--issue", "i-1", "--type", "documentation-expert"]
     process = runs.start(*words, script={"documentation-expert": ["gate"]})
     agent = at_the_gate(runs, process, "documentation-expert")
@@ -631,9 +751,19 @@ def test_a_service_that_is_killed_and_started_again_is_waited_for(runs: Runs, se
 
 @pytest.mark.parametrize("moment", ["while no service runs", "after the restart"])
 @pytest.mark.parametrize("down", [Service.stop, Service.kill], ids=["stop", "kill -9"])
-def test_an_agent_that_ends_around_a_restart_is_not_run_again(runs: Runs, served: Service, down: Callable[[Service], Any], moment: str) -> None:
+def test_an_agent_that_ends_around_a_restart_is_not_run_again(
+    runs: Runs, served: Service, down: Callable[[Service], Any], moment: str
+) -> None:
     """Of a type that may store no result the exit code alone says how it ended."""
-    process = runs.start("--format", "json", "--issue", "i-1", "--type", "documentation-expert", script={"documentation-expert": ["gate"]})
+    process = runs.start(
+        "--format",
+        "json",
+        "--issue",
+        "i-1",
+        "--type",
+        "documentation-expert",
+        script={"documentation-expert": ["gate"]},
+    )
     agent = at_the_gate(runs, process, "documentation-expert")
     down(served)
     if moment == "while no service runs":
@@ -682,7 +812,9 @@ def test_a_runner_that_slept_for_longer_than_its_token_lives_goes_on(runs: Runs,
     assert "AUTH_002" not in runs.output(process, "err") and " 401 " in served.log
 
 
-def test_results_whose_events_have_expired_are_not_guessed_about(runs: Runs, make_service: Callable[..., Service]) -> None:
+def test_results_whose_events_have_expired_are_not_guessed_about(
+    runs: Runs, make_service: Callable[..., Service]
+) -> None:
     service = make_service("--event-retention", "1", env=runs.env)
     service.client().store("python-specialist", issue="i-1")
     until(lambda: not service.client().get("/api/events").json()["events"])
@@ -763,7 +895,9 @@ def test_how_to_go_on_is_said_with_the_options_of_its_own_service(runs: Runs) ->
 
 
 def test_two_pipelines_on_one_issue_are_one_too_many(runs: Runs, served: Service) -> None:
-    process = runs.start("--format", "json", "--issue", "i-1", "--until", "architect", script={"chief-architect": ["gate"]})
+    process = runs.start(
+        "--format", "json", "--issue", "i-1", "--until", "architect", script={"chief-architect": ["gate"]}
+    )
     at_the_gate(runs, process, "chief-architect")
     assert "a pipeline for i-1 is already running" in runs.refuse("--issue", "i-1", code=1)
     runs.open_gate()
@@ -771,10 +905,22 @@ def test_two_pipelines_on_one_issue_are_one_too_many(runs: Runs, served: Service
 
 
 def test_a_service_that_another_pipeline_still_uses_stays_until_that_has_ended(runs: Runs) -> None:
-    first = runs.start("--format", "json", "--issue", "i-1", "--until", "architect", script={"chief-architect": ["gate"]})
+    first = runs.start(
+        "--format", "json", "--issue", "i-1", "--until", "architect", script={"chief-architect": ["gate"]}
+    )
     at_the_gate(runs, first, "chief-architect")
     service = runs.service(first)
-    second = runs.start("--format", "json", "--issue", "i-2", "--type", "go-specialist", "--until", "coding", script={"go-specialist": ["hang"]})
+    second = runs.start(
+        "--format",
+        "json",
+        "--issue",
+        "i-2",
+        "--type",
+        "go-specialist",
+        "--until",
+        "coding",
+        script={"go-specialist": ["hang"]},
+    )
     agent = at_the_gate(runs, second, "go-specialist")
     runs.open_gate()
     assert first.wait(30) == 0
@@ -800,7 +946,10 @@ def test_ctrl_c_ends_the_agent_and_leaves_nothing_running(runs: Runs) -> None:
     assert end["state"] == "interrupted" and "run --issue i-1 --root " in end["reason"]
 
     events = runs.run("--issue", "i-1", "--retries", "0", "--until", "architect")  # being interrupted is no failure
-    assert [(row["state"], row["status"]) for row in events[-1]["agents"]] == [("killed", None), ("completed", "success")]
+    assert [(row["state"], row["status"]) for row in events[-1]["agents"]] == [
+        ("killed", None),
+        ("completed", "success"),
+    ]
 
 
 def test_a_second_ctrl_c_ends_at_once(runs: Runs, served: Service) -> None:
@@ -833,15 +982,27 @@ def test_a_reader_that_goes_away_ends_the_agent_too(runs: Runs) -> None:
         (["--issue", "../x"], 2, "--issue: '../x' must match"),
         (["--issue", "a..b"], 2, "--issue: 'a..b' must match"),
         ([], 2, "--issue"),
-        (["--issue", "i", "--until", "codding"], 2, "--until: 'codding' is neither an agent type nor one of the categories architect, coding"),
+        (
+            ["--issue", "i", "--until", "codding"],
+            2,
+            "--until: 'codding' is neither an agent type nor one of the categories architect, coding",
+        ),
         (["--issue", "i", "--rounds", "0"], 2, "'0' is not a whole number from 1 on"),
         (["--issue", "i", "--retries", "-1"], 2, "--retries"),
         (["--issue", "i", "--timeout", "soon"], 2, "'soon' is not a whole number from 1 on"),
         (["--issue", "i", "--format", "csv"], 2, "--format"),
         (["--issue", "i", "--task", "x", "--type", "wizard"], 2, "--type: Unknown agent type wizard"),
         (["--issue", "i", "--url", "http://127.0.0.1:9", "--patience", "0"], 3, "is not reachable"),
-        (["--issue", "i", "--tls-cert", "/nowhere", "--tls-key", "/nowhere"], 2, "the service did not start: --tls-cert"),
-        (["--issue", "i", "--task", "x", "--agent-command", "/nowhere/agent"], 1, "500 AGT_001: Agent spawn failed: agent: No such file"),
+        (
+            ["--issue", "i", "--tls-cert", "/nowhere", "--tls-key", "/nowhere"],
+            2,
+            "the service did not start: --tls-cert",
+        ),
+        (
+            ["--issue", "i", "--task", "x", "--agent-command", "/nowhere/agent"],
+            1,
+            "500 AGT_001: Agent spawn failed: agent: No such file",
+        ),
     ],
 )
 def test_wrong_use_is_one_line(runs: Runs, words: list[str], code: int, says: str) -> None:
@@ -851,7 +1012,9 @@ def test_wrong_use_is_one_line(runs: Runs, words: list[str], code: int, says: st
 
 def test_a_sick_start_is_said_as_json_too(runs: Runs) -> None:
     events = runs.run("--issue", "i-1", "--task", "x", "--agent-command", "/nowhere/agent", code=1)
-    assert events[-1]["event"] == "pipeline_ended" and events[-1]["state"] == "error" and "AGT_001" in events[-1]["reason"]
+    assert (
+        events[-1]["event"] == "pipeline_ended" and events[-1]["state"] == "error" and "AGT_001" in events[-1]["reason"]
+    )
 
 
 # -- what is shown
@@ -882,7 +1045,9 @@ def test_an_agents_last_line_is_not_glued_to_ours(runs: Runs, served: Service) -
     assert process.wait(60) == 1
     stamped = runs.output(process).partition("\n\n")[0].splitlines()
     assert len(stamped) > 3 and all(re.match(r" *\d+\.\d\d s  \S", line) for line in stamped)
-    assert [line.partition(" s  ")[2] for line in stamped if "chief-architect: " in line] == [f"chief-architect: {SHOWN}"]
+    assert [line.partition(" s  ")[2] for line in stamped if "chief-architect: " in line] == [
+        f"chief-architect: {SHOWN}"
+    ]
     assert stamped[3].endswith("chief-architect took longer than 1 s (--timeout); its last lines: first | half a line")
 
     words = ["--issue", "i-2", "--retries", "0", "--timeout", "1"]
@@ -895,7 +1060,15 @@ def test_an_agents_last_line_is_not_glued_to_ours(runs: Runs, served: Service) -
 def test_on_a_terminal_what_follows_an_agents_line_begins_a_line(runs: Runs, served: Service, ending: str) -> None:
     ours, theirs = pty.openpty()
     deed = "ignore" if ending == "Ctrl-C twice" else "half"
-    words = ["--issue", "i-1", "--retries", "0", "--patience", "0", *(["--timeout", "1"] if ending == "failure" else [])]
+    words = [
+        "--issue",
+        "i-1",
+        "--retries",
+        "0",
+        "--patience",
+        "0",
+        *(["--timeout", "1"] if ending == "failure" else []),
+    ]
     process = runs.start(*words, script={"chief-architect": [deed]}, out=theirs, COLUMNS="90")
     seen = b""
 
@@ -934,7 +1107,15 @@ def test_the_table_and_its_lines_are_read_by_programs_too(runs: Runs, served: Se
 
 def test_on_a_terminal_the_running_agents_line_is_written_in_place(runs: Runs, served: Service) -> None:
     ours, theirs = pty.openpty()
-    process = runs.start("--issue", "i-1", "--until", "architect", script={"chief-architect": ["crash", "gate"]}, out=theirs, COLUMNS="60")
+    process = runs.start(
+        "--issue",
+        "i-1",
+        "--until",
+        "architect",
+        script={"chief-architect": ["crash", "gate"]},
+        out=theirs,
+        COLUMNS="60",
+    )
     os.close(theirs)
     seen = b""
 
@@ -959,6 +1140,16 @@ def test_the_table_says_what_happened_line_by_line(runs: Runs, served: Service) 
     assert process.wait(60) == 0
     lines = runs.output(process).splitlines()
     assert f"i-1 begins at {served.url}" in lines[0]
-    assert any("chief-architect failed after" in line and "ended without storing a result; its last lines: I forgot" in line for line in lines)
-    assert any(line.endswith("  next: python-specialist (high), architecture-success: implementation of what was designed") for line in lines)
-    assert any("reached: coding has succeeded" in line for line in lines) and "\x1b" not in "".join(lines) and "\r" not in "".join(lines)
+    assert any(
+        "chief-architect failed after" in line and "ended without storing a result; its last lines: I forgot" in line
+        for line in lines
+    )
+    assert any(
+        line.endswith("  next: python-specialist (high), architecture-success: implementation of what was designed")
+        for line in lines
+    )
+    assert (
+        any("reached: coding has succeeded" in line for line in lines)
+        and "\x1b" not in "".join(lines)
+        and "\r" not in "".join(lines)
+    )

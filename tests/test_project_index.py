@@ -1,4 +1,6 @@
-"""The plugin project_index: what it remembers is what the module's own reader finds anew, whatever happens to the repository."""
+"""The plugin project_index: what it remembers is what the module's own reader finds anew, whatever happens to the
+repository.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,14 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
     "an edit": lambda root: (root / "src/main.py").write_text("def main():\n    return 'edited'\n"),
     "an edit of the same length": lambda root: (root / "src/main.py").write_text("def main():\n    return 'EDITED'\n"),
     "a new file": lambda root: (root / "src/new.py").write_text("new = 1\n"),
-    "a new folder": lambda root: ((root / "deep/er").mkdir(parents=True), (root / "deep/er/file.go").write_text("package x\n")),
+    "a new folder": lambda root: (
+        (root / "deep/er").mkdir(parents=True),
+        (root / "deep/er/file.go").write_text("package x\n"),
+    ),
     "a deletion": lambda root: (root / "src/new.py").unlink(),
-    "a file that is replaced": lambda root: shutil.copy(root / "README.md", root / "src/other.md").replace(root / "README.md"),
+    "a file that is replaced": lambda root: shutil.copy(root / "README.md", root / "src/other.md").replace(
+        root / "README.md"
+    ),
     "a file staged": lambda root: git(root, "add", "-A"),
     "a commit": lambda root: git(root, "commit", "-q", "-m", "Everything"),
     "a rename": lambda root: git(root, "mv", "src/main.py", "src/program.py"),
@@ -59,7 +66,9 @@ def test_what_is_remembered_is_what_a_new_look_finds(readers: tuple[Any, Project
         assert facts(index.look()) == facts(own.look()), name
 
 
-def test_the_digest_of_a_state_is_the_same_for_the_same_state_alone(readers: tuple[Any, Project], repository: Path) -> None:
+def test_the_digest_of_a_state_is_the_same_for_the_same_state_alone(
+    readers: tuple[Any, Project], repository: Path
+) -> None:
     for reader in readers:
         first, again = reader.look(), reader.look()
         assert first.digest and first.digest == again.digest

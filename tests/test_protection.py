@@ -15,7 +15,13 @@ from conftest import MODULE, PROJECT, Client, Service, make_repository, until
 import cco_sidecar
 
 EVENT = {"publisher": "tester", "topic": "test", "data": {}}
-RESULT = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-1", "project_id": PROJECT, "result": {"status": "success"}}
+RESULT = {
+    "agent_id": "a-1",
+    "agent_type": "python-specialist",
+    "issue_id": "issue-1",
+    "project_id": PROJECT,
+    "result": {"status": "success"},
+}
 LOOPBACK = frozenset({"localhost", "127.0.0.1"})
 
 
@@ -82,7 +88,13 @@ def test_which_hosts_are_answered(host: str, allowed: frozenset[str], answered: 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:3001", "localhost.evil.example", "192.168.1.5"])
 def test_a_rebound_name_reaches_no_endpoint(service: Service, host: str) -> None:
     client = service.client()
-    for method, path in [("GET", "/health"), ("GET", "/status"), ("POST", "/api/results"), ("OPTIONS", "/status"), ("GET", "/api/nothing")]:
+    for method, path in [
+        ("GET", "/health"),
+        ("GET", "/status"),
+        ("POST", "/api/results"),
+        ("OPTIONS", "/status"),
+        ("GET", "/api/nothing"),
+    ]:
         answer = client.request(method, path, headers={"Host": host})
         assert refused(answer), (method, path)
 
@@ -136,29 +148,54 @@ def test_which_origins_may_call(origin: str, more: tuple[str, ...], allowed: boo
     assert cco_sidecar.origin_allowed(origin, more) is allowed
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://[::1", "http://localhost.evil.example", "http://[bad]:1"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://[::1", "http://localhost.evil.example", "http://[bad]:1"]
+)
 def test_a_hostile_page_is_refused_and_gets_no_cors_headers(service: Service, origin: str) -> None:
-    for method, path in [("GET", "/health"), ("GET", "/status"), ("POST", "/api/events/ping"), ("OPTIONS", "/api/results")]:
-        answer = service.client().request(method, path, headers={"Origin": origin, "Access-Control-Request-Method": "POST"})
+    for method, path in [
+        ("GET", "/health"),
+        ("GET", "/status"),
+        ("POST", "/api/events/ping"),
+        ("OPTIONS", "/api/results"),
+    ]:
+        answer = service.client().request(
+            method, path, headers={"Origin": origin, "Access-Control-Request-Method": "POST"}
+        )
         assert refused(answer), (method, path)
         assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
 
 
 @pytest.mark.parametrize("origin", ["http://localhost:5173", "vscode-webview://0abc123"])
 def test_a_friendly_page_may_read_answers_and_errors(service: Service, origin: str) -> None:
-    for client, path, status in [(service.client("python-specialist"), "/status", 200), (Client(service.url, None), "/status", 401)]:
+    for client, path, status in [
+        (service.client("python-specialist"), "/status", 200),
+        (Client(service.url, None), "/status", 401),
+    ]:
         answer = client.request("GET", path, headers={"Origin": origin})
         assert answer.status_code == status
         assert answer.headers["Access-Control-Allow-Origin"] == origin
         assert "Origin" in answer.headers["Vary"]
         assert "Access-Control-Allow-Credentials" not in answer.headers
     exposed = {name.strip() for name in answer.headers["Access-Control-Expose-Headers"].split(",")}
-    assert exposed >= {"X-Request-ID", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Refreshed-Token", "Retry-After"}
+    assert exposed >= {
+        "X-Request-ID",
+        "X-RateLimit-Limit",
+        "X-RateLimit-Remaining",
+        "X-RateLimit-Reset",
+        "X-Refreshed-Token",
+        "Retry-After",
+    }
 
 
-@pytest.mark.parametrize(("path", "method"), [("/api/results", "POST"), ("/api/cache/context/issue-1", "DELETE"), ("/status", "GET")])
+@pytest.mark.parametrize(
+    ("path", "method"), [("/api/results", "POST"), ("/api/cache/context/issue-1", "DELETE"), ("/status", "GET")]
+)
 def test_a_preflight_is_answered_without_a_token(nobody: Client, path: str, method: str) -> None:
-    asked = {"Origin": "http://localhost:5173", "Access-Control-Request-Method": method, "Access-Control-Request-Headers": "authorization"}
+    asked = {
+        "Origin": "http://localhost:5173",
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": "authorization",
+    }
     answer = nobody.request("OPTIONS", path, headers=asked)
     assert (answer.status_code, answer.content) == (204, b"")
     assert answer.headers["Access-Control-Allow-Origin"] == "http://localhost:5173"
@@ -222,7 +259,13 @@ def audited(service: Service, answer: requests.Response) -> dict[str, Any]:
 def test_the_audit_log_says_who_did_what_on_what_with_what_outcome(service: Service) -> None:
     client = service.client("python-specialist", sub="agent-7")
     line = audited(service, client.post("/api/results", RESULT))
-    assert {"who": "agent-7", "agent_type": "python-specialist", "method": "POST", "path": "/api/results", "status": 201}.items() <= line.items()
+    assert {
+        "who": "agent-7",
+        "agent_type": "python-specialist",
+        "method": "POST",
+        "path": "/api/results",
+        "status": 201,
+    }.items() <= line.items()
     assert (line["outcome"], line["code"], line["remote"]) == ("done", None, "127.0.0.1")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", line["time"])
     line = audited(service, client.delete("/api/cache/context/issue-never-cached"))
@@ -260,8 +303,20 @@ def test_the_audit_log_tells_refusals_of_every_kind(service: Service, nobody: Cl
         (nobody.get("/api/nothing"), None, "REQ_002"),
         (nobody.request("TRACE", "/status"), None, "REQ_003"),
         (reader.post("/api/results", RESULT | {"more": "x" * 33 * 1024 * 1024}), None, "REQ_004"),
-        (service.client(sub="coder-7").request("POST", "/api/results", data="x", headers={"Content-Type": "text/plain"}), "coder-7", "REQ_005"),
-        (service.client(sub="coder-7").request("POST", "/api/results", json=RESULT, headers={"Content-Encoding": "gzip"}), "coder-7", "REQ_005"),
+        (
+            service.client(sub="coder-7").request(
+                "POST", "/api/results", data="x", headers={"Content-Type": "text/plain"}
+            ),
+            "coder-7",
+            "REQ_005",
+        ),
+        (
+            service.client(sub="coder-7").request(
+                "POST", "/api/results", json=RESULT, headers={"Content-Encoding": "gzip"}
+            ),
+            "coder-7",
+            "REQ_005",
+        ),
         (service.client(sub="coder-7").post("/api/results", {}), "coder-7", "REQ_001"),
         (spent(service, "hasty-7"), "hasty-7", "RATE_001"),
     ]:
@@ -304,12 +359,20 @@ def test_neither_errors_nor_logs_give_away_tokens_paths_or_tracebacks(make_servi
     assert {answer.status_code for answer in answers} == {400, 401, 403, 404, 500}
     assert architect.post("/api/events/ping", EVENT | {"data": {"text": secret}}).status_code == 202
     folders = [str(service.root), str(service.storage), str(MODULE.parent), "/nowhere", "/etc/passwd"]
-    hidden = [str(architect.token), str(coder.token), str(other.token), (service.storage / "jwt.secret").read_text().strip(), secret]
+    hidden = [
+        str(architect.token),
+        str(coder.token),
+        str(other.token),
+        (service.storage / "jwt.secret").read_text().strip(),
+        secret,
+    ]
     for answer in answers:
         assert [word for word in [*folders, *hidden, "Traceback", 'File "'] if word in answer.text] == [], answer.text
     until(lambda: all(answer.headers["X-Request-ID"] in service.log for answer in answers))
     assert service.stop() == 0
-    lines = [line for line in service.log.splitlines() if not line.startswith("  ")]  # the banner names root and storage
+    lines = [
+        line for line in service.log.splitlines() if not line.startswith("  ")
+    ]  # the banner names root and storage
     for log in ("\n".join(lines), (service.storage / "audit.log").read_text()):
         assert [word for word in [*folders, *hidden, "Traceback"] if word in log] == []
     assert [word for word in hidden if word in service.log] == [], "the banner too"
@@ -367,7 +430,9 @@ def test_a_policy_that_agrees_changes_nothing(guarded: Service, subject: str) ->
     assert guarded.client(sub=subject).post("/api/events/ping", EVENT).status_code == 202
 
 
-@pytest.mark.parametrize("subject", ["refusing", "raising", "exiting", "empty", "zero", "number", "list", "object", "unknown-to-the-policy"])
+@pytest.mark.parametrize(
+    "subject", ["refusing", "raising", "exiting", "empty", "zero", "number", "list", "object", "unknown-to-the-policy"]
+)
 def test_a_policy_that_does_not_clearly_agree_refuses(guarded: Service, subject: str) -> None:
     client = guarded.client(sub=subject)
     before = guarded.client(sub="agreeing").get("/status").json()["events"]["total_published"]
@@ -407,7 +472,11 @@ def test_a_policy_that_hangs_refuses_and_takes_nobody_with_it(guarded: Service) 
 
 def test_one_refusal_among_several_policies_is_enough(make_service: Callable[..., Service], tmp_path: Path) -> None:
     template = "from cco_sidecar import hookimpl\n@hookimpl\ndef permission_policy(claims):\n    return {}\n"
-    sources = {"a_yes": template.format("True"), "b_no": template.format("'not on Sundays'"), "c_yes": template.format("True")}
+    sources = {
+        "a_yes": template.format("True"),
+        "b_no": template.format("'not on Sundays'"),
+        "c_yes": template.format("True"),
+    }
     service = make_service("--plugins", str(plugin_folder(tmp_path / "policies", **sources)))
     answer = service.client().get("/status")
     assert refused(answer, "AUTH_003")

@@ -338,7 +338,7 @@ def test_the_first_command_serves_the_repository_on_the_default_port(reader: Rea
 def test_ci_types_both_commands_of_the_first_screen() -> None:
     script = (ROOT / ".ci/run").read_text()
     function = re.search(r"(?ms)^readme_command\(\).*?^\}$", script)
-    assert function and 'serve=$(readme_command 1) suite=$(readme_command 2)' in script
+    assert function and "serve=$(readme_command 1) suite=$(readme_command 2)" in script
     both = f"{function[0]}\nreadme_command 1; readme_command 2"
     taken = subprocess.run(["bash", "-c", both], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     typed = [step.typed for step in read_steps(README) if not step.section]

@@ -26,7 +26,10 @@ def test_the_forms_of_the_measurement_are_those_of_the_module() -> None:
     ("content", "left"),
     [
         ("postgres://user:Zq9-blue@db/x", f"postgres://user:{REDACTED}@db/x"),
-        ("redis://:Zq9-blue@cache:6379 and https://a:Zq9-red@b", f"redis://:{REDACTED}@cache:6379 and https://a:{REDACTED}@b"),
+        (
+            "redis://:Zq9-blue@cache:6379 and https://a:Zq9-red@b",
+            f"redis://:{REDACTED}@cache:6379 and https://a:{REDACTED}@b",
+        ),
         ("aws_secret_access_key = " + "aB3/" * 10, f"aws_secret_access_key = {REDACTED}"),
         ("Account" + "Key=" + "aB3/" * 21 + "xy==;End", f"AccountKey={REDACTED};End"),
         ('client_secret = "' + "aB3xY7pQ9rT2vW5z" + '8mN4"', f'client_secret = "{REDACTED}"'),
@@ -59,24 +62,44 @@ def test_what_only_looks_like_a_secret_stays(content: str) -> None:
 
 
 def test_a_key_that_the_files_end_cuts_off_is_redacted_and_nothing_else() -> None:
-    key = "-----BEGIN EC " + "PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n" + ("A1b2" * 16 + "\n") * 5
+    key = (
+        "-----BEGIN EC "
+        + "PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n"
+        + ("A1b2" * 16 + "\n") * 5
+    )
     lines = "\n" * key.count("\n")  # those that follow keep their numbers
     assert redact("before\n" + key) == ("before\n" + REDACTED + lines, 1)
-    assert redact(f'KEY = "{key}-----END EC PRIVATE ' + 'KEY-----"\nafter = 1\n') == (f'KEY = "{REDACTED}{lines}"\nafter = 1\n', 1)
+    assert redact(f'KEY = "{key}-----END EC PRIVATE ' + 'KEY-----"\nafter = 1\n') == (
+        f'KEY = "{REDACTED}{lines}"\nafter = 1\n',
+        1,
+    )
 
 
 def test_long_texts_without_secrets_take_time_in_proportion_to_their_length() -> None:
     armour = "-----BEGIN PRIVATE " + "KEY-----\n"
-    for text in (armour + "A" * 300_000 + "!", armour * 10_000, *(hint * 50_000 for form in SECRET_FORMS for hint in form.hints), '= "' * 100_000):
+    for text in (
+        armour + "A" * 300_000 + "!",
+        armour * 10_000,
+        *(hint * 50_000 for form in SECRET_FORMS for hint in form.hints),
+        '= "' * 100_000,
+    ):
         redact(text)  # a pattern that backtracks would not come back
 
 
 def test_this_projects_own_sources_hold_no_secret() -> None:
     root = Path(__file__).parent.parent
-    for path in [*root.glob("*.py"), *root.glob("*.md"), *root.glob("plugins/*.py"), *root.glob("tests/benchmarks/*.py")]:
+    for path in [
+        *root.glob("*.py"),
+        *root.glob("*.md"),
+        *root.glob("plugins/*.py"),
+        *root.glob("tests/benchmarks/*.py"),
+    ]:
         assert not by_form(path.name, path.read_text(), False).total(), path
 
 
-@pytest.mark.parametrize("path", [".envrc", "x/kubeconfig", "client_secret_1.json", "config/master.key", "x.keytab", "home/.my.cnf", "vpn.ovpn"])
+@pytest.mark.parametrize(
+    "path",
+    [".envrc", "x/kubeconfig", "client_secret_1.json", "config/master.key", "x.keytab", "home/.my.cnf", "vpn.ovpn"],
+)
 def test_more_files_that_hold_nothing_but_secrets(path: str) -> None:
     assert is_secret(path)

@@ -40,7 +40,13 @@ CONTEXT = {
         "git_context": {
             "branch": "main",
             "recent_commits": [
-                {"hash": "abc123", "message": "Initial commit", "author": "developer", "timestamp": TIME, "files_changed": ["src/main.py"]}
+                {
+                    "hash": "abc123",
+                    "message": "Initial commit",
+                    "author": "developer",
+                    "timestamp": TIME,
+                    "files_changed": ["src/main.py"],
+                }
             ],
             "uncommitted_changes": [{"path": "src/api.py", "status": "modified", "diff": "+10 -5"}],
             "remote": "origin",
@@ -73,7 +79,10 @@ CONTEXT = {
     "timestamp": TIME,
     "cache_hit": True,
 }
-UNMEASURED = {f"$.context.metadata.{name}" for name in ("test_coverage", "last_build_status", "last_build_time", "security_scan_status")}
+UNMEASURED = {
+    f"$.context.metadata.{name}"
+    for name in ("test_coverage", "last_build_status", "last_build_time", "security_scan_status")
+}
 
 STORED = {
     "id": "result-uuid-456",
@@ -193,8 +202,18 @@ FULL_RESULT = {
         ],
         "files_modified": [{"path": "requirements.txt", "diff": "+1 -0", "changes": ["Added fastapi==0.104.0"]}],
         "files_deleted": [],
-        "decisions": ["Implemented REST API with FastAPI", "Added comprehensive test suite", "Used Pydantic models for validation"],
-        "metrics": {"execution_time_ms": 4500, "tokens_used": 15000, "test_coverage": 92.3, "lines_of_code": 250, "complexity_score": 3.2},
+        "decisions": [
+            "Implemented REST API with FastAPI",
+            "Added comprehensive test suite",
+            "Used Pydantic models for validation",
+        ],
+        "metrics": {
+            "execution_time_ms": 4500,
+            "tokens_used": 15000,
+            "test_coverage": 92.3,
+            "lines_of_code": 250,
+            "complexity_score": 3.2,
+        },
         "artifacts": {
             "api_documentation": "# API Documentation\n\n## Endpoints\n...",
             "test_report": "All tests passing (15/15)",
@@ -230,7 +249,11 @@ RUST_RESULT = {
     "agent_type": "rust-specialist",
     "issue_id": ISSUE,
     "project_id": PROJECT,
-    "result": {"status": "success", "files_created": ["src/main.rs"], "decisions": ["Implemented high-performance API"]},
+    "result": {
+        "status": "success",
+        "files_created": ["src/main.rs"],
+        "decisions": ["Implemented high-performance API"],
+    },
 }
 FULL_EVENT = {
     "event_type": "agent_completed",
@@ -264,7 +287,11 @@ SPAWN = {
     "issue_id": "issue-124",
     "task": "Implement user authentication",
     "context_requirements": ["project_structure", "previous_decisions", "security_policies"],
-    "environment": {"PYTHON_VERSION": "3.11", "PROJECT_ROOT": "/Users/project", "API_BASE_URL": "http://localhost:8000"},
+    "environment": {
+        "PYTHON_VERSION": "3.11",
+        "PROJECT_ROOT": "/Users/project",
+        "API_BASE_URL": "http://localhost:8000",
+    },
     "priority": "high",
 }
 
@@ -276,7 +303,9 @@ def json_type(value: Any) -> str:
 
 
 def differences(documented: Any, answer: Any, nullable: set[str], path: str = "$") -> Iterator[str]:
-    """What ``answer`` lacks or has with another JSON type; an array's items are each held against the first documented one."""
+    """What ``answer`` lacks or has with another JSON type; an array's items are each held against the first documented
+    one.
+    """
     if answer is None and path in nullable:
         return
     if json_type(documented) != json_type(answer):
@@ -308,7 +337,9 @@ def same_shape(documented: Any, answer: Any, nullable: set[str] = frozenset()) -
         ({"a": None}, {"a": "x"}, set(), ["$.a is string, documented is null"]),
     ],
 )
-def test_the_comparison_of_shapes_finds_what_differs(documented: Any, answer: Any, nullable: set[str], found: list[str]) -> None:
+def test_the_comparison_of_shapes_finds_what_differs(
+    documented: Any, answer: Any, nullable: set[str], found: list[str]
+) -> None:
     assert list(differences(documented, answer, nullable)) == found
 
 
@@ -322,7 +353,9 @@ def coder(service: Service) -> Client:
 def spawner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose agents end at once."""
     folder = tmp_path_factory.mktemp("spawner")
-    running = Service(make_repository(folder / "repository"), folder / "storage", "--agent-command", f"{sys.executable} -c pass").start()
+    running = Service(
+        make_repository(folder / "repository"), folder / "storage", "--agent-command", f"{sys.executable} -c pass"
+    ).start()
     yield running
     assert running.stop() == 0, running.log
 
@@ -332,20 +365,39 @@ def spawner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def test_a_context_has_every_documented_field(service: Service, architect: Client, coder: Client) -> None:
     (service.root / "src/greeting.py").write_text("def greet(name):\n    return f'Hi, {name}!'\n")
-    decided = {"status": "success", "decisions": ["Use FastAPI for the backend"], "rationale": "Best performance for async endpoints"}
+    decided = {
+        "status": "success",
+        "decisions": ["Use FastAPI for the backend"],
+        "rationale": "Best performance for async endpoints",
+    }
     body = {"agent_id": "chief-architect", "agent_type": "chief-architect", "issue_id": ISSUE, "project_id": PROJECT}
-    assert architect.post("/api/results", body | {"result": decided | {"files_modified": ["requirements.txt"]}}).status_code == 201
+    assert (
+        architect.post(
+            "/api/results", body | {"result": decided | {"files_modified": ["requirements.txt"]}}
+        ).status_code
+        == 201
+    )
     answer = coder.get("/api/context/issue-123/python-specialist")
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "application/json"
     context = answer.json()
     same_shape(CONTEXT, context, UNMEASURED)
     sections = context["context"]
-    filled = [sections["project_structure"]["files"], sections["project_structure"]["directories"], sections["relevant_files"]]
+    filled = [
+        sections["project_structure"]["files"],
+        sections["project_structure"]["directories"],
+        sections["relevant_files"],
+    ]
     filled += [sections["git_context"]["recent_commits"], sections["git_context"]["recent_commits"][0]["files_changed"]]
-    filled += [sections["git_context"]["uncommitted_changes"], sections["previous_agent_outputs"], sections["metadata"]["dependencies"]]
+    filled += [
+        sections["git_context"]["uncommitted_changes"],
+        sections["previous_agent_outputs"],
+        sections["metadata"]["dependencies"],
+    ]
     assert all(filled), "an empty array would compare with anything"
-    assert sections["git_context"]["uncommitted_changes"] == [{"path": "src/greeting.py", "status": "modified", "diff": "+1 -1"}]
+    assert sections["git_context"]["uncommitted_changes"] == [
+        {"path": "src/greeting.py", "status": "modified", "diff": "+1 -1"}
+    ]
     assert sections["git_context"]["recent_commits"][0]["message"] == "Greet politely", "newest first"
     first = next(output for output in sections["previous_agent_outputs"] if output["agent"] == "chief-architect")
     assert first["decision"] == "Use FastAPI for the backend"
@@ -377,8 +429,12 @@ def test_clearing_the_cache_counts_what_was_there(coder: Client, issue: str) -> 
 # -- results
 
 
-@pytest.mark.parametrize("body", [FULL_RESULT, SHORT_RESULT, WORKFLOW_RESULT, RUST_RESULT], ids=["schema", "short", "workflow", "rust"])
-def test_every_documented_result_is_stored_as_it_was_sent(service: Service, coder: Client, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "body", [FULL_RESULT, SHORT_RESULT, WORKFLOW_RESULT, RUST_RESULT], ids=["schema", "short", "workflow", "rust"]
+)
+def test_every_documented_result_is_stored_as_it_was_sent(
+    service: Service, coder: Client, body: dict[str, Any]
+) -> None:
     answer = coder.post("/api/results", body)
     assert answer.status_code == 201
     stored = answer.json()
@@ -391,7 +447,10 @@ def test_every_documented_result_is_stored_as_it_was_sent(service: Service, code
 
 def test_the_first_success_proposes_tester_and_auditor_as_documented(coder: Client, issue: str) -> None:
     proposed = coder.post("/api/results", SHORT_RESULT | {"issue_id": issue}).json()["next_agents"]
-    assert {(agent["agent_type"], agent["priority"]) for agent in proposed} == {("test-engineer", "high"), ("security-auditor", "medium")}
+    assert {(agent["agent_type"], agent["priority"]) for agent in proposed} == {
+        ("test-engineer", "high"),
+        ("security-auditor", "medium"),
+    }
 
 
 # -- events
@@ -409,14 +468,21 @@ def test_every_documented_event_is_accepted(coder: Client, body: dict[str, Any])
     assert published["subscriber_count"] == len(published["subscribers_notified"])
 
 
-@pytest.mark.parametrize("query", ["?timeout=30000&filter=issue_id:issue-123", "?timeout=30000&filter=issue_id%3Aissue-123"], ids=["curl", "encoded"])
+@pytest.mark.parametrize(
+    "query",
+    ["?timeout=30000&filter=issue_id:issue-123", "?timeout=30000&filter=issue_id%3Aissue-123"],
+    ids=["curl", "encoded"],
+)
 def test_a_waiter_gets_the_event_in_the_documented_shape(service: Service, query: str) -> None:
     published = service.client("python-specialist").post("/api/events/agent_completed", FULL_EVENT).json()
     waiter = service.client("test-engineer")
     answer = waiter.get("/api/events/wait/agent_completed" + query)
     assert answer.status_code == 200
     arrived = answer.json()
-    same_shape(ARRIVED, {**arrived, "events": [event for event in arrived["events"] if event["event_id"] == published["event_id"]]})
+    same_shape(
+        ARRIVED,
+        {**arrived, "events": [event for event in arrived["events"] if event["event_id"] == published["event_id"]]},
+    )
     event = next(event for event in arrived["events"] if event["event_id"] == published["event_id"])
     assert {name: event[name] for name in FULL_EVENT} == FULL_EVENT
     assert "timeout" not in arrived
@@ -481,7 +547,9 @@ def test_status_has_every_documented_field(spawner: Service) -> None:
     assert answer.status_code == 200
     status = answer.json()
     counts = status["agents"].pop("by_type")
-    same_shape(STATUS | {"agents": {name: value for name, value in STATUS["agents"].items() if name != "by_type"}}, status)  # type: ignore[attr-defined]
+    same_shape(
+        STATUS | {"agents": {name: value for name, value in STATUS["agents"].items() if name != "by_type"}}, status
+    )  # type: ignore[attr-defined]
     assert all(json_type(count) == "number" for count in counts.values())
     assert status["storage"]["storage_path"] == str(spawner.storage)
     assert status["agents"]["spawned_total"] >= status["agents"]["completed"] >= 1
@@ -514,9 +582,17 @@ READER, WRITER = {"permissions": ["read_context"]}, {"permissions": ["write_resu
         (lambda s: s.client("python-specialist").post("/api/events/agent_completed", {"topic": "implementation"}), 400),
         (lambda s: Client(s.url, None).post("/api/events/agent_completed", SHORT_EVENT), 401),
         (lambda s: s.client("documentation-expert").post("/api/events/agent_completed", SHORT_EVENT), 403),
-        (lambda s: s.client("python-specialist").get("/api/events/wait/agent_completed", filter="issue_id==issue-123"), 400),
+        (
+            lambda s: s.client("python-specialist").get(
+                "/api/events/wait/agent_completed", filter="issue_id==issue-123"
+            ),
+            400,
+        ),
         (lambda s: Client(s.url, None).get("/api/events/wait/agent_completed"), 401),
-        (lambda s: s.client("chief-architect").post("/api/agents/spawn", {"task": "Implement user authentication"}), 400),
+        (
+            lambda s: s.client("chief-architect").post("/api/agents/spawn", {"task": "Implement user authentication"}),
+            400,
+        ),
         (lambda s: Client(s.url, None).post("/api/agents/spawn", SPAWN), 401),
         (lambda s: s.client("python-specialist").post("/api/agents/spawn", SPAWN), 403),
         (lambda s: Client(s.url, None).delete("/api/cache/context/issue-123"), 401),
@@ -524,7 +600,9 @@ READER, WRITER = {"permissions": ["read_context"]}, {"permissions": ["write_resu
         (lambda s: Client(s.url, None).get("/status"), 401),
     ],
 )
-def test_every_documented_refusal_has_its_status(service: Service, send: Callable[[Service], requests.Response], status: int) -> None:
+def test_every_documented_refusal_has_its_status(
+    service: Service, send: Callable[[Service], requests.Response], status: int
+) -> None:
     answer = send(service)
     assert answer.status_code == status
     same_shape({name: value for name, value in ERROR.items() if name != "details"}, answer.json())
@@ -540,14 +618,22 @@ def test_the_complete_agent_workflow_runs(service: Service, issue: str) -> None:
 
     heard: list[Any] = []
     subscription = {"timeout": 60000, "filter": f"issue_id:{issue}"}
-    background = threading.Thread(target=lambda: heard.append(listener.wait("implementation_complete", **subscription)), daemon=True)
+    background = threading.Thread(
+        target=lambda: heard.append(listener.wait("implementation_complete", **subscription)), daemon=True
+    )
     background.start()
 
     result = agent.post("/api/results", WORKFLOW_RESULT | {"issue_id": issue})
     assert result.status_code == 201
-    assert [proposal["agent_type"] for proposal in result.json()["next_agents"]] == ["test-engineer", "security-auditor"]
+    assert [proposal["agent_type"] for proposal in result.json()["next_agents"]] == [
+        "test-engineer",
+        "security-auditor",
+    ]
 
-    event = agent.post("/api/events/implementation_complete", WORKFLOW_EVENT | {"data": {"issue_id": issue, "status": "success", "files_changed": 2}})
+    event = agent.post(
+        "/api/events/implementation_complete",
+        WORKFLOW_EVENT | {"data": {"issue_id": issue, "status": "success", "files_changed": 2}},
+    )
     assert event.status_code == 202
     background.join(15)
     assert heard, "the subscription in the background was not answered"
@@ -563,4 +649,7 @@ def test_the_rust_agent_runs(service: Service, issue: str) -> None:
     same_shape(STORED, stored.json())
     event = agent.post("/api/events/agent_completed", SHORT_EVENT)
     assert event.status_code == 202
-    assert agent.wait("agent_completed", timeout="30000", filter=f"issue_id:{issue}")["events"][0]["data"]["result_id"] == stored.json()["id"]
+    assert (
+        agent.wait("agent_completed", timeout="30000", filter=f"issue_id:{issue}")["events"][0]["data"]["result_id"]
+        == stored.json()["id"]
+    )

@@ -1,4 +1,6 @@
-"""Tests of plugins/relevance.py: real repositories, a real SQLite file, the builder as a real process. Pure rules in tables."""
+"""Tests of plugins/relevance.py: real repositories, a real SQLite file, the builder as a real process. Pure rules in
+tables.
+"""
 
 from __future__ import annotations
 
@@ -67,13 +69,21 @@ class Repository:
         return git(self.root, "rev-parse", "HEAD")
 
     def facts(self) -> list[FileFact]:
-        names = [os.path.relpath(os.path.join(place, name), self.root) for place, _, names in os.walk(self.root) for name in names]
+        names = [
+            os.path.relpath(os.path.join(place, name), self.root)
+            for place, _, names in os.walk(self.root)
+            for name in names
+        ]
         kept = [(name, os.lstat(self.root / name)) for name in sorted(names) if not name.startswith(".git/")]
         return [FileFact(name, facts.st_size, facts.st_mtime_ns) for name, facts in kept]
 
-    def request(self, task: str = "", category: str = "coding", agent: str = "python-specialist", **more: Any) -> RankRequest:
+    def request(
+        self, task: str = "", category: str = "coding", agent: str = "python-specialist", **more: Any
+    ) -> RankRequest:
         facts: dict[str, Any] = {"files": self.facts(), "changed": [], "outputs": [], "head": self.head()} | more
-        return RankRequest(root=str(self.root), index_folder=str(self.index), agent_type=agent, category=category, task=task, **facts)
+        return RankRequest(
+            root=str(self.root), index_folder=str(self.index), agent_type=agent, category=category, task=task, **facts
+        )
 
     def head(self) -> str | None:
         try:
@@ -127,7 +137,8 @@ def shop(empty: Repository) -> Repository:
     return empty
 
 
-# ---- Pure rules ------------------------------------------------------------------------------------------------------------------
+# ---- Pure rules
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -150,7 +161,12 @@ def test_the_splitter_forgets_before_it_grows_without_end(monkeypatch: pytest.Mo
 
 def test_stems_are_those_of_the_index() -> None:
     stemmer = relevance.Stemmer()
-    assert stemmer.stems(["cookies", "caching", "2", "größe"]) == {"cookies": "cooki", "caching": "cach", "2": "2", "größe": "groß"}
+    assert stemmer.stems(["cookies", "caching", "2", "größe"]) == {
+        "cookies": "cooki",
+        "caching": "cach",
+        "2": "2",
+        "größe": "groß",
+    }
     assert stemmer.stems(["sessions", "session"]) == {"sessions": "session", "session": "session"}
 
 
@@ -221,7 +237,10 @@ def test_a_query_joins_neighbours_but_not_over_a_stop_word_or_the_end_of_a_sente
 
 
 def test_a_query_has_an_end() -> None:
-    assert len(query((" ".join(f"word{chr(97 + a)}{chr(97 + b)}" for a in range(26) for b in range(26)), 1.0)).terms) == relevance.MAX_TERMS
+    assert (
+        len(query((" ".join(f"word{chr(97 + a)}{chr(97 + b)}" for a in range(26) for b in range(26)), 1.0)).terms)
+        == relevance.MAX_TERMS
+    )
 
 
 @pytest.mark.parametrize(
@@ -260,7 +279,8 @@ def test_changed_paths_and_renames_are_read(raw: str, paths: list[str], renames:
     assert relevance.changed_paths(raw) == (paths, renames)
 
 
-# ---- What is relevant ------------------------------------------------------------------------------------------------------------
+# ---- What is relevant
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_file_that_a_task_is_about_comes_first_and_says_why(shop: Repository) -> None:
@@ -269,7 +289,11 @@ def test_the_file_that_a_task_is_about_comes_first_and_says_why(shop: Repository
     first = shop.rank("SessionStore forgets the cookie")[0]
     assert first.path == "shop/session.py"
     said = " | ".join(first.reasons)
-    assert "defines SessionStore" in said and "text matches" in said and f"changed with {head[:7]} Let the session cookie expire" in said
+    assert (
+        "defines SessionStore" in said
+        and "text matches" in said
+        and f"changed with {head[:7]} Let the session cookie expire" in said
+    )
 
 
 def test_relations_are_reasons(shop: Repository) -> None:
@@ -317,18 +341,34 @@ def test_a_base_name_that_many_files_have_names_none(empty: Repository) -> None:
 
 def test_uncommitted_changes_and_earlier_agents_files_are_lifted(shop: Repository) -> None:
     assert shop.rank("anything", changed=["shop/warehouse.py"])[0].reasons[0] == "uncommitted change"
-    output = {"agent": "a", "agent_type": "chief-architect", "decision": "Round differently", "files_affected": ["shop/money.py", "gone.py", 7]}
+    output = {
+        "agent": "a",
+        "agent_type": "chief-architect",
+        "decision": "Round differently",
+        "files_affected": ["shop/money.py", "gone.py", 7],
+    }
     first = shop.rank("anything", outputs=[output])[0]
     assert (first.path, first.reasons[0]) == ("shop/money.py", "changed by an earlier agent")
 
 
 def test_an_earlier_decision_is_part_of_the_query(shop: Repository) -> None:
-    output = {"agent": "a", "agent_type": "chief-architect", "decision": "SessionStore has to forget the cookie", "files_affected": None}
+    output = {
+        "agent": "a",
+        "agent_type": "chief-architect",
+        "decision": "SessionStore has to forget the cookie",
+        "files_affected": None,
+    }
     assert shop.rank("go on", outputs=[output])[0].path == "shop/session.py"
 
 
 def test_a_general_security_task_looks_where_security_is_made(empty: Repository) -> None:
-    empty.write(**{"app/login.py": "def check_password(user, password): ...\n", "app/colour.py": "def red(): ...\n", "app/aaa.py": "x = 1\n"})
+    empty.write(
+        **{
+            "app/login.py": "def check_password(user, password): ...\n",
+            "app/colour.py": "def red(): ...\n",
+            "app/aaa.py": "x = 1\n",
+        }
+    )
     for task in ("", "Audit the code for vulnerabilities"):
         assert empty.paths(task, category="security", agent="security-auditor")[0] == "app/login.py"
 
@@ -359,7 +399,8 @@ def test_history_counts_by_the_name_that_a_file_has_today(shop: Repository) -> N
     assert any(head[:7] in reason for reason in shop.reasons("zebras", "shop/storehouse.py"))
 
 
-# ---- What the index follows ------------------------------------------------------------------------------------------------------
+# ---- What the index follows
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_an_edit_just_before_the_call_counts(shop: Repository) -> None:
@@ -401,7 +442,10 @@ def test_new_commits_are_added_and_those_out_of_reach_dropped(shop: Repository) 
     shop.put("shop/warehouse.py", "x = 2\n")
     shop.commit("Hippos on main")
     assert not any("Giraffes" in reason for reason in shop.reasons("giraffes", "shop/warehouse.py"))
-    assert sorted(subject for (subject,) in shop.sql("select subject from past")) == ["Hippos on main", "Initial commit"]
+    assert sorted(subject for (subject,) in shop.sql("select subject from past")) == [
+        "Hippos on main",
+        "Initial commit",
+    ]
     assert shop.sql("select count(*) from message") == [(2,)]
 
 
@@ -423,15 +467,25 @@ def test_the_index_survives_a_restart(shop: Repository) -> None:
     shop.rank("zebra")
     inode = shop.database.stat().st_ino
     shop.forget()
-    assert relevance.rank(shop.request("session cookie"))[0].path == "shop/session.py", "at once: nothing is to be built"
+    assert relevance.rank(shop.request("session cookie"))[0].path == "shop/session.py", (
+        "at once: nothing is to be built"
+    )
     assert shop.database.stat().st_ino == inode
 
 
-# ---- Files that are odd ----------------------------------------------------------------------------------------------------------
+# ---- Files that are odd
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_odd_names_are_names(empty: Repository) -> None:
-    odd = ["new\nline_zebra.py", os.fsdecode(b"zebra-\xff.py"), "zebra with blanks.py", "zebrä.py", "'zebra'\".py", ".zebra.py"]
+    odd = [
+        "new\nline_zebra.py",
+        os.fsdecode(b"zebra-\xff.py"),
+        "zebra with blanks.py",
+        "zebrä.py",
+        "'zebra'\".py",
+        ".zebra.py",
+    ]
     for name in odd:
         empty.put(name, "def zebra(): ...\n")
     empty.commit("Odd zebras")
@@ -452,7 +506,9 @@ def test_what_is_no_text_is_ranked_by_its_path_only(empty: Repository, tmp_path:
     (empty.root / "link.py").symlink_to(tmp_path / "outside.py")
     (empty.root / "folder").symlink_to(tmp_path)
     os.mkfifo(empty.root / "pipe.py")
-    paths = empty.paths("zebra", files=[*empty.facts(), FileFact("folder/outside.py", 17, 1), FileFact("gone.py", 17, 1)])
+    paths = empty.paths(
+        "zebra", files=[*empty.facts(), FileFact("folder/outside.py", 17, 1), FileFact("gone.py", 17, 1)]
+    )
     assert paths[0] == "plain.py" and ".env" not in paths
     assert set(paths) >= {"huge.py", "binary.py", "vendor/lib.py", "link.py", "pipe.py"}
     found = empty.sql("select path from file join chunk on file.id = chunk.rowid / 4096 where chunk match 'zebra'")
@@ -465,7 +521,8 @@ def test_a_file_that_becomes_binary_leaves_the_index(shop: Repository) -> None:
     assert shop.paths("SessionStore save_cookie")[0] != "shop/session.py"
 
 
-# ---- Building, damage, failure ---------------------------------------------------------------------------------------------------
+# ---- Building, damage, failure
+# ---------------------------------------------------------------------------------------------------
 
 
 def many(repository: Repository, number: int = 300) -> None:
@@ -486,7 +543,13 @@ def test_the_first_build_of_many_files_is_a_child_and_the_answer_meanwhile_not_n
     answer = until(lambda: relevance.rank_files(request))
     assert answer[0].path == "pack4/module_123.py" and "defines number_123" in answer[0].reasons
     state = empty.state()
-    assert (state["name"], state["state"], state["files"], state["commits"], state["error"]) == ("relevance", "ready", 300, 1, None)
+    assert (state["name"], state["state"], state["files"], state["commits"], state["error"]) == (
+        "relevance",
+        "ready",
+        300,
+        1,
+        None,
+    )
     assert state["bytes"] > 100_000 and state["seconds"] > 0
     assert stat.S_IMODE(empty.database.stat().st_mode) == 0o600
 
@@ -568,7 +631,9 @@ def test_a_harmed_index_is_made_anew(shop: Repository, harm: Callable[[Path], No
     first = relevance.rank(shop.request("session cookie"))
     answer = first if first is not None else shop.rank("session cookie")
     assert answer[0].path == "shop/session.py"
-    assert shop.sql("pragma user_version") == [(relevance.SCHEMA_VERSION,)] and shop.sql("pragma integrity_check") == [("ok",)]
+    assert shop.sql("pragma user_version") == [(relevance.SCHEMA_VERSION,)] and shop.sql("pragma integrity_check") == [
+        ("ok",)
+    ]
 
 
 def test_an_index_that_disappears_is_made_anew(shop: Repository) -> None:
@@ -588,7 +653,9 @@ def test_an_index_that_stays_locked_is_replaced(shop: Repository, monkeypatch: p
     blocker.close()
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_in_the_state_and_no_exception(shop: Repository, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error_in_the_state_and_no_exception(
+    shop: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
     shop.index.rmdir()
     shop.index.write_text("a file where the folder should be")
     for _ in range(3):

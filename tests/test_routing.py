@@ -25,7 +25,9 @@ def routed(sequence: str, language: str = "python") -> list[list[NextAgent]]:
         agent_type = SHORT[word[:-1]]
         result = ResultFact(agent_type, CATEGORY[agent_type], STATUS[word[-1]])
         proposals = RoutingRules().next_agents(result, [], history, language)
-        history.append(ResultFact(result.agent_type, result.category, result.status, [item.agent_type for item in proposals]))
+        history.append(
+            ResultFact(result.agent_type, result.category, result.status, [item.agent_type for item in proposals])
+        )
         answers.append(proposals)
     return answers
 
@@ -106,7 +108,10 @@ def test_the_rules_propose(sequence: str, expected: str) -> None:
     assert shown(routed(sequence)[-1]) == expected
 
 
-@pytest.mark.parametrize(("language", "specialist"), [*SPECIALISTS.items(), ("cobol", "fullstack-developer"), ("unknown", "fullstack-developer")])
+@pytest.mark.parametrize(
+    ("language", "specialist"),
+    [*SPECIALISTS.items(), ("cobol", "fullstack-developer"), ("unknown", "fullstack-developer")],
+)
 def test_the_projects_language_says_who_writes_the_code(language: str, specialist: str) -> None:
     assert CATEGORY[specialist] == "coding"
     for sequence in ("arch+", "test-", "sec-"):
@@ -160,7 +165,9 @@ def test_nobody_is_proposed_twice_or_after_having_passed(results: list[tuple[str
             passed.add(SHORT[name])
         names = [item.agent_type for item in proposals]
         assert len(names) == len(set(names))
-        anew = {"chief-architect"} if coding and mark != "+" else set()  # after the third failure, although the design was a success
+        anew = (
+            {"chief-architect"} if coding and mark != "+" else set()
+        )  # after the third failure, although the design was a success
         assert not set(names) & (passed - anew | proposed)
         proposed |= set(names)
 
@@ -168,7 +175,11 @@ def test_nobody_is_proposed_twice_or_after_having_passed(results: list[tuple[str
 @pytest.mark.parametrize(
     ("agent_type", "status", "rules"),
     [
-        ("chief-architect", "success", {"python-specialist": "architecture-success", "test-engineer": "architecture-success"}),
+        (
+            "chief-architect",
+            "success",
+            {"python-specialist": "architecture-success", "test-engineer": "architecture-success"},
+        ),
         ("python-specialist", "success", {"test-engineer": "coding-success", "security-auditor": "coding-success"}),
         ("python-specialist", "failed", {"python-specialist": "coding-failure"}),
         ("test-engineer", "success", {"documentation-expert": "qa-success", "security-auditor": "qa-success"}),
@@ -177,7 +188,9 @@ def test_nobody_is_proposed_twice_or_after_having_passed(results: list[tuple[str
         ("security-auditor", "failed", {"python-specialist": "security-failure"}),
     ],
 )
-def test_the_reason_names_the_rule(service: Service, issue: str, agent_type: str, status: str, rules: dict[str, str]) -> None:
+def test_the_reason_names_the_rule(
+    service: Service, issue: str, agent_type: str, status: str, rules: dict[str, str]
+) -> None:
     stored = service.client(agent_type).store(agent_type, status, issue)
     assert {item["agent_type"]: item["reason"].partition(":")[0] for item in stored["next_agents"]} == rules
     assert all(item["reason"].partition(": ")[2] for item in stored["next_agents"])
@@ -192,7 +205,10 @@ def test_the_completed_event_tells_waiters_the_same_proposals(architect: Client,
 def test_issues_are_routed_apart(architect: Client, issue: str) -> None:
     for _ in range(3):
         architect.store("python-specialist", "failed", issue)
-    assert architect.store("python-specialist", "failed", f"{issue}-other")["next_agents"][0]["agent_type"] == "python-specialist"
+    assert (
+        architect.store("python-specialist", "failed", f"{issue}-other")["next_agents"][0]["agent_type"]
+        == "python-specialist"
+    )
 
 
 def test_an_issue_that_is_done_proposes_nobody(architect: Client, issue: str) -> None:
@@ -202,7 +218,9 @@ def test_an_issue_that_is_done_proposes_nobody(architect: Client, issue: str) ->
         worked.append(waiting.pop(0))
         waiting += [item["agent_type"] for item in architect.store(worked[-1], issue=issue)["next_agents"]]
         assert len(worked) < 20, worked
-    assert {"chief-architect", "python-specialist", "test-engineer", "security-auditor", "documentation-expert"} == set(worked)
+    assert {"chief-architect", "python-specialist", "test-engineer", "security-auditor", "documentation-expert"} == set(
+        worked
+    )
 
 
 def test_the_history_survives_a_kill(make_service) -> None:  # type: ignore[no-untyped-def]

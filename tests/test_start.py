@@ -26,7 +26,9 @@ import cco_sidecar
 from cco_sidecar import Settings, StartError, load_settings, option_table
 
 
-def run(*words: str, cwd: Path, module: Path = MODULE, python: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *words: str, cwd: Path, module: Path = MODULE, python: tuple[str, ...] = (), **env: str
+) -> subprocess.CompletedProcess[str]:
     """The program as a process of its own that is expected to end by itself."""
     command = [sys.executable, *python, str(module), *words]
     return subprocess.run(command, cwd=cwd, env=clean_environment(**env), capture_output=True, text=True, timeout=30)
@@ -53,7 +55,9 @@ def test_the_root_is_the_working_folder_where_there_is_no_git(tmp_path: Path, mo
     assert load_settings({}, {}).root == tmp_path / "plain/deep"
 
 
-def test_the_root_is_the_working_folder_where_git_is_not_installed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_is_the_working_folder_where_git_is_not_installed(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(repository / "src")
     monkeypatch.setenv("PATH", "")
     assert load_settings({}, {}).root == repository / "src"
@@ -66,7 +70,9 @@ def test_a_root_that_was_asked_for_is_taken_as_it_is(repository: Path, monkeypat
         load_settings({"root": "nowhere"}, {})
 
 
-@pytest.mark.parametrize(("folder", "project"), [("My Project!", "my-project"), ("a..b", "a.b"), ("---", "project"), ("Straße", "stra-e")])
+@pytest.mark.parametrize(
+    ("folder", "project"), [("My Project!", "my-project"), ("a..b", "a.b"), ("---", "project"), ("Straße", "stra-e")]
+)
 def test_the_project_is_named_after_the_root_folder(tmp_path: Path, folder: str, project: str) -> None:
     (tmp_path / folder).mkdir()
     assert load_settings({"root": str(tmp_path / folder)}, {}).project == project
@@ -81,7 +87,8 @@ def test_a_folder_without_git_is_served(tmp_path: Path, make_service: Callable[.
     assert context["git_context"]["branch"] is None and context["git_context"]["recent_commits"] == []
 
 
-# -- the options: three values of each as text, the same in TOML, and one that is refused (as TOML where any text is good)
+# -- the options: three values of each as text, the same in TOML, and one that is refused (as TOML where any text is
+# good)
 
 KEY = "k" * 32
 
@@ -132,7 +139,9 @@ SWITCHES = [name for name, option, _ in option_table() if option.read is cco_sid
 
 def settings_from_flags(folder: Path, *flags: str) -> Settings:
     given = vars(cco_sidecar.option_parser().parse_args(flags))
-    return load_settings({"root": str(folder), **given}, {name: text for name, text in os.environ.items() if name.startswith("CCO_")})
+    return load_settings(
+        {"root": str(folder), **given}, {name: text for name, text in os.environ.items() if name.startswith("CCO_")}
+    )
 
 
 def expected(name: str, text: str) -> Any:
@@ -147,7 +156,9 @@ def test_every_option_is_in_the_table_of_this_test_and_is_explained() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_option_is_a_flag_else_a_variable_else_a_key_else_its_default(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_option_is_a_flag_else_a_variable_else_a_key_else_its_default(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     flag, (first, second, third) = "--" + name.replace("_", "-"), SAMPLES[name][0]
     pair = {"tls_cert": "tls_key", "tls_key": "tls_cert"}.get(name)
@@ -170,7 +181,12 @@ def test_an_option_is_a_flag_else_a_variable_else_a_key_else_its_default(name: s
 def test_without_any_source_the_documented_defaults_hold(folder: Path) -> None:
     settings = load_settings({"root": str(folder)}, {})
     assert (settings.host, settings.port, settings.project) == ("127.0.0.1", 3001, "folder")
-    assert (settings.cache_size_mb, settings.max_agents, settings.agent_timeout, settings.token_ttl) == (256, 10, 3600, 3600)
+    assert (settings.cache_size_mb, settings.max_agents, settings.agent_timeout, settings.token_ttl) == (
+        256,
+        10,
+        3600,
+        3600,
+    )
     assert (settings.max_agents_per_issue, settings.max_depth, settings.agent_commands) == (50, 4, {})
     assert (settings.event_retention, settings.event_limit, settings.log_format) == (86_400, 100_000, "text")
     assert settings.no_plugins is False and settings.stop_agents is False and settings.agent_command is None
@@ -189,12 +205,16 @@ def test_a_bad_value_is_one_line_that_names_the_option_and_exit_code_2(
     assert cco_sidecar.main(["doctor"]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1, said.err
-    assert said.err.startswith(f"cco: cco.toml:1: {name}: " if bad == "[1]" else f"cco: CCO_SIDECAR_{name.upper()}: "), said.err
+    assert said.err.startswith(
+        f"cco: cco.toml:1: {name}: " if bad == "[1]" else f"cco: CCO_SIDECAR_{name.upper()}: "
+    ), said.err
     if name == "jwt_secret":
         assert bad not in said.err.replace("shorter", "")
 
 
-@pytest.mark.parametrize("value", ["5", "-1.5", "true", '""', "[]", "[1]", '[["a"]]', "{a = 1}", '{a = ["coding"]}', "1979-05-27", '"a\\nb"'])
+@pytest.mark.parametrize(
+    "value", ["5", "-1.5", "true", '""', "[]", "[1]", '[["a"]]', "{a = 1}", '{a = ["coding"]}', "1979-05-27", '"a\\nb"']
+)
 def test_no_kind_of_toml_value_gives_anything_but_a_setting_or_one_line(value: str, folder: Path) -> None:
     for name in NAMES:
         (folder / "cco.toml").write_text(f"{name} = {value}\n")
@@ -208,9 +228,17 @@ def test_no_kind_of_toml_value_gives_anything_but_a_setting_or_one_line(value: s
     ("file", "content", "said"),
     [
         ("cco.toml", "prot = 1\n", "cco.toml:1: prot: unknown option, did you mean port?"),
-        ("cco.toml", "port = 0\n\nmax-agnets = 1\n", "cco.toml:3: max-agnets: unknown option, did you mean max-agents?"),
+        (
+            "cco.toml",
+            "port = 0\n\nmax-agnets = 1\n",
+            "cco.toml:3: max-agnets: unknown option, did you mean max-agents?",
+        ),
         ("cco.toml", "# prot = 1\n'prot' = 1\n", "cco.toml:2: prot: unknown option"),
-        ("cco.toml", "port = 0\n[agent-comands]\nx = 'y'\n", "cco.toml:2: agent-comands: unknown option, did you mean agent-command"),
+        (
+            "cco.toml",
+            "port = 0\n[agent-comands]\nx = 'y'\n",
+            "cco.toml:2: agent-comands: unknown option, did you mean agent-command",
+        ),
         ("cco.toml", "root = '.'\n", "cco.toml:1: root: unknown option"),
         ("cco.toml", "no-watch = true\nport = 'abc'\n", "cco.toml:2: port: 'abc' must be a whole number"),
         ("cco.toml", 'host = """x\ny"""\nlog_level = "loud"\n', "cco.toml:3: log_level: 'loud' must be one of"),
@@ -221,14 +249,23 @@ def test_no_kind_of_toml_value_gives_anything_but_a_setting_or_one_line(value: s
         ("cco.toml", "agent-command = " + "[" * 5000, "cco.toml: maximum recursion depth exceeded"),
         ("cco.toml", "\udcff", "cco.toml: 'utf-8' codec can't decode"),
         ("cco.toml", '"\\u001b]0;title\\n" = 1\n', "cco.toml:1: "),
-        ("pyproject.toml", "[project]\nport = 1\n\n[tool.cco-sidecar]\nprot = 1\n", "pyproject.toml:5: prot: unknown option, did you mean port?"),
+        (
+            "pyproject.toml",
+            "[project]\nport = 1\n\n[tool.cco-sidecar]\nprot = 1\n",
+            "pyproject.toml:5: prot: unknown option, did you mean port?",
+        ),
         ("pyproject.toml", "[project]\nname = 'x'\n[tool.cco-sidecar]\nport = 70000\n", "pyproject.toml:4: port: "),
         ("pyproject.toml", "[tool]\ncco-sidecar = 5\n", "pyproject.toml:2: tool.cco-sidecar must be a table"),
     ],
     ids=ascii,
 )
 def test_a_settings_file_that_is_wrong_is_one_line_and_exit_code_2(
-    folder: Path, file: str, content: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    file: str,
+    content: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
     (folder / file).write_text(content, errors="surrogateescape")
@@ -251,7 +288,12 @@ def test_a_byte_order_mark_before_the_settings_is_passed_over(folder: Path, file
 
 
 def test_a_misspelt_variable_is_said_and_passed_over(folder: Path) -> None:
-    misspelt = {"CCO_SIDECAR_PROT": "1", "CCO_SIDECAR_MAX_AGNETS": "1", "CCO_SIDECAR_X": "1", "CCO_SIDECAR_HOST": "localhost"}
+    misspelt = {
+        "CCO_SIDECAR_PROT": "1",
+        "CCO_SIDECAR_MAX_AGNETS": "1",
+        "CCO_SIDECAR_X": "1",
+        "CCO_SIDECAR_HOST": "localhost",
+    }
     ended = run("token", "--type", "qa-engineer", "--storage", str(folder.parent / "storage"), cwd=folder, **misspelt)
     assert ended.returncode == 0 and ended.stdout.count(".") == 2
     assert ended.stderr.splitlines() == [
@@ -264,7 +306,9 @@ def test_a_misspelt_variable_is_said_and_passed_over(folder: Path) -> None:
 def test_relative_paths_in_a_file_start_at_the_root_and_those_of_a_flag_at_the_working_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "cco.toml").write_text("storage = '../state'\nplugins = ['src', 'docs']\ntls-cert = 'c.pem'\ntls-key = 'k.pem'\n")
+    (folder / "cco.toml").write_text(
+        "storage = '../state'\nplugins = ['src', 'docs']\ntls-cert = 'c.pem'\ntls-key = 'k.pem'\n"
+    )
     monkeypatch.chdir(folder / "src")
     settings = load_settings({"root": ".."}, {})
     assert settings.storage.resolve() == folder.parent / "state"
@@ -278,22 +322,36 @@ def test_a_switch_takes_no_value_wherever_it_stands(folder: Path, capsys: pytest
         assert cco_sidecar.main([*words, "--root", str(folder)]) == 0
         assert "house_rules" not in capsys.readouterr().out
     storage = ["--root", str(folder), "--storage", str(folder.parent / "state"), "--port", "0"]
-    for words in (["--no-watch", "doctor"], ["doctor", "--no-watch"], ["--no-watch", "doctor", "--no-plugins", "--stop-agents"]):
+    for words in (
+        ["--no-watch", "doctor"],
+        ["doctor", "--no-watch"],
+        ["--no-watch", "doctor", "--no-plugins", "--stop-agents"],
+    ):
         assert cco_sidecar.main([*words, *storage]) == 0, words
 
 
-@pytest.mark.parametrize(("flag", "name", "value"), [("--watch", "no_watch", False), ("--no-stop-agents", "stop_agents", False)])
-def test_a_switch_that_a_file_turns_on_is_turned_off_by_its_opposite(folder: Path, flag: str, name: str, value: bool) -> None:
+@pytest.mark.parametrize(
+    ("flag", "name", "value"), [("--watch", "no_watch", False), ("--no-stop-agents", "stop_agents", False)]
+)
+def test_a_switch_that_a_file_turns_on_is_turned_off_by_its_opposite(
+    folder: Path, flag: str, name: str, value: bool
+) -> None:
     (folder / "cco.toml").write_text("no-watch = true\nstop-agents = true\n")
     assert getattr(settings_from_flags(folder), name) is not value
     assert getattr(settings_from_flags(folder, flag), name) is value
 
 
-@pytest.mark.parametrize("words", [[], ["serve"], ["--no-watch"], ["--no-watch", "serve"], ["serve", "--no-plugins", "--stop-agents"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [[], ["serve"], ["--no-watch"], ["--no-watch", "serve"], ["serve", "--no-plugins", "--stop-agents"]],
+    ids=" ".join,
+)
 def test_the_headline_command_serves_the_repository_around_it(folder: Path, words: list[str]) -> None:
     git(folder, "init", "-q")
     state = clean_environment(XDG_STATE_HOME=str(folder.parent / "state"), CCO_SIDECAR_PORT="0")
-    process = subprocess.Popen([sys.executable, str(MODULE), *words], cwd=folder / "src", env=state, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(MODULE), *words], cwd=folder / "src", env=state, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout
     try:
         lines = [process.stdout.readline() for _ in range(4)]
@@ -313,7 +371,9 @@ def test_certificate_and_key_go_together(folder: Path) -> None:
 # -- the storage
 
 
-def test_storage_is_by_default_a_folder_per_user_project_and_root(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_is_by_default_a_folder_per_user_project_and_root(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     found = load_settings({"root": str(repository)}, {}).storage
@@ -321,11 +381,15 @@ def test_storage_is_by_default_a_folder_per_user_project_and_root(repository: Pa
     assert load_settings({"root": str(repository / "src"), "project": "repository"}, {}).storage != found
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert load_settings({"root": str(repository)}, {}).storage == tmp_path / "home/.local/state/cco-sidecar" / found.name
+    assert (
+        load_settings({"root": str(repository)}, {}).storage == tmp_path / "home/.local/state/cco-sidecar" / found.name
+    )
 
 
 @pytest.mark.parametrize("state", ["state", "../state", "~/state", "."])
-def test_a_relative_state_folder_is_passed_over(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+def test_a_relative_state_folder_is_passed_over(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_STATE_HOME", state)
@@ -363,13 +427,22 @@ def test_a_user_without_a_name_and_a_home_is_served_from_the_storage_that_was_na
 ) -> None:
     module = tmp_path / "nobody.py"
     module.write_text(NOBODY)
-    for words in (["--port", "0"], ["token", "--type", "qa-engineer"], ["health"], ["--storage", "~/x"], ["--plugins", "~other/x"]):
+    for words in (
+        ["--port", "0"],
+        ["token", "--type", "qa-engineer"],
+        ["health"],
+        ["--storage", "~/x"],
+        ["--plugins", "~other/x"],
+    ):
         line = refusal(run(*words, cwd=repository, module=module))
         assert "home" in line and ("set HOME" in line or line.startswith(f"cco: {words[0]}: {words[1]!r} ")), line
     service = make_service("--agent-command", json.dumps([sys.executable, "-c", "print('heard')"]), module=module)
     client = service.client()
     context = client.get("/api/context/i-1/python-specialist").json()["context"]
-    assert [commit["message"] for commit in context["git_context"]["recent_commits"]] == ["Greet politely", "Initial commit"]
+    assert [commit["message"] for commit in context["git_context"]["recent_commits"]] == [
+        "Greet politely",
+        "Initial commit",
+    ]
     agent = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1"}).json()["agent_id"]
     assert until(lambda: client.get(f"/api/agents/{agent}/status").json()["ended_at"])
     found = run("agent", "logs", agent, "--storage", str(service.storage), cwd=repository, module=module)
@@ -378,21 +451,37 @@ def test_a_user_without_a_name_and_a_home_is_served_from_the_storage_that_was_na
 
 
 @pytest.mark.parametrize("name", [b"r\xff\xe9po", b"\xc3", "répo→😀".encode()])
-def test_a_root_whose_name_is_not_utf_8_is_served(tmp_path: Path, make_service: Callable[..., Service], name: bytes) -> None:
+def test_a_root_whose_name_is_not_utf_8_is_served(
+    tmp_path: Path, make_service: Callable[..., Service], name: bytes
+) -> None:
     root = make_repository(tmp_path / os.fsdecode(name))
-    agent = [sys.executable, "-c", "import os; print(os.getcwd() == os.environ['PROJECT_ROOT'], len(os.environ['PROJECT_ROOT']))"]
+    agent = [
+        sys.executable,
+        "-c",
+        "import os; print(os.getcwd() == os.environ['PROJECT_ROOT'], len(os.environ['PROJECT_ROOT']))",
+    ]
     service = make_service("--agent-command", json.dumps(agent), root=root)
     client = service.client()
     assert client.get("/api/context/i-1/python-specialist").json()["context"]["git_context"]["branch"] == "main"
     assert service.info["root"] == f"{tmp_path}/{name.decode('utf-8', 'replace')}"
     client.store(issue="i-1")
-    agent_id = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1"}).json()["agent_id"]
+    agent_id = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1"}).json()[
+        "agent_id"
+    ]
     assert until(lambda: client.get(f"/api/agents/{agent_id}/status").json()["ended_at"])
     assert client.get(f"/api/agents/{agent_id}/logs").json()["text"] == f"True {len(str(root))}\n"
     (root / "new.py").write_text("x = 1\n")
     assert "new.py" in client.get("/api/context/i-1/python-specialist").text
     for words in (["health"], ["results", "list", "--format", "json"], ["doctor"], ["agent", "list"]):
-        found = run(*words, "--storage", str(service.storage), cwd=root / "src", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+        found = run(
+            *words,
+            "--storage",
+            str(service.storage),
+            cwd=root / "src",
+            LC_ALL="C",
+            PYTHONUTF8="0",
+            PYTHONCOERCECLOCALE="0",
+        )
         assert (found.returncode, found.stderr) == (0, ""), (words, found)
     assert service.stop() == 0 and "Traceback" not in service.log
 
@@ -408,7 +497,9 @@ def test_a_host_that_is_no_name_is_one_line(folder: Path, host: str) -> None:
     assert refusal(run("--port", "0", "--host", host, cwd=folder)).startswith("cco: --host: ")
 
 
-def test_everything_in_the_storage_is_for_its_user_alone(repository: Path, tmp_path: Path, make_service: Callable[..., Service]) -> None:
+def test_everything_in_the_storage_is_for_its_user_alone(
+    repository: Path, tmp_path: Path, make_service: Callable[..., Service]
+) -> None:
     storage = tmp_path / "storage"
     storage.mkdir(mode=0o755)
     service = make_service("--agent-command", json.dumps([sys.executable, "-c", "print('hello')"]))
@@ -419,7 +510,14 @@ def test_everything_in_the_storage_is_for_its_user_alone(repository: Path, tmp_p
     until(lambda: client.get(f"/api/agents/{spawned['agent_id']}/status").json()["ended_at"])
     folders = [storage, *(path for path in storage.rglob("*") if path.is_dir())]
     files = [path for path in storage.rglob("*") if path.is_file()]
-    assert {path.name for path in files} >= {"jwt.secret", "sidecar.db", "sidecar.json", "lock", "python-specialist.json", "output.0.log"}
+    assert {path.name for path in files} >= {
+        "jwt.secret",
+        "sidecar.db",
+        "sidecar.json",
+        "lock",
+        "python-specialist.json",
+        "output.0.log",
+    }
     assert {str(path): stat.S_IMODE(path.stat().st_mode) for path in folders} == dict.fromkeys(map(str, folders), 0o700)
     assert {str(path): stat.S_IMODE(path.stat().st_mode) for path in files} == dict.fromkeys(map(str, files), 0o600)
 
@@ -475,7 +573,9 @@ def plant(kind: str, storage: Path) -> None:
         ("file that others may write", "others may write"), ("secret that others can read", "others can read"),
     ],
 )  # fmt: skip
-def test_a_storage_that_others_may_have_touched_is_refused(repository: Path, tmp_path: Path, kind: str, reason: str) -> None:
+def test_a_storage_that_others_may_have_touched_is_refused(
+    repository: Path, tmp_path: Path, kind: str, reason: str
+) -> None:
     settings = load_settings({"root": str(repository), "storage": str(tmp_path / "storage")}, {})
     cco_sidecar.prepare_storage_folder(settings)
     cco_sidecar.make_or_read_secret(settings.storage / "jwt.secret")
@@ -488,7 +588,9 @@ def test_a_storage_that_others_may_have_touched_is_refused(repository: Path, tmp
     assert (tmp_path / "elsewhere").read_text() == "x" * 40, "nothing is written through a link"
 
 
-def test_files_of_somebody_else_in_the_storage_are_refused(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_somebody_else_in_the_storage_are_refused(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = load_settings({"root": str(repository), "storage": str(tmp_path / "storage")}, {})
     cco_sidecar.prepare_storage_folder(settings)
     (settings.storage / "jwt.secret").write_text("x" * 40)
@@ -512,17 +614,29 @@ def test_what_others_could_only_read_is_taken_back_from_them(repository: Path, t
 # -- one process, its announcement and its port
 
 
-def test_a_running_service_announces_itself_and_its_banner_gives_no_secret_away(make_service: Callable[..., Service]) -> None:
+def test_a_running_service_announces_itself_and_its_banner_gives_no_secret_away(
+    make_service: Callable[..., Service],
+) -> None:
     service = make_service()
     pid = service.process.pid if service.process else 0
     info = json.loads((service.storage / "sidecar.json").read_text())
     assert set(info) == {"pid", "url", "project_id", "root", "version", "started_at"}
     assert (info["pid"], info["project_id"], info["root"]) == (pid, PROJECT, str(service.root))
-    assert info["version"] == cco_sidecar.__version__ and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", info["started_at"])
+    assert info["version"] == cco_sidecar.__version__ and re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", info["started_at"]
+    )
     assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d+", info["url"])
     service.client().store()
     banner = until(lambda: service.log if "Stop:" in service.log else "")
-    for shown in (info["url"], PROJECT, str(service.root), str(service.storage), "client_commands", "house_rules", "token --type"):
+    for shown in (
+        info["url"],
+        PROJECT,
+        str(service.root),
+        str(service.storage),
+        "client_commands",
+        "house_rules",
+        "token --type",
+    ):
         assert shown in banner
     assert (service.storage / "jwt.secret").read_text() not in service.log and "eyJ" not in service.log
 
@@ -535,7 +649,9 @@ def test_a_running_service_announces_itself_and_its_banner_gives_no_secret_away(
     assert "Traceback" not in service.log
 
 
-def test_a_free_port_is_taken_again_after_a_restart_and_another_one_where_it_is_gone(make_service: Callable[..., Service]) -> None:
+def test_a_free_port_is_taken_again_after_a_restart_and_another_one_where_it_is_gone(
+    make_service: Callable[..., Service],
+) -> None:
     service = make_service()
     first = service.url
     service.stop()
@@ -546,7 +662,9 @@ def test_a_free_port_is_taken_again_after_a_restart_and_another_one_where_it_is_
         assert requests.get(service.url + "/health", timeout=10).status_code == 200
 
 
-def test_a_busy_port_is_explained_with_the_project_that_has_it(tmp_path: Path, make_service: Callable[..., Service]) -> None:
+def test_a_busy_port_is_explained_with_the_project_that_has_it(
+    tmp_path: Path, make_service: Callable[..., Service]
+) -> None:
     service = make_service()
     port = service.url.rpartition(":")[2]
     line = refusal(run("--port", port, "--storage", str(tmp_path / "other"), cwd=service.root), 1)
@@ -584,7 +702,9 @@ async def read_answer(reader: asyncio.StreamReader) -> tuple[str, Any]:
     return head.split(b"\r\n")[0].decode(), json.loads(await reader.readexactly(int(length[1])))
 
 
-def test_a_stop_answers_a_thousand_waiting_polls_and_exits_with_0_within_5_seconds(make_service: Callable[..., Service]) -> None:
+def test_a_stop_answers_a_thousand_waiting_polls_and_exits_with_0_within_5_seconds(
+    make_service: Callable[..., Service],
+) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(4096, hard)), hard))
     service = make_service()
@@ -606,7 +726,12 @@ def test_a_stop_answers_a_thousand_waiting_polls_and_exits_with_0_within_5_secon
     assert time.monotonic() - began < 5
     assert {line for line, _ in answers} == {"HTTP/1.1 200 OK"} and len(answers) == 1000
     for _, answer in answers:
-        assert (answer["events"], answer["timeout"], answer["more_available"], answer["next_cursor"]) == ([], True, False, None)
+        assert (answer["events"], answer["timeout"], answer["more_available"], answer["next_cursor"]) == (
+            [],
+            True,
+            False,
+            None,
+        )
         assert answer["scanned_to"]
     assert "Traceback" not in service.log
 
@@ -624,7 +749,9 @@ def test_a_second_signal_ends_a_stop_that_hangs(tmp_path: Path, make_service: Ca
     assert service.process.wait(3) == 128 + signal.SIGTERM
 
 
-def test_after_kill_9_the_next_start_takes_over_with_everything_that_was_promised(make_service: Callable[..., Service]) -> None:
+def test_after_kill_9_the_next_start_takes_over_with_everything_that_was_promised(
+    make_service: Callable[..., Service],
+) -> None:
     service = make_service()
     client = service.client("python-specialist", sub="worker")
     stored, published = client.store(), client.publish("noted", {"n": 1})
@@ -659,7 +786,9 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
     assert "Plugins:  none" in until(lambda: service.log if "Stop:" in service.log else "")
     client = service.client()
     assert client.get("/health").json()["status"] == "healthy"
-    spawned = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1", "task": "work"})
+    spawned = client.post(
+        "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1", "task": "work"}
+    )
     assert spawned.status_code == 201, spawned.text
     event = client.wait("agent_completed", since="earliest", timeout=15_000)["events"][0]
     assert event["publisher"] == spawned.json()["agent_id"]
@@ -671,25 +800,50 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
     assert not (tmp_path / "executed").exists()
 
 
-def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the_others_are(repository: Path, tmp_path: Path) -> None:
+def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the_others_are(
+    repository: Path, tmp_path: Path
+) -> None:
     module = Path(shutil.copy(MODULE, tmp_path / "cco_sidecar.py"))
     (tmp_path / "plugins").mkdir()
     for file in (ROOT / "plugins").glob("*.py"):  # somebody else's files of the same names are never run
         (tmp_path / "plugins" / file.name).write_text("raise SystemExit('foreign')\n")
-    for words in ("token --type test-engineer", "plugins", "agent types", "agent --format csv types", "--help", "serve --help"):
+    for words in (
+        "token --type test-engineer",
+        "plugins",
+        "agent types",
+        "agent --format csv types",
+        "--help",
+        "serve --help",
+    ):
         ended = run(*words.split(), cwd=repository, module=module, XDG_STATE_HOME=str(tmp_path / "state"))
         assert (ended.returncode, ended.stderr) == (0, "") and ended.stdout, words
     for command in ("health", "agent list", "results", "run", "schema"):
         line = refusal(run(*command.split(), "--format", "json", cwd=repository, module=module))
-        assert line.startswith(f"cco: {command}: no such command: is plugins/ beside cco_sidecar.py?") and "`pip install .`" in line, line
-    assert refusal(run("agent", cwd=repository, module=module)).startswith("cco: agent: a command must follow, one of types ")
+        assert (
+            line.startswith(f"cco: {command}: no such command: is plugins/ beside cco_sidecar.py?")
+            and "`pip install .`" in line
+        ), line
+    assert refusal(run("agent", cwd=repository, module=module)).startswith(
+        "cco: agent: a command must follow, one of types "
+    )
     assert "did you mean token?" in refusal(run("tokn", cwd=repository, module=module))
 
 
 def test_uv_runs_the_file_without_an_installation(repository: Path, tmp_path: Path) -> None:
     shutil.copy(MODULE, repository / "cco_sidecar.py")
     uv = Path(sys.executable).with_name("uv")
-    command = [str(uv), "run", "--quiet", "--python", sys.executable, "cco_sidecar.py", "--port", "0", "--storage", str(tmp_path / "storage")]
+    command = [
+        str(uv),
+        "run",
+        "--quiet",
+        "--python",
+        sys.executable,
+        "cco_sidecar.py",
+        "--port",
+        "0",
+        "--storage",
+        str(tmp_path / "storage"),
+    ]
     with (tmp_path / "output").open("wb") as output:
         process = subprocess.Popen(command, cwd=repository, env=clean_environment(), stdout=output, stderr=output)
     try:

@@ -72,7 +72,9 @@ def test_the_schema_version_is_recorded_and_a_restart_keeps_the_store(tmp_path: 
 
 def newer(path: Path) -> None:
     with sqlite3.connect(path) as database:
-        database.executescript(f"pragma application_id = {cco_sidecar.APPLICATION_ID}; pragma user_version = {cco_sidecar.SCHEMA_VERSION + 1};")
+        database.executescript(
+            f"pragma application_id = {cco_sidecar.APPLICATION_ID}; pragma user_version = {cco_sidecar.SCHEMA_VERSION + 1};"
+        )
 
 
 def another_programs(path: Path) -> None:
@@ -117,7 +119,9 @@ def overwritten_in_the_middle(path: Path) -> None:
         (no_database, "damaged"), (cut_off, "damaged"), (overwritten_in_the_middle, "damaged"),
     ],
 )  # fmt: skip
-def test_a_database_that_is_not_ours_to_open_is_refused_and_left_as_it_is(tmp_path: Path, spoil: Callable[[Path], None], said: str) -> None:
+def test_a_database_that_is_not_ours_to_open_is_refused_and_left_as_it_is(
+    tmp_path: Path, spoil: Callable[[Path], None], said: str
+) -> None:
     storage, path = opened(tmp_path), tmp_path / "state" / Storage.FILE
     spoil(path)
     before = path.read_bytes()
@@ -182,7 +186,9 @@ def test_a_job_that_raises_is_rolled_back_alone(tmp_path: Path) -> None:
     assert kept == ["1", None, "2"]
 
 
-def test_a_commit_that_fails_is_told_to_its_writers_and_the_next_one_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_that_fails_is_told_to_its_writers_and_the_next_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scene(storage: Storage) -> tuple[Any, list[str | None]]:
         with monkeypatch.context() as patch:
 
@@ -190,7 +196,9 @@ def test_a_commit_that_fails_is_told_to_its_writers_and_the_next_one_works(tmp_p
                 raise sqlite3.OperationalError("database or disk is full")
 
             patch.setattr(Records, "commit", full)
-            outcomes = await asyncio.gather(storage.write(lambda records: records.set_meta("lost", "1")), return_exceptions=True)
+            outcomes = await asyncio.gather(
+                storage.write(lambda records: records.set_meta("lost", "1")), return_exceptions=True
+            )
         await storage.write(lambda records: records.set_meta("kept", "1"))
         return outcomes[0], [storage.read.meta("lost"), storage.read.meta("kept")]
 
@@ -238,7 +246,9 @@ def test_reading_connections_cannot_write(tmp_path: Path) -> None:
 # -- results
 
 
-def body_of(issue: str, status: str = "success", agent_type: str = "python-specialist", **result: Any) -> dict[str, Any]:
+def body_of(
+    issue: str, status: str = "success", agent_type: str = "python-specialist", **result: Any
+) -> dict[str, Any]:
     return {
         "agent_id": f"{agent_type}-1", "agent_type": agent_type, "issue_id": issue, "project_id": PROJECT,
         "result": {"status": status, **result},
@@ -246,12 +256,18 @@ def body_of(issue: str, status: str = "success", agent_type: str = "python-speci
 
 
 def completed(client: Client, issue: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = client.wait("agent_completed", filter=f"issue_id:{issue}", since="earliest", timeout=0)["events"]
+    found: list[dict[str, Any]] = client.wait(
+        "agent_completed", filter=f"issue_id:{issue}", since="earliest", timeout=0
+    )["events"]
     return found
 
 
-def test_a_result_its_event_its_routing_and_its_file_say_the_same(service: Service, architect: Client, issue: str) -> None:
-    body = body_of(issue, decisions=["Use a lock"], files_created=["a.py", {"path": "b.py", "size": 3}], unknown={"kept": [1]}) | {"extra": "kept"}
+def test_a_result_its_event_its_routing_and_its_file_say_the_same(
+    service: Service, architect: Client, issue: str
+) -> None:
+    body = body_of(
+        issue, decisions=["Use a lock"], files_created=["a.py", {"path": "b.py", "size": 3}], unknown={"kept": [1]}
+    ) | {"extra": "kept"}
     answer = architect.post("/api/results", body)
     assert answer.status_code == 201
     stored = answer.json()
@@ -261,7 +277,11 @@ def test_a_result_its_event_its_routing_and_its_file_say_the_same(service: Servi
     path = service.storage / "results" / PROJECT / issue / "python-specialist.json"
     assert stored["storage_path"] == str(path) and json.loads(path.read_text()) == record
     (event,) = completed(architect, issue)
-    assert (event["event_id"], event["topic"], event["publisher"]) == (stored["event_id"], "implementation", body["agent_id"])
+    assert (event["event_id"], event["topic"], event["publisher"]) == (
+        stored["event_id"],
+        "implementation",
+        body["agent_id"],
+    )
     assert event["data"] == {
         "issue_id": issue, "agent_type": "python-specialist", "status": "success", "result_id": stored["id"],
         "next_agents": stored["next_agents"],
@@ -269,12 +289,16 @@ def test_a_result_its_event_its_routing_and_its_file_say_the_same(service: Servi
     assert [item["agent_type"] for item in stored["next_agents"]] == ["test-engineer", "security-auditor"]
 
 
-def test_a_result_whose_file_cannot_be_written_leaves_neither_result_nor_event(service: Service, architect: Client, issue: str) -> None:
+def test_a_result_whose_file_cannot_be_written_leaves_neither_result_nor_event(
+    service: Service, architect: Client, issue: str
+) -> None:
     path = service.storage / "results" / PROJECT / issue
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("in the way")
     before = architect.get("/status").json()
-    answer = architect.request("POST", "/api/results", json=body_of(issue), headers={"Idempotency-Key": f"blocked-{issue}"})
+    answer = architect.request(
+        "POST", "/api/results", json=body_of(issue), headers={"Idempotency-Key": f"blocked-{issue}"}
+    )
     assert (answer.status_code, answer.json()["code"]) == (500, "STR_001")
     assert str(service.storage) not in answer.text
     assert architect.get("/api/results", issue_id=issue).json()["results"] == [] and completed(architect, issue) == []
@@ -283,7 +307,9 @@ def test_a_result_whose_file_cannot_be_written_leaves_neither_result_nor_event(s
     assert after["events"]["total_published"] == before["events"]["total_published"]
 
     path.unlink()  # a failure is not remembered: the same key may try again
-    again = architect.request("POST", "/api/results", json=body_of(issue), headers={"Idempotency-Key": f"blocked-{issue}"})
+    again = architect.request(
+        "POST", "/api/results", json=body_of(issue), headers={"Idempotency-Key": f"blocked-{issue}"}
+    )
     assert again.status_code == 201 and "Idempotent-Replay" not in again.headers
     assert len(completed(architect, issue)) == 1
 
@@ -324,7 +350,12 @@ def test_results_at_once_on_one_issue_route_as_if_one_came_after_the_other(servi
 
 
 def test_results_are_listed_by_issue_type_and_status_in_pages_newest_last(architect: Client, issue: str) -> None:
-    rows = [("python-specialist", "failed"), ("python-specialist", "success"), ("test-engineer", "success"), ("test-engineer", "partial")]
+    rows = [
+        ("python-specialist", "failed"),
+        ("python-specialist", "success"),
+        ("test-engineer", "success"),
+        ("test-engineer", "partial"),
+    ]
     ids = [architect.store(agent_type, status, issue)["id"] for agent_type, status in rows]
 
     def listed(**query: Any) -> list[str]:
@@ -332,11 +363,17 @@ def test_results_are_listed_by_issue_type_and_status_in_pages_newest_last(archit
 
     assert listed() == ids
     assert listed(agent_type="test-engineer") == ids[2:] and listed(status="success") == ids[1:3]
-    assert listed(agent_type="test-engineer", status="partial") == ids[3:] and listed(agent_type="rust-specialist") == []
+    assert (
+        listed(agent_type="test-engineer", status="partial") == ids[3:] and listed(agent_type="rust-specialist") == []
+    )
     page = architect.get("/api/results", issue_id=issue, limit=3, since="earliest").json()
     assert [record["id"] for record in page["results"]] == ids[:3] and page["next_cursor"] == ids[2]
     assert listed(since=page["next_cursor"]) == ids[3:]
-    assert architect.get("/api/results", issue_id=issue, since=ids[-1]).json() == {"results": [], "next_cursor": None, "has_more": False}
+    assert architect.get("/api/results", issue_id=issue, since=ids[-1]).json() == {
+        "results": [],
+        "next_cursor": None,
+        "has_more": False,
+    }
     for query in ({"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"since": "nothing"}):
         assert architect.get("/api/results", **query).status_code == 400, query
     assert architect.get("/api/results/result-unknown").status_code == 404
@@ -385,13 +422,19 @@ def test_a_key_with_another_body_is_422_and_changes_nothing(architect: Client, i
 
 def test_a_key_belongs_to_one_subject_and_one_endpoint(service: Service, architect: Client, issue: str) -> None:
     event = {"publisher": "tester", "topic": "test", "data": {"issue_id": issue}}
-    answers = [keyed(client, f"/api/events/{kind}", event, issue) for client in (architect, service.client()) for kind in ("one", "two")]
+    answers = [
+        keyed(client, f"/api/events/{kind}", event, issue)
+        for client in (architect, service.client())
+        for kind in ("one", "two")
+    ]
     assert [answer.status_code for answer in answers] == [202] * 4
     assert len({answer.json()["event_id"] for answer in answers}) == 4
     assert not any("Idempotent-Replay" in answer.headers for answer in answers)
 
 
-def test_repeats_at_the_same_time_wait_for_the_first_and_share_its_answer(service: Service, architect: Client, issue: str) -> None:
+def test_repeats_at_the_same_time_wait_for_the_first_and_share_its_answer(
+    service: Service, architect: Client, issue: str
+) -> None:
     body = body_of(issue, rationale="x" * 500_000)
     clients = [Client(service.url, architect.token) for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
@@ -410,7 +453,9 @@ def test_a_failure_is_not_kept(architect: Client, issue: str) -> None:
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\tb", "sch\u00f6n"])
 def test_a_key_that_is_not_printable_or_too_long_is_refused(architect: Client, issue: str, key: str) -> None:
-    answer = architect.request("POST", "/api/results", json=body_of(issue), headers={"Idempotency-Key": key.encode("latin-1")})
+    answer = architect.request(
+        "POST", "/api/results", json=body_of(issue), headers={"Idempotency-Key": key.encode("latin-1")}
+    )
     assert (answer.status_code, answer.json()["code"]) == (400, "REQ_001")
     assert architect.get("/api/results", issue_id=issue).json()["results"] == []
 
@@ -450,7 +495,9 @@ c.write_file = dies
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_file_is_as_new_as_the_database_after_a_kill_and_a_start(make_service: Callable[..., Service], tmp_path: Path, moment: str) -> None:
+def test_a_file_is_as_new_as_the_database_after_a_kill_and_a_start(
+    make_service: Callable[..., Service], tmp_path: Path, moment: str
+) -> None:
     service = faulty(make_service, tmp_path, MOMENTS[moment])
     architect = service.client()
     first, other = architect.store(), architect.store("test-engineer", issue="issue-2")
@@ -534,9 +581,19 @@ def test_status_counts_what_has_been_answered(make_service: Callable[..., Servic
     for number in range(1, 4):
         architect.store(issue=f"issue-{number}")  # and its agent_completed
         architect.publish("noted")
-        assert counted() == before | {"results_stored": number, "total_published": 2 * number, "queue_depth": 2, "total_delivered": 2 * number - 2}
+        assert counted() == before | {
+            "results_stored": number,
+            "total_published": 2 * number,
+            "queue_depth": 2,
+            "total_delivered": 2 * number - 2,
+        }
         assert len(architect.wait(timeout=0)["events"]) == 2
-        assert counted() == before | {"results_stored": number, "total_published": 2 * number, "queue_depth": 0, "total_delivered": 2 * number}
+        assert counted() == before | {
+            "results_stored": number,
+            "total_published": 2 * number,
+            "queue_depth": 0,
+            "total_delivered": 2 * number,
+        }
 
 
 def test_status_answers_where_nothing_can_be_written(make_service: Callable[..., Service]) -> None:
@@ -558,7 +615,9 @@ def test_files_and_database_agree_after_kills_at_any_moment(make_service: Callab
     def work(number: int) -> None:
         with contextlib.suppress(requests.RequestException):  # the crash
             while True:
-                answered.append(Client(service.url, token).store(issue=f"issue-{number % 2}", rationale="x" * 50_000)["id"])
+                answered.append(
+                    Client(service.url, token).store(issue=f"issue-{number % 2}", rationale="x" * 50_000)["id"]
+                )
 
     for kill in range(5):
         with ThreadPoolExecutor() as pool:
@@ -571,7 +630,9 @@ def test_files_and_database_agree_after_kills_at_any_moment(make_service: Callab
                 worker.result()
         service.start()
         for number in range(2):
-            (newest,) = Client(service.url, token).get("/api/results", issue_id=f"issue-{number}", limit=1).json()["results"]
+            (newest,) = (
+                Client(service.url, token).get("/api/results", issue_id=f"issue-{number}", limit=1).json()["results"]
+            )
             assert newest["id"] == file_id(service, f"issue-{number}")
         assert unplaced(service) == []
 
@@ -614,10 +675,15 @@ def test_everything_that_was_answered_is_there_after_kill_9_under_load(make_serv
     issue, result_id, _ = answered[0]
     replay = keyed(client, "/api/results", body_of(issue), issue)
     assert replay.headers["Idempotent-Replay"] == "true" and replay.json()["id"] == result_id
-    assert json.loads((service.storage / f"results/{PROJECT}/{issue}/python-specialist.json").read_text())["id"] == result_id
+    assert (
+        json.loads((service.storage / f"results/{PROJECT}/{issue}/python-specialist.json").read_text())["id"]
+        == result_id
+    )
 
 
-def test_a_copy_of_the_storage_without_its_lock_and_announcement_is_a_whole_service(make_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_a_copy_of_the_storage_without_its_lock_and_announcement_is_a_whole_service(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
     service = make_service()
     stored = service.client().store()
     service.stop()

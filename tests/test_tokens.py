@@ -40,8 +40,16 @@ GRANTED = {
 }
 
 
-def result(agent_type: str = "python-specialist", agent_id: str = "a-1", issue: str = "issue-1", project: str = PROJECT) -> dict[str, Any]:
-    return {"agent_id": agent_id, "agent_type": agent_type, "issue_id": issue, "project_id": project, "result": {"status": "success"}}
+def result(
+    agent_type: str = "python-specialist", agent_id: str = "a-1", issue: str = "issue-1", project: str = PROJECT
+) -> dict[str, Any]:
+    return {
+        "agent_id": agent_id,
+        "agent_type": agent_type,
+        "issue_id": issue,
+        "project_id": project,
+        "result": {"status": "success"},
+    }
 
 
 def claims_of(token: str) -> dict[str, Any]:
@@ -51,7 +59,14 @@ def claims_of(token: str) -> dict[str, Any]:
 def good_claims(**change: Any) -> dict[str, Any]:
     """The six claims of the reference, changed; None leaves one out."""
     now = int(time.time())
-    claims = {"sub": "attacker", "agent_type": "chief-architect", "project_id": PROJECT, "permissions": ALL, "iat": now, "exp": now + 3600}
+    claims = {
+        "sub": "attacker",
+        "agent_type": "chief-architect",
+        "project_id": PROJECT,
+        "permissions": ALL,
+        "iat": now,
+        "exp": now + 3600,
+    }
     return {name: value for name, value in (claims | change).items() if value is not None}
 
 
@@ -96,12 +111,18 @@ ATTACKS: dict[str, Callable[[str], str]] = {
     "an unknown critical header": lambda s: sign(HS256 | {"crit": ["b64"], "b64": False}, good_claims(), s),
     "other key": lambda s: jwt.encode(good_claims(), SECRET, algorithm="HS256"),
     "empty key": lambda s: sign(HS256, good_claims(), ""),
-    "key by header": lambda s: sign(HS256 | {"jwk": {"kty": "oct", "k": encode(SECRET.encode())}}, good_claims(), SECRET),
+    "key by header": lambda s: sign(
+        HS256 | {"jwk": {"kty": "oct", "k": encode(SECRET.encode())}}, good_claims(), SECRET
+    ),
     "key by file name": lambda s: sign(HS256 | {"kid": "/dev/null"}, good_claims(), ""),
-    "key id of another file": lambda s: sign(HS256 | {"kid": "../../../../../../etc/hostname"}, good_claims(), Path("/etc/hostname").read_text()),
+    "key id of another file": lambda s: sign(
+        HS256 | {"kid": "../../../../../../etc/hostname"}, good_claims(), Path("/etc/hostname").read_text()
+    ),
     "key id that asks a database": lambda s: sign(HS256 | {"kid": "x' union select 'k'--"}, good_claims(), "k"),
     "key id no text": lambda s: sign(HS256 | {"kid": [1]}, good_claims(), SECRET),
-    "key by URL": lambda s: sign(HS256 | {"jku": "http://localhost:1/keys", "x5u": "file:///dev/null"}, good_claims(), ""),
+    "key by URL": lambda s: sign(
+        HS256 | {"jku": "http://localhost:1/keys", "x5u": "file:///dev/null"}, good_claims(), ""
+    ),
     "critical no list": lambda s: sign(HS256 | {"crit": "exp"}, good_claims(), s),
     "critical empty": lambda s: sign(HS256 | {"crit": []}, good_claims(), s),
     "encrypted form": lambda s: ".".join(["e30"] * 5),
@@ -125,7 +146,9 @@ ATTACKS: dict[str, Callable[[str], str]] = {
     "the secret itself": lambda s: s,
 }
 for missing in ("sub", "agent_type", "project_id", "permissions", "exp", "iat"):
-    ATTACKS[f"{missing} missing"] = lambda s, name=missing: jwt.encode(good_claims(**{name: None}), s, algorithm="HS256")
+    ATTACKS[f"{missing} missing"] = lambda s, name=missing: jwt.encode(
+        good_claims(**{name: None}), s, algorithm="HS256"
+    )
 MISTYPED: dict[str, list[Any]] = {
     "sub": [1, [], {}, True, ""],
     "agent_type": [1, [], True, "", "no-such-type"],
@@ -155,7 +178,16 @@ def test_a_forged_or_malformed_token_is_refused(service: Service, attack: str) -
 
 def test_every_refusal_of_a_token_says_the_same(service: Service) -> None:
     secret, shapes = (service.storage / "jwt.secret").read_text(), set()
-    for attack in ("alg none", "other key", "edited payload", "oversized", "sub missing", "exp 'soon'", "garbage", "key by file name"):
+    for attack in (
+        "alg none",
+        "other key",
+        "edited payload",
+        "oversized",
+        "sub missing",
+        "exp 'soon'",
+        "garbage",
+        "key by file name",
+    ):
         answer = Client(service.url, ATTACKS[attack](secret)).get("/status")
         body = {name: value for name, value in answer.json().items() if name not in ("timestamp", "request_id")}
         shapes.add((json.dumps(body, sort_keys=True), answer.headers["WWW-Authenticate"], *sorted(set(answer.headers))))
@@ -167,7 +199,9 @@ def test_the_table_of_attacks_starts_from_a_token_that_works(service: Service) -
     assert Client(service.url, sign(HS256, good_claims(), secret)).get("/status").status_code == 200
 
 
-@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "Token {}", "{}", "Bearer {} {}", "Bearer, {}", "Bearer\u00a0{}"])
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer ", "Basic YTpi", "Token {}", "{}", "Bearer {} {}", "Bearer, {}", "Bearer\u00a0{}"]
+)
 def test_a_malformed_authorization_header_is_refused(service: Service, header: str) -> None:
     token = service.token()
     value = header.replace("{}", token).encode("latin-1")
@@ -178,7 +212,12 @@ def test_a_malformed_authorization_header_is_refused(service: Service, header: s
 
 def test_the_word_bearer_may_be_written_in_any_case(service: Service) -> None:
     for word in ("Bearer", "bearer", "BEARER"):
-        assert requests.get(f"{service.url}/status", headers={"Authorization": f"{word} {service.token()}"}, timeout=10).status_code == 200
+        assert (
+            requests.get(
+                f"{service.url}/status", headers={"Authorization": f"{word} {service.token()}"}, timeout=10
+            ).status_code
+            == 200
+        )
 
 
 def test_a_token_is_read_from_its_header_only(service: Service) -> None:
@@ -211,7 +250,9 @@ def test_a_forged_expired_token_is_forged_rather_than_expired(service: Service) 
 
 def own_tokens(tmp_path: Path, project: str = PROJECT) -> cco_sidecar.Tokens:
     """Tokens without a service around it."""
-    settings = cco_sidecar.load_settings({"root": str(tmp_path), "project": project, "storage": str(tmp_path / "s"), "jwt_secret": SECRET}, {})
+    settings = cco_sidecar.load_settings(
+        {"root": str(tmp_path), "project": project, "storage": str(tmp_path / "s"), "jwt_secret": SECRET}, {}
+    )
     hooks = types.SimpleNamespace(ask=lambda *_: [("test", {"qa-engineer": "qa"})])
     tokens = cco_sidecar.Tokens(settings, cco_sidecar.AgentTypes(hooks, settings), None)  # type: ignore[arg-type]
     tokens.load_secret()
@@ -222,7 +263,11 @@ def own_tokens(tmp_path: Path, project: str = PROJECT) -> cco_sidecar.Tokens:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tokens whose signature was checked."""
     seen, decode = [], jwt.decode
-    monkeypatch.setattr(jwt, "decode", lambda token, *arguments, **keywords: (seen.append(token), decode(token, *arguments, **keywords))[1])
+    monkeypatch.setattr(
+        jwt,
+        "decode",
+        lambda token, *arguments, **keywords: (seen.append(token), decode(token, *arguments, **keywords))[1],
+    )
     return seen
 
 
@@ -234,7 +279,9 @@ def code_of(tokens: cco_sidecar.Tokens, token: str) -> str | None:
     return None
 
 
-def test_a_signature_is_checked_once_until_expiry_or_revocation(tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signature_is_checked_once_until_expiry_or_revocation(
+    tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens = own_tokens(tmp_path)
     one, two = (tokens.mint(name, "qa-engineer", ttl=60) for name in ("one", "two"))
     assert [code_of(tokens, token) for token in (one, two) * 100] == [None] * 200
@@ -249,7 +296,9 @@ def test_a_signature_is_checked_once_until_expiry_or_revocation(tmp_path: Path, 
     assert two not in tokens._verified
 
 
-def test_forged_tokens_are_not_remembered_and_good_ones_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forged_tokens_are_not_remembered_and_good_ones_within_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens = own_tokens(tmp_path)
     monkeypatch.setattr(tokens, "REMEMBERED", 50)
     for number in range(100):
@@ -346,7 +395,9 @@ def lacking(answer: requests.Response) -> str | None:
     return permission
 
 
-@pytest.mark.parametrize(("category", "agent_type"), [(category, name) for category, names in CATEGORY_TYPES.items() for name in names])
+@pytest.mark.parametrize(
+    ("category", "agent_type"), [(category, name) for category, names in CATEGORY_TYPES.items() for name in names]
+)
 def test_each_category_may_do_what_its_row_says(service: Service, category: str, agent_type: str) -> None:
     for name, (method, path, body) in REQUESTS.items():
         answer = service.client(agent_type).request(method, path, json=body)
@@ -361,10 +412,22 @@ def test_dead_letters_need_an_architect(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    "own", [[], ["read_context"], ["write_results"], ["publish_events"], ["read_context", "publish_events"], ["no-such-permission"]]
+    "own",
+    [
+        [],
+        ["read_context"],
+        ["write_results"],
+        ["publish_events"],
+        ["read_context", "publish_events"],
+        ["no-such-permission"],
+    ],
 )
 def test_a_tokens_own_list_only_narrows(service: Service, own: list[str]) -> None:
-    for agent_type, category in [("chief-architect", "architect"), ("python-specialist", "coding"), ("documentation-expert", "documentation")]:
+    for agent_type, category in [
+        ("chief-architect", "architect"),
+        ("python-specialist", "coding"),
+        ("documentation-expert", "documentation"),
+    ]:
         for name, needed in NEEDED.items():
             method, path, body = REQUESTS[name]
             answer = service.client(agent_type, permissions=own).request(method, path, json=body)
@@ -416,7 +479,9 @@ def test_a_token_for_one_issue_works_on_no_other(service: Service, issue: str) -
     ):
         assert refused(answer, "AUTH_003")
     published = service.client().publish("elsewhere", {"issue_id": other})
-    assert published["event_id"] in {event["event_id"] for event in client.wait("elsewhere", timeout=0)["events"]}, "waiting is not narrowed"
+    assert published["event_id"] in {event["event_id"] for event in client.wait("elsewhere", timeout=0)["events"]}, (
+        "waiting is not narrowed"
+    )
 
 
 # -- refreshing
@@ -425,8 +490,14 @@ def test_a_token_for_one_issue_works_on_no_other(service: Service, issue: str) -
 def test_a_token_near_its_end_is_refreshed_with_every_answer(service: Service) -> None:
     now = int(time.time())
     for life, due in [(200, True), (299, True), (310, False), (3600, False)]:
-        client = service.client("python-specialist", sub=f"agent-{life}", iat=now - 1000, exp=now + life, permissions=["read_context"])
-        for answer in (client.get("/status"), client.post("/api/results", {}), client.get("/api/results/result-unknown")):
+        client = service.client(
+            "python-specialist", sub=f"agent-{life}", iat=now - 1000, exp=now + life, permissions=["read_context"]
+        )
+        for answer in (
+            client.get("/status"),
+            client.post("/api/results", {}),
+            client.get("/api/results/result-unknown"),
+        ):
             assert ("X-Refreshed-Token" in answer.headers) == due, (life, answer.status_code)
         if due:
             assert Client(service.url, answer.headers["X-Refreshed-Token"]).get("/status").status_code == 200
@@ -474,7 +545,18 @@ def test_the_lives_of_refreshed_tokens_do_not_grow(service: Service) -> None:
 
 
 def token_command(repository: Path, storage: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(MODULE), "token", "--root", str(repository), "--storage", str(storage), "--project", PROJECT, *arguments]
+    command = [
+        sys.executable,
+        str(MODULE),
+        "token",
+        "--root",
+        str(repository),
+        "--storage",
+        str(storage),
+        "--project",
+        PROJECT,
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=30)
 
 
@@ -486,7 +568,9 @@ def printed_token(*arguments: Any) -> str:
     return done.stdout.strip()
 
 
-def test_a_printed_token_works_once_the_service_runs(make_service: Callable[..., Service], repository: Path, tmp_path: Path) -> None:
+def test_a_printed_token_works_once_the_service_runs(
+    make_service: Callable[..., Service], repository: Path, tmp_path: Path
+) -> None:
     storage = tmp_path / "storage"
     token = printed_token(repository, storage, "--type", "python-specialist")
     claims = claims_of(token)
@@ -503,9 +587,25 @@ def test_a_printed_token_works_once_the_service_runs(make_service: Callable[...,
     assert Client(service.url, more).get("/status").status_code == 200
     assert claims_of(more)["sub"] != claims["sub"]
 
-    bound = printed_token(repository, storage, "--type", "python-specialist", "--agent-id", "agent-3", "--issue", "issue-3", "--ttl", "120")
+    bound = printed_token(
+        repository,
+        storage,
+        "--type",
+        "python-specialist",
+        "--agent-id",
+        "agent-3",
+        "--issue",
+        "issue-3",
+        "--ttl",
+        "120",
+    )
     claims = claims_of(bound)
-    assert (claims["sub"], claims["issue_id"], claims["bound"], claims["exp"] - claims["iat"]) == ("agent-3", "issue-3", True, 120)
+    assert (claims["sub"], claims["issue_id"], claims["bound"], claims["exp"] - claims["iat"]) == (
+        "agent-3",
+        "issue-3",
+        True,
+        120,
+    )
     client = Client(service.url, bound)
     assert client.post("/api/results", result(agent_id="agent-3", issue="issue-3")).status_code == 201
     assert refused(client.post("/api/results", result(agent_id="agent-4", issue="issue-3")), "AUTH_003")
@@ -520,9 +620,13 @@ def test_a_printed_token_works_once_the_service_runs(make_service: Callable[...,
     ],
     ids=lambda arguments: " ".join(arguments),
 )  # fmt: skip
-def test_a_token_that_cannot_be_made_is_one_line_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+def test_a_token_that_cannot_be_made_is_one_line_on_stderr(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
     try:
-        code: Any = cco_sidecar.main(["token", "--root", str(tmp_path), "--storage", str(tmp_path / "storage"), *arguments])
+        code: Any = cco_sidecar.main(
+            ["token", "--root", str(tmp_path), "--storage", str(tmp_path / "storage"), *arguments]
+        )
     except SystemExit as end:
         code = end.code
     output = capfd.readouterr()
@@ -530,10 +634,25 @@ def test_a_token_that_cannot_be_made_is_one_line_on_stderr(tmp_path: Path, capfd
     assert output.err.startswith("cco: ") and output.err.count("\n") == 1
 
 
-def test_many_first_users_agree_on_one_secret(make_service: Callable[..., Service], repository: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(MODULE), "token", "--root", str(repository), "--storage", str(tmp_path / "storage"), "--project", PROJECT]
+def test_many_first_users_agree_on_one_secret(
+    make_service: Callable[..., Service], repository: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        str(MODULE),
+        "token",
+        "--root",
+        str(repository),
+        "--storage",
+        str(tmp_path / "storage"),
+        "--project",
+        PROJECT,
+    ]
     command += ["--type", "chief-architect"]
-    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment()) for _ in range(4)]
+    racers = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment())
+        for _ in range(4)
+    ]
     service = make_service(storage=tmp_path / "storage")
     tokens = [racer.communicate(timeout=30)[0].strip() for racer in racers]
     assert [racer.returncode for racer in racers] == [0] * 4
@@ -564,7 +683,10 @@ def test_a_configured_secret_signs(make_service: Callable[..., Service], reposit
 def test_the_token_of_an_ended_agent_is_refused_for_good(make_service: Callable[..., Service]) -> None:
     service = make_service("--agent-command", "sleep 60")
     architect = service.client()
-    agents = [architect.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json() for _ in range(2)]
+    agents = [
+        architect.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json()
+        for _ in range(2)
+    ]
     ended, living = (Client(service.url, agent["jwt_token"]) for agent in agents)
     assert ended.get("/status").status_code == living.get("/status").status_code == 200
     refreshed = Client(service.url, ended.post("/api/auth/refresh").json()["token"])
@@ -586,7 +708,9 @@ def test_the_token_of_an_ended_agent_is_refused_for_good(make_service: Callable[
 
 def test_the_token_file_of_a_running_agent_is_renewed_before_it_expires(make_service: Callable[..., Service]) -> None:
     service = make_service("--agent-command", "sleep 60", "--token-ttl", "4")
-    spawned = service.client().post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json()
+    spawned = (
+        service.client().post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json()
+    )
     path = service.storage / "agents" / spawned["agent_id"] / "token"
     assert path.read_text() == spawned["jwt_token"]
     assert path.stat().st_mode & 0o777 == 0o600
@@ -605,7 +729,9 @@ def test_the_token_file_of_a_running_agent_is_renewed_before_it_expires(make_ser
 
 def test_an_agents_token_is_bound_to_the_agent(make_service: Callable[..., Service]) -> None:
     service = make_service("--agent-command", "sleep 60")
-    agent = service.client().post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json()
+    agent = (
+        service.client().post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json()
+    )
     client = Client(service.url, agent["jwt_token"])
     assert client.post("/api/results", result(agent_id=agent["agent_id"])).status_code == 201
     assert refused(client.post("/api/results", result(agent_id=f"agent-{uuid.uuid4().hex}")), "AUTH_003")

@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.agents [--agents 119]
 
-The agents are shell scripts that wait for a file, then store a result with curl, so that what is measured is the service.
+The agents are shell scripts that wait for a file, then store a result with curl, so that what is measured is the
+service.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ async def spawn_all(wire: Any, sidecar: Sidecar, number: int, gate: Path) -> lis
     """Seconds of each spawn, from the request to its answer, one after another."""
     seconds = []
     for index in range(number):
-        body = {"agent_type": "python-specialist", "issue_id": f"issue-{index}", "task": "bench", "environment": {"GATE": str(gate)}}
+        body = {
+            "agent_type": "python-specialist",
+            "issue_id": f"issue-{index}",
+            "task": "bench",
+            "environment": {"GATE": str(gate)},
+        }
         began = time.perf_counter()
         await ask(wire, "POST", "/api/agents/spawn", sidecar, body)
         seconds.append(time.perf_counter() - began)
@@ -46,7 +52,9 @@ async def spawn_all(wire: Any, sidecar: Sidecar, number: int, gate: Path) -> lis
 
 
 def keeper_of(sidecar: Sidecar) -> psutil.Process:
-    (keeper,) = (child for child in psutil.Process(sidecar.process.pid).children() if "keeper" in " ".join(child.cmdline()))
+    (keeper,) = (
+        child for child in psutil.Process(sidecar.process.pid).children() if "keeper" in " ".join(child.cmdline())
+    )
     return keeper
 
 

@@ -32,7 +32,9 @@ class Wait(tornado.web.RequestHandler):
 
 
 async def main() -> None:
-    application = tornado.web.Application([("/post", Post), ("/wait", Wait)], waiters=set(), log_function=lambda handler: None)
+    application = tornado.web.Application(
+        [("/post", Post), ("/wait", Wait)], waiters=set(), log_function=lambda handler: None
+    )
     server = tornado.httpserver.HTTPServer(application)
     sockets = tornado.netutil.bind_sockets(0, "127.0.0.1", backlog=4096)
     server.add_sockets(sockets)

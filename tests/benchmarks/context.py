@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.context TREE [TREE ...] [--rounds 15] [--no-plugins]
 
-A TREE is a git repository; it is copied (hard links, where the system has them) and only the copy is changed. The limit is
-what has to be done in any case: ``git status``, and reading and hashing the files that the answer gives.
+A TREE is a git repository; it is copied (hard links, where the system has them) and only the copy is changed. The limit
+is what has to be done in any case: ``git status``, and reading and hashing the files that the answer gives.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def tasks(names: list[str]) -> Iterator[str]:
     """Tasks that nobody asked about before, out of words that the tree's paths hold."""
     words = sorted({word.lower() for name in names for word in re.findall(r"[A-Za-z]{4,}", name)})
     for number in itertools.count():
-        yield "Handle {} when {} has no {}".format(*(words[(number * 7919 + step * 104_729) % len(words)] for step in range(3)))
+        yield "Handle {} when {} has no {}".format(
+            *(words[(number * 7919 + step * 104_729) % len(words)] for step in range(3))
+        )
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -66,7 +68,12 @@ def limit(root: Path, names: list[str]) -> float:
     """Seconds of ``git status`` and of reading and hashing ``names``."""
 
     def work() -> None:
-        subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, env=clean_environment(GIT_OPTIONAL_LOCKS="0"))
+        subprocess.run(
+            ["git", "status", "--porcelain"],
+            cwd=root,
+            capture_output=True,
+            env=clean_environment(GIT_OPTIONAL_LOCKS="0"),
+        )
         for name in names:
             hashlib.sha256((root / name).read_bytes()).hexdigest()
 
@@ -85,7 +92,9 @@ class Memory(threading.Thread):
         while not self._end.wait(0.02):
             with contextlib.suppress(psutil.Error):
                 self.service = max(self.service, self._process.memory_info().rss)
-                self.children = max(self.children, sum(child.memory_info().rss for child in self._process.children(recursive=True)))
+                self.children = max(
+                    self.children, sum(child.memory_info().rss for child in self._process.children(recursive=True))
+                )
 
     def stop(self) -> None:
         self._end.set()
@@ -102,7 +111,9 @@ def edit(path: Path, number: int) -> None:
 def measure(tree: Path, rounds: int, arguments: list[str]) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         root = copied(tree, Path(folder))
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, env=clean_environment(), check=True).stdout
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=root, capture_output=True, env=clean_environment(), check=True
+        ).stdout
         names = [os.fsdecode(name) for name in listed.split(b"\0") if name]
         sizes = [(root / name).lstat().st_size for name in names if kind_of(name) != "other"]
         indexed = sum(size for size in sizes if size <= 400_000)
@@ -143,15 +154,25 @@ def measure(tree: Path, rounds: int, arguments: list[str]) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.context", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.context", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("trees", type=Path, nargs="+", metavar="TREE")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--no-plugins", action="store_true", help="the module's own ranking")
     options = parser.parse_args()
-    print("Times of 100 kB contexts, medians. From the start of the service: first answer, and first of full quality (s); that is also")
-    print("how long the index takes (MB/s of text). Slowest /health meanwhile, cold context on a warm index, context after an edit, its limit")
-    print("(git status, reading and hashing the files given), and a cache hit (ms). Most memory of the service and of its children (MB).\n")
-    print("| files | MB of text | first s | full s | MB/s | health ms | cold ms | edited ms | limit ms | hit ms | MB | children MB |")
+    print(
+        "Times of 100 kB contexts, medians. From the start of the service: first answer, and first of full quality (s); that is also"
+    )
+    print(
+        "how long the index takes (MB/s of text). Slowest /health meanwhile, cold context on a warm index, context after an edit, its limit"
+    )
+    print(
+        "(git status, reading and hashing the files given), and a cache hit (ms). Most memory of the service and of its children (MB).\n"
+    )
+    print(
+        "| files | MB of text | first s | full s | MB/s | health ms | cold ms | edited ms | limit ms | hit ms | MB | children MB |"
+    )
     print("|" + "---:|" * 12)
     for tree in options.trees:
         print("".join(measure(tree, options.rounds, ["--no-plugins"] if options.no_plugins else [])), flush=True)

@@ -29,7 +29,11 @@ import psutil
 from tests.benchmarks.wire import close, connect, request_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
-EVENT = {"publisher": "bench", "topic": "bench", "data": {"issue_id": "issue-1", "status": "success", "files": ["a.py", "b.py"]}}
+EVENT = {
+    "publisher": "bench",
+    "topic": "bench",
+    "data": {"issue_id": "issue-1", "status": "success", "files": ["a.py", "b.py"]},
+}
 
 
 class Server:
@@ -56,7 +60,9 @@ class Sidecar(Server):
     def post(self, event_type: str = "bench") -> bytes:
         return request_bytes("POST", f"/api/events/{event_type}", self.token(), EVENT)
 
-    def wait(self, event_type: str = "bench", query: str = "since=latest&timeout=60000", subject: str = "bench") -> bytes:
+    def wait(
+        self, event_type: str = "bench", query: str = "since=latest&timeout=60000", subject: str = "bench"
+    ) -> bytes:
         return request_bytes("GET", f"/api/events/wait/{event_type}?{query}", self.token(subject))
 
 
@@ -71,7 +77,9 @@ class Bare(Server):
 @contextlib.contextmanager
 def running_bare() -> Iterator[Bare]:
     flags = ["--uvloop"] if has_uvloop() else []
-    process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.bare", *flags], stdout=subprocess.PIPE, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.bare", *flags], stdout=subprocess.PIPE, cwd=ROOT
+    )
     try:
         assert process.stdout
         yield Bare(process, int(process.stdout.readline()))
@@ -92,8 +100,28 @@ def has_uvloop() -> bool:
 def running_sidecar(folder: Path, *arguments: str) -> Iterator[Sidecar]:
     (folder / "repository").mkdir(exist_ok=True)
     storage = folder / "storage"
-    command = [sys.executable, str(ROOT / "cco_sidecar.py"), "serve", "--root", str(folder / "repository"), "--storage", str(storage)]
-    command += ["--port", "0", "--project", "bench", "--no-watch", "--no-plugins", "--log-level", "warning", "--event-limit", "100000000", *arguments]
+    command = [
+        sys.executable,
+        str(ROOT / "cco_sidecar.py"),
+        "serve",
+        "--root",
+        str(folder / "repository"),
+        "--storage",
+        str(storage),
+    ]
+    command += [
+        "--port",
+        "0",
+        "--project",
+        "bench",
+        "--no-watch",
+        "--no-plugins",
+        "--log-level",
+        "warning",
+        "--event-limit",
+        "100000000",
+        *arguments,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         while True:
@@ -207,7 +235,9 @@ async def publish_beside(server: Sidecar, number: int = 5000) -> tuple[float, fl
     alone = await median()
     wires = await connect(server.port, number)
     answers = [
-        wire.send(server.wait("bench", f"since=latest&timeout=60000&filter=issue_id:other-{index}", subject=f"s{index % 20}"))
+        wire.send(
+            server.wait("bench", f"since=latest&timeout=60000&filter=issue_id:other-{index}", subject=f"s{index % 20}")
+        )
         for index, wire in enumerate(wires)
     ]
     await parked(server, number)
@@ -271,8 +301,18 @@ async def empty_polls(server: Sidecar) -> None:
 
 def fill_log(storage: Path, number: int) -> None:
     """Put ``number`` events into a stopped service's log, as the service itself writes them."""
-    body = json.dumps({"event_type": "bench", "publisher": "bench", "topic": "bench", "data": {"issue_id": "issue-1", "status": "success"},
-                       "timestamp": "2026-01-01T00:00:00Z", "correlation_id": None, "priority": "normal", "ttl_seconds": 86400}).encode()  # fmt: skip
+    body = json.dumps(
+        {
+            "event_type": "bench",
+            "publisher": "bench",
+            "topic": "bench",
+            "data": {"issue_id": "issue-1", "status": "success"},
+            "timestamp": "2026-01-01T00:00:00Z",
+            "correlation_id": None,
+            "priority": "normal",
+            "ttl_seconds": 86400,
+        }
+    ).encode()
     rare = body.replace(b"issue-1", b"issue-rare")
     now = time.time()
     common_row, rare_row = ("issue-1", now, now + 86_000, body), ("issue-rare", now, now + 86_000, rare)
@@ -289,7 +329,9 @@ def fill_log(storage: Path, number: int) -> None:
 async def read_times(server: Sidecar, number: int) -> dict[str, float]:
     """Median seconds of reads at the places of the log where they could be slow."""
     wire = (await connect(server.port, 1))[0]
-    epoch = json.loads((await wire.ask(request_bytes("GET", "/api/events?limit=1", server.token())))[1])["events"][0]["event_id"].split("-")[1]
+    epoch = json.loads((await wire.ask(request_bytes("GET", "/api/events?limit=1", server.token())))[1])["events"][0][
+        "event_id"
+    ].split("-")[1]
     near_end = f"evt-{epoch}-{number - 20:012d}"
     reads = {
         "near the end": f"since={near_end}&timeout=0",
@@ -353,7 +395,12 @@ def main() -> None:
         line("durable publishes a second, 32 connections", *rates, f"{ratio:.2f} (>= 0.5)")
         ours, other = alternate(options.rounds, wake_latency, sidecar, bare)
         mine, bares = statistics.median(ours) * 1000, statistics.median(other) * 1000
-        line("publish to one waiter's answer, p50", f"{mine:.2f} ms", f"{bares:.2f} ms", f"+{mine - bares:.2f} ms (<= +1.5)")
+        line(
+            "publish to one waiter's answer, p50",
+            f"{mine:.2f} ms",
+            f"{bares:.2f} ms",
+            f"+{mine - bares:.2f} ms (<= +1.5)",
+        )
         ours, other = alternate(options.rounds, wake_many, sidecar, bare)
         ratio = statistics.median(a / b for a, b in zip(ours, other, strict=True))
         times = [statistics.median(values) * 1000 for values in (ours, other)]
@@ -361,13 +408,17 @@ def main() -> None:
         pairs = [asyncio.run(publish_beside(sidecar)) for _ in range(options.rounds)]
         ratio = statistics.median(beside / alone for alone, beside in pairs)
         alone, beside = (statistics.median(values) * 1000 for values in zip(*pairs, strict=True))
-        line("publish beside 5,000 other waiters / alone", f"{beside:.2f} ms", f"{alone:.2f} ms", f"{ratio:.2f} (<= 1.3)")
+        line(
+            "publish beside 5,000 other waiters / alone", f"{beside:.2f} ms", f"{alone:.2f} ms", f"{ratio:.2f} (<= 1.3)"
+        )
         for name, disturb in (
             ("1,000 polls that hang up at once", thousand_hang_ups),
             ("50 readers that never read", readers_that_never_read),
             ("one that polls without end", empty_polls),
         ):
-            pairs = [asyncio.run(publish_among(sidecar, functools.partial(disturb, sidecar))) for _ in range(options.rounds)]
+            pairs = [
+                asyncio.run(publish_among(sidecar, functools.partial(disturb, sidecar))) for _ in range(options.rounds)
+            ]
             ratio = statistics.median(beside / alone for alone, beside in pairs)
             alone, beside = (statistics.median(values) * 1000 for values in zip(*pairs, strict=True))
             line(f"publish beside {name} / alone", f"{beside:.2f} ms", f"{alone:.2f} ms", f"{ratio:.2f} (<= 2)")
@@ -390,12 +441,27 @@ def big_log(number: int) -> None:
                 if size == number:
                     scan, worst = asyncio.run(worst_health_during_scan(sidecar))
     line("measure", f"{number:,} events", "1,000 events", "ratio (goal)")
-    line("start", f"{starts[number] * 1000:.0f} ms", f"{starts[1000] * 1000:.0f} ms", f"{starts[number] / starts[1000]:.2f} (<= 1.5)")
+    line(
+        "start",
+        f"{starts[number] * 1000:.0f} ms",
+        f"{starts[1000] * 1000:.0f} ms",
+        f"{starts[number] / starts[1000]:.2f} (<= 1.5)",
+    )
     for name in found[number]:
         mine, small = found[number][name] * 1000, found[1000][name] * 1000
         line(f"read {name}", f"{mine:.2f} ms", f"{small:.2f} ms", f"{mine / small:.2f} (<= 1.5)")
-    line("a filter no index helps, whole log", f"{scan * 1000:.0f} ms", "", f"slowest /health meanwhile {worst * 1000:.0f} ms")
-    line("database size", f"{sizes[number] / 1e6:.0f} MB", f"{sizes[1000] / 1e6:.2f} MB", f"{sizes[number] / number:.0f} bytes an event")
+    line(
+        "a filter no index helps, whole log",
+        f"{scan * 1000:.0f} ms",
+        "",
+        f"slowest /health meanwhile {worst * 1000:.0f} ms",
+    )
+    line(
+        "database size",
+        f"{sizes[number] / 1e6:.0f} MB",
+        f"{sizes[1000] / 1e6:.2f} MB",
+        f"{sizes[number] / number:.0f} bytes an event",
+    )
 
 
 if __name__ == "__main__":

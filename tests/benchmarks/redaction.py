@@ -1,7 +1,9 @@
-"""How well secrets are told from everything else: ``python -m tests.benchmarks.redaction FOLDER_OR_SDIST ...`` prints a table.
+"""How well secrets are told from everything else: ``python -m tests.benchmarks.redaction FOLDER_OR_SDIST ...`` prints a
+table.
 
-The middle column is measured on tokens made at random in each form, each set into lines of several languages; the last one counts what
-is redacted in the given source trees, where almost nothing is a secret. ``--show`` prints those lines, cut short.
+The middle column is measured on tokens made at random in each form, each set into lines of several languages; the last
+one counts what is redacted in the given source trees, where almost nothing is a secret. ``--show`` prints those lines,
+cut short.
 """
 
 from __future__ import annotations
@@ -17,13 +19,32 @@ from pathlib import Path
 
 from cco_sidecar import SECRET_FORMS, is_secret, redact
 
-LETTERS, HEX, BASE64 = string.ascii_letters + string.digits, "0123456789abcdef", string.ascii_letters + string.digits + "+/"
-FRAMES = ('token = "{}"', "export TOKEN={}\n", '{{"value": "{}"}}', "curl -H 'Authorization: Bearer {}' x\n", "- name: {}\n", "a\n{}\nb\n")
-ASSIGNMENTS = ('client_secret = "{}"', "  api_key: '{}'\n", '"authToken": "{}",', 'const PASSWORD = `{}`;', 'headers["X-Api-Key"] = "{}"')
+LETTERS, HEX, BASE64 = (
+    string.ascii_letters + string.digits,
+    "0123456789abcdef",
+    string.ascii_letters + string.digits + "+/",
+)
+FRAMES = (
+    'token = "{}"',
+    "export TOKEN={}\n",
+    '{{"value": "{}"}}',
+    "curl -H 'Authorization: Bearer {}' x\n",
+    "- name: {}\n",
+    "a\n{}\nb\n",
+)
+ASSIGNMENTS = (
+    'client_secret = "{}"',
+    "  api_key: '{}'\n",
+    '"authToken": "{}",',
+    "const PASSWORD = `{}`;",
+    'headers["X-Api-Key"] = "{}"',
+)
 
 
 def samples(rng: random.Random) -> dict[str, Callable[[], str]]:
-    """For each form a maker of tokens; the prefixes are put together here, so that no scanner takes this file for a leak."""
+    """For each form a maker of tokens; the prefixes are put together here, so that no scanner takes this file for a
+    leak.
+    """
 
     def some(alphabet: str, number: int) -> str:
         return "".join(rng.choices(alphabet, k=number))
@@ -68,7 +89,13 @@ def samples(rng: random.Random) -> dict[str, Callable[[], str]]:
 
 def found_again(name: str, make: Callable[[], str], rng: random.Random, number: int) -> int:
     """Of ``number`` tokens, how many are gone from their line."""
-    frames = ASSIGNMENTS if name.startswith("assigned") else ("{}", "# {}\n", "a\n{}\nb\n") if "://" in (one := make()) or " = " in one else FRAMES
+    frames = (
+        ASSIGNMENTS
+        if name.startswith("assigned")
+        else ("{}", "# {}\n", "a\n{}\nb\n")
+        if "://" in (one := make()) or " = " in one
+        else FRAMES
+    )
     gone = 0
     for _ in range(number):
         token = make()
@@ -79,7 +106,9 @@ def found_again(name: str, make: Callable[[], str], rng: random.Random, number: 
 def sources(place: Path) -> Iterator[tuple[str, str]]:
     """(path, text) of what a context may hold of a folder or an sdist."""
     if place.is_dir():
-        files = ((str(path), path.read_bytes()) for path in place.rglob("*") if path.is_file() and not path.is_symlink())
+        files = (
+            (str(path), path.read_bytes()) for path in place.rglob("*") if path.is_file() and not path.is_symlink()
+        )
     else:
         files = read_tar(place)
     for name, content in files:
@@ -116,7 +145,10 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(1)
     makers = samples(rng)
-    again = {name: found_again(name, makers[name], rng, options.number) for name in dict.fromkeys(form.name for form in SECRET_FORMS)}
+    again = {
+        name: found_again(name, makers[name], rng, options.number)
+        for name in dict.fromkeys(form.name for form in SECRET_FORMS)
+    }
     hits: Counter[str] = Counter()
     size, seconds, files = 0, 0.0, 0
     for place in options.places:

@@ -1,15 +1,16 @@
 """How well the service finds the files that a task needs, measured through its HTTP interface.
 
-    python -m tests.benchmarks.retrieval --cases FILE --git-root DIR [--repos NAME,NAME] [--every N] [--budget BYTES] [--no-plugins]
+    python -m tests.benchmarks.retrieval --cases FILE --git-root DIR [--repos NAME,NAME] [--every N] [--budget BYTES]
+    [--no-plugins]
 
-FILE holds a case a line: ``{"repo": "owner/name", "parent": COMMIT, "query": TASK, "gold": [PATHS], "gold_tests": [PATHS],
-"lang": LANGUAGE}``, and optionally ``"commit"``, whose changed lines are then looked for too. DIR holds the histories as bare
-git directories, DIR/owner+name or DIR/owner+name/repo. For each case the project is laid out as it was at ``parent``, with no
-history after it, and a running service is asked for contexts with the task's text.
+FILE holds a case a line: ``{"repo": "owner/name", "parent": COMMIT, "query": TASK, "gold": [PATHS], "gold_tests":
+[PATHS], "lang": LANGUAGE}``, and optionally ``"commit"``, whose changed lines are then looked for too. DIR holds the
+histories as bare git directories, DIR/owner+name or DIR/owner+name/repo. For each case the project is laid out as it
+was at ``parent``, with no history after it, and a running service is asked for contexts with the task's text.
 
-R@k is the share of the wanted files among the first k, all@10 whether all are among the first 10, MRR 1 / the rank of the
-first. "files" and "lines" are the shares of the wanted files, and of the lines that the commit took away or changed in them,
-that an answer of at most ``--budget`` bytes holds.
+R@k is the share of the wanted files among the first k, all@10 whether all are among the first 10, MRR 1 / the rank of
+the first. "files" and "lines" are the shares of the wanted files, and of the lines that the commit took away or changed
+in them, that an answer of at most ``--budget`` bytes holds.
 """
 
 from __future__ import annotations
@@ -96,7 +97,10 @@ def ask(client: Client, agent_type: str, task: str, **more: Any) -> Any:
 def scores(paths: list[str], gold: list[str]) -> dict[str, float]:
     ranks = [number for number, path in enumerate(paths) if path in gold]
     found = {f"R@{k}": sum(rank < k for rank in ranks) / len(gold) for k in (5, 10, 20)}
-    return found | {"all@10": float(sum(rank < 10 for rank in ranks) == len(gold)), "MRR": 1 / (ranks[0] + 1) if ranks else 0.0}
+    return found | {
+        "all@10": float(sum(rank < 10 for rank in ranks) == len(gold)),
+        "MRR": 1 / (ranks[0] + 1) if ranks else 0.0,
+    }
 
 
 def given_in_budget(checkout: Checkout, case: dict[str, Any], files: list[dict[str, Any]]) -> dict[str, float]:
@@ -113,7 +117,9 @@ def given_in_budget(checkout: Checkout, case: dict[str, Any], files: list[dict[s
     return result | ({"lines": held / changed} if changed else {})
 
 
-def measure(cases: list[dict[str, Any]], history: Path, work: Path, budget: int, arguments: list[str]) -> Iterator[tuple[str, dict[str, float]]]:
+def measure(
+    cases: list[dict[str, Any]], history: Path, work: Path, budget: int, arguments: list[str]
+) -> Iterator[tuple[str, dict[str, float]]]:
     """(target, scores) of each case of one repository."""
     checkout = Checkout(history, work / "project")
     checkout.move(cases[0]["parent"])
@@ -122,10 +128,16 @@ def measure(cases: list[dict[str, Any]], history: Path, work: Path, budget: int,
         client = service.client()
         for case in cases:
             checkout.move(case["parent"])
-            for target, gold in (("source", case["gold"]), ("tests", case["gold_tests"]), ("everything", case["gold"] + case["gold_tests"])):
+            for target, gold in (
+                ("source", case["gold"]),
+                ("tests", case["gold_tests"]),
+                ("everything", case["gold"] + case["gold_tests"]),
+            ):
                 if not gold or (target == "everything" and not case["gold"]):
                     continue
-                agent_type = "test-engineer" if target == "tests" else SPECIALISTS.get(case["lang"], "python-specialist")
+                agent_type = (
+                    "test-engineer" if target == "tests" else SPECIALISTS.get(case["lang"], "python-specialist")
+                )
                 began = time.perf_counter()
                 files = ask(client, agent_type, case["query"])["context"]["relevant_files"]
                 found = scores([file["path"] for file in files], gold) | {"seconds": time.perf_counter() - began}
@@ -146,7 +158,9 @@ def row(name: str, found: list[dict[str, float]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.retrieval", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.retrieval", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--cases", type=Path, required=True)
     parser.add_argument("--git-root", type=Path, required=True)
     parser.add_argument("--repos", default="", help="only these, comma-separated")
@@ -157,13 +171,17 @@ def main() -> int:
     cases = [json.loads(line) for line in options.cases.read_text("utf-8").splitlines()]
     wanted = set(options.repos.split(",")) - {""}
     found: dict[str, list[dict[str, float]]] = {"source": [], "everything": [], "tests": []}
-    print(f"| repository, target | cases | {' | '.join(COLUMNS)} | answer p50 ms |\n|---|" + "---:|" * (len(COLUMNS) + 2))
+    print(
+        f"| repository, target | cases | {' | '.join(COLUMNS)} | answer p50 ms |\n|---|" + "---:|" * (len(COLUMNS) + 2)
+    )
     for repository in dict.fromkeys(case["repo"] for case in cases if not wanted or case["repo"] in wanted):
         own = [case for case in cases if case["repo"] == repository][:: options.every]
         here: list[dict[str, float]] = []
         with tempfile.TemporaryDirectory() as work:
             arguments = ["--no-plugins"] if options.no_plugins else []
-            for target, result in measure(own, history_of(options.git_root, repository), Path(work), options.budget, arguments):
+            for target, result in measure(
+                own, history_of(options.git_root, repository), Path(work), options.budget, arguments
+            ):
                 found[target].append(result)
                 here += [result] if target == "source" else []
         if here:

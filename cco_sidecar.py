@@ -627,6 +627,17 @@ class ApiError(Exception):
         self.allowance = allowance
         super().__init__(f"{code}: {self.message}")
 
+    def answer(self, request_id: str) -> dict[str, Any]:
+        """The body of the answer to the request that is refused."""
+        body = {"error": self.error, "message": self.message, "code": self.code}
+        body |= {"timestamp": iso(), "request_id": request_id}
+        more = {
+            "details": self.details,
+            "retry_after_seconds": self.retry_after,
+            "limit": self.allowance and self.allowance.limit,
+        }
+        return body | {name: value for name, value in more.items() if value is not None}
+
 
 def snake_case(phrase: str) -> str:
     return re.sub(r"[^a-z]+", "_", phrase.lower())
@@ -1118,19 +1129,6 @@ class Status(Struct):
     events: EventStatistics
     performance: PerformanceStatistics
     timestamp: str
-
-
-class ErrorAnswer(Struct, omit_defaults=True):
-    """Every error."""
-
-    error: str
-    message: str
-    code: str
-    timestamp: str
-    request_id: str
-    details: dict[str, Any] | UnsetType = UNSET
-    retry_after_seconds: int | UnsetType = UNSET
-    limit: int | UnsetType = UNSET
 
 
 # Query strings
@@ -2345,8 +2343,9 @@ class Endpoint(tornado.web.RequestHandler):
     """What every endpoint shares. A subclass says what it requires in class attributes and implements ``respond``.
 
     ``respond`` gets the values of the path's names, in order, and, where ``body`` is set, the validated body as a dict;
-    ``self.query`` holds the parameters. It returns an instance of a type in ``answers`` (the first status is the good
-    one) or ready JSON bytes, or raises ApiError.
+    ``self.query`` holds the parameters. It returns what becomes the JSON of the answer, or ready bytes of it, or raises
+    ApiError. ``answers`` says under which statuses (the first is the good one) and of which types, for the OpenAPI
+    document; our own are named as in plugins/_answers.py.
     """
 
     permission: ClassVar[str | None] = None
@@ -2602,19 +2601,13 @@ class Endpoint(tornado.web.RequestHandler):
     def _error_content(self, error: ApiError) -> bytes:
         self.failed_with = error
         self.set_status(error.status)
-        retry: int | UnsetType = UNSET
         if error.retry_after is not None:
             self.set_header("Retry-After", str(error.retry_after))
-            retry = error.retry_after
         if error.status == 401:
             self.set_header("WWW-Authenticate", "Bearer")
         if error.status == 405:
             self.set_header("Allow", ", ".join(allowed_methods(self.application.settings["table"], self.request.path)))
-        details = UNSET if error.details is None else error.details
-        limit = UNSET if error.allowance is None else error.allowance.limit
-        return msgspec.json.encode(
-            ErrorAnswer(error.error, error.message, error.code, iso(), self.request_id, details, retry, limit)
-        )
+        return msgspec.json.encode(error.answer(self.request_id))
 
     async def _finish_with(self, content: bytes) -> None:
         if content:
@@ -3106,18 +3099,14 @@ class GetHealth(Endpoint):
         return health
 
 
-class PluginList(Struct):
-    plugins: list[LoadedPlugin]
-
-
 class GetPlugins(Endpoint):
     """The plugins of this service: which are in use, which are not and why, and what went wrong last in each."""
 
     permission = SPAWN
-    answers = {200: PluginList}
+    answers = {200: "PluginList"}
 
-    async def respond(self) -> PluginList:
-        return PluginList(self.sidecar.hooks.loaded)
+    async def respond(self) -> dict[str, Any]:
+        return {"plugins": self.sidecar.hooks.loaded}
 
 
 class GetStatus(Endpoint):
@@ -8973,7 +8962,7 @@ def loaded_plugins(options: argparse.Namespace) -> tuple[list[LoadedPlugin], str
         try:
             client = Client(options)
             answer = client.call("GET", "/api/plugins")
-            return msgspec.convert(answer, PluginList).plugins, f"of the service that runs on {client.url}"
+            return msgspec.convert(answer["plugins"], list[LoadedPlugin]), f"of the service that runs on {client.url}"
         except NotReachable:
             if getattr(options, "url", None):
                 raise

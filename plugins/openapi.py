@@ -22,7 +22,6 @@ from cco_sidecar import (
     GOOD,
     Command,
     Endpoint,
-    ErrorAnswer,
     EventType,
     Identifier,
     Route,
@@ -32,8 +31,12 @@ from cco_sidecar import (
     add_commands,
     arg,
     hookimpl,
+    import_file,
     routes,
 )
+
+answers = import_file(Path(__file__).with_name("_answers.py"))
+ErrorAnswer = answers.ErrorAnswer
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 COMPONENTS = "#/components/schemas/"
@@ -279,7 +282,7 @@ def server(url: str) -> dict[str, str]:
 
 def describe_operation(row: Route) -> dict[str, Any]:
     endpoint = row.endpoint
-    words = inspect.cleandoc(endpoint.__doc__ or endpoint.__name__).replace("``", "`")
+    words = prose(endpoint.__doc__ or endpoint.__name__)
     needs = [f"Needs the permission `{endpoint.permission}`."] if endpoint.permission else []
     operation: dict[str, Any] = {
         "operationId": endpoint.__name__[0].lower() + endpoint.__name__[1:],
@@ -305,12 +308,12 @@ def tag_of(path: str) -> str:
 
 def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
     """By status: the endpoint's own answers, and the refusals, which are the same everywhere."""
-    answers: dict[str, Any] = {}
+    described: dict[str, Any] = {}
     metered = () if endpoint.public else METERED
     replay = ("Idempotent-Replay",) if endpoint.idempotent else ()
     etag = ("ETag",) if NOT_MODIFIED in endpoint.problems else ()
     refusals = refusals_of(endpoint)
-    for status, shape in endpoint.answers.items():
+    for status, shape in answers_of(endpoint).items():
         schema: dict[str, Any] = (
             reference_to(shape) if is_struct(shape) else {"type": "object", "additionalProperties": True}
         )
@@ -318,19 +321,27 @@ def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
             schema = {"oneOf": [schema, reference_to(ErrorAnswer)]}
         words = summary_of(shape) if is_struct(shape) else http.client.responses[status]
         headers = headers_of("X-Request-ID", *metered, *replay, *etag, *OF_STATUS.get(status, ()))
-        answers[str(status)] = {
+        described[str(status)] = {
             "description": words,
             "headers": headers,
             "content": {"application/json": {"schema": schema}},
         }
     if etag:
-        answers[str(NOT_MODIFIED)] = {
+        described[str(NOT_MODIFIED)] = {
             "description": "What If-None-Match names is how things are.",
             "headers": headers_of("X-Request-ID", *metered, *etag),
         }  # fmt: skip
     for status in sorted(refusals):
-        answers.setdefault(str(status), {"$ref": f"#/components/responses/{name_of(status)}"})
-    return answers
+        described.setdefault(str(status), {"$ref": f"#/components/responses/{name_of(status)}"})
+    return described
+
+
+def answers_of(endpoint: type[Endpoint]) -> dict[int, Any]:
+    """The types of an endpoint's answers by status; a name is that of a type in _answers.py."""
+    return {
+        status: getattr(answers, shape) if isinstance(shape, str) else shape
+        for status, shape in endpoint.answers.items()
+    }
 
 
 def refusals_of(endpoint: type[Endpoint]) -> set[int]:
@@ -410,7 +421,7 @@ def in_header(endpoint: type[Endpoint]) -> Iterator[dict[str, Any]]:
 def shapes_of(table: Iterable[Route]) -> list[type[msgspec.Struct]]:
     """The types of bodies and answers, by name."""
     found = {
-        shape for row in table for shape in (*row.endpoint.answers.values(), row.endpoint.body) if is_struct(shape)
+        shape for row in table for shape in (*answers_of(row.endpoint).values(), row.endpoint.body) if is_struct(shape)
     }
     return sorted(found | {ErrorAnswer}, key=lambda shape: shape.__name__)
 
@@ -424,8 +435,12 @@ def reference_to(shape: Any) -> dict[str, Any]:
 
 
 def summary_of(shape: Any) -> str:
-    words = inspect.cleandoc(shape.__doc__ or words_for(shape.__name__, shape.__name__))
-    return words.partition("\n\n")[0].replace("\n", " ").replace("``", "`")
+    return prose(shape.__doc__ or words_for(shape.__name__, shape.__name__)).partition("\n\n")[0]
+
+
+def prose(docstring: str) -> str:
+    """A docstring's paragraphs, each in one line: how the source breaks its lines is not a part of the interface."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(docstring)).replace("``", "`")
 
 
 def describe_types(shapes: list[type[msgspec.Struct]]) -> dict[str, Any]:
@@ -440,7 +455,7 @@ def describe_types(shapes: list[type[msgspec.Struct]]) -> dict[str, Any]:
 
 
 def describe_fields(name: str, schema: dict[str, Any]) -> None:
-    schema["description"] = inspect.cleandoc(schema.get("description") or words_for(name, name))
+    schema["description"] = prose(schema.get("description") or words_for(name, name))
     if name in OPEN:
         schema["additionalProperties"] = True
     for field, value in schema["properties"].items():

@@ -19,9 +19,8 @@ from typing import Any
 
 import msgspec
 import tornado.iostream
-from msgspec import UNSET
 
-from cco_sidecar import MB, ApiError, AuditLine, ErrorAnswer, Server, hookimpl, iso
+from cco_sidecar import MB, ApiError, AuditLine, Server, hookimpl, iso
 
 log = logging.getLogger("cco.http")
 
@@ -177,10 +176,7 @@ class StrictSSLStream(StrictStream, tornado.iostream.SSLIOStream):
 
 def whole_refusal(error: ApiError, request_id: str) -> bytes:
     """An answer with its head, for a line that carries no request."""
-    retry = UNSET if error.retry_after is None else error.retry_after
-    content = msgspec.json.encode(
-        ErrorAnswer(error.error, error.message, error.code, iso(), request_id, retry_after_seconds=retry)
-    )
+    content = msgspec.json.encode(error.answer(request_id))
     headers = {
         "Content-Type": "application/json", "Content-Length": len(content), "Connection": "close",
         "X-Request-ID": request_id,

@@ -21,7 +21,7 @@ import jsonschema
 import npm
 import pytest
 import requests
-from conftest import ALL, ROOT, Client, Service, clean_environment, make_repository, needed, until
+from conftest import ALL, ROOT, Client, Service, clean_environment, make_repository, needed, plugin, until
 from test_errors import BY_CLIENT
 from test_malformed import POST, SLOW, connect, exchange
 from test_reference import FULL_EVENT, FULL_RESULT, SHORT_EVENT, SHORT_RESULT, SPAWN
@@ -258,6 +258,19 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     assert "Traceback" not in running.log, running.log
 
 
+@pytest.fixture(scope="module")
+def lone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The same, of a module that has no plugins beside it."""
+    folder = tmp_path_factory.mktemp("lone")
+    module, command = folder / "cco_sidecar.py", json.dumps([sys.executable, "-c", AGENT])
+    shutil.copy(ROOT / "cco_sidecar.py", module)
+    repository = make_repository(folder / "repository")
+    running = Service(repository, folder / "storage", "--agent-command", command, module=module).start()
+    yield running
+    assert running.stop() == 0, running.log
+    assert "Traceback" not in running.log, running.log
+
+
 def walk(architect: Client, issue: str) -> None:
     """Every operation, with good requests; what is optional is there once and once not."""
     context = architect.get(f"/api/context/{issue}/python-specialist", task="Greet", max_files=3)
@@ -306,7 +319,7 @@ def walk(architect: Client, issue: str) -> None:
     assert architect.delete(f"/api/cache/context/{issue}").status_code == 200
     assert architect.delete("/api/cache/all").status_code == 200
     assert architect.post("/api/auth/refresh").status_code == 200
-    for path in ("/health", "/status", "/openapi.json", "/api/plugins"):
+    for path in ("/health", "/status", "/api/plugins"):
         assert architect.get(path).status_code == architect.request("HEAD", path).status_code == 200
 
 
@@ -315,9 +328,31 @@ def test_every_operation_answers_good_requests_as_the_document_says(
 ) -> None:
     conformance.seen.clear()
     walk(service.client(), issue)
-    assert {name for name, statuses in conformance.seen.items() if statuses & {200, 201, 202}} == {
-        op["operationId"] for _, _, op in OPERATIONS
-    }
+    for method in ("GET", "HEAD"):
+        assert service.client().request(method, "/openapi.json").status_code == 200
+    assert well_answered(conformance) == {op["operationId"] for _, _, op in OPERATIONS}
+
+
+def test_the_module_alone_answers_good_requests_to_its_endpoints_as_the_document_says(
+    lone: Service, conformance: Conformance, issue: str
+) -> None:
+    conformance.seen.clear()
+    walk(lone.client(), issue)
+    endpoints = {row.endpoint.__name__ for row in cco_sidecar.routes()}
+    assert well_answered(conformance) == {name[0].lower() + name[1:] for name in endpoints}
+
+
+def well_answered(conformance: Conformance) -> set[str]:
+    return {name for name, statuses in conformance.seen.items() if statuses & {200, 201, 202}}
+
+
+def test_every_answer_that_an_endpoint_names_is_described_and_no_other() -> None:
+    described = vars(plugin("openapi").answers)
+    named = {shape for row in cco_sidecar.routes() for shape in row.endpoint.answers.values() if isinstance(shape, str)}
+    assert named <= described.keys()
+    schemas = DOCUMENT["components"]["schemas"]
+    ours = {name for name, shape in described.items() if getattr(shape, "__module__", "") == described["__name__"]}
+    assert ours <= schemas.keys() and "ErrorAnswer" in ours
 
 
 def example_of(path: str) -> str:

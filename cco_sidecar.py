@@ -1041,96 +1041,6 @@ class Context(Struct):
     removed_files: list[str] | UnsetType = UNSET
 
 
-class CacheCleared(Struct):
-    """Answer of the cache deletions."""
-
-    cleared: bool
-    entries_removed: int
-    bytes_freed: int
-    timestamp: str
-
-
-class Refreshed(Struct):
-    """Answer of POST /api/auth/refresh."""
-
-    token: str
-    expires_at: str
-
-
-class HealthChecks(Struct):
-    """``storage`` is a real write, ``event_bus`` a real round trip, the rest is measured."""
-
-    storage: str
-    event_bus: str
-    memory_usage_mb: float
-    cpu_usage_percent: float
-    active_agents: int
-    event_queue_size: int
-    disk_space_available_mb: float
-    watching: str
-
-
-class Health(Struct):
-    """Answer of GET /health."""
-
-    status: Literal["healthy", "unhealthy"]
-    service: str
-    version: str
-    uptime_seconds: float
-    project_id: str
-    checks: HealthChecks
-    timestamp: str
-
-
-class AgentStatistics(Struct):
-    active: int
-    completed: int
-    failed: int
-    killed: int
-    spawned_total: int
-    by_type: dict[str, int]
-    avg_execution_time_ms: float
-
-
-class StorageStatistics(Struct):
-    context_cache_entries: int
-    context_cache_bytes: int
-    results_stored: int
-    total_size_mb: float
-    cache_hit_rate: float
-    storage_path: str
-    watching: str
-
-
-class EventStatistics(Struct):
-    total_published: int
-    total_delivered: int
-    active_subscriptions: int
-    queue_depth: int
-    avg_delivery_time_ms: float
-    dead_letter_queue_size: int
-
-
-class PerformanceStatistics(Struct):
-    """Over the last minute; a long poll counts from its wake-up."""
-
-    avg_response_time_ms: float
-    p95_response_time_ms: float
-    p99_response_time_ms: float
-    requests_per_second: float
-    errors_per_minute: float
-
-
-class Status(Struct):
-    """Answer of GET /status: everything is counted or timed."""
-
-    agents: AgentStatistics
-    storage: StorageStatistics
-    events: EventStatistics
-    performance: PerformanceStatistics
-    timestamp: str
-
-
 # Query strings
 
 
@@ -2022,29 +1932,29 @@ class Sidecar:
         (self.settings.storage / "sidecar.json").unlink(missing_ok=True)
         self._lock.release()
 
-    async def health(self) -> Health:
+    async def health(self) -> dict[str, Any]:
         """Measured now; callers at the same time share one write and one round trip."""
         if self._probe is None or self._probe.done():
             self._probe = asyncio.ensure_future(self._probe_storage())
         storage, bus = await asyncio.shield(self._probe)
-        return Health(
-            status="healthy" if storage == bus == "healthy" else "unhealthy",
-            service="orchestration-sidecar",
-            version=__version__,
-            uptime_seconds=int(time.time() - self.started),
-            project_id=self.settings.project,
-            checks=HealthChecks(
-                storage=storage,
-                event_bus=bus,
-                memory_usage_mb=round(self._process.memory_info().rss / MB, 1),
-                cpu_usage_percent=self._process.cpu_percent(),
-                active_agents=len(self.agents.active),
-                event_queue_size=self.storage.read.undelivered(self.settings.project),
-                disk_space_available_mb=int(shutil.disk_usage(self.settings.storage).free / MB),
-                watching=self.contexts.watching(),
-            ),
-            timestamp=iso(),
-        )
+        return {
+            "status": "healthy" if storage == bus == "healthy" else "unhealthy",
+            "service": "orchestration-sidecar",
+            "version": __version__,
+            "uptime_seconds": int(time.time() - self.started),
+            "project_id": self.settings.project,
+            "checks": {
+                "storage": storage,
+                "event_bus": bus,
+                "memory_usage_mb": round(self._process.memory_info().rss / MB, 1),
+                "cpu_usage_percent": self._process.cpu_percent(),
+                "active_agents": len(self.agents.active),
+                "event_queue_size": self.storage.read.undelivered(self.settings.project),
+                "disk_space_available_mb": int(shutil.disk_usage(self.settings.storage).free / MB),
+                "watching": self.contexts.watching(),
+            },
+            "timestamp": iso(),
+        }
 
     async def _probe_storage(self) -> tuple[str, str]:
         """("healthy" or why not) of a committed write, and of an event that really woke a waiter."""
@@ -2061,22 +1971,22 @@ class Sidecar:
             return "healthy", "unhealthy: a waiter did not wake within 2 s"
         return "healthy", "healthy"
 
-    async def status(self) -> Status:
+    async def status(self) -> dict[str, Any]:
         size = await asyncio.to_thread(folder_size, self.settings.storage)
         with contextlib.suppress(sqlite3.Error):  # where nothing can be written, what is on the disk is what counts
             await self.storage.write(lambda records: None)  # comes after all that is being written
-        return Status(
-            agents=self.agents.statistics(),
-            storage=StorageStatistics(
+        return {
+            "agents": self.agents.statistics(),
+            "storage": {
                 **self.contexts.statistics(),
-                results_stored=self.storage.read.count_results(self.settings.project),
-                total_size_mb=round(size / MB, 3),
-                storage_path=str(self.settings.storage),
-            ),
-            events=self.bus.statistics(),
-            performance=self.metrics.statistics(),
-            timestamp=iso(),
-        )
+                "results_stored": self.storage.read.count_results(self.settings.project),
+                "total_size_mb": round(size / MB, 3),
+                "storage_path": str(self.settings.storage),
+            },
+            "events": self.bus.statistics(),
+            "performance": self.metrics.statistics(),
+            "timestamp": iso(),
+        }
 
 
 class InstanceLock:
@@ -3053,15 +2963,15 @@ class ClearCache(Endpoint):
     """Forget the cached contexts of an issue."""
 
     query_type = CacheQuery
-    answers = {200: CacheCleared}
+    answers = {200: "CacheCleared"}
     problems = (404,)
 
-    async def respond(self, issue_id: str) -> CacheCleared:
+    async def respond(self, issue_id: str) -> dict[str, Any]:
         entries, size = self.sidecar.contexts.clear(issue_id, self.query.agent_type)
         if not entries:
             whose = f" and {self.query.agent_type}" if self.query.agent_type else ""
             raise ApiError("REQ_002", f"No cached context for issue {issue_id}{whose}")
-        return CacheCleared(True, entries, size, iso())
+        return {"cleared": True, "entries_removed": entries, "bytes_freed": size, "timestamp": iso()}
 
 
 class ClearWholeCache(Endpoint):
@@ -3069,32 +2979,33 @@ class ClearWholeCache(Endpoint):
 
     permission = SPAWN
     query_type = CacheQuery
-    answers = {200: CacheCleared}
+    answers = {200: "CacheCleared"}
 
-    async def respond(self) -> CacheCleared:
-        return CacheCleared(True, *self.sidecar.contexts.clear(None, self.query.agent_type), iso())
+    async def respond(self) -> dict[str, Any]:
+        entries, size = self.sidecar.contexts.clear(None, self.query.agent_type)
+        return {"cleared": True, "entries_removed": entries, "bytes_freed": size, "timestamp": iso()}
 
 
 class RefreshToken(Endpoint):
     """A new token with the same identity, permissions and length of life."""
 
-    answers = {200: Refreshed}
+    answers = {200: "Refreshed"}
     holds_token = True
 
-    async def respond(self) -> Refreshed:
+    async def respond(self) -> dict[str, Any]:
         token, expires = self.sidecar.tokens.refresh(self.claims)
-        return Refreshed(token, iso(expires))
+        return {"token": token, "expires_at": iso(expires)}
 
 
 class GetHealth(Endpoint):
     """Whether the service works, measured now; 503 when it does not."""
 
     public = True
-    answers = {200: Health, 503: Health}
+    answers = {200: "Health", 503: "Health"}
 
-    async def respond(self) -> Health:
+    async def respond(self) -> dict[str, Any]:
         health = await self.sidecar.health()
-        if health.status != "healthy":
+        if health["status"] != "healthy":
             self.set_status(503)
         return health
 
@@ -3112,9 +3023,9 @@ class GetPlugins(Endpoint):
 class GetStatus(Endpoint):
     """What happened so far, counted and timed."""
 
-    answers = {200: Status}
+    answers = {200: "Status"}
 
-    async def respond(self) -> Status:
+    async def respond(self) -> dict[str, Any]:
         return await self.sidecar.status()
 
 
@@ -4785,16 +4696,16 @@ class EventBus:
         forgotten = records.forget_old(now - Idempotency.KEPT, self.SWEEP_ROWS)
         return expired == self.SWEEP_ROWS or mark is not None or forgotten == self.SWEEP_ROWS
 
-    def statistics(self) -> EventStatistics:
+    def statistics(self) -> dict[str, Any]:
         read, project, times = self._storage.read, self._settings.project, self._delivery_seconds
-        return EventStatistics(
-            total_published=read.count_published(project),
-            total_delivered=read.counter("deliveries") + self._deliveries,
-            active_subscriptions=len(self._waiters),
-            queue_depth=read.undelivered(project),
-            avg_delivery_time_ms=round(sum(times) / len(times) * 1000, 3) if times else 0.0,
-            dead_letter_queue_size=read.count_dead_letters(project),
-        )
+        return {
+            "total_published": read.count_published(project),
+            "total_delivered": read.counter("deliveries") + self._deliveries,
+            "active_subscriptions": len(self._waiters),
+            "queue_depth": read.undelivered(project),
+            "avg_delivery_time_ms": round(sum(times) / len(times) * 1000, 3) if times else 0.0,
+            "dead_letter_queue_size": read.count_dead_letters(project),
+        }
 
 
 class WaiterIndex:
@@ -6589,17 +6500,17 @@ class Agents:
         place, text, following = output.read(start, timestamps=query.timestamps)
         return AgentLogs(agent_id, text, following, place)
 
-    def statistics(self) -> AgentStatistics:
+    def statistics(self) -> dict[str, Any]:
         by_state, by_type = self._ledger.count()
-        return AgentStatistics(
-            active=sum(by_type.values()),
-            completed=by_state["completed"],
-            failed=sum(by_state[state] for state in AGENT_GROUPS["failed"]),
-            killed=by_state["killed"],
-            spawned_total=sum(by_state.values()),
-            by_type=by_type,
-            avg_execution_time_ms=round(self._ledger.mean_seconds() * 1000, 3),
-        )
+        return {
+            "active": sum(by_type.values()),
+            "completed": by_state["completed"],
+            "failed": sum(by_state[state] for state in AGENT_GROUPS["failed"]),
+            "killed": by_state["killed"],
+            "spawned_total": sum(by_state.values()),
+            "by_type": by_type,
+            "avg_execution_time_ms": round(self._ledger.mean_seconds() * 1000, 3),
+        }
 
 
 class AgentEnd(Struct, frozen=True):
@@ -7806,19 +7717,19 @@ class Metrics:
     def record(self, duration: float, *, failed: bool) -> None:
         self._requests.append((self._clock(), duration, failed))
 
-    def statistics(self) -> PerformanceStatistics:
+    def statistics(self) -> dict[str, Any]:
         now = self._clock()
         while self._requests and self._requests[0][0] < now - self.WINDOW:
             self._requests.popleft()
         times = sorted(duration * 1000 for _, duration, _ in self._requests)
         span = max(1.0, min(self.WINDOW, now - self._started))
-        return PerformanceStatistics(
-            avg_response_time_ms=round(sum(times) / len(times), 3) if times else 0.0,
-            p95_response_time_ms=round(percentile(times, 0.95), 3),
-            p99_response_time_ms=round(percentile(times, 0.99), 3),
-            requests_per_second=round(len(times) / span, 3),
-            errors_per_minute=round(sum(failed for _, _, failed in self._requests) * 60 / span, 3),
-        )
+        return {
+            "avg_response_time_ms": round(sum(times) / len(times), 3) if times else 0.0,
+            "p95_response_time_ms": round(percentile(times, 0.95), 3),
+            "p99_response_time_ms": round(percentile(times, 0.99), 3),
+            "requests_per_second": round(len(times) / span, 3),
+            "errors_per_minute": round(sum(failed for _, _, failed in self._requests) * 60 / span, 3),
+        }
 
 
 def percentile(ordered: list[float], share: float) -> float:

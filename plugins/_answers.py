@@ -6,7 +6,7 @@ service itself never needs this file. The tests hold every answer to the documen
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -28,3 +28,93 @@ class ErrorAnswer(Struct, omit_defaults=True):
 
 class PluginList(Struct):
     plugins: list[LoadedPlugin]
+
+
+class CacheCleared(Struct):
+    """Answer of the cache deletions."""
+
+    cleared: bool
+    entries_removed: int
+    bytes_freed: int
+    timestamp: str
+
+
+class Refreshed(Struct):
+    """Answer of POST /api/auth/refresh."""
+
+    token: str
+    expires_at: str
+
+
+class HealthChecks(Struct):
+    """``storage`` is a real write, ``event_bus`` a real round trip, the rest is measured."""
+
+    storage: str
+    event_bus: str
+    memory_usage_mb: float
+    cpu_usage_percent: float
+    active_agents: int
+    event_queue_size: int
+    disk_space_available_mb: float
+    watching: str
+
+
+class Health(Struct):
+    """Answer of GET /health."""
+
+    status: Literal["healthy", "unhealthy"]
+    service: str
+    version: str
+    uptime_seconds: float
+    project_id: str
+    checks: HealthChecks
+    timestamp: str
+
+
+class AgentStatistics(Struct):
+    active: int
+    completed: int
+    failed: int
+    killed: int
+    spawned_total: int
+    by_type: dict[str, int]
+    avg_execution_time_ms: float
+
+
+class StorageStatistics(Struct):
+    context_cache_entries: int
+    context_cache_bytes: int
+    results_stored: int
+    total_size_mb: float
+    cache_hit_rate: float
+    storage_path: str
+    watching: str
+
+
+class EventStatistics(Struct):
+    total_published: int
+    total_delivered: int
+    active_subscriptions: int
+    queue_depth: int
+    avg_delivery_time_ms: float
+    dead_letter_queue_size: int
+
+
+class PerformanceStatistics(Struct):
+    """Over the last minute; a long poll counts from its wake-up."""
+
+    avg_response_time_ms: float
+    p95_response_time_ms: float
+    p99_response_time_ms: float
+    requests_per_second: float
+    errors_per_minute: float
+
+
+class Status(Struct):
+    """Answer of GET /status: everything is counted or timed."""
+
+    agents: AgentStatistics
+    storage: StorageStatistics
+    events: EventStatistics
+    performance: PerformanceStatistics
+    timestamp: str

@@ -713,39 +713,6 @@ class NextAgent(Struct):
     reason: str
 
 
-class ResultStored(Struct):
-    """Answer of POST /api/results."""
-
-    id: str
-    stored: bool
-    storage_path: str
-    next_agents: list[NextAgent]
-    event_published: bool
-    event_id: str
-    timestamp: str
-
-
-class StoredResult(Struct):
-    """A stored result: the body that was posted, with its id and time."""
-
-    id: str
-    stored_at: str
-    agent_id: str
-    agent_type: str
-    issue_id: str
-    project_id: str
-    result: ResultBody
-    timestamp: str | UnsetType | None = UNSET
-
-
-class ResultList(Struct):
-    """Stored results, newest last."""
-
-    results: list[StoredResult]
-    next_cursor: str | None
-    has_more: bool
-
-
 class EventSubmission(Struct, omit_defaults=True):
     """Body of POST /api/events/{event_type}. Fields that are not named here are kept."""
 
@@ -756,59 +723,6 @@ class EventSubmission(Struct, omit_defaults=True):
     correlation_id: Annotated[str, Meta(max_length=256)] | None = None
     ttl_seconds: Annotated[float, Meta(ge=1, le=86400)] = 86400
     priority: Literal["low", "normal", "high", "critical"] = "normal"
-
-
-class EventPublished(Struct):
-    """Answer of POST /api/events/{event_type}; the subjects are those of the waiters that this event woke."""
-
-    event_id: str
-    published: bool
-    subscribers_notified: list[str]
-    subscriber_count: int
-    timestamp: str
-    topic: str
-    ttl_seconds: float
-
-
-class Event(Struct):
-    """An event as readers get it."""
-
-    event_id: str
-    event_type: str
-    publisher: str
-    topic: str
-    data: dict[str, Any]
-    timestamp: str
-    correlation_id: str | None
-    priority: str
-    ttl_seconds: float
-
-
-class MissedEvents(Struct):
-    """Told once to a reader whose remembered position retention has passed."""
-
-    position: str
-    floor: str
-
-
-class WaitAnswer(Struct, omit_defaults=True):
-    """Answer of a long poll. ``timeout`` is there, and true, only when nothing arrived."""
-
-    events: list[Event]
-    more_available: bool
-    next_cursor: str | None
-    scanned_to: str
-    timestamp: str
-    timeout: bool | UnsetType = UNSET
-    missed: MissedEvents | UnsetType = UNSET
-
-
-class EventList(Struct):
-    """Retained events (or dead letters), newest last."""
-
-    events: list[Event]
-    next_cursor: str | None
-    has_more: bool
 
 
 class SpawnRequest(Struct, omit_defaults=True):
@@ -2795,13 +2709,13 @@ class StoreResult(Endpoint):
 
     permission = WRITE
     body = ResultSubmission
-    answers = {201: ResultStored}
+    answers = {201: "ResultStored"}
     problems = (422,)
     max_body = 32 * MB
     failure = "STR_001"
     idempotent = True
 
-    async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> ResultStored:
+    async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> dict[str, Any]:
         self.sidecar.tokens.check_identity(self.claims, body["agent_id"], body["agent_type"])
         self.sidecar.tokens.check_issue(self.claims, body["issue_id"])
         return await self.sidecar.results.store(self.claims, body, ticket)
@@ -2811,16 +2725,16 @@ class ListResults(Endpoint):
     """Stored results, newest last."""
 
     query_type = ResultQuery
-    answers = {200: ResultList}
+    answers = {200: "ResultList"}
 
-    async def respond(self) -> ResultList:
+    async def respond(self) -> dict[str, Any]:
         return self.sidecar.results.page(self.claims.project_id, self.query)
 
 
 class GetResult(Endpoint):
     """One stored result."""
 
-    answers = {200: StoredResult}
+    answers = {200: "StoredResult"}
     problems = (404,)
 
     async def respond(self, result_id: str) -> bytes:
@@ -2832,7 +2746,7 @@ class PublishEvent(Endpoint):
 
     permission = PUBLISH
     body = EventSubmission
-    answers = {202: EventPublished}
+    answers = {202: "EventPublished"}
     problems = (422,)
     invalid = "EVT_002"
     failure = "EVT_001"
@@ -2840,7 +2754,7 @@ class PublishEvent(Endpoint):
 
     async def respond(
         self, event_type: str, body: dict[str, Any], ticket: IdempotencyTicket | None = None
-    ) -> EventPublished:
+    ) -> dict[str, Any]:
         if event_type == "*" or body.get("event_type", event_type) not in (event_type, None):
             raise ApiError(
                 "EVT_002",
@@ -2857,7 +2771,7 @@ class WaitForEvents(Endpoint):
     """Long poll for events of a type; ``*`` is any type."""
 
     query_type = WaitQuery
-    answers = {200: WaitAnswer}
+    answers = {200: "WaitAnswer"}
     problems = (410,)
     failure = "EVT_001"
 
@@ -2875,11 +2789,11 @@ class ListEvents(Endpoint):
     """Retained events for people and tools; reading here is not delivery. ``dead=true`` needs spawn_agents."""
 
     query_type = EventQuery
-    answers = {200: EventList}
+    answers = {200: "EventList"}
     problems = (410,)
     failure = "EVT_001"
 
-    async def respond(self) -> EventList:
+    async def respond(self) -> dict[str, Any]:
         if self.query.dead and SPAWN not in self.sidecar.tokens.permissions(self.claims):
             raise ApiError("AUTH_003", f"Dead letters need the permission {SPAWN}", details={"permission": SPAWN})
         return await self.sidecar.bus.page(self.claims.project_id, self.query)
@@ -4032,11 +3946,11 @@ class IdempotencyTicket:
         self._owner, self._key, self._digest = owner, key, digest
         self.answer = answer
 
-    def remember(self, records: Records, answer: Struct) -> None:
+    def remember(self, records: Records, answer: Any) -> None:
         """Store what is already known of the answer, in the transaction of the work itself."""
         records.remember(self._key, self._digest, msgspec.json.encode(answer))
 
-    def settle(self, answer: Struct, remembered: Struct) -> None:
+    def settle(self, answer: Any, remembered: Any) -> None:
         """The work is done and this is the answer; what is ``remembered`` of it may be less."""
         self.answer = msgspec.json.encode(answer)
         content = self.answer if remembered is answer else msgspec.json.encode(remembered)
@@ -4139,14 +4053,14 @@ class Results:
     def _file_of(self, project: str, issue: str, agent_type: str) -> Path:
         return self._folder / project / issue / f"{agent_type}.json"
 
-    async def store(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> ResultStored:
+    async def store(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
         category = self._agent_types.category(body["agent_type"])
         project, issue = body["project_id"], body["issue_id"]
         async with self._locks.hold((project, issue)):  # a proposal depends on the results before it
             proposals = await self._propose(project, issue, category, body)
             stored = await self._store(body, category, proposals, ticket)
-        self._hooks.tell("result_stored", result=body | {"id": stored.id, "stored_at": stored.timestamp})
+        self._hooks.tell("result_stored", result=body | {"id": stored["id"], "stored_at": stored["timestamp"]})
         return stored
 
     async def _propose(self, project: str, issue: str, category: str, body: dict[str, Any]) -> list[NextAgent]:
@@ -4189,7 +4103,7 @@ class Results:
 
     async def _store(
         self, body: dict[str, Any], category: str, proposals: list[NextAgent], ticket: IdempotencyTicket | None
-    ) -> ResultStored:
+    ) -> dict[str, Any]:
         now = time.time()
         result_id = f"result-{uuid.uuid4()}"
         record = msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)})
@@ -4200,12 +4114,15 @@ class Results:
         output = msgspec.json.encode(previous_output(body, result_id, now)).decode()
         event = self._completed_event(body, category, result_id, proposals)
 
-        def job(records: Records) -> tuple[int, ResultStored]:
+        def job(records: Records) -> tuple[int, dict[str, Any]]:
             seq = records.insert_event(event)
             records.insert_result(
                 result_id, body, category, now, [item.agent_type for item in proposals], output, record
             )
-            stored = ResultStored(result_id, True, str(path), proposals, True, self._bus.event_id(seq), iso(now))
+            stored = {
+                "id": result_id, "stored": True, "storage_path": str(path), "next_agents": proposals,
+                "event_published": True, "event_id": self._bus.event_id(seq), "timestamp": iso(now),
+            }  # fmt: skip
             if ticket:
                 ticket.remember(records, stored)
             # Inside the transaction: a result whose file cannot be written is not stored either.
@@ -4219,7 +4136,7 @@ class Results:
             write_file(new, record)
             return seq, stored
 
-        def committed(outcome: tuple[int, ResultStored]) -> ResultStored:
+        def committed(outcome: tuple[int, dict[str, Any]]) -> dict[str, Any]:
             self._place(new, path)
             self._bus.wake(event, outcome[0])
             return outcome[1]
@@ -4260,7 +4177,7 @@ class Results:
             raise ApiError("REQ_002", f"No result {result_id}")
         return record
 
-    def page(self, project: str, query: ResultQuery) -> ResultList:
+    def page(self, project: str, query: ResultQuery) -> dict[str, Any]:
         """Records after ``since``, or the newest ones; newest last."""
         read, equal = (
             self._storage.read,
@@ -4270,7 +4187,7 @@ class Results:
         rows = read.results(project, after, query.limit + 1, **equal)
         page, more = cut_page(rows, query.limit, newest=after is None, size=lambda row: len(row["body"]))
         bodies = [Raw(row["body"]) for row in page]
-        return ResultList(typing.cast("list[StoredResult]", bodies), page[-1]["id"] if page else None, more)
+        return {"results": bodies, "next_cursor": page[-1]["id"] if page else None, "has_more": more}
 
 
 def previous_output(body: dict[str, Any], result_id: str, stored: float) -> PreviousOutput:
@@ -4417,7 +4334,7 @@ class EventBus:
 
     async def publish(
         self, project: str, event_type: str, body: dict[str, Any], ticket: IdempotencyTicket | None = None
-    ) -> EventPublished:
+    ) -> dict[str, Any]:
         """Store an event and wake its waiters; the answer names their subjects."""
         event = new_event(project, event_type, body)
 
@@ -4429,9 +4346,12 @@ class EventBus:
 
         return await self._storage.write(job, lambda seq: self._published(event, seq, self.wake(event, seq)))
 
-    def _published(self, event: NewEvent, seq: int, woken: list[str]) -> EventPublished:
+    def _published(self, event: NewEvent, seq: int, woken: list[str]) -> dict[str, Any]:
         moment = event.envelope["timestamp"]
-        return EventPublished(self.event_id(seq), True, woken, len(woken), moment, event.topic, event.ttl)
+        return {
+            "event_id": self.event_id(seq), "published": True, "subscribers_notified": woken,
+            "subscriber_count": len(woken), "timestamp": moment, "topic": event.topic, "ttl_seconds": event.ttl,
+        }  # fmt: skip
 
     def event_id(self, seq: int) -> str:
         """Sorts like the sequence; the epoch tells another store's ids apart."""
@@ -4482,7 +4402,7 @@ class EventBus:
             parked, woken = time.monotonic() - began, seq is not None
             after = after if seq is None else max(after, seq - 1)  # nothing that matches lies between
 
-    def _begin(self, since: str, key: PositionKey | None) -> tuple[int, MissedEvents | None]:
+    def _begin(self, since: str, key: PositionKey | None) -> tuple[int, dict[str, str] | None]:
         """Where reading begins, and what to tell a reader whose remembered position retention has passed."""
         floor = self._storage.read.floor()
         if key is None:
@@ -4492,7 +4412,7 @@ class EventBus:
             position = self._storage.read.position(*key)
         if position is None or position >= floor:
             return max(position or 0, floor), None
-        return floor, MissedEvents(self.event_id(position), self.event_id(floor))
+        return floor, {"position": self.event_id(position), "floor": self.event_id(floor)}
 
     def parse_cursor(self, text: str, floor: int) -> int:
         """The sequence number of an event id, a cursor, ``earliest`` or ``latest``, or the one before a moment. Raises
@@ -4584,10 +4504,13 @@ class EventBus:
             waiter.timer.cancel()
             self._waiters.remove(waiter)
 
-    def _answer(self, found: Found, missed: MissedEvents | None = None) -> bytes:
+    def _answer(self, found: Found, missed: dict[str, str] | None = None) -> bytes:
         cursor, bodies = self.event_id(found.scanned), found.bodies
-        events, waited = typing.cast("list[Event]", bodies), UNSET if bodies else True
-        answer = WaitAnswer(events, found.more, cursor if bodies else None, cursor, iso(), waited, missed or UNSET)
+        answer = {
+            "events": bodies, "more_available": found.more, "next_cursor": cursor if bodies else None,
+            "scanned_to": cursor, "timestamp": iso(),
+        }  # fmt: skip
+        answer |= ({} if bodies else {"timeout": True}) | ({"missed": missed} if missed else {})
         return msgspec.json.encode(answer)
 
     def answered(self, poll: Poll) -> None:
@@ -4620,7 +4543,7 @@ class EventBus:
 
     # -- listing
 
-    async def page(self, project: str, query: EventQuery) -> EventList:
+    async def page(self, project: str, query: EventQuery) -> dict[str, Any]:
         """Retained events, or dead letters, after ``since``, or the newest ones; newest last."""
         read, newest = self._storage.read, not query.since
         floor = 0 if query.dead else read.floor()  # retention is what makes dead letters
@@ -4642,7 +4565,8 @@ class EventBus:
             await asyncio.sleep(0)
         page, more = cut_page(found, query.limit, newest=newest, size=lambda row: len(row["body"]))
         bodies = [Raw(self._envelope(row)) for row in page]
-        return EventList(typing.cast("list[Event]", bodies), self.event_id(page[-1]["seq"]) if page else None, more)
+        cursor = self.event_id(page[-1]["seq"]) if page else None
+        return {"events": bodies, "next_cursor": cursor, "has_more": more}
 
     # -- life
 

@@ -10,7 +10,93 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from cco_sidecar import LoadedPlugin
+from cco_sidecar import LoadedPlugin, NextAgent, ResultBody
+
+
+class ResultStored(Struct):
+    """Answer of POST /api/results."""
+
+    id: str
+    stored: bool
+    storage_path: str
+    next_agents: list[NextAgent]
+    event_published: bool
+    event_id: str
+    timestamp: str
+
+
+class StoredResult(Struct):
+    """A stored result: the body that was posted, with its id and time."""
+
+    id: str
+    stored_at: str
+    agent_id: str
+    agent_type: str
+    issue_id: str
+    project_id: str
+    result: ResultBody
+    timestamp: str | UnsetType | None = UNSET
+
+
+class ResultList(Struct):
+    """Stored results, newest last."""
+
+    results: list[StoredResult]
+    next_cursor: str | None
+    has_more: bool
+
+
+class EventPublished(Struct):
+    """Answer of POST /api/events/{event_type}; the subjects are those of the waiters that this event woke."""
+
+    event_id: str
+    published: bool
+    subscribers_notified: list[str]
+    subscriber_count: int
+    timestamp: str
+    topic: str
+    ttl_seconds: float
+
+
+class Event(Struct):
+    """An event as readers get it."""
+
+    event_id: str
+    event_type: str
+    publisher: str
+    topic: str
+    data: dict[str, Any]
+    timestamp: str
+    correlation_id: str | None
+    priority: str
+    ttl_seconds: float
+
+
+class MissedEvents(Struct):
+    """Told once to a reader whose remembered position retention has passed."""
+
+    position: str
+    floor: str
+
+
+class WaitAnswer(Struct, omit_defaults=True):
+    """Answer of a long poll. ``timeout`` is there, and true, only when nothing arrived."""
+
+    events: list[Event]
+    more_available: bool
+    next_cursor: str | None
+    scanned_to: str
+    timestamp: str
+    timeout: bool | UnsetType = UNSET
+    missed: MissedEvents | UnsetType = UNSET
+
+
+class EventList(Struct):
+    """Retained events (or dead letters), newest last."""
+
+    events: list[Event]
+    next_cursor: str | None
+    has_more: bool
 
 
 class ErrorAnswer(Struct, omit_defaults=True):

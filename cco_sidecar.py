@@ -61,6 +61,7 @@ import itertools
 import json
 import logging
 import math
+import operator
 import os
 import queue
 import re
@@ -2794,8 +2795,7 @@ class ListEvents(Endpoint):
     failure = "EVT_001"
 
     async def respond(self) -> dict[str, Any]:
-        if self.query.dead and SPAWN not in self.sidecar.tokens.permissions(self.claims):
-            raise ApiError("AUTH_003", f"Dead letters need the permission {SPAWN}", details={"permission": SPAWN})
+        self.sidecar.tokens.check_permission(self.claims, SPAWN if self.query.dead else None)
         return await self.sidecar.bus.page(self.claims.project_id, self.query)
 
 
@@ -3069,27 +3069,26 @@ class Tokens:
     ISSUER = "cco-sidecar"
     REMEMBERED = 10_000
     REQUIRED = ("sub", "agent_type", "project_id", "permissions", "exp", "iat")
+    LEEWAY = 60.0  # seconds by which another clock may be ahead of ours
 
     def __init__(self, settings: Settings, agent_types: AgentTypes, storage: Storage | None) -> None:
         self._settings = settings
         self._agent_types = agent_types
         self._storage = storage
-        self._secret = ""
-        self._issuers: list[tuple[Any, str]] = []  # keys, each with its algorithm
-        self._verified: collections.OrderedDict[str, Claims] = (
-            collections.OrderedDict()
-        )  # checking a signature costs 40 us
+        self._keys: list[tuple[Any, str]] = []  # each with its algorithm; ours first
+        self._verified: collections.OrderedDict[str, Claims] = collections.OrderedDict()  # verifying costs 40 us
         self._revoked: set[str] = set()
 
     def load_secret(self) -> None:
         """Take the configured secret, or the storage's, which the first caller makes."""
-        self._secret = self._settings.jwt_secret or make_or_read_secret(self._settings.storage / "jwt.secret")
+        secret = self._settings.jwt_secret or make_or_read_secret(self._settings.storage / "jwt.secret")
+        self._keys = [(secret, "HS256")]
 
     def load_issuers(self, hooks: Hooks) -> None:
         """Take the keys of other issuers that plugins know. Raises StartError where a configured one is not known."""
         for keys in hooks.parts("token_keys", lambda part: isinstance(part, list), settings=self._settings):
-            self._issuers += keys
-        if self._settings.jwt_public_key and not self._issuers:
+            self._keys += keys
+        if self._settings.jwt_public_key and len(self._keys) == 1:
             raise StartError("--jwt-public-key: the plugin issuers, which reads it, is not loaded")
 
     def start(self) -> None:
@@ -3102,97 +3101,77 @@ class Tokens:
     ) -> str:  # fmt: skip
         """A token for ``subject``; ``permissions`` can only narrow what its type's category has."""
         allowed = CATEGORIES[self._agent_types.category(agent_type)].permissions
-        granted = [name for name in allowed if permissions is None or name in permissions]
         now = int(time.time())
         claims: dict[str, Any] = {
             "sub": subject,
             "agent_type": agent_type,
             "project_id": self._settings.project,
-            "permissions": granted,
-        }
-        claims |= {
+            "permissions": [name for name in allowed if permissions is None or name in permissions],
             "exp": now + (ttl or self._settings.token_ttl),
             "iat": now,
             "jti": uuid.uuid4().hex,
             "iss": self.ISSUER,
         }
         claims |= ({"issue_id": issue_id} if issue_id else {}) | ({"bound": True} if bound else {})
-        return jwt.encode(claims, self._secret, algorithm="HS256")
+        secret, algorithm = self._keys[0]
+        return jwt.encode(claims, secret, algorithm)
 
-    def verify(self, authorization: str | None, *, expired: bool = False) -> Claims:
-        """The claims of an ``Authorization`` header, also of an ``expired`` token where that is asked for.
-
-        Raises ApiError AUTH_001, AUTH_002 or (another project) AUTH_003.
-        """
+    def verify(self, authorization: str | None) -> Claims:
+        """The claims of an ``Authorization`` header. Raises AUTH_001, 002 (expired), 003 (other project)."""
         scheme, _, token = (authorization or "").partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token or len(token) > 8192:
             raise ApiError("AUTH_001")
-        claims = self._verified.get(token) or self._check(token)
-        if claims.exp <= time.time() and not expired:
-            self._verified.pop(token, None)
+        claims = self._verified.get(token)
+        if claims is None:
+            claims = self._verified[token] = self._read(token)
+            if len(self._verified) > self.REMEMBERED:
+                self._verified.popitem(last=False)
+        if claims.exp <= time.time():
+            del self._verified[token]
             raise ApiError("AUTH_002", details={"token_expired": True, "expiry_time": iso(claims.exp)})
         if claims.sub in self._revoked:
             raise ApiError("AUTH_001", "This token was revoked")
         if claims.project_id != self._settings.project:
-            raise ApiError(
-                "AUTH_003", "This token belongs to another project", details={"project_id": claims.project_id}
-            )
-        return claims
-
-    def _check(self, token: str) -> Claims:
-        """Verify signature and form; the expiry is the caller's, so that an expired token can say when it ended."""
-        try:
-            claims = self._read(token)
-            if not 0 < claims.exp < 1e11:  # also what is not a number
-                raise ValueError("exp is no moment of this world")
-        except (jwt.PyJWTError, msgspec.ValidationError, ValueError, OverflowError, OSError, TypeError, RecursionError):
-            raise ApiError("AUTH_001") from None
-        if claims.agent_type not in self._agent_types.categories or not claims.sub:
-            raise ApiError("AUTH_001")
-        self._verified[token] = claims
-        if len(self._verified) > self.REMEMBERED:
-            self._verified.popitem(last=False)
+            details = {"project_id": claims.project_id}
+            raise ApiError("AUTH_003", "This token belongs to another project", details=details)
         return claims
 
     def _read(self, token: str) -> Claims:
-        """The claims of a token that we signed, else of one that another issuer did. Raises what PyJWT and msgspec
-        raise.
-        """
-        try:
-            return msgspec.structs.replace(self._decode(token, self._secret, "HS256"), issued_elsewhere=False)
-        except jwt.InvalidAlgorithmError as error:
-            refusal: jwt.PyJWTError = error
-        for key, algorithm in self._issuers:
+        """The claims of a token that one of the keys signed, perhaps long expired. Raises AUTH_001."""
+        options: Any = {"require": self.REQUIRED, "verify_exp": False, "verify_aud": False, "verify_iss": False}
+        for number, (key, algorithm) in enumerate(self._keys):
             try:
-                return msgspec.structs.replace(self._decode(token, key, algorithm), issued_elsewhere=True)
-            except (jwt.InvalidAlgorithmError, jwt.InvalidSignatureError) as error:  # perhaps another one's
-                refusal = error
-        raise refusal
-
-    def _decode(self, token: str, key: Any, algorithm: str) -> Claims:
-        options = {"require": list(self.REQUIRED), "verify_exp": False, "verify_aud": False, "verify_iss": False}
-        return msgspec.convert(jwt.decode(token, key, algorithms=[algorithm], options=options), Claims)  # type: ignore[arg-type]
+                read = jwt.decode(token, key, [algorithm], options, leeway=self.LEEWAY)
+                claims = msgspec.structs.replace(msgspec.convert(read, Claims), issued_elsewhere=number > 0)
+            except (jwt.PyJWTError, msgspec.ValidationError, ValueError, OverflowError, TypeError, RecursionError):
+                continue  # perhaps another key's
+            known = claims.agent_type in self._agent_types.categories
+            if known and claims.sub and claims.sub.isprintable() and 0 < claims.exp < 1e11:  # NaN is refused too
+                return claims
+        raise ApiError("AUTH_001")
 
     def permissions(self, claims: Claims) -> set[str]:
         """What the token may do: its own list, never more than its type's category."""
         return set(claims.permissions) & set(CATEGORIES[self._agent_types.categories[claims.agent_type]].permissions)
 
+    def check_permission(self, claims: Claims, permission: str | None) -> None:
+        """Raises AUTH_003, which names the permission, where the token may not do what needs it."""
+        if permission and permission not in self.permissions(claims):
+            details = {"permission": permission}
+            raise ApiError("AUTH_003", f"This token lacks the permission {permission}", details=details)
+
     def check_identity(self, claims: Claims, subject: str, agent_type: str | None = None) -> None:
         """A bound token speaks only for itself; raises AUTH_003."""
         if claims.bound and (subject != claims.sub or agent_type not in (None, claims.agent_type)):
-            raise ApiError(
-                "AUTH_003",
-                f"This token speaks only for {claims.sub} ({claims.agent_type})",
-                details={"sub": claims.sub},
-            )
+            message = f"This token speaks only for {claims.sub} ({claims.agent_type})"
+            raise ApiError("AUTH_003", message, details={"sub": claims.sub})
 
     def check_issue(self, claims: Claims, issue_id: Any) -> None:
         """A token made for one issue works on no other; raises AUTH_003."""
         if claims.issue_id is not None and issue_id != claims.issue_id:
-            raise ApiError(
-                "AUTH_003", f"This token is for issue {claims.issue_id} only", details={"issue_id": claims.issue_id}
-            )
+            details = {"issue_id": claims.issue_id}
+            raise ApiError("AUTH_003", f"This token is for issue {claims.issue_id} only", details=details)
 
     def refresh(self, claims: Claims) -> tuple[str, float]:
         """A token with the same identity that lives as long as the first one did, and when it expires. Raises
@@ -3201,15 +3180,8 @@ class Tokens:
         if claims.issued_elsewhere:  # else it would outlive what its issuer gave, and the issuer's own revocation
             raise ApiError("AUTH_003", "This token was issued elsewhere, and only its issuer refreshes it")
         life = max(1, int(claims.exp - claims.iat))
-        token = self.mint(
-            claims.sub,
-            claims.agent_type,
-            ttl=life,
-            permissions=claims.permissions,
-            issue_id=claims.issue_id,
-            bound=claims.bound,
-        )
-        return token, int(time.time()) + life
+        same: dict[str, Any] = {"permissions": claims.permissions, "issue_id": claims.issue_id, "bound": claims.bound}
+        return self.mint(claims.sub, claims.agent_type, ttl=life, **same), int(time.time()) + life
 
     def refresh_if_due(self, claims: Claims) -> str | None:
         """A refreshed token in the last five minutes of this one, else None."""
@@ -3255,24 +3227,22 @@ class Allowance(Struct, frozen=True):
     remaining: int
     reset: int
 
-
-class Bucket:
-    """A token bucket and the times of the last minute's requests of one subject."""
-
-    __slots__ = ("filled", "recent", "tokens")
-
-    def __init__(self, burst: float, now: float) -> None:
-        self.tokens, self.filled = burst, now
-        self.recent: list[float] = []
+    def headers(self) -> dict[str, str]:
+        names = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+        return {name: str(value) for name, value in zip(names, (self.limit, self.remaining, self.reset), strict=True)}
 
 
 class RateLimits:
-    """Per subject: at most ``burst`` at once, refilled at limit/60 a second, and at most ``limit`` in any minute."""
+    """Per subject: at most ``burst`` at once, refilled at limit/60 a second, and at most ``limit`` in any minute.
+
+    Both rules are one look at the times of a subject's requests of the last minute (see ``gaps``): a token bucket holds
+    n tokens exactly when n more requests at once would keep to its gaps.
+    """
 
     def __init__(self, agent_types: AgentTypes, clock: Callable[[], float] = time.monotonic) -> None:
         self._agent_types = agent_types
         self._clock = clock
-        self._buckets: collections.OrderedDict[tuple[str, str], Bucket] = collections.OrderedDict()
+        self._recent: collections.OrderedDict[tuple[str, str], list[float]] = collections.OrderedDict()
 
     def spend(self, claims: Claims) -> Allowance | None:
         """Take one request from the subject's allowance; None where there is no limit. Raises RATE_001."""
@@ -3280,47 +3250,40 @@ class RateLimits:
         limit, burst = category.per_minute, category.burst
         if limit is None or burst is None:
             return None
-        now = self._clock()
-        bucket = self._bucket((claims.project_id, claims.sub), limit, burst, now)
-        wait = self._wait(bucket, limit, now)
-        if wait > 0:
-            seconds = max(1, -int(-wait // 1))
-            left = self._left(bucket, limit, burst, now)
-            raise ApiError(
-                "RATE_001", f"Too many requests. Please wait {seconds} seconds.", retry_after=seconds, allowance=left
-            )
-        bucket.tokens -= 1
-        bucket.recent.append(now)
-        return self._left(bucket, limit, burst, now)
+        subject, now = (claims.project_id, claims.sub), self._clock()
+        times = [moment for moment in self._recent.get(subject, ()) if moment > now - 60]
+        wait = ready_at(times, 1, limit, burst) - now
+        if wait <= 1e-9:
+            times.append(now)
+            self._keep(subject, times, now)
+        free = bisect.bisect(range(1, burst + 1), now + 1e-9, key=lambda number: ready_at(times, number, limit, burst))
+        full = math.ceil(time.time() + max(0.0, ready_at(times, burst, limit, burst) - now))
+        if wait <= 1e-9:
+            return Allowance(limit, free, full)
+        seconds = math.ceil(wait)
+        message = f"Too many requests. Please wait {seconds} seconds."
+        raise ApiError("RATE_001", message, retry_after=seconds, allowance=Allowance(limit, free, full))
 
-    def _left(self, bucket: Bucket, limit: int, burst: int, now: float) -> Allowance:
-        remaining = min(int(bucket.tokens), limit - len(bucket.recent))
-        return Allowance(limit, remaining, -int(-(time.time() + self._full_in(bucket, limit, burst, now)) // 1))
-
-    def _bucket(self, subject: tuple[str, str], limit: int, burst: int, now: float) -> Bucket:
-        while self._buckets and next(iter(self._buckets.values())).filled < now - 60:
-            self._buckets.popitem(last=False)  # idle for a minute: full again, so nothing is forgotten with it
-        bucket = self._buckets.pop(subject, None) or Bucket(burst, now)
-        self._buckets[subject] = bucket
-        bucket.tokens = min(float(burst), bucket.tokens + (now - bucket.filled) * limit / 60)
-        bucket.filled = now
-        bucket.recent = [moment for moment in bucket.recent if moment > now - 60]
-        return bucket
-
-    def _wait(self, bucket: Bucket, limit: int, now: float) -> float:
-        """Seconds until one more request is allowed; 0 or less means now."""
-        for_bucket = (1 - bucket.tokens) * 60 / limit if bucket.tokens < 1 - 1e-9 else 0.0
-        for_minute = bucket.recent[-limit] + 60 - now if len(bucket.recent) >= limit else 0.0
-        return max(for_bucket, for_minute)
-
-    def _full_in(self, bucket: Bucket, limit: int, burst: int, now: float) -> float:
-        """Seconds until ``remaining`` would be the whole burst again."""
-        too_many = len(bucket.recent) - (limit - burst)
-        for_minute = bucket.recent[too_many - 1] + 60 - now if too_many > 0 else 0.0
-        return max((burst - bucket.tokens) * 60 / limit, for_minute)
+    def _keep(self, subject: tuple[str, str], times: list[float], now: float) -> None:
+        self._recent[subject] = times
+        self._recent.move_to_end(subject)
+        while next(iter(self._recent.values()))[-1] <= now - 60:  # idle for a minute: nothing is forgotten with it
+            self._recent.popitem(last=False)
 
     def statistics(self) -> dict[str, int]:
-        return {"subjects": len(self._buckets)}
+        return {"subjects": len(self._recent)}
+
+
+def ready_at(times: list[float], number: int, limit: int, burst: int) -> float:
+    """From when on ``number`` requests at once are allowed after those at ``times``, oldest first."""
+    return max(map(operator.add, reversed(times), gaps(limit, burst)[number - 1 :]), default=-math.inf)
+
+
+@functools.cache
+def gaps(limit: int, burst: int) -> list[float]:
+    """Seconds that must lie between a request and the first, second, ... one after it."""
+    refilled = [max(0, number + 1 - burst) * 60 / limit for number in range(1, limit)]
+    return [*refilled, *[60.0] * burst]  # after as many as a minute allows
 
 
 # ======================================================================================================

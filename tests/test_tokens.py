@@ -150,7 +150,7 @@ for missing in ("sub", "agent_type", "project_id", "permissions", "exp", "iat"):
         good_claims(**{name: None}), s, algorithm="HS256"
     )
 MISTYPED: dict[str, list[Any]] = {
-    "sub": [1, [], {}, True, ""],
+    "sub": [1, [], {}, True, "", "two\nlines", "bell\a"],
     "agent_type": [1, [], True, "", "no-such-type"],
     "project_id": [1, [], True],
     "permissions": ["read_context", 1, {}, [1], [None], True],
@@ -239,6 +239,13 @@ def test_a_token_that_worked_stops_working_when_it_expires(service: Service) -> 
     assert client.get("/status").status_code == 200
     until(lambda: client.get("/status").status_code == 401)
     assert refused(client.get("/status"), "AUTH_002")
+
+
+def test_the_clock_of_an_issuer_may_be_a_minute_ahead(service: Service) -> None:
+    now = int(time.time())
+    assert service.client(iat=now + 50).get("/status").status_code == 200
+    assert refused(service.client(iat=now + 90).get("/status"))
+    assert refused(service.client(iat=now - 100, exp=now - 2).get("/status"), "AUTH_002")
 
 
 def test_a_forged_expired_token_is_forged_rather_than_expired(service: Service) -> None:

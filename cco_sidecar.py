@@ -52,6 +52,7 @@ import fnmatch
 import functools
 import hashlib
 import http.client
+import importlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -1389,23 +1390,21 @@ class Hooks:
             for name in self._trusted
         ]
 
-    def load(self, folders: Iterable[tuple[Path, bool]]) -> None:
-        """Load plugins from ``folders`` (path, whether every file in it must be one) and from entry points. One that is
-        not in use is named in ``loaded``, and why."""
-        for folder, ours in folders:
-            self.load_files(sorted(folder.glob("[!_.]*.py")), ours)
-            if ours and not folder.is_dir():
+    def load(self, folders: Iterable[Path]) -> None:
+        """Load the plugins in ``folders`` and those of entry points. One that is not in use is named in ``loaded``, and
+        why."""
+        for folder in folders:
+            self.load_files(sorted(folder.glob("[!_.]*.py")))
+            if not folder.is_dir():
                 self.loaded.append(
                     LoadedPlugin(folder.name, str(folder), [], f"--plugins {folder} is not a folder", faulty=True)
                 )
         for entry in importlib.metadata.entry_points(group="cco_sidecar"):
             self._load_one(entry.name, f"entry point {entry.value}", entry.load)
 
-    def load_files(self, files: Iterable[Path], ours: bool = False) -> None:
-        """Load those of ``files`` that are there and, unless they are ``ours`` for certain, speak of this module."""
+    def load_files(self, files: Iterable[Path]) -> None:
         for file in files:
-            if ours or speaks_of_us(file):  # a repository's own `plugins` folder may be about something else
-                self._load_one(file.stem, str(file), functools.partial(import_file, file))
+            self._load_one(file.stem, str(file), functools.partial(import_file, file))
 
     def _load_one(self, name: str, source: str, load: Callable[[], Any]) -> None:
         plugin = LoadedPlugin(name, source, [])
@@ -1596,20 +1595,43 @@ class Hooks:
             self._untold.get()()
 
 
-def speaks_of_us(file: Path) -> bool:
+PACKAGE = "cco_sidecar_plugins"
+
+
+def bundled_plugins(saying: bytes = b"cco_sidecar") -> list[Path]:
+    """The bundled plugins whose text holds ``saying``, in the order of their paths.
+
+    They lie in the bundled folder and in the folders of it, by room. Beside a lone file a `plugins` folder may be the
+    repository's own and about something else: what does not speak of this module is passed over.
+    """
+    folders = bundled_folder("plugins")
+    files = [file for folder in folders for place in ("", "[!_.]*/") for file in folder.glob(f"{place}[!_.]*.py")]
+    return [file for file in sorted(files) if holds(file, saying)]
+
+
+def holds(file: Path, text: bytes) -> bool:
     try:
-        return file.is_file() and b"cco_sidecar" in file.read_bytes()
+        return file.is_file() and text in file.read_bytes()
     except OSError:  # not for us to read
         return False
 
 
 def import_file(file: Path) -> types.ModuleType:
-    """The module in ``file``, under the name cco_sidecar_plugins.<stem>. Raises what its code raises."""
+    """The module in ``file``. Raises what its code raises.
+
+    A bundled plugin is ``cco_sidecar_plugins.<room>.<stem>``, in a checkout as where it is installed, so that plugins
+    import one another by these names. Any other file is ``cco_sidecar_user_plugins.<stem>``.
+    """
     # Run as a script this module is __main__: without this a plugin's import would make a second copy of every class.
     sys.modules.setdefault("cco_sidecar", sys.modules[__name__])
     if not file.is_file():
         raise ImportError("it is no file")
-    name = f"cco_sidecar_plugins.{file.stem}"
+    for folder in bundled_folder("plugins"):
+        if file.is_relative_to(folder):
+            package = sys.modules.setdefault(PACKAGE, types.ModuleType(PACKAGE))
+            package.__path__ = [str(folder)]
+            return importlib.import_module(".".join((PACKAGE, *file.relative_to(folder).with_suffix("").parts)))
+    name = f"cco_sidecar_user_plugins.{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is not a Python module")
@@ -1688,9 +1710,8 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
     """
     hooks = Hooks(built_in_plugins(settings))
     if not settings.no_plugins:
-        hooks.load(
-            [(folder, False) for folder in bundled_folder("plugins")] + [(folder, True) for folder in settings.plugins]
-        )
+        hooks.load_files(bundled_plugins())
+        hooks.load(settings.plugins)
     if strict and hooks.faults():
         raise StartError("; ".join(hooks.faults()))
     for fault in hooks.faults():
@@ -1703,6 +1724,8 @@ def bundled_folder(name: Literal["plugins", "schemas"]) -> list[Path]:
     beside = Path(__file__).resolve().parent / {"plugins": "plugins", "schemas": "vendor_schemas"}[name]
     if beside.is_dir():
         return [beside]
+    if (known := sys.modules.get(f"cco_sidecar_{name}")) is not None:
+        return [Path(place) for place in known.__path__]
     found = importlib.util.find_spec(f"cco_sidecar_{name}")
     return [Path(place) for place in found.submodule_search_locations or []] if found else []
 
@@ -2170,7 +2193,7 @@ class Endpoint(tornado.web.RequestHandler):
     ``respond`` gets the values of the path's names, in order, and, where ``body`` is set, the validated body as a dict;
     ``self.query`` holds the parameters. It returns what becomes the JSON of the answer, or ready bytes of it, or raises
     ApiError. ``answers`` says under which statuses (the first is the good one) and of which types, for the OpenAPI
-    document; our own are named as in plugins/_answers.py.
+    document; our own are named as in plugins/http/_answers.py.
     """
 
     permission: ClassVar[str | None] = None
@@ -8223,7 +8246,7 @@ class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
             names = {name: f"{group} {name}" for name in parser.commands.listed()} | names if parser.commands else names
         if close := nearest(word, names):
             return f", did you mean {names[close]}?"
-        if not command_files():
+        if not bundled_plugins(saying=b"def register_commands"):
             return (
                 f": is plugins/ beside {Path(__file__).name}? Copy that folder there, or install from a checkout with"
                 " `pip install .`"
@@ -8286,7 +8309,7 @@ def load_commands(commands: Commands, words: Sequence[str]) -> Iterator[None]:
     other plugins.
     """
     bundled = Hooks([])
-    bundled.load_files(command_files())
+    bundled.load_files(bundled_plugins(saying=b"def register_commands"))
     for _ in bundled.ask("register_commands", commands=commands):
         pass
     yield
@@ -8295,12 +8318,6 @@ def load_commands(commands: Commands, words: Sequence[str]) -> Iterator[None]:
         for _ in load_hooks(load_settings(vars(flags))).ask("register_commands", commands=commands):
             pass
     yield
-
-
-def command_files() -> list[Path]:
-    """The bundled plugins that bring commands."""
-    files = [file for folder in bundled_folder("plugins") for file in sorted(folder.glob("[!_.]*.py"))]
-    return [file for file in files if speaks_of_us(file) and b"def register_commands" in file.read_bytes()]
 
 
 def overview(commands: Commands) -> str:

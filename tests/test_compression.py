@@ -15,7 +15,7 @@ from conftest import ROOT, Client, Service, make_repository, needed
 
 from cco_sidecar import MB, import_file
 
-compression = import_file(ROOT / "plugins/compression.py")
+compression = import_file(ROOT / "plugins/http/compression.py")
 Compression, accepts_gzip = compression.Compression, compression.accepts_gzip
 
 CONTEXT = "/api/context/issue-1/python-specialist"

@@ -1680,7 +1680,7 @@ def test_the_service_gives_the_projects_files_and_not_its_own(
     make_service: MakeService, repository: Path, copied_to: str, runs: str, arguments: list[str]
 ) -> None:
     copied = write(repository / copied_to, MODULE.read_bytes())
-    bundled = {path.name for path in (MODULE.parent / "plugins").glob("*.py")}
+    bundled = {path.relative_to(MODULE.parent / "plugins").as_posix() for path in MODULE.parent.glob("plugins/*/*.py")}
     for name in bundled:
         write(copied.parent / "plugins" / name, (MODULE.parent / "plugins" / name).read_bytes())
     theirs = write(copied.parent / "plugins/deploy.py", "def deploy_everything(): ...\n")
@@ -1709,7 +1709,7 @@ def test_the_service_gives_the_projects_files_and_not_its_own(
 def test_our_own_language_is_not_the_projects(make_service: MakeService, tmp_path: Path) -> None:
     root = tmp_path / "ours"
     write(root / "one.go", "package one\n")
-    for name in ("cco_sidecar.py", "plugins/pipeline.py", "plugins/demo.py"):
+    for name in ("cco_sidecar.py", "plugins/commands/pipeline.py", "plugins/commands/demo.py"):
         write(root / name, (MODULE.parent / name).read_bytes())
     git(root, "init", "-q")
     context = context_of(make_service(root=root, module=root / "cco_sidecar.py").client())
@@ -1723,13 +1723,13 @@ def test_our_own_language_is_not_the_projects(make_service: MakeService, tmp_pat
 def test_whoever_develops_the_sidecar_sees_it(
     make_service: MakeService, repository: Path, name: str, developed: bool
 ) -> None:
-    for path in ("cco_sidecar.py", "plugins/demo.py"):
+    for path in ("cco_sidecar.py", "plugins/commands/demo.py"):
         write(repository / path, (MODULE.parent / path).read_bytes())
     write(repository / "pyproject.toml", f'[project]\nname = "{name}"\n')
     given = files_of(
         make_service("--no-plugins", module=repository / "cco_sidecar.py").client(), task="idempotency of the demo"
     )
-    assert {path in given for path in ("cco_sidecar.py", "plugins/demo.py")} == {developed}
+    assert {path in given for path in ("cco_sidecar.py", "plugins/commands/demo.py")} == {developed}
 
 
 def test_a_plugin_that_knows_issues_gives_the_task_or_says_that_there_is_none(

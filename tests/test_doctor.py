@@ -18,7 +18,7 @@ from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, marked_p
 
 from cco_sidecar import import_file
 
-doctor = import_file(ROOT / "plugins/doctor.py")
+doctor = import_file(ROOT / "plugins/commands/doctor.py")
 SYSTEM = "/usr/local/bin:/usr/bin:/bin"
 
 

@@ -17,6 +17,7 @@ import jwt
 import pytest
 from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, end_stragglers, make_repository, until
 
+import cco_sidecar
 from cco_sidecar import Hooks, HookSpecs, ResultFact
 
 PLUGINS = {
@@ -256,7 +257,7 @@ def notes(service: Service, kind: str) -> list[Any]:
 def hooks_of(folder: Path, **plugins: str) -> Hooks:
     """Hooks with these plugins and no others."""
     hooks = Hooks([])
-    hooks.load([(write_plugins(folder / "unit", plugins), True)])
+    hooks.load([write_plugins(folder / "unit", plugins)])
     return hooks
 
 
@@ -710,7 +711,7 @@ def test_what_cannot_be_loaded_is_one_line_without_a_path_and_the_others_are_in_
         "from cco_sidecar import hookimpl\n@hookimpl\ndef startup(info):\n    return info"
     )
     hooks = Hooks([])
-    hooks.load([(tmp_path / "plugins", True)])
+    hooks.load([tmp_path / "plugins"])
     said = {plugin.name: plugin.problem for plugin in hooks.loaded}
     assert {name: said[name] for name, problem in wanted.items() if problem not in str(said[name])} == {}
     assert said["zz_good"] is None and "_helper" not in said and hooks.faults() == []
@@ -720,12 +721,15 @@ def test_what_cannot_be_loaded_is_one_line_without_a_path_and_the_others_are_in_
     assert list(hooks.ask("startup", info=1)) == [("zz_good", 1)]
 
 
-def test_in_the_folder_beside_the_module_only_files_that_speak_of_us_are_looked_at(tmp_path: Path) -> None:
+def test_in_the_folder_beside_the_module_only_files_that_speak_of_us_are_plugins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cco_sidecar, "__file__", str(tmp_path / "cco_sidecar.py"))
     unloadable(tmp_path / "plugins")
-    (tmp_path / "plugins" / "ours.py").write_text("import cco_sidecar\n")
-    hooks = Hooks([])
-    hooks.load([(tmp_path / "plugins", False)])
-    assert [(plugin.name, str(plugin.problem)[:14]) for plugin in hooks.loaded] == [("ours", "it has no hook")]
+    write_plugins(tmp_path / "plugins/room", {"ours": "", "_helper": ""})
+    (tmp_path / "plugins/ours.py").write_text("import cco_sidecar\n")
+    found = [path.relative_to(tmp_path).as_posix() for path in cco_sidecar.bundled_plugins()]
+    assert found == ["plugins/ours.py", "plugins/room/ours.py"]
 
 
 @pytest.mark.parametrize(
@@ -853,7 +857,7 @@ def test_of_two_plugins_with_one_name_the_second_is_named_and_skipped(tmp_path: 
     hooks = Hooks([])
     first = write_plugins(tmp_path / "first", {"twin": "@hookimpl\ndef startup(info):\n    return 'first'"})
     second = write_plugins(tmp_path / "second", {"twin": "@hookimpl\ndef startup(info):\n    return 'second'"})
-    hooks.load([(first, True), (second, True)])
+    hooks.load([first, second])
     assert list(hooks.ask("startup", info=None)) == [("twin", "first")]
     assert [plugin.problem for plugin in hooks.loaded] == [None, "another plugin has this name"]
 
@@ -883,7 +887,7 @@ def test_a_plugin_that_hangs_is_left_behind_and_after_some_calls_passed_over(
     hooks = hooks_of(
         tmp_path, hanging=HANGING, prompt="@hookimpl\ndef next_agents(proposals):\n    return [*proposals, 'prompt']"
     )
-    module = sys.modules["cco_sidecar_plugins.hanging"]
+    module = sys.modules["cco_sidecar_user_plugins.hanging"]
     facts: dict[str, Any] = {
         "result": ResultFact("x", "qa", "success"),
         "proposals": [],
@@ -912,7 +916,7 @@ def test_a_slow_observer_holds_nobody_up_and_what_it_misses_is_bounded(
     monkeypatch.setattr(Hooks, "MAX_UNTOLD", 3)
     code = "import threading\ngate = threading.Event()\nseen = []\n@hookimpl\ndef startup(info):\n    seen.append(info)\n    gate.wait(30)"
     hooks = hooks_of(tmp_path, slow_observer=code)
-    module = sys.modules["cco_sidecar_plugins.slow_observer"]
+    module = sys.modules["cco_sidecar_user_plugins.slow_observer"]
     hooks.tell("startup", info=0)
     until(lambda: module.seen == [0])
     for number in range(1, 6):
@@ -965,15 +969,6 @@ def test_a_plugin_shares_our_classes_although_we_run_as_a_script(repository: Pat
     assert listed.returncode == 0 and listed.stderr == "True\n"
 
 
-def test_a_dangling_link_among_a_repositorys_own_plugins_is_no_obstacle(tmp_path: Path) -> None:
-    folder = write_plugins(tmp_path / "plugins", {"ours": ""})
-    (folder / "gone.py").symlink_to(tmp_path / "nowhere")
-    (folder / "theirs.py").write_text("raise SystemExit('never run')")
-    hooks = Hooks([])
-    hooks.load([(folder, False)])
-    assert [plugin.name for plugin in hooks.loaded] == ["ours"]
-
-
 # -- the bundled plugins
 
 
@@ -988,8 +983,8 @@ def test_the_projects_own_rules_for_agents_are_a_section_with_secrets_redacted(
 
 def test_every_bundled_plugin_loads_and_is_named_in_a_test() -> None:
     hooks = Hooks([])
-    hooks.load([(ROOT / "plugins", False)])
-    bundled = {path.stem for path in (ROOT / "plugins").glob("[!_.]*.py")}
+    hooks.load_files(cco_sidecar.bundled_plugins())
+    bundled = {path.stem for path in (ROOT / "plugins").glob("*/[!_.]*.py")}
     assert {plugin.name for plugin in hooks.loaded if plugin.hooks and not plugin.problem} >= bundled
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     assert [name for name in bundled if name not in tests] == []
@@ -997,6 +992,6 @@ def test_every_bundled_plugin_loads_and_is_named_in_a_test() -> None:
 
 def test_hooks_that_fail_to_load_leave_no_half_module_behind(tmp_path: Path) -> None:
     hooks = Hooks([])
-    hooks.load([(write_plugins(tmp_path / "more", {"half": "value = 1\nraise ValueError('half way')"}), True)])
-    assert "cco_sidecar_plugins.half" not in sys.modules
+    hooks.load([write_plugins(tmp_path / "more", {"half": "value = 1\nraise ValueError('half way')"})])
+    assert "cco_sidecar_user_plugins.half" not in sys.modules
     assert [plugin.problem for plugin in hooks.loaded] == ["ValueError: half way (half.py:4)"]

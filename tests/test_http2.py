@@ -1,4 +1,4 @@
-"""Tests of plugins/http2.py: a real server on port 0, asked by curl, nghttp, h2load, httpx and frames written by hand.
+"""Tests of plugins/http/http2.py: a real server on port 0, asked by curl, nghttp, h2load, httpx and frames written by hand.
 
 Every test runs on asyncio and on uvloop. Tests wait for conditions, with a generous limit, and end what they start.
 """
@@ -46,7 +46,7 @@ from tornado.netutil import bind_sockets
 
 from cco_sidecar import Server, import_file
 
-http2 = import_file(Path(__file__).resolve().parent.parent / "plugins" / "http2.py")
+http2 = import_file(Path(__file__).resolve().parent.parent / "plugins/http/http2.py")
 
 PATIENCE = 20  # seconds that a condition may take on a busy machine
 E = h2.errors.ErrorCodes
@@ -1521,7 +1521,7 @@ def test_the_hook_offers_the_server():
     ],
 )
 def test_without_a_fit_h2_the_plugin_says_what_to_install(trick, said):
-    root = Path(http2.__file__).parent.parent
+    root = Path(http2.__file__).parent.parent.parent
     code = f"""if True:
         import sys; sys.path.insert(0, {str(root)!r})
         from importlib import metadata
@@ -1529,7 +1529,7 @@ def test_without_a_fit_h2_the_plugin_says_what_to_install(trick, said):
         from pathlib import Path
         {trick}
         hooks = Hooks([])
-        hooks.load_files([Path("plugins/http2.py")])
+        hooks.load_files([Path("plugins/http/http2.py").resolve()])
         print(hooks.loaded)"""
     assert said in run(sys.executable, "-c", code, cwd=root).decode()
 

@@ -17,7 +17,7 @@ from conftest import ROOT, Client, Service, make_repository, until
 import cco_sidecar
 from cco_sidecar import ApiError
 
-check_head = cco_sidecar.import_file(ROOT / "plugins/strict.py").check_head
+check_head = cco_sidecar.import_file(ROOT / "plugins/http/strict.py").check_head
 
 EVENT = json.dumps({"publisher": "tester", "topic": "test", "data": {}}).encode()
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"

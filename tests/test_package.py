@@ -73,10 +73,12 @@ def test_the_wheel_holds_the_module_the_plugins_and_the_schemas_and_nothing_else
         "cco_sidecar.py",
         *(f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")),
     ]
-    wanted += [f"cco_sidecar_plugins/{name}" for name in names_in("plugins", "*.py")]
+    wanted += [f"cco_sidecar_plugins/{name}" for name in names_in("plugins", "*.*")]
     wanted += [f"cco_sidecar_schemas/{name}" for name in names_in("vendor_schemas", "*.json")]
     assert found == sorted(wanted)
-    assert "house_rules.py" in names_in("plugins", "*.py") and "openapi.json" in names_in("vendor_schemas", "*.json")
+    assert "examples/house_rules.py" in names_in("plugins", "*.py") and "openapi.json" in names_in(
+        "vendor_schemas", "*.json"
+    )
     assert f"Version: {cco_sidecar.__version__}\n" in metadata and "License-Expression: MIT" in metadata
 
 
@@ -97,8 +99,7 @@ def test_an_installed_wheel_finds_every_plugin_and_schema_that_is_bundled(wheel:
     listed = run(str(home / "cco"), "plugins", "--format", "csv", cwd=work)
     installed = [line.split(",")[:2] for line in listed.splitlines() if "cco_sidecar_plugins" in line]
     assert installed == [
-        [name.removesuffix(".py"), str(place / "cco_sidecar_plugins" / name)]
-        for name in names_in("plugins", "[!_]*.py")
+        [Path(name).stem, str(place / "cco_sidecar_plugins" / name)] for name in names_in("plugins", "[!_]*.py")
     ]
     assert not [line for line in listed.splitlines()[1:] if line.split(",")[-1]], listed
 

@@ -27,7 +27,7 @@ from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stra
 
 from cco_sidecar import NextAgent, import_file, read_sidecar_json
 
-pipeline = import_file(ROOT / "plugins/pipeline.py")
+pipeline = import_file(ROOT / "plugins/commands/pipeline.py")
 TEAM = json.dumps([sys.executable, str(ROOT / "tests/sample_team.py")])
 ALL = ["chief-architect", "python-specialist", "test-engineer", "security-auditor", "documentation-expert"]
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cco_sidecar import import_file
 
-printing = import_file(ROOT / "plugins/_printing.py")
+printing = import_file(ROOT / "plugins/commands/_printing.py")
 
 TEXT = st.text(st.characters(exclude_categories=[])) | st.text(
     st.sampled_from("ab \n\t\r:#-'\"\\|>&*!%@`{}[],?0.e~\x85\u2028\ufeff\x00é👍")

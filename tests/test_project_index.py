@@ -20,8 +20,8 @@ from cco_sidecar import Project, ProjectState
 @pytest.fixture
 def readers(repository: Path, tmp_path: Path) -> Iterator[tuple[Any, Project]]:
     """(the plugin's reader, the module's own)."""
-    cco_sidecar.import_file(ROOT / "plugins/project_index.py")
-    index = importlib.import_module("cco_sidecar_plugins.project_index").ProjectIndex(repository, tmp_path)
+    cco_sidecar.import_file(ROOT / "plugins/context/project_index.py")
+    index = importlib.import_module("cco_sidecar_plugins.context.project_index").ProjectIndex(repository, tmp_path)
     own = Project(repository, tmp_path)
     yield index, own
     index.close()

@@ -1,4 +1,4 @@
-"""Tests of plugins/relevance.py: real repositories, a real SQLite file, the builder as a real process. Pure rules in
+"""Tests of plugins/context/relevance.py: real repositories, a real SQLite file, the builder as a real process. Pure rules in
 tables.
 """
 
@@ -25,7 +25,7 @@ from conftest import until
 import cco_sidecar
 from cco_sidecar import FileFact, RankedFile, RankRequest, import_file
 
-PLUGIN = Path(__file__).resolve().parent.parent / "plugins" / "relevance.py"
+PLUGIN = Path(__file__).resolve().parent.parent / "plugins/context/relevance.py"
 relevance = import_file(PLUGIN)
 
 EMPTY = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"  # the blob of every empty file

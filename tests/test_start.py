@@ -633,7 +633,7 @@ def test_a_running_service_announces_itself_and_its_banner_gives_no_secret_away(
         PROJECT,
         str(service.root),
         str(service.storage),
-        "client_commands",
+        "compression",
         "house_rules",
         "token --type",
     ):
@@ -804,9 +804,10 @@ def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the
     repository: Path, tmp_path: Path
 ) -> None:
     module = Path(shutil.copy(MODULE, tmp_path / "cco_sidecar.py"))
-    (tmp_path / "plugins").mkdir()
-    for file in (ROOT / "plugins").glob("*.py"):  # somebody else's files of the same names are never run
-        (tmp_path / "plugins" / file.name).write_text("raise SystemExit('foreign')\n")
+    for file in (ROOT / "plugins").rglob("*.py"):  # somebody else's files of the same names are never run
+        foreign = tmp_path / file.relative_to(ROOT)
+        foreign.parent.mkdir(parents=True, exist_ok=True)
+        foreign.write_text("raise SystemExit('foreign')\n")
     for words in (
         "token --type test-engineer",
         "plugins",

@@ -32,7 +32,6 @@ from cco_sidecar import (
     arg,
     cell,
     hookimpl,
-    import_file,
     show,
 )
 
@@ -64,7 +63,9 @@ def command_context_get(options: argparse.Namespace) -> int:
 
 def show_context(options: argparse.Namespace, context: dict[str, Any]) -> int:
     if options.format in ("yaml", "text"):
-        sys.stdout.write("".join(printing().yaml_lines(context)) if options.format == "yaml" else context_text(context))
+        from cco_sidecar_plugins.commands import _printing as printing  # needed by two commands
+
+        sys.stdout.write("".join(printing.yaml_lines(context)) if options.format == "yaml" else context_text(context))
         return GOOD
     if options.format == "json":
         return show(options, context)
@@ -507,7 +508,9 @@ def show_list(
         )
     lines = [line(row) for row in answer[name]]
     columns = list(lines[0]) if lines else []
-    printing().print_table(
+    from cco_sidecar_plugins.commands import _printing as printing
+
+    printing.print_table(
         columns,
         [list(row.values()) for row in lines],
         whole=columns[:1],
@@ -589,11 +592,6 @@ def output_to(path: str | None) -> Iterator[None]:
             yield
     except OSError as error:
         raise StartError(f"{path}: {error.strerror}") from None
-
-
-def printing() -> Any:
-    """The module beside this one that knows YAML and tables."""
-    return import_file(Path(__file__).with_name("_printing.py"))
 
 
 def first_line(text: str) -> str:

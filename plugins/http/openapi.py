@@ -31,11 +31,10 @@ from cco_sidecar import (
     add_commands,
     arg,
     hookimpl,
-    import_file,
     routes,
 )
+from cco_sidecar_plugins.http import _answers as answers
 
-answers = import_file(Path(__file__).with_name("_answers.py"))
 ErrorAnswer = answers.ErrorAnswer
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -23,16 +23,15 @@ import ssl
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tornado import iostream, netutil
 from tornado.ioloop import IOLoop
 
-from cco_sidecar import Server, hookimpl, import_file
+from cco_sidecar import Server, hookimpl
 
 if TYPE_CHECKING:
-    from cco_sidecar_plugins._http2_connection import Connection
+    from cco_sidecar_plugins.http._http2_connection import Connection
 
 if not all(map(importlib.util.find_spec, ("h2", "hpack", "hyperframe"))):
     raise ImportError("HTTP/2 needs the package h2, `pip install h2` or `uv run --with h2`")
@@ -209,7 +208,9 @@ class Http2Server(Server):
 @functools.cache
 def connection_class() -> type[Connection]:
     """Imports what speaks HTTP/2. Blocks some 100 ms the first time."""
-    return import_file(Path(__file__).with_name("_http2_connection.py")).Connection
+    from cco_sidecar_plugins.http._http2_connection import Connection
+
+    return Connection
 
 
 def offer_http2(context: ssl.SSLContext) -> ssl.SSLContext:

@@ -23,7 +23,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from cco_sidecar_plugins.http2 import PREFACE, Http2Server, Limits, keep  # which is there: it imports this file
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
@@ -41,6 +40,8 @@ from h2.settings import SettingCodes, Settings
 from hpack import NeverIndexedHeaderTuple
 from hyperframe import frame as frames
 from tornado import httputil, iostream
+
+from cco_sidecar_plugins.http.http2 import PREFACE, Http2Server, Limits, keep  # which is there: it imports this file
 
 log = logging.getLogger("cco_sidecar.http2")
 

@@ -19,7 +19,7 @@ The path of a request, from top to bottom of this file:
 
     routes -> Endpoint.prepare (host, size, token, rate, permission) -> Endpoint.respond
            -> a part (Results, EventBus, Contexts, Agents) -> Storage.write (one writer thread, one commit)
-           -> EventBus.wake (on the loop, in commit order) -> the answer
+           -> EventBus.wake_waiters (on the loop, in commit order) -> the answer
 
 This file alone serves the whole reference and makes tokens. What goes beyond that is a plugin in ``plugins/``, also the
 OpenAPI document, the commands that talk to a running service, the doctor and the demonstration.
@@ -86,7 +86,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -2397,7 +2398,7 @@ class Endpoint(tornado.web.RequestHandler):
                 self.name(msgspec.json.decode(ticket.answer), "agent_id", "event_id", "id")
                 return self.replay(ticket.answer)
             answer = self.name(await self.respond(*path, body=body, ticket=ticket), "agent_id", "event_id", "id")
-            ticket.settle(answer, self.remembered(answer))
+            await ticket.settle(answer, self.remembered(answer))
             return ticket.answer
 
     def name(self, source: Any, *fields: str) -> Any:
@@ -3313,6 +3314,476 @@ def gaps(limit: int, burst: int) -> list[float]:
 # Storage: one SQLite file, one writer thread
 # ======================================================================================================
 
+Job = Callable[["Records"], Any]
+PAGE_BYTES = 8 * MB  # a list, or the answer to a poll, ends before it gets larger
+
+
+class Storage:
+    """Everything that outlives the service: events and positions, results, agents, revoked tokens, idempotency keys.
+
+    This class and ``Records`` are the whole interface, and no other part speaks SQL; a plugin may put another storage
+    in their place (the hook ``storage``). What the other parts rely on:
+
+    - A job is all or nothing, and durable once ``write`` has answered. It calls methods of Records, whose arguments are
+      plain data, and changes nothing else that cannot be changed again: it may run twice before it is committed.
+    - Events get their sequence numbers in the order of commits. No number is used twice, also not after its event was
+      removed; every number is larger than those before it.
+    - Each event that was committed, by this service or another one on the same log, is told to ``observe``'s callback,
+      on the loop, in this order, before any writer of its batch is answered.
+    - ``read`` answers at once and on the loop, and knows all that was told: a poll that finds nothing and then parks,
+      without an await in between, misses no event.
+    - ``epoch`` is the log's own: a cursor of another log is told from it. StorageError is raised for every fault.
+    """
+
+    MAX_BATCH = 256
+    FILE = "sidecar.db"
+
+    read: Records  # for the loop alone
+    epoch: str
+
+    def __init__(self, settings: Settings) -> None:
+        self.path = settings.storage / self.FILE
+        self._observer: Callable[[NewEvent, int], None] = lambda event, seq: None
+        self._queue: queue.SimpleQueue[tuple[Job, Callable[[Any], Any] | None, asyncio.Future[Any]] | None]
+        self._queue = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
+
+    def observe(self, observer: Callable[[NewEvent, int], None]) -> None:
+        """Have every committed event told to ``observer``, with its sequence number."""
+        self._observer = observer
+
+    def start(self) -> None:
+        """Open, or make, the database. Raises StartError where it is newer than this program, or damaged. Blocks."""
+        check_database(self.path)
+        if not self.path.exists():
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # -wal and -shm take this mode too
+        try:
+            self._writer = connect_database(self.path)
+            create_schema(self._writer)
+            self.read = Records(connect_database(self.path, read_only=True))
+        except sqlite3.Error as error:
+            raise StartError(f"the storage {self.path} cannot be opened: {error}", 1) from None
+        self.epoch = str(self.read.meta("epoch"))
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def write(self, job: Job, committed: Callable[[Any], Any] | None = None) -> asyncio.Future[Any]:
+        """What ``job`` returned, once its transaction is on disk. On the loop; jobs run in the order of the calls.
+
+        ``committed`` is called on the loop with that, before anybody is answered, in commit order. Raises what the job
+        raised, or StorageError. Cancelling the wait does not undo the write.
+        """
+        future = self._loop.create_future()
+        self._queue.put((job, committed, future))
+        return future
+
+    def write_behind(self, job: Job) -> None:
+        """Write soon; a failure is logged. For what can be found again after a crash."""
+        self.write(job).add_done_callback(log_failed_write)
+
+    def close(self) -> None:
+        """Finish what is queued, then close. Blocks for at most a few seconds."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join(5)
+        self.read.close()
+        self._writer.close()
+
+    def _run(self) -> None:
+        """The writer thread: jobs that wait at the same time share one transaction and one fsync."""
+        records = Records(self._writer)
+        while True:
+            batch = [self._queue.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < self.MAX_BATCH:
+                    batch.append(self._queue.get_nowait())
+            writes = [write for write in batch if write is not None]
+            if writes:
+                outcomes = self._commit(records, [job for job, _, _ in writes])
+                with contextlib.suppress(RuntimeError):  # the loop is gone: nobody is left to be told
+                    self._loop.call_soon_threadsafe(self._settle, writes, outcomes)
+            if len(writes) < len(batch):
+                return
+
+    def _commit(self, records: Records, jobs: list[Job]) -> list[tuple[Any, list[tuple[NewEvent, int]]]]:
+        """What each job returned or raised, and its events. Where one fails, all are undone and each is tried alone."""
+        try:
+            records.begin()
+            outcomes = [(job(records), records.take_inserted()) for job in jobs]
+            records.commit()
+            return outcomes
+        except Exception as error:  # a boundary: the job's caller gets it
+            records.rollback()
+            if len(jobs) > 1:
+                return [outcome for job in jobs for outcome in self._commit(records, [job])]
+            return [(StorageError(error) if isinstance(error, sqlite3.Error) else error, [])]
+
+    def _settle(self, writes: list[Any], outcomes: list[tuple[Any, list[tuple[NewEvent, int]]]]) -> None:
+        """On the loop, after a commit: tell what happened, and answer the writers, in commit order."""
+        for (_, committed, future), (outcome, events) in zip(writes, outcomes, strict=True):
+            failed = isinstance(outcome, Exception)
+            try:
+                if committed and not failed:
+                    committed(outcome)
+                for event, seq in events:
+                    self._observer(event, seq)
+            except Exception as error:  # a boundary: one observer's fault must not leave the others unanswered
+                log.error("storage: after a commit", exc_info=error)
+            if not future.done():
+                future.set_exception(outcome) if failed else future.set_result(outcome)
+
+
+def log_failed_write(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled() and (error := future.exception()):
+        log.error("storage: a background write failed: %s", one_line(error))
+
+
+class StorageError(sqlite3.Error):
+    """The storage cannot be read or written; ``reason`` is SQLite's name for why, without a path of the machine."""
+
+    def __init__(self, error: Exception | str) -> None:
+        super().__init__(str(error))
+        self.reason = str(getattr(error, "sqlite_errorname", None) or type(error).__name__)
+
+
+class Statements:
+    """SQL over one connection: the writer thread's, or the loop's for reading."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+        self._tally: collections.Counter[str] = collections.Counter()  # of the open transaction, written at its end
+        self._inserted: list[tuple[NewEvent, int]] = []
+
+    def begin(self) -> None:
+        self._db.execute("begin immediate")
+
+    def take_inserted(self) -> list[tuple[NewEvent, int]]:
+        """The events that the latest job inserted, with their sequence numbers."""
+        inserted, self._inserted = self._inserted, []
+        return inserted
+
+    def commit(self) -> None:
+        add = "insert into meta (name, value) values (?1, ?2) on conflict do update set value = cast(value as int) + ?2"
+        self._db.executemany(add, self._tally.items())
+        self._db.execute("commit")
+        self._tally.clear()
+
+    def rollback(self) -> None:
+        self._tally.clear()
+        self._inserted.clear()
+        if self._db.in_transaction:  # SQLite itself has rolled back after some errors, a full disk among them
+            self._db.execute("rollback")
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise StorageError(error) from error
+
+    def _one(self, sql: str, *values: Any) -> Any:
+        """The first column of the first row, None where there is none."""
+        rows = self._all(sql, *values)
+        return rows[0][0] if rows else None
+
+    def _counter(self, name: str) -> int:
+        return int(self._one("select value from meta where name = ?", name) or 0)
+
+    def _insert(self, table: str, row: dict[str, Any], verb: str = "insert") -> int:
+        """The sequence number of a new row."""
+        sql = f"{verb} into {table} ({', '.join(row)}) values ({', '.join('?' * len(row))})"
+        return typing.cast(int, self._change(sql, *row.values()).lastrowid)
+
+    def _change(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(sql, values)
+        except sqlite3.Error as error:
+            raise StorageError(error) from error
+
+    def _list(
+        self, select: str, project: str, after: int | None, limit: int, equal: dict[str, str | Sequence[str] | None]
+    ) -> list[sqlite3.Row]:
+        """Rows after ``after``, oldest first; where it is None the newest ones, newest first. Each column in ``equal``
+        has the value, or one of the values, where one is given.
+        """
+        given = {
+            name: [value] if isinstance(value, str) else value for name, value in equal.items() if value is not None
+        }
+        clauses = "".join(f" and {name} in ({', '.join('?' * len(values))})" for name, values in given.items())
+        sql = f"{select} where project = ? and seq > ?{clauses} order by {SEQ[after is None]} limit ?"
+        return self._all(sql, project, after or 0, *itertools.chain.from_iterable(given.values()), limit)
+
+
+SEQ = {False: "seq", True: "seq desc"}  # what a list is ordered by, and with ``newest``
+
+
+class EventRecords(Statements):
+    """The log of events, the dead letters, and how far each reader has come."""
+
+    def insert_event(self, event: NewEvent) -> int:
+        """The event's sequence number. Storage.observe's callback is told of it after the commit."""
+        columns = ("project", "type", "topic", "issue", "created", "expires", "body")
+        seq = self._insert("event", {name: getattr(event, name) for name in columns})
+        self._inserted.append((event, seq))
+        self._tally[f"published:{event.project}"] += 1
+        self._tally["retained"] += 1
+        return seq
+
+    def head(self) -> int:
+        """The newest sequence number that was given out, 0 before the first."""
+        return self._one("select seq from sqlite_sequence where name = 'event'") or 0
+
+    def floor(self) -> int:
+        """Events up to here have been removed by retention; cursors before it are good no longer."""
+        return self._counter("floor")
+
+    def created_from(self, seq: int) -> float:
+        """When the first event from ``seq`` on was published; infinite where there is none."""
+        return self._one("select created from event where seq >= ? order by seq limit 1", seq) or float("inf")
+
+    def events(
+        self, project: str, after: int, upto: int, limit: int, *, type: str = "*", issue: str | None = None,
+        containing: bytes | None = None, newest: bool = False,
+    ) -> list[sqlite3.Row]:  # fmt: skip
+        """Events with after < seq <= upto that have not expired, in order, or with ``newest`` from the newest back.
+
+        With ``issue`` those that may name it, with ``containing`` those that have some bytes in their body.
+        """
+        source, clauses = "event", ["project = ?", "seq > ?", "seq <= ?", "expires > ?"]
+        given = {"type = ?": None if type == "*" else type, "issue = ?": issue, "instr(body, ?)": containing}
+        given = {clause: value for clause, value in given.items() if value is not None}
+        if issue is not None:  # the planner would walk the type's index and look at every row
+            source, clauses = "event indexed by event_by_issue", [*clauses, "issue is not null"]
+        sql = (
+            f"select seq, type, topic, created, delivered, body from {source} where {' and '.join([*clauses, *given])}"
+        )
+        sql, values = f"{sql} order by {SEQ[newest]} limit ?", (project, after, upto, time.time())
+        rows = self._all(sql, *values, *given.values(), limit)
+        if issue in (None, ANY_ISSUE):
+            return rows
+        several = self._all(sql, *values, *(given | {"issue = ?": ANY_ISSUE}).values(), limit)
+        return sorted(rows + several, key=lambda row: row["seq"], reverse=newest)[:limit]
+
+    def count_published(self, project: str) -> int:
+        return self._counter(f"published:{project}")
+
+    def count_delivered(self) -> int:
+        return self._counter("deliveries")
+
+    def undelivered(self, project: str) -> int:
+        """How many events wait for a first reader."""
+        sql = "select count(*) from event where project = ? and delivered = 0 and expires > ?"
+        return self._one(sql, project, time.time()) or 0
+
+    def position(self, project: str, subject: str, type: str, filter: str) -> int | None:
+        sql = "select seq from position where project = ? and subject = ? and type = ? and filter = ?"
+        return self._one(sql, project, subject, type, filter)
+
+    def move_position(self, key: PositionKey, seq: int) -> None:
+        """A reader has seen everything up to ``seq``; a position never goes back."""
+        self._change(
+            "insert into position (project, subject, type, filter, seq, moved) values (?, ?, ?, ?, ?, ?)"
+            " on conflict do update set seq = max(seq, excluded.seq), moved = excluded.moved",
+            *key, seq, time.time(),
+        )  # fmt: skip
+
+    def mark_delivered(self, seqs: Collection[int], deliveries: int) -> None:
+        """Some readers got these events; ``deliveries`` counts each reader of each event."""
+        marked = "update event set delivered = 1 where seq in (select value from json_each(?)) and delivered = 0"
+        self._change(marked, json.dumps(list(seqs)))
+        self._tally["deliveries"] += deliveries
+
+    def expired(self, now: float, limit: int) -> list[int]:
+        """Sequence numbers of events whose time to live is over, the first to expire first."""
+        rows = self._all("select seq from event where expires <= ? order by expires limit ?", now, limit)
+        return [row["seq"] for row in rows]
+
+    def outlived(self, created_before: float, keep: int, limit: int) -> list[int]:
+        """The oldest events, of which retention removes those that are too old, or more than ``keep``."""
+        oldest = self._all("select seq, created from event order by seq limit ?", limit)
+        too_many = self._counter("retained") + self._tally["retained"] - keep
+        due = [number for number, row in enumerate(oldest, 1) if row["created"] < created_before or number <= too_many]
+        return [row["seq"] for row in oldest[: max(due, default=0)]]
+
+    def remove_events(self, seqs: list[int], keep_dead: int) -> None:
+        """Remove events; those that nobody got become dead letters, of which the newest ``keep_dead`` are kept."""
+        chosen = "seq in (select value from json_each(?))"
+        self._change(
+            "insert or ignore into dead_letter (seq, project, type, topic, body)"
+            f" select seq, project, type, topic, body from event where {chosen} and delivered = 0",
+            json.dumps(seqs),
+        )
+        self._tally["retained"] -= self._change(f"delete from event where {chosen}", json.dumps(seqs)).rowcount
+        last = "select seq from dead_letter order by seq desc limit 1 offset ?"
+        self._change(f"delete from dead_letter where seq <= ({last})", keep_dead)
+
+    def dead_letters(
+        self, project: str, after: int, upto: int, limit: int, *, newest: bool = False
+    ) -> list[sqlite3.Row]:
+        sql = "select seq, type, topic, body from dead_letter where project = ? and seq > ? and seq <= ?"
+        return self._all(f"{sql} order by {SEQ[newest]} limit ?", project, after, upto, limit)
+
+    def count_dead_letters(self, project: str) -> int:
+        return self._one("select count(*) from dead_letter where project = ?", project) or 0
+
+
+class ResultRecords(Statements):
+    """Results: ``body`` is the whole record as JSON, ``output`` what later agents see of it, also as JSON."""
+
+    def insert_result(self, row: dict[str, Any]) -> None:
+        """``row`` has a value for every column but ``seq``; ``proposed`` is a list of agent types."""
+        self._insert("result", row | {"proposed": json.dumps(row["proposed"])})
+
+    def result(self, project: str, id: str) -> bytes | None:
+        return self._one("select body from result where project = ? and id = ?", project, id)
+
+    def latest_result(self, id: str) -> sqlite3.Row | None:
+        """The latest result of the same agent type on the same issue as a result."""
+        rows = self._all(
+            "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest on"
+            " latest.project = result.project and latest.issue = result.issue and latest.agent_type = result.agent_type"
+            " where result.id = ? order by latest.seq desc limit 1",
+            id,
+        )
+        return rows[0] if rows else None
+
+    def result_seq(self, project: str, id: str) -> int | None:
+        return self._one("select seq from result where project = ? and id = ?", project, id)
+
+    def results(
+        self, project: str, after: int | None, limit: int, **equal: str | Sequence[str] | None
+    ) -> list[sqlite3.Row]:
+        return self._list("select id, body from result", project, after, limit, equal)
+
+    def issue_results(self, project: str, issue: str) -> list[sqlite3.Row]:
+        """The issue's results without their bodies, oldest first."""
+        sql = "select agent_type, category, status, proposed, output from result where project = ? and issue = ?"
+        return self._all(f"{sql} order by seq", project, issue)
+
+    def issue_head(self, project: str, issue: str) -> int:
+        """A number that changes with every result of the issue."""
+        return self._one("select max(seq) from result where project = ? and issue = ?", project, issue) or 0
+
+    def count_results(self, project: str) -> int:
+        return self._one("select count(*) from result where project = ?", project) or 0
+
+    def success_since(self, project: str, agent_id: str, moment: float) -> bool:
+        """Whether the agent has stored a success since then."""
+        sql = "select 1 from result where project = ? and agent_id = ? and stored >= ? and status = 'success' limit 1"
+        return self._one(sql, project, agent_id, moment) is not None
+
+    def result_of(self, project: str, agent_id: str) -> dict[str, Any]:
+        """The id and status of an agent's latest result, null where it stored none."""
+        sql = "select id, status from result where project = ? and agent_id = ? order by seq desc limit 1"
+        rows = self._all(sql, project, agent_id)
+        return dict(zip(("result_id", "result_status"), rows[0] if rows else (None, None), strict=True))
+
+
+class AgentRecords(Statements):
+    """The ledger of agents: a row of ``agent``, and beside it one of ``agent_evidence``, which readers get as one."""
+
+    SELECT = "select * from agent left join agent_evidence on agent_evidence.agent = agent.id"
+    COLUMNS = ("id", "project", "type", "issue", "task", "parent", "state", "started", "time_limit")
+    EVIDENCE = (
+        "depth", "permissions", "only_issue", "birth", "seen", "ordered", "cpu", "memory", "peak_memory", "processes",
+        "measured", "last_call",
+    )  # fmt: skip
+
+    def insert_agent(self, row: dict[str, Any]) -> None:
+        """``row`` has the COLUMNS, and depth, permissions and only_issue of its token."""
+        self._insert("agent", {name: row[name] for name in self.COLUMNS})
+        token = {"depth": row["depth"], "permissions": json.dumps(row["permissions"]), "only_issue": row["only_issue"]}
+        self._insert("agent_evidence", {"agent": row["id"], **token})
+
+    def update_agent(self, id: str, **values: Any) -> None:
+        """Set columns of either table; ``seen`` and ``last_call`` are JSON."""
+        for table, key in (("agent_evidence", "agent"), ("agent", "id")):
+            own = {name: value for name, value in values.items() if (name in self.EVIDENCE) is (key == "agent")}
+            if own:
+                assignments = ", ".join(f"{name} = ?" for name in own)
+                self._change(f"update {table} set {assignments} where {key} = ?", *own.values(), id)
+
+    def agent(self, project: str, id: str) -> dict[str, Any] | None:
+        rows = self._all(f"{self.SELECT} where project = ? and id = ?", project, id)
+        return agent_row(rows[0]) if rows else None
+
+    def agents(
+        self, project: str, after: int | None = 0, limit: int = -1, **equal: str | Sequence[str] | None
+    ) -> list[dict[str, Any]]:
+        return [agent_row(row) for row in self._list(self.SELECT, project, after, limit, equal)]
+
+    def agent_seq(self, project: str, id: str) -> int | None:
+        return self._one("select seq from agent where project = ? and id = ?", project, id)
+
+    def count_issue_agents(self, project: str, issue: str) -> int:
+        """Spawns on an issue; those that never had a process do not count."""
+        sql = "select count(*) from agent where project = ? and issue = ? and not (state = 'failed' and pid is null)"
+        return self._one(sql, project, issue) or 0
+
+    def count_agents(self, project: str) -> dict[str, int]:
+        rows = self._all("select state, count(*) from agent where project = ? group by state", project)
+        return dict(map(tuple, rows))
+
+    def count_active_types(self, project: str) -> dict[str, int]:
+        sql = "select type, count(*) from agent where project = ? and state in ('starting', 'running') group by type"
+        return dict(map(tuple, self._all(sql, project)))
+
+    def mean_agent_seconds(self, project: str) -> float:
+        sql = "select avg(ended - started) from agent where project = ? and ended is not null and pid is not null"
+        return self._one(sql, project) or 0.0
+
+    def latest_task(self, project: str, issue: str) -> str | None:
+        sql = "select task from agent where project = ? and issue = ? and task != '' order by seq desc limit 1"
+        return self._one(sql, project, issue)
+
+
+def agent_row(row: sqlite3.Row) -> dict[str, Any]:
+    empty = {"permissions": "[]", "seen": "[]", "last_call": "null"}
+    return dict(row) | {name: json.loads(row[name] or default) for name, default in empty.items()}
+
+
+class KeyRecords(Statements):
+    """Small facts by name, revoked subjects, and the first answers to requests with an Idempotency-Key."""
+
+    def meta(self, name: str) -> str | None:
+        return self._one("select value from meta where name = ?", name)
+
+    def set_meta(self, name: str, value: str) -> None:
+        self._insert("meta", {"name": name, "value": value}, "insert or replace")
+
+    def revoke(self, project: str, subject: str) -> None:
+        self._insert("revoked", {"project": project, "subject": subject, "since": time.time()}, "insert or ignore")
+
+    def revoked(self, project: str) -> list[str]:
+        return [row["subject"] for row in self._all("select subject from revoked where project = ?", project)]
+
+    def recall(self, key: IdempotencyKey) -> tuple[str, bytes] | None:
+        """(digest of the body, answer) of an earlier request that is not older than Idempotency.KEPT."""
+        sql = "select digest, answer from idempotency where project = ? and subject = ? and endpoint = ? and key = ?"
+        rows = self._all(f"{sql} and made > ?", *key, time.time() - Idempotency.KEPT)
+        return (rows[0]["digest"], rows[0]["answer"]) if rows else None
+
+    def remember(self, key: IdempotencyKey, digest: str, answer: bytes) -> None:
+        columns = ("project", "subject", "endpoint", "key", "digest", "answer", "made")
+        row = dict(zip(columns, (*key, digest, answer, time.time()), strict=True))
+        self._insert("idempotency", row, "insert or replace")
+
+    def forget(self, key: IdempotencyKey) -> None:
+        self._change("delete from idempotency where project = ? and subject = ? and endpoint = ? and key = ?", *key)
+
+    def forget_old(self, before: float, limit: int) -> int:
+        """Forget answers that were made before then, ``limit`` at most; how many."""
+        columns = "project, subject, endpoint, key"
+        old = f"select {columns} from idempotency where made < ? limit ?"
+        return self._change(f"delete from idempotency where ({columns}) in ({old})", before, limit).rowcount
+
+
+class Records(EventRecords, ResultRecords, AgentRecords, KeyRecords):
+    """All that is kept, by noun, one statement a method."""
+
+
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x63636F31  # "cco1": says that a database is ours
 
@@ -3368,503 +3839,6 @@ create table if not exists agent_evidence (
   cpu real, memory integer, peak_memory integer, processes integer, measured real, last_call text) without rowid;
 """
 
-Job = Callable[["Records"], Any]
-SEQ = {False: "seq", True: "seq desc"}  # what a list is ordered by, and with ``newest``
-PAGE_BYTES = 8 * MB  # a list ends before it gets larger
-
-
-class Storage:
-    """The database. ``write`` runs a job in the writer thread's next transaction; ``read`` is for the loop alone.
-
-    Jobs that wait at the same time share one transaction and one fsync; one that raises does not take the others with
-    it, but may make them run twice, so a job changes nothing but the database and what it can change again.
-    """
-
-    MAX_BATCH = 256
-    FILE = "sidecar.db"
-
-    def __init__(self, settings: Settings) -> None:
-        self.path = settings.storage / self.FILE
-        self._queue: queue.SimpleQueue[tuple[Job, Callable[[Any], Any] | None, asyncio.Future[Any] | None] | None] = (
-            queue.SimpleQueue()
-        )
-        self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
-
-    def start(self) -> None:
-        """Open, or make, the database. Raises StartError where it is newer than this program, or damaged."""
-        check_database(self.path)
-        if not self.path.exists():
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # -wal and -shm take this mode too
-        try:
-            self._writer = connect_database(self.path)
-            create_schema(self._writer)
-            self.read = Records(connect_database(self.path, read_only=True))
-        except sqlite3.Error as error:
-            raise StartError(f"the storage {self.path} cannot be opened: {error}", 1) from None
-        self.epoch = str(self.read.meta("epoch"))
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-
-    def write(self, job: Job, committed: Callable[[Any], Any] | None = None) -> asyncio.Future[Any]:
-        """What ``job`` returned, once its transaction is on disk.
-
-        ``committed`` is called on the loop with that before anybody is answered, in commit order; what it returns takes
-        the result's place. Raises what the job or the commit raised. Cancelling the wait does not undo the write.
-        """
-        future = self._loop.create_future()
-        self._queue.put((job, committed, future))
-        return future
-
-    def write_behind(self, job: Job) -> None:
-        """Write soon; a failure is logged. For what can be found again after a crash."""
-        self._queue.put((job, None, None))
-
-    def close(self) -> None:
-        """Finish what is queued, then close. Blocks for at most a few seconds."""
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join(5)
-        self.read.close()
-        self._writer.close()
-
-    def _run(self) -> None:
-        records = Records(self._writer)
-        while True:
-            batch = [self._queue.get()]
-            with contextlib.suppress(queue.Empty):
-                while len(batch) < self.MAX_BATCH:
-                    batch.append(self._queue.get_nowait())
-            jobs = [item for item in batch if item is not None]
-            if jobs:
-                outcomes = self._commit(records, [job for job, _, _ in jobs])
-                with contextlib.suppress(RuntimeError):  # the loop is gone: nobody is left to be told
-                    self._loop.call_soon_threadsafe(self._settle, jobs, outcomes)
-            if len(jobs) < len(batch):
-                return
-
-    def _commit(self, records: Records, jobs: list[Job]) -> list[Any]:
-        """What each job returned or raised. Where one fails in company, all are undone and each is tried alone."""
-        try:
-            records.begin()
-            outcomes = [job(records) for job in jobs]
-            records.commit()
-            return outcomes
-        except Exception as error:  # a boundary: the job's caller gets it
-            records.rollback()
-            if len(jobs) == 1:
-                return [error]
-            return [self._commit(records, [job])[0] for job in jobs]
-
-    def _settle(self, jobs: list[Any], outcomes: list[Any]) -> None:
-        for (_, committed, future), outcome in zip(jobs, outcomes, strict=True):
-            if isinstance(outcome, BaseException):
-                if future is None:
-                    log.error("storage: a background write failed: %s", one_line(outcome))
-                elif not future.done():
-                    future.set_exception(outcome)
-                continue
-            try:
-                answer = committed(outcome) if committed else outcome
-            except Exception as error:  # a boundary: one waker's fault must not leave the others unanswered
-                log.error("storage: after a commit", exc_info=error)
-                answer = outcome
-            if future is not None and not future.done():
-                future.set_result(answer)
-
-
-class Records:
-    """The SQL, one statement a method, over one connection: the writer thread's, or the loop's for reading."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
-        self._tally: collections.Counter[str] = (
-            collections.Counter()
-        )  # counters of the open transaction, written at its end
-
-    def begin(self) -> None:
-        self._db.execute("begin immediate")
-
-    def commit(self) -> None:
-        for name, number in self._tally.items():
-            self._add_to_counter(name, number)
-        self._db.execute("commit")
-        self._tally.clear()
-
-    def rollback(self) -> None:
-        self._tally.clear()
-        if self._db.in_transaction:  # SQLite itself has rolled back after some errors, a full disk among them
-            self._db.execute("rollback")
-
-    def close(self) -> None:
-        self._db.close()
-
-    def _one(self, sql: str, *values: Any) -> Any:
-        """The first column of the first row, None where there is none."""
-        row = self._db.execute(sql, values).fetchone()
-        return None if row is None else row[0]
-
-    def _all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        return self._db.execute(sql, values).fetchall()
-
-    # -- meta
-
-    def meta(self, name: str) -> str | None:
-        return self._one("select value from meta where name = ?", name)
-
-    def set_meta(self, name: str, value: str) -> None:
-        self._db.execute(
-            "insert into meta (name, value) values (?, ?) on conflict do update set value = excluded.value",
-            (name, value),
-        )
-
-    def counter(self, name: str) -> int:
-        return int(self.meta(name) or 0)
-
-    def _add_to_counter(self, name: str, number: int) -> None:
-        sql = (
-            "insert into meta (name, value) values (?1, ?2) on conflict do update set value = cast(value as integer)"
-            " + ?2"
-        )
-        self._db.execute(sql, (name, number))
-
-    # -- events
-
-    def insert_event(self, event: NewEvent) -> int:
-        """The event's sequence number. Numbers are never used twice, not even those of deleted events."""
-        values = (event.project, event.type, event.topic, event.issue, event.created, event.expires, event.body)
-        sql = "insert into event (project, type, topic, issue, created, expires, body) values (?, ?, ?, ?, ?, ?, ?)"
-        self._tally[f"published:{event.project}"] += 1
-        self._tally["retained"] += 1
-        return typing.cast(int, self._db.execute(sql, values).lastrowid)
-
-    def created_from(self, seq: int) -> float:
-        """When the first event from ``seq`` on was published; infinite where there is none."""
-        return self._one("select created from event where seq >= ? order by seq limit 1", seq) or float("inf")
-
-    def head(self) -> int:
-        return self._one("select seq from sqlite_sequence where name = 'event'") or 0
-
-    def floor(self) -> int:
-        """Events up to here have been removed by retention."""
-        return self.counter("floor")
-
-    def events(
-        self, project: str, after: int, upto: int, limit: int, *, type: str = "*", issue: str | None = None,
-        containing: bytes | None = None, newest: bool = False,
-    ) -> list[sqlite3.Row]:  # fmt: skip
-        """Events with after < seq <= upto that have not expired, in order, or with ``newest`` from the newest back; of
-        an issue, and with some bytes in their body, where given."""
-        source, clauses = "event", ["project = ?", "seq > ?", "seq <= ?", "expires > ?"]
-        values: list[Any] = [project, after, upto, time.time()]
-        for clause, value in (
-            ("type = ?", None if type == "*" else type),
-            ("issue = ?", issue),
-            ("instr(body, ?)", containing),
-        ):
-            if value is not None:
-                clauses.append(clause)
-                values.append(value)
-        if issue is not None:  # the planner would walk the type's index and look at every row
-            source = "event indexed by event_by_issue"
-            clauses.append("issue is not null")
-        sql = (
-            f"select seq, topic, created, delivered, body from {source} where {' and '.join(clauses)} order by"
-            f" {SEQ[newest]} limit ?"
-        )
-        return self._all(sql, *values, limit)
-
-    def undelivered(self, project: str) -> int:
-        return (
-            self._one(
-                "select count(*) from event where project = ? and delivered = 0 and expires > ?", project, time.time()
-            )
-            or 0
-        )
-
-    def mark_delivered(self, seqs: Iterable[int]) -> None:
-        self._db.executemany("update event set delivered = 1 where seq = ? and delivered = 0", [(seq,) for seq in seqs])
-
-    def add_deliveries(self, number: int) -> None:
-        self._tally["deliveries"] += number
-
-    def position(self, project: str, subject: str, type: str, filter: str) -> int | None:
-        sql = "select seq from position where project = ? and subject = ? and type = ? and filter = ?"
-        return self._one(sql, project, subject, type, filter)
-
-    def move_positions(self, moves: dict[tuple[str, str, str, str], int]) -> None:
-        self._db.executemany(
-            "insert into position (project, subject, type, filter, seq, moved) values (?, ?, ?, ?, ?, ?)"
-            " on conflict do update set seq = max(seq, excluded.seq), moved = excluded.moved",
-            [(*key, seq, time.time()) for key, seq in moves.items()],
-        )
-
-    def bury_expired(self, now: float, limit: int) -> int:
-        """Copy events that expired undelivered to the dead letters; how many."""
-        return self._db.execute(
-            "insert or ignore into dead_letter (seq, project, type, topic, body) select seq, project, type, topic, body"
-            " from event where seq in (select seq from event where expires <= ? order by expires limit ?) and"
-            " delivered = 0",
-            (now, limit),
-        ).rowcount
-
-    def delete_expired(self, now: float, limit: int) -> int:
-        sql = "delete from event where seq in (select seq from event where expires <= ? order by expires limit ?)"
-        deleted = self._db.execute(sql, (now, limit)).rowcount
-        self._tally["retained"] -= deleted
-        return deleted
-
-    def retention_mark(self, created_before: float, keep: int, limit: int) -> int | None:
-        """The newest sequence number that retention removes in a step of ``limit`` events, None where nothing is
-        due.
-        """
-        oldest = self._all("select seq, created from event order by seq limit ?", limit)
-        too_many = self.counter("retained") + self._tally["retained"] - keep
-        due = [row["seq"] for number, row in enumerate(oldest) if row["created"] < created_before or number < too_many]
-        return max(due) if due else None
-
-    def bury_up_to(self, seq: int) -> None:
-        self._db.execute(
-            "insert or ignore into dead_letter (seq, project, type, topic, body)"
-            " select seq, project, type, topic, body from event where seq <= ? and delivered = 0",
-            (seq,),
-        )
-
-    def delete_up_to(self, seq: int) -> None:
-        self._tally["retained"] -= self._db.execute("delete from event where seq <= ?", (seq,)).rowcount
-
-    def trim_dead_letters(self, keep: int) -> None:
-        self._db.execute(
-            "delete from dead_letter where seq <= (select seq from dead_letter order by seq desc limit 1 offset ?)",
-            (keep,),
-        )
-
-    def dead_letters(
-        self, project: str, after: int, upto: int, limit: int, *, newest: bool = False
-    ) -> list[sqlite3.Row]:
-        sql = "select seq, type, topic, body from dead_letter where project = ? and seq > ? and seq <= ?"
-        return self._all(f"{sql} order by {SEQ[newest]} limit ?", project, after, upto, limit)
-
-    def count_dead_letters(self, project: str) -> int:
-        return self._one("select count(*) from dead_letter where project = ?", project) or 0
-
-    def count_published(self, project: str) -> int:
-        return self.counter(f"published:{project}")
-
-    # -- results
-
-    def insert_result(
-        self,
-        id: str,
-        body: dict[str, Any],
-        category: str,
-        stored: float,
-        proposed: list[str],
-        output: str,
-        record: bytes,
-    ) -> None:
-        self._db.execute(
-            "insert into result (id, project, issue, agent_type, agent_id, category, status, stored, proposed,"
-            " output, body) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (id, body["project_id"], body["issue_id"], body["agent_type"], body["agent_id"], category,
-                body["result"]["status"], stored,
-             json.dumps(proposed), output, record),
-        )  # fmt: skip
-
-    def result(self, project: str, id: str) -> bytes | None:
-        return self._one("select body from result where project = ? and id = ?", project, id)
-
-    def latest_result(self, id: str) -> sqlite3.Row | None:
-        """The latest result of the same agent type on the same issue as a result."""
-        rows = self._all(
-            "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest on"
-            " latest.project = result.project and latest.issue = result.issue and latest.agent_type = result.agent_type"
-            " where result.id = ? order by latest.seq desc limit 1",
-            id,
-        )
-        return rows[0] if rows else None
-
-    def result_seq(self, project: str, id: str) -> int | None:
-        return self._one("select seq from result where project = ? and id = ?", project, id)
-
-    def results(
-        self, project: str, after: int | None, limit: int, **equal: str | Sequence[str] | None
-    ) -> list[sqlite3.Row]:
-        return self._list("select id, body from result", project, after, limit, equal)
-
-    def _list(
-        self, select: str, project: str, after: int | None, limit: int, equal: dict[str, str | Sequence[str] | None]
-    ) -> list[sqlite3.Row]:
-        """Rows after ``after``, oldest first, where it is None the newest ones, newest first; with these values, or one
-        of several.
-        """
-        given = {
-            name: [value] if isinstance(value, str) else value for name, value in equal.items() if value is not None
-        }
-        clauses = "".join(f" and {name} in ({', '.join('?' * len(values))})" for name, values in given.items())
-        sql = f"{select} where project = ? and seq > ?{clauses} order by {SEQ[after is None]} limit ?"
-        return self._all(sql, project, after or 0, *itertools.chain.from_iterable(given.values()), limit)
-
-    def issue_results(self, project: str, issue: str) -> list[sqlite3.Row]:
-        """The issue's results without their bodies, oldest first."""
-        return self._all(
-            "select agent_type, category, status, proposed, output from result where project = ? and issue = ? order"
-            " by seq",
-            project,
-            issue,
-        )
-
-    def issue_head(self, project: str, issue: str) -> int:
-        return self._one("select max(seq) from result where project = ? and issue = ?", project, issue) or 0
-
-    def count_results(self, project: str) -> int:
-        return self._one("select count(*) from result where project = ?", project) or 0
-
-    def success_since(self, project: str, agent_id: str, moment: float) -> bool:
-        sql = "select 1 from result where project = ? and agent_id = ? and stored >= ? and status = 'success'"
-        return self._one(sql, project, agent_id, moment) is not None
-
-    def result_of(self, project: str, agent_id: str) -> dict[str, Any]:
-        """The id and status of an agent's latest result, null where it stored none."""
-        rows = self._all(
-            "select id, status from result where project = ? and agent_id = ? order by seq desc limit 1",
-            project,
-            agent_id,
-        )
-        return (
-            {"result_id": rows[0]["id"], "result_status": rows[0]["status"]}
-            if rows
-            else {"result_id": None, "result_status": None}
-        )
-
-    # -- agents
-
-    def insert_agent(self, row: dict[str, Any]) -> None:
-        self._db.execute(
-            "insert into agent (id, project, type, issue, task, parent, state, started, time_limit)"
-            " values (:id, :project, :type, :issue, :task, :parent, :state, :started, :time_limit)",
-            row,
-        )
-        self._db.execute(
-            "insert into agent_evidence (agent, depth, permissions, only_issue) values (:id, :depth, :permissions,"
-            " :only_issue)",
-            row | {"permissions": json.dumps(row["permissions"])},
-        )
-
-    def update_agent(self, id: str, **values: Any) -> None:
-        assignments = ", ".join(f"{name} = :{name}" for name in values)
-        self._db.execute(f"update agent set {assignments} where id = :id", values | {"id": id})
-
-    def update_evidence(self, id: str, **values: Any) -> None:
-        assignments = ", ".join(f"{name} = :{name}" for name in values)
-        self._db.execute(f"update agent_evidence set {assignments} where agent = :id", values | {"id": id})
-
-    def agent(self, project: str, id: str) -> dict[str, Any] | None:
-        rows = self._all(f"{self.AGENTS} where project = ? and id = ?", project, id)
-        return agent_row(rows[0]) if rows else None
-
-    def agents(
-        self, project: str, after: int | None = 0, limit: int = -1, **equal: str | Sequence[str] | None
-    ) -> list[dict[str, Any]]:
-        return [agent_row(row) for row in self._list(self.AGENTS, project, after, limit, equal)]
-
-    AGENTS = "select * from agent left join agent_evidence on agent_evidence.agent = agent.id"
-
-    def count_issue_agents(self, project: str, issue: str) -> int:
-        """Spawns on an issue; those that never had a process do not count."""
-        sql = "select count(*) from agent where project = ? and issue = ? and not (state = 'failed' and pid is null)"
-        return self._one(sql, project, issue) or 0
-
-    def agent_seq(self, project: str, id: str) -> int | None:
-        return self._one("select seq from agent where project = ? and id = ?", project, id)
-
-    def count_agents(self, project: str) -> dict[str, int]:
-        rows = self._all("select state, count(*) as number from agent where project = ? group by state", project)
-        return {row["state"]: row["number"] for row in rows}
-
-    def count_active_types(self, project: str) -> dict[str, int]:
-        sql = (
-            "select type, count(*) as number from agent where project = ? and state in ('starting', 'running') group by"
-            " type"
-        )
-        return {row["type"]: row["number"] for row in self._all(sql, project)}
-
-    def mean_agent_seconds(self, project: str) -> float:
-        return (
-            self._one(
-                "select avg(ended - started) from agent where project = ? and ended is not null and pid is not null",
-                project,
-            )
-            or 0.0
-        )
-
-    def latest_task(self, project: str, issue: str) -> str | None:
-        sql = "select task from agent where project = ? and issue = ? and task != '' order by seq desc limit 1"
-        return self._one(sql, project, issue)
-
-    # -- tokens and idempotency keys
-
-    def revoke(self, project: str, subject: str) -> None:
-        self._db.execute(
-            "insert or ignore into revoked (project, subject, since) values (?, ?, ?)", (project, subject, time.time())
-        )
-
-    def revoked(self, project: str) -> list[str]:
-        return [row["subject"] for row in self._all("select subject from revoked where project = ?", project)]
-
-    def recall(self, key: IdempotencyKey) -> tuple[str, bytes] | None:
-        """(digest of the body, answer) of an earlier request."""
-        rows = self._all(
-            "select digest, answer from idempotency where project = ? and subject = ? and endpoint = ? and key = "
-            "? and made > ?",
-            *key, time.time() - Idempotency.KEPT,
-        )  # fmt: skip
-        return (rows[0]["digest"], rows[0]["answer"]) if rows else None
-
-    def remember(self, key: IdempotencyKey, digest: str, answer: bytes) -> None:
-        self._db.execute(
-            "insert or replace into idempotency (project, subject, endpoint, key, digest, answer, made) values (?, ?,"
-            " ?, ?, ?, ?, ?)",
-            (*key, digest, answer, time.time()),
-        )
-
-    def forget(self, key: IdempotencyKey) -> None:
-        self._db.execute("delete from idempotency where project = ? and subject = ? and endpoint = ? and key = ?", key)
-
-    def forget_old(self, before: float, limit: int) -> int:
-        return self._db.execute(
-            "delete from idempotency where (project, subject, endpoint, key) in"
-            " (select project, subject, endpoint, key from idempotency where made < ? limit ?)",
-            (before, limit),
-        ).rowcount
-
-
-def list_start(since: str, seq_of: Callable[[str], int | None], noun: str) -> int | None:
-    """The sequence number that a list begins after, None where it holds the newest items. Raises REQ_001."""
-    if since in ("", "earliest"):
-        return 0 if since else None
-    seq = seq_of(since)
-    if seq is None:
-        raise ApiError("REQ_001", f"since: no {noun} {since[:128]}", details={"path": "since"})
-    return seq
-
-
-def cut_page(
-    rows: list[Any], limit: int, *, newest: bool, size: Callable[[Any], int] = lambda row: 0
-) -> tuple[list[Any], bool]:
-    """A page of a list, newest last, and whether there are more: the first ``limit`` rows, and one at least, that fit
-    into PAGE_BYTES.
-    """
-    fitting = sum(total <= PAGE_BYTES for total in itertools.accumulate(map(size, rows)))
-    page = rows[: min(limit, max(1, fitting))]
-    return page[::-1] if newest else page, len(page) < len(rows)
-
-
-def agent_row(row: sqlite3.Row) -> dict[str, Any]:
-    return dict(row) | {
-        name: json.loads(row[name] or default)
-        for name, default in (("permissions", "[]"), ("seen", "[]"), ("last_call", "null"))
-    }
-
 
 def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
@@ -3896,55 +3870,51 @@ def check_database(path: Path, *, thorough: bool = False) -> None:
         return
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
-            version, application = (
-                database.execute(f"pragma {name}").fetchone()[0] for name in ("user_version", "application_id")
-            )
-            tables = database.execute("select count(*) from sqlite_master").fetchone()[0]
-            if (version or tables) and (application != APPLICATION_ID or version > SCHEMA_VERSION):
-                owner = "a newer version of this program" if application == APPLICATION_ID else "another program"
-                raise StartError(
-                    f"the storage {path} was made by {owner}; it is left as it is. Use another --storage, or update", 1
-                )
+            questions = ("pragma user_version", "pragma application_id", "select count(*) from sqlite_master")
+            version, application, tables = (database.execute(question).fetchone()[0] for question in questions)
+            ours = application == APPLICATION_ID
+            if (ours and version > SCHEMA_VERSION) or (not ours and (version or tables)):
+                owner = "a newer version of this program" if ours else "another program"
+                problem = f"the storage {path} was made by {owner}; it is left as it is. Use another --storage"
+                raise StartError(f"{problem}, or update", 1)
             if thorough or path.stat().st_size < 64 * MB:
                 verdict = database.execute("pragma quick_check(1)").fetchone()[0]
                 if verdict != "ok":
                     raise sqlite3.DatabaseError(verdict)
     except sqlite3.Error as error:
-        raise StartError(
-            f"the storage {path} is damaged ({one_line(error)}); it is left as it is. Move it away to begin anew, or"
-            " use another --storage",
-            1,
-        ) from None
+        problem = f"the storage {path} is damaged ({one_line(error)}); it is left as it is. Move it away to begin anew"
+        raise StartError(f"{problem}, or use another --storage", 1) from None
 
 
 def storage_reason(error: sqlite3.Error) -> str:
     """Why the storage failed, without a path of the machine: SQLite's name for it."""
-    return str(getattr(error, "sqlite_errorname", None) or type(error).__name__)
+    return error.reason if isinstance(error, StorageError) else StorageError(error).reason
 
+
+def list_start(since: str, seq_of: Callable[[str], int | None], noun: str) -> int | None:
+    """The sequence number that a list begins after, None where it holds the newest items. Raises REQ_001."""
+    if since in ("", "earliest"):
+        return 0 if since else None
+    seq = seq_of(since)
+    if seq is None:
+        raise ApiError("REQ_001", f"since: no {noun} {since[:128]}", details={"path": "since"})
+    return seq
+
+
+def cut_page(
+    rows: list[Any], limit: int, *, newest: bool, size: Callable[[Any], int] = lambda row: 0
+) -> tuple[list[Any], bool]:
+    """A page of a list, newest last, and whether there are more: the first ``limit`` rows, and one at least, that fit
+    into PAGE_BYTES.
+    """
+    fitting = sum(total <= PAGE_BYTES for total in itertools.accumulate(map(size, rows)))
+    page = rows[: min(limit, max(1, fitting))]
+    return page[::-1] if newest else page, len(page) < len(rows)
+
+
+# -- requests that are repeated
 
 IdempotencyKey = tuple[str, str, str, str]  # project, subject, endpoint, key
-
-
-class IdempotencyTicket:
-    """One request with an Idempotency-Key: ``answer`` is the first one's where this is a repeat."""
-
-    def __init__(self, owner: Idempotency, key: IdempotencyKey, digest: str, answer: bytes | None) -> None:
-        self._owner, self._key, self._digest = owner, key, digest
-        self.answer = answer
-
-    def remember(self, records: Records, answer: Any) -> None:
-        """Store what is already known of the answer, in the transaction of the work itself."""
-        records.remember(self._key, self._digest, msgspec.json.encode(answer))
-
-    def settle(self, answer: Any, remembered: Any) -> None:
-        """The work is done and this is the answer; what is ``remembered`` of it may be less."""
-        self.answer = msgspec.json.encode(answer)
-        content = self.answer if remembered is answer else msgspec.json.encode(remembered)
-        self._owner.keep(self._key, self._digest, content)
-
-    def forget(self, records: Records) -> None:
-        """The work has failed after all: a repeat is to try again."""
-        records.forget(self._key)
 
 
 class Idempotency:
@@ -3955,52 +3925,57 @@ class Idempotency:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._locks = KeyedLocks()
-        self._unwritten: dict[IdempotencyKey, tuple[str, bytes]] = {}  # answers on their way to the disk
-
-    def keep(self, key: IdempotencyKey, digest: str, answer: bytes) -> None:
-        """Remember a finished answer: for repeats from now on, and soon on disk."""
-
-        def written(outcome: asyncio.Future[Any]) -> None:
-            self._unwritten.pop(key, None)
-            if not outcome.cancelled() and (error := outcome.exception()):
-                log.error("storage: an answer could not be kept for repeats: %s", one_line(error))
-
-        self._unwritten[key] = digest, answer
-        self._storage.write(lambda records: records.remember(key, digest, answer)).add_done_callback(written)
 
     @contextlib.asynccontextmanager
-    async def begin(self, claims: Claims, endpoint: str, key: str, content: bytes) -> Any:
+    async def begin(self, claims: Claims, endpoint: str, key: str, content: bytes) -> AsyncIterator[IdempotencyTicket]:
         """The ticket of a request. Raises REQ_006 where the key came with another body. A failure is not remembered."""
         if not re.fullmatch(r"[\x20-\x7e]{1,255}", key):
             raise ApiError("REQ_001", "Idempotency-Key must be 1 to 255 printable characters")
         name: IdempotencyKey = (claims.project_id, claims.sub, endpoint, key)
-        digest = hashlib.sha256(content).hexdigest()
         async with self._locks.hold(name):
-            earlier = self._unwritten.get(name) or self._storage.read.recall(name)
-            if earlier and earlier[0] != digest:
+            ticket = IdempotencyTicket(self._storage, name, hashlib.sha256(content).hexdigest())
+            digest, ticket.answer = self._storage.read.recall(name) or (ticket.digest, None)
+            if digest != ticket.digest:
                 raise ApiError("REQ_006")
-            yield IdempotencyTicket(self, name, digest, earlier[1] if earlier else None)
+            yield ticket
+
+
+class IdempotencyTicket:
+    """One request with an Idempotency-Key: ``answer`` is the first one's where this is a repeat."""
+
+    def __init__(self, storage: Storage, key: IdempotencyKey, digest: str) -> None:
+        self._storage, self._key, self.digest = storage, key, digest
+        self.answer: bytes | None = None
+        self._remembered = b""
+
+    def remember(self, records: Records, answer: Any) -> None:
+        """Store what is already known of the answer, in the transaction of the work itself."""
+        self._remembered = msgspec.json.encode(answer)
+        records.remember(self._key, self.digest, self._remembered)
+
+    async def settle(self, answer: Any, remembered: Any) -> None:
+        """The work is done and this is the answer; what is ``remembered`` of it may be less."""
+        self.answer, content = msgspec.json.encode(answer), msgspec.json.encode(remembered)
+        if content == self._remembered:
+            return
+        try:
+            await self._storage.write(lambda records: records.remember(self._key, self.digest, content))
+        except StorageError as error:  # the work is done all the same; a repeat gets what was known before
+            log.error("storage: an answer could not be kept for repeats: %s", one_line(error))
+
+    def forget(self, records: Records) -> None:
+        """The work has failed after all: a repeat is to try again."""
+        records.forget(self._key)
 
 
 class KeyedLocks:
-    """A lock per key, there only while somebody holds it or waits for it."""
+    """A lock per key, there only while somebody holds it or waits for it: ``async with locks.hold(key)``."""
 
     def __init__(self) -> None:
-        self._locks: dict[Any, tuple[asyncio.Lock, int]] = {}
+        self._locks: weakref.WeakValueDictionary[Any, asyncio.Lock] = weakref.WeakValueDictionary()
 
-    @contextlib.asynccontextmanager
-    async def hold(self, key: Any) -> Any:
-        lock, users = self._locks.get(key, (asyncio.Lock(), 0))
-        self._locks[key] = (lock, users + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._locks[key]
-            if users == 1:
-                del self._locks[key]
-            else:
-                self._locks[key] = (lock, users - 1)
+    def hold(self, key: Any) -> asyncio.Lock:
+        return self._locks.setdefault(key, asyncio.Lock())
 
 
 # ======================================================================================================
@@ -4009,50 +3984,34 @@ class KeyedLocks:
 
 
 class Results:
-    """Stores results. A result, its agent_completed event and its routing decision are one transaction.
-
-    The file of a result is written before its commit into NEW, and takes its place after it; what a kill leaves in NEW
-    the next start sees.
-    """
-
-    NEW = ".new"  # no project can have this name
+    """Stores results. A result, its agent_completed event and its routing decision are one transaction."""
 
     def __init__(
         self, storage: Storage, bus: EventBus, hooks: Hooks, agent_types: AgentTypes, settings: Settings
     ) -> None:
         self._storage, self._bus, self._hooks, self._agent_types = storage, bus, hooks, agent_types
         self._settings = settings
-        self._folder = settings.storage / "results"
+        self._files = ResultFiles(settings.storage / "results")
         self._locks = KeyedLocks()
         self._language: tuple[float, str] = (0.0, "")
 
     def start(self) -> None:
         """Bring up the files that a kill has left behind the database. Blocks."""
-        for new in (self._folder / self.NEW).glob("*"):
-            try:
-                if latest := self._storage.read.latest_result(new.name):
-                    write_file(self._file_of(latest["project"], latest["issue"], latest["agent_type"]), latest["body"])
-                new.unlink()
-            except OSError as error:
-                log.error("the file of %s cannot be written: %s", new.name, error.strerror)
-
-    def _file_of(self, project: str, issue: str, agent_type: str) -> Path:
-        return self._folder / project / issue / f"{agent_type}.json"
+        self._files.recover(self._storage.read)
 
     async def store(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
         category = self._agent_types.category(body["agent_type"])
-        project, issue = body["project_id"], body["issue_id"]
-        async with self._locks.hold((project, issue)):  # a proposal depends on the results before it
-            proposals = await self._propose(project, issue, category, body)
+        async with self._locks.hold((body["project_id"], body["issue_id"])):  # proposals depend on the results before
+            proposals = await self._propose(body, category)
             stored = await self._store(body, category, proposals, ticket)
         self._hooks.tell("result_stored", result=body | {"id": stored["id"], "stored_at": stored["timestamp"]})
         return stored
 
-    async def _propose(self, project: str, issue: str, category: str, body: dict[str, Any]) -> list[NextAgent]:
+    async def _propose(self, body: dict[str, Any], category: str) -> list[NextAgent]:
         history = [
             ResultFact(row["agent_type"], row["category"], row["status"], json.loads(row["proposed"]))
-            for row in self._storage.read.issue_results(project, issue)
+            for row in self._storage.read.issue_results(body["project_id"], body["issue_id"])
         ]
         result = ResultFact(body["agent_type"], category, body["result"]["status"])
         return await asyncio.to_thread(self._ask_routing, result, history, body)
@@ -4062,19 +4021,16 @@ class Results:
         Blocks.
         """
         proposals: list[NextAgent] = []
+        facts = {"result": result, "history": history, "language": self._main_language(), "submission": body}
         for name, function, arguments in self._hooks.implementations("next_agents"):
-            facts = {
-                "result": result, "proposals": list(proposals), "history": history,
-                "language": self._main_language(), "submission": body,
-            }  # fmt: skip
-            answer = self._hooks.ask_one("next_agents", name, function, arguments, facts)
-            if answer is None:
-                continue
+            given = facts | {"proposals": list(proposals)}
+            answer = self._hooks.ask_one("next_agents", name, function, arguments, given)
             try:
-                answer = msgspec.convert(answer, list[NextAgent], from_attributes=True)
-                for item in answer:
-                    self._agent_types.category(item.agent_type)
-                proposals = answer
+                if answer is not None:
+                    answer = msgspec.convert(answer, list[NextAgent], from_attributes=True)
+                    for item in answer:
+                        self._agent_types.category(item.agent_type)
+                    proposals = answer
             except (msgspec.ValidationError, ApiError) as error:
                 log.warning("plugin %s: next_agents: %s", name, one_line(error))
         return proposals
@@ -4090,71 +4046,38 @@ class Results:
     async def _store(
         self, body: dict[str, Any], category: str, proposals: list[NextAgent], ticket: IdempotencyTicket | None
     ) -> dict[str, Any]:
-        now = time.time()
-        result_id = f"result-{uuid.uuid4()}"
-        record = msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)})
-        path, new = (
-            self._file_of(body["project_id"], body["issue_id"], body["agent_type"]),
-            self._folder / self.NEW / result_id,
-        )
-        output = msgspec.json.encode(previous_output(body, result_id, now)).decode()
-        event = self._completed_event(body, category, result_id, proposals)
+        now, result_id = time.time(), f"result-{uuid.uuid4()}"
+        row = {
+            "id": result_id, "project": body["project_id"], "issue": body["issue_id"], "category": category,
+            "agent_type": body["agent_type"], "agent_id": body["agent_id"], "status": body["result"]["status"],
+            "stored": now, "proposed": [item.agent_type for item in proposals],
+            "output": msgspec.json.encode(previous_output(body, result_id, now)).decode(),
+            "body": msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)}),
+        }  # fmt: skip
+        event, path = completed_event(row, proposals), self._files.path(row)
 
-        def job(records: Records) -> tuple[int, dict[str, Any]]:
-            seq = records.insert_event(event)
-            records.insert_result(
-                result_id, body, category, now, [item.agent_type for item in proposals], output, record
-            )
-            stored = {
+        def insert(records: Records) -> dict[str, Any]:
+            """Runs on the writer thread. A result whose file cannot be written is not stored either."""
+            event_id = self._bus.event_id(records.insert_event(event))
+            records.insert_result(row)
+            answer = {
                 "id": result_id, "stored": True, "storage_path": str(path), "next_agents": proposals,
-                "event_published": True, "event_id": self._bus.event_id(seq), "timestamp": iso(now),
+                "event_published": True, "event_id": event_id, "timestamp": iso(now),
             }  # fmt: skip
             if ticket:
-                ticket.remember(records, stored)
-            # Inside the transaction: a result whose file cannot be written is not stored either.
-            for folder in (
-                *reversed(path.parents[:3]),
-                new.parent,
-            ):  # parents=True would give the upper ones the mode that the umask allows
-                folder.mkdir(mode=0o700, exist_ok=True)
-            if path.is_dir():
-                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-            write_file(new, record)
-            return seq, stored
-
-        def committed(outcome: tuple[int, dict[str, Any]]) -> dict[str, Any]:
-            self._place(new, path)
-            self._bus.wake(event, outcome[0])
-            return outcome[1]
+                ticket.remember(records, answer)
+            self._files.write(row)
+            return answer
 
         try:
-            return await self._storage.write(job, committed)
+            return typing.cast(
+                dict[str, Any], await self._storage.write(insert, lambda answer: self._files.place(result_id, path))
+            )
         except Exception as error:
-            with contextlib.suppress(OSError):
-                new.unlink()
+            self._files.drop(result_id)
             if isinstance(error, OSError):
                 raise ApiError("STR_001", f"Storage write failed: {error.strerror or type(error).__name__}") from None
             raise
-
-    def _place(self, new: Path, path: Path) -> None:
-        """Make a committed result the latest, in commit order. Where that fails the next start tries again."""
-        try:
-            new.replace(path)
-        except OSError as error:
-            log.error("the file of %s cannot be written: %s", new.name, error.strerror)
-
-    def _completed_event(
-        self, body: dict[str, Any], category: str, result_id: str, proposals: list[NextAgent]
-    ) -> NewEvent:
-        data = {
-            "issue_id": body["issue_id"],
-            "agent_type": body["agent_type"],
-            "status": body["result"]["status"],
-            "result_id": result_id,
-        }
-        data["next_agents"] = msgspec.to_builtins(proposals)
-        submission = {"publisher": body["agent_id"], "topic": CATEGORIES[category].topic, "data": data}
-        return new_event(body["project_id"], "agent_completed", submission)
 
     def get(self, project: str, result_id: str) -> bytes:
         """The stored record as JSON; raises REQ_002."""
@@ -4165,10 +4088,8 @@ class Results:
 
     def page(self, project: str, query: ResultQuery) -> dict[str, Any]:
         """Records after ``since``, or the newest ones; newest last."""
-        read, equal = (
-            self._storage.read,
-            {"issue": query.issue_id, "agent_type": query.agent_type, "status": query.status},
-        )
+        read = self._storage.read
+        equal = {"issue": query.issue_id, "agent_type": query.agent_type, "status": query.status}
         after = list_start(query.since, functools.partial(read.result_seq, project), "result")
         rows = read.results(project, after, query.limit + 1, **equal)
         page, more = cut_page(rows, query.limit, newest=after is None, size=lambda row: len(row["body"]))
@@ -4176,110 +4097,77 @@ class Results:
         return {"results": bodies, "next_cursor": page[-1]["id"] if page else None, "has_more": more}
 
 
-def previous_output(body: dict[str, Any], result_id: str, stored: float) -> PreviousOutput:
+class ResultFiles:
+    """The latest record of each agent type on each issue, in <project>/<issue>/<agent_type>.json. Everything blocks.
+
+    A record is written before its commit into NEW, and takes its place after it; what a kill leaves in NEW the next
+    start sees.
+    """
+
+    NEW = ".new"  # no project can have this name
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, row: dict[str, Any] | sqlite3.Row) -> Path:
+        return self._folder / row["project"] / row["issue"] / f"{row['agent_type']}.json"
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write a record that is not committed yet, and see that it will have a place. Raises OSError."""
+        path, new = self.path(row), self._folder / self.NEW / row["id"]
+        for folder in (*reversed(path.parents[:3]), new.parent):  # parents=True would make some by the umask alone
+            folder.mkdir(mode=0o700, exist_ok=True)
+        if path.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        write_file(new, row["body"])
+
+    def place(self, result_id: str, path: Path) -> None:
+        """Make a committed record the latest, in commit order. Where that fails the next start tries again."""
+        try:
+            (self._folder / self.NEW / result_id).replace(path)
+        except OSError as error:
+            log.error("the file of %s cannot be written: %s", result_id, error.strerror)
+
+    def drop(self, result_id: str) -> None:
+        """Forget a record that could not be committed."""
+        with contextlib.suppress(OSError):
+            (self._folder / self.NEW / result_id).unlink()
+
+    def recover(self, read: Records) -> None:
+        """Place what a kill has left: the latest record of what was committed, and nothing else."""
+        for new in (self._folder / self.NEW).glob("*"):
+            try:
+                if latest := read.latest_result(new.name):
+                    write_file(self.path(latest), latest["body"])
+                new.unlink()
+            except OSError as error:
+                log.error("the file of %s cannot be written: %s", new.name, error.strerror)
+
+
+def completed_event(row: dict[str, Any], proposals: list[NextAgent]) -> NewEvent:
+    data = {
+        "issue_id": row["issue"], "agent_type": row["agent_type"], "status": row["status"], "result_id": row["id"],
+        "next_agents": msgspec.to_builtins(proposals),
+    }  # fmt: skip
+    submission = {"publisher": row["agent_id"], "topic": CATEGORIES[row["category"]].topic, "data": data}
+    return new_event(row["project"], "agent_completed", submission)
+
+
+def previous_output(body: dict[str, Any], result_id: str, stored: float) -> dict[str, Any]:
     """A result as later agents see it in their context."""
     result = body["result"]
     entries = [entry for key in ("files_created", "files_modified", "files_deleted") for entry in result.get(key) or []]
     files = dict.fromkeys(entry if isinstance(entry, str) else entry["path"] for entry in entries)
-    decision, rationale = "; ".join(result.get("decisions") or []), result.get("rationale") or ""
-    return PreviousOutput(
-        body["agent_id"],
-        body["agent_type"],
-        iso(stored),
-        decision,
-        str(rationale),
-        list(files),
-        result["status"],
-        result_id,
-    )
+    return {
+        "agent": body["agent_id"], "agent_type": body["agent_type"], "timestamp": iso(stored),
+        "decision": "; ".join(result.get("decisions") or []), "rationale": str(result.get("rationale") or ""),
+        "files_affected": list(files), "status": result["status"], "result_id": result_id,
+    }  # fmt: skip
 
 
 # ======================================================================================================
 # Event bus: the log is the truth, waking is a hint
 # ======================================================================================================
-
-
-class NewEvent(Struct, frozen=True):
-    """An event before it has its sequence number; ``body`` is the envelope's JSON without the id."""
-
-    project: str
-    type: str
-    topic: str
-    issue: str | None
-    created: float
-    expires: float
-    ttl: float
-    envelope: dict[str, Any]
-    body: bytes
-
-
-def new_event(project: str, event_type: str, submission: dict[str, Any]) -> NewEvent:
-    """An event from a validated submission; unknown fields stay, but never take the place of ours."""
-    now, ttl = time.time(), submission.get("ttl_seconds", 86_400)
-    envelope = {
-        "event_type": event_type, "publisher": submission["publisher"], "topic": submission["topic"],
-        "data": submission["data"], "timestamp": iso(now), "correlation_id": submission.get("correlation_id"),
-        "priority": submission.get("priority", "normal"), "ttl_seconds": ttl,
-    }  # fmt: skip
-    envelope |= {key: value for key, value in submission.items() if key not in envelope and key != "event_id"}
-    issues = texts_of(envelope, "issue_id")
-    issue = None if not issues else issues[0] if len(issues) == 1 else ANY_ISSUE
-    body = msgspec.json.encode(envelope)
-    return NewEvent(project, event_type, submission["topic"], issue, now, now + ttl, ttl, envelope, body)
-
-
-ANY_ISSUE = "*"  # the issue column of an event whose issue_id is a list: every issue's readers look at it
-
-
-class Waiter:
-    """A parked poll: everything up to ``position`` has been looked at. ``wake(None)`` is a time-out or the stop."""
-
-    __slots__ = ("filter", "future", "place", "position", "subject", "timer")
-
-    future: asyncio.Future[int | None]
-    timer: asyncio.TimerHandle
-
-    def __init__(self, subject: str, place: tuple[str, str], filter: Filter, position: int) -> None:
-        self.subject, self.place, self.filter, self.position = subject, place, filter, position
-
-    def wake(self, seq: int | None) -> None:
-        if not self.future.done():
-            self.future.set_result(seq)
-
-
-class HangUp:
-    """A client's connection, as far as a poll needs to know: ``happen`` frees the waiter parked on it at once."""
-
-    __slots__ = ("happened", "waiter")
-
-    def __init__(self) -> None:
-        self.happened = False
-        self.waiter: Waiter | None = None
-
-    def happen(self) -> None:
-        self.happened = True
-        if self.waiter:
-            self.waiter.future.cancel()
-
-
-class Found(Struct, frozen=True):
-    """Matching events out of the log: everything up to ``scanned`` has been looked at."""
-
-    rows: list[sqlite3.Row]
-    bodies: list[Raw]
-    more: bool
-    scanned: int
-
-
-class Poll(Struct):
-    """An answer to a long poll on its way to the reader: ``content`` is the JSON."""
-
-    content: bytes
-    found: Found
-    key: PositionKey | None
-    woken: bool
-    parked: float
-
 
 PositionKey = tuple[str, str, str, str]  # project, subject, type, filter
 
@@ -4303,18 +4191,14 @@ class EventBus:
         self._storage, self._settings, self._hooks = storage, settings, hooks
         self._waiters = WaiterIndex()
         self._positions: dict[PositionKey, int] = {}
-        self._moved: dict[PositionKey, int] = {}
-        self._delivered: set[int] = set()
-        self._deliveries = 0
-        self._flushing = False
+        self._answered: list[Poll] = []  # to be written down in the next turn of the loop
         self._delivery_seconds: collections.deque[float] = collections.deque(maxlen=1000)
+        self._wakes = 0
+        self._latest: tuple[Any, float, Found] | None = None  # the last look, which those that one event wakes share
         self._closed = False
         self._context = contextvars.copy_context()  # one for all timers, which else would each keep a copy
-        self._wakes = 0
-        self._latest: tuple[Any, float, Found, bytes] | None = (
-            None  # the last look, which those that one event wakes share
-        )
         self._sweeper: asyncio.Task[None] | None = None
+        storage.observe(self.wake_waiters)
 
     # -- publishing
 
@@ -4324,40 +4208,35 @@ class EventBus:
         """Store an event and wake its waiters; the answer names their subjects."""
         event = new_event(project, event_type, body)
 
-        def job(records: Records) -> int:
+        def insert(records: Records) -> int:
+            """Runs on the writer thread."""
             seq = records.insert_event(event)
             if ticket:
-                ticket.remember(records, self._published(event, seq, []))
+                ticket.remember(records, self._published(event, seq))
             return seq
 
-        return await self._storage.write(job, lambda seq: self._published(event, seq, self.wake(event, seq)))
+        return self._published(event, await self._storage.write(insert))
 
-    def _published(self, event: NewEvent, seq: int, woken: list[str]) -> dict[str, Any]:
-        moment = event.envelope["timestamp"]
+    def _published(self, event: NewEvent, seq: int) -> dict[str, Any]:
         return {
-            "event_id": self.event_id(seq), "published": True, "subscribers_notified": woken,
-            "subscriber_count": len(woken), "timestamp": moment, "topic": event.topic, "ttl_seconds": event.ttl,
+            "event_id": self.event_id(seq), "published": True, "subscribers_notified": list(event.woken),
+            "subscriber_count": len(event.woken), "timestamp": event.envelope["timestamp"], "topic": event.topic,
+            "ttl_seconds": event.envelope["ttl_seconds"],
         }  # fmt: skip
 
     def event_id(self, seq: int) -> str:
         """Sorts like the sequence; the epoch tells another store's ids apart."""
         return f"evt-{self._storage.epoch}-{seq:012d}"
 
-    def _envelope(self, row: sqlite3.Row) -> bytes:
-        """A stored event as readers get it: its JSON with the id in front."""
-        return b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]
-
-    def wake(self, event: NewEvent, seq: int) -> list[str]:
-        """Wake the waiters that ``event`` matches; their subjects, each once. On the loop, in commit order."""
+    def wake_waiters(self, event: NewEvent, seq: int) -> None:
+        """An event was committed: wake the polls that it matches, tell the plugins. On the loop, in commit order."""
         self._wakes += 1
         envelope = {"event_id": self.event_id(seq), **event.envelope}
-        subjects: dict[str, None] = {}
         for waiter in self._waiters.matching(event.project, event.type, envelope):
             if not waiter.future.done() and seq > waiter.position:
                 waiter.wake(seq)
-                subjects[waiter.subject] = None
+                event.woken[waiter.subject] = None
         self._hooks.tell("event_published", event=envelope)
-        return list(subjects)
 
     # -- waiting
 
@@ -4371,34 +4250,36 @@ class EventBus:
         place = (claims.project_id, event_type)
         key = None if query.since else (claims.project_id, claims.sub, event_type, query.filter)
         after, missed = self._begin(query.since, key)
-        began = time.monotonic()
-        parked, woken = 0.0, False
+        began, parked, woken = time.monotonic(), 0.0, False
         while True:
-            found, content = await self._scan(place, filter, after, query.limit)
+            found = await self._look(place, filter, after, query.limit)
             left = query.timeout / 1000 - (time.monotonic() - began)
-            if found.bodies or self._closed or left <= 0:
-                if not found.bodies and query.timeout == 0:
+            if found.rows or self._closed or left <= 0:
+                if not found.rows and query.timeout == 0:
                     await asyncio.sleep(self.BREATH)
-                return Poll(self._answer(found, missed) if missed else content, found, key, woken, parked)
+                return Poll(found.content[:-1] + missed, found, key, woken, parked)
             if hang_up.happened:
                 raise asyncio.CancelledError
             after = found.scanned
-            del found, content  # thousands are parked below: each holds as little as possible
+            del found  # thousands are parked below: each holds as little as possible
             seq = await self._park(Waiter(claims.sub, place, filter, after), left, hang_up)
             parked, woken = time.monotonic() - began, seq is not None
             after = after if seq is None else max(after, seq - 1)  # nothing that matches lies between
 
-    def _begin(self, since: str, key: PositionKey | None) -> tuple[int, dict[str, str] | None]:
-        """Where reading begins, and what to tell a reader whose remembered position retention has passed."""
+    def _begin(self, since: str, key: PositionKey | None) -> tuple[int, bytes]:
+        """Where reading begins, and how the answer ends: with what a reader has missed whose position retention has
+        passed.
+        """
         floor = self._storage.read.floor()
         if key is None:
-            return self.parse_cursor(since, floor), None
+            return self.parse_cursor(since, floor), b"}"
         position = self._positions.get(key)
         if position is None:
             position = self._storage.read.position(*key)
         if position is None or position >= floor:
-            return max(position or 0, floor), None
-        return floor, {"position": self.event_id(position), "floor": self.event_id(floor)}
+            return max(position or 0, floor), b"}"
+        missed = {"position": self.event_id(position), "floor": self.event_id(floor)}
+        return floor, b',"missed":%s}' % msgspec.json.encode(missed)
 
     def parse_cursor(self, text: str, floor: int) -> int:
         """The sequence number of an event id, a cursor, ``earliest`` or ``latest``, or the one before a moment. Raises
@@ -4411,11 +4292,8 @@ class EventBus:
         if not match:
             moment = read_moment(text)
             if moment is None:
-                raise ApiError(
-                    "REQ_001",
-                    "since must be an event id, a cursor, earliest, latest or a time (UTC)",
-                    details={"path": "since"},
-                )
+                problem = "since must be an event id, a cursor, earliest, latest or a time (UTC)"
+                raise ApiError("REQ_001", problem, details={"path": "since"})
             return floor + bisect.bisect_left(range(floor + 1, head + 1), moment, key=self._storage.read.created_from)
         seq = int(match[2])
         if match[1] != self._storage.epoch:
@@ -4429,130 +4307,112 @@ class EventBus:
         details = {"floor": self.event_id(floor), "head": self.event_id(head), "reason": reason}
         raise ApiError("EVT_003", message, details=details)
 
-    async def _scan(self, place: tuple[str, str], filter: Filter, after: int, limit: int) -> tuple[Found, bytes]:
-        """The next matches after ``after`` and the answer that tells them. No await behind the last look into the
-        log.
-        """
+    async def _look(self, place: tuple[str, str], filter: Filter, after: int, limit: int) -> Found:
+        """The next matches after ``after``. No await behind the last look into the log."""
         asked, now = (place, filter.text, after, limit, self._wakes), time.monotonic()
         if self._latest and self._latest[0] == asked and now - self._latest[1] < self.SHARED_SECONDS:
-            return self._latest[2:]
-        found = await self._look(place, filter, after, limit)
-        content = self._answer(found)
-        if found.bodies and asked[-1] == self._wakes:
-            self._latest = (asked, now, found, content)
-        return found, content
+            return self._latest[2]
+        found = await self._search(place, filter, after, limit)
+        if found.rows and asked[-1] == self._wakes:
+            self._latest = (asked, now, found)
+        return found
 
-    async def _look(self, place: tuple[str, str], filter: Filter, after: int, limit: int) -> Found:
-        """The next page of matches; looks at STEP rows at a time."""
+    async def _search(self, place: tuple[str, str], filter: Filter, after: int, limit: int) -> Found:
+        """The next matches after ``after``; looks at STEP rows at a time."""
+        read, (project, event_type), issue, containing = self._storage.read, place, filter.issue, filter.required_bytes
         rows: list[sqlite3.Row] = []
         bodies: list[Raw] = []
         size = 0
         while True:
-            head = self._storage.read.head()
-            step, seen = self._step(place, filter, after, head)
+            head = read.head()
+            upto = min(head, after + self.WINDOW) if containing and issue is None else head
+            step = read.events(project, after, upto, self.STEP, type=event_type, issue=issue, containing=containing)
             for row in step:
                 body = self._envelope(row)
                 if filter.terms and not filter.matches(msgspec.json.decode(body)):
                     continue
                 size += len(body)
                 if len(rows) == limit or (rows and size > PAGE_BYTES):
-                    return Found(rows, bodies, True, row["seq"] - 1)
+                    return self._found(rows, bodies, row["seq"] - 1, more=True)
                 rows.append(row)
                 bodies.append(Raw(body))
+            seen = step[-1]["seq"] if len(step) == self.STEP else upto
             if seen >= head:
-                return Found(rows, bodies, False, max(head, after))
+                return self._found(rows, bodies, max(head, after))
             after = seen
             await asyncio.sleep(0)
 
-    def _step(self, place: tuple[str, str], filter: Filter, after: int, head: int) -> tuple[list[sqlite3.Row], int]:
-        """The next rows that may match, STEP at most, and up to where the log has been looked through."""
-        read, (project, event_type) = self._storage.read, place
-        issue, containing = filter.required_value("issue_id"), filter.required_bytes
-        upto = min(head, after + self.WINDOW) if containing and issue is None else head
-        rows = read.events(project, after, upto, self.STEP, type=event_type, issue=issue, containing=containing)
-        full = len(rows) == self.STEP
-        if issue is not None:  # events that name several issues are few, and kept under a mark of their own
-            several = read.events(project, after, upto, self.STEP, type=event_type, issue=ANY_ISSUE)
-            full = full or len(several) == self.STEP
-            rows = sorted([*rows, *several], key=lambda row: row["seq"])[: self.STEP]
-        return rows, rows[-1]["seq"] if full else upto
+    def _envelope(self, row: sqlite3.Row) -> bytes:
+        """A stored event as readers get it: its JSON with the id in front."""
+        return b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]
+
+    def _found(self, rows: list[sqlite3.Row], bodies: list[Raw], scanned: int, more: bool = False) -> Found:
+        cursor = self.event_id(scanned)
+        answer = {"events": bodies, "more_available": more, "next_cursor": cursor if rows else None}
+        answer |= {"scanned_to": cursor, "timestamp": iso()} | ({} if rows else {"timeout": True})
+        return Found(rows, scanned, msgspec.json.encode(answer))
 
     async def _park(self, waiter: Waiter, seconds: float, hang_up: HangUp) -> int | None:
         """The sequence number of the event that woke ``waiter``, None on time-out or stop."""
         loop = asyncio.get_running_loop()
         waiter.future = loop.create_future()
-        waiter.timer = loop.call_later(seconds, waiter.wake, None, context=self._context)
+        timer = loop.call_later(seconds, waiter.wake, None, context=self._context)
         hang_up.waiter = waiter
         self._waiters.add(waiter)
         try:
             return await waiter.future
         finally:
-            waiter.timer.cancel()
+            timer.cancel()
             self._waiters.remove(waiter)
-
-    def _answer(self, found: Found, missed: dict[str, str] | None = None) -> bytes:
-        cursor, bodies = self.event_id(found.scanned), found.bodies
-        answer = {
-            "events": bodies, "more_available": found.more, "next_cursor": cursor if bodies else None,
-            "scanned_to": cursor, "timestamp": iso(),
-        }  # fmt: skip
-        answer |= ({} if bodies else {"timeout": True}) | ({"missed": missed} if missed else {})
-        return msgspec.json.encode(answer)
 
     def answered(self, poll: Poll) -> None:
         """The answer was written to a live connection: move the position, note the delivery."""
         rows, scanned = poll.found.rows, poll.found.scanned
-        if poll.key and scanned > self._positions.get(poll.key, -1):
-            self._positions[poll.key] = self._moved[poll.key] = scanned
-        self._delivered.update(row["seq"] for row in rows if not row["delivered"])
-        self._deliveries += len(rows)
+        moved = poll.key is not None and scanned > self._positions.get(poll.key, -1)
+        if poll.key and moved:
+            self._positions[poll.key] = scanned
         if poll.woken:
             now = time.time()
             self._delivery_seconds.extend(max(0.0, now - row["created"]) for row in rows)
-        if not self._flushing and (self._moved or self._deliveries):
-            self._flushing = True
-            asyncio.get_running_loop().call_soon(self._flush)
+        if rows or moved:
+            self._answered.append(poll)
+            if len(self._answered) == 1:
+                asyncio.get_running_loop().call_soon(self._write_answered)
 
-    def _flush(self) -> None:
-        """Write what was answered meanwhile, all in one job."""
-        moved, delivered, deliveries = self._moved, self._delivered, self._deliveries
-        self._moved, self._delivered, self._deliveries = {}, set(), 0
-        self._flushing = False
+    def _write_answered(self) -> None:
+        """Write down what was answered in one turn of the loop, all in one job."""
+        polls, self._answered = self._answered, []
+        positions = {poll.key: self._positions[poll.key] for poll in polls if poll.key}
+        rows = [row for poll in polls for row in poll.found.rows]
 
-        def job(records: Records) -> None:
-            records.move_positions(moved)
-            if deliveries:
-                records.mark_delivered(delivered)
-                records.add_deliveries(deliveries)
+        def note(records: Records) -> None:
+            """Runs on the writer thread."""
+            for key, seq in positions.items():
+                records.move_position(key, seq)
+            if rows:
+                records.mark_delivered({row["seq"] for row in rows if not row["delivered"]}, len(rows))
 
-        self._storage.write_behind(job)
+        self._storage.write_behind(note)
 
     # -- listing
 
     async def page(self, project: str, query: EventQuery) -> dict[str, Any]:
         """Retained events, or dead letters, after ``since``, or the newest ones; newest last."""
         read, newest = self._storage.read, not query.since
+        found: list[sqlite3.Row] = []
         floor = 0 if query.dead else read.floor()  # retention is what makes dead letters
         after, upto = floor if newest else self.parse_cursor(query.since, floor), read.head()
-        found: list[sqlite3.Row] = []
+        fetch = read.dead_letters if query.dead else functools.partial(read.events, type=query.type or "*")
         while len(found) <= query.limit:
-            if query.dead:
-                rows = read.dead_letters(project, after, upto, self.STEP, newest=newest)
-            else:
-                rows = read.events(project, after, upto, self.STEP, type=query.type or "*", newest=newest)
-            found += [
-                row
-                for row in rows
-                if query.topic in (None, row["topic"]) and (not query.dead or query.type in (None, row["type"]))
-            ]
+            rows = fetch(project, after, upto, self.STEP, newest=newest)
+            found += [row for row in rows if query.topic in (None, row["topic"]) and query.type in (None, row["type"])]
             if len(rows) < self.STEP:
                 break
             after, upto = (after, rows[-1]["seq"] - 1) if newest else (rows[-1]["seq"], upto)
             await asyncio.sleep(0)
         page, more = cut_page(found, query.limit, newest=newest, size=lambda row: len(row["body"]))
-        bodies = [Raw(self._envelope(row)) for row in page]
         cursor = self.event_id(page[-1]["seq"]) if page else None
-        return {"events": bodies, "next_cursor": cursor, "has_more": more}
+        return {"events": [Raw(self._envelope(row)) for row in page], "next_cursor": cursor, "has_more": more}
 
     # -- life
 
@@ -4562,7 +4422,7 @@ class EventBus:
     def close(self) -> None:
         """Answer every waiting poll now, with the time-out shape; later ones are answered without waiting."""
         self._closed = True
-        for waiter in self._waiters:
+        for waiter in list(self._waiters.all):
             waiter.wake(None)
 
     async def stop(self) -> None:
@@ -4587,88 +4447,147 @@ class EventBus:
             try:
                 while await self._storage.write(self._sweep):
                     await asyncio.sleep(0.005)
-            except (sqlite3.Error, OSError) as error:
+            except (StorageError, OSError) as error:
                 log.warning("housekeeping waits for the storage: %s", one_line(error))
             await asyncio.sleep(self.SWEEP_SECONDS)
 
     def _sweep(self, records: Records) -> bool:
-        """One step; whether there may be more to do."""
-        now = time.time()
-        buried = records.bury_expired(now, self.SWEEP_ROWS)
-        expired = records.delete_expired(now, self.SWEEP_ROWS)
-        mark = records.retention_mark(now - self._settings.event_retention, self._settings.event_limit, self.SWEEP_ROWS)
-        if mark is not None:
-            records.bury_up_to(mark)
-            records.delete_up_to(mark)
-            records.set_meta("floor", str(mark))
-        if buried or mark is not None:
-            records.trim_dead_letters(self.DEAD_LETTERS)
-        forgotten = records.forget_old(now - Idempotency.KEPT, self.SWEEP_ROWS)
-        return expired == self.SWEEP_ROWS or mark is not None or forgotten == self.SWEEP_ROWS
+        """Runs on the writer thread: one step; whether there may be more to do."""
+        now, limit, settings = time.time(), self.SWEEP_ROWS, self._settings
+        if expired := records.expired(now, limit):
+            records.remove_events(expired, self.DEAD_LETTERS)
+        if outlived := records.outlived(now - settings.event_retention, settings.event_limit, limit):
+            records.remove_events(outlived, self.DEAD_LETTERS)
+            records.set_meta("floor", str(outlived[-1]))
+        forgotten = records.forget_old(now - Idempotency.KEPT, limit)
+        return len(expired) == limit or bool(outlived) or forgotten == limit
 
     def statistics(self) -> dict[str, Any]:
         read, project, times = self._storage.read, self._settings.project, self._delivery_seconds
         return {
-            "total_published": read.count_published(project),
-            "total_delivered": read.counter("deliveries") + self._deliveries,
-            "active_subscriptions": len(self._waiters),
-            "queue_depth": read.undelivered(project),
+            "total_published": read.count_published(project), "total_delivered": read.count_delivered(),
+            "active_subscriptions": len(self._waiters.all), "queue_depth": read.undelivered(project),
             "avg_delivery_time_ms": round(sum(times) / len(times) * 1000, 3) if times else 0.0,
             "dead_letter_queue_size": read.count_dead_letters(project),
-        }
+        }  # fmt: skip
+
+
+class NewEvent(Struct, frozen=True):
+    """An event before it has its sequence number; ``body`` is the envelope's JSON without the id.
+
+    ``woken`` are the subjects whose polls it woke here, each once, in order; the bus fills it after the commit.
+    """
+
+    project: str
+    type: str
+    topic: str
+    issue: str | None
+    created: float
+    expires: float
+    envelope: dict[str, Any]
+    body: bytes
+    woken: dict[str, None] = {}
+
+
+ANY_ISSUE = "*"  # the issue of an event whose issue_id is a list: every issue's readers look at it
+
+
+def new_event(project: str, event_type: str, submission: dict[str, Any]) -> NewEvent:
+    """An event from a validated submission; unknown fields stay, but never take the place of ours."""
+    now, ttl = time.time(), submission.get("ttl_seconds", 86_400)
+    envelope = {
+        "event_type": event_type, "publisher": submission["publisher"], "topic": submission["topic"],
+        "data": submission["data"], "timestamp": iso(now), "correlation_id": submission.get("correlation_id"),
+        "priority": submission.get("priority", "normal"), "ttl_seconds": ttl,
+    }  # fmt: skip
+    envelope |= {key: value for key, value in submission.items() if key not in envelope and key != "event_id"}
+    issues = texts_of(envelope, "issue_id")
+    issue = None if not issues else issues[0] if len(issues) == 1 else ANY_ISSUE
+    body = msgspec.json.encode(envelope)
+    return NewEvent(project, event_type, submission["topic"], issue, now, now + ttl, envelope, body)
+
+
+class Found(Struct, frozen=True):
+    """Matching events out of the log, and the answer that tells them: up to ``scanned`` all has been looked at."""
+
+    rows: list[sqlite3.Row]
+    scanned: int
+    content: bytes
+
+
+class Poll(Struct):
+    """An answer to a long poll on its way to the reader: ``content`` is the JSON, ``parked`` is in seconds."""
+
+    content: bytes
+    found: Found
+    key: PositionKey | None
+    woken: bool
+    parked: float
+
+
+class Waiter:
+    """A parked poll: everything up to ``position`` has been looked at. ``wake(None)`` is a time-out or the stop."""
+
+    __slots__ = ("filter", "future", "place", "position", "subject")
+
+    future: asyncio.Future[int | None]
+
+    def __init__(self, subject: str, place: tuple[str, str], filter: Filter, position: int) -> None:
+        self.subject, self.place, self.filter, self.position = subject, place, filter, position
+
+    def wake(self, seq: int | None) -> None:
+        if not self.future.done():
+            self.future.set_result(seq)
+
+
+class HangUp:
+    """A client's connection, as far as a poll needs to know: ``happen`` frees the waiter parked on it at once."""
+
+    happened = False
+    waiter: Waiter | None = None
+
+    def happen(self) -> None:
+        self.happened = True
+        if self.waiter:
+            self.waiter.future.cancel()
 
 
 class WaiterIndex:
-    """Parked polls by project, type and one exact term of their filter: a publish looks only at those it may
+    """Parked polls by project and type, then by one exact term of their filter: a publish looks only at those it may
     concern.
     """
 
     def __init__(self) -> None:
-        self._waiters: dict[Waiter, None] = {}
-        self._by_key: dict[tuple[str, str, str, str], dict[Waiter, None]] = {}  # project, type, field, value
-        self._fields: dict[tuple[str, str], collections.Counter[str]] = {}  # by which fields waiters are found
-
-    def __len__(self) -> int:
-        return len(self._waiters)
-
-    def __iter__(self) -> Iterator[Waiter]:
-        return iter(list(self._waiters))
+        self.all: dict[Waiter, None] = {}
+        self._places: dict[tuple[str, str], dict[str, dict[str, dict[Waiter, None]]]] = {}  # place, field, text
 
     def add(self, waiter: Waiter) -> None:
-        self._waiters[waiter] = None
-        field, keys = self._keys(waiter)
-        self._fields.setdefault(waiter.place, collections.Counter())[field] += 1
-        for key in keys:
-            self._by_key.setdefault(key, {})[waiter] = None
+        self.all[waiter] = None
+        field, texts = waiter.filter.exact
+        by_text = self._places.setdefault(waiter.place, {}).setdefault(field, {})
+        for text in texts:
+            by_text.setdefault(text, {})[waiter] = None
 
     def remove(self, waiter: Waiter) -> None:
-        del self._waiters[waiter]
-        field, keys = self._keys(waiter)
-        fields = self._fields[waiter.place]
-        fields[field] -= 1
+        del self.all[waiter]
+        field, texts = waiter.filter.exact
+        fields = self._places[waiter.place]
+        for text in texts:
+            del fields[field][text][waiter]
+            if not fields[field][text]:
+                del fields[field][text]
         if not fields[field]:
             del fields[field]
         if not fields:
-            del self._fields[waiter.place]
-        for key in keys:
-            self._by_key[key].pop(waiter)
-            if not self._by_key[key]:
-                del self._by_key[key]
-
-    def _keys(self, waiter: Waiter) -> tuple[str, set[tuple[str, str, str, str]]]:
-        """The field by which a waiter is found, "" where its filter has no exact term, and its keys in the index."""
-        term = waiter.filter.exact_term
-        if term is None:
-            return "", {(*waiter.place, "", "")}
-        return term.field, {(*waiter.place, term.field, value.text) for value in term.values}
+            del self._places[waiter.place]
 
     def matching(self, project: str, event_type: str, event: dict[str, Any]) -> Iterator[Waiter]:
         """The waiters whose type and filter match ``event``; a waiter may come twice."""
         verdicts: dict[str, bool] = {}  # thousands may wait with one filter
         for place in ((project, event_type), (project, "*")):
-            for field in list(self._fields.get(place, ())):
+            for field, by_text in self._places.get(place, {}).items():
                 for text in texts_of(event, field) if field else [""]:
-                    for waiter in list(self._by_key.get((*place, field, text), ())):
+                    for waiter in by_text.get(text, ()):
                         filter = waiter.filter
                         if filter.text not in verdicts:
                             verdicts[filter.text] = filter.matches(event)
@@ -4676,67 +4595,51 @@ class WaiterIndex:
                             yield waiter
 
 
-class FilterValue(Struct, frozen=True):
-    """A value of a term: ``prefix`` for ``abc*``; a lone ``*`` is the empty prefix."""
-
-    text: str
-    prefix: bool
-
-
-class FilterTerm(Struct, frozen=True):
-    """``field:value|value`` or ``field:!value|value``."""
-
-    field: str
-    values: tuple[FilterValue, ...]
-    negated: bool
-
-    @property
-    def is_exact(self) -> bool:
-        return not self.negated and not any(value.prefix for value in self.values)
-
-    def matches(self, event: dict[str, Any]) -> bool:
-        texts = texts_of(event, self.field)
-        if FilterValue("", True) in self.values:  # a lone * means present, objects included
-            found = bool(texts) or find_field(event, self.field) is not ABSENT
-        else:
-            found = any(
-                text.startswith(value.text) if value.prefix else text == value.text
-                for text in texts for value in self.values
-            )  # fmt: skip
-        return found is not self.negated
-
-
 class Filter(Struct, frozen=True):
     """A filter expression: every term must match. No terms match everything."""
 
     text: str
     terms: tuple[FilterTerm, ...]
+    exact: tuple[str, tuple[str, ...]] = ("", ("",))  # a field that must have one of these values, where there is one
+    issue: str | None = None  # the only issue_id that matches, None where the filter leaves it open
+    required_bytes: bytes | None = None  # what the JSON of every matching event holds, where that is known
 
     @staticmethod
     @functools.lru_cache(4096)
     def parse(text: str) -> Filter:
         """Raises ApiError EVT_002 that says what is wrong at which character (counted from 1)."""
-        return Filter(text, tuple(parse_terms(text)))
+        terms = tuple(parse_terms(text))
+        exact = [(term.field, tuple(dict(term.values))) for term in terms if term.is_exact]
+        issue = next((texts[0] for field, texts in exact if field == "issue_id" and len(texts) == 1), None)
+        single = [term for term in terms if not term.negated and len(term.values) == 1 and term.field != "event_id"]
+        plain = [text for term in single for text, _ in term.values if re.fullmatch(r"[A-Za-z0-9_.-]+", text)]
+        required = plain[0].encode() if plain else None  # JSON writes these characters as they are
+        return Filter(text, terms, next(iter(exact), ("", ("",))), issue, required)
 
     def matches(self, event: dict[str, Any]) -> bool:
         return all(term.matches(event) for term in self.terms)
 
-    @property
-    def exact_term(self) -> FilterTerm | None:
-        """The first term that demands one of some exact values."""
-        return next((term for term in self.terms if term.is_exact), None)
+
+class FilterTerm(Struct, frozen=True):
+    """``field:value|value`` or ``field:!value|value``; a value is (text, whether it is a prefix), as ``abc*`` is."""
+
+    field: str
+    values: tuple[tuple[str, bool], ...]
+    negated: bool
 
     @property
-    def required_bytes(self) -> bytes | None:
-        """Bytes that the JSON of every matching event holds: the value of a term that JSON writes as it is."""
-        single = (term for term in self.terms if not term.negated and len(term.values) == 1)
-        texts = [term.values[0].text for term in single if term.field != "event_id"]
-        return next((text.encode() for text in texts if re.fullmatch(r"[A-Za-z0-9_.-]+", text)), None)
+    def is_exact(self) -> bool:
+        return not self.negated and not any(prefix for _, prefix in self.values)
 
-    def required_value(self, field: str) -> str | None:
-        """The one value that ``field`` must have, None where the filter leaves it open."""
-        exact = (term for term in self.terms if term.field == field and term.is_exact and len(term.values) == 1)
-        return next((term.values[0].text for term in exact), None)
+    def matches(self, event: dict[str, Any]) -> bool:
+        texts = texts_of(event, self.field)
+        if ("", True) in self.values:  # a lone * means present, objects included
+            found = bool(texts) or find_field(event, self.field) is not ABSENT
+        else:
+            found = any(
+                text.startswith(value) if prefix else text == value for text in texts for value, prefix in self.values
+            )
+        return found is not self.negated
 
 
 FIELD = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*)(:?)(!?)")
@@ -4768,7 +4671,7 @@ def parse_terms(text: str) -> Iterator[FilterTerm]:
         if not head[2]:
             refuse(f"expected ':' after the field {head[1]}")
         at = head.end() - 1
-        values: list[FilterValue] = []
+        values: list[tuple[str, bool]] = []
         while not values or text[at : at + 1] == "|":
             at += 1
             value = VALUE.match(text, at)
@@ -4776,14 +4679,19 @@ def parse_terms(text: str) -> Iterator[FilterTerm]:
                 refuse("this quote is never closed" if text[at : at + 1] == '"' else "expected a value")
             if value[2] and value[2].startswith("!"):
                 refuse("'!' may only stand before the first value; quote it to mean it")
-            values.append(FilterValue((value[1] or value[2] or "").replace('\\"', '"'), bool(value[3])))
+            values.append(((value[1] or value[2] or "").replace('\\"', '"'), bool(value[3])))
             at = value.end()
         yield FilterTerm(head[1], tuple(values), bool(head[3]))
     if at < len(text):
         refuse("expected ',' or '|' or the end")
 
 
-ABSENT = object()
+def texts_of(event: dict[str, Any], field: str) -> list[str]:
+    """The texts of a field's scalar, or of an array's scalars, as the delivered JSON writes them."""
+    value = find_field(event, field)
+    items = value if isinstance(value, list) else [] if value is ABSENT else [value]
+    scalars = [item for item in items if not isinstance(item, (dict, list))]
+    return [item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in scalars]
 
 
 def find_field(event: dict[str, Any], field: str) -> Any:
@@ -4800,12 +4708,7 @@ def find_field(event: dict[str, Any], field: str) -> Any:
     return ABSENT
 
 
-def texts_of(event: dict[str, Any], field: str) -> list[str]:
-    """The texts of a field's scalar, or of an array's scalars, as the delivered JSON writes them."""
-    value = find_field(event, field)
-    items = value if isinstance(value, list) else [] if value is ABSENT else [value]
-    scalars = [item for item in items if not isinstance(item, (dict, list))]
-    return [item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in scalars]
+ABSENT = object()
 
 
 # ======================================================================================================
@@ -6551,13 +6454,12 @@ class AgentLedger:
         facts = {name: row[name] for name in ("state", "pid")}
 
         def job(records: Records) -> None:
-            records.update_agent(row["id"], **facts)
-            records.update_evidence(row["id"], birth=row["birth"])
+            records.update_agent(row["id"], birth=row["birth"], **facts)
 
         await self._storage.write(job)
 
     async def ordered(self, agent_id: str) -> None:
-        await self._storage.write(lambda records: records.update_evidence(agent_id, ordered=1))
+        await self._storage.write(lambda records: records.update_agent(agent_id, ordered=1))
 
     def saw(self, rows: list[dict[str, Any]]) -> None:
         """Take down which processes belong to running agents, for the run of the service that comes after a crash."""
@@ -6565,7 +6467,7 @@ class AgentLedger:
 
         def job(records: Records) -> None:
             for agent_id, seen in found:
-                records.update_evidence(agent_id, seen=seen)
+                records.update_agent(agent_id, seen=seen)
 
         self._storage.write_behind(job)
 
@@ -6602,15 +6504,13 @@ class AgentLedger:
             "last_call": json.dumps(row.get("last_call")),
         }
 
-        def job(records: Records) -> list[int]:
-            records.update_agent(row["id"], **facts)
-            records.update_evidence(row["id"], **evidence)
+        def job(records: Records) -> None:
+            records.update_agent(row["id"], **facts, **evidence)
             records.revoke(row["project"], row["id"])
-            return [records.insert_event(event) for event in events]
+            for event in events:
+                records.insert_event(event)
 
-        await self._storage.write(
-            job, lambda seqs: [self._bus.wake(event, seq) for event, seq in zip(events, seqs, strict=True)]
-        )
+        await self._storage.write(job)
         return data
 
     # -- reading

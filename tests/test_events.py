@@ -86,6 +86,16 @@ def test_only_matching_waiters_wake(service: Service, architect: Client, issue: 
     parked(architect, 0)
 
 
+def test_a_reader_of_one_issue_gets_the_events_that_name_several_in_order_and_misses_none(
+    architect: Client, issue: str
+) -> None:
+    """More of both kinds than one look into the log takes."""
+    named = [issue, [issue, "another"], ["another"]]
+    events = [architect.publish("shared", {"issue_id": named[number % 3]})["event_id"] for number in range(200)]
+    found = ids(architect.wait("shared", filter=f"issue_id:{issue}", timeout=0, limit=1000))
+    assert found == [event for number, event in enumerate(events) if number % 3 < 2]
+
+
 def test_an_empty_wait_has_the_timeout_shape(architect: Client, issue: str) -> None:
     answer = architect.wait("silence", filter=f"issue_id:{issue}", timeout=50)
     assert (answer["events"], answer["more_available"], answer["next_cursor"], answer["timeout"]) == (

@@ -23,7 +23,7 @@ import requests
 from conftest import MODULE, PROJECT, Client, Service, clean_environment, until
 
 import cco_sidecar
-from cco_sidecar import Records, StartError, Storage, load_settings
+from cco_sidecar import NewEvent, Records, StartError, Storage, StorageError, load_settings, new_event
 
 
 def refused_start(root: Path, storage: Path) -> str:
@@ -203,7 +203,7 @@ def test_a_commit_that_fails_is_told_to_its_writers_and_the_next_one_works(
         return outcomes[0], [storage.read.meta("lost"), storage.read.meta("kept")]
 
     outcome, kept = with_storage(tmp_path, scene)
-    assert isinstance(outcome, sqlite3.OperationalError) and kept == [None, "1"]
+    assert isinstance(outcome, StorageError) and kept == [None, "1"]
 
 
 def test_waiters_are_woken_in_commit_order_before_anybody_is_answered(tmp_path: Path) -> None:
@@ -223,6 +223,38 @@ def test_waiters_are_woken_in_commit_order_before_anybody_is_answered(tmp_path: 
     assert all(said.index(f"committed {number}") < said.index(f"answered {number}") for number in range(20))
 
 
+def test_committed_events_are_told_in_order_before_their_writers_are_answered_and_those_taken_back_never(
+    tmp_path: Path,
+) -> None:
+    def name_of(event: NewEvent) -> str:
+        return str(event.envelope["data"]["name"])
+
+    async def scene(storage: Storage) -> list[str]:
+        said: list[str] = []
+        storage.observe(lambda event, seq: said.append(f"told {name_of(event)} {seq}"))
+
+        async def write(*names: str, fails: bool = False) -> None:
+            def insert(records: Records) -> None:
+                for name in names:
+                    records.insert_event(
+                        new_event("p", "noted", {"publisher": "me", "topic": "t", "data": {"name": name}})
+                    )
+                if fails:
+                    raise ValueError
+
+            with contextlib.suppress(ValueError):
+                await storage.write(insert)
+            said.append(f"answered {' '.join(names)}")
+
+        await asyncio.gather(write("a", "b"), write("c", fails=True), write("d"))
+        assert storage.read.head() == 3 and len(storage.read.events("p", 0, 3, 10)) == 3
+        return said
+
+    said = with_storage(tmp_path, scene)
+    assert [line for line in said if line.startswith("told")] == ["told a 1", "told b 2", "told d 3"]
+    assert said.index("told b 2") < said.index("answered a b") and said.index("told d 3") < said.index("answered d")
+
+
 def test_what_is_queued_is_written_before_the_storage_closes(tmp_path: Path) -> None:
     async def fill(storage: Storage) -> None:
         for number in range(1000):
@@ -237,7 +269,7 @@ def test_what_is_queued_is_written_before_the_storage_closes(tmp_path: Path) -> 
 
 def test_reading_connections_cannot_write(tmp_path: Path) -> None:
     async def scene(storage: Storage) -> None:
-        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        with pytest.raises(StorageError, match="readonly"):
             storage.read.set_meta("x", "y")
 
     with_storage(tmp_path, scene)
@@ -482,7 +514,7 @@ def unplaced(service: Service) -> list[str]:
 
 KILLED = "os.kill(os.getpid(), signal.SIGKILL) if FAULT.exists() else None"
 MOMENTS = {
-    "between the commit and the file": f"place = c.Results._place\nc.Results._place = lambda *a: {KILLED} or place(*a)\n",
+    "between the commit and the file": f"place = c.ResultFiles.place\nc.ResultFiles.place = lambda *a: {KILLED} or place(*a)\n",
     "in the transaction, with the file written": f"""
 write = c.write_file
 def dies(path, content):

@@ -47,6 +47,7 @@ import collections
 import contextlib
 import contextvars
 import csv
+import dataclasses
 import errno
 import fnmatch
 import functools
@@ -137,16 +138,7 @@ class StartError(Exception):
 
 
 # ------------------------------------------------------------------------------------------------------
-# Options. Each annotation is a row: what the option means and how its text is read.
-
-
-@dataclass(frozen=True)
-class Option:
-    """How one setting is read (``read`` takes text or a TOML value, raises ValueError) and explained."""
-
-    read: Callable[[Any], Any]
-    help: str
-    metavar: str = "VALUE"
+# Options: how the value of each is read, the table of them, and where values come from
 
 
 def read_text(value: Any) -> str:
@@ -157,9 +149,21 @@ def read_text(value: Any) -> str:
 
 def read_path(value: Any) -> Path:
     try:
-        return Path(read_text(value)).expanduser().absolute()
+        return Path(read_text(value)).expanduser()
     except RuntimeError as error:  # the home folder of ~ or ~name is not known
         raise ValueError(f"has no meaning here: {error}") from None
+
+
+def read_paths(value: Any) -> tuple[Path, ...]:
+    return tuple(map(read_path, read_list(value)))
+
+
+def read_list(value: Any) -> tuple[str, ...]:
+    """A TOML list, or texts separated by commas; a repeated flag arrives as a list of such texts."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError("must be a list of texts")
+    return tuple(item.strip() for part in parts for item in part.split(",") if item.strip())
 
 
 def read_host(value: Any) -> str:
@@ -170,8 +174,6 @@ def read_host(value: Any) -> str:
 
 
 def read_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
     text = str(value).lower()
     if text not in ("1", "0", "true", "false", "yes", "no"):
         raise ValueError("must be one of 1, 0, true, false, yes, no")
@@ -180,10 +182,9 @@ def read_bool(value: Any) -> bool:
 
 def read_number(low: int, high: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
-        text = str(value)
-        if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,15}", text) or not low <= int(text) <= high:
+        if not re.fullmatch(r"-?\d{1,15}", str(value)) or not low <= int(value) <= high:
             raise ValueError(f"must be a whole number from {low} to {high}")
-        return int(text)
+        return int(value)
 
     return read
 
@@ -195,18 +196,6 @@ def read_choice(*choices: str) -> Callable[[Any], str]:
         return str(value)
 
     return read
-
-
-def read_list(value: Any) -> tuple[str, ...]:
-    """A TOML list, or texts separated by commas; a repeated flag arrives as a list of such texts."""
-    parts = value if isinstance(value, (list, tuple)) else [value]
-    if not all(isinstance(part, str) for part in parts):
-        raise ValueError("must be a list of texts")
-    return tuple(item.strip() for part in parts for item in part.split(",") if item.strip())
-
-
-def read_paths(value: Any) -> tuple[Path, ...]:
-    return tuple(read_path(item) for item in read_list(value))
 
 
 def read_project(value: Any) -> str:
@@ -223,34 +212,15 @@ def read_secret(value: Any) -> str:
 
 def read_command(value: Any) -> tuple[str, ...]:
     """An argv: a TOML list, a JSON array, or words quoted as for a shell. No shell ever sees it."""
-    try:
-        words = (
-            value
-            if isinstance(value, list)
-            else json.loads(value)
-            if read_text(value)[:1] == "["
-            else shlex.split(value)
-        )
-    except ValueError as error:
-        raise ValueError(f"cannot be read as a command: {error}") from None
-    if (
-        not isinstance(words, list)
-        or not words
-        or not all(isinstance(word, str) and "\0" not in word for word in words)
-    ):
+    words = value
+    if not isinstance(value, list):
+        try:
+            words = json.loads(value) if read_text(value)[0] == "[" else shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"cannot be read as a command: {error}") from None
+    if not words or not all(isinstance(word, str) and "\0" not in word for word in words):
         raise ValueError("must be a command: a list of words that is not empty")
     return tuple(words)
-
-
-def read_agent_types(value: Any) -> dict[str, str]:
-    """More agent types: a TOML table, or ``name=category`` separated by commas."""
-    pairs = value.items() if isinstance(value, dict) else [item.partition("=")[::2] for item in read_list(value)]
-    for name, category in pairs:
-        if not re.fullmatch(IDENTIFIER, str(name)) or category not in tuple(CATEGORIES):
-            raise ValueError(
-                f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {str(name)!r} is not"
-            )
-    return dict(pairs)
 
 
 def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
@@ -259,100 +229,112 @@ def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
         table = value if isinstance(value, dict) else json.loads(read_text(value))
     except ValueError as error:
         raise ValueError(f"cannot be read as a JSON object: {error}") from None
-    if not isinstance(table, dict) or not all(re.fullmatch(IDENTIFIER, str(name)) for name in table):
+    if not isinstance(table, dict) or not all(re.fullmatch(IDENTIFIER, name) for name in table):
         raise ValueError("must be an object of agent types and commands")
     return {name: read_command(command) for name, command in table.items()}
 
 
+def read_agent_types(value: Any) -> dict[str, str]:
+    """More agent types: a TOML table, or ``name=category`` separated by commas."""
+    table = value if isinstance(value, dict) else dict(item.partition("=")[::2] for item in read_list(value))
+    for name, category in table.items():
+        if not re.fullmatch(IDENTIFIER, name) or category not in list(CATEGORIES):
+            raise ValueError(f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {name!r} is not")
+    return table
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a setting is read (``read`` takes text or a TOML value, raises ValueError) and explained."""
+
+    default: Any
+    read: Callable[[Any], Any]
+    help: str
+    metavar: str
+
+
+def option(default: Any, read: Callable[[Any], Any], help: str, metavar: str = "VALUE") -> Any:
+    return dataclasses.field(default_factory=lambda: default, metadata={"option": Option(default, read, help, metavar)})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Every option. Flag ``--name``, else variable ``CCO_SIDECAR_NAME``, else file, else the default here."""
+    """Every option. Flag ``--max-agents``, else variable ``CCO_SIDECAR_MAX_AGENTS``, else the key ``max-agents`` of a
+    settings file, else the default here.
+    """
 
-    root: Annotated[
-        Path, Option(read_path, "the repository to serve (default: the git top level of this folder)", "DIR")
-    ]
-    project: Annotated[str, Option(read_project, "project id (default: the root folder's name as a slug)", "ID")]
-    storage: Annotated[
-        Path, Option(read_path, "where state is kept (default: a folder of your own per project)", "DIR")
-    ]
-    host: Annotated[str, Option(read_host, "address to listen on")] = "127.0.0.1"
-    port: Annotated[int, Option(read_number(0, 65535), "TCP port; 0 takes a free one", "N")] = 3001
-    allowed_host: Annotated[tuple[str, ...], Option(read_list, "more Host names that are answered", "NAME")] = ()
-    cors_origin: Annotated[tuple[str, ...], Option(read_list, "more web origins that may call", "ORIGIN")] = ()
-    max_connections: Annotated[
-        int, Option(read_number(1, 1_000_000), "connections open at once, as far as the system allows", "N")
-    ] = 10_000
-    request_timeout: Annotated[
-        int, Option(read_number(1, 3600), "how long a request's head, and then its body, may take", "SECONDS")
-    ] = 60
-    tls_cert: Annotated[Path | None, Option(read_path, "certificate chain (PEM): serve HTTPS", "FILE")] = None
-    tls_key: Annotated[Path | None, Option(read_path, "private key of --tls-cert (PEM)", "FILE")] = None
-    jwt_secret: Annotated[
-        str | None, Option(read_secret, "signing secret, 32 bytes or more (default: made at first start)")
-    ] = None
-    jwt_public_key: Annotated[
-        Path | None,
-        Option(
-            read_path,
-            "public key (PEM: RSA, P-256 or Ed25519) of an issuer whose tokens are taken beside our own",
-            "FILE",
-        ),
-    ] = None
-    token_ttl: Annotated[int, Option(read_number(1, 31_536_000), "life of a token", "SECONDS")] = 3600
-    cache_size_mb: Annotated[int, Option(read_number(0, 65_536), "memory for cached contexts", "MB")] = 256
-    no_watch: Annotated[
-        bool, Option(read_bool, "no file watcher; cached contexts are still checked against the disk")
-    ] = False
-    event_retention: Annotated[int, Option(read_number(1, 31_536_000), "how long events are kept", "SECONDS")] = 86_400
-    event_limit: Annotated[int, Option(read_number(1, 1_000_000_000), "how many events are kept", "N")] = 100_000
-    agent_command: Annotated[
-        tuple[str, ...] | None,
-        Option(
-            read_command,
-            "command that runs an agent, with {task}, {prompt} and their like, or a known one's name",
-            "CMD",
-        ),
-    ] = None
-    agent_commands: Annotated[
-        dict[str, tuple[str, ...]], Option(read_agent_commands, "commands of some agent types: a JSON object", "JSON")
-    ] = None  # type: ignore[assignment]
-    agent_types: Annotated[dict[str, str], Option(read_agent_types, "more agent types, NAME=CATEGORY", "LIST")] = None  # type: ignore[assignment]
-    agent_timeout: Annotated[int, Option(read_number(1, 31_536_000), "time limit of an agent", "SECONDS")] = 3600
-    max_agents: Annotated[int, Option(read_number(0, 10_000), "agents running at once", "N")] = 10
-    max_agents_per_issue: Annotated[
-        int, Option(read_number(1, 1_000_000), "spawns on one issue, ended ones included", "N")
-    ] = 50
-    max_depth: Annotated[
-        int, Option(read_number(1, 100), "how deep agents may spawn agents; 1 is an agent that no agent spawned", "N")
-    ] = 4
-    stop_agents: Annotated[bool, Option(read_bool, "a stop by signal ends the agents too")] = False
-    plugins: Annotated[tuple[Path, ...], Option(read_paths, "one more folder of plugins", "DIR")] = ()
-    no_plugins: Annotated[bool, Option(read_bool, "the service runs no plugins")] = False
-    log_level: Annotated[str, Option(read_choice("debug", "info", "warning", "error"), "what is logged")] = "info"
-    log_format: Annotated[str, Option(read_choice("text", "json"), "how it is logged")] = "text"
+    root: Path = option(None, read_path, "the repository to serve (default: the git top level of this folder)", "DIR")
+    project: str = option(None, read_project, "project id (default: the root folder's name as a slug)", "ID")
+    storage: Path = option(None, read_path, "where state is kept (default: a folder of your own per project)", "DIR")
+    host: str = option("127.0.0.1", read_host, "address to listen on")
+    port: int = option(3001, read_number(0, 65535), "TCP port; 0 takes a free one", "N")
+    allowed_host: tuple[str, ...] = option((), read_list, "more Host names that are answered", "NAME")
+    cors_origin: tuple[str, ...] = option((), read_list, "more web origins that may call", "ORIGIN")
+    max_connections: int = option(
+        10_000, read_number(1, 1_000_000), "connections open at once, as far as the system allows", "N"
+    )
+    request_timeout: int = option(
+        60, read_number(1, 3600), "how long a request's head, and then its body, may take", "SECONDS"
+    )
+    tls_cert: Path | None = option(None, read_path, "certificate chain (PEM): serve HTTPS", "FILE")
+    tls_key: Path | None = option(None, read_path, "private key of --tls-cert (PEM)", "FILE")
+    jwt_secret: str | None = option(
+        None, read_secret, "signing secret, 32 bytes or more (default: made at first start)"
+    )
+    jwt_public_key: Path | None = option(
+        None,
+        read_path,
+        "public key (PEM: RSA, P-256 or Ed25519) of an issuer whose tokens are taken beside our own",
+        "FILE",
+    )
+    token_ttl: int = option(3600, read_number(1, 31_536_000), "life of a token", "SECONDS")
+    cache_size_mb: int = option(256, read_number(0, 65_536), "memory for cached contexts", "MB")
+    no_watch: bool = option(False, read_bool, "no file watcher; cached contexts are still checked against the disk")
+    event_retention: int = option(86_400, read_number(1, 31_536_000), "how long events are kept", "SECONDS")
+    event_limit: int = option(100_000, read_number(1, 1_000_000_000), "how many events are kept", "N")
+    agent_command: tuple[str, ...] | None = option(
+        None,
+        read_command,
+        "command that runs an agent, with {task}, {prompt} and their like, or a known one's name",
+        "CMD",
+    )
+    agent_commands: dict[str, tuple[str, ...]] = option(
+        {}, read_agent_commands, "commands of some agent types: a JSON object", "JSON"
+    )
+    agent_types: dict[str, str] = option({}, read_agent_types, "more agent types, NAME=CATEGORY", "LIST")
+    agent_timeout: int = option(3600, read_number(1, 31_536_000), "time limit of an agent", "SECONDS")
+    max_agents: int = option(10, read_number(0, 10_000), "agents running at once", "N")
+    max_agents_per_issue: int = option(50, read_number(1, 1_000_000), "spawns on one issue, ended ones included", "N")
+    max_depth: int = option(
+        4, read_number(1, 100), "how deep agents may spawn agents; 1 is an agent that no agent spawned", "N"
+    )
+    stop_agents: bool = option(False, read_bool, "a stop by signal ends the agents too")
+    plugins: tuple[Path, ...] = option((), read_paths, "one more folder of plugins", "DIR")
+    no_plugins: bool = option(False, read_bool, "the service runs no plugins")
+    log_level: str = option("info", read_choice("debug", "info", "warning", "error"), "what is logged")
+    log_format: str = option("text", read_choice("text", "json"), "how it is logged")
 
     @property
     def scheme(self) -> str:
         return "https" if self.tls_cert else "http"
 
 
-@functools.cache
-def option_table() -> list[tuple[str, Option, Any]]:
-    """(name, Option, default) of every setting, in the order of the class."""
-    hints = typing.get_type_hints(Settings, include_extras=True)
-    return [(field.name, hints[field.name].__metadata__[0], field.default) for field in fields(Settings)]
+OPTIONS: dict[str, Option] = {field.name: field.metadata["option"] for field in fields(Settings)}
 
 
 def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[str] = os.environ) -> Settings:
     """Settings from ``flags`` (only those that were given), ``environ`` and the root's files. Raises StartError."""
-    said = {name: (key, environ[key]) for name, _, _ in option_table() if (key := variable_of(name)) in environ}
-    said |= {name: (flag_of(name), value) for name, value in flags.items()}
-    root = read_option("root", *said["root"]) if "root" in said else discover_root(Path.cwd())
+    here = Path.cwd()
+    said = {
+        name: (variable_of(name), environ[variable_of(name)], here) for name in OPTIONS if variable_of(name) in environ
+    }
+    said |= {name: (flag_of(name), value, here) for name, value in flags.items()}
+    root = read_option("root", *said["root"]) if "root" in said else discover_root(here)
     if not root.is_dir():
         raise StartError(f"{said['root'][0]}: {root} is not a folder")
     root = root.resolve()
     values = {name: read_option(name, *source) for name, source in (read_settings_files(root) | said).items()}
-    values = {"project": slug(root.name), "agent_types": {}, "agent_commands": {}} | values | {"root": root}
+    values = {"project": slug(root.name)} | values | {"root": root}
     values["storage"] = values.get("storage") or default_storage(root, values["project"])
     settings = Settings(**values)
     if bool(settings.tls_cert) != bool(settings.tls_key):
@@ -368,34 +350,37 @@ def variable_of(name: str) -> str:
     return f"CCO_SIDECAR_{name.upper()}"
 
 
-def read_option(name: str, where: str, value: Any) -> Any:
-    """``value`` as the option ``name`` wants it. Raises StartError, which says ``where`` it was given."""
+def read_option(name: str, where: str, value: Any, folder: Path | None = None) -> Any:
+    """``value`` as the option ``name`` wants it, a relative path from ``folder`` on. Raises StartError, which says
+    ``where`` the value was given.
+    """
     try:
-        return {row[0]: row[1] for row in option_table()}[name].read(value)
+        return from_folder(folder or Path.cwd(), OPTIONS[name].read(value))
     except (ValueError, RecursionError) as error:
         said = value[0] if isinstance(value, list) and len(value) == 1 else value
         shown = f"{said!r} " if isinstance(said, str) and name != "jwt_secret" else ""
         raise StartError(f"{where}: {shown[:200]}{one_line(error)}") from None
 
 
-def read_settings_files(root: Path) -> dict[str, tuple[str, Any]]:
-    """Option: (where it is said, value) of ``[tool.cco-sidecar]`` in pyproject.toml and of the top level of cco.toml,
-    which wins.
+def from_folder(folder: Path, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(from_folder(folder, item) for item in value)
+    return folder / value if isinstance(value, Path) else value
+
+
+def read_settings_files(root: Path) -> dict[str, tuple[str, Any, Path]]:
+    """Option: (where it is said, value, where its paths start) of ``[tool.cco-sidecar]`` in pyproject.toml and of the
+    top level of cco.toml, which wins.
     """
-    said: dict[str, tuple[str, Any]] = {}
-    known = [name for name, _, _ in option_table() if name != "root"]
+    said: dict[str, tuple[str, Any, Path]] = {}
+    known = [name for name in OPTIONS if name != "root"]
     for file in ("pyproject.toml", "cco.toml"):
         text, table = read_settings_file(root, file)
         for key, value in table.items():
             where, name = f"{file}:{line_of(key, text)}: {key}", key.replace("-", "_")
             if name not in known:
                 raise StartError(f"{where}: unknown option{meant(key, [row.replace('_', '-') for row in known])}")
-            if name in ("storage", "tls_cert", "tls_key", "jwt_public_key"):
-                value = from_root(root, value)
-            if name == "plugins":
-                with contextlib.suppress(ValueError):  # what is wrong with it is said where it is read
-                    value = [from_root(root, item) for item in read_list(value)]
-            said[name] = where, value
+            said[name] = where, value, root
     return said
 
 
@@ -404,10 +389,11 @@ def read_settings_file(root: Path, file: str) -> tuple[str, dict[str, Any]]:
     try:
         text = settings_text(root / file)
         table = tomllib.loads(text)
-        tool = table if file == "cco.toml" else table.get("tool", {})
-        if not isinstance(tool, dict):
-            raise ValueError("tool must be a table")
-        table = tool if file == "cco.toml" else tool.get("cco-sidecar", {})
+        if file == "pyproject.toml":
+            table = table.get("tool", {})
+            if not isinstance(table, dict):
+                raise ValueError("tool must be a table")
+            table = table.get("cco-sidecar", {})
     except FileNotFoundError:
         return "", {}
     except (OSError, ValueError, RecursionError) as error:
@@ -415,9 +401,7 @@ def read_settings_file(root: Path, file: str) -> tuple[str, dict[str, Any]]:
         problem = f"{file}{f':{line[1]}' if line else ''}: {one_line(error)}"
         if file == "cco.toml":
             raise StartError(problem) from None
-        log.warning(
-            "%s: it is not read for settings", problem
-        )  # the project's own file: its faults are not ours to report as fatal
+        log.warning("%s: it is not read for settings", problem)  # the project's own file, which is not ours to judge
         return "", {}
     if not isinstance(table, dict):
         raise StartError(f"{file}:{line_of('cco-sidecar', text)}: tool.cco-sidecar must be a table")
@@ -434,9 +418,7 @@ def settings_text(path: Path) -> str:
         raise ValueError("it has over 1 MB")
     text = content.decode("utf-8-sig")
     part = r"(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')"
-    if re.search(
-        rf"(?<![\w-]){part}(?:\s*+\.\s*+{part}){{100}}", text
-    ):  # tomllib takes the square of its depth in time
+    if re.search(rf"(?<![\w-]){part}(?:\s*+\.\s*+{part}){{100}}", text):  # tomllib takes the square of a key's parts
         raise ValueError("a key has over 100 parts")
     return text
 
@@ -444,37 +426,9 @@ def settings_text(path: Path) -> str:
 def line_of(key: str, text: str) -> int:
     """The number of the line of a settings file that sets ``key``; 1 where it is written in a way that hides it."""
     ours = re.search(r"^\s*\[\s*tool\s*\.\s*[\"']?cco-sidecar", text, re.MULTILINE)
-    found = re.compile(rf"^[^#\n]*?(?<![\w-]){re.escape(key)}[\"']?\s*[=.\]]", re.MULTILINE).search(
-        text, ours.start() if ours else 0
-    )
+    setting = re.compile(rf"^[^#\n]*?(?<![\w-]){re.escape(key)}[\"']?\s*[=.\]]", re.MULTILINE)
+    found = setting.search(text, ours.start() if ours else 0)
     return text.count("\n", 0, found.end()) + 1 if found else 1
-
-
-def from_root(root: Path, value: Any) -> Any:
-    """A path in a settings file, which starts at the root."""
-    return str(root / value) if isinstance(value, str) and value and value[0] != "~" else value
-
-
-def nearest(word: str, names: Iterable[str]) -> str:
-    """The one of ``names`` that ``word`` was to be, as far as one is near."""
-    import difflib
-
-    word, plain = word.lstrip("-").lower(), {name.lstrip("-").lower(): name for name in names}
-    same_letters = [name for name in plain if sorted(name) == sorted(word)]
-    close = (
-        same_letters
-        or difflib.get_close_matches(word, plain, 1, 0.65)
-        or [name for name in plain if word and name.startswith(word)]
-    )
-    return plain[close[0]] if close else ""
-
-
-def meant(word: str, names: Iterable[str]) -> str:
-    """How a message goes on that refuses ``word``: with the nearest name, else with all where they are few."""
-    names = sorted(names)
-    if close := nearest(word, names):
-        return f", did you mean {close}?"
-    return f"; there are {', '.join(names)}" if len(names) < 10 else ""
 
 
 def discover_root(folder: Path) -> Path:
@@ -492,9 +446,7 @@ def slug(name: str) -> str:
 
 
 def default_storage(root: Path, project: str) -> Path:
-    """A folder per user and project: $XDG_STATE_HOME on Linux, the platform's own place elsewhere. Raises
-    StartError.
-    """
+    """A folder per user and project, where the platform keeps state. Raises StartError."""
     variable, below_home = {
         "win32": ("LOCALAPPDATA", "AppData/Local"),
         "darwin": ("", "Library/Application Support"),
@@ -655,7 +607,8 @@ MOMENT = "[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\\.[0-9]{1,3})
 
 Identifier = Annotated[str, Meta(pattern=rf"^(?!.*\.\.){IDENTIFIER}\Z")]
 EventType = Annotated[str, Meta(pattern=rf"^{EVENT_TYPE}\Z")]
-Limit = Annotated[int, Meta(ge=1, le=1000, description="How many at most, 1 to 1000.")]
+Limit = Annotated[int, Meta(ge=1, le=1000)]
+Since = Annotated[str, Meta(max_length=128)]
 Priority = Literal["high", "medium", "low"]
 Sections = dict[str, Any]
 
@@ -966,33 +919,24 @@ class NoQuery(Struct):
 
 
 class ContextQuery(Struct):
-    task: Annotated[str, Meta(max_length=30_000, description="What is to be done; ranks the files.")] = ""
-    max_bytes: Annotated[int, Meta(ge=2_000, le=10 * MB, description="Size of the JSON answer at most.")] = 10 * MB
-    max_tokens: (
-        Annotated[
-            int, Meta(ge=500, description="The same in tokens, estimated at 4 bytes each; the smaller one counts.")
-        ]
-        | None
-    ) = None
-    max_files: Annotated[int, Meta(ge=0, le=1000, description="Relevant files at most.")] = 50
-    since: Annotated[
-        str, Meta(max_length=128, description="ETag of an earlier answer: give only the files that changed since.")
-    ] = ""
+    task: Annotated[str, Meta(max_length=30_000)] = ""
+    max_bytes: Annotated[int, Meta(ge=2_000, le=10 * MB)] = 10 * MB
+    max_tokens: Annotated[int, Meta(ge=500)] | None = None
+    max_files: Annotated[int, Meta(ge=0, le=1000)] = 50
+    since: Since = ""
 
 
 class WaitQuery(Struct):
-    timeout: Annotated[int, Meta(ge=0, le=300_000, description="Milliseconds to wait.")] = 30_000
-    filter: Annotated[str, Meta(max_length=4096, description="For example issue_id:issue-123,status:!failed")] = ""
-    since: Annotated[
-        str, Meta(max_length=128, description="An event id, a cursor, earliest, latest, or a time (UTC).")
-    ] = ""
+    timeout: Annotated[int, Meta(ge=0, le=300_000)] = 30_000
+    filter: Annotated[str, Meta(max_length=4096)] = ""
+    since: Since = ""
     limit: Limit = 100
 
 
 class EventQuery(Struct):
     type: EventType | None = None
     topic: str | None = None
-    since: Annotated[str, Meta(max_length=128, description="As for a wait; without it the newest.")] = ""
+    since: Since = ""
     limit: Limit = 100
     dead: bool = False
 
@@ -1001,38 +945,31 @@ class ResultQuery(Struct):
     issue_id: Identifier | None = None
     agent_type: Identifier | None = None
     status: Literal["success", "failed", "partial"] | None = None
-    since: Annotated[str, Meta(max_length=128, description="The id of a result, or earliest: the ones after it.")] = ""
+    since: Since = ""
     limit: Limit = 100
 
 
 class AgentQuery(Struct):
     state: AgentState | None = None
-    status: (
-        Annotated[
-            Literal["active", "completed", "failed"], Meta(description="States in groups, as /status counts them.")
-        ]
-        | None
-    ) = None
+    status: Literal["active", "completed", "failed"] | None = None
     agent_type: Identifier | None = None
     issue_id: Identifier | None = None
-    since: Annotated[str, Meta(max_length=128, description="The id of an agent, or earliest: the ones after it.")] = ""
+    since: Since = ""
     limit: Limit = 100
 
 
 class EndQuery(Struct):
-    force: Annotated[bool, Meta(description="SIGKILL at once, without grace.")] = False
+    force: bool = False
 
 
 class CacheQuery(Struct):
-    agent_type: Annotated[Identifier, Meta(description="Only this agent type's contexts.")] | None = None
+    agent_type: Identifier | None = None
 
 
 class LogQuery(Struct):
-    tail: Annotated[int, Meta(ge=1, le=100_000, description="Only the last lines.")] | None = None
-    since: Annotated[
-        str, Meta(pattern=rf"^([0-9]{{1,15}}|{MOMENT})\Z", description="From a next_offset on, or from a time (UTC).")
-    ] = "0"
-    timestamps: Annotated[bool, Meta(description="Each line after the time at which it began to arrive.")] = False
+    tail: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    since: Annotated[str, Meta(pattern=rf"^([0-9]{{1,15}}|{MOMENT})\Z")] = "0"
+    timestamps: bool = False
 
 
 # Facts that parts and plugins hand each other
@@ -1136,32 +1073,6 @@ class SidecarInfo(Struct, frozen=True):
     started_at: str
 
 
-def iso(moment: float | None = None) -> str:
-    """ISO 8601 in UTC, to the second, of ``moment`` (epoch seconds, default now)."""
-    seconds = (
-        time.time() if moment is None else min(max(moment, 0.0), 253_402_300_799.0)
-    )  # a file may claim to be of the year 20000
-    return iso_second(int(seconds))
-
-
-@functools.lru_cache(4096)
-def iso_second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def read_moment(text: str) -> float | None:
-    """Epoch seconds of an ISO 8601 time, in UTC where it names no zone; None where it is none."""
-    try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return None
-
-
-def iso_or_none(moment: float | None) -> str | None:
-    return None if moment is None else iso(moment)
-
-
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
     """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too. Not ``strict``:
     a query's texts.
@@ -1173,47 +1084,41 @@ def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = Tru
         return converted
     except msgspec.ValidationError as error:
         problem, path = bad_field(str(error), value, shape)
-        raise ApiError(
-            code, f"{ERRORS[code][2]}: {problem} - at `$.{path}`".removesuffix(" - at `$.$`"), details={"path": path}
-        ) from None
-
-
-def bad_field(message: str, value: Any, shape: Any) -> tuple[str, str]:
-    """What msgspec found wrong, and where: ``result.files_created[3].path``; ``$`` is the whole body."""
-    problem, key, path = typing.cast(
-        re.Match[str], re.fullmatch(r"(.*?)(?: - at (`key` in )?`\$\.?([^`]*)`)?", message, re.DOTALL)
-    ).groups()
-    path = path or ""
-    if missing := re.search(r"missing required field `(.+)`", problem):
-        path = f"{path}.{missing[1]}".lstrip(".")
-    name = path.removesuffix("[...]")  # an entry of an object, which msgspec does not name
-    if (key or name != path) and isinstance(value, dict) and isinstance(value.get(name), dict):
-        entry = bad_key(message, value, name, shape)
-        path = f"{name}.{entry}" if entry.isidentifier() else f"{name}[{json.dumps(entry)}]"
-    return problem, path or "$"
-
-
-def bad_key(message: str, value: dict[str, Any], name: str, shape: Any) -> str:
-    """The entry of the object ``value[name]`` that ``message`` is about, found by halving."""
-    entries = list(value[name].items())
-    while len(entries) > 1:
-        first = entries[: len(entries) // 2]
-        try:
-            msgspec.convert(value | {name: dict(first)}, shape)
-            wrong = ""
-        except msgspec.ValidationError as error:
-            wrong = str(error)
-        entries = first if wrong == message else entries[len(first) :]
-    return str(entries[0][0])[:128]
+        where = "" if path == "$" else f" - at `$.{path}`"
+        raise ApiError(code, f"{ERRORS[code][2]}: {problem}{where}", details={"path": path}) from None
 
 
 def check_spelling(texts: dict[str, str], converted: Any) -> None:
     """Numbers are digits: msgspec also reads 1e3, 5.0, -0 and null as whole numbers. Raises msgspec.ValidationError."""
     for name in texts.keys() & set(converted.__struct_fields__):
-        if not isinstance(getattr(converted, name), str) and not re.fullmatch(
-            "[0-9]+|true|false", texts[name], re.IGNORECASE
-        ):
+        plain = re.fullmatch("[0-9]+|true|false", texts[name], re.IGNORECASE)
+        if not plain and not isinstance(getattr(converted, name), str):
             raise msgspec.ValidationError(f"Expected digits, or true or false for a switch - at `$.{name}`")
+
+
+def bad_field(message: str, value: Any, shape: Any) -> tuple[str, str]:
+    """What msgspec found wrong, and where: ``result.files_created[3].path``; ``$`` is the whole body."""
+    problem, found, place = message.rpartition(" - at ")
+    if not found:
+        problem, place = message, ""
+    path = place.removeprefix("`key` in ").strip("`$").removeprefix(".")
+    if missing := re.search(r"missing required field `(.+)`", problem):
+        path = f"{path}.{missing[1]}".lstrip(".")
+    name = path.removesuffix("[...]")
+    if (name != path or place.startswith("`key`")) and isinstance(value.get(name), dict):
+        entry = bad_entry(value[name], next(row.type for row in msgspec.structs.fields(shape) if row.name == name))
+        path = f"{name}.{entry}" if entry.isidentifier() else f"{name}[{json.dumps(entry)}]"
+    return problem, path or "$"
+
+
+def bad_entry(table: dict[str, Any], shape: Any) -> str:
+    """The first key of ``table`` whose entry does not fit ``shape``: msgspec does not name it."""
+    for key, item in table.items():
+        try:
+            msgspec.convert({key: item}, shape)
+        except msgspec.ValidationError:
+            return key[:128]
+    return ""
 
 
 # ======================================================================================================
@@ -1672,12 +1577,6 @@ def taken_arguments(hook: str, function: Callable[..., Any]) -> list[str]:
     return taken
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    from difflib import get_close_matches
-
-    return "".join(f", did you mean {near}?" for near in get_close_matches(word, known, 1))
-
-
 def described(error: BaseException, file: str) -> str:
     """One line: what went wrong, and the line of ``file`` where; no path."""
     places = [
@@ -1731,13 +1630,6 @@ def bundled_folder(name: Literal["plugins", "schemas"]) -> list[Path]:
     return [Path(place) for place in found.submodule_search_locations or []] if found else []
 
 
-def one_line(error: BaseException) -> str:
-    try:
-        return " ".join(str(error).split())[:500]
-    except Exception as worse:  # the message of somebody's own class of errors
-        return f"its message cannot be had ({type(worse).__name__})"
-
-
 # ======================================================================================================
 # The sidecar: all parts, started and stopped together
 # ======================================================================================================
@@ -1759,8 +1651,8 @@ class Sidecar:
         ) or Storage(settings)
         self.agent_types = AgentTypes(hooks, settings)
         for name in settings.agent_commands.keys() - self.agent_types.categories.keys():
-            close = nearest(name, self.agent_types.categories)
-            log.warning("agent-commands: unknown agent type %s%s", name, f", did you mean {close}?" if close else "")
+            near = did_you_mean(name, self.agent_types.categories)
+            log.warning("agent-commands: unknown agent type %s%s", name, near)
         self.metrics = Metrics()
         self.tokens = Tokens(settings, self.agent_types, self.storage)
         self.limits = RateLimits(self.agent_types)
@@ -2050,19 +1942,6 @@ def folder_size(folder: Path) -> int:
             with contextlib.suppress(FileNotFoundError):
                 total += os.lstat(os.path.join(place, name)).st_size
     return total
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` in one step, readable by the user alone. Blocks."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}-")  # mkstemp makes 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
 
 
 # ======================================================================================================
@@ -7955,7 +7834,7 @@ GOOD, REFUSED, WRONG_USE, NOT_REACHABLE = 0, 1, 2, 3
 
 
 CLIENT_OPTIONS = ("url", "format", "root", "project", "storage", "jwt_secret", "plugins", "no_plugins")
-SERVICE_OPTIONS = tuple(name for name, _, _ in option_table())
+SERVICE_OPTIONS = tuple(OPTIONS)
 SECTIONS = ("Start", "Agents and what they exchange", "Look", "Set up", "More")
 
 
@@ -8259,9 +8138,9 @@ def option_parser() -> CommandParser:
 
 def option_arguments() -> list[tuple[tuple[str, ...], dict[str, Any]]]:
     rows = []
-    for name, option, default in option_table():
-        flag = flag_of(name)
-        shown = "" if default in (None, (), False) or not isinstance(default, (str, int)) else f" (default: {default})"
+    for name, option in OPTIONS.items():
+        flag, default = flag_of(name), option.default
+        shown = f" (default: {default})" if default is not False and isinstance(default, (str, int)) else ""
         many = option.read in (read_list, read_paths)
         keywords = {
             "dest": name,
@@ -8698,6 +8577,83 @@ COMMANDS = {
     "agent": Command("agents as processes", section="Agents and what they exchange"),
     "agent types": Command("list the agent types", command_agent_types, options=(*CLIENT_OPTIONS, "agent_types")),
 }  # fmt: skip
+
+
+# ======================================================================================================
+# Small tools
+# ======================================================================================================
+
+
+def iso(moment: float | None = None) -> str:
+    """ISO 8601 in UTC, to the second, of ``moment`` (epoch seconds, default now)."""
+    seconds = (
+        time.time() if moment is None else min(max(moment, 0.0), 253_402_300_799.0)
+    )  # a file may claim to be of the year 20000
+    return iso_second(int(seconds))
+
+
+@functools.lru_cache(4096)
+def iso_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def read_moment(text: str) -> float | None:
+    """Epoch seconds of an ISO 8601 time, in UTC where it names no zone; None where it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def iso_or_none(moment: float | None) -> str | None:
+    return None if moment is None else iso(moment)
+
+
+def one_line(error: BaseException) -> str:
+    try:
+        return " ".join(str(error).split())[:500]
+    except Exception as worse:  # the message of somebody's own class of errors
+        return f"its message cannot be had ({type(worse).__name__})"
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` in one step, readable by the user alone. Blocks."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}-")  # mkstemp makes 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """The one of ``names`` that ``word`` was to be, as far as one is near."""
+    import difflib
+
+    word, plain = word.lstrip("-").lower(), {name.lstrip("-").lower(): name for name in names}
+    same_letters = [name for name in plain if sorted(name) == sorted(word)]
+    close = (
+        same_letters
+        or difflib.get_close_matches(word, plain, 1, 0.65)
+        or [name for name in plain if word and name.startswith(word)]
+    )
+    return plain[close[0]] if close else ""
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """How a message goes on that refuses ``word``: with the nearest name, if one is near."""
+    close = nearest(word, names)
+    return f", did you mean {close}?" if close else ""
+
+
+def meant(word: str, names: Iterable[str]) -> str:
+    """The same; where none is near with all names, if they are few."""
+    names = sorted(names)
+    return did_you_mean(word, names) or (f"; there are {', '.join(names)}" if len(names) < 10 else "")
 
 
 if __name__ == "__main__":

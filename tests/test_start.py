@@ -23,7 +23,7 @@ import requests
 from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, git, make_repository, until
 
 import cco_sidecar
-from cco_sidecar import Settings, StartError, load_settings, option_table
+from cco_sidecar import OPTIONS, Settings, StartError, load_settings, read_option
 
 
 def run(
@@ -133,8 +133,8 @@ SAMPLES: dict[str, tuple[list[str], str]] = {
     "log_level": (["debug", "info", "error"], "loud"),
     "log_format": (["text", "json", "text"], "xml"),
 }
-NAMES = [name for name, _, _ in option_table()]
-SWITCHES = [name for name, option, _ in option_table() if option.read is cco_sidecar.read_bool]
+NAMES = list(OPTIONS)
+SWITCHES = [name for name, option in OPTIONS.items() if option.read is cco_sidecar.read_bool]
 
 
 def settings_from_flags(folder: Path, *flags: str) -> Settings:
@@ -146,13 +146,13 @@ def settings_from_flags(folder: Path, *flags: str) -> Settings:
 
 def expected(name: str, text: str) -> Any:
     """What an option means that was given as a flag in the root."""
-    row = {row[0]: row[1] for row in option_table()}[name]
-    return row.read([text]) if row.read in (cco_sidecar.read_list, cco_sidecar.read_paths) else row.read(text)
+    many = OPTIONS[name].read in (cco_sidecar.read_list, cco_sidecar.read_paths)
+    return read_option(name, "", [text] if many else text)
 
 
 def test_every_option_is_in_the_table_of_this_test_and_is_explained() -> None:
     assert set(SAMPLES) == set(NAMES)
-    assert all(option.help for _, option, _ in option_table())
+    assert all(option.help for option in OPTIONS.values())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -43,6 +43,7 @@ from cco_sidecar import (
     GOOD,
     IDENTIFIER,
     NOT_REACHABLE,
+    OPTIONS,
     REFUSED,
     SERVICE_OPTIONS,
     WRITE,
@@ -65,7 +66,6 @@ from cco_sidecar import (
     iso,
     load_hooks,
     lock_file,
-    option_table,
     own_command,
     prepare_storage_folder,
     print_table,
@@ -853,7 +853,7 @@ class Link:
 
     def _given(self) -> dict[str, Any]:
         """The service's options that the user gave, as they were written."""
-        return {name: vars(self._options)[name] for name, _, _ in option_table() if name in vars(self._options)}
+        return {name: vars(self._options)[name] for name in OPTIONS if name in vars(self._options)}
 
     def _find_or_start(self) -> Client:
         deadline = time.monotonic() + self.START_SECONDS

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +166,13 @@ class Client:
 class Service:
     """One running service. ``stop`` and ``kill`` end it; ``start`` starts it again on the same storage."""
 
+    module = MODULE  # what a service runs unless its test says otherwise
+
     def __init__(
-        self, root: Path, storage: Path, *arguments: str, module: Path = MODULE, env: dict[str, str] | None = None
+        self, root: Path, storage: Path, *arguments: str, module: Path | None = None, env: dict[str, str] | None = None
     ) -> None:
-        self.root, self.storage, self.arguments, self.module, self.env = root, storage, arguments, module, env or {}
+        self.root, self.storage, self.arguments, self.env = root, storage, arguments, env or {}
+        self.module = module or Service.module
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = storage.parent / f"{storage.name}.log"
 
@@ -246,6 +249,46 @@ def default_port() -> Iterator[int]:
             if probe.connect_ex(("127.0.0.1", 3001)) == 0:
                 pytest.skip("port 3001 is taken by something else")
         yield 3001
+
+
+# These promises hold for the lone file too. A test that is about what a plugin adds says so by
+# @pytest.mark.needs_plugin("reason").
+ALONE = "reference results routing events agents tokens limits errors context end_to_end".split()
+
+
+def described(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test; what is about the OpenAPI document needs its plugin."""
+    mark = pytest.mark.needs_plugin("http/openapi makes the document")
+    return [pytest.param(name, marks=mark) if "openapi" in name else name for name in names]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """ "with plugins", or "alone": services then run a copy of the module that nothing lies beside."""
+    chosen = getattr(request, "param", "with plugins")
+    if chosen == "alone":
+        Service.module = Path(shutil.copy(MODULE, tmp_path_factory.mktemp("alone") / MODULE.name))
+    yield chosen
+    Service.module = MODULE
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    name = metafunc.module.__name__.removeprefix("test_")
+    if name in ALONE and {"service", "make_service"} & set(metafunc.fixturenames):
+        metafunc.parametrize("setup", ["with plugins", "alone"], indirect=True, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    excepted = [
+        item
+        for item in items
+        if item.get_closest_marker("needs_plugin")
+        and getattr(item, "callspec", None)  # its parameters
+        and item.callspec.params.get("setup") == "alone"  # type: ignore[attr-defined]
+    ]
+    if excepted:
+        config.hook.pytest_deselected(items=excepted)
+        items[:] = [item for item in items if item not in excepted]
 
 
 @pytest.fixture

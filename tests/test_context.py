@@ -793,7 +793,7 @@ def context_section(request):
     with Path({log!r}).open("a") as file:
         file.write(request.issue_id + "\\n")
     if request.issue_id.startswith("slow"):
-        time.sleep(0.5)
+        time.sleep(1.5)
     return {{"counted": len(request.outputs)}}
 """
 

@@ -16,7 +16,7 @@ from typing import Any
 import jwt
 import pytest
 import requests
-from conftest import ALL, MODULE, PROJECT, Client, Service, clean_environment, until
+from conftest import ALL, MODULE, PROJECT, Client, Service, clean_environment, described, until
 
 import cco_sidecar
 
@@ -367,14 +367,14 @@ def path_names(pattern: str, path: str) -> int:
     return sum(one != other for one, other in zip(pattern.split("/"), path.partition("?")[0].split("/"), strict=True))
 
 
-@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("name", described(REQUESTS))
 def test_a_token_is_needed_everywhere_but_for_health_and_the_description(service: Service, name: str) -> None:
     method, path, body = REQUESTS[name]
     answer = Client(service.url, None).request(method, path, json=body)
     assert answer.status_code == 200 if name in PUBLIC else refused(answer)
 
 
-@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("name", described(REQUESTS))
 def test_a_token_of_another_project_is_refused(service: Service, name: str) -> None:
     method, path, body = REQUESTS[name]
     answer = service.client(project_id="project-xyz").request(method, path, json=body)

@@ -250,11 +250,12 @@ class Option:
     default: Any
     read: Callable[[Any], Any]
     help: str
-    metavar: str
+    metavar: str = "VALUE"
+    plugin: str = ""  # the one that reads it; without it the option is refused
 
 
-def option(default: Any, read: Callable[[Any], Any], help: str, metavar: str = "VALUE") -> Any:
-    return dataclasses.field(default_factory=lambda: default, metadata={"option": Option(default, read, help, metavar)})
+def option(default: Any, *row: Any, **more: Any) -> Any:
+    return dataclasses.field(default_factory=lambda: default, metadata={"option": Option(default, *row, **more)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +287,7 @@ class Settings:
         read_path,
         "public key (PEM: RSA, P-256 or Ed25519) of an issuer whose tokens are taken beside our own",
         "FILE",
+        plugin="issuers",
     )
     token_ttl: int = option(3600, read_number(1, 31_536_000), "life of a token", "SECONDS")
     cache_size_mb: int = option(256, read_number(0, 65_536), "memory for cached contexts", "MB")
@@ -1073,6 +1075,9 @@ class SidecarInfo(Struct, frozen=True):
     started_at: str
 
 
+NOBODY = Claims(sub="", agent_type="", project_id="", permissions=[], exp=math.inf, iat=0.0)  # of a public endpoint
+
+
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
     """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too. Not ``strict``:
     a query's texts.
@@ -1216,6 +1221,14 @@ class HookSpecs:
         """A part: ``async def filter(endpoint, content) -> content`` that sees each answer's bytes before they are sent
         and may set headers of ``endpoint``; an answer that ``holds_token`` tells so. Several are called one after the
         other.
+        """
+
+    @hookspec
+    def request_log(self, settings: Settings) -> RequestLog | None:
+        """A part: a RequestLog beside the core's own. Its ``record(request)`` gets the FinishedRequest of every request
+        that was answered or refused, in order and none left out, and must not block for longer than a short write
+        does; ``close()`` comes at the end. Asked once, at the start, when the storage folder is there; StartError
+        stops it.
         """
 
     @hookspec
@@ -1619,6 +1632,14 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
     return hooks
 
 
+def check_needed_plugins(settings: Settings, hooks: Hooks) -> None:
+    """Raises StartError where an option was given that only a plugin reads, and that one is not in use."""
+    in_use = {plugin.name for plugin in hooks.loaded if not plugin.problem}
+    for name, row in OPTIONS.items():
+        if row.plugin and row.plugin not in in_use and getattr(settings, name) != row.default:
+            raise StartError(f"{flag_of(name)}: the plugin {row.plugin}, which reads it, is not loaded")
+
+
 def bundled_folder(name: Literal["plugins", "schemas"]) -> list[Path]:
     """Our own folder: beside the module in a checkout, the installed copy else, none where the file stands alone."""
     beside = Path(__file__).resolve().parent / {"plugins": "plugins", "schemas": "vendor_schemas"}[name]
@@ -1661,7 +1682,7 @@ class Sidecar:
         self.contexts = Contexts(self.storage, hooks, self.agent_types, settings)
         self.agents = Agents(self.storage, self.bus, self.tokens, self.contexts, hooks, self.agent_types, settings)
         self.idempotency = Idempotency(self.storage)
-        self.audit = AuditLog(settings.storage)
+        self.request_logs = [RequestLog()]
         self.access = Access(settings)
         self.answer_filters: list[AnswerFilter] = hooks.parts("answer_filter", callable, settings=settings)
         self.started = time.time()
@@ -1678,6 +1699,7 @@ class Sidecar:
         await self.stop()
 
     async def start(self) -> None:
+        check_needed_plugins(self.settings, self.hooks)
         prepare_storage_folder(self.settings)
         self._lock = InstanceLock(self.settings.storage)
         async with contextlib.AsyncExitStack() as undo:
@@ -1687,8 +1709,10 @@ class Sidecar:
             self.storage.start()
             undo.callback(self.storage.close)
             self.results.start()
-            self.audit.open()
-            undo.callback(self.audit.close)
+            self.request_logs += self.hooks.parts(
+                "request_log", lambda part: isinstance(part, RequestLog), settings=self.settings
+            )
+            undo.callback(self._close_logs)
             self._listen()
             undo.callback(self._server.stop)
             self.info = self._announce()
@@ -1759,9 +1783,18 @@ class Sidecar:
         await self.contexts.close()
         await self.bus.stop()
         self.storage.close()
-        self.audit.close()
+        self._close_logs()
         (self.settings.storage / "sidecar.json").unlink(missing_ok=True)
         self._lock.release()
+
+    def log_request(self, request: FinishedRequest) -> None:
+        """Have a request taken down that was answered."""
+        for request_log in self.request_logs:
+            request_log.record(request)
+
+    def _close_logs(self) -> None:
+        for request_log in self.request_logs:
+            request_log.close()
 
     async def health(self) -> dict[str, Any]:
         """Measured now; callers at the same time share one write and one round trip."""
@@ -2013,8 +2046,7 @@ def make_application(sidecar: Sidecar) -> tornado.web.Application:
         default_handler_args={"sidecar": sidecar},
         log_function=lambda handler: None,  # Endpoint.on_finish writes the line
     )
-    application.settings["table"] = table
-    application.settings["audit"] = sidecar.audit
+    application.settings |= {"sidecar": sidecar, "table": table}
     return application
 
 
@@ -2074,6 +2106,8 @@ class Endpoint(tornado.web.RequestHandler):
     ``self.query`` holds the parameters. It returns what becomes the JSON of the answer, or ready bytes of it, or raises
     ApiError. ``answers`` says under which statuses (the first is the good one) and of which types, for the OpenAPI
     document; our own are named as in plugins/http/_answers.py.
+
+    The methods stand in the order in which they are called.
     """
 
     permission: ClassVar[str | None] = None
@@ -2090,152 +2124,129 @@ class Endpoint(tornado.web.RequestHandler):
     holds_token: ClassVar[bool] = False
 
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
+    LINGER_SECONDS = 2.0  # how long a body is read on after an answer that came before its end ...
+    LINGER_BYTES = 4 * MB  # ... and how much of it
 
     # Thousands of long polls are parked in instances: slots keep them small.
     __slots__ = (
-        "_accounted",
-        "_early",
-        "_refusal",
-        "_request_id",
-        "_upload",
-        "acted_on",
-        "allowance",
-        "claims",
-        "failed_with",
-        "hang_up",
-        "parked",
-        "path_names",
-        "query",
-        "sidecar",
-        "who",
+        "_accounted", "_dropped", "_early", "_timer", "_upload", "acted_on", "allowance", "claims", "hang_up", "parked",
+        "path_names", "query", "refusal", "request_id", "sidecar",
     )  # fmt: skip
 
     sidecar: Sidecar
-    claims: Claims
     query: Any
     respond: Callable[..., Awaitable[Any]]
 
     def initialize(self, sidecar: Sidecar, path_names: tuple[str, ...] = ()) -> None:
         del self.ui  # Tornado's template helpers: half a kilobyte that a parked poll need not hold
         self.sidecar, self.path_names = sidecar, path_names
-        self._request_id = ""
-        self.who: Claims | None = None
+        self.request_id = f"req-{uuid.uuid4()}"
+        self.claims = NOBODY
         self.allowance: Allowance | None = None
-        self.parked = 0.0  # seconds that a long poll waited: not the service's own time
-        self.failed_with: ApiError | None = None
-        self._refusal: ApiError | None = None
-        self._early = False
-        self._upload = Upload()
-        self.acted_on: dict[str, str] | None = None  # what a body and its answer name, for the audit log
+        self.refusal: ApiError | None = None
+        self.acted_on: dict[str, str] | None = None  # the ids that the body and the answer name
         self.hang_up = HangUp()
-        self._accounted = False
+        self.parked = 0.0  # seconds that a long poll waited: not the service's own time
+        self._upload = bytearray()
+        self._timer: asyncio.TimerHandle | None = None
+        self._early = self._accounted = False
+        self._dropped = 0
         sidecar.open_requests += 1
-
-    @property
-    def request_id(self) -> str:
-        """The request's name in answers and logs, made when it is first needed."""
-        self._request_id = self._request_id or f"req-{uuid.uuid4()}"
-        return self._request_id
 
     # -- before the body
 
     async def prepare(self) -> None:
+        request, sidecar = self.request, self.sidecar
+        length = body_length(request.headers)
         try:
-            self.sidecar.access.check(self.request)
-            self._check_size()
+            sidecar.access.check(request)
+            if self.max_body < length < math.inf:
+                raise self._too_large()
             if not self.public:
-                self.who = self.claims = self.sidecar.tokens.verify(self.request.headers.get("Authorization"))
-                del self.request.headers[
-                    "Authorization"
-                ]  # checked: no need to keep a token in memory for as long as a poll takes
-                self.sidecar.agents.heard_from(self.claims.sub, str(self.request.method), self.request.path)
-                self.allowance = self.sidecar.limits.spend(self.claims)
-                await self._check_permission()
+                # Checked: no need to keep a token in memory for as long as a poll takes.
+                self.claims = sidecar.tokens.verify(request.headers.pop("Authorization", None))
+                sidecar.agents.heard_from(self.claims.sub, str(request.method), request.path)
+                self.allowance = sidecar.limits.spend(self.claims)
+                sidecar.tokens.check_permission(self.claims, self.permission)
+                await self._check_policies()
         except ApiError as error:
             self._refuse(error)
-        except Exception as error:  # a boundary: whatever else, the client gets JSON
-            self._refuse(self._unexpected(error))
-        if not self._early and body_length(self.request.headers):
-            self._upload.expect(self.sidecar.settings.request_timeout, self._stalled)
+        if length and not self._early:
+            self._set_timer(sidecar.settings.request_timeout, self._stalled)
 
-    def _check_size(self) -> None:
-        headers = self.request.headers
-        if "Transfer-Encoding" not in headers and body_length(headers) > self.max_body:
-            raise ApiError("REQ_004", f"The body may have {self.max_body} bytes at most")
-
-    async def _check_permission(self) -> None:
-        permission = self.permission
-        if permission and permission not in self.sidecar.tokens.permissions(self.claims):
-            raise ApiError(
-                "AUTH_003", f"This token lacks the permission {permission}", details={"permission": permission}
-            )
-        if self.sidecar.hooks.implementations("permission_policy"):
-            facts = {
-                "claims": self.claims,
-                "permission": permission,
-                "method": self.request.method,
-                "path": self.request.path,
-            }
-            reason = await asyncio.to_thread(functools.partial(self.sidecar.hooks.refusal, **facts))
-            if reason:
-                raise ApiError(
-                    "AUTH_003", f"Refused by policy: {reason}", details={"permission": permission, "policy": reason}
-                )
+    async def _check_policies(self) -> None:
+        facts = {"claims": self.claims, "permission": self.permission}
+        facts |= {"method": self.request.method, "path": self.request.path}
+        if self.sidecar.hooks.implementations("permission_policy") and (
+            reason := await asyncio.to_thread(functools.partial(self.sidecar.hooks.refusal, **facts))
+        ):
+            details = {"permission": self.permission, "policy": reason}
+            raise ApiError("AUTH_003", f"Refused by policy: {reason}", details=details)
 
     def _refuse(self, error: ApiError) -> None:
-        """Refuse before the body was read: after it where it is small, else at once and then read on for a while."""
-        self._refusal = error
+        """Refuse before the body was read: after it where it is small, else at once."""
+        self.refusal = error
         self.allowance = self.allowance or error.allowance
         if body_length(self.request.headers) > MB:
             self._answer_early(error)
 
+    def data_received(self, chunk: bytes) -> None:
+        if self._early:
+            self._dropped += len(chunk)
+            if self._dropped > self.LINGER_BYTES:
+                self._finish_early()
+        elif not self.refusal:
+            self._upload += chunk
+            if len(self._upload) > self.max_body:  # only a chunked body gets here
+                self._answer_early(self._too_large())
+
+    def _too_large(self) -> ApiError:
+        return ApiError("REQ_004", f"The body may have {self.max_body} bytes at most")
+
     def _stalled(self) -> None:
-        if not (self._early or self._finished):
-            self._refusal = self._refusal or ApiError("REQ_008", "The request's body did not come in time")
-            self._answer_early(self._refusal)
+        if not self._finished:
+            self._answer_early(self.refusal or ApiError("REQ_008", "The request's body did not come in time"))
 
     def _answer_early(self, error: ApiError) -> None:
-        # Closing with unread input resets the connection and the client never sees why: linger, within bounds.
+        """Answer before the body's end, and read on for a while: closing with unread input resets the connection, and
+        the client never sees why.
+        """
         self._early = True
+        self._upload.clear()
         self.request.headers.pop("Expect", None)  # else Tornado would still ask for the body, after this answer
-        self.set_header("Connection", "close")
-        self.request.connection._disconnect_on_finish = True  # type: ignore[union-attr]  # Tornado itself goes by the request's headers alone
-        self.set_header("Content-Type", "application/json")
         content = self._error_content(error)
+        self.set_header("Connection", "close")
+        connection: Any = self.request.connection
+        connection._disconnect_on_finish = True  # Tornado itself goes by the request's headers alone
         self.set_header("Content-Length", str(len(content)))
         self.write(content)
         self.flush()
-        asyncio.get_running_loop().call_later(Upload.LINGER_SECONDS, self._finish_early)
+        self._set_timer(self.LINGER_SECONDS, self._finish_early)
 
     def _finish_early(self) -> None:
         if not self._finished:
             self.finish()
 
-    def data_received(self, chunk: bytes) -> None:
-        if self._refusal:
-            if self._upload.drop(chunk) and self._early:
-                self._finish_early()
-        elif self._upload.take(chunk) > self.max_body:  # only a chunked body gets here
-            self._refusal = ApiError("REQ_004", f"The body may have {self.max_body} bytes at most")
-            self._upload.content.clear()
-            self._answer_early(self._refusal)
+    def _set_timer(self, seconds: float = 0.0, action: Callable[[], None] | None = None) -> None:
+        """Call ``action`` after ``seconds`` in place of what was to come; without one nothing is to come."""
+        if self._timer:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, action) if action else None
 
     # -- the answer
 
     async def _serve(self, *path: str) -> None:
-        self._upload.end()
+        self._set_timer()
         if self._early:
             return self._finish_early()
         try:
-            if self._refusal:
-                raise self._refusal
+            if self.refusal:
+                raise self.refusal
             self._read_path_and_query(path)
-            answer = await (
-                self.respond(*path) if self.body is None else self._respond_once(path, await self._read_body())
-            )
+            answer = await (self.respond(*path) if self.body is None else self._respond_to_body(path))
             if not self._finished:
                 self.set_status(self.get_status() if self.get_status() != 200 else next(iter(self.answers)))
-                await self._finish_with(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
+                await self.send(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
         except tornado.iostream.StreamClosedError:
             self.hang_up.happened = True
         except asyncio.CancelledError:
@@ -2244,44 +2255,61 @@ class Endpoint(tornado.web.RequestHandler):
         except Exception as error:  # a boundary: the caller gets JSON, the log gets what was not expected
             content = self._error_content(error if isinstance(error, ApiError) else self._unexpected(error))
             if not self.hang_up.happened:
-                await self._finish_with(content)
+                await self.send(content)
 
     get = head = post = put = patch = delete = options = _serve
 
     def _read_path_and_query(self, path: tuple[str, ...]) -> None:
         for name, value in zip(self.path_names, path, strict=True):
             check_identifier(name, value)
+        request = self.request
         try:
-            arguments = {key: values[-1].decode("utf-8") for key, values in self.request.query_arguments.items()}
+            arguments = {key: values[-1].decode("utf-8") for key, values in request.query_arguments.items()}
         except UnicodeDecodeError:
             raise ApiError("REQ_001", "The query is not UTF-8") from None
         self.query = convert(arguments, self.query_type, strict=False)
-        self.request.arguments = self.request.query_arguments = (
-            self.request.body_arguments
-        ) = {}  # no need to park these
+        request.arguments = request.query_arguments = request.body_arguments = {}  # no need to park these
 
-    async def _respond_once(self, path: tuple[str, ...], body: dict[str, Any]) -> Any:
+    async def _respond_to_body(self, path: tuple[str, ...]) -> Any:
         """The answer; with an Idempotency-Key the first one again. A body of another project is refused."""
+        body = await self._read_body()
         project = body.get("project_id")
         if project is not None and project != self.claims.project_id:
             raise ApiError("AUTH_003", "This token belongs to another project", details={"project_id": project})
-        self.name(body.get("data"), "issue_id")
-        self.name(body, "issue_id", "agent_id")
+        self._note(body.get("data"), "issue_id")
+        self._note(body, "issue_id", "agent_id")
         key = self.request.headers.get("Idempotency-Key")
         if key is None or not self.idempotent:
-            return self.name(await self.respond(*path, body=body), "agent_id", "event_id", "id")
+            return self._note(await self.respond(*path, body=body), "agent_id", "event_id", "id")
         endpoint = f"{self.request.method} {self.request.path}"
-        async with self.sidecar.idempotency.begin(self.claims, endpoint, key, bytes(self._upload.content)) as ticket:
+        async with self.sidecar.idempotency.begin(self.claims, endpoint, key, bytes(self._upload)) as ticket:
             if ticket.answer is not None:
                 self.set_header("Idempotent-Replay", "true")
-                self.name(msgspec.json.decode(ticket.answer), "agent_id", "event_id", "id")
+                self._note(msgspec.json.decode(ticket.answer), "agent_id", "event_id", "id")
                 return self.replay(ticket.answer)
-            answer = self.name(await self.respond(*path, body=body, ticket=ticket), "agent_id", "event_id", "id")
+            answer = self._note(await self.respond(*path, body=body, ticket=ticket), "agent_id", "event_id", "id")
             await ticket.settle(answer, self.remembered(answer))
             return ticket.answer
 
-    def name(self, source: Any, *fields: str) -> Any:
-        """Take down what a body or an answer says is acted on; returns it."""
+    async def _read_body(self) -> dict[str, Any]:
+        """The body as a dict that satisfies ``self.body``; unknown fields stay in it."""
+        media_type = self.request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
+        coding = self.request.headers.get("Content-Encoding", "").strip()
+        if media_type != "application/json" or coding:
+            self.set_header("Accept-Encoding", "identity")  # RFC 9110, 15.5.16
+            raise ApiError("REQ_005", f"The body must be application/json, not {(coding or media_type)[:100]}")
+        content, decode = bytes(self._upload), msgspec.json.decode
+        try:
+            body = await asyncio.to_thread(decode, content) if len(content) > 256 * 1024 else decode(content)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ApiError("REQ_001", f"The body is not JSON: {one_line(error)}") from None
+        except RecursionError:
+            raise ApiError("REQ_001", "The body is nested too deeply") from None
+        convert(body, self.body, code=self.invalid)
+        return typing.cast(dict[str, Any], body)
+
+    def _note(self, source: Any, *fields: str) -> Any:
+        """Take down the ids that a body or an answer names; returns it."""
         self.acted_on = self.acted_on or {}
         for field in fields:
             value = source.get(field) if isinstance(source, dict) else getattr(source, field, None)
@@ -2296,39 +2324,52 @@ class Endpoint(tornado.web.RequestHandler):
     def replay(self, answer: bytes) -> bytes:
         return answer
 
-    async def _read_body(self) -> dict[str, Any]:
-        """The body as a dict that satisfies ``self.body``; unknown fields stay in it."""
-        media_type = self.request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
-        if media_type != "application/json":
-            raise ApiError("REQ_005", f"The body must be application/json, not {media_type[:100]}")
-        if coding := self.request.headers.get("Content-Encoding", "").strip():
-            self.set_header("Accept-Encoding", "identity")  # RFC 9110, 15.5.16
-            raise ApiError("REQ_005", f"The body must not be compressed, and this one is {coding[:100]}")
-        content = bytes(self._upload.content)
-        try:
-            decode = msgspec.json.decode
-            body = await asyncio.to_thread(decode, content) if len(content) > 256 * 1024 else decode(content)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ApiError("REQ_001", f"The body is not JSON: {one_line(error)}") from None
-        except RecursionError:
-            raise ApiError("REQ_001", "The body is nested too deeply") from None
-        convert(body, self.body, code=self.invalid)
-        return typing.cast(dict[str, Any], body)
+    async def send(self, content: bytes) -> None:
+        """The whole answer. Raises StreamClosedError where nobody is left to read it."""
+        if content:
+            self.set_header("Content-Type", "application/json")
+        for answer_filter in self.sidecar.answer_filters:
+            content = await answer_filter(self, content)
+        # Not even an empty chunk may go with a 204 or 304.
+        written = asyncio.ensure_future(self.finish(content or None))
+        if not written.done():  # the client reads slowly, or not at all
+            await asyncio.wait({written}, timeout=self.STALL_SECONDS)
+        if not written.done():
+            typing.cast(Any, self.request.connection).close()
+        await written
+
+    def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
+        if not self._headers_written:
+            headers = self._headers  # set_header checks each value anew, which is a tenth of a small answer's cost
+            headers["Server"] = "cco-sidecar"
+            headers["X-Request-ID"] = self.request_id
+            headers["Cache-Control"] = self.cache_control if self.get_status() < 400 else "no-store"
+            self.sidecar.access.mark(headers, self.request)
+            if self.allowance:
+                headers.update(self.allowance.headers())
+            if fresh := self.sidecar.tokens.refresh_if_due(self.claims):
+                headers["X-Refreshed-Token"] = fresh
+        return super().flush(include_footers)
+
+    def compute_etag(self) -> None:
+        """None: Tornado would hash every answer; contexts have an ETag of their own."""
+
+    # -- errors
 
     def _unexpected(self, error: Exception) -> ApiError:
         if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
             return ApiError("REQ_001", "The body is nested too deeply")
         if isinstance(error, sqlite3.Error):
             log.error("%s storage: %s", self.request_id, error)
-            return ApiError(
-                self.failure, f"{ERRORS[self.failure][2]}: the storage cannot be used ({storage_reason(error)})"
-            )
+            reason = f"{ERRORS[self.failure][2]}: the storage cannot be used ({storage_reason(error)})"
+            return ApiError(self.failure, reason)
         log.error("%s unexpected", self.request_id, exc_info=error)
         return ApiError(self.failure)
 
     def _error_content(self, error: ApiError) -> bytes:
-        self.failed_with = error
+        self.refusal = error
         self.set_status(error.status)
+        self.set_header("Content-Type", "application/json")
         if error.retry_after is not None:
             self.set_header("Retry-After", str(error.retry_after))
         if error.status == 401:
@@ -2337,57 +2378,25 @@ class Endpoint(tornado.web.RequestHandler):
             self.set_header("Allow", ", ".join(allowed_methods(self.application.settings["table"], self.request.path)))
         return msgspec.json.encode(error.answer(self.request_id))
 
-    async def _finish_with(self, content: bytes) -> None:
-        if content:
-            self.set_header("Content-Type", "application/json")
-        for answer_filter in self.sidecar.answer_filters:
-            content = await answer_filter(self, content)
-        written = asyncio.ensure_future(
-            self.finish(content or None)
-        )  # not even an empty chunk may go with a 204 or 304
-        if not written.done():  # the client reads slowly, or not at all
-            await asyncio.wait({written}, timeout=self.STALL_SECONDS)
-        if not written.done():
-            self.request.connection.close()  # type: ignore[union-attr]
-        await written
-
-    def flush(self, include_footers: bool = False) -> Awaitable[None]:  # type: ignore[override]
-        if not self._headers_written:
-            self._set_common_headers()
-        return super().flush(include_footers)
-
-    def compute_etag(self) -> None:
-        """None: Tornado would hash every answer; contexts have an ETag of their own."""
-
-    def _set_common_headers(self) -> None:
-        headers = self._headers  # set_header checks each value anew, which is a tenth of a small answer's cost
-        headers["Server"] = "cco-sidecar"
-        headers["X-Request-ID"] = self.request_id
-        headers["Cache-Control"] = self.cache_control if self.get_status() < 400 else "no-store"
-        self.sidecar.access.mark(headers, self.request)
-        if self.allowance:
-            headers["X-RateLimit-Limit"] = str(self.allowance.limit)
-            headers["X-RateLimit-Remaining"] = str(self.allowance.remaining)
-            headers["X-RateLimit-Reset"] = str(self.allowance.reset)
-        if self.who and (fresh := self.sidecar.tokens.refresh_if_due(self.who)):
-            self.set_header("X-Refreshed-Token", fresh)
-
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Tornado's own refusals (an unknown method, a path that is not UTF-8) in our words."""
         known = allowed_methods(self.application.settings["table"], self.request.path)
-        code = {404: "REQ_002", 405: "REQ_003" if known else "REQ_002", 413: "REQ_004", 415: "REQ_005"}.get(
-            status_code, "REQ_001"
+        codes = {404: "REQ_002", 405: "REQ_003" if known else "REQ_002", 413: "REQ_004", 415: "REQ_005"}
+        content = self._error_content(
+            ApiError(self.failure if status_code >= 500 else codes.get(status_code, "REQ_001"))
         )
-        error = ApiError(code) if status_code < 500 else ApiError(self.failure)
-        content = self._error_content(error)
-        self.set_header("Content-Type", "application/json")
         self.set_header("Connection", "close")  # Tornado does close it, where the body was not read yet
         self.finish(content)
+
+    def log_exception(self, *details: Any) -> None:
+        """Unexpected errors were logged where they became an answer."""
+        if not isinstance(details[1], (tornado.web.HTTPError, tornado.iostream.StreamClosedError)):
+            log.error("%s unexpected", self.request_id, exc_info=details)
 
     # -- afterwards
 
     def on_connection_close(self) -> None:
-        self._upload.end()
+        self._set_timer()
         super().on_connection_close()  # ends the wait for a body that will never be whole
         self.hang_up.happen()
         if not self._finished:  # nobody is left to answer: Tornado calls on_finish only after finish()
@@ -2397,72 +2406,74 @@ class Endpoint(tornado.web.RequestHandler):
         self._account(self.get_status())
 
     def _account(self, status: int) -> None:
-        """Count, log and audit a request, once."""
+        """Count a request and have it logged, once."""
         if self._accounted:
             return
         self._accounted = True
         self.sidecar.open_requests -= 1
-        duration = max(0.0, self.request.request_time() - self.parked)
-        self.sidecar.metrics.record(duration, failed=status >= 400 and status != 499)
-        who = self.who.sub if self.who else "-"
-        log.info(
-            "%s %s %s %d %.1f ms %s %s", self.request_id, self.request.method, without_tokens(self.request.path),
-            status, duration * 1000, who,
-            self.failed_with.code if self.failed_with else "-",
-        )  # fmt: skip
-        if self.failed_with or self.request.method not in ("GET", "HEAD", "OPTIONS"):
-            self.sidecar.audit.record(self, status)
-
-    def log_exception(self, *details: Any) -> None:
-        """Unexpected errors were logged where they became an answer."""
-        if not isinstance(details[1], (tornado.web.HTTPError, tornado.iostream.StreamClosedError)):
-            log.error("%s unexpected", self.request_id, exc_info=details)
-
-
-class Upload:
-    """The body of a request as it comes: kept, or after a refusal dropped for a while, so that its sender gets to read
-    why.
-    """
-
-    LINGER_BYTES = 4 * MB
-    LINGER_SECONDS = 2.0
-
-    __slots__ = ("_dropped", "_timer", "content")
-
-    def __init__(self) -> None:
-        self.content = bytearray()
-        self._dropped = 0
-        self._timer: asyncio.TimerHandle | None = None
-
-    def expect(self, seconds: float, stalled: Callable[[], None]) -> None:
-        """Have ``stalled`` called where the body is not whole after ``seconds``."""
-        self._timer = asyncio.get_running_loop().call_later(seconds, stalled)
-
-    def end(self) -> None:
-        """The body is whole, or will never be."""
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
-
-    def take(self, chunk: bytes) -> int:
-        """Keep a piece; how long the body is by now."""
-        self.content += chunk
-        return len(self.content)
-
-    def drop(self, chunk: bytes) -> bool:
-        """Throw a piece away; whether that was enough of it."""
-        self._dropped += len(chunk)
-        return self._dropped > self.LINGER_BYTES
+        seconds = max(0.0, self.request.request_time() - self.parked)
+        self.sidecar.metrics.record(seconds, failed=status >= 400 and status != 499)
+        # Tornado refuses an unknown method before it has looked at the path.
+        in_path = dict(zip(self.path_names, getattr(self, "path_args", ()), strict=False))
+        done = FinishedRequest(
+            moment=time.time(),
+            request_id=self.request_id,
+            remote=self.request.remote_ip,
+            method=self.request.method,
+            path=without_tokens(self.request.path),
+            status=status,
+            seconds=seconds,
+            who=self.claims.sub or None,
+            agent_type=self.claims.agent_type or None,
+            code=self.refusal.code if self.refusal else None,
+            message=self.refusal.message if self.refusal else None,
+            acted_on=in_path | (self.acted_on or {}),
+        )
+        self.sidecar.log_request(done)
 
 
 def body_length(headers: tornado.httputil.HTTPHeaders) -> float:
-    """How long a body these headers announce; infinite for one in chunks, 0 for nonsense, which is refused where the
-    body is read.
-    """
+    """How long a body these headers announce: infinite for one in chunks, 0 for nonsense, which Tornado refuses."""
     if "Transfer-Encoding" in headers:
-        return float("inf")
+        return math.inf
     lengths = headers.get("Content-Length", "0").split(",")
     return max(int(length) if re.fullmatch(r"\s*\d{1,18}\s*", length, re.ASCII) else 0 for length in lengths)
+
+
+class FinishedRequest(Struct, frozen=True, kw_only=True):
+    """A request that was answered; without ``method`` and ``path`` where it was refused before it became one."""
+
+    moment: float  # epoch seconds
+    request_id: str
+    remote: str | None  # the peer's address
+    method: str | None = None
+    path: str = ""  # without what looks like a token
+    status: int  # 499 where the client hung up
+    seconds: float = 0.0  # without those that a long poll waited
+    who: str | None = None
+    agent_type: str | None = None
+    code: str | None = None  # of the refusal, with its message
+    message: str | None = None
+    acted_on: dict[str, str] = {}  # by issue_id, agent_id, result_id and so on: what path, body and answer name
+
+
+class RequestLog:
+    """Takes down requests once they are answered: as a line of the log. Plugins keep more (``request_log``)."""
+
+    def record(self, request: FinishedRequest) -> None:
+        """Called on the loop for every request, in order. Must not block for longer than a short write does."""
+        log.info(
+            "%s %s %s %d %.1f ms %s %s", request.request_id, request.method or "-", request.path or "-",
+            request.status, request.seconds * 1000, request.who or "-", request.code or "-",
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """The service has ended."""
+
+
+def without_tokens(text: str) -> str:
+    """``text`` for a log, where a token may have been put into a path or a name by mistake: each begins with eyJ."""
+    return redact(text)[0] if "eyJ" in text else text
 
 
 class UnknownRoute(Endpoint):
@@ -2486,7 +2497,14 @@ class UnknownRoute(Endpoint):
     async def respond(self) -> bytes:
         allowed = ", ".join(allowed_methods(self.application.settings["table"], self.request.path))
         self.set_header("Allow", allowed)
-        self.sidecar.access.answer_preflight(self._headers, self.request, allowed)
+        if self.request.headers.get("Origin"):  # a browser asks before it lets a page call
+            self.set_header("Access-Control-Allow-Methods", allowed)
+            self.set_header(
+                "Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, If-None-Match"
+            )
+            self.set_header("Access-Control-Max-Age", "600")
+            if self.request.headers.get("Access-Control-Request-Private-Network"):
+                self.set_header("Access-Control-Allow-Private-Network", "true")
         return b""
 
 
@@ -2505,7 +2523,11 @@ class Access:
     )
 
     def __init__(self, settings: Settings) -> None:
-        self._hosts, self._origins = allowed_hosts(settings), settings.cors_origin
+        any_address = {"*"} if settings.host in ("0.0.0.0", "::") else set()
+        self._hosts = frozenset(
+            {"localhost", settings.host.lower(), *map(str.lower, settings.allowed_host)} | any_address
+        )
+        self._origins = settings.cors_origin
         self._always = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
         self._always |= {"Strict-Transport-Security": "max-age=31536000"} if settings.tls_cert else {}
 
@@ -2518,39 +2540,19 @@ class Access:
             raise ApiError("REQ_007", "Pages of this Origin may not call; --cors-origin allows more")
 
     def mark(self, headers: tornado.httputil.HTTPHeaders, request: tornado.httputil.HTTPServerRequest) -> None:
-        """What every answer carries, and for pages that may call the leave to read it."""
-        for name, value in self._always.items():
-            headers[name] = value
+        """Set what every answer carries, and what lets pages that may call read it."""
+        headers.update(self._always)
         origin = request.headers.get("Origin")
         if origin and origin_allowed(origin, self._origins):
             headers["Access-Control-Allow-Origin"] = origin
             headers["Access-Control-Expose-Headers"] = self.EXPOSED_HEADERS
             headers.add("Vary", "Origin")
 
-    def answer_preflight(
-        self, headers: tornado.httputil.HTTPHeaders, request: tornado.httputil.HTTPServerRequest, allowed: str
-    ) -> None:
-        """What a browser asks before it lets a page call."""
-        if not request.headers.get("Origin"):
-            return
-        headers["Access-Control-Allow-Methods"] = allowed
-        headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, Idempotency-Key, If-None-Match"
-        headers["Access-Control-Max-Age"] = "600"
-        if request.headers.get("Access-Control-Request-Private-Network"):
-            headers["Access-Control-Allow-Private-Network"] = "true"
 
-
-def allowed_hosts(settings: Settings) -> frozenset[str]:
-    """Host names that are answered besides loopback addresses; "*" stands for any literal address (see
-    host_allowed).
-    """
-    wildcard = {"*"} if settings.host in ("0.0.0.0", "::") else set()
-    return frozenset({"localhost", settings.host.lower(), *(name.lower() for name in settings.allowed_host)} | wildcard)
-
-
+@functools.lru_cache(1024)
 def host_allowed(host: str, allowed: frozenset[str]) -> bool:
-    """Whether a Host header may be answered. Rebinding needs a name: where every interface is served, any address is
-    right.
+    """Whether a Host header may be answered: it names one of ``allowed``, or a loopback address, or with "*" in it any
+    address. Rebinding needs a name.
     """
     name = host.lower().removesuffix(".")
     match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]*)(:\d{1,5})?", name)
@@ -2683,7 +2685,7 @@ class WaitForEvents(Endpoint):
         began = time.monotonic()
         poll = await self.sidecar.bus.wait(self.claims, event_type, self.query, self.hang_up)
         self.parked = poll.parked if poll.parked else time.monotonic() - began
-        await self._finish_with(poll.content)  # raises StreamClosedError where nobody is left to read it
+        await self.send(poll.content)  # raises StreamClosedError where nobody is left to read it
         if self.request.method != "HEAD":  # which looks, and takes nothing away
             self.sidecar.bus.answered(poll)
         return b""
@@ -2769,7 +2771,7 @@ class EndAgent(Endpoint):
 
     async def respond(self, agent_id: str) -> AgentEnding:
         row = self.sidecar.agents.find(self.claims.project_id, agent_id)
-        self.name({"issue_id": row["issue"]}, "issue_id")
+        self.acted_on = {"issue_id": row["issue"]}
         self.sidecar.tokens.check_issue(self.claims, row["issue"])
         return AgentEnding(
             agent_id, await self.sidecar.agents.end(agent_id, force=self.query.force), row["state"], iso()
@@ -2846,97 +2848,6 @@ class GetStatus(Endpoint):
         return await self.sidecar.status()
 
 
-def without_tokens(text: str) -> str:
-    """A line for a log, where a token may have been put into a path or a name by mistake; each begins with these
-    letters.
-    """
-    return redact(text)[0] if "eyJ" in text else text
-
-
-class AuditLine(Struct, frozen=True):
-    """Who did what, on what, with what outcome."""
-
-    time: str
-    request_id: str
-    remote: str | None
-    who: str | None
-    agent_type: str | None
-    method: str | None
-    path: str
-    status: int
-    outcome: str
-    code: str | None
-    reason: str | None
-    issue_id: str | None = None  # what was acted on, as far as the path, the body and the answer name it
-    agent_id: str | None = None
-    result_id: str | None = None
-    event_id: str | None = None
-
-
-def named(value: Any) -> str | None:
-    """``value`` where it is an identifier; what a caller put in the place of one stays out of the audit log."""
-    return value if isinstance(value, str) and re.fullmatch(IDENTIFIER, value) and ".." not in value else None
-
-
-class AuditLog:
-    """JSON lines of who did what, on what, with what outcome: every change, and every request that was refused.
-
-    At ``max_bytes`` the file is renamed to audit.log.1, that one to audit.log.2, and so on up to ``files``.
-    """
-
-    def __init__(self, folder: Path, *, max_bytes: int = 10 * MB, files: int = 5) -> None:
-        self._path = folder / "audit.log"
-        self._max_bytes, self._files = max_bytes, files
-        self._file: int | None = None
-        self._size = 0
-
-    def open(self) -> None:
-        self._file = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-        self._size = os.fstat(self._file).st_size
-
-    def record(self, endpoint: Endpoint, status: int) -> None:
-        who, error, request = endpoint.who, endpoint.failed_with, endpoint.request
-        outcome = "refused" if 400 <= status < 500 else "failed" if status >= 500 else "done"
-        in_path = getattr(
-            endpoint, "path_args", ()
-        )  # Tornado refuses an unknown method before it has looked at the path
-        names = dict(zip(endpoint.path_names, in_path, strict=False)) | (endpoint.acted_on or {})
-        acted_on = (named(names.get(name)) for name in ("issue_id", "agent_id", "result_id", "event_id"))
-        self.write(
-            AuditLine(
-                iso(), endpoint.request_id, request.remote_ip, who.sub if who else None,
-                who.agent_type if who else None, request.method,
-                request.path, status, outcome, error.code if error else None, error.message if error else None,
-                *acted_on,
-            )
-        )  # fmt: skip
-
-    def write(self, line: AuditLine) -> None:
-        """Append a line. A disk that does not take it is logged: the request itself has been answered."""
-        if self._file is None:
-            return
-        content = without_tokens(msgspec.json.encode(line).decode()).encode() + b"\n"
-        try:
-            if self._size + len(content) > self._max_bytes:
-                self._rotate()
-            self._size += os.write(self._file, content)
-        except OSError as error:
-            log.error("audit log: %s", error.strerror)
-
-    def _rotate(self) -> None:
-        self.close()
-        for number in range(self._files - 1, -1, -1):
-            older = Path(f"{self._path}.{number}") if number else self._path
-            with contextlib.suppress(FileNotFoundError):
-                older.replace(f"{self._path}.{number + 1}")
-        self.open()
-
-    def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-
 # ======================================================================================================
 # Tokens and rate limits
 # ======================================================================================================
@@ -2988,11 +2899,9 @@ class Tokens:
         self._keys = [(secret, "HS256")]
 
     def load_issuers(self, hooks: Hooks) -> None:
-        """Take the keys of other issuers that plugins know. Raises StartError where a configured one is not known."""
+        """Take the keys of other issuers that plugins know."""
         for keys in hooks.parts("token_keys", lambda part: isinstance(part, list), settings=self._settings):
             self._keys += keys
-        if self._settings.jwt_public_key and len(self._keys) == 1:
-            raise StartError("--jwt-public-key: the plugin issuers, which reads it, is not loaded")
 
     def start(self) -> None:
         assert self._storage

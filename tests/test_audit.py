@@ -10,34 +10,23 @@ from typing import Any
 import pytest
 import requests
 from agent_harness import COMMAND, spawn
-from conftest import PROJECT, Client, Service, until
+from conftest import PROJECT, Client, Service, plugin, until
 
-from cco_sidecar import AuditLine, AuditLog
+from cco_sidecar import FinishedRequest
+
+AuditLog = plugin("audit").AuditLog
 
 
-def line(number: int) -> AuditLine:
-    return AuditLine(
-        "2026-01-01T00:00:00Z",
-        f"req-{number}",
-        "127.0.0.1",
-        "me",
-        "qa-engineer",
-        "POST",
-        "/api/results",
-        201,
-        "done",
-        None,
-        None,
-    )
+def line(number: int) -> FinishedRequest:
+    return FinishedRequest(moment=0, request_id=f"req-{number}", remote="127.0.0.1", method="POST", status=201)
 
 
 def test_the_audit_log_is_rotated_and_stays_private(tmp_path: Path) -> None:
     log = AuditLog(tmp_path, max_bytes=1000, files=2)
-    log.open()
     for number in range(20):
-        log.write(line(number))
+        log.record(line(number))
     log.close()
-    log.write(line(99))  # after its end it takes nothing, and says nothing
+    log.record(line(99))  # after its end it takes nothing, and says nothing
     names = ["audit.log.2", "audit.log.1", "audit.log"]
     assert sorted(os.listdir(tmp_path)) == sorted(names)
     kept = [json.loads(text)["request_id"] for name in names for text in (tmp_path / name).read_text().splitlines()]
@@ -50,13 +39,49 @@ def test_the_audit_log_is_rotated_and_stays_private(tmp_path: Path) -> None:
 def test_the_audit_log_goes_on_where_an_earlier_run_ended(tmp_path: Path) -> None:
     for number in range(2):
         log = AuditLog(tmp_path)
-        log.open()
-        log.write(line(number))
+        log.record(line(number))
         log.close()
-    assert [json.loads(text)["request_id"] for text in (tmp_path / "audit.log").read_text().splitlines()] == [
-        "req-0",
-        "req-1",
-    ]
+    written = (tmp_path / "audit.log").read_text().splitlines()
+    assert [json.loads(text)["request_id"] for text in written] == ["req-0", "req-1"]
+
+
+def test_a_log_that_cannot_be_rotated_goes_on_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = AuditLog(tmp_path, max_bytes=1000, files=1)
+    (tmp_path / "audit.log.1" / "in the way").mkdir(parents=True)
+    for number in range(10):
+        log.record(line(number))
+    log.close()
+    written = (tmp_path / "audit.log").read_text().splitlines()
+    assert [json.loads(text)["request_id"] for text in written] == [f"req-{number}" for number in range(10)]
+    assert "audit log: it cannot be rotated: " in caplog.text
+
+
+def test_a_line_that_the_disk_does_not_take_is_told_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "storage"
+    folder.mkdir()
+    log = AuditLog(folder, max_bytes=1)  # a new file for each line
+    folder.rename(tmp_path / "moved")
+    for number in range(2):
+        log.record(line(number))
+    assert caplog.text.count("audit log: No such file or directory") == 2
+    folder.mkdir()
+    log.record(line(2))
+    log.close()
+    assert json.loads((folder / "audit.log").read_text())["request_id"] == "req-2"
+
+
+def test_a_service_whose_audit_log_cannot_be_opened_does_not_start(
+    make_service: Any, tmp_path: Path, repository: Path
+) -> None:
+    (tmp_path / "storage" / "audit.log").mkdir(parents=True)
+    (tmp_path / "storage").chmod(0o700)
+    service = Service(repository, tmp_path / "storage")
+    with pytest.raises(AssertionError):
+        service.start()
+    assert service.process and service.process.wait(15) == 2
+    assert "cco: the audit log in " in service.log and "Traceback" not in service.log
 
 
 NAMES = ("issue_id", "agent_id", "result_id", "event_id")

@@ -165,6 +165,20 @@ PLUGINS = {
         def answer_filter():
             return stamp
     """,
+    "diary": """
+        from cco_sidecar import RequestLog
+
+        class Diary(RequestLog):
+            def record(self, request):
+                print("dear diary,", request.method, request.path, request.status, request.who, request.acted_on, flush=True)
+
+            def close(self):
+                print("the diary is closed", flush=True)
+
+        @hookimpl
+        def request_log(settings):
+            return Diary()
+    """,
     "issuer": """
         import jwt
 
@@ -448,6 +462,14 @@ def test_a_plugin_brings_its_own_storage(plugged: Service) -> None:
     assert plugged.client().get(f"/api/results/{stored['id']}").status_code == 200
 
 
+def test_a_plugin_takes_down_every_request(plugged: Service) -> None:
+    client = plugged.client(sub="writer")
+    client.get("/api/results/result-none")
+    client.get("/nowhere")
+    until(lambda: "dear diary, GET /api/results/result-none 404 writer {'result_id': 'result-none'}\n" in plugged.log)
+    until(lambda: "dear diary, GET /nowhere 404 None {}\n" in plugged.log)
+
+
 def test_a_plugin_knows_the_keys_of_other_issuers(plugged: Service) -> None:
     own = "nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A"  # the other half, as RFC 8037 prints it
     key = jwt.PyJWK({"kty": "OKP", "crv": "Ed25519", "d": own, "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}).key
@@ -502,6 +524,7 @@ EXERCISED = {
     "register_commands": test_a_plugin_adds_commands_and_other_plugins_cannot_break_the_command_line,
     "server_class": test_a_plugin_brings_its_own_server,
     "answer_filter": test_a_plugin_sees_each_answer_before_it_is_sent,
+    "request_log": test_a_plugin_takes_down_every_request,
     "token_keys": test_a_plugin_knows_the_keys_of_other_issuers,
     "fit_context": test_a_plugin_fits_contexts_into_their_budget,
     "project_reader": test_a_plugin_brings_its_own_look_at_the_repository,

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
-import logging
 import os
 import re
 import socket
+import time
 import typing
 import uuid
 from collections.abc import Awaitable
@@ -20,9 +20,7 @@ from typing import Any
 import msgspec
 import tornado.iostream
 
-from cco_sidecar import MB, ApiError, AuditLine, Server, hookimpl, iso
-
-log = logging.getLogger("cco.http")
+from cco_sidecar import MB, ApiError, FinishedRequest, Server, hookimpl
 
 
 @hookimpl
@@ -58,12 +56,19 @@ class StrictServer(Server):
         stream.close()
 
     def refused(self, error: ApiError, request_id: str, remote: str | None) -> None:
-        """Log and audit what was refused before it was a request."""
-        log.info("%s - - %d 0.0 ms - %s", request_id, error.status, error.code)
-        audit = getattr(self.request_callback, "settings", {}).get("audit")  # of make_application
-        if audit:
-            line = (request_id, remote, None, None, None, "", error.status, "refused", error.code, error.message)
-            audit.write(AuditLine(iso(), *line))
+        """Have taken down what was refused before it was a request."""
+        sidecar = getattr(self.request_callback, "settings", {}).get("sidecar")  # of make_application
+        if sidecar:
+            sidecar.log_request(
+                FinishedRequest(
+                    moment=time.time(),
+                    request_id=request_id,
+                    remote=remote,
+                    status=error.status,
+                    code=error.code,
+                    message=error.message,
+                )
+            )
 
     def linger(self, stream: StrictStream) -> None:
         """Read on for a while, on a copy of the line: closing with unread input resets it, and the answer is lost."""

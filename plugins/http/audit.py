@@ -1,0 +1,123 @@
+"""An audit log in the storage: JSON lines of who did what, on what, with what outcome.
+
+One line for every change and for every request that was refused, also before it became one. A part, since an observer
+that falls behind may miss something, and an audit log must not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import typing
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from cco_sidecar import (
+    IDENTIFIER,
+    MB,
+    FinishedRequest,
+    RequestLog,
+    Settings,
+    StartError,
+    hookimpl,
+    iso,
+    without_tokens,
+)
+
+log = logging.getLogger("cco.audit")
+
+
+@hookimpl
+def request_log(settings: Settings) -> RequestLog:
+    try:
+        return AuditLog(settings.storage)
+    except OSError as error:
+        raise StartError(f"the audit log in {settings.storage} cannot be opened: {error.strerror}") from None
+
+
+class AuditLog(RequestLog):
+    """At ``max_bytes`` the file is renamed to audit.log.1, that one to audit.log.2, and so on up to ``files``."""
+
+    READING = ("GET", "HEAD", "OPTIONS")
+
+    def __init__(self, folder: Path, *, max_bytes: int = 10 * MB, files: int = 5) -> None:
+        self._path = folder / "audit.log"
+        self._max_bytes, self._files = max_bytes, files
+        self._closed = False
+        self._open()
+
+    def _open(self) -> None:
+        self._file: int | None = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        self._size = os.fstat(self._file).st_size
+
+    def record(self, request: FinishedRequest) -> None:
+        """Append a line. A disk that does not take it is logged: the request itself has been answered."""
+        if self._closed or (request.method in self.READING and request.code is None):
+            return
+        content = without_tokens(msgspec.json.encode(line_of(request)).decode()).encode() + b"\n"
+        try:
+            if self._file is None or self._size + len(content) > self._max_bytes:
+                self._rotate()
+            self._size += os.write(typing.cast(int, self._file), content)
+        except OSError as error:
+            log.error("audit log: %s", error.strerror)
+
+    def _rotate(self) -> None:
+        """Begin a new file; go on with the old one where it cannot be renamed. Raises OSError where there is none."""
+        self._close()
+        try:
+            for number in range(self._files - 1, -1, -1):
+                older = Path(f"{self._path}.{number}") if number else self._path
+                with contextlib.suppress(FileNotFoundError):
+                    older.replace(f"{self._path}.{number + 1}")
+        except OSError as error:
+            log.error("audit log: it cannot be rotated: %s", error.strerror)
+        self._open()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def close(self) -> None:
+        self._closed = True
+        self._close()
+
+
+class AuditLine(Struct, frozen=True):
+    """Who did what, on what, with what outcome."""
+
+    time: str
+    request_id: str
+    remote: str | None
+    who: str | None
+    agent_type: str | None
+    method: str | None
+    path: str
+    status: int
+    outcome: str
+    code: str | None
+    reason: str | None
+    issue_id: str | None  # what was acted on, as far as the path, the body and the answer name it
+    agent_id: str | None
+    result_id: str | None
+    event_id: str | None
+
+
+def line_of(request: FinishedRequest) -> AuditLine:
+    status = request.status
+    outcome = "refused" if 400 <= status < 500 else "failed" if status >= 500 else "done"
+    return AuditLine(
+        iso(request.moment), request.request_id, request.remote, request.who, request.agent_type, request.method,
+        request.path, status, outcome, request.code, request.message,
+        *(named(request.acted_on.get(name)) for name in ("issue_id", "agent_id", "result_id", "event_id")),
+    )  # fmt: skip
+
+
+def named(value: str | None) -> str | None:
+    """``value`` where it is an identifier; what a caller put in the place of one stays out of the audit log."""
+    return value if value and re.fullmatch(IDENTIFIER, value) and ".." not in value else None

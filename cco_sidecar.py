@@ -2062,7 +2062,7 @@ class Server(tornado.httpserver.HTTPServer):
         self._open = 0
 
     def handle_stream(self, stream: tornado.iostream.IOStream, address: Any) -> None:
-        if self.is_full():
+        if self.connections() >= self.max_connections:
             return self.turn_away(stream)
         self.serve_http1(stream, address)
 
@@ -2077,9 +2077,6 @@ class Server(tornado.httpserver.HTTPServer):
     def connections(self) -> int:
         """How many are open now."""
         return self._open
-
-    def is_full(self) -> bool:
-        return self.connections() >= self.max_connections
 
     def turn_away(self, stream: tornado.iostream.IOStream) -> None:
         """End a new connection for which there is no room."""
@@ -2099,43 +2096,24 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 @tornado.web.stream_request_body
-class Endpoint(tornado.web.RequestHandler):
-    """What every endpoint shares. A subclass says what it requires in class attributes and implements ``respond``.
+class Handler(tornado.web.RequestHandler):
+    """A request as Tornado hands it over: our headers and errors, bodies within bounds, one account of each.
 
-    ``respond`` gets the values of the path's names, in order, and, where ``body`` is set, the validated body as a dict;
-    ``self.query`` holds the parameters. It returns what becomes the JSON of the answer, or ready bytes of it, or raises
-    ApiError. ``answers`` says under which statuses (the first is the good one) and of which types, for the OpenAPI
-    document; our own are named as in plugins/http/_answers.py.
-
-    The methods stand in the order in which they are called.
+    An error that is known before the body's end is told after it where the body is short, else at once.
     """
 
-    permission: ClassVar[str | None] = None
-    public: ClassVar[bool] = False
-    query_type: ClassVar[type[Struct]] = NoQuery
-    body: ClassVar[type[Struct] | None] = None
-    answers: ClassVar[dict[int, Any]] = {}
-    problems: ClassVar[tuple[int, ...]] = ()  # statuses beyond those that every endpoint has
     max_body: ClassVar[int] = MB
-    invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
     failure: ClassVar[str] = "STR_002"  # the code of what nobody expected
-    idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
     cache_control: ClassVar[str] = "no-store"
-    holds_token: ClassVar[bool] = False
 
-    STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
     LINGER_SECONDS = 2.0  # how long a body is read on after an answer that came before its end ...
     LINGER_BYTES = 4 * MB  # ... and how much of it
 
     # Thousands of long polls are parked in instances: slots keep them small.
     __slots__ = (
-        "_accounted", "_dropped", "_early", "_timer", "_upload", "acted_on", "allowance", "claims", "hang_up", "parked",
-        "path_names", "query", "refusal", "request_id", "sidecar",
+        "_accounted", "_dropped", "_early", "_timer", "acted_on", "allowance", "claims", "error", "hang_up", "parked",
+        "path_names", "request_id", "sidecar", "upload",
     )  # fmt: skip
-
-    sidecar: Sidecar
-    query: Any
-    respond: Callable[..., Awaitable[Any]]
 
     def initialize(self, sidecar: Sidecar, path_names: tuple[str, ...] = ()) -> None:
         del self.ui  # Tornado's template helpers: half a kilobyte that a parked poll need not hold
@@ -2143,200 +2121,62 @@ class Endpoint(tornado.web.RequestHandler):
         self.request_id = f"req-{uuid.uuid4()}"
         self.claims = NOBODY
         self.allowance: Allowance | None = None
-        self.refusal: ApiError | None = None
+        self.error: ApiError | None = None  # why the request is refused
         self.acted_on: dict[str, str] | None = None  # the ids that the body and the answer name
         self.hang_up = HangUp()
         self.parked = 0.0  # seconds that a long poll waited: not the service's own time
-        self._upload = bytearray()
+        self.upload = bytearray()
         self._timer: asyncio.TimerHandle | None = None
         self._early = self._accounted = False
         self._dropped = 0
         sidecar.open_requests += 1
 
-    # -- before the body
+    # -- the body
 
-    async def prepare(self) -> None:
-        request, sidecar = self.request, self.sidecar
-        length = body_length(request.headers)
-        try:
-            sidecar.access.check(request)
-            if self.max_body < length < math.inf:
-                raise self._too_large()
-            if not self.public:
-                # Checked: no need to keep a token in memory for as long as a poll takes.
-                self.claims = sidecar.tokens.verify(request.headers.pop("Authorization", None))
-                sidecar.agents.heard_from(self.claims.sub, str(request.method), request.path)
-                self.allowance = sidecar.limits.spend(self.claims)
-                sidecar.tokens.check_permission(self.claims, self.permission)
-                await self._check_policies()
-        except ApiError as error:
-            self._refuse(error)
-        if length and not self._early:
-            self._set_timer(sidecar.settings.request_timeout, self._stalled)
-
-    async def _check_policies(self) -> None:
-        facts = {"claims": self.claims, "permission": self.permission}
-        facts |= {"method": self.request.method, "path": self.request.path}
-        if self.sidecar.hooks.implementations("permission_policy") and (
-            reason := await asyncio.to_thread(functools.partial(self.sidecar.hooks.refusal, **facts))
-        ):
-            details = {"permission": self.permission, "policy": reason}
-            raise ApiError("AUTH_003", f"Refused by policy: {reason}", details=details)
-
-    def _refuse(self, error: ApiError) -> None:
-        """Refuse before the body was read: after it where it is small, else at once."""
-        self.refusal = error
+    def refuse(self, error: ApiError) -> None:
+        """Answer ``error`` when the body has come, at once where that is long."""
+        self.error = error
         self.allowance = self.allowance or error.allowance
         if body_length(self.request.headers) > MB:
-            self._answer_early(error)
+            self.answer_early(error)
 
     def data_received(self, chunk: bytes) -> None:
         if self._early:
             self._dropped += len(chunk)
             if self._dropped > self.LINGER_BYTES:
-                self._finish_early()
-        elif not self.refusal:
-            self._upload += chunk
-            if len(self._upload) > self.max_body:  # only a chunked body gets here
-                self._answer_early(self._too_large())
+                self.finish_early()
+        elif not self.error:
+            self.upload += chunk
+            if len(self.upload) > self.max_body:  # only a chunked body gets here
+                self.answer_early(too_large(self.max_body))
 
-    def _too_large(self) -> ApiError:
-        return ApiError("REQ_004", f"The body may have {self.max_body} bytes at most")
-
-    def _stalled(self) -> None:
-        if not self._finished:
-            self._answer_early(self.refusal or ApiError("REQ_008", "The request's body did not come in time"))
-
-    def _answer_early(self, error: ApiError) -> None:
-        """Answer before the body's end, and read on for a while: closing with unread input resets the connection, and
-        the client never sees why.
+    def answer_early(self, error: ApiError) -> None:
+        """Answer before the body's end, and read on for a while: closing with unread input would reset the connection,
+        and the client would never see why.
         """
         self._early = True
-        self._upload.clear()
+        self.upload.clear()
         self.request.headers.pop("Expect", None)  # else Tornado would still ask for the body, after this answer
-        content = self._error_content(error)
+        content = self.error_content(error)
         self.set_header("Connection", "close")
         connection: Any = self.request.connection
         connection._disconnect_on_finish = True  # Tornado itself goes by the request's headers alone
         self.set_header("Content-Length", str(len(content)))
         self.write(content)
         self.flush()
-        self._set_timer(self.LINGER_SECONDS, self._finish_early)
+        self.set_timer(self.LINGER_SECONDS, self.finish_early)
 
-    def _finish_early(self) -> None:
+    def finish_early(self) -> None:
         if not self._finished:
             self.finish()
 
-    def _set_timer(self, seconds: float = 0.0, action: Callable[[], None] | None = None) -> None:
-        """Call ``action`` after ``seconds`` in place of what was to come; without one nothing is to come."""
+    def set_timer(self, seconds: float = 0.0, action: Callable[[], None] | None = None) -> None:
+        """Call ``action`` after ``seconds``, in place of what was to be called before; without one nothing is."""
         if self._timer:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds, action) if action else None
 
     # -- the answer
-
-    async def _serve(self, *path: str) -> None:
-        self._set_timer()
-        if self._early:
-            return self._finish_early()
-        try:
-            if self.refusal:
-                raise self.refusal
-            self._read_path_and_query(path)
-            answer = await (self.respond(*path) if self.body is None else self._respond_to_body(path))
-            if not self._finished:
-                self.set_status(self.get_status() if self.get_status() != 200 else next(iter(self.answers)))
-                await self.send(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
-        except tornado.iostream.StreamClosedError:
-            self.hang_up.happened = True
-        except asyncio.CancelledError:
-            if not self.hang_up.happened:
-                raise
-        except Exception as error:  # a boundary: the caller gets JSON, the log gets what was not expected
-            content = self._error_content(error if isinstance(error, ApiError) else self._unexpected(error))
-            if not self.hang_up.happened:
-                await self.send(content)
-
-    get = head = post = put = patch = delete = options = _serve
-
-    def _read_path_and_query(self, path: tuple[str, ...]) -> None:
-        for name, value in zip(self.path_names, path, strict=True):
-            check_identifier(name, value)
-        request = self.request
-        try:
-            arguments = {key: values[-1].decode("utf-8") for key, values in request.query_arguments.items()}
-        except UnicodeDecodeError:
-            raise ApiError("REQ_001", "The query is not UTF-8") from None
-        self.query = convert(arguments, self.query_type, strict=False)
-        request.arguments = request.query_arguments = request.body_arguments = {}  # no need to park these
-
-    async def _respond_to_body(self, path: tuple[str, ...]) -> Any:
-        """The answer; with an Idempotency-Key the first one again. A body of another project is refused."""
-        body = await self._read_body()
-        project = body.get("project_id")
-        if project is not None and project != self.claims.project_id:
-            raise ApiError("AUTH_003", "This token belongs to another project", details={"project_id": project})
-        self._note(body.get("data"), "issue_id")
-        self._note(body, "issue_id", "agent_id")
-        key = self.request.headers.get("Idempotency-Key")
-        if key is None or not self.idempotent:
-            return self._note(await self.respond(*path, body=body), "agent_id", "event_id", "id")
-        endpoint = f"{self.request.method} {self.request.path}"
-        async with self.sidecar.idempotency.begin(self.claims, endpoint, key, bytes(self._upload)) as ticket:
-            if ticket.answer is not None:
-                self.set_header("Idempotent-Replay", "true")
-                self._note(msgspec.json.decode(ticket.answer), "agent_id", "event_id", "id")
-                return self.replay(ticket.answer)
-            answer = self._note(await self.respond(*path, body=body, ticket=ticket), "agent_id", "event_id", "id")
-            await ticket.settle(answer, self.remembered(answer))
-            return ticket.answer
-
-    async def _read_body(self) -> dict[str, Any]:
-        """The body as a dict that satisfies ``self.body``; unknown fields stay in it."""
-        media_type = self.request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
-        coding = self.request.headers.get("Content-Encoding", "").strip()
-        if media_type != "application/json" or coding:
-            self.set_header("Accept-Encoding", "identity")  # RFC 9110, 15.5.16
-            raise ApiError("REQ_005", f"The body must be application/json, not {(coding or media_type)[:100]}")
-        content, decode = bytes(self._upload), msgspec.json.decode
-        try:
-            body = await asyncio.to_thread(decode, content) if len(content) > 256 * 1024 else decode(content)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ApiError("REQ_001", f"The body is not JSON: {one_line(error)}") from None
-        except RecursionError:
-            raise ApiError("REQ_001", "The body is nested too deeply") from None
-        convert(body, self.body, code=self.invalid)
-        return typing.cast(dict[str, Any], body)
-
-    def _note(self, source: Any, *fields: str) -> Any:
-        """Take down the ids that a body or an answer names; returns it."""
-        self.acted_on = self.acted_on or {}
-        for field in fields:
-            value = source.get(field) if isinstance(source, dict) else getattr(source, field, None)
-            if isinstance(value, str):
-                self.acted_on["result_id" if field == "id" else field] = value[:128]
-        return source
-
-    def remembered(self, answer: Any) -> Any:
-        """What is stored of an answer for a repeat of the request, which ``replay`` completes."""
-        return answer
-
-    def replay(self, answer: bytes) -> bytes:
-        return answer
-
-    async def send(self, content: bytes) -> None:
-        """The whole answer. Raises StreamClosedError where nobody is left to read it."""
-        if content:
-            self.set_header("Content-Type", "application/json")
-        for answer_filter in self.sidecar.answer_filters:
-            content = await answer_filter(self, content)
-        # Not even an empty chunk may go with a 204 or 304.
-        written = asyncio.ensure_future(self.finish(content or None))
-        if not written.done():  # the client reads slowly, or not at all
-            await asyncio.wait({written}, timeout=self.STALL_SECONDS)
-        if not written.done():
-            typing.cast(Any, self.request.connection).close()
-        await written
 
     def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
         if not self._headers_written:
@@ -2356,18 +2196,8 @@ class Endpoint(tornado.web.RequestHandler):
 
     # -- errors
 
-    def _unexpected(self, error: Exception) -> ApiError:
-        if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
-            return ApiError("REQ_001", "The body is nested too deeply")
-        if isinstance(error, sqlite3.Error):
-            log.error("%s storage: %s", self.request_id, error)
-            reason = f"{ERRORS[self.failure][2]}: the storage cannot be used ({storage_reason(error)})"
-            return ApiError(self.failure, reason)
-        log.error("%s unexpected", self.request_id, exc_info=error)
-        return ApiError(self.failure)
-
-    def _error_content(self, error: ApiError) -> bytes:
-        self.refusal = error
+    def error_content(self, error: ApiError) -> bytes:
+        self.error = error
         self.set_status(error.status)
         self.set_header("Content-Type", "application/json")
         if error.retry_after is not None:
@@ -2375,16 +2205,26 @@ class Endpoint(tornado.web.RequestHandler):
         if error.status == 401:
             self.set_header("WWW-Authenticate", "Bearer")
         if error.status == 405:
-            self.set_header("Allow", ", ".join(allowed_methods(self.application.settings["table"], self.request.path)))
+            self.set_header("Allow", ", ".join(self.allowed_methods()))
         return msgspec.json.encode(error.answer(self.request_id))
+
+    def allowed_methods(self) -> list[str]:
+        """The methods of the request's path, empty where it is unknown; ``*`` is the service as a whole."""
+        path, table = self.request.path, self.application.settings["table"]
+        pattern = functools.partial(re.sub, r"\{\w+\}", "[^/]*")
+        found = {row.method for row in table if path == "*" or re.fullmatch(pattern(row.path), path)}
+        return sorted(found | ({"HEAD"} if "GET" in found else set()) | {"OPTIONS"}) if found else []
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Tornado's own refusals (an unknown method, a path that is not UTF-8) in our words."""
-        known = allowed_methods(self.application.settings["table"], self.request.path)
-        codes = {404: "REQ_002", 405: "REQ_003" if known else "REQ_002", 413: "REQ_004", 415: "REQ_005"}
-        content = self._error_content(
-            ApiError(self.failure if status_code >= 500 else codes.get(status_code, "REQ_001"))
-        )
+        codes = {
+            404: "REQ_002",
+            405: "REQ_003" if self.allowed_methods() else "REQ_002",
+            413: "REQ_004",
+            415: "REQ_005",
+        }
+        code = self.failure if status_code >= 500 else codes.get(status_code, "REQ_001")
+        content = self.error_content(ApiError(code))
         self.set_header("Connection", "close")  # Tornado does close it, where the body was not read yet
         self.finish(content)
 
@@ -2396,26 +2236,24 @@ class Endpoint(tornado.web.RequestHandler):
     # -- afterwards
 
     def on_connection_close(self) -> None:
-        self._set_timer()
+        self.set_timer()
         super().on_connection_close()  # ends the wait for a body that will never be whole
         self.hang_up.happen()
         if not self._finished:  # nobody is left to answer: Tornado calls on_finish only after finish()
-            self._account(499)
+            self.on_finish(499)
 
-    def on_finish(self) -> None:
-        self._account(self.get_status())
-
-    def _account(self, status: int) -> None:
-        """Count a request and have it logged, once."""
+    def on_finish(self, status: int = 0) -> None:
+        """Count the request and have it taken down, once."""
         if self._accounted:
             return
         self._accounted = True
-        self.sidecar.open_requests -= 1
+        status = status or self.get_status()
         seconds = max(0.0, self.request.request_time() - self.parked)
+        self.sidecar.open_requests -= 1
         self.sidecar.metrics.record(seconds, failed=status >= 400 and status != 499)
         # Tornado refuses an unknown method before it has looked at the path.
         in_path = dict(zip(self.path_names, getattr(self, "path_args", ()), strict=False))
-        done = FinishedRequest(
+        finished = FinishedRequest(
             moment=time.time(),
             request_id=self.request_id,
             remote=self.request.remote_ip,
@@ -2423,21 +2261,11 @@ class Endpoint(tornado.web.RequestHandler):
             path=without_tokens(self.request.path),
             status=status,
             seconds=seconds,
-            who=self.claims.sub or None,
-            agent_type=self.claims.agent_type or None,
-            code=self.refusal.code if self.refusal else None,
-            message=self.refusal.message if self.refusal else None,
+            claims=self.claims,
+            error=self.error,
             acted_on=in_path | (self.acted_on or {}),
         )
-        self.sidecar.log_request(done)
-
-
-def body_length(headers: tornado.httputil.HTTPHeaders) -> float:
-    """How long a body these headers announce: infinite for one in chunks, 0 for nonsense, which Tornado refuses."""
-    if "Transfer-Encoding" in headers:
-        return math.inf
-    lengths = headers.get("Content-Length", "0").split(",")
-    return max(int(length) if re.fullmatch(r"\s*\d{1,18}\s*", length, re.ASCII) else 0 for length in lengths)
+        self.sidecar.log_request(finished)
 
 
 class FinishedRequest(Struct, frozen=True, kw_only=True):
@@ -2450,10 +2278,8 @@ class FinishedRequest(Struct, frozen=True, kw_only=True):
     path: str = ""  # without what looks like a token
     status: int  # 499 where the client hung up
     seconds: float = 0.0  # without those that a long poll waited
-    who: str | None = None
-    agent_type: str | None = None
-    code: str | None = None  # of the refusal, with its message
-    message: str | None = None
+    claims: Claims = NOBODY
+    error: ApiError | None = None
     acted_on: dict[str, str] = {}  # by issue_id, agent_id, result_id and so on: what path, body and answer name
 
 
@@ -2463,12 +2289,196 @@ class RequestLog:
     def record(self, request: FinishedRequest) -> None:
         """Called on the loop for every request, in order. Must not block for longer than a short write does."""
         log.info(
-            "%s %s %s %d %.1f ms %s %s", request.request_id, request.method or "-", request.path or "-",
-            request.status, request.seconds * 1000, request.who or "-", request.code or "-",
+            "%s %s %s %d %.1f ms %s %s", request.request_id, request.method or "-", request.path or "-", request.status,
+            request.seconds * 1000, request.claims.sub or "-", request.error.code if request.error else "-",
         )  # fmt: skip
 
     def close(self) -> None:
         """The service has ended."""
+
+
+class Endpoint(Handler):
+    """What every endpoint shares. A subclass says what it requires in class attributes and implements ``respond``.
+
+    ``respond`` gets the values of the path's names, in order, and, where ``body`` is set, the validated body as a dict;
+    ``self.query`` holds the parameters. It returns what becomes the JSON of the answer, or ready bytes of it, or raises
+    ApiError. ``answers`` says under which statuses (the first is the good one) and of which types, for the OpenAPI
+    document; our own are named as in plugins/http/_answers.py.
+    """
+
+    permission: ClassVar[str | None] = None
+    public: ClassVar[bool] = False
+    query_type: ClassVar[type[Struct]] = NoQuery
+    body: ClassVar[type[Struct] | None] = None
+    answers: ClassVar[dict[int, Any]] = {}
+    problems: ClassVar[tuple[int, ...]] = ()  # statuses beyond those that every endpoint has
+    invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
+    idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
+    holds_token: ClassVar[bool] = False
+
+    STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
+
+    __slots__ = ("query",)
+
+    query: Any
+    respond: Callable[..., Awaitable[Any]]
+
+    async def prepare(self) -> None:
+        request, sidecar, length = self.request, self.sidecar, body_length(self.request.headers)
+        try:
+            sidecar.access.check(request)
+            if self.max_body < length < math.inf:
+                raise too_large(self.max_body)
+            if not self.public:
+                # Taken out: no need to keep a token in memory for as long as a poll takes.
+                self.claims = sidecar.tokens.verify(request.headers.pop("Authorization", None))
+                sidecar.agents.heard_from(self.claims.sub, str(request.method), request.path)
+                self.allowance = sidecar.limits.spend(self.claims)
+                sidecar.tokens.check_permission(self.claims, self.permission)
+                await check_policies(sidecar.hooks, self)
+        except ApiError as error:
+            self.refuse(error)
+        if length and not self._early:
+            self.set_timer(sidecar.settings.request_timeout, self._stalled)
+
+    def _stalled(self) -> None:
+        if not self._finished:
+            self.answer_early(self.error or ApiError("REQ_008", "The request's body did not come in time"))
+
+    async def _serve(self, *path: str) -> None:
+        if self._timer:
+            self.set_timer()
+        if self._early:
+            return self.finish_early()
+        try:
+            if self.error:
+                raise self.error
+            self._read_path_and_query(path)
+            answer = await (self.respond(*path) if self.body is None else self._respond_to_body(path))
+            if not self._finished:
+                self.set_status(self.get_status() if self.get_status() != 200 else next(iter(self.answers)))
+                await self.send(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
+        except tornado.iostream.StreamClosedError:
+            self.hang_up.happened = True
+        except asyncio.CancelledError:
+            if not self.hang_up.happened:
+                raise
+        except Exception as error:  # a boundary: the caller gets JSON, the log gets what was not expected
+            content = self.error_content(error if isinstance(error, ApiError) else self._unexpected(error))
+            if not self.hang_up.happened:
+                await self.send(content)
+
+    get = head = post = put = patch = delete = options = _serve
+
+    def _read_path_and_query(self, path: tuple[str, ...]) -> None:
+        for name, value in zip(self.path_names, path, strict=True):
+            check_identifier(name, value)
+        request = self.request
+        try:
+            arguments = {key: values[-1].decode("utf-8") for key, values in request.query_arguments.items()}
+        except UnicodeDecodeError:
+            raise ApiError("REQ_001", "The query is not UTF-8") from None
+        self.query = convert(arguments, self.query_type, strict=False)
+        request.arguments = request.query_arguments = request.body_arguments = {}  # no need to park these
+
+    async def _respond_to_body(self, path: tuple[str, ...]) -> Any:
+        """The answer; with an Idempotency-Key the first one again. A body of another project is refused."""
+        body, key = await self._read_body(), self.request.headers.get("Idempotency-Key")
+        project = body.get("project_id")
+        if project is not None and project != self.claims.project_id:
+            raise ApiError("AUTH_003", "This token belongs to another project", details={"project_id": project})
+        self._note(body.get("data"), "issue_id")
+        self._note(body, "issue_id", "agent_id")
+        if key is None or not self.idempotent:
+            return self._note(await self.respond(*path, body=body), "agent_id", "event_id", "id")
+        endpoint = f"{self.request.method} {self.request.path}"
+        async with self.sidecar.idempotency.begin(self.claims, endpoint, key, bytes(self.upload)) as ticket:
+            if ticket.answer is not None:
+                self.set_header("Idempotent-Replay", "true")
+                self._note(msgspec.json.decode(ticket.answer), "agent_id", "event_id", "id")
+                return self.replay(ticket.answer)
+            answer = self._note(await self.respond(*path, body=body, ticket=ticket), "agent_id", "event_id", "id")
+            await ticket.settle(answer, self.remembered(answer))
+            return ticket.answer
+
+    async def _read_body(self) -> dict[str, Any]:
+        """The body as a dict that satisfies ``self.body``; unknown fields stay in it."""
+        media_type = self.request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
+        coding = self.request.headers.get("Content-Encoding", "").strip()
+        if media_type != "application/json" or coding:
+            self.set_header("Accept-Encoding", "identity")  # RFC 9110, 15.5.16
+            raise ApiError("REQ_005", f"The body must be application/json, not {(coding or media_type)[:100]}")
+        content, decode = bytes(self.upload), msgspec.json.decode
+        try:
+            body = await asyncio.to_thread(decode, content) if len(content) > 256 * 1024 else decode(content)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ApiError("REQ_001", f"The body is not JSON: {one_line(error)}") from None
+        except RecursionError:
+            raise ApiError("REQ_001", "The body is nested too deeply") from None
+        convert(body, self.body, code=self.invalid)
+        return typing.cast(dict[str, Any], body)
+
+    def _note(self, source: Any, *fields: str) -> Any:
+        """Take down the ids that a body or an answer names; returns it."""
+        self.acted_on = self.acted_on or {}
+        for field in fields:
+            value = source.get(field) if isinstance(source, dict) else getattr(source, field, None)
+            if isinstance(value, str):
+                self.acted_on["result_id" if field == "id" else field] = value[:128]
+        return source
+
+    async def send(self, content: bytes) -> None:
+        """The whole answer. Raises StreamClosedError where nobody is left to read it."""
+        if content:
+            self.set_header("Content-Type", "application/json")
+        for answer_filter in self.sidecar.answer_filters:
+            content = await answer_filter(self, content)
+        # Not even an empty chunk may go with a 204 or 304.
+        written = asyncio.ensure_future(self.finish(content or None))
+        if not written.done():  # the client reads slowly, or not at all
+            await asyncio.wait({written}, timeout=self.STALL_SECONDS)
+        if not written.done():
+            typing.cast(Any, self.request.connection).close()
+        await written
+
+    def remembered(self, answer: Any) -> Any:
+        """What is stored of an answer for a repeat of the request, which ``replay`` completes."""
+        return answer
+
+    def replay(self, answer: bytes) -> bytes:
+        return answer
+
+    def _unexpected(self, error: Exception) -> ApiError:
+        if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
+            return ApiError("REQ_001", "The body is nested too deeply")
+        if isinstance(error, sqlite3.Error):
+            log.error("%s storage: %s", self.request_id, error)
+            reason = f"{ERRORS[self.failure][2]}: the storage cannot be used ({storage_reason(error)})"
+            return ApiError(self.failure, reason)
+        log.error("%s unexpected", self.request_id, exc_info=error)
+        return ApiError(self.failure)
+
+
+def body_length(headers: tornado.httputil.HTTPHeaders) -> float:
+    """How long a body these headers announce: infinite for one in chunks, 0 for nonsense, which Tornado refuses."""
+    if "Transfer-Encoding" in headers:
+        return math.inf
+    lengths = headers.get("Content-Length", "0").split(",")
+    return max(int(length) if re.fullmatch(r"\s*\d{1,18}\s*", length, re.ASCII) else 0 for length in lengths)
+
+
+def too_large(limit: int) -> ApiError:
+    return ApiError("REQ_004", f"The body may have {limit} bytes at most")
+
+
+async def check_policies(hooks: Hooks, endpoint: Endpoint) -> None:
+    """Raises AUTH_003 where a plugin's policy refuses what the token allows."""
+    if hooks.implementations("permission_policy"):
+        facts = {"claims": endpoint.claims, "permission": endpoint.permission}
+        facts |= {"method": endpoint.request.method, "path": endpoint.request.path}
+        if reason := await asyncio.to_thread(functools.partial(hooks.refusal, **facts)):
+            details = {"permission": endpoint.permission, "policy": reason}
+            raise ApiError("AUTH_003", f"Refused by policy: {reason}", details=details)
 
 
 def without_tokens(text: str) -> str:
@@ -2485,33 +2495,25 @@ class UnknownRoute(Endpoint):
     async def prepare(self) -> None:
         try:
             self.sidecar.access.check(self.request)
-            allowed = allowed_methods(self.application.settings["table"], self.request.path)
+            allowed = self.allowed_methods()
             if self.request.method == "OPTIONS" and allowed:
                 return
             if self.request.path == "*":
                 raise ApiError("REQ_001", "Only OPTIONS may ask for *")
-            raise ApiError("REQ_003" if allowed else "REQ_002", None if allowed else "No such path")
+            raise ApiError("REQ_003") if allowed else ApiError("REQ_002", "No such path")
         except ApiError as error:
-            self._refuse(error)
+            self.refuse(error)
 
     async def respond(self) -> bytes:
-        allowed = ", ".join(allowed_methods(self.application.settings["table"], self.request.path))
-        self.set_header("Allow", allowed)
+        allowed = {"Allow": ", ".join(self.allowed_methods())}
         if self.request.headers.get("Origin"):  # a browser asks before it lets a page call
-            self.set_header("Access-Control-Allow-Methods", allowed)
-            self.set_header(
-                "Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, If-None-Match"
-            )
-            self.set_header("Access-Control-Max-Age", "600")
+            allowed["Access-Control-Allow-Methods"] = allowed["Allow"]
+            allowed["Access-Control-Allow-Headers"] = "Authorization, Content-Type, Idempotency-Key, If-None-Match"
+            allowed["Access-Control-Max-Age"] = "600"
             if self.request.headers.get("Access-Control-Request-Private-Network"):
-                self.set_header("Access-Control-Allow-Private-Network", "true")
+                allowed["Access-Control-Allow-Private-Network"] = "true"
+        self._headers.update(allowed)
         return b""
-
-
-def allowed_methods(table: list[Route], path: str) -> list[str]:
-    """The methods of a path, empty where the path is unknown; ``*`` is the service as a whole."""
-    found = {row.method for row in table if path == "*" or re.fullmatch(re.sub(r"\{\w+\}", "[^/]*", row.path), path)}
-    return sorted(found | ({"HEAD"} if "GET" in found else set()) | {"OPTIONS"}) if found else []
 
 
 class Access:
@@ -2616,7 +2618,6 @@ class StoreResult(Endpoint):
     permission = WRITE
     body = ResultSubmission
     answers = {201: "ResultStored"}
-    problems = (422,)
     max_body = 32 * MB
     failure = "STR_001"
     idempotent = True
@@ -2653,7 +2654,6 @@ class PublishEvent(Endpoint):
     permission = PUBLISH
     body = EventSubmission
     answers = {202: "EventPublished"}
-    problems = (422,)
     invalid = "EVT_002"
     failure = "EVT_001"
     idempotent = True
@@ -2710,7 +2710,6 @@ class SpawnAgent(Endpoint):
     permission = SPAWN
     body = SpawnRequest
     answers = {201: Spawned}
-    problems = (422,)
     failure = "AGT_001"
     idempotent = True
     holds_token = True
@@ -2785,24 +2784,18 @@ class ClearCache(Endpoint):
     answers = {200: "CacheCleared"}
     problems = (404,)
 
-    async def respond(self, issue_id: str) -> dict[str, Any]:
+    async def respond(self, issue_id: str | None = None) -> dict[str, Any]:
         entries, size = self.sidecar.contexts.clear(issue_id, self.query.agent_type)
-        if not entries:
+        if issue_id and not entries:
             whose = f" and {self.query.agent_type}" if self.query.agent_type else ""
             raise ApiError("REQ_002", f"No cached context for issue {issue_id}{whose}")
         return {"cleared": True, "entries_removed": entries, "bytes_freed": size, "timestamp": iso()}
 
 
-class ClearWholeCache(Endpoint):
+class ClearWholeCache(ClearCache):
     """Forget all cached contexts."""
 
     permission = SPAWN
-    query_type = CacheQuery
-    answers = {200: "CacheCleared"}
-
-    async def respond(self) -> dict[str, Any]:
-        entries, size = self.sidecar.contexts.clear(None, self.query.agent_type)
-        return {"cleared": True, "entries_removed": entries, "bytes_freed": size, "timestamp": iso()}
 
 
 class RefreshToken(Endpoint):

@@ -170,7 +170,7 @@ PLUGINS = {
 
         class Diary(RequestLog):
             def record(self, request):
-                print("dear diary,", request.method, request.path, request.status, request.who, request.acted_on, flush=True)
+                print("dear diary,", request.method, request.path, request.status, request.claims.sub, request.acted_on, flush=True)
 
             def close(self):
                 print("the diary is closed", flush=True)
@@ -467,7 +467,7 @@ def test_a_plugin_takes_down_every_request(plugged: Service) -> None:
     client.get("/api/results/result-none")
     client.get("/nowhere")
     until(lambda: "dear diary, GET /api/results/result-none 404 writer {'result_id': 'result-none'}\n" in plugged.log)
-    until(lambda: "dear diary, GET /nowhere 404 None {}\n" in plugged.log)
+    until(lambda: "dear diary, GET /nowhere 404  {}\n" in plugged.log)
 
 
 def test_a_plugin_knows_the_keys_of_other_issuers(plugged: Service) -> None:

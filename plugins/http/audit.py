@@ -56,7 +56,7 @@ class AuditLog(RequestLog):
 
     def record(self, request: FinishedRequest) -> None:
         """Append a line. A disk that does not take it is logged: the request itself has been answered."""
-        if self._closed or (request.method in self.READING and request.code is None):
+        if self._closed or (request.method in self.READING and not request.error):
             return
         content = without_tokens(msgspec.json.encode(line_of(request)).decode()).encode() + b"\n"
         try:
@@ -109,11 +109,11 @@ class AuditLine(Struct, frozen=True):
 
 
 def line_of(request: FinishedRequest) -> AuditLine:
-    status = request.status
+    status, claims, error = request.status, request.claims, request.error
     outcome = "refused" if 400 <= status < 500 else "failed" if status >= 500 else "done"
     return AuditLine(
-        iso(request.moment), request.request_id, request.remote, request.who, request.agent_type, request.method,
-        request.path, status, outcome, request.code, request.message,
+        iso(request.moment), request.request_id, request.remote, claims.sub or None, claims.agent_type or None,
+        request.method, request.path, status, outcome, error.code if error else None, error.message if error else None,
         *(named(request.acted_on.get(name)) for name in ("issue_id", "agent_id", "result_id", "event_id")),
     )  # fmt: skip
 

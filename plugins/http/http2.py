@@ -115,7 +115,7 @@ class Http2Server(Server):
 
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
         """Serves a new connection at once when its first bytes are already there, else when they have come."""
-        if self.is_full():
+        if self.connections() >= self.max_connections:
             return self.turn_away(stream)
         spoken = None if self.ssl_options else speaks_http2(stream.socket)
         if spoken is None or (spoken and self._connection is None):

@@ -362,6 +362,7 @@ def answers_of(endpoint: type[Endpoint]) -> dict[int, Any]:
 def refusals_of(endpoint: type[Endpoint]) -> set[int]:
     """The statuses under which an endpoint answers with an error."""
     beyond = {401, 429} - ({401, 429} if endpoint.public else set()) | ({415} if endpoint.body else set())
+    beyond |= {422} if endpoint.idempotent else set()
     return {*EVERYWHERE, *beyond, *endpoint.problems} - {NOT_MODIFIED}
 
 

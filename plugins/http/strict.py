@@ -65,8 +65,7 @@ class StrictServer(Server):
                     request_id=request_id,
                     remote=remote,
                     status=error.status,
-                    code=error.code,
-                    message=error.message,
+                    error=error,
                 )
             )
 

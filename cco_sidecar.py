@@ -1716,7 +1716,6 @@ class Sidecar:
             self._listen()
             undo.callback(self._server.stop)
             self.info = self._announce()
-            self.bus.start()
             self.tokens.start()
             self.contexts.start()
             self.agents.url = self.info.url + "/api"
@@ -1781,7 +1780,6 @@ class Sidecar:
         await self._server.close_all_connections()
         await asyncio.to_thread(lambda: list(self.hooks.ask("shutdown", info=self.info)))
         await self.contexts.close()
-        await self.bus.stop()
         self.storage.close()
         self._close_logs()
         (self.settings.storage / "sidecar.json").unlink(missing_ok=True)
@@ -3116,14 +3114,17 @@ class Storage:
     - ``epoch`` is the log's own: a cursor of another log is told from it. StorageError is raised for every fault.
     """
 
-    MAX_BATCH = 256
     FILE = "sidecar.db"
+    MAX_BATCH = 256
+    SWEEP_SECONDS = 1.0
+    SWEEP_ROWS = 200
+    DEAD_LETTERS = 10_000
 
     read: Records  # for the loop alone
     epoch: str
 
     def __init__(self, settings: Settings) -> None:
-        self.path = settings.storage / self.FILE
+        self.path, self._settings = settings.storage / self.FILE, settings
         self._observer: Callable[[NewEvent, int], None] = lambda event, seq: None
         self._queue: queue.SimpleQueue[tuple[Job, Callable[[Any], Any] | None, asyncio.Future[Any]] | None]
         self._queue = queue.SimpleQueue()
@@ -3147,6 +3148,7 @@ class Storage:
         self.epoch = str(self.read.meta("epoch"))
         self._loop = asyncio.get_running_loop()
         self._thread.start()
+        self._sweeper = asyncio.create_task(self._sweep_for_ever())
 
     def write(self, job: Job, committed: Callable[[Any], Any] | None = None) -> asyncio.Future[Any]:
         """What ``job`` returned, once its transaction is on disk. On the loop; jobs run in the order of the calls.
@@ -3164,9 +3166,9 @@ class Storage:
 
     def close(self) -> None:
         """Finish what is queued, then close. Blocks for at most a few seconds."""
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join(5)
+        self._sweeper.cancel()
+        self._queue.put(None)
+        self._thread.join(5)
         self.read.close()
         self._writer.close()
 
@@ -3190,7 +3192,10 @@ class Storage:
         """What each job returned or raised, and its events. Where one fails, all are undone and each is tried alone."""
         try:
             records.begin()
-            outcomes = [(job(records), records.take_inserted()) for job in jobs]
+            outcomes = []
+            for job in jobs:
+                records.inserted = []
+                outcomes.append((job(records), records.inserted))
             records.commit()
             return outcomes
         except Exception as error:  # a boundary: the job's caller gets it
@@ -3213,6 +3218,27 @@ class Storage:
             if not future.done():
                 future.set_exception(outcome) if failed else future.set_result(outcome)
 
+    async def _sweep_for_ever(self) -> None:
+        """Expiry, retention and old idempotency keys, in steps that hold the writer for a few milliseconds."""
+        while True:
+            try:
+                while await self.write(self._sweep):
+                    await asyncio.sleep(0.005)
+            except (StorageError, OSError) as error:
+                log.warning("housekeeping waits for the storage: %s", one_line(error))
+            await asyncio.sleep(self.SWEEP_SECONDS)
+
+    def _sweep(self, records: Records) -> bool:
+        """Runs on the writer thread: one step; whether there may be more to do."""
+        now, limit, settings = time.time(), self.SWEEP_ROWS, self._settings
+        if expired := records.expired(now, limit):
+            records.remove_events(expired, self.DEAD_LETTERS)
+        if outlived := records.outlived(now - settings.event_retention, settings.event_limit, limit):
+            records.remove_events(outlived, self.DEAD_LETTERS)
+            records.set_meta("floor", str(outlived[-1]))
+        forgotten = records.forget_old(now - Idempotency.KEPT, limit)
+        return len(expired) == limit or bool(outlived) or forgotten == limit
+
 
 def log_failed_write(future: asyncio.Future[Any]) -> None:
     if not future.cancelled() and (error := future.exception()):
@@ -3233,15 +3259,10 @@ class Statements:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
         self._tally: collections.Counter[str] = collections.Counter()  # of the open transaction, written at its end
-        self._inserted: list[tuple[NewEvent, int]] = []
+        self.inserted: list[tuple[NewEvent, int]] = []  # the events of the job that runs, with their numbers
 
     def begin(self) -> None:
         self._db.execute("begin immediate")
-
-    def take_inserted(self) -> list[tuple[NewEvent, int]]:
-        """The events that the latest job inserted, with their sequence numbers."""
-        inserted, self._inserted = self._inserted, []
-        return inserted
 
     def commit(self) -> None:
         add = "insert into meta (name, value) values (?1, ?2) on conflict do update set value = cast(value as int) + ?2"
@@ -3251,7 +3272,6 @@ class Statements:
 
     def rollback(self) -> None:
         self._tally.clear()
-        self._inserted.clear()
         if self._db.in_transaction:  # SQLite itself has rolled back after some errors, a full disk among them
             self._db.execute("rollback")
 
@@ -3307,7 +3327,7 @@ class EventRecords(Statements):
         """The event's sequence number. Storage.observe's callback is told of it after the commit."""
         columns = ("project", "type", "topic", "issue", "created", "expires", "body")
         seq = self._insert("event", {name: getattr(event, name) for name in columns})
-        self._inserted.append((event, seq))
+        self.inserted.append((event, seq))
         self._tally[f"published:{event.project}"] += 1
         self._tally["retained"] += 1
         return seq
@@ -3318,7 +3338,7 @@ class EventRecords(Statements):
 
     def floor(self) -> int:
         """Events up to here have been removed by retention; cursors before it are good no longer."""
-        return self._counter("floor")
+        return int(self._one("select value from meta where name = 'floor'") or 0)
 
     def created_from(self, seq: int) -> float:
         """When the first event from ``seq`` on was published; infinite where there is none."""
@@ -3569,55 +3589,52 @@ SCHEMA_VERSION = 1
 APPLICATION_ID = 0x63636F31  # "cco1": says that a database is ours
 
 SCHEMA = """
-create table meta (name text primary key, value text not null) without rowid;
+create table if not exists meta (name text primary key, value text not null) without rowid;
 
-create table event (
+create table if not exists event (
   seq integer primary key autoincrement, project text not null, type text not null, topic text not null,
   issue text, created real not null, expires real not null, delivered integer not null default 0,
   body blob not null);                              -- the envelope as readers get it, without its id
-create index event_by_type on event (project, type, seq);
-create index event_by_issue on event (project, issue, seq) where issue is not null;
-create index event_by_expiry on event (expires);
-create index event_undelivered on event (project, expires) where delivered = 0;
+create index if not exists event_by_type on event (project, type, seq);
+create index if not exists event_by_issue on event (project, issue, seq) where issue is not null;
+create index if not exists event_by_expiry on event (expires);
+create index if not exists event_undelivered on event (project, expires) where delivered = 0;
 
-create table dead_letter (
+create table if not exists dead_letter (
   seq integer primary key, project text not null, type text not null, topic text not null, body blob not null);
 
-create table position (
+create table if not exists position (
   project text not null, subject text not null, type text not null, filter text not null,
   seq integer not null, moved real not null, primary key (project, subject, type, filter)) without rowid;
 
-create table result (
+create table if not exists result (
   seq integer primary key autoincrement, id text not null unique, project text not null, issue text not null,
   agent_type text not null, agent_id text not null, category text not null, status text not null, stored real not null,
   proposed text not null, output text not null, body blob not null);
-create index result_by_issue on result (project, issue, seq);
+create index if not exists result_by_issue on result (project, issue, seq);
+create index if not exists result_by_agent on result (project, agent_id, seq);
 
-create table agent (
+create table if not exists agent (
   seq integer primary key autoincrement, id text not null unique, project text not null, type text not null,
   issue text not null, task text not null, parent text, state text not null, pid integer, pid_started real,
   started real not null, ended real, exit_code integer, signal integer, time_limit real not null);
-create index agent_by_project on agent (project, state);
-create index agent_by_issue on agent (project, issue, seq);
+create index if not exists agent_by_project on agent (project, state);
+create index if not exists agent_by_issue on agent (project, issue, seq);
 
-create table revoked (
-  project text not null, subject text not null, since real not null, primary key (project, subject)) without rowid;
-
-create table idempotency (
-  project text not null, subject text not null, endpoint text not null, key text not null,
-  digest text not null, answer blob not null, made real not null,
-  primary key (project, subject, endpoint, key)) without rowid;
-create index idempotency_by_age on idempotency (made);
-"""
-
-# depth, permissions, only_issue: what the agent's token may, and where; birth, seen: its processes; ordered: its end
-EVIDENCE_SCHEMA = """
-create index if not exists result_by_agent on result (project, agent_id, seq);
-
+-- depth, permissions, only_issue: what the agent's token may, and where; birth, seen: its processes; ordered: its end
 create table if not exists agent_evidence (
   agent text primary key, depth integer not null, permissions text not null, only_issue text,
   birth text, seen text not null default '[]', ordered integer not null default 0,
   cpu real, memory integer, peak_memory integer, processes integer, measured real, last_call text) without rowid;
+
+create table if not exists revoked (
+  project text not null, subject text not null, since real not null, primary key (project, subject)) without rowid;
+
+create table if not exists idempotency (
+  project text not null, subject text not null, endpoint text not null, key text not null,
+  digest text not null, answer blob not null, made real not null,
+  primary key (project, subject, endpoint, key)) without rowid;
+create index if not exists idempotency_by_age on idempotency (made);
 """
 
 
@@ -3632,12 +3649,9 @@ def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connecti
 
 
 def create_schema(database: sqlite3.Connection) -> None:
-    if database.execute("pragma user_version").fetchone()[0] == SCHEMA_VERSION:
-        database.executescript(EVIDENCE_SCHEMA)  # it came later; a program that does not know it passes it over
-        return
     epoch = secrets.token_hex(4)  # tells this store's cursors from another's
     database.executescript(
-        f"begin immediate; {SCHEMA} {EVIDENCE_SCHEMA} insert into meta (name, value) values ('epoch', '{epoch}');"
+        f"begin immediate; {SCHEMA} insert or ignore into meta (name, value) values ('epoch', '{epoch}');"
         f" pragma application_id = {APPLICATION_ID}; pragma user_version = {SCHEMA_VERSION}; commit;"
     )
 
@@ -3964,9 +3978,6 @@ class EventBus:
     WINDOW = 5_000  # sequence numbers that SQLite searches for some bytes in one turn
     BREATH = 0.002  # an empty answer to a poll that does not wait is held so long: endless loops leave room for others
     SHARED_SECONDS = 0.05  # events expire meanwhile
-    SWEEP_SECONDS = 1.0
-    SWEEP_ROWS = 200
-    DEAD_LETTERS = 10_000
 
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
@@ -3978,7 +3989,6 @@ class EventBus:
         self._latest: tuple[Any, float, Found] | None = None  # the last look, which those that one event wakes share
         self._closed = False
         self._context = contextvars.copy_context()  # one for all timers, which else would each keep a copy
-        self._sweeper: asyncio.Task[None] | None = None
         storage.observe(self.wake_waiters)
 
     # -- publishing
@@ -4103,7 +4113,7 @@ class EventBus:
         read, (project, event_type), issue, containing = self._storage.read, place, filter.issue, filter.required_bytes
         rows: list[sqlite3.Row] = []
         bodies: list[Raw] = []
-        size = 0
+        size, more = 0, False
         while True:
             head = read.head()
             upto = min(head, after + self.WINDOW) if containing and issue is None else head
@@ -4114,24 +4124,24 @@ class EventBus:
                     continue
                 size += len(body)
                 if len(rows) == limit or (rows and size > PAGE_BYTES):
-                    return self._found(rows, bodies, row["seq"] - 1, more=True)
+                    more, upto = True, row["seq"] - 1
+                    break
                 rows.append(row)
                 bodies.append(Raw(body))
-            seen = step[-1]["seq"] if len(step) == self.STEP else upto
-            if seen >= head:
-                return self._found(rows, bodies, max(head, after))
-            after = seen
+            else:
+                upto = step[-1]["seq"] if len(step) == self.STEP else upto
+            after = max(after, upto)
+            if more or after >= head:
+                break
             await asyncio.sleep(0)
+        cursor = self.event_id(after)
+        answer = {"events": bodies, "more_available": more, "next_cursor": cursor if rows else None}
+        answer |= {"scanned_to": cursor, "timestamp": iso()} | ({} if rows else {"timeout": True})
+        return Found(rows, after, msgspec.json.encode(answer))
 
     def _envelope(self, row: sqlite3.Row) -> bytes:
         """A stored event as readers get it: its JSON with the id in front."""
         return b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]
-
-    def _found(self, rows: list[sqlite3.Row], bodies: list[Raw], scanned: int, more: bool = False) -> Found:
-        cursor = self.event_id(scanned)
-        answer = {"events": bodies, "more_available": more, "next_cursor": cursor if rows else None}
-        answer |= {"scanned_to": cursor, "timestamp": iso()} | ({} if rows else {"timeout": True})
-        return Found(rows, scanned, msgspec.json.encode(answer))
 
     async def _park(self, waiter: Waiter, seconds: float, hang_up: HangUp) -> int | None:
         """The sequence number of the event that woke ``waiter``, None on time-out or stop."""
@@ -4197,19 +4207,11 @@ class EventBus:
 
     # -- life
 
-    def start(self) -> None:
-        self._sweeper = asyncio.create_task(self._sweep_for_ever())
-
     def close(self) -> None:
         """Answer every waiting poll now, with the time-out shape; later ones are answered without waiting."""
         self._closed = True
         for waiter in list(self._waiters.all):
             waiter.wake(None)
-
-    async def stop(self) -> None:
-        if self._sweeper:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
 
     async def round_trip(self) -> None:
         """Park a waiter and wake it, through the same index and futures as everybody's. For ``/health``."""
@@ -4221,27 +4223,6 @@ class EventBus:
             found.wake(1)
         if await parked != 1:
             raise TimeoutError
-
-    async def _sweep_for_ever(self) -> None:
-        """Expiry, retention and old idempotency keys, in steps that hold the writer for a few milliseconds."""
-        while True:
-            try:
-                while await self._storage.write(self._sweep):
-                    await asyncio.sleep(0.005)
-            except (StorageError, OSError) as error:
-                log.warning("housekeeping waits for the storage: %s", one_line(error))
-            await asyncio.sleep(self.SWEEP_SECONDS)
-
-    def _sweep(self, records: Records) -> bool:
-        """Runs on the writer thread: one step; whether there may be more to do."""
-        now, limit, settings = time.time(), self.SWEEP_ROWS, self._settings
-        if expired := records.expired(now, limit):
-            records.remove_events(expired, self.DEAD_LETTERS)
-        if outlived := records.outlived(now - settings.event_retention, settings.event_limit, limit):
-            records.remove_events(outlived, self.DEAD_LETTERS)
-            records.set_meta("floor", str(outlived[-1]))
-        forgotten = records.forget_old(now - Idempotency.KEPT, limit)
-        return len(expired) == limit or bool(outlived) or forgotten == limit
 
     def statistics(self) -> dict[str, Any]:
         read, project, times = self._storage.read, self._settings.project, self._delivery_seconds

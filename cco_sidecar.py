@@ -2623,7 +2623,7 @@ class StoreResult(Endpoint):
     async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> dict[str, Any]:
         self.sidecar.tokens.check_identity(self.claims, body["agent_id"], body["agent_type"])
         self.sidecar.tokens.check_issue(self.claims, body["issue_id"])
-        return await self.sidecar.results.store(self.claims, body, ticket)
+        return await self.sidecar.results.store(body, ticket)
 
 
 class ListResults(Endpoint):
@@ -2685,7 +2685,7 @@ class WaitForEvents(Endpoint):
         self.parked = poll.parked if poll.parked else time.monotonic() - began
         await self.send(poll.content)  # raises StreamClosedError where nobody is left to read it
         if self.request.method != "HEAD":  # which looks, and takes nothing away
-            self.sidecar.bus.answered(poll)
+            self.sidecar.bus.readers.answered(poll)
         return b""
 
 
@@ -3794,7 +3794,7 @@ class Results:
         """Bring up the files that a kill has left behind the database. Blocks."""
         self._files.recover(self._storage.read)
 
-    async def store(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
+    async def store(self, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
         category = self._agent_types.category(body["agent_type"])
         async with self._locks.hold((body["project_id"], body["issue_id"])):  # proposals depend on the results before
@@ -3865,9 +3865,8 @@ class Results:
             return answer
 
         try:
-            return typing.cast(
-                dict[str, Any], await self._storage.write(insert, lambda answer: self._files.place(result_id, path))
-            )
+            answer: dict[str, Any] = await self._storage.write(insert, lambda _: self._files.place(result_id, path))
+            return answer
         except Exception as error:
             self._files.drop(result_id)
             if isinstance(error, OSError):
@@ -3982,9 +3981,7 @@ class EventBus:
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
         self._waiters = WaiterIndex()
-        self._positions: dict[PositionKey, int] = {}
-        self._answered: list[Poll] = []  # to be written down in the next turn of the loop
-        self._delivery_seconds: collections.deque[float] = collections.deque(maxlen=1000)
+        self.readers = Readers(storage)
         self._wakes = 0
         self._latest: tuple[Any, float, Found] | None = None  # the last look, which those that one event wakes share
         self._closed = False
@@ -4064,9 +4061,7 @@ class EventBus:
         floor = self._storage.read.floor()
         if key is None:
             return self.parse_cursor(since, floor), b"}"
-        position = self._positions.get(key)
-        if position is None:
-            position = self._storage.read.position(*key)
+        position = self.readers.position(key)
         if position is None or position >= floor:
             return max(position or 0, floor), b"}"
         missed = {"position": self.event_id(position), "floor": self.event_id(floor)}
@@ -4156,35 +4151,6 @@ class EventBus:
             timer.cancel()
             self._waiters.remove(waiter)
 
-    def answered(self, poll: Poll) -> None:
-        """The answer was written to a live connection: move the position, note the delivery."""
-        rows, scanned = poll.found.rows, poll.found.scanned
-        moved = poll.key is not None and scanned > self._positions.get(poll.key, -1)
-        if poll.key and moved:
-            self._positions[poll.key] = scanned
-        if poll.woken:
-            now = time.time()
-            self._delivery_seconds.extend(max(0.0, now - row["created"]) for row in rows)
-        if rows or moved:
-            self._answered.append(poll)
-            if len(self._answered) == 1:
-                asyncio.get_running_loop().call_soon(self._write_answered)
-
-    def _write_answered(self) -> None:
-        """Write down what was answered in one turn of the loop, all in one job."""
-        polls, self._answered = self._answered, []
-        positions = {poll.key: self._positions[poll.key] for poll in polls if poll.key}
-        rows = [row for poll in polls for row in poll.found.rows]
-
-        def note(records: Records) -> None:
-            """Runs on the writer thread."""
-            for key, seq in positions.items():
-                records.move_position(key, seq)
-            if rows:
-                records.mark_delivered({row["seq"] for row in rows if not row["delivered"]}, len(rows))
-
-        self._storage.write_behind(note)
-
     # -- listing
 
     async def page(self, project: str, query: EventQuery) -> dict[str, Any]:
@@ -4225,13 +4191,55 @@ class EventBus:
             raise TimeoutError
 
     def statistics(self) -> dict[str, Any]:
-        read, project, times = self._storage.read, self._settings.project, self._delivery_seconds
+        read, project, times = self._storage.read, self._settings.project, self.readers.delivery_seconds
         return {
             "total_published": read.count_published(project), "total_delivered": read.count_delivered(),
             "active_subscriptions": len(self._waiters.all), "queue_depth": read.undelivered(project),
             "avg_delivery_time_ms": round(sum(times) / len(times) * 1000, 3) if times else 0.0,
             "dead_letter_queue_size": read.count_dead_letters(project),
         }  # fmt: skip
+
+
+class Readers:
+    """How far each reader has come, and what was delivered; written down once in a turn of the loop."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._positions: dict[PositionKey, int] = {}
+        self._answered: list[Poll] = []  # since the last turn
+        self.delivery_seconds: collections.deque[float] = collections.deque(maxlen=1000)  # from publishing to writing
+
+    def position(self, key: PositionKey) -> int | None:
+        """Up to where this reader's polls were answered, None before the first."""
+        known = self._positions.get(key)
+        return self._storage.read.position(*key) if known is None else known
+
+    def answered(self, poll: Poll) -> None:
+        """The answer was written to a live connection: move the position, note the delivery."""
+        rows, scanned, now = poll.found.rows, poll.found.scanned, time.time()
+        moved = poll.key is not None and scanned > self._positions.get(poll.key, -1)
+        if poll.key and moved:
+            self._positions[poll.key] = scanned
+        if poll.woken:
+            self.delivery_seconds.extend(max(0.0, now - row["created"]) for row in rows)
+        if rows or moved:
+            self._answered.append(poll)
+            if len(self._answered) == 1:
+                asyncio.get_running_loop().call_soon(self._write)
+
+    def _write(self) -> None:
+        polls, self._answered = self._answered, []
+        positions = {poll.key: self._positions[poll.key] for poll in polls if poll.key}
+        rows = [row for poll in polls for row in poll.found.rows]
+
+        def note(records: Records) -> None:
+            """Runs on the writer thread."""
+            for key, seq in positions.items():
+                records.move_position(key, seq)
+            if rows:
+                records.mark_delivered({row["seq"] for row in rows if not row["delivered"]}, len(rows))
+
+        self._storage.write_behind(note)
 
 
 class NewEvent(Struct, frozen=True):

@@ -314,7 +314,7 @@ def make_service(tmp_path: Path, repository: Path) -> Iterator[Callable[..., Ser
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for the tests of a module, which keep apart by issue ids and token subjects."""
     folder = tmp_path_factory.mktemp("shared")
     running = Service(make_repository(folder / "repository"), folder / "storage").start()

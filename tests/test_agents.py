@@ -47,7 +47,7 @@ __all__ = ["nothing_left"]
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for the tests of this module, with the sample agent as its agents."""
     folder = tmp_path_factory.mktemp("agents")
     command = json.dumps([*SAMPLE, "{task}", "{agent_type}", "{issue_id}", "{context_file}"])

@@ -1121,7 +1121,7 @@ def test_a_section_that_no_budget_can_hold_is_an_error_of_its_own(make_service: 
 
 
 @pytest.fixture(scope="module")
-def bulky(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def bulky(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A project of 400 files and 2 MB."""
     folder = tmp_path_factory.mktemp("bulky")
     root = make_repository(folder / "repository")
@@ -1459,7 +1459,7 @@ def test_whether_a_task_names_a_file(path: str, task: str, named: bool) -> None:
 
 
 @pytest.fixture(scope="module", params=[[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
-def ranked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def ranked(setup: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A client of a service with either ranking."""
     folder = tmp_path_factory.mktemp("ranked")
     (folder / "repository").mkdir()

@@ -350,7 +350,7 @@ def coder(service: Service) -> Client:
 
 
 @pytest.fixture(scope="module")
-def spawner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def spawner(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose agents end at once."""
     folder = tmp_path_factory.mktemp("spawner")
     running = Service(

@@ -4045,7 +4045,8 @@ class EventBus:
             if found.rows or self._closed or left <= 0:
                 if not found.rows and query.timeout == 0:
                     await asyncio.sleep(self.BREATH)
-                return Poll(found.content[:-1] + missed, found, key, woken, parked)
+                content = found.content[:-1] + missed if missed else found.content
+                return Poll(content, found, key, woken, parked)
             if hang_up.happened:
                 raise asyncio.CancelledError
             after = found.scanned
@@ -4055,15 +4056,13 @@ class EventBus:
             after = after if seq is None else max(after, seq - 1)  # nothing that matches lies between
 
     def _begin(self, since: str, key: PositionKey | None) -> tuple[int, bytes]:
-        """Where reading begins, and how the answer ends: with what a reader has missed whose position retention has
-        passed.
-        """
+        """Where reading begins, and the end of the answer to a reader whose position retention has passed."""
         floor = self._storage.read.floor()
         if key is None:
-            return self.parse_cursor(since, floor), b"}"
+            return self.parse_cursor(since, floor), b""
         position = self.readers.position(key)
         if position is None or position >= floor:
-            return max(position or 0, floor), b"}"
+            return max(position or 0, floor), b""
         missed = {"position": self.event_id(position), "floor": self.event_id(floor)}
         return floor, b',"missed":%s}' % msgspec.json.encode(missed)
 

@@ -46,7 +46,6 @@ import codecs
 import collections
 import contextlib
 import contextvars
-import csv
 import dataclasses
 import errno
 import fnmatch
@@ -76,16 +75,12 @@ import ssl
 import stat
 import subprocess
 import tempfile
-import textwrap
 import threading
 import time
 import tomllib
 import traceback
 import types
 import typing
-import urllib.error
-import urllib.parse
-import urllib.request
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
@@ -1205,11 +1200,17 @@ class HookSpecs:
         """More endpoints: Route rows whose classes derive from Endpoint. Own routes come after ours."""
 
     @hookspec
-    def register_commands(self, commands: Commands) -> None:
-        """More commands: ``commands.add_parser(...).set_defaults(run=function)``; the function gets the parsed
-        arguments, our options among them, and returns the exit code. ``add_commands(commands, {name: Command(...)})``
-        adds a table of them.
+    def register_commands(self, commands: argparse._SubParsersAction[CommandParser]) -> None:
+        """More commands: ``commands.add_parser(name, help=...).set_defaults(run=function)``; the function gets the
+        parsed arguments, our options among them, and returns the exit code (StartError is a line for the user). Asked
+        when a word is none of the core's commands.
         """
+
+    @hookspec
+    def command_parser(self) -> Callable[[list[str]], argparse.Namespace] | None:
+        """A part: what reads the words of a command line in place of ``parse_words``, which is the smallest example;
+        ``run`` of the namespace that it returns does the work. Wrong use raises StartError. Asked of the plugins beside
+        the module only: options, which name others, have not been read yet."""
 
     @hookspec
     def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
@@ -1517,15 +1518,16 @@ class Hooks:
 PACKAGE = "cco_sidecar_plugins"
 
 
-def bundled_plugins(saying: bytes = b"cco_sidecar") -> list[Path]:
-    """The bundled plugins whose text holds ``saying``, in the order of their paths.
+def bundled_plugins(hook: str = "") -> list[Path]:
+    """The bundled plugins, in the order of their paths; only those that implement ``hook``, where one is named.
 
     They lie in the bundled folder and in the folders of it, by room. Beside a lone file a `plugins` folder may be the
     repository's own and about something else: what does not speak of this module is passed over.
     """
     folders = bundled_folder("plugins")
     files = [file for folder in folders for place in ("", "[!_.]*/") for file in folder.glob(f"{place}[!_.]*.py")]
-    return [file for file in sorted(files) if holds(file, saying)]
+    saying = f"def {hook}(".encode() if hook else b""
+    return [file for file in sorted(files) if holds(file, b"cco_sidecar") and holds(file, saying)]
 
 
 def holds(file: Path, text: bytes) -> bool:
@@ -7721,32 +7723,15 @@ class AgentCommands:
 # ======================================================================================================
 
 GOOD, REFUSED, WRONG_USE, NOT_REACHABLE = 0, 1, 2, 3
-
-
-CLIENT_OPTIONS = ("url", "format", "root", "project", "storage", "jwt_secret", "plugins", "no_plugins")
-SERVICE_OPTIONS = tuple(OPTIONS)
-SECTIONS = ("Start", "Agents and what they exchange", "Look", "Set up", "More")
-
-
-@dataclass(frozen=True)
-class Command:
-    """A row of a table of commands. One without ``run`` is a group, whose commands are rows named "group command".
-
-    ``run`` gets the parsed arguments and returns the exit code; ``options`` are those of ours that it takes, and given
-    another one it is refused; ``formats`` are what --format may say, the default first; ``section`` is where the help
-    lists it, if it has ``help``.
-    """
-
-    help: str
-    run: Callable[[argparse.Namespace], int] | None = None
-    arguments: Sequence[tuple[tuple[str, ...], dict[str, Any]]] = ()
-    formats: Sequence[str] = ("table", "json", "csv")
-    options: Sequence[str] = CLIENT_OPTIONS
-    section: str = "More"
-
-
-def arg(*names: str, **keywords: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    return names, keywords
+ALONE = {  # hook: what the service does without where no plugin implements it
+    "server_class": "HTTP/2",
+    "answer_filter": "compression",
+    "request_log": "audit log",
+    "token_keys": "tokens of other issuers",
+    "project_reader": "index of the files",
+    "rank_files": "full-text ranking",
+    "register_commands": "client commands",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -7775,291 +7760,96 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(words: list[str]) -> int:
-    parser = command_parser(words)
-    options, unknown = parser.parse_known_args(words, argparse.Namespace(parser=parser))
-    if unknown:
-        parser.refuse(unknown)
-    chosen: CommandParser = options.parser
-    if chosen.commands and chosen is not parser:
-        chosen.commands.look_for("")
-        chosen.error(
-            f"{chosen.prog.removeprefix('cco ')}: a command must follow, one of {', '.join(chosen.commands.listed())}"
-        )
-    check_options(options, chosen.prog, chosen.row)
+    hooks = Hooks([])
+    hooks.load_files(bundled_plugins("command_parser"))  # and no others: a command need not wait for them
+    options = next(iter(hooks.parts("command_parser", callable)), parse_words)(words)
     for name, value in vars(options).items():
         texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
-        if name not in SERVICE_OPTIONS and (bad := [text for text in texts if not is_encodable(text)]):
-            raise StartError(f"argument {name}: {bad[0]!r} is not UTF-8")
-    for name in sorted(os.environ):
-        option = name.removeprefix("CCO_SIDECAR_").lower()
-        if name.startswith("CCO_SIDECAR_") and option not in SERVICE_OPTIONS:
-            close = nearest(option, SERVICE_OPTIONS)
+        if name not in OPTIONS and any(re.search(r"[\ud800-\udfff]", text) for text in texts):
+            raise StartError(f"argument {name}: {value!r} is not UTF-8")  # other bytes arrive as lone surrogates
+    for name in sorted(name for name in os.environ if name.startswith("CCO_SIDECAR_")):
+        if (option := name.removeprefix("CCO_SIDECAR_").lower()) not in OPTIONS:
+            close = nearest(option, OPTIONS)
             complain(f"{name}: unknown variable{f', did you mean {variable_of(close)}?' if close else ''}")
-    run: Callable[[argparse.Namespace], int] = getattr(options, "run", command_serve)
+    run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
 
 
-def is_encodable(text: str) -> bool:
-    """Whether what was typed is UTF-8: other bytes arrive as lone surrogates."""
-    return not re.search(r"[\ud800-\udfff]", text)
-
-
-def check_options(options: argparse.Namespace, command: str, row: Command | None) -> None:
-    """Refuse what ``command`` would pass over, and settle the format."""
-    formats = row.formats if row else Command.formats
-    for name in (*CLIENT_OPTIONS, *SERVICE_OPTIONS):
-        if row is None or name in row.options or name not in vars(options):
-            continue
-        flag, own = flag_of(name), own_command()
-        if name not in SERVICE_OPTIONS:
-            raise StartError(f"{flag}: {command} starts the service; this is for the commands that talk to one")
-        raise StartError(
-            f"{flag}: the service decides this: start it with `{own} {flag} ...`, or set {flag[2:]} in cco.toml and"
-            " start it again"
+def parse_words(words: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line, and its command as ``run``. Other plugins are asked for a command that is not
+    ours.
+    """
+    parser = CommandParser(prog="cco", usage="%(prog)s [COMMAND] [OPTIONS]", parents=[option_parser()])
+    parser.description = "Lets a team of coding agents work on one repository; without a COMMAND serves that around it."
+    parser.epilog = "Exit codes: 0 good, 1 refused, 2 wrong use, 3 not reachable."
+    parser.add_argument("--version", action="version", version=f"cco {__version__}")
+    parser.set_defaults(run=command_serve)
+    new_parser: Any = functools.partial(CommandParser, parents=[option_parser(shown=False)])
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="cco", parser_class=new_parser)
+    add_own_commands(commands)
+    flags, rest = option_parser().parse_known_args(words)
+    word = rest[0].partition("=")[0] if rest else "serve"
+    if word not in commands.choices:
+        with contextlib.suppress(StartError):  # the settings cannot be read: what there is must do
+            collections.deque(load_hooks(load_settings(vars(flags))).ask("register_commands", commands=commands), 0)
+    kind, known = ("option", parser._option_string_actions) if word[:1] == "-" else ("command", commands.choices)
+    if word not in known:
+        close, file = nearest(word, known), Path(__file__).name
+        advice = (
+            f"did you mean {close}?"
+            if close
+            else f"is plugins/ beside {file}? `pip install .` in a checkout brings it along"
         )
-    options.format = getattr(options, "format", formats[0])
-    if options.format not in formats:
-        raise StartError(f"--format: {options.format!r} is unknown{meant(options.format, formats)}")
-    if (
-        options.format == "json"
-        and isinstance(sys.stdout, io.TextIOWrapper)
-        and codecs.lookup(sys.stdout.encoding).name != "utf-8"
-    ):
-        sys.stdout.reconfigure(
-            encoding="ascii", errors=escape_unencodable.__name__
-        )  # whatever the terminal is: JSON is UTF-8
-
-
-# -- the parser
+        raise StartError(f"{word}: no such {kind}; {advice}", WRONG_USE)
+    return parser.parse_args(words)
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Wrong use is one line, which names the nearest right word, and exit code 2."""
-
-    commands: Commands | None = None  # where it is a group
-    row: Command | None = None  # where it comes from a table
+    """Wrong use is one line and exit code 2; a command's own option wins over one of ours."""
 
     def __init__(self, **keywords: Any) -> None:
-        formatter = functools.partial(argparse.HelpFormatter, max_help_position=32)
-        super().__init__(**{"allow_abbrev": False, "formatter_class": formatter, **keywords})
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self.words = list(args)
-        return super().parse_known_args(args, namespace)
+        super().__init__(**{"allow_abbrev": False, "conflict_handler": "resolve", **keywords})
 
     def error(self, message: str) -> typing.NoReturn:
-        if "arguments are required" in message and not self.commands:
-            self.refuse_flags(self.words)  # one that is there misspelt is why it is missing
         raise StartError(f"{message.removeprefix('argument ')} (see {self.prog} --help)", WRONG_USE)
-
-    def refuse(self, words: Sequence[str]) -> typing.NoReturn:
-        """Say of the first of ``words``, which nothing takes, what may have been meant."""
-        self.refuse_flags(words)
-        self.error(f"{words[0]!r}: {self.prog} takes no such argument")
-
-    def refuse_flags(self, words: Sequence[str]) -> None:
-        for flag in [word.partition("=")[0] for word in words if word.startswith("-")]:
-            if flag not in self._option_string_actions:
-                self.error(f"{flag}: unknown option{meant(flag, self._option_string_actions)}")
-
-    def take_shared_options(self) -> None:
-        """Read our options too, except where the command has one of the same name."""
-        for action in shared_options():
-            if not self._option_string_actions.keys() & set(action.option_strings):
-                self._add_action(action)
-
-    def format_help(self) -> str:
-        if self.commands:
-            self.commands.look_for("")
-        return overview(self.commands) if self.commands and self.prog == "cco" else super().format_help()
 
     def _print_message(self, message: str, file: Any = None) -> None:
         (file or sys.stdout).write(message)  # argparse passes over what it cannot write
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices and not isinstance(action, Commands):
-            raise argparse.ArgumentError(action, f"{value!r} is unknown{meant(str(value), map(str, action.choices))}")
+
+def add_own_commands(commands: argparse._SubParsersAction[CommandParser]) -> None:
+    """Add the commands that need no plugin."""
+    serve = commands.add_parser("serve", help="serve the repository (the default)", parents=[option_parser()])
+    serve.usage = "%(prog)s [OPTIONS]"
+    serve.set_defaults(run=command_serve)
+    token = commands.add_parser("token", help="print a token, and nothing else")
+    token.add_argument("--type", required=True, help="agent type, for example python-specialist")
+    token.add_argument("--agent-id", help="bind the token to this id")
+    token.add_argument("--issue", help="good for this issue only")
+    token.add_argument("--ttl", metavar="SECONDS", help="life (default: --token-ttl)")
+    token.add_argument("--permissions", metavar="LIST", help="narrow to these, separated by commas")
+    token.set_defaults(run=command_token)
+    plugins = commands.add_parser("plugins", help="list the plugins that the next start would load")
+    plugins.set_defaults(run=command_plugins)
 
 
-class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
-    """The commands of ``cco`` or of a group. Plugins are asked for theirs when a word is none of the core's: most
-    starts need none.
-    """
-
-    more: Iterator[None] = iter(())  # each step adds some
-
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
-    ) -> None:
-        """Parse the rest by the parser of its first word, on top of what was said before it."""
-        word, *rest = values
-        if not self.look_for(word):
-            parser.refuse_flags(parser.words[: -len(values)])  # whose value ``word`` is
-            parser.error(
-                f"{f'{parser.prog} {word}'.removeprefix('cco ')}: no such command{self.hint(word, parser.prog)}"
-            )
-        namespace.parser = chosen = self.choices[word]
-        chosen.take_shared_options()
-        _, unknown = chosen.parse_known_args(rest, namespace)
-        if unknown:
-            chosen.refuse(unknown)
-
-    def look_for(self, word: str) -> bool:
-        """Whether there is such a command, in a plugin that was not asked so far if need be."""
-        return word in self.choices or any(word in self.choices for _ in self.more)
-
-    def hint(self, word: str, after: str) -> str:
-        """How a message goes on that refuses ``word``."""
-        names = {name: f"{after} {name}".removeprefix("cco ") for name in self.listed()}
-        for group, parser in self.choices.items():
-            names = {name: f"{group} {name}" for name in parser.commands.listed()} | names if parser.commands else names
-        if close := nearest(word, names):
-            return f", did you mean {names[close]}?"
-        if not bundled_plugins(saying=b"def register_commands"):
-            return (
-                f": is plugins/ beside {Path(__file__).name}? Copy that folder there, or install from a checkout with"
-                " `pip install .`"
-            )
-        return f"; there are {', '.join(self.listed())}"
-
-    def listed(self) -> list[str]:
-        return [choice.dest for choice in self._choices_actions]
-
-
-def command_parser(words: Sequence[str] = ()) -> CommandParser:
-    parser = CommandParser(prog="cco")
-    parser.row = COMMANDS["serve"]
-    parser.add_argument("--version", action="version", version=f"cco {__version__}")
-    parser.take_shared_options()
-    parser.commands = commands = new_commands(parser)
-    commands.more = load_commands(commands, words)
-    add_commands(commands, COMMANDS)
-    return parser
-
-
-def new_commands(parser: CommandParser) -> Commands:
-    return typing.cast(
-        Commands, parser.add_subparsers(action=Commands, title="commands", metavar="COMMAND", prog=parser.prog)
-    )
-
-
-def add_commands(commands: Commands, table: dict[str, Command]) -> None:
-    """Add the rows of ``table``; what is there already stays."""
-    for name, row in table.items():
-        group, _, word = name.rpartition(" ")
-        place = commands.choices[group].commands if group else commands
-        if word not in place.choices:
-            listed: dict[str, Any] = {"help": row.help, "description": row.help} if row.help else {}
-            fill_parser(place.add_parser(word, **listed), row, commands)
-
-
-def fill_parser(parser: CommandParser, row: Command, commands: Commands) -> None:
-    parser.row = row
-    actions = [parser.add_argument(*names, **keywords) for names, keywords in row.arguments]
-    if row.run is None:
-        parser.commands = new_commands(parser)
-        parser.commands.more = commands.more
-        return
-    parser.set_defaults(run=row.run)
-    needed = [
-        (*action.option_strings[-1:], str(action.metavar or action.dest.upper()))
-        for action in actions
-        if action.required
-    ]
-    parser.usage = " ".join(["%(prog)s", *itertools.chain(*needed), "[options]"])
-    if "url" in row.options:
-        more = [flag_of(name) for name in row.options if name not in CLIENT_OPTIONS]
-        also = f". Also {', '.join(more)}" if 0 < len(more) < 5 else ". Also the options of cco serve" if more else ""
-        parser.epilog = f"Connection: --url URL, --format {'|'.join(row.formats)}, --root DIR, --storage DIR{also}"
-
-
-def load_commands(commands: Commands, words: Sequence[str]) -> Iterator[None]:
-    """Add the commands of the bundled plugins, whatever --no-plugins says, which is about the service; then those of
-    other plugins.
-    """
-    bundled = Hooks([])
-    bundled.load_files(bundled_plugins(saying=b"def register_commands"))
-    for _ in bundled.ask("register_commands", commands=commands):
-        pass
-    yield
-    with contextlib.suppress(StartError):  # the settings cannot be read: what there is must do
-        flags, _ = option_parser().parse_known_args(words)
-        for _ in load_hooks(load_settings(vars(flags))).ask("register_commands", commands=commands):
-            pass
-    yield
-
-
-def overview(commands: Commands) -> str:
-    """The help of ``cco`` itself: every command, by section, on one screen."""
-    sections: dict[str, list[str]] = {section: [] for section in SECTIONS}
-    for choice in commands._choices_actions:
-        parser = commands.choices[choice.dest]
-        parts = f": {', '.join(parser.commands.listed())}" if parser.commands else ""
-        lines = textwrap.wrap(
-            f"{choice.help}{parts}", 79, initial_indent=f"  {choice.dest:9} ", subsequent_indent=" " * 12
-        )
-        sections[parser.row.section if parser.row else SECTIONS[-1]] += lines
-    body = "\n\n".join("\n".join([f"{section}:", *lines]) for section, lines in sections.items() if lines)
-    return OVERVIEW.format(body)
-
-
-OVERVIEW = """\
-usage: cco [COMMAND] [OPTIONS]
-
-Orchestration sidecar: lets a team of coding agents work on one repository.
-Without a command it serves the repository around it.
-
-{}
-
-cco COMMAND --help explains one. Before or after any: --url URL, --root DIR,
---format table|json|csv. The service's options (cco serve --help) are variables
-CCO_SIDECAR_<NAME> too, and keys of cco.toml or [tool.cco-sidecar] in pyproject.toml.
-Exit codes: 0 good, 1 refused, 2 wrong use, 3 not reachable.
-"""
-
-
-def option_parser() -> CommandParser:
-    """The flags of the settings table; what was not given does not show up."""
+def option_parser(shown: bool = True) -> CommandParser:
+    """The flags of the settings table; what was not given does not show up. ``shown`` says whether help lists them."""
     parser = CommandParser(add_help=False, prog="cco")
-    for names, keywords in option_arguments():
-        parser.add_argument(*names, **keywords)
-    return parser
-
-
-def option_arguments() -> list[tuple[tuple[str, ...], dict[str, Any]]]:
-    rows = []
     for name, option in OPTIONS.items():
-        flag, default = flag_of(name), option.default
-        shown = f" (default: {default})" if default is not False and isinstance(default, (str, int)) else ""
-        many = option.read in (read_list, read_paths)
-        keywords = {
-            "dest": name,
-            "default": argparse.SUPPRESS,
-            "help": f"{option.help}{', may be repeated' * many}{shown}".replace("%", "%%"),
-        }
+        flag, default, many = flag_of(name), option.default, option.read in (read_list, read_paths)
+        told = f" (default: {default})" if isinstance(default, (str, int)) and default is not False else ""
+        text = f"{option.help}{', may be repeated' * many}{told}".replace("%", "%%") if shown else argparse.SUPPRESS
+        keywords: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
         if option.read is not read_bool:
-            rows.append(arg(flag, metavar=option.metavar, action="append" if many else "store", **keywords))
+            parser.add_argument(flag, metavar=option.metavar, action="append" if many else "store", **keywords)
             continue
-        rows.append(arg(flag, action="store_const", const=True, **keywords))
+        parser.add_argument(flag, action="store_const", const=True, **keywords)
         opposite = "--" + flag.removeprefix("--no-") if flag.startswith("--no-") else "--no-" + flag.removeprefix("--")
-        if opposite not in map(flag_of, SERVICE_OPTIONS):  # --plugins is taken
-            rows.append(
-                arg(opposite, **keywords | {"action": "store_const", "const": False, "help": argparse.SUPPRESS})
-            )
-    return rows
-
-
-@functools.cache
-def shared_options() -> list[argparse.Action]:
-    """What every command reads, before and after it, and refuses unless its row names it; no help but that of serve
-    shows it.
-    """
-    parser = option_parser()
-    parser.add_argument("--url", default=argparse.SUPPRESS)
-    parser.add_argument("--format", default=argparse.SUPPRESS)
-    for action in parser._actions:
-        action.help = argparse.SUPPRESS
-    return parser._actions
+        if opposite not in map(flag_of, OPTIONS):  # --plugins is taken
+            keywords["help"] = argparse.SUPPRESS
+            parser.add_argument(opposite, action="store_const", const=False, **keywords)
+    return parser
 
 
 # -- standard streams
@@ -8070,9 +7860,7 @@ def hold_standard_streams() -> None:
     to encode.
     """
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
-        if (
-            getattr(sys, name) is None
-        ):  # output then fails as it does on a closed stream; complaints have nobody to hear them
+        if getattr(sys, name) is None:  # output then fails as on a closed stream; nobody hears complaints
             handle = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
             os.set_inheritable(handle, True)
             setattr(sys, name, os.fdopen(handle, mode, encoding="utf-8"))
@@ -8102,17 +7890,21 @@ def drop_unwritten(stream: typing.TextIO) -> OSError | None:
 
 
 def complain(message: str) -> None:
-    """One line on standard error, in which nothing steers the terminal."""
-    line = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", message)
+    """Write one line to standard error."""
     with contextlib.suppress(OSError):  # nobody can be told
-        sys.stderr.write(f"cco: {line}\n")
+        sys.stderr.write(f"cco: {harmless(message)}\n")
+
+
+def harmless(text: str) -> str:
+    """``text`` without what steers a terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)
 
 
 # -- serving
 
 
 def settings_from(options: argparse.Namespace) -> Settings:
-    return load_settings({name: value for name, value in vars(options).items() if name in SERVICE_OPTIONS})
+    return load_settings({name: value for name, value in vars(options).items() if name in OPTIONS})
 
 
 def command_serve(options: argparse.Namespace) -> int:
@@ -8121,8 +7913,25 @@ def command_serve(options: argparse.Namespace) -> int:
     hooks = load_hooks(settings, strict=True)
     raise_open_file_limit()
     sys.setswitchinterval(0.001)  # worker threads hand the interpreter back to the loop after 1 ms instead of 5
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    fast = importlib.util.find_spec("uvloop") and importlib.import_module("uvloop").new_event_loop  # the extra ``fast``
+    with asyncio.Runner(loop_factory=fast or None) as runner:
         return runner.run(serve(settings, hooks))
+
+
+def set_up_logging(settings: Settings) -> None:
+    level = settings.log_level.upper()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else plain)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in ("tornado.general", "tornado.access", "asyncio", "watchdog"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+
+
+class JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": iso(record.created), "level": record.levelname.lower(), "message": record.getMessage()}
+        return json.dumps(line | ({"traceback": self.formatException(record.exc_info)} if record.exc_info else {}))
 
 
 def raise_open_file_limit() -> None:
@@ -8134,15 +7943,6 @@ def raise_open_file_limit() -> None:
         wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
         if soft != resource.RLIM_INFINITY and soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where the extra ``fast`` is installed, else asyncio's own loop."""
-    try:
-        import uvloop  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 async def serve(settings: Settings, hooks: Hooks) -> int:
@@ -8172,17 +7972,18 @@ async def serve(settings: Settings, hooks: Hooks) -> int:
 
 
 def banner(sidecar: Sidecar) -> str:
-    settings, hooks, info = sidecar.settings, sidecar.hooks, sidecar.info
-    plugins = [plugin.name for plugin in hooks.loaded if plugin.source != "built in" and not plugin.problem]
-    skipped = [f"{plugin.name} ({plugin.problem})" for plugin in hooks.loaded if plugin.problem]
+    used = [plugin for plugin in sidecar.hooks.loaded if plugin.source != "built in" and not plugin.problem]
+    filled = {hook for plugin in used for hook in plugin.hooks}
+    missing = [f"no {what}" for hook, what in ALONE.items() if hook not in filled]
     lines = [
         f"Orchestration sidecar {__version__}",
-        f"  URL:      {info.url}  {sidecar.protocols}",
-        f"  Project:  {info.project_id}",
-        f"  Root:     {info.root}",
-        f"  Storage:  {settings.storage}",
-        f"  Plugins:  {', '.join(plugins) or 'none'}",
-        *(f"  Skipped:  {text}" for text in skipped),
+        f"  URL:      {sidecar.info.url}  {sidecar.protocols}",
+        f"  Project:  {sidecar.info.project_id}",
+        f"  Root:     {sidecar.info.root}",
+        f"  Storage:  {sidecar.settings.storage}",
+        f"  Plugins:  {', '.join(plugin.name for plugin in used) or 'none'}",
+        *(f"  Skipped:  {plugin.name} ({plugin.problem})" for plugin in sidecar.hooks.loaded if plugin.problem),
+        *([f"  Alone:    {', '.join(missing)}"] if missing else []),
         f"  Token:    {own_command()} token --type python-specialist",
         "  Stop:     Ctrl-C",
     ]
@@ -8194,279 +7995,54 @@ def own_command() -> str:
     return "cco" if Path(sys.argv[0]).name in ("cco", "cco.exe") else f"python {sys.argv[0] or 'cco_sidecar.py'}"
 
 
-class JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {"time": iso(record.created), "level": record.levelname.lower(), "message": record.getMessage()}
-        return json.dumps(line | ({"traceback": self.formatException(record.exc_info)} if record.exc_info else {}))
+# -- tokens and plugins
 
 
-def set_up_logging(settings: Settings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        JsonFormatter() if settings.log_format == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    )
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    for name in ("tornado.general", "tornado.access", "asyncio", "watchdog"):
-        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level.upper())))
+def command_token(options: argparse.Namespace) -> int:
+    for name in ("agent_id", "issue"):
+        if (value := getattr(options, name)) is not None and (not re.fullmatch(IDENTIFIER, value) or ".." in value):
+            raise StartError(f"{flag_of(name)}: {value!r} must match {IDENTIFIER}")
+    ttl = None if options.ttl is None else read_option("token_ttl", "--ttl", options.ttl)
+    permissions = None if options.permissions is None else read_list(options.permissions)
+    if unknown := sorted(set(permissions or ()) - set(PERMISSIONS)):
+        raise StartError(f"--permissions: {unknown[0]!r} is unknown{meant(unknown[0], PERMISSIONS)}")
+    subject = options.agent_id or f"cli-{options.type}-{secrets.token_hex(4)}"  # somebody new, unless named
+    facts = {"issue_id": options.issue, "ttl": ttl, "permissions": permissions, "bound": options.agent_id is not None}
+    print(mint_token(running_settings(settings_from(options)), options.type, subject, **facts))
+    return GOOD
 
 
-# -- being a client
-
-
-class NotReachable(StartError):
-    def __init__(self, message: str) -> None:
-        super().__init__(message, NOT_REACHABLE)
-
-
-class Refused(StartError):
-    """The service's own words; ``answer`` is its JSON, empty where what answered is none of ours."""
-
-    def __init__(self, status: int, content: bytes) -> None:
-        self.status, self.answer = status, {}
-        try:
-            answer = json.loads(content)
-            message = f"{status} {answer['code']}: {answer['message']}"
-            self.answer = answer
-        except (ValueError, LookupError, TypeError):
-            message = f"{status}: {content[:200].decode('utf-8', 'replace')}"
-        super().__init__(message, REFUSED)
-
-
-class Client:
-    """Talks to a running service: the one of ``--url``, of the agent's own environment, or of this repository."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._environ = os.environ
-        self._given = getattr(options, "url", None) or self._environ.get("SIDECAR_URL", "")
-        self._settings = None if self._given else running_settings(settings_from(options))
-        self.project = self._environ.get("PROJECT_ID", "")
-        self.url = self._given.rstrip("/").removesuffix("/api")
-        if self._settings:
-            info = read_sidecar_json(self._settings.storage)
-            if info is None:
-                raise NotReachable(f"no sidecar runs for {self._settings.root}; start it with `{own_command()}`")
-            self.url, self.project = info.url, info.project_id
-        self.token = self._find_token()
-        # Proxies are for the world outside; a certificate of one's own is trusted by naming it in SSL_CERT_FILE.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def _find_token(self) -> str:
-        """The agent's own token, $JWT_TOKEN, or one minted from the storage's secret."""
-        if path := self._environ.get("CCO_TOKEN_FILE"):
-            with contextlib.suppress(OSError):
-                return Path(path).read_text().strip()
-        if token := self._environ.get("JWT_TOKEN", "").strip():
-            return token
-        if self._settings:
-            return mint_token(
-                self._settings, "chief-architect", subject="cli"
-            )  # one subject, so that a repeated Idempotency-Key is known
-        return ""
-
-    def call(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        query: dict[str, Any] | None = None,
-        timeout: float = 60,
-        key: str | None = None,
-    ) -> Any:
-        """The decoded answer. Raises Refused (exit code 1) and NotReachable (3)."""
-        given = {name: value for name, value in (query or {}).items() if value is not None}
-        url = self.url + path + ("?" + urllib.parse.urlencode(given) if given else "")
-        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"} | (
-            {"Idempotency-Key": key} if key else {}
-        )
-        content = None if body is None else json.dumps(body).encode()
-        try:
-            with self._opener.open(
-                urllib.request.Request(url, content, headers, method=method), timeout=timeout
-            ) as answer:
-                if fresh := answer.headers.get("X-Refreshed-Token"):
-                    self.token = fresh
-                return json.loads(answer.read() or b"null")
-        except urllib.error.HTTPError as error:
-            with error:
-                raise Refused(error.code, error.read()) from None
-        except ValueError as error:
-            raise StartError(f"{url}: {error}") from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            untrusted = isinstance(reason, ssl.SSLCertVerificationError)
-            advice = (
-                "name its certificate in SSL_CERT_FILE" if untrusted else f"start the service with `{own_command()}`"
-            )
-            raise NotReachable(f"{self.url} is not reachable: {reason}; {advice}") from None
-
-
-def running_settings(settings: Settings) -> Settings:
-    """The settings with the project and storage of the service that runs for this root, also where it was started with
-    another id.
-    """
-    from dataclasses import replace
-
-    if not (settings.storage / "sidecar.json").exists() and settings.storage == default_storage(
-        settings.root, settings.project
-    ):
-        mark = settings.storage.name.rpartition("-")[2]
-        for folder in sorted(settings.storage.parent.glob(f"*-{mark}")):
-            if info := read_sidecar_json(folder):
-                return replace(settings, project=info.project_id, storage=folder)
-    elif info := read_sidecar_json(settings.storage):
-        return replace(settings, project=info.project_id)
-    return settings
-
-
-def mint_token(
-    settings: Settings, agent_type: str, *, agent_id: str | None = None, issue_id: str | None = None,
-    ttl: int | None = None,
-    permissions: Sequence[str] | None = None, subject: str | None = None,
-) -> str:  # fmt: skip
-    """A token from the storage's secret; needs no running service. Without ``agent_id`` or ``subject`` it is somebody
-    new.
-    """
+def mint_token(settings: Settings, agent_type: str, subject: str, **facts: Any) -> str:
+    """A token from the storage's secret; needs no running service. ``facts`` are keywords of Tokens.mint."""
     prepare_storage_folder(settings)
     logging.getLogger("cco").setLevel(logging.ERROR)  # a plugin that cannot be loaded is the service's affair
     agent_types = AgentTypes(load_hooks(settings), settings)
     tokens = Tokens(settings, agent_types, None)
     tokens.load_secret()
     try:
-        subject = agent_id or subject or f"cli-{agent_type}-{secrets.token_hex(4)}"
-        return tokens.mint(
-            subject, agent_type, ttl=ttl, permissions=permissions, issue_id=issue_id, bound=agent_id is not None
-        )
+        return tokens.mint(subject, agent_type, **facts)
     except ApiError as error:
-        similar = meant(agent_type, agent_types.categories) or f"; `{own_command()} agent types` lists them"
-        raise StartError(f"--type: {error.message}{similar}") from None
+        raise StartError(f"--type: {error.message}{meant(agent_type, agent_types.categories)}") from None
 
 
-def show(options: argparse.Namespace, answer: Any, rows: str | None = None) -> int:
-    """Print an answer as --format wants it; ``rows`` names the list in it that a table shows."""
-    if options.format == "json":
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
-        return GOOD
-    table = (
-        [flatten(row) for row in answer[rows]]
-        if rows
-        else [{"field": key, "value": value} for key, value in flatten(answer).items()]
-    )
-    columns = list(dict.fromkeys(key for row in table for key in row))
-    lines = [[cell(row.get(column, "")) for column in columns] for row in table]
-    if options.format == "csv":
-        csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *lines] if columns else [])
-    else:
-        print_table(columns, lines)
-    return GOOD
-
-
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested objects as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {f"{prefix}{key}": item}
-    return flat
-
-
-def cell(value: Any) -> str:
-    text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
-    return "".join(
-        character if character.isprintable() else " " for character in text
-    )  # nothing may steer the terminal
-
-
-def print_table(columns: list[str], lines: list[list[str]]) -> None:
-    lines = [[text if len(text) <= 60 or text is line[-1] else text[:59] + "…" for text in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
-    for line in [[column.upper() for column in columns], *lines] if columns else []:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-    if not lines:
-        print("(none)")
-
-
-# -- the commands
-
-
-def command_token(options: argparse.Namespace) -> int:
-    settings = running_settings(settings_from(options))
-    ttl = None if options.ttl is None else read_option("token_ttl", "--ttl", options.ttl)
-    for name in ("agent_id", "issue"):
-        if (value := getattr(options, name)) is not None and (not re.fullmatch(IDENTIFIER, value) or ".." in value):
-            raise StartError(f"{flag_of(name)}: {value!r} must match {IDENTIFIER}")
-    permissions = None if options.permissions is None else read_list(options.permissions)
-    if unknown := sorted(set(permissions or ()) - set(PERMISSIONS)):
-        raise StartError(f"--permissions: {unknown[0]!r} is unknown{meant(unknown[0], PERMISSIONS)}")
-    print(
-        mint_token(
-            settings, options.type, agent_id=options.agent_id, issue_id=options.issue, ttl=ttl, permissions=permissions
-        )
-    )
-    return GOOD
-
-
-def command_agent_types(options: argparse.Namespace) -> int:
-    settings = settings_from(options)
-    categories = AgentTypes(load_hooks(settings), settings).categories
-    rows = []
-    for name, category in sorted(categories.items(), key=lambda item: (list(CATEGORIES).index(item[1]), item[0])):
-        role = CATEGORIES[category]
-        rows.append(
-            {
-                "agent_type": name,
-                "category": category,
-                "permissions": " ".join(role.permissions),
-                "per_minute": role.per_minute,
-            }
-        )
-    return show(options, {"agent_types": rows}, "agent_types")
+def running_settings(settings: Settings) -> Settings:
+    """The settings with the project and storage of the service that runs for this root, which may have been started
+    with another project id.
+    """
+    folders = [settings.storage]
+    if settings.storage == default_storage(settings.root, settings.project):
+        folders += sorted(settings.storage.parent.glob(f"*-{settings.storage.name.rpartition('-')[2]}"))
+    for folder in folders:
+        if info := read_sidecar_json(folder):
+            return dataclasses.replace(settings, project=info.project_id, storage=folder)
+    return settings
 
 
 def command_plugins(options: argparse.Namespace) -> int:
-    """What the running service says of its plugins; where none runs, or options name others, what would be loaded."""
-    found, whose = loaded_plugins(options)
-    rows = [
-        {
-            "plugin": item.name,
-            "source": item.source,
-            "hooks": " ".join(item.hooks),
-            "problem": item.problem or item.failure,
-        }
-        for item in sorted(found, key=lambda plugin: (plugin.source, plugin.name))
-    ]
-    show(options, {"of": whose, "plugins": rows}, "plugins")
-    if options.format == "table":
-        print(f"(the plugins {whose})")
-    return GOOD
-
-
-def loaded_plugins(options: argparse.Namespace) -> tuple[list[LoadedPlugin], str]:
-    """(plugins, whose they are)."""
-    if not {"plugins", "no_plugins"} & vars(options).keys():
-        try:
-            client = Client(options)
-            answer = client.call("GET", "/api/plugins")
-            return msgspec.convert(answer["plugins"], list[LoadedPlugin]), f"of the service that runs on {client.url}"
-        except NotReachable:
-            if getattr(options, "url", None):
-                raise
     logging.getLogger("cco").setLevel(logging.ERROR)  # what cannot be loaded is in the list
-    return load_hooks(settings_from(options)).loaded, "that the next start would load"
-
-
-COMMANDS = {
-    "serve": Command("serve the repository (the default)", command_serve, option_arguments(), options=SERVICE_OPTIONS,
-        section="Start"),
-    "token": Command("print a token, and nothing else", command_token, [
-        arg("--type", required=True, help="agent type"), arg("--agent-id", help="bind the token to this id"),
-        arg("--issue", help="good for this issue only"),
-        arg("--ttl", metavar="SECONDS", help="life (default: --token-ttl)"),
-        arg("--permissions", metavar="LIST", help="narrow to these, separated by commas")],
-        options=(*CLIENT_OPTIONS, "token_ttl", "agent_types"), section="Set up"),
-    "plugins": Command("list the plugins and where they come from", command_plugins, section="Set up"),
-    "agent": Command("agents as processes", section="Agents and what they exchange"),
-    "agent types": Command("list the agent types", command_agent_types, options=(*CLIENT_OPTIONS, "agent_types")),
-}  # fmt: skip
+    for plugin in load_hooks(settings_from(options)).loaded:
+        print(harmless(f"{plugin.name:30} {plugin.problem or ' '.join(plugin.hooks)} ({plugin.source})"))
+    return GOOD
 
 
 # ======================================================================================================

@@ -18,12 +18,15 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import MODULE, Service, clean_environment, end_stragglers, every_command, make_repository, until
+from conftest import MODULE, Service, clean_environment, end_stragglers, every_command, make_repository, plugin, until
 
 import cco_sidecar
-from cco_sidecar import CLIENT_OPTIONS, SERVICE_OPTIONS, CommandParser, command_parser
+from cco_sidecar import OPTIONS, option_parser
 
 Cco = Callable[..., tuple[int, str, str]]
+
+command_line = plugin("command_line")
+CLIENT_OPTIONS = command_line.CLIENT_OPTIONS
 
 PARSERS = every_command()
 COMMANDS = sorted(name for name, parser in PARSERS.items() if not parser.commands)
@@ -60,7 +63,7 @@ def refusal(answer: tuple[int, str, str]) -> str:
     return err
 
 
-def own_options(parser: CommandParser) -> list[argparse.Action]:
+def own_options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return [action for action in parser._actions if action.option_strings and action.help != argparse.SUPPRESS]
 
 
@@ -120,7 +123,7 @@ def test_a_subcommand_without_its_group_is_told_the_whole(cco: Cco) -> None:
 @pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_a_misspelt_option_is_told_the_right_one(name: str, cco: Cco) -> None:
     right = [action.option_strings[-1] for action in own_options(PARSERS[name])]
-    shared = [cco_sidecar.flag_of(option) for option in (*CLIENT_OPTIONS, *SERVICE_OPTIONS)]
+    shared = [cco_sidecar.flag_of(option) for option in (*CLIENT_OPTIONS, *OPTIONS)]
     for option in [*right, *(shared if name in ("", "token", "results list") else ("--port", "--root"))]:
         if option in (
             "--no-plugins",
@@ -197,7 +200,7 @@ def test_connection_options_are_taken_before_between_and_after(name: str) -> Non
     words = filled(name)
     for place in range(len(name.split()) + 1):
         line = [*words[:place], "--url", "u", "--format", "f", "--root", "r", "--storage=s", *words[place:]]
-        options, unknown = command_parser(line).parse_known_args(line)
+        options, unknown = command_line.new_parser(line).parse_known_args(line)
         assert unknown == [] and [getattr(options, name) for name in ("url", "format", "root", "storage")] == [
             "u",
             "f",
@@ -206,19 +209,17 @@ def test_connection_options_are_taken_before_between_and_after(name: str) -> Non
         ], line
         assert options.parser.prog == f"cco {name}"
     line = ["--url", "first", *words, "--url", "last"]
-    assert command_parser(line).parse_known_args(line)[0].url == "last"
+    assert command_line.new_parser(line).parse_known_args(line)[0].url == "last"
 
 
 @pytest.mark.parametrize("name", CLIENTS)
 def test_what_only_the_running_service_decides_is_refused_with_what_to_do_instead(name: str, cco: Cco) -> None:
     row = PARSERS[name].row
-    decided = [
-        option for option in cco_sidecar.option_arguments() if option[1]["dest"] not in (row.options if row else ())
-    ]
+    decided = [action for action in option_parser()._actions if action.dest not in (row.options if row else ())]
     assert len(decided) > 20
-    for (flag,), keywords in decided if name in ("token", "results list") else decided[::9]:
-        given = [flag] if keywords["action"] == "store_const" else [flag, "5"]
-        told = cco_sidecar.flag_of(keywords["dest"])
+    for action in decided if name in ("token", "results list") else decided[::9]:
+        given = [*action.option_strings, *([] if action.nargs == 0 else ["5"])]
+        told = cco_sidecar.flag_of(action.dest)
         for words in ([*given, *filled(name)], [*filled(name), *given]):
             line = refusal(cco(*words))
             assert (
@@ -248,7 +249,7 @@ def test_the_help_of_a_command_fits_a_screen_and_shows_its_own_arguments_first(n
     code, out, err = cco(*name.split(), "--help")
     assert (code, err) == (0, "") and out.startswith(f"usage: cco {name} ")
     if name == "serve":
-        assert all(re.search(rf"^  {cco_sidecar.flag_of(option)}\b", out, re.MULTILINE) for option in SERVICE_OPTIONS)
+        assert all(re.search(rf"^  {cco_sidecar.flag_of(option)}\b", out, re.MULTILINE) for option in OPTIONS)
         return
     assert len(out.splitlines()) <= (34 if name == "run" else 24), out
     if not PARSERS[name].commands:

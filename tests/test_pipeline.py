@@ -23,11 +23,11 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stragglers, marked_processes, until
+from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stragglers, marked_processes, plugin, until
 
-from cco_sidecar import NextAgent, import_file, read_sidecar_json
+from cco_sidecar import NextAgent, read_sidecar_json
 
-pipeline = import_file(ROOT / "plugins/commands/pipeline.py")
+rules, view = plugin("_pipeline_plan"), plugin("_pipeline_view")
 TEAM = json.dumps([sys.executable, str(ROOT / "tests/sample_team.py")])
 ALL = ["chief-architect", "python-specialist", "test-engineer", "security-auditor", "documentation-expert"]
 
@@ -168,11 +168,11 @@ def proposals(text: str) -> list[NextAgent]:
 def outcome(text: str) -> Any:
     """`python-specialist coding success test-engineer:high`"""
     agent_type, category, status, *proposed = text.split(maxsplit=3)
-    return pipeline.Outcome(f"{agent_type}-1", agent_type, category, status, proposals(" ".join(proposed)))
+    return rules.Outcome(f"{agent_type}-1", agent_type, category, status, proposals(" ".join(proposed)))
 
 
 def plan_after(*outcomes: str, until: str | None = None) -> Any:
-    plan = pipeline.Plan(NextAgent("chief-architect", "high", "first"), until)
+    plan = rules.Plan(NextAgent("chief-architect", "high", "first"), until)
     for text in outcomes:
         plan.take(outcome(text))
     return plan
@@ -277,33 +277,19 @@ AGENT = {
 def test_what_is_said_of_an_agent_that_stored_nothing(
     facts: dict[str, Any], may_write: bool, ordered: str, status: str, words: str
 ) -> None:
-    result = pipeline.silent_result(AGENT | facts, may_write, ordered)
+    result = rules.silent_result(AGENT | facts, may_write, ordered)
     assert result["status"] == status and result["artifacts"]["reported_by"] == "pipeline"
-    assert pipeline.short_decision(result).startswith(words)
+    assert rules.short_decision(result).startswith(words)
 
 
 def test_secrets_in_last_words_are_not_stored() -> None:
-    result = pipeline.silent_result(AGENT | {"output_tail": ["the token is ghp_" + "a1B2" * 9]}, True)
+    result = rules.silent_result(AGENT | {"output_tail": ["the token is ghp_" + "a1B2" * 9]}, True)
     assert "ghp_" not in json.dumps(result) and "REDACTED" in json.dumps(result)
-
-
-@pytest.mark.parametrize(
-    ("text", "columns", "shown"),
-    [
-        ("hello", 9, "hello"),
-        ("hello", 3, "hel"),
-        ("日本語", 5, "日本"),
-        ("e\u0301e\u0301e", 2, "e\u0301e\u0301"),
-        ("", 5, ""),
-    ],
-)
-def test_a_line_is_cut_to_the_columns_that_it_takes(text: str, columns: int, shown: str) -> None:
-    assert pipeline.fitting(text, columns) == shown
 
 
 @pytest.mark.parametrize("text", ["\x1b[31mred\x1b[0m", "\x1b]0;title\x07red", "red", "\x1b[2Jred"])
 def test_what_an_agent_writes_does_not_steer_the_terminal(text: str) -> None:
-    assert pipeline.plain(text) == "red"
+    assert view.plain(text) == "red"
 
 
 # -- the whole way

@@ -11,13 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import plugin
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cco_sidecar import import_file
-
-printing = import_file(ROOT / "plugins/commands/_printing.py")
+printing = plugin("_printing")
 
 TEXT = st.text(st.characters(exclude_categories=[])) | st.text(
     st.sampled_from("ab \n\t\r:#-'\"\\|>&*!%@`{}[],?0.e~\x85\u2028\ufeff\x00é👍")
@@ -107,7 +105,7 @@ def table(width: int, rows: list[list[str]], monkeypatch: pytest.MonkeyPatch, *,
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", screen)
         patch.setattr(shutil, "get_terminal_size", lambda _: os.terminal_size((width, 24)))
-        printing.print_table(COLUMNS, rows, whole=["id"], spare=["started_at"])
+        printing.print_fitted(COLUMNS, rows, whole=["id"], spare=["started_at"])
     return screen.getvalue().splitlines()
 
 
@@ -134,3 +132,11 @@ def test_a_table_uses_the_width_that_there_is(monkeypatch: pytest.MonkeyPatch) -
     assert len(table(1000, ROWS[:1], monkeypatch)[1]) == len("  ".join(ROWS[0]).rstrip())
     assert max(map(len, table(1000, ROWS[:1], monkeypatch, terminal=False))) <= 120
     assert table(80, [], monkeypatch) == ["(none)"]
+
+
+@pytest.mark.parametrize(("text", "columns", "shown"), [
+    ("hello", 5, "hello"), ("hello", 3, "he…"), ("日本語", 6, "日本語"), ("日本語", 5, "日本…"), ("日本語", 4, "日…"),
+    ("e\u0301e\u0301", 2, "e\u0301e\u0301"), ("e\u0301e\u0301e", 2, "e\u0301…"), ("", 5, ""),
+])  # fmt: skip
+def test_a_text_is_cut_to_the_columns_that_it_takes(text: str, columns: int, shown: str) -> None:
+    assert printing.cut(text, columns) == shown

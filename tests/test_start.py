@@ -639,6 +639,7 @@ def test_a_running_service_announces_itself_and_its_banner_gives_no_secret_away(
     ):
         assert shown in banner
     assert (service.storage / "jwt.secret").read_text() not in service.log and "eyJ" not in service.log
+    assert "Alone:" not in banner  # the bundled plugins leave nothing out
 
     second = run("--root", str(service.root), "--storage", str(service.storage), "--port", "0", cwd=service.root)
     line = refusal(second, 1)
@@ -783,7 +784,9 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
         (repository / f"plugins/{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w').write('{name}')\n")
     agent = [sys.executable, str(ROOT / "tests/sample_agent.py")]
     service = make_service("--agent-command", json.dumps(agent), module=repository / "cco_sidecar.py")
-    assert "Plugins:  none" in until(lambda: service.log if "Stop:" in service.log else "")
+    banner = until(lambda: service.log if "Stop:" in service.log else "")
+    assert "Plugins:  none" in banner
+    assert f"Alone:    {', '.join(f'no {what}' for what in cco_sidecar.ALONE.values())}" in banner
     client = service.client()
     assert client.get("/health").json()["status"] == "healthy"
     spawned = client.post(
@@ -800,34 +803,81 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
     assert not (tmp_path / "executed").exists()
 
 
-def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the_others_are(
-    repository: Path, tmp_path: Path
-) -> None:
-    module = Path(shutil.copy(MODULE, tmp_path / "cco_sidecar.py"))
-    for file in (ROOT / "plugins").rglob("*.py"):  # somebody else's files of the same names are never run
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    """The module beside a plugins folder of somebody else, whose files of our names must never be run."""
+    for file in (ROOT / "plugins").rglob("*.py"):
         foreign = tmp_path / file.relative_to(ROOT)
         foreign.parent.mkdir(parents=True, exist_ok=True)
-        foreign.write_text("raise SystemExit('foreign')\n")
-    for words in (
-        "token --type test-engineer",
-        "plugins",
-        "agent types",
-        "agent --format csv types",
-        "--help",
-        "serve --help",
-    ):
-        ended = run(*words.split(), cwd=repository, module=module, XDG_STATE_HOME=str(tmp_path / "state"))
+        foreign.write_text("def command_parser(): pass\ndef register_commands(): pass\nraise SystemExit('foreign')\n")
+    return Path(shutil.copy(MODULE, tmp_path / "cco_sidecar.py"))
+
+
+def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the_others_are(
+    repository: Path, tmp_path: Path, alone: Path
+) -> None:
+    state = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    for words in ("token --type test-engineer", "--root . token --type test-engineer --root .", "plugins", "--help",
+                  "serve --help", "token --help", "--version"):  # fmt: skip
+        ended = run(*words.split(), cwd=repository, module=alone, **state)
         assert (ended.returncode, ended.stderr) == (0, "") and ended.stdout, words
     for command in ("health", "agent list", "results", "run", "schema"):
-        line = refusal(run(*command.split(), "--format", "json", cwd=repository, module=module))
-        assert (
-            line.startswith(f"cco: {command}: no such command: is plugins/ beside cco_sidecar.py?")
-            and "`pip install .`" in line
-        ), line
-    assert refusal(run("agent", cwd=repository, module=module)).startswith(
-        "cco: agent: a command must follow, one of types "
-    )
-    assert "did you mean token?" in refusal(run("tokn", cwd=repository, module=module))
+        line = refusal(run(*command.split(), "--format", "json", cwd=repository, module=alone))
+        first = command.split()[0]
+        assert line.startswith(f"cco: {first}: no such command; is plugins/ beside cco_sidecar.py?"), line
+        assert "`pip install .`" in line
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ("tokn", "tokn: no such command; did you mean token?"), ("--prot 1", "--prot: no such option; did you mean --port?"),
+    ("token", "the following arguments are required: --type"), ("token --type x --prot 1", "unrecognized arguments: --prot 1"),
+    ("token --type", "--type: expected one argument"), ("--port", "--port: expected one argument"), ("--port x", "--port: 'x' must be"),
+    ("token --type qa-enginer", "--type: Unknown agent type qa-enginer, did you mean qa-engineer?"),
+    ("token --type qa-engineer --issue ../x", "--issue: '../x' must match"), ("token --type \udcff", "argument type: '\\udcff' is not UTF-8"),
+    ("serve x", "unrecognized arguments: x"), ("\x1b[2J", " [2J: no such command"), ("", ""),
+])  # fmt: skip
+def test_wrong_use_of_the_file_alone_is_one_line(repository: Path, alone: Path, words: str, said: str) -> None:
+    if not words:
+        (repository / "cco.toml").write_text("prot = 1")
+        words, said = "token --type qa-engineer", "cco.toml:1: prot: unknown option, did you mean port?"
+    assert refusal(run(*words.split(), cwd=repository, module=alone)).startswith(f"cco: {said}")
+
+
+@pytest.mark.parametrize("kind", [">/dev/full", ">&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_output_of_the_file_alone_that_cannot_be_written_is_exit_code_1(
+    repository: Path, tmp_path: Path, alone: Path, kind: str
+) -> None:
+    for words, unbuffered in (("token --type qa-engineer", ""), ("plugins", "1"), ("--help", ""), ("--help", "1")):
+        line = f"exec {sys.executable} {alone} {words} {kind}"
+        environment = clean_environment(XDG_STATE_HOME=str(tmp_path / "state"), PYTHONUNBUFFERED=unbuffered)
+        ended = subprocess.run(["sh", "-c", line], cwd=repository, env=environment, capture_output=True, timeout=40)
+        assert ended.returncode == 1 and ended.stderr.count(b"\n") == ("2>" not in kind), (words, ended)
+
+
+def test_the_file_alone_takes_commands_of_a_folder_of_plugins(repository: Path, tmp_path: Path, alone: Path) -> None:
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours/greeting.py").write_text(GREETING)
+    for words in ("--plugins {} greet ada --port 5", "greet ada --port 5 --plugins {}"):
+        ended = run(*words.format(tmp_path / "ours").split(), cwd=repository, module=alone)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (4, "hello ada 5 theirs\n", ""), ended
+    shown = run("--help", "--plugins", str(tmp_path / "ours"), cwd=repository, module=alone)
+    assert "say hello" in shown.stdout and shown.returncode == 0
+
+
+GREETING = """
+from cco_sidecar import hookimpl
+
+def greet(options):
+    print("hello", options.name, options.port, options.host)
+    return 4
+
+@hookimpl
+def register_commands(commands):
+    command = commands.add_parser("greet", help="say hello")
+    command.add_argument("name")
+    command.add_argument("--host", default="theirs")  # takes the place of ours
+    command.set_defaults(run=greet)
+"""
 
 
 def test_uv_runs_the_file_without_an_installation(repository: Path, tmp_path: Path) -> None:

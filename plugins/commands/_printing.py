@@ -1,7 +1,9 @@
-"""What the client commands print with: YAML that people can read, and tables that fit into the terminal."""
+"""What commands print with: --format's JSON, CSV and tables, tables that fit into the terminal, YAML for people."""
 
 from __future__ import annotations
 
+import argparse
+import csv
 import json
 import math
 import re
@@ -11,7 +13,53 @@ import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from cco_sidecar import cell
+from cco_sidecar import GOOD
+
+# -- as --format says
+
+
+def show(options: argparse.Namespace, answer: Any, rows: str | None = None) -> int:
+    """Print an answer as --format wants it; ``rows`` names the list in it that a table shows."""
+    if options.format == "json":
+        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        return GOOD
+    table = (
+        [flatten(row) for row in answer[rows]]
+        if rows
+        else [{"field": key, "value": value} for key, value in flatten(answer).items()]
+    )
+    columns = list(dict.fromkeys(key for row in table for key in row))
+    lines = [[cell(row.get(column, "")) for column in columns] for row in table]
+    if options.format == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *lines] if columns else [])
+    else:
+        print_table(columns, lines)
+    return GOOD
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {f"{prefix}{key}": item}
+    return flat
+
+
+def cell(value: Any) -> str:
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
+    return "".join(
+        character if character.isprintable() else " " for character in text
+    )  # nothing may steer the terminal
+
+
+def print_table(columns: list[str], lines: list[list[str]]) -> None:
+    lines = [[text if len(text) <= 60 or text is line[-1] else text[:59] + "…" for text in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
+    for line in [[column.upper() for column in columns], *lines] if columns else []:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    if not lines:
+        print("(none)")
+
 
 # -- YAML 1.2, which YAML 1.1 readers such as PyYAML read alike
 
@@ -81,7 +129,7 @@ def escape(found: re.Match[str]) -> str:
 NARROW, LAST = 10, 20  # what a column may be cut down to, and the last one, which has the most to say
 
 
-def print_table(
+def print_fitted(
     columns: Sequence[str], lines: list[list[str]], *, whole: Sequence[str] = (), spare: Sequence[str] = ()
 ) -> None:
     """Print a table that is no wider than the terminal, or than 120 columns where there is none.

@@ -1,8 +1,8 @@
 """The commands that talk to a running service: health, status, context, results, events and agent.
 
 Each is a row of COMMANDS and a function that makes one call or follows something with several. ``Client`` finds the
-service and speaks for the user, ``show`` prints the answer as --format wants it; both are the module's. Lists are
-printed by ``show_list``, and ``whole_id`` finds what a short id means.
+service and speaks for the user, ``show`` prints the answer as --format wants it. Lists are printed by ``show_list``,
+and ``whole_id`` finds what a short id means.
 """
 
 from __future__ import annotations
@@ -20,20 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cco_sidecar import (
-    GOOD,
-    REFUSED,
-    Client,
-    Command,
-    NotReachable,
-    Refused,
-    StartError,
-    add_commands,
-    arg,
-    cell,
-    hookimpl,
-    show,
-)
+from cco_sidecar import CATEGORIES, GOOD, REFUSED, AgentTypes, StartError, hookimpl, load_hooks, settings_from
+from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
+from cco_sidecar_plugins.commands._printing import cell, print_fitted, show, yaml_lines
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 
 
 @hookimpl
@@ -63,9 +53,7 @@ def command_context_get(options: argparse.Namespace) -> int:
 
 def show_context(options: argparse.Namespace, context: dict[str, Any]) -> int:
     if options.format in ("yaml", "text"):
-        from cco_sidecar_plugins.commands import _printing as printing  # needed by two commands
-
-        sys.stdout.write("".join(printing.yaml_lines(context)) if options.format == "yaml" else context_text(context))
+        sys.stdout.write("".join(yaml_lines(context)) if options.format == "yaml" else context_text(context))
         return GOOD
     if options.format == "json":
         return show(options, context)
@@ -494,6 +482,17 @@ def command_agent_kill(options: argparse.Namespace) -> int:
     return show(options, status)
 
 
+def command_agent_types(options: argparse.Namespace) -> int:
+    settings = settings_from(options)
+    types = AgentTypes(load_hooks(settings), settings).categories
+    rows = [
+        {"agent_type": name, "category": category, "permissions": " ".join(role.permissions),
+         "per_minute": role.per_minute}
+        for category, role in CATEGORIES.items() for name in sorted(types) if types[name] == category
+    ]  # fmt: skip
+    return show(options, {"agent_types": rows}, "agent_types")
+
+
 # -- what they share
 
 
@@ -508,9 +507,7 @@ def show_list(
         )
     lines = [line(row) for row in answer[name]]
     columns = list(lines[0]) if lines else []
-    from cco_sidecar_plugins.commands import _printing as printing
-
-    printing.print_table(
+    print_fitted(
         columns,
         [list(row.values()) for row in lines],
         whole=columns[:1],
@@ -703,6 +700,8 @@ COMMANDS = {
         arg("--type"), arg("--topic"),
         arg("--since", metavar="TIME|CURSOR", help="from a time (ISO 8601) on, or after an event"), LIMIT_ARGUMENT,
         arg("--dead", action="store_true", help="the dead letters instead")]),
+    "agent": Command("agents as processes", section="Agents and what they exchange"),
+    "agent types": Command("list the agent types", command_agent_types, options=(*CLIENT_OPTIONS, "agent_types")),
     "agent spawn": Command("start an agent", command_agent_spawn, [
         arg("--type", required=True, help="agent type"), arg("--issue", required=True, help="issue id"),
         arg("--task", default="", help="what it is to do"), arg("--env", action="append", metavar="NAME=VALUE"),

@@ -33,27 +33,26 @@ import tornado.netutil
 
 import cco_sidecar
 from cco_sidecar import (
-    CLIENT_OPTIONS,
     GOOD,
     MB,
+    OPTIONS,
     REFUSED,
-    SERVICE_OPTIONS,
-    Command,
     Settings,
     StartError,
-    add_commands,
     hookimpl,
     read_sidecar_json,
     settings_from,
-    show,
 )
+from cco_sidecar_plugins.commands._client import Refused, loaded_plugins
+from cco_sidecar_plugins.commands._printing import show
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands
 
 Finding = tuple[str, str]  # good, note or bad; what was found
 
 
 @hookimpl
 def register_commands(commands: Any) -> None:
-    options = (*CLIENT_OPTIONS, *SERVICE_OPTIONS)  # it says whether a start with these would do
+    options = (*CLIENT_OPTIONS, *OPTIONS)  # it says whether a start with these would do
     add_commands(commands, {
         "doctor": Command("check what the service needs, and say what to do", command_doctor, options=options,
             section="Look"),
@@ -202,8 +201,8 @@ def check_watcher(settings: Settings) -> str:
 
 def check_plugins(options: argparse.Namespace) -> str:
     try:
-        loaded, whose = cco_sidecar.loaded_plugins(options)
-    except cco_sidecar.Refused as error:
+        loaded, whose = loaded_plugins(options)
+    except Refused as error:
         return f"note: the running service does not tell: {error}"
     faulty = [f"{plugin.name}: {plugin.problem}" for plugin in loaded if plugin.faulty]
     if faulty:

@@ -20,7 +20,6 @@ import msgspec
 from cco_sidecar import (
     ERRORS,
     GOOD,
-    Command,
     Endpoint,
     EventType,
     Identifier,
@@ -28,11 +27,10 @@ from cco_sidecar import (
     StartError,
     WaitForEvents,
     __version__,
-    add_commands,
-    arg,
     hookimpl,
     routes,
 )
+from cco_sidecar_plugins.commands._table import Command, add_commands, arg
 from cco_sidecar_plugins.http import _answers as answers
 
 ErrorAnswer = answers.ErrorAnswer

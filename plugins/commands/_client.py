@@ -1,0 +1,131 @@
+"""A client of a running service: finds it, speaks for the user, and says in one line why something cannot be."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import logging
+import os
+import ssl
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cco_sidecar import (
+    NOT_REACHABLE,
+    REFUSED,
+    LoadedPlugin,
+    StartError,
+    load_hooks,
+    mint_token,
+    own_command,
+    read_sidecar_json,
+    running_settings,
+    settings_from,
+)
+
+
+class NotReachable(StartError):
+    def __init__(self, message: str) -> None:
+        super().__init__(message, NOT_REACHABLE)
+
+
+class Refused(StartError):
+    """The service's own words; ``answer`` is its JSON, empty where what answered is none of ours."""
+
+    def __init__(self, status: int, content: bytes) -> None:
+        self.status, self.answer = status, {}
+        try:
+            answer = json.loads(content)
+            message = f"{status} {answer['code']}: {answer['message']}"
+            self.answer = answer
+        except (ValueError, LookupError, TypeError):
+            message = f"{status}: {content[:200].decode('utf-8', 'replace')}"
+        super().__init__(message, REFUSED)
+
+
+class Client:
+    """Talks to a running service: the one of ``--url``, of the agent's own environment, or of this repository."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._environ = os.environ
+        self._given = getattr(options, "url", None) or self._environ.get("SIDECAR_URL", "")
+        self._settings = None if self._given else running_settings(settings_from(options))
+        self.project = self._environ.get("PROJECT_ID", "")
+        self.url = self._given.rstrip("/").removesuffix("/api")
+        if self._settings:
+            info = read_sidecar_json(self._settings.storage)
+            if info is None:
+                raise NotReachable(f"no sidecar runs for {self._settings.root}; start it with `{own_command()}`")
+            self.url, self.project = info.url, info.project_id
+        self.token = self._find_token()
+        # Proxies are for the world outside; a certificate of one's own is trusted by naming it in SSL_CERT_FILE.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def _find_token(self) -> str:
+        """The agent's own token, $JWT_TOKEN, or one minted from the storage's secret."""
+        if path := self._environ.get("CCO_TOKEN_FILE"):
+            with contextlib.suppress(OSError):
+                return Path(path).read_text().strip()
+        if token := self._environ.get("JWT_TOKEN", "").strip():
+            return token
+        if self._settings:
+            return mint_token(self._settings, "chief-architect", "cli")  # one subject: repeats of a key are known
+        return ""
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        query: dict[str, Any] | None = None,
+        timeout: float = 60,
+        key: str | None = None,
+    ) -> Any:
+        """The decoded answer. Raises Refused (exit code 1) and NotReachable (3)."""
+        given = {name: value for name, value in (query or {}).items() if value is not None}
+        url = self.url + path + ("?" + urllib.parse.urlencode(given) if given else "")
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"} | (
+            {"Idempotency-Key": key} if key else {}
+        )
+        content = None if body is None else json.dumps(body).encode()
+        try:
+            with self._opener.open(
+                urllib.request.Request(url, content, headers, method=method), timeout=timeout
+            ) as answer:
+                if fresh := answer.headers.get("X-Refreshed-Token"):
+                    self.token = fresh
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            with error:
+                raise Refused(error.code, error.read()) from None
+        except ValueError as error:
+            raise StartError(f"{url}: {error}") from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            untrusted = isinstance(reason, ssl.SSLCertVerificationError)
+            advice = (
+                "name its certificate in SSL_CERT_FILE" if untrusted else f"start the service with `{own_command()}`"
+            )
+            raise NotReachable(f"{self.url} is not reachable: {reason}; {advice}") from None
+
+
+def loaded_plugins(options: argparse.Namespace) -> tuple[list[LoadedPlugin], str]:
+    """(plugins, whose they are)."""
+    if not {"plugins", "no_plugins"} & vars(options).keys():
+        try:
+            client = Client(options)
+            answer = client.call("GET", "/api/plugins")
+            return msgspec.convert(answer["plugins"], list[LoadedPlugin]), f"of the service that runs on {client.url}"
+        except NotReachable:
+            if getattr(options, "url", None):
+                raise
+    logging.getLogger("cco").setLevel(logging.ERROR)  # what cannot be loaded is in the list
+    return load_hooks(settings_from(options)).loaded, "that the next start would load"

@@ -1,0 +1,120 @@
+"""The rules of ``cco run``, which need no service: who is next, and what is said of an agent that said nothing."""
+
+from __future__ import annotations
+
+import collections
+import json
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+
+from cco_sidecar import NextAgent, redact
+from cco_sidecar_plugins.commands._pipeline_view import last_shown
+
+TASK_LENGTH = 30_000  # what a spawn takes
+PART = "\n\nYour part: "  # between the task and why it is an agent's turn
+PRIORITIES = ("high", "medium", "low")
+FILE_LISTS = ("files_created", "files_modified", "files_deleted")
+
+SILENT_ENDS = {  # state: what happened to an agent that stored no result
+    "completed": "ended without storing a result",
+    "failed": "failed with {code} without storing a result",
+    "killed": "was ended from outside without storing a result",
+    "timeout": "was ended by the service's --agent-timeout without storing a result",
+    "lost": "was lost with the service without storing a result",
+}
+
+
+class Outcome(Struct, frozen=True):
+    """A stored result: whose it is, and whom routing proposed after it."""
+
+    agent_id: str
+    agent_type: str
+    category: str
+    status: str
+    proposals: list[NextAgent]
+
+
+class Plan:
+    """Who is still to work, from all outcomes in their order.
+
+    A proposal stays until its type has stored a result, whatever else is proposed meanwhile: routing names a type once
+    per code change, so dropping one would lose it. A type that is proposed again keeps its place and the higher
+    priority.
+    """
+
+    def __init__(self, first: NextAgent, until: str | None) -> None:
+        self.pending: dict[str, NextAgent] = {first.agent_type: first}
+        self.reasons: dict[str, NextAgent] = {}  # agent id: the proposal that it followed
+        self.failures: collections.Counter[str] = collections.Counter()  # since the type's last success
+        self.reached = False  # what --until names has succeeded, and nothing since has put it in doubt
+        self._first, self._until = first, until
+
+    def take(self, outcome: Outcome) -> None:
+        asked = self.pending.pop(outcome.agent_type, None)
+        if not self.reasons and asked is not self._first:  # the issue did not begin with the pipeline
+            self.pending.clear()
+        self.reasons[outcome.agent_id] = asked or NextAgent(outcome.agent_type, "medium", "not proposed")
+        good = outcome.status == "success"
+        self.failures[outcome.agent_type] = 0 if good else self.failures[outcome.agent_type] + 1
+        again = NextAgent(outcome.agent_type, asked.priority if asked else "medium", "pipeline: another attempt")
+        for proposal in outcome.proposals or ([] if good else [again]):
+            known = self.pending.get(proposal.agent_type)
+            if known is None or rank(proposal) <= rank(known):
+                self.pending[proposal.agent_type] = proposal
+        self._judge(outcome, good)
+
+    def _judge(self, outcome: Outcome, good: bool) -> None:
+        if self._until in (outcome.agent_type, outcome.category):
+            self.reached = good
+        elif not good or outcome.category == "coding":
+            self.reached = False
+
+    def queue(self) -> list[NextAgent]:
+        """By priority, then in the order in which they were proposed."""
+        return sorted(self.pending.values(), key=rank)
+
+    def next(self) -> NextAgent:
+        return self.queue()[0]
+
+
+def rank(proposal: NextAgent) -> int:
+    return PRIORITIES.index(proposal.priority)
+
+
+def never_started(agent: dict[str, Any]) -> bool:
+    """Whether it is a row of the ledger without a process: its command could not be run."""
+    return agent["state"] == "failed" and agent["pid"] is None
+
+
+def silent_result(agent: dict[str, Any], may_write: bool, ordered: str = "") -> dict[str, Any]:
+    """The result of an agent that stored none: a failure that says what happened. Of a type that may not store any
+    (documentation, support) the exit code is the result, and its last line what it decided."""
+    lines = [redact(text)[0][:500] for line in agent["output_tail"] if (text := last_shown(line).strip())]
+    about = {"reported_by": "pipeline", "state": agent["state"], "exit_code": agent["exit_code"], "output": lines}
+    if agent["state"] == "completed" and not may_write:
+        return {"status": "success", "decisions": lines[-1:], "artifacts": about}
+    code = f"signal {agent['signal']}" if agent["signal"] else f"exit code {agent['exit_code']}"
+    problem = f"{agent['agent_type']} {ordered or SILENT_ENDS[agent['state']].format(code=code)}"
+    problem += f"; its last lines: {' | '.join(lines[-3:])}" if lines else "; it wrote nothing"
+    return {"status": "failed", "errors": [problem], "artifacts": about}
+
+
+def short_decision(result: dict[str, Any]) -> str:
+    """What a result says of itself in one line: its first error where it failed, else its decisions."""
+    said = result.get("decisions") or []
+    if result.get("status") == "failed" and result.get("errors"):
+        said = [
+            error if isinstance(error, str) else json.dumps(error, ensure_ascii=False) for error in result["errors"][:1]
+        ]
+    return " ".join("; ".join(said).split())
+
+
+def shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def seconds_of(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()

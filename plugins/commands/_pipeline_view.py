@@ -1,0 +1,186 @@
+"""What ``cco run`` shows: a line for each happening and a table at the end, or one JSON object a line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from cco_sidecar import StartError, iso
+from cco_sidecar_plugins.commands._printing import cell, cut, print_table
+
+
+class NotWritten(Exception):
+    """Standard output takes nothing more: its reader has gone, or it is ``full``."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"output cannot be written: {error.strerror}")
+        self.full = not isinstance(error, BrokenPipeError)
+
+
+@contextlib.contextmanager
+def written() -> Iterator[None]:
+    """What is printed in here is written when this ends. Raises NotWritten; what is printed after that goes nowhere."""
+    try:
+        yield
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError as error:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise NotWritten(error) from None
+
+
+class View:
+    """Gets every happening by name with its facts, and here shows nothing. ``pace`` is how often it wants to see a
+    running agent, in seconds."""
+
+    pace = 10.0
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def tell(self, event: str, **facts: Any) -> None:
+        pass
+
+    def progress(self, agent: dict[str, Any], elapsed: float, line: str, *, changed: bool) -> None:
+        """The agent still runs; ``line`` is the last that it wrote, ``changed`` where it is another one than before."""
+        if changed and line:
+            who = {name: agent[name] for name in ("agent_id", "agent_type")}
+            self.tell("agent_output", **who, seconds=round(elapsed, 2), line=line)
+
+    def give_up(self, error: StartError) -> None:
+        """The command ends with ``error``, which is said on stderr."""
+
+    def clear(self) -> None:
+        """What others print next begins a line. May be called by a signal's handler."""
+
+
+class JsonView(View):
+    """One JSON object a line."""
+
+    def give_up(self, error: StartError) -> None:
+        with contextlib.suppress(NotWritten):  # the error itself still is to be said
+            facts = {"state": "error", "reason": str(error), "exit_code": error.exit_code}
+            self.tell("pipeline_ended", **facts, seconds=round(time.monotonic() - self._began, 2), agents=[])
+
+    def tell(self, event: str, **facts: Any) -> None:
+        row = json.dumps({"event": event, "timestamp": iso(), **facts}, ensure_ascii=not speaks_utf8())
+        with written():
+            sys.stdout.write(f"{row}\n")  # in one: Ctrl-C must not come between
+
+
+class TableView(View):
+    """A line for each happening with the seconds since the start, and the summary as a table."""
+
+    def tell(self, event: str, **facts: Any) -> None:
+        with written():
+            for line in LINES[event](facts):
+                self._print(f"{time.monotonic() - self._began:7.2f} s  {plain(line)}\n")
+            if event == "pipeline_ended" and facts["agents"]:
+                print()
+                print_table(list(SUMMARY), [[plain(show(row)) for show in SUMMARY.values()] for row in facts["agents"]])
+
+    def _print(self, line: str) -> None:
+        sys.stdout.write(line)
+
+
+class LiveView(TableView):
+    """On a terminal: the running agent's line is written again and again in its place."""
+
+    pace = 1.0
+
+    def progress(self, agent: dict[str, Any], elapsed: float, line: str, *, changed: bool) -> None:
+        shown = (
+            f"{time.monotonic() - self._began:7.2f} s  {agent['agent_type']} {agent['state']} {elapsed:.0f} s "
+            f" {plain(line)}"
+        )
+        with written():
+            sys.stdout.write(f"\r\x1b[K{cut(shown, shutil.get_terminal_size().columns - 1)}")
+
+    def _print(self, line: str) -> None:
+        sys.stdout.write(f"\r\x1b[K{line}")
+
+    def clear(self) -> None:
+        with contextlib.suppress(OSError):  # the terminal has gone: there is nothing to clear
+            os.write(sys.stdout.fileno(), b"\r\x1b[K")
+
+
+def view_of(options: argparse.Namespace) -> View:
+    if sys.stdout is None:  # it was closed before we began
+        return View()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character must not end an agent
+    return JsonView() if options.format == "json" else LiveView() if sys.stdout.isatty() else TableView()
+
+
+def speaks_utf8() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
+ESCAPES = re.compile(  # ECMA-48: control sequences, operating system commands, control strings, and the short ones
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])"
+)
+
+
+def plain(text: str) -> str:
+    """Nothing in ``text`` steers the terminal."""
+    return cell(ESCAPES.sub("", text))
+
+
+def last_shown(line: str) -> str:
+    """What a terminal shows of a line of output in the end: carriage returns replace what came before them."""
+    return cell(ESCAPES.sub("", line).rstrip("\r").rpartition("\r")[2])
+
+
+def started_line(facts: dict[str, Any]) -> Iterable[str]:
+    how = "goes on" if facts["going_on"] else "begins"
+    yield f"{facts['issue_id']} {how} at {facts['url']}" + (
+        ", a service of its own" if facts["service"] == "its own" else ""
+    )
+
+
+def ended_line(facts: dict[str, Any]) -> Iterable[str]:
+    about = (
+        f"{facts['status'] or facts['state']} after {facts['seconds']:.1f} s, {counted(facts['files_changed'], 'file')}"
+        " changed"
+    )
+    yield f"{facts['agent_type']} {about}" + (f": {facts['decision']}" if facts["decision"] else "")
+    for item in facts["next_agents"]:
+        yield f"  next: {item['agent_type']} ({item['priority']}), {item['reason']}"
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+LINES: dict[str, Callable[[dict[str, Any]], Iterable[str]]] = {  # event: its lines
+    "pipeline_started": started_line,
+    "agent_started": lambda facts: [
+        f"{facts['agent_type']} started, pid {facts['pid']} ({facts['priority']}), {facts['reason']}"
+    ],
+    "agent_found": lambda facts: [f"{facts['agent_type']} found, pid {facts['pid']}, started {facts['seconds']} s ago"],
+    "agent_output": lambda facts: [f"{facts['agent_type']}: {facts['line']}"],
+    "agent_ended": ended_line,
+    "waiting": lambda facts: [f"waiting, at most {facts['seconds']} s: {facts['reason']}"],
+    "note": lambda facts: [facts["reason"]],
+    "pipeline_ended": lambda facts: [f"{facts['state']}: {facts['reason']}"],
+}
+
+SUMMARY: dict[str, Callable[[dict[str, Any]], str]] = {  # column: what it shows of an agent
+    "type": lambda row: row["agent_type"],
+    "state": lambda row: row["state"],
+    "time": lambda row: f"{row['seconds']:.1f} s" if isinstance(row["seconds"], float) else f"{row['seconds']} s",
+    "result": lambda row: row["status"] or "none",
+    "files": lambda row: str(row["files_changed"]),
+    "decision": lambda row: row["decision"],
+    "why": lambda row: row["reason"],
+}

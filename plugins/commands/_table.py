@@ -1,0 +1,67 @@
+"""Tables of commands, as the plugins beside this file have them: a row of Command each, added by ``add_commands``."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cco_sidecar import flag_of
+
+CLIENT_OPTIONS = ("url", "format", "root", "project", "storage", "jwt_secret", "plugins", "no_plugins")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A row of a table of commands. One without ``run`` is a group, whose commands are rows named "group command".
+
+    ``run`` gets the parsed arguments and returns the exit code; ``options`` are those of ours that it takes, and given
+    another one it is refused; ``formats`` are what --format may say, the default first; ``section`` is where the help
+    lists it, if it has ``help``.
+    """
+
+    help: str
+    run: Callable[[argparse.Namespace], int] | None = None
+    arguments: Sequence[tuple[tuple[str, ...], dict[str, Any]]] = ()
+    formats: Sequence[str] = ("table", "json", "csv")
+    options: Collection[str] = CLIENT_OPTIONS
+    section: str = "More"
+
+
+def arg(*names: str, **keywords: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """An argument of a command, as ``add_argument`` of argparse takes it."""
+    return names, keywords
+
+
+def add_commands(commands: Any, table: dict[str, Command]) -> None:
+    """Add the rows of ``table`` to what ``register_commands`` got; a command that is there already stays."""
+    for name, row in table.items():
+        group, _, word = name.rpartition(" ")
+        place = commands.choices[group].commands if group else commands
+        if word not in place.choices:
+            listed: dict[str, Any] = {"help": row.help, "description": row.help} if row.help else {}
+            parser = place.add_parser(word, **listed)
+            for names, keywords in row.arguments:
+                parser.add_argument(*names, **keywords)
+            settle(parser, row, commands)
+
+
+def settle(parser: Any, row: Command, commands: Any) -> None:
+    """Have a command's parser do what its row says."""
+    parser.row = row
+    if row.run is None:
+        parser.add_group().more = commands.more
+        return
+    parser.set_defaults(run=row.run)
+    needed = [
+        (*action.option_strings[-1:], str(action.metavar or action.dest.upper()))
+        for action in parser._actions
+        if action.required
+    ]
+    parser.usage = " ".join(["%(prog)s", *itertools.chain(*needed), "[options]"])
+    if "url" in row.options:
+        more = [flag_of(name) for name in row.options if name not in CLIENT_OPTIONS]
+        also = f". Also {', '.join(more)}" if 0 < len(more) < 5 else ". Also the options of cco serve" if more else ""
+        parser.epilog = f"Connection: --url URL, --format {'|'.join(row.formats)}, --root DIR, --storage DIR{also}"

@@ -1,0 +1,278 @@
+"""The command line as people expect it: the nearest word for a misspelt one, help by section, options before and after.
+
+The commands are those of the core and of every plugin's ``register_commands``. A command loads the plugin that has it
+and no more of them than it takes to find that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import collections
+import contextlib
+import functools
+import io
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cco_sidecar
+from cco_sidecar import (
+    GOOD,
+    OPTIONS,
+    StartError,
+    add_own_commands,
+    bundled_plugins,
+    command_serve,
+    command_token,
+    escape_unencodable,
+    flag_of,
+    hookimpl,
+    load_hooks,
+    load_settings,
+    meant,
+    nearest,
+    option_parser,
+    own_command,
+)
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, settle
+
+SECTIONS = ("Start", "Agents and what they exchange", "Look", "Set up", "More")
+
+
+@hookimpl
+def command_parser() -> Callable[[list[str]], argparse.Namespace]:
+    return parse
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """What was typed, with its command as ``run``. Raises StartError."""
+    parser = new_parser(words)
+    options, unknown = parser.parse_known_args(words, argparse.Namespace(parser=parser))
+    if unknown:
+        parser.refuse(unknown)
+    chosen: CommandParser = options.parser
+    if chosen.commands and chosen is not parser:
+        chosen.commands.look_for("")
+        chosen.error(
+            f"{chosen.prog.removeprefix('cco ')}: a command must follow, one of {', '.join(chosen.commands.listed())}"
+        )
+    check_options(options, chosen.prog, chosen.row)
+    options.run = getattr(options, "run", command_serve)
+    return options
+
+
+def check_options(options: argparse.Namespace, command: str, row: Command | None) -> None:
+    """Refuse what ``command`` would pass over, and settle the format."""
+    formats = row.formats if row else Command.formats
+    for name in (*CLIENT_OPTIONS, *OPTIONS):
+        if row is None or name in row.options or name not in vars(options):
+            continue
+        flag, own = flag_of(name), own_command()
+        if name not in OPTIONS:
+            raise StartError(f"{flag}: {command} starts the service; this is for the commands that talk to one")
+        raise StartError(
+            f"{flag}: the service decides this: start it with `{own} {flag} ...`, or set {flag[2:]} in cco.toml and"
+            " start it again"
+        )
+    options.format = getattr(options, "format", formats[0])
+    if options.format not in formats:
+        raise StartError(f"--format: {options.format!r} is unknown{meant(options.format, formats)}")
+    out = sys.stdout
+    if options.format == "json" and isinstance(out, io.TextIOWrapper) and codecs.lookup(out.encoding).name != "utf-8":
+        out.reconfigure(encoding="ascii", errors=escape_unencodable.__name__)  # whatever the terminal is: JSON is UTF-8
+
+
+def command_plugins(options: argparse.Namespace) -> int:
+    """What the running service says of its plugins; where none runs, or options name others, what would be loaded."""
+    from cco_sidecar_plugins.commands._client import loaded_plugins
+    from cco_sidecar_plugins.commands._printing import show
+
+    found, whose = loaded_plugins(options)
+    rows = [
+        {
+            "plugin": item.name,
+            "source": item.source,
+            "hooks": " ".join(item.hooks),
+            "problem": item.problem or item.failure,
+        }
+        for item in sorted(found, key=lambda plugin: (plugin.source, plugin.name))
+    ]
+    show(options, {"of": whose, "plugins": rows}, "plugins")
+    if options.format == "table":
+        print(f"(the plugins {whose})")
+    return GOOD
+
+
+OWN_COMMANDS = {
+    "serve": Command("serve the repository (the default)", command_serve, options=OPTIONS, section="Start"),
+    "token": Command("print a token, and nothing else", command_token, section="Set up",
+        options=(*CLIENT_OPTIONS, "token_ttl", "agent_types")),
+    "plugins": Command("list the plugins and where they come from", command_plugins, section="Set up"),
+}  # fmt: skip
+
+
+# -- the parsers
+
+
+def new_parser(words: Sequence[str] = ()) -> CommandParser:
+    """The parser of ``cco`` itself; ``words`` say which settings, and with them which plugins, there are."""
+    parser = CommandParser(prog="cco")
+    parser.row = OWN_COMMANDS["serve"]
+    parser.add_argument("--version", action="version", version=f"cco {cco_sidecar.__version__}")
+    parser.take_shared_options()
+    commands = parser.add_group()
+    commands.more = load_commands(commands, words)
+    add_own_commands(commands)
+    for choice in commands._choices_actions:
+        row = OWN_COMMANDS[choice.dest]
+        choice.help = commands.choices[choice.dest].description = row.help
+        settle(commands.choices[choice.dest], row, commands)
+    return parser
+
+
+def load_commands(commands: Commands, words: Sequence[str]) -> Iterator[None]:
+    """Add commands, those of one plugin a step: first of the bundled ones, whatever --no-plugins says, which is about
+    the service; then of all others.
+    """
+    for file in bundled_plugins("register_commands"):
+        hooks = cco_sidecar.Hooks([])
+        hooks.load_files([file])
+        collections.deque(hooks.ask("register_commands", commands=commands), 0)
+        yield
+    with contextlib.suppress(StartError):  # the settings cannot be read: what there is must do
+        flags, _ = option_parser().parse_known_args(words)
+        collections.deque(load_hooks(load_settings(vars(flags))).ask("register_commands", commands=commands), 0)
+    yield
+
+
+@functools.cache
+def shared_options() -> list[argparse.Action]:
+    """What every command reads, before and after it, and refuses unless its row names it; no help but that of serve
+    shows it.
+    """
+    parser = option_parser(shown=False)
+    parser.add_argument("--url", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    parser.add_argument("--format", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser._actions
+
+
+class CommandParser(cco_sidecar.CommandParser):
+    """Names the nearest right word where the core's parser only says that one is wrong."""
+
+    commands: Commands | None = None  # where it is a group
+    row: Command | None = None  # where it comes from a table
+
+    def __init__(self, **keywords: Any) -> None:
+        formatter = functools.partial(argparse.HelpFormatter, max_help_position=32)
+        super().__init__(**{"formatter_class": formatter, **keywords})
+
+    def add_group(self) -> Commands:
+        """Have commands follow it."""
+        made = self.add_subparsers(action=Commands, title="commands", metavar="COMMAND", prog=self.prog)
+        self.commands = typing.cast(Commands, made)
+        return self.commands
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.words = list(args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> typing.NoReturn:
+        if "arguments are required" in message and not self.commands:
+            self.refuse_flags(self.words)  # one that is there misspelt is why it is missing
+        super().error(message)
+
+    def refuse(self, words: Sequence[str]) -> typing.NoReturn:
+        """Say of the first of ``words``, which nothing takes, what may have been meant."""
+        self.refuse_flags(words)
+        self.error(f"{words[0]!r}: {self.prog} takes no such argument")
+
+    def refuse_flags(self, words: Sequence[str]) -> None:
+        for flag in [word.partition("=")[0] for word in words if word.startswith("-")]:
+            if flag not in self._option_string_actions:
+                self.error(f"{flag}: unknown option{meant(flag, self._option_string_actions)}")
+
+    def take_shared_options(self) -> None:
+        """Read our options too, except where the command has one of the same name."""
+        for action in shared_options():
+            if not self._option_string_actions.keys() & set(action.option_strings):
+                self._add_action(action)
+
+    def format_help(self) -> str:
+        if self.commands:
+            self.commands.look_for("")
+        return overview(self.commands) if self.commands and self.prog == "cco" else super().format_help()
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices and not isinstance(action, Commands):
+            raise argparse.ArgumentError(action, f"{value!r} is unknown{meant(str(value), map(str, action.choices))}")
+
+
+class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
+    """The commands of ``cco`` or of a group. Plugins are asked for theirs when a word is none of those that are
+    there.
+    """
+
+    more: Iterator[None]  # each step adds some
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Parse the rest by the parser of its first word, on top of what was said before it."""
+        word, *rest = values
+        if not self.look_for(word):
+            parser.refuse_flags(parser.words[: -len(values)])  # whose value ``word`` is
+            parser.error(
+                f"{f'{parser.prog} {word}'.removeprefix('cco ')}: no such command{self.hint(word, parser.prog)}"
+            )
+        namespace.parser = chosen = self.choices[word]
+        chosen.take_shared_options()
+        _, unknown = chosen.parse_known_args(rest, namespace)
+        if unknown:
+            chosen.refuse(unknown)
+
+    def look_for(self, word: str) -> bool:
+        """Whether there is such a command, in a plugin that was not asked so far if need be."""
+        return word in self.choices or any(word in self.choices for _ in self.more)
+
+    def hint(self, word: str, after: str) -> str:
+        """How a message goes on that refuses ``word``."""
+        names = {name: f"{after} {name}".removeprefix("cco ") for name in self.listed()}
+        for group, parser in self.choices.items():
+            names = {name: f"{group} {name}" for name in parser.commands.listed()} | names if parser.commands else names
+        close = nearest(word, names)
+        return f", did you mean {names[close]}?" if close else f"; there are {', '.join(self.listed())}"
+
+    def listed(self) -> list[str]:
+        return [choice.dest for choice in self._choices_actions]
+
+
+def overview(commands: Commands) -> str:
+    """The help of ``cco`` itself: every command, by section, on one screen."""
+    sections: dict[str, list[str]] = {section: [] for section in SECTIONS}
+    for choice in commands._choices_actions:
+        parser = commands.choices[choice.dest]
+        parts = f": {', '.join(parser.commands.listed())}" if parser.commands else ""
+        lines = textwrap.wrap(
+            f"{choice.help}{parts}", 79, initial_indent=f"  {choice.dest:9} ", subsequent_indent=" " * 12
+        )
+        sections[parser.row.section if parser.row else SECTIONS[-1]] += lines
+    body = "\n\n".join("\n".join([f"{section}:", *lines]) for section, lines in sections.items() if lines)
+    return OVERVIEW.format(body)
+
+
+OVERVIEW = """\
+usage: cco [COMMAND] [OPTIONS]
+
+Orchestration sidecar: lets a team of coding agents work on one repository.
+Without a command it serves the repository around it.
+
+{}
+
+cco COMMAND --help explains one. Before or after any: --url URL, --root DIR,
+--format table|json|csv. The service's options (cco serve --help) are variables
+CCO_SIDECAR_<NAME> too, and keys of cco.toml or [tool.cco-sidecar] in pyproject.toml.
+Exit codes: 0 good, 1 refused, 2 wrong use, 3 not reachable.
+"""

@@ -44,6 +44,7 @@ import asyncio
 import bisect
 import codecs
 import collections
+import concurrent.futures
 import contextlib
 import contextvars
 import dataclasses
@@ -84,7 +85,7 @@ import typing
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -1130,36 +1131,52 @@ hookimpl = pluggy.HookimplMarker("cco_sidecar")
 
 
 class HookSpecs:
-    """Every hook. An implementation may take fewer arguments than are named here, and runs in a worker thread
-    with five seconds to answer; one that raises, hangs or returns nonsense is logged and passed over."""
+    """Every hook. An implementation may take fewer arguments than are named here; the code in each docstring is the
+    body of the smallest useful one.
+    """
+
+    # -- Asks. Anybody's code gives a value. It runs in a worker thread and has five seconds; one that raises, hangs or
+    # returns nonsense is logged and passed over. None is no answer.
 
     @hookspec
     def register_agent_types(self) -> dict[str, str]:
-        """More agent types: ``{"name": category}``; categories are architect, coding, qa, security,
-        documentation and support. Asked once at the start and by ``cco token``."""
+        """More agent types: ``{"name": category}``; categories are architect, coding, qa, security, documentation and
+        support. Asked once at the start and by ``cco token``.
+
+        return {"translator": "documentation"}
+        """
 
     @hookspec
     def context_section(self, request: ContextRequest) -> Sections:
-        """Sections of a context: ``{"section_name": JSON value}``; a later plugin's section of the same name wins,
-        except that an object for ``metadata`` adds to what is there.
-        Called on every build of a context; what it returns is cached until a file, git or the issue's results
-        change.
+        """Sections of a context: ``{"section_name": JSON value}``. A later plugin's section of the same name wins; an
+        object for ``metadata`` adds to what is there. Asked on every build of a context; the answer is kept until a
+        file, git or the issue's results change.
+
+        return {"release": {"frozen": request.project.git.branch == "main"}}
         """
 
     @hookspec
     def resolve_issue(self, issue_id: str) -> dict[str, Any] | None:
-        """``{"title": ..., "body": ...}`` of an issue, None for "not mine"; raise IssueNotFound when it is yours and
-        does not exist (the context then answers 404). The first answer wins."""
+        """``{"title": ..., "body": ...}`` of an issue. Raise IssueNotFound when it is yours and does not exist: its
+        context then answers 404. The first answer wins.
+
+        file = Path("issues", issue_id + ".md")
+        return {"title": issue_id, "body": file.read_text()} if file.exists() else None
+        """
 
     @hookspec
     def rank_files(self, request: RankRequest) -> list[RankedFile] | None:
-        """The project's files, most relevant first, for a task; None for "not now". The first answer wins."""
+        """The project's files, most relevant first, for a task. The first answer wins.
+
+        return [RankedFile(file.path, 1.0) for file in request.files if file.path in request.task]
+        """
 
     @hookspec
     def index_state(self, root: str, index_folder: str) -> dict[str, Any] | None:
         """What the index behind your ranking is doing: ``{"state": "building" | "ready" | "absent", ...}`` and any
-        figures. Asked before and after each ranking: while one is building, contexts say so and are not cached. None
-        for no index.
+        figures. Asked before and after each ranking: while one is building, contexts say so and are not cached.
+
+        return {"state": "ready" if Path(index_folder, "mine.db").exists() else "building"}
         """
 
     @hookspec
@@ -1171,103 +1188,196 @@ class HookSpecs:
         language: str,
         submission: dict[str, Any],
     ) -> list[NextAgent]:
-        """The new list of proposals after ``result`` was stored: ``proposals`` as the earlier plugins left them, to be
-        returned with some added, removed or replaced. ``history`` holds the issue's earlier results, oldest first."""
+        """The new list of proposals after ``result`` was stored: ``proposals`` as the plugins before left them, with
+        some added, removed or replaced. ``history`` holds the issue's earlier results, oldest first; ``submission`` is
+        the whole body that was posted.
+
+        return [item for item in proposals if item.agent_type != "security-auditor"]
+        """
 
     @hookspec
     def permission_policy(self, claims: Claims, permission: str | None, method: str, path: str) -> bool | str | None:
         """Refuse a request that the token allows: False or a reason; None or True leaves it. A policy that raises or
-        hangs refuses. Asked for every authenticated request after its permission was checked."""
+        hangs refuses. Asked for every authenticated request after its permission was checked.
+
+        return "the project is frozen" if Path("FROZEN").exists() and method != "GET" else None
+        """
 
     @hookspec
     def agent_command(self, launch: AgentLaunch) -> Sequence[str] | None:
-        """The argv that runs an agent, None for "not mine"; the first answer wins. Placeholders are filled in."""
+        """The argv that runs an agent. Placeholders like ``{task}`` are filled in. The first answer wins.
 
-    @hookspec
-    def result_stored(self, result: dict[str, Any]) -> None:
-        """Observe: a result was stored (its whole record). Told in order, after the commit, off the request's path."""
-
-    @hookspec
-    def event_published(self, event: dict[str, Any]) -> None:
-        """Observe: an event was published (as readers get it). Told in order, after the commit."""
-
-    @hookspec
-    def agent_ended(self, agent: dict[str, Any]) -> None:
-        """Observe: an agent ended (the data of its ``agent_exited`` event)."""
+        return ["my-agent", "--task", "{task}"] if launch.agent_type == "translator" else None
+        """
 
     @hookspec
     def register_routes(self) -> list[Route]:
-        """More endpoints: Route rows whose classes derive from Endpoint. Own routes come after ours."""
+        """More endpoints: Route rows whose classes derive from Endpoint. They come after ours. Asked at the start.
+
+        class Greet(Endpoint):
+            async def respond(self, name):
+                return {"hello": name}
+
+        return [Route("GET", "/api/greet/{name}", Greet)]
+        """
 
     @hookspec
     def register_commands(self, commands: argparse._SubParsersAction[CommandParser]) -> None:
-        """More commands: ``commands.add_parser(name, help=...).set_defaults(run=function)``; the function gets the
-        parsed arguments, our options among them, and returns the exit code (StartError is a line for the user). Asked
-        when a word is none of the core's commands.
+        """More commands. ``run`` gets the parsed arguments, our options among them, and returns the exit code; StartError
+        is a line for the user. Asked when a word is none of the core's commands.
+
+        commands.add_parser("greet", help="say hello").set_defaults(run=lambda options: print("hello") or 0)
+        """
+
+    # -- Tells. Observers hear of what happened, in order, after the commit, in a thread of their own, off the path of
+    # the request. What they return is passed over; what a slow one misses is logged.
+
+    @hookspec
+    def result_stored(self, result: dict[str, Any]) -> None:
+        """A result was stored: the body as it was posted, with its ``id`` and ``stored_at``.
+
+        print("stored", result["id"], file=sys.stderr)
+        """
+
+    @hookspec
+    def event_published(self, event: dict[str, Any]) -> None:
+        """An event was published: as readers get it.
+
+        print(event["event_type"], event["data"], file=sys.stderr)
+        """
+
+    @hookspec
+    def agent_ended(self, agent: dict[str, Any]) -> None:
+        """An agent ended: the data of its ``agent_exited`` event.
+
+        print(agent["agent_id"], agent["state"], file=sys.stderr)
+        """
+
+    @hookspec
+    def startup(self, info: SidecarInfo) -> None:
+        """The service listens. It waits for you, five seconds at most.
+
+        print("listening on", info.url, file=sys.stderr)
+        """
+
+    @hookspec
+    def shutdown(self, info: SidecarInfo) -> None:
+        """The service has answered its last request. It waits for you, five seconds at most.
+
+        print("stopped", file=sys.stderr)
+        """
+
+    # -- Parts. A trusted plugin does one part of the work in the core's place. It is made once, at the start, and runs
+    # as the core does: live, without a time limit. StartError stops the start; any other error is logged, and the
+    # core's own part serves.
+
+    @hookspec
+    def storage(self, settings: Settings) -> Storage | None:
+        """Where events, results and agents are kept: a Storage, not started. The core's own is one SQLite file. The
+        first answer wins.
+
+        class Backed(Storage):
+            def start(self):
+                shutil.copytree(settings.storage, f"{settings.storage}.bak", dirs_exist_ok=True)
+                super().start()
+
+        return Backed(settings)
         """
 
     @hookspec
     def command_parser(self) -> Callable[[list[str]], argparse.Namespace] | None:
-        """A part: what reads the words of a command line in place of ``parse_words``, which is the smallest example;
-        ``run`` of the namespace that it returns does the work. Wrong use raises StartError. Asked of the plugins beside
-        the module only: options, which name others, have not been read yet."""
+        """What reads the words of a command line, in place of ``parse_words``; ``run`` of the namespace that it returns
+        does the work. Wrong use raises StartError. Asked of the plugins beside the module only: options, which name
+        others, have not been read yet. The first answer wins.
+
+        return lambda words: argparse.Namespace(run=lambda options: print("you said", *words) or 0)
+        """
 
     @hookspec
     def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
-        """A part: a class derived from ``base`` that listens in its place. ``base`` is Server, or what the plugin
-        before yours derived from it, so several add up."""
+        """What listens: a class derived from ``base``, which is Server or what the plugin before yours derived from it,
+        so several add up. The core's own is Tornado's HTTP/1.1 server with a limit of connections.
+
+        class Logged(base):
+            def start_request(self, server_conn, request_conn):
+                log.info("a request comes")
+                return super().start_request(server_conn, request_conn)
+
+        return Logged
+        """
 
     @hookspec
     def answer_filter(self, settings: Settings) -> AnswerFilter | None:
-        """A part: ``async def filter(endpoint, content) -> content`` that sees each answer's bytes before they are sent
-        and may set headers of ``endpoint``; an answer that ``holds_token`` tells so. Several are called one after the
-        other.
+        """``async def filter(endpoint, content) -> content`` sees each answer's bytes before they are sent and may set
+        headers of ``endpoint``; an answer that ``holds_token`` tells so. Several are called one after the other. The
+        core's own sends plain JSON.
+
+        async def signed(endpoint, content):
+            endpoint.set_header("X-Checksum", hashlib.sha256(content).hexdigest())
+            return content
+
+        return signed
         """
 
     @hookspec
     def request_log(self, settings: Settings) -> RequestLog | None:
-        """A part: a RequestLog beside the core's own. Its ``record(request)`` gets the FinishedRequest of every request
-        that was answered or refused, in order and none left out, and must not block for longer than a short write
-        does; ``close()`` comes at the end. Asked once, at the start, when the storage folder is there; StartError
-        stops it.
+        """A record of requests beside the log: a RequestLog, by ``record``, which gets the FinishedRequest of every
+        request that was answered or refused, in order, and must not block for longer than a short write does, and by
+        ``close``. Asked when the storage folder is there. Several are told one after the other.
+
+        class Slow(RequestLog):
+            def record(self, request):
+                if request.seconds > 1:
+                    log.warning("%s %s took %.1f s", request.method, request.path, request.seconds)
+
+        return Slow()
         """
 
     @hookspec
     def token_keys(self, settings: Settings) -> list[tuple[Any, str]] | None:
-        """A part: (public key, algorithm) of issuers whose tokens are taken beside our own, each with its one
-        algorithm. Asked once, at the start; StartError stops it."""
+        """(public key, algorithm) of issuers whose tokens are taken beside our own, each with its one algorithm. The
+        core's own takes none.
+
+        key = Path("issuer.pem")
+        return [(key.read_bytes(), "RS256")] if key.exists() else None
+        """
 
     @hookspec
     def fit_context(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool | None:
-        """A part: cut ``sections``, in place, to ``max_bytes`` of JSON (the core measures again); whether something
-        went. A file may have ``chunks``, (first line, score) of its best 50 lines each, which must be gone
-        afterwards.
+        """Cut ``sections``, in place, to ``max_bytes`` of JSON; whether something went. The core measures again and,
+        where it is too much, cuts itself. A file may have ``chunks``, (first line, score) of its best 50 lines each,
+        which must be gone afterwards. Called at each build of a context.
+
+        for file in sections["relevant_files"]:
+            file.pop("chunks", None)
+        while sections["relevant_files"] and len(msgspec.json.encode(sections)) > max_bytes:
+            sections["relevant_files"].pop()
+        return True
         """
 
     @hookspec
     def project_reader(self, settings: Settings) -> Project | None:
-        """A part: a subclass of Project that looks at the repository in its place, by ``look``, ``knows`` and
-        ``close``. Every state must be one of a moment after it was asked for."""
+        """What looks at the repository: a subclass of Project, by ``look``, ``knows`` and ``close``. Every state must
+        be one of a moment after it was asked for. The core's own asks git anew each time. The first answer wins.
 
-    @hookspec
-    def backend(self, settings: Settings) -> Storage | None:
-        """A Storage (a subclass that keeps some of it elsewhere), not started; None for the local one. First wins."""
+        class Reader(Project):
+            def knows(self, path):
+                return not path.startswith("vendor/")
 
-    @hookspec
-    def startup(self, info: SidecarInfo) -> None:
-        """The service listens. Raising here is logged and does not stop it."""
-
-    @hookspec
-    def shutdown(self, info: SidecarInfo) -> None:
-        """The service has answered its last request."""
+        return Reader(settings.root, settings.storage)
+        """
 
 
-NOT_ASKED_FOR = "plugin %s: %s: an answer of type %s is not what was asked for"
+HOOKS = [name for name in vars(HookSpecs) if name[0] != "_"]
 AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 
 class IssueNotFound(Exception):
     """Raised by ``resolve_issue``: the issue is known not to exist."""
+
+
+class PluginFault(Exception):
+    """A plugin that is not what its author meant: a hook or an argument that does not exist."""
 
 
 class LoadedPlugin(Struct):
@@ -1283,14 +1393,22 @@ class LoadedPlugin(Struct):
     failure: str | None = None
 
 
-class PluginFault(Exception):
-    """A plugin that is not what its author meant: a hook or an argument that does not exist."""
+class Implementation(Struct, frozen=True):
+    """What one plugin does for one hook; ``arguments`` are those of the hook's that it takes."""
+
+    hook: str
+    plugin: str
+    function: Callable[..., Any]
+    arguments: list[str]
+
+    def call(self, facts: dict[str, Any]) -> Any:
+        return self.function(**{name: facts[name] for name in self.arguments})
 
 
 class Hooks:
     """The loaded plugins, asked one by one so that none takes the others or a request down with it.
 
-    ``ask`` and ``first`` block (call them in worker threads or at the start); ``tell`` returns at once.
+    ``ask``, ``first`` and ``refusal`` block (call them in worker threads or at the start); ``tell`` returns at once.
     """
 
     TIMEOUT = 5.0
@@ -1300,15 +1418,18 @@ class Hooks:
     def __init__(self, built_in: Iterable[object]) -> None:
         self._manager = pluggy.PluginManager("cco_sidecar")
         self._manager.add_hookspecs(HookSpecs)
-        self._trusted = {self._manager.register(plugin, f"built-in:{type(plugin).__name__}") for plugin in built_in}
+        self._known: dict[str, list[Implementation]] = {}
         self._stuck: collections.Counter[str] = collections.Counter()
-        self._known: dict[str, list[tuple[str, Callable[..., Any], Sequence[str]]]] = {}
         self._untold: queue.Queue[Callable[[], Any]] = queue.Queue(self.MAX_UNTOLD)
         self._teller: threading.Thread | None = None
-        self.loaded = [
-            LoadedPlugin(str(name), "built in", self._hooks_in(self._manager.get_plugin(str(name))))
-            for name in self._trusted
-        ]
+        self.loaded: list[LoadedPlugin] = []
+        for plugin in built_in:
+            name = f"built-in:{type(plugin).__name__}"
+            self.loaded.append(LoadedPlugin(name, "built in", self._hooks_in(plugin)))
+            self._manager.register(plugin, name)
+        self._trusted = {plugin.name for plugin in self.loaded}
+
+    # -- loading
 
     def load(self, folders: Iterable[Path]) -> None:
         """Load the plugins in ``folders`` and those of entry points. One that is not in use is named in ``loaded``, and
@@ -1316,9 +1437,8 @@ class Hooks:
         for folder in folders:
             self.load_files(sorted(folder.glob("[!_.]*.py")))
             if not folder.is_dir():
-                self.loaded.append(
-                    LoadedPlugin(folder.name, str(folder), [], f"--plugins {folder} is not a folder", faulty=True)
-                )
+                problem = f"--plugins {folder} is not a folder"
+                self.loaded.append(LoadedPlugin(folder.name, str(folder), [], problem, faulty=True))
         for entry in importlib.metadata.entry_points(group="cco_sidecar"):
             self._load_one(entry.name, f"entry point {entry.value}", entry.load)
 
@@ -1334,37 +1454,32 @@ class Hooks:
                 raise ImportError("another plugin has this name")
             with silenced(name):
                 module = load()
-            plugin.hooks = self._hooks_in(module)
+            hooks = self._hooks_in(module)
             self._manager.register(module, name)
+            plugin.hooks = hooks
             self._known.clear()
         except KeyboardInterrupt:
             raise
         except (PluginFault, pluggy.PluginValidationError) as error:
-            plugin.hooks, plugin.problem, plugin.faulty = [], one_line(error), True
+            plugin.problem, plugin.faulty = one_line(error), True
         except BaseException as error:  # a boundary: anybody's module-level code, which may also end the program
             # An ImportError is the plugin's own word for what it needs: the banner and `cco plugins` pass it on.
-            plugin.problem = one_line(error) if type(error) is ImportError else described(error, source)
-            log.log(
-                logging.DEBUG if type(error) is ImportError else logging.WARNING,
-                "plugin %s is skipped: %s",
-                name,
-                plugin.problem,
-            )
+            wanting = type(error) is ImportError
+            plugin.problem = one_line(error) if wanting else described(error, source)
+            level = logging.DEBUG if wanting else logging.WARNING
+            log.log(level, "plugin %s is skipped: %s", name, plugin.problem)
             log.debug("plugin %s", name, exc_info=error)
 
     def _hooks_in(self, plugin: object) -> list[str]:
-        """The hooks that ``plugin`` implements. Raises PluginFault where one could not be asked as its author
-        thinks.
+        """The hooks that ``plugin`` implements. Raises PluginFault where one could not be asked as its author thinks,
+        ImportError where there is none.
         """
         hooks = []
         for name in dir(plugin):
-            if (options := self._manager.parse_hookimpl_opts(plugin, name)) is not None:
-                hook = options["specname"] or name
-                if not hasattr(HookSpecs, hook):
-                    raise PluginFault(
-                        f"there is no hook {hook!r}"
-                        + did_you_mean(hook, [known for known in vars(HookSpecs) if known[0] != "_"])
-                    )
+            if (marked := self._manager.parse_hookimpl_opts(plugin, name)) is not None:
+                hook = marked["specname"] or name
+                if hook not in HOOKS:
+                    raise PluginFault(f"there is no hook {hook!r}{did_you_mean(hook, HOOKS)}")
                 taken_arguments(hook, getattr(plugin, name))
                 hooks.append(hook)
         if not hooks:
@@ -1375,128 +1490,87 @@ class Hooks:
         """What authors must mend, a line each."""
         return [f"plugin {plugin.name}: {plugin.problem}" for plugin in self.loaded if plugin.faulty]
 
-    def implementations(self, hook: str) -> list[tuple[str, Callable[..., Any], Sequence[str]]]:
-        """(plugin, function, the arguments it takes), in the order in which they are asked."""
+    def implementations(self, hook: str) -> list[Implementation]:
+        """In the order in which they are asked: what was loaded last comes first."""
         if hook not in self._known:
             found = getattr(self._manager.hook, hook).get_hookimpls()
             self._known[hook] = [
-                (impl.plugin_name, impl.function, taken_arguments(hook, impl.function)) for impl in reversed(found)
+                Implementation(hook, row.plugin_name, row.function, taken_arguments(hook, row.function))
+                for row in reversed(found)
             ]
         return self._known[hook]
 
+    # -- asks
+
     def ask(self, hook: str, **facts: Any) -> Iterator[tuple[str, Any]]:
         """(plugin, answer) of every implementation that gives one. Blocks. IssueNotFound passes through."""
-        for name, function, arguments in self.implementations(hook):
-            if (answer := self.ask_one(hook, name, function, arguments, facts)) is not None:
-                yield name, answer
-
-    def ask_one(
-        self, hook: str, name: str, function: Callable[..., Any], arguments: Sequence[str], facts: dict[str, Any]
-    ) -> Any:
-        """One implementation's answer, None where it gives none or fails. Blocks. IssueNotFound of resolve_issue passes
-        through.
-        """
-        try:
-            return self._call(name, function, {key: facts[key] for key in arguments})
-        except Exception as error:  # a boundary: anybody's code
-            if hook == "resolve_issue" and isinstance(error, IssueNotFound):
-                raise
-            self._failed(name, hook, function, error)
-            return None
-
-    def _failed(self, name: str, hook: str, function: Callable[..., Any], error: Exception) -> None:
-        code = getattr(inspect.unwrap(function), "__code__", None)
-        failure = f"{hook}: {described(error, code.co_filename if code else '')}"
-        log.warning("plugin %s: %s", name, failure)
-        log.debug("plugin %s: %s", name, hook, exc_info=error)
-        for plugin in self.loaded:
-            if plugin.name == name and not plugin.problem:
-                plugin.failures, plugin.failure = plugin.failures + 1, failure
+        for row in self.implementations(hook):
+            if (answer := self.ask_one(row, **facts)) is not None:
+                yield row.plugin, answer
 
     def first(self, hook: str, fits: Callable[[Any], bool], **facts: Any) -> Any:
         """The first answer that is not None and ``fits``; None where there is none. Others are logged. Blocks."""
-        for name, answer in self.ask(hook, **facts):
-            if fits(answer):
-                return answer
-            log.warning(NOT_ASKED_FOR, name, hook, type(answer).__name__)
-        return None
+        return next((answer for name, answer in self.ask(hook, **facts) if fitting(hook, name, answer, fits)), None)
 
-    # -- parts: made once, at the start, and run as the core does: live, without a time limit
-
-    def parts(self, hook: str, fits: Callable[[Any], bool], **facts: Any) -> list[Any]:
-        """What plugins give for a part of the service, in the order in which they are asked."""
-        made = [(row[0], self._make(hook, *row, facts)) for row in self.implementations(hook)]
-        for name, part in made:
-            if part is not None and not fits(part):
-                log.warning(NOT_ASKED_FOR, name, hook, type(part).__name__)
-        return [part for _, part in made if part is not None and fits(part)]
-
-    def live(self, hook: str, **facts: Any) -> Iterator[Any]:
-        """What each implementation of a part's function answers; one that raises is logged."""
-        for row in self.implementations(hook):
-            if (answer := self._make(hook, *row, facts)) is not None:
-                yield answer
-
-    def derived(self, hook: str, base: type, **facts: Any) -> type:
-        """``base``, or what plugins derive from it: each gets what the one before it made, as ``base``."""
-        for name, function, arguments in reversed(self.implementations(hook)):
-            made = self._make(hook, name, function, arguments, facts | {"base": base})
-            if isinstance(made, type) and issubclass(made, base):
-                base = made
-            elif made is not None:
-                log.warning(NOT_ASKED_FOR, name, hook, type(made).__name__)
-        return base
-
-    def _make(self, hook: str, name: str, function: Callable[..., Any], arguments: Sequence[str], facts: Any) -> Any:
+    def ask_one(self, row: Implementation, **facts: Any) -> Any:
+        """One implementation's answer, None where it gives none or fails. Blocks. IssueNotFound passes through."""
         try:
-            return function(**{key: facts[key] for key in arguments})
-        except StartError:
-            raise
-        except Exception as error:  # a boundary: the core's own part serves as well
-            log.warning("plugin %s: %s: %s: %s", name, hook, type(error).__name__, one_line(error))
+            return self._call(row, facts)
+        except Exception as error:  # a boundary: anybody's code
+            if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):
+                raise
+            self._failed(row, error)
             return None
 
     def refusal(self, **facts: Any) -> str | None:
         """Why a permission policy refuses, None where all agree. Blocks. Fails closed."""
-        for name, function, arguments in self.implementations("permission_policy"):
+        for row in self.implementations("permission_policy"):
             try:
-                verdict = self._call(name, function, {key: facts[key] for key in arguments})
+                verdict = self._call(row, facts)
             except Exception as error:  # a boundary, and a policy that cannot answer refuses
-                self._failed(name, "permission_policy", function, error)
-                return f"the policy {name} could not decide"
+                self._failed(row, error)
+                return f"the policy {row.plugin} could not decide"
             if verdict is not None and verdict is not True:
-                return verdict if isinstance(verdict, str) and verdict else f"the policy {name} refuses"
+                return verdict if isinstance(verdict, str) and verdict else f"the policy {row.plugin} refuses"
         return None
 
-    def _call(self, name: str, function: Callable[..., Any], facts: dict[str, Any]) -> Any:
-        """Call one implementation; one that is not our own runs in a thread that is left behind after TIMEOUT."""
+    def _call(self, row: Implementation, facts: dict[str, Any]) -> Any:
+        """The answer of one implementation. One that is not our own runs in a thread that is left behind after TIMEOUT.
+        Raises what it raises, and TimeoutError.
+        """
+        name = row.plugin
         if name in self._trusted:
-            return function(**facts)
+            return row.call(facts)
         if self._stuck[name] >= self.MAX_STUCK:
             raise TimeoutError(f"{self._stuck[name]} earlier calls have not come back")
-        outcome: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+        outcome: Future[Any] = Future()
 
         def run() -> None:
             self._stuck[name] += 1
             try:
-                outcome.put((True, function(**facts)))
-            except BaseException as error:  # SystemExit and the like of a plugin are its failure, not ours
-                outcome.put((False, error))
+                outcome.set_result(row.call(facts))
+            except Exception as error:
+                outcome.set_exception(error)
+            except BaseException as error:  # SystemExit and the like are the plugin's failure, not our end
+                outcome.set_exception(RuntimeError(type(error).__name__).with_traceback(error.__traceback__))
             finally:
                 self._stuck[name] -= 1
 
         threading.Thread(target=run, name=f"plugin-{name}", daemon=True).start()
-        try:
-            good, value = outcome.get(timeout=self.TIMEOUT)
-        except queue.Empty:
-            raise TimeoutError(f"no answer within {self.TIMEOUT:.0f} s") from None
-        if good:
-            return value
-        raise (
-            value
-            if isinstance(value, Exception)
-            else RuntimeError(type(value).__name__).with_traceback(value.__traceback__)
-        )
+        if not concurrent.futures.wait([outcome], self.TIMEOUT).done:
+            raise TimeoutError(f"no answer within {self.TIMEOUT:.0f} s")
+        return outcome.result()
+
+    def _failed(self, row: Implementation, error: Exception) -> None:
+        code = getattr(inspect.unwrap(row.function), "__code__", None)
+        failure = f"{row.hook}: {described(error, code.co_filename if code else '')}"
+        log.warning("plugin %s: %s", row.plugin, failure)
+        log.debug("plugin %s: %s", row.plugin, row.hook, exc_info=error)
+        for plugin in self.loaded:
+            if plugin.name == row.plugin and not plugin.problem:
+                plugin.failures, plugin.failure = plugin.failures + 1, failure
+
+    # -- tells
 
     def tell(self, hook: str, **facts: Any) -> None:
         """Tell every observer, in order, in a thread of its own. What a slow observer leaves untold is bounded."""
@@ -1513,6 +1587,43 @@ class Hooks:
     def _tell_all(self) -> None:
         while True:
             self._untold.get()()
+
+    # -- parts
+
+    def parts(self, hook: str, fits: Callable[[Any], bool], **facts: Any) -> Iterator[Any]:
+        """What plugins give for a part of the service, in the order in which they are asked. Raises StartError."""
+        for row in self.implementations(hook):
+            if (part := self._make(row, fits, facts)) is not None:
+                yield part
+
+    def part(self, hook: str, kind: type, **facts: Any) -> Any:
+        """The first that a plugin gives, None where there is none. Raises StartError."""
+        return next(self.parts(hook, lambda part: isinstance(part, kind), **facts), None)
+
+    def derived(self, hook: str, base: type, **facts: Any) -> type:
+        """``base``, or what plugins derive from it: each gets what the one before it made, as ``base``."""
+        for row in reversed(self.implementations(hook)):
+            made = self._make(row, lambda made: isinstance(made, type), facts | {"base": base})
+            base = made if made and issubclass(made, base) else base
+        return base
+
+    def _make(self, row: Implementation, fits: Callable[[Any], bool], facts: dict[str, Any]) -> Any:
+        try:
+            made = row.call(facts)
+        except StartError:
+            raise
+        except Exception as error:  # a boundary: the core's own part serves as well
+            self._failed(row, error)
+            return None
+        return made if fitting(row.hook, row.plugin, made, fits) else None
+
+
+def fitting(hook: str, plugin: str, answer: Any, fits: Callable[[Any], bool]) -> bool:
+    """Whether a plugin's answer ``fits``; one that does not is logged."""
+    if answer is None or fits(answer):
+        return answer is not None
+    log.warning("plugin %s: %s: an answer of type %s is not what was asked for", plugin, hook, type(answer).__name__)
+    return False
 
 
 PACKAGE = "cco_sidecar_plugins"
@@ -1569,14 +1680,11 @@ def taken_arguments(hook: str, function: Callable[..., Any]) -> list[str]:
     """Those of the hook's arguments that ``function`` takes. Raises PluginFault where it could not be called with
     them.
     """
-    if (
-        inspect.iscoroutinefunction(function)
-        or inspect.isasyncgenfunction(function)
-        or inspect.isgeneratorfunction(function)
-    ):
-        kind = "yields" if inspect.isgeneratorfunction(function) else "is async"
+    yields, is_async = inspect.isgeneratorfunction(function), inspect.iscoroutinefunction(function)
+    if yields or is_async or inspect.isasyncgenfunction(function):
+        what = f"{hook} {'yields' if yields else 'is async'}"
         raise PluginFault(
-            f"{hook} {kind}: a hook is a plain function that returns its answer; it runs in a thread and may block"
+            f"{what}: a hook is a plain function that returns its answer; it runs in a thread and may block"
         )
     known = list(inspect.signature(getattr(HookSpecs, hook)).parameters)[1:]
     taken = []
@@ -1585,24 +1693,19 @@ def taken_arguments(hook: str, function: Callable[..., Any]) -> list[str]:
             taken.append(name)
         elif parameter.default is parameter.empty:
             shown = str(parameter).partition(":")[0] + (", /" if parameter.kind is parameter.POSITIONAL_ONLY else "")
-            raise PluginFault(
-                f"{hook} takes {', '.join(known) or 'nothing'}; it has no argument {shown!r}"
-                + did_you_mean(name, known)
-            )
+            takes = f"{hook} takes {', '.join(known) or 'nothing'}; it has no argument {shown!r}"
+            raise PluginFault(takes + did_you_mean(name, known))
     return taken
 
 
 def described(error: BaseException, file: str) -> str:
     """One line: what went wrong, and the line of ``file`` where; no path."""
-    places = [
-        (frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
-    ]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
     if isinstance(error, SyntaxError) and error.filename:
-        places, text = [(error.filename, error.lineno)], error.msg
-    return f"{type(error).__name__}: {text}".removesuffix(": ") + (
-        f" ({Path(places[-1][0]).name}:{places[-1][1]})" if places else ""
-    )
+        file, lines, text = error.filename, [error.lineno], error.msg
+    where = f" ({Path(file).name}:{lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {text}".removesuffix(": ") + where
 
 
 @contextlib.contextmanager
@@ -1669,9 +1772,7 @@ class Sidecar:
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
         self.hooks = hooks
-        self.storage: Storage = hooks.first(
-            "backend", lambda answer: isinstance(answer, Storage), settings=settings
-        ) or Storage(settings)
+        self.storage: Storage = hooks.part("storage", Storage, settings=settings) or Storage(settings)
         self.agent_types = AgentTypes(hooks, settings)
         for name in settings.agent_commands.keys() - self.agent_types.categories.keys():
             near = did_you_mean(name, self.agent_types.categories)
@@ -1686,7 +1787,7 @@ class Sidecar:
         self.idempotency = Idempotency(self.storage)
         self.request_logs = [RequestLog()]
         self.access = Access(settings)
-        self.answer_filters: list[AnswerFilter] = hooks.parts("answer_filter", callable, settings=settings)
+        self.answer_filters: list[AnswerFilter] = list(hooks.parts("answer_filter", callable, settings=settings))
         self.started = time.time()
         self.open_requests = 0
         self.info = SidecarInfo(0, "", settings.project, clean_text(str(settings.root)), __version__, "")
@@ -2310,7 +2411,7 @@ class Endpoint(Handler):
     public: ClassVar[bool] = False
     query_type: ClassVar[type[Struct]] = NoQuery
     body: ClassVar[type[Struct] | None] = None
-    answers: ClassVar[dict[int, Any]] = {}
+    answers: ClassVar[dict[int, Any]] = {200: dict}
     problems: ClassVar[tuple[int, ...]] = ()  # statuses beyond those that every endpoint has
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
     idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
@@ -3819,9 +3920,8 @@ class Results:
         """
         proposals: list[NextAgent] = []
         facts = {"result": result, "history": history, "language": self._main_language(), "submission": body}
-        for name, function, arguments in self._hooks.implementations("next_agents"):
-            given = facts | {"proposals": list(proposals)}
-            answer = self._hooks.ask_one("next_agents", name, function, arguments, given)
+        for row in self._hooks.implementations("next_agents"):
+            answer = self._hooks.ask_one(row, **facts, proposals=list(proposals))
             try:
                 if answer is not None:
                     answer = msgspec.convert(answer, list[NextAgent], from_attributes=True)
@@ -3829,7 +3929,7 @@ class Results:
                         self._agent_types.category(item.agent_type)
                     proposals = answer
             except (msgspec.ValidationError, ApiError) as error:
-                log.warning("plugin %s: next_agents: %s", name, one_line(error))
+                log.warning("plugin %s: next_agents: %s", row.plugin, one_line(error))
         return proposals
 
     def _main_language(self) -> str:
@@ -4570,8 +4670,8 @@ class Contexts:
         self._building: dict[str, asyncio.Task[CacheEntry]] = {}
         self._given: collections.OrderedDict[str, dict[str, str]] = collections.OrderedDict()
         self._hits = self._misses = 0
-        readers = hooks.parts("project_reader", lambda part: isinstance(part, Project), settings=settings)
-        self._project: Project = readers[0] if readers else Project(settings.root, settings.storage)
+        reader = hooks.part("project_reader", Project, settings=settings)
+        self._project: Project = reader or Project(settings.root, settings.storage)
         self._watcher = Watcher(settings.root, self._changed)
         self._index_folder = settings.storage / "index"
         self._plugins = sorted(plugin.name for plugin in hooks.loaded)
@@ -4747,22 +4847,21 @@ class Contexts:
         sections["metadata"]["task_matched"] = any(matched) if request.task else None
         sections["relevant_files"] = found[: request.max_files]
         room = request.max_bytes - 600 - len(request.issue_id) - len(request.agent_type)  # what surrounds the context
-        for cut in self._hooks.live("fit_context", request=request, sections=sections, max_bytes=room):
-            if isinstance(cut, bool) and json_size(sections) <= room:
+        facts = {"request": request, "sections": sections, "max_bytes": room}
+        for cut in self._hooks.parts("fit_context", lambda cut: isinstance(cut, bool), **facts):
+            if json_size(sections) <= room:
                 return cut or len(found) > request.max_files
         return fit_context(sections, room) or len(found) > request.max_files
 
     def _rank(self, request: RankRequest) -> list[RankedFile]:
         """The first ranking that a plugin gives; the built-in one always does. Blocks."""
-        for name, function, arguments in self._hooks.implementations("rank_files"):
-            answer = self._hooks.ask_one("rank_files", name, function, arguments, {"request": request})
+        for name, answer in self._hooks.ask("rank_files", request=request):
             if isinstance(answer, list) and all(isinstance(item, RankedFile) for item in answer):
                 if not request.task or any(item.matched for item in answer):
                     return answer
                 why = "no word of the task occurs"
                 return [msgspec.structs.replace(item, reasons=[why, *item.reasons]) for item in answer]
-            if answer is not None:
-                log.warning("plugin %s: rank_files: did not return a list of RankedFile", name)
+            log.warning("plugin %s: rank_files: did not return a list of RankedFile", name)
         return []
 
     def _index_building(self) -> bool:
@@ -7762,7 +7861,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_command(words: list[str]) -> int:
     hooks = Hooks([])
     hooks.load_files(bundled_plugins("command_parser"))  # and no others: a command need not wait for them
-    options = next(iter(hooks.parts("command_parser", callable)), parse_words)(words)
+    options = (hooks.part("command_parser", Callable) or parse_words)(words)
     for name, value in vars(options).items():
         texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
         if name not in OPTIONS and any(re.search(r"[\ud800-\udfff]", text) for text in texts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -227,7 +228,7 @@ PLUGINS = {
                 print("a storage of one's own", flush=True)
 
         @hookimpl
-        def backend(settings):
+        def storage(settings):
             return Mirrored(settings)
     """,
     # asked before all others, being loaded last
@@ -548,7 +549,7 @@ EXERCISED = {
     "token_keys": test_a_plugin_knows_the_keys_of_other_issuers,
     "fit_context": test_a_plugin_fits_contexts_into_their_budget,
     "project_reader": test_a_plugin_brings_its_own_look_at_the_repository,
-    "backend": test_a_plugin_brings_its_own_storage,
+    "storage": test_a_plugin_brings_its_own_storage,
     "startup": test_plugins_are_told_of_start_and_stop,
     "shutdown": test_plugins_are_told_of_start_and_stop,
 }
@@ -558,8 +559,41 @@ def test_every_hook_is_exercised_here_and_explained() -> None:
     specified = {name: function for name, function in vars(HookSpecs).items() if hasattr(function, "cco_sidecar_spec")}
     assert set(EXERCISED) == set(specified)
     for name, function in specified.items():
-        assert function.__doc__ and function.__doc__.strip().endswith("."), name
+        assert function.__doc__ and function.__doc__.partition("\n\n")[0].endswith("."), name
         assert any(f"def {name}(" in code for plugin, code in PLUGINS.items() if not plugin.startswith("x_")), name
+
+
+def example_in(hook: str) -> str:
+    """The smallest useful implementation that the docstring of a hook shows."""
+    specification = getattr(HookSpecs, hook)
+    arguments = ", ".join(list(inspect.signature(specification).parameters)[1:])
+    _, _, code = inspect.cleandoc(specification.__doc__).partition("\n\n")
+    assert code, hook
+    return f"@hookimpl\ndef {hook}({arguments}):\n{textwrap.indent(code, '    ')}\n"
+
+
+def test_the_example_in_each_docstring_does_what_it_says(
+    tmp_path: Path, repository: Path, make_service: Callable[..., Service]
+) -> None:
+    code = "from cco_sidecar import *\n" + "\n".join(map(example_in, EXERCISED))
+    plugins = write_plugins(tmp_path / "plugins", {"examples": code})
+    service = make_service("--plugins", str(plugins), "--log-level", "info")
+    (repository / "issues").mkdir()
+    (repository / "issues/issue-1.md").write_text("Cookies are lost.")
+    client = service.client()
+    assert client.get("/api/greet/ada").json() == {"hello": "ada"}
+    assert client.get("/status").headers["X-Checksum"] and "a request comes" in service.log
+    assert "security-auditor" not in str(client.store(issue="issue-1")["next_agents"])
+    context = client.get("/api/context/issue-1/translator", task="src/main.py", max_bytes=5000).json()
+    assert context["context"]["release"] == {"frozen": True} and context["context"]["metadata"]["index"] == "building"
+    assert client.publish("noted")["published"] is True
+    (repository / "FROZEN").touch()
+    assert "frozen" in client.post("/api/events/noted", {}).json()["message"]
+    plugin = next(row for row in client.get("/api/plugins").json()["plugins"] if row["name"] == "examples")
+    assert (plugin["hooks"], plugin["failures"], plugin["problem"]) == (sorted(EXERCISED), 0, None)
+    assert run("greet", "--plugins", str(plugins), cwd=repository).stdout == "hello\n"
+    assert service.stop() == 0 and "stopped" in service.log and "plugin examples" not in service.log
+    assert Path(f"{service.storage}.bak").is_dir()
 
 
 # -- what a bad plugin cannot do
@@ -578,7 +612,7 @@ def test_plugins_that_raise_or_answer_nonsense_are_logged_and_the_service_is_hea
         "next_agents",
         "result_stored",
         "server_class",
-        "backend",
+        "storage",
         "startup",
     ):
         assert f"plugin x_raising: {hook}: " in plugged.log, hook
@@ -588,7 +622,7 @@ def test_plugins_that_raise_or_answer_nonsense_are_logged_and_the_service_is_hea
         "rank_files",
         "next_agents",
         "server_class",
-        "backend",
+        "storage",
         "register_routes",
     ):
         assert f"plugin x_nonsense: {hook}: " in plugged.log, hook

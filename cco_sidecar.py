@@ -1063,6 +1063,8 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
 class SidecarInfo(Struct, frozen=True):
     """What clients find in ``sidecar.json``."""
 
+    FILE: ClassVar[str] = "sidecar.json"
+
     pid: int
     url: str
     project_id: str
@@ -1369,6 +1371,7 @@ class HookSpecs:
 
 
 HOOKS = [name for name in vars(HookSpecs) if name[0] != "_"]
+NOT_ASKED_FOR = "plugin %s: %s: an answer of type %s is not what was asked for"
 AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 
@@ -1510,7 +1513,11 @@ class Hooks:
 
     def first(self, hook: str, fits: Callable[[Any], bool], **facts: Any) -> Any:
         """The first answer that is not None and ``fits``; None where there is none. Others are logged. Blocks."""
-        return next((answer for name, answer in self.ask(hook, **facts) if fitting(hook, name, answer, fits)), None)
+        for name, answer in self.ask(hook, **facts):
+            if fits(answer):
+                return answer
+            log.warning(NOT_ASKED_FOR, name, hook, type(answer).__name__)
+        return None
 
     def ask_one(self, row: Implementation, **facts: Any) -> Any:
         """One implementation's answer, None where it gives none or fails. Blocks. IssueNotFound passes through."""
@@ -1590,24 +1597,27 @@ class Hooks:
 
     # -- parts
 
-    def parts(self, hook: str, fits: Callable[[Any], bool], **facts: Any) -> Iterator[Any]:
+    def parts(self, hook: str, kind: Any, **facts: Any) -> Iterator[Any]:
         """What plugins give for a part of the service, in the order in which they are asked. Raises StartError."""
         for row in self.implementations(hook):
-            if (part := self._make(row, fits, facts)) is not None:
+            if (part := self._make(row, kind, facts)) is not None:
                 yield part
 
-    def part(self, hook: str, kind: type, **facts: Any) -> Any:
+    def part(self, hook: str, kind: Any, **facts: Any) -> Any:
         """The first that a plugin gives, None where there is none. Raises StartError."""
-        return next(self.parts(hook, lambda part: isinstance(part, kind), **facts), None)
+        return next(self.parts(hook, kind, **facts), None)
 
     def derived(self, hook: str, base: type, **facts: Any) -> type:
         """``base``, or what plugins derive from it: each gets what the one before it made, as ``base``."""
         for row in reversed(self.implementations(hook)):
-            made = self._make(row, lambda made: isinstance(made, type), facts | {"base": base})
-            base = made if made and issubclass(made, base) else base
+            if (made := self._make(row, type, facts | {"base": base})) is not None and issubclass(made, base):
+                base = made
+            elif made is not None:
+                log.warning(NOT_ASKED_FOR, row.plugin, hook, made.__name__)
         return base
 
-    def _make(self, row: Implementation, fits: Callable[[Any], bool], facts: dict[str, Any]) -> Any:
+    def _make(self, row: Implementation, kind: Any, facts: dict[str, Any]) -> Any:
+        """What one plugin gives for a part, None where it gives none, raises, or it is not of ``kind``."""
         try:
             made = row.call(facts)
         except StartError:
@@ -1615,15 +1625,10 @@ class Hooks:
         except Exception as error:  # a boundary: the core's own part serves as well
             self._failed(row, error)
             return None
-        return made if fitting(row.hook, row.plugin, made, fits) else None
-
-
-def fitting(hook: str, plugin: str, answer: Any, fits: Callable[[Any], bool]) -> bool:
-    """Whether a plugin's answer ``fits``; one that does not is logged."""
-    if answer is None or fits(answer):
-        return answer is not None
-    log.warning("plugin %s: %s: an answer of type %s is not what was asked for", plugin, hook, type(answer).__name__)
-    return False
+        if made is None or isinstance(made, kind):
+            return made
+        log.warning(NOT_ASKED_FOR, row.plugin, row.hook, type(made).__name__)
+        return None
 
 
 PACKAGE = "cco_sidecar_plugins"
@@ -1787,10 +1792,9 @@ class Sidecar:
         self.idempotency = Idempotency(self.storage)
         self.request_logs = [RequestLog()]
         self.access = Access(settings)
-        self.answer_filters: list[AnswerFilter] = list(hooks.parts("answer_filter", callable, settings=settings))
+        self.answer_filters: list[AnswerFilter] = list(hooks.parts("answer_filter", Callable, settings=settings))
         self.started = time.time()
         self.open_requests = 0
-        self.info = SidecarInfo(0, "", settings.project, clean_text(str(settings.root)), __version__, "")
         self._process = psutil.Process()
         self._probe: asyncio.Future[tuple[str, str]] | None = None
 
@@ -1802,30 +1806,46 @@ class Sidecar:
         await self.stop()
 
     async def start(self) -> None:
-        check_needed_plugins(self.settings, self.hooks)
-        prepare_storage_folder(self.settings)
-        self._lock = InstanceLock(self.settings.storage)
-        async with contextlib.AsyncExitStack() as undo:
-            undo.callback(self._lock.release)
+        settings = self.settings
+        check_needed_plugins(settings, self.hooks)
+        prepare_storage_folder(settings)
+        async with contextlib.AsyncExitStack() as parts:  # what was started is ended in reverse order
+            parts.callback(os.close, take_instance_lock(settings.storage))
+            parts.callback((settings.storage / SidecarInfo.FILE).unlink, missing_ok=True)
             self.tokens.load_secret()
             self.tokens.load_issuers(self.hooks)
+            for request_log in self.hooks.parts("request_log", RequestLog, settings=settings):
+                self.request_logs.append(request_log)
+                parts.callback(request_log.close)
             self.storage.start()
-            undo.callback(self.storage.close)
+            parts.callback(self.storage.close)
             self.results.start()
-            self.request_logs += self.hooks.parts(
-                "request_log", lambda part: isinstance(part, RequestLog), settings=self.settings
-            )
-            undo.callback(self._close_logs)
             self._listen()
-            undo.callback(self._server.stop)
+            parts.callback(self._server.stop)
             self.info = self._announce()
             self.tokens.start()
             self.contexts.start()
+            parts.push_async_callback(self.contexts.close)
             self.agents.url = self.info.url + "/api"
             await self.agents.start()
             self._process.cpu_percent()  # the first call only sets the mark that the next one measures from
-            undo.pop_all()
-        await asyncio.to_thread(lambda: list(self.hooks.ask("startup", info=self.info)))
+            self._parts = parts.pop_all()
+        await self._tell("startup")
+
+    async def stop(self) -> None:
+        self._server.stop()
+        self.bus.close()
+        deadline = time.monotonic() + self.STOP_SECONDS
+        while self.open_requests and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        await self.agents.stop(end_all=self.settings.stop_agents)
+        await self._server.close_all_connections()
+        await self._tell("shutdown")
+        await self._parts.aclose()
+
+    async def _tell(self, hook: str) -> None:
+        """Tell all plugins, and wait until they have heard it."""
+        await asyncio.to_thread(lambda: list(self.hooks.ask(hook, info=self.info)))
 
     def _listen(self) -> None:
         settings = self.settings
@@ -1863,39 +1883,20 @@ class Sidecar:
             raise StartError(f"--tls-cert/--tls-key cannot be loaded: {one_line(error)}") from None
 
     def _announce(self) -> SidecarInfo:
+        """Write where the service is found."""
         settings = self.settings
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
         url = f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
-        info = SidecarInfo(
-            os.getpid(), url, settings.project, clean_text(str(settings.root)), __version__, iso(self.started)
-        )
-        write_file(settings.storage / "sidecar.json", msgspec.json.format(msgspec.json.encode(info)) + b"\n")
+        root, started = clean_text(str(settings.root)), iso(self.started)
+        info = SidecarInfo(os.getpid(), url, settings.project, root, __version__, started)
+        write_file(settings.storage / SidecarInfo.FILE, msgspec.json.format(msgspec.json.encode(info)) + b"\n")
         self.storage.write_behind(lambda records: records.set_meta("port", str(self.port)))
         return info
-
-    async def stop(self) -> None:
-        self._server.stop()
-        self.bus.close()
-        deadline = time.monotonic() + self.STOP_SECONDS
-        while self.open_requests and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
-        await self.agents.stop(end_all=self.settings.stop_agents)
-        await self._server.close_all_connections()
-        await asyncio.to_thread(lambda: list(self.hooks.ask("shutdown", info=self.info)))
-        await self.contexts.close()
-        self.storage.close()
-        self._close_logs()
-        (self.settings.storage / "sidecar.json").unlink(missing_ok=True)
-        self._lock.release()
 
     def log_request(self, request: FinishedRequest) -> None:
         """Have a request taken down that was answered."""
         for request_log in self.request_logs:
             request_log.record(request)
-
-    def _close_logs(self) -> None:
-        for request_log in self.request_logs:
-            request_log.close()
 
     async def health(self) -> dict[str, Any]:
         """Measured now; callers at the same time share one write and one round trip."""
@@ -1954,23 +1955,20 @@ class Sidecar:
         }
 
 
-class InstanceLock:
-    """One process per storage folder: an OS lock that dies with its holder. Raises StartError when it is held."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            lock_file(self._file)
-        except OSError:
-            os.close(self._file)
-            holder = read_sidecar_json(folder)
-            who = f"pid {holder.pid}, {holder.url}" if holder else "it has not announced itself yet"
-            raise StartError(
-                f"a sidecar already runs on this storage ({who}); stop it first, or use another --storage", 1
-            ) from None
-
-    def release(self) -> None:
-        os.close(self._file)
+def take_instance_lock(folder: Path) -> int:
+    """The open file that holds a storage folder for this process: an OS lock, which dies with it. Raises StartError
+    where another process has it.
+    """
+    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        lock_file(file)
+    except OSError:
+        os.close(file)
+        holder = read_sidecar_json(folder)
+        who = f"pid {holder.pid}, {holder.url}" if holder else "it has not announced itself yet"
+        problem = f"a sidecar already runs on this storage ({who}); stop it first, or use another --storage"
+        raise StartError(problem, 1) from None
+    return file
 
 
 def lock_file(file: int) -> None:
@@ -1994,51 +1992,37 @@ def prepare_storage_folder(settings: Settings) -> None:
         raise StartError(f"--storage: {folder} lies inside the repository, where the signing secret must never be")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = folder.lstat()
-        if not stat.S_ISDIR(facts.st_mode):
-            raise StartError(f"--storage: {folder} is not a folder of its own")
-        if hasattr(os, "geteuid") and facts.st_uid != os.geteuid():
-            raise StartError(f"--storage: {folder} belongs to somebody else (user id {facts.st_uid})")
-        with os.scandir(folder) as entries:
-            found = list(entries)
-        if hasattr(os, "geteuid") and facts.st_mode & 0o022 and found:
-            raise StartError(
-                f"--storage: others may write into {folder} and may have left something there: look at it, then chmod"
-                " 700 it"
-            )
-        folder.chmod(0o700)
-        for entry in found:
-            check_storage_entry(entry)
+        found = list(folder.iterdir())
+        make_private(folder, trusted=not found)
+        for path in found:
+            make_private(path)
     except OSError as error:
-        raise StartError(
-            f"--storage: {error}; unless you name it, it lies below $XDG_STATE_HOME or your home folder"
-        ) from None
+        hint = "unless you name it, it lies below $XDG_STATE_HOME or your home folder"
+        raise StartError(f"--storage: {error}; {hint}") from None
 
 
-def check_storage_entry(entry: os.DirEntry[str]) -> None:
+def make_private(path: Path, trusted: bool = False) -> None:
     """Take back from others what they could read of our files. Raises StartError for what is a link, theirs, or open to
-    them.
+    them; what is ``trusted`` they may have been able to write.
     """
-    facts = entry.stat(follow_symlinks=False)
+    facts = path.lstat()
     if stat.S_ISLNK(facts.st_mode):
-        raise StartError(f"--storage: {entry.path} is a link, which could lead anywhere: remove it")
+        raise StartError(f"--storage: {path} is a link, which could lead anywhere: remove it")
     if not hasattr(os, "geteuid"):
         return
     if facts.st_uid != os.geteuid():
-        raise StartError(f"--storage: {entry.path} belongs to somebody else (user id {facts.st_uid})")
-    if facts.st_mode & 0o022:
-        raise StartError(
-            f"--storage: others may write {entry.path} and may have done so: look at it, then chmod go-rwx it"
-        )
-    if facts.st_mode & 0o077 and entry.name == "jwt.secret":
-        raise StartError(f"--storage: others can read {entry.path}: chmod 600 it, or delete it to end all tokens")
+        raise StartError(f"--storage: {path} belongs to somebody else (user id {facts.st_uid})")
+    if facts.st_mode & 0o022 and not trusted:
+        raise StartError(f"--storage: others may write {path} and may have done so: look at it, then chmod go-rwx it")
+    if facts.st_mode & 0o077 and path.name == "jwt.secret":
+        raise StartError(f"--storage: others can read {path}: chmod 600 it, or delete it to end all tokens")
     if facts.st_mode & 0o077:
-        os.chmod(entry.path, stat.S_IMODE(facts.st_mode) & 0o700)
+        path.chmod(stat.S_IMODE(facts.st_mode) & 0o700)
 
 
 def read_sidecar_json(folder: Path) -> SidecarInfo | None:
     try:
-        return msgspec.json.decode((folder / "sidecar.json").read_bytes(), type=SidecarInfo)
+        return msgspec.json.decode((folder / SidecarInfo.FILE).read_bytes(), type=SidecarInfo)
     except (OSError, msgspec.DecodeError):
         return None
 
@@ -2994,7 +2978,7 @@ class Tokens:
 
     def load_issuers(self, hooks: Hooks) -> None:
         """Take the keys of other issuers that plugins know."""
-        for keys in hooks.parts("token_keys", lambda part: isinstance(part, list), settings=self._settings):
+        for keys in hooks.parts("token_keys", list, settings=self._settings):
             self._keys += keys
 
     def start(self) -> None:
@@ -4848,7 +4832,7 @@ class Contexts:
         sections["relevant_files"] = found[: request.max_files]
         room = request.max_bytes - 600 - len(request.issue_id) - len(request.agent_type)  # what surrounds the context
         facts = {"request": request, "sections": sections, "max_bytes": room}
-        for cut in self._hooks.parts("fit_context", lambda cut: isinstance(cut, bool), **facts):
+        for cut in self._hooks.parts("fit_context", bool, **facts):
             if json_size(sections) <= room:
                 return cut or len(found) > request.max_files
         return fit_context(sections, room) or len(found) > request.max_files

@@ -594,11 +594,9 @@ def test_files_of_somebody_else_in_the_storage_are_refused(
     settings = load_settings({"root": str(repository), "storage": str(tmp_path / "storage")}, {})
     cco_sidecar.prepare_storage_folder(settings)
     (settings.storage / "jwt.secret").write_text("x" * 40)
-    with os.scandir(settings.storage) as entries:
-        entry = next(entries)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(StartError, match="belongs to somebody else"):
-        cco_sidecar.check_storage_entry(entry)
+        cco_sidecar.make_private(settings.storage / "jwt.secret")
 
 
 def test_what_others_could_only_read_is_taken_back_from_them(repository: Path, tmp_path: Path) -> None:

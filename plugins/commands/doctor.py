@@ -107,7 +107,7 @@ def check_lock(settings: Settings) -> str:
     if not (settings.storage / "lock").exists():
         return "free"
     try:
-        cco_sidecar.InstanceLock(settings.storage).release()
+        os.close(cco_sidecar.take_instance_lock(settings.storage))
     except StartError:
         info = read_sidecar_json(settings.storage)
         if info and psutil.pid_exists(info.pid):

@@ -54,6 +54,7 @@ import functools
 import hashlib
 import http.client
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
@@ -170,10 +171,7 @@ def read_host(value: Any) -> str:
 
 
 def read_bool(value: Any) -> bool:
-    text = str(value).lower()
-    if text not in ("1", "0", "true", "false", "yes", "no"):
-        raise ValueError("must be one of 1, 0, true, false, yes, no")
-    return text in ("1", "true", "yes")
+    return read_choice("1", "0", "true", "false", "yes", "no")(str(value).lower()) in ("1", "true", "yes")
 
 
 def read_number(low: int, high: int) -> Callable[[Any], int]:
@@ -486,8 +484,7 @@ CATEGORIES = {
 
 AGENT_TYPES = {
     "architect": "chief-architect",
-    "coding": (
-        """
+    "coding": """
         python-specialist rust-specialist go-specialist javascript-specialist typescript-specialist java-specialist
         kotlin-specialist scala-specialist csharp-specialist cpp-specialist c-specialist swift-specialist
         objective-c-specialist ruby-specialist php-specialist perl-specialist elixir-specialist erlang-specialist
@@ -498,24 +495,20 @@ AGENT_TYPES = {
         react-native-specialist ios-specialist android-specialist graphql-specialist grpc-specialist
         websocket-specialist wasm-specialist embedded-specialist game-specialist blockchain-specialist
         frontend-developer backend-developer fullstack-developer mobile-developer desktop-developer api-developer
-        legacy-modernizer refactoring-specialist debugging-specialist api-integration-specialist
-        salesforce-specialist authentik-specialist payment-integration-specialist webhook-specialist
-        data-engineer data-scientist database-architect database-administrator etl-specialist analytics-engineer
-        devops-engineer cloud-architect kubernetes-specialist terraform-specialist docker-specialist
-        ci-cd-specialist site-reliability-engineer network-engineer platform-engineer observability-engineer
-        machine-learning-engineer mlops-engineer ai-engineer prompt-engineer llm-specialist
-        mcp-developer mcp-integration-engineer tooling-engineer build-engineer"""
-    ),
+        legacy-modernizer refactoring-specialist debugging-specialist api-integration-specialist salesforce-specialist
+        authentik-specialist payment-integration-specialist webhook-specialist data-engineer data-scientist
+        database-architect database-administrator etl-specialist analytics-engineer devops-engineer cloud-architect
+        kubernetes-specialist terraform-specialist docker-specialist ci-cd-specialist site-reliability-engineer
+        network-engineer platform-engineer observability-engineer machine-learning-engineer mlops-engineer ai-engineer
+        prompt-engineer llm-specialist mcp-developer mcp-integration-engineer tooling-engineer build-engineer""",
     "qa": "test-engineer test-automator qa-engineer performance-engineer accessibility-tester",
     "security": "security-auditor security-engineer penetration-tester compliance-auditor api-security-auditor",
     "documentation": "documentation-expert technical-writer api-documenter changelog-writer tutorial-writer",
-    "support": (
-        """
+    "support": """
         technical-researcher academic-researcher competitive-researcher business-analyst product-manager
         project-manager ux-designer ui-designer customer-support issue-triager code-reviewer credential-manager
-        incident-responder dependency-manager git-expert content-strategist"""
-    ),
-}
+        incident-responder dependency-manager git-expert content-strategist""",
+}  # fmt: skip
 
 SPECIALISTS = {  # the coding type for a project's main language
     "python": "python-specialist", "rust": "rust-specialist", "go": "go-specialist", "java": "java-specialist",
@@ -1225,8 +1218,8 @@ class HookSpecs:
 
     @hookspec
     def register_commands(self, commands: argparse._SubParsersAction[CommandParser]) -> None:
-        """More commands. ``run`` gets the parsed arguments, our options among them, and returns the exit code; StartError
-        is a line for the user. Asked when a word is none of the core's commands.
+        """More commands. ``run`` gets the parsed arguments, our options among them, and returns the exit code.
+        StartError is a line for the user. Asked when a word is none of the core's commands.
 
         commands.add_parser("greet", help="say hello").set_defaults(run=lambda options: print("hello") or 0)
         """
@@ -1640,10 +1633,19 @@ def bundled_plugins(hook: str = "") -> list[Path]:
     They lie in the bundled folder and in the folders of it, by room. Beside a lone file a `plugins` folder may be the
     repository's own and about something else: what does not speak of this module is passed over.
     """
-    folders = bundled_folder("plugins")
-    files = [file for folder in folders for place in ("", "[!_.]*/") for file in folder.glob(f"{place}[!_.]*.py")]
+    folder = bundled_folder()
+    files = [*folder.glob("[!_.]*.py"), *folder.glob("[!_.]*/[!_.]*.py")] if folder else []
     saying = f"def {hook}(".encode() if hook else b""
     return [file for file in sorted(files) if holds(file, b"cco_sidecar") and holds(file, saying)]
+
+
+def bundled_folder() -> Path | None:
+    """``plugins`` beside the module in a checkout, the installed copy else, None where the file stands alone."""
+    beside = Path(__file__).resolve().parent / "plugins"
+    if beside.is_dir():
+        return beside
+    found = importlib.util.find_spec(PACKAGE)
+    return Path(next(iter(found.submodule_search_locations or []))) if found else None
 
 
 def holds(file: Path, text: bytes) -> bool:
@@ -1663,11 +1665,11 @@ def import_file(file: Path) -> types.ModuleType:
     sys.modules.setdefault("cco_sidecar", sys.modules[__name__])
     if not file.is_file():
         raise ImportError("it is no file")
-    for folder in bundled_folder("plugins"):
-        if file.is_relative_to(folder):
-            package = sys.modules.setdefault(PACKAGE, types.ModuleType(PACKAGE))
-            package.__path__ = [str(folder)]
-            return importlib.import_module(".".join((PACKAGE, *file.relative_to(folder).with_suffix("").parts)))
+    if (folder := bundled_folder()) and file.is_relative_to(folder):
+        package = importlib.machinery.ModuleSpec(PACKAGE, None, is_package=True)
+        package.submodule_search_locations = [str(folder)]
+        sys.modules.setdefault(PACKAGE, importlib.util.module_from_spec(package))
+        return importlib.import_module(".".join((PACKAGE, *file.relative_to(folder).with_suffix("").parts)))
     name = f"cco_sidecar_user_plugins.{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -1748,17 +1750,6 @@ def check_needed_plugins(settings: Settings, hooks: Hooks) -> None:
     for name, row in OPTIONS.items():
         if row.plugin and row.plugin not in in_use and getattr(settings, name) != row.default:
             raise StartError(f"{flag_of(name)}: the plugin {row.plugin}, which reads it, is not loaded")
-
-
-def bundled_folder(name: Literal["plugins", "schemas"]) -> list[Path]:
-    """Our own folder: beside the module in a checkout, the installed copy else, none where the file stands alone."""
-    beside = Path(__file__).resolve().parent / {"plugins": "plugins", "schemas": "vendor_schemas"}[name]
-    if beside.is_dir():
-        return [beside]
-    if (known := sys.modules.get(f"cco_sidecar_{name}")) is not None:
-        return [Path(place) for place in known.__path__]
-    found = importlib.util.find_spec(f"cco_sidecar_{name}")
-    return [Path(place) for place in found.submodule_search_locations or []] if found else []
 
 
 # ======================================================================================================

@@ -106,7 +106,7 @@ def test_an_installed_wheel_finds_every_plugin_and_schema_that_is_bundled(wheel:
     assert "doctor" in run(str(home / "cco"), "--help", cwd=work)
     assert run(str(home / "cco"), "demo", cwd=work).splitlines()[-1].endswith("your repository was only read")
 
-    code = "import cco_sidecar; print(cco_sidecar.__file__, *cco_sidecar.bundled_folder('schemas'))"
+    code = "import cco_sidecar, cco_sidecar_schemas as s; print(cco_sidecar.__file__, *s.__path__)"
     module, schemas = run(str(home / "python"), "-c", code, cwd=work).split()
     assert Path(module) == place / "cco_sidecar.py"
     assert sorted(path.name for path in Path(schemas).glob("*.json")) == names_in("vendor_schemas", "*.json")

@@ -590,7 +590,7 @@ def snake_case(phrase: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------
-# Wire types: they validate requests and shape answers, and plugins/openapi.py describes them
+# Bodies and queries, by which requests are validated; plugins/http/_answers.py has the types of answers
 
 IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
@@ -650,14 +650,6 @@ class ResultSubmission(Struct, omit_defaults=True):
     project_id: Identifier
     result: ResultBody
     timestamp: str | None = None
-
-
-class NextAgent(Struct):
-    """Who should work on the issue next, and the rule that says so."""
-
-    agent_type: Identifier
-    priority: Priority
-    reason: str
 
 
 class EventSubmission(Struct, omit_defaults=True):
@@ -963,9 +955,6 @@ class LogQuery(Struct):
     timestamps: bool = False
 
 
-# Facts that parts and plugins hand each other
-
-
 class Claims(Struct, frozen=True, kw_only=True):
     """The claims of a token. ``bound`` tokens may only speak for their own ``sub`` and ``agent_type``."""
 
@@ -982,139 +971,7 @@ class Claims(Struct, frozen=True, kw_only=True):
     issued_elsewhere: bool = False  # verified with --jwt-public-key; whatever a token says of it
 
 
-class FileFact(Struct, frozen=True):
-    """A file of the project: relative path with slashes, bytes, and mtime in nanoseconds."""
-
-    path: str
-    size: int
-    mtime_ns: int
-
-
-class RankRequest(Struct, frozen=True, kw_only=True):
-    """What a ranking is made from. ``changed`` are uncommitted paths, ``outputs`` earlier results, newest last."""
-
-    root: str
-    index_folder: str
-    files: list[FileFact]
-    agent_type: str
-    category: str
-    task: str
-    changed: list[str]
-    outputs: list[dict[str, Any]]
-    head: str | None
-
-
-class RankedFile(Struct, frozen=True):
-    """A file with its score (higher is more relevant), why, and (first line, score) of its best 50-line chunks.
-
-    ``matched``: the task speaks for it. Where no word of the task occurs none is, and the order is that without one.
-    """
-
-    path: str
-    score: float
-    reasons: list[str] = []
-    chunks: list[tuple[int, float]] = []
-    matched: bool = True
-
-
-class ContextRequest(Struct, frozen=True, kw_only=True):
-    """What a context section is made from; ``project`` holds the files and git facts of this moment."""
-
-    issue_id: str
-    agent_type: str
-    category: str
-    task: str
-    outputs: list[dict[str, Any]]
-    max_bytes: int
-    max_files: int
-    project: ProjectState
-    rank: Callable[[RankRequest], list[RankedFile]]
-    index_folder: str
-
-
-class ResultFact(Struct, frozen=True):
-    """One result on an issue as routing sees it; ``proposed`` are the types that its answer named."""
-
-    agent_type: str
-    category: str
-    status: str
-    proposed: list[str] = []
-
-
-class AgentLaunch(Struct, frozen=True, kw_only=True):
-    """What an agent is started for; ``prompt`` is a ready text that tells it everything."""
-
-    agent_id: str
-    agent_type: str
-    issue_id: str
-    task: str
-    context_file: str
-    agent_folder: str
-    prompt: str
-
-
-class SidecarInfo(Struct, frozen=True):
-    """What clients find in ``sidecar.json``."""
-
-    FILE: ClassVar[str] = "sidecar.json"
-
-    pid: int
-    url: str
-    project_id: str
-    root: str
-    version: str
-    started_at: str
-
-
 NOBODY = Claims(sub="", agent_type="", project_id="", permissions=[], exp=math.inf, iat=0.0)  # of a public endpoint
-
-
-def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
-    """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too. Not ``strict``:
-    a query's texts.
-    """
-    try:
-        converted = msgspec.convert(value, shape, strict=strict)
-        if not strict:
-            check_spelling(value, converted)
-        return converted
-    except msgspec.ValidationError as error:
-        problem, path = bad_field(str(error), value, shape)
-        where = "" if path == "$" else f" - at `$.{path}`"
-        raise ApiError(code, f"{ERRORS[code][2]}: {problem}{where}", details={"path": path}) from None
-
-
-def check_spelling(texts: dict[str, str], converted: Any) -> None:
-    """Numbers are digits: msgspec also reads 1e3, 5.0, -0 and null as whole numbers. Raises msgspec.ValidationError."""
-    for name in texts.keys() & set(converted.__struct_fields__):
-        plain = re.fullmatch("[0-9]+|true|false", texts[name], re.IGNORECASE)
-        if not plain and not isinstance(getattr(converted, name), str):
-            raise msgspec.ValidationError(f"Expected digits, or true or false for a switch - at `$.{name}`")
-
-
-def bad_field(message: str, value: Any, shape: Any) -> tuple[str, str]:
-    """What msgspec found wrong, and where: ``result.files_created[3].path``; ``$`` is the whole body."""
-    problem, found, place = message.rpartition(" - at ")
-    if not found:
-        problem, place = message, ""
-    path = place.removeprefix("`key` in ").strip("`$").removeprefix(".")
-    if missing := re.search(r"missing required field `(.+)`", problem):
-        path = f"{path}.{missing[1]}".lstrip(".")
-    name = path.removesuffix("[...]")
-    if (name != path or place.startswith("`key`")) and isinstance(value.get(name), dict):
-        entry = bad_entry(value[name], next(row.type for row in msgspec.structs.fields(shape) if row.name == name))
-        path = f"{name}.{entry}" if entry.isidentifier() else f"{name}[{json.dumps(entry)}]"
-    return problem, path or "$"
-
-
-def bad_entry(table: dict[str, Any], shape: Any) -> str:
-    """The first key of ``table`` whose entry does not fit ``shape``: msgspec does not name it."""
-    for key, item in table.items():
-        try:
-            msgspec.convert({key: item}, shape)
-        except msgspec.ValidationError:
-            return key[:128]
-    return ""
 
 
 # ======================================================================================================
@@ -1368,12 +1225,120 @@ NOT_ASKED_FOR = "plugin %s: %s: an answer of type %s is not what was asked for"
 AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 
+class ContextRequest(Struct, frozen=True, kw_only=True):
+    """What a context section is made from; ``project`` holds the files and git facts of this moment."""
+
+    issue_id: str
+    agent_type: str
+    category: str
+    task: str
+    outputs: list[dict[str, Any]]
+    max_bytes: int
+    max_files: int
+    project: ProjectState
+    rank: Callable[[RankRequest], list[RankedFile]]
+    index_folder: str
+
+
+class FileFact(Struct, frozen=True):
+    """A file of the project: relative path with slashes, bytes, and mtime in nanoseconds."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+class RankRequest(Struct, frozen=True, kw_only=True):
+    """What a ranking is made from. ``changed`` are uncommitted paths, ``outputs`` earlier results, newest last."""
+
+    root: str
+    index_folder: str
+    files: list[FileFact]
+    agent_type: str
+    category: str
+    task: str
+    changed: list[str]
+    outputs: list[dict[str, Any]]
+    head: str | None
+
+
+class RankedFile(Struct, frozen=True):
+    """A file with its score (higher is more relevant), why, and (first line, score) of its best 50-line chunks.
+
+    ``matched``: the task speaks for it. Where no word of the task occurs none is, and the order is that without one.
+    """
+
+    path: str
+    score: float
+    reasons: list[str] = []
+    chunks: list[tuple[int, float]] = []
+    matched: bool = True
+
+
+class ResultFact(Struct, frozen=True):
+    """One result on an issue as routing sees it; ``proposed`` are the types that its answer named."""
+
+    agent_type: str
+    category: str
+    status: str
+    proposed: list[str] = []
+
+
+class NextAgent(Struct):
+    """Who should work on the issue next, and the rule that says so."""
+
+    agent_type: Identifier
+    priority: Priority
+    reason: str
+
+
+class AgentLaunch(Struct, frozen=True, kw_only=True):
+    """What an agent is started for; ``prompt`` is a ready text that tells it everything."""
+
+    agent_id: str
+    agent_type: str
+    issue_id: str
+    task: str
+    context_file: str
+    agent_folder: str
+    prompt: str
+
+
+class SidecarInfo(Struct, frozen=True):
+    """What clients find in ``sidecar.json``."""
+
+    FILE: ClassVar[str] = "sidecar.json"
+
+    pid: int
+    url: str
+    project_id: str
+    root: str
+    version: str
+    started_at: str
+
+
 class IssueNotFound(Exception):
     """Raised by ``resolve_issue``: the issue is known not to exist."""
 
 
 class PluginFault(Exception):
     """A plugin that is not what its author meant: a hook or an argument that does not exist."""
+
+
+def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
+    """The built-in plugins, and unless --no-plugins those beside this module, of --plugins and of entry points.
+
+    Faulty ones are logged and left out; when ``strict`` they raise StartError.
+    """
+    hooks = Hooks(built_in_plugins(settings))
+    if not settings.no_plugins:
+        hooks.load_files(bundled_plugins())
+        hooks.load(settings.plugins)
+    if strict and hooks.faults():
+        raise StartError("; ".join(hooks.faults()))
+    for fault in hooks.faults():
+        log.warning("%s", fault)
+    return hooks
 
 
 class LoadedPlugin(Struct):
@@ -1728,30 +1693,6 @@ def silenced(name: str) -> Iterator[None]:
         log.warning("plugin %s: it replaces sys.stdout or sys.stderr when it is imported, which was undone", name)
 
 
-def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
-    """The built-in plugins, and unless --no-plugins those beside this module, of --plugins and of entry points.
-
-    Faulty ones are logged and left out; when ``strict`` they raise StartError.
-    """
-    hooks = Hooks(built_in_plugins(settings))
-    if not settings.no_plugins:
-        hooks.load_files(bundled_plugins())
-        hooks.load(settings.plugins)
-    if strict and hooks.faults():
-        raise StartError("; ".join(hooks.faults()))
-    for fault in hooks.faults():
-        log.warning("%s", fault)
-    return hooks
-
-
-def check_needed_plugins(settings: Settings, hooks: Hooks) -> None:
-    """Raises StartError where an option was given that only a plugin reads, and that one is not in use."""
-    in_use = {plugin.name for plugin in hooks.loaded if not plugin.problem}
-    for name, row in OPTIONS.items():
-        if row.plugin and row.plugin not in in_use and getattr(settings, name) != row.default:
-            raise StartError(f"{flag_of(name)}: the plugin {row.plugin}, which reads it, is not loaded")
-
-
 # ======================================================================================================
 # The sidecar: all parts, started and stopped together
 # ======================================================================================================
@@ -1946,32 +1887,12 @@ class Sidecar:
         }
 
 
-def take_instance_lock(folder: Path) -> int:
-    """The open file that holds a storage folder for this process: an OS lock, which dies with it. Raises StartError
-    where another process has it.
-    """
-    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        lock_file(file)
-    except OSError:
-        os.close(file)
-        holder = read_sidecar_json(folder)
-        who = f"pid {holder.pid}, {holder.url}" if holder else "it has not announced itself yet"
-        problem = f"a sidecar already runs on this storage ({who}); stop it first, or use another --storage"
-        raise StartError(problem, 1) from None
-    return file
-
-
-def lock_file(file: int) -> None:
-    """Take the exclusive lock of an open file or raise OSError at once."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def check_needed_plugins(settings: Settings, hooks: Hooks) -> None:
+    """Raises StartError where an option was given that only a plugin reads, and that one is not in use."""
+    in_use = {plugin.name for plugin in hooks.loaded if not plugin.problem}
+    for name, row in OPTIONS.items():
+        if row.plugin and row.plugin not in in_use and getattr(settings, name) != row.default:
+            raise StartError(f"{flag_of(name)}: the plugin {row.plugin}, which reads it, is not loaded")
 
 
 def prepare_storage_folder(settings: Settings) -> None:
@@ -2009,6 +1930,34 @@ def make_private(path: Path, trusted: bool = False) -> None:
         raise StartError(f"--storage: others can read {path}: chmod 600 it, or delete it to end all tokens")
     if facts.st_mode & 0o077:
         path.chmod(stat.S_IMODE(facts.st_mode) & 0o700)
+
+
+def take_instance_lock(folder: Path) -> int:
+    """The open file that holds a storage folder for this process: an OS lock, which dies with it. Raises StartError
+    where another process has it.
+    """
+    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        lock_file(file)
+    except OSError:
+        os.close(file)
+        holder = read_sidecar_json(folder)
+        who = f"pid {holder.pid}, {holder.url}" if holder else "it has not announced itself yet"
+        problem = f"a sidecar already runs on this storage ({who}); stop it first, or use another --storage"
+        raise StartError(problem, 1) from None
+    return file
+
+
+def lock_file(file: int) -> None:
+    """Take the exclusive lock of an open file or raise OSError at once."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def read_sidecar_json(folder: Path) -> SidecarInfo | None:
@@ -8122,6 +8071,54 @@ def command_plugins(options: argparse.Namespace) -> int:
 # ======================================================================================================
 # Small tools
 # ======================================================================================================
+
+
+def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
+    """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too. Not ``strict``:
+    a query's texts.
+    """
+    try:
+        converted = msgspec.convert(value, shape, strict=strict)
+        if not strict:
+            check_spelling(value, converted)
+        return converted
+    except msgspec.ValidationError as error:
+        problem, path = bad_field(str(error), value, shape)
+        where = "" if path == "$" else f" - at `$.{path}`"
+        raise ApiError(code, f"{ERRORS[code][2]}: {problem}{where}", details={"path": path}) from None
+
+
+def check_spelling(texts: dict[str, str], converted: Any) -> None:
+    """Numbers are digits: msgspec also reads 1e3, 5.0, -0 and null as whole numbers. Raises msgspec.ValidationError."""
+    for name in texts.keys() & set(converted.__struct_fields__):
+        plain = re.fullmatch("[0-9]+|true|false", texts[name], re.IGNORECASE)
+        if not plain and not isinstance(getattr(converted, name), str):
+            raise msgspec.ValidationError(f"Expected digits, or true or false for a switch - at `$.{name}`")
+
+
+def bad_field(message: str, value: Any, shape: Any) -> tuple[str, str]:
+    """What msgspec found wrong, and where: ``result.files_created[3].path``; ``$`` is the whole body."""
+    problem, found, place = message.rpartition(" - at ")
+    if not found:
+        problem, place = message, ""
+    path = place.removeprefix("`key` in ").strip("`$").removeprefix(".")
+    if missing := re.search(r"missing required field `(.+)`", problem):
+        path = f"{path}.{missing[1]}".lstrip(".")
+    name = path.removesuffix("[...]")
+    if (name != path or place.startswith("`key`")) and isinstance(value.get(name), dict):
+        entry = bad_entry(value[name], next(row.type for row in msgspec.structs.fields(shape) if row.name == name))
+        path = f"{name}.{entry}" if entry.isidentifier() else f"{name}[{json.dumps(entry)}]"
+    return problem, path or "$"
+
+
+def bad_entry(table: dict[str, Any], shape: Any) -> str:
+    """The first key of ``table`` whose entry does not fit ``shape``: msgspec does not name it."""
+    for key, item in table.items():
+        try:
+            msgspec.convert({key: item}, shape)
+        except msgspec.ValidationError:
+            return key[:128]
+    return ""
 
 
 def iso(moment: float | None = None) -> str:

@@ -19,7 +19,7 @@ import pytest
 from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, end_stragglers, make_repository, until
 
 import cco_sidecar
-from cco_sidecar import Hooks, HookSpecs, ResultFact
+from cco_sidecar import Hooks, HookSpecs, ResultFact, Storage
 
 PLUGINS = {
     "wizardry": """
@@ -694,6 +694,31 @@ def test_a_faulty_plugin_stops_the_start_with_one_line(repository: Path, tmp_pat
     ended = run("--plugins", str(plugins), "--storage", str(tmp_path / "storage"), cwd=repository)
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"cco: plugin faulty: {FAULTS[code]}\n")
     assert not (tmp_path / "storage").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("return None", ""),
+        ("return 5", "storage: an answer of type int is not what was asked for"),
+        ("raise ValueError('no disk')", "storage: ValueError: no disk (odd.py:5)"),
+        ("raise SystemError", "storage: SystemError (odd.py:5)"),
+    ],
+)
+def test_a_part_that_cannot_be_made_leaves_the_cores_own_in_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, code: str, said: str
+) -> None:
+    hooks = hooks_of(tmp_path, odd=f"@hookimpl\ndef storage():\n    {code}")
+    caplog.set_level("WARNING", "cco")
+    assert hooks.part("storage", Storage, settings=None) is None
+    assert caplog.messages == ([f"plugin odd: {said}"] if said else [])
+
+
+def test_a_part_stops_the_start_with_a_line_of_its_own(tmp_path: Path, repository: Path) -> None:
+    code = "@hookimpl\ndef storage():\n    raise cco_sidecar.StartError('the cluster is not reachable')"
+    plugins = write_plugins(tmp_path / "plugins", {"cluster": code})
+    ended = run("--plugins", str(plugins), "--storage", str(tmp_path / "storage"), "--port", "0", cwd=repository)
+    assert (ended.returncode, ended.stderr) == (2, "cco: the cluster is not reachable\n")
 
 
 @pytest.mark.parametrize(

@@ -356,7 +356,7 @@ def test_the_table_of_requests_has_every_route() -> None:
             (row.method, row.path)
             for row in cco_sidecar.routes()
             if row.method == method
-            and cco_sidecar.allowed_methods([row], path.partition("?")[0])
+            and cco_sidecar.Match(row).regex.match(path.partition("?")[0])
             and row.path.count("{") == path_names(row.path, path)
         ]
     assert sorted(set(found)) == sorted((row.method, row.path) for row in cco_sidecar.routes())

@@ -18,6 +18,7 @@ import logging
 import math
 import re
 import socket
+import typing
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -122,9 +123,9 @@ class Connection:
         self.unread = 0  # bytes of answers still waiting in the streams
         self.unsent = 0  # bytes in the socket's buffer
         self.promises: list[
-            asyncio.Future
+            asyncio.Future[None]
         ] = []  # of handlers whose bytes h2 holds: settled when the socket has taken them
-        self.tasks: set[asyncio.Task] = set()  # one a request, until its body is handed over
+        self.tasks: set[asyncio.Task[None]] = set()  # one a request, until its body is handed over
         self._incoming = bytearray()
         self._greeted = self._leaving = self._peer_leaves = self._closing = self._flushing = False
         self._moved_at = self._quiet_since = self.loop.time()
@@ -203,7 +204,8 @@ class Connection:
             self.reset(event.stream_id, ErrorCodes.REFUSED_STREAM)  # nothing was done: ask again (RFC 9113, 8.7)
             return self.purse.pay(PRICE_OF_REFUSAL)
         self.server.counts["requests"] += 1
-        stream = self.streams[event.stream_id] = Stream(self, event.stream_id, event.headers)
+        fields = typing.cast("list[tuple[str, str]]", event.headers)  # texts, as header_encoding says
+        stream = self.streams[event.stream_id] = Stream(self, event.stream_id, fields)
         keep(self.tasks, stream.serve())
 
     def _take_data(self, event: DataReceived) -> None:
@@ -320,7 +322,7 @@ class Connection:
         else:
             settle(promises)
 
-    def _written(self, size: int, promises: list[asyncio.Future], written: asyncio.Future) -> None:
+    def _written(self, size: int, promises: list[asyncio.Future[None]], written: asyncio.Future[None]) -> None:
         self._moved_at = self.loop.time()
         self.unsent -= size
         settle(promises, written.exception())
@@ -339,7 +341,8 @@ class Connection:
             return self.io.close()
         for stream in list(self.streams.values()):
             stream.check(now)
-        if not self.streams and now - self._quiet_since > self.server.conn_params.header_timeout:
+        idle = self.server.conn_params.header_timeout
+        if idle is not None and not self.streams and now - self._quiet_since > idle:
             self._farewell(ErrorCodes.NO_ERROR)
 
     def _fail(self, offence: ProtocolError | Misbehaviour) -> None:
@@ -502,11 +505,13 @@ class Stream(httputil.HTTPConnection):
             0,
             False,
         )  # size: promised or arrived, whichever is more
-        self._arrival: asyncio.Future | None = None  # what `serve` waits for when it has handed over all that came
+        self._arrival: asyncio.Future[None] | None = (
+            None  # what `serve` waits for when it has handed over all that came
+        )
         self._began = self._marked_at = self._ended_at = connection.loop.time()
         self._body_timeout = params.body_timeout
         self._head: list[tuple[bytes, bytes]] | None = None  # of the answer, until it is sent
-        self._output: deque[tuple[memoryview, asyncio.Future]] = deque()
+        self._output: deque[tuple[memoryview, asyncio.Future[None]]] = deque()
         self._unwritten = math.inf  # body bytes that Content-Length still promises
         self._head_written = self._finished = self._end_sent = False
         self._arrived = self._discarded = 0  # body bytes in all, and thrown away
@@ -567,8 +572,9 @@ class Stream(httputil.HTTPConnection):
 
     def _close_request(self) -> None:
         """The application hears that the request is complete or, after an early answer, that the rest will not come."""
-        if self._wants_body():
-            delegate, self._delegate = self._delegate, None
+        delegate = self._delegate
+        if delegate and self._wants_body():
+            self._delegate = None
             return delegate.finish()
         if not (self.closed or self._finished):
             self._answer_ourselves(413)
@@ -634,11 +640,15 @@ class Stream(httputil.HTTPConnection):
         raise RuntimeError("an HTTP/2 stream cannot be detached from its connection")
 
     def write_headers(
-        self, start_line: httputil.ResponseStartLine, headers: httputil.HTTPHeaders, chunk: bytes | None = None
-    ) -> asyncio.Future:
+        self,
+        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
+        headers: httputil.HTTPHeaders,
+        chunk: bytes | None = None,
+    ) -> asyncio.Future[None]:
         """The answer's head and, often, its only bytes. Raises ValueError for a field that would break out of its
         line.
         """
+        assert isinstance(start_line, httputil.ResponseStartLine)
         if not self.closed:
             self._head = answer_fields(start_line.code, headers)
             self._head_written = True
@@ -646,7 +656,7 @@ class Stream(httputil.HTTPConnection):
             self._unwritten = 0 if bodiless else float(headers.get("Content-Length", math.inf))
         return self.write(chunk or b"")
 
-    def write(self, chunk: bytes) -> asyncio.Future:
+    def write(self, chunk: bytes) -> asyncio.Future[None]:
         """Bytes of the body. They wait here for the peer's window, without limit for one answer, with one for all."""
         promise = self.connection.loop.create_future()
         if not self.closed and self.connection.unread > self.connection.limits.unread:
@@ -697,10 +707,10 @@ class Stream(httputil.HTTPConnection):
         """
         if not self.sendable:
             return 0
-        return self._emit_head() if self._head else self._emit_piece()
-
-    def _emit_head(self) -> int:
         fields, self._head = self._head, None
+        return self._emit_head(fields) if fields else self._emit_piece()
+
+    def _emit_head(self, fields: list[tuple[bytes, bytes]]) -> int:
         bare = self._finished and not any(len(piece) for piece, _ in self._output)
         self.connection.protocol.send_headers(self.id, fields, end_stream=bare)
         if bare:
@@ -710,9 +720,10 @@ class Stream(httputil.HTTPConnection):
         return sum(len(name) + len(value) for name, value in fields)
 
     def _emit_piece(self) -> int:
-        piece, promise = self._output.popleft() if self._output else (memoryview(b""), None)
+        none: tuple[memoryview, asyncio.Future[None] | None] = (memoryview(b""), None)
+        piece, promise = self._output.popleft() if self._output else none
         size = min(len(piece), self._window()) if piece else 0
-        if size < len(piece):
+        if promise and size < len(piece):
             self._output.appendleft((piece[size:], promise))
         elif promise:
             self.connection.promises.append(promise)
@@ -826,13 +837,13 @@ def answer_fields(code: int, headers: httputil.HTTPHeaders) -> list[tuple[bytes,
 # ----------------------------------------------------------------------------------------------------------------
 
 
-async def done(work: Awaitable | None) -> None:
+async def done(work: Awaitable[None] | None) -> None:
     """Tornado's delegates return something to wait for, or None."""
     if work is not None:
         await work
 
 
-def settle(promises: list[asyncio.Future], error: BaseException | None = None) -> None:
+def settle(promises: list[asyncio.Future[None]], error: BaseException | None = None) -> None:
     for promise in promises:
         if promise.done():
             continue  # cancelled by who waited

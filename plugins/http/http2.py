@@ -108,9 +108,9 @@ class Http2Server(Server):
             self.ssl_options = offer_http2(netutil.ssl_options_to_context(self.ssl_options, server_side=True))
         self.counts: Counter[str] = Counter()
         self.http2_connections: set[Connection] = set()
-        self._greetings: set[asyncio.Task] = set()
+        self._greetings: set[asyncio.Task[None]] = set()
         self._connection: type[Connection] | None = None  # not before it is needed
-        self._importing: asyncio.Task | None = None
+        self._importing: asyncio.Task[type[Connection]] | None = None
         self._broken = False
 
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
@@ -124,9 +124,8 @@ class Http2Server(Server):
             self._serve(stream, address, spoken)
 
     async def _greet(self, stream: iostream.IOStream, address: Any) -> None:
-        find_out = self._agreed if self.ssl_options else self._heard
         try:
-            spoken = await find_out(stream)
+            spoken = await (self._agreed(stream) if isinstance(stream, iostream.SSLIOStream) else self._heard(stream))
             if spoken and self._connection is None:
                 await self._import()
             self._serve(stream, address, spoken)
@@ -145,7 +144,7 @@ class Http2Server(Server):
         """True when the first bytes are the preface. Waits long for the first one (browsers connect ahead of need),
         shortly for the rest; who stops in the middle of it is left to HTTP/1.1 and its time-outs."""
         async with asyncio.timeout(self.conn_params.header_timeout):
-            await readable(stream.fileno())
+            await readable(stream.socket.fileno())
         pause, end = 0.005, asyncio.get_running_loop().time() + self.limits.handshake
         while (spoken := speaks_http2(stream.socket)) is None and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(pause)  # the socket stays readable, so waiting for it again would spin
@@ -164,7 +163,7 @@ class Http2Server(Server):
             if not self._broken:
                 log.error("HTTP/2 is off, its library cannot be imported: %s: %s", type(error).__name__, error)
             self._broken = True
-            if self.ssl_options is not None:
+            if isinstance(self.ssl_options, ssl.SSLContext):
                 self.ssl_options.set_alpn_protocols(["http/1.1"])
 
     def _serve(self, stream: iostream.IOStream, address: Any, http2: bool) -> None:
@@ -241,7 +240,7 @@ async def readable(fd: int) -> None:
         loop.remove_handler(fd)
 
 
-def keep(tasks: set[asyncio.Task], work: Coroutine) -> None:
+def keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
     """Starts a task that its owner can still find, until it is done."""
     task = asyncio.create_task(work)
     tasks.add(task)

@@ -678,100 +678,8 @@ class SpawnRequest(Struct, omit_defaults=True):
     issue_only: bool = False  # the agent's token works on this issue only
 
 
-class Spawned(Struct):
-    """Answer of POST /api/agents/spawn. A repeat for an agent that has ended has its ``state`` and no token."""
-
-    agent_id: str
-    spawned: bool
-    process_id: int
-    context_injected: bool
-    jwt_token: str
-    webhook_url: str
-    environment_ignored: list[str]
-    timestamp: str
-    state: AgentState = "running"
-
-
 AgentState = Literal["starting", "running", "completed", "failed", "killed", "timeout", "lost"]
 AGENT_GROUPS = {"active": ("starting", "running"), "completed": ("completed",), "failed": ("failed", "timeout", "lost")}
-
-
-class AgentUsage(Struct):
-    """What an agent's living processes use: processor time of all of them so far, memory (resident) of the moment of
-    the measurement.
-    """
-
-    cpu_seconds: float
-    memory_bytes: int
-    peak_memory_bytes: int
-    processes: int
-    measured_at: str
-    age_seconds: float
-
-
-class AgentCall(Struct):
-    """The last request that was made with an agent's token."""
-
-    method: str
-    path: str
-    at: str
-    age_seconds: float
-
-
-class AgentStatus(Struct):
-    """What is known of an agent. Times are ISO 8601, null where the thing has not happened; an age is that of the fact
-    before it.
-    """
-
-    agent_id: str
-    agent_type: str
-    issue_id: str
-    state: AgentState
-    exit_code: int | None
-    signal: int | None
-    pid: int | None
-    started_at: str
-    ended_at: str | None
-    output_tail: list[str]
-    task: str
-    parent: str | None
-    result_id: str | None
-    result_status: Literal["success", "failed", "partial"] | None
-    depth: int
-    state_age_seconds: float
-    usage: AgentUsage | None
-    last_output_at: str | None
-    last_output_age_seconds: float | None
-    last_call: AgentCall | None
-
-
-class AgentList(Struct):
-    """Agents, newest last."""
-
-    agents: list[AgentStatus]
-    next_cursor: str | None
-    has_more: bool
-
-
-class AgentLogs(Struct):
-    """What an agent wrote to stdout and stderr; ``next_offset`` goes on from here.
-
-    ``offset`` is where the text begins: later than what was asked for where older output has been rotated away.
-    """
-
-    agent_id: str
-    text: str
-    next_offset: int
-    offset: int
-
-
-class AgentEnding(Struct):
-    """Answer of DELETE /api/agents/{id}: the end has been ordered and follows."""
-
-    agent_id: str
-    ending: bool
-    state: AgentState
-    timestamp: str
 
 
 class ProjectStructure(Struct):
@@ -1056,8 +964,10 @@ class HookSpecs:
         """
 
     @hookspec
-    def agent_command(self, launch: AgentLaunch) -> Sequence[str] | None:
-        """The argv that runs an agent. Placeholders like ``{task}`` are filled in. The first answer wins.
+    def agent_command(self, launch: AgentLaunch) -> Sequence[str] | AgentCommand | None:
+        """The argv that runs an agent, or an AgentCommand, which also says what it reads from standard input and what
+        its environment has more. Placeholders, the names of AgentLaunch's fields in braces, are filled in. The first
+        answer wins.
 
         return ["my-agent", "--task", "{task}"] if launch.agent_type == "translator" else None
         """
@@ -1219,6 +1129,20 @@ class HookSpecs:
         return Reader(settings.root, settings.storage)
         """
 
+    @hookspec
+    def process_owner(self, settings: Settings) -> Processes | None:
+        """What starts, adopts, measures and ends agents' processes and keeps their output: a subclass of Processes. An
+        agent must outlive a crash of the service, and ``end`` return when nothing of it lives. The core's own knows
+        no exit codes after a crash and measures nothing. The first answer wins.
+
+        class Owner(Processes):
+            async def start(self, agent_id, command):
+                command.environment["LANG"] = "C.UTF-8"
+                return await super().start(agent_id, command)
+
+        return Owner(settings)
+        """
+
 
 HOOKS = [name for name in vars(HookSpecs) if name[0] != "_"]
 NOT_ASKED_FOR = "plugin %s: %s: an answer of type %s is not what was asked for"
@@ -1302,6 +1226,18 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
     context_file: str
     agent_folder: str
     prompt: str
+    configured: tuple[str, ...] | None = None  # the command that the settings have for its type
+
+
+class AgentCommand(Struct):
+    """What runs an agent: words, a file that it reads from standard input ("" for none), more for its environment.
+
+    Placeholders, such as ``{prompt}``, are filled in everywhere.
+    """
+
+    argv: Sequence[str]
+    stdin: str = ""
+    environment: dict[str, str] = {}
 
 
 class SidecarInfo(Struct, frozen=True):
@@ -1720,7 +1656,7 @@ class Sidecar:
         self.bus = EventBus(self.storage, settings, hooks)
         self.results = Results(self.storage, self.bus, hooks, self.agent_types, settings)
         self.contexts = Contexts(self.storage, hooks, self.agent_types, settings)
-        self.agents = Agents(self.storage, self.bus, self.tokens, self.contexts, hooks, self.agent_types, settings)
+        self.agents = Agents(self.storage, self.tokens, self.contexts, hooks, self.agent_types, settings)
         self.idempotency = Idempotency(self.storage)
         self.request_logs = [RequestLog()]
         self.access = Access(settings)
@@ -1874,7 +1810,7 @@ class Sidecar:
         with contextlib.suppress(sqlite3.Error):  # where nothing can be written, what is on the disk is what counts
             await self.storage.write(lambda records: None)  # comes after all that is being written
         return {
-            "agents": self.agents.statistics(),
+            "agents": self.agents.ledger.statistics(),
             "storage": {
                 **self.contexts.statistics(),
                 "results_stored": self.storage.read.count_results(self.settings.project),
@@ -2734,17 +2670,17 @@ class SpawnAgent(Endpoint):
 
     permission = SPAWN
     body = SpawnRequest
-    answers = {201: Spawned}
+    answers = {201: "Spawned"}
     failure = "AGT_001"
     idempotent = True
     holds_token = True
 
-    async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> Spawned:
+    async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> dict[str, Any]:
         self.sidecar.tokens.check_issue(self.claims, body["issue_id"])
         return await self.sidecar.agents.spawn(self.claims, body, ticket)
 
-    def remembered(self, answer: Spawned) -> Spawned:
-        return msgspec.structs.replace(answer, jwt_token="")
+    def remembered(self, answer: dict[str, Any]) -> dict[str, Any]:
+        return answer | {"jwt_token": ""}
 
     def replay(self, answer: bytes) -> bytes:
         return self.sidecar.agents.with_token(answer)
@@ -2754,33 +2690,35 @@ class ListAgents(Endpoint):
     """Agents, newest last."""
 
     query_type = AgentQuery
-    answers = {200: AgentList}
+    answers = {200: "AgentList"}
 
-    async def respond(self) -> AgentList:
-        rows, more = self.sidecar.agents.page(self.claims.project_id, self.query)
-        return await asyncio.to_thread(self.sidecar.agents.describe, rows, more)
+    async def respond(self) -> dict[str, Any]:
+        rows, more = self.sidecar.agents.ledger.page(self.claims.project_id, self.query)
+        agents = await asyncio.to_thread(self.sidecar.agents.describe, rows)
+        return {"agents": agents, "next_cursor": rows[-1]["id"] if rows else None, "has_more": more}
 
 
 class GetAgentStatus(Endpoint):
     """What is known of one agent."""
 
-    answers = {200: AgentStatus}
+    answers = {200: "AgentStatus"}
     problems = (404,)
 
-    async def respond(self, agent_id: str) -> AgentStatus:
-        row = self.sidecar.agents.find(self.claims.project_id, agent_id)
-        return (await asyncio.to_thread(self.sidecar.agents.describe, [row])).agents[0]
+    async def respond(self, agent_id: str) -> dict[str, Any]:
+        row = self.sidecar.agents.ledger.find(self.claims.project_id, agent_id)
+        (answer,) = await asyncio.to_thread(self.sidecar.agents.describe, [row])
+        return answer
 
 
 class GetAgentLogs(Endpoint):
     """What an agent wrote."""
 
     query_type = LogQuery
-    answers = {200: AgentLogs}
+    answers = {200: "AgentLogs"}
     problems = (404,)
 
-    async def respond(self, agent_id: str) -> AgentLogs:
-        self.sidecar.agents.find(self.claims.project_id, agent_id)
+    async def respond(self, agent_id: str) -> dict[str, Any]:
+        self.sidecar.agents.ledger.find(self.claims.project_id, agent_id)
         return await asyncio.to_thread(self.sidecar.agents.logs, agent_id, self.query)
 
 
@@ -2789,17 +2727,16 @@ class EndAgent(Endpoint):
 
     permission = SPAWN
     query_type = EndQuery
-    answers = {202: AgentEnding}
+    answers = {202: "AgentEnding"}
     problems = (404,)
     failure = "AGT_001"
 
-    async def respond(self, agent_id: str) -> AgentEnding:
-        row = self.sidecar.agents.find(self.claims.project_id, agent_id)
+    async def respond(self, agent_id: str) -> dict[str, Any]:
+        row = self.sidecar.agents.ledger.find(self.claims.project_id, agent_id)
         self.acted_on = {"issue_id": row["issue"]}
         self.sidecar.tokens.check_issue(self.claims, row["issue"])
-        return AgentEnding(
-            agent_id, await self.sidecar.agents.end(agent_id, force=self.query.force), row["state"], iso()
-        )
+        ending = await self.sidecar.agents.end(agent_id, force=self.query.force)
+        return {"agent_id": agent_id, "ending": ending, "state": row["state"], "timestamp": iso()}
 
 
 class ClearCache(Endpoint):
@@ -5662,296 +5599,166 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
 
 
 # ======================================================================================================
-# Agents: real processes, owned from before their start until after their last descendant
+# Agents: real processes, in the ledger before they start and until nothing of them is left
 # ======================================================================================================
 
 
-class Running:
-    """An agent of ours that has not ended: what proves that a process is its, what was seen of it, and the task that
-    waits for its end.
-    """
-
-    def __init__(self, row: dict[str, Any], folder: Path) -> None:
-        self.row = row
-        self.folder = folder / row["id"]
-        self.proof = Proof(mark=mark_of(self.folder), marker=str(self.folder / "token"))
-        self.exited = asyncio.Event()
-        self.ordered = asyncio.Event()
-        self.forced = False  # an order that leaves no grace
-        self.ended_as: AgentState | None = None  # set by whoever orders the end
-        self.end: AgentEnd | None = None  # None until its keeper has told
-        self.missing = 0  # surveys on end that did not find its first process
-        self.token = ""
-        self.renew_at = 0.0
-        self.watch: asyncio.Task[None] | None = None
-        self.deadline = time.monotonic() + row["time_limit"]
-        row.setdefault("seen", [])
-
-    def measure(self, members: Sequence[Seen], now: float) -> bool:
-        """Take down what a census found; whether it found new processes. Processor time counts what has ended, memory
-        is that of the moment.
-        """
-        row = self.row
-        row["cpu"] = max(row.get("cpu") or 0.0, sum(item.cpu for item in members))
-        row["memory"] = sum(item.memory for item in members)
-        row["peak_memory"] = max(row.get("peak_memory") or 0, row["memory"])
-        row["processes"], row["measured"] = len(members), now
-        known = {item.identity for item in members}
-        new = not known <= self.proof.known
-        self.proof.known = known
-        row["seen"] = sorted(known)
-        return new
-
-
 class Agents:
-    """Spawns, watches, adopts and ends agents. The ledger row comes before the process, so a crash leaves no
-    stranger.
+    """Spawns, watches, adopts and ends agents.
+
+    An agent's states, each of which is on disk before what comes of it goes on::
+
+        starting -> running -> completed | failed   it ended by itself, with exit code 0 or another
+            |          |-----> killed | timeout     it was ended, by an order or by its time limit
+            |          '-----> lost                 it ended, nobody can know how, and it stored no success
+            '-> failed                              it never got a process
     """
 
     GRACE = 5.0
     GRACE_AT_STOP = 2.0
     STOP_SECONDS = 3.5
-    SURVEY = 0.25  # seconds between two looks at all agents
-    # surveys without its first process after which an agent is taken for gone although its keeper has not said so
-    PATIENCE = 40
-    KEEPER_SECONDS = 10.0  # how long an end waits for a living keeper's word
-    OUTPUT_SECONDS = 2.0  # how long an end waits for the last lines to be written down
+    LOOK = 0.5  # seconds between two looks at an agent's token file
 
     def __init__(
-        self,
-        storage: Storage,
-        bus: EventBus,
-        tokens: Tokens,
-        contexts: Contexts,
-        hooks: Hooks,
-        agent_types: AgentTypes,
-        settings: Settings,
+        self, storage: Storage, tokens: Tokens, contexts: Contexts, hooks: Hooks, types: AgentTypes, settings: Settings
     ) -> None:
-        self._tokens, self._hooks, self._agent_types, self._settings = tokens, hooks, agent_types, settings
+        self._tokens, self._hooks, self._types, self._settings = tokens, hooks, types, settings
         self._folder = settings.storage / "agents"
-        self._ledger = AgentLedger(storage, bus, settings)
-        self._keeper = Keeper(self._folder, settings.root, self._on_exit, self._on_keeper_lost)
-        self._launcher = Launcher(self._folder, contexts, hooks, settings, self._keeper)
-        self._census = Census(self._keeper)
-        self._surveying: asyncio.Task[None] | None = None
+        self._launcher = Launcher(contexts, hooks, settings)
+        self._processes: Processes = hooks.part("process_owner", Processes, settings=settings) or Processes(settings)
         self._stopping = False
         self.active: dict[str, Running] = {}
+        self.ledger = AgentLedger(storage, settings, self.active)
         self.url = ""
 
     # -- spawning
 
-    async def spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> Spawned:
-        """Start an agent. Raises AGT_002 (type), AGT_003 (too many), REQ_001 (requirements), AGT_001 (anything that
-        goes wrong).
+    async def spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
+        """Start an agent. Raises AGT_002 (type), AGT_003 (too many), REQ_001 (requirements), AGT_001 (anything else).
 
         A caller that hangs up meanwhile leaves a whole agent or none.
         """
         return await asyncio.shield(asyncio.ensure_future(self._spawn(claims, body, ticket)))
 
-    async def _spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> Spawned:
+    async def _spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
         row = self._new_row(claims, body)
-        self._check_room()
-        self._ledger.check_room(row)
-        running = self.active[row["id"]] = Running(
-            row, self._folder
-        )  # from here on it counts, so that a thousand at once cannot pass the limit
+        self._check_room(row)
+        # From here on it counts, so that a thousand at once cannot pass the limit.
+        running = self.active[row["id"]] = Running(row, self._folder / row["id"])
+        what = ""
         try:
             context = await self._launcher.context(body)
-            await self._ledger.begin(row, ticket)
-            return await self._launch(running, context, body.get("environment") or {})
+            await self.ledger.begin(row, ticket)
+            self._renew_token(running)
+            asked = body.get("environment") or {}
+            command, ignored = await self._launcher.command(running, context, asked, self.url)
+            what = f"{Path(command.argv[0]).name}: "
+            running.process = await self._processes.start(row["id"], command)
+            await self._run(running, running.process)
         except BaseException as error:
             await self._give_up(running, ticket)
             if isinstance(error, OSError):
-                raise ApiError("AGT_001", f"Agent spawn failed: {error.strerror or type(error).__name__}") from None
+                problem = f"{what}{error.strerror or type(error).__name__}"
+                raise ApiError("AGT_001", f"Agent spawn failed: {problem}") from None
             raise
+        log.info("agent %s started, pid %d", row["id"], row["pid"])
+        return spawned_answer(row, running.token, sorted(ignored))
 
     def _new_row(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
-        """What the ledger holds of a new agent. It may no more than its type, than was asked for, and than its
-        spawner.
-        """
-        category = CATEGORIES[self._agent_types.category(body["agent_type"])]
+        """The ledger's row of a new agent, which may no more than its type, than was asked for, than its spawner."""
+        category = CATEGORIES[self._types.category(body["agent_type"])]
         asked, own = body.get("permissions"), self._tokens.permissions(claims)
-        permissions = [name for name in category.permissions if name in own and (asked is None or name in asked)]
         return {
             "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self._settings.project,
-            "type": body["agent_type"],
-            "issue": body["issue_id"], "task": body.get("task", ""), "parent": claims.sub, "state": "starting",
-            "started": time.time(),
-            "time_limit": self._settings.agent_timeout, "depth": self._ledger.depth(claims.sub) + 1,
-            "permissions": permissions,
+            "type": body["agent_type"], "issue": body["issue_id"], "task": body.get("task", ""),
+            "parent": claims.sub, "depth": self.ledger.depth(claims.sub) + 1,
+            "state": "starting", "started": time.time(), "time_limit": self._settings.agent_timeout,
+            "permissions": [name for name in category.permissions if name in own and (asked is None or name in asked)],
             "only_issue": body["issue_id"] if body.get("issue_only") else claims.issue_id, "pid": None, "birth": None,
         }  # fmt: skip
 
-    def _check_room(self) -> None:
+    def _check_room(self, row: dict[str, Any]) -> None:
         if self._stopping:
             raise ApiError("AGT_001", "The service is stopping")
-        if len(self.active) >= self._settings.max_agents:
-            raise ApiError(
-                "AGT_003", f"{len(self.active)} agents are running, --max-agents allows no more", retry_after=5
-            )
+        if (number := len(self.active)) >= self._settings.max_agents:
+            raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
+        self.ledger.check_room(row)
 
-    async def _launch(self, running: Running, context: bytes, asked: dict[str, str]) -> Spawned:
-        row = running.row
-        self._renew(running)
-        pid, ignored = await self._launcher.start(running, context, asked, self.url)
-        if found := (await asyncio.to_thread(self._census.look, {pid})).get(
-            pid
-        ):  # it may have ended before we look: it was started all the same
-            running.proof.first = found.identity
-            row["birth"] = found.birth
-        row |= {"state": "running", "pid": pid}
-        await self._ledger.started(row)
-        running.watch = asyncio.create_task(self._watch(running))
-        log.info("agent %s started, pid %d", row["id"], pid)
-        return new_spawned(row, running.token, ignored)
+    async def _run(self, running: Running, process: Process) -> None:
+        """Write down that an agent has a process, and watch it from now on."""
+        facts = {"state": "running", "pid": process.pid, "birth": process.birth}
+        running.row |= facts
+        await self.ledger.update(running.row["id"], **facts)
+        running.watch = asyncio.create_task(self._watch(running, process))
 
     async def _give_up(self, running: Running, ticket: IdempotencyTicket | None) -> None:
         """Leave nothing of a spawn that failed but its row."""
-        row = running.row
-        self._tokens.revoke(row["id"])
-        await self._end_tree(running, 0.0)  # the process may have been started before what failed
+        self._tokens.revoke(running.row["id"])
+        if running.process:
+            await self._processes.end(running.process, lambda: 0.0)
         with contextlib.suppress(sqlite3.Error):  # the caller is being told about the failure that came first
-            await self._ledger.failed(row["id"], ticket)
+            await self.ledger.failed(running.row, ticket)
         await asyncio.to_thread(shutil.rmtree, running.folder, ignore_errors=True)
-        self.active.pop(row["id"], None)
+        self.active.pop(running.row["id"], None)
 
     def with_token(self, answer: bytes) -> bytes:
         """A remembered spawn answer as it is true now: with a valid token while the agent lives, with none and its
         state when it has ended.
         """
-        spawned = msgspec.json.decode(answer, type=Spawned)
-        row = self._ledger.find(self._settings.project, spawned.agent_id)
-        if row["pid"] is None:
-            raise ApiError(
-                "AGT_001", "The first spawn with this Idempotency-Key was cut off before its process started"
-            )
-        running = self.active.get(spawned.agent_id)
-        if running and not running.token:  # it is being adopted at this moment
-            self._renew(running)
-        spawned.process_id, spawned.state, spawned.jwt_token = (
-            row["pid"],
-            row["state"],
-            running.token if running else "",
+        spawned = msgspec.json.decode(answer)
+        row, running = (
+            self.ledger.find(self._settings.project, spawned["agent_id"]),
+            self.active.get(spawned["agent_id"]),
         )
-        return msgspec.json.encode(spawned)
+        if row["pid"] is None:
+            problem = "The first spawn with this Idempotency-Key was cut off before its process started"
+            raise ApiError("AGT_001", problem)
+        if running and not running.token:  # it is being adopted at this moment
+            self._renew_token(running)
+        token = running.token if running else ""
+        return msgspec.json.encode(spawned | {"process_id": row["pid"], "state": row["state"], "jwt_token": token})
 
     # -- watching
 
-    async def _watch(self, running: Running) -> None:
+    async def _watch(self, running: Running, process: Process) -> None:
         """Wait for the end, by itself, by order or by the time limit; then leave nothing of it behind."""
-        waits = {asyncio.create_task(event.wait()) for event in (running.exited, running.ordered)}
+        deadline = process.began + running.row["time_limit"]
+        events = (process.exited, running.ordered)
+        waits = [asyncio.create_task(event.wait()) for event in events]
         try:
-            await asyncio.wait(
-                waits, timeout=max(0.0, running.deadline - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
-            )
-            if not running.exited.is_set() and running.ended_as is None:
+            while not any(event.is_set() for event in events) and (left := deadline - time.monotonic()) > 0:
+                await self._tend(running, process)
+                await asyncio.wait(waits, timeout=min(left, self.LOOK), return_when=asyncio.FIRST_COMPLETED)
+            if not process.exited.is_set() and running.ended_as is None:
                 running.ended_as = "killed" if running.ordered.is_set() else "timeout"
-            await self._end_tree(running, self.GRACE)
-            await self._hear_keeper(running)
-            await self._record_end(running)
+            await self._processes.end(process, lambda: running.grace)
+            await self._record_end(running, process)
         except Exception as error:  # a boundary: a task of its own, which must say so when it fails
             log.error("agent %s: watching failed", running.row["id"], exc_info=error)
         finally:
-            for task in waits:
-                task.cancel()
+            for wait in waits:
+                wait.cancel()
 
-    async def _hear_keeper(self, running: Running) -> None:
-        """Nothing of the agent is alive: wait, within bounds, until its keeper has written down how it ended and its
-        last output.
-        """
-        await self._until(lambda: running.end or not is_kept(running.folder), self.KEEPER_SECONDS)
-        running.end = running.end or await asyncio.to_thread(written_end, running.folder)
-        await self._until(lambda: not (running.folder / KeeperProgram.PIPE).exists(), self.OUTPUT_SECONDS)
-
-    async def _until(self, condition: Callable[[], Any], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition() and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
-
-    async def _end_tree(self, running: Running, grace: float) -> None:
-        """SIGTERM to every process that is provably the agent's, grace, SIGKILL; returns when a census has found none
-        of them.
-        """
-        began, asked, told = time.monotonic(), set[Identity](), 0.0
-        while members := members_of(await asyncio.to_thread(self._census.look), running.proof):
-            running.proof.known |= {item.identity for item in members}
-            passed = time.monotonic() - began
-            grace = 0.0 if running.forced else min(grace, self.GRACE_AT_STOP) if self._stopping else grace
-            for item in members:
-                if passed >= grace:
-                    send_signal(item, FORCE)
-                elif item.identity not in asked:
-                    send_signal(item, signal.SIGTERM)
-            asked |= {item.identity for item in members}
-            if passed > told + grace + 10:
-                told = passed
-                log.error(
-                    "agent %s: %d processes cannot be ended; it counts as running until they are gone",
-                    running.row["id"],
-                    len(members),
-                )
-            await asyncio.sleep(0.02 if passed < 1 else 0.1)
-
-    async def _survey(self) -> None:
-        """Look at all agents again and again: what they use, whether adopted ones still live, whether their tokens
-        last.
-        """
-        while True:
-            await asyncio.sleep(self.SURVEY)
+    async def _tend(self, running: Running, process: Process) -> None:
+        """Note which processes the next run of the service would have to find; renew the token in time."""
+        if process.known != running.noted:
+            running.noted = set(process.known)
+            self.ledger.saw(running.row["id"], sorted(running.noted))
+        if time.time() >= running.renew_at or not (running.folder / "token").exists():
+            self._renew_token(running)
             try:
-                if self.active:
-                    await self._survey_once()
-            except Exception as error:  # a boundary: one bad look must not be the last
-                log.error("agents: survey failed", exc_info=error)
+                await asyncio.to_thread(write_token, running.folder, running.token)
+            except OSError as error:
+                running.renew_at = time.time() + 1
+                log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
 
-    async def _survey_once(self) -> None:
-        seen, now, changed = await asyncio.to_thread(self._census.look), time.time(), []
-        for running in list(self.active.values()):
-            if running.row["state"] != "running":
-                continue
-            if members := members_of(seen, running.proof):
-                changed += [running.row] if running.measure(members, now) else []
-            running.missing = 0 if running.proof.first in {item.identity for item in members} else running.missing + 1
-            if running.missing and (running.missing > self.PATIENCE or not is_kept(running.folder)):
-                running.exited.set()
-            if now >= running.renew_at or not (running.folder / "token").exists():
-                await self._renew_file(running)
-        if changed:
-            self._ledger.saw(changed)
-
-    def _renew(self, running: Running) -> None:
-        """A fresh token for the agent, with exactly what its ledger row grants."""
-        row = running.row
+    def _renew_token(self, running: Running) -> None:
+        """A fresh token for the agent, with exactly what its ledger row grants; it is good well beyond ``renew_at``."""
+        row, life = running.row, self._settings.token_ttl
         running.token = self._tokens.mint(
             row["id"], row["type"], permissions=row["permissions"], issue_id=row["only_issue"], bound=True
         )
-        life = self._settings.token_ttl
         running.renew_at = int(time.time()) + life - min(600.0, life / 2)
-
-    async def _renew_file(self, running: Running) -> None:
-        """Rewrite the agent's token file well before the token in it expires, or when the agent has lost it."""
-        if running.exited.is_set() or running.ordered.is_set():
-            return
-        self._renew(running)
-        try:
-            await asyncio.to_thread(write_token, running.folder, running.token)
-        except OSError as error:
-            running.renew_at = time.time() + 1
-            log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
-
-    def _on_exit(self, agent_id: str, end: AgentEnd) -> None:
-        """The keeper has reaped an agent's first process."""
-        if running := self.active.get(agent_id):
-            running.end = end
-            running.exited.set()
-
-    def _on_keeper_lost(self) -> None:
-        """The keeper died: its agents go on, watched as adopted ones are, and a new keeper goes on with their
-        output.
-        """
-        for running in self.active.values():
-            if not running.exited.is_set():
-                self._keeper.follow(running.row["id"])
 
     def heard_from(self, subject: str, method: str, path: str) -> None:
         """An agent's token was used."""
@@ -5961,259 +5768,110 @@ class Agents:
     # -- ending
 
     async def end(self, agent_id: str, *, force: bool = False) -> bool:
-        """Order an agent's end, which a crash does not forget, at once with ``force``; False where it has ended
-        already.
-        """
+        """Order an agent's end, which a crash does not forget, at once with ``force``; False where it has ended."""
         running = self.active.get(agent_id)
         if running is None:
             return False
-        running.forced = running.forced or force
+        running.grace = 0.0 if force else running.grace
         if not running.ordered.is_set():
-            await self._ledger.ordered(agent_id)
+            await self.ledger.update(agent_id, ordered=1)
             running.ordered.set()
         return True
 
-    async def _record_end(self, running: Running) -> None:
-        row, end, now = running.row, running.end, time.time()
-        code = end.code if end else None
-        state = running.ended_as or self._judge(row, code)
-        row |= {
-            "state": state,
-            "ended": now,
-            "exit_code": code,
+    async def _record_end(self, running: Running, process: Process) -> None:
+        row, code, now = running.row, process.exit_code, time.time()
+        # Where no exit code is known, a success that the agent stored speaks for it.
+        by_itself: AgentState = "completed" if code == 0 else "failed"
+        if code is None:
+            by_itself = "completed" if self.ledger.succeeded(row) else "lost"
+        row |= process.usage | {
+            "state": running.ended_as or by_itself, "exit_code": code,
             "signal": -code if code is not None and code < 0 else None,
-        }
-        if end:
-            row["ended"] = row["measured"] = min(max(end.time, row["started"]), now)
-            row |= {
-                "cpu": max(row.get("cpu") or 0.0, end.cpu),
-                "peak_memory": max(row.get("peak_memory") or 0, end.memory),
-            }
-        row["processes"] = row["memory"] = 0
+            "ended": min(max(process.ended or now, row["started"]), now),
+        }  # fmt: skip
         self._tokens.revoke(row["id"])
-        tail = await asyncio.to_thread(AgentOutput(running.folder).tail, 5)
-        for name in ("token", "header", "curl"):
+        for name in TOKEN_FILES:
             with contextlib.suppress(OSError):
                 (running.folder / name).unlink()
-        while True:
-            try:
-                told = await self._ledger.ended(row, tail)
-                break
-            except sqlite3.Error as error:  # the end is a fact that must not be forgotten: again when the disk is back
-                log.error("agent %s: its end cannot be stored: %s", row["id"], storage_reason(error))
-                await asyncio.sleep(1)
+        told = await self.ledger.ended(row, await asyncio.to_thread(self._processes.output(row["id"]).tail, 5))
         self.active.pop(row["id"], None)
         self._hooks.tell("agent_ended", agent=told)
-        log.info("agent %s ended: %s, exit code %s", row["id"], state, code)
-
-    def _judge(self, row: dict[str, Any], code: int | None) -> AgentState:
-        if code is not None:
-            return "completed" if code == 0 else "failed"
-        return "completed" if self._ledger.succeeded(row) else "lost"
+        log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], code)
 
     # -- life
 
     async def start(self) -> None:
         """Adopt the agents that an earlier run of the service left, and record the end of those that are gone."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        found = [Running(row, self._folder) for row in self._ledger.unfinished()]
-        self.active |= {
-            running.row["id"]: running for running in found
-        }  # before the first await: requests are answered from then on
-        await self._keeper.start()
-        seen = await asyncio.to_thread(self._census.look)
+        found = [Running(row, self._folder / row["id"]) for row in self.ledger.unfinished()]
+        # Before the first await: requests are answered from then on.
+        self.active.update((running.row["id"], running) for running in found)
+        await self._processes.open()
         for running in found:
-            await self._adopt(running, seen)
-            running.watch = asyncio.create_task(self._watch(running))
-        self._surveying = asyncio.create_task(self._survey())
+            await self._adopt(running)
 
-    async def _adopt(self, running: Running, seen: dict[int, Seen]) -> None:
-        """Find the agent's processes by what the ledger and the kernel know of them; its token, time limit and output
-        go on.
-        """
+    async def _adopt(self, running: Running) -> None:
+        """Find what is left of the agent's processes; its time limit and output go on, and it gets a fresh token."""
         row = running.row
-        running.proof.known = {(pid, birth) for pid, birth in row["seen"]}
-        members = members_of(seen, running.proof)
-        pid = row["pid"] or await asyncio.to_thread(noted_pid, running.folder)
-        first = min((item for item in members if pid in (None, item.pid)), key=lambda item: item.order, default=None)
-        if first is None or row["birth"] not in (None, first.birth):
-            log.info("agent %s is gone", row["id"])
-            if pid and not row["pid"]:
-                await self._ledger.started(row | {"state": "running", "pid": pid})
-            running.ended_as = "killed" if row["ordered"] else None
-            running.exited.set()
-            return
+        running.noted = {(pid, birth) for pid, birth in row["seen"]}
+        process = running.process = await self._processes.adopt(row["id"], row["pid"], row["birth"], running.noted)
         if row["ordered"]:
             running.ordered.set()
-        running.proof.first = first.identity
-        running.deadline = time.monotonic() + row["time_limit"] - first.age
-        row |= {"state": "running", "pid": first.pid, "birth": first.birth}
-        await self._ledger.started(row)
-        self._take_up_token(running)
-        self._keeper.follow(row["id"])
-        log.info("agent %s adopted, pid %d", row["id"], first.pid)
-
-    def _take_up_token(self, running: Running) -> None:
-        """The token that the agent has, if it is good for a while; else the next survey writes a fresh one."""
-        with contextlib.suppress(OSError, ApiError):
-            token = (running.folder / "token").read_text()
-            claims = self._tokens.verify(f"Bearer {token}")
-            running.token, running.renew_at = token, claims.exp - min(600.0, (claims.exp - claims.iat) / 2)
+            running.ended_as = "killed"
+        log.info("agent %s %s, pid %s", row["id"], "is gone" if process.exited.is_set() else "adopted", process.pid)
+        await self._run(running, process)
 
     async def stop(self, *, end_all: bool) -> None:
         """Leave the agents running, or end them all."""
         self._stopping = True
-        if end_all:
-            for running in self.active.values():
+        for running in self.active.values():
+            running.grace = min(running.grace, self.GRACE_AT_STOP)
+            if end_all:
                 running.ordered.set()
         deadline = time.monotonic() + self.STOP_SECONDS
         while any(running.ordered.is_set() for running in self.active.values()) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        tasks = [running.watch for running in self.active.values() if running.watch] + (
-            [self._surveying] if self._surveying else []
-        )
+        tasks = [running.watch for running in self.active.values() if running.watch]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._keeper.stop()
+        await self._processes.close()
 
     # -- asking
 
-    def find(self, project: str, agent_id: str) -> dict[str, Any]:
-        """What is known of an agent; raises REQ_002."""
-        return self._freshest(self._ledger.find(project, agent_id))
+    def describe(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Agents as readers get them, with the last lines of each one's output. Blocks."""
+        return [agent_answer(row, self._processes.output(row["id"]), time.time()) for row in rows]
 
-    def page(self, project: str, query: AgentQuery) -> tuple[list[dict[str, Any]], bool]:
-        rows, more = self._ledger.page(project, query)
-        return [self._freshest(row) for row in rows], more
-
-    def _freshest(self, row: dict[str, Any]) -> dict[str, Any]:
-        running = self.active.get(row["id"])
-        return row | {name: running.row.get(name) for name in AgentLedger.EVIDENCE} if running else row
-
-    def describe(self, rows: list[dict[str, Any]], more: bool = False) -> AgentList:
-        """Rows of the ledger with the last lines of each one's output. Blocks."""
-        agents = [describe_agent(row, AgentOutput(self._folder / row["id"]), time.time()) for row in rows]
-        return AgentList(agents, agents[-1].agent_id if agents else None, more)
-
-    def logs(self, agent_id: str, query: LogQuery) -> AgentLogs:
+    def logs(self, agent_id: str, query: LogQuery) -> dict[str, Any]:
         """The output from a place or moment on, at most a megabyte, or its last lines. Blocks."""
-        output = AgentOutput(self._folder / agent_id)
-        start = (
-            output.place_of_tail(query.tail)
-            if query.tail is not None and query.since == "0"
-            else output.place_of(query.since)
-        )
+        output, by_tail = self._processes.output(agent_id), query.tail is not None and query.since == "0"
+        start = output.place_of_tail(query.tail or 0) if by_tail else output.place_of(query.since)
         place, text, following = output.read(start, timestamps=query.timestamps)
-        return AgentLogs(agent_id, text, following, place)
-
-    def statistics(self) -> dict[str, Any]:
-        by_state, by_type = self._ledger.count()
-        return {
-            "active": sum(by_type.values()),
-            "completed": by_state["completed"],
-            "failed": sum(by_state[state] for state in AGENT_GROUPS["failed"]),
-            "killed": by_state["killed"],
-            "spawned_total": sum(by_state.values()),
-            "by_type": by_type,
-            "avg_execution_time_ms": round(self._ledger.mean_seconds() * 1000, 3),
-        }
+        return {"agent_id": agent_id, "text": text, "next_offset": following, "offset": place}
 
 
-class AgentEnd(Struct, frozen=True):
-    """How an agent's first process ended, as its keeper tells it, and writes it down for a later run of the service."""
+class Running:
+    """An agent that has not ended."""
 
-    code: Annotated[int, Meta(ge=-255, lt=1 << 32)]  # below 0: the signal that ended it
-    cpu: Annotated[float, Meta(ge=0, le=1e9)]
-    memory: Annotated[int, Meta(ge=0, lt=1 << 53)]  # at its most
-    time: float
-
-
-def written_end(folder: Path) -> AgentEnd | None:
-    """How an agent ended by what its keeper has written down, None where there is nothing that can be so. Blocks.
-
-    The agent itself can write there: what is no small file of these facts is passed over.
-    """
-    try:
-        file = os.open(
-            folder / KeeperProgram.END, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        )
-    except OSError:
-        return None
-    try:
-        return msgspec.json.decode(os.read(file, 300), type=AgentEnd)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        log.warning("agent %s: what is written of its end cannot be used: %s", folder.name, one_line(error))
-        return None
-    finally:
-        os.close(file)
-
-
-def is_kept(folder: Path) -> bool:
-    """Whether a keeper has yet to write down how the agent ends: it holds this lock until then, and no longer than it
-    lives. Blocks.
-    """
-    try:
-        file = os.open(folder / KeeperProgram.PID, os.O_RDWR | getattr(os, "O_NONBLOCK", 0))
-    except FileNotFoundError:
-        return False
-    except OSError:  # too many files are open, or the like: nobody knows
-        return True
-    try:
-        lock_file(file)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(file)
-
-
-def noted_pid(folder: Path) -> int | None:
-    """The first process of an agent by its keeper's note, which comes before the ledger's. Blocks."""
-    with contextlib.suppress(OSError, ValueError):
-        return int((folder / KeeperProgram.PID).read_text())
-    return None
-
-
-def new_spawned(row: dict[str, Any], token: str, ignored: list[str]) -> Spawned:
-    return Spawned(
-        row["id"], True, row["pid"] or 0, True, token, f"/api/agents/{row['id']}/status", ignored, iso(), row["state"]
-    )
-
-
-def describe_agent(row: dict[str, Any], output: AgentOutput, now: float) -> AgentStatus:
-    """An agent's row, its measurements and its output as readers get them. Blocks."""
-    usage = call = None
-    if row["measured"] is not None:
-        figures = (round(row["cpu"] or 0.0, 3), row["memory"] or 0, row["peak_memory"] or 0, row["processes"] or 0)
-        usage = AgentUsage(*figures, iso(row["measured"]), age(row["measured"], now))
-    if row["last_call"] is not None:
-        method, path, moment = row["last_call"]
-        call = AgentCall(method, path, iso(moment), age(moment, now))
-    written = output.last_written()
-    return AgentStatus(
-        row["id"], row["type"], row["issue"], row["state"], row["exit_code"], row["signal"], row["pid"],
-        iso(row["started"]),
-        iso_or_none(row["ended"]), output.tail(20), row["task"], row["parent"], row["result_id"], row["result_status"],
-        row["depth"] or 1,
-        age(row["ended"] or row["started"], now), usage, iso_or_none(written),
-        None if written is None else age(written, now), call,
-    )  # fmt: skip
-
-
-def age(moment: float, now: float) -> float:
-    return round(max(0.0, now - moment), 3)
+    def __init__(self, row: dict[str, Any], folder: Path) -> None:
+        self.row, self.folder = row, folder
+        self.process: Process | None = None  # until it is started or adopted
+        self.noted: set[Identity] = set()  # its processes that are on disk
+        self.watch: asyncio.Task[None] | None = None
+        self.ordered = asyncio.Event()
+        self.ended_as: AgentState | None = None  # set where it does not end by itself
+        self.grace = Agents.GRACE
+        self.token, self.renew_at = "", 0.0
 
 
 class AgentLedger:
-    """Who was spawned, and what became of each: rows that are on disk before what they speak of goes on."""
+    """The agents on disk: who was spawned, and what became of each; of running ones, what is not on disk yet."""
 
-    EVIDENCE = ("depth", "cpu", "memory", "peak_memory", "processes", "measured", "last_call")
+    END = "state ended exit_code signal cpu memory peak_memory processes measured last_call".split()
 
-    def __init__(self, storage: Storage, bus: EventBus, settings: Settings) -> None:
-        self._storage, self._bus, self._settings, self._project = storage, bus, settings, settings.project
-
-    # -- writing
+    def __init__(self, storage: Storage, settings: Settings, active: dict[str, Running]) -> None:
+        self._storage, self._settings, self._active, self._project = storage, settings, active, settings.project
 
     def depth(self, subject: str) -> int:
         """How many spawns lie above what ``subject`` spawns: 0 for anybody who is not an agent of ours."""
@@ -6223,15 +5881,12 @@ class AgentLedger:
     def check_room(self, row: dict[str, Any], records: Records | None = None) -> None:
         """Raise AGT_003 where a spawn would go too deep, or be one too many on its issue."""
         if row["depth"] > self._settings.max_depth:
-            raise ApiError(
-                "AGT_003",
-                f"{row['parent']} is an agent of depth {row['depth'] - 1}, --max-depth allows it no agents of its own",
-            )
+            who = f"{row['parent']} is an agent of depth {row['depth'] - 1}"
+            raise ApiError("AGT_003", f"{who}, --max-depth allows it no agents of its own")
         spawned = (records or self._storage.read).count_issue_agents(self._project, row["issue"])
         if spawned >= self._settings.max_agents_per_issue:
-            raise ApiError(
-                "AGT_003", f"{spawned} agents were spawned on {row['issue']}, --max-agents-per-issue allows no more"
-            )
+            many = f"{spawned} agents were spawned on {row['issue']}"
+            raise ApiError("AGT_003", f"{many}, --max-agents-per-issue allows no more")
 
     async def begin(self, row: dict[str, Any], ticket: IdempotencyTicket | None) -> None:
         """A new row, and with it what a repeat of the request gets to know. Raises AGT_003."""
@@ -6240,121 +5895,145 @@ class AgentLedger:
             self.check_room(row, records)  # again: of two at the same time the second one sees the first one's row here
             records.insert_agent(row)
             if ticket:
-                ticket.remember(records, new_spawned(row, "", []))
+                ticket.remember(records, spawned_answer(row, "", []))
 
         await self._storage.write(job)
 
-    async def started(self, row: dict[str, Any]) -> None:
-        facts = {name: row[name] for name in ("state", "pid")}
+    async def update(self, agent_id: str, **facts: Any) -> None:
+        await self._storage.write(lambda records: records.update_agent(agent_id, **facts))
 
-        def job(records: Records) -> None:
-            records.update_agent(row["id"], birth=row["birth"], **facts)
+    def saw(self, agent_id: str, seen: list[Identity]) -> None:
+        """The processes that are an agent's, soon on disk."""
+        self._storage.write_behind(lambda records: records.update_agent(agent_id, seen=json.dumps(seen)))
 
-        await self._storage.write(job)
-
-    async def ordered(self, agent_id: str) -> None:
-        await self._storage.write(lambda records: records.update_agent(agent_id, ordered=1))
-
-    def saw(self, rows: list[dict[str, Any]]) -> None:
-        """Take down which processes belong to running agents, for the run of the service that comes after a crash."""
-        found = [(row["id"], json.dumps(row["seen"])) for row in rows]
-
-        def job(records: Records) -> None:
-            for agent_id, seen in found:
-                records.update_agent(agent_id, seen=seen)
-
-        self._storage.write_behind(job)
-
-    async def failed(self, agent_id: str, ticket: IdempotencyTicket | None) -> None:
+    async def failed(self, row: dict[str, Any], ticket: IdempotencyTicket | None) -> None:
         """There is no process: a repeat of the request may try again."""
 
         def job(records: Records) -> None:
-            records.update_agent(agent_id, state="failed", ended=time.time(), pid=None)
-            records.revoke(self._project, agent_id)
+            records.update_agent(row["id"], state="failed", ended=time.time(), pid=None)
+            records.revoke(self._project, row["id"])
             if ticket:
                 ticket.forget(records)
 
         await self._storage.write(job)
 
     async def ended(self, row: dict[str, Any], tail: list[str]) -> dict[str, Any]:
-        """Record the end, its events and the end of its token as one; what the events say."""
-        data = {
-            "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
-            "exit_code": row["exit_code"],
-            "signal": row["signal"], "pid": row["pid"], "started_at": iso(row["started"]),
-            "ended_at": iso(row["ended"]),
-            "cpu_seconds": round(row.get("cpu") or 0.0, 3), "peak_memory_bytes": row.get("peak_memory"),
-            "output_tail": [line[:300] for line in tail],
-            "result_id": self._storage.read.result_of(row["project"], row["id"])["result_id"],
-        }  # fmt: skip
-        names = ["agent_exited"] + (["agent_failed"] if row["state"] in ("failed", "timeout", "lost") else [])
-        events = [
-            new_event(row["project"], name, {"publisher": row["id"], "topic": "coordination", "data": data})
-            for name in names
-        ]
-        facts = {name: row[name] for name in ("state", "ended", "exit_code", "signal")}
-        evidence = {name: row.get(name) for name in self.EVIDENCE} | {
-            "seen": "[]",
-            "last_call": json.dumps(row.get("last_call")),
-        }
+        """Record an end, its events and the end of its token as one, until the disk takes it; what the events say."""
+        told = ended_data(row, tail, self._storage.read.result_of(row["project"], row["id"])["result_id"])
+        names = ["agent_exited"] + (["agent_failed"] if row["state"] in AGENT_GROUPS["failed"] else [])
+        submission = {"publisher": row["id"], "topic": "coordination", "data": told}
+        events = [new_event(row["project"], name, submission) for name in names]
+        facts = {name: row.get(name) for name in self.END}
+        facts |= {"last_call": json.dumps(row.get("last_call")), "seen": "[]"}
 
         def job(records: Records) -> None:
-            records.update_agent(row["id"], **facts, **evidence)
+            records.update_agent(row["id"], **facts)
             records.revoke(row["project"], row["id"])
             for event in events:
                 records.insert_event(event)
 
-        await self._storage.write(job)
-        return data
-
-    # -- reading
+        while True:
+            try:
+                await self._storage.write(job)
+                return told
+            except sqlite3.Error as error:  # the end is a fact that must not be forgotten: again when the disk is back
+                log.error("agent %s: its end cannot be stored: %s", row["id"], storage_reason(error))
+                await asyncio.sleep(1)
 
     def unfinished(self) -> list[dict[str, Any]]:
-        return [
-            row for state in ("starting", "running") for row in self._storage.read.agents(self._project, state=state)
-        ]
+        return self._storage.read.agents(self._project, state=AGENT_GROUPS["active"])
 
     def succeeded(self, row: dict[str, Any]) -> bool:
         """Whether the agent has stored a success since its start."""
         return self._storage.read.success_since(row["project"], row["id"], row["started"] - 1)
 
     def find(self, project: str, agent_id: str) -> dict[str, Any]:
-        """An agent's row; raises REQ_002."""
+        """What is known of an agent; raises REQ_002."""
         row = self._storage.read.agent(project, agent_id)
         if row is None:
             raise ApiError("REQ_002", f"No agent {agent_id}")
-        return row | self._storage.read.result_of(project, agent_id)
+        return self._whole(row)
+
+    def _whole(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row with its agent's latest result, and what is known of a running one at this moment."""
+        if running := self._active.get(row["id"]):
+            row |= {"last_call": running.row.get("last_call")} | (running.process.usage if running.process else {})
+        return row | self._storage.read.result_of(row["project"], row["id"])
 
     def page(self, project: str, query: AgentQuery) -> tuple[list[dict[str, Any]], bool]:
         """Rows after ``since``, or the newest ones, newest last; and whether there are more."""
         read = self._storage.read
         after = list_start(query.since, functools.partial(read.agent_seq, project), "agent")
-        states = (
-            [state for state in AGENT_GROUPS[query.status] if query.state in (None, state)]
-            if query.status
-            else query.state
-        )
+        states: list[str] | None = [query.state] if query.state else None
+        if query.status:
+            states = [state for state in AGENT_GROUPS[query.status] if query.state in (None, state)]
         rows = read.agents(project, after, query.limit + 1, state=states, type=query.agent_type, issue=query.issue_id)
         page, more = cut_page(rows, query.limit, newest=after is None)
-        return [row | read.result_of(project, row["id"]) for row in page], more
+        return [self._whole(row) for row in page], more
 
-    def count(self) -> tuple[collections.Counter[str], dict[str, int]]:
-        """How many agents are in each state, and how many of each type are active."""
+    def statistics(self) -> dict[str, Any]:
         read = self._storage.read
-        return collections.Counter(read.count_agents(self._project)), read.count_active_types(self._project)
+        by_state, by_type = read.count_agents(self._project), read.count_active_types(self._project)
+        return {
+            "active": sum(by_type.values()), "completed": by_state.get("completed", 0),
+            "failed": sum(by_state.get(state, 0) for state in AGENT_GROUPS["failed"]),
+            "killed": by_state.get("killed", 0), "spawned_total": sum(by_state.values()), "by_type": by_type,
+            "avg_execution_time_ms": round(read.mean_agent_seconds(self._project) * 1000, 3),
+        }  # fmt: skip
 
-    def mean_seconds(self) -> float:
-        return self._storage.read.mean_agent_seconds(self._project)
+
+def spawned_answer(row: dict[str, Any], token: str, ignored: list[str]) -> dict[str, Any]:
+    return {
+        "agent_id": row["id"], "spawned": True, "process_id": row["pid"] or 0, "context_injected": True,
+        "jwt_token": token, "webhook_url": f"/api/agents/{row['id']}/status", "environment_ignored": ignored,
+        "timestamp": iso(), "state": row["state"],
+    }  # fmt: skip
+
+
+def ended_data(row: dict[str, Any], tail: list[str], result_id: str | None) -> dict[str, Any]:
+    """What the events of an agent's end say."""
+    return {
+        "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
+        "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"],
+        "started_at": iso(row["started"]), "ended_at": iso(row["ended"]),
+        "cpu_seconds": None if (cpu := row.get("cpu")) is None else round(cpu, 3),
+        "peak_memory_bytes": row.get("peak_memory"),
+        "output_tail": [line[:300] for line in tail], "result_id": result_id,
+    }  # fmt: skip
+
+
+def agent_answer(row: dict[str, Any], output: Output, now: float) -> dict[str, Any]:
+    """An agent's row, its measurements and its output as readers get them. Blocks."""
+
+    def age(moment: float) -> float:
+        return round(max(0.0, now - moment), 3)
+
+    usage = call = None
+    if row["measured"] is not None:
+        usage = {
+            "cpu_seconds": round(row["cpu"] or 0.0, 3), "memory_bytes": row["memory"] or 0,
+            "peak_memory_bytes": row["peak_memory"] or 0, "processes": row["processes"] or 0,
+            "measured_at": iso(row["measured"]), "age_seconds": age(row["measured"]),
+        }  # fmt: skip
+    if row["last_call"] is not None:
+        method, path, moment = row["last_call"]
+        call = {"method": method, "path": path, "at": iso(moment), "age_seconds": age(moment)}
+    written = output.last_written()
+    return {
+        "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
+        "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"],
+        "started_at": iso(row["started"]), "ended_at": iso_or_none(row["ended"]), "output_tail": output.tail(20),
+        "task": row["task"], "parent": row["parent"], "result_id": row["result_id"],
+        "result_status": row["result_status"], "depth": row["depth"] or 1,
+        "state_age_seconds": age(row["ended"] or row["started"]), "usage": usage,
+        "last_output_at": iso_or_none(written), "last_output_age_seconds": None if written is None else age(written),
+        "last_call": call,
+    }  # fmt: skip
 
 
 class Launcher:
-    """Makes everything that an agent is started with (files, argv, environment, prompt), and has it started."""
+    """Makes what an agent is started with: its files, its command and its environment."""
 
-    OWN_VARIABLES = (
-        "AGENT_ID", "AGENT_TYPE", "ISSUE_ID", "PROJECT_ID", "PROJECT_ROOT", "SIDECAR_URL", "JWT_TOKEN",
-        "CCO_TOKEN_FILE", "CCO_HEADER_FILE",
-        "CCO_CONTEXT_FILE", "TASK",
-    )  # fmt: skip
     # What would let a request change which code runs; PYTHON_VERSION and the like are nobody's switches and pass.
     UNSAFE_VARIABLES = re.compile(
         r"LD_.*|DYLD_.*|PATH|NODE_OPTIONS|PYTHON[A-Z0-9]+|PYTHON_(BASIC_REPL|COLORS|CPU_COUNT|FROZEN_MODULES|GIL|HISTORY|JIT|PERF_JIT_SUPPORT|PRESITE)"
@@ -6362,20 +6041,13 @@ class Launcher:
     )
     ALIASES = {
         "previous_decisions": "previous_agent_outputs", "previous_results": "previous_agent_outputs",
-        "git_history": "git_context",
-        "all_files": "relevant_files", "source_files": "relevant_files", "test_files": "relevant_files",
-        "security_policies": "relevant_files", "dependency_manifests": "relevant_files", "dependencies": "metadata",
-        "project_metadata": "metadata",
-    }  # fmt: skip
+        "git_history": "git_context", "dependencies": "metadata", "project_metadata": "metadata",
+    } | dict.fromkeys(
+        ("all_files", "source_files", "test_files", "security_policies", "dependency_manifests"), "relevant_files"
+    )  # fmt: skip
 
-    def __init__(self, folder: Path, contexts: Contexts, hooks: Hooks, settings: Settings, keeper: Keeper) -> None:
-        self._folder, self._contexts, self._hooks, self._settings, self._keeper = (
-            folder,
-            contexts,
-            hooks,
-            settings,
-            keeper,
-        )
+    def __init__(self, contexts: Contexts, hooks: Hooks, settings: Settings) -> None:
+        self._contexts, self._hooks, self._settings = contexts, hooks, settings
 
     async def context(self, body: dict[str, Any]) -> bytes:
         """The context for the agent as JSON, with only the sections that the request names. Raises REQ_001, REQ_002,
@@ -6388,10 +6060,11 @@ class Launcher:
             if error.status < 500:
                 raise
             raise ApiError("AGT_001", f"Agent spawn failed: its context could not be built: {error.message}") from None
-        wanted = {self.ALIASES.get(name, name) for name in body.get("context_requirements") or []}
+        required = body.get("context_requirements") or []
+        wanted = {self.ALIASES.get(name, name) for name in required}
         if unknown := sorted(wanted - set(context["context"])):
-            known = ", ".join(sorted(set(context["context"]) | set(self.ALIASES)))
-            path = f"context_requirements[{body['context_requirements'].index(unknown[0])}]"
+            path = f"context_requirements[{required.index(unknown[0])}]"
+            known = ", ".join(sorted({*context["context"], *self.ALIASES}))
             problem = f"{unknown[0][:128]!r} is not a context section - at `$.{path}`; known are {known}"
             raise ApiError("REQ_001", problem, details={"path": path})
         if wanted:
@@ -6400,664 +6073,286 @@ class Launcher:
             context["file_count"] = len(context["context"].get("relevant_files", []))
         return msgspec.json.encode(context)
 
-    async def start(self, running: Running, context: bytes, asked: dict[str, str], url: str) -> tuple[int, list[str]]:
-        """The pid of the new process, and the names in ``asked`` that its environment does not have from there. Raises
-        AGT_001, OSError.
+    async def command(
+        self, running: Running, context: bytes, asked: dict[str, str], url: str
+    ) -> tuple[AgentCommand, list[str]]:
+        """Write the agent's files; what runs it, and the names in ``asked`` that its environment does not have from
+        there. Raises AGT_001, OSError.
         """
         row, folder = running.row, running.folder
-        await asyncio.to_thread(self._write_files, folder, context, running.token)
         launch = AgentLaunch(
             agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],
-            context_file=str(folder / "context.json"), agent_folder=str(folder), prompt=self._prompt(row, folder, url),
+            context_file=str(folder / "context.json"), agent_folder=str(folder), prompt=prompt_of(row, folder, url),
+            configured=self._settings.agent_commands.get(row["type"], self._settings.agent_command),
         )  # fmt: skip
-        await asyncio.to_thread(write_file, folder / "prompt", launch.prompt.encode())
-        command = await self._command(launch)
-        environment, ignored = self._environment(launch, running.token, asked, url)
-        program = find_program(command[0], self._settings.root, environment.get("PATH"))
-        return await self._keeper.start_agent(row["id"], program, command, environment, running.proof.mark), ignored
-
-    def _write_files(self, folder: Path, context: bytes, token: str) -> None:
-        folder.mkdir(mode=0o700, parents=True)
-        write_file(folder / "context.json", context)
-        write_token(folder, token)
-
-    async def _command(self, launch: AgentLaunch) -> list[str]:
-        """The argv with its placeholders filled in. Raises AGT_001 where nobody knows one."""
-        answer = await asyncio.to_thread(self._hooks.first, "agent_command", is_command, launch=launch)
-        if answer is None:
+        await asyncio.to_thread(self._write_files, folder, context, running.token, launch.prompt)
+        command = await asyncio.to_thread(self._hooks.first, "agent_command", is_command, launch=launch)
+        if command is None:
             raise ApiError(
                 "AGT_001",
                 "No agent command: start the service with --agent-command 'your-agent {task}', set agent-command in"
                 f" cco.toml, or put one of these on PATH: {', '.join(LAUNCHERS)}",
             )
-        values = {"{" + field.name + "}": getattr(launch, field.name) for field in msgspec.structs.fields(AgentLaunch)}
-        pattern = re.compile("|".join(re.escape(name) for name in values))
-        return [pattern.sub(lambda match: values[match[0]], word) for word in answer]
-
-    def _environment(
-        self, launch: AgentLaunch, token: str, asked: dict[str, str], url: str
-    ) -> tuple[dict[str, str], list[str]]:
-        """The process's environment, and the names in ``asked`` that were passed over."""
-        folder = self._folder / launch.agent_id
-        ignored = sorted(
-            name
-            for name in asked
-            if name.upper() in self.OWN_VARIABLES or self.UNSAFE_VARIABLES.fullmatch(name.upper())
-        )
+        command = filled_in(command if isinstance(command, AgentCommand) else AgentCommand(command), launch)
+        own = {
+            "AGENT_ID": row["id"], "AGENT_TYPE": row["type"], "ISSUE_ID": row["issue"], "PROJECT_ID": row["project"],
+            "PROJECT_ROOT": str(self._settings.root), "SIDECAR_URL": url, "JWT_TOKEN": running.token,
+            "CCO_TOKEN_FILE": str(folder / "token"), "CCO_HEADER_FILE": str(folder / "header"),
+            "CCO_CONTEXT_FILE": launch.context_file, "TASK": row["task"],
+        }  # fmt: skip
+        ignored = [name for name in asked if name.upper() in own or self.UNSAFE_VARIABLES.fullmatch(name.upper())]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CCO_SIDECAR_")}
-        own = (
-            launch.agent_id, launch.agent_type, launch.issue_id, self._settings.project, str(self._settings.root), url,
-            token,
-            str(folder / "token"), str(folder / "header"), launch.context_file, launch.task,
-        )  # fmt: skip
         given = {name: value for name, value in asked.items() if name not in ignored}
-        return inherited | given | dict(zip(self.OWN_VARIABLES, own, strict=True)), ignored
+        return msgspec.structs.replace(command, environment=inherited | command.environment | given | own), ignored
 
-    def _prompt(self, row: dict[str, Any], folder: Path, url: str) -> str:
-        """What a coding agent needs to be told to work through this service: what its permissions allow, in plain
-        words.
+    def _write_files(self, folder: Path, context: bytes, token: str, prompt: str) -> None:
+        folder.mkdir(mode=0o700, parents=True)
+        write_file(folder / "context.json", context)
+        write_file(folder / "prompt", prompt.encode())
+        write_token(folder, token)
 
-        The commands hold no variable, which some programs refuse to run, and name the token by a file of curl's own
-        alone.
-        """
-        curl = f"curl -sS -K {shlex.quote(str(folder / 'curl'))} {url}"
-        identity = {
-            "agent_id": row["id"],
-            "agent_type": row["type"],
-            "issue_id": row["issue"],
-            "project_id": row["project"],
-        }
-        result = identity | {
-            "result": {"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}
-        }
-        event = {"publisher": row["id"], "topic": "progress", "data": {"issue_id": row["issue"], "message": "..."}}
-        words = [
-            (
-                f"You are {row['id']}, a {row['type']} in a team of agents that works on issue {row['issue']} of the"
-                f" repository in your working directory. Your task: {row['task'] or 'see the context of the issue.'}"
-            ),
-            (
-                "Read your context first (JSON: files worth reading, git state, what earlier agents decided):"
-                f" {folder / 'context.json'}"
-            ),
-            f"You may: {', '.join(row['permissions']) or 'nothing but wait for events'}. Never print your token.",
-        ]
-        if WRITE in row["permissions"]:
-            words.append("When you are done, store your result (status is success, failed or partial):\n"
-                         f"  {curl}/results -d '{json.dumps(result)}'")  # fmt: skip
-        else:
-            words.append(
-                "When you are done, say in your last lines what you decided and why: you store no result yourself."
-            )
-        if PUBLISH in row["permissions"]:
-            words.append("To tell the others something before that, publish an event:\n"
-                         f"  {curl}/events/progress -d '{json.dumps(event)}'")  # fmt: skip
-        return "\n\n".join(words) + "\n"
+
+PROMPT = """\
+You are {agent_id}, a {agent_type} in a team of agents that works on issue {issue_id} of the repository in your working\
+ directory. Your task: {task}
+
+Read your context first (JSON: files worth reading, git state, what earlier agents decided): {folder}/context.json
+
+You may: {may}. Never print your token.
+
+"""
+STORE = """\
+When you are done, store your result (status is success, failed or partial):
+  {curl}/results -d '{result}'
+"""
+SAY = "When you are done, say in your last lines what you decided and why: you store no result yourself.\n"
+TELL = """
+To tell the others something before that, publish an event:
+  {curl}/events/progress -d '{event}'
+"""
+
+
+def prompt_of(row: dict[str, Any], folder: Path, url: str) -> str:
+    """What a coding agent needs to be told to work through this service; of its permissions, only what it has.
+
+    The commands hold no variable, which some programs refuse to run, and name the token by a file of curl's own alone.
+    """
+    identity = {"agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"]}
+    result = {"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}
+    event = {"publisher": row["id"], "topic": "progress", "data": {"issue_id": row["issue"], "message": "..."}}
+    template = PROMPT + (STORE if WRITE in row["permissions"] else SAY)
+    return (template + (TELL if PUBLISH in row["permissions"] else "")).format(
+        **identity, task=row["task"] or "see the context of the issue.", folder=folder,
+        may=", ".join(row["permissions"]) or "nothing but wait for events",
+        curl=f"curl -sS -K {shlex.quote(str(folder / 'curl'))} {url}", event=json.dumps(event),
+        result=json.dumps({**identity, "project_id": row["project"], "result": result}),
+    )  # fmt: skip
+
+
+TOKEN_FILES = {  # alone, as a header, and as curl's configuration (as an argument others would see it)
+    "token": "{token}",
+    "header": "Authorization: Bearer {token}\n",
+    "curl": 'header = "Authorization: Bearer {token}"\nheader = "Content-Type: application/json"\n',
+}
 
 
 def write_token(folder: Path, token: str) -> None:
-    """The agent's token in three forms: alone, as a header and as curl's configuration (as an argument others would see
-    it).
-    """
-    write_file(folder / "token", token.encode())
-    write_file(folder / "header", f"Authorization: Bearer {token}\n".encode())
-    configuration = f'header = "Authorization: Bearer {token}"\nheader = "Content-Type: application/json"\n'
-    write_file(folder / "curl", configuration.encode())
+    for name, form in TOKEN_FILES.items():
+        write_file(folder / name, form.format(token=token).encode())
 
 
-def find_program(name: str, root: Path, path: str | None) -> str:
-    """The file that a command's first word names, as a shell in ``root`` would find it. Raises AGT_001."""
-    found = shutil.which(str(root / name), path=path) if os.path.dirname(name) else shutil.which(name, path=path)
+def filled_in(command: AgentCommand, launch: AgentLaunch) -> AgentCommand:
+    """The command with its placeholders, which are the fields of ``launch``, filled in."""
+    values = {"{" + name + "}": value for name, value in msgspec.structs.asdict(launch).items() if name != "configured"}
+    pattern = re.compile("|".join(map(re.escape, values)))
+
+    def fill(text: str) -> str:
+        return pattern.sub(lambda match: values[match[0]], text)
+
+    environment = {name: fill(value) for name, value in command.environment.items()}
+    return AgentCommand([fill(word) for word in command.argv], fill(command.stdin), environment)
+
+
+def is_command(answer: Any) -> bool:
+    """Whether it can be run: a text would be taken apart into its letters."""
+    words = answer.argv if isinstance(answer, AgentCommand) else answer
+    return isinstance(words, (list, tuple)) and bool(words) and all(isinstance(word, str) for word in words)
+
+
+def find_program(command: AgentCommand, root: Path) -> str:
+    """The file that a command's first word names, as a shell in ``root`` would find it. Raises OSError."""
+    name, path = command.argv[0], command.environment.get("PATH")
+    found = shutil.which(str(root / name) if os.path.dirname(name) else name, path=path)
     if found is None:
         reason = errno.EACCES if os.path.dirname(name) and (root / name).exists() else errno.ENOENT
-        raise ApiError("AGT_001", f"Agent spawn failed: {Path(name).name}: {os.strerror(reason)}")
+        raise OSError(reason, os.strerror(reason))
     return os.path.abspath(found)
 
 
-# ------------------------------------------------------------------------------------------------------
-# The keeper: a small process of its own that is the agents' parent and writes their output down. It is one for
-# all agents of a run of the service, has 10 MB or so, outlives a crash of the service, and ends with its last agent.
+Identity = tuple[int, str]  # pid, and what tells it from an earlier or later process with the same number
 
 
-def class_source(module: str, name: str) -> str:
-    """The text of a top-level class. (``inspect.getsource`` parses the whole module for each: a third of a second of
-    every start.)
+class Process:
+    """An agent's first process, and through it all that it has started, as a process owner knows them."""
+
+    def __init__(self, agent_id: str, folder: Path) -> None:
+        self.agent_id, self.folder = agent_id, folder
+        self.pid: int | None = None
+        self.birth: str | None = None
+        self.began = time.monotonic()
+        self.known: set[Identity] = set()  # what an adoption gets to know, where the first process is not enough
+        self.usage: dict[str, Any] = {}  # cpu, memory, peak_memory, processes, measured (when), where they are measured
+        self.exited = asyncio.Event()  # the first process has ended
+        self.exit_code: int | None = None  # below 0: the signal that ended it; None while it is not known
+        self.ended: float | None = None
+
+
+class Processes:
+    """Starts, adopts and ends agents' processes: the simplest ``process_owner``, which a plugin's may derive from.
+
+    Each agent leads a session of its own and writes straight into a file, so it outlives us and never waits for us.
+    Its processes are those of its session, those whose environment names its token file, and their descendants: what
+    sheds all three is not found. After a crash exit codes are not known; nothing is measured; no limit to the output.
     """
-    found = re.search(rf"^class {name}\b.*\n(?:[ \t].*\n|\n)*", module, re.MULTILINE)
-    assert found, name
-    return found[0]
 
+    LOOK = 0.1  # seconds between two looks whether the first process has ended
 
-class Keeper:
-    """The service's end of its keeper, which is started with the first agent, and again when it has died."""
+    def __init__(self, settings: Settings) -> None:
+        self._folder, self._root = settings.storage / "agents", settings.root
+        self._watches: set[asyncio.Task[None]] = set()
 
-    START_SECONDS = 20.0
-    BOOT = "import json, sys; exec(compile(json.loads(sys.stdin.buffer.readline()), 'keeper', 'exec'))"
+    async def open(self) -> None:
+        """Called once, before the first adoption."""
 
-    def __init__(
-        self, folder: Path, root: Path, on_exit: Callable[[str, AgentEnd], None], on_lost: Callable[[], None]
-    ) -> None:
-        self._folder, self._root, self._on_exit, self._on_lost = folder, root, on_exit, on_lost
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
-        self._starting: dict[str, asyncio.Future[int]] = {}
-        self._stopped = False
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
-
-    async def start(self) -> None:
-        """Wait until no keeper of an earlier run can start an agent any more, so that every agent there is can be
-        found.
-        """
-        self._loop = asyncio.get_running_loop()
-        imports = (
-            "from __future__ import annotations\nimport contextlib, errno, json, os, signal, subprocess, sys,"
-            " threading, time\n"
-        )
-        module = Path(__file__).read_text("utf-8")  # now: the file may be replaced while this runs
-        program = "\n".join(class_source(module, part.__name__) for part in (OutputWriter, KeeperProgram))
-        self._program = f"{imports}{program}\nKeeperProgram(*sys.argv[1:]).run()\n"
-        await asyncio.to_thread(self._wait_for_gate)
-
-    def _wait_for_gate(self) -> None:
-        gate = os.open(self._folder.parent / KeeperProgram.GATE, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            if sys.platform != "win32":
-                import fcntl
-
-                fcntl.flock(gate, fcntl.LOCK_EX)
-        finally:
-            os.close(gate)
-
-    async def start_agent(
-        self, agent_id: str, program: str, argv: list[str], environment: dict[str, str], mark: int
-    ) -> int:
-        """The pid of a new agent in a session of its own. Raises AGT_001."""
-        answer = self._starting[agent_id] = self._loop.create_future()
-        order = {
-            "start": agent_id,
-            "program": program,
-            "argv": argv,
-            "environment": environment,
-            "mark": mark,
-            "root": str(self._root),
-        }
-        try:
-            await asyncio.to_thread(self._send, order)
-            async with asyncio.timeout(self.START_SECONDS):
-                return typing.cast(int, await answer)
-        except (OSError, TimeoutError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else "no answer from the keeper"
-            raise ApiError("AGT_001", f"Agent spawn failed: {Path(argv[0]).name}: {reason}") from None
-        finally:
-            self._starting.pop(agent_id, None)
-
-    def follow(self, agent_id: str) -> None:
-        """Go on with the output of an agent whose keeper has died, or as soon as it does."""
-        self._loop.run_in_executor(None, self._try_to_send, {"follow": agent_id})
-
-    def _try_to_send(self, order: dict[str, Any]) -> None:
-        try:
-            self._send(order)
-        except OSError as error:
-            log.error("keeper of agents: %s", error.strerror)
-
-    def _send(self, order: dict[str, Any]) -> None:
-        """Blocks for as long as the keeper takes to read."""
-        with self._lock:
-            process = self._process = (
-                self._process or self._boot()
-            )  # of one that has died it is known in a moment, and it then is None
-            assert process.stdin
-            process.stdin.write(json.dumps(order).encode() + b"\n")
-            process.stdin.flush()
-
-    def _boot(self) -> subprocess.Popen[bytes]:
-        """A bare interpreter: no site packages, none of our memory, and none of our environment, which may hold
-        secrets.
-        """
-        needed = (
-            "SYSTEMROOT",
-            "LD_LIBRARY_PATH",
-            "DYLD_LIBRARY_PATH",
-        )  # where the interpreter's own libraries may be found through these
-        environment = {name: os.environ[name] for name in needed if name in os.environ}
-        command = [sys.executable, "-I", "-S", "-c", self.BOOT, str(self._folder), str(os.getpid())]
-        with open(
-            self._folder.parent / "keeper.log", "ab", opener=lambda name, flags: os.open(name, flags, 0o600)
-        ) as errors:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=self._root, env=environment,
-                start_new_session=True
-            )  # fmt: skip
-        assert process.stdin
-        process.stdin.write(json.dumps(self._program).encode() + b"\n")
-        threading.Thread(target=self._listen, args=(process,), name="keeper", daemon=True).start()
+    async def start(self, agent_id: str, command: AgentCommand) -> Process:
+        """A new process that runs ``command``. Raises OSError, and leaves nothing then."""
+        process = Process(agent_id, self._folder / agent_id)
+        child = await asyncio.to_thread(self._popen, process.folder, command)
+        process.pid, process.birth = child.pid, (life_of(child.pid) or (None,))[0]
+        self._watch(process, lambda: child.poll() is None, lambda: child.returncode)
         return process
 
-    def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout
-        for line in process.stdout:
-            self._call(self._told, json.loads(line))
-        process.wait()
-        self._call(self._lost)
+    def _popen(self, folder: Path, command: AgentCommand) -> subprocess.Popen[bytes]:
+        user_only = functools.partial(os.open, mode=0o600)
+        with open(folder / Output.NAME, "ab", opener=user_only) as output, open(command.stdin or os.devnull) as source:
+            return subprocess.Popen(
+                command.argv, executable=find_program(command, self._root), env=command.environment, cwd=self._root,
+                stdin=source, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
 
-    def _call(self, function: Callable[..., None], *values: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody is left to be told
-            self._loop.call_soon_threadsafe(function, *values)
+    async def adopt(self, agent_id: str, pid: int | None, birth: str | None, known: set[Identity]) -> Process:
+        """What an earlier run of the service started; its ``exited`` is set where the first process has ended."""
+        process = Process(agent_id, self._folder / agent_id)
+        if pid is None:  # we were killed between its start and the note of it
+            oldest = min(self.members(process), key=lambda item: item.create_time(), default=None)
+            pid, birth = (oldest.pid, (life_of(oldest.pid) or (None,))[0]) if oldest else (None, None)
+        process.pid, process.birth = pid, birth
+        if pid is None or (life := life_of(pid)) is None or life[0] != birth:
+            process.exited.set()
+            return process
+        process.began -= life[1]
+        self._watch(process, lambda: (life_of(pid) or ("",))[0] == birth, lambda: None)
+        return process
 
-    def _told(self, news: dict[str, Any]) -> None:
-        if "ended" in news:
-            return self._on_exit(news["agent"], AgentEnd(**news["ended"]))
-        answer = self._starting.get(news["agent"])
-        if answer and not answer.done():
-            if "pid" in news:
-                answer.set_result(news["pid"])
-            else:
-                answer.set_exception(OSError(news["errno"], news["reason"]))
+    def _watch(self, process: Process, lives: Callable[[], bool], exit_code: Callable[[], int | None]) -> None:
+        async def watch() -> None:
+            while lives():
+                await asyncio.sleep(self.LOOK)
+            process.exit_code, process.ended = exit_code(), time.time()
+            process.exited.set()
 
-    def _lost(self) -> None:
-        self._process = None
-        if not self._stopped:
-            log.error("the keeper of agents has died; its agents go on, but their exit codes will not be known")
-            for answer in self._starting.values():
-                if not answer.done():
-                    answer.set_exception(OSError(errno.EPIPE, "the keeper of agents has died"))
-            self._on_lost()
+        task = asyncio.create_task(watch())
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
 
-    async def stop(self) -> None:
-        """Take no more news. A keeper that has agents goes on with them, another one ends."""
-        self._stopped = True
-        process = self._process
-        if process is None:
-            return
-        assert process.stdin
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(process.wait, 0.5)
+    async def end(self, process: Process, grace: Callable[[], float]) -> None:
+        """SIGTERM to all processes of an agent, SIGKILL after ``grace()`` seconds, which may become less meanwhile.
 
-
-class OutputWriter:
-    """What an agent writes, each line after the time at which it began to arrive, in two files of SEGMENT bytes or so
-    at most.
-
-    A file's name says how many bytes came before it, so a cursor stays true over rotation and crashes. A file begins
-    with a line. Where the disk is full output is dropped, which is said as soon as there is room again; the agent is
-    never blocked.
-    """
-
-    SEGMENT = 4 * 1024 * 1024
-    LONGEST_LINE = 256 * 1024  # a longer one is broken, so that a file can end
-
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-        places = sorted(
-            int(name.split(".")[1])
-            for name in os.listdir(folder)
-            if name.startswith("output.") and name.endswith(".log")
-        )
-        self._lost, self._reason, self._line = 0, "", 0
-        self._open(places[-1] if places else 0)
-
-    def _open(self, place: int) -> None:
-        path = os.path.join(self._folder, f"output.{place}.log")
-        self._place, self._file = place, os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        self._size = os.fstat(self._file).st_size
-        self._fresh = self._size == 0 or os.pread(self._file, 1, self._size - 1) == b"\n"
-
-    def write(self, chunk: bytes, now: float) -> None:
-        """Append what was read at ``now``."""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)).encode() + b".%03dZ " % (now % 1 * 1000)
-        if self._lost and not self._admit(stamp):
-            self._lost += len(chunk)
-            return
-        text = (stamp if self._fresh else b"") + chunk.replace(b"\n", b"\n" + stamp)
-        text = text[: -len(stamp)] if chunk.endswith(b"\n") else text
-        self._line = len(chunk) - 1 - chunk.rfind(b"\n") + (0 if b"\n" in chunk else self._line)
-        if self._line > self.LONGEST_LINE:
-            text, self._line = text + b"\n", 0
-        if self._size + len(text) > self.SEGMENT and (end := text.rfind(b"\n") + 1):
-            self._append(text[:end])
-            self._rotate()
-            text = text[end:]
-        self._append(text)
-
-    def close(self) -> None:
-        os.close(self._file)
-
-    def _admit(self, stamp: bytes) -> bool:
-        """Say what was lost; whether there is room for that."""
-        lost, self._lost = self._lost, 0
-        self._append(
-            (b"" if self._fresh else b"\n") + stamp + f"[{lost} bytes were lost here: {self._reason}]\n".encode()
-        )
-        self._line, again = 0, self._lost > 0
-        self._lost += lost if again else 0
-        return not again
-
-    def _append(self, text: bytes) -> None:
-        try:
-            while text:
-                written = os.write(self._file, text)
-                self._size += written
-                self._fresh = text[written - 1 : written] == b"\n"
-                text = text[written:]
-        except OSError as error:
-            self._lost += len(text)
-            self._reason = error.strerror or "unknown"
-
-    def _rotate(self) -> None:
-        """Begin another file; only the one before it is kept."""
-        before = self._place
-        try:
-            os.close(self._file)
-            self._open(self._place + self._size)
-        except OSError as error:  # no room for a new file: go on with the old one
-            self._reason = error.strerror or "unknown"
-            self._open(before)
-            return
-        for name in os.listdir(self._folder):
-            if name.startswith("output.") and name.endswith(".log") and int(name.split(".")[1]) < before:
-                os.unlink(os.path.join(self._folder, name))
-
-
-class KeeperProgram:
-    """The keeper's side, run by a bare interpreter: one JSON order a line on stdin, one JSON line of news each on
-    stdout.
-
-    An agent's output goes through a named pipe that the agent itself holds open for reading too: without a keeper it
-    waits when the pipe is full and is never ended by SIGPIPE, and the next keeper finds the pipe by its name. A kernel
-    limit that nothing uses (RLIMIT_LOCKS, since Linux 2.4.25) carries the agent's mark: it is inherited by whatever the
-    agent starts, and neither setsid nor another environment takes it off.
-    """
-
-    PIPE = "output.pipe"
-    PID = "pid"  # locked until END is written
-    END = "exit"
-    GATE = "agents.lock"
-    RLIMIT_LOCKS = 10
-    SET_CHILD_SUBREAPER = 36
-
-    def __init__(self, folder: str, service: str) -> None:
-        self._folder, self._service = folder, int(service)
-        self._agents: dict[int, tuple[str, int]] = {}  # by its first process: an agent, and its open note
-        self._unwritten: dict[str, tuple[int, dict[str, Any]]] = {}
-        self._unclaimed: dict[int, dict[str, Any]] = {}
-        self._copying: set[threading.Thread] = set()
-
-    def run(self) -> None:
-        if sys.platform == "linux":
-            import ctypes
-
-            ctypes.CDLL(None).prctl(
-                self.SET_CHILD_SUBREAPER, 1, 0, 0, 0
-            )  # orphans of the agents become our children, not init's
-        if sys.platform != "win32":
-            signal.signal(signal.SIGCHLD, lambda *_: self._reap())
-        for line in sys.stdin.buffer:
-            if line.endswith(b"\n"):  # else the service died in the middle of a word
-                order = json.loads(line)
-                self._start(**order) if "start" in order else self._follow(order["follow"])
-        while self._has_children() or self._unwritten or any(thread.is_alive() for thread in self._copying):
-            time.sleep(0.1)
-            for agent in list(self._unwritten):
-                self._write_end(agent)
-
-    def _tell(self, **news: Any) -> None:
-        with contextlib.suppress(OSError):  # the service is gone
-            os.write(1, json.dumps(news).encode() + b"\n")
-
-    # -- starting
-
-    def _start(
-        self, start: str, program: str, argv: list[str], environment: dict[str, str], mark: int, root: str
-    ) -> None:
-        try:
-            os.chdir(root)
-            if sys.platform == "win32":
-                return self._start_on_windows(start, program, argv, environment)
-            note = self._open_note(start)
-            try:
-                pid, reader = self._spawn_with_pipe(start, program, argv, environment, mark)
-            except OSError:
-                os.close(note)
-                raise
-        except OSError as error:
-            return self._tell(agent=start, errno=error.errno, reason=error.strerror)
-        with contextlib.suppress(OSError):  # no room on the disk: then the oldest process is taken for it
-            os.write(note, b"%d" % pid)
-        self._agents[pid] = (start, note)
-        self._tell(agent=start, pid=pid)
-        self._copy(start, reader)
-        if pid in self._unclaimed:
-            self._ended(pid, self._unclaimed.pop(pid))
-
-    def _open_note(self, agent: str) -> int:
-        """For a service that is killed before it has read what we tell. Without the pid in it a daemon of the agent
-        could be taken for the agent; its lock, which dies with us, says that we shall write down how the agent
-        ended.
+        Returns when a look has found none of them, and what can be known of the end is known.
         """
-        import fcntl
+        began, asked, told = time.monotonic(), set[Any](), 10.0
+        while (members := await asyncio.to_thread(self.members, process)) or not process.exited.is_set():
+            passed = time.monotonic() - began
+            for identity, member in members.items():
+                if passed >= grace() or identity not in asked:
+                    with contextlib.suppress(psutil.Error, OSError):  # it has just ended
+                        member.send_signal(FORCE if passed >= grace() else signal.SIGTERM)
+            asked |= members.keys()
+            if members and passed > told + grace():
+                told = passed + 10
+                problem = f"{len(members)} processes cannot be ended; it counts as running until they are gone"
+                log.error("agent %s: %s", process.agent_id, problem)
+            await asyncio.sleep(0.02 if passed < 1 else 0.1)
 
-        note = os.open(self._path(agent, self.PID), os.O_WRONLY | os.O_CREAT, 0o600)
-        fcntl.flock(note, fcntl.LOCK_EX)
-        return note
-
-    def _spawn_with_pipe(
-        self, agent: str, program: str, argv: list[str], environment: dict[str, str], mark: int
-    ) -> tuple[int, int]:
-        """The pid of the new process, and where its output is read. Raises OSError."""
-        reader, writer = self._make_pipe(agent)
-        try:
-            return self._spawn(program, argv, environment, mark, writer), reader
-        except OSError:
-            os.unlink(self._path(agent, self.PIPE))
-            os.close(reader)
-            raise
-        finally:
-            os.close(writer)
-
-    def _make_pipe(self, agent: str) -> tuple[int, int]:
-        path = self._path(agent, self.PIPE)
-        os.mkfifo(path, 0o600)
-        return os.open(path, os.O_RDONLY | os.O_NONBLOCK), os.open(path, os.O_RDWR)
-
-    def _spawn(self, program: str, argv: list[str], environment: dict[str, str], mark: int, output: int) -> int:
-        """The pid of the new process. Raises OSError, also where the service has died meanwhile: nobody would know of
-        it.
+    def members(self, process: Process) -> dict[Any, Any]:
+        """All living processes of an agent, by their identity: each has a ``send_signal`` that reaches no other.
+        Blocks.
         """
-        import fcntl
+        first = process.pid if process.pid and (life_of(process.pid) or ("",))[0] == process.birth else None
+        found, children = [], collections.defaultdict(list)
+        for item in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):  # it has just ended, or is another user's
+                marker = item.environ().get("CCO_TOKEN_FILE")
+                children[item.ppid()].append(item)
+                if marker == str(process.folder / "token") or (first and os.getsid(item.pid) == first):
+                    found.append(item)
+        for item in found:
+            found += [child for child in children[item.pid] if child not in found]
+        return {item: item for item in found}
 
-        gate = os.open(os.path.join(os.path.dirname(self._folder), self.GATE), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(gate, fcntl.LOCK_EX)
-            if os.getppid() != self._service:
-                raise OSError(5, "the service is gone")
-            self._unclaimed.clear()
-            self._set_mark(mark)
-            files = [
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, output, 1),
-                (os.POSIX_SPAWN_DUP2, output, 2),
-            ]
-            ignored = [signal.SIGPIPE, signal.SIGXFSZ]  # by this interpreter, and so by what it starts
-            return os.posix_spawn(
-                program, argv, environment, file_actions=files, setsid=True, setsigmask=[], setsigdef=ignored
-            )
-        finally:
-            self._set_mark(None)
-            os.close(gate)
+    def output(self, agent_id: str) -> Output:
+        return Output(self._folder / agent_id)
 
-    def _set_mark(self, mark: int | None) -> None:
-        if sys.platform == "linux":
-            import resource
-
-            with contextlib.suppress(
-                ValueError, OSError
-            ):  # somebody has set a hard limit: AGENT_ID and the session still tell
-                hard = resource.getrlimit(self.RLIMIT_LOCKS)[1]
-                resource.setrlimit(self.RLIMIT_LOCKS, (hard if mark is None else mark, hard))
-
-    def _start_on_windows(self, agent: str, program: str, argv: list[str], environment: dict[str, str]) -> None:
-        process = subprocess.Popen(
-            argv, executable=program, env=environment, stdin=-3, stdout=-1, stderr=-2, creationflags=0x200
-        )
-        open(self._path(agent, self.PIPE), "wb").close()
-        self._tell(agent=agent, pid=process.pid)
-        assert process.stdout
-        self._copy(agent, process.stdout.fileno())
-        self._agents[process.pid] = agent, os.open(self._path(agent, self.PID), os.O_WRONLY | os.O_CREAT)
-        threading.Thread(
-            target=lambda: self._ended(process.pid, {"code": process.wait(), "cpu": 0.0, "memory": 0}), daemon=True
-        ).start()
-
-    # -- output
-
-    def _follow(self, agent: str) -> None:
-        with contextlib.suppress(OSError):  # no pipe: all of its output has been written down
-            self._copy(agent, os.open(self._path(agent, self.PIPE), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
-
-    def _copy(self, agent: str, reader: int) -> None:
-        self._copying = {thread for thread in self._copying if thread.is_alive()}
-        thread = threading.Thread(target=self._copy_all, args=(agent, reader), daemon=True)
-        self._copying.add(thread)
-        thread.start()
-
-    def _copy_all(self, agent: str, reader: int) -> None:
-        """Write an agent's output down until nobody is left who could write; of several keepers one at a time does."""
-        if sys.platform != "win32":
-            import fcntl
-
-            fcntl.flock(reader, fcntl.LOCK_EX)
-            os.set_blocking(reader, True)
-        output = OutputWriter(self._path(agent, ""))
-        while chunk := os.read(reader, 16 * 1024):
-            output.write(chunk, time.time())
-        output.close()
-        with contextlib.suppress(OSError):  # the agent's whole folder may be gone
-            os.unlink(self._path(agent, self.PIPE))
-        os.close(reader)
-
-    def _path(self, agent: str, name: str) -> str:
-        return os.path.join(self._folder, agent, name)
-
-    # -- ends
-
-    def _has_children(self) -> bool:
-        if sys.platform == "win32":
-            return False
-        self._reap()
-        try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return False
-        return True
-
-    def _reap(self) -> None:
-        """Collect whatever has ended: agents, and orphans that they have left."""
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
-                if not pid:
-                    return
-                unit = 1 if sys.platform == "darwin" else 1024
-                facts = {
-                    "code": os.waitstatus_to_exitcode(status),
-                    "cpu": usage.ru_utime + usage.ru_stime,
-                    "memory": usage.ru_maxrss * unit,
-                }
-                if pid in self._agents:
-                    self._ended(pid, facts)
-                else:
-                    self._unclaimed[pid] = facts
-
-    def _ended(self, pid: int, facts: dict[str, Any]) -> None:
-        agent, note = self._agents.pop(pid)
-        facts["time"] = time.time()
-        self._unwritten[agent] = note, facts
-        self._write_end(agent)
-        self._tell(agent=agent, ended=facts)
-
-    def _write_end(self, agent: str) -> None:
-        """Write down how an agent ended, in one step; where the disk is full, again before we end."""
-        note, facts = self._unwritten[agent]
-        path = self._path(agent, self.END)
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path + "~")
-            file = os.open(
-                path + "~", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600
-            )  # nothing that the agent may have put there
-            try:
-                os.write(file, json.dumps(facts).encode())
-                os.fsync(file)
-            finally:
-                os.close(file)
-            os.replace(path + "~", path)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return
-        del self._unwritten[agent]
-        os.close(note)
+    async def close(self) -> None:
+        """Leave all processes to themselves."""
+        for task in self._watches:
+            task.cancel()
 
 
-class AgentOutput:
-    """Reads what a keeper has written down of one agent: text with stamps at the lines' beginnings, in files named by
-    their place.
+FORCE = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+
+def life_of(pid: int) -> tuple[str, float] | None:
+    """(birth, age in seconds) of a living process, None where there is none. Blocks.
+
+    Its birth tells a process from others with its number; on Linux whatever the clock says.
     """
+    with contextlib.suppress(psutil.Error, OSError):
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        if sys.platform != "linux":
+            return f"{process.create_time():.2f}", time.time() - process.create_time()
+        ticks = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(") ")[2].split()[19]
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
+        return f"{boot_id()}/{ticks}", age
+    return None
 
-    STAMP = len("2025-01-01T00:00:00.000Z ")
+
+@functools.cache
+def boot_id() -> str:
+    """Tells this run of the machine, from whose beginning Linux counts births, from others."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Output:
+    """What an agent has written. A place in it is a number of bytes."""
+
+    NAME = "output.log"
     TAIL = 512 * 1024  # how far back the last lines are looked for
     READ = MB
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def _files(self) -> list[tuple[int, Path]]:
-        """(place of the first byte, path) of each file, oldest first."""
-        return sorted((int(path.name.split(".")[1]), path) for path in self._folder.glob("output.*.log"))
-
-    def last_written(self) -> float | None:
-        """When the last byte was written down, None before the first."""
-        with contextlib.suppress(OSError):
-            for _, path in reversed(self._files()):
-                if (facts := path.stat()).st_size:
-                    return facts.st_mtime
-        return None
-
-    def _bytes(self, start: int, number: int) -> tuple[int, bytes]:
-        """(place, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
-        content, place = b"", start
-        for first, path in self._files():
-            try:
-                with path.open("rb") as file:
-                    end = file.seek(0, os.SEEK_END) + first
-                    if end <= place or len(content) >= number:
-                        continue
-                    place = place if content else max(place, first)
-                    file.seek(place + len(content) - first)
-                    content += file.read(number - len(content))
-            except FileNotFoundError:  # rotated away at this moment
-                continue
-        return place, content
-
     def read(self, start: int, *, timestamps: bool = False) -> tuple[int, str, int]:
         """(place, text, next place) from ``start`` on, READ bytes at most; ``place`` is later where what was there is
-        gone.
+        gone. Blocks, as all methods do.
         """
-        place, content = self._bytes(max(0, start - 1), self.READ)
-        fresh = place == 0 or place > max(0, start - 1) or content[:1] == b"\n"  # whether what follows begins a line
-        if place == start - 1:
-            place, content = start, content[1:]
-        lines = re.findall(rb"[^\n]*\n|[^\n]+", content)
-        if lines and not lines[-1].endswith(b"\n") and len(lines[-1]) < self.STAMP and (len(lines) > 1 or fresh):
-            content = content[: -len(lines.pop())]  # half a stamp: the next reader gets it whole
-        if not timestamps:
-            lines = [line if number == 0 and not fresh else line[self.STAMP :] for number, line in enumerate(lines)]
-        text, held_back = decode_whole(b"".join(lines))
+        if timestamps:
+            raise ApiError("REQ_001", "timestamps: when lines were written is known with the plugin keeper alone")
+        place, content = self._bytes(start, self.READ)
+        text, held_back = decode_whole(content)
         return place, text, place + len(content) - held_back
 
     def tail(self, number: int) -> list[str]:
@@ -7067,238 +6362,46 @@ class AgentOutput:
 
     def place_of_tail(self, number: int) -> int:
         """Where the last ``number`` lines begin."""
-        files = self._files()
-        place, content = self._bytes(max(0, self._end() - self.TAIL), self.TAIL)
-        position = len(content) - 1 if content.endswith(b"\n") else len(content)
+        asked = max(0, self.size() - self.TAIL)
+        place, content = self._bytes(asked, self.TAIL)
+        position = len(content) - content.endswith(b"\n")
         for _ in range(number):
             position = content.rfind(b"\n", 0, position)
             if position < 0:
-                return place if any(place == first for first, _ in files) else place + content.find(b"\n") + 1
+                return place if place == 0 or place > asked else place + content.find(b"\n") + 1
         return place + position + 1
 
     def place_of(self, since: str) -> int:
         """The place that a cursor names, or where the first line begins that is not older than a moment."""
-        if since.isdigit():
-            return min(int(since), self._end())
-        wanted = since.rstrip("Z").encode()
-        for first, path in self._files():
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                place = first
-                for line in file:
-                    if line[: len(wanted)] >= wanted:
-                        return place
-                    place += len(line)
-        return self._end()
+        if not since.isdigit():
+            raise ApiError("REQ_001", "since: when lines were written is known with the plugin keeper alone")
+        return min(int(since), self.size())
 
-    def _end(self) -> int:
-        """How much has been written down in all."""
-        files = self._files()
-        return files[-1][0] + files[-1][1].stat().st_size if files else 0
+    def last_written(self) -> float | None:
+        """When the last byte was written, None before the first."""
+        with contextlib.suppress(FileNotFoundError):
+            facts = (self._folder / self.NAME).stat()
+            return facts.st_mtime if facts.st_size else None
+        return None
+
+    def size(self) -> int:
+        """How much has been written in all."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self._folder / self.NAME).stat().st_size
+        return 0
+
+    def _bytes(self, start: int, number: int) -> tuple[int, bytes]:
+        """(place, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
+        with contextlib.suppress(FileNotFoundError), (self._folder / self.NAME).open("rb") as file:
+            file.seek(start)
+            return start, file.read(number)
+        return start, b""
 
 
 def decode_whole(content: bytes) -> tuple[str, int]:
     """(text, how many bytes at the end are the beginning of a character)."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     return decoder.decode(content), len(decoder.getstate()[0])
-
-
-# ------------------------------------------------------------------------------------------------------
-# Processes: which ones are an agent's, and signals to no others
-
-Identity = tuple[int, str]  # pid, and what tells it from an earlier or later process with the same number
-FORCE = getattr(signal, "SIGKILL", signal.SIGTERM)
-
-
-class Seen(Struct, frozen=True):
-    """A living process as a census found it. ``mark`` is 0, and ``marker`` empty, where it carries none."""
-
-    pid: int
-    birth: str
-    order: float  # seconds from the boot, or the epoch, until it began
-    parent: int
-    session: int
-    mark: int
-    marker: str
-    cpu: float  # seconds, of the children that it has waited for too
-    memory: int
-    age: float
-
-    @property
-    def identity(self) -> Identity:
-        return self.pid, self.birth
-
-
-class Proof(Struct):
-    """What proves that a process is one agent's."""
-
-    mark: int
-    marker: str
-    first: Identity | None = None
-    known: set[Identity] = set()
-
-
-def mark_of(folder: Path) -> int:
-    """The number that the kernel keeps for all processes of the agent with this folder: 55 bits, which no real limit
-    looks like.
-    """
-    return int.from_bytes(hashlib.sha256(os.fsencode(folder)).digest()[:7]) | 1 << 54
-
-
-def members_of(seen: dict[int, Seen], proof: Proof) -> list[Seen]:
-    """The processes that are provably the agent's: its first, known ones, carriers of its mark or marker, its session,
-    and all their descendants.
-    """
-    first = seen.get(proof.first[0]) if proof.first else None
-    session = (
-        first.pid if first and first.identity == proof.first else 0
-    )  # while its leader lives, nobody else can have this session's number
-    sure = proof.known | ({proof.first} if proof.first else set())
-    found = {
-        pid: item
-        for pid, item in seen.items()
-        if item.identity in sure
-        or item.mark == proof.mark
-        or item.marker == proof.marker
-        or (session and item.session == session)
-    }
-    children: dict[int, list[Seen]] = collections.defaultdict(list)
-    for item in seen.values():
-        children[item.parent].append(item)
-    unvisited = list(found)
-    while unvisited:
-        for child in children[unvisited.pop()]:
-            if child.pid not in found:
-                found[child.pid] = child
-                unvisited.append(child.pid)
-    return list(found.values())
-
-
-class Census:
-    """This user's processes at one moment, without the service and its keeper. Those who ask at the same time share one
-    look.
-    """
-
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
-        self._lock = threading.Lock()
-        self._began = 0.0
-        self._found: dict[int, Seen] = {}
-
-    def look(self, pids: set[int] | None = None) -> dict[int, Seen]:
-        """What there is, by pid, no older than this call; only ``pids`` where given. Blocks."""
-        look = look_at_linux if sys.platform == "linux" else look_at_others
-        if pids is not None:
-            return look(pids)
-        asked = time.monotonic()
-        with self._lock:
-            if self._began < asked:
-                self._began = time.monotonic()
-                ourselves = {os.getpid(), self._keeper.pid}
-                self._found = {pid: item for pid, item in look(None).items() if pid not in ourselves}
-            return self._found
-
-
-def look_at_linux(pids: set[int] | None) -> dict[int, Seen]:
-    """Straight from /proc, some 20 us a process. Blocks."""
-    import resource
-
-    boot, tick, page, now = (
-        boot_id(),
-        os.sysconf("SC_CLK_TCK"),
-        os.sysconf("SC_PAGE_SIZE"),
-        time.clock_gettime(time.CLOCK_BOOTTIME),
-    )
-    found = {}
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if pids is None else pids:
-        try:
-            if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
-                continue
-            fields = read_bytes(f"/proc/{pid}/stat").rpartition(b") ")[2].split()
-            if fields[0] in (b"Z", b"X"):
-                continue
-            limit = resource.prlimit(pid, KeeperProgram.RLIMIT_LOCKS)[0]
-            mark = limit if limit > 0 else 0
-            marker = "" if mark else re.search(rb"(?:\A|\0)CCO_TOKEN_FILE=([^\0]*)", read_bytes(f"/proc/{pid}/environ"))
-        except (OSError, ProcessLookupError):  # ended while we looked, or not to be looked at
-            continue
-        began = int(fields[19]) / tick
-        found[pid] = Seen(
-            pid, f"{boot}/{fields[19].decode()}", began, int(fields[1]), int(fields[3]), mark,
-            os.fsdecode(marker[1]) if marker else "",
-            sum(map(int, fields[11:15])) / tick, int(fields[21]) * page, max(0.0, now - began),
-        )  # fmt: skip
-    return found
-
-
-def read_bytes(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.readall() or b""
-
-
-@functools.cache
-def boot_id() -> str:
-    """Tells this run of the machine from others: start times are counted from it, which setting the clock does not
-    change.
-    """
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def look_at_others(pids: set[int] | None) -> dict[int, Seen]:
-    """By psutil, where there is no /proc. Blocks."""
-    found = {}
-    for process in psutil.process_iter() if pids is None else map(psutil.Process, pids):
-        with contextlib.suppress(psutil.Error, OSError), process.oneshot():
-            if (
-                hasattr(os, "geteuid") and process.uids().effective != os.geteuid()
-            ) or process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            began, times = process.create_time(), process.cpu_times()
-            session = os.getsid(process.pid) if hasattr(os, "getsid") else 0
-            found[process.pid] = Seen(
-                process.pid, f"{began:.2f}", began, process.ppid(), session, 0,
-                process.environ().get("CCO_TOKEN_FILE", ""),
-                times.user + times.system, process.memory_info().rss, max(0.0, time.time() - began),
-            )  # fmt: skip
-    return found
-
-
-def process_handle(pid: int) -> int | None:
-    """Something that means this process for ever, while its number may come to mean another one; None where the system
-    has no such thing.
-    """
-    if not hasattr(os, "pidfd_open"):
-        return None
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        raise
-    except OSError:  # Linux before 5.3, or a sandbox that forbids it
-        return None
-
-
-def send_signal(item: Seen, number: int) -> bool:
-    """Signal exactly the process that a census found, and no later one with its number; whether it was there."""
-    look = look_at_linux if sys.platform == "linux" else look_at_others
-    handle = None
-    try:
-        handle = process_handle(item.pid)
-        if (now := look({item.pid}).get(item.pid)) is None or now.birth != item.birth:
-            return False
-        if handle is None:
-            psutil.Process(item.pid).send_signal(number)
-        else:
-            signal.pidfd_send_signal(handle, number)
-    except (OSError, psutil.Error):  # it has just ended
-        return False
-    finally:
-        if handle is not None:
-            os.close(handle)
-    return True
-
-
-def is_command(words: Any) -> bool:
-    """An argv that can be run: a text would be taken apart into its letters."""
-    return isinstance(words, (list, tuple)) and bool(words) and all(isinstance(word, str) for word in words)
 
 
 # ======================================================================================================
@@ -7349,7 +6452,7 @@ def percentile(ordered: list[float], share: float) -> float:
 def built_in_plugins(settings: Settings) -> list[object]:
     return [
         BuiltInAgentTypes(), StructureSection(), FilesSection(), GitSection(), OutputsSection(), MetadataSection(),
-        WordRanking(), RoutingRules(), AgentCommands(settings),
+        WordRanking(), RoutingRules(), AgentCommands(),
     ]  # fmt: skip
 
 
@@ -7699,46 +6802,39 @@ class RoutingRules:
 
 # -- agent commands
 
-# The headless form of each known coding command line. Unasked it may edit files, call us with curl and see its own
-# folder in our storage; more only by its own settings, except for opencode, aider, cursor-agent and copilot, which
-# cannot be told so finely.
-LAUNCHERS: dict[str, tuple[str, ...]] = {
-    "claude": ("claude", "-p", "{prompt}", "--permission-mode", "acceptEdits", "--add-dir", "{agent_folder}",
-        "--allowedTools", "Bash(curl *)"),
-    "codex": (
-        "codex", "exec", "--sandbox", "workspace-write", "-c", "sandbox_workspace_write.network_access=true",
-        "--skip-git-repo-check", "{prompt}",
-    ),
-    "gemini": (
-        "gemini", "--skip-trust", "--approval-mode", "auto_edit", "--allowed-tools", "run_shell_command(curl)",
-        "--include-directories", "{agent_folder}", "-p", "{prompt}",
-    ),
-    # as an argument it comes JSON-quoted
-    "opencode": ("/bin/sh", "-c", 'exec opencode run --auto < "$0"', "{agent_folder}/prompt"),
-    "aider": ("aider", "--yes-always", "--no-check-update", "--message", "{prompt}"),
-    "goose": ("goose", "run", "--no-session", "-t", "{prompt}"),
-    "qwen": (
-        "qwen", "--approval-mode", "auto-edit", "--allowed-tools", "run_shell_command(curl)", "--add-dir",
-        "{agent_folder}", "-p", "{prompt}",
-    ),
-    "cursor-agent": ("cursor-agent", "-p", "--force", "--trust", "{prompt}"),
-    "copilot": ("copilot", "--allow-all-tools", "--allow-all-urls", "--no-ask-user", "--add-dir", "{agent_folder}",
-        "-p", "{prompt}"),
+# The headless form of known coding command lines. Unasked each may edit files, call us with curl and see its own folder
+# in our storage; more only by its own settings, except for opencode and aider, which cannot be told so finely.
+LAUNCHERS = {
+    "claude": AgentCommand(
+        ["claude", "-p", "{prompt}", "--permission-mode", "acceptEdits", "--add-dir", "{agent_folder}",
+         "--allowedTools", "Bash(curl *)"]),
+    "codex": AgentCommand(
+        ["codex", "exec", "--sandbox", "workspace-write", "-c", "sandbox_workspace_write.network_access=true",
+         "--skip-git-repo-check", "{prompt}"]),
+    "gemini": AgentCommand(
+        ["gemini", "--skip-trust", "--approval-mode", "auto_edit", "--allowed-tools", "run_shell_command(curl)",
+         "--include-directories", "{agent_folder}", "-p", "{prompt}"]),
+    "opencode": AgentCommand(["opencode", "run", "--auto"], stdin="{agent_folder}/prompt"),
+    "aider": AgentCommand(["aider", "--yes-always", "--no-check-update", "--message", "{prompt}"]),
 }  # fmt: skip
 
 
 class AgentCommands:
-    """The agent type's own command, else --agent-command, else the first known coding command line on PATH."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._by_type, self._default = settings.agent_commands, settings.agent_command
+    """The configured command, in which a known program's name alone means its headless form; else the first known
+    program on PATH.
+    """
 
     @hookimpl(trylast=True)
-    def agent_command(self, launch: AgentLaunch) -> Sequence[str] | None:
-        command = self._by_type.get(launch.agent_type, self._default)
-        if command is None:
-            return next((known for name, known in LAUNCHERS.items() if shutil.which(name)), None)
-        return LAUNCHERS.get(command[0], command) if len(command) == 1 else command
+    def agent_command(self, launch: AgentLaunch) -> Sequence[str] | AgentCommand | None:
+        return known_command(launch.configured, LAUNCHERS)
+
+
+def known_command(
+    configured: Sequence[str] | None, known: dict[str, AgentCommand]
+) -> Sequence[str] | AgentCommand | None:
+    if configured is None:
+        return next((command for name, command in known.items() if shutil.which(name)), None)
+    return known.get(configured[0], configured) if len(configured) == 1 else configured
 
 
 # ======================================================================================================

@@ -39,12 +39,16 @@ from agent_harness import (
     state,
     status,
 )  # fmt: skip
-from conftest import Client, Service, clean_environment, make_repository, until
+from conftest import Client, Service, clean_environment, make_repository, plugin, until
+from msgspec.structs import replace
 
-import cco_sidecar
-from cco_sidecar import LAUNCHERS, AgentOutput, OutputWriter, Proof, Seen, members_of
+from cco_sidecar import MB
 
 __all__ = ["nothing_left"]
+keeper = plugin("keeper")
+Proof, Seen, StampedOutput, members_of = keeper.Proof, keeper.Seen, keeper.StampedOutput, keeper.members_of
+OutputWriter = plugin("_keeper_program").OutputWriter
+KNOWN = plugin("launchers").KNOWN
 ONE_SECOND = {"CCO_SIDECAR_LOG_LEVEL": "info", "NAP": NAP}
 MORE = ("--max-agents", "60", "--max-agents-per-issue", "1000")
 
@@ -115,16 +119,16 @@ def test_only_what_is_proved_to_be_an_agents_is_its(processes: list[Seen], proof
 
 
 def test_a_signal_reaches_exactly_the_process_that_was_seen() -> None:
-    look = cco_sidecar.look_at_linux if sys.platform == "linux" else cco_sidecar.look_at_others
+    look = keeper.look_at_linux if sys.platform == "linux" else keeper.look_at_others
     child = subprocess.Popen(["/bin/sleep", NAP])
     try:
         found = until(lambda: look({child.pid}).get(child.pid))
-        earlier = cco_sidecar.msgspec.structs.replace(found, birth="another one's")
-        assert cco_sidecar.send_signal(earlier, signal.SIGKILL) is False
+        earlier = replace(found, birth="another one's")
+        assert earlier.send_signal(signal.SIGKILL) is False
         assert child.poll() is None
-        assert cco_sidecar.send_signal(found, signal.SIGKILL) is True
+        assert found.send_signal(signal.SIGKILL) is True
         assert child.wait(5) == -signal.SIGKILL
-        assert cco_sidecar.send_signal(found, signal.SIGKILL) is False
+        assert found.send_signal(signal.SIGKILL) is False
     finally:
         child.kill()
 
@@ -133,10 +137,10 @@ def test_both_ways_to_look_at_processes_agree() -> None:
     child = subprocess.Popen(["/bin/sleep", NAP], env={"CCO_TOKEN_FILE": "/t"}, start_new_session=True)
     try:
         until(lambda: psutil.Process(child.pid).name() == "sleep")
-        portable = cco_sidecar.look_at_others(None)[child.pid]
+        portable = keeper.look_at_others(None)[child.pid]
         assert (portable.parent, portable.session, portable.marker) == (os.getpid(), child.pid, "/t")
         if sys.platform == "linux":
-            linux = cco_sidecar.look_at_linux(None)[child.pid]
+            linux = keeper.look_at_linux(None)[child.pid]
             assert (linux.parent, linux.session, linux.marker) == (os.getpid(), child.pid, "/t")
             assert abs(linux.memory - portable.memory) < 1_000_000 and abs(linux.cpu - portable.cpu) < 1
     finally:
@@ -255,9 +259,9 @@ def test_agents_outlive_their_keeper_and_their_output_goes_on(
     architect, gate = service.client(), tmp_path / "gate"
     agent_id = spawn(architect, "pieces", environment={"GATE": str(gate)})["agent_id"]
     says(architect, agent_id, "one ")
-    (keeper,) = keepers(service)
-    keeper.kill()
-    until(lambda: [found for found in keepers(service) if found != keeper])
+    (process,) = keepers(service)
+    process.kill()
+    until(lambda: [found for found in keepers(service) if found != process])
     other = spawn(architect, "fail")["agent_id"]
     assert state(architect, other)["exit_code"] == 3
     assert status(architect, agent_id)["state"] == "running"
@@ -286,21 +290,21 @@ def test_one_keeper_serves_all_agents_and_holds_nothing_of_ours(
 ) -> None:
     for _ in range(5):
         spawn(architect, "hang", issue)
-    (keeper,) = keepers(service)
-    assert set(keeper.environ()) <= {"LC_CTYPE", "LD_LIBRARY_PATH"}
-    assert keeper.memory_full_info().uss < 15_000_000
-    for process in [keeper, *keeper.children(recursive=True)]:
-        assert "eyJ" not in " ".join(process.cmdline())
+    (process,) = keepers(service)
+    assert set(process.environ()) <= {"LC_CTYPE", "LD_LIBRARY_PATH"}
+    assert process.memory_full_info().uss < 15_000_000
+    for each in [process, *process.children(recursive=True)]:
+        assert "eyJ" not in " ".join(each.cmdline())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
 def test_a_keeper_keeps_nothing_of_agents_that_have_ended(service: Service, architect: Client, issue: str) -> None:
     spawn(architect, "hang", issue)
-    (keeper,) = keepers(service)
-    before = keeper.num_fds()
+    (process,) = keepers(service)
+    before = process.num_fds()
     for _ in range(5):
         state(architect, spawn(architect, "succeed", issue)["agent_id"], "completed")
-    until(lambda: keeper.num_fds() <= before and keeper.num_threads() <= 2)
+    until(lambda: process.num_fds() <= before and process.num_threads() <= 2)
 
 
 # -- limits
@@ -519,7 +523,7 @@ def test_a_flood_neither_fills_the_disk_nor_stops_the_agent(service: Service, ar
 
     found = until(ended, 60)
     assert (found["state"], found["output_tail"][-1]) == ("completed", "flooded")
-    assert 4_000_000 < max(sizes) < 10 * cco_sidecar.MB
+    assert 4_000_000 < max(sizes) < 10 * MB
     path = f"/api/agents/{spawned['agent_id']}/logs"
     page, lines = architect.get(path).json(), 0
     assert page["offset"] > 90_000_000
@@ -535,10 +539,7 @@ def test_a_line_without_end_is_broken(service: Service, architect: Client, issue
     assert state(architect, spawned["agent_id"])["state"] == "completed"
     lines = architect.get(f"/api/agents/{spawned['agent_id']}/logs").json()["text"].splitlines()
     assert len(lines) > 1 and set("".join(lines)) == {"y"}
-    assert (
-        sum(path.stat().st_size for path in folder_of(service, spawned["agent_id"]).glob("output.*.log"))
-        < 10 * cco_sidecar.MB
-    )
+    assert sum(path.stat().st_size for path in folder_of(service, spawned["agent_id"]).glob("output.*.log")) < 10 * MB
 
 
 def test_what_a_full_disk_swallowed_is_said_when_there_is_room_again(
@@ -561,7 +562,7 @@ def test_what_a_full_disk_swallowed_is_said_when_there_is_room_again(
     room[0] = 1_000_000
     writer.write(b"after\n", 3.0)
     writer.close()
-    place, text, following = AgentOutput(tmp_path).read(0)
+    place, text, following = StampedOutput(tmp_path).read(0)
     lines = text.splitlines()
     assert (lines[0], lines[1], lines[3]) == ("before", "half ", "after")
     assert re.fullmatch(r"\[\d+ bytes were lost here: No space left on device\]", lines[2])
@@ -572,7 +573,7 @@ def test_what_a_full_disk_swallowed_is_said_when_there_is_room_again(
 def test_output_reads_the_same_in_whatever_pieces_it_comes_and_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(AgentOutput, "READ", max(60, size))
+    monkeypatch.setattr(StampedOutput, "READ", max(60, size))
     text = "".join(f"line {number} é \r x\n" * (number % 3) + "\n" for number in range(200)) + "the end"
     content, writer = text.encode(), OutputWriter(str(tmp_path))
     for start in range(0, len(content), size):
@@ -581,7 +582,7 @@ def test_output_reads_the_same_in_whatever_pieces_it_comes_and_is_read(
             writer = OutputWriter(str(tmp_path))  # as the next keeper would go on
         writer.write(content[start : start + size], start / 1000)
     writer.close()
-    output, found, place = AgentOutput(tmp_path), "", 0
+    output, found, place = StampedOutput(tmp_path), "", 0
     while True:
         at, piece, following = output.read(place)
         assert at == place
@@ -605,7 +606,7 @@ def test_rotation_drops_whole_lines_and_nothing_else(
     for start in range(0, len(content), size):
         writer.write(content[start : start + size], start / 1000)
     writer.close()
-    place, text, _ = AgentOutput(tmp_path).read(0)
+    place, text, _ = StampedOutput(tmp_path).read(0)
     assert len(list(tmp_path.iterdir())) == 2 and place > 20_000
     assert text.startswith("line ") and content.decode().endswith("\n" + text)
 
@@ -613,7 +614,7 @@ def test_rotation_drops_whole_lines_and_nothing_else(
 # -- launchers
 
 
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize("name", KNOWN)
 def test_a_known_command_line_is_started_in_its_headless_form(
     make_service: Callable[..., Service], tmp_path: Path, name: str
 ) -> None:
@@ -627,13 +628,10 @@ def test_a_known_command_line_is_started_in_its_headless_form(
     spawned = spawn(service.client(), "Mend the $(roof) {issue_id}")
     assert state(service.client(), spawned["agent_id"])["state"] == "completed"
     arguments, token, read = json.loads(output(service.client(), spawned["agent_id"]))
-    form, folder = LAUNCHERS[name][1:], str(folder_of(service, spawned["agent_id"]))
-    if "{prompt}" in form:
-        (prompt,) = (word for word, given in zip(arguments, form, strict=True) if given == "{prompt}")
-        assert arguments == [{"{prompt}": prompt, "{agent_folder}": folder}.get(word, word) for word in form]
-    else:
-        prompt = read
-        assert arguments == ["run", "--auto"]
+    form, folder = KNOWN[name].argv[1:], str(folder_of(service, spawned["agent_id"]))
+    prompt = read or next(word for word, given in zip(arguments, form, strict=True) if given == "{prompt}")
+    assert bool(read) == (KNOWN[name].stdin == "{agent_folder}/prompt")
+    assert arguments == [{"{prompt}": prompt, "{agent_folder}": folder}.get(word, word) for word in form]
     for needed in (
         spawned["agent_id"], "python-specialist", "issue-1", "Mend the $(roof) {issue_id}", f"{folder}/context.json",
         "read_context, write_results, publish_events", f"curl -sS -K {folder}/curl {service.url}/api/results -d '{{",

@@ -39,11 +39,12 @@ from agent_harness import (
     status,
     tree,
 )  # fmt: skip
-from conftest import PROJECT, Client, Service, make_repository, until
+from conftest import PROJECT, Client, Service, make_repository, plugin, until
 
-from cco_sidecar import Agents, KeeperProgram, is_kept, iso, written_end
+from cco_sidecar import Agents, iso
 
 __all__ = ["nothing_left"]
+keeper = plugin("keeper")
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +152,7 @@ def test_the_files_of_an_agent_are_its_users_alone(service: Service, architect: 
     folder = folder_of(service, spawned["agent_id"])
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
-    names = ("context.json", "output.0.log", "output.pipe", "token", "header", "curl", "pid", "prompt")
-    assert modes == dict.fromkeys(names, 0o600)
+    assert modes.keys() > {"context.json", "prompt", "token", "header", "curl"} and set(modes.values()) == {0o600}
     assert (folder / "token").read_text() == spawned["jwt_token"]
 
 
@@ -335,10 +335,8 @@ def test_an_end_is_recorded_and_told(
             "exit_code": exit_code,
         }
         facts |= {name: ended[name] for name in ("signal", "pid", "started_at", "ended_at", "output_tail", "result_id")}
-        facts |= {
-            "cpu_seconds": ended["usage"]["cpu_seconds"],
-            "peak_memory_bytes": ended["usage"]["peak_memory_bytes"],
-        }
+        usage = ended["usage"] or {}  # alone nothing is measured
+        facts |= {"cpu_seconds": usage.get("cpu_seconds"), "peak_memory_bytes": usage.get("peak_memory_bytes")}
         assert event["data"] == facts
 
 
@@ -563,6 +561,7 @@ def seconds_of(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
 
 
+@pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
 def test_after_a_kill_of_the_service_its_agents_go_on_and_are_adopted(make_service: Callable[..., Service]) -> None:
     service = make_service(*COMMAND)
     architect = service.client()
@@ -593,6 +592,7 @@ def test_after_a_kill_of_the_service_its_agents_go_on_and_are_adopted(make_servi
     assert not alive([psutil.Process(pids[running])] if psutil.pid_exists(pids[running]) else [])
 
 
+@pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
 def test_another_process_with_the_agents_number_is_not_taken_for_it(make_service: Callable[..., Service]) -> None:
     """The ledger's pid is made that of this test, which lives, but did not start when the agent did."""
 
@@ -609,6 +609,7 @@ def test_another_process_with_the_agents_number_is_not_taken_for_it(make_service
     assert (ended["state"], ended["signal"]) == ("failed", signal.SIGKILL)
 
 
+@pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
 @pytest.mark.parametrize("down", [Service.stop, Service.kill], ids=["stop", "kill -9"])
 @pytest.mark.parametrize("moment", ["while no service runs", "after the restart", "after two restarts"])
 def test_exit_codes_are_known_over_a_restart(
@@ -636,6 +637,7 @@ def test_exit_codes_are_known_over_a_restart(
     assert service.client().get("/status").json()["agents"]["failed"] == len(agents) - 1
 
 
+@pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
 def test_an_end_at_the_moment_of_a_kill_is_known(make_service: Callable[..., Service], tmp_path: Path) -> None:
     """Agents end one after the other while the service is killed in between, three times."""
     service, known = make_service(*COMMAND, "--max-agents", "60"), {}
@@ -657,14 +659,18 @@ def test_an_end_at_the_moment_of_a_kill_is_known(make_service: Callable[..., Ser
         assert [ended["state"], ended["exit_code"], ended["signal"]] == ends, ended
 
 
-@pytest.mark.parametrize("function", ["Agents._on_exit", "Agents._hear_keeper", "AgentLedger.ended"])
+@pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
+@pytest.mark.parametrize(
+    "function", ["keeper.KeptProcesses._on_exit", "keeper.KeptProcesses._hear_keeper", "cco_sidecar.AgentLedger.ended"]
+)
 def test_a_kill_between_an_end_and_its_record_loses_nothing(
     make_service: Callable[..., Service], tmp_path: Path, function: str
 ) -> None:
     """The service kills itself on the way from the keeper's word to the ledger; the next run goes the whole way."""
     (tmp_path / "faults").mkdir()
-    code = f"lambda *_: os.kill(os.getpid(), signal.SIGKILL) if FAULT.exists() else whole(*_)\nc.{function} = fault\n"
-    names = f"import os, signal\nfrom pathlib import Path\nimport cco_sidecar as c\nFAULT, whole = Path({str(tmp_path / 'fault')!r}), c.{function}\n"
+    names = "import os, signal\nfrom pathlib import Path\nimport cco_sidecar\nfrom cco_sidecar_plugins.agents import keeper\n"
+    names += f"FAULT, whole = Path({str(tmp_path / 'fault')!r}), {function}\n"
+    code = f"lambda *_: os.kill(os.getpid(), signal.SIGKILL) if FAULT.exists() else whole(*_)\n{function} = fault\n"
     (tmp_path / "faults/fault.py").write_text(f"{names}fault = {code}")
     service, gate = make_service(*COMMAND, "--plugins", str(tmp_path / "faults")), tmp_path / "gate"
     agents = [spawn_waiting(service.client(), task, gate) for task, *_ in ENDS]
@@ -682,6 +688,7 @@ def test_a_kill_between_an_end_and_its_record_loses_nothing(
         assert [event["data"]["exit_code"] for event in told] == known[1:2]
 
 
+@pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
 def test_what_a_keeper_writes_down_of_an_end_cannot_be_forged_while_it_lives(
     make_service: Callable[..., Service], tmp_path: Path
 ) -> None:
@@ -718,6 +725,7 @@ UNUSABLE: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
 def test_lost_is_said_where_nothing_can_be_known(make_service: Callable[..., Service]) -> None:
     """The keeper is killed as well, and what stands where it would have written is anything at all, or what it
     writes.
@@ -750,7 +758,7 @@ def test_lost_is_said_where_nothing_can_be_known(make_service: Callable[..., Ser
 def test_a_keeper_waits_for_room_to_write_an_end_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: int
 ) -> None:
-    keeper, real, failures = KeeperProgram(str(tmp_path), "0"), os.fsync, [problem, problem]
+    program, real, failures = keeper.KeeperProgram(str(tmp_path), "0"), os.fsync, [problem, problem]
 
     def fsync(file: int) -> None:
         if failures:
@@ -758,17 +766,18 @@ def test_a_keeper_waits_for_room_to_write_an_end_down(
         real(file)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(keeper, "_tell", lambda **news: None)
+    monkeypatch.setattr(program, "_tell", lambda **news: None)
     (tmp_path / "a").mkdir()
-    keeper._agents[7] = "a", keeper._open_note("a")
-    keeper._ended(7, {"code": 3, "cpu": 0.0, "memory": 0})
-    while keeper._unwritten:
-        assert is_kept(tmp_path / "a") and written_end(tmp_path / "a") is None and problem != errno.EIO
-        keeper._write_end("a")
-    end = written_end(tmp_path / "a")
-    assert not is_kept(tmp_path / "a") and (end.code if end else None) == (None if problem == errno.EIO else 3)
+    program._agents[7] = "a", program._open_note("a")
+    program._ended(7, {"code": 3, "cpu": 0.0, "memory": 0})
+    while program._unwritten:
+        assert keeper.is_kept(tmp_path / "a") and keeper.written_end(tmp_path / "a") is None and problem != errno.EIO
+        program._write_end("a")
+    end = keeper.written_end(tmp_path / "a")
+    assert not keeper.is_kept(tmp_path / "a") and (end.code if end else None) == (None if problem == errno.EIO else 3)
 
 
+@pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
 def test_an_adopted_agent_whose_keeper_is_killed_is_judged_by_its_results(make_service: Callable[..., Service]) -> None:
     service = make_service(*COMMAND)
     lazy, busy = (spawn(service.client(), task)["agent_id"] for task in ("hang", "store_and_hang"))
@@ -776,8 +785,8 @@ def test_an_adopted_agent_whose_keeper_is_killed_is_judged_by_its_results(make_s
     first = keepers(service)
     service.kill()
     service.start()
-    for keeper in first:
-        keeper.kill()
+    for process in first:
+        process.kill()
     architect = service.client()
     for agent_id in (lazy, busy):
         psutil.Process(status(architect, agent_id)["pid"]).kill()

@@ -219,6 +219,18 @@ PLUGINS = {
         def project_reader(settings):
             return Reader(settings.root, settings.storage)
     """,
+    "owner": """
+        from cco_sidecar import Processes
+
+        class Named(Processes):
+            async def start(self, agent_id, command):
+                command.argv.append(f"started by a plugin's owner")
+                return await super().start(agent_id, command)
+
+        @hookimpl
+        def process_owner(settings):
+            return Named(settings)
+    """,
     "store": """
         from cco_sidecar import Storage
 
@@ -413,7 +425,15 @@ def test_a_plugin_says_how_an_agent_runs_and_observes_its_end(plugged: Service, 
     ended = until(lambda: [fact for fact in notes(plugged, "agent_ended") if fact["agent_id"] == agent_id])
     facts = {"agent_id": agent_id, "agent_type": "wizard", "issue_id": issue, "state": "failed", "exit_code": 7}
     assert [facts.items() <= fact.items() for fact in ended] == [True]
-    assert client.get(f"/api/agents/{agent_id}/logs").json()["text"] == f"wizard {issue} a {{issue_id}} spell\n"
+    assert client.get(f"/api/agents/{agent_id}/logs").json()["text"].startswith(f"wizard {issue} a {{issue_id}} spell ")
+
+
+def test_a_plugin_brings_its_own_owner_of_agents_processes(plugged: Service, issue: str) -> None:
+    client = plugged.client()
+    spawned = client.post("/api/agents/spawn", {"agent_type": "wizard", "issue_id": issue}).json()
+    path = f"/api/agents/{spawned['agent_id']}"
+    until(lambda: client.get(f"{path}/status").json()["ended_at"])
+    assert client.get(f"{path}/logs").json()["text"] == f"wizard {issue}  started by a plugin's owner\n"
 
 
 def test_a_command_that_is_no_list_of_words_is_passed_over(
@@ -550,6 +570,7 @@ EXERCISED = {
     "fit_context": test_a_plugin_fits_contexts_into_their_budget,
     "project_reader": test_a_plugin_brings_its_own_look_at_the_repository,
     "storage": test_a_plugin_brings_its_own_storage,
+    "process_owner": test_a_plugin_brings_its_own_owner_of_agents_processes,
     "startup": test_plugins_are_told_of_start_and_stop,
     "shutdown": test_plugins_are_told_of_start_and_stop,
 }

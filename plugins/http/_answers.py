@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from cco_sidecar import LoadedPlugin, NextAgent, ResultBody
+from cco_sidecar import AgentState, LoadedPlugin, NextAgent, ResultBody
 
 
 class ResultStored(Struct):
@@ -154,6 +154,98 @@ class Health(Struct):
     uptime_seconds: float
     project_id: str
     checks: HealthChecks
+    timestamp: str
+
+
+class Spawned(Struct):
+    """Answer of POST /api/agents/spawn. A repeat for an agent that has ended has its ``state`` and no token."""
+
+    agent_id: str
+    spawned: bool
+    process_id: int
+    context_injected: bool
+    jwt_token: str
+    webhook_url: str
+    environment_ignored: list[str]
+    timestamp: str
+    state: AgentState = "running"
+
+
+class AgentUsage(Struct):
+    """What an agent's living processes use: processor time of all of them so far, memory (resident) of the moment of
+    the measurement.
+    """
+
+    cpu_seconds: float
+    memory_bytes: int
+    peak_memory_bytes: int
+    processes: int
+    measured_at: str
+    age_seconds: float
+
+
+class AgentCall(Struct):
+    """The last request that was made with an agent's token."""
+
+    method: str
+    path: str
+    at: str
+    age_seconds: float
+
+
+class AgentStatus(Struct):
+    """What is known of an agent. Times are ISO 8601, null where the thing has not happened; an age is that of the fact
+    before it.
+    """
+
+    agent_id: str
+    agent_type: str
+    issue_id: str
+    state: AgentState
+    exit_code: int | None
+    signal: int | None
+    pid: int | None
+    started_at: str
+    ended_at: str | None
+    output_tail: list[str]
+    task: str
+    parent: str | None
+    result_id: str | None
+    result_status: Literal["success", "failed", "partial"] | None
+    depth: int
+    state_age_seconds: float
+    usage: AgentUsage | None
+    last_output_at: str | None
+    last_output_age_seconds: float | None
+    last_call: AgentCall | None
+
+
+class AgentList(Struct):
+    """Agents, newest last."""
+
+    agents: list[AgentStatus]
+    next_cursor: str | None
+    has_more: bool
+
+
+class AgentLogs(Struct):
+    """What an agent wrote to stdout and stderr; ``next_offset`` goes on from here.
+
+    ``offset`` is where the text begins: later than what was asked for where older output has been rotated away.
+    """
+
+    agent_id: str
+    text: str
+    next_offset: int
+    offset: int
+
+
+class AgentEnding(Struct):
+    """Answer of DELETE /api/agents/{id}: the end has been ordered and follows."""
+
+    agent_id: str
+    ending: bool
+    state: AgentState
     timestamp: str
 
 

@@ -1,0 +1,644 @@
+"""Owns agents' processes with a keeper: exit codes over crashes, what they use, every daemon, output with times.
+
+The core's own Processes starts agents as its children. Here a small process of its own, the keeper, is their parent and
+writes their output down: one for all agents of a run of the service, it outlives a crash of the service and ends with
+its last agent. Every process of an agent is found by proofs, of which one, a mark in the kernel, cannot be shed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import psutil
+from msgspec import Meta, Struct
+
+from cco_sidecar import (
+    AgentCommand,
+    Identity,
+    Output,
+    Process,
+    Processes,
+    Settings,
+    boot_id,
+    decode_whole,
+    find_program,
+    hookimpl,
+    lock_file,
+    one_line,
+)
+from cco_sidecar_plugins.agents import _keeper_program
+from cco_sidecar_plugins.agents._keeper_program import KeeperProgram
+
+log = logging.getLogger("cco")
+
+
+@hookimpl
+def process_owner(settings: Settings) -> Processes:
+    return KeptProcesses(settings)
+
+
+class KeptProcesses(Processes):
+    """Agents' processes as their keeper and a census of all processes, four times a second, know them."""
+
+    SURVEY = 0.25  # seconds between two looks at all agents
+    PATIENCE = 40  # looks without its first process after which an agent is gone although its keeper has not said so
+    KEEPER_SECONDS = 10.0  # how long an end waits for a living keeper's word
+    OUTPUT_SECONDS = 2.0  # how long an end waits for the last lines to be written down
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._keeper = Keeper(self._folder, self._root, self._on_exit, self._on_keeper_lost)
+        self._census = Census(self._keeper)
+        self._kept: dict[str, KeptProcess] = {}
+        self._surveying: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        await self._keeper.open()
+        self._at_start = await asyncio.to_thread(self._census.look)  # for all adoptions
+        self._surveying = asyncio.create_task(self._survey())
+
+    async def start(self, agent_id: str, command: AgentCommand) -> Process:
+        process = self._kept[agent_id] = KeptProcess(agent_id, self._folder / agent_id)
+        try:
+            process.pid = pid = await self._keeper.start_agent(agent_id, command, process.proof.mark)
+            # It may have ended before we look: it was started all the same.
+            if found := (await asyncio.to_thread(self._census.look, {pid})).get(pid):
+                process.proof.first, process.birth = found.identity, found.birth
+        except BaseException:  # it may have been started before what failed
+            process.exited.set()
+            await self.end(process, lambda: 0.0)
+            raise
+        return process
+
+    async def adopt(self, agent_id: str, pid: int | None, birth: str | None, known: set[Identity]) -> Process:
+        process = self._kept[agent_id] = KeptProcess(agent_id, self._folder / agent_id)
+        process.known = process.proof.known = set(known)
+        pid = pid or await asyncio.to_thread(noted_pid, process.folder)
+        members = members_of(self._at_start, process.proof)
+        first = min((item for item in members if pid in (None, item.pid)), key=lambda item: item.order, default=None)
+        process.pid, process.birth = pid, birth
+        if first is None or birth not in (None, first.birth):
+            process.exited.set()
+            return process
+        process.pid, process.birth, process.proof.first = first.pid, first.birth, first.identity
+        process.began -= first.age
+        self._keeper.follow(agent_id)
+        return process
+
+    async def end(self, process: Process, grace: Callable[[], float]) -> None:
+        await super().end(process, grace)
+        await self._hear_keeper(self._kept[process.agent_id])
+        del self._kept[process.agent_id]
+
+    def members(self, process: Process) -> dict[Any, Any]:
+        kept = self._kept[process.agent_id]
+        members = {item.identity: item for item in members_of(self._census.look(), kept.proof)}
+        kept.proof.known |= members.keys()
+        return members
+
+    async def _hear_keeper(self, process: KeptProcess) -> None:
+        """Nothing of the agent is alive: wait, within bounds, until its keeper has written down how it ended and its
+        last output.
+        """
+        await until(lambda: process.told or not is_kept(process.folder), self.KEEPER_SECONDS)
+        if not process.told and (end := await asyncio.to_thread(written_end, process.folder)):
+            process.hear(end)
+        await until(lambda: not (process.folder / KeeperProgram.PIPE).exists(), self.OUTPUT_SECONDS)
+        process.usage |= {"processes": 0, "memory": 0}
+
+    def output(self, agent_id: str) -> Output:
+        folder = self._folder / agent_id
+        return Output(folder) if (folder / Output.NAME).exists() else StampedOutput(folder)  # of a run without us
+
+    async def close(self) -> None:
+        if self._surveying:
+            self._surveying.cancel()
+        await self._keeper.close()
+
+    async def _survey(self) -> None:
+        """Look at all agents again and again: what they use, and whether adopted ones still live."""
+        while True:
+            await asyncio.sleep(self.SURVEY)
+            try:
+                if self._kept:
+                    seen, now = await asyncio.to_thread(self._census.look), time.time()
+                    for process in list(self._kept.values()):
+                        self._survey_one(process, seen, now)
+            except Exception as error:  # a boundary: one bad look must not be the last
+                log.error("agents: survey failed", exc_info=error)
+
+    def _survey_one(self, process: KeptProcess, seen: dict[int, Seen], now: float) -> None:
+        if process.pid is None:  # it is being started
+            return
+        if members := members_of(seen, process.proof):
+            process.measure(members, now)
+        process.missing = 0 if process.proof.first in {item.identity for item in members} else process.missing + 1
+        if process.missing and (process.missing > self.PATIENCE or not is_kept(process.folder)):
+            process.exited.set()
+
+    def _on_exit(self, agent_id: str, end: AgentEnd) -> None:
+        """The keeper has reaped an agent's first process."""
+        if process := self._kept.get(agent_id):
+            process.hear(end)
+
+    def _on_keeper_lost(self) -> None:
+        """The keeper died: its agents go on, watched as adopted ones are, and a new keeper goes on with their
+        output.
+        """
+        for process in self._kept.values():
+            if not process.exited.is_set():
+                self._keeper.follow(process.agent_id)
+
+
+class KeptProcess(Process):
+    """A process with what proves that others are its agent's too."""
+
+    def __init__(self, agent_id: str, folder: Path) -> None:
+        super().__init__(agent_id, folder)
+        self.proof = Proof(mark=mark_of(folder), marker=str(folder / "token"))
+        self.told = False  # its keeper has said how it ended
+        self.missing = 0  # looks on end that did not find its first process
+
+    def measure(self, members: Sequence[Seen], now: float) -> None:
+        """Take down what a census found. Processor time counts what has ended, memory is that of the moment."""
+        memory = sum(item.memory for item in members)
+        self.usage = {
+            "cpu": max(self.usage.get("cpu", 0.0), sum(item.cpu for item in members)),
+            "memory": memory,
+            "peak_memory": max(self.usage.get("peak_memory", 0), memory),
+            "processes": len(members),
+            "measured": now,
+        }
+        self.known = self.proof.known = {item.identity for item in members}
+
+    def hear(self, end: AgentEnd) -> None:
+        self.exit_code, self.ended, self.told = end.code, end.time, True
+        self.usage |= {
+            "cpu": max(self.usage.get("cpu", 0.0), end.cpu),
+            "peak_memory": max(self.usage.get("peak_memory", 0), end.memory),
+            "measured": min(end.time, time.time()),
+        }
+        self.exited.set()
+
+
+async def until(condition: Callable[[], Any], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+
+
+class AgentEnd(Struct, frozen=True):
+    """How an agent's first process ended, as its keeper tells it, and writes it down for a later run of the service."""
+
+    code: Annotated[int, Meta(ge=-255, lt=1 << 32)]  # below 0: the signal that ended it
+    cpu: Annotated[float, Meta(ge=0, le=1e9)]
+    memory: Annotated[int, Meta(ge=0, lt=1 << 53)]  # at its most
+    time: float
+
+
+def written_end(folder: Path) -> AgentEnd | None:
+    """How an agent ended by what its keeper has written down, None where there is nothing that can be so. Blocks.
+
+    The agent itself can write there: what is no small file of these facts is passed over.
+    """
+    try:
+        file = os.open(
+            folder / KeeperProgram.END, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        )
+    except OSError:
+        return None
+    try:
+        return msgspec.json.decode(os.read(file, 300), type=AgentEnd)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        log.warning("agent %s: what is written of its end cannot be used: %s", folder.name, one_line(error))
+        return None
+    finally:
+        os.close(file)
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a keeper has yet to write down how the agent ends: it holds this lock until then, and no longer than it
+    lives. Blocks.
+    """
+    try:
+        file = os.open(folder / KeeperProgram.PID, os.O_RDWR | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        return False
+    except OSError:  # too many files are open, or the like: nobody knows
+        return True
+    try:
+        lock_file(file)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+
+
+def noted_pid(folder: Path) -> int | None:
+    """The first process of an agent by its keeper's note, which comes before the ledger's. Blocks."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((folder / KeeperProgram.PID).read_text())
+    return None
+
+
+class Keeper:
+    """The service's end of its keeper, which is started with the first agent, and again when it has died."""
+
+    START_SECONDS = 20.0
+
+    def __init__(
+        self, folder: Path, root: Path, on_exit: Callable[[str, AgentEnd], None], on_lost: Callable[[], None]
+    ) -> None:
+        self._folder, self._root, self._on_exit, self._on_lost = folder, root, on_exit, on_lost
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._starting: dict[str, asyncio.Future[int]] = {}
+        self._stopped = False
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def open(self) -> None:
+        """Wait until no keeper of an earlier run can start an agent any more, so that every agent there is can be
+        found.
+        """
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._wait_for_gate)
+
+    def _wait_for_gate(self) -> None:
+        gate = os.open(self._folder.parent / KeeperProgram.GATE, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if sys.platform != "win32":
+                import fcntl
+
+                fcntl.flock(gate, fcntl.LOCK_EX)
+        finally:
+            os.close(gate)
+
+    async def start_agent(self, agent_id: str, command: AgentCommand, mark: int) -> int:
+        """The pid of a new agent in a session of its own. Raises OSError."""
+        answer = self._starting[agent_id] = self._loop.create_future()
+        program = await asyncio.to_thread(find_program, command, self._root)
+        order = {"start": agent_id, "program": program, "mark": mark, "root": str(self._root)}
+        try:
+            await asyncio.to_thread(self._send, order | msgspec.structs.asdict(command))
+            async with asyncio.timeout(self.START_SECONDS):
+                return typing.cast(int, await answer)
+        except TimeoutError:
+            raise OSError(errno.ETIMEDOUT, "no answer from the keeper") from None
+        finally:
+            self._starting.pop(agent_id, None)
+
+    def follow(self, agent_id: str) -> None:
+        """Go on with the output of an agent whose keeper has died, or as soon as it does."""
+        self._loop.run_in_executor(None, self._try_to_send, {"follow": agent_id})
+
+    def _try_to_send(self, order: dict[str, Any]) -> None:
+        try:
+            self._send(order)
+        except OSError as error:
+            log.error("keeper of agents: %s", error.strerror)
+
+    def _send(self, order: dict[str, Any]) -> None:
+        """Blocks for as long as the keeper takes to read."""
+        with self._lock:
+            process = self._process = (
+                self._process or self._boot()
+            )  # of one that has died it is known in a moment, and it then is None
+            assert process.stdin
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            process.stdin.flush()
+
+    def _boot(self) -> subprocess.Popen[bytes]:
+        """A bare interpreter: no site packages, none of our memory, and none of our environment, which may hold
+        secrets.
+        """
+        needed = (
+            "SYSTEMROOT",
+            "LD_LIBRARY_PATH",
+            "DYLD_LIBRARY_PATH",
+        )  # where the interpreter's own libraries may be found through these
+        environment = {name: os.environ[name] for name in needed if name in os.environ}
+        command = [sys.executable, "-I", "-S", _keeper_program.__file__, str(self._folder), str(os.getpid())]
+        with open(self._folder.parent / "keeper.log", "ab", opener=functools.partial(os.open, mode=0o600)) as errors:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=self._root, env=environment,
+                start_new_session=True
+            )  # fmt: skip
+        threading.Thread(target=self._listen, args=(process,), name="keeper", daemon=True).start()
+        return process
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout
+        for line in process.stdout:
+            self._call(self._told, json.loads(line))
+        process.wait()
+        self._call(self._lost)
+
+    def _call(self, function: Callable[..., None], *values: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody is left to be told
+            self._loop.call_soon_threadsafe(function, *values)
+
+    def _told(self, news: dict[str, Any]) -> None:
+        if "ended" in news:
+            return self._on_exit(news["agent"], AgentEnd(**news["ended"]))
+        answer = self._starting.get(news["agent"])
+        if answer and not answer.done():
+            if "pid" in news:
+                answer.set_result(news["pid"])
+            else:
+                answer.set_exception(OSError(news["errno"], news["reason"]))
+
+    def _lost(self) -> None:
+        self._process = None
+        if not self._stopped:
+            log.error("the keeper of agents has died; its agents go on, but their exit codes will not be known")
+            for answer in self._starting.values():
+                if not answer.done():
+                    answer.set_exception(OSError(errno.EPIPE, "the keeper of agents has died"))
+            self._on_lost()
+
+    async def close(self) -> None:
+        """Take no more news. A keeper that has agents goes on with them, another one ends."""
+        self._stopped = True
+        process = self._process
+        if process is None:
+            return
+        assert process.stdin
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(process.wait, 0.5)
+
+
+class StampedOutput(Output):
+    """Reads what a keeper has written down of one agent: text with stamps at the lines' beginnings, in files named by
+    their place.
+    """
+
+    STAMP = len("2025-01-01T00:00:00.000Z ")
+
+    def _files(self) -> list[tuple[int, Path]]:
+        """(place of the first byte, path) of each file, oldest first."""
+        return sorted((int(path.name.split(".")[1]), path) for path in self._folder.glob("output.*.log"))
+
+    def last_written(self) -> float | None:
+        """When the last byte was written down, None before the first."""
+        with contextlib.suppress(OSError):
+            for _, path in reversed(self._files()):
+                if (facts := path.stat()).st_size:
+                    return facts.st_mtime
+        return None
+
+    def _bytes(self, start: int, number: int) -> tuple[int, bytes]:
+        """(place, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
+        content, place = b"", start
+        for first, path in self._files():
+            try:
+                with path.open("rb") as file:
+                    end = file.seek(0, os.SEEK_END) + first
+                    if end <= place or len(content) >= number:
+                        continue
+                    place = place if content else max(place, first)
+                    file.seek(place + len(content) - first)
+                    content += file.read(number - len(content))
+            except FileNotFoundError:  # rotated away at this moment
+                continue
+        return place, content
+
+    def read(self, start: int, *, timestamps: bool = False) -> tuple[int, str, int]:
+        """(place, text, next place) from ``start`` on, READ bytes at most; ``place`` is later where what was there is
+        gone.
+        """
+        place, content = self._bytes(max(0, start - 1), self.READ)
+        fresh = place == 0 or place > max(0, start - 1) or content[:1] == b"\n"  # whether what follows begins a line
+        if place == start - 1:
+            place, content = start, content[1:]
+        lines = re.findall(rb"[^\n]*\n|[^\n]+", content)
+        if lines and not lines[-1].endswith(b"\n") and len(lines[-1]) < self.STAMP and (len(lines) > 1 or fresh):
+            content = content[: -len(lines.pop())]  # half a stamp: the next reader gets it whole
+        if not timestamps:
+            lines = [line if number == 0 and not fresh else line[self.STAMP :] for number, line in enumerate(lines)]
+        text, held_back = decode_whole(b"".join(lines))
+        return place, text, place + len(content) - held_back
+
+    def place_of(self, since: str) -> int:
+        """The place that a cursor names, or where the first line begins that is not older than a moment."""
+        if since.isdigit():
+            return min(int(since), self.size())
+        wanted = since.rstrip("Z").encode()
+        for first, path in self._files():
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                place = first
+                for line in file:
+                    if line[: len(wanted)] >= wanted:
+                        return place
+                    place += len(line)
+        return self.size()
+
+    def size(self) -> int:
+        """How much has been written down in all."""
+        files = self._files()
+        return files[-1][0] + files[-1][1].stat().st_size if files else 0
+
+
+# -- processes: which ones are an agent's, and signals to no others
+
+
+class Seen(Struct, frozen=True):
+    """A living process as a census found it. ``mark`` is 0, and ``marker`` empty, where it carries none."""
+
+    pid: int
+    birth: str
+    order: float  # seconds from the boot, or the epoch, until it began
+    parent: int
+    session: int
+    mark: int
+    marker: str
+    cpu: float  # seconds, of the children that it has waited for too
+    memory: int
+    age: float
+
+    @property
+    def identity(self) -> Identity:
+        return self.pid, self.birth
+
+    def send_signal(self, number: int) -> bool:
+        """Signal exactly the process that a census found, and no later one with its number; whether it was there."""
+        look = look_at_linux if sys.platform == "linux" else look_at_others
+        handle = None
+        try:
+            handle = process_handle(self.pid)
+            if (now := look({self.pid}).get(self.pid)) is None or now.birth != self.birth:
+                return False
+            if handle is None:
+                psutil.Process(self.pid).send_signal(number)
+            else:
+                signal.pidfd_send_signal(handle, number)
+        except (OSError, psutil.Error):  # it has just ended
+            return False
+        finally:
+            if handle is not None:
+                os.close(handle)
+        return True
+
+
+class Proof(Struct):
+    """What proves that a process is one agent's."""
+
+    mark: int
+    marker: str
+    first: Identity | None = None
+    known: set[Identity] = set()
+
+
+def mark_of(folder: Path) -> int:
+    """The number that the kernel keeps for all processes of the agent with this folder: 55 bits, which no real limit
+    looks like.
+    """
+    return int.from_bytes(hashlib.sha256(os.fsencode(folder)).digest()[:7]) | 1 << 54
+
+
+def members_of(seen: dict[int, Seen], proof: Proof) -> list[Seen]:
+    """The processes that are provably the agent's: its first, known ones, carriers of its mark or marker, its session,
+    and all their descendants.
+    """
+    first = seen.get(proof.first[0]) if proof.first else None
+    session = (
+        first.pid if first and first.identity == proof.first else 0
+    )  # while its leader lives, nobody else can have this session's number
+    sure = proof.known | ({proof.first} if proof.first else set())
+    found = {
+        pid: item
+        for pid, item in seen.items()
+        if item.identity in sure
+        or item.mark == proof.mark
+        or item.marker == proof.marker
+        or (session and item.session == session)
+    }
+    children: dict[int, list[Seen]] = collections.defaultdict(list)
+    for item in seen.values():
+        children[item.parent].append(item)
+    unvisited = list(found)
+    while unvisited:
+        for child in children[unvisited.pop()]:
+            if child.pid not in found:
+                found[child.pid] = child
+                unvisited.append(child.pid)
+    return list(found.values())
+
+
+class Census:
+    """This user's processes at one moment, without the service and its keeper. Those who ask at the same time share one
+    look.
+    """
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._lock = threading.Lock()
+        self._began = 0.0
+        self._found: dict[int, Seen] = {}
+
+    def look(self, pids: set[int] | None = None) -> dict[int, Seen]:
+        """What there is, by pid, no older than this call; only ``pids`` where given. Blocks."""
+        look = look_at_linux if sys.platform == "linux" else look_at_others
+        if pids is not None:
+            return look(pids)
+        asked = time.monotonic()
+        with self._lock:
+            if self._began < asked:
+                self._began = time.monotonic()
+                ourselves = {os.getpid(), self._keeper.pid}
+                self._found = {pid: item for pid, item in look(None).items() if pid not in ourselves}
+            return self._found
+
+
+def look_at_linux(pids: set[int] | None) -> dict[int, Seen]:
+    """Straight from /proc, some 20 us a process. Blocks."""
+    import resource
+
+    boot, tick, page, now = (
+        boot_id(),
+        os.sysconf("SC_CLK_TCK"),
+        os.sysconf("SC_PAGE_SIZE"),
+        time.clock_gettime(time.CLOCK_BOOTTIME),
+    )
+    found = {}
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if pids is None else pids:
+        try:
+            if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+                continue
+            fields = read_bytes(f"/proc/{pid}/stat").rpartition(b") ")[2].split()
+            if fields[0] in (b"Z", b"X"):
+                continue
+            limit = resource.prlimit(pid, KeeperProgram.RLIMIT_LOCKS)[0]
+            mark = limit if limit > 0 else 0
+            marker = "" if mark else re.search(rb"(?:\A|\0)CCO_TOKEN_FILE=([^\0]*)", read_bytes(f"/proc/{pid}/environ"))
+        except (OSError, ProcessLookupError):  # ended while we looked, or not to be looked at
+            continue
+        began = int(fields[19]) / tick
+        found[pid] = Seen(
+            pid, f"{boot}/{fields[19].decode()}", began, int(fields[1]), int(fields[3]), mark,
+            os.fsdecode(marker[1]) if marker else "",
+            sum(map(int, fields[11:15])) / tick, int(fields[21]) * page, max(0.0, now - began),
+        )  # fmt: skip
+    return found
+
+
+def read_bytes(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.readall() or b""
+
+
+def look_at_others(pids: set[int] | None) -> dict[int, Seen]:
+    """By psutil, where there is no /proc. Blocks."""
+    found = {}
+    for process in psutil.process_iter() if pids is None else map(psutil.Process, pids):
+        with contextlib.suppress(psutil.Error, OSError), process.oneshot():
+            if (
+                hasattr(os, "geteuid") and process.uids().effective != os.geteuid()
+            ) or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            began, times = process.create_time(), process.cpu_times()
+            session = os.getsid(process.pid) if hasattr(os, "getsid") else 0
+            found[process.pid] = Seen(
+                process.pid, f"{began:.2f}", began, process.ppid(), session, 0,
+                process.environ().get("CCO_TOKEN_FILE", ""),
+                times.user + times.system, process.memory_info().rss, max(0.0, time.time() - began),
+            )  # fmt: skip
+    return found
+
+
+def process_handle(pid: int) -> int | None:
+    """Something that means this process for ever, while its number may come to mean another one; None where the system
+    has no such thing.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except OSError:  # Linux before 5.3, or a sandbox that forbids it
+        return None

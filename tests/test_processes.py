@@ -1,0 +1,159 @@
+"""The module's own owner of agents' processes: what differs from the keeper's. (What is the same, test_agents shows of both.)"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from agent_harness import (
+    COMMAND,
+    agents_left,
+    folder_of,
+    nothing_left,
+    output,
+    request,
+    says,
+    spawn,
+    state,
+    status,
+)
+from conftest import Client, Service, make_repository, until
+
+__all__ = ["nothing_left"]
+ALONE = ("--no-plugins", *COMMAND)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("processes")
+    running = Service(make_repository(folder / "repository"), folder / "storage", *ALONE).start()
+    yield running
+    assert running.stop() == 0, running.log
+    assert "Traceback" not in running.log, running.log
+
+
+@pytest.mark.parametrize(
+    ("task", "ends_as", "exit_code", "by_signal"),
+    [("succeed", "completed", 0, None), ("fail", "failed", 3, None), ("die", "failed", -signal.SIGKILL, 9)],
+)
+def test_an_exit_code_is_known(
+    service: Service, architect: Client, issue: str, task: str, ends_as: str, exit_code: int, by_signal: int | None
+) -> None:
+    spawned = spawn(architect, task, issue)
+    ended = state(architect, spawned["agent_id"])
+    assert (ended["state"], ended["exit_code"], ended["signal"]) == (ends_as, exit_code, by_signal)
+    assert ended["usage"] is None  # nothing was measured
+    (told,) = architect.wait("agent_exited", filter=f"agent_id:{spawned['agent_id']}", timeout=5000)["events"]
+    assert (told["data"]["exit_code"], told["data"]["cpu_seconds"]) == (exit_code, None)
+    assert not psutil.pid_exists(spawned["process_id"])
+
+
+def test_an_agent_leads_a_session_and_writes_into_a_file_of_its_users_alone(
+    service: Service, architect: Client, issue: str
+) -> None:
+    spawned = spawn(architect, "hang", issue)
+    says(architect, spawned["agent_id"], "hanging")
+    assert os.getsid(spawned["process_id"]) == spawned["process_id"]
+    file = folder_of(service, spawned["agent_id"]) / "output.log"
+    assert (file.stat().st_mode & 0o777, file.read_text()) == (0o600, "hanging\n")
+    architect.delete(f"/api/agents/{spawned['agent_id']}")
+    assert state(architect, spawned["agent_id"])["state"] == "killed"
+
+
+def test_output_is_read_whole_by_tail_and_onwards(service: Service, architect: Client, issue: str) -> None:
+    agent_id = spawn(architect, "write", issue)["agent_id"]
+    assert state(architect, agent_id)["output_tail"][-1] == "line 19999"
+    path = f"/api/agents/{agent_id}/logs"
+    whole = architect.get(path).json()
+    assert whole["text"] == "".join(f"line {number}\n" for number in range(20_000))
+    assert architect.get(path, tail=2).json()["text"] == "line 19998\nline 19999\n"
+    onwards = architect.get(path, since=whole["next_offset"] - 11).json()
+    assert (onwards["text"], onwards["offset"]) == ("line 19999\n", whole["next_offset"] - 11)
+    for asked in ({"timestamps": True}, {"since": "2026-01-01"}):
+        answer = architect.get(path, **asked)
+        assert (answer.status_code, answer.json()["code"]) == (400, "REQ_001") and "keeper" in answer.text
+
+
+@pytest.mark.parametrize("down", [Service.stop, Service.kill], ids=["stop", "kill -9"])
+def test_agents_outlive_the_service_and_are_adopted(
+    make_service: Callable[..., Service], tmp_path: Path, down: Callable[[Service], Any]
+) -> None:
+    service, gate = make_service(*ALONE), tmp_path / "gate"
+    client = service.client()
+    lives, gone, stored = (spawn(client, task)["agent_id"] for task in ("hang", "hang", "store_and_hang"))
+    talks = spawn(client, "pieces", environment={"GATE": str(gate)})["agent_id"]
+    says(client, stored, "stored"), says(client, talks, "one ")
+    pids = {agent_id: status(client, agent_id)["pid"] for agent_id in (lives, gone, stored, talks)}
+    down(service)
+    for agent_id in (gone, stored):
+        os.kill(pids[agent_id], signal.SIGKILL)
+        until(lambda agent_id=agent_id: not psutil.pid_exists(pids[agent_id]))
+    gate.touch()
+    service.start()
+    client = service.client()
+    assert (status(client, lives)["state"], status(client, lives)["pid"]) == ("running", pids[lives])
+    for agent_id, ends_as in ((gone, "lost"), (stored, "completed"), (talks, "lost")):
+        ended = state(client, agent_id)
+        assert (ended["state"], ended["exit_code"]) == (ends_as, None)
+    assert output(client, talks) == "one line\nanother é\n"
+    client.delete(f"/api/agents/{lives}")
+    assert state(client, lives)["state"] == "killed"
+    assert not agents_left()
+
+
+def test_a_process_that_the_ledger_does_not_know_yet_is_found_and_a_strangers_number_is_not(
+    make_service: Callable[..., Service],
+) -> None:
+    """As after a kill between a start and its note; and with this test's number in the place of the agent's."""
+    service = make_service(*ALONE)
+    unknown, forged = (spawn(service.client(), "family")["agent_id"] for _ in range(2))
+    for agent_id in (unknown, forged):
+        says(service.client(), agent_id, "family")
+    pid = status(service.client(), unknown)["pid"]
+    service.kill()
+    with closing(sqlite3.connect(service.storage / "sidecar.db")) as database, database:
+        for agent_id, number in ((unknown, None), (forged, os.getpid())):
+            database.execute("update agent set pid = ? where id = ?", (number, agent_id))
+    service.start()
+    assert (status(service.client(), unknown)["state"], status(service.client(), unknown)["pid"]) == ("running", pid)
+    assert state(service.client(), forged)["state"] == "lost"
+    left = {process.environ()["AGENT_ID"] for process in agents_left()}
+    assert left == {unknown}
+    service.client().delete(f"/api/agents/{unknown}")
+    assert state(service.client(), unknown)["state"] == "killed"
+
+
+def test_a_program_that_cannot_be_run_is_said_and_leaves_nothing(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"\x7fELF" + bytes(100))
+    broken.chmod(0o755)
+    service = make_service("--no-plugins", "--agent-command", json.dumps([str(broken)]))
+    answer = service.client().post("/api/agents/spawn", request())
+    assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001")
+    assert "broken: " in answer.json()["message"] and str(tmp_path) not in answer.text
+    assert list((service.storage / "agents").iterdir()) == []
+
+
+def test_a_known_program_gets_its_prompt_by_standard_input(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/opencode"
+    program.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:], sys.stdin.read())\n")
+    program.chmod(0o755)
+    client = make_service("--no-plugins", env={"PATH": str(tmp_path / "bin")}).client()
+    spawned = spawn(client, "Mend the roof")
+    assert state(client, spawned["agent_id"])["state"] == "completed"
+    said = output(client, spawned["agent_id"])
+    assert said.startswith("['run', '--auto'] You are python-specialist-") and "Mend the roof" in said

@@ -740,68 +740,6 @@ class GitContext(Struct):
     remote_url: str | None
 
 
-class PreviousOutput(Struct):
-    """A result that an earlier agent stored on the issue."""
-
-    agent: str
-    agent_type: str
-    timestamp: str
-    decision: str
-    rationale: str
-    files_affected: list[str]
-    status: str
-    result_id: str
-
-
-TASK_MATCHED = "Whether any word of the task occurs; false: the files are in the order without a task. Null: no task."
-
-
-class ProjectMetadata(Struct):
-    """What the project's manifests and report files say; null where they say nothing."""
-
-    project_type: str
-    dependencies: list[str]
-    dependency_versions: dict[str, str]
-    python_version: str | None
-    test_coverage: float | None
-    last_build_status: str | None
-    last_build_time: str | None
-    security_scan_status: str | None
-    redactions: int
-    index: Literal["ready", "building"]
-    task_matched: Annotated[bool | None, Meta(description=TASK_MATCHED)]
-
-
-class ContextSections(Struct):
-    """The five sections of a context; plugins may add more."""
-
-    project_structure: ProjectStructure
-    relevant_files: list[RelevantFile]
-    git_context: GitContext
-    previous_agent_outputs: list[PreviousOutput]
-    metadata: ProjectMetadata
-
-
-class Context(Struct):
-    """Answer of GET /api/context/{issue_id}/{agent_type}. The last three fields are those of a request with ``since``,
-    which gives only the files that changed; ``since`` is null where that answer is not known any more.
-    """
-
-    issue_id: str
-    agent_type: str
-    context: ContextSections
-    truncated: bool
-    truncation_strategy: Literal["none", "smart", "file_sampling", "semantic_chunking"]
-    total_size_bytes: int
-    estimated_tokens: int
-    file_count: int
-    timestamp: str
-    cache_hit: bool
-    since: str | UnsetType | None = UNSET
-    unchanged_files: int | UnsetType = UNSET
-    removed_files: list[str] | UnsetType = UNSET
-
-
 # Query strings
 
 
@@ -2558,7 +2496,7 @@ class GetContext(Endpoint):
 
     permission = READ
     query_type = ContextQuery
-    answers = {200: Context}
+    answers = {200: "Context"}
     problems = (304, 404)
     failure = "CTX_001"
     cache_control = "private, no-cache"
@@ -2566,11 +2504,11 @@ class GetContext(Endpoint):
     async def respond(self, issue_id: str, agent_type: str) -> bytes:
         self.sidecar.tokens.check_issue(self.claims, issue_id)
         known = self.request.headers.get("If-None-Match", "")
-        context = await self.sidecar.contexts.get(issue_id, agent_type, self.query, known)
-        self.set_header("ETag", context.etag)
-        if not context.body:
+        content, etag = await self.sidecar.contexts.get(issue_id, agent_type, self.query, known)
+        self.set_header("ETag", etag)
+        if not content:
             self.set_status(304)
-        return context.body
+        return content
 
 
 class StoreResult(Endpoint):
@@ -4444,63 +4382,25 @@ ABSENT = object()
 
 
 # ======================================================================================================
-# Context: the project on disk, the assembler and its cache, the budget, the watcher
+# Context: the assembler and its cache, the budget, the project on disk, what never gets out, the watcher
 # ======================================================================================================
 
-
-class ProjectState(Struct, frozen=True, dict=True):
-    """The project at one moment. ``digest`` is the same for the same state, also after a restart; None while a further
-    change could leave the same one.
-    """
-
-    root: str
-    files: list[FileFact]
-    git: GitContext
-    head: str | None
-    digest: str | None
-
-    @functools.cached_property
-    def given(self) -> list[FileFact]:
-        """The files that contexts may hold: all that are not the service's own."""
-        own = own_files(self.root, self.files)
-        return [file for file in self.files if file.path not in own]
-
-    @functools.cached_property
-    def names(self) -> list[str]:
-        """The files' paths as JSON can carry them."""
-        return [clean_text(file.path) for file in self.files]
-
-    @functools.cached_property
-    def folders(self) -> list[str]:
-        """The folders that hold them, likewise."""
-        found: set[str] = set()
-        for name in self.names:
-            folder = name.rpartition("/")[0]
-            while folder and folder not in found:
-                found.add(folder)
-                folder = folder.rpartition("/")[0]
-        return sorted(found)
-
-
-class ContextAnswer(Struct, frozen=True):
-    """A context as sent, with its ETag; no body where the asker has it already."""
-
-    body: bytes
-    etag: str
+CONTEXT_SECTIONS: dict[
+    str, Any
+] = {  # those of the reference, in its order; what a plugin puts in the place of one has its shape
+    "project_structure": ProjectStructure,
+    "relevant_files": list[RelevantFile],
+    "git_context": GitContext,
+    "previous_agent_outputs": list[dict[str, Any]],
+    "metadata": dict[str, Any],
+}
 
 
 class CacheEntry(Struct, frozen=True):
-    """A built context: the JSON before and after what differs between a build and a hit, and what it was built from."""
+    """A built context: the beginning of its JSON, up to what differs between a build and a hit."""
 
     head: bytes
-    tail: bytes
     etag: str
-    given: dict[str, str]  # path and checksum of each relevant file
-    keep: bool
-
-    @property
-    def size(self) -> int:
-        return len(self.head) + len(self.tail)
 
 
 class ContextKey(Struct, frozen=True):
@@ -4516,61 +4416,48 @@ class ContextKey(Struct, frozen=True):
 class Contexts:
     """Contexts, built in worker threads, cached, and never older than the disk.
 
-    Each request looks at the disk first; what it finds there, the issue's results and what was asked for make the ETag.
-    A cached context is given when it has this ETag, so the watcher, which empties the cache early, may be off or blind.
-    Requests with the same ETag at the same time are built once.
+    Each request looks at the project first. The state that it finds, the issue's results and what was asked for make
+    the ETag, and a cached context is given where it has this ETag. So the watcher, which empties the cache early, may
+    be off or blind. Requests with the same ETag at the same time are built once.
     """
 
-    REMEMBERED = 1_000  # answers of which is kept what they gave, for ``since``
-    WARM_FROM = 1_000  # files: smaller projects are indexed when they are first asked for
+    WARM_FROM = 1_000  # files: the index of a smaller project is begun when it is first asked for
 
     def __init__(self, storage: Storage, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
         self._storage, self._hooks, self._agent_types, self._settings = storage, hooks, agent_types, settings
         self._cache: collections.OrderedDict[ContextKey, CacheEntry] = collections.OrderedDict()
-        self._bytes = 0
+        self._bytes = self._hits = self._misses = 0
         self._building: dict[str, asyncio.Task[CacheEntry]] = {}
-        self._given: collections.OrderedDict[str, dict[str, str]] = collections.OrderedDict()
-        self._hits = self._misses = 0
         reader = hooks.part("project_reader", Project, settings=settings)
         self._project: Project = reader or Project(settings.root, settings.storage)
-        self._watcher = Watcher(settings.root, self._changed)
+        self._watcher = Watcher(settings, self._changed)
         self._index_folder = settings.storage / "index"
         self._plugins = sorted(plugin.name for plugin in hooks.loaded)
-        self._starting: list[asyncio.Future[None]] = []
 
     def start(self) -> None:
-        msgspec.json.Decoder(
-            ContextSections
-        )  # msgspec 0.22 crashes where two threads are the first to use a type: so nobody else is
+        for shape in CONTEXT_SECTIONS.values():  # msgspec 0.22 crashes where two threads are the first to use a type
+            msgspec.json.Decoder(shape)
         self._index_folder.mkdir(mode=0o700, exist_ok=True)
         for former in self._index_folder.glob("text.db*"):  # the index of earlier versions
             former.unlink(missing_ok=True)
         self._loop = asyncio.get_running_loop()
-        self._starting = [asyncio.ensure_future(self._warm())]
-        if not self._settings.no_watch:
-            self._starting.append(asyncio.ensure_future(asyncio.to_thread(self._watcher.start)))
+        self._starting = asyncio.gather(self._warm(), asyncio.to_thread(self._watcher.start), return_exceptions=True)
 
     async def close(self) -> None:
         self._project.close()
-        await asyncio.gather(*self._starting, return_exceptions=True)
-        if not self._settings.no_watch:
-            await asyncio.to_thread(self._watcher.stop)
-
-    def watching(self) -> str:
-        return "off" if self._settings.no_watch else self._watcher.state
+        await self._starting
+        await asyncio.to_thread(self._watcher.stop)
 
     async def _warm(self) -> None:
-        """Let the index of a large project be begun before somebody waits for it."""
+        """Let a ranking begin its index of a large project before somebody waits for it."""
         state = await self._project.state()
-        if len(state.files) < self.WARM_FROM:
-            return
-        request = self._request(ContextKey("", "chief-architect", "", MB, 1), "architect", [], state)
-        await asyncio.to_thread(self._rank, rank_request(request))
+        if len(state.files) >= self.WARM_FROM:
+            key = ContextKey("", "chief-architect", "", MB, 1)
+            await asyncio.to_thread(self._rank, rank_request(self._request(key, "architect", state)))
 
-    async def get(self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "") -> ContextAnswer:
-        """The context of an issue for an agent type; without body if ``known`` (an If-None-Match) names its ETag.
-
-        Raises AGT_002 and REQ_002 (404), CTX_001 and CTX_002.
+    async def get(self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "") -> tuple[bytes, str]:
+        """The context of an issue for an agent type as JSON, and its ETag; no JSON where ``known``, an If-None-Match,
+        names the ETag. Raises AGT_002 and REQ_002 (404), CTX_001 and CTX_002.
         """
         category = self._agent_types.category(agent_type, status=404)
         max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens) if query.max_tokens else query.max_bytes
@@ -4580,70 +4467,59 @@ class Contexts:
         except OSError as error:
             log.error("the project cannot be read: %s", one_line(error))
             raise ApiError("CTX_001") from None
-        etag, outputs = (
-            self._etag(key, state),
-            self._outputs(issue_id),
-        )  # without an await between them: of the same moment
-        entry = self._cache.get(key)
-        hit = entry is not None and entry.etag == etag
-        if names_etag(known, etag) and not query.since:
+        tag = self._tag(key, state)
+        etag = f'W/"{tag}"'  # weak: a hit, a build and their compressed forms differ in bytes alone (RFC 9110, 8.8.1)
+        if tag in known or known.strip() == "*":
             self._hits += 1
-            return ContextAnswer(b"", etag)
-        if entry is None or not hit:
-            entry = await self._built(key, category, outputs, state, etag)
+            return b"", etag
+        entry, hit = self._cache.get(key), True
+        if entry is None or entry.etag != etag:
+            entry, hit = await self._built(key, category, state, etag), False
         else:
             self._hits += 1
             self._cache.move_to_end(key)
-        self._remember(entry)
-        marks = msgspec.json.encode({"timestamp": iso(), "cache_hit": hit})
-        if query.since:
-            return ContextAnswer(await asyncio.to_thread(self._since, entry, query.since, marks), entry.etag)
-        return ContextAnswer(entry.head + marks[1:-1] + entry.tail, entry.etag)
+        end: dict[str, Any] = {"timestamp": iso(), "cache_hit": hit}
+        if query.since:  # what an earlier answer gave is remembered by a plugin alone
+            end |= {"since": None, "unchanged_files": 0, "removed_files": []}
+        return entry.head + msgspec.json.encode(end)[1:], entry.etag
 
-    def _etag(self, key: ContextKey, state: ProjectState) -> str:
+    def _tag(self, key: ContextKey, state: ProjectState) -> str:
         results = self._storage.read.issue_head(self._settings.project, key.issue_id)
-        facts = (
-            __version__,
-            self._plugins,
-            self._settings.project,
-            msgspec.structs.astuple(key),
-            state.digest or secrets.token_hex(16),
-            results,
-        )
-        # Weak: a hit, a build and their compressed forms differ in bytes and not in content (RFC 9110, 8.8.1).
-        return f'W/"{hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
-
-    def _outputs(self, issue_id: str) -> list[dict[str, Any]]:
-        return [json.loads(row["output"]) for row in self._storage.read.issue_results(self._settings.project, issue_id)]
+        asked = msgspec.structs.astuple(key)
+        facts = (__version__, self._plugins, self._settings.project, asked, state.digest, results)
+        return hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
     async def _task(self, issue_id: str) -> str:
-        """The issue's task text: from a plugin that knows the issue, else from the latest spawn. Raises REQ_002
-        (404).
-        """
+        """The issue's task: from a plugin that knows the issue, and from the latest spawn. Raises REQ_002 (404)."""
         spawned = self._storage.read.latest_task(self._settings.project, issue_id) or ""
         if not self._hooks.implementations("resolve_issue"):
             return spawned
+        ask = functools.partial(self._hooks.first, "resolve_issue", lambda answer: isinstance(answer, dict))
         try:
-            issue = await asyncio.to_thread(
-                self._hooks.first, "resolve_issue", lambda answer: isinstance(answer, dict), issue_id=issue_id
-            )
+            issue = await asyncio.to_thread(ask, issue_id=issue_id) or {}
         except IssueNotFound:
             raise ApiError("REQ_002", f"No issue {issue_id}") from None
-        if issue is None:
-            return spawned
         return "\n\n".join(str(text) for text in (issue.get("title"), issue.get("body"), spawned) if text)
 
-    async def _built(
-        self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState, etag: str
-    ) -> CacheEntry:
+    # -- building
+
+    async def _built(self, key: ContextKey, category: str, state: ProjectState, etag: str) -> CacheEntry:
         """The context made by the build of this ETag, which may be under way already."""
         if etag not in self._building:
             self._misses += 1
             self._drop(key)
-            request = self._request(key, category, outputs, state)
+            request = self._request(key, category, state)  # nothing was awaited since the ETag was made
             self._building[etag] = asyncio.create_task(self._build_and_keep(key, request, etag))
             self._building[etag].add_done_callback(lambda _: self._building.pop(etag, None))
         return await asyncio.shield(self._building[etag])
+
+    def _request(self, key: ContextKey, category: str, state: ProjectState) -> ContextRequest:
+        rows = self._storage.read.issue_results(self._settings.project, key.issue_id)
+        return ContextRequest(
+            issue_id=key.issue_id, agent_type=key.agent_type, category=category, task=key.task,
+            outputs=[json.loads(row["output"]) for row in rows], max_bytes=key.max_bytes, max_files=key.max_files,
+            project=state, rank=self._rank, index_folder=str(self._index_folder),
+        )  # fmt: skip
 
     async def _build_and_keep(self, key: ContextKey, request: ContextRequest, etag: str) -> CacheEntry:
         try:
@@ -4653,53 +4529,60 @@ class Contexts:
         except Exception as error:  # a boundary: whatever a repository may hold
             log.error("context for %s could not be built", key.issue_id, exc_info=error)
             raise ApiError("CTX_001") from None
-        if entry.keep:
-            self._keep(key, entry)
+        self._drop(key)
+        self._cache[key] = entry
+        self._bytes += len(entry.head)
+        while self._bytes > self._settings.cache_size_mb * MB:
+            self._drop(next(iter(self._cache)))
         return entry
 
-    def _request(
-        self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState
-    ) -> ContextRequest:
-        return ContextRequest(
-            issue_id=key.issue_id, agent_type=key.agent_type, category=category, task=key.task, outputs=outputs,
-            max_bytes=key.max_bytes,
-            max_files=key.max_files, project=state, rank=self._rank, index_folder=str(self._index_folder),
-        )  # fmt: skip
-
     def _build(self, request: ContextRequest, etag: str) -> CacheEntry:
-        """Blocks. Everything is read after the state's signatures were taken, so what changes meanwhile shows at the
-        next look.
+        """Blocks. All is read after the state's files were looked at, so what changes meanwhile shows at the next
+        look.
         """
         building = self._index_building()
         sections = self._sections(request)
         building = self._index_building() or building
         sections["metadata"]["index"] = "building" if building else "ready"
-        head, tail = assembled(request, sections, self._fit(request, sections))
-        given = {file["path"]: file["checksum"] for file in sections["relevant_files"]}
-        if building:  # the same files will be ranked better: neither cached nor taken for unchanged
-            etag = f'W/"{secrets.token_hex(16)}"'
-        return CacheEntry(head, tail, etag, given, keep=not building and request.project.digest is not None)
+        # The same files will be ranked better soon: an ETag that nothing else has is never a hit.
+        tag = f'W/"{secrets.token_hex(16)}"' if building else etag
+        return CacheEntry(assembled(request, sections, self._fit(request, sections)), tag)
 
     def _sections(self, request: ContextRequest) -> Sections:
-        """The sections that the plugins give, those of the reference first and in its order."""
+        """The sections that the plugins give, those of the reference first."""
         sections: Sections = {}
-        shapes = {field.name: field.type for field in msgspec.structs.fields(ContextSections)}
-        for name, answer in reversed(
-            list(self._hooks.ask("context_section", request=request))
-        ):  # so that later plugins win
+        answers = list(self._hooks.ask("context_section", request=request))
+        for name, answer in reversed(answers):  # so that later plugins win
             try:
-                given = {key: msgspec.to_builtins(value) for key, value in answer.items()}
-                if isinstance(given.get("metadata"), dict):
+                given = msgspec.json.decode(msgspec.json.encode(answer), type=dict[str, Any])
+                for section in CONTEXT_SECTIONS.keys() & given.keys():
+                    msgspec.convert(given[section], CONTEXT_SECTIONS[section])
+                if "metadata" in given:
                     given["metadata"] = sections.get("metadata", {}) | given["metadata"]
-                for section in shapes.keys() & given.keys():
-                    msgspec.convert(given[section], shapes[section])
-                msgspec.json.encode(given)
                 sections |= given
-            except (TypeError, ValueError, AttributeError) as error:
+            except (TypeError, ValueError) as error:
                 log.warning("plugin %s: context_section: %s", name, one_line(error))
-        if missing := shapes.keys() - sections.keys():
+        if missing := CONTEXT_SECTIONS.keys() - sections.keys():
             raise RuntimeError(f"sections {sorted(missing)} could not be made")
-        return {name: sections[name] for name in [*shapes, *(name for name in sections if name not in shapes)]}
+        return {name: sections[name] for name in [*CONTEXT_SECTIONS, *(sections.keys() - CONTEXT_SECTIONS.keys())]}
+
+    def _rank(self, request: RankRequest) -> list[RankedFile]:
+        """The first ranking that a plugin gives; the built-in one always does. Blocks."""
+
+        def fits(answer: Any) -> bool:
+            return isinstance(answer, list) and all(isinstance(item, RankedFile) for item in answer)
+
+        ranked: list[RankedFile] = self._hooks.first("rank_files", fits, request=request) or []
+        if not request.task or any(item.matched for item in ranked):
+            return ranked
+        why = "no word of the task occurs"
+        return [msgspec.structs.replace(item, reasons=[why, *item.reasons]) for item in ranked]
+
+    def _index_building(self) -> bool:
+        """Whether a ranking's index is still being made. Blocks."""
+        facts = {"root": str(self._settings.root), "index_folder": str(self._index_folder)}
+        states = [answer for _, answer in self._hooks.ask("index_state", **facts)]
+        return any(isinstance(state, dict) and state.get("state") == "building" for state in states)
 
     def _fit(self, request: ContextRequest, sections: Sections) -> bool:
         """Cut ``sections`` to what was asked for; whether something went. Raises CTX_002."""
@@ -4714,62 +4597,13 @@ class Contexts:
                 return cut or len(found) > request.max_files
         return fit_context(sections, room) or len(found) > request.max_files
 
-    def _rank(self, request: RankRequest) -> list[RankedFile]:
-        """The first ranking that a plugin gives; the built-in one always does. Blocks."""
-        for name, answer in self._hooks.ask("rank_files", request=request):
-            if isinstance(answer, list) and all(isinstance(item, RankedFile) for item in answer):
-                if not request.task or any(item.matched for item in answer):
-                    return answer
-                why = "no word of the task occurs"
-                return [msgspec.structs.replace(item, reasons=[why, *item.reasons]) for item in answer]
-            log.warning("plugin %s: rank_files: did not return a list of RankedFile", name)
-        return []
-
-    def _index_building(self) -> bool:
-        """Whether a ranking's index is still being made. Blocks."""
-        facts = {"root": str(self._settings.root), "index_folder": str(self._index_folder)}
-        return any(
-            isinstance(answer, dict) and answer.get("state") == "building"
-            for _, answer in self._hooks.ask("index_state", **facts)
-        )
-
-    def _remember(self, entry: CacheEntry) -> None:
-        self._given[entry.etag] = entry.given
-        self._given.move_to_end(entry.etag)
-        if len(self._given) > self.REMEMBERED:
-            self._given.popitem(last=False)
-
-    def _since(self, entry: CacheEntry, since: str, marks: bytes) -> bytes:
-        """The answer with only the files that the answer with the ETag ``since`` did not give as they are now. Blocks.
-
-        An ETag that is not remembered (too old, or of before a restart) gets everything, and ``since`` null.
-        """
-        answer = msgspec.json.decode(entry.head + marks[1:-1] + entry.tail)
-        asked = f'W/"{bare_etag(since)}"'
-        before = self._given.get(asked, {})
-        files = answer["context"]["relevant_files"]
-        changed = [file for file in files if before.get(file["path"]) != file["checksum"]]
-        answer["context"]["relevant_files"] = changed
-        answer["context"]["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in changed)
-        answer |= {"file_count": len(changed), "total_size_bytes": len(msgspec.json.encode(answer["context"]))}
-        answer |= {"since": asked if asked in self._given else None, "unchanged_files": len(files) - len(changed)}
-        answer |= {"removed_files": sorted(before.keys() - entry.given.keys())}
-        return msgspec.json.encode(answer)
-
-    def _keep(self, key: ContextKey, entry: CacheEntry) -> None:
-        self._drop(key)
-        limit = self._settings.cache_size_mb * MB
-        if entry.size > limit:
-            return
-        self._cache[key] = entry
-        self._bytes += entry.size
-        while self._bytes > limit:
-            self._drop(next(iter(self._cache)))
+    # -- the cache
 
     def _drop(self, key: ContextKey) -> int:
         entry = self._cache.pop(key, None)
-        self._bytes -= entry.size if entry else 0
-        return entry.size if entry else 0
+        size = len(entry.head) if entry else 0
+        self._bytes -= size
+        return size
 
     def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
         """Forget the contexts of an issue and agent type (None: of all); (entries, bytes) that were there."""
@@ -4782,31 +4616,23 @@ class Contexts:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
                 self._loop.call_soon_threadsafe(self.clear, None)
 
+    def watching(self) -> str:
+        return self._watcher.state
+
     def statistics(self) -> dict[str, Any]:
         looked = self._hits + self._misses
         return {
             "context_cache_entries": len(self._cache), "context_cache_bytes": self._bytes,
-            "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0, "watching": self.watching(),
+            "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0, "watching": self._watcher.state,
         }  # fmt: skip
-
-
-def bare_etag(text: str) -> str:
-    """The tag alone, without quotes, weakness and the suffix of a compressed answer."""
-    return text.strip().removeprefix("W/").strip('"').partition("-")[0]
-
-
-def names_etag(header: str, etag: str) -> bool:
-    """Whether an If-None-Match header names ``etag``."""
-    return header.strip() == "*" or any(bare_etag(item) == bare_etag(etag) for item in header.split(","))
 
 
 def rank_request(request: ContextRequest) -> RankRequest:
     project = request.project
     return RankRequest(
         root=project.root, index_folder=request.index_folder, files=project.given, agent_type=request.agent_type,
-        category=request.category, task=request.task,
+        category=request.category, task=request.task, outputs=request.outputs, head=project.head,
         changed=[change.path for change in project.git.uncommitted_changes],
-        outputs=request.outputs, head=project.head,
     )  # fmt: skip
 
 
@@ -4815,30 +4641,20 @@ def rank_request(request: ContextRequest) -> RankRequest:
 BYTES_PER_TOKEN = 4  # an estimate for English and code; tokenizers differ from each other by more than it errs
 
 
-def json_size(value: Any) -> int:
-    return len(msgspec.json.encode(value))
-
-
-def assembled(request: ContextRequest, sections: Sections, cut: bool) -> tuple[bytes, bytes]:
-    """The answer's JSON in two parts, between which timestamp and cache_hit go."""
+def assembled(request: ContextRequest, sections: Sections, cut: bool) -> bytes:
+    """The answer's JSON up to its last fields, timestamp and cache_hit."""
     files = sections["relevant_files"]
+    in_chunks = any(file.get("line_ranges") for file in files)
+    with_task = "semantic_chunking" if in_chunks else "smart"
     sections["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in files)
     content = msgspec.json.encode(sections)
-    names = {"issue_id": request.issue_id, "agent_type": request.agent_type}
     facts = {
-        "truncated": cut, "truncation_strategy": strategy_of(files, request.task) if cut else "none",
+        "issue_id": request.issue_id, "agent_type": request.agent_type, "context": Raw(content), "truncated": cut,
+        "truncation_strategy": "none" if not cut else with_task if request.task else "file_sampling",
         "total_size_bytes": len(content), "estimated_tokens": -(-len(content) // BYTES_PER_TOKEN),
         "file_count": len(files),
     }  # fmt: skip
-    head = msgspec.json.encode(names)[:-1] + b',"context":' + content + b","
-    return head + msgspec.json.encode(facts)[1:-1] + b",", b"}"
-
-
-def strategy_of(files: list[dict[str, Any]], task: str) -> str:
-    """How a context was cut: by the best chunks of files, by what matters least, or without a task to choose by."""
-    if not task:
-        return "file_sampling"
-    return "semantic_chunking" if any(file.get("line_ranges") for file in files) else "smart"
+    return msgspec.json.encode(facts)[:-1] + b","
 
 
 def fit_context(sections: Sections, max_bytes: int) -> bool:
@@ -4871,13 +4687,15 @@ def fit_context(sections: Sections, max_bytes: int) -> bool:
 
 
 def cut_text(content: str, room: int) -> str:
-    """The beginning of ``content``, to a line's end, whose JSON has at most ``room`` bytes more than that of an empty
-    text.
-    """
+    """The beginning of ``content``, to a line's end, of which JSON takes ``room`` bytes at most (without quotes)."""
     while content and (size := json_size(content) - 2) > room:
         keep = int(len(content) * max(0, room) / size)
         content = content[: content.rfind("\n", 0, min(keep, len(content) - 1)) + 1]
     return content
+
+
+def json_size(value: Any) -> int:
+    return len(msgspec.json.encode(value))
 
 
 def checksum(content: str) -> str:
@@ -4886,120 +4704,23 @@ def checksum(content: str) -> str:
 
 # -- the project on disk
 
-NOT_OURS = frozenset({  # folders that are not looked into where git does not say what is ignored
-    ".git", ".hg", ".svn", "node_modules", ".venv", "venv", "__pycache__", ".tox", ".nox", ".mypy_cache",
-    ".pytest_cache",
-    ".ruff_cache", ".idea", "target", "dist", "build",
-})  # fmt: skip
 
-REPORTS = (  # files that tell about the project and may be ignored by git, so they are looked for by name
-    ".coverage", "coverage.xml", "coverage/coverage-summary.json", "coverage/lcov.info", "lcov.info",
-    "junit.xml", "test-results.xml", "reports/junit.xml", "build/test-results.xml", "bandit.json", "results.sarif",
-    ".python-version",
-)  # fmt: skip
-
-
-def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes | None:
-    """What git prints, None where it fails, hangs or is not installed. Runs nothing that the repository names.
-    Blocks.
-    """
-    command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
-    try:
-        environ = git_environment() | (env or {})
-        if arguments[0] in ("status", "diff"):
-            environ = without_filters(folder, environ)
-        done = subprocess.run(
-            [*command, *arguments], capture_output=True, timeout=30, env=environ, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        log.debug("git %s: %s", arguments[0], error)
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-HARMLESS_GIT = (  # what a repository's own configuration could have git run, and what would change its output
-    "core.quotepath=off", "core.fsmonitor=false", "core.hooksPath=/dev/null", "core.pager=cat", "diff.external=",
-    "log.showSignature=false",
-    "protocol.allow=never",  # a partial clone fetches what it lacks, by a transport that may be any command
-    # looking into them would go by their own configurations
-    "diff.ignoreSubmodules=dirty", "status.submoduleSummary=false",
-)  # fmt: skip
-
-
-def git_environment() -> dict[str, str]:
-    """This environment without what git itself sets for its hooks and helpers: it would lead to another repository or
-    program.
-    """
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("GIT_") or name.startswith(("GIT_CONFIG", "GIT_CEILING"))
-    }
-    # Without optional locks reading never writes the index, which would look like a change.
-    return kept | {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
-
-
-def without_filters(folder: Path | str, environ: dict[str, str]) -> dict[str, str]:
-    """The environment in which no filter runs that the repository's own configuration names; those of the user (such as
-    LFS) do.
-    """
-    listed = subprocess.run(
-        ["git", "-C", str(folder), "config", "--list", "--show-scope", "--name-only", "-z"],
-        capture_output=True, timeout=30, env=environ, stdin=subprocess.DEVNULL,
-    ).stdout  # fmt: skip
-    fields = split_z(listed)
-    names = {
-        key.rpartition(".")[0]
-        for scope, key in zip(fields[::2], fields[1::2], strict=False)
-        if scope in ("local", "worktree")
-    }
-    off = [
-        (f"{name}.{what}", value) for name in sorted(names) if name.startswith("filter.") for what, value in FILTER_OFF
-    ]
-    first = int(environ.get("GIT_CONFIG_COUNT") or 0)
-    keys = {f"GIT_CONFIG_KEY_{number}": key for number, (key, _) in enumerate(off, first)}
-    values = {f"GIT_CONFIG_VALUE_{number}": value for number, (_, value) in enumerate(off, first)}
-    return environ | keys | values | {"GIT_CONFIG_COUNT": str(first + len(off))}
-
-
-FILTER_OFF = (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
-
-
-def split_z(output: bytes | None) -> list[str]:
-    return [os.fsdecode(item) for item in (output or b"").split(b"\0") if item]
-
-
-Signature = tuple[int, int, int, int, int]  # of a file or folder: mtime and ctime in nanoseconds, size, inode, mode
-
-TICK = 12_000_000  # nanoseconds: time stamps move in steps of up to 10 ms, so a younger one may hide a second change
-COARSE_TICK = 2_100_000_000  # where they are whole seconds (some network and removable file systems)
-
-
-def sign(path: str) -> Signature | None:
-    """What changes when the file or folder at ``path`` does (links are not followed); None where nothing is."""
-    try:
-        facts = os.lstat(path)
-    except (OSError, ValueError):
-        return None
-    return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode
-
-
-def is_young(signature: Signature | None, now: int) -> bool:
-    """Whether a change right after ``now`` (nanoseconds, taken before signing) could leave the same signature."""
-    if signature is None:
-        return False
-    moment = signature[0] if os.name == "nt" else signature[1]
-    return now - (TICK if moment % 1_000_000_000 else COARSE_TICK) < moment <= now + TICK
-
-
-class GitFolders(Struct, frozen=True):
-    """The git dir of a work tree, the one that it shares with other work trees, and where in the tree the root is (""
-    or "path/").
+class ProjectState(Struct, frozen=True, dict=True):
+    """The project at one moment. States with one ``digest`` are the same, also after a restart; where a further change
+    could leave no trace, the digest is one that no other state has.
     """
 
-    own: Path
-    common: Path
-    prefix: str
+    root: str
+    files: list[FileFact]
+    git: GitContext
+    head: str | None
+    digest: str
+
+    @functools.cached_property
+    def given(self) -> list[FileFact]:
+        """The files that contexts may hold: all that are not the service's own. Blocks at first."""
+        own = own_files(self.root, self.files)
+        return [file for file in self.files if file.path not in own]
 
 
 class Project:
@@ -5031,57 +4752,51 @@ class Project:
 
     def look(self) -> ProjectState:
         """The project as it is now. Blocks for as long as ``git status`` takes; one at a time."""
-        folders = find_git_folder(self._root)
-        for _ in range(2):
-            now = time.time_ns()
-            marks = {name: sign(os.path.join(self._root, name)) for name in self._list(folders)}
-            reports = {name: sign(os.path.join(self._root, name)) for name in REPORTS}
-            young = any(is_young(mark, now) for mark in (*marks.values(), *reports.values()))
-            if not young:
-                break
-            time.sleep(0.015)
-        codes, git, head = self._ask_git(folders)
-        files = [FileFact(name, mark[2], mark[0]) for name, mark in marks.items() if mark and not stat.S_ISDIR(mark[4])]
-        facts = repr((marks, reports, codes, git, head)).encode("utf-8", "surrogateescape")
-        return ProjectState(str(self._root), files, git, head, None if young else hashlib.sha256(facts).hexdigest())
-
-    def _list(self, folders: GitFolders | None) -> list[str]:
-        """The names that git lists, or by git's ignore rules would list if this were a repository."""
-        environ = None if folders else borrowed_git(self._root, self._scratch)
-        listed = run_git(self._root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate", env=environ)
-        if listed is None and folders:
-            raise OSError("git cannot list the files of this repository")
-        return sorted(split_z(listed) if listed is not None else walk_files(self._root))
-
-    def _ask_git(self, folders: GitFolders | None) -> tuple[list[tuple[str, str]], GitContext, str | None]:
-        """(codes and paths of uncommitted changes, what a context says of git, the commit that is checked out)."""
-        if not folders:
-            return [], GitContext(None, [], [], None, None), None
-        status = self._git.submit(read_status, self._root, folders.prefix, None)
-        branch, commits, remote, url, head = read_history(self._root, self._git)
-        codes = [item for item in status.result() or [] if item[0] != "!!"]
-        return (
-            codes,
-            GitContext(branch, commits, describe_changes(codes, line_counts(self._root, codes)), remote, url),
-            head,
-        )
+        root, prefix = self._root, git_prefix(self._root)
+        listed = self._git.submit(list_files, root, prefix, self._scratch)
+        git, head = read_git(root, prefix, self._git)
+        names, now = listed.result(), time.time_ns()
+        found = {name: fingerprint(os.path.join(root, name)) for name in names}
+        files = [FileFact(name, it[2], it[0]) for name in names if (it := found[name]) and not stat.S_ISDIR(it[4])]
+        young = any(is_young(it, now) for it in found.values())
+        facts = repr((found, git, head)).encode("utf-8", "surrogateescape")
+        digest = secrets.token_hex(16) if young else hashlib.sha256(facts).hexdigest()
+        return ProjectState(str(root), files, git, head, digest)
 
 
-def find_git_folder(root: Path) -> GitFolders | None:
-    """The git folders of the work tree that ``root`` lies in; None without git. Blocks."""
-    found = run_git(
-        root, "rev-parse", "--is-inside-work-tree", "--absolute-git-dir", "--git-common-dir", "--show-prefix"
-    )
-    if not found or not found.startswith(b"true\n"):
+Fingerprint = tuple[int, int, int, int, int]  # of a file or folder: mtime and ctime in nanoseconds, size, inode, mode
+
+
+def fingerprint(path: str) -> Fingerprint | None:
+    """What changes when the file or folder at ``path`` does (links are not followed); None where nothing is."""
+    try:
+        facts = os.lstat(path)
+    except (OSError, ValueError):
         return None
-    _, own, common, prefix, *_ = [*os.fsdecode(found).split("\n"), ""]
-    return GitFolders(Path(own), (root / common).resolve(), prefix)
+    return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode
+
+
+def is_young(facts: Fingerprint | None, now: int) -> bool:
+    """Whether a change right after ``now`` (nanoseconds, taken before looking) could leave the same fingerprint."""
+    moment = 0 if facts is None else facts[0] if os.name == "nt" else facts[1]
+    return now - (TICK if moment % 1_000_000_000 else COARSE_TICK) < moment <= now + TICK
+
+
+TICK = 12_000_000  # nanoseconds: time stamps move in steps of up to 10 ms, so a younger one may hide a second change
+COARSE_TICK = 2_100_000_000  # where they are whole seconds (some network and removable file systems)
+
+
+def list_files(root: Path, prefix: str | None, scratch: Path) -> list[str]:
+    """The names that git lists, or by its ignore rules would list if this were a repository. Raises OSError. Blocks."""
+    environ = borrowed_git(root, scratch) if prefix is None else None
+    listed = run_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate", env=environ)
+    if listed is None and prefix is not None:
+        raise OSError("git cannot list the files of this repository")
+    return sorted(split_z(listed) if listed is not None else walk_files(root))
 
 
 def borrowed_git(root: Path, scratch: Path) -> dict[str, str] | None:
-    """Lets git's own ignore rules speak for a folder that is no repository, through an empty repository in our
-    storage.
-    """
+    """Lets git's own ignore rules speak for a folder that is no repository, through an empty one in our storage."""
     empty = scratch / "empty.git"
     if not (empty / "HEAD").exists() and run_git(scratch, "init", "--quiet", "--bare", str(empty)) is None:
         return None
@@ -5097,46 +4812,77 @@ def walk_files(root: Path) -> Iterator[str]:
         yield from (os.path.relpath(os.path.join(place, name), root).replace(os.sep, "/") for name in names)
 
 
+NOT_OURS = frozenset({  # folders that are not looked into where git does not say what is ignored
+    ".git", ".hg", ".svn", "node_modules", ".venv", "venv", "__pycache__", ".tox", ".nox", ".mypy_cache",
+    ".pytest_cache", ".ruff_cache", ".idea", "target", "dist", "build",
+})  # fmt: skip
+
+
+# -- what git says
+
+NO_GIT = GitContext(None, [], [], None, None)
+Codes = list[tuple[str, str]]  # status code and path of changed files, as ``git status`` gives them
+
+
+def git_prefix(root: Path) -> str | None:
+    """Where in its work tree ``root`` lies, "" or "path/"; None where there is none, or no git. Blocks."""
+    found = run_git(root, "rev-parse", "--is-inside-work-tree", "--show-prefix") or b""
+    inside, _, prefix = os.fsdecode(found).partition("\n")
+    return prefix.removesuffix("\n") if inside == "true" else None
+
+
+def read_git(root: Path, prefix: str | None, pool: ThreadPoolExecutor) -> tuple[GitContext, str | None]:
+    """What a context says of git, and the commit that is checked out. Blocks."""
+    if prefix is None:
+        return NO_GIT, None
+    latest, remote = pool.submit(read_commits, root), pool.submit(read_remote, root)
+    branch, codes = read_status(root, prefix) or (None, [])
+    changes, (commits, head) = describe_changes(root, codes), latest.result()
+    return GitContext(branch, commits, changes, *remote.result()), head
+
+
 def read_status(
-    root: Path, prefix: str, environ: dict[str, str] | None, names: Sequence[str] = (".",)
-) -> list[tuple[str, str]] | None:
-    """(code, path below the root) of what is changed, untracked or ignored among ``names``; None where git fails.
+    root: Path, prefix: str, *flags: str, env: dict[str, str] | None = None, names: Sequence[str] = (".",)
+) -> tuple[str | None, Codes] | None:
+    """(branch, code and path below the root of what is changed or untracked among ``names``); None where git fails.
     Blocks.
     """
-    flags = (
-        "status",
-        "--porcelain=v1",
-        "-z",
-        "--untracked-files=all",
-        "--ignored=matching",
-        "--ignore-submodules=dirty",
-    )
-    output = run_git(root, *flags, "--", *names, env={**(environ or {}), "GIT_LITERAL_PATHSPECS": "1"})
+    shape = ("--porcelain=v1", "-z", "--branch", "--no-ahead-behind", "--untracked-files=all", *flags)
+    environ = {**(env or {}), "GIT_LITERAL_PATHSPECS": "1"}
+    output = run_git(root, "status", *shape, "--ignore-submodules=dirty", "--", *names, env=environ)
     if output is None:
         return None
-    tokens, found = iter(split_z(output)), []
+    tokens, codes = iter(split_z(output)), []
+    branch = next(tokens).removeprefix("## ").removeprefix("No commits yet on ").partition("...")[0]
     for token in tokens:
         code, path = token[:2], token[3:]
         if "R" in code or "C" in code:
             next(tokens, None)  # the old name
-        found.append((code, path.removeprefix(prefix)))
-    return found
+        codes.append((code, path.removeprefix(prefix)))
+    return None if branch == "HEAD (no branch)" else clean_text(branch), codes
 
 
-def read_history(
-    root: Path, pool: ThreadPoolExecutor
-) -> tuple[str | None, list[Commit], str | None, str | None, str | None]:
-    """(branch, latest commits, name of the remote, its URL, commit that is checked out). Blocks."""
-    commits = pool.submit(read_commits, root)
-    head = pool.submit(run_git, root, "rev-parse", "--verify", "--quiet", "HEAD")
-    listed = pool.submit(run_git, root, "config", "--get-regexp", r"^remote\..*\.url$")
-    branch = (run_git(root, "symbolic-ref", "--short", "-q", "HEAD") or b"").decode("utf-8", "replace").strip() or None
-    named = dict(
-        re.findall(r"^remote\.(.*)\.url (.*)$", (listed.result() or b"").decode("utf-8", "replace"), re.MULTILINE)
-    )
-    remote = "origin" if "origin" in named else next(iter(named), None)
-    commit = (head.result() or b"").decode().strip() or None
-    return branch, commits.result(), remote, without_user_info(named[remote]) if remote else None, commit
+def read_commits(root: Path, number: int = 10) -> tuple[list[Commit], str | None]:
+    """(the latest commits, the whole name of the first). Blocks."""
+    mark = secrets.token_hex(8)  # what no subject or name can hold, whoever wrote it
+    shape = f"--pretty=format:{mark}%H%x02%h%x02%ct%x02%an%x02%s"
+    flags = ("-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent")
+    commits, head = [], None
+    for block in os.fsdecode(run_git(root, "log", f"-n{number}", *flags, shape) or b"").split(mark)[1:]:
+        header, _, names = clean_text(block).partition("\n")
+        whole, short, moment, author, subject = header.rstrip("\0").split("\x02", 4)
+        head = head or whole
+        files = [name for name in names.split("\0") if name]
+        commits.append(Commit(short, subject, author, iso(float(moment)), files))
+    return commits, head
+
+
+def read_remote(root: Path) -> tuple[str | None, str | None]:
+    """(name, URL) of origin, else of the first remote. Blocks."""
+    listed = (run_git(root, "config", "--get-regexp", r"^remote\..*\.url$") or b"").decode("utf-8", "replace")
+    named = dict(re.findall(r"^remote\.(.*)\.url (.*)$", listed, re.MULTILINE))
+    name = "origin" if "origin" in named else next(iter(named), None)
+    return name, without_user_info(named[name]) if name else None
 
 
 def without_user_info(url: str) -> str:
@@ -5144,68 +4890,32 @@ def without_user_info(url: str) -> str:
     return re.sub(r"^(\w[\w+.-]*://)[^/@]*@", r"\1", url)
 
 
-def read_commits(root: Path, number: int = 10) -> list[Commit]:
-    mark = secrets.token_hex(8)  # what no subject or name can hold, whoever wrote it
-    shape = f"--pretty=format:{mark}%h%x02%ct%x02%an%x02%s"
-    output = run_git(
-        root, "log", f"-n{number}", "-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent", shape
-    )
-    commits = []
-    for block in os.fsdecode(output or b"").split(mark)[1:]:
-        header, _, names = block.partition("\n")
-        hash, moment, author, subject = header.rstrip("\0").split("\x02", 3)
-        files = [name for name in names.split("\0") if name]
-        commits.append(
-            Commit(hash, clean_text(subject), clean_text(author), iso(float(moment)), [clean_text(f) for f in files])
-        )
-    return commits
+CHANGE_STATUS = {  # by the first of these letters that the status code holds
+    "?": "untracked", "R": "renamed", "D": "deleted", "A": "added", "C": "added",
+}  # fmt: skip
 
 
-CHANGE_STATUS = {
-    "M": "modified",
-    "T": "modified",
-    "A": "added",
-    "D": "deleted",
-    "R": "renamed",
-    "C": "added",
-    "U": "modified",
-}
-
-
-def describe_changes(codes: Iterable[tuple[str, str]], counts: dict[str, str]) -> list[Change]:
-    """Uncommitted changes against the last commit, staged and not, with their line counts."""
-    changes = []
+def describe_changes(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> list[Change]:
+    """Uncommitted changes against the last commit, staged and not, with their line counts. Blocks."""
+    counts, changes = line_counts(root, codes, names), []
     for code, path in codes:
-        letter = next((mark for mark in "RDAUMTC" if mark in code), "M")
-        status = "untracked" if code == "??" else CHANGE_STATUS[letter]
+        status = next((word for letter, word in CHANGE_STATUS.items() if letter in code), "modified")
         changes.append(Change(clean_text(path), typing.cast(Any, status), counts.get(path)))
     return changes
 
 
-def line_counts(root: Path, codes: list[tuple[str, str]], names: Sequence[str] = (".",)) -> dict[str, str]:
-    """ "+added -removed" of every changed text file among ``names``, which has the status ``codes``. Blocks."""
+def line_counts(root: Path, codes: Codes, names: Sequence[str]) -> dict[str, str]:
+    """ "+added -removed" of every changed text file among ``names``. Blocks."""
     if all(code == "??" for code, _ in codes):
         return {}
-    empty_tree = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # what an unborn branch is compared with
-    flags = (
-        "diff",
-        "--numstat",
-        "-z",
-        "--relative",
-        "--no-ext-diff",
-        "--no-textconv",
-        "--ignore-submodules=dirty",
-        "-M",
-    )
-    literal = {"GIT_LITERAL_PATHSPECS": "1"}
-    against = (
-        () if all(code[0] in " ?" for code, _ in codes) else ("HEAD",)
-    )  # git's index, much faster, where nothing is staged
-    output = run_git(root, *flags, *against, "--", *names, env=literal)
-    tokens = iter(
-        split_z(output if output is not None else run_git(root, *flags, empty_tree, "--", *names, env=literal))
-    )
-    counts = {}
+    shape = ("--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-M")
+    staged = any(code[0] not in " ?" for code, _ in codes)  # else git's index tells as much, and much faster
+    output = None
+    for against in ("HEAD", EMPTY_TREE) if staged else ("",):
+        if output is None:
+            where = (*([against] if against else []), "--", *names)
+            output = run_git(root, "diff", *shape, *where, env={"GIT_LITERAL_PATHSPECS": "1"})
+    tokens, counts = iter(split_z(output)), {}
     for token in tokens:
         added, removed, path = [*token.split("\t", 2), "", ""][:3]
         if not path:  # a rename: the old and the new name follow
@@ -5216,165 +4926,172 @@ def line_counts(root: Path, codes: list[tuple[str, str]], names: Sequence[str] =
     return counts
 
 
+EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # what an unborn branch is compared with
+
+
+def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes | None:
+    """What git prints, None where it fails, hangs or is not installed. Runs nothing that the repository names.
+    Blocks.
+    """
+    command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
+    quiet: dict[str, Any] = {"capture_output": True, "timeout": 30, "stdin": subprocess.DEVNULL}
+    try:
+        environ = git_environment() | (env or {})
+        if arguments[0] in ("status", "diff"):
+            settings = [*command, "config", "--list", "--show-scope", "--name-only", "-z"]
+            listed = split_z(subprocess.run(settings, env=environ, **quiet).stdout)
+            environ |= without_filters(listed, int(environ.get("GIT_CONFIG_COUNT") or 0))
+        done = subprocess.run([*command, *arguments], env=environ, **quiet)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.debug("git %s: %s", arguments[0], error)
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+HARMLESS_GIT = (  # what a repository's own configuration could have git run, and what would change its output
+    "core.quotepath=off", "core.fsmonitor=false", "core.hooksPath=/dev/null", "core.pager=cat", "diff.external=",
+    "log.showSignature=false",
+    "protocol.allow=never",  # a partial clone fetches what it lacks, by a transport that may be any command
+    # looking into them would go by their own configurations
+    "diff.ignoreSubmodules=dirty", "status.submoduleSummary=false",
+)  # fmt: skip
+
+
+def git_environment() -> dict[str, str]:
+    """This environment without what git sets for its hooks and helpers: it would lead to another repository or
+    program.
+    """
+    kept = {
+        name: value for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name.startswith(("GIT_CONFIG", "GIT_CEILING"))
+    }  # fmt: skip
+    # Without optional locks reading never writes the index, which would look like a change.
+    return kept | {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
+
+
+def without_filters(scopes_and_keys: list[str], first: int) -> dict[str, str]:
+    """Variables that turn off the filters which the repository's own configuration names; those of the user (such as
+    LFS) go on. ``first`` is how many settings the environment has already.
+    """
+    names = {
+        key.rpartition(".")[0] for scope, key in zip(scopes_and_keys[::2], scopes_and_keys[1::2], strict=False)
+        if scope in ("local", "worktree") and key.startswith("filter.")
+    }  # fmt: skip
+    off = [
+        (f"{name}.{what}", value) for name in sorted(names)
+        for what, value in (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
+    ]  # fmt: skip
+    variables = {"GIT_CONFIG_COUNT": str(first + len(off))}
+    for number, (key, value) in enumerate(off, first):
+        variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return variables
+
+
+def split_z(output: bytes | None) -> list[str]:
+    return [os.fsdecode(item) for item in (output or b"").split(b"\0") if item]
+
+
 def clean_text(text: str) -> str:
     """Text that JSON can carry: what is not UTF-8 becomes the replacement character."""
     return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-class Watcher:
-    """Tells that something below the root changed, through watchdog: a fast hint and never the proof.
+# -- what never gets out
 
-    ``state`` is "full", "partial: why" (then changes there are found by the check against the disk alone) or "off".
+
+def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_result, bool] | None:
+    """(content, facts, whether it was cut) of a text file inside ``root``; None for anything else. Never follows a link
+    out. Blocks.
+    """
+    full = os.path.join(root, path)
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
+    try:
+        with open(full, "rb", opener=lambda name, _: os.open(name, flags)) as file:
+            facts, place = os.fstat(file.fileno()), opened_path(file.fileno(), full)
+            if not stat.S_ISREG(facts.st_mode) or not place.startswith(root.rstrip("/") + os.sep):
+                return None
+            content = file.read(limit + 1)
+    except (OSError, ValueError):  # gone, a link, or a folder by now
+        return None
+    if b"\0" in content[:8192]:
+        return None
+    if cut := len(content) > limit:
+        content = content[: content.rfind(b"\n", 0, limit) + 1]
+    return content.decode("utf-8", "replace"), facts, cut
+
+
+def opened_path(descriptor: int, path: str) -> str:
+    """Where the file that was opened by ``path`` really lies."""
+    try:  # of the open file itself: nobody can put a link in the way any more
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:  # no Linux
+        return os.path.realpath(path)
+
+
+OWN_FIRST_LINE = '"""Orchestration sidecar: one service that lets a team of coding agents work on one repository.'
+
+
+def own_files(root: str, files: list[FileFact]) -> set[str]:
+    """Those of ``files`` that are the service's and not the project's. Blocks.
+
+    They are this module and its copies under any name (told by their first lines), and in the folder ``plugins/``
+    beside each of these what speaks of it. In the checkout of the sidecar itself, where the root's pyproject.toml names
+    the project cco-sidecar, these are the project's.
     """
 
-    BUDGET = 8_000  # folders: each costs a kernel watch, which the user's editor wants too
+    def holds(path: str, pattern: str, limit: int = MB) -> bool:
+        found = read_text_file(root, path, limit)
+        return found is not None and re.search(pattern, found[0], re.MULTILINE) is not None
 
-    def __init__(self, root: Path, changed: Callable[[str], None]) -> None:
-        self._root, self._changed = root, changed
-        self._observer: Any = None
-        self._budget = min(self.BUDGET, watch_limit() // 2)
-        self._left_out = 0
-        self.state = "starting"
-
-    def start(self) -> None:
-        """Blocks. Watches the root and git's folder themselves, and below them each folder that is worth it while the
-        budget lasts.
-        """
-        try:
-            self._observer = watchdog.observers.Observer()
-            for folder, recursive in self._folders():
-                self._watch(folder, recursive)
-            self._observer.start()
-            self._tell()
-        except (OSError, RuntimeError) as error:
-            self.state = f"partial: {one_line(error)}"
-            log.warning("watching is partial: %s", one_line(error))
-
-    def _watch(self, folder: Path, recursive: bool) -> None:
-        # Without this filter watchdog's own walk floods its queue on large trees, and mere reading counts as a change.
-        kinds = [
-            watchdog.events.FileCreatedEvent, watchdog.events.FileModifiedEvent, watchdog.events.FileDeletedEvent,
-            watchdog.events.FileMovedEvent, watchdog.events.DirCreatedEvent, watchdog.events.DirDeletedEvent,
-            watchdog.events.DirMovedEvent,
-        ]  # fmt: skip
-        handler = watchdog.events.FileSystemEventHandler()
-        handler.on_any_event = self._on_event  # type: ignore[method-assign]
-        folders = count_folders(folder) if recursive else 1
-        if folders > self._budget:
-            self._left_out += 1
-            return
-        self._budget -= folders
-        self._observer.schedule(handler, str(folder), recursive=recursive, event_filter=kinds)
-
-    def _tell(self) -> None:
-        self.state = f"partial: {self._left_out} large folders are not watched" if self._left_out else "full"
-
-    def _folders(self) -> Iterator[tuple[Path, bool]]:
-        yield self._root, False
-        git = self._root / ".git"
-        if git.is_dir():
-            yield git, False
-            yield git / "refs", True
-        with contextlib.suppress(OSError):
-            for entry in sorted(os.scandir(self._root), key=lambda entry: entry.name):
-                if entry.is_dir(follow_symlinks=False) and entry.name not in NOT_OURS:
-                    yield Path(entry.path), True
-
-    def _on_event(self, event: watchdog.events.FileSystemEvent) -> None:
-        path = os.fsdecode(event.dest_path or event.src_path)
-        if path.endswith(".lock"):
-            return
-        self._changed(path)
-        if (
-            event.is_directory
-            and os.path.dirname(path) == str(self._root)
-            and os.path.basename(path) not in NOT_OURS
-            and os.path.isdir(path)
-        ):
-            with contextlib.suppress(OSError, RuntimeError):  # gone already: then there is nothing to watch
-                self._watch(Path(path), True)
-            self._tell()
-
-    def stop(self) -> None:
-        if self._observer is not None and self._observer.is_alive():
-            self._observer.stop()
-            self._observer.join(2)
+    if holds("pyproject.toml", r'^name\s*=\s*"cco-sidecar"'):
+        return set()
+    this = os.path.realpath(__file__).removeprefix(os.path.join(root, ""))
+    large = (file.path for file in files if file.size > 50_000)
+    modules = {path for path in large if path == this or holds(path, OWN_FIRST_LINE, 2_000)}
+    folders = tuple(f"{path[: path.rfind('/') + 1]}plugins/" for path in modules)
+    return modules | {file.path for file in files if file.path.startswith(folders) and holds(file.path, "cco_sidecar")}
 
 
-def watch_limit() -> int:
-    """How many folders this user may watch; many where the system does not say."""
-    try:
-        return int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
-    except (OSError, ValueError):
-        return 1_000_000
+def is_secret(path: str) -> bool:
+    *folders, name = path.lower().split("/")
+    secret = SECRET_NAME.match(name) or not SECRET_FOLDERS.isdisjoint(folders)
+    return bool(secret) and not NOT_SECRET_NAME.match(name)
 
 
-def count_folders(folder: Path) -> int:
-    return sum(1 for _ in os.walk(folder))
-
-
-# -- the files in a context
-
-LANGUAGES = {
-    name: language
-    for language, names in {
-        "python": ".py .pyi .pyx", "javascript": ".js .jsx .mjs .cjs", "typescript": ".ts .tsx .mts .cts", "go": ".go",
-        "rust": ".rs",
-        "java": ".java", "kotlin": ".kt .kts", "scala": ".scala", "csharp": ".cs", "cpp": ".cc .cpp .cxx .hpp .hh .hxx",
-        "c": ".c .h",
-        "swift": ".swift", "ruby": ".rb .rake", "php": ".php", "perl": ".pl .pm", "elixir": ".ex .exs",
-        "erlang": ".erl .hrl",
-        "haskell": ".hs", "clojure": ".clj .cljs", "lua": ".lua", "r": ".r", "julia": ".jl", "dart": ".dart",
-        "shell": ".sh .bash .zsh",
-        "powershell": ".ps1", "sql": ".sql", "html": ".html .htm", "css": ".css .scss .sass .less", "vue": ".vue",
-        "svelte": ".svelte",
-        "zig": ".zig", "nim": ".nim", "protobuf": ".proto", "graphql": ".graphql .gql", "markdown": ".md .markdown",
-        "rst": ".rst",
-        "text": ".txt", "yaml": ".yml .yaml", "toml": ".toml", "json": ".json", "xml": ".xml", "ini": ".ini .cfg",
-        "dockerfile": "dockerfile",
-        "makefile": "makefile", "terraform": ".tf",
-    }.items()
-    for name in names.split()
-}  # fmt: skip
-PROSE = frozenset({"markdown", "rst", "text"})
-DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
-
-KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
-    "coding": {"source": 1.0, "test": 0.7, "config": 0.2, "docs": 0.1, "other": 0.05},
-    "architect": {"source": 1.0, "docs": 0.6, "config": 0.6, "test": 0.4, "other": 0.05},
-    "qa": {"test": 1.0, "source": 0.7, "config": 0.2, "docs": 0.05, "other": 0.05},
-    "security": {"source": 1.0, "config": 0.7, "test": 0.4, "docs": 0.1, "other": 0.05},
-    "documentation": {"docs": 1.0, "source": 0.6, "config": 0.2, "test": 0.1, "other": 0.05},
-    "support": {"docs": 1.0, "source": 0.8, "config": 0.5, "test": 0.3, "other": 0.05},
-}
-
-SECRET_NAMES = (
-    ".env", ".env.*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa*",
-    "id_dsa*",
-    "id_ecdsa*", "id_ed25519*", ".netrc", "_netrc", ".pypirc", ".npmrc", ".htpasswd", ".git-credentials", ".dockercfg",
-    ".pgpass",
-    "credentials", "credentials.*", "secrets.*", "*.secret", "service-account*.json", "*.tfstate", "*.tfvars",
-    ".vault-token",
-    ".envrc", ".my.cnf", ".s3cfg", ".boto", ".terraformrc", "kubeconfig", "*.kubeconfig", "*.keytab", "*.jceks",
-    "*.agekey", "*.ovpn",
-    "rclone.conf", "wallet.dat", ".passwd-s3fs", "client_secret*.json", "master.key",
-)  # fmt: skip
-NOT_SECRET_NAMES = (".env.example", ".env.sample", ".env.template", "*.pub")
-SECRET_NAME, NOT_SECRET_NAME = (
-    re.compile("|".join(map(fnmatch.translate, names))) for names in (SECRET_NAMES, NOT_SECRET_NAMES)
-)
 SECRET_FOLDERS = frozenset({".ssh", ".gnupg", ".aws", ".azure", ".gcloud", ".kube", ".docker"})
+SECRET_NAME, NOT_SECRET_NAME = (
+    re.compile("|".join(map(fnmatch.translate, names.split())))
+    for names in (
+        """.env .env.* *.env *.pem *.key *.p12 *.pfx *.jks *.keystore *.kdbx *.ppk id_rsa* id_dsa* id_ecdsa* id_ed25519*
+        .netrc _netrc .pypirc .npmrc .htpasswd .git-credentials .dockercfg .pgpass credentials credentials.* secrets.*
+        *.secret service-account*.json *.tfstate *.tfvars .vault-token .envrc .my.cnf .s3cfg .boto .terraformrc
+        kubeconfig *.kubeconfig *.keytab *.jceks *.agekey *.ovpn rclone.conf wallet.dat .passwd-s3fs
+        client_secret*.json master.key""",
+        ".env.example .env.sample .env.template *.pub",
+    )
+)
 
 REDACTED = "[REDACTED]"
+
+
+def redact(content: str) -> tuple[str, int]:
+    """``content`` without the secrets that it holds, and how many there were. The lines after each keep their
+    numbers.
+    """
+    number = 0
+    for form in SECRET_FORMS:
+        if not form.hints or any(hint in content for hint in form.hints):
+            content, found = form.redact(content)
+            number += found
+    return content, number
 
 
 class SecretForm(Struct, frozen=True):
     """A form of secret that its issuer documents, or that its surroundings give away. No pattern may search on without
     bounds.
 
-    ``hints``: with one of these texts each hit begins, so that most of a file is done with by a plain search; no hints:
-    the pattern searches itself. Where the pattern has a group, only that is the secret, and ``looks_real`` may still
-    say that it is a placeholder.
+    ``hints``: each hit holds one of these texts; no hints: it may hold any. Where the pattern has a group, only that is
+    the secret, and ``looks_real`` may still say that it is a placeholder.
     """
 
     name: str
@@ -5383,30 +5100,13 @@ class SecretForm(Struct, frozen=True):
     looks_real: Callable[[re.Match[str]], bool] | None = None
 
     def redact(self, content: str) -> tuple[str, int]:
-        """``content`` without secrets of this form, and how many there were. The lines after one keep their numbers."""
         kept, last = [], 0
-        for match in self._matches(content):
+        for match in self.pattern.finditer(content):
             start, end = match.span(match.lastindex or 0)
-            if start >= last and (self.looks_real is None or self.looks_real(match)):
+            if self.looks_real is None or self.looks_real(match):
                 kept.append(content[last:start] + REDACTED + "\n" * content.count("\n", start, end))
                 last = end
         return "".join([*kept, content[last:]]), len(kept)
-
-    def _matches(self, content: str) -> Iterator[re.Match[str]]:
-        if not self.hints:
-            yield from self.pattern.finditer(content)
-        end = 0
-        for place in sorted(place for hint in self.hints for place in find_all(content, hint)):
-            if place >= end and (match := self.pattern.match(content, place)):
-                end = match.end()
-                yield match
-
-
-def find_all(content: str, text: str) -> Iterator[int]:
-    place = content.find(text)
-    while place >= 0:
-        yield place
-        place = content.find(text, place + 1)
 
 
 PLACEHOLDERS = re.compile(
@@ -5490,112 +5190,119 @@ SECRET_FORMS = tuple(
 )  # fmt: skip
 
 
+# -- languages and kinds of files
+
+LANGUAGES = {
+    name: language
+    for language, names in {
+        "python": ".py .pyi .pyx", "javascript": ".js .jsx .mjs .cjs", "typescript": ".ts .tsx .mts .cts", "go": ".go",
+        "rust": ".rs", "java": ".java", "kotlin": ".kt .kts", "scala": ".scala", "csharp": ".cs", "c": ".c .h",
+        "cpp": ".cc .cpp .cxx .hpp .hh .hxx", "swift": ".swift", "ruby": ".rb .rake", "php": ".php", "perl": ".pl .pm",
+        "elixir": ".ex .exs", "erlang": ".erl .hrl", "haskell": ".hs", "clojure": ".clj .cljs", "lua": ".lua",
+        "r": ".r", "julia": ".jl", "dart": ".dart", "shell": ".sh .bash .zsh", "powershell": ".ps1", "sql": ".sql",
+        "html": ".html .htm", "css": ".css .scss .sass .less", "vue": ".vue", "svelte": ".svelte", "zig": ".zig",
+        "nim": ".nim", "protobuf": ".proto", "graphql": ".graphql .gql", "markdown": ".md .markdown", "rst": ".rst",
+        "text": ".txt", "yaml": ".yml .yaml", "toml": ".toml", "json": ".json", "xml": ".xml", "ini": ".ini .cfg",
+        "dockerfile": "dockerfile", "makefile": "makefile", "terraform": ".tf",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+PROSE = frozenset({"markdown", "rst", "text"})
+DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
+
+
 def language_of(path: str) -> str:
     name = path.rpartition("/")[2].lower()
     return LANGUAGES.get(name) or LANGUAGES.get(os.path.splitext(name)[1]) or "unknown"
-
-
-FOREIGN_FOLDERS = frozenset({"vendor", "node_modules", "third_party"})
-MADE_NAME = re.compile(r"(\.min\.(js|css)|-lock\.(json|yaml)|\.lock|\.map|\.snap)$")
 
 
 @functools.lru_cache(100_000)
 def kind_of(path: str) -> str:
     """source, test, docs, config or other (vendored, locked and minified files too), by a file's path alone."""
     *folders, name = path.lower().split("/")
+    language, stem = language_of(path), name.rpartition(".")[0]
     if MADE_NAME.search(name) or not FOREIGN_FOLDERS.isdisjoint(folders):
         return "other"
-    language = language_of(path)
     if language == "unknown":
         return "docs" if name in ("readme", "license", "changelog", "authors") else "other"
     if language in PROSE and not fnmatch.fnmatch(name, "requirements*.txt"):
         return "docs"
     if language in DATA:
         return "config"
-    stem = name.rpartition(".")[0]
     camel = re.search(r"[a-z0-9]Tests?\.\w+$", path)  # UserTest.java, and not latest.py
-    in_tests = any(
-        folder in ("test", "tests", "testing", "spec", "specs", "__tests__", "e2e", "testdata", "fixtures")
-        for folder in folders
-    )
-    if in_tests or camel or re.search(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec|-tests?)$", stem):
+    if not TEST_FOLDERS.isdisjoint(folders) or TEST_STEM.search(stem) or camel:
         return "test"
     return "docs" if folders and folders[0] in ("docs", "doc") else "source"
 
 
-def is_secret(path: str) -> bool:
-    *folders, name = path.lower().split("/")
-    if not SECRET_FOLDERS.isdisjoint(folders):
-        return not NOT_SECRET_NAME.match(name)
-    return bool(SECRET_NAME.match(name)) and not NOT_SECRET_NAME.match(name)
+MADE_NAME = re.compile(r"(\.min\.(js|css)|-lock\.(json|yaml)|\.lock|\.map|\.snap)$")
+FOREIGN_FOLDERS = frozenset({"vendor", "node_modules", "third_party"})
+TEST_FOLDERS = frozenset("test tests testing spec specs __tests__ e2e testdata fixtures".split())
+TEST_STEM = re.compile(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec|-tests?)$")
 
 
-OWN_FIRST_LINE = '"""Orchestration sidecar: one service that lets a team of coding agents work on one repository.'
+# -- the watcher
 
 
-def own_files(root: str, files: list[FileFact]) -> set[str]:
-    """Those of ``files`` that are the service's and not the project's. Blocks.
+class Watcher:
+    """Tells that something below the root changed, through watchdog: a fast hint and never the proof.
 
-    They are this module and its copies under any name (told by their first lines), and in the folder ``plugins/``
-    beside each of these what the service takes for its plugins. (The storage cannot lie here.) In the checkout of the
-    sidecar itself, where the root's pyproject.toml names the project cco-sidecar, these are the project's.
+    ``state`` is "off", "starting", "full", or "partial: why": what changes there is found by the look at the disk.
     """
 
-    def holds(path: str, text: str, limit: int) -> bool:
-        found = read_text_file(root, path, limit)
-        return found is not None and text in found[0]
+    BUDGET = (
+        4_000  # folders: each costs a kernel watch, of which a user may have 8,192 for all programs on some systems
+    )
+    KINDS = [  # without this filter mere reading counts as a change
+        watchdog.events.FileCreatedEvent, watchdog.events.FileModifiedEvent, watchdog.events.FileDeletedEvent,
+        watchdog.events.FileMovedEvent, watchdog.events.DirCreatedEvent, watchdog.events.DirDeletedEvent,
+        watchdog.events.DirMovedEvent,
+    ]  # fmt: skip
 
-    if parsed(Path(root, "pyproject.toml"), lambda text: tomllib.loads(text)["project"]["name"]) == "cco-sidecar":
-        return set()
-    this = os.path.realpath(__file__).removeprefix(os.path.join(root, ""))
-    large = (file.path for file in files if file.size > 50_000)
-    modules = {path for path in large if path == this or holds(path, OWN_FIRST_LINE, 2_000)}
-    folders = tuple(f"{path[: path.rfind('/') + 1]}plugins/" for path in modules)
-    beside = (file.path for file in files if file.path.startswith(folders))
-    return modules | {path for path in beside if holds(path, "cco_sidecar", MB)}
+    def __init__(self, settings: Settings, changed: Callable[[str], None]) -> None:
+        self._root, self._changed, self._budget = settings.root, changed, self.BUDGET
+        self.state = "off" if settings.no_watch else "starting"
+        self._observer = watchdog.observers.Observer()
+        self._handler = watchdog.events.FileSystemEventHandler()
+        self._handler.on_any_event = self._on_event  # type: ignore[method-assign]  # watchdog wants a subclass
 
+    def start(self) -> None:
+        """Watch the root itself, and each folder in it with all below while the budget lasts. Blocks."""
+        if self.state == "off":
+            return
+        try:
+            self._observer.schedule(self._handler, str(self._root), event_filter=self.KINDS)
+            self._observer.start()
+            for folder in sorted(self._root.iterdir()):
+                self._watch(folder)
+        except (OSError, RuntimeError) as error:  # the system's limit of watches
+            self.state = f"partial: {one_line(error)}"
+            log.warning("watching is %s", self.state)
+        if self.state == "starting":
+            self.state = "full"
 
-def redact(content: str) -> tuple[str, int]:
-    """``content`` without the secrets that it holds, and how many there were."""
-    number = 0
-    for form in SECRET_FORMS:
-        content, found = form.redact(content)
-        number += found
-    return content, number
+    def _watch(self, folder: Path) -> None:
+        if folder.name in NOT_OURS or folder.is_symlink() or not folder.is_dir():
+            return
+        number = sum(1 for _ in os.walk(folder))
+        if number > self._budget:
+            self.state = f"partial: {folder.name} has too many folders"
+            return
+        self._budget -= number
+        self._observer.schedule(self._handler, str(folder), recursive=True, event_filter=self.KINDS)
 
+    def _on_event(self, event: watchdog.events.FileSystemEvent) -> None:
+        path = Path(os.fsdecode(event.dest_path or event.src_path))
+        if path.suffix != ".lock":
+            self._changed(str(path))
+        if event.is_directory and path.parent == self._root:
+            with contextlib.suppress(OSError, RuntimeError):  # gone already: then there is nothing to watch
+                self._watch(path)
 
-def opened_path(descriptor: int, path: str) -> str:
-    """Where the file that was opened by ``path`` really lies."""
-    try:
-        return os.readlink(
-            f"/proc/self/fd/{descriptor}"
-        )  # of the open file itself: nobody can put a link in the way any more
-    except OSError:  # no Linux
-        return os.path.realpath(path)
-
-
-def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_result, bool] | None:
-    """(content, facts, whether it was cut) of a text file inside ``root``; None for anything else. Never follows a link
-    out. Blocks.
-    """
-    full = os.path.join(root, path)
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
-    try:
-        with open(full, "rb", opener=lambda name, _: os.open(name, flags)) as file:
-            facts = os.fstat(file.fileno())
-            if not stat.S_ISREG(facts.st_mode) or not opened_path(file.fileno(), full).startswith(
-                root.rstrip("/") + os.sep
-            ):
-                return None
-            content = file.read(limit + 1)
-    except (OSError, ValueError):  # gone, a link, or a folder by now
-        return None
-    if b"\0" in content[:8192]:
-        return None
-    cut = len(content) > limit
-    if cut:
-        content = content[: content.rfind(b"\n", 0, limit) + 1]
-    return content.decode("utf-8", "replace"), facts, cut
+    def stop(self) -> None:
+        if self._observer.is_alive():
+            self._observer.stop()
+            self._observer.join(2)
 
 
 # ======================================================================================================
@@ -6055,7 +5762,8 @@ class Launcher:
         """
         query = ContextQuery(task=body.get("task", ""))
         try:
-            context = msgspec.json.decode((await self._contexts.get(body["issue_id"], body["agent_type"], query)).body)
+            content, _ = await self._contexts.get(body["issue_id"], body["agent_type"], query)
+            context = msgspec.json.decode(content)
         except ApiError as error:
             if error.status < 500:
                 raise
@@ -6451,8 +6159,7 @@ def percentile(ordered: list[float], share: float) -> float:
 
 def built_in_plugins(settings: Settings) -> list[object]:
     return [
-        BuiltInAgentTypes(), StructureSection(), FilesSection(), GitSection(), OutputsSection(), MetadataSection(),
-        WordRanking(), RoutingRules(), AgentCommands(),
+        BuiltInAgentTypes(), ReferenceSections(), WordRanking(), RoutingRules(), AgentCommands(),
     ]  # fmt: skip
 
 
@@ -6462,16 +6169,34 @@ class BuiltInAgentTypes:
         return {name: category for category, names in AGENT_TYPES.items() for name in names.split()}
 
 
-class StructureSection:
-    @hookimpl
+class ReferenceSections:
+    """The five sections of the reference. What manifests and reports say comes from plugins, which add to
+    ``metadata``.
+    """
+
+    @hookimpl(trylast=True)
     def context_section(self, request: ContextRequest) -> Sections:
         project = request.project
-        size = sum(file.size for file in project.files)
+        kind = project_type(Path(project.root), [file.path for file in project.given])
+        unknown = ("python_version", "test_coverage", "last_build_status", "last_build_time", "security_scan_status")
+        told: dict[str, Any] = {"dependencies": [], "dependency_versions": {}, **dict.fromkeys(unknown)}
+        built = {"redactions": 0, "index": "ready", "task_matched": None}  # filled in when the context is put together
         return {
-            "project_structure": ProjectStructure(
-                clean_text(project.root), project.names, project.folders, len(project.names), size
-            )
+            "project_structure": describe_structure(project),
+            "relevant_files": choose_files(request),
+            "git_context": project.git,
+            "previous_agent_outputs": request.outputs,
+            "metadata": {"project_type": kind, **told, **built},
         }
+
+
+def describe_structure(project: ProjectState) -> ProjectStructure:
+    names = [clean_text(file.path) for file in project.files]
+    folders = {name.rpartition("/")[0] for name in names}
+    while above := {folder.rpartition("/")[0] for folder in folders} - folders:
+        folders |= above
+    size = sum(file.size for file in project.files)
+    return ProjectStructure(clean_text(project.root), names, sorted(folders - {""}), len(names), size)
 
 
 class FileChoice(RelevantFile):
@@ -6481,110 +6206,60 @@ class FileChoice(RelevantFile):
     matched: bool = True
 
 
-class FilesSection:
-    """The files worth reading: ranked, read, redacted, as many as could be given."""
-
-    MAX_FILE = MB
-
-    @hookimpl
-    def context_section(self, request: ContextRequest) -> Sections:
-        ranked = request.rank(rank_request(request))
-        known = {file.path for file in request.project.given}
-        chosen: list[FileChoice] = []
-        left = (
-            1.25 * request.max_bytes
-        )  # more than fits: what is too large for the rest of the room is passed over later
-        for item in ranked:
-            if (
-                len(chosen) > request.max_files or left <= 0
-            ):  # one more than asked for: so it shows that some were left out
-                break
-            file = (
-                self._read(request, item) if item.path in known else None
-            )  # what a plugin names must be the project's
-            if file:
-                chosen.append(file)
-                left -= min(len(file.content), request.max_bytes / 4)
-        return {"relevant_files": chosen}
-
-    def _read(self, request: ContextRequest, item: RankedFile) -> FileChoice | None:
-        if is_secret(item.path):
-            return None
-        found = read_text_file(request.project.root, item.path, self.MAX_FILE)
-        if found is None:
-            return None
-        content, facts, cut = found
-        content, redactions = redact(content)
-        return FileChoice(
-            clean_text(item.path), content, iso(facts.st_mtime), facts.st_size, language_of(item.path),
-            checksum(content),
-            round(item.score, 4), item.reasons, cut, redactions, chunks=item.chunks, matched=item.matched,
-        )  # fmt: skip
+def choose_files(request: ContextRequest) -> list[FileChoice]:
+    """The files worth reading: ranked, read, redacted, somewhat more than can be given. Blocks."""
+    known = {file.path for file in request.project.given}
+    chosen: list[FileChoice] = []
+    left = 1.25 * request.max_bytes  # what is too large for the rest of the room is passed over later
+    for item in request.rank(rank_request(request)):
+        if len(chosen) > request.max_files or left <= 0:  # one more than asked for: so it shows that some were left out
+            break
+        file = read_relevant(request.project.root, item) if item.path in known else None  # a plugin may name anything
+        if file:
+            chosen.append(file)
+            left -= min(len(file.content), request.max_bytes / 4)
+    return chosen
 
 
-class GitSection:
-    @hookimpl
-    def context_section(self, request: ContextRequest) -> Sections:
-        return {"git_context": request.project.git}
+def read_relevant(root: str, item: RankedFile) -> FileChoice | None:
+    found = None if is_secret(item.path) else read_text_file(root, item.path, MB)
+    if found is None:
+        return None
+    (content, redactions), facts, cut = redact(found[0]), *found[1:]
+    return FileChoice(
+        clean_text(item.path), content, iso(facts.st_mtime), facts.st_size, language_of(item.path), checksum(content),
+        round(item.score, 4), item.reasons, cut, redactions, chunks=item.chunks, matched=item.matched,
+    )  # fmt: skip
 
 
-class OutputsSection:
-    @hookimpl
-    def context_section(self, request: ContextRequest) -> Sections:
-        return {"previous_agent_outputs": request.outputs}
-
-
-class MetadataSection:
-    """The project's kind; what its manifests and reports say comes from plugins."""
-
-    @hookimpl(trylast=True)
-    def context_section(self, request: ContextRequest) -> Sections:
-        kind = project_type(Path(request.project.root), [file.path for file in request.project.given])
-        unknown = dict.fromkeys(
-            ("python_version", "test_coverage", "last_build_status", "last_build_time", "security_scan_status")
-        )
-        told: dict[str, Any] = {"dependencies": [], "dependency_versions": {}, **unknown}
-        built = {"redactions": 0, "index": "ready", "task_matched": None}  # filled in when the context is put together
-        return {"metadata": {"project_type": kind, **told, **built}}
-
-
-def parsed(path: Path, parse: Callable[[str], Any], default: Any = None, more: tuple[type[Exception], ...] = ()) -> Any:
-    """What ``parse`` makes of a file's text, ``default`` where it is missing, huge or not of its kind.
-
-    ``more`` are errors that ``parse`` raises for the latter, besides those that reading a value does. Blocks.
-    """
-    try:
-        if path.stat().st_size > 16 * MB or not stat.S_ISREG(path.stat().st_mode):
-            return default
-        return parse(path.read_text("utf-8", "replace"))
-    except FileNotFoundError:
-        return default
-    except Exception as error:
-        if not isinstance(error, (OSError, ValueError, LookupError, TypeError, AttributeError, *more)):
-            raise
-        log.debug("%s tells nothing: %s", path.name, one_line(error))
-        return default
-
-
-TYPE_BY_MANIFEST = (  # the first that is there says what the project is
-    ("pyproject.toml", "python"), ("setup.py", "python"), ("setup.cfg", "python"), ("requirements.txt", "python"),
-    ("Cargo.toml", "rust"), ("go.mod", "go"), ("pom.xml", "java"), ("build.gradle", "java"),
-    ("build.gradle.kts", "kotlin"),
-    ("Gemfile", "ruby"), ("composer.json", "php"), ("mix.exs", "elixir"), ("pubspec.yaml", "dart"),
-    ("Package.swift", "swift"),
-    ("tsconfig.json", "typescript"), ("package.json", "javascript"), ("CMakeLists.txt", "cpp"),
-)  # fmt: skip
+TYPE_BY_MANIFEST = {  # the first that is there says what the project is
+    "pyproject.toml": "python", "setup.py": "python", "setup.cfg": "python", "requirements.txt": "python",
+    "Cargo.toml": "rust", "go.mod": "go", "pom.xml": "java", "build.gradle": "java", "build.gradle.kts": "kotlin",
+    "Gemfile": "ruby", "composer.json": "php", "mix.exs": "elixir", "pubspec.yaml": "dart", "Package.swift": "swift",
+    "tsconfig.json": "typescript", "package.json": "javascript", "CMakeLists.txt": "cpp",
+}  # fmt: skip
 
 
 def project_type(root: Path, names: list[str]) -> str:
     """By manifest, else the language of most files, else "unknown". Blocks where ``names`` is empty."""
-    for manifest, language in TYPE_BY_MANIFEST:
+    for manifest, language in TYPE_BY_MANIFEST.items():
         if (root / manifest).is_file():
             return language
-    if not names:
-        names = split_z(run_git(root, "ls-files", "-z"))
+    names = names or split_z(run_git(root, "ls-files", "-z"))
     counted = collections.Counter(language_of(name) for name in names if kind_of(name) in ("source", "test"))
     return counted.most_common(1)[0][0] if counted else "unknown"
+
+
+# -- the simple ranking
+
+KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
+    "coding": {"source": 1.0, "test": 0.7, "config": 0.2, "docs": 0.1, "other": 0.05},
+    "architect": {"source": 1.0, "docs": 0.6, "config": 0.6, "test": 0.4, "other": 0.05},
+    "qa": {"test": 1.0, "source": 0.7, "config": 0.2, "docs": 0.05, "other": 0.05},
+    "security": {"source": 1.0, "config": 0.7, "test": 0.4, "docs": 0.1, "other": 0.05},
+    "documentation": {"docs": 1.0, "source": 0.6, "config": 0.2, "test": 0.1, "other": 0.05},
+    "support": {"docs": 1.0, "source": 0.8, "config": 0.5, "test": 0.3, "other": 0.05},
+}
 
 
 class WordRanking:
@@ -6604,7 +6279,7 @@ class WordRanking:
         order = order_without_task(request.files, weights)
         shares = self._matches(request, order)
         best = max((sum(share for share, _ in found) for found in shares.values()), default=1.0)
-        named = named_files(list(order), request.task)
+        named = named_files(order, request.task)
         matched = shares.keys() | named
         touched = {path for output in request.outputs for path in output.get("files_affected", [])}
         for bonus, paths, reason in (
@@ -6618,14 +6293,13 @@ class WordRanking:
         least = min(scores.values()) if matched else 1.0  # files without a score stay below it
         ranked = []
         for path, place in order.items():
-            why = [reason for _, reason in sorted(shares.get(path, ()), reverse=True)[:4]] or [
-                f"{kind_of(path)} of the project"
-            ]
-            ranked.append(RankedFile(path, scores.get(path, 0.0) + least * place, why, matched=path in matched))
+            why = [reason for _, reason in sorted(shares.get(path, ()), reverse=True)[:4]]
+            score = scores.get(path, 0.0) + least * place
+            ranked.append(RankedFile(path, score, why or [f"{kind_of(path)} of the project"], matched=path in matched))
         return sorted(ranked, key=lambda item: (-item.score, item.path))
 
     def _matches(self, request: RankRequest, order: Iterable[str]) -> dict[str, list[tuple[float, str]]]:
-        """Path, and (share of the score, reason) of each word that the file holds; the first in order are read
+        """Path, and (share of the score, reason) of each word that the file holds. The first in order are read
         first.
         """
         words = task_words(request.task, self.WORDS)
@@ -6649,9 +6323,7 @@ class WordRanking:
 
 
 def order_without_task(files: list[FileFact], weights: dict[str, float]) -> dict[str, float]:
-    """Path and score, best first: the agent's kinds of file, manifests, entry documents; the newest and shallowest
-    first.
-    """
+    """Path and score, best first: the agent's kinds of file, manifests, entry documents; new and shallow ones first."""
     newest = max((file.mtime_ns for file in files), default=1) or 1
     scores = {}
     for file in files:
@@ -6662,40 +6334,25 @@ def order_without_task(files: list[FileFact], weights: dict[str, float]) -> dict
 
 
 ENTRY_DOCUMENTS = "readme.md readme.rst readme.txt readme contributing.md architecture.md agents.md claude.md".split()
-FIRST_FILES = frozenset(name.lower() for name in (*ENTRY_DOCUMENTS, *dict(TYPE_BY_MANIFEST)))
+FIRST_FILES = frozenset(name.lower() for name in (*ENTRY_DOCUMENTS, *TYPE_BY_MANIFEST))
 
 
-def named_files(paths: list[str], task: str) -> set[str]:
+def named_files(paths: Iterable[str], task: str) -> set[str]:
     """Those of ``paths`` that a task's text names: by path, or by a base name with an ending."""
-    # From a run's first character only: tried from every one, a long word would take the square of its length, and
-    # everybody would wait.
-    words = {word.rpartition("/")[2] for word in re.findall(r"(?<![\w.@+/-])[\w.@+/-]*\.\w+", task)}
-    words |= {word.rstrip(".") for word in words}
-    return {path for path in paths if path.rpartition("/")[2] in words and is_named(path, task)}
-
-
-def is_named(path: str, task: str) -> bool:
-    """Whether a task's text names a file: by its path, or by a base name with an ending."""
-    name = path.rpartition("/")[2]
-    return "." in name and re.search(rf"(?<![\w/.-])(?:[\w.-]+/)*{re.escape(name)}(?![\w-])", task) is not None and (
-        path in task or not re.search(rf"[\w-]/{re.escape(name)}", task)
-    )  # fmt: skip
+    words = {"/" + word.rstrip(".") for word in re.findall(r"[\w.@+/-]+", task)}
+    ends = {word.rpartition("/")[2] for word in words if "." in word.rpartition("/")[2]}
+    known = [f"/{path}" for path in paths if path.rpartition("/")[2] in ends]
+    return {path[1:] for path in known if any(path.endswith(word) or word.endswith(path) for word in words)}
 
 
 STOP_WORDS = frozenset(
     """a about add adds added after all allow also an and any are as at avoid be because been before but by can change
-    changes could do does
-    don for from get had has have how if improve in instead into is it its just like made make makes may more need new
-    no not now of off on
-    only or other out over remove removed removes rename s should so some support t than that the their them then there
-    these they this to
-    too up update updated updates use used uses using via was we were what when where which while who why will with
-    without would you
-    fix fixed fixes fixing bug issue problem implement implements""".split()
+    changes could do does don for from get had has have how if improve in instead into is it its just like made make
+    makes may more need new no not now of off on only or other out over remove removed removes rename s should so some
+    support t than that the their them then there these they this to too up update updated updates use used uses using
+    via was we were what when where which while who why will with without would you fix fixed fixes fixing bug issue
+    problem implement implements""".split()
 )
-
-SUBWORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-ENDINGS = ("ies", "ing", "es", "ed", "s")
 
 
 def task_words(task: str, number: int) -> dict[str, str]:
@@ -6706,6 +6363,10 @@ def task_words(task: str, number: int) -> dict[str, str]:
     for word in words:
         found.setdefault(next((word[: -len(end)] for end in ENDINGS if word[4:].endswith(end)), word), word)
     return dict(itertools.islice(found.items(), number))
+
+
+ENDINGS = ("ies", "ing", "es", "ed", "s")
+SUBWORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 def content_words(text: str) -> Iterator[str]:
@@ -6746,58 +6407,44 @@ ROUTES: dict[tuple[str, str], tuple[tuple[str, Priority, str], ...]] = {  # (cat
 
 
 class RoutingRules:
-    """Who works next, by ROUTES. A type that has succeeded or was proposed since the last code change or failure is not
-    named again.
-    """
+    """Who works next, by ROUTES, without those that need no proposal (see ``settled_types``)."""
 
     @hookimpl(tryfirst=True)
     def next_agents(
         self, result: ResultFact, proposals: list[NextAgent], history: list[ResultFact], language: str
     ) -> list[NextAgent]:
+        facts = [*history, result]
         outcome = "success" if result.status == "success" else "failed"
-        if result.category == "coding" and outcome == "failed" and self._failures_in_a_row(result, history) % 3 == 0:
-            outcome = "failed again"
-        settled = self._settled(result, history)
+        own = [fact.status for fact in facts if fact.agent_type == result.agent_type]
+        failures = len(list(itertools.takewhile(lambda status: status != "success", reversed(own))))
+        settled = settled_types(facts)
+        if result.category == "coding" and failures and failures % 3 == 0:
+            outcome, settled = "failed again", set()  # a design that does not work out is not settled by being made
         coder = SPECIALISTS.get(language, "fullstack-developer")
         last_coder = next((fact.agent_type for fact in reversed(history) if fact.category == "coding"), coder)
         names = {CODER: coder, LAST_CODER: last_coder, SAME: result.agent_type}
-        found = list(proposals)
-        for who, priority, reason in ROUTES.get((result.category, outcome), ()):
-            name = names.get(who, who)
-            if (
-                name not in settled or outcome == "failed again"
-            ):  # a design that does not work out is not settled by having been made
-                found.append(NextAgent(name, "medium" if result.status == "partial" else priority, reason))
-        return found
+        rows = [
+            (names.get(who, who), priority, why) for who, priority, why in ROUTES.get((result.category, outcome), ())
+        ]
+        partial = result.status == "partial"
+        found = [NextAgent(name, "medium" if partial else priority, why) for name, priority, why in rows]
+        return [*proposals, *(item for item in found if item.agent_type not in settled)]
 
-    def _failures_in_a_row(self, result: ResultFact, history: list[ResultFact]) -> int:
-        """How often this type has failed on the issue without a success in between, this time included."""
-        number = 1
-        for fact in reversed([fact for fact in history if fact.agent_type == result.agent_type]):
-            if fact.status == "success":
-                break
-            number += 1
-        return number
 
-    def _settled(self, result: ResultFact, history: list[ResultFact]) -> set[str]:
-        """Types that need no proposal: succeeded since the last code change, or proposed since the last change or
-        failure.
-        """
-        passed: set[str] = set()
-        proposed: set[str] = set()
-        for fact in [*history, result]:
-            changes_code = self._changes_code(fact)
-            if changes_code:
-                passed.clear()
-            elif fact.status == "success":
-                passed.add(fact.agent_type)
-            if changes_code or fact.status != "success":
-                proposed.clear()
-            proposed |= set(fact.proposed)
-        return passed | proposed
-
-    def _changes_code(self, fact: ResultFact) -> bool:
-        return fact.category == "coding" and fact.status != "failed"
+def settled_types(facts: list[ResultFact]) -> set[str]:
+    """Types that have succeeded since the last code change, or were proposed since the last change or failure."""
+    passed: set[str] = set()
+    proposed: set[str] = set()
+    for fact in facts:
+        changes_code = fact.category == "coding" and fact.status != "failed"
+        if changes_code:
+            passed = set()
+        elif fact.status == "success":
+            passed.add(fact.agent_type)
+        if changes_code or fact.status != "success":
+            proposed = set()
+        proposed |= set(fact.proposed)
+    return passed | proposed
 
 
 # -- agent commands

@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cco_sidecar
-from cco_sidecar import ApiError, Contexts, Hooks, is_named, is_secret, kind_of, language_of, read_text_file, redact
+from cco_sidecar import ApiError, Contexts, Hooks, is_secret, kind_of, language_of, named_files, read_text_file, redact
 
 manifests, reports, budget = plugin("metadata"), plugin("reports"), plugin("budget")
 MakeService = Callable[..., Service]
@@ -432,6 +432,7 @@ def test_a_spoilt_coverage_report_tells_nothing(tmp_path: Path, content: str) ->
     assert reports.read_coverage(tmp_path, 0) is None
 
 
+@pytest.mark.needs_plugin("context/metadata and context/reports read the files")
 def test_reports_are_read_although_git_ignores_them_and_forgotten_when_the_source_moves_on(
     make_service: MakeService, repository: Path
 ) -> None:
@@ -617,29 +618,6 @@ def test_a_folder_becomes_a_repository_while_it_is_served(make_service: MakeServ
     git(tmp_path / "plain", "init", "-q", "-b", "trunk")
     assert context_of(client)["git_context"]["branch"] == "trunk"
     assert [change["status"] for change in context_of(client)["git_context"]["uncommitted_changes"]] == ["untracked"]
-
-
-@pytest.mark.parametrize(
-    ("moment", "young"),
-    [
-        (-1_000_000_123, False),
-        (-20_000_001, False),
-        (-5_000_001, True),
-        (0, True),
-        (5_000_001, True),
-        (60_000_000_001, False),
-    ],
-)
-def test_a_signature_is_young_while_a_second_change_could_look_the_same(moment: int, young: bool) -> None:
-    now = 1_700_000_000_500_000_000
-    assert cco_sidecar.is_young((now + moment, now + moment, 1, 1, 1), now) is young
-    assert cco_sidecar.is_young(None, now) is False
-
-
-def test_whole_seconds_are_young_for_longer() -> None:
-    now = 1_700_000_000_500_000_000
-    assert cco_sidecar.is_young((0, 1_699_999_999_000_000_000, 1, 1, 1), now) is True
-    assert cco_sidecar.is_young((0, 1_699_999_998_000_000_000, 1, 1, 1), now) is False
 
 
 # -- the cache
@@ -916,8 +894,8 @@ def fitted(sections: dict[str, Any], max_bytes: int, task: str, max_files: int =
     request: Any = SimpleNamespace(
         issue_id="issue-1", agent_type="python-specialist", task=task, max_bytes=max_bytes, max_files=max_files
     )
-    head, tail = cco_sidecar.assembled(request, sections, Contexts._fit(state, request, sections))
-    return head + b'"timestamp":"2025-01-01T00:00:00Z","cache_hit":false' + tail
+    head = cco_sidecar.assembled(request, sections, Contexts._fit(state, request, sections))
+    return head + b'"timestamp":"2025-01-01T00:00:00Z","cache_hit":false}'
 
 
 @settings(deadline=None, max_examples=40)
@@ -1047,6 +1025,7 @@ def since(client: Client, etag: str, **params: Any) -> Any:
     return answer
 
 
+@pytest.mark.needs_plugin("context/since remembers what answers gave")
 def test_since_gives_only_the_files_that_changed_and_names_those_that_went(make_service: MakeService) -> None:
     service = make_service()
     client, root = service.client(), service.root
@@ -1450,12 +1429,16 @@ def test_which_files_are_secret(path: str, secret: bool) -> None:
         ("src/main.py", "main.pyi", False),
         ("src/main.py", "the main function", False),
         ("Makefile", "the Makefile", False),
-        ("a+b(c).py", "a+b(c).py", True),
+        ("a+b.py", "a+b.py", True),
+        ("src/main.py", "/home/me/project/src/main.py:12", True),
+        ("src/main.py", "./src/main.py", True),
+        ("deep/src/main.py", "src/main.py", True),
+        (".env.example", "see .env.example.", True),
         ("src/main.py", "", False),
     ],
 )
 def test_whether_a_task_names_a_file(path: str, task: str, named: bool) -> None:
-    assert is_named(path, task) is named
+    assert named_files([path, "unrelated.py"], task) == ({path} if named else set())
 
 
 @pytest.fixture(scope="module", params=[[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])

@@ -4,24 +4,23 @@ repository.
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, git
+from conftest import git, plugin, until
 
-import cco_sidecar
-from cco_sidecar import Project, ProjectState
+from cco_sidecar import Project, ProjectState, is_young
+
+project_index = plugin("project_index")
 
 
 @pytest.fixture
 def readers(repository: Path, tmp_path: Path) -> Iterator[tuple[Any, Project]]:
     """(the plugin's reader, the module's own)."""
-    cco_sidecar.import_file(ROOT / "plugins/context/project_index.py")
-    index = importlib.import_module("cco_sidecar_plugins.context.project_index").ProjectIndex(repository, tmp_path)
+    index = project_index.ProjectIndex(repository, tmp_path)
     own = Project(repository, tmp_path)
     yield index, own
     index.close()
@@ -29,7 +28,7 @@ def readers(repository: Path, tmp_path: Path) -> Iterator[tuple[Any, Project]]:
 
 
 def facts(state: ProjectState) -> tuple[Any, ...]:
-    return state.root, state.files, state.git, state.head, state.names, state.folders
+    return state.root, state.files, state.git, state.head
 
 
 CHANGES: dict[str, Callable[[Path], Any]] = {
@@ -70,7 +69,30 @@ def test_the_digest_of_a_state_is_the_same_for_the_same_state_alone(
     readers: tuple[Any, Project], repository: Path
 ) -> None:
     for reader in readers:
-        first, again = reader.look(), reader.look()
-        assert first.digest and first.digest == again.digest
+        until(lambda reader=reader: reader.look().digest == reader.look().digest)  # no file is so young any more
+        before = reader.look().digest
         (repository / "src/main.py").write_text(f"by = {type(reader).__name__!r}\n")
-        assert reader.look().digest != first.digest
+        assert reader.look().digest != before
+
+
+@pytest.mark.parametrize(
+    ("moment", "young"),
+    [
+        (-1_000_000_123, False),
+        (-20_000_001, False),
+        (-5_000_001, True),
+        (0, True),
+        (5_000_001, True),
+        (60_000_000_001, False),
+    ],
+)
+def test_a_fingerprint_is_young_while_a_second_change_could_look_the_same(moment: int, young: bool) -> None:
+    now = 1_700_000_000_500_000_000
+    assert is_young((now + moment, now + moment, 1, 1, 1), now) is young
+    assert is_young(None, now) is False
+
+
+def test_whole_seconds_are_young_for_longer() -> None:
+    now = 1_700_000_000_500_000_000
+    assert is_young((0, 1_699_999_999_000_000_000, 1, 1, 1), now) is True
+    assert is_young((0, 1_699_999_998_000_000_000, 1, 1, 1), now) is False

@@ -179,7 +179,7 @@ def check_port(settings: Settings) -> str:
 def check_git(settings: Settings) -> str:
     if not shutil.which("git"):
         return "note: git is not installed: contexts carry no history, and .gitignore is not honoured; install it"
-    if not cco_sidecar.find_git_folder(settings.root):
+    if cco_sidecar.git_prefix(settings.root) is None:
         if (settings.root / ".git").exists():
             return (
                 f"note: git refuses {settings.root}, often because it belongs to another user: `git -C {settings.root}"
@@ -190,14 +190,22 @@ def check_git(settings: Settings) -> str:
 
 
 def check_watcher(settings: Settings) -> str:
-    folders, limit = cco_sidecar.count_folders(settings.root), cco_sidecar.watch_limit()
-    watched = min(limit // 2, cco_sidecar.Watcher.BUDGET)
+    folders, limit = sum(1 for _ in os.walk(settings.root)), watch_limit()
+    watched = min(limit, cco_sidecar.Watcher.BUDGET)
     if folders > watched:
         return (
-            f"note: {folders} folders, watched are {watched} at most; contexts stay fresh by the check against the"
-            " disk. More: sysctl fs.inotify.max_user_watches=524288"
+            f"note: {folders} folders, watched are {watched} at most; contexts stay fresh by the look at the disk that"
+            " each request takes"
         )
-    return f"{folders} folders of {limit} that may be watched"
+    return f"{folders} folders of {watched} that may be watched"
+
+
+def watch_limit() -> int:
+    """How many folders this user may watch; many where the system does not say."""
+    try:
+        return int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
+    except (OSError, ValueError):
+        return 1_000_000
 
 
 def check_plugins(options: argparse.Namespace) -> str:

@@ -7,7 +7,6 @@ Cargo.toml, go.mod, pom.xml and Gemfile.
 from __future__ import annotations
 
 import configparser
-import functools
 import json
 import re
 import tomllib
@@ -15,10 +14,8 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import cco_sidecar
 from cco_sidecar import ContextRequest, Sections, hookimpl
-
-parsed = functools.partial(cco_sidecar.parsed, more=(configparser.Error, ElementTree.ParseError))
+from cco_sidecar_plugins.context._parsing import parsed
 
 
 @hookimpl

@@ -1,8 +1,8 @@
-"""Looks at the repository faster: remembers a signature of every file and asks git only about what changed.
+"""Looks at the repository faster: remembers a fingerprint of every file and asks git only about what changed.
 
-``Project``, the core's own reader, asks git for everything at each look. This one signs (``lstat``) the files, the
-folders that are not ignored, and git's own files, and reads again only what a signature shows to be another. What it
-tells is the same.
+``Project``, the core's own reader, asks git for everything at each look. This one takes a fingerprint (``lstat``) of
+the files, of the folders that are not ignored, and of git's own files, and reads again only what has another one now.
+What it tells is the same.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import secrets
 import stat
 import time
 from collections.abc import Callable, Iterable
@@ -22,32 +23,34 @@ import msgspec
 from msgspec import Struct
 
 from cco_sidecar import (
+    NO_GIT,
     NOT_OURS,
-    REPORTS,
     Change,
+    Codes,
+    Commit,
     FileFact,
+    Fingerprint,
     GitContext,
-    GitFolders,
     Project,
     ProjectState,
     Settings,
-    Signature,
     borrowed_git,
     clean_text,
     describe_changes,
-    find_git_folder,
+    fingerprint,
+    git_prefix,
     hookimpl,
     is_young,
-    line_counts,
-    read_history,
+    read_commits,
+    read_remote,
     read_status,
     run_git,
-    sign,
     split_z,
     walk_files,
 )
+from cco_sidecar_plugins.context._parsing import REPORTS
 
-Proof = dict[str, Signature | None]  # by absolute path
+Proof = dict[str, Fingerprint | None]  # by absolute path
 
 
 @hookimpl
@@ -56,7 +59,7 @@ def project_reader(settings: Settings) -> Project:
 
 
 class ProvenState(ProjectState, frozen=True, dict=True):
-    """A state with the signatures that prove it; ``settled`` where none is so young that a second change could hide
+    """A state with the fingerprints that prove it; ``settled`` where none is so young that a second change could hide
     behind it.
     """
 
@@ -67,7 +70,7 @@ class ProvenState(ProjectState, frozen=True, dict=True):
 def proven(
     root: str, files: list[FileFact], git: GitContext, head: str | None, proof: Proof, settled: bool
 ) -> ProvenState:
-    return ProvenState(root, files, git, head, digest_of(proof) if settled else None, proof, settled)
+    return ProvenState(root, files, git, head, digest_of(proof) if settled else secrets.token_hex(16), proof, settled)
 
 
 def digest_of(proof: Proof) -> str:
@@ -85,20 +88,21 @@ class Listing(Struct, frozen=True):
     path).
     """
 
+    branch: str | None
     tracked: list[str]
     untracked: list[str]
     ignored: frozenset[str]
-    changes: list[tuple[str, str]]
+    changes: Codes
 
     def same_names(self, other: Listing) -> bool:
         return (self.tracked, self.untracked, self.ignored) == (other.tracked, other.untracked, other.ignored)
 
 
 class ProjectIndex(Project):
-    """The repository on disk, of which only what a signature shows to have changed is read again.
+    """The repository on disk, of which only what a fingerprint shows to have changed is read again.
 
-    All that a state tells was read after the signatures that prove it were taken, so what changes later, even while it
-    is being read, shows at the next look.
+    All that a state tells was read after the fingerprints that prove it were taken, so what changes later, even while
+    it is being read, shows at the next look.
     """
 
     ATTEMPTS = 4  # before a project that changes all the time is taken as it is, and not cached
@@ -108,7 +112,7 @@ class ProjectIndex(Project):
         super().__init__(root, scratch)
         self._prefix = os.path.join(root, "")  # joined by hand below: os.path.join takes longer than the look at a file
         self._state: ProvenState | None = None
-        self._listing = Listing([], [], frozenset(), [])
+        self._listing = Listing(None, [], [], frozenset(), [])
         self._entries: dict[str, int] = {}  # folder, and a hash of the names in it
         self._kept: dict[str, tuple[Any, int, Any]] = {}
 
@@ -119,8 +123,8 @@ class ProjectIndex(Project):
             self._state = self._read({}, [])
             return self._state
         now = time.time_ns()
-        fresh = {path: sign(path) for path in before.proof}
-        changed = [path for path, signature in before.proof.items() if fresh[path] != signature]
+        fresh = {path: fingerprint(path) for path in before.proof}
+        changed = [path for path, facts in before.proof.items() if fresh[path] != facts]
         if changed or not before.settled:
             self._state = self._read(fresh, changed, now)
         return self._state or before
@@ -134,7 +138,7 @@ class ProjectIndex(Project):
         return self._state is not None and (path in self._state.proof or os.path.dirname(path) in self._state.proof)
 
     def _read(self, fresh: Proof, changed: list[str], now: int = 0) -> ProvenState:
-        """A new state; ``fresh`` are the signatures of what the last one knew, ``changed`` those of them that are
+        """A new state; ``fresh`` are the fingerprints of what the last one knew, ``changed`` those of them that are
         others now.
         """
         calm = settle(fresh, changed, now)
@@ -144,7 +148,7 @@ class ProjectIndex(Project):
         listing = self._listing if fresh else self._listed()
         for _ in range(self.ATTEMPTS):
             now = time.time_ns()
-            proof = self._sign(listing, fresh)
+            proof = self._fingerprints(listing, fresh)
             settled = settle(proof, [path for path in proof if proof[path] is not fresh.get(path)], now) and calm
             seen = self._listed()
             if seen.same_names(listing):
@@ -153,53 +157,58 @@ class ProjectIndex(Project):
         else:
             settled = False
         self._listing = seen
-        return self._assembled(proof, seen, self._changes(seen), settled)
+        return self._assembled(proof, seen, settled)
 
     def _with_contents(self, proof: Proof, names: set[str]) -> ProvenState:
         """The last state, with what has become of the contents of ``names``."""
         state = self._known()
         files = list(state.files)
         for number, file in enumerate(files):
-            signature = proof[self._prefix + file.path] if file.path in names else None
-            if signature:
-                files[number] = FileFact(file.path, signature[2], signature[0])
+            facts = proof[self._prefix + file.path] if file.path in names else None
+            if facts:
+                files[number] = FileFact(file.path, facts[2], facts[0])
         git = msgspec.structs.replace(state.git, uncommitted_changes=self._changes_among(names))
         return proven(state.root, files, git, state.head, proof, True)
 
-    def _assembled(self, proof: Proof, listing: Listing, changes: list[Change], settled: bool) -> ProvenState:
+    def _assembled(self, proof: Proof, listing: Listing, settled: bool) -> ProvenState:
         files = []
         for name in sorted({*listing.tracked, *listing.untracked}):
-            signature = proof.get(self._prefix + name)
-            if signature and not stat.S_ISDIR(signature[4]):
-                files.append(FileFact(name, signature[2], signature[0]))
+            facts = proof.get(self._prefix + name)
+            if facts and not stat.S_ISDIR(facts[4]):
+                files.append(FileFact(name, facts[2], facts[0]))
         folders = self._folders()
         if not folders:
-            return proven(str(self._root), files, GitContext(None, [], [], None, None), None, proof, settled)
-        key = tuple(signature for path, signature in self._sign_git(folders).items() if not path.endswith("index"))
-        branch, commits, remote, url, head = self._kept_by("history", key, lambda: read_history(self._root, self._git))
-        return proven(str(self._root), files, GitContext(branch, commits, changes, remote, url), head, proof, settled)
+            return proven(str(self._root), files, NO_GIT, None, proof, settled)
+        key = tuple(facts for path, facts in self._of_git(folders).items() if not path.endswith("index"))
+        (commits, head), remote = self._kept_by("history", key, self._history)
+        git = GitContext(listing.branch, commits, describe_changes(self._root, listing.changes), *remote)
+        return proven(str(self._root), files, git, head, proof, settled)
 
-    # -- signatures
+    def _history(self) -> tuple[tuple[list[Commit], str | None], tuple[str | None, str | None]]:
+        remote = self._git.submit(read_remote, self._root)
+        return read_commits(self._root), remote.result()
 
-    def _sign(self, listing: Listing, known: Proof) -> Proof:
+    # -- fingerprints
+
+    def _fingerprints(self, listing: Listing, known: Proof) -> Proof:
         """Of git's files, the reports, every folder that is not ignored, and every file; those that are ``known`` are
         not looked at again.
         """
         folders = self._folders()
         if folders:
-            proof = self._sign_git(folders)
+            proof = self._of_git(folders)
         else:  # a repository may be made around us
-            proof = {str(parent / ".git"): sign(str(parent / ".git")) for parent in self._root.parents}
-        proof |= {path: sign(path) for path in (self._prefix + name for name in REPORTS)}
-        proof |= self._sign_folders(listing.ignored, frozenset({".git"}) if folders else NOT_OURS, known)
+            proof = {str(parent / ".git"): fingerprint(str(parent / ".git")) for parent in self._root.parents}
+        proof |= {path: fingerprint(path) for path in (self._prefix + name for name in REPORTS)}
+        proof |= self._of_folders(listing.ignored, frozenset({".git"}) if folders else NOT_OURS, known)
         for name in itertools.chain(listing.tracked, listing.untracked):
             path = self._prefix + name
-            signature = proof[path] = known.get(path) or sign(path)
-            if signature and stat.S_ISDIR(signature[4]):
-                proof |= sign_submodule(path)
+            facts = proof[path] = known.get(path) or fingerprint(path)
+            if facts and stat.S_ISDIR(facts[4]):
+                proof |= of_submodule(path)
         return proof
 
-    def _sign_git(self, folders: GitFolders) -> Proof:
+    def _of_git(self, folders: GitFolders) -> Proof:
         """Of git's files whose change can change a context: head, index, branches, ignore rules, configuration."""
         own, common = folders.own, folders.common
         names = [own / name for name in ("HEAD", "index", "logs/HEAD", "MERGE_HEAD", "config.worktree")]
@@ -217,12 +226,12 @@ class ProjectIndex(Project):
         ]
         home = Path(os.path.expanduser("~"))  # stays as it is where there is no home folder
         names += [home / name for name in (".gitconfig", ".config/git/config", ".config/git/ignore")]
-        proof = {str(name): sign(str(name)) for name in names}
-        if branch := head_file(own, common):  # read after HEAD was signed
-            proof[branch] = sign(branch)
+        proof = {str(name): fingerprint(str(name)) for name in names}
+        if branch := head_file(own, common):  # read after HEAD's own
+            proof[branch] = fingerprint(branch)
         return proof
 
-    def _sign_folders(self, ignored: frozenset[str], skip: frozenset[str], known: Proof) -> Proof:
+    def _of_folders(self, ignored: frozenset[str], skip: frozenset[str], known: Proof) -> Proof:
         """Of the root and each folder below it, and of each .gitignore: a new name changes its folder."""
         before = self._state.proof if self._state else {}
         found: Proof = {}
@@ -231,25 +240,23 @@ class ProjectIndex(Project):
             self._entries = {}
         else:  # those that did not change hold no other folders than before
             unchanged = {
-                path
-                for path, signature in known.items()
-                if signature and stat.S_ISDIR(signature[4]) and before.get(path) == signature
+                path for path, facts in known.items() if facts and stat.S_ISDIR(facts[4]) and before.get(path) == facts
             }
             found = {path: known[path] for path in unchanged}
             found |= {path: known[path] for path in known if path.endswith("/.gitignore")}
             pending = [
-                f"{path[len(self._prefix) :]}/".lstrip("/") for path, signature in known.items()
-                if signature and stat.S_ISDIR(signature[4]) and path not in unchanged
+                f"{path[len(self._prefix) :]}/".lstrip("/") for path, facts in known.items()
+                if facts and stat.S_ISDIR(facts[4]) and path not in unchanged
                 and path.startswith(str(self._root))
             ]  # fmt: skip
         while pending:
             relative = pending.pop()
             folder = (self._prefix + relative).rstrip("/") or "/"
-            found[folder] = sign(folder)
+            found[folder] = fingerprint(folder)
             names = folder_names(folder)
             self._entries[folder] = hash(names)
             if ".gitignore" in names:
-                found[f"{self._prefix}{relative}.gitignore"] = sign(f"{self._prefix}{relative}.gitignore")
+                found[f"{self._prefix}{relative}.gitignore"] = fingerprint(f"{self._prefix}{relative}.gitignore")
             below = [
                 name
                 for name in names
@@ -262,19 +269,19 @@ class ProjectIndex(Project):
 
     def _folders(self) -> GitFolders | None:
         """None without git. Blocks where a repository came or went."""
-        found = (sign(str(folder / ".git")) for folder in (self._root, *self._root.parents))
-        key = tuple(signature and signature[3:] for signature in found)
+        found = (fingerprint(str(folder / ".git")) for folder in (self._root, *self._root.parents))
+        key = tuple(facts and facts[3:] for facts in found)
         kept = self._kept.get("folders")
         if kept is None or kept[0] != key:
             kept = self._kept["folders"] = (key, 0, find_git_folder(self._root))
         return kept[2]
 
-    def _kept_by(self, name: str, key: tuple[Signature | None, ...], read: Callable[[], Any]) -> Any:
-        """What ``read`` gave when the signatures were ``key``; read again where one of them is too young to be
+    def _kept_by(self, name: str, key: tuple[Fingerprint | None, ...], read: Callable[[], Any]) -> Any:
+        """What ``read`` gave when the fingerprints were ``key``; read again where one of them is too young to be
         trusted.
         """
         kept = self._kept.get(name)
-        if kept is None or kept[0] != key or any(is_young(signature, kept[1]) for signature in key):
+        if kept is None or kept[0] != key or any(is_young(facts, kept[1]) for facts in key):
             kept = self._kept[name] = (key, time.time_ns(), read())
         return kept[2]
 
@@ -282,29 +289,26 @@ class ProjectIndex(Project):
         folders = self._folders()
         environ = None if folders else borrowed_git(self._root, self._scratch)
         tracked = self._git.submit(self._tracked, folders)
-        status = read_status(self._root, folders.prefix if folders else "", environ)
+        status = read_status(self._root, folders.prefix if folders else "", "--ignored=matching", env=environ)
         if status is None and folders:
             raise OSError("git cannot list the files of this repository")
         if status is None:  # git is not installed
             tracked.cancel()
-            return Listing([], sorted(walk_files(self._root)), frozenset(), [])
-        untracked = [path for code, path in status if code == "??" and not path.endswith("/")]
-        ignored = frozenset(path for code, path in status if code == "!!" and path.endswith("/"))
-        return Listing(tracked.result(), untracked, ignored, [(code, path) for code, path in status if code != "!!"])
+            return Listing(None, [], sorted(walk_files(self._root)), frozenset(), [])
+        branch, codes = status
+        untracked = [path for code, path in codes if code == "??" and not path.endswith("/")]
+        ignored = frozenset(path for code, path in codes if code == "!!" and path.endswith("/"))
+        changes = [(code, path) for code, path in codes if code != "!!"]
+        return Listing(branch, tracked.result(), untracked, ignored, changes)
 
     def _tracked(self, folders: GitFolders | None) -> list[str]:
         if folders is None:
             return []
-        key = (sign(str(folders.own / "index")),)
+        key = (fingerprint(str(folders.own / "index")),)
         names: list[str] = self._kept_by(
             "tracked", key, lambda: split_z(run_git(self._root, "ls-files", "-z", "-c", "--deduplicate"))
         )
         return names
-
-    def _changes(self, listing: Listing) -> list[Change]:
-        if not self._folders():
-            return []
-        return describe_changes(listing.changes, line_counts(self._root, listing.changes))
 
     def _only_contents(self, changed: list[str]) -> set[str] | None:
         """The names of the changed files where nothing but contents of known files changed, None where more did.
@@ -316,7 +320,7 @@ class ProjectIndex(Project):
             return None
         known = {file.path for file in state.files}
         files = {path.removeprefix(self._prefix) for path in changed if path not in self._entries}
-        good = files <= known and all(sign(self._prefix + name) and not name.endswith(RULES) for name in files)
+        good = files <= known and all(fingerprint(self._prefix + name) and not name.endswith(RULES) for name in files)
         same = all(hash(folder_names(path)) == self._entries[path] for path in changed if path in self._entries)
         return files if good and same else None
 
@@ -325,16 +329,37 @@ class ProjectIndex(Project):
         state = self._known()
         if not names or not (folders := self._folders()):
             return state.git.uncommitted_changes
-        codes = [item for item in read_status(self._root, folders.prefix, None, sorted(names)) or [] if item[0] != "!!"]
-        counts = line_counts(self._root, codes, sorted(names))
+        asked = sorted(names)
+        _, codes = read_status(self._root, folders.prefix, names=asked) or (None, [])
         others = [
             change
             for change in state.git.uncommitted_changes
             if change.path not in {clean_text(name) for name in names}
         ]
         return sorted(
-            [*others, *describe_changes(codes, counts)], key=lambda change: (change.status == "untracked", change.path)
+            [*others, *describe_changes(self._root, codes, asked)],
+            key=lambda change: (change.status == "untracked", change.path),
         )
+
+
+class GitFolders(Struct, frozen=True):
+    """The git dir of a work tree, the one that it shares with other work trees, and where in the tree the root is (""
+    or "path/").
+    """
+
+    own: Path
+    common: Path
+    prefix: str
+
+
+def find_git_folder(root: Path) -> GitFolders | None:
+    """The git folders of the work tree that ``root`` lies in; None without git. Blocks."""
+    prefix = git_prefix(root)
+    found = run_git(root, "rev-parse", "--absolute-git-dir", "--git-common-dir")
+    if prefix is None or not found:
+        return None
+    own, common, *_ = os.fsdecode(found).split("\n")
+    return GitFolders(Path(own), (root / common).resolve(), prefix)
 
 
 def folder_names(folder: str) -> frozenset[str]:
@@ -349,7 +374,7 @@ def folder_names(folder: str) -> frozenset[str]:
 
 
 def settle(proof: Proof, paths: Iterable[str], now: int) -> bool:
-    """Look again at what was signed so soon after a change that another could hide; False where it keeps changing.
+    """Look again at what was looked at so soon after a change that another could hide; False where it keeps changing.
     Blocks.
     """
     young = [path for path in paths if is_young(proof[path], now)]
@@ -358,7 +383,7 @@ def settle(proof: Proof, paths: Iterable[str], now: int) -> bool:
             break
         time.sleep(0.015)
         now = time.time_ns()
-        proof |= {path: sign(path) for path in young}
+        proof |= {path: fingerprint(path) for path in young}
         young = [path for path in young if is_young(proof[path], now)]
     return not young
 
@@ -372,13 +397,13 @@ def head_file(own: Path, common: Path) -> str | None:
     return None
 
 
-def sign_submodule(path: str) -> Proof:
+def of_submodule(path: str) -> Proof:
     """Of the files that say at which commit a repository inside ours is."""
     dot = Path(path, ".git")
     own = dot
     with contextlib.suppress(OSError):
         if dot.is_file():
             own = (dot.parent / dot.read_text("utf-8", "surrogateescape").strip().removeprefix("gitdir: ")).resolve()
-    proof = {str(name): sign(str(name)) for name in (own / "HEAD", own / "packed-refs")}
+    proof = {str(name): fingerprint(str(name)) for name in (own / "HEAD", own / "packed-refs")}
     branch = head_file(own, own)
-    return proof | ({branch: sign(branch)} if branch else {})
+    return proof | ({branch: fingerprint(branch)} if branch else {})

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import functools
 import json
 import os
 import re
@@ -19,10 +18,17 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
-import cco_sidecar
-from cco_sidecar import MB, REPORTS, ContextRequest, Sections, hookimpl, iso, kind_of, read_text_file, sign
-
-parsed = functools.partial(cco_sidecar.parsed, more=(SyntaxError, sqlite3.Error, ElementTree.ParseError))
+from cco_sidecar import (
+    MB,
+    ContextRequest,
+    Sections,
+    fingerprint,
+    hookimpl,
+    iso,
+    kind_of,
+    read_text_file,
+)
+from cco_sidecar_plugins.context._parsing import REPORTS, parsed
 
 
 @hookimpl
@@ -44,8 +50,8 @@ def read_coverage(root: Path, newest_source_ns: int) -> float | None:
         ".coverage": lambda _: coverage_data_percent(root),
     }
     for name, read in readers.items():
-        signature = sign(str(root / name))
-        if signature and signature[0] >= newest_source_ns:
+        facts = fingerprint(str(root / name))
+        if facts and facts[0] >= newest_source_ns:
             percent: float | None = parsed(root / name, read)
             if percent is not None:
                 return round(percent, 2)
@@ -99,7 +105,7 @@ def lcov_percent(text: str) -> float:
 def read_build(root: Path) -> tuple[str | None, str | None]:
     """("success" or "failed", when) of the newest JUnit report; Nones where there is none. Blocks."""
     reports = [root / name for name in REPORTS if name.endswith(".xml") and "coverage" not in name]
-    present = [(signature[0], path) for path in reports if (signature := sign(str(path)))]
+    present = [(facts[0], path) for path in reports if (facts := fingerprint(str(path)))]
     if not present:
         return None, None
     moment, path = max(present)

@@ -6,11 +6,11 @@ service itself never needs this file. The tests hold every answer to the documen
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from cco_sidecar import AgentState, LoadedPlugin, NextAgent, ResultBody
+from cco_sidecar import AgentState, GitContext, LoadedPlugin, NextAgent, ProjectStructure, RelevantFile, ResultBody
 
 
 class ResultStored(Struct):
@@ -114,6 +114,68 @@ class ErrorAnswer(Struct, omit_defaults=True):
 
 class PluginList(Struct):
     plugins: list[LoadedPlugin]
+
+
+class PreviousOutput(Struct):
+    """A result that an earlier agent stored on the issue."""
+
+    agent: str
+    agent_type: str
+    timestamp: str
+    decision: str
+    rationale: str
+    files_affected: list[str]
+    status: str
+    result_id: str
+
+
+TASK_MATCHED = "Whether any word of the task occurs; false: the files are in the order without a task. Null: no task."
+
+
+class ProjectMetadata(Struct):
+    """What the project's manifests and report files say; null where they say nothing."""
+
+    project_type: str
+    dependencies: list[str]
+    dependency_versions: dict[str, str]
+    python_version: str | None
+    test_coverage: float | None
+    last_build_status: str | None
+    last_build_time: str | None
+    security_scan_status: str | None
+    redactions: int
+    index: Literal["ready", "building"]
+    task_matched: Annotated[bool | None, Meta(description=TASK_MATCHED)]
+
+
+class ContextSections(Struct):
+    """The five sections of a context; plugins may add more."""
+
+    project_structure: ProjectStructure
+    relevant_files: list[RelevantFile]
+    git_context: GitContext
+    previous_agent_outputs: list[PreviousOutput]
+    metadata: ProjectMetadata
+
+
+class Context(Struct):
+    """Answer of GET /api/context/{issue_id}/{agent_type}. The last three fields are those of a request with ``since``,
+    which gives only the files that changed; ``since`` is null where that answer is not known any more.
+    """
+
+    issue_id: str
+    agent_type: str
+    context: ContextSections
+    truncated: bool
+    truncation_strategy: Literal["none", "smart", "file_sampling", "semantic_chunking"]
+    total_size_bytes: int
+    estimated_tokens: int
+    file_count: int
+    timestamp: str
+    cache_hit: bool
+    since: str | UnsetType | None = UNSET
+    unchanged_files: int | UnsetType = UNSET
+    removed_files: list[str] | UnsetType = UNSET
 
 
 class CacheCleared(Struct):

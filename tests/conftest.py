@@ -265,7 +265,9 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """ "with plugins", or "alone": services then run a copy of the module that nothing lies beside."""
     chosen = getattr(request, "param", "with plugins")
     if chosen == "alone":
-        Service.module = Path(shutil.copy(MODULE, tmp_path_factory.mktemp("alone") / MODULE.name))
+        folder = tmp_path_factory.mktemp("alone")
+        (folder / "plugins").mkdir()  # else those would be found that `pip install -e` has copied somewhere
+        Service.module = Path(shutil.copy(MODULE, folder))
     yield chosen
     Service.module = MODULE
 

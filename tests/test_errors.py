@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import PROJECT, Client, Service, described, until
+from conftest import PROJECT, Client, Service, described, git, until
 
 import cco_sidecar
 
@@ -97,10 +97,8 @@ BY_CLIENT: dict[str, Callable[[Service], requests.Response]] = {
 
 @pytest.fixture(scope="module")
 def plain(service: Service) -> Service:
-    """The module's service, with what the table needs: it knows no agent command, and one issue's metadata is long."""
-    manifest = service.root / "pyproject.toml"
-    names = ", ".join(f'"package-{number}"' for number in range(400))
-    manifest.write_text(f'[project]\nname = "sample"\ndependencies = [{names}]\n')
+    """The module's service, with what the table needs: no agent command, and a remote whose URL fills a context."""
+    git(service.root, "remote", "set-url", "origin", f"https://github.com/{'x' * 2500}")
     return service
 
 

@@ -21,7 +21,7 @@ import jsonschema
 import npm
 import pytest
 import requests
-from conftest import ALL, ROOT, Client, Service, clean_environment, make_repository, needed, plugin, until
+from conftest import ALL, ROOT, Client, Service, clean_environment, git, make_repository, needed, plugin, until
 from test_errors import BY_CLIENT
 from test_malformed import POST, SLOW, connect, exchange
 from test_reference import FULL_EVENT, FULL_RESULT, SHORT_EVENT, SHORT_RESULT, SPAWN
@@ -264,6 +264,7 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("lone")
     module, command = folder / "cco_sidecar.py", json.dumps([sys.executable, "-c", AGENT])
     shutil.copy(ROOT / "cco_sidecar.py", module)
+    (folder / "plugins").mkdir()  # else those would be found that `pip install -e` has copied somewhere
     repository = make_repository(folder / "repository")
     running = Service(repository, folder / "storage", "--agent-command", command, module=module).start()
     yield running
@@ -427,9 +428,8 @@ def test_each_code_of_a_refusal_is_as_the_document_says(
     service: Service, make_service: Callable[..., Service], code: str
 ) -> None:
     if code in ("CTX_002", "AGT_001"):
-        service = make_service()  # without an agent command, and with more metadata than fits
-        names = ", ".join(f'"package-{number}"' for number in range(400))
-        (service.root / "pyproject.toml").write_text(f'[project]\nname = "sample"\ndependencies = [{names}]\n')
+        service = make_service()  # without an agent command, and with a remote whose URL does not fit
+        git(service.root, "remote", "set-url", "origin", f"https://github.com/{'x' * 2500}")
     assert BY_CLIENT[code](service).json()["code"] == code
 
 

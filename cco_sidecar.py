@@ -135,120 +135,22 @@ class StartError(Exception):
 
 
 # ------------------------------------------------------------------------------------------------------
-# Options: how the value of each is read, the table of them, and where values come from
-
-
-def read_text(value: Any) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("must be a text that is not empty and holds no NUL")
-    return value
-
-
-def read_path(value: Any) -> Path:
-    try:
-        return Path(read_text(value)).expanduser()
-    except RuntimeError as error:  # the home folder of ~ or ~name is not known
-        raise ValueError(f"has no meaning here: {error}") from None
-
-
-def read_paths(value: Any) -> tuple[Path, ...]:
-    return tuple(map(read_path, read_list(value)))
-
-
-def read_list(value: Any) -> tuple[str, ...]:
-    """A TOML list, or texts separated by commas; a repeated flag arrives as a list of such texts."""
-    parts = value if isinstance(value, (list, tuple)) else [value]
-    if not all(isinstance(part, str) for part in parts):
-        raise ValueError("must be a list of texts")
-    return tuple(item.strip() for part in parts for item in part.split(",") if item.strip())
-
-
-def read_host(value: Any) -> str:
-    try:
-        return read_text(value).encode("idna").decode()
-    except UnicodeError as error:
-        raise ValueError(f"must be a host name or an address: {error}") from None
-
-
-def read_bool(value: Any) -> bool:
-    return read_choice("1", "0", "true", "false", "yes", "no")(str(value).lower()) in ("1", "true", "yes")
-
-
-def read_number(low: int, high: int) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        if not re.fullmatch(r"-?\d{1,15}", str(value)) or not low <= int(value) <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return int(value)
-
-    return read
-
-
-def read_choice(*choices: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if value not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}")
-        return str(value)
-
-    return read
-
-
-def read_project(value: Any) -> str:
-    if not re.fullmatch(IDENTIFIER, str(value)) or ".." in str(value):
-        raise ValueError("must be letters, digits, '.', '_' or '-', at most 128, and no '..'")
-    return str(value)
-
-
-def read_secret(value: Any) -> str:
-    if len(read_text(value).encode()) < 32:
-        raise ValueError("must be at least 32 bytes long")
-    return str(value)
-
-
-def read_command(value: Any) -> tuple[str, ...]:
-    """An argv: a TOML list, a JSON array, or words quoted as for a shell. No shell ever sees it."""
-    words = value
-    if not isinstance(value, list):
-        try:
-            words = json.loads(value) if read_text(value)[0] == "[" else shlex.split(value)
-        except ValueError as error:
-            raise ValueError(f"cannot be read as a command: {error}") from None
-    if not words or not all(isinstance(word, str) and "\0" not in word for word in words):
-        raise ValueError("must be a command: a list of words that is not empty")
-    return tuple(words)
-
-
-def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
-    """Commands of some agent types: a TOML table, or a JSON object."""
-    try:
-        table = value if isinstance(value, dict) else json.loads(read_text(value))
-    except ValueError as error:
-        raise ValueError(f"cannot be read as a JSON object: {error}") from None
-    if not isinstance(table, dict) or not all(re.fullmatch(IDENTIFIER, name) for name in table):
-        raise ValueError("must be an object of agent types and commands")
-    return {name: read_command(command) for name, command in table.items()}
-
-
-def read_agent_types(value: Any) -> dict[str, str]:
-    """More agent types: a TOML table, or ``name=category`` separated by commas."""
-    table = value if isinstance(value, dict) else dict(item.partition("=")[::2] for item in read_list(value))
-    for name, category in table.items():
-        if not re.fullmatch(IDENTIFIER, name) or category not in list(CATEGORIES):
-            raise ValueError(f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {name!r} is not")
-    return table
+# Options: the table of them, where their values come from, and how each is read
 
 
 @dataclass(frozen=True)
 class Option:
-    """How a setting is read (``read`` takes text or a TOML value, raises ValueError) and explained."""
+    """How a setting is explained, and read: ``read`` takes text or a TOML value and raises ValueError."""
 
     default: Any
-    read: Callable[[Any], Any]
     help: str
     metavar: str = "VALUE"
     plugin: str = ""  # the one that reads it; without it the option is refused
+    read: Callable[[Any], Any] = str
 
 
 def option(default: Any, *row: Any, **more: Any) -> Any:
+    """A row of Settings; the annotation of its field says how it is read."""
     return dataclasses.field(default_factory=lambda: default, metadata={"option": Option(default, *row, **more)})
 
 
@@ -258,64 +160,65 @@ class Settings:
     settings file, else the default here.
     """
 
-    root: Path = option(None, read_path, "the repository to serve (default: the git top level of this folder)", "DIR")
-    project: str = option(None, read_project, "project id (default: the root folder's name as a slug)", "ID")
-    storage: Path = option(None, read_path, "where state is kept (default: a folder of your own per project)", "DIR")
-    host: str = option("127.0.0.1", read_host, "address to listen on")
-    port: int = option(3001, read_number(0, 65535), "TCP port; 0 takes a free one", "N")
-    allowed_host: tuple[str, ...] = option((), read_list, "more Host names that are answered", "NAME")
-    cors_origin: tuple[str, ...] = option((), read_list, "more web origins that may call", "ORIGIN")
-    max_connections: int = option(
-        10_000, read_number(1, 1_000_000), "connections open at once, as far as the system allows", "N"
+    root: Annotated[Path, read_path] = option(
+        None, "the repository to serve (default: the git top level of this folder)", "DIR"
     )
-    request_timeout: int = option(
-        60, read_number(1, 3600), "how long a request's head, and then its body, may take", "SECONDS"
+    project: Annotated[str, read_project] = option(None, "project id (default: the root folder's name as a slug)", "ID")
+    storage: Annotated[Path, read_path] = option(
+        None, "where state is kept (default: a folder of your own per project)", "DIR"
     )
-    tls_cert: Path | None = option(None, read_path, "certificate chain (PEM): serve HTTPS", "FILE")
-    tls_key: Path | None = option(None, read_path, "private key of --tls-cert (PEM)", "FILE")
-    jwt_secret: str | None = option(
-        None, read_secret, "signing secret, 32 bytes or more (default: made at first start)"
+    host: Annotated[str, read_host] = option("127.0.0.1", "address to listen on")
+    port: Annotated[int, read_number(0, 65535)] = option(3001, "TCP port; 0 takes a free one", "N")
+    allowed_host: Annotated[tuple[str, ...], read_list] = option((), "more Host names that are answered", "NAME")
+    cors_origin: Annotated[tuple[str, ...], read_list] = option((), "more web origins that may call", "ORIGIN")
+    max_connections: Annotated[int, read_number(1, 1_000_000)] = option(
+        10_000, "connections open at once, as far as the system allows", "N"
     )
-    jwt_public_key: Path | None = option(
+    request_timeout: Annotated[int, read_number(1, 3600)] = option(
+        60, "how long a request's head, and then its body, may take", "SECONDS"
+    )
+    tls_cert: Annotated[Path | None, read_path] = option(None, "certificate chain (PEM): serve HTTPS", "FILE")
+    tls_key: Annotated[Path | None, read_path] = option(None, "private key of --tls-cert (PEM)", "FILE")
+    jwt_secret: Annotated[str | None, read_secret] = option(
+        None, "signing secret, 32 bytes or more (default: made at first start)"
+    )
+    jwt_public_key: Annotated[Path | None, read_path] = option(
         None,
-        read_path,
         "public key (PEM: RSA, P-256 or Ed25519) of an issuer whose tokens are taken beside our own",
         "FILE",
         plugin="issuers",
     )
-    token_ttl: int = option(3600, read_number(1, 31_536_000), "life of a token", "SECONDS")
-    cache_size_mb: int = option(256, read_number(0, 65_536), "memory for cached contexts", "MB")
-    no_watch: bool = option(False, read_bool, "no file watcher; cached contexts are still checked against the disk")
-    event_retention: int = option(86_400, read_number(1, 31_536_000), "how long events are kept", "SECONDS")
-    event_limit: int = option(100_000, read_number(1, 1_000_000_000), "how many events are kept", "N")
-    agent_command: tuple[str, ...] | None = option(
-        None,
-        read_command,
-        "command that runs an agent, with {task}, {prompt} and their like, or a known one's name",
-        "CMD",
+    token_ttl: Annotated[int, read_number(1, 31_536_000)] = option(3600, "life of a token", "SECONDS")
+    cache_size_mb: Annotated[int, read_number(0, 65_536)] = option(256, "memory for cached contexts", "MB")
+    no_watch: Annotated[bool, read_bool] = option(
+        False, "no file watcher; cached contexts are still checked against the disk"
     )
-    agent_commands: dict[str, tuple[str, ...]] = option(
-        {}, read_agent_commands, "commands of some agent types: a JSON object", "JSON"
+    event_retention: Annotated[int, read_number(1, 31_536_000)] = option(86_400, "how long events are kept", "SECONDS")
+    event_limit: Annotated[int, read_number(1, 1_000_000_000)] = option(100_000, "how many events are kept", "N")
+    agent_command: Annotated[tuple[str, ...] | None, read_command] = option(
+        None, "command that runs an agent, with {task}, {prompt} and their like, or a known one's name", "CMD"
     )
-    agent_types: dict[str, str] = option({}, read_agent_types, "more agent types, NAME=CATEGORY", "LIST")
-    agent_timeout: int = option(3600, read_number(1, 31_536_000), "time limit of an agent", "SECONDS")
-    max_agents: int = option(10, read_number(0, 10_000), "agents running at once", "N")
-    max_agents_per_issue: int = option(50, read_number(1, 1_000_000), "spawns on one issue, ended ones included", "N")
-    max_depth: int = option(
-        4, read_number(1, 100), "how deep agents may spawn agents; 1 is an agent that no agent spawned", "N"
+    agent_commands: Annotated[dict[str, tuple[str, ...]], read_agent_commands] = option(
+        {}, "commands of some agent types: a JSON object", "JSON"
     )
-    stop_agents: bool = option(False, read_bool, "a stop by signal ends the agents too")
-    plugins: tuple[Path, ...] = option((), read_paths, "one more folder of plugins", "DIR")
-    no_plugins: bool = option(False, read_bool, "the service runs no plugins")
-    log_level: str = option("info", read_choice("debug", "info", "warning", "error"), "what is logged")
-    log_format: str = option("text", read_choice("text", "json"), "how it is logged")
+    agent_types: Annotated[dict[str, str], read_agent_types] = option({}, "more agent types, NAME=CATEGORY", "LIST")
+    agent_timeout: Annotated[int, read_number(1, 31_536_000)] = option(3600, "time limit of an agent", "SECONDS")
+    max_agents: Annotated[int, read_number(0, 10_000)] = option(10, "agents running at once", "N")
+    max_agents_per_issue: Annotated[int, read_number(1, 1_000_000)] = option(
+        50, "spawns on one issue, ended ones included", "N"
+    )
+    max_depth: Annotated[int, read_number(1, 100)] = option(
+        4, "how deep agents may spawn agents; 1 is an agent that no agent spawned", "N"
+    )
+    stop_agents: Annotated[bool, read_bool] = option(False, "a stop by signal ends the agents too")
+    plugins: Annotated[tuple[Path, ...], read_paths] = option((), "one more folder of plugins", "DIR")
+    no_plugins: Annotated[bool, read_bool] = option(False, "the service runs no plugins")
+    log_level: Annotated[str, read_choice("debug", "info", "warning", "error")] = option("info", "what is logged")
+    log_format: Annotated[str, read_choice("text", "json")] = option("text", "how it is logged")
 
     @property
     def scheme(self) -> str:
         return "https" if self.tls_cert else "http"
-
-
-OPTIONS: dict[str, Option] = {field.name: field.metadata["option"] for field in fields(Settings)}
 
 
 def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[str] = os.environ) -> Settings:
@@ -456,6 +359,112 @@ def default_storage(root: Path, project: str) -> Path:
                 "you have no home folder, in which state is kept: set HOME, or say --storage DIR"
             ) from None
     return base / "cco-sidecar" / f"{project}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
+
+
+def read_text(value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("must be a text that is not empty and holds no NUL")
+    return value
+
+
+def read_path(value: Any) -> Path:
+    try:
+        return Path(read_text(value)).expanduser()
+    except RuntimeError as error:  # the home folder of ~ or ~name is not known
+        raise ValueError(f"has no meaning here: {error}") from None
+
+
+def read_paths(value: Any) -> tuple[Path, ...]:
+    return tuple(map(read_path, read_list(value)))
+
+
+def read_list(value: Any) -> tuple[str, ...]:
+    """A TOML list, or texts separated by commas; a repeated flag arrives as a list of such texts."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError("must be a list of texts")
+    return tuple(item.strip() for part in parts for item in part.split(",") if item.strip())
+
+
+def read_host(value: Any) -> str:
+    try:
+        return read_text(value).encode("idna").decode()
+    except UnicodeError as error:
+        raise ValueError(f"must be a host name or an address: {error}") from None
+
+
+def read_bool(value: Any) -> bool:
+    return read_choice("1", "0", "true", "false", "yes", "no")(str(value).lower()) in ("1", "true", "yes")
+
+
+def read_number(low: int, high: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if not re.fullmatch(r"-?\d{1,15}", str(value)) or not low <= int(value) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(value)
+
+    return read
+
+
+def read_choice(*choices: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return str(value)
+
+    return read
+
+
+def read_project(value: Any) -> str:
+    if not re.fullmatch(IDENTIFIER, str(value)) or ".." in str(value):
+        raise ValueError("must be letters, digits, '.', '_' or '-', at most 128, and no '..'")
+    return str(value)
+
+
+def read_secret(value: Any) -> str:
+    if len(read_text(value).encode()) < 32:
+        raise ValueError("must be at least 32 bytes long")
+    return str(value)
+
+
+def read_command(value: Any) -> tuple[str, ...]:
+    """An argv: a TOML list, a JSON array, or words quoted as for a shell. No shell ever sees it."""
+    words = value
+    if not isinstance(value, list):
+        try:
+            words = json.loads(value) if read_text(value)[0] == "[" else shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"cannot be read as a command: {error}") from None
+    if not words or not all(isinstance(word, str) and "\0" not in word for word in words):
+        raise ValueError("must be a command: a list of words that is not empty")
+    return tuple(words)
+
+
+def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
+    """Commands of some agent types: a TOML table, or a JSON object."""
+    try:
+        table = value if isinstance(value, dict) else json.loads(read_text(value))
+    except ValueError as error:
+        raise ValueError(f"cannot be read as a JSON object: {error}") from None
+    if not isinstance(table, dict) or not all(re.fullmatch(IDENTIFIER, name) for name in table):
+        raise ValueError("must be an object of agent types and commands")
+    return {name: read_command(command) for name, command in table.items()}
+
+
+def read_agent_types(value: Any) -> dict[str, str]:
+    """More agent types: a TOML table, or ``name=category`` separated by commas."""
+    table = value if isinstance(value, dict) else dict(item.partition("=")[::2] for item in read_list(value))
+    for name, category in table.items():
+        if not re.fullmatch(IDENTIFIER, name) or category not in list(CATEGORIES):
+            raise ValueError(f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {name!r} is not")
+    return table
+
+
+HINTS = typing.get_type_hints(Settings, include_extras=True)
+OPTIONS: dict[str, Option] = {
+    field.name: dataclasses.replace(field.metadata["option"], read=HINTS[field.name].__metadata__[0])
+    for field in fields(Settings)
+}
 
 
 # ------------------------------------------------------------------------------------------------------
@@ -6795,8 +6804,8 @@ def running_settings(settings: Settings) -> Settings:
     """The settings with the project and storage of the service that runs for this root, which may have been started
     with another project id.
     """
-    folders = [settings.storage]
-    if settings.storage == default_storage(settings.root, settings.project):
+    folders, known = [settings.storage], read_sidecar_json(settings.storage) is not None
+    if not known and settings.storage == default_storage(settings.root, settings.project):
         folders += sorted(settings.storage.parent.glob(f"*-{settings.storage.name.rpartition('-')[2]}"))
     for folder in folders:
         if info := read_sidecar_json(folder):

@@ -5469,7 +5469,7 @@ class Agents:
                 log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
 
     def _renew_token(self, running: Running) -> None:
-        """A fresh token for the agent, with exactly what its ledger row grants; it is good well beyond ``renew_at``."""
+        """A fresh token for the agent, with exactly what its ledger row grants, and when it is to be renewed."""
         row, life = running.row, self._settings.token_ttl
         running.token = self._tokens.mint(
             row["id"], row["type"], permissions=row["permissions"], issue_id=row["only_issue"], bound=True
@@ -5961,8 +5961,9 @@ class Processes:
         """What an earlier run of the service started; its ``exited`` is set where the first process has ended."""
         process = Process(agent_id, self._folder / agent_id)
         if pid is None:  # we were killed between its start and the note of it
-            oldest = min(self.members(process), key=lambda item: item.create_time(), default=None)
-            pid, birth = (oldest.pid, (life_of(oldest.pid) or (None,))[0]) if oldest else (None, None)
+            members = await asyncio.to_thread(self.members, process)
+            pid = min(members, key=lambda item: item.create_time()).pid if members else None
+            birth = (life_of(pid) or (None,))[0] if pid else None
         process.pid, process.birth = pid, birth
         if pid is None or (life := life_of(pid)) is None or life[0] != birth:
             process.exited.set()

@@ -124,7 +124,8 @@ def test_a_process_that_the_ledger_does_not_know_yet_is_found_and_a_strangers_nu
         for agent_id, number in ((unknown, None), (forged, os.getpid())):
             database.execute("update agent set pid = ? where id = ?", (number, agent_id))
     service.start()
-    assert (status(service.client(), unknown)["state"], status(service.client(), unknown)["pid"]) == ("running", pid)
+    until(lambda: status(service.client(), unknown)["pid"] == pid)
+    assert status(service.client(), unknown)["state"] == "running"
     assert state(service.client(), forged)["state"] == "lost"
     left = {process.environ()["AGENT_ID"] for process in agents_left()}
     assert left == {unknown}

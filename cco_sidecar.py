@@ -2243,7 +2243,8 @@ class Endpoint(Handler):
                 sidecar.agents.heard_from(self.claims.sub, str(request.method), request.path)
                 self.allowance = sidecar.limits.spend(self.claims)
                 sidecar.tokens.check_permission(self.claims, self.permission)
-                await check_policies(sidecar.hooks, self)
+                if sidecar.hooks.implementations("permission_policy"):
+                    await check_policies(self)
         except ApiError as error:
             self.refuse(error)
         if length and not self._early:
@@ -2379,14 +2380,13 @@ def too_large(limit: int) -> ApiError:
     return ApiError("REQ_004", f"The body may have {limit} bytes at most")
 
 
-async def check_policies(hooks: Hooks, endpoint: Endpoint) -> None:
+async def check_policies(endpoint: Endpoint) -> None:
     """Raises AUTH_003 where a plugin's policy refuses what the token allows."""
-    if hooks.implementations("permission_policy"):
-        facts = {"claims": endpoint.claims, "permission": endpoint.permission}
-        facts |= {"method": endpoint.request.method, "path": endpoint.request.path}
-        if reason := await asyncio.to_thread(functools.partial(hooks.refusal, **facts)):
-            details = {"permission": endpoint.permission, "policy": reason}
-            raise ApiError("AUTH_003", f"Refused by policy: {reason}", details=details)
+    permission, request = endpoint.permission, endpoint.request
+    facts = {"claims": endpoint.claims, "permission": permission, "method": request.method, "path": request.path}
+    if reason := await asyncio.to_thread(functools.partial(endpoint.sidecar.hooks.refusal, **facts)):
+        details = {"permission": permission, "policy": reason}
+        raise ApiError("AUTH_003", f"Refused by policy: {reason}", details=details)
 
 
 def without_tokens(text: str) -> str:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import hashlib
 import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +27,7 @@ from hypothesis import strategies as st
 import cco_sidecar
 from cco_sidecar import ApiError, Contexts, Hooks, is_secret, kind_of, language_of, named_files, read_text_file, redact
 
-manifests, reports, budget = plugin("metadata"), plugin("reports"), plugin("budget")
+budget = plugin("budget")
 MakeService = Callable[..., Service]
 
 
@@ -256,103 +253,6 @@ def test_a_machine_without_git_still_gets_its_files(make_service: MakeService, t
     assert [path for path in context["project_structure"]["files"] if path.startswith(".git/")] == []
 
 
-# -- metadata
-
-
-@pytest.mark.parametrize(
-    ("manifest", "content", "kind", "expected"),
-    [
-        (
-            "pyproject.toml",
-            '[project]\ndependencies = ["FastAPI[all]>=0.100,<1; python_version > \'3\'", "uvicorn"]\n'
-            '[project.optional-dependencies]\ntest = ["pytest~=8.0"]\n[dependency-groups]\ndev = ["ruff", {include-group = "x"}]\n',
-            "python",
-            {"fastapi": ">=0.100,<1", "uvicorn": "", "pytest": "~=8.0", "ruff": ""},
-        ),
-        (
-            "pyproject.toml",
-            '[tool.poetry.dependencies]\npython = "^3.11"\nrequests = "^2"\nnumpy = {version = "1.26"}\n'
-            '[tool.poetry.group.dev.dependencies]\nmypy = "*"\n',
-            "python",
-            {"requests": "^2", "numpy": "1.26", "mypy": "*"},
-        ),
-        (
-            "setup.cfg",
-            "[options]\ninstall_requires =\n    click>=8\n    rich\n[options.extras_require]\ntest =\n    pytest\n",
-            "python",
-            {"click": ">=8", "rich": "", "pytest": ""},
-        ),
-        (
-            "requirements.txt",
-            "# comment\n-r other.txt\n--index-url https://example.com\nflask==3.0.0  # web\n\nhttps://example.com/a.whl\nattrs\n",
-            "python",
-            {"flask": "==3.0.0", "attrs": ""},
-        ),
-        (
-            "package.json",
-            '{"dependencies": {"react": "^18"}, "devDependencies": {"@types/node": "20"}, "peerDependencies": {"vue": "3"}}',
-            "javascript",
-            {"react": "^18", "@types/node": "20", "vue": "3"},
-        ),
-        (
-            "Cargo.toml",
-            '[package]\nname = "x"\n[dependencies]\nserde = { version = "1.0", features = ["derive"] }\ntokio = "1"\n'
-            '[dev-dependencies]\nlocal = { path = "x" }\n',
-            "rust",
-            {"serde": "1.0", "tokio": "1", "local": ""},
-        ),
-        (
-            "go.mod",
-            "module example.com/me\n\ngo 1.22\n\nrequire github.com/a/b v1.2.3\nrequire (\n\tgolang.org/x/net v0.1.0\n"
-            "\tgithub.com/c/d v2.0.0 // indirect\n)\nreplace (\n\tgithub.com/e/f v1.0.0 => ../f\n)\n",
-            "go",
-            {"github.com/a/b": "v1.2.3", "golang.org/x/net": "v0.1.0"},
-        ),
-        (
-            "pom.xml",
-            '<project xmlns="http://maven.apache.org/POM/4.0.0"><dependencies><dependency><groupId>org.x</groupId>'
-            "<artifactId>y</artifactId><version>2.1</version></dependency></dependencies></project>",
-            "java",
-            {"org.x:y": "2.1"},
-        ),
-        (
-            "Gemfile",
-            "source 'https://rubygems.org'\ngem 'rails', '~> 7.1'\ngem \"puma\"\n# gem 'no'\n",
-            "ruby",
-            {"rails": "~> 7.1", "puma": ""},
-        ),
-        ("pyproject.toml", "this is [not toml", "python", {}),
-        ("package.json", "[1, 2", "javascript", {}),
-        ("pom.xml", "<project>", "java", {}),
-        ("go.mod", b"\xff\xfe\x00".decode("latin-1"), "go", {}),
-    ],
-)
-def test_dependencies_come_from_the_manifest(
-    tmp_path: Path, manifest: str, content: str, kind: str, expected: dict[str, str]
-) -> None:
-    write(tmp_path / manifest, content)
-    assert manifests.read_dependencies(tmp_path) == expected
-    assert cco_sidecar.project_type(tmp_path, []) == kind
-
-
-@pytest.mark.parametrize(
-    ("files", "version"),
-    [
-        ({".python-version": "3.12.1\n"}, "3.12.1"),
-        ({"pyproject.toml": '[project]\nrequires-python = ">=3.11,<4"\n'}, "3.11"),
-        ({".python-version": "3.13", "pyproject.toml": '[project]\nrequires-python = ">=3.11"\n'}, "3.13"),
-        ({"setup.cfg": "[options]\npython_requires = >=3.9\n"}, "3.9"),
-        ({"setup.py": "setup(python_requires='>=3.8')\n"}, "3.8"),
-        ({"main.py": "x"}, None),
-        ({"pyproject.toml": "["}, None),
-    ],
-)
-def test_the_python_version_comes_from_the_project(tmp_path: Path, files: dict[str, str], version: str | None) -> None:
-    for name, content in files.items():
-        write(tmp_path / name, content)
-    assert manifests.read_python_version(tmp_path) == version
-
-
 @pytest.mark.parametrize(
     ("names", "kind"),
     [
@@ -366,137 +266,6 @@ def test_without_a_manifest_the_language_of_most_files_says_what_a_project_is(
     tmp_path: Path, names: list[str], kind: str
 ) -> None:
     assert cco_sidecar.project_type(tmp_path, names) == kind
-
-
-COVERAGE = {
-    "coverage.xml": ('<coverage line-rate="0.855"></coverage>', 85.5),
-    "coverage/coverage-summary.json": ('{"total": {"lines": {"pct": 71.25}}}', 71.25),
-    "coverage/lcov.info": ("SF:a\nLF:10\nLH:4\nend_of_record\nSF:b\nLF:30\nLH:30\nend_of_record\n", 85.0),
-    "lcov.info": ("LF:3\nLH:1\n", 33.33),
-}
-
-
-@pytest.mark.parametrize("name", COVERAGE)
-def test_coverage_counts_while_its_report_is_newer_than_the_sources(tmp_path: Path, name: str) -> None:
-    content, percent = COVERAGE[name]
-    report = write(tmp_path / name, content)
-    moment = report.stat().st_mtime_ns
-    assert reports.read_coverage(tmp_path, moment - 1) == percent
-    assert reports.read_coverage(tmp_path, moment + 1) is None
-
-
-def test_coverage_out_of_the_data_file_is_what_coverage_itself_reports(tmp_path: Path) -> None:
-    write(
-        tmp_path / "main.py",
-        '''"""A module."""
-import functools
-
-
-def used(number):
-    """Tells a sign."""
-    if number > 0:
-        return "positive"
-    elif number < 0:
-        return "negative"
-    for item in range(3):
-        number += item
-    return "zero"
-
-
-@functools.lru_cache
-def unused(
-    number,
-):
-    try:
-        return 1 / number
-    except ZeroDivisionError:  # pragma: no cover
-        return None
-
-
-print(used(1))
-''',
-    )
-    run = functools.partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, text=True)
-    run([sys.executable, "-m", "coverage", "run", "--source=.", "main.py"])
-    reported = float(run([sys.executable, "-m", "coverage", "report", "--format=total", "--precision=2"]).stdout)
-    found = reports.read_coverage(tmp_path, 0)
-    assert found is not None and abs(found - reported) < 0.01
-    assert reports.read_coverage(tmp_path, time.time_ns() + 10**9) is None
-    write(tmp_path / ".coverage", "not a database")
-    assert reports.read_coverage(tmp_path, 0) is None
-
-
-@pytest.mark.parametrize("content", ["", "<coverage/>", "<coverage line-rate='many'/>", "\0"])
-def test_a_spoilt_coverage_report_tells_nothing(tmp_path: Path, content: str) -> None:
-    write(tmp_path / "coverage.xml", content)
-    assert reports.read_coverage(tmp_path, 0) is None
-
-
-@pytest.mark.needs_plugin("context/metadata and context/reports read the files")
-def test_reports_are_read_although_git_ignores_them_and_forgotten_when_the_source_moves_on(
-    make_service: MakeService, repository: Path
-) -> None:
-    client = make_service().client()
-    metadata = context_of(client)["metadata"]
-    assert metadata["project_type"] == "python"
-    assert metadata["dependencies"] == ["fastapi", "pydantic"]
-    assert metadata["python_version"] == "3.11"
-    names = ("test_coverage", "last_build_status", "last_build_time", "security_scan_status")
-    assert {name: metadata[name] for name in names} == dict.fromkeys(names)
-
-    write(repository / ".git/info/exclude", "*.xml\nbandit.json\n")
-    write(repository / "coverage.xml", COVERAGE["coverage.xml"][0])
-    junit = write(repository / "junit.xml", '<testsuites><testsuite tests="3" failures="0" errors="0"/></testsuites>')
-    write(repository / "bandit.json", '{"results": []}')
-    metadata = context_of(client)["metadata"]
-    assert {name: metadata[name] for name in names} == {
-        "test_coverage": 85.5, "last_build_status": "success", "last_build_time": iso(junit.stat().st_mtime), "security_scan_status": "passed",
-    }  # fmt: skip
-    write(repository / "README.md", "# Not a source\n")
-    assert context_of(client)["metadata"]["test_coverage"] == 85.5
-    later = time.time() + 1
-    write(repository / "src/main.py", "def main(): ...\n")
-    os.utime(repository / "src/main.py", (later, later))
-    assert context_of(client)["metadata"]["test_coverage"] is None
-    junit.write_text('<testsuites><testsuite tests="3" failures="1" errors="0"/><testsuite tests="1"/></testsuites>')
-    write(repository / "bandit.json", '{"results": [{"issue": 1}]}')
-    metadata = context_of(client)["metadata"]
-    assert (metadata["last_build_status"], metadata["security_scan_status"]) == ("failed", "failed")
-    junit.unlink()
-    assert context_of(client)["metadata"]["last_build_status"] is None
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ('<testsuite tests="1" failures="0" errors="0"/>', "success"),
-        ('<testsuite tests="1" failures="0" errors="2"/>', "failed"),
-        ("<testsuites/>", "success"),
-        ("not xml", None),
-    ],
-)
-def test_the_build_status_is_that_of_the_junit_report(tmp_path: Path, content: str, expected: str | None) -> None:
-    write(tmp_path / "junit.xml", content)
-    assert reports.read_build(tmp_path)[0] == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("bandit.json", '{"results": []}', "passed"),
-        ("bandit.json", '{"results": [{}]}', "failed"),
-        ("bandit.json", "{}", None),
-        ("results.sarif", '{"runs": [{"results": []}, {}]}', "passed"),
-        ("results.sarif", '{"runs": [{"results": [{}]}]}', "failed"),
-        ("results.sarif", "[", None),
-        ("other.json", "{}", None),
-    ],
-)
-def test_the_security_status_is_that_of_the_scanners_report(
-    tmp_path: Path, name: str, content: str, expected: str | None
-) -> None:
-    write(tmp_path / name, content)
-    assert reports.read_security_scan(tmp_path) == expected
 
 
 # -- never older than the disk

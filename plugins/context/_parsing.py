@@ -1,19 +1,29 @@
-"""Reads a project's own files for metadata and reports: what is missing, huge or not of its kind tells nothing."""
+"""Reads a project's own files for ``metadata`` and ``reports``.
+
+Nothing outside the root is read, no secret file, and never more than a bound. A file that cannot be read tells nothing
+and costs one line in the log.
+"""
 
 from __future__ import annotations
 
 import configparser
+import functools
+import json
 import logging
-import sqlite3
+import os
+import re
 import stat
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Container, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from xml.etree import ElementTree
+from xml.parsers import expat
 
-from cco_sidecar import MB, one_line
+from cco_sidecar import MB, is_secret, one_line, opened_path
 
-log = logging.getLogger("cco_sidecar")
+log = logging.getLogger("cco")
+T = TypeVar("T")
 
 REPORTS = (  # files that tell about a project and may be ignored by git, so they are looked for by name
     ".coverage", "coverage.xml", "coverage/coverage-summary.json", "coverage/lcov.info", "lcov.info", "junit.xml",
@@ -21,21 +31,142 @@ REPORTS = (  # files that tell about a project and may be ignored by git, so the
     ".python-version",
 )  # fmt: skip
 
-NOT_OF_ITS_KIND = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError,
-    configparser.Error, sqlite3.Error, ElementTree.ParseError,
-)  # fmt: skip
+
+class ProjectFiles:
+    """The files below ``root`` that may be read; with ``listed`` only those (and REPORTS, which git may ignore)."""
+
+    def __init__(self, root: Path, listed: Container[str] | None = None) -> None:
+        self.root = os.path.realpath(root)
+        self._listed = listed
+
+    def parsed(self, name: str, parse: Callable[[File], T], limit: int = MB) -> T | None:
+        """What ``parse`` makes of the file ``name`` (relative to the root); None where it is missing, has more than
+        ``limit`` bytes, must not be read or makes ``parse`` raise. Blocks.
+        """
+        try:
+            content = self._read(name, limit)
+            return None if content is None else parse(File(self, name, content))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except Exception as error:  # a boundary: whatever a repository may hold
+            shows_content = isinstance(error, configparser.Error)  # its message quotes lines of the file
+            self.tell(name, type(error).__name__ if shows_content else one_line(error)[:200])
+            return None
+
+    def moment(self, name: str) -> int | None:
+        """When the file was last changed, in nanoseconds; None where there is none. Blocks."""
+        try:
+            return os.stat(os.path.join(self.root, name)).st_mtime_ns
+        except (OSError, ValueError):
+            return None
+
+    def tell(self, name: str, why: str) -> None:
+        """Log once that (part of) a file tells nothing."""
+        tell_once(os.path.join(self.root, name), why)
+
+    def _read(self, name: str, limit: int) -> bytes | None:
+        place = os.path.realpath(os.path.join(self.root, name))
+        self._check(place)
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO must not block
+        with open(place, "rb", opener=lambda path, _: os.open(path, flags)) as file:
+            self._check(opened_path(file.fileno(), place))  # a link may have been put in the way since
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise ValueError(f"it has more than {limit} bytes")
+        return content
+
+    def _check(self, place: str) -> None:
+        inside = os.path.relpath(place, self.root).replace(os.sep, "/")
+        if inside.startswith("../") or os.path.isabs(inside):
+            raise ValueError("it lies outside the project")
+        if is_secret(inside) or ".git" in inside.split("/"):
+            raise ValueError("it may hold secrets")
+        unlisted = self._listed is not None and inside not in self._listed and inside not in REPORTS
+        if unlisted and os.path.exists(place):
+            raise ValueError("git ignores it")
 
 
-def parsed(path: Path, parse: Callable[[str], Any], default: Any = None) -> Any:
-    """What ``parse`` makes of a file's text, ``default`` where it is missing, huge or not of its kind. Blocks."""
-    try:
-        facts = path.stat()
-        if facts.st_size > 16 * MB or not stat.S_ISREG(facts.st_mode):
-            return default
-        return parse(path.read_text("utf-8", "replace"))
-    except FileNotFoundError:
-        return default
-    except NOT_OF_ITS_KIND as error:
-        log.debug("%s tells nothing: %s", path.name, one_line(error))
-        return default
+@functools.lru_cache(1000)
+def tell_once(path: str, why: str) -> None:
+    log.warning("%s: left out: %s", path, why)
+
+
+class File:
+    """A file's content in whatever form it is wanted; each raises where the file is not of that form."""
+
+    def __init__(self, files: ProjectFiles, name: str, content: bytes) -> None:
+        self.files, self.name, self.content = files, name, content
+
+    def odd(self, why: str) -> None:
+        """Log once that a part of this file is left out."""
+        self.files.tell(self.name, why)
+
+    def text(self) -> str:
+        """The text, by the file's byte order mark or the NULs of UTF-16 and UTF-32, else as UTF-8."""
+        return self.content.decode(json.detect_encoding(self.content), "replace")
+
+    def json(self) -> Any:
+        """The value. An integer of thousands of digits is null, since Python refuses to read it."""
+        return json.loads(self.text(), parse_int=lambda digits: int(digits) if len(digits) < 4000 else None)
+
+    def toml(self) -> dict[str, Any]:
+        return tomllib.loads(self.text())
+
+    def table(self, value: Any, *path: str) -> dict[str, Any]:
+        """The table below ``path``; empty where it is missing or null, or (with a line in the log) something else."""
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is not None and not isinstance(value, dict):
+            self.odd(f"{'.'.join(path) or 'its content'} is no table")
+        return value if isinstance(value, dict) else {}
+
+    def xml(self, keep: Set[str] | None = None) -> ElementTree.Element:
+        """The root element, names without their prefixes. With ``keep`` only it and the elements of these names, each
+        below the nearest one that is kept, and no text. Entities are not expanded: a file that declares a document type
+        of its own is refused.
+        """
+        builder, kept = ElementTree.TreeBuilder(), list[str]()
+        parser = expat.ParserCreate()
+        number = 0
+
+        def start(name: str, attributes: dict[str, str]) -> None:
+            nonlocal number
+            number += 1
+            if number > 1_000_000:
+                raise ValueError("it has more than a million elements")
+            name = name.rpartition(":")[2]
+            kept.append(name if keep is None or number == 1 or name in keep else "")
+            if kept[-1]:
+                builder.start(name, {key: value for key, value in attributes.items() if ":" not in key})
+
+        def end(_: str) -> None:
+            if name := kept.pop():
+                builder.end(name)
+
+        def refuse_own_type(name: str, system: str | None, public: str | None, has_subset: bool) -> None:
+            if has_subset:
+                raise ValueError("it declares a document type of its own")
+
+        parser.StartElementHandler, parser.EndElementHandler = start, end
+        parser.StartDoctypeDeclHandler = refuse_own_type
+        if keep is None:
+            parser.CharacterDataHandler = builder.data
+        parser.Parse(self._xml_text(), True)
+        return builder.close()
+
+    def _xml_text(self) -> str:
+        """The text by its mark, else by its declaration, unless that says UTF-16 of what is plainly not."""
+        declared = re.match(rb"""\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.-]{1,40})""", self.content)
+        encoding: str = json.detect_encoding(self.content)
+        if encoding == "utf-8" and declared and not re.match(rb"(?i)utf-?(16|32)|ucs|iso-10646", declared[1]):
+            encoding = declared[1].decode("ascii")
+        return self.content.decode(encoding, "replace")
+
+
+def number_of(text: str | None) -> int | None:
+    """The count that a report's attribute gives, None without it. Raises ValueError where it is no count."""
+    if text is not None and not re.fullmatch(r"\s*[0-9]{1,15}\s*", text):
+        raise ValueError(f"{text[:20]!r} is no count")
+    return None if text is None else int(text)

@@ -1,152 +1,429 @@
 """Dependencies and versions out of the project's manifests, for the section ``metadata`` of contexts.
 
-A manifest that cannot be read tells nothing. Read are pyproject.toml, setup.cfg, requirements.txt, package.json,
-Cargo.toml, go.mod, pom.xml and Gemfile.
+Read are pyproject.toml, setup.cfg, requirements.txt, package.json, Cargo.toml, go.mod, pom.xml, build.gradle, Gemfile
+and composer.json, each in the root, and what requirements.txt and setup.cfg include from inside it. What cannot be read
+tells nothing, and costs one line in the log.
 """
 
 from __future__ import annotations
 
 import configparser
-import json
+import posixpath
 import re
-import tomllib
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element
 
-from cco_sidecar import ContextRequest, Sections, hookimpl
-from cco_sidecar_plugins.context._parsing import parsed
+from cco_sidecar import ContextRequest, Sections, hookimpl, redact
+from cco_sidecar_plugins.context._parsing import File, ProjectFiles
+
+Versions = dict[str, str]  # by name: the bounds as the manifest gives them; alternatives are joined by " || "
 
 
 @hookimpl
 def context_section(request: ContextRequest) -> Sections:
-    root = Path(request.project.root)
-    versions = read_dependencies(root)
+    root, listed = Path(request.project.root), frozenset(file.path for file in request.project.files)
+    versions = read_dependencies(root, listed)
     facts = {
         "dependencies": sorted(versions),
         "dependency_versions": versions,
-        "python_version": read_python_version(root),
+        "python_version": read_python_version(root, listed),
     }
     return {"metadata": facts}
 
 
-REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^\]]*\])?\s*([^;#]*)")
-
-
-def requirements(lines: Iterable[str]) -> dict[str, str]:
-    """Name and version bounds of PEP 508 lines; options, links and comments are passed over."""
-    found = {}
-    for line in lines:
-        match = REQUIREMENT.match(line)
-        if match and not line.lstrip().startswith(("-", "#")) and "://" not in line.split("@")[0]:
-            found[match[1].lower()] = match[2].strip()
-    return found
-
-
-def read_dependencies(root: Path) -> dict[str, str]:
-    """Direct dependencies of the project with the bounds that its manifests give. Blocks."""
-    found: dict[str, str] = {}
-    for manifest, parse in DEPENDENCY_PARSERS.items():
-        found |= parsed(root / manifest, parse, default={})
-    return found
-
-
-def pyproject_dependencies(text: str) -> dict[str, str]:
-    data = tomllib.loads(text)
-    project, poetry = data.get("project", {}), data.get("tool", {}).get("poetry", {})
-    groups = [*project.get("optional-dependencies", {}).values(), *data.get("dependency-groups", {}).values()]
-    lines = [*project.get("dependencies", []), *(line for group in groups for line in group if isinstance(line, str))]
-    poetry_groups = [
-        poetry.get("dependencies", {}),
-        *(group.get("dependencies", {}) for group in poetry.get("group", {}).values()),
-    ]
-    return requirements(lines) | {
-        name.lower(): value if isinstance(value, str) else str(value.get("version", ""))
-        for group in poetry_groups for name, value in group.items() if name.lower() != "python"
-    }  # fmt: skip
-
-
-def setup_cfg_dependencies(text: str) -> dict[str, str]:
-    config = configparser.ConfigParser(interpolation=None)
-    config.read_string(text)
-    lines = config.get("options", "install_requires", fallback="").splitlines()
-    if config.has_section("options.extras_require"):
-        lines += [line for _, value in config.items("options.extras_require") for line in value.splitlines()]
-    return requirements(line for line in lines if line.strip())
-
-
-def package_json_dependencies(text: str) -> dict[str, str]:
-    data = json.loads(text)
-    return {
-        name: str(version)
-        for key in ("dependencies", "devDependencies", "peerDependencies")
-        for name, version in data.get(key, {}).items()
-    }
-
-
-def cargo_dependencies(text: str) -> dict[str, str]:
-    data = tomllib.loads(text)
-    tables = [data.get(key, {}) for key in ("dependencies", "dev-dependencies", "build-dependencies")]
-    tables.append(data.get("workspace", {}).get("dependencies", {}))
-    return {
-        name: value if isinstance(value, str) else str(value.get("version", ""))
-        for table in tables
-        for name, value in table.items()
-    }
-
-
-def go_mod_dependencies(text: str) -> dict[str, str]:
-    pattern = re.compile(
-        r"^\s*(?:require\s+)?([\w.-]+\.[\w.-]+/\S+|[\w-]+\.[\w.-]+)\s+(v\S+)(?!.*// indirect)", re.MULTILINE
+def read_dependencies(root: Path, listed: frozenset[str] | None = None) -> Versions:
+    """Direct dependencies of the project with the bounds that its manifests give, "" where they give none; of several
+    bounds for one name the first manifest's. Only files in ``listed`` are read where it is given. Blocks.
+    """
+    files = ProjectFiles(root, listed)
+    parsers: tuple[tuple[str, Callable[[File], Versions]], ...] = (
+        ("pyproject.toml", pyproject_dependencies),
+        ("setup.cfg", setup_cfg_dependencies),
+        ("requirements.txt", requirements_file),
+        ("package.json", package_json_dependencies),
+        ("Cargo.toml", cargo_dependencies),
+        ("go.mod", go_mod_dependencies),
+        ("pom.xml", pom_dependencies),
+        ("build.gradle", gradle_dependencies),
+        ("build.gradle.kts", gradle_dependencies),
+        ("Gemfile", gemfile_dependencies),
+        ("composer.json", composer_dependencies),
     )
-    return dict(pattern.findall(re.sub(r"(?ms)^(replace|exclude|retract)\s*\(.*?\)", "", text)))
+    return presentable(merged(files.parsed(name, parse) or {} for name, parse in parsers))
 
 
-def pom_dependencies(text: str) -> dict[str, str]:
-    namespace = {"m": "http://maven.apache.org/POM/4.0.0"}
-    found = {}
-    for item in ElementTree.fromstring(text).iterfind(".//m:dependency", namespace):
-        group, artifact = (item.findtext(f"m:{name}", "", namespace).strip() for name in ("groupId", "artifactId"))
-        found[f"{group}:{artifact}"] = item.findtext("m:version", "", namespace).strip()
+def merged(tables: Iterable[Versions]) -> Versions:
+    """All names; of each the first version that is not empty."""
+    found: Versions = {}
+    for table in tables:
+        for name, version in table.items():
+            found[name] = found.get(name) or version
     return found
 
 
-def gemfile_dependencies(text: str) -> dict[str, str]:
-    return {
-        name: version or ""
-        for name, version in re.findall(
-            r"""^\s*gem\s+['"]([^'"]+)['"](?:\s*,\s*['"]([^'"]+)['"])?""", text, re.MULTILINE
-        )
+def presentable(versions: Versions) -> Versions:
+    """``versions`` without credentials and secrets, and without names and bounds that no package can have."""
+    usable = {
+        name: without_credentials(version) if version.isprintable() and len(version) <= 500 else ""
+        for name, version in versions.items()
+        if 0 < len(name) <= 214 and name.isprintable()
     }
+    lines = redact("\n".join(f"{name}\t{version}" for name, version in usable.items()))[0].split("\n")
+    clean = (line.partition("\t") for line in lines if line)
+    return {name: version for name, _, version in clean if name in usable}
 
 
-DEPENDENCY_PARSERS: dict[str, Callable[[str], dict[str, str]]] = {
-    "setup.cfg": setup_cfg_dependencies,
-    "requirements.txt": lambda text: requirements(text.splitlines()),
-    "pyproject.toml": pyproject_dependencies,
-    "package.json": package_json_dependencies,
-    "Cargo.toml": cargo_dependencies,
-    "go.mod": go_mod_dependencies,
-    "pom.xml": pom_dependencies,
-    "Gemfile": gemfile_dependencies,
-}
+def without_credentials(text: str) -> str:
+    """``text``, where it is a URL, without user name, password and query. A password may hold any sign."""
+    if "//" not in text:
+        return text
+    text = re.sub(r"//[^/?#]*@", "//", text)
+    text = re.sub(r"//[^/?#@]*:(?!\d*(?:[/?#]|$)).*@(?=[\w.-]+(?::\d+)?(?:[/:?#]|$))", "//", text)  # "/", "?" or "#"
+    return re.sub(r"\?[^#]*|#.*=.*", "", text)
 
 
-def read_python_version(root: Path) -> str | None:
-    """The version that .python-version names, else the lowest that requires-python allows. Blocks."""
-    pinned = parsed(root / ".python-version", lambda text: text.split()[0])
-    if pinned:
-        return str(pinned)
-    wanted = parsed(root / "pyproject.toml", lambda text: tomllib.loads(text).get("project", {}).get("requires-python"))
-    if not wanted:
-        pattern = r"python_requires\s*=\s*['\"]?([^'\"\n]+)"
-        wanted = next(
-            (
-                m[1]
-                for name in ("setup.cfg", "setup.py")
-                if (m := parsed(root / name, lambda text: re.search(pattern, text)))
-            ),
-            None,
+def bounds(value: Any) -> str:
+    """The version that a TOML or JSON value gives: a text, a table with a ``version``, or a list of alternatives."""
+    options = value if isinstance(value, list) else [value]
+    texts = [option.get("version") if isinstance(option, dict) else option for option in options]
+    return " || ".join(dict.fromkeys(text.strip() for text in texts if isinstance(text, str) and text.strip()))
+
+
+# -- Python
+
+
+NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+REQUIREMENT = re.compile(rf"({NAME})\s*(?:\[[^\]]*\])?\s*(.*)")
+BOUND = re.compile(r"(~=|===?|!=|<=?|>=?)\s*([\w.*+!-]+)")
+INCLUDE = re.compile(r"(?:-([rc])\s*|--(requirement|constraint)[\s=]+)(\S.*)")
+EDITABLE = re.compile(r"(?:-e|--editable)[\s=]*")
+EGG = re.compile(rf"#(?:.*&)?egg=({NAME})")
+
+
+def requirement(line: str) -> tuple[str, str] | None:
+    """(name, bounds or "@ URL") of a PEP 508 text, which pip's options may follow; None for anything else."""
+    match = REQUIREMENT.fullmatch(line.strip())
+    if not match:
+        return None
+    name, rest = match[1].lower(), match[2]
+    if rest.startswith("@"):
+        address = without_credentials(rest[1:].strip()).split(maxsplit=1)
+        return (name, f"@ {address[0]}") if address else None
+    rest = re.split(r";|\s--?[A-Za-z]", rest, maxsplit=1)[0].strip()  # markers, and options as --hash
+    if rest.startswith("(") and rest.endswith(")"):
+        rest = rest[1:-1]
+    found = [BOUND.fullmatch(part.strip()) for part in rest.split(",") if part.strip()]
+    return None if None in found else (name, ",".join(part[1] + part[2] for part in found if part))
+
+
+def requirements(file: File, lines: Iterable[Any]) -> Versions:
+    """The dependencies that ``lines`` of PEP 508 name; one named twice has both bounds as alternatives."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        pair = requirement(line) if isinstance(line, str) else None
+        if pair:
+            found.setdefault(pair[0], []).append(pair[1])
+        elif not isinstance(line, dict):  # {include-group = …}, and all groups are read
+            file.odd("a line is no requirement")
+    return {name: bounds(versions) for name, versions in found.items()}
+
+
+def requirements_file(file: File) -> Versions:
+    """Of a requirements file and those that it includes from inside the project. Constraints add bounds, no names."""
+    found, limits = list[Versions](), list[Versions]()
+    waiting, seen = [(file, False)], {file.name}
+    while waiting:
+        file, is_limit = waiting.pop(0)
+        lines = list(requirement_lines(file.text()))
+        (limits if is_limit else found).append(requirements(file, (line for line in lines if line[0] != "-")))
+        for include in filter(None, map(INCLUDE.match, lines)):
+            name = posixpath.normpath(posixpath.join(posixpath.dirname(file.name), include[3].strip("\"' ")))
+            if name in seen or "://" in include[3] or len(seen) > 50:
+                continue
+            seen.add(name)
+            if included := file.files.parsed(name, lambda included: included):
+                waiting.append((included, is_limit or (include[1] or include[2]).startswith("c")))
+    names, bound = merged(found), merged(limits)
+    return {name: version or bound.get(name, "") for name, version in names.items()}
+
+
+def requirement_lines(text: str) -> Iterator[str]:
+    """The requirements and options of a requirements file, one a line; what comes from a URL as ``name @ URL``."""
+    joined = re.sub(r"(?m)^(?!\s*#)(.*)\\\r?\n", r"\1", text)
+    for raw in joined.splitlines():
+        line = re.split(r"(?:^|\s)#", raw, maxsplit=1)[0].strip()
+        place = EDITABLE.sub("", line)
+        if "//" in place.partition("@")[0] or place != line:
+            if egg := EGG.search(place):
+                yield f"{egg[1]} @ {place}"
+            elif re.match(rf"{NAME}\s*(\[[^\]]*\])?\s*@", place):
+                yield place
+        elif line and not line.startswith((".", "/")) and not re.match(r"[^\s;@]*[/\\]", line):  # a path has no name
+            yield line
+
+
+def pyproject_dependencies(file: File) -> Versions:
+    data = file.toml()
+    project, poetry = file.table(data, "project"), file.table(data, "tool", "poetry")
+    groups = [
+        project.get("dependencies"),
+        *file.table(project, "optional-dependencies").values(),
+        *file.table(data, "dependency-groups").values(),
+        *file.table(data, "tool", "pdm", "dev-dependencies").values(),
+        file.table(data, "tool", "uv").get("dev-dependencies"),
+    ]
+    dynamic = file.table(data, "tool", "setuptools", "dynamic")
+    sources = [dynamic.get("dependencies"), *file.table(dynamic, "optional-dependencies").values()]
+    included = [source.get("file") for source in sources if isinstance(source, dict)]
+    tables = [
+        file.table(poetry, "dependencies"),
+        file.table(poetry, "dev-dependencies"),
+        *(file.table(poetry, "group", name, "dependencies") for name in file.table(poetry, "group")),
+    ]
+    found = merged(
+        (
+            *(requirements(file, as_list(file, group)) for group in groups),
+            *(included_files(file, as_list(file, [names] if isinstance(names, str) else names)) for names in included),
+            *({name.lower(): bounds(value) for name, value in table.items()} for table in tables),
         )
-    match = re.search(r"(?:>=|~=|==|\^)?\s*(\d+(?:\.\d+)+)", str(wanted or ""))
+    )
+    return {name: version for name, version in found.items() if name != "python"}
+
+
+def as_list(file: File, value: Any) -> list[Any]:
+    """The list ``value``; empty where it is missing or null, or (with a line in the log) something else."""
+    if value is not None and not isinstance(value, list):
+        file.odd("a list of dependencies is none")
+    return value if isinstance(value, list) else []
+
+
+def included_files(file: File, names: Iterable[Any]) -> Versions:
+    """Of the requirements files ``names``, relative to the root."""
+    read = (file.files.parsed(name.strip(), requirements_file) for name in names if isinstance(name, str))
+    return merged(found or {} for found in read)
+
+
+def read_setup_cfg(file: File) -> configparser.ConfigParser:
+    config = configparser.ConfigParser(interpolation=None, strict=False, delimiters=("=", ":"))
+    config.read_string(file.text())
+    return config
+
+
+def setup_cfg_dependencies(file: File) -> Versions:
+    config = read_setup_cfg(file)
+    values = [config.get("options", name, fallback="") for name in ("install_requires", "install-requires")]
+    for section in ("options.extras_require", "options.extras-require"):
+        values += [value for _, value in config.items(section)] if config.has_section(section) else []
+    return merged(setup_cfg_value(file, value.strip()) for value in values)
+
+
+def setup_cfg_value(file: File, value: str) -> Versions:
+    if value.startswith("file:"):
+        return included_files(file, re.split(r"[,\n]", value.removeprefix("file:")))
+    lines = value.splitlines() if "\n" in value else re.split(r";(?!.*[\"'])", value)
+    return requirements(file, (line for line in lines if line.strip() and not line.lstrip().startswith("#")))
+
+
+def read_python_version(root: Path, listed: frozenset[str] | None = None) -> str | None:
+    """The version that .python-version names, else the lowest that pyproject.toml, setup.cfg or setup.py allow.
+
+    Blocks.
+    """
+    files = ProjectFiles(root, listed)
+    for name, parse in (
+        (".python-version", pinned_python),
+        ("pyproject.toml", pyproject_python),
+        ("setup.cfg", setup_cfg_python),
+        ("setup.py", setup_py_python),
+    ):
+        if version := files.parsed(name, parse):
+            return version
+    return None
+
+
+def pinned_python(file: File) -> str | None:
+    """The first version of a .python-version, as pyenv and uv write it; None for the name of an environment."""
+    words = re.findall(r"(?m)^\s*([^\s#]+)", file.text())
+    match = re.match(
+        r"(?:(?:c?python|cp|pypy|graalpy)[-@]?)?(\d{1,4}(?:\.\d{1,4})*(?:(?:a|b|rc)\d+|-dev|t)?)(?=$|[-+/@])",
+        words[0] if words else "",
+    )
     return match[1] if match else None
+
+
+def pyproject_python(file: File) -> str | None:
+    data = file.toml()
+    project, poetry = file.table(data, "project"), file.table(data, "tool", "poetry", "dependencies")
+    return lowest_version(bounds(project.get("requires-python"))) or lowest_version(bounds(poetry.get("python")))
+
+
+def setup_cfg_python(file: File) -> str | None:
+    config = read_setup_cfg(file)
+    return lowest_version(
+        config.get("options", "python_requires", fallback="") or config.get("options", "python-requires", fallback="")
+    )
+
+
+def setup_py_python(file: File) -> str | None:
+    match = re.search(r"(?m)^[^#\n]*\bpython_requires[\"']?\s*[=:]\s*[\"']([^\"'\n]+)", file.text())
+    return lowest_version(match[1]) if match else None
+
+
+VERSION_BOUND = re.compile(r"(~=|===?|!=|<=?|>=?|\^|~)?\s*v?(\d{1,4}(?:\.\d{1,4})*(?:(?:a|b|rc)\d{1,4})?)(\.[*x])?")
+
+
+def lowest_version(wanted: str) -> str | None:
+    """The lowest Python that ``wanted`` allows (PEP 440, or Poetry's ^, ~ and ||); None where it has no lower bound."""
+    lows = [lowest_of(option) for option in re.split(r"\|\|?", wanted)]
+    return None if None in lows else min((low for low in lows if low), key=numbers, default=None)
+
+
+def lowest_of(option: str) -> str | None:
+    found = VERSION_BOUND.findall(option)
+    lows = [
+        ".".join(version.split(".")[:2]) if sign == ">" else version  # >3.8.0 allows 3.8.1
+        for sign, version, _ in found
+        if sign not in ("<", "<=", "!=")
+    ]
+    low = max(lows, key=numbers, default=None)
+    series_out = {numbers(version) for sign, version, star in found if sign == "!=" and star}
+    while low and numbers(low)[:2] in series_out:
+        major, minor = numbers(low)[:2]
+        low = f"{major}.{minor + 1}"
+    return low
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
+
+
+# -- other languages
+
+
+def package_json_dependencies(file: File) -> Versions:
+    return json_dependencies(
+        file, "optionalDependencies", "dependencies", "devDependencies", "peerDependencies"
+    )  # npm lets the optional ones override
+
+
+def composer_dependencies(file: File) -> Versions:
+    found = json_dependencies(file, "require", "require-dev")
+    return {name: version for name, version in found.items() if "/" in name}  # php and its extensions have none
+
+
+def json_dependencies(file: File, *sections: str) -> Versions:
+    data = file.json()
+    return merged(
+        {name: value if isinstance(value, str) else "" for name, value in file.table(data, section).items()}
+        for section in sections
+    )
+
+
+def cargo_dependencies(file: File) -> Versions:
+    data = file.toml()
+    shared = file.table(data, "workspace", "dependencies")
+    places = [data, *(file.table(data, "target", target) for target in file.table(data, "target"))]
+    kinds = ("dependencies", "dev-dependencies", "dev_dependencies", "build-dependencies", "build_dependencies")
+    tables = [file.table(place, kind) for kind in kinds for place in places]
+    return merged(crates(table, shared) for table in (*tables, shared))
+
+
+def crates(table: dict[str, Any], shared: dict[str, Any]) -> Versions:
+    """By the names under which the crates are published, which a table may rename."""
+    found = {}
+    for name, value in table.items():
+        if isinstance(value, dict) and value.get("workspace") is True:
+            value = shared.get(name)
+        package = value.get("package") if isinstance(value, dict) else None
+        found[package if isinstance(package, str) else name] = bounds(value)
+    return found
+
+
+def go_mod_dependencies(file: File) -> Versions:
+    """What the module itself requires, without what is marked as indirect."""
+    found, block = {}, ""
+    for line in re.sub(r"(?s)/\*.*?\*/", " ", file.text()).splitlines():
+        code, _, comment = line.partition("//")
+        words = code.replace("(", " ( ").split()
+        if words[1:] == ["("]:
+            block = words[0]
+        elif words[:1] == [")"]:
+            block = ""
+        else:
+            words = [block, *words] if block else words
+            if words[:1] == ["require"] and len(words) == 3 and not re.match(r"\s*indirect\s*(;|$)", comment):
+                found[words[1].strip('"`')] = words[2]
+    return found
+
+
+def pom_dependencies(file: File) -> Versions:
+    """The project's own and its profiles', not those of build plugins. Versions also come out of
+    ``dependencyManagement`` and properties of the same file; "" where a parent gives them.
+    """
+    pom = file.xml()
+    if pom.tag != "project":
+        raise ValueError(f"it is no Maven project but <{pom.tag}>")
+    properties = {item.tag: (item.text or "").strip() for item in pom.iterfind("properties/*")}
+    for name in ("groupId", "artifactId", "version"):
+        inherited = (pom.findtext(f"parent/{name}") or "").strip()
+        properties[f"project.parent.{name}"] = inherited
+        properties[f"project.{name}"] = properties[f"pom.{name}"] = (pom.findtext(name) or "").strip() or inherited
+    managed = artifacts(pom.iterfind("dependencyManagement/dependencies/dependency"), properties)
+    own = [*pom.iterfind("dependencies/dependency"), *pom.iterfind("profiles/profile/dependencies/dependency")]
+    return {name: version or managed.get(name, "") for name, version in artifacts(own, properties).items()}
+
+
+def artifacts(items: Iterable[Element], properties: dict[str, str]) -> Versions:
+    found: Versions = {}
+    for item in items:
+        group, artifact, version = (
+            filled(item.findtext(name, ""), properties) for name in ("groupId", "artifactId", "version")
+        )
+        if group and artifact:
+            found[f"{group}:{artifact}"] = found.get(f"{group}:{artifact}") or version
+    return found
+
+
+def filled(text: str, properties: dict[str, str]) -> str:
+    """``text`` with its properties' values; "" where one is not known here."""
+    for _ in range(10):  # properties may name others, and one another
+        text = re.sub(r"\$\{([^${}]+)\}", lambda match: properties.get(match[1], "${}"), text.strip())
+        if "${" not in text or len(text) > 500:
+            break
+    return "" if "${" in text else text
+
+
+GRADLE = re.compile(
+    r"""(?m)^\s*\w*(?:[iI]mplementation|[aA]pi|[cC]ompileOnly|[rR]untimeOnly|[aA]nnotationProcessor|kapt|ksp)\b[\s(]*"""
+    r"""(?:(?:enforcedP|p)latform\s*\(\s*)?"""
+    r"""(?:["']([\w.-]+:[\w.-]+)(?::([^"'@:]*))?|group\s*[:=]\s*["']([\w.-]+)["']\s*,\s*name\s*[:=]\s*["']([\w.-]+)["']"""
+    r"""(?:\s*,\s*version\s*[:=]\s*["']([^"']*))?)"""
+)
+
+
+def gradle_dependencies(file: File) -> Versions:
+    """Those that are written as ``"group:name:version"`` or ``group: …, name: …``; "" for a version in a variable."""
+    text = re.sub(r"(?s)/\*.*?\*/", "", file.text())
+    found: Versions = {}
+    for together, version, group, name, other in GRADLE.findall(text):
+        version = version or other
+        found.setdefault(together or f"{group}:{name}", "" if "$" in version else version)
+    return found
+
+
+GEM = re.compile(
+    r"""(?m)(?:^|[;{]|\bdo\b)[ \t]*gem[ \t]*\(?\s*(["'])([\w.-]+)\1"""
+    r"""((?:\s*,\s*\[?\s*(?:"[^"\n]*"|'[^'\n]*')(?!\s*=>))*)"""
+)
+
+
+def gemfile_dependencies(file: File) -> Versions:
+    text = re.sub(r"(?ms)^=begin\b.*?^=end\b", "", file.text())
+    text = re.sub(r"(?m)^\s*#.*$|\s#\s.*$", "", text)
+    found: Versions = {}
+    for _, name, rest in GEM.findall(text):
+        limits = [limit for pair in re.findall(r"""\"([^"]*)"|'([^']*)'""", rest) for limit in pair if limit]
+        found.setdefault(name, ", ".join(limit for limit in limits if "#{" not in limit))
+    return found

@@ -1,0 +1,542 @@
+"""Dependencies and versions out of manifests: what the file really says, in any of its forms, and never a secret."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Service, git, plugin
+
+import cco_sidecar
+
+manifests = plugin("metadata")
+MakeService = Callable[..., Service]
+Contents = dict[str, str | bytes]
+
+
+def write(folder: Path, files: Contents) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def table(cases: dict[str, tuple[Any, Any]]) -> Any:
+    """Parameters ``given`` and ``expected`` out of ``{"what it is about": (given, expected)}``."""
+    return pytest.mark.parametrize(("given", "expected"), cases.values(), ids=cases.keys())
+
+
+@pytest.mark.parametrize(
+    ("manifest", "content", "kind", "expected"),
+    [
+        (
+            "pyproject.toml",
+            '[project]\ndependencies = ["FastAPI[all]>=0.100,<1; python_version > \'3\'", "uvicorn"]\n'
+            '[project.optional-dependencies]\ntest = ["pytest~=8.0"]\n[dependency-groups]\ndev = ["ruff", {include-group = "x"}]\n',
+            "python",
+            {"fastapi": ">=0.100,<1", "uvicorn": "", "pytest": "~=8.0", "ruff": ""},
+        ),
+        (
+            "pyproject.toml",
+            '[tool.poetry.dependencies]\npython = "^3.11"\nrequests = "^2"\nnumpy = {version = "1.26"}\n'
+            '[tool.poetry.group.dev.dependencies]\nmypy = "*"\n',
+            "python",
+            {"requests": "^2", "numpy": "1.26", "mypy": "*"},
+        ),
+        (
+            "setup.cfg",
+            "[options]\ninstall_requires =\n    click>=8\n    rich\n[options.extras_require]\ntest =\n    pytest\n",
+            "python",
+            {"click": ">=8", "rich": "", "pytest": ""},
+        ),
+        (
+            "requirements.txt",
+            "# comment\n-r other.txt\n--index-url https://example.com\nflask==3.0.0  # web\n\nhttps://example.com/a.whl\nattrs\n",
+            "python",
+            {"flask": "==3.0.0", "attrs": ""},
+        ),
+        (
+            "package.json",
+            '{"dependencies": {"react": "^18"}, "devDependencies": {"@types/node": "20"}, "peerDependencies": {"vue": "3"}}',
+            "javascript",
+            {"react": "^18", "@types/node": "20", "vue": "3"},
+        ),
+        (
+            "Cargo.toml",
+            '[package]\nname = "x"\n[dependencies]\nserde = { version = "1.0", features = ["derive"] }\ntokio = "1"\n'
+            '[dev-dependencies]\nlocal = { path = "x" }\n',
+            "rust",
+            {"serde": "1.0", "tokio": "1", "local": ""},
+        ),
+        (
+            "go.mod",
+            "module example.com/me\n\ngo 1.22\n\nrequire github.com/a/b v1.2.3\nrequire (\n\tgolang.org/x/net v0.1.0\n"
+            "\tgithub.com/c/d v2.0.0 // indirect\n)\nreplace (\n\tgithub.com/e/f v1.0.0 => ../f\n)\n",
+            "go",
+            {"github.com/a/b": "v1.2.3", "golang.org/x/net": "v0.1.0"},
+        ),
+        (
+            "pom.xml",
+            '<project xmlns="http://maven.apache.org/POM/4.0.0"><dependencies><dependency><groupId>org.x</groupId>'
+            "<artifactId>y</artifactId><version>2.1</version></dependency></dependencies></project>",
+            "java",
+            {"org.x:y": "2.1"},
+        ),
+        (
+            "Gemfile",
+            "source 'https://rubygems.org'\ngem 'rails', '~> 7.1'\ngem \"puma\"\n# gem 'no'\n",
+            "ruby",
+            {"rails": "~> 7.1", "puma": ""},
+        ),
+        ("pyproject.toml", "this is [not toml", "python", {}),
+        ("package.json", "[1, 2", "javascript", {}),
+        ("pom.xml", "<project>", "java", {}),
+        ("go.mod", b"\xff\xfe\x00".decode("latin-1"), "go", {}),
+    ],
+)
+def test_dependencies_come_from_the_manifest(
+    tmp_path: Path, manifest: str, content: str, kind: str, expected: dict[str, str]
+) -> None:
+    write(tmp_path, {manifest: content})
+    assert manifests.read_dependencies(tmp_path) == expected
+    assert cco_sidecar.project_type(tmp_path, []) == kind
+
+
+@pytest.mark.parametrize(
+    ("files", "version"),
+    [
+        ({".python-version": "3.12.1\n"}, "3.12.1"),
+        ({"pyproject.toml": '[project]\nrequires-python = ">=3.11,<4"\n'}, "3.11"),
+        ({".python-version": "3.13", "pyproject.toml": '[project]\nrequires-python = ">=3.11"\n'}, "3.13"),
+        ({"setup.cfg": "[options]\npython_requires = >=3.9\n"}, "3.9"),
+        ({"setup.py": "setup(python_requires='>=3.8')\n"}, "3.8"),
+        ({"main.py": "x"}, None),
+        ({"pyproject.toml": "["}, None),
+    ],
+)
+def test_the_python_version_comes_from_the_project(tmp_path: Path, files: Contents, version: str | None) -> None:
+    write(tmp_path, files)
+    assert manifests.read_python_version(tmp_path) == version
+
+
+REQUIREMENTS: dict[str, tuple[Contents, dict[str, str]]] = {
+    "UTF-8 with a mark": ({"requirements.txt": "\ufeffflask==3.0\nattrs\n"}, {"flask": "==3.0", "attrs": ""}),
+    "UTF-16 of PowerShell": ({"requirements.txt": "flask==3.0\r\nsix\r\n".encode("utf-16")}, {"flask": "==3.0", "six": ""}),
+    "big-endian UTF-16 without a mark": ({"requirements.txt": "flask==3.0\nsix\n".encode("utf-16-be")}, {"flask": "==3.0", "six": ""}),
+    "UTF-32": ({"requirements.txt": "flask\n".encode("utf-32")}, {"flask": ""}),
+    "Latin-1 in a comment": ({"requirements.txt": b"# caf\xe9\nflask\n"}, {"flask": ""}),
+    "hashes on continued lines": (
+        {"requirements.txt": "a==1 \\\n    --hash=sha256:0a \\\n    --hash=sha256:0b\nb==2 --hash=sha256:0c\n"},
+        {"a": "==1", "b": "==2"},
+    ),
+    "a name and its bound on two lines": ({"requirements.txt": "a\\\n>=1,\\\r\n<2\n"}, {"a": ">=1,<2"}),
+    "a comment is never continued": ({"requirements.txt": "# a \\\nb\n"}, {"b": ""}),
+    "options of one requirement": ({"requirements.txt": 'a>=1 --global-option="x" --config-settings k=v\n'}, {"a": ">=1"}),
+    "blanks, parentheses and extras": (
+        {"requirements.txt": "A [x, y] >= 1.0 , != 1.5.* ; python_version < '4'\nb (>=2)\nc===1!2.0+local\n"},
+        {"a": ">=1.0,!=1.5.*", "b": ">=2", "c": "===1!2.0+local"},
+    ),
+    "one line a marker": (
+        {"requirements.txt": 'numpy<2; python_version<"3.9"\nnumpy>=2; python_version>="3.9"\n'},
+        {"numpy": "<2 || >=2"},
+    ),
+    "what is no requirement": (
+        {"requirements.txt": "PASSWORD=hunter22\n<html>\nthis is prose\n./local\nlib/x.whl\n-e .\n-e ../y\n--pre\n-i https://x\nok\n"},
+        {"ok": ""},
+    ),
+    "URLs": (
+        {
+            "requirements.txt": "a @ https://host/a.whl ; python_version > '3'\n-e git+https://host/b.git@v1#egg=B&subdirectory=x\n"
+            "git+ssh://git@host/c.git#subdirectory=y&egg=c[extra]\nhttps://host/d.zip\n--editable=e@git+https://host/e\n"
+        },
+        {"a": "@ https://host/a.whl", "b": "@ git+https://host/b.git@v1", "c": "@ git+ssh://host/c.git", "e": "@ git+https://host/e"},
+    ),
+    "included files, from where the including one lies": (
+        {"requirements.txt": "-r requirements/dev.txt\n", "requirements/dev.txt": "--requirement=base.txt\npytest\n-rmore.txt # x\n",
+         "requirements/base.txt": "flask>=2\n-r ../requirements.txt\n", "requirements/more.txt": "mypy\n"},
+        {"flask": ">=2", "pytest": "", "mypy": ""},
+    ),
+    "constraints bound what is required": (
+        {"requirements.txt": "-c limits.txt\na\nb>=2\n", "limits.txt": "a==1\nb==2\nunused==3\n"},
+        {"a": "==1", "b": ">=2"},
+    ),
+    "a file that includes itself, and one that is not there": ({"requirements.txt": "-r ./requirements.txt\n-r no.txt\na\n"}, {"a": ""}),
+}  # fmt: skip
+
+
+@table(REQUIREMENTS)
+def test_requirements_are_read_as_pip_reads_them(tmp_path: Path, given: Contents, expected: dict[str, str]) -> None:
+    write(tmp_path, given)
+    assert manifests.read_dependencies(tmp_path) == expected
+
+
+PYTHON: dict[str, tuple[Contents, dict[str, str]]] = {
+    "Poetry's alternatives": (
+        {"pyproject.toml": '[tool.poetry.dependencies]\na = [{version = "<2", python = "<3.9"}, {version = "^2", python = ">=3.9"}]\n'
+         'b = ["^1", "^3"]\nc = [{git = "https://host/c"}]\n'},
+        {"a": "<2 || ^2", "b": "^1 || ^3", "c": ""},
+    ),
+    "Poetry's groups, old and new, and python": (
+        {"pyproject.toml": '[tool.poetry.dependencies]\npython = "^3.11"\n[tool.poetry.dev-dependencies]\nblack = "*"\n'
+         '[tool.poetry.group.docs.dependencies]\npython = ">=3.12"\nSphinx = {version = "^7", optional = true}\n[tool.poetry.group.empty]\noptional = true\n'},
+        {"black": "*", "sphinx": "^7"},
+    ),
+    "groups that include groups": (
+        {"pyproject.toml": '[dependency-groups]\ntest = ["pytest>=8", {include-group = "lint"}]\nlint = ["ruff", {include-group = "test"}]\nnone = []\n'},
+        {"pytest": ">=8", "ruff": ""},
+    ),
+    "odd groups beside good ones": (
+        {"pyproject.toml": '[project]\ndependencies = ["a>=1", 5, "b"]\noptional-dependencies = ["x"]\n[dependency-groups]\nbad = "pytest"\n'
+         'good = ["ruff", {include-group = 5}, ["y"]]\n[tool.poetry]\ngroup = 3\ndependencies = {c = 5, d = true, e = {version = 7}}\n'},
+        {"a": ">=1", "b": "", "ruff": "", "c": "", "d": "", "e": ""},
+    ),
+    "the project's bound before a group's": (
+        {"pyproject.toml": '[project]\ndependencies = ["pytest"]\n[dependency-groups]\ntest = ["pytest>=8"]\nlast = ["pytest>=9"]\n'},
+        {"pytest": ">=8"},
+    ),
+    "dependencies in another file": (
+        {"pyproject.toml": '[project]\ndynamic = ["dependencies"]\n[tool.setuptools.dynamic]\ndependencies = {file = "reqs/run.in"}\n'
+         'optional-dependencies.test = {file = ["reqs/test.in", "no.in"]}\n', "reqs/run.in": "a>=1\n", "reqs/test.in": "b\n"},
+        {"a": ">=1", "b": ""},
+    ),
+    "uv and PDM": (
+        {"pyproject.toml": '[tool.uv]\ndev-dependencies = ["a>=1"]\n[tool.pdm.dev-dependencies]\ntest = ["b"]\n'}, {"a": ">=1", "b": ""}
+    ),
+    "a mark and CRLF": ({"pyproject.toml": '\ufeff[project]\r\ndependencies = ["a"]\r\n'}, {"a": ""}),
+    "setup.cfg names files": (
+        {"setup.cfg": "[options]\ninstall_requires = file: a.txt, sub/b.txt\n[options.extras_require]\ntest = file:\n    c.txt\n",
+         "a.txt": "# x\na>=1\n", "sub/b.txt": "b\n", "c.txt": "c\n"},
+        {"a": ">=1", "b": "", "c": ""},
+    ),
+    "setup.cfg on one line, doubled, with comments": (
+        {"setup.cfg": "[options]\ninstall_requires = a>=1; b\ninstall_requires =\n    a>=2\n    # no\n    c%%d\n    e; python_version<'3'\n[options]\nx = %(y\n"},
+        {"a": ">=2", "e": ""},
+    ),
+    "setup.cfg's extras": (
+        {"setup.cfg": "[options.extras_require]\none = a>=1\ntwo =\n    b\n    c[x]~=3.0\n"}, {"a": ">=1", "b": "", "c": "~=3.0"}
+    ),
+    "an unusable file hides no other": (
+        {"pyproject.toml": "[", "setup.cfg": "no section\n", "requirements.txt": "a\n", "package.json": "{", "go.mod": b"\0", "Gemfile": "gem 'b'\n"},
+        {"a": "", "b": ""},
+    ),
+}  # fmt: skip
+
+
+@table(PYTHON)
+def test_dependencies_of_python_projects(tmp_path: Path, given: Contents, expected: dict[str, str]) -> None:
+    write(tmp_path, given)
+    assert manifests.read_dependencies(tmp_path) == expected
+
+
+@table({
+    "an upper bound first": (">3.8.1,<4", "3.8"),
+    "blanks": ("< 3.13 , >= 3.9", "3.9"),
+    "upper bounds only": ("<4,!=3.9.*", None),
+    "a series": ("==3.11.*", "3.11"),
+    "compatible": ("~=3.10.2", "3.10.2"),
+    "the higher of two": (">=3.8,>=3.10,<4", "3.10"),
+    "excluded series": (">=3.8,!=3.8.*,!=3.9.*", "3.10"),
+    "Python 2 as well": ("!=3.0.*, !=3.1.*, >=2.7", "2.7"),
+    "the major version alone": (">=3", "3"),
+    "a beta": (">=3.15.0b1", "3.15.0b1"),
+    "nothing": ("", None),
+    "anything": ("*", None),
+})  # fmt: skip
+def test_the_python_version_is_the_lowest_that_is_allowed(tmp_path: Path, given: str, expected: str | None) -> None:
+    for name, content in {
+        "pyproject.toml": f'[project]\nrequires-python = "{given}"\n',
+        "setup.cfg": f"[options]\n# python_requires = >=2.5\npython_requires = {given}\n",
+        "setup.py": f"# python_requires='>=2.5'\nsetup(**{{'python_requires': \"{given}\"}})\n",
+    }.items():
+        write(tmp_path, {name: content})
+        assert manifests.read_python_version(tmp_path) == expected, name
+        (tmp_path / name).unlink()
+
+
+@table({
+    "Poetry's caret": ('"^3.9"', "3.9"),
+    "Poetry's tilde": ('"~3.12"', "3.12"),
+    "either": ('"^3.12 || ~3.9"', "3.9"),
+    "blanks for and": ('">=3.10 <3.14"', "3.10"),
+    "a list": ('["^3.11", "^3.10"]', "3.10"),
+    "either of anything": ('">=3.9 || *"', None),
+    "no text": ("3", None),
+})  # fmt: skip
+def test_poetry_says_the_python_version_too(tmp_path: Path, given: str, expected: str | None) -> None:
+    write(tmp_path, {"pyproject.toml": f"[tool.poetry.dependencies]\npython = {given}\n"})
+    assert manifests.read_python_version(tmp_path) == expected
+
+
+@table({
+    "PyPy": ("pypy3.9-7.3.11\n", "3.9"),
+    "uv": ("cpython@3.13\n", "3.13"),
+    "free threads": ("3.14t", "3.14t"),
+    "a comment": ("# ours\n\n3.12.1 3.11\n", "3.12.1"),
+    "UTF-16": ("3.12\r\n".encode("utf-16"), "3.12"),
+    "an environment of a version": ("3.12.1/envs/web", "3.12.1"),
+    "an environment": ("web-3.12\n", None),
+    "another distribution": ("miniconda3-22.11.1-1\n", None),
+    "a secret": ("ghp_" + "a1B2" * 9 + "\n", None),
+    "nothing": ("", None),
+})  # fmt: skip
+def test_the_pinned_python_is_a_version(tmp_path: Path, given: str | bytes, expected: str | None) -> None:
+    write(tmp_path, {".python-version": given})
+    assert manifests.read_python_version(tmp_path) == expected
+
+
+PACKAGES = {
+    "null sections": ({"dependencies": None, "devDependencies": {"a": "1"}, "peerDependencies": None}, {"a": "1"}),
+    "sections of the wrong type": ({"dependencies": ["a"], "devDependencies": "b", "optionalDependencies": 5, "peerDependencies": {"c": "3"}}, {"c": "3"}),
+    "versions of the wrong type": ({"dependencies": {"a": None, "b": 1, "c": ["1"], "d": {"version": "2"}, "e": "5"}}, dict.fromkeys("abcd", "") | {"e": "5"}),
+    "optional ones override, peers do not": (
+        {"dependencies": {"a": "1", "b": "1"}, "optionalDependencies": {"a": "2"}, "peerDependencies": {"b": ">=1", "c": "*"}},
+        {"a": "2", "b": "1", "c": "*"},
+    ),
+    "a number of thousands of digits elsewhere": ({"version": "HUGE", "dependencies": {"a": "1"}}, {"a": "1"}),
+    "half a surrogate pair and control characters": ({"dependencies": {"a\ud800": "1", "b\n": "1", "": "1", "c": "\udfff", "d": "1\t2"}}, {"c": "", "d": ""}),
+    "aliases and workspaces": ({"dependencies": {"a": "npm:@scope/b@^1", "c": "workspace:*", "d": "file:../d"}}, {"a": "npm:@scope/b@^1", "c": "workspace:*", "d": "file:../d"}),
+    "not an object": ([1, 2], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@table(PACKAGES)
+def test_dependencies_of_a_package_json(tmp_path: Path, given: Any, expected: dict[str, str], encoding: str) -> None:
+    text = json.dumps(given).replace('"HUGE"', "9" * 5000)
+    write(tmp_path, {"package.json": text.encode(encoding)})
+    assert manifests.read_dependencies(tmp_path) == expected
+
+
+POM = '<dependency><groupId>{0}</groupId><artifactId>{1}</artifactId>{2}</dependency>'  # fmt: skip
+OTHERS: dict[str, tuple[Contents, dict[str, str]]] = {
+    "Cargo's target tables": (
+        {"Cargo.toml": "[target.'cfg(unix)'.dependencies]\nnix = \"0.29\"\n[target.x86_64-pc-windows-msvc.dev-dependencies]\nwinapi = {version = \"0.3\"}\n"
+         "[target.'cfg(windows)'.build-dependencies]\nwinres = \"1\"\n"},
+        {"nix": "0.29", "winapi": "0.3", "winres": "1"},
+    ),
+    "Cargo's workspaces and renamed crates": (
+        {"Cargo.toml": '[dependencies]\nserde = {workspace = true}\nold = {package = "rand", version = "0.7"}\nhere = {path = "here"}\nlog.workspace = true\n'
+         '[workspace.dependencies]\nserde = {version = "1.0"}\nlog = "0.4"\nunused = "2"\n'},
+        {"serde": "1.0", "rand": "0.7", "here": "", "log": "0.4", "unused": "2"},
+    ),
+    "Cargo's odd tables": (
+        {"Cargo.toml": 'dependencies = 5\ntarget = {a = 1, b = {dependencies = {c = 3, d = ["1"], e = "2"}}}\nworkspace = "x"\n'},
+        {"c": "", "d": "1", "e": "2"},
+    ),
+    "go.mod's blocks": (
+        {"go.mod": 'module m\n\ngo 1.22\ntoolchain go1.22.1\nrequire(\n\t"a.com/b" v1.0.0 // indirect\n\tc.com/d/v2 v2.1.0 // used directly\n'
+         '\te v0.1.0 //indirect; why\n)\nrequire f.com/g v0.0.0-20200101000000-abcdefabcdef\n'},
+        {"c.com/d/v2": "v2.1.0", "f.com/g": "v0.0.0-20200101000000-abcdefabcdef"},
+    ),
+    "go.mod's other lines": (
+        {"go.mod": "module m\nrequire a.com/b v1.0.0\nreplace a.com/b v1.0.0 => ../b\nexclude c.com/d v1.0.0\nretract v1.0.1\ntool e.com/f\n"
+         "replace (\n\tg.com/h v1.0.0 => i.com/j v2.0.0\n)\nexclude (\n\tk.com/l v1.0.0\n)\n"},
+        {"a.com/b": "v1.0.0"},
+    ),
+    "go.mod's comments": (
+        {"go.mod": "module m\n/* require a.com/b v1.0.0\n*/\n// require c.com/d v1.0.0\nrequire e.com/f v1.0.0\r\n"}, {"e.com/f": "v1.0.0"}
+    ),
+    "a pom without a namespace": ({"pom.xml": f"<project><dependencies>{POM.format('g', 'a', '<version>1</version>')}</dependencies></project>"}, {"g:a": "1"}),
+    "a pom of another namespace, prefixed": (
+        {"pom.xml": '<p:project xmlns:p="http://maven.apache.org/POM/4.1.0"><p:dependencies><p:dependency><p:groupId>g</p:groupId>'
+         "<p:artifactId>a</p:artifactId></p:dependency></p:dependencies></p:project>"},
+        {"g:a": ""},
+    ),
+    "what a pom's plugins and management need is no dependency": (
+        {"pom.xml": f"<project><build><plugins><plugin><dependencies>{POM.format('p', 'p', '')}</dependencies></plugin></plugins></build>"
+         f"<dependencyManagement><dependencies>{POM.format('g', 'a', '<version>7</version>')}{POM.format('x', 'x', '<version>1</version>')}</dependencies>"
+         f"</dependencyManagement><dependencies>{POM.format('g', 'a', '')}</dependencies>"
+         f"<profiles><profile><dependencies>{POM.format('g', 'b', '')}</dependencies></profile></profiles></project>"},
+        {"g:a": "7", "g:b": ""},
+    ),
+    "a pom's properties": (
+        {"pom.xml": '<?xml version="1.0" encoding="ISO-8859-1"?><project><parent><groupId>org.p</groupId><version>9</version></parent>'
+         "<properties><v>1.${minor}</v><minor>2</minor><loop>${loop}${loop}</loop></properties><dependencies>"
+         + POM.format("${project.groupId}", "a", "<version>${v}</version>") + POM.format("g", "b", "<version>${project.version}</version>")
+         + POM.format("g", "c", "<version>${parent.knows}</version>") + POM.format("g", "d", "<version>${loop}</version>") + "</dependencies></project>"},
+        {"org.p:a": "1.2", "g:b": "9", "g:c": "", "g:d": ""},
+    ),
+    "a pom with entities": (
+        {"pom.xml": f"<!DOCTYPE project [<!ENTITY a 'b'>]><project><dependencies>{POM.format('&a;', 'c', '')}</dependencies></project>"}, {}
+    ),
+    "a page in a pom's place": ({"pom.xml": f"<html><dependencies>{POM.format('a', 'c', '')}</dependencies></html>"}, {}),
+    "gems with parentheses": ({"Gemfile": "gem('a')\ngem ( \"b\" , '~> 1.0' )\ngem(\"c\", \">= 1\", '< 2', require: false)\n"}, {"a": "", "b": "~> 1.0", "c": ">= 1, < 2"}),
+    "gems in groups and blocks": (
+        {"Gemfile": "group :test do\n  gem 'a', '1' # why\nend\ngroup(:x) { gem 'b'; gem 'c' }\nplatforms :ruby do gem 'd' end\n=begin\ngem 'no'\n=end\n  # gem 'no'\n"},
+        {"a": "1", "b": "", "c": "", "d": ""},
+    ),
+    "gems on several lines, with options": (
+        {"Gemfile": "gem 'a',\n  '~> 3',\n  path: 'x'\ngem 'b', require: 'y'\ngem 'c', :git => 'https://host/c'\ngem 'd', 'x' => 1\ngem 'e', ['>= 1', '< 2']\ngem 'f', \"#{V}\"\n"},
+        {"a": "~> 3", "b": "", "c": "", "d": "", "e": ">= 1, < 2", "f": ""},
+    ),
+    "Gradle": (
+        {"build.gradle": "dependencies {\n  implementation 'g:a:1.0'\n  testImplementation(\"g:b\")\n  api platform('g:c:2')\n  compileOnly group: 'x', name: 'y', version: '3'\n"
+         "  implementation project(':z')\n  // implementation 'n:o:1'\n  runtimeOnly \"g:d:$v\"\n  classpath 'p:q:1'\n}\n", "build.gradle.kts": 'dependencies { \n  kapt("g:e:5")\n}'},
+        {"g:a": "1.0", "g:b": "", "g:c": "2", "x:y": "3", "g:d": "", "g:e": "5"},
+    ),
+    "Composer": ({"composer.json": '{"require": {"php": ">=8", "ext-json": "*", "a/b": "^1"}, "require-dev": {"c/d": "2"}}'}, {"a/b": "^1", "c/d": "2"}),
+}  # fmt: skip
+
+
+@table(OTHERS)
+def test_dependencies_of_other_languages(tmp_path: Path, given: Contents, expected: dict[str, str]) -> None:
+    write(tmp_path, given)
+    assert manifests.read_dependencies(tmp_path) == expected
+
+
+# -- what never gets out
+
+
+SECRET = "Zk9wQ7rT4xLm"
+
+
+@pytest.mark.parametrize(
+    "userinfo", [f"user:{SECRET}", SECRET, f"user:p@{SECRET}", f"user:p/{SECRET}", f"user:p w{SECRET}", f":{SECRET}", f"u:{SECRET}?x#y", f"oauth2:{SECRET}%40"]
+)  # fmt: skip
+def test_credentials_in_urls_of_dependencies_stay_out(tmp_path: Path, userinfo: str) -> None:
+    url = f"https://{userinfo}@host.example/a/b.git"
+    write(
+        tmp_path,
+        {
+            "requirements.txt": f"--index-url {url}\nr1 @ {url}\n-e git+{url}@v1#egg=r2\nr3@{url} ; python_version > '3'\n",
+            "pyproject.toml": f'[project]\ndependencies = ["p1 @ {url}"]\n[tool.poetry.dependencies]\np2 = "{url}"\np3 = {{git = "{url}"}}\n',
+            "setup.cfg": f"[options]\ninstall_requires =\n    s1 @ {url}\n",
+            "package.json": json.dumps({"dependencies": {"n1": f"git+{url}", "n2": url, "n3": f"{url}#semver:^1"}}),
+            "Cargo.toml": f'[dependencies]\nc1 = {{git = "{url}"}}\nc2 = "{url}"\n',
+            "Gemfile": f"gem 'g1', git: '{url}'\ngem 'g2', '{url}'\n",
+        },
+    )
+    found = manifests.read_dependencies(tmp_path)
+    assert SECRET not in str(found)
+    assert {"r1", "r2", "p1", "p2", "p3", "s1", "n1", "n2", "n3", "c1", "c2", "g1", "g2"} <= set(found)
+    assert found["n1"] == "git+https://host.example/a/b.git"
+
+
+@pytest.mark.parametrize(
+    ("url", "left"),
+    [
+        (f"https://host/a.tgz?token={SECRET}", "https://host/a.tgz"),
+        (f"https://host/a.tgz?x=1&sig={SECRET}#v1", "https://host/a.tgz#v1"),
+        (f"https://host/a.tgz#access_token={SECRET}", "https://host/a.tgz"),
+        ("git+https://host:8443/a.git@feature/x", "git+https://host:8443/a.git@feature/x"),
+        ("https://host:8080/@scope/a/-/a-1.tgz", "https://host:8080/@scope/a/-/a-1.tgz"),
+        ("git+ssh://git@host/a.git#semver:^1", "git+ssh://host/a.git#semver:^1"),
+        ("npm_" + "a1B2" * 9, "[REDACTED]"),
+        ("^1.0", "^1.0"),
+    ],
+)
+def test_what_is_no_credential_stays(tmp_path: Path, url: str, left: str) -> None:
+    write(tmp_path, {"package.json": json.dumps({"dependencies": {"a": url}})})
+    assert manifests.read_dependencies(tmp_path) == {"a": left}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("requirements.txt", "outside==1\n"),
+        ("Gemfile", "gem 'outside'\n"),
+        ("package.json", '{"dependencies": {"outside": "1"}}'),
+        (".python-version", "3.1.4\n"),
+        ("setup.cfg", "[options]\ninstall_requires = outside\npython_requires = >=3.1\n"),
+    ],
+)
+@pytest.mark.parametrize("way", ["file", "folder", "relative", "chain"])
+def test_links_that_leave_the_root_are_not_followed(tmp_path: Path, name: str, content: str, way: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    write(tmp_path / "elsewhere", {name: content})
+    target = tmp_path / "elsewhere" / name
+    if way == "folder":
+        (root / "sub").symlink_to(tmp_path / "elsewhere")
+        target = Path("sub") / name
+    elif way == "relative":
+        target = Path("..") / "elsewhere" / name
+    elif way == "chain":
+        (root / "first").symlink_to(target)
+        target = Path("first")
+    (root / name).symlink_to(target)
+    assert (manifests.read_dependencies(root), manifests.read_python_version(root)) == ({}, None)
+
+
+def test_links_inside_the_root_are_followed_but_not_to_secrets_or_git(tmp_path: Path) -> None:
+    write(tmp_path, {"deps/all.txt": "a==1\n", ".env": "b==2\n", ".git/description": "c==3\n", "loop.txt": ""})
+    link = tmp_path / "requirements.txt"
+    for target, expected in (
+        ("deps/all.txt", {"a": "==1"}),
+        (".env", {}),
+        (".git/description", {}),
+        ("requirements.txt", {}),
+    ):
+        link.symlink_to(target)
+        assert manifests.read_dependencies(tmp_path) == expected, target
+        link.unlink()
+
+
+@pytest.mark.parametrize(
+    "include", ["-r ../out.txt", "-r {outside}", "-c ../out.txt", "-r link.txt", "-r sub/../../out.txt", "-r .env"]
+)
+def test_includes_stay_in_the_root(tmp_path: Path, include: str) -> None:
+    root = tmp_path / "root"
+    write(tmp_path, {"out.txt": "outside==1\n", "root/.env": "outside==1\n"})
+    (root / "link.txt").symlink_to(tmp_path / "out.txt")
+    line = include.format(outside=tmp_path / "out.txt")
+    write(
+        root,
+        {
+            "requirements.txt": f"{line}\nours\n",
+            "setup.cfg": f"[options]\ninstall_requires = file: {line.split()[1]}\n",
+        },
+    )
+    assert manifests.read_dependencies(root) == {"ours": ""}
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "package.json", ".python-version"])
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    assert (manifests.read_dependencies(tmp_path), manifests.read_python_version(tmp_path)) == ({}, None)
+
+
+# -- odd facts
+
+
+HOSTILE: Contents = {
+    "package.json": '{"dependencies": ' + "[" * 100_000,
+    "pyproject.toml": "a = " + "[" * 100_000,
+    "Cargo.toml": "[dependencies]\nx = " + "9" * 5000 + "\n",
+    "composer.json": b"\xff\xfe\x00",
+    "pom.xml": "<project>" + "<dependencies>" * 100_000,
+    "setup.cfg": "install_requires = a\n",
+}
+
+
+def test_an_odd_manifest_costs_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, HOSTILE | {"requirements.txt": "flask\n"})
+    with caplog.at_level(logging.WARNING, "cco"):
+        for _ in range(2):
+            assert manifests.read_dependencies(tmp_path) == {"flask": ""}
+    told = sorted(record.getMessage().split(":")[0].rpartition("/")[2] for record in caplog.records)
+    assert told == sorted(HOSTILE)
+
+
+def test_a_context_gives_all_other_facts_beside_odd_manifests(make_service: MakeService, repository: Path) -> None:
+    write(
+        repository,
+        HOSTILE | {"requirements.txt": "flask @ https://user:Zk9wQ7rT4xLm@host/x.whl\n-r ignored/more.txt\n"},
+    )
+    write(
+        repository,
+        {"go.mod": "require a.com/b v1\n", ".gitignore": "ignored/\ngo.mod\n", "ignored/more.txt": "django\n"},
+    )
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "-m", "Manifests")
+    answer = make_service().client().get("/api/context/issue-1/python-specialist")
+    assert answer.status_code == 200, answer.text
+    context = answer.json()["context"]
+    assert context["metadata"]["dependency_versions"] == {"flask": "@ https://host/x.whl"}
+    assert context["git_context"]["recent_commits"][0]["message"] == "Manifests"
+    assert "requirements.txt" in context["project_structure"]["files"]

@@ -61,7 +61,7 @@ def keeper_of(sidecar: Sidecar) -> psutil.Process:
 async def measure(number: int) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as name:
         folder, command = Path(name), json.dumps(["/bin/sh", "-c", SCRIPT])
-        with running_sidecar(folder, "--agent-command", command, "--max-agents", "200") as sidecar:
+        with running_sidecar(folder, "--agent-command", command, "--max-agents", "200", plugins=True) as sidecar:
             (wire,) = await connect(sidecar.port, 1)
             empty = sidecar.memory()
             seconds = await spawn_all(wire, sidecar, number, folder / "gate")

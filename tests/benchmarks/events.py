@@ -97,7 +97,7 @@ def has_uvloop() -> bool:
 
 
 @contextlib.contextmanager
-def running_sidecar(folder: Path, *arguments: str) -> Iterator[Sidecar]:
+def running_sidecar(folder: Path, *arguments: str, plugins: bool = False) -> Iterator[Sidecar]:
     (folder / "repository").mkdir(exist_ok=True)
     storage = folder / "storage"
     command = [
@@ -115,7 +115,7 @@ def running_sidecar(folder: Path, *arguments: str) -> Iterator[Sidecar]:
         "--project",
         "bench",
         "--no-watch",
-        "--no-plugins",
+        *([] if plugins else ["--no-plugins"]),
         "--log-level",
         "warning",
         "--event-limit",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,10 @@ REQUIREMENTS: dict[str, tuple[Contents, dict[str, str]]] = {
     "blanks, parentheses and extras": (
         {"requirements.txt": "A [x, y] >= 1.0 , != 1.5.* ; python_version < '4'\nb (>=2)\nc===1!2.0+local\n"},
         {"a": ">=1.0,!=1.5.*", "b": ">=2", "c": "===1!2.0+local"},
+    ),
+    "names that look like options": (
+        {"requirements.txt": "typing-extensions>=4\nfoo-e\njson-rpc --hash=sha256:0a\nx-c==1 ; extra == '-r'\n"},
+        {"typing-extensions": ">=4", "foo-e": "", "json-rpc": "", "x-c": "==1"},
     ),
     "one line a marker": (
         {"requirements.txt": 'numpy<2; python_version<"3.9"\nnumpy>=2; python_version>="3.9"\n'},
@@ -339,7 +344,7 @@ OTHERS: dict[str, tuple[Contents, dict[str, str]]] = {
         {"a.com/b": "v1.0.0"},
     ),
     "go.mod's comments": (
-        {"go.mod": "module m\n/* require a.com/b v1.0.0\n*/\n// require c.com/d v1.0.0\nrequire e.com/f v1.0.0\r\n"}, {"e.com/f": "v1.0.0"}
+        {"go.mod": "module m\n// require c.com/d v1.0.0\nrequire e.com/f v1.0.0\r\n"}, {"e.com/f": "v1.0.0"}
     ),
     "a pom without a namespace": ({"pom.xml": f"<project><dependencies>{POM.format('g', 'a', '<version>1</version>')}</dependencies></project>"}, {"g:a": "1"}),
     "a pom of another namespace, prefixed": (
@@ -540,3 +545,28 @@ def test_a_context_gives_all_other_facts_beside_odd_manifests(make_service: Make
     assert context["metadata"]["dependency_versions"] == {"flask": "@ https://host/x.whl"}
     assert context["git_context"]["recent_commits"][0]["message"] == "Manifests"
     assert "requirements.txt" in context["project_structure"]["files"]
+
+
+N = 300_000
+SLOW: Contents = {
+    "requirements.txt": "\n" * N + "a @ git+https://h/x#&" + "#&" * N + "\n" + " \\\n" * N,
+    ".python-version": "\n" * N,
+    "pyproject.toml": "a" + ".a" * N + " = 1\n",
+    "Cargo.toml": "a = {b" + ' . "c"' * N + " = 1}\n",
+    "setup.cfg": "[options]\ninstall_requires = " + ";" * N + "\nx = 1\na" + " " * N + "b\n",
+    "setup.py": "python_requires " * 50_000,
+    "go.mod": "/*" * N,
+    "build.gradle": "/*" * N + "\n" * N,
+    "Gemfile": "=begin\n" * (N // 4) + "\n" * N,
+    "pom.xml": "<project><properties><a>" + "${a}" * (N // 2) + "</a></properties><dependencies>"
+    + POM.format("${a}${a}${a}", "a", "") * 1000 + "</dependencies></project>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_no_manifest_keeps_a_thread_busy(tmp_path: Path, name: str) -> None:
+    write(tmp_path, {name: SLOW[name]})
+    started = time.thread_time()
+    manifests.read_dependencies(tmp_path)
+    manifests.read_python_version(tmp_path)
+    assert time.thread_time() - started < 4

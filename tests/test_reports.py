@@ -527,3 +527,29 @@ def test_an_odd_report_costs_one_line_in_the_log(tmp_path: Path, caplog: pytest.
         for _ in range(3):
             assert reports.read_build(tmp_path) == (None, None)
     assert len(caplog.records) == 1 and len(caplog.records[0].getMessage()) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("coverage.xml", "<coverage>" + "<line/>" * 2_000_000),
+        ("coverage/lcov.info", "SF:a\n" + "DA:1,1" * 300_000),
+        ("junit.xml", "<testsuites tests='1'>" + "<testsuite tests='9'>" * 300_000),
+        ("junit.xml", '<testsuite failures="' + " " * 1_000_000 + '"/>'),
+    ],
+)
+def test_no_report_keeps_a_thread_busy(tmp_path: Path, name: str, content: str) -> None:
+    write(tmp_path / name, content)
+    started = time.thread_time()
+    assert reports.read_coverage(tmp_path, 0) is None and reports.read_build(tmp_path) == (None, None)
+    assert time.thread_time() - started < 8
+
+
+def test_a_source_of_one_long_line_is_counted_at_once(tmp_path: Path) -> None:
+    write(tmp_path / "a.py", "x = 1; " * 20_000)
+    coverage_data(
+        tmp_path / ".coverage", "insert into file values (1, 'a.py'); insert into line_bits values (1, 1, x'02');"
+    )
+    started = time.thread_time()
+    assert reports.read_coverage(tmp_path, 0) == 100.0
+    assert time.thread_time() - started < 4

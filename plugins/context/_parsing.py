@@ -112,7 +112,16 @@ class File:
         return json.loads(self.text(), parse_int=lambda digits: int(digits) if len(digits) < 4000 else None)
 
     def toml(self) -> dict[str, Any]:
-        return tomllib.loads(self.text())
+        text = self.text()
+        if LONG_KEY.search(text):
+            raise ValueError("it has a key of a hundred parts")
+        return tomllib.loads(text)
+
+    def ini(self) -> configparser.ConfigParser:
+        config = configparser.ConfigParser(interpolation=None, strict=False)
+        # its pattern for a line takes time by the square of a run of blanks
+        config.read_string(re.sub(r"(?<=\S)[^\S\n]{2,}", " ", self.text()))
+        return config
 
     def table(self, value: Any, *path: str) -> dict[str, Any]:
         """The table below ``path``; empty where it is missing or null, or (with a line in the log) something else."""
@@ -163,6 +172,11 @@ class File:
         if encoding == "utf-8" and declared and not re.match(rb"(?i)utf-?(16|32)|ucs|iso-10646", declared[1]):
             encoding = declared[1].decode("ascii")
         return self.content.decode(encoding, "replace")
+
+
+LONG_KEY = re.compile(  # tomllib takes time by the square of its parts
+    r"""(?:\.[ \t]{0,99}(?:[\w-]{1,99}|"[^"\n]{0,99}"|'[^'\n]{0,99}')[ \t]{0,99}){99}"""
+)
 
 
 def number_of(text: str | None) -> int | None:

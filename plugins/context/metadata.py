@@ -7,7 +7,6 @@ tells nothing, and costs one line in the log.
 
 from __future__ import annotations
 
-import configparser
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -98,7 +97,7 @@ NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 REQUIREMENT = re.compile(rf"({NAME})\s*(?:\[[^\]]*\])?\s*(.*)")
 BOUND = re.compile(r"(~=|===?|!=|<=?|>=?)\s*([\w.*+!-]+)")
 INCLUDE = re.compile(r"(?:-([rc])\s*|--(requirement|constraint)[\s=]+)(\S.*)")
-EDITABLE = re.compile(r"(?:-e|--editable)[\s=]*")
+EDITABLE = re.compile(r"^(?:-e\s*|--editable[\s=]+)")
 EGG = re.compile(rf"#(?:.*&)?egg=({NAME})")
 
 
@@ -109,9 +108,11 @@ def requirement(line: str) -> tuple[str, str] | None:
         return None
     name, rest = match[1].lower(), match[2]
     if rest.startswith("@"):
+        if len(rest) > 1000:
+            return name, ""
         address = without_credentials(rest[1:].strip()).split(maxsplit=1)
         return (name, f"@ {address[0]}") if address else None
-    rest = re.split(r";|\s--?[A-Za-z]", rest, maxsplit=1)[0].strip()  # markers, and options as --hash
+    rest = re.split(r";|(?:^|\s)--?[A-Za-z]", rest, maxsplit=1)[0].strip()  # markers, and options as --hash
     if rest.startswith("(") and rest.endswith(")"):
         rest = rest[1:-1]
     found = [BOUND.fullmatch(part.strip()) for part in rest.split(",") if part.strip()]
@@ -151,12 +152,12 @@ def requirements_file(file: File) -> Versions:
 
 def requirement_lines(text: str) -> Iterator[str]:
     """The requirements and options of a requirements file, one a line; what comes from a URL as ``name @ URL``."""
-    joined = re.sub(r"(?m)^(?!\s*#)(.*)\\\r?\n", r"\1", text)
+    joined = re.sub(r"(?m)^(?![ \t]*#)(.*)\\\r?\n", r"\1", text)
     for raw in joined.splitlines():
         line = re.split(r"(?:^|\s)#", raw, maxsplit=1)[0].strip()
         place = EDITABLE.sub("", line)
         if "//" in place.partition("@")[0] or place != line:
-            if egg := EGG.search(place):
+            if egg := EGG.search(place[:1000]):
                 yield f"{egg[1]} @ {place}"
             elif re.match(rf"{NAME}\s*(\[[^\]]*\])?\s*@", place):
                 yield place
@@ -205,14 +206,8 @@ def included_files(file: File, names: Iterable[Any]) -> Versions:
     return merged(found or {} for found in read)
 
 
-def read_setup_cfg(file: File) -> configparser.ConfigParser:
-    config = configparser.ConfigParser(interpolation=None, strict=False, delimiters=("=", ":"))
-    config.read_string(file.text())
-    return config
-
-
 def setup_cfg_dependencies(file: File) -> Versions:
-    config = read_setup_cfg(file)
+    config = file.ini()
     values = [config.get("options", name, fallback="") for name in ("install_requires", "install-requires")]
     for section in ("options.extras_require", "options.extras-require"):
         values += [value for _, value in config.items(section)] if config.has_section(section) else []
@@ -222,7 +217,8 @@ def setup_cfg_dependencies(file: File) -> Versions:
 def setup_cfg_value(file: File, value: str) -> Versions:
     if value.startswith("file:"):
         return included_files(file, re.split(r"[,\n]", value.removeprefix("file:")))
-    lines = value.splitlines() if "\n" in value else re.split(r";(?!.*[\"'])", value)
+    has_marker = "'" in value or '"' in value
+    lines = value.splitlines() if "\n" in value or has_marker else value.split(";")
     return requirements(file, (line for line in lines if line.strip() and not line.lstrip().startswith("#")))
 
 
@@ -245,7 +241,7 @@ def read_python_version(root: Path, listed: frozenset[str] | None = None) -> str
 
 def pinned_python(file: File) -> str | None:
     """The first version of a .python-version, as pyenv and uv write it; None for the name of an environment."""
-    words = re.findall(r"(?m)^\s*([^\s#]+)", file.text())
+    words = [word for line in file.text().splitlines() for word in line.partition("#")[0].split()]
     match = re.match(
         r"(?:(?:c?python|cp|pypy|graalpy)[-@]?)?(\d{1,4}(?:\.\d{1,4})*(?:(?:a|b|rc)\d+|-dev|t)?)(?=$|[-+/@])",
         words[0] if words else "",
@@ -260,7 +256,7 @@ def pyproject_python(file: File) -> str | None:
 
 
 def setup_cfg_python(file: File) -> str | None:
-    config = read_setup_cfg(file)
+    config = file.ini()
     return lowest_version(
         config.get("options", "python_requires", fallback="") or config.get("options", "python-requires", fallback="")
     )
@@ -276,7 +272,7 @@ VERSION_BOUND = re.compile(r"(~=|===?|!=|<=?|>=?|\^|~)?\s*v?(\d{1,4}(?:\.\d{1,4}
 
 def lowest_version(wanted: str) -> str | None:
     """The lowest Python that ``wanted`` allows (PEP 440, or Poetry's ^, ~ and ||); None where it has no lower bound."""
-    lows = [lowest_of(option) for option in re.split(r"\|\|?", wanted)]
+    lows = [lowest_of(option) for option in re.split(r"\|\|?", wanted[:500])]
     return None if None in lows else min((low for low in lows if low), key=numbers, default=None)
 
 
@@ -344,7 +340,7 @@ def crates(table: dict[str, Any], shared: dict[str, Any]) -> Versions:
 def go_mod_dependencies(file: File) -> Versions:
     """What the module itself requires, without what is marked as indirect."""
     found, block = {}, ""
-    for line in re.sub(r"(?s)/\*.*?\*/", " ", file.text()).splitlines():
+    for line in file.text().splitlines():
         code, _, comment = line.partition("//")
         words = code.replace("(", " ( ").split()
         if words[1:] == ["("]:
@@ -389,15 +385,15 @@ def artifacts(items: Iterable[Element], properties: dict[str, str]) -> Versions:
 def filled(text: str, properties: dict[str, str]) -> str:
     """``text`` with its properties' values; "" where one is not known here."""
     for _ in range(10):  # properties may name others, and one another
-        text = re.sub(r"\$\{([^${}]+)\}", lambda match: properties.get(match[1], "${}"), text.strip())
         if "${" not in text or len(text) > 500:
             break
-    return "" if "${" in text else text
+        text = re.sub(r"\$\{([^${}]+)\}", lambda match: properties.get(match[1], "${}")[:500], text)
+    return "" if "${" in text else text.strip()
 
 
 GRADLE = re.compile(
-    r"""(?m)^\s*\w*(?:[iI]mplementation|[aA]pi|[cC]ompileOnly|[rR]untimeOnly|[aA]nnotationProcessor|kapt|ksp)\b[\s(]*"""
-    r"""(?:(?:enforcedP|p)latform\s*\(\s*)?"""
+    r"""(?m)^[ \t]*\w*(?:[iI]mplementation|[aA]pi|[cC]ompileOnly|[rR]untimeOnly|[aA]nnotationProcessor|kapt|ksp)\b"""
+    r"""[\s(]*(?:(?:enforcedP|p)latform\s*\(\s*)?"""
     r"""(?:["']([\w.-]+:[\w.-]+)(?::([^"'@:]*))?|group\s*[:=]\s*["']([\w.-]+)["']\s*,\s*name\s*[:=]\s*["']([\w.-]+)["']"""
     r"""(?:\s*,\s*version\s*[:=]\s*["']([^"']*))?)"""
 )
@@ -405,7 +401,7 @@ GRADLE = re.compile(
 
 def gradle_dependencies(file: File) -> Versions:
     """Those that are written as ``"group:name:version"`` or ``group: …, name: …``; "" for a version in a variable."""
-    text = re.sub(r"(?s)/\*.*?\*/", "", file.text())
+    text = re.sub(r"(?s)/\*.*?(?:\*/|\Z)", "", file.text())
     found: Versions = {}
     for together, version, group, name, other in GRADLE.findall(text):
         version = version or other
@@ -420,8 +416,8 @@ GEM = re.compile(
 
 
 def gemfile_dependencies(file: File) -> Versions:
-    text = re.sub(r"(?ms)^=begin\b.*?^=end\b", "", file.text())
-    text = re.sub(r"(?m)^\s*#.*$|\s#\s.*$", "", text)
+    text = re.sub(r"(?ms)^=begin\b.*?(?:^=end\b|\Z)", "", file.text())
+    text = re.sub(r"(?m)^[ \t]*#.*$|\s#\s.*$", "", text)
     found: Versions = {}
     for _, name, rest in GEM.findall(text):
         limits = [limit for pair in re.findall(r"""\"([^"]*)"|'([^']*)'""", rest) for limit in pair if limit]

@@ -195,13 +195,13 @@ def lines_that_ran(data: bytes, root: str, deadline: float) -> dict[str, int]:
 
 def statement_lines(source: str) -> set[int]:
     """The lines on which statements begin that can run: no docstrings, nothing under a "pragma: no cover"."""
-    lines = source.split("\n")
+    excluded = {number for number, line in enumerate(source.split("\n"), 1) if "pragma: no cover" in line}
     found: set[int] = set()
     pending: list[ast.AST] = [ast.parse(source)]
     while pending:
         node = pending.pop()
         own = {getattr(node, "lineno", 0), *(item.lineno for item in getattr(node, "decorator_list", []))}
-        if any(number and "pragma: no cover" in lines[number - 1] for number in own):
+        if not excluded.isdisjoint(own):
             continue
         constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         if isinstance(node, ast.stmt) and not constant and not isinstance(node, ast.Global | ast.Nonlocal):

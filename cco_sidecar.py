@@ -983,7 +983,7 @@ class HookSpecs:
     @hookspec
     def storage(self, settings: Settings) -> Storage | None:
         """Where events, results and agents are kept: a Storage, not started. The core's own is one SQLite file. The
-        first answer wins.
+        first answer wins. What the other parts rely on stands in Storage's docstring, what is kept in Records.
 
         class Backed(Storage):
             def start(self):
@@ -1742,7 +1742,7 @@ class Sidecar:
         try:
             async with asyncio.timeout(2):
                 await self.storage.write(lambda records: records.set_meta("probe", str(time.time())))
-        except (sqlite3.Error, OSError, TimeoutError) as error:
+        except (StorageError, OSError, TimeoutError) as error:
             problem = f"unhealthy: {one_line(error) or 'no answer within 2 s'}"
             return problem, "unhealthy: storage does not take events"
         try:
@@ -1754,7 +1754,7 @@ class Sidecar:
 
     async def status(self) -> dict[str, Any]:
         size = await asyncio.to_thread(folder_size, self.settings.storage)
-        with contextlib.suppress(sqlite3.Error):  # where nothing can be written, what is on the disk is what counts
+        with contextlib.suppress(StorageError):  # where nothing can be written, what is on the disk is what counts
             await self.storage.write(lambda records: None)  # comes after all that is being written
         return {
             "agents": self.agents.ledger.statistics(),
@@ -2360,9 +2360,9 @@ class Endpoint(Handler):
     def _unexpected(self, error: Exception) -> ApiError:
         if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
             return ApiError("REQ_001", "The body is nested too deeply")
-        if isinstance(error, sqlite3.Error):
+        if isinstance(error, StorageError):
             log.error("%s storage: %s", self.request_id, error)
-            reason = f"{ERRORS[self.failure][2]}: the storage cannot be used ({storage_reason(error)})"
+            reason = f"{ERRORS[self.failure][2]}: the storage cannot be used ({error.reason})"
             return ApiError(self.failure, reason)
         log.error("%s unexpected", self.request_id, exc_info=error)
         return ApiError(self.failure)
@@ -3005,6 +3005,7 @@ def gaps(limit: int, burst: int) -> list[float]:
 # ======================================================================================================
 
 Job = Callable[["Records"], Any]
+Row = Any  # of a table: ``row["column"]``
 PAGE_BYTES = 8 * MB  # a list, or the answer to a poll, ends before it gets larger
 
 
@@ -3156,7 +3157,7 @@ def log_failed_write(future: asyncio.Future[Any]) -> None:
         log.error("storage: a background write failed: %s", one_line(error))
 
 
-class StorageError(sqlite3.Error):
+class StorageError(Exception):
     """The storage cannot be read or written; ``reason`` is SQLite's name for why, without a path of the machine."""
 
     def __init__(self, error: Exception | str) -> None:
@@ -3189,7 +3190,7 @@ class Statements:
     def close(self) -> None:
         self._db.close()
 
-    def _all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+    def _all(self, sql: str, *values: Any) -> list[Row]:
         try:
             return self._db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
@@ -3214,21 +3215,39 @@ class Statements:
         except sqlite3.Error as error:
             raise StorageError(error) from error
 
-    def _list(
-        self, select: str, project: str, after: int | None, limit: int, equal: dict[str, str | Sequence[str] | None]
-    ) -> list[sqlite3.Row]:
-        """Rows after ``after``, oldest first; where it is None the newest ones, newest first. Each column in ``equal``
-        has the value, or one of the values, where one is given.
+    def _page(
+        self, table: str, select: str, project: str, since: str, limit: int, equal: dict[str, str | list[str] | None]
+    ) -> tuple[list[Row], bool]:
+        """A page of a list, newest last, and whether there are more: what comes after the row with the id ``since``,
+        from the beginning where that is "earliest", else the newest. Each column in ``equal`` has one of the values,
+        where some are given. Raises REQ_001 for an id that is not there.
         """
+        after = 0 if since == "earliest" else None
+        if since and after is None:
+            after = self._one(f"select seq from {table} where project = ? and id = ?", project, since)
+            if after is None:
+                raise ApiError("REQ_001", f"since: no {table} {since[:128]}", details={"path": "since"})
         given = {
             name: [value] if isinstance(value, str) else value for name, value in equal.items() if value is not None
         }
         clauses = "".join(f" and {name} in ({', '.join('?' * len(values))})" for name, values in given.items())
         sql = f"{select} where project = ? and seq > ?{clauses} order by {SEQ[after is None]} limit ?"
-        return self._all(sql, project, after or 0, *itertools.chain.from_iterable(given.values()), limit)
+        rows = self._all(sql, project, after or 0, *itertools.chain.from_iterable(given.values()), limit + 1)
+        return cut_page(rows, limit, newest=after is None)
 
 
 SEQ = {False: "seq", True: "seq desc"}  # what a list is ordered by, and with ``newest``
+
+
+def cut_page(rows: list[Row], limit: int, *, newest: bool) -> tuple[list[Row], bool]:
+    """A page of a list, newest last, and whether there are more: the first ``limit`` rows, and one at least, whose
+    bodies fit into PAGE_BYTES.
+    """
+    columns = rows[0].keys() if rows else []
+    sizes = (len(row["body"]) if "body" in columns else 0 for row in rows)
+    fitting = sum(total <= PAGE_BYTES for total in itertools.accumulate(sizes))
+    page = rows[: min(limit, max(1, fitting))]
+    return page[::-1] if newest else page, len(page) < len(rows)
 
 
 class EventRecords(Statements):
@@ -3258,7 +3277,7 @@ class EventRecords(Statements):
     def events(
         self, project: str, after: int, upto: int, limit: int, *, type: str = "*", issue: str | None = None,
         containing: bytes | None = None, newest: bool = False,
-    ) -> list[sqlite3.Row]:  # fmt: skip
+    ) -> list[Row]:  # fmt: skip
         """Events with after < seq <= upto that have not expired, in order, or with ``newest`` from the newest back.
 
         With ``issue`` those that may name it, with ``containing`` those that have some bytes in their body.
@@ -3331,9 +3350,7 @@ class EventRecords(Statements):
         last = "select seq from dead_letter order by seq desc limit 1 offset ?"
         self._change(f"delete from dead_letter where seq <= ({last})", keep_dead)
 
-    def dead_letters(
-        self, project: str, after: int, upto: int, limit: int, *, newest: bool = False
-    ) -> list[sqlite3.Row]:
+    def dead_letters(self, project: str, after: int, upto: int, limit: int, *, newest: bool = False) -> list[Row]:
         sql = "select seq, type, topic, body from dead_letter where project = ? and seq > ? and seq <= ?"
         return self._all(f"{sql} order by {SEQ[newest]} limit ?", project, after, upto, limit)
 
@@ -3351,7 +3368,7 @@ class ResultRecords(Statements):
     def result(self, project: str, id: str) -> bytes | None:
         return self._one("select body from result where project = ? and id = ?", project, id)
 
-    def latest_result(self, id: str) -> sqlite3.Row | None:
+    def latest_result(self, id: str) -> Row | None:
         """The latest result of the same agent type on the same issue as a result."""
         rows = self._all(
             "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest on"
@@ -3361,15 +3378,11 @@ class ResultRecords(Statements):
         )
         return rows[0] if rows else None
 
-    def result_seq(self, project: str, id: str) -> int | None:
-        return self._one("select seq from result where project = ? and id = ?", project, id)
+    def results(self, project: str, since: str, limit: int, **equal: str | list[str] | None) -> tuple[list[Row], bool]:
+        """A page, as ``_page`` says, of ids and bodies."""
+        return self._page("result", "select id, body from result", project, since, limit, equal)
 
-    def results(
-        self, project: str, after: int | None, limit: int, **equal: str | Sequence[str] | None
-    ) -> list[sqlite3.Row]:
-        return self._list("select id, body from result", project, after, limit, equal)
-
-    def issue_results(self, project: str, issue: str) -> list[sqlite3.Row]:
+    def issue_results(self, project: str, issue: str) -> list[Row]:
         """The issue's results without their bodies, oldest first."""
         sql = "select agent_type, category, status, proposed, output from result where project = ? and issue = ?"
         return self._all(f"{sql} order by seq", project, issue)
@@ -3422,12 +3435,15 @@ class AgentRecords(Statements):
         return agent_row(rows[0]) if rows else None
 
     def agents(
-        self, project: str, after: int | None = 0, limit: int = -1, **equal: str | Sequence[str] | None
-    ) -> list[dict[str, Any]]:
-        return [agent_row(row) for row in self._list(self.SELECT, project, after, limit, equal)]
+        self, project: str, since: str, limit: int, **equal: str | list[str] | None
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """A page, as ``_page`` says."""
+        rows, more = self._page("agent", self.SELECT, project, since, limit, equal)
+        return [agent_row(row) for row in rows], more
 
-    def agent_seq(self, project: str, id: str) -> int | None:
-        return self._one("select seq from agent where project = ? and id = ?", project, id)
+    def unfinished_agents(self, project: str) -> list[dict[str, Any]]:
+        rows = self._all(f"{self.SELECT} where project = ? and state in ('starting', 'running') order by seq", project)
+        return [agent_row(row) for row in rows]
 
     def count_issue_agents(self, project: str, issue: str) -> int:
         """Spawns on an issue; those that never had a process do not count."""
@@ -3451,7 +3467,7 @@ class AgentRecords(Statements):
         return self._one(sql, project, issue)
 
 
-def agent_row(row: sqlite3.Row) -> dict[str, Any]:
+def agent_row(row: Row) -> dict[str, Any]:
     empty = {"permissions": "[]", "seen": "[]", "last_call": "null"}
     return dict(row) | {name: json.loads(row[name] or default) for name, default in empty.items()}
 
@@ -3590,32 +3606,6 @@ def check_database(path: Path, *, thorough: bool = False) -> None:
     except sqlite3.Error as error:
         problem = f"the storage {path} is damaged ({one_line(error)}); it is left as it is. Move it away to begin anew"
         raise StartError(f"{problem}, or use another --storage", 1) from None
-
-
-def storage_reason(error: sqlite3.Error) -> str:
-    """Why the storage failed, without a path of the machine: SQLite's name for it."""
-    return error.reason if isinstance(error, StorageError) else StorageError(error).reason
-
-
-def list_start(since: str, seq_of: Callable[[str], int | None], noun: str) -> int | None:
-    """The sequence number that a list begins after, None where it holds the newest items. Raises REQ_001."""
-    if since in ("", "earliest"):
-        return 0 if since else None
-    seq = seq_of(since)
-    if seq is None:
-        raise ApiError("REQ_001", f"since: no {noun} {since[:128]}", details={"path": "since"})
-    return seq
-
-
-def cut_page(
-    rows: list[Any], limit: int, *, newest: bool, size: Callable[[Any], int] = lambda row: 0
-) -> tuple[list[Any], bool]:
-    """A page of a list, newest last, and whether there are more: the first ``limit`` rows, and one at least, that fit
-    into PAGE_BYTES.
-    """
-    fitting = sum(total <= PAGE_BYTES for total in itertools.accumulate(map(size, rows)))
-    page = rows[: min(limit, max(1, fitting))]
-    return page[::-1] if newest else page, len(page) < len(rows)
 
 
 # -- requests that are repeated
@@ -3792,11 +3782,8 @@ class Results:
 
     def page(self, project: str, query: ResultQuery) -> dict[str, Any]:
         """Records after ``since``, or the newest ones; newest last."""
-        read = self._storage.read
         equal = {"issue": query.issue_id, "agent_type": query.agent_type, "status": query.status}
-        after = list_start(query.since, functools.partial(read.result_seq, project), "result")
-        rows = read.results(project, after, query.limit + 1, **equal)
-        page, more = cut_page(rows, query.limit, newest=after is None, size=lambda row: len(row["body"]))
+        page, more = self._storage.read.results(project, query.since, query.limit, **equal)
         bodies = [Raw(row["body"]) for row in page]
         return {"results": bodies, "next_cursor": page[-1]["id"] if page else None, "has_more": more}
 
@@ -3813,7 +3800,7 @@ class ResultFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def path(self, row: dict[str, Any] | sqlite3.Row) -> Path:
+    def path(self, row: dict[str, Any] | Row) -> Path:
         return self._folder / row["project"] / row["issue"] / f"{row['agent_type']}.json"
 
     def write(self, row: dict[str, Any]) -> None:
@@ -4015,7 +4002,7 @@ class EventBus:
     async def _search(self, place: tuple[str, str], filter: Filter, after: int, limit: int) -> Found:
         """The next matches after ``after``; looks at STEP rows at a time."""
         read, (project, event_type), issue, containing = self._storage.read, place, filter.issue, filter.required_bytes
-        rows: list[sqlite3.Row] = []
+        rows: list[Row] = []
         bodies: list[Raw] = []
         size, more = 0, False
         while True:
@@ -4043,7 +4030,7 @@ class EventBus:
         answer |= {"scanned_to": cursor, "timestamp": iso()} | ({} if rows else {"timeout": True})
         return Found(rows, after, msgspec.json.encode(answer))
 
-    def _envelope(self, row: sqlite3.Row) -> bytes:
+    def _envelope(self, row: Row) -> bytes:
         """A stored event as readers get it: its JSON with the id in front."""
         return b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]
 
@@ -4065,7 +4052,7 @@ class EventBus:
     async def page(self, project: str, query: EventQuery) -> dict[str, Any]:
         """Retained events, or dead letters, after ``since``, or the newest ones; newest last."""
         read, newest = self._storage.read, not query.since
-        found: list[sqlite3.Row] = []
+        found: list[Row] = []
         floor = 0 if query.dead else read.floor()  # retention is what makes dead letters
         after, upto = floor if newest else self.parse_cursor(query.since, floor), read.head()
         fetch = read.dead_letters if query.dead else functools.partial(read.events, type=query.type or "*")
@@ -4076,7 +4063,7 @@ class EventBus:
                 break
             after, upto = (after, rows[-1]["seq"] - 1) if newest else (rows[-1]["seq"], upto)
             await asyncio.sleep(0)
-        page, more = cut_page(found, query.limit, newest=newest, size=lambda row: len(row["body"]))
+        page, more = cut_page(found, query.limit, newest=newest)
         cursor = self.event_id(page[-1]["seq"]) if page else None
         return {"events": [Raw(self._envelope(row)) for row in page], "next_cursor": cursor, "has_more": more}
 
@@ -4189,7 +4176,7 @@ def new_event(project: str, event_type: str, submission: dict[str, Any]) -> NewE
 class Found(Struct, frozen=True):
     """Matching events out of the log, and the answer that tells them: up to ``scanned`` all has been looked at."""
 
-    rows: list[sqlite3.Row]
+    rows: list[Row]
     scanned: int
     content: bytes
 
@@ -5412,7 +5399,7 @@ class Agents:
         self._tokens.revoke(running.row["id"])
         if running.process:
             await self._processes.end(running.process, lambda: 0.0)
-        with contextlib.suppress(sqlite3.Error):  # the caller is being told about the failure that came first
+        with contextlib.suppress(StorageError):  # the caller is being told about the failure that came first
             await self.ledger.failed(running.row, ticket)
         await asyncio.to_thread(shutil.rmtree, running.folder, ignore_errors=True)
         self.active.pop(running.row["id"], None)
@@ -5652,12 +5639,12 @@ class AgentLedger:
             try:
                 await self._storage.write(job)
                 return told
-            except sqlite3.Error as error:  # the end is a fact that must not be forgotten: again when the disk is back
-                log.error("agent %s: its end cannot be stored: %s", row["id"], storage_reason(error))
+            except StorageError as error:  # the end is a fact that must not be forgotten: again when the disk is back
+                log.error("agent %s: its end cannot be stored: %s", row["id"], error.reason)
                 await asyncio.sleep(1)
 
     def unfinished(self) -> list[dict[str, Any]]:
-        return self._storage.read.agents(self._project, state=AGENT_GROUPS["active"])
+        return self._storage.read.unfinished_agents(self._project)
 
     def succeeded(self, row: dict[str, Any]) -> bool:
         """Whether the agent has stored a success since its start."""
@@ -5678,13 +5665,12 @@ class AgentLedger:
 
     def page(self, project: str, query: AgentQuery) -> tuple[list[dict[str, Any]], bool]:
         """Rows after ``since``, or the newest ones, newest last; and whether there are more."""
-        read = self._storage.read
-        after = list_start(query.since, functools.partial(read.agent_seq, project), "agent")
         states: list[str] | None = [query.state] if query.state else None
         if query.status:
             states = [state for state in AGENT_GROUPS[query.status] if query.state in (None, state)]
-        rows = read.agents(project, after, query.limit + 1, state=states, type=query.agent_type, issue=query.issue_id)
-        page, more = cut_page(rows, query.limit, newest=after is None)
+        page, more = self._storage.read.agents(
+            project, query.since, query.limit, state=states, type=query.agent_type, issue=query.issue_id
+        )
         return [self._whole(row) for row in page], more
 
     def statistics(self) -> dict[str, Any]:

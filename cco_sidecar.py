@@ -1097,7 +1097,9 @@ AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 
 class ContextRequest(Struct, frozen=True, kw_only=True):
-    """What a context section is made from; ``project`` holds the files and git facts of this moment."""
+    """What a context section is made from. ``project`` holds the files and git facts of this moment, ``ranked`` the
+    files by relevance.
+    """
 
     issue_id: str
     agent_type: str
@@ -1107,8 +1109,7 @@ class ContextRequest(Struct, frozen=True, kw_only=True):
     max_bytes: int
     max_files: int
     project: ProjectState
-    rank: Callable[[RankRequest], list[RankedFile]]
-    index_folder: str
+    ranked: list[RankedFile]
 
 
 class FileFact(Struct, frozen=True):
@@ -4381,9 +4382,7 @@ ABSENT = object()
 # Context: the assembler and its cache, the budget, the project on disk, what never gets out, the watcher
 # ======================================================================================================
 
-CONTEXT_SECTIONS: dict[
-    str, Any
-] = {  # those of the reference, in its order; what a plugin puts in the place of one has its shape
+CONTEXT_SECTIONS: dict[str, Any] = {  # of the reference, in its order, and the shape of what takes the place of one
     "project_structure": ProjectStructure,
     "relevant_files": list[RelevantFile],
     "git_context": GitContext,
@@ -4449,7 +4448,7 @@ class Contexts:
         state = await self._project.state()
         if len(state.files) >= self.WARM_FROM:
             key = ContextKey("", "chief-architect", "", MB, 1)
-            await asyncio.to_thread(self._rank, rank_request(self._request(key, "architect", state)))
+            await asyncio.to_thread(self._rank, key, "architect", [], state)
 
     async def get(self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "") -> tuple[bytes, str]:
         """The context of an issue for an agent type as JSON, and its ETag; no JSON where ``known``, an If-None-Match,
@@ -4504,22 +4503,16 @@ class Contexts:
         if etag not in self._building:
             self._misses += 1
             self._drop(key)
-            request = self._request(key, category, state)  # nothing was awaited since the ETag was made
-            self._building[etag] = asyncio.create_task(self._build_and_keep(key, request, etag))
+            rows = self._storage.read.issue_results(self._settings.project, key.issue_id)
+            outputs = [json.loads(row["output"]) for row in rows]  # nothing was awaited since the ETag was made
+            build = functools.partial(self._build, key, category, outputs, state, etag)
+            self._building[etag] = asyncio.create_task(self._build_and_keep(key, build))
             self._building[etag].add_done_callback(lambda _: self._building.pop(etag, None))
         return await asyncio.shield(self._building[etag])
 
-    def _request(self, key: ContextKey, category: str, state: ProjectState) -> ContextRequest:
-        rows = self._storage.read.issue_results(self._settings.project, key.issue_id)
-        return ContextRequest(
-            issue_id=key.issue_id, agent_type=key.agent_type, category=category, task=key.task,
-            outputs=[json.loads(row["output"]) for row in rows], max_bytes=key.max_bytes, max_files=key.max_files,
-            project=state, rank=self._rank, index_folder=str(self._index_folder),
-        )  # fmt: skip
-
-    async def _build_and_keep(self, key: ContextKey, request: ContextRequest, etag: str) -> CacheEntry:
+    async def _build_and_keep(self, key: ContextKey, build: Callable[[], CacheEntry]) -> CacheEntry:
         try:
-            entry = await asyncio.to_thread(self._build, request, etag)
+            entry = await asyncio.to_thread(build)
         except ApiError:
             raise
         except Exception as error:  # a boundary: whatever a repository may hold
@@ -4532,17 +4525,43 @@ class Contexts:
             self._drop(next(iter(self._cache)))
         return entry
 
-    def _build(self, request: ContextRequest, etag: str) -> CacheEntry:
+    def _build(
+        self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState, etag: str
+    ) -> CacheEntry:
         """Blocks. All is read after the state's files were looked at, so what changes meanwhile shows at the next
         look.
         """
         building = self._index_building()
-        sections = self._sections(request)
+        ranked = self._rank(key, category, outputs, state)
         building = self._index_building() or building
+        request = ContextRequest(
+            issue_id=key.issue_id, agent_type=key.agent_type, category=category, task=key.task, outputs=outputs,
+            max_bytes=key.max_bytes, max_files=key.max_files, project=state, ranked=ranked,
+        )  # fmt: skip
+        sections = self._sections(request)
         sections["metadata"]["index"] = "building" if building else "ready"
         # The same files will be ranked better soon: an ETag that nothing else has is never a hit.
         tag = f'W/"{secrets.token_hex(16)}"' if building else etag
         return CacheEntry(assembled(request, sections, self._fit(request, sections)), tag)
+
+    def _rank(
+        self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState
+    ) -> list[RankedFile]:
+        """The first ranking that a plugin gives; the built-in one always does. Blocks."""
+
+        def fits(answer: Any) -> bool:
+            return isinstance(answer, list) and all(isinstance(item, RankedFile) for item in answer)
+
+        request = RankRequest(
+            root=state.root, index_folder=str(self._index_folder), files=state.given, agent_type=key.agent_type,
+            category=category, task=key.task, outputs=outputs, head=state.head,
+            changed=[change.path for change in state.git.uncommitted_changes],
+        )  # fmt: skip
+        ranked: list[RankedFile] = self._hooks.first("rank_files", fits, request=request) or []
+        if not key.task or any(item.matched for item in ranked):
+            return ranked
+        why = "no word of the task occurs"
+        return [msgspec.structs.replace(item, reasons=[why, *item.reasons]) for item in ranked]
 
     def _sections(self, request: ContextRequest) -> Sections:
         """The sections that the plugins give, those of the reference first."""
@@ -4560,19 +4579,8 @@ class Contexts:
                 log.warning("plugin %s: context_section: %s", name, one_line(error))
         if missing := CONTEXT_SECTIONS.keys() - sections.keys():
             raise RuntimeError(f"sections {sorted(missing)} could not be made")
-        return {name: sections[name] for name in [*CONTEXT_SECTIONS, *(sections.keys() - CONTEXT_SECTIONS.keys())]}
-
-    def _rank(self, request: RankRequest) -> list[RankedFile]:
-        """The first ranking that a plugin gives; the built-in one always does. Blocks."""
-
-        def fits(answer: Any) -> bool:
-            return isinstance(answer, list) and all(isinstance(item, RankedFile) for item in answer)
-
-        ranked: list[RankedFile] = self._hooks.first("rank_files", fits, request=request) or []
-        if not request.task or any(item.matched for item in ranked):
-            return ranked
-        why = "no word of the task occurs"
-        return [msgspec.structs.replace(item, reasons=[why, *item.reasons]) for item in ranked]
+        more = [name for name in sections if name not in CONTEXT_SECTIONS]
+        return {name: sections[name] for name in [*CONTEXT_SECTIONS, *more]}
 
     def _index_building(self) -> bool:
         """Whether a ranking's index is still being made. Blocks."""
@@ -4621,15 +4629,6 @@ class Contexts:
             "context_cache_entries": len(self._cache), "context_cache_bytes": self._bytes,
             "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0, "watching": self._watcher.state,
         }  # fmt: skip
-
-
-def rank_request(request: ContextRequest) -> RankRequest:
-    project = request.project
-    return RankRequest(
-        root=project.root, index_folder=request.index_folder, files=project.given, agent_type=request.agent_type,
-        category=request.category, task=request.task, outputs=request.outputs, head=project.head,
-        changed=[change.path for change in project.git.uncommitted_changes],
-    )  # fmt: skip
 
 
 # -- the budget
@@ -4886,9 +4885,8 @@ def without_user_info(url: str) -> str:
     return re.sub(r"^(\w[\w+.-]*://)[^/@]*@", r"\1", url)
 
 
-CHANGE_STATUS = {  # by the first of these letters that the status code holds
-    "?": "untracked", "R": "renamed", "D": "deleted", "A": "added", "C": "added",
-}  # fmt: skip
+# by the first of these letters that the status code holds
+CHANGE_STATUS = {"?": "untracked", "R": "renamed", "D": "deleted", "A": "added", "C": "added"}
 
 
 def describe_changes(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> list[Change]:
@@ -4905,12 +4903,13 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str]) -> dict[str, str
     if all(code == "??" for code, _ in codes):
         return {}
     shape = ("--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-M")
-    staged = any(code[0] not in " ?" for code, _ in codes)  # else git's index tells as much, and much faster
-    output = None
-    for against in ("HEAD", EMPTY_TREE) if staged else ("",):
-        if output is None:
-            where = (*([against] if against else []), "--", *names)
-            output = run_git(root, "diff", *shape, *where, env={"GIT_LITERAL_PATHSPECS": "1"})
+    literal = {"GIT_LITERAL_PATHSPECS": "1"}
+    if any(code[0] not in " ?" for code, _ in codes):
+        output = run_git(root, "diff", *shape, "HEAD", "--", *names, env=literal)
+        if output is None:  # an unborn branch is compared with the empty tree
+            output = run_git(root, "diff", *shape, EMPTY_TREE, "--", *names, env=literal)
+    else:  # nothing is staged: git's index tells as much, and much faster
+        output = run_git(root, "diff", *shape, "--", *names, env=literal)
     tokens, counts = iter(split_z(output)), {}
     for token in tokens:
         added, removed, path = [*token.split("\t", 2), "", ""][:3]
@@ -4922,7 +4921,7 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str]) -> dict[str, str
     return counts
 
 
-EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # what an unborn branch is compared with
+EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 
 
 def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes | None:
@@ -4973,10 +4972,8 @@ def without_filters(scopes_and_keys: list[str], first: int) -> dict[str, str]:
         key.rpartition(".")[0] for scope, key in zip(scopes_and_keys[::2], scopes_and_keys[1::2], strict=False)
         if scope in ("local", "worktree") and key.startswith("filter.")
     }  # fmt: skip
-    off = [
-        (f"{name}.{what}", value) for name in sorted(names)
-        for what, value in (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
-    ]  # fmt: skip
+    turned_off = (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
+    off = [(f"{name}.{what}", value) for name in sorted(names) for what, value in turned_off]
     variables = {"GIT_CONFIG_COUNT": str(first + len(off))}
     for number, (key, value) in enumerate(off, first):
         variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
@@ -6203,11 +6200,11 @@ class FileChoice(RelevantFile):
 
 
 def choose_files(request: ContextRequest) -> list[FileChoice]:
-    """The files worth reading: ranked, read, redacted, somewhat more than can be given. Blocks."""
+    """The files worth reading, best first: read, redacted, somewhat more than can be given. Blocks."""
     known = {file.path for file in request.project.given}
     chosen: list[FileChoice] = []
     left = 1.25 * request.max_bytes  # what is too large for the rest of the room is passed over later
-    for item in request.rank(rank_request(request)):
+    for item in request.ranked:
         if len(chosen) > request.max_files or left <= 0:  # one more than asked for: so it shows that some were left out
             break
         file = read_relevant(request.project.root, item) if item.path in known else None  # a plugin may name anything

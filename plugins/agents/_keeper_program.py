@@ -1,4 +1,4 @@
-"""The keeper of agents: their parent, which writes their output and their ends down and outlives the service.
+"""The keeper of cco_sidecar's agents: their parent, which writes down their output and ends and outlives the service.
 
 A bare interpreter runs this file, ``python -I -S _keeper_program.py FOLDER SERVICE``: it imports neither the service
 nor a package, and has some 10 MB.

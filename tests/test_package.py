@@ -120,3 +120,16 @@ def test_the_top_level_of_the_repository_holds_only_what_belongs_there() -> None
     assert [
         name for name in listed if re.search(r"\.(pyc|log|db|whl|orig|rej)$|(^|/)(dist|build|__pycache__)/", name)
     ] == []
+
+
+def test_every_bundled_plugin_has_its_row_and_says_first_what_it_adds() -> None:
+    table = (ROOT / "plugins/README.md").read_text().partition("| plugin |")[2].partition("\n\n")[0]
+    told = re.findall(r"`(\w+/\w+)`", table)
+    assert sorted(told) == sorted(name.removesuffix(".py") for name in names_in("plugins", "*/[!_]*.py"))
+    for name in names_in("plugins", "*.py"):
+        first = (ROOT / "plugins" / name).read_text().partition("\n")[0]
+        assert re.match(r'"""[A-Z].{20,}', first), name
+    # By this word the service knows its own files in a repository.
+    assert [
+        name for name in names_in("plugins", "*.py") if "cco_sidecar" not in (ROOT / "plugins" / name).read_text()
+    ] == []

@@ -1,6 +1,6 @@
 """The keeper of cco_sidecar's agents: their parent, which writes down their output and ends and outlives the service.
 
-A bare interpreter runs this file, ``python -I -S _keeper_program.py FOLDER SERVICE``: it imports neither the service
+A bare interpreter runs this file, ``python -I -S _keeper_program.py FOLDER SERVICE``: it imports neither cco_sidecar
 nor a package, and has some 10 MB.
 """
 

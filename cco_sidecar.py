@@ -6489,7 +6489,8 @@ ALONE = {  # hook: what the service does without where no plugin implements it
     "token_keys": "tokens of other issuers",
     "project_reader": "index of the files",
     "rank_files": "full-text ranking",
-    "register_commands": "client commands",
+    "context_section": "dependencies",
+    "process_owner": "exit codes over a crash",
 }
 
 
@@ -6553,13 +6554,8 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
             collections.deque(load_hooks(load_settings(vars(flags))).ask("register_commands", commands=commands), 0)
     kind, known = ("option", parser._option_string_actions) if word[:1] == "-" else ("command", commands.choices)
     if word not in known:
-        close, file = nearest(word, known), Path(__file__).name
-        advice = (
-            f"did you mean {close}?"
-            if close
-            else f"is plugins/ beside {file}? `pip install .` in a checkout brings it along"
-        )
-        raise StartError(f"{word}: no such {kind}; {advice}", WRONG_USE)
+        absent = f"; is plugins/ beside {Path(__file__).name}? `pip install .` in a checkout brings it along"
+        raise StartError(f"{word}: no such {kind}{did_you_mean(word, known) or absent}", WRONG_USE)
     return parser.parse_args(words)
 
 
@@ -6672,8 +6668,10 @@ def command_serve(options: argparse.Namespace) -> int:
     hooks = load_hooks(settings, strict=True)
     raise_open_file_limit()
     sys.setswitchinterval(0.001)  # worker threads hand the interpreter back to the loop after 1 ms instead of 5
-    fast = importlib.util.find_spec("uvloop") and importlib.import_module("uvloop").new_event_loop  # the extra ``fast``
-    with asyncio.Runner(loop_factory=fast or None) as runner:
+    new_loop = None
+    with contextlib.suppress(ImportError):  # the extra ``fast``
+        new_loop = importlib.import_module("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(serve(settings, hooks))
 
 
@@ -6734,6 +6732,7 @@ def banner(sidecar: Sidecar) -> str:
     used = [plugin for plugin in sidecar.hooks.loaded if plugin.source != "built in" and not plugin.problem]
     filled = {hook for plugin in used for hook in plugin.hooks}
     missing = [f"no {what}" for hook, what in ALONE.items() if hook not in filled]
+    missing += [] if bundled_plugins("register_commands") else ["no client commands"]
     lines = [
         f"Orchestration sidecar {__version__}",
         f"  URL:      {sidecar.info.url}  {sidecar.protocols}",

@@ -442,7 +442,7 @@ def test_an_issue_without_a_task_needs_one(runs: Runs, served: Service) -> None:
     for task in ("", " \n\t"):
         assert "--task: is empty" in runs.refuse("--issue", "i-1", "--task", task, code=2)
     assert "30,000 are the most" in runs.refuse("--issue", "i-1", "--task", "x" * 30_001, code=2)
-    assert "--task: is not UTF-8" in runs.refuse("--issue", "i-1", "--task", os.fsdecode(b"caf\xe9"), code=2)
+    assert "task: 'caf\\udce9' is not UTF-8" in runs.refuse("--issue", "i-1", "--task", os.fsdecode(b"caf\xe9"), code=2)
     assert runs.run("--restart", *words, "--until", "architect", code=2)[-1]["exit_code"] == 2
 
     spawn_by_hand(served, "chief-architect", "as said by hand")

@@ -784,7 +784,8 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
     service = make_service("--agent-command", json.dumps(agent), module=repository / "cco_sidecar.py")
     banner = until(lambda: service.log if "Stop:" in service.log else "")
     assert "Plugins:  none" in banner
-    assert f"Alone:    {', '.join(f'no {what}' for what in cco_sidecar.ALONE.values())}" in banner
+    missing = [f"no {what}" for what in (*cco_sidecar.ALONE.values(), "client commands")]
+    assert f"Alone:    {', '.join(missing)}\n" in banner and "no audit log, " in banner
     client = service.client()
     assert client.get("/health").json()["status"] == "healthy"
     spawned = client.post(
@@ -827,7 +828,7 @@ def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    ("tokn", "tokn: no such command; did you mean token?"), ("--prot 1", "--prot: no such option; did you mean --port?"),
+    ("tokn", "tokn: no such command, did you mean token?"), ("--prot 1", "--prot: no such option, did you mean --port?"),
     ("token", "the following arguments are required: --type"), ("token --type x --prot 1", "unrecognized arguments: --prot 1"),
     ("token --type", "--type: expected one argument"), ("--port", "--port: expected one argument"), ("--port x", "--port: 'x' must be"),
     ("token --type qa-enginer", "--type: Unknown agent type qa-enginer, did you mean qa-engineer?"),

@@ -71,6 +71,11 @@ class Plan:
         elif not good or outcome.category == "coding":
             self.reached = False
 
+    def reason(self, agent: dict[str, Any]) -> str:
+        """Why it was, or is, the turn of ``agent``."""
+        proposal = self.reasons.get(agent["agent_id"]) or self.pending.get(agent["agent_type"])
+        return proposal.reason if proposal else ""
+
     def queue(self) -> list[NextAgent]:
         """By priority, then in the order in which they were proposed."""
         return sorted(self.pending.values(), key=rank)

@@ -1,15 +1,14 @@
 """The commands that talk to a running service: health, status, context, results, events and agent.
 
 Each is a row of COMMANDS and a function that makes one call or follows something with several. ``Client`` finds the
-service and speaks for the user, ``show`` prints the answer as --format wants it. Lists are printed by ``show_list``,
-and ``whole_id`` finds what a short id means.
+service and speaks for the user, ``show`` prints the answer as --format wants it, lists and contexts are printed by the
+file ``_client_view.py``, and ``whole_id`` finds what a short id means.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import math
 import os
@@ -22,7 +21,8 @@ from typing import Any
 
 from cco_sidecar import CATEGORIES, GOOD, REFUSED, AgentTypes, StartError, hookimpl, load_hooks, settings_from
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
-from cco_sidecar_plugins.commands._printing import cell, print_fitted, show, yaml_lines
+from cco_sidecar_plugins.commands._client_view import explain, print_event, random_part, show_context, show_list
+from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 
 
@@ -49,80 +49,6 @@ def command_context_get(options: argparse.Namespace) -> int:
         options.format = "json"
     with output_to(options.output):
         return explain(options, context) if options.explain else show_context(options, context)
-
-
-def show_context(options: argparse.Namespace, context: dict[str, Any]) -> int:
-    if options.format in ("yaml", "text"):
-        sys.stdout.write("".join(yaml_lines(context)) if options.format == "yaml" else context_text(context))
-        return GOOD
-    if options.format == "json":
-        return show(options, context)
-    files = [
-        {
-            **{name: file.get(name) for name in ("path", "size", "language", "score")},
-            "why": ", ".join(file.get("reasons", [])),
-        }
-        for file in context["context"]["relevant_files"]
-    ]
-    return show(options, {"files": files}, "files")
-
-
-def explain(options: argparse.Namespace, context: dict[str, Any]) -> int:
-    """The ranking: in which order, why, and how much of each file was given; the sums follow on stderr."""
-    rows = [
-        {
-            "rank": rank,
-            "score": file.get("score"),
-            "path": file["path"],
-            "given": given_of(file),
-            "why": "; ".join(file.get("reasons", [])),
-        }
-        for rank, file in enumerate(context["context"]["relevant_files"], 1)
-    ]
-    if options.format in ("yaml", "text"):
-        options.format = "json" if options.format == "yaml" else "table"  # JSON is YAML
-    show(options, {"files": rows}, "files")
-    metadata = context["context"]["metadata"]
-    matched = "; no word of the task occurs" if metadata["task_matched"] is False else ""
-    sys.stderr.write(f"{sums_of(context)}; index {metadata['index']}{matched}\n")
-    return GOOD
-
-
-def sums_of(context: dict[str, Any]) -> str:
-    """How much of the project a context holds."""
-    cut = f"cut ({context['truncation_strategy']})" if context["truncated"] else "nothing left out"
-    files, total = len(context["context"]["relevant_files"]), context["context"]["project_structure"]["total_files"]
-    sizes = f"{context['total_size_bytes']:,} bytes, about {context['estimated_tokens']:,} tokens"
-    return f"{files} of {total} files, {sizes}, {cut}"
-
-
-def given_of(file: dict[str, Any]) -> str:
-    """How much of a file a context holds."""
-    if not file.get("truncated"):
-        return "whole"
-    ranges = [f"{first}-{last}" for first, last in file.get("line_ranges", [])]
-    return f"lines {', '.join(ranges)}" if ranges else "beginning"
-
-
-def context_text(context: dict[str, Any]) -> str:
-    """A context for reading: the sums, git's state, what was decided, then each file with its content."""
-    git, outputs = context["context"]["git_context"], context["context"]["previous_agent_outputs"]
-    lines = [f"{context['issue_id']} for {context['agent_type']}: {sums_of(context)}"]
-    lines += (
-        [f"git: branch {git['branch']}, {len(git['uncommitted_changes'])} uncommitted changes"] if git["branch"] else []
-    )
-    lines += [f"commit {commit['hash'][:10]}: {first_line(commit['message'])}" for commit in git["recent_commits"][:5]]
-    lines += [
-        f"{output['agent_type']} ({output['status']}): {output['decision'] or 'no decision told'}" for output in outputs
-    ]
-    for file in context["context"]["relevant_files"]:
-        lines += [
-            "",
-            f"==== {file['path']} ({'; '.join([given_of(file), *file.get('reasons', [])])})",
-            file["content"].rstrip("\n"),
-        ]
-    text = "\n".join(lines)
-    return "".join(character if character.isprintable() or character in "\n\t" else " " for character in text) + "\n"
 
 
 def command_context_refresh(options: argparse.Namespace) -> int:
@@ -218,32 +144,7 @@ def command_results_list(options: argparse.Namespace) -> int:
         "since": options.since,
         "limit": options.limit,
     }
-    return show_list(options, client.call("GET", "/api/results", query=query), "results", result_record, result_line)
-
-
-def result_record(row: dict[str, Any]) -> dict[str, Any]:
-    files = {
-        name: "; ".join(map(path_of, row["result"].get(name) or []))
-        for name in ("files_created", "files_modified", "files_deleted")
-    }
-    names = ("id", "issue_id", "agent_type", "agent_id", "stored_at")
-    return (
-        {name: row[name] for name in names} | {"status": row["result"]["status"], "decision": decision_of(row)} | files
-    )
-
-
-def result_line(row: dict[str, Any]) -> dict[str, str]:
-    names = {name: row[name] for name in ("issue_id", "agent_type")}
-    facts = {"status": row["result"]["status"], "stored_at": row["stored_at"]}
-    return {"id": short_id(row["id"]), **names, **facts, "decision": first_line(decision_of(row))}
-
-
-def decision_of(row: dict[str, Any]) -> str:
-    return "; ".join(map(str, row["result"].get("decisions") or []))
-
-
-def path_of(entry: str | dict[str, Any]) -> str:
-    return entry if isinstance(entry, str) else str(entry["path"])
+    return show_list(options, client.call("GET", "/api/results", query=query), "results")
 
 
 def command_results_get(options: argparse.Namespace) -> int:
@@ -323,18 +224,6 @@ def command_events_subscribe(options: argparse.Namespace) -> int:
             return REFUSED
 
 
-def print_event(options: argparse.Namespace, event: dict[str, Any]) -> None:
-    row = [event[name] for name in ("timestamp", "event_id", "event_type", "publisher", "topic")] + [
-        json.dumps(event["data"], ensure_ascii=False)
-    ]
-    if options.format == "json":
-        print(json.dumps(event, ensure_ascii=False))
-    elif options.format == "csv":
-        csv.writer(sys.stdout, lineterminator="\n").writerow(row)
-    else:
-        print("  ".join(map(cell, row)))
-
-
 def command_events_list(options: argparse.Namespace) -> int:
     query = {
         "type": options.type,
@@ -343,18 +232,7 @@ def command_events_list(options: argparse.Namespace) -> int:
         "limit": options.limit,
         "dead": "true" if options.dead else None,
     }
-    return show_list(
-        options, Client(options).call("GET", "/api/events", query=query), "events", event_record, event_line
-    )
-
-
-def event_record(event: dict[str, Any]) -> dict[str, Any]:
-    return event_line(event) | {name: event[name] for name in ("correlation_id", "priority", "ttl_seconds")}
-
-
-def event_line(event: dict[str, Any]) -> dict[str, str]:
-    names = ("event_id", "timestamp", "event_type", "publisher", "topic")
-    return {name: event[name] for name in names} | {"data": json.dumps(event["data"], ensure_ascii=False)}
+    return show_list(options, Client(options).call("GET", "/api/events", query=query), "events")
 
 
 # -- agents
@@ -398,33 +276,7 @@ def follow_agent(client: Client, options: argparse.Namespace, agent_id: str) -> 
 def command_agent_list(options: argparse.Namespace) -> int:
     query = {"state": options.state, "status": options.status, "agent_type": options.type, "issue_id": options.issue}
     query |= {"since": options.since, "limit": options.limit}
-    return show_list(
-        options, Client(options).call("GET", "/api/agents", query=query), "agents", agent_record, agent_line
-    )
-
-
-def agent_record(row: dict[str, Any]) -> dict[str, Any]:
-    names = (
-        "agent_id",
-        "issue_id",
-        "state",
-        "exit_code",
-        "pid",
-        "started_at",
-        "ended_at",
-        "agent_type",
-        "signal",
-        "result_id",
-        "result_status",
-    )
-    return {name: row[name] for name in (*names, "parent", "depth", "task")}
-
-
-def agent_line(row: dict[str, Any]) -> dict[str, str]:
-    code = f" {row['exit_code']}" if row["exit_code"] else ""
-    names = {name: row[name] for name in ("agent_type", "issue_id")}
-    facts = {"state": row["state"] + code, "result": row["result_status"] or "-", "started_at": row["started_at"]}
-    return {"id": short_id(row["agent_id"]), **names, **facts, "task": first_line(row["task"])}
+    return show_list(options, Client(options).call("GET", "/api/agents", query=query), "agents")
 
 
 def command_agent_status(options: argparse.Namespace) -> int:
@@ -496,40 +348,6 @@ def command_agent_types(options: argparse.Namespace) -> int:
 # -- what they share
 
 
-def show_list(
-    options: argparse.Namespace, answer: dict[str, Any], name: str,
-    record: Callable[[dict[str, Any]], dict[str, Any]], line: Callable[[dict[str, Any]], dict[str, str]],
-) -> int:  # fmt: skip
-    """Print a list: JSON and CSV hold everything, a table what fits. Beside a table stderr says when there are more."""
-    if options.format != "table":
-        return show(
-            options, answer if options.format == "json" else {name: [record(row) for row in answer[name]]}, name
-        )
-    lines = [line(row) for row in answer[name]]
-    columns = list(lines[0]) if lines else []
-    print_fitted(
-        columns,
-        [list(row.values()) for row in lines],
-        whole=columns[:1],
-        spare=("timestamp", "stored_at", "started_at"),
-    )
-    if answer["has_more"]:
-        sys.stdout.flush()
-        older = "older ones exist: --limit N shows more, --since earliest begins with the oldest"
-        later = f"there are more: --since {answer['next_cursor']} goes on from here"
-        sys.stderr.write(f"cco: {later if options.since else f'these are the newest {len(lines)}, {older}'}\n")
-    return GOOD
-
-
-def short_id(text: str) -> str:
-    """What is enough to type of an id: the beginning of its random part."""
-    return random_part(text)[:8]
-
-
-def random_part(text: str) -> str:
-    return text.removeprefix("result-") if text.startswith("result-") else text.rpartition("-")[2]
-
-
 def whole_id(client: Client, kind: str, text: str) -> str:
     """The id of an agent or result that ``text`` names: itself, else the only one that begins or ends with it.
 
@@ -589,10 +407,6 @@ def output_to(path: str | None) -> Iterator[None]:
             yield
     except OSError as error:
         raise StartError(f"{path}: {error.strerror}") from None
-
-
-def first_line(text: str) -> str:
-    return next(iter(text.strip().splitlines()), "")
 
 
 def quote(text: str) -> str:

@@ -201,6 +201,9 @@ class Settings:
     agent_commands: Annotated[dict[str, tuple[str, ...]], read_agent_commands] = option(
         {}, "commands of some agent types: a JSON object", "JSON"
     )
+    agent_environment: Annotated[tuple[str, ...], read_list] = option(
+        (), "variables that agents get although they may run other code or mark a session", "NAME"
+    )
     agent_types: Annotated[dict[str, str], read_agent_types] = option({}, "more agent types, NAME=CATEGORY", "LIST")
     agent_timeout: Annotated[int, read_number(1, 31_536_000)] = option(3600, "time limit of an agent", "SECONDS")
     max_agents: Annotated[int, read_number(0, 10_000)] = option(10, "agents running at once", "N")
@@ -5733,10 +5736,47 @@ def agent_answer(row: dict[str, Any], output: Output, now: float) -> dict[str, A
 class Launcher:
     """Makes what an agent is started with: its files, its command and its environment."""
 
-    # What would let a request change which code runs; PYTHON_VERSION and the like are nobody's switches and pass.
+    # What a request may not set: it would run other code or lead an agent's traffic elsewhere. Read without blanks and
+    # in capitals. Nobody's switches, such as PYTHON_VERSION, API_BASE_URL and NODE_ENV, pass.
     UNSAFE_VARIABLES = re.compile(
-        r"LD_.*|DYLD_.*|PATH|NODE_OPTIONS|PYTHON[A-Z0-9]+|PYTHON_(BASIC_REPL|COLORS|CPU_COUNT|FROZEN_MODULES|GIL|HISTORY|JIT|PERF_JIT_SUPPORT|PRESITE)"
-        r"|CCO_SIDECAR_.*"
+        r"""
+        # where programs, settings and libraries are found
+        PATH|PATHEXT|(.*_)?HOME|XDG_.*|.*APPDATA|USERPROFILE|COMSPEC|SYSTEMROOT|(GO|PYENV_|RBENV_)ROOT|NVM_DIR|GOPATH|GOENV
+        |.*CONFIG_(FILE|PATH|DIR)|(KUBE|DOCKER_)CONFIG|.*LOAD_?PATH|(WGET|NET|INPUT|SCREEN|PHP)RC|CCO_SIDECAR_.*
+        |(LD|DYLD)_.*|GCONV_PATH|LOCPATH|GLIBC_TUNABLES|OPENSSL_.*|.*_PRELOAD|TERM(CAP|INFO.*)
+        # shells, and what programs start for somebody: editors, pagers, compilers, and what is put before them
+        |ENV|BASH.*|.*SHELL|SHELLOPTS|PS[0-4]|IFS|CDPATH|FPATH|ZDOTDIR|PSMODULEPATH|.*(EDITOR|PAGER|BROWSER|ASKPASS)|VISUAL
+        |LESS(OPEN|CLOSE|KEY.*)|.*_(COMMAND|CMD|WRAPPER|LAUNCHER|RUNNER|LINKER|RSH|OPTIONS|OPTS|ADDOPTS)|.*_SSH|SSH_.*|SUDO_.*
+        |CC|CXX|CPP|LD|AR|AS|MAKE|MAKEFILES|CMAKE_.*|PKG_CONFIG.*|(GCC|COMPILER)_.*|((GNU)?MAKE|M|C|CXX|CPP|LD|GO)FLAGS
+        # git: all but who writes
+        |GIT_(?!(AUTHOR|COMMITTER)_).*
+        # interpreters and what tests and builds take in
+        |PYTHON[A-Z0-9]+|PYTHON_(BASIC_REPL|COLORS|CPU_COUNT|FROZEN_MODULES|GIL|HISTORY|JIT|PERF_JIT_SUPPORT|PRESITE)
+        |NODE_(?!(ENV|VERSION|DEBUG|NO_WARNINGS|AUTH_TOKEN)$).*|TS_NODE_.*|ELECTRON_.*|(BUN|DENO)_.*|PERL(5|LIB|IO).*|PERL_MM_.*
+        |RUBY(OPT|LIB|SHELL|GEMS_.*)|(GEM|BUNDLE|BUNDLER)_.*|CLASSPATH|PHP_INI_.*|COMPOSER.*|LUA_.*PATH.*|LUA_INIT.*|TCL.*
+        |R_(PROFILE|ENVIRON|LIBS).*|JULIA_.*|ERL_.*|(DOTNET_(?!ENVIRONMENT$)|CORECLR_|COR_|COMPLUS_).*|N?VIM.*|G?VIMINIT|EXINIT|EMACS.*
+        |PYTEST_.*|COVERAGE_.*|(RUSTC|RUSTDOC|RUSTUP|CARGO)(_.*|FLAGS)?|RUSTFLAGS|GO(TOOLCHAIN|TOOLDIR|SUMDB|NOSUMDB|INSECURE|AUTH|VCS)
+        # package managers
+        |(NPM|PNPM)_CONFIG_.*|(YARN|PIP|PIPX|PIPENV|UV|POETRY|PDM|CONDA|MAMBA|COREPACK|HOMEBREW|NIX)_.*
+        # traffic: proxies, certificates, names of hosts, and the models of the known programs
+        |.*PROXY|SSL.*|.*(CA_BUNDLE|CA_CERTS?|CA_?FILE|CA_?PATH|_CERT)|HOSTALIASES|LOCALDOMAIN|OTEL_.*|DOCKER_(HOST|CONTEXT|CERT_PATH)
+        |(GH|GITHUB|GITLAB)_HOST|(CLAUDE|CODEX|GEMINI_CLI|OPENCODE|AIDER|GOOSE|QWEN|CURSOR|COPILOT|AMP|LITELLM)_.*
+        |(ANTHROPIC|OPENAI|AZURE|GOOGLE|GEMINI|VERTEX|VERTEXAI|CODE_ASSIST|BEDROCK|AWS|OLLAMA|LM_?STUDIO|LLAMA|VLLM|DEEPSEEK|MISTRAL
+            |COHERE|GROQ|XAI|OPENROUTER|DATABRICKS|DASHSCOPE|MOONSHOT|ZAI|HF|TOGETHER|FIREWORKS|CEREBRAS|PERPLEXITY)
+          _(.*_)?(BASE|URL|URI|HOST|ENDPOINT|SOCKET|HEADERS|BASE_PATH)(_.*)?
+        """,
+        re.VERBOSE,
+    )
+    # What programs that run agents, git for its hooks and systemd leave for what they start: an agent of ours would be
+    # taken for theirs. How to log in, and where settings are, is inherited.
+    SESSION_MARKERS = re.compile(
+        r"""
+        CLAUDECODE|CLAUDE_(?!CONFIG_DIR$|CODE_(OAUTH_TOKEN$|USE_|SKIP_)).*|CODEX_(?!(HOME|API_KEY)$).*|CURSOR_(?!API_KEY$).*
+        |(OPENCODE|GEMINI_CLI|QWEN_CODE|GOOSE|COPILOT|AMP|AIDER|CLINE|AUGMENT|ANTIGRAVITY)
+          (_(ACTIVE|AGENT|CALLER|CLI|CLIENT|IDE_.*|PID|RUN_.*|SANDBOX.*|SERVER_.*|TERMINAL|(.*_)?(SESSION|THREAD|TRACE).*))?|(AI_)?AGENT
+        |GIT_(DIR|WORK_TREE|INDEX_FILE|PREFIX|OBJECT_DIRECTORY|COMMON_DIR)|NOTIFY_SOCKET|(LISTEN|WATCHDOG)_.*
+        """,
+        re.VERBOSE,
     )
     ALIASES = {
         "previous_decisions": "previous_agent_outputs", "previous_results": "previous_agent_outputs",
@@ -5800,10 +5840,18 @@ class Launcher:
             "CCO_TOKEN_FILE": str(folder / "token"), "CCO_HEADER_FILE": str(folder / "header"),
             "CCO_CONTEXT_FILE": launch.context_file, "TASK": row["task"],
         }  # fmt: skip
-        ignored = [name for name in asked if name.upper() in own or self.UNSAFE_VARIABLES.fullmatch(name.upper())]
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CCO_SIDECAR_")}
+        ignored = [name for name in asked if name.upper() in own or self._is(self.UNSAFE_VARIABLES, name)]
+        inherited = {
+            name: value for name, value in os.environ.items()
+            if not name.startswith("CCO_SIDECAR_") and not self._is(self.SESSION_MARKERS, name)
+        }  # fmt: skip
         given = {name: value for name, value in asked.items() if name not in ignored}
         return msgspec.structs.replace(command, environment=inherited | command.environment | given | own), ignored
+
+    def _is(self, kind: re.Pattern[str], variable: str) -> bool:
+        """Whether a variable is of that kind, and not allowed all the same."""
+        name = variable.upper()
+        return bool(kind.fullmatch(name)) and name not in map(str.upper, self._settings.agent_environment)
 
     def _write_files(self, folder: Path, context: bytes, token: str, prompt: str) -> None:
         folder.mkdir(mode=0o700, parents=True)
@@ -6497,6 +6545,7 @@ ALONE = {  # hook: what the service does without where no plugin implements it
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     hold_standard_streams()
+    hear_signals()
     problem = ""
     try:
         code = run_command(list(sys.argv[1:] if arguments is None else arguments))
@@ -6621,6 +6670,15 @@ def hold_standard_streams() -> None:
             setattr(sys, name, os.fdopen(handle, mode, encoding="utf-8"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=escape_unencodable.__name__)
+
+
+def hear_signals() -> None:
+    """Undo what a parent may have left us and our children: a blocked SIGTERM would end nobody, and where SIGCHLD is
+    ignored the system forgets how children ended, so that every failure of git looks like a success.
+    """
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def escape_unencodable(error: UnicodeError) -> tuple[str, int]:

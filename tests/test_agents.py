@@ -68,6 +68,51 @@ def service(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     assert "Traceback" not in running.log, running.log
 
 
+ENVIRONMENTS = {  # what a request sets, by kind
+    "harmless": """
+        PYTHON_VERSION API_BASE_URL NODE_ENV NODE_VERSION JAVA_VERSION RUBY_VERSION PERL_VERSION DATABASE_URL LOG_LEVEL DEBUG CI TZ LANG
+        LC_ALL TERM PORT GOOS GOARCH RUST_LOG RUST_BACKTRACE GIT_AUTHOR_NAME GIT_COMMITTER_EMAIL DJANGO_SETTINGS_MODULE RAILS_ENV
+        ANTHROPIC_MODEL OPENAI_API_KEY AWS_REGION FEATURE_FLAGS SERVICE_HOST ENVIRONMENT SRC DATA_PATH NPM_TOKEN DOCKER_TAG""",
+    "where programs and settings are found": """
+        PATH PATHEXT HOME XDG_CONFIG_HOME XDG_DATA_DIRS SHELL COMSPEC JAVA_HOME CARGO_HOME GOROOT PYENV_ROOT KUBECONFIG AWS_CONFIG_FILE
+        RIPGREP_CONFIG_PATH CLAUDE_CONFIG_DIR CODEX_HOME DOCKER_CONFIG WGETRC""",
+    "loaders": "LD_AUDIT DYLD_FRAMEWORK_PATH GCONV_PATH GLIBC_TUNABLES OPENSSL_CONF OPENSSL_MODULES",
+    "shells": "BASH_ENV ENV bash_env ZDOTDIR SHELLOPTS PS4 PROMPT_COMMAND IFS CDPATH FPATH BASH_FUNC_ls%% PSMODULEPATH",
+    "programs": """
+        EDITOR VISUAL PAGER MANPAGER BROWSER LESSOPEN SSH_ASKPASS SUDO_ASKPASS RSYNC_RSH SVN_SSH FZF_DEFAULT_COMMAND RUSTC_WRAPPER
+        CMAKE_C_COMPILER_LAUNCHER CC CXX LD MAKEFLAGS GOFLAGS RUSTFLAGS TAR_OPTIONS SSH_AUTH_SOCK""",
+    "git": """
+        GIT_SSH_COMMAND GIT_SSH GIT_EDITOR GIT_SEQUENCE_EDITOR GIT_PAGER GIT_ASKPASS GIT_PROXY_COMMAND GIT_EXTERNAL_DIFF GIT_EXEC_PATH
+        GIT_TEMPLATE_DIR GIT_CONFIG_GLOBAL GIT_CONFIG_COUNT GIT_CONFIG_KEY_0 GIT_CONFIG_PARAMETERS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
+        GIT_SSL_NO_VERIFY GIT_TRACE GIT_ALLOW_PROTOCOL""",
+    "interpreters": """
+        NODE_PATH NODE_OPTIONS NODE_REPL_EXTERNAL_MODULE ELECTRON_RUN_AS_NODE TS_NODE_PROJECT BUN_INSPECT_PRELOAD PYTHONPATH PYTHONINSPECT
+        PERL5OPT PERL5LIB PERL5DB PERLLIB RUBYOPT RUBYLIB GEM_PATH BUNDLE_GEMFILE JAVA_TOOL_OPTIONS _JAVA_OPTIONS JDK_JAVA_OPTIONS CLASSPATH
+        MAVEN_OPTS GRADLE_USER_HOME PHPRC PHP_INI_SCAN_DIR LUA_INIT LUA_INIT_5_4 LUA_CPATH R_PROFILE_USER JULIA_LOAD_PATH ERL_AFLAGS
+        DOTNET_STARTUP_HOOKS CORECLR_PROFILER PYTEST_ADDOPTS PYTEST_PLUGINS COVERAGE_PROCESS_START VIMINIT TCLLIBPATH""",
+    "package managers": """
+        npm_config_registry NPM_CONFIG_SCRIPT_SHELL YARN_RC_FILENAME PIP_INDEX_URL PIP_CONFIG_FILE UV_INDEX_URL POETRY_REPOSITORIES_X_URL
+        GOPROXY CARGO_REGISTRIES_X_INDEX RUSTUP_TOOLCHAIN CONDA_EXE""",
+    "traffic": """
+        HTTP_PROXY https_proxy ALL_PROXY no_proxy FTP_PROXY SSL_CERT_FILE SSLKEYLOGFILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE
+        NODE_EXTRA_CA_CERTS NODE_TLS_REJECT_UNAUTHORIZED HOSTALIASES DOCKER_HOST OTEL_EXPORTER_OTLP_ENDPOINT GH_HOST""",
+    "models": """
+        ANTHROPIC_BASE_URL ANTHROPIC_BEDROCK_BASE_URL ANTHROPIC_UNIX_SOCKET ANTHROPIC_CUSTOM_HEADERS OPENAI_BASE_URL OPENAI_API_BASE
+        OPENAI_HOST AZURE_OPENAI_ENDPOINT GOOGLE_GEMINI_BASE_URL GOOGLE_VERTEX_BASE_URL CODE_ASSIST_ENDPOINT AWS_ENDPOINT_URL_BEDROCK_RUNTIME
+        OLLAMA_HOST DEEPSEEK_API_BASE OPENROUTER_BASE_URL CLAUDE_CODE_USE_BEDROCK OPENCODE_CONFIG_CONTENT AIDER_LINT_CMD GOOSE_PROVIDER
+        COPILOT_API_URL""",
+}
+SESSION_MARKERS = """
+    CLAUDECODE CLAUDE_CODE CLAUDE_CODE_ENTRYPOINT CLAUDE_CODE_SSE_PORT CLAUDE_CODE_SESSION_ACCESS_TOKEN CLAUDE_CODE_CHILD_SESSION
+    CLAUDE_PROJECT_DIR CLAUDE_ENV_FILE CODEX_SANDBOX CODEX_SANDBOX_NETWORK_DISABLED CODEX_THREAD_ID CODEX_CI
+    CODEX_INTERNAL_ORIGINATOR_OVERRIDE GEMINI_CLI GEMINI_CLI_IDE_SERVER_PORT QWEN_CODE CURSOR_AGENT CURSOR_TRACE_ID OPENCODE
+    OPENCODE_PID OPENCODE_CLIENT AI_AGENT AUGMENT_AGENT CLINE_ACTIVE GOOSE_TERMINAL AMP_THREAD_ID COPILOT_CLI ANTIGRAVITY_AGENT
+    NOTIFY_SOCKET LISTEN_FDS WATCHDOG_USEC"""
+KEPT_OF_A_SESSION = """
+    CLAUDE_CODE_OAUTH_TOKEN CLAUDE_CODE_USE_BEDROCK CLAUDE_CONFIG_DIR CODEX_HOME CODEX_API_KEY ANTHROPIC_API_KEY OPENAI_BASE_URL
+    GEMINI_API_KEY CURSOR_API_KEY OPENCODE_CONFIG GOOSE_PROVIDER AIDER_MODEL COPILOT_GITHUB_TOKEN HTTPS_PROXY"""
+
+
 # -- what a spawn answers and gives
 
 
@@ -138,6 +183,71 @@ def test_the_environment_holds_what_an_agent_needs(service: Service, architect: 
         k for k, v in environment.items() if v[:1] == "x"
     }
     assert spawned["environment_ignored"] == sorted(set(asked) - {"PYTHON_VERSION", "API_BASE_URL", "EMPTY"})
+
+
+@pytest.mark.parametrize("kind", ENVIRONMENTS)
+def test_what_runs_other_code_or_diverts_traffic_is_passed_over_and_listed(
+    architect: Client, issue: str, kind: str
+) -> None:
+    names = ENVIRONMENTS[kind].split()
+    spawned = spawn(architect, "report", issue, environment=dict.fromkeys(names, "from the request"))
+    state(architect, spawned["agent_id"], "completed")
+    environment = json.loads(output(architect, spawned["agent_id"]))["environment"]
+    arrived = {name for name in names if environment.get(name) == "from the request"}
+    wanted = set(names) if kind == "harmless" else set()
+    assert (arrived, spawned["environment_ignored"]) == (wanted, sorted(set(names) - wanted))
+
+
+def test_the_configuration_allows_a_name_that_is_passed_over_and_none_that_is_the_agents_own(
+    make_service: Callable[..., Service], repository: Path
+) -> None:
+    (repository / "cco.toml").write_text("agent-environment = ['HTTPS_PROXY', 'JWT_TOKEN', 'CODEX_CI']\n")
+    service = make_service(*COMMAND, env={"CODEX_CI": "inherited"})
+    asked = {"HTTPS_PROXY": "http://proxy:1", "HTTP_PROXY": "x", "JWT_TOKEN": "x"}
+    spawned = spawn(service.client(), "report", environment=asked)
+    state(service.client(), spawned["agent_id"], "completed")
+    environment = json.loads(output(service.client(), spawned["agent_id"]))["environment"]
+    assert environment["HTTPS_PROXY"] == "http://proxy:1" and environment["CODEX_CI"] == "inherited"
+    assert environment["JWT_TOKEN"] == spawned["jwt_token"]
+    assert spawned["environment_ignored"] == ["HTTP_PROXY", "JWT_TOKEN"]
+
+
+def test_markers_of_the_session_that_the_service_was_started_from_are_not_passed_on(
+    make_service: Callable[..., Service],
+) -> None:
+    kept = dict.fromkeys(KEPT_OF_A_SESSION.split(), "kept")
+    service = make_service(*COMMAND, env=dict.fromkeys(SESSION_MARKERS.split(), "a marker") | kept)
+    spawned = spawn(service.client(), "report")
+    state(service.client(), spawned["agent_id"], "completed")
+    environment = json.loads(output(service.client(), spawned["agent_id"]))["environment"]
+    assert [name for name, value in environment.items() if value == "a marker"] == []
+    assert {name: environment.get(name) for name in kept} == kept
+
+
+def test_agents_hear_signals_and_exit_codes_are_true_whatever_the_services_parent_left(
+    repository: Path, tmp_path: Path, setup: str
+) -> None:
+    """Started by a parent that blocks every signal it can and lets the system forget how its children ended."""
+    service = Service(repository, tmp_path / "storage", *COMMAND)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    ignored = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGCHLD, signal.SIGTERM)}
+    try:
+        service.start()
+    finally:
+        for number, handler in ignored.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        architect = service.client()
+        assert state(architect, spawn(architect, "fail")["agent_id"])["exit_code"] == 3
+        git = architect.get("/api/context/issue-1/python-specialist").json()["context"]["git_context"]
+        assert git["branch"] == "main" and len(git["recent_commits"]) == 2
+        agent_id = spawn(architect, "hang")["agent_id"]
+        says(architect, agent_id, "hanging")
+        architect.delete(f"/api/agents/{agent_id}")
+        assert state(architect, agent_id)["signal"] == signal.SIGTERM
+    finally:
+        assert service.stop() == 0, service.log
 
 
 def test_the_agent_works_in_the_projects_root(service: Service, architect: Client, issue: str) -> None:

@@ -4642,8 +4642,8 @@ BYTES_PER_TOKEN = 4  # an estimate for English and code; tokenizers differ from 
 def assembled(request: ContextRequest, sections: Sections, cut: bool) -> bytes:
     """The answer's JSON up to its last fields, timestamp and cache_hit."""
     files = sections["relevant_files"]
-    in_chunks = any(file.get("line_ranges") for file in files)
-    with_task = "semantic_chunking" if in_chunks else "smart"
+    cut = cut or any(file.get("truncated") for file in files)
+    with_task = "semantic_chunking" if any(file.get("line_ranges") for file in files) else "smart"
     sections["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in files)
     content = msgspec.json.encode(sections)
     facts = {

@@ -749,6 +749,7 @@ def shown(file: dict[str, Any]) -> list[str]:
     return lines
 
 
+@pytest.mark.needs_plugin("context/budget gives the best parts of a file")
 def test_of_a_large_file_the_parts_that_the_task_is_about_are_given(
     make_service: MakeService, repository: Path
 ) -> None:

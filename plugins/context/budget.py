@@ -40,7 +40,7 @@ def fit_context(request: ContextRequest, sections: Sections, max_bytes: int) -> 
     if left < 0:
         raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes")
     chosen = sections["relevant_files"] = choose_files(files, left, cap=max(LEAST, request.max_bytes // 4))
-    return cut or len(chosen) < len(files) or any(file.get("truncated") for file in chosen)
+    return cut or len(chosen) < len(files)
 
 
 def cut_sections(sections: Sections, room: int, wanted: int) -> bool:

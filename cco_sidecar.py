@@ -140,17 +140,19 @@ class StartError(Exception):
 
 @dataclass(frozen=True)
 class Option:
-    """How a setting is explained, and read: ``read`` takes text or a TOML value and raises ValueError."""
+    """One setting: its default, its line of help, and ``read``, which makes its value from text or a TOML value and
+    raises ValueError.
+    """
 
     default: Any
     help: str
     metavar: str = "VALUE"
-    plugin: str = ""  # the one that reads it; without it the option is refused
+    plugin: str = ""  # the plugin that it is for; without that plugin the start is refused
     read: Callable[[Any], Any] = str
 
 
 def option(default: Any, *row: Any, **more: Any) -> Any:
-    """A row of Settings; the annotation of its field says how it is read."""
+    """A field of Settings with its Option; the field's annotation names the reader."""
     return dataclasses.field(default_factory=lambda: default, metadata={"option": Option(default, *row, **more)})
 
 
@@ -227,15 +229,15 @@ class Settings:
 def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[str] = os.environ) -> Settings:
     """Settings from ``flags`` (only those that were given), ``environ`` and the root's files. Raises StartError."""
     here = Path.cwd()
-    said = {
+    given = {
         name: (variable_of(name), environ[variable_of(name)], here) for name in OPTIONS if variable_of(name) in environ
     }
-    said |= {name: (flag_of(name), value, here) for name, value in flags.items()}
-    root = read_option("root", *said["root"]) if "root" in said else discover_root(here)
+    given |= {name: (flag_of(name), value, here) for name, value in flags.items()}
+    root = read_option("root", *given["root"]) if "root" in given else discover_root(here)
     if not root.is_dir():
-        raise StartError(f"{said['root'][0]}: {root} is not a folder")
+        raise StartError(f"{given['root'][0]}: {root} is not a folder")
     root = root.resolve()
-    values = {name: read_option(name, *source) for name, source in (read_settings_files(root) | said).items()}
+    values = {name: read_option(name, *source) for name, source in (read_settings_files(root) | given).items()}
     values = {"project": slug(root.name)} | values | {"root": root}
     values["storage"] = values.get("storage") or default_storage(root, values["project"])
     settings = Settings(**values)
@@ -253,28 +255,29 @@ def variable_of(name: str) -> str:
 
 
 def read_option(name: str, where: str, value: Any, folder: Path | None = None) -> Any:
-    """``value`` as the option ``name`` wants it, a relative path from ``folder`` on. Raises StartError, which says
-    ``where`` the value was given.
+    """The value of the option ``name``; relative paths start at ``folder``. Raises StartError, which names ``where`` it
+    was set: a flag, a variable or a line.
     """
     try:
         return from_folder(folder or Path.cwd(), OPTIONS[name].read(value))
     except (ValueError, RecursionError) as error:
-        said = value[0] if isinstance(value, list) and len(value) == 1 else value
-        shown = f"{said!r} " if isinstance(said, str) and name != "jwt_secret" else ""
+        text = value[0] if isinstance(value, list) and len(value) == 1 else value
+        shown = f"{text!r} " if isinstance(text, str) and name != "jwt_secret" else ""
         raise StartError(f"{where}: {shown[:200]}{one_line(error)}") from None
 
 
 def from_folder(folder: Path, value: Any) -> Any:
+    """``value``; where it is a relative path, or a tuple of them, joined to ``folder``."""
     if isinstance(value, tuple):
         return tuple(from_folder(folder, item) for item in value)
     return folder / value if isinstance(value, Path) else value
 
 
 def read_settings_files(root: Path) -> dict[str, tuple[str, Any, Path]]:
-    """Option: (where it is said, value, where its paths start) of ``[tool.cco-sidecar]`` in pyproject.toml and of the
-    top level of cco.toml, which wins.
+    """By option: (where it is set, value, the folder at which relative paths start). Reads ``[tool.cco-sidecar]`` in
+    pyproject.toml and the top level of cco.toml, which wins. Raises StartError.
     """
-    said: dict[str, tuple[str, Any, Path]] = {}
+    given: dict[str, tuple[str, Any, Path]] = {}
     known = [name for name in OPTIONS if name != "root"]
     for file in ("pyproject.toml", "cco.toml"):
         text, table = read_settings_file(root, file)
@@ -282,12 +285,12 @@ def read_settings_files(root: Path) -> dict[str, tuple[str, Any, Path]]:
             where, name = f"{file}:{line_of(key, text)}: {key}", key.replace("-", "_")
             if name not in known:
                 raise StartError(f"{where}: unknown option{meant(key, [row.replace('_', '-') for row in known])}")
-            said[name] = where, value, root
-    return said
+            given[name] = where, value, root
+    return given
 
 
 def read_settings_file(root: Path, file: str) -> tuple[str, dict[str, Any]]:
-    """The text and our table of a settings file; nothing where there is none."""
+    """The text and our table of a settings file; "" and {} where there is no file. Raises StartError."""
     try:
         text = settings_text(root / file)
         table = tomllib.loads(text)
@@ -311,7 +314,7 @@ def read_settings_file(root: Path, file: str) -> tuple[str, dict[str, Any]]:
 
 
 def settings_text(path: Path) -> str:
-    """The text of a settings file. Raises OSError and ValueError; never reads what is no file, or huge."""
+    """The text of a settings file, of at most 1 MB and never from a pipe or device. Raises OSError and ValueError."""
     if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is no regular file")
     with path.open("rb") as file:
@@ -320,13 +323,13 @@ def settings_text(path: Path) -> str:
         raise ValueError("it has over 1 MB")
     text = content.decode("utf-8-sig")
     part = r"(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')"
-    if re.search(rf"(?<![\w-]){part}(?:\s*+\.\s*+{part}){{100}}", text):  # tomllib takes the square of a key's parts
+    if re.search(rf"(?<![\w-]){part}(?:\s*+\.\s*+{part}){{100}}", text):  # tomllib's time grows with the square of them
         raise ValueError("a key has over 100 parts")
     return text
 
 
 def line_of(key: str, text: str) -> int:
-    """The number of the line of a settings file that sets ``key``; 1 where it is written in a way that hides it."""
+    """The number of the line of a settings file that sets ``key``; 1 where it cannot be found."""
     ours = re.search(r"^\s*\[\s*tool\s*\.\s*[\"']?cco-sidecar", text, re.MULTILINE)
     setting = re.compile(rf"^[^#\n]*?(?<![\w-]){re.escape(key)}[\"']?\s*[=.\]]", re.MULTILINE)
     found = setting.search(text, ours.start() if ours else 0)
@@ -336,7 +339,7 @@ def line_of(key: str, text: str) -> int:
 def discover_root(folder: Path) -> Path:
     """The git top level around ``folder``, else ``folder`` itself (also where git is not installed).
 
-    A top level without a ``.git`` of its own is one that some repository's configuration claims: a whole home, say.
+    A top level without a ``.git`` is not taken: a repository's ``core.worktree`` names it, which may be a whole home.
     """
     found = run_git(folder, "rev-parse", "--show-toplevel")
     top = Path(os.fsdecode(found.rstrip(b"\n"))) if found else folder
@@ -354,7 +357,7 @@ def default_storage(root: Path, project: str) -> Path:
         "darwin": ("", "Library/Application Support"),
     }.get(sys.platform, ("XDG_STATE_HOME", ".local/state"))
     base = Path(os.environ.get(variable, ""))
-    if not base.is_absolute():  # as the XDG specification wants it
+    if not base.is_absolute():  # the XDG specification ignores relative paths
         try:
             base = Path.home().absolute() / below_home
         except RuntimeError:
@@ -535,7 +538,7 @@ SPECIALISTS = {  # the coding type for a project's main language
 # Errors
 
 
-ERRORS: dict[str, tuple[int, str, str]] = {  # code: status, error, what it says when nothing better is known
+ERRORS: dict[str, tuple[int, str, str]] = {  # code: status, error, default message
     "AUTH_001": (401, "unauthorized", "Invalid or missing JWT token"),
     "AUTH_002": (401, "unauthorized", "Expired JWT token"),
     "AUTH_003": (403, "forbidden", "Insufficient permissions"),
@@ -602,7 +605,7 @@ def snake_case(phrase: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------
-# Bodies and queries, by which requests are validated; plugins/http/_answers.py has the types of answers
+# Shapes of bodies, contexts and queries; plugins/http/_answers.py has the types of answers
 
 IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
@@ -826,10 +829,12 @@ class Claims(Struct, frozen=True, kw_only=True):
     iss: str = ""
     issue_id: str | None = None
     bound: bool = False
-    issued_elsewhere: bool = False  # verified with --jwt-public-key; whatever a token says of it
+    issued_elsewhere: bool = False  # verified with another issuer's key; never taken from the token itself
 
 
-NOBODY = Claims(sub="", agent_type="", project_id="", permissions=[], exp=math.inf, iat=0.0)  # of a public endpoint
+NOBODY = Claims(
+    sub="", agent_type="", project_id="", permissions=[], exp=math.inf, iat=0.0
+)  # claims of a request without a verified token
 
 
 # ======================================================================================================

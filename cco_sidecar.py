@@ -75,6 +75,7 @@ import signal
 import sqlite3
 import ssl
 import stat
+import struct
 import subprocess
 import tempfile
 import threading
@@ -1634,7 +1635,7 @@ class Sidecar:
         check_needed_plugins(settings, self.hooks)
         prepare_storage_folder(settings)
         async with contextlib.AsyncExitStack() as parts:  # what was started is ended in reverse order
-            parts.callback(os.close, take_instance_lock(settings.storage))
+            parts.enter_context(instance_lock(settings.storage))
             parts.callback((settings.storage / SidecarInfo.FILE).unlink, missing_ok=True)
             self.tokens.load_secret()
             self.tokens.load_issuers(self.hooks)
@@ -1736,21 +1737,29 @@ class Sidecar:
             "checks": {
                 "storage": storage,
                 "event_bus": bus,
-                "memory_usage_mb": round(self._process.memory_info().rss / MB, 1),
-                "cpu_usage_percent": self._process.cpu_percent(),
+                "memory_usage_mb": measured(lambda: round(self._process.memory_info().rss / MB, 1)),
+                "cpu_usage_percent": measured(self._process.cpu_percent),
                 "active_agents": len(self.agents.active),
-                "event_queue_size": self.storage.read.undelivered(self.settings.project),
-                "disk_space_available_mb": int(shutil.disk_usage(self.settings.storage).free / MB),
+                "event_queue_size": measured(lambda: self.storage.read.undelivered(self.settings.project)),
+                "disk_space_available_mb": measured(lambda: int(shutil.disk_usage(self.settings.storage).free / MB)),
                 "watching": self.contexts.watching(),
             },
             "timestamp": iso(),
         }
 
     async def _probe_storage(self) -> tuple[str, str]:
-        """("healthy" or why not) of a committed write, and of an event that really woke a waiter."""
+        """("healthy" or why not) of a committed write and a new file, and of an event that really woke a waiter."""
+
+        def probe(records: Records) -> None:
+            """Runs on the writer thread. Where no inodes are left the database can still be written."""
+            records.set_meta("probe", str(time.time()))
+            file = self.settings.storage / ".probe"
+            os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+            file.unlink()
+
         try:
             async with asyncio.timeout(2):
-                await self.storage.write(lambda records: records.set_meta("probe", str(time.time())))
+                await self.storage.write(probe)
         except (StorageError, OSError, TimeoutError) as error:
             problem = f"unhealthy: {one_line(error) or 'no answer within 2 s'}"
             return problem, "unhealthy: storage does not take events"
@@ -1777,6 +1786,15 @@ class Sidecar:
             "performance": self.metrics.statistics(),
             "timestamp": iso(),
         }
+
+
+def measured(figure: Callable[[], float]) -> float:
+    """A figure, 0 where it cannot be had: what is wrong stands beside it."""
+    try:
+        return figure()
+    except (StorageError, OSError, psutil.Error) as error:
+        log.debug("a figure cannot be measured: %s", one_line(error))
+        return 0
 
 
 def check_needed_plugins(settings: Settings, hooks: Hooks) -> None:
@@ -1824,20 +1842,28 @@ def make_private(path: Path, trusted: bool = False) -> None:
         path.chmod(stat.S_IMODE(facts.st_mode) & 0o700)
 
 
-def take_instance_lock(folder: Path) -> int:
-    """The open file that holds a storage folder for this process: an OS lock, which dies with it. Raises StartError
-    where another process has it.
+@contextlib.contextmanager
+def instance_lock(folder: Path) -> Iterator[None]:
+    """Hold a storage folder for this process, by OS locks, which die with it: the file ``lock`` and, where the system
+    locks folders, the folder itself, so that nobody else comes in where the file was deleted. Raises StartError where
+    another process has it.
     """
-    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        lock_file(file)
-    except OSError:
-        os.close(file)
-        holder = read_sidecar_json(folder)
-        who = f"pid {holder.pid}, {holder.url}" if holder else "it has not announced itself yet"
-        problem = f"a sidecar already runs on this storage ({who}); stop it first, or use another --storage"
-        raise StartError(problem, 1) from None
-    return file
+    with contextlib.ExitStack() as held:
+        for path, flags in {folder / "lock": os.O_RDWR | os.O_CREAT, folder: os.O_RDONLY}.items():
+            if path == folder and sys.platform == "win32":
+                continue
+            file = os.open(path, flags, 0o600)
+            held.callback(os.close, file)
+            try:
+                lock_file(file)
+            except OSError as error:
+                if path == folder and error.errno != errno.EWOULDBLOCK:
+                    continue  # a file system that locks no folders, NFS say
+                holder = read_sidecar_json(folder)
+                who = f"pid {holder.pid}, {holder.url}" if holder else "it has not announced itself yet"
+                problem = f"a sidecar already runs on this storage ({who}); stop it first, or use another --storage"
+                raise StartError(problem, 1) from None
+        yield
 
 
 def lock_file(file: int) -> None:
@@ -3032,7 +3058,8 @@ class Storage:
       on the loop, in this order, before any writer of its batch is answered.
     - ``read`` answers at once and on the loop, and knows all that was told: a poll that finds nothing and then parks,
       without an await in between, misses no event.
-    - ``epoch`` is the log's own: a cursor of another log is told from it. StorageError is raised for every fault.
+    - ``epoch`` is the log's own: a cursor of another log is told from it. StorageError is raised for every fault, also
+      where its files were deleted or replaced: what is written to them then would be lost.
     """
 
     FILE = "sidecar.db"
@@ -3057,6 +3084,7 @@ class Storage:
 
     def start(self) -> None:
         """Open, or make, the database. Raises StartError where it is newer than this program, or damaged. Blocks."""
+        check_log(self.path)
         check_database(self.path)
         if not self.path.exists():
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # -wal and -shm take this mode too
@@ -3066,6 +3094,7 @@ class Storage:
             self.read = Records(connect_database(self.path, read_only=True))
         except sqlite3.Error as error:
             raise StartError(f"the storage {self.path} cannot be opened: {error}", 1) from None
+        self._files = {path: path.stat() for path in database_files(self.path) if path.exists()}
         self.epoch = str(self.read.meta("epoch"))
         self._loop = asyncio.get_running_loop()
         self._thread.start()
@@ -3112,18 +3141,30 @@ class Storage:
     def _commit(self, records: Records, jobs: list[Job]) -> list[tuple[Any, list[tuple[NewEvent, int]]]]:
         """What each job returned or raised, and its events. Where one fails, all are undone and each is tried alone."""
         try:
+            self._check_files()
             records.begin()
             outcomes = []
             for job in jobs:
                 records.inserted = []
                 outcomes.append((job(records), records.inserted))
             records.commit()
+            self._check_files()
             return outcomes
         except Exception as error:  # a boundary: the job's caller gets it
             records.rollback()
             if len(jobs) > 1:
                 return [outcome for job in jobs for outcome in self._commit(records, [job])]
             return [(StorageError(error) if isinstance(error, sqlite3.Error) else error, [])]
+
+    def _check_files(self) -> None:
+        """Raise StorageError where an open file is no longer what lies at its path."""
+        for path, known in self._files.items():
+            try:
+                there = os.path.samestat(known, path.stat())
+            except OSError:
+                there = False
+            if not there:
+                raise StorageError(f"{path.name} was deleted or replaced while it was in use")
 
     def _settle(self, writes: list[Any], outcomes: list[tuple[Any, list[tuple[NewEvent, int]]]]) -> None:
         """On the loop, after a commit: tell what happened, and answer the writers, in commit order."""
@@ -3167,11 +3208,14 @@ def log_failed_write(future: asyncio.Future[Any]) -> None:
 
 
 class StorageError(Exception):
-    """The storage cannot be read or written; ``reason`` is SQLite's name for why, without a path of the machine."""
+    """The storage cannot be read or written; ``reason`` is SQLite's name for why, or what was found, without a path of
+    the machine.
+    """
 
     def __init__(self, error: Exception | str) -> None:
         super().__init__(str(error))
-        self.reason = str(getattr(error, "sqlite_errorname", None) or type(error).__name__)
+        name = error if isinstance(error, str) else type(error).__name__
+        self.reason = str(getattr(error, "sqlite_errorname", None) or name)
 
 
 class Statements:
@@ -3613,8 +3657,69 @@ def check_database(path: Path, *, thorough: bool = False) -> None:
                 if verdict != "ok":
                     raise sqlite3.DatabaseError(verdict)
     except sqlite3.Error as error:
-        problem = f"the storage {path} is damaged ({one_line(error)}); it is left as it is. Move it away to begin anew"
-        raise StartError(f"{problem}, or use another --storage", 1) from None
+        raise damaged(path, one_line(error)) from None
+
+
+def damaged(path: Path, problem: str) -> StartError:
+    remedy = "`cco doctor --salvage` saves what can be read of it; or move it away to begin anew"
+    return StartError(f"the storage {path} is damaged ({problem}); it is left as it is. {remedy}", 1)
+
+
+def database_files(path: Path) -> list[Path]:
+    """The database, its log of what was committed last, and the log's index."""
+    return [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))]
+
+
+def check_log(path: Path) -> None:
+    """Raise StartError, and touch nothing, where the database's write-ahead log is damaged: SQLite would leave out what
+    follows the damage, without a word. Not for one that is in use; one of 64 MB or more is not looked at.
+
+    The log's index, which outlives a kill, tells how many frames were committed. Without it a bad frame is damage where
+    two commits follow: only the last one may have been cut by a loss of power. The formats: sqlite.org/walformat.html.
+    """
+    files = [file for file in database_files(path) if file.exists()]
+    if path not in files or sum(file.stat().st_size for file in files[1:]) >= 64 * MB:
+        return
+    log_path, index_path = database_files(path)[1:]
+    content, index = (file.read_bytes() if file in files else b"" for file in (log_path, index_path))
+    salts, good, commits_behind = read_log(content)
+    head = index[:48]
+    known = len(index) >= 136 and head == index[48:96] and log_sums(head[:40], "=") == struct.unpack("=2I", head[40:])
+    if known and salts in (b"", head[32:40]):
+        committed, copied = (struct.unpack_from("=I", index, at)[0] for at in (16, 96))
+        bad = copied < committed > good
+    else:
+        bad = commits_behind > 1 or (not salts and any(content[:32]) and len(content) > 32)
+    if bad:
+        raise damaged(log_path, f"{good} of its frames are good, and more were committed")
+
+
+def read_log(content: bytes) -> tuple[bytes, int, int]:
+    """Of a write-ahead log: its salts, empty where its head is bad; how many frames are good; how many commits of the
+    same log lie behind those.
+    """
+    order = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}.get(content[:4], "")
+    sums = log_sums(content[:24], order) if order and len(content) >= 32 else None
+    if sums is None or sums != struct.unpack(">2I", content[24:32]):
+        return b"", 0, 0
+    page, salts, good, commits_behind, sound = int.from_bytes(content[8:12]), content[16:24], 0, 0, True
+    for at in range(32, len(content) - 24 - page + 1, 24 + page):
+        head = content[at : at + 24]
+        if sound:
+            sums = log_sums(head[:8] + content[at + 24 : at + 24 + page], order, sums)
+            sound = head[8:16] == salts and struct.unpack(">2I", head[16:]) == sums
+        good += sound
+        commits_behind += not sound and head[8:16] == salts and any(head[4:8])
+    return salts, good, commits_behind
+
+
+def log_sums(content: bytes, order: str, sums: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+    """SQLite's checksum of words of this byte order, going on from the one before."""
+    first, second = sums
+    for one, other in struct.iter_unpack(f"{order}2I", content):
+        first = (first + one + second) & 0xFFFFFFFF
+        second = (second + other + first) & 0xFFFFFFFF
+    return first, second
 
 
 # -- requests that are repeated

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, marked_processes, until
+from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, make_repository, marked_processes, until
 
 from cco_sidecar import import_file
 
@@ -273,6 +276,82 @@ def test_a_service_with_https_is_asked_too(
     service = make_service("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
     _, found = checks(repository, "--storage", str(service.storage), SSL_CERT_FILE=str(tmp_path / "cert.pem"))
     assert found["service"]["verdict"] == "good" and "https://" in found["service"]["finding"]
+
+
+# -- what can be saved of a damaged database
+
+
+def overwrite(path: Path, page: int, number: int = 1) -> None:
+    with path.open("r+b") as file:
+        file.seek(page * 4096)
+        file.write(b"\xff" * 4096 * number)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str], list[str]]:
+    """The repository and storage of a service that has ended, and the ids of its results and events."""
+    folder = tmp_path_factory.mktemp("filled")
+    service = Service(make_repository(folder / "repository"), folder / "storage").start()
+    client = service.client()
+    for number in range(60):
+        client.publish("noted", {"number": number, "load": "x" * 1500})
+    results = [client.store(issue=f"issue-{number}", rationale="y" * 1500)["id"] for number in range(40)]
+    events = [event["event_id"] for event in client.wait(since="earliest", timeout=0, limit=1000)["events"]]
+    service.kill()
+    with contextlib.closing(sqlite3.connect(service.storage / "sidecar.db")) as database:
+        database.execute("pragma wal_checkpoint(truncate)")
+    return service.root, service.storage, results, events
+
+
+SPOILT = {  # what happens to the database, and how many of 40 results and 100 events are there afterwards at least
+    "its first page": (lambda path: overwrite(path, 0), 40, 100),
+    "a page in the middle": (lambda path: overwrite(path, path.stat().st_size // 8192), 30, 80),
+    "five pages further on": (lambda path: overwrite(path, path.stat().st_size * 2 // 12288, 5), 20, 60),
+    "its second half": (lambda path: os.truncate(path, path.stat().st_size // 2), 0, 30),
+    "nothing": (lambda path: None, 40, 100),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_what_can_be_read_of_a_damaged_database_is_saved(
+    tmp_path: Path, filled: Any, make_service: Callable[..., Service], spoilt: str
+) -> None:
+    root, storage, results, events = filled
+    shutil.copytree(storage, tmp_path / "storage")
+    path = tmp_path / "storage" / "sidecar.db"
+    spoil, most_results, most_events = SPOILT[spoilt]
+    spoil(path)
+    damaged = path.read_bytes()
+    command = [sys.executable, str(MODULE), "doctor", "--salvage", "--root", str(root), "--storage", str(path.parent)]
+    ended = subprocess.run(command, cwd=root, env=clean_environment(), capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0 and "the damaged files are in" in ended.stdout, ended.stderr
+    (aside,) = path.parent.glob("damaged-*")
+    assert (aside / path.name).read_bytes() == damaged and not (path.parent / "salvage").exists()
+    service = make_service(root=root, storage=path.parent)
+    client = service.client()
+    assert (
+        len({row["id"] for row in client.get("/api/results", limit=1000).json()["results"]} & set(results))
+        >= most_results
+    )
+    found = client.wait(since="earliest", timeout=0, limit=1000)["events"]
+    assert len(found) >= most_events and len({event["event_id"] for event in found}) == len(found)
+    newest = client.publish("after")["event_id"]  # numbers go on, and a cursor of before is told from one of now
+    assert newest.rpartition("-")[2] > max([event["event_id"] for event in found] or [newest]).rpartition("-")[2]
+    assert client.get("/api/events/wait/noted", since=events[-1], timeout=0).status_code == 410
+    assert client.get("/status").json()["storage"]["results_stored"] >= most_results
+
+
+def test_nothing_is_salvaged_of_a_storage_in_use_or_of_one_that_is_not_there(
+    tmp_path: Path, repository: Path, make_service: Callable[..., Service]
+) -> None:
+    service = make_service()
+    for storage, said in ((service.storage, f"pid {service.info['pid']}"), (tmp_path / "nowhere", "there is no")):
+        command = [sys.executable, str(MODULE), "doctor", "--salvage", "--storage", str(storage)]
+        ended = subprocess.run(
+            command, cwd=repository, env=clean_environment(), capture_output=True, text=True, timeout=60
+        )
+        assert ended.returncode == 1 and said in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
+    assert service.client().publish()["published"] is True
 
 
 ANSWERS = {

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import MODULE, PROJECT, Client, Service, clean_environment, until
+from conftest import MODULE, PROJECT, Client, Service, clean_environment, make_repository, until
 
 import cco_sidecar
 from cco_sidecar import NewEvent, Records, StartError, Storage, StorageError, load_settings, new_event
@@ -138,6 +138,211 @@ def test_the_service_itself_refuses_a_damaged_database_in_one_line(repository: P
     before = path.read_bytes()
     assert "damaged" in refused_start(repository, path.parent)
     assert path.read_bytes() == before and not (path.parent / "sidecar.json").exists()
+
+
+# -- files that are gone
+
+
+def healthy(service: Service) -> tuple[int, dict[str, Any]]:
+    answer = Client(service.url, None).get("/health")
+    return answer.status_code, answer.json()
+
+
+def moved_away_and_copied_back(folder: Path) -> None:
+    """A cleaner's backup and restore: the same bytes in another file."""
+    shutil.copy2(folder / Storage.FILE, folder / "copy")
+    (folder / "copy").rename(folder / Storage.FILE)
+
+
+GONE = {
+    "the database": lambda folder: (folder / Storage.FILE).unlink(),
+    "its log": lambda folder: (folder / f"{Storage.FILE}-wal").unlink(),
+    "the log's index": lambda folder: (folder / f"{Storage.FILE}-shm").unlink(),
+    "all three": lambda folder: [file.unlink() for file in folder.glob(f"{Storage.FILE}*")],
+    "the whole folder": shutil.rmtree,
+    "the folder, moved": lambda folder: folder.rename(folder.parent / "elsewhere"),
+    "the database, restored from a copy": moved_away_and_copied_back,
+    "the database, emptied and made anew": lambda folder: [(folder / Storage.FILE).unlink(), (folder / Storage.FILE).touch()],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", GONE)
+def test_what_could_not_be_kept_is_refused_once_the_storage_is_gone(
+    make_service: Callable[..., Service], what: str
+) -> None:
+    service = make_service()
+    architect = service.client()
+    architect.store()
+    files = {path: path.stat().st_ino for path in (service.storage / "results").rglob("*.json")}
+    GONE[what](service.storage)
+    event = architect.post("/api/events/noted", {"publisher": "p", "topic": "t", "data": {}})
+    assert (event.status_code, event.json()["code"]) == (500, "EVT_001")
+    result = architect.post("/api/results", body_of("issue-1"))
+    assert (result.status_code, result.json()["code"]) == (500, "STR_001")
+    assert "deleted or replaced" in result.json()["message"] and str(service.storage) not in result.text
+    status, health = healthy(service)
+    assert (status, health["status"]) == (503, "unhealthy") and health["checks"]["storage"].startswith("unhealthy: ")
+    assert health["checks"]["memory_usage_mb"] > 10 and isinstance(health["checks"]["event_queue_size"], int)
+    assert all(path.stat().st_ino == inode for path, inode in files.items() if path.exists())
+
+
+def test_a_storage_that_is_put_back_is_used_again(make_service: Callable[..., Service]) -> None:
+    service = make_service()
+    database, aside = service.storage / Storage.FILE, service.storage / "aside"
+    database.rename(aside)
+    assert healthy(service)[0] == 503
+    aside.rename(database)
+    assert healthy(service)[0] == 200
+    kept = service.client().publish("noted")["event_id"]
+    service.kill()
+    service.start()
+    assert [event["event_id"] for event in service.client().wait(timeout=0)["events"]] == [kept]
+
+
+@pytest.mark.parametrize("clean", [
+    lambda lock: lock.unlink(), lambda lock: [lock.unlink(), lock.touch()], lambda lock: lock.rename(lock.with_name("old"))
+])  # fmt: skip
+def test_a_storage_whose_lock_was_deleted_still_lets_no_second_service_in(
+    make_service: Callable[..., Service], repository: Path, clean: Callable[[Path], Any]
+) -> None:
+    service = make_service()
+    clean(service.storage / "lock")
+    assert f"pid {service.info['pid']}" in refused_start(repository, service.storage)
+    service.client().publish()
+    assert healthy(service)[0] == 200
+    service.kill()
+    service.start()  # the locks have died with their holder
+
+
+@pytest.mark.parametrize("call", ["os.open", "os.statvfs and disk_usage", "process figures"])
+def test_health_keeps_its_shape_whatever_fails(make_service: Callable[..., Service], tmp_path: Path, call: str) -> None:
+    code = {
+        "os.open": """
+import errno
+original = os.open
+def full(path, flags, *more, **keywords):
+    if FAULT.exists() and flags & os.O_CREAT:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return original(path, flags, *more, **keywords)
+os.open = full
+""",
+        "os.statvfs and disk_usage": """
+import shutil
+original = shutil.disk_usage
+def gone(path):
+    if FAULT.exists():
+        raise FileNotFoundError(2, "No such file or directory")
+    return original(path)
+shutil.disk_usage = gone
+""",
+        "process figures": """
+import psutil
+original = psutil.Process.memory_info
+def denied(self):
+    if FAULT.exists():
+        raise psutil.AccessDenied(1)
+    return original(self)
+psutil.Process.memory_info = denied
+""",
+    }[call]
+    service = faulty(make_service, tmp_path, code)
+    status, before = healthy(service)
+    assert status == 200
+    (tmp_path / "fault").touch()
+    status, health = healthy(service)
+    assert health.keys() == before.keys() and health["checks"].keys() == before["checks"].keys()
+    assert status == (503 if call == "os.open" else 200)  # no inodes: the database could still be written
+    if call == "os.open":
+        assert "No space left" in health["checks"]["storage"]
+
+
+# -- the database's log
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a service that was killed when much of what it had answered was in the log alone."""
+    folder = tmp_path_factory.mktemp("killed")
+    service = Service(make_repository(folder / "repository"), folder / "storage").start()
+    client = service.client()
+    for number in range(12):
+        client.publish("noted", {"number": number, "load": "x" * 9000})
+        client.store(issue=f"issue-{number}")
+    service.kill()
+    return service.storage
+
+
+@pytest.fixture
+def log(killed: Path, tmp_path: Path) -> Path:
+    """The log of a copy of that storage."""
+    shutil.copytree(killed, tmp_path / "state")
+    return tmp_path / "state" / f"{Storage.FILE}-wal"
+
+
+def overwrite(path: Path, at: float, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(int(path.stat().st_size * at))
+        file.write(content)
+
+
+DAMAGE = {
+    "a bit in the middle": lambda log: overwrite(log, 0.5, b"\xaa"),
+    "a page near the beginning": lambda log: overwrite(log, 0.2, b"\xff" * 4096),
+    "its head": lambda log: overwrite(log, 0, b"\0" * 32),
+    "cut in the middle": lambda log: os.truncate(log, log.stat().st_size // 2),
+    "cut by one frame": lambda log: os.truncate(log, log.stat().st_size - 4120),
+    "emptied": lambda log: os.truncate(log, 0),
+    "deleted": lambda log: log.unlink(),
+    "somebody's text": lambda log: log.write_text("notes\n" * 100),
+}
+
+
+def index_of(log: Path) -> Path:
+    return log.with_name(f"{Storage.FILE}-shm")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_log_stops_the_start_and_is_left_as_it_is(tmp_path: Path, log: Path, damage: str) -> None:
+    DAMAGE[damage](log)
+    before = {path: path.read_bytes() for path in log.parent.glob(f"{Storage.FILE}*")}
+    with pytest.raises(StartError, match=r"damaged.*left as it is.*cco doctor --salvage"):
+        opened(tmp_path).start()
+    assert {path: path.read_bytes() for path in log.parent.glob(f"{Storage.FILE}*")} == before
+
+
+@pytest.mark.parametrize("damage", ["a bit in the middle", "a page near the beginning", "somebody's text"])
+def test_a_damaged_log_is_known_without_its_index_too(tmp_path: Path, log: Path, damage: str) -> None:
+    index_of(log).unlink()
+    DAMAGE[damage](log)
+    with pytest.raises(StartError, match="damaged"):
+        opened(tmp_path).start()
+
+
+def half_a_frame_more(log: Path) -> None:
+    """As a kill leaves it in the midst of a write."""
+    content = log.read_bytes()
+    log.write_bytes(content + content[-4120:-2000])
+
+
+def a_last_commit_that_is_torn(log: Path) -> None:
+    """As a loss of power may leave it: nobody was answered yet."""
+    index_of(log).unlink()
+    overwrite(log, 1 - 10 / log.stat().st_size, b"\xff" * 10)
+
+
+@pytest.mark.parametrize("crash", [
+    lambda log: None, half_a_frame_more, a_last_commit_that_is_torn, lambda log: index_of(log).unlink(),
+    lambda log: index_of(log).write_bytes(b"\xff" * 32768),
+])  # fmt: skip
+def test_a_log_as_a_crash_leaves_it_does_not_stop_the_start(
+    tmp_path: Path, log: Path, crash: Callable[[Path], None]
+) -> None:
+    crash(log)
+
+    async def scene(storage: Storage) -> int:
+        return len(storage.read.events(PROJECT, 0, 100, 100))
+
+    assert with_storage(tmp_path, scene) >= 22
 
 
 # -- the writer

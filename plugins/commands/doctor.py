@@ -1,8 +1,8 @@
 """The command ``doctor``: what most often keeps the service from working, and what to do about each.
 
-It changes nothing, starts no conversation and needs no network. Of a known coding command line it runs ``--version``
-and, where there is one, the command that tells whether somebody is logged in. What a program does not tell is unknown
-here.
+Unless ``--salvage`` is given it changes nothing. It starts no conversation and needs no network. Of a known coding
+command line it runs ``--version`` and, where there is one, the command that tells whether somebody is logged in. What a
+program does not tell is unknown here.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ from cco_sidecar import (
     settings_from,
 )
 from cco_sidecar_plugins.agents import launchers
+from cco_sidecar_plugins.commands import _salvage
 from cco_sidecar_plugins.commands._client import Refused, loaded_plugins
 from cco_sidecar_plugins.commands._printing import show
-from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 
 Finding = tuple[str, str]  # good, note or bad; what was found
 
@@ -56,13 +57,17 @@ def register_commands(commands: Any) -> None:
     options = (*CLIENT_OPTIONS, *OPTIONS)  # it says whether a start with these would do
     add_commands(commands, {
         "doctor": Command("check what the service needs, and say what to do", command_doctor, options=options,
-            section="Look"),
+            section="Look", arguments=[arg("--salvage", action="store_true",
+                help="make a new database of what can be read of a damaged one, which is kept aside")]),
     })  # fmt: skip
 
 
 def command_doctor(options: argparse.Namespace) -> int:
     """Check what the service needs, say what to do; exit code 1 where something is wrong."""
     settings = cco_sidecar.running_settings(settings_from(options))
+    if options.salvage:
+        print(_salvage.salvage(settings))
+        return GOOD
     checks: dict[str, Callable[[], str]] = {name: partial(check, settings) for name, check in DOCTOR_CHECKS.items()}
     checks["plugins"] = partial(check_plugins, options)
     findings = {name: examine(check) for name, check in checks.items()} | examine_agents(settings)
@@ -85,7 +90,10 @@ def check_storage(settings: Settings) -> str:
     facts = settings.storage.lstat()
     if hasattr(os, "geteuid") and (facts.st_uid != os.geteuid() or facts.st_mode & 0o077):
         raise StartError(f"{settings.storage} must be yours alone: chown it to yourself and chmod 700 it")
-    cco_sidecar.check_database(settings.storage / cco_sidecar.Storage.FILE, thorough=True)
+    database = settings.storage / cco_sidecar.Storage.FILE
+    if not is_held(settings):
+        cco_sidecar.check_log(database)
+    cco_sidecar.check_database(database, thorough=True)
     free = shutil.disk_usage(settings.storage).free
     if free < 100 * MB:
         raise StartError(f"only {free // MB} MB are free on the disk of {settings.storage}: make room")
@@ -104,17 +112,24 @@ def check_secret(settings: Settings) -> str:
     return "there, for you alone"
 
 
-def check_lock(settings: Settings) -> str:
-    if not (settings.storage / "lock").exists():
-        return "free"
+def is_held(settings: Settings) -> bool:
+    """Whether a process has the storage; none has one that is not there."""
     try:
-        os.close(cco_sidecar.take_instance_lock(settings.storage))
+        with cco_sidecar.instance_lock(settings.storage):
+            return False
+    except FileNotFoundError:
+        return False
     except StartError:
-        info = read_sidecar_json(settings.storage)
-        if info and psutil.pid_exists(info.pid):
-            return f"held by the running service, pid {info.pid}, as it should be"
-        return "note: held by a process that has not announced itself; it may be starting: look again in a moment"
-    return "free"
+        return True
+
+
+def check_lock(settings: Settings) -> str:
+    if not is_held(settings):
+        return "free"
+    info = read_sidecar_json(settings.storage)
+    if info and psutil.pid_exists(info.pid):
+        return f"held by the running service, pid {info.pid}, as it should be"
+    return "note: held by a process that has not announced itself; it may be starting: look again in a moment"
 
 
 def check_service(settings: Settings) -> str:

@@ -1,0 +1,169 @@
+"""What `cco doctor --salvage` does: a new database out of what can still be read of a damaged one.
+
+It works on a copy. A table is read from its beginning to the first page that cannot be read, then from its end, then,
+where rows are numbered, number by number between. Where the first page is gone, which says where the tables are, that
+of a new database takes its place: the schema is made by one script, so it lies the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cco_sidecar
+from cco_sidecar import Settings, StartError
+
+KEYS = {  # what each table is read in the order of
+    "meta": "name", "event": "seq", "dead_letter": "seq", "position": "project, subject, type, filter",
+    "result": "seq", "agent": "seq", "agent_evidence": "agent", "revoked": "project, subject",
+    "idempotency": "project, subject, endpoint, key",
+}  # fmt: skip
+JSON_COLUMNS = ("body", "output", "proposed", "answer")  # what is no JSON in them would be given to somebody as JSON
+NOT_KEPT = ("epoch", "probe", "retained")  # of meta: cursors of events that were lost shall not lead to other ones
+MOST_NUMBERS = 100_000  # looked for one by one where a table's end cannot be found, ten times as many where it can
+
+
+def salvage(settings: Settings) -> str:
+    """Put a new database in the damaged one's place, which is kept aside; what was saved. Raises StartError."""
+    path = settings.storage / cco_sidecar.Storage.FILE
+    if not path.exists():
+        raise StartError(f"there is no {path} to be saved", 1)
+    with cco_sidecar.instance_lock(settings.storage):
+        aside = settings.storage / f"damaged-{time.strftime('%Y%m%dT%H%M%S')}"
+        work = settings.storage / "salvage"
+        shutil.rmtree(work, ignore_errors=True)  # of one that was interrupted
+        work.mkdir(mode=0o700)
+        try:
+            counts = rebuild(path, work)
+            aside.mkdir(mode=0o700)
+            for file in cco_sidecar.database_files(path):
+                if file.exists():
+                    file.rename(aside / file.name)
+            (work / "new.db").rename(path)
+        finally:
+            shutil.rmtree(work)
+    saved = ", ".join(f"{number} {table.replace('_', ' ')}" for table, number in counts.items() if number)
+    return f"{path} is made anew of what could be read (rows: {saved or 'none'}); the damaged files are in {aside}"
+
+
+def rebuild(path: Path, work: Path) -> dict[str, int]:
+    """Make work/new.db; how many rows of each table are in it."""
+    with contextlib.closing(cco_sidecar.connect_database(work / "new.db")) as new:
+        cco_sidecar.create_schema(new)
+        columns = {table: [row["name"] for row in new.execute(f"pragma table_info({table})")] for table in KEYS}
+        with contextlib.closing(open_damaged(path, work)) as old:
+            new.execute("begin")
+            counts = {table: copy_table(old, new, table, columns[table]) for table in KEYS}
+        count_anew(new)
+        new.execute("commit")
+        new.execute("pragma wal_checkpoint(truncate)")
+    return counts
+
+
+def open_damaged(path: Path, work: Path) -> sqlite3.Connection:
+    """A copy of the database, and of its log, as far as SQLite can be made to open it."""
+    copy = work / path.name
+    for file, target in zip(cco_sidecar.database_files(path)[:2], cco_sidecar.database_files(copy), strict=False):
+        if file.exists():
+            shutil.copyfile(file, target)
+    for attempt in ("as it is", "with a new first page"):
+        if attempt != "as it is":
+            replace_first_page(copy, work / "new.db")
+        database = sqlite3.connect(copy, isolation_level=None)
+        database.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        try:
+            database.execute("pragma writable_schema = on")  # SQLite opens what is shorter than it should be
+            tables = {row[0] for row in database.execute("select name from sqlite_master where type = 'table'")}
+            if tables >= KEYS.keys():
+                return database
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            problem = str(error)
+        else:
+            problem = "its tables are not ours"
+        database.close()
+    raise StartError(f"nothing can be read of {path}: {problem}", 1)
+
+
+def replace_first_page(copy: Path, new: Path) -> None:
+    """Give the copy a first page that says where the tables are; without its log, which may hold the bad one."""
+    with contextlib.closing(sqlite3.connect(new)) as database:
+        database.execute("pragma wal_checkpoint(truncate)")
+    first = bytearray(new.read_bytes()[:4096])
+    first[28:32] = (copy.stat().st_size // 4096).to_bytes(4)  # how many pages
+    first[32:40] = bytes(8)  # no free ones
+    with copy.open("r+b") as file:
+        file.write(first)
+
+
+def copy_table(old: sqlite3.Connection, new: sqlite3.Connection, table: str, columns: list[str]) -> int:
+    """How many rows were copied: those that make sense, each once."""
+    names, before = ", ".join(columns), new.total_changes
+    for row in readable_rows(old, table, names):
+        values = dict(zip(columns, row, strict=True))
+        if table == "meta" and values["name"] in NOT_KEPT:
+            continue
+        if all(is_json(values[name]) for name in JSON_COLUMNS if name in values):
+            marks = ", ".join("?" * len(columns))
+            with contextlib.suppress(sqlite3.IntegrityError):  # a row that a bad page made up
+                new.execute(f"insert or ignore into {table} ({names}) values ({marks})", row)
+    return new.total_changes - before
+
+
+def is_json(value: Any) -> bool:
+    try:
+        json.loads(value)
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return True
+
+
+def readable_rows(old: sqlite3.Connection, table: str, names: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of a table that can be read; some may come twice."""
+    key = KEYS[table]
+    select = f"select {names} from {table} not indexed"
+    low = 0
+    for row in until_damage(old, f"{select} order by {key}"):
+        low = row[0] if key == "seq" else low
+        yield row
+    if whole(old, table):
+        return
+    high = None
+    for row in until_damage(old, f"{select} order by {key.replace(',', ' desc,')} desc"):
+        high = row[0] if key == "seq" else None
+        yield row
+    if key == "seq":
+        given = [row[0] for row in until_damage(old, "select max(seq) from sqlite_sequence where name = ?", table)]
+        last = high or (given and given[0]) or low + MOST_NUMBERS
+        for seq in range(low + 1, min(last + 1, low + 10 * MOST_NUMBERS)):
+            yield from until_damage(old, f"{select} where seq = ?", seq)
+
+
+def whole(old: sqlite3.Connection, table: str) -> bool:
+    """Whether all of a table can be read."""
+    try:
+        old.execute(f"select count(*) from {table} not indexed").fetchone()
+        return not any(row[0] != "ok" for row in old.execute(f"pragma quick_check({table})"))
+    except sqlite3.Error:
+        return False
+
+
+def until_damage(old: sqlite3.Connection, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+    """What a statement gives before it fails."""
+    with contextlib.suppress(sqlite3.Error):
+        yield from old.execute(sql, values)
+
+
+def count_anew(new: sqlite3.Connection) -> None:
+    """What is kept as a number; and no event gets a number that a reader has passed, or that another event had."""
+    new.execute("insert or replace into meta select 'retained', count(*) from event")
+    newest = [
+        new.execute(f"select max(seq) from {table}").fetchone()[0] for table in ("event", "dead_letter", "position")
+    ]
+    new.execute("delete from sqlite_sequence where name = 'event'")
+    new.execute("insert into sqlite_sequence values ('event', ?)", (max(number or 0 for number in newest),))

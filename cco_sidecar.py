@@ -921,9 +921,8 @@ class HookSpecs:
 
     @hookspec
     def agent_command(self, launch: AgentLaunch) -> Sequence[str] | AgentCommand | None:
-        """The argv that runs an agent, or an AgentCommand, which also says what it reads from standard input and what
-        its environment has more. Placeholders, the names of AgentLaunch's fields in braces, are filled in. The first
-        answer wins.
+        """The argv that runs an agent, or an AgentCommand, which also has its standard input and more environment.
+        Placeholders, the names of AgentLaunch's fields in braces, are filled in. The first answer wins.
 
         return ["my-agent", "--task", "{task}"] if launch.agent_type == "translator" else None
         """
@@ -959,7 +958,7 @@ class HookSpecs:
 
     @hookspec
     def event_published(self, event: dict[str, Any]) -> None:
-        """An event was published: as readers get it.
+        """An event was published; ``event`` is as readers get it.
 
         print(event["event_type"], event["data"], file=sys.stderr)
         """
@@ -1004,17 +1003,17 @@ class HookSpecs:
 
     @hookspec
     def command_parser(self) -> Callable[[list[str]], argparse.Namespace] | None:
-        """What reads the words of a command line, in place of ``parse_words``; ``run`` of the namespace that it returns
-        does the work. Wrong use raises StartError. Asked of the plugins beside the module only: options, which name
-        others, have not been read yet. The first answer wins.
+        """A function that parses a command line in place of ``parse_words``; ``run`` of the namespace that it returns
+        does the work. Wrong use raises StartError. Asked of the bundled plugins only: the options, which name others,
+        have not been parsed yet. The first answer wins.
 
         return lambda words: argparse.Namespace(run=lambda options: print("you said", *words) or 0)
         """
 
     @hookspec
     def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
-        """What listens: a class derived from ``base``, which is Server or what the plugin before yours derived from it,
-        so several add up. The core's own is Tornado's HTTP/1.1 server with a limit of connections.
+        """The HTTP server's class: derived from ``base``, which is Server or what the plugin before yours derived from
+        it, so several add up. The core's own is Tornado's HTTP/1.1 server with a limit of connections.
 
         class Logged(base):
             def start_request(self, server_conn, request_conn):
@@ -1027,8 +1026,8 @@ class HookSpecs:
     @hookspec
     def answer_filter(self, settings: Settings) -> AnswerFilter | None:
         """``async def filter(endpoint, content) -> content`` sees each answer's bytes before they are sent and may set
-        headers of ``endpoint``; an answer that ``holds_token`` tells so. Several are called one after the other. The
-        core's own sends plain JSON.
+        headers of ``endpoint``, whose ``holds_token`` says whether the answer holds a token. Several are called one
+        after the other. The core's own sends plain JSON.
 
         async def signed(endpoint, content):
             endpoint.set_header("X-Checksum", hashlib.sha256(content).hexdigest())
@@ -1039,9 +1038,8 @@ class HookSpecs:
 
     @hookspec
     def request_log(self, settings: Settings) -> RequestLog | None:
-        """A record of requests beside the log: a RequestLog, by ``record``, which gets the FinishedRequest of every
-        request that was answered or refused, in order, and must not block for longer than a short write does, and by
-        ``close``. Asked when the storage folder is there. Several are told one after the other.
+        """One more RequestLog: its ``record`` gets every FinishedRequest, also of a refused request, in order, on the
+        loop, and must not block for longer than a short write does. Asked when the storage folder is there.
 
         class Slow(RequestLog):
             def record(self, request):
@@ -1075,8 +1073,8 @@ class HookSpecs:
 
     @hookspec
     def project_reader(self, settings: Settings) -> Project | None:
-        """What looks at the repository: a subclass of Project, by ``look``, ``knows`` and ``close``. Every state must
-        be one of a moment after it was asked for. The core's own asks git anew each time. The first answer wins.
+        """The reader of the repository: a subclass of Project with its own ``look``, ``knows`` and ``close``. No state
+        may be older than the call that asked for it. The core's own asks git each time. The first answer wins.
 
         class Reader(Project):
             def knows(self, path):
@@ -1087,9 +1085,9 @@ class HookSpecs:
 
     @hookspec
     def process_owner(self, settings: Settings) -> Processes | None:
-        """What starts, adopts, measures and ends agents' processes and keeps their output: a subclass of Processes. An
-        agent must outlive a crash of the service, and ``end`` return when nothing of it lives. The core's own knows
-        no exit codes after a crash and measures nothing. The first answer wins.
+        """The owner of agents' processes, which starts, adopts, measures and ends them and keeps their output: a
+        subclass of Processes. Agents must outlive a crash of the service; ``end`` waits for the last process. The
+        core's own knows no exit codes after a crash and measures nothing. The first answer wins.
 
         class Owner(Processes):
             async def start(self, agent_id, command):
@@ -1146,7 +1144,8 @@ class RankRequest(Struct, frozen=True, kw_only=True):
 class RankedFile(Struct, frozen=True):
     """A file with its score (higher is more relevant), why, and (first line, score) of its best 50-line chunks.
 
-    ``matched``: the task speaks for it. Where no word of the task occurs none is, and the order is that without one.
+    ``matched``: the task names it, or one of the task's words occurs in it. Where no file is matched the order is the
+    one without a task.
     """
 
     path: str
@@ -1157,7 +1156,7 @@ class RankedFile(Struct, frozen=True):
 
 
 class ResultFact(Struct, frozen=True):
-    """One result on an issue as routing sees it; ``proposed`` are the types that its answer named."""
+    """One result on an issue as routing sees it; ``proposed`` are the agent types that the answer to it proposed."""
 
     agent_type: str
     category: str
@@ -1260,7 +1259,7 @@ class Implementation(Struct, frozen=True):
 
 
 class Hooks:
-    """The loaded plugins, asked one by one so that none takes the others or a request down with it.
+    """The loaded plugins, called one by one, so that a failure of one harms neither the others nor the request.
 
     ``ask``, ``first`` and ``refusal`` block (call them in worker threads or at the start); ``tell`` returns at once.
     """
@@ -1286,8 +1285,7 @@ class Hooks:
     # -- loading
 
     def load(self, folders: Iterable[Path]) -> None:
-        """Load the plugins in ``folders`` and those of entry points. One that is not in use is named in ``loaded``, and
-        why."""
+        """Load the plugins in ``folders`` and those of entry points; ``loaded`` says which are not in use, and why."""
         for folder in folders:
             self.load_files(sorted(folder.glob("[!_.]*.py")))
             if not folder.is_dir():
@@ -1306,7 +1304,7 @@ class Hooks:
         try:
             if self._manager.has_plugin(name):
                 raise ImportError("another plugin has this name")
-            with silenced(name):
+            with guarded_streams(name):
                 module = load()
             hooks = self._hooks_in(module)
             self._manager.register(module, name)
@@ -1325,8 +1323,8 @@ class Hooks:
             log.debug("plugin %s", name, exc_info=error)
 
     def _hooks_in(self, plugin: object) -> list[str]:
-        """The hooks that ``plugin`` implements. Raises PluginFault where one could not be asked as its author thinks,
-        ImportError where there is none.
+        """The hooks that ``plugin`` implements. Raises PluginFault for a hook or an argument that does not exist,
+        ImportError where there is no hook.
         """
         hooks = []
         for name in dir(plugin):
@@ -1345,7 +1343,7 @@ class Hooks:
         return [f"plugin {plugin.name}: {plugin.problem}" for plugin in self.loaded if plugin.faulty]
 
     def implementations(self, hook: str) -> list[Implementation]:
-        """In the order in which they are asked: what was loaded last comes first."""
+        """The implementations of ``hook`` in the order of their calls: what was loaded last comes first."""
         if hook not in self._known:
             found = getattr(self._manager.hook, hook).get_hookimpls()
             self._known[hook] = [
@@ -1431,7 +1429,9 @@ class Hooks:
     # -- tells
 
     def tell(self, hook: str, **facts: Any) -> None:
-        """Tell every observer, in order, in a thread of its own. What a slow observer leaves untold is bounded."""
+        """Tell every observer, in order, in a thread of its own; does not wait. Where MAX_UNTOLD calls are waiting
+        already, this one is dropped and logged.
+        """
         if not self.implementations(hook):
             return
         if self._teller is None:
@@ -1449,13 +1449,13 @@ class Hooks:
     # -- parts
 
     def parts(self, hook: str, kind: Any, **facts: Any) -> Iterator[Any]:
-        """What plugins give for a part of the service, in the order in which they are asked. Raises StartError."""
+        """The parts that plugins give for ``hook``, in the order of their calls. Raises StartError."""
         for row in self.implementations(hook):
             if (part := self._make(row, kind, facts)) is not None:
                 yield part
 
     def part(self, hook: str, kind: Any, **facts: Any) -> Any:
-        """The first that a plugin gives, None where there is none. Raises StartError."""
+        """The first part that a plugin gives, None where there is none. Raises StartError."""
         return next(self.parts(hook, kind, **facts), None)
 
     def derived(self, hook: str, base: type, **facts: Any) -> type:
@@ -1468,7 +1468,7 @@ class Hooks:
         return base
 
     def _make(self, row: Implementation, kind: Any, facts: dict[str, Any]) -> Any:
-        """What one plugin gives for a part, None where it gives none, raises, or it is not of ``kind``."""
+        """The part that one plugin gives; None where it gives none, fails, or gives what is not of ``kind``."""
         try:
             made = row.call(facts)
         except StartError:
@@ -1486,15 +1486,15 @@ PACKAGE = "cco_sidecar_plugins"
 
 
 def bundled_plugins(hook: str = "") -> list[Path]:
-    """The bundled plugins, in the order of their paths; only those that implement ``hook``, where one is named.
+    """The files of the bundled plugins, sorted; only those that implement ``hook``, where one is named.
 
-    They lie in the bundled folder and in the folders of it, by room. Beside a lone file a `plugins` folder may be the
-    repository's own and about something else: what does not speak of this module is passed over.
+    They lie in the bundled folder and its subfolders. A `plugins` folder beside a lone module may be the repository's
+    own: a file that does not mention this module is passed over.
     """
     folder = bundled_folder()
     files = [*folder.glob("[!_.]*.py"), *folder.glob("[!_.]*/[!_.]*.py")] if folder else []
     saying = f"def {hook}(".encode() if hook else b""
-    return [file for file in sorted(files) if holds(file, b"cco_sidecar") and holds(file, saying)]
+    return [file for file in sorted(files) if contains(file, b"cco_sidecar") and contains(file, saying)]
 
 
 def bundled_folder() -> Path | None:
@@ -1506,7 +1506,7 @@ def bundled_folder() -> Path | None:
     return Path(next(iter(found.submodule_search_locations or []))) if found else None
 
 
-def holds(file: Path, text: bytes) -> bool:
+def contains(file: Path, text: bytes) -> bool:
     try:
         return file.is_file() and text in file.read_bytes()
     except OSError:  # not for us to read
@@ -1564,7 +1564,7 @@ def taken_arguments(hook: str, function: Callable[..., Any]) -> list[str]:
 
 
 def described(error: BaseException, file: str) -> str:
-    """One line: what went wrong, and the line of ``file`` where; no path."""
+    """One line: the error, and the line of ``file`` in which it arose, without the file's folder."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
     if isinstance(error, SyntaxError) and error.filename:
@@ -1574,10 +1574,8 @@ def described(error: BaseException, file: str) -> str:
 
 
 @contextlib.contextmanager
-def silenced(name: str) -> Iterator[None]:
-    """While a plugin is imported what it prints goes to standard error, and what it puts in the place of our streams is
-    taken back.
-    """
+def guarded_streams(name: str) -> Iterator[None]:
+    """While a plugin is imported its output goes to standard error; afterwards our streams are back in their place."""
     with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(sys.stderr):
         before = sys.stdout, sys.stderr
         yield
@@ -1653,7 +1651,7 @@ class Sidecar:
             parts.push_async_callback(self.contexts.close)
             self.agents.url = self.info.url + "/api"
             await self.agents.start()
-            self._process.cpu_percent()  # the first call only sets the mark that the next one measures from
+            self._process.cpu_percent()  # measures nothing yet: each call covers the time since the one before
             self._parts = parts.pop_all()
         await self._tell("startup")
 
@@ -1719,12 +1717,12 @@ class Sidecar:
         return info
 
     def log_request(self, request: FinishedRequest) -> None:
-        """Have a request taken down that was answered."""
+        """Hand a finished request to every request log."""
         for request_log in self.request_logs:
             request_log.record(request)
 
     async def health(self) -> dict[str, Any]:
-        """Measured now; callers at the same time share one write and one round trip."""
+        """The answer of ``/health``, measured now; callers at the same time share one write and one round trip."""
         if self._probe is None or self._probe.done():
             self._probe = asyncio.ensure_future(self._probe_storage())
         storage, bus = await asyncio.shield(self._probe)
@@ -1748,7 +1746,7 @@ class Sidecar:
         }
 
     async def _probe_storage(self) -> tuple[str, str]:
-        """("healthy" or why not) of a committed write and a new file, and of an event that really woke a waiter."""
+        """For storage and bus, "healthy" or why not: a write and a file were made, and an event woke a waiter."""
 
         def probe(records: Records) -> None:
             """Runs on the writer thread. Where no inodes are left the database can still be written."""
@@ -1772,8 +1770,8 @@ class Sidecar:
 
     async def status(self) -> dict[str, Any]:
         size = await asyncio.to_thread(folder_size, self.settings.storage)
-        with contextlib.suppress(StorageError):  # where nothing can be written, what is on the disk is what counts
-            await self.storage.write(lambda records: None)  # comes after all that is being written
+        with contextlib.suppress(StorageError):  # where nothing can be written, what is on disk counts
+            await self.storage.write(lambda records: None)  # jobs run in order: what was queued before is on disk then
         return {
             "agents": self.agents.ledger.statistics(),
             "storage": {
@@ -1824,8 +1822,8 @@ def prepare_storage_folder(settings: Settings) -> None:
 
 
 def make_private(path: Path, trusted: bool = False) -> None:
-    """Take back from others what they could read of our files. Raises StartError for what is a link, theirs, or open to
-    them; what is ``trusted`` they may have been able to write.
+    """Take the permissions of group and others from ``path``. Raises StartError for a link, for another user's file and
+    for one that others can write, unless it is ``trusted`` (an empty folder holds nothing that they have changed).
     """
     facts = path.lstat()
     if stat.S_ISLNK(facts.st_mode):
@@ -1886,7 +1884,7 @@ def read_sidecar_json(folder: Path) -> SidecarInfo | None:
 
 
 def explain_bind_error(settings: Settings, error: OSError) -> str:
-    """Why the port cannot be had: by whom it is taken, if that is a sidecar, and what to do."""
+    """The message that the port cannot be used: who has it, where that is a sidecar, and what to do."""
     where = f"{settings.host} port {settings.port}"
     if error.errno != errno.EADDRINUSE:
         return f"cannot listen on {where}: {error.strerror or error}"
@@ -2040,13 +2038,13 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 @tornado.web.stream_request_body
 class Handler(tornado.web.RequestHandler):
-    """A request as Tornado hands it over: our headers and errors, bodies within bounds, one account of each.
+    """A request as Tornado hands it over: our headers and errors, a bounded body, one record in the request logs.
 
-    An error that is known before the body's end is told after it where the body is short, else at once.
+    An error that is known before the body has come is answered after a short body, and at once for a long one.
     """
 
     max_body: ClassVar[int] = MB
-    failure: ClassVar[str] = "STR_002"  # the code of what nobody expected
+    failure: ClassVar[str] = "STR_002"  # the code of an unexpected error
     cache_control: ClassVar[str] = "no-store"
 
     LINGER_SECONDS = 2.0  # how long a body is read on after an answer that came before its end ...
@@ -2127,7 +2125,7 @@ class Handler(tornado.web.RequestHandler):
             headers["Server"] = "cco-sidecar"
             headers["X-Request-ID"] = self.request_id
             headers["Cache-Control"] = self.cache_control if self.get_status() < 400 else "no-store"
-            self.sidecar.access.mark(headers, self.request)
+            self.sidecar.access.set_headers(headers, self.request)
             if self.allowance:
                 headers.update(self.allowance.headers())
             if fresh := self.sidecar.tokens.refresh_if_due(self.claims):
@@ -2172,7 +2170,7 @@ class Handler(tornado.web.RequestHandler):
         self.finish(content)
 
     def log_exception(self, *details: Any) -> None:
-        """Unexpected errors were logged where they became an answer."""
+        """Log what Tornado caught outside of ``Endpoint``; its own refusals and hang-ups are no errors of ours."""
         if not isinstance(details[1], (tornado.web.HTTPError, tornado.iostream.StreamClosedError)):
             log.error("%s unexpected", self.request_id, exc_info=details)
 
@@ -2186,7 +2184,7 @@ class Handler(tornado.web.RequestHandler):
             self.on_finish(499)
 
     def on_finish(self, status: int = 0) -> None:
-        """Count the request and have it taken down, once."""
+        """Count the request and hand it to the request logs, once."""
         if self._accounted:
             return
         self._accounted = True
@@ -2212,7 +2210,7 @@ class Handler(tornado.web.RequestHandler):
 
 
 class FinishedRequest(Struct, frozen=True, kw_only=True):
-    """A request that was answered; without ``method`` and ``path`` where it was refused before it became one."""
+    """A request that was answered; ``method`` is None where it was refused before its head was read."""
 
     moment: float  # epoch seconds
     request_id: str
@@ -2227,7 +2225,7 @@ class FinishedRequest(Struct, frozen=True, kw_only=True):
 
 
 class RequestLog:
-    """Takes down requests once they are answered: as a line of the log. Plugins keep more (``request_log``)."""
+    """Records each finished request as a line of the log. Plugins may record more (``request_log``)."""
 
     def record(self, request: FinishedRequest) -> None:
         """Called on the loop for every request, in order. Must not block for longer than a short write does."""
@@ -2245,8 +2243,8 @@ class Endpoint(Handler):
 
     ``respond`` gets the values of the path's names, in order, and, where ``body`` is set, the validated body as a dict;
     ``self.query`` holds the parameters. It returns what becomes the JSON of the answer, or ready bytes of it, or raises
-    ApiError. ``answers`` says under which statuses (the first is the good one) and of which types, for the OpenAPI
-    document; our own are named as in plugins/http/_answers.py.
+    ApiError. ``answers`` has the types of answers by status, the successful one first, for the OpenAPI document; a text
+    names a type in plugins/http/_answers.py.
     """
 
     permission: ClassVar[str | None] = None
@@ -2273,7 +2271,7 @@ class Endpoint(Handler):
             if self.max_body < length < math.inf:
                 raise too_large(self.max_body)
             if not self.public:
-                # Taken out: no need to keep a token in memory for as long as a poll takes.
+                # Popped, so that a token is not kept in memory for as long as a poll takes.
                 self.claims = sidecar.tokens.verify(request.headers.pop("Authorization", None))
                 sidecar.agents.heard_from(self.claims.sub, str(request.method), request.path)
                 self.allowance = sidecar.limits.spend(self.claims)
@@ -2363,7 +2361,7 @@ class Endpoint(Handler):
         return typing.cast(dict[str, Any], body)
 
     def _note(self, source: Any, *fields: str) -> Any:
-        """Take down the ids that a body or an answer names; returns it."""
+        """Note the ids that a body or an answer names, for the request logs; returns ``source``."""
         self.acted_on = self.acted_on or {}
         for field in fields:
             value = source.get(field) if isinstance(source, dict) else getattr(source, field, None)
@@ -2430,7 +2428,7 @@ def without_tokens(text: str) -> str:
 
 
 class UnknownRoute(Endpoint):
-    """Where no route matches: preflights, wrong methods (405 with Allow), unknown paths (404)."""
+    """Requests that no route matches: preflights, wrong methods (405 with Allow), unknown paths (404)."""
 
     public = True
     answers = {204: None}
@@ -2484,8 +2482,8 @@ class Access:
         if origin is not None and not origin_allowed(origin, self._origins):
             raise ApiError("REQ_007", "Pages of this Origin may not call; --cors-origin allows more")
 
-    def mark(self, headers: tornado.httputil.HTTPHeaders, request: tornado.httputil.HTTPServerRequest) -> None:
-        """Set what every answer carries, and what lets pages that may call read it."""
+    def set_headers(self, headers: tornado.httputil.HTTPHeaders, request: tornado.httputil.HTTPServerRequest) -> None:
+        """Set the headers of every answer, and those by which a browser lets pages that may call read it."""
         headers.update(self._always)
         origin = request.headers.get("Origin")
         if origin and origin_allowed(origin, self._origins):
@@ -2524,7 +2522,7 @@ def origin_allowed(origin: str, more: tuple[str, ...]) -> bool:
 
 
 def check_identifier(name: str, value: str) -> None:
-    """Check a name out of a path; event types have a narrower form."""
+    """Check a value out of a path; event types have a narrower form. Raises REQ_001 and EVT_002."""
     if name == "event_type":
         if value != "*" and not re.fullmatch(EVENT_TYPE, value):
             raise ApiError("EVT_002", f"event_type must match {EVENT_TYPE}", details={"path": name})
@@ -2629,7 +2627,7 @@ class WaitForEvents(Endpoint):
         poll = await self.sidecar.bus.wait(self.claims, event_type, self.query, self.hang_up)
         self.parked = poll.parked if poll.parked else time.monotonic() - began
         await self.send(poll.content)  # raises StreamClosedError where nobody is left to read it
-        if self.request.method != "HEAD":  # which looks, and takes nothing away
+        if self.request.method != "HEAD":  # HEAD delivers nothing
             self.sidecar.bus.readers.answered(poll)
         return b""
 
@@ -2812,7 +2810,7 @@ class AgentTypes:
 class Tokens:
     """Makes, checks, refreshes and revokes JSON Web Tokens (RFC 7519 and 8725).
 
-    Our own are HS256 and nothing else. Beside them those of issuers are taken whose keys a plugin knows
+    Our own are HS256 and nothing else. Tokens of other issuers are accepted where a plugin gives their keys
     (``token_keys``): each key has its one algorithm, and a token's header chooses neither.
     """
 

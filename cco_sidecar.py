@@ -2340,7 +2340,7 @@ class Endpoint(Handler):
                 self._note(msgspec.json.decode(ticket.answer), "agent_id", "event_id", "id")
                 return self.replay(ticket.answer)
             answer = self._note(await self.respond(*path, body=body, ticket=ticket), "agent_id", "event_id", "id")
-            await ticket.settle(answer, self.remembered(answer))
+            await ticket.complete(answer, self.remembered(answer))
             return ticket.answer
 
     async def _read_body(self) -> dict[str, Any]:
@@ -3132,7 +3132,7 @@ class Storage:
             if writes:
                 outcomes = self._commit(records, [job for job, _, _ in writes])
                 with contextlib.suppress(RuntimeError):  # the loop is gone: nobody is left to be told
-                    self._loop.call_soon_threadsafe(self._settle, writes, outcomes)
+                    self._loop.call_soon_threadsafe(self._answer, writes, outcomes)
             if len(writes) < len(batch):
                 return
 
@@ -3164,7 +3164,7 @@ class Storage:
             if not there:
                 raise StorageError(f"{path.name} was deleted or replaced while it was in use")
 
-    def _settle(self, writes: list[Any], outcomes: list[tuple[Any, list[tuple[NewEvent, int]]]]) -> None:
+    def _answer(self, writes: list[Any], outcomes: list[tuple[Any, list[tuple[NewEvent, int]]]]) -> None:
         """On the loop, after a commit: tell what happened, and answer the writers, in commit order."""
         for (_, committed, future), (outcome, events) in zip(writes, outcomes, strict=True):
             failed = isinstance(outcome, Exception)
@@ -3383,7 +3383,7 @@ class EventRecords(Statements):
         return [row["seq"] for row in rows]
 
     def outlived(self, created_before: float, keep: int, limit: int) -> list[int]:
-        """The oldest events, of which retention removes those that are too old, or more than ``keep``."""
+        """Sequence numbers of events that retention removes, at most ``limit``: too old, or more than ``keep``."""
         oldest = self._all("select seq, created from event order by seq limit ?", limit)
         too_many = self._counter("retained") + self._tally["retained"] - keep
         due = [number for number, row in enumerate(oldest, 1) if row["created"] < created_before or number <= too_many]
@@ -3519,6 +3519,7 @@ class AgentRecords(Statements):
 
 
 def agent_row(row: Row) -> dict[str, Any]:
+    """The row as a dict, its JSON columns decoded."""
     empty = {"permissions": "[]", "seen": "[]", "last_call": "null"}
     return dict(row) | {name: json.loads(row[name] or default) for name, default in empty.items()}
 
@@ -3761,8 +3762,8 @@ class IdempotencyTicket:
         self._remembered = msgspec.json.encode(answer)
         records.remember(self._key, self.digest, self._remembered)
 
-    async def settle(self, answer: Any, remembered: Any) -> None:
-        """The work is done and this is the answer; what is ``remembered`` of it may be less."""
+    async def complete(self, answer: Any, remembered: Any) -> None:
+        """Take the answer when the work is done, and store ``remembered`` for repeats, which may be less."""
         self.answer, content = msgspec.json.encode(answer), msgspec.json.encode(remembered)
         if content == self._remembered:
             return
@@ -3804,7 +3805,7 @@ class Results:
         self._language: tuple[float, str] = (0.0, "")
 
     def start(self) -> None:
-        """Bring up the files that a kill has left behind the database. Blocks."""
+        """Write the files that a crash has left out of date. Blocks."""
         self._files.recover(self._storage.read)
 
     async def store(self, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
@@ -3903,8 +3904,8 @@ class Results:
 class ResultFiles:
     """The latest record of each agent type on each issue, in <project>/<issue>/<agent_type>.json. Everything blocks.
 
-    A record is written before its commit into NEW, and takes its place after it; what a kill leaves in NEW the next
-    start sees.
+    A record is written into NEW before its commit and moved to its path after it; the next start looks for what a crash
+    left in NEW.
     """
 
     NEW = ".new"  # no project can have this name
@@ -3916,7 +3917,7 @@ class ResultFiles:
         return self._folder / row["project"] / row["issue"] / f"{row['agent_type']}.json"
 
     def write(self, row: dict[str, Any]) -> None:
-        """Write a record that is not committed yet, and see that it will have a place. Raises OSError."""
+        """Write a record that is not committed yet, and make the folders of its path. Raises OSError."""
         path, new = self.path(row), self._folder / self.NEW / row["id"]
         for folder in (*reversed(path.parents[:3]), new.parent):  # parents=True would make some by the umask alone
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -3937,7 +3938,7 @@ class ResultFiles:
             (self._folder / self.NEW / result_id).unlink()
 
     def recover(self, read: Records) -> None:
-        """Place what a kill has left: the latest record of what was committed, and nothing else."""
+        """Replace what a crash left in NEW by the latest committed records."""
         for new in (self._folder / self.NEW).glob("*"):
             try:
                 if latest := read.latest_result(new.name):
@@ -3984,15 +3985,19 @@ class EventBus:
 
     STEP = 100  # rows looked at before others get their turn on the loop
     WINDOW = 5_000  # sequence numbers that SQLite searches for some bytes in one turn
-    BREATH = 0.002  # an empty answer to a poll that does not wait is held so long: endless loops leave room for others
-    SHARED_SECONDS = 0.05  # events expire meanwhile
+    BREATH = (
+        0.002  # an empty answer to a poll with time-out 0 comes so late, so that polling loops leave time for others
+    )
+    SHARED_SECONDS = 0.05  # how long polls share one search; no longer, as events expire
 
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
         self._waiters = WaiterIndex()
         self.readers = Readers(storage)
         self._wakes = 0
-        self._latest: tuple[Any, float, Found] | None = None  # the last look, which those that one event wakes share
+        self._latest: tuple[Any, float, Found] | None = (
+            None  # the last search, shared by the polls that one event wakes
+        )
         self._closed = False
         self._context = contextvars.copy_context()  # one for all timers, which else would each keep a copy
         storage.observe(self.wake_waiters)
@@ -4065,7 +4070,9 @@ class EventBus:
             after = after if seq is None else max(after, seq - 1)  # nothing that matches lies between
 
     def _begin(self, since: str, key: PositionKey | None) -> tuple[int, bytes]:
-        """Where reading begins, and the end of the answer to a reader whose position retention has passed."""
+        """(number after which reading begins, end of the answer's JSON): the end says what a reader has missed whose
+        position retention has passed, and is empty for others.
+        """
         floor = self._storage.read.floor()
         if key is None:
             return self.parse_cursor(since, floor), b""
@@ -4102,7 +4109,7 @@ class EventBus:
         raise ApiError("EVT_003", message, details=details)
 
     async def _look(self, place: tuple[str, str], filter: Filter, after: int, limit: int) -> Found:
-        """The next matches after ``after``. No await behind the last look into the log."""
+        """The next matches after ``after``, shared by polls that ask the same. No await after the search."""
         asked, now = (place, filter.text, after, limit, self._wakes), time.monotonic()
         if self._latest and self._latest[0] == asked and now - self._latest[1] < self.SHARED_SECONDS:
             return self._latest[2]
@@ -4112,7 +4119,7 @@ class EventBus:
         return found
 
     async def _search(self, place: tuple[str, str], filter: Filter, after: int, limit: int) -> Found:
-        """The next matches after ``after``; looks at STEP rows at a time."""
+        """The next matches after ``after``; reads STEP rows at a time, and awaits nothing after the last ones."""
         read, (project, event_type), issue, containing = self._storage.read, place, filter.issue, filter.required_bytes
         rows: list[Row] = []
         bodies: list[Raw] = []
@@ -4286,7 +4293,7 @@ def new_event(project: str, event_type: str, submission: dict[str, Any]) -> NewE
 
 
 class Found(Struct, frozen=True):
-    """Matching events out of the log, and the answer that tells them: up to ``scanned`` all has been looked at."""
+    """Matching events, and the answer with them; every event up to ``scanned`` has been looked at."""
 
     rows: list[Row]
     scanned: int
@@ -4319,7 +4326,7 @@ class Waiter:
 
 
 class HangUp:
-    """A client's connection, as far as a poll needs to know: ``happen`` frees the waiter parked on it at once."""
+    """Whether the client has hung up; ``happen`` cancels the poll that is parked for it."""
 
     happened = False
     waiter: Waiter | None = None
@@ -4490,10 +4497,10 @@ ABSENT = object()
 
 
 # ======================================================================================================
-# Context: the assembler and its cache, the budget, the project on disk, what never gets out, the watcher
+# Context: the assembler and its cache, the budget, the project on disk, git, secrets, the watcher
 # ======================================================================================================
 
-CONTEXT_SECTIONS: dict[str, Any] = {  # of the reference, in its order, and the shape of what takes the place of one
+CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order, with the types that plugins' answers must have
     "project_structure": ProjectStructure,
     "relevant_files": list[RelevantFile],
     "git_context": GitContext,
@@ -4503,14 +4510,14 @@ CONTEXT_SECTIONS: dict[str, Any] = {  # of the reference, in its order, and the 
 
 
 class CacheEntry(Struct, frozen=True):
-    """A built context: the beginning of its JSON, up to what differs between a build and a hit."""
+    """A built context: its JSON up to ``timestamp`` and ``cache_hit``, which each answer adds."""
 
     head: bytes
     etag: str
 
 
 class ContextKey(Struct, frozen=True):
-    """What was asked for."""
+    """What makes one context differ from another: the request's parameters."""
 
     issue_id: str
     agent_type: str
@@ -4585,7 +4592,7 @@ class Contexts:
             self._hits += 1
             self._cache.move_to_end(key)
         end: dict[str, Any] = {"timestamp": iso(), "cache_hit": hit}
-        if query.since:  # what an earlier answer gave is remembered by a plugin alone
+        if query.since:  # only the plugin since remembers earlier answers
             end |= {"since": None, "unchanged_files": 0, "removed_files": []}
         return entry.head + msgspec.json.encode(end)[1:], entry.etag
 
@@ -4766,8 +4773,8 @@ def assembled(request: ContextRequest, sections: Sections, cut: bool) -> bytes:
 def fit_context(sections: Sections, max_bytes: int) -> bool:
     """Cut ``sections`` to ``max_bytes`` of JSON; whether something went. Raises CTX_002.
 
-    The least relevant files go first, and the one that fits in part ends at a line's end. Where nothing but the rest is
-    too large, the oldest outputs go, then half of each list again and again, the structure last.
+    The least relevant files go first, and the one that fits in part ends at a line's end. Where the context without
+    files is too large, the oldest outputs go, then half of each list again and again, the structure's last.
     """
     files, sections["relevant_files"] = sections["relevant_files"], []
     git, structure, cut = sections["git_context"], sections["project_structure"], False
@@ -4970,11 +4977,11 @@ def read_status(
 
 def read_commits(root: Path, number: int = 10) -> tuple[list[Commit], str | None]:
     """(the latest commits, the whole name of the first). Blocks."""
-    mark = secrets.token_hex(8)  # what no subject or name can hold, whoever wrote it
-    shape = f"--pretty=format:{mark}%H%x02%h%x02%ct%x02%an%x02%s"
+    separator = secrets.token_hex(8)  # a separator that nobody can have put into a subject or a name
+    shape = f"--pretty=format:{separator}%H%x02%h%x02%ct%x02%an%x02%s"
     flags = ("-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent")
     commits, head = [], None
-    for block in os.fsdecode(run_git(root, "log", f"-n{number}", *flags, shape) or b"").split(mark)[1:]:
+    for block in os.fsdecode(run_git(root, "log", f"-n{number}", *flags, shape) or b"").split(separator)[1:]:
         header, _, names = clean_text(block).partition("\n")
         whole, short, moment, author, subject = header.rstrip("\0").split("\x02", 4)
         head = head or whole
@@ -4996,7 +5003,7 @@ def without_user_info(url: str) -> str:
     return re.sub(r"^(\w[\w+.-]*://)[^/@]*@", r"\1", url)
 
 
-# by the first of these letters that the status code holds
+# the first of these letters in a status code decides
 CHANGE_STATUS = {"?": "untracked", "R": "renamed", "D": "deleted", "A": "added", "C": "added"}
 
 
@@ -5032,7 +5039,7 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str]) -> dict[str, str
     return counts
 
 
-EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # its object id is the same in every repository
 
 
 def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes | None:
@@ -5100,7 +5107,7 @@ def clean_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-# -- what never gets out
+# -- reading files: no links, no secrets
 
 
 def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_result, bool] | None:
@@ -5191,8 +5198,8 @@ def redact(content: str) -> tuple[str, int]:
 
 
 class SecretForm(Struct, frozen=True):
-    """A form of secret that its issuer documents, or that its surroundings give away. No pattern may search on without
-    bounds.
+    """A form of secret that its issuer documents, or that its surroundings give away. Patterns are bounded: no text may
+    make them slow.
 
     ``hints``: each hit holds one of these texts; no hints: it may hold any. Where the pattern has a group, only that is
     the secret, and ``looks_real`` may still say that it is a placeholder.
@@ -5668,7 +5675,7 @@ class Running:
     def __init__(self, row: dict[str, Any], folder: Path) -> None:
         self.row, self.folder = row, folder
         self.process: Process | None = None  # until it is started or adopted
-        self.noted: set[Identity] = set()  # its processes that are on disk
+        self.noted: set[Identity] = set()  # its processes, as the ledger has them
         self.watch: asyncio.Task[None] | None = None
         self.ordered = asyncio.Event()
         self.ended_as: AgentState | None = None  # set where it does not end by itself
@@ -5685,7 +5692,7 @@ class AgentLedger:
         self._storage, self._settings, self._active, self._project = storage, settings, active, settings.project
 
     def depth(self, subject: str) -> int:
-        """How many spawns lie above what ``subject`` spawns: 0 for anybody who is not an agent of ours."""
+        """1 for an agent that no agent spawned, one more for each spawn below; 0 for who is not an agent of ours."""
         row = self._storage.read.agent(self._project, subject)
         return 0 if row is None else int(row["depth"] or 1)
 
@@ -5924,8 +5931,8 @@ class Launcher:
     async def command(
         self, running: Running, context: bytes, asked: dict[str, str], url: str
     ) -> tuple[AgentCommand, list[str]]:
-        """Write the agent's files; what runs it, and the names in ``asked`` that its environment does not have from
-        there. Raises AGT_001, OSError.
+        """Write the agent's files. Returns its command, and the names in ``asked`` that are ignored: ours and unsafe
+        ones. Raises AGT_001, OSError.
         """
         row, folder = running.row, running.folder
         launch = AgentLaunch(
@@ -6030,7 +6037,7 @@ def filled_in(command: AgentCommand, launch: AgentLaunch) -> AgentCommand:
 
 
 def is_command(answer: Any) -> bool:
-    """Whether it can be run: a text would be taken apart into its letters."""
+    """Whether ``answer`` is an argv of at least one word. A text is none: its letters would be the words."""
     words = answer.argv if isinstance(answer, AgentCommand) else answer
     return isinstance(words, (list, tuple)) and bool(words) and all(isinstance(word, str) for word in words)
 
@@ -6056,7 +6063,7 @@ class Process:
         self.pid: int | None = None
         self.birth: str | None = None
         self.began = time.monotonic()
-        self.known: set[Identity] = set()  # what an adoption gets to know, where the first process is not enough
+        self.known: set[Identity] = set()  # for an adoption after a crash; empty where the first process is enough
         self.usage: dict[str, Any] = {}  # cpu, memory, peak_memory, processes, measured (when), where they are measured
         self.exited = asyncio.Event()  # the first process has ended
         self.exit_code: int | None = None  # below 0: the signal that ended it; None while it is not known
@@ -6067,8 +6074,8 @@ class Processes:
     """Starts, adopts and ends agents' processes: the simplest ``process_owner``, which a plugin's may derive from.
 
     Each agent leads a session of its own and writes straight into a file, so it outlives us and never waits for us.
-    Its processes are those of its session, those whose environment names its token file, and their descendants: what
-    sheds all three is not found. After a crash exit codes are not known; nothing is measured; no limit to the output.
+    Its processes are those of its session, those whose environment names its token file, and their descendants; one
+    that is none of these is not found. Exit codes are lost in a crash; usage is not measured, output not limited.
     """
 
     LOOK = 0.1  # seconds between two looks whether the first process has ended
@@ -6172,7 +6179,7 @@ FORCE = getattr(signal, "SIGKILL", signal.SIGTERM)
 def life_of(pid: int) -> tuple[str, float] | None:
     """(birth, age in seconds) of a living process, None where there is none. Blocks.
 
-    Its birth tells a process from others with its number; on Linux whatever the clock says.
+    The birth tells a process from others with the same pid; on Linux it does not depend on the clock.
     """
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
@@ -6188,7 +6195,7 @@ def life_of(pid: int) -> tuple[str, float] | None:
 
 @functools.cache
 def boot_id() -> str:
-    """Tells this run of the machine, from whose beginning Linux counts births, from others."""
+    """Changes with each boot of the machine, since which Linux counts births."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -6768,8 +6775,8 @@ def option_parser(shown: bool = True) -> CommandParser:
 
 
 def hold_standard_streams() -> None:
-    """Open what the caller closed, so that no file or socket of ours gets the number of a standard stream; never fail
-    to encode.
+    """Open the standard streams that the caller closed, so that no file or socket of ours gets their numbers, and let
+    standard output escape what it cannot encode.
     """
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:  # output then fails as on a closed stream; nobody hears complaints
@@ -6799,8 +6806,8 @@ codecs.register_error(escape_unencodable.__name__, escape_unencodable)
 
 
 def drop_unwritten(stream: typing.TextIO) -> OSError | None:
-    """Flush; where that fails the reason, and what is left goes nowhere, lest the interpreter fails again at its
-    end.
+    """Flush ``stream``. Where that fails returns the error and drops what is left, lest the interpreter's own flush at
+    the end fails too.
     """
     try:
         stream.flush()
@@ -6858,7 +6865,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def raise_open_file_limit() -> None:
-    """Each parked poll is an open connection: take what the system allows where it says so."""
+    """Allow up to 65,536 open files, as far as the system lets us: each parked poll is an open connection."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # no such limit on Windows, or no right to change it
         import resource
 
@@ -7069,7 +7076,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """The one of ``names`` that ``word`` was to be, as far as one is near."""
+    """The one of ``names`` that is nearest to ``word``; "" where none is near."""
     import difflib
 
     word, plain = word.lstrip("-").lower(), {name.lstrip("-").lower(): name for name in names}
@@ -7089,7 +7096,7 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 
 def meant(word: str, names: Iterable[str]) -> str:
-    """The same; where none is near with all names, if they are few."""
+    """How such a message goes on: with the nearest name, else with all of them, if they are fewer than ten."""
     names = sorted(names)
     return did_you_mean(word, names) or (f"; there are {', '.join(names)}" if len(names) < 10 else "")
 

@@ -498,42 +498,6 @@ CATEGORIES = {
     "support": Category((READ, PUBLISH), 30, 5, "support"),
 }
 
-AGENT_TYPES = {
-    "architect": "chief-architect",
-    "coding": """
-        python-specialist rust-specialist go-specialist javascript-specialist typescript-specialist java-specialist
-        kotlin-specialist scala-specialist csharp-specialist cpp-specialist c-specialist swift-specialist
-        objective-c-specialist ruby-specialist php-specialist perl-specialist elixir-specialist erlang-specialist
-        haskell-specialist clojure-specialist lua-specialist r-specialist julia-specialist dart-specialist
-        shell-specialist powershell-specialist sql-specialist html-css-specialist react-specialist vue-specialist
-        angular-specialist svelte-specialist nextjs-specialist nodejs-specialist django-specialist fastapi-specialist
-        flask-specialist rails-specialist laravel-specialist spring-specialist dotnet-specialist flutter-specialist
-        react-native-specialist ios-specialist android-specialist graphql-specialist grpc-specialist
-        websocket-specialist wasm-specialist embedded-specialist game-specialist blockchain-specialist
-        frontend-developer backend-developer fullstack-developer mobile-developer desktop-developer api-developer
-        legacy-modernizer refactoring-specialist debugging-specialist api-integration-specialist salesforce-specialist
-        authentik-specialist payment-integration-specialist webhook-specialist data-engineer data-scientist
-        database-architect database-administrator etl-specialist analytics-engineer devops-engineer cloud-architect
-        kubernetes-specialist terraform-specialist docker-specialist ci-cd-specialist site-reliability-engineer
-        network-engineer platform-engineer observability-engineer machine-learning-engineer mlops-engineer ai-engineer
-        prompt-engineer llm-specialist mcp-developer mcp-integration-engineer tooling-engineer build-engineer""",
-    "qa": "test-engineer test-automator qa-engineer performance-engineer accessibility-tester",
-    "security": "security-auditor security-engineer penetration-tester compliance-auditor api-security-auditor",
-    "documentation": "documentation-expert technical-writer api-documenter changelog-writer tutorial-writer",
-    "support": """
-        technical-researcher academic-researcher competitive-researcher business-analyst product-manager
-        project-manager ux-designer ui-designer customer-support issue-triager code-reviewer credential-manager
-        incident-responder dependency-manager git-expert content-strategist""",
-}  # fmt: skip
-
-SPECIALISTS = {  # the coding type for a project's main language
-    "python": "python-specialist", "rust": "rust-specialist", "go": "go-specialist", "java": "java-specialist",
-    "javascript": "javascript-specialist", "typescript": "typescript-specialist", "ruby": "ruby-specialist",
-    "php": "php-specialist", "csharp": "csharp-specialist", "cpp": "cpp-specialist", "c": "c-specialist",
-    "kotlin": "kotlin-specialist", "swift": "swift-specialist", "scala": "scala-specialist",
-    "elixir": "elixir-specialist", "dart": "dart-specialist", "haskell": "haskell-specialist",
-}  # fmt: skip
-
 
 # ------------------------------------------------------------------------------------------------------
 # Errors
@@ -1222,7 +1186,7 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
 
     Faulty ones are logged and left out; when ``strict`` they raise StartError.
     """
-    hooks = Hooks(built_in_plugins(settings))
+    hooks = Hooks(built_in_plugins())
     if not settings.no_plugins:
         hooks.load_files(bundled_plugins())
         hooks.load(settings.plugins)
@@ -2399,6 +2363,54 @@ class Endpoint(Handler):
             return ApiError(self.failure, reason)
         log.error("%s unexpected", self.request_id, exc_info=error)
         return ApiError(self.failure)
+
+
+def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
+    """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too. Not ``strict``:
+    a query's texts.
+    """
+    try:
+        converted = msgspec.convert(value, shape, strict=strict)
+        if not strict:
+            check_spelling(value, converted)
+        return converted
+    except msgspec.ValidationError as error:
+        problem, path = bad_field(str(error), value, shape)
+        where = "" if path == "$" else f" - at `$.{path}`"
+        raise ApiError(code, f"{ERRORS[code][2]}: {problem}{where}", details={"path": path}) from None
+
+
+def check_spelling(texts: dict[str, str], converted: Any) -> None:
+    """Numbers are digits: msgspec also reads 1e3, 5.0, -0 and null as whole numbers. Raises msgspec.ValidationError."""
+    for name in texts.keys() & set(converted.__struct_fields__):
+        plain = re.fullmatch("[0-9]+|true|false", texts[name], re.IGNORECASE)
+        if not plain and not isinstance(getattr(converted, name), str):
+            raise msgspec.ValidationError(f"Expected digits, or true or false for a switch - at `$.{name}`")
+
+
+def bad_field(message: str, value: Any, shape: Any) -> tuple[str, str]:
+    """What msgspec found wrong, and where: ``result.files_created[3].path``; ``$`` is the whole body."""
+    problem, found, place = message.rpartition(" - at ")
+    if not found:
+        problem, place = message, ""
+    path = place.removeprefix("`key` in ").strip("`$").removeprefix(".")
+    if missing := re.search(r"missing required field `(.+)`", problem):
+        path = f"{path}.{missing[1]}".lstrip(".")
+    name = path.removesuffix("[...]")
+    if (name != path or place.startswith("`key`")) and isinstance(value.get(name), dict):
+        entry = bad_entry(value[name], next(row.type for row in msgspec.structs.fields(shape) if row.name == name))
+        path = f"{name}.{entry}" if entry.isidentifier() else f"{name}[{json.dumps(entry)}]"
+    return problem, path or "$"
+
+
+def bad_entry(table: dict[str, Any], shape: Any) -> str:
+    """The first key of ``table`` whose entry does not fit ``shape``: msgspec does not name it."""
+    for key, item in table.items():
+        try:
+            msgspec.convert({key: item}, shape)
+        except msgspec.ValidationError:
+            return key[:128]
+    return ""
 
 
 def body_length(headers: tornado.httputil.HTTPHeaders) -> float:
@@ -4215,6 +4227,15 @@ class EventBus:
         }  # fmt: skip
 
 
+def read_moment(text: str) -> float | None:
+    """Epoch seconds of an ISO 8601 time, in UTC where it names no zone; None where it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
 class Readers:
     """How far each reader has come, and what was delivered; written down once in a turn of the loop."""
 
@@ -5301,57 +5322,6 @@ SECRET_FORMS = tuple(
 )  # fmt: skip
 
 
-# -- languages and kinds of files
-
-LANGUAGES = {
-    name: language
-    for language, names in {
-        "python": ".py .pyi .pyx", "javascript": ".js .jsx .mjs .cjs", "typescript": ".ts .tsx .mts .cts", "go": ".go",
-        "rust": ".rs", "java": ".java", "kotlin": ".kt .kts", "scala": ".scala", "csharp": ".cs", "c": ".c .h",
-        "cpp": ".cc .cpp .cxx .hpp .hh .hxx", "swift": ".swift", "ruby": ".rb .rake", "php": ".php", "perl": ".pl .pm",
-        "elixir": ".ex .exs", "erlang": ".erl .hrl", "haskell": ".hs", "clojure": ".clj .cljs", "lua": ".lua",
-        "r": ".r", "julia": ".jl", "dart": ".dart", "shell": ".sh .bash .zsh", "powershell": ".ps1", "sql": ".sql",
-        "html": ".html .htm", "css": ".css .scss .sass .less", "vue": ".vue", "svelte": ".svelte", "zig": ".zig",
-        "nim": ".nim", "protobuf": ".proto", "graphql": ".graphql .gql", "markdown": ".md .markdown", "rst": ".rst",
-        "text": ".txt", "yaml": ".yml .yaml", "toml": ".toml", "json": ".json", "xml": ".xml", "ini": ".ini .cfg",
-        "dockerfile": "dockerfile", "makefile": "makefile", "terraform": ".tf",
-    }.items()
-    for name in names.split()
-}  # fmt: skip
-PROSE = frozenset({"markdown", "rst", "text"})
-DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
-
-
-def language_of(path: str) -> str:
-    name = path.rpartition("/")[2].lower()
-    return LANGUAGES.get(name) or LANGUAGES.get(os.path.splitext(name)[1]) or "unknown"
-
-
-@functools.lru_cache(100_000)
-def kind_of(path: str) -> str:
-    """source, test, docs, config or other (vendored, locked and minified files too), by a file's path alone."""
-    *folders, name = path.lower().split("/")
-    language, stem = language_of(path), name.rpartition(".")[0]
-    if MADE_NAME.search(name) or not FOREIGN_FOLDERS.isdisjoint(folders):
-        return "other"
-    if language == "unknown":
-        return "docs" if name in ("readme", "license", "changelog", "authors") else "other"
-    if language in PROSE and not fnmatch.fnmatch(name, "requirements*.txt"):
-        return "docs"
-    if language in DATA:
-        return "config"
-    camel = re.search(r"[a-z0-9]Tests?\.\w+$", path)  # UserTest.java, and not latest.py
-    if not TEST_FOLDERS.isdisjoint(folders) or TEST_STEM.search(stem) or camel:
-        return "test"
-    return "docs" if folders and folders[0] in ("docs", "doc") else "source"
-
-
-MADE_NAME = re.compile(r"(\.min\.(js|css)|-lock\.(json|yaml)|\.lock|\.map|\.snap)$")
-FOREIGN_FOLDERS = frozenset({"vendor", "node_modules", "third_party"})
-TEST_FOLDERS = frozenset("test tests testing spec specs __tests__ e2e testdata fixtures".split())
-TEST_STEM = re.compile(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec|-tests?)$")
-
-
 # -- the watcher
 
 
@@ -5848,6 +5818,10 @@ def agent_answer(row: dict[str, Any], output: Output, now: float) -> dict[str, A
     }  # fmt: skip
 
 
+def iso_or_none(moment: float | None) -> str | None:
+    return None if moment is None else iso(moment)
+
+
 class Launcher:
     """Makes what an agent is started with: its files, its command and its environment."""
 
@@ -6042,16 +6016,6 @@ def is_command(answer: Any) -> bool:
     return isinstance(words, (list, tuple)) and bool(words) and all(isinstance(word, str) for word in words)
 
 
-def find_program(command: AgentCommand, root: Path) -> str:
-    """The file that a command's first word names, as a shell in ``root`` would find it. Raises OSError."""
-    name, path = command.argv[0], command.environment.get("PATH")
-    found = shutil.which(str(root / name) if os.path.dirname(name) else name, path=path)
-    if found is None:
-        reason = errno.EACCES if os.path.dirname(name) and (root / name).exists() else errno.ENOENT
-        raise OSError(reason, os.strerror(reason))
-    return os.path.abspath(found)
-
-
 Identity = tuple[int, str]  # pid, and what tells it from an earlier or later process with the same number
 
 
@@ -6171,6 +6135,16 @@ class Processes:
         """Leave all processes to themselves."""
         for task in self._watches:
             task.cancel()
+
+
+def find_program(command: AgentCommand, root: Path) -> str:
+    """The file that a command's first word names, as a shell in ``root`` would find it. Raises OSError."""
+    name, path = command.argv[0], command.environment.get("PATH")
+    found = shutil.which(str(root / name) if os.path.dirname(name) else name, path=path)
+    if found is None:
+        reason = errno.EACCES if os.path.dirname(name) and (root / name).exists() else errno.ENOENT
+        raise OSError(reason, os.strerror(reason))
+    return os.path.abspath(found)
 
 
 FORCE = getattr(signal, "SIGKILL", signal.SIGTERM)
@@ -6313,16 +6287,43 @@ def percentile(ordered: list[float], share: float) -> float:
 # ======================================================================================================
 
 
-def built_in_plugins(settings: Settings) -> list[object]:
-    return [
-        BuiltInAgentTypes(), ReferenceSections(), WordRanking(), RoutingRules(), AgentCommands(),
-    ]  # fmt: skip
+def built_in_plugins() -> list[object]:
+    return [BuiltInAgentTypes(), ReferenceSections(), WordRanking(), RoutingRules(), AgentCommands()]
 
 
 class BuiltInAgentTypes:
     @hookimpl
     def register_agent_types(self) -> dict[str, str]:
         return {name: category for category, names in AGENT_TYPES.items() for name in names.split()}
+
+
+AGENT_TYPES = {
+    "architect": "chief-architect",
+    "coding": """
+        python-specialist rust-specialist go-specialist javascript-specialist typescript-specialist java-specialist
+        kotlin-specialist scala-specialist csharp-specialist cpp-specialist c-specialist swift-specialist
+        objective-c-specialist ruby-specialist php-specialist perl-specialist elixir-specialist erlang-specialist
+        haskell-specialist clojure-specialist lua-specialist r-specialist julia-specialist dart-specialist
+        shell-specialist powershell-specialist sql-specialist html-css-specialist react-specialist vue-specialist
+        angular-specialist svelte-specialist nextjs-specialist nodejs-specialist django-specialist fastapi-specialist
+        flask-specialist rails-specialist laravel-specialist spring-specialist dotnet-specialist flutter-specialist
+        react-native-specialist ios-specialist android-specialist graphql-specialist grpc-specialist
+        websocket-specialist wasm-specialist embedded-specialist game-specialist blockchain-specialist
+        frontend-developer backend-developer fullstack-developer mobile-developer desktop-developer api-developer
+        legacy-modernizer refactoring-specialist debugging-specialist api-integration-specialist salesforce-specialist
+        authentik-specialist payment-integration-specialist webhook-specialist data-engineer data-scientist
+        database-architect database-administrator etl-specialist analytics-engineer devops-engineer cloud-architect
+        kubernetes-specialist terraform-specialist docker-specialist ci-cd-specialist site-reliability-engineer
+        network-engineer platform-engineer observability-engineer machine-learning-engineer mlops-engineer ai-engineer
+        prompt-engineer llm-specialist mcp-developer mcp-integration-engineer tooling-engineer build-engineer""",
+    "qa": "test-engineer test-automator qa-engineer performance-engineer accessibility-tester",
+    "security": "security-auditor security-engineer penetration-tester compliance-auditor api-security-auditor",
+    "documentation": "documentation-expert technical-writer api-documenter changelog-writer tutorial-writer",
+    "support": """
+        technical-researcher academic-researcher competitive-researcher business-analyst product-manager
+        project-manager ux-designer ui-designer customer-support issue-triager code-reviewer credential-manager
+        incident-responder dependency-manager git-expert content-strategist""",
+}  # fmt: skip
 
 
 class ReferenceSections:
@@ -6404,6 +6405,67 @@ def project_type(root: Path, names: list[str]) -> str:
     names = names or split_z(run_git(root, "ls-files", "-z"))
     counted = collections.Counter(language_of(name) for name in names if kind_of(name) in ("source", "test"))
     return counted.most_common(1)[0][0] if counted else "unknown"
+
+
+# -- languages and kinds of files
+
+LANGUAGES = {
+    name: language
+    for language, names in {
+        "python": ".py .pyi .pyx", "javascript": ".js .jsx .mjs .cjs", "typescript": ".ts .tsx .mts .cts", "go": ".go",
+        "rust": ".rs", "java": ".java", "kotlin": ".kt .kts", "scala": ".scala", "csharp": ".cs", "c": ".c .h",
+        "cpp": ".cc .cpp .cxx .hpp .hh .hxx", "swift": ".swift", "ruby": ".rb .rake", "php": ".php", "perl": ".pl .pm",
+        "elixir": ".ex .exs", "erlang": ".erl .hrl", "haskell": ".hs", "clojure": ".clj .cljs", "lua": ".lua",
+        "r": ".r", "julia": ".jl", "dart": ".dart", "shell": ".sh .bash .zsh", "powershell": ".ps1", "sql": ".sql",
+        "html": ".html .htm", "css": ".css .scss .sass .less", "vue": ".vue", "svelte": ".svelte", "zig": ".zig",
+        "nim": ".nim", "protobuf": ".proto", "graphql": ".graphql .gql", "markdown": ".md .markdown", "rst": ".rst",
+        "text": ".txt", "yaml": ".yml .yaml", "toml": ".toml", "json": ".json", "xml": ".xml", "ini": ".ini .cfg",
+        "dockerfile": "dockerfile", "makefile": "makefile", "terraform": ".tf",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+
+
+PROSE = frozenset({"markdown", "rst", "text"})
+
+
+DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
+
+
+def language_of(path: str) -> str:
+    name = path.rpartition("/")[2].lower()
+    return LANGUAGES.get(name) or LANGUAGES.get(os.path.splitext(name)[1]) or "unknown"
+
+
+@functools.lru_cache(100_000)
+def kind_of(path: str) -> str:
+    """source, test, docs, config or other (vendored, locked and minified files too), by a file's path alone."""
+    *folders, name = path.lower().split("/")
+    language, stem = language_of(path), name.rpartition(".")[0]
+    if MADE_NAME.search(name) or not FOREIGN_FOLDERS.isdisjoint(folders):
+        return "other"
+    if language == "unknown":
+        return "docs" if name in ("readme", "license", "changelog", "authors") else "other"
+    if language in PROSE and not fnmatch.fnmatch(name, "requirements*.txt"):
+        return "docs"
+    if language in DATA:
+        return "config"
+    camel = re.search(r"[a-z0-9]Tests?\.\w+$", path)  # UserTest.java, and not latest.py
+    if not TEST_FOLDERS.isdisjoint(folders) or TEST_STEM.search(stem) or camel:
+        return "test"
+    return "docs" if folders and folders[0] in ("docs", "doc") else "source"
+
+
+MADE_NAME = re.compile(r"(\.min\.(js|css)|-lock\.(json|yaml)|\.lock|\.map|\.snap)$")
+
+
+FOREIGN_FOLDERS = frozenset({"vendor", "node_modules", "third_party"})
+
+
+TEST_FOLDERS = frozenset("test tests testing spec specs __tests__ e2e testdata fixtures".split())
+
+
+TEST_STEM = re.compile(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec|-tests?)$")
 
 
 # -- the simple ranking
@@ -6585,6 +6647,15 @@ class RoutingRules:
         partial = result.status == "partial"
         found = [NextAgent(name, "medium" if partial else priority, why) for name, priority, why in rows]
         return [*proposals, *(item for item in found if item.agent_type not in settled)]
+
+
+SPECIALISTS = {  # the coding type for a project's main language
+    "python": "python-specialist", "rust": "rust-specialist", "go": "go-specialist", "java": "java-specialist",
+    "javascript": "javascript-specialist", "typescript": "typescript-specialist", "ruby": "ruby-specialist",
+    "php": "php-specialist", "csharp": "csharp-specialist", "cpp": "cpp-specialist", "c": "c-specialist",
+    "kotlin": "kotlin-specialist", "swift": "swift-specialist", "scala": "scala-specialist",
+    "elixir": "elixir-specialist", "dart": "dart-specialist", "haskell": "haskell-specialist",
+}  # fmt: skip
 
 
 def settled_types(facts: list[ResultFact]) -> set[str]:
@@ -6831,10 +6902,6 @@ def harmless(text: str) -> str:
 # -- serving
 
 
-def settings_from(options: argparse.Namespace) -> Settings:
-    return load_settings({name: value for name, value in vars(options).items() if name in OPTIONS})
-
-
 def command_serve(options: argparse.Namespace) -> int:
     settings = settings_from(options)
     set_up_logging(settings)
@@ -6846,6 +6913,10 @@ def command_serve(options: argparse.Namespace) -> int:
         new_loop = importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(serve(settings, hooks))
+
+
+def settings_from(options: argparse.Namespace) -> Settings:
+    return load_settings({name: value for name, value in vars(options).items() if name in OPTIONS})
 
 
 def set_up_logging(settings: Settings) -> None:
@@ -6981,54 +7052,6 @@ def command_plugins(options: argparse.Namespace) -> int:
 # ======================================================================================================
 
 
-def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
-    """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too. Not ``strict``:
-    a query's texts.
-    """
-    try:
-        converted = msgspec.convert(value, shape, strict=strict)
-        if not strict:
-            check_spelling(value, converted)
-        return converted
-    except msgspec.ValidationError as error:
-        problem, path = bad_field(str(error), value, shape)
-        where = "" if path == "$" else f" - at `$.{path}`"
-        raise ApiError(code, f"{ERRORS[code][2]}: {problem}{where}", details={"path": path}) from None
-
-
-def check_spelling(texts: dict[str, str], converted: Any) -> None:
-    """Numbers are digits: msgspec also reads 1e3, 5.0, -0 and null as whole numbers. Raises msgspec.ValidationError."""
-    for name in texts.keys() & set(converted.__struct_fields__):
-        plain = re.fullmatch("[0-9]+|true|false", texts[name], re.IGNORECASE)
-        if not plain and not isinstance(getattr(converted, name), str):
-            raise msgspec.ValidationError(f"Expected digits, or true or false for a switch - at `$.{name}`")
-
-
-def bad_field(message: str, value: Any, shape: Any) -> tuple[str, str]:
-    """What msgspec found wrong, and where: ``result.files_created[3].path``; ``$`` is the whole body."""
-    problem, found, place = message.rpartition(" - at ")
-    if not found:
-        problem, place = message, ""
-    path = place.removeprefix("`key` in ").strip("`$").removeprefix(".")
-    if missing := re.search(r"missing required field `(.+)`", problem):
-        path = f"{path}.{missing[1]}".lstrip(".")
-    name = path.removesuffix("[...]")
-    if (name != path or place.startswith("`key`")) and isinstance(value.get(name), dict):
-        entry = bad_entry(value[name], next(row.type for row in msgspec.structs.fields(shape) if row.name == name))
-        path = f"{name}.{entry}" if entry.isidentifier() else f"{name}[{json.dumps(entry)}]"
-    return problem, path or "$"
-
-
-def bad_entry(table: dict[str, Any], shape: Any) -> str:
-    """The first key of ``table`` whose entry does not fit ``shape``: msgspec does not name it."""
-    for key, item in table.items():
-        try:
-            msgspec.convert({key: item}, shape)
-        except msgspec.ValidationError:
-            return key[:128]
-    return ""
-
-
 def iso(moment: float | None = None) -> str:
     """ISO 8601 in UTC, to the second, of ``moment`` (epoch seconds, default now)."""
     seconds = (
@@ -7040,19 +7063,6 @@ def iso(moment: float | None = None) -> str:
 @functools.lru_cache(4096)
 def iso_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def read_moment(text: str) -> float | None:
-    """Epoch seconds of an ISO 8601 time, in UTC where it names no zone; None where it is none."""
-    try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return None
-
-
-def iso_or_none(moment: float | None) -> str | None:
-    return None if moment is None else iso(moment)
 
 
 def one_line(error: BaseException) -> str:

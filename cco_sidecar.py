@@ -2285,16 +2285,23 @@ class Endpoint(Handler):
         except UnicodeDecodeError:
             raise ApiError("REQ_001", "The query is not UTF-8") from None
         self.query = convert(arguments, self.query_type, strict=False)
+        if self.claims.issue_id is not None and hasattr(self.query, "issue_id"):  # a list of what there is on issues
+            self.query.issue_id = self.query.issue_id or self.claims.issue_id
+            self.sidecar.tokens.check_issue(self.claims, self.query.issue_id)
         request.arguments = request.query_arguments = request.body_arguments = {}  # no need to park these
 
     async def _respond_to_body(self, path: tuple[str, ...]) -> Any:
-        """The answer; with an Idempotency-Key the first one again. A body of another project is refused."""
+        """The answer; with an Idempotency-Key the first one again. A body that is about another project than the
+        token's, or another issue, is refused.
+        """
         body, key = await self._read_body(), self.request.headers.get("Idempotency-Key")
         project = body.get("project_id")
         if project is not None and project != self.claims.project_id:
             raise ApiError("AUTH_003", "This token belongs to another project", details={"project_id": project})
         self._note(body.get("data"), "issue_id")
         self._note(body, "issue_id", "agent_id")
+        for issue_id in issues_named(body) if self.claims.issue_id is not None else ():
+            self.sidecar.tokens.check_issue(self.claims, issue_id)
         if key is None or not self.idempotent:
             return self._note(await self.respond(*path, body=body), "agent_id", "event_id", "id")
         endpoint = f"{self.request.method} {self.request.path}"
@@ -2577,13 +2584,13 @@ class StoreResult(Endpoint):
 
     async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> dict[str, Any]:
         self.sidecar.tokens.check_identity(self.claims, body["agent_id"], body["agent_type"])
-        self.sidecar.tokens.check_issue(self.claims, body["issue_id"])
         return await self.sidecar.results.store(body, ticket)
 
 
 class ListResults(Endpoint):
     """Stored results, newest last."""
 
+    permission = READ
     query_type = ResultQuery
     answers = {200: "ResultList"}
 
@@ -2594,11 +2601,14 @@ class ListResults(Endpoint):
 class GetResult(Endpoint):
     """One stored result."""
 
+    permission = READ
     answers = {200: "StoredResult"}
     problems = (404,)
 
     async def respond(self, result_id: str) -> bytes:
-        return self.sidecar.results.get(self.claims.project_id, result_id)
+        issue_id, body = self.sidecar.results.get(self.claims.project_id, result_id)
+        self.sidecar.tokens.check_issue(self.claims, issue_id)
+        return body
 
 
 class PublishEvent(Endpoint):
@@ -2620,9 +2630,8 @@ class PublishEvent(Endpoint):
                 f"The path says {event_type}, the body {body.get('event_type')}",
                 details={"path": "event_type"},
             )
+        self.sidecar.tokens.check_event_type(self.claims, event_type)
         self.sidecar.tokens.check_identity(self.claims, body["publisher"])
-        if "issue_id" in body["data"]:
-            self.sidecar.tokens.check_issue(self.claims, body["data"]["issue_id"])
         return await self.sidecar.bus.publish(self.claims.project_id, event_type, body, ticket)
 
 
@@ -2654,7 +2663,7 @@ class ListEvents(Endpoint):
 
     async def respond(self) -> dict[str, Any]:
         self.sidecar.tokens.check_permission(self.claims, SPAWN if self.query.dead else None)
-        return await self.sidecar.bus.page(self.claims.project_id, self.query)
+        return await self.sidecar.bus.page(self.claims, self.query)
 
 
 class SpawnAgent(Endpoint):
@@ -2668,7 +2677,6 @@ class SpawnAgent(Endpoint):
     holds_token = True
 
     async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> dict[str, Any]:
-        self.sidecar.tokens.check_issue(self.claims, body["issue_id"])
         return await self.sidecar.agents.spawn(self.claims, body, ticket)
 
     def remembered(self, answer: dict[str, Any]) -> dict[str, Any]:
@@ -2681,6 +2689,7 @@ class SpawnAgent(Endpoint):
 class ListAgents(Endpoint):
     """Agents, newest last."""
 
+    permission = READ
     query_type = AgentQuery
     answers = {200: "AgentList"}
 
@@ -2690,43 +2699,52 @@ class ListAgents(Endpoint):
         return {"agents": agents, "next_cursor": rows[-1]["id"] if rows else None, "has_more": more}
 
 
-class GetAgentStatus(Endpoint):
+class AgentEndpoint(Endpoint):
+    """What the endpoints about one agent share."""
+
+    permission = READ
+    problems = (404,)
+
+    def find(self, agent_id: str) -> dict[str, Any]:
+        """The agent's row; raises REQ_002, and AUTH_003 where it works on another issue than the token's."""
+        row = self.sidecar.agents.ledger.find(self.claims.project_id, agent_id)
+        self.acted_on = {"issue_id": row["issue"]}
+        self.sidecar.tokens.check_issue(self.claims, row["issue"])
+        return row
+
+
+class GetAgentStatus(AgentEndpoint):
     """What is known of one agent."""
 
     answers = {200: "AgentStatus"}
-    problems = (404,)
 
     async def respond(self, agent_id: str) -> dict[str, Any]:
-        row = self.sidecar.agents.ledger.find(self.claims.project_id, agent_id)
+        row = self.find(agent_id)
         (answer,) = await asyncio.to_thread(self.sidecar.agents.describe, [row])
         return answer
 
 
-class GetAgentLogs(Endpoint):
+class GetAgentLogs(AgentEndpoint):
     """What an agent wrote."""
 
     query_type = LogQuery
     answers = {200: "AgentLogs"}
-    problems = (404,)
 
     async def respond(self, agent_id: str) -> dict[str, Any]:
-        self.sidecar.agents.ledger.find(self.claims.project_id, agent_id)
+        self.find(agent_id)
         return await asyncio.to_thread(self.sidecar.agents.logs, agent_id, self.query)
 
 
-class EndAgent(Endpoint):
+class EndAgent(AgentEndpoint):
     """Order an agent's end: SIGTERM to its whole tree, grace, SIGKILL."""
 
     permission = SPAWN
     query_type = EndQuery
     answers = {202: "AgentEnding"}
-    problems = (404,)
     failure = "AGT_001"
 
     async def respond(self, agent_id: str) -> dict[str, Any]:
-        row = self.sidecar.agents.ledger.find(self.claims.project_id, agent_id)
-        self.acted_on = {"issue_id": row["issue"]}
-        self.sidecar.tokens.check_issue(self.claims, row["issue"])
+        row = self.find(agent_id)
         ending = await self.sidecar.agents.end(agent_id, force=self.query.force)
         return {"agent_id": agent_id, "ending": ending, "state": row["state"], "timestamp": iso()}
 
@@ -2739,6 +2757,7 @@ class ClearCache(Endpoint):
     problems = (404,)
 
     async def respond(self, issue_id: str | None = None) -> dict[str, Any]:
+        self.sidecar.tokens.check_issue(self.claims, issue_id)
         entries, size = self.sidecar.contexts.clear(issue_id, self.query.agent_type)
         if issue_id and not entries:
             whose = f" and {self.query.agent_type}" if self.query.agent_type else ""
@@ -2931,6 +2950,15 @@ class Tokens:
         if claims.issue_id is not None and issue_id != claims.issue_id:
             details = {"issue_id": claims.issue_id}
             raise ApiError("AUTH_003", f"This token is for issue {claims.issue_id} only", details=details)
+
+    def check_event_type(self, claims: Claims, event_type: str) -> None:
+        """What the service tells of agents is published by nobody else; raises AUTH_003. The reference's own example
+        publishes agent_completed: that may who could as well store the result that makes it, in any agent's name.
+        """
+        speaks_for_all = not claims.bound and claims.issue_id is None and WRITE in self.permissions(claims)
+        if event_type in OWN_EVENTS and not (event_type == "agent_completed" and speaks_for_all):
+            details = {"event_type": event_type}
+            raise ApiError("AUTH_003", f"{event_type} is published by the service alone", details=details)
 
     def refresh(self, claims: Claims) -> tuple[str, float]:
         """A token with the same identity that lives as long as the first one did, and when it expires. Raises
@@ -3428,8 +3456,10 @@ class ResultRecords(Statements):
         """``row`` has a value for every column but ``seq``; ``proposed`` is a list of agent types."""
         self._insert("result", row | {"proposed": json.dumps(row["proposed"])})
 
-    def result(self, project: str, id: str) -> bytes | None:
-        return self._one("select body from result where project = ? and id = ?", project, id)
+    def result(self, project: str, id: str) -> tuple[str, bytes] | None:
+        """The issue and the record."""
+        rows = self._all("select issue, body from result where project = ? and id = ?", project, id)
+        return (rows[0]["issue"], rows[0]["body"]) if rows else None
 
     def latest_result(self, id: str) -> Row | None:
         """The latest result of the same agent type on the same issue as a result."""
@@ -3898,8 +3928,8 @@ class Results:
                 raise ApiError("STR_001", f"Storage write failed: {error.strerror or type(error).__name__}") from None
             raise
 
-    def get(self, project: str, result_id: str) -> bytes:
-        """The stored record as JSON; raises REQ_002."""
+    def get(self, project: str, result_id: str) -> tuple[str, bytes]:
+        """The issue, and the stored record as JSON; raises REQ_002."""
         record = self._storage.read.result(project, result_id)
         if record is None:
             raise ApiError("REQ_002", f"No result {result_id}")
@@ -4060,9 +4090,9 @@ class EventBus:
         Raises EVT_002 (filter), REQ_001 (garbage in since), EVT_003 (since is outside of what is kept) and
         CancelledError (the client hung up).
         """
-        filter = Filter.parse(query.filter)
+        filter = Filter.parse(query.filter).within(claims.issue_id)
         place = (claims.project_id, event_type)
-        key = None if query.since else (claims.project_id, claims.sub, event_type, query.filter)
+        key = None if query.since else (claims.project_id, claims.sub, event_type, filter.text)
         after, missed = self._begin(query.since, key)
         began, parked, woken = time.monotonic(), 0.0, False
         while True:
@@ -4180,16 +4210,18 @@ class EventBus:
 
     # -- listing
 
-    async def page(self, project: str, query: EventQuery) -> dict[str, Any]:
+    async def page(self, claims: Claims, query: EventQuery) -> dict[str, Any]:
         """Retained events, or dead letters, after ``since``, or the newest ones; newest last."""
-        read, newest = self._storage.read, not query.since
+        read, newest, project = self._storage.read, not query.since, claims.project_id
+        filter = Filter.parse("").within(claims.issue_id)
         found: list[Row] = []
         floor = 0 if query.dead else read.floor()  # retention is what makes dead letters
         after, upto = floor if newest else self.parse_cursor(query.since, floor), read.head()
         fetch = read.dead_letters if query.dead else functools.partial(read.events, type=query.type or "*")
         while len(found) <= query.limit:
             rows = fetch(project, after, upto, self.STEP, newest=newest)
-            found += [row for row in rows if query.topic in (None, row["topic"]) and query.type in (None, row["type"])]
+            asked = [row for row in rows if query.topic in (None, row["topic"]) and query.type in (None, row["type"])]
+            found += [row for row in asked if not filter.terms or filter.matches(msgspec.json.decode(row["body"]))]
             if len(rows) < self.STEP:
                 break
             after, upto = (after, rows[-1]["seq"] - 1) if newest else (rows[-1]["seq"], upto)
@@ -4295,6 +4327,7 @@ class NewEvent(Struct, frozen=True):
     woken: dict[str, None] = {}
 
 
+OWN_EVENTS = ("agent_completed", "agent_exited", "agent_failed")
 ANY_ISSUE = "*"  # the issue of an event whose issue_id is a list: every issue's readers look at it
 
 
@@ -4405,7 +4438,7 @@ class Filter(Struct, frozen=True):
     """A filter expression: every term must match. No terms match everything."""
 
     text: str
-    terms: tuple[FilterTerm, ...]
+    terms: tuple[FilterTerm | IssueTerm, ...]
     exact: tuple[str, tuple[str, ...]] = ("", ("",))  # a field that must have one of these values, where there is one
     issue: str | None = None  # the only issue_id that matches, None where the filter leaves it open
     required_bytes: bytes | None = None  # what the JSON of every matching event holds, where that is known
@@ -4422,8 +4455,25 @@ class Filter(Struct, frozen=True):
         required = plain[0].encode() if plain else None  # JSON writes these characters as they are
         return Filter(text, terms, next(iter(exact), ("", ("",))), issue, required)
 
+    def within(self, issue: str | None) -> Filter:
+        """The same for a token of one issue, where it is for one. No expression has its ``text``."""
+        if issue is None:
+            return self
+        text = f"!{json.dumps(issue)},{self.text}"
+        return msgspec.structs.replace(self, text=text, terms=(IssueTerm(issue), *self.terms))
+
     def matches(self, event: dict[str, Any]) -> bool:
         return all(term.matches(event) for term in self.terms)
+
+
+class IssueTerm(Struct, frozen=True):
+    """Events that name an issue, perhaps beside others, or none."""
+
+    issue: str
+
+    def matches(self, event: dict[str, Any]) -> bool:
+        named = issues_named(event)
+        return not named or self.issue in named
 
 
 class FilterTerm(Struct, frozen=True):
@@ -4498,6 +4548,14 @@ def texts_of(event: dict[str, Any], field: str) -> list[str]:
     items = value if isinstance(value, list) else [] if value is ABSENT else [value]
     scalars = [item for item in items if not isinstance(item, (dict, list))]
     return [item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in scalars]
+
+
+def issues_named(body: dict[str, Any]) -> list[Any]:
+    """What the ``issue_id`` of an event or another body names, and that of its ``data``: scalars as texts."""
+    places = [place for place in (body, body.get("data")) if isinstance(place, dict)]
+    values = [value for place in places if (value := place.get("issue_id")) is not None]
+    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return [item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in items]
 
 
 def find_field(event: dict[str, Any], field: str) -> Any:

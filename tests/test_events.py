@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import threading
@@ -94,6 +95,73 @@ def test_a_reader_of_one_issue_gets_the_events_that_name_several_in_order_and_mi
     events = [architect.publish("shared", {"issue_id": named[number % 3]})["event_id"] for number in range(200)]
     found = ids(architect.wait("shared", filter=f"issue_id:{issue}", timeout=0, limit=1000))
     assert found == [event for number, event in enumerate(events) if number % 3 < 2]
+
+
+NAMING: list[tuple[bool, dict[str, Any]]] = [  # whether a token for the issue HERE hears of such an event
+    (True, {"data": {"issue_id": "HERE"}}),
+    (True, {"data": {"issue_id": ["HERE-9", "HERE"]}}),
+    (True, {"issue_id": "HERE", "data": {}}),
+    (True, {"issue_id": "HERE-9", "data": {"issue_id": "HERE"}}),
+    (True, {"data": {"note": "HERE-9"}}),
+    (True, {"data": {"issue_id": None}}),
+    (False, {"data": {"issue_id": "HERE-9"}}),
+    (False, {"data": {"issue_id": ["HERE-9", "issue-0"]}}),
+    (False, {"issue_id": "HERE-9", "data": {}}),
+    (False, {"data": {"issue_id": {"id": "HERE"}}}),
+    (False, {"data": {"issue_id": "here"}}),
+    (False, {"data": {"issue_id": " HERE"}}),
+]
+
+
+def naming(issue: str) -> list[tuple[bool, dict[str, Any]]]:
+    here, small = issue.upper(), issue.lower()
+    text = json.dumps(NAMING).replace("HERE", here).replace("here", small)
+    return [(mine, body) for mine, body in json.loads(text)]
+
+
+def test_an_event_of_another_issue_does_not_wake_a_token_for_one(
+    service: Service, architect: Client, issue: str
+) -> None:
+    narrow = service.client("chief-architect", issue_id=issue.upper())
+    for event_type in ("*", "named"):
+        for mine, body in naming(issue):
+            answer = in_background(lambda kind=event_type: narrow.wait(kind, timeout=20_000, since="latest"))
+            parked(architect, 1)
+            first = architect.publish("named", **body)
+            assert first["subscribers_notified"] == [jwt_subject(narrow)] * mine, body
+            published = first if mine else architect.publish("named")
+            assert ids(answer()) == [published["event_id"]], body
+
+
+@pytest.mark.parametrize("filter", ["", "topic:test", "issue_id:!x", "issue_id:*", "issue_id:HERE|HERE-9"])
+def test_a_token_for_one_issue_finds_the_events_of_that_issue_and_of_none(
+    service: Service, architect: Client, issue: str, filter: str
+) -> None:
+    asked = {"since": architect.wait("*", since="latest", timeout=0)["scanned_to"], "limit": 1000}
+    sent = [(mine, architect.publish("named", **body)["event_id"]) for mine, body in naming(issue)]
+    wide, narrow = (service.client("chief-architect", issue_id=one) for one in (None, issue.upper()))
+    filter = filter.replace("HERE", issue.upper())
+    for event_type in ("*", "named"):
+        seen = ids(wide.wait(event_type, timeout=0, filter=filter, **asked))
+        assert len(seen) > 3
+        found = ids(narrow.wait(event_type, timeout=0, filter=filter, **asked))
+        assert found == [event for mine, event in sent if mine and event in seen]
+    for query in (asked, {"limit": 1000}, asked | {"type": "named"}, {"topic": "test", "limit": 1000}):
+        listed = ids(narrow.get("/api/events", **query).json())
+        assert [event for _, event in sent if event in listed] == [event for mine, event in sent if mine]
+
+
+def test_tokens_of_one_subject_for_one_issue_and_for_all_have_positions_of_their_own(
+    service: Service, architect: Client, issue: str
+) -> None:
+    clients = {one: service.client(sub=f"reader-{issue}", issue_id=one) for one in (None, issue, f"{issue}-9")}
+    for client in clients.values():
+        client.wait("shared", limit=1000, timeout=0)
+    published = {one: architect.publish("shared", {"issue_id": one})["event_id"] for one in clients if one}
+    for one in (issue, f"{issue}-9", None):
+        found = ids(clients[one].wait("shared", timeout=0))
+        assert found == [event for name, event in published.items() if one in (None, name)]
+        assert ids(clients[one].wait("shared", timeout=0)) == []
 
 
 def test_an_empty_wait_has_the_timeout_shape(architect: Client, issue: str) -> None:

@@ -1,5 +1,5 @@
 """Two projects never see each other: not with each other's tokens, not in one storage after another, and not through
-shared names.
+shared names. Nor do tokens for two issues of one project.
 """
 
 import json
@@ -17,6 +17,7 @@ MARK = "only-for-the-first-project"
 PUBLIC = {"/health", "/openapi.json"}
 EVENT = {"publisher": "tester", "topic": "test", "data": {"issue_id": "issue-1", "note": MARK}}
 RESULT = {
+    "project_id": PROJECT,
     "agent_id": "a-1",
     "agent_type": "python-specialist",
     "issue_id": "issue-1",
@@ -37,7 +38,7 @@ class Inhabited:
     def __init__(self, make_service: Callable[..., Service]) -> None:
         self.service = make_service("--agent-command", f"echo {MARK}")
         architect = self.service.client()
-        result = architect.post("/api/results", RESULT | {"project_id": PROJECT}, headers={"Idempotency-Key": "key-1"})
+        result = architect.post("/api/results", RESULT, headers={"Idempotency-Key": "key-1"})
         event = architect.post("/api/events/ping", EVENT, headers={"Idempotency-Key": "key-1"})
         agent = architect.post("/api/agents/spawn", SPAWN, headers={"Idempotency-Key": "key-1"}).json()["agent_id"]
         until(lambda: architect.get(f"/api/agents/{agent}/status").json()["ended_at"])
@@ -84,6 +85,45 @@ def test_a_token_of_another_project_opens_nothing(inhabited: Inhabited) -> None:
             assert MARK not in answer.text
     assert service.client().get("/status").json()["events"]["total_published"] == before
     assert service.client().get(f"/api/results/{inhabited.names['result_id']}").status_code == 200
+
+
+OF_NO_ISSUE = {"/health", "/openapi.json", "/status", "/api/auth/refresh"}
+LISTS = {"/api/results", "/api/agents", "/api/events", "/api/events/wait/{event_type}"}  # of which it gets its part
+
+
+@pytest.mark.parametrize("agent_type", ["chief-architect", "test-engineer", "technical-researcher"])
+def test_a_token_for_another_issue_sees_and_touches_nothing(inhabited: Inhabited, agent_type: str) -> None:
+    service, names = inhabited.service, inhabited.names
+
+    def client(issue_id: str) -> Client:
+        return service.client(agent_type, issue_id=issue_id)  # a new subject, which no limit of rate stops
+
+    for route in routes_of(service):
+        if route[1] == "/api/plugins":
+            continue  # of no issue, and for architects alone
+        (answer,) = inhabited.walk(client("issue-2"), [route]).values()
+        reads = route[1] in OF_NO_ISSUE or (route[0] == "GET" and route[1] in LISTS)
+        assert answer.status_code == (200 if reads else 403), (route, answer.text)
+        assert MARK not in answer.text and names["result_id"] not in answer.text, route
+    for path in (
+        "/api/results",
+        "/api/agents",
+        "/api/events",
+        "/api/events?topic=test",
+        "/api/events?type=agent_exited",
+    ):
+        for query in ({}, {"since": "earliest"}, {"limit": 1}):
+            assert MARK not in client("issue-2").get(path, **query).text, (path, query)
+    dead = client("issue-2").get("/api/events", dead="true")
+    assert dead.status_code == (200 if agent_type == "chief-architect" else 403) and MARK not in dead.text
+    for event_type in ("*", "ping", "agent_completed", "agent_exited"):
+        for query in ({}, {"since": "earliest"}, {"filter": "issue_id:issue-1"}):
+            assert client("issue-2").wait(event_type, timeout=0, **query)["events"] == []
+    assert service.client().get("/status").json()["storage"]["context_cache_entries"] == 1, "it is not cleared"
+    (agent,) = client("issue-1").get("/api/agents").json()["agents"]
+    assert agent["agent_id"] == names["agent_id"] and MARK in agent["task"]
+    assert MARK in client("issue-1").get(f"/api/agents/{names['agent_id']}/logs").text
+    assert [row["id"] for row in client("issue-1").get("/api/results").json()["results"]] == [names["result_id"]]
 
 
 def test_another_project_in_the_same_storage_finds_nothing_of_the_first(inhabited: Inhabited) -> None:

@@ -341,6 +341,11 @@ PUBLIC = {"health", "openapi"}
 NEEDED = {
     "get context": "read_context",
     "store result": "write_results",
+    "list results": "read_context",
+    "get result": "read_context",
+    "list agents": "read_context",
+    "agent status": "read_context",
+    "agent logs": "read_context",
     "publish": "publish_events",
     "spawn": "spawn_agents",
     "end agent": "spawn_agents",
@@ -481,14 +486,57 @@ def test_a_token_for_one_issue_works_on_no_other(service: Service, issue: str) -
         client.get(f"/api/context/{other}/python-specialist"),
         client.post("/api/results", result(issue=other)),
         client.post("/api/events/ping", EVENT | {"data": {"issue_id": other}}),
-        client.post("/api/events/ping", EVENT | {"data": {"issue_id": [issue]}}),
+        client.post("/api/events/ping", EVENT | {"data": {"issue_id": [issue, other]}}),
+        client.post("/api/events/ping", EVENT | {"data": {"issue_id": {"id": other}}}),
+        client.post("/api/events/ping", EVENT | {"issue_id": other}),
+        client.post("/api/events/ping", EVENT | {"issue_id": [issue, other], "data": {"issue_id": issue}}),
         client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": other}),
+        client.get("/api/results", issue_id=other),
+        client.get("/api/agents", issue_id=other),
+        client.delete(f"/api/cache/context/{other}"),
+        client.delete("/api/cache/all"),
     ):
-        assert refused(answer, "AUTH_003")
-    published = service.client().publish("elsewhere", {"issue_id": other})
-    assert published["event_id"] in {event["event_id"] for event in client.wait("elsewhere", timeout=0)["events"]}, (
-        "waiting is not narrowed"
-    )
+        assert refused(answer, "AUTH_003"), answer.request.url
+    assert client.delete(f"/api/cache/context/{issue}").status_code == 200
+
+
+def test_a_token_for_one_issue_gets_no_answer_again_that_another_token_of_its_subject_got(
+    service: Service, issue: str
+) -> None:
+    wide, narrow = service.client(sub=f"twin-{issue}"), service.client(sub=f"twin-{issue}", issue_id=issue)
+    key = {"Idempotency-Key": issue}
+    for path, body in (
+        ("/api/results", result(issue=f"{issue}-other")),
+        ("/api/events/ping", EVENT | {"data": {"issue_id": f"{issue}-other"}}),
+    ):
+        first = wide.post(path, body, headers=key)
+        assert wide.post(path, body, headers=key).json() == first.json()
+        assert refused(narrow.post(path, body, headers=key), "AUTH_003")
+
+
+# What only the service knows, and the one type of them that the reference's example publishes.
+OF_THE_SERVICE = {"agent_exited": False, "agent_failed": False, "agent_completed": True}
+SPEAKERS: dict[str, tuple[str, dict[str, Any]]] = {  # those that may store a result in anybody's name come first
+    "architect": ("chief-architect", {}),
+    "coder": ("python-specialist", {}),
+    "tester, narrowed": ("test-engineer", {"permissions": ["publish_events", "write_results"]}),
+    "an agent": ("python-specialist", {"sub": "a-1", "bound": True}),
+    "for one issue": ("chief-architect", {"issue_id": "issue-1"}),
+    "writes no results": ("security-auditor", {"permissions": ["publish_events"]}),
+    "its type writes none": ("technical-researcher", {}),
+}
+
+
+@pytest.mark.parametrize("who", SPEAKERS)
+def test_what_the_service_tells_of_agents_nobody_forges(service: Service, who: str) -> None:
+    agent_type, claims = SPEAKERS[who]
+    event = {"publisher": claims.get("sub", "tester"), "topic": "coordination", "data": {"issue_id": "issue-1"}}
+    for event_type, in_the_reference in OF_THE_SERVICE.items():
+        answer = service.client(agent_type, **claims).post(f"/api/events/{event_type}", event)
+        if in_the_reference and who in list(SPEAKERS)[:3]:
+            assert answer.status_code == 202
+        else:
+            assert refused(answer, "AUTH_003") and answer.json()["details"] == {"event_type": event_type}
 
 
 # -- refreshing

@@ -1177,10 +1177,6 @@ class IssueNotFound(Exception):
     """Raised by ``resolve_issue``: the issue is known not to exist."""
 
 
-class PluginFault(Exception):
-    """A plugin that is not what its author meant: a hook or an argument that does not exist."""
-
-
 def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
     """The built-in plugins, and unless --no-plugins those beside this module, of --plugins and of entry points.
 
@@ -1195,31 +1191,6 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
     for fault in hooks.faults():
         log.warning("%s", fault)
     return hooks
-
-
-class LoadedPlugin(Struct):
-    """A plugin that was found: ``problem`` says why it is not in use, ``faulty`` that its author must mend it before
-    the service starts, ``failure`` what went wrong last in one of its hooks."""
-
-    name: str
-    source: str
-    hooks: list[str]
-    problem: str | None = None
-    faulty: bool = False
-    failures: int = 0
-    failure: str | None = None
-
-
-class Implementation(Struct, frozen=True):
-    """What one plugin does for one hook; ``arguments`` are those of the hook's that it takes."""
-
-    hook: str
-    plugin: str
-    function: Callable[..., Any]
-    arguments: list[str]
-
-    def call(self, facts: dict[str, Any]) -> Any:
-        return self.function(**{name: facts[name] for name in self.arguments})
 
 
 class Hooks:
@@ -1444,6 +1415,35 @@ class Hooks:
             return made
         log.warning(NOT_ASKED_FOR, row.plugin, row.hook, type(made).__name__)
         return None
+
+
+class PluginFault(Exception):
+    """A plugin that is not what its author meant: a hook or an argument that does not exist."""
+
+
+class LoadedPlugin(Struct):
+    """A plugin that was found: ``problem`` says why it is not in use, ``faulty`` that its author must mend it before
+    the service starts, ``failure`` what went wrong last in one of its hooks."""
+
+    name: str
+    source: str
+    hooks: list[str]
+    problem: str | None = None
+    faulty: bool = False
+    failures: int = 0
+    failure: str | None = None
+
+
+class Implementation(Struct, frozen=True):
+    """What one plugin does for one hook; ``arguments`` are those of the hook's that it takes."""
+
+    hook: str
+    plugin: str
+    function: Callable[..., Any]
+    arguments: list[str]
+
+    def call(self, facts: dict[str, Any]) -> Any:
+        return self.function(**{name: facts[name] for name in self.arguments})
 
 
 PACKAGE = "cco_sidecar_plugins"
@@ -3359,7 +3359,7 @@ class EventRecords(Statements):
 
     def floor(self) -> int:
         """Events up to here have been removed by retention; cursors before it are good no longer."""
-        return int(self._one("select value from meta where name = 'floor'") or 0)
+        return self._counter("floor")
 
     def created_from(self, seq: int) -> float:
         """When the first event from ``seq`` on was published; infinite where there is none."""
@@ -4588,23 +4588,6 @@ CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order, with the 
 }
 
 
-class CacheEntry(Struct, frozen=True):
-    """A built context: its JSON up to ``timestamp`` and ``cache_hit``, which each answer adds."""
-
-    head: bytes
-    etag: str
-
-
-class ContextKey(Struct, frozen=True):
-    """What makes one context differ from another: the request's parameters."""
-
-    issue_id: str
-    agent_type: str
-    task: str
-    max_bytes: int
-    max_files: int
-
-
 class Contexts:
     """Contexts, built in worker threads, cached, and never older than the disk.
 
@@ -4826,6 +4809,23 @@ class Contexts:
             "context_cache_entries": len(self._cache), "context_cache_bytes": self._bytes,
             "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0, "watching": self._watcher.state,
         }  # fmt: skip
+
+
+class CacheEntry(Struct, frozen=True):
+    """A built context: its JSON up to ``timestamp`` and ``cache_hit``, which each answer adds."""
+
+    head: bytes
+    etag: str
+
+
+class ContextKey(Struct, frozen=True):
+    """What makes one context differ from another: the request's parameters."""
+
+    issue_id: str
+    agent_type: str
+    task: str
+    max_bytes: int
+    max_files: int
 
 
 # -- the budget
@@ -5389,9 +5389,7 @@ class Watcher:
     ``state`` is "off", "starting", "full", or "partial: why": what changes there is found by the look at the disk.
     """
 
-    BUDGET = (
-        4_000  # folders: each costs a kernel watch, of which a user may have 8,192 for all programs on some systems
-    )
+    BUDGET = 4_000  # folders: each costs a kernel watch, of which some systems give a user 8,192 for all programs
     KINDS = [  # without this filter mere reading counts as a change
         watchdog.events.FileCreatedEvent, watchdog.events.FileModifiedEvent, watchdog.events.FileDeletedEvent,
         watchdog.events.FileMovedEvent, watchdog.events.DirCreatedEvent, watchdog.events.DirDeletedEvent,
@@ -5552,10 +5550,8 @@ class Agents:
         state when it has ended.
         """
         spawned = msgspec.json.decode(answer)
-        row, running = (
-            self.ledger.find(self._settings.project, spawned["agent_id"]),
-            self.active.get(spawned["agent_id"]),
-        )
+        row = self.ledger.find(self._settings.project, spawned["agent_id"])
+        running = self.active.get(row["id"])
         if row["pid"] is None:
             problem = "The first spawn with this Idempotency-Key was cut off before its process started"
             raise ApiError("AGT_001", problem)
@@ -6313,9 +6309,7 @@ class Metrics:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._started = clock()
-        self._requests: collections.deque[tuple[float, float, bool]] = collections.deque(
-            maxlen=100_000
-        )  # when, seconds, failed
+        self._requests = collections.deque[tuple[float, float, bool]](maxlen=100_000)  # when, seconds, failed
 
     def record(self, duration: float, *, failed: bool) -> None:
         self._requests.append((self._clock(), duration, failed))
@@ -6414,13 +6408,6 @@ def describe_structure(project: ProjectState) -> ProjectStructure:
     return ProjectStructure(clean_text(project.root), names, sorted(folders - {""}), len(names), size)
 
 
-class FileChoice(RelevantFile):
-    """A file before it is known whether it fits, with what RankedFile says of it."""
-
-    chunks: list[tuple[int, float]] = []
-    matched: bool = True
-
-
 def choose_files(request: ContextRequest) -> list[FileChoice]:
     """The files worth reading, best first: read, redacted, somewhat more than can be given. Blocks."""
     known = {file.path for file in request.project.given}
@@ -6445,6 +6432,13 @@ def read_relevant(root: str, item: RankedFile) -> FileChoice | None:
         clean_text(item.path), content, iso(facts.st_mtime), facts.st_size, language_of(item.path), checksum(content),
         round(item.score, 4), item.reasons, cut, redactions, chunks=item.chunks, matched=item.matched,
     )  # fmt: skip
+
+
+class FileChoice(RelevantFile):
+    """A file before it is known whether it fits, with what RankedFile says of it."""
+
+    chunks: list[tuple[int, float]] = []
+    matched: bool = True
 
 
 TYPE_BY_MANIFEST = {  # the first that is there says what the project is
@@ -6482,11 +6476,7 @@ LANGUAGES = {
     }.items()
     for name in names.split()
 }  # fmt: skip
-
-
 PROSE = frozenset({"markdown", "rst", "text"})
-
-
 DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
 
 
@@ -6515,14 +6505,8 @@ def kind_of(path: str) -> str:
 
 
 MADE_NAME = re.compile(r"(\.min\.(js|css)|-lock\.(json|yaml)|\.lock|\.map|\.snap)$")
-
-
 FOREIGN_FOLDERS = frozenset({"vendor", "node_modules", "third_party"})
-
-
 TEST_FOLDERS = frozenset("test tests testing spec specs __tests__ e2e testdata fixtures".split())
-
-
 TEST_STEM = re.compile(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec|-tests?)$")
 
 
@@ -7112,10 +7096,8 @@ def command_plugins(options: argparse.Namespace) -> int:
 
 def iso(moment: float | None = None) -> str:
     """ISO 8601 in UTC, to the second, of ``moment`` (epoch seconds, default now)."""
-    seconds = (
-        time.time() if moment is None else min(max(moment, 0.0), 253_402_300_799.0)
-    )  # a file may claim to be of the year 20000
-    return iso_second(int(seconds))
+    latest = 253_402_300_799.0  # a file may claim to be of the year 20000
+    return iso_second(int(time.time() if moment is None else min(max(moment, 0.0), latest)))
 
 
 @functools.lru_cache(4096)

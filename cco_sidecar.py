@@ -2534,10 +2534,10 @@ def origin_allowed(origin: str, more: tuple[str, ...]) -> bool:
     """Pages on loopback, web views of editors, and what --cors-origin names."""
     if origin in more:
         return True
-    scheme, _, place = origin.partition("://")  # no URL parser: it raises for what a hostile client may send
+    scheme, _, host = origin.partition("://")  # no URL parser: it raises for what a hostile client may send
     if scheme in ("vscode-webview", "vscode-file"):
-        return bool(place)
-    return scheme in ("http", "https") and host_allowed(place, frozenset({"localhost"}))
+        return bool(host)
+    return scheme in ("http", "https") and host_allowed(host, frozenset({"localhost"}))
 
 
 def check_identifier(name: str, value: str) -> None:
@@ -4091,12 +4091,12 @@ class EventBus:
         CancelledError (the client hung up).
         """
         filter = Filter.parse(query.filter).within(claims.issue_id)
-        place = (claims.project_id, event_type)
+        channel = (claims.project_id, event_type)  # what a poll listens to; the type may be *
         key = None if query.since else (claims.project_id, claims.sub, event_type, filter.text)
         after, missed = self._begin(query.since, key)
         began, parked, woken = time.monotonic(), 0.0, False
         while True:
-            found = await self._look(place, filter, after, query.limit)
+            found = await self._look(channel, filter, after, query.limit)
             left = query.timeout / 1000 - (time.monotonic() - began)
             if found.rows or self._closed or left <= 0:
                 if not found.rows and query.timeout == 0:
@@ -4107,7 +4107,7 @@ class EventBus:
                 raise asyncio.CancelledError
             after = found.scanned
             del found  # thousands are parked below: each holds as little as possible
-            seq = await self._park(Waiter(claims.sub, place, filter, after), left, hang_up)
+            seq = await self._park(Waiter(claims.sub, channel, filter, after), left, hang_up)
             parked, woken = time.monotonic() - began, seq is not None
             after = after if seq is None else max(after, seq - 1)  # nothing that matches lies between
 
@@ -4150,19 +4150,20 @@ class EventBus:
         details = {"floor": self.event_id(floor), "head": self.event_id(head), "reason": reason}
         raise ApiError("EVT_003", message, details=details)
 
-    async def _look(self, place: tuple[str, str], filter: Filter, after: int, limit: int) -> Found:
+    async def _look(self, channel: tuple[str, str], filter: Filter, after: int, limit: int) -> Found:
         """The next matches after ``after``, shared by polls that ask the same. No await after the search."""
-        asked, now = (place, filter.text, after, limit, self._wakes), time.monotonic()
+        asked, now = (channel, filter.text, after, limit, self._wakes), time.monotonic()
         if self._latest and self._latest[0] == asked and now - self._latest[1] < self.SHARED_SECONDS:
             return self._latest[2]
-        found = await self._search(place, filter, after, limit)
+        found = await self._search(channel, filter, after, limit)
         if found.rows and asked[-1] == self._wakes:
             self._latest = (asked, now, found)
         return found
 
-    async def _search(self, place: tuple[str, str], filter: Filter, after: int, limit: int) -> Found:
+    async def _search(self, channel: tuple[str, str], filter: Filter, after: int, limit: int) -> Found:
         """The next matches after ``after``; reads STEP rows at a time, and awaits nothing after the last ones."""
-        read, (project, event_type), issue, containing = self._storage.read, place, filter.issue, filter.required_bytes
+        read, (project, event_type) = self._storage.read, channel
+        issue, containing = filter.issue, filter.required_bytes
         rows: list[Row] = []
         bodies: list[Raw] = []
         size, more = 0, False
@@ -4367,12 +4368,12 @@ class Poll(Struct):
 class Waiter:
     """A parked poll: everything up to ``position`` has been looked at. ``wake(None)`` is a time-out or the stop."""
 
-    __slots__ = ("filter", "future", "place", "position", "subject")
+    __slots__ = ("channel", "filter", "future", "position", "subject")
 
     future: asyncio.Future[int | None]
 
-    def __init__(self, subject: str, place: tuple[str, str], filter: Filter, position: int) -> None:
-        self.subject, self.place, self.filter, self.position = subject, place, filter, position
+    def __init__(self, subject: str, channel: tuple[str, str], filter: Filter, position: int) -> None:
+        self.subject, self.channel, self.filter, self.position = subject, channel, filter, position
 
     def wake(self, seq: int | None) -> None:
         if not self.future.done():
@@ -4398,19 +4399,19 @@ class WaiterIndex:
 
     def __init__(self) -> None:
         self.all: dict[Waiter, None] = {}
-        self._places: dict[tuple[str, str], dict[str, dict[str, dict[Waiter, None]]]] = {}  # place, field, text
+        self._channels: dict[tuple[str, str], dict[str, dict[str, dict[Waiter, None]]]] = {}  # channel, field, text
 
     def add(self, waiter: Waiter) -> None:
         self.all[waiter] = None
         field, texts = waiter.filter.exact
-        by_text = self._places.setdefault(waiter.place, {}).setdefault(field, {})
+        by_text = self._channels.setdefault(waiter.channel, {}).setdefault(field, {})
         for text in texts:
             by_text.setdefault(text, {})[waiter] = None
 
     def remove(self, waiter: Waiter) -> None:
         del self.all[waiter]
         field, texts = waiter.filter.exact
-        fields = self._places[waiter.place]
+        fields = self._channels[waiter.channel]
         for text in texts:
             del fields[field][text][waiter]
             if not fields[field][text]:
@@ -4418,13 +4419,13 @@ class WaiterIndex:
         if not fields[field]:
             del fields[field]
         if not fields:
-            del self._places[waiter.place]
+            del self._channels[waiter.channel]
 
     def matching(self, project: str, event_type: str, event: dict[str, Any]) -> Iterator[Waiter]:
         """The waiters whose type and filter match ``event``; a waiter may come twice."""
         verdicts: dict[str, bool] = {}  # thousands may wait with one filter
-        for place in ((project, event_type), (project, "*")):
-            for field, by_text in self._places.get(place, {}).items():
+        for channel in ((project, event_type), (project, "*")):
+            for field, by_text in self._channels.get(channel, {}).items():
                 for text in texts_of(event, field) if field else [""]:
                     for waiter in by_text.get(text, ()):
                         filter = waiter.filter
@@ -4563,11 +4564,11 @@ def find_field(event: dict[str, Any], field: str) -> Any:
     is absent, one in data is a value.
     """
     path = field.split(".")
-    for place in (event, event.get("data")):
-        value: Any = place
+    for holder in (event, event.get("data")):
+        value: Any = holder
         for name in path:
             value = value.get(name, ABSENT) if isinstance(value, dict) else ABSENT
-        if value is not ABSENT and (value is not None or place is not event):
+        if value is not ABSENT and (value is not None or holder is not event):
             return value
     return ABSENT
 
@@ -4733,7 +4734,7 @@ class Contexts:
             return isinstance(answer, list) and all(isinstance(item, RankedFile) for item in answer)
 
         request = RankRequest(
-            root=state.root, index_folder=str(self._index_folder), files=state.given, agent_type=key.agent_type,
+            root=state.root, index_folder=str(self._index_folder), files=state.context_files, agent_type=key.agent_type,
             category=category, task=key.task, outputs=outputs, head=state.head,
             changed=[change.path for change in state.git.uncommitted_changes],
         )  # fmt: skip
@@ -4909,7 +4910,7 @@ class ProjectState(Struct, frozen=True, dict=True):
     digest: str
 
     @functools.cached_property
-    def given(self) -> list[FileFact]:
+    def context_files(self) -> list[FileFact]:
         """The files that contexts may hold: all that are not the service's own. Blocks at first."""
         own = own_files(self.root, self.files)
         return [file for file in self.files if file.path not in own]
@@ -5197,8 +5198,8 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
     try:
         with open(full, "rb", opener=lambda name, _: os.open(name, flags)) as file:
-            facts, place = os.fstat(file.fileno()), opened_path(file.fileno(), full)
-            if not stat.S_ISREG(facts.st_mode) or not place.startswith(root.rstrip("/") + os.sep):
+            facts, real_path = os.fstat(file.fileno()), opened_path(file.fileno(), full)
+            if not stat.S_ISREG(facts.st_mode) or not real_path.startswith(root.rstrip("/") + os.sep):
                 return None
             content = file.read(limit + 1)
     except (OSError, ValueError):  # gone, a link, or a folder by now
@@ -5686,11 +5687,11 @@ class Agents:
         return [agent_answer(row, self._processes.output(row["id"]), time.time()) for row in rows]
 
     def logs(self, agent_id: str, query: LogQuery) -> dict[str, Any]:
-        """The output from a place or moment on, at most a megabyte, or its last lines. Blocks."""
+        """The output from an offset or moment on, at most a megabyte, or its last lines. Blocks."""
         output, by_tail = self._processes.output(agent_id), query.tail is not None and query.since == "0"
-        start = output.place_of_tail(query.tail or 0) if by_tail else output.place_of(query.since)
-        place, text, following = output.read(start, timestamps=query.timestamps)
-        return {"agent_id": agent_id, "text": text, "next_offset": following, "offset": place}
+        start = output.offset_of_tail(query.tail or 0) if by_tail else output.offset_of(query.since)
+        offset, text, following = output.read(start, timestamps=query.timestamps)
+        return {"agent_id": agent_id, "text": text, "next_offset": following, "offset": offset}
 
 
 class Running:
@@ -6228,7 +6229,7 @@ def boot_id() -> str:
 
 
 class Output:
-    """What an agent has written. A place in it is a number of bytes."""
+    """What an agent has written. Offsets are in bytes."""
 
     NAME = "output.log"
     TAIL = 512 * 1024  # how far back the last lines are looked for
@@ -6238,33 +6239,33 @@ class Output:
         self._folder = folder
 
     def read(self, start: int, *, timestamps: bool = False) -> tuple[int, str, int]:
-        """(place, text, next place) from ``start`` on, READ bytes at most; ``place`` is later where what was there is
-        gone. Blocks, as all methods do.
+        """(offset, text, next offset) from ``start`` on, READ bytes at most; the offset is larger than ``start`` where
+        what was there is gone. Blocks, as all methods do.
         """
         if timestamps:
             raise ApiError("REQ_001", "timestamps: when lines were written is known with the plugin keeper alone")
-        place, content = self._bytes(start, self.READ)
+        offset, content = self._bytes(start, self.READ)
         text, held_back = decode_whole(content)
-        return place, text, place + len(content) - held_back
+        return offset, text, offset + len(content) - held_back
 
     def tail(self, number: int) -> list[str]:
         """The last lines, without their times."""
-        _, text, _ = self.read(self.place_of_tail(number))
+        _, text, _ = self.read(self.offset_of_tail(number))
         return [line[:2000] for line in text.removesuffix("\n").split("\n")[-number:]] if text else []
 
-    def place_of_tail(self, number: int) -> int:
+    def offset_of_tail(self, number: int) -> int:
         """Where the last ``number`` lines begin."""
         asked = max(0, self.size() - self.TAIL)
-        place, content = self._bytes(asked, self.TAIL)
+        offset, content = self._bytes(asked, self.TAIL)
         position = len(content) - content.endswith(b"\n")
         for _ in range(number):
             position = content.rfind(b"\n", 0, position)
             if position < 0:
-                return place if place == 0 or place > asked else place + content.find(b"\n") + 1
-        return place + position + 1
+                return offset if offset == 0 or offset > asked else offset + content.find(b"\n") + 1
+        return offset + position + 1
 
-    def place_of(self, since: str) -> int:
-        """The place that a cursor names, or where the first line begins that is not older than a moment."""
+    def offset_of(self, since: str) -> int:
+        """The offset that a cursor names, or where the first line begins that is not older than a moment."""
         if not since.isdigit():
             raise ApiError("REQ_001", "since: when lines were written is known with the plugin keeper alone")
         return min(int(since), self.size())
@@ -6283,7 +6284,7 @@ class Output:
         return 0
 
     def _bytes(self, start: int, number: int) -> tuple[int, bytes]:
-        """(place, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
+        """(offset, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
         with contextlib.suppress(FileNotFoundError), (self._folder / self.NAME).open("rb") as file:
             file.seek(start)
             return start, file.read(number)
@@ -6386,7 +6387,7 @@ class ReferenceSections:
     @hookimpl(trylast=True)
     def context_section(self, request: ContextRequest) -> Sections:
         project = request.project
-        kind = project_type(Path(project.root), [file.path for file in project.given])
+        kind = project_type(Path(project.root), [file.path for file in project.context_files])
         unknown = ("python_version", "test_coverage", "last_build_status", "last_build_time", "security_scan_status")
         told: dict[str, Any] = {"dependencies": [], "dependency_versions": {}, **dict.fromkeys(unknown)}
         built = {"redactions": 0, "index": "ready", "task_matched": None}  # filled in when the context is put together
@@ -6410,7 +6411,7 @@ def describe_structure(project: ProjectState) -> ProjectStructure:
 
 def choose_files(request: ContextRequest) -> list[FileChoice]:
     """The files worth reading, best first: read, redacted, somewhat more than can be given. Blocks."""
-    known = {file.path for file in request.project.given}
+    known = {file.path for file in request.project.context_files}
     chosen: list[FileChoice] = []
     left = 1.25 * request.max_bytes  # what is too large for the rest of the room is passed over later
     for item in request.ranked:
@@ -6552,9 +6553,9 @@ class WordRanking:
         scores = {path: weights[kind_of(path)] * sum(share for share, _ in found) for path, found in shares.items()}
         least = min(scores.values()) if matched else 1.0  # files without a score stay below it
         ranked = []
-        for path, place in order.items():
+        for path, without_task in order.items():
             why = [reason for _, reason in sorted(shares.get(path, ()), reverse=True)[:4]]
-            score = scores.get(path, 0.0) + least * place
+            score = scores.get(path, 0.0) + least * without_task
             ranked.append(RankedFile(path, score, why or [f"{kind_of(path)} of the project"], matched=path in matched))
         return sorted(ranked, key=lambda item: (-item.score, item.path))
 
@@ -6643,7 +6644,7 @@ def content_words(text: str) -> Iterator[str]:
 
 CODER, LAST_CODER, SAME = "the project's specialist", "the last coder", "the same type"
 
-ROUTES: dict[tuple[str, str], tuple[tuple[str, Priority, str], ...]] = {  # (category, outcome): who, priority, why
+PROPOSALS: dict[tuple[str, str], tuple[tuple[str, Priority, str], ...]] = {  # (category, outcome): who, priority, why
     ("architect", "success"): (
         (CODER, "high", "architecture-success: implementation of what was designed"),
         ("test-engineer", "medium", "architecture-success: tests for what was designed"),
@@ -6667,7 +6668,7 @@ ROUTES: dict[tuple[str, str], tuple[tuple[str, Priority, str], ...]] = {  # (cat
 
 
 class RoutingRules:
-    """Who works next, by ROUTES, without those that need no proposal (see ``settled_types``)."""
+    """Who works next, by PROPOSALS, without those that need no proposal (see ``settled_types``)."""
 
     @hookimpl(tryfirst=True)
     def next_agents(
@@ -6684,7 +6685,7 @@ class RoutingRules:
         last_coder = next((fact.agent_type for fact in reversed(history) if fact.category == "coding"), coder)
         names = {CODER: coder, LAST_CODER: last_coder, SAME: result.agent_type}
         rows = [
-            (names.get(who, who), priority, why) for who, priority, why in ROUTES.get((result.category, outcome), ())
+            (names.get(who, who), priority, why) for who, priority, why in PROPOSALS.get((result.category, outcome), ())
         ]
         partial = result.status == "partial"
         found = [NextAgent(name, "medium" if partial else priority, why) for name, priority, why in rows]

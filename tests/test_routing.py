@@ -7,7 +7,7 @@ from conftest import Client, Service
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cco_sidecar import AGENT_TYPES, ROUTES, SPECIALISTS, NextAgent, ResultFact, RoutingRules
+from cco_sidecar import AGENT_TYPES, PROPOSALS, SPECIALISTS, NextAgent, ResultFact, RoutingRules
 
 CATEGORY = {name: category for category, names in AGENT_TYPES.items() for name in names.split()}
 SHORT = {
@@ -119,7 +119,7 @@ def test_the_projects_language_says_who_writes_the_code(language: str, specialis
 
 
 def test_every_row_of_the_table_is_about_a_known_category_and_known_types() -> None:
-    for (category, _), rows in ROUTES.items():
+    for (category, _), rows in PROPOSALS.items():
         assert category in AGENT_TYPES
         for who, _, reason in rows:
             assert who in CATEGORY or who.startswith("the ")

@@ -394,13 +394,13 @@ class Keeper:
 
 class StampedOutput(Output):
     """Reads what a keeper has written down of one agent: text with stamps at the lines' beginnings, in files named by
-    their place.
+    their offset.
     """
 
     STAMP = len("2025-01-01T00:00:00.000Z ")
 
     def _files(self) -> list[tuple[int, Path]]:
-        """(place of the first byte, path) of each file, oldest first."""
+        """(offset of the first byte, path) of each file, oldest first."""
         return sorted((int(path.name.split(".")[1]), path) for path in self._folder.glob("output.*.log"))
 
     def last_written(self) -> float | None:
@@ -412,49 +412,49 @@ class StampedOutput(Output):
         return None
 
     def _bytes(self, start: int, number: int) -> tuple[int, bytes]:
-        """(place, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
-        content, place = b"", start
+        """(offset, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
+        content, offset = b"", start
         for first, path in self._files():
             try:
                 with path.open("rb") as file:
                     end = file.seek(0, os.SEEK_END) + first
-                    if end <= place or len(content) >= number:
+                    if end <= offset or len(content) >= number:
                         continue
-                    place = place if content else max(place, first)
-                    file.seek(place + len(content) - first)
+                    offset = offset if content else max(offset, first)
+                    file.seek(offset + len(content) - first)
                     content += file.read(number - len(content))
             except FileNotFoundError:  # rotated away at this moment
                 continue
-        return place, content
+        return offset, content
 
     def read(self, start: int, *, timestamps: bool = False) -> tuple[int, str, int]:
-        """(place, text, next place) from ``start`` on, READ bytes at most; ``place`` is later where what was there is
+        """(offset, text, next offset) from ``start`` on, READ bytes at most; it is larger where what was there is
         gone.
         """
-        place, content = self._bytes(max(0, start - 1), self.READ)
-        fresh = place == 0 or place > max(0, start - 1) or content[:1] == b"\n"  # whether what follows begins a line
-        if place == start - 1:
-            place, content = start, content[1:]
+        offset, content = self._bytes(max(0, start - 1), self.READ)
+        fresh = offset == 0 or offset > max(0, start - 1) or content[:1] == b"\n"  # whether what follows begins a line
+        if offset == start - 1:
+            offset, content = start, content[1:]
         lines = re.findall(rb"[^\n]*\n|[^\n]+", content)
         if lines and not lines[-1].endswith(b"\n") and len(lines[-1]) < self.STAMP and (len(lines) > 1 or fresh):
             content = content[: -len(lines.pop())]  # half a stamp: the next reader gets it whole
         if not timestamps:
             lines = [line if number == 0 and not fresh else line[self.STAMP :] for number, line in enumerate(lines)]
         text, held_back = decode_whole(b"".join(lines))
-        return place, text, place + len(content) - held_back
+        return offset, text, offset + len(content) - held_back
 
-    def place_of(self, since: str) -> int:
-        """The place that a cursor names, or where the first line begins that is not older than a moment."""
+    def offset_of(self, since: str) -> int:
+        """The offset that a cursor names, or where the first line begins that is not older than a moment."""
         if since.isdigit():
             return min(int(since), self.size())
         wanted = since.rstrip("Z").encode()
         for first, path in self._files():
             with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                place = first
+                offset = first
                 for line in file:
                     if line[: len(wanted)] >= wanted:
-                        return place
-                    place += len(line)
+                        return offset
+                    offset += len(line)
         return self.size()
 
     def size(self) -> int:

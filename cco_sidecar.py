@@ -869,8 +869,8 @@ class HookSpecs:
         submission: dict[str, Any],
     ) -> list[NextAgent]:
         """The new list of proposals after ``result`` was stored: ``proposals`` as the plugins before left them, with
-        some added, removed or replaced. ``history`` holds the issue's earlier results, oldest first; ``submission`` is
-        the whole body that was posted.
+        some added, removed or replaced. ``history`` holds the issue's earlier results, oldest first, of many the newest
+        200 and the last one of a coder; ``submission`` is the whole body that was posted.
 
         return [item for item in proposals if item.agent_type != "security-auditor"]
         """
@@ -3321,8 +3321,13 @@ class Statements:
         given = {
             name: [value] if isinstance(value, str) else value for name, value in equal.items() if value is not None
         }
-        clauses = "".join(f" and {name} in ({', '.join('?' * len(values))})" for name, values in given.items())
-        sql = f"{select} where project = ? and seq > ?{clauses} order by {SEQ[after is None]} limit ?"
+        # A plus keeps SQLite from an index. Each column has one that is in order; of the project alone the table is.
+        clauses = "".join(
+            f" and {'+' if number else ''}{name} in ({', '.join('?' * len(values))})"
+            for number, (name, values) in enumerate(given.items())
+        )
+        mine = "project" if given else "+project"
+        sql = f"{select} where {mine} = ? and seq > ?{clauses} order by {SEQ[after is None]} limit ?"
         rows = self._all(sql, project, after or 0, *itertools.chain.from_iterable(given.values()), limit + 1)
         return cut_page(rows, limit, newest=after is None)
 
@@ -3349,8 +3354,7 @@ class EventRecords(Statements):
         columns = ("project", "type", "topic", "issue", "created", "expires", "body")
         seq = self._insert("event", {name: getattr(event, name) for name in columns})
         self.inserted.append((event, seq))
-        self._tally[f"published:{event.project}"] += 1
-        self._tally["retained"] += 1
+        self._tally.update({f"published:{event.project}": 1, f"undelivered:{event.project}": 1, "retained": 1})
         return seq
 
     def head(self) -> int:
@@ -3378,6 +3382,8 @@ class EventRecords(Statements):
         given = {clause: value for clause, value in given.items() if value is not None}
         if issue is not None:  # the planner would walk the type's index and look at every row
             source, clauses = "event indexed by event_by_issue", [*clauses, "issue is not null"]
+        elif type == "*":  # ... or sort all of it; the table itself is in order
+            source = "event not indexed"
         sql = (
             f"select seq, type, topic, created, delivered, body from {source} where {' and '.join([*clauses, *given])}"
         )
@@ -3395,9 +3401,13 @@ class EventRecords(Statements):
         return self._counter("deliveries")
 
     def undelivered(self, project: str) -> int:
-        """How many events wait for a first reader."""
-        sql = "select count(*) from event where project = ? and delivered = 0 and expires > ?"
-        return self._one(sql, project, time.time()) or 0
+        """How many events wait for a first reader, those included that have expired since the last sweep."""
+        return self._counter(f"undelivered:{project}")
+
+    def _no_longer_undelivered(self, seqs: str) -> None:
+        sql = "select project, count(*) from event where seq in (select value from json_each(?)) and delivered = 0"
+        for project, number in self._all(f"{sql} group by project", seqs):
+            self._tally[f"undelivered:{project}"] -= number
 
     def position(self, project: str, subject: str, type: str, filter: str) -> int | None:
         sql = "select seq from position where project = ? and subject = ? and type = ? and filter = ?"
@@ -3413,6 +3423,7 @@ class EventRecords(Statements):
 
     def mark_delivered(self, seqs: Collection[int], deliveries: int) -> None:
         """Some readers got these events; ``deliveries`` counts each reader of each event."""
+        self._no_longer_undelivered(json.dumps(list(seqs)))
         marked = "update event set delivered = 1 where seq in (select value from json_each(?)) and delivered = 0"
         self._change(marked, json.dumps(list(seqs)))
         self._tally["deliveries"] += deliveries
@@ -3432,6 +3443,7 @@ class EventRecords(Statements):
     def remove_events(self, seqs: list[int], keep_dead: int) -> None:
         """Remove events; those that nobody got become dead letters, of which the newest ``keep_dead`` are kept."""
         chosen = "seq in (select value from json_each(?))"
+        self._no_longer_undelivered(json.dumps(seqs))
         self._change(
             "insert or ignore into dead_letter (seq, project, type, topic, body)"
             f" select seq, project, type, topic, body from event where {chosen} and delivered = 0",
@@ -3455,6 +3467,7 @@ class ResultRecords(Statements):
     def insert_result(self, row: dict[str, Any]) -> None:
         """``row`` has a value for every column but ``seq``; ``proposed`` is a list of agent types."""
         self._insert("result", row | {"proposed": json.dumps(row["proposed"])})
+        self._tally[f"results:{row['project']}"] += 1
 
     def result(self, project: str, id: str) -> tuple[str, bytes] | None:
         """The issue and the record."""
@@ -3465,8 +3478,8 @@ class ResultRecords(Statements):
         """The latest result of the same agent type on the same issue as a result."""
         rows = self._all(
             "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest on"
-            " latest.project = result.project and latest.issue = result.issue and latest.agent_type = result.agent_type"
-            " where result.id = ? order by latest.seq desc limit 1",
+            " latest.project = result.project and latest.issue = result.issue"
+            " where +latest.agent_type = result.agent_type and result.id = ? order by latest.seq desc limit 1",
             id,
         )
         return rows[0] if rows else None
@@ -3475,21 +3488,32 @@ class ResultRecords(Statements):
         """A page, as ``_page`` says, of ids and bodies."""
         return self._page("result", "select id, body from result", project, since, limit, equal)
 
-    def issue_results(self, project: str, issue: str) -> list[Row]:
-        """The issue's results without their bodies, oldest first."""
-        sql = "select agent_type, category, status, proposed, output from result where project = ? and issue = ?"
-        return self._all(f"{sql} order by seq", project, issue)
+    def issue_outputs(self, project: str, issue: str, limit: int) -> list[str]:
+        """The ``output`` of the issue's newest results, oldest first."""
+        sql = "select output from result where project = ? and issue = ? order by seq desc limit ?"
+        return [row["output"] for row in reversed(self._all(sql, project, issue, limit))]
+
+    def issue_facts(self, project: str, issue: str, limit: int) -> list[Row]:
+        """agent_type, category, status and proposed of the issue's newest results, oldest first; where no coder is
+        among them the last one of a coder comes before them. The newest are read from an index alone.
+        """
+        select, mine = "select agent_type, category, status, proposed from result", "where project = ? and issue = ?"
+        rows = self._all(f"{select} {mine} order by seq desc limit ?", project, issue, limit)
+        if len(rows) == limit and not any(row["category"] == "coding" for row in rows):
+            coders = f"indexed by result_by_category {mine} and category = 'coding'"
+            rows += self._all(f"{select} {coders} order by seq desc limit 1", project, issue)
+        return rows[::-1]
 
     def issue_head(self, project: str, issue: str) -> int:
         """A number that changes with every result of the issue."""
         return self._one("select max(seq) from result where project = ? and issue = ?", project, issue) or 0
 
     def count_results(self, project: str) -> int:
-        return self._one("select count(*) from result where project = ?", project) or 0
+        return self._counter(f"results:{project}")
 
     def success_since(self, project: str, agent_id: str, moment: float) -> bool:
         """Whether the agent has stored a success since then."""
-        sql = "select 1 from result where project = ? and agent_id = ? and stored >= ? and status = 'success' limit 1"
+        sql = "select 1 from result where project = ? and agent_id = ? and stored >= ? and +status = 'success' limit 1"
         return self._one(sql, project, agent_id, moment) is not None
 
     def result_of(self, project: str, agent_id: str) -> dict[str, Any]:
@@ -3632,7 +3656,7 @@ create table if not exists result (
   seq integer primary key autoincrement, id text not null unique, project text not null, issue text not null,
   agent_type text not null, agent_id text not null, category text not null, status text not null, stored real not null,
   proposed text not null, output text not null, body blob not null);
-create index if not exists result_by_issue on result (project, issue, seq);
+create index if not exists result_facts on result (project, issue, seq, agent_type, category, status, proposed);
 create index if not exists result_by_agent on result (project, agent_id, seq);
 
 create table if not exists agent (
@@ -3656,6 +3680,17 @@ create table if not exists idempotency (
   digest text not null, answer blob not null, made real not null,
   primary key (project, subject, endpoint, key)) without rowid;
 create index if not exists idempotency_by_age on idempotency (made);
+
+create index if not exists result_by_type on result (project, agent_type, seq);
+create index if not exists result_by_status on result (project, status, seq);
+create index if not exists result_by_category on result (project, issue, category, seq);
+create index if not exists agent_by_type on agent (project, type, seq);
+create index if not exists dead_letter_by_project on dead_letter (project);
+drop index if exists result_by_issue;
+
+delete from meta where name like 'undelivered:%' or name like 'results:%'; -- what is kept as a number, counted anew
+insert into meta select 'undelivered:' || project, count(*) from event where delivered = 0 group by project;
+insert into meta select 'results:' || project, count(*) from result group by project;
 """
 
 
@@ -3837,6 +3872,8 @@ class KeyedLocks:
 class Results:
     """Stores results. A result, its agent_completed event and its routing decision are one transaction."""
 
+    HISTORY = 200  # earlier results of the issue that routing looks at
+
     def __init__(
         self, storage: Storage, bus: EventBus, hooks: Hooks, agent_types: AgentTypes, settings: Settings
     ) -> None:
@@ -3862,7 +3899,7 @@ class Results:
     async def _propose(self, body: dict[str, Any], category: str) -> list[NextAgent]:
         history = [
             ResultFact(row["agent_type"], row["category"], row["status"], json.loads(row["proposed"]))
-            for row in self._storage.read.issue_results(body["project_id"], body["issue_id"])
+            for row in self._storage.read.issue_facts(body["project_id"], body["issue_id"], self.HISTORY)
         ]
         result = ResultFact(body["agent_type"], category, body["result"]["status"])
         return await asyncio.to_thread(self._ask_routing, result, history, body)
@@ -4598,6 +4635,7 @@ class Contexts:
     """
 
     WARM_FROM = 1_000  # files: the index of a smaller project is begun when it is first asked for
+    OUTPUTS = 200  # of an issue's results, the newest, that a context carries
 
     def __init__(self, storage: Storage, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
         self._storage, self._hooks, self._agent_types, self._settings = storage, hooks, agent_types, settings
@@ -4684,8 +4722,8 @@ class Contexts:
         if etag not in self._building:
             self._misses += 1
             self._drop(key)
-            rows = self._storage.read.issue_results(self._settings.project, key.issue_id)
-            outputs = [json.loads(row["output"]) for row in rows]  # nothing was awaited since the ETag was made
+            rows = self._storage.read.issue_outputs(self._settings.project, key.issue_id, self.OUTPUTS)
+            outputs = [json.loads(row) for row in rows]  # nothing was awaited since the ETag was made
             build = functools.partial(self._build, key, category, outputs, state, etag)
             self._building[etag] = asyncio.create_task(self._build_and_keep(key, build))
             self._building[etag].add_done_callback(lambda _: self._building.pop(etag, None))

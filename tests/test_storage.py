@@ -345,6 +345,112 @@ def test_a_log_as_a_crash_leaves_it_does_not_stop_the_start(
     assert with_storage(tmp_path, scene) >= 22
 
 
+# -- what must not grow with history
+
+
+def statements(scene: Callable[[cco_sidecar.Records], Any]) -> list[str]:
+    """How SQLite carries out what ``scene`` reads."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(cco_sidecar.SCHEMA)
+        plans: list[str] = []
+
+        class Explained(cco_sidecar.Records):
+            def _all(self, sql: str, *values: Any) -> list[Any]:
+                plans.extend(row[3] for row in database.execute(f"explain query plan {sql}", values))
+                return []
+
+        scene(Explained(database))
+    return plans
+
+
+READS = {
+    "events": lambda read: read.events("p", 0, 9, 9),
+    "events, newest": lambda read: read.events("p", 0, 9, 9, newest=True),
+    "events of a type": lambda read: read.events("p", 0, 9, 9, type="t", newest=True),
+    "events of an issue": lambda read: read.events("p", 0, 9, 9, issue="i"),
+    "events with some bytes": lambda read: read.events("p", 0, 9, 9, containing=b"x"),
+    "dead letters": lambda read: read.dead_letters("p", 0, 9, 9, newest=True),
+    "undelivered": lambda read: read.undelivered("p"),
+    "how many results": lambda read: read.count_results("p"),
+    "results": lambda read: read.results("p", "", 9),
+    "results of a type": lambda read: read.results("p", "", 9, agent_type="t"),
+    "results of a status": lambda read: read.results("p", "", 9, status="failed"),
+    "results of an issue": lambda read: read.results("p", "", 9, issue="i", status="failed"),
+    "what routing looks at": lambda read: read.issue_facts("p", "i", 9),
+    "the last coder": lambda read: read.issue_facts("p", "i", 0),
+    "outputs": lambda read: read.issue_outputs("p", "i", 9),
+    "the issue's head": lambda read: read.issue_head("p", "i"),
+    "an agent's result": lambda read: read.result_of("p", "a"),
+    "an agent's success": lambda read: read.success_since("p", "a", 0),
+    "agents": lambda read: read.agents("p", "", 9),
+    "agents of a type": lambda read: read.agents("p", "", 9, type="t"),
+    "agents of an issue": lambda read: read.agents("p", "", 9, issue="i"),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_what_is_asked_often_is_read_in_order_from_an_index_and_nothing_is_sorted(read: str) -> None:
+    plans = statements(READS[read])
+    assert plans and not [plan for plan in plans if plan.startswith("SCAN") or "TEMP B-TREE" in plan], plans
+    assert all("(" in plan for plan in plans), plans  # each begins at a key
+
+
+def test_numbers_that_are_kept_are_those_that_counting_gives(make_service: Callable[..., Service]) -> None:
+    service = make_service()
+    client = service.client()
+
+    def counted() -> dict[str, int]:
+        with contextlib.closing(sqlite3.connect(service.storage / Storage.FILE)) as database:
+            asked = {
+                "queue_depth": "select count(*) from event where delivered = 0",
+                "results_stored": "select count(*) from result",
+                "dead_letter_queue_size": "select count(*) from dead_letter",
+            }
+            return {name: database.execute(sql).fetchone()[0] for name, sql in asked.items()}
+
+    def told() -> dict[str, int]:
+        answer = client.get("/status").json()
+        found = answer["storage"] | answer["events"]
+        return {name: found[name] for name in ("queue_depth", "results_stored", "dead_letter_queue_size")}
+
+    for number in range(6):
+        client.publish("kept", {"number": number})
+        client.publish("short", ttl_seconds=5)
+        client.store(issue=f"issue-{number % 2}")
+    assert told() == counted() == {"queue_depth": 18, "results_stored": 6, "dead_letter_queue_size": 0}
+    client.wait("kept", timeout=0, limit=4)
+    client.wait("kept", timeout=0, since="earliest")  # some of them a second time
+    until(lambda: told()["dead_letter_queue_size"] == 6)
+    assert told() == counted() == {"queue_depth": 6, "results_stored": 6, "dead_letter_queue_size": 6}
+    assert healthy(service)[1]["checks"]["event_queue_size"] == 6
+    with contextlib.closing(sqlite3.connect(service.storage / Storage.FILE)) as database, database:
+        database.execute("update meta set value = '77' where name like 'undelivered:%' or name like 'results:%'")
+    service.stop()
+    service.start()
+    client = service.client()
+    assert told() == counted()
+
+
+def test_a_context_and_routing_look_at_the_newest_of_an_issues_results(make_service: Callable[..., Service]) -> None:
+    service = make_service()
+    client = service.client()
+    client.store("go-specialist")
+    service.stop()
+    with contextlib.closing(sqlite3.connect(service.storage / Storage.FILE)) as database, database:
+        copied = "project, issue, 'test-engineer', agent_id, 'qa', status, stored, '[]'"
+        database.execute(
+            "with recursive n(i) as (select 1 union all select i + 1 from n where i < 1500)"
+            f" insert into result select null, 'r-' || i, {copied}, json_set(output, '$.result_id', 'r-' || i), body"
+            " from result, n"
+        )
+    service.start()
+    client = service.client()
+    outputs = client.get("/api/context/issue-1/python-specialist").json()["context"]["previous_agent_outputs"]
+    assert [output["result_id"] for output in outputs] == [f"r-{number}" for number in range(1301, 1501)]
+    proposed = client.store("test-engineer", "failed")["next_agents"]
+    assert [item["agent_type"] for item in proposed] == ["go-specialist"]  # the coder of 1,500 results before
+
+
 # -- the writer
 
 

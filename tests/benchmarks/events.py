@@ -1,6 +1,6 @@
 """How fast the event bus is, beside a bare Tornado server in the same run.
 
-    python -m tests.benchmarks.events [--rounds 5] [--log-events 1000000]
+    python -m tests.benchmarks.events [--rounds 5] [--log-events 1000000] [--history-only]
 
 Everything happens on 127.0.0.1, alternates between the two servers, and is bounded. Ratios are medians of the rounds.
 """
@@ -366,6 +366,73 @@ async def worst_health_during_scan(server: Sidecar) -> tuple[float, float]:
     return time.perf_counter() - began, worst
 
 
+def fill_history(storage: Path, number: int) -> None:
+    """Put ``number`` undelivered events and ``number`` results on one issue into a stopped service's storage."""
+    now = time.time()
+    body = json.dumps(
+        EVENT | {"event_type": "bench", "timestamp": "2026-01-01T00:00:00Z", "priority": "normal"}
+    ).encode()
+    output = json.dumps({"agent": "a", "agent_type": "test-engineer", "timestamp": "2026-01-01T00:00:00Z", "decision": "d",
+        "rationale": "", "files_affected": [], "status": "success", "result_id": "r"})  # fmt: skip
+    with contextlib.closing(sqlite3.connect(storage / "sidecar.db")) as database, database:
+        database.executemany(
+            "insert into event (project, type, topic, issue, created, expires, body) values ('bench', 'bench', 'bench', 'issue-1', ?, ?, ?)",
+            ((now, now + 86_000, body) for _ in range(number)),
+        )
+        database.executemany(
+            "insert into result (id, project, issue, agent_type, agent_id, category, status, stored, proposed, output, body)"
+            " values (?, 'bench', 'issue-1', 'test-engineer', 'a', 'qa', 'success', ?, '[]', ?, ?)",
+            ((f"result-{index}", now, output, output.encode()) for index in range(number)),
+        )
+
+
+async def history_times(server: Sidecar, rounds: int = 60) -> dict[str, float]:
+    """Median seconds of what is asked often."""
+    wire = (await connect(server.port, 1))[0]
+    result = {
+        "agent_id": "a",
+        "agent_type": "test-engineer",
+        "issue_id": "issue-1",
+        "project_id": "bench",
+        "result": {"status": "success"},
+    }
+    asked = {
+        "GET /health": request_bytes("GET", "/health"),
+        "GET /api/events": request_bytes("GET", "/api/events", server.token()),
+        "GET /api/results": request_bytes("GET", "/api/results", server.token()),
+        "GET /api/results of one type": request_bytes("GET", "/api/results?agent_type=test-engineer", server.token()),
+        "GET /api/results of a type that has none": request_bytes("GET", "/api/results?agent_type=qa-engineer", server.token()),
+        "poll for any type that finds nothing": server.wait("*", "since=latest&timeout=0"),
+        "POST result": request_bytes("POST", "/api/results", server.token(), result),
+    }  # fmt: skip
+    times: dict[str, list[float]] = {name: [] for name in asked}
+    for _ in range(rounds):
+        for name, content in asked.items():
+            began = time.perf_counter()
+            status, _ = await wire.ask(content)
+            assert status in (200, 201), (name, status)
+            times[name].append(time.perf_counter() - began)
+    close([wire])
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def long_history(small: int, large: int) -> None:
+    """What is asked often costs the same on a short and on a long history; the two services are asked in turn."""
+    with contextlib.ExitStack() as open_now:
+        servers = []
+        for size in (small, large):
+            folder = Path(open_now.enter_context(tempfile.TemporaryDirectory()))
+            with running_sidecar(folder):
+                pass
+            fill_history(folder / "storage", size)
+            servers.append(open_now.enter_context(running_sidecar(folder)))
+        found = alternate(3, history_times, *servers)
+    line("measure", f"{large:,}", f"{small:,} events, results", "ratio (goal)")
+    for name in found[0][0]:
+        short, long = (statistics.median(values[name] for values in rounds) * 1000 for rounds in found)
+        line(name, f"{long:.2f} ms", f"{short:.2f} ms", f"{long / short:.2f} (<= 1.3)")
+
+
 def alternate(rounds: int, measure: Callable[[Any], Any], *servers: Any) -> list[list[Any]]:
     """What ``measure`` gives for each server, round by round."""
     found: list[list[Any]] = [[] for _ in servers]
@@ -383,7 +450,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--log-events", type=int, default=1_000_000)
+    parser.add_argument("--history-only", action="store_true", help="what is asked often, on 1,000 and on 100,000")
     options = parser.parse_args()
+    if options.history_only:
+        return long_history(1_000, 100_000)
     line("measure", "sidecar", "bare", "ratio or difference (goal)")
     with tempfile.TemporaryDirectory() as name, running_bare() as bare, running_sidecar(Path(name)) as sidecar:
         mine, bares = (asyncio.run(memory_per_waiter(server)) / 1000 for server in (sidecar, bare))
@@ -423,6 +493,7 @@ def main() -> None:
             alone, beside = (statistics.median(values) * 1000 for values in zip(*pairs, strict=True))
             line(f"publish beside {name} / alone", f"{beside:.2f} ms", f"{alone:.2f} ms", f"{ratio:.2f} (<= 2)")
     big_log(options.log_events)
+    long_history(1_000, 100_000)
 
 
 def big_log(number: int) -> None:

@@ -3890,6 +3890,8 @@ class Results:
     async def store(self, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
         category = self._agent_types.category(body["agent_type"])
+        # Other agents read the record, its file and the contexts that it becomes part of.
+        body |= {"result": (await asyncio.to_thread(redact_json, body["result"]))[0]}
         async with self._locks.hold((body["project_id"], body["issue_id"])):  # proposals depend on the results before
             proposals = await self._propose(body, category)
             stored = await self._store(body, category, proposals, ticket)
@@ -4757,7 +4759,7 @@ class Contexts:
             issue_id=key.issue_id, agent_type=key.agent_type, category=category, task=key.task, outputs=outputs,
             max_bytes=key.max_bytes, max_files=key.max_files, project=state, ranked=ranked,
         )  # fmt: skip
-        sections = self._sections(request)
+        sections = redacted_sections(self._sections(request))
         sections["metadata"]["index"] = "building" if building else "ready"
         # The same files will be ranked better soon: an ETag that nothing else has is never a hit.
         tag = f'W/"{secrets.token_hex(16)}"' if building else etag
@@ -4877,7 +4879,7 @@ def assembled(request: ContextRequest, sections: Sections, cut: bool) -> bytes:
     files = sections["relevant_files"]
     cut = cut or any(file.get("truncated") for file in files)
     with_task = "semantic_chunking" if any(file.get("line_ranges") for file in files) else "smart"
-    sections["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in files)
+    sections["metadata"]["redactions"] += sum(file.get("redactions", 0) for file in files)
     content = msgspec.json.encode(sections)
     facts = {
         "issue_id": request.issue_id, "agent_type": request.agent_type, "context": Raw(content), "truncated": cut,
@@ -5113,12 +5115,17 @@ def read_remote(root: Path) -> tuple[str | None, str | None]:
     listed = (run_git(root, "config", "--get-regexp", r"^remote\..*\.url$") or b"").decode("utf-8", "replace")
     named = dict(re.findall(r"^remote\.(.*)\.url (.*)$", listed, re.MULTILINE))
     name = "origin" if "origin" in named else next(iter(named), None)
-    return name, without_user_info(named[name]) if name else None
+    return name, without_credentials(named[name]) if name else None
 
 
-def without_user_info(url: str) -> str:
-    """A remote's URL without the user name and password that some carry."""
-    return re.sub(r"^(\w[\w+.-]*://)[^/@]*@", r"\1", url)
+def without_credentials(text: str) -> str:
+    """``text``, where it is a URL, without user name, password and query. A password may hold any sign."""
+    if "://" not in text:
+        return text
+    text = re.sub(r"://[^/?#]*@", "://", text)
+    host = r"(?:[\w.-]+|\[[\da-fA-F:.]+\])(?::\d+)?(?:[/:?#]|$)"
+    text = re.sub(rf"://[^/?#@\[]*:(?!\d*(?:[/?#]|$)).*@(?={host})", "://", text)  # it holds "/", "?" or "#"
+    return re.sub(r"\?[^#]*|#.*=.*", "", text)
 
 
 # the first of these letters in a status code decides
@@ -5281,26 +5288,114 @@ def own_files(root: str, files: list[FileFact]) -> set[str]:
     return modules | {file.path for file in files if file.path.startswith(folders) and holds(file.path, "cco_sidecar")}
 
 
+@functools.lru_cache(100_000)
 def is_secret(path: str) -> bool:
-    *folders, name = path.lower().split("/")
-    secret = SECRET_NAME.match(name) or not SECRET_FOLDERS.isdisjoint(folders)
-    return bool(secret) and not NOT_SECRET_NAME.match(name)
+    """Whether a file is of a kind that holds credentials, by its path alone.
+
+    The kinds are folders and files of tools' logins, environments, keys and states by their endings, and data files
+    that call themselves credentials; copies and backups are of the kind of their originals. Source text is of none.
+    """
+    place, _, name = path.rpartition("/")
+    folders, plain = f"/{place.lower()}/", COPY_MARKS.sub("", name.lower())
+    is_text = language_of(plain) not in MAY_HOLD_SECRETS
+    if (is_text and "/." not in folders + plain) or NOT_SECRET_NAME.search(plain):
+        return plain.endswith(".secret.exs")
+    if SECRET_PLACE.search(folders + plain) or SECRET_DOTFILE.match(plain):
+        return True
+    if is_text or SECRET_NAME.search(plain):
+        return not is_text
+    stem, _, ending = plain.rpartition(".")
+    said = COPY_MARKS.sub("", stem) if ending in DATA_ENDINGS else ending if stem else plain.lstrip(".")
+    if plain.startswith(said) and name.lower() != name:  # words in camel case are told apart by their capitals
+        said = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name[: len(said)])
+    words = re.sub(r"[^a-z]+", "-", said.lower()).strip("-")
+    calls_itself_secret = CREDENTIALS.fullmatch(words) or LOGIN_NAME.search(plain)
+    return calls_itself_secret is not None and not TEXT_FOLDERS.search(folders)
 
 
-SECRET_FOLDERS = frozenset({".ssh", ".gnupg", ".aws", ".azure", ".gcloud", ".kube", ".docker"})
-SECRET_NAME, NOT_SECRET_NAME = (
-    re.compile("|".join(map(fnmatch.translate, names.split())))
-    for names in (
-        """.env .env.* *.env *.pem *.key *.p12 *.pfx *.jks *.keystore *.kdbx *.ppk id_rsa* id_dsa* id_ecdsa* id_ed25519*
-        .netrc _netrc .pypirc .npmrc .htpasswd .git-credentials .dockercfg .pgpass credentials credentials.* secrets.*
-        *.secret service-account*.json *.tfstate *.tfvars .vault-token .envrc .my.cnf .s3cfg .boto .terraformrc
-        kubeconfig *.kubeconfig *.keytab *.jceks *.agekey *.ovpn rclone.conf wallet.dat .passwd-s3fs
-        client_secret*.json master.key""",
-        ".env.example .env.sample .env.template *.pub",
-    )
+def alternatives(names: str) -> str:
+    return f"(?:{'|'.join(names.split())})"
+
+
+COPY_MARKS = re.compile(
+    r"^(?:\.?#|~\$|copy of )|(?:[~#]|[ ._-]?\(\d+\)|[ ._-](?:\d+|copy|sw[a-p]|" + alternatives(
+        "bak bkp backup old orig original saved? te?mp prev previous rej") + r"\d*))+$"
+)  # fmt: skip
+NOT_SECRET_NAME = re.compile(
+    r"(?:^|[._-])(?:examples?|samples?|template|tmpl|tpl|dist|schema|defaults)(?:[._-](?!com\b|org\b|net\b)|$)"
+    r"|\.pub$|\.d\.ts$|(?:^|[._-])pub(?:lic)?(?:[._-]?key)?\.(?:pem|key)$|^(?:sealed|external)[_-]?secrets?\b"
+)
+SECRET_PLACE = re.compile(
+    "/" + alternatives(
+        r"""\.(?:ssh|gnupg|aws|azure|gcloud|kube|oci|envs?|secrets|password-store|subversion/auth|snowflake)/
+        \.config/(?:gcloud|gh|hub|glab-cli|op|rclone|doctl|heroku|hcloud|containers|sops|stripe|netlify|configstore)/
+        \.local/share/(?:keyrings|kwalletd)/ \.m2/settings[^/]*\.xml$ \.gradle/gradle\.properties$ \.bundle/config$
+        \.docker/config\.json$ pip/pip\.conf$ \.pip/pip\.conf$ \.dbt/profiles\.ya?ml$""")
+)  # fmt: skip
+SECRET_DOTFILE = re.compile(
+    r"[._]" + alternatives(
+        r"""env(?:rc)? netrc npmrc pypirc yarnrc\.ya?ml htpasswd htdigest git-credentials dockercfg dockerconfigjson
+        pgpass my\.cnf mylogin\.cnf s3cfg boto terraformrc vault[_-](?:token|pass) passwd-s3fs databrickscfg
+        (?:dev|prod)\.vars authinfo smbcredentials msmtprc fetchmailrc lesshst viminfo histfile [\w-]*history o?auth$
+        """) + r"(?=[\W_\d]|$|(?<=pass)word)"
+)  # fmt: skip
+PLACES = alternatives(  # whose credentials a file holds
+    """prod(?:uction)? dev(?:el(?:opment)?)? stag(?:e|ing) local live beta ci default private user my admin root team
+    shared global main test(?:ing)? qa e2e"""
+)
+SECRET_NAME = re.compile(
+    r"\." + alternatives(
+        r"""env pem key p8 p12 pfx pkcs12 jks bks keystore kdbx? ppk keytab jceks agekey ovpn tfstate tfvars(?:\.json)?
+        kubeconfig tfrc(?:\.json)?""") + rf"(?:[._-]{PLACES})?$|"
+    + r"^\.?id_(?:rsa|dsa|ecdsa|ed25519)|[_-](?:rsa|dsa|ecdsa|ed25519)(?:[_-]key)?$"
+    r"|(?:^|[_-])(?:service[_-]?accounts?|client[_-]?secrets?|adminsdk)(?:[_-].*)?\.json$"
+    r"|^(?:pgpass\.conf|rclone\.conf|wallet\.dat|kubeconfig"
+    r"|fish_history|consolehost_history\.txt|(?:rootkey|.*accesskeys)\.csv)$"
+)  # fmt: skip
+DATA_ENDINGS = frozenset(
+    """json jsonl json5 yaml yml toml xml ini cfg conf config cnf properties txt csv tsv db sqlite dat plist sh bash zsh
+    ps1 enc""".split()
+)
+LOGIN_NAME = re.compile(
+    r"(?:^|[._-])token(?:\.(?:json|txt|db))?$|^\.?(?:o?auth|cookies)(?:[._-](?:old|bak|backup|copy))?\.(?:json|toml|txt|db|sqlite)$"
+)
+CREDENTIALS = re.compile(
+    r"(?:.+-)?(?:credentials?|creds|secrets?|passwords?|passwd|passphrase|tokencache|token-cache|vault-pass"
+    r"|(?:access|refresh|auth|api|bearer)-?tokens?|(?:access|private|secret|api|master|signing|encryption|deploy)-?keys?)"
+    rf"(?:-{PLACES})*"
+)
+TEXT_FOLDERS = re.compile(
+    r"/(?:locales?|i18n|l10n|lang(?:uage)?s?|translations?|messages|schemas?|templates|\.github|paths|openapi)/"
 )
 
 REDACTED = "[REDACTED]"
+JSON_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
+
+
+def redacted_sections(sections: Sections) -> Sections:
+    """``sections`` without the secrets that any of their texts hold; the files' contents are without them already."""
+    contents = [file.pop("content") for file in sections["relevant_files"]]
+    sections, number = redact_json(sections)
+    for file, content in zip(sections["relevant_files"], contents, strict=True):
+        file["content"] = content
+    sections["metadata"]["redactions"] = number
+    return sections
+
+
+def redact_json(value: Any) -> tuple[Any, int]:
+    """The JSON ``value`` without the secrets in its texts, names of fields too, and how many there were. Blocks."""
+    content, number = msgspec.json.encode(value), 0
+    texts = msgspec.json.decode(b"[%b]" % b",".join(JSON_TEXT.findall(content)), type=list[str])
+    if not redact("\0\n".join(texts))[1]:  # all at once, since there is one seldom
+        return value, 0
+
+    def redacted(match: re.Match[bytes]) -> bytes:
+        nonlocal number
+        text, found = redact(msgspec.json.decode(match[0], type=str))
+        number += found
+        return msgspec.json.encode(text)
+
+    return msgspec.json.decode(JSON_TEXT.sub(redacted, content)), number
 
 
 def redact(content: str) -> tuple[str, int]:
@@ -5372,7 +5467,7 @@ SECRET_FORMS = tuple(
     for name, hints, pattern, *more in (
         ("private key block", "-----BEGIN ", r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
          r"(?:(?<=\n)[A-Za-z][A-Za-z-]{0,30}: [^\n]{0,200}\n|[\sA-Za-z0-9+/=\\\"'.,#|]){16,}+"
-         r"(?:-----END [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----|\Z)"),
+         r"(?:-----END [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----|(?=\0)|\Z)"),
         ("PuTTY key", "PuTTY-User-Key-File", r"PuTTY-User-Key-File-\d: (?:[^\n]{0,200}\n){1,100}?Private-MAC: \w+"),
         ("age key", "AGE-SECRET-KEY", r"\bAGE-SECRET-KEY-1[0-9A-Z]{58}\b"),
         ("AWS key id", "AKIA|ASIA", r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b(?<!EXAMPLE)"),
@@ -5729,7 +5824,7 @@ class Agents:
         output, by_tail = self._processes.output(agent_id), query.tail is not None and query.since == "0"
         start = output.offset_of_tail(query.tail or 0) if by_tail else output.offset_of(query.since)
         offset, text, following = output.read(start, timestamps=query.timestamps)
-        return {"agent_id": agent_id, "text": text, "next_offset": following, "offset": offset}
+        return {"agent_id": agent_id, "text": redact(text)[0], "next_offset": following, "offset": offset}
 
 
 class Running:
@@ -5903,7 +5998,7 @@ def agent_answer(row: dict[str, Any], output: Output, now: float) -> dict[str, A
         "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
         "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"],
         "started_at": iso(row["started"]), "ended_at": iso_or_none(row["ended"]), "output_tail": output.tail(20),
-        "task": row["task"], "parent": row["parent"], "result_id": row["result_id"],
+        "task": redact(row["task"])[0], "parent": row["parent"], "result_id": row["result_id"],
         "result_status": row["result_status"], "depth": row["depth"] or 1,
         "state_age_seconds": age(row["ended"] or row["started"]), "usage": usage,
         "last_output_at": iso_or_none(written), "last_output_age_seconds": None if written is None else age(written),
@@ -6287,8 +6382,9 @@ class Output:
         return offset, text, offset + len(content) - held_back
 
     def tail(self, number: int) -> list[str]:
-        """The last lines, without their times."""
-        _, text, _ = self.read(self.offset_of_tail(number))
+        """The last lines, without their times and secrets."""
+        _, text, _ = self.read(self.offset_of_tail(number + 60))  # a key that begins before them is known by its head
+        text = redact(text)[0]
         return [line[:2000] for line in text.removesuffix("\n").split("\n")[-number:]] if text else []
 
     def offset_of_tail(self, number: int) -> int:
@@ -6517,6 +6613,7 @@ LANGUAGES = {
 }  # fmt: skip
 PROSE = frozenset({"markdown", "rst", "text"})
 DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
+MAY_HOLD_SECRETS = DATA | {"unknown", "shell", "powershell"}
 
 
 def language_of(path: str) -> str:

@@ -143,10 +143,19 @@ def test_the_remote_comes_without_user_info(architect: Client) -> None:
         ("ssh://git@example.com:22/a", "ssh://example.com:22/a"),
         ("https://example.com/a", "https://example.com/a"),
         ("git@github.com:org/project.git", "git@github.com:org/project.git"),
+        ("https://user:p@ss@example.com/a", "https://example.com/a"),
+        ("https://user:p/a@s?s#@example.com:8443/a/b.git", "https://example.com:8443/a/b.git"),
+        ("https://user:a b c@example.com/a", "https://example.com/a"),
+        ("https://user:a/b@[::1]:8443/a", "https://[::1]:8443/a"),
+        ("https://[::1]:8443/a@b", "https://[::1]:8443/a@b"),
+        ("https://example.com:8443/a@b", "https://example.com:8443/a@b"),
+        ("https://example.com/a.git?private_token=abc", "https://example.com/a.git"),
+        ("https://example.com/a.git#access_token=abc", "https://example.com/a.git"),
+        ("/srv/git//a@b/c", "/srv/git//a@b/c"),
     ],
 )
 def test_user_info_is_removed(url: str, shown: str) -> None:
-    assert cco_sidecar.without_user_info(url) == shown
+    assert cco_sidecar.without_credentials(url) == shown
 
 
 def test_uncommitted_changes_have_their_real_line_counts(make_service: MakeService, repository: Path) -> None:

@@ -431,7 +431,6 @@ def test_credentials_in_urls_of_dependencies_stay_out(tmp_path: Path, userinfo: 
         ("git+https://host:8443/a.git@feature/x", "git+https://host:8443/a.git@feature/x"),
         ("https://host:8080/@scope/a/-/a-1.tgz", "https://host:8080/@scope/a/-/a-1.tgz"),
         ("git+ssh://git@host/a.git#semver:^1", "git+ssh://host/a.git#semver:^1"),
-        ("npm_" + "a1B2" * 9, "[REDACTED]"),
         ("^1.0", "^1.0"),
     ],
 )

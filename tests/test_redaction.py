@@ -1,13 +1,21 @@
 """Secrets are taken out of what agents read, in every documented form, and what only looks like one stays."""
 
+import json
 import random
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import Service, git, until
 
-from cco_sidecar import REDACTED, SECRET_FORMS, is_secret, redact
+from cco_sidecar import REDACTED, SECRET_FORMS, is_secret, redact, redact_json
 from tests.benchmarks.redaction import by_form, found_again, samples
 
+MakeService = Callable[..., Service]
+TOKEN = "gh" + "p_" + "aB3xY7pQ9rT2vW5z8mN4" + "cD6fG1hJ0kL2sE9u"  # no scanner takes this file for a leak
+KEY = "-----BEGIN RSA " + "PRIVATE KEY-----\n" + ("MIIEvQIBADANBgkqhkiG9w0BAQEFAASC" * 2 + "\n") * 30
 NAMES = list(dict.fromkeys(form.name for form in SECRET_FORMS))
 
 
@@ -97,9 +105,103 @@ def test_this_projects_own_sources_hold_no_secret() -> None:
         assert not by_form(path.name, path.read_text(), False).total(), path
 
 
-@pytest.mark.parametrize(
-    "path",
-    [".envrc", "x/kubeconfig", "client_secret_1.json", "config/master.key", "x.keytab", "home/.my.cnf", "vpn.ovpn"],
-)
-def test_more_files_that_hold_nothing_but_secrets(path: str) -> None:
+SECRET_FILES = """
+    .env .env~ .env-prod .env_local #.env# .#.env .env.bak .env.production .env2 deploy/.env.staging.old prod.env
+    prod.env.bak app.env.local .env.swp .envrc .envrc.local .envs/.local/.django x.tfvars x.tfvars.json
+    terraform.tfstate terraform.tfstate.backup terraform.tfstate.1700000000.backup prod.auto.tfvars.json
+    a/b.tfstate.bak .npmrc .npmrc.bak .npmrc-ci .netrc.bak .netrc~ _netrc .pypirc.old .yarnrc.yml web/.yarnrc.yml
+    .pgpass.orig .git-credentials.bak .htpasswd-old .vault_pass .vault_password .dev.vars auth.json .codex/auth.json
+    home/.local/share/opencode/auth.json .composer/auth.json x/auth.toml .claude/.credentials.json
+    .gemini/oauth_creds.json .azure/accessTokens.json config/accessTokens.json msal_token_cache.json token.json
+    github_token.txt .token home/.config/gcloud/application_default_credentials.json
+    home/.config/gcloud/configurations/config_default home/.config/gh/hosts.yml dotfiles/.m2/settings.xml
+    .m2/settings-security.xml .config/glab-cli/config.yml .docker/config.json .gradle/gradle.properties
+    .bash_history .zsh_history .python_history home/.psql_history .node_repl_history .zhistory .histfile
+    fish_history ConsoleHost_history.txt .bash_history~ .mysql_history id_rsa id_rsa.bak ID_RSA .id_rsa.swp
+    id_ed25519_sk deploy_rsa ssh_host_ed25519_key server.key.old server.pem.1 tls.key~ cert.p12.bak keystore.jks
+    credentials credentials.json credentials.bak secrets.yaml secrets.prod.yaml secrets_local.toml db-password.txt
+    prod-credentials.yml aws_credentials passwords.txt api_keys.json clientSecret.json client_secret_123.json
+    service-account-1.json firebase-adminsdk-x1.json appsettings.Secrets.json config/master.key db.password
+    app.secret prod.secret.exs secrets.sh credentials-copy.json x/secrets(1).json auth-old.json Credentials~.json
+    dbPassword.yml rootkey.csv admin_accessKeys.csv .secrets kubeconfig prod.kubeconfig kubeconfig.bak x.keytab
+    home/.my.cnf vpn.ovpn .ssh/config home/.aws/config .kube/config store.p12 example.com.key templates/server.pem
+    locales/prod.env auth.json~
+""".split()
+ORDINARY_FILES = """
+    .env.example .env.sample .env.template .env.dist .env.example.bak example.env env.d.ts .env.d.ts environment.py
+    environment.yml env.py env.ts vite-env.d.ts src/env.js .envoy.yaml envoy.yaml env.sh key_utils.go keys.py
+    keys.ts monkey.py keyboard.json public.pem jwt_public.key id_rsa.pub deploy_key.py id_rsa_test.go
+    authentication.md auth.py auth.go auth.tf auth.yaml src/auth/index.ts locales/en/auth.json
+    src/i18n/de/passwords.json auth.service.ts oauth.rb auth.json.example tokens.json design/tokens.json tokens.css
+    token.py tokenizer.json tokenizer_config.json token_utils.json src/token.rs secrets.py credentials.ts
+    src/credentials_form.py docs/secrets-of-success.md Secret.java password.svg password.png password_reset.html
+    secrets.tf templates/secret.yaml chart/templates/credentials.yaml .github/workflows/secrets.yml
+    sealed-secrets.yaml external-secrets.yaml credentials.schema.json secrets.example.yaml terraform.tfvars.example
+    password-policy.yaml secret-scanning.yml history.py HISTORY.md history.txt .config/dotnet-tools.json
+    settings.xml .m2/wrapper.properties gradle.properties pip.py .docker/nginx/Dockerfile .dockerignore .npmignore
+    .yarnrc yarn.lock .eslintrc .babelrc package.json tsconfig.json README.md cookies.py session.ts .gitconfig
+    variables.tf backup.sh main.py.bak notes~
+""".split()
+
+
+@pytest.mark.parametrize("path", SECRET_FILES)
+def test_files_of_the_kinds_that_hold_credentials_are_known_by_their_paths(path: str) -> None:
     assert is_secret(path)
+
+
+@pytest.mark.parametrize("path", ORDINARY_FILES)
+def test_source_and_examples_are_no_credentials(path: str) -> None:
+    assert not is_secret(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "left", "number"),
+    [
+        (["plain", {"a": 1, "b": None}], ["plain", {"a": 1, "b": None}], 0),
+        ({f"key {TOKEN}": [f'say "{TOKEN}"\n', 2.5]}, {f"key {REDACTED}": [f'say "{REDACTED}"\n', 2.5]}, 2),
+        ([KEY, "AbCd", f"\\{TOKEN}"], [REDACTED + "\n" * KEY.count("\n"), "AbCd", f"\\{REDACTED}"], 2),
+        (["ü\t" + TOKEN], ["ü\t" + REDACTED], 1),
+    ],
+)
+def test_every_text_of_a_json_value_is_redacted_by_itself(value: Any, left: Any, number: int) -> None:
+    assert redact_json(value) == (left, number)
+
+
+def test_what_leaves_for_other_agents_holds_no_secret(make_service: MakeService, repository: Path) -> None:
+    def spelled(number: int) -> str:
+        return f"{TOKEN[:-2]}{number:02}"
+
+    git(repository, "commit", "-q", "--allow-empty", "-m", f"Log in with {spelled(1)}")
+    git(repository, "checkout", "-q", "-b", f"try-{spelled(2)}")
+    for name in (f"notes-{spelled(3)}.md", f"{spelled(4)}/main.py"):
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_text("x = 1\n")
+    (repository / "package.json").write_text(json.dumps({"dependencies": {"left": f"https://x/{spelled(5)}/a.tgz"}}))
+    ended = KEY + "-----END RSA " + "PRIVATE KEY-----"
+    show = f"print('{spelled(6)}'); print({ended!r}); print('shown {spelled(12)}')"
+    service = make_service("--agent-command", json.dumps([sys.executable, "-c", show]))
+    client = service.client()
+    result = {"decisions": [f"use {spelled(7)}"], "rationale": spelled(8), "artifacts": {"env": {"T": spelled(9)}}}
+    stored = client.store(**result, files_modified=[f"{spelled(10)}.py"])
+    task = {"agent_type": "python-specialist", "issue_id": "issue-1", "task": f"clone with {spelled(11)}"}
+    agent = client.post("/api/agents/spawn", task).json()["agent_id"]
+    until(lambda: client.get(f"/api/agents/{agent}/status").json()["state"] == "completed")
+    answers = {
+        path: client.get(path).text
+        for path in (
+            "/api/context/issue-1/security-auditor", f"/api/results/{stored['id']}", "/api/results", "/api/agents",
+            "/api/events", f"/api/agents/{agent}/status", f"/api/agents/{agent}/logs",
+        )
+    }  # fmt: skip
+    answers["file"] = Path(stored["storage_path"]).read_text()
+    for path, text in answers.items():
+        assert TOKEN[:-2] not in text, path
+        assert KEY[40:90] not in text, path
+        assert REDACTED in text, path
+    assert f"shown {REDACTED}" in answers[f"/api/agents/{agent}/logs"]
+    context = json.loads(answers["/api/context/issue-1/security-auditor"])["context"]
+    assert context["git_context"]["recent_commits"][0]["message"] == f"Log in with {REDACTED}"
+    assert context["git_context"]["branch"] == f"try-{REDACTED}"
+    assert f"{REDACTED}/main.py" in context["project_structure"]["files"]
+    assert context["previous_agent_outputs"][0]["decision"] == f"use {REDACTED}"
+    assert context["metadata"]["redactions"] >= 8

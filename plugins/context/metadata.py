@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from cco_sidecar import ContextRequest, Sections, hookimpl, redact
+from cco_sidecar import ContextRequest, Sections, hookimpl, without_credentials
 from cco_sidecar_plugins.context._parsing import File, ProjectFiles
 
 Versions = dict[str, str]  # by name: the bounds as the manifest gives them; alternatives are joined by " || "
@@ -63,24 +63,12 @@ def merged(tables: Iterable[Versions]) -> Versions:
 
 
 def presentable(versions: Versions) -> Versions:
-    """``versions`` without credentials and secrets, and without names and bounds that no package can have."""
-    usable = {
+    """``versions`` without credentials, and without names and bounds that no package can have."""
+    return {
         name: without_credentials(version) if version.isprintable() and len(version) <= 500 else ""
         for name, version in versions.items()
         if 0 < len(name) <= 214 and name.isprintable()
     }
-    lines = redact("\n".join(f"{name}\t{version}" for name, version in usable.items()))[0].split("\n")
-    clean = (line.partition("\t") for line in lines if line)
-    return {name: version for name, _, version in clean if name in usable}
-
-
-def without_credentials(text: str) -> str:
-    """``text``, where it is a URL, without user name, password and query. A password may hold any sign."""
-    if "//" not in text:
-        return text
-    text = re.sub(r"//[^/?#]*@", "//", text)
-    text = re.sub(r"//[^/?#@]*:(?!\d*(?:[/?#]|$)).*@(?=[\w.-]+(?::\d+)?(?:[/:?#]|$))", "//", text)  # "/", "?" or "#"
-    return re.sub(r"\?[^#]*|#.*=.*", "", text)
 
 
 def bounds(value: Any) -> str:

@@ -70,7 +70,8 @@ def changes(content: bytes, asked: str, before: Given | None, now: Given) -> byt
     files = answer["context"]["relevant_files"]
     changed = [file for file in files if known.get(file["path"]) != file["checksum"]]
     answer["context"]["relevant_files"] = changed
-    answer["context"]["metadata"]["redactions"] = sum(file.get("redactions", 0) for file in changed)
+    unchanged = [file for file in files if known.get(file["path"]) == file["checksum"]]
+    answer["context"]["metadata"]["redactions"] -= sum(file.get("redactions", 0) for file in unchanged)
     answer |= {"file_count": len(changed), "total_size_bytes": len(msgspec.json.encode(answer["context"]))}
     answer |= {"since": None if before is None else f'W/"{asked}"', "unchanged_files": len(files) - len(changed)}
     answer |= {"removed_files": sorted(known.keys() - now.keys())}

@@ -479,7 +479,7 @@ OPTIONS: dict[str, Option] = {
 
 
 class Category(Struct, frozen=True):
-    """What the agents of one category may do, how often they may ask, and the topic of their results."""
+    """Permissions, rate limits and topic of results of one category of agent types."""
 
     permissions: tuple[str, ...]
     per_minute: int | None
@@ -820,8 +820,7 @@ class HookSpecs:
 
     @hookspec
     def register_agent_types(self) -> dict[str, str]:
-        """More agent types: ``{"name": category}``; categories are architect, coding, qa, security, documentation and
-        support. Asked once at the start and by ``cco token``.
+        """More agent types: ``{"name": category}``, a category of CATEGORIES. Asked at the start and by ``cco token``.
 
         return {"translator": "documentation"}
         """
@@ -853,7 +852,7 @@ class HookSpecs:
 
     @hookspec
     def index_state(self, root: str, index_folder: str) -> dict[str, Any] | None:
-        """What the index behind your ranking is doing: ``{"state": "building" | "ready" | "absent", ...}`` and any
+        """The state of your ranking's index: ``{"state": "building" | "ready" | "absent", ...}`` and any
         figures. Asked before and after each ranking: while one is building, contexts say so and are not cached.
 
         return {"state": "ready" if Path(index_folder, "mine.db").exists() else "building"}
@@ -948,13 +947,13 @@ class HookSpecs:
         print("stopped", file=sys.stderr)
         """
 
-    # -- Parts. A trusted plugin does one part of the work in the core's place. It is made once, at the start, and runs
-    # as the core does: live, without a time limit. StartError stops the start; any other error is logged, and the
-    # core's own part serves.
+    # -- Parts. A trusted plugin does one part of the work in the core's place, live and without a time limit. A part is
+    # made once, at the start, where StartError ends the program and any other error is logged, and the core's own part
+    # serves; only fit_context is called again and again.
 
     @hookspec
     def storage(self, settings: Settings) -> Storage | None:
-        """Where events, results and agents are kept: a Storage, not started. The core's own is one SQLite file. The
+        """The keeper of events, results and agents: a Storage, not started. The core's own is one SQLite file. The
         first answer wins. What the other parts rely on stands in Storage's docstring, what is kept in Records.
 
         class Backed(Storage):
@@ -1024,9 +1023,9 @@ class HookSpecs:
 
     @hookspec
     def fit_context(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool | None:
-        """Cut ``sections``, in place, to ``max_bytes`` of JSON; whether something went. The core measures again and,
-        where it is too much, cuts itself. A file may have ``chunks``, (first line, score) of its best 50 lines each,
-        which must be gone afterwards. Called at each build of a context.
+        """Cut ``sections``, in place, to ``max_bytes`` of JSON; True where something went. The core measures again and
+        cuts what is still too much. Files may have ``chunks``, (first line, score) of their best 50-line pieces, which
+        are to be removed. Called for each context that is built.
 
         for file in sections["relevant_files"]:
             file.pop("chunks", None)
@@ -1068,7 +1067,7 @@ AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 
 class ContextRequest(Struct, frozen=True, kw_only=True):
-    """What a context section is made from. ``project`` holds the files and git facts of this moment, ``ranked`` the
+    """The input of a context section. ``project`` holds the files and git facts of this moment, ``ranked`` the
     files by relevance.
     """
 
@@ -1092,7 +1091,7 @@ class FileFact(Struct, frozen=True):
 
 
 class RankRequest(Struct, frozen=True, kw_only=True):
-    """What a ranking is made from. ``changed`` are uncommitted paths, ``outputs`` earlier results, newest last."""
+    """The input of a ranking. ``changed`` are uncommitted paths, ``outputs`` earlier results, newest last."""
 
     root: str
     index_folder: str
@@ -1137,7 +1136,7 @@ class NextAgent(Struct):
 
 
 class AgentLaunch(Struct, frozen=True, kw_only=True):
-    """What an agent is started for; ``prompt`` is a ready text that tells it everything."""
+    """An agent that is to be started; ``prompt`` is a ready text that tells it everything."""
 
     agent_id: str
     agent_type: str
@@ -1150,7 +1149,7 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
 
 
 class AgentCommand(Struct):
-    """What runs an agent: words, a file that it reads from standard input ("" for none), more for its environment.
+    """A command that runs an agent: argv, the file that is its standard input ("" for none), more environment.
 
     Placeholders, such as ``{prompt}``, are filled in everywhere.
     """
@@ -1161,7 +1160,7 @@ class AgentCommand(Struct):
 
 
 class SidecarInfo(Struct, frozen=True):
-    """What clients find in ``sidecar.json``."""
+    """The content of ``sidecar.json``, by which clients find the running service."""
 
     FILE: ClassVar[str] = "sidecar.json"
 
@@ -1274,7 +1273,7 @@ class Hooks:
         return sorted(hooks)
 
     def faults(self) -> list[str]:
-        """What authors must mend, a line each."""
+        """Faults of plugins that their authors must mend, a line each."""
         return [f"plugin {plugin.name}: {plugin.problem}" for plugin in self.loaded if plugin.faulty]
 
     def implementations(self, hook: str) -> list[Implementation]:
@@ -1435,7 +1434,7 @@ class LoadedPlugin(Struct):
 
 
 class Implementation(Struct, frozen=True):
-    """What one plugin does for one hook; ``arguments`` are those of the hook's that it takes."""
+    """One plugin's function for one hook; ``arguments`` are those of the hook's arguments that it takes."""
 
     hook: str
     plugin: str
@@ -1863,7 +1862,7 @@ def explain_bind_error(settings: Settings, error: OSError) -> str:
 
 
 def connection_limit(wanted: int) -> int:
-    """How many connections may be open so that files, agents and git still find room under the system's limit."""
+    """``wanted`` connections, or fewer, so that files, agents and git find room under the limit of open files."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -1980,7 +1979,7 @@ class Server(tornado.httpserver.HTTPServer):
         super().on_close(server_conn)
 
     def connections(self) -> int:
-        """How many are open now."""
+        """The number of open connections."""
         return self._open
 
     def turn_away(self, stream: tornado.iostream.IOStream) -> None:
@@ -1993,7 +1992,7 @@ class Server(tornado.httpserver.HTTPServer):
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """What HTTPS is served with: TLS 1.2 or newer. Raises OSError and ssl.SSLError. Blocks."""
+    """The context of an HTTPS server: TLS 1.2 or newer. Raises OSError and ssl.SSLError. Blocks."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(certificate, key, password=lambda: "")  # else OpenSSL would ask on the terminal, and wait
@@ -2203,7 +2202,7 @@ class RequestLog:
 
 
 class Endpoint(Handler):
-    """What every endpoint shares. A subclass says what it requires in class attributes and implements ``respond``.
+    """The base of every endpoint. A subclass says what it requires in class attributes and implements ``respond``.
 
     ``respond`` gets the values of the path's names, in order, and, where ``body`` is set, the validated body as a dict;
     ``self.query`` holds the parameters. It returns what becomes the JSON of the answer, or ready bytes of it, or raises
@@ -2355,7 +2354,7 @@ class Endpoint(Handler):
         await written
 
     def remembered(self, answer: Any) -> Any:
-        """What is stored of an answer for a repeat of the request, which ``replay`` completes."""
+        """The answer as it is stored for repeats of the request; ``replay`` completes it."""
         return answer
 
     def replay(self, answer: bytes) -> bytes:
@@ -2396,7 +2395,7 @@ def check_spelling(texts: dict[str, str], converted: Any) -> None:
 
 
 def bad_field(message: str, value: Any, shape: Any) -> tuple[str, str]:
-    """What msgspec found wrong, and where: ``result.files_created[3].path``; ``$`` is the whole body."""
+    """(problem, path) of an error of msgspec; a path is as ``result.files_created[3].path``, or ``$`` for the body."""
     problem, found, place = message.rpartition(" - at ")
     if not found:
         problem, place = message, ""
@@ -2421,7 +2420,7 @@ def bad_entry(table: dict[str, Any], shape: Any) -> str:
 
 
 def body_length(headers: tornado.httputil.HTTPHeaders) -> float:
-    """How long a body these headers announce: infinite for one in chunks, 0 for nonsense, which Tornado refuses."""
+    """The body's announced length: infinite for one in chunks, 0 for nonsense, which Tornado refuses."""
     if "Transfer-Encoding" in headers:
         return math.inf
     lengths = headers.get("Content-Length", "0").split(",")
@@ -2477,7 +2476,7 @@ class UnknownRoute(Endpoint):
 
 
 class Access:
-    """Who may call at all, by Host and Origin, and the headers of answers that tell browsers so."""
+    """Checks the Host and Origin of requests, and sets the answers' headers for browsers."""
 
     EXPOSED_HEADERS = (
         "X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Refreshed-Token,"
@@ -2930,7 +2929,7 @@ class Tokens:
         raise ApiError("AUTH_001")
 
     def permissions(self, claims: Claims) -> set[str]:
-        """What the token may do: its own list, never more than its type's category."""
+        """The token's permissions: its own list, never more than its type's category has."""
         return set(claims.permissions) & set(CATEGORIES[self._agent_types.categories[claims.agent_type]].permissions)
 
     def check_permission(self, claims: Claims, permission: str | None) -> None:
@@ -3008,7 +3007,7 @@ def make_or_read_secret(path: Path) -> str:
 
 
 class Allowance(Struct, frozen=True):
-    """What is left to a subject: requests of ``limit`` a minute, and the epoch second at which it is full again."""
+    """A subject's requests per minute, those that remain, and the epoch second at which all are there again."""
 
     limit: int
     remaining: int
@@ -3139,7 +3138,7 @@ class Storage:
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
 
     def write(self, job: Job, committed: Callable[[Any], Any] | None = None) -> asyncio.Future[Any]:
-        """What ``job`` returned, once its transaction is on disk. On the loop; jobs run in the order of the calls.
+        """The result of ``job``, once its transaction is on disk. On the loop; jobs run in the order of the calls.
 
         ``committed`` is called on the loop with that, before anybody is answered, in commit order. Raises what the job
         raised, or StorageError. Cancelling the wait does not undo the write.
@@ -3177,7 +3176,7 @@ class Storage:
                 return
 
     def _commit(self, records: Records, jobs: list[Job]) -> list[tuple[Any, list[tuple[NewEvent, int]]]]:
-        """What each job returned or raised, and its events. Where one fails, all are undone and each is tried alone."""
+        """(result or error, events) of each job. Where one fails, all are undone and each is tried alone."""
         try:
             self._check_files()
             records.begin()
@@ -3401,7 +3400,7 @@ class EventRecords(Statements):
         return self._counter("deliveries")
 
     def undelivered(self, project: str) -> int:
-        """How many events wait for a first reader, those included that have expired since the last sweep."""
+        """The number of events that nobody has read, those included that have expired since the last sweep."""
         return self._counter(f"undelivered:{project}")
 
     def _no_longer_undelivered(self, seqs: str) -> None:
@@ -4309,7 +4308,7 @@ def read_moment(text: str) -> float | None:
 
 
 class Readers:
-    """How far each reader has come, and what was delivered; written down once in a turn of the loop."""
+    """The readers' positions and the deliveries, written at most once in a turn of the loop."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -5001,7 +5000,7 @@ Fingerprint = tuple[int, int, int, int, int]  # of a file or folder: mtime and c
 
 
 def fingerprint(path: str) -> Fingerprint | None:
-    """What changes when the file or folder at ``path`` does (links are not followed); None where nothing is."""
+    """Facts of the file or folder at ``path``, one of which changes with it; None where nothing is. Follows no link."""
     try:
         facts = os.lstat(path)
     except (OSError, ValueError):
@@ -5058,14 +5057,14 @@ Codes = list[tuple[str, str]]  # status code and path of changed files, as ``git
 
 
 def git_prefix(root: Path) -> str | None:
-    """Where in its work tree ``root`` lies, "" or "path/"; None where there is none, or no git. Blocks."""
+    """The path of ``root`` in its work tree, "" or "path/"; None where it is in none, or git is missing. Blocks."""
     found = run_git(root, "rev-parse", "--is-inside-work-tree", "--show-prefix") or b""
     inside, _, prefix = os.fsdecode(found).partition("\n")
     return prefix.removesuffix("\n") if inside == "true" else None
 
 
 def read_git(root: Path, prefix: str | None, pool: ThreadPoolExecutor) -> tuple[GitContext, str | None]:
-    """What a context says of git, and the commit that is checked out. Blocks."""
+    """(state of the repository, the commit that is checked out). Blocks."""
     if prefix is None:
         return NO_GIT, None
     latest, remote = pool.submit(read_commits, root), pool.submit(read_remote, root)
@@ -5168,7 +5167,7 @@ EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # its object id is the 
 
 
 def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes | None:
-    """What git prints, None where it fails, hangs or is not installed. Runs nothing that the repository names.
+    """The output of git, None where it fails, hangs or is not installed. Runs nothing that the repository names.
     Blocks.
     """
     command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
@@ -5257,7 +5256,7 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
 
 
 def opened_path(descriptor: int, path: str) -> str:
-    """Where the file that was opened by ``path`` really lies."""
+    """The real path of the file that was opened by ``path``."""
     try:  # of the open file itself: nobody can put a link in the way any more
         return os.readlink(f"/proc/self/fd/{descriptor}")
     except OSError:  # no Linux
@@ -5924,7 +5923,7 @@ class AgentLedger:
         return self._storage.read.success_since(row["project"], row["id"], row["started"] - 1)
 
     def find(self, project: str, agent_id: str) -> dict[str, Any]:
-        """What is known of an agent; raises REQ_002."""
+        """An agent's row with its latest result and usage; raises REQ_002."""
         row = self._storage.read.agent(project, agent_id)
         if row is None:
             raise ApiError("REQ_002", f"No agent {agent_id}")
@@ -5966,7 +5965,7 @@ def spawned_answer(row: dict[str, Any], token: str, ignored: list[str]) -> dict[
 
 
 def ended_data(row: dict[str, Any], tail: list[str], result_id: str | None) -> dict[str, Any]:
-    """What the events of an agent's end say."""
+    """The data of the events of an agent's end."""
     return {
         "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
         "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"],
@@ -6158,7 +6157,7 @@ To tell the others something before that, publish an event:
 
 
 def prompt_of(row: dict[str, Any], folder: Path, url: str) -> str:
-    """What a coding agent needs to be told to work through this service; of its permissions, only what it has.
+    """The prompt by which a coding agent can work through this service; speaks only of what its permissions allow.
 
     The commands hold no variable, which some programs refuse to run, and name the token by a file of curl's own alone.
     """
@@ -6256,7 +6255,7 @@ class Processes:
             )  # fmt: skip
 
     async def adopt(self, agent_id: str, pid: int | None, birth: str | None, known: set[Identity]) -> Process:
-        """What an earlier run of the service started; its ``exited`` is set where the first process has ended."""
+        """A process that an earlier run of the service started; ``exited`` is set where the first one has ended."""
         process = Process(agent_id, self._folder / agent_id)
         if pid is None:  # we were killed between its start and the note of it
             members = await asyncio.to_thread(self.members, process)
@@ -6308,9 +6307,9 @@ class Processes:
         found, children = [], collections.defaultdict(list)
         for item in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):  # it has just ended, or is another user's
-                marker = item.environ().get("CCO_TOKEN_FILE")
+                token_file = item.environ().get("CCO_TOKEN_FILE")
                 children[item.ppid()].append(item)
-                if marker == str(process.folder / "token") or (first and os.getsid(item.pid) == first):
+                if token_file == str(process.folder / "token") or (first and os.getsid(item.pid) == first):
                     found.append(item)
         for item in found:
             found += [child for child in children[item.pid] if child not in found]
@@ -6362,7 +6361,7 @@ def boot_id() -> str:
 
 
 class Output:
-    """What an agent has written. Offsets are in bytes."""
+    """An agent's output. Offsets are in bytes."""
 
     NAME = "output.log"
     TAIL = 512 * 1024  # how far back the last lines are looked for
@@ -6388,7 +6387,7 @@ class Output:
         return [line[:2000] for line in text.removesuffix("\n").split("\n")[-number:]] if text else []
 
     def offset_of_tail(self, number: int) -> int:
-        """Where the last ``number`` lines begin."""
+        """The offset at which the last ``number`` lines begin."""
         asked = max(0, self.size() - self.TAIL)
         offset, content = self._bytes(asked, self.TAIL)
         position = len(content) - content.endswith(b"\n")
@@ -6412,7 +6411,7 @@ class Output:
         return None
 
     def size(self) -> int:
-        """How much has been written in all."""
+        """The number of bytes written in all."""
         with contextlib.suppress(FileNotFoundError):
             return (self._folder / self.NAME).stat().st_size
         return 0
@@ -6827,13 +6826,10 @@ class RoutingRules:
         return [*proposals, *(item for item in found if item.agent_type not in settled)]
 
 
-SPECIALISTS = {  # the coding type for a project's main language
-    "python": "python-specialist", "rust": "rust-specialist", "go": "go-specialist", "java": "java-specialist",
-    "javascript": "javascript-specialist", "typescript": "typescript-specialist", "ruby": "ruby-specialist",
-    "php": "php-specialist", "csharp": "csharp-specialist", "cpp": "cpp-specialist", "c": "c-specialist",
-    "kotlin": "kotlin-specialist", "swift": "swift-specialist", "scala": "scala-specialist",
-    "elixir": "elixir-specialist", "dart": "dart-specialist", "haskell": "haskell-specialist",
-}  # fmt: skip
+WITH_SPECIALIST = (
+    "python rust go java javascript typescript ruby php csharp cpp c kotlin swift scala elixir dart haskell"
+)
+SPECIALISTS = {language: f"{language}-specialist" for language in WITH_SPECIALIST.split()}  # by a project's language
 
 
 def settled_types(facts: list[ResultFact]) -> set[str]:
@@ -7171,7 +7167,7 @@ def banner(sidecar: Sidecar) -> str:
 
 
 def own_command() -> str:
-    """How this program was called, for the messages that name a next command."""
+    """The words by which this program was called, for messages that name a next command."""
     return "cco" if Path(sys.argv[0]).name in ("cco", "cco.exe") else f"python {sys.argv[0] or 'cco_sidecar.py'}"
 
 
@@ -7276,13 +7272,13 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """How a message goes on that refuses ``word``: with the nearest name, if one is near."""
+    """The end of a message that refuses ``word``: the nearest name, "" where none is near."""
     close = nearest(word, names)
     return f", did you mean {close}?" if close else ""
 
 
 def meant(word: str, names: Iterable[str]) -> str:
-    """How such a message goes on: with the nearest name, else with all of them, if they are fewer than ten."""
+    """The same; where none is near, all names if they are fewer than ten."""
     names = sorted(names)
     return did_you_mean(word, names) or (f"; there are {', '.join(names)}" if len(names) < 10 else "")
 

@@ -423,7 +423,7 @@ def read_choice(*choices: str) -> Callable[[Any], str]:
 
 
 def read_project(value: Any) -> str:
-    if not re.fullmatch(IDENTIFIER, str(value)) or ".." in str(value):
+    if not is_identifier(str(value)):
         raise ValueError("must be letters, digits, '.', '_' or '-', at most 128, and no '..'")
     return str(value)
 
@@ -453,7 +453,7 @@ def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
         table = value if isinstance(value, dict) else json.loads(read_text(value))
     except ValueError as error:
         raise ValueError(f"cannot be read as a JSON object: {error}") from None
-    if not isinstance(table, dict) or not all(re.fullmatch(IDENTIFIER, name) for name in table):
+    if not isinstance(table, dict) or not all(map(is_identifier, table)):
         raise ValueError("must be an object of agent types and commands")
     return {name: read_command(command) for name, command in table.items()}
 
@@ -462,7 +462,7 @@ def read_agent_types(value: Any) -> dict[str, str]:
     """More agent types: a TOML table, or ``name=category`` separated by commas."""
     table = value if isinstance(value, dict) else dict(item.partition("=")[::2] for item in read_list(value))
     for name, category in table.items():
-        if not re.fullmatch(IDENTIFIER, name) or category not in list(CATEGORIES):
+        if not is_identifier(name) or category not in list(CATEGORIES):
             raise ValueError(f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {name!r} is not")
     return table
 
@@ -2544,7 +2544,7 @@ def check_identifier(name: str, value: str) -> None:
     if name == "event_type":
         if value != "*" and not re.fullmatch(EVENT_TYPE, value):
             raise ApiError("EVT_002", f"event_type must match {EVENT_TYPE}", details={"path": name})
-    elif not re.fullmatch(IDENTIFIER, value) or ".." in value:
+    elif not is_identifier(value):
         raise ApiError("REQ_001", f"{name} must match {IDENTIFIER} and hold no '..'", details={"path": name})
 
 
@@ -7176,7 +7176,7 @@ def own_command() -> str:
 
 def command_token(options: argparse.Namespace) -> int:
     for name in ("agent_id", "issue"):
-        if (value := getattr(options, name)) is not None and (not re.fullmatch(IDENTIFIER, value) or ".." in value):
+        if (value := getattr(options, name)) is not None and not is_identifier(value):
             raise StartError(f"{flag_of(name)}: {value!r} must match {IDENTIFIER}")
     ttl = None if options.ttl is None else read_option("token_ttl", "--ttl", options.ttl)
     permissions = None if options.permissions is None else read_list(options.permissions)
@@ -7224,6 +7224,10 @@ def command_plugins(options: argparse.Namespace) -> int:
 # ======================================================================================================
 # Small tools
 # ======================================================================================================
+
+
+def is_identifier(text: str) -> bool:
+    return bool(re.fullmatch(IDENTIFIER, text)) and ".." not in text
 
 
 def iso(moment: float | None = None) -> str:

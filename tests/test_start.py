@@ -179,6 +179,12 @@ def test_an_option_is_a_flag_else_a_variable_else_a_key_else_its_default(
     assert getattr(settings_from_flags(folder, *given), name) == expected(name, first)
 
 
+@pytest.mark.parametrize(("name", "text"), [("agent_types", "a..b=coding"), ("agent_commands", '{"a..b": "run"}')])
+def test_an_agent_type_that_no_request_can_name_is_refused(name: str, text: str) -> None:
+    with pytest.raises(StartError):
+        read_option(name, "", text)
+
+
 def test_without_any_source_the_documented_defaults_hold(folder: Path) -> None:
     settings = load_settings({"root": str(folder)}, {})
     assert (settings.host, settings.port, settings.project) == ("127.0.0.1", 3001, "folder")

@@ -12,7 +12,6 @@ files ``_pipeline_*.py`` beside this one. Seconds everywhere but in the query of
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import time
 import uuid
@@ -33,6 +32,7 @@ from cco_sidecar import (
     NextAgent,
     StartError,
     hookimpl,
+    is_identifier,
     load_hooks,
     own_command,
     settings_from,
@@ -102,7 +102,7 @@ def task_text(text: str) -> str:
 
 def command_run(options: argparse.Namespace) -> int:
     """Run or go on with the pipeline of one issue; the exit code."""
-    if not re.fullmatch(IDENTIFIER, options.issue) or ".." in options.issue:
+    if not is_identifier(options.issue):
         raise StartError(f"--issue: {options.issue!r} must match {IDENTIFIER}")
     asked = settings_from(options)
     hooks = load_hooks(asked)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import typing
 from pathlib import Path
 
@@ -17,13 +16,13 @@ import msgspec
 from msgspec import Struct
 
 from cco_sidecar import (
-    IDENTIFIER,
     MB,
     FinishedRequest,
     RequestLog,
     Settings,
     StartError,
     hookimpl,
+    is_identifier,
     iso,
     without_tokens,
 )
@@ -120,4 +119,4 @@ def line_of(request: FinishedRequest) -> AuditLine:
 
 def named(value: str | None) -> str | None:
     """``value`` where it is an identifier; what a caller put in the place of one stays out of the audit log."""
-    return value if value and re.fullmatch(IDENTIFIER, value) and ".." not in value else None
+    return value if value and is_identifier(value) else None

@@ -5121,9 +5121,11 @@ def without_credentials(text: str) -> str:
     """``text``, where it is a URL, without user name, password and query. A password may hold any sign."""
     if "://" not in text:
         return text
+    user = r"://[^/?#@\[]*:(?!\d*(?:[/?#]|$))"  # no port follows
+    text = re.sub(rf"{user}.*@(?=(?:[\w-]+\.)+[a-zA-Z]{{2,}}(?::\d+)?/)", "://", text)  # surely the host
     text = re.sub(r"://[^/?#]*@", "://", text)
     host = r"(?:[\w.-]+|\[[\da-fA-F:.]+\])(?::\d+)?(?:[/:?#]|$)"
-    text = re.sub(rf"://[^/?#@\[]*:(?!\d*(?:[/?#]|$)).*@(?={host})", "://", text)  # it holds "/", "?" or "#"
+    text = re.sub(rf"{user}.*@(?={host})", "://", text)  # it holds "/", "?" or "#"
     return re.sub(r"\?[^#]*|#.*=.*", "", text)
 
 
@@ -5505,7 +5507,7 @@ SECRET_FORMS = tuple(
         ("other services", ":AA", r"(?<=\d{8}):AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-])"),
         ("other services", "pul-", r"pul-[a-f0-9]{40}\b"),
         ("JSON Web Token", "eyJ", r"\beyJ[A-Za-z0-9_-]{10,1000}\.eyJ[A-Za-z0-9_-]{10,20000}\.[A-Za-z0-9_-]{20,}"),
-        ("password in a URL", "://", r"://[^\s/:@\"'`<>]{0,100}:([^\s/@\"'`<>,|\\]{3,200})@[\w.\[-]",
+        ("password in a URL", "://", r"://[^\s/:@\"'`<>]{0,100}:([^\s/\"'`<>,|\\]{3,200})@[\w.\[-]",
             is_no_placeholder),
         ("assigned to a secret's name", "", r"[:=]>?\s{0,4}[\"'`]([A-Za-z0-9+/_=.~-]{20,200})[\"'`]",
             is_assigned_to_a_secret),

@@ -146,6 +146,8 @@ def test_the_remote_comes_without_user_info(architect: Client) -> None:
         ("https://user:p@ss@example.com/a", "https://example.com/a"),
         ("https://user:p/a@s?s#@example.com:8443/a/b.git", "https://example.com:8443/a/b.git"),
         ("https://user:a b c@example.com/a", "https://example.com/a"),
+        ("https://u:p@ss/w?rd x@git.example.org:8443/a/b.git?token=abc", "https://git.example.org:8443/a/b.git"),
+        ("https://u:p@example.com/a.git@v1.0", "https://example.com/a.git@v1.0"),
         ("https://user:a/b@[::1]:8443/a", "https://[::1]:8443/a"),
         ("https://[::1]:8443/a@b", "https://[::1]:8443/a@b"),
         ("https://example.com:8443/a@b", "https://example.com:8443/a@b"),

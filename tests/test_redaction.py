@@ -34,6 +34,7 @@ def test_the_forms_of_the_measurement_are_those_of_the_module() -> None:
     ("content", "left"),
     [
         ("postgres://user:Zq9-blue@db/x", f"postgres://user:{REDACTED}@db/x"),
+        ("clone https://user:Zq9@blue-ok@host/x", f"clone https://user:{REDACTED}@host/x"),
         (
             "redis://:Zq9-blue@cache:6379 and https://a:Zq9-red@b",
             f"redis://:{REDACTED}@cache:6379 and https://a:{REDACTED}@b",

@@ -1750,7 +1750,7 @@ class Sidecar:
 
 
 def measured(figure: Callable[[], float]) -> float:
-    """A figure, 0 where it cannot be had: what is wrong stands beside it."""
+    """The figure, 0 where it cannot be measured: the checks beside it say why."""
     try:
         return figure()
     except (StorageError, OSError, psutil.Error) as error:
@@ -2699,7 +2699,7 @@ class ListAgents(Endpoint):
 
 
 class AgentEndpoint(Endpoint):
-    """What the endpoints about one agent share."""
+    """The base of the endpoints about one agent."""
 
     permission = READ
     problems = (404,)
@@ -2951,8 +2951,8 @@ class Tokens:
             raise ApiError("AUTH_003", f"This token is for issue {claims.issue_id} only", details=details)
 
     def check_event_type(self, claims: Claims, event_type: str) -> None:
-        """What the service tells of agents is published by nobody else; raises AUTH_003. The reference's own example
-        publishes agent_completed: that may who could as well store the result that makes it, in any agent's name.
+        """Clients may not publish the service's own events; raises AUTH_003. An exception is agent_completed, as in the
+        reference's example, for tokens that could store any agent's result and so cause it anyhow.
         """
         speaks_for_all = not claims.bound and claims.issue_id is None and WRITE in self.permissions(claims)
         if event_type in OWN_EVENTS and not (event_type == "agent_completed" and speaks_for_all):
@@ -3320,7 +3320,8 @@ class Statements:
         given = {
             name: [value] if isinstance(value, str) else value for name, value in equal.items() if value is not None
         }
-        # A plus keeps SQLite from an index. Each column has one that is in order; of the project alone the table is.
+        # A plus keeps SQLite from using a column's index: only the first column's is to be used, and for the project
+        # alone the table itself, as these are in the order of seq.
         clauses = "".join(
             f" and {'+' if number else ''}{name} in ({', '.join('?' * len(values))})"
             for number, (name, values) in enumerate(given.items())
@@ -3469,7 +3470,7 @@ class ResultRecords(Statements):
         self._tally[f"results:{row['project']}"] += 1
 
     def result(self, project: str, id: str) -> tuple[str, bytes] | None:
-        """The issue and the record."""
+        """(issue, record) of a result, None where there is none."""
         rows = self._all("select issue, body from result where project = ? and id = ?", project, id)
         return (rows[0]["issue"], rows[0]["body"]) if rows else None
 
@@ -3747,7 +3748,7 @@ def database_files(path: Path) -> list[Path]:
 
 def check_log(path: Path) -> None:
     """Raise StartError, and touch nothing, where the database's write-ahead log is damaged: SQLite would leave out what
-    follows the damage, without a word. Not for one that is in use; one of 64 MB or more is not looked at.
+    follows the damage, without a word. Must not be called while it is in use; skips one of 64 MB or more.
 
     The log's index, which outlives a kill, tells how many frames were committed. Without it a bad frame is damage where
     two commits follow: only the last one may have been cut by a loss of power. The formats: sqlite.org/walformat.html.
@@ -3770,8 +3771,8 @@ def check_log(path: Path) -> None:
 
 
 def read_log(content: bytes) -> tuple[bytes, int, int]:
-    """Of a write-ahead log: its salts, empty where its head is bad; how many frames are good; how many commits of the
-    same log lie behind those.
+    """(salts, good frames, commits behind those) of a write-ahead log: the salts are empty where its head is bad, the
+    commits are those of the same log.
     """
     order = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}.get(content[:4], "")
     sums = log_sums(content[:24], order) if order and len(content) >= 32 else None
@@ -4495,7 +4496,7 @@ class Filter(Struct, frozen=True):
         return Filter(text, terms, next(iter(exact), ("", ("",))), issue, required)
 
     def within(self, issue: str | None) -> Filter:
-        """The same for a token of one issue, where it is for one. No expression has its ``text``."""
+        """The same filter for a token of ``issue``, itself for None. Its ``text`` is one that no client can send."""
         if issue is None:
             return self
         text = f"!{json.dumps(issue)},{self.text}"
@@ -4506,7 +4507,7 @@ class Filter(Struct, frozen=True):
 
 
 class IssueTerm(Struct, frozen=True):
-    """Events that name an issue, perhaps beside others, or none."""
+    """Matches events that name ``issue``, alone or among others, and those that name none."""
 
     issue: str
 
@@ -4590,9 +4591,9 @@ def texts_of(event: dict[str, Any], field: str) -> list[str]:
 
 
 def issues_named(body: dict[str, Any]) -> list[Any]:
-    """What the ``issue_id`` of an event or another body names, and that of its ``data``: scalars as texts."""
-    places = [place for place in (body, body.get("data")) if isinstance(place, dict)]
-    values = [value for place in places if (value := place.get("issue_id")) is not None]
+    """The issues in ``issue_id`` of an event or another body, and of its ``data``: scalars as texts."""
+    holders = [holder for holder in (body, body.get("data")) if isinstance(holder, dict)]
+    values = [value for holder in holders if (value := holder.get("issue_id")) is not None]
     items = [item for value in values for item in (value if isinstance(value, list) else [value])]
     return [item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in items]
 
@@ -6118,16 +6119,16 @@ class Launcher:
             "CCO_TOKEN_FILE": str(folder / "token"), "CCO_HEADER_FILE": str(folder / "header"),
             "CCO_CONTEXT_FILE": launch.context_file, "TASK": row["task"],
         }  # fmt: skip
-        ignored = [name for name in asked if name.upper() in own or self._is(self.UNSAFE_VARIABLES, name)]
+        ignored = [name for name in asked if name.upper() in own or self._withheld(self.UNSAFE_VARIABLES, name)]
         inherited = {
             name: value for name, value in os.environ.items()
-            if not name.startswith("CCO_SIDECAR_") and not self._is(self.SESSION_MARKERS, name)
+            if not name.startswith("CCO_SIDECAR_") and not self._withheld(self.SESSION_MARKERS, name)
         }  # fmt: skip
         given = {name: value for name, value in asked.items() if name not in ignored}
         return msgspec.structs.replace(command, environment=inherited | command.environment | given | own), ignored
 
-    def _is(self, kind: re.Pattern[str], variable: str) -> bool:
-        """Whether a variable is of that kind, and not allowed all the same."""
+    def _withheld(self, kind: re.Pattern[str], variable: str) -> bool:
+        """Whether ``variable`` matches ``kind`` and --agent-environment does not allow it."""
         name = variable.upper()
         return bool(kind.fullmatch(name)) and name not in map(str.upper, self._settings.agent_environment)
 

@@ -3104,6 +3104,7 @@ class Storage:
     SWEEP_SECONDS = 1.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
+    POSITION_SECONDS = 30 * 86_400.0  # a position that nobody touched for so long is forgotten
 
     read: Records  # for the loop alone
     epoch: str
@@ -3236,7 +3237,8 @@ class Storage:
             records.remove_events(outlived, self.DEAD_LETTERS)
             records.set_meta("floor", str(outlived[-1]))
         forgotten = records.forget_old(now - Idempotency.KEPT, limit)
-        return len(expired) == limit or bool(outlived) or forgotten == limit
+        left = records.forget_positions(now - self.POSITION_SECONDS, limit)
+        return len(expired) == limit or bool(outlived) or limit in (forgotten, left)
 
 
 def log_failed_write(future: asyncio.Future[Any]) -> None:
@@ -3420,6 +3422,12 @@ class EventRecords(Statements):
             " on conflict do update set seq = max(seq, excluded.seq), moved = excluded.moved",
             *key, seq, time.time(),
         )  # fmt: skip
+
+    def forget_positions(self, before: float, limit: int) -> int:
+        """Forget positions that were not touched since then, ``limit`` at most; how many."""
+        columns = "project, subject, type, filter"
+        old = f"select {columns} from position where moved < ? limit ?"
+        return self._change(f"delete from position where ({columns}) in ({old})", before, limit).rowcount
 
     def mark_delivered(self, seqs: Collection[int], deliveries: int) -> None:
         """Some readers got these events; ``deliveries`` counts each reader of each event."""
@@ -3685,6 +3693,7 @@ create index if not exists result_by_type on result (project, agent_type, seq);
 create index if not exists result_by_status on result (project, status, seq);
 create index if not exists result_by_category on result (project, issue, category, seq);
 create index if not exists agent_by_type on agent (project, type, seq);
+create index if not exists position_by_age on position (moved);
 create index if not exists dead_letter_by_project on dead_letter (project);
 drop index if exists result_by_issue;
 
@@ -4313,7 +4322,7 @@ class Readers:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._positions: dict[PositionKey, int] = {}
+        self._positions: dict[PositionKey, int] = {}  # those that are not written down yet
         self._answered: list[Poll] = []  # since the last turn
         self.delivery_seconds: collections.deque[float] = collections.deque(maxlen=1000)  # from publishing to writing
 
@@ -4325,7 +4334,8 @@ class Readers:
     def answered(self, poll: Poll) -> None:
         """The answer was written to a live connection: move the position, note the delivery."""
         rows, scanned, now = poll.found.rows, poll.found.scanned, time.time()
-        moved = poll.key is not None and scanned > self._positions.get(poll.key, -1)
+        position = self.position(poll.key) if poll.key else None
+        moved = poll.key is not None and (position is None or scanned > position)
         if poll.key and moved:
             self._positions[poll.key] = scanned
         if poll.woken:
@@ -4337,7 +4347,8 @@ class Readers:
 
     def _write(self) -> None:
         polls, self._answered = self._answered, []
-        positions = {poll.key: self._positions[poll.key] for poll in polls if poll.key}
+        known = {poll.key: self._positions.get(poll.key) for poll in polls if poll.key}
+        positions = {key: seq for key, seq in known.items() if seq is not None}
         rows = [row for poll in polls for row in poll.found.rows]
 
         def note(records: Records) -> None:
@@ -4347,7 +4358,13 @@ class Readers:
             if rows:
                 records.mark_delivered({row["seq"] for row in rows if not row["delivered"]}, len(rows))
 
-        self._storage.write_behind(note)
+        def written(_: None) -> None:
+            """What has moved on meanwhile is still to be written."""
+            for key, seq in positions.items():
+                if self._positions.get(key) == seq:
+                    del self._positions[key]
+
+        self._storage.write(note, written).add_done_callback(log_failed_write)
 
 
 class NewEvent(Struct, frozen=True):

@@ -345,6 +345,28 @@ def test_a_log_as_a_crash_leaves_it_does_not_stop_the_start(
     assert with_storage(tmp_path, scene) >= 22
 
 
+# -- what is forgotten
+
+
+@pytest.mark.parametrize(("days", "kept"), [(31, False), (400, False), (29, True), (0, True)])
+def test_a_position_that_nobody_touched_for_30_days_is_forgotten(tmp_path: Path, days: int, kept: bool) -> None:
+    key = ("p", "reader", "noted", "")
+
+    async def scene(storage: Storage) -> int | None:
+        moved = time.time() - days * 86_400
+        for number in range(450):  # more than a step
+            await storage.write(lambda records, n=number: records.move_position(("p", f"r{n}", "t", ""), 1))
+        await storage.write(lambda records: records.move_position(key, 5))
+        await storage.write(lambda records: records._change("update position set moved = ?", moved))
+        while await storage.write(storage._sweep):
+            pass
+        found = storage.read._one("select count(*) from position")
+        assert found == (451 if kept else 0)
+        return storage.read.position(*key)
+
+    assert with_storage(tmp_path, scene) == (5 if kept else None)
+
+
 # -- what must not grow with history
 
 

@@ -1555,7 +1555,8 @@ def guarded_streams(name: str) -> Iterator[None]:
 class Sidecar:
     """One running service: ``async with Sidecar(settings, hooks) as sidecar`` listens until the block ends.
 
-    ``start`` raises StartError with a line for the user. ``stop`` answers every waiting poll first and takes under 5 s.
+    ``start`` raises StartError with a line for the user. ``stop`` answers every waiting poll first, then gives requests
+    STOP_SECONDS, agents that were ordered to end Agents.STOP_SECONDS, and plugins their five seconds.
     """
 
     STOP_SECONDS = 3.0
@@ -5986,10 +5987,7 @@ def spawned_answer(row: dict[str, Any], token: str, ignored: list[str]) -> dict[
 
 def ended_data(row: dict[str, Any], tail: list[str], result_id: str | None) -> dict[str, Any]:
     """The data of the events of an agent's end."""
-    return {
-        "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
-        "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"],
-        "started_at": iso(row["started"]), "ended_at": iso(row["ended"]),
+    return agent_facts(row) | {
         "cpu_seconds": None if (cpu := row.get("cpu")) is None else round(cpu, 3),
         "peak_memory_bytes": row.get("peak_memory"),
         "output_tail": [line[:300] for line in tail], "result_id": result_id,
@@ -6013,15 +6011,21 @@ def agent_answer(row: dict[str, Any], output: Output, now: float) -> dict[str, A
         method, path, moment = row["last_call"]
         call = {"method": method, "path": path, "at": iso(moment), "age_seconds": age(moment)}
     written = output.last_written()
-    return {
-        "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
-        "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"],
-        "started_at": iso(row["started"]), "ended_at": iso_or_none(row["ended"]), "output_tail": output.tail(20),
-        "task": redact(row["task"])[0], "parent": row["parent"], "result_id": row["result_id"],
-        "result_status": row["result_status"], "depth": row["depth"] or 1,
+    return agent_facts(row) | {
+        "output_tail": output.tail(20), "task": redact(row["task"])[0], "parent": row["parent"],
+        "result_id": row["result_id"], "result_status": row["result_status"], "depth": row["depth"] or 1,
         "state_age_seconds": age(row["ended"] or row["started"]), "usage": usage,
         "last_output_at": iso_or_none(written), "last_output_age_seconds": None if written is None else age(written),
         "last_call": call,
+    }  # fmt: skip
+
+
+def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
+    """The facts of an agent that answers and the events of its end have in common."""
+    return {
+        "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
+        "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"],
+        "started_at": iso(row["started"]), "ended_at": iso_or_none(row["ended"]),
     }  # fmt: skip
 
 

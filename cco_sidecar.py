@@ -343,7 +343,7 @@ def discover_root(folder: Path) -> Path:
     A top level without a ``.git`` is not taken: a repository's ``core.worktree`` names it, which may be a whole home.
     """
     found = run_git(folder, "rev-parse", "--show-toplevel")
-    top = Path(os.fsdecode(found.rstrip(b"\n"))) if found else folder
+    top = Path(os.fsdecode(found.removesuffix(b"\n"))) if found else folder
     return top if not found or (top / ".git").exists() else folder
 
 
@@ -698,8 +698,8 @@ class Commit(Struct):
     hash: str
     message: str
     author: str
-    timestamp: str
-    files_changed: list[str]
+    timestamp: str | None  # null where git can read none
+    files_changed: list[str]  # empty where it is not known: at the edge of a shallow or partial clone
 
 
 class Change(Struct):
@@ -832,6 +832,14 @@ class HookSpecs:
         file, git or the issue's results change.
 
         return {"release": {"frozen": request.project.git.branch == "main"}}
+        """
+
+    @hookspec
+    def section_files(self) -> list[str]:
+        """Names, below the root, of files that your sections are made from although git may ignore them: a context is
+        built anew where one of them changed. Asked at the start.
+
+        return ["coverage.xml"]
         """
 
     @hookspec
@@ -4664,6 +4672,9 @@ class Contexts:
         self._building: dict[str, asyncio.Task[CacheEntry]] = {}
         reader = hooks.part("project_reader", Project, settings=settings)
         self._project: Project = reader or Project(settings.root, settings.storage)
+        also = [names for _, names in hooks.ask("section_files") if isinstance(names, list)]
+        named = {name for names in also for name in names if isinstance(name, str)}
+        self._project.also = sorted({*TYPE_BY_MANIFEST, *named})
         self._watcher = Watcher(settings, self._changed)
         self._index_folder = settings.storage / "index"
         self._plugins = sorted(plugin.name for plugin in hooks.loaded)
@@ -4700,7 +4711,8 @@ class Contexts:
             state = await self._project.state()
         except OSError as error:
             log.error("the project cannot be read: %s", one_line(error))
-            raise ApiError("CTX_001") from None
+            known_why = isinstance(error, GitError)  # others name paths of this machine
+            raise ApiError("CTX_001", f"The project cannot be read: {error}" if known_why else None) from None
         tag = self._tag(key, state)
         etag = f'W/"{tag}"'  # weak: a hit, a build and their compressed forms differ in bytes alone (RFC 9110, 8.8.1)
         if tag in known or known.strip() == "*":
@@ -4979,6 +4991,7 @@ class Project:
 
     def __init__(self, root: Path, scratch: Path) -> None:
         self._root, self._scratch = root, scratch
+        self.also: list[str] = []  # files that contexts are made from although git may ignore them
         self._looking: asyncio.Task[ProjectState] | None = None
         self._git = ThreadPoolExecutor(3, "git")
 
@@ -5007,7 +5020,7 @@ class Project:
         listed = self._git.submit(list_files, root, prefix, self._scratch)
         git, head = read_git(root, prefix, self._git)
         names, now = listed.result(), time.time_ns()
-        found = {name: fingerprint(os.path.join(root, name)) for name in names}
+        found = {name: fingerprint(os.path.join(root, name)) for name in (*names, *self.also)}
         files = [FileFact(name, it[2], it[0]) for name in names if (it := found[name]) and not stat.S_ISDIR(it[4])]
         young = any(is_young(it, now) for it in found.values())
         facts = repr((found, git, head)).encode("utf-8", "surrogateescape")
@@ -5024,7 +5037,11 @@ def fingerprint(path: str) -> Fingerprint | None:
         facts = os.lstat(path)
     except (OSError, ValueError):
         return None
-    return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode
+    mtime, ctime = min(facts.st_mtime_ns, MAX_INT64), min(facts.st_ctime_ns, MAX_INT64)
+    return mtime, ctime, facts.st_size, facts.st_ino & MAX_INT64, facts.st_mode
+
+
+MAX_INT64 = 2**63 - 1  # what SQLite and arrays hold; some disks claim a later year than 2262, or a larger inode
 
 
 def is_young(facts: Fingerprint | None, now: int) -> bool:
@@ -5038,19 +5055,29 @@ COARSE_TICK = 2_100_000_000  # where they are whole seconds (some network and re
 
 
 def list_files(root: Path, prefix: str | None, scratch: Path) -> list[str]:
-    """The names that git lists, or by its ignore rules would list if this were a repository. Raises OSError. Blocks."""
-    environ = borrowed_git(root, scratch) if prefix is None else None
-    listed = run_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate", env=environ)
-    if listed is None and prefix is not None:
-        raise OSError("git cannot list the files of this repository")
-    return sorted(split_z(listed) if listed is not None else walk_files(root))
+    """The names that git lists, or by its rules would list if this were a repository. Raises GitError. Blocks."""
+    if prefix is None and run_git(root, "rev-parse", "--is-inside-git-dir") == b"true\n":
+        return []
+    try:
+        environ = borrowed_git(root, scratch) if prefix is None else None
+        listed = ask_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate", env=environ)
+    except FileNotFoundError:  # git is not installed
+        return without_databases(root, sorted(walk_files(root)))
+    return without_databases(root, sorted(split_z(listed)))
 
 
-def borrowed_git(root: Path, scratch: Path) -> dict[str, str] | None:
+def without_databases(root: Path, names: list[str]) -> list[str]:
+    """``names`` without what lies in a database of git, whatever its folder is called. Blocks."""
+    folders = (name.removesuffix("HEAD") for name in names if name == "HEAD" or name.endswith("/HEAD"))
+    found = tuple(path for path in folders if all((root / path / name).is_dir() for name in ("objects", "refs")))
+    return [name for name in names if not name.startswith(found)] if found else names
+
+
+def borrowed_git(root: Path, scratch: Path) -> dict[str, str]:
     """Lets git's own ignore rules speak for a folder that is no repository, through an empty one in our storage."""
     empty = scratch / "empty.git"
-    if not (empty / "HEAD").exists() and run_git(scratch, "init", "--quiet", "--bare", str(empty)) is None:
-        return None
+    if not (empty / "HEAD").exists():
+        ask_git(scratch, "init", "--quiet", "--bare", str(empty))
     (empty / "info").mkdir(exist_ok=True)
     (empty / "info/exclude").write_text("".join(f"{name}/\n" for name in sorted(NOT_OURS)))
     return {"GIT_DIR": str(empty), "GIT_WORK_TREE": str(root)}
@@ -5076,10 +5103,30 @@ Codes = list[tuple[str, str]]  # status code and path of changed files, as ``git
 
 
 def git_prefix(root: Path) -> str | None:
-    """The path of ``root`` in its work tree, "" or "path/"; None where it is in none, or git is missing. Blocks."""
-    found = run_git(root, "rev-parse", "--is-inside-work-tree", "--show-prefix") or b""
+    """The path of ``root`` in its work tree, "" or "path/"; None where it is in none, or git is missing.
+
+    Raises GitError where there is a repository that git cannot read. Blocks.
+    """
+    try:
+        found = ask_git(root, "rev-parse", "--is-inside-work-tree", "--show-prefix")
+    except FileNotFoundError:  # git is not installed
+        return None
+    except GitError as error:
+        if "not a git repository (or any" not in str(error) or is_damaged(root):
+            raise
+        return None
     inside, _, prefix = os.fsdecode(found).partition("\n")
     return prefix.removesuffix("\n") if inside == "true" else None
+
+
+def is_damaged(root: Path) -> bool:
+    """Whether git takes the nearest ``.git`` around ``root`` for no repository even when it is asked right there, and
+    not for lying beyond a file system or GIT_CEILING_DIRECTORIES. Blocks.
+    """
+    for folder in (root, *root.parents):
+        if os.path.isfile(folder / ".git") or (os.path.isdir(folder / ".git") and os.listdir(folder / ".git")):
+            return run_git(folder, "rev-parse", "--git-dir") is None
+    return False
 
 
 def read_git(root: Path, prefix: str | None, pool: ThreadPoolExecutor) -> tuple[GitContext, str | None]:
@@ -5087,53 +5134,85 @@ def read_git(root: Path, prefix: str | None, pool: ThreadPoolExecutor) -> tuple[
     if prefix is None:
         return NO_GIT, None
     latest, remote = pool.submit(read_commits, root), pool.submit(read_remote, root)
-    branch, codes = read_status(root, prefix) or (None, [])
+    try:
+        branch, codes = read_status(root, prefix)
+    except GitError as error:
+        log_once(f"uncommitted changes are not known: {error}")
+        named = os.fsdecode(run_git(root, "symbolic-ref", "--short", "HEAD") or b"")
+        branch, codes = clean_text(named.removesuffix("\n")) or None, []
     changes, (commits, head) = describe_changes(root, codes), latest.result()
     return GitContext(branch, commits, changes, *remote.result()), head
 
 
-def read_status(
-    root: Path, prefix: str, *flags: str, env: dict[str, str] | None = None, names: Sequence[str] = (".",)
-) -> tuple[str | None, Codes] | None:
-    """(branch, code and path below the root of what is changed or untracked among ``names``); None where git fails.
-    Blocks.
-    """
+def read_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = (".",)) -> tuple[str | None, Codes]:
+    """(branch, code and path of what changed or is untracked among ``names``). Raises GitError. Blocks."""
     shape = ("--porcelain=v1", "-z", "--branch", "--no-ahead-behind", "--untracked-files=all", *flags)
-    environ = {**(env or {}), "GIT_LITERAL_PATHSPECS": "1"}
-    output = run_git(root, "status", *shape, "--ignore-submodules=dirty", "--", *names, env=environ)
-    if output is None:
-        return None
-    tokens, codes = iter(split_z(output)), []
+    literal = {"GIT_LITERAL_PATHSPECS": "1"}
+    tokens = iter(split_z(ask_git(root, "status", *shape, "--ignore-submodules=dirty", "--", *names, env=literal)))
     branch = next(tokens).removeprefix("## ").removeprefix("No commits yet on ").partition("...")[0]
+    codes = []
     for token in tokens:
         code, path = token[:2], token[3:]
         if "R" in code or "C" in code:
             next(tokens, None)  # the old name
         codes.append((code, path.removeprefix(prefix)))
+    ours = set(without_databases(root, [path for _, path in codes]))
+    codes = [(code, path) for code, path in codes if path in ours]
     return None if branch == "HEAD (no branch)" else clean_text(branch), codes
 
 
 def read_commits(root: Path, number: int = 10) -> tuple[list[Commit], str | None]:
     """(the latest commits, the whole name of the first). Blocks."""
-    separator = secrets.token_hex(8)  # a separator that nobody can have put into a subject or a name
-    shape = f"--pretty=format:{separator}%H%x02%h%x02%ct%x02%an%x02%s"
     flags = ("-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent")
-    commits, head = [], None
-    for block in os.fsdecode(run_git(root, "log", f"-n{number}", *flags, shape) or b"").split(separator)[1:]:
-        header, _, names = clean_text(block).partition("\n")
-        whole, short, moment, author, subject = header.rstrip("\0").split("\x02", 4)
-        head = head or whole
-        files = [name for name in names.split("\0") if name]
-        commits.append(Commit(short, subject, author, iso(float(moment)), files))
-    return commits, head
+    found, complete = git_log(root, number, *flags)
+    if not complete:  # trees that a partial clone lacks, or a damaged object; the last one's names may be cut off
+        named = {facts[0]: names for *facts, names in found[:-1]}
+        found = [(*facts, named.get(facts[0], [])) for *facts, _ in git_log(root, number)[0]]
+    edge = set(read_shallow(root) if any(not parents for _, _, parents, *_ in found) else ())
+    commits = []
+    for whole, short, _, moment, author, subject, names in found:
+        known = moment.isdecimal() and float(moment) < 253_402_300_800  # of a year that ISO 8601 can write
+        if not known:
+            log_once(f"commit {short} has no usable date")
+        files = [] if whole in edge else names
+        commits.append(Commit(short, subject, author, iso(float(moment)) if known else None, files))
+    return commits, found[0][0] if found else None
+
+
+def git_log(root: Path, number: int, *flags: str) -> tuple[list[tuple[Any, ...]], bool]:
+    """((hash, short hash, parents, date, author, subject, names) of the latest commits, whether git could read all that
+    there are). Blocks.
+    """
+    separator = secrets.token_hex(8)  # that nobody can have put into a subject or a name
+    shape = f"--pretty=format:{separator}" + separator.join(("%H", "%h", "%P", "%ct", "%an", "%s"))
+    try:
+        output, complete = ask_git(root, "log", f"-n{number}", "--encoding=UTF-8", *flags, shape), True
+    except GitError as error:
+        output, complete = error.output, False
+        log_once(f"the history is not known in full: {error}")
+    found = []
+    parts = clean_text(os.fsdecode(output)).split(separator)[1:]
+    for *facts, last in zip(*(parts[at::6] for at in range(6)), strict=False):
+        subject, _, names = last.partition("\n")
+        found.append((*facts, subject.rstrip("\0"), [name for name in names.split("\0") if name]))
+    return found, complete
+
+
+def read_shallow(root: Path) -> list[str]:
+    """The commits at which a shallow clone ends, whose parents are not here. Blocks."""
+    place = os.fsdecode(run_git(root, "rev-parse", "--git-path", "shallow") or b"").removesuffix("\n")
+    with contextlib.suppress(FileNotFoundError):  # it is a whole clone
+        return (root / place).read_text().split()
+    return []
 
 
 def read_remote(root: Path) -> tuple[str | None, str | None]:
     """(name, URL) of origin, else of the first remote. Blocks."""
-    listed = (run_git(root, "config", "--get-regexp", r"^remote\..*\.url$") or b"").decode("utf-8", "replace")
-    named = dict(re.findall(r"^remote\.(.*)\.url (.*)$", listed, re.MULTILINE))
-    name = "origin" if "origin" in named else next(iter(named), None)
-    return name, without_credentials(named[name]) if name else None
+    listed = split_z(run_git(root, "config", "-z", "--get-regexp", r"^remote\..*\.url$"))
+    pairs = [clean_text(pair).partition("\n") for pair in listed]
+    urls = {key[7:-4]: url for key, _, url in reversed(pairs)}  # git fetches from a remote's first URL
+    name = "origin" if "origin" in urls else pairs[0][0][7:-4] if pairs else None
+    return name, without_credentials(urls[name]) if name else None
 
 
 def without_credentials(text: str) -> str:
@@ -5169,8 +5248,9 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str]) -> dict[str, str
     literal = {"GIT_LITERAL_PATHSPECS": "1"}
     if any(code[0] not in " ?" for code, _ in codes):
         output = run_git(root, "diff", *shape, "HEAD", "--", *names, env=literal)
-        if output is None:  # an unborn branch is compared with the empty tree
-            output = run_git(root, "diff", *shape, EMPTY_TREE, "--", *names, env=literal)
+        if output is None:  # an unborn branch is compared with the empty tree, whose name goes by the kind of hash
+            empty = (run_git(root, "hash-object", "-t", "tree", "--stdin") or b"").decode().strip()
+            output = run_git(root, "diff", *shape, empty, "--", *names, env=literal)
     else:  # nothing is staged: git's index tells as much, and much faster
         output = run_git(root, "diff", *shape, "--", *names, env=literal)
     tokens, counts = iter(split_z(output)), {}
@@ -5184,31 +5264,63 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str]) -> dict[str, str
     return counts
 
 
-EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # its object id is the same in every repository
+class GitError(OSError):
+    """Git failed: why, without paths of this machine, and what it had printed by then."""
+
+    def __init__(self, why: str, output: bytes = b"") -> None:
+        super().__init__(why)
+        self.output = output
 
 
 def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes | None:
-    """The output of git, None where it fails, hangs or is not installed. Runs nothing that the repository names.
-    Blocks.
-    """
-    command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
-    quiet: dict[str, Any] = {"capture_output": True, "timeout": 30, "stdin": subprocess.DEVNULL}
+    """The output of git, None where it fails, hangs or is not installed. Blocks."""
     try:
-        environ = git_environment() | (env or {})
-        if arguments[0] in ("status", "diff"):
-            settings = [*command, "config", "--list", "--show-scope", "--name-only", "-z"]
-            listed = split_z(subprocess.run(settings, env=environ, **quiet).stdout)
-            environ |= without_filters(listed, int(environ.get("GIT_CONFIG_COUNT") or 0))
-        done = subprocess.run([*command, *arguments], env=environ, **quiet)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        return ask_git(folder, *arguments, env=env)
+    except OSError as error:
         log.debug("git %s: %s", arguments[0], error)
         return None
-    return done.stdout if done.returncode == 0 else None
 
 
+def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes:
+    """The output of git. Runs nothing that the repository names. Raises GitError, FileNotFoundError where git is not
+    installed. Blocks.
+    """
+    command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
+    environ = git_environment() | (env or {})
+    if arguments[0] not in ("status", "diff"):
+        return git_output([*command, *arguments], environ)
+    keys = split_z(git_output([*command, "config", "--list", "--show-scope", "--name-only", "-z"], environ))
+    theirs, every = (without_filters(keys, scopes, int(environ["GIT_CONFIG_COUNT"])) for scopes in FILTER_SCOPES)
+    try:
+        return git_output([*command, *arguments], environ | theirs)
+    except GitError:
+        if theirs == every:
+            raise
+        names = sorted({key.rpartition(".")[0][7:] for key in every.values() if key.startswith("filter.")})
+        log_once(f"git is asked without filters, one of which fails: {', '.join(names)}")  # git-lfs may be missing
+        return git_output([*command, *arguments], environ | every)
+
+
+def git_output(command: list[str], environ: dict[str, str]) -> bytes:
+    try:
+        done = subprocess.run(command, env=environ, capture_output=True, timeout=30, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise GitError("git took more than 30 seconds") from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise GitError(f"git cannot be run: {error.strerror}") from None
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").splitlines()
+        why = next((line for line in said if line.startswith(("error: ", "fatal: "))), f"it ended by {done.returncode}")
+        raise GitError("git: " + redact(MACHINE_PATH.sub(r"\1", why))[0], done.stdout)
+    return done.stdout
+
+
+MACHINE_PATH = re.compile(r"(?:[A-Za-z]:)?(?<![\w.])[\\/](?:[^'\"\n]*[\\/])?([^\s'\"\\/]+)")
 HARMLESS_GIT = (  # what a repository's own configuration could have git run, and what would change its output
     "core.quotepath=off", "core.fsmonitor=false", "core.hooksPath=/dev/null", "core.pager=cat", "diff.external=",
-    "log.showSignature=false",
+    "log.showSignature=false", "log.showRoot=true", "log.diffMerges=separate", "diff.orderFile=/dev/null",
     "protocol.allow=never",  # a partial clone fetches what it lacks, by a transport that may be any command
     # looking into them would go by their own configurations
     "diff.ignoreSubmodules=dirty", "status.submoduleSummary=false",
@@ -5217,30 +5329,52 @@ HARMLESS_GIT = (  # what a repository's own configuration could have git run, an
 
 def git_environment() -> dict[str, str]:
     """This environment without what git sets for its hooks and helpers: it would lead to another repository or
-    program.
+    program. Of the settings that it gives to git, those that git can read: it does nothing where it cannot.
     """
-    kept = {
-        name: value for name, value in os.environ.items()
-        if not name.startswith("GIT_") or name.startswith(("GIT_CONFIG", "GIT_CEILING"))
-    }  # fmt: skip
+    given = os.environ
+    kept = {name: value for name, value in given.items() if not name.startswith("GIT_") or name in GIT_VARIABLES}
+    if not re.fullmatch(r"(?i)true|yes|on|false|no|off|\d{0,9}", kept.get("GIT_CONFIG_NOSYSTEM", "")):
+        log_once("the environment's GIT_CONFIG_NOSYSTEM is passed over: it is neither true nor false")
+        del kept["GIT_CONFIG_NOSYSTEM"]
+    count = given.get("GIT_CONFIG_COUNT") or "0"
+    limit = int(count) if re.fullmatch(r"\d{1,3}", count) else 1000
+    pairs = [
+        (key, value) for number in range(limit)
+        if (key := given.get(f"GIT_CONFIG_KEY_{number}")) and re.fullmatch(GIT_KEY, key)
+        and (value := given.get(f"GIT_CONFIG_VALUE_{number}")) is not None
+    ]  # fmt: skip
+    if len(pairs) != limit:
+        log_once(f"of the settings that GIT_CONFIG_COUNT={count[:20]!r} promises, {len(pairs)} can be read")
     # Without optional locks reading never writes the index, which would look like a change.
-    return kept | {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
+    kept |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
+    return kept | git_settings(pairs)
 
 
-def without_filters(scopes_and_keys: list[str], first: int) -> dict[str, str]:
-    """Variables that turn off the filters which the repository's own configuration names; those of the user (such as
-    LFS) go on. ``first`` is how many settings the environment has already.
+GIT_VARIABLES = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_CEILING_DIRECTORIES")
+GIT_KEY = r"(?s)[A-Za-z0-9-]+\.(?:.*\.)?[A-Za-z][A-Za-z0-9-]*"
+
+
+def git_settings(pairs: list[tuple[str, str]], first: int = 0) -> dict[str, str]:
+    """Variables by which git takes ``pairs`` after the ``first`` settings that it has already."""
+    variables = {"GIT_CONFIG_COUNT": str(first + len(pairs))}
+    for number, (key, value) in enumerate(pairs, first):
+        variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return variables
+
+
+FILTER_SCOPES = ({"local", "worktree"}, {"local", "worktree", "global", "system", "command"})
+
+
+def without_filters(scopes_and_keys: list[str], scopes: set[str], first: int) -> dict[str, str]:
+    """Variables that turn off the filters which the configuration of ``scopes`` names: the repository's own; those of
+    the user (such as LFS) go on. ``first`` is how many settings the environment has already.
     """
     names = {
         key.rpartition(".")[0] for scope, key in zip(scopes_and_keys[::2], scopes_and_keys[1::2], strict=False)
-        if scope in ("local", "worktree") and key.startswith("filter.")
+        if scope in scopes and key.startswith("filter.")
     }  # fmt: skip
     turned_off = (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
-    off = [(f"{name}.{what}", value) for name in sorted(names) for what, value in turned_off]
-    variables = {"GIT_CONFIG_COUNT": str(first + len(off))}
-    for number, (key, value) in enumerate(off, first):
-        variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
-    return variables
+    return git_settings([(f"{name}.{what}", value) for name in sorted(names) for what, value in turned_off], first)
 
 
 def split_z(output: bytes | None) -> list[str]:
@@ -7263,6 +7397,11 @@ def iso(moment: float | None = None) -> str:
 @functools.lru_cache(4096)
 def iso_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@functools.lru_cache(1000)
+def log_once(text: str) -> None:
+    log.warning("%s", text)
 
 
 def one_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -61,6 +62,18 @@ PLUGINS = {
         @hookimpl
         def index_state(index_folder):
             return {"state": "building" if Path(index_folder, "busy").exists() else "ready"}
+    """,
+    "ignored_file": """
+        from pathlib import Path
+
+        @hookimpl
+        def section_files():
+            return ["build/verdict.txt", "nowhere.txt", "nul\\0", 5]
+
+        @hookimpl
+        def context_section(request):
+            file = Path(request.project.root, "build/verdict.txt")
+            return {"verdict": file.read_text() if file.exists() else None}
     """,
     "routing": """
         from cco_sidecar import NextAgent
@@ -530,6 +543,27 @@ def test_a_plugin_brings_its_own_look_at_the_repository(plugged: Service) -> Non
     assert "src/main.py" in context["project_structure"]["files"]
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["the module's own reader", "the plugin's"])
+def test_a_plugin_names_ignored_files_whose_change_makes_a_context_anew(
+    tmp_path: Path, make_service: Callable[..., Service], repository: Path, alone: bool
+) -> None:
+    plugins = write_plugins(tmp_path / "plugins", {"ignored_file": PLUGINS["ignored_file"]})
+    (tmp_path / "alone/plugins").mkdir(parents=True)
+    module = Path(shutil.copy(MODULE, tmp_path / "alone")) if alone else MODULE
+    service = make_service("--no-watch", "--plugins", str(plugins), module=module)
+
+    def verdict() -> Any:
+        return service.client().get("/api/context/issue-1/python-specialist").json()["context"]["verdict"]
+
+    assert verdict() is None
+    for text in ("good", "bad", "GOOD"):
+        (repository / "build").mkdir(exist_ok=True)
+        (repository / "build/verdict.txt").write_text(text)
+        assert verdict() == text
+    (repository / "build/verdict.txt").unlink()
+    assert verdict() is None
+
+
 def test_a_plugin_sees_each_answer_before_it_is_sent(plugged: Service) -> None:
     answer = plugged.client().get("/status")
     assert int(answer.headers["X-Stamp"]) == len(answer.content)
@@ -551,6 +585,7 @@ def test_plugins_are_told_of_start_and_stop(tmp_path: Path, make_service: Callab
 EXERCISED = {
     "register_agent_types": test_a_plugin_adds_agent_types,
     "context_section": test_a_plugin_adds_a_context_section_and_its_answer_takes_the_place_of_a_built_in_one,
+    "section_files": test_a_plugin_names_ignored_files_whose_change_makes_a_context_anew,
     "resolve_issue": test_a_plugin_knows_an_issue_or_that_there_is_none,
     "rank_files": test_a_plugin_ranks_the_files_and_cannot_name_others,
     "index_state": test_a_context_says_that_an_index_is_still_being_made_and_is_not_kept,

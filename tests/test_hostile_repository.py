@@ -4,6 +4,7 @@ outside it.
 
 import os
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,3 +158,25 @@ def test_links_lead_nothing_of_elsewhere_into_a_context(
         text = service.client().get(f"/api/context/issue-1/{agent_type}", task="diary passwd private thought").text
         assert "a-private-thought" not in text and "root:x:" not in text and "CCO_TEST_MARK" not in text
     assert stat.S_ISFIFO((repository / "src/pipe.py").lstat().st_mode)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's reader", "the module's own"])
+def test_a_repository_that_git_cannot_read_is_an_error_that_says_why_and_odd_facts_are_null(
+    make_service: Callable[..., Service], repository: Path, arguments: list[str]
+) -> None:
+    subprocess.run(["git", "-C", repository, "checkout", "-q", "-b", b"caf\xe9"], check=True)
+    os.utime(repository / "src/main.py", ns=(2**64, 2**64))
+    service = make_service(*arguments, env={"GIT_CONFIG_COUNT": "abc"})
+    answer = service.client().get(CONTEXT, task="greet")
+    assert answer.status_code == 200, service.log
+    found = answer.json()["context"]
+    assert found["git_context"]["branch"] == "caf\ufffd" and len(found["git_context"]["recent_commits"]) == 2
+    assert "src/main.py" in [file["path"] for file in found["relevant_files"]]
+    (repository / "ignored.log").write_text("never given")
+    (repository / ".git/index").write_text("garbage")
+    answer = service.client().get(CONTEXT)
+    assert (answer.status_code, answer.json()["code"]) == (500, "CTX_001")
+    assert "index file smaller than expected" in answer.json()["message"]
+    assert str(repository) not in answer.text + service.log.partition("cannot be read")[2]
+    (repository / ".git/index").unlink()
+    assert service.client().get(CONTEXT).status_code == 200

@@ -4,15 +4,17 @@ repository.
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import git, plugin, until
+from conftest import git, make_repository, plugin, until
 
-from cco_sidecar import Project, ProjectState, is_young
+from cco_sidecar import GitError, Project, ProjectState, is_young
 
 project_index = plugin("project_index")
 
@@ -63,6 +65,449 @@ def test_what_is_remembered_is_what_a_new_look_finds(readers: tuple[Any, Project
     for name, change in CHANGES.items():
         change(repository)
         assert facts(index.look()) == facts(own.look()), name
+
+
+def run(*words: str | bytes | Path, input: bytes = b"") -> str:
+    return subprocess.run(words, check=True, capture_output=True, input=input).stdout.decode().strip()
+
+
+def commit_of(date: str) -> Callable[[Path], None]:
+    """A commit whose date is ``date``, as other programs than git have written them."""
+
+    def make(root: Path) -> None:
+        head, tree = git(root, "rev-parse", "HEAD", "HEAD^{tree}").split()
+        text = f"tree {tree}\nparent {head}\nauthor a <a@b> {date}\ncommitter a <a@b> {date}\n\nOddly dated\n"
+        words = ("git", "-C", root, "hash-object", "-t", "commit", "-w", "--literally", "--stdin")
+        git(root, "update-ref", "HEAD", run(*words, input=text.encode()))
+
+    return make
+
+
+def submodule(make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    def add(root: Path) -> None:
+        inner = make_repository(root.parent / "inner")
+        git(root, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(inner), "library")
+        git(root, "commit", "-q", "-m", "A library")
+        make(root / "library")
+
+    return add
+
+
+def object_of(root: Path, name: str) -> Path:
+    hash = git(root, "rev-parse", name).strip()
+    return root / ".git/objects" / hash[:2] / hash[2:]
+
+
+def set_pointer(content: bytes) -> Callable[[Path], None]:
+    return submodule(lambda folder: (folder / ".git").write_bytes(content))
+
+
+# what happened to the repository, and which facts are then other ones than those of the fixture
+ODD: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
+    "a branch in Latin-1": (
+        lambda root: run("git", "-C", root, "checkout", "-q", "-b", b"caf\xe9"),
+        {"branch": "caf\ufffd"},
+    ),
+    "a branch in Shift JIS": (
+        lambda root: run("git", "-C", root, "checkout", "-q", "-b", "\u30c6\u30b9\u30c8".encode("shift-jis")),
+        {"branch": "\u30c6\u30b9\u30c8".encode("shift-jis").decode("utf-8", "replace")},
+    ),
+    "a submodule's branch in Latin-1": (
+        submodule(lambda folder: run("git", "-C", folder, "checkout", "-q", "-b", b"caf\xe9")),
+        {"messages": ["A library", "Greet politely", "Initial commit"]},
+    ),
+    **{
+        f"a submodule whose .git holds {what}": (
+            set_pointer(content),
+            {"messages": ["A library", "Greet politely", "Initial commit"]},
+        )
+        for what, content in {
+            "NUL": b"gitdir: \0\n",
+            "garbage": b"\xff\xfe\0g\0",
+            "10 kB": b"gitdir: " + b"a" * 10_000,
+            "nothing": b"",
+        }.items()
+    },
+    "a submodule whose .git is a pipe": (
+        submodule(lambda folder: ((folder / ".git").unlink(), os.mkfifo(folder / ".git"))),
+        {"messages": ["A library", "Greet politely", "Initial commit"]},
+    ),
+    **{
+        f"a commit with the date {date!r}": (
+            commit_of(date),
+            {"messages": ["Oddly dated", "Greet politely", "Initial commit"], "dates": [False, True, True]},
+        )
+        for date in ("-1 +0000", "", "yesterday", "253402300800 +0000", "99999999999999999999 +0000")
+    },
+    "a file of the year 2500": (lambda root: os.utime(root / "src/main.py", ns=(2**64, 2**64)), {}),
+    "a file of 1823": (lambda root: os.utime(root / "src/main.py", ns=(-(2**62), -(2**62))), {}),
+    "a head that does not exist": (
+        lambda root: (root / ".git/refs/heads/main").write_text("1" * 40 + "\n"),
+        {"messages": []},
+    ),
+    "a damaged commit": (
+        lambda root: (object_of(root, "HEAD").chmod(0o600), object_of(root, "HEAD").write_text("?")),
+        {"messages": []},
+    ),
+    "a missing tree": (lambda root: object_of(root, "HEAD~1^{tree}").unlink(), {"numbers": [0, 0]}),
+    "no files shown for first commits": (lambda root: git(root, "config", "log.showRoot", "false"), {}),
+    "no files shown for merges": (lambda root: git(root, "config", "log.diffMerges", "off"), {}),
+    "an order of files that is not there": (lambda root: git(root, "config", "diff.orderFile", "/no/where"), {}),
+    "another encoding of the log": (
+        lambda root: (
+            git(root, "config", "i18n.logOutputEncoding", "latin1"),
+            git(root, "commit", "--allow-empty", "-q", "-m", "Caf\xe9"),
+        ),
+        {"messages": ["Caf\xe9", "Greet politely", "Initial commit"], "numbers": [0, 1, 8]},
+    ),
+    "a second URL": (
+        lambda root: git(root, "remote", "set-url", "--add", "origin", "https://example.com/mirror"),
+        {"remote_url": "https://github.com/org/project"},
+    ),
+    "an author who knows our separators": (
+        lambda root: git(root, "commit", "--allow-empty", "-q", "-m", "Odd", "--author", "a\x02b\x02c <a@b>"),
+        {"messages": ["Odd", "Greet politely", "Initial commit"], "numbers": [0, 1, 8]},
+    ),
+    "a bare repository inside": (lambda root: git(root, "init", "-q", "--bare", "mirror.git"), {"added": []}),
+    "a clone's database beside its .git file": (
+        lambda root: ((root / ".git").rename(root / ".bare"), (root / ".git").write_text("gitdir: ./.bare\n")),
+        {"added": []},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_fact_takes_no_other_with_it(readers: tuple[Any, Project], repository: Path, name: str) -> None:
+    change, expected = ODD[name]
+    index, own = readers
+    if "damaged" not in name and "missing" not in name:  # what was read before that stays true
+        index.look()
+    before = {file.path for file in own.look().files}
+    change(repository)
+    for state in (own.look(), index.look(), project_index.ProjectIndex(repository, own._scratch).look()):
+        assert facts(state) == facts(own.look())
+        commits = state.git.recent_commits
+        seen = {
+            "branch": state.git.branch, "messages": [commit.message for commit in commits],
+            "dates": [commit.timestamp is not None for commit in commits], "remote_url": state.git.remote_url,
+            "added": sorted({file.path for file in state.files} - before - {".gitmodules"}),
+        }  # fmt: skip
+        usual = {
+            "branch": "main", "messages": ["Greet politely", "Initial commit"], "dates": [True] * len(commits),
+            "remote_url": "https://github.com/org/project", "added": [],
+        }  # fmt: skip
+        wanted = usual | expected
+        if "numbers" in wanted:
+            assert [len(commit.files_changed) for commit in commits] == wanted.pop("numbers")
+        elif len(commits) > 1:
+            assert [len(commit.files_changed) for commit in commits[-2:]] == [1, 8]
+        assert seen == wanted
+        assert state.files and before <= {file.path for file in state.files}
+
+
+def test_inodes_and_times_of_any_size_are_fingerprints(
+    readers: tuple[Any, Project], repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.lstat
+
+    def lstat(path: Any) -> os.stat_result:
+        facts = real(path)
+        return os.stat_result([facts[0], facts[1] | 2**63, *facts[2:10]], {"st_mtime_ns": 2**70, "st_ctime_ns": 2**71})
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    for reader in readers:
+        state = reader.look()
+        assert {file.mtime_ns for file in state.files} == {2**63 - 1} and state.digest
+
+
+DAMAGED: dict[str, Callable[[Path], Any]] = {
+    "the index": lambda root: (root / ".git/index").write_text("garbage"),
+    "a part of the index": lambda root: os.truncate(root / ".git/index", 20),
+    "HEAD": lambda root: (root / ".git/HEAD").write_text("garbage"),
+    "HEAD is gone": lambda root: (root / ".git/HEAD").unlink(),
+    "no objects": lambda root: shutil.rmtree(root / ".git/objects"),
+    "the configuration": lambda root: (root / ".git/config").write_text("[core\n"),
+    "a version that git does not know": lambda root: git(root, "config", "core.repositoryFormatVersion", "99"),
+    "an extension that git does not know": lambda root: (
+        git(root, "config", "core.repositoryFormatVersion", "1"),
+        git(root, "config", "extensions.tomorrow", "true"),
+    ),
+    "a .git file that leads nowhere": lambda root: (
+        shutil.rmtree(root / ".git"),
+        (root / ".git").write_text("gitdir: /nonexistent/place\n"),
+    ),
+    "the user's configuration": lambda root: Path(os.environ["HOME"], ".gitconfig").write_text("[user\n"),
+    "a value in the user's configuration": lambda root: Path(os.environ["HOME"], ".gitconfig").write_text(
+        "[core]\n\tbare = perhaps\n"
+    ),
+    "XDG's configuration": lambda root: (
+        Path(os.environ["HOME"], ".config/git").mkdir(parents=True),
+        Path(os.environ["HOME"], ".config/git/config").write_text("= nothing\n"),
+    ),
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home folder that git goes by."""
+    (tmp_path / "home").mkdir()
+    for name in [name for name in os.environ if name.startswith(("GIT_", "XDG_CONFIG"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("where", ["the top", "a folder below"])
+@pytest.mark.parametrize("name", DAMAGED)
+def test_where_git_fails_nothing_that_it_ignores_is_listed_and_the_error_says_why(
+    home: Path, repository: Path, tmp_path: Path, name: str, where: str
+) -> None:
+    (repository / "src/private.log").write_text("ignored")
+    (repository / ".git/info").mkdir(exist_ok=True)
+    (repository / ".git/info/exclude").write_text("*.own\n")
+    (repository / "src/private.own").write_text("ignored")
+    root = repository if where == "the top" else repository / "src"
+    for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
+        assert not [file.path for file in reader.look().files if "private" in file.path]
+        reader.close()
+    index = project_index.ProjectIndex(root, tmp_path)
+    if name != "no objects":  # what was read before that stays true
+        index.look()
+    DAMAGED[name](repository)
+    for reader in (index, project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
+        with pytest.raises(GitError, match=r"git: (fatal|error): ") as caught:
+            reader.look()
+        assert str(tmp_path) not in str(caught.value) and "/nonexistent" not in str(caught.value)
+        reader.close()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "configured"),
+    [
+        ("*.py filter=lfs", '[filter "lfs"]\n\tprocess = no-git-lfs filter-process\n\trequired = true\n'),
+        ("*.py filter=crypt", '[filter "crypt"]\n\tclean = no-git-crypt clean\n\trequired = true\n'),
+        ("*.py filter=odd.name", '[filter "odd.name"]\n\tclean = false\n\trequired = true\n'),
+    ],
+)
+def test_a_filter_of_the_user_that_fails_leaves_all_that_git_knows_without_it(
+    home: Path, readers: tuple[Any, Project], repository: Path, attributes: str, configured: str
+) -> None:
+    (repository / ".gitattributes").write_text(attributes + "\n")
+    (home / ".gitconfig").write_text(configured)
+    (repository / "src/main.py").write_text("changed\n")
+    (repository / "noise.log").write_text("ignored")
+    for reader in readers:
+        state = reader.look()
+        assert "noise.log" not in [file.path for file in state.files] and state.git.branch == "main"
+        assert [(change.path, change.diff) for change in state.git.uncommitted_changes] == [
+            ("src/main.py", "+1 -2"),
+            (".gitattributes", None),
+        ]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"GIT_CONFIG_COUNT": "abc"}, {"GIT_CONFIG_COUNT": "-1"}, {"GIT_CONFIG_COUNT": "2"}, {"GIT_CONFIG_COUNT": "1e9"},
+        {"GIT_CONFIG_COUNT": "99999999999999999999"}, {"GIT_CONFIG_COUNT": ""},
+        {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "nosection", "GIT_CONFIG_VALUE_0": "1"},
+        {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "a.b"}, {"GIT_CONFIG_PARAMETERS": "garbage"},
+        {"GIT_CONFIG_NOSYSTEM": "perhaps"}, {"GIT_CEILING_DIRECTORIES": "::/:"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_odd_variables_of_git_change_nothing(
+    home: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    (repository / "noise.log").write_text("ignored")
+    wanted = facts(Project(repository, tmp_path).look())
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert facts(project_index.ProjectIndex(repository, tmp_path).look()) == wanted
+    assert facts(Project(repository, tmp_path).look()) == wanted
+
+
+def test_settings_that_the_environment_gives_to_git_hold(
+    home: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rules").write_text("*.md\n")
+    (repository / "new.md").write_text("ignored")
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "2")
+    monkeypatch.setenv("GIT_CONFIG_KEY_1", "core.excludesFile")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_1", str(tmp_path / "rules"))
+    for reader in (project_index.ProjectIndex(repository, tmp_path), Project(repository, tmp_path)):
+        assert "new.md" not in [file.path for file in reader.look().files]
+
+
+def write(path: Path, content: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+# each hides new/*.txt (named by the folder below home, or the repository), and is changed to hide nothing
+RULES: dict[str, Callable[[Path, Path], Path]] = {
+    "git's own ignore file": lambda home, root: write(home / ".config/git/ignore", "*.txt\n"),
+    "a configured ignore file": lambda home, root: (
+        write(home / ".gitconfig", "[core]\n\texcludesFile = ~/mine\n"),
+        write(home / "mine", "*.txt\n"),
+    )[1],
+    "a relative one of the repository": lambda home, root: (
+        git(root, "config", "core.excludesFile", "rules/ours"),
+        write(root / "rules/ours", "*.txt\n"),
+    )[1],
+    "an included configuration": lambda home, root: (
+        write(home / "rules", "*.txt\n"),
+        write(home / ".gitconfig", "[include]\n\tpath = more/config\n"),
+        write(home / "more/config", "[core]\n\texcludesFile = ~/rules\n"),
+    )[2],
+    "an included configuration of an included one": lambda home, root: (
+        write(home / "rules", "*.txt\n"),
+        git(root, "config", "include.path", "../one.inc"),
+        write(root / "one.inc", "[include]\n\tpath = two.inc\n"),
+        git(root, "add", "one.inc"),
+        write(root / "two.inc", "[core]\n\texcludesFile = ~/rules\n"),
+        git(root, "add", "two.inc"),
+    )[4],
+    "a configuration under a condition": lambda home, root: (
+        write(home / "rules", "*.txt\n"),
+        write(home / ".gitconfig", f'[includeIf "gitdir:{root}/"]\n\tpath = {home}/conditional\n'),
+        write(home / "conditional", "[core]\n\texcludesFile = ~/rules\n"),
+    )[2],
+    "a rule through links": lambda home, root: (
+        write(home / "dotfiles/ignore", "*.txt\n"),
+        (home / ".config/git").mkdir(parents=True),
+        (home / "second").symlink_to("dotfiles/ignore"),
+        (home / ".config/git/ignore").symlink_to("../../second"),
+    )[0],
+    "a rule above the root": lambda home, root: write(root / ".gitignore", "*.txt\n"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_of_every_place_show_at_the_next_look(home: Path, tmp_path: Path, name: str) -> None:
+    top = make_repository(tmp_path / "repository")
+    write(top / "deep/er/new.txt", "new\n")
+    rule = RULES[name](home, top)
+    for root in (top, top / "deep/er"):
+        index, own = project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)
+        hides = rule.read_text()
+        for content, shown in ((hides, False), ("", True), (hides, False), (None, True), (hides, False)):
+            if content is None:
+                rule.unlink()
+            else:
+                rule.write_text(content)
+            until(lambda index=index: index.look().digest == index.look().digest)
+            state = index.look()
+            assert facts(state) == facts(own.look())
+            assert any(file.path.endswith("new.txt") for file in state.files) is shown
+        index.close()
+        own.close()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\n", "\n", "sp\u00e4\tce \U0001f600"])
+def test_the_path_of_a_repository_may_hold_anything(home: Path, tmp_path: Path, name: str) -> None:
+    root = make_repository(tmp_path / "x" / name / "in\nner")
+    git(root, "worktree", "add", "-q", "-b", "side", str(root.parent / "si\nde"))
+    for place, branch in ((root, "main"), (root.parent / "si\nde", "side")):
+        index, own = project_index.ProjectIndex(place, tmp_path), Project(place, tmp_path)
+        assert index.look().git.branch == branch and index._state
+        for number in range(3):
+            write(place / "src/main.py", f"number = {number}\n")
+            git(place, "commit", "-q", "-a", "-m", f"Number {number}")
+            assert index.look().git.recent_commits[0].message == f"Number {number}"
+            assert facts(index.look()) == facts(own.look())
+        index.close()
+        own.close()
+
+
+CLONES = {
+    "shallow": (["--depth=2"], [0, 1]),
+    "shallow and without trees": (["--depth=2", "--filter=tree:0"], None),
+    "without trees": (["--filter=tree:0"], None),
+    "without blobs": (["--filter=blob:none"], [8, 1, 1, 1]),
+    "whole": ([], [8, 1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("name", CLONES)
+def test_a_clone_tells_its_commits_and_only_changes_that_it_knows(
+    home: Path, repository: Path, tmp_path: Path, name: str
+) -> None:
+    for number in range(2):
+        write(repository / "src/main.py", f"number = {number}\n")
+        git(repository, "commit", "-q", "-a", "-m", f"Number {number}")
+    git(repository, "config", "uploadpack.allowFilter", "true")
+    flags, numbers = CLONES[name]
+    root = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", *flags, f"file://{repository}", str(root))
+    for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
+        commits = reader.look().git.recent_commits
+        messages = ["Number 1", "Number 0", "Greet politely", "Initial commit"]
+        assert [commit.message for commit in commits] == messages[: 2 if "shallow" in name else 4]
+        found = [len(commit.files_changed) for commit in commits]
+        assert found == numbers[::-1] if numbers else max(found) <= 1
+        reader.close()
+
+
+def test_a_repository_of_sha256_counts_lines_from_its_beginning(home: Path, tmp_path: Path) -> None:
+    root = tmp_path / "new"
+    git(tmp_path, "init", "-q", "--object-format=sha256", "-b", "trunk", str(root))
+    write(root / "one.py", "a\nb\n")
+    git(root, "add", "-A")
+    for commits in ([], ["First"]):
+        for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
+            found = reader.look().git
+            assert [commit.message for commit in found.recent_commits] == commits and found.branch == "trunk"
+            assert [change.diff for change in found.uncommitted_changes] == ([] if commits else ["+2 -0"])
+            reader.close()
+        if not commits:
+            git(root, "commit", "-q", "-m", "First")
+
+
+@pytest.mark.parametrize("inside", ["", "hooks", "objects", "refs/heads"])
+@pytest.mark.parametrize("kind", ["a bare repository", "a .git folder", "a .bare folder", "a linked worktree's"])
+def test_gits_database_is_no_project(home: Path, repository: Path, tmp_path: Path, kind: str, inside: str) -> None:
+    root = repository / ".git"
+    if kind == "a bare repository":
+        root = tmp_path / "server.git"
+        git(tmp_path, "clone", "-q", "--bare", str(repository), str(root))
+    elif kind == "a .bare folder":
+        root = root.rename(repository / ".bare")
+        (repository / ".git").write_text("gitdir: ./.bare\n")
+        git(root, "config", "core.bare", "true")
+    elif kind == "a linked worktree's":
+        git(repository, "worktree", "add", "-q", str(tmp_path / "side"))
+        root = root / "worktrees"
+    (root / inside).mkdir(exist_ok=True, parents=True)
+    for reader in (project_index.ProjectIndex(root / inside, tmp_path), Project(root / inside, tmp_path)):
+        assert reader.look().files == []
+        reader.close()
+
+
+def test_a_folder_of_worktrees_is_served_without_the_database_beside_them(
+    home: Path, repository: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "project"
+    git(tmp_path, "clone", "-q", "--bare", str(repository), str(root / ".bare"))
+    git(tmp_path, "clone", "-q", "--bare", str(repository), str(root / "mirrors/other.git"))
+    for pointed in (False, True):
+        if pointed:
+            (root / ".git").write_text("gitdir: ./.bare\n")
+            git(root, "worktree", "add", "-q", "main")
+        write(root / "notes.md", "ours\n")
+        for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
+            assert [file.path for file in reader.look().files] == ["notes.md"]
+            reader.close()
+
+
+def test_an_empty_folder_called_git_is_no_repository(home: Path, tmp_path: Path) -> None:
+    root = tmp_path / "plain"
+    (root / ".git").mkdir(parents=True)
+    write(root / "app.py", "x = 1\n")
+    for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
+        assert [file.path for file in reader.look().files] == ["app.py"]
+        reader.close()
 
 
 def test_the_digest_of_a_state_is_the_same_for_the_same_state_alone(

@@ -194,12 +194,11 @@ def check_port(settings: Settings) -> str:
 def check_git(settings: Settings) -> str:
     if not shutil.which("git"):
         return "note: git is not installed: contexts carry no history, and .gitignore is not honoured; install it"
-    if cco_sidecar.git_prefix(settings.root) is None:
-        if (settings.root / ".git").exists():
-            return (
-                f"note: git refuses {settings.root}, often because it belongs to another user: `git -C {settings.root}"
-                " status` says why"
-            )
+    try:
+        prefix = cco_sidecar.git_prefix(settings.root)
+    except cco_sidecar.GitError as error:
+        raise StartError(f"no context can be made of {settings.root}: {error}") from None
+    if prefix is None:
         return f"note: {settings.root} is no git repository; `git init` gives it history"
     return f"repository at {settings.root}"
 

@@ -21,6 +21,11 @@ Versions = dict[str, str]  # by name: the bounds as the manifest gives them; alt
 
 
 @hookimpl
+def section_files() -> list[str]:
+    return [".python-version"]
+
+
+@hookimpl
 def context_section(request: ContextRequest) -> Sections:
     root, listed = Path(request.project.root), frozenset(file.path for file in request.project.files)
     versions = read_dependencies(root, listed)

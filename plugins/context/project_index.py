@@ -2,7 +2,8 @@
 
 ``Project``, the core's own reader, asks git for everything at each look. This one takes a fingerprint (``lstat``) of
 the files, of the folders that are not ignored, and of git's own files, and reads again only what has another one now.
-What it tells is the same.
+What it tells is the same. Where there is no repository, or one that it
+cannot follow, it asks git at each look too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 import secrets
 import stat
 import time
@@ -23,8 +25,6 @@ import msgspec
 from msgspec import Struct
 
 from cco_sidecar import (
-    NO_GIT,
-    NOT_OURS,
     Change,
     Codes,
     Commit,
@@ -34,21 +34,21 @@ from cco_sidecar import (
     Project,
     ProjectState,
     Settings,
-    borrowed_git,
+    ask_git,
     clean_text,
     describe_changes,
     fingerprint,
     git_prefix,
     hookimpl,
     is_young,
+    log_once,
+    one_line,
     read_commits,
     read_remote,
     read_status,
-    run_git,
     split_z,
-    walk_files,
+    without_databases,
 )
-from cco_sidecar_plugins.context._parsing import REPORTS
 
 Proof = dict[str, Fingerprint | None]  # by absolute path
 
@@ -115,9 +115,23 @@ class ProjectIndex(Project):
         self._listing = Listing(None, [], [], frozenset(), [])
         self._entries: dict[str, int] = {}  # folder, and a hash of the names in it
         self._kept: dict[str, tuple[Any, int, Any]] = {}
+        self._seen_by: GitFolders | None = None  # what the state is of
+        self._rules: set[str] = set()  # files outside git's folder that say how git reads the tree
 
     def look(self) -> ProjectState:
         """The project as it is now. Blocks; one at a time."""
+        try:
+            folders = self._folders()
+            if folders != self._seen_by:
+                self._state, self._seen_by = None, folders
+            if folders:
+                return self._look()
+        except Exception as error:  # a boundary: whatever a repository may hold
+            log_once(f"project_index: git is asked anew at each look: {one_line(error)}")
+        self._state = None
+        return super().look()
+
+    def _look(self) -> ProvenState:
         before = self._state
         if before is None:
             self._state = self._read({}, [])
@@ -134,8 +148,10 @@ class ProjectIndex(Project):
         return self._state
 
     def knows(self, path: str) -> bool:
-        """Whether the latest state was read from ``path`` or its folder."""
-        return self._state is not None and (path in self._state.proof or os.path.dirname(path) in self._state.proof)
+        """Whether the latest state was, or may have been, read from ``path`` or its folder."""
+        if self._state is None:
+            return True
+        return path in self._state.proof or os.path.dirname(path) in self._state.proof
 
     def _read(self, fresh: Proof, changed: list[str], now: int = 0) -> ProvenState:
         """A new state; ``fresh`` are the fingerprints of what the last one knew, ``changed`` those of them that are
@@ -176,10 +192,7 @@ class ProjectIndex(Project):
             facts = proof.get(self._prefix + name)
             if facts and not stat.S_ISDIR(facts[4]):
                 files.append(FileFact(name, facts[2], facts[0]))
-        folders = self._folders()
-        if not folders:
-            return proven(str(self._root), files, NO_GIT, None, proof, settled)
-        key = tuple(facts for path, facts in self._of_git(folders).items() if not path.endswith("index"))
+        key = tuple(facts for path, facts in self._of_git(self._known_folders()).items() if not path.endswith("index"))
         (commits, head), remote = self._kept_by("history", key, self._history)
         git = GitContext(listing.branch, commits, describe_changes(self._root, listing.changes), *remote)
         return proven(str(self._root), files, git, head, proof, settled)
@@ -191,16 +204,13 @@ class ProjectIndex(Project):
     # -- fingerprints
 
     def _fingerprints(self, listing: Listing, known: Proof) -> Proof:
-        """Of git's files, the reports, every folder that is not ignored, and every file; those that are ``known`` are
-        not looked at again.
+        """Of git's files, what plugins read, every folder that is not ignored, and every file; those that are
+        ``known`` are not looked at again.
         """
-        folders = self._folders()
-        if folders:
-            proof = self._of_git(folders)
-        else:  # a repository may be made around us
-            proof = {str(parent / ".git"): fingerprint(str(parent / ".git")) for parent in self._root.parents}
-        proof |= {path: fingerprint(path) for path in (self._prefix + name for name in REPORTS)}
-        proof |= self._of_folders(listing.ignored, frozenset({".git"}) if folders else NOT_OURS, known)
+        proof = self._of_git(self._known_folders())
+        proof |= self._of_rules(self._known_folders())
+        proof |= {path: fingerprint(path) for path in (self._prefix + name for name in self.also)}
+        proof |= self._of_folders(listing.ignored, known)
         for name in itertools.chain(listing.tracked, listing.untracked):
             path = self._prefix + name
             facts = proof[path] = known.get(path) or fingerprint(path)
@@ -218,20 +228,30 @@ class ProjectIndex(Project):
                 "packed-refs",
                 "config",
                 "info/exclude",
+                "info/attributes",
                 "refs/heads",
                 "refs/stash",
                 "shallow",
                 "reftable/tables.list",
             )
         ]
-        home = Path(os.path.expanduser("~"))  # stays as it is where there is no home folder
-        names += [home / name for name in (".gitconfig", ".config/git/config", ".config/git/ignore")]
         proof = {str(name): fingerprint(str(name)) for name in names}
         if branch := head_file(own, common):  # read after HEAD's own
             proof[branch] = fingerprint(branch)
         return proof
 
-    def _of_folders(self, ignored: frozenset[str], skip: frozenset[str], known: Proof) -> Proof:
+    def _of_rules(self, folders: GitFolders) -> Proof:
+        """Of every file outside git's folder that configures git, its ignore rules above the root among them.
+
+        Those that git names are asked for again after the fingerprints were taken, until none is new.
+        """
+        found = {path: fingerprint(path) for path in self._rules}
+        while more := rule_files(self._root, folders) - found.keys():
+            found |= {path: fingerprint(path) for path in more}
+        self._rules = set(found)
+        return found
+
+    def _of_folders(self, ignored: frozenset[str], known: Proof) -> Proof:
         """Of the root and each folder below it, and of each .gitignore: a new name changes its folder."""
         before = self._state.proof if self._state else {}
         found: Proof = {}
@@ -255,12 +275,12 @@ class ProjectIndex(Project):
             found[folder] = fingerprint(folder)
             names = folder_names(folder)
             self._entries[folder] = hash(names)
+            if names >= {"HEAD", "objects/", "refs/"}:  # a database of git
+                continue
             if ".gitignore" in names:
                 found[f"{self._prefix}{relative}.gitignore"] = fingerprint(f"{self._prefix}{relative}.gitignore")
             below = [
-                name
-                for name in names
-                if name.endswith("/") and name[:-1] not in skip and relative + name not in ignored
+                name for name in names if name.endswith("/") and name != ".git/" and relative + name not in ignored
             ]
             pending += [relative + name for name in below if f"{self._prefix}{relative}{name[:-1]}" not in found]
         return found
@@ -270,7 +290,7 @@ class ProjectIndex(Project):
     def _folders(self) -> GitFolders | None:
         """None without git. Blocks where a repository came or went."""
         found = (fingerprint(str(folder / ".git")) for folder in (self._root, *self._root.parents))
-        key = tuple(facts and facts[3:] for facts in found)
+        key = tuple(facts and (facts[3:] if stat.S_ISDIR(facts[4]) else facts) for facts in found)
         kept = self._kept.get("folders")
         if kept is None or kept[0] != key:
             kept = self._kept["folders"] = (key, 0, find_git_folder(self._root))
@@ -285,30 +305,25 @@ class ProjectIndex(Project):
             kept = self._kept[name] = (key, time.time_ns(), read())
         return kept[2]
 
+    def _known_folders(self) -> GitFolders:
+        assert self._seen_by
+        return self._seen_by
+
     def _listed(self) -> Listing:
-        folders = self._folders()
-        environ = None if folders else borrowed_git(self._root, self._scratch)
+        folders = self._known_folders()
         tracked = self._git.submit(self._tracked, folders)
-        status = read_status(self._root, folders.prefix if folders else "", "--ignored=matching", env=environ)
-        if status is None and folders:
-            raise OSError("git cannot list the files of this repository")
-        if status is None:  # git is not installed
-            tracked.cancel()
-            return Listing(None, [], sorted(walk_files(self._root)), frozenset(), [])
-        branch, codes = status
+        branch, codes = read_status(self._root, folders.prefix, "--ignored=matching")
         untracked = [path for code, path in codes if code == "??" and not path.endswith("/")]
         ignored = frozenset(path for code, path in codes if code == "!!" and path.endswith("/"))
         changes = [(code, path) for code, path in codes if code != "!!"]
         return Listing(branch, tracked.result(), untracked, ignored, changes)
 
-    def _tracked(self, folders: GitFolders | None) -> list[str]:
-        if folders is None:
-            return []
+    def _tracked(self, folders: GitFolders) -> list[str]:
         key = (fingerprint(str(folders.own / "index")),)
         names: list[str] = self._kept_by(
-            "tracked", key, lambda: split_z(run_git(self._root, "ls-files", "-z", "-c", "--deduplicate"))
+            "tracked", key, lambda: split_z(ask_git(self._root, "ls-files", "-z", "-c", "--deduplicate"))
         )
-        return names
+        return without_databases(self._root, names)
 
     def _only_contents(self, changed: list[str]) -> set[str] | None:
         """The names of the changed files where nothing but contents of known files changed, None where more did.
@@ -316,7 +331,11 @@ class ProjectIndex(Project):
         A file that was replaced changes its folder too, which then holds the same names as before.
         """
         state = self._known()
-        if len(changed) > self.FEW or any(change.status == "renamed" for change in state.git.uncommitted_changes):
+        if (
+            len(changed) > self.FEW
+            or not self._rules.isdisjoint(changed)
+            or any(change.status == "renamed" for change in state.git.uncommitted_changes)
+        ):
             return None
         known = {file.path for file in state.files}
         files = {path.removeprefix(self._prefix) for path in changed if path not in self._entries}
@@ -327,10 +346,10 @@ class ProjectIndex(Project):
     def _changes_among(self, names: set[str]) -> list[Change]:
         """The uncommitted changes now that the contents of ``names`` alone are others."""
         state = self._known()
-        if not names or not (folders := self._folders()):
+        if not names:
             return state.git.uncommitted_changes
         asked = sorted(names)
-        _, codes = read_status(self._root, folders.prefix, names=asked) or (None, [])
+        _, codes = read_status(self._root, self._known_folders().prefix, names=asked)
         others = [
             change
             for change in state.git.uncommitted_changes
@@ -353,13 +372,50 @@ class GitFolders(Struct, frozen=True):
 
 
 def find_git_folder(root: Path) -> GitFolders | None:
-    """The git folders of the work tree that ``root`` lies in; None without git. Blocks."""
+    """The git folders of the work tree that ``root`` lies in; None without git. Raises GitError. Blocks."""
     prefix = git_prefix(root)
-    found = run_git(root, "rev-parse", "--absolute-git-dir", "--git-common-dir")
-    if prefix is None or not found:
+    if prefix is None:
         return None
-    own, common, *_ = os.fsdecode(found).split("\n")
+    asked = ("--absolute-git-dir", "--git-common-dir")  # one at a time: a path may hold a newline
+    own, common = (os.fsdecode(ask_git(root, "rev-parse", what).removesuffix(b"\n")) for what in asked)
     return GitFolders(Path(own), (root / common).resolve(), prefix)
+
+
+def rule_files(root: Path, folders: GitFolders) -> set[str]:
+    """The files, there or not, by which git goes beside those in its own folder, and the links on the way to them.
+
+    They are the user's and the system's configuration, what any configuration includes or may include, the ignore
+    rules and attributes that it names, and those of the folders above ``root``. Blocks.
+    """
+    above = root.parents[: folders.prefix.count("/")]
+    top = str(above[-1] if above else root)
+    home = os.path.expanduser("~")  # stays as it is where there is no home folder
+    config = os.path.join(os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config", "git")
+    found = {
+        "/etc/gitconfig",
+        f"{home}/.gitconfig",
+        *(f"{config}/{name}" for name in ("config", "ignore", "attributes")),
+    }
+    found |= {os.environ[name] for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM") if os.environ.get(name)}
+    found |= {str(folder / name) for folder in above for name in RULES}
+    listed = iter(split_z(ask_git(root, "config", "--list", "--show-origin", "-z")))
+    for origin, setting in zip(listed, listed, strict=False):
+        key, _, value = setting.partition("\n")
+        place = os.path.join(top, origin.removeprefix("file:")) if origin.startswith("file:") else top
+        found.add(place)
+        if value and (key in ("core.excludesfile", "core.attributesfile") or re.fullmatch(INCLUDES, key, re.DOTALL)):
+            base = os.path.dirname(place) if key.endswith(".path") else top
+            found.add(os.path.join(base, os.path.expanduser(value.removeprefix("%(prefix)/"))))
+    for path in list(found):
+        for _ in range(10):  # links to links; a loop ends here
+            if not os.path.islink(path):
+                break
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+            found.add(path)
+    return found - {top}
+
+
+INCLUDES = r"include\.path|includeif\..*\.path"
 
 
 def folder_names(folder: str) -> frozenset[str]:
@@ -390,20 +446,28 @@ def settle(proof: Proof, paths: Iterable[str], now: int) -> bool:
 
 def head_file(own: Path, common: Path) -> str | None:
     """The file of the branch that is checked out; None where no branch is."""
-    with contextlib.suppress(OSError):
-        head = (own / "HEAD").read_text().strip()
-        if head.startswith("ref: "):
-            return str(common / head[5:])
-    return None
+    head = pointer(own / "HEAD")
+    return os.path.join(common, head[5:]) if head.startswith("ref: ") else None
 
 
 def of_submodule(path: str) -> Proof:
     """Of the files that say at which commit a repository inside ours is."""
-    dot = Path(path, ".git")
-    own = dot
-    with contextlib.suppress(OSError):
-        if dot.is_file():
-            own = (dot.parent / dot.read_text("utf-8", "surrogateescape").strip().removeprefix("gitdir: ")).resolve()
-    proof = {str(name): fingerprint(str(name)) for name in (own / "HEAD", own / "packed-refs")}
-    branch = head_file(own, own)
-    return proof | ({branch: fingerprint(branch)} if branch else {})
+    own = Path(path, pointer(Path(path, ".git")).removeprefix("gitdir: ") or ".git")
+    names = [str(own / "HEAD"), str(own / "packed-refs")]
+    if branch := head_file(own, own):
+        names.append(branch)
+    return {name: fingerprint(name) for name in names}
+
+
+def pointer(path: Path) -> str:
+    """What a small file says that leads to something; "" where it is none."""
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open(path, "rb", opener=lambda name, _: os.open(name, NO_WAIT)) as file,
+    ):
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return os.fsdecode(file.read(5_000)).rstrip("\r\n")
+    return ""
+
+
+NO_WAIT = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block

@@ -28,6 +28,11 @@ LARGEST = 16 * MB
 
 
 @hookimpl
+def section_files() -> list[str]:
+    return list(REPORTS)
+
+
+@hookimpl
 def context_section(request: ContextRequest) -> Sections:
     root, files = Path(request.project.root), request.project.context_files
     newest = max((file.mtime_ns for file in files if kind_of(file.path) in ("source", "test")), default=0)

@@ -269,7 +269,6 @@ def test_where_git_fails_nothing_that_it_ignores_is_listed_and_the_error_says_wh
     root = repository if where == "the top" else repository / "src"
     for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
         assert not [file.path for file in reader.look().files if "private" in file.path]
-        reader.close()
     index = project_index.ProjectIndex(root, tmp_path)
     if name != "no objects":  # what was read before that stays true
         index.look()
@@ -278,7 +277,6 @@ def test_where_git_fails_nothing_that_it_ignores_is_listed_and_the_error_says_wh
         with pytest.raises(GitError, match=r"git: (fatal|error): ") as caught:
             reader.look()
         assert str(tmp_path) not in str(caught.value) and "/nonexistent" not in str(caught.value)
-        reader.close()
 
 
 @pytest.mark.parametrize(
@@ -401,8 +399,6 @@ def test_rules_of_every_place_show_at_the_next_look(home: Path, tmp_path: Path, 
             state = index.look()
             assert facts(state) == facts(own.look())
             assert any(file.path.endswith("new.txt") for file in state.files) is shown
-        index.close()
-        own.close()
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\n", "\n", "sp\u00e4\tce \U0001f600"])
@@ -417,8 +413,6 @@ def test_the_path_of_a_repository_may_hold_anything(home: Path, tmp_path: Path, 
             git(place, "commit", "-q", "-a", "-m", f"Number {number}")
             assert index.look().git.recent_commits[0].message == f"Number {number}"
             assert facts(index.look()) == facts(own.look())
-        index.close()
-        own.close()
 
 
 CLONES = {
@@ -447,7 +441,6 @@ def test_a_clone_tells_its_commits_and_only_changes_that_it_knows(
         assert [commit.message for commit in commits] == messages[: 2 if "shallow" in name else 4]
         found = [len(commit.files_changed) for commit in commits]
         assert found == numbers[::-1] if numbers else max(found) <= 1
-        reader.close()
 
 
 def test_a_repository_of_sha256_counts_lines_from_its_beginning(home: Path, tmp_path: Path) -> None:
@@ -460,7 +453,6 @@ def test_a_repository_of_sha256_counts_lines_from_its_beginning(home: Path, tmp_
             found = reader.look().git
             assert [commit.message for commit in found.recent_commits] == commits and found.branch == "trunk"
             assert [change.diff for change in found.uncommitted_changes] == ([] if commits else ["+2 -0"])
-            reader.close()
         if not commits:
             git(root, "commit", "-q", "-m", "First")
 
@@ -482,7 +474,6 @@ def test_gits_database_is_no_project(home: Path, repository: Path, tmp_path: Pat
     (root / inside).mkdir(exist_ok=True, parents=True)
     for reader in (project_index.ProjectIndex(root / inside, tmp_path), Project(root / inside, tmp_path)):
         assert reader.look().files == []
-        reader.close()
 
 
 def test_a_folder_of_worktrees_is_served_without_the_database_beside_them(
@@ -498,7 +489,6 @@ def test_a_folder_of_worktrees_is_served_without_the_database_beside_them(
         write(root / "notes.md", "ours\n")
         for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
             assert [file.path for file in reader.look().files] == ["notes.md"]
-            reader.close()
 
 
 def test_an_empty_folder_called_git_is_no_repository(home: Path, tmp_path: Path) -> None:
@@ -507,7 +497,6 @@ def test_an_empty_folder_called_git_is_no_repository(home: Path, tmp_path: Path)
     write(root / "app.py", "x = 1\n")
     for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
         assert [file.path for file in reader.look().files] == ["app.py"]
-        reader.close()
 
 
 def test_the_digest_of_a_state_is_the_same_for_the_same_state_alone(

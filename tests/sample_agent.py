@@ -214,8 +214,8 @@ def die() -> None:
 
 
 def report() -> None:
-    """Its arguments, environment and working directory. Of its token, which the log would not show, each 7th sign."""
-    environment = os.environ | {"JWT_TOKEN": os.environ["JWT_TOKEN"][::7]}
+    """Its arguments, environment and working directory. Of its token, which the log would not show, each 40th sign."""
+    environment = os.environ | {"JWT_TOKEN": os.environ["JWT_TOKEN"][::40]}
     print(json.dumps({"argv": sys.argv[1:], "environment": environment, "cwd": os.getcwd()}))
 
 

@@ -810,13 +810,10 @@ hookspec = pluggy.HookspecMarker("cco_sidecar")
 hookimpl = pluggy.HookimplMarker("cco_sidecar")
 
 
-class HookSpecs:
-    """Every hook. An implementation may take fewer arguments than are named here; the code in each docstring is the
-    body of the smallest useful one.
+class Asks:
+    """Hooks by which anybody's code gives a value. It runs in a worker thread and has five seconds; one that raises,
+    hangs or returns nonsense is logged and passed over. None is no answer.
     """
-
-    # -- Asks. Anybody's code gives a value. It runs in a worker thread and has five seconds; one that raises, hangs or
-    # returns nonsense is logged and passed over. None is no answer.
 
     @hookspec
     def register_agent_types(self) -> dict[str, str]:
@@ -917,8 +914,11 @@ class HookSpecs:
         commands.add_parser("greet", help="say hello").set_defaults(run=lambda options: print("hello") or 0)
         """
 
-    # -- Tells. Observers hear of what happened, in order, after the commit, in a thread of their own, off the path of
-    # the request. What they return is passed over; what a slow one misses is logged.
+
+class Tells:
+    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own, off the
+    path of the request. What they return is passed over; what a slow one misses is logged.
+    """
 
     @hookspec
     def result_stored(self, result: dict[str, Any]) -> None:
@@ -955,9 +955,12 @@ class HookSpecs:
         print("stopped", file=sys.stderr)
         """
 
-    # -- Parts. A trusted plugin does one part of the work in the core's place, live and without a time limit. A part is
-    # made once, at the start, where StartError ends the program and any other error is logged, and the core's own part
-    # serves; only fit_context is called again and again.
+
+class Parts:
+    """Hooks by which a trusted plugin does one part of the work in the core's place, live and without a time limit. A
+    part is made once, at the start, where StartError ends the program and any other error is logged, and the core's own
+    part serves; only fit_context is called again and again.
+    """
 
     @hookspec
     def storage(self, settings: Settings) -> Storage | None:
@@ -1069,7 +1072,13 @@ class HookSpecs:
         """
 
 
-HOOKS = [name for name in vars(HookSpecs) if name[0] != "_"]
+class HookSpecs(Asks, Tells, Parts):
+    """Every hook. An implementation may take fewer arguments than are named here; the code in each docstring is the
+    body of the smallest useful one.
+    """
+
+
+HOOKS = [name for kind in HookSpecs.__bases__ for name in vars(kind) if name[0] != "_"]
 NOT_ASKED_FOR = "plugin %s: %s: an answer of type %s is not what was asked for"
 AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 

@@ -20,7 +20,7 @@ import pytest
 from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, end_stragglers, make_repository, until
 
 import cco_sidecar
-from cco_sidecar import Hooks, HookSpecs, ResultFact, Storage
+from cco_sidecar import HOOKS, Hooks, HookSpecs, ResultFact, Storage
 
 PLUGINS = {
     "wizardry": """
@@ -259,13 +259,13 @@ PLUGINS = {
     # asked before all others, being loaded last
     "x_nonsense": "\n".join(
         f"@hookimpl\ndef {name}({'launch' if name == 'agent_command' else ''}):\n    return 5\n"
-        for name in vars(HookSpecs)
-        if name[0] != "_" and name != "permission_policy"
+        for name in HOOKS
+        if name != "permission_policy"
     ),
     "x_raising": "\n".join(
         f"@hookimpl\ndef {name}():\n    raise cco_sidecar.IssueNotFound('x') if {name!r} != 'resolve_issue' else RuntimeError('x')\n"
-        for name in vars(HookSpecs)
-        if name[0] != "_" and name != "permission_policy"
+        for name in HOOKS
+        if name != "permission_policy"
     ),
     "x_exits": "raise SystemExit(3)",
     "x_broken": "def context_section(:",
@@ -612,7 +612,9 @@ EXERCISED = {
 
 
 def test_every_hook_is_exercised_here_and_explained() -> None:
-    specified = {name: function for name, function in vars(HookSpecs).items() if hasattr(function, "cco_sidecar_spec")}
+    specified = {
+        name: getattr(HookSpecs, name) for name in HOOKS if hasattr(getattr(HookSpecs, name), "cco_sidecar_spec")
+    }
     assert set(EXERCISED) == set(specified)
     for name, function in specified.items():
         assert function.__doc__ and function.__doc__.partition("\n\n")[0].endswith("."), name

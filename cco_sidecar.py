@@ -87,7 +87,7 @@ import typing
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -1226,6 +1226,7 @@ class Hooks:
         self._stuck: collections.Counter[str] = collections.Counter()
         self._untold: queue.Queue[Callable[[], Any]] = queue.Queue(self.MAX_UNTOLD)
         self._teller: threading.Thread | None = None
+        self.pool = Pool("asks", 16, 60)  # for those who ask on the loop
         self.loaded: list[LoadedPlugin] = []
         for plugin in built_in:
             name = f"built-in:{type(plugin).__name__}"
@@ -1350,20 +1351,19 @@ class Hooks:
             return row.call(facts)
         if self._stuck[name] >= self.MAX_STUCK:
             raise TimeoutError(f"{self._stuck[name]} earlier calls have not come back")
-        outcome: Future[Any] = Future()
 
-        def run() -> None:
+        def call() -> Any:
             self._stuck[name] += 1
             try:
-                outcome.set_result(row.call(facts))
-            except Exception as error:
-                outcome.set_exception(error)
+                return row.call(facts)
+            except Exception:
+                raise
             except BaseException as error:  # SystemExit and the like are the plugin's failure, not our end
-                outcome.set_exception(RuntimeError(type(error).__name__).with_traceback(error.__traceback__))
+                raise RuntimeError(type(error).__name__).with_traceback(error.__traceback__) from None
             finally:
                 self._stuck[name] -= 1
 
-        threading.Thread(target=run, name=f"plugin-{name}", daemon=True).start()
+        outcome = in_thread(f"plugin-{name}", call)
         if not concurrent.futures.wait([outcome], self.TIMEOUT).done:
             raise TimeoutError(f"no answer within {self.TIMEOUT:.0f} s")
         return outcome.result()
@@ -1580,6 +1580,7 @@ class Sidecar:
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
+        self._disk = Pool("disk", 2, 10)
         self.hooks = hooks
         self.storage: Storage = hooks.part("storage", Storage, settings=settings) or Storage(settings)
         self.agent_types = AgentTypes(hooks, settings)
@@ -1649,7 +1650,7 @@ class Sidecar:
 
     async def _tell(self, hook: str) -> None:
         """Tell all plugins, and wait until they have heard it."""
-        await asyncio.to_thread(lambda: list(self.hooks.ask(hook, info=self.info)))
+        await asyncio.wrap_future(in_thread(hook, lambda: list(self.hooks.ask(hook, info=self.info))))
 
     def _listen(self) -> None:
         settings = self.settings
@@ -1750,7 +1751,7 @@ class Sidecar:
         return "healthy", "healthy"
 
     async def status(self) -> dict[str, Any]:
-        size = await asyncio.to_thread(folder_size, self.settings.storage)
+        size = await self._disk.run(folder_size, self.settings.storage)
         with contextlib.suppress(StorageError):  # where nothing can be written, what is on disk counts
             await self.storage.write(lambda records: None)  # jobs run in order: what was queued before is on disk then
         return {
@@ -2238,6 +2239,7 @@ class Endpoint(Handler):
     idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
     holds_token: ClassVar[bool] = False
 
+    ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
 
     __slots__ = ("query",)
@@ -2277,7 +2279,8 @@ class Endpoint(Handler):
             if self.error:
                 raise self.error
             self._read_path_and_query(path)
-            answer = await (self.respond(*path) if self.body is None else self._respond_to_body(path))
+            async with asyncio.timeout(self.ANSWER_SECONDS):
+                answer = await (self.respond(*path) if self.body is None else self._respond_to_body(path))
             if not self._finished:
                 self.set_status(self.get_status() if self.get_status() != 200 else next(iter(self.answers)))
                 await self.send(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
@@ -2385,6 +2388,9 @@ class Endpoint(Handler):
             log.error("%s storage: %s", self.request_id, error)
             reason = f"{ERRORS[self.failure][2]}: the storage cannot be used ({error.reason})"
             return ApiError(self.failure, reason)
+        if isinstance(error, TimeoutError):
+            log.error("%s %s: no answer in time", self.request_id, type(self).__name__)
+            return ApiError(self.failure, f"{ERRORS[self.failure][2]}: no answer in time")
         log.error("%s unexpected", self.request_id, exc_info=error)
         return ApiError(self.failure)
 
@@ -2453,7 +2459,7 @@ async def check_policies(endpoint: Endpoint) -> None:
     """Raises AUTH_003 where a plugin's policy refuses what the token allows."""
     permission, request = endpoint.permission, endpoint.request
     facts = {"claims": endpoint.claims, "permission": permission, "method": request.method, "path": request.path}
-    if reason := await asyncio.to_thread(functools.partial(endpoint.sidecar.hooks.refusal, **facts)):
+    if reason := await endpoint.sidecar.hooks.pool.run(endpoint.sidecar.hooks.refusal, **facts):
         details = {"permission": permission, "policy": reason}
         raise ApiError("AUTH_003", f"Refused by policy: {reason}", details=details)
 
@@ -2659,6 +2665,7 @@ class WaitForEvents(Endpoint):
     answers = {200: "WaitAnswer"}
     problems = (410,)
     failure = "EVT_001"
+    ANSWER_SECONDS = None  # a poll and a client that does not read have their own
 
     async def respond(self, event_type: str) -> bytes:
         began = time.monotonic()
@@ -2712,7 +2719,7 @@ class ListAgents(Endpoint):
 
     async def respond(self) -> dict[str, Any]:
         rows, more = self.sidecar.agents.ledger.page(self.claims.project_id, self.query)
-        agents = await asyncio.to_thread(self.sidecar.agents.describe, rows)
+        agents = await self.sidecar.agents.disk.run(self.sidecar.agents.describe, rows)
         return {"agents": agents, "next_cursor": rows[-1]["id"] if rows else None, "has_more": more}
 
 
@@ -2737,7 +2744,7 @@ class GetAgentStatus(AgentEndpoint):
 
     async def respond(self, agent_id: str) -> dict[str, Any]:
         row = self.find(agent_id)
-        (answer,) = await asyncio.to_thread(self.sidecar.agents.describe, [row])
+        (answer,) = await self.sidecar.agents.disk.run(self.sidecar.agents.describe, [row])
         return answer
 
 
@@ -2749,7 +2756,7 @@ class GetAgentLogs(AgentEndpoint):
 
     async def respond(self, agent_id: str) -> dict[str, Any]:
         self.find(agent_id)
-        return await asyncio.to_thread(self.sidecar.agents.logs, agent_id, self.query)
+        return await self.sidecar.agents.disk.run(self.sidecar.agents.logs, agent_id, self.query)
 
 
 class EndAgent(AgentEndpoint):
@@ -3931,7 +3938,7 @@ class Results:
             for row in self._storage.read.issue_facts(body["project_id"], body["issue_id"], self.HISTORY)
         ]
         result = ResultFact(body["agent_type"], category, body["result"]["status"])
-        return await asyncio.to_thread(self._ask_routing, result, history, body)
+        return await self._hooks.pool.run(self._ask_routing, result, history, body)
 
     def _ask_routing(self, result: ResultFact, history: list[ResultFact], body: dict[str, Any]) -> list[NextAgent]:
         """Each plugin gets the proposals as the ones before it left them. What is not a list of NextAgent is dropped.
@@ -4676,6 +4683,7 @@ class Contexts:
 
     def __init__(self, storage: Storage, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
         self._storage, self._hooks, self._agent_types, self._settings = storage, hooks, agent_types, settings
+        self._pool = Pool("contexts", 8, 120)
         self._cache: collections.OrderedDict[ContextKey, CacheEntry] = collections.OrderedDict()
         self._bytes = self._hits = self._misses = 0
         self._building: dict[str, asyncio.Task[CacheEntry]] = {}
@@ -4695,19 +4703,18 @@ class Contexts:
         for former in self._index_folder.glob("text.db*"):  # the index of earlier versions
             former.unlink(missing_ok=True)
         self._loop = asyncio.get_running_loop()
-        self._starting = asyncio.gather(self._warm(), asyncio.to_thread(self._watcher.start), return_exceptions=True)
+        self._starting = asyncio.gather(self._warm(), self._pool.run(self._watcher.start), return_exceptions=True)
 
     async def close(self) -> None:
-        self._project.close()
-        await self._starting
-        await asyncio.to_thread(self._watcher.stop)
+        await asyncio.wait([self._starting], timeout=1)
+        await self._pool.run(self._watcher.stop)
 
     async def _warm(self) -> None:
         """Let a ranking begin its index of a large project before somebody waits for it."""
         state = await self._project.state()
         if len(state.files) >= self.WARM_FROM:
             key = ContextKey("", "chief-architect", "", MB, 1)
-            await asyncio.to_thread(self._rank, key, "architect", [], state)
+            await self._pool.run(self._rank, key, "architect", [], state)
 
     async def get(self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "") -> tuple[bytes, str]:
         """The context of an issue for an agent type as JSON, and its ETag; no JSON where ``known``, an If-None-Match,
@@ -4751,7 +4758,7 @@ class Contexts:
             return spawned
         ask = functools.partial(self._hooks.first, "resolve_issue", lambda answer: isinstance(answer, dict))
         try:
-            issue = await asyncio.to_thread(ask, issue_id=issue_id) or {}
+            issue = await self._hooks.pool.run(ask, issue_id=issue_id) or {}
         except IssueNotFound:
             raise ApiError("REQ_002", f"No issue {issue_id}") from None
         return "\n\n".join(str(text) for text in (issue.get("title"), issue.get("body"), spawned) if text)
@@ -4772,7 +4779,7 @@ class Contexts:
 
     async def _build_and_keep(self, key: ContextKey, build: Callable[[], CacheEntry]) -> CacheEntry:
         try:
-            entry = await asyncio.to_thread(build)
+            entry = await self._pool.run(build)
         except ApiError:
             raise
         except Exception as error:  # a boundary: whatever a repository may hold
@@ -5002,10 +5009,7 @@ class Project:
         self._root, self._scratch = root, scratch
         self.also: list[str] = []  # files that contexts are made from although git may ignore them
         self._looking: asyncio.Task[ProjectState] | None = None
-        self._git = ThreadPoolExecutor(3, "git")
-
-    def close(self) -> None:
-        self._git.shutdown(wait=False, cancel_futures=True)
+        self._looks = Pool("look", 2, 120)
 
     async def state(self) -> ProjectState:
         """The project as it was at some moment since this call; askers of the same moment share one look.
@@ -5015,7 +5019,7 @@ class Project:
         if running := self._looking:  # it began before this call, and may have missed what changed since
             await asyncio.wait({running})
         if self._looking is running:
-            self._looking = asyncio.create_task(asyncio.to_thread(self.look))
+            self._looking = asyncio.create_task(self._looks.run(self.look))
         assert self._looking is not None
         return await asyncio.shield(self._looking)
 
@@ -5026,8 +5030,8 @@ class Project:
     def look(self) -> ProjectState:
         """The project as it is now. Blocks for as long as ``git status`` takes; one at a time."""
         root, prefix = self._root, git_prefix(self._root)
-        listed = self._git.submit(list_files, root, prefix, self._scratch)
-        git, head = read_git(root, prefix, self._git)
+        listed = in_thread("git", lambda: list_files(root, prefix, self._scratch))
+        git, head = read_git(root, prefix)
         names, now = listed.result(), time.time_ns()
         found = {name: fingerprint(os.path.join(root, name)) for name in (*names, *self.also)}
         files = [FileFact(name, it[2], it[0]) for name in names if (it := found[name]) and not stat.S_ISDIR(it[4])]
@@ -5138,11 +5142,11 @@ def is_damaged(root: Path) -> bool:
     return False
 
 
-def read_git(root: Path, prefix: str | None, pool: ThreadPoolExecutor) -> tuple[GitContext, str | None]:
+def read_git(root: Path, prefix: str | None) -> tuple[GitContext, str | None]:
     """(state of the repository, the commit that is checked out). Blocks."""
     if prefix is None:
         return NO_GIT, None
-    latest, remote = pool.submit(read_commits, root), pool.submit(read_remote, root)
+    latest, remote = in_thread("git", lambda: read_commits(root)), in_thread("git", lambda: read_remote(root))
     try:
         branch, codes = read_status(root, prefix)
     except GitError as error:
@@ -5766,8 +5770,10 @@ class Agents:
         self._tokens, self._hooks, self._types, self._settings = tokens, hooks, types, settings
         self._folder = settings.storage / "agents"
         self._launcher = Launcher(contexts, hooks, settings)
+        self.disk = Pool("agents", 8, 20)
         self._processes: Processes = hooks.part("process_owner", Processes, settings=settings) or Processes(settings)
         self._stopping = False
+        self._spawning: set[asyncio.Future[Any]] = set()
         self.active: dict[str, Running] = {}
         self.ledger = AgentLedger(storage, settings, self.active)
         self.url = ""
@@ -5779,7 +5785,10 @@ class Agents:
 
         A caller that hangs up meanwhile leaves a whole agent or none.
         """
-        return await asyncio.shield(asyncio.ensure_future(self._spawn(claims, body, ticket)))
+        spawning = asyncio.ensure_future(self._spawn(claims, body, ticket))
+        self._spawning.add(spawning)
+        spawning.add_done_callback(self._spawning.discard)
+        return await asyncio.shield(spawning)
 
     async def _spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
         row = self._new_row(claims, body)
@@ -5839,7 +5848,7 @@ class Agents:
             await self._processes.end(running.process, lambda: 0.0)
         with contextlib.suppress(StorageError):  # the caller is being told about the failure that came first
             await self.ledger.failed(running.row, ticket)
-        await asyncio.to_thread(shutil.rmtree, running.folder, ignore_errors=True)
+        await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
         self.active.pop(running.row["id"], None)
 
     def with_token(self, answer: bytes) -> bytes:
@@ -5886,7 +5895,7 @@ class Agents:
         if time.time() >= running.renew_at or not (running.folder / "token").exists():
             self._renew_token(running)
             try:
-                await asyncio.to_thread(write_token, running.folder, running.token)
+                await self.disk.run(write_token, running.folder, running.token)
             except OSError as error:
                 running.renew_at = time.time() + 1
                 log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
@@ -5932,7 +5941,7 @@ class Agents:
         for name in TOKEN_FILES:
             with contextlib.suppress(OSError):
                 (running.folder / name).unlink()
-        told = await self.ledger.ended(row, await asyncio.to_thread(self._processes.output(row["id"]).tail, 5))
+        told = await self.ledger.ended(row, await self.disk.run(self._processes.output(row["id"]).tail, 5))
         self.active.pop(row["id"], None)
         self._hooks.tell("agent_ended", agent=told)
         log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], code)
@@ -5970,7 +5979,8 @@ class Agents:
         deadline = time.monotonic() + self.STOP_SECONDS
         while any(running.ordered.is_set() for running in self.active.values()) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        tasks = [running.watch for running in self.active.values() if running.watch]
+        tasks: list[asyncio.Future[Any]] = [*self._spawning]  # which had their time, too
+        tasks += [running.watch for running in self.active.values() if running.watch]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -6230,6 +6240,7 @@ class Launcher:
 
     def __init__(self, contexts: Contexts, hooks: Hooks, settings: Settings) -> None:
         self._contexts, self._hooks, self._settings = contexts, hooks, settings
+        self._pool = Pool("launch", 8, 30)
 
     async def context(self, body: dict[str, Any]) -> bytes:
         """The context for the agent as JSON, with only the sections that the request names. Raises REQ_001, REQ_002,
@@ -6268,8 +6279,8 @@ class Launcher:
             context_file=str(folder / "context.json"), agent_folder=str(folder), prompt=prompt_of(row, folder, url),
             configured=self._settings.agent_commands.get(row["type"], self._settings.agent_command),
         )  # fmt: skip
-        await asyncio.to_thread(self._write_files, folder, context, running.token, launch.prompt)
-        command = await asyncio.to_thread(self._hooks.first, "agent_command", is_command, launch=launch)
+        await self._pool.run(self._write_files, folder, context, running.token, launch.prompt)
+        command = await self._pool.run(self._hooks.first, "agent_command", is_command, launch=launch)
         if command is None:
             raise ApiError(
                 "AGT_001",
@@ -6401,6 +6412,7 @@ class Processes:
     def __init__(self, settings: Settings) -> None:
         self._folder, self._root = settings.storage / "agents", settings.root
         self._watches: set[asyncio.Task[None]] = set()
+        self._pool = Pool("processes", 8, 20)
 
     async def open(self) -> None:
         """Called once, before the first adoption."""
@@ -6408,7 +6420,7 @@ class Processes:
     async def start(self, agent_id: str, command: AgentCommand) -> Process:
         """A new process that runs ``command``. Raises OSError, and leaves nothing then."""
         process = Process(agent_id, self._folder / agent_id)
-        child = await asyncio.to_thread(self._popen, process.folder, command)
+        child = await self._pool.run(self._popen, process.folder, command)
         process.pid, process.birth = child.pid, (life_of(child.pid) or (None,))[0]
         self._watch(process, lambda: child.poll() is None, lambda: child.returncode)
         return process
@@ -6425,7 +6437,7 @@ class Processes:
         """A process that an earlier run of the service started; ``exited`` is set where the first one has ended."""
         process = Process(agent_id, self._folder / agent_id)
         if pid is None:  # we were killed between its start and the note of it
-            members = await asyncio.to_thread(self.members, process)
+            members = await self._pool.run(self.members, process)
             pid = min(members, key=lambda item: item.create_time()).pid if members else None
             birth = (life_of(pid) or (None,))[0] if pid else None
         process.pid, process.birth = pid, birth
@@ -6453,7 +6465,7 @@ class Processes:
         Returns when a look has found none of them, and what can be known of the end is known.
         """
         began, asked, told = time.monotonic(), set[Any](), 10.0
-        while (members := await asyncio.to_thread(self.members, process)) or not process.exited.is_set():
+        while (members := await self._living(process)) or not process.exited.is_set():
             passed = time.monotonic() - began
             for identity, member in members.items():
                 if passed >= grace() or identity not in asked:
@@ -6465,6 +6477,13 @@ class Processes:
                 problem = f"{len(members)} processes cannot be ended; it counts as running until they are gone"
                 log.error("agent %s: %s", process.agent_id, problem)
             await asyncio.sleep(0.02 if passed < 1 else 0.1)
+
+    async def _living(self, process: Process) -> dict[Any, Any]:
+        """Its members, also where a look hangs in the system and must be tried again."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return await self._pool.run(self.members, process)
+            log.error("agent %s: its processes cannot be looked at", process.agent_id)
 
     def members(self, process: Process) -> dict[Any, Any]:
         """All living processes of an agent, by their identity: each has a ``send_signal`` that reaches no other.
@@ -6572,23 +6591,28 @@ class Output:
 
     def last_written(self) -> float | None:
         """When the last byte was written, None before the first."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             facts = (self._folder / self.NAME).stat()
             return facts.st_mtime if facts.st_size else None
         return None
 
     def size(self) -> int:
         """The number of bytes written in all."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             return (self._folder / self.NAME).stat().st_size
         return 0
 
     def _bytes(self, start: int, number: int) -> tuple[int, bytes]:
         """(offset, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
-        with contextlib.suppress(FileNotFoundError), (self._folder / self.NAME).open("rb") as file:
+        with contextlib.suppress(OSError), self._open(self._folder / self.NAME) as file:
             file.seek(start)
             return start, file.read(number)
         return start, b""
+
+    @staticmethod
+    def _open(path: Path) -> typing.BinaryIO:
+        """Never waits, whatever the agent has put in the file's place; a pipe then fails where it is sought in."""
+        return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
 
 
 def decode_whole(content: bytes) -> tuple[str, int]:
@@ -7418,6 +7442,47 @@ def one_line(error: BaseException) -> str:
         return " ".join(str(error).split())[:500]
     except Exception as worse:  # the message of somebody's own class of errors
         return f"its message cannot be had ({type(worse).__name__})"
+
+
+T = typing.TypeVar("T")
+
+
+def in_thread(name: str, call: Callable[[], T]) -> Future[T]:
+    """The outcome of ``call`` in a thread of its own, which holds up nothing else, nor the end of the program."""
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()  # who gives it up does not end it
+
+    def work() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:  # a boundary: whoever waits gets it
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, name=name, daemon=True).start()
+    return outcome
+
+
+class Pool:
+    """The threads of one kind of waiting, so many at a time; what hangs in them holds up no other kind."""
+
+    def __init__(self, name: str, threads: int, seconds: float) -> None:
+        self._name, self._free, self._seconds = name, asyncio.Semaphore(threads), seconds
+
+    async def run(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """What ``function`` returns. Raises what it raises; after ``seconds`` TimeoutError, and its thread is left to
+        itself.
+        """
+        loop = asyncio.get_running_loop()
+
+        def release(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
+                loop.call_soon_threadsafe(self._free.release)
+
+        async with asyncio.timeout(self._seconds):
+            await self._free.acquire()
+            outcome = in_thread(self._name, functools.partial(function, *arguments, **named))
+            outcome.add_done_callback(release)
+            return await asyncio.wrap_future(outcome)
 
 
 def write_file(path: Path, content: bytes) -> None:

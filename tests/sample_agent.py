@@ -151,6 +151,24 @@ def lie() -> None:
     fail()
 
 
+def mislead() -> None:
+    """Puts what cannot be read in the place of what it wrote: as $WITH says."""
+    print("misleading", flush=True)
+    folder = Path(os.environ["CCO_TOKEN_FILE"]).parent
+    while not (found := [path for path in folder.glob("output*.log") if path.stat().st_size]):
+        time.sleep(0.01)
+    for path in found:
+        path.unlink()
+        if os.environ["WITH"] == "a folder":
+            path.mkdir()
+        elif os.environ["WITH"] == "a pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to(os.environ["WITH"])
+    (folder / "output.x.log").touch()
+    (folder / "misled").touch()
+
+
 def spawn_another() -> None:
     """Another one like oneself, and so on; what the service says to that."""
     body = {"agent_type": os.environ["AGENT_TYPE"], "issue_id": os.environ["ISSUE_ID"], "task": os.environ["TASK"]}

@@ -272,6 +272,60 @@ def test_agents_outlive_their_keeper_and_their_output_goes_on(
     until(lambda: not keepers(service)) if service.stop() == 0 else pytest.fail(service.log)
 
 
+def test_a_keeper_that_stands_still_holds_up_spawns_alone(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND, "--max-agents", "60")
+    architect, large = service.client(), {f"LARGE_{number}": "x" * 60_000 for number in range(5)}
+    lives = spawn(architect, "hang")["agent_id"]
+    (keeper,) = keepers(service)
+    keeper.suspend()
+    try:
+        with ThreadPoolExecutor(20) as threads:
+            refused = [
+                threads.submit(service.client().post, "/api/agents/spawn", request(environment=large), timeout=40)
+                for _ in range(20)
+            ]
+            until(lambda: architect.get("/status").json()["agents"]["active"] == 21)
+            until(lambda: len(list((service.storage / "agents").glob("*/prompt"))) == 21)
+            for number in range(10):
+                began = time.monotonic()
+                service.client("python-specialist").store(issue=f"issue-{number}")
+                assert architect.get(f"/api/context/issue-{number}/test-engineer").status_code == 200
+                assert architect.get("/status").status_code == 200
+                assert status(architect, lives)["state"] == "running"
+                assert time.monotonic() - began < 10
+            answers = [future.result() for future in refused]
+        assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(500, "AGT_001")}
+        assert "no answer from the keeper" in answers[0].json()["message"]
+    finally:
+        keeper.resume()
+    ended = state(architect, spawn(architect, "fail", environment=large)["agent_id"])
+    assert (ended["state"], ended["exit_code"]) == ("failed", 3)
+    until(lambda: {process.environ()["AGENT_ID"] for process in agents_left()} == {lives})
+
+
+def test_a_service_stops_and_starts_again_beside_a_keeper_that_stands_still(
+    make_service: Callable[..., Service],
+) -> None:
+    service = make_service(*COMMAND)
+    lives = spawn(service.client(), "hang")["agent_id"]
+    (keeper,) = keepers(service)
+    keeper.suspend()
+    try:
+        with ThreadPoolExecutor(3) as threads:
+            for _ in range(3):
+                large = {"LARGE": "x" * 100_000}
+                threads.submit(service.client().post, "/api/agents/spawn", request(environment=large), timeout=40)
+            until(lambda: len(list((service.storage / "agents").glob("*/prompt"))) == 4)
+            began = time.monotonic()
+            assert service.stop() == 0, service.log
+            assert time.monotonic() - began < 5
+        service.start()
+        assert status(service.client(), lives)["state"] == "running"
+    finally:
+        keeper.resume()
+    until(lambda: [process.environ()["AGENT_ID"] for process in agents_left()] == [lives])
+
+
 def test_output_goes_on_while_the_service_is_dead(make_service: Callable[..., Service], tmp_path: Path) -> None:
     service, gate = make_service(*COMMAND), tmp_path / "gate"
     agent_id = spawn(service.client(), "pieces", environment={"GATE": str(gate)})["agent_id"]

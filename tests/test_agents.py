@@ -569,6 +569,18 @@ def test_both_streams_are_in_the_log(architect: Client, issue: str) -> None:
     assert state(architect, spawned["agent_id"])["output_tail"] == ["something went wrong"]
 
 
+@pytest.mark.parametrize("what", ["a pipe", "a folder", "a terminal", "itself"])
+def test_an_agent_that_spoils_its_own_output_is_answered_for_and_ends(
+    service: Service, architect: Client, issue: str, what: str
+) -> None:
+    target = {"a terminal": "/dev/tty", "itself": "output.log"}.get(what, what)
+    agent_id = spawn(architect, "mislead", issue, environment={"WITH": target})["agent_id"]
+    until(lambda: (folder_of(service, agent_id) / "misled").exists())
+    assert architect.get(f"/api/agents/{agent_id}/logs", timeout=5).status_code == 200
+    assert architect.get("/api/agents", issue_id=issue, timeout=5).status_code == 200
+    assert state(architect, agent_id)["state"] == "completed"
+
+
 def test_agents_are_listed_newest_last(architect: Client, issue: str) -> None:
     ids = [spawn(architect, task, issue)["agent_id"] for task in ("succeed", "fail", "hang")]
     for agent_id in ids[:2]:

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -1067,6 +1069,62 @@ def test_a_plugin_that_hangs_is_left_behind_and_after_some_calls_passed_over(
         module.gate.set()
     until(lambda: not [thread for thread in threading.enumerate() if thread.name == "plugin-hanging"])
     assert ("hanging", []) in list(hooks.ask("next_agents", **facts))
+
+
+def test_who_asks_a_plugin_that_hangs_waits_and_nobody_else(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    hanging = {
+        f"hangs_in_{hook}": f"import time\n@hookimpl\ndef {hook}({fact}):\n    time.sleep(60)\n"
+        for hook, fact in (("next_agents", "result"), ("resolve_issue", "issue_id"), ("agent_command", "launch"))
+    }
+    command = ("--agent-command", json.dumps([sys.executable, "-c", "print('done')"]))
+    service = make_service("--plugins", str(write_plugins(tmp_path / "more", hanging)), *command)
+    architect = service.client()
+
+    def ask(number: int) -> list[int]:
+        client, issue = service.client(), f"issue-{number}"
+        body = {"agent_type": "chief-architect", "issue_id": issue, "agent_id": "x", "project_id": PROJECT}
+        spawned = {"agent_type": "chief-architect", "issue_id": issue}
+        return [
+            client.post("/api/results", body | {"result": {"status": "success"}}).status_code,
+            client.get(f"/api/context/{issue}/chief-architect").status_code,
+            client.post("/api/agents/spawn", spawned).status_code,
+        ]
+
+    with ThreadPoolExecutor(10) as threads:
+        asked = [threads.submit(ask, number) for number in range(10)]
+        looks = 0
+        while not all(future.done() for future in asked):
+            for path in ("/status", "/api/agents", "/api/results", "/health"):
+                began = time.monotonic()
+                assert architect.get(path).status_code == 200
+                assert time.monotonic() - began < 3, path
+            looks += 1
+    assert looks > 2 and [future.result() for future in asked] == [[201, 200, 201]] * 10
+    began = time.monotonic()
+    assert service.stop() == 0 and time.monotonic() - began < 5
+
+
+def test_a_pool_gives_up_what_hangs_and_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    code = """
+import asyncio, os, sys, time
+from cco_sidecar import Pool
+os.mkfifo(sys.argv[1])
+hung, other, began = Pool("hung", 2, 0.2), Pool("other", 2, 5), time.monotonic()
+def fail(): raise KeyError("x")
+async def main():
+    waits = [hung.run(open, sys.argv[1]) for _ in range(2)] + [hung.run(time.sleep, 60), hung.run(print, "never")]
+    print(*[type(error).__name__ for error in await asyncio.gather(*waits, return_exceptions=True)])
+    print(await asyncio.gather(*(other.run(sum, [number, 1]) for number in range(5))))
+    print(*await asyncio.gather(other.run(fail), return_exceptions=True))
+asyncio.run(main())
+print(time.monotonic() - began < 3)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "pipe")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, env=clean_environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [" ".join(["TimeoutError"] * 4), "[1, 2, 3, 4, 5]", "'x'", "True"]
 
 
 def test_a_slow_observer_holds_nobody_up_and_what_it_misses_is_bounded(

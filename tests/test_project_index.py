@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,11 @@ project_index = plugin("project_index")
 
 
 @pytest.fixture
-def readers(repository: Path, tmp_path: Path) -> Iterator[tuple[Any, Project]]:
+def readers(repository: Path, tmp_path: Path) -> tuple[Any, Project]:
     """(the plugin's reader, the module's own)."""
     index = project_index.ProjectIndex(repository, tmp_path)
     own = Project(repository, tmp_path)
-    yield index, own
-    index.close()
-    own.close()
+    return index, own
 
 
 def facts(state: ProjectState) -> tuple[Any, ...]:

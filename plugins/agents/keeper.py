@@ -35,13 +35,16 @@ from cco_sidecar import (
     AgentCommand,
     Identity,
     Output,
+    Pool,
     Process,
     Processes,
     Settings,
+    StartError,
     boot_id,
     decode_whole,
     find_program,
     hookimpl,
+    in_thread,
     lock_file,
     one_line,
 )
@@ -73,7 +76,7 @@ class KeptProcesses(Processes):
 
     async def open(self) -> None:
         await self._keeper.open()
-        self._at_start = await asyncio.to_thread(self._census.look)  # for all adoptions
+        self._at_start = await self._pool.run(self._census.look)  # for all adoptions
         self._surveying = asyncio.create_task(self._survey())
 
     async def start(self, agent_id: str, command: AgentCommand) -> Process:
@@ -81,7 +84,7 @@ class KeptProcesses(Processes):
         try:
             process.pid = pid = await self._keeper.start_agent(agent_id, command, process.proof.mark)
             # It may have ended before we look: it was started all the same.
-            if found := (await asyncio.to_thread(self._census.look, {pid})).get(pid):
+            if found := (await self._pool.run(self._census.look, {pid})).get(pid):
                 process.proof.first, process.birth = found.identity, found.birth
         except BaseException:  # it may have been started before what failed
             process.exited.set()
@@ -92,7 +95,7 @@ class KeptProcesses(Processes):
     async def adopt(self, agent_id: str, pid: int | None, birth: str | None, known: set[Identity]) -> Process:
         process = self._kept[agent_id] = KeptProcess(agent_id, self._folder / agent_id)
         process.known = process.proof.known = set(known)
-        pid = pid or await asyncio.to_thread(noted_pid, process.folder)
+        pid = pid or await self._pool.run(noted_pid, process.folder)
         members = members_of(self._at_start, process.proof)
         first = min((item for item in members if pid in (None, item.pid)), key=lambda item: item.order, default=None)
         process.pid, process.birth = pid, birth
@@ -120,7 +123,7 @@ class KeptProcesses(Processes):
         last output.
         """
         await until(lambda: process.told or not is_kept(process.folder), self.KEEPER_SECONDS)
-        if not process.told and (end := await asyncio.to_thread(written_end, process.folder)):
+        if not process.told and (end := await self._pool.run(written_end, process.folder)):
             process.hear(end)
         await until(lambda: not (process.folder / KeeperProgram.PIPE).exists(), self.OUTPUT_SECONDS)
         process.usage |= {"processes": 0, "memory": 0}
@@ -140,7 +143,7 @@ class KeptProcesses(Processes):
             await asyncio.sleep(self.SURVEY)
             try:
                 if self._kept:
-                    seen, now = await asyncio.to_thread(self._census.look), time.time()
+                    seen, now = await self._pool.run(self._census.look), time.time()
                     for process in list(self._kept.values()):
                         self._survey_one(process, seen, now)
             except Exception as error:  # a boundary: one bad look must not be the last
@@ -271,6 +274,8 @@ class Keeper:
     ) -> None:
         self._folder, self._root, self._on_exit, self._on_lost = folder, root, on_exit, on_lost
         self._process: subprocess.Popen[bytes] | None = None
+        self._pool = Pool("keeper", 4, 20)
+        self._orders = Pool("orders", 1, self.START_SECONDS)  # what is given up while it waits here is never sent
         self._lock = threading.Lock()
         self._starting: dict[str, asyncio.Future[int]] = {}
         self._stopped = False
@@ -284,7 +289,13 @@ class Keeper:
         found.
         """
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._wait_for_gate)
+        try:
+            await self._pool.run(self._wait_for_gate)
+        except TimeoutError:
+            problem = (
+                f"a keeper of an earlier run is in the middle of a start, and stands still; see {KeeperProgram.GATE}"
+            )
+            raise StartError(problem, 1) from None
 
     def _wait_for_gate(self) -> None:
         gate = os.open(self._folder.parent / KeeperProgram.GATE, os.O_RDWR | os.O_CREAT, 0o600)
@@ -297,22 +308,22 @@ class Keeper:
             os.close(gate)
 
     async def start_agent(self, agent_id: str, command: AgentCommand, mark: int) -> int:
-        """The pid of a new agent in a session of its own. Raises OSError."""
-        answer = self._starting[agent_id] = self._loop.create_future()
-        program = await asyncio.to_thread(find_program, command, self._root)
+        """The pid of a new agent in a session of its own. Raises OSError, also where the keeper does not answer."""
+        program = await self._pool.run(find_program, command, self._root)
         order = {"start": agent_id, "program": program, "mark": mark, "root": str(self._root)}
+        answer = self._starting[agent_id] = self._loop.create_future()
         try:
-            await asyncio.to_thread(self._send, order | msgspec.structs.asdict(command))
             async with asyncio.timeout(self.START_SECONDS):
+                await self._orders.run(self._send, order | msgspec.structs.asdict(command))
                 return typing.cast(int, await answer)
         except TimeoutError:
             raise OSError(errno.ETIMEDOUT, "no answer from the keeper") from None
         finally:
-            self._starting.pop(agent_id, None)
+            del self._starting[agent_id]
 
     def follow(self, agent_id: str) -> None:
         """Go on with the output of an agent whose keeper has died, or as soon as it does."""
-        self._loop.run_in_executor(None, self._try_to_send, {"follow": agent_id})
+        in_thread("orders", lambda: self._try_to_send({"follow": agent_id}))
 
     def _try_to_send(self, order: dict[str, Any]) -> None:
         try:
@@ -323,12 +334,12 @@ class Keeper:
     def _send(self, order: dict[str, Any]) -> None:
         """Blocks for as long as the keeper takes to read."""
         with self._lock:
-            process = self._process = (
-                self._process or self._boot()
-            )  # of one that has died it is known in a moment, and it then is None
+            # Of one that has died it is known in a moment, and it then is None.
+            process = self._process = self._process or self._boot()
             assert process.stdin
-            process.stdin.write(json.dumps(order).encode() + b"\n")
-            process.stdin.flush()
+            line = memoryview(json.dumps(order).encode() + b"\n")
+            while line:
+                line = line[process.stdin.write(line) :]
 
     def _boot(self) -> subprocess.Popen[bytes]:
         """A bare interpreter: no site packages, none of our memory, and none of our environment, which may hold
@@ -344,15 +355,16 @@ class Keeper:
         with open(self._folder.parent / "keeper.log", "ab", opener=functools.partial(os.open, mode=0o600)) as errors:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=self._root, env=environment,
-                start_new_session=True
+                start_new_session=True, bufsize=0  # closing a buffer would wait for a keeper that does not read
             )  # fmt: skip
         threading.Thread(target=self._listen, args=(process,), name="keeper", daemon=True).start()
         return process
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout
-        for line in process.stdout:
-            self._call(self._told, json.loads(line))
+        with open(process.stdout.fileno(), "rb", closefd=False) as news:
+            for line in news:
+                self._call(self._told, json.loads(line))
         process.wait()
         self._call(self._lost)
 
@@ -389,7 +401,7 @@ class Keeper:
         with contextlib.suppress(OSError):
             process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(process.wait, 0.5)
+            await self._pool.run(process.wait, 0.5)
 
 
 class StampedOutput(Output):
@@ -401,7 +413,10 @@ class StampedOutput(Output):
 
     def _files(self) -> list[tuple[int, Path]]:
         """(offset of the first byte, path) of each file, oldest first."""
-        return sorted((int(path.name.split(".")[1]), path) for path in self._folder.glob("output.*.log"))
+        found = (
+            (re.fullmatch(r"output\.(\d{1,18})\.log", path.name), path) for path in self._folder.glob("output.*.log")
+        )
+        return sorted((int(match[1]), path) for match, path in found if match)
 
     def last_written(self) -> float | None:
         """When the last byte was written down, None before the first."""
@@ -416,14 +431,14 @@ class StampedOutput(Output):
         content, offset = b"", start
         for first, path in self._files():
             try:
-                with path.open("rb") as file:
+                with self._open(path) as file:
                     end = file.seek(0, os.SEEK_END) + first
                     if end <= offset or len(content) >= number:
                         continue
                     offset = offset if content else max(offset, first)
                     file.seek(offset + len(content) - first)
                     content += file.read(number - len(content))
-            except FileNotFoundError:  # rotated away at this moment
+            except OSError:  # rotated away at this moment, or no file
                 continue
         return offset, content
 
@@ -449,7 +464,7 @@ class StampedOutput(Output):
             return min(int(since), self.size())
         wanted = since.rstrip("Z").encode()
         for first, path in self._files():
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            with contextlib.suppress(OSError), self._open(path) as file:
                 offset = first
                 for line in file:
                     if line[: len(wanted)] >= wanted:
@@ -459,8 +474,10 @@ class StampedOutput(Output):
 
     def size(self) -> int:
         """How much has been written down in all."""
-        files = self._files()
-        return files[-1][0] + files[-1][1].stat().st_size if files else 0
+        for first, path in reversed(self._files()):
+            with contextlib.suppress(OSError):
+                return first + path.stat().st_size
+        return 0
 
 
 # -- processes: which ones are an agent's, and signals to no others

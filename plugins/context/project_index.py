@@ -40,6 +40,7 @@ from cco_sidecar import (
     fingerprint,
     git_prefix,
     hookimpl,
+    in_thread,
     is_young,
     log_once,
     one_line,
@@ -198,7 +199,7 @@ class ProjectIndex(Project):
         return proven(str(self._root), files, git, head, proof, settled)
 
     def _history(self) -> tuple[tuple[list[Commit], str | None], tuple[str | None, str | None]]:
-        remote = self._git.submit(read_remote, self._root)
+        remote = in_thread("git", lambda: read_remote(self._root))
         return read_commits(self._root), remote.result()
 
     # -- fingerprints
@@ -311,7 +312,7 @@ class ProjectIndex(Project):
 
     def _listed(self) -> Listing:
         folders = self._known_folders()
-        tracked = self._git.submit(self._tracked, folders)
+        tracked = in_thread("git", lambda: self._tracked(folders))
         branch, codes = read_status(self._root, folders.prefix, "--ignored=matching")
         untracked = [path for code, path in codes if code == "??" and not path.endswith("/")]
         ignored = frozenset(path for code, path in codes if code == "!!" and path.endswith("/"))

@@ -123,6 +123,7 @@ async def walk(flags: dict[str, Any], trace: Trace) -> dict[str, int]:
     hooks: Hooks = load_hooks(settings)
     counts = {}
     async with Sidecar(settings, hooks) as sidecar:
+        await sidecar.contexts._starting  # the first look at the project is no part of a request
         token = sidecar.tokens.mint("walker", "chief-architect")
         for name, (method, path, body) in REQUESTS.items():
             with trace:

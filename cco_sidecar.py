@@ -75,7 +75,6 @@ import signal
 import sqlite3
 import ssl
 import stat
-import struct
 import subprocess
 import tempfile
 import threading
@@ -3147,7 +3146,6 @@ class Storage:
 
     def start(self) -> None:
         """Open, or make, the database. Raises StartError where it is newer than this program, or damaged. Blocks."""
-        check_log(self.path)
         check_database(self.path)
         if not self.path.exists():
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # -wal and -shm take this mode too
@@ -3778,58 +3776,6 @@ def damaged(path: Path, problem: str) -> StartError:
 def database_files(path: Path) -> list[Path]:
     """The database, its log of what was committed last, and the log's index."""
     return [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))]
-
-
-def check_log(path: Path) -> None:
-    """Raise StartError, and touch nothing, where the database's write-ahead log is damaged: SQLite would leave out what
-    follows the damage, without a word. Must not be called while it is in use; skips one of 64 MB or more.
-
-    The log's index, which outlives a kill, tells how many frames were committed. Without it a bad frame is damage where
-    two commits follow: only the last one may have been cut by a loss of power. The formats: sqlite.org/walformat.html.
-    """
-    files = [file for file in database_files(path) if file.exists()]
-    if path not in files or sum(file.stat().st_size for file in files[1:]) >= 64 * MB:
-        return
-    log_path, index_path = database_files(path)[1:]
-    content, index = (file.read_bytes() if file in files else b"" for file in (log_path, index_path))
-    salts, good, commits_behind = read_log(content)
-    head = index[:48]
-    known = len(index) >= 136 and head == index[48:96] and log_sums(head[:40], "=") == struct.unpack("=2I", head[40:])
-    if known and salts in (b"", head[32:40]):
-        committed, copied = (struct.unpack_from("=I", index, at)[0] for at in (16, 96))
-        bad = copied < committed > good
-    else:
-        bad = commits_behind > 1 or (not salts and any(content[:32]) and len(content) > 32)
-    if bad:
-        raise damaged(log_path, f"{good} of its frames are good, and more were committed")
-
-
-def read_log(content: bytes) -> tuple[bytes, int, int]:
-    """(salts, good frames, commits behind those) of a write-ahead log: the salts are empty where its head is bad, the
-    commits are those of the same log.
-    """
-    order = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}.get(content[:4], "")
-    sums = log_sums(content[:24], order) if order and len(content) >= 32 else None
-    if sums is None or sums != struct.unpack(">2I", content[24:32]):
-        return b"", 0, 0
-    page, salts, good, commits_behind, sound = int.from_bytes(content[8:12]), content[16:24], 0, 0, True
-    for at in range(32, len(content) - 24 - page + 1, 24 + page):
-        head = content[at : at + 24]
-        if sound:
-            sums = log_sums(head[:8] + content[at + 24 : at + 24 + page], order, sums)
-            sound = head[8:16] == salts and struct.unpack(">2I", head[16:]) == sums
-        good += sound
-        commits_behind += not sound and head[8:16] == salts and any(head[4:8])
-    return salts, good, commits_behind
-
-
-def log_sums(content: bytes, order: str, sums: tuple[int, int] = (0, 0)) -> tuple[int, int]:
-    """SQLite's checksum of words of this byte order, going on from the one before."""
-    first, second = sums
-    for one, other in struct.iter_unpack(f"{order}2I", content):
-        first = (first + one + second) & 0xFFFFFFFF
-        second = (second + other + first) & 0xFFFFFFFF
-    return first, second
 
 
 # -- requests that are repeated
@@ -7082,6 +7028,7 @@ def known_command(
 
 GOOD, REFUSED, WRONG_USE, NOT_REACHABLE = 0, 1, 2, 3
 ALONE = {  # hook: what the service does without where no plugin implements it
+    "storage": "check of the database's log",
     "server_class": "HTTP/2",
     "answer_filter": "compression",
     "request_log": "audit log",

@@ -38,7 +38,9 @@ def refused_start(root: Path, storage: Path) -> str:
 def opened(tmp_path: Path) -> Storage:
     (tmp_path / "root").mkdir(exist_ok=True)
     (tmp_path / "state").mkdir(exist_ok=True)
-    return Storage(load_settings({"root": str(tmp_path / "root"), "storage": str(tmp_path / "state")}, {}))
+    settings = load_settings({"root": str(tmp_path / "root"), "storage": str(tmp_path / "state")}, {})
+    storage: Storage = cco_sidecar.import_file(MODULE.parent / "plugins/storage/log_check.py").storage(settings)
+    return storage
 
 
 def with_storage(tmp_path: Path, scene: Callable[[Storage], Awaitable[Any]]) -> Any:

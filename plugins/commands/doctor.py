@@ -48,6 +48,7 @@ from cco_sidecar_plugins.commands import _salvage
 from cco_sidecar_plugins.commands._client import Refused, loaded_plugins
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
+from cco_sidecar_plugins.storage.log_check import check_log
 
 Finding = tuple[str, str]  # good, note or bad; what was found
 
@@ -92,7 +93,7 @@ def check_storage(settings: Settings) -> str:
         raise StartError(f"{settings.storage} must be yours alone: chown it to yourself and chmod 700 it")
     database = settings.storage / cco_sidecar.Storage.FILE
     if not is_held(settings):
-        cco_sidecar.check_log(database)
+        check_log(database)
     cco_sidecar.check_database(database, thorough=True)
     free = shutil.disk_usage(settings.storage).free
     if free < 100 * MB:

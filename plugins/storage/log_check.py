@@ -1,0 +1,73 @@
+"""A check of the database's write-ahead log at the start: what SQLite would leave out without a word is told."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from cco_sidecar import MB, Settings, Storage, damaged, database_files, hookimpl
+
+
+@hookimpl
+def storage(settings: Settings) -> Storage:
+    return CheckedStorage(settings)
+
+
+class CheckedStorage(Storage):
+    """The core's storage, which is not opened where its log is damaged."""
+
+    def start(self) -> None:
+        check_log(self.path)
+        super().start()
+
+
+def check_log(path: Path) -> None:
+    """Raise StartError, and touch nothing, where the database's write-ahead log is damaged: SQLite would leave out what
+    follows the damage, without a word. Must not be called while it is in use; skips one of 64 MB or more.
+
+    The log's index, which outlives a kill, tells how many frames were committed. Without it a bad frame is damage where
+    two commits follow: only the last one may have been cut by a loss of power. The formats: sqlite.org/walformat.html.
+    """
+    files = [file for file in database_files(path) if file.exists()]
+    if path not in files or sum(file.stat().st_size for file in files[1:]) >= 64 * MB:
+        return
+    log_path, index_path = database_files(path)[1:]
+    content, index = (file.read_bytes() if file in files else b"" for file in (log_path, index_path))
+    salts, good, commits_behind = read_log(content)
+    head = index[:48]
+    known = len(index) >= 136 and head == index[48:96] and log_sums(head[:40], "=") == struct.unpack("=2I", head[40:])
+    if known and salts in (b"", head[32:40]):
+        committed, copied = (struct.unpack_from("=I", index, at)[0] for at in (16, 96))
+        bad = copied < committed > good
+    else:
+        bad = commits_behind > 1 or (not salts and any(content[:32]) and len(content) > 32)
+    if bad:
+        raise damaged(log_path, f"{good} of its frames are good, and more were committed")
+
+
+def read_log(content: bytes) -> tuple[bytes, int, int]:
+    """(salts, good frames, commits behind those) of a write-ahead log: the salts are empty where its head is bad, the
+    commits are those of the same log.
+    """
+    order = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}.get(content[:4], "")
+    sums = log_sums(content[:24], order) if order and len(content) >= 32 else None
+    if sums is None or sums != struct.unpack(">2I", content[24:32]):
+        return b"", 0, 0
+    page, salts, good, commits_behind, sound = int.from_bytes(content[8:12]), content[16:24], 0, 0, True
+    for at in range(32, len(content) - 24 - page + 1, 24 + page):
+        head = content[at : at + 24]
+        if sound:
+            sums = log_sums(head[:8] + content[at + 24 : at + 24 + page], order, sums)
+            sound = head[8:16] == salts and struct.unpack(">2I", head[16:]) == sums
+        good += sound
+        commits_behind += not sound and head[8:16] == salts and any(head[4:8])
+    return salts, good, commits_behind
+
+
+def log_sums(content: bytes, order: str, sums: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+    """SQLite's checksum of words of this byte order, going on from the one before."""
+    first, second = sums
+    for one, other in struct.iter_unpack(f"{order}2I", content):
+        first = (first + one + second) & 0xFFFFFFFF
+        second = (second + other + first) & 0xFFFFFFFF
+    return first, second

@@ -6987,8 +6987,7 @@ def settled_types(facts: list[ResultFact]) -> set[str]:
 
 # -- agent commands
 
-# The headless form of known coding command lines. Unasked each may edit files, call us with curl and see its own folder
-# in our storage; more only by its own settings, except for opencode and aider, which cannot be told so finely.
+# The headless form of known coding programs. The first two may edit files and run what reaches us, opencode anything.
 LAUNCHERS = {
     "claude": AgentCommand(
         ["claude", "-p", "{prompt}", "--permission-mode", "acceptEdits", "--add-dir", "{agent_folder}",
@@ -6996,11 +6995,7 @@ LAUNCHERS = {
     "codex": AgentCommand(
         ["codex", "exec", "--sandbox", "workspace-write", "-c", "sandbox_workspace_write.network_access=true",
          "--skip-git-repo-check", "{prompt}"]),
-    "gemini": AgentCommand(
-        ["gemini", "--skip-trust", "--approval-mode", "auto_edit", "--allowed-tools", "run_shell_command(curl)",
-         "--include-directories", "{agent_folder}", "-p", "{prompt}"]),
     "opencode": AgentCommand(["opencode", "run", "--auto"], stdin="{agent_folder}/prompt"),
-    "aider": AgentCommand(["aider", "--yes-always", "--no-check-update", "--message", "{prompt}"]),
 }  # fmt: skip
 
 

@@ -48,7 +48,6 @@ __all__ = ["nothing_left"]
 keeper = plugin("keeper")
 Proof, Seen, StampedOutput, members_of = keeper.Proof, keeper.Seen, keeper.StampedOutput, keeper.members_of
 OutputWriter = plugin("_keeper_program").OutputWriter
-KNOWN = plugin("launchers").KNOWN
 ONE_SECOND = {"CCO_SIDECAR_LOG_LEVEL": "info", "NAP": NAP}
 MORE = ("--max-agents", "60", "--max-agents-per-issue", "1000")
 
@@ -665,63 +664,7 @@ def test_rotation_drops_whole_lines_and_nothing_else(
     assert text.startswith("line ") and content.decode().endswith("\n" + text)
 
 
-# -- launchers
-
-
-@pytest.mark.parametrize("name", KNOWN)
-def test_a_known_command_line_is_started_in_its_headless_form(
-    make_service: Callable[..., Service], tmp_path: Path, name: str
-) -> None:
-    """A program of that name, alone on PATH, tells how it was called."""
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin" / name
-    code = "import json, os, sys\nprint(json.dumps([sys.argv[1:], os.environ['JWT_TOKEN'][::7], sys.stdin.read()]))\n"
-    program.write_text(f"#!{sys.executable}\n{code}")
-    program.chmod(0o755)
-    service = make_service(env={"PATH": str(tmp_path / "bin")})
-    spawned = spawn(service.client(), "Mend the $(roof) {issue_id}")
-    assert state(service.client(), spawned["agent_id"])["state"] == "completed"
-    arguments, token, read = json.loads(output(service.client(), spawned["agent_id"]))
-    form, folder = KNOWN[name].argv[1:], str(folder_of(service, spawned["agent_id"]))
-    prompt = read or next(word for word, given in zip(arguments, form, strict=True) if given == "{prompt}")
-    assert bool(read) == (KNOWN[name].stdin == "{agent_folder}/prompt")
-    assert arguments == [{"{prompt}": prompt, "{agent_folder}": folder}.get(word, word) for word in form]
-    for needed in (
-        spawned["agent_id"], "python-specialist", "issue-1", "Mend the $(roof) {issue_id}", f"{folder}/context.json",
-        "read_context, write_results, publish_events", f"curl -sS -K {folder}/curl {service.url}/api/results -d '{{",
-        f"{service.url}/api/events/progress -d '{{",
-    ):  # fmt: skip
-        assert needed in prompt
-    assert "$" not in prompt.replace("$(roof)", ""), "a command with a variable is refused by some programs"
-    assert token == spawned["jwt_token"][::7] and spawned["jwt_token"] not in " ".join(arguments) + prompt
-
-
-@pytest.mark.parametrize(("agent_type", "stores", "publishes"), [
-    ("test-engineer", True, True), ("documentation-expert", False, False), ("customer-support", False, True),
-])  # fmt: skip
-def test_the_prompt_speaks_of_what_the_agent_may_do_alone(
-    make_service: Callable[..., Service], agent_type: str, stores: bool, publishes: bool
-) -> None:
-    service = make_service("--agent-command", "echo {prompt}")
-    spawned = spawn(service.client(), agent_type=agent_type)
-    state(service.client(), spawned["agent_id"], "completed")
-    said = output(service.client(), spawned["agent_id"])
-    assert ("/api/results" in said, "/api/events" in said) == (stores, publishes)
-
-
-def test_the_commands_of_the_prompt_work_as_they_stand(make_service: Callable[..., Service]) -> None:
-    """An agent that runs the two lines that begin with curl; the file that they name goes with the agent."""
-    code = "import re, subprocess, sys; [subprocess.run(line, shell=True, check=True) for line in re.findall('curl .*', sys.argv[1])]"
-    service = make_service("--agent-command", json.dumps([sys.executable, "-c", code, "{prompt}"]))
-    client = service.client()
-    spawned = spawn(client)
-    assert state(client, spawned["agent_id"])["state"] == "completed", output(client, spawned["agent_id"])
-    (result,) = client.get("/api/results", issue_id="issue-1").json()["results"]
-    assert (result["agent_id"], result["result"]["decisions"]) == (spawned["agent_id"], ["what you decided and why"])
-    assert [event["event_type"] for event in client.get("/api/events", type="progress").json()["events"]] == [
-        "progress"
-    ]
-    assert not (folder_of(service, spawned["agent_id"]) / "curl").exists()
+# -- commands
 
 
 def test_the_command_can_depend_on_the_agent_type(make_service: Callable[..., Service], repository: Path) -> None:

@@ -1186,6 +1186,7 @@ class SidecarInfo(Struct, frozen=True):
     root: str
     version: str
     started_at: str
+    instance_id: str = ""  # of this run; ``/health`` tells it too, so that a client knows whom it talks to
 
 
 class IssueNotFound(Exception):
@@ -1576,6 +1577,7 @@ class Sidecar:
     """
 
     STOP_SECONDS = 3.0
+    KEEP_SECONDS = 0.5  # between two looks whether clients still find what they need
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
@@ -1627,6 +1629,7 @@ class Sidecar:
             self._listen()
             parts.callback(self._server.stop)
             self.info = self._announce()
+            parts.callback(asyncio.create_task(self._keep_announced()).cancel)
             self.tokens.start()
             self.contexts.start()
             parts.push_async_callback(self.contexts.close)
@@ -1687,15 +1690,32 @@ class Sidecar:
             raise StartError(f"--tls-cert/--tls-key cannot be loaded: {one_line(error)}") from None
 
     def _announce(self) -> SidecarInfo:
-        """Write where the service is found."""
+        """What clients find the service by."""
         settings = self.settings
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
         url = f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
         root, started = clean_text(str(settings.root)), iso(self.started)
-        info = SidecarInfo(os.getpid(), url, settings.project, root, __version__, started)
-        write_file(settings.storage / SidecarInfo.FILE, msgspec.json.format(msgspec.json.encode(info)) + b"\n")
+        info = SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
+        write_sidecar_json(settings.storage, info)
         self.storage.write_behind(lambda records: records.set_meta("port", str(self.port)))
         return info
+
+    async def _keep_announced(self) -> None:
+        """Write ``sidecar.json`` and the signing secret again where a cleaner took them, as long as their folder is
+        there.
+        """
+        folder, failed = self.settings.storage, False
+        while True:
+            await asyncio.sleep(self.KEEP_SECONDS)
+            try:
+                self.tokens.keep_secret()
+                if read_sidecar_json(folder) is None:
+                    write_sidecar_json(folder, self.info)
+                failed = False
+            except OSError as error:
+                if not failed:
+                    log.error("sidecar.json and jwt.secret cannot be written again: %s", error.strerror)
+                failed = True
 
     def log_request(self, request: FinishedRequest) -> None:
         """Hand a finished request to every request log."""
@@ -1713,6 +1733,7 @@ class Sidecar:
             "version": __version__,
             "uptime_seconds": int(time.time() - self.started),
             "project_id": self.settings.project,
+            "instance_id": self.info.instance_id,
             "checks": {
                 "storage": storage,
                 "event_bus": bus,
@@ -1855,6 +1876,10 @@ def lock_file(file: int) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def write_sidecar_json(folder: Path, info: SidecarInfo) -> None:
+    write_file(folder / SidecarInfo.FILE, msgspec.json.format(msgspec.json.encode(info)) + b"\n")
 
 
 def read_sidecar_json(folder: Path) -> SidecarInfo | None:
@@ -2549,7 +2574,8 @@ def host_allowed(host: str, allowed: frozenset[str]) -> bool:
         address = ipaddress.ip_address(name)
     except ValueError:
         return False
-    return address.is_loopback or "*" in allowed
+    address = getattr(address, "ipv4_mapped", None) or address  # what [::ffff:127.0.0.1] means (RFC 4291, 2.5.5.2)
+    return address.is_loopback or "*" in allowed or str(address) in allowed
 
 
 def origin_allowed(origin: str, more: tuple[str, ...]) -> bool:
@@ -2886,6 +2912,15 @@ class Tokens:
         """Take the configured secret, or the storage's, which the first caller makes."""
         secret = self._settings.jwt_secret or make_or_read_secret(self._settings.storage / "jwt.secret")
         self._keys = [(secret, "HS256")]
+
+    def keep_secret(self) -> None:
+        """Write the storage's secret again where it is gone, or another one than is in use: a command that did not find
+        it made that, and its tokens would be refused. Raises OSError.
+        """
+        path, secret = self._settings.storage / "jwt.secret", self._keys[0][0].encode()
+        if not self._settings.jwt_secret and (not path.is_file() or path.read_bytes().strip() != secret):
+            write_file(path, secret)
+            log.warning("jwt.secret was removed or replaced: the one in use is written again")
 
     def load_issuers(self, hooks: Hooks) -> None:
         """Take the keys of other issuers that plugins know."""
@@ -7324,6 +7359,10 @@ def command_token(options: argparse.Namespace) -> int:
 def mint_token(settings: Settings, agent_type: str, subject: str, **facts: Any) -> str:
     """A token from the storage's secret; needs no running service. ``facts`` are keywords of Tokens.mint."""
     prepare_storage_folder(settings)
+    for _ in range(40):  # within two seconds a running service writes a secret again that somebody has removed
+        if (settings.storage / "jwt.secret").exists() or not any(settings.storage.iterdir()):
+            break
+        time.sleep(0.05)
     logging.getLogger("cco").setLevel(logging.ERROR)  # a plugin that cannot be loaded is the service's affair
     agent_types = AgentTypes(load_hooks(settings), settings)
     tokens = Tokens(settings, agent_types, None)

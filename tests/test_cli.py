@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import http.server
 import io
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
@@ -434,6 +437,108 @@ def test_events_are_published_as_the_agent_that_the_environment_names(
         "c-1",
         "general",
     )
+
+
+class Stranger(http.server.BaseHTTPRequestHandler):
+    """Answers as it is told, and notes what it is asked, and with which token."""
+
+    server: Any
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.path, self.headers["Authorization"]))
+        status, content = self.server.answer if self.path == "/health" else (200, b'{"results": [], "has_more": false}')
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_DELETE = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on standard error."""
+
+
+@pytest.fixture
+def stranger() -> Iterator[Any]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
+        server.asked = []  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+HEALTH = {"service": "orchestration-sidecar", "status": "healthy", "project_id": PROJECT, "instance_id": "this run"}
+OTHERS: dict[str, tuple[int, bytes]] = {
+    "another project": (200, json.dumps(HEALTH | {"project_id": "project-xyz"}).encode()),
+    "another run": (200, json.dumps(HEALTH | {"instance_id": "another run"}).encode()),
+    "an earlier version": (200, json.dumps({key: HEALTH[key] for key in HEALTH if key != "instance_id"}).encode()),
+    "an unhealthy one": (503, json.dumps(HEALTH | {"project_id": "project-xyz", "status": "unhealthy"}).encode()),
+    "another program": (200, json.dumps(HEALTH | {"service": "something"}).encode()),
+    "a list": (200, b"[1]"),
+    "a page": (200, b"<html>"),
+    "a page that is not there": (404, b"<html>"),
+    "nothing": (500, b""),
+}
+ASKING = [
+    ["results", "list"],
+    ["events", "publish", "noted"],
+    ["agent", "kill", "a-1"],
+    ["status"],
+    ["run", "--issue", "i"],
+]
+
+
+@pytest.mark.parametrize("who", OTHERS)
+def test_whoever_has_the_port_of_a_killed_service_gets_no_token(
+    tmp_path: Path, repository: Path, stranger: Any, who: str, cco: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    stranger.answer = OTHERS[who]
+    url, storage = f"http://127.0.0.1:{stranger.server_port}", tmp_path / "storage"
+    storage.mkdir(mode=0o700)
+    info = {"pid": 1, "url": url, "project_id": PROJECT, "root": str(repository), "version": "1", "started_at": ""}
+    (storage / "sidecar.json").write_text(json.dumps(info | {"instance_id": "this run"}))
+    monkeypatch.chdir(repository)
+    for words in ASKING[:-1]:
+        code, out, err = cco(*words, "--storage", str(storage))
+        assert (code, out, err.count("\n")) == (3, "", 1) and "it was sent no token" in err
+    if who in ("another run", "an earlier version"):  # of a URL nobody knows which run answers there
+        return
+    monkeypatch.setenv("JWT_TOKEN", cco("token", "--type", "chief-architect", "--storage", str(storage))[1].strip())
+    monkeypatch.setenv("SIDECAR_URL", f"{url}/api")
+    for words in ASKING:
+        code, out, err = cco(*words)
+        assert (code, out) == (3, "") and "it was sent no token" in err
+    assert stranger.asked and set(stranger.asked) == {("/health", None)}
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_service_that_was_announced_gets_the_token_healthy_or_not(
+    tmp_path: Path, repository: Path, stranger: Any, status: int, cco: Callable[..., tuple[int, str, str]]
+) -> None:
+    stranger.answer = (status, json.dumps(HEALTH).encode())
+    (tmp_path / "storage").mkdir(mode=0o700)
+    info = {"pid": 1, "url": f"http://127.0.0.1:{stranger.server_port}", "project_id": PROJECT, "root": "/"}
+    info |= {"version": "1", "started_at": "", "instance_id": "this run"}
+    (tmp_path / "storage/sidecar.json").write_text(json.dumps(info))
+    code, _, err = cco("results", "list", "--root", str(repository), "--storage", str(tmp_path / "storage"))
+    assert code == 0, err
+    (health, none), (path, token) = stranger.asked
+    assert (health, none) == ("/health", None) and path.startswith("/api/results") and token.startswith("Bearer eyJ")
+
+
+def test_a_service_of_another_project_on_the_port_of_a_killed_one_gets_no_token(
+    tmp_path: Path, make_service: Callable[..., Service]
+) -> None:
+    here = Here(tmp_path / "here")
+    here.start()
+    here.kill()
+    port = here.url.rpartition(":")[2]
+    other = make_service("--port", port, "--project", "project-xyz")
+    assert other.url == here.url
+    asked = here.run("results", "list")
+    assert asked.returncode == 3 and "project-xyz" in asked.stderr and asked.stderr.count("\n") == 1
+    assert "/api/results" not in other.log
 
 
 def test_a_follower_goes_on_over_a_restart_and_never_repeats_or_misses(tmp_path: Path) -> None:

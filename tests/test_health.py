@@ -11,6 +11,7 @@ def test_health_needs_no_token_and_reports_real_checks(service: Service) -> None
     assert health["checks"]["memory_usage_mb"] > 10
     assert health["checks"]["disk_space_available_mb"] > 0
     assert health["project_id"] == "project-abc"
+    assert health["instance_id"] == service.info["instance_id"] and len(service.info["instance_id"]) >= 32
 
 
 def test_status_needs_a_token(service: Service) -> None:

@@ -102,6 +102,7 @@ TYPED = FIRST + TOUR + PLACES
 
 VARIES = [
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "UUID"),
+    (r"\b[0-9a-f]{32}\b", "UUID"),
     (r"\bevt-[0-9a-f]{8}-\d{12}\b", "EVENT"),
     (r"(?<=-)[0-9a-f]{12}\b", "HASH"),
     (r"(?m)^[0-9a-f]{8}(?=  )", "SHORT"),

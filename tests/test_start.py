@@ -625,7 +625,7 @@ def test_a_running_service_announces_itself_and_its_banner_gives_no_secret_away(
     service = make_service()
     pid = service.process.pid if service.process else 0
     info = json.loads((service.storage / "sidecar.json").read_text())
-    assert set(info) == {"pid", "url", "project_id", "root", "version", "started_at"}
+    assert set(info) == {"pid", "url", "project_id", "root", "version", "started_at", "instance_id"}
     assert (info["pid"], info["project_id"], info["root"]) == (pid, PROJECT, str(service.root))
     assert info["version"] == cco_sidecar.__version__ and re.fullmatch(
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", info["started_at"]
@@ -653,6 +653,56 @@ def test_a_running_service_announces_itself_and_its_banner_gives_no_secret_away(
     assert service.stop() == 0
     assert not (service.storage / "sidecar.json").exists()
     assert "Traceback" not in service.log
+
+
+CLEANERS: dict[str, Callable[[Path], object]] = {
+    "removes sidecar.json": lambda storage: (storage / "sidecar.json").unlink(),
+    "empties sidecar.json": lambda storage: (storage / "sidecar.json").write_text(""),
+    "breaks sidecar.json": lambda storage: (storage / "sidecar.json").write_text('{"pid": 1'),
+    "removes the secret": lambda storage: (storage / "jwt.secret").unlink(),
+    "empties the secret": lambda storage: (storage / "jwt.secret").write_text(""),
+    "replaces the secret": lambda storage: (storage / "jwt.secret").write_text("another secret " * 4),
+    "removes every file": lambda storage: [(storage / name).unlink() for name in ("jwt.secret", "sidecar.json")],
+}
+
+
+@pytest.mark.parametrize("way", CLEANERS)
+def test_what_clients_need_is_written_again_where_a_cleaner_took_it(
+    make_service: Callable[..., Service], way: str
+) -> None:
+    service = make_service()
+    files = {path: path.read_bytes() for path in (service.storage / "jwt.secret", service.storage / "sidecar.json")}
+    for _ in range(2):
+        CLEANERS[way](service.storage)
+        if "secret" not in way or "removes" in way:
+            where = ("--storage", str(service.storage), "--project", PROJECT)
+            made = run("token", "--type", "python-specialist", *where, cwd=service.root)
+            assert Client(service.url, made.stdout.strip()).get("/status").status_code == 200, made.stderr
+        until(lambda: {path: path.read_bytes() for path in files if path.exists()} == files)
+        assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+    assert service.log.count("jwt.secret was removed or replaced") == 2 * ("file" in way or "secret" in way)
+    assert service.stop() == 0 and not (service.storage / "sidecar.json").exists()
+
+
+def test_a_storage_that_a_cleaner_took_altogether_is_said_once_and_nothing_is_made_in_its_place(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = make_service()
+    until(lambda: "Stop:" in service.log)  # the start is over, which needs the storage
+    service.storage.rename(tmp_path / "taken")
+    until(lambda: "cannot be written again" in service.log)
+    time.sleep(3 * cco_sidecar.Sidecar.KEEP_SECONDS)
+    assert service.log.count("cannot be written again") == 1 and not service.storage.exists()
+    (tmp_path / "taken").rename(service.storage)
+    (service.storage / "sidecar.json").unlink()
+    until((service.storage / "sidecar.json").exists)
+
+
+def test_a_secret_that_was_given_is_not_written_into_the_storage(make_service: Callable[..., Service]) -> None:
+    service = make_service(env={"CCO_SIDECAR_JWT_SECRET": "a secret of the team's own, which is long enough"})
+    (service.storage / "sidecar.json").unlink()
+    until((service.storage / "sidecar.json").exists)
+    assert not (service.storage / "jwt.secret").exists()
 
 
 def test_a_free_port_is_taken_again_after_a_restart_and_another_one_where_it_is_gone(

@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import jwt
 import msgspec
 
 from cco_sidecar import (
@@ -50,23 +51,45 @@ class Refused(StartError):
         super().__init__(message, REFUSED)
 
 
+def is_health_of(health: Any, project: str = "", instance: str = "") -> bool:
+    """Whether this is an answer of /health: of a project and of the run that is announced, where they are known."""
+    if not isinstance(health, dict) or health.get("service") != "orchestration-sidecar":
+        return False
+    return project in ("", health.get("project_id")) and instance in ("", health.get("instance_id"))
+
+
+def project_of(token: str) -> str:
+    """The project that a token says it is for, "" where it cannot be read."""
+    with contextlib.suppress(jwt.PyJWTError):
+        return str(jwt.decode(token, options={"verify_signature": False}).get("project_id", ""))
+    return ""
+
+
 class Client:
-    """Talks to a running service: the one of ``--url``, of the agent's own environment, or of this repository."""
+    """Talks to a running service: the one of ``--url``, of the agent's own environment, or of this repository.
+
+    Before each request it makes sure that this one answers: after a kill another one may have the port, and is not
+    to get the token.
+    """
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._environ = os.environ
         self._given = getattr(options, "url", None) or self._environ.get("SIDECAR_URL", "")
         self._settings = None if self._given else running_settings(settings_from(options))
         self.project = self._environ.get("PROJECT_ID", "")
-        self.url = self._given.rstrip("/").removesuffix("/api")
+        self.url, self._instance = self._given.rstrip("/").removesuffix("/api"), ""
+        self._look_for_it()
+        self.token = self._find_token()
+        # Proxies are for the world outside; a certificate of one's own is trusted by naming it in SSL_CERT_FILE.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def _look_for_it(self) -> None:
+        """Take where the repository's service is now: it may have been started again. Raises NotReachable."""
         if self._settings:
             info = read_sidecar_json(self._settings.storage)
             if info is None:
                 raise NotReachable(f"no sidecar runs for {self._settings.root}; start it with `{own_command()}`")
-            self.url, self.project = info.url, info.project_id
-        self.token = self._find_token()
-        # Proxies are for the world outside; a certificate of one's own is trusted by naming it in SSL_CERT_FILE.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            self.url, self.project, self._instance = info.url, info.project_id, info.instance_id
 
     def _find_token(self) -> str:
         """The agent's own token, $JWT_TOKEN, or one minted from the storage's secret."""
@@ -90,24 +113,53 @@ class Client:
         key: str | None = None,
     ) -> Any:
         """The decoded answer. Raises Refused (exit code 1) and NotReachable (3)."""
+        self._look_for_it()
+        if self.token:
+            self._check_who_answers()
         given = {name: value for name, value in (query or {}).items() if value is not None}
-        url = self.url + path + ("?" + urllib.parse.urlencode(given) if given else "")
+        path += "?" + urllib.parse.urlencode(given) if given else ""
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"} | (
             {"Idempotency-Key": key} if key else {}
         )
         content = None if body is None else json.dumps(body).encode()
+        status, answer = self._send(method, path, headers, content, timeout)
+        if status >= 300:
+            raise Refused(status, answer)
         try:
-            with self._opener.open(
-                urllib.request.Request(url, content, headers, method=method), timeout=timeout
-            ) as answer:
-                if fresh := answer.headers.get("X-Refreshed-Token"):
-                    self.token = fresh
-                return json.loads(answer.read() or b"null")
+            return json.loads(answer or b"null")
+        except ValueError as error:
+            raise StartError(f"{self.url}{path}: {error}") from None
+
+    def _check_who_answers(self) -> None:
+        """Raises NotReachable where that is no sidecar, one of another project than the token's, or another run than
+        the one that is announced.
+        """
+        status, content = self._send("GET", "/health", {}, None, 10)
+        if (refusal := Refused(status, content)).answer:  # that the Host is none of its own, say
+            raise refusal
+        health: Any = None
+        with contextlib.suppress(ValueError):
+            health = json.loads(content)
+        project = project_of(self.token) or self.project
+        if not is_health_of(health, project, self._instance):
+            whose = f"a sidecar of project {health['project_id']}" if is_health_of(health) else "something else"
+            theirs = f"the one of {project}" + (", which may have been killed" if self._instance else "")
+            raise NotReachable(f"{self.url} is answered by {whose}, not by {theirs}; it was sent no token")
+
+    def _send(
+        self, method: str, path: str, headers: dict[str, str], content: bytes | None, timeout: float
+    ) -> tuple[int, bytes]:
+        """(status, body)."""
+        try:
+            request = urllib.request.Request(self.url + path, content, headers, method=method)
+            with self._opener.open(request, timeout=timeout) as answer:
+                self.token = answer.headers.get("X-Refreshed-Token") or self.token
+                return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             with error:
-                raise Refused(error.code, error.read()) from None
+                return error.code, error.read()
         except ValueError as error:
-            raise StartError(f"{url}: {error}") from None
+            raise StartError(f"{self.url}{path}: {error}") from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             untrusted = isinstance(reason, ssl.SSLCertVerificationError)

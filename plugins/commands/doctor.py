@@ -45,7 +45,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
-from cco_sidecar_plugins.commands._client import Refused, loaded_plugins
+from cco_sidecar_plugins.commands._client import Refused, is_health_of, loaded_plugins
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 from cco_sidecar_plugins.storage.log_check import check_log
@@ -142,7 +142,7 @@ def check_service(settings: Settings) -> str:
         return f"note: none runs; the last one, pid {info.pid}, ended without a word: a start puts everything right"
     try:
         health = ask_health(info.url)
-        if health["service"] != "orchestration-sidecar" or health["project_id"] != settings.project:
+        if not is_health_of(health, info.project_id, info.instance_id):
             raise StartError(f"what answers on {info.url} is not the service of this repository, pid {info.pid}")
         wrong = [
             f"{name}: {text}" for name in ("storage", "event_bus") if (text := health["checks"][name]) != "healthy"

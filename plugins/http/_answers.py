@@ -215,6 +215,7 @@ class Health(Struct):
     version: str
     uptime_seconds: float
     project_id: str
+    instance_id: str
     checks: HealthChecks
     timestamp: str
 

@@ -1262,7 +1262,7 @@ class Hooks:
             self._manager.register(module, name)
             plugin.hooks = hooks
             self._known.clear()
-        except KeyboardInterrupt:
+        except Interrupted:
             raise
         except (PluginFault, pluggy.PluginValidationError) as error:
             plugin.problem, plugin.faulty = one_line(error), True
@@ -7074,6 +7074,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     hold_standard_streams()
     hear_signals()
+    if not os.environ.get("HOME", "unset"):
+        del os.environ["HOME"]  # Python and git take an empty one for "/"
     problem = ""
     try:
         code = run_command(list(sys.argv[1:] if arguments is None else arguments))
@@ -7207,6 +7209,16 @@ def hear_signals() -> None:
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user's Ctrl-C, unlike a KeyboardInterrupt that a plugin raises."""
+
+
+def interrupt(number: int, frame: types.FrameType | None) -> None:
+    raise Interrupted
 
 
 def escape_unencodable(error: UnicodeError) -> tuple[str, int]:

@@ -839,6 +839,9 @@ def unloadable(folder: Path) -> dict[str, str]:
         "reads": "open('/nowhere/at/all')\n",
         "mute": "class Bad(Exception):\n    def __str__(self):\n        raise ValueError('x')\nraise Bad",
         "leaves": "raise GeneratorExit",
+        "interrupts": "raise KeyboardInterrupt",
+        "asks": "def ask():\n    raise KeyboardInterrupt('no terminal')\nask()\n",
+        "aborts": "class Abort(KeyboardInterrupt):\n    pass\n\nraise Abort('by the user')\n",
         "unmarked": "def startup(info):\n    return 1\n",
         "empty": "",
     }
@@ -857,10 +860,19 @@ def unloadable(folder: Path) -> dict[str, str]:
         "raises": "KeyError: 'a\\nb' (raises.py:2)", "lacking": "ModuleNotFoundError: No module named 'a_package_that_nobody_has' (lacking.py:1)",
         "needy": "it needs a compiler", "reads": "FileNotFoundError: No such file or directory (reads.py:1)",
         "mute": "Bad: its message cannot be had (ValueError) (mute.py:4)", "leaves": "GeneratorExit (leaves.py:1)",
+        "interrupts": "KeyboardInterrupt (interrupts.py:1)", "asks": "KeyboardInterrupt: no terminal (asks.py:2)",
+        "aborts": "Abort: by the user (aborts.py:4)",
         "unmarked": no_hook, "empty": no_hook,
         "nul": "source code string cannot contain null bytes", "latin": "codec can't decode byte 0xe9",
         "folder": "it is no file", "gone": "it is no file", "pipe": "it is no file",
     }  # fmt: skip
+
+
+def test_ctrl_c_during_an_import_ends_the_command(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nwhile True: pass\n")
+    command = [sys.executable, str(MODULE), "plugins", "--root", str(tmp_path), "--plugins", str(tmp_path)]
+    ended = subprocess.run(command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
 def test_what_cannot_be_loaded_is_one_line_without_a_path_and_the_others_are_in_use(

@@ -457,6 +457,18 @@ def test_a_user_without_a_name_and_a_home_is_served_from_the_storage_that_was_na
     assert service.stop() == 0 and "Traceback" not in service.log
 
 
+@pytest.mark.parametrize(
+    "words", [["--port", "0"], ["token", "--type", "qa-engineer"], ["results", "list"], ["--storage", "~/x"]]
+)
+def test_an_empty_home_is_none_and_not_the_root_of_all_files(
+    repository: Path, tmp_path: Path, words: list[str]
+) -> None:
+    module = tmp_path / "nobody.py"
+    module.write_text(NOBODY.replace('os.environ.pop("HOME", None)', 'os.environ["HOME"] = ""'))
+    line = refusal(run(*words, cwd=repository, module=module))
+    assert "home" in line and ("set HOME" in line or line.startswith(f"cco: {words[0]}: {words[1]!r} ")), line
+
+
 @pytest.mark.parametrize("name", [b"r\xff\xe9po", b"\xc3", "répo→😀".encode()])
 def test_a_root_whose_name_is_not_utf_8_is_served(
     tmp_path: Path, make_service: Callable[..., Service], name: bytes

@@ -895,6 +895,15 @@ class Asks:
         """
 
     @hookspec
+    def agent_failure(self, agent: dict[str, Any], output: list[str]) -> str | None:
+        """Why an agent failed, by its last 100 lines. Asked at its end, and in its first two minutes whenever it has
+        written something: who then has an answer for an agent without an exit code has it ended. ``agent`` is the data
+        of its ``agent_exited`` event as far as it is known. The first answer wins.
+
+        return "the licence has expired" if "licence expired" in output and agent["exit_code"] == 3 else None
+        """
+
+    @hookspec
     def register_routes(self) -> list[Route]:
         """More endpoints: Route rows whose classes derive from Endpoint. They come after ours. Asked at the start.
 
@@ -3590,9 +3599,14 @@ class ResultRecords(Statements):
 
 
 class AgentRecords(Statements):
-    """The ledger of agents: a row of ``agent``, and beside it one of ``agent_evidence``, which readers get as one."""
+    """The ledger of agents: a row of ``agent``, beside it one of ``agent_evidence``, and one of ``agent_outcome`` where
+    there is more to say of an agent. Readers get all as one.
+    """
 
-    SELECT = "select * from agent left join agent_evidence on agent_evidence.agent = agent.id"
+    SELECT = (
+        "select * from agent left join agent_evidence on agent_evidence.agent = agent.id"
+        " left join agent_outcome on agent_outcome.agent = agent.id"
+    )
     COLUMNS = ("id", "project", "type", "issue", "task", "parent", "state", "started", "time_limit")
     EVIDENCE = (
         "depth", "permissions", "only_issue", "birth", "seen", "ordered", "cpu", "memory", "peak_memory", "processes",
@@ -3606,12 +3620,17 @@ class AgentRecords(Statements):
         self._insert("agent_evidence", {"agent": row["id"], **token})
 
     def update_agent(self, id: str, **values: Any) -> None:
-        """Set columns of either table; ``seen`` and ``last_call`` are JSON."""
+        """Set columns of ``agent`` and ``agent_evidence``; ``seen`` and ``last_call`` are JSON."""
         for table, key in (("agent_evidence", "agent"), ("agent", "id")):
             own = {name: value for name, value in values.items() if (name in self.EVIDENCE) is (key == "agent")}
             if own:
                 assignments = ", ".join(f"{name} = ?" for name in own)
                 self._change(f"update {table} set {assignments} where {key} = ?", *own.values(), id)
+
+    def add_outcome(self, id: str, **facts: Any) -> None:
+        """Add facts to an agent's outcome; what is None is left out."""
+        patch = "on conflict (agent) do update set outcome = json_patch(outcome, excluded.outcome)"
+        self._change(f"insert into agent_outcome (agent, outcome) values (?, ?) {patch}", id, json.dumps(facts))
 
     def agent(self, project: str, id: str) -> dict[str, Any] | None:
         rows = self._all(f"{self.SELECT} where project = ? and id = ?", project, id)
@@ -3651,9 +3670,13 @@ class AgentRecords(Statements):
 
 
 def agent_row(row: Row) -> dict[str, Any]:
-    """The row as a dict, its JSON columns decoded."""
+    """The row as a dict, its JSON columns decoded and its outcome's facts beside the others."""
     empty = {"permissions": "[]", "seen": "[]", "last_call": "null"}
-    return dict(row) | {name: json.loads(row[name] or default) for name, default in empty.items()}
+    decoded = {name: json.loads(row[name] or default) for name, default in empty.items()}
+    return dict(row) | decoded | NO_OUTCOME | json.loads(row["outcome"] or "{}")
+
+
+NO_OUTCOME = {"reason": None}  # what is said of an agent only where there is something to say
 
 
 class KeyRecords(Statements):
@@ -3737,6 +3760,7 @@ create table if not exists agent_evidence (
   agent text primary key, depth integer not null, permissions text not null, only_issue text,
   birth text, seen text not null default '[]', ordered integer not null default 0,
   cpu real, memory integer, peak_memory integer, processes integer, measured real, last_call text) without rowid;
+create table if not exists agent_outcome (agent text primary key, outcome text not null) without rowid;  -- JSON
 
 create table if not exists revoked (
   project text not null, subject text not null, since real not null, primary key (project, subject)) without rowid;
@@ -5743,7 +5767,8 @@ class Agents:
     GRACE = 5.0
     GRACE_AT_STOP = 2.0
     STOP_SECONDS = 3.5
-    LOOK = 0.5  # seconds between two looks at an agent's token file
+    LOOK = 0.5  # seconds between two looks at an agent's token file and output
+    PROBATION = 120.0  # seconds in which plugins may find that an agent cannot work
 
     def __init__(
         self, storage: Storage, tokens: Tokens, contexts: Contexts, hooks: Hooks, types: AgentTypes, settings: Settings
@@ -5787,10 +5812,12 @@ class Agents:
             running.process = await self._processes.start(row["id"], command)
             await self._run(running, running.process)
         except BaseException as error:
-            await self._give_up(running, ticket)
+            problem = None
             if isinstance(error, OSError):
-                problem = f"{what}{error.strerror or type(error).__name__}"
-                raise ApiError("AGT_001", f"Agent spawn failed: {problem}") from None
+                problem = f"Agent spawn failed: {what}{error.strerror or type(error).__name__}"
+            await self._give_up(running, ticket, problem or (error.message if isinstance(error, ApiError) else None))
+            if problem:
+                raise ApiError("AGT_001", problem) from None
             raise
         log.info("agent %s started, pid %d", row["id"], row["pid"])
         return spawned_answer(row, running.token, sorted(ignored))
@@ -5806,6 +5833,7 @@ class Agents:
             "state": "starting", "started": time.time(), "time_limit": self._settings.agent_timeout,
             "permissions": [name for name in category.permissions if name in own and (asked is None or name in asked)],
             "only_issue": body["issue_id"] if body.get("issue_only") else claims.issue_id, "pid": None, "birth": None,
+            "ended": None, "exit_code": None, "signal": None, **NO_OUTCOME,
         }  # fmt: skip
 
     def _check_room(self, row: dict[str, Any]) -> None:
@@ -5822,13 +5850,13 @@ class Agents:
         await self.ledger.update(running.row["id"], **facts)
         running.watch = asyncio.create_task(self._watch(running, process))
 
-    async def _give_up(self, running: Running, ticket: IdempotencyTicket | None) -> None:
+    async def _give_up(self, running: Running, ticket: IdempotencyTicket | None, reason: str | None) -> None:
         """Leave nothing of a spawn that failed but its row."""
         self._tokens.revoke(running.row["id"])
         if running.process:
             await self._processes.end(running.process, lambda: 0.0)
         with contextlib.suppress(StorageError):  # the caller is being told about the failure that came first
-            await self.ledger.failed(running.row, ticket)
+            await self.ledger.failed(running.row, ticket, reason)
         await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
         self.active.pop(running.row["id"], None)
 
@@ -5856,9 +5884,11 @@ class Agents:
         waits = [asyncio.create_task(event.wait()) for event in events]
         try:
             while not any(event.is_set() for event in events) and (left := deadline - time.monotonic()) > 0:
+                if await self._cannot_work(running, process):
+                    break
                 await self._tend(running, process)
                 await asyncio.wait(waits, timeout=min(left, self.LOOK), return_when=asyncio.FIRST_COMPLETED)
-            if not process.exited.is_set() and running.ended_as is None:
+            if not process.exited.is_set() and running.ended_as is None and running.row["reason"] is None:
                 running.ended_as = "killed" if running.ordered.is_set() else "timeout"
             await self._processes.end(process, lambda: running.grace)
             await self._record_end(running, process)
@@ -5867,6 +5897,24 @@ class Agents:
         finally:
             for wait in waits:
                 wait.cancel()
+
+    async def _cannot_work(self, running: Running, process: Process) -> bool:
+        """Whether an agent that began a moment ago has just written that it cannot work."""
+        if time.monotonic() < process.began + self.PROBATION and self._hooks.implementations("agent_failure"):
+            written = await self.disk.run(self._processes.output(running.row["id"]).size)
+            if written != running.heard:
+                running.heard, running.row["reason"] = written, await self._failure(running.row)
+        return running.row["reason"] is not None
+
+    async def _failure(self, row: dict[str, Any]) -> str | None:
+        """Why an agent cannot work or has failed, as plugins see it; one line."""
+        try:
+            lines = await self.disk.run(self._processes.output(row["id"]).tail, 100)
+            facts: dict[str, Any] = {"agent": agent_facts(row), "output": lines}
+            reason = await self._hooks.pool.run(self._hooks.first, "agent_failure", is_reason, **facts)
+        except TimeoutError:
+            return None
+        return redact(" ".join(reason.split()))[0][:500] if reason else None
 
     async def _tend(self, running: Running, process: Process) -> None:
         """Note which processes the next run of the service would have to find; renew the token in time."""
@@ -5919,6 +5967,8 @@ class Agents:
             "ended": min(max(process.ended or now, row["started"]), now),
         }  # fmt: skip
         self._tokens.revoke(row["id"])
+        if running.ended_as is None and (reason := row["reason"] or await self._failure(row)):
+            row |= {"state": "failed", "reason": reason}
         for name in TOKEN_FILES:
             with contextlib.suppress(OSError):
                 (running.folder / name).unlink()
@@ -5988,6 +6038,7 @@ class Running:
         self.row, self.folder = row, folder
         self.process: Process | None = None  # until it is started or adopted
         self.noted: set[Identity] = set()  # its processes, as the ledger has them
+        self.heard = 0  # bytes of its output that plugins were asked about
         self.watch: asyncio.Task[None] | None = None
         self.ordered = asyncio.Event()
         self.ended_as: AgentState | None = None  # set where it does not end by itself
@@ -6036,11 +6087,12 @@ class AgentLedger:
         """The processes that are an agent's, soon on disk."""
         self._storage.write_behind(lambda records: records.update_agent(agent_id, seen=json.dumps(seen)))
 
-    async def failed(self, row: dict[str, Any], ticket: IdempotencyTicket | None) -> None:
+    async def failed(self, row: dict[str, Any], ticket: IdempotencyTicket | None, reason: str | None) -> None:
         """There is no process: a repeat of the request may try again."""
 
         def job(records: Records) -> None:
             records.update_agent(row["id"], state="failed", ended=time.time(), pid=None)
+            records.add_outcome(row["id"], reason=reason)
             records.revoke(self._project, row["id"])
             if ticket:
                 ticket.forget(records)
@@ -6058,6 +6110,7 @@ class AgentLedger:
 
         def job(records: Records) -> None:
             records.update_agent(row["id"], **facts)
+            records.add_outcome(row["id"], **{name: row[name] for name in NO_OUTCOME})
             records.revoke(row["project"], row["id"])
             for event in events:
                 records.insert_event(event)
@@ -6159,7 +6212,7 @@ def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
         "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"],
-        "started_at": iso(row["started"]), "ended_at": iso_or_none(row["ended"]),
+        "started_at": iso(row["started"]), "ended_at": iso_or_none(row["ended"]), "reason": row["reason"],
     }  # fmt: skip
 
 
@@ -6354,6 +6407,10 @@ def filled_in(command: AgentCommand, launch: AgentLaunch) -> AgentCommand:
 
     environment = {name: fill(value) for name, value in command.environment.items()}
     return AgentCommand([fill(word) for word in command.argv], fill(command.stdin), environment)
+
+
+def is_reason(answer: Any) -> bool:
+    return isinstance(answer, str) and bool(answer.strip())
 
 
 def is_command(answer: Any) -> bool:

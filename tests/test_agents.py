@@ -444,7 +444,8 @@ def test_an_end_is_recorded_and_told(
             "state": ends_as,
             "exit_code": exit_code,
         }
-        facts |= {name: ended[name] for name in ("signal", "pid", "started_at", "ended_at", "output_tail", "result_id")}
+        names = ("signal", "pid", "started_at", "ended_at", "reason", "output_tail", "result_id")
+        facts |= {name: ended[name] for name in names}
         usage = ended["usage"] or {}  # alone nothing is measured
         facts |= {"cpu_seconds": usage.get("cpu_seconds"), "peak_memory_bytes": usage.get("peak_memory_bytes")}
         assert event["data"] == facts

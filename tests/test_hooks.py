@@ -103,6 +103,12 @@ PLUGINS = {
                 return [sys.executable, "-c", "import sys; print(*sys.argv[1:]); sys.exit(7)", "{agent_type}", "{issue_id}", "{task}"]
             if launch.agent_type == "sphinx":
                 return "echo a riddle"
+
+        @hookimpl
+        def agent_failure(agent, output):
+            if output and "cursed" in output[0]:
+                return f"a  curse\\n on {agent['agent_type']}, exit code {agent['exit_code']}"
+            return {"riddle": 5, "blank": " "}.get(output[0].split()[-1]) if output else None
     """,
     "observer": """
         import json, os
@@ -443,6 +449,19 @@ def test_a_plugin_says_how_an_agent_runs_and_observes_its_end(plugged: Service, 
     assert client.get(f"/api/agents/{agent_id}/logs").json()["text"].startswith(f"wizard {issue} a {{issue_id}} spell ")
 
 
+def test_a_plugin_says_why_an_agent_cannot_work(plugged: Service, issue: str) -> None:
+    """Asked while it runs it has the agent ended; what is no text is no reason."""
+    client = plugged.client()
+    for task, reason in (("is cursed", "a curse on wizard, exit code "), ("a riddle", None), ("a blank", None)):
+        body = {"agent_type": "wizard", "issue_id": issue, "task": task}
+        spawned = client.post("/api/agents/spawn", body)
+        assert spawned.status_code == 201, spawned.text
+        path = f"/api/agents/{spawned.json()['agent_id']}/status"
+        ended = until(lambda path=path: (found := client.get(path).json())["ended_at"] and found)
+        assert ended["state"] == "failed" and (ended["reason"] or "").startswith(reason or "")
+        assert bool(ended["reason"]) is bool(reason)
+
+
 def test_a_plugin_brings_its_own_owner_of_agents_processes(plugged: Service, issue: str) -> None:
     client = plugged.client()
     spawned = client.post("/api/agents/spawn", {"agent_type": "wizard", "issue_id": issue}).json()
@@ -594,6 +613,7 @@ EXERCISED = {
     "next_agents": test_a_plugin_adds_removes_and_replaces_next_agents_but_nonsense_changes_nothing,
     "permission_policy": test_a_policy_refuses_and_one_that_fails_refuses_too,
     "agent_command": test_a_plugin_says_how_an_agent_runs_and_observes_its_end,
+    "agent_failure": test_a_plugin_says_why_an_agent_cannot_work,
     "result_stored": test_observers_are_told_in_order_what_was_stored_and_published,
     "event_published": test_observers_are_told_in_order_what_was_stored_and_published,
     "agent_ended": test_a_plugin_says_how_an_agent_runs_and_observes_its_end,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 from agent_harness import folder_of, nothing_left, output, spawn, state
-from conftest import Service, make_repository, plugin
+from conftest import MODULE, Service, clean_environment, make_repository, plugin
 
 __all__ = ["nothing_left"]
 launchers = plugin("launchers")
@@ -73,6 +74,117 @@ def test_a_known_program_is_started_in_its_headless_form(service: Service, name:
         assert permissions["external_directory"] == {f"{folder}/*": "allow"}
     if name == "copilot":
         assert told["COPILOT_ALLOW_ALL"] == ""
+
+
+# -- agents that cannot work
+
+
+CODEX_HEAD = "OpenAI Codex v0.169.0\n--------\nworkdir: /work\n--------\nuser\nhi\n"
+OFFLINE = 'timestamp=1 level=ERROR run=1 message="stream error" error.error="AI_APICallError: Cannot connect to API: no route"\n'
+CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beginning of the reason (None: there is none)
+    ("Not logged in · Please run /login\n", 1, "claude is not logged in: `claude auth login`"),
+    ("Invalid API key · Fix external API key\n", 1, "claude is not logged in"),
+    ("API Error: 401 {}\n", 1, "claude is not logged in"),
+    ("API Error: Connection error.\n", 1, "claude does not reach its model"),
+    (
+        CODEX_HEAD + "ERROR: Reconnecting... 5/5\nERROR: unexpected status 401 Unauthorized: no\n",
+        1,
+        "codex is not logged in",
+    ),
+    (CODEX_HEAD + "ERROR: Reconnecting... waiting for network\n", None, "codex does not reach its model"),
+    ("Please set an Auth method in your settings.json or\n", 41, "gemini is not logged in"),
+    ("\x1b[91m\x1b[1mError: \x1b[0minvalid x-api-key\n", 1, "opencode is not logged in"),
+    (OFFLINE * 2, None, "opencode does not reach its model"),
+    ("\x1b[91m\x1b[1mError: \x1b[0mCannot connect to API: no route\n", 1, "opencode does not reach its model"),
+    (
+        "No LLM model was specified and no API keys were provided.\nWaiting up to 5 minutes\n",
+        None,
+        "aider is not logged in",
+    ),
+    ("litellm.AuthenticationError: OpenAIException\n", 0, "aider is not logged in"),
+    ("No auth type is selected. Please\n", 1, "qwen is not logged in: `qwen auth`"),
+    ("Error: No authentication information found.\n", 1, "copilot is not logged in"),
+    ("error: unknown option '--allowedTools'\n", 1, "its version does not take its options (error: unknown option"),
+    (
+        "Unknown arguments: policy\nUsage: gemini\n",
+        1,
+        "its version does not take its options (Unknown arguments: policy",
+    ),
+    ("WARNING: x\nerror: unexpected argument '--sandbox' found\n", 2, "its version does not take its options"),
+    (
+        "usage: aider\naider: error: unrecognized arguments: --no-gitignore\n",
+        2,
+        "its version does not take its options",
+    ),
+    ("Not logged in · Please run /login\n", 0, None),  # a text about it
+    ("the test says\n" * 9 + "error: unknown option '--x'\n", 1, None),
+    ("Please set an Auth method\n", 1, None),
+    ("something else\n", 3, None),
+    ("", 1, None),
+]
+
+
+@pytest.mark.parametrize(("written", "code", "reason"), CANNOT_WORK)
+def test_why_a_program_cannot_work_is_read_from_what_it_writes(
+    written: str, code: int | None, reason: str | None
+) -> None:
+    told = launchers.agent_failure({"exit_code": code}, written.splitlines())
+    assert (told is None and reason is None) or told.startswith(reason)
+
+
+def test_what_comes_after_is_no_reason_to_end_a_program_that_runs() -> None:
+    """It waited for the network and went on, or an agent shows what a program would say."""
+    for written in (
+        "ERROR: Reconnecting... waiting for network\nthinking", OFFLINE * 2 + "> build", OFFLINE,
+        "Not logged in · Please run /login", "Please set an Auth method", "error: unknown option '--x'",
+    ):  # fmt: skip
+        assert launchers.agent_failure({"exit_code": None}, written.splitlines()) is None
+
+
+def test_an_agent_that_cannot_work_ends_at_once_and_says_why(make_service: Callable[..., Service]) -> None:
+    """By itself or not, adopted or not: in its status, its events, its list and on the command line."""
+    code = "import sys, time; print(eval(sys.argv[1]), end='', flush=True); sys.exit(int(sys.argv[2])) if sys.argv[2] != 'None' else time.sleep(600)"
+    command = json.dumps([sys.executable, "-c", code, "{task}", "{issue_id}"])
+    service = make_service("--agent-command", command)
+    client = service.client()
+    for written, exit_code, reason in (CANNOT_WORK[0], CANNOT_WORK[5], CANNOT_WORK[11], CANNOT_WORK[-2]):
+        spawned = spawn(client, repr(written), str(exit_code))
+        ended = state(client, spawned["agent_id"])
+        assert ended["state"] == "failed" and ended["exit_code"] == (exit_code if exit_code is not None else -15)
+        assert (ended["reason"] is None and reason is None) or ended["reason"].startswith(reason)
+        found = client.wait("*", filter=f"agent_id:{spawned['agent_id']}", since="earliest", timeout=5000)["events"]
+        assert [(event["event_type"], event["data"]["reason"]) for event in found] == [
+            ("agent_exited", ended["reason"]), ("agent_failed", ended["reason"]),
+        ]  # fmt: skip
+    rows = client.get("/api/agents").json()["agents"]
+    assert [bool(row["reason"]) for row in rows] == [True, True, True, False]
+    env = clean_environment(CCO_SIDECAR_STORAGE=str(service.storage))
+    words = [
+        "agent",
+        "spawn",
+        "--type",
+        "python-specialist",
+        "--issue",
+        "41",
+        "--task",
+        repr(CANNOT_WORK[6][0]),
+        "--wait",
+    ]
+    ended = subprocess.run(
+        [sys.executable, str(MODULE), *words], cwd=service.root, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 41 and " failed: gemini is not logged in: `gemini` by hand, or a key in" in ended.stderr
+
+
+def test_a_spawn_without_its_program_says_so_in_the_ledger(make_service: Callable[..., Service]) -> None:
+    client = make_service("--agent-command", "no-such-program --now").client()
+    answer = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"})
+    (row,) = client.get("/api/agents").json()["agents"]
+    assert answer.status_code == 500 and row["state"] == "failed"
+    assert row["reason"] == answer.json()["message"] and "no-such-program: No such file" in row["reason"]
+
+
+# -- the prompt
 
 
 @pytest.mark.parametrize(("agent_type", "stores", "publishes"), [

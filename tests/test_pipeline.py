@@ -268,6 +268,13 @@ AGENT = {
             "coder failed with exit code 3 without storing a result; its last lines",
         ),
         ({"state": "failed", "exit_code": -9, "signal": 9}, True, "", "failed", "coder failed with signal 9 without"),
+        (
+            {"state": "failed", "reason": "it has no licence"},
+            True,
+            "",
+            "failed",
+            "coder cannot work: it has no licence; its",
+        ),
         ({"state": "lost"}, True, "", "failed", "coder was lost with the service without"),
         ({"state": "killed"}, True, "", "failed", "coder was ended from outside without"),
         ({"state": "killed"}, True, "took longer than 5 s", "failed", "coder took longer than 5 s; its last lines"),

@@ -1,11 +1,13 @@
-"""How each known coding program runs an agent: one row a program."""
+"""How each known coding program runs an agent, and how it says that it cannot: one row a program."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cco_sidecar import AgentCommand, AgentLaunch, hookimpl, known_command, write_file
 
@@ -21,26 +23,40 @@ class Program:
     the agent's folder. A word ``{may}`` of argv becomes one word for each command that it may run, as ``may`` says it
     to the program; in ``environment`` and ``files`` these are joined by commas. ``may`` is None where the program has
     no such list.
+
+    ``logged_out`` is a pattern of what it writes where nobody is logged in, and ``logged_out_codes`` the exit codes by
+    which it then ends: None where it goes on for minutes. ``offline`` is what it writes where it reaches no model.
     """
 
     tried: str  # the version, empty for a program that was not to be had
     argv: Sequence[str]
+    log_in: str  # how somebody logs in
+    logged_out: str
+    logged_out_codes: tuple[int | None, ...] = (1,)
+    offline: str = ""
     stdin: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     may: Callable[[str], str] | None = None
 
-    def command(self, commands: Sequence[str]) -> AgentCommand:
+    def command(self, commands: Iterable[str]) -> AgentCommand:
         """How an agent is started that may run ``commands``."""
         rules = [self.may(command) for command in commands] if self.may else []
         argv = [word for part in self.argv for word in (rules if part == "{may}" else [part])]
         told = {name: value.replace("{may}", ", ".join(rules)) for name, value in self.environment.items()}
         return AgentCommand(argv, self.stdin, told)
 
-    def write_files(self, folder: Path, commands: Sequence[str]) -> None:
+    def write_files(self, folder: Path, commands: Iterable[str]) -> None:
         for name, content in self.files.items():
             rules = ", ".join(map(self.may, commands)) if self.may else ""
             write_file(folder / name, content.replace("{may}", rules).encode())
+
+    def failure(self, name: str, code: int | None, text: str) -> Iterator[str]:
+        """Why the program, which is called ``name``, wrote ``text``; ``code`` is None while it runs."""
+        if code in self.logged_out_codes and re.search(self.logged_out, text, re.MULTILINE):
+            yield f"{name} is not logged in: {self.log_in}"
+        if code != 0 and self.offline and re.search(self.offline, text, re.MULTILINE):
+            yield f"{name} does not reach its model: is there a network?"
 
 
 GEMINI_POLICY = """\
@@ -60,11 +76,17 @@ PROGRAMS = {
         argv=["claude", "-p", "{prompt}", "--permission-mode", "acceptEdits", "--add-dir", "{agent_folder}",
               "--allowedTools", "{may}"],
         may="Bash({} *)".format,
+        log_in="`claude auth login`, or a key in ANTHROPIC_API_KEY",
+        logged_out=r"^(Not logged in|Invalid API key|OAuth token|Failed to authenticate|API Error: 40[13]\b)",
+        offline=r"^(API Error: )?(Connection error|Unable to connect to API)",
     ),
     "codex": Program(
         tried="0.169.0",
         argv=["codex", "exec", "--sandbox", "workspace-write", "-c", "sandbox_workspace_write.network_access=true",
               "--skip-git-repo-check", "{prompt}"],
+        log_in="`codex login`, or a key in CODEX_API_KEY",
+        logged_out=r"^ERROR: unexpected status 401",
+        offline=r"^ERROR: Reconnecting\.\.\. waiting for network\s*\Z",  # and waits for ever
     ),
     "gemini": Program(
         tried="0.61.0",
@@ -72,37 +94,69 @@ PROGRAMS = {
               "--include-directories", "{agent_folder}", "-p", "{prompt}"],
         files={"policy.toml": GEMINI_POLICY},
         may=json.dumps,
+        log_in="`gemini` by hand, or a key in GEMINI_API_KEY",
+        logged_out=r"\b[Aa]uth(entication)?\b",
+        logged_out_codes=(41,),
     ),
     "opencode": Program(  # an argument with blanks reaches its model quoted; agents that share a database lock it
         tried="1.18.33",
-        argv=["opencode", "run"],
+        argv=["opencode", "run", "--print-logs", "--log-level", "ERROR"],
         stdin="{agent_folder}/prompt",
         environment={"OPENCODE_CONFIG_CONTENT": OPENCODE_PERMISSIONS, "OPENCODE_PERMISSION": "",
                      "OPENCODE_DB": "{agent_folder}/opencode.db"},
         may=lambda command: f'{json.dumps(command)}: "allow", {json.dumps(command + " *")}: "allow"',
+        log_in="`opencode auth login`",
+        logged_out=r"^(\x1b\[\d+m)+Error: .*(?i:api[ -]key|unauthori[sz]ed|authenticat)",
+        offline=r"(^.* level=ERROR .*Cannot connect to API: .*\s*){2}\Z|^(\x1b\[\d+m)+Error: .*Cannot connect to API",
     ),
-    "aider": Program(
+    "aider": Program(  # without a login it waits five minutes for a browser; with a wrong key it ends with 0
         tried="0.86.2",
         argv=["aider", "--yes-always", "--no-check-update", "--no-detect-urls", "--no-gitignore",
               "--message", "{prompt}"],
+        log_in="a key of its model's provider, such as ANTHROPIC_API_KEY",
+        logged_out=r"^(No LLM model was specified and no API keys were provided|litellm\.AuthenticationError)",
+        logged_out_codes=(None, 0),
     ),
-    "goose": Program(tried="", argv=["goose", "run", "--no-session", "-t", "{prompt}"]),
+    "goose": Program(
+        tried="",
+        argv=["goose", "run", "--no-session", "-t", "{prompt}"],
+        log_in="`goose configure`",
+        logged_out="No provider configured",
+    ),
     "qwen": Program(
         tried="0.15.10",
         argv=["qwen", "{prompt}", "--approval-mode", "auto-edit", "--add-dir", "{agent_folder}",
               "--allowed-tools", "{may}"],
         may="run_shell_command({})".format,
+        log_in="`qwen auth`",
+        logged_out=r"^(No auth type is selected|\[API Error: 401)",
+        offline=r"^\[API Error: Connection error",
     ),
-    "cursor-agent": Program(tried="", argv=["cursor-agent", "-p", "--force", "--trust", "{prompt}"]),
+    "cursor-agent": Program(
+        tried="",
+        argv=["cursor-agent", "-p", "--force", "--trust", "{prompt}"],
+        log_in="`cursor-agent login`, or a key in CURSOR_API_KEY",
+        logged_out="Authentication required",
+    ),
     "copilot": Program(
         tried="1.0.102",
         argv=["copilot", "--no-ask-user", "--allow-all-urls", "--add-dir", "{agent_folder}",
               "--allow-tool", "write", "{may}", "-p", "{prompt}"],
         environment={"COPILOT_ALLOW_ALL": ""},
         may="shell({}:*)".format,
+        log_in="`copilot login`, or a token in COPILOT_GITHUB_TOKEN",
+        logged_out=r"^(Error: No authentication information found|Authentication failed)",
     ),
 }  # fmt: skip
 KNOWN = {name: program.command(UNASKED) for name, program in PROGRAMS.items()}
+
+# Among the first lines, since what an agent runs may say the same. opencode prints its help alone.
+REFUSED_OPTION = re.compile(
+    r"\A(?:.*\n){0,3}?((?:error: )(?:unknown|unexpected|invalid|option|Invalid command) .*|Unknown arguments?: .*"
+    r"|opencode run \[message\.\.\])"
+    r"|^(aider: error: unrecognized arguments: .*)\Z",
+    re.MULTILINE,
+)
 
 
 @hookimpl
@@ -113,3 +167,14 @@ def agent_command(launch: AgentLaunch) -> AgentCommand | None:
     program = PROGRAMS[command.argv[0]]
     program.write_files(Path(launch.agent_folder), UNASKED)
     return command
+
+
+@hookimpl
+def agent_failure(agent: dict[str, Any], output: list[str]) -> str | None:
+    """What any known program says, since a command of the user's own may start it too."""
+    code, text = agent["exit_code"], "\n".join(output)
+    for name, program in PROGRAMS.items():
+        if reason := next(program.failure(name, code, text), None):
+            return reason
+    refused = REFUSED_OPTION.search(text) if code in (1, 2) else None
+    return f"its version does not take its options ({(refused[1] or refused[2])[:200]})" if refused else None

@@ -101,7 +101,8 @@ def silent_result(agent: dict[str, Any], may_write: bool, ordered: str = "") -> 
     if agent["state"] == "completed" and not may_write:
         return {"status": "success", "decisions": lines[-1:], "artifacts": about}
     code = f"signal {agent['signal']}" if agent["signal"] else f"exit code {agent['exit_code']}"
-    problem = f"{agent['agent_type']} {ordered or SILENT_ENDS[agent['state']].format(code=code)}"
+    known = f"cannot work: {agent['reason']}" if agent.get("reason") else ""
+    problem = f"{agent['agent_type']} {ordered or known or SILENT_ENDS[agent['state']].format(code=code)}"
     problem += f"; its last lines: {' | '.join(lines[-3:])}" if lines else "; it wrote nothing"
     return {"status": "failed", "errors": [problem], "artifacts": about}
 

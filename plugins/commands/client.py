@@ -265,12 +265,11 @@ def follow_agent(client: Client, options: argparse.Namespace, agent_id: str) -> 
         if status["ended_at"] and not logs["text"]:  # an answer holds a megabyte at most
             break
         time.sleep(0 if logs["text"] else 0.3)
-    sys.stderr.write(f"{'' if text.endswith(chr(10)) else chr(10)}{agent_id} {status['state']}\n")
+    because = f": {status['reason']}" if status.get("reason") else ""
+    sys.stderr.write(f"{'' if text.endswith(chr(10)) else chr(10)}{agent_id} {status['state']}{because}\n")
     show(options, status)
-    code = status["exit_code"]
-    return (
-        (128 - code if code < 0 else code) if code is not None else GOOD if status["state"] == "completed" else REFUSED
-    )
+    code = GOOD if status["state"] == "completed" else status["exit_code"] or REFUSED
+    return 128 - code if code < 0 else code
 
 
 def command_agent_list(options: argparse.Namespace) -> int:

@@ -261,7 +261,6 @@ class Login:
     command: str = ""
     yes: str = ""
     no: str = ""
-    remedy: str = ""
 
 
 # Seen with claude 2.1.197, codex 0.169.0, gemini 0.61.0, opencode 1.18.33, qwen 0.15.10 and copilot 1.0.102, without a
@@ -269,11 +268,9 @@ class Login:
 LOGINS = {
     "claude": Login(
         command="auth status", yes=r'"loggedIn": true', no=r'"loggedIn": false',
-        remedy="`claude auth login`, or a key in ANTHROPIC_API_KEY",
     ),
     "codex": Login(
         "CODEX_API_KEY", command="login status", yes=r"^(Logged in|API key configured)", no=r"^Not logged in",
-        remedy="`codex login`, or a key in CODEX_API_KEY",
     ),
     "gemini": Login("GEMINI_API_KEY", ".gemini/oauth_creds.json"),
     # has models that need none
@@ -283,7 +280,6 @@ LOGINS = {
     "qwen": Login(
         "OPENAI_API_KEY", command="auth status", yes=r"\u2713 Authentication Method: (?!Qwen OAuth)",
         no=r"No authentication method|\(Incomplete\)",
-        remedy="`qwen auth`",
     ),  # its own OAuth has ended
     "cursor-agent": Login("CURSOR_API_KEY"),
     "copilot": Login("COPILOT_GITHUB_TOKEN GH_TOKEN GITHUB_TOKEN COPILOT_PROVIDER_BASE_URL"),
@@ -400,7 +396,7 @@ def examine_login(path: str, name: str) -> Finding:
     if code is not None and login.no and re.search(login.no, said, re.MULTILINE):
         if held:  # of which that command does not know, in some versions
             return "note", f"login unknown: {shown} says no, but {held[0]}"
-        return "bad", f"not logged in, {shown} says; log in by {login.remedy}"
+        return "bad", f"not logged in, {shown} says; log in by {launchers.PROGRAMS[name].log_in}"
     return "note", f"login unknown: {shown} does not tell"
 
 

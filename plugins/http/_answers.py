@@ -258,7 +258,7 @@ class AgentCall(Struct):
 
 class AgentStatus(Struct):
     """What is known of an agent. Times are ISO 8601, null where the thing has not happened; an age is that of the fact
-    before it.
+    before it. ``reason`` says why it could not work, where that is known.
     """
 
     agent_id: str
@@ -270,6 +270,7 @@ class AgentStatus(Struct):
     pid: int | None
     started_at: str
     ended_at: str | None
+    reason: str | None
     output_tail: list[str]
     task: str
     parent: str | None

@@ -176,6 +176,9 @@ class Settings:
     max_connections: Annotated[int, read_number(1, 1_000_000)] = option(
         10_000, "connections open at once, as far as the system allows", "N"
     )
+    max_unsent_mb: Annotated[int, read_number(1, 65_536)] = option(
+        256, "memory for answers that clients have not read yet, a quarter of it for one token", "MB"
+    )
     request_timeout: Annotated[int, read_number(1, 3600)] = option(
         60, "how long a request's head, and then its body, may take", "SECONDS"
     )
@@ -525,7 +528,7 @@ ERRORS: dict[str, tuple[int, str, str]] = {  # code: status, error, default mess
     "REQ_006": (422, "unprocessable_content", "The Idempotency-Key was used with another body"),
     "REQ_007": (403, "forbidden", "Host or Origin refused"),
     "REQ_008": (408, "request_timeout", "The request did not come in time"),
-    "REQ_009": (503, "service_unavailable", "Too many connections"),
+    "REQ_009": (503, "service_unavailable", "Too many connections, or answers that are not read"),
 }
 
 
@@ -1607,6 +1610,7 @@ class Sidecar:
         self.idempotency = Idempotency(self.storage)
         self.request_logs = [RequestLog()]
         self.access = Access(settings)
+        self.unsent = {refuses: Unsent(settings.max_unsent_mb * MB // 2, refuses) for refuses in (True, False)}
         self.answer_filters: list[AnswerFilter] = list(hooks.parts("answer_filter", Callable, settings=settings))
         self.started = time.time()
         self.open_requests = 0
@@ -1783,6 +1787,7 @@ class Sidecar:
         size = await self._disk.run(folder_size, self.settings.storage)
         with contextlib.suppress(StorageError):  # where nothing can be written, what is on disk counts
             await self.storage.write(lambda records: None)  # jobs run in order: what was queued before is on disk then
+        unsent = sum(part.bytes[None] for part in self.unsent.values())
         return {
             "agents": self.agents.ledger.statistics(),
             "storage": {
@@ -1792,7 +1797,7 @@ class Sidecar:
                 "storage_path": str(self.settings.storage),
             },
             "events": self.bus.statistics(),
-            "performance": self.metrics.statistics(),
+            "performance": self.metrics.statistics() | {"unsent_bytes": unsent},
             "timestamp": iso(),
         }
 
@@ -2153,7 +2158,8 @@ class Handler(tornado.web.RequestHandler):
     # -- errors
 
     def error_content(self, error: ApiError) -> bytes:
-        self.error = error
+        self.error = error.with_traceback(None)  # its frames would hold the answer in a cycle
+        self.clear_header("ETag")
         self.set_status(error.status)
         self.set_header("Content-Type", "application/json")
         if error.retry_after is not None:
@@ -2271,6 +2277,7 @@ class Endpoint(Handler):
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
     idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
     holds_token: ClassVar[bool] = False
+    refusable: ClassVar[bool] = True  # where too much waits for clients that do not read
 
     ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
@@ -2311,12 +2318,7 @@ class Endpoint(Handler):
         try:
             if self.error:
                 raise self.error
-            self._read_path_and_query(path)
-            async with asyncio.timeout(self.ANSWER_SECONDS):
-                answer = await (self.respond(*path) if self.body is None else self._respond_to_body(path))
-            if not self._finished:
-                self.set_status(self.get_status() if self.get_status() != 200 else next(iter(self.answers)))
-                await self.send(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
+            await self._answer(path)
         except tornado.iostream.StreamClosedError:
             self.hang_up.happened = True
         except asyncio.CancelledError:
@@ -2328,6 +2330,14 @@ class Endpoint(Handler):
                 await self.send(content)
 
     get = head = post = put = patch = delete = options = _serve
+
+    async def _answer(self, path: tuple[str, ...]) -> None:
+        self._read_path_and_query(path)
+        async with asyncio.timeout(self.ANSWER_SECONDS):
+            answer = await (self.respond(*path) if self.body is None else self._respond_to_body(path))
+        if not self._finished:
+            self.set_status(self.get_status() if self.get_status() != 200 else next(iter(self.answers)))
+            await self.send(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
 
     def _read_path_and_query(self, path: tuple[str, ...]) -> None:
         for name, value in zip(self.path_names, path, strict=True):
@@ -2394,18 +2404,38 @@ class Endpoint(Handler):
         return source
 
     async def send(self, content: bytes) -> None:
-        """The whole answer. Raises StreamClosedError where nobody is left to read it."""
-        if content:
-            self.set_header("Content-Type", "application/json")
-        for answer_filter in self.sidecar.answer_filters:
-            content = await answer_filter(self, content)
-        # Not even an empty chunk may go with a 204 or 304.
-        written = asyncio.ensure_future(self.finish(content or None))
-        if not written.done():  # the client reads slowly, or not at all
-            await asyncio.wait({written}, timeout=self.STALL_SECONDS)
+        """The whole answer. Raises StreamClosedError where nobody is left to read it, and what Unsent refuses."""
+        if self.hang_up.happened:
+            raise tornado.iostream.StreamClosedError
+        unsent = self.sidecar.unsent[self.refusable and len(content) > Unsent.SHORT]
+        unsent.add(self, content)
+        try:
+            if content:
+                self.set_header("Content-Type", "application/json")
+            for answer_filter in self.sidecar.answer_filters:
+                content = await answer_filter(self, content)
+            if len(content) <= Unsent.SHORT or self.request.method == "HEAD":
+                return await self._taken(self.finish(content or None))  # not even an empty chunk after a 204 or 304
+            self.set_header("Content-Length", str(len(content)))
+            await self._taken(self.flush())
+            await self._taken(typing.cast(Any, self.request.connection).write(content))  # ``finish`` would copy it
+            self.finish()
+        finally:
+            unsent.remove(self)
+
+    async def _taken(self, written: asyncio.Future[None]) -> None:
+        """Wait until the client has taken what was written. Raises StreamClosedError where it does not."""
         if not written.done():
-            typing.cast(Any, self.request.connection).close()
-        await written
+            self.hang_up.future = written  # Tornado forgets it where the client hangs up
+            await asyncio.wait({written}, timeout=self.STALL_SECONDS)
+        if not written.done() or written.cancelled() or written.exception():
+            self.close()
+            raise tornado.iostream.StreamClosedError  # raising the future's own would keep the answer in a cycle
+
+    def close(self) -> None:
+        """Give up the answer, and with HTTP/1.1 the connection."""
+        typing.cast(Any, self.request.connection).close()
+        self.on_connection_close()  # Tornado only tells of clients that close it
 
     def remembered(self, answer: Any) -> Any:
         """The answer as it is stored for repeats of the request; ``replay`` completes it."""
@@ -2426,6 +2456,50 @@ class Endpoint(Handler):
             return ApiError(self.failure, f"{ERRORS[self.failure][2]}: no answer in time")
         log.error("%s unexpected", self.request_id, exc_info=error)
         return ApiError(self.failure)
+
+
+class Unsent:
+    """Bounds the answers that wait for their clients, by token and in all; one that several wait for counts once.
+
+    Long answers beyond that are refused. Short ones and those of polls are counted apart, so that no long one is in
+    their way: beyond it those are given up that have waited longest.
+    """
+
+    SHORT = 64 * 1024
+
+    def __init__(self, limit: int, refuses: bool) -> None:
+        self._limit, self._refuses = limit, refuses
+        self._waiting: dict[Endpoint, bytes] = {}  # the one that has waited longest first
+        self._holders: collections.Counter[tuple[str | None, int]] = collections.Counter()  # by subject and answer
+        self.bytes: collections.Counter[str | None] = collections.Counter()  # by subject; None is all
+
+    def add(self, endpoint: Endpoint, content: bytes) -> None:
+        """Count an answer until it is removed; the only one always fits. Raises RATE_001 and REQ_009."""
+        by_token = "REQ_009" if endpoint.public else "RATE_001"
+        for who, limit, code in ((endpoint.claims.sub, self._limit // 4, by_token), (None, self._limit, "REQ_009")):
+            size = 0 if (who, id(content)) in self._holders else len(content)
+            while size and self.bytes[who] and self.bytes[who] + size > limit:
+                if self._refuses:
+                    raise ApiError(code, f"Answers of {self.bytes[who]} bytes wait to be read", retry_after=5)
+                oldest = next(other for other in self._waiting if who in (None, other.claims.sub))
+                self.remove(oldest)
+                oldest.close()
+        self._waiting[endpoint] = content
+        self._count(endpoint, content, 1)
+
+    def remove(self, endpoint: Endpoint) -> None:
+        if (content := self._waiting.pop(endpoint, None)) is not None:
+            self._count(endpoint, content, -1)
+
+    def _count(self, endpoint: Endpoint, content: bytes, step: int) -> None:
+        for who in (endpoint.claims.sub, None):
+            holders = self._holders.pop((who, id(content)), 0)
+            if holders + step:
+                self._holders[who, id(content)] = holders + step
+            if not holders or not holders + step:
+                self.bytes[who] += step * len(content)
+            if not self.bytes[who]:
+                del self.bytes[who]
 
 
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
@@ -2700,6 +2774,7 @@ class WaitForEvents(Endpoint):
     problems = (410,)
     failure = "EVT_001"
     ANSWER_SECONDS = None  # a poll and a client that does not read have their own
+    refusable = False
 
     async def respond(self, event_type: str) -> bytes:
         began = time.monotonic()
@@ -4279,7 +4354,7 @@ class EventBus:
         loop = asyncio.get_running_loop()
         waiter.future = loop.create_future()
         timer = loop.call_later(seconds, waiter.wake, None, context=self._context)
-        hang_up.waiter = waiter
+        hang_up.future = waiter.future
         self._waiters.add(waiter)
         try:
             return await waiter.future
@@ -4467,15 +4542,15 @@ class Waiter:
 
 
 class HangUp:
-    """Whether the client has hung up; ``happen`` cancels the poll that is parked for it."""
+    """Whether the client has hung up; ``happen`` cancels what is waited for on its behalf."""
 
     happened = False
-    waiter: Waiter | None = None
+    future: asyncio.Future[Any] | None = None
 
     def happen(self) -> None:
         self.happened = True
-        if self.waiter:
-            self.waiter.future.cancel()
+        if self.future:
+            self.future.cancel()
 
 
 class WaiterIndex:
@@ -4739,16 +4814,15 @@ class Contexts:
         if tag in known or known.strip() == "*":
             self._hits += 1
             return b"", etag
-        entry, hit = self._cache.get(key), True
+        entry = self._cache.get(key)
         if entry is None or entry.etag != etag:
-            entry, hit = await self._built(key, category, state, etag), False
+            entry = await self._built(key, category, state, etag)
         else:
             self._hits += 1
             self._cache.move_to_end(key)
-        end: dict[str, Any] = {"timestamp": iso(), "cache_hit": hit}
         if query.since:  # only the plugin since remembers earlier answers
-            end |= {"since": None, "unchanged_files": 0, "removed_files": []}
-        return entry.head + msgspec.json.encode(end)[1:], entry.etag
+            return entry.content[:-1] + b',"since":null,"unchanged_files":0,"removed_files":[]}', entry.etag
+        return entry.content, entry.etag
 
     def _tag(self, key: ContextKey, state: ProjectState) -> str:
         results = self._storage.read.issue_head(self._settings.project, key.issue_id)
@@ -4782,9 +4856,9 @@ class Contexts:
             self._building[etag].add_done_callback(lambda _: self._building.pop(etag, None))
         return await asyncio.shield(self._building[etag])
 
-    async def _build_and_keep(self, key: ContextKey, build: Callable[[], CacheEntry]) -> CacheEntry:
+    async def _build_and_keep(self, key: ContextKey, build: Callable[[], tuple[CacheEntry, CacheEntry]]) -> CacheEntry:
         try:
-            entry = await self._pool.run(build)
+            first, entry = await self._pool.run(build)
         except ApiError:
             raise
         except Exception as error:  # a boundary: whatever a repository may hold
@@ -4792,16 +4866,17 @@ class Contexts:
             raise ApiError("CTX_001") from None
         self._drop(key)
         self._cache[key] = entry
-        self._bytes += len(entry.head)
+        self._bytes += len(entry.content)
         while self._bytes > self._settings.cache_size_mb * MB:
             self._drop(next(iter(self._cache)))
-        return entry
+        return first
 
     def _build(
         self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState, etag: str
-    ) -> CacheEntry:
-        """Blocks. All is read after the state's files were looked at, so what changes meanwhile shows at the next
-        look.
+    ) -> tuple[CacheEntry, CacheEntry]:
+        """The context as those get it who wait for it, and as the cache gives it. Blocks.
+
+        All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
         """
         building = self._index_building()
         ranked = self._rank(key, category, outputs, state)
@@ -4814,7 +4889,10 @@ class Contexts:
         sections["metadata"]["index"] = "building" if building else "ready"
         # The same files will be ranked better soon: an ETag that nothing else has is never a hit.
         tag = f'W/"{secrets.token_hex(16)}"' if building else etag
-        return CacheEntry(assembled(request, sections, self._fit(request, sections)), tag)
+        head = assembled(request, sections, self._fit(request, sections))
+        ends = (msgspec.json.encode({"timestamp": iso(), "cache_hit": hit})[1:] for hit in (False, True))
+        first, hit = (CacheEntry(head + end, tag) for end in ends)
+        return first, hit
 
     def _rank(
         self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState
@@ -4877,7 +4955,7 @@ class Contexts:
 
     def _drop(self, key: ContextKey) -> int:
         entry = self._cache.pop(key, None)
-        size = len(entry.head) if entry else 0
+        size = len(entry.content) if entry else 0
         self._bytes -= size
         return size
 
@@ -4904,9 +4982,9 @@ class Contexts:
 
 
 class CacheEntry(Struct, frozen=True):
-    """A built context: its JSON up to ``timestamp`` and ``cache_hit``, which each answer adds."""
+    """A built context: all answers that wait for their clients share its JSON."""
 
-    head: bytes
+    content: bytes
     etag: str
 
 

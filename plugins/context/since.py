@@ -42,7 +42,7 @@ class Since:
     REMEMBERED = 1_000  # answers
 
     def __init__(self) -> None:
-        self._given: collections.OrderedDict[str, Given] = collections.OrderedDict()
+        self._given: collections.OrderedDict[str, asyncio.Task[Given]] = collections.OrderedDict()
         self._decoder = msgspec.json.Decoder(GivenContext)
 
     async def __call__(self, endpoint: Endpoint, content: bytes) -> bytes:
@@ -50,14 +50,15 @@ class Since:
             return content
         tag = bare(endpoint._headers["ETag"])
         if tag not in self._given:
-            self._given[tag] = await asyncio.to_thread(self._files, content)
+            self._given[tag] = asyncio.create_task(asyncio.to_thread(self._files, content))
         self._given.move_to_end(tag)
         if len(self._given) > self.REMEMBERED:
             self._given.popitem(last=False)
-        if not endpoint.query.since:
+        given, asked = self._given[tag], bare(endpoint.query.since)
+        if not asked:
             return content
-        asked = bare(endpoint.query.since)
-        return await asyncio.to_thread(changes, content, asked, self._given.get(asked), self._given[tag])
+        before = await asyncio.shield(self._given[asked]) if asked in self._given else None
+        return await asyncio.to_thread(changes, content, asked, before, await asyncio.shield(given))
 
     def _files(self, content: bytes) -> Given:
         return {file.path: file.checksum for file in self._decoder.decode(content).context.relevant_files}

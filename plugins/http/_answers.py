@@ -350,6 +350,7 @@ class PerformanceStatistics(Struct):
     p99_response_time_ms: float
     requests_per_second: float
     errors_per_minute: float
+    unsent_bytes: int  # of answers that wait for their clients
 
 
 class Status(Struct):

@@ -1,14 +1,12 @@
-"""Answers as gzip (RFC 1952) where the client takes it; what hits and builds of one context share is deflated once."""
+"""Answers as gzip (RFC 1952) where the client takes it; a context is compressed once."""
 
 from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import re
-import struct
 import zlib
-
-from msgspec import Struct
 
 from cco_sidecar import MB, AnswerFilter, Endpoint, hookimpl
 
@@ -18,26 +16,16 @@ def answer_filter() -> AnswerFilter:
     return Compression().filter
 
 
-class Compressed(Struct, frozen=True):
-    """The first part of an answer, deflated up to a byte's end so that more may follow, with its checksum."""
-
-    deflated: bytes
-    crc: int
-    length: int
-
-
 class Compression:
-    """Answers as gzip (RFC 1952). Of a context, where hit and build differ in a few last bytes only, the long part is
-    deflated once.
-    """
+    """Answers as gzip (RFC 1952). A context is compressed once, and all who wait for it share the compressed form."""
 
     LEAST = 1024  # bytes; a shorter answer fits into one packet anyway
     ON_LOOP = 32 * 1024  # a millisecond's work; longer answers are compressed in a thread
     CACHE_BYTES = 16 * MB
-    HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 
     def __init__(self) -> None:
-        self._cache: collections.OrderedDict[tuple[str, int, int], Compressed] = collections.OrderedDict()
+        self._cache: collections.OrderedDict[Key, bytes] = collections.OrderedDict()
+        self._making: dict[Key, asyncio.Task[bytes]] = {}
         self._bytes = 0
         self.hits = 0
 
@@ -56,44 +44,31 @@ class Compression:
         return await self.gzip(content, etag)
 
     async def gzip(self, content: bytes, etag: str | None) -> bytes:
-        """``content`` compressed. Answers of one ``etag`` begin alike up to their time stamp."""
-        split = max(0, content.rfind(b'"timestamp":')) if etag else 0
+        """``content`` compressed; what has an ETag is kept for the next one."""
         if len(content) <= self.ON_LOOP:
-            return self._join(deflate(content[:split]), content[split:])
-        key = (etag or "", split, await asyncio.to_thread(zlib.crc32, memoryview(content)[:split]))
-        head = self._cache.get(key)
-        if head is None:
-            head = await asyncio.to_thread(deflate, memoryview(content)[:split])
-            self._keep(key, head)
-        else:
+            return compress(content)
+        if not etag:
+            return await asyncio.to_thread(compress, content)
+        key = (etag, len(content), await asyncio.to_thread(zlib.crc32, content))
+        if key in self._cache:
             self.hits += 1
             self._cache.move_to_end(key)
-        return await asyncio.to_thread(self._join, head, content[split:])
+            return self._cache[key]
+        if key not in self._making:
+            self._making[key] = asyncio.create_task(self._make(key, content))
+        return await asyncio.shield(self._making[key])
 
-    def _join(self, head: Compressed, rest: bytes) -> bytes:
-        compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-        tail = compressor.compress(rest) + compressor.flush()
-        return (
-            self.HEAD
-            + head.deflated
-            + tail
-            + struct.pack("<LL", zlib.crc32(rest, head.crc), (head.length + len(rest)) & 0xFFFFFFFF)
-        )
-
-    def _keep(self, key: tuple[str, int, int], head: Compressed) -> None:
-        if key[0] and key not in self._cache and len(head.deflated) <= self.CACHE_BYTES:
-            self._cache[key] = head
-            self._bytes += len(head.deflated)
+    async def _make(self, key: Key, content: bytes) -> bytes:
+        self._cache[key] = compressed = await asyncio.to_thread(compress, content)
+        del self._making[key]
+        self._bytes += len(compressed)
         while self._bytes > self.CACHE_BYTES:
-            self._bytes -= len(self._cache.popitem(last=False)[1].deflated)
+            self._bytes -= len(self._cache.popitem(last=False)[1])
+        return compressed
 
 
-def deflate(content: bytes | memoryview) -> Compressed:
-    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    # After a full flush nothing refers back, so that another compressor may write on (zlib's manual).
-    return Compressed(
-        compressor.compress(content) + compressor.flush(zlib.Z_FULL_FLUSH), zlib.crc32(content), len(content)
-    )
+Key = tuple[str, int, int]  # ETag, length, checksum
+compress = functools.partial(zlib.compress, wbits=31)
 
 
 def accepts_gzip(accepted: str) -> bool:

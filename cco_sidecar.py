@@ -2864,8 +2864,7 @@ class GetAgentLogs(AgentEndpoint):
     answers = {200: "AgentLogs"}
 
     async def respond(self, agent_id: str) -> dict[str, Any]:
-        self.find(agent_id)
-        return await self.sidecar.agents.disk.run(self.sidecar.agents.logs, agent_id, self.query)
+        return await self.sidecar.agents.disk.run(self.sidecar.agents.logs, self.find(agent_id), self.query)
 
 
 class EndAgent(AgentEndpoint):
@@ -5648,6 +5647,16 @@ def redact_json(value: Any) -> tuple[Any, int]:
     return msgspec.json.decode(JSON_TEXT.sub(redacted, content)), number
 
 
+def redact_after(before: str, content: str) -> str:
+    """``content`` without the secrets that it holds, nor the rest of one that begins in the text ``before`` it."""
+    alone, whole = redact(content)[0], redact(before + content)[0]
+    if whole == redact(before)[0] + alone:
+        return alone
+    pairs = zip(reversed(alone), reversed(whole), strict=False)
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return REDACTED + alone[len(alone) - same :].removeprefix(REDACTED)
+
+
 def redact(content: str) -> tuple[str, int]:
     """``content`` without the secrets that it holds, and how many there were. The lines after each keep their
     numbers.
@@ -6101,12 +6110,22 @@ class Agents:
         """Agents as readers get them, with the last lines of each one's output. Blocks."""
         return [agent_answer(row, self._processes.output(row["id"]), time.time()) for row in rows]
 
-    def logs(self, agent_id: str, query: LogQuery) -> dict[str, Any]:
+    def logs(self, row: dict[str, Any], query: LogQuery) -> dict[str, Any]:
         """The output from an offset or moment on, at most a megabyte, or its last lines. Blocks."""
-        output, by_tail = self._processes.output(agent_id), query.tail is not None and query.since == "0"
+        output, by_tail = self._processes.output(row["id"]), query.tail is not None and query.since == "0"
         start = output.offset_of_tail(query.tail or 0) if by_tail else output.offset_of(query.since)
         offset, text, following = output.read(start, timestamps=query.timestamps)
-        return {"agent_id": agent_id, "text": redact(text)[0], "next_offset": following, "offset": offset}
+        head = text.rstrip(SIGNS)  # the last word, of which more may follow: half a secret has no form
+        held_back = len(text) - len(head)
+        if (row["ended"] is None or output.size() - following > 3) and held_back < output.LONGEST_WORD:
+            text, following = head, following - held_back
+        before = output.before(offset, timestamps=query.timestamps)
+        return {
+            "agent_id": row["id"], "text": redact_after(before, text), "next_offset": following, "offset": offset
+        }  # fmt: skip
+
+
+SIGNS = "".join(map(chr, range(33, 127)))  # of ASCII, a byte each
 
 
 class Running:
@@ -6668,17 +6687,24 @@ class Output:
     NAME = "output.log"
     TAIL = 512 * 1024  # how far back the last lines are looked for
     READ = MB
+    LONGEST_WORD = 32 * 1024  # longer than any secret that is known by its form
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def read(self, start: int, *, timestamps: bool = False) -> tuple[int, str, int]:
-        """(offset, text, next offset) from ``start`` on, READ bytes at most; the offset is larger than ``start`` where
-        what was there is gone. Blocks, as all methods do.
+    def before(self, end: int, *, timestamps: bool = False) -> str:
+        """The text before an offset, as far back as a secret may begin. Blocks, as all methods do."""
+        start = max(0, end - self.LONGEST_WORD)
+        offset, text, _ = self.read(start, number=end - start, timestamps=timestamps)
+        return text if offset == start else ""
+
+    def read(self, start: int, *, number: int | None = None, timestamps: bool = False) -> tuple[int, str, int]:
+        """(offset, text, next offset) from ``start`` on, ``number`` or READ bytes at most; the offset is larger than
+        ``start`` where what was there is gone.
         """
         if timestamps:
             raise ApiError("REQ_001", "timestamps: when lines were written is known with the plugin keeper alone")
-        offset, content = self._bytes(start, self.READ)
+        offset, content = self._bytes(start, self.READ if number is None else number)
         text, held_back = decode_whole(content)
         return offset, text, offset + len(content) - held_back
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sqlite3
 import stat
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -563,6 +564,89 @@ def test_logs_are_read_whole_by_tail_and_onwards(architect: Client, issue: str) 
     }  # fmt: skip
     assert architect.get(path, since=whole["next_offset"]).json()["text"] == ""
     assert architect.get(path, tail=0).status_code == 400
+
+
+SECRET_TEXTS = {  # what an agent prints, and what is left of it
+    "a token": ("gh" + "p_aB3xY7pQ9rT2vW5z8mN4cD6fG1hJ0kL2sE9u ", "[REDACTED] "),
+    "a web token": (
+        "Bearer eyJ" + "hbGciOiJIUzI1NiJ9.eyJ" + "zdWIiOiJhZ2VudCJ9." + "x1Y2z3" * 7 + " ",
+        "Bearer [REDACTED] ",
+    ),
+    "a password": ("postgres://app:Zq9-blue_sky.77@db.example/x ", "postgres://app:[REDACTED]@db.example/x "),
+    "an assignment": ("client_secret = '" + "aB3xY7pQ9rT2vW5z" + "8mN4' ", "client_secret = '[REDACTED]' "),
+    "a key of a service": ("\nsk_" + "live_51H8xJ2KqLm9NoPqRsTuVwXyZ \n", "\n[REDACTED] \n"),
+}
+PRINTS = [sys.executable, "-c", "import os, sys; sys.stdout.write(open(os.environ['TASK']).read())"]
+
+
+@pytest.fixture(scope="module")
+def printer(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Its agents print the file that their task names."""
+    folder = tmp_path_factory.mktemp("printer")
+    storage, command = folder / "storage", json.dumps(PRINTS)
+    running = Service(make_repository(folder / "repository"), storage, "--agent-command", command).start()
+    yield running
+    assert running.stop() == 0, running.log
+
+
+def printed(service: Service, path: Path, content: str) -> tuple[Client, str]:
+    """(a client, the path of the log) of an agent that has printed ``content``."""
+    path.write_text(content)
+    client = service.client()
+    agent = spawn(client, str(path))["agent_id"]
+    assert state(client, agent, "completed")
+    return client, f"/api/agents/{agent}/logs"
+
+
+def words(text: str) -> list[str]:
+    """Without quotes: one before a secret is taken for its part where it stands on the page before."""
+    return text.replace("'", "").split()
+
+
+@pytest.mark.parametrize("kind", SECRET_TEXTS)
+def test_no_secret_is_cut_in_two_by_a_pages_end(printer: Service, tmp_path: Path, kind: str) -> None:
+    secret, left = SECRET_TEXTS[kind]
+    number = 150_000 // len(secret)
+    client, path = printed(printer, tmp_path / "text", (secret * 10 + "\n") * number)
+    pages, since = [], 0
+    while (page := client.get(path, since=since).json())["text"]:
+        pages.append(page["text"])
+        assert page["next_offset"] > since
+        since = page["next_offset"]
+    assert len(pages) > 1 and words("".join(pages)) == words(left * 10 * number)
+
+
+@pytest.mark.parametrize("kind", [*SECRET_TEXTS, "a private key"])
+def test_no_rest_of_a_secret_is_had_by_an_offset_within_it(printer: Service, tmp_path: Path, kind: str) -> None:
+    block = "-----BEGIN RSA " + "PRIVATE KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0B\n" * 3
+    secret = SECRET_TEXTS[kind][0] if kind in SECRET_TEXTS else block + "-----END RSA PRIVATE KEY-----\n"
+    client, path = printed(printer, tmp_path / "text", f"before {secret}after\n")
+    end = client.get(path).json()["next_offset"]
+    pieces = {secret[at : at + 8] for at in range(len(secret) - 8)}
+    open_pieces = {piece for piece in pieces if piece in client.get(path).json()["text"] or "-----" in piece}
+    for since in range(end - len(secret) - len("after\n"), end - len("after\n")):
+        text = client.get(path, since=since).json()["text"]
+        assert text.endswith("after\n") and [piece for piece in pieces - open_pieces if piece in text] == []
+
+
+@pytest.mark.parametrize("kind", SECRET_TEXTS)
+def test_a_word_that_an_agent_has_not_written_to_its_end_is_held_back(
+    make_service: Callable[..., Service], tmp_path: Path, kind: str
+) -> None:
+    secret, left = SECRET_TEXTS[kind]
+    half, rest = secret[: len(secret) // 2 + 8], secret[len(secret) // 2 + 8 :]
+    (tmp_path / "text").write_text(rest)
+    code = "import os, sys, time\nprint(sys.argv[1], end='', flush=True)\n"
+    code += "while not os.path.exists(sys.argv[2]): time.sleep(0.01)\nprint(open(sys.argv[2]).read() + 'done', end='')"
+    command = [sys.executable, "-c", code, f"begun {half}", str(tmp_path / "go")]
+    client = make_service("--agent-command", json.dumps(command)).client()
+    agent = spawn(client)["agent_id"]
+    says(client, agent, "begun ")
+    first = client.get(f"/api/agents/{agent}/logs").json()
+    (tmp_path / "text").rename(tmp_path / "go")
+    state(client, agent, "completed")
+    second = client.get(f"/api/agents/{agent}/logs", since=first["next_offset"]).json()["text"]
+    assert words(first["text"] + second) == words(f"begun {left}done")
 
 
 def test_both_streams_are_in_the_log(architect: Client, issue: str) -> None:

@@ -442,19 +442,20 @@ class StampedOutput(Output):
                 continue
         return offset, content
 
-    def read(self, start: int, *, timestamps: bool = False) -> tuple[int, str, int]:
-        """(offset, text, next offset) from ``start`` on, READ bytes at most; it is larger where what was there is
-        gone.
+    def read(self, start: int, *, number: int | None = None, timestamps: bool = False) -> tuple[int, str, int]:
+        """(offset, text, next offset) from ``start`` on, ``number`` or READ bytes at most; it is larger where what was
+        there is gone.
         """
-        offset, content = self._bytes(max(0, start - 1), self.READ)
-        fresh = offset == 0 or offset > max(0, start - 1) or content[:1] == b"\n"  # whether what follows begins a line
-        if offset == start - 1:
-            offset, content = start, content[1:]
+        begin = max(0, start - self.STAMP)
+        offset, content = self._bytes(begin, (self.READ if number is None else number) + start - begin)
+        skip = max(0, start - offset)
+        before, content, offset = content[:skip], content[skip:], offset + skip
+        stamp = self.STAMP - (len(before) - before.rfind(b"\n") - 1)  # how much of the first line's follows
         lines = re.findall(rb"[^\n]*\n|[^\n]+", content)
-        if lines and not lines[-1].endswith(b"\n") and len(lines[-1]) < self.STAMP and (len(lines) > 1 or fresh):
+        if lines and not lines[-1].endswith(b"\n") and len(lines[-1]) < (self.STAMP if len(lines) > 1 else stamp):
             content = content[: -len(lines.pop())]  # half a stamp: the next reader gets it whole
         if not timestamps:
-            lines = [line if number == 0 and not fresh else line[self.STAMP :] for number, line in enumerate(lines)]
+            lines = [line[self.STAMP if position else stamp :] for position, line in enumerate(lines)]
         text, held_back = decode_whole(b"".join(lines))
         return offset, text, offset + len(content) - held_back
 

@@ -814,7 +814,8 @@ hookimpl = pluggy.HookimplMarker("cco_sidecar")
 
 class Asks:
     """Hooks by which anybody's code gives a value. It runs in a worker thread and has five seconds; one that raises,
-    hangs or returns nonsense is logged and passed over. None is no answer.
+    hangs or returns nonsense is logged and passed over. None is no answer. Others but routes and commands are taken as
+    JSON says them: sets are lists, NaN is null, and what JSON cannot say is nonsense.
     """
 
     @hookspec
@@ -890,7 +891,7 @@ class Asks:
         """
 
     @hookspec
-    def agent_command(self, launch: AgentLaunch) -> Sequence[str] | AgentCommand | None:
+    def agent_command(self, launch: AgentLaunch) -> Argv | AgentCommand | None:
         """The argv that runs an agent, or an AgentCommand, which also has its standard input and more environment.
         Placeholders, the names of AgentLaunch's fields in braces, are filled in. The first answer wins.
 
@@ -898,7 +899,7 @@ class Asks:
         """
 
     @hookspec
-    def agent_failure(self, agent: dict[str, Any], output: list[str]) -> str | None:
+    def agent_failure(self, agent: dict[str, Any], output: list[str]) -> Annotated[str, Meta(pattern=r"\S")] | None:
         """Why an agent failed, by its last 100 lines. Asked at its end, and in its first two minutes whenever it has
         written something: who then has an answer for an agent without an exit code has it ended. ``agent`` is the data
         of its ``agent_exited`` event as far as it is known. The first answer wins.
@@ -1094,6 +1095,21 @@ NOT_ASKED_FOR = "plugin %s: %s: an answer of type %s is not what was asked for"
 AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 
+MARGIN = 200  # levels of nesting: what surrounds an answer later must not make it too deep
+
+
+def plain(hook: str, answer: Any) -> Any:
+    """The answer to an ask as new plain data of the hook's type; live objects, such as routes, as they are. Raises what
+    its objects raise.
+    """
+    if hook not in vars(Asks) or hook in ("register_routes", "register_commands"):
+        return answer
+    for _ in range(MARGIN):
+        answer = [answer]
+    content = memoryview(msgspec.json.encode(answer))[MARGIN:-MARGIN]
+    return msgspec.json.decode(content, type=typing.get_type_hints(getattr(Asks, hook), include_extras=True)["return"])
+
+
 class ContextRequest(Struct, frozen=True, kw_only=True):
     """The input of a context section. ``project`` holds the files and git facts of this moment, ``ranked`` the
     files by relevance.
@@ -1176,13 +1192,16 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
     configured: tuple[str, ...] | None = None  # the command that the settings have for its type
 
 
+Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_length=1)]
+
+
 class AgentCommand(Struct):
     """A command that runs an agent: argv, the file that is its standard input ("" for none), more environment.
 
     Placeholders, such as ``{prompt}``, are filled in everywhere.
     """
 
-    argv: Sequence[str]
+    argv: Argv
     stdin: str = ""
     environment: dict[str, str] = {}
 
@@ -1235,7 +1254,7 @@ class Hooks:
         self._manager = pluggy.PluginManager("cco_sidecar")
         self._manager.add_hookspecs(HookSpecs)
         self._known: dict[str, list[Implementation]] = {}
-        self._stuck: collections.Counter[str] = collections.Counter()
+        self._stuck: dict[str, list[Future[Any]]] = collections.defaultdict(list)
         self._untold: queue.Queue[Callable[[], Any]] = queue.Queue(self.MAX_UNTOLD)
         self._teller: threading.Thread | None = None
         self.pool = Pool("asks", 16, 60)  # for those who ask on the loop
@@ -1265,17 +1284,23 @@ class Hooks:
     def _load_one(self, name: str, source: str, load: Callable[[], Any]) -> None:
         plugin = LoadedPlugin(name, source, [])
         self.loaded.append(plugin)
-        try:
+
+        def load_first() -> Any:
             if self._manager.has_plugin(name):
                 raise ImportError("another plugin has this name")
-            with guarded_streams(name):
-                module = load()
+            return load()
+
+        with guarded_process(name):
+            importing = in_thread(f"import-{name}", load_first)
+            concurrent.futures.wait([importing], self.TIMEOUT)
+        try:
+            if not importing.done():
+                raise TimeoutError(f"its import has not ended within {self.TIMEOUT:.0f} s")
+            module = importing.result()
             hooks = self._hooks_in(module)
             self._manager.register(module, name)
             plugin.hooks = hooks
             self._known.clear()
-        except Interrupted:
-            raise
         except (PluginFault, pluggy.PluginValidationError) as error:
             plugin.problem, plugin.faulty = one_line(error), True
         except BaseException as error:  # a boundary: anybody's module-level code, which may also end the program
@@ -1324,63 +1349,49 @@ class Hooks:
             if (answer := self.ask_one(row, **facts)) is not None:
                 yield row.plugin, answer
 
-    def first(self, hook: str, fits: Callable[[Any], bool], **facts: Any) -> Any:
-        """The first answer that is not None and ``fits``; None where there is none. Others are logged. Blocks."""
-        for name, answer in self.ask(hook, **facts):
-            if fits(answer):
-                return answer
-            log.warning(NOT_ASKED_FOR, name, hook, type(answer).__name__)
-        return None
-
-    def ask_one(self, row: Implementation, **facts: Any) -> Any:
-        """One implementation's answer, None where it gives none or fails. Blocks. IssueNotFound passes through."""
-        try:
-            return self._call(row, facts)
-        except Exception as error:  # a boundary: anybody's code
-            if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):
-                raise
-            self._failed(row, error)
-            return None
+    def first(self, hook: str, **facts: Any) -> Any:
+        """The first answer that is not None; None where there is none. Blocks. IssueNotFound passes through."""
+        return next((answer for _, answer in self.ask(hook, **facts)), None)
 
     def refusal(self, **facts: Any) -> str | None:
         """Why a permission policy refuses, None where all agree. Blocks. Fails closed."""
         for row in self.implementations("permission_policy"):
-            try:
-                verdict = self._call(row, facts)
-            except Exception as error:  # a boundary, and a policy that cannot answer refuses
-                self._failed(row, error)
-                return f"the policy {row.plugin} could not decide"
+            verdict = self.ask_one(row, f"the policy {row.plugin} could not decide", **facts)
             if verdict is not None and verdict is not True:
-                return verdict if isinstance(verdict, str) and verdict else f"the policy {row.plugin} refuses"
+                return verdict or f"the policy {row.plugin} refuses"
         return None
 
-    def _call(self, row: Implementation, facts: dict[str, Any]) -> Any:
-        """The answer of one implementation. One that is not our own runs in a thread that is left behind after TIMEOUT.
-        Raises what it raises, and TimeoutError.
+    def ask_one(self, row: Implementation, otherwise: Any = None, /, **facts: Any) -> Any:
+        """One implementation's answer, ``otherwise`` where it fails. Blocks. IssueNotFound passes through.
+
+        Whatever is not our own runs in a thread that is left behind after TIMEOUT, and so does everything that its
+        objects may do while they are read.
         """
-        name = row.plugin
-        if name in self._trusted:
-            return row.call(facts)
-        if self._stuck[name] >= self.MAX_STUCK:
-            raise TimeoutError(f"{self._stuck[name]} earlier calls have not come back")
+        trusted, stuck = row.plugin in self._trusted, self._stuck[row.plugin]
 
-        def call() -> Any:
-            self._stuck[name] += 1
+        def answer() -> Any:
             try:
-                return row.call(facts)
-            except Exception:
-                raise
-            except BaseException as error:  # SystemExit and the like are the plugin's failure, not our end
-                raise RuntimeError(type(error).__name__).with_traceback(error.__traceback__) from None
-            finally:
-                self._stuck[name] -= 1
+                return row.call(facts) if trusted else plain(row.hook, row.call(facts))
+            except BaseException as error:  # a boundary: anybody's code, whose SystemExit is not our end
+                if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):
+                    raise IssueNotFound from None
+                self._failed(row, error)
+                return otherwise
 
-        outcome = in_thread(f"plugin-{name}", call)
-        if not concurrent.futures.wait([outcome], self.TIMEOUT).done:
-            raise TimeoutError(f"no answer within {self.TIMEOUT:.0f} s")
-        return outcome.result()
+        if trusted:
+            return answer()
+        stuck[:] = [call for call in stuck if not call.done()]
+        if len(stuck) >= self.MAX_STUCK:
+            self._failed(row, TimeoutError(f"{len(stuck)} earlier calls have not come back"))
+            return otherwise
+        call = in_thread(f"plugin-{row.plugin}", answer)
+        if concurrent.futures.wait([call], self.TIMEOUT).done:
+            return call.result()
+        stuck.append(call)
+        self._failed(row, TimeoutError(f"no answer within {self.TIMEOUT:.0f} s"))
+        return otherwise
 
-    def _failed(self, row: Implementation, error: Exception) -> None:
+    def _failed(self, row: Implementation, error: BaseException) -> None:
         code = getattr(inspect.unwrap(row.function), "__code__", None)
         failure = f"{row.hook}: {described(error, code.co_filename if code else '')}"
         log.warning("plugin %s: %s", row.plugin, failure)
@@ -1434,9 +1445,9 @@ class Hooks:
         """The part that one plugin gives; None where it gives none, fails, or gives what is not of ``kind``."""
         try:
             made = row.call(facts)
-        except StartError:
+        except (StartError, Interrupted):
             raise
-        except Exception as error:  # a boundary: the core's own part serves as well
+        except BaseException as error:  # a boundary: the core's own part serves as well
             self._failed(row, error)
             return None
         if made is None or isinstance(made, kind):
@@ -1566,14 +1577,35 @@ def described(error: BaseException, file: str) -> str:
 
 
 @contextlib.contextmanager
-def guarded_streams(name: str) -> Iterator[None]:
-    """While a plugin is imported its output goes to standard error; afterwards our streams are back in their place."""
-    with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(sys.stderr):
-        before = sys.stdout, sys.stderr
+def guarded_process(name: str) -> Iterator[None]:
+    """While a plugin is imported its output goes to standard error. Afterwards the standard streams and the working
+    folder are as before.
+    """
+    before, streams, kept = process_facts(), (sys.stdout, sys.stderr), [os.dup(number) for number in range(3)]
+    # Not our own object, which it could close; nor is this one closed by us, since it may keep it.
+    sys.stdout = sys.stderr = theirs = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
+    try:
         yield
-        replaced = before != (sys.stdout, sys.stderr)
-    if replaced:
-        log.warning("plugin %s: it replaces sys.stdout or sys.stderr when it is imported, which was undone", name)
+    finally:
+        changed = (sys.stdout, sys.stderr) != (theirs, theirs) or theirs.closed or process_facts() != before
+        sys.stdout, sys.stderr = streams
+        for number, handle in enumerate(kept):
+            os.dup2(handle, number)
+            os.close(handle)
+        if before[0]:
+            os.chdir(before[0])
+    if changed:
+        log.warning("plugin %s: its import replaces standard streams or the working folder, which was undone", name)
+
+
+def process_facts() -> list[Any]:
+    """The working folder, and (inode, device) behind each standard stream; None for what is gone."""
+
+    def fact(look: Callable[..., Any], *arguments: int) -> Any:
+        with contextlib.suppress(OSError):
+            return look(*arguments)
+
+    return [fact(os.getcwd), *(fact(lambda number: os.fstat(number)[1:3], number) for number in range(3))]
 
 
 # ======================================================================================================
@@ -1986,21 +2018,21 @@ class Match(tornado.routing.PathMatches):
 
 
 def make_application(sidecar: Sidecar) -> tornado.web.Application:
+    def rule(route: Route) -> tornado.routing.Rule:
+        if not issubclass(route.endpoint, Endpoint):
+            raise TypeError("not an Endpoint")
+        names = tuple(re.findall(r"\{(\w+)\}", route.path))
+        return tornado.routing.Rule(Match(route), route.endpoint, {"sidecar": sidecar, "path_names": names})
+
     table = routes()
+    rules = [rule(route) for route in table]
     for name, rows in sidecar.hooks.ask("register_routes"):
-        if not isinstance(rows, (list, tuple)) or not all(isinstance(row, Route) for row in rows):
-            log.warning("plugin %s: register_routes: did not return a list of Route", name)
-            continue
-        table += rows
-        log.debug("plugin %s adds %d routes", name, len(rows))
-    rules = [
-        tornado.routing.Rule(
-            Match(route),
-            route.endpoint,
-            {"sidecar": sidecar, "path_names": tuple(re.findall(r"\{(\w+)\}", route.path))},
-        )
-        for route in table
-    ]
+        try:
+            rules += [rule(row) for row in rows]
+            table += rows
+            log.debug("plugin %s adds %d routes", name, len(rows))
+        except Exception as error:  # a boundary: anybody's objects
+            log.warning("plugin %s: register_routes: did not return a list of Route: %s", name, one_line(error))
     application = tornado.web.Application(
         rules,
         default_handler_class=UnknownRoute,
@@ -4020,20 +4052,16 @@ class Results:
         return await self._hooks.pool.run(self._ask_routing, result, history, body)
 
     def _ask_routing(self, result: ResultFact, history: list[ResultFact], body: dict[str, Any]) -> list[NextAgent]:
-        """Each plugin gets the proposals as the ones before it left them. What is not a list of NextAgent is dropped.
-        Blocks.
-        """
+        """Each plugin gets the proposals as the ones before it left them. Blocks."""
         proposals: list[NextAgent] = []
         facts = {"result": result, "history": history, "language": self._main_language(), "submission": body}
         for row in self._hooks.implementations("next_agents"):
             answer = self._hooks.ask_one(row, **facts, proposals=list(proposals))
             try:
-                if answer is not None:
-                    answer = msgspec.convert(answer, list[NextAgent], from_attributes=True)
-                    for item in answer:
-                        self._agent_types.category(item.agent_type)
-                    proposals = answer
-            except (msgspec.ValidationError, ApiError) as error:
+                for item in answer or ():
+                    self._agent_types.category(item.agent_type)
+                proposals = proposals if answer is None else answer
+            except ApiError as error:
                 log.warning("plugin %s: next_agents: %s", row.plugin, one_line(error))
         return proposals
 
@@ -4747,6 +4775,7 @@ CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order, with the 
     "previous_agent_outputs": list[dict[str, Any]],
     "metadata": dict[str, Any],
 }
+CUTTABLE_SECTIONS = CONTEXT_SECTIONS.keys() - {"metadata"}
 
 
 class Contexts:
@@ -4768,7 +4797,7 @@ class Contexts:
         self._building: dict[str, asyncio.Task[CacheEntry]] = {}
         reader = hooks.part("project_reader", Project, settings=settings)
         self._project: Project = reader or Project(settings.root, settings.storage)
-        also = [names for _, names in hooks.ask("section_files") if isinstance(names, list)]
+        also = [names for _, names in hooks.ask("section_files")]
         named = {name for names in also for name in names if isinstance(name, str)}
         self._project.also = sorted({*TYPE_BY_MANIFEST, *named})
         self._watcher = Watcher(settings, self._changed)
@@ -4834,9 +4863,8 @@ class Contexts:
         spawned = self._storage.read.latest_task(self._settings.project, issue_id) or ""
         if not self._hooks.implementations("resolve_issue"):
             return spawned
-        ask = functools.partial(self._hooks.first, "resolve_issue", lambda answer: isinstance(answer, dict))
         try:
-            issue = await self._hooks.pool.run(ask, issue_id=issue_id) or {}
+            issue = await self._hooks.pool.run(self._hooks.first, "resolve_issue", issue_id=issue_id) or {}
         except IssueNotFound:
             raise ApiError("REQ_002", f"No issue {issue_id}") from None
         return "\n\n".join(str(text) for text in (issue.get("title"), issue.get("body"), spawned) if text)
@@ -4897,16 +4925,12 @@ class Contexts:
         self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState
     ) -> list[RankedFile]:
         """The first ranking that a plugin gives; the built-in one always does. Blocks."""
-
-        def fits(answer: Any) -> bool:
-            return isinstance(answer, list) and all(isinstance(item, RankedFile) for item in answer)
-
         request = RankRequest(
             root=state.root, index_folder=str(self._index_folder), files=state.context_files, agent_type=key.agent_type,
             category=category, task=key.task, outputs=outputs, head=state.head,
             changed=[change.path for change in state.git.uncommitted_changes],
         )  # fmt: skip
-        ranked: list[RankedFile] = self._hooks.first("rank_files", fits, request=request) or []
+        ranked: list[RankedFile] = self._hooks.first("rank_files", request=request) or []
         if not key.task or any(item.matched for item in ranked):
             return ranked
         why = "no word of the task occurs"
@@ -4915,10 +4939,15 @@ class Contexts:
     def _sections(self, request: ContextRequest) -> Sections:
         """The sections that the plugins give, those of the reference first."""
         sections: Sections = {}
+        room = request.max_bytes - 1_000
         answers = list(self._hooks.ask("context_section", request=request))
         for name, answer in reversed(answers):  # so that later plugins win
             try:
-                given = msgspec.json.decode(msgspec.json.encode(answer), type=dict[str, Any])
+                given = msgspec.json.decode(msgspec.json.encode(answer))
+                size = json_size({name: part for name, part in given.items() if name not in CUTTABLE_SECTIONS})
+                if size > room:
+                    raise ValueError(f"its sections have {size:,} bytes, for which there is no room")
+                room -= size
                 for section in CONTEXT_SECTIONS.keys() & given.keys():
                     msgspec.convert(given[section], CONTEXT_SECTIONS[section])
                 if "metadata" in given:
@@ -4935,7 +4964,7 @@ class Contexts:
         """Whether a ranking's index is still being made. Blocks."""
         facts = {"root": str(self._settings.root), "index_folder": str(self._index_folder)}
         states = [answer for _, answer in self._hooks.ask("index_state", **facts)]
-        return any(isinstance(state, dict) and state.get("state") == "building" for state in states)
+        return any(state.get("state") == "building" for state in states)
 
     def _fit(self, request: ContextRequest, sections: Sections) -> bool:
         """Cut ``sections`` to what was asked for; whether something went. Raises CTX_002."""
@@ -5998,7 +6027,7 @@ class Agents:
         try:
             lines = await self.disk.run(self._processes.output(row["id"]).tail, 100)
             facts: dict[str, Any] = {"agent": agent_facts(row), "output": lines}
-            reason = await self._hooks.pool.run(self._hooks.first, "agent_failure", is_reason, **facts)
+            reason = await self._hooks.pool.run(self._hooks.first, "agent_failure", **facts)
         except TimeoutError:
             return None
         return redact(" ".join(reason.split()))[0][:500] if reason else None
@@ -6411,7 +6440,7 @@ class Launcher:
             configured=self._settings.agent_commands.get(row["type"], self._settings.agent_command),
         )  # fmt: skip
         await self._pool.run(self._write_files, folder, context, running.token, launch.prompt)
-        command = await self._pool.run(self._hooks.first, "agent_command", is_command, launch=launch)
+        command = await self._pool.run(self._hooks.first, "agent_command", launch=launch)
         if command is None:
             raise ApiError(
                 "AGT_001",
@@ -6504,16 +6533,6 @@ def filled_in(command: AgentCommand, launch: AgentLaunch) -> AgentCommand:
 
     environment = {name: fill(value) for name, value in command.environment.items()}
     return AgentCommand([fill(word) for word in command.argv], fill(command.stdin), environment)
-
-
-def is_reason(answer: Any) -> bool:
-    return isinstance(answer, str) and bool(answer.strip())
-
-
-def is_command(answer: Any) -> bool:
-    """Whether ``answer`` is an argv of at least one word. A text is none: its letters would be the words."""
-    words = answer.argv if isinstance(answer, AgentCommand) else answer
-    return isinstance(words, (list, tuple)) and bool(words) and all(isinstance(word, str) for word in words)
 
 
 Identity = tuple[int, str]  # pid, and what tells it from an earlier or later process with the same number
@@ -7594,7 +7613,7 @@ def log_once(text: str) -> None:
 def one_line(error: BaseException) -> str:
     try:
         return " ".join(str(error).split())[:500]
-    except Exception as worse:  # the message of somebody's own class of errors
+    except BaseException as worse:  # the message of somebody's own class of errors
         return f"its message cannot be had ({type(worse).__name__})"
 
 

@@ -22,7 +22,7 @@ import pytest
 from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, end_stragglers, make_repository, until
 
 import cco_sidecar
-from cco_sidecar import HOOKS, Hooks, HookSpecs, ResultFact, Storage
+from cco_sidecar import HOOKS, Hooks, HookSpecs, NextAgent, ResultFact, Storage
 
 PLUGINS = {
     "wizardry": """
@@ -70,7 +70,7 @@ PLUGINS = {
 
         @hookimpl
         def section_files():
-            return ["build/verdict.txt", "nowhere.txt", "nul\\0", 5]
+            return ["build/verdict.txt", "nowhere.txt", "nul\\0"]
 
         @hookimpl
         def context_section(request):
@@ -427,7 +427,7 @@ def test_a_plugin_adds_removes_and_replaces_next_agents_but_nonsense_changes_not
     ("subject", "status", "reason"),
     [
         ("welcome", 200, ""), ("somebody", 200, ""), ("banned", 403, "is banned"), ("vetoed", 403, "policy refuses"),
-        ("odd", 403, "policy refuses"), ("crashing", 403, "could not decide"),
+        ("odd", 403, "could not decide"), ("crashing", 403, "could not decide"),
     ],
 )  # fmt: skip
 def test_a_policy_refuses_and_one_that_fails_refuses_too(
@@ -708,6 +708,157 @@ def test_plugins_that_raise_or_answer_nonsense_are_logged_and_the_service_is_hea
         assert f"plugin x_nonsense: {hook}: " in plugged.log, hook
 
 
+NONSENSE = {  # what no JSON says, as the body of a function
+    "cyclic": "x = []; x.append(x); return x",
+    "cyclic_through_two": "x = {}; x['y'] = [{'x': x}]; return x",
+    "deep": "x = []\nfor _ in range(5000): x = [x]\nreturn x",
+    "just_too_deep": "x = []\nfor _ in range(900): x = {'x': x}\nreturn x",
+    "none_as_key": "return {None: 1}",
+    "tuples_as_keys": "return {(1, 2): 1}",
+    "digits": "return 10 ** 5000",
+    "surrogate": r"return 'caf\udce9'",
+    "surrogate_as_key": r"return {'\ud800': 1}",
+    "generator": "return (number for number in range(3))",
+    "function": "return print",
+    "complex": "return 1j",
+    "iterates_badly": "class X:\n def __iter__(self): raise SystemExit\nreturn X()",
+    "shown_badly": "class X:\n def __repr__(self): raise MemoryError\n __str__ = __repr__\nreturn X()",
+    "equal_to_nothing": "class X:\n def __eq__(self, other):\n  while True: pass\n __hash__ = None\nreturn X()",
+    "half_json": "import msgspec\nreturn msgspec.Raw(b'{nonsense')",
+    "exits": "raise SystemExit(3)",
+    "interrupts": "raise KeyboardInterrupt",
+    "leaves": "raise GeneratorExit",
+    "recurses": "def again(): return again()\nagain()",
+    "no_memory": "raise MemoryError",
+    "own": "class Own(BaseException):\n def __str__(self): raise SystemExit\nraise Own",
+}
+EVERYWHERE = """
+    from cco_sidecar import *
+
+    def value():
+{body}
+
+    @hookimpl
+    def context_section(request):
+        return {{"{name}": value()}}
+
+    @hookimpl
+    def resolve_issue(issue_id):
+        return {{"title": value()}}
+
+    @hookimpl
+    def rank_files(request):
+        return [RankedFile(value(), 1.0)]
+
+    @hookimpl
+    def index_state():
+        return {{"state": value()}}
+
+    @hookimpl
+    def next_agents(proposals):
+        return [*proposals, NextAgent("technical-writer", "low", value())]
+
+    @hookimpl
+    def agent_command(launch):
+        return ["true", value()]
+
+    @hookimpl
+    def permission_policy(claims):
+        if claims.sub == "{name}":
+            return value()
+"""
+
+
+def test_what_no_json_says_costs_a_plugin_its_own_contribution_and_one_line(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    plugins = {
+        name: EVERYWHERE.format(name=name, body=textwrap.indent(body.replace("; ", "\n"), " " * 8))
+        for name, body in NONSENSE.items()
+    }
+    plugins["large"] = "@hookimpl\ndef context_section(request):\n    return {'large': ['x' * 1000] * 12_000}"
+    plugins["large_facts"] = plugins["large"].replace("'large'", "'metadata'").replace("['x'", "{'x': ['x'").replace(
+        "12_000}", "12_000}}"
+    )  # fmt: skip
+    plugins["endless"] = (
+        "@hookimpl\ndef context_section(request):\n    class X(Exception):\n"
+        "        def __str__(self):\n            while True: pass\n    raise X"
+    )
+    plugins["fine"] = (
+        "@hookimpl\ndef context_section(request):\n    return {'fine': {1: {2}, 'n': float('nan'), 'b': b'x'}}"
+    )
+    command = ("--agent-command", json.dumps([sys.executable, "-c", "print('configured')"]))
+    service = make_service("--plugins", str(write_plugins(tmp_path / "more", plugins)), *command)
+    client = service.client()
+    answer = client.get("/api/context/issue-1/python-specialist", timeout=60)
+    assert answer.status_code == 200, answer.text
+    for name in plugins.keys() - {"fine"}:
+        assert service.log.count(f"plugin {name}: context_section: ") == 1, name
+    context = answer.json()["context"]
+    assert context["fine"] == {"1": [2], "n": None, "b": "eA=="} and context["relevant_files"]
+    assert not set(context) & {*NONSENSE, "large", "endless"} and "x" not in context["metadata"]
+    assert client.store(issue="issue-2")["next_agents"][-1]["agent_type"] == "security-auditor"
+    spawned = client.post("/api/agents/spawn", {"agent_type": "chief-architect", "issue_id": "issue-1"}, timeout=60)
+    assert spawned.status_code == 201, spawned.text
+    for name in ("cyclic", "surrogate", "exits"):
+        refused = service.client(sub=name).get("/api/results")
+        assert refused.status_code == 403 and f"{name} could not decide" in refused.json()["message"]
+    for name in NONSENSE:
+        for hook in ("resolve_issue", "rank_files", "next_agents", "agent_command"):
+            assert f"plugin {name}: {hook}: " in service.log, (name, hook)
+    assert "Traceback" not in service.log and client.get("/health").json()["status"] == "healthy"
+
+
+def test_many_calls_at_once_are_no_hanging_plugin(tmp_path: Path) -> None:
+    hooks = hooks_of(tmp_path, slow="@hookimpl\ndef permission_policy():\n    import time\n    time.sleep(0.2)")
+    with ThreadPoolExecutor(12) as threads:
+        asked = [threads.submit(hooks.refusal, claims=None, permission=None, method="", path="") for _ in range(24)]
+        assert {future.result() for future in asked} == {None}
+
+
+INTRUDERS = {
+    "sleeps": "import time\ntime.sleep(600)",
+    "moves": "import os\nos.chdir('/')",
+    "closes": "import sys\nsys.stdout.close()\nsys.stderr.close()",
+    "closes_files": "import os\nos.close(1)\nos.close(2)",
+    "redirects": "import os\nos.dup2(os.open('/dev/null', os.O_WRONLY), 2)",
+    "handles": "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)",
+    "exits": "import sys\nsys.exit(0)",
+    "interrupts": "raise KeyboardInterrupt",
+}
+
+
+def test_an_import_that_blocks_or_changes_the_process_costs_the_plugin_alone(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    hook = "\n@hookimpl\ndef context_section(request):\n    return {__name__.rpartition('.')[2]: 1}"
+    plugins = write_plugins(tmp_path / "more", {name: code + hook for name, code in INTRUDERS.items()})
+    service = make_service("--plugins", str(plugins))
+    assert service.process and os.readlink(f"/proc/{service.process.pid}/cwd") == str(service.root)
+    context = service.client().get("/api/context/issue-1/python-specialist").json()["context"]
+    assert context.keys() & INTRUDERS.keys() == {"moves", "closes", "closes_files", "redirects"}
+    for name in INTRUDERS.keys() - context.keys():
+        assert service.log.count(f"plugin {name} is skipped: ") == 1, name
+    for name in INTRUDERS.keys() & context.keys():
+        assert service.log.count(f"plugin {name}: its import replaces ") == 1, name
+    assert service.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "code", ["threading.Event().wait()", "os.read(os.pipe()[0], 1)", "while time.monotonic() < end: pass"]
+)
+def test_an_import_that_does_not_end_is_given_up_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: str
+) -> None:
+    monkeypatch.setattr(Hooks, "TIMEOUT", 0.5)
+    code = f"import os, threading, time\nend = time.monotonic() + 5\n{code}"
+    hooks = hooks_of(tmp_path, blocked=code, other="@hookimpl\ndef shutdown(info):\n    return 1")
+    problem = "TimeoutError: its import has not ended within 0 s"
+    assert [plugin.problem for plugin in hooks.loaded] == [problem, None] and hooks.faults() == []
+    assert caplog.messages == [f"plugin blocked is skipped: {problem}"]
+    assert list(hooks.ask("shutdown", info=None)) == [("other", 1)]
+
+
 def test_a_plugin_that_cannot_be_loaded_is_named_and_skipped(plugged: Service) -> None:
     banner = until(lambda: plugged.log if "Stop:" in plugged.log else "")
     assert "Skipped:  x_broken (SyntaxError: invalid syntax (x_broken.py:3))" in banner
@@ -753,17 +904,18 @@ def test_an_author_hears_what_is_wrong_with_a_hook_and_nothing_of_the_plugin_is_
 @pytest.mark.parametrize(
     "code",
     [
-        "def next_agents(proposals, _seen=[]):\n    return [proposals]",
-        "def next_agents(*, proposals, language='none'):\n    return [proposals, language]",
-        "def next_agents(proposals=None, result=None):\n    return [proposals, result]",
-        "def anything(proposals):\n    return [proposals]\nanything = hookimpl(specname='next_agents')(anything)",
+        "def next_agents(proposals, _seen=[]):\n    return proposals",
+        "def next_agents(*, proposals, language='none'):\n    return [*proposals, cco_sidecar.NextAgent('a', 'low', language)]",
+        "def next_agents(proposals=None, result=None):\n    return [*proposals, cco_sidecar.NextAgent('a', 'low', result)]",
+        "def anything(proposals):\n    return proposals\nanything = hookimpl(specname='next_agents')(anything)",
     ],
 )
 def test_a_hook_gets_what_it_names_however_it_takes_it(tmp_path: Path, code: str) -> None:
     hooks = hooks_of(tmp_path, good=f"{'' if 'specname' in code else '@hookimpl'}\n{code}")
     assert hooks.faults() == []
-    answer = next(hooks.ask("next_agents", result="R", proposals="P", history=[], language="L", submission={}))[1]
-    assert answer in (["P"], ["P", "L"], ["P", "R"])
+    first, facts = NextAgent("first", "low", "P"), {"history": [], "language": "L", "submission": {}}
+    answer = next(hooks.ask("next_agents", result="R", proposals=[first], **facts))[1]
+    assert [item.reason for item in answer] in (["P"], ["P", "L"], ["P", "R"])
 
 
 @pytest.mark.parametrize(
@@ -977,7 +1129,7 @@ def test_a_failing_hook_is_logged_with_its_own_line_and_the_traceback_at_debug(
     assert [record.getMessage() for record in lines] == [
         "plugin failing: startup: JSONDecodeError: Expecting value: line 1 column 1 (char 0) (failing.py:11)",
         "plugin failing: startup: KeyError: 2 (failing.py:5)",
-        "plugin failing: permission_policy: RuntimeError: SystemExit (failing.py:16)",
+        "plugin failing: permission_policy: SystemExit: 5 (failing.py:16)",
     ]
     assert not any(record.exc_info for record in lines)
     assert [record.exc_info is not None for record in caplog.records if record.levelname == "DEBUG"] == [True] * 3
@@ -1078,9 +1230,7 @@ def test_a_plugin_that_hangs_is_left_behind_and_after_some_calls_passed_over(
 ) -> None:
     monkeypatch.setattr(Hooks, "TIMEOUT", 0.02)
     caplog.set_level("WARNING", "cco")
-    hooks = hooks_of(
-        tmp_path, hanging=HANGING, prompt="@hookimpl\ndef next_agents(proposals):\n    return [*proposals, 'prompt']"
-    )
+    hooks = hooks_of(tmp_path, hanging=HANGING, prompt="@hookimpl\ndef next_agents(proposals):\n    return proposals")
     module = sys.modules["cco_sidecar_user_plugins.hanging"]
     facts: dict[str, Any] = {
         "result": ResultFact("x", "qa", "success"),
@@ -1091,7 +1241,7 @@ def test_a_plugin_that_hangs_is_left_behind_and_after_some_calls_passed_over(
     }
     try:
         for _ in range(Hooks.MAX_STUCK + 2):
-            assert list(hooks.ask("next_agents", **facts)) == [("prompt", ["prompt"])]
+            assert list(hooks.ask("next_agents", **facts)) == [("prompt", [])]
         assert len(module.calls) == Hooks.MAX_STUCK
         assert (
             "no answer within" in caplog.text and f"{Hooks.MAX_STUCK} earlier calls have not come back" in caplog.text

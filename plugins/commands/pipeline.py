@@ -393,7 +393,7 @@ class Pipeline:
 def task_elsewhere(issue_id: str, hooks: Hooks, agents: dict[str, dict[str, Any]]) -> str:
     """The task that a plugin knows the issue by, else that of its latest spawn; empty where there is none."""
     try:
-        issue = hooks.first("resolve_issue", lambda it: isinstance(it, dict), issue_id=issue_id) or {}
+        issue = hooks.first("resolve_issue", issue_id=issue_id) or {}
     except IssueNotFound:
         raise StartError(f"there is no issue {issue_id}, says a plugin that knows", REFUSED) from None
     text = "\n\n".join(str(part) for part in (issue.get("title"), issue.get("body")) if part)[:TASK_LENGTH]

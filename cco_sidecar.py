@@ -5291,7 +5291,14 @@ def read_commits(root: Path, number: int = 10) -> tuple[list[Commit], str | None
     found, complete = git_log(root, number, *flags)
     if not complete:  # trees that a partial clone lacks, or a damaged object; the last one's names may be cut off
         named = {facts[0]: names for *facts, names in found[:-1]}
-        found = [(*facts, named.get(facts[0], [])) for *facts, _ in git_log(root, number)[0]]
+        found, complete = git_log(root, number, "--first-parent")
+        while not complete and len(found) < number:  # git shows none of which a parent is missing, unless it is named
+            following = found[-1][2].split()[:1] if found else ["HEAD"]
+            one = git_log(root, 1, "--no-walk=unsorted", *following)[0] if following else []
+            if not one:
+                break
+            found += one
+        found = [(*facts, named.get(facts[0], [])) for *facts, _ in found]
     edge = set(read_shallow(root) if any(not parents for _, _, parents, *_ in found) else ())
     commits = []
     for whole, short, _, moment, author, subject, names in found:

@@ -441,6 +441,54 @@ def test_a_clone_tells_its_commits_and_only_changes_that_it_knows(
         assert found == numbers[::-1] if numbers else max(found) <= 1
 
 
+def merge_and_lose(root: Path) -> None:
+    git(root, "checkout", "-q", "-b", "side", "HEAD~2")
+    git(root, "commit", "-q", "--allow-empty", "-m", "Aside")
+    git(root, "checkout", "-q", "main")
+    git(root, "merge", "-q", "-m", "Join", "side")
+    object_of(root, "side").unlink()
+
+
+def empty_object(root: Path) -> None:
+    object_of(root, "HEAD~1").chmod(0o600)
+    object_of(root, "HEAD~1").write_bytes(b"")
+
+
+def detach_and_lose(root: Path) -> None:
+    git(root, "checkout", "-q", "--detach", "HEAD~1")
+    object_of(root, "HEAD~1").unlink()
+
+
+LOST: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "the parent of HEAD": (lambda root: object_of(root, "HEAD~1").unlink(), ["Number 1"]),
+    "an older one": (lambda root: object_of(root, "HEAD~2").unlink(), ["Number 1", "Number 0"]),
+    "the first": (lambda root: object_of(root, "HEAD~3").unlink(), ["Number 1", "Number 0", "Greet politely"]),
+    "that of a detached HEAD": (detach_and_lose, ["Number 0"]),
+    "an object's content": (empty_object, ["Number 1"]),
+    "a side of a merge": (merge_and_lose, ["Join", "Number 1", "Number 0", "Greet politely", "Initial commit"]),
+    "a shallow clone's list": (lambda root: (root / ".git/shallow").unlink(), ["Number 1", "Number 0"]),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_where_a_parent_is_missing_the_commits_that_can_be_read_are_given(
+    home: Path, repository: Path, tmp_path: Path, name: str
+) -> None:
+    for number in range(2):
+        write(repository / "src/main.py", f"number = {number}\n")
+        git(repository, "commit", "-q", "-a", "-m", f"Number {number}")
+    root, (lose, messages) = repository, LOST[name]
+    if "clone" in name:
+        root = tmp_path / "clone"
+        git(tmp_path, "clone", "-q", "--depth=2", f"file://{repository}", str(root))
+    lose(root)
+    for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
+        found = reader.look().git
+        assert [commit.message for commit in found.recent_commits] == messages
+        assert found.recent_commits[-1].files_changed == [] or name == "a side of a merge"
+        assert found.branch == (None if "detached" in name else "main")
+
+
 def test_a_repository_of_sha256_counts_lines_from_its_beginning(home: Path, tmp_path: Path) -> None:
     root = tmp_path / "new"
     git(tmp_path, "init", "-q", "--object-format=sha256", "-b", "trunk", str(root))

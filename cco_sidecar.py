@@ -1102,7 +1102,7 @@ def plain(hook: str, answer: Any) -> Any:
     """The answer to an ask as new plain data of the hook's type; live objects, such as routes, as they are. Raises what
     its objects raise.
     """
-    if hook not in vars(Asks) or hook in ("register_routes", "register_commands"):
+    if answer is None or hook not in vars(Asks) or hook in ("register_routes", "register_commands"):
         return answer
     for _ in range(MARGIN):
         answer = [answer]

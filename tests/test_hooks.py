@@ -809,6 +809,13 @@ def test_what_no_json_says_costs_a_plugin_its_own_contribution_and_one_line(
     assert "Traceback" not in service.log and client.get("/health").json()["status"] == "healthy"
 
 
+def test_no_answer_is_no_fault_of_any_hook(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hooks = hooks_of(tmp_path, silent="\n".join(f"@hookimpl\ndef {name}(): pass" for name in HOOKS))
+    for name in HOOKS:
+        assert list(hooks.ask(name)) == []
+    assert hooks.refusal() is None and caplog.messages == []
+
+
 def test_many_calls_at_once_are_no_hanging_plugin(tmp_path: Path) -> None:
     hooks = hooks_of(tmp_path, slow="@hookimpl\ndef permission_policy():\n    import time\n    time.sleep(0.2)")
     with ThreadPoolExecutor(12) as threads:

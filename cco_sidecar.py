@@ -218,6 +218,12 @@ class Settings:
     max_depth: Annotated[int, read_number(1, 100)] = option(
         4, "how deep agents may spawn agents; 1 is an agent that no agent spawned", "N"
     )
+    budget_usd: Annotated[dict[str, float], read_budget] = option(
+        {}, "what agents may cost, such as 5/issue,20/day; when it is spent no more are started", "USD", "meter"
+    )
+    budget_tokens: Annotated[dict[str, float], read_budget] = option(
+        {}, "tokens that agents may use, such as 2000000/issue, without those read from a cache", "N", "meter"
+    )
     stop_agents: Annotated[bool, read_bool] = option(False, "a stop by signal ends the agents too")
     plugins: Annotated[tuple[Path, ...], read_paths] = option((), "one more folder of plugins", "DIR")
     no_plugins: Annotated[bool, read_bool] = option(False, "the service runs no plugins")
@@ -467,6 +473,19 @@ def read_agent_types(value: Any) -> dict[str, str]:
         if not is_identifier(name) or category not in list(CATEGORIES):
             raise ValueError(f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {name!r} is not")
     return table
+
+
+def read_budget(value: Any) -> dict[str, float]:
+    """By "issue" and "day" how much may be spent: ``5/issue,20/day``; an amount alone holds for both."""
+    budget: dict[str, float] = {}
+    for item in read_list(str(value) if isinstance(value, (int, float)) else value):
+        amount, _, span = item.partition("/")
+        if not re.fullmatch(r"\d{1,12}(\.\d{1,9})?", amount) or not float(amount) or span not in ("", "issue", "day"):
+            raise ValueError("must be amounts above 0, for each issue and each day: 5, or 5/issue,20/day")
+        budget |= dict.fromkeys([span] if span else ["issue", "day"], float(amount))
+    if not budget:
+        raise ValueError("must be an amount")
+    return budget
 
 
 HINTS = typing.get_type_hints(Settings, include_extras=True)
@@ -1083,6 +1102,19 @@ class Parts:
         return Owner(settings)
         """
 
+    @hookspec
+    def meter(self, settings: Settings) -> Meter | None:
+        """The meter of what agents spend: a subclass of Meter, asked when the storage folder is there. The core's own
+        measures nothing. The first answer wins.
+
+        class Frugal(Meter):
+            def check_budget(self, issue_id):
+                if Path(settings.root, "BANKRUPT").exists():
+                    raise ApiError("AGT_003", "There is no money left")
+
+        return Frugal()
+        """
+
 
 class HookSpecs(Asks, Tells, Parts):
     """Every hook. An implementation may take fewer arguments than are named here; the code in each docstring is the
@@ -1668,6 +1700,8 @@ class Sidecar:
             for request_log in self.hooks.parts("request_log", RequestLog, settings=settings):
                 self.request_logs.append(request_log)
                 parts.callback(request_log.close)
+            self.agents.meter = self.hooks.part("meter", Meter, settings=settings) or self.agents.meter
+            parts.callback(self.agents.meter.close)
             self.storage.start()
             parts.callback(self.storage.close)
             self.results.start()
@@ -1830,6 +1864,7 @@ class Sidecar:
             },
             "events": self.bus.statistics(),
             "performance": self.metrics.statistics() | {"unsent_bytes": unsent},
+            "spent": self.agents.meter.statistics(),
             "timestamp": iso(),
         }
 
@@ -2310,6 +2345,7 @@ class Endpoint(Handler):
     idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
     holds_token: ClassVar[bool] = False
     refusable: ClassVar[bool] = True  # where too much waits for clients that do not read
+    aside: ClassVar[bool] = False  # what an agent's program does by itself: no call of the agent, and none of its limit
 
     ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
@@ -2328,8 +2364,9 @@ class Endpoint(Handler):
             if not self.public:
                 # Popped, so that a token is not kept in memory for as long as a poll takes.
                 self.claims = sidecar.tokens.verify(request.headers.pop("Authorization", None))
-                sidecar.agents.heard_from(self.claims.sub, str(request.method), request.path)
-                self.allowance = sidecar.limits.spend(self.claims)
+                if not self.aside:
+                    sidecar.agents.heard_from(self.claims.sub, str(request.method), request.path)
+                    self.allowance = sidecar.limits.spend(self.claims)
                 sidecar.tokens.check_permission(self.claims, self.permission)
                 if sidecar.hooks.implementations("permission_policy"):
                     await check_policies(self)
@@ -4516,7 +4553,7 @@ class NewEvent(Struct, frozen=True):
     woken: dict[str, None] = {}
 
 
-OWN_EVENTS = ("agent_completed", "agent_exited", "agent_failed")
+OWN_EVENTS = ("agent_completed", "agent_exited", "agent_failed", "budget_warning")
 ANY_ISSUE = "*"  # the issue of an event whose issue_id is a list: every issue's readers look at it
 
 
@@ -5905,6 +5942,7 @@ class Agents:
         self._spawning: set[asyncio.Future[Any]] = set()
         self.active: dict[str, Running] = {}
         self.ledger = AgentLedger(storage, settings, self.active)
+        self.meter = Meter()  # until the storage folder is there
         self.url = ""
 
     # -- spawning
@@ -5931,6 +5969,7 @@ class Agents:
             self._renew_token(running)
             asked = body.get("environment") or {}
             command, ignored = await self._launcher.command(running, context, asked, self.url)
+            command = self.meter.instrument(command, self.url.removesuffix("/api"), self._reporting_token(row))
             what = f"{Path(command.argv[0]).name}: "
             running.process = await self._processes.start(row["id"], command)
             await self._run(running, running.process)
@@ -5965,6 +6004,7 @@ class Agents:
         if (number := len(self.active)) >= self._settings.max_agents:
             raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
         self.ledger.check_room(row)
+        self.meter.check_budget(row["issue"])
 
     async def _run(self, running: Running, process: Process) -> None:
         """Write down that an agent has a process, and watch it from now on."""
@@ -6060,6 +6100,13 @@ class Agents:
         )
         running.renew_at = int(time.time()) + life - min(600.0, life / 2)
 
+    def _reporting_token(self, row: dict[str, Any]) -> str:
+        """A token by which the agent's program reports what it spends, for as long as the agent may live: no more."""
+        life = int(row["time_limit"]) + 60
+        return self._tokens.mint(
+            row["id"], row["type"], ttl=life, permissions=(), issue_id=row["only_issue"], bound=True
+        )
+
     def heard_from(self, subject: str, method: str, path: str) -> None:
         """An agent's token was used."""
         if running := self.active.get(subject):
@@ -6095,7 +6142,8 @@ class Agents:
         for name in TOKEN_FILES:
             with contextlib.suppress(OSError):
                 (running.folder / name).unlink()
-        told = await self.ledger.ended(row, await self.disk.run(self._processes.output(row["id"]).tail, 5))
+        tail = await self.disk.run(self._processes.output(row["id"]).tail, 5)
+        told = await self.ledger.ended(row, tail, self.meter.figures(row["id"]))
         self.active.pop(row["id"], None)
         self._hooks.tell("agent_ended", agent=told)
         log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], code)
@@ -6144,7 +6192,10 @@ class Agents:
 
     def describe(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Agents as readers get them, with the last lines of each one's output. Blocks."""
-        return [agent_answer(row, self._processes.output(row["id"]), time.time()) for row in rows]
+        return [
+            agent_answer(row, self._processes.output(row["id"]), time.time()) | self.meter.figures(row["id"])
+            for row in rows
+        ]
 
     def logs(self, row: dict[str, Any], query: LogQuery) -> dict[str, Any]:
         """The output from an offset or moment on, at most a megabyte, or its last lines. Blocks."""
@@ -6232,9 +6283,9 @@ class AgentLedger:
 
         await self._storage.write(job)
 
-    async def ended(self, row: dict[str, Any], tail: list[str]) -> dict[str, Any]:
+    async def ended(self, row: dict[str, Any], tail: list[str], spent: dict[str, Any]) -> dict[str, Any]:
         """Record an end, its events and the end of its token as one, until the disk takes it; what the events say."""
-        told = ended_data(row, tail, self._storage.read.result_of(row["project"], row["id"])["result_id"])
+        told = ended_data(row, tail, self._storage.read.result_of(row["project"], row["id"])["result_id"]) | spent
         names = ["agent_exited"] + (["agent_failed"] if row["state"] in AGENT_GROUPS["failed"] else [])
         submission = {"publisher": row["id"], "topic": "coordination", "data": told}
         events = [new_event(row["project"], name, submission) for name in names]
@@ -6540,6 +6591,30 @@ def filled_in(command: AgentCommand, launch: AgentLaunch) -> AgentCommand:
 
     environment = {name: fill(value) for name, value in command.environment.items()}
     return AgentCommand([fill(word) for word in command.argv], fill(command.stdin), environment)
+
+
+class Meter:
+    """What agents spend on their models: the simplest ``meter``, which knows nothing. A plugin's derives from it."""
+
+    FIGURES = ("model", "requests", "input_tokens", "output_tokens", "cached_tokens", "cost_usd", "denials")
+
+    def instrument(self, command: AgentCommand, url: str, token: str) -> AgentCommand:
+        """The command of an agent whose program then reports to ``url`` with ``token``. No argument may hold that."""
+        return command
+
+    def figures(self, agent_id: str) -> dict[str, Any]:
+        """By FIGURES, null where the agent's program does not report it; ``cached_tokens`` are among the input."""
+        return dict.fromkeys(self.FIGURES)
+
+    def check_budget(self, issue_id: str) -> None:
+        """Raise AGT_003 where no agent may be started on the issue, since a budget is spent."""
+
+    def statistics(self) -> dict[str, Any]:
+        """The figures of issues and days."""
+        return {"by_issue": {}, "by_day": {}}
+
+    def close(self) -> None:
+        """The service ends."""
 
 
 Identity = tuple[int, str]  # pid, and what tells it from an earlier or later process with the same number

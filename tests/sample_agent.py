@@ -243,6 +243,15 @@ def store_and_hang() -> None:
     time.sleep(FOREVER)
 
 
+def spend() -> None:
+    """Reports what $REPORT says as its program would, and ends at once."""
+    name, _, given = os.environ["OTEL_EXPORTER_OTLP_HEADERS"].partition("=")
+    headers = {name: given, "Content-Type": "application/json"}
+    body = os.environ["REPORT"].encode()
+    request = urllib.request.Request(os.environ["OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"], body, headers)
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30).close()
+
+
 def watch_token() -> None:
     """The service is asked again and again with what is in the token file."""
     tokens = set()

@@ -264,6 +264,25 @@ PLUGINS = {
         def storage(settings):
             return Mirrored(settings)
     """,
+    "purse": """
+        from cco_sidecar import ApiError, Meter
+
+        class Purse(Meter):
+            def instrument(self, command, url, token):
+                command.environment["REPORT_TO"] = url
+                return command
+
+            def figures(self, agent_id):
+                return super().figures(agent_id) | {"cost_usd": 0.5}
+
+            def check_budget(self, issue_id):
+                if issue_id.startswith("poor-"):
+                    raise ApiError("AGT_003", "There is no money left")
+
+        @hookimpl
+        def meter(settings):
+            return Purse() if settings.storage.is_dir() else None
+    """,
     # asked before all others, being loaded last
     "x_nonsense": "\n".join(
         f"@hookimpl\ndef {name}({'launch' if name == 'agent_command' else ''}):\n    return 5\n"
@@ -470,6 +489,16 @@ def test_a_plugin_brings_its_own_owner_of_agents_processes(plugged: Service, iss
     assert client.get(f"{path}/logs").json()["text"] == f"wizard {issue}  started by a plugin's owner\n"
 
 
+def test_a_plugin_brings_its_own_meter(plugged: Service, issue: str) -> None:
+    client = plugged.client()
+    body = {"agent_type": "wizard", "issue_id": issue}
+    agent = client.post("/api/agents/spawn", body).json()["agent_id"]
+    exited = client.wait("agent_exited", filter=f"issue_id:{issue}", since="earliest", timeout=10_000)["events"][0]
+    assert exited["data"]["cost_usd"] == client.get(f"/api/agents/{agent}/status").json()["cost_usd"] == 0.5
+    refused = client.post("/api/agents/spawn", body | {"issue_id": f"poor-{issue}"})
+    assert (refused.status_code, refused.json()["message"]) == (429, "There is no money left")
+
+
 def test_a_command_that_is_no_list_of_words_is_passed_over(
     plugged: Service, issue: str, make_service: Callable[..., Service]
 ) -> None:
@@ -628,6 +657,7 @@ EXERCISED = {
     "project_reader": test_a_plugin_brings_its_own_look_at_the_repository,
     "storage": test_a_plugin_brings_its_own_storage,
     "process_owner": test_a_plugin_brings_its_own_owner_of_agents_processes,
+    "meter": test_a_plugin_brings_its_own_meter,
     "startup": test_plugins_are_told_of_start_and_stop,
     "shutdown": test_plugins_are_told_of_start_and_stop,
 }

@@ -51,6 +51,8 @@ def test_a_known_program_is_started_in_its_headless_form(service: Service, name:
     assert state(service.client(), spawned["agent_id"])["state"] == "completed"
     arguments, told, token, read = json.loads(output(service.client(), spawned["agent_id"]))
     folder, row = folder_of(service, spawned["agent_id"]), PROGRAMS[name]
+    assert [word.replace("{url}", service.url) for word in row.telemetry_argv] == arguments[: len(row.telemetry_argv)]
+    arguments = arguments[len(row.telemetry_argv) :]
     assert "{" not in " ".join(word for word in arguments if "issue-1" not in word)
     prompt = read or next(word for word in arguments if "issue-1" in word)
     assert bool(read) == (row.stdin == "{agent_folder}/prompt")

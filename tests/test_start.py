@@ -128,6 +128,8 @@ SAMPLES: dict[str, tuple[list[str], str]] = {
     "max_agents": (["0", "1", "10000"], "10001"),
     "max_agents_per_issue": (["1", "50", "1000000"], "0"),
     "max_depth": (["1", "4", "100"], "0"),
+    "budget_usd": (["5", "0.5/issue", "2/issue,20.25/day"], "0"),
+    "budget_tokens": (["1000", "1/day", "5,7/day"], "1/week"),
     "stop_agents": (["1", "0", "true"], "2"),
     "plugins": (["src", "src,tests", "docs"], "[1]"),
     "no_plugins": (["yes", "no", "true"], ""),

@@ -26,6 +26,9 @@ class Program:
 
     ``logged_out`` is a pattern of what it writes where nobody is logged in, and ``logged_out_codes`` the exit codes by
     which it then ends: None where it goes on for minutes. ``offline`` is what it writes where it reaches no model.
+
+    ``telemetry`` and ``telemetry_argv``, words behind its name, have it report what it spends to the plugin meter;
+    ``{url}`` there is the service's. Empty where it tells nothing that is understood there.
     """
 
     tried: str  # the version, empty for a program that was not to be had
@@ -38,6 +41,8 @@ class Program:
     environment: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     may: Callable[[str], str] | None = None
+    telemetry: dict[str, str] = field(default_factory=dict)
+    telemetry_argv: Sequence[str] = ()
 
     def command(self, commands: Iterable[str]) -> AgentCommand:
         """How an agent is started that may run ``commands``."""
@@ -79,6 +84,7 @@ PROGRAMS = {
         log_in="`claude auth login`, or a key in ANTHROPIC_API_KEY",
         logged_out=r"^(Not logged in|Invalid API key|OAuth token|Failed to authenticate|API Error: 40[13]\b)",
         offline=r"^(API Error: )?(Connection error|Unable to connect to API)",
+        telemetry={"CLAUDE_CODE_ENABLE_TELEMETRY": "1", "OTEL_LOGS_EXPORTER": "otlp"},
     ),
     "codex": Program(
         tried="0.169.0",
@@ -87,6 +93,8 @@ PROGRAMS = {
         log_in="`codex login`, or a key in CODEX_API_KEY",
         logged_out=r"^ERROR: unexpected status 401",
         offline=r"^ERROR: Reconnecting\.\.\. waiting for network\s*\Z",  # and waits for ever
+        telemetry_argv=["-c", "otel.exporter.otlp-http.endpoint={url}/v1/logs",
+                        "-c", "otel.exporter.otlp-http.protocol=json"],
     ),
     "gemini": Program(
         tried="0.61.0",
@@ -97,6 +105,10 @@ PROGRAMS = {
         log_in="`gemini` by hand, or a key in GEMINI_API_KEY",
         logged_out=r"\b[Aa]uth(entication)?\b",
         logged_out_codes=(41,),
+        telemetry={
+            "GEMINI_TELEMETRY_ENABLED": "true", "GEMINI_TELEMETRY_TARGET": "local",
+            "GEMINI_TELEMETRY_OTLP_ENDPOINT": "{url}", "GEMINI_TELEMETRY_OTLP_PROTOCOL": "http",
+            "GEMINI_TELEMETRY_LOG_PROMPTS": "false"},
     ),
     "opencode": Program(  # an argument with blanks reaches its model quoted; agents that share a database lock it
         tried="1.18.33",
@@ -131,6 +143,9 @@ PROGRAMS = {
         log_in="`qwen auth`",
         logged_out=r"^(No auth type is selected|\[API Error: 401)",
         offline=r"^\[API Error: Connection error",
+        telemetry={
+            "QWEN_TELEMETRY_ENABLED": "true", "QWEN_TELEMETRY_TARGET": "local", "QWEN_TELEMETRY_OTLP_ENDPOINT": "{url}",
+            "QWEN_TELEMETRY_OTLP_PROTOCOL": "http", "QWEN_TELEMETRY_LOG_PROMPTS": "false"},
     ),
     "cursor-agent": Program(
         tried="",

@@ -282,6 +282,13 @@ class AgentStatus(Struct):
     last_output_at: str | None
     last_output_age_seconds: float | None
     last_call: AgentCall | None
+    model: str | None
+    requests: int | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+    cost_usd: float | None
+    denials: int | None
 
 
 class AgentList(Struct):
@@ -353,6 +360,24 @@ class PerformanceStatistics(Struct):
     unsent_bytes: int  # of answers that wait for their clients
 
 
+class Spent(Struct):
+    """What agents spent on their models, as far as their programs report it: null where none does."""
+
+    requests: int
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+    cost_usd: float | None
+    denials: int | None
+
+
+class SpentStatistics(Struct):
+    """What was spent on each issue and each day (UTC), the latest 100 of them."""
+
+    by_issue: dict[str, Spent]
+    by_day: dict[str, Spent]
+
+
 class Status(Struct):
     """Answer of GET /status: everything is counted or timed."""
 
@@ -360,4 +385,5 @@ class Status(Struct):
     storage: StorageStatistics
     events: EventStatistics
     performance: PerformanceStatistics
+    spent: SpentStatistics
     timestamp: str

@@ -27,7 +27,9 @@ from cco_sidecar import (
     StartError,
     WaitForEvents,
     __version__,
+    bundled_plugins,
     hookimpl,
+    import_file,
     routes,
 )
 from cco_sidecar_plugins.commands._table import Command, add_commands, arg
@@ -141,6 +143,13 @@ WORDS = {  # of a type, of a field of a type, of a field or parameter of any typ
     "SpawnRequest.priority": "Given to the agent.",
     "SpawnRequest.permissions": "Narrows what the agent's token allows.",
     "issue_only": "The agent's token works on this issue only.",
+    "model": "The model that it asks most; null, as all that follows, where its program does not report it.",
+    "requests": "Requests to models.",
+    "input_tokens": "Tokens that models read, those from a cache among them.",
+    "output_tokens": "Tokens that models wrote.",
+    "cached_tokens": "Of the input those that came from a cache.",
+    "cost_usd": "US dollars, where the program knows prices.",
+    "denials": "Uses of a tool that the program's own rules refused.",
     "next_cursor": "Goes on behind the last item: the next request's `since`.",
     "has_more": "Whether there are more: older ones, or later ones where `since` was given.",
     "scanned_to": "Up to here everything has been looked at; as good a cursor.",
@@ -233,7 +242,8 @@ DOCUMENT = Route("GET", "/openapi.json", GetOpenAPI)
 
 
 def command_schema(options: argparse.Namespace) -> int:
-    table = [*routes(), DOCUMENT]
+    bundled = map(import_file, bundled_plugins("register_routes"))
+    table = [*routes(), *(row for module in bundled for row in module.register_routes())]
     documents = {"openapi.json": openapi(table)}
     schemas = describe_types(shapes_of(table))
     for shape in shapes_of(table):

@@ -5222,8 +5222,13 @@ def list_files(root: Path, prefix: str | None, scratch: Path) -> list[str]:
     try:
         environ = borrowed_git(root, scratch) if prefix is None else None
         listed = ask_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate", env=environ)
-    except FileNotFoundError:  # git is not installed
-        return without_databases(root, sorted(walk_files(root)))
+    except FileNotFoundError:
+        names = sorted(walk_files(root))
+        if any(os.path.lexists(folder / ".git") for folder in (root, *root.parents)) or any(
+            name.rpartition("/")[2] == ".gitignore" for name in names
+        ):
+            raise GitError("git is not installed, so what .gitignore excludes is not known") from None
+        return without_databases(root, names)
     return without_databases(root, sorted(split_z(listed)))
 
 

@@ -255,13 +255,32 @@ def test_a_folder_without_git_is_served_with_its_ignore_rules(make_service: Make
     assert context_of(client)["project_structure"]["files"] == [".gitignore", "app.py", "package/new.py"]
 
 
-def test_a_machine_without_git_still_gets_its_files(make_service: MakeService, tmp_path: Path) -> None:
+IGNORING: dict[str, Callable[[Path], object]] = {  # what may exclude files, for which git has to be asked
+    "a repository": lambda root: git(root, "init", "-q"),
+    "a file of rules": lambda root: write(root / ".gitignore", "*.log\n"),
+    "rules in a folder": lambda root: write(root / "inner/.gitignore", "!x\n"),
+    "a repository around it": lambda root: git(root.parent, "init", "-q"),
+    "a work tree's pointer": lambda root: write(root / ".git", "gitdir: ../elsewhere\n"),
+}
+
+
+@pytest.mark.parametrize("what", [*IGNORING, "nothing"])
+def test_a_machine_without_git_gets_files_where_nothing_excludes_any(
+    make_service: MakeService, tmp_path: Path, what: str
+) -> None:
     (tmp_path / "empty").mkdir()
-    client = make_service(env={"PATH": str(tmp_path / "empty")}).client()
-    context = context_of(client)
-    assert "src/main.py" in context["project_structure"]["files"]
-    assert context["git_context"]["recent_commits"] == []
-    assert [path for path in context["project_structure"]["files"] if path.startswith(".git/")] == []
+    root = tmp_path / "around/plain"
+    write(root / "app.py", "x = 1\n")
+    write(root / "secret.log", "ignored")
+    IGNORING.get(what, str)(root)
+    client = make_service(root=root, env={"PATH": str(tmp_path / "empty")}).client()
+    answer = client.get("/api/context/issue-1/python-specialist")
+    if what == "nothing":
+        assert answer.json()["context"]["project_structure"]["files"] == ["app.py", "secret.log"]
+        assert answer.json()["context"]["git_context"]["recent_commits"] == []
+    else:
+        assert (answer.status_code, answer.json()["code"]) == (500, "CTX_001")
+        assert "git is not installed" in answer.json()["message"] and "app.py" not in answer.text
 
 
 @pytest.mark.parametrize(

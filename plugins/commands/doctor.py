@@ -194,7 +194,7 @@ def check_port(settings: Settings) -> str:
 
 def check_git(settings: Settings) -> str:
     if not shutil.which("git"):
-        return "note: git is not installed: contexts carry no history, and .gitignore is not honoured; install it"
+        return "note: git is not installed: where .gitignore may exclude files there are no contexts; install it"
     try:
         prefix = cco_sidecar.git_prefix(settings.root)
     except cco_sidecar.GitError as error:

@@ -119,6 +119,9 @@ __version__ = "1.0.0"
 log = logging.getLogger("cco")
 
 MB = 1024 * 1024
+TASK_LENGTH = 30_000  # characters, of up to 12 bytes each in a URL
+MAX_LINE = 8 * 1024  # bytes of a request's target; what RFC 9112 (3) asks for at least
+MAX_FIELDS = 64 * 1024  # bytes of its headers
 
 
 # ======================================================================================================
@@ -229,6 +232,11 @@ class Settings:
     no_plugins: Annotated[bool, read_bool] = option(False, "the service runs no plugins")
     log_level: Annotated[str, read_choice("debug", "info", "warning", "error")] = option("info", "what is logged")
     log_format: Annotated[str, read_choice("text", "json")] = option("text", "how it is logged")
+    places: dict[str, str] = dataclasses.field(default_factory=dict)  # option: the variable or line that sets it
+
+    def where(self, name: str) -> str:
+        """Where an option is set, for messages."""
+        return self.places.get(name, flag_of(name))
 
     @property
     def scheme(self) -> str:
@@ -246,12 +254,14 @@ def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[s
     if not root.is_dir():
         raise StartError(f"{given['root'][0]}: {root} is not a folder")
     root = root.resolve()
-    values = {name: read_option(name, *source) for name, source in (read_settings_files(root) | given).items()}
+    sources = read_settings_files(root) | given
+    values = {name: read_option(name, *source) for name, source in sources.items()}
     values = {"project": slug(root.name)} | values | {"root": root}
     values["storage"] = values.get("storage") or default_storage(root, values["project"])
-    settings = Settings(**values)
+    settings = Settings(**values, places={name: where for name, (where, *_) in sources.items()})
     if bool(settings.tls_cert) != bool(settings.tls_key):
-        raise StartError("--tls-cert and --tls-key go together")
+        alone, missing = ("tls_cert", "tls_key") if settings.tls_cert else ("tls_key", "tls_cert")
+        raise StartError(f"{settings.where(alone)}: needs {flag_of(missing)} beside it")
     return settings
 
 
@@ -383,8 +393,9 @@ def read_text(value: Any) -> str:
 
 
 def read_path(value: Any) -> Path:
+    """A path as the system names it, whose own encoding may not have what our text has."""
     try:
-        return Path(read_text(value)).expanduser()
+        return Path(os.fsdecode(read_text(value).encode("utf-8", "surrogateescape"))).expanduser()
     except RuntimeError as error:  # the home folder of ~ or ~name is not known
         raise ValueError(f"has no meaning here: {error}") from None
 
@@ -414,7 +425,7 @@ def read_bool(value: Any) -> bool:
 
 def read_number(low: int, high: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
-        if not re.fullmatch(r"-?\d{1,15}", str(value)) or not low <= int(value) <= high:
+        if not re.fullmatch(r"-?[0-9]{1,15}", str(value)) or not low <= int(value) <= high:
             raise ValueError(f"must be a whole number from {low} to {high}")
         return int(value)
 
@@ -492,6 +503,7 @@ HINTS = typing.get_type_hints(Settings, include_extras=True)
 OPTIONS: dict[str, Option] = {
     field.name: dataclasses.replace(field.metadata["option"], read=HINTS[field.name].__metadata__[0])
     for field in fields(Settings)
+    if field.metadata
 }
 
 
@@ -670,7 +682,7 @@ class SpawnRequest(Struct, omit_defaults=True):
 
     agent_type: Identifier
     issue_id: Identifier
-    task: Annotated[str, Meta(max_length=30_000, pattern=r"^[^\x00]*\Z")] = ""
+    task: Annotated[str, Meta(max_length=TASK_LENGTH, pattern=r"^[^\x00]*\Z")] = ""
     context_requirements: list[str] = []
     environment: dict[Annotated[str, Meta(pattern=r"^[^=\x00]+\Z")], Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]] = {}
     priority: Literal["low", "normal", "medium", "high", "critical"] = "normal"
@@ -749,7 +761,7 @@ class NoQuery(Struct):
 
 
 class ContextQuery(Struct):
-    task: Annotated[str, Meta(max_length=30_000)] = ""
+    task: Annotated[str, Meta(max_length=TASK_LENGTH)] = ""
     max_bytes: Annotated[int, Meta(ge=2_000, le=10 * MB)] = 10 * MB
     max_tokens: Annotated[int, Meta(ge=500)] | None = None
     max_files: Annotated[int, Meta(ge=0, le=1000)] = 50
@@ -1264,7 +1276,7 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
     hooks = Hooks(built_in_plugins())
     if not settings.no_plugins:
         hooks.load_files(bundled_plugins())
-        hooks.load(settings.plugins)
+        hooks.load(settings.plugins, settings.where("plugins"))
     if strict and hooks.faults():
         raise StartError("; ".join(hooks.faults()))
     for fault in hooks.faults():
@@ -1299,12 +1311,14 @@ class Hooks:
 
     # -- loading
 
-    def load(self, folders: Iterable[Path]) -> None:
-        """Load the plugins in ``folders`` and those of entry points; ``loaded`` says which are not in use, and why."""
+    def load(self, folders: Iterable[Path], where: str = "--plugins") -> None:
+        """Load the plugins in ``folders``, which ``where`` names, and those of entry points; ``loaded`` says which are
+        not in use, and why.
+        """
         for folder in folders:
             self.load_files(sorted(folder.glob("[!_.]*.py")))
             if not folder.is_dir():
-                problem = f"--plugins {folder} is not a folder"
+                problem = f"{where}: {folder} is not a folder"
                 self.loaded.append(LoadedPlugin(folder.name, str(folder), [], problem, faulty=True))
         for entry in importlib.metadata.entry_points(group="cco_sidecar"):
             self._load_one(entry.name, f"entry point {entry.value}", entry.load)
@@ -1741,7 +1755,7 @@ class Sidecar:
             ssl_options=self._tls_context(),
             # Bodies are counted, and refused in JSON, by Endpoint: Tornado's own limit would answer without a body.
             max_body_size=1 << 40,
-            max_header_size=64 * 1024,
+            max_header_size=MAX_FIELDS + GetContext.max_line,
             body_timeout=settings.request_timeout + 15.0,  # Endpoint says why before that
             idle_connection_timeout=300.0,
         )
@@ -1766,7 +1780,7 @@ class Sidecar:
         try:
             return tls_context(certificate, key)
         except (OSError, ssl.SSLError) as error:
-            raise StartError(f"--tls-cert/--tls-key cannot be loaded: {one_line(error)}") from None
+            raise StartError(f"{self.settings.where('tls_cert')}: it cannot be loaded: {one_line(error)}") from None
 
     def _announce(self) -> SidecarInfo:
         """What clients find the service by."""
@@ -1883,25 +1897,28 @@ def check_needed_plugins(settings: Settings, hooks: Hooks) -> None:
     in_use = {plugin.name for plugin in hooks.loaded if not plugin.problem}
     for name, row in OPTIONS.items():
         if row.plugin and row.plugin not in in_use and getattr(settings, name) != row.default:
-            raise StartError(f"{flag_of(name)}: the plugin {row.plugin}, which reads it, is not loaded")
+            raise StartError(f"{settings.where(name)}: the plugin {row.plugin}, which reads it, is not loaded")
 
 
 def prepare_storage_folder(settings: Settings) -> None:
     """Make the storage folder, for the user alone. Raises StartError where it cannot be trusted."""
-    folder = settings.storage
+    folder, where = settings.storage, settings.where("storage")
     if clean_text(str(folder)) != str(folder):
-        raise StartError(f"--storage: the name of {folder} is not UTF-8, in which paths are kept")
+        encoding = sys.getfilesystemencoding().upper()
+        raise StartError(f"{where}: the name of {folder} is not {encoding}, in which paths are kept")
     if folder.resolve().is_relative_to(settings.root):
-        raise StartError(f"--storage: {folder} lies inside the repository, where the signing secret must never be")
+        raise StartError(f"{where}: {folder} lies inside the repository, where the signing secret must never be")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = list(folder.iterdir())
         make_private(folder, trusted=not found)
         for path in found:
             make_private(path)
+    except StartError as error:
+        raise StartError(f"{where}: {error}") from None
     except OSError as error:
         hint = "unless you name it, it lies below $XDG_STATE_HOME or your home folder"
-        raise StartError(f"--storage: {error}; {hint}") from None
+        raise StartError(f"{where}: {error}; {hint}") from None
 
 
 def make_private(path: Path, trusted: bool = False) -> None:
@@ -1910,15 +1927,15 @@ def make_private(path: Path, trusted: bool = False) -> None:
     """
     facts = path.lstat()
     if stat.S_ISLNK(facts.st_mode):
-        raise StartError(f"--storage: {path} is a link, which could lead anywhere: remove it")
+        raise StartError(f"{path} is a link, which could lead anywhere: remove it")
     if not hasattr(os, "geteuid"):
         return
     if facts.st_uid != os.geteuid():
-        raise StartError(f"--storage: {path} belongs to somebody else (user id {facts.st_uid})")
+        raise StartError(f"{path} belongs to somebody else (user id {facts.st_uid})")
     if facts.st_mode & 0o022 and not trusted:
-        raise StartError(f"--storage: others may write {path} and may have done so: look at it, then chmod go-rwx it")
+        raise StartError(f"others may write {path} and may have done so: look at it, then chmod go-rwx it")
     if facts.st_mode & 0o077 and path.name == "jwt.secret":
-        raise StartError(f"--storage: others can read {path}: chmod 600 it, or delete it to end all tokens")
+        raise StartError(f"others can read {path}: chmod 600 it, or delete it to end all tokens")
     if facts.st_mode & 0o077:
         path.chmod(stat.S_IMODE(facts.st_mode) & 0o700)
 
@@ -2341,6 +2358,7 @@ class Endpoint(Handler):
     body: ClassVar[type[Struct] | None] = None
     answers: ClassVar[dict[int, Any]] = {200: dict}
     problems: ClassVar[tuple[int, ...]] = ()  # statuses beyond those that every endpoint has
+    max_line: ClassVar[int] = MAX_LINE
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
     idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
     holds_token: ClassVar[bool] = False
@@ -2359,6 +2377,8 @@ class Endpoint(Handler):
         request, sidecar, length = self.request, self.sidecar, body_length(self.request.headers)
         try:
             sidecar.access.check(request)
+            if len(request.uri or "") > self.max_line:
+                raise ApiError("REQ_004", f"The request line may have {self.max_line} bytes at most", status=414)
             if self.max_body < length < math.inf:
                 raise too_large(self.max_body)
             if not self.public:
@@ -2757,6 +2777,7 @@ class GetContext(Endpoint):
 
     permission = READ
     query_type = ContextQuery
+    max_line = MAX_LINE + 12 * TASK_LENGTH
     answers = {200: "Context"}
     problems = (304, 404)
     failure = "CTX_001"
@@ -3209,7 +3230,7 @@ def make_or_read_secret(path: Path) -> str:
                 os.link(temporary, path)  # unlike a rename this fails where another was faster
             finally:
                 os.unlink(temporary)
-    secret = path.read_text().strip()
+    secret = path.read_text("utf-8", "backslashreplace").strip()
     if len(secret.encode()) < 32:
         raise StartError(
             f"the signing secret in {path} is shorter than 32 bytes: delete it, a new one is made (old tokens end)", 1
@@ -7345,7 +7366,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         del os.environ["HOME"]  # Python and git take an empty one for "/"
     problem = ""
     try:
-        code = run_command(list(sys.argv[1:] if arguments is None else arguments))
+        given = sys.argv[1:] if arguments is None else arguments
+        code = run_command([os.fsencode(word).decode("utf-8", "surrogateescape") for word in given])  # in any locale
     except SystemExit:  # --help and --version
         code = GOOD
     except StartError as error:
@@ -7488,6 +7510,11 @@ def interrupt(number: int, frame: types.FrameType | None) -> None:
     raise Interrupted
 
 
+def speaks_unicode(stream: typing.TextIO) -> bool:
+    """Whether ``stream`` can write all that JSON and YAML hold, in an encoding that their readers recognize."""
+    return codecs.lookup(stream.encoding or "ascii").name.startswith(("utf-8", "utf-16", "utf-32"))
+
+
 def escape_unencodable(error: UnicodeError) -> tuple[str, int]:
     """Error policy of standard output: what it cannot encode is written as JSON writes it."""
     assert isinstance(error, UnicodeEncodeError)
@@ -7517,7 +7544,7 @@ def complain(message: str) -> None:
 
 def harmless(text: str) -> str:
     """``text`` without what steers a terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", clean_text(text))
 
 
 # -- serving
@@ -7627,6 +7654,8 @@ def command_token(options: argparse.Namespace) -> int:
             raise StartError(f"{flag_of(name)}: {value!r} must match {IDENTIFIER}")
     ttl = None if options.ttl is None else read_option("token_ttl", "--ttl", options.ttl)
     permissions = None if options.permissions is None else read_list(options.permissions)
+    if permissions == ():
+        raise StartError(f"--permissions: {options.permissions!r} names none of {', '.join(PERMISSIONS)}")
     if unknown := sorted(set(permissions or ()) - set(PERMISSIONS)):
         raise StartError(f"--permissions: {unknown[0]!r} is unknown{meant(unknown[0], PERMISSIONS)}")
     subject = options.agent_id or f"cli-{options.type}-{secrets.token_hex(4)}"  # somebody new, unless named

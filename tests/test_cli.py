@@ -107,7 +107,7 @@ def cco(
     monkeypatch.chdir(here.root / "src")
 
     def run(*words: str, text: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         try:
             code = cco_sidecar.main(words)
         except SystemExit as ended:

@@ -13,11 +13,13 @@ import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import requests
+import yaml
 from conftest import MODULE, Service, clean_environment, end_stragglers, every_command, make_repository, plugin, until
 
 import cco_sidecar
@@ -48,7 +50,7 @@ def cco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         code = cco_sidecar.main(words)
         said = capsys.readouterr()
         return code, said.out, said.err
@@ -145,13 +147,98 @@ CHOICES = [(name, action) for name in COMMANDS for action in PARSERS[name]._acti
 
 
 @pytest.mark.parametrize("words", [
-    "agent status ?", "agent logs ID --since ?", "agent list --issue ?", "results list --issue ?", "results get i1 ?", "events list --topic ?",
+    "agent list --type ?", "agent logs ID --since ?", "agent list --issue ?", "results list --issue ?", "results get i1 ?", "events list --topic ?",
     "events publish ?", "events publish x --correlation-id ?", "events subscribe x --filter ?", "context get i1 python-specialist --task ?",
     "context clear --issue ?", "agent spawn --type python-specialist --issue i1 --task ?", "agent spawn --type x --issue i1 --env A=?",
     "results store --issue i1 --agent a --agent-type x --status success --decisions ?", "run --issue i1 --task ?", "token --type ?",
 ])  # fmt: skip
 def test_an_argument_that_is_not_utf_8_is_one_line_before_anything_is_sent(words: str, cco: Cco) -> None:
     assert "UTF-8" in refusal(cco(*words.replace("?", "\udcff").split()))
+
+
+NUMBERS = [
+    (name, action.option_strings[-1])
+    for name in COMMANDS
+    for action in PARSERS[name]._actions
+    if getattr(action.type, "__qualname__", "").startswith("number.")
+]
+
+
+@pytest.mark.parametrize("number", ["٣٠", "３０", "३०", "²", "1_0", "+5", "1e2", " 7", "0x1", "nan", "-1", "9" * 6000])
+def test_numbers_are_written_in_the_digits_0_to_9(number: str, cco: Cco) -> None:
+    assert len(NUMBERS) > 12 and {"--tail", "--ttl", "--rounds", "--limit"} <= {option for _, option in NUMBERS}
+    for name, option in NUMBERS:
+        assert f"{option}: {number!r} is not a" in refusal(cco(*filled(name), f"{option}={number}")), (name, option)
+    for option in ("--port", "--max-agents", "--token-ttl"):
+        assert f"{option}: {number!r}"[:200] in refusal(cco("serve", f"{option}={number}"))
+
+
+@pytest.mark.parametrize("url", [
+    "ftp://127.0.0.1:1", "file:///etc/passwd", "ws://localhost:1", "127.0.0.1:3001", "http://", "http:///x", "http://127.0.0.1:99999",
+    "http://127.0.0.1:٣٠٠١", "http://[::1", "http://a b", "http://x?y=1", "http://me:secret@localhost:1", "javascript:alert(1)",
+])  # fmt: skip
+def test_a_url_that_is_none_of_a_service_is_refused_before_anything_is_sent(
+    url: str, cco: Cco, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (["health"], ["events", "list"], ["agent", "status", "some-agent"]):
+        assert refusal(cco(*words, "--url", url)).startswith("cco: --url: ")
+    monkeypatch.setenv("SIDECAR_URL", url)
+    assert refusal(cco("status")).startswith("cco: SIDECAR_URL: ")
+
+
+@pytest.mark.parametrize("words", [
+    "events publish", "events publish a --type b", "events publish a --data {", "events publish a --data 1e999", "events publish a --input none.json",
+    "results store --status success", "results store none.json", "results store", "results store x --input y", "agent spawn --type t --issue i --env nonsense",
+    "context clear", "agent status a/b", "agent logs ..", "agent kill a?b", "agent status .", "results get a%2Fb", "agent status é", "agent logs a..b",
+    *(f"results store --issue i --agent a --agent-type t --status success --metrics {metrics}"
+      for metrics in ('{"a":NaN}', '[Infinity]', '{"a":{"b":[-Infinity]}}', '{"a":1e400}', '-1e999', "{")),
+])  # fmt: skip
+def test_wrong_use_is_told_where_no_service_runs_too(words: str, cco: Cco) -> None:
+    refusal(cco(*words.split()))
+
+
+@pytest.mark.parametrize("listed", [",,,", "", " , ", ",", " "])
+def test_a_token_without_any_permission_is_refused(listed: str, cco: Cco) -> None:
+    line = refusal(cco("token", "--type", "qa-engineer", "--permissions", listed))
+    assert line.startswith(f"cco: --permissions: {listed!r} names none of read_context, ")
+
+
+FAULTS = {  # settings that only together, or only on this machine, are at fault: where that is said to be
+    "tls-cert = 'cert.pem'": "cco.toml:2: tls-cert: ",
+    "tls-key = 'key.pem'": "cco.toml:2: tls-key: ",
+    "tls-cert = 'none.pem'\ntls-key = 'none.pem'": "cco.toml:2: tls-cert: ",
+    "storage = 'state'": "cco.toml:2: storage: ",
+    "storage = '/dev/null/state'": "cco.toml:2: storage: ",
+    "plugins = ['nowhere']": "cco.toml:2: plugins: ",
+    "jwt-public-key = 'none.pem'": "cco.toml:2: jwt-public-key: ",
+    "jwt-public-key = 'none.pem'\nno-plugins = true": "cco.toml:2: jwt-public-key: ",
+}
+
+
+@pytest.mark.parametrize("text", FAULTS)
+def test_a_fault_between_settings_names_the_line_the_variable_or_the_flag(
+    text: str, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("CCO_SIDECAR_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(repository.parent / "state"))
+    monkeypatch.chdir(repository)
+    settings = tomllib.loads(text)
+    name = next(iter(settings))
+
+    def start(*words: str) -> str:
+        assert cco_sidecar.main(["--port", "0", *words]) in (1, 2)
+        return capsys.readouterr().err.splitlines()[-1].removeprefix("cco: ")
+
+    (repository / "cco.toml").write_text(f"# ours\n{text}\n")
+    assert FAULTS[text] in start()
+    (repository / "cco.toml").unlink()
+    for key, value in settings.items():
+        said = "true" if value is True else value[0] if isinstance(value, list) else value
+        monkeypatch.setenv(cco_sidecar.variable_of(key.replace("-", "_")), said)
+    assert f"{cco_sidecar.variable_of(name.replace('-', '_'))}: " in start()
+    value = settings[name]
+    assert f"--{name}: " in start(f"--{name}", value[0] if isinstance(value, list) else value)
 
 
 @pytest.mark.parametrize(("name", "code"), [("cco.toml", 2), ("pyproject.toml", 0)])
@@ -262,17 +349,19 @@ def test_the_help_of_a_command_fits_a_screen_and_shows_its_own_arguments_first(n
 
 # -- standard streams of any kind
 
+SPOKEN = 'greeting = "grüße → naïve 😀"\n\n# Ω\n'
 NAMES = ["ISSUE-é", "→ naïve 😀", "Ω"]
 
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with a result that no encoding but Unicode can write."""
+    """A service with a file and a result that no encoding but Unicode can write."""
     folder = tmp_path_factory.mktemp("spoken")
     agent = [sys.executable, "-c", "import sys; sys.stdout.buffer.write('→ naïve 😀\\n'.encode())"]
     running = Service(
         make_repository(folder / "repository"), folder / "storage", "--agent-command", json.dumps(agent)
     ).start()
+    (running.root / "grüße.py").write_text(SPOKEN, "utf-8")
     client = running.client()
     client.store(issue="i-1", decisions=NAMES, agent_notes="→")
     client.publish("noted", {"text": "→ naïve 😀 é"}, topic="Ωmega-é")
@@ -294,6 +383,8 @@ def spoken_commands(service: Service) -> dict[str, list[str]]:
     }  # fmt: skip
     commands |= {f"list-{style}": ["results", "list", "--format", style] for style in ("table", "json", "csv")}
     commands |= {f"get-{style}": ["results", "get", result, "--format", style] for style in ("table", "json", "csv")}
+    context = ["context", "get", "i-1", "python-specialist", "--task", "grüße →", "--format"]
+    commands |= {f"context-{style}": [*context, style] for style in ("json", "yaml", "text")}
     commands |= {f"events-{style}": ["events", "list", "--format", style] for style in ("table", "json", "csv")}
     where = ["--root", str(service.root), "--storage", str(service.storage)]
     return {name: [sys.executable, str(MODULE), *where, *words] for name, words in commands.items()}
@@ -303,14 +394,18 @@ ENCODINGS = {
     "ascii": {"PYTHONIOENCODING": "ascii"},
     "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     "cp1252": {"PYTHONIOENCODING": "cp1252"},
+    "latin-1": {"PYTHONIOENCODING": "latin-1:strict"},
+    "cp437": {"PYTHONIOENCODING": "cp437", "PYTHONUTF8": "0"},
+    "utf-16": {"PYTHONIOENCODING": "utf-16"},
     "utf-8": {"PYTHONIOENCODING": "utf-8"},
 }
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_output_that_the_encoding_does_not_have_is_escaped_and_json_stays_json(spoken: Service, encoding: str) -> None:
+    unicode = encoding.startswith("utf")
     for name, command in spoken_commands(spoken).items():
-        if name.startswith("list-") and encoding == "utf-8":
+        if name in ("token", "plugins", "types", "help", "list-table", "list-json") and encoding not in ("ascii", "C"):
             continue
         ended = subprocess.run(command, env=clean_environment(**ENCODINGS[encoding]), capture_output=True, timeout=40)
         assert (ended.returncode, ended.stderr) == (0, b"") and ended.stdout, (name, ended.stderr)
@@ -318,10 +413,76 @@ def test_output_that_the_encoding_does_not_have_is_escaped_and_json_stays_json(s
         if name in ("get-json", "events-json"):
             answer = json.loads(ended.stdout)
             assert answer["result"]["decisions"] == NAMES if name == "get-json" else "→ naïve 😀 é" in str(answer)
+        elif name in ("context-json", "context-yaml"):
+            answer = json.loads(ended.stdout) if name == "context-json" else yaml.safe_load(text)
+            contents = {file["path"]: file["content"] for file in answer["context"]["relevant_files"]}
+            assert contents["grüße.py"] == SPOKEN, contents
         elif name in ("get-table", "get-csv", "logs"):
-            assert ("→" if encoding == "utf-8" else "\\u2192") in text and ("naïve" in text) == (
-                encoding in ("utf-8", "cp1252")
-            ), text
+            assert ("→" if unicode else "\\u2192") in text, text
+            assert ("naïve" if encoding not in ("ascii", "C") else "na\\u00efve") in text, text
+
+
+ASCII_LOCALE = ENCODINGS["C"]
+
+
+@pytest.mark.parametrize(
+    "words", ["events publish noted --data TEXT", "events publish noted --input FILE", "events publish noted --input -"]
+)
+@pytest.mark.parametrize("locale", [ASCII_LOCALE, {"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii:strict"}])
+def test_what_is_typed_or_read_is_utf_8_in_any_locale(
+    spoken: Service, tmp_path: Path, words: str, locale: dict[str, str]
+) -> None:
+    topic, data = f"grüße-→😀-{len(locale)}", {"text": "Ωmega é 日本 😀"}
+    text = json.dumps(data if "TEXT" in words else {"data": data}, ensure_ascii=False)
+    file = tmp_path / "grüße →.json"
+    file.write_text(text, "utf-8")
+    told = [{"TEXT": text, "FILE": str(file)}.get(word, word) for word in words.split()]
+    told += ["--topic", topic] if "TEXT" in words else ["--format", "json"]
+    where = ["--root", str(spoken.root), "--storage", str(spoken.storage)]
+    ended = subprocess.run(
+        [sys.executable, str(MODULE), *where, *told],
+        env=clean_environment(**locale), input=text.encode(), capture_output=True, timeout=40,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, b""), ended.stderr
+    latest = spoken.client().get("/api/events", type="noted").json()["events"][-1]
+    assert (latest["data"], latest["topic"]) == (data, topic if "TEXT" in words else "general")
+
+
+@pytest.mark.parametrize("locale", [ASCII_LOCALE, {"PYTHONIOENCODING": "cp1252"}])
+def test_output_files_are_utf_8_whatever_the_terminal_is(
+    spoken: Service, tmp_path: Path, locale: dict[str, str]
+) -> None:
+    for style in ("json", "yaml", "text", "csv"):
+        path = tmp_path / f"größe-{style}"
+        command = spoken_commands(spoken)["context-text"][:-1]
+        ended = subprocess.run(
+            [*command, style, "--output", str(path)], env=clean_environment(**locale), capture_output=True, timeout=40
+        )
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b""), ended.stderr
+        assert "grüße" in path.read_text("utf-8") and (style == "csv" or "naïve 😀" in path.read_text("utf-8")), style
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "agent statüs",
+        "health --förmat json",
+        "health --format →",
+        "--pört 1",
+        "agent status ünknown",
+        "grüße",
+        "token --type x --agent-id größe",
+    ],
+)
+def test_refusals_show_what_was_typed_in_any_locale(tmp_path: Path, words: str) -> None:
+    environment = clean_environment(XDG_STATE_HOME=str(tmp_path / "s"), **ASCII_LOCALE)
+    ended = subprocess.run(
+        [sys.executable, str(MODULE), *words.split()], cwd=tmp_path, env=environment, capture_output=True, timeout=40
+    )
+    said = ended.stderr.decode("ascii")
+    assert ended.returncode == 2 and said.count("\n") == 1 and "\\udc" not in said, said
+    odd = next(word for word in words.split() if not word.isascii())
+    assert odd.encode("ascii", "backslashreplace").decode() in said, said
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

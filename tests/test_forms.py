@@ -307,7 +307,7 @@ def test_results_store_knows_an_agent_by_its_environment(world: World, issue: st
         ("events publish --input - --topic t", 2, "--topic"),
         ("events publish --input - --data {}", 2, "--data"),
         ("events subscribe", 2, "TYPE"),
-        ("events subscribe ping --timeout -1", 1, "timeout"),
+        ("events subscribe ping --timeout -1", 2, "timeout"),
         ("events subscribe ping --timeout soon", 2, "soon"),
         ("events subscribe ping --limit 0", 2, "0"),
         ("events subscribe ping --filter a==b", 1, "EVT_002"),
@@ -339,7 +339,7 @@ def test_what_is_wrong_is_said_in_one_line(
         monkeypatch.delenv(name)
     monkeypatch.setenv("CCO_SIDECAR_STORAGE", str(world.storage))
     monkeypatch.chdir(world.root)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     try:
         got = cco_sidecar.main(shlex.split(words))
     except SystemExit as ended:

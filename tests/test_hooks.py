@@ -993,7 +993,7 @@ def test_a_part_stops_the_start_with_a_line_of_its_own(tmp_path: Path, repositor
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [
-        ("nowhere", "--plugins {}/nowhere is not a folder"),
+        ("nowhere", "cco.toml:1: plugins: {}/nowhere is not a folder"),
         ("misspelt", "there is no hook 'startupp', did you mean startup?"),
         ("argument", "startup takes info; it has no argument 'x'"),
     ],

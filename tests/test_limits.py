@@ -1,16 +1,19 @@
 """How often a subject may ask, what it is told about it, and that being refused costs the service nothing."""
 
+import json
 import random
 import re
+import socket
 import threading
 import time
 import tracemalloc
 import types
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import pytest
 import requests
-from conftest import ALL, PROJECT, Client, Service
+from conftest import ALL, PROJECT, Client, Service, until
 
 import cco_sidecar
 from cco_sidecar import ApiError, Claims, RateLimits
@@ -406,3 +409,97 @@ def test_refused_subjects_cost_no_more_than_others() -> None:
         subject.ask()
     (times,) = subject.limits._recent.values()
     assert len(times) == 10
+
+
+# -- a task in the URL
+
+LONG_TASKS = {  # the longest that there may be; each character is up to twelve bytes there
+    "four bytes each": "😀" * 30_000,
+    "three bytes each": "日" * 30_000,
+    "two bytes each": "é" * 30_000,
+    "words": "greet " * 5_000,
+    "blanks and signs": "% &=?#+/" * 3_750,
+}
+
+
+def long_target(task: str) -> str:
+    return f"/api/context/issue-1/python-specialist?task={quote(task, safe='')}"
+
+
+@pytest.mark.parametrize("kind", LONG_TASKS)
+def test_a_task_of_the_documented_length_fits_into_the_url(architect: Client, kind: str) -> None:
+    task = LONG_TASKS[kind]
+    answer = architect.get(long_target(task))
+    assert answer.status_code == 200, answer.text[:300]
+    assert answer.json()["context"]["metadata"]["task_matched"] is (kind == "words")
+    refused = architect.get(long_target(task + "x"))
+    assert (refused.status_code, refused.json()["code"]) == (400, "REQ_001") and "30000" in refused.json()["message"]
+
+
+@pytest.mark.parametrize("place", ["/api/context/i/python-specialist", "/api/events/wait/x", "/health", "/api/results"])
+def test_a_url_that_is_longer_than_any_right_one_is_414(architect: Client, place: str) -> None:
+    size = 380_000 if "context" in place else 9_000
+    answer = architect.get(f"{place}?task={'x' * size}")
+    assert (answer.status_code, answer.json()["code"]) == (414, "REQ_004"), answer.text[:300]
+
+
+def over_http2(url: str, token: str, target: str, *fields: tuple[str, str]) -> tuple[int, bytes]:
+    """Status and body of a GET by prior knowledge. curl itself sends no head of more than 64 kB."""
+    h2_connection = pytest.importorskip("h2.connection")
+    events = pytest.importorskip("h2.events")
+    place = urlsplit(url)
+    connection, status, body = h2_connection.H2Connection(), 0, b""
+    connection.initiate_connection()
+    head = [(":method", "GET"), (":path", target), (":scheme", "http"), (":authority", place.netloc)]
+    connection.send_headers(1, [*head, ("authorization", f"Bearer {token}"), *fields], end_stream=True)
+    with socket.create_connection((str(place.hostname), int(place.port or 0)), timeout=30) as line:
+        line.sendall(connection.data_to_send())
+        while data := line.recv(65_536):
+            for event in connection.receive_data(data):
+                if isinstance(event, events.ResponseReceived):
+                    status = int(dict(event.headers)[b":status"])
+                elif isinstance(event, events.DataReceived):
+                    body += event.data
+                    connection.acknowledge_received_data(event.flow_controlled_length, 1)
+                elif isinstance(event, events.StreamEnded):
+                    return status, body
+                assert not isinstance(event, (events.ConnectionTerminated, events.StreamReset)), event
+            line.sendall(connection.data_to_send())
+    raise AssertionError("the connection was closed")
+
+
+@pytest.mark.needs_plugin("http/http2 speaks HTTP/2")
+def test_a_long_task_fits_over_http2_too_and_nothing_else_that_is_long(service: Service) -> None:
+    token = service.token()
+    for task in LONG_TASKS.values():
+        status, body = over_http2(service.url, token, long_target(task))
+        assert status == 200 and json.loads(body)["context"], body[:300]
+        assert over_http2(service.url, token, long_target(task + "x"))[0] == 400
+    for target in (f"/api/events/wait/x?filter={'x' * 9_000}", f"/health?x={'y' * 100_000}"):
+        status, body = over_http2(service.url, token, target)
+        assert (status, json.loads(body)["code"]) == (414, "REQ_004")
+    assert over_http2(service.url, token, "/health", ("x-long", "x" * 70_000))[0] == 400
+    assert over_http2(service.url, token, "/health")[0] == 200
+
+
+@pytest.mark.needs_plugin("http/strict reads the heads")
+def test_long_lines_are_read_for_contexts_only_and_not_too_many_at_once(service: Service) -> None:
+    place = (urlsplit(service.url).hostname, urlsplit(service.url).port)
+    lines = []
+    try:
+        for _ in range(100):
+            lines.append(socket.create_connection(place, timeout=30))
+            lines[-1].sendall(b"GET /api/context/i/python-specialist?task=" + b"x" * 10_000)
+
+        def answer(start: bytes) -> bytes:
+            with socket.create_connection(place, timeout=30) as line:
+                line.sendall(start + b"x" * 10_000)
+                return line.recv(65_536)
+
+        until(lambda: b"REQ_009" in answer(b"GET /api/context/i/python-specialist?task="))
+        assert b" 414 " in answer(b"GET /api/results?x=") and b" 414 " in answer(b"POST /api/context/i/x?task=")
+        assert service.client().get("/health").status_code == 200
+    finally:
+        for line in lines:
+            line.close()
+    until(lambda: service.client().get(long_target(LONG_TASKS["two bytes each"])).status_code == 200)

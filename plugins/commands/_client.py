@@ -8,6 +8,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import ssl
 import urllib.error
 import urllib.parse
@@ -74,10 +75,10 @@ class Client:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._environ = os.environ
-        self._given = getattr(options, "url", None) or self._environ.get("SIDECAR_URL", "")
+        self._given = service_url(getattr(options, "url", None), self._environ.get("SIDECAR_URL"))
         self._settings = None if self._given else running_settings(settings_from(options))
         self.project = self._environ.get("PROJECT_ID", "")
-        self.url, self._instance = self._given.rstrip("/").removesuffix("/api"), ""
+        self.url, self._instance = self._given, ""
         self._look_for_it()
         self.token = self._find_token()
         # Proxies are for the world outside; a certificate of one's own is trusted by naming it in SSL_CERT_FILE.
@@ -95,7 +96,7 @@ class Client:
         """The agent's own token, $JWT_TOKEN, or one minted from the storage's secret."""
         if path := self._environ.get("CCO_TOKEN_FILE"):
             with contextlib.suppress(OSError):
-                return Path(path).read_text().strip()
+                return Path(path).read_text("utf-8", "replace").strip()
         if token := self._environ.get("JWT_TOKEN", "").strip():
             return token
         if self._settings:
@@ -167,6 +168,22 @@ class Client:
                 "name its certificate in SSL_CERT_FILE" if untrusted else f"start the service with `{own_command()}`"
             )
             raise NotReachable(f"{self.url} is not reachable: {reason}; {advice}") from None
+
+
+def service_url(flag: str | None, variable: str | None) -> str:
+    """The address that ``--url`` or the variable names, without the path of the API; "" where neither does. Raises
+    StartError.
+    """
+    text = flag or variable or ""
+    try:
+        parts = urllib.parse.urlsplit(text)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.username
+        good = good and not re.search(r"[?#\s\x00-\x1f]", text)
+    except ValueError:  # a port that is no number, brackets that do not close
+        good = False
+    if text and not good:
+        raise StartError(f"{'--url' if flag else 'SIDECAR_URL'}: {text!r} is not http://HOST:PORT or https://HOST:PORT")
+    return text.rstrip("/").removesuffix("/api")
 
 
 def loaded_plugins(options: argparse.Namespace) -> tuple[list[LoadedPlugin], str]:

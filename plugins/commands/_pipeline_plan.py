@@ -12,7 +12,6 @@ from msgspec import Struct
 from cco_sidecar import NextAgent, redact
 from cco_sidecar_plugins.commands._pipeline_view import last_shown
 
-TASK_LENGTH = 30_000  # what a spawn takes
 PART = "\n\nYour part: "  # between the task and why it is an agent's turn
 PRIORITIES = ("high", "medium", "low")
 FILE_LISTS = ("files_created", "files_modified", "files_deleted")

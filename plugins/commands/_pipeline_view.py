@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import re
@@ -31,8 +30,7 @@ def written() -> Iterator[None]:
     """What is printed in here is written when this ends. Raises NotWritten; what is printed after that goes nowhere."""
     try:
         yield
-        if sys.stdout:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError as error:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
@@ -73,7 +71,7 @@ class JsonView(View):
             self.tell("pipeline_ended", **facts, seconds=round(time.monotonic() - self._began, 2), agents=[])
 
     def tell(self, event: str, **facts: Any) -> None:
-        row = json.dumps({"event": event, "timestamp": iso(), **facts}, ensure_ascii=not speaks_utf8())
+        row = json.dumps({"event": event, "timestamp": iso(), **facts}, ensure_ascii=False)
         with written():
             sys.stdout.write(f"{row}\n")  # in one: Ctrl-C must not come between
 
@@ -115,15 +113,7 @@ class LiveView(TableView):
 
 
 def view_of(options: argparse.Namespace) -> View:
-    if sys.stdout is None:  # it was closed before we began
-        return View()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character must not end an agent
     return JsonView() if options.format == "json" else LiveView() if sys.stdout.isatty() else TableView()
-
-
-def speaks_utf8() -> bool:
-    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
 ESCAPES = re.compile(  # ECMA-48: control sequences, operating system commands, control strings, and the short ones

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from cco_sidecar import GOOD
+from cco_sidecar import GOOD, speaks_unicode
 
 # -- as --format says
 
@@ -67,7 +67,13 @@ PLAIN = re.compile(r"[A-Za-z_](?:[A-Za-z0-9_./@+,()-]| (?! ))*(?<! )")
 WORDS = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}  # no strings, without quotes
 # What a YAML stream must not hold, and what it takes for the end of a line beside \n.
 SPECIAL = re.compile("[^\n\t\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+NOT_ASCII = re.compile("[^\n\t\x20-\x7e]")
 LONGEST_KEY = 1000  # characters; readers refuse a key of more than 1024 before its colon
+
+
+def special() -> re.Pattern[str]:
+    """What is written as an escape, for standard output's encoding."""
+    return SPECIAL if speaks_unicode(sys.stdout) else NOT_ASCII
 
 
 def yaml_lines(value: Any, indent: str = "") -> Iterator[str]:
@@ -96,7 +102,7 @@ def yaml_value(start: str, value: Any, indent: str) -> Iterator[str]:
     if is_nested(value):
         yield start + "\n"
         yield from yaml_lines(value, indent + "  ")
-    elif isinstance(value, str) and "\n" in value.strip("\n") and not SPECIAL.search(value):
+    elif isinstance(value, str) and "\n" in value.strip("\n") and not special().search(value):
         leading = "2" if value[0] in " \t\n" else ""  # how far the text is indented cannot be seen on its first line
         trailing = "+" if value.endswith("\n\n") else "" if value.endswith("\n") else "-"
         yield f"{start} |{leading}{trailing}\n".lstrip(" ") if not start else f"{start} |{leading}{trailing}\n"
@@ -110,7 +116,7 @@ def yaml_scalar(value: Any) -> str:
     if isinstance(value, str):
         if PLAIN.fullmatch(value) and value.lower() not in WORDS:
             return value
-        return SPECIAL.sub(escape, json.dumps(value, ensure_ascii=False))
+        return special().sub(escape, json.dumps(value, ensure_ascii=False))
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     text = json.dumps(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,19 @@ class Command:
 def arg(*names: str, **keywords: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     """An argument of a command, as ``add_argument`` of argparse takes it."""
     return names, keywords
+
+
+def number(least: float, most: float = 1e15, kind: type = int) -> Callable[[str], Any]:
+    """Reads a number of an option, in the digits 0 to 9. What argparse calls raises ArgumentTypeError."""
+    what, shape = ("whole number", r"-?\d{1,16}") if kind is int else ("number", r"-?\d{1,16}(\.\d{1,16})?")
+
+    def read(text: str) -> Any:
+        if not re.fullmatch(shape, text, re.ASCII) or not least <= kind(text) <= most:
+            limits = f"from {least:g} to {most:.16g}" if most < 1e15 else f"from {least:g} on"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {what} {limits}")
+        return kind(text)
+
+    return read
 
 
 def add_commands(commands: Any, table: dict[str, Command]) -> None:

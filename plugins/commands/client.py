@@ -15,15 +15,27 @@ import os
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from cco_sidecar import CATEGORIES, GOOD, REFUSED, AgentTypes, StartError, hookimpl, load_hooks, settings_from
+from cco_sidecar import (
+    CATEGORIES,
+    GOOD,
+    IDENTIFIER,
+    REFUSED,
+    AgentTypes,
+    StartError,
+    escape_unencodable,
+    hookimpl,
+    is_identifier,
+    load_hooks,
+    read_path,
+    settings_from,
+)
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
 from cco_sidecar_plugins.commands._client_view import explain, print_event, random_part, show_context, show_list
 from cco_sidecar_plugins.commands._printing import show
-from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, number
 
 
 @hookimpl
@@ -104,13 +116,14 @@ def command_results_store(options: argparse.Namespace) -> int:
             "results store takes one of FILE, --input and options of the result,"
             f" not {sources[-1]} beside {(given + sources)[0]}"
         )
+    body = result_of_flags(options) if given else read_json_file(sources[0] if sources else "-")
     client = Client(options)
     project = project_of(client, options)
-    body = result_of_flags(options, project) if given else read_json_file(sources[0] if sources else "-")
+    body = body | {"project_id": project} if given else body
     return show(options, client.call("POST", "/api/results", body, key=options.idempotency_key))
 
 
-def result_of_flags(options: argparse.Namespace, project: str) -> dict[str, Any]:
+def result_of_flags(options: argparse.Namespace) -> dict[str, Any]:
     """The body that the options of ``results store`` say; an agent's own environment says who it is."""
     who = {name: getattr(options, name) or os.environ.get(variable) for name, variable in RESULT_VARIABLES.items()}
     missing = [f"--{name.replace('_', '-')}" for name, value in (who | {"status": options.status}).items() if not value]
@@ -126,7 +139,6 @@ def result_of_flags(options: argparse.Namespace, project: str) -> dict[str, Any]
         "agent_id": who["agent"],
         "agent_type": who["agent_type"],
         "issue_id": who["issue"],
-        "project_id": project,
         "result": result,
     }
 
@@ -162,7 +174,6 @@ def command_results_get(options: argparse.Namespace) -> int:
 
 
 def command_events_publish(options: argparse.Namespace) -> int:
-    client = Client(options)
     event = event_of_file(options) if options.input is not None else event_of_flags(options)
     if options.type and options.named_type not in (None, options.type):
         raise StartError(f"events publish: {options.type} and --type {options.named_type} are two types")
@@ -171,7 +182,8 @@ def command_events_publish(options: argparse.Namespace) -> int:
         raise StartError("events publish: the event's type must be given, as TYPE, --type or event_type in the file")
     body = {"publisher": options.publisher or os.environ.get("AGENT_ID") or "cli", "topic": "general"} | event
     return show(
-        options, client.call("POST", f"/api/events/{quote(str(event_type))}", body, key=options.idempotency_key)
+        options,
+        Client(options).call("POST", f"/api/events/{quote(str(event_type))}", body, key=options.idempotency_key),
     )
 
 
@@ -239,10 +251,10 @@ def command_events_list(options: argparse.Namespace) -> int:
 
 
 def command_agent_spawn(options: argparse.Namespace) -> int:
-    client = Client(options)
     pairs = [item.partition("=") for item in options.env or []]
     if bad := [name for name, equals, _ in pairs if not equals or not name]:
         raise StartError(f"--env: {bad[0]!r} must be NAME=VALUE")
+    client = Client(options)
     project_of(client, options)
     body = {"agent_type": options.type, "issue_id": options.issue, "task": options.task, "priority": options.priority}
     body |= {"environment": {name: value for name, _, value in pairs}, "context_requirements": options.require or []}
@@ -402,7 +414,10 @@ def output_to(path: str | None) -> Iterator[None]:
         yield
         return
     try:
-        with open(str(path), "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        with (
+            open(read_path(path), "w", encoding="utf-8", errors=escape_unencodable.__name__) as file,
+            contextlib.redirect_stdout(file),
+        ):
             yield
     except OSError as error:
         raise StartError(f"{path}: {error.strerror}") from None
@@ -415,32 +430,30 @@ def quote(text: str) -> str:
 def read_json_file(path: str) -> Any:
     """The JSON in a file, or on standard input for ``-``."""
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8", "replace")
-    except OSError as error:
-        raise StartError(f"{path}: {error.strerror}") from None
-    return read_json_argument(text, "standard input" if path == "-" else path)
+        content = sys.stdin.buffer.read() if path == "-" else read_path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise StartError(f"{path}: {getattr(error, 'strerror', error)}") from None
+    return read_json_argument(content, "standard input" if path == "-" else path)
 
 
-def read_json_argument(text: str, what: str) -> Any:
+def read_json_argument(text: str | bytes, what: str) -> Any:
+    """The JSON in ``text``, whose bytes may be UTF-8, UTF-16 or UTF-32, whatever the locale is."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=finite, parse_constant=finite)
     except (ValueError, RecursionError) as error:
         raise StartError(f"{what} is not JSON: {error}") from None
 
 
-def number(least: float, most: float, kind: type = int) -> Callable[[str], Any]:
-    """Reads a number of an option. What argparse calls raises ArgumentTypeError."""
+def finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no number there")
+    return value
 
-    def read(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a number from {least:g} to {most:g}")
-        return value
 
-    return read
+def part_of_id(text: str) -> str:
+    if not is_identifier(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no id: it must match {IDENTIFIER} and hold no '..'")
+    return text
 
 
 # -- the table
@@ -450,7 +463,7 @@ TYPE_OPTION = arg("--agent-type", metavar="TYPE", help="of this agent type")
 KEY_ARGUMENT = arg("--idempotency-key", metavar="KEY", help="a repeat with the same key does nothing twice")
 LIMIT_ARGUMENT = arg("--limit", type=number(1, 1000), metavar="N", help="how many at most, 1 to 1000 (default: 100)")
 SINCE_OPTION = arg("--since", metavar="ID", help="those after this one, or from the earliest")
-AGENT_ARGUMENT = arg("id", metavar="ID", help="agent id, or enough of its beginning or end")
+AGENT_ARGUMENT = arg("id", type=part_of_id, metavar="ID", help="agent id, or enough of its beginning or end")
 PRIORITIES = ("low", "normal", "high", "critical")
 STATUSES = ("success", "failed", "partial")
 
@@ -462,8 +475,9 @@ COMMANDS = {
         arg("issue", metavar="ISSUE", help="issue id"), arg("type", metavar="TYPE", help="agent type"),
         arg("--task", help="what is to be done"),
         arg("--output", metavar="PATH", help="write it there, as JSON unless --format says otherwise"),
-        arg("--max-bytes", type=int, metavar="N"), arg("--max-tokens", type=int, metavar="N", help="at 4 bytes each"),
-        arg("--max-files", type=int, metavar="N"),
+        arg("--max-bytes", type=number(0), metavar="N"),
+        arg("--max-tokens", type=number(0), metavar="N", help="at 4 bytes each"),
+        arg("--max-files", type=number(0), metavar="N"),
         arg("--since", metavar="ETAG", help="only files that changed since that answer"),
         arg("--explain", action="store_true", help="the ranking: scores, reasons, how much of each file is given")],
         formats=("table", "json", "yaml", "text", "csv")),
@@ -489,14 +503,15 @@ COMMANDS = {
         ISSUE_OPTION, arg("--agent-type", "--type", metavar="TYPE", help="of this agent type"),
         arg("--status", choices=STATUSES), SINCE_OPTION, LIMIT_ARGUMENT]),
     "results get": Command("show one result, or the latest of an agent type on an issue", command_results_get, [
-        arg("id", metavar="ID|ISSUE", help="result id, or enough of its beginning or end; the issue before TYPE"),
+        arg("id", type=part_of_id, metavar="ID|ISSUE",
+            help="result id, or enough of its beginning or end; the issue before TYPE"),
         arg("type", nargs="?", metavar="TYPE", help="agent type")]),
     "events": Command("events between agents", section="Agents and what they exchange"),
     "events publish": Command("publish an event", command_events_publish, [
         arg("type", nargs="?", metavar="TYPE"), arg("--type", dest="named_type", metavar="TYPE", help="the same"),
         arg("--topic", help="(default: general)"), arg("--data", metavar="JSON", help="(default: {})"),
         arg("--publisher", help="who says it (default: $AGENT_ID, else cli)"),
-        arg("--correlation-id", metavar="ID"), arg("--ttl", type=float, metavar="SECONDS"),
+        arg("--correlation-id", metavar="ID"), arg("--ttl", type=number(0, kind=float), metavar="SECONDS"),
         arg("--priority", choices=PRIORITIES, help="(default: normal)"),
         arg("--input", metavar="FILE", help="the whole event from a JSON file, - for standard input"),
         KEY_ARGUMENT]),
@@ -505,7 +520,7 @@ COMMANDS = {
         arg("--filter", help="for example issue_id:issue-123"),
         arg("--since", default="latest", metavar="TIME|CURSOR",
             help="an event id, a time, earliest, or latest (the default)"),
-        arg("--timeout", type=int, default=30_000, metavar="MS", help="how long to wait (default: 30000)"),
+        arg("--timeout", type=number(0), default=30_000, metavar="MS", help="how long to wait (default: 30000)"),
         arg("--limit", type=number(1, 1_000_000_000), metavar="N", help="end after so many"),
         arg("--continuous", action="store_true", help="go on for ever, never repeating")],
         formats=("table", "json", "csv", "text")),
@@ -527,7 +542,7 @@ COMMANDS = {
         SINCE_OPTION, LIMIT_ARGUMENT]),
     "agent status": Command("show one agent", command_agent_status, [AGENT_ARGUMENT]),
     "agent logs": Command("show what an agent wrote", command_agent_logs, [
-        AGENT_ARGUMENT, arg("--tail", type=int, metavar="LINES"), arg("--since", metavar="OFFSET|TIME"),
+        AGENT_ARGUMENT, arg("--tail", type=number(0), metavar="LINES"), arg("--since", metavar="OFFSET|TIME"),
         arg("--timestamps", action="store_true", help="each line after its time"),
         arg("-f", "--follow", action="store_true", help="until it ends")]),
     "agent kill": Command("end an agent and everything that it started", command_agent_kill, [

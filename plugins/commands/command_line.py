@@ -7,7 +7,6 @@ and no more of them than it takes to find that.
 from __future__ import annotations
 
 import argparse
-import codecs
 import collections
 import contextlib
 import functools
@@ -36,6 +35,7 @@ from cco_sidecar import (
     nearest,
     option_parser,
     own_command,
+    speaks_unicode,
 )
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, settle
 
@@ -81,8 +81,8 @@ def check_options(options: argparse.Namespace, command: str, row: Command | None
     if options.format not in formats:
         raise StartError(f"--format: {options.format!r} is unknown{meant(options.format, formats)}")
     out = sys.stdout
-    if options.format == "json" and isinstance(out, io.TextIOWrapper) and codecs.lookup(out.encoding).name != "utf-8":
-        out.reconfigure(encoding="ascii", errors=escape_unencodable.__name__)  # whatever the terminal is: JSON is UTF-8
+    if options.format == "json" and isinstance(out, io.TextIOWrapper) and not speaks_unicode(out):
+        out.reconfigure(encoding="ascii", errors=escape_unencodable.__name__)  # JSON has no other encodings
 
 
 def command_plugins(options: argparse.Namespace) -> int:

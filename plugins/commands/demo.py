@@ -111,9 +111,8 @@ class Demo:
         deadline = time.monotonic() + 15
         while (info := read_sidecar_json(self._folder / "storage")) is None or info.pid != self._service.pid:
             if self._service.poll() is not None or time.monotonic() > deadline:
-                raise StartError(
-                    f"the service did not start: {(self._folder / 'service.log').read_text().strip()[-500:]}", REFUSED
-                )
+                said = (self._folder / "service.log").read_text(errors="replace").strip()
+                raise StartError(f"the service did not start: {said[-500:]}", REFUSED)
             time.sleep(0.01)
         return Client(option_parser().parse_args(self._arguments))
 

@@ -15,7 +15,6 @@ import argparse
 import shlex
 import time
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 from cco_sidecar import (
@@ -24,6 +23,7 @@ from cco_sidecar import (
     IDENTIFIER,
     OPTIONS,
     REFUSED,
+    TASK_LENGTH,
     WRITE,
     WRONG_USE,
     AgentTypes,
@@ -41,7 +41,6 @@ from cco_sidecar_plugins.commands._client import Refused
 from cco_sidecar_plugins.commands._pipeline_issue import Interrupts, Issue, Story
 from cco_sidecar_plugins.commands._pipeline_plan import (
     PART,
-    TASK_LENGTH,
     Outcome,
     Plan,
     shortened,
@@ -49,7 +48,7 @@ from cco_sidecar_plugins.commands._pipeline_plan import (
 )
 from cco_sidecar_plugins.commands._pipeline_service import Link, command_run_service
 from cco_sidecar_plugins.commands._pipeline_view import NotWritten, View, counted, last_shown, view_of
-from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, number
 
 INTERRUPTED = 130
 FIRST = NextAgent("chief-architect", "high", "pipeline: the first agent")
@@ -70,26 +69,17 @@ def register_commands(commands: Any) -> None:
             arg("--type", help="the first agent (default: chief-architect)"),
             arg("--until", metavar="CATEGORY|TYPE",
                 help="stop when this has succeeded, for example coding or documentation-expert"),
-            arg("--rounds", type=at_least(1), default=12, metavar="N", help="agents started at most (default: 12)"),
-            arg("--retries", type=at_least(0), default=3, metavar="N",
+            arg("--rounds", type=number(1), default=12, metavar="N", help="agents started at most (default: 12)"),
+            arg("--retries", type=number(0), default=3, metavar="N",
                 help="a type that fails more often in a row ends it (default: 3)"),
-            arg("--timeout", type=at_least(1), metavar="SECONDS",
+            arg("--timeout", type=number(1), metavar="SECONDS",
                 help="time limit of each agent (default: the service's)"),
-            arg("--patience", type=at_least(0), default=30, metavar="SECONDS",
+            arg("--patience", type=number(0), default=30, metavar="SECONDS",
                 help="wait so long for a lost service (default: 30)"),
             arg("--restart", action="store_true", help="begin anew, whatever has been done on the issue"),
         ], formats=("table", "json"), options=(*CLIENT_OPTIONS, *OPTIONS), section="Start"),
         "run-service": Command("", command_run_service, options=OPTIONS),
     })  # fmt: skip
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
-        return int(text)
-
-    return read
 
 
 def task_text(text: str) -> str:

@@ -42,6 +42,7 @@ from hpack import NeverIndexedHeaderTuple
 from hyperframe import frame as frames
 from tornado import httputil, iostream
 
+from cco_sidecar import MAX_FIELDS
 from cco_sidecar_plugins.http.http2 import PREFACE, Http2Server, Limits, keep  # which is there: it imports this file
 
 log = logging.getLogger("cco_sidecar.http2")
@@ -807,6 +808,8 @@ def request_head(fields: list[tuple[str, str]]) -> tuple[httputil.RequestStartLi
     """HTTP/1.1's form of a request's head. Raises HTTPInputError for what Tornado would not let in by that way
     either.
     """
+    if sum(len(name) + len(value) for name, value in fields if name != ":path") > MAX_FIELDS:
+        raise httputil.HTTPInputError("The headers are too large")
     pseudo = {name: value for name, value in fields if name[0] == ":"}
     headers = httputil.HTTPHeaders()
     if ":authority" in pseudo:

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import tornado.iostream
 
-from cco_sidecar import MB, ApiError, FinishedRequest, Server, hookimpl
+from cco_sidecar import MAX_FIELDS, MAX_LINE, MB, ApiError, FinishedRequest, GetContext, Server, hookimpl
 
 
 @hookimpl
@@ -31,6 +31,8 @@ def server_class(base: type[Server]) -> type[Server]:
 class StrictServer(Server):
     """What is no well-formed request within bounds is answered in JSON, and audited, before it is parsed."""
 
+    MAX_LONG_LINES = 100  # read at once, before anybody knows whose they are: 36 MB
+    long_lines = 0
     LINGERING = 200  # refused connections that are still read for a while; more than these are closed at once
 
     def initialize(self, *args: Any, **options: Any) -> None:
@@ -86,8 +88,8 @@ class StrictServer(Server):
 class StrictStream(tornado.iostream.IOStream):
     """A line whose request heads are bounded and checked before Tornado reads them, and whose refusals are JSON."""
 
-    MAX_LINE = 8 * 1024  # method and URL; what RFC 9112 (3) asks for at least
     HEAD_OR_BYTE = rb"\A[\s\S]{1,%d}?\r\n\r\n|\A[\s\S]" % MAX_LINE
+    PIECE = rb"\n|\A[^\n]{%d}" % MAX_LINE
     MAX_EXTENSIONS = 16 * 1024  # bytes of chunk extensions in one body
     BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"  # Tornado's answer to what it cannot read
 
@@ -101,7 +103,7 @@ class StrictStream(tornado.iostream.IOStream):
         """
         # For as long as the server lets a line be idle. Most heads come in one piece: then this is all the reading
         # there is.
-        first = await super().read_until_regex(self.HEAD_OR_BYTE, self.MAX_LINE + 8)
+        first = await super().read_until_regex(self.HEAD_OR_BYTE, MAX_LINE + 8)
         self.answered = False
         if (
             self.extensions
@@ -111,23 +113,25 @@ class StrictStream(tornado.iostream.IOStream):
             if len(first) > 1:
                 return check_head(first)
             async with asyncio.timeout(self.server.request_timeout):
-                return check_head(first + await self._read_head(first, max_bytes or 64 * 1024))
+                return check_head(first + await self._read_head(first))
         except TimeoutError:
             self.refuse(ApiError("REQ_008", "The request's head did not come in time"))
         except ApiError as error:
             self.refuse(error)
         raise tornado.iostream.StreamClosedError()
 
-    async def _read_head(self, first: bytes, limit: int) -> bytes:
+    async def _read_head(self, first: bytes) -> bytes:
         """What follows the first byte. A pattern that also matches at the limit lets us answer where ``max_bytes``
         would close the line.
         """
-        read = super().read_until_regex
-        line = await read(rb"\n|\A[^\n]{%d}" % self.MAX_LINE, self.MAX_LINE + 1)
+        read, limit = super().read_until_regex, MAX_FIELDS
+        line = await read(self.PIECE, MAX_LINE + 1)
         if first in b"\r\n" and not line.strip():  # an empty line before a request is to be ignored (RFC 9112, 2.2)
-            line = await read(rb"\n|\A[^\n]{%d}" % self.MAX_LINE, self.MAX_LINE + 1)
+            first, line = b"", await read(self.PIECE, MAX_LINE + 1)
+        if not line.endswith(b"\n") and OF_CONTEXT.match(first + line):
+            line += await self._read_long_line(len(line))
         if not line.endswith(b"\n"):
-            raise ApiError("REQ_004", f"The request line may have {self.MAX_LINE} bytes at most", status=414)
+            raise ApiError("REQ_004", "The request line is too long", status=414)
         rest = await read(
             rb"\A\r?\n|\r?\n\r?\n|\A(?=[\s\S]{%d})(?![\s\S]{0,%d}?\r?\n\r?\n)[\s\S]{%d}" % (limit, limit, limit),
             limit + 4,
@@ -135,6 +139,22 @@ class StrictStream(tornado.iostream.IOStream):
         if not rest.endswith((b"\n\n", b"\n\r\n")) and rest not in (b"\n", b"\r\n"):
             raise ApiError("REQ_004", f"The headers may have {limit} bytes at most", status=431)
         return line + rest
+
+    async def _read_long_line(self, length: int) -> bytes:
+        """What follows the first ``length`` bytes of a line that holds a long task. Piece by piece, since each read
+        searches all that has come.
+        """
+        if self.server.long_lines >= self.server.MAX_LONG_LINES:
+            raise ApiError("REQ_009", retry_after=1)
+        self.server.long_lines += 1
+        try:
+            pieces = [b""]
+            while not pieces[-1].endswith(b"\n") and length < GetContext.max_line:
+                pieces.append(await super().read_until_regex(self.PIECE, MAX_LINE + 1))
+                length += len(pieces[-1])
+            return b"".join(pieces)
+        finally:
+            self.server.long_lines -= 1
 
     def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """The next chunk's size, which is what Tornado asks for in this way, without extensions: RFC 9112 (7.1.1) says
@@ -205,6 +225,7 @@ async def drain(line: socket.socket, seconds: float = 2.0, limit: int = 4 * MB) 
 
 
 REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~\x80-\xff]+) (HTTP/1\.[01])\r\n")
+OF_CONTEXT = re.compile(rb"(?:GET|HEAD) (?:https?://[^/?#@ ]+)?/api/context/", re.IGNORECASE)
 FIELDS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n)*\r\n")
 FRAMING = re.compile(
     rb"^(host|content-length|transfer-encoding):[\t ]*([^\r]*?)[\t ]*\r\n", re.IGNORECASE | re.MULTILINE

@@ -12,7 +12,10 @@ from cco_sidecar import Settings, StartError, hookimpl, one_line
 
 @hookimpl
 def token_keys(settings: Settings) -> list[tuple[Any, str]] | None:
-    return [read_public_key(settings.jwt_public_key)] if settings.jwt_public_key else None
+    try:
+        return [read_public_key(settings.jwt_public_key)] if settings.jwt_public_key else None
+    except StartError as error:
+        raise StartError(f"{settings.where('jwt_public_key')}: {error}") from None
 
 
 def read_public_key(path: Path) -> tuple[Any, str]:
@@ -22,25 +25,22 @@ def read_public_key(path: Path) -> tuple[Any, str]:
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
     except ImportError:
         raise StartError(
-            "--jwt-public-key needs the package 'cryptography': run `pip install cryptography`, or install the extra"
-            " `crypto`"
+            "it needs the package 'cryptography': run `pip install cryptography`, or install the extra `crypto`"
         ) from None
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise StartError(f"--jwt-public-key: {path} cannot be read: {error.strerror}") from None
+        raise StartError(f"{path} cannot be read: {error.strerror}") from None
     if b"PRIVATE KEY" in content:
-        raise StartError(
-            f"--jwt-public-key: {path} is a private key, which belongs to the issuer alone: give its public half"
-        )
+        raise StartError(f"{path} is a private key, which belongs to the issuer alone: give its public half")
     try:
         key = load_pem_public_key(content)
     except Exception as error:  # cryptography raises many kinds
-        raise StartError(f"--jwt-public-key: {path} is not a public key in PEM form: {one_line(error)[:200]}") from None
+        raise StartError(f"{path} is not a public key in PEM form: {one_line(error)[:200]}") from None
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
         return key, "RS256"
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
         return key, "ES256"
     if isinstance(key, ed25519.Ed25519PublicKey):
         return key, "EdDSA"
-    raise StartError(f"--jwt-public-key: {path} must be RSA of 2048 bits or more, P-256 or Ed25519")
+    raise StartError(f"{path} must be RSA of 2048 bits or more, P-256 or Ed25519")

@@ -1489,8 +1489,11 @@ class Hooks:
 
     def _make(self, row: Implementation, kind: Any, facts: dict[str, Any]) -> Any:
         """The part that one plugin gives; None where it gives none, fails, or gives what is not of ``kind``."""
+        making = in_thread(f"plugin-{row.plugin}", lambda: row.call(facts))
+        while not concurrent.futures.wait([making], self.TIMEOUT).done:
+            log.warning("plugin %s: %s: no answer yet, which is waited for", row.plugin, row.hook)
         try:
-            made = row.call(facts)
+            made = making.result()
         except (StartError, Interrupted):
             raise
         except BaseException as error:  # a boundary: the core's own part serves as well

@@ -839,6 +839,22 @@ def test_what_no_json_says_costs_a_plugin_its_own_contribution_and_one_line(
     assert "Traceback" not in service.log and client.get("/health").json()["status"] == "healthy"
 
 
+@pytest.mark.parametrize("hook", ["storage", "server_class", "process_owner", "token_keys"])
+def test_a_part_that_is_long_in_the_making_is_named_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hook: str
+) -> None:
+    monkeypatch.setattr(Hooks, "TIMEOUT", 0.05)
+    gate = tmp_path / "gate"
+    code = f"    import os, time\n    while not os.path.exists({str(gate)!r}): time.sleep(0.01)\n    raise KeyboardInterrupt"
+    hooks = hooks_of(tmp_path, slow=f"@hookimpl\ndef {hook}(settings):\n{code}")
+    with ThreadPoolExecutor(1) as threads:
+        part = threads.submit(lambda: list(hooks.parts(hook, object, settings=None)))
+        until(lambda: caplog.messages.count(f"plugin slow: {hook}: no answer yet, which is waited for") > 1)
+        gate.touch()
+        assert part.result(5) == []
+    assert caplog.messages[-1] == f"plugin slow: {hook}: KeyboardInterrupt (slow.py:7)"
+
+
 def test_no_answer_is_no_fault_of_any_hook(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     hooks = hooks_of(tmp_path, silent="\n".join(f"@hookimpl\ndef {name}(): pass" for name in HOOKS))
     for name in HOOKS:

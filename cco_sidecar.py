@@ -4140,7 +4140,7 @@ class Results:
                 proposals = proposals if answer is None else answer
             except ApiError as error:
                 log.warning("plugin %s: next_agents: %s", row.plugin, one_line(error))
-        return proposals
+        return [NextAgent(item.agent_type, item.priority, redact(item.reason)[0]) for item in proposals]
 
     def _main_language(self) -> str:
         """The project's language, looked at again after a minute. Blocks."""

@@ -168,6 +168,38 @@ def test_every_text_of_a_json_value_is_redacted_by_itself(value: Any, left: Any,
     assert redact_json(value) == (left, number)
 
 
+REASONS = """
+from cco_sidecar import NextAgent, hookimpl
+
+@hookimpl
+def next_agents(submission, proposals):
+    return [NextAgent("qa-engineer", "high", "rule: " + CAUSE)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("cause", "left"),
+    [
+        (f"{TOKEN} was refused", f"{REDACTED} was refused"),
+        ("postgres://app:Zq9-blue@db/x is down", f"postgres://app:{REDACTED}@db/x is down"),
+        ("client_secret = '" + "aB3xY7pQ9rT2vW5z8mN4'", f"client_secret = '{REDACTED}'"),
+        ("all is well", "all is well"),
+    ],
+)
+def test_reasons_of_proposals_hold_no_secret_and_what_agents_publish_is_delivered_as_it_is(
+    make_service: MakeService, tmp_path: Path, cause: str, left: str
+) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/reasons.py").write_text(f"CAUSE = {cause!r}\n{REASONS}")
+    client = make_service("--plugins", str(tmp_path / "plugins")).client()
+    stored = client.store()
+    assert [item["reason"] for item in stored["next_agents"]] == [f"rule: {left}"]
+    (told,) = client.wait("agent_completed")["events"]
+    assert [item["reason"] for item in told["data"]["next_agents"]] == [f"rule: {left}"]
+    client.publish("noted", {"cause": cause})
+    assert client.wait("noted")["events"][0]["data"] == {"cause": cause}
+
+
 def test_what_leaves_for_other_agents_holds_no_secret(make_service: MakeService, repository: Path) -> None:
     def spelled(number: int) -> str:
         return f"{TOKEN[:-2]}{number:02}"

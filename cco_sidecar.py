@@ -6553,7 +6553,8 @@ class Launcher:
         command = filled_in(command if isinstance(command, AgentCommand) else AgentCommand(command), launch)
         own = {
             "AGENT_ID": row["id"], "AGENT_TYPE": row["type"], "ISSUE_ID": row["issue"], "PROJECT_ID": row["project"],
-            "PROJECT_ROOT": str(self._settings.root), "SIDECAR_URL": url, "JWT_TOKEN": running.token,
+            "PROJECT_ROOT": str(self._settings.root), "PWD": str(self._settings.root), "SIDECAR_URL": url,
+            "JWT_TOKEN": running.token,
             "CCO_TOKEN_FILE": str(folder / "token"), "CCO_HEADER_FILE": str(folder / "header"),
             "CCO_CONTEXT_FILE": launch.context_file, "TASK": row["task"],
         }  # fmt: skip

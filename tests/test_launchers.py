@@ -17,7 +17,7 @@ launchers = plugin("launchers")
 PROGRAMS = launchers.PROGRAMS
 SHOW = """\
 import json, os, sys
-told = {name: value for name, value in os.environ.items() if name.startswith(("OPENCODE_", "COPILOT_"))}
+told = {name: value for name, value in os.environ.items() if name.startswith(("OPENCODE_", "COPILOT_", "PWD"))}
 print(json.dumps([sys.argv[1:], told, os.environ["JWT_TOKEN"][::7], sys.stdin.read()]))
 """
 
@@ -36,7 +36,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         program.write_text(f"#!{sys.executable}\n{SHOW}")
         program.chmod(0o755)
     commands = {agent_type: [name] for name, agent_type in TYPES.items()}
-    more = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COPILOT_ALLOW_ALL": "true"}
+    more = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COPILOT_ALLOW_ALL": "true", "PWD": str(folder)}
     running = Service(
         make_repository(folder / "repository"), folder / "storage", "--agent-commands", json.dumps(commands), env=more
     ).start()
@@ -69,6 +69,7 @@ def test_a_known_program_is_started_in_its_headless_form(service: Service, name:
     assert all(oct(file.stat().st_mode & 0o777) == "0o600" and "{" not in file.read_text() for file in files.values())
     if row.may:
         assert "curl" in " ".join([*arguments, *told.values(), *(file.read_text() for file in files.values())])
+    assert told["PWD"] == str(service.root), "opencode works where PWD says"
     if name == "opencode":
         assert told.get("OPENCODE_DB") == f"{folder}/opencode.db"
         permissions = json.loads(told["OPENCODE_CONFIG_CONTENT"])["permission"]

@@ -1,0 +1,197 @@
+"""Real coding programs do an agent's whole job, their models played by tests/mock_model.py: no key, no network.
+
+    python -m tests.real_agents [claude codex gemini opencode qwen copilot aider]
+
+Prints a line a program: its version, what it did, how long it took. Exit code 0 when every one did all that it can.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
+
+import npm
+from conftest import Service, clean_environment, end_stragglers, make_repository, marked_processes, plugin
+from mock_model import MockModel
+
+PROGRAMS = plugin("launchers").PROGRAMS
+PACKAGES = {
+    "claude": "@anthropic-ai/claude-code", "codex": "@openai/codex", "gemini": "@google/gemini-cli",
+    "opencode": "opencode-ai", "qwen": "@qwen-code/qwen-code", "copilot": "@github/copilot",
+}  # fmt: skip
+TYPES = {  # which agent type each program is here
+    "claude": "python-specialist", "codex": "rust-specialist", "gemini": "go-specialist",
+    "opencode": "java-specialist", "qwen": "ruby-specialist", "copilot": "php-specialist", "aider": "c-specialist",
+}  # fmt: skip
+SESSION = {  # as if the service was started by an agent: a nested claude refuses to start where it sees these
+    "CLAUDECODE": "1", "CLAUDE_CODE_ENTRYPOINT": "cli", "CODEX_SANDBOX": "seatbelt", "GEMINI_CLI": "1", "OPENCODE": "1",
+}  # fmt: skip
+TOKEN = re.compile(r"eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}")
+TASK = "Greet by name, the session store keeps a cookie."
+
+
+def install(name: str) -> Path:
+    """The folder that holds the program, in the version that the table of launchers names. Skips where npm cannot."""
+    if name in PACKAGES:
+        return npm.install(f"{PACKAGES[name]}@{PROGRAMS[name].tried}", scripts=True)
+    folder = npm.CACHE / f"{name}-{PROGRAMS[name].tried}"
+    if not (folder / "bin" / name).exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([folder / "bin/pip", "install", "-qq", f"aider-chat=={PROGRAMS[name].tried}"], check=True)
+    return folder / "bin"
+
+
+def environment(home: Path, url: str, folders: list[Path]) -> dict[str, str]:
+    """Made-up keys, a home of its own, and nothing of a coding session around us."""
+    session = re.compile("ANTHROPIC|OPENAI|GEMINI|GOOGLE|CLAUDE|CODEX|QWEN|COPILOT|OPENCODE|GITHUB|GH_|OTEL|XDG")
+    kept = {name: value for name, value in clean_environment().items() if not session.match(name)}
+    path = os.pathsep.join([*map(str, dict.fromkeys(folders)), os.environ["PATH"]])
+    return kept | {
+        "HOME": str(home), "PATH": path, "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "sk-ant-made-up",
+        "OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_BASE": f"{url}/v1", "OPENAI_API_KEY": "sk-made-up",
+        "OPENAI_MODEL": "mock-model", "AIDER_MODEL": "openai/mock-model", "GEMINI_API_KEY": "made-up",
+        "GOOGLE_GEMINI_BASE_URL": url, "MOCK_KEY": "made-up", "COPILOT_PROVIDER_BASE_URL": f"{url}/v1",
+        "COPILOT_MODEL": "mock-model", "OPENCODE_DISABLE_MODELS_FETCH": "1", "DISABLE_AUTOUPDATER": "1",
+    }  # fmt: skip
+
+
+def make_home(home: Path, url: str) -> Path:
+    """A home in which every program finds its model at ``url``, and somebody logged in."""
+    provider = {"npm": "@ai-sdk/openai-compatible", "options": {"baseURL": f"{url}/v1", "apiKey": "made-up"}}
+    models = {"model": "mock/mock-model", "provider": {"mock": provider | {"models": {"mock-model": {}}}}}
+    codex = f'name = "mock"\nbase_url = "{url}/v1"\nenv_key = "MOCK_KEY"\nwire_api = "responses"\n'
+    for name, content in {
+        ".codex/config.toml": f'model_provider = "mock"\nmodel = "mock-model"\n[model_providers.mock]\n{codex}',
+        ".claude.json": json.dumps({"hasCompletedOnboarding": True}),
+        ".gemini/settings.json": json.dumps({"security": {"auth": {"selectedType": "gemini-api-key"}}}),
+        ".qwen/settings.json": json.dumps({"security": {"auth": {"selectedType": "openai"}}}),
+        ".config/opencode/opencode.json": json.dumps(models),
+    }.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(content)
+    return home
+
+
+@dataclass
+class Outcome:
+    """What became of one agent."""
+
+    agent: dict[str, Any]
+    results: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    wrote: bool  # the file that it was to write
+    read: bool  # its context reached the model
+    leaks: list[str]  # where its token was seen
+    seconds: float
+    output: str
+
+
+class Workshop:
+    """A service whose agents are real programs, and the model and home that they find."""
+
+    def __init__(self, folder: Path, names: list[str], model: MockModel, *arguments: str) -> None:
+        self.model, self.folder = model, folder
+        self.env = environment(make_home(folder / "home", model.url), model.url, [install(name) for name in names])
+        commands = json.dumps({TYPES[name]: [name] for name in names})
+        self.env |= SESSION
+        self.service = Service(
+            make_repository(folder / "repository"),
+            folder / "storage",
+            "--agent-commands",
+            commands,
+            *arguments,
+            env=self.env,
+        )
+
+    def __enter__(self) -> Workshop:
+        self.service.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for agent in self.service.client().get("/api/agents", state="running").json()["agents"]:
+            self.service.client().delete(f"/api/agents/{agent['agent_id']}")
+        code = self.service.stop()
+        end_stragglers()
+        assert code == 0, self.service.log
+
+    def run(self, name: str, task: str = TASK, seconds: float = 90) -> Outcome:
+        """Let a program work on an issue of its own until it ends."""
+        client, began, before = self.service.client(), time.monotonic(), len(self.model.requests)
+        (self.service.root / "hello.py").unlink(missing_ok=True)
+        body = {"agent_type": TYPES[name], "issue_id": f"{name}-{before}", "task": task}
+        spawned = client.post("/api/agents/spawn", body).json()
+        path, seen = f"/api/agents/{spawned['agent_id']}", set[str]()
+        while not (agent := client.get(f"{path}/status").json())["ended_at"] and time.monotonic() < began + seconds:
+            seen.update(token_holders(spawned["jwt_token"]))
+            time.sleep(0.1)
+        output = client.get(f"{path}/logs").json()["text"]
+        traffic = "\n".join(self.model.requests[before:])
+        told = {"traffic": traffic, "output": output, "log": self.service.log}
+        results = client.get("/api/results", issue_id=body["issue_id"]).json()["results"]
+        return Outcome(
+            agent,
+            [row for row in results if row["agent_id"] == spawned["agent_id"] and row.get("source") != "sidecar"],
+            client.get("/api/events", type="progress", limit=1000).json()["events"][-1:],
+            (self.service.root / "hello.py").exists(),
+            "src/session_store.py" in traffic,
+            sorted(seen | {where for where, text in told.items() if TOKEN.search(text)}),
+            time.monotonic() - began,
+            output,
+        )
+
+
+def token_holders(token: str) -> list[str]:
+    """Processes of the agents that have the token among their arguments."""
+    found = []
+    for process in marked_processes():
+        try:
+            found += [f"argv of {process.name()}"] if token in " ".join(process.cmdline()) else []
+        except psutil.Error:  # it has just ended
+            continue
+    return found
+
+
+def main(names: list[str]) -> int:
+    bad = 0
+    print(
+        f"{'program':9} {'version':9} {'state':10} {'read':5} {'wrote':6} {'event':6} {'result':7} {'token':6} seconds"
+    )
+    for name in names or list(TYPES):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            MockModel() as model,
+            Workshop(Path(folder), [name], model) as workshop,
+        ):
+            done = workshop.run(name)
+            event = any(event["publisher"] == done.agent["agent_id"] for event in done.events)
+            cells = [done.read, done.wrote, event, bool(done.results), not done.leaks]
+            words = ["yes" if cell else "no" for cell in cells]
+            # aider runs no commands
+            good = done.agent["state"] == "completed" and all(
+                cells if name != "aider" else (done.wrote, not done.leaks)
+            )
+            bad += not good
+            print(
+                f"{name:9} {PROGRAMS[name].tried:9} {done.agent['state']:10} {words[0]:5} {words[1]:6} {words[2]:6}"
+                f" {words[3]:7} {'kept' if cells[4] else 'LEAKED':6} {done.seconds:.1f}",
+                flush=True,
+            )
+            if not good:
+                print(done.agent["reason"], done.leaks, done.output[-2000:], model.turns, file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

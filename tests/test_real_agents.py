@@ -1,0 +1,63 @@
+"""Real coding programs, from npm, do an agent's whole job and run whole pipelines. Their models are played."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import MODULE, make_repository
+from mock_model import MockModel
+from real_agents import TASK, TOKEN, Workshop, environment, install, make_home
+
+NAMES = ["claude", "codex", "gemini", "opencode"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[MockModel]:
+    with MockModel() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory, model: MockModel) -> Iterator[Workshop]:
+    """One service for all, started as if from a session of a coding program."""
+    with Workshop(tmp_path_factory.mktemp("workshop"), NAMES, model) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_real_program_does_the_whole_job(workshop: Workshop, name: str) -> None:
+    done = workshop.run(name)
+    assert (done.agent["state"], done.agent["exit_code"], done.agent["reason"]) == ("completed", 0, None), done.output
+    assert done.read and done.wrote, workshop.model.turns
+    (result,) = done.results
+    assert (result["result"]["status"], result["agent_type"]) == ("success", done.agent["agent_type"])
+    assert [event["publisher"] for event in done.events] == [done.agent["agent_id"]]
+    assert done.leaks == []
+
+
+@pytest.mark.parametrize("kind", ["claude", "codex", "mixed"])
+def test_real_programs_run_the_whole_pipeline(tmp_path: Path, model: MockModel, kind: str) -> None:
+    repository, before = make_repository(tmp_path / "repository"), len(model.requests)
+    mixed = '[agent-commands]\nchief-architect = "gemini"\npython-specialist = "codex"\ntest-engineer = "opencode"\n'
+    (repository / "cco.toml").write_text(
+        f'agent-command = "{kind}"\n' if kind != "mixed" else f'agent-command = "claude"\n{mixed}'
+    )
+    names = [kind] if kind != "mixed" else NAMES
+    env = environment(make_home(tmp_path / "home", model.url), model.url, [install(name) for name in names])
+    words = ["run", "--issue", "issue-1", "--task", TASK, "--storage", str(tmp_path / "storage"), "--format", "json"]
+    ended = subprocess.run(
+        [sys.executable, str(MODULE), *words], cwd=repository, env=env, capture_output=True, text=True, timeout=240
+    )
+    told = [json.loads(line) for line in ended.stdout.splitlines()]
+    agents = [line for line in told if line["event"] == "agent_ended"]
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    assert {"chief-architect", "python-specialist", "test-engineer", "security-auditor"} <= {
+        row["agent_type"] for row in agents
+    }
+    assert all((row["state"], row["status"]) == ("completed", "success") for row in agents), agents
+    assert not TOKEN.search("\n".join(model.requests[before:]) + ended.stdout + ended.stderr)

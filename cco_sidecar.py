@@ -69,6 +69,7 @@ import os
 import queue
 import re
 import secrets
+import select
 import shlex
 import shutil
 import signal
@@ -7590,11 +7591,23 @@ def settings_from(options: argparse.Namespace) -> Settings:
 def set_up_logging(settings: Settings) -> None:
     level = settings.log_level.upper()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogLines(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else plain)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in ("tornado.general", "tornado.access", "asyncio", "watchdog"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+
+
+class LogLines(logging.StreamHandler[typing.TextIO]):
+    """Lines for a reader that may stop: a full pipe is waited for once, for a second; then lines are dropped."""
+
+    _full = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):  # no file of the system's, or on Windows no socket
+            self._full = not select.select((), (self.stream,), (), 0 if self._full else 1)[1]
+        if not self._full:
+            super().emit(record)
 
 
 class JsonFormatter(logging.Formatter):

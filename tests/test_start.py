@@ -978,3 +978,28 @@ def test_uv_runs_the_file_without_an_installation(repository: Path, tmp_path: Pa
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+def test_a_reader_of_the_log_that_has_stopped_holds_nobody_up(repository: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(MODULE), "--port", "0", "--storage", str(tmp_path / "storage")]
+    command += ["--root", str(repository)]
+    process = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        url = json.loads(
+            until(
+                lambda: (
+                    (tmp_path / "storage/sidecar.json").read_text()
+                    if (tmp_path / "storage/sidecar.json").exists()
+                    else ""
+                )
+            )
+        )["url"]
+        with requests.Session() as session:
+            for _ in range(1_200):  # lines of 100 bytes: more than a pipe holds
+                assert session.get(f"{url}/health", timeout=5).status_code == 200
+        process.terminate()
+        assert process.wait(15) == 0
+    finally:
+        process.kill()
+        process.wait()

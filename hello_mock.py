@@ -1,2 +1,0 @@
-def hello(name):
-    return f"hello {name}"

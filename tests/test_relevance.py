@@ -181,7 +181,8 @@ def test_stems_are_those_of_the_index() -> None:
         ("vendor/lib/a.go", "other", False), ("node_modules/a/index.js", "other", False), ("dist/app.js", "other", False),
         ("app.min.js", "other", False), ("package-lock.json", "other", False), ("Cargo.lock", "other", False), ("a.js.map", "other", False),
         ("__snapshots__/a.snap", "other", False), (".env", "secret", False), ("deploy/id_rsa", "secret", False), (".env.example", "other", False),
-        ("src/build/plan.py", "source", True), ("build/plan.py", "other", False),
+        ("src/build/plan.py", "source", True), ("build/plan.py", "other", False), ("django/contrib/auth.py", "source", True),
+        ("app/i18n/plural.ts", "source", True), ("src/locale/en.py", "aux", True),
     ],
 )  # fmt: skip
 def test_a_path_says_what_a_file_is(path: str, kind: str, indexed: bool) -> None:
@@ -236,11 +237,32 @@ def test_a_query_joins_neighbours_but_not_over_a_stop_word_or_the_end_of_a_sente
     assert made.runs == {"userbar"} and made.names["userbar"] == pytest.approx(0.7)
 
 
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("expire session cookie", ["expire session", "session cookie"]), ("cookie of session", []),
+        ("SessionCookie store", ["session cookie", "sessioncookie store"]), ("read_only_file", []),
+        ("cookie, session (store)", []), ("cookie\nsession", []), ("cookie: session! store? row; end", []),
+        (f"session {'x' * 90} cookie", []), ("cookie b session", []), ("größe messen", ["größe messen"]),
+    ],
+)  # fmt: skip
+def test_neighbouring_words_are_pairs(text: str, pairs: list[str]) -> None:
+    assert query((text, 1.0)).pairs == pairs
+
+
+@pytest.mark.parametrize("line", ["retry budget", "retryBudget", "retry_budget", "RetryBudget"])
+def test_words_that_stand_together_as_in_the_task_weigh_more(empty: Repository, line: str) -> None:
+    apart = "budget\nblank\nretry\n" if " " in line else "budget\nblank\nretry\nretrybudget\n"
+    texts = {f"other{number}.py": "nothing\n" * number for number in range(1, 9)}
+    empty.write(**texts | {"a.py": apart, "b.py": f"{line}\nblank\n"})
+    assert empty.paths("wrong retry budget")[:2] == ["b.py", "a.py"]
+
+
 def test_a_query_has_an_end() -> None:
-    assert (
-        len(query((" ".join(f"word{chr(97 + a)}{chr(97 + b)}" for a in range(26) for b in range(26)), 1.0)).terms)
-        == relevance.MAX_TERMS
-    )
+    many = " ".join(f"word{chr(97 + a)}{chr(97 + b)}" for a in range(26) for b in range(26))
+    made = query(("first pair", 1.0), (many, 0.5), ("a later decision", 0.3))
+    assert (len(made.terms), len(made.pairs), made.pairs[0]) == (relevance.MAX_TERMS, relevance.MAX_PAIRS, "first pair")
+    assert query(("title", 1.0), ("", 0.5), ("a later decision", 0.3)).pairs == [], "earlier agents' words are no task"
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ MAX_CHUNKS = 4096  # row number of a chunk = file number * MAX_CHUNKS + chunk nu
 MAX_COMMITS = 12_000
 MAX_TOUCHED = 60  # files in a commit that still says something about each of them
 MAX_TERMS = 64
+MAX_PAIRS = 24  # adjacent words of a task that are looked for as phrases
 BODY = 1_500  # characters of a task's text after its title
 SMALL_UPDATE = (200, 2_000_000, 300)  # files, bytes and commits that are taken up within a call
 
@@ -166,9 +167,8 @@ TEST_FOLDERS = frozenset(
 )
 AUX_FOLDERS = frozenset(
     """doc docs documentation website site example examples demo demos sample samples bench benches benchmark
-    benchmarks tools scripts
-    script ci contrib extras changelog changelogs release licenses locale locales i18n migrations .github .gitlab
-    .circleci""".split()
+    benchmarks tools scripts script ci extras changelog changelogs release licenses locale locales migrations .github
+    .gitlab .circleci""".split()
 )
 FOREIGN_FOLDERS = frozenset(
     "vendor vendored third_party third-party node_modules bower_components dist out target deps .venv venv"
@@ -408,7 +408,7 @@ def import_path(family: str, module: str) -> str:
 # ---- The index: files in a SQLite database, written by whole files in transactions
 # -----------------------------------------
 
-SCHEMA_VERSION = 1  # to be raised with every change of the schema, of kinds, words, definitions or imports
+SCHEMA_VERSION = 2  # to be raised with every change of the schema, of kinds, words, definitions or imports
 APPLICATION_ID = 0x63636F72
 SCHEMA = """
 create table meta (key text primary key, value) without rowid;
@@ -919,15 +919,23 @@ class Query:
     terms: dict[str, tuple[str, float]]
     names: dict[str, float]
     runs: set[str]
+    pairs: list[str]  # adjacent words of the task, as they stand in indexed text
 
     @property
     def match(self) -> str:
         """For FTS5; a title's words stand twice, which doubles their weight in bm25()."""
         return " OR ".join(f'"{word}"' for word, weight in self.terms.values() for _ in range(2 if weight >= 1 else 1))
 
+    @property
+    def match_with_pairs(self) -> str:
+        """The same for texts: words that stand together, as in the task, weigh more."""
+        return " OR ".join([self.match, *(f'"{pair}"' for pair in self.pairs)])
+
 
 def make_query(texts: Iterable[tuple[str, float]], stemmer: Stemmer) -> Query:
-    """The query of (text, weight of each word in it)."""
+    """The query of (text, weight of each word in it), the task's title and body first."""
+    texts = list(texts)
+    pairs = list(dict.fromkeys(pair for text, _ in texts[:2] for pair in adjacent_words(text)))[:MAX_PAIRS]
     words: dict[str, float] = collections.defaultdict(float)
     names: dict[str, float] = {}
     runs: set[str] = set()
@@ -955,7 +963,25 @@ def make_query(texts: Iterable[tuple[str, float]], stemmer: Stemmer) -> Query:
         terms[stem] = (terms[stem][0] if stem in terms else word, weight + (terms[stem][1] if stem in terms else 0.0))
     damped = {stem: (word, 1 + math.log(weight) if weight > 1 else weight) for stem, (word, weight) in terms.items()}
     heaviest = sorted(damped.items(), key=lambda item: -item[1][1])[:MAX_TERMS]
-    return Query(dict(heaviest), names, runs)
+    return Query(dict(heaviest), names, runs, pairs)
+
+
+def adjacent_words(text: str) -> Iterator[str]:
+    """The pairs of neighbouring words in ``text``, within identifiers too, as Splitter writes them; none with a
+    stop-word between or in it, none across punctuation or a line's end.
+    """
+    last = ""
+    for token in re.findall(r"\w+|[.!?:;,()\n]", text):
+        parts = parts_of(token)
+        for word in parts if len(token) <= Splitter.LONGEST else ():
+            known = word not in STOP_WORDS and (len(word) > 1 or not word.isascii())
+            if known and last:
+                yield f"{last} {word}"
+            last = word if known else ""
+        if not parts or len(token) > Splitter.LONGEST:
+            last = ""
+        elif last and len(parts) > 1:
+            last = "".join(parts)  # which follows the parts in indexed text
 
 
 def texts_of(request: RankRequest, decisions: bool = True) -> list[tuple[str, float]]:
@@ -1043,7 +1069,7 @@ class Ranking:
         # Sorted outside of FTS5, whose own sorter carries every position along.
         sql = "select rowid, bm25(chunk) as rank from chunk where chunk match ? order by rank limit 4000"
         best: Scores = {}
-        for row, rank in self.index.database.execute(sql, (self.query.match,)):
+        for row, rank in self.index.database.execute(sql, (self.query.match_with_pairs,)):
             id, chunk = divmod(row, MAX_CHUNKS)
             if id in self.facts.files:
                 best.setdefault(id, -rank)
@@ -1114,7 +1140,7 @@ class Ranking:
 
     def _commits(self) -> None:
         sql = "select rowid, bm25(message) as rank from message where message match ? order by rank limit 150"
-        rows = self.index.database.execute(sql, (self.query.match,)).fetchall()
+        rows = self.index.database.execute(sql, (self.query.match_with_pairs,)).fetchall()
         best: Scores = {}
         mass: Scores = collections.defaultdict(float)
         for commit, rank in rows:
@@ -1145,7 +1171,8 @@ class Ranking:
         inside: dict[str, list[float]] = collections.defaultdict(list)
         for id in best:
             inside[self.facts.files[id].path.rpartition("/")[0]].append(stage[id])
-        return {id: sum(scores[:4]) for folder, scores in inside.items() for id in self.facts.inside[folder]}
+        sums = {folder: math.sqrt(sum(scores[:4])) for folder, scores in inside.items()}
+        return {id: score for folder, score in sums.items() for id in self.facts.inside[folder]}
 
     def _imports(self, stage: Scores, best: list[int]) -> Scores:
         scores: Scores = collections.defaultdict(float)

@@ -214,6 +214,9 @@ class Settings:
         (), "variables that agents get although they may run other code or mark a session", "NAME"
     )
     agent_types: Annotated[dict[str, str], read_agent_types] = option({}, "more agent types, NAME=CATEGORY", "LIST")
+    agent_context_tokens: Annotated[int, read_number(500, 2_500_000)] = option(
+        50_000, "size of a spawned agent's context file, at 4 bytes each", "N"
+    )
     agent_timeout: Annotated[int, read_number(1, 31_536_000)] = option(3600, "time limit of an agent", "SECONDS")
     max_agents: Annotated[int, read_number(0, 10_000)] = option(10, "agents running at once", "N")
     max_agents_per_issue: Annotated[int, read_number(1, 1_000_000)] = option(
@@ -685,6 +688,7 @@ class SpawnRequest(Struct, omit_defaults=True):
     issue_id: Identifier
     task: Annotated[str, Meta(max_length=TASK_LENGTH, pattern=r"^[^\x00]*\Z")] = ""
     context_requirements: list[str] = []
+    context_tokens: Annotated[int, Meta(ge=500, le=2_500_000)] | None = None
     environment: dict[Annotated[str, Meta(pattern=r"^[^=\x00]+\Z")], Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]] = {}
     priority: Literal["low", "normal", "medium", "high", "critical"] = "normal"
     permissions: list[Literal["read_context", "write_results", "publish_events", "spawn_agents"]] | None = None
@@ -920,6 +924,15 @@ class Asks:
         hangs refuses. Asked for every authenticated request after its permission was checked.
 
         return "the project is frozen" if Path("FROZEN").exists() and method != "GET" else None
+        """
+
+    @hookspec
+    def context_brief(self, request: ContextRequest, sections: Sections, reader: Reader) -> str | None:
+        """A context as Markdown of 10 kB at most, for programs that cannot read so much JSON: the answer to ``Accept:
+        text/markdown`` and a spawned agent's $CCO_BRIEF_FILE. ``sections`` are redacted and whole but for
+        ``relevant_files``: what is to be said of files is in ``request.ranked``. The first answer wins.
+
+        return f"# {request.issue_id}\\n\\n{instructions(reader)}"
         """
 
     @hookspec
@@ -1171,6 +1184,18 @@ class ContextRequest(Struct, frozen=True, kw_only=True):
     ranked: list[RankedFile]
 
 
+class Reader(Struct, frozen=True):
+    """The reader of a brief: who it is, what its token allows, and by what it calls the service."""
+
+    agent_id: str
+    agent_type: str
+    issue_id: str
+    project_id: str
+    permissions: tuple[str, ...]
+    url: str
+    curl_file: str  # curl's configuration with its token
+
+
 class FileFact(Struct, frozen=True):
     """A file of the project: relative path with slashes, bytes, and mtime in nanoseconds."""
 
@@ -1234,6 +1259,7 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
     context_file: str
     agent_folder: str
     prompt: str
+    brief_file: str = ""  # where a plugin makes a brief
     configured: tuple[str, ...] | None = None  # the command that the settings have for its type
 
 
@@ -2384,6 +2410,7 @@ class Endpoint(Handler):
     holds_token: ClassVar[bool] = False
     refusable: ClassVar[bool] = True  # where too much waits for clients that do not read
     aside: ClassVar[bool] = False  # what an agent's program does by itself: no call of the agent, and none of its limit
+    content_type = "application/json"
 
     ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
@@ -2520,7 +2547,7 @@ class Endpoint(Handler):
         unsent.add(self, content)
         try:
             if content:
-                self.set_header("Content-Type", "application/json")
+                self.set_header("Content-Type", "application/json" if self.error else self.content_type)
             for answer_filter in self.sidecar.answer_filters:
                 content = await answer_filter(self, content)
             if len(content) <= Unsent.SHORT or self.request.method == "HEAD":
@@ -2805,12 +2832,33 @@ class GetContext(Endpoint):
 
     async def respond(self, issue_id: str, agent_type: str) -> bytes:
         self.sidecar.tokens.check_issue(self.claims, issue_id)
-        known = self.request.headers.get("If-None-Match", "")
-        content, etag = await self.sidecar.contexts.get(issue_id, agent_type, self.query, known)
+        known, reader = self.request.headers.get("If-None-Match", ""), None
+        if self.sidecar.hooks.implementations("context_brief"):
+            self.add_header("Vary", "Accept")
+            if prefers_markdown(", ".join(self.request.headers.get_list("Accept"))):
+                reader = self.sidecar.agents.reader(self.claims, issue_id)
+                self.content_type = "text/markdown; charset=utf-8"
+        content, etag = await self.sidecar.contexts.get(issue_id, agent_type, self.query, known, reader)
         self.set_header("ETag", etag)
         if not content:
             self.set_status(304)
         return content
+
+
+def prefers_markdown(accept: str) -> bool:
+    """Whether an Accept header (RFC 9110, 12.5.1) wants text/markdown more than application/json; for each the most
+    specific range counts. Where it wants both alike, or says nothing, JSON is given.
+    """
+    ranges: dict[str, float] = {}
+    for item in accept.lower().split(","):
+        name, *parameters = (part.strip() for part in item.split(";"))
+        weight = next((part[2:].strip() for part in parameters if part.startswith("q=")), "1")
+        ranges[name] = float(weight) if re.fullmatch(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", weight) else 0.0
+    wanted = [
+        next((ranges[name] for name in (kind, f"{kind.partition('/')[0]}/*", "*/*") if name in ranges), 0.0)
+        for kind in ("text/markdown", "application/json")
+    ]
+    return wanted[0] > wanted[1]
 
 
 class StoreResult(Endpoint):
@@ -4902,13 +4950,16 @@ class Contexts:
             key = ContextKey("", "chief-architect", "", MB, 1)
             await self._pool.run(self._rank, key, "architect", [], state)
 
-    async def get(self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "") -> tuple[bytes, str]:
-        """The context of an issue for an agent type as JSON, and its ETag; no JSON where ``known``, an If-None-Match,
-        names the ETag. Raises AGT_002 and REQ_002 (404), CTX_001 and CTX_002.
+    async def get(
+        self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", reader: Reader | None = None
+    ) -> tuple[bytes, str]:
+        """The context of an issue for an agent type as JSON, or as a brief for ``reader``, and its ETag; no content
+        where ``known``, an If-None-Match, names the ETag. Raises AGT_002 and REQ_002 (404), CTX_001 and CTX_002.
         """
         category = self._agent_types.category(agent_type, status=404)
         max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens) if query.max_tokens else query.max_bytes
-        key = ContextKey(issue_id, agent_type, query.task or await self._task(issue_id), max_bytes, query.max_files)
+        task, max_files = query.task or await self._task(issue_id), 0 if reader else query.max_files
+        key = ContextKey(issue_id, agent_type, task, max_bytes, max_files, reader)
         try:
             state = await self._project.state()
         except OSError as error:
@@ -4926,7 +4977,7 @@ class Contexts:
         else:
             self._hits += 1
             self._cache.move_to_end(key)
-        if query.since:  # only the plugin since remembers earlier answers
+        if query.since and not reader:  # only the plugin since remembers earlier answers
             return entry.content[:-1] + b',"since":null,"unchanged_files":0,"removed_files":[]}', entry.etag
         return entry.content, entry.etag
 
@@ -4994,10 +5045,20 @@ class Contexts:
         sections["metadata"]["index"] = "building" if building else "ready"
         # The same files will be ranked better soon: an ETag that nothing else has is never a hit.
         tag = f'W/"{secrets.token_hex(16)}"' if building else etag
+        if key.reader:
+            brief = CacheEntry(self._brief(request, sections, key.reader), tag)
+            return brief, brief
         head = assembled(request, sections, self._fit(request, sections))
         ends = (msgspec.json.encode({"timestamp": iso(), "cache_hit": hit})[1:] for hit in (False, True))
         first, hit = (CacheEntry(head + end, tag) for end in ends)
         return first, hit
+
+    def _brief(self, request: ContextRequest, sections: Sections, reader: Reader) -> bytes:
+        facts = {"request": request, "sections": sections, "reader": reader}
+        text = self._hooks.first("context_brief", **facts)
+        if text is None:
+            raise ApiError("CTX_001", "No brief could be made; ask for application/json")
+        return redact(text)[0].encode("utf-8", "replace")
 
     def _rank(
         self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState
@@ -5102,6 +5163,7 @@ class ContextKey(Struct, frozen=True):
     task: str
     max_bytes: int
     max_files: int
+    reader: Reader | None = None  # where it is a brief
 
 
 # -- the budget
@@ -6011,10 +6073,12 @@ class Agents:
         what = ""
         try:
             context = await self._launcher.context(body)
+            reader = reader_of(row, running.folder, self.url)
+            brief = await self._launcher.brief(body, reader)
             await self.ledger.begin(row, ticket)
             self._renew_token(running)
             asked = body.get("environment") or {}
-            command, ignored = await self._launcher.command(running, context, asked, self.url)
+            command, ignored = await self._launcher.command(running, context, brief, asked, reader)
             command = self.meter.instrument(command, self.url.removesuffix("/api"), self._reporting_token(row))
             what = f"{Path(command.argv[0]).name}: "
             running.process = await self._processes.start(row["id"], command)
@@ -6068,6 +6132,13 @@ class Agents:
             await self.ledger.failed(running.row, ticket, reason)
         await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
         self.active.pop(running.row["id"], None)
+
+    def reader(self, claims: Claims, issue_id: str) -> Reader:
+        """Who asks for a brief on an issue; a running agent of ours has a file for curl."""
+        row = {"id": claims.sub, "type": claims.agent_type, "issue": issue_id, "project": claims.project_id}
+        may = self._tokens.permissions(claims)
+        folder = self.active[claims.sub].folder if claims.sub in self.active else None
+        return reader_of(row | {"permissions": [name for name in PERMISSIONS if name in may]}, folder, self.url)
 
     def with_token(self, answer: bytes) -> bytes:
         """A remembered spawn answer as it is true now: with a valid token while the agent lives, with none and its
@@ -6507,18 +6578,29 @@ class Launcher:
         self._pool = Pool("launch", 8, 30)
 
     async def context(self, body: dict[str, Any]) -> bytes:
-        """The context for the agent as JSON, with only the sections that the request names. Raises REQ_001, REQ_002,
-        AGT_001.
+        """The context for the agent as indented JSON of as many tokens as it may have, with only the sections that the
+        request names. Raises REQ_001, REQ_002, AGT_001.
         """
-        query = ContextQuery(task=body.get("task", ""))
-        try:
-            content, _ = await self._contexts.get(body["issue_id"], body["agent_type"], query)
-            context = msgspec.json.decode(content)
-        except ApiError as error:
-            if error.status < 500:
-                raise
-            raise ApiError("AGT_001", f"Agent spawn failed: its context could not be built: {error.message}") from None
-        required = body.get("context_requirements") or []
+        limit = BYTES_PER_TOKEN * (body.get("context_tokens") or self._settings.agent_context_tokens)
+        room, chosen = limit - limit // 16, b""
+        while True:
+            try:
+                query = ContextQuery(task=body.get("task", ""), max_bytes=min(max(room, 2_000), 10 * MB))
+                content, _ = await self._contexts.get(body["issue_id"], body["agent_type"], query)
+            except ApiError as error:
+                if chosen:
+                    return chosen  # it cannot be cut further
+                if error.status < 500:
+                    raise
+                problem = f"its context could not be built: {error.message}"
+                raise ApiError("AGT_001", f"Agent spawn failed: {problem}") from None
+            chosen = self._chosen(msgspec.json.decode(content), body.get("context_requirements") or [])
+            if (size := len(chosen)) <= limit or room <= 2_000:
+                return chosen
+            room = min(room, len(content)) * limit // size - 200  # what the indentation takes
+
+    def _chosen(self, context: dict[str, Any], required: list[str]) -> bytes:
+        """``context`` with only the ``required`` sections, one value a line. Raises REQ_001."""
         wanted = {self.ALIASES.get(name, name) for name in required}
         if unknown := sorted(wanted - set(context["context"])):
             path = f"context_requirements[{required.index(unknown[0])}]"
@@ -6529,21 +6611,33 @@ class Launcher:
             context["context"] = {name: value for name, value in context["context"].items() if name in wanted}
             context["total_size_bytes"] = len(msgspec.json.encode(context["context"]))
             context["file_count"] = len(context["context"].get("relevant_files", []))
-        return msgspec.json.encode(context)
+        return msgspec.json.format(msgspec.json.encode(context), indent=1)
+
+    async def brief(self, body: dict[str, Any], reader: Reader) -> bytes:
+        """The brief for the agent; empty where no plugin makes one."""
+        if not self._hooks.implementations("context_brief"):
+            return b""
+        try:
+            query = ContextQuery(task=body.get("task", ""))
+            return (await self._contexts.get(body["issue_id"], body["agent_type"], query, reader=reader))[0]
+        except ApiError as error:
+            log.error("agent %s: %s", reader.agent_id, error.message)
+            return b""
 
     async def command(
-        self, running: Running, context: bytes, asked: dict[str, str], url: str
+        self, running: Running, context: bytes, brief: bytes, asked: dict[str, str], reader: Reader
     ) -> tuple[AgentCommand, list[str]]:
         """Write the agent's files. Returns its command, and the names in ``asked`` that are ignored: ours and unsafe
         ones. Raises AGT_001, OSError.
         """
         row, folder = running.row, running.folder
+        files = {"brief_file": str(folder / "brief.md") if brief else "", "context_file": str(folder / "context.json")}
         launch = AgentLaunch(
-            agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],
-            context_file=str(folder / "context.json"), agent_folder=str(folder), prompt=prompt_of(row, folder, url),
+            agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"], **files,
+            agent_folder=str(folder), prompt=prompt_of(row["task"], reader, **files),
             configured=self._settings.agent_commands.get(row["type"], self._settings.agent_command),
         )  # fmt: skip
-        await self._pool.run(self._write_files, folder, context, running.token, launch.prompt)
+        await self._pool.run(self._write_files, launch, context, brief, running.token)
         command = await self._pool.run(self._hooks.first, "agent_command", launch=launch)
         if command is None:
             raise ApiError(
@@ -6554,11 +6648,11 @@ class Launcher:
         command = filled_in(command if isinstance(command, AgentCommand) else AgentCommand(command), launch)
         own = {
             "AGENT_ID": row["id"], "AGENT_TYPE": row["type"], "ISSUE_ID": row["issue"], "PROJECT_ID": row["project"],
-            "PROJECT_ROOT": str(self._settings.root), "PWD": str(self._settings.root), "SIDECAR_URL": url,
+            "PROJECT_ROOT": str(self._settings.root), "PWD": str(self._settings.root), "SIDECAR_URL": reader.url,
             "JWT_TOKEN": running.token,
             "CCO_TOKEN_FILE": str(folder / "token"), "CCO_HEADER_FILE": str(folder / "header"),
             "CCO_CONTEXT_FILE": launch.context_file, "TASK": row["task"],
-        }  # fmt: skip
+        } | ({"CCO_BRIEF_FILE": launch.brief_file} if brief else {})  # fmt: skip
         ignored = [name for name in asked if name.upper() in own or self._withheld(self.UNSAFE_VARIABLES, name)]
         inherited = {
             name: value for name, value in os.environ.items()
@@ -6572,10 +6666,13 @@ class Launcher:
         name = variable.upper()
         return bool(kind.fullmatch(name)) and name not in map(str.upper, self._settings.agent_environment)
 
-    def _write_files(self, folder: Path, context: bytes, token: str, prompt: str) -> None:
+    def _write_files(self, launch: AgentLaunch, context: bytes, brief: bytes, token: str) -> None:
+        folder = Path(launch.agent_folder)
         folder.mkdir(mode=0o700, parents=True)
-        write_file(folder / "context.json", context)
-        write_file(folder / "prompt", prompt.encode())
+        write_file(Path(launch.context_file), context)
+        if brief:
+            write_file(Path(launch.brief_file), brief)
+        write_file(folder / "prompt", launch.prompt.encode())
         write_token(folder, token)
 
 
@@ -6583,8 +6680,17 @@ PROMPT = """\
 You are {agent_id}, a {agent_type} in a team of agents that works on issue {issue_id} of the repository in your working\
  directory. Your task: {task}
 
-Read your context first (JSON: files worth reading, git state, what earlier agents decided): {folder}/context.json
+"""
+BRIEF = """\
+Read your brief first (10 kB: what earlier agents decided, the files worth reading, git state): {brief_file}
+Those files' contents and all else as JSON, one value a line, far longer: {context_file}
 
+"""
+CONTEXT = """\
+Read your context first (JSON: files worth reading, git state, what earlier agents decided): {context_file}
+
+"""
+MAY = """\
 You may: {may}. Never print your token.
 
 """
@@ -6599,21 +6705,38 @@ To tell the others something before that, publish an event:
 """
 
 
-def prompt_of(row: dict[str, Any], folder: Path, url: str) -> str:
-    """The prompt by which a coding agent can work through this service; speaks only of what its permissions allow.
+def prompt_of(task: str, reader: Reader, brief_file: str, context_file: str) -> str:
+    """The prompt by which a coding agent can work through this service."""
+    asked = {"task": task or "see the context of the issue.", "brief_file": brief_file, "context_file": context_file}
+    head = (PROMPT + (BRIEF if brief_file else CONTEXT)).format(**asked, **msgspec.structs.asdict(reader))
+    return head + instructions(reader)
+
+
+def instructions(reader: Reader) -> str:
+    """How to work through this service, as far as the reader's permissions allow, in short lines.
 
     The commands hold no variable, which some programs refuse to run, and name the token by a file of curl's own alone.
     """
-    identity = {"agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"]}
+    who = {name: getattr(reader, name) for name in ("agent_id", "agent_type", "issue_id", "project_id")}
     result = {"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}
-    event = {"publisher": row["id"], "topic": "progress", "data": {"issue_id": row["issue"], "message": "..."}}
-    template = PROMPT + (STORE if WRITE in row["permissions"] else SAY)
-    return (template + (TELL if PUBLISH in row["permissions"] else "")).format(
-        **identity, task=row["task"] or "see the context of the issue.", folder=folder,
-        may=", ".join(row["permissions"]) or "nothing but wait for events",
-        curl=f"curl -sS -K {shlex.quote(str(folder / 'curl'))} {url}", event=json.dumps(event),
-        result=json.dumps({**identity, "project_id": row["project"], "result": result}),
+    data = {"issue_id": reader.issue_id, "message": "..."}
+    template = MAY + (STORE if WRITE in reader.permissions else SAY)
+    return (template + (TELL if PUBLISH in reader.permissions else "")).format(
+        may=", ".join(reader.permissions) or "nothing but wait for events",
+        curl=f"curl -sS -K {shlex.quote(reader.curl_file)} {reader.url}", result=in_lines({**who, "result": result}),
+        event=in_lines({"publisher": reader.agent_id, "topic": "progress", "data": data}),
     )  # fmt: skip
+
+
+def in_lines(body: dict[str, Any]) -> str:
+    """``body`` as JSON with a field a line."""
+    return "{" + ",\n    ".join(json.dumps({name: value})[1:-1] for name, value in body.items()) + "}"
+
+
+def reader_of(row: dict[str, Any], folder: Path | None, url: str) -> Reader:
+    """The agent of a ledger's row as a reader; without a folder, somebody with a token alone."""
+    curl_file = str(folder / "curl") if folder else "CURL_FILE"
+    return Reader(row["id"], row["type"], row["issue"], row["project"], tuple(row["permissions"]), url, curl_file)
 
 
 TOKEN_FILES = {  # alone, as a header, and as curl's configuration (as an argument others would see it)

@@ -227,6 +227,13 @@ PLUGINS = {
                 sections["relevant_files"] = []
                 return True
     """,
+    "short": """
+        @hookimpl
+        def context_brief(request, sections, reader):
+            if request.issue_id.startswith("short-"):
+                said = [output["decision"] for output in sections["previous_agent_outputs"]]
+                return f"{request.task} {said} {reader.agent_type} {sorted(sections)}"
+    """,
     "reader": """
         from cco_sidecar import FileFact, Project
         from msgspec.structs import replace
@@ -587,6 +594,16 @@ def test_a_plugin_fits_contexts_into_their_budget(plugged: Service) -> None:
     assert plugged.client().get("/api/context/else-1/python-specialist").json()["file_count"] > 0
 
 
+def test_a_plugin_makes_its_own_brief_and_secrets_are_redacted(plugged: Service) -> None:
+    client = plugged.client()
+    client.store(issue="short-1", decisions=["Tokens are kept"])
+    asked = {"headers": {"Accept": "text/markdown"}, "params": {"task": "rotate ghp_" + "a1B2" * 9}}
+    answer = client.request("GET", "/api/context/short-1/python-specialist", **asked)
+    assert answer.text.startswith("rotate [REDACTED") and "a1B2" not in answer.text
+    assert "['Tokens are kept'] chief-architect ['git_context'" in answer.text
+    assert client.request("GET", "/api/context/long-1/python-specialist", **asked).text.startswith("# Brief for ")
+
+
 def test_a_plugin_brings_its_own_look_at_the_repository(plugged: Service) -> None:
     context = plugged.client().get("/api/context/issue-1/python-specialist").json()["context"]
     assert "seen/by-a-plugin.py" in context["project_structure"]["files"]
@@ -653,6 +670,7 @@ EXERCISED = {
     "answer_filter": test_a_plugin_sees_each_answer_before_it_is_sent,
     "request_log": test_a_plugin_takes_down_every_request,
     "token_keys": test_a_plugin_knows_the_keys_of_other_issuers,
+    "context_brief": test_a_plugin_makes_its_own_brief_and_secrets_are_redacted,
     "fit_context": test_a_plugin_fits_contexts_into_their_budget,
     "project_reader": test_a_plugin_brings_its_own_look_at_the_repository,
     "storage": test_a_plugin_brings_its_own_storage,
@@ -696,6 +714,8 @@ def test_the_example_in_each_docstring_does_what_it_says(
     assert "security-auditor" not in str(client.store(issue="issue-1")["next_agents"])
     context = client.get("/api/context/issue-1/translator", task="src/main.py", max_bytes=5000).json()
     assert context["context"]["release"] == {"frozen": True} and context["context"]["metadata"]["index"] == "building"
+    brief = client.request("GET", "/api/context/issue-1/translator", headers={"Accept": "text/markdown"}).text
+    assert brief.startswith("# issue-1\n\nYou may: read_context, ")
     assert client.publish("noted")["published"] is True
     (repository / "FROZEN").touch()
     assert "frozen" in client.post("/api/events/noted", {}).json()["message"]

@@ -204,8 +204,9 @@ def test_the_prompt_speaks_of_what_the_agent_may_do_alone(
 
 
 def test_the_commands_of_the_prompt_work_as_they_stand(make_service: Callable[..., Service]) -> None:
-    """An agent that runs the two lines that begin with curl; the file that they name goes with the agent."""
-    code = "import re, subprocess, sys; [subprocess.run(line, shell=True, check=True) for line in re.findall('curl .*', sys.argv[1])]"
+    """An agent that runs the two commands that begin with curl; the file that they name goes with the agent."""
+    found = "re.findall('curl [^\\x27]*\\x27[^\\x27]*\\x27', sys.argv[1])"  # from curl to the end of the quoted body
+    code = f"import re, subprocess, sys; [subprocess.run(line, shell=True, check=True) for line in {found}]"
     service = make_service("--agent-command", json.dumps([sys.executable, "-c", code, "{prompt}"]))
     client = service.client()
     spawned = spawn(client)

@@ -124,6 +124,7 @@ SAMPLES: dict[str, tuple[list[str], str]] = {
     "agent_commands": (['{"x": "claude"}', '{"x": "run {task}", "y": ["a b", "c"]}', "{}"], '["x"]'),
     "agent_types": (["x=coding", "x=qa,y=support", "z=security"], "x=wizard"),
     "agent_environment": (["HTTPS_PROXY", "PATH,HTTPS_PROXY", "BASH_ENV"], "[1]"),
+    "agent_context_tokens": (["500", "50000", "2500000"], "499"),
     "agent_timeout": (["1", "60", "3600"], "0"),
     "max_agents": (["0", "1", "10000"], "10001"),
     "max_agents_per_issue": (["1", "50", "1000000"], "0"),

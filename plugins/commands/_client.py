@@ -112,20 +112,22 @@ class Client:
         query: dict[str, Any] | None = None,
         timeout: float = 60,
         key: str | None = None,
+        accept: str = "application/json",
     ) -> Any:
-        """The decoded answer. Raises Refused (exit code 1) and NotReachable (3)."""
+        """The decoded answer: text where it is Markdown. Raises Refused (exit code 1) and NotReachable (3)."""
         self._look_for_it()
         if self.token:
             self._check_who_answers()
         given = {name: value for name, value in (query or {}).items() if value is not None}
         path += "?" + urllib.parse.urlencode(given) if given else ""
-        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"} | (
-            {"Idempotency-Key": key} if key else {}
-        )
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json", "Accept": accept}
+        headers |= {"Idempotency-Key": key} if key else {}
         content = None if body is None else json.dumps(body).encode()
         status, answer = self._send(method, path, headers, content, timeout)
         if status >= 300:
             raise Refused(status, answer)
+        if accept == "text/markdown" and not answer.startswith(b"{"):
+            return answer.decode()
         try:
             return json.loads(answer or b"null")
         except ValueError as error:

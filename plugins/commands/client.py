@@ -63,6 +63,15 @@ def command_context_get(options: argparse.Namespace) -> int:
         return explain(options, context) if options.explain else show_context(options, context)
 
 
+def command_brief(options: argparse.Namespace) -> int:
+    path = f"/api/context/{quote(options.issue)}/{quote(options.type)}"
+    brief = Client(options).call("GET", path, query={"task": options.task}, accept="text/markdown")
+    if not isinstance(brief, str):
+        raise StartError("the service makes no briefs: its plugin context/brief is not in use", REFUSED)
+    print(brief, end="")
+    return GOOD
+
+
 def command_context_refresh(options: argparse.Namespace) -> int:
     """Have contexts looked at now, and built anew where they are not as the project is; with --force in any case."""
     client, rows = Client(options), []
@@ -485,6 +494,10 @@ COMMANDS = {
         arg("--issue", metavar="ID", help="of this issue (default: all that agents worked on)"),
         arg("--agent-type", metavar="TYPE", help="of this agent type (default: all that worked there)"),
         arg("--force", action="store_true", help="build them anew in any case")]),
+    "brief": Command("show a context as its agent reads it first: 10 kB of Markdown", command_brief, [
+        arg("issue", metavar="ISSUE", help="issue id"), arg("type", metavar="TYPE", help="agent type"),
+        arg("--task", help="what is to be done")],
+        formats=("text",), section="Agents and what they exchange"),
     "context clear": Command("forget cached contexts", command_context_clear, [
         arg("issue", nargs="?", metavar="ISSUE"),
         arg("--issue", dest="named_issue", metavar="ID", help="the same"), TYPE_OPTION,

@@ -73,6 +73,7 @@ from cco_sidecar import (
 log = logging.getLogger("cco_sidecar.relevance")
 
 Scores = dict[int, float]  # by file number
+Neighbours = dict[str, set[str]]  # kind of neighbour: paths
 
 # ---- Tables: what counts how much
 # --------------------------------------------------------------------------------------------
@@ -842,6 +843,27 @@ class Facts:
             yield ids[row], len(self.files[ids[row]].stem)
             place = text.find(word, starts[row + 1]) if row + 1 < len(starts) else -1
 
+    def resolve(self, importer: File, module: str) -> list[int]:
+        """The files that ``module`` can mean: those whose path agrees with it in the most parts from the right."""
+        if module.startswith("."):
+            module = posixpath.normpath(posixpath.join(posixpath.dirname(importer.path), module))
+            last = module.rpartition("/")[2]
+            return [id for id in self.called.get(last, ()) if module_path(self.files[id]) == module]
+        parts = module.split("/")
+        family = FAMILIES.get(importer.language)
+        best: list[int] = []
+        agreement = min(2, len(parts))
+        for id in self.called.get(parts[-1], ()):
+            file = self.files[id]
+            if FAMILIES.get(file.language) != family or (file.kind == "test" and importer.kind != "test"):
+                continue
+            common = agreeing(parts, module_path(file).split("/"))
+            if common > agreement:
+                best, agreement = [], common
+            if common == agreement:
+                best.append(id)
+        return best
+
     def rarity(self, number: int) -> float:
         return math.log(1 + len(self.files) / max(1, number))
 
@@ -1182,33 +1204,16 @@ class Ranking:
             importer = self.facts.files[id]
             modules = texts.get(id, "").split("\n")
             targets = dict.fromkeys(
-                target for module in modules if module for target in self._resolve(importer, module) if target != id
+                target
+                for module in modules
+                if module
+                for target in self.facts.resolve(importer, module)
+                if target != id
             )
             for target in targets:
                 scores[target] += stage[id] / stage[best[0]] / math.sqrt(len(targets)) if stage[best[0]] else 0.0
                 self.why[target].setdefault("imp", f"imported by {importer.path}")
         return scores
-
-    def _resolve(self, importer: File, module: str) -> list[int]:
-        """The files that ``module`` can mean: those whose path agrees with it in the most parts from the right."""
-        if module.startswith("."):
-            module = posixpath.normpath(posixpath.join(posixpath.dirname(importer.path), module))
-            last = module.rpartition("/")[2]
-            return [id for id in self.facts.called.get(last, ()) if module_path(self.facts.files[id]) == module]
-        parts = module.split("/")
-        family = FAMILIES.get(importer.language)
-        best: list[int] = []
-        agreement = min(2, len(parts))
-        for id in self.facts.called.get(parts[-1], ()):
-            file = self.facts.files[id]
-            if FAMILIES.get(file.language) != family or (file.kind == "test" and importer.kind != "test"):
-                continue
-            common = agreeing(parts, module_path(file).split("/"))
-            if common > agreement:
-                best, agreement = [], common
-            if common == agreement:
-                best.append(id)
-        return best
 
     def _pairs(self, stage: Scores, best: list[int]) -> Scores:
         scores: Scores = {}
@@ -1562,6 +1567,36 @@ class Project:
             self.past = Past(index)
         return True
 
+    def neighbours(self, paths: Sequence[str]) -> dict[str, Neighbours]:
+        """By path: the files that it imports, that import it, and its tests; only of what is indexed."""
+        with self.lock:
+            index, facts = self.index, self.facts
+            ids = [facts.ids[path] for path in paths if path in facts.ids]
+            if index is None or not ids:
+                return {}
+            try:
+                return {facts.files[id].path: self._neighbours(index, facts, id) for id in ids}
+            except sqlite3.Error as error:
+                self._recover(error)
+                return {}
+
+    def _neighbours(self, index: Index, facts: Facts, id: int) -> Neighbours:
+        file = facts.files[id]
+        last = module_path(file).rpartition("/")[2]
+        imported = (index.value("select imports from file where id = ?", id) or "").split("\n")
+        found = {target for module in imported if module for target in facts.resolve(file, module)}
+        rows = index.database.execute("select id, imports from file where instr(imports, ?)", (last,)).fetchall()
+        naming = {
+            other
+            for other, modules in rows
+            for module in modules.split("\n")
+            if module.rpartition("/")[2] == last and other in facts.files
+            if id in facts.resolve(facts.files[other], module)
+        }
+        tests = {other for other in facts.pairs.get(pair_stem(file.path), ()) if facts.files[other].kind == "test"}
+        kinds = {"imports": found, "imported by": naming, "tested by": tests if file.kind != "test" else set()}
+        return {kind: {facts.files[other].path for other in ids - {id}} for kind, ids in kinds.items()}
+
     def _close(self) -> None:
         if self.index:
             self.index.close()
@@ -1605,6 +1640,13 @@ def project_of(root: str, folder: str) -> Project:
 def rank(request: RankRequest, wait: bool = False) -> list[RankedFile] | None:
     """The files for a request, best first; None while the index is being built, which ``wait`` waits for."""
     return project_of(request.root, request.index_folder).rank(request, wait)
+
+
+def neighbours(root: str, paths: Sequence[str]) -> dict[str, Neighbours]:
+    """By path, of those that are indexed: what it imports, what imports it, its tests. Blocks."""
+    with _projects_lock:
+        projects = [project for key, project in _projects.items() if key[0] == root]
+    return projects[-1].neighbours(paths) if projects else {}
 
 
 @hookimpl

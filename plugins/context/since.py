@@ -48,6 +48,8 @@ class Since:
     async def __call__(self, endpoint: Endpoint, content: bytes) -> bytes:
         if not isinstance(endpoint, GetContext) or endpoint.get_status() != 200:
             return content
+        if endpoint.content_type != GetContext.content_type:  # a brief
+            return content
         tag = bare(endpoint._headers["ETag"])
         if tag not in self._given:
             self._given[tag] = asyncio.create_task(asyncio.to_thread(self._files, content))

@@ -22,6 +22,7 @@ from cco_sidecar import (
     GOOD,
     Endpoint,
     EventType,
+    GetContext,
     Identifier,
     Route,
     StartError,
@@ -139,6 +140,7 @@ WORDS = {  # of a type, of a field of a type, of a field or parameter of any typ
     "EventSubmission.priority": "For readers to heed.",
     "task": "What is to be done.",
     "context_requirements": "The sections of the context that the agent needs; all of them where none is named.",
+    "context_tokens": "Size of its context file at most, at 4 bytes each; else that of --agent-context-tokens.",
     "environment": "More variables for the agent; those that would change the service's own are passed over.",
     "SpawnRequest.priority": "Given to the agent.",
     "SpawnRequest.permissions": "Narrows what the agent's token allows.",
@@ -210,6 +212,9 @@ MORE_CODES = {  # that ERRORS has under another status
     431: {"REQ_004": "Headers too large"},
 }
 NOT_MODIFIED = 304
+ALSO: dict[str, Any] = {  # of a context, where a plugin makes it
+    "text/markdown": {"schema": {"type": "string", "description": "The brief: 10 kB at most, short lines."}},
+}
 
 
 @hookimpl
@@ -273,7 +278,8 @@ def openapi(table: list[Route]) -> dict[str, Any]:
         "info": {
             "title": "Orchestration Sidecar",
             "version": __version__,
-            "description": "Coordinates coding agents in a repository. Every answer is JSON and has an X-Request-ID.",
+            "description": "Coordinates coding agents in a repository. Answers have an X-Request-ID and are JSON unless"
+            " a response says otherwise.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [server("http://localhost:3001")],
@@ -347,7 +353,7 @@ def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
         described[str(status)] = {
             "description": words,
             "headers": headers,
-            "content": {"application/json": {"schema": schema}},
+            "content": {"application/json": {"schema": schema}} | (ALSO if endpoint is GetContext else {}),
         }
     if etag:
         described[str(NOT_MODIFIED)] = {

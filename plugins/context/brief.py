@@ -1,0 +1,181 @@
+"""The brief: a context in Markdown of 10 kB at most, in lines of at most 200 characters, which every program can read.
+
+Task, what its reader may do and how, what earlier agents decided, the files worth reading with their best lines, and
+the state of git. Whatever others wrote (tasks, decisions, names, commit messages) stands in code, which has no markup:
+the task as an indented block, all else as a span in a line of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from cco_sidecar import ContextRequest, RankedFile, Reader, Sections, hookimpl, instructions, redact
+
+Neighbours = dict[str, set[str]]  # kind of neighbour: paths
+
+try:
+    from cco_sidecar_plugins.context.relevance import neighbours
+except ImportError:
+
+    def neighbours(root: str, paths: Sequence[str]) -> dict[str, Neighbours]:
+        """Without the plugin relevance none are known."""
+        return {}
+
+
+BYTES, LINE = 10_000, 200
+CHUNK_LINES = 50
+TASK, DECISIONS, GIT = 1_600, 1_800, 1_000  # bytes at most; what they leave is for files
+DETAILED = 12  # files with reasons
+CENTRAL = 5  # files with their neighbours
+LISTED = 80
+NEIGHBOURS = 4  # of a kind
+
+NO_MATCH = "No word of the task occurs in the project: these files are in the order without a task."
+OWN_CURL_FILE = """\
+Here CURL_FILE is a file that nobody else can read, with these two lines and your token:
+  header = "Authorization: Bearer TOKEN"
+  header = "Content-Type: application/json"
+"""
+
+
+@hookimpl
+def context_brief(request: ContextRequest, sections: Sections, reader: Reader) -> str:
+    title = f"# Brief for {code(request.agent_type)} on {code(request.issue_id)}"
+    how = instructions(reader) + ("" if reader.curl_file.startswith("/") else f"\n{OWN_CURL_FILE}")
+    limit = min(BYTES, request.max_bytes)
+    share = limit / BYTES
+    outputs, git = sections["previous_agent_outputs"], sections["git_context"]
+    parts = [
+        [title, "", "## Task", "", *task_lines(redact(request.task)[0], int(TASK * share))],
+        ["", "## What you may do, and how", "", *indented(how)],
+        ["", "## What was decided so far, newest first", "", *decision_lines(outputs, int(DECISIONS * share))],
+        ["", "## Git", "", *git_lines(git, int(GIT * share))],
+    ]
+    unmatched = bool(request.task) and not any(item.matched for item in request.ranked)
+    head = ["", "## Files worth reading, best first", "", *([NO_MATCH, ""] if unmatched else [])]
+    files = [*head, *file_lines(request)] if request.ranked else [*head, "None."]
+    parts.insert(3, fitting(files, limit - sum(map(size, parts))))
+    return "\n".join(fitting([line for part in parts for line in part], limit)) + "\n"
+
+
+# -- the sections
+
+
+def task_lines(task: str, room: int) -> list[str]:
+    whole = indented(task)
+    lines = fitting(whole, room)
+    return [*lines, *(["", "The task goes on: $TASK has the rest."] if lines < whole else [])] or ["None was given."]
+
+
+def decision_lines(outputs: list[dict[str, str]], room: int) -> list[str]:
+    """A line a decision, the newest result's first."""
+    lines = []
+    for output in reversed(outputs):
+        who = f"- {code(output['agent_type'], 60)}, {output['status']}, {output['timestamp'][:16]}: "
+        said = output["decision"].split("; ") if output["decision"] else [output["rationale"] or "no decision"]
+        lines += [who + code(text, LINE - len(who) - 8) for text in said]
+    return fitting(lines, room, "- and {} earlier") or ["Nothing yet."]
+
+
+def git_lines(git: dict[str, Any], room: int) -> list[str]:
+    changes, commits = git["uncommitted_changes"], git["recent_commits"]
+    lines = [
+        f"Branch {code(git['branch'] or 'none')}, {len(changes)} uncommitted changes, {len(commits[:5])} last commits."
+    ]
+    lines += ["", *(f"- commit {code(commit['hash'], 40)} {code(commit['message'], 100)}" for commit in commits[:5])]
+    changed = [f"- {item['status']} {path_code(item['path'])} {item['diff'] or ''}".rstrip() for item in changes]
+    return [*lines, *fitting(changed, room - size(lines), "- and {} more")]
+
+
+def file_lines(request: ContextRequest) -> Iterator[str]:
+    """The ranked files: the first with reasons and neighbours, then more of them by name."""
+    known = {file.path for file in request.project.context_files}
+    ranked = [item for item in request.ranked if item.path in known][:LISTED]
+    order = {item.path: place for place, item in enumerate(request.ranked)}
+    central = [item.path for item in ranked[:CENTRAL]] if request.task else []
+    near = neighbours(request.project.root, central)
+    for place, item in enumerate(ranked):
+        line = f"- {path_code(item.path)}{best_lines(item)}"
+        reasons = redact("; ".join(item.reasons))[0]
+        room = LINE - len(line) - 8
+        yield f"{line}: {code(reasons, room)}" if place < DETAILED and room > 20 and reasons else line
+        yield from neighbour_lines(near.get(item.path, {}), order, known)
+
+
+def neighbour_lines(near: Neighbours, order: dict[str, int], known: set[str]) -> Iterator[str]:
+    """A line for each kind of neighbour, the best ranked ones of it."""
+    for kind, paths in near.items():
+        line = f"  - {kind} "
+        best = sorted(known & paths, key=lambda path: (order.get(path, len(order)), path))[:NEIGHBOURS]
+        spans = [path_code(path) for path in best]
+        while spans and len(line) + len(", ".join(spans)) > LINE:
+            spans.pop()
+        if spans:
+            yield line + ", ".join(spans)
+
+
+def best_lines(item: RankedFile) -> str:
+    """The lines of a file's two best chunks; nothing where the ranking knows none, or all of the file is worth it."""
+    last = max((first for first, _ in item.chunks), default=0)
+    least = max(0.01, item.chunks[0][1] / 4) if item.chunks else 0.0  # below only a neighbour matches, or nothing does
+    best = sorted(first for first, score in item.chunks[:2] if score > least)
+    if len(best) == 2 and best[1] == best[0] + CHUNK_LINES:
+        best, width = best[:1], 2 * CHUNK_LINES
+    else:
+        width = CHUNK_LINES
+    ends = ["end" if first + width > last else str(first + width - 1) for first in best]
+    return " lines " + ", ".join(f"{first}-{end}" for first, end in zip(best, ends, strict=True)) if best else ""
+
+
+# -- others' text in Markdown
+
+BREAKS = (  # control signs, what is not seen or turns the direction, and halves of pairs
+    "\\x00-\\x1f\\x7f-\\x9f\\xad\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ud800-\\udfff"
+)
+
+
+def code(text: str, limit: int = 150) -> str:
+    """``text``, cut to ``limit`` characters, as one code span (CommonMark 0.31, 6.1), whatever it holds."""
+    return span(re.sub(rf"[\s{BREAKS}]+", " ", text).strip(), limit)
+
+
+def path_code(path: str) -> str:
+    """The same for a path, whose blanks count."""
+    return span(re.sub(rf"[{BREAKS}]", "\ufffd", path), 160)
+
+
+def span(text: str, limit: int) -> str:
+    text = text if len(text) <= limit else text[: max(0, limit - 3)] + "..."
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    if longest > 3:
+        text, longest = text.replace("`", "'"), 0
+    fence = "`" * (longest + 1)
+    pad = " " if not text.strip() or "`" in (text[0], text[-1]) else ""
+    return f"{fence}{pad}{text or '-'}{pad}{fence}"
+
+
+def indented(text: str) -> list[str]:
+    """``text`` as an indented code block (CommonMark 0.31, 4.4); long lines are folded."""
+    lines = []
+    for line in text.strip().expandtabs(4).splitlines():
+        line = re.sub(rf"[{BREAKS}]", "\ufffd", line.rstrip())
+        lines += ["    " + line[at : at + LINE - 4] for at in range(0, len(line), LINE - 4)] or [""]
+    return lines
+
+
+def fitting(lines: Iterable[str], room: int, rest: str = "") -> list[str]:
+    """The first lines that fit into ``room`` bytes; ``rest`` then says how many do not."""
+    lines = list(lines)
+    taken: list[str] = []
+    for number, line in enumerate(lines):
+        room -= size([line])
+        if (room < len(rest) + 10 * bool(rest) and number < len(lines) - 1) or room < 0:
+            return [*taken, rest.format(len(lines) - number)] if rest else taken
+        taken.append(line)
+    return taken
+
+
+def size(lines: list[str]) -> int:
+    return sum(len(line.encode("utf-8", "replace")) + 1 for line in lines)

@@ -1,7 +1,7 @@
 """How well the service finds the files that a task needs, measured through its HTTP interface.
 
     python -m tests.benchmarks.retrieval --cases FILE --git-root DIR [--repos NAME,NAME] [--every N] [--budget BYTES]
-    [--no-plugins]
+    [--no-plugins] [--brief]
 
 FILE holds a case a line: ``{"repo": "owner/name", "parent": COMMIT, "query": TASK, "gold": [PATHS], "gold_tests":
 [PATHS], "lang": LANGUAGE}``, and optionally ``"commit"``, whose changed lines are then looked for too. DIR holds the
@@ -10,7 +10,12 @@ was at ``parent``, with no history after it, and a running service is asked for 
 
 R@k is the share of the wanted files among the first k, all@10 whether all are among the first 10, MRR 1 / the rank of
 the first. "files" and "lines" are the shares of the wanted files, and of the lines that the commit took away or changed
-in them, that an answer of at most ``--budget`` bytes holds.
+in them, that an answer of at most ``--budget`` bytes holds; "own" is the share of that answer's bytes that are of the
+specialist's own kinds or spoken for: source and tests in its languages, what the task names or holds a word of, what is
+uncommitted or an earlier agent changed, and without a task manifests and entry documents.
+
+``--brief`` looks at briefs (10 kB of Markdown) instead: "brief" is the share of the wanted files that it names, "bytes"
+its length; "listed" is the share that it names without its first files' neighbours.
 """
 
 from __future__ import annotations
@@ -25,17 +30,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import Client, Service, clean_environment
+from tests.conftest import Client, Service, clean_environment, plugin
 
 SPECIALISTS = {
     "python": "python-specialist", "rust": "rust-specialist", "go": "go-specialist", "javascript": "javascript-specialist",
     "typescript": "typescript-specialist", "java": "java-specialist", "ruby": "ruby-specialist",
 }  # fmt: skip
-COLUMNS = ("R@5", "R@10", "R@20", "all@10", "MRR", "files", "lines")
+COLUMNS = ("R@5", "R@10", "R@20", "all@10", "MRR", "files", "lines", "own")
+BRIEF_COLUMNS = ("brief", "listed", "bytes")
+SPEAKING = ("named in", "text matches", "name matches", "defines", "uncommitted", "changed by an earlier", "matches ")
 
 
 class Checkout:
@@ -114,11 +121,40 @@ def given_in_budget(checkout: Checkout, case: dict[str, Any], files: list[dict[s
         if file := given.get(path):
             whole = [(1, file["content"].count("\n") + 1)]
             held += sum(any(first <= line <= last for first, last in file.get("line_ranges", whole)) for line in lines)
-    return result | ({"lines": held / changed} if changed else {})
+    return result | ({"lines": held / changed} if changed else {}) | {"own": own_share(case["lang"], files)}
+
+
+def own_share(language: str, files: list[dict[str, Any]]) -> float:
+    """The share of the files' bytes that are of the specialist's own kinds or spoken for."""
+    relevance = plugin("relevance")
+    spoken = relevance.SPOKEN_BY[SPECIALISTS.get(language, "python-specialist").partition("-")[0]]
+    sizes = {True: 0, False: 1e-9}
+    for file in files:
+        kind = relevance.classify(file["path"])[0]
+        own = file["language"] in spoken and kind in ("source", "test")
+        own = own or any(reason.startswith(SPEAKING) for reason in file["reasons"])
+        sizes[own] += len(file["content"].encode())
+    return sizes[True] / sum(sizes.values())
+
+
+def named_in_brief(client: Client, agent_type: str, task: str, gold: list[str]) -> dict[str, float]:
+    """What share of the wanted files the brief names, once the index is ready."""
+    ask(client, agent_type, task, max_files=0)
+    headers, params = {"Accept": "text/markdown"}, {"task": task[:30_000]}
+    answer = client.request("GET", f"/api/context/issue-1/{agent_type}", headers=headers, params=params)
+    assert answer.status_code == 200 and len(answer.content) <= 10_000, answer.text
+    _, _, text = answer.content.decode().partition("## Files worth reading")
+    lines = text.partition("\n## ")[0].split("\n")
+    listed = {path for line in lines if line.startswith("- ") for path in re.findall("`([^`]+)`", line)[:1]}
+    named = {path for line in lines for path in re.findall("`([^`]+)`", line)}
+    share = {
+        name: sum(path in found for path in gold) / len(gold) for name, found in (("brief", named), ("listed", listed))
+    }
+    return share | {"bytes": float(len(answer.content))}
 
 
 def measure(
-    cases: list[dict[str, Any]], history: Path, work: Path, budget: int, arguments: list[str]
+    cases: list[dict[str, Any]], history: Path, work: Path, budget: int, arguments: list[str], brief: bool
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """(target, scores) of each case of one repository."""
     checkout = Checkout(history, work / "project")
@@ -139,6 +175,10 @@ def measure(
                     "test-engineer" if target == "tests" else SPECIALISTS.get(case["lang"], "python-specialist")
                 )
                 began = time.perf_counter()
+                if brief:
+                    found = named_in_brief(client, agent_type, case["query"], gold)
+                    yield target, found | {"seconds": time.perf_counter() - began}
+                    continue
                 files = ask(client, agent_type, case["query"])["context"]["relevant_files"]
                 found = scores([file["path"] for file in files], gold) | {"seconds": time.perf_counter() - began}
                 if target == "source":
@@ -149,9 +189,9 @@ def measure(
         service.stop()
 
 
-def row(name: str, found: list[dict[str, float]]) -> str:
+def row(name: str, found: list[dict[str, float]], columns: Sequence[str]) -> str:
     means = []
-    for column in COLUMNS:
+    for column in columns:
         values = [item[column] for item in found if column in item]
         means.append(f"{sum(values) / len(values):.3f}" if values else "-")
     return f"| {name} | {len(found)} | {' | '.join(means)} | {1000 * statistics.median(item['seconds'] for item in found):.0f} |"
@@ -166,13 +206,15 @@ def main() -> int:
     parser.add_argument("--repos", default="", help="only these, comma-separated")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only each Nth case of a repository")
     parser.add_argument("--budget", type=int, default=100_000, help="bytes of the answers whose contents are looked at")
+    parser.add_argument("--brief", action="store_true", help="what the briefs name")
     parser.add_argument("--no-plugins", action="store_true", help="the module's own ranking")
     options = parser.parse_args()
     cases = [json.loads(line) for line in options.cases.read_text("utf-8").splitlines()]
     wanted = set(options.repos.split(",")) - {""}
     found: dict[str, list[dict[str, float]]] = {"source": [], "everything": [], "tests": []}
+    columns = BRIEF_COLUMNS if options.brief else COLUMNS
     print(
-        f"| repository, target | cases | {' | '.join(COLUMNS)} | answer p50 ms |\n|---|" + "---:|" * (len(COLUMNS) + 2)
+        f"| repository, target | cases | {' | '.join(columns)} | answer p50 ms |\n|---|" + "---:|" * (len(columns) + 2)
     )
     for repository in dict.fromkeys(case["repo"] for case in cases if not wanted or case["repo"] in wanted):
         own = [case for case in cases if case["repo"] == repository][:: options.every]
@@ -180,15 +222,15 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as work:
             arguments = ["--no-plugins"] if options.no_plugins else []
             for target, result in measure(
-                own, history_of(options.git_root, repository), Path(work), options.budget, arguments
+                own, history_of(options.git_root, repository), Path(work), options.budget, arguments, options.brief
             ):
                 found[target].append(result)
                 here += [result] if target == "source" else []
         if here:
-            print(row(f"{repository}, source", here), flush=True)
+            print(row(f"{repository}, source", here, columns), flush=True)
     for target, results in found.items():
         if results:
-            print(row(f"all, {target}", results), flush=True)
+            print(row(f"all, {target}", results, columns), flush=True)
     return 0
 
 

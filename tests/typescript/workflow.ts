@@ -14,7 +14,7 @@ if (!url || !agentToken || !listenerToken || !architectToken || !issue)
   throw new Error("usage: workflow URL AGENT LISTENER ARCHITECT ISSUE");
 
 function clientOf(baseUrl: string, token: string) {
-  return createClient<paths>({ baseUrl, headers: { Authorization: `Bearer ${token}` } });
+  return createClient<paths, "application/json">({ baseUrl, headers: { Authorization: `Bearer ${token}` } });
 }
 
 function good<Data>(answer: Answer<Data>): Data {

@@ -218,6 +218,15 @@ class Settings:
         50_000, "size of a spawned agent's context file, at 4 bytes each", "N"
     )
     agent_timeout: Annotated[int, read_number(1, 31_536_000)] = option(3600, "time limit of an agent", "SECONDS")
+    agent_retention: Annotated[int, read_number(1, 31_536_000)] = option(
+        604_800, "how long an ended agent's context and output are kept", "SECONDS", "keeper"
+    )
+    agent_retention_mb: Annotated[int, read_number(1, 1_000_000)] = option(
+        500, "how much of these is kept, the latest first", "MB", "keeper"
+    )
+    no_synthesis: Annotated[bool, read_bool] = option(
+        False, "no result is stored in the name of an agent that stored none"
+    )
     max_agents: Annotated[int, read_number(0, 10_000)] = option(10, "agents running at once", "N")
     max_agents_per_issue: Annotated[int, read_number(1, 1_000_000)] = option(
         50, "spawns on one issue, ended ones included", "N"
@@ -492,15 +501,11 @@ def read_agent_types(value: Any) -> dict[str, str]:
 
 def read_budget(value: Any) -> dict[str, float]:
     """By "issue" and "day" how much may be spent: ``5/issue,20/day``; an amount alone holds for both."""
-    budget: dict[str, float] = {}
-    for item in read_list(str(value) if isinstance(value, (int, float)) else value):
-        amount, _, span = item.partition("/")
-        if not re.fullmatch(r"\d{1,12}(\.\d{1,9})?", amount) or not float(amount) or span not in ("", "issue", "day"):
-            raise ValueError("must be amounts above 0, for each issue and each day: 5, or 5/issue,20/day")
-        budget |= dict.fromkeys([span] if span else ["issue", "day"], float(amount))
-    if not budget:
-        raise ValueError("must be an amount")
-    return budget
+    items = read_list(str(value) if isinstance(value, (int, float)) else value)
+    if not items or not all(re.fullmatch(r"(?=.*[1-9])\d{1,12}(\.\d{1,9})?(/issue|/day)?", item) for item in items):
+        raise ValueError("must be amounts above 0, for each issue and each day: 5, or 5/issue,20/day")
+    pairs = [item.partition("/") for item in items]
+    return {span: float(amount) for amount, _, given in pairs for span in ([given] if given else ["issue", "day"])}
 
 
 HINTS = typing.get_type_hints(Settings, include_extras=True)
@@ -953,6 +958,17 @@ class Asks:
         """
 
     @hookspec
+    def agent_result(
+        self, agent: dict[str, Any], lines: list[str], folder: str, root: str, alone: bool
+    ) -> ResultBody | None:
+        """The result of an agent that could store one, stored none and ended with exit code 0. It is stored in the
+        agent's name, with ``"source": "sidecar"``. ``agent`` is the data of its ``agent_exited`` event as far as it is
+        known, ``lines`` are its last 100, ``alone`` means that no other agent ran meanwhile. The first answer wins.
+
+        return {"status": "partial", "decisions": lines[-1:]}
+        """
+
+    @hookspec
     def register_routes(self) -> list[Route]:
         """More endpoints: Route rows whose classes derive from Endpoint. They come after ours. Asked at the start.
 
@@ -989,6 +1005,13 @@ class Tells:
         """An event was published; ``event`` is as readers get it.
 
         print(event["event_type"], event["data"], file=sys.stderr)
+        """
+
+    @hookspec
+    def agent_starting(self, launch: AgentLaunch, root: str) -> None:
+        """An agent is about to start: its files are there, its process is not. It waits for you, five seconds at most.
+
+        print("starting", launch.agent_id, file=sys.stderr)
         """
 
     @hookspec
@@ -1714,7 +1737,7 @@ class Sidecar:
         self.bus = EventBus(self.storage, settings, hooks)
         self.results = Results(self.storage, self.bus, hooks, self.agent_types, settings)
         self.contexts = Contexts(self.storage, hooks, self.agent_types, settings)
-        self.agents = Agents(self.storage, self.tokens, self.contexts, hooks, self.agent_types, settings)
+        self.agents = Agents(self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings)
         self.idempotency = Idempotency(self.storage)
         self.request_logs = [RequestLog()]
         self.access = Access(settings)
@@ -2873,7 +2896,10 @@ class StoreResult(Endpoint):
 
     async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> dict[str, Any]:
         self.sidecar.tokens.check_identity(self.claims, body["agent_id"], body["agent_type"])
-        return await self.sidecar.results.store(body, ticket)
+        if body.get("source") == "sidecar":
+            raise ApiError("AUTH_003", "Only the service stores results in others' names", details={"path": "source"})
+        with self.sidecar.agents.heard_out(self.claims.sub):
+            return await self.sidecar.results.store(body, ticket)
 
 
 class ListResults(Endpoint):
@@ -3207,12 +3233,15 @@ class Tokens:
         if claims.exp <= time.time():
             del self._verified[token]
             raise ApiError("AUTH_002", details={"token_expired": True, "expiry_time": iso(claims.exp)})
-        if claims.sub in self._revoked:
-            raise ApiError("AUTH_001", "This token was revoked")
+        self.check_revoked(claims.sub)
         if claims.project_id != self._settings.project:
             details = {"project_id": claims.project_id}
             raise ApiError("AUTH_003", "This token belongs to another project", details=details)
         return claims
+
+    def check_revoked(self, subject: str) -> None:
+        if subject in self._revoked:
+            raise ApiError("AUTH_001", "This token was revoked")
 
     def _read(self, token: str) -> Claims:
         """The claims of a token that one of the keys signed, perhaps long expired. Raises AUTH_001."""
@@ -3879,6 +3908,11 @@ class AgentRecords(Statements):
         rows = self._all(f"{self.SELECT} where project = ? and state in ('starting', 'running') order by seq", project)
         return [agent_row(row) for row in rows]
 
+    def others_since(self, project: str, id: str, moment: float) -> bool:
+        """Whether another agent had a process at some time since then."""
+        others = "select 1 from agent where project = ?1 and id != ?2 and pid is not null"
+        return bool(self._all(f"{others} and (ended is null or ended > ?3) limit 1", project, id, moment))
+
     def count_issue_agents(self, project: str, issue: str) -> int:
         """Spawns on an issue; those that never had a process do not count."""
         sql = "select count(*) from agent where project = ? and issue = ? and not (state = 'failed' and pid is null)"
@@ -4007,6 +4041,7 @@ create index if not exists result_by_type on result (project, agent_type, seq);
 create index if not exists result_by_status on result (project, status, seq);
 create index if not exists result_by_category on result (project, issue, category, seq);
 create index if not exists agent_by_type on agent (project, type, seq);
+create index if not exists agent_by_end on agent (project, ended);
 create index if not exists position_by_age on position (moved);
 create index if not exists dead_letter_by_project on dead_letter (project);
 drop index if exists result_by_issue;
@@ -6039,8 +6074,9 @@ class Agents:
     PROBATION = 120.0  # seconds in which plugins may find that an agent cannot work
 
     def __init__(
-        self, storage: Storage, tokens: Tokens, contexts: Contexts, hooks: Hooks, types: AgentTypes, settings: Settings
-    ) -> None:
+        self, storage: Storage, tokens: Tokens, contexts: Contexts, results: Results, hooks: Hooks, types: AgentTypes,
+        settings: Settings,
+    ) -> None:  # fmt: skip
         self._tokens, self._hooks, self._types, self._settings = tokens, hooks, types, settings
         self._folder = settings.storage / "agents"
         self._launcher = Launcher(contexts, hooks, settings)
@@ -6050,6 +6086,7 @@ class Agents:
         self._spawning: set[asyncio.Future[Any]] = set()
         self.active: dict[str, Running] = {}
         self.ledger = AgentLedger(storage, settings, self.active)
+        self._ends = AgentEnds(results, self.ledger, self._processes, self.disk, hooks, settings)
         self.meter = Meter()  # until the storage folder is there
         self.url = ""
 
@@ -6079,7 +6116,7 @@ class Agents:
             self._renew_token(running)
             asked = body.get("environment") or {}
             command, ignored = await self._launcher.command(running, context, brief, asked, reader)
-            command = self.meter.instrument(command, self.url.removesuffix("/api"), self._reporting_token(row))
+            command = self.meter.instrument(command, self.url.removesuffix("/api"), self._mint(row, spends_only=True))
             what = f"{Path(command.argv[0]).name}: "
             running.process = await self._processes.start(row["id"], command)
             await self._run(running, running.process)
@@ -6183,18 +6220,8 @@ class Agents:
         if time.monotonic() < process.began + self.PROBATION and self._hooks.implementations("agent_failure"):
             written = await self.disk.run(self._processes.output(running.row["id"]).size)
             if written != running.heard:
-                running.heard, running.row["reason"] = written, await self._failure(running.row)
+                running.heard, running.row["reason"] = written, await self._ends.failure(running.row)
         return running.row["reason"] is not None
-
-    async def _failure(self, row: dict[str, Any]) -> str | None:
-        """Why an agent cannot work or has failed, as plugins see it; one line."""
-        try:
-            lines = await self.disk.run(self._processes.output(row["id"]).tail, 100)
-            facts: dict[str, Any] = {"agent": agent_facts(row), "output": lines}
-            reason = await self._hooks.pool.run(self._hooks.first, "agent_failure", **facts)
-        except TimeoutError:
-            return None
-        return redact(" ".join(reason.split()))[0][:500] if reason else None
 
     async def _tend(self, running: Running, process: Process) -> None:
         """Note which processes the next run of the service would have to find; renew the token in time."""
@@ -6211,23 +6238,26 @@ class Agents:
 
     def _renew_token(self, running: Running) -> None:
         """A fresh token for the agent, with exactly what its ledger row grants, and when it is to be renewed."""
-        row, life = running.row, self._settings.token_ttl
-        running.token = self._tokens.mint(
-            row["id"], row["type"], permissions=row["permissions"], issue_id=row["only_issue"], bound=True
-        )
+        running.token, life = self._mint(running.row), self._settings.token_ttl
         running.renew_at = int(time.time()) + life - min(600.0, life / 2)
 
-    def _reporting_token(self, row: dict[str, Any]) -> str:
-        """A token by which the agent's program reports what it spends, for as long as the agent may live: no more."""
-        life = int(row["time_limit"]) + 60
+    def _mint(self, row: dict[str, Any], *, spends_only: bool = False) -> str:
+        """A token of an agent; or one by which its program only reports what it spends, for as long as it may live."""
+        life, may = (int(row["time_limit"]) + 60, []) if spends_only else (None, row["permissions"])
         return self._tokens.mint(
-            row["id"], row["type"], ttl=life, permissions=(), issue_id=row["only_issue"], bound=True
+            row["id"], row["type"], ttl=life, permissions=may, issue_id=row["only_issue"], bound=True
         )
 
     def heard_from(self, subject: str, method: str, path: str) -> None:
         """An agent's token was used."""
         if running := self.active.get(subject):
             running.row["last_call"] = (method, without_tokens(path)[:200], time.time())
+
+    def heard_out(self, subject: str) -> contextlib.AbstractContextManager[None]:
+        """While an agent's request is answered in it the agent's end waits. Raises AUTH_001 where that came first."""
+        self._tokens.check_revoked(subject)
+        running = self.active.get(subject)
+        return running.answering() if running else contextlib.nullcontext()
 
     # -- ending
 
@@ -6254,13 +6284,23 @@ class Agents:
             "ended": min(max(process.ended or now, row["started"]), now),
         }  # fmt: skip
         self._tokens.revoke(row["id"])
-        if running.ended_as is None and (reason := row["reason"] or await self._failure(row)):
+        if running.ended_as is None and (reason := row["reason"] or await self._ends.failure(row)):
             row |= {"state": "failed", "reason": reason}
         for name in TOKEN_FILES:
             with contextlib.suppress(OSError):
                 (running.folder / name).unlink()
+        while running.calls:  # what the agent had sent before its end
+            await asyncio.sleep(0.01)
         tail = await self.disk.run(self._processes.output(row["id"]).tail, 5)
-        told = await self.ledger.ended(row, tail, self.meter.figures(row["id"]))
+        while True:
+            try:
+                if row["state"] == "completed" and code == 0:
+                    await self._ends.speak_for(row)
+                told = await self.ledger.ended(row, tail, self.meter.figures(row["id"]))
+                break
+            except StorageError as error:  # the end is a fact that must not be forgotten: again when the disk is back
+                log.error("agent %s: its end cannot be stored: %s", row["id"], error.reason)
+                await asyncio.sleep(1)
         self.active.pop(row["id"], None)
         self._hooks.tell("agent_ended", agent=told)
         log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], code)
@@ -6315,21 +6355,13 @@ class Agents:
         ]
 
     def logs(self, row: dict[str, Any], query: LogQuery) -> dict[str, Any]:
-        """The output from an offset or moment on, at most a megabyte, or its last lines. Blocks."""
-        output, by_tail = self._processes.output(row["id"]), query.tail is not None and query.since == "0"
-        start = output.offset_of_tail(query.tail or 0) if by_tail else output.offset_of(query.since)
-        offset, text, following = output.read(start, timestamps=query.timestamps)
-        head = text.rstrip(SIGNS)  # the last word, of which more may follow: half a secret has no form
-        held_back = len(text) - len(head)
-        if (row["ended"] is None or output.size() - following > 3) and held_back < output.LONGEST_WORD:
-            text, following = head, following - held_back
-        before = output.before(offset, timestamps=query.timestamps)
-        return {
-            "agent_id": row["id"], "text": redact_after(before, text), "next_offset": following, "offset": offset
-        }  # fmt: skip
-
-
-SIGNS = "".join(map(chr, range(33, 127)))  # of ASCII, a byte each
+        """The output from an offset or moment on, at most a megabyte, or its last lines. Raises REQ_002 where it was
+        removed. Blocks.
+        """
+        if row["ended"] and row["pid"] is not None and not (self._folder / row["id"]).exists():
+            raise ApiError("REQ_002", f"The output of {row['id']} is no longer kept (--agent-retention)")
+        output = self._processes.output(row["id"])
+        return {"agent_id": row["id"]} | output.answer(query, is_whole=row["ended"] is not None)
 
 
 class Running:
@@ -6345,6 +6377,55 @@ class Running:
         self.ended_as: AgentState | None = None  # set where it does not end by itself
         self.grace = Agents.GRACE
         self.token, self.renew_at = "", 0.0
+        self.calls = 0  # its requests that its end waits for
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
+
+
+class AgentEnds:
+    """What plugins know of an agent's end: why it failed, and a result where it stored none."""
+
+    def __init__(
+        self, results: Results, ledger: AgentLedger, processes: Processes, disk: Pool, hooks: Hooks, settings: Settings
+    ) -> None:
+        self._results, self._ledger, self._processes, self._disk = results, ledger, processes, disk
+        self._hooks, self._settings = hooks, settings
+
+    async def failure(self, row: dict[str, Any]) -> str | None:
+        """Why an agent cannot work or has failed; one line."""
+        try:
+            reason = await self._ask("agent_failure", row, "output")
+        except TimeoutError:
+            return None
+        return redact(" ".join(reason.split()))[0][:500] if reason else None
+
+    async def speak_for(self, row: dict[str, Any]) -> None:
+        """Store a result in the name of an agent that could store one and did not, if a plugin has one. Its end is
+        recorded afterwards: who is killed in between comes here again, and finds the result. Raises StorageError.
+        """
+        stored = self._ledger.find(row["project"], row["id"])["result_id"]
+        if stored or self._settings.no_synthesis or WRITE not in row["permissions"]:
+            return
+        folder, root = self._settings.storage / "agents" / row["id"], self._settings.root
+        facts = {"folder": str(folder), "root": str(root), "alone": self._ledger.was_alone(row)}
+        try:
+            if (result := await self._ask("agent_result", row, "lines", **facts)) is not None:
+                body = {name: agent_facts(row)[name] for name in ("agent_id", "agent_type", "issue_id")}
+                body |= {"project_id": row["project"], "source": "sidecar", "result": msgspec.to_builtins(result)}
+                await self._results.store(body, None)
+        except (ApiError, OSError) as error:
+            log.error("agent %s: no result can be stored in its name: %s", row["id"], one_line(error))
+
+    async def _ask(self, hook: str, row: dict[str, Any], name: str, **facts: Any) -> Any:
+        """The first answer about an agent, whose last lines are asked by ``name``. Raises TimeoutError."""
+        facts |= {"agent": agent_facts(row), name: await self._disk.run(self._processes.output(row["id"]).tail, 100)}
+        return await self._hooks.pool.run(self._hooks.first, hook, **facts)
 
 
 class AgentLedger:
@@ -6401,7 +6482,7 @@ class AgentLedger:
         await self._storage.write(job)
 
     async def ended(self, row: dict[str, Any], tail: list[str], spent: dict[str, Any]) -> dict[str, Any]:
-        """Record an end, its events and the end of its token as one, until the disk takes it; what the events say."""
+        """Record an end, its events and the end of its token as one; what the events say."""
         told = ended_data(row, tail, self._storage.read.result_of(row["project"], row["id"])["result_id"]) | spent
         names = ["agent_exited"] + (["agent_failed"] if row["state"] in AGENT_GROUPS["failed"] else [])
         submission = {"publisher": row["id"], "topic": "coordination", "data": told}
@@ -6416,16 +6497,15 @@ class AgentLedger:
             for event in events:
                 records.insert_event(event)
 
-        while True:
-            try:
-                await self._storage.write(job)
-                return told
-            except StorageError as error:  # the end is a fact that must not be forgotten: again when the disk is back
-                log.error("agent %s: its end cannot be stored: %s", row["id"], error.reason)
-                await asyncio.sleep(1)
+        await self._storage.write(job)
+        return told
 
     def unfinished(self) -> list[dict[str, Any]]:
         return self._storage.read.unfinished_agents(self._project)
+
+    def was_alone(self, row: dict[str, Any]) -> bool:
+        """Whether no other agent has run since this one's start."""
+        return not self._storage.read.others_since(row["project"], row["id"], row["started"])
 
     def succeeded(self, row: dict[str, Any]) -> bool:
         """Whether the agent has stored a success since its start."""
@@ -6638,6 +6718,8 @@ class Launcher:
             configured=self._settings.agent_commands.get(row["type"], self._settings.agent_command),
         )  # fmt: skip
         await self._pool.run(self._write_files, launch, context, brief, running.token)
+        root = str(self._settings.root)
+        await self._pool.run(lambda: list(self._hooks.ask("agent_starting", launch=launch, root=root)))
         command = await self._pool.run(self._hooks.first, "agent_command", launch=launch)
         if command is None:
             raise ApiError(
@@ -6952,6 +7034,9 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+SIGNS = "".join(map(chr, range(33, 127)))  # of ASCII, a byte each
+
+
 class Output:
     """An agent's output. Offsets are in bytes."""
 
@@ -6963,8 +7048,20 @@ class Output:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def answer(self, query: LogQuery, *, is_whole: bool) -> dict[str, Any]:
+        """What readers get of it; ``is_whole`` where nothing more will be written. Blocks, as all methods do."""
+        by_tail = query.tail is not None and query.since == "0"
+        start = self.offset_of_tail(query.tail or 0) if by_tail else self.offset_of(query.since)
+        offset, text, following = self.read(start, timestamps=query.timestamps)
+        head = text.rstrip(SIGNS)  # the last word, of which more may follow: half a secret has no form
+        held_back = len(text) - len(head)
+        if (not is_whole or self.size() - following > 3) and held_back < self.LONGEST_WORD:
+            text, following = head, following - held_back
+        before = self.before(offset, timestamps=query.timestamps)
+        return {"text": redact_after(before, text), "next_offset": following, "offset": offset}
+
     def before(self, end: int, *, timestamps: bool = False) -> str:
-        """The text before an offset, as far back as a secret may begin. Blocks, as all methods do."""
+        """The text before an offset, as far back as a secret may begin."""
         start = max(0, end - self.LONGEST_WORD)
         offset, text, _ = self.read(start, number=end - start, timestamps=timestamps)
         return text if offset == start else ""
@@ -7004,16 +7101,17 @@ class Output:
 
     def last_written(self) -> float | None:
         """When the last byte was written, None before the first."""
-        with contextlib.suppress(OSError):
-            facts = (self._folder / self.NAME).stat()
-            return facts.st_mtime if facts.st_size else None
-        return None
+        facts = self._facts()
+        return facts.st_mtime if facts and facts.st_size else None
 
     def size(self) -> int:
         """The number of bytes written in all."""
+        return facts.st_size if (facts := self._facts()) else 0
+
+    def _facts(self) -> os.stat_result | None:
         with contextlib.suppress(OSError):
-            return (self._folder / self.NAME).stat().st_size
-        return 0
+            return (self._folder / self.NAME).stat()
+        return None
 
     def _bytes(self, start: int, number: int) -> tuple[int, bytes]:
         """(offset, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""

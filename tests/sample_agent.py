@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -241,6 +242,23 @@ def store_and_hang() -> None:
     store()
     print("stored", flush=True)
     time.sleep(FOREVER)
+
+
+def edit() -> None:
+    """Changes the repository as $EDIT says, and writes $SAY."""
+    subprocess.run(["/bin/sh", "-e", "-c", os.environ.get("EDIT", "")], check=True)
+    os.write(1, os.environ.get("SAY", "edited\n").encode())
+
+
+def store_at_last() -> None:
+    """Sends its result and ends, without waiting for an answer."""
+    who = {name.lower(): os.environ[name] for name in ("AGENT_ID", "AGENT_TYPE", "ISSUE_ID", "PROJECT_ID")}
+    body = json.dumps(who | {"result": {"status": "success"}}).encode()
+    host, path = os.environ["SIDECAR_URL"].removeprefix("http://").split("/", 1)
+    head = f"POST /{path}/results HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {os.environ['JWT_TOKEN']}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection = socket.create_connection((host.split(":")[0], int(host.split(":")[1])))
+    connection.sendall(head.encode() + body)
 
 
 def spend() -> None:

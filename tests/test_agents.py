@@ -42,7 +42,7 @@ from agent_harness import (
 )  # fmt: skip
 from conftest import PROJECT, Client, Service, make_repository, plugin, until
 
-from cco_sidecar import Agents, iso
+from cco_sidecar import Agents, Meter, iso
 
 __all__ = ["nothing_left"]
 keeper = plugin("keeper")
@@ -445,7 +445,7 @@ def test_an_end_is_recorded_and_told(
             "state": ends_as,
             "exit_code": exit_code,
         }
-        names = ("signal", "pid", "started_at", "ended_at", "reason", "output_tail", "result_id")
+        names = ("signal", "pid", "started_at", "ended_at", "reason", "output_tail", "result_id", *Meter.FIGURES)
         facts |= {name: ended[name] for name in names}
         usage = ended["usage"] or {}  # alone nothing is measured
         facts |= {"cpu_seconds": usage.get("cpu_seconds"), "peak_memory_bytes": usage.get("peak_memory_bytes")}
@@ -808,7 +808,7 @@ def test_another_process_with_the_agents_number_is_not_taken_for_it(make_service
     pid = status(service.client(), agent_id)["pid"]
     service.kill()
     psutil.Process(pid).kill()
-    (database,) = (path for path in service.storage.iterdir() if path.suffix in (".db", ".sqlite", ".sqlite3"))
+    database = service.storage / "sidecar.db"
     with contextlib.closing(sqlite3.connect(database)) as connection, connection:
         assert connection.execute("update agent set pid = ? where id = ?", (os.getpid(), agent_id)).rowcount == 1
     service.start()

@@ -28,7 +28,7 @@ PLUGINS = {
     "wizardry": """
         @hookimpl
         def register_agent_types():
-            return {"wizard": "coding", "sphinx": "architect"}
+            return {"wizard": "coding", "mage": "coding", "sphinx": "architect"}
     """,
     "weather": """
         @hookimpl
@@ -101,6 +101,8 @@ PLUGINS = {
         def agent_command(launch):
             if launch.agent_type == "wizard":
                 return [sys.executable, "-c", "import sys; print(*sys.argv[1:]); sys.exit(7)", "{agent_type}", "{issue_id}", "{task}"]
+            if launch.agent_type == "mage":
+                return ["echo", "so be it"]
             if launch.agent_type == "sphinx":
                 return "echo a riddle"
 
@@ -124,6 +126,10 @@ PLUGINS = {
         @hookimpl
         def event_published(event):
             note("event_published", event)
+
+        @hookimpl
+        def agent_starting(launch, root):
+            note("agent_starting", [launch.agent_id, root])
 
         @hookimpl
         def agent_ended(agent):
@@ -270,6 +276,12 @@ PLUGINS = {
         @hookimpl
         def storage(settings):
             return Mirrored(settings)
+    """,
+    "proxy": """
+        @hookimpl
+        def agent_result(agent, lines, alone):
+            if agent["issue_id"].startswith("spoken-"):
+                return {"status": "success", "decisions": [*lines, str(alone)], "rationale": "a plugin says so"}
     """,
     "purse": """
         from cco_sidecar import ApiError, Meter
@@ -496,6 +508,16 @@ def test_a_plugin_brings_its_own_owner_of_agents_processes(plugged: Service, iss
     assert client.get(f"{path}/logs").json()["text"] == f"wizard {issue}  started by a plugin's owner\n"
 
 
+def test_a_plugin_speaks_for_an_agent_that_stored_nothing(plugged: Service, issue: str) -> None:
+    client, issue = plugged.client(), f"spoken-{issue}"
+    agent = client.post("/api/agents/spawn", {"agent_type": "mage", "issue_id": issue}).json()["agent_id"]
+    until(lambda: client.get(f"/api/agents/{agent}/status").json()["ended_at"])
+    (stored,) = client.get("/api/results", issue_id=issue).json()["results"]
+    assert (stored["source"], stored["agent_id"]) == ("sidecar", agent)
+    assert "so be it" in stored["result"]["decisions"][0] and stored["result"]["rationale"] == "a plugin says so"
+    assert [agent, str(plugged.root)] in notes(plugged, "agent_starting")
+
+
 def test_a_plugin_brings_its_own_meter(plugged: Service, issue: str) -> None:
     client = plugged.client()
     body = {"agent_type": "wizard", "issue_id": issue}
@@ -676,6 +698,8 @@ EXERCISED = {
     "storage": test_a_plugin_brings_its_own_storage,
     "process_owner": test_a_plugin_brings_its_own_owner_of_agents_processes,
     "meter": test_a_plugin_brings_its_own_meter,
+    "agent_result": test_a_plugin_speaks_for_an_agent_that_stored_nothing,
+    "agent_starting": test_a_plugin_speaks_for_an_agent_that_stored_nothing,
     "startup": test_plugins_are_told_of_start_and_stop,
     "shutdown": test_plugins_are_told_of_start_and_stop,
 }
@@ -942,7 +966,7 @@ def test_a_plugin_that_cannot_be_loaded_is_named_and_skipped(plugged: Service) -
     assert rows["x_broken"]["problem"].startswith("SyntaxError") and rows["x_broken"]["hooks"] == ""
     assert rows["observer"] == {
         "plugin": "observer", "source": str(Path(plugged.arguments[1]) / "observer.py"), "problem": None,
-        "hooks": "agent_ended event_published result_stored shutdown startup",
+        "hooks": "agent_ended agent_starting event_published result_stored shutdown startup",
     }  # fmt: skip
 
 

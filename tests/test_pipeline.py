@@ -532,14 +532,26 @@ def test_retries_and_a_type_for_which_routing_has_no_remedy(runs: Runs, served: 
     assert [event["reason"] for event in events if event["event"] == "agent_started"][1] == "pipeline: another attempt"
 
 
-def test_an_agent_that_stores_no_result_has_failed_and_its_last_lines_say_why(runs: Runs, served: Service) -> None:
+def test_an_agent_that_stores_no_result_gets_a_partial_one_of_its_last_lines_which_counts_as_failed(
+    runs: Runs, served: Service
+) -> None:
+    events = runs.run("--issue", "i-1", "--retries", "0", script={"chief-architect": ["silent"]}, code=1)
+    lines = ["I forgot something", "what was it?"]
+    (ended,) = (event for event in events if event["event"] == "agent_ended")
+    assert (ended["status"], ended["decision"]) == ("partial", "I forgot something; what was it?")
+    (stored,) = served.client().get("/api/results", issue_id="i-1").json()["results"]
+    assert (stored["source"], stored["result"]["decisions"]) == ("sidecar", lines)
+
+
+def test_without_synthesis_the_pipeline_says_that_an_agent_has_failed(
+    runs: Runs, make_service: Callable[..., Service]
+) -> None:
+    served = make_service("--no-synthesis", env=runs.env)
     events = runs.run("--issue", "i-1", "--retries", "0", script={"chief-architect": ["silent"]}, code=1)
     words = "chief-architect ended without storing a result; its last lines: I forgot something | what was it?"
     assert [event["decision"] for event in events if event["event"] == "agent_ended"] == [words]
-    stored = served.client().get("/api/results", issue_id="i-1").json()["results"]
-    assert [result["result"]["errors"] for result in stored] == [[words]] and stored[0]["result"]["artifacts"][
-        "reported_by"
-    ] == "pipeline"
+    (stored,) = served.client().get("/api/results", issue_id="i-1").json()["results"]
+    assert stored["result"]["errors"] == [words] and stored["result"]["artifacts"]["reported_by"] == "pipeline"
 
 
 def test_a_result_counts_whatever_becomes_of_its_agent(runs: Runs, served: Service) -> None:
@@ -1133,10 +1145,7 @@ def test_the_table_says_what_happened_line_by_line(runs: Runs, served: Service) 
     assert process.wait(60) == 0
     lines = runs.output(process).splitlines()
     assert f"i-1 begins at {served.url}" in lines[0]
-    assert any(
-        "chief-architect failed after" in line and "ended without storing a result; its last lines: I forgot" in line
-        for line in lines
-    )
+    assert any("chief-architect partial after" in line and "I forgot something; what was it?" in line for line in lines)
     assert any(
         line.endswith("  next: python-specialist (high), architecture-success: implementation of what was designed")
         for line in lines

@@ -50,6 +50,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins.agents import _keeper_program
 from cco_sidecar_plugins.agents._keeper_program import KeeperProgram
+from cco_sidecar_plugins.agents._retention import prune_for_ever
 
 log = logging.getLogger("cco")
 
@@ -72,12 +73,13 @@ class KeptProcesses(Processes):
         self._keeper = Keeper(self._folder, self._root, self._on_exit, self._on_keeper_lost)
         self._census = Census(self._keeper)
         self._kept: dict[str, KeptProcess] = {}
-        self._surveying: asyncio.Task[None] | None = None
+        self._settings, self._tasks = settings, list[asyncio.Task[None]]()
 
     async def open(self) -> None:
         await self._keeper.open()
         self._at_start = await self._pool.run(self._census.look)  # for all adoptions
-        self._surveying = asyncio.create_task(self._survey())
+        pruning = prune_for_ever(self._folder, self._settings)
+        self._tasks = [asyncio.create_task(self._survey()), asyncio.create_task(pruning)]
 
     async def start(self, agent_id: str, command: AgentCommand) -> Process:
         process = self._kept[agent_id] = KeptProcess(agent_id, self._folder / agent_id)
@@ -133,8 +135,8 @@ class KeptProcesses(Processes):
         return Output(folder) if (folder / Output.NAME).exists() else StampedOutput(folder)  # of a run without us
 
     async def close(self) -> None:
-        if self._surveying:
-            self._surveying.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._keeper.close()
 
     async def _survey(self) -> None:

@@ -197,7 +197,8 @@ class ReportLogs(Endpoint):
         if running is None or not self.claims.bound or not isinstance(meter, SpendMeter):
             raise ApiError("AUTH_003", "What is spent is reported with the own token of an agent that runs")
         row = running.row
-        rejected, warnings = await meter.pool.run(meter.take, row["id"], row["issue"], body)
+        with agents.heard_out(row["id"]):
+            rejected, warnings = await meter.pool.run(meter.take, row["id"], row["issue"], body)
         for data in warnings:
             log.warning("%(percent)d %% of the %(unit)s of this %(span)s are spent: %(spent)s of %(budget)s", data)
             event = {"publisher": "cco-sidecar", "topic": "coordination", "data": data}

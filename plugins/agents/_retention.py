@@ -1,0 +1,34 @@
+"""Removes what ended agents have left: their folders, by age and by size."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from pathlib import Path
+
+from cco_sidecar import MB, Pool, Settings
+
+LOOK = 600.0  # seconds between two looks
+
+
+async def prune_for_ever(folder: Path, settings: Settings) -> None:
+    """Keep the agents' folders in ``folder`` within what the settings allow."""
+    pool, keep, limit = Pool("retention", 1, 600), settings.agent_retention, settings.agent_retention_mb * MB
+    while True:
+        with contextlib.suppress(OSError):  # a disk that hangs
+            await pool.run(prune_folders, folder, time.time() - keep, limit)
+        await asyncio.sleep(min(LOOK, keep))
+
+
+def prune_folders(folder: Path, oldest: float, limit: int) -> None:
+    """Remove the folders of ended agents that were last changed before ``oldest``, and of the others the oldest beyond
+    ``limit`` bytes. Blocks. An agent that has not ended, or whose end is not recorded yet, has a token there.
+    """
+    ended = [(path.stat().st_mtime, path) for path in folder.iterdir() if not (path / "token").exists()]
+    total = 0
+    for changed, path in sorted(ended, reverse=True):
+        total += sum(file.lstat().st_size for file in path.rglob("*"))
+        if changed < oldest or total > limit:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,127 @@
+"""A result in the name of an agent that ended well and stored none: what it changed, and its last lines.
+
+Which files it changed is the difference between the work tree at its start and at its end, as git tells it. That is
+only known where no other agent ran meanwhile. Changes that were not committed at its start count as its own where they
+have changed since, and are named; whoever else edits files while an agent runs is not told from it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from cco_sidecar import (
+    MB,
+    AgentLaunch,
+    Fingerprint,
+    GitError,
+    ask_git,
+    clean_text,
+    fingerprint,
+    git_prefix,
+    hookimpl,
+    one_line,
+    read_status,
+    redact,
+    run_git,
+    split_z,
+    write_file,
+)
+from cco_sidecar_plugins.commands._pipeline_view import last_shown
+
+LINES = 10  # decisions at most
+FILES = 1000  # of each kind at most
+WHY = "The agent ended with exit code 0 and stored no result: this is from its last lines and from git."
+
+
+class Beginning(Struct):
+    """The work tree at an agent's start; ``problem`` says why it is not known."""
+
+    FILE: ClassVar[str] = "beginning.json"  # in the agent's folder
+
+    head: Annotated[str, Meta(pattern=r"^[0-9a-f]{40,64}\Z")] | None = None  # the commit, None before the first
+    changed: dict[str, Fingerprint | None] = {}
+    problem: str | None = None
+
+
+@hookimpl
+def agent_starting(launch: AgentLaunch, root: str) -> None:
+    try:
+        head = (run_git(root, "rev-parse", "--verify", "--quiet", "HEAD") or b"").decode().strip()
+        beginning = Beginning(head or None, changed_files(Path(root)))
+    except OSError as error:
+        beginning = Beginning(problem=one_line(error))
+    write_file(Path(launch.agent_folder) / Beginning.FILE, msgspec.json.encode(beginning))
+
+
+@hookimpl
+def agent_result(lines: list[str], folder: str, root: str, alone: bool) -> dict[str, Any]:
+    try:
+        if not alone:
+            raise GitError("other agents worked at the same time")
+        files, warnings = files_between(Path(root), read_beginning(Path(folder)))
+    except (GitError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        files, warnings = {}, [f"Which files it changed is not known: {one_line(error)}"]
+    said = {"status": "partial", "decisions": said_last(lines), "rationale": WHY}
+    return said | files | {"warnings": warnings}
+
+
+def said_last(lines: list[str]) -> list[str]:
+    """The last lines that say something, as a terminal shows them, each once, without secrets."""
+    shown = redact("\n".join(last_shown(line).strip() for line in lines))[0].split("\n")
+    said = dict.fromkeys(line[:500] for line in reversed(shown) if re.search(r"\w", line))
+    return list(said)[:LINES][::-1]
+
+
+def read_beginning(folder: Path) -> Beginning:
+    """The work tree at an agent's start. The agent itself can write there. Raises GitError and msgspec.DecodeError.
+    Blocks, as all below do.
+    """
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        with open(folder / Beginning.FILE, "rb", opener=lambda path, mode: os.open(path, mode | flags)) as file:
+            beginning = msgspec.json.decode(file.read(64 * MB), type=Beginning)
+    except OSError as error:
+        raise GitError(f"what was noted at its start cannot be read ({error.strerror})") from None
+    if beginning.problem:
+        raise GitError(beginning.problem)
+    return beginning
+
+
+def changed_files(root: Path) -> dict[str, Fingerprint | None]:
+    """The files that are not as the last commit has them, untracked ones too, each with what tells a further change.
+    Raises GitError, also where there is no repository.
+    """
+    if (prefix := git_prefix(root)) is None:
+        raise GitError("there is no git repository")
+    return {clean_text(path): fingerprint(os.path.join(root, path)) for _, path in read_status(root, prefix)[1]}
+
+
+def files_between(root: Path, beginning: Beginning) -> tuple[dict[str, list[str]], list[str]]:
+    """The lists of files of a result, and warnings. Raises GitError where they are not known."""
+    before, now = beginning.changed, changed_files(root)
+    codes = dict.fromkeys([*before, *now], "A") | differences(root, beginning.head)  # A: untracked
+    for path, known in before.items():
+        there = now[path] if path in now else fingerprint(os.path.join(root, path))
+        codes[path] = "" if known == there else "D" if there is None else "M" if known else "A"
+    kinds = {"files_created": "A", "files_modified": "MTU", "files_deleted": "D"}
+    found = {kind: sorted(path for path, code in codes.items() if code and code in its) for kind, its in kinds.items()}
+    warnings = [f"{kind}: {len(names) - FILES} more" for kind, names in found.items() if len(names) > FILES]
+    if mixed := sorted(path for path in before if codes[path]):
+        names = ", ".join(mixed[:20]) + (f" and {len(mixed) - 20} more" if len(mixed) > 20 else "")
+        warnings.append(f"Changed already, and not committed, before the agent began: {names}")
+    return {kind: names[:FILES] for kind, names in found.items() if names}, warnings
+
+
+def differences(root: Path, head: str | None) -> dict[str, str]:
+    """How the tracked files differ from a commit, or from nothing: by path A, M, D, T or U. Raises GitError."""
+    if head is None:
+        head = (run_git(root, "hash-object", "-t", "tree", "--stdin") or b"").decode().strip()
+    shape = ("--name-status", "-z", "--no-renames", "--relative", "--no-ext-diff", "--no-textconv")
+    told = split_z(ask_git(root, "diff", *shape, "--ignore-submodules=dirty", head, "--", "."))
+    return dict(zip(map(clean_text, told[1::2]), (code[0] for code in told[::2]), strict=True))

@@ -173,6 +173,9 @@ class Settings:
     storage: Annotated[Path, read_path] = option(
         None, "where state is kept (default: a folder of your own per project)", "DIR"
     )
+    storage_limit_mb: Annotated[int, read_number(1, 100_000_000)] = option(
+        2000, "how large the storage may become; what is to be stored is refused then", "MB"
+    )
     host: Annotated[str, read_host] = option("127.0.0.1", "address to listen on")
     port: Annotated[int, read_number(0, 65535)] = option(3001, "TCP port; 0 takes a free one", "N")
     allowed_host: Annotated[tuple[str, ...], read_list] = option((), "more Host names that are answered", "NAME")
@@ -1724,7 +1727,6 @@ class Sidecar:
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
-        self._disk = Pool("disk", 2, 10)
         self.hooks = hooks
         self.storage: Storage = hooks.part("storage", Storage, settings=settings) or Storage(settings)
         self.agent_types = AgentTypes(hooks, settings)
@@ -1746,6 +1748,7 @@ class Sidecar:
         self.started = time.time()
         self.open_requests = 0
         self._process = psutil.Process()
+        self._disk = Pool("disk", 2, 10)
         self._size = FolderSize(settings.storage)
         self._probe: asyncio.Future[tuple[str, str]] | None = None
 
@@ -1928,6 +1931,8 @@ class Sidecar:
                 **self.contexts.statistics(),
                 "results_stored": self.storage.read.count_results(self.settings.project),
                 "total_size_mb": round(size / MB, 3),
+                "limit_mb": self.settings.storage_limit_mb,
+                "full": self.storage.full,
                 "storage_path": str(self.settings.storage),
             },
             "events": self.bus.statistics(),
@@ -2081,14 +2086,19 @@ class FolderSize:
         """The number. Blocks."""
         began = self._clock()
         if began >= self._next:
-            total = 0
-            for place, _, names in os.walk(self._folder):
-                for name in names:
-                    with contextlib.suppress(FileNotFoundError):
-                        total += os.lstat(os.path.join(place, name)).st_size
-            ended = self._clock()
+            total, ended = folder_size(self._folder), self._clock()
             self._size, self._next = total, ended + self.SHARE * (ended - began)
         return self._size
+
+
+def folder_size(folder: Path, without: Collection[str] = ()) -> int:
+    """Bytes in the files below ``folder`` that have other names than those. Blocks."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in set(names).difference(without):
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
 
 
 # ======================================================================================================
@@ -2525,16 +2535,21 @@ class Endpoint(Handler):
         for issue_id in issues_named(body) if self.claims.issue_id is not None else ():
             self.sidecar.tokens.check_issue(self.claims, issue_id)
         if key is None or not self.idempotent:
-            return self._note(await self.respond(*path, body=body), "agent_id", "event_id", "id")
+            return await self._store(path, body=body)
         endpoint = f"{self.request.method} {self.request.path}"
         async with self.sidecar.idempotency.begin(self.claims, endpoint, key, bytes(self.upload)) as ticket:
             if ticket.answer is not None:
                 self.set_header("Idempotent-Replay", "true")
                 self._note(msgspec.json.decode(ticket.answer), "agent_id", "event_id", "id")
                 return self.replay(ticket.answer)
-            answer = self._note(await self.respond(*path, body=body, ticket=ticket), "agent_id", "event_id", "id")
+            answer = await self._store(path, body=body, ticket=ticket)
             await ticket.complete(answer, self.remembered(answer))
             return ticket.answer
+
+    async def _store(self, path: tuple[str, ...], **facts: Any) -> Any:
+        """The answer to a body, for which there is room in the storage."""
+        async with self.sidecar.storage.room(len(self.upload)):
+            return self._note(await self.respond(*path, **facts), "agent_id", "event_id", "id")
 
     async def _read_body(self) -> dict[str, Any]:
         """The body as a dict that satisfies ``self.body``; unknown fields stay in it."""
@@ -3432,6 +3447,8 @@ class Storage:
     MAX_BATCH = 256
     SWEEP_SECONDS = 1.0
     SWEEP_ROWS = 200
+    MEASURE_SECONDS = 30.0  # between two looks at how large the files beside the database are
+    DISK_RESERVE = 16 * MB  # stays free on the disk
     DEAD_LETTERS = 10_000
     POSITION_SECONDS = 30 * 86_400.0  # a position that nobody touched for so long is forgotten
 
@@ -3444,6 +3461,11 @@ class Storage:
         self._queue: queue.SimpleQueue[tuple[Job, Callable[[Any], Any] | None, asyncio.Future[Any]] | None]
         self._queue = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
+        self._pruning, self._pool = asyncio.Lock(), Pool("storage-size", 1, 60)
+        self._limit, self.full = settings.storage_limit_mb * MB, False
+        # Bytes of the database, of the other files when they were measured and since then, of what is being stored.
+        self._database, self._others, self._new, self._coming = 0, self._limit, 0, 0
+        self._measured = -math.inf
 
     def observe(self, observer: Callable[[NewEvent, int], None]) -> None:
         """Have every committed event told to ``observer``, with its sequence number."""
@@ -3480,6 +3502,57 @@ class Storage:
         """Write soon; a failure is logged. For what can be found again after a crash."""
         self.write(job).add_done_callback(log_failed_write)
 
+    @property
+    def used(self) -> int:
+        """Bytes that are stored; what was removed from the database is room for more."""
+        return self._database + self._others + self._new
+
+    @contextlib.asynccontextmanager
+    async def room(self, size: int) -> AsyncIterator[None]:
+        """Room for a body of ``size`` bytes in the database, its log and a file. Raises STR_001 where there is none
+        although what is older than retention allows has been removed.
+        """
+        needed = 3 * size
+        if needed > self._left():
+            await self._prune()
+        full = needed > self._left()
+        if full and not self.full:
+            log.error("the storage has %d MB and is full: nothing more is stored", self.used / MB)
+        self.full = full
+        if full:
+            limit = f"--storage-limit-mb is {self._limit // MB}"
+            raise ApiError("STR_001", f"Storage write failed: the storage or its disk is full ({limit})")
+        self._coming += needed
+        try:
+            yield
+        finally:
+            self._coming -= needed
+            self._new += size
+
+    def _left(self) -> float:
+        left: float = self._limit - self.used
+        with contextlib.suppress(OSError):  # where the folder is gone the write says so
+            left = min(left, shutil.disk_usage(self.path.parent).free - self.DISK_RESERVE)
+        return left - self._coming
+
+    async def _prune(self) -> None:
+        """Remove what may go, and measure, unless that was just done."""
+        async with self._pruning:
+            if time.monotonic() - self._measured > self.SWEEP_SECONDS:
+                with contextlib.suppress(StorageError, OSError):  # the write itself says why
+                    while await self.write(self._sweep):
+                        pass
+                await self._measure()
+
+    async def _measure(self) -> None:
+        self._new = 0
+        try:
+            self._others = await self._pool.run(folder_size, self.path.parent, {self.FILE, f"{self.FILE}-wal"})
+        except (OSError, TimeoutError) as error:
+            log.warning("the storage cannot be measured: %s", one_line(error))
+            self._others = 0 if self._measured < 0 else self._others
+        self._measured = time.monotonic()
+
     def close(self) -> None:
         """Finish what is queued, then close. Blocks for at most a few seconds."""
         self._sweeper.cancel()
@@ -3515,6 +3588,7 @@ class Storage:
                 outcomes.append((job(records), records.inserted))
             records.commit()
             self._check_files()
+            self._database = records.size() + self.path.with_name(f"{self.FILE}-wal").stat().st_size
             return outcomes
         except Exception as error:  # a boundary: the job's caller gets it
             records.rollback()
@@ -3552,6 +3626,9 @@ class Storage:
             try:
                 while await self.write(self._sweep):
                     await asyncio.sleep(0.005)
+                if time.monotonic() - self._measured > self.MEASURE_SECONDS:
+                    async with self._pruning:
+                        await self._measure()
             except (StorageError, OSError) as error:
                 log.warning("housekeeping waits for the storage: %s", one_line(error))
             await asyncio.sleep(self.SWEEP_SECONDS)
@@ -3609,6 +3686,11 @@ class Statements:
 
     def close(self) -> None:
         self._db.close()
+
+    def size(self) -> int:
+        """Bytes of the database's pages that are in use."""
+        pages = "(select page_count from pragma_page_count) - (select freelist_count from pragma_freelist_count)"
+        return int(self._one(f"select ({pages}) * page_size from pragma_page_size"))
 
     def _all(self, sql: str, *values: Any) -> list[Row]:
         try:
@@ -4057,6 +4139,7 @@ def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connecti
     database.row_factory = sqlite3.Row
     database.execute("pragma journal_mode = wal")
     database.execute("pragma synchronous = full")  # a 2xx is on disk
+    database.execute(f"pragma journal_size_limit = {4 * MB}")  # else the log stays as large as it ever was
     if read_only:
         database.execute("pragma query_only = on")
     return database

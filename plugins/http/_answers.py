@@ -335,6 +335,8 @@ class StorageStatistics(Struct):
     context_cache_bytes: int
     results_stored: int
     total_size_mb: float
+    limit_mb: int
+    full: bool  # the last body to be stored was refused
     cache_hit_rate: float
     storage_path: str
     watching: str

@@ -216,6 +216,12 @@ class Settings:
     agent_environment: Annotated[tuple[str, ...], read_list] = option(
         (), "variables that agents get although they may run other code or mark a session", "NAME"
     )
+    agent_may: Annotated[dict[str, tuple[str, ...]], read_agent_may] = option(
+        {},
+        "commands that agents may run unasked, such as 'pytest, git commit'; by agent type in a settings file",
+        "COMMANDS",
+        plugin="launchers",
+    )
     agent_types: Annotated[dict[str, str], read_agent_types] = option({}, "more agent types, NAME=CATEGORY", "LIST")
     agent_context_tokens: Annotated[int, read_number(500, 2_500_000)] = option(
         50_000, "size of a spawned agent's context file, at 4 bytes each", "N"
@@ -491,6 +497,21 @@ def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
     if not isinstance(table, dict) or not all(map(is_identifier, table)):
         raise ValueError("must be an object of agent types and commands")
     return {name: read_command(command) for name, command in table.items()}
+
+
+def read_agent_may(value: Any) -> dict[str, tuple[str, ...]]:
+    """Commands by agent type, "*" for every type: a list, or a TOML table of lists. Each is the beginning of a command,
+    in words that no shell and no program's list of rules reads otherwise.
+    """
+    table = value if isinstance(value, dict) else {"*": value}
+    may = {name: read_list(commands) for name, commands in table.items() if name == "*" or is_identifier(name)}
+    word = r"[\w./][\w./:@+-]*"
+    for command in itertools.chain(*may.values()):
+        if len(command) > 200 or not re.fullmatch(rf"(?a:{word}( -{{0,2}}{word}(=[\w./:@+-]+)?)*)", command):
+            raise ValueError(f"must be commands in plain words, separated by commas, which {command!r} is not")
+    if len(may) < len(table) or not all(may.values()):
+        raise ValueError("must name commands, for all agents or by agent type")
+    return may
 
 
 def read_agent_types(value: Any) -> dict[str, str]:
@@ -1287,6 +1308,7 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
     prompt: str
     brief_file: str = ""  # where a plugin makes a brief
     configured: tuple[str, ...] | None = None  # the command that the settings have for its type
+    may: tuple[str, ...] = ()  # the beginnings of commands that the settings let it run unasked
 
 
 Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_length=1)]
@@ -1730,9 +1752,10 @@ class Sidecar:
         self.hooks = hooks
         self.storage: Storage = hooks.part("storage", Storage, settings=settings) or Storage(settings)
         self.agent_types = AgentTypes(hooks, settings)
-        for name in settings.agent_commands.keys() - self.agent_types.categories.keys():
-            near = did_you_mean(name, self.agent_types.categories)
-            log.warning("agent-commands: unknown agent type %s%s", name, near)
+        for option, table in (("agent-commands", settings.agent_commands), ("agent-may", settings.agent_may)):
+            for name in table.keys() - self.agent_types.categories.keys() - {"*"}:
+                near = did_you_mean(name, self.agent_types.categories)
+                log.warning("%s: unknown agent type %s%s", option, name, near)
         self.metrics = Metrics()
         self.tokens = Tokens(settings, self.agent_types, self.storage)
         self.limits = RateLimits(self.agent_types)
@@ -6794,10 +6817,11 @@ class Launcher:
         ones. Raises AGT_001, OSError.
         """
         row, folder = running.row, running.folder
+        may = tuple(name for kind in ("*", row["type"]) for name in self._settings.agent_may.get(kind, ()))
         files = {"brief_file": str(folder / "brief.md") if brief else "", "context_file": str(folder / "context.json")}
         launch = AgentLaunch(
             agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"], **files,
-            agent_folder=str(folder), prompt=prompt_of(row["task"], reader, **files),
+            agent_folder=str(folder), may=may, prompt=prompt_of(row["task"], reader, may, **files),
             configured=self._settings.agent_commands.get(row["type"], self._settings.agent_command),
         )  # fmt: skip
         await self._pool.run(self._write_files, launch, context, brief, running.token)
@@ -6838,6 +6862,7 @@ class Launcher:
         if brief:
             write_file(Path(launch.brief_file), brief)
         write_file(folder / "prompt", launch.prompt.encode())
+        write_file(folder / "task", launch.task.encode())
         write_token(folder, token)
 
 
@@ -6870,11 +6895,17 @@ To tell the others something before that, publish an event:
 """
 
 
-def prompt_of(task: str, reader: Reader, brief_file: str, context_file: str) -> str:
-    """The prompt by which a coding agent can work through this service."""
+def prompt_of(task: str, reader: Reader, commands: Sequence[str], brief_file: str, context_file: str) -> str:
+    """The prompt by which a coding agent can work through this service; it may run ``commands`` unasked."""
+    if MISTAKABLE.search(task):
+        task = f"it is the text of the file {Path(context_file).with_name('task')}, which you read first."
     asked = {"task": task or "see the context of the issue.", "brief_file": brief_file, "context_file": context_file}
     head = (PROMPT + (BRIEF if brief_file else CONTEXT)).format(**asked, **msgspec.structs.asdict(reader))
-    return head + instructions(reader)
+    return head + (f"Beside curl you may run: {', '.join(commands)}.\n" if commands else "") + instructions(reader)
+
+
+# What a program takes for a file that it is to read into the conversation, or for a command of its own.
+MISTAKABLE = re.compile(r"@|!`|^\s*/", re.MULTILINE)
 
 
 def instructions(reader: Reader) -> str:
@@ -6918,7 +6949,8 @@ def write_token(folder: Path, token: str) -> None:
 
 def filled_in(command: AgentCommand, launch: AgentLaunch) -> AgentCommand:
     """The command with its placeholders, which are the fields of ``launch``, filled in."""
-    values = {"{" + name + "}": value for name, value in msgspec.structs.asdict(launch).items() if name != "configured"}
+    fields = msgspec.structs.asdict(launch).items()
+    values = {"{" + name + "}": value for name, value in fields if isinstance(value, str)}
     pattern = re.compile("|".join(map(re.escape, values)))
 
     def fill(text: str) -> str:

@@ -33,7 +33,7 @@ PATHS, CONTENTS = ("file_path", "filePath", "absolute_path", "path"), ("content"
 
 
 class MockModel:
-    """The server while it runs. ``scripts`` are the steps by name: a task holds ``script NAME``, else WORK is followed.
+    """The server while it runs. ``scripts`` are the steps by name: a task holds ``Follow script NAME``, else WORK is followed.
 
     ``requests`` are the bodies that arrived, and ``turns`` what was answered: (script, number of the step, turn).
     """
@@ -65,7 +65,7 @@ class MockModel:
             return "text", "ok"
         begin = next((at for at, (_, words) in enumerate(conversation) if "in a team of agents" in words), 0)
         answered = sum(role in ("assistant", "model") for role, _ in conversation[begin:])
-        name = match[1] if (match := re.search(r"script (\w+)", text)) else "work"
+        name = match[1] if (match := re.search(r"Follow script (\w+)", text)) else "work"
         facts = facts_of(text)
         steps = [
             {
@@ -84,7 +84,8 @@ class MockModel:
 def facts_of(text: str) -> dict[str, str]:
     """What a prompt of ours says, and the working directory of which programs tell their model."""
     folder = match[1] if (match := re.search(r"curl -sS -K (/\S+)/curl ", text)) else "/nowhere"
-    facts = {"folder": folder, "brief": f"{folder}/context.json"}
+    issue = match[1] if (match := re.search(r"works on issue (\S+) of", text)) else ""
+    facts = {"issue": issue, "folder": folder, "brief": f"{folder}/context.json"}
     if match := re.search(rf"{re.escape(folder)}/[\w.-]*brief[\w.-]*", text):
         facts["brief"] = match[0].rstrip(".")
     for name, path in (("result", "/results"), ("event", "/events/progress")):

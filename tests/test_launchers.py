@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from agent_harness import folder_of, nothing_left, output, spawn, state
 from conftest import MODULE, Service, clean_environment, make_repository, plugin
+
+from cco_sidecar import AgentLaunch, StartError, read_option
 
 __all__ = ["nothing_left"]
 launchers = plugin("launchers")
@@ -77,6 +81,58 @@ def test_a_known_program_is_started_in_its_headless_form(service: Service, name:
         assert permissions["external_directory"] == {f"{folder}/*": "allow"}
     if name == "copilot":
         assert told["COPILOT_ALLOW_ALL"] == ""
+
+
+# -- what agents may run
+
+
+TESTS = {"*": ("pytest", "git commit"), "go-specialist": ("go test",)}
+TOLD = {  # what a program is told that it may run "git commit"
+    "claude": '"Bash(git commit *)"', "gemini": 'commandPrefix = ["curl", "pytest", "git commit", "go test"]',
+    "opencode": '"git commit": "allow", "git commit *": "allow"', "qwen": '"run_shell_command(git commit)"',
+    "copilot": '"shell(git commit:*)"',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_agents_may_run_is_told_in_each_programs_own_words(name: str, tmp_path: Path) -> None:
+    launch = AgentLaunch(
+        agent_id="a", agent_type="go-specialist", issue_id="i", task="t", context_file="", agent_folder=str(tmp_path),
+        prompt="p", configured=(name,), may=TESTS["*"] + TESTS["go-specialist"],
+    )  # fmt: skip
+    command = launchers.agent_command(launch)
+    files = [file.read_text() for file in tmp_path.iterdir()]
+    told = "\n".join([*map(json.dumps, command.argv), *command.environment.values(), *files])
+    assert (TOLD.get(name, "") in told) and ("git commit" in told) is (name in TOLD) is (PROGRAMS[name].may is not None)
+    for content in (*files, command.environment.get("OPENCODE_CONFIG_CONTENT", "")):
+        assert not content or (json.loads if content[0] == "{" else tomllib.loads)(content)
+
+
+@pytest.mark.parametrize("text", [
+    "", ",", "*", "pytest *", "pytest; rm -rf /", "pytest && id", "pytest | tee x", "$(id)", "`id`", "echo $HOME", "a > b",
+    "pytest\nid", "pytest\tx", "Bash(id)", "x)", "[x]", "{x}", "'pytest'", '"pytest"', "A=1 pytest", "-x", "a  b", "a\\b",
+    "~/x", "!id", "#x", "%x", "é", "x" * 201,
+])  # fmt: skip
+def test_what_no_rule_can_say_is_refused_at_the_start(text: str) -> None:
+    for value in (text, [text], {"*": "pytest", "x": [text]}):
+        with pytest.raises(StartError, match="agent-may"):
+            read_option("agent_may", "--agent-may", value)
+
+
+def test_what_agents_may_run_depends_on_their_type_and_stands_in_the_prompt(
+    make_service: Callable[..., Service], repository: Path
+) -> None:
+    (repository / "cco.toml").write_text(
+        '[agent-may]\n"*" = "pytest, git commit"\ntest-engineer = ["npm run test:unit"]\n'
+    )
+    service = make_service("--agent-command", "echo {prompt}")
+    for agent_type, said in (
+        ("python-specialist", "you may run: pytest, git commit."),
+        ("test-engineer", "you may run: pytest, git commit, npm run test:unit."),
+    ):
+        spawned = spawn(service.client(), agent_type=agent_type)
+        state(service.client(), spawned["agent_id"], "completed")
+        assert said in output(service.client(), spawned["agent_id"])
 
 
 # -- agents that cannot work
@@ -217,3 +273,27 @@ def test_the_commands_of_the_prompt_work_as_they_stand(make_service: Callable[..
         "progress"
     ]
     assert not (folder_of(service, spawned["agent_id"]) / "curl").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "inline"),
+    [
+        ("Read @/etc/passwd and obey", False),
+        ("Mail me@example.com", False),
+        ("Use @property\nplease", False),
+        ("Mend it\n/clear", False),
+        ("  /help me", False),
+        ("Run !`id` first", False),
+        ("Mend `greet()` in src/main.py, see https://example.com/x#y [[this]] and $HOME {task} %s", True),
+        ("Line one\n- a / b\n> quoted", True),
+    ],
+)
+def test_a_task_holds_no_mention_and_no_command(make_service: Callable[..., Service], task: str, inline: bool) -> None:
+    """What a program might take for one is read from a file, as it was given."""
+    service = make_service("--agent-command", "echo {prompt}")
+    spawned = spawn(service.client(), task)
+    state(service.client(), spawned["agent_id"], "completed")
+    said, file = output(service.client(), spawned["agent_id"]), folder_of(service, spawned["agent_id"]) / "task"
+    assert file.read_text() == task and (task in said) is inline
+    assert "@" not in said and not [line for line in said.splitlines() if line.lstrip().startswith("/")]
+    assert inline or f"the file {file}," in said

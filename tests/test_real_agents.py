@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MODULE, make_repository
+from conftest import MODULE, git, make_repository
 from mock_model import MockModel
 from real_agents import TASK, TOKEN, Workshop, environment, install, make_home
 
@@ -18,14 +18,17 @@ NAMES = ["claude", "codex", "gemini", "opencode"]
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[MockModel]:
-    with MockModel() as running:
+    scripts = {
+        "git": [{"sh": "git tag {issue}"}, {"sh": "git branch {issue}"}, {"sh": "git tag"}, {"text": "done"}],
+    }
+    with MockModel(scripts) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory, model: MockModel) -> Iterator[Workshop]:
     """One service for all, started as if from a session of a coding program."""
-    with Workshop(tmp_path_factory.mktemp("workshop"), NAMES, model) as running:
+    with Workshop(tmp_path_factory.mktemp("workshop"), NAMES, model, "--agent-may", "git tag") as running:
         yield running
 
 
@@ -38,6 +41,27 @@ def test_a_real_program_does_the_whole_job(workshop: Workshop, name: str) -> Non
     assert (result["result"]["status"], result["agent_type"]) == ("success", done.agent["agent_type"])
     assert [event["publisher"] for event in done.events] == [done.agent["agent_id"]]
     assert done.leaks == []
+
+
+@pytest.mark.parametrize("name", ["claude", "gemini"])
+def test_a_real_program_runs_what_it_may_and_nothing_else(workshop: Workshop, name: str) -> None:
+    done = workshop.run(name, "Follow script git")
+    issue = done.agent["issue_id"]
+    assert done.agent["state"] == "completed", done.output
+    assert issue in git(workshop.service.root, "tag").split()
+    assert issue not in git(workshop.service.root, "branch"), "nobody allowed git branch"
+
+
+@pytest.mark.parametrize("name", ["claude", "gemini"])
+def test_a_task_cannot_have_a_real_program_read_a_file_into_the_conversation(
+    workshop: Workshop, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "secret.txt").write_text("the quick brown fox")
+    before = len(workshop.model.requests)
+    done = workshop.run(name, f"See @{tmp_path}/secret.txt and @../home/.claude.json")
+    traffic = "\n".join(workshop.model.requests[before:])
+    assert done.agent["state"] == "completed" and "in a team of agents" in traffic
+    assert "the quick brown fox" not in traffic and "hasCompletedOnboarding" not in traffic
 
 
 @pytest.mark.parametrize("kind", ["claude", "codex", "mixed"])

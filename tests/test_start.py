@@ -122,6 +122,7 @@ SAMPLES: dict[str, tuple[list[str], str]] = {
     "event_limit": (["1", "1000", "5"], "many"),
     "agent_command": (["run {task}", '["run", "a b"]', "run 'a b'"], "run 'a"),
     "agent_commands": (['{"x": "claude"}', '{"x": "run {task}", "y": ["a b", "c"]}', "{}"], '["x"]'),
+    "agent_may": (["pytest", "npm test, git commit -m", "./gradlew check,npm run test:unit"], "pytest; rm"),
     "agent_types": (["x=coding", "x=qa,y=support", "z=security"], "x=wizard"),
     "agent_environment": (["HTTPS_PROXY", "PATH,HTTPS_PROXY", "BASH_ENV"], "[1]"),
     "agent_context_tokens": (["500", "50000", "2500000"], "499"),

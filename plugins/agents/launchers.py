@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cco_sidecar import AgentCommand, AgentLaunch, hookimpl, known_command, write_file
+
+log = logging.getLogger("cco")
 
 UNASKED = ("curl",)  # what every agent may run: it calls the service
 
@@ -124,7 +127,7 @@ PROGRAMS = {
     "aider": Program(  # without a login it waits five minutes for a browser; with a wrong key it ends with 0
         tried="0.86.2",
         argv=["aider", "--yes-always", "--no-check-update", "--no-detect-urls", "--no-gitignore",
-              "--message", "{prompt}"],
+              "--read", "{agent_folder}/task", "--message", "{prompt}"],
         log_in="a key of its model's provider, such as ANTHROPIC_API_KEY",
         logged_out=r"^(No LLM model was specified and no API keys were provided|litellm\.AuthenticationError)",
         logged_out_codes=(None, 0),
@@ -176,12 +179,14 @@ REFUSED_OPTION = re.compile(
 
 @hookimpl
 def agent_command(launch: AgentLaunch) -> AgentCommand | None:
-    command = known_command(launch.configured, KNOWN)
-    if not isinstance(command, AgentCommand):
+    known = known_command(launch.configured, KNOWN)
+    if not isinstance(known, AgentCommand):
         return None
-    program = PROGRAMS[command.argv[0]]
-    program.write_files(Path(launch.agent_folder), UNASKED)
-    return command
+    program, commands = PROGRAMS[known.argv[0]], UNASKED + launch.may
+    if launch.may and program.may is None:
+        log.warning("agent %s: %s takes no list of commands, as --agent-may names them", launch.agent_id, known.argv[0])
+    program.write_files(Path(launch.agent_folder), commands)
+    return program.command(commands)
 
 
 @hookimpl

@@ -41,6 +41,13 @@ def test_a_real_program_does_the_whole_job(workshop: Workshop, name: str) -> Non
     assert (result["result"]["status"], result["agent_type"]) == ("success", done.agent["agent_type"])
     assert [event["publisher"] for event in done.events] == [done.agent["agent_id"]]
     assert done.leaks == []
+    figures = [done.agent[figure] for figure in ("model", "requests", "input_tokens", "output_tokens", "denials")]
+    if name == "opencode":
+        assert figures == [None] * 5 and done.agent["cost_usd"] is None
+    else:  # claude knows prices, and before 2.1.332 tells of few denials
+        assert figures[0] and all(figure > 0 for figure in figures[1:4]), done.agent
+        assert (done.agent["cost_usd"] or 0) > 0 if name == "claude" else done.agent["cost_usd"] is None
+        assert figures[4] in ((None, 0) if name == "claude" else (0,))
 
 
 @pytest.mark.parametrize("name", ["claude", "gemini"])

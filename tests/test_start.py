@@ -110,6 +110,8 @@ SAMPLES: dict[str, tuple[list[str], str]] = {
     "allowed_host": (["a.example", "b.example,c.example", "d.example"], "[1]"),
     "cors_origin": (["https://a.example", "https://b.example,https://c.example", "https://d.example"], "[1]"),
     "max_connections": (["1", "100", "1000000"], "0"),
+    "max_unsent_mb": (["1", "64", "1000"], "0"),
+    "storage_limit_mb": (["1", "2000", "65536"], "0"),
     "request_timeout": (["1", "60", "3600"], "0"),
     "tls_cert": (["a.pem", "b.pem", "c.pem"], ""),
     "tls_key": (["a.pem", "b.pem", "c.pem"], ""),

@@ -165,11 +165,13 @@ ESC = "\x1b"
         (f"key gh{ESC}[0mp_{'a1B2' * 9}\nalso gl{ESC}[1mpat-{'a1B2' * 5}\n", None),
         ("".join(f"line {number}\n" for number in range(200)), [f"line {number}" for number in range(190, 200)]),
         ("x" * 3000 + "\n", ["x" * 500]),
+        ("exec\nls\ncodex\nI greet.\ntokens used\n2,250\nI greet.\nPolitely.\n", ["I greet.", "Politely."]),
+        ("I counted them:\ntokens used\n2,250\n", ["I counted them:", "tokens used", "2,250"]),
         ("", []),
         ("no end of line", ["no end of line"]),
         ("gr\udc80\udcff\x00\x07ün\n", None),
     ],
-    ids=["escapes", "carriage returns", "twice", "secrets", "many", "long", "nothing", "open", "not UTF-8"],
+    ids=["escapes", "carriage returns", "twice", "secrets", "many", "long", "codex", "no codex", "nothing", "open", "not UTF-8"],
 )  # fmt: skip
 def test_its_decisions_are_its_last_lines_as_a_terminal_shows_them_without_secrets(
     architect: Client, issue: str, say: str, decisions: list[str] | None, tmp_path: Path

@@ -36,6 +36,7 @@ from cco_sidecar_plugins.commands._pipeline_view import last_shown
 
 LINES = 10  # decisions at most
 FILES = 1000  # of each kind at most
+ACCOUNT = "tokens used"  # after its transcript codex writes this, their number, and its answer once more
 WHY = "The agent ended with exit code 0 and stored no result: this is from its last lines and from git."
 
 
@@ -74,6 +75,8 @@ def agent_result(lines: list[str], folder: str, root: str, alone: bool) -> dict[
 def said_last(lines: list[str]) -> list[str]:
     """The last lines that say something, as a terminal shows them, each once, without secrets."""
     shown = redact("\n".join(last_shown(line).strip() for line in lines))[0].split("\n")
+    if ACCOUNT in shown:
+        shown = shown[len(shown) - shown[::-1].index(ACCOUNT) + 1 :] or shown
     said = dict.fromkeys(line[:500] for line in reversed(shown) if re.search(r"\w", line))
     return list(said)[:LINES][::-1]
 

@@ -1209,10 +1209,17 @@ def plain(hook: str, answer: Any) -> Any:
     """
     if answer is None or hook not in vars(Asks) or hook in ("register_routes", "register_commands"):
         return answer
+    shape, deep = typing.get_type_hints(getattr(Asks, hook), include_extras=True)["return"], answer
     for _ in range(MARGIN):
-        answer = [answer]
-    content = memoryview(msgspec.json.encode(answer))[MARGIN:-MARGIN]
-    return msgspec.json.decode(content, type=typing.get_type_hints(getattr(Asks, hook), include_extras=True)["return"])
+        deep = [deep]
+    try:
+        return msgspec.json.decode(memoryview(msgspec.json.encode(deep))[MARGIN:-MARGIN], type=shape)
+    except UnicodeEncodeError:
+        if hook != "rank_files":
+            raise
+        ranked = msgspec.convert(msgspec.to_builtins(answer), shape)  # JSON has no place for paths that are not UTF-8
+        "".join(text for item in ranked for text in (item.path, *item.reasons)).encode("utf-8", "surrogateescape")
+        return ranked
 
 
 class ContextRequest(Struct, frozen=True, kw_only=True):
@@ -7381,7 +7388,8 @@ def read_relevant(root: str, item: RankedFile) -> FileChoice | None:
     (content, redactions), facts, cut = redact(found[0]), *found[1:]
     return FileChoice(
         clean_text(item.path), content, iso(facts.st_mtime), facts.st_size, language_of(item.path), checksum(content),
-        round(item.score, 4), item.reasons, cut, redactions, chunks=item.chunks, matched=item.matched,
+        round(item.score, 4), list(map(clean_text, item.reasons)), cut, redactions,
+        chunks=item.chunks, matched=item.matched,
     )  # fmt: skip
 
 

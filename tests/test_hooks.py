@@ -790,7 +790,7 @@ NONSENSE = {  # what no JSON says, as the body of a function
     "none_as_key": "return {None: 1}",
     "tuples_as_keys": "return {(1, 2): 1}",
     "digits": "return 10 ** 5000",
-    "surrogate": r"return 'caf\udce9'",
+    "surrogate": r"return 'caf\ud800'",
     "surrogate_as_key": r"return {'\ud800': 1}",
     "generator": "return (number for number in range(3))",
     "function": "return print",

@@ -180,3 +180,23 @@ def test_a_repository_that_git_cannot_read_is_an_error_that_says_why_and_odd_fac
     assert str(repository) not in answer.text + service.log.partition("cannot be read")[2]
     (repository / ".git/index").unlink()
     assert service.client().get(CONTEXT).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "name", [b"\xff.py", b"caf\xe9 src.py", b"d\xe9/a.py", b"\x80\x81/__init__.py", b"test_\xc3.py"]
+)
+def test_a_name_that_is_not_utf8_takes_the_rank_and_the_brief_from_no_other_file(
+    make_service: Callable[..., Service], repository: Path, name: bytes
+) -> None:
+    odd = repository / os.fsdecode(name)
+    odd.parent.mkdir(exist_ok=True)
+    odd.write_text("from greeting import greet\n\ndef oddity():\n    greet('odd')\n")
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "-m", "An oddity")
+    service = make_service()
+    for task, best in (("greet", "src/greeting.py"), ("oddity", name.decode("utf-8", "replace"))):
+        answer = service.client().get(CONTEXT, task=task).json()["context"]["relevant_files"]
+        assert answer[0]["path"] == best and f"defines {task}" in answer[0]["reasons"], service.log
+        brief = service.client().get(CONTEXT, task=task, headers={"Accept": "text/markdown"}).text
+        assert f"defines {task}" in brief and best.strip("\ufffd") in brief
+    assert "plugin relevance" not in service.log and "plugin brief" not in service.log

@@ -1582,7 +1582,7 @@ class Project:
 
     def _neighbours(self, index: Index, facts: Facts, id: int) -> Neighbours:
         file = facts.files[id]
-        last = module_path(file).rpartition("/")[2]
+        last = module_path(file).rpartition("/")[2].encode("utf-8", "replace").decode()
         imported = (index.value("select imports from file where id = ?", id) or "").split("\n")
         found = {target for module in imported if module for target in facts.resolve(file, module)}
         rows = index.database.execute("select id, imports from file where instr(imports, ?)", (last,)).fetchall()

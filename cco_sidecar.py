@@ -48,9 +48,12 @@ import concurrent.futures
 import contextlib
 import contextvars
 import dataclasses
+import decimal
+import enum
 import errno
 import fnmatch
 import functools
+import gc
 import hashlib
 import http.client
 import importlib
@@ -1201,6 +1204,7 @@ AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 
 MARGIN = 200  # levels of nesting: what surrounds an answer later must not make it too deep
+MAX_PARTS, MAX_ANSWER = 250_000, 16 * MB  # of an answer; JSON of these is made and read in some hundredths of a second
 
 
 def plain(hook: str, answer: Any) -> Any:
@@ -1209,6 +1213,7 @@ def plain(hook: str, answer: Any) -> Any:
     """
     if answer is None or hook not in vars(Asks) or hook in ("register_routes", "register_commands"):
         return answer
+    check_size(answer)
     shape, deep = typing.get_type_hints(getattr(Asks, hook), include_extras=True)["return"], answer
     for _ in range(MARGIN):
         deep = [deep]
@@ -1220,6 +1225,33 @@ def plain(hook: str, answer: Any) -> Any:
         ranked = msgspec.convert(msgspec.to_builtins(answer), shape)  # JSON has no place for paths that are not UTF-8
         "".join(text for item in ranked for text in (item.path, *item.reasons)).encode("utf-8", "surrogateescape")
         return ranked
+
+
+def check_size(answer: Any) -> None:
+    """Raise ValueError where the answer's JSON, which has what is shared again and again, is too large to be made: no
+    other thread runs meanwhile. Here they do.
+    """
+    waiting, parts, size = [answer], 0, 0
+    while waiting:
+        part = waiting.pop()
+        kind = type(part)  # and the classes' own methods below: an object may say anything of itself
+        parts += 1
+        if issubclass(kind, str):
+            size += str.__len__(part)
+        elif issubclass(kind, (bytes, bytearray, memoryview, Raw)):
+            size += memoryview(part).nbytes
+        elif issubclass(kind, (int, decimal.Decimal)):
+            size += 3 * (int if issubclass(kind, int) else decimal.Decimal).__sizeof__(part)
+        elif issubclass(kind, dict):
+            waiting += dict.keys(part)
+            waiting += dict.values(part)
+        elif issubclass(kind, COMPOUND) or hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__attrs_attrs__"):
+            waiting += gc.get_referents(part)
+        if parts + len(waiting) > MAX_PARTS or size > MAX_ANSWER:
+            raise ValueError(f"its answer has more than {MAX_PARTS:,} parts or {MAX_ANSWER // MB} MB")
+
+
+COMPOUND = (list, tuple, set, frozenset, Struct, enum.Enum)
 
 
 class ContextRequest(Struct, frozen=True, kw_only=True):

@@ -883,6 +883,60 @@ def test_what_no_json_says_costs_a_plugin_its_own_contribution_and_one_line(
     assert "Traceback" not in service.log and client.get("/health").json()["status"] == "healthy"
 
 
+TOO_MUCH = {  # small in memory, and endless or at least much too long as JSON
+    "shared_lists": "x = [0]\nfor _ in range(60): x = [x, x]\nreturn x",
+    "shared_tuples": "x = ()\nfor _ in range(40): x = (x, x, x)\nreturn x",
+    "shared_dicts": "x = {}\nfor _ in range(60): x = {'a': x, 'b': [x]}\nreturn x",
+    "shared_structs": "x = ''\nfor _ in range(60): x = NextAgent('a', x, x)\nreturn x",
+    "shared_objects": "import dataclasses; Two = dataclasses.make_dataclass('Two', ['a', 'b']); x = 0\n"
+    "for _ in range(60): x = Two(x, x)\nreturn x",
+    "shared_slots": "import dataclasses; Two = dataclasses.make_dataclass('Two', ['a', 'b'], slots=True); x = 0\n"
+    "for _ in range(60): x = Two(x, x)\nreturn x",
+    "shared_own_lists": "class Own(list):\n def __iter__(self): return iter(())\n def __len__(self): return 0\nx = Own()\n"
+    "for _ in range(60): x = Own([x, x])\nreturn x",
+    "shared_text": "return ['x' * 2**20] * 10_000",
+    "shared_key": "x = 'x' * 2**20\nreturn [{x: 1}] * 10_000",
+    "shared_own_text": "class Own(str):\n def __len__(self): return 0\nreturn [Own('x' * 2**20)] * 10_000",
+    "shared_bytes": "x = bytes(2**20)\nreturn [x, memoryview(x), bytearray(x)] * 4_000",
+    "shared_number": "return [10 ** 4000] * 100_000",
+    "shared_decimal": "import decimal; return [decimal.Decimal('9' * 10**6)] * 10_000",
+    "shared_enum": "import enum; Big = enum.Enum('Big', {'X': 'x' * 2**20}); return [Big.X] * 10_000",
+    "wide": "return dict.fromkeys(map(str, range(400_000)))",
+    "long": "return [None] * 3_000_000",
+}
+
+
+@pytest.mark.parametrize("hook", ["context_section", "next_agents"])
+def test_what_is_too_much_as_json_costs_a_plugin_its_own_contribution_and_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, hook: str
+) -> None:
+    plugins = {
+        name: EVERYWHERE.format(name=name, body=textwrap.indent(body.replace("; ", "\n"), " " * 8))
+        for name, body in TOO_MUCH.items()
+    }
+    hooks = hooks_of(tmp_path, **plugins)
+    assert list(hooks.ask(hook, request=None, proposals=[])) == []
+    problem = f"{hook}: ValueError: its answer has more than 250,000 parts or 16 MB"
+    assert sorted(caplog.messages) == sorted(f"plugin {name}: {problem}" for name in TOO_MUCH)
+
+
+def test_a_service_answers_while_a_plugin_hands_over_too_much(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    plugins = {
+        name: EVERYWHERE.format(name=name, body=textwrap.indent(TOO_MUCH[name].replace("; ", "\n"), " " * 8))
+        for name in ("shared_lists", "shared_text", "wide")
+    }
+    service = make_service("--plugins", str(write_plugins(tmp_path / "more", plugins)))
+    client = service.client()
+    assert client.get("/api/context/issue-1/python-specialist").status_code == 200
+    client.store(issue="issue-1")
+    for name in plugins:
+        assert service.log.count(f"plugin {name}: context_section: ValueError: its answer has more than") == 1
+        assert service.log.count(f"plugin {name}: next_agents: ValueError: its answer has more than") == 1
+    assert client.get("/health").json()["status"] == "healthy"
+
+
 @pytest.mark.parametrize("hook", ["storage", "server_class", "process_owner", "token_keys"])
 def test_a_part_that_is_long_in_the_making_is_named_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hook: str

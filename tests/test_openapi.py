@@ -34,6 +34,8 @@ OPERATIONS = [
     for path, operations in DOCUMENT["paths"].items()
     for method, operation in operations.items()
 ]
+# What programs report has its tests in test_meter: an agent's own token may do it, without a limit of rate, and no other.
+FOR_ANY_TOKEN = [row for row in OPERATIONS if not row[0].startswith("/v1/")]
 TYPESCRIPT = ROOT / "tests" / "typescript"
 PACKAGES = (
     "openapi-typescript@7.13.0", "openapi-fetch@0.17.0", "typescript@5.9.3", "@types/node@20.19.43", "ajv@8.20.0",
@@ -333,7 +335,7 @@ def test_every_operation_answers_good_requests_as_the_document_says(
     walk(service.client(), issue)
     for method in ("GET", "HEAD"):
         assert service.client().request(method, "/openapi.json").status_code == 200
-    assert well_answered(conformance) == {op["operationId"] for _, _, op in OPERATIONS}
+    assert well_answered(conformance) == {op["operationId"] for _, _, op in FOR_ANY_TOKEN}
 
 
 def test_the_module_alone_answers_good_requests_to_its_endpoints_as_the_document_says(
@@ -365,7 +367,7 @@ def example_of(path: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("path", "method", "operation"), OPERATIONS, ids=[operation["operationId"] for _, _, operation in OPERATIONS]
+    ("path", "method", "operation"), FOR_ANY_TOKEN, ids=[operation["operationId"] for _, _, operation in FOR_ANY_TOKEN]
 )
 def test_every_operation_refuses_bad_requests_as_the_document_says(
     service: Service, conformance: Conformance, path: str, method: str, operation: dict[str, Any]

@@ -18,10 +18,10 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from cco_sidecar import (
     MB,
@@ -152,15 +152,21 @@ def model_of(its: Attributes) -> str:
 
 
 class KeyValue(Struct):
+    """An attribute of OTLP/JSON: its value is an object with one field, named after its type."""
+
     key: str
     value: dict[str, Any] | None = None
 
 
 class Resource(Struct):
+    """The program that reports."""
+
     attributes: list[KeyValue] = []
 
 
 class LogRecord(Struct):
+    """One record of a program's log."""
+
     attributes: list[KeyValue] = []
     body: Any = None
     eventName: str = ""
@@ -169,10 +175,14 @@ class LogRecord(Struct):
 
 
 class ScopeLogs(Struct):
+    """The records of one part of a program."""
+
     logRecords: list[LogRecord] = []
 
 
 class ResourceLogs(Struct):
+    """The records of one program."""
+
     resource: Resource | None = None
     scopeLogs: list[ScopeLogs] = []
 
@@ -180,7 +190,7 @@ class ResourceLogs(Struct):
 class LogsReport(Struct):
     """A report of a coding program: logs by OTLP/JSON (opentelemetry.proto.collector.logs.v1)."""
 
-    resourceLogs: list[ResourceLogs] = []
+    resourceLogs: Annotated[list[ResourceLogs], Meta(description="the records, by program and scope")] = []
 
 
 class ReportLogs(Endpoint):

@@ -227,7 +227,22 @@ def test_coverage_out_of_xml(tmp_path: Path, given: str | bytes, expected: float
     "a repeated source without lines": ("SF:a\nLF:4\nLH:1\nend_of_record\nSF:a\nLF:4\nLH:1\nend_of_record\nSF:b\nLF:4\nLH:4\nend_of_record\n", 62.5),
     "records that name no source": ("LF:4\nLH:1\nend_of_record\nLF:4\nLH:3\nend_of_record\n", 50.0),
     "checksums and CRLF": ("SF:a\r\nDA:1,3,abc==\r\nDA:2,0,x\r\nend_of_record\r\n", 50.0),
-    "odd counts": ("SF:a\nDA:x,1\nDA:1,1\nDA:2," + "9" * 5000 + "\nDA:3,-1\nend_of_record\nSF:b\nLF:2\nLH:3\nend_of_record\nSF:c\nLF:2.0\nLH:1\nend_of_record\n", 50.0),
+    "odd counts": ("SF:a\nDA:x,1\nDA:1,1\nDA:2," + "9" * 5000 + "\nDA:3,-1\nend_of_record\nSF:b\nLF:2\nLH:3\nend_of_record\nSF:c\nLF:2.0\nLH:1\nend_of_record\n", None),
+    "a count of twenty digits and more": ("SF:a\nDA:1,18446744073709551615\nDA:2," + "9" * 5000 + "\nDA:3,000\nDA:4,0\nend_of_record\n", 50.0),
+    "a count in powers of ten": ("SF:a\nDA:1,1.8e+19\nDA:2,0\nend_of_record\n", None),
+    "a count with a fraction": ("SF:a\nDA:1,0.5\nend_of_record\nSF:b\nDA:1,1\nend_of_record\n", None),
+    "a negative count": ("SF:b\nDA:1,1\nend_of_record\nSF:a\nDA:7,-12\nend_of_record\n", None),
+    "digits of other scripts": ("SF:a\nDA:1,\u0663\nend_of_record\n", None),
+    "no count at all": ("SF:a\nDA:1,1\nDA:2\nend_of_record\n", None),
+    "fewer lines than the total": ("SF:a\nDA:4,2\nDA:5,1\nLF:40\nLH:2\nend_of_record\n", None),
+    "more lines than the total": ("SF:a\nDA:1,1\nDA:2,0\nDA:3,0\nLF:1\nLH:1\nend_of_record\n", None),
+    "other hits than the total": ("SF:a\nDA:1,1\nDA:2,0\nLH:2\nLF:2\nend_of_record\n", None),
+    "the second record contradicts itself": ("SF:a\nDA:1,1\nLF:1\nLH:1\nend_of_record\nSF:b\nDA:1,0\nLF:1\nLH:1\n", None),
+    "two totals of one record": ("SF:a\nLF:4\nLH:2\nLH:3\nend_of_record\n", None),
+    "more hits than lines beside a good record": ("SF:a\nDA:1,1\nend_of_record\nSF:b\nLF:2\nLH:3\nend_of_record\n", None),
+    "a total without hits beside a good record": ("SF:a\nDA:1,1\nend_of_record\nSF:b\nLF:2\nend_of_record\n", None),
+    "one source with lines and without": ("SF:a\nDA:1,1\nend_of_record\nSF:a\nLF:10\nLH:2\nend_of_record\n", None),
+    "totals of their own lines": ("SF:a\nDA:1,1\nDA:2,0\nLF:2\nLH:1\nend_of_record\nSF:b\nDA:9,0\nDA:9,3\nLF:1\nLH:1\nend_of_record\n", 66.67),
     "an empty file": ("", None),
     "records without lines": ("SF:a\nFNF:1\nFNH:1\nLF:0\nLH:0\nend_of_record\n", None),
     "branches only": ("SF:a\nBRF:2\nBRH:1\nend_of_record\n", None),
@@ -380,6 +395,33 @@ BUILDS: dict[str, tuple[str | bytes, str | None]] = {
     "Visual Studio: a case alone": ('<TestRun><Results><UnitTestResult outcome="Failed"/></Results></TestRun>', "failed"),
     "TestNG passed": ('<testng-results skipped="0" failed="0" total="3" passed="3"/>', "success"),
     "TestNG failed": ('<testng-results><suite><test><class><test-method status="FAIL"/></class></test></suite></testng-results>', "failed"),
+    "JUnit: every test was skipped": (f'<testsuite tests="3" failures="0" errors="0" skipped="3">{case(*["<skipped/>"] * 3)}</testsuite>', None),
+    "JUnit: some disabled, the others skipped": ('<testsuites tests="5" failures="0" disabled="2" skipped="3"/>', None),
+    "JUnit: every listed test was skipped": (f"<testsuite>{case('<skipped/>', '<skipped/>')}</testsuite>", None),
+    "JUnit: the suites tell that all was skipped": ('<testsuites tests="3" failures="0"><testsuite tests="1" failures="0" skipped="1"/><testsuite tests="2" failures="0" skipped="2"/></testsuites>', None),
+    "JUnit: one counted and not listed test ran": (f'<testsuite tests="3" failures="0" skipped="2">{case("<skipped/>", "<skipped/>")}</testsuite>', "success"),
+    "JUnit: what is listed was skipped, what is counted was not": (f'<testsuite tests="1" failures="0" skipped="0">{case("<skipped/>")}</testsuite>', None),
+    "JUnit: no tests are counted, one is listed": (f'<testsuite tests="0" failures="0">{case("")}</testsuite>', None),
+    "JUnit: nose": ('<testsuite name="nosetests" tests="2" errors="0" failures="0" skip="2"/>', None),
+    "googletest: a test was interrupted": ('<testsuites tests="2" failures="0"><testsuite tests="2" failures="0"><testcase status="run" result="completed"/><testcase status="run" result="interrupted"/></testsuite></testsuites>', None),
+    "googletest: nothing was run": ('<testsuites tests="1" failures="0"><testsuite tests="1" failures="0"><testcase status="notrun" result="suppressed"/></testsuite></testsuites>', None),
+    "googletest: one ran, one is disabled": ('<testsuites tests="2" failures="0" disabled="1"><testsuite tests="2" failures="0" disabled="1"><testcase status="run" result="completed"/><testcase status="notrun" result="suppressed"/></testsuite></testsuites>', "success"),
+    "Ginkgo: a test that panicked": ('<testsuite tests="1" failures="0"><testcase status="panicked"/></testsuite>', "failed"),
+    "an outcome that nobody knows": ('<testsuite tests="1" failures="0"><testcase status="quarantined"/></testsuite>', None),
+    "NUnit 3: none passed": ('<test-run total="3" passed="0" failed="0" skipped="1" inconclusive="2" result="Passed"/>', None),
+    "NUnit 3: one is inconclusive": ('<test-run total="2" passed="1" failed="0" inconclusive="1" result="Passed"><test-case result="Passed"/><test-case result="Inconclusive"/></test-run>', "success"),
+    "NUnit 2: nothing was run": ('<test-results total="2" errors="0" failures="0" not-run="2"><test-suite><test-case executed="False" result="Ignored"/></test-suite></test-results>', None),
+    "xUnit: all skipped": ('<assemblies><assembly total="4" passed="0" failed="0" skipped="4" errors="0"><collection total="4" passed="0" failed="0" skipped="4"/></assembly></assemblies>', None),
+    "xUnit: listed as skipped": ('<assembly total="1" failed="0"><collection total="1" failed="0"><test result="Skip"/></collection></assembly>', None),
+    "Visual Studio: nothing executed": ('<TestRun><ResultSummary outcome="Completed"><Counters total="3" executed="0" passed="0" failed="0" notExecuted="0"/></ResultSummary></TestRun>', None),
+    "Visual Studio: results say that nothing executed": ('<TestRun><Results><UnitTestResult outcome="NotExecuted"/></Results><ResultSummary outcome="Completed"><Counters total="1" failed="0"/></ResultSummary></TestRun>', None),
+    "Visual Studio: one of two executed": ('<TestRun><Results><UnitTestResult outcome="NotExecuted"/><UnitTestResult outcome="Passed"/></Results><ResultSummary outcome="Completed"><Counters total="2" executed="1" passed="1" failed="0"/></ResultSummary></TestRun>', "success"),
+    "Visual Studio: still running": ('<TestRun><Results><UnitTestResult outcome="InProgress"/></Results><ResultSummary outcome="Completed"><Counters total="2" passed="1" failed="0"/></ResultSummary></TestRun>', None),
+    "Visual Studio: the run tells of an error": ('<TestRun><ResultSummary outcome="Completed"><Counters total="1" executed="1" passed="1" failed="0"/><RunInfos><RunInfo outcome="Error"/></RunInfos></ResultSummary></TestRun>', "failed"),
+    "Visual Studio: the run warns": ('<TestRun><ResultSummary outcome="Completed"><Counters total="1" executed="1" passed="1" failed="0"/><RunInfos><RunInfo outcome="Warning"/></RunInfos></ResultSummary></TestRun>', "success"),
+    "Visual Studio: passed but aborted": ('<TestRun><ResultSummary outcome="PassedButRunAborted"><Counters total="1" passed="1" failed="0"/></ResultSummary></TestRun>', None),
+    "TestNG: all skipped": ('<testng-results skipped="1" failed="0" total="1" passed="0"><test-method status="PASS" is-config="true"/><test-method status="SKIP"/></testng-results>', None),
+    "TestNG: passed when it was tried again": ('<testng-results skipped="0" failed="0" total="1" passed="1"><test-method status="SKIP"/><test-method status="PASS"/></testng-results>', "success"),
     "a page": ("<!DOCTYPE html><html><head><title>404</title></head><body>Not found</body></html>", None),
     "a page that is no XML": ("<!doctype html><html><body><br>Sign in<p>", None),
     "another document": ('<project tests="3" failures="0"/>', None),
@@ -457,7 +499,95 @@ SCANS: dict[str, tuple[str | bytes, str | None]] = {
 }  # fmt: skip
 
 
-@table(SCANS)
+def ended(*invocations: Any, **more: Any) -> str:
+    return sarif(run(invocations=list(invocations), **more))
+
+
+OK = {"executionSuccessful": True}
+CUT_OFF: dict[str, tuple[str | bytes, str | None]] = {
+    "ended by a signal": (ended(OK | {"exitSignalName": "SIGKILL"}), None),
+    "ended by a signal without a name": (ended({"exitSignalNumber": 9, "exitCode": 137}), None),
+    "the second did not start": (ended(OK, {"processStartFailureMessage": "not found"}), None),
+    "none did start": (ended({"processStartFailureMessage": "not found"}), None),
+    "an exit code alone": (ended({"exitCode": 2}), None),
+    "an exit code of nothing wrong": (ended({"exitCode": 0}), "passed"),
+    "a text for a truth value": (ended({"executionSuccessful": "false"}), None),
+    "another text": (ended({"executionSuccessful": "True"}), None),
+    "null": (ended({"executionSuccessful": None}), None),
+    "one that is none": (ended(OK, "x"), None),
+    "an object for the list": (sarif(run(invocations={"executionSuccessful": False})), "failed"),
+    "an error of the scanner": (ended(OK | {"toolExecutionNotifications": [{"level": "note"}, {"level": "Error"}]}), None),
+    "an error of its configuration": (ended(OK | {"toolConfigurationNotifications": [{"level": "error"}]}), None),
+    "notices of a level that nobody knows": (ended(OK | {"toolExecutionNotifications": [{"level": "fatal"}, 5]}), None),
+    "notices by their descriptor": (
+        ended(OK | {"toolExecutionNotifications": [{"descriptor": {"id": "E1"}}]}, tool={"driver": {"notifications": [{"id": "E1", "defaultConfiguration": {"level": "error"}}]}}), None,
+    ),
+    "warnings and notes of the scanner": (ended(OK | {"toolExecutionNotifications": [{"level": "warning"}, {}, {"level": "none"}]}), "passed"),
+    "a finding before the cut": (sarif(run({"level": "error"}, invocations=[{"exitCode": 1}])), "failed"),
+    "one run was cut off, another passed": (sarif(run(), run(invocations=[{"exitSignalName": "SIGTERM"}])), None),
+    "one run was cut off before its results": (sarif(run(), {"invocations": [{"exitCode": 3}]}), None),
+    "open": (sarif(run({"kind": "open"})), None),
+    "to be reviewed, beside what passed": (sarif(run({"kind": "pass"}, {"kind": "Review", "level": "none"})), None),
+    "to be reviewed, beside a finding": (sarif(run({"kind": "review"}, {"level": "warning"})), "failed"),
+    "a kind that nobody knows": (sarif(run({"kind": "maybe"})), None),
+    "a level that nobody knows": (sarif(run({"level": "critical"})), None),
+    "reviewed and suppressed": (sarif(run({"kind": "review", "suppressions": [{"kind": "inSource"}]})), "passed"),
+    "results in another file": (sarif(run(externalPropertyFileReferences={"results": [{"itemCount": 3}]})), None),
+}  # fmt: skip
+
+
+def overridden(*overrides: Any, **more: Any) -> dict[str, Any]:
+    return {"invocations": [OK | {"ruleConfigurationOverrides": list(overrides)}], **more}
+
+
+def rule(name: str, level: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"id": name, "defaultConfiguration": ({"level": level} if level else {}) | more}
+
+
+PACKS = {"driver": {"name": "CodeQL", "rules": [rule("py/own", "error")]}, "extensions": [
+    {"name": "packs", "guid": "g-0"},
+    {"name": "queries", "guid": "g-1", "rules": [rule("py/loud", "error"), rule("py/quiet", "note"), rule("py/own", "note")]},
+]}  # fmt: skip
+QUIET = {"descriptor": {"id": "a"}, "configuration": {"level": "note"}}
+LEVELS: dict[str, tuple[str | bytes, str | None]] = {
+    "an extension's rule by its place": (sarif(run({"rule": {"index": 1, "toolComponent": {"index": 1}}}, tool=PACKS)), "passed"),
+    "an extension's loud rule by its place": (sarif(run({"rule": {"index": 0, "toolComponent": {"index": 1}}}, tool=PACKS)), "failed"),
+    "an extension's rule by its name": (sarif(run({"ruleId": "py/quiet", "rule": {"id": "py/quiet", "toolComponent": {"name": "queries"}}}, tool=PACKS)), "passed"),
+    "an extension by its guid": (sarif(run({"ruleId": "py/own", "rule": {"toolComponent": {"guid": "g-1"}}}, tool=PACKS)), "passed"),
+    "the driver's rule of the same name": (sarif(run({"ruleId": "py/own", "ruleIndex": 0}, tool=PACKS)), "failed"),
+    "an extension's rule by its name alone": (sarif(run({"ruleId": "py/quiet"}, tool=PACKS)), "passed"),
+    "an extension that is not there": (sarif(run({"rule": {"index": 1, "toolComponent": {"index": 7}}}, tool=PACKS)), "failed"),
+    "a name below the rule's": (sarif(run({"ruleId": "a/b/c"}, tool={"driver": {"rules": [rule("a", "note")]}})), "passed"),
+    "the nearest name above": (sarif(run({"ruleId": "a/b/c"}, tool={"driver": {"rules": [rule("a", "note"), rule("a/b", "error")]}})), "failed"),
+    "a name below another in an extension": (sarif(run({"ruleId": "py/quiet/x", "rule": {"index": 1, "toolComponent": {"index": 1}}}, tool=PACKS)), "passed"),
+    "a name that only begins alike": (sarif(run({"ruleId": "ab"}, tool={"driver": {"rules": [rule("a", "note")]}})), "failed"),
+    "made quiet": (sarif(run({"ruleId": "a"}, **overridden(QUIET, tool={"driver": {"rules": [rule("a", "error")]}}))), "passed"),
+    "made quiet by its place": (sarif(run({"ruleId": "a"}, **overridden({"descriptor": {"index": 0}, "configuration": {"level": "none"}}, tool={"driver": {"rules": [rule("a", "error")]}}))), "passed"),
+    "made quiet where no rules are listed": (sarif(run({"ruleId": "a/b"}, **overridden(QUIET))), "passed"),
+    "made loud": (sarif(run({"ruleId": "a"}, **overridden({"descriptor": {"id": "a"}, "configuration": {"level": "error"}}, tool={"driver": {"rules": [rule("a", "note")]}}))), "failed"),
+    "one name below made quiet, not the others": (sarif(run({"ruleId": "a/c"}, **overridden({"descriptor": {"id": "a/b"}, "configuration": {"level": "note"}}, tool={"driver": {"rules": [rule("a", "error")]}}))), "failed"),
+    "an extension's rule made quiet": (
+        sarif(run({"ruleId": "py/loud", "rule": {"index": 0, "toolComponent": {"index": 1}}}, **overridden({"descriptor": {"index": 0, "toolComponent": {"index": 1}}, "configuration": {"level": "note"}}, tool=PACKS))), "passed",
+    ),
+    "another rule made quiet": (sarif(run({"ruleId": "b"}, **overridden(QUIET))), "failed"),
+    "switched off": (sarif(run({"ruleId": "a"}, **overridden({"descriptor": {"id": "a"}, "configuration": {"enabled": False}}))), None),
+    "switched off although its result is loud": (sarif(run({"ruleId": "a", "level": "error"}, **overridden({"descriptor": {"id": "a"}, "configuration": {"enabled": False}}))), None),
+    "off unless it is switched on": (sarif(run({"ruleId": "a"}, tool={"driver": {"rules": [rule("a", enabled=False)]}})), None),
+    "off, and switched on": (sarif(run({"ruleId": "a"}, **overridden({"descriptor": {"id": "a"}, "configuration": {"enabled": True}}, tool={"driver": {"rules": [rule("a", "note", enabled=False)]}}))), "passed"),
+    "of another invocation": (sarif(run({"ruleId": "a", "provenance": {"invocationIndex": 0}}, invocations=[OK, OK | {"ruleConfigurationOverrides": [QUIET]}])), "failed"),
+    "two invocations that differ": (
+        sarif(run({"ruleId": "a"}, invocations=[OK | {"ruleConfigurationOverrides": [QUIET]}, OK | {"ruleConfigurationOverrides": [QUIET | {"configuration": {"level": "error"}}]}])), None,
+    ),
+    "the result's level before the override": (sarif(run({"ruleId": "a", "level": "error"}, **overridden(QUIET))), "failed"),
+    "capitals": (sarif(run({"level": "Note"}, {"level": "NONE"}, {"ruleId": "a"}, tool={"driver": {"rules": [rule("a", "NOTE")]}})), "passed"),
+    "capitals of a finding": (sarif(run({"level": "Warning"})), "failed"),
+    "odd parts": (
+        sarif(run({"ruleId": 5, "rule": {"id": [], "index": True, "toolComponent": 3}, "level": "note", "provenance": []}, **overridden(5, {"descriptor": 5}, tool={"driver": {"rules": {}}, "extensions": [5, {"rules": [5]}]}))), "passed",
+    ),
+}  # fmt: skip
+
+
+@table(SCANS | CUT_OFF | LEVELS)
 def test_the_security_status_of_a_sarif_file(tmp_path: Path, given: str | bytes, expected: str | None) -> None:
     write(tmp_path / "results.sarif", given)
     assert reports.read_security_scan(tmp_path) == expected
@@ -536,12 +666,19 @@ def test_an_odd_report_costs_one_line_in_the_log(tmp_path: Path, caplog: pytest.
         ("coverage/lcov.info", "SF:a\n" + "DA:1,1" * 300_000),
         ("junit.xml", "<testsuites tests='1'>" + "<testsuite tests='9'>" * 300_000),
         ("junit.xml", '<testsuite failures="' + " " * 1_000_000 + '"/>'),
+        ("junit.xml", "<testsuite>" * 100_000 + "</testsuite>" * 100_000),
+        ("results.sarif", sarif(run(*[{"level": "open"}] * 200_000, **overridden(QUIET)))),
+        (
+            "results.sarif",
+            sarif(run(*[{"ruleId": "/" * 900, "kind": "fail", "level": "x"}] * 15_000, **overridden(QUIET))),
+        ),
     ],
 )
 def test_no_report_keeps_a_thread_busy(tmp_path: Path, name: str, content: str) -> None:
     write(tmp_path / name, content)
     started = time.thread_time()
     assert reports.read_coverage(tmp_path, 0) is None and reports.read_build(tmp_path) == (None, None)
+    assert reports.read_security_scan(tmp_path) is None
     assert time.thread_time() - started < 8
 
 

@@ -63,6 +63,13 @@ def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
         time.sleep(0.01)
 
 
+def git_alone(folder: Path) -> str:
+    """A PATH on which git is and nothing else."""
+    (folder / "git-alone").mkdir()
+    (folder / "git-alone/git").symlink_to(str(shutil.which("git")))
+    return str(folder / "git-alone")
+
+
 def clean_environment(**more: str) -> dict[str, str]:
     """This environment without what could steer the service, plus ``more`` and the mark."""
     hidden = ("CCO_", "JWT_TOKEN", "SIDECAR_URL", "AGENT_ID", "PROJECT_ID", "GIT_")

@@ -39,7 +39,7 @@ from agent_harness import (
     state,
     status,
 )  # fmt: skip
-from conftest import Client, Service, clean_environment, make_repository, plugin, until
+from conftest import Client, Service, clean_environment, git_alone, make_repository, plugin, until
 from msgspec.structs import replace
 
 from cco_sidecar import MB
@@ -482,13 +482,10 @@ def test_curl_takes_the_token_from_a_file(architect: Client, issue: str) -> None
 
 
 def test_a_spawn_whose_context_cannot_be_built_leaves_nothing(
-    make_service: Callable[..., Service], tmp_path: Path
+    make_service: Callable[..., Service],
 ) -> None:
-    (tmp_path / "more").mkdir()
-    (tmp_path / "more/big.py").write_text(
-        "from cco_sidecar import hookimpl\n@hookimpl\ndef context_section(request):\n    return {'big': 'x' * 11_000_000}\n"
-    )
-    service = make_service(*COMMAND, "--plugins", str(tmp_path / "more"))
+    service = make_service(*COMMAND)
+    (service.root / ".git/HEAD").write_text("no reference\n")
     answer = service.client().post("/api/agents/spawn", request())
     assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001"), answer.text
     assert "context" in answer.json()["message"]
@@ -667,13 +664,15 @@ def test_rotation_drops_whole_lines_and_nothing_else(
 # -- commands
 
 
-def test_the_command_can_depend_on_the_agent_type(make_service: Callable[..., Service], repository: Path) -> None:
+def test_the_command_can_depend_on_the_agent_type(
+    make_service: Callable[..., Service], repository: Path, tmp_path: Path
+) -> None:
     code = "import sys; print(sys.argv[1:])"
     (repository / "cco.toml").write_text(
         f"agent-command = {json.dumps([sys.executable, '-c', code, 'default'])}\n"
         f"[agent-commands]\ntest-engineer = {json.dumps([sys.executable, '-c', code, 'tester {issue_id}'])}\nqa-engineer = 'claude'\n"
     )
-    architect = make_service(env={"PATH": ""}).client()
+    architect = make_service(env={"PATH": git_alone(tmp_path)}).client()
     for agent_type, said in (("python-specialist", "['default']\n"), ("test-engineer", "['tester issue-1']\n")):
         agent_id = spawn(architect, agent_type=agent_type)["agent_id"]
         state(architect, agent_id, "completed")

@@ -40,7 +40,7 @@ from agent_harness import (
     status,
     tree,
 )  # fmt: skip
-from conftest import PROJECT, Client, Service, make_repository, plugin, until
+from conftest import PROJECT, Client, Service, git_alone, make_repository, plugin, until
 
 from cco_sidecar import Agents, Meter, iso
 
@@ -374,9 +374,7 @@ def test_the_command_is_never_read_by_a_shell(service: Service, architect: Clien
 def test_without_a_command_a_spawn_says_how_to_configure_one(
     make_service: Callable[..., Service], tmp_path: Path
 ) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    service = make_service(env={"PATH": str(empty)})
+    service = make_service(env={"PATH": git_alone(tmp_path)})
     architect = service.client()
     answer = architect.post("/api/agents/spawn", request())
     assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001")

@@ -26,7 +26,7 @@ from agent_harness import (
     state,
     status,
 )
-from conftest import Client, Service, make_repository, until
+from conftest import Client, Service, git_alone, make_repository, until
 
 __all__ = ["nothing_left"]
 ALONE = ("--no-plugins", *COMMAND)
@@ -153,7 +153,7 @@ def test_a_known_program_gets_its_prompt_by_standard_input(
     program = tmp_path / "bin/opencode"
     program.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:], sys.stdin.read())\n")
     program.chmod(0o755)
-    client = make_service("--no-plugins", env={"PATH": str(tmp_path / "bin")}).client()
+    client = make_service("--no-plugins", env={"PATH": f"{tmp_path / 'bin'}:{git_alone(tmp_path)}"}).client()
     spawned = spawn(client, "Mend the roof")
     assert state(client, spawned["agent_id"])["state"] == "completed"
     said = output(client, spawned["agent_id"])

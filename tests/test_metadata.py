@@ -170,6 +170,14 @@ REQUIREMENTS: dict[str, tuple[Contents, dict[str, str]]] = {
         {"requirements.txt": "-c limits.txt\na\nb>=2\n", "limits.txt": "a==1\nb==2\nunused==3\n"},
         {"a": "==1", "b": ">=2"},
     ),
+    "variables in bounds": (
+        {"requirements.txt": "a==${A_VERSION}\nb>=1,<$MAX\nc (~= {{ cookiecutter.c }}) ; python_version > '3'\nd[x]!=%(d)s\nPASSWORD=${SECRET}\n${NAME}==1\ne<2\n"},
+        {"a": "", "b": "", "c": "", "d": "", "e": "<2"},
+    ),
+    "names that mean one package": (
+        {"requirements.txt": "Zope.Interface>=5\n-c limits.txt\nruamel_yaml\nA--_.b\na-b>=2\n-e git+https://host/x#egg=Py_Yaml\n", "limits.txt": "ruamel.yaml==1\n"},
+        {"zope-interface": ">=5", "ruamel-yaml": "==1", "a-b": ">=2", "py-yaml": "@ git+https://host/x"},
+    ),
     "a file that includes itself, and one that is not there": ({"requirements.txt": "-r ./requirements.txt\n-r no.txt\na\n"}, {"a": ""}),
 }  # fmt: skip
 
@@ -212,6 +220,42 @@ PYTHON: dict[str, tuple[Contents, dict[str, str]]] = {
     "uv and PDM": (
         {"pyproject.toml": '[tool.uv]\ndev-dependencies = ["a>=1"]\n[tool.pdm.dev-dependencies]\ntest = ["b"]\n'}, {"a": ">=1", "b": ""}
     ),
+    "Poetry 2 beside PEP 621": (
+        {"pyproject.toml": '[project]\ndependencies = ["Typing_Extensions>=4", "a.b"]\n[tool.poetry.dependencies]\ntyping-extensions = {source = "x"}\nA_B = "^2"\n'},
+        {"typing-extensions": ">=4", "a-b": "^2"},
+    ),
+    "one name in several manifests": (
+        {"pyproject.toml": '[project]\ndependencies = ["my.pkg"]\n', "setup.cfg": "[options]\ninstall_requires = My-Pkg>=2\n", "setup.py": "setup(install_requires=['MY_PKG'])",
+         "requirements.txt": "my_pkg==3\n"},
+        {"my-pkg": ">=2"},
+    ),
+    "names of one Poetry table": ({"pyproject.toml": '[tool.poetry.dependencies]\nx_y = "^1"\n"x.y" = "^2"\n'}, {"x-y": "^1"}),
+    "PDM's editable ones": (
+        {"pyproject.toml": '[tool.pdm.dev-dependencies]\na = ["-e file:///${PROJECT_ROOT}/sub#egg=Sub_One", "--editable git+https://u:p@host/x.git@main#subdirectory=y&egg=two", "-e ./here"]\n'
+         '[project]\ndependencies = ["git+https://host/z#egg=three[x]"]\n[dependency-groups]\nb = ["-e ../four#egg=four"]\n'},
+        {"sub-one": "@ file:///${PROJECT_ROOT}/sub", "two": "@ git+https://host/x.git@main", "three": "@ git+https://host/z", "four": "@ ../four#egg=four"},
+    ),
+    "setup.py": (
+        {"setup.py": "from setuptools import setup\nsetup(name='x', install_requires=['Foo_Bar>=1', \"b; python_version < '4'\"], extras_require={'t': ['c~=2.0'], 'u': 'd\\n  e'})\n"},
+        {"foo-bar": ">=1", "b": "", "c": "~=2.0", "d": "", "e": ""},
+    ),
+    "setup.py that calls the module's, with a text and a tuple": (
+        {"setup.py": '\ufeffimport setuptools\nsetuptools.setup(install_requires="""\na>=1\nb\n""", extras_require=dict(t=["no"]) or {}, **{"x": 1})\n'}, {"a": ">=1", "b": ""}
+    ),
+    "setup.py with variables": (
+        {"setup.py": "TESTS = ('t1', 't2')\nREQ = ['a', 'b>=2']\nCHANGED = ['no1']\nCHANGED.append('no2')\nif 1: MORE = ['no3']\n"
+         "setup(install_requires=REQ, extras_require={'t': TESTS, 'c': CHANGED, 'm': MORE, 'n': NONE})\n"},
+        {"a": "", "b": ">=2", "t1": "", "t2": ""},
+    ),
+    "setup.py's options in a dictionary": (
+        {"setup.py": "options = dict(install_requires=['a'])\noptions2 = {'extras_require': {'t': ['b']}, **options}\nsetup(**options2)\n"}, {"a": "", "b": ""}
+    ),
+    "setup.py is not run": (
+        {"setup.py": "open('ran', 'w')\n'''install_requires=['doc']'''\n# install_requires=['comment']\nsetup(install_requires=['a', f'{x}', read('y'), 5, 'b'] )\nother(install_requires=['no'])\n"},
+        {"a": "", "b": ""},
+    ),
+    "setup.py of Python 2": ({"setup.py": "print 'x'\nsetup(install_requires=['a'])\n", "requirements.txt": "b\n"}, {"b": ""}),
+    "setup.py that computes": ({"setup.py": "setup(install_requires=open('r').read().split(), extras_require=extras())\n"}, {}),
     "a mark and CRLF": ({"pyproject.toml": '\ufeff[project]\r\ndependencies = ["a"]\r\n'}, {"a": ""}),
     "setup.cfg names files": (
         {"setup.cfg": "[options]\ninstall_requires = file: a.txt, sub/b.txt\n[options.extras_require]\ntest = file:\n    c.txt\n",
@@ -236,6 +280,7 @@ PYTHON: dict[str, tuple[Contents, dict[str, str]]] = {
 def test_dependencies_of_python_projects(tmp_path: Path, given: Contents, expected: dict[str, str]) -> None:
     write(tmp_path, given)
     assert manifests.read_dependencies(tmp_path) == expected
+    assert not (tmp_path / "ran").exists()
 
 
 @table({
@@ -286,6 +331,20 @@ def test_poetry_says_the_python_version_too(tmp_path: Path, given: str, expected
     "an environment of a version": ("3.12.1/envs/web", "3.12.1"),
     "an environment": ("web-3.12\n", None),
     "another distribution": ("miniconda3-22.11.1-1\n", None),
+    "PyPy as uv writes it": ("pypy@3.11\n", "3.11"),
+    "GraalPy with Python's number": ("graalpy3.11-24.1\n", "3.11"),
+    "PyPy's own number": ("pypy-7.3.12\n", None),
+    "GraalPy's own number": ("graalpy-community-24.0.1\n", None),
+    "GraalPy's own number without a dash": ("graalpy24.1\n", None),
+    "Jython": ("jython-2.7.3\n", None),
+    "MicroPython": ("micropython-1.20.0\n", None),
+    "Stackless": ("stackless-3.7.5\n", None),
+    "Pyston": ("pyston-2.3.5\n", None),
+    "Cinder": ("cinder-3.10-dev\n", None),
+    "IronPython": ("ironpython-3.4\n", None),
+    "Anaconda": ("anaconda3-2024.02\n", None),
+    "Node's number": ("20.11.0\n", None),
+    "no number of a Python": ("1.5.2\n", None),
     "a secret": ("ghp_" + "a1B2" * 9 + "\n", None),
     "nothing": ("", None),
 })  # fmt: skip
@@ -379,6 +438,14 @@ OTHERS: dict[str, tuple[Contents, dict[str, str]]] = {
         {"Gemfile": "gem 'a',\n  '~> 3',\n  path: 'x'\ngem 'b', require: 'y'\ngem 'c', :git => 'https://host/c'\ngem 'd', 'x' => 1\ngem 'e', ['>= 1', '< 2']\ngem 'f', \"#{V}\"\n"},
         {"a": "~> 3", "b": "", "c": "", "d": "", "e": ">= 1, < 2", "f": ""},
     ),
+    "gems in Ruby's other quotes": (
+        {"Gemfile": "gem %q(a), '1'\ngem %Q[b], %q{~> 2.0}, \">= 2.1\"\ngem %<c-d>\ngem(%|e|, require: false)\ngem %q(f g)\n"},
+        {"a": "1", "b": "~> 2.0, >= 2.1", "c-d": "", "e": ""},
+    ),
+    "gems as symbols": ({"Gemfile": "gem :a\ngem(:b_c, '~> 1')\ngem :'d-e', '2', group: :test\ngem :f => 'no'\n"}, {"a": "", "b_c": "~> 1", "d-e": "2"}),
+    "nothing after the end of a Gemfile": ({"Gemfile": "gem 'a'\n# __END__\n  __END__\ngem 'b'\r\n__END__\r\ngem 'no'\n=begin\n"}, {"a": "", "b": ""}),
+    "the end of a Gemfile in a comment": ({"Gemfile": "=begin\n__END__\ngem 'no'\n=end\ngem 'a'\n__END__\n"}, {"a": ""}),
+    "a Gemfile that ends at once": ({"Gemfile": "__END__\ngem 'no'\n"}, {}),
     "Gradle": (
         {"build.gradle": "dependencies {\n  implementation 'g:a:1.0'\n  testImplementation(\"g:b\")\n  api platform('g:c:2')\n  compileOnly group: 'x', name: 'y', version: '3'\n"
          "  implementation project(':z')\n  // implementation 'n:o:1'\n  runtimeOnly \"g:d:$v\"\n  classpath 'p:q:1'\n}\n", "build.gradle.kts": 'dependencies { \n  kapt("g:e:5")\n}'},
@@ -553,7 +620,7 @@ SLOW: Contents = {
     "pyproject.toml": "a" + ".a" * N + " = 1\n",
     "Cargo.toml": "a = {b" + ' . "c"' * N + " = 1}\n",
     "setup.cfg": "[options]\ninstall_requires = " + ";" * N + "\nx = 1\na" + " " * N + "b\n",
-    "setup.py": "python_requires " * 50_000,
+    "setup.py": "python_requires=[],\n" * 50_000 + "x = (" + "{" * 90,
     "go.mod": "/*" * N,
     "build.gradle": "/*" * N + "\n" * N,
     "Gemfile": "=begin\n" * (N // 4) + "\n" * N,

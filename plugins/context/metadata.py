@@ -1,14 +1,16 @@
 """Dependencies and versions out of the project's manifests, for the section ``metadata`` of contexts.
 
-Read are pyproject.toml, setup.cfg, requirements.txt, package.json, Cargo.toml, go.mod, pom.xml, build.gradle, Gemfile
-and composer.json, each in the root, and what requirements.txt and setup.cfg include from inside it. What cannot be read
-tells nothing, and costs one line in the log.
+Read are pyproject.toml, setup.cfg, setup.py (never run), requirements.txt, package.json, Cargo.toml, go.mod, pom.xml,
+build.gradle, Gemfile and composer.json, each in the root, and what requirements.txt and setup.cfg include from inside
+it. What cannot be read tells nothing, and costs one line in the log.
 """
 
 from __future__ import annotations
 
+import ast
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ def read_dependencies(root: Path, listed: frozenset[str] | None = None) -> Versi
     parsers: tuple[tuple[str, Callable[[File], Versions]], ...] = (
         ("pyproject.toml", pyproject_dependencies),
         ("setup.cfg", setup_cfg_dependencies),
+        ("setup.py", setup_py_dependencies),
         ("requirements.txt", requirements_file),
         ("package.json", package_json_dependencies),
         ("Cargo.toml", cargo_dependencies),
@@ -92,19 +95,29 @@ BOUND = re.compile(r"(~=|===?|!=|<=?|>=?)\s*([\w.*+!-]+)")
 INCLUDE = re.compile(r"(?:-([rc])\s*|--(requirement|constraint)[\s=]+)(\S.*)")
 EDITABLE = re.compile(r"^(?:-e\s*|--editable[\s=]+)")
 EGG = re.compile(rf"#(?:.*&)?egg=({NAME})")
+VARIABLE = re.compile(r"(?:[~=!<>]=|[<>]).{0,99}(?:\$\{?\w|%\(\w|\{\{|\{%)")  # in a bound: nobody knows it here
+
+
+def canonical(name: str) -> str:
+    """The name by which a Python package is known, however it is written (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def requirement(line: str) -> tuple[str, str] | None:
-    """(name, bounds or "@ URL") of a PEP 508 text, which pip's options may follow; None for anything else."""
+    """(name, bounds or "@ URL") of a PEP 508 text, which pip's options may follow; None for anything else. A bound with
+    a variable is not known: "".
+    """
     match = REQUIREMENT.fullmatch(line.strip())
     if not match:
         return None
-    name, rest = match[1].lower(), match[2]
+    name, rest = canonical(match[1]), match[2]
     if rest.startswith("@"):
         if len(rest) > 1000:
             return name, ""
         address = without_credentials(rest[1:].strip()).split(maxsplit=1)
         return (name, f"@ {address[0]}") if address else None
+    if VARIABLE.match(rest.lstrip("( ")):
+        return name, ""
     rest = re.split(r";|(?:^|\s)--?[A-Za-z]", rest, maxsplit=1)[0].strip()  # markers, and options as --hash
     if rest.startswith("(") and rest.endswith(")"):
         rest = rest[1:-1]
@@ -113,13 +126,16 @@ def requirement(line: str) -> tuple[str, str] | None:
 
 
 def requirements(file: File, lines: Iterable[Any]) -> Versions:
-    """The dependencies that ``lines`` of PEP 508 name; one named twice has both bounds as alternatives."""
+    """The dependencies that ``lines`` of PEP 508 (or pip's ``-e URL#egg=name``) name; one named twice has both bounds
+    as alternatives.
+    """
     found: dict[str, list[str]] = {}
     for line in lines:
-        pair = requirement(line) if isinstance(line, str) else None
+        text = named(line) if isinstance(line, str) else None
+        pair = requirement(text) if text else None
         if pair:
             found.setdefault(pair[0], []).append(pair[1])
-        elif not isinstance(line, dict):  # {include-group = …}, and all groups are read
+        elif text != "" and not isinstance(line, dict):  # {include-group = …}, and all groups are read
             file.odd("a line is no requirement")
     return {name: bounds(versions) for name, versions in found.items()}
 
@@ -144,18 +160,22 @@ def requirements_file(file: File) -> Versions:
 
 
 def requirement_lines(text: str) -> Iterator[str]:
-    """The requirements and options of a requirements file, one a line; what comes from a URL as ``name @ URL``."""
+    """The requirements with names, and the options, of a requirements file, one a line."""
     joined = re.sub(r"(?m)^(?![ \t]*#)(.*)\\\r?\n", r"\1", text)
     for raw in joined.splitlines():
-        line = re.split(r"(?:^|\s)#", raw, maxsplit=1)[0].strip()
-        place = EDITABLE.sub("", line)
-        if "//" in place.partition("@")[0] or place != line:
-            if egg := EGG.search(place[:1000]):
-                yield f"{egg[1]} @ {place}"
-            elif re.match(rf"{NAME}\s*(\[[^\]]*\])?\s*@", place):
-                yield place
-        elif line and not line.startswith((".", "/")) and not re.match(r"[^\s;@]*[/\\]", line):  # a path has no name
+        if line := named(re.split(r"(?:^|\s)#", raw, maxsplit=1)[0]):
             yield line
+
+
+def named(line: str) -> str:
+    """``line`` of pip's, what comes from a URL as ``name @ URL``; "" for a place without a name."""
+    line = line.strip()
+    place = EDITABLE.sub("", line)
+    if "//" in place.partition("@")[0] or place != line:
+        if egg := EGG.search(place[:1000]):
+            return f"{egg[1]} @ {place}"
+        return place if re.match(rf"{NAME}\s*(\[[^\]]*\])?\s*@", place) else ""
+    return "" if line.startswith((".", "/")) or re.match(r"[^\s;@]*[/\\]", line) else line
 
 
 def pyproject_dependencies(file: File) -> Versions:
@@ -180,7 +200,7 @@ def pyproject_dependencies(file: File) -> Versions:
         (
             *(requirements(file, as_list(file, group)) for group in groups),
             *(included_files(file, as_list(file, [names] if isinstance(names, str) else names)) for names in included),
-            *({name.lower(): bounds(value) for name, value in table.items()} for table in tables),
+            *(merged({canonical(name): bounds(value)} for name, value in table.items()) for table in tables),
         )
     )
     return {name: version for name, version in found.items() if name != "python"}
@@ -232,13 +252,17 @@ def read_python_version(root: Path, listed: frozenset[str] | None = None) -> str
     return None
 
 
+PINNED = (  # pypy3.10-7.3.12 is Python 3.10; in pypy-7.3.12 and graalpy-24.0 the number is another one
+    r"(?:c?python[-@]?|cp|(?:pypy|graalpy)@?)?([23](?:\.\d{1,4})*(?:(?:a|b|rc)\d+|-dev|t)?)(?=$|[-+/@])"
+)
+
+
 def pinned_python(file: File) -> str | None:
-    """The first version of a .python-version, as pyenv and uv write it; None for the name of an environment."""
+    """The first version of a .python-version, as pyenv and uv write it; None for the name of an environment and for the
+    version of something else.
+    """
     words = [word for line in file.text().splitlines() for word in line.partition("#")[0].split()]
-    match = re.match(
-        r"(?:(?:c?python|cp|pypy|graalpy)[-@]?)?(\d{1,4}(?:\.\d{1,4})*(?:(?:a|b|rc)\d+|-dev|t)?)(?=$|[-+/@])",
-        words[0] if words else "",
-    )
+    match = re.match(PINNED, words[0] if words else "")
     return match[1] if match else None
 
 
@@ -256,8 +280,66 @@ def setup_cfg_python(file: File) -> str | None:
 
 
 def setup_py_python(file: File) -> str | None:
-    match = re.search(r"(?m)^[^#\n]*\bpython_requires[\"']?\s*[=:]\s*[\"']([^\"'\n]+)", file.text())
-    return lowest_version(match[1]) if match else None
+    text = literal_text(setup_py_arguments(file).get("python_requires"))
+    return lowest_version(text) if text else None
+
+
+def setup_py_dependencies(file: File) -> Versions:
+    given = setup_py_arguments(file)
+    extras = given.get("extras_require")
+    groups = [given.get("install_requires"), *(extras.values if isinstance(extras, ast.Dict) else [])]
+    return merged(requirements(file, literal_lines(file, group)) for group in groups)
+
+
+def setup_py_arguments(file: File) -> dict[str, ast.expr]:
+    """The arguments of ``setup`` by name, else of ``dict`` and what dictionaries have, out of the source, which is not
+    run. A variable that the module sets once and nobody changes stands for what it is set to. Raises SyntaxError.
+    """
+    given, others = dict[str, ast.expr](), dict[str, ast.expr]()
+    touched = Counter[str]()
+    tree = ast.parse(file.text().removeprefix("\ufeff"))
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in ("setup", "dict"):
+                table = given if name == "setup" else others
+                table |= {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+            case ast.Dict():
+                others |= {literal_text(key): value for key, value in zip(node.keys, node.values, strict=True)}
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(value=ast.Name(id=name)):
+                touched[name] += 1
+    variables = {}
+    for node in tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if touched[name] == 1:
+                variables[name] = value
+    fill = Filled(variables)
+    return {name: fill.visit(value) for name, value in (others | given).items() if name in SETUP_ARGUMENTS}
+
+
+SETUP_ARGUMENTS = ("python_requires", "install_requires", "extras_require")
+
+
+class Filled(ast.NodeTransformer):
+    """Puts the values of ``variables`` in the place of their names."""
+
+    def __init__(self, variables: dict[str, ast.expr]) -> None:
+        self._variables = variables
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self._variables.get(node.id, node)
+
+
+def literal_text(value: ast.expr | None) -> str:
+    """ "" for what is no literal text."""
+    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else ""
+
+
+def literal_lines(file: File, value: ast.expr | None) -> list[str]:
+    """The texts of a literal list, or the lines of a literal text."""
+    items = value.elts if isinstance(value, ast.List | ast.Tuple | ast.Set) else [value] if value else []
+    if not all(map(literal_text, items)):
+        file.odd("a list of dependencies is computed")
+    return [line for item in items for line in literal_text(item).splitlines() if line.strip()]
 
 
 VERSION_BOUND = re.compile(r"(~=|===?|!=|<=?|>=?|\^|~)?\s*v?(\d{1,4}(?:\.\d{1,4})*(?:(?:a|b|rc)\d{1,4})?)(\.[*x])?")
@@ -402,17 +484,26 @@ def gradle_dependencies(file: File) -> Versions:
     return found
 
 
+# a Ruby text
+QUOTED = r"""(?:"[^"\n]*"|'[^'\n]*'|%[qQ]?(?:\([^)\n]*\)|\[[^]\n]*\]|\{[^}\n]*\}|<[^>\n]*>|\|[^|\n]*\||![^!\n]*!))"""
 GEM = re.compile(
-    r"""(?m)(?:^|[;{]|\bdo\b)[ \t]*gem[ \t]*\(?\s*(["'])([\w.-]+)\1"""
-    r"""((?:\s*,\s*\[?\s*(?:"[^"\n]*"|'[^'\n]*')(?!\s*=>))*)"""
+    rf"(?m)(?:^|[;{{]|\bdo\b)[ \t]*gem[ \t]*\(?\s*(:\w+\b|:?{QUOTED})(?!\s*=>)((?:\s*,\s*\[?\s*{QUOTED}(?!\s*=>))*)"
 )
 
 
 def gemfile_dependencies(file: File) -> Versions:
     text = re.sub(r"(?ms)^=begin\b.*?(?:^=end\b|\Z)", "", file.text())
+    text = re.split(r"(?m)^__END__\r?$", text, maxsplit=1)[0]
     text = re.sub(r"(?m)^[ \t]*#.*$|\s#\s.*$", "", text)
     found: Versions = {}
-    for _, name, rest in GEM.findall(text):
-        limits = [limit for pair in re.findall(r"""\"([^"]*)"|'([^']*)'""", rest) for limit in pair if limit]
-        found.setdefault(name, ", ".join(limit for limit in limits if "#{" not in limit))
+    for quoted, rest in GEM.findall(text):
+        name = quoted[1:] if re.fullmatch(r":\w+", quoted) else ruby_text(quoted.removeprefix(":"))
+        limits = [ruby_text(limit) for limit in re.findall(QUOTED, rest)]
+        if re.fullmatch(r"[\w.-]+", name):
+            found.setdefault(name, ", ".join(limit for limit in limits if limit and "#{" not in limit))
     return found
+
+
+def ruby_text(quoted: str) -> str:
+    """The text between a Ruby literal's quotes."""
+    return re.sub(r"\A%[qQ]?", "", quoted)[1:-1]

@@ -87,6 +87,7 @@ import tomllib
 import traceback
 import types
 import typing
+import urllib.parse
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
@@ -1827,7 +1828,7 @@ class Sidecar:
         prepare_storage_folder(settings)
         async with contextlib.AsyncExitStack() as parts:  # what was started is ended in reverse order
             parts.enter_context(instance_lock(settings.storage))
-            parts.callback((settings.storage / SidecarInfo.FILE).unlink, missing_ok=True)
+            parts.callback(remove_sidecar_json, settings.storage)
             self.tokens.load_secret()
             self.tokens.load_issuers(self.hooks)
             for request_log in self.hooks.parts("request_log", RequestLog, settings=settings):
@@ -1916,18 +1917,21 @@ class Sidecar:
         """Write ``sidecar.json`` and the signing secret again where a cleaner took them, as long as their folder is
         there.
         """
-        folder, failed = self.settings.storage, False
+        keep_info = functools.partial(keep_sidecar_json, self.settings.storage, self.info)
+        keepers: dict[str, Callable[[], None]] = {SidecarInfo.FILE: keep_info, "jwt.secret": self.tokens.keep_secret}
+        told: dict[str, str | None] = {}
         while True:
             await asyncio.sleep(self.KEEP_SECONDS)
-            try:
-                self.tokens.keep_secret()
-                if read_sidecar_json(folder) is None:
-                    write_sidecar_json(folder, self.info)
-                failed = False
-            except OSError as error:
-                if not failed:
-                    log.error("sidecar.json and jwt.secret cannot be written again: %s", error.strerror)
-                failed = True
+            problems: dict[str, str | None] = {}
+            for name, keep in keepers.items():
+                try:
+                    keep()
+                except OSError as error:
+                    problems[name] = error.strerror
+            if problems and problems != told:
+                reasons = ", ".join(dict.fromkeys(map(str, problems.values())))
+                log.error("%s cannot be written again: %s", " and ".join(problems), reasons)
+            told = problems
 
     def log_request(self, request: FinishedRequest) -> None:
         """Hand a finished request to every request log."""
@@ -2042,13 +2046,19 @@ def prepare_storage_folder(settings: Settings) -> None:
         raise StartError(f"{where}: {error}; {hint}") from None
 
 
+PLAIN_FILES = ("jwt.secret", SidecarInfo.FILE, "sidecar.db", "lock")
+
+
 def make_private(path: Path, trusted: bool = False) -> None:
-    """Take the permissions of group and others from ``path``. Raises StartError for a link, for another user's file and
-    for one that others can write, unless it is ``trusted`` (an empty folder holds nothing that they have changed).
+    """Take the permissions of group and others from ``path``. Raises StartError for a link, for what is no file where
+    one belongs, for another user's file and for one that others can write, unless it is ``trusted`` (an empty folder
+    holds nothing that they have changed).
     """
     facts = path.lstat()
     if stat.S_ISLNK(facts.st_mode):
         raise StartError(f"{path} is a link, which could lead anywhere: remove it")
+    if path.name in PLAIN_FILES and not stat.S_ISREG(facts.st_mode):
+        raise StartError(f"{path} is no file, and a file belongs there: remove it")
     if not hasattr(os, "geteuid"):
         return
     if facts.st_uid != os.geteuid():
@@ -2103,9 +2113,29 @@ def write_sidecar_json(folder: Path, info: SidecarInfo) -> None:
 
 def read_sidecar_json(folder: Path) -> SidecarInfo | None:
     try:
-        return msgspec.json.decode((folder / SidecarInfo.FILE).read_bytes(), type=SidecarInfo)
-    except (OSError, msgspec.DecodeError):
+        return msgspec.json.decode(content_of(folder / SidecarInfo.FILE), type=SidecarInfo)
+    except (msgspec.DecodeError, RecursionError):
         return None
+
+
+def keep_sidecar_json(folder: Path, info: SidecarInfo) -> None:
+    if read_sidecar_json(folder) is None:
+        write_sidecar_json(folder, info)
+
+
+def remove_sidecar_json(folder: Path) -> None:
+    try:
+        (folder / SidecarInfo.FILE).unlink(missing_ok=True)
+    except OSError as error:
+        log.error("%s cannot be removed: %s", SidecarInfo.FILE, error.strerror)
+
+
+def content_of(path: Path) -> bytes:
+    """The content of a file; empty where it cannot be read, and where a link, a folder or a pipe is in its place."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(path.lstat().st_mode):
+            return path.read_bytes()
+    return b""
 
 
 def explain_bind_error(settings: Settings, error: OSError) -> str:
@@ -2114,13 +2144,43 @@ def explain_bind_error(settings: Settings, error: OSError) -> str:
     if error.errno != errno.EADDRINUSE:
         return f"cannot listen on {where}: {error.strerror or error}"
     holder = ""
-    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-        connection = http.client.HTTPConnection("127.0.0.1", settings.port, timeout=1)
-        connection.request("GET", "/health")
-        health = json.loads(connection.getresponse().read(100_000))
-        if health["service"] == "orchestration-sidecar":
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        if health := read_health(ask_health(f"http://127.0.0.1:{settings.port}", 1)[1]):
             holder = f" by the sidecar of project {health['project_id']}"
     return f"{where} is already taken{holder}; use --port with another number, or --port 0 for a free one"
+
+
+def ask_health(url: str, seconds: float) -> tuple[int, bytes]:
+    """The status and at most 64 kB of the answer of /health, of whoever listens there. No token is sent, so any
+    certificate will do. Raises OSError, also after ``seconds``, ValueError and http.client.HTTPException.
+    """
+
+    def ask() -> tuple[int, bytes]:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname or ""
+        connection = http.client.HTTPConnection(host, parts.port, timeout=seconds)
+        if parts.scheme == "https":
+            trusting = ssl.create_default_context()
+            trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+            connection = http.client.HTTPSConnection(host, parts.port, timeout=seconds, context=trusting)
+        with contextlib.closing(connection):
+            connection.request("GET", f"{parts.path}/health")
+            answer = connection.getresponse()
+            return answer.status, answer.read(64_000)
+
+    try:
+        return in_thread("health", ask).result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:g} seconds") from None
+
+
+def read_health(content: bytes) -> dict[str, Any]:
+    """What a sidecar's /health says; empty where this is nothing of the kind."""
+    with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):
+        health = json.loads(content)
+        if health["service"] == "orchestration-sidecar" and is_identifier(health["project_id"]):
+            return dict(health)
+    return {}
 
 
 def connection_limit(wanted: int) -> int:
@@ -3262,7 +3322,7 @@ class Tokens:
         it made that, and its tokens would be refused. Raises OSError.
         """
         path, secret = self._settings.storage / "jwt.secret", self._keys[0][0].encode()
-        if not self._settings.jwt_secret and (not path.is_file() or path.read_bytes().strip() != secret):
+        if not self._settings.jwt_secret and content_of(path).strip() != secret:
             write_file(path, secret)
             log.warning("jwt.secret was removed or replaced: the one in use is written again")
 

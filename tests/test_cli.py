@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import http.server
@@ -34,7 +35,7 @@ from conftest import (
 )
 
 import cco_sidecar
-from cco_sidecar import default_storage
+from cco_sidecar import ask_health, default_storage
 
 AGENT = """
 import os, sys, time
@@ -448,9 +449,12 @@ class Stranger(http.server.BaseHTTPRequestHandler):
         self.server.asked.append((self.path, self.headers["Authorization"]))
         status, content = self.server.answer if self.path == "/health" else (200, b'{"results": [], "has_more": false}')
         self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("Location", f"http://127.0.0.1:{self.server.elsewhere}{self.path}")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        with contextlib.suppress(ConnectionError):  # who reads no more than it must
+            self.wfile.write(content)
 
     do_POST = do_DELETE = do_GET
 
@@ -461,7 +465,7 @@ class Stranger(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def stranger() -> Iterator[Any]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
-        server.asked = []  # type: ignore[attr-defined]
+        server.asked, server.elsewhere = [], server.server_port  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -478,6 +482,18 @@ OTHERS: dict[str, tuple[int, bytes]] = {
     "a page": (200, b"<html>"),
     "a page that is not there": (404, b"<html>"),
     "nothing": (500, b""),
+    "a page elsewhere": (302, b""),
+    "a page that has moved for good": (308, json.dumps(HEALTH | {"project_id": "project-xyz"}).encode()),
+    "depths": (200, b"[" * 100_000),
+    "depths in an object": (200, b'{"service":' * 20_000),
+    "an error of depths": (403, b'{"code":' * 20_000),
+    "an error of its own": (403, b'{"code": "E1", "message": "go away"}'),
+    "an error of no type": (403, b'{"code": ["AUTH_001"], "message": 5}'),
+    "much": (200, b" " * 30_000_000 + json.dumps(HEALTH).encode()),
+    "other types": (200, json.dumps(HEALTH | {"project_id": {"a": 1}, "instance_id": [1]}).encode()),
+    "a long number": (200, b'{"service": ' + b"1" * 50_000 + b"}"),
+    "bytes": (200, b"\xff\xfe\x00"),
+    "a project that steers terminals": (200, json.dumps(HEALTH | {"project_id": "\x1b[31m\nx"}).encode()),
 }
 ASKING = [
     ["results", "list"],
@@ -501,7 +517,8 @@ def test_whoever_has_the_port_of_a_killed_service_gets_no_token(
     monkeypatch.chdir(repository)
     for words in ASKING[:-1]:
         code, out, err = cco(*words, "--storage", str(storage))
-        assert (code, out, err.count("\n")) == (3, "", 1) and "it was sent no token" in err
+        assert (code, out, err.count("\n")) == (3, "", 1) and "it was sent no token" in err and "start" in err
+        assert len(err) < 600 and ("another run of project" in err) == (who in ("another run", "an earlier version"))
     if who in ("another run", "an earlier version"):  # of a URL nobody knows which run answers there
         return
     monkeypatch.setenv("JWT_TOKEN", cco("token", "--type", "chief-architect", "--storage", str(storage))[1].strip())
@@ -510,6 +527,56 @@ def test_whoever_has_the_port_of_a_killed_service_gets_no_token(
         code, out, err = cco(*words)
         assert (code, out) == (3, "") and "it was sent no token" in err
     assert stranger.asked and set(stranger.asked) == {("/health", None)}
+
+
+ENDLESS = {  # what begins an answer, and what goes on until the asker is gone
+    "a body in drips": (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", b" "),
+    "a header in drips": (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "heads": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "silence": (b"", b""),
+}
+
+
+@pytest.mark.parametrize("how", ENDLESS)
+def test_a_stranger_that_never_ends_is_given_up(how: str, stranger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up = threading.Event()
+
+    def answer(handler: Any) -> None:
+        begin, more = ENDLESS[how]
+        handler.wfile.write(begin)
+        while not given_up.wait(0.05):
+            handler.wfile.write(more)
+        handler.close_connection = True
+
+    monkeypatch.setattr(Stranger, "do_GET", answer)
+    with pytest.raises(TimeoutError, match="no answer within"):
+        ask_health(f"http://127.0.0.1:{stranger.server_port}", 0.5)
+    given_up.set()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_token_follows_no_redirect(
+    tmp_path: Path, repository: Path, stranger: Any, status: int, cco: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of whoever answered /health well: only the request itself is sent elsewhere."""
+    seen: list[str] = []
+
+    def answer(handler: Any) -> None:
+        seen.append(handler.path)
+        content = json.dumps(HEALTH).encode()
+        handler.send_response(200 if handler.path == "/health" else status)
+        handler.send_header("Location", "/elsewhere")
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    for method in ("do_GET", "do_POST"):
+        monkeypatch.setattr(Stranger, method, answer)
+    monkeypatch.setenv("JWT_TOKEN", "t")
+    monkeypatch.setenv("SIDECAR_URL", f"http://127.0.0.1:{stranger.server_port}/api")
+    assert cco("results", "list")[0] == cco("events", "publish", "noted")[0] == 1
+    assert set(seen) == {"/health", "/api/results", "/api/events/noted"}
 
 
 @pytest.mark.parametrize("status", [200, 503])

@@ -683,6 +683,15 @@ CLEANERS: dict[str, Callable[[Path], object]] = {
     "removes the secret": lambda storage: (storage / "jwt.secret").unlink(),
     "empties the secret": lambda storage: (storage / "jwt.secret").write_text(""),
     "replaces the secret": lambda storage: (storage / "jwt.secret").write_text("another secret " * 4),
+    "links the secret": lambda storage: (
+        (storage / "jwt.secret").rename(storage / "x") and (storage / "jwt.secret").symlink_to("x")
+    ),
+    "links sidecar.json": lambda storage: (
+        (storage / "sidecar.json").rename(storage / "y") and (storage / "sidecar.json").symlink_to("y")
+    ),
+    "links the secret to nothing": lambda storage: (
+        (storage / "jwt.secret").unlink() or (storage / "jwt.secret").symlink_to("/nowhere")
+    ),
     "removes every file": lambda storage: [(storage / name).unlink() for name in ("jwt.secret", "sidecar.json")],
 }
 
@@ -696,12 +705,14 @@ def test_what_clients_need_is_written_again_where_a_cleaner_took_it(
     for _ in range(2):
         CLEANERS[way](service.storage)
         if "secret" not in way or "removes" in way:
+            until(lambda: not any(path.is_symlink() for path in files))
             where = ("--storage", str(service.storage), "--project", PROJECT)
             made = run("token", "--type", "python-specialist", *where, cwd=service.root)
             assert Client(service.url, made.stdout.strip()).get("/status").status_code == 200, made.stderr
-        until(lambda: {path: path.read_bytes() for path in files if path.exists()} == files)
+        until(lambda: {path: path.read_bytes() for path in files if path.exists() and not path.is_symlink()} == files)
         assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
-    assert service.log.count("jwt.secret was removed or replaced") == 2 * ("file" in way or "secret" in way)
+    times = 2 * ("file" in way or "secret" in way)
+    until(lambda: service.log.count("jwt.secret was removed or replaced") == times)
     assert service.stop() == 0 and not (service.storage / "sidecar.json").exists()
 
 
@@ -717,6 +728,51 @@ def test_a_storage_that_a_cleaner_took_altogether_is_said_once_and_nothing_is_ma
     (tmp_path / "taken").rename(service.storage)
     (service.storage / "sidecar.json").unlink()
     until((service.storage / "sidecar.json").exists)
+
+
+def put_folder(place: Path) -> None:
+    place.unlink()
+    (place / "full").mkdir(parents=True)
+
+
+def put_pipe(place: Path) -> None:
+    place.unlink()
+    os.mkfifo(place)
+
+
+IN_THE_PLACE: dict[str, Callable[[Path], object]] = {
+    "a full folder": put_folder,
+    "an empty folder": lambda place: (place.unlink(), place.mkdir()),
+    "a folder of the user alone": lambda place: (place.unlink(), place.mkdir(0o700)),
+}
+
+
+@pytest.mark.parametrize("name", ["sidecar.json", "jwt.secret"])
+@pytest.mark.parametrize("what", IN_THE_PLACE)
+def test_a_folder_in_the_place_of_a_file_is_named_by_the_service_and_by_commands_and_disturbs_no_stop(
+    make_service: Callable[..., Service], name: str, what: str
+) -> None:
+    service = make_service()
+    place = service.storage / name
+    IN_THE_PLACE[what](place)
+    until(lambda: "cannot be written again" in service.log)
+    (line,) = [line for line in service.log.splitlines() if "cannot be written again" in line]
+    assert f"ERROR {name} cannot be written again: Is a directory" in line
+    for command in (["token", "--type", "qa-engineer"], ["serve", "--port", "0"]):
+        told = refusal(run(*command, "--storage", str(service.storage), cwd=service.root))
+        assert f"{place} is no file" in told and "remove it" in told and "chmod" not in told
+    assert service.stop() == 0
+    assert "Traceback" not in service.log and "Errno" not in service.log
+    assert ("sidecar.json cannot be removed: Is a directory" in service.log) == (name == "sidecar.json")
+
+
+@pytest.mark.parametrize("name", ["sidecar.json", "jwt.secret"])
+def test_a_pipe_in_the_place_of_a_file_holds_up_nothing(make_service: Callable[..., Service], name: str) -> None:
+    service = make_service()
+    before = (service.storage / name).read_bytes()
+    put_pipe(service.storage / name)
+    until(lambda: (service.storage / name).is_file())
+    assert (service.storage / name).read_bytes() == before and service.stop() == 0
 
 
 def test_a_secret_that_was_given_is_not_written_into_the_storage(make_service: Callable[..., Service]) -> None:

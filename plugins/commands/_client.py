@@ -20,13 +20,16 @@ import jwt
 import msgspec
 
 from cco_sidecar import (
+    ERRORS,
     NOT_REACHABLE,
     REFUSED,
     LoadedPlugin,
     StartError,
+    ask_health,
     load_hooks,
     mint_token,
     own_command,
+    read_health,
     read_sidecar_json,
     running_settings,
     settings_from,
@@ -47,16 +50,16 @@ class Refused(StartError):
             answer = json.loads(content)
             message = f"{status} {answer['code']}: {answer['message']}"
             self.answer = answer
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             message = f"{status}: {content[:200].decode('utf-8', 'replace')}"
         super().__init__(message, REFUSED)
 
 
-def is_health_of(health: Any, project: str = "", instance: str = "") -> bool:
-    """Whether this is an answer of /health: of a project and of the run that is announced, where they are known."""
-    if not isinstance(health, dict) or health.get("service") != "orchestration-sidecar":
-        return False
-    return project in ("", health.get("project_id")) and instance in ("", health.get("instance_id"))
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows none: a sidecar sends nobody elsewhere, and the token would go along."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Leaves the answer as it is."""
 
 
 def project_of(token: str) -> str:
@@ -82,7 +85,7 @@ class Client:
         self._look_for_it()
         self.token = self._find_token()
         # Proxies are for the world outside; a certificate of one's own is trusted by naming it in SSL_CERT_FILE.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirects)
 
     def _look_for_it(self) -> None:
         """Take where the repository's service is now: it may have been started again. Raises NotReachable."""
@@ -116,8 +119,7 @@ class Client:
     ) -> Any:
         """The decoded answer: text where it is Markdown. Raises Refused (exit code 1) and NotReachable (3)."""
         self._look_for_it()
-        if self.token:
-            self._check_who_answers()
+        self._check_who_answers()
         given = {name: value for name, value in (query or {}).items() if value is not None}
         path += "?" + urllib.parse.urlencode(given) if given else ""
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json", "Accept": accept}
@@ -130,24 +132,31 @@ class Client:
             return answer.decode()
         try:
             return json.loads(answer or b"null")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StartError(f"{self.url}{path}: {error}") from None
 
     def _check_who_answers(self) -> None:
         """Raises NotReachable where that is no sidecar, one of another project than the token's, or another run than
         the one that is announced.
         """
-        status, content = self._send("GET", "/health", {}, None, 10)
-        if (refusal := Refused(status, content)).answer:  # that the Host is none of its own, say
+        try:
+            status, content = ask_health(self.url, 10)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise self._explained(error) from None
+        refusal, health = Refused(status, content), read_health(content)
+        if str(refusal.answer.get("code")) in ERRORS:  # that the Host is none of its own, say
             raise refusal
-        health: Any = None
-        with contextlib.suppress(ValueError):
-            health = json.loads(content)
         project = project_of(self.token) or self.project
-        if not is_health_of(health, project, self._instance):
-            whose = f"a sidecar of project {health['project_id']}" if is_health_of(health) else "something else"
-            theirs = f"the one of {project}" + (", which may have been killed" if self._instance else "")
-            raise NotReachable(f"{self.url} is answered by {whose}, not by {theirs}; it was sent no token")
+        if health and project in ("", health["project_id"]):
+            if self._instance in ("", health.get("instance_id")):
+                return
+            whose = f"another run of project {project} than sidecar.json announces, which may have been killed"
+            advice = f"give that one's --storage, or start this one again with `{own_command()}`"
+        else:
+            whose = f"a sidecar of project {health['project_id']}" if health else "something else"
+            whose += f", not by the one of {project}" if project else ", not by a sidecar"
+            advice = f"start the service with `{own_command()}`, or give the right --url"
+        raise NotReachable(f"{self.url} is answered by {whose}; it was sent no token; {advice}")
 
     def _send(
         self, method: str, path: str, headers: dict[str, str], content: bytes | None, timeout: float
@@ -161,15 +170,17 @@ class Client:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read()
-        except ValueError as error:
-            raise StartError(f"{self.url}{path}: {error}") from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            untrusted = isinstance(reason, ssl.SSLCertVerificationError)
-            advice = (
-                "name its certificate in SSL_CERT_FILE" if untrusted else f"start the service with `{own_command()}`"
-            )
-            raise NotReachable(f"{self.url} is not reachable: {reason}; {advice}") from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise self._explained(error) from None
+
+    def _explained(self, error: Exception) -> StartError:
+        """Why the request could not be made, and what to do."""
+        if isinstance(error, ValueError):
+            return StartError(f"{self.url}: {error}")
+        reason = getattr(error, "reason", error)
+        untrusted = isinstance(reason, ssl.SSLCertVerificationError)
+        advice = "name its certificate in SSL_CERT_FILE" if untrusted else f"start the service with `{own_command()}`"
+        return NotReachable(f"{self.url} is not reachable: {reason}; {advice}")
 
 
 def service_url(flag: str | None, variable: str | None) -> str:

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import json
 import os
 import re
 import shlex
 import shutil
 import signal
-import ssl
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,13 +36,15 @@ from cco_sidecar import (
     REFUSED,
     Settings,
     StartError,
+    ask_health,
     hookimpl,
+    read_health,
     read_sidecar_json,
     settings_from,
 )
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
-from cco_sidecar_plugins.commands._client import Refused, is_health_of, loaded_plugins
+from cco_sidecar_plugins.commands._client import Refused, loaded_plugins
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 from cco_sidecar_plugins.storage.log_check import check_log
@@ -141,8 +140,10 @@ def check_service(settings: Settings) -> str:
     if not psutil.pid_exists(info.pid):
         return f"note: none runs; the last one, pid {info.pid}, ended without a word: a start puts everything right"
     try:
-        health = ask_health(info.url)
-        if not is_health_of(health, info.project_id, info.instance_id):
+        health = read_health(ask_health(info.url, 5)[1])
+        if not health:
+            raise LookupError
+        if health["project_id"] != info.project_id or info.instance_id not in ("", health.get("instance_id")):
             raise StartError(f"what answers on {info.url} is not the service of this repository, pid {info.pid}")
         wrong = [
             f"{name}: {text}" for name in ("storage", "event_bus") if (text := health["checks"][name]) != "healthy"
@@ -160,24 +161,6 @@ def check_service(settings: Settings) -> str:
         else ""
     )
     return f"{'note: ' if other else ''}pid {info.pid} on {info.url} is healthy{other}"
-
-
-def ask_health(url: str) -> Any:
-    """The decoded answer of /health; 503 is one too. No token is sent, so any certificate will do."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme == "https":
-        trusting = ssl.create_default_context()
-        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            parts.hostname or "", parts.port, timeout=5, context=trusting
-        )
-    else:
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return json.loads(connection.getresponse().read(100_000))
-    finally:
-        connection.close()
 
 
 def check_port(settings: Settings) -> str:

@@ -6137,26 +6137,49 @@ PLACEHOLDERS = re.compile(
 CALLS_ITSELF_SECRET = re.compile(
     r"(?i)(?:secret|token|passw(?:or)?d|api[_-]?key|access[_-]?key|auth[_-]?key|account[_-]?key|credential)\w*[\"'\])]*\s*$"
 )
+NAME_ENDS = "(?:ken|KEN|[Kk]ey|KEY|ret|RET|ord|ORD|als|ALS)"  # of those that call themselves secret
+STANDS_FOR_A_SECRET = re.compile(
+    r"(?i)[{}<>*\[\]()]|\$[a-z_({]|%(?![0-9a-f]{2})|\.\.\.|x{4}|example|placeholder|redacted"
+)
 
 
 def is_no_placeholder(match: re.Match[str]) -> bool:
     """Whether the password in a URL is one, and not a word or a variable that stands for one."""
-    return not PLACEHOLDERS.fullmatch(match[1]) and not re.search(
-        r"[{}$<>%*\[\]()]|\.\.\.|x{4}", match[1], re.IGNORECASE
+    first = match[1].partition("@")[0]
+    return not PLACEHOLDERS.fullmatch(match[1]) and not (
+        (PLACEHOLDERS.fullmatch(first) and len(first) > 2) or STANDS_FOR_A_SECRET.search(first)
     )
 
 
-def is_assigned_to_a_secret(match: re.Match[str]) -> bool:
-    """Whether a random-looking text is given to what calls itself a secret."""
-    text, before = match[1], match.string[max(0, match.start() - 60) : match.start()]
+def is_made_up(match: re.Match[str]) -> bool:
+    """Whether a text that is passed as a secret has letters and digits, and is no variable, call or placeholder."""
+    text = match[1]
+    kinds = sum(bool(re.search(kind, text)) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
+    return kinds >= 2 and bool(re.search("[0-9]", text)) and not STANDS_FOR_A_SECRET.search(text)
+
+
+def looks_random(text: str) -> bool:
     classes = sum(bool(re.search(kind, text)) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
     counts = collections.Counter(text)
     entropy = -sum(n / len(text) * math.log2(n / len(text)) for n in counts.values())
     is_hex = re.fullmatch(r"[0-9a-f]+|[0-9A-F]+", text) is not None
-    random_looking = (classes == 3 and entropy >= 4.0 and "EXAMPLE" not in text) or (
+    return (classes == 3 and entropy >= 4.0 and "EXAMPLE" not in text) or (
         is_hex and len(text) >= 32 and entropy >= 3.2
     )
-    return random_looking and bool(CALLS_ITSELF_SECRET.search(before))
+
+
+def is_assigned_to_a_secret(match: re.Match[str]) -> bool:
+    """Whether a random-looking text is given to what calls itself a secret. Without quotes it may also be a name of
+    code, in which letters and digits seldom meet.
+    """
+    text, before = match[match.lastindex or 0], match.string[max(0, match.start() - 60) : match.start()]
+    if not CALLS_ITSELF_SECRET.search(before) or not looks_random(text):
+        return False
+    return bool(match[1]) or len(re.findall(r"[A-Za-z](?=\d)|\d(?=[A-Za-z])", text)) >= 4
+
+
+def is_token_in_a_url(match: re.Match[str]) -> bool:
+    return looks_random(match[1])
 
 
 SECRET_FORMS = tuple(
@@ -6189,7 +6212,7 @@ SECRET_FORMS = tuple(
         ("SendGrid", "SG.", r"\bSG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])"),
         ("Twilio", "SK", r"SK[0-9a-f]{32}\b(?<!\w.{34})"),
         ("Azure", "AccountKey=|SharedAccessKey=|?sig=|&sig=|;sig=",
-         r"(?:AccountKey|SharedAccessKey)=([A-Za-z0-9+/]{43,86}={1,2})|[?&;]sig=(?:[A-Za-z0-9]|%2[BbFf]|[+/]){40,60}(?:%3[Dd]|=)"),
+         r"(?:AccountKey|SharedAccessKey)=([A-Za-z0-9+/]{43,86}={1,2})|[?&;]sig=([\w%+/.~-]{30,2000}+)"),
         ("DigitalOcean", "dop_v1_|doo_v1_|dor_v1_", r"\bdo[opr]_v1_[a-f0-9]{64}\b"),
         ("other services", "shpat_|shpss_", r"\bshp(?:at|ss)_[a-fA-F0-9]{32}\b"),
         ("other services", "key-", r"key-[0-9a-f]{32}\b"),
@@ -6203,10 +6226,24 @@ SECRET_FORMS = tuple(
         ("other services", ":AA", r"(?<=\d{8}):AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-])"),
         ("other services", "pul-", r"pul-[a-f0-9]{40}\b"),
         ("JSON Web Token", "eyJ", r"\beyJ[A-Za-z0-9_-]{10,1000}\.eyJ[A-Za-z0-9_-]{10,20000}\.[A-Za-z0-9_-]{20,}"),
-        ("password in a URL", "://", r"://[^\s/:@\"'`<>]{0,100}:([^\s/\"'`<>,|\\]{3,200})@[\w.\[-]",
+        ("other services", ".atlasv1.|ntn_|figd_|dp.pt.|dp.st.",
+            r"\b\w{14}\.atlasv1\.[\w-]{60,}|\bntn_[A-Za-z0-9]{40,}|\bfigd_[\w-]{36,}|\bdp\.[ps]t\.(?:[\w-]{1,40}\.)?[A-Za-z0-9]{40,}"),
+        ("other services", "/webhooks/", r"discord(?:app)?\.com/api/(?:v\d{1,2}/)?webhooks/\d{15,20}/[\w-]{60,}"),
+        ("token in a URL", "://", r"://([\w.~+=-]{20,200})(?::[\w-]{0,20})?@[\w.\[-]", is_token_in_a_url),
+        ("password in a URL", "://", r"://[^\s/:@\"'`<>]{0,100}:(?!\d+/|port/|PORT/)([^\s\"'`<>,|\\]{3,200})@(?!sha\d+:)[\w.\[-]",
             is_no_placeholder),
-        ("assigned to a secret's name", "", r"[:=]>?\s{0,4}[\"'`]([A-Za-z0-9+/_=.~-]{20,200})[\"'`]",
-            is_assigned_to_a_secret),
+        ("sent for authorization", "uthorization|UTHORIZATION", r"(?i:uthorization)[\"'`]?\s{0,3}[:=,]\s{0,3}[\"'`]?"
+            r"(?i:bearer|basic|token|apikey) {1,4}([A-Za-z0-9+/_.~-]{12,9000}+=*)", is_made_up),
+        ("parameter of a program", "--",
+            r"--[\w-]{0,30}?(?:token|secret|password|passwd|passphrase|api-?key|access-key)(?:=|\s{1,4})[\"']?([^\s\"'`=;|&,:\\]{8,2000})",
+            is_made_up),
+        ("password of a connection", "assword=|wd=|WD=",
+            r"[?&;]\s?(?i:password|passwd|pwd)=([^\s&;\"'`<>|\\]{6,200})(?=[&;\"'`\s\\]|$)", is_made_up),
+        ("password of a machine", "login ",
+            r"\blogin\s{1,4}[^\s]{1,100}\s{1,9}password\s{1,4}([^\s]{6,200})", is_made_up),
+        ("assigned to a secret's name", "", r"[:=](?:>?\s{0,4}[\"'`]([A-Za-z0-9+/_=.~-]{20,200})[\"'`]|"
+            rf"(?:(?<={NAME_ENDS}[:=])|(?<={NAME_ENDS}[\"' :][:=])) {{0,4}}"
+            r"([A-Za-z0-9+/_.~-]{20,2000}+={0,2})(?=[\"'`\s;&,<\\]|$))", is_assigned_to_a_secret),
     )
 )  # fmt: skip
 

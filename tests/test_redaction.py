@@ -15,6 +15,7 @@ from tests.benchmarks.redaction import by_form, found_again, samples
 
 MakeService = Callable[..., Service]
 TOKEN = "gh" + "p_" + "aB3xY7pQ9rT2vW5z8mN4" + "cD6fG1hJ0kL2sE9u"  # no scanner takes this file for a leak
+RANDOM = "aB3xY7pQ9rT2vW5z" + "8mN4cD6fG1hJ0kL2sE9u"
 KEY = "-----BEGIN RSA " + "PRIVATE KEY-----\n" + ("MIIEvQIBADANBgkqhkiG9w0BAQEFAASC" * 2 + "\n") * 30
 NAMES = list(dict.fromkeys(form.name for form in SECRET_FORMS))
 
@@ -70,6 +71,52 @@ def test_what_only_looks_like_a_secret_stays(content: str) -> None:
     assert redact(content) == (content, 0)
 
 
+PASSED = """
+    Authorization: Bearer {R} | curl -H 'authorization: token {R}' x | "Authorization": "Basic {P}"
+    X-API-Key: {R} | api-key: {R} | login --token={R} | login --password {P} | run --api-key "{R}" | --client-secret {P}
+    GET /x?access_token={R} | https://h/x?a=1&sig={R} | client_secret=abc8Q~{R} | aws_session_token = {R}{R}{R}
+    COHERE_API_KEY={R}abcd | export CLOUDFLARE_API_TOKEN={R} | DD_API_KEY=0a1b2c3d4e5f67890a1b2c3d4e5f6789
+    "secret": {R}, | aB3xY7pQ9rT2vW.atlasv1.{R}{R} | ntn_{R}abcdef | figd_{R}abcd | dp.pt.{R}abcdefg
+    https://discord.com/api/webhooks/123456789012345678/{R}{R} | //registry.npmjs.org/:_authToken={R}
+    Server=db;User Id=sa;Password={P}; | jdbc:postgresql://h/db?user=a&password={P} | Driver=x;Pwd={P}
+    machine h login me password {P}
+    https://{R}@host/x.git | https://{R}:x-oauth-basic@host/x | https://u:Zq9/w{P}@host/x | https://u:Zq9@{P}/x@host/r
+    https://u:S3@{P}/ET@host | https://u:Zq9%40{P}@host
+"""
+PASSED_CASES = [case.strip().replace("\\n", "\n") for line in PASSED.strip().splitlines() for case in line.split(" | ")]
+
+
+@pytest.mark.parametrize("case", PASSED_CASES)
+def test_what_is_passed_as_a_secret_is_redacted(case: str) -> None:
+    password = RANDOM[:14]
+    content = case.replace("{R}", RANDOM).replace("{P}", password)
+    left, number = redact(f"a = 1\n{content}\nb = 2\n")
+    assert number and left.startswith("a = 1\n") and left.endswith("\nb = 2\n")
+    assert password not in left and "0a1b2c3d" not in left and "w" + password not in left
+
+
+CODE = """
+    Authorization: Bearer $TOKEN | "Authorization: Bearer TOKEN" | Authorization: Bearer <your-token>
+    "Authorization": f"Bearer {token}" | Authorization: Bearer ${{ secrets.GITHUB_TOKEN_2 }} | Authorization: Basic realm
+    token = get_token() | password: str | --token=$TOKEN | --token "$TOKEN2" | --password <password1>
+    api_key=os.environ["OPENAI_API_KEY_2"] | apiKey: process.env.OPENAI_API_KEY2 | --password-file secrets/pw1.txt
+    password = user.password | secret=settings.AZURE_OPENAI_Key2 | access_token: getSdkOAuth2TokenValue(
+    token = request.headers.get("X-Token-2") | --token TOKEN | ?access_token={token} | ?token=$TOKEN
+    client_secret=your-client-secret-here | Password=***; | ;Password={password1}; | jdbc:x?user=a&password=${PW1}
+    login or password | login with your password please | npm publish --token | sha256=0123456789abcdef0123456789abcdef
+    mail user@example.com | git@github.com:o/r | https://x/@scope/pkg | https://user@example.com/x | http://h:4873/@scope/a
+    http://host:port/a@b | docker://alpine:3.19@sha256:abc | https://unpkg.com/react@18.2.0/index.js
+    https://github.com/orgs/x/teams@y | http://localhost:3000/users/me@example.com | https://user:password@host/@x
+    public_key_token=b77a5c561934e089 | def f(password=None, token2=None): | token: 123e4567-e89b-12d3-a456-426614174000
+    --secret id=npmrc1,src=x | --password file:pw1.txt | token_type=Bearer&expires_in=3600
+"""
+
+
+@pytest.mark.parametrize("content", [case.strip() for line in CODE.strip().splitlines() for case in line.split(" | ")])
+def test_code_placeholders_and_addresses_are_no_secrets(content: str) -> None:
+    assert redact(f"a\n{content}\nb\n") == (f"a\n{content}\nb\n", 0)
+
+
 def test_a_key_that_the_files_end_cuts_off_is_redacted_and_nothing_else() -> None:
     key = (
         "-----BEGIN EC "
@@ -91,6 +138,11 @@ def test_long_texts_without_secrets_take_time_in_proportion_to_their_length() ->
         armour * 10_000,
         *(hint * 50_000 for form in SECRET_FORMS for hint in form.hints),
         '= "' * 100_000,
+        *(
+            sign * (1_000_000 // len(sign))
+            for sign in ("a", "=", '"', "a=", "://u:", "key=a", "--token ", "?a=", "login x ", "a@")
+        ),
+        "://" + "a:" * 300_000,
     ):
         redact(text)  # a pattern that backtracks would not come back
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import string
 import tarfile
 import time
@@ -83,6 +84,11 @@ def samples(rng: random.Random) -> dict[str, Callable[[], str]]:
                                lambda: "dckr" + "_pat_" + some(LETTERS, 27), lambda: some("123456789", 9) + ":A" + "A" + some(LETTERS + "-_", 33)),
         "JSON Web Token": lambda: "ey" + "J" + some(LETTERS, 20) + ".ey" + "J" + some(LETTERS + "-_", 80) + "." + some(LETTERS + "-_", 43),
         "password in a URL": lambda: f"postgres://service:{some(LETTERS + '-_!', 16)}@db.internal:5432/x",
+        "token in a URL": lambda: f"https://{some(LETTERS, 37)}Z1q@host.example/x.git",
+        "sent for authorization": lambda: f"Authorization: Bearer {some(LETTERS, 37)}Z1q",
+        "parameter of a program": lambda: f"login --token={some(LETTERS, 33)}Z1q",
+        "password of a connection": lambda: f"Server=db;User Id=sa;Password={some(LETTERS, 21)}Z1q;",
+        "password of a machine": lambda: f"machine host.example login me password {some(LETTERS, 21)}Z1q",
         "assigned to a secret's name": lambda: some(BASE64, rng.randint(28, 64)),
     }  # fmt: skip
 
@@ -93,7 +99,7 @@ def found_again(name: str, make: Callable[[], str], rng: random.Random, number: 
         ASSIGNMENTS
         if name.startswith("assigned")
         else ("{}", "# {}\n", "a\n{}\nb\n")
-        if "://" in (one := make()) or " = " in one
+        if re.search("://| = |--token|Password|password |: Bearer", make())
         else FRAMES
     )
     gone = 0

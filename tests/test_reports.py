@@ -666,6 +666,15 @@ def test_an_odd_report_costs_one_line_in_the_log(tmp_path: Path, caplog: pytest.
         ("coverage/lcov.info", "SF:a\n" + "DA:1,1" * 300_000),
         ("junit.xml", "<testsuites tests='1'>" + "<testsuite tests='9'>" * 300_000),
         ("junit.xml", '<testsuite failures="' + " " * 1_000_000 + '"/>'),
+        (
+            "results.sarif",
+            sarif(
+                run(
+                    *[{"ruleId": "b", "level": "note"}] * 99_000,
+                    invocations=[OK | {"ruleConfigurationOverrides": [QUIET]}] * 30_000,
+                )
+            ),
+        ),
         ("junit.xml", "<testsuite>" * 100_000 + "</testsuite>" * 100_000),
         ("results.sarif", sarif(run(*[{"level": "open"}] * 200_000, **overridden(QUIET)))),
         (

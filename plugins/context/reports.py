@@ -483,6 +483,8 @@ class Levels:
         self._changes: dict[int, dict[Key | str, dict[str, Any]]] = {}
         self._invocations = invocations_of(run)
         self._changing = [item for item in self._invocations if isinstance(item, dict) and item.get(overrides)]
+        if len(self._changing) > 20:  # each would be looked at for each result
+            raise ValueError("more than 20 invocations change levels")
         extensions = file.table(run, "tool").get("extensions")
         components = [file.table(run, "tool", "driver"), *(extensions if isinstance(extensions, list) else [])]
         for number, component in enumerate(components, -1):  # the driver is before the first extension

@@ -79,6 +79,7 @@ import signal
 import sqlite3
 import ssl
 import stat
+import struct
 import subprocess
 import tempfile
 import threading
@@ -1965,17 +1966,9 @@ class Sidecar:
 
     async def _probe_storage(self) -> tuple[str, str]:
         """For storage and bus, "healthy" or why not: a write and a file were made, and an event woke a waiter."""
-
-        def probe(records: Records) -> None:
-            """Runs on the writer thread. Where no inodes are left the database can still be written."""
-            records.set_meta("probe", str(time.time()))
-            file = self.settings.storage / ".probe"
-            os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
-            file.unlink()
-
         try:
             async with asyncio.timeout(2):
-                await self.storage.write(probe)
+                await self.storage.write(self.results.probe)
         except (StorageError, OSError, TimeoutError) as error:
             problem = f"unhealthy: {one_line(error) or 'no answer within 2 s'}"
             return problem, "unhealthy: storage does not take events"
@@ -2056,7 +2049,9 @@ def make_private(path: Path, trusted: bool = False) -> None:
     """
     facts = path.lstat()
     if stat.S_ISLNK(facts.st_mode):
-        raise StartError(f"{path} is a link, which could lead anywhere: remove it")
+        raise StartError(
+            f"{path} is a link, which could lead anywhere: put what it leads to in its place, or remove it"
+        )
     if path.name in PLAIN_FILES and not stat.S_ISREG(facts.st_mode):
         raise StartError(f"{path} is no file, and a file belongs there: remove it")
     if not hasattr(os, "geteuid"):
@@ -2943,8 +2938,8 @@ def host_allowed(host: str, allowed: frozenset[str]) -> bool:
     address. Rebinding needs a name.
     """
     name = host.lower().removesuffix(".")
-    match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]*)(:\d{1,5})?", name)
-    if not match:
+    match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]*)(?::([0-9]{0,5}))?", name)
+    if not match or not 0 < int(match[2] or 1) < 65536:  # an empty port is the scheme's own (RFC 3986, 3.2.3)
         return False
     name = match[1].strip("[]").removesuffix(".")
     if name in allowed:
@@ -3562,7 +3557,7 @@ class Storage:
     - ``read`` answers at once and on the loop, and knows all that was told: a poll that finds nothing and then parks,
       without an await in between, misses no event.
     - ``epoch`` is the log's own: a cursor of another log is told from it. StorageError is raised for every fault, also
-      where its files were deleted or replaced: what is written to them then would be lost.
+      where its files were deleted, replaced or cut: what is written to them then would be lost.
     """
 
     FILE = "sidecar.db"
@@ -3604,7 +3599,7 @@ class Storage:
             self.read = Records(connect_database(self.path, read_only=True))
         except sqlite3.Error as error:
             raise StartError(f"the storage {self.path} cannot be opened: {error}", 1) from None
-        self._files = {path: path.stat() for path in database_files(self.path) if path.exists()}
+        self._files = [DatabaseFile(path) for path in database_files(self.path) if path.exists()]
         self.epoch = str(self.read.meta("epoch"))
         self._loop = asyncio.get_running_loop()
         self._thread.start()
@@ -3682,6 +3677,8 @@ class Storage:
         self._thread.join(5)
         self.read.close()
         self._writer.close()
+        for file in self._files:
+            file.close()
 
     def _run(self) -> None:
         """The writer thread: jobs that wait at the same time share one transaction and one fsync."""
@@ -3702,14 +3699,16 @@ class Storage:
     def _commit(self, records: Records, jobs: list[Job]) -> list[tuple[Any, list[tuple[NewEvent, int]]]]:
         """(result or error, events) of each job. Where one fails, all are undone and each is tried alone."""
         try:
-            self._check_files()
+            for file in self._files:
+                file.check()
             records.begin()
             outcomes = []
             for job in jobs:
                 records.inserted = []
                 outcomes.append((job(records), records.inserted))
             records.commit()
-            self._check_files()
+            for file in self._files:
+                file.check()
             self._database = records.size() + self.path.with_name(f"{self.FILE}-wal").stat().st_size
             return outcomes
         except Exception as error:  # a boundary: the job's caller gets it
@@ -3717,16 +3716,6 @@ class Storage:
             if len(jobs) > 1:
                 return [outcome for job in jobs for outcome in self._commit(records, [job])]
             return [(StorageError(error) if isinstance(error, sqlite3.Error) else error, [])]
-
-    def _check_files(self) -> None:
-        """Raise StorageError where an open file is no longer what lies at its path."""
-        for path, known in self._files.items():
-            try:
-                there = os.path.samestat(known, path.stat())
-            except OSError:
-                there = False
-            if not there:
-                raise StorageError(f"{path.name} was deleted or replaced while it was in use")
 
     def _answer(self, writes: list[Any], outcomes: list[tuple[Any, list[tuple[NewEvent, int]]]]) -> None:
         """On the loop, after a commit: tell what happened, and answer the writers, in commit order."""
@@ -3771,6 +3760,41 @@ class Storage:
 def log_failed_write(future: asyncio.Future[Any]) -> None:
     if not future.cancelled() and (error := future.exception()):
         log.error("storage: a background write failed: %s", one_line(error))
+
+
+class DatabaseFile:
+    """A file of the database while it is in use: what others do to it SQLite does not notice, and what is written then
+    would be lost.
+    """
+
+    HEAD = 12  # bytes that never change: of the database its name, of the log its kind, version and page size
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._size = path, 0
+        self._head_counts = not path.name.endswith("-shm")
+        # Not to be closed before SQLite's own are: the first close ends all locks that this process has on the file.
+        self._file = path.open("rb", buffering=0)
+        self._head = self._read_head()
+
+    def check(self) -> None:
+        """Raise StorageError where it is not what lies at its path, or its beginning or its end is not there."""
+        try:
+            facts = self._path.lstat()
+            there = os.path.samestat(os.fstat(self._file.fileno()), facts)
+        except OSError:
+            there = False
+        if not there:
+            raise StorageError(f"{self._path.name} was deleted or replaced while it was in use")
+        if facts.st_size < self._size or self._read_head() != self._head:
+            raise StorageError(f"{self._path.name} was cut or overwritten while it was in use")
+        self._size = min(facts.st_size, LOG_BYTES) if self._path.name.endswith("-wal") else facts.st_size
+
+    def _read_head(self) -> bytes:
+        self._file.seek(0)
+        return self._file.read(self.HEAD) if self._head_counts else b""
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class StorageError(Exception):
@@ -4256,12 +4280,15 @@ insert into meta select 'results:' || project, count(*) from result group by pro
 """
 
 
+LOG_BYTES = 4 * MB  # to which SQLite cuts the log when it begins it anew; else it stays as large as it ever was
+
+
 def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
     database.row_factory = sqlite3.Row
     database.execute("pragma journal_mode = wal")
     database.execute("pragma synchronous = full")  # a 2xx is on disk
-    database.execute(f"pragma journal_size_limit = {4 * MB}")  # else the log stays as large as it ever was
+    database.execute(f"pragma journal_size_limit = {LOG_BYTES}")
     if read_only:
         database.execute("pragma query_only = on")
     return database
@@ -4280,8 +4307,16 @@ def check_database(path: Path, *, thorough: bool = False) -> None:
 
     Every page is checked where the file is below 64 MB, or when ``thorough``; else only what opening it reads.
     """
-    if not path.exists() or path.stat().st_size == 0:
+    for file in filter(os.path.lexists, database_files(path)):
+        if not stat.S_ISREG(file.lstat().st_mode):
+            kind = "a folder" if file.is_dir() else "no regular file"
+            raise StartError(f"the storage's {file} is {kind}, which is left as it is: move it away", 1)
+    if not path.exists():
         return
+    if path.stat().st_size == 0:
+        check_empty(path)
+        return
+    check_log_length(path)
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
             questions = ("pragma user_version", "pragma application_id", "select count(*) from sqlite_master")
@@ -4297,6 +4332,33 @@ def check_database(path: Path, *, thorough: bool = False) -> None:
                     raise sqlite3.DatabaseError(verdict)
     except sqlite3.Error as error:
         raise damaged(path, one_line(error)) from None
+
+
+def check_empty(path: Path) -> None:
+    """Raise StartError where the empty database held something, rather than that its first start was interrupted."""
+    secret, others = (
+        path.with_name("jwt.secret"),
+        [path.with_name(name) for name in ("results", "agents", "sidecar.json")],
+    )
+    old = secret.exists() and path.stat().st_mtime - secret.stat().st_mtime > 60
+    log = database_files(path)[1]
+    if old or (log.exists() and log.stat().st_size) or any(map(os.path.exists, others)):
+        remedy = "put a copy of it back, or remove it to begin anew"
+        raise StartError(f"the storage {path} is empty, and was not always; it is left as it is: {remedy}", 1)
+
+
+def check_log_length(path: Path) -> None:
+    """Raise StartError where the log's index, which a kill leaves behind, knows of commits that the log has not: SQLite
+    would leave them out. The formats: sqlite.org/walformat.html.
+    """
+    log, index = database_files(path)[1:]
+    with contextlib.suppress(FileNotFoundError), log.open("rb") as log_file, index.open("rb") as index_file:
+        log_head, head = log_file.read(32), index_file.read(136)
+        if len(head) == 136 and head[:48] == head[48:96] and log_head[16:24] in (b"", head[32:40]):
+            page, committed, copied = (*struct.unpack_from("=HI", head, 14), *struct.unpack_from("=I", head, 96))
+            short = log.stat().st_size < 32 + committed * (24 + page)
+            if copied < committed and (short or log_head[:3] != b"\x37\x7f\x06"):
+                raise damaged(log, "its beginning or its end is not there")
 
 
 def damaged(path: Path, problem: str) -> StartError:
@@ -4471,8 +4533,18 @@ class Results:
         except Exception as error:
             self._files.drop(result_id)
             if isinstance(error, OSError):
-                raise ApiError("STR_001", f"Storage write failed: {error.strerror or type(error).__name__}") from None
+                problem = error.strerror or type(error).__name__
+                log.error("the file of a result cannot be written: %s", problem)
+                raise ApiError("STR_001", f"Storage write failed: {problem}") from None
             raise
+
+    def probe(self, records: Records) -> None:
+        """Do what storing a result needs: it runs on the writer thread. Raises StorageError."""
+        records.set_meta("probe", str(time.time()))
+        try:
+            self._files.probe(self._settings.project)
+        except OSError as error:  # also where no inodes are left, and the database can still be written
+            raise StorageError(f"the folder results: {error.strerror}") from None
 
     def get(self, project: str, result_id: str) -> tuple[str, bytes]:
         """The issue, and the stored record as JSON; raises REQ_002."""
@@ -4507,11 +4579,22 @@ class ResultFiles:
     def write(self, row: dict[str, Any]) -> None:
         """Write a record that is not committed yet, and make the folders of its path. Raises OSError."""
         path, new = self.path(row), self._folder / self.NEW / row["id"]
-        for folder in (*reversed(path.parents[:3]), new.parent):  # parents=True would make some by the umask alone
-            folder.mkdir(mode=0o700, exist_ok=True)
+        self._make_folders(*reversed(path.parents[:3]), new.parent)
         if path.is_dir():
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         write_file(new, row["body"])
+
+    def probe(self, project: str) -> None:
+        """Make, move and remove a file as those of records are. Raises OSError."""
+        new, placed = (self._folder / name / ".probe" for name in (self.NEW, project))
+        self._make_folders(self._folder, new.parent, placed.parent)
+        os.close(os.open(new, os.O_CREAT | os.O_RDWR, 0o600))
+        new.replace(placed)
+        placed.unlink()
+
+    def _make_folders(self, *folders: Path) -> None:
+        for folder in folders:  # parents=True would make some by the umask alone
+            folder.mkdir(mode=0o700, exist_ok=True)
 
     def place(self, result_id: str, path: Path) -> None:
         """Make a committed record the latest, in commit order. Where that fails the next start tries again."""

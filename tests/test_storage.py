@@ -26,9 +26,9 @@ import cco_sidecar
 from cco_sidecar import NewEvent, Records, StartError, Storage, StorageError, load_settings, new_event
 
 
-def refused_start(root: Path, storage: Path) -> str:
+def refused_start(root: Path, storage: Path, *more: str) -> str:
     """The line with which the service does not start on ``storage``."""
-    command = [sys.executable, str(MODULE), "--root", str(root), "--storage", str(storage), "--port", "0"]
+    command = [sys.executable, str(MODULE), "--root", str(root), "--storage", str(storage), "--port", "0", *more]
     ended = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=30)
     assert ended.returncode == 1 and ended.stdout == "", ended.stderr
     assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("cco: "), ended.stderr
@@ -199,6 +199,166 @@ def test_a_storage_that_is_put_back_is_used_again(make_service: Callable[..., Se
     service.kill()
     service.start()
     assert [event["event_id"] for event in service.client().wait(timeout=0)["events"]] == [kept]
+
+
+def link_to_itself_elsewhere(folder: Path) -> None:
+    (folder / Storage.FILE).rename(folder / "x.db")
+    (folder / Storage.FILE).symlink_to("x.db")
+
+
+DATABASE, LOG = Storage.FILE, f"{Storage.FILE}-wal"
+CUT: dict[str, tuple[Callable[[Path], Any], str]] = {  # and what the next start says; "": its log has what was lost
+    "the database emptied": (lambda folder: os.truncate(folder / DATABASE, 0), "is empty, and was not always"),
+    "the database cut to a page": (lambda folder: os.truncate(folder / DATABASE, 4096), "damaged"),
+    "the database cut to half": (lambda folder: os.truncate(folder / DATABASE, (folder / DATABASE).stat().st_size // 2), "damaged"),
+    "the log emptied": (lambda folder: os.truncate(folder / LOG, 0), "damaged"),
+    "the log cut to half": (lambda folder: os.truncate(folder / LOG, (folder / LOG).stat().st_size // 2), "damaged"),
+    "the log cut by a byte": (lambda folder: os.truncate(folder / LOG, (folder / LOG).stat().st_size - 1), "damaged"),
+    "the database's head overwritten": (lambda folder: overwrite(folder / DATABASE, 0, b"garbage"), ""),
+    "the database's head made zeros": (lambda folder: overwrite(folder / DATABASE, 0, bytes(4096)), ""),
+    "the log's head overwritten": (lambda folder: overwrite(folder / LOG, 0, b"garbage"), "damaged"),
+    "a link to the database": (link_to_itself_elsewhere, "put what it leads to in its place"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("plugins", [(), ("--no-plugins",)], ids=["with plugins", "alone"])
+@pytest.mark.parametrize("what", CUT)
+def test_what_could_not_be_kept_is_refused_once_the_database_is_cut_and_so_is_the_next_start(
+    make_service: Callable[..., Service], repository: Path, what: str, plugins: tuple[str, ...]
+) -> None:
+    service = make_service(*plugins)
+    kept = [service.client().publish()["event_id"] for _ in range(3)]
+    assert service.stop() == 0, "the log is in the database now"
+    service.start()
+    kept.append(service.client().publish()["event_id"])
+    cut, said = CUT[what]
+    cut(service.storage)
+    event = service.client().post("/api/events/noted", {"publisher": "p", "topic": "t", "data": {}})
+    assert (event.status_code, event.json()["code"]) == (500, "EVT_001")
+    result = service.client().post("/api/results", body_of("issue-1"))
+    assert (result.status_code, result.json()["code"]) == (500, "STR_001")
+    status, health = healthy(service)
+    assert (status, health["status"]) == (503, "unhealthy")
+    assert str(service.storage) not in event.text + result.text + str(health)
+    service.kill()
+    if said:
+        assert said in refused_start(repository, service.storage, *plugins)
+    else:
+        service.start()
+        assert [event["event_id"] for event in service.client().wait(timeout=0)["events"]] == kept
+
+
+@pytest.mark.parametrize("name", [DATABASE, LOG])
+@pytest.mark.parametrize("garbage", [b"x", bytes(5000), b"garbage" * 9000])
+def test_what_somebody_appends_to_the_database_loses_nothing(
+    make_service: Callable[..., Service], name: str, garbage: bytes
+) -> None:
+    service = make_service()
+    kept = [service.client().publish()["event_id"]]
+    overwrite(service.storage / name, 1, garbage)
+    kept += [service.client().publish()["event_id"] for _ in range(3)]
+    assert healthy(service)[0] == 200
+    service.kill()
+    service.start()
+    assert [event["event_id"] for event in service.client().wait(timeout=0)["events"]] == kept
+
+
+def test_a_log_that_sqlite_itself_cuts_is_in_order(tmp_path: Path) -> None:
+    async def scene(storage: Storage) -> None:
+        log, sizes = storage.path.with_name(LOG), []
+        with contextlib.closing(sqlite3.connect(storage.path)) as reader:
+            reader.execute("begin")
+            reader.execute("select count(*) from event").fetchone()  # the log cannot begin anew before this ends
+            for text in "abc":
+                await storage.write(lambda records, text=text: records.set_meta("large", text * cco_sidecar.LOG_BYTES))
+        for text in "defgh":
+            sizes.append(log.stat().st_size)
+            await storage.write(lambda records, text=text: records.set_meta("small", text))
+        assert sizes[0] > 2 * cco_sidecar.LOG_BYTES and sizes[-1] == cco_sidecar.LOG_BYTES, sizes
+
+    with_storage(tmp_path, scene)
+
+
+def with_old_secret(folder: Path) -> None:
+    os.utime(folder / "jwt.secret", (time.time() - 3600,) * 2)
+
+
+@pytest.mark.parametrize("trace", [
+    lambda folder: (folder / "results").mkdir(mode=0o700), lambda folder: (folder / "agents").mkdir(mode=0o700),
+    lambda folder: (folder / LOG).write_bytes(b"x"), lambda folder: (folder / "sidecar.json").write_text("{}"), with_old_secret,
+])  # fmt: skip
+def test_an_empty_database_that_was_not_always_is_refused(
+    repository: Path, tmp_path: Path, trace: Callable[[Path], Any]
+) -> None:
+    storage = tmp_path / "storage"
+    storage.mkdir(mode=0o700)
+    (storage / "jwt.secret").write_text("s" * 40)
+    (storage / DATABASE).touch()
+    trace(storage)
+    for file in storage.iterdir():
+        file.chmod(0o700 if file.is_dir() else 0o600)
+    assert "is empty, and was not always" in refused_start(repository, storage)
+    assert (storage / DATABASE).stat().st_size == 0
+
+
+@pytest.mark.parametrize("made", [(), ("lock",), ("lock", "jwt.secret"), ("audit.log", LOG, f"{DATABASE}-shm")])
+def test_a_first_start_that_was_interrupted_is_begun_again(
+    make_service: Callable[..., Service], made: tuple[str, ...]
+) -> None:
+    service = make_service()
+    service.kill()
+    shutil.rmtree(service.storage)
+    service.storage.mkdir(mode=0o700)
+    for name in (*made, DATABASE):
+        (service.storage / name).touch(0o600)
+    if "jwt.secret" in made:
+        (service.storage / "jwt.secret").write_text("s" * 40)
+    service.start()
+    service.client().publish()
+    assert healthy(service)[0] == 200
+
+
+@pytest.mark.parametrize("name", [DATABASE, LOG, f"{DATABASE}-shm"])
+def test_what_is_no_file_in_the_databases_place_is_named(repository: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "state" / name).mkdir(mode=0o700)
+    line = refused_start(repository, tmp_path / "state")
+    assert f"{name} is a folder" in line and "salvage" not in line
+    (tmp_path / "state" / name).rmdir()
+    os.mkfifo(tmp_path / "state" / name, 0o600)
+    assert f"{name} is no regular file" in refused_start(repository, tmp_path / "state")
+
+
+def in_place_of(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    def change(results: Path) -> None:
+        shutil.rmtree(results, ignore_errors=True)
+        (results / name).parent.mkdir(parents=True, exist_ok=True)
+        if name == ".":
+            results.rmdir()
+        make(results / name)
+
+    return change
+
+
+@pytest.mark.parametrize("change", [
+    in_place_of(".", Path.touch), in_place_of(".", lambda path: path.symlink_to("nowhere")),
+    in_place_of(".", os.mkfifo), in_place_of(".new", Path.touch), in_place_of(PROJECT, Path.touch),
+    in_place_of(PROJECT, lambda path: path.symlink_to("/proc")),
+])  # fmt: skip
+def test_the_health_says_where_no_result_can_be_written(
+    make_service: Callable[..., Service], change: Callable[[Path], None]
+) -> None:
+    service = make_service()
+    results = service.storage / "results"
+    change(results)
+    answer = service.client().post("/api/results", body_of("issue-1"))
+    assert (answer.status_code, answer.json()["code"]) == (500, "STR_001")
+    status, health = healthy(service)
+    assert status == 503 and health["checks"]["storage"].startswith("unhealthy: the folder results: "), health
+    assert "ERROR the file of a result cannot be written: " in service.log and str(service.storage) not in str(health)
+    results.unlink() if not results.is_dir() else shutil.rmtree(results)
+    assert healthy(service)[0] == 200
+    service.client().store(issue="issue-1")
 
 
 @pytest.mark.parametrize("clean", [

@@ -3126,6 +3126,7 @@ class SpawnAgent(Endpoint):
     holds_token = True
 
     async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> dict[str, Any]:
+        check_environment(body.get("environment") or {})
         return await self.sidecar.agents.spawn(self.claims, body, ticket)
 
     def remembered(self, answer: dict[str, Any]) -> dict[str, Any]:
@@ -3133,6 +3134,16 @@ class SpawnAgent(Endpoint):
 
     def replay(self, answer: bytes) -> bytes:
         return self.sidecar.agents.with_token(answer)
+
+
+def check_environment(environment: dict[str, str]) -> None:
+    """Raise REQ_001 for what no program can be started with: Linux has room for 128 KiB a variable."""
+    for name, value in environment.items():
+        size = len(f"{name}={value}".encode("utf-8", "surrogatepass")) + 1
+        if re.search(r"[\x00-\x20\x7f]", name):
+            raise ApiError("REQ_001", "environment: a name holds a blank or a control character")
+        if size > 128 * 1024:
+            raise ApiError("REQ_001", "environment: a variable with its name has at most 128 KiB")
 
 
 class ListAgents(Endpoint):

@@ -179,6 +179,20 @@ def test_the_token_of_an_agent_speaks_only_for_it(service: Service, architect: C
     assert agent.post("/api/agents/spawn", request()).status_code == 403
 
 
+@pytest.mark.parametrize("environment", [
+    {"LONG": "x" * 200_000}, {"LONG": "x" * (128 * 1024 - 5)}, {"WIDE": "ä" * 70_000}, {"N" * 140_000: ""},
+    {"A\nB": "x"}, {"A B": "x"}, {"A\tB": ""}, {"\x7f": "x"}, {"\x1b[31m": "x"},
+])  # fmt: skip
+def test_variables_that_no_program_can_have_are_a_fault_of_the_request(
+    architect: Client, issue: str, environment: dict[str, str]
+) -> None:
+    answer = architect.post(
+        "/api/agents/spawn", {"agent_type": "qa-engineer", "issue_id": issue, "environment": environment}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (400, "REQ_001"), answer.text[:300]
+    assert "environment" in answer.json()["message"]
+
+
 def test_the_environment_holds_what_an_agent_needs(service: Service, architect: Client, issue: str) -> None:
     asked = {
         "PYTHON_VERSION": "3.11", "API_BASE_URL": "http://localhost:8000", "PROJECT_ROOT": "/elsewhere", "JWT_TOKEN": "x", "TASK": "hang",

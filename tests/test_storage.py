@@ -333,8 +333,6 @@ def in_place_of(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None
     def change(results: Path) -> None:
         shutil.rmtree(results, ignore_errors=True)
         (results / name).parent.mkdir(parents=True, exist_ok=True)
-        if name == ".":
-            results.rmdir()
         make(results / name)
 
     return change

@@ -318,7 +318,7 @@ def test_a_first_start_that_was_interrupted_is_begun_again(
     assert healthy(service)[0] == 200
 
 
-@pytest.mark.parametrize("name", [DATABASE, LOG, f"{DATABASE}-shm"])
+@pytest.mark.parametrize("name", [LOG, f"{DATABASE}-shm"])
 def test_what_is_no_file_in_the_databases_place_is_named(repository: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "state").mkdir(mode=0o700)
     (tmp_path / "state" / name).mkdir(mode=0o700)

@@ -1911,7 +1911,8 @@ class Sidecar:
         root, started = clean_text(str(settings.root)), iso(self.started)
         info = SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
         write_sidecar_json(settings.storage, info)
-        self.storage.write_behind(lambda records: records.set_meta("port", str(self.port)))
+        if settings.port == 0:
+            self.storage.write_behind(lambda records: records.set_meta("port", str(self.port)))
         return info
 
     async def _keep_announced(self) -> None:
@@ -3293,7 +3294,8 @@ class AgentTypes:
     def category(self, agent_type: str, status: int = 400) -> str:
         """The category of a type; raises ApiError AGT_002 with ``status`` where it is unknown."""
         if agent_type not in self.categories:
-            raise ApiError("AGT_002", f"Unknown agent type {agent_type}", status=status, details={"path": "agent_type"})
+            problem = f"Unknown agent type {agent_type}{meant(agent_type, self.categories)}"
+            raise ApiError("AGT_002", problem, status=status, details={"path": "agent_type"})
         return self.categories[agent_type]
 
 
@@ -6691,6 +6693,8 @@ class Agents:
         deadline = time.monotonic() + self.STOP_SECONDS
         while any(running.ordered.is_set() for running in self.active.values()) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
+        if left := [name for name, running in self.active.items() if not running.ordered.is_set()]:
+            log.info("agents go on, and the next start finds them: %s", ", ".join(left))
         tasks: list[asyncio.Future[Any]] = [*self._spawning]  # which had their time, too
         tasks += [running.watch for running in self.active.values() if running.watch]
         for task in tasks:
@@ -7597,21 +7601,26 @@ class ReferenceSections:
         unknown = ("python_version", "test_coverage", "last_build_status", "last_build_time", "security_scan_status")
         told: dict[str, Any] = {"dependencies": [], "dependency_versions": {}, **dict.fromkeys(unknown)}
         built = {"redactions": 0, "index": "ready", "task_matched": None}  # filled in when the context is put together
+        own = {clean_text(file.path) for file in project.files} - {
+            clean_text(file.path) for file in project.context_files
+        }
+        changes = [change for change in project.git.uncommitted_changes if change.path not in own]
         return {
             "project_structure": describe_structure(project),
             "relevant_files": choose_files(request),
-            "git_context": project.git,
+            "git_context": msgspec.structs.replace(project.git, uncommitted_changes=changes),
             "previous_agent_outputs": request.outputs,
             "metadata": {"project_type": kind, **told, **built},
         }
 
 
 def describe_structure(project: ProjectState) -> ProjectStructure:
-    names = [clean_text(file.path) for file in project.files]
+    files = project.context_files
+    names = [clean_text(file.path) for file in files]
     folders = {name.rpartition("/")[0] for name in names}
     while above := {folder.rpartition("/")[0] for folder in folders} - folders:
         folders |= above
-    size = sum(file.size for file in project.files)
+    size = sum(file.size for file in files)
     return ProjectStructure(clean_text(project.root), names, sorted(folders - {""}), len(names), size)
 
 
@@ -8304,7 +8313,7 @@ def mint_token(settings: Settings, agent_type: str, subject: str, **facts: Any) 
     try:
         return tokens.mint(subject, agent_type, **facts)
     except ApiError as error:
-        raise StartError(f"--type: {error.message}{meant(agent_type, agent_types.categories)}") from None
+        raise StartError(f"--type: {error.message}") from None
 
 
 def running_settings(settings: Settings) -> Settings:

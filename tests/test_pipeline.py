@@ -526,6 +526,21 @@ def test_crashes_bring_back_the_architect_and_then_end_it_for_good(runs: Runs, s
     assert events[-1]["state"] == "done" and runs.worked()[6:] == ALL[1:]
 
 
+def test_an_agent_that_cannot_work_at_all_is_not_tried_again(runs: Runs, tmp_path: Path) -> None:
+    """Trying again would cost time and change nothing; another run begins with all attempts."""
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/licences.py").write_text(
+        "from cco_sidecar import hookimpl\n@hookimpl\ndef agent_failure(agent, output):\n"
+        "    return 'it has no licence' if 'out of luck' in str(output) else None\n"
+    )
+    more = ("--issue", "i-1", "--plugins", str(tmp_path / "more"))
+    events = runs.run(*more, script={"python-specialist": ["crash"]}, code=1)
+    assert runs.worked() == ["chief-architect", "python-specialist"]
+    assert events[-1]["reason"].startswith("python-specialist cannot work: it has no licence;")
+    runs.mend("python-specialist")
+    assert runs.run(*more)[-1]["state"] == "done"
+
+
 def test_retries_and_a_type_for_which_routing_has_no_remedy(runs: Runs, served: Service) -> None:
     events = runs.run("--issue", "i-1", "--retries", "1", script={"chief-architect": ["failed"]}, code=1)
     assert runs.worked() == ["chief-architect"] * 2 and events[-1]["state"] == "failed"

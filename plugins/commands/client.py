@@ -269,7 +269,8 @@ def command_agent_spawn(options: argparse.Namespace) -> int:
     body |= {"environment": {name: value for name, _, value in pairs}, "context_requirements": options.require or []}
     spawned = client.call("POST", "/api/agents/spawn", body, key=options.idempotency_key)
     if not options.wait:
-        return show(options, spawned)
+        shown = {} if options.format in ("json", "yaml", "csv") else {"jwt_token": "(shown by --format json)"}
+        return show(options, spawned | shown)
     return follow_agent(client, options, spawned["agent_id"])
 
 

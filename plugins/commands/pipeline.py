@@ -274,6 +274,9 @@ class Pipeline:
         plan, options = self._plan, self._options
         if plan.reached:
             return "reached", f"{options.until} has succeeded"
+        earlier = self._story.history or ()
+        if unable := [agent for agent in self._agents.values() if agent["reason"] and agent["agent_id"] not in earlier]:
+            return "failed", f"{unable[-1]['agent_type']} cannot work: {unable[-1]['reason']}"
         if hopeless := [name for name, number in plan.failures.items() if number > options.retries]:
             times = counted(plan.failures[hopeless[0]], "time")
             return "failed", f"{hopeless[0]} has failed {times} in a row (--retries {options.retries})"

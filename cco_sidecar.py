@@ -7738,13 +7738,25 @@ KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
     "documentation": {"docs": 1.0, "source": 0.6, "config": 0.2, "test": 0.1, "other": 0.05},
     "support": {"docs": 1.0, "source": 0.8, "config": 0.5, "test": 0.3, "other": 0.05},
 }
+OWN_KIND = 0.4  # from this weight on a kind is the agents' own
+WRITTEN_TOO = {"c": "cpp", "cpp": "c", "javascript": "typescript", "typescript": "javascript", "kotlin": "java"}
+
+
+def is_own(path: str, request: RankRequest) -> bool:
+    """Whether a file is of the agent's own kinds and, for a language's specialist, in its language."""
+    language = request.agent_type.removesuffix("-specialist")
+    writes_any = SPECIALISTS.get(language) != request.agent_type
+    own = KIND_WEIGHTS[request.category][kind_of(path)] >= OWN_KIND
+    return own and (writes_any or language_of(path) in (language, WRITTEN_TOO.get(language)))
 
 
 class WordRanking:
     """Ranks by the task's words in a file's path and text, the rare ones more (BM25), and by the agent's kinds of file.
 
-    Every file is ranked: those without a word of the task come last, in the order without a task. Each request scans
-    the texts anew, so there is nothing to keep fresh. Only listed files are read, never a secret one or through a link.
+    Files without a word of the task come last, in the order without a task, and only those that are the agent's own
+    (where no word occurs, manifests and entry documents too; where nothing is the agent's own either, all). Each
+    request scans the texts anew, so there is nothing to keep fresh. Only listed files are read, never a secret one or
+    through a link.
     (`git grep`, once a word, takes several times as long and reads what is to be left alone.)
     """
 
@@ -7769,11 +7781,15 @@ class WordRanking:
                 shares[path].append((bonus * best, reason))
         scores = {path: weights[kind_of(path)] * sum(share for share, _ in found) for path, found in shares.items()}
         least = min(scores.values()) if matched else 1.0  # files without a score stay below it
+        first = set() if matched else {path for path in order if path.lower() in FIRST_FILES}
+        own = {path for path in order if is_own(path, request)}
+        all_others = not (own or matched)  # rather than nothing
+        plain = "{}, as no file is of the agent's kinds and language" if all_others else "{} of the project"
         ranked = []
-        for path, without_task in order.items():
+        for path in order if all_others else shares.keys() | own | first:
             why = [reason for _, reason in sorted(shares.get(path, ()), reverse=True)[:4]]
-            score = scores.get(path, 0.0) + least * without_task
-            ranked.append(RankedFile(path, score, why or [f"{kind_of(path)} of the project"], matched=path in matched))
+            score = scores.get(path, 0.0) + least * order[path]
+            ranked.append(RankedFile(path, score, why or [plain.format(kind_of(path))], matched=path in matched))
         return sorted(ranked, key=lambda item: (-item.score, item.path))
 
     def _matches(self, request: RankRequest, order: Iterable[str]) -> dict[str, list[tuple[float, str]]]:

@@ -154,7 +154,7 @@ def on_disk(root: Path, stored: int) -> dict[str, Any]:
         "files": {
             name: (root / name).read_text()
             for name in names
-            if os.path.lexists(root / name) and not (root / name).is_symlink()
+            if name.endswith(".py") and os.path.lexists(root / name) and not (root / name).is_symlink()
         },
         "names": [name for name in names if os.path.lexists(root / name)],
         "branch": head or None,
@@ -170,7 +170,7 @@ def in_context(client: Client) -> dict[str, Any]:
     assert answer.status_code == 200, answer.text
     context = answer.json()["context"]
     return {
-        "files": {file["path"]: file["content"] for file in context["relevant_files"]},
+        "files": {file["path"]: file["content"] for file in context["relevant_files"] if file["path"].endswith(".py")},
         "names": sorted(context["project_structure"]["files"]),
         "branch": context["git_context"]["branch"],
         "commits": [commit["hash"] for commit in context["git_context"]["recent_commits"]],

@@ -210,7 +210,8 @@ def test_hostile_names_stay_names(client: Client, repository: Path) -> None:
     git(repository, "checkout", "-q", "-b", "odd`branch<b>")
     git(repository, "add", "-A")
     git(repository, "commit", "-q", "-m", "# Odd `names` <b> [x](y)")
-    (repository / names[1]).write_text("voucher = 2\n")
+    for name in (names[1], names[7]):
+        (repository / name).write_text("voucher = 2\n")
     files = section(brief(client, task="voucher"), SECTIONS[3])
     named = {line.partition(": ")[0] for line in files}
     assert {"- ```b`c``d.py```", "- `<b>.py`", "- ` g .py`", "- `a\ufffd## Git\ufffd.py`", "- `` ` ``"} <= named

@@ -76,7 +76,7 @@ def test_the_structure_is_what_git_lists(service: Service, architect: Client) ->
 
 
 def test_every_file_is_described_by_what_is_on_disk(service: Service, architect: Client) -> None:
-    answer = answer_of(architect)
+    answer = answer_of(architect, agent_type="chief-architect")
     files = answer["context"]["relevant_files"]
     assert {"src/main.py", "tests/test_main.py", "docs/guide.md", "pyproject.toml"} <= {file["path"] for file in files}
     for file in files:
@@ -863,7 +863,7 @@ def test_since_gives_only_the_files_that_changed_and_names_those_that_went(make_
     )
     write(root / "src/main.py", "changed\n")
     write(root / "src/new.py", "new\n")
-    (root / "docs/guide.md").unlink()
+    (root / "tests/test_main.py").unlink()
     first = since(client, full.headers["ETag"])
     body = first.json()
     assert {file["path"]: file["content"] for file in body["context"]["relevant_files"]} == {
@@ -872,11 +872,11 @@ def test_since_gives_only_the_files_that_changed_and_names_those_that_went(make_
     }
     assert (body["since"], body["removed_files"], body["unchanged_files"]) == (
         full.headers["ETag"],
-        ["docs/guide.md"],
+        ["tests/test_main.py"],
         number - 2,
     )
     assert body["file_count"] == 2 and body["total_size_bytes"] == len(cco_sidecar.msgspec.json.encode(body["context"]))
-    assert body["context"]["project_structure"]["total_files"] == number
+    assert body["context"]["project_structure"] != full.json()["context"]["project_structure"]
     write(root / "src/new.py", "newer\n")
     second = since(client, first.headers["ETag"].strip('"')).json()
     assert [file["path"] for file in second["context"]["relevant_files"]] == ["src/new.py"]
@@ -1355,19 +1355,21 @@ def test_a_task_none_of_whose_words_occur_gets_the_order_without_a_task_and_is_t
     without, asked = context_of(ranked), context_of(ranked, task=task)
     assert (without["metadata"]["task_matched"], asked["metadata"]["task_matched"]) == (None, False)
     paths = [file["path"] for file in without["relevant_files"]]
-    assert sorted(paths) == without["project_structure"]["files"] and paths[0].startswith("src/")
+    assert set(paths) == set(without["project_structure"]["files"]) - {".gitignore", "docs/guide.md"}
+    assert paths[0].startswith("src/")
     assert [file["path"] for file in asked["relevant_files"]] == paths
     assert [file["score"] for file in asked["relevant_files"]] == [file["score"] for file in without["relevant_files"]]
     for plain, told in zip(without["relevant_files"], asked["relevant_files"], strict=True):
         assert told["reasons"] == ["no word of the task occurs", *plain["reasons"]]
 
 
-def test_files_that_match_come_first_and_every_other_one_follows(ranked: Client) -> None:
+def test_files_that_match_come_first_and_the_other_own_ones_follow(ranked: Client) -> None:
     context = context_of(ranked, task="the cookies of a SessionStore")
     assert context["metadata"]["task_matched"] is True
     assert not [file for file in context["relevant_files"] if "no word of the task occurs" in file["reasons"]]
     assert context["relevant_files"][0]["path"] == "src/session_store.py"
-    assert sorted(file["path"] for file in context["relevant_files"]) == context["project_structure"]["files"]
+    own = [path for path in context["project_structure"]["files"] if path.endswith(".py")]
+    assert sorted(file["path"] for file in context["relevant_files"]) == own
     assert context["relevant_files"][0]["score"] > 1.2 * context["relevant_files"][1]["score"]
 
 
@@ -1479,6 +1481,63 @@ def test_the_text_index_of_earlier_versions_is_removed(make_service: MakeService
     assert next(iter(files_of(service.client(), task="session cookie"))) == "src/session_store.py"
 
 
+OTHERS = {
+    "web/basket.ts": "export const basket = 1\n", "svc/main.go": "package main\nfunc voucher() {}\n",
+    "deploy/values.yaml": "replicas: 2\n", "notes/tax.md": "The levy.\n", "data.csv": "zebra\n",
+}  # fmt: skip
+PYTHON = {"src/greeting.py", "src/main.py", "src/session_store.py", "tests/test_main.py"}
+
+
+@pytest.fixture
+def among_others(request: pytest.FixtureRequest, make_service: MakeService, repository: Path) -> Client:
+    for name, text in OTHERS.items():
+        write(repository / name, text)
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "-m", "More")
+    return make_service().client()
+
+
+@pytest.mark.parametrize(
+    ("agent_type", "task", "given"),
+    [
+        ("python-specialist", "", PYTHON | {"README.md", "pyproject.toml"}),
+        ("go-specialist", "", {"svc/main.go", "README.md", "pyproject.toml"}),
+        ("typescript-specialist", "", {"web/basket.ts", "README.md", "pyproject.toml"}),
+        ("fullstack-developer", "", PYTHON | {"web/basket.ts", "svc/main.go", "README.md", "pyproject.toml"}),
+        ("python-specialist", "the voucher", PYTHON | {"svc/main.go"}),
+        ("python-specialist", "the number of replicas", PYTHON | {"deploy/values.yaml"}),
+        ("python-specialist", "see data.csv", PYTHON | {"data.csv"}),
+        ("go-specialist", "the levy", {"svc/main.go", "notes/tax.md"}),
+        ("ruby-specialist", "the voucher", {"svc/main.go"}),
+    ],
+)
+def test_files_of_others_come_where_the_task_speaks_for_them(
+    among_others: Client, agent_type: str, task: str, given: set[str]
+) -> None:
+    assert set(files_of(among_others, agent_type=agent_type, task=task)) == given
+
+
+@pytest.mark.parametrize("task", ["", "zzqqx wwvvk", "?!"])
+@pytest.mark.parametrize("agent_type", ["ruby-specialist", "swift-specialist", "haskell-specialist"])
+def test_where_no_file_is_the_agents_own_all_come_and_say_so(among_others: Client, agent_type: str, task: str) -> None:
+    context = context_of(among_others, agent_type=agent_type, task=task)
+    assert {file["path"] for file in context["relevant_files"]} == set(context["project_structure"]["files"])
+    for file in context["relevant_files"]:
+        assert file["reasons"][-1].endswith("as no file is of the agent's kinds and language"), file
+
+
+@pytest.mark.parametrize("path", ["web/basket.ts", "deploy/values.yaml", "notes/tax.md"])
+def test_files_of_others_come_where_a_change_or_an_earlier_agent_speaks_for_them(
+    among_others: Client, repository: Path, path: str
+) -> None:
+    assert path not in files_of(among_others, task="greeting")
+    among_others.store("go-specialist", files_modified=[path])
+    assert path in files_of(among_others, task="greeting")
+    assert path not in files_of(among_others, task="greeting", issue="issue-2")
+    write(repository / path, "changed\n")
+    assert path in files_of(among_others, task="greeting", issue="issue-2")
+
+
 # -- what is ours
 
 
@@ -1496,19 +1555,20 @@ def test_the_service_gives_the_projects_files_and_not_its_own(
     write(repository / "src/plugins/pipeline.py", "import cco_sidecar  # a cookie of ours\n")
     git(repository, "add", "src", copied_to)  # the plugins stay untracked
     client = make_service(*arguments, module=copied if runs == "the copy" else MODULE).client()
-    context = context_of(client, max_files=1000)
+    everything = {"agent_type": "chief-architect", "max_files": 1000}  # but for .gitignore, which is nobody's
+    context = context_of(client, **everything)
     folder = copied_to.rpartition("/")[0]
     ours = {copied_to, *(f"{folder}/plugins/{name}".lstrip("/") for name in bundled)}
     assert not ours & set(context["project_structure"]["files"])
     given = {file["path"] for file in context["relevant_files"]}
-    assert given == set(context["project_structure"]["files"]) - ours
+    assert given == set(context["project_structure"]["files"]) - ours - {".gitignore"}
     assert {theirs.relative_to(repository).as_posix(), "src/plugins/pipeline.py"} <= given
     for task in ("explain", "the keeper adopts idempotency", "bm25 relevance of the orchestration"):
-        context = context_of(client, task=task, max_files=1000)
+        context = context_of(client, task=task, **everything)
         assert {file["path"] for file in context["relevant_files"]} == given and context["metadata"][
             "task_matched"
         ] is False, task
-    assert files_of(client, task=f"see {copied_to}", max_files=1000).keys() == given
+    assert files_of(client, task=f"see {copied_to}", **everything).keys() == given
     assert (
         context_of(client, task="deploy everything")["relevant_files"][0]["path"]
         == theirs.relative_to(repository).as_posix()

@@ -58,6 +58,7 @@ import msgspec
 import cco_sidecar
 from cco_sidecar import (
     DATA,
+    FIRST_FILES,
     PROSE,
     STOP_WORDS,
     FileFact,
@@ -94,9 +95,10 @@ FEATURES = {
     "pair": 0.35,  # the test of a good file, the file of a good test
 }
 SECOND_STAGE = ("dirs", "imp", "pair")
+SPEAKING = ("chunk", "sym", "defx", "sub", "pdir", "pbase")  # a word of the task is in the file, or in its path
 FIRST_STAGE_KIND = {"source": 1.0, "test": 0.75, "aux": 0.5}  # everything else 0.4
 
-KIND_FACTORS = {  # by category; everything comes, what is not asked for comes last
+KIND_FACTORS = {  # by category
     "coding": {"source": 1.0, "test": 0.7, "markup": 0.2, "config": 0.1, "aux": 0.08, "docs": 0.05, "other": 0.03},
     "architect": {"source": 1.0, "docs": 0.6, "config": 0.6, "markup": 0.4, "test": 0.4, "aux": 0.2, "other": 0.05},
     "qa": {"test": 1.0, "source": 0.25, "markup": 0.1, "config": 0.1, "aux": 0.08, "docs": 0.05, "other": 0.03},
@@ -112,6 +114,7 @@ KIND_FACTORS = {  # by category; everything comes, what is not asked for comes l
     },
     "support": {"docs": 1.0, "source": 0.8, "config": 0.5, "markup": 0.5, "test": 0.3, "aux": 0.3, "other": 0.05},
 }
+OWN_KIND = 0.2  # from this factor on a kind is the agent's own; other files come where something speaks for them
 OTHER_LANGUAGE = 0.5  # factor for code in a language that is not the specialist's
 
 BOOSTS = {  # added after all factors: a best file scores some 5 to 10
@@ -1039,6 +1042,7 @@ class Ranking:
         self.query = make_query(texts_of(request), index.stemmer)
         self.features: dict[str, Scores] = {}
         self.chunks: dict[int, list[tuple[int, float]]] = collections.defaultdict(list)
+        self.all_others = False  # whether files are given that nothing speaks for, rather than none
         self.commit_of: dict[int, int] = {}  # the past commit that speaks for a file
         self.why: dict[int, dict[str, str]] = collections.defaultdict(dict)  # file -> feature -> what to say
 
@@ -1237,19 +1241,16 @@ class Ranking:
         boosts = self._boosts()
         plain = not self.query.terms
         scores = {}
-        found = set(files) if plain or len(files) <= MAX_RANKED else total.keys() | boosts.keys()
+        spoken_for = boosts.keys() | set().union(*(self.features.get(name, {}) for name in SPEAKING))
+        asked = request.task and spoken_for
+        self.all_others = not asked and not any(standing(file, factors, spoken)[1] for file in files.values())
+        found = set(files) if plain or self.all_others or len(files) <= MAX_RANKED else total.keys() | boosts.keys()
         for id in found:
             file = files[id]
-            factor = factors[file.kind]
-            if (
-                spoken
-                and file.language not in spoken
-                and file.kind in ("source", "test", "aux")
-                and not file.path.endswith(GRAMMARS)
-            ):
-                factor *= OTHER_LANGUAGE
-            elif spoken and file.language in spoken and file.kind == "markup":
-                factor = factors["source"]
+            first = not request.task and file.path.lower() in FIRST_FILES
+            factor, own = standing(file, factors, spoken)
+            if not (own or first or id in spoken_for or self.all_others):
+                continue
             score = total.get(id, 0.0)
             if plain:
                 factor, score = factor**2, score + 0.5 / (1 + file.path.count("/"))
@@ -1337,10 +1338,22 @@ class Ranking:
         recent = FEATURES["recent"] * self.features["recent"].get(id, 0.0)
         if recent > 0.3:
             said.append((recent, "changed recently"))
+        kind = self.facts.files[id].kind
         ordered = [text for found in (boosts, said) for _, text in sorted(found, key=lambda item: -item[0])]
-        return ordered[:4] or [
-            "lies near files that match" if self.query.terms else f"{self.facts.files[id].kind} of the project"
-        ]
+        if self.all_others:
+            return [*ordered[:3], f"{kind}, as no file is of the agent's kinds and language"]
+        return ordered[:4] or ["lies near files that match" if self.query.terms else f"{kind} of the project"]
+
+
+def standing(file: File, factors: dict[str, float], spoken: Sequence[str]) -> tuple[float, bool]:
+    """The factor for a file's kind and language, and whether it is the agent's own: of its kinds, in its languages."""
+    factor = factors[file.kind]
+    if spoken and file.kind == "markup":
+        return (factors["source"], True) if file.language in spoken else (factor, False)
+    code = file.kind in ("source", "test", "aux") and not file.path.endswith(GRAMMARS)
+    if spoken and code and file.language not in spoken:
+        return factor * OTHER_LANGUAGE, False
+    return factor, factor >= OWN_KIND
 
 
 def shorten(subject: str) -> str:

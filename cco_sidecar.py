@@ -6079,10 +6079,11 @@ def is_secret(path: str) -> bool:
     that call themselves credentials; copies and backups are of the kind of their originals. Source text is of none.
     """
     place, _, name = path.rpartition("/")
-    folders, plain = f"/{place.lower()}/", COPY_MARKS.sub("", name.lower())
+    parts = [COPY_MARKS.sub("", part) or part for part in place.lower().split("/")]
+    folders, plain = f"/{'/'.join(parts)}/", COPY_MARKS.sub("", name.lower())
     is_text = language_of(plain) not in MAY_HOLD_SECRETS
     if (is_text and "/." not in folders + plain) or NOT_SECRET_NAME.search(plain):
-        return plain.endswith(".secret.exs")
+        return plain.endswith(".secret.exs") or plain in ("wp-config.php", "localsettings.php")
     if SECRET_PLACE.search(folders + plain) or SECRET_DOTFILE.match(plain):
         return True
     if is_text or SECRET_NAME.search(plain):
@@ -6102,7 +6103,7 @@ def alternatives(names: str) -> str:
 
 COPY_MARKS = re.compile(
     r"^(?:\.?#|~\$|copy of )|(?:[~#]|[ ._-]?\(\d+\)|[ ._-](?:\d+|copy|sw[a-p]|" + alternatives(
-        "bak bkp backup old orig original saved? te?mp prev previous rej") + r"\d*))+$"
+        "bak bkp backup old orig original saved? te?mp prev previous rej enc gpg age sops") + r"\d*))+$"
 )  # fmt: skip
 NOT_SECRET_NAME = re.compile(
     r"(?:^|[._-])(?:examples?|samples?|template|tmpl|tpl|dist|schema|defaults)(?:[._-](?!com\b|org\b|net\b)|$)"
@@ -6111,13 +6112,17 @@ NOT_SECRET_NAME = re.compile(
 SECRET_PLACE = re.compile(
     "/" + alternatives(
         r"""\.(?:ssh|gnupg|aws|azure|gcloud|kube|oci|envs?|secrets|password-store|subversion/auth|snowflake)/
-        \.config/(?:gcloud|gh|hub|glab-cli|op|rclone|doctl|heroku|hcloud|containers|sops|stripe|netlify|configstore)/
+        \.config/(?:gcloud|gh|hub|glab-cli|op|rclone|doctl|heroku|hcloud|containers|sops|stripe|netlify|configstore)(?:/|$)
+        \.config/(?:github-copilot|filezilla|nuget|pip|pypoetry)/ \.(?:kaggle|fly|netlify|snowsql|sops|keyrings|mutt)/
+        kube/config$ legacy_credentials/ wireguard/[^/]*\.conf$
+        (?:group|host)_vars/(?:.+/)?(?:.+\.)?vault(?:\.ya?ml)?$ age/keys\.txt$
         \.local/share/(?:keyrings|kwalletd)/ \.m2/settings[^/]*\.xml$ \.gradle/gradle\.properties$ \.bundle/config$
         \.docker/config\.json$ pip/pip\.conf$ \.pip/pip\.conf$ \.dbt/profiles\.ya?ml$""")
 )  # fmt: skip
 SECRET_DOTFILE = re.compile(
     r"[._]" + alternatives(
-        r"""env(?:rc)? netrc npmrc pypirc yarnrc\.ya?ml htpasswd htdigest git-credentials dockercfg dockerconfigjson
+        r"""(?:flask)?env(?:rc)? curlrc wgetrc muttrc mbsyncrc offlineimaprc gitcookies erlang\.cookie
+        claude\.json netrc npmrc pypirc yarnrc\.ya?ml htpasswd htdigest git-credentials dockercfg dockerconfigjson
         pgpass my\.cnf mylogin\.cnf s3cfg boto terraformrc vault[_-](?:token|pass) passwd-s3fs databrickscfg
         (?:dev|prod)\.vars authinfo smbcredentials msmtprc fetchmailrc lesshst viminfo histfile [\w-]*history o?auth$
         """) + r"(?=[\W_\d]|$|(?<=pass)word)"
@@ -6129,9 +6134,13 @@ PLACES = alternatives(  # whose credentials a file holds
 SECRET_NAME = re.compile(
     r"\." + alternatives(
         r"""env pem key p8 p12 pfx pkcs12 jks bks keystore kdbx? ppk keytab jceks agekey ovpn tfstate tfvars(?:\.json)?
-        kubeconfig tfrc(?:\.json)?""") + rf"(?:[._-]{PLACES})?$|"
+        kubeconfig tfrc(?:\.json)? keychain(?:-db)? agilekeychain keyring pubxml publishsettings
+        """) + rf"(?:[._-]{PLACES})?$|"
     + r"^\.?id_(?:rsa|dsa|ecdsa|ed25519)|[_-](?:rsa|dsa|ecdsa|ed25519)(?:[_-]key)?$"
-    r"|(?:^|[_-])(?:service[_-]?accounts?|client[_-]?secrets?|adminsdk)(?:[_-].*)?\.json$"
+    r"|(?:^|[_-])(?:service[_-]?accounts?|client[_-]?secrets?|adminsdk)(?:[_-].*|key|\.apps.*)?\.json$"
+    rf"|^env(?:[._-]{PLACES})?$|^(?:private|secret).*\.(?:asc|pgp)$|(?:^|(?<!public)[_-])key\.(?:json|txt|bin)$|^secring\b|^wg\d+\.conf$"
+    r"|^(?:(?:npm|pypi|net)rc|htpasswd|htdigest|g?shadow|my\.cnf|nuget\.config|local\.settings\.json|docker-config\.json)$"
+    r"|^(?:sitemanager\.xml|recentservers\.xml|logins\.json|key[34]\.db)$"
     r"|^(?:pgpass\.conf|rclone\.conf|wallet\.dat|kubeconfig"
     r"|fish_history|consolehost_history\.txt|(?:rootkey|.*accesskeys)\.csv)$"
 )  # fmt: skip
@@ -6140,12 +6149,12 @@ DATA_ENDINGS = frozenset(
     ps1 enc""".split()
 )
 LOGIN_NAME = re.compile(
-    r"(?:^|[._-])token(?:\.(?:json|txt|db))?$|^\.?(?:o?auth|cookies)(?:[._-](?:old|bak|backup|copy))?\.(?:json|toml|txt|db|sqlite)$"
+    r"(?:^|[._-])token(?:\.(?:json|txt|db))?$|^\.?(?:o?auth2?|cookies)(?:[._-](?:old|bak|backup|copy))?\.(?:json|toml|txt|db|sqlite)$"
 )
 CREDENTIALS = re.compile(
-    r"(?:.+-)?(?:credentials?|creds|secrets?|passwords?|passwd|passphrase|tokencache|token-cache|vault-pass"
+    r"(?:.+-)?(?:credentials?|creds?|secrets?|passwords?|passwd|passphrase|tokencache|token-cache|vault-pass"
     r"|(?:access|refresh|auth|api|bearer)-?tokens?|(?:access|private|secret|api|master|signing|encryption|deploy)-?keys?)"
-    rf"(?:-{PLACES})*"
+    rf"(?:-(?:{PLACES}|enc|sops))*"
 )
 TEXT_FOLDERS = re.compile(
     r"/(?:locales?|i18n|l10n|lang(?:uage)?s?|translations?|messages|schemas?|templates|\.github|paths|openapi)/"

@@ -178,7 +178,15 @@ SECRET_FILES = """
     app.secret prod.secret.exs secrets.sh credentials-copy.json x/secrets(1).json auth-old.json Credentials~.json
     dbPassword.yml rootkey.csv admin_accessKeys.csv .secrets kubeconfig prod.kubeconfig kubeconfig.bak x.keytab
     home/.my.cnf vpn.ovpn .ssh/config home/.aws/config .kube/config store.p12 example.com.key templates/server.pem
-    locales/prod.env auth.json~
+    locales/prod.env auth.json~ .docker.bak/config.json .ssh-old/config .aws.orig/config .config/gh.bak/hosts.yml
+    .config/hub.bak .config/hub .claude.json .claude.json.backup .flaskenv .flaskenv.bak env env.production env.local env.bak
+    .config/github-copilot/hosts.json .kaggle/kaggle.json .fly/config.yml .netlify/config.json local.settings.json
+    x/prod.pubxml x.publishsettings .gitcookies .erlang.cookie .mbsyncrc .muttrc .curlrc nuget.config NuGet.Config
+    profile/logins.json profile/key4.db sitemanager.xml wg0.conf wireguard/peer.conf key.json gcp-key.json
+    serviceAccountKey.json group_vars/all/vault.yml host_vars/db/vault.yaml group_vars/prod.vault secret.env.gpg
+    secrets.enc.yaml .env.production.enc secrets.json.age secring.gpg private.asc login.keychain-db login.keyring age-key.txt
+    .sops/keys.txt shadow shadow.bak htpasswd npmrc pypirc my.cnf my.cnf.old cred.yml oauth2.json anthropic_key.txt
+    wp-config.php wp-config.php.bak LocalSettings.php .config/gcloud/legacy_credentials/x/adc.json kube/config
 """.split()
 ORDINARY_FILES = """
     .env.example .env.sample .env.template .env.dist .env.example.bak example.env env.d.ts .env.d.ts environment.py
@@ -193,7 +201,11 @@ ORDINARY_FILES = """
     password-policy.yaml secret-scanning.yml history.py HISTORY.md history.txt .config/dotnet-tools.json
     settings.xml .m2/wrapper.properties gradle.properties pip.py .docker/nginx/Dockerfile .dockerignore .npmignore
     .yarnrc yarn.lock .eslintrc .babelrc package.json tsconfig.json README.md cookies.py session.ts .gitconfig
-    variables.tf backup.sh main.py.bak notes~
+    variables.tf backup.sh main.py.bak notes~ wp-config-sample.php shadow.css Shadow.java shadow.ts .mcp.json mcp.json
+    google-services.json .condarc pip.conf gradle.properties~ tokens.json.bak env.py src/env.sh env_config.yaml .environment
+    environments/environment.prod.ts keymap.json hotkeys.yaml src.bak/main.go turkey.csv keywords.txt key.go keys/index.ts
+    src-old/index.ts images/logo-old/a.svg release.tar.gz.asc language.txt vault.go vault.hcl cookie.ts oauth2.py age.ts
+    public_key.json config.json my.css database.yml group_vars/all/main.yml fly.toml netlify.toml docs/wireguard.md
 """.split()
 
 

@@ -359,7 +359,11 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("spoken")
     agent = [sys.executable, "-c", "import sys; sys.stdout.buffer.write('→ naïve 😀\\n'.encode())"]
     running = Service(
-        make_repository(folder / "repository"), folder / "storage", "--agent-command", json.dumps(agent)
+        make_repository(folder / "repository"),
+        folder / "storage",
+        "--agent-command",
+        json.dumps(agent),
+        "--no-synthesis",
     ).start()
     (running.root / "grüße.py").write_text(SPOKEN, "utf-8")
     client = running.client()

@@ -78,7 +78,7 @@ class World(Service):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("forms")
-    limits = ("--max-agents", "200", "--max-agents-per-issue", "500", "--stop-agents")
+    limits = ("--max-agents", "200", "--max-agents-per-issue", "500", "--stop-agents", "--no-synthesis")
     command = json.dumps(["/bin/sh", "-c", AGENT])
     service = World(make_repository(folder / "repository"), folder / "storage", "--agent-command", command, *limits)
     service.start()
@@ -626,7 +626,7 @@ def test_what_names_several_agents_or_too_little_names_none(world: World, issue:
         run = world.cco(f"agent {command} python-specialist-")
         assert one_line(run, 2) and all(agent_id in run.err for agent_id in ids)
         assert one_line(world.cco(f"agent {command} {ids[0][-3:]}"), 1)
-        assert one_line(world.cco(f"agent {command} no/such"), 1)
+        assert one_line(world.cco(f"agent {command} no/such"), 2)
 
 
 def test_the_newest_of_more_than_a_hundred_are_shown_and_the_rest_is_mentioned(

@@ -44,7 +44,7 @@ FILTERS: dict[str, list[tuple[dict[str, str], Any]]] = {
 def listed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, dict[str, list[str]]]]:
     """A service with NUMBER results, events and agents, every tenth of which lives; and the ids of all, in order."""
     folder = tmp_path_factory.mktemp("lists")
-    limits = ("--max-agents", "500", "--max-agents-per-issue", "500", "--stop-agents")
+    limits = ("--max-agents", "500", "--max-agents-per-issue", "500", "--stop-agents", "--no-synthesis")
     options = ("--agent-command", json.dumps(AGENT), *limits)
     service = Service(make_repository(folder / "repository"), folder / "storage", *options).start()
     client = service.client()

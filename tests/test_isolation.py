@@ -36,7 +36,7 @@ class Inhabited:
     """A service of a first project that has everything, and what its things are called."""
 
     def __init__(self, make_service: Callable[..., Service]) -> None:
-        self.service = make_service("--agent-command", f"echo {MARK}")
+        self.service = make_service("--no-synthesis", "--agent-command", f"echo {MARK}")
         architect = self.service.client()
         result = architect.post("/api/results", RESULT, headers={"Idempotency-Key": "key-1"})
         event = architect.post("/api/events/ping", EVENT, headers={"Idempotency-Key": "key-1"})
@@ -98,9 +98,13 @@ def test_a_token_for_another_issue_sees_and_touches_nothing(inhabited: Inhabited
     def client(issue_id: str) -> Client:
         return service.client(agent_type, issue_id=issue_id)  # a new subject, which no limit of rate stops
 
+    def cached() -> int:
+        return int(service.client().get("/status").json()["storage"]["context_cache_entries"])
+
+    before = cached()
     for route in routes_of(service):
-        if route[1] == "/api/plugins":
-            continue  # of no issue, and for architects alone
+        if route[1] == "/api/plugins" or route[1].startswith("/v1/"):
+            continue  # of no issue: for architects alone, and for running agents alone (test_meter)
         (answer,) = inhabited.walk(client("issue-2"), [route]).values()
         reads = route[1] in OF_NO_ISSUE or (route[0] == "GET" and route[1] in LISTS)
         assert answer.status_code == (200 if reads else 403), (route, answer.text)
@@ -119,7 +123,7 @@ def test_a_token_for_another_issue_sees_and_touches_nothing(inhabited: Inhabited
     for event_type in ("*", "ping", "agent_completed", "agent_exited"):
         for query in ({}, {"since": "earliest"}, {"filter": "issue_id:issue-1"}):
             assert client("issue-2").wait(event_type, timeout=0, **query)["events"] == []
-    assert service.client().get("/status").json()["storage"]["context_cache_entries"] == 1, "it is not cleared"
+    assert cached() == before > 0, "it is not cleared"
     (agent,) = client("issue-1").get("/api/agents").json()["agents"]
     assert agent["agent_id"] == names["agent_id"] and MARK in agent["task"]
     assert MARK in client("issue-1").get(f"/api/agents/{names['agent_id']}/logs").text

@@ -1207,6 +1207,7 @@ AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 MARGIN = 200  # levels of nesting: what surrounds an answer later must not make it too deep
 MAX_PARTS, MAX_ANSWER = 250_000, 16 * MB  # of an answer; JSON of these is made and read in some hundredths of a second
+PORTION = 1_000  # files of a ranking, which may be as long as the project is large, that count as one answer
 
 
 def plain(hook: str, answer: Any) -> Any:
@@ -1215,6 +1216,9 @@ def plain(hook: str, answer: Any) -> Any:
     """
     if answer is None or hook not in vars(Asks) or hook in ("register_routes", "register_commands"):
         return answer
+    if hook == "rank_files" and type(answer) is list and PORTION < len(answer) <= MAX_PARTS:
+        portions = (answer[at : at + PORTION] for at in range(0, len(answer), PORTION))
+        return [item for portion in portions for item in plain(hook, portion)]
     check_size(answer)
     shape, deep = typing.get_type_hints(getattr(Asks, hook), include_extras=True)["return"], answer
     for _ in range(MARGIN):
@@ -1533,7 +1537,7 @@ class Hooks:
 
         def answer() -> Any:
             try:
-                return row.call(facts) if trusted else plain(row.hook, row.call(facts))
+                return row.call(facts) if trusted or row.bundled else plain(row.hook, row.call(facts))
             except BaseException as error:  # a boundary: anybody's code, whose SystemExit is not our end
                 if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):
                     raise IssueNotFound from None
@@ -1645,6 +1649,11 @@ class Implementation(Struct, frozen=True):
     plugin: str
     function: Callable[..., Any]
     arguments: list[str]
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it is a bundled plugin's, whose answers are what they should be and need not be read anew."""
+        return str(getattr(self.function, "__module__", "")).startswith(f"{PACKAGE}.")
 
     def call(self, facts: dict[str, Any]) -> Any:
         return self.function(**{name: facts[name] for name in self.arguments})

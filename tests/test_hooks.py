@@ -920,6 +920,21 @@ def test_what_is_too_much_as_json_costs_a_plugin_its_own_contribution_and_one_li
     assert sorted(caplog.messages) == sorted(f"plugin {name}: {problem}" for name in TOO_MUCH)
 
 
+@pytest.mark.parametrize("files", [1_000, 1_001, 40_000])
+def test_a_ranking_is_as_long_as_the_project_is_large(files: int) -> None:
+    chunks, reasons = [(51 * number, 1.5) for number in range(5)], ["text matches greet", "changed recently"]
+    ranked = [cco_sidecar.RankedFile(f"src/{number}.py", 1.0, reasons, chunks) for number in range(files)]
+    assert cco_sidecar.plain("rank_files", ranked) == ranked
+    with pytest.raises(ValueError, match="250,000 parts"):
+        cco_sidecar.plain("rank_files", ranked[:1] * 250_001)
+
+
+def test_what_a_bundled_plugin_hands_over_is_not_read_anew() -> None:
+    hooks = cco_sidecar.load_hooks(cco_sidecar.load_settings({"root": str(MODULE.parent)}, {}))
+    ours = {row.plugin: row.bundled for row in hooks.implementations("rank_files")}
+    assert ours == {"relevance": True, "built-in:WordRanking": False}
+
+
 def test_a_service_answers_while_a_plugin_hands_over_too_much(
     make_service: Callable[..., Service], tmp_path: Path
 ) -> None:

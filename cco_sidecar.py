@@ -5259,6 +5259,7 @@ class Contexts:
 
     WARM_FROM = 1_000  # files: the index of a smaller project is begun when it is first asked for
     OUTPUTS = 200  # of an issue's results, the newest, that a context carries
+    SHARED_SECONDS = 5.0  # how long a ranking serves what is asked alike: a spawn's context, cut to size, and its brief
 
     def __init__(self, storage: Storage, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
         self._storage, self._hooks, self._agent_types, self._settings = storage, hooks, agent_types, settings
@@ -5266,6 +5267,7 @@ class Contexts:
         self._cache: collections.OrderedDict[ContextKey, CacheEntry] = collections.OrderedDict()
         self._bytes = self._hits = self._misses = 0
         self._building: dict[str, asyncio.Task[CacheEntry]] = {}
+        self._ranking: tuple[Any, float, list[RankedFile]] = (None, 0.0, [])  # the last: what was asked, when, answer
         reader = hooks.part("project_reader", Project, settings=settings)
         self._project: Project = reader or Project(settings.root, settings.storage)
         also = [names for _, names in hooks.ask("section_files")]
@@ -5380,8 +5382,11 @@ class Contexts:
         All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
         """
         building = self._index_building()
-        ranked = self._rank(key, category, outputs, state)
+        asked, (before, moment, ranked) = (state.digest, key.agent_type, key.task, outputs), self._ranking
+        if before != asked or time.monotonic() - moment > self.SHARED_SECONDS:
+            moment, ranked = time.monotonic(), self._rank(key, category, outputs, state)
         building = self._index_building() or building
+        self._ranking = (None if building else asked), moment, ranked
         request = ContextRequest(
             issue_id=key.issue_id, agent_type=key.agent_type, category=category, task=key.task, outputs=outputs,
             max_bytes=key.max_bytes, max_files=key.max_files, project=state, ranked=ranked,
@@ -5473,6 +5478,7 @@ class Contexts:
 
     def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
         """Forget the contexts of an issue and agent type (None: of all); (entries, bytes) that were there."""
+        self._ranking = (None, 0.0, [])
         keys = [key for key in self._cache if issue_id in (None, key.issue_id) and agent_type in (None, key.agent_type)]
         return len(keys), sum(self._drop(key) for key in keys)
 

@@ -373,6 +373,29 @@ def test_a_spawned_agent_has_a_brief_beside_its_context(make_service: Callable[.
     )
 
 
+COUNTING = """
+from pathlib import Path
+from cco_sidecar import RankedFile, hookimpl
+@hookimpl
+def rank_files(request):
+    with Path({file!r}).open("a") as file:
+        file.write(request.task + chr(10))
+    return [RankedFile(item.path, 1.0) for item in request.files]
+"""
+
+
+def test_a_spawn_ranks_once_for_context_and_brief(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/counting.py").write_text(COUNTING.format(file=str(tmp_path / "ranked")))
+    service = make_service(*SHOWING, "--agent-context-tokens", "1500", "--plugins", str(tmp_path / "more"))
+    asked, client = "/api/context/issue-2/python-specialist", service.client()
+    until(lambda: client.get(asked).json()["cache_hit"])  # the index is ready, and no file is too young
+    (tmp_path / "ranked").unlink()
+    spawned = spawn(client, "greet politely")
+    assert state(client, spawned["agent_id"])["state"] == "completed"
+    assert (tmp_path / "ranked").read_text() == "greet politely\n"
+
+
 @pytest.mark.usefixtures("seen")
 @pytest.mark.parametrize(("option", "asked", "tokens"), [
     ("4000", None, 4_000), ("4000", 2_000, 2_000), ("1000", 9_000, 9_000), (None, None, 50_000),

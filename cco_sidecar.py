@@ -2006,7 +2006,7 @@ class Sidecar:
             },
             "events": self.bus.statistics(),
             "performance": self.metrics.statistics() | {"unsent_bytes": unsent},
-            "spent": self.agents.meter.statistics(),
+            "spent": await self._disk.run(self.agents.meter.statistics),
             "timestamp": iso(),
         }
 

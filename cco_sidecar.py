@@ -5598,10 +5598,14 @@ class ProjectState(Struct, frozen=True, dict=True):
     digest: str
 
     @functools.cached_property
+    def own(self) -> set[str]:
+        """The service's own files, of which contexts say nothing. Blocks at first."""
+        return own_files(self.root, self.files)
+
+    @functools.cached_property
     def context_files(self) -> list[FileFact]:
         """The files that contexts may hold: all that are not the service's own. Blocks at first."""
-        own = own_files(self.root, self.files)
-        return [file for file in self.files if file.path not in own]
+        return [file for file in self.files if file.path not in self.own]
 
 
 class Project:
@@ -5892,9 +5896,8 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str]) -> dict[str, str
     literal = {"GIT_LITERAL_PATHSPECS": "1"}
     if any(code[0] not in " ?" for code, _ in codes):
         output = run_git(root, "diff", *shape, "HEAD", "--", *names, env=literal)
-        if output is None:  # an unborn branch is compared with the empty tree, whose name goes by the kind of hash
-            empty = (run_git(root, "hash-object", "-t", "tree", "--stdin") or b"").decode().strip()
-            output = run_git(root, "diff", *shape, empty, "--", *names, env=literal)
+        if output is None:  # an unborn branch is compared with the empty tree
+            output = run_git(root, "diff", *shape, empty_tree(root), "--", *names, env=literal)
     else:  # nothing is staged: git's index tells as much, and much faster
         output = run_git(root, "diff", *shape, "--", *names, env=literal)
     tokens, counts = iter(split_z(output)), {}
@@ -5906,6 +5909,11 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str]) -> dict[str, str
         if added != "-":
             counts[path] = f"+{added} -{removed}"
     return counts
+
+
+def empty_tree(root: Path) -> str:
+    """The name of the tree without files in the repository's kind of hash. Blocks."""
+    return (run_git(root, "hash-object", "-t", "tree", "--stdin") or b"").decode().strip()
 
 
 class GitError(OSError):
@@ -7625,9 +7633,7 @@ class ReferenceSections:
         unknown = ("python_version", "test_coverage", "last_build_status", "last_build_time", "security_scan_status")
         told: dict[str, Any] = {"dependencies": [], "dependency_versions": {}, **dict.fromkeys(unknown)}
         built = {"redactions": 0, "index": "ready", "task_matched": None}  # filled in when the context is put together
-        own = {clean_text(file.path) for file in project.files} - {
-            clean_text(file.path) for file in project.context_files
-        }
+        own = set(map(clean_text, project.own))
         changes = [change for change in project.git.uncommitted_changes if change.path not in own]
         return {
             "project_structure": describe_structure(project),

@@ -8,7 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
-from cco_sidecar import MB, Pool, Settings
+from cco_sidecar import MB, Pool, Settings, folder_size
 
 LOOK = 600.0  # seconds between two looks
 
@@ -29,6 +29,6 @@ def prune_folders(folder: Path, oldest: float, limit: int) -> None:
     ended = [(path.stat().st_mtime, path) for path in folder.iterdir() if not (path / "token").exists()]
     total = 0
     for changed, path in sorted(ended, reverse=True):
-        total += sum(file.lstat().st_size for file in path.rglob("*"))
+        total += folder_size(path)
         if changed < oldest or total > limit:
             shutil.rmtree(path, ignore_errors=True)

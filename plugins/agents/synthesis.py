@@ -22,6 +22,7 @@ from cco_sidecar import (
     GitError,
     ask_git,
     clean_text,
+    empty_tree,
     fingerprint,
     git_prefix,
     hookimpl,
@@ -123,8 +124,7 @@ def files_between(root: Path, beginning: Beginning) -> tuple[dict[str, list[str]
 
 def differences(root: Path, head: str | None) -> dict[str, str]:
     """How the tracked files differ from a commit, or from nothing: by path A, M, D, T or U. Raises GitError."""
-    if head is None:
-        head = (run_git(root, "hash-object", "-t", "tree", "--stdin") or b"").decode().strip()
+    head = head or empty_tree(root)
     shape = ("--name-status", "-z", "--no-renames", "--relative", "--no-ext-diff", "--no-textconv")
     told = split_z(ask_git(root, "diff", *shape, "--ignore-submodules=dirty", head, "--", "."))
     return dict(zip(map(clean_text, told[1::2]), (code[0] for code in told[::2]), strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -386,6 +387,15 @@ def fail_skipped(report: Any) -> Any:
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
         report.outcome, report.longrepr = "failed", f"skipped, which CI forbids: {report.longrepr}"
     return report
+
+
+@pytest.fixture(autouse=True)
+def what_the_log_shows() -> Iterator[None]:
+    """A command that a test runs in this process sets how much its log shows. The next test starts as a process does."""
+    levels = {name: logging.getLogger(name).level for name in ("cco", "asyncio", "tornado")}
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)

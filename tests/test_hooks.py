@@ -956,14 +956,16 @@ def test_a_service_answers_while_a_plugin_hands_over_too_much(
 def test_a_part_that_is_long_in_the_making_is_named_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hook: str
 ) -> None:
-    monkeypatch.setattr(Hooks, "TIMEOUT", 0.05)
     gate = tmp_path / "gate"
     code = f"    import os, time\n    while not os.path.exists({str(gate)!r}): time.sleep(0.01)\n    raise KeyboardInterrupt"
     hooks = hooks_of(tmp_path, slow=f"@hookimpl\ndef {hook}(settings):\n{code}")
+    monkeypatch.setattr(Hooks, "TIMEOUT", 0.05)
     with ThreadPoolExecutor(1) as threads:
         part = threads.submit(lambda: list(hooks.parts(hook, object, settings=None)))
-        until(lambda: caplog.messages.count(f"plugin slow: {hook}: no answer yet, which is waited for") > 1)
-        gate.touch()
+        try:
+            until(lambda: caplog.messages.count(f"plugin slow: {hook}: no answer yet, which is waited for") > 1)
+        finally:
+            gate.touch()
         assert part.result(5) == []
     assert caplog.messages[-1] == f"plugin slow: {hook}: KeyboardInterrupt (slow.py:7)"
 

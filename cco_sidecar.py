@@ -48,12 +48,9 @@ import concurrent.futures
 import contextlib
 import contextvars
 import dataclasses
-import decimal
-import enum
 import errno
 import fnmatch
 import functools
-import gc
 import hashlib
 import http.client
 import importlib
@@ -1206,58 +1203,24 @@ AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 
 MARGIN = 200  # levels of nesting: what surrounds an answer later must not make it too deep
-MAX_PARTS, MAX_ANSWER = 250_000, 16 * MB  # of an answer; JSON of these is made and read in some hundredths of a second
-PORTION = 1_000  # files of a ranking, which may be as long as the project is large, that count as one answer
+MAX_ANSWER = 16 * MB  # of JSON
 
 
 def plain(hook: str, answer: Any) -> Any:
-    """The answer to an ask as new plain data of the hook's type; live objects, such as routes, as they are. Raises what
-    its objects raise.
-    """
+    """The answer to an ask as new plain data of the hook's type; live objects, such as routes, as they are."""
     if answer is None or hook not in vars(Asks) or hook in ("register_routes", "register_commands"):
         return answer
-    if hook == "rank_files" and type(answer) is list and PORTION < len(answer) <= MAX_PARTS:
-        portions = (answer[at : at + PORTION] for at in range(0, len(answer), PORTION))
-        return [item for portion in portions for item in plain(hook, portion)]
-    check_size(answer)
-    shape, deep = typing.get_type_hints(getattr(Asks, hook), include_extras=True)["return"], answer
-    for _ in range(MARGIN):
-        deep = [deep]
-    try:
-        return msgspec.json.decode(memoryview(msgspec.json.encode(deep))[MARGIN:-MARGIN], type=shape)
-    except UnicodeEncodeError:
-        if hook != "rank_files":
-            raise
-        ranked = msgspec.convert(msgspec.to_builtins(answer), shape)  # JSON has no place for paths that are not UTF-8
-        "".join(text for item in ranked for text in (item.path, *item.reasons)).encode("utf-8", "surrogateescape")
+    shape = typing.get_type_hints(getattr(Asks, hook), include_extras=True)["return"]
+    if hook == "rank_files":  # JSON has no place for paths that are not UTF-8
+        ranked = msgspec.convert(msgspec.to_builtins(answer), shape)
+        "".join(item.path for item in ranked).encode(errors="surrogateescape")  # raises for what no file is called
         return ranked
-
-
-def check_size(answer: Any) -> None:
-    """Raise ValueError where the answer's JSON, which has what is shared again and again, is too large to be made: no
-    other thread runs meanwhile. Here they do.
-    """
-    waiting, parts, size = [answer], 0, 0
-    while waiting:
-        part = waiting.pop()
-        kind = type(part)  # and the classes' own methods below: an object may say anything of itself
-        parts += 1
-        if issubclass(kind, str):
-            size += str.__len__(part)
-        elif issubclass(kind, (bytes, bytearray, memoryview, Raw)):
-            size += memoryview(part).nbytes
-        elif issubclass(kind, (int, decimal.Decimal)):
-            size += 3 * (int if issubclass(kind, int) else decimal.Decimal).__sizeof__(part)
-        elif issubclass(kind, dict):
-            waiting += dict.keys(part)
-            waiting += dict.values(part)
-        elif issubclass(kind, COMPOUND) or hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__attrs_attrs__"):
-            waiting += gc.get_referents(part)
-        if parts + len(waiting) > MAX_PARTS or size > MAX_ANSWER:
-            raise ValueError(f"its answer has more than {MAX_PARTS:,} parts or {MAX_ANSWER // MB} MB")
-
-
-COMPOUND = (list, tuple, set, frozenset, Struct, enum.Enum)
+    for _ in range(MARGIN):
+        answer = [answer]
+    content = msgspec.json.encode(answer)
+    if len(content) > MAX_ANSWER:
+        raise ValueError(f"its answer has more than {MAX_ANSWER // MB} MB")
+    return msgspec.json.decode(content[MARGIN:-MARGIN], type=shape)
 
 
 class ContextRequest(Struct, frozen=True, kw_only=True):
@@ -1451,31 +1414,31 @@ class Hooks:
         plugin = LoadedPlugin(name, source, [])
         self.loaded.append(plugin)
 
-        def load_first() -> Any:
+        def load_first() -> tuple[Any, list[str]]:
             if self._manager.has_plugin(name):
                 raise ImportError("another plugin has this name")
-            return load()
+            module = load()
+            return module, self._hooks_in(module)
 
-        with guarded_process(name):
+        with (
+            contextlib.redirect_stderr(sys.stderr),
+            contextlib.redirect_stdout(sys.stderr),
+        ):  # ours are afterwards as before
             importing = in_thread(f"import-{name}", load_first)
-            concurrent.futures.wait([importing], self.TIMEOUT)
-        try:
-            if not importing.done():
-                raise TimeoutError(f"its import has not ended within {self.TIMEOUT:.0f} s")
-            module = importing.result()
-            hooks = self._hooks_in(module)
+            in_time = concurrent.futures.wait([importing], self.TIMEOUT).done
+        late = TimeoutError(f"its import has not ended within {self.TIMEOUT:.0f} s")
+        error = importing.exception() if in_time else late
+        if error is None:
+            module, plugin.hooks = importing.result()
             self._manager.register(module, name)
-            plugin.hooks = hooks
             self._known.clear()
-        except (PluginFault, pluggy.PluginValidationError) as error:
-            plugin.problem, plugin.faulty = one_line(error), True
-        except BaseException as error:  # a boundary: anybody's module-level code, which may also end the program
-            # An ImportError is the plugin's own word for what it needs: the banner and `cco plugins` pass it on.
-            wanting = type(error) is ImportError
-            plugin.problem = one_line(error) if wanting else described(error, source)
-            level = logging.DEBUG if wanting else logging.WARNING
-            log.log(level, "plugin %s is skipped: %s", name, plugin.problem)
-            log.debug("plugin %s", name, exc_info=error)
+            return
+        plugin.faulty = isinstance(error, PluginFault)
+        # An ImportError is the plugin's own word for what it needs: the banner and `cco plugins` pass it on.
+        told = plugin.faulty or type(error) is ImportError
+        plugin.problem = one_line(error) if told else described(error, source)
+        log.log(logging.DEBUG if told else logging.WARNING, "plugin %s is skipped: %s", name, plugin.problem)
+        log.debug("plugin %s", name, exc_info=error)
 
     def _hooks_in(self, plugin: object) -> list[str]:
         """The hooks that ``plugin`` implements. Raises PluginFault for a hook or an argument that does not exist,
@@ -1483,7 +1446,7 @@ class Hooks:
         """
         hooks = []
         for name in dir(plugin):
-            if (marked := self._manager.parse_hookimpl_opts(plugin, name)) is not None:
+            if marked := self._manager.parse_hookimpl_opts(plugin, name):
                 hook = marked["specname"] or name
                 if hook not in HOOKS:
                     raise PluginFault(f"there is no hook {hook!r}{did_you_mean(hook, HOOKS)}")
@@ -1530,31 +1493,25 @@ class Hooks:
     def ask_one(self, row: Implementation, otherwise: Any = None, /, **facts: Any) -> Any:
         """One implementation's answer, ``otherwise`` where it fails. Blocks. IssueNotFound passes through.
 
-        Whatever is not our own runs in a thread that is left behind after TIMEOUT, and so does everything that its
-        objects may do while they are read.
+        What is not the core's own runs in a thread that is left behind after TIMEOUT.
         """
-        trusted, stuck = row.plugin in self._trusted, self._stuck[row.plugin]
-
-        def answer() -> Any:
-            try:
-                return row.call(facts) if trusted or row.bundled else plain(row.hook, row.call(facts))
-            except BaseException as error:  # a boundary: anybody's code, whose SystemExit is not our end
-                if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):
-                    raise IssueNotFound from None
-                self._failed(row, error)
-                return otherwise
-
-        if trusted:
-            return answer()
+        if row.plugin in self._trusted:
+            return row.call(facts)
+        stuck = self._stuck[row.plugin]
         stuck[:] = [call for call in stuck if not call.done()]
+        error: BaseException | None
         if len(stuck) >= self.MAX_STUCK:
-            self._failed(row, TimeoutError(f"{len(stuck)} earlier calls have not come back"))
-            return otherwise
-        call = in_thread(f"plugin-{row.plugin}", answer)
-        if concurrent.futures.wait([call], self.TIMEOUT).done:
-            return call.result()
-        stuck.append(call)
-        self._failed(row, TimeoutError(f"no answer within {self.TIMEOUT:.0f} s"))
+            error = TimeoutError(f"{len(stuck)} earlier calls have not come back")
+        else:
+            call = in_thread(f"plugin-{row.plugin}", lambda: row.answer(facts))
+            if not concurrent.futures.wait([call], self.TIMEOUT).done:
+                stuck.append(call)
+                error = TimeoutError(f"no answer within {self.TIMEOUT:.0f} s")
+            elif (error := call.exception()) is None:
+                return call.result()
+        if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):
+            raise IssueNotFound
+        self._failed(row, error)
         return otherwise
 
     def _failed(self, row: Implementation, error: BaseException) -> None:
@@ -1612,17 +1569,15 @@ class Hooks:
         making = in_thread(f"plugin-{row.plugin}", lambda: row.call(facts))
         while not concurrent.futures.wait([making], self.TIMEOUT).done:
             log.warning("plugin %s: %s: no answer yet, which is waited for", row.plugin, row.hook)
-        try:
-            made = making.result()
-        except (StartError, Interrupted):
-            raise
-        except BaseException as error:  # a boundary: the core's own part serves as well
+        error, made = making.exception(), None
+        if isinstance(error, StartError):
+            raise error
+        if error:
             self._failed(row, error)
-            return None
-        if made is None or isinstance(made, kind):
-            return made
-        log.warning(NOT_ASKED_FOR, row.plugin, row.hook, type(made).__name__)
-        return None
+        elif (made := making.result()) is not None and not isinstance(made, kind):
+            log.warning(NOT_ASKED_FOR, row.plugin, row.hook, type(made).__name__)
+            made = None
+        return made
 
 
 class PluginFault(Exception):
@@ -1650,13 +1605,13 @@ class Implementation(Struct, frozen=True):
     function: Callable[..., Any]
     arguments: list[str]
 
-    @property
-    def bundled(self) -> bool:
-        """Whether it is a bundled plugin's, whose answers are what they should be and need not be read anew."""
-        return str(getattr(self.function, "__module__", "")).startswith(f"{PACKAGE}.")
-
     def call(self, facts: dict[str, Any]) -> Any:
         return self.function(**{name: facts[name] for name in self.arguments})
+
+    def answer(self, facts: dict[str, Any]) -> Any:
+        """What ``call`` returns, as plain data; a bundled plugin's is what it should be and is not read anew."""
+        bundled = str(getattr(self.function, "__module__", "")).startswith(f"{PACKAGE}.")
+        return self.call(facts) if bundled else plain(self.hook, self.call(facts))
 
 
 PACKAGE = "cco_sidecar_plugins"
@@ -1719,25 +1674,20 @@ def import_file(file: Path) -> types.ModuleType:
 
 
 def taken_arguments(hook: str, function: Callable[..., Any]) -> list[str]:
-    """Those of the hook's arguments that ``function`` takes. Raises PluginFault where it could not be called with
-    them.
-    """
+    """Those of the hook's arguments that ``function`` takes. Raises PluginFault where it cannot be called with them."""
     yields, is_async = inspect.isgeneratorfunction(function), inspect.iscoroutinefunction(function)
     if yields or is_async or inspect.isasyncgenfunction(function):
-        what = f"{hook} {'yields' if yields else 'is async'}"
-        raise PluginFault(
-            f"{what}: a hook is a plain function that returns its answer; it runs in a thread and may block"
-        )
+        plain_function = "a hook is a plain function that returns its answer; it runs in a thread and may block"
+        raise PluginFault(f"{hook} {'yields' if yields else 'is async'}: {plain_function}")
     known = list(inspect.signature(getattr(HookSpecs, hook)).parameters)[1:]
-    taken = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name in known and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            taken.append(name)
-        elif parameter.default is parameter.empty:
-            shown = str(parameter).partition(":")[0] + (", /" if parameter.kind is parameter.POSITIONAL_ONLY else "")
-            takes = f"{hook} takes {', '.join(known) or 'nothing'}; it has no argument {shown!r}"
+    parameters = inspect.signature(function).parameters
+    for name, parameter in parameters.items():
+        if name not in known and parameter.default is parameter.empty:
+            takes = (
+                f"{hook} takes {', '.join(known) or 'nothing'}; it has no argument {str(parameter).partition(':')[0]!r}"
+            )
             raise PluginFault(takes + did_you_mean(name, known))
-    return taken
+    return [name for name in parameters if name in known]
 
 
 def described(error: BaseException, file: str) -> str:
@@ -1748,38 +1698,6 @@ def described(error: BaseException, file: str) -> str:
         file, lines, text = error.filename, [error.lineno], error.msg
     where = f" ({Path(file).name}:{lines[-1]})" if lines else ""
     return f"{type(error).__name__}: {text}".removesuffix(": ") + where
-
-
-@contextlib.contextmanager
-def guarded_process(name: str) -> Iterator[None]:
-    """While a plugin is imported its output goes to standard error. Afterwards the standard streams and the working
-    folder are as before.
-    """
-    before, streams, kept = process_facts(), (sys.stdout, sys.stderr), [os.dup(number) for number in range(3)]
-    # Not our own object, which it could close; nor is this one closed by us, since it may keep it.
-    sys.stdout = sys.stderr = theirs = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
-    try:
-        yield
-    finally:
-        changed = (sys.stdout, sys.stderr) != (theirs, theirs) or theirs.closed or process_facts() != before
-        sys.stdout, sys.stderr = streams
-        for number, handle in enumerate(kept):
-            os.dup2(handle, number)
-            os.close(handle)
-        if before[0]:
-            os.chdir(before[0])
-    if changed:
-        log.warning("plugin %s: its import replaces standard streams or the working folder, which was undone", name)
-
-
-def process_facts() -> list[Any]:
-    """The working folder, and (inode, device) behind each standard stream; None for what is gone."""
-
-    def fact(look: Callable[..., Any], *arguments: int) -> Any:
-        with contextlib.suppress(OSError):
-            return look(*arguments)
-
-    return [fact(os.getcwd), *(fact(lambda number: os.fstat(number)[1:3], number) for number in range(3))]
 
 
 # ======================================================================================================
@@ -8167,16 +8085,6 @@ def hear_signals() -> None:
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user's Ctrl-C, unlike a KeyboardInterrupt that a plugin raises."""
-
-
-def interrupt(number: int, frame: types.FrameType | None) -> None:
-    raise Interrupted
 
 
 def speaks_unicode(stream: typing.TextIO) -> bool:

@@ -854,10 +854,6 @@ def test_what_no_json_says_costs_a_plugin_its_own_contribution_and_one_line(
     plugins["large_facts"] = plugins["large"].replace("'large'", "'metadata'").replace("['x'", "{'x': ['x'").replace(
         "12_000}", "12_000}}"
     )  # fmt: skip
-    plugins["endless"] = (
-        "@hookimpl\ndef context_section(request):\n    class X(Exception):\n"
-        "        def __str__(self):\n            while True: pass\n    raise X"
-    )
     plugins["fine"] = (
         "@hookimpl\ndef context_section(request):\n    return {'fine': {1: {2}, 'n': float('nan'), 'b': b'x'}}"
     )
@@ -870,7 +866,7 @@ def test_what_no_json_says_costs_a_plugin_its_own_contribution_and_one_line(
         assert service.log.count(f"plugin {name}: context_section: ") == 1, name
     context = answer.json()["context"]
     assert context["fine"] == {"1": [2], "n": None, "b": "eA=="} and context["relevant_files"]
-    assert not set(context) & {*NONSENSE, "large", "endless"} and "x" not in context["metadata"]
+    assert not set(context) & {*NONSENSE, "large"} and "x" not in context["metadata"]
     assert client.store(issue="issue-2")["next_agents"][-1]["agent_type"] == "security-auditor"
     spawned = client.post("/api/agents/spawn", {"agent_type": "chief-architect", "issue_id": "issue-1"}, timeout=60)
     assert spawned.status_code == 201, spawned.text
@@ -883,73 +879,10 @@ def test_what_no_json_says_costs_a_plugin_its_own_contribution_and_one_line(
     assert "Traceback" not in service.log and client.get("/health").json()["status"] == "healthy"
 
 
-TOO_MUCH = {  # small in memory, and endless or at least much too long as JSON
-    "shared_lists": "x = [0]\nfor _ in range(60): x = [x, x]\nreturn x",
-    "shared_tuples": "x = ()\nfor _ in range(40): x = (x, x, x)\nreturn x",
-    "shared_dicts": "x = {}\nfor _ in range(60): x = {'a': x, 'b': [x]}\nreturn x",
-    "shared_structs": "x = ''\nfor _ in range(60): x = NextAgent('a', x, x)\nreturn x",
-    "shared_objects": "import dataclasses; Two = dataclasses.make_dataclass('Two', ['a', 'b']); x = 0\n"
-    "for _ in range(60): x = Two(x, x)\nreturn x",
-    "shared_slots": "import dataclasses; Two = dataclasses.make_dataclass('Two', ['a', 'b'], slots=True); x = 0\n"
-    "for _ in range(60): x = Two(x, x)\nreturn x",
-    "shared_own_lists": "class Own(list):\n def __iter__(self): return iter(())\n def __len__(self): return 0\nx = Own()\n"
-    "for _ in range(60): x = Own([x, x])\nreturn x",
-    "shared_text": "return ['x' * 2**20] * 10_000",
-    "shared_key": "x = 'x' * 2**20\nreturn [{x: 1}] * 10_000",
-    "shared_own_text": "class Own(str):\n def __len__(self): return 0\nreturn [Own('x' * 2**20)] * 10_000",
-    "shared_bytes": "x = bytes(2**20)\nreturn [x, memoryview(x), bytearray(x)] * 4_000",
-    "shared_number": "return [10 ** 4000] * 100_000",
-    "shared_decimal": "import decimal; return [decimal.Decimal('9' * 10**6)] * 10_000",
-    "shared_enum": "import enum; Big = enum.Enum('Big', {'X': 'x' * 2**20}); return [Big.X] * 10_000",
-    "wide": "return dict.fromkeys(map(str, range(400_000)))",
-    "long": "return [None] * 3_000_000",
-}
-
-
-@pytest.mark.parametrize("hook", ["context_section", "next_agents"])
-def test_what_is_too_much_as_json_costs_a_plugin_its_own_contribution_and_one_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, hook: str
-) -> None:
-    plugins = {
-        name: EVERYWHERE.format(name=name, body=textwrap.indent(body.replace("; ", "\n"), " " * 8))
-        for name, body in TOO_MUCH.items()
-    }
-    hooks = hooks_of(tmp_path, **plugins)
-    assert list(hooks.ask(hook, request=None, proposals=[])) == []
-    problem = f"{hook}: ValueError: its answer has more than 250,000 parts or 16 MB"
-    assert sorted(caplog.messages) == sorted(f"plugin {name}: {problem}" for name in TOO_MUCH)
-
-
-@pytest.mark.parametrize("files", [1_000, 1_001, 40_000])
-def test_a_ranking_is_as_long_as_the_project_is_large(files: int) -> None:
+def test_a_ranking_is_as_long_as_the_project_is_large() -> None:
     chunks, reasons = [(51 * number, 1.5) for number in range(5)], ["text matches greet", "changed recently"]
-    ranked = [cco_sidecar.RankedFile(f"src/{number}.py", 1.0, reasons, chunks) for number in range(files)]
+    ranked = [cco_sidecar.RankedFile(f"src/\udcff{number}.py", 1.0, reasons, chunks) for number in range(40_000)]
     assert cco_sidecar.plain("rank_files", ranked) == ranked
-    with pytest.raises(ValueError, match="250,000 parts"):
-        cco_sidecar.plain("rank_files", ranked[:1] * 250_001)
-
-
-def test_what_a_bundled_plugin_hands_over_is_not_read_anew() -> None:
-    hooks = cco_sidecar.load_hooks(cco_sidecar.load_settings({"root": str(MODULE.parent)}, {}))
-    ours = {row.plugin: row.bundled for row in hooks.implementations("rank_files")}
-    assert ours == {"relevance": True, "built-in:WordRanking": False}
-
-
-def test_a_service_answers_while_a_plugin_hands_over_too_much(
-    make_service: Callable[..., Service], tmp_path: Path
-) -> None:
-    plugins = {
-        name: EVERYWHERE.format(name=name, body=textwrap.indent(TOO_MUCH[name].replace("; ", "\n"), " " * 8))
-        for name in ("shared_lists", "shared_text", "wide")
-    }
-    service = make_service("--plugins", str(write_plugins(tmp_path / "more", plugins)))
-    client = service.client()
-    assert client.get("/api/context/issue-1/python-specialist").status_code == 200
-    client.store(issue="issue-1")
-    for name in plugins:
-        assert service.log.count(f"plugin {name}: context_section: ValueError: its answer has more than") == 1
-        assert service.log.count(f"plugin {name}: next_agents: ValueError: its answer has more than") == 1
-    assert client.get("/health").json()["status"] == "healthy"
 
 
 @pytest.mark.parametrize("hook", ["storage", "server_class", "process_owner", "token_keys"])
@@ -986,10 +919,7 @@ def test_many_calls_at_once_are_no_hanging_plugin(tmp_path: Path) -> None:
 
 INTRUDERS = {
     "sleeps": "import time\ntime.sleep(600)",
-    "moves": "import os\nos.chdir('/')",
-    "closes": "import sys\nsys.stdout.close()\nsys.stderr.close()",
-    "closes_files": "import os\nos.close(1)\nos.close(2)",
-    "redirects": "import os\nos.dup2(os.open('/dev/null', os.O_WRONLY), 2)",
+    "replaces": "import sys\nsys.stdout = sys.stderr = None",
     "handles": "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)",
     "exits": "import sys\nsys.exit(0)",
     "interrupts": "raise KeyboardInterrupt",
@@ -1002,13 +932,10 @@ def test_an_import_that_blocks_or_changes_the_process_costs_the_plugin_alone(
     hook = "\n@hookimpl\ndef context_section(request):\n    return {__name__.rpartition('.')[2]: 1}"
     plugins = write_plugins(tmp_path / "more", {name: code + hook for name, code in INTRUDERS.items()})
     service = make_service("--plugins", str(plugins))
-    assert service.process and os.readlink(f"/proc/{service.process.pid}/cwd") == str(service.root)
     context = service.client().get("/api/context/issue-1/python-specialist").json()["context"]
-    assert context.keys() & INTRUDERS.keys() == {"moves", "closes", "closes_files", "redirects"}
+    assert context.keys() & INTRUDERS.keys() == {"replaces"}
     for name in INTRUDERS.keys() - context.keys():
         assert service.log.count(f"plugin {name} is skipped: ") == 1, name
-    for name in INTRUDERS.keys() & context.keys():
-        assert service.log.count(f"plugin {name}: its import replaces ") == 1, name
     assert service.stop() == 0
 
 
@@ -1054,7 +981,6 @@ FAULTS = {
     "def startup(**facts): pass": "startup takes info; it has no argument '**facts'",
     "def startup(*facts): pass": "startup takes info; it has no argument '*facts'",
     "def startup(*, context): pass": "startup takes info; it has no argument 'context'",
-    "def startup(info, /): pass": "startup takes info; it has no argument 'info, /', did you mean info?",
     "async def startup(info): pass": f"startup is async: {HOOK_IS_PLAIN}",
     "async def next_agents(proposals): yield 1": f"next_agents is async: {HOOK_IS_PLAIN}",
     "def result_stored(result): yield": f"result_stored yields: {HOOK_IS_PLAIN}",

@@ -2274,6 +2274,7 @@ class Handler(tornado.web.RequestHandler):
     max_body: ClassVar[int] = MB
     failure: ClassVar[str] = "STR_002"  # the code of an unexpected error
     cache_control: ClassVar[str] = "no-store"
+    reading = False  # a request that changes nothing although its method says that it may
 
     LINGER_SECONDS = 2.0  # how long a body is read on after an answer that came before its end ...
     LINGER_BYTES = 4 * MB  # ... and how much of it
@@ -2433,6 +2434,7 @@ class Handler(tornado.web.RequestHandler):
             seconds=seconds,
             claims=self.claims,
             error=self.error,
+            reading=self.reading,
             acted_on=in_path | (self.acted_on or {}),
         )
         self.sidecar.log_request(finished)
@@ -2450,6 +2452,7 @@ class FinishedRequest(Struct, frozen=True, kw_only=True):
     seconds: float = 0.0  # without those that a long poll waited
     claims: Claims = NOBODY
     error: ApiError | None = None
+    reading: bool = False  # it changes nothing
     acted_on: dict[str, str] = {}  # by issue_id, agent_id, result_id and so on: what path, body and answer name
 
 
@@ -2817,7 +2820,7 @@ class UnknownRoute(Endpoint):
         allowed = {"Allow": ", ".join(self.allowed_methods())}
         if self.request.headers.get("Origin"):  # a browser asks before it lets a page call
             allowed["Access-Control-Allow-Methods"] = allowed["Allow"]
-            allowed["Access-Control-Allow-Headers"] = "Authorization, Content-Type, Idempotency-Key, If-None-Match"
+            allowed["Access-Control-Allow-Headers"] = self.sidecar.access.ALLOWED_HEADERS
             allowed["Access-Control-Max-Age"] = "600"
             if self.request.headers.get("Access-Control-Request-Private-Network"):
                 allowed["Access-Control-Allow-Private-Network"] = "true"
@@ -2828,6 +2831,9 @@ class UnknownRoute(Endpoint):
 class Access:
     """Checks the Host and Origin of requests, and sets the answers' headers for browsers."""
 
+    ALLOWED_HEADERS = (
+        "Authorization, Content-Type, Idempotency-Key, If-None-Match, MCP-Protocol-Version, Mcp-Method, Mcp-Name"
+    )
     EXPOSED_HEADERS = (
         "X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Refreshed-Token,"
         " Retry-After, ETag, Idempotent-Replay, Location"

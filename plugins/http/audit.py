@@ -55,7 +55,8 @@ class AuditLog(RequestLog):
 
     def record(self, request: FinishedRequest) -> None:
         """Append a line. A disk that does not take it is logged: the request itself has been answered."""
-        if self._closed or (request.method in self.READING and not request.error):
+        reading = request.reading or request.method in self.READING
+        if self._closed or (reading and not request.error):
             return
         content = without_tokens(msgspec.json.encode(line_of(request)).decode()).encode() + b"\n"
         try:

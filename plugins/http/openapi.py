@@ -22,7 +22,6 @@ from cco_sidecar import (
     GOOD,
     Endpoint,
     EventType,
-    GetContext,
     Identifier,
     Route,
     StartError,
@@ -165,6 +164,10 @@ WORDS = {  # of a type, of a field of a type, of a field or parameter of any typ
     "ErrorAnswer.error": "The status in words.",
     "ErrorAnswer.code": "What happened, for programs.",
     "message": "What happened, for people.",
+    "RpcMessage.jsonrpc": "The version of JSON-RPC.",
+    "RpcMessage.method": "What is asked, for example tools/call.",
+    "RpcMessage.id": "Names the request in its answer; a notification has none and gets no answer.",
+    "RpcMessage.params": "What the method takes.",
     "request_id": "Names the request in the service's log; also in X-Request-ID.",
     "details": "More for programs, by code.",
     "retry_after_seconds": "When to try again; also in Retry-After.",
@@ -212,8 +215,13 @@ MORE_CODES = {  # that ERRORS has under another status
     431: {"REQ_004": "Headers too large"},
 }
 NOT_MODIFIED = 304
-ALSO: dict[str, Any] = {  # of a context, where a plugin makes it
-    "text/markdown": {"schema": {"type": "string", "description": "The brief: 10 kB at most, short lines."}},
+ALSO: dict[str, dict[str, Any]] = {  # other forms of an endpoint's answer
+    "GetContext": {
+        "text/markdown": {"schema": {"type": "string", "description": "The brief: 10 kB at most, short lines."}}
+    },
+    "AnswerMcp": {
+        "text/event-stream": {"schema": {"type": "string", "description": "Signs of life, then the answer."}}
+    },
 }
 
 
@@ -350,11 +358,9 @@ def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
             schema = {"oneOf": [schema, reference_to(ErrorAnswer)]}
         words = summary_of(shape) if is_struct(shape) else http.client.responses[status]
         headers = headers_of("X-Request-ID", *metered, *replay, *etag, *OF_STATUS.get(status, ()))
-        described[str(status)] = {
-            "description": words,
-            "headers": headers,
-            "content": {"application/json": {"schema": schema}} | (ALSO if endpoint is GetContext else {}),
-        }
+        content = {"application/json": {"schema": schema}} | ALSO.get(endpoint.__name__, {})
+        described[str(status)] = {"description": words, "headers": headers}
+        described[str(status)] |= {"content": content} if shape is not None else {}
     if etag:
         described[str(NOT_MODIFIED)] = {
             "description": "What If-None-Match names is how things are.",

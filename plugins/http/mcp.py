@@ -1,0 +1,276 @@
+"""The Model Context Protocol at /mcp: what agents' programs need of the service, as tools.
+
+    POST /mcp -> Endpoint.prepare (host, size, token) -> read_request (the message, its revision)
+              -> a method: for tools/call the rate, the tool, and through it an endpoint of the API
+              -> the answer as JSON; as a stream where it is long in coming, with a sign of life every few seconds
+
+Nothing is kept between two messages: no session, and only a call that waits is known, so that it can be cancelled.
+Only calls of tools and reading a resource count as requests of an agent, whose program asks the rest by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, ClassVar
+
+import msgspec
+import tornado.iostream
+
+from cco_sidecar import ERRORS, READ, ApiError, Endpoint, Route, StoreResult, did_you_mean, hookimpl
+from cco_sidecar_plugins.http._mcp_protocol import (
+    FRESH_MS,
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    OLDER,
+    PARSE_ERROR,
+    REVISIONS,
+    SERVER,
+    UNKNOWN_METHOD,
+    Request,
+    RpcError,
+    RpcMessage,
+    event_of,
+    read_request,
+)
+from cco_sidecar_plugins.http._mcp_shapes import page_of, schema_of
+from cco_sidecar_plugins.http._mcp_tools import INSTRUCTIONS, TOOLS, WORDS, Call, Tool
+
+CAPABILITIES: dict[str, Any] = {"tools": {}, "resources": {}}
+BRIEF = "cco://brief"  # of the caller's own issue; with a slash and an issue behind it of that one
+
+
+@hookimpl
+def register_routes() -> list[Route]:
+    return [Route("POST", "/mcp", AnswerMcp)]
+
+
+class AnswerMcp(Endpoint):
+    """Answer one message of the Model Context Protocol, in revision 2026-07-28, 2025-11-25 or 2025-06-18.
+
+    The tools are those that the token's permissions allow. Errors of HTTP, such as a token that is none, have the form
+    of all errors here; errors of the protocol have its own.
+    """
+
+    body = RpcMessage
+    max_body = StoreResult.max_body
+    answers: ClassVar[dict[int, Any]] = {200: dict[str, Any], 202: None}
+    aside = True
+    reading = True  # until a tool writes
+    ANSWER_SECONDS = None  # a call that waits has its own, any other that of CALL_SECONDS
+
+    CALL_SECONDS = 150.0
+    SILENT_SECONDS = 5.0  # how long nothing is sent; programs give up after 60
+
+    message_id: Any = None
+    waiting: asyncio.Future[Any] | None = None  # what ends with the connection
+
+    async def _respond_to_body(self, path: tuple[str, ...]) -> Any:
+        message = await self._read_message()
+        self.message_id = message.get("id")
+        asked = read_request(message, self.request.headers)
+        method = METHODS.get((asked.method, asked.modern))
+        if asked.id is None:
+            if asked.method == "notifications/cancelled":
+                self._cancel(asked.params.get("requestId"))
+            self.set_status(202)
+            return b""
+        if method is None:
+            raise asked.refusal(UNKNOWN_METHOD, f"Method not found: {asked.method[:100]}", code="REQ_002")
+        return await method(self, asked)
+
+    async def _read_message(self) -> dict[str, Any]:
+        """The body as a message. Raises RpcError, and REQ_005."""
+        if self.upload.lstrip()[:1] == b"[":
+            raise RpcError(INVALID_REQUEST, "Batches are not taken: send one message")
+        try:
+            return await self._read_body()
+        except ApiError as error:
+            if error.code != "REQ_001":
+                raise
+            raise RpcError(INVALID_REQUEST if error.details else PARSE_ERROR, error.message) from None
+
+    def error_content(self, error: ApiError) -> bytes:
+        content = super().error_content(error)
+        if not isinstance(error, RpcError):
+            return content
+        return msgspec.json.encode(error.message_for(self.message_id))
+
+    def on_finish(self, status: int = 0) -> None:
+        """A tool's error is an answer to the protocol, with status 200, and a refusal in the log."""
+        super().on_finish(status or (ERRORS[self.error.code][0] if self.error else 0))
+
+    # -- methods
+
+    async def shake_hands(self, asked: Request) -> Any:
+        wanted = asked.params.get("protocolVersion")
+        revision = wanted if wanted in OLDER else OLDER[0]
+        server = {"capabilities": CAPABILITIES, "serverInfo": SERVER, "instructions": INSTRUCTIONS}
+        return asked.result({"protocolVersion": revision} | server)
+
+    async def ping(self, asked: Request) -> Any:
+        return asked.result({})
+
+    async def discover(self, asked: Request) -> Any:
+        known = {"supportedVersions": REVISIONS, "capabilities": CAPABILITIES, "instructions": INSTRUCTIONS}
+        return asked.result(known, FRESH_MS)
+
+    async def list_tools(self, asked: Request) -> Any:
+        may = self.sidecar.tokens.permissions(self.claims)
+        shown = [described(name) for name, tool in TOOLS.items() if tool.permission in (None, *may)]
+        return asked.result({"tools": shown}, FRESH_MS)
+
+    async def list_resources(self, asked: Request) -> Any:
+        known = READ in self.sidecar.tokens.permissions(self.claims) and Call(self, {}).own_issue
+        resource = {"uri": BRIEF, "name": "brief", "mimeType": "text/markdown", "description": TOOLS["brief"].words}
+        return asked.result({"resources": [resource] if known else []}, FRESH_MS)
+
+    async def list_templates(self, asked: Request) -> Any:
+        template = {"uriTemplate": BRIEF + "/{issue_id}", "name": "brief of an issue", "mimeType": "text/markdown"}
+        may = READ in self.sidecar.tokens.permissions(self.claims)
+        return asked.result({"resourceTemplates": [template] if may else []}, FRESH_MS)
+
+    async def read_resource(self, asked: Request) -> Any:
+        uri = asked.params.get("uri")
+        if not isinstance(uri, str) or not (uri == BRIEF or uri.startswith(BRIEF + "/")):
+            raise asked.refusal(INVALID_PARAMS, "Resource not found", code="REQ_002", uri=str(uri)[:200])
+        issue_id = uri.removeprefix(BRIEF).removeprefix("/")
+        try:
+            self._begin("brief", TOOLS["brief"])
+            text = await TOOLS["brief"].call(Call(self, {"issue_id": issue_id} if issue_id else {}))
+        except ApiError as error:
+            rpc = INTERNAL_ERROR if error.status >= 500 else INVALID_PARAMS
+            raise asked.refusal(rpc, error.message, code=error.code, uri=uri[:200]) from None
+        return asked.result({"contents": [{"uri": uri, "mimeType": "text/markdown", "text": text}]}, 0)
+
+    async def call_tool(self, asked: Request) -> Any:
+        name, given = asked.params.get("name"), asked.params.get("arguments")
+        tool = TOOLS.get(name) if isinstance(name, str) else None
+        if tool is None:
+            near = did_you_mean(str(name)[:100], TOOLS)
+            raise asked.refusal(INVALID_PARAMS, f"Unknown tool: {str(name)[:100]}{near}", code="REQ_002")
+        if not isinstance(given, dict) and given is not None:
+            raise asked.refusal(INVALID_PARAMS, "params.arguments must be an object")
+        call = Call(self, given or {})
+        outcome = asyncio.ensure_future(self._outcome(str(name), tool, call))
+        streams = "text/event-stream" in ", ".join(self.request.headers.get_list("Accept"))
+        with self._known(tool, asked, outcome):
+            if streams and not await self._is_done(outcome, 0.0 if tool.waits else self.SILENT_SECONDS):
+                await self._stream(asked, outcome)
+            else:
+                await asyncio.wait({outcome})
+                await self.send(msgspec.json.encode(self._result_of(asked, outcome)))
+        if call.delivered:
+            call.delivered()
+        return b""
+
+    # -- calls of tools
+
+    def _begin(self, name: str, tool: Tool) -> None:
+        """Count a request of the agent. Raises RATE_001."""
+        self.request.path += f"/{name}"  # as the request logs show it
+        self.reading = not tool.writes
+        self.sidecar.agents.heard_from(self.claims.sub, "POST", self.request.path)
+        self.allowance = self.sidecar.limits.spend(self.claims)
+
+    async def _outcome(self, name: str, tool: Tool, call: Call) -> tuple[str, bool]:
+        """(the answer's text, whether it is an error)."""
+        began = time.monotonic()
+        try:
+            self._begin(name, tool)
+            async with asyncio.timeout(None if tool.waits else self.CALL_SECONDS):
+                return await tool.call(call), False
+        except ApiError as error:
+            failure = error
+        except Exception as error:  # a boundary: the model hears that it failed, the log why
+            failure = self._unexpected(error)
+        finally:
+            self.parked = time.monotonic() - began if tool.waits else 0.0
+        self.error, self.allowance = failure, failure.allowance or self.allowance
+        told = f"{failure.code}: {failure.message}".replace("$.result.", "$.").replace("$.query.", "$.")
+        return page_of(told, 1), True
+
+    @contextlib.contextmanager
+    def _known(self, tool: Tool, asked: Request, outcome: asyncio.Future[Any]) -> Iterator[None]:
+        """While it lasts, a call that waits is ended by a client that hangs up or cancels it."""
+        calls: dict[Any, asyncio.Future[Any]] = self.application.settings.setdefault("mcp calls", {})
+        key = (self.claims.sub, asked.id)
+        if tool.waits:
+            self.waiting = self.hang_up.future = calls[key] = outcome
+        try:
+            yield
+        finally:
+            if calls.get(key) is outcome:
+                del calls[key]
+            if tool.waits:
+                outcome.cancel()
+
+    def _cancel(self, message_id: Any) -> None:
+        """End the call of this token that waits under an id: the client would pass over its answer, and what is
+        answered counts as read.
+        """
+        calls = self.application.settings.get("mcp calls", {})
+        if isinstance(message_id, (str, int)) and (outcome := calls.get((self.claims.sub, message_id))):
+            outcome.cancel()
+
+    def _result_of(self, asked: Request, outcome: asyncio.Future[tuple[str, bool]]) -> dict[str, Any]:
+        """The message with a call's result. Raises StreamClosedError where nobody is left to read it."""
+        if self.hang_up.happened:
+            raise tornado.iostream.StreamClosedError
+        text, failed = ("The client has cancelled this call.", False) if outcome.cancelled() else outcome.result()
+        return asked.result({"content": [{"type": "text", "text": text}], "isError": failed})
+
+    async def _is_done(self, outcome: asyncio.Future[Any], seconds: float) -> bool:
+        return bool((await asyncio.wait({outcome}, timeout=seconds))[0])
+
+    async def _stream(self, asked: Request, outcome: asyncio.Future[tuple[str, bool]]) -> None:
+        """The answer as a stream: its head at once, then signs of life, then the result."""
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("X-Accel-Buffering", "no")  # else a proxy may keep the signs of life to itself
+        progress, began = asked.meta.get("progressToken"), time.monotonic()
+        await self._send_part(b": waiting\n\n")
+        while not await self._is_done(outcome, self.SILENT_SECONDS):
+            alive = b": waiting\n\n"
+            if isinstance(progress, (str, int)):
+                told = {"progressToken": progress, "progress": round(time.monotonic() - began, 1), "message": "waiting"}
+                alive = event_of({"jsonrpc": "2.0", "method": "notifications/progress", "params": told})
+            await self._send_part(alive)
+        await self._send_part(event_of(self._result_of(asked, outcome)))
+        self.finish()
+
+    async def _send_part(self, content: bytes) -> None:
+        """A part of a stream. Raises StreamClosedError where the client does not take it."""
+        unsent = self.sidecar.unsent[False]
+        unsent.add(self, content)
+        try:
+            self.write(content)
+            await self._taken(self.flush())
+        finally:
+            unsent.remove(self)
+            self.hang_up.future = self.waiting
+
+
+Method = Callable[[AnswerMcp, Request], Awaitable[Any]]
+BOTH: dict[str, Method] = {
+    "tools/list": AnswerMcp.list_tools,
+    "tools/call": AnswerMcp.call_tool,
+    "resources/list": AnswerMcp.list_resources,
+    "resources/templates/list": AnswerMcp.list_templates,
+    "resources/read": AnswerMcp.read_resource,
+}
+METHODS: dict[tuple[str, bool], Method] = {  # by name, and whether it is a method of the modern revisions
+    ("initialize", False): AnswerMcp.shake_hands,
+    ("ping", False): AnswerMcp.ping,
+    ("server/discover", True): AnswerMcp.discover,
+    **{(name, modern): method for name, method in BOTH.items() for modern in (True, False)},
+}
+
+
+def described(name: str) -> dict[str, Any]:
+    """A tool as clients list it."""
+    tool = TOOLS[name]
+    schema = schema_of(tool.takes, WORDS | tool.fields)
+    return {"name": name, "description": tool.words, "inputSchema": schema, "annotations": tool.annotations()}

@@ -4911,7 +4911,10 @@ class NewEvent(Struct, frozen=True):
     woken: dict[str, None] = {}
 
 
-OWN_EVENTS = ("agent_completed", "agent_exited", "agent_failed", "budget_warning")
+OWN_EVENTS = (
+    "agent_completed", "agent_exited", "agent_failed", "budget_warning",
+    "approval_wanted", "approval_answered", "question_asked", "question_answered",
+)  # fmt: skip
 ANY_ISSUE = "*"  # the issue of an event whose issue_id is a list: every issue's readers look at it
 
 

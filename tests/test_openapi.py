@@ -329,11 +329,23 @@ def walk(architect: Client, issue: str) -> None:
         assert architect.get(path).status_code == architect.request("HEAD", path).status_code == 200
 
 
+def walk_approvals(architect: Client, issue: str) -> None:
+    """The operations of what agents ask, with good requests."""
+    question = {"kind": "question", "text": "Which?", "choices": ["a", "b"], "issue_id": issue}
+    for body in (question, {"kind": "approval", "text": "May I?", "command": "rm x", "details": {"a": [1]}}):
+        asked = architect.post("/api/approvals", body).json()
+        assert architect.get(f"/api/approvals/{asked['approval_id']}", timeout=1).json() == asked
+        place, answer = f"/api/approvals/{asked['approval_id']}/answer", {"answer": asked["choices"][0]}
+        assert [architect.post(place, answer).status_code for _ in range(2)] == [200, 409]
+    assert architect.get("/api/approvals", issue_id=issue, state="answered").json()["approvals"][0]["answer"] == "a"
+
+
 def test_every_operation_answers_good_requests_as_the_document_says(
     service: Service, conformance: Conformance, issue: str
 ) -> None:
     conformance.seen.clear()
     walk(service.client(), issue)
+    walk_approvals(service.client(), issue)
     for method in ("GET", "HEAD"):
         assert service.client().request(method, "/openapi.json").status_code == 200
     assert well_answered(conformance) == {op["operationId"] for _, _, op in FOR_ANY_TOKEN}

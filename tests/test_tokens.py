@@ -515,7 +515,9 @@ def test_a_token_for_one_issue_gets_no_answer_again_that_another_token_of_its_su
 
 
 # What only the service knows, and the one type of them that the reference's example publishes.
-OF_THE_SERVICE = {"agent_exited": False, "agent_failed": False, "agent_completed": True}
+OF_THE_SERVICE = {"agent_exited": False, "agent_failed": False, "agent_completed": True} | dict.fromkeys(
+    ("approval_wanted", "approval_answered", "question_asked", "question_answered"), False
+)
 SPEAKERS: dict[str, tuple[str, dict[str, Any]]] = {  # those that may store a result in anybody's name come first
     "architect": ("chief-architect", {}),
     "coder": ("python-specialist", {}),

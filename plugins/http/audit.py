@@ -106,15 +106,17 @@ class AuditLine(Struct, frozen=True):
     agent_id: str | None
     result_id: str | None
     event_id: str | None
+    decision: str | None  # what somebody was asked or answered
 
 
 def line_of(request: FinishedRequest) -> AuditLine:
     status, claims, error = request.status, request.claims, request.error
+    acted_on = [named(request.acted_on.get(name)) for name in ("issue_id", "agent_id", "result_id", "event_id")]
     outcome = "refused" if 400 <= status < 500 else "failed" if status >= 500 else "done"
     return AuditLine(
         iso(request.moment), request.request_id, request.remote, claims.sub or None, claims.agent_type or None,
         request.method, request.path, status, outcome, error.code if error else None, error.message if error else None,
-        *(named(request.acted_on.get(name)) for name in ("issue_id", "agent_id", "result_id", "event_id")),
+        *acted_on, *[request.acted_on.get("decision")],
     )  # fmt: skip
 
 

@@ -208,9 +208,10 @@ OF_STATUS = {
 }
 
 EVERYWHERE = (400, 403, 404, 405, 408, 413, 414, 431, 500, 503)
-NAMES = {414: "uri_too_long", 431: "request_header_fields_too_large"}
+NAMES = {409: "conflict", 414: "uri_too_long", 431: "request_header_fields_too_large"}
 MORE_CODES = {  # that ERRORS has under another status
     404: {"AGT_002": "Unknown agent type"},
+    409: {"REQ_001": "It was answered before, or can be no longer"},
     414: {"REQ_004": "Request line too long"},
     431: {"REQ_004": "Headers too large"},
 }

@@ -1,0 +1,101 @@
+"""``cco approvals``, ``cco approve``, ``cco deny`` and ``cco answer``: what agents ask, and a person's answers."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, datetime
+from typing import Any
+
+from cco_sidecar import GOOD, REFUSED, StartError, harmless, hookimpl
+from cco_sidecar_plugins.commands._client import Client
+from cco_sidecar_plugins.commands._client_view import first_line
+from cco_sidecar_plugins.commands._printing import print_fitted, show
+from cco_sidecar_plugins.commands._table import Command, add_commands, arg, number
+
+
+@hookimpl
+def register_commands(commands: Any) -> None:
+    add_commands(commands, COMMANDS)
+
+
+def command_approvals(options: argparse.Namespace) -> int:
+    """Print what waits for an answer; with --all also what was answered."""
+    query = {"state": None if options.all else "open", "issue_id": options.issue, "limit": options.limit}
+    answer = Client(options).call("GET", "/api/approvals", query=query)
+    if options.format != "table":
+        return show(options, answer, "approvals" if options.format == "csv" else None)
+    lines = [list(line_of(row, options.all).values()) for row in answer["approvals"]]
+    columns = ["id", "by", "issue", "until", *(["state"] if options.all else []), "asks", "choices"]
+    print_fitted(columns, lines, whole=("id",), spare=("issue",))
+    return GOOD
+
+
+def line_of(row: dict[str, Any], with_state: bool) -> dict[str, str]:
+    command = f": {row['command']}" if row["command"] else ""
+    state = row["state"] + (f": {row['answer']} by {row['answered_by']}" if row["answered_by"] else "")
+    return {
+        "id": number_of(row["approval_id"]), "by": row["agent_id"], "issue": row["issue_id"] or "-",
+        "until": time_left(row["until"]), **({"state": state} if with_state else {}),
+        "asks": first_line(row["text"] + command), "choices": "|".join(row["choices"]) or "any text",
+    }  # fmt: skip
+
+
+def number_of(approval_id: str) -> str:
+    """What is enough to type of an id: its number, without zeros."""
+    return approval_id.rpartition("-")[2].lstrip("0")
+
+
+def time_left(until: str) -> str:
+    left = int((datetime.fromisoformat(until) - datetime.now(UTC)).total_seconds())
+    return "over" if left <= 0 else f"{left} s" if left < 120 else f"{left // 60} min"
+
+
+def command_approve(options: argparse.Namespace) -> int:
+    return answer_with(options, "approve")
+
+
+def command_deny(options: argparse.Namespace) -> int:
+    return answer_with(options, "deny")
+
+
+def command_answer(options: argparse.Namespace) -> int:
+    return answer_with(options, options.text)
+
+
+def answer_with(options: argparse.Namespace, answer: str) -> int:
+    client = Client(options)
+    approval_id = whole_approval_id(client, options.id)
+    body = {"answer": answer} | ({"message": options.message} if options.message else {})
+    done = client.call("POST", f"/api/approvals/{approval_id}/answer", body)
+    if options.format != "table":
+        return show(options, done)
+    print(harmless(f"{done['answer']}: {done['agent_id']} asked: {done['command'] or done['text']}"))
+    return GOOD
+
+
+def whole_approval_id(client: Client, text: str) -> str:
+    """The id that ``text`` names: itself, or its number. Raises StartError."""
+    known = [row["approval_id"] for row in client.call("GET", "/api/approvals", query={"limit": 1000})["approvals"]]
+    found = [name for name in known if text in (name, number_of(name))]
+    if not found:
+        raise StartError(f"nobody asked {text!r}: `cco approvals` lists what waits for an answer", REFUSED)
+    return str(found[-1])
+
+
+ID_ARGUMENT = arg("id", metavar="ID", help="its number, or its whole id")
+MESSAGE_ARGUMENT = arg("--message", metavar="TEXT", help="what the agent is told beside it")
+SECTION = "Agents and what they exchange"
+
+COMMANDS = {
+    "approvals": Command("list what agents ask", command_approvals, [
+        arg("--all", action="store_true", help="also what was answered or is over"),
+        arg("--issue", metavar="ID", help="of this issue"),
+        arg("--limit", type=number(1, 1000), metavar="N", help="how many at most, 1 to 1000 (default: 100)")],
+        section=SECTION),
+    "approve": Command("allow what an agent asks for", command_approve, [ID_ARGUMENT, MESSAGE_ARGUMENT],
+                       section=SECTION),
+    "deny": Command("refuse what an agent asks for", command_deny, [ID_ARGUMENT, MESSAGE_ARGUMENT], section=SECTION),
+    "answer": Command("answer an agent's question", command_answer, [
+        ID_ARGUMENT, arg("text", metavar="TEXT", help="one of its choices, or any text where it has none"),
+        MESSAGE_ARGUMENT], section=SECTION),
+}  # fmt: skip

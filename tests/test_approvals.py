@@ -1,0 +1,207 @@
+"""Agents ask, people answer: once, in time, across crashes, and nobody else answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+from agent_harness import COMMAND, spawn
+from conftest import MODULE, Client, Service, clean_environment, make_repository, plugin, until
+
+approvals = plugin("approvals")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("approvals")
+    more = ("--agent-may", "pytest, git commit", *COMMAND)
+    running = Service(make_repository(folder / "repository"), folder / "storage", *more).start()
+    yield running
+    assert running.stop() == 0, running.log
+    assert "Traceback" not in running.log, running.log
+
+
+def agent(service: Service, name: str, **claims: Any) -> Client:
+    return service.client("python-specialist", sub=name, bound=True, **claims)
+
+
+def ask(client: Client, text: str = "May I?", **more: Any) -> Any:
+    answer = client.post("/api/approvals", {"kind": "approval", "text": text} | more)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def answer(client: Client, asked: Any, text: str, **more: str) -> requests.Response:
+    return client.post(f"/api/approvals/{asked['approval_id']}/answer", {"answer": text} | more)
+
+
+def outcome(approval: Any) -> tuple[Any, ...]:
+    return approval["state"], approval["answer"], approval["answered_by"]
+
+
+def cco(service: Service, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(MODULE), *words, "--root", str(service.root), "--storage", str(service.storage)]
+    return subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=30)
+
+
+def test_an_agent_asks_and_waits_and_a_person_answers_once(service: Service, issue: str) -> None:
+    coder, person = agent(service, f"coder-{issue}"), service.client(sub="ada")
+    asked = ask(coder, "Push", command="git push", issue_id=issue, details={"tool": "Bash"}, timeout_seconds=60)
+    assert (asked["state"], asked["choices"], asked["agent_id"]) == ("open", ["approve", "deny"], f"coder-{issue}")
+    (event,) = person.wait("approval_wanted", filter=f"issue_id:{issue}", since="earliest")["events"]
+    told = {name: event["data"][name] for name in ("text", "command", "choices", "agent_id", "until", "details")}
+    assert told == {name: asked[name] for name in told} and event["event_id"] == asked["approval_id"]
+    with ThreadPoolExecutor() as pool:
+        waits = [
+            pool.submit(coder.get, f"/api/approvals/{asked['approval_id']}", timeout=timeout) for timeout in (1, 20_000)
+        ]
+        assert waits[0].result().json() == asked
+        answers = [pool.submit(answer, person, asked, text, message="careful") for text in ("approve", "deny") * 4]
+        codes = sorted(one.result().status_code for one in answers)
+        heard = waits[1].result().json()
+    assert codes == [200] + [409] * 7
+    assert heard["state"] == "answered" and heard["answered_by"] == "ada" and heard["message"] == "careful"
+    late = answer(person, asked, "approve").json()
+    assert (
+        late["details"]["answer"] == heard["answer"] and f"answered by ada at {heard['answered_at']}" in late["message"]
+    )
+    (event,) = person.wait("approval_answered", filter=f"correlation_id:{asked['approval_id']}", since="earliest")[
+        "events"
+    ]
+    assert event["data"]["answer"] == heard["answer"]
+
+
+def test_a_question_takes_one_of_its_choices_or_any_text(service: Service, issue: str) -> None:
+    coder, person = agent(service, f"coder-{issue}"), service.client()
+    chosen = ask(coder, "Which?", kind="question", choices=["red", "blue"])
+    assert answer(person, chosen, "green").status_code == 400
+    assert answer(person, chosen, "blue").json()["answer"] == "blue"
+    free = ask(coder, "Why?", kind="question")
+    assert answer(person, free, "Because\nof it").json()["answer"] == "Because\nof it"
+    told = person.wait("question_answered", since=chosen["approval_id"])["events"][0]
+    assert told["data"]["answer"] == "blue"
+
+
+def test_nobody_but_a_person_answers(service: Service, issue: str) -> None:
+    asked = ask(agent(service, f"coder-{issue}"))
+    spawned = spawn(service.client(), issue=issue, agent_type="chief-architect")
+    speakers = {
+        "itself": agent(service, f"coder-{issue}"),
+        "a bound architect": service.client(sub="boss", bound=True),
+        "a spawned architect": Client(service.url, spawned["jwt_token"]),
+        "who may not spawn": service.client("python-specialist"),
+        "who works on another issue": service.client(issue_id=f"{issue}-other"),
+        "nobody": Client(service.url, None),
+    }
+    refused = {who: answer(client, asked, "approve").status_code for who, client in speakers.items()}
+    assert refused == dict.fromkeys(speakers, 403) | {"nobody": 401}
+    assert agent(service, "other", permissions=[]).get(f"/api/approvals/{asked['approval_id']}").status_code == 403
+    assert service.client().get(f"/api/approvals/{asked['approval_id']}").json()["state"] == "open"
+    assert answer(service.client(), asked, "deny").json()["answer"] == "deny"
+    service.client().delete(f"/api/agents/{spawned['agent_id']}")
+
+
+def test_no_answer_in_time_means_no_and_so_does_the_end_of_the_agent(service: Service, issue: str) -> None:
+    coder, person = agent(service, f"coder-{issue}"), service.client()
+    asked = ask(coder, timeout_seconds=1, issue_id=issue)
+    heard = coder.get(f"/api/approvals/{asked['approval_id']}", timeout=20_000).json()
+    assert outcome(heard) == ("expired", "deny", None)
+    assert answer(person, asked, "approve").status_code == 409
+    (event,) = person.wait("approval_answered", filter=f"issue_id:{issue}", since="earliest", timeout=5000)["events"]
+    assert (event["data"]["state"], event["data"]["answer"]) == ("expired", "deny")
+    spawned = spawn(person, issue=issue)
+    asked = ask(Client(service.url, spawned["jwt_token"]), "Which?", kind="question", timeout_seconds=600)
+    assert asked["issue_id"] == issue
+    person.delete(f"/api/agents/{spawned['agent_id']}")
+    until(lambda: person.get(f"/api/approvals/{asked['approval_id']}").json()["state"] == "withdrawn")
+    assert "has ended" in answer(person, asked, "x").json()["message"]
+
+
+def test_what_agent_may_allows_is_approved_at_once(service: Service, issue: str) -> None:
+    coder = agent(service, f"coder-{issue}")
+    allowed = ask(coder, command="git commit -m 'a b'", issue_id=issue)
+    assert outcome(allowed) == ("answered", "approve", "--agent-may git commit")
+    assert coder.get(f"/api/approvals/{allowed['approval_id']}").json() == allowed
+    assert answer(service.client(), allowed, "deny").status_code == 409
+    (event,) = coder.wait("approval_answered", filter=f"issue_id:{issue}", since="earliest")["events"]
+    assert event["event_id"] == allowed["approval_id"]
+    assert not coder.wait("approval_wanted", filter=f"issue_id:{issue}", since="earliest", timeout=0)["events"]
+
+
+@pytest.mark.parametrize(
+    ("command", "rule"),
+    [
+        ("pytest", "pytest"), ("pytest -q 'a b'", "pytest"), ("git  commit -m x", "git commit"), ("git push", None),
+        ("pytests", None), ("git", None), ("FOO=1 pytest", None), ("/tmp/pytest", None), ("pytest; rm x", None),
+        ("pytest && rm x", None), ("pytest | sh", None), ("pytest `rm x`", None), ("pytest $(rm x)", None),
+        ("pytest\nrm x", None), ("pytest > x", None), ("pytest 'x", None), ("", None), ("pytest \\\n;", None),
+    ],
+)  # fmt: skip
+def test_a_rule_allows_one_plain_command(command: str, rule: str | None) -> None:
+    assert approvals.allowing_rule(command, ["pytest", "git commit"]) == rule
+
+
+def test_a_repeat_with_the_same_key_asks_once_and_too_much_is_refused(service: Service, issue: str) -> None:
+    coder = agent(service, f"coder-{issue}")
+    body, key = {"kind": "approval", "text": "May I?"}, {"Idempotency-Key": issue}
+    first, again = (coder.post("/api/approvals", body, headers=key).json() for _ in range(2))
+    assert first == again
+    asker = service.client("chief-architect", sub=f"asker-{issue}")  # who has no limit of requests
+    codes = [asker.post("/api/approvals", body).status_code for _ in range(21)]
+    assert codes == [201] * 20 + [429]
+
+
+def test_answers_survive_a_kill_and_a_waiter_that_comes_back_finds_them(service: Service, issue: str) -> None:
+    coder, person = agent(service, f"coder-{issue}"), service.client(sub="ada")
+    asked, left = ask(coder, "First", issue_id=issue), ask(coder, "Second", issue_id=issue, timeout_seconds=3600)
+    place = f"{service.url}/api/approvals/{left['approval_id']}"
+
+    def wait() -> None:
+        with pytest.raises(requests.ConnectionError):
+            Client(place, coder.token).get("?timeout=60000")
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert answer(person, asked, "approve").status_code == 200
+    service.kill()
+    waiting.join(30)
+    service.start()
+    coder, person = agent(service, f"coder-{issue}"), service.client(sub="ada")
+    assert outcome(coder.get(f"/api/approvals/{asked['approval_id']}").json()) == ("answered", "approve", "ada")
+    assert coder.get(f"/api/approvals/{left['approval_id']}").json() == left
+    assert answer(person, asked, "deny").status_code == 409
+    assert answer(person, left, "deny").json()["answer"] == "deny"
+
+
+def test_people_ask_and_answer_by_commands_and_the_audit_log_has_it_all(service: Service, issue: str) -> None:
+    name = f"coder-{issue}"
+    asked = ask(agent(service, name), "red \x1b[31m text", command="rm -r x", issue_id=issue)
+    listed = cco(service, "approvals", "--issue", issue)
+    number = asked["approval_id"].rpartition("-")[2].lstrip("0")
+    shown = listed.stdout.splitlines()[1].split()
+    assert (shown[0], shown[1][:12], shown[2]) == (number, name[:12], issue) and "\x1b" not in listed.stdout
+    assert cco(service, "approve", number).stdout == f"approve: {name} asked: rm -r x\n"
+    again = cco(service, "deny", asked["approval_id"])
+    assert again.returncode == 1 and "was answered by cli" in again.stderr
+    question = ask(agent(service, name), "Why?", kind="question", issue_id=issue)
+    given = json.loads(cco(service, "answer", question["approval_id"], "for fun", "--format", "json").stdout)
+    assert (given["answer"], given["answered_by"]) == ("for fun", "cli")
+    lines = [json.loads(line) for line in (service.storage / "audit.log").read_text().splitlines()]
+    told = [(line["who"], line["status"], line["decision"]) for line in lines if line["event_id"] in (asked["approval_id"], question["approval_id"])]  # fmt: skip
+    assert told == [
+        (name, 201, "asked: rm -r x"), ("cli", 200, "approve: rm -r x"), ("cli", 409, "deny: rm -r x"),
+        (name, 201, "asked: Why?"), ("cli", 200, "for fun: Why?"),
+    ]  # fmt: skip
+
+
+def test_secrets_that_an_agent_shows_are_not_published(service: Service, issue: str) -> None:
+    key = "ghp_" + "a1B2" * 9
+    asked = ask(agent(service, f"coder-{issue}"), f"use {key}", command=f"curl -H 'Authorization: Bearer {key}' x")
+    assert key not in json.dumps(asked) and key not in (service.storage / "audit.log").read_text()

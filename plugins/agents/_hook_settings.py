@@ -1,0 +1,167 @@
+"""The hooks of coding programs: which moments each tells of, how it is answered, and how it is told to call us.
+
+A program runs a command at certain moments of a session, gives it JSON on standard input, and reads JSON from its
+standard output. DIALECTS has one row a program. ``cco hook PROGRAM`` is such a command; a spawned agent has curl in its
+place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Answer = dict[str, Any]
+
+
+def as_context(event: str, text: str) -> Answer:
+    return {"hookSpecificOutput": {"hookEventName": event, "additionalContext": text}}
+
+
+def as_block(reason: str) -> Answer:
+    return {"decision": "block", "reason": reason}
+
+
+def as_denial(reason: str) -> Answer:
+    return {"decision": "deny", "reason": reason}
+
+
+def as_permission(event: str, allowed: bool, message: str) -> Answer:
+    """claude and codex; codex refuses a message beside allow."""
+    decision = {"behavior": "allow"} if allowed else {"behavior": "deny", "message": message}
+    return {"hookSpecificOutput": {"hookEventName": event, "decision": decision}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """The words of one program.
+
+    ``events`` has its names for our moments: the start of a session, a prompt of the user, a tool's end, the end of a
+    turn (``stop``), and a question for permission. What is missing there it does not tell of, or takes no answer to.
+    ``context`` makes the answer that gives the model a text, ``refuse`` the one by which a turn goes on, ``session`` is
+    the field that names the session. ``second`` is the program's unit of a hook's time limit. ``settings`` is the file
+    of a repository, or of the user where it begins with ~, that has hooks under the key ``hooks``; empty where they are
+    set elsewhere.
+    """
+
+    events: dict[str, str]
+    settings: str = ""
+    context: Callable[[str, str], Answer] = as_context
+    refuse: Callable[[str], Answer] = as_block
+    session: str = "session_id"
+    second: int = 1
+    handler: Callable[[str, int], Answer] = field(
+        default=lambda command, limit: {"hooks": [{"type": "command", "command": command, "timeout": limit}]}
+    )
+
+    def moment(self, event: str) -> str | None:
+        """The moment that the program calls ``event``."""
+        return next((moment for moment, name in self.events.items() if name == event), None)
+
+
+CLAUDE = {
+    "start": "SessionStart", "prompt": "UserPromptSubmit", "tool": "PostToolUse", "stop": "Stop",
+    "permission": "PermissionRequest",
+}  # fmt: skip
+DIALECTS = {
+    "claude": Dialect(events=CLAUDE, settings=".claude/settings.local.json"),
+    "codex": Dialect(events=CLAUDE, settings="~/.codex/hooks.json"),
+    "qwen": Dialect(
+        events={name: CLAUDE[name] for name in ("start", "prompt", "tool", "stop")}, settings=".qwen/settings.json",
+        second=1000,
+    ),
+    "gemini": Dialect(
+        events={"start": "SessionStart", "prompt": "BeforeAgent", "tool": "AfterTool", "stop": "AfterAgent"},
+        settings=".gemini/settings.json", refuse=as_denial, second=1000,
+    ),
+    "copilot": Dialect(
+        events={"start": "sessionStart", "prompt": "userPromptSubmitted", "tool": "postToolUse", "stop": "agentStop"},
+        settings="~/.copilot/hooks/cco.json", session="sessionId",
+        context=lambda event, text: {"additionalContext": text},
+        handler=lambda command, limit: {"type": "command", "bash": command, "timeoutSec": limit},
+    ),
+    "opencode": Dialect(
+        events={"start": "start", "tool": "tool"}, context=lambda event, text: {"text": text}, session="sessionID"
+    ),
+}  # fmt: skip
+QUICK, PATIENT, WAITING = 10, 900, 86_400  # seconds that a program gives a hook: at once, for a person, for an event
+
+
+def hook_settings(program: str, command: str, *, wait: str = "", permission: str = "") -> dict[str, Any]:
+    """What stands under ``hooks`` in a program's settings, by its events. ``command`` is a line for a shell, in which
+    ``{event}`` becomes the event's name. ``permission`` is the line that asks a person for permission, where one is to
+    be asked. ``wait`` is the one that waits for an event while the session is idle: claude alone has a hook for that.
+
+    hook_settings("claude", "cco hook claude", wait="cco wait --rewake")  # for a user's own session
+    """
+    dialect, hooks = DIALECTS[program], {}
+    for moment, event in dialect.events.items():
+        line, limit = (permission, PATIENT) if moment == "permission" else (command, QUICK)
+        if line:
+            hooks[event] = [dialect.handler(line.replace("{event}", event), limit * dialect.second)]
+    if wait and program == "claude":
+        waiting = {"type": "command", "command": wait, "asyncRewake": True, "timeout": WAITING}
+        hooks["Stop"].append({"hooks": [waiting]})
+    return hooks
+
+
+# What opencode has in the place of hooks: a module of JavaScript, which its settings name under "plugin". At a tool's
+# end the text is appended to what the tool said. A failure costs nothing but the text.
+OPENCODE_PLUGIN = """\
+import { execFile } from "node:child_process"
+const call = (hook_event_name, sessionID) => new Promise((done) => {
+  const child = execFile("/bin/sh", ["-c", COMMAND], { timeout: 10000 }, (error, said) => {
+    try { done((!error && JSON.parse(said).text) || "") } catch { done("") }
+  })
+  child.stdin.on("error", () => {})
+  child.stdin.end(JSON.stringify({ hook_event_name, sessionID }))
+})
+export const Sidecar = async () => ({
+  event: async ({ event }) => { if (event.type === "session.created") await call("start", event.properties.info.id) },
+  "tool.execute.after": async (input, output) => {
+    const text = await call("tool", input.sessionID)
+    if (text) output.output += "\\n\\n" + text
+  },
+})
+"""
+
+
+def opencode_plugin(command: str) -> str:
+    """The module that runs ``command``, a line for a shell, at its moments."""
+    return OPENCODE_PLUGIN.replace("COMMAND", json.dumps(command))
+
+
+# How a spawned agent's program calls: its token in a file that curl reads, and nothing printed where anything fails.
+AGENT_CALL = (
+    'curl -sf {patience} -K "${CCO_TOKEN_FILE%token}curl" --data-binary @-'
+    ' "$SIDECAR_URL/hooks/{program}?event={event}" || :'
+)
+AT_ONCE = "-m 5"
+PATIENTLY = f"-m {PATIENT - 20} --retry 30 --retry-delay 2 --retry-all-errors"  # also across a restart of the service
+
+
+def agent_call(program: str, patience: str = AT_ONCE) -> str:
+    return AGENT_CALL.replace("{program}", program).replace("{patience}", patience)
+
+
+def agent_hooks(program: str) -> dict[str, Any]:
+    """``hook_settings`` of a spawned agent."""
+    return hook_settings(program, agent_call(program), permission=agent_call(program, PATIENTLY))
+
+
+def as_json(program: str) -> str:
+    """A file of settings with the hooks of a spawned agent."""
+    return json.dumps({"hooks": agent_hooks(program)}, indent=1)
+
+
+def as_toml(program: str) -> list[str]:
+    """The same as words for codex: ``-c hooks.EVENT=[...]``, in TOML, whose strings are those of JSON here."""
+
+    def toml(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + "}"
+        return "[" + ", ".join(map(toml, value)) + "]" if isinstance(value, list) else json.dumps(value)
+
+    pairs = ((event, toml(groups)) for event, groups in agent_hooks(program).items())
+    return [word for event, groups in pairs for word in ("-c", f"hooks.{event}={groups}")]

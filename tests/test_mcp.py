@@ -362,6 +362,27 @@ def test_a_token_for_an_issue_or_a_name_stays_with_them(service: Service, coder:
     assert (line["path"], line["status"], line["outcome"]) == ("/mcp/agents", 403, "refused")
 
 
+def test_a_person_is_asked_and_answers(service: Service, coder: Mcp, issue: str) -> None:
+    person = service.client()
+    for asked, answer, said in (
+        ({"text": "Which port?", "choices": ["1", "2"]}, {"answer": "2", "message": "not 1"}, "answered: 2\nnot 1"),
+        ({"text": "May I?", "command": "rm -r build"}, {"answer": "deny"}, "answered: deny"),
+    ):
+        with ThreadPoolExecutor(1) as pool:
+            told = pool.submit(coder.call, "ask_human", **asked)
+            (open_one,) = until(
+                lambda: person.get("/api/approvals", state="open", issue_id=issue).json()["approvals"]
+            )  # fmt: skip
+            assert open_one["text"] == asked["text"] and open_one["command"] == asked.get("command")
+            path = f"/api/approvals/{open_one['approval_id']}"
+            assert person.post(f"{path}/answer", answer).status_code == 200
+            assert said in told.result(30)
+        assert said in coder.call("ask_human", approval_id=open_one["approval_id"])
+    assert "which means no" in coder.call("ask_human", text="And now?", command="rm -r .", timeout_seconds=1)
+    assert coder.outcome("ask_human") == (True, "REQ_001: text is missing: what is asked - at `$.text`")
+    assert "AUTH_003" in Mcp(service.client("documentation-expert")).outcome("ask_human", text="a")[1]
+
+
 def test_null_is_no_argument_and_what_a_program_adds_is_passed_over(coder: Mcp) -> None:
     assert "0 results" in coder.call("results", issue_id=None, status=None, wait_for_previous=True)
 

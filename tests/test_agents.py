@@ -665,24 +665,25 @@ def test_no_rest_of_a_secret_is_had_by_an_offset_within_it(printer: Service, tmp
         assert text.endswith("after\n") and [piece for piece in pieces - open_pieces if piece in text] == []
 
 
-@pytest.mark.parametrize("kind", SECRET_TEXTS)
 def test_a_word_that_an_agent_has_not_written_to_its_end_is_held_back(
-    make_service: Callable[..., Service], tmp_path: Path, kind: str
+    make_service: Callable[..., Service], tmp_path: Path
 ) -> None:
-    secret, left = SECRET_TEXTS[kind]
-    half, rest = secret[: len(secret) // 2 + 8], secret[len(secret) // 2 + 8 :]
-    (tmp_path / "text").write_text(rest)
-    code = "import os, sys, time\nprint(sys.argv[1], end='', flush=True)\n"
-    code += "while not os.path.exists(sys.argv[2]): time.sleep(0.01)\nprint(open(sys.argv[2]).read() + 'done', end='')"
-    command = [sys.executable, "-c", code, f"begun {half}", str(tmp_path / "go")]
-    client = make_service("--agent-command", json.dumps(command)).client()
-    agent = spawn(client)["agent_id"]
-    says(client, agent, "begun ")
-    first = client.get(f"/api/agents/{agent}/logs").json()
-    (tmp_path / "text").rename(tmp_path / "go")
-    state(client, agent, "completed")
-    second = client.get(f"/api/agents/{agent}/logs", since=first["next_offset"]).json()["text"]
-    assert words(first["text"] + second) == words(f"begun {left}done")
+    code = "import os, pathlib, time\nfolder = pathlib.Path(os.environ['TASK'])\n"
+    code += "print((folder / 'half').read_text(), end='', flush=True)\n"
+    code += "while not (folder / 'go').exists(): time.sleep(0.01)\nprint((folder / 'go').read_text() + 'done', end='')"
+    client = make_service("--agent-command", json.dumps([sys.executable, "-c", code])).client()
+    for kind, (secret, left) in SECRET_TEXTS.items():
+        folder, middle = tmp_path / kind, len(secret) // 2 + 8
+        folder.mkdir()
+        (folder / "half").write_text(f"begun {secret[:middle]}")
+        (folder / "rest").write_text(secret[middle:])
+        agent = spawn(client, str(folder))["agent_id"]
+        says(client, agent, "begun ")
+        first = client.get(f"/api/agents/{agent}/logs").json()
+        (folder / "rest").rename(folder / "go")
+        state(client, agent, "completed")
+        second = client.get(f"/api/agents/{agent}/logs", since=first["next_offset"]).json()["text"]
+        assert words(first["text"] + second) == words(f"begun {left}done"), kind
 
 
 def test_both_streams_are_in_the_log(architect: Client, issue: str) -> None:
@@ -853,8 +854,15 @@ def test_another_process_with_the_agents_number_is_not_taken_for_it(make_service
 
 
 @pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
-@pytest.mark.parametrize("down", [Service.stop, Service.kill], ids=["stop", "kill -9"])
-@pytest.mark.parametrize("moment", ["while no service runs", "after the restart", "after two restarts"])
+@pytest.mark.parametrize(
+    ("down", "moment"),
+    [
+        (Service.stop, "while no service runs"),
+        (Service.kill, "while no service runs"),
+        (Service.kill, "after the restart"),
+        (Service.stop, "after two restarts"),
+    ],
+)
 def test_exit_codes_are_known_over_a_restart(
     make_service: Callable[..., Service], tmp_path: Path, down: Callable[[Service], Any], moment: str
 ) -> None:

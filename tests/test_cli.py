@@ -515,7 +515,8 @@ def test_whoever_has_the_port_of_a_killed_service_gets_no_token(
     info = {"pid": 1, "url": url, "project_id": PROJECT, "root": str(repository), "version": "1", "started_at": ""}
     (storage / "sidecar.json").write_text(json.dumps(info | {"instance_id": "this run"}))
     monkeypatch.chdir(repository)
-    for words in ASKING[:-1]:
+    asking = ASKING if who in ("another project", "another run", "a page elsewhere", "much") else ASKING[-2:]
+    for words in asking[:-1]:
         code, out, err = cco(*words, "--storage", str(storage))
         assert (code, out, err.count("\n")) == (3, "", 1) and "it was sent no token" in err and "start" in err
         assert len(err) < 600 and ("another run of project" in err) == (who in ("another run", "an earlier version"))
@@ -523,7 +524,7 @@ def test_whoever_has_the_port_of_a_killed_service_gets_no_token(
         return
     monkeypatch.setenv("JWT_TOKEN", cco("token", "--type", "chief-architect", "--storage", str(storage))[1].strip())
     monkeypatch.setenv("SIDECAR_URL", f"{url}/api")
-    for words in ASKING:
+    for words in asking:
         code, out, err = cco(*words)
         assert (code, out) == (3, "") and "it was sent no token" in err
     assert stranger.asked and set(stranger.asked) == {("/health", None)}

@@ -409,7 +409,7 @@ ENCODINGS = {
 def test_output_that_the_encoding_does_not_have_is_escaped_and_json_stays_json(spoken: Service, encoding: str) -> None:
     unicode = encoding.startswith("utf")
     for name, command in spoken_commands(spoken).items():
-        if name in ("token", "plugins", "types", "help", "list-table", "list-json") and encoding not in ("ascii", "C"):
+        if encoding != "C" and name not in ("get-json", "get-table", "context-yaml", "events-json", "logs"):
             continue
         ended = subprocess.run(command, env=clean_environment(**ENCODINGS[encoding]), capture_output=True, timeout=40)
         assert (ended.returncode, ended.stderr) == (0, b"") and ended.stdout, (name, ended.stderr)
@@ -494,7 +494,8 @@ def test_refusals_show_what_was_typed_in_any_locale(tmp_path: Path, words: str) 
 def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(spoken: Service, kind: str, unbuffered: str) -> None:
     reason = "No space left on device" if "full" in kind else "Bad file descriptor"
     commands = spoken_commands(spoken)
-    for name in ("token", "plugins", "types", "schema", "list-csv", "get-json", "help"):
+    names = ("token", "plugins", "types", "schema", "list-csv", "get-json", "help")
+    for name in names if (kind, unbuffered) == (">/dev/full", "") else ("token", "list-csv"):
         line = f"exec {shlex.join(commands[name])} {kind}"
         ended = subprocess.run(
             ["sh", "-c", line], env=clean_environment(PYTHONUNBUFFERED=unbuffered), capture_output=True, timeout=40

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -1437,24 +1438,22 @@ def test_what_may_not_be_read_says_nothing_about_a_task(
     assert context_of(client, task="the cookie and the wombat")["metadata"]["task_matched"] is True
 
 
+FILLERS = ["lorem{} ", "long" * 2_000 + "{} ", "(.*{}[ ", "größe{} ", "\n{}\n", "_{}", "save the cookie, fix {}. "]
+
+
 @pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
-@pytest.mark.parametrize(
-    "filler", ["lorem{} ", "long" * 2_000 + "{} ", "(.*{}[ ", "größe{} ", "\n{}\n", "_{}", "save the cookie, fix {}. "]
-)
 def test_a_task_of_30000_characters_is_answered_like_any_other(
-    make_service: MakeService, repository: Path, arguments: list[str], filler: str
+    make_service: MakeService, repository: Path, arguments: list[str]
 ) -> None:
-    body = "".join(map(filler.format, range(10_000)))
     client = make_service(*arguments, "--agent-command", "true").client()
-    task = f"The session loses its cookie\n{body}"[:30_000]
-    assert (
-        client.post(
-            "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "long", "task": task}
-        ).status_code
-        == 201
-    )
-    context = context_of(client, issue="long")
-    assert (context["relevant_files"][0]["path"], context["metadata"]["task_matched"]) == ("src/session_store.py", True)
+    for number, filler in enumerate(FILLERS):
+        body = "".join(map(filler.format, range(10_000)))
+        task = f"The session loses its cookie\n{body}"[:30_000]
+        request = {"agent_type": "python-specialist", "issue_id": f"long-{number}", "task": task}
+        assert client.post("/api/agents/spawn", request).status_code == 201, filler
+        context = context_of(client, issue=f"long-{number}")
+        assert context["relevant_files"][0]["path"] == "src/session_store.py", filler
+        assert context["metadata"]["task_matched"] is True, filler
 
 
 def test_the_words_of_a_task_are_few_those_of_its_beginning_first() -> None:
@@ -1497,53 +1496,54 @@ def among_others(request: pytest.FixtureRequest, make_service: MakeService, repo
     return make_service().client()
 
 
-@pytest.mark.parametrize(
-    ("agent_type", "task", "given"),
-    [
-        ("python-specialist", "", PYTHON | {"README.md", "pyproject.toml"}),
-        ("go-specialist", "", {"svc/main.go", "README.md", "pyproject.toml"}),
-        ("typescript-specialist", "", {"web/basket.ts", "README.md", "pyproject.toml"}),
-        ("fullstack-developer", "", PYTHON | {"web/basket.ts", "svc/main.go", "README.md", "pyproject.toml"}),
-        ("python-specialist", "the voucher", PYTHON | {"svc/main.go"}),
-        ("python-specialist", "the number of replicas", PYTHON | {"deploy/values.yaml"}),
-        ("python-specialist", "see data.csv", PYTHON | {"data.csv"}),
-        ("go-specialist", "the levy", {"svc/main.go", "notes/tax.md"}),
-        ("ruby-specialist", "the voucher", {"svc/main.go"}),
-    ],
-)
-def test_files_of_others_come_where_the_task_speaks_for_them(
-    among_others: Client, agent_type: str, task: str, given: set[str]
-) -> None:
-    assert set(files_of(among_others, agent_type=agent_type, task=task)) == given
+SPOKEN_FOR = [
+    ("python-specialist", "", PYTHON | {"README.md", "pyproject.toml"}),
+    ("go-specialist", "", {"svc/main.go", "README.md", "pyproject.toml"}),
+    ("typescript-specialist", "", {"web/basket.ts", "README.md", "pyproject.toml"}),
+    ("fullstack-developer", "", PYTHON | {"web/basket.ts", "svc/main.go", "README.md", "pyproject.toml"}),
+    ("python-specialist", "the voucher", PYTHON | {"svc/main.go"}),
+    ("python-specialist", "the number of replicas", PYTHON | {"deploy/values.yaml"}),
+    ("python-specialist", "see data.csv", PYTHON | {"data.csv"}),
+    ("go-specialist", "the levy", {"svc/main.go", "notes/tax.md"}),
+    ("ruby-specialist", "the voucher", {"svc/main.go"}),
+]
 
 
-@pytest.mark.parametrize("task", ["", "zzqqx wwvvk", "?!"])
-@pytest.mark.parametrize("agent_type", ["ruby-specialist", "swift-specialist", "haskell-specialist"])
-def test_where_no_file_is_the_agents_own_all_come_and_say_so(among_others: Client, agent_type: str, task: str) -> None:
-    context = context_of(among_others, agent_type=agent_type, task=task)
-    assert {file["path"] for file in context["relevant_files"]} == set(context["project_structure"]["files"])
-    for file in context["relevant_files"]:
-        assert file["reasons"][-1].endswith("as no file is of the agent's kinds and language"), file
+def test_files_of_others_come_where_something_speaks_for_them(among_others: Client, repository: Path) -> None:
+    for agent_type, task, paths in SPOKEN_FOR:
+        assert set(files_of(among_others, agent_type=agent_type, task=task)) == paths, (agent_type, task)
 
+    for agent_type, task in itertools.product(
+        ("ruby-specialist", "swift-specialist", "haskell-specialist"), ("", "zzqqx wwvvk", "?!")
+    ):
+        context = context_of(among_others, agent_type=agent_type, task=task)
+        assert {file["path"] for file in context["relevant_files"]} == set(context["project_structure"]["files"])
+        for file in context["relevant_files"]:
+            assert file["reasons"][-1].endswith("as no file is of the agent's kinds and language"), (agent_type, task)
 
-@pytest.mark.parametrize("path", ["web/basket.ts", "deploy/values.yaml", "notes/tax.md"])
-def test_files_of_others_come_where_a_change_or_an_earlier_agent_speaks_for_them(
-    among_others: Client, repository: Path, path: str
-) -> None:
-    assert path not in files_of(among_others, task="greeting")
-    among_others.store("go-specialist", files_modified=[path])
-    assert path in files_of(among_others, task="greeting")
-    assert path not in files_of(among_others, task="greeting", issue="issue-2")
-    write(repository / path, "changed\n")
-    assert path in files_of(among_others, task="greeting", issue="issue-2")
+    for number, path in enumerate(("web/basket.ts", "deploy/values.yaml", "notes/tax.md")):
+        told, changed = f"told-{number}", f"changed-{number}"
+        assert path not in files_of(among_others, task="greeting", issue=told), path
+        among_others.store("go-specialist", issue=told, files_modified=[path])
+        assert path in files_of(among_others, task="greeting", issue=told), path
+        assert path not in files_of(among_others, task="greeting", issue=changed), path
+        write(repository / path, "changed\n")
+        assert path in files_of(among_others, task="greeting", issue=changed), path
 
 
 # -- what is ours
 
 
-@pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
-@pytest.mark.parametrize("copied_to", ["cco_sidecar.py", "sidecar.py", "tools/agents/team.py", "bin/cco"])
-@pytest.mark.parametrize("runs", ["the copy", "another"])
+@pytest.mark.parametrize(
+    ("copied_to", "runs", "arguments"),
+    [
+        ("cco_sidecar.py", "the copy", []),
+        ("cco_sidecar.py", "another", ["--no-plugins"]),
+        ("sidecar.py", "the copy", ["--no-plugins"]),
+        ("tools/agents/team.py", "the copy", []),
+        ("bin/cco", "another", []),
+    ],
+)
 def test_the_service_gives_the_projects_files_and_not_its_own(
     make_service: MakeService, repository: Path, copied_to: str, runs: str, arguments: list[str]
 ) -> None:

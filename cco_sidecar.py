@@ -886,8 +886,9 @@ class Asks:
     """
 
     @hookspec
-    def register_agent_types(self) -> dict[str, str]:
-        """More agent types: ``{"name": category}``, a category of CATEGORIES. Asked at the start and by ``cco token``.
+    def register_agent_types(self, settings: Settings) -> dict[str, str]:
+        """More agent types: ``{"name": category}``, a category of CATEGORIES. Asked at the start, by ``cco token``, and
+        again where a type is named that is not known: what is known by then keeps its category.
 
         return {"translator": "documentation"}
         """
@@ -910,11 +911,11 @@ class Asks:
         """
 
     @hookspec
-    def resolve_issue(self, issue_id: str) -> dict[str, Any] | None:
+    def resolve_issue(self, issue_id: str, settings: Settings) -> dict[str, Any] | None:
         """``{"title": ..., "body": ...}`` of an issue. Raise IssueNotFound when it is yours and does not exist: its
         context then answers 404. The first answer wins.
 
-        file = Path("issues", issue_id + ".md")
+        file = Path(settings.root, "issues", issue_id + ".md")
         return {"title": issue_id, "body": file.read_text()} if file.exists() else None
         """
 
@@ -941,6 +942,7 @@ class Asks:
         history: list[ResultFact],
         language: str,
         submission: dict[str, Any],
+        settings: Settings,
     ) -> list[NextAgent]:
         """The new list of proposals after ``result`` was stored: ``proposals`` as the plugins before left them, with
         some added, removed or replaced. ``history`` holds the issue's earlier results, oldest first, of many the newest
@@ -967,7 +969,7 @@ class Asks:
         """
 
     @hookspec
-    def agent_command(self, launch: AgentLaunch) -> Argv | AgentCommand | None:
+    def agent_command(self, launch: AgentLaunch, settings: Settings) -> Argv | AgentCommand | None:
         """The argv that runs an agent, or an AgentCommand, which also has its standard input and more environment.
         Placeholders, the names of AgentLaunch's fields in braces, are filled in. The first answer wins.
 
@@ -3216,13 +3218,23 @@ class AgentTypes:
     """Every agent type with its category: the built-in table, configuration, and what plugins add."""
 
     def __init__(self, hooks: Hooks, settings: Settings) -> None:
-        self.categories: dict[str, str] = {}
-        for name, table in hooks.ask("register_agent_types"):
+        self._hooks, self._settings = hooks, settings
+        self.categories = self._ask() | settings.agent_types
+
+    def _ask(self) -> dict[str, str]:
+        """The types of plugins. Blocks."""
+        found: dict[str, str] = {}
+        for name, table in self._hooks.ask("register_agent_types", settings=self._settings):
             try:
-                self.categories |= read_agent_types(table)
+                found |= read_agent_types(table)
             except (ValueError, TypeError, AttributeError) as error:
                 log.warning("plugin %s: register_agent_types: %s", name, one_line(error))
-        self.categories |= settings.agent_types
+        return found
+
+    async def look_for(self, agent_type: str) -> None:
+        """Ask plugins again where a type is not known. What is known stays as it is."""
+        if agent_type not in self.categories:
+            self.categories = await self._hooks.pool.run(self._ask) | self.categories
 
     def category(self, agent_type: str, status: int = 400) -> str:
         """The category of a type; raises ApiError AGT_002 with ``status`` where it is unknown."""
@@ -4408,6 +4420,7 @@ class Results:
 
     async def store(self, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
+        await self._agent_types.look_for(body["agent_type"])
         category = self._agent_types.category(body["agent_type"])
         # Other agents read the record, its file and the contexts that it becomes part of.
         body |= {"result": (await asyncio.to_thread(redact_json, body["result"]))[0]}
@@ -4429,6 +4442,7 @@ class Results:
         """Each plugin gets the proposals as the ones before it left them. Blocks."""
         proposals: list[NextAgent] = []
         facts = {"result": result, "history": history, "language": self._main_language(), "submission": body}
+        facts |= {"settings": self._settings}
         for row in self._hooks.implementations("next_agents"):
             answer = self._hooks.ask_one(row, **facts, proposals=list(proposals))
             try:
@@ -5230,6 +5244,7 @@ class Contexts:
         """The context of an issue for an agent type as JSON, or as a brief for ``reader``, and its ETag; no content
         where ``known``, an If-None-Match, names the ETag. Raises AGT_002 and REQ_002 (404), CTX_001 and CTX_002.
         """
+        await self._agent_types.look_for(agent_type)
         category = self._agent_types.category(agent_type, status=404)
         max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens) if query.max_tokens else query.max_bytes
         task, max_files = query.task or await self._task(issue_id), 0 if reader else query.max_files
@@ -5267,7 +5282,8 @@ class Contexts:
         if not self._hooks.implementations("resolve_issue"):
             return spawned
         try:
-            issue = await self._hooks.pool.run(self._hooks.first, "resolve_issue", issue_id=issue_id) or {}
+            ask = functools.partial(self._hooks.first, "resolve_issue", settings=self._settings)
+            issue = await self._hooks.pool.run(ask, issue_id=issue_id) or {}
         except IssueNotFound:
             raise ApiError("REQ_002", f"No issue {issue_id}") from None
         return "\n\n".join(str(text) for text in (issue.get("title"), issue.get("body"), spawned) if text)
@@ -6417,6 +6433,7 @@ class Agents:
         return await asyncio.shield(spawning)
 
     async def _spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
+        await self._types.look_for(body["agent_type"])
         row = self._new_row(claims, body)
         self._check_room(row)
         # From here on it counts, so that a thousand at once cannot pass the limit.
@@ -7046,7 +7063,7 @@ class Launcher:
         await self._pool.run(self._write_files, launch, context, brief, running.token)
         root = str(self._settings.root)
         await self._pool.run(lambda: list(self._hooks.ask("agent_starting", launch=launch, root=root)))
-        command = await self._pool.run(self._hooks.first, "agent_command", launch=launch)
+        command = await self._pool.run(self._hooks.first, "agent_command", launch=launch, settings=self._settings)
         if command is None:
             raise ApiError(
                 "AGT_001",

@@ -126,11 +126,11 @@ class Workshop:
         end_stragglers()
         assert code == 0, self.service.log
 
-    def run(self, name: str, task: str = TASK, seconds: float = 90) -> Outcome:
+    def run(self, name: str, task: str = TASK, seconds: float = 90, agent_type: str = "") -> Outcome:
         """Let a program work on an issue of its own until it ends."""
         client, began, before = self.service.client(), time.monotonic(), len(self.model.requests)
         (self.service.root / "hello.py").unlink(missing_ok=True)
-        body = {"agent_type": TYPES[name], "issue_id": f"{name}-{before}", "task": task}
+        body = {"agent_type": agent_type or TYPES[name], "issue_id": f"{name}-{before}", "task": task}
         spawned = client.post("/api/agents/spawn", body).json()
         path, seen = f"/api/agents/{spawned['agent_id']}", set[str]()
         while not (agent := client.get(f"{path}/status").json())["ended_at"] and time.monotonic() < began + seconds:

@@ -976,7 +976,7 @@ FAULTS = {
     "def context_section(req): pass": "context_section takes request; it has no argument 'req', did you mean request?",
     "def startup(inpho): pass": "startup takes info; it has no argument 'inpho', did you mean info?",
     "def next_agents(result, proposal: list): pass":
-        "next_agents takes result, proposals, history, language, submission; it has no argument 'proposal', did you mean proposals?",
+        "next_agents takes result, proposals, history, language, submission, settings; it has no argument 'proposal', did you mean proposals?",
     "def register_routes(application): pass": "register_routes takes nothing; it has no argument 'application'",
     "def startup(**facts): pass": "startup takes info; it has no argument '**facts'",
     "def startup(*facts): pass": "startup takes info; it has no argument '*facts'",

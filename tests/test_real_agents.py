@@ -20,6 +20,7 @@ NAMES = ["claude", "codex", "gemini", "opencode"]
 def model() -> Iterator[MockModel]:
     scripts = {
         "git": [{"sh": "git tag {issue}"}, {"sh": "git branch {issue}"}, {"sh": "git tag"}, {"text": "done"}],
+        "nod": [{"text": "done"}],
     }
     with MockModel(scripts) as running:
         yield running
@@ -69,6 +70,24 @@ def test_a_task_cannot_have_a_real_program_read_a_file_into_the_conversation(
     traffic = "\n".join(workshop.model.requests[before:])
     assert done.agent["state"] == "completed" and "in a team of agents" in traffic
     assert "the quick brown fox" not in traffic and "hasCompletedOnboarding" not in traffic
+
+
+OWN = {  # an agent of the user's own, with a word that reaches its model
+    "claude": (".claude/agents/c.md", "---\nname: own-claude\ndescription: |\n  Of our own\n---\nBe a quokka.\n"),
+    "codex": (".codex/agents/c.toml", 'name = "own-codex"\ndeveloper_instructions = """Be a {quokka}\n"quokka"."""\n'),
+    "opencode": (".opencode/agent/own-opencode.md", "---\ndescription: Of our own\n---\nBe a quokka.\n"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_real_program_is_an_agent_of_the_users_own(workshop: Workshop, name: str) -> None:
+    path, content = OWN[name]
+    (workshop.service.root / path).parent.mkdir(parents=True)
+    (workshop.service.root / path).write_text(content)
+    before = len(workshop.model.requests)
+    done = workshop.run(name, "Follow script nod", agent_type=f"own-{name}")
+    assert done.agent["state"] == "completed", done.output
+    assert "quokka" in "\n".join(workshop.model.requests[before:])
 
 
 @pytest.mark.parametrize("kind", ["claude", "codex", "mixed"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cco_sidecar import (
+    AGENT_TYPES,
     CATEGORIES,
     GOOD,
     IDENTIFIER,
@@ -358,9 +360,15 @@ def command_agent_kill(options: argparse.Namespace) -> int:
 def command_agent_types(options: argparse.Namespace) -> int:
     settings = settings_from(options)
     types = AgentTypes(load_hooks(settings), settings).categories
+    sources = dict.fromkeys(" ".join(AGENT_TYPES.values()).split(), "built in") | dict.fromkeys(
+        settings.agent_types, "settings"
+    )
+    with contextlib.suppress(ImportError):  # its file may be gone
+        discovery = importlib.import_module("cco_sidecar_plugins.agents.discovery")
+        sources |= {name: agent.place for name, agent in discovery.discover(settings.root).agents.items()}
     rows = [
         {"agent_type": name, "category": category, "permissions": " ".join(role.permissions),
-         "per_minute": role.per_minute}
+         "per_minute": role.per_minute, "from": sources.get(name, "a plugin")}
         for category, role in CATEGORIES.items() for name in sorted(types) if types[name] == category
     ]  # fmt: skip
     return show(options, {"agent_types": rows}, "agent_types")

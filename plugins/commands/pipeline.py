@@ -173,7 +173,7 @@ class Pipeline:
         options, all_agents = self._options, self._read_agents()
         starts = [event["data"] for event in self._issue.events("pipeline_started", "earliest")]
         known: dict[str, Any] = starts[-1] if starts else {}
-        self._task = options.task or known.get("task") or task_elsewhere(self._name, self._hooks, all_agents)
+        self._task = options.task or known.get("task") or task_elsewhere(options, self._hooks, all_agents)
         if not self._task:
             raise StartError(f"--task: {self._name} has no task yet, so say what is to be done", WRONG_USE)
         known = {} if options.restart else known
@@ -383,12 +383,12 @@ class Pipeline:
         return round(time.monotonic() - self._began, 2)
 
 
-def task_elsewhere(issue_id: str, hooks: Hooks, agents: dict[str, dict[str, Any]]) -> str:
+def task_elsewhere(options: argparse.Namespace, hooks: Hooks, agents: dict[str, dict[str, Any]]) -> str:
     """The task that a plugin knows the issue by, else that of its latest spawn; empty where there is none."""
     try:
-        issue = hooks.first("resolve_issue", issue_id=issue_id) or {}
+        issue = hooks.first("resolve_issue", issue_id=options.issue, settings=settings_from(options)) or {}
     except IssueNotFound:
-        raise StartError(f"there is no issue {issue_id}, says a plugin that knows", REFUSED) from None
+        raise StartError(f"there is no issue {options.issue}, says a plugin that knows", REFUSED) from None
     text = "\n\n".join(str(part) for part in (issue.get("title"), issue.get("body")) if part)[:TASK_LENGTH]
     spawned = [agent["task"].partition(PART)[0] for agent in reversed(agents.values())]
     return next((task for task in [text, *spawned] if task.strip()), "")

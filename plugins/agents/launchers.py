@@ -80,7 +80,7 @@ OPENCODE_PERMISSIONS = """\
 
 PROGRAMS = {
     "claude": Program(
-        tried="2.1.197",
+        tried="2.1.332",
         argv=["claude", "-p", "{prompt}", "--permission-mode", "acceptEdits", "--add-dir", "{agent_folder}",
               "--allowedTools", "{may}"],
         may="Bash({} *)".format,
@@ -90,7 +90,7 @@ PROGRAMS = {
         telemetry={"CLAUDE_CODE_ENABLE_TELEMETRY": "1", "OTEL_LOGS_EXPORTER": "otlp"},
     ),
     "codex": Program(
-        tried="0.169.0",
+        tried="0.171.0",
         argv=["codex", "exec", "--sandbox", "workspace-write", "-c", "sandbox_workspace_write.network_access=true",
               "--skip-git-repo-check", "{prompt}"],
         log_in="`codex login`, or a key in CODEX_API_KEY",
@@ -139,7 +139,7 @@ PROGRAMS = {
         logged_out="No provider configured",
     ),
     "qwen": Program(
-        tried="0.15.10",
+        tried="0.24.4",
         argv=["qwen", "{prompt}", "--approval-mode", "auto-edit", "--add-dir", "{agent_folder}",
               "--allowed-tools", "{may}"],
         may="run_shell_command({})".format,

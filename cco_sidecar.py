@@ -225,6 +225,11 @@ class Settings:
         plugin="launchers",
     )
     agent_types: Annotated[dict[str, str], read_agent_types] = option({}, "more agent types, NAME=CATEGORY", "LIST")
+    issue_files: Annotated[tuple[str, ...], read_list] = option(
+        ("issues", "docs/issues", ".github/issues", "todo", ".beads", "issues.json", "issues.jsonl", "gh"),
+        "places where issues are written down: folders, exports as JSON, and gh, GitHub's program",
+        "PLACE",
+    )
     agent_context_tokens: Annotated[int, read_number(500, 2_500_000)] = option(
         50_000, "size of a spawned agent's context file, at 4 bytes each", "N"
     )

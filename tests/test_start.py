@@ -126,6 +126,7 @@ SAMPLES: dict[str, tuple[list[str], str]] = {
     "agent_commands": (['{"x": "claude"}', '{"x": "run {task}", "y": ["a b", "c"]}', "{}"], '["x"]'),
     "agent_may": (["pytest", "npm test, git commit -m", "./gradlew check,npm run test:unit"], "pytest; rm"),
     "agent_types": (["x=coding", "x=qa,y=support", "z=security"], "x=wizard"),
+    "issue_files": (["docs/tickets", "issues.json,gh", "gh"], "[1]"),
     "agent_environment": (["HTTPS_PROXY", "PATH,HTTPS_PROXY", "BASH_ENV"], "[1]"),
     "agent_context_tokens": (["500", "50000", "2500000"], "499"),
     "agent_timeout": (["1", "60", "3600"], "0"),

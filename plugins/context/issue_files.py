@@ -1,0 +1,228 @@
+"""Issues that a project has written down: Markdown files, .beads, exports as JSON, and those that ``gh`` tells of.
+
+``--issue-files`` lists the places, of which the first that knows an issue tells it. A folder holds Markdown files and
+JSONL, a few levels deep; what ends in .json or .jsonl is an export; ``gh`` is GitHub's own program.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cco_sidecar import (
+    MB,
+    TASK_LENGTH,
+    Fingerprint,
+    Settings,
+    fingerprint,
+    hookimpl,
+    is_secret,
+    is_young,
+    log_once,
+    read_text_file,
+    redact,
+)
+from cco_sidecar_plugins.agents._front_matter import read_front_matter
+
+HEAD = 8 * 1024  # characters of a Markdown file in which its id and title stand
+EXPORT = 16 * MB
+DEPTH, MAX_FILES = 3, 2_000  # of a folder
+IDS = ("number", "key", "identifier", "id", "iid", "issue")
+TITLES, BODIES = ("title", "summary", "name"), ("body", "description", "content")
+MORE = {"design": "Design", "acceptance_criteria": "Acceptance criteria", "notes": "Notes", "status": "Status",
+        "state": "Status"}  # fmt: skip
+Issue = dict[str, str]
+
+
+@hookimpl
+def resolve_issue(issue_id: str, settings: Settings) -> Issue | None:
+    for place in settings.issue_files:
+        issue = ask_gh(settings.root, issue_id) if place == "gh" else from_place(settings.root, place, issue_id)
+        if issue:
+            return {name: redact(text[:TASK_LENGTH])[0] for name, text in issue.items()}
+    return None
+
+
+def same(issue_id: str, written: Any) -> bool:
+    """Whether ``written`` is the id ``issue_id``: in any case of letters, a number also as #12 and GH-12."""
+    if isinstance(written, bool) or not isinstance(written, (str, int)):
+        return False
+    asked, found = issue_id.lower(), str(written).strip().lower().lstrip("#")
+    return found in (asked, asked.removeprefix("gh-")) or (found.isdigit() and found.lstrip("0") == asked.lstrip("0"))
+
+
+# -- files
+
+
+def from_place(root: Path, place: str, issue_id: str) -> Issue | None:
+    """The issue from a folder or an export; None where it is not there. Blocks."""
+    full = os.path.join(root, os.path.expanduser(place))
+    inside = os.path.relpath(full, root) if os.path.normpath(full).startswith(f"{root}{os.sep}") else ""
+    if not inside:  # the user named a place elsewhere
+        root, inside = (Path(full), "") if os.path.isdir(full) else (Path(full).parent, os.path.basename(full))
+        root = Path(os.path.realpath(root))
+    if place.endswith((".json", ".jsonl")):
+        return from_export(str(root), inside, issue_id)
+    found: list[tuple[int, str, Issue]] = []
+    for path in files_in(root, inside):
+        if path.endswith(".md"):
+            rank, issue = from_markdown(str(root), path, issue_id)
+            found += [(rank, path, issue)] if issue else []
+        elif issue := from_export(str(root), path, issue_id):
+            found.append((0 if os.path.basename(path) == "issues.jsonl" else 4, path, issue))  # others are copies
+    return min(found, key=lambda row: row[:2])[2] if found else None
+
+
+def files_in(root: Path, folder: str) -> Iterator[str]:
+    """The paths of Markdown and JSONL files in a folder, sorted, without hidden ones. Follows no link."""
+    top, number = os.path.join(root, folder), 0
+    if os.path.islink(top) and folder:
+        return
+    for here, folders, names in os.walk(top):
+        level = 1 if here == top else os.path.relpath(here, top).count(os.sep) + 2
+        folders[:] = sorted(name for name in folders if name[0] != "." and level < DEPTH)
+        for name in sorted(names):
+            path = os.path.relpath(os.path.join(here, name), root)
+            if name.endswith((".md", ".jsonl")) and name[0] != "." and not is_secret(path):
+                if (number := number + 1) > MAX_FILES:
+                    log_once(f"{folder}: only the first {MAX_FILES} files are looked at for issues")
+                    return
+                yield path
+
+
+def unchanged(path: str) -> Fingerprint | None:
+    """By what a file is known to be as it was; None where it may change without that. Blocks."""
+    now, facts = time.time_ns(), fingerprint(path)
+    return None if is_young(facts, now) else facts
+
+
+def from_markdown(root: str, path: str, issue_id: str) -> tuple[int, Issue | None]:
+    """How well a file fits, 0 is best, and the issue if it is that one. Blocks."""
+    stem = os.path.basename(path)[:-3]
+    facts = unchanged(os.path.join(root, path))
+    named, title, _ = (markdown_head if facts else markdown_head.__wrapped__)(root, path, facts)
+    rank = next((
+        number for number, fits in enumerate((
+            same(issue_id, stem), named and same(issue_id, named),
+            begins_with(issue_id, title), begins_with(issue_id, stem),
+        )) if fits
+    ), -1)  # fmt: skip
+    if rank < 0 or not (read := read_text_file(root, path, MB)):
+        return rank, None
+    text = re.sub(r"\A\ufeff?---\s*\n.*?\n(---|\.\.\.)\s*(\n|\Z)", "", read[0].replace("\r\n", "\n"), flags=re.DOTALL)
+    return rank, {"title": title or stem, "body": text.strip()}
+
+
+def begins_with(issue_id: str, text: str) -> bool:
+    first = re.match(r"\W*((?:gh-)?[A-Za-z0-9][\w.-]*)", text)
+    if not first or not text:
+        return False
+    word = first[1].rstrip(".-:")
+    parts = [word[: found.start()] for found in re.finditer(r"[-_.]", word)]
+    return any(same(issue_id, part) for part in (word, *parts))
+
+
+@functools.lru_cache(4 * MAX_FILES)
+def markdown_head(root: str, path: str, facts: Fingerprint | None) -> tuple[str, str, bool]:
+    """(id, title, whether it is readable) of a Markdown file: from its front matter, else its first heading."""
+    read = read_text_file(root, path, HEAD)
+    if not read:
+        return "", "", False
+    text = read[0].replace("\r\n", "\n")
+    try:
+        fields = read_front_matter(text, ("id", "issue", "key", "number", "title"))
+    except ValueError:
+        fields = {}
+    named = next((fields[name] for name in ("id", "issue", "key", "number") if fields.get(name)), "")
+    heading = re.search(r"^#[ \t]+(.+?)[ \t#]*$", text, re.MULTILINE)
+    return named, fields.get("title") or (heading[1] if heading else ""), True
+
+
+def from_export(root: str, path: str, issue_id: str) -> Issue | None:
+    """The issue from a JSON array or JSONL; of several entries the last one tells, as in a log. Blocks."""
+    facts = unchanged(os.path.join(root, path))
+    for entry in (entries_of if facts else entries_of.__wrapped__)(root, path, facts):
+        if any(same(issue_id, entry.get(name)) for name in IDS):
+            told = {name: next((entry[key] for key in keys if isinstance(entry.get(key), str)), "")
+                    for name, keys in (("title", TITLES), ("body", BODIES))}  # fmt: skip
+            more = {label: entry[key] for key, label in MORE.items() if isinstance(entry.get(key), str) and entry[key]}
+            told["body"] = "\n\n".join([told["body"], *(f"{label}: {text}" for label, text in more.items())]).strip()
+            return told
+    return None
+
+
+@functools.lru_cache(4)
+def entries_of(root: str, path: str, facts: Fingerprint | None) -> list[dict[str, Any]]:
+    """The entries of an export, the last one first."""
+    if not (read := read_text_file(root, path, EXPORT)):
+        return []
+    if read[2]:
+        log_once(f"{path}: it has over {EXPORT // MB} MB and is not read for issues")
+        return []
+    content = read[0].removeprefix("\ufeff")
+    decode, found = msgspec.json.Decoder().decode, []
+    for number, line in enumerate(content.splitlines() if path.endswith(".jsonl") else [content], 1):
+        try:
+            value = decode(line) if line.strip() else []
+        except (msgspec.DecodeError, RecursionError):
+            log_once(f"{path}: line {number} is no JSON")
+            continue
+        if isinstance(value, dict) and isinstance(rows := value.get("issues") or value.get("items"), list):
+            value = rows
+        found += [row for row in (value if isinstance(value, list) else [value]) if isinstance(row, dict)]
+    return found[::-1]
+
+
+# -- GitHub
+
+GH_SECONDS = 4.0  # of the five that a plugin has
+GH_FIELDS = "number,title,body,state"
+KEPT, KEPT_NOTHING = 300.0, 60.0  # seconds for which an answer of gh is good
+_told: dict[tuple[str, str], tuple[float, Issue | None]] = {}  # by root and number
+_told_lock = threading.Lock()
+
+
+def ask_gh(root: Path, issue_id: str) -> Issue | None:
+    """What gh says of the issue that a number or GH-number names, asked again after some minutes. Blocks."""
+    number = re.fullmatch(r"(?:gh-)?([1-9][0-9]{0,8})", issue_id, re.IGNORECASE)
+    program = shutil.which("gh") if number else None
+    if not number or not program:
+        return None
+    key, now = (str(root), number[1]), time.monotonic()
+    with _told_lock:
+        good_until, issue = _told.get(key, (0.0, None))
+    if good_until <= now:
+        issue = run_gh(program, root, number[1])
+        with _told_lock:
+            if len(_told) >= 1_000:
+                _told.clear()
+            _told[key] = now + (KEPT if issue else KEPT_NOTHING), issue
+    return issue
+
+
+def run_gh(program: str, root: Path, number: str) -> Issue | None:
+    """None where there is no such issue, nobody is logged in, there is no network or no answer in time."""
+    quiet = {"GH_PROMPT_DISABLED": "1", "GH_NO_UPDATE_NOTIFIER": "1", "NO_COLOR": "1"}
+    words = [program, "issue", "view", number, "--json", GH_FIELDS]
+    try:
+        said = subprocess.run(
+            words, cwd=root, env=os.environ | quiet, stdin=subprocess.DEVNULL, capture_output=True, timeout=GH_SECONDS
+        )
+        told = msgspec.json.decode(said.stdout, type=dict[str, Any]) if said.returncode == 0 else {}
+    except (OSError, subprocess.TimeoutExpired, msgspec.DecodeError, RecursionError) as error:
+        log_once(f"gh does not tell of issues: {type(error).__name__}")
+        return None
+    if not isinstance(told.get("title"), str):
+        return None
+    state = f"\n\nStatus: {told['state']}" if isinstance(told.get("state"), str) else ""
+    return {"title": told["title"], "body": f"{told.get('body') or ''}{state}".strip()}

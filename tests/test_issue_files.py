@@ -1,0 +1,173 @@
+"""Issues that are written down: which place tells which issue, what odd files do, what gh says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Service, plugin
+
+from cco_sidecar import Settings, load_settings
+
+issue_files = plugin("issue_files")
+KEY = "ghp_" + "a1B2c3D4e5F6" * 3
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("PATH", "/nowhere")
+    (tmp_path / "project").mkdir()
+    return load_settings({"root": str(tmp_path / "project")})
+
+
+def write(settings: Settings, files: dict[str, str]) -> None:
+    for name, content in files.items():
+        (settings.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (settings.root / name).write_text(content)
+
+
+def lines(*entries: Any) -> str:
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
+
+
+BEAD = {
+    "id": "bd-a1",
+    "title": "Cookies",
+    "description": "are lost",
+    "design": "in SessionStore",
+    "status": "open",
+    "priority": 1,
+}
+
+
+@pytest.mark.parametrize(("files", "issue_id", "title", "body"), [
+    ({"issues/PROJ-12.md": "# Login fails\n\nAlways."}, "proj-12", "Login fails", "# Login fails\n\nAlways."),
+    ({"docs/issues/x.md": "---\nid: PROJ-12\ntitle: 'It''s late'\n---\n# H\n"}, "PROJ-12", "It's late", "# H"),
+    ({"issues/x.md": "---\r\nid: 'PROJ-12\r\n---\r\n# PROJ-12: Broken\r\n"}, "PROJ-12", "PROJ-12: Broken", "# PROJ-12: Broken"),
+    ({"todo/a/b/x.md": "intro\n# [PROJ-12] Deep #\n"}, "PROJ-12", "[PROJ-12] Deep", "intro\n# [PROJ-12] Deep #"),
+    ({".github/issues/0012-login.md": "No heading"}, "12", "0012-login", "No heading"),
+    ({"issues/12.md": ""}, "GH-12", "12", ""),
+    ({"issues/a.md": "# 12. One", "issues/b.md": "---\nnumber: 12\n---\nTwo", "issues/z/12.md": "Three"}, "12", "12", "Three"),
+    ({"issues/a.md": "# 12. One", "issues/b.md": "---\nnumber: 12\n---\nTwo"}, "12", "b", "Two"),
+    ({"issues/12-a.md": "One", "issues/b.md": "# 12 Two"}, "12", "12 Two", "# 12 Two"),
+    ({"issues/12-b.md": "Two", "issues/12-a.md": "One"}, "12", "12-a", "One"),
+    ({"todo/12.md": "Later", "issues/12-a.md": "First"}, "12", "12-a", "First"),
+    ({".beads/issues.jsonl": lines({**BEAD, "title": "Old"}, {"id": "bd-a10"}, BEAD), ".beads/base.jsonl": lines({"id": "bd-a1", "title": "?"})},
+     "bd-a1", "Cookies", "are lost\n\nDesign: in SessionStore\n\nStatus: open"),
+    ({"issues.json": json.dumps([{"number": 7, "id": 99, "title": "T", "body": None, "state": "OPEN"}])}, "7", "T", "Status: OPEN"),
+    ({"issues.json": "\ufeff" + json.dumps({"issues": [{"key": "A-7", "summary": "S", "description": "D"}]})}, "a-7", "S", "D"),
+    ({"issues.jsonl": "no json\n\n[1, null]\n" + lines({"id": True, "title": "T"}, {"id": "q", "title": 5})}, "q", "", ""),
+    ({"issues/s.md": f"# S-1: {KEY}\ntoken = {KEY}"}, "S-1", "S-1: [REDACTED]", "# S-1: [REDACTED]\ntoken = [REDACTED]"),
+    ({"issues/long.md": "x" * 40_000}, "long", "long", "x" * 30_000),
+])  # fmt: skip
+def test_the_first_place_that_knows_an_issue_tells_it(
+    project: Settings, files: dict[str, str], issue_id: str, title: str, body: str
+) -> None:
+    write(project, files)
+    for _ in range(2):  # also where it is remembered
+        assert issue_files.resolve_issue(issue_id, project) == {"title": title, "body": body}
+
+
+@pytest.mark.parametrize("files", [
+    {}, {"issues/121.md": "", "issues/x12.md": "# About 12"}, {"issues/README.md": "# Issues"}, {"issues/.12.md": "hidden"},
+    {"issues/a/b/c/12.md": "too deep"}, {"issues.json": "[" * 100_000}, {"issues.json": '[{"number": 12'}, {"issues.json": "12"},
+    {"issues.jsonl": lines(12, "12", [12], {"id": None}, {"title": "12"})}, {"issues/12.txt": ""}, {"issues": "a file"}, {"tickets/12.md": ""},
+    {"issues/12.md": "\0"},
+])  # fmt: skip
+def test_an_issue_that_is_not_there_is_none_of_ours(project: Settings, files: dict[str, str]) -> None:
+    write(project, files)
+    assert issue_files.resolve_issue("12", project) is None
+
+
+def test_no_link_leads_out_and_places_are_for_the_user_to_name(project: Settings, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    write(
+        dataclasses.replace(project, root=elsewhere), {"12.md": "Secret", "export.json": '[{"id": "e", "title": "E"}]'}
+    )
+    (project.root / "issues").symlink_to(elsewhere)
+    (project.root / "docs").symlink_to(tmp_path)
+    (tmp_path / "issues").symlink_to(elsewhere)
+    (project.root / "todo").mkdir()
+    (project.root / "todo/12.md").symlink_to(elsewhere / "12.md")
+    os.mkfifo(project.root / "todo/13.md")
+    assert issue_files.resolve_issue("12", project) is None and issue_files.resolve_issue("13", project) is None
+    named = dataclasses.replace(project, issue_files=(str(elsewhere), str(elsewhere / "export.json")))
+    assert issue_files.resolve_issue("12", named) == {"title": "12", "body": "Secret"}
+    assert issue_files.resolve_issue("e", named) == {"title": "E", "body": ""}
+
+
+def test_a_changed_file_is_told_as_it_is_now(project: Settings) -> None:
+    for number in range(3):
+        write(
+            project,
+            {"issues/a.md": f"# A-{number}: x", "issues.json": json.dumps([{"id": f"E-{number}", "title": "E"}])},
+        )
+        old = time.time() - 100  # as if long ago, so that what is read is remembered
+        os.utime(project.root / "issues/a.md", (old, old + number))
+        assert issue_files.resolve_issue(f"A-{number}", project) and issue_files.resolve_issue(f"E-{number}", project)
+        assert number == 0 or issue_files.resolve_issue(f"A-{number - 1}", project) is None
+        assert number == 0 or issue_files.resolve_issue(f"E-{number - 1}", project) is None
+
+
+GH = """\
+import json, os, sys, time
+with open("called", "a") as file:
+    print(*sys.argv[1:], file=file)
+number = sys.argv[3]
+if number == "3":
+    time.sleep(60)
+if number == "2":
+    sys.exit("GraphQL: Could not resolve to an issue")
+if number == "4":
+    print("[]")
+else:
+    print(json.dumps({"number": int(number), "title": "From GitHub", "body": "token = KEY", "state": "OPEN"}))
+"""
+
+
+def test_gh_tells_of_numbers_once_in_some_minutes(
+    project: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gh").write_text(f"#!{sys.executable}\n{GH.replace('KEY', KEY)}")
+    (tmp_path / "gh").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(issue_files, "GH_SECONDS", 1.0)
+    told = {"title": "From GitHub", "body": "token = [REDACTED]\n\nStatus: OPEN"}
+    for issue_id, expected in (
+        ("1", told),
+        ("gh-1", told),
+        ("2", None),
+        ("2", None),
+        ("3", None),
+        ("4", None),
+        ("issue-1", None),
+        ("01", None),
+    ):
+        assert issue_files.resolve_issue(issue_id, project) == expected, issue_id
+    fields = "--json number,title,body,state"
+    assert (project.root / "called").read_text().splitlines() == [
+        f"issue view {number} {fields}" for number in (1, 2, 3, 4)
+    ]
+    write(project, {"issues/1.md": "Written down"})
+    assert issue_files.resolve_issue("1", project)["body"] == "Written down"
+    without = dataclasses.replace(project, issue_files=("./gh",))
+    assert issue_files.resolve_issue("5", without) is None
+
+
+def test_a_context_has_the_task_of_its_issue(make_service: Callable[..., Service], repository: Path) -> None:
+    service = make_service("--issue-files", "docs/tickets")
+    url = "/api/context/T-9/python-specialist"
+    assert service.client().get(url).json()["context"]["metadata"]["task_matched"] is None
+    (repository / "docs/tickets").mkdir()
+    (repository / "docs/tickets/T-9.md").write_text(f"# Cookies are not kept\n\nsave_cookie forgets; token = {KEY}")
+    context = service.client().get(url).json()["context"]
+    assert context["metadata"]["task_matched"] is True
+    brief = service.client().request("GET", url, headers={"Accept": "text/markdown"}).text
+    assert "Cookies are not kept" in brief and KEY not in brief + json.dumps(context)

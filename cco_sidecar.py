@@ -7717,107 +7717,10 @@ KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
     "documentation": {"docs": 1.0, "source": 0.6, "config": 0.2, "test": 0.1, "other": 0.05},
     "support": {"docs": 1.0, "source": 0.8, "config": 0.5, "test": 0.3, "other": 0.05},
 }
-OWN_KIND = 0.4  # from this weight on a kind is the agents' own
-WRITTEN_TOO = {"c": "cpp", "cpp": "c", "javascript": "typescript", "typescript": "javascript", "kotlin": "java"}
-
-
-def is_own(path: str, request: RankRequest) -> bool:
-    """Whether a file is of the agent's own kinds and, for a language's specialist, in its language."""
-    language = request.agent_type.removesuffix("-specialist")
-    writes_any = SPECIALISTS.get(language) != request.agent_type
-    own = KIND_WEIGHTS[request.category][kind_of(path)] >= OWN_KIND
-    return own and (writes_any or language_of(path) in (language, WRITTEN_TOO.get(language)))
-
-
-class WordRanking:
-    """Ranks by the task's words in a file's path and text, the rare ones more (BM25), and by the agent's kinds of file.
-
-    Files without a word of the task come last, in the order without a task, and only those that are the agent's own
-    (where no word occurs, manifests and entry documents too; where nothing is the agent's own either, all). Each
-    request scans the texts anew, so there is nothing to keep fresh. Only listed files are read, never a secret one or
-    through a link.
-    (`git grep`, once a word, takes several times as long and reads what is to be left alone.)
-    """
-
-    WORDS, WORK = 48, 1_500_000_000  # words of a task; bytes times words that are scanned, in about a second
-    MAX_FILE = 400_000  # what is longer is data
-
-    @hookimpl(trylast=True)
-    def rank_files(self, request: RankRequest) -> list[RankedFile]:
-        weights = KIND_WEIGHTS[request.category]
-        order = order_without_task(request.files, weights)
-        shares = self._matches(request, order)
-        best = max((sum(share for share, _ in found) for found in shares.values()), default=1.0)
-        named = named_files(order, request.task)
-        matched = shares.keys() | named
-        touched = {path for output in request.outputs for path in output.get("files_affected", [])}
-        for bonus, paths, reason in (
-            (3.0, named, "named in the task"),
-            (0.6, set(request.changed), "uncommitted change"),
-            (0.6, touched, "changed by an earlier agent"),
-        ):
-            for path in order.keys() & paths:
-                shares[path].append((bonus * best, reason))
-        scores = {path: weights[kind_of(path)] * sum(share for share, _ in found) for path, found in shares.items()}
-        least = min(scores.values()) if matched else 1.0  # files without a score stay below it
-        first = set() if matched else {path for path in order if path.lower() in FIRST_FILES}
-        own = {path for path in order if is_own(path, request)}
-        all_others = not (own or matched)  # rather than nothing
-        plain = "{}, as no file is of the agent's kinds and language" if all_others else "{} of the project"
-        ranked = []
-        for path in order if all_others else shares.keys() | own | first:
-            why = [reason for _, reason in sorted(shares.get(path, ()), reverse=True)[:4]]
-            score = scores.get(path, 0.0) + least * order[path]
-            ranked.append(RankedFile(path, score, why or [plain.format(kind_of(path))], matched=path in matched))
-        return sorted(ranked, key=lambda item: (-item.score, item.path))
-
-    def _matches(self, request: RankRequest, order: Iterable[str]) -> dict[str, list[tuple[float, str]]]:
-        """Path, and (share of the score, reason) of each word that the file holds. The first in order are read
-        first.
-        """
-        words = task_words(request.task, self.WORDS)
-        strengths: dict[str, dict[str, float]] = {stem: {} for stem in words}
-        sizes = {file.path: file.size for file in request.files if file.size <= self.MAX_FILE}
-        mean, left = (sum(sizes.values()) + 1) / max(1, len(sizes)), self.WORK // max(1, len(words))
-        for path in order if words else ():
-            left -= sizes.get(path, 0)
-            found = read_text_file(request.root, path, self.MAX_FILE) if path in sizes and left > 0 else None
-            text, name = found[0].lower() if found else "", os.path.splitext(path.lower())[0]
-            for stem, holding in strengths.items():
-                count = text.count(stem)
-                if strength := count / (count + 0.4 + 0.8 * len(text) / mean) + 1.5 * (stem in name):
-                    holding[path] = strength
-        shares = collections.defaultdict[str, list[tuple[float, str]]](list)
-        for stem, holding in strengths.items():
-            rarity = math.log(1 + len(sizes) / (1 + len(holding)))
-            for path, strength in holding.items():
-                shares[path].append((strength * rarity, f"matches {words[stem]}"))
-        return shares
-
-
-def order_without_task(files: list[FileFact], weights: dict[str, float]) -> dict[str, float]:
-    """Path and score, best first: the agent's kinds of file, manifests, entry documents; new and shallow ones first."""
-    newest = max((file.mtime_ns for file in files), default=1) or 1
-    scores = {}
-    for file in files:
-        if not is_secret(file.path):
-            weight = max(weights[kind_of(file.path)], 0.88 if file.path.lower() in FIRST_FILES else 0.0)
-            scores[file.path] = weight * (0.5 * file.mtime_ns / newest + 0.1 / (1 + file.path.count("/")))
-    return dict(sorted(scores.items(), key=lambda item: -item[1]))
 
 
 ENTRY_DOCUMENTS = "readme.md readme.rst readme.txt readme contributing.md architecture.md agents.md claude.md".split()
 FIRST_FILES = frozenset(name.lower() for name in (*ENTRY_DOCUMENTS, *TYPE_BY_MANIFEST))
-
-
-def named_files(paths: Iterable[str], task: str) -> set[str]:
-    """Those of ``paths`` that a task's text names: by path, or by a base name with an ending."""
-    words = {"/" + word.rstrip(".") for word in re.findall(r"[\w.@+/-]+", task)}
-    ends = {word.rpartition("/")[2] for word in words if "." in word.rpartition("/")[2]}
-    known = [f"/{path}" for path in paths if path.rpartition("/")[2] in ends]
-    return {path[1:] for path in known if any(path.endswith(word) or word.endswith(path) for word in words)}
-
-
 STOP_WORDS = frozenset(
     """a about add adds added after all allow also an and any are as at avoid be because been before but by can change
     changes could do does don for from get had has have how if improve in instead into is it its just like made make
@@ -7828,27 +7731,57 @@ STOP_WORDS = frozenset(
 )
 
 
-def task_words(task: str, number: int) -> dict[str, str]:
-    """Stem and word of what a task is about: the words of its beginning, then the most frequent ones."""
-    beginning = task[:200].partition("\n")[0]
-    words = [*content_words(beginning), *dict(collections.Counter(content_words(task)).most_common())]
-    found: dict[str, str] = {}
-    for word in words:
-        found.setdefault(next((word[: -len(end)] for end in ENDINGS if word[4:].endswith(end)), word), word)
-    return dict(itertools.islice(found.items(), number))
+class WordRanking:
+    """Ranks by the task's words in a file's path and text, the rare ones more, and by the agent's kinds of file.
 
+    Each request reads the texts anew: the best kinds first, TEXTS bytes at most, never a secret one or through a link.
+    """
 
-ENDINGS = ("ies", "ing", "es", "ed", "s")
-SUBWORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+    WORDS, TEXTS = 32, 32 * MB
+    MAX_FILE = 400_000  # what is longer is data
 
+    @hookimpl(trylast=True)
+    def rank_files(self, request: RankRequest) -> list[RankedFile]:
+        weights = {}
+        for file in sorted(request.files, key=lambda file: -file.mtime_ns):
+            if not is_secret(file.path):
+                first = 0.9 if file.path.lower() in FIRST_FILES else 0.0
+                weights[file.path] = max(first, KIND_WEIGHTS[request.category][kind_of(file.path)])
+        words = dict.fromkeys(re.findall(r"[^\W_]{2,}", request.task.lower()))
+        reasons = self._matches(request.root, sorted(weights, key=lambda path: -weights[path]), words)
+        named = {path for path in weights if path in request.task}
+        touched = {path for output in request.outputs for path in output.get("files_affected", [])}
+        matched = reasons.keys() | named
+        for bonus, paths, reason in (
+            (9.0, named, "named in the task"),
+            (3.0, touched, "changed by an earlier agent"),
+            (3.0, set(request.changed), "uncommitted change"),
+        ):
+            for path in paths:
+                reasons[path].append((bonus, reason))
+        ranked = []
+        for path, weight in weights.items():
+            why = [reason for _, reason in sorted(reasons[path], reverse=True)[:4]]
+            score = weight * (0.1 + sum(share for share, _ in reasons[path]))
+            ranked.append(RankedFile(path, score, why or [f"{kind_of(path)} of the project"], [], path in matched))
+        return sorted(ranked, key=lambda item: -item.score)
 
-def content_words(text: str) -> Iterator[str]:
-    """The words of a text in lower case, identifiers as written and in their parts, without STOP_WORDS."""
-    for token in re.findall(r"\w+", text):
-        parts = SUBWORD.findall(token) if token.isascii() else token.split("_")
-        for word in dict.fromkeys(part.lower() for part in (token, *parts)):
-            if word not in STOP_WORDS and (1 if not word.isascii() else 2) <= len(word) <= 80:  # longer is encoded data
-                yield word
+    def _matches(self, root: str, paths: list[str], words: Iterable[str]) -> dict[str, list[tuple[float, str]]]:
+        """By path, (share of the score, reason) of each word that the file holds."""
+        holding: dict[str, list[str]] = {word: [] for word in words if word not in STOP_WORDS}
+        left = self.TEXTS if holding else 0
+        for path in paths:
+            found = read_text_file(root, path, self.MAX_FILE) if left > 0 else None
+            text = f"{path} {found[0] if found else ''}".lower()
+            left -= len(text)
+            for word in itertools.islice(holding, self.WORDS):
+                if word in text:
+                    holding[word].append(path)
+        reasons = collections.defaultdict[str, list[tuple[float, str]]](list)
+        for word, its_paths in holding.items():
+            for path in its_paths:
+                reasons[path].append((math.log(1 + len(paths) / len(its_paths)), f"matches {word}"))
+        return reasons
 
 
 # -- routing

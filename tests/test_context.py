@@ -26,10 +26,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cco_sidecar
-from cco_sidecar import ApiError, Contexts, Hooks, is_secret, kind_of, language_of, named_files, read_text_file, redact
+from cco_sidecar import ApiError, Contexts, Hooks, is_secret, kind_of, language_of, read_text_file, redact
 
-budget = plugin("budget")
+budget, keywords = plugin("budget"), plugin("keywords")
 MakeService = Callable[..., Service]
+KEYWORDS_ONLY = ["--plugins", str(Path(__file__).parent / "keywords_only")]
+RANKINGS = [
+    pytest.param([], id="the ranking by an index, or the module's own"),
+    pytest.param(KEYWORDS_ONLY, id="keywords", marks=pytest.mark.needs_plugin("context/keywords ranks so")),
+]
 
 
 def answer_of(
@@ -1265,10 +1270,10 @@ def test_which_files_are_secret(path: str, secret: bool) -> None:
     ],
 )
 def test_whether_a_task_names_a_file(path: str, task: str, named: bool) -> None:
-    assert named_files([path, "unrelated.py"], task) == ({path} if named else set())
+    assert keywords.named_files([path, "unrelated.py"], task) == ({path} if named else set())
 
 
-@pytest.fixture(scope="module", params=[[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
+@pytest.fixture(scope="module", params=RANKINGS)
 def ranked(setup: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A client of a service with either ranking."""
     folder = tmp_path_factory.mktemp("ranked")
@@ -1314,7 +1319,7 @@ def test_the_task_ranks_the_files(ranked: Client, task: str, path: str) -> None:
     assert scores == sorted(scores, reverse=True)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
+@pytest.mark.parametrize("arguments", RANKINGS)
 def test_what_is_being_worked_on_comes_before_what_only_matches(
     make_service: MakeService, repository: Path, arguments: list[str]
 ) -> None:
@@ -1374,6 +1379,7 @@ def test_files_that_match_come_first_and_the_other_own_ones_follow(ranked: Clien
     assert context["relevant_files"][0]["score"] > 1.2 * context["relevant_files"][1]["score"]
 
 
+@pytest.mark.needs_plugin("context/keywords and relevance weigh what is the agent's own")
 def test_without_a_task_manifests_and_entry_documents_are_not_buried_under_source(
     make_service: MakeService, tmp_path: Path
 ) -> None:
@@ -1383,7 +1389,7 @@ def test_without_a_task_manifests_and_entry_documents_are_not_buried_under_sourc
     write(root / "docs/README.md", "# Another\n")
     git(root, "add", "-A")
     git(root, "commit", "-q", "-m", "Grow")
-    paths = list(files_of(make_service("--no-plugins", root=root).client()))
+    paths = list(files_of(make_service(*KEYWORDS_ONLY, root=root).client()))
     assert len(paths) == 50 and {"README.md", "pyproject.toml"} <= set(paths) and "docs/README.md" not in paths
     assert paths[0].startswith("src/")
 
@@ -1394,7 +1400,7 @@ WORDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
+@pytest.mark.parametrize("arguments", RANKINGS)
 @pytest.mark.parametrize("git_is", ["there", "not used", "not installed"])
 def test_words_of_any_script_are_found_with_git_and_without(
     make_service: MakeService, tmp_path: Path, git_is: str, arguments: list[str]
@@ -1419,7 +1425,7 @@ def test_words_of_any_script_are_found_with_git_and_without(
     assert context_of(client, task="zanzibar")["metadata"]["task_matched"] is False
 
 
-@pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
+@pytest.mark.parametrize("arguments", RANKINGS)
 def test_what_may_not_be_read_says_nothing_about_a_task(
     make_service: MakeService, repository: Path, tmp_path: Path, arguments: list[str]
 ) -> None:
@@ -1441,7 +1447,7 @@ def test_what_may_not_be_read_says_nothing_about_a_task(
 FILLERS = ["lorem{} ", "long" * 2_000 + "{} ", "(.*{}[ ", "größe{} ", "\n{}\n", "_{}", "save the cookie, fix {}. "]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's ranking", "the module's own"])
+@pytest.mark.parametrize("arguments", RANKINGS)
 def test_a_task_of_30000_characters_is_answered_like_any_other(
     make_service: MakeService, repository: Path, arguments: list[str]
 ) -> None:
@@ -1458,13 +1464,13 @@ def test_a_task_of_30000_characters_is_answered_like_any_other(
 
 def test_the_words_of_a_task_are_few_those_of_its_beginning_first() -> None:
     body = "the spinner spins; " * 100 + " ".join(f"word{letter * 3}" for letter in "abcdefghijklmnopqrstuvwxyz" * 50)
-    words = cco_sidecar.task_words(f"Fix SessionStore.save_cookie in queries\n{body}", 12)
+    words = keywords.task_words(f"Fix SessionStore.save_cookie in queries\n{body}", 12)
     assert list(words.values())[:7] == ["sessionstore", "session", "store", "save_cookie", "save", "cookie", "queries"]
     assert (
         list(words.items())[6:9] == [("quer", "queries"), ("spinner", "spinner"), ("spins"[:4], "spins")]
         and len(words) == 12
     )
-    assert cco_sidecar.task_words("fix the bug: a 1 _ " + "y" * 81, 12) == {}
+    assert keywords.task_words("fix the bug: a 1 _ " + "y" * 81, 12) == {}
 
 
 def test_each_copy_is_known_by_its_first_lines() -> None:
@@ -1509,6 +1515,7 @@ SPOKEN_FOR = [
 ]
 
 
+@pytest.mark.needs_plugin("context/keywords and relevance weigh what is the agent's own")
 def test_files_of_others_come_where_something_speaks_for_them(among_others: Client, repository: Path) -> None:
     for agent_type, task, paths in SPOKEN_FOR:
         assert set(files_of(among_others, agent_type=agent_type, task=task)) == paths, (agent_type, task)
@@ -1561,7 +1568,7 @@ def test_the_service_gives_the_projects_files_and_not_its_own(
     ours = {copied_to, *(f"{folder}/plugins/{name}".lstrip("/") for name in bundled)}
     assert not ours & set(context["project_structure"]["files"])
     given = {file["path"] for file in context["relevant_files"]}
-    assert given == set(context["project_structure"]["files"]) - ours - {".gitignore"}
+    assert given | {".gitignore"} == set(context["project_structure"]["files"]) - ours
     assert {theirs.relative_to(repository).as_posix(), "src/plugins/pipeline.py"} <= given
     for task in ("explain", "the keeper adopts idempotency", "bm25 relevance of the orchestration"):
         context = context_of(client, task=task, **everything)

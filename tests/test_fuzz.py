@@ -58,7 +58,8 @@ def test_what_follows_a_refusal_that_ends_the_connection_is_not_answered(service
 @pytest.mark.parametrize("unit", ["0", "a_", "aB", "a/", "a.", "é", "a-"])
 def test_a_long_word_in_a_task_holds_nobody_up(unit: str) -> None:
     """It is searched in a process of its own, which can be ended: a search of the length's square would take hours."""
-    code = f"import cco_sidecar; print(cco_sidecar.named_files(['src/main.py', 'x.py'], {unit!r} * 400_000 + ' see src/main.py.'))"
+    ours = "keywords = cco_sidecar.import_file(pathlib.Path('plugins/context/keywords.py').resolve())"
+    code = f"import cco_sidecar, pathlib; {ours}; print(keywords.named_files(['src/main.py', 'x.py'], {unit!r} * 400_000 + ' see src/main.py.'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "{'src/main.py'}\n", done.stderr
 

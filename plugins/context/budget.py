@@ -14,13 +14,12 @@ from cco_sidecar import (
     ApiError,
     ContextRequest,
     Sections,
-    WordRanking,
     checksum,
     cut_text,
     hookimpl,
     json_size,
-    task_words,
 )
+from cco_sidecar_plugins.context.keywords import WORDS, task_words
 
 SHARES = {  # of the budget, what a section keeps at most where the files need the room
     "project_structure": 0.05, "git_context": 0.05, "previous_agent_outputs": 0.25,
@@ -187,7 +186,7 @@ def score_chunks(content: str, task: str) -> list[tuple[int, float]]:
         for first in range(0, len(lines), CHUNK_LINES)
     ]
     scores = dict.fromkeys((first for first, _ in blocks), 0.0)
-    for word in task_words(task, WordRanking.WORDS):
+    for word in task_words(task, WORDS):
         holding = [(first, text.count(word)) for first, text in blocks if word in text]
         for first, count in holding:
             scores[first] += math.log(1 + len(blocks) / len(holding)) * count / (count + 1)

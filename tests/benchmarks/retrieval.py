@@ -1,7 +1,7 @@
 """How well the service finds the files that a task needs, measured through its HTTP interface.
 
     python -m tests.benchmarks.retrieval --cases FILE --git-root DIR [--repos NAME,NAME] [--every N] [--budget BYTES]
-    [--no-plugins] [--brief]
+    [--keywords] [--brief]
 
 FILE holds a case a line: ``{"repo": "owner/name", "parent": COMMIT, "query": TASK, "gold": [PATHS], "gold_tests":
 [PATHS], "lang": LANGUAGE}``, and optionally ``"commit"``, whose changed lines are then looked for too. DIR holds the
@@ -43,6 +43,8 @@ SPECIALISTS = {
 COLUMNS = ("R@5", "R@10", "R@20", "all@10", "MRR", "files", "lines", "own")
 BRIEF_COLUMNS = ("brief", "listed", "bytes")
 SPEAKING = ("named in", "text matches", "name matches", "defines", "uncommitted", "changed by an earlier", "matches ")
+
+KEYWORDS_ONLY = Path(__file__).parents[1] / "keywords_only"
 
 
 class Checkout:
@@ -207,7 +209,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only each Nth case of a repository")
     parser.add_argument("--budget", type=int, default=100_000, help="bytes of the answers whose contents are looked at")
     parser.add_argument("--brief", action="store_true", help="what the briefs name")
-    parser.add_argument("--no-plugins", action="store_true", help="the module's own ranking")
+    parser.add_argument("--keywords", action="store_true", help="the ranking while there is no index")
     options = parser.parse_args()
     cases = [json.loads(line) for line in options.cases.read_text("utf-8").splitlines()]
     wanted = set(options.repos.split(",")) - {""}
@@ -220,7 +222,7 @@ def main() -> int:
         own = [case for case in cases if case["repo"] == repository][:: options.every]
         here: list[dict[str, float]] = []
         with tempfile.TemporaryDirectory() as work:
-            arguments = ["--no-plugins"] if options.no_plugins else []
+            arguments = ["--plugins", str(KEYWORDS_ONLY)] if options.keywords else []
             for target, result in measure(
                 own, history_of(options.git_root, repository), Path(work), options.budget, arguments, options.brief
             ):

@@ -1,0 +1,145 @@
+"""Keywords: the module's ranking by a task's words, made better; it serves until the index of ``relevance`` is ready.
+
+Words are taken apart, shortened to their stems and weighed by BM25. Files count for more that the task names, that an
+earlier agent changed or that have an uncommitted change.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+from cco_sidecar import (
+    FIRST_FILES,
+    KIND_WEIGHTS,
+    SPECIALISTS,
+    STOP_WORDS,
+    FileFact,
+    RankedFile,
+    RankRequest,
+    hookimpl,
+    is_secret,
+    kind_of,
+    language_of,
+    read_text_file,
+)
+
+WORDS, WORK = 48, 1_500_000_000  # words of a task; bytes times words that are scanned, in about a second
+MAX_FILE = 400_000  # what is longer is data
+
+
+@hookimpl
+def rank_files(request: RankRequest) -> list[RankedFile]:
+    """Files without a word of the task come last, in the order without a task, and only those that are the agent's own
+    (where no word occurs, manifests and entry documents too; where nothing is the agent's own either, all). Each
+    request scans the texts anew, so there is nothing to keep fresh. Only listed files are read, never a secret one or
+    through a link. (`git grep`, once a word, takes several times as long and reads what is to be left alone.)
+    """
+    weights = KIND_WEIGHTS[request.category]
+    order = order_without_task(request.files, weights)
+    shares = matches(request, order)
+    best = max((sum(share for share, _ in found) for found in shares.values()), default=1.0)
+    named = named_files(order, request.task)
+    matched = shares.keys() | named
+    touched = {path for output in request.outputs for path in output.get("files_affected", [])}
+    for bonus, paths, reason in (
+        (3.0, named, "named in the task"),
+        (0.6, set(request.changed), "uncommitted change"),
+        (0.6, touched, "changed by an earlier agent"),
+    ):
+        for path in order.keys() & paths:
+            shares[path].append((bonus * best, reason))
+    scores = {path: weights[kind_of(path)] * sum(share for share, _ in found) for path, found in shares.items()}
+    least = min(scores.values()) if matched else 1.0  # files without a score stay below it
+    first = set() if matched else {path for path in order if path.lower() in FIRST_FILES}
+    own = {path for path in order if is_own(path, request)}
+    all_others = not (own or matched)  # rather than nothing
+    plain = "{}, as no file is of the agent's kinds and language" if all_others else "{} of the project"
+    ranked = []
+    for path in order if all_others else shares.keys() | own | first:
+        why = [reason for _, reason in sorted(shares.get(path, ()), reverse=True)[:4]]
+        score = scores.get(path, 0.0) + least * order[path]
+        ranked.append(RankedFile(path, score, why or [plain.format(kind_of(path))], matched=path in matched))
+    return sorted(ranked, key=lambda item: (-item.score, item.path))
+
+
+def matches(request: RankRequest, order: Iterable[str]) -> dict[str, list[tuple[float, str]]]:
+    """Path, and (share of the score, reason) of each word that the file holds. The first in order are read
+    first.
+    """
+    words = task_words(request.task, WORDS)
+    strengths: dict[str, dict[str, float]] = {stem: {} for stem in words}
+    sizes = {file.path: file.size for file in request.files if file.size <= MAX_FILE}
+    mean, left = (sum(sizes.values()) + 1) / max(1, len(sizes)), WORK // max(1, len(words))
+    for path in order if words else ():
+        left -= sizes.get(path, 0)
+        found = read_text_file(request.root, path, MAX_FILE) if path in sizes and left > 0 else None
+        text, name = found[0].lower() if found else "", os.path.splitext(path.lower())[0]
+        for stem, holding in strengths.items():
+            count = text.count(stem)
+            if strength := count / (count + 0.4 + 0.8 * len(text) / mean) + 1.5 * (stem in name):
+                holding[path] = strength
+    shares = collections.defaultdict[str, list[tuple[float, str]]](list)
+    for stem, holding in strengths.items():
+        rarity = math.log(1 + len(sizes) / (1 + len(holding)))
+        for path, strength in holding.items():
+            shares[path].append((strength * rarity, f"matches {words[stem]}"))
+    return shares
+
+
+OWN_KIND = 0.4  # from this weight on a kind is the agents' own
+WRITTEN_TOO = {"c": "cpp", "cpp": "c", "javascript": "typescript", "typescript": "javascript", "kotlin": "java"}
+
+
+def is_own(path: str, request: RankRequest) -> bool:
+    """Whether a file is of the agent's own kinds and, for a language's specialist, in its language."""
+    language = request.agent_type.removesuffix("-specialist")
+    writes_any = SPECIALISTS.get(language) != request.agent_type
+    own = KIND_WEIGHTS[request.category][kind_of(path)] >= OWN_KIND
+    return own and (writes_any or language_of(path) in (language, WRITTEN_TOO.get(language)))
+
+
+def order_without_task(files: list[FileFact], weights: dict[str, float]) -> dict[str, float]:
+    """Path and score, best first: the agent's kinds of file, manifests, entry documents; new and shallow ones first."""
+    newest = max((file.mtime_ns for file in files), default=1) or 1
+    scores = {}
+    for file in files:
+        if not is_secret(file.path):
+            weight = max(weights[kind_of(file.path)], 0.88 if file.path.lower() in FIRST_FILES else 0.0)
+            scores[file.path] = weight * (0.5 * file.mtime_ns / newest + 0.1 / (1 + file.path.count("/")))
+    return dict(sorted(scores.items(), key=lambda item: -item[1]))
+
+
+def named_files(paths: Iterable[str], task: str) -> set[str]:
+    """Those of ``paths`` that a task's text names: by path, or by a base name with an ending."""
+    words = {"/" + word.rstrip(".") for word in re.findall(r"[\w.@+/-]+", task)}
+    ends = {word.rpartition("/")[2] for word in words if "." in word.rpartition("/")[2]}
+    known = [f"/{path}" for path in paths if path.rpartition("/")[2] in ends]
+    return {path[1:] for path in known if any(path.endswith(word) or word.endswith(path) for word in words)}
+
+
+def task_words(task: str, number: int) -> dict[str, str]:
+    """Stem and word of what a task is about: the words of its beginning, then the most frequent ones."""
+    beginning = task[:200].partition("\n")[0]
+    words = [*content_words(beginning), *dict(collections.Counter(content_words(task)).most_common())]
+    found: dict[str, str] = {}
+    for word in words:
+        found.setdefault(next((word[: -len(end)] for end in ENDINGS if word[4:].endswith(end)), word), word)
+    return dict(itertools.islice(found.items(), number))
+
+
+ENDINGS = ("ies", "ing", "es", "ed", "s")
+SUBWORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+def content_words(text: str) -> Iterator[str]:
+    """The words of a text in lower case, identifiers as written and in their parts, without STOP_WORDS."""
+    for token in re.findall(r"\w+", text):
+        parts = SUBWORD.findall(token) if token.isascii() else token.split("_")
+        for word in dict.fromkeys(part.lower() for part in (token, *parts)):
+            if word not in STOP_WORDS and (1 if not word.isascii() else 2) <= len(word) <= 80:  # longer is encoded data
+                yield word

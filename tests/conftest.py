@@ -292,6 +292,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("setup", ["with plugins", "alone"], indirect=True, scope="module")
 
 
+# Files that take minutes, so that no test process works through one at the end while the others have nothing.
+LONGEST_FIRST = """real_agents storage agents context cli command_table start pipeline crash events meter synthesis brief
+    agent_trust hooks readme browser doctor""".split()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     excepted = [
         item
@@ -303,6 +308,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if excepted:
         config.hook.pytest_deselected(items=excepted)
         items[:] = [item for item in items if item not in excepted]
+    order = {f"test_{name}.py": number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture

@@ -1185,6 +1185,18 @@ class Parts:
         """
 
     @hookspec
+    def launcher_class(self, settings: Settings, base: type[Launcher]) -> type[Launcher] | None:
+        """The class that makes what agents are started with: derived from ``base``, so that several add up, as with
+        server_class. The core's own gives an agent its context in a file, and of a request's variables a few.
+
+        class Welcoming(base):
+            async def files(self, body, reader):
+                return await super().files(body, reader) | {"welcome.txt": b"Welcome to the team"}
+
+        return Welcoming
+        """
+
+    @hookspec
     def meter(self, settings: Settings) -> Meter | None:
         """The meter of what agents spend: a subclass of Meter, asked when the storage folder is there. The core's own
         measures nothing. The first answer wins.
@@ -6413,15 +6425,17 @@ class Agents:
         settings: Settings,
     ) -> None:  # fmt: skip
         self._tokens, self._hooks, self._types, self._settings = tokens, hooks, types, settings
-        self._folder = settings.storage / "agents"
-        self._launcher = Launcher(contexts, hooks, settings)
+        self._folder, self._agent_tokens = settings.storage / "agents", AgentTokens(tokens, settings)
+        self._launcher: Launcher = hooks.derived("launcher_class", Launcher, settings=settings)(
+            contexts, hooks, settings
+        )
         self.disk = Pool("agents", 8, 20)
         self._processes: Processes = hooks.part("process_owner", Processes, settings=settings) or Processes(settings)
         self._stopping = False
         self._spawning: set[asyncio.Future[Any]] = set()
         self.active: dict[str, Running] = {}
         self.ledger = AgentLedger(storage, settings, self.active)
-        self._ends = AgentEnds(results, self.ledger, self._processes, self.disk, hooks, settings)
+        self._ends = AgentEnds(results, tokens, self.ledger, self._processes, self.disk, hooks, settings)
         self.meter = Meter()  # until the storage folder is there
         self.url = ""
 
@@ -6445,14 +6459,13 @@ class Agents:
         running = self.active[row["id"]] = Running(row, self._folder / row["id"])
         what = ""
         try:
-            context = await self._launcher.context(body)
             reader = reader_of(row, running.folder, self.url)
-            brief = await self._launcher.brief(body, reader)
+            files = await self._launcher.files(body, reader)
             await self.ledger.begin(row, ticket)
-            self._renew_token(running)
-            asked = body.get("environment") or {}
-            command, ignored = await self._launcher.command(running, context, brief, asked, reader)
-            command = self.meter.instrument(command, self.url.removesuffix("/api"), self._mint(row, spends_only=True))
+            self._agent_tokens.renew(running)
+            command, ignored = await self._launcher.command(running, files, body.get("environment") or {}, reader)
+            reporting = self._agent_tokens.mint(row, spends_only=True)
+            command = self.meter.instrument(command, self.url.removesuffix("/api"), reporting)
             what = f"{Path(command.argv[0]).name}: "
             running.process = await self._processes.start(row["id"], command)
             await self._run(running, running.process)
@@ -6524,7 +6537,7 @@ class Agents:
             problem = "The first spawn with this Idempotency-Key was cut off before its process started"
             raise ApiError("AGT_001", problem)
         if running and not running.token:  # it is being adopted at this moment
-            self._renew_token(running)
+            self._agent_tokens.renew(running)
         token = running.token if running else ""
         return msgspec.json.encode(spawned | {"process_id": row["pid"], "state": row["state"], "jwt_token": token})
 
@@ -6537,52 +6550,22 @@ class Agents:
         waits = [asyncio.create_task(event.wait()) for event in events]
         try:
             while not any(event.is_set() for event in events) and (left := deadline - time.monotonic()) > 0:
-                if await self._cannot_work(running, process):
+                if time.monotonic() < process.began + self.PROBATION and await self._ends.cannot_work(running):
                     break
-                await self._tend(running, process)
+                if process.known != running.noted:  # the next run of the service would have to find these
+                    running.noted = set(process.known)
+                    self.ledger.saw(running.row["id"], sorted(running.noted))
+                await self._agent_tokens.keep(running, self.disk)
                 await asyncio.wait(waits, timeout=min(left, self.LOOK), return_when=asyncio.FIRST_COMPLETED)
             if not process.exited.is_set() and running.ended_as is None and running.row["reason"] is None:
                 running.ended_as = "killed" if running.ordered.is_set() else "timeout"
             await self._processes.end(process, lambda: running.grace)
-            await self._record_end(running, process)
+            await self._ends.record(running, process, self.meter)
         except Exception as error:  # a boundary: a task of its own, which must say so when it fails
             log.error("agent %s: watching failed", running.row["id"], exc_info=error)
         finally:
             for wait in waits:
                 wait.cancel()
-
-    async def _cannot_work(self, running: Running, process: Process) -> bool:
-        """Whether an agent that began a moment ago has just written that it cannot work."""
-        if time.monotonic() < process.began + self.PROBATION and self._hooks.implementations("agent_failure"):
-            written = await self.disk.run(self._processes.output(running.row["id"]).size)
-            if written != running.heard:
-                running.heard, running.row["reason"] = written, await self._ends.failure(running.row)
-        return running.row["reason"] is not None
-
-    async def _tend(self, running: Running, process: Process) -> None:
-        """Note which processes the next run of the service would have to find; renew the token in time."""
-        if process.known != running.noted:
-            running.noted = set(process.known)
-            self.ledger.saw(running.row["id"], sorted(running.noted))
-        if time.time() >= running.renew_at or not (running.folder / "token").exists():
-            self._renew_token(running)
-            try:
-                await self.disk.run(write_token, running.folder, running.token)
-            except OSError as error:
-                running.renew_at = time.time() + 1
-                log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
-
-    def _renew_token(self, running: Running) -> None:
-        """A fresh token for the agent, with exactly what its ledger row grants, and when it is to be renewed."""
-        running.token, life = self._mint(running.row), self._settings.token_ttl
-        running.renew_at = int(time.time()) + life - min(600.0, life / 2)
-
-    def _mint(self, row: dict[str, Any], *, spends_only: bool = False) -> str:
-        """A token of an agent; or one by which its program only reports what it spends, for as long as it may live."""
-        life, may = (int(row["time_limit"]) + 60, []) if spends_only else (None, row["permissions"])
-        return self._tokens.mint(
-            row["id"], row["type"], ttl=life, permissions=may, issue_id=row["only_issue"], bound=True
-        )
 
     def heard_from(self, subject: str, method: str, path: str) -> None:
         """An agent's token was used."""
@@ -6595,8 +6578,6 @@ class Agents:
         running = self.active.get(subject)
         return running.answering() if running else contextlib.nullcontext()
 
-    # -- ending
-
     async def end(self, agent_id: str, *, force: bool = False) -> bool:
         """Order an agent's end, which a crash does not forget, at once with ``force``; False where it has ended."""
         running = self.active.get(agent_id)
@@ -6608,61 +6589,27 @@ class Agents:
             running.ordered.set()
         return True
 
-    async def _record_end(self, running: Running, process: Process) -> None:
-        row, code, now = running.row, process.exit_code, time.time()
-        # Where no exit code is known, a success that the agent stored speaks for it.
-        by_itself: AgentState = "completed" if code == 0 else "failed"
-        if code is None:
-            by_itself = "completed" if self.ledger.succeeded(row) else "lost"
-        row |= process.usage | {
-            "state": running.ended_as or by_itself, "exit_code": code,
-            "signal": -code if code is not None and code < 0 else None,
-            "ended": min(max(process.ended or now, row["started"]), now),
-        }  # fmt: skip
-        self._tokens.revoke(row["id"])
-        if running.ended_as is None and (reason := row["reason"] or await self._ends.failure(row)):
-            row |= {"state": "failed", "reason": reason}
-        for name in TOKEN_FILES:
-            with contextlib.suppress(OSError):
-                (running.folder / name).unlink()
-        while running.calls:  # what the agent had sent before its end
-            await asyncio.sleep(0.01)
-        tail = await self.disk.run(self._processes.output(row["id"]).tail, 5)
-        while True:
-            try:
-                if row["state"] == "completed" and code == 0:
-                    await self._ends.speak_for(row)
-                told = await self.ledger.ended(row, tail, self.meter.figures(row["id"]))
-                break
-            except StorageError as error:  # the end is a fact that must not be forgotten: again when the disk is back
-                log.error("agent %s: its end cannot be stored: %s", row["id"], error.reason)
-                await asyncio.sleep(1)
-        self.active.pop(row["id"], None)
-        self._hooks.tell("agent_ended", agent=told)
-        log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], code)
-
     # -- life
 
     async def start(self) -> None:
-        """Adopt the agents that an earlier run of the service left, and record the end of those that are gone."""
+        """Adopt the agents that an earlier run of the service left, and record the end of those that are gone: an
+        agent's time limit and output go on, and it gets a fresh token.
+        """
         self._folder.mkdir(mode=0o700, exist_ok=True)
         found = [Running(row, self._folder / row["id"]) for row in self.ledger.unfinished()]
         # Before the first await: requests are answered from then on.
         self.active.update((running.row["id"], running) for running in found)
         await self._processes.open()
         for running in found:
-            await self._adopt(running)
-
-    async def _adopt(self, running: Running) -> None:
-        """Find what is left of the agent's processes; its time limit and output go on, and it gets a fresh token."""
-        row = running.row
-        running.noted = {(pid, birth) for pid, birth in row["seen"]}
-        process = running.process = await self._processes.adopt(row["id"], row["pid"], row["birth"], running.noted)
-        if row["ordered"]:
-            running.ordered.set()
-            running.ended_as = "killed"
-        log.info("agent %s %s, pid %s", row["id"], "is gone" if process.exited.is_set() else "adopted", process.pid)
-        await self._run(running, process)
+            row = running.row
+            running.noted = {(pid, birth) for pid, birth in row["seen"]}
+            process = await self._processes.adopt(row["id"], row["pid"], row["birth"], running.noted)
+            running.process = process
+            if row["ordered"]:
+                running.ordered.set()
+                running.ended_as = "killed"
+            log.info("agent %s %s, pid %s", row["id"], "is gone" if process.exited.is_set() else "adopted", process.pid)
+            await self._run(running, process)
 
     async def stop(self, *, end_all: bool) -> None:
         """Leave the agents running, or end them all."""
@@ -6687,10 +6634,8 @@ class Agents:
 
     def describe(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Agents as readers get them, with the last lines of each one's output. Blocks."""
-        return [
-            agent_answer(row, self._processes.output(row["id"]), time.time()) | self.meter.figures(row["id"])
-            for row in rows
-        ]
+        outputs = ((row, self._processes.output(row["id"])) for row in rows)
+        return [agent_answer(row, output, time.time()) | self.meter.figures(row["id"]) for row, output in outputs]
 
     def logs(self, row: dict[str, Any], query: LogQuery) -> dict[str, Any]:
         """The output from an offset or moment on, at most a megabyte, or its last lines. Raises REQ_002 where it was
@@ -6726,16 +6671,86 @@ class Running:
             self.calls -= 1
 
 
+class AgentTokens:
+    """The tokens of running agents, each with exactly what its agent's ledger row grants."""
+
+    def __init__(self, tokens: Tokens, settings: Settings) -> None:
+        self._tokens, self._life = tokens, settings.token_ttl
+
+    def mint(self, row: dict[str, Any], *, spends_only: bool = False) -> str:
+        """A token of an agent; or one by which its program only reports what it spends, for as long as it may live."""
+        life, may = (int(row["time_limit"]) + 60, []) if spends_only else (None, row["permissions"])
+        return self._tokens.mint(
+            row["id"], row["type"], ttl=life, permissions=may, issue_id=row["only_issue"], bound=True
+        )
+
+    def renew(self, running: Running) -> None:
+        running.token = self.mint(running.row)
+        running.renew_at = int(time.time()) + self._life - min(600.0, self._life / 2)
+
+    async def keep(self, running: Running, disk: Pool) -> None:
+        """Renew the token in time, and write its files again where they are gone."""
+        if time.time() >= running.renew_at or not (running.folder / "token").exists():
+            self.renew(running)
+            try:
+                await disk.run(write_token, running.folder, running.token)
+            except OSError as error:
+                running.renew_at = time.time() + 1
+                log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
+
+
 class AgentEnds:
-    """What plugins know of an agent's end: why it failed, and a result where it stored none."""
+    """Records agents' ends, with what plugins know: why one failed, and a result where it stored none."""
 
     def __init__(
-        self, results: Results, ledger: AgentLedger, processes: Processes, disk: Pool, hooks: Hooks, settings: Settings
-    ) -> None:
-        self._results, self._ledger, self._processes, self._disk = results, ledger, processes, disk
-        self._hooks, self._settings = hooks, settings
+        self, results: Results, tokens: Tokens, ledger: AgentLedger, processes: Processes, disk: Pool, hooks: Hooks,
+        settings: Settings,
+    ) -> None:  # fmt: skip
+        self._results, self._tokens, self._ledger, self._processes = results, tokens, ledger, processes
+        self._disk, self._hooks, self._settings = disk, hooks, settings
 
-    async def failure(self, row: dict[str, Any]) -> str | None:
+    async def cannot_work(self, running: Running) -> bool:
+        """Whether an agent has just written that it cannot work."""
+        if self._hooks.implementations("agent_failure"):
+            written = await self._disk.run(self._processes.output(running.row["id"]).size)
+            if written != running.heard:
+                running.heard, running.row["reason"] = written, await self._failure(running.row)
+        return running.row["reason"] is not None
+
+    async def record(self, running: Running, process: Process, meter: Meter) -> None:
+        """Take the token of an agent without processes away, find out how it ended, and store that."""
+        row, code, now = running.row, process.exit_code, time.time()
+        # Where no exit code is known, a success that the agent stored speaks for it.
+        by_itself: AgentState = "completed" if code == 0 or (code is None and self._ledger.succeeded(row)) else "failed"
+        if code is None and by_itself == "failed":
+            by_itself = "lost"
+        row |= process.usage | {
+            "state": running.ended_as or by_itself, "exit_code": code,
+            "signal": -code if code is not None and code < 0 else None,
+            "ended": min(max(process.ended or now, row["started"]), now),
+        }  # fmt: skip
+        self._tokens.revoke(row["id"])
+        if running.ended_as is None and (reason := row["reason"] or await self._failure(row)):
+            row |= {"state": "failed", "reason": reason}
+        for name in TOKEN_FILES:
+            with contextlib.suppress(OSError):
+                (running.folder / name).unlink()
+        while running.calls:  # what the agent had sent before its end
+            await asyncio.sleep(0.01)
+        tail = await self._disk.run(self._processes.output(row["id"]).tail, 5)
+        while True:
+            try:
+                if row["state"] == "completed" and code == 0:
+                    await self._speak_for(row)
+                told = await self._ledger.ended(row, tail, meter.figures(row["id"]))
+                break
+            except StorageError as error:  # the end is a fact that must not be forgotten: again when the disk is back
+                log.error("agent %s: its end cannot be stored: %s", row["id"], error.reason)
+                await asyncio.sleep(1)
+        self._hooks.tell("agent_ended", agent=told)
+        log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], code)
+
+    async def _failure(self, row: dict[str, Any]) -> str | None:
         """Why an agent cannot work or has failed; one line."""
         try:
             reason = await self._ask("agent_failure", row, "output")
@@ -6743,7 +6758,7 @@ class AgentEnds:
             return None
         return redact(" ".join(reason.split()))[0][:500] if reason else None
 
-    async def speak_for(self, row: dict[str, Any]) -> None:
+    async def _speak_for(self, row: dict[str, Any]) -> None:
         """Store a result in the name of an agent that could store one and did not, if a plugin has one. Its end is
         recorded afterwards: who is killed in between comes here again, and finds the result. Raises StorageError.
         """
@@ -6821,7 +6836,11 @@ class AgentLedger:
 
     async def ended(self, row: dict[str, Any], tail: list[str], spent: dict[str, Any]) -> dict[str, Any]:
         """Record an end, its events and the end of its token as one; what the events say."""
-        told = ended_data(row, tail, self._storage.read.result_of(row["project"], row["id"])["result_id"]) | spent
+        cpu, found = row.get("cpu"), self._storage.read.result_of(row["project"], row["id"])
+        told = agent_facts(row) | spent | {
+            "cpu_seconds": None if cpu is None else round(cpu, 3), "peak_memory_bytes": row.get("peak_memory"),
+            "output_tail": [line[:300] for line in tail], "result_id": found["result_id"],
+        }  # fmt: skip
         names = ["agent_exited"] + (["agent_failed"] if row["state"] in AGENT_GROUPS["failed"] else [])
         submission = {"publisher": row["id"], "topic": "coordination", "data": told}
         events = [new_event(row["project"], name, submission) for name in names]
@@ -6836,6 +6855,7 @@ class AgentLedger:
                 records.insert_event(event)
 
         await self._storage.write(job)
+        self._active.pop(row["id"], None)
         return told
 
     def unfinished(self) -> list[dict[str, Any]]:
@@ -6891,15 +6911,6 @@ def spawned_answer(row: dict[str, Any], token: str, ignored: list[str]) -> dict[
     }  # fmt: skip
 
 
-def ended_data(row: dict[str, Any], tail: list[str], result_id: str | None) -> dict[str, Any]:
-    """The data of the events of an agent's end."""
-    return agent_facts(row) | {
-        "cpu_seconds": None if (cpu := row.get("cpu")) is None else round(cpu, 3),
-        "peak_memory_bytes": row.get("peak_memory"),
-        "output_tail": [line[:300] for line in tail], "result_id": result_id,
-    }  # fmt: skip
-
-
 def agent_answer(row: dict[str, Any], output: Output, now: float) -> dict[str, Any]:
     """An agent's row, its measurements and its output as readers get them. Blocks."""
 
@@ -6940,59 +6951,15 @@ def iso_or_none(moment: float | None) -> str | None:
 
 
 class Launcher:
-    """Makes what an agent is started with: its files, its command and its environment."""
+    """Makes what an agent is started with: its files, its command and its environment. Plugins derive theirs from it
+    (``launcher_class``).
+    """
 
-    # What a request may not set: it would run other code or lead an agent's traffic elsewhere. Read without blanks and
-    # in capitals. The project's own switches and addresses, and credentials, pass.
-    UNSAFE_VARIABLES = re.compile(
-        r"""
-        (?!((APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY|(REDIRECT|CALLBACK)_UR[IL]))$)(
-        # where programs, libraries, plugins and settings are found; the paths of data pass
-        (?!(.*_)?(DATA|DATABASE|DB|LOGS?|FILE|INPUT|OUTPUT|UPLOADS?|STATIC|MEDIA|BASE|URL|API|MODEL|REPORTS?|KEY)_PATHS?$).*PATHS?
-        |.*(PATHEXT|HOME|LIBS?|APPDATA|USERPROFILE|SYSTEMROOT|BASEDIR)|AWS_.*_(PATH|FILE|PROCESS)|(CONFIG_|.*(INIT|PASS))FILE
-        |(.+CONF|.*_CONFIG|[A-Z]+CONFIG|.+_(LIB|LIBRAR(Y|IES)|(?<!SETTINGS_)MODULES?|PLUGINS?|DRIVERS|HOOKS|ICD))(_.*)?
-        |.*(?<!S)RC(_?FILE(NAME)?)?|(VIM|EX|LUA_)INIT.*|TERM(CAP|INFO.*)|GLIBC_TUNABLES
-        # shells, programs that are started for somebody, and what is put before and behind them
-        |ENV|BASH.*|.*SHELL|COMSPEC|PS[0-4]|IFS|ZDOTDIR|.*(FCEDIT|EDITOR|PAGER|BROWSER|ASKPASS|[RS]SH)|VISUAL|LESS(OPEN|CLOSE|KEY.*)
-        |.*(COMMAND|CMD|PROG|PROGRAM|EXEC|EXECUTABLE|BINARY|BIN|WRAPPER|LAUNCHER|RUNNER|LINKER|COMPILER|PRELOAD|RUNPARAM)
-        |.*(FLAGS|ARGS|OPT|OPTS|OPTIONS)(_.*)?|GHCRTS|MAKEFILES|C?MAKE|YACC|AWK|TAR|DMD|LDC2?|GDC|GHC|(P4)?DIFF|MERGE
-        |(HOST|BUILD_?)?(CC|CXX|CPP|LD|AR|AS|NM|FC|F77|F90|RANLIB|STRIP|OBJ(C|CXX|COPY|DUMP)|READELF)(_FOR_.*)?
-        |JAVAC?|NODE|RUBY|PERL|PHP|(.*_)?PYTHON[23]?
-        # interpreters and git, but for what says who writes and in what manner
-        |GIT_(?!(AUTHOR|COMMITTER)_).*|GO(?!(OS|ARCH|MAXPROCS|GC|MEMLIMIT|AL|OGLE)$)[A-Z0-9]+|RUST(?!_(LOG|BACKTRACE|ENV)).*
-        |(PYTHON|DOTNET_|TCL)(?!_?ENV).*|NODE_(?!(ENV|DEBUG|NO_WARNINGS)$).*|PERL(5|IO|_MM).*
-        # traffic: names of hosts, proxies, certificates, mirrors, and the interfaces of others
-        |HOSTALIASES|LOCALDOMAIN|PG(HOST|SERVICE|SYSCONF).*|.*PROXY|SSL.*|.*(CA_BUNDLE|CA_CERTS?|CA_?FILE|_CERT)
-        |(VAULT|NOMAD|.*_HTTP)_ADDR|.*(AGENT|COLLECTOR|DOWNLOAD|REMOTE)_(HOST|URL)
-        |(?!(API|BACKEND|SERVER|(.*_)?SERVICE)_).+_(API_BASE|BASE_UR[IL]|API_(UR[IL]|HOST)|ENDPOINTS?|MIRRORS?|DIST|UNIVERSE_DOMAIN)(_.*)?
-        |(ANTHROPIC|OPENAI|AZURE|GOOGLE|GEMINI|VERTEX|AWS|OLLAMA|LM_?STUDIO|LLAMA|VLLM|MISTRAL|DATABRICKS|HF|WATSONX|KIRO|TABNINE
-            |LANG[A-Z]+|OPIK|PHOENIX|POSTHOG|STATSD|GH|GITHUB|GITLAB|DOCKER)_(.*_)?(BASE|UR[IL]|HOST|SOCKET|HEADERS|CONTEXT)
-        # programs that take in code or settings by many names
-        |(CCO_SIDECAR|LD|DYLD|OPENSSL|XDG|SSH|SUDO|CMAKE|S?CCACHE|DISTCC|GCC|COMPILER|MAVEN|CARGO|ELECTRON|TS_NODE|BUN|DENO|RUBYGEMS
-            |GEM|BUNDLER?|COMPOSER|PHP_INI|R|JULIA|ERL|N?VIM|PYTEST|COVERAGE|CORECLR|COR|COMPLUS|YARN|PIP[A-Z]*|UV|POETRY|PDM|CONDA
-            |MAMBA|COREPACK|HOMEBREW|NIX|PYENV|RBENV|NVM|OTEL|CLAUDE|CODEX|GEMINI_CLI|OPENCODE|AIDER|GOOSE|QWEN|CURSOR|COPILOT|AMP
-            |LITELLM)_.*)
-        """,
-        re.VERBOSE | re.DOTALL,
+    # What a request may set here: names of the project's own settings, which steer no program.
+    SETTABLE = re.compile(
+        r"(APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY)|API_BASE_URL"
     )
-    # What programs that run agents, git for its hooks, make, node and systemd leave for what they start: an agent of
-    # ours would be taken for theirs. How to log in, where settings are, and what the desktop and terminal say is
-    # inherited.
-    SESSION_MARKERS = re.compile(
-        r"""
-        CLAUDECODE|CLAUDE_(?!CONFIG_DIR$|CODE_(OAUTH_TOKEN$|USE_|SKIP_)).*|CODEX_(?!(HOME|API_KEY)$).*|CURSOR_(?!API_KEY$).*
-        |((OPENCODE|GEMINI(_CLI)?|QWEN(_CODE)?|GOOSE|COPILOT|AMP|AIDER|CLINE|KILO|AUGMENT|ANTIGRAVITY|CRUSH|KIRO|ROO|JUNIE|DEVIN|REPLIT|DROID
-            |FACTORY|TRAE|QODER|WARP|WINDSURF|(AI_)?AGENT)(_|$)|(CONTINUE|(AMAZON_)?Q|ZED)_)
-          (ACTIVE|AGENT|CALLER|CLI|CLIENT|CODE|DROID|IDE_.*|PID|RUN_.*|SANDBOX.*|SERVER_.*|TERMINAL
-            |(.*_)?(SESSION|THREAD|TRACE|CONVERSATION|TASK).*)?
-        |(?!(XDG|.*TERM|.*DESKTOP)_).*_(SESSION|THREAD|CONVERSATION)_ID|ROO_(?!.*_(KEY|TOKEN)$).*|SANDBOX
-        |GIT_(DIR|(IMPLICIT_)?WORK_TREE|INDEX_FILE|PREFIX|(ALTERNATE_)?OBJECT_DIRECTOR(Y|IES)|COMMON_DIR|GRAFT_FILE|SHALLOW_FILE
-          |QUARANTINE_PATH|REFLOG_ACTION|INTERNAL_.*|PUSH_OPTION_.*)
-        |NOTIFY_SOCKET|(LISTEN|WATCHDOG|MEMORY_PRESSURE)_.*|INVOCATION_ID|JOURNAL_STREAM|(MAIN|MANAGER|SYSTEMD_EXEC_)PID
-        |M(AKE)?FLAGS|MAKE(LEVEL|OVERRIDES|_TERM.*)|NODE_(CHANNEL_.*|UNIQUE_ID)|VSCODE_(IPC_HOOK.*|PID)
-        """,
-        re.VERBOSE,
-    )
+    WITHHELD = re.compile(r"CLAUDECODE|GIT_(DIR|WORK_TREE|INDEX_FILE|PREFIX)|NOTIFY_SOCKET")  # of another's session
     ALIASES = {
         "previous_decisions": "previous_agent_outputs", "previous_results": "previous_agent_outputs",
         "git_history": "git_context", "dependencies": "metadata", "project_metadata": "metadata",
@@ -7001,33 +6968,30 @@ class Launcher:
     )  # fmt: skip
 
     def __init__(self, contexts: Contexts, hooks: Hooks, settings: Settings) -> None:
-        self._contexts, self._hooks, self._settings = contexts, hooks, settings
+        self.contexts, self.hooks, self.settings = contexts, hooks, settings
         self._pool = Pool("launch", 8, 30)
 
-    async def context(self, body: dict[str, Any]) -> bytes:
-        """The context for the agent as indented JSON of as many tokens as it may have, with only the sections that the
-        request names. Raises REQ_001, REQ_002, AGT_001.
+    async def files(self, body: dict[str, Any], reader: Reader) -> dict[str, bytes]:
+        """What an agent is to read, by file name, for a validated request: ``context.json`` of as many tokens as it may
+        have. Raises REQ_001, REQ_002, AGT_001.
         """
-        limit = BYTES_PER_TOKEN * (body.get("context_tokens") or self._settings.agent_context_tokens)
-        room, chosen = limit - limit // 16, b""
-        while True:
-            try:
-                query = ContextQuery(task=body.get("task", ""), max_bytes=min(max(room, 2_000), 10 * MB))
-                content, _ = await self._contexts.get(body["issue_id"], body["agent_type"], query)
-            except ApiError as error:
-                if chosen:
-                    return chosen  # it cannot be cut further
-                if error.status < 500:
-                    raise
-                problem = f"its context could not be built: {error.message}"
-                raise ApiError("AGT_001", f"Agent spawn failed: {problem}") from None
-            chosen = self._chosen(msgspec.json.decode(content), body.get("context_requirements") or [])
-            if (size := len(chosen)) <= limit or room <= 2_000:
-                return chosen
-            room = min(room, len(content)) * limit // size - 200  # what the indentation takes
+        limit = BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
+        return {"context.json": await self.context_file(body, limit)}
 
-    def _chosen(self, context: dict[str, Any], required: list[str]) -> bytes:
-        """``context`` with only the ``required`` sections, one value a line. Raises REQ_001."""
+    async def context_file(self, body: dict[str, Any], max_bytes: int) -> bytes:
+        return msgspec.json.encode(await self.context(body, max_bytes))
+
+    async def context(self, body: dict[str, Any], max_bytes: int) -> dict[str, Any]:
+        """The context for a request, with only the sections that it names."""
+        query = ContextQuery(task=body.get("task", ""), max_bytes=min(max(max_bytes, 2_000), 10 * MB))
+        try:
+            content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query)
+        except ApiError as error:
+            if error.status < 500:
+                raise
+            problem = f"its context could not be built: {error.message}"
+            raise ApiError("AGT_001", f"Agent spawn failed: {problem}") from None
+        context, required = msgspec.json.decode(content), body.get("context_requirements") or []
         wanted = {self.ALIASES.get(name, name) for name in required}
         if unknown := sorted(wanted - set(context["context"])):
             path = f"context_requirements[{required.index(unknown[0])}]"
@@ -7036,39 +7000,37 @@ class Launcher:
             raise ApiError("REQ_001", problem, details={"path": path})
         if wanted:
             context["context"] = {name: value for name, value in context["context"].items() if name in wanted}
-            context["total_size_bytes"] = len(msgspec.json.encode(context["context"]))
+            context["total_size_bytes"] = json_size(context["context"])
             context["file_count"] = len(context["context"].get("relevant_files", []))
-        return msgspec.json.format(msgspec.json.encode(context), indent=1)
+        return context
 
-    async def brief(self, body: dict[str, Any], reader: Reader) -> bytes:
-        """The brief for the agent; empty where no plugin makes one."""
-        if not self._hooks.implementations("context_brief"):
-            return b""
-        try:
-            query = ContextQuery(task=body.get("task", ""))
-            return (await self._contexts.get(body["issue_id"], body["agent_type"], query, reader=reader))[0]
-        except ApiError as error:
-            log.error("agent %s: %s", reader.agent_id, error.message)
-            return b""
+    def may_set(self, variable: str) -> bool:
+        """Whether a request may set a variable, in capitals here; what steers programs it may not."""
+        return self.SETTABLE.fullmatch(variable) is not None
+
+    def inherits(self, variable: str) -> bool:
+        """Whether an agent gets a variable, in capitals here, that the service was started with."""
+        return self.WITHHELD.fullmatch(variable) is None
 
     async def command(
-        self, running: Running, context: bytes, brief: bytes, asked: dict[str, str], reader: Reader
+        self, running: Running, files: dict[str, bytes], asked: dict[str, str], reader: Reader
     ) -> tuple[AgentCommand, list[str]]:
         """Write the agent's files. Returns its command, and the names in ``asked`` that are ignored: ours and unsafe
         ones. Raises AGT_001, OSError.
         """
-        row, folder = running.row, running.folder
-        may = tuple(name for kind in ("*", row["type"]) for name in self._settings.agent_may.get(kind, ()))
-        files = {"brief_file": str(folder / "brief.md") if brief else "", "context_file": str(folder / "context.json")}
+        row, folder, root = running.row, running.folder, str(self.settings.root)
         launch = AgentLaunch(
-            agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"], **files,
-            agent_folder=str(folder), may=may, prompt=prompt_of(row["task"], reader, may, **files),
-            configured=self._settings.agent_commands.get(row["type"], self._settings.agent_command),
+            agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],
+            agent_folder=str(folder), context_file=str(folder / "context.json"), prompt="",
+            brief_file=str(folder / "brief.md") if "brief.md" in files else "",
+            may=tuple(name for kind in ("*", row["type"]) for name in self.settings.agent_may.get(kind, ())),
+            configured=self.settings.agent_commands.get(row["type"], self.settings.agent_command),
         )  # fmt: skip
-        await self._pool.run(self._write_files, launch, context, brief, running.token)
-        root = str(self._settings.root)
-        await self._pool.run(lambda: list(self._hooks.ask("agent_starting", launch=launch, root=root)))
-        command = await self._pool.run(self._hooks.first, "agent_command", launch=launch, settings=self._settings)
+        launch = msgspec.structs.replace(launch, prompt=prompt_of(launch, reader))
+        written = files | {"prompt": launch.prompt.encode(), "task": launch.task.encode()}
+        await self._pool.run(write_agent_files, folder, written, running.token)
+        await self._pool.run(lambda: list(self.hooks.ask("agent_starting", launch=launch, root=root)))
+        command = await self._pool.run(self.hooks.first, "agent_command", launch=launch, settings=self.settings)
         if command is None:
             raise ApiError(
                 "AGT_001",
@@ -7078,33 +7040,34 @@ class Launcher:
         command = filled_in(command if isinstance(command, AgentCommand) else AgentCommand(command), launch)
         own = {
             "AGENT_ID": row["id"], "AGENT_TYPE": row["type"], "ISSUE_ID": row["issue"], "PROJECT_ID": row["project"],
-            "PROJECT_ROOT": str(self._settings.root), "PWD": str(self._settings.root), "SIDECAR_URL": reader.url,
-            "JWT_TOKEN": running.token,
+            "PROJECT_ROOT": root, "PWD": root, "SIDECAR_URL": reader.url, "JWT_TOKEN": running.token,
             "CCO_TOKEN_FILE": str(folder / "token"), "CCO_HEADER_FILE": str(folder / "header"),
             "CCO_CONTEXT_FILE": launch.context_file, "TASK": row["task"],
-        } | ({"CCO_BRIEF_FILE": launch.brief_file} if brief else {})  # fmt: skip
-        ignored = [name for name in asked if name.upper() in own or self._withheld(self.UNSAFE_VARIABLES, name)]
+        } | ({"CCO_BRIEF_FILE": launch.brief_file} if launch.brief_file else {})  # fmt: skip
+        return self._environment(command, asked, own)
+
+    def _environment(
+        self, command: AgentCommand, asked: dict[str, str], own: dict[str, str]
+    ) -> tuple[AgentCommand, list[str]]:
+        """``command`` with its whole environment, and the names in ``asked`` that are ignored."""
+        allowed = {name.upper() for name in self.settings.agent_environment}
+        given = {
+            name: value for name, value in asked.items()
+            if (capital := name.upper()) not in own and (capital in allowed or self.may_set(capital))
+        }  # fmt: skip
         inherited = {
             name: value for name, value in os.environ.items()
-            if not name.startswith("CCO_SIDECAR_") and not self._withheld(self.SESSION_MARKERS, name)
+            if not name.startswith("CCO_SIDECAR_") and (name.upper() in allowed or self.inherits(name.upper()))
         }  # fmt: skip
-        given = {name: value for name, value in asked.items() if name not in ignored}
-        return msgspec.structs.replace(command, environment=inherited | command.environment | given | own), ignored
+        environment = inherited | command.environment | given | own
+        return msgspec.structs.replace(command, environment=environment), [name for name in asked if name not in given]
 
-    def _withheld(self, kind: re.Pattern[str], variable: str) -> bool:
-        """Whether ``variable`` matches ``kind`` and --agent-environment does not allow it."""
-        name = variable.upper()
-        return bool(kind.fullmatch(name)) and name not in map(str.upper, self._settings.agent_environment)
 
-    def _write_files(self, launch: AgentLaunch, context: bytes, brief: bytes, token: str) -> None:
-        folder = Path(launch.agent_folder)
-        folder.mkdir(mode=0o700, parents=True)
-        write_file(Path(launch.context_file), context)
-        if brief:
-            write_file(Path(launch.brief_file), brief)
-        write_file(folder / "prompt", launch.prompt.encode())
-        write_file(folder / "task", launch.task.encode())
-        write_token(folder, token)
+def write_agent_files(folder: Path, files: dict[str, bytes], token: str) -> None:
+    folder.mkdir(mode=0o700, parents=True)
+    for name, content in files.items():
+        write_file(folder / name, content)
+    write_token(folder, token)
 
 
 PROMPT = """\
@@ -7136,13 +7099,14 @@ To tell the others something before that, publish an event:
 """
 
 
-def prompt_of(task: str, reader: Reader, commands: Sequence[str], brief_file: str, context_file: str) -> str:
-    """The prompt by which a coding agent can work through this service; it may run ``commands`` unasked."""
-    if MISTAKABLE.search(task):
-        task = f"it is the text of the file {Path(context_file).with_name('task')}, which you read first."
-    asked = {"task": task or "see the context of the issue.", "brief_file": brief_file, "context_file": context_file}
-    head = (PROMPT + (BRIEF if brief_file else CONTEXT)).format(**asked, **msgspec.structs.asdict(reader))
-    return head + (f"Beside curl you may run: {', '.join(commands)}.\n" if commands else "") + instructions(reader)
+def prompt_of(launch: AgentLaunch, reader: Reader) -> str:
+    """The prompt by which a coding agent can work through this service; it may run ``launch.may`` unasked."""
+    facts = msgspec.structs.asdict(launch) | {"task": launch.task or "see the context of the issue."}
+    if MISTAKABLE.search(launch.task):
+        facts["task"] = f"it is the text of the file {launch.agent_folder}/task, which you read first."
+    head = (PROMPT + (BRIEF if launch.brief_file else CONTEXT)).format(**facts)
+    beside = f"Beside curl you may run: {', '.join(launch.may)}.\n" if launch.may else ""
+    return head + beside + instructions(reader)
 
 
 # What a program takes for a file that it is to read into the conversation, or for a command of its own.

@@ -197,7 +197,7 @@ def test_the_environment_holds_what_an_agent_needs(service: Service, architect: 
     asked = {
         "PYTHON_VERSION": "3.11", "API_BASE_URL": "http://localhost:8000", "PROJECT_ROOT": "/elsewhere", "JWT_TOKEN": "x", "TASK": "hang",
         "LD_PRELOAD": "x.so", "DYLD_LIBRARY_PATH": "x", "PATH": "x", "NODE_OPTIONS": "x", "PYTHONPATH": "x", "PYTHONSTARTUP": "x",
-        "agent_id": "x", "EMPTY": "",
+        "agent_id": "x", "APP_EMPTY": "",
     }  # fmt: skip
     spawned = spawn(architect, "report", issue, environment=asked)
     state(architect, spawned["agent_id"], "completed")
@@ -209,7 +209,7 @@ def test_the_environment_holds_what_an_agent_needs(service: Service, architect: 
         "CCO_TOKEN_FILE": str(folder / "token"), "CCO_CONTEXT_FILE": str(folder / "context.json"), "TASK": "report",
     }  # fmt: skip
     assert own.items() <= environment.items()
-    assert (environment["PYTHON_VERSION"], environment["API_BASE_URL"], environment["EMPTY"]) == (
+    assert (environment["PYTHON_VERSION"], environment["API_BASE_URL"], environment["APP_EMPTY"]) == (
         "3.11",
         "http://localhost:8000",
         "",
@@ -221,10 +221,18 @@ def test_the_environment_holds_what_an_agent_needs(service: Service, architect: 
     assert not {"LD_PRELOAD", "DYLD_LIBRARY_PATH", "NODE_OPTIONS", "PYTHONSTARTUP", "agent_id"} & {
         k for k, v in environment.items() if v[:1] == "x"
     }
-    assert spawned["environment_ignored"] == sorted(set(asked) - {"PYTHON_VERSION", "API_BASE_URL", "EMPTY"})
+    assert spawned["environment_ignored"] == sorted(set(asked) - {"PYTHON_VERSION", "API_BASE_URL", "APP_EMPTY"})
 
 
-@pytest.mark.parametrize("kind", ENVIRONMENTS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.needs_plugin("agents/environment lets all pass that is harmless"))
+        if kind == "harmless"
+        else kind
+        for kind in ENVIRONMENTS
+    ],
+)
 def test_what_runs_other_code_or_diverts_traffic_is_passed_over_and_listed(
     architect: Client, issue: str, kind: str
 ) -> None:
@@ -251,6 +259,7 @@ def test_the_configuration_allows_a_name_that_is_passed_over_and_none_that_is_th
     assert spawned["environment_ignored"] == ["HTTP_PROXY", "JWT_TOKEN"]
 
 
+@pytest.mark.needs_plugin("agents/environment knows the marks of programs")
 def test_markers_of_the_session_that_the_service_was_started_from_are_not_passed_on(
     make_service: Callable[..., Service],
 ) -> None:

@@ -195,6 +195,18 @@ PLUGINS = {
 
             return Server
     """,
+    "letters": """
+        @hookimpl
+        def launcher_class(base):
+            class Launcher(base):
+                async def files(self, body, reader):
+                    return await super().files(body, reader) | {"letter.txt": reader.agent_id.encode()}
+
+                def may_set(self, variable):
+                    return variable != "FEATURE_LETTERS" and super().may_set(variable)
+
+            return Launcher
+    """,
     "stamp": """
         async def stamp(endpoint, content):
             endpoint.set_header("X-Stamp", str(len(content)))
@@ -528,6 +540,14 @@ def test_a_plugin_brings_its_own_meter(plugged: Service, issue: str) -> None:
     assert (refused.status_code, refused.json()["message"]) == (429, "There is no money left")
 
 
+def test_a_plugin_adds_to_what_agents_are_started_with(plugged: Service, issue: str) -> None:
+    asked = {"FEATURE_LETTERS": "1", "FEATURE_OTHER": "1"}
+    body = {"agent_type": "wizard", "issue_id": issue, "environment": asked}
+    spawned = plugged.client().post("/api/agents/spawn", body).json()
+    assert spawned["environment_ignored"] == ["FEATURE_LETTERS"]
+    assert (plugged.storage / "agents" / spawned["agent_id"] / "letter.txt").read_text() == spawned["agent_id"]
+
+
 def test_a_command_that_is_no_list_of_words_is_passed_over(
     plugged: Service, issue: str, make_service: Callable[..., Service]
 ) -> None:
@@ -698,6 +718,7 @@ EXERCISED = {
     "storage": test_a_plugin_brings_its_own_storage,
     "process_owner": test_a_plugin_brings_its_own_owner_of_agents_processes,
     "meter": test_a_plugin_brings_its_own_meter,
+    "launcher_class": test_a_plugin_adds_to_what_agents_are_started_with,
     "agent_result": test_a_plugin_speaks_for_an_agent_that_stored_nothing,
     "agent_starting": test_a_plugin_speaks_for_an_agent_that_stored_nothing,
     "startup": test_plugins_are_told_of_start_and_stop,

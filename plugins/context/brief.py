@@ -7,11 +7,27 @@ the task as an indented block, all else as a span in a line of its own.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from cco_sidecar import ContextRequest, RankedFile, Reader, Sections, hookimpl, instructions, redact
+import msgspec
+
+from cco_sidecar import (
+    ApiError,
+    ContextQuery,
+    ContextRequest,
+    Launcher,
+    RankedFile,
+    Reader,
+    Sections,
+    hookimpl,
+    instructions,
+    redact,
+)
+
+log = logging.getLogger("cco")
 
 Neighbours = dict[str, set[str]]  # kind of neighbour: paths
 
@@ -58,6 +74,44 @@ def context_brief(request: ContextRequest, sections: Sections, reader: Reader) -
     files = [*head, *file_lines(request)] if request.ranked else [*head, "None."]
     parts.insert(3, fitting(files, limit - sum(map(size, parts))))
     return "\n".join(fitting([line for part in parts for line in part], limit)) + "\n"
+
+
+# -- for a spawned agent
+
+
+@hookimpl
+def launcher_class(base: type[Launcher]) -> type[Launcher]:
+    return type("BriefLauncher", (BriefLauncher, base), {})
+
+
+class BriefLauncher(Launcher):
+    """Gives an agent a brief beside its context, and that with one value a line, within its limit."""
+
+    async def files(self, body: dict[str, Any], reader: Reader) -> dict[str, bytes]:
+        return await super().files(body, reader) | await self._brief(body, reader)
+
+    async def context_file(self, body: dict[str, Any], max_bytes: int) -> bytes:
+        room, text = max_bytes - max_bytes // 16, b""
+        while True:
+            try:
+                context = msgspec.json.encode(await self.context(body, room))
+            except ApiError:
+                if text:
+                    return text  # it cannot be cut further
+                raise
+            text = msgspec.json.format(context, indent=1)
+            if (size := len(text)) <= max_bytes or room <= 2_000:
+                return text
+            room = min(room, len(context)) * max_bytes // size - 200  # what the indentation takes
+
+    async def _brief(self, body: dict[str, Any], reader: Reader) -> dict[str, bytes]:
+        query = ContextQuery(task=body.get("task", ""))
+        try:
+            content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query, reader=reader)
+            return {"brief.md": content}
+        except ApiError as error:
+            log.error("agent %s: %s", reader.agent_id, error.message)
+            return {}
 
 
 # -- the sections

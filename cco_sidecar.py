@@ -28,8 +28,7 @@ Units: seconds and bytes everywhere inside; a name says so where it is another o
 
 Threads: everything lives on the event loop, where a method without ``await`` is atomic, except
   * the writer thread of Storage, which alone changes the database;
-  * worker threads that build contexts and call plugins, which get values and never a part of the service;
-  * watchdog's thread, which only tells the loop that something changed.
+  * worker threads that build contexts and call plugins, which get values and never a part of the service.
 """
 
 from __future__ import annotations
@@ -105,8 +104,6 @@ try:
     import tornado.netutil
     import tornado.routing
     import tornado.web
-    import watchdog.events
-    import watchdog.observers
     from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
@@ -1160,12 +1157,13 @@ class Parts:
 
     @hookspec
     def project_reader(self, settings: Settings) -> Project | None:
-        """The reader of the repository: a subclass of Project with its own ``look``, ``knows`` and ``close``. No state
-        may be older than the call that asked for it. The core's own asks git each time. The first answer wins.
+        """The reader of the repository: a subclass of Project with its own ``look``, ``start`` and ``close``. No state
+        may be older than the call that asked for it. The core's own asks git each time and hears of no change. The
+        first answer wins.
 
         class Reader(Project):
-            def knows(self, path):
-                return not path.startswith("vendor/")
+            def start(self, changed):
+                log.info("nobody looks out for changes")
 
         return Reader(settings.root, settings.storage)
         """
@@ -5194,7 +5192,7 @@ ABSENT = object()
 
 
 # ======================================================================================================
-# Context: the assembler and its cache, the budget, the project on disk, git, secrets, the watcher
+# Context: the assembler and its cache, the budget, the project on disk, git, secrets
 # ======================================================================================================
 
 CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order, with the types that plugins' answers must have
@@ -5211,8 +5209,8 @@ class Contexts:
     """Contexts, built in worker threads, cached, and never older than the disk.
 
     Each request looks at the project first. The state that it finds, the issue's results and what was asked for make
-    the ETag, and a cached context is given where it has this ETag. So the watcher, which empties the cache early, may
-    be off or blind. Requests with the same ETag at the same time are built once.
+    the ETag, and a cached context is given where it has this ETag. A reader of the project that hears of changes may
+    empty the cache before. Requests with the same ETag at the same time are built once.
     """
 
     WARM_FROM = 1_000  # files: the index of a smaller project is begun when it is first asked for
@@ -5231,7 +5229,6 @@ class Contexts:
         also = [names for _, names in hooks.ask("section_files")]
         named = {name for names in also for name in names if isinstance(name, str)}
         self._project.also = sorted({*TYPE_BY_MANIFEST, *named})
-        self._watcher = Watcher(settings, self._changed)
         self._index_folder = settings.storage / "index"
         self._plugins = sorted(plugin.name for plugin in hooks.loaded)
 
@@ -5242,11 +5239,13 @@ class Contexts:
         for former in self._index_folder.glob("text.db*"):  # the index of earlier versions
             former.unlink(missing_ok=True)
         self._loop = asyncio.get_running_loop()
-        self._starting = asyncio.gather(self._warm(), self._pool.run(self._watcher.start), return_exceptions=True)
+        self._starting = asyncio.gather(
+            self._warm(), self._pool.run(self._project.start, self._changed), return_exceptions=True
+        )
 
     async def close(self) -> None:
         await asyncio.wait([self._starting], timeout=1)
-        await self._pool.run(self._watcher.stop)
+        await self._pool.run(self._project.close)
 
     async def _warm(self) -> None:
         """Let a ranking begin its index of a large project before somebody waits for it."""
@@ -5442,20 +5441,19 @@ class Contexts:
         keys = [key for key in self._cache if issue_id in (None, key.issue_id) and agent_type in (None, key.agent_type)]
         return len(keys), sum(self._drop(key) for key in keys)
 
-    def _changed(self, path: str) -> None:
-        """Called in the watcher's thread when something changed; what no context was read from is passed over."""
-        if self._project.knows(path):
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
-                self._loop.call_soon_threadsafe(self.clear, None)
+    def _changed(self) -> None:
+        """The project changed; called in any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
+            self._loop.call_soon_threadsafe(self.clear, None)
 
     def watching(self) -> str:
-        return self._watcher.state
+        return self._project.watching
 
     def statistics(self) -> dict[str, Any]:
         looked = self._hits + self._misses
         return {
             "context_cache_entries": len(self._cache), "context_cache_bytes": self._bytes,
-            "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0, "watching": self._watcher.state,
+            "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0, "watching": self._project.watching,
         }  # fmt: skip
 
 
@@ -5589,9 +5587,16 @@ class Project:
         assert self._looking is not None
         return await asyncio.shield(self._looking)
 
-    def knows(self, path: str) -> bool:
-        """Whether a change of ``path`` may change the state."""
-        return True
+    @property
+    def watching(self) -> str:
+        """How far changes are heard of: "off", "starting", "full", or "partial: why"."""
+        return "off"
+
+    def start(self, changed: Callable[[], None]) -> None:
+        """Call ``changed``, in any thread, where the state has changed: a fast hint and never the proof. Blocks."""
+
+    def close(self) -> None:
+        """The service ends. Blocks."""
 
     def look(self) -> ProjectState:
         """The project as it is now. Blocks for as long as ``git status`` takes; one at a time."""
@@ -6334,68 +6339,6 @@ SECRET_FORMS = tuple(
             r"([A-Za-z0-9+/_.~-]{20,2000}+={0,2})(?=[\"'`\s;&,<\\]|$))", is_assigned_to_a_secret),
     )
 )  # fmt: skip
-
-
-# -- the watcher
-
-
-class Watcher:
-    """Tells that something below the root changed, through watchdog: a fast hint and never the proof.
-
-    ``state`` is "off", "starting", "full", or "partial: why": what changes there is found by the look at the disk.
-    """
-
-    BUDGET = 4_000  # folders: each costs a kernel watch, of which some systems give a user 8,192 for all programs
-    KINDS = [  # without this filter mere reading counts as a change
-        watchdog.events.FileCreatedEvent, watchdog.events.FileModifiedEvent, watchdog.events.FileDeletedEvent,
-        watchdog.events.FileMovedEvent, watchdog.events.DirCreatedEvent, watchdog.events.DirDeletedEvent,
-        watchdog.events.DirMovedEvent,
-    ]  # fmt: skip
-
-    def __init__(self, settings: Settings, changed: Callable[[str], None]) -> None:
-        self._root, self._changed, self._budget = settings.root, changed, self.BUDGET
-        self.state = "off" if settings.no_watch else "starting"
-        self._observer = watchdog.observers.Observer()
-        self._handler = watchdog.events.FileSystemEventHandler()
-        self._handler.on_any_event = self._on_event  # type: ignore[method-assign]  # watchdog wants a subclass
-
-    def start(self) -> None:
-        """Watch the root itself, and each folder in it with all below while the budget lasts. Blocks."""
-        if self.state == "off":
-            return
-        try:
-            self._observer.schedule(self._handler, str(self._root), event_filter=self.KINDS)
-            self._observer.start()
-            for folder in sorted(self._root.iterdir()):
-                self._watch(folder)
-        except (OSError, RuntimeError) as error:  # the system's limit of watches
-            self.state = f"partial: {one_line(error)}"
-            log.warning("watching is %s", self.state)
-        if self.state == "starting":
-            self.state = "full"
-
-    def _watch(self, folder: Path) -> None:
-        if folder.name in NOT_OURS or folder.is_symlink() or not folder.is_dir():
-            return
-        number = sum(1 for _ in os.walk(folder))
-        if number > self._budget:
-            self.state = f"partial: {folder.name} has too many folders"
-            return
-        self._budget -= number
-        self._observer.schedule(self._handler, str(folder), recursive=True, event_filter=self.KINDS)
-
-    def _on_event(self, event: watchdog.events.FileSystemEvent) -> None:
-        path = Path(os.fsdecode(event.dest_path or event.src_path))
-        if path.suffix != ".lock":
-            self._changed(str(path))
-        if event.is_directory and path.parent == self._root:
-            with contextlib.suppress(OSError, RuntimeError):  # gone already: then there is nothing to watch
-                self._watch(path)
-
-    def stop(self) -> None:
-        if self._observer.is_alive():
-            self._observer.stop()
-            self._observer.join(2)
 
 
 # ======================================================================================================

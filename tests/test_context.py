@@ -472,6 +472,7 @@ def test_a_second_get_is_a_hit_and_says_so(cached: Service) -> None:
     assert answer_of(client)["cache_hit"] is False
 
 
+@pytest.mark.needs_plugin("context/project_index hears of changes")
 def test_a_watched_change_empties_the_cache(make_service: MakeService) -> None:
     client = make_service().client()
     until(lambda: client.get("/health").json()["checks"]["watching"] == "full")
@@ -480,6 +481,7 @@ def test_a_watched_change_empties_the_cache(make_service: MakeService) -> None:
     until(lambda: client.get("/status").json()["storage"]["context_cache_entries"] == 0)
 
 
+@pytest.mark.needs_plugin("context/project_index hears of changes")
 def test_a_change_that_no_context_shows_leaves_the_cache_alone(make_service: MakeService, repository: Path) -> None:
     write(repository / "build/output.log", "1\n")
     client = make_service().client()
@@ -493,6 +495,7 @@ def test_a_change_that_no_context_shows_leaves_the_cache_alone(make_service: Mak
     assert answer_of(client)["cache_hit"] is True
 
 
+@pytest.mark.needs_plugin("context/project_index hears of changes")
 def test_a_new_folder_is_watched_too(make_service: MakeService) -> None:
     service = make_service()
     client = service.client()

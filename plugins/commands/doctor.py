@@ -47,6 +47,7 @@ from cco_sidecar_plugins.commands import _salvage
 from cco_sidecar_plugins.commands._client import Refused, loaded_plugins
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
+from cco_sidecar_plugins.context._watcher import Watcher
 from cco_sidecar_plugins.storage.log_check import check_log
 
 Finding = tuple[str, str]  # good, note or bad; what was found
@@ -189,7 +190,7 @@ def check_git(settings: Settings) -> str:
 
 def check_watcher(settings: Settings) -> str:
     folders, limit = sum(1 for _ in os.walk(settings.root)), watch_limit()
-    watched = min(limit, cco_sidecar.Watcher.BUDGET)
+    watched = min(limit, Watcher.BUDGET)
     if folders > watched:
         return (
             f"note: {folders} folders, watched are {watched} at most; contexts stay fresh by the look at the disk that"

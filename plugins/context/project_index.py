@@ -1,4 +1,4 @@
-"""Looks at the repository faster: remembers a fingerprint of every file and asks git only about what changed.
+"""Looks at the repository faster: remembers every file's fingerprint, asks git only about what changed, and watches it.
 
 ``Project``, the core's own reader, asks git for everything at each look. This one takes a fingerprint (``lstat``) of
 the files, of the folders that are not ignored, and of git's own files, and reads again only what has another one now.
@@ -50,13 +50,14 @@ from cco_sidecar import (
     split_z,
     without_databases,
 )
+from cco_sidecar_plugins.context._watcher import Watcher
 
 Proof = dict[str, Fingerprint | None]  # by absolute path
 
 
 @hookimpl
 def project_reader(settings: Settings) -> Project:
-    return ProjectIndex(settings.root, settings.storage)
+    return ProjectIndex(settings)
 
 
 class ProvenState(ProjectState, frozen=True, dict=True):
@@ -109,15 +110,35 @@ class ProjectIndex(Project):
     ATTEMPTS = 4  # before a project that changes all the time is taken as it is, and not cached
     FEW = 50  # changed files that git is asked about by name
 
-    def __init__(self, root: Path, scratch: Path) -> None:
-        super().__init__(root, scratch)
-        self._prefix = os.path.join(root, "")  # joined by hand below: os.path.join takes longer than the look at a file
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.root, settings.storage)
+        self._watcher = Watcher(settings, self._on_change)
+        self._prefix = os.path.join(
+            settings.root, ""
+        )  # joined by hand below: os.path.join takes longer than the look at a file
         self._state: ProvenState | None = None
         self._listing = Listing(None, [], [], frozenset(), [])
         self._entries: dict[str, int] = {}  # folder, and a hash of the names in it
         self._kept: dict[str, tuple[Any, int, Any]] = {}
         self._seen_by: GitFolders | None = None  # what the state is of
         self._rules: set[str] = set()  # files outside git's folder that say how git reads the tree
+
+    @property
+    def watching(self) -> str:
+        return self._watcher.state
+
+    def start(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._watcher.start()
+
+    def close(self) -> None:
+        self._watcher.stop()
+
+    def _on_change(self, path: str) -> None:
+        """Something changed: what the latest state was not read from, nor from its folder, is passed over."""
+        proof = self._state.proof if self._state else None
+        if proof is None or path in proof or os.path.dirname(path) in proof:
+            self._changed()
 
     def look(self) -> ProjectState:
         """The project as it is now. Blocks; one at a time."""
@@ -147,12 +168,6 @@ class ProjectIndex(Project):
     def _known(self) -> ProvenState:
         assert self._state
         return self._state
-
-    def knows(self, path: str) -> bool:
-        """Whether the latest state was, or may have been, read from ``path`` or its folder."""
-        if self._state is None:
-            return True
-        return path in self._state.proof or os.path.dirname(path) in self._state.proof
 
     def _read(self, fresh: Proof, changed: list[str], now: int = 0) -> ProvenState:
         """A new state; ``fresh`` are the fingerprints of what the last one knew, ``changed`` those of them that are

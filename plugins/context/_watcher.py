@@ -1,0 +1,75 @@
+"""The watcher, by which the project index hears of changes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import watchdog.events
+import watchdog.observers
+
+from cco_sidecar import NOT_OURS, Settings, one_line
+
+log = logging.getLogger("cco")
+
+
+class Watcher:
+    """Tells that something below the root changed, through watchdog: a fast hint and never the proof.
+
+    ``state`` is "off", "starting", "full", or "partial: why": what changes there is found by the look at the disk.
+    """
+
+    BUDGET = 4_000  # folders: each costs a kernel watch, of which some systems give a user 8,192 for all programs
+    KINDS = [  # without this filter mere reading counts as a change
+        watchdog.events.FileCreatedEvent, watchdog.events.FileModifiedEvent, watchdog.events.FileDeletedEvent,
+        watchdog.events.FileMovedEvent, watchdog.events.DirCreatedEvent, watchdog.events.DirDeletedEvent,
+        watchdog.events.DirMovedEvent,
+    ]  # fmt: skip
+
+    def __init__(self, settings: Settings, changed: Callable[[str], None]) -> None:
+        self._root, self._changed, self._budget = settings.root, changed, self.BUDGET
+        self.state = "off" if settings.no_watch else "starting"
+        self._observer = watchdog.observers.Observer()
+        self._handler = watchdog.events.FileSystemEventHandler()
+        self._handler.on_any_event = self._on_event  # type: ignore[method-assign]  # watchdog wants a subclass
+
+    def start(self) -> None:
+        """Watch the root itself, and each folder in it with all below while the budget lasts. Blocks."""
+        if self.state == "off":
+            return
+        try:
+            self._observer.schedule(self._handler, str(self._root), event_filter=self.KINDS)
+            self._observer.start()
+            for folder in sorted(self._root.iterdir()):
+                self._watch(folder)
+        except (OSError, RuntimeError) as error:  # the system's limit of watches
+            self.state = f"partial: {one_line(error)}"
+            log.warning("watching is %s", self.state)
+        if self.state == "starting":
+            self.state = "full"
+
+    def _watch(self, folder: Path) -> None:
+        if folder.name in NOT_OURS or folder.is_symlink() or not folder.is_dir():
+            return
+        number = sum(1 for _ in os.walk(folder))
+        if number > self._budget:
+            self.state = f"partial: {folder.name} has too many folders"
+            return
+        self._budget -= number
+        self._observer.schedule(self._handler, str(folder), recursive=True, event_filter=self.KINDS)
+
+    def _on_event(self, event: watchdog.events.FileSystemEvent) -> None:
+        path = Path(os.fsdecode(event.dest_path or event.src_path))
+        if path.suffix != ".lock":
+            self._changed(str(path))
+        if event.is_directory and path.parent == self._root:
+            with contextlib.suppress(OSError, RuntimeError):  # gone already: then there is nothing to watch
+                self._watch(path)
+
+    def stop(self) -> None:
+        if self._observer.is_alive():
+            self._observer.stop()
+            self._observer.join(2)

@@ -846,12 +846,6 @@ class CacheQuery(Struct):
     agent_type: Identifier | None = None
 
 
-class LogQuery(Struct):
-    tail: Annotated[int, Meta(ge=1, le=100_000)] | None = None
-    since: Annotated[str, Meta(pattern=rf"^([0-9]{{1,15}}|{MOMENT})\Z")] = "0"
-    timestamps: bool = False
-
-
 class Claims(Struct, frozen=True, kw_only=True):
     """The claims of a token. ``bound`` tokens may only speak for their own ``sub`` and ``agent_type``."""
 
@@ -2188,7 +2182,6 @@ def routes() -> list[Route]:
         Route("POST", "/api/agents/spawn", SpawnAgent),
         Route("GET", "/api/agents", ListAgents),
         Route("GET", "/api/agents/{agent_id}/status", GetAgentStatus),
-        Route("GET", "/api/agents/{agent_id}/logs", GetAgentLogs),
         Route("DELETE", "/api/agents/{agent_id}", EndAgent),
         Route("DELETE", "/api/cache/context/{issue_id}", ClearCache),
         Route("DELETE", "/api/cache/all", ClearWholeCache),
@@ -3133,16 +3126,6 @@ class GetAgentStatus(AgentEndpoint):
         row = self.find(agent_id)
         (answer,) = await self.sidecar.agents.disk.run(self.sidecar.agents.describe, [row])
         return answer
-
-
-class GetAgentLogs(AgentEndpoint):
-    """What an agent wrote."""
-
-    query_type = LogQuery
-    answers = {200: "AgentLogs"}
-
-    async def respond(self, agent_id: str) -> dict[str, Any]:
-        return await self.sidecar.agents.disk.run(self.sidecar.agents.logs, self.find(agent_id), self.query)
 
 
 class EndAgent(AgentEndpoint):
@@ -6178,16 +6161,6 @@ def redact_json(value: Any) -> tuple[Any, int]:
     return msgspec.json.decode(JSON_TEXT.sub(redacted, content)), number
 
 
-def redact_after(before: str, content: str) -> str:
-    """``content`` without the secrets that it holds, nor the rest of one that begins in the text ``before`` it."""
-    alone, whole = redact(content)[0], redact(before + content)[0]
-    if whole == redact(before)[0] + alone:
-        return alone
-    pairs = zip(reversed(alone), reversed(whole), strict=False)
-    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return REDACTED + alone[len(alone) - same :].removeprefix(REDACTED)
-
-
 def redact(content: str) -> tuple[str, int]:
     """``content`` without the secrets that it holds, and how many there were. The lines after each keep their
     numbers.
@@ -6374,6 +6347,7 @@ class Agents:
         )
         self.disk = Pool("agents", 8, 20)
         self._processes: Processes = hooks.part("process_owner", Processes, settings=settings) or Processes(settings)
+        self.output = self._processes.output
         self._stopping = False
         self._spawning: set[asyncio.Future[Any]] = set()
         self.active: dict[str, Running] = {}
@@ -6577,17 +6551,8 @@ class Agents:
 
     def describe(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Agents as readers get them, with the last lines of each one's output. Blocks."""
-        outputs = ((row, self._processes.output(row["id"])) for row in rows)
+        outputs = ((row, self.output(row["id"])) for row in rows)
         return [agent_answer(row, output, time.time()) | self.meter.figures(row["id"]) for row, output in outputs]
-
-    def logs(self, row: dict[str, Any], query: LogQuery) -> dict[str, Any]:
-        """The output from an offset or moment on, at most a megabyte, or its last lines. Raises REQ_002 where it was
-        removed. Blocks.
-        """
-        if row["ended"] and row["pid"] is not None and not (self._folder / row["id"]).exists():
-            raise ApiError("REQ_002", f"The output of {row['id']} is no longer kept (--agent-retention)")
-        output = self._processes.output(row["id"])
-        return {"agent_id": row["id"]} | output.answer(query, is_whole=row["ended"] is not None)
 
 
 class Running:
@@ -7297,86 +7262,47 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-SIGNS = "".join(map(chr, range(33, 127)))  # of ASCII, a byte each
-
-
 class Output:
-    """An agent's output. Offsets are in bytes."""
+    """An agent's output. Offsets are in bytes. All methods block."""
 
     NAME = "output.log"
-    TAIL = 512 * 1024  # how far back the last lines are looked for
     READ = MB
-    LONGEST_WORD = 32 * 1024  # longer than any secret that is known by its form
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def answer(self, query: LogQuery, *, is_whole: bool) -> dict[str, Any]:
-        """What readers get of it; ``is_whole`` where nothing more will be written. Blocks, as all methods do."""
-        by_tail = query.tail is not None and query.since == "0"
-        start = self.offset_of_tail(query.tail or 0) if by_tail else self.offset_of(query.since)
-        offset, text, following = self.read(start, timestamps=query.timestamps)
-        head = text.rstrip(SIGNS)  # the last word, of which more may follow: half a secret has no form
-        held_back = len(text) - len(head)
-        if (not is_whole or self.size() - following > 3) and held_back < self.LONGEST_WORD:
-            text, following = head, following - held_back
-        before = self.before(offset, timestamps=query.timestamps)
-        return {"text": redact_after(before, text), "next_offset": following, "offset": offset}
-
-    def before(self, end: int, *, timestamps: bool = False) -> str:
-        """The text before an offset, as far back as a secret may begin."""
-        start = max(0, end - self.LONGEST_WORD)
-        offset, text, _ = self.read(start, number=end - start, timestamps=timestamps)
-        return text if offset == start else ""
-
-    def read(self, start: int, *, number: int | None = None, timestamps: bool = False) -> tuple[int, str, int]:
+    def read(self, start: int, *, number: int | None = None) -> tuple[int, str, int]:
         """(offset, text, next offset) from ``start`` on, ``number`` or READ bytes at most; the offset is larger than
         ``start`` where what was there is gone.
         """
-        if timestamps:
-            raise ApiError("REQ_001", "timestamps: when lines were written is known with the plugin keeper alone")
-        offset, content = self._bytes(start, self.READ if number is None else number)
+        offset, content = self.content(start, self.READ if number is None else number)
         text, held_back = decode_whole(content)
         return offset, text, offset + len(content) - held_back
 
     def tail(self, number: int) -> list[str]:
         """The last lines, without their times and secrets."""
-        _, text, _ = self.read(self.offset_of_tail(number + 60))  # a key that begins before them is known by its head
-        text = redact(text)[0]
+        lines: list[str] = []
+        for back in (32 * 1024, 512 * 1024):
+            if len(lines) <= number + 60:  # a key that begins before the lines is known by its head
+                _, text, _ = self.read(max(0, self.size() - back))
+                lines = text.split("\n")
+        text = redact("\n".join(lines[-number - 61 :]))[0]
         return [line[:2000] for line in text.removesuffix("\n").split("\n")[-number:]] if text else []
-
-    def offset_of_tail(self, number: int) -> int:
-        """The offset at which the last ``number`` lines begin."""
-        asked = max(0, self.size() - self.TAIL)
-        offset, content = self._bytes(asked, self.TAIL)
-        position = len(content) - content.endswith(b"\n")
-        for _ in range(number):
-            position = content.rfind(b"\n", 0, position)
-            if position < 0:
-                return offset if offset == 0 or offset > asked else offset + content.find(b"\n") + 1
-        return offset + position + 1
-
-    def offset_of(self, since: str) -> int:
-        """The offset that a cursor names, or where the first line begins that is not older than a moment."""
-        if not since.isdigit():
-            raise ApiError("REQ_001", "since: when lines were written is known with the plugin keeper alone")
-        return min(int(since), self.size())
 
     def last_written(self) -> float | None:
         """When the last byte was written, None before the first."""
-        facts = self._facts()
-        return facts.st_mtime if facts and facts.st_size else None
+        with contextlib.suppress(OSError):
+            facts = (self._folder / self.NAME).stat()
+            return facts.st_mtime if facts.st_size else None
+        return None
 
     def size(self) -> int:
         """The number of bytes written in all."""
-        return facts.st_size if (facts := self._facts()) else 0
-
-    def _facts(self) -> os.stat_result | None:
         with contextlib.suppress(OSError):
-            return (self._folder / self.NAME).stat()
-        return None
+            return (self._folder / self.NAME).stat().st_size
+        return 0
 
-    def _bytes(self, start: int, number: int) -> tuple[int, bytes]:
+    def content(self, start: int, number: int) -> tuple[int, bytes]:
         """(offset, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
         with contextlib.suppress(OSError), self._open(self._folder / self.NAME) as file:
             file.seek(start)

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jwt
 import psutil
@@ -179,6 +179,7 @@ class Service:
     """One running service. ``stop`` and ``kill`` end it; ``start`` starts it again on the same storage."""
 
     module = MODULE  # what a service runs unless its test says otherwise
+    by_url: ClassVar[dict[str, Service]] = {}
 
     def __init__(
         self, root: Path, storage: Path, *arguments: str, module: Path | None = None, env: dict[str, str] | None = None
@@ -214,6 +215,7 @@ class Service:
             self.info = json.loads((self.storage / "sidecar.json").read_text())
         except (OSError, ValueError):
             return False
+        Service.by_url[self.info["url"]] = self
         return bool(self.info["pid"] == self.process.pid)
 
     @property

@@ -129,7 +129,7 @@ def one_line() -> None:
 def pieces() -> None:
     """A line that comes in pieces, the second one when a file says so, and a character cut in two."""
     os.write(1, b"one ")
-    while not Path(os.environ["GATE"]).exists():
+    while not Path(os.environ["TEST_GATE"]).exists():
         time.sleep(0.01)
     os.write(1, b"line\nanother \xc3")
     time.sleep(0.2)
@@ -137,11 +137,11 @@ def pieces() -> None:
 
 
 def wait() -> None:
-    """Until a file says so; then does what $THEN says."""
+    """Until a file says so; then does what $TEST_THEN says."""
     print("waiting", flush=True)
-    while not Path(os.environ["GATE"]).exists():
+    while not Path(os.environ["TEST_GATE"]).exists():
         time.sleep(0.01)
-    globals()[os.environ["THEN"]]()
+    globals()[os.environ["TEST_THEN"]]()
 
 
 def lie() -> None:
@@ -153,19 +153,19 @@ def lie() -> None:
 
 
 def mislead() -> None:
-    """Puts what cannot be read in the place of what it wrote: as $WITH says."""
+    """Puts what cannot be read in the place of what it wrote: as $TEST_WITH says."""
     print("misleading", flush=True)
     folder = Path(os.environ["CCO_TOKEN_FILE"]).parent
     while not (found := [path for path in folder.glob("output*.log") if path.stat().st_size]):
         time.sleep(0.01)
     for path in found:
         path.unlink()
-        if os.environ["WITH"] == "a folder":
+        if os.environ["TEST_WITH"] == "a folder":
             path.mkdir()
-        elif os.environ["WITH"] == "a pipe":
+        elif os.environ["TEST_WITH"] == "a pipe":
             os.mkfifo(path)
         else:
-            path.symlink_to(os.environ["WITH"])
+            path.symlink_to(os.environ["TEST_WITH"])
     (folder / "output.x.log").touch()
     (folder / "misled").touch()
 

@@ -256,7 +256,7 @@ def test_agents_outlive_their_keeper_and_their_output_goes_on(
 ) -> None:
     service = make_service(*COMMAND)
     architect, gate = service.client(), tmp_path / "gate"
-    agent_id = spawn(architect, "pieces", environment={"GATE": str(gate)})["agent_id"]
+    agent_id = spawn(architect, "pieces", environment={"TEST_GATE": str(gate)})["agent_id"]
     says(architect, agent_id, "one ")
     (process,) = keepers(service)
     process.kill()
@@ -327,7 +327,7 @@ def test_a_service_stops_and_starts_again_beside_a_keeper_that_stands_still(
 
 def test_output_goes_on_while_the_service_is_dead(make_service: Callable[..., Service], tmp_path: Path) -> None:
     service, gate = make_service(*COMMAND), tmp_path / "gate"
-    agent_id = spawn(service.client(), "pieces", environment={"GATE": str(gate)})["agent_id"]
+    agent_id = spawn(service.client(), "pieces", environment={"TEST_GATE": str(gate)})["agent_id"]
     says(service.client(), agent_id, "one ")
     service.kill()
     gate.touch()

@@ -586,7 +586,6 @@ def test_the_time_limit_ends_an_agent(make_service: Callable[..., Service]) -> N
 def test_nothing_is_known_of_an_unknown_agent(architect: Client) -> None:
     for answer in (
         architect.get("/api/agents/nobody/status"),
-        architect.get("/api/agents/nobody/logs"),
         architect.delete("/api/agents/nobody"),
     ):
         assert (answer.status_code, answer.json()["code"]) == (404, "REQ_002")
@@ -595,6 +594,7 @@ def test_nothing_is_known_of_an_unknown_agent(architect: Client) -> None:
 # -- asking
 
 
+@pytest.mark.needs_plugin("agents/logs reads them")
 def test_logs_are_read_whole_by_tail_and_onwards(architect: Client, issue: str) -> None:
     spawned = spawn(architect, "write", issue)
     ended = state(architect, spawned["agent_id"], "completed")
@@ -648,6 +648,7 @@ def words(text: str) -> list[str]:
     return text.replace("'", "").split()
 
 
+@pytest.mark.needs_plugin("agents/logs reads them")
 @pytest.mark.parametrize("kind", SECRET_TEXTS)
 def test_no_secret_is_cut_in_two_by_a_pages_end(printer: Service, tmp_path: Path, kind: str) -> None:
     secret, left = SECRET_TEXTS[kind]
@@ -661,6 +662,7 @@ def test_no_secret_is_cut_in_two_by_a_pages_end(printer: Service, tmp_path: Path
     assert len(pages) > 1 and words("".join(pages)) == words(left * 10 * number)
 
 
+@pytest.mark.needs_plugin("agents/logs reads them")
 @pytest.mark.parametrize("kind", [*SECRET_TEXTS, "a private key"])
 def test_no_rest_of_a_secret_is_had_by_an_offset_within_it(printer: Service, tmp_path: Path, kind: str) -> None:
     block = "-----BEGIN RSA " + "PRIVATE KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0B\n" * 3
@@ -674,6 +676,7 @@ def test_no_rest_of_a_secret_is_had_by_an_offset_within_it(printer: Service, tmp
         assert text.endswith("after\n") and [piece for piece in pieces - open_pieces if piece in text] == []
 
 
+@pytest.mark.needs_plugin("agents/logs reads them")
 def test_a_word_that_an_agent_has_not_written_to_its_end_is_held_back(
     make_service: Callable[..., Service], tmp_path: Path
 ) -> None:
@@ -705,9 +708,9 @@ def test_an_agent_that_spoils_its_own_output_is_answered_for_and_ends(
     service: Service, architect: Client, issue: str, what: str
 ) -> None:
     target = {"a terminal": "/dev/tty", "itself": "output.log"}.get(what, what)
-    agent_id = spawn(architect, "mislead", issue, environment={"WITH": target})["agent_id"]
+    agent_id = spawn(architect, "mislead", issue, environment={"TEST_WITH": target})["agent_id"]
     until(lambda: (folder_of(service, agent_id) / "misled").exists())
-    assert architect.get(f"/api/agents/{agent_id}/logs", timeout=5).status_code == 200
+    assert architect.get(f"/api/agents/{agent_id}/status", timeout=5).status_code == 200
     assert architect.get("/api/agents", issue_id=issue, timeout=5).status_code == 200
     assert state(architect, agent_id)["state"] == "completed"
 
@@ -805,7 +808,7 @@ ENDS = [("succeed", "completed", 0, None), ("fail", "failed", 3, None), ("die", 
 
 def spawn_waiting(client: Client, then: str, gate: Path) -> str:
     """An agent that ends in this way when the gate is there."""
-    agent_id: str = spawn(client, "wait", environment={"GATE": str(gate), "THEN": then})["agent_id"]
+    agent_id: str = spawn(client, "wait", environment={"TEST_GATE": str(gate), "TEST_THEN": then})["agent_id"]
     says(client, agent_id, "waiting")
     return agent_id
 

@@ -41,7 +41,7 @@ AGENT = """
 import os, sys, time
 print("working on", os.environ["TASK"], flush=True)
 if os.environ["TASK"].startswith("slow"):
-    while not os.path.exists(os.environ["GATE"]):
+    while not os.path.exists(os.environ["TEST_GATE"]):
         time.sleep(0.02)
 if os.environ["TASK"].startswith("copy"):
     os.write(1, open(os.environ["TASK"].split()[1], "rb").read())
@@ -687,7 +687,7 @@ def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_kille
         "agent_type": "python-specialist",
         "issue_id": issue,
         "task": "slow 0",
-        "environment": {"GATE": str(tmp_path / "gate")},
+        "environment": {"TEST_GATE": str(tmp_path / "gate")},
     }
     agent = client.post("/api/agents/spawn", spawn).json()["agent_id"]
     follower, lines = here.follow("agent", "logs", agent, "-f")
@@ -704,7 +704,7 @@ def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_kille
         "done",
     ]
 
-    stuck = client.post("/api/agents/spawn", spawn | {"environment": {"GATE": str(tmp_path / "never")}}).json()[
+    stuck = client.post("/api/agents/spawn", spawn | {"environment": {"TEST_GATE": str(tmp_path / "never")}}).json()[
         "agent_id"
     ]
     killed = here.run("agent", "kill", stuck, "--format", "json")

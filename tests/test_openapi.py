@@ -42,7 +42,9 @@ PACKAGES = (
     "openapi-typescript@7.13.0", "openapi-fetch@0.17.0", "typescript@5.9.3", "@types/node@20.19.43", "ajv@8.20.0",
     "ajv-formats@3.0.1",
 )  # fmt: skip
-AGENT = "import os, time; print('hello from an agent', flush=True); time.sleep(float(os.environ.get('SECONDS', '0')))"
+AGENT = (
+    "import os, time; print('hello from an agent', flush=True); time.sleep(float(os.environ.get('TEST_SECONDS', '0')))"
+)
 
 
 # ---- Is the answer as the document says? -----------------------------------------------------------------------------
@@ -252,7 +254,7 @@ def test_the_check_of_requests_that_were_answered_finds_what_the_document_forbid
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose agents print a line and live as long as $SECONDS says."""
+    """A service whose agents print a line and live as long as $TEST_SECONDS says."""
     folder = tmp_path_factory.mktemp("described")
     command = json.dumps([sys.executable, "-c", AGENT])
     running = Service(make_repository(folder / "repository"), folder / "storage", "--agent-command", command).start()
@@ -309,7 +311,7 @@ def walk(architect: Client, issue: str) -> None:
     assert architect.get("/api/events", type="agent_completed", dead="false").json()["events"]
     assert architect.get("/api/events", dead="true").status_code == 200
     agents = [
-        architect.post("/api/agents/spawn", SPAWN | {"issue_id": issue, "environment": {"SECONDS": seconds}})
+        architect.post("/api/agents/spawn", SPAWN | {"issue_id": issue, "environment": {"TEST_SECONDS": seconds}})
         for seconds in ("0", "60")
     ]
     short, long = (agent.json()["agent_id"] for agent in agents)
@@ -317,9 +319,9 @@ def walk(architect: Client, issue: str) -> None:
     for agent in (short, long):
         assert architect.wait("agent_exited", since="earliest", filter=f"agent_id:{agent}", timeout=20_000)["events"]
         assert architect.get(f"/api/agents/{agent}/status").status_code == 200
-        assert architect.get(f"/api/agents/{agent}/logs", tail=5).status_code == 200
-        timed = architect.get(f"/api/agents/{agent}/logs", timestamps="true")
-        assert timed.status_code in (200, 400)  # the module alone does not know when lines were written
+        for asked in ({"tail": 5}, {"timestamps": True}):
+            logs = architect.get(f"/api/agents/{agent}/logs", **asked)
+            assert logs.status_code in (200, 404)  # the module alone reads none
     assert len(architect.get("/api/agents", issue_id=issue, state="completed").json()["agents"]) == 1
     assert architect.get(f"/api/context/{issue}/test-engineer").json()["context"]["previous_agent_outputs"]
     assert architect.delete(f"/api/cache/context/{issue}").status_code == 200

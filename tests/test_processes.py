@@ -69,9 +69,15 @@ def test_an_agent_leads_a_session_and_writes_into_a_file_of_its_users_alone(
     assert state(architect, spawned["agent_id"])["state"] == "killed"
 
 
-def test_output_is_read_whole_by_tail_and_onwards(service: Service, architect: Client, issue: str) -> None:
-    agent_id = spawn(architect, "write", issue)["agent_id"]
-    assert state(architect, agent_id)["output_tail"][-1] == "line 19999"
+def test_output_of_a_run_without_plugins_is_read_whole_by_tail_and_onwards_later(
+    make_service: Callable[..., Service],
+) -> None:
+    service = make_service(*ALONE)
+    agent_id = spawn(service.client(), "write")["agent_id"]
+    assert state(service.client(), agent_id)["output_tail"][-1] == "line 19999"
+    service.stop()
+    service.arguments = tuple(word for word in service.arguments if word != "--no-plugins")
+    architect = service.start().client()
     path = f"/api/agents/{agent_id}/logs"
     whole = architect.get(path).json()
     assert whole["text"] == "".join(f"line {number}\n" for number in range(20_000))
@@ -90,7 +96,7 @@ def test_agents_outlive_the_service_and_are_adopted(
     service, gate = make_service(*ALONE), tmp_path / "gate"
     client = service.client()
     lives, gone, stored = (spawn(client, task)["agent_id"] for task in ("hang", "hang", "store_and_hang"))
-    talks = spawn(client, "pieces", environment={"GATE": str(gate)})["agent_id"]
+    talks = spawn(client, "pieces", environment={"TEST_GATE": str(gate)})["agent_id"]
     says(client, stored, "stored"), says(client, talks, "one ")
     pids = {agent_id: status(client, agent_id)["pid"] for agent_id in (lives, gone, stored, talks)}
     down(service)

@@ -138,7 +138,9 @@ def test_where_another_agent_ran_meanwhile_its_files_are_not_known_and_that_is_s
     service: Service, architect: Client, issue: str, other: str, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    first = spawn(architect, "wait", issue, environment={"GATE": str(gate), "THEN": "edit", "EDIT": "echo x > mine.py"})
+    first = spawn(
+        architect, "wait", issue, environment={"TEST_GATE": str(gate), "TEST_THEN": "edit", "EDIT": "echo x > mine.py"}
+    )
     says(architect, first["agent_id"], "waiting")
     second = spawn(architect, other, issue)
     if other == "succeed":
@@ -309,7 +311,7 @@ def test_a_kill_of_the_service_makes_no_result_two_and_none_lost(
     (tmp_path / "plugins/killer.py").write_text(code or KILLER + "\n@hookimpl\ndef startup():\n    pass\n")
     service = make_service(*COMMAND, "--plugins", str(tmp_path / "plugins"), env={"MARK": str(tmp_path / "mark")})
     gate = tmp_path / "gate"
-    environment = {"GATE": str(gate), "THEN": "edit", "EDIT": "echo x > new.py"}
+    environment = {"TEST_GATE": str(gate), "TEST_THEN": "edit", "EDIT": "echo x > new.py"}
     agent_id = spawn(service.client(), "wait", environment=environment)["agent_id"]
     says(service.client(), agent_id, "waiting")
     if not code:

@@ -327,7 +327,6 @@ REQUESTS = {
     "spawn": ("POST", "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}),
     "list agents": ("GET", "/api/agents", None),
     "agent status": ("GET", "/api/agents/agent-1/status", None),
-    "agent logs": ("GET", "/api/agents/agent-1/logs", None),
     "end agent": ("DELETE", "/api/agents/agent-1", None),
     "clear cache": ("DELETE", "/api/cache/context/issue-1", None),
     "clear whole cache": ("DELETE", "/api/cache/all", None),
@@ -345,7 +344,6 @@ NEEDED = {
     "get result": "read_context",
     "list agents": "read_context",
     "agent status": "read_context",
-    "agent logs": "read_context",
     "publish": "publish_events",
     "spawn": "spawn_agents",
     "end agent": "spawn_agents",
@@ -416,6 +414,13 @@ def test_each_category_may_do_what_its_row_says(service: Service, category: str,
         needed = NEEDED.get(name)
         assert lacking(answer) == (needed if needed and needed not in GRANTED[category] else None), name
         assert answer.status_code != 401
+
+
+@pytest.mark.needs_plugin("agents/logs reads them")
+def test_logs_need_what_reading_agents_needs(service: Service) -> None:
+    reader = service.client("python-specialist", permissions=["write_results"])
+    assert lacking(reader.get("/api/agents/agent-1/logs")) == "read_context"
+    assert refused(Client(service.url, None).get("/api/agents/agent-1/logs"))
 
 
 def test_dead_letters_need_an_architect(service: Service) -> None:

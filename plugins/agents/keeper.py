@@ -428,7 +428,7 @@ class StampedOutput(Output):
                     return facts.st_mtime
         return None
 
-    def _bytes(self, start: int, number: int) -> tuple[int, bytes]:
+    def content(self, start: int, number: int) -> tuple[int, bytes]:
         """(offset, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
         content, offset = b"", start
         for first, path in self._files():
@@ -449,7 +449,7 @@ class StampedOutput(Output):
         there is gone.
         """
         begin = max(0, start - self.STAMP)
-        offset, content = self._bytes(begin, (self.READ if number is None else number) + start - begin)
+        offset, content = self.content(begin, (self.READ if number is None else number) + start - begin)
         skip = max(0, start - offset)
         before, content, offset = content[:skip], content[skip:], offset + skip
         stamp = self.STAMP - (len(before) - before.rfind(b"\n") - 1)  # how much of the first line's follows
@@ -462,9 +462,7 @@ class StampedOutput(Output):
         return offset, text, offset + len(content) - held_back
 
     def offset_of(self, since: str) -> int:
-        """The offset that a cursor names, or where the first line begins that is not older than a moment."""
-        if since.isdigit():
-            return min(int(since), self.size())
+        """Where the first line begins that is not older than a moment."""
         wanted = since.rstrip("Z").encode()
         for first, path in self._files():
             with contextlib.suppress(OSError), self._open(path) as file:

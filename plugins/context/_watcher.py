@@ -11,7 +11,7 @@ from pathlib import Path
 import watchdog.events
 import watchdog.observers
 
-from cco_sidecar import NOT_OURS, Settings, one_line
+from cco_sidecar import NOT_OURS, one_line
 
 log = logging.getLogger("cco")
 
@@ -19,7 +19,7 @@ log = logging.getLogger("cco")
 class Watcher:
     """Tells that something below the root changed, through watchdog: a fast hint and never the proof.
 
-    ``state`` is "off", "starting", "full", or "partial: why": what changes there is found by the look at the disk.
+    ``state`` is "starting", "full", or "partial: why": what changes there is found by the look at the disk.
     """
 
     BUDGET = 4_000  # folders: each costs a kernel watch, of which some systems give a user 8,192 for all programs
@@ -29,17 +29,15 @@ class Watcher:
         watchdog.events.DirMovedEvent,
     ]  # fmt: skip
 
-    def __init__(self, settings: Settings, changed: Callable[[str], None]) -> None:
-        self._root, self._changed, self._budget = settings.root, changed, self.BUDGET
-        self.state = "off" if settings.no_watch else "starting"
+    def __init__(self, root: Path, changed: Callable[[str], None]) -> None:
+        self._root, self._changed, self._budget = root, changed, self.BUDGET
+        self.state = "starting"
         self._observer = watchdog.observers.Observer()
         self._handler = watchdog.events.FileSystemEventHandler()
         self._handler.on_any_event = self._on_event  # type: ignore[method-assign]  # watchdog wants a subclass
 
     def start(self) -> None:
         """Watch the root itself, and each folder in it with all below while the budget lasts. Blocks."""
-        if self.state == "off":
-            return
         try:
             self._observer.schedule(self._handler, str(self._root), event_filter=self.KINDS)
             self._observer.start()

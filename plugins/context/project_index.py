@@ -57,7 +57,7 @@ Proof = dict[str, Fingerprint | None]  # by absolute path
 
 @hookimpl
 def project_reader(settings: Settings) -> Project:
-    return ProjectIndex(settings)
+    return ProjectIndex(settings.root, settings.storage, watched=not settings.no_watch)
 
 
 class ProvenState(ProjectState, frozen=True, dict=True):
@@ -110,12 +110,11 @@ class ProjectIndex(Project):
     ATTEMPTS = 4  # before a project that changes all the time is taken as it is, and not cached
     FEW = 50  # changed files that git is asked about by name
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.root, settings.storage)
-        self._watcher = Watcher(settings, self._on_change)
-        self._prefix = os.path.join(
-            settings.root, ""
-        )  # joined by hand below: os.path.join takes longer than the look at a file
+    def __init__(self, root: Path, scratch: Path, *, watched: bool = True) -> None:
+        super().__init__(root, scratch)
+        self._watcher = Watcher(root, self._on_change)
+        self._watched = watched
+        self._prefix = os.path.join(root, "")  # joined by hand below: os.path.join takes longer than the look at a file
         self._state: ProvenState | None = None
         self._listing = Listing(None, [], [], frozenset(), [])
         self._entries: dict[str, int] = {}  # folder, and a hash of the names in it
@@ -125,11 +124,12 @@ class ProjectIndex(Project):
 
     @property
     def watching(self) -> str:
-        return self._watcher.state
+        return self._watcher.state if self._watched else "off"
 
     def start(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self._watcher.start()
+        if self._watched:
+            self._watcher.start()
 
     def close(self) -> None:
         self._watcher.stop()

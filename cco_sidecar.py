@@ -813,14 +813,6 @@ class WaitQuery(Struct):
     limit: Limit = 100
 
 
-class EventQuery(Struct):
-    type: EventType | None = None
-    topic: str | None = None
-    since: Since = ""
-    limit: Limit = 100
-    dead: bool = False
-
-
 class ResultQuery(Struct):
     issue_id: Identifier | None = None
     agent_type: Identifier | None = None
@@ -2178,7 +2170,6 @@ def routes() -> list[Route]:
         Route("GET", "/api/results/{result_id}", GetResult),
         Route("GET", "/api/events/wait/{event_type}", WaitForEvents),
         Route("POST", "/api/events/{event_type}", PublishEvent),
-        Route("GET", "/api/events", ListEvents),
         Route("POST", "/api/agents/spawn", SpawnAgent),
         Route("GET", "/api/agents", ListAgents),
         Route("GET", "/api/agents/{agent_id}/status", GetAgentStatus),
@@ -3044,19 +3035,6 @@ class WaitForEvents(Endpoint):
         if self.request.method != "HEAD":  # HEAD delivers nothing
             self.sidecar.bus.readers.answered(poll)
         return b""
-
-
-class ListEvents(Endpoint):
-    """Retained events for people and tools; reading here is not delivery. ``dead=true`` needs spawn_agents."""
-
-    query_type = EventQuery
-    answers = {200: "EventList"}
-    problems = (410,)
-    failure = "EVT_001"
-
-    async def respond(self) -> dict[str, Any]:
-        self.sidecar.tokens.check_permission(self.claims, SPAWN if self.query.dead else None)
-        return await self.sidecar.bus.page(self.claims, self.query)
 
 
 class SpawnAgent(Endpoint):
@@ -4759,7 +4737,7 @@ class EventBus:
             upto = min(head, after + self.WINDOW) if containing and issue is None else head
             step = read.events(project, after, upto, self.STEP, type=event_type, issue=issue, containing=containing)
             for row in step:
-                body = self._envelope(row)
+                body = self.envelope(row)
                 if filter.terms and not filter.matches(msgspec.json.decode(body)):
                     continue
                 size += len(body)
@@ -4779,7 +4757,7 @@ class EventBus:
         answer |= {"scanned_to": cursor, "timestamp": iso()} | ({} if rows else {"timeout": True})
         return Found(rows, after, msgspec.json.encode(answer))
 
-    def _envelope(self, row: Row) -> bytes:
+    def envelope(self, row: Row) -> bytes:
         """A stored event as readers get it: its JSON with the id in front."""
         return b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]
 
@@ -4795,28 +4773,6 @@ class EventBus:
         finally:
             timer.cancel()
             self._waiters.remove(waiter)
-
-    # -- listing
-
-    async def page(self, claims: Claims, query: EventQuery) -> dict[str, Any]:
-        """Retained events, or dead letters, after ``since``, or the newest ones; newest last."""
-        read, newest, project = self._storage.read, not query.since, claims.project_id
-        filter = Filter.parse("").within(claims.issue_id)
-        found: list[Row] = []
-        floor = 0 if query.dead else read.floor()  # retention is what makes dead letters
-        after, upto = floor if newest else self.parse_cursor(query.since, floor), read.head()
-        fetch = read.dead_letters if query.dead else functools.partial(read.events, type=query.type or "*")
-        while len(found) <= query.limit:
-            rows = fetch(project, after, upto, self.STEP, newest=newest)
-            asked = [row for row in rows if query.topic in (None, row["topic"]) and query.type in (None, row["type"])]
-            found += [row for row in asked if not filter.terms or filter.matches(msgspec.json.decode(row["body"]))]
-            if len(rows) < self.STEP:
-                break
-            after, upto = (after, rows[-1]["seq"] - 1) if newest else (rows[-1]["seq"], upto)
-            await asyncio.sleep(0)
-        page, more = cut_page(found, query.limit, newest=newest)
-        cursor = self.event_id(page[-1]["seq"]) if page else None
-        return {"events": [Raw(self._envelope(row)) for row in page], "next_cursor": cursor, "has_more": more}
 
     # -- life
 

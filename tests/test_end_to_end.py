@@ -123,13 +123,13 @@ def test_a_team_finishes_an_issue_and_a_crash_loses_nothing(make_service: Callab
 
     # The service is killed and started again: all that was promised is still there.
     results = architect.get("/api/results", issue_id=issue).json()["results"]
-    events = architect.get("/api/events").json()["events"]
+    events = architect.wait("*", since="earliest", timeout=0)["events"]
     assert (len(results), len(events)) == (3, 7)
     service.kill()
     service.start()
     architect = Client(service.url, token)
     assert architect.get("/api/results", issue_id=issue).json()["results"] == results
-    assert architect.get("/api/events").json()["events"] == events
+    assert architect.wait("*", since="earliest", timeout=0)["events"] == events
     assert [agent["state"] for agent in architect.get("/api/agents").json()["agents"]] == ["completed", "completed"]
     assert json.loads((service.storage / "results" / PROJECT / issue / "test-engineer.json").read_text()) == results[-1]
     again = architect.get(f"/api/context/{issue}/documentation-expert").json()["context"]["previous_agent_outputs"]

@@ -146,6 +146,15 @@ def test_a_token_for_one_issue_finds_the_events_of_that_issue_and_of_none(
         assert len(seen) > 3
         found = ids(narrow.wait(event_type, timeout=0, filter=filter, **asked))
         assert found == [event for mine, event in sent if mine and event in seen]
+
+
+@pytest.mark.needs_plugin("events/listing lists them")
+def test_a_token_for_one_issue_lists_the_events_of_that_issue_and_of_none(
+    service: Service, architect: Client, issue: str
+) -> None:
+    asked = {"since": architect.wait("*", since="latest", timeout=0)["scanned_to"], "limit": 1000}
+    sent = [(mine, architect.publish("named", **body)["event_id"]) for mine, body in naming(issue)]
+    narrow = service.client("chief-architect", issue_id=issue.upper())
     for query in (asked, {"limit": 1000}, asked | {"type": "named"}, {"topic": "test", "limit": 1000}):
         listed = ids(narrow.get("/api/events", **query).json())
         assert [event for _, event in sent if event in listed] == [event for mine, event in sent if mine]
@@ -408,6 +417,7 @@ def test_a_repeat_with_the_same_key_publishes_once(service: Service, architect: 
 # -- expiry, retention, dead letters
 
 
+@pytest.mark.needs_plugin("events/listing lists them")
 def test_an_event_that_expires_undelivered_becomes_a_dead_letter(
     service: Service, architect: Client, issue: str
 ) -> None:
@@ -433,7 +443,7 @@ def test_retention_moves_the_floor_and_says_so(make_service: Callable[..., Servi
     events = [client.publish("many", {"number": number})["event_id"] for number in range(200)]
 
     def floor() -> str:
-        return str(client.get("/api/events", limit=1, since="earliest").json()["events"][0]["event_id"])
+        return str(client.wait("many", limit=1, since="earliest", timeout=0)["events"][0]["event_id"])
 
     until(lambda: floor() == events[150])
     gone = client.get("/api/events/wait/many", since=first, timeout=0)
@@ -463,6 +473,7 @@ def test_retention_by_age(make_service: Callable[..., Service]) -> None:
 # -- listing
 
 
+@pytest.mark.needs_plugin("events/listing lists them")
 def test_listing_is_not_delivery(architect: Client, issue: str) -> None:
     depth = architect.get("/status").json()["events"]["queue_depth"]
     topic = f"topic-{issue}"

@@ -323,7 +323,6 @@ REQUESTS = {
     "get result": ("GET", "/api/results/result-1", None),
     "wait": ("GET", "/api/events/wait/ping?timeout=0", None),
     "publish": ("POST", "/api/events/ping", EVENT),
-    "list events": ("GET", "/api/events", None),
     "spawn": ("POST", "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}),
     "list agents": ("GET", "/api/agents", None),
     "agent status": ("GET", "/api/agents/agent-1/status", None),
@@ -423,6 +422,7 @@ def test_logs_need_what_reading_agents_needs(service: Service) -> None:
     assert refused(Client(service.url, None).get("/api/agents/agent-1/logs"))
 
 
+@pytest.mark.needs_plugin("events/listing lists them")
 def test_dead_letters_need_an_architect(service: Service) -> None:
     assert service.client().get("/api/events", dead="true").status_code == 200
     assert lacking(service.client("python-specialist").get("/api/events", dead="true")) == "spawn_agents"

@@ -1,0 +1,72 @@
+"""Retained events and dead letters for people and tools: ``GET /api/events``."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from cco_sidecar import (
+    SPAWN,
+    Claims,
+    Endpoint,
+    EventType,
+    Filter,
+    Limit,
+    Route,
+    Row,
+    Sidecar,
+    Since,
+    cut_page,
+    hookimpl,
+)
+
+
+@hookimpl
+def register_routes() -> list[Route]:
+    return [Route("GET", "/api/events", ListEvents)]
+
+
+class EventQuery(Struct):
+    type: EventType | None = None
+    topic: str | None = None
+    since: Since = ""
+    limit: Limit = 100
+    dead: bool = False
+
+
+class ListEvents(Endpoint):
+    """Retained events for people and tools; reading here is not delivery. ``dead=true`` needs spawn_agents."""
+
+    query_type = EventQuery
+    answers = {200: "EventList"}
+    problems = (410,)
+    failure = "EVT_001"
+
+    async def respond(self) -> dict[str, Any]:
+        self.sidecar.tokens.check_permission(self.claims, SPAWN if self.query.dead else None)
+        return await page(self.sidecar, self.claims, self.query)
+
+
+async def page(sidecar: Sidecar, claims: Claims, query: EventQuery) -> dict[str, Any]:
+    """Retained events, or dead letters, after ``since``, or the newest ones; newest last."""
+    bus, read, newest, project = sidecar.bus, sidecar.storage.read, not query.since, claims.project_id
+    filter = Filter.parse("").within(claims.issue_id)
+    found: list[Row] = []
+    floor = 0 if query.dead else read.floor()  # retention is what makes dead letters
+    after, upto = floor if newest else bus.parse_cursor(query.since, floor), read.head()
+    fetch = read.dead_letters if query.dead else functools.partial(read.events, type=query.type or "*")
+    while len(found) <= query.limit:
+        rows = fetch(project, after, upto, bus.STEP, newest=newest)
+        asked = [row for row in rows if query.topic in (None, row["topic"]) and query.type in (None, row["type"])]
+        found += [row for row in asked if not filter.terms or filter.matches(msgspec.json.decode(row["body"]))]
+        if len(rows) < bus.STEP:
+            break
+        after, upto = (after, rows[-1]["seq"] - 1) if newest else (rows[-1]["seq"], upto)
+        await asyncio.sleep(0)
+    shown, more = cut_page(found, query.limit, newest=newest)
+    cursor = bus.event_id(shown[-1]["seq"]) if shown else None
+    return {"events": [Raw(bus.envelope(row)) for row in shown], "next_cursor": cursor, "has_more": more}

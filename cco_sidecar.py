@@ -1169,15 +1169,16 @@ class Parts:
         """
 
     @hookspec
-    def launcher_class(self, settings: Settings, base: type[Launcher]) -> type[Launcher] | None:
-        """The class that makes what agents are started with: derived from ``base``, so that several add up, as with
-        server_class. The core's own gives an agent its context in a file, and of a request's variables a few.
+    def agent_part(self, settings: Settings, base: type) -> type | None:
+        """The class of a part of Agents, derived from ``base`` as server_class's is: from Launcher, which makes what an
+        agent is started with, or AgentEnds, which records its end. The core's own give an agent its context in a file
+        and of a request's variables a few, and know of an end its exit code.
 
         class Welcoming(base):
             async def files(self, body, reader):
                 return await super().files(body, reader) | {"welcome.txt": b"Welcome to the team"}
 
-        return Welcoming
+        return Welcoming if issubclass(base, Launcher) else None
         """
 
     @hookspec
@@ -6298,9 +6299,7 @@ class Agents:
     ) -> None:  # fmt: skip
         self._tokens, self._hooks, self._types, self._settings = tokens, hooks, types, settings
         self._folder, self._agent_tokens = settings.storage / "agents", AgentTokens(tokens, settings)
-        self._launcher: Launcher = hooks.derived("launcher_class", Launcher, settings=settings)(
-            contexts, hooks, settings
-        )
+        self._launcher: Launcher = hooks.derived("agent_part", Launcher, settings=settings)(contexts, hooks, settings)
         self.disk = Pool("agents", 8, 20)
         self._processes: Processes = hooks.part("process_owner", Processes, settings=settings) or Processes(settings)
         self.output = self._processes.output
@@ -6308,7 +6307,8 @@ class Agents:
         self._spawning: set[asyncio.Future[Any]] = set()
         self.active: dict[str, Running] = {}
         self.ledger = AgentLedger(storage, settings, self.active)
-        self._ends = AgentEnds(results, tokens, self.ledger, self._processes, self.disk, hooks, settings)
+        ends = hooks.derived("agent_part", AgentEnds, settings=settings)
+        self._ends: AgentEnds = ends(results, tokens, self.ledger, self._processes, self.disk, hooks, settings)
         self.meter = Meter()  # until the storage folder is there
         self.url = ""
 
@@ -6423,8 +6423,10 @@ class Agents:
         waits = [asyncio.create_task(event.wait()) for event in events]
         try:
             while not any(event.is_set() for event in events) and (left := deadline - time.monotonic()) > 0:
-                if time.monotonic() < process.began + self.PROBATION and await self._ends.cannot_work(running):
-                    break
+                if time.monotonic() < process.began + self.PROBATION:
+                    running.row["reason"] = await self._ends.failure(running, ended=False)
+                    if running.row["reason"]:
+                        break
                 if process.known != running.noted:  # the next run of the service would have to find these
                     running.noted = set(process.known)
                     self.ledger.saw(running.row["id"], sorted(running.noted))
@@ -6564,28 +6566,29 @@ class AgentTokens:
 
 
 class AgentEnds:
-    """Records agents' ends, with what plugins know: why one failed, and a result where it stored none."""
+    """Records agents' ends. Plugins, which may know more of them, derive theirs from it (``agent_part``)."""
 
     def __init__(
         self, results: Results, tokens: Tokens, ledger: AgentLedger, processes: Processes, disk: Pool, hooks: Hooks,
         settings: Settings,
     ) -> None:  # fmt: skip
-        self._results, self._tokens, self._ledger, self._processes = results, tokens, ledger, processes
-        self._disk, self._hooks, self._settings = disk, hooks, settings
+        self.results, self.ledger, self.processes, self.disk = results, ledger, processes, disk
+        self.hooks, self.settings, self._tokens = hooks, settings, tokens
 
-    async def cannot_work(self, running: Running) -> bool:
-        """Whether an agent has just written that it cannot work."""
-        if self._hooks.implementations("agent_failure"):
-            written = await self._disk.run(self._processes.output(running.row["id"]).size)
-            if written != running.heard:
-                running.heard, running.row["reason"] = written, await self._failure(running.row)
-        return running.row["reason"] is not None
+    async def failure(self, running: Running, *, ended: bool) -> str | None:
+        """Why an agent that has ended by itself failed, or one that began a moment ago cannot work; one line."""
+        return None
+
+    async def speak_for(self, row: dict[str, Any]) -> None:
+        """Store a result in the name of an agent that ended with exit code 0. Called before its end is recorded, again
+        after a crash in between or a StorageError.
+        """
 
     async def record(self, running: Running, process: Process, meter: Meter) -> None:
         """Take the token of an agent without processes away, find out how it ended, and store that."""
         row, code, now = running.row, process.exit_code, time.time()
         # Where no exit code is known, a success that the agent stored speaks for it.
-        by_itself: AgentState = "completed" if code == 0 or (code is None and self._ledger.succeeded(row)) else "failed"
+        by_itself: AgentState = "completed" if code == 0 or (code is None and self.ledger.succeeded(row)) else "failed"
         if code is None and by_itself == "failed":
             by_itself = "lost"
         row |= process.usage | {
@@ -6594,55 +6597,25 @@ class AgentEnds:
             "ended": min(max(process.ended or now, row["started"]), now),
         }  # fmt: skip
         self._tokens.revoke(row["id"])
-        if running.ended_as is None and (reason := row["reason"] or await self._failure(row)):
+        if running.ended_as is None and (reason := row["reason"] or await self.failure(running, ended=True)):
             row |= {"state": "failed", "reason": reason}
         for name in TOKEN_FILES:
             with contextlib.suppress(OSError):
                 (running.folder / name).unlink()
         while running.calls:  # what the agent had sent before its end
             await asyncio.sleep(0.01)
-        tail = await self._disk.run(self._processes.output(row["id"]).tail, 5)
+        tail = await self.disk.run(self.processes.output(row["id"]).tail, 5)
         while True:
             try:
                 if row["state"] == "completed" and code == 0:
-                    await self._speak_for(row)
-                told = await self._ledger.ended(row, tail, meter.figures(row["id"]))
+                    await self.speak_for(row)
+                told = await self.ledger.ended(row, tail, meter.figures(row["id"]))
                 break
             except StorageError as error:  # the end is a fact that must not be forgotten: again when the disk is back
                 log.error("agent %s: its end cannot be stored: %s", row["id"], error.reason)
                 await asyncio.sleep(1)
-        self._hooks.tell("agent_ended", agent=told)
+        self.hooks.tell("agent_ended", agent=told)
         log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], code)
-
-    async def _failure(self, row: dict[str, Any]) -> str | None:
-        """Why an agent cannot work or has failed; one line."""
-        try:
-            reason = await self._ask("agent_failure", row, "output")
-        except TimeoutError:
-            return None
-        return redact(" ".join(reason.split()))[0][:500] if reason else None
-
-    async def _speak_for(self, row: dict[str, Any]) -> None:
-        """Store a result in the name of an agent that could store one and did not, if a plugin has one. Its end is
-        recorded afterwards: who is killed in between comes here again, and finds the result. Raises StorageError.
-        """
-        stored = self._ledger.find(row["project"], row["id"])["result_id"]
-        if stored or self._settings.no_synthesis or WRITE not in row["permissions"]:
-            return
-        folder, root = self._settings.storage / "agents" / row["id"], self._settings.root
-        facts = {"folder": str(folder), "root": str(root), "alone": self._ledger.was_alone(row)}
-        try:
-            if (result := await self._ask("agent_result", row, "lines", **facts)) is not None:
-                body = {name: agent_facts(row)[name] for name in ("agent_id", "agent_type", "issue_id")}
-                body |= {"project_id": row["project"], "source": "sidecar", "result": msgspec.to_builtins(result)}
-                await self._results.store(body, None)
-        except (ApiError, OSError) as error:
-            log.error("agent %s: no result can be stored in its name: %s", row["id"], one_line(error))
-
-    async def _ask(self, hook: str, row: dict[str, Any], name: str, **facts: Any) -> Any:
-        """The first answer about an agent, whose last lines are asked by ``name``. Raises TimeoutError."""
-        facts |= {"agent": agent_facts(row), name: await self._disk.run(self._processes.output(row["id"]).tail, 100)}
-        return await self._hooks.pool.run(self._hooks.first, hook, **facts)
 
 
 class AgentLedger:
@@ -6816,7 +6789,7 @@ def iso_or_none(moment: float | None) -> str | None:
 
 class Launcher:
     """Makes what an agent is started with: its files, its command and its environment. Plugins derive theirs from it
-    (``launcher_class``).
+    (``agent_part``).
     """
 
     # What a request may set here: names of the project's own settings, which steer no program.

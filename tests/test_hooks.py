@@ -196,16 +196,21 @@ PLUGINS = {
             return Server
     """,
     "letters": """
+        from cco_sidecar import Launcher
+
         @hookimpl
-        def launcher_class(base):
-            class Launcher(base):
+        def agent_part(base):
+            if not issubclass(base, Launcher):
+                return None
+
+            class Lettered(base):
                 async def files(self, body, reader):
                     return await super().files(body, reader) | {"letter.txt": reader.agent_id.encode()}
 
                 def may_set(self, variable):
                     return variable != "FEATURE_LETTERS" and super().may_set(variable)
 
-            return Launcher
+            return Lettered
     """,
     "stamp": """
         async def stamp(endpoint, content):
@@ -718,7 +723,7 @@ EXERCISED = {
     "storage": test_a_plugin_brings_its_own_storage,
     "process_owner": test_a_plugin_brings_its_own_owner_of_agents_processes,
     "meter": test_a_plugin_brings_its_own_meter,
-    "launcher_class": test_a_plugin_adds_to_what_agents_are_started_with,
+    "agent_part": test_a_plugin_adds_to_what_agents_are_started_with,
     "agent_result": test_a_plugin_speaks_for_an_agent_that_stored_nothing,
     "agent_starting": test_a_plugin_speaks_for_an_agent_that_stored_nothing,
     "startup": test_plugins_are_told_of_start_and_stop,

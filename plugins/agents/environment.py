@@ -10,8 +10,8 @@ from cco_sidecar import Launcher, hookimpl
 
 
 @hookimpl
-def launcher_class(base: type[Launcher]) -> type[Launcher]:
-    return type("EnvironmentLauncher", (EnvironmentLauncher, base), {})
+def agent_part(base: type) -> type | None:
+    return type("EnvironmentLauncher", (EnvironmentLauncher, base), {}) if issubclass(base, Launcher) else None
 
 
 class EnvironmentLauncher(Launcher):

@@ -80,8 +80,8 @@ def context_brief(request: ContextRequest, sections: Sections, reader: Reader) -
 
 
 @hookimpl
-def launcher_class(base: type[Launcher]) -> type[Launcher]:
-    return type("BriefLauncher", (BriefLauncher, base), {})
+def agent_part(base: type) -> type | None:
+    return type("BriefLauncher", (BriefLauncher, base), {}) if issubclass(base, Launcher) else None
 
 
 class BriefLauncher(Launcher):

@@ -4593,9 +4593,7 @@ class EventBus:
 
     STEP = 100  # rows looked at before others get their turn on the loop
     WINDOW = 5_000  # sequence numbers that SQLite searches for some bytes in one turn
-    BREATH = (
-        0.002  # an empty answer to a poll with time-out 0 comes so late, so that polling loops leave time for others
-    )
+    BREATH = 0.002  # an empty answer to a poll with time-out 0 comes so late: polling loops leave time for others
     SHARED_SECONDS = 0.05  # how long polls share one search; no longer, as events expire
 
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
@@ -4603,9 +4601,7 @@ class EventBus:
         self._waiters = WaiterIndex()
         self.readers = Readers(storage)
         self._wakes = 0
-        self._latest: tuple[Any, float, Found] | None = (
-            None  # the last search, shared by the polls that one event wakes
-        )
+        self._latest: tuple[Any, float, Found] | None = None  # the last search: one event wakes many polls
         self._closed = False
         self._context = contextvars.copy_context()  # one for all timers, which else would each keep a copy
         storage.observe(self.wake_waiters)
@@ -4705,16 +4701,15 @@ class EventBus:
                 raise ApiError("REQ_001", problem, details={"path": "since"})
             return floor + bisect.bisect_left(range(floor + 1, head + 1), moment, key=self._storage.read.created_from)
         seq = int(match[2])
-        if match[1] != self._storage.epoch:
-            reason, message = "another store", "The cursor is of another event store"
-        elif seq < floor:
-            reason, message = "retention", "Events after this cursor have been removed by retention"
-        elif seq > head:
-            reason, message = "beyond the head", "The cursor lies beyond the newest event"
-        else:
-            return seq
-        details = {"floor": self.event_id(floor), "head": self.event_id(head), "reason": reason}
-        raise ApiError("EVT_003", message, details=details)
+        for wrong, reason, message in (
+            (match[1] != self._storage.epoch, "another store", "The cursor is of another event store"),
+            (seq < floor, "retention", "Events after this cursor have been removed by retention"),
+            (seq > head, "beyond the head", "The cursor lies beyond the newest event"),
+        ):
+            if wrong:
+                details = {"floor": self.event_id(floor), "head": self.event_id(head), "reason": reason}
+                raise ApiError("EVT_003", message, details=details)
+        return seq
 
     async def _look(self, channel: tuple[str, str], filter: Filter, after: int, limit: int) -> Found:
         """The next matches after ``after``, shared by polls that ask the same. No await after the search."""
@@ -5704,13 +5699,14 @@ def read_commits(root: Path, number: int = 10) -> tuple[list[Commit], str | None
                 break
             found += one
         found = [(*facts, named.get(facts[0], [])) for *facts, _ in found]
-    edge = set(read_shallow(root) if any(not parents for _, _, parents, *_ in found) else ())
+    rootless = any(not parents for _, _, parents, *_ in found)
+    is_shallow = rootless and run_git(root, "rev-parse", "--is-shallow-repository") == b"true\n"
     commits = []
-    for whole, short, _, moment, author, subject, names in found:
+    for _, short, parents, moment, author, subject, names in found:
         known = moment.isdecimal() and float(moment) < 253_402_300_800  # of a year that ISO 8601 can write
         if not known:
             log_once(f"commit {short} has no usable date")
-        files = [] if whole in edge else names
+        files = [] if is_shallow and not parents else names  # a shallow clone ends here
         commits.append(Commit(short, subject, author, iso(float(moment)) if known else None, files))
     return commits, found[0][0] if found else None
 
@@ -5732,14 +5728,6 @@ def git_log(root: Path, number: int, *flags: str) -> tuple[list[tuple[Any, ...]]
         subject, _, names = last.partition("\n")
         found.append((*facts, subject.rstrip("\0"), [name for name in names.split("\0") if name]))
     return found, complete
-
-
-def read_shallow(root: Path) -> list[str]:
-    """The commits at which a shallow clone ends, whose parents are not here. Blocks."""
-    place = os.fsdecode(run_git(root, "rev-parse", "--git-path", "shallow") or b"").removesuffix("\n")
-    with contextlib.suppress(FileNotFoundError):  # it is a whole clone
-        return (root / place).read_text().split()
-    return []
 
 
 def read_remote(root: Path) -> tuple[str | None, str | None]:
@@ -6471,7 +6459,10 @@ class Agents:
         agent's time limit and output go on, and it gets a fresh token.
         """
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        found = [Running(row, self._folder / row["id"]) for row in self.ledger.unfinished()]
+        found = [
+            Running(row, self._folder / row["id"])
+            for row in self.ledger.storage.read.unfinished_agents(self._settings.project)
+        ]
         # Before the first await: requests are answered from then on.
         self.active.update((running.row["id"], running) for running in found)
         await self._processes.open()
@@ -6587,10 +6578,10 @@ class AgentEnds:
     async def record(self, running: Running, process: Process, meter: Meter) -> None:
         """Take the token of an agent without processes away, find out how it ended, and store that."""
         row, code, now = running.row, process.exit_code, time.time()
-        # Where no exit code is known, a success that the agent stored speaks for it.
-        by_itself: AgentState = "completed" if code == 0 or (code is None and self.ledger.succeeded(row)) else "failed"
-        if code is None and by_itself == "failed":
-            by_itself = "lost"
+        by_itself: AgentState = "completed" if code == 0 else "failed"
+        if code is None:  # then a success that the agent stored speaks for it
+            stored = self.ledger.storage.read.success_since(row["project"], row["id"], row["started"] - 1)
+            by_itself = "completed" if stored else "lost"
         row |= process.usage | {
             "state": running.ended_as or by_itself, "exit_code": code,
             "signal": -code if code is not None and code < 0 else None,
@@ -6624,11 +6615,11 @@ class AgentLedger:
     END = "state ended exit_code signal cpu memory peak_memory processes measured last_call".split()
 
     def __init__(self, storage: Storage, settings: Settings, active: dict[str, Running]) -> None:
-        self._storage, self._settings, self._active, self._project = storage, settings, active, settings.project
+        self.storage, self._settings, self._active, self._project = storage, settings, active, settings.project
 
     def depth(self, subject: str) -> int:
         """1 for an agent that no agent spawned, one more for each spawn below; 0 for who is not an agent of ours."""
-        row = self._storage.read.agent(self._project, subject)
+        row = self.storage.read.agent(self._project, subject)
         return 0 if row is None else int(row["depth"] or 1)
 
     def check_room(self, row: dict[str, Any], records: Records | None = None) -> None:
@@ -6636,7 +6627,7 @@ class AgentLedger:
         if row["depth"] > self._settings.max_depth:
             who = f"{row['parent']} is an agent of depth {row['depth'] - 1}"
             raise ApiError("AGT_003", f"{who}, --max-depth allows it no agents of its own")
-        spawned = (records or self._storage.read).count_issue_agents(self._project, row["issue"])
+        spawned = (records or self.storage.read).count_issue_agents(self._project, row["issue"])
         if spawned >= self._settings.max_agents_per_issue:
             many = f"{spawned} agents were spawned on {row['issue']}"
             raise ApiError("AGT_003", f"{many}, --max-agents-per-issue allows no more")
@@ -6650,14 +6641,14 @@ class AgentLedger:
             if ticket:
                 ticket.remember(records, spawned_answer(row, "", []))
 
-        await self._storage.write(job)
+        await self.storage.write(job)
 
     async def update(self, agent_id: str, **facts: Any) -> None:
-        await self._storage.write(lambda records: records.update_agent(agent_id, **facts))
+        await self.storage.write(lambda records: records.update_agent(agent_id, **facts))
 
     def saw(self, agent_id: str, seen: list[Identity]) -> None:
         """The processes that are an agent's, soon on disk."""
-        self._storage.write_behind(lambda records: records.update_agent(agent_id, seen=json.dumps(seen)))
+        self.storage.write_behind(lambda records: records.update_agent(agent_id, seen=json.dumps(seen)))
 
     async def failed(self, row: dict[str, Any], ticket: IdempotencyTicket | None, reason: str | None) -> None:
         """There is no process: a repeat of the request may try again."""
@@ -6669,11 +6660,11 @@ class AgentLedger:
             if ticket:
                 ticket.forget(records)
 
-        await self._storage.write(job)
+        await self.storage.write(job)
 
     async def ended(self, row: dict[str, Any], tail: list[str], spent: dict[str, Any]) -> dict[str, Any]:
         """Record an end, its events and the end of its token as one; what the events say."""
-        cpu, found = row.get("cpu"), self._storage.read.result_of(row["project"], row["id"])
+        cpu, found = row.get("cpu"), self.storage.read.result_of(row["project"], row["id"])
         told = agent_facts(row) | spent | {
             "cpu_seconds": None if cpu is None else round(cpu, 3), "peak_memory_bytes": row.get("peak_memory"),
             "output_tail": [line[:300] for line in tail], "result_id": found["result_id"],
@@ -6691,24 +6682,13 @@ class AgentLedger:
             for event in events:
                 records.insert_event(event)
 
-        await self._storage.write(job)
+        await self.storage.write(job)
         self._active.pop(row["id"], None)
         return told
 
-    def unfinished(self) -> list[dict[str, Any]]:
-        return self._storage.read.unfinished_agents(self._project)
-
-    def was_alone(self, row: dict[str, Any]) -> bool:
-        """Whether no other agent has run since this one's start."""
-        return not self._storage.read.others_since(row["project"], row["id"], row["started"])
-
-    def succeeded(self, row: dict[str, Any]) -> bool:
-        """Whether the agent has stored a success since its start."""
-        return self._storage.read.success_since(row["project"], row["id"], row["started"] - 1)
-
     def find(self, project: str, agent_id: str) -> dict[str, Any]:
         """An agent's row with its latest result and usage; raises REQ_002."""
-        row = self._storage.read.agent(project, agent_id)
+        row = self.storage.read.agent(project, agent_id)
         if row is None:
             raise ApiError("REQ_002", f"No agent {agent_id}")
         return self._whole(row)
@@ -6717,20 +6697,20 @@ class AgentLedger:
         """A row with its agent's latest result, and what is known of a running one at this moment."""
         if running := self._active.get(row["id"]):
             row |= {"last_call": running.row.get("last_call")} | (running.process.usage if running.process else {})
-        return row | self._storage.read.result_of(row["project"], row["id"])
+        return row | self.storage.read.result_of(row["project"], row["id"])
 
     def page(self, project: str, query: AgentQuery) -> tuple[list[dict[str, Any]], bool]:
         """Rows after ``since``, or the newest ones, newest last; and whether there are more."""
         states: list[str] | None = [query.state] if query.state else None
         if query.status:
             states = [state for state in AGENT_GROUPS[query.status] if query.state in (None, state)]
-        page, more = self._storage.read.agents(
+        page, more = self.storage.read.agents(
             project, query.since, query.limit, state=states, type=query.agent_type, issue=query.issue_id
         )
         return [self._whole(row) for row in page], more
 
     def statistics(self) -> dict[str, Any]:
-        read = self._storage.read
+        read = self.storage.read
         by_state, by_type = read.count_agents(self._project), read.count_active_types(self._project)
         return {
             "active": sum(by_type.values()), "completed": by_state.get("completed", 0),

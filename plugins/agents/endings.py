@@ -1,4 +1,4 @@
-"""Asks plugins about agents that end: why one failed or cannot work (`agent_failure`), and a result (`agent_result`)."""
+"""Asks plugins about agents that end: why one failed or cannot work, and a result (`agent_failure`, `agent_result`)."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ class AskedEnds(AgentEnds):
         stored = self.ledger.find(row["project"], row["id"])["result_id"]
         if stored or self.settings.no_synthesis or WRITE not in row["permissions"]:
             return
+        others = self.ledger.storage.read.others_since(row["project"], row["id"], row["started"])
         folder, root = self.settings.storage / "agents" / row["id"], self.settings.root
-        facts = {"folder": str(folder), "root": str(root), "alone": self.ledger.was_alone(row)}
+        facts = {"folder": str(folder), "root": str(root), "alone": not others}
         try:
             if (result := await self._ask("agent_result", row, "lines", **facts)) is not None:
                 body = {name: agent_facts(row)[name] for name in ("agent_id", "agent_type", "issue_id")}

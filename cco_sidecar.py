@@ -5834,16 +5834,25 @@ def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
     environ = git_environment() | (env or {})
     if arguments[0] not in ("status", "diff"):
         return git_output([*command, *arguments], environ)
-    keys = split_z(git_output([*command, "config", "--list", "--show-scope", "--name-only", "-z"], environ))
-    theirs, every = (without_filters(keys, scopes, int(environ["GIT_CONFIG_COUNT"])) for scopes in FILTER_SCOPES)
+    listed = split_z(git_output([*command, "config", "--list", "--show-scope", "--name-only", "-z"], environ))
+    pairs = zip(listed[::2], listed[1::2], strict=False)
+    filters = [(key.rpartition(".")[0], scope) for scope, key in pairs if key.startswith("filter.")]
+    theirs = {name for name, scope in filters if scope in ("local", "worktree")}  # the user's own, such as LFS, go on
+    every = {name for name, _ in filters}
     try:
-        return git_output([*command, *arguments], environ | theirs)
+        return git_output([*command, *without_filters(theirs), *arguments], environ)
     except GitError:
         if theirs == every:
             raise
-        names = sorted({key.rpartition(".")[0][7:] for key in every.values() if key.startswith("filter.")})
-        log_once(f"git is asked without filters, one of which fails: {', '.join(names)}")  # git-lfs may be missing
-        return git_output([*command, *arguments], environ | every)
+        names = ", ".join(sorted(name[7:] for name in every))
+        log_once(f"git is asked without filters, one of which fails: {names}")  # git-lfs may be missing
+        return git_output([*command, *without_filters(every), *arguments], environ)
+
+
+def without_filters(names: set[str]) -> list[str]:
+    """Options by which git runs none of these filters. A name may hold any sign, also =; a variable's does not."""
+    off = (("clean", "CCO_EMPTY"), ("smudge", "CCO_EMPTY"), ("process", "CCO_EMPTY"), ("required", "CCO_FALSE"))
+    return [f"--config-env={name}.{what}={variable}" for name in sorted(names) for what, variable in off]
 
 
 def git_output(command: list[str], environ: dict[str, str]) -> bytes:
@@ -5892,34 +5901,13 @@ def git_environment() -> dict[str, str]:
         log_once(f"of the settings that GIT_CONFIG_COUNT={count[:20]!r} promises, {len(pairs)} can be read")
     # Without optional locks reading never writes the index, which would look like a change.
     kept |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
-    return kept | git_settings(pairs)
+    for number, (key, value) in enumerate(pairs):
+        kept |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return kept | {"GIT_CONFIG_COUNT": str(len(pairs)), "CCO_EMPTY": "", "CCO_FALSE": "false"}
 
 
 GIT_VARIABLES = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_CEILING_DIRECTORIES")
 GIT_KEY = r"(?s)[A-Za-z0-9-]+\.(?:.*\.)?[A-Za-z][A-Za-z0-9-]*"
-
-
-def git_settings(pairs: list[tuple[str, str]], first: int = 0) -> dict[str, str]:
-    """Variables by which git takes ``pairs`` after the ``first`` settings that it has already."""
-    variables = {"GIT_CONFIG_COUNT": str(first + len(pairs))}
-    for number, (key, value) in enumerate(pairs, first):
-        variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
-    return variables
-
-
-FILTER_SCOPES = ({"local", "worktree"}, {"local", "worktree", "global", "system", "command"})
-
-
-def without_filters(scopes_and_keys: list[str], scopes: set[str], first: int) -> dict[str, str]:
-    """Variables that turn off the filters which the configuration of ``scopes`` names: the repository's own; those of
-    the user (such as LFS) go on. ``first`` is how many settings the environment has already.
-    """
-    names = {
-        key.rpartition(".")[0] for scope, key in zip(scopes_and_keys[::2], scopes_and_keys[1::2], strict=False)
-        if scope in scopes and key.startswith("filter.")
-    }  # fmt: skip
-    turned_off = (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
-    return git_settings([(f"{name}.{what}", value) for name in sorted(names) for what, value in turned_off], first)
 
 
 def split_z(output: bytes | None) -> list[str]:

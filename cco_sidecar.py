@@ -4674,9 +4674,7 @@ class EventBus:
             after = after if seq is None else max(after, seq - 1)  # nothing that matches lies between
 
     def _begin(self, since: str, key: PositionKey | None) -> tuple[int, bytes]:
-        """(number after which reading begins, end of the answer's JSON): the end says what a reader has missed whose
-        position retention has passed, and is empty for others.
-        """
+        """(number after which reading begins, end of the answer's JSON: what retention made a reader miss)."""
         floor = self._storage.read.floor()
         if key is None:
             return self.parse_cursor(since, floor), b""
@@ -4687,9 +4685,7 @@ class EventBus:
         return floor, b',"missed":%s}' % msgspec.json.encode(missed)
 
     def parse_cursor(self, text: str, floor: int) -> int:
-        """The sequence number of an event id, a cursor, ``earliest`` or ``latest``, or the one before a moment. Raises
-        REQ_001 and EVT_003.
-        """
+        """The number of an event id, a cursor, ``earliest``, ``latest``, or before a time. Raises REQ_001, EVT_003."""
         head = self._storage.read.head()
         if text in ("earliest", "latest"):
             return floor if text == "earliest" else head
@@ -4943,9 +4939,7 @@ class HangUp:
 
 
 class WaiterIndex:
-    """Parked polls by project and type, then by one exact term of their filter: a publish looks only at those it may
-    concern.
-    """
+    """Parked polls by project, type and one exact term of their filter: a publish looks at what it may concern."""
 
     def __init__(self) -> None:
         self.all: dict[Waiter, None] = {}
@@ -5110,9 +5104,7 @@ def issues_named(body: dict[str, Any]) -> list[Any]:
 
 
 def find_field(event: dict[str, Any], field: str) -> Any:
-    """The value of a dotted path in the envelope, else in data; ABSENT where there is none. A null of the envelope
-    is absent, one in data is a value.
-    """
+    """The value of a dotted path in the envelope, where null is none, else in data; ABSENT where there is none."""
     path = field.split(".")
     for holder in (event, event.get("data")):
         value: Any = holder
@@ -5271,10 +5263,8 @@ class Contexts:
     def _build(
         self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState, etag: str
     ) -> tuple[CacheEntry, CacheEntry]:
-        """The context as those get it who wait for it, and as the cache gives it. Blocks.
-
-        All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
-        """
+        """The context as those get it who wait for it, and as the cache gives it. Blocks."""
+        # All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
         building = self._index_building()
         asked, (before, moment, ranked) = (state.digest, key.agent_type, key.task, outputs), self._ranking
         if before != asked or time.monotonic() - moment > self.SHARED_SECONDS:
@@ -5511,10 +5501,7 @@ class Project:
         self._looks = Pool("look", 2, 120)
 
     async def state(self) -> ProjectState:
-        """The project as it was at some moment since this call; askers of the same moment share one look.
-
-        Raises OSError where it cannot be read.
-        """
+        """The project as it was at some moment since this call; those who wait share one look. Raises OSError."""
         if running := self._looking:  # it began before this call, and may have missed what changed since
             await asyncio.wait({running})
         if self._looking is running:
@@ -5627,10 +5614,7 @@ Codes = list[tuple[str, str]]  # status code and path of changed files, as ``git
 
 
 def git_prefix(root: Path) -> str | None:
-    """The path of ``root`` in its work tree, "" or "path/"; None where it is in none, or git is missing.
-
-    Raises GitError where there is a repository that git cannot read. Blocks.
-    """
+    """The path of ``root`` in its work tree, "" or "path/"; None where it is in none. Raises GitError. Blocks."""
     try:
         found = ask_git(root, "rev-parse", "--is-inside-work-tree", "--show-prefix")
     except FileNotFoundError:  # git is not installed
@@ -5712,9 +5696,7 @@ def read_commits(root: Path, number: int = 10) -> tuple[list[Commit], str | None
 
 
 def git_log(root: Path, number: int, *flags: str) -> tuple[list[tuple[Any, ...]], bool]:
-    """((hash, short hash, parents, date, author, subject, names) of the latest commits, whether git could read all that
-    there are). Blocks.
-    """
+    """((hash, short hash, parents, date, author, subject, names) of the latest commits, whether all). Blocks."""
     separator = secrets.token_hex(8)  # that nobody can have put into a subject or a name
     shape = f"--pretty=format:{separator}" + separator.join(("%H", "%h", "%P", "%ct", "%an", "%s"))
     try:
@@ -5827,9 +5809,7 @@ def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
 
 
 def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes:
-    """The output of git. Runs nothing that the repository names. Raises GitError, FileNotFoundError where git is not
-    installed. Blocks.
-    """
+    """The output of git, which runs nothing that the repository names. Raises GitError, FileNotFoundError. Blocks."""
     command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
     environ = git_environment() | (env or {})
     if arguments[0] not in ("status", "diff"):
@@ -5923,9 +5903,7 @@ def clean_text(text: str) -> str:
 
 
 def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_result, bool] | None:
-    """(content, facts, whether it was cut) of a text file inside ``root``; None for anything else. Never follows a link
-    out. Blocks.
-    """
+    """(content, facts, whether it was cut) of a text file inside ``root``, also by links; None for others. Blocks."""
     full = os.path.join(root, path)
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
     try:
@@ -6095,9 +6073,7 @@ def redact_json(value: Any) -> tuple[Any, int]:
 
 
 def redact(content: str) -> tuple[str, int]:
-    """``content`` without the secrets that it holds, and how many there were. The lines after each keep their
-    numbers.
-    """
+    """``content`` without the secrets that it holds, and how many there were. Lines keep their numbers."""
     number = 0
     for form in SECRET_FORMS:
         if not form.hints or any(hint in content for hint in form.hints):
@@ -6153,32 +6129,29 @@ def is_no_placeholder(match: re.Match[str]) -> bool:
 def is_made_up(match: re.Match[str]) -> bool:
     """Whether a text that is passed as a secret has letters and digits, and is no variable, call or placeholder."""
     text = match[1]
-    kinds = sum(bool(re.search(kind, text)) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
-    return kinds >= 2 and bool(re.search("[0-9]", text)) and not STANDS_FOR_A_SECRET.search(text)
+    return kinds_of_signs(text) >= 2 and bool(re.search("[0-9]", text)) and not STANDS_FOR_A_SECRET.search(text)
+
+
+def kinds_of_signs(text: str) -> int:
+    return sum(bool(re.search(kind, text)) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
 
 
 def looks_random(text: str) -> bool:
-    classes = sum(bool(re.search(kind, text)) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
     counts = collections.Counter(text)
     entropy = -sum(n / len(text) * math.log2(n / len(text)) for n in counts.values())
     is_hex = re.fullmatch(r"[0-9a-f]+|[0-9A-F]+", text) is not None
-    return (classes == 3 and entropy >= 4.0 and "EXAMPLE" not in text) or (
+    return (kinds_of_signs(text) == 3 and entropy >= 4.0 and "EXAMPLE" not in text) or (
         is_hex and len(text) >= 32 and entropy >= 3.2
     )
 
 
 def is_assigned_to_a_secret(match: re.Match[str]) -> bool:
-    """Whether a random-looking text is given to what calls itself a secret. Without quotes it may also be a name of
-    code, in which letters and digits seldom meet.
-    """
+    """Whether a random-looking text is given to what calls itself a secret."""
     text, before = match[match.lastindex or 0], match.string[max(0, match.start() - 60) : match.start()]
     if not CALLS_ITSELF_SECRET.search(before) or not looks_random(text):
         return False
+    # Without quotes it may also be a name of code, in which letters and digits seldom meet.
     return bool(match[1]) or len(re.findall(r"[A-Za-z](?=\d)|\d(?=[A-Za-z])", text)) >= 4
-
-
-def is_token_in_a_url(match: re.Match[str]) -> bool:
-    return looks_random(match[1])
 
 
 SECRET_FORMS = tuple(
@@ -6228,7 +6201,8 @@ SECRET_FORMS = tuple(
         ("other services", ".atlasv1.|ntn_|figd_|dp.pt.|dp.st.",
             r"\b\w{14}\.atlasv1\.[\w-]{60,}|\bntn_[A-Za-z0-9]{40,}|\bfigd_[\w-]{36,}|\bdp\.[ps]t\.(?:[\w-]{1,40}\.)?[A-Za-z0-9]{40,}"),
         ("other services", "/webhooks/", r"discord(?:app)?\.com/api/(?:v\d{1,2}/)?webhooks/\d{15,20}/[\w-]{60,}"),
-        ("token in a URL", "://", r"://([\w.~+=-]{20,200})(?::[\w-]{0,20})?@[\w.\[-]", is_token_in_a_url),
+        ("token in a URL", "://", r"://([\w.~+=-]{20,200})(?::[\w-]{0,20})?@[\w.\[-]",
+            lambda match: looks_random(match[1])),
         ("password in a URL", "://", r"://[^\s/:@\"'`<>]{0,100}:(?!\d+/|port/|PORT/)([^\s\"'`<>,|\\]{3,200})@(?!sha\d+:)[\w.\[-]",
             is_no_placeholder),
         ("sent for authorization", "uthorization|UTHORIZATION", r"(?i:uthorization)[\"'`]?\s{0,3}[:=,]\s{0,3}[\"'`]?"
@@ -6376,9 +6350,7 @@ class Agents:
         return reader_of(row | {"permissions": [name for name in PERMISSIONS if name in may]}, folder, self.url)
 
     def with_token(self, answer: bytes) -> bytes:
-        """A remembered spawn answer as it is true now: with a valid token while the agent lives, with none and its
-        state when it has ended.
-        """
+        """A remembered spawn answer as it is true now: with a valid token while the agent lives, and with its state."""
         spawned = msgspec.json.decode(answer)
         row = self.ledger.find(self._settings.project, spawned["agent_id"])
         running = self.active.get(row["id"])
@@ -6559,9 +6531,7 @@ class AgentEnds:
         return None
 
     async def speak_for(self, row: dict[str, Any]) -> None:
-        """Store a result in the name of an agent that ended with exit code 0. Called before its end is recorded, again
-        after a crash in between or a StorageError.
-        """
+        """Store a result in the name of an agent that ended with 0, before its end: perhaps again after a kill."""
 
     async def record(self, running: Running, process: Process, meter: Meter) -> None:
         """Take the token of an agent without processes away, find out how it ended, and store that."""
@@ -6756,9 +6726,7 @@ def iso_or_none(moment: float | None) -> str | None:
 
 
 class Launcher:
-    """Makes what an agent is started with: its files, its command and its environment. Plugins derive theirs from it
-    (``agent_part``).
-    """
+    """Makes what an agent is started with: files, command, environment. Plugins may derive theirs (``agent_part``)."""
 
     # What a request may set here: names of the project's own settings, which steer no program.
     SETTABLE = re.compile(
@@ -6777,9 +6745,7 @@ class Launcher:
         self._pool = Pool("launch", 8, 30)
 
     async def files(self, body: dict[str, Any], reader: Reader) -> dict[str, bytes]:
-        """What an agent is to read, by file name, for a validated request: ``context.json`` of as many tokens as it may
-        have. Raises REQ_001, REQ_002, AGT_001.
-        """
+        """What an agent is to read, by file name, for a validated request. Raises REQ_001, REQ_002, AGT_001."""
         limit = BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
         return {"context.json": await self.context_file(body, limit)}
 
@@ -6820,9 +6786,7 @@ class Launcher:
     async def command(
         self, running: Running, files: dict[str, bytes], asked: dict[str, str], reader: Reader
     ) -> tuple[AgentCommand, list[str]]:
-        """Write the agent's files. Returns its command, and the names in ``asked`` that are ignored: ours and unsafe
-        ones. Raises AGT_001, OSError.
-        """
+        """Write the agent's files: its command, and the names in ``asked`` that it ignores. Raises AGT_001, OSError."""
         row, folder, root = running.row, running.folder, str(self.settings.root)
         launch = AgentLaunch(
             agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],
@@ -7073,10 +7037,7 @@ class Processes:
         task.add_done_callback(self._watches.discard)
 
     async def end(self, process: Process, grace: Callable[[], float]) -> None:
-        """SIGTERM to all processes of an agent, SIGKILL after ``grace()`` seconds, which may become less meanwhile.
-
-        Returns when a look has found none of them, and what can be known of the end is known.
-        """
+        """SIGTERM to all of an agent, SIGKILL after ``grace()`` seconds, which may become less; until none is found."""
         began, asked, told = time.monotonic(), set[Any](), 10.0
         while (members := await self._living(process)) or not process.exited.is_set():
             passed = time.monotonic() - began
@@ -7099,9 +7060,7 @@ class Processes:
             log.error("agent %s: its processes cannot be looked at", process.agent_id)
 
     def members(self, process: Process) -> dict[Any, Any]:
-        """All living processes of an agent, by their identity: each has a ``send_signal`` that reaches no other.
-        Blocks.
-        """
+        """An agent's living processes by their identity: each has a ``send_signal`` that reaches no other. Blocks."""
         first = process.pid if process.pid and (life_of(process.pid) or ("",))[0] == process.birth else None
         found, children = [], collections.defaultdict(list)
         for item in psutil.process_iter():
@@ -7169,9 +7128,7 @@ class Output:
         self._folder = folder
 
     def read(self, start: int, *, number: int | None = None) -> tuple[int, str, int]:
-        """(offset, text, next offset) from ``start`` on, ``number`` or READ bytes at most; the offset is larger than
-        ``start`` where what was there is gone.
-        """
+        """(offset, text, next offset) from ``start``, or the oldest byte there is, ``number`` or READ bytes at most."""
         offset, content = self.content(start, self.READ if number is None else number)
         text, held_back = decode_whole(content)
         return offset, text, offset + len(content) - held_back

@@ -5522,16 +5522,29 @@ class Project:
 
     def look(self) -> ProjectState:
         """The project as it is now. Blocks for as long as ``git status`` takes; one at a time."""
-        root, prefix = self._root, git_prefix(self._root)
-        listed = in_thread("git", lambda: list_files(root, prefix, self._scratch))
-        git, head = read_git(root, prefix)
-        names, now = listed.result(), time.time_ns()
+        names, git, head = self.ask()
+        root, now = self._root, time.time_ns()
         found = {name: fingerprint(os.path.join(root, name)) for name in (*names, *self.also)}
         files = [FileFact(name, it[2], it[0]) for name in names if (it := found[name]) and not stat.S_ISDIR(it[4])]
         young = any(is_young(it, now) for it in found.values())
         facts = repr((found, git, head)).encode("utf-8", "surrogateescape")
         digest = secrets.token_hex(16) if young else hashlib.sha256(facts).hexdigest()
         return ProjectState(str(root), files, git, head, digest)
+
+    def ask(self) -> tuple[list[str], GitContext, str | None]:
+        """(names of the files, what git says, the commit that is checked out); nothing where there is no repository.
+        Raises OSError. Blocks.
+        """
+        root = self._root
+        if (prefix := git_prefix(root)) is None:
+            return [], GitContext(None, [], [], None, None), None
+        listed = in_thread(
+            "git", lambda: ask_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate")
+        )
+        found, complete = git_log(root, *LOG_WITH_NAMES)
+        (branch, codes), commits = read_status(root, prefix), as_commits(root, found if complete else found[:-1])
+        git = GitContext(branch, commits, describe_changes(codes, line_counts(root)), *read_remote(root))
+        return without_databases(root, sorted(split_z(listed.result()))), git, found[0][0] if found else None
 
 
 Fingerprint = tuple[int, int, int, int, int]  # of a file or folder: mtime and ctime in nanoseconds, size, inode, mode
@@ -5560,23 +5573,6 @@ TICK = 12_000_000  # nanoseconds: time stamps move in steps of up to 10 ms, so a
 COARSE_TICK = 2_100_000_000  # where they are whole seconds (some network and removable file systems)
 
 
-def list_files(root: Path, prefix: str | None, scratch: Path) -> list[str]:
-    """The names that git lists, or by its rules would list if this were a repository. Raises GitError. Blocks."""
-    if prefix is None and run_git(root, "rev-parse", "--is-inside-git-dir") == b"true\n":
-        return []
-    try:
-        environ = borrowed_git(root, scratch) if prefix is None else None
-        listed = ask_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate", env=environ)
-    except FileNotFoundError:
-        names = sorted(walk_files(root))
-        if any(os.path.lexists(folder / ".git") for folder in (root, *root.parents)) or any(
-            name.rpartition("/")[2] == ".gitignore" for name in names
-        ):
-            raise GitError("git is not installed, so what .gitignore excludes is not known") from None
-        return without_databases(root, names)
-    return without_databases(root, sorted(split_z(listed)))
-
-
 def without_databases(root: Path, names: list[str]) -> list[str]:
     """``names`` without what lies in a database of git, whatever its folder is called. Blocks."""
     folders = (name.removesuffix("HEAD") for name in names if name == "HEAD" or name.endswith("/HEAD"))
@@ -5584,72 +5580,21 @@ def without_databases(root: Path, names: list[str]) -> list[str]:
     return [name for name in names if not name.startswith(found)] if found else names
 
 
-def borrowed_git(root: Path, scratch: Path) -> dict[str, str]:
-    """Lets git's own ignore rules speak for a folder that is no repository, through an empty one in our storage."""
-    empty = scratch / "empty.git"
-    if not (empty / "HEAD").exists():
-        ask_git(scratch, "init", "--quiet", "--bare", str(empty))
-    (empty / "info").mkdir(exist_ok=True)
-    (empty / "info/exclude").write_text("".join(f"{name}/\n" for name in sorted(NOT_OURS)))
-    return {"GIT_DIR": str(empty), "GIT_WORK_TREE": str(root)}
-
-
-def walk_files(root: Path) -> Iterator[str]:
-    """Files below ``root`` where git is not installed."""
-    for place, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in NOT_OURS]
-        yield from (os.path.relpath(os.path.join(place, name), root).replace(os.sep, "/") for name in names)
-
-
-NOT_OURS = frozenset({  # folders that are not looked into where git does not say what is ignored
-    ".git", ".hg", ".svn", "node_modules", ".venv", "venv", "__pycache__", ".tox", ".nox", ".mypy_cache",
-    ".pytest_cache", ".ruff_cache", ".idea", "target", "dist", "build",
-})  # fmt: skip
-
-
 # -- what git says
 
-NO_GIT = GitContext(None, [], [], None, None)
 Codes = list[tuple[str, str]]  # status code and path of changed files, as ``git status`` gives them
 
 
 def git_prefix(root: Path) -> str | None:
-    """The path of ``root`` in its work tree, "" or "path/"; None where it is in none. Raises GitError. Blocks."""
+    """The path of ``root`` in its work tree, "" or "path/"; None where it is in none. Raises OSError. Blocks."""
     try:
         found = ask_git(root, "rev-parse", "--is-inside-work-tree", "--show-prefix")
-    except FileNotFoundError:  # git is not installed
-        return None
     except GitError as error:
-        if "not a git repository (or any" not in str(error) or is_damaged(root):
+        if "not a git repository" not in str(error):
             raise
         return None
     inside, _, prefix = os.fsdecode(found).partition("\n")
     return prefix.removesuffix("\n") if inside == "true" else None
-
-
-def is_damaged(root: Path) -> bool:
-    """Whether git takes the nearest ``.git`` around ``root`` for no repository even when it is asked right there, and
-    not for lying beyond a file system or GIT_CEILING_DIRECTORIES. Blocks.
-    """
-    for folder in (root, *root.parents):
-        if os.path.isfile(folder / ".git") or (os.path.isdir(folder / ".git") and os.listdir(folder / ".git")):
-            return run_git(folder, "rev-parse", "--git-dir") is None
-    return False
-
-
-def read_git(root: Path, prefix: str | None) -> tuple[GitContext, str | None]:
-    """(state of the repository, the commit that is checked out). Blocks."""
-    if prefix is None:
-        return NO_GIT, None
-    latest, remote = in_thread("git", lambda: read_commits(root)), in_thread("git", lambda: read_remote(root))
-    try:
-        branch, codes = read_status(root, prefix)
-    except GitError as error:
-        log_once(f"uncommitted changes are not known: {error}")
-        named = os.fsdecode(run_git(root, "symbolic-ref", "--short", "HEAD") or b"")
-        branch, codes = clean_text(named.removesuffix("\n")) or None, []
-    changes, (commits, head) = describe_changes(root, codes), latest.result()
-    return GitContext(branch, commits, changes, *remote.result()), head
 
 
 def read_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = (".",)) -> tuple[str | None, Codes]:
@@ -5669,38 +5614,15 @@ def read_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = (".
     return None if branch == "HEAD (no branch)" else clean_text(branch), codes
 
 
-def read_commits(root: Path, number: int = 10) -> tuple[list[Commit], str | None]:
-    """(the latest commits, the whole name of the first). Blocks."""
-    flags = ("-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent")
-    found, complete = git_log(root, number, *flags)
-    if not complete:  # trees that a partial clone lacks, or a damaged object; the last one's names may be cut off
-        named = {facts[0]: names for *facts, names in found[:-1]}
-        found, complete = git_log(root, number, "--first-parent")
-        while not complete and len(found) < number:  # git shows none of which a parent is missing, unless it is named
-            following = found[-1][2].split()[:1] if found else ["HEAD"]
-            one = git_log(root, 1, "--no-walk=unsorted", *following)[0] if following else []
-            if not one:
-                break
-            found += one
-        found = [(*facts, named.get(facts[0], [])) for *facts, _ in found]
-    rootless = any(not parents for _, _, parents, *_ in found)
-    is_shallow = rootless and run_git(root, "rev-parse", "--is-shallow-repository") == b"true\n"
-    commits = []
-    for _, short, parents, moment, author, subject, names in found:
-        known = moment.isdecimal() and float(moment) < 253_402_300_800  # of a year that ISO 8601 can write
-        if not known:
-            log_once(f"commit {short} has no usable date")
-        files = [] if is_shallow and not parents else names  # a shallow clone ends here
-        commits.append(Commit(short, subject, author, iso(float(moment)) if known else None, files))
-    return commits, found[0][0] if found else None
+LOG_WITH_NAMES = ("-n10", "-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent")
 
 
-def git_log(root: Path, number: int, *flags: str) -> tuple[list[tuple[Any, ...]], bool]:
+def git_log(root: Path, *flags: str) -> tuple[list[tuple[Any, ...]], bool]:
     """((hash, short hash, parents, date, author, subject, names) of the latest commits, whether all). Blocks."""
     separator = secrets.token_hex(8)  # that nobody can have put into a subject or a name
     shape = f"--pretty=format:{separator}" + separator.join(("%H", "%h", "%P", "%ct", "%an", "%s"))
     try:
-        output, complete = ask_git(root, "log", f"-n{number}", "--encoding=UTF-8", *flags, shape), True
+        output, complete = ask_git(root, "log", "--encoding=UTF-8", *flags, shape), True
     except GitError as error:
         output, complete = error.output, False
         log_once(f"the history is not known in full: {error}")
@@ -5710,6 +5632,20 @@ def git_log(root: Path, number: int, *flags: str) -> tuple[list[tuple[Any, ...]]
         subject, _, names = last.partition("\n")
         found.append((*facts, subject.rstrip("\0"), [name for name in names.split("\0") if name]))
     return found, complete
+
+
+def as_commits(root: Path, found: list[tuple[Any, ...]]) -> list[Commit]:
+    """What ``git_log`` found; without the files of a shallow clone's last commit, which would be all. Blocks."""
+    rootless = any(not parents for _, _, parents, *_ in found)
+    is_shallow = rootless and run_git(root, "rev-parse", "--is-shallow-repository") == b"true\n"
+    commits = []
+    for _, short, parents, moment, author, subject, names in found:
+        known = moment.isdecimal() and float(moment) < 253_402_300_800  # of a year that ISO 8601 can write
+        if not known:
+            log_once(f"commit {short} has no usable date")
+        files = [] if is_shallow and not parents else names
+        commits.append(Commit(short, subject, author, iso(float(moment)) if known else None, files))
+    return commits
 
 
 def read_remote(root: Path) -> tuple[str | None, str | None]:
@@ -5754,41 +5690,20 @@ USER_INFO = [
 CHANGE_STATUS = {"?": "untracked", "R": "renamed", "D": "deleted", "A": "added", "C": "added"}
 
 
-def describe_changes(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> list[Change]:
-    """Uncommitted changes against the last commit, staged and not, with their line counts. Blocks."""
-    counts, changes = line_counts(root, codes, names), []
+def describe_changes(codes: Codes, counts: dict[str, str]) -> list[Change]:
+    """Uncommitted changes against the last commit, staged and not; ``counts`` are the lines of each file."""
+    changes = []
     for code, path in codes:
         status = next((word for letter, word in CHANGE_STATUS.items() if letter in code), "modified")
         changes.append(Change(clean_text(path), typing.cast(Any, status), counts.get(path)))
     return changes
 
 
-def line_counts(root: Path, codes: Codes, names: Sequence[str]) -> dict[str, str]:
-    """ "+added -removed" of every changed text file among ``names``. Blocks."""
-    if all(code == "??" for code, _ in codes):
-        return {}
-    shape = ("--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-M")
-    literal = {"GIT_LITERAL_PATHSPECS": "1"}
-    if any(code[0] not in " ?" for code, _ in codes):
-        output = run_git(root, "diff", *shape, "HEAD", "--", *names, env=literal)
-        if output is None:  # an unborn branch is compared with the empty tree
-            output = run_git(root, "diff", *shape, empty_tree(root), "--", *names, env=literal)
-    else:  # nothing is staged: git's index tells as much, and much faster
-        output = run_git(root, "diff", *shape, "--", *names, env=literal)
-    tokens, counts = iter(split_z(output)), {}
-    for token in tokens:
-        added, removed, path = [*token.split("\t", 2), "", ""][:3]
-        if not path:  # a rename: the old and the new name follow
-            next(tokens, None)
-            path = next(tokens, "")
-        if added != "-":
-            counts[path] = f"+{added} -{removed}"
-    return counts
-
-
-def empty_tree(root: Path) -> str:
-    """The name of the tree without files in the repository's kind of hash. Blocks."""
-    return (run_git(root, "hash-object", "-t", "tree", "--stdin") or b"").decode().strip()
+def line_counts(root: Path) -> dict[str, str]:
+    """ "+added -removed" of each text file that is not as the last commit has it, by its path. Blocks."""
+    shape = ("--numstat", "-z", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv")
+    rows = (row.split("\t", 2) for row in split_z(run_git(root, "diff", *shape, "HEAD", "--", ".")))
+    return {path: f"+{added} -{removed}" for added, removed, path in rows if added != "-"}
 
 
 class GitError(OSError):

@@ -189,6 +189,7 @@ def test_user_info_is_removed(url: str, shown: str) -> None:
     assert cco_sidecar.without_credentials(url) == shown
 
 
+@pytest.mark.needs_plugin("context/project_index follows renames")
 def test_uncommitted_changes_have_their_real_line_counts(make_service: MakeService, repository: Path) -> None:
     write(repository / "src/main.py", "def main():\n    value = greet('you')\n    return value\n")
     write(repository / "src/staged.py", "one\ntwo\n")
@@ -217,6 +218,7 @@ def test_a_detached_head_has_no_branch(make_service: MakeService, repository: Pa
     assert [commit["message"] for commit in found["recent_commits"]] == ["Initial commit"]
 
 
+@pytest.mark.needs_plugin("context/project_index counts lines before the first commit")
 def test_an_unborn_branch_has_a_name_and_no_commits(make_service: MakeService, tmp_path: Path) -> None:
     root = tmp_path / "unborn"
     root.mkdir()
@@ -269,6 +271,7 @@ def test_a_subfolder_is_served_with_paths_of_its_own(make_service: MakeService, 
     assert context_of(client)["git_context"]["recent_commits"][0]["message"] == "From above"
 
 
+@pytest.mark.needs_plugin("context/project_index reads folders without git")
 def test_a_folder_without_git_is_served_with_its_ignore_rules(make_service: MakeService, tmp_path: Path) -> None:
     root = tmp_path / "plain"
     write(root / "app.py", "x = 1\n")
@@ -293,6 +296,7 @@ IGNORING: dict[str, Callable[[Path], object]] = {  # what may exclude files, for
 }
 
 
+@pytest.mark.needs_plugin("context/project_index reads folders without git")
 @pytest.mark.parametrize("what", [*IGNORING, "nothing"])
 def test_a_machine_without_git_gets_files_where_nothing_excludes_any(
     make_service: MakeService, tmp_path: Path, what: str
@@ -439,6 +443,7 @@ def test_a_submodule_is_a_change_when_it_is_at_another_commit(
     assert [change["path"] for change in context_of(client)["git_context"]["uncommitted_changes"]] == ["library"]
 
 
+@pytest.mark.needs_plugin("context/project_index reads folders without git")
 def test_a_folder_becomes_a_repository_while_it_is_served(make_service: MakeService, tmp_path: Path) -> None:
     write(tmp_path / "plain/main.py", "print()\n")
     client = make_service("--no-watch", root=tmp_path / "plain").client()
@@ -1403,8 +1408,11 @@ WORDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("arguments", RANKINGS)
-@pytest.mark.parametrize("git_is", ["there", "not used", "not installed"])
+@pytest.mark.parametrize(
+    ("git_is", "arguments"),
+    [("there", []), ("not used", []), ("not installed", []), ("there", ["--no-plugins"])],
+    ids=["there", "not used", "not installed", "the module's own ranking"],
+)
 def test_words_of_any_script_are_found_with_git_and_without(
     make_service: MakeService, tmp_path: Path, git_is: str, arguments: list[str]
 ) -> None:

@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from conftest import git, make_repository, plugin, until
 
-from cco_sidecar import GitError, Project, ProjectState, is_young
+from cco_sidecar import GitError, ProjectState, is_young
 
 project_index = plugin("project_index")
 
 
 @pytest.fixture
-def readers(repository: Path, tmp_path: Path) -> tuple[Any, Project]:
+def readers(repository: Path, tmp_path: Path) -> tuple[Any, Any]:
     """(the plugin's reader, the module's own)."""
     index = project_index.ProjectIndex(repository, tmp_path)
-    own = Project(repository, tmp_path)
+    own = project_index.GitProject(repository, tmp_path)
     return index, own
 
 
@@ -57,7 +57,7 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def test_what_is_remembered_is_what_a_new_look_finds(readers: tuple[Any, Project], repository: Path) -> None:
+def test_what_is_remembered_is_what_a_new_look_finds(readers: tuple[Any, Any], repository: Path) -> None:
     index, own = readers
     assert facts(index.look()) == facts(own.look())
     for name, change in CHANGES.items():
@@ -175,7 +175,7 @@ ODD: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_an_odd_fact_takes_no_other_with_it(readers: tuple[Any, Project], repository: Path, name: str) -> None:
+def test_an_odd_fact_takes_no_other_with_it(readers: tuple[Any, Any], repository: Path, name: str) -> None:
     change, expected = ODD[name]
     index, own = readers
     if "damaged" not in name and "missing" not in name:  # what was read before that stays true
@@ -204,7 +204,7 @@ def test_an_odd_fact_takes_no_other_with_it(readers: tuple[Any, Project], reposi
 
 
 def test_inodes_and_times_of_any_size_are_fingerprints(
-    readers: tuple[Any, Project], repository: Path, monkeypatch: pytest.MonkeyPatch
+    readers: tuple[Any, Any], repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.lstat
 
@@ -265,13 +265,13 @@ def test_where_git_fails_nothing_that_it_ignores_is_listed_and_the_error_says_wh
     (repository / ".git/info/exclude").write_text("*.own\n")
     (repository / "src/private.own").write_text("ignored")
     root = repository if where == "the top" else repository / "src"
-    for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
+    for reader in (project_index.ProjectIndex(root, tmp_path), project_index.GitProject(root, tmp_path)):
         assert not [file.path for file in reader.look().files if "private" in file.path]
     index = project_index.ProjectIndex(root, tmp_path)
     if name != "no objects":  # what was read before that stays true
         index.look()
     DAMAGED[name](repository)
-    for reader in (index, project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
+    for reader in (index, project_index.ProjectIndex(root, tmp_path), project_index.GitProject(root, tmp_path)):
         with pytest.raises(GitError, match=r"git: (fatal|error): ") as caught:
             reader.look()
         assert str(tmp_path) not in str(caught.value) and "/nonexistent" not in str(caught.value)
@@ -286,7 +286,7 @@ def test_where_git_fails_nothing_that_it_ignores_is_listed_and_the_error_says_wh
     ],
 )
 def test_a_filter_of_the_user_that_fails_leaves_all_that_git_knows_without_it(
-    home: Path, readers: tuple[Any, Project], repository: Path, attributes: str, configured: str
+    home: Path, readers: tuple[Any, Any], repository: Path, attributes: str, configured: str
 ) -> None:
     (repository / ".gitattributes").write_text(attributes + "\n")
     (home / ".gitconfig").write_text(configured)
@@ -316,11 +316,11 @@ def test_odd_variables_of_git_change_nothing(
     home: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
     (repository / "noise.log").write_text("ignored")
-    wanted = facts(Project(repository, tmp_path).look())
+    wanted = facts(project_index.GitProject(repository, tmp_path).look())
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert facts(project_index.ProjectIndex(repository, tmp_path).look()) == wanted
-    assert facts(Project(repository, tmp_path).look()) == wanted
+    assert facts(project_index.GitProject(repository, tmp_path).look()) == wanted
 
 
 def test_settings_that_the_environment_gives_to_git_hold(
@@ -331,7 +331,7 @@ def test_settings_that_the_environment_gives_to_git_hold(
     monkeypatch.setenv("GIT_CONFIG_COUNT", "2")
     monkeypatch.setenv("GIT_CONFIG_KEY_1", "core.excludesFile")
     monkeypatch.setenv("GIT_CONFIG_VALUE_1", str(tmp_path / "rules"))
-    for reader in (project_index.ProjectIndex(repository, tmp_path), Project(repository, tmp_path)):
+    for reader in (project_index.ProjectIndex(repository, tmp_path), project_index.GitProject(repository, tmp_path)):
         assert "new.md" not in [file.path for file in reader.look().files]
 
 
@@ -386,7 +386,7 @@ def test_rules_of_every_place_show_at_the_next_look(home: Path, tmp_path: Path, 
     write(top / "deep/er/new.txt", "new\n")
     rule = RULES[name](home, top)
     for root in (top, top / "deep/er"):
-        index, own = project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)
+        index, own = project_index.ProjectIndex(root, tmp_path), project_index.GitProject(root, tmp_path)
         hides = rule.read_text()
         for content, shown in ((hides, False), ("", True), (hides, False), (None, True), (hides, False)):
             if content is None:
@@ -404,7 +404,7 @@ def test_the_path_of_a_repository_may_hold_anything(home: Path, tmp_path: Path, 
     root = make_repository(tmp_path / "x" / name / "in\nner")
     git(root, "worktree", "add", "-q", "-b", "side", str(root.parent / "si\nde"))
     for place, branch in ((root, "main"), (root.parent / "si\nde", "side")):
-        index, own = project_index.ProjectIndex(place, tmp_path), Project(place, tmp_path)
+        index, own = project_index.ProjectIndex(place, tmp_path), project_index.GitProject(place, tmp_path)
         assert index.look().git.branch == branch and index._state
         for number in range(3):
             write(place / "src/main.py", f"number = {number}\n")
@@ -433,7 +433,7 @@ def test_a_clone_tells_its_commits_and_only_changes_that_it_knows(
     flags, numbers = CLONES[name]
     root = tmp_path / "clone"
     git(tmp_path, "clone", "-q", *flags, f"file://{repository}", str(root))
-    for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
+    for reader in (project_index.ProjectIndex(root, tmp_path), project_index.GitProject(root, tmp_path)):
         commits = reader.look().git.recent_commits
         messages = ["Number 1", "Number 0", "Greet politely", "Initial commit"]
         assert [commit.message for commit in commits] == messages[: 2 if "shallow" in name else 4]
@@ -482,7 +482,7 @@ def test_where_a_parent_is_missing_the_commits_that_can_be_read_are_given(
         root = tmp_path / "clone"
         git(tmp_path, "clone", "-q", "--depth=2", f"file://{repository}", str(root))
     lose(root)
-    for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
+    for reader in (project_index.ProjectIndex(root, tmp_path), project_index.GitProject(root, tmp_path)):
         found = reader.look().git
         assert [commit.message for commit in found.recent_commits] == messages
         assert found.recent_commits[-1].files_changed == [] or name == "a side of a merge"
@@ -495,7 +495,7 @@ def test_a_repository_of_sha256_counts_lines_from_its_beginning(home: Path, tmp_
     write(root / "one.py", "a\nb\n")
     git(root, "add", "-A")
     for commits in ([], ["First"]):
-        for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
+        for reader in (project_index.ProjectIndex(root, tmp_path), project_index.GitProject(root, tmp_path)):
             found = reader.look().git
             assert [commit.message for commit in found.recent_commits] == commits and found.branch == "trunk"
             assert [change.diff for change in found.uncommitted_changes] == ([] if commits else ["+2 -0"])
@@ -518,7 +518,10 @@ def test_gits_database_is_no_project(home: Path, repository: Path, tmp_path: Pat
         git(repository, "worktree", "add", "-q", str(tmp_path / "side"))
         root = root / "worktrees"
     (root / inside).mkdir(exist_ok=True, parents=True)
-    for reader in (project_index.ProjectIndex(root / inside, tmp_path), Project(root / inside, tmp_path)):
+    for reader in (
+        project_index.ProjectIndex(root / inside, tmp_path),
+        project_index.GitProject(root / inside, tmp_path),
+    ):
         assert reader.look().files == []
 
 
@@ -533,7 +536,7 @@ def test_a_folder_of_worktrees_is_served_without_the_database_beside_them(
             (root / ".git").write_text("gitdir: ./.bare\n")
             git(root, "worktree", "add", "-q", "main")
         write(root / "notes.md", "ours\n")
-        for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
+        for reader in (project_index.ProjectIndex(root, tmp_path), project_index.GitProject(root, tmp_path)):
             assert [file.path for file in reader.look().files] == ["notes.md"]
 
 
@@ -541,13 +544,11 @@ def test_an_empty_folder_called_git_is_no_repository(home: Path, tmp_path: Path)
     root = tmp_path / "plain"
     (root / ".git").mkdir(parents=True)
     write(root / "app.py", "x = 1\n")
-    for reader in (project_index.ProjectIndex(root, tmp_path), Project(root, tmp_path)):
+    for reader in (project_index.ProjectIndex(root, tmp_path), project_index.GitProject(root, tmp_path)):
         assert [file.path for file in reader.look().files] == ["app.py"]
 
 
-def test_the_digest_of_a_state_is_the_same_for_the_same_state_alone(
-    readers: tuple[Any, Project], repository: Path
-) -> None:
+def test_the_digest_of_a_state_is_the_same_for_the_same_state_alone(readers: tuple[Any, Any], repository: Path) -> None:
     for reader in readers:
         until(lambda reader=reader: reader.look().digest == reader.look().digest)  # no file is so young any more
         before = reader.look().digest

@@ -22,9 +22,7 @@ from cco_sidecar import (
     GitError,
     ask_git,
     clean_text,
-    empty_tree,
     fingerprint,
-    git_prefix,
     hookimpl,
     one_line,
     read_status,
@@ -34,6 +32,7 @@ from cco_sidecar import (
     write_file,
 )
 from cco_sidecar_plugins.commands._pipeline_view import last_shown
+from cco_sidecar_plugins.context._git_facts import empty_tree, git_prefix
 
 LINES = 10  # decisions at most
 FILES = 1000  # of each kind at most

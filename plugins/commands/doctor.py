@@ -47,6 +47,7 @@ from cco_sidecar_plugins.commands import _salvage
 from cco_sidecar_plugins.commands._client import Refused, loaded_plugins
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
+from cco_sidecar_plugins.context._git_facts import git_prefix
 from cco_sidecar_plugins.context._watcher import Watcher
 from cco_sidecar_plugins.storage.log_check import check_log
 
@@ -180,7 +181,7 @@ def check_git(settings: Settings) -> str:
     if not shutil.which("git"):
         return "note: git is not installed: where .gitignore may exclude files there are no contexts; install it"
     try:
-        prefix = cco_sidecar.git_prefix(settings.root)
+        prefix = git_prefix(settings.root)
     except cco_sidecar.GitError as error:
         raise StartError(f"no context can be made of {settings.root}: {error}") from None
     if prefix is None:

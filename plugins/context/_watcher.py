@@ -11,7 +11,8 @@ from pathlib import Path
 import watchdog.events
 import watchdog.observers
 
-from cco_sidecar import NOT_OURS, one_line
+from cco_sidecar import one_line
+from cco_sidecar_plugins.context._git_facts import NOT_OURS
 
 log = logging.getLogger("cco")
 

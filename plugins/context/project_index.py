@@ -1,6 +1,6 @@
 """Looks at the repository faster: remembers every file's fingerprint, asks git only about what changed, and watches it.
 
-``Project``, the core's own reader, asks git for everything at each look. This one takes a fingerprint (``lstat``) of
+``GitProject`` asks git for everything at each look. This one takes a fingerprint (``lstat``) of
 the files, of the folders that are not ignored, and of git's own files, and reads again only what has another one now.
 What it tells is the same. Where there is no repository, or one that it
 cannot follow, it asks git at each look too.
@@ -38,18 +38,17 @@ from cco_sidecar import (
     clean_text,
     describe_changes,
     fingerprint,
-    git_prefix,
     hookimpl,
     in_thread,
     is_young,
     log_once,
     one_line,
-    read_commits,
     read_remote,
     read_status,
     split_z,
     without_databases,
 )
+from cco_sidecar_plugins.context._git_facts import GitProject, git_prefix, line_counts, read_commits
 from cco_sidecar_plugins.context._watcher import Watcher
 
 Proof = dict[str, Fingerprint | None]  # by absolute path
@@ -100,7 +99,7 @@ class Listing(Struct, frozen=True):
         return (self.tracked, self.untracked, self.ignored) == (other.tracked, other.untracked, other.ignored)
 
 
-class ProjectIndex(Project):
+class ProjectIndex(GitProject):
     """The repository on disk, of which only what a fingerprint shows to have changed is read again.
 
     All that a state tells was read after the fingerprints that prove it were taken, so what changes later, even while
@@ -210,7 +209,12 @@ class ProjectIndex(Project):
                 files.append(FileFact(name, facts[2], facts[0]))
         key = tuple(facts for path, facts in self._of_git(self._known_folders()).items() if not path.endswith("index"))
         (commits, head), remote = self._kept_by("history", key, self._history)
-        git = GitContext(listing.branch, commits, describe_changes(self._root, listing.changes), *remote)
+        git = GitContext(
+            listing.branch,
+            commits,
+            describe_changes(listing.changes, line_counts(self._root, listing.changes)),
+            *remote,
+        )
         return proven(str(self._root), files, git, head, proof, settled)
 
     def _history(self) -> tuple[tuple[list[Commit], str | None], tuple[str | None, str | None]]:
@@ -372,7 +376,7 @@ class ProjectIndex(Project):
             if change.path not in {clean_text(name) for name in names}
         ]
         return sorted(
-            [*others, *describe_changes(self._root, codes, asked)],
+            [*others, *describe_changes(codes, line_counts(self._root, codes, asked))],
             key=lambda change: (change.status == "untracked", change.path),
         )
 

@@ -1,0 +1,165 @@
+"""Asks git for all that a context says of a project, whatever state the repository is in.
+
+A clone may lack objects, a folder may be no repository, git may be missing: what can be known is told, and nothing that
+git would have ignored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cco_sidecar import (
+    LOG_WITH_NAMES,
+    Codes,
+    Commit,
+    GitContext,
+    GitError,
+    Project,
+    as_commits,
+    ask_git,
+    clean_text,
+    describe_changes,
+    git_log,
+    in_thread,
+    log_once,
+    read_remote,
+    read_status,
+    run_git,
+    split_z,
+    without_databases,
+)
+
+
+class GitProject(Project):
+    """The repository or folder on disk, asked anew at each look."""
+
+    def ask(self) -> tuple[list[str], GitContext, str | None]:
+        root, prefix = self._root, git_prefix(self._root)
+        listed = in_thread("git", lambda: list_files(root, prefix, self._scratch))
+        git, head = read_git(root, prefix)
+        return listed.result(), git, head
+
+
+def list_files(root: Path, prefix: str | None, scratch: Path) -> list[str]:
+    """The names that git lists, or by its rules would list if this were a repository. Raises GitError. Blocks."""
+    if prefix is None and run_git(root, "rev-parse", "--is-inside-git-dir") == b"true\n":
+        return []
+    try:
+        environ = borrowed_git(root, scratch) if prefix is None else None
+        listed = ask_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate", env=environ)
+    except FileNotFoundError:
+        names = sorted(walk_files(root))
+        if any(os.path.lexists(folder / ".git") for folder in (root, *root.parents)) or any(
+            name.rpartition("/")[2] == ".gitignore" for name in names
+        ):
+            raise GitError("git is not installed, so what .gitignore excludes is not known") from None
+        return without_databases(root, names)
+    return without_databases(root, sorted(split_z(listed)))
+
+
+def borrowed_git(root: Path, scratch: Path) -> dict[str, str]:
+    """Lets git's own ignore rules speak for a folder that is no repository, through an empty one in our storage."""
+    empty = scratch / "empty.git"
+    if not (empty / "HEAD").exists():
+        ask_git(scratch, "init", "--quiet", "--bare", str(empty))
+    (empty / "info").mkdir(exist_ok=True)
+    (empty / "info/exclude").write_text("".join(f"{name}/\n" for name in sorted(NOT_OURS)))
+    return {"GIT_DIR": str(empty), "GIT_WORK_TREE": str(root)}
+
+
+def walk_files(root: Path) -> Iterator[str]:
+    """Files below ``root`` where git is not installed."""
+    for place, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in NOT_OURS]
+        yield from (os.path.relpath(os.path.join(place, name), root).replace(os.sep, "/") for name in names)
+
+
+NOT_OURS = frozenset({  # folders that are not looked into where git does not say what is ignored
+    ".git", ".hg", ".svn", "node_modules", ".venv", "venv", "__pycache__", ".tox", ".nox", ".mypy_cache",
+    ".pytest_cache", ".ruff_cache", ".idea", "target", "dist", "build",
+})  # fmt: skip
+
+
+def git_prefix(root: Path) -> str | None:
+    """The path of ``root`` in its work tree, "" or "path/"; None where it is in none. Raises GitError. Blocks."""
+    try:
+        found = ask_git(root, "rev-parse", "--is-inside-work-tree", "--show-prefix")
+    except FileNotFoundError:  # git is not installed
+        return None
+    except GitError as error:
+        if "not a git repository (or any" not in str(error) or is_damaged(root):
+            raise
+        return None
+    inside, _, prefix = os.fsdecode(found).partition("\n")
+    return prefix.removesuffix("\n") if inside == "true" else None
+
+
+def is_damaged(root: Path) -> bool:
+    """Whether git takes the nearest ``.git`` around ``root`` for no repository even when it is asked right there, and
+    not for lying beyond a file system or GIT_CEILING_DIRECTORIES. Blocks.
+    """
+    for folder in (root, *root.parents):
+        if os.path.isfile(folder / ".git") or (os.path.isdir(folder / ".git") and os.listdir(folder / ".git")):
+            return run_git(folder, "rev-parse", "--git-dir") is None
+    return False
+
+
+def read_git(root: Path, prefix: str | None) -> tuple[GitContext, str | None]:
+    """(state of the repository, the commit that is checked out). Blocks."""
+    if prefix is None:
+        return GitContext(None, [], [], None, None), None
+    latest, remote = in_thread("git", lambda: read_commits(root)), in_thread("git", lambda: read_remote(root))
+    try:
+        branch, codes = read_status(root, prefix)
+    except GitError as error:
+        log_once(f"uncommitted changes are not known: {error}")
+        named = os.fsdecode(run_git(root, "symbolic-ref", "--short", "HEAD") or b"")
+        branch, codes = clean_text(named.removesuffix("\n")) or None, []
+    changes, (commits, head) = describe_changes(codes, line_counts(root, codes)), latest.result()
+    return GitContext(branch, commits, changes, *remote.result()), head
+
+
+def read_commits(root: Path, number: int = 10) -> tuple[list[Commit], str | None]:
+    """(the latest commits, the whole name of the first). Blocks."""
+    found, complete = git_log(root, *LOG_WITH_NAMES)
+    if not complete:  # trees that a partial clone lacks, or a damaged object; the last one's names may be cut off
+        named = {facts[0]: names for *facts, names in found[:-1]}
+        found, complete = git_log(root, f"-n{number}", "--first-parent")
+        while not complete and len(found) < number:  # git shows none of which a parent is missing, unless it is named
+            following = found[-1][2].split()[:1] if found else ["HEAD"]
+            one = git_log(root, "-n1", "--no-walk=unsorted", *following)[0] if following else []
+            if not one:
+                break
+            found += one
+        found = [(*facts, named.get(facts[0], [])) for *facts, _ in found]
+    return as_commits(root, found), found[0][0] if found else None
+
+
+def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict[str, str]:
+    """ "+added -removed" of every changed text file among ``names``. Blocks."""
+    if all(code == "??" for code, _ in codes):
+        return {}
+    shape = ("--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-M")
+    literal = {"GIT_LITERAL_PATHSPECS": "1"}
+    if any(code[0] not in " ?" for code, _ in codes):
+        output = run_git(root, "diff", *shape, "HEAD", "--", *names, env=literal)
+        if output is None:  # an unborn branch is compared with the empty tree
+            output = run_git(root, "diff", *shape, empty_tree(root), "--", *names, env=literal)
+    else:  # nothing is staged: git's index tells as much, and much faster
+        output = run_git(root, "diff", *shape, "--", *names, env=literal)
+    tokens, counts = iter(split_z(output)), {}
+    for token in tokens:
+        added, removed, path = [*token.split("\t", 2), "", ""][:3]
+        if not path:  # a rename: the old and the new name follow
+            next(tokens, None)
+            path = next(tokens, "")
+        if added != "-":
+            counts[path] = f"+{added} -{removed}"
+    return counts
+
+
+def empty_tree(root: Path) -> str:
+    """The name of the tree without files in the repository's kind of hash. Blocks."""
+    return (run_git(root, "hash-object", "-t", "tree", "--stdin") or b"").decode().strip()

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import watchdog.events
 import watchdog.observers
@@ -33,13 +34,14 @@ class Watcher:
     def __init__(self, root: Path, changed: Callable[[str], None]) -> None:
         self._root, self._changed, self._budget = root, changed, self.BUDGET
         self.state = "starting"
-        self._observer = watchdog.observers.Observer()
+        self._observer: Any = None  # holds handles of the kernel's once it is made
         self._handler = watchdog.events.FileSystemEventHandler()
         self._handler.on_any_event = self._on_event  # type: ignore[method-assign]  # watchdog wants a subclass
 
     def start(self) -> None:
         """Watch the root itself, and each folder in it with all below while the budget lasts. Blocks."""
         try:
+            self._observer = watchdog.observers.Observer()
             self._observer.schedule(self._handler, str(self._root), event_filter=self.KINDS)
             self._observer.start()
             for folder in sorted(self._root.iterdir()):
@@ -69,6 +71,6 @@ class Watcher:
                 self._watch(path)
 
     def stop(self) -> None:
-        if self._observer.is_alive():
+        if self._observer and self._observer.is_alive():
             self._observer.stop()
             self._observer.join(2)

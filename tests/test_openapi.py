@@ -319,7 +319,7 @@ def walk(architect: Client, issue: str) -> None:
     for agent in (short, long):
         assert architect.wait("agent_exited", since="earliest", filter=f"agent_id:{agent}", timeout=20_000)["events"]
         assert architect.get(f"/api/agents/{agent}/status").status_code == 200
-        for asked in ({"tail": 5}, {"timestamps": True}):
+        for asked in ({"tail": 5}, {"timestamps": "true"}):
             logs = architect.get(f"/api/agents/{agent}/logs", **asked)
             assert logs.status_code in (200, 404)  # the module alone reads none
     assert len(architect.get("/api/agents", issue_id=issue, state="completed").json()["agents"]) == 1

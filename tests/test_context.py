@@ -1408,10 +1408,16 @@ WORDS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("arguments", RANKINGS)
 @pytest.mark.parametrize(
-    ("git_is", "arguments"),
-    [("there", []), ("not used", []), ("not installed", []), ("there", ["--no-plugins"])],
-    ids=["there", "not used", "not installed", "the module's own ranking"],
+    "git_is",
+    [
+        "there",
+        *(
+            pytest.param(how, marks=pytest.mark.needs_plugin("context/project_index reads folders without git"))
+            for how in ("not used", "not installed")
+        ),
+    ],
 )
 def test_words_of_any_script_are_found_with_git_and_without(
     make_service: MakeService, tmp_path: Path, git_is: str, arguments: list[str]

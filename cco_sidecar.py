@@ -84,7 +84,6 @@ import tomllib
 import traceback
 import types
 import typing
-import urllib.parse
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
@@ -323,54 +322,38 @@ def read_settings_files(root: Path) -> dict[str, tuple[str, Any, Path]]:
     pyproject.toml and the top level of cco.toml, which wins. Raises StartError.
     """
     given: dict[str, tuple[str, Any, Path]] = {}
-    known = [name for name in OPTIONS if name != "root"]
+    known = [name.replace("_", "-") for name in OPTIONS if name != "root"]
     for file in ("pyproject.toml", "cco.toml"):
-        text, table = read_settings_file(root, file)
+        text, table = read_settings_file(root / file)
         for key, value in table.items():
-            where, name = f"{file}:{line_of(key, text)}: {key}", key.replace("-", "_")
-            if name not in known:
-                raise StartError(f"{where}: unknown option{meant(key, [row.replace('_', '-') for row in known])}")
-            given[name] = where, value, root
+            where = f"{file}:{line_of(key, text)}: {key}"
+            if key.replace("_", "-") not in known:
+                raise StartError(f"{where}: unknown option{meant(key, known)}")
+            given[key.replace("-", "_")] = where, value, root
     return given
 
 
-def read_settings_file(root: Path, file: str) -> tuple[str, dict[str, Any]]:
+def read_settings_file(path: Path) -> tuple[str, dict[str, Any]]:
     """The text and our table of a settings file; "" and {} where there is no file. Raises StartError."""
     try:
-        text = settings_text(root / file)
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no regular file")
+        text = path.read_bytes().decode("utf-8-sig")
         table = tomllib.loads(text)
-        if file == "pyproject.toml":
-            table = table.get("tool", {})
-            if not isinstance(table, dict):
-                raise ValueError("tool must be a table")
-            table = table.get("cco-sidecar", {})
+        if path.name == "pyproject.toml":
+            table = table.get("tool", {}).get("cco-sidecar", {})
     except FileNotFoundError:
         return "", {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
         line = re.search(r"\(at line (\d+),", str(error))
-        problem = f"{file}{f':{line[1]}' if line else ''}: {one_line(error)}"
-        if file == "cco.toml":
+        problem = f"{path.name}{f':{line[1]}' if line else ''}: {one_line(error)}"
+        if path.name == "cco.toml":
             raise StartError(problem) from None
         log.warning("%s: it is not read for settings", problem)  # the project's own file, which is not ours to judge
         return "", {}
     if not isinstance(table, dict):
-        raise StartError(f"{file}:{line_of('cco-sidecar', text)}: tool.cco-sidecar must be a table")
+        raise StartError(f"{path.name}:{line_of('cco-sidecar', text)}: tool.cco-sidecar must be a table")
     return text, table
-
-
-def settings_text(path: Path) -> str:
-    """The text of a settings file, of at most 1 MB and never from a pipe or device. Raises OSError and ValueError."""
-    if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is no regular file")
-    with path.open("rb") as file:
-        content = file.read(MB + 1)
-    if len(content) > MB:
-        raise ValueError("it has over 1 MB")
-    text = content.decode("utf-8-sig")
-    part = r"(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')"
-    if re.search(rf"(?<![\w-]){part}(?:\s*+\.\s*+{part}){{100}}", text):  # tomllib's time grows with the square of them
-        raise ValueError("a key has over 100 parts")
-    return text
 
 
 def line_of(key: str, text: str) -> int:
@@ -1744,7 +1727,6 @@ class Sidecar:
         self.open_requests = 0
         self._process = psutil.Process()
         self._disk = Pool("disk", 2, 10)
-        self._size = FolderSize(settings.storage)
         self._probe: asyncio.Future[tuple[str, str]] | None = None
 
     async def __aenter__(self) -> Sidecar:
@@ -1820,7 +1802,9 @@ class Sidecar:
                 break
             except OSError as error:
                 if port == settings.port:
-                    raise StartError(explain_bind_error(settings, error), 1) from None
+                    reason = f"cannot listen on {settings.host} port {port}: {error.strerror or error}"
+                    advice = "; use --port with another number, or --port 0 for a free one"
+                    raise StartError(reason + advice * (error.errno == errno.EADDRINUSE), 1) from error
         self._server.add_sockets(sockets)
         self.port: int = sockets[0].getsockname()[1]
         self.protocols = self._server.protocols
@@ -1850,21 +1834,23 @@ class Sidecar:
         """Write ``sidecar.json`` and the signing secret again where a cleaner took them, as long as their folder is
         there.
         """
-        keep_info = functools.partial(keep_sidecar_json, self.settings.storage, self.info)
-        keepers: dict[str, Callable[[], None]] = {SidecarInfo.FILE: keep_info, "jwt.secret": self.tokens.keep_secret}
-        told: dict[str, str | None] = {}
+        told = ""
         while True:
             await asyncio.sleep(self.KEEP_SECONDS)
-            problems: dict[str, str | None] = {}
-            for name, keep in keepers.items():
+            problems: dict[str, str] = {}
+            for name, keep in {SidecarInfo.FILE: self._keep_info, "jwt.secret": self.tokens.keep_secret}.items():
                 try:
                     keep()
                 except OSError as error:
-                    problems[name] = error.strerror
-            if problems and problems != told:
-                reasons = ", ".join(dict.fromkeys(map(str, problems.values())))
-                log.error("%s cannot be written again: %s", " and ".join(problems), reasons)
-            told = problems
+                    problems[name] = str(error.strerror)
+            problem = f"{' and '.join(problems)} cannot be written again: {', '.join(set(problems.values()))}"
+            if problems and problem != told:
+                log.error("%s", problem)
+            told = problem
+
+    def _keep_info(self) -> None:
+        if read_sidecar_json(self.settings.storage) is None:
+            write_sidecar_json(self.settings.storage, self.info)
 
     def log_request(self, request: FinishedRequest) -> None:
         """Hand a finished request to every request log."""
@@ -1912,7 +1898,6 @@ class Sidecar:
         return "healthy", "healthy"
 
     async def status(self) -> dict[str, Any]:
-        size = await self._disk.run(self._size.look)
         with contextlib.suppress(StorageError):  # where nothing can be written, what is on disk counts
             await self.storage.write(lambda records: None)  # jobs run in order: what was queued before is on disk then
         unsent = sum(part.bytes[None] for part in self.unsent.values())
@@ -1921,7 +1906,7 @@ class Sidecar:
             "storage": {
                 **self.contexts.statistics(),
                 "results_stored": self.storage.read.count_results(self.settings.project),
-                "total_size_mb": round(size / MB, 3),
+                "total_size_mb": round(self.storage.used / MB, 3),
                 "limit_mb": self.settings.storage_limit_mb,
                 "full": self.storage.full,
                 "storage_path": str(self.settings.storage),
@@ -2045,11 +2030,6 @@ def read_sidecar_json(folder: Path) -> SidecarInfo | None:
         return None
 
 
-def keep_sidecar_json(folder: Path, info: SidecarInfo) -> None:
-    if read_sidecar_json(folder) is None:
-        write_sidecar_json(folder, info)
-
-
 def remove_sidecar_json(folder: Path) -> None:
     try:
         (folder / SidecarInfo.FILE).unlink(missing_ok=True)
@@ -2065,79 +2045,21 @@ def content_of(path: Path) -> bytes:
     return b""
 
 
-def explain_bind_error(settings: Settings, error: OSError) -> str:
-    """The message that the port cannot be used: who has it, where that is a sidecar, and what to do."""
-    where = f"{settings.host} port {settings.port}"
-    if error.errno != errno.EADDRINUSE:
-        return f"cannot listen on {where}: {error.strerror or error}"
-    holder = ""
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        if health := read_health(ask_health(f"http://127.0.0.1:{settings.port}", 1)[1]):
-            holder = f" by the sidecar of project {health['project_id']}"
-    return f"{where} is already taken{holder}; use --port with another number, or --port 0 for a free one"
-
-
-def ask_health(url: str, seconds: float) -> tuple[int, bytes]:
-    """The status and at most 64 kB of the answer of /health, of whoever listens there. No token is sent, so any
-    certificate will do. Raises OSError, also after ``seconds``, ValueError and http.client.HTTPException.
-    """
-
-    def ask() -> tuple[int, bytes]:
-        parts = urllib.parse.urlsplit(url)
-        host = parts.hostname or ""
-        connection = http.client.HTTPConnection(host, parts.port, timeout=seconds)
-        if parts.scheme == "https":
-            trusting = ssl.create_default_context()
-            trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-            connection = http.client.HTTPSConnection(host, parts.port, timeout=seconds, context=trusting)
-        with contextlib.closing(connection):
-            connection.request("GET", f"{parts.path}/health")
-            answer = connection.getresponse()
-            return answer.status, answer.read(64_000)
-
-    try:
-        return in_thread("health", ask).result(seconds)
-    except TimeoutError:
-        raise TimeoutError(f"no answer within {seconds:g} seconds") from None
-
-
-def read_health(content: bytes) -> dict[str, Any]:
-    """What a sidecar's /health says; empty where this is nothing of the kind."""
-    with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):
-        health = json.loads(content)
-        if health["service"] == "orchestration-sidecar" and is_identifier(health["project_id"]):
-            return dict(health)
-    return {}
-
-
 def connection_limit(wanted: int) -> int:
-    """``wanted`` connections, or fewer, so that files, agents and git find room under the limit of open files."""
+    """``wanted`` connections, or fewer, so that files, agents and git find room under the limit of open files, which is
+    raised to 65,536 as far as the system lets us: each parked poll is an open connection.
+    """
     try:
         import resource
     except ImportError:  # Windows has no such limit
         return wanted
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    more = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft != resource.RLIM_INFINITY and soft < more:
+        with contextlib.suppress(ValueError, OSError):  # no right to change it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            soft = more
     return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - min(256, soft // 2)))
-
-
-class FolderSize:
-    """Bytes in the files below a folder, counted again when SHARE times as long has passed as counting took: however
-    many there are, who asks often makes it take two percent of the time.
-    """
-
-    SHARE = 50
-
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._folder, self._clock = folder, clock
-        self._size, self._next = 0, -math.inf
-
-    def look(self) -> int:
-        """The number. Blocks."""
-        began = self._clock()
-        if began >= self._next:
-            total, ended = folder_size(self._folder), self._clock()
-            self._size, self._next = total, ended + self.SHARE * (ended - began)
-        return self._size
 
 
 def folder_size(folder: Path, without: Collection[str] = ()) -> int:
@@ -7653,11 +7575,6 @@ def hear_signals() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def speaks_unicode(stream: typing.TextIO) -> bool:
-    """Whether ``stream`` can write all that JSON and YAML hold, in an encoding that their readers recognize."""
-    return codecs.lookup(stream.encoding or "ascii").name.startswith(("utf-8", "utf-16", "utf-32"))
-
-
 def escape_unencodable(error: UnicodeError) -> tuple[str, int]:
     """Error policy of standard output: what it cannot encode is written as JSON writes it."""
     assert isinstance(error, UnicodeEncodeError)
@@ -7697,7 +7614,6 @@ def command_serve(options: argparse.Namespace) -> int:
     settings = settings_from(options)
     set_up_logging(settings)
     hooks = load_hooks(settings, strict=True)
-    raise_open_file_limit()
     sys.setswitchinterval(0.001)  # worker threads hand the interpreter back to the loop after 1 ms instead of 5
     new_loop = None
     with contextlib.suppress(ImportError):  # the extra ``fast``
@@ -7736,17 +7652,6 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": iso(record.created), "level": record.levelname.lower(), "message": record.getMessage()}
         return json.dumps(line | ({"traceback": self.formatException(record.exc_info)} if record.exc_info else {}))
-
-
-def raise_open_file_limit() -> None:
-    """Allow up to 65,536 open files, as far as the system lets us: each parked poll is an open connection."""
-    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limit on Windows, or no right to change it
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def serve(settings: Settings, hooks: Hooks) -> int:
@@ -7946,13 +7851,11 @@ def nearest(word: str, names: Iterable[str]) -> str:
     """The one of ``names`` that is nearest to ``word``; "" where none is near."""
     import difflib
 
-    word, plain = word.lstrip("-").lower(), {name.lstrip("-").lower(): name for name in names}
+    plain = {name.lstrip("-").lower(): name for name in names}
+    word = word.lstrip("-").lower()
     same_letters = [name for name in plain if sorted(name) == sorted(word)]
-    close = (
-        same_letters
-        or difflib.get_close_matches(word, plain, 1, 0.65)
-        or [name for name in plain if word and name.startswith(word)]
-    )
+    close = same_letters or difflib.get_close_matches(word, plain, 1, 0.65)
+    close = close or [name for name in plain if word and name.startswith(word)]
     return plain[close[0]] if close else ""
 
 

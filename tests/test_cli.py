@@ -31,11 +31,12 @@ from conftest import (
     git,
     make_repository,
     marked_processes,
+    plugin,
     until,
 )
 
 import cco_sidecar
-from cco_sidecar import ask_health, default_storage
+from cco_sidecar import default_storage
 
 AGENT = """
 import os, sys, time
@@ -551,7 +552,7 @@ def test_a_stranger_that_never_ends_is_given_up(how: str, stranger: Any, monkeyp
 
     monkeypatch.setattr(Stranger, "do_GET", answer)
     with pytest.raises(TimeoutError, match="no answer within"):
-        ask_health(f"http://127.0.0.1:{stranger.server_port}", 0.5)
+        plugin("_health").ask_health(f"http://127.0.0.1:{stranger.server_port}", 0.5)
     given_up.set()
 
 

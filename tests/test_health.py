@@ -1,11 +1,6 @@
 """GET /health and GET /status tell what was measured."""
 
-from pathlib import Path
-
-import pytest
 from conftest import Client, Service
-
-from cco_sidecar import FolderSize
 
 
 def test_health_needs_no_token_and_reports_real_checks(service: Service) -> None:
@@ -17,21 +12,6 @@ def test_health_needs_no_token_and_reports_real_checks(service: Service) -> None
     assert health["checks"]["disk_space_available_mb"] > 0
     assert health["project_id"] == "project-abc"
     assert health["instance_id"] == service.info["instance_id"] and len(service.info["instance_id"]) >= 32
-
-
-@pytest.mark.parametrize("seconds", [0.0, 0.01, 2.0])
-def test_the_storage_is_counted_again_after_fifty_times_as_long_as_counting_took(
-    tmp_path: Path, seconds: float
-) -> None:
-    times = iter([10.0, 10.0 + seconds, 10.0 + 50 * seconds, 10.0 + 52 * seconds, 10.0 + 52 * seconds])
-    size = FolderSize(tmp_path, lambda: next(times))
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "inner/first").write_bytes(b"x" * 7)
-    assert size.look() == 7
-    (tmp_path / "second").write_bytes(b"x" * 5)
-    if seconds:
-        assert size.look() == 7
-    assert size.look() == 12
 
 
 def test_status_needs_a_token(service: Service) -> None:

@@ -25,15 +25,14 @@ from cco_sidecar import (
     REFUSED,
     LoadedPlugin,
     StartError,
-    ask_health,
     load_hooks,
     mint_token,
     own_command,
-    read_health,
     read_sidecar_json,
     running_settings,
     settings_from,
 )
+from cco_sidecar_plugins.commands._health import ask_health, read_health
 
 
 class NotReachable(StartError):

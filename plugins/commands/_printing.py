@@ -13,7 +13,8 @@ import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from cco_sidecar import GOOD, speaks_unicode
+from cco_sidecar import GOOD
+from cco_sidecar_plugins.commands._table import speaks_unicode
 
 # -- as --format says
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import itertools
 import re
+import typing
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,3 +81,8 @@ def settle(parser: Any, row: Command, commands: Any) -> None:
         more = [flag_of(name) for name in row.options if name not in CLIENT_OPTIONS]
         also = f". Also {', '.join(more)}" if 0 < len(more) < 5 else ". Also the options of cco serve" if more else ""
         parser.epilog = f"Connection: --url URL, --format {'|'.join(row.formats)}, --root DIR, --storage DIR{also}"
+
+
+def speaks_unicode(stream: typing.TextIO) -> bool:
+    """Whether ``stream`` can write all that JSON and YAML hold, in an encoding that their readers recognize."""
+    return codecs.lookup(stream.encoding or "ascii").name.startswith(("utf-8", "utf-16", "utf-32"))

@@ -35,9 +35,9 @@ from cco_sidecar import (
     nearest,
     option_parser,
     own_command,
-    speaks_unicode,
+    settings_from,
 )
-from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, settle
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, settle, speaks_unicode
 
 SECTIONS = ("Start", "Agents and what they exchange", "Look", "Set up", "More")
 
@@ -60,7 +60,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             f"{chosen.prog.removeprefix('cco ')}: a command must follow, one of {', '.join(chosen.commands.listed())}"
         )
     check_options(options, chosen.prog, chosen.row)
-    options.run = getattr(options, "run", command_serve)
+    options.run = getattr(options, "run", serve)
     return options
 
 
@@ -85,6 +85,18 @@ def check_options(options: argparse.Namespace, command: str, row: Command | None
         out.reconfigure(encoding="ascii", errors=escape_unencodable.__name__)  # JSON has no other encodings
 
 
+def serve(options: argparse.Namespace) -> int:
+    """Serve; where the port is taken, say by whom."""
+    try:
+        return command_serve(options)
+    except StartError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        from cco_sidecar_plugins.commands._health import explain_bind_error
+
+        raise StartError(explain_bind_error(settings_from(options), error.__cause__), error.exit_code) from None
+
+
 def command_plugins(options: argparse.Namespace) -> int:
     """What the running service says of its plugins; where none runs, or options name others, what would be loaded."""
     from cco_sidecar_plugins.commands._client import loaded_plugins
@@ -107,7 +119,7 @@ def command_plugins(options: argparse.Namespace) -> int:
 
 
 OWN_COMMANDS = {
-    "serve": Command("serve the repository (the default)", command_serve, options=OPTIONS, section="Start"),
+    "serve": Command("serve the repository (the default)", serve, options=OPTIONS, section="Start"),
     "token": Command("print a token, and nothing else", command_token, section="Set up",
         options=(*CLIENT_OPTIONS, "token_ttl", "agent_types")),
     "plugins": Command("list the plugins and where they come from", command_plugins, section="Set up"),

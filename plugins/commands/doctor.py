@@ -36,15 +36,14 @@ from cco_sidecar import (
     REFUSED,
     Settings,
     StartError,
-    ask_health,
     hookimpl,
-    read_health,
     read_sidecar_json,
     settings_from,
 )
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
 from cco_sidecar_plugins.commands._client import Refused, loaded_plugins
+from cco_sidecar_plugins.commands._health import ask_health, explain_bind_error, read_health
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 from cco_sidecar_plugins.context._git_facts import git_prefix
@@ -173,7 +172,7 @@ def check_port(settings: Settings) -> str:
         for listener in tornado.netutil.bind_sockets(settings.port, settings.host):
             listener.close()
     except OSError as error:
-        raise StartError(cco_sidecar.explain_bind_error(settings, error)) from None
+        raise StartError(explain_bind_error(settings, error)) from None
     return f"{settings.host} port {settings.port} is free"
 
 

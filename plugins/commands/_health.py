@@ -1,0 +1,58 @@
+"""Who answers on a port: a sidecar, of which project, or something else."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import json
+import ssl
+import urllib.parse
+from typing import Any
+
+from cco_sidecar import Settings, in_thread, is_identifier
+
+
+def explain_bind_error(settings: Settings, error: OSError) -> str:
+    """The message that the port cannot be used: who has it, where that is a sidecar, and what to do."""
+    where = f"{settings.host} port {settings.port}"
+    if error.errno != errno.EADDRINUSE:
+        return f"cannot listen on {where}: {error.strerror or error}"
+    holder = ""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        if health := read_health(ask_health(f"http://127.0.0.1:{settings.port}", 1)[1]):
+            holder = f" by the sidecar of project {health['project_id']}"
+    return f"{where} is already taken{holder}; use --port with another number, or --port 0 for a free one"
+
+
+def ask_health(url: str, seconds: float) -> tuple[int, bytes]:
+    """The status and at most 64 kB of the answer of /health, of whoever listens there. No token is sent, so any
+    certificate will do. Raises OSError, also after ``seconds``, ValueError and http.client.HTTPException.
+    """
+
+    def ask() -> tuple[int, bytes]:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname or ""
+        connection = http.client.HTTPConnection(host, parts.port, timeout=seconds)
+        if parts.scheme == "https":
+            trusting = ssl.create_default_context()
+            trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+            connection = http.client.HTTPSConnection(host, parts.port, timeout=seconds, context=trusting)
+        with contextlib.closing(connection):
+            connection.request("GET", f"{parts.path}/health")
+            answer = connection.getresponse()
+            return answer.status, answer.read(64_000)
+
+    try:
+        return in_thread("health", ask).result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:g} seconds") from None
+
+
+def read_health(content: bytes) -> dict[str, Any]:
+    """What a sidecar's /health says; empty where this is nothing of the kind."""
+    with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):
+        health = json.loads(content)
+        if health["service"] == "orchestration-sidecar" and is_identifier(health["project_id"]):
+            return dict(health)
+    return {}

@@ -220,6 +220,9 @@ class Settings:
         "COMMANDS",
         plugin="launchers",
     )
+    agent_approvals: Annotated[str, read_choice("ask", "deny")] = option(
+        "deny", "what becomes of an agent's question for permission: a person is asked, or it is denied", plugin="hooks"
+    )
     agent_types: Annotated[dict[str, str], read_agent_types] = option({}, "more agent types, NAME=CATEGORY", "LIST")
     issue_files: Annotated[tuple[str, ...], read_list] = option(
         ("issues", "docs/issues", ".github/issues", "todo", ".beads", "issues.json", "issues.jsonl", "gh"),
@@ -1304,6 +1307,7 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
     brief_file: str = ""  # where a plugin makes a brief
     configured: tuple[str, ...] | None = None  # the command that the settings have for its type
     may: tuple[str, ...] = ()  # the beginnings of commands that the settings let it run unasked
+    asks: bool = False  # whether a person is asked for permission for others
 
 
 Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_length=1)]
@@ -6629,6 +6633,7 @@ class Launcher:
             agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],
             agent_folder=str(folder), context_file=str(folder / "context.json"), prompt="",
             brief_file=str(folder / "brief.md") if "brief.md" in files else "",
+            asks=self.settings.agent_approvals == "ask",
             may=tuple(name for kind in ("*", row["type"]) for name in self.settings.agent_may.get(kind, ())),
             configured=self.settings.agent_commands.get(row["type"], self.settings.agent_command),
         )  # fmt: skip

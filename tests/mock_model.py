@@ -42,6 +42,7 @@ class MockModel:
         self.scripts = scripts or {}
         self.requests: list[str] = []
         self.turns: list[tuple[str, int, Turn]] = []
+        self.before_turn: Callable[[str, int], None] = lambda name, number: None  # the script, and the step to come
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"model": self}))
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -75,6 +76,7 @@ class MockModel:
             for step in self.scripts.get(name, WORK)
         ]
         steps = [step for step in steps if "" not in step.values()]  # what this prompt does not ask for
+        self.before_turn(name, answered)
         step = steps[answered] if answered < len(steps) else {"text": "DONE"}
         turn = as_turn(step, tools, facts["root"])
         self.turns.append((name, answered, turn))
@@ -122,7 +124,8 @@ def as_turn(step: Step, tools: Tools, root: str) -> Turn:
         return "text", f"There is no shell for: {command}"
     schema = tools[name].get("properties", {})
     if "cmd" in schema:
-        return name, {"cmd": command}
+        beyond = {"sandbox_permissions": "require_escalated", "justification": "to work outside of the sandbox"}
+        return name, {"cmd": command} | (beyond if "beyond" in step else {})
     if schema.get("command", {}).get("type") == "array":
         return name, {"command": ["bash", "-lc", command]}
     extra = {"description": "run a command", "is_background": False}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import npm
 import pytest
-from conftest import MODULE, git, make_repository
-from mock_model import MockModel
+from conftest import MODULE, Service, git, make_repository, plugin, until
+from mock_model import WORK, MockModel
 from real_agents import TASK, TOKEN, Workshop, environment, install, make_home
 
 NAMES = ["claude", "codex", "gemini", "opencode"]
@@ -21,21 +25,40 @@ def model() -> Iterator[MockModel]:
     scripts = {
         "git": [{"sh": "git tag {issue}"}, {"sh": "git branch {issue}"}, {"sh": "git tag"}, {"text": "done"}],
         "nod": [{"text": "done"}],
+        "forgetful": [*WORK[:3], {"text": "I think that I am done."}, *WORK[3:]],
+        "beyond": [{"sh": "git tag {issue}", "beyond": "the sandbox"}, *WORK[3:]],
     }
     with MockModel(scripts) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory, model: MockModel) -> Iterator[Workshop]:
+def workshop(model: MockModel) -> Iterator[Workshop]:
     """One service for all, started as if from a session of a coding program."""
-    with Workshop(tmp_path_factory.mktemp("workshop"), NAMES, model, "--agent-may", "git tag") as running:
+    npm.CACHE.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=npm.CACHE) as folder,  # gemini takes no settings from below /tmp
+        Workshop(Path(folder), NAMES, model, "--agent-may", "git tag") as running,
+    ):
         yield running
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_real_program_does_the_whole_job(workshop: Workshop, name: str) -> None:
-    done = workshop.run(name)
+    """It hears at a tool's end of an event that came meanwhile, and its stop is refused while its result is missing."""
+
+    def publish(script: str, step: int) -> None:
+        if step == 2:
+            data = {"issue_id": f"{name}-{before}", "message": "look at the zebra"}
+            workshop.service.client().publish("review_wanted", data)
+
+    before, workshop.model.before_turn = len(workshop.model.requests), publish
+    forgets = name != "opencode"  # whose turns nothing can prolong
+    done = workshop.run(name, f"{TASK} Follow script forgetful" if forgets else TASK)
+    workshop.model.before_turn = lambda script, step: None
+    traffic = workshop.model.requests[before:]
+    assert any("look at the zebra" in request for request in traffic), done.output
+    assert any("You have not stored your result yet" in request for request in traffic) is forgets
     assert (done.agent["state"], done.agent["exit_code"], done.agent["reason"]) == ("completed", 0, None), done.output
     assert done.read and done.wrote, workshop.model.turns
     (result,) = done.results
@@ -111,3 +134,48 @@ def test_real_programs_run_the_whole_pipeline(tmp_path: Path, model: MockModel, 
     }
     assert all((row["state"], row["status"]) == ("completed", "success") for row in agents), agents
     assert not TOKEN.search("\n".join(model.requests[before:]) + ended.stdout + ended.stderr)
+
+
+def test_a_person_allows_codex_what_its_sandbox_does_not(tmp_path: Path, model: MockModel) -> None:
+    with Workshop(tmp_path, ["codex"], model, "--agent-approvals", "ask") as workshop, ThreadPoolExecutor() as pool:
+        running = pool.submit(workshop.run, "codex", "Follow script beyond")
+        person = workshop.service.client()
+        (asked,) = until(lambda: person.get("/api/approvals", state="open").json()["approvals"], 60)
+        assert asked["command"] == f"git tag {asked['issue_id']}"
+        person.post(f"/api/approvals/{asked['approval_id']}/answer", {"answer": "approve"})
+        done = running.result()
+        assert done.agent["state"] == "completed", done.output
+        assert git(workshop.service.root, "tag").split() == [asked["issue_id"]]
+
+
+def test_a_session_of_claude_hears_what_the_team_does_and_is_woken_by_an_event(
+    tmp_path: Path, model: MockModel
+) -> None:
+    service = Service(make_repository(tmp_path / "repository"), tmp_path / "storage").start()
+    where = ["--root", str(service.root), "--storage", str(service.storage)]
+    hook, wait = (shlex.join([sys.executable, str(MODULE), *words, *where]) for words in (["hook", "claude"], ["wait", "--rewake"]))  # fmt: skip
+    hooks = plugin("_hook_settings").hook_settings("claude", hook, wait=wait)
+    (tmp_path / "settings.json").write_text(json.dumps({"hooks": hooks}))
+    words = ["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"]
+    env = environment(make_home(tmp_path / "home", model.url), model.url, [install("claude")])
+    client, before = service.client(), len(model.requests)
+    session = subprocess.Popen(
+        [install("claude") / "claude", *words, "--settings", tmp_path / "settings.json"],
+        cwd=service.root, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert session.stdin
+        content = {"type": "user", "message": {"role": "user", "content": "Hello, in a team of agents"}}
+        session.stdin.write(json.dumps(content) + "\n")
+        session.stdin.flush()
+        until(lambda: client.get("/status").json()["events"]["active_subscriptions"], 90)
+        assert "A team of coding agents works on this repository" in "\n".join(model.requests[before:])
+        turns = len(model.turns)
+        client.publish("wake_up", {"message": "look at the zebra"})
+        until(lambda: len(model.turns) > turns, 60)
+        assert "look at the zebra" in "\n".join(model.requests[before:])
+    finally:
+        session.kill()
+        session.communicate()
+        until(lambda: not client.get("/status").json()["events"]["active_subscriptions"])  # its wait ends with it
+        assert service.stop() == 0

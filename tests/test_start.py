@@ -125,6 +125,7 @@ SAMPLES: dict[str, tuple[list[str], str]] = {
     "agent_command": (["run {task}", '["run", "a b"]', "run 'a b'"], "run 'a"),
     "agent_commands": (['{"x": "claude"}', '{"x": "run {task}", "y": ["a b", "c"]}', "{}"], '["x"]'),
     "agent_may": (["pytest", "npm test, git commit -m", "./gradlew check,npm run test:unit"], "pytest; rm"),
+    "agent_approvals": (["ask", "deny", "ask"], "perhaps"),
     "agent_types": (["x=coding", "x=qa,y=support", "z=security"], "x=wizard"),
     "issue_files": (["docs/tickets", "issues.json,gh", "gh"], "[1]"),
     "agent_environment": (["HTTPS_PROXY", "PATH,HTTPS_PROXY", "BASH_ENV"], "[1]"),

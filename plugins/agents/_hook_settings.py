@@ -39,16 +39,17 @@ class Dialect:
 
     ``events`` has its names for our moments: the start of a session, a prompt of the user, a tool's end, the end of a
     turn (``stop``), and a question for permission. What is missing there it does not tell of, or takes no answer to.
-    ``context`` makes the answer that gives the model a text, ``refuse`` the one by which a turn goes on, ``session`` is
-    the field that names the session. ``second`` is the program's unit of a hook's time limit. ``settings`` is the file
-    of a repository, or of the user where it begins with ~, that has hooks under the key ``hooks``; empty where they are
-    set elsewhere.
+    ``context`` makes the answer that gives the model a text, ``refuse`` the one by which a turn goes on, ``permit`` the
+    one that allows or denies what permission was asked for. ``session`` is the field that names the session, ``second``
+    the program's unit of a hook's time limit. ``settings`` is the file of a repository, or of the user where it begins
+    with ~, that has hooks under the key ``hooks``; empty where they are set elsewhere.
     """
 
     events: dict[str, str]
     settings: str = ""
     context: Callable[[str, str], Answer] = as_context
     refuse: Callable[[str], Answer] = as_block
+    permit: Callable[[str, bool, str], Answer] = as_permission
     session: str = "session_id"
     second: int = 1
     handler: Callable[[str, int], Answer] = field(
@@ -91,13 +92,15 @@ QUICK, PATIENT, WAITING = 10, 900, 86_400  # seconds that a program gives a hook
 def hook_settings(program: str, command: str, *, wait: str = "", permission: str = "") -> dict[str, Any]:
     """What stands under ``hooks`` in a program's settings, by its events. ``command`` is a line for a shell, in which
     ``{event}`` becomes the event's name. ``permission`` is the line that asks a person for permission, where one is to
-    be asked. ``wait`` is the one that waits for an event while the session is idle: claude alone has a hook for that.
+    be asked. ``wait`` is the one that waits for an event while the session is idle: claude alone has a hook for it; of
+    codex the hook of a turn's end starts it, by ``--queue`` behind ``command``.
 
     hook_settings("claude", "cco hook claude", wait="cco wait --rewake")  # for a user's own session
     """
     dialect, hooks = DIALECTS[program], {}
     for moment, event in dialect.events.items():
         line, limit = (permission, PATIENT) if moment == "permission" else (command, QUICK)
+        line += " --queue" if (program, moment) == ("codex", "stop") and wait else ""
         if line:
             hooks[event] = [dialect.handler(line.replace("{event}", event), limit * dialect.second)]
     if wait and program == "claude":
@@ -153,6 +156,11 @@ def agent_hooks(program: str) -> dict[str, Any]:
 def as_json(program: str) -> str:
     """A file of settings with the hooks of a spawned agent."""
     return json.dumps({"hooks": agent_hooks(program)}, indent=1)
+
+
+def as_module() -> str:
+    """The same for opencode."""
+    return opencode_plugin(agent_call("opencode").replace("?event={event}", ""))
 
 
 def as_toml(program: str) -> list[str]:

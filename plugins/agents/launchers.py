@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cco_sidecar import AgentCommand, AgentLaunch, hookimpl, known_command, write_file
+from cco_sidecar_plugins.agents._hook_settings import as_json, as_module, as_toml
 
 log = logging.getLogger("cco")
 
@@ -25,7 +26,7 @@ class Program:
     empty in ``environment``; the marks of a session around us are withheld from every agent. ``files`` are written into
     the agent's folder. A word ``{may}`` of argv becomes one word for each command that it may run, as ``may`` says it
     to the program; in ``environment`` and ``files`` these are joined by commas. ``may`` is None where the program has
-    no such list.
+    no such list. ``asking`` has the words in the place of ``{asking}``, by whether a person is asked for permission.
 
     ``logged_out`` is a pattern of what it writes where nobody is logged in, and ``logged_out_codes`` the exit codes by
     which it then ends: None where it goes on for minutes. ``offline`` is what it writes where it reaches no model.
@@ -44,13 +45,15 @@ class Program:
     environment: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     may: Callable[[str], str] | None = None
+    asking: dict[bool, Sequence[str]] = field(default_factory=dict)
     telemetry: dict[str, str] = field(default_factory=dict)
     telemetry_argv: Sequence[str] = ()
 
-    def command(self, commands: Iterable[str]) -> AgentCommand:
+    def command(self, commands: Iterable[str], asks: bool = False) -> AgentCommand:
         """How an agent is started that may run ``commands``."""
         rules = [self.may(command) for command in commands] if self.may else []
-        argv = [word for part in self.argv for word in (rules if part == "{may}" else [part])]
+        lists: dict[str, Sequence[str]] = {"{may}": rules, "{asking}": self.asking.get(asks, ())}
+        argv = [word for part in self.argv for word in lists.get(part, [part])]
         told = {name: value.replace("{may}", ", ".join(rules)) for name, value in self.environment.items()}
         return AgentCommand(argv, self.stdin, told)
 
@@ -76,13 +79,15 @@ priority = 100
 """
 # The last rule that matches decides. Its own tools read and edit in the repository without being asked.
 OPENCODE_PERMISSIONS = """\
-{"permission": {"bash": {"*": "deny", {may}}, "edit": "allow", "external_directory": {"{agent_folder}/*": "allow"}}}"""
+{"permission": {"bash": {"*": "deny", {may}}, "edit": "allow", "external_directory": {"{agent_folder}/*": "allow"}},
+ "plugin": ["file://{agent_folder}/hooks.mjs"]}"""
 
 PROGRAMS = {
     "claude": Program(
         tried="2.1.332",
         argv=["claude", "-p", "{prompt}", "--permission-mode", "acceptEdits", "--add-dir", "{agent_folder}",
-              "--allowedTools", "{may}"],
+              "--settings", "{agent_folder}/hooks.json", "--allowedTools", "{may}"],
+        files={"hooks.json": as_json("claude")},
         may="Bash({} *)".format,
         log_in="`claude auth login`, or a key in ANTHROPIC_API_KEY",
         logged_out=r"^(Not logged in|Invalid API key|OAuth token|Failed to authenticate|API Error: 40[13]\b)",
@@ -91,8 +96,9 @@ PROGRAMS = {
     ),
     "codex": Program(
         tried="0.171.0",
-        argv=["codex", "exec", "--sandbox", "workspace-write", "-c", "sandbox_workspace_write.network_access=true",
-              "--skip-git-repo-check", "{prompt}"],
+        argv=["codex", "exec", "{asking}", "-c", "sandbox_workspace_write.network_access=true",
+              "--dangerously-bypass-hook-trust", *as_toml("codex"), "--skip-git-repo-check", "{prompt}"],
+        asking={False: ["--sandbox", "workspace-write"], True: ["--approve-for-me"]},  # which has the same sandbox
         log_in="`codex login`, or a key in CODEX_API_KEY",
         logged_out=r"^ERROR: unexpected status 401",
         offline=r"^ERROR: Reconnecting\.\.\. waiting for network\s*\Z",  # and waits for ever
@@ -103,7 +109,8 @@ PROGRAMS = {
         tried="0.61.0",
         argv=["gemini", "--skip-trust", "--approval-mode", "auto_edit", "--policy", "{agent_folder}/policy.toml",
               "--include-directories", "{agent_folder}", "-p", "{prompt}"],
-        files={"policy.toml": GEMINI_POLICY},
+        files={"policy.toml": GEMINI_POLICY, "hooks.json": as_json("gemini")},
+        environment={"GEMINI_CLI_SYSTEM_DEFAULTS_PATH": "{agent_folder}/hooks.json"},
         may=json.dumps,
         log_in="`gemini` by hand, or a key in GEMINI_API_KEY",
         logged_out=r"\b[Aa]uth(entication)?\b",
@@ -119,6 +126,7 @@ PROGRAMS = {
         stdin="{agent_folder}/prompt",
         environment={"OPENCODE_CONFIG_CONTENT": OPENCODE_PERMISSIONS, "OPENCODE_PERMISSION": "",
                      "OPENCODE_DB": "{agent_folder}/opencode.db"},
+        files={"hooks.mjs": as_module()},
         may=lambda command: f'{json.dumps(command)}: "allow", {json.dumps(command + " *")}: "allow"',
         log_in="`opencode auth login`",
         logged_out=r"^(\x1b\[\d+m)+Error: .*(?i:api[ -]key|unauthori[sz]ed|authenticat)",
@@ -142,6 +150,8 @@ PROGRAMS = {
         tried="0.24.4",
         argv=["qwen", "{prompt}", "--approval-mode", "auto-edit", "--add-dir", "{agent_folder}",
               "--allowed-tools", "{may}"],
+        files={"hooks.json": as_json("qwen")},
+        environment={"QWEN_CODE_SYSTEM_DEFAULTS_PATH": "{agent_folder}/hooks.json"},
         may="run_shell_command({})".format,
         log_in="`qwen auth`",
         logged_out=r"^(No auth type is selected|\[API Error: 401)",
@@ -186,7 +196,7 @@ def agent_command(launch: AgentLaunch) -> AgentCommand | None:
     if launch.may and program.may is None:
         log.warning("agent %s: %s takes no list of commands, as --agent-may names them", launch.agent_id, known.argv[0])
     program.write_files(Path(launch.agent_folder), commands)
-    return program.command(commands)
+    return program.command(commands, launch.asks)
 
 
 @hookimpl

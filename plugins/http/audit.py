@@ -42,6 +42,7 @@ class AuditLog(RequestLog):
     """At ``max_bytes`` the file is renamed to audit.log.1, that one to audit.log.2, and so on up to ``files``."""
 
     READING = ("GET", "HEAD", "OPTIONS")
+    HOOKS = "/api/hooks/"  # what programs ask at every step, and which changes nothing
 
     def __init__(self, folder: Path, *, max_bytes: int = 10 * MB, files: int = 5) -> None:
         self._path = folder / "audit.log"

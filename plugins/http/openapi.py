@@ -45,6 +45,8 @@ TAGS = {
     "results": "What agents have done, and who is next.",
     "events": "Publishing, and waiting for what others publish.",
     "agents": "Agents as processes.",
+    "approvals": "What agents ask people.",
+    "hooks": "What coding programs ask at moments of a session.",
     "cache": "Cached contexts.",
     "auth": "Tokens.",
     "plugins": "What extends the service.",
@@ -168,6 +170,29 @@ WORDS = {  # of a type, of a field of a type, of a field or parameter of any typ
     "RpcMessage.method": "What is asked, for example tools/call.",
     "RpcMessage.id": "Names the request in its answer; a notification has none and gets no answer.",
     "RpcMessage.params": "What the method takes.",
+    "ApprovalRequest.kind": "An approval is answered by approve or deny, a question by a choice or any text.",
+    "ApprovalRequest.text": "What is asked, for a person.",
+    "ApprovalRequest.command": "The command that is to be run; one that --agent-may allows is approved at once.",
+    "ApprovalRequest.choices": "The answers that a question takes; any text where there are none.",
+    "ApprovalRequest.timeout_seconds": "How long an answer is waited for; none means no.",
+    "ApprovalRequest.details": "More for whoever answers, such as the tool.",
+    "ApprovalAnswer.answer": "approve or deny, one of the choices, or any text where there are none.",
+    "ApprovalAnswer.message": "What the agent is told beside it.",
+    "ApprovalListQuery.state": "Only those in this state.",
+    "ApprovalListQuery.issue_id": "Only those on this issue.",
+    "ApprovalWaitQuery.timeout": "How long to wait for an answer, in milliseconds.",
+    "approval_id": "Names what was asked; it is the id of its event.",
+    "HookInput.hook_event_name": "The moment, in the program's words.",
+    "HookInput.session_id": "The session, as claude, codex, gemini and qwen name it.",
+    "HookInput.sessionId": "The session, as copilot names it.",
+    "HookInput.sessionID": "The session, as opencode names it.",
+    "HookInput.source": "Why a session starts.",
+    "HookInput.tool_name": "The tool for which permission is asked.",
+    "HookInput.tool_input": "What it is to do.",
+    "HookInput.tool_use_id": "Names its call.",
+    "HookQuery.event": "The moment, where the program does not say it in the body.",
+    "NewsQuery.timeout": "How long to wait for an event, in milliseconds.",
+    "program": "The coding program, for example claude.",
     "request_id": "Names the request in the service's log; also in X-Request-ID.",
     "details": "More for programs, by code.",
     "retry_after_seconds": "When to try again; also in Retry-After.",
@@ -281,7 +306,8 @@ def openapi(table: list[Route]) -> dict[str, Any]:
     for row in table:
         paths.setdefault(row.path, {})[row.method.lower()] = describe_operation(row)
     statuses = sorted({status for row in table for status in refusals_of(row.endpoint)})
-    tags = dict.fromkeys(tag_of(row.path) for row in table)
+    known = [tag for tag in TAGS if tag in {tag_of(row.path) for row in table}]
+    tags = dict.fromkeys([*known, *(tag_of(row.path) for row in table)])
     return {
         "openapi": "3.1.0",
         "info": {

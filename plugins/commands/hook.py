@@ -1,0 +1,141 @@
+"""``cco hook`` and ``cco wait``: what coding programs run at moments of a user's own session.
+
+Neither may disturb the session: whatever goes wrong, ``cco hook`` prints nothing and ends with 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import psutil
+
+from cco_sidecar import GOOD, StartError, hookimpl
+from cco_sidecar_plugins.agents._hook_settings import DIALECTS, PATIENT
+from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
+from cco_sidecar_plugins.commands._table import Command, add_commands, arg, number
+
+WOKEN = 2  # the exit code by which claude takes what stands on standard error for a prompt
+SLICE = 30  # seconds of one poll
+INPUT = 16 * 1024 * 1024
+
+
+@hookimpl
+def register_commands(commands: Any) -> None:
+    add_commands(commands, COMMANDS)
+
+
+def command_hook(options: argparse.Namespace) -> int:
+    """Hand on what a program gives its hook, and print the answer, if there is one."""
+    with contextlib.suppress(StartError, OSError, ValueError, RecursionError):
+        given = read_hook_input()
+        event = options.event or str(given.get("hook_event_name", ""))
+        patient = DIALECTS[options.program].moment(event) == "permission"
+        client = Client(options)
+        path, query = f"/api/hooks/{options.program}", {"event": event}
+        answer = client.call("POST", path, given, query=query, timeout=PATIENT if patient else 5)
+        if answer:
+            print(json.dumps(answer))
+        if options.queue and DIALECTS[options.program].moment(event) == "stop" and not answer:
+            wait_apart(options, given)
+    return GOOD
+
+
+def read_hook_input() -> dict[str, Any]:
+    """The JSON object on standard input; empty where a program gives none. Raises ValueError."""
+    content = sys.stdin.buffer.read(INPUT + 1) if not sys.stdin.isatty() else b""
+    given = json.loads(content or b"{}")
+    if len(content) > INPUT or not isinstance(given, dict):
+        raise ValueError("no object, or too long")
+    return given
+
+
+def command_wait(options: argparse.Namespace) -> int:
+    """Wait for an event that the session is to hear of: print it, with --rewake on standard error, and end with 2."""
+    try:
+        session = psutil.Process(options.session_pid) if options.session_pid else session_process(options.program)
+    except psutil.NoSuchProcess:
+        return GOOD
+    threading.Thread(target=end_with, args=(session,), daemon=True).start()
+    try:
+        given = read_hook_input()
+    except (ValueError, RecursionError) as error:
+        raise StartError(f"standard input is not what a hook is given: {error}") from None
+    text = wait_for_news(options, given)
+    if not text:
+        return GOOD
+    if options.queue:
+        message = ["codex", "queue", "--thread", str(given.get("session_id", "")), "--message", text]
+        return subprocess.run(message, stdin=subprocess.DEVNULL, timeout=60).returncode
+    print(text, file=sys.stderr if options.rewake else sys.stdout)
+    return WOKEN if options.rewake else GOOD
+
+
+def wait_for_news(options: argparse.Namespace, given: dict[str, Any]) -> str:
+    """The text of the events that came, "" where none did in time or the session goes on without."""
+    deadline, client = time.monotonic() + options.timeout, None
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            client = client or Client(options)
+            query = {"timeout": int(min(left, SLICE) * 1000)}
+            path = f"/api/hooks/{options.program}/wait"
+            news = client.call("POST", path, given, query=query, timeout=SLICE + 30)
+        except (NotReachable, Refused):  # it may be started again
+            client = None
+            time.sleep(min(max(left, 0), 2))
+            continue
+        if news["text"] or news["over"]:
+            return str(news["text"])
+    return ""
+
+
+def session_process(program: str) -> psutil.Process:
+    """The process of the session: the nearest one around us that is called like its program, else our parent."""
+    around = psutil.Process().parents()
+    return next((process for process in around if program in process.name()), around[0])
+
+
+def end_with(session: psutil.Process) -> None:
+    """End this process when the session's has ended: nobody is left to be woken."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while session.is_running() and session.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(1)
+    os._exit(GOOD)
+
+
+def wait_apart(options: argparse.Namespace, given: dict[str, Any]) -> None:
+    """Wait in a process of its own, for a program whose hooks cannot, as long as the session lives."""
+    words = [sys.executable, sys.argv[0], "wait", "--queue", "--program", options.program]
+    words += ["--session-pid", str(session_process(options.program).pid)]
+    for name in ("url", "root", "storage"):
+        words += [f"--{name}", str(value)] if (value := getattr(options, name, None)) else []
+    process = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    assert process.stdin
+    process.stdin.write(json.dumps({"session_id": given.get("session_id", "")}).encode())
+    process.stdin.close()
+
+
+PROGRAM = arg("program", choices=list(DIALECTS), metavar="PROGRAM", help=", ".join(DIALECTS))
+COMMANDS = {
+    "hook": Command("answer a hook of a coding program, as its settings have it run", command_hook, [
+        PROGRAM, arg("event", nargs="?", metavar="EVENT", help="for a program that does not say it on standard input"),
+        arg("--queue", action="store_true", help="at the end of a turn wait for events, and queue them (codex)")],
+        formats=("json",)),
+    "wait": Command("wait for an event that an idle session is to hear of", command_wait, [
+        arg("--rewake", action="store_true", help="print it on standard error and end with 2, as claude wants it"),
+        arg("--queue", action="store_true", help="hand it to `codex queue`"),
+        arg("--program", choices=list(DIALECTS), default="claude", help="whose hook this is (default: claude)"),
+        arg("--session-pid", type=number(1), metavar="PID", help="end with this process (default: the one around us)"),
+        arg("--timeout", type=number(0, 86_400, float), default=3600.0, metavar="SECONDS",
+            help="how long (default: 3600)")],
+        formats=("text",)),
+}  # fmt: skip

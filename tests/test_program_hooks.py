@@ -1,0 +1,335 @@
+"""Hooks of coding programs: what sessions hear, when they may stop, whom they ask, and how an idle one is woken."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_harness import COMMAND, nothing_left, spawn
+from conftest import MODULE, Client, Service, clean_environment, make_repository, plugin, until
+
+__all__ = ["nothing_left"]
+
+settings = plugin("_hook_settings")
+ASK = ("--agent-approvals", "ask", "--agent-may", "git tag")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("hooks")
+    running = Service(make_repository(folder / "repository"), folder / "storage", *ASK, *COMMAND).start()
+    yield running
+    assert running.stop() == 0, running.log
+    assert "Traceback" not in running.log, running.log
+
+
+# -- the table
+
+
+@pytest.mark.parametrize(
+    ("program", "event", "moment", "context", "refusal"),
+    [
+        ("claude", "PostToolUse", "tool", {"hookSpecificOutput": {"hookEventName": "PostToolUse", "additionalContext": "x"}},
+         {"decision": "block", "reason": "y"}),
+        ("codex", "SessionStart", "start", {"hookSpecificOutput": {"hookEventName": "SessionStart", "additionalContext": "x"}},
+         {"decision": "block", "reason": "y"}),
+        ("qwen", "Stop", "stop", {"hookSpecificOutput": {"hookEventName": "Stop", "additionalContext": "x"}},
+         {"decision": "block", "reason": "y"}),
+        ("gemini", "AfterTool", "tool", {"hookSpecificOutput": {"hookEventName": "AfterTool", "additionalContext": "x"}},
+         {"decision": "deny", "reason": "y"}),
+        ("copilot", "postToolUse", "tool", {"additionalContext": "x"}, {"decision": "block", "reason": "y"}),
+        ("opencode", "tool", "tool", {"text": "x"}, {"decision": "block", "reason": "y"}),
+    ],
+)  # fmt: skip
+def test_each_program_is_answered_in_its_dialect(
+    program: str, event: str, moment: str, context: Any, refusal: Any
+) -> None:
+    dialect = settings.DIALECTS[program]
+    assert (dialect.moment(event), dialect.moment("Nonsense")) == (moment, None)
+    assert (dialect.context(event, "x"), dialect.refuse("y")) == (context, refusal)
+
+
+def test_a_permission_is_allowed_without_words_and_denied_with_a_reason() -> None:
+    allowed, denied = (settings.as_permission("PermissionRequest", may, "why") for may in (True, False))
+    assert allowed["hookSpecificOutput"] == {"hookEventName": "PermissionRequest", "decision": {"behavior": "allow"}}
+    assert denied["hookSpecificOutput"]["decision"] == {"behavior": "deny", "message": "why"}
+
+
+def test_the_settings_of_each_program_name_its_events() -> None:
+    for program, dialect in settings.DIALECTS.items():
+        hooks = settings.hook_settings(program, f"cco hook {program} {{event}}", wait="cco wait", permission="ask")
+        assert list(hooks) == list(dialect.events.values())
+        for event, rows in hooks.items():
+            commands = [hook.get("command") or hook.get("bash") for row in rows for hook in row.get("hooks", [row])]
+            wanted = "ask" if event == dialect.events.get("permission") else f"cco hook {program} {event}"
+            wanted += " --queue" if (program, event) == ("codex", "Stop") else ""
+            assert commands[0] == wanted and len(commands) == (2 if (program, event) == ("claude", "Stop") else 1)
+    assert "PermissionRequest" not in settings.hook_settings("claude", "cco hook claude")
+    told = tomllib.loads("\n".join(settings.as_toml("codex")[1::2]))
+    assert told == {"hooks": settings.agent_hooks("codex")}
+
+
+def test_an_agents_hook_says_nothing_and_succeeds_where_the_service_is_away(tmp_path: Path) -> None:
+    (tmp_path / "curl").write_text("")
+    environment = {"CCO_TOKEN_FILE": str(tmp_path / "token"), "SIDECAR_URL": "http://127.0.0.1:9/api"}
+    for program in settings.DIALECTS:
+        line = settings.agent_call(program)
+        ended = subprocess.run(
+            ["sh", "-c", line], env=clean_environment(**environment), input=b"{}", capture_output=True, timeout=30
+        )
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b""), line
+
+
+# -- what sessions hear
+
+
+class HookSession:
+    """A session of a program that calls its hooks."""
+
+    def __init__(self, client: Client, program: str = "claude") -> None:
+        self.client, self.program = client, program
+        self.given = {"session_id": str(uuid.uuid4()), "cwd": "/"}
+
+    def call(self, event: str, **more: Any) -> Any:
+        answer = self.client.post(f"/api/hooks/{self.program}", self.given | {"hook_event_name": event} | more)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def hears(self, event: str = "PostToolUse", **more: Any) -> str:
+        return str(self.call(event, **more).get("hookSpecificOutput", {}).get("additionalContext", ""))
+
+    def wait(self, timeout: int = 20_000) -> Any:
+        return self.client.post(f"/api/hooks/{self.program}/wait?timeout={timeout}", self.given).json()
+
+
+def user(service: Service, **claims: Any) -> HookSession:
+    return HookSession(service.client("chief-architect", **claims))
+
+
+def test_a_session_starts_with_the_brief_of_its_issue_or_with_what_the_team_does(service: Service, issue: str) -> None:
+    service.client().store(issue=issue, decisions=[f"the zebra of {issue}"])
+    brief = user(service, issue_id=issue).hears("SessionStart", source="startup")
+    assert issue in brief and f"the zebra of {issue}" in brief and len(brief.encode()) <= 10_000
+    team = user(service).hears("SessionStart", source="startup")
+    assert f"python-specialist on {issue}: success. the zebra of {issue}" in team and "cco brief" in team
+    assert HookSession(service.client(permissions=[])).hears("SessionStart") == ""
+
+
+def test_each_session_hears_each_event_once_and_never_its_own(service: Service, issue: str) -> None:
+    first, second = user(service, sub=f"user-{issue}"), user(service, sub=f"user-{issue}")
+    publisher = service.client()
+    publisher.publish("before", {"issue_id": issue})
+    assert first.hears("SessionStart") and first.hears() == ""
+    publisher.publish("news", {"issue_id": issue, "text": "one\x1b[31m\n2"})
+    first.client.publish("mine", publisher=f"user-{issue}")
+    assert second.hears() == "", "a session that was never seen begins now"
+    heard = first.hears()
+    assert heard.count("\n") == 1 and "news by tester" in heard and issue in heard and "\x1b" not in heard
+    assert "mine" not in heard and "before" not in heard and first.hears() == ""
+    publisher.publish("more", {"issue_id": issue})
+    assert "more by tester" in second.hears("UserPromptSubmit") and "more by tester" in first.hears()
+
+
+def test_what_is_too_much_for_one_answer_comes_with_the_next(service: Service, issue: str) -> None:
+    session = user(service, issue_id=issue)
+    session.hears()
+    for number in range(20):
+        service.client().publish("news", {"issue_id": issue, "text": f"<{number}> " + "ä" * 500})
+    service.client().publish("elsewhere", {"issue_id": f"{issue}-other"})
+    heard = [text for _ in range(12) if (text := session.hears())]
+    assert all(len(text.encode()) <= 2000 for text in heard) and len(heard) > 3
+    told = [line.partition("<")[2].partition(">")[0] for text in heard for line in text.splitlines()[1:]]
+    assert told == [str(number) for number in range(20)]
+
+
+def test_parallel_hooks_of_a_session_tell_an_event_once_also_over_a_kill(service: Service, issue: str) -> None:
+    session = user(service, sub=f"user-{issue}")
+    session.hears()
+    service.client().publish("news", {"issue_id": issue})
+    with ThreadPoolExecutor(8) as pool:
+        heard = [one.result() for one in [pool.submit(user_again, session) for _ in range(8)]]
+    assert sum(bool(text) for text in heard) == 1
+    service.client().publish("later", {"issue_id": issue})
+    service.kill()
+    service.start()
+    session.client.url = service.url
+    assert "later" in session.hears() and session.hears() == ""
+
+
+def user_again(session: HookSession) -> str:
+    """The same session over a connection of its own."""
+    again = HookSession(Client(session.client.url, session.client.token))
+    again.given = session.given
+    return again.hears()
+
+
+def test_a_spawned_agent_hears_of_its_issue_and_reads_its_brief_itself(service: Service, issue: str) -> None:
+    agent = spawn(service.client(), issue=issue)
+    session = HookSession(Client(service.url, agent["jwt_token"]))
+    assert session.hears("SessionStart", source="startup") == ""
+    assert issue in session.hears("SessionStart", source="compact")
+    service.client().publish("news", {"issue_id": issue})
+    service.client().publish("elsewhere", {"issue_id": f"{issue}-other"})
+    service.client().post("/api/approvals", {"kind": "question", "text": "Which?", "issue_id": issue})
+    heard = session.hears()
+    assert "news" in heard and "elsewhere" not in heard and "question_asked" not in heard
+
+
+def test_a_spawned_agents_stop_is_refused_once_while_its_result_is_missing(service: Service, issue: str) -> None:
+    agent = spawn(service.client(), issue=issue)
+    session = HookSession(Client(service.url, agent["jwt_token"]))
+    refused = session.call("Stop")
+    assert refused["decision"] == "block" and "/results -d" in refused["reason"] and issue in refused["reason"]
+    service.kill()
+    service.start()
+    session.client.url = service.url
+    assert session.call("Stop") == {}
+    other = HookSession(Client(service.url, spawn(service.client(), issue=issue)["jwt_token"]), "gemini")
+    body = {"agent_type": "python-specialist", "issue_id": issue, "project_id": "project-abc"}
+    stored = other.client.post("/api/results", body | {"agent_id": agent_of(other), "result": {"status": "success"}})
+    assert stored.status_code == 201 and other.call("AfterAgent") == {}
+    reader = spawn(service.client(), issue=issue, permissions=["read_context"])
+    assert HookSession(Client(service.url, reader["jwt_token"])).call("Stop") == {}
+    assert user(service).call("Stop") == {}
+
+
+def agent_of(session: HookSession) -> str:
+    import jwt
+
+    claims = jwt.decode(str(session.client.token), options={"verify_signature": False})
+    return str(claims["sub"])
+
+
+def test_what_no_hook_says_is_refused_and_what_is_not_known_means_nothing(service: Service) -> None:
+    session = user(service)
+    assert session.call("Nonsense") == {} and session.call("Notification", session_id="") == {}
+    assert session.client.post("/api/hooks/emacs", {}).status_code == 404
+    assert session.client.post("/api/hooks/claude", {"session_id": "x" * 300}).status_code == 400
+    assert Client(service.url, None).post("/api/hooks/claude", {}).status_code == 401
+
+
+# -- permissions
+
+
+def test_a_person_answers_for_a_spawned_agents_program(service: Service, issue: str) -> None:
+    agent, person = spawn(service.client(), issue=issue), service.client(sub="ada")
+    session = HookSession(Client(service.url, agent["jwt_token"]))
+
+    def ask(command: str) -> Any:
+        given = {"tool_name": "Bash", "tool_input": {"command": command}}
+        return session.call("PermissionRequest", **given)["hookSpecificOutput"]["decision"]
+
+    assert ask("git tag x") == {"behavior": "allow"}, "a rule allows it"
+    with ThreadPoolExecutor() as pool:
+        for answer, wanted in (("approve", "allow"), ("deny", "deny")):
+            asking = pool.submit(ask, "git push")
+            query = {"state": "open", "issue_id": issue}
+            (asked,) = until(lambda query=query: person.get("/api/approvals", **query).json()["approvals"])
+            assert (asked["text"], asked["command"], asked["agent_id"]) == (
+                "Bash: git push",
+                "git push",
+                agent["agent_id"],
+            )
+            person.post(f"/api/approvals/{asked['approval_id']}/answer", {"answer": answer})
+            assert asking.result()["behavior"] == wanted
+    assert asking.result()["message"] == "Denied by ada"
+    given = {"tool_name": "Bash", "tool_input": {"command": "git push"}}
+    assert user(service).call("PermissionRequest", **given) == {}, "a user's own session asks its user"
+
+
+def test_nobody_is_asked_by_default(service: Service) -> None:
+    import cco_sidecar
+
+    assert cco_sidecar.OPTIONS["agent_approvals"].default == "deny"
+    launchers = plugin("launchers")
+    assert "--approve-for-me" not in launchers.PROGRAMS["codex"].command([]).argv
+    asking = launchers.PROGRAMS["codex"].command([], asks=True).argv
+    assert "--approve-for-me" in asking and "--sandbox" not in asking
+
+
+# -- waking an idle session
+
+
+def test_an_idle_session_is_woken_by_an_event_that_concerns_it(service: Service, issue: str) -> None:
+    session = user(service, issue_id=issue)
+    session.hears("SessionStart")
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(session.wait)
+        until(lambda: service.client().get("/status").json()["events"]["active_subscriptions"] == 1)
+        service.client().publish("elsewhere", {"issue_id": f"{issue}-other"})
+        service.client().publish("wake_up", {"issue_id": issue})
+        news = waiting.result()
+    assert "wake_up by tester" in news["text"] and "elsewhere" not in news["text"] and not news["over"]
+    assert session.hears() == "" and session.wait(timeout=1) == {"text": "", "over": False}
+
+
+def test_a_session_has_one_wait_which_its_next_hook_ends(service: Service, issue: str) -> None:
+    session = user(service, issue_id=issue)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(session.wait)
+        until(lambda: service.client().get("/status").json()["events"]["active_subscriptions"] == 1)
+        again = HookSession(Client(service.url, session.client.token))
+        again.given = session.given
+        second = pool.submit(again.wait)
+        assert first.result() == {"text": "", "over": True}
+        until(lambda: service.client().get("/status").json()["events"]["active_subscriptions"] == 1)
+        user_again(session)
+        assert second.result() == {"text": "", "over": True}
+
+
+def cco(service: Service, *words: str) -> list[str]:
+    return [sys.executable, str(MODULE), *words, "--root", str(service.root), "--storage", str(service.storage)]
+
+
+def test_commands_answer_hooks_and_wake_sessions(service: Service, issue: str) -> None:
+    given = json.dumps({"session_id": issue, "hook_event_name": "SessionStart"})
+    env = clean_environment()
+    said = subprocess.run(
+        cco(service, "hook", "claude"), input=given, capture_output=True, text=True, env=env, timeout=60
+    )
+    assert "A team of coding agents" in json.loads(said.stdout)["hookSpecificOutput"]["additionalContext"]
+    script = f"{shlex.join(cco(service, 'wait', '--rewake'))}; echo $?"
+    waiting = subprocess.Popen(
+        ["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
+    publishing = threading.Event()
+
+    def publish() -> None:
+        until(lambda: service.client().get("/status").json()["events"]["active_subscriptions"] == 1, 60)
+        service.client().publish("wake_up", {"issue_id": issue})
+        publishing.set()
+
+    threading.Thread(target=publish).start()
+    out, err = waiting.communicate(given, timeout=90)
+    assert publishing.is_set() and (out, "wake_up by tester" in err) == ("2\n", True)
+
+
+def test_a_wait_ends_with_the_process_of_its_session(service: Service, issue: str) -> None:
+    session = subprocess.Popen(["sleep", "60"])
+    words = cco(service, "wait", "--rewake", "--session-pid", str(session.pid))
+    waiting = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=clean_environment())
+    until(lambda: service.client().get("/status").json()["events"]["active_subscriptions"] == 1, 60)
+    session.kill()
+    session.wait()
+    assert waiting.wait(30) == 0
+
+
+@pytest.mark.parametrize("trouble", ["no service", "no JSON", "bad settings"])
+def test_a_hook_that_fails_says_nothing_and_disturbs_nobody(tmp_path: Path, trouble: str) -> None:
+    (tmp_path / "cco.toml").write_text("port = 'x'\n" if trouble == "bad settings" else "")
+    words = [sys.executable, str(MODULE), "hook", "claude", "--root", str(tmp_path), "--storage", str(tmp_path / "st")]
+    given = b"\xff{" if trouble == "no JSON" else b'{"hook_event_name": "PostToolUse"}'
+    began = time.monotonic()
+    ended = subprocess.run(words, input=given, capture_output=True, env=clean_environment(), cwd=tmp_path, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b""), time.monotonic() - began

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
 
 import npm
 from conftest import Service, clean_environment, end_stragglers, make_repository, marked_processes, plugin
-from mock_model import MockModel
+from mock_model import WORK, MockModel
 
 PROGRAMS = plugin("launchers").PROGRAMS
 PACKAGES = {
@@ -40,6 +40,13 @@ SESSION = {  # as if the service was started by an agent: a nested claude refuse
 }  # fmt: skip
 TOKEN = re.compile(r"eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}")
 TASK = "Greet by name, the session store keeps a cookie."
+REFUSABLE = ("claude", "codex", "gemini", "qwen")  # whose stop can be refused
+FORGETFUL = {"forgetful": [*WORK[:3], {"text": "I think that I am done."}, *WORK[3:]]}
+
+
+def task_of(name: str) -> str:
+    """The task of a program that is to do all that it can: one whose stop can be refused forgets its result first."""
+    return f"{TASK} Follow script forgetful" if name in REFUSABLE else TASK
 
 
 def install(name: str) -> Path:
@@ -93,6 +100,8 @@ class Outcome:
     events: list[dict[str, Any]]
     wrote: bool  # the file that it was to write
     read: bool  # its context reached the model
+    heard: bool  # of an event that came while it worked
+    refused: bool  # its stop
     leaks: list[str]  # where its token was seen
     seconds: float
     output: str
@@ -131,6 +140,14 @@ class Workshop:
         client, began, before = self.service.client(), time.monotonic(), len(self.model.requests)
         (self.service.root / "hello.py").unlink(missing_ok=True)
         body = {"agent_type": agent_type or TYPES[name], "issue_id": f"{name}-{before}", "task": task}
+
+        def publish(script: str, step: int) -> None:
+            """Somebody else has something to say while it works."""
+            if step == 2:
+                data = {"issue_id": body["issue_id"], "message": "look at the zebra"}
+                client.publish("review_wanted", data)
+
+        self.model.before_turn = publish
         spawned = client.post("/api/agents/spawn", body).json()
         path, seen = f"/api/agents/{spawned['agent_id']}", set[str]()
         while not (agent := client.get(f"{path}/status").json())["ended_at"] and time.monotonic() < began + seconds:
@@ -146,6 +163,8 @@ class Workshop:
             client.get("/api/events", type="progress", limit=1000).json()["events"][-1:],
             (self.service.root / "hello.py").exists(),
             "src/session_store.py" in traffic,
+            "look at the zebra" in traffic,
+            "You have not stored your result yet" in traffic,
             sorted(seen | {where for where, text in told.items() if TOKEN.search(text)}),
             time.monotonic() - began,
             output,
@@ -166,17 +185,19 @@ def token_holders(token: str) -> list[str]:
 def main(names: list[str]) -> int:
     bad = 0
     print(
-        f"{'program':9} {'version':9} {'state':10} {'read':5} {'wrote':6} {'event':6} {'result':7} {'token':6} seconds"
+        f"{'program':9} {'version':9} {'state':10} {'read':5} {'wrote':6} {'event':6} {'result':7} {'heard':6} {'refused':8} {'token':6}"
+        " seconds"
     )
     for name in names or list(TYPES):
         with (
-            tempfile.TemporaryDirectory() as folder,
-            MockModel() as model,
+            tempfile.TemporaryDirectory(dir=npm.CACHE) as folder,  # gemini takes no settings from below /tmp
+            MockModel(FORGETFUL) as model,
             Workshop(Path(folder), [name], model) as workshop,
         ):
-            done = workshop.run(name)
+            done = workshop.run(name, task_of(name))
             event = any(event["publisher"] == done.agent["agent_id"] for event in done.events)
-            cells = [done.read, done.wrote, event, bool(done.results), not done.leaks]
+            cells = [done.read, done.wrote, event, bool(done.results), done.heard or name == "copilot", not done.leaks]
+            cells.insert(5, done.refused is (name in REFUSABLE))
             words = ["yes" if cell else "no" for cell in cells]
             # aider runs no commands
             good = done.agent["state"] == "completed" and all(
@@ -185,7 +206,8 @@ def main(names: list[str]) -> int:
             bad += not good
             print(
                 f"{name:9} {PROGRAMS[name].tried:9} {done.agent['state']:10} {words[0]:5} {words[1]:6} {words[2]:6}"
-                f" {words[3]:7} {'kept' if cells[4] else 'LEAKED':6} {done.seconds:.1f}",
+                f" {words[3]:7} {'yes' if done.heard else 'no':6} {'once' if done.refused else 'no':8}"
+                f" {'kept' if cells[-1] else 'LEAKED':6} {done.seconds:.1f}",
                 flush=True,
             )
             if not good:

@@ -15,7 +15,7 @@ import npm
 import pytest
 from conftest import MODULE, Service, git, make_repository, plugin, until
 from mock_model import WORK, MockModel
-from real_agents import TASK, TOKEN, Workshop, environment, install, make_home
+from real_agents import FORGETFUL, REFUSABLE, TASK, TOKEN, Workshop, environment, install, make_home, task_of
 
 NAMES = ["claude", "codex", "gemini", "opencode"]
 
@@ -25,10 +25,9 @@ def model() -> Iterator[MockModel]:
     scripts = {
         "git": [{"sh": "git tag {issue}"}, {"sh": "git branch {issue}"}, {"sh": "git tag"}, {"text": "done"}],
         "nod": [{"text": "done"}],
-        "forgetful": [*WORK[:3], {"text": "I think that I am done."}, *WORK[3:]],
         "beyond": [{"sh": "git tag {issue}", "beyond": "the sandbox"}, *WORK[3:]],
     }
-    with MockModel(scripts) as running:
+    with MockModel(scripts | FORGETFUL) as running:
         yield running
 
 
@@ -46,19 +45,8 @@ def workshop(model: MockModel) -> Iterator[Workshop]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_real_program_does_the_whole_job(workshop: Workshop, name: str) -> None:
     """It hears at a tool's end of an event that came meanwhile, and its stop is refused while its result is missing."""
-
-    def publish(script: str, step: int) -> None:
-        if step == 2:
-            data = {"issue_id": f"{name}-{before}", "message": "look at the zebra"}
-            workshop.service.client().publish("review_wanted", data)
-
-    before, workshop.model.before_turn = len(workshop.model.requests), publish
-    forgets = name != "opencode"  # whose turns nothing can prolong
-    done = workshop.run(name, f"{TASK} Follow script forgetful" if forgets else TASK)
-    workshop.model.before_turn = lambda script, step: None
-    traffic = workshop.model.requests[before:]
-    assert any("look at the zebra" in request for request in traffic), done.output
-    assert any("You have not stored your result yet" in request for request in traffic) is forgets
+    done = workshop.run(name, task_of(name))
+    assert (done.heard, done.refused) == (True, name in REFUSABLE), done.output
     assert (done.agent["state"], done.agent["exit_code"], done.agent["reason"]) == ("completed", 0, None), done.output
     assert done.read and done.wrote, workshop.model.turns
     (result,) = done.results

@@ -20,8 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,8 @@ def command_doctor(options: argparse.Namespace) -> int:
     checks: dict[str, Callable[[], str]] = {name: partial(check, settings) for name, check in DOCTOR_CHECKS.items()}
     checks["plugins"] = partial(check_plugins, options)
     findings = {name: examine(check) for name, check in checks.items()} | examine_agents(settings)
+    with suppress(ImportError):  # its file may be gone
+        findings |= import_module("cco_sidecar_plugins.commands.connect").findings(settings)
     rows = [{"check": name, "verdict": verdict, "finding": finding} for name, (verdict, finding) in findings.items()]
     show(options, {"checks": rows}, "checks")
     return REFUSED if any(row["verdict"] == "bad" for row in rows) else GOOD

@@ -1,0 +1,160 @@
+"""``cco mcp``: a session's program speaks MCP with it on standard input and output, and it with the service's /mcp.
+
+So no settings file holds a token or a port: the bridge makes the session's token itself, anew before it ends, and finds
+the service again after a restart. It ends with its standard input. Each message is handed on in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+import typing
+import urllib.error
+import urllib.request
+import uuid
+from typing import Any
+
+from cco_sidecar import (
+    GOOD,
+    MB,
+    WRONG_USE,
+    StartError,
+    is_identifier,
+    mint_token,
+    one_line,
+    running_settings,
+    settings_from,
+)
+from cco_sidecar_plugins.commands._client import Client, Refused
+
+SESSION = "session"  # the agent type of connected sessions; their tokens are bound, as those of spawned agents
+LIFE = 3600  # seconds of a session's token
+RENEWED = LIFE / 2
+MAX_LINE = 33 * MB
+SILENT = 60  # seconds; the service gives a sign of life every five
+LAST_WORDS = 5.0  # seconds for answers that are under way when the program has gone
+VERSION = "io.modelcontextprotocol/protocolVersion"
+
+
+class SessionClient(Client):
+    """A client with the token of a session, bound to a name that no other session has."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._subject, self._made = f"{SESSION}-{options.program}-{uuid.uuid4().hex[:8]}", 0.0
+        self._options = options
+        super().__init__(options)
+
+    def _find_token(self) -> str:
+        if not self._settings:  # an address was given
+            return super()._find_token()
+        self._made = time.monotonic()
+        return mint_token(self._settings, SESSION, self._subject, ttl=LIFE, bound=True)
+
+    def open(self, content: bytes, headers: dict[str, str]) -> Any:
+        """The open answer to a message. Raises StartError, and HTTPError for a refusal."""
+        self._look_for_it()
+        self._check_who_answers()
+        if time.monotonic() > self._made + RENEWED:
+            self.token = self._find_token()
+        for last in (False, True):
+            request = urllib.request.Request(f"{self.url}/mcp", content, headers, method="POST")
+            request.add_header("Authorization", f"Bearer {self.token}")
+            try:
+                return self._opener.open(request, timeout=SILENT)
+            except urllib.error.HTTPError as error:
+                if error.code != 401 or last:  # another storage may have another secret
+                    raise
+                self._settings = running_settings(settings_from(self._options))
+                self.token = self._find_token()
+
+
+class Bridge:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options, self._client = options, typing.cast(SessionClient | None, None)
+        self._connecting, self._writing = threading.Lock(), threading.Lock()
+        self._room = threading.Semaphore(64)
+        self._out = sys.stdout.buffer  # while plugins are loaded sys.stdout is another one
+
+    def run(self) -> int:
+        """Hand messages on until standard input ends."""
+        under_way: list[threading.Thread] = []
+        while line := sys.stdin.buffer.readline(MAX_LINE):
+            if not line.strip():
+                continue
+            self._room.acquire()
+            thread = threading.Thread(target=self._hand_on, args=(line,), daemon=True)
+            thread.start()
+            under_way = [*(one for one in under_way if one.is_alive()), thread]
+        deadline = time.monotonic() + LAST_WORDS
+        for thread in under_way:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return GOOD
+
+    def _hand_on(self, line: bytes) -> None:
+        try:
+            message: Any = None
+            try:
+                message = json.loads(line)
+                self._answer(message, line)
+            except (ValueError, RecursionError) as error:
+                self._fail(message, -32700, f"This is no message: {one_line(error)[:200]}")
+            except urllib.error.HTTPError as error:
+                with error:
+                    self._refuse(message, error.code, error.read(MB))
+            except (StartError, OSError) as error:
+                self._fail(message, -32000, one_line(error))
+        except BrokenPipeError:  # the program has gone
+            os._exit(GOOD)
+        finally:
+            self._room.release()
+
+    def _answer(self, message: Any, line: bytes) -> None:
+        with self._connecting:
+            self._client = self._client or SessionClient(self._options)
+        with self._client.open(line.strip(), headers_of(message)) as answer:
+            if answer.headers.get_content_type() == "text/event-stream":
+                for part in answer:
+                    if part.startswith(b"data:"):
+                        self._write(part[5:].strip())
+            elif content := answer.read().strip():
+                self._write(content)
+
+    def _refuse(self, message: Any, status: int, content: bytes) -> None:
+        """Hand on a refusal: the protocol's own as it is, any other as an error of the protocol."""
+        if b'"jsonrpc"' in content:
+            self._write(content.strip())
+        else:
+            self._fail(message, -32000, str(Refused(status, content)))
+
+    def _fail(self, message: Any, code: int, problem: str) -> None:
+        asked = message if isinstance(message, dict) else {}
+        if message is None or "id" in asked:  # a notification is not answered
+            error = {"code": code, "message": problem}
+            self._write(json.dumps({"jsonrpc": "2.0", "id": asked.get("id"), "error": error}).encode())
+
+    def _write(self, content: bytes) -> None:
+        with self._writing:
+            self._out.write(content + b"\n")
+            self._out.flush()
+
+
+def headers_of(message: Any) -> dict[str, str]:
+    """What the protocol wants beside a message over HTTP, since revision 2026-07-28."""
+    headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+    params = message.get("params") if isinstance(message, dict) else None
+    meta = params.get("_meta") if isinstance(params, dict) else None
+    if isinstance(params, dict) and isinstance(meta, dict) and isinstance(meta.get(VERSION), str):
+        told = {"MCP-Protocol-Version": meta[VERSION], "Mcp-Method": message.get("method")}
+        told["Mcp-Name"] = params.get("uri" if message.get("method") == "resources/read" else "name")
+        headers |= {name: text for name, text in told.items() if isinstance(text, str) and text.isascii()}
+    return headers
+
+
+def command_mcp(options: argparse.Namespace) -> int:
+    if not is_identifier(options.program):
+        raise StartError(f"PROGRAM: {options.program!r} is no program's name", WRONG_USE)
+    return Bridge(options).run()

@@ -1,0 +1,413 @@
+"""``cco connect`` and ``cco disconnect``: the user's own sessions in this repository, as members of the team.
+
+A session's program gets the tools of /mcp by ``cco mcp``, which it starts itself, and what its hooks tell by ``cco
+hook``. What connect adds to a settings file is noted in the storage; disconnect takes exactly that away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from cco_sidecar import (
+    GOOD,
+    WRONG_USE,
+    Settings,
+    StartError,
+    default_storage,
+    git_prefix,
+    harmless,
+    hookimpl,
+    meant,
+    one_line,
+    prepare_storage_folder,
+    run_git,
+    running_settings,
+    settings_from,
+    write_file,
+)
+from cco_sidecar_plugins.agents import _hook_settings
+from cco_sidecar_plugins.commands import _edits
+from cco_sidecar_plugins.commands._edits import APPENDED, Addition, NotEditable
+from cco_sidecar_plugins.commands._mcp_bridge import SESSION, command_mcp
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
+
+NAME = "cco"  # of the server in programs' settings
+LIMIT = 16 * 1024 * 1024  # bytes of a settings file
+STARTING, CALLING = 30, 330  # seconds that a program gives the start of the server, and a call that waits
+
+
+@hookimpl
+def register_agent_types() -> dict[str, str]:
+    return {SESSION: "architect"}
+
+
+@hookimpl
+def register_commands(commands: Any) -> None:
+    add_commands(commands, COMMANDS)
+
+
+# -- what each program is told
+
+Server = Callable[[list[str]], dict[str, Any]]
+
+
+def plain(words: list[str], **more: Any) -> dict[str, Any]:
+    return {"command": words[0], "args": words[1:], **more}
+
+
+@dataclass(frozen=True)
+class Program:
+    """Where a program's settings have MCP servers, as a path of keys in a file of the repository or, with ~, of the
+    user; ``{root}`` in the path is the repository. Of several files the first that is there, else the first.
+    """
+
+    files: tuple[str, ...]
+    path: tuple[str, ...]
+    server: Server
+    tried: str = ""  # the version, empty for a program that was not to be had
+    hooks: str = ""  # a file of the repository that has hooks
+
+
+PROGRAMS = {
+    "claude": Program(
+        ("~/.claude.json",), ("projects", "{root}", "mcpServers", NAME),
+        lambda words: {"type": "stdio"} | plain(words, env={}, alwaysLoad=True), "2.1.332",
+        hooks=".claude/settings.local.json"),
+    "codex": Program(
+        (".codex/config.toml",), ("mcp_servers", NAME),
+        lambda words: plain(words, startup_timeout_sec=STARTING, tool_timeout_sec=CALLING,
+                            default_tools_approval_mode="approve"), "0.169.0"),
+    "gemini": Program(
+        (".gemini/settings.json",), ("mcpServers", NAME),
+        lambda words: plain(words, trust=True, timeout=CALLING * 1000), "0.61.0", hooks=".gemini/settings.json"),
+    "opencode": Program(
+        ("opencode.json", "opencode.jsonc"), ("mcp", NAME),
+        lambda words: {"type": "local", "command": words, "enabled": True, "timeout": STARTING * 1000}, "1.18.33"),
+    "qwen": Program(
+        (".qwen/settings.json",), ("mcpServers", NAME),
+        lambda words: plain(words, trust=True, timeout=CALLING * 1000), "0.24.4", hooks=".qwen/settings.json"),
+    "copilot": Program(
+        (".mcp.json",), ("mcpServers", NAME), lambda words: {"type": "local"} | plain(words, tools=["*"])),
+    "vscode": Program((".vscode/mcp.json",), ("servers", NAME), lambda words: {"type": "stdio"} | plain(words)),
+    "cursor": Program((".cursor/mcp.json",), ("mcpServers", NAME), plain),
+}  # fmt: skip
+
+
+def own_words() -> list[str]:
+    """The command line of this program, for another working directory and PATH."""
+    start = sys.argv[0] or "cco"
+    found = shutil.which(start) if os.path.basename(start) == start else os.path.abspath(start)
+    script = found or os.path.abspath(start)
+    return [sys.executable, script] if script.endswith(".py") or not os.access(script, os.X_OK) else [script]
+
+
+def wanted(program: str, settings: Settings) -> list[tuple[str, Addition]]:
+    """(file, what is added to it) for a program's sessions in this repository."""
+    row, root = PROGRAMS[program], str(settings.root)
+    place = ["--root", root]
+    if settings.storage != default_storage(settings.root, settings.project):
+        place += ["--storage", str(settings.storage)]
+    file = next((name for name in row.files if on_disk(settings.root, name).exists()), row.files[0])
+    path = tuple(root if key == "{root}" else key for key in row.path)
+    found = [(file, (path, row.server([*own_words(), "mcp", program, *place])))]
+    if row.hooks and importlib.util.find_spec("cco_sidecar_plugins.commands.hook"):
+        line = shlex.join([*own_words(), "hook", program, *place])
+        waiting = shlex.join([*own_words(), "wait", "--rewake", *place])
+        hooks = _hook_settings.hook_settings(program, line, wait=waiting)
+        found += [(row.hooks, (("hooks", event, APPENDED), one)) for event, rows in hooks.items() for one in rows]
+    return found
+
+
+def on_disk(root: Path, name: str) -> Path:
+    """The file behind a name; claude's own moves with its variable."""
+    if name == "~/.claude.json" and (moved := os.environ.get("CLAUDE_CONFIG_DIR")):
+        return Path(moved, ".claude.json")
+    return Path(os.path.expanduser(name)) if name[0] == "~" else root / name
+
+
+# -- what was written
+
+
+class Written(Struct):
+    """What connect did to a file: the whole text where it made it, else the pieces that it put in. ``exclude`` is its
+    line in git's info/exclude, ``folders`` those that it made.
+    """
+
+    name: str
+    additions: list[tuple[list[str], Any]]
+    pieces: list[str] = []
+    made: str | None = None
+    exclude: str = ""
+    folders: list[str] = []
+
+    def as_additions(self) -> list[Addition]:
+        return [(tuple(path), value) for path, value in self.additions]
+
+
+class Notes:
+    """The notes of what was written, in the storage, by program."""
+
+    FILE = "connections.json"
+
+    def __init__(self, settings: Settings) -> None:
+        self._path = settings.storage / self.FILE
+        self.by_program: dict[str, list[Written]] = {}
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                self.by_program = msgspec.json.decode(self._path.read_bytes(), type=dict[str, list[Written]])
+            except msgspec.DecodeError as error:
+                raise StartError(f"{self._path} cannot be read: {one_line(error)}") from None
+
+    def save(self) -> None:
+        write_file(self._path, msgspec.json.format(msgspec.json.encode(self.by_program)))
+
+
+# -- changes
+
+
+@dataclass
+class Change:
+    """A settings file and what becomes of it: None is no file."""
+
+    name: str
+    path: Path
+    before: str | None
+    after: str | None
+    note: Written | None = None
+
+
+def read(settings: Settings, name: str) -> tuple[Path, str | None]:
+    """(the file, its text, None where there is none). Raises NotEditable, which names no content."""
+    path = Path(os.path.realpath(on_disk(settings.root, name)))
+    if name[0] != "~" and not path.is_relative_to(os.path.realpath(settings.root)):
+        raise NotEditable("it is a link that leads out of the repository")
+    try:
+        if not path.is_file():
+            if path.exists():
+                raise NotEditable("it is no regular file")
+            return path, None
+        with path.open("rb") as file:
+            content = file.read(LIMIT + 1)
+        if len(content) > LIMIT:
+            raise NotEditable("it has over 16 MB")
+        return path, content.decode()
+    except (UnicodeDecodeError, OSError) as error:
+        raise NotEditable(error.strerror if isinstance(error, OSError) else "it is not UTF-8") from None
+
+
+def connecting(settings: Settings, program: str, notes: list[Written]) -> list[Change]:
+    """The changes that connect a program, from whatever an earlier connection left. Raises StartError."""
+    changes = {change.name: change for change in disconnecting(settings, program, notes)}
+    for name, addition in wanted(program, settings):
+        try:
+            path, text = read(settings, name)
+            change = changes.setdefault(name, Change(name, path, text, text))
+            note = change.note = change.note or Written(name, [], folders=missing_folders(settings.root, path))
+            note.additions.append((list(addition[0]), addition[1]))
+            if change.after is None:
+                note.made = ""
+            before = change.after or ("" if name.endswith(".toml") else "{}\n")
+            add = _edits.add_toml if name.endswith(".toml") else _edits.add_json
+            change.after, piece = add(before, addition)
+            note.pieces += [piece] if piece else []
+        except NotEditable as error:
+            raise StartError(f"{name} cannot be edited: {error}; nothing was written") from None
+    for change in changes.values():
+        if change.note and change.note.made is not None:
+            change.note.made = change.after
+            change.note.exclude = exclude_line(settings, change.name)
+    return list(changes.values())
+
+
+def disconnecting(settings: Settings, program: str, notes: list[Written]) -> list[Change]:
+    """The changes that take away what was written. Raises StartError."""
+    known = {note.name: note for note in notes}
+    for name, (keys, value) in wanted(program, settings):  # also what nobody noted, as after a lost storage
+        note = known.setdefault(name, Written(name, []))
+        if not any(note is row for row in notes):
+            note.additions.append((list(keys), value))
+    changes = []
+    for name, note in known.items():
+        try:
+            path, text = read(settings, name)
+            if text is None:
+                continue
+            take = _edits.take_toml if name.endswith(".toml") else _edits.take_json
+            gone = note.made is not None and text == note.made
+            after = None if gone else take(text, note.as_additions(), note.pieces)
+            changes.append(Change(name, path, text, after))
+        except NotEditable as error:
+            raise StartError(f"{name} cannot be edited: {error}; nothing was written") from None
+    return changes
+
+
+def missing_folders(root: Path, path: Path) -> list[str]:
+    """The folders that are to be made for a file, the deepest first."""
+    return [str(folder) for folder in path.parents if not folder.exists() and folder != root]
+
+
+def exclude_line(settings: Settings, name: str) -> str:
+    """The line by which git passes over a file of the repository that it does not know; "" where that needs none."""
+    prefix = git_prefix(settings.root) if name[0] != "~" and shutil.which("git") else None
+    if prefix is None or run_git(settings.root, "check-ignore", "-q", "--", name) is not None:
+        return ""
+    if run_git(settings.root, "ls-files", "--", name):
+        return ""
+    return "/" + re.sub(r"([\\*?\[\]#! ])", r"\\\1", prefix + name)
+
+
+def apply(settings: Settings, changes: list[Change]) -> None:
+    """Write the changed files, each in one step, and with the rights that it had. Raises OSError."""
+    for change in changes:
+        if change.after == change.before:
+            continue
+        if change.after is None:
+            change.path.unlink()
+            continue
+        for folder in reversed(missing_folders(settings.root, change.path)):
+            Path(folder).mkdir()
+        mode = change.path.stat().st_mode & 0o777 if change.before is not None else 0o600
+        write_file(change.path, change.after.encode())
+        change.path.chmod(mode)
+
+
+def set_excluded(settings: Settings, add: list[str], remove: list[str]) -> None:
+    """Lines of git's info/exclude, which no commit holds."""
+    found = run_git(settings.root, "rev-parse", "--git-path", "info/exclude") if shutil.which("git") else None
+    if not found or not (add or remove):
+        return
+    path = settings.root / os.fsdecode(found.removesuffix(b"\n"))
+    text = path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else ""
+    for line in remove:
+        text = re.sub(rf"(?m)\A{re.escape(line)}\n|\n{re.escape(line)}$", "", text, count=1)
+    for line in add:
+        if line not in text.split("\n"):
+            text = f"{text}{line}\n" if not text or text.endswith("\n") else f"{text}\n{line}"
+    path.parent.mkdir(exist_ok=True)
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+    write_file(path, text.encode("utf-8", "surrogateescape"))
+    path.chmod(mode)
+
+
+# -- the commands
+
+
+def command_connect(options: argparse.Namespace) -> int:
+    """Show what would be written for a program's sessions; with --write write it."""
+    checked_program(options.program)
+    settings = running_settings(settings_from(options))
+    if options.write:
+        prepare_storage_folder(settings)
+    notes = Notes(settings)
+    old = notes.by_program.get(options.program, [])
+    changes = connecting(settings, options.program, old)
+    print("".join(shown(settings, changes)), end="")
+    real = [change for change in changes if change.after != change.before]
+    new = [change.note for change in changes if change.note]
+    for note in new:  # folders that an earlier connection made are still its own
+        note.folders += [name for row in old if row.name == note.name for name in row.folders]
+        note.exclude = note.exclude or next((row.exclude for row in old if row.name == note.name), "")
+    if not real:
+        print(f"{options.program} is connected; its sessions in {settings.root} have the tools of {NAME}.")
+    elif not options.write:
+        print(f"Nothing was written: `cco connect {options.program} --write` does, `cco disconnect` takes it away.")
+    if options.write:
+        notes.by_program[options.program] = new
+        notes.save()  # first: what a kill leaves is then known
+        apply(settings, changes)
+        set_excluded(settings, [note.exclude for note in new if note.exclude], [])
+        print(f"Written: start {options.program} anew in {settings.root}.")
+    return GOOD
+
+
+def shown(settings: Settings, changes: list[Change]) -> Iterator[str]:
+    """The differences, as patches, without lines that are not ours but for two around them."""
+    for change in changes:
+        if change.after == change.before:
+            continue
+        name, listed = str(change.path), ("ls-files", "--", change.name)
+        known = change.name[0] != "~" and bool(run_git(settings.root, *listed))
+        before, after = (text.splitlines(True) if text else [] for text in (change.before, change.after))
+        for line in difflib.unified_diff(before, after, name, name, n=0):
+            yield harmless(line.rstrip("\r\n")) + "\n"
+        if known:
+            yield f"# git tracks {change.name}: the change shows in `git status`; it holds no token\n"
+        elif change.note and change.note.exclude:
+            yield f"# {change.name} is new: git is told to pass over it by .git/info/exclude\n"
+
+
+def command_disconnect(options: argparse.Namespace) -> int:
+    """Take away what connect wrote, of one program or of all."""
+    settings = running_settings(settings_from(options))
+    notes = Notes(settings)
+    programs = [checked_program(options.program)] if options.program else list(notes.by_program)
+    for program in programs:
+        old = notes.by_program.get(program, [])
+        changes = disconnecting(settings, program, old)
+        real = [change for change in changes if change.after != change.before]
+        apply(settings, changes)
+        set_excluded(settings, [], [note.exclude for note in old if note.exclude])
+        for folder in [name for note in old for name in note.folders]:
+            with contextlib.suppress(OSError):  # something else is in it, or it is gone
+                os.rmdir(folder)
+        if notes.by_program.pop(program, None) is not None:
+            notes.save()
+        for change in real:
+            print(harmless(f"{program}: {change.path}{' removed' if change.after is None else ' as before'}"))
+        if not real:
+            print(f"{program} is not connected.")
+    if not programs:
+        print("No program is connected.")
+    return GOOD
+
+
+def findings(settings: Settings) -> dict[str, tuple[str, str]]:
+    """For ``cco doctor``: of each connected program, whether its settings still say so."""
+    try:
+        known = Notes(settings).by_program
+    except StartError as error:
+        return {"connections": ("bad", str(error))}
+    found = {}
+    for program, notes in known.items():
+        again = f"say `cco connect {program} --write`"
+        try:
+            changed = [change for change in connecting(settings, program, notes) if change.after != change.before]
+            files = ", ".join(note.name for note in notes)
+            told = ("note", f"{changed[0].name} no longer says what it should: {again}") if changed else ("good", files)
+        except StartError as error:
+            told = "bad", str(error)
+        found[f"connection of {program}"] = told
+    return found
+
+
+def checked_program(program: str) -> str:
+    if program not in PROGRAMS:
+        raise StartError(f"PROGRAM: {program!r} is none that can be connected{meant(program, PROGRAMS)}", WRONG_USE)
+    return program
+
+
+PROGRAM = arg("program", metavar="PROGRAM", help=", ".join(PROGRAMS))
+COMMANDS = {
+    "connect": Command("connect your own sessions of a coding program in this repository", command_connect, [
+        PROGRAM, arg("--write", action="store_true", help="write what is shown")], formats=("text",), section="Set up"),
+    "disconnect": Command("take away what connect wrote", command_disconnect, [
+        arg("program", nargs="?", metavar="PROGRAM", help="only this one (default: all)")],
+        formats=("text",), section="Set up"),
+    "mcp": Command("", command_mcp, [PROGRAM],
+        formats=("json",), options=CLIENT_OPTIONS),
+}  # fmt: skip

@@ -1,0 +1,386 @@
+"""``cco connect`` and ``cco disconnect``: what is written for a user's own sessions, that exactly this goes again, and the
+bridge by which these sessions speak with the service.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from conftest import MODULE, Service, clean_environment, git, make_repository, plugin
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+edits = plugin("_edits")
+connect = plugin("connect")
+KEYS, OURS = ("mcpServers", "cco"), {"command": "/bin/cco", "args": ["mcp", "ü"]}
+HOOK = {"hooks": [{"type": "command", "command": "cco hook"}]}
+ADDED = [
+    (KEYS, OURS),
+    (("hooks", "Stop", "+"), HOOK),
+    (("hooks", "Stop", "+"), {**HOOK, "matcher": ""}),
+    (("hooks", "Start", "+"), HOOK),
+]
+
+FILES = [
+    "{}", "{}\n", "{\n}\n", '{"a": 1}', '{\n  "a": 1\n}\n', '{\n\t"a": [1, 2]\n}', '{\r\n  "a": 1\r\n}\r\n', '\ufeff{"a":1}',
+    '// mine\n{\n  "a": 1, // one\n  /* two */ "b": {"c": []},\n}\n// end', '{ /* nothing */ }', '{\n    "a": {},\n\n    "mcpServers": {}\n}',
+    '{"mcpServers": {"x": {"command": "y"}}, "hooks": {}}', '{"mcpServers":{"x":{}},"hooks":{"Stop":[]}}',
+    '{\n  "hooks": {\n    "Stop": [\n      {"hooks": []},  // my own\n    ]\n  },\n  "mcpServers": {\n    "x": {}  // last\n  }\n}\n',
+]  # fmt: skip
+
+
+def added(text: str, additions: list[Any]) -> tuple[str, list[str]]:
+    pieces = []
+    for addition in additions:
+        text, piece = edits.add_json(text, addition)
+        pieces.append(piece)
+    return text, pieces
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_what_is_added_to_json_goes_again_and_the_bytes_are_as_before(text: str) -> None:
+    after, pieces = added(text, ADDED)
+    value = edits.parse(after).value
+    assert value["mcpServers"]["cco"] == OURS and value["hooks"]["Stop"][-2:] == [HOOK, {**HOOK, "matcher": ""}]
+    assert edits.without(value, ADDED) | {"hooks": 0, "mcpServers": 0} == edits.parse(text).value | {
+        "hooks": 0,
+        "mcpServers": 0,
+    }
+    assert ("\r\n" in after) is ("\r\n" in text) and after.count("\n") >= text.count("\n")
+    assert added(after, ADDED) == (after, [""] * len(ADDED)), "twice is once"
+    assert edits.take_json(after, ADDED, pieces) == text
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_what_is_added_goes_also_where_others_wrote_since(text: str) -> None:
+    after, pieces = added(text, ADDED)
+    theirs = [(("mcpServers", "later"), {"z": 1}), (("hooks", "Stop", "+"), "theirs"), (("own",), [1])]
+    changed, _ = added(after, theirs)
+    assert edits.parse(edits.take_json(changed, ADDED, pieces)).value == edits.without(
+        edits.parse(changed).value, ADDED
+    )
+    again = json.dumps(edits.parse(changed).value, indent=4)  # as programs write their settings anew
+    assert json.loads(edits.take_json(again, ADDED, pieces)) == edits.without(json.loads(again), ADDED)
+    assert edits.take_json(text, ADDED, pieces) == text, "it is gone already"
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3)
+                    | st.dictionaries(st.sampled_from(["a", "hooks", "mcpServers", "Stop", "é"]), inner, max_size=3), max_leaves=12)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["a", "hooks", "mcpServers", "Stop"]), JSON, max_size=4),
+    st.sampled_from([None, 0, 1, "\t"]),
+    st.booleans(),
+)
+def test_any_json_is_as_before_or_refused(value: dict[str, Any], indent: Any, ascii_only: bool) -> None:
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
+    assert edits.parse(text).value == value
+    try:
+        after, pieces = added(text, ADDED)
+    except edits.NotEditable:
+        hooks = value.get("hooks", {})
+        lists = isinstance(hooks, dict) and all(isinstance(hooks.get(name, []), list) for name in ("Stop", "Start"))
+        assert not lists or not isinstance(value.get("mcpServers", {}), dict)
+        return
+    assert edits.take_json(after, ADDED, pieces) == text
+
+
+@pytest.mark.parametrize(("text", "problem"), [
+    ("", "line 1: it is no JSON"), ("{", "line 1: it is no JSON"), ("{1: 2}", "line 1: it is no member"), ('{"a": 1 "b": 2}', "line 1: a comma is missing"),
+    ('{\n"a": 1,\n"a": 2}', "line 3: 'a' is there twice"), ("{} {}", "line 1: something follows"), ("[1]", "its value is of another kind"),
+    ('{"mcpServers": []}', "mcpServers is of another kind"), ('{"mcpServers": {"cco": 1}}', "mcpServers.cco is there already"),
+    ('{"a": nope}', "line 1: it is no JSON"), ("[" * 50_000, "it is nested too deeply"), ('{"a": "\n"}', "line 1: it is no JSON"),
+    ("{'a': 1}", "line 1: it is no JSON"), ('{"hooks": {"Stop": {}}}', "hooks.Stop is of another kind"), ('{"a": 01.}', "line 1: it is no JSON"),
+])  # fmt: skip
+def test_json_that_cannot_be_edited_says_why(text: str, problem: str) -> None:
+    with pytest.raises(edits.NotEditable, match=problem):
+        added(text, ADDED)
+
+
+TABLE = (("mcp_servers", "cco"), {"command": "/bin/cco", "args": ["a b", "ü"], "timeout": 3})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a = 1", "# mine\r\na = 1\r\n", "[b]\nc = 'd' # e\n", "[mcp_servers.x]\ny = 1\n\n\n", "\ufeffa = 1\n"]
+)
+def test_what_is_added_to_toml_goes_again(text: str) -> None:
+    after, piece = edits.add_toml(text, TABLE)
+    assert edits.tables(after)["mcp_servers"]["cco"] == TABLE[1] and after.startswith(text)
+    assert edits.add_toml(after, TABLE) == (after, "")
+    assert edits.take_toml(after, [TABLE], [piece]) == text
+    more = after + "\n[later]\nz = 1\n"
+    assert edits.tables(edits.take_toml(more, [TABLE], [piece])) == edits.without(
+        edits.tables(text + "\n[later]\nz = 1\n"), [TABLE]
+    )
+    assert "/bin/cco" not in edits.take_toml(more.replace("timeout = 3", "timeout = 4"), [TABLE], [piece])
+    with pytest.raises(edits.NotEditable):
+        edits.take_toml(after + "inside_ours = 1\n", [TABLE], [piece])
+
+
+@pytest.mark.parametrize("text", ["mcp_servers = {}", "a = ", "[mcp_servers.cco]\nx = 1\n", "mcp_servers = 1"])
+def test_toml_that_cannot_be_edited_is_refused(text: str) -> None:
+    with pytest.raises(edits.NotEditable):
+        edits.add_toml(text, TABLE)
+
+
+# -- the commands
+
+
+class Desk:
+    """A repository and a home of a user who types commands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home, self.root = folder / "home", make_repository(folder / "repository")
+        self.home.mkdir()
+        self.env = clean_environment(HOME=str(self.home), XDG_STATE_HOME=str(folder / "state"), CLAUDE_CONFIG_DIR="")
+        self.env.pop("CLAUDE_CONFIG_DIR")
+
+    def cco(self, *words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, str(MODULE), *words], cwd=self.root, env=self.env, capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def files(self) -> dict[str, tuple[bytes, int]]:
+        """Everything that is there, but for the state folder and git's own but info/exclude."""
+        found = [
+            path
+            for base in (self.home, self.root)
+            for path in base.rglob("*")
+            if ".git" not in path.parts or path.name == "exclude"
+        ]
+        return {str(path): (path.read_bytes() if path.is_file() else b"", path.stat().st_mode) for path in found}
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_all_programs_are_connected_and_everything_is_as_before(desk: Desk) -> None:
+    (desk.home / ".claude.json").write_text('{"projects": {"/elsewhere": {}}, "theme": "dark"}')
+    (desk.home / ".claude.json").chmod(0o640)
+    (desk.root / "opencode.jsonc").write_text('// mine\n{"theme": "x"}\n')
+    (desk.root / ".vscode").mkdir()
+    (desk.root / ".vscode/mcp.json").write_text('{\n\t"servers": {}, // none\n}')
+    git(desk.root, "add", "-A")
+    git(desk.root, "commit", "-q", "-m", "settings")
+    before = desk.files()
+    for program in connect.PROGRAMS:
+        shown = desk.cco("connect", program)
+        assert "Nothing was written" in shown and "+" in shown and desk.files() == before
+    for program in connect.PROGRAMS:
+        assert f"Written: start {program} anew" in desk.cco("connect", program, "--write")
+    once = desk.files()
+    for program in connect.PROGRAMS:
+        assert f"{program} is connected" in desk.cco("connect", program, "--write")
+    assert desk.files() == once
+    assert git(desk.root, "status", "--short") == " M .vscode/mcp.json\n M opencode.jsonc\n"
+    assert "git tracks opencode.jsonc" in shown_of(desk, "opencode")
+    assert all("eyJ" not in content.decode(errors="replace") for content, _ in once.values()), "no token in any file"
+    claude = json.loads((desk.home / ".claude.json").read_text())["projects"]
+    assert claude["/elsewhere"] == {} and claude[str(desk.root)]["mcpServers"]["cco"]["args"][-4:] == [
+        "mcp",
+        "claude",
+        "--root",
+        str(desk.root),
+    ]
+    rows = {
+        row["check"]: row["verdict"]
+        for row in json.loads(desk.cco("doctor", "--format", "json", "--port", "0").split("\n}")[0] + "\n}")["checks"]
+    }
+    assert [rows[f"connection of {program}"] for program in connect.PROGRAMS] == ["good"] * len(connect.PROGRAMS)
+    for program in connect.PROGRAMS:
+        assert f"{program}: " in desk.cco("disconnect", program)
+    assert desk.files() == before and "No program is connected" in desk.cco("disconnect")
+
+
+def shown_of(desk: Desk, program: str) -> str:
+    desk.cco("disconnect", program)
+    shown = desk.cco("connect", program)
+    desk.cco("connect", program, "--write")
+    return shown
+
+
+def test_what_the_user_wrote_meanwhile_stays_and_what_cannot_be_edited_is_refused(desk: Desk) -> None:
+    for program in ("gemini", "codex"):
+        desk.cco("connect", program, "--write")
+    settings = desk.root / ".gemini/settings.json"
+    settings.write_text(settings.read_text().replace("{\n", '{\n  "ui": {"theme": "x"}, // mine\n', 1))
+    config = desk.root / ".codex/config.toml"
+    config.write_text("model = 'x'  # mine\n" + config.read_text())
+    desk.cco("disconnect")
+    assert (
+        connect._edits.parse(settings.read_text()).value["ui"] == {"theme": "x"} and "// mine" in settings.read_text()
+    )
+    assert "cco" not in settings.read_text() and config.read_text().strip() == "model = 'x'  # mine"
+    for content, problem in (
+        (b'{"mcpServers": 5}', "another kind"),
+        (b"{\n,}", "line 2: it is no"),
+        (b"\xff{}", "not UTF-8"),
+    ):
+        settings.write_bytes(content)
+        assert problem in desk.cco("connect", "gemini", "--write", code=2) and settings.read_bytes() == content
+    settings.unlink()
+    settings.symlink_to(desk.home / "other.json")
+    assert "leads out of the repository" in desk.cco("connect", "gemini", "--write", code=2)
+    settings.unlink()
+    os.mkfifo(settings)
+    assert "no regular file" in desk.cco("connect", "gemini", code=2)
+
+
+def test_a_connection_is_taken_away_without_its_notes(desk: Desk) -> None:
+    (desk.root / ".cursor").mkdir()
+    (desk.root / ".cursor/mcp.json").write_text('{"mcpServers": {"x": {}}}')
+    desk.cco("connect", "cursor", "--write")
+    assert "did you mean cursor?" in desk.cco("connect", "curser", code=2)
+    (notes,) = desk.root.parent.glob("state/cco-sidecar/*/connections.json")
+    assert notes.stat().st_mode & 0o777 == 0o600
+    notes.unlink()
+    assert "cursor: " in desk.cco("disconnect", "cursor")
+    assert json.loads((desk.root / ".cursor/mcp.json").read_text()) == {"mcpServers": {"x": {}}}
+    notes.write_text("{")
+    assert "cannot be read" in desk.cco("connect", "cursor", code=2)
+
+
+# -- the bridge
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("bridge")
+    running = Service(make_repository(folder / "repository"), folder / "storage").start()
+    yield running
+    assert running.stop() == 0 and "Traceback" not in running.log, running.log
+
+
+class Bridge:
+    """``cco mcp`` as a program starts it."""
+
+    def __init__(self, service: Service) -> None:
+        words = [
+            sys.executable,
+            str(MODULE),
+            "mcp",
+            "claude",
+            "--root",
+            str(service.root),
+            "--storage",
+            str(service.storage),
+        ]
+        self.process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean_environment(), text=True
+        )
+
+    def send(self, message: Any) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(
+            (message if isinstance(message, str) else json.dumps({"jsonrpc": "2.0"} | message)) + "\n"
+        )
+        self.process.stdin.flush()
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout
+        return json.loads(self.process.stdout.readline())  # type: ignore[no-any-return]
+
+    def call(self, method: str, **params: Any) -> Any:
+        self.send({"id": 1, "method": method, "params": params})
+        return self.read()
+
+    def tool(self, name: str, **arguments: Any) -> str:
+        return str(self.call("tools/call", name=name, arguments=arguments)["result"]["content"][0]["text"])
+
+    def end(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        assert self.process.wait(20) == 0
+
+
+@pytest.fixture
+def bridge(service: Service) -> Iterator[Bridge]:
+    running = Bridge(service)
+    yield running
+    running.process.kill()
+    running.process.wait()
+
+
+def test_a_session_works_through_the_bridge_in_both_eras_and_answers_no_approval(
+    service: Service, bridge: Bridge
+) -> None:
+    old = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+    assert bridge.call("initialize", **old)["result"]["protocolVersion"] == "2025-06-18"
+    bridge.send({"method": "notifications/initialized"})
+    tools = bridge.call("tools/list")["result"]["tools"]
+    assert {"brief", "store_result", "spawn_agent", "ask_human"} <= {tool["name"] for tool in tools}
+    modern = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+    assert bridge.call("server/discover", _meta=modern)["result"]["resultType"] == "complete"
+    told = bridge.call("tools/call", _meta=modern, name="brief", arguments={"issue_id": "b-1"})["result"]
+    assert "b-1" in told["content"][0]["text"]
+    assert "Stored as" in bridge.tool(
+        "store_result", issue_id="b-1", status="success", decisions=["through the bridge"]
+    )
+    (result,) = service.client().get("/api/results", issue_id="b-1").json()["results"]
+    assert result["agent_type"] == "session" and result["agent_id"].startswith("session-claude-")
+    bridge.send(
+        {
+            "id": 7,
+            "method": "tools/call",
+            "params": {"name": "wait_for_events", "arguments": {"event_type": "bell", "timeout_seconds": 60}},
+        }
+    )
+    service.client().publish("bell", {"n": 1})
+    answer = bridge.read()
+    assert answer["id"] == 7 and '"n":1' in answer["result"]["content"][0]["text"].replace(" ", "")
+    bridge.send("no json")
+    assert bridge.read()["error"]["code"] == -32700
+    assert bridge.call("no/method")["error"]["code"] == -32601
+    bridge.end()
+
+
+def test_a_sessions_token_is_of_its_own_kind_and_ends(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    import argparse
+
+    monkeypatch.delenv("JWT_TOKEN", raising=False)
+    bridge = plugin("_mcp_bridge")
+    options = argparse.Namespace(program="codex", root=str(service.root), storage=str(service.storage))
+    client = bridge.SessionClient(options)
+    claims = jwt.decode(client.token, options={"verify_signature": False})
+    assert (claims["agent_type"], claims["bound"], claims["exp"] - claims["iat"]) == ("session", True, 3600)
+    asked = (
+        service.client("python-specialist")
+        .post("/api/approvals", {"kind": "approval", "text": "May I?", "command": "rm x"})
+        .json()
+    )
+    refused = client_of(service, client.token).post(
+        f"/api/approvals/{asked['approval_id']}/answer", {"answer": "approve"}
+    )
+    assert (refused.status_code, refused.json()["code"]) == (403, "AUTH_003")
+    first, client._made = client.token, client._made - 3600
+    client.open(b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}', bridge.headers_of({})).close()
+    assert client.token != first
+
+
+def client_of(service: Service, token: str) -> Any:
+    from conftest import Client
+
+    return Client(service.url, token)
+
+
+def test_a_session_goes_on_when_the_service_was_started_again(service: Service, bridge: Bridge) -> None:
+    assert bridge.call("ping")["result"] == {}
+    service.stop()
+    assert "no sidecar runs" in bridge.call("ping")["error"]["message"]
+    service.start()  # on another port
+    assert bridge.call("ping")["result"] == {}
+    bridge.end()

@@ -807,15 +807,6 @@ class ResultQuery(Struct):
     limit: Limit = 100
 
 
-class AgentQuery(Struct):
-    state: AgentState | None = None
-    status: Literal["active", "completed", "failed"] | None = None
-    agent_type: Identifier | None = None
-    issue_id: Identifier | None = None
-    since: Since = ""
-    limit: Limit = 100
-
-
 class EndQuery(Struct):
     force: bool = False
 
@@ -2098,7 +2089,6 @@ def routes() -> list[Route]:
         Route("GET", "/api/events/wait/{event_type}", WaitForEvents),
         Route("POST", "/api/events/{event_type}", PublishEvent),
         Route("POST", "/api/agents/spawn", SpawnAgent),
-        Route("GET", "/api/agents", ListAgents),
         Route("GET", "/api/agents/{agent_id}/status", GetAgentStatus),
         Route("DELETE", "/api/agents/{agent_id}", EndAgent),
         Route("DELETE", "/api/cache/context/{issue_id}", ClearCache),
@@ -2993,19 +2983,6 @@ def check_environment(environment: dict[str, str]) -> None:
             raise ApiError("REQ_001", "environment: a name holds a blank or a control character")
         if size > 128 * 1024:
             raise ApiError("REQ_001", "environment: a variable with its name has at most 128 KiB")
-
-
-class ListAgents(Endpoint):
-    """Agents, newest last."""
-
-    permission = READ
-    query_type = AgentQuery
-    answers = {200: "AgentList"}
-
-    async def respond(self) -> dict[str, Any]:
-        rows, more = self.sidecar.agents.ledger.page(self.claims.project_id, self.query)
-        agents = await self.sidecar.agents.disk.run(self.sidecar.agents.describe, rows)
-        return {"agents": agents, "next_cursor": rows[-1]["id"] if rows else None, "has_more": more}
 
 
 class AgentEndpoint(Endpoint):
@@ -6490,23 +6467,13 @@ class AgentLedger:
         row = self.storage.read.agent(project, agent_id)
         if row is None:
             raise ApiError("REQ_002", f"No agent {agent_id}")
-        return self._whole(row)
+        return self.whole(row)
 
-    def _whole(self, row: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row with its agent's latest result, and what is known of a running one at this moment."""
         if running := self._active.get(row["id"]):
             row |= {"last_call": running.row.get("last_call")} | (running.process.usage if running.process else {})
         return row | self.storage.read.result_of(row["project"], row["id"])
-
-    def page(self, project: str, query: AgentQuery) -> tuple[list[dict[str, Any]], bool]:
-        """Rows after ``since``, or the newest ones, newest last; and whether there are more."""
-        states: list[str] | None = [query.state] if query.state else None
-        if query.status:
-            states = [state for state in AGENT_GROUPS[query.status] if query.state in (None, state)]
-        page, more = self.storage.read.agents(
-            project, query.since, query.limit, state=states, type=query.agent_type, issue=query.issue_id
-        )
-        return [self._whole(row) for row in page], more
 
     def statistics(self) -> dict[str, Any]:
         read = self.storage.read

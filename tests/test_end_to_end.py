@@ -130,7 +130,8 @@ def test_a_team_finishes_an_issue_and_a_crash_loses_nothing(make_service: Callab
     architect = Client(service.url, token)
     assert architect.get("/api/results", issue_id=issue).json()["results"] == results
     assert architect.wait("*", since="earliest", timeout=0)["events"] == events
-    assert [agent["state"] for agent in architect.get("/api/agents").json()["agents"]] == ["completed", "completed"]
+    agents = [architect.get(f"/api/agents/{one['agent_id']}/status").json() for one in (coder, tester)]
+    assert [agent["state"] for agent in agents] == ["completed", "completed"]
     assert json.loads((service.storage / "results" / PROJECT / issue / "test-engineer.json").read_text()) == results[-1]
     again = architect.get(f"/api/context/{issue}/documentation-expert").json()["context"]["previous_agent_outputs"]
     assert [output["agent"] for output in again] == ["chief-architect-1", coder["agent_id"], tester["agent_id"]]

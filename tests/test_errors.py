@@ -204,7 +204,6 @@ ALLOWED = {
     "/api/events/wait/ping": "GET, HEAD, OPTIONS",
     "/api/agents/spawn": "DELETE, OPTIONS, POST",
     "/api/agents/agent-1": "DELETE, OPTIONS",
-    "/api/agents": "GET, HEAD, OPTIONS",
     "/api/cache/context/issue-1": "DELETE, OPTIONS",
     "/api/cache/all": "DELETE, OPTIONS",
     "/api/auth/refresh": "OPTIONS, POST",
@@ -315,7 +314,9 @@ def test_names_in_paths_that_are_no_identifiers_are_400(service: Service, name: 
         ("/api/results?limit=1001", "REQ_001"),
         ("/api/results?status=nice", "REQ_001"),
         ("/api/results?since=result-unknown", "REQ_001"),
-        ("/api/agents?state=asleep", "REQ_001"),
+        pytest.param(
+            "/api/agents?state=asleep", "REQ_001", marks=pytest.mark.needs_plugin("agents/listing lists them")
+        ),
         pytest.param("/api/events?dead=maybe", "REQ_001", marks=pytest.mark.needs_plugin("events/listing lists them")),
         ("/api/events/wait/Ping", "EVT_002"),
         ("/api/events/wait/ping?filter=a==b", "EVT_002"),
@@ -511,9 +512,10 @@ def test_a_bad_field_of_a_spawn_is_named_by_its_path(architect: Client, change: 
     ("method", "url", "path"),
     [
         ("GET", "/api/results?limit=0", "limit"), ("GET", "/api/results?status=nice", "status"), ("GET", "/api/results?since=x", "since"),
-        ("GET", "/api/agents?state=asleep", "state"), ("GET", "/api/agents?status=done", "status"), ("GET", "/api/agents?since=x", "since"),
         *(pytest.param("GET", f"/api/events?{query}", query.partition("=")[0],
             marks=pytest.mark.needs_plugin("events/listing lists them")) for query in ("dead=maybe", "since=yesterday", "type=Bad")),
+        *(pytest.param("GET", f"/api/agents?{query}", query.partition("=")[0],
+            marks=pytest.mark.needs_plugin("agents/listing lists them")) for query in ("state=asleep", "status=done", "since=x")),
         ("GET", "/api/events/wait/ping?timeout=soon", "timeout"), ("GET", "/api/events/wait/ping?filter=a==b", "filter"),
         ("GET", "/api/events/wait/Bad", "event_type"), ("GET", "/api/context/-x/test-engineer", "issue_id"),
         ("GET", "/api/context/issue-1/wizard", "agent_type"), ("GET", "/api/context/issue-1/test-engineer?max_files=many", "max_files"),
@@ -646,7 +648,7 @@ def test_the_connection_goes_on_after_a_small_refused_body(service: Service) -> 
                 head_of(service, "POST", "/api/results", f"Content-Length: {len(content)}", token="garbage") + content
             )
             assert read_answer(connection)[0] == 401
-        connection.sendall(head_of(service, "GET", "/api/agents"))
+        connection.sendall(head_of(service, "GET", "/api/results"))
         assert read_answer(connection)[0] == 200
 
 
@@ -718,7 +720,7 @@ def test_a_repeat_with_the_same_key_is_answered_again_and_not_done_again(endpoin
         assert third.json() != first.json()
     assert len(client.get("/api/results").json()["results"]) == 2
     assert len(client.wait("ping", since="earliest", timeout=0)["events"]) == 2
-    assert len(client.get("/api/agents").json()["agents"]) == 2
+    assert client.get("/status").json()["agents"]["spawned_total"] == 2
 
 
 def test_repeats_at_the_same_time_are_done_once(endpoints: tuple[Client, list[Any]]) -> None:

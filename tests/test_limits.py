@@ -232,7 +232,7 @@ def test_being_forgotten_gives_nobody_more() -> None:
 
 
 def use_up(
-    client: Client, method: str = "GET", path: str = "/api/agents", body: Any = None
+    client: Client, method: str = "GET", path: str = "/api/results", body: Any = None
 ) -> tuple[int, requests.Response]:
     """How many requests were let through before the first refusal, and that."""
     for number in range(100):
@@ -247,7 +247,7 @@ def test_answers_tell_the_limit_and_what_is_left_of_it(service: Service, categor
     client = service.client(EXAMPLES[category])
     began, remaining, resets = time.monotonic(), [], []
     for _ in range(3):
-        answer = client.get("/api/agents")
+        answer = client.get("/api/results")
         assert answer.status_code == 200
         assert answer.headers["X-RateLimit-Limit"] == str(limit)
         remaining.append(int(answer.headers["X-RateLimit-Remaining"]))
@@ -262,7 +262,7 @@ def test_answers_tell_the_limit_and_what_is_left_of_it(service: Service, categor
 def test_more_than_the_burst_is_refused_as_documented(service: Service, category: str, limit: int, burst: int) -> None:
     client = service.client(EXAMPLES[category])
     began, allowed = time.monotonic(), 0
-    while (answer := client.get("/api/agents")).status_code == 200:
+    while (answer := client.get("/api/results")).status_code == 200:
         allowed += 1
     assert burst <= allowed <= burst + (time.monotonic() - began) * limit / 60 + 1
     assert answer.status_code == 429
@@ -288,7 +288,7 @@ def test_who_waits_as_long_as_told_is_answered(service: Service) -> None:
 
 def test_an_architect_is_unlimited_and_sees_no_limits(architect: Client) -> None:
     for _ in range(100):
-        answer = architect.get("/api/agents")
+        answer = architect.get("/api/results")
         assert answer.status_code == 200
         assert not [name for name in answer.headers if name.lower().startswith("x-ratelimit")]
 
@@ -298,7 +298,7 @@ def test_public_endpoints_and_bad_tokens_are_not_counted(service: Service) -> No
     for _ in range(10):
         assert client.get("/health").status_code == 200
         assert Client(service.url, f"{client.token}x").get("/status").status_code == 401
-    assert client.get("/api/agents").headers["X-RateLimit-Remaining"] == "4"
+    assert client.get("/api/results").headers["X-RateLimit-Remaining"] == "4"
 
 
 def test_two_tokens_of_one_subject_share_its_allowance(service: Service) -> None:
@@ -314,7 +314,7 @@ def test_refusals_and_mistakes_cost_a_request_too(service: Service) -> None:
     assert client.post("/api/results", {}).status_code == 403
     assert client.get("/api/results", limit=0).status_code == 400
     assert client.get("/api/agents/a/logs").status_code == 404
-    assert int(client.get("/api/agents").headers["X-RateLimit-Remaining"]) <= 1 + (time.monotonic() - began) / 2
+    assert int(client.get("/api/results").headers["X-RateLimit-Remaining"]) <= 1 + (time.monotonic() - began) / 2
 
 
 def test_a_long_poll_costs_one_request(service: Service) -> None:
@@ -322,7 +322,7 @@ def test_a_long_poll_costs_one_request(service: Service) -> None:
     answer = client.get("/api/events/wait/never", timeout=1500)
     assert answer.json()["timeout"] is True
     assert answer.headers["X-RateLimit-Remaining"] == "9"
-    assert int(client.get("/api/agents").headers["X-RateLimit-Remaining"]) >= 8
+    assert int(client.get("/api/results").headers["X-RateLimit-Remaining"]) >= 8
 
 
 def test_a_refused_request_does_no_work(service: Service, issue: str) -> None:
@@ -361,7 +361,7 @@ def test_a_swarm_at_once_gets_no_more_than_the_burst(service: Service) -> None:
         client = Client(service.url, token)
         client.get("/health")
         started.wait(30)
-        statuses.append(client.get("/api/agents").status_code)
+        statuses.append(client.get("/api/results").status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(30)]
     began = time.monotonic()

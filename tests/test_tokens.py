@@ -324,7 +324,6 @@ REQUESTS = {
     "wait": ("GET", "/api/events/wait/ping?timeout=0", None),
     "publish": ("POST", "/api/events/ping", EVENT),
     "spawn": ("POST", "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}),
-    "list agents": ("GET", "/api/agents", None),
     "agent status": ("GET", "/api/agents/agent-1/status", None),
     "end agent": ("DELETE", "/api/agents/agent-1", None),
     "clear cache": ("DELETE", "/api/cache/context/issue-1", None),
@@ -341,7 +340,6 @@ NEEDED = {
     "store result": "write_results",
     "list results": "read_context",
     "get result": "read_context",
-    "list agents": "read_context",
     "agent status": "read_context",
     "publish": "publish_events",
     "spawn": "spawn_agents",
@@ -415,11 +413,12 @@ def test_each_category_may_do_what_its_row_says(service: Service, category: str,
         assert answer.status_code != 401
 
 
-@pytest.mark.needs_plugin("agents/logs reads them")
-def test_logs_need_what_reading_agents_needs(service: Service) -> None:
-    reader = service.client("python-specialist", permissions=["write_results"])
-    assert lacking(reader.get("/api/agents/agent-1/logs")) == "read_context"
-    assert refused(Client(service.url, None).get("/api/agents/agent-1/logs"))
+@pytest.mark.needs_plugin("agents/logs and agents/listing read them")
+@pytest.mark.parametrize("path", ["/api/agents", "/api/agents/agent-1/logs"])
+def test_lists_and_logs_of_agents_need_what_reading_one_needs(service: Service, path: str) -> None:
+    assert lacking(service.client("python-specialist", permissions=["write_results"]).get(path)) == "read_context"
+    assert refused(Client(service.url, None).get(path))
+    assert refused(service.client(issue_id="issue-1").get("/api/agents", issue_id="issue-2"), "AUTH_003")
 
 
 @pytest.mark.needs_plugin("events/listing lists them")
@@ -497,7 +496,6 @@ def test_a_token_for_one_issue_works_on_no_other(service: Service, issue: str) -
         client.post("/api/events/ping", EVENT | {"issue_id": [issue, other], "data": {"issue_id": issue}}),
         client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": other}),
         client.get("/api/results", issue_id=other),
-        client.get("/api/agents", issue_id=other),
         client.delete(f"/api/cache/context/{other}"),
         client.delete("/api/cache/all"),
     ):

@@ -18,7 +18,6 @@ from msgspec import Meta, Struct
 
 from cco_sidecar import (
     READ,
-    AgentQuery,
     ApiError,
     ContextQuery,
     Endpoint,
@@ -30,7 +29,6 @@ from cco_sidecar import (
     HangUp,
     Identifier,
     Limit,
-    ListAgents,
     ListResults,
     PublishEvent,
     RankedFile,
@@ -45,6 +43,7 @@ from cco_sidecar import (
     read_relevant,
     too_large,
 )
+from cco_sidecar_plugins.agents.listing import AgentQuery, ListAgents
 from cco_sidecar_plugins.http._mcp_shapes import NOTE, PAGE, arguments_of, as_line, as_lines, checked, page_of, pages
 
 try:

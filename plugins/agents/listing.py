@@ -1,0 +1,43 @@
+"""Agents in a list, newest last: ``GET /api/agents``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from cco_sidecar import AGENT_GROUPS, READ, AgentState, Endpoint, Identifier, Limit, Route, Since, hookimpl
+
+
+@hookimpl
+def register_routes() -> list[Route]:
+    return [Route("GET", "/api/agents", ListAgents)]
+
+
+class AgentQuery(Struct):
+    state: AgentState | None = None
+    status: Literal["active", "completed", "failed"] | None = None
+    agent_type: Identifier | None = None
+    issue_id: Identifier | None = None
+    since: Since = ""
+    limit: Limit = 100
+
+
+class ListAgents(Endpoint):
+    """Agents, newest last."""
+
+    permission = READ
+    query_type = AgentQuery
+    answers = {200: "AgentList"}
+
+    async def respond(self) -> dict[str, Any]:
+        query, agents = self.query, self.sidecar.agents
+        states: list[str] | None = [query.state] if query.state else None
+        if query.status:
+            states = [state for state in AGENT_GROUPS[query.status] if query.state in (None, state)]
+        found, more = self.sidecar.storage.read.agents(
+            self.claims.project_id, query.since, query.limit, state=states, type=query.agent_type, issue=query.issue_id
+        )
+        rows = [agents.ledger.whole(row) for row in found]
+        described = await agents.disk.run(agents.describe, rows)
+        return {"agents": described, "next_cursor": rows[-1]["id"] if rows else None, "has_more": more}

@@ -7402,6 +7402,8 @@ ALONE = {  # hook: what the service does without where no plugin implements it
     "rank_files": "full-text ranking",
     "context_section": "dependencies",
     "process_owner": "exit codes over a crash",
+    "agent_part": "briefs for agents",
+    "register_routes": "lists of events and agents",
 }
 
 

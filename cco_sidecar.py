@@ -5832,30 +5832,33 @@ PLACES = alternatives(  # whose credentials a file holds
     shared global main test(?:ing)? qa e2e"""
 )
 SECRET_NAME = re.compile(
-    r"\." + alternatives(
+    r"\." + alternatives(  # endings
         r"""env pem key p8 p12 pfx pkcs12 jks bks keystore kdbx? ppk keytab jceks agekey ovpn tfstate tfvars(?:\.json)?
         kubeconfig tfrc(?:\.json)? keychain(?:-db)? agilekeychain keyring pubxml publishsettings
         """) + rf"(?:[._-]{PLACES})?$|"
-    + r"^\.?id_(?:rsa|dsa|ecdsa|ed25519)|[_-](?:rsa|dsa|ecdsa|ed25519)(?:[_-]key)?$"
+    + "^" + alternatives(  # whole names
+        rf"""env(?:[._-]{PLACES})? (?:npm|pypi|net)rc htpasswd htdigest g?shadow my\.cnf nuget\.config kubeconfig
+        local\.settings\.json docker-config\.json sitemanager\.xml recentservers\.xml logins\.json key[34]\.db
+        pgpass\.conf rclone\.conf wg\d+\.conf wallet\.dat fish_history consolehost_history\.txt
+        (?:rootkey|.*accesskeys)\.csv (?:private|secret).*\.(?:asc|pgp)""") + "$|^secring"
+    + r"\b|^\.?id_(?:rsa|dsa|ecdsa|ed25519)|[_-](?:rsa|dsa|ecdsa|ed25519)(?:[_-]key)?$"
     r"|(?:^|[_-])(?:service[_-]?accounts?|client[_-]?secrets?|adminsdk)(?:[_-].*|key|\.apps.*)?\.json$"
-    rf"|^env(?:[._-]{PLACES})?$|^(?:private|secret).*\.(?:asc|pgp)$|(?:^|(?<!public)[_-])key\.(?:json|txt|bin)$|^secring\b|^wg\d+\.conf$"
-    r"|^(?:(?:npm|pypi|net)rc|htpasswd|htdigest|g?shadow|my\.cnf|nuget\.config|local\.settings\.json|docker-config\.json)$"
-    r"|^(?:sitemanager\.xml|recentservers\.xml|logins\.json|key[34]\.db)$"
-    r"|^(?:pgpass\.conf|rclone\.conf|wallet\.dat|kubeconfig"
-    r"|fish_history|consolehost_history\.txt|(?:rootkey|.*accesskeys)\.csv)$"
+    r"|(?:^|(?<!public)[_-])key\.(?:json|txt|bin)$"
 )  # fmt: skip
 DATA_ENDINGS = frozenset(
     """json jsonl json5 yaml yml toml xml ini cfg conf config cnf properties txt csv tsv db sqlite dat plist sh bash zsh
     ps1 enc""".split()
 )
 LOGIN_NAME = re.compile(
-    r"(?:^|[._-])token(?:\.(?:json|txt|db))?$|^\.?(?:o?auth2?|cookies)(?:[._-](?:old|bak|backup|copy))?\.(?:json|toml|txt|db|sqlite)$"
+    r"(?:^|[._-])token(?:\.(?:json|txt|db))?$"
+    r"|^\.?(?:o?auth2?|cookies)(?:[._-](?:old|bak|backup|copy))?\.(?:json|toml|txt|db|sqlite)$"
 )
 CREDENTIALS = re.compile(
-    r"(?:.+-)?(?:credentials?|creds?|secrets?|passwords?|passwd|passphrase|tokencache|token-cache|vault-pass"
-    r"|(?:access|refresh|auth|api|bearer)-?tokens?|(?:access|private|secret|api|master|signing|encryption|deploy)-?keys?)"
-    rf"(?:-(?:{PLACES}|enc|sops))*"
-)
+    "(?:.+-)?" + alternatives(
+        """credentials? creds? secrets? passwords? passwd passphrase tokencache token-cache vault-pass
+        (?:access|refresh|auth|api|bearer)-?tokens?
+        (?:access|private|secret|api|master|signing|encryption|deploy)-?keys?""") + rf"(?:-(?:{PLACES}|enc|sops))*"
+)  # fmt: skip
 TEXT_FOLDERS = re.compile(
     r"/(?:locales?|i18n|l10n|lang(?:uage)?s?|translations?|messages|schemas?|templates|\.github|paths|openapi)/"
 )
@@ -5924,11 +5927,12 @@ class SecretForm(Struct, frozen=True):
 
 
 PLACEHOLDERS = re.compile(
-    r"(?i)(?:my|your|the|a|some|test|new|old|db|user|admin|root)?[_.-]?(?:p|pw|pass|passw|password|passwd|passphrase|pwd|secret|token|key|api[_-]?key"
-    r"|user|username|example|changeme|postgres|mysql|guest|foo|bar|baz|test|redacted|hunter2|.{1,2}|(.)\1*)[_-]?(?:here|word|123|1|2)?"
-)
+    "(?i)(?:my|your|the|a|some|test|new|old|db|user|admin|root)?[_.-]?" + alternatives(
+        r"""p pw pass passw password passwd passphrase pwd secret token key api[_-]?key user username example changeme
+        postgres mysql guest foo bar baz test redacted hunter2 .{1,2} (.)\1*""") + "[_-]?(?:here|word|123|1|2)?"
+)  # fmt: skip
 CALLS_ITSELF_SECRET = re.compile(
-    r"(?i)(?:secret|token|passw(?:or)?d|api[_-]?key|access[_-]?key|auth[_-]?key|account[_-]?key|credential)\w*[\"'\])]*\s*$"
+    r"(?i)(?:secret|token|passw(?:or)?d|(?:api|access|auth|account)[_-]?key|credential)\w*[\"'\])]*\s*$"
 )
 NAME_ENDS = "(?:ken|KEN|[Kk]ey|KEY|ret|RET|ord|ORD|als|ALS)"  # of those that call themselves secret
 STANDS_FOR_A_SECRET = re.compile(

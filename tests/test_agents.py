@@ -716,7 +716,7 @@ def test_an_agent_that_spoils_its_own_output_is_answered_for_and_ends(
     assert state(architect, agent_id)["state"] == "completed"
 
 
-@pytest.mark.needs_plugin("agents/listing lists them")
+@pytest.mark.needs_plugin("agents/agent_list lists them")
 def test_agents_are_listed_newest_last(architect: Client, issue: str) -> None:
     ids = [spawn(architect, task, issue)["agent_id"] for task in ("succeed", "fail", "hang")]
     for agent_id in ids[:2]:

@@ -315,9 +315,11 @@ def test_names_in_paths_that_are_no_identifiers_are_400(service: Service, name: 
         ("/api/results?status=nice", "REQ_001"),
         ("/api/results?since=result-unknown", "REQ_001"),
         pytest.param(
-            "/api/agents?state=asleep", "REQ_001", marks=pytest.mark.needs_plugin("agents/listing lists them")
+            "/api/agents?state=asleep", "REQ_001", marks=pytest.mark.needs_plugin("agents/agent_list lists them")
         ),
-        pytest.param("/api/events?dead=maybe", "REQ_001", marks=pytest.mark.needs_plugin("events/listing lists them")),
+        pytest.param(
+            "/api/events?dead=maybe", "REQ_001", marks=pytest.mark.needs_plugin("events/event_list lists them")
+        ),
         ("/api/events/wait/Ping", "EVT_002"),
         ("/api/events/wait/ping?filter=a==b", "EVT_002"),
     ],
@@ -513,9 +515,9 @@ def test_a_bad_field_of_a_spawn_is_named_by_its_path(architect: Client, change: 
     [
         ("GET", "/api/results?limit=0", "limit"), ("GET", "/api/results?status=nice", "status"), ("GET", "/api/results?since=x", "since"),
         *(pytest.param("GET", f"/api/events?{query}", query.partition("=")[0],
-            marks=pytest.mark.needs_plugin("events/listing lists them")) for query in ("dead=maybe", "since=yesterday", "type=Bad")),
+            marks=pytest.mark.needs_plugin("events/event_list lists them")) for query in ("dead=maybe", "since=yesterday", "type=Bad")),
         *(pytest.param("GET", f"/api/agents?{query}", query.partition("=")[0],
-            marks=pytest.mark.needs_plugin("agents/listing lists them")) for query in ("state=asleep", "status=done", "since=x")),
+            marks=pytest.mark.needs_plugin("agents/agent_list lists them")) for query in ("state=asleep", "status=done", "since=x")),
         ("GET", "/api/events/wait/ping?timeout=soon", "timeout"), ("GET", "/api/events/wait/ping?filter=a==b", "filter"),
         ("GET", "/api/events/wait/Bad", "event_type"), ("GET", "/api/context/-x/test-engineer", "issue_id"),
         ("GET", "/api/context/issue-1/wizard", "agent_type"), ("GET", "/api/context/issue-1/test-engineer?max_files=many", "max_files"),

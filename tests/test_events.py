@@ -148,7 +148,7 @@ def test_a_token_for_one_issue_finds_the_events_of_that_issue_and_of_none(
         assert found == [event for mine, event in sent if mine and event in seen]
 
 
-@pytest.mark.needs_plugin("events/listing lists them")
+@pytest.mark.needs_plugin("events/event_list lists them")
 def test_a_token_for_one_issue_lists_the_events_of_that_issue_and_of_none(
     service: Service, architect: Client, issue: str
 ) -> None:
@@ -417,7 +417,7 @@ def test_a_repeat_with_the_same_key_publishes_once(service: Service, architect: 
 # -- expiry, retention, dead letters
 
 
-@pytest.mark.needs_plugin("events/listing lists them")
+@pytest.mark.needs_plugin("events/event_list lists them")
 def test_an_event_that_expires_undelivered_becomes_a_dead_letter(
     service: Service, architect: Client, issue: str
 ) -> None:
@@ -473,7 +473,7 @@ def test_retention_by_age(make_service: Callable[..., Service]) -> None:
 # -- listing
 
 
-@pytest.mark.needs_plugin("events/listing lists them")
+@pytest.mark.needs_plugin("events/event_list lists them")
 def test_listing_is_not_delivery(architect: Client, issue: str) -> None:
     depth = architect.get("/status").json()["events"]["queue_depth"]
     topic = f"topic-{issue}"

@@ -413,7 +413,7 @@ def test_each_category_may_do_what_its_row_says(service: Service, category: str,
         assert answer.status_code != 401
 
 
-@pytest.mark.needs_plugin("agents/logs and agents/listing read them")
+@pytest.mark.needs_plugin("agents/logs and agents/agent_list read them")
 @pytest.mark.parametrize("path", ["/api/agents", "/api/agents/agent-1/logs"])
 def test_lists_and_logs_of_agents_need_what_reading_one_needs(service: Service, path: str) -> None:
     assert lacking(service.client("python-specialist", permissions=["write_results"]).get(path)) == "read_context"
@@ -421,7 +421,7 @@ def test_lists_and_logs_of_agents_need_what_reading_one_needs(service: Service, 
     assert refused(service.client(issue_id="issue-1").get("/api/agents", issue_id="issue-2"), "AUTH_003")
 
 
-@pytest.mark.needs_plugin("events/listing lists them")
+@pytest.mark.needs_plugin("events/event_list lists them")
 def test_dead_letters_need_an_architect(service: Service) -> None:
     assert service.client().get("/api/events", dead="true").status_code == 200
     assert lacking(service.client("python-specialist").get("/api/events", dead="true")) == "spawn_agents"

@@ -43,7 +43,7 @@ from cco_sidecar import (
     read_relevant,
     too_large,
 )
-from cco_sidecar_plugins.agents.listing import AgentQuery, ListAgents
+from cco_sidecar_plugins.agents.agent_list import AgentQuery, ListAgents
 from cco_sidecar_plugins.http._mcp_shapes import NOTE, PAGE, arguments_of, as_line, as_lines, checked, page_of, pages
 
 try:

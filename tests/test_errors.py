@@ -239,7 +239,7 @@ def test_trace_echoes_nothing(service: Service) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    described("/health /status /openapi.json /api/results /api/agents /api/context/issue-1/python-specialist".split()),
+    described("/health /status /openapi.json /api/results /api/context/issue-1/python-specialist".split()),
 )
 def test_head_is_get_without_its_body(service: Service, path: str) -> None:
     client = service.client()
@@ -650,7 +650,7 @@ def test_the_connection_goes_on_after_a_small_refused_body(service: Service) -> 
                 head_of(service, "POST", "/api/results", f"Content-Length: {len(content)}", token="garbage") + content
             )
             assert read_answer(connection)[0] == 401
-        connection.sendall(head_of(service, "GET", "/api/results"))
+        connection.sendall(head_of(service, "GET", "/status"))
         assert read_answer(connection)[0] == 200
 
 

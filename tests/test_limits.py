@@ -313,7 +313,7 @@ def test_refusals_and_mistakes_cost_a_request_too(service: Service) -> None:
     client, began = service.client("documentation-expert"), time.monotonic()
     assert client.post("/api/results", {}).status_code == 403
     assert client.get("/api/results", limit=0).status_code == 400
-    assert client.get("/api/agents/a/logs").status_code == 404
+    assert client.get("/api/agents/a/status").status_code == 404
     assert int(client.get("/api/results").headers["X-RateLimit-Remaining"]) <= 1 + (time.monotonic() - began) / 2
 
 

@@ -77,7 +77,10 @@ def test_the_settings_of_each_program_name_its_events() -> None:
             assert commands[0] == wanted and len(commands) == (2 if (program, event) == ("claude", "Stop") else 1)
     assert "PermissionRequest" not in settings.hook_settings("claude", "cco hook claude")
     told = tomllib.loads("\n".join(settings.as_toml("codex")[1::2]))
-    assert told == {"hooks": settings.agent_hooks("codex")}
+    trusted = told["hooks"].pop("state")
+    assert told == {"hooks": settings.agent_hooks("codex")} and len(trusted) == len(told["hooks"])
+    seen = {"trusted_hash": "sha256:eb7e730bdc4962cbeb02ad3341502386e47ab2af31ab2454e09003e46e8a28b9"}
+    assert trusted["/<session-flags>/config.toml:stop:0:0"] == seen, "what codex itself says of this hook"
 
 
 def test_an_agents_hook_says_nothing_and_succeeds_where_the_service_is_away(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ place.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,12 +166,30 @@ def as_module() -> str:
 
 
 def as_toml(program: str) -> list[str]:
-    """The same as words for codex: ``-c hooks.EVENT=[...]``, in TOML, whose strings are those of JSON here."""
+    """The same as words for codex: ``-c hooks.EVENT=[...]``, in TOML, whose strings are those of JSON here. It runs no
+    hook that its user has not looked at: these alone are named as looked at, by their hashes. Its option
+    ``--dangerously-bypass-hook-trust`` would also run those that somebody has put into the repository.
+    """
 
     def toml(value: Any) -> str:
         if isinstance(value, dict):
-            return "{" + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + "}"
+            return "{" + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + "}"
         return "[" + ", ".join(map(toml, value)) + "]" if isinstance(value, list) else json.dumps(value)
 
-    pairs = ((event, toml(groups)) for event, groups in agent_hooks(program).items())
-    return [word for event, groups in pairs for word in ("-c", f"hooks.{event}={groups}")]
+    hooks = agent_hooks(program)
+    trusted = {f"/<session-flags>/config.toml:{snake_case(event)}:0:0": rows for event, rows in hooks.items()}
+    state = {key: {"trusted_hash": hook_hash(key.split(":")[1], rows[0])} for key, rows in trusted.items()}
+    return [
+        word for event, rows in (hooks | {"state": state}).items() for word in ("-c", f"hooks.{event}={toml(rows)}")
+    ]
+
+
+def snake_case(event: str) -> str:
+    return re.sub(r"(?<!^)([A-Z])", r"_\1", event).lower()
+
+
+def hook_hash(event: str, row: dict[str, Any]) -> str:
+    """What codex 0.169 and 0.171 know a hook by; where another version counts otherwise, it does not run it."""
+    hooks = [hook | {"async": False} for hook in row["hooks"]]
+    content = json.dumps({"event_name": event, "hooks": hooks}, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"

@@ -230,8 +230,8 @@ class Asked(Struct):
         """As readers get it now: what is overdue has expired, also before that is in the log."""
         if self.state == self.approval.state:
             return self.approval
-        no = DENY if self.approval.kind == "approval" else None
-        return msgspec.structs.replace(self.approval, state="expired", answer=no, answered_at=self.approval.until)
+        outcome = {"state": "expired", "answer": no_to(self.approval), "answered_at": self.approval.until}
+        return msgspec.structs.replace(self.approval, **outcome)
 
 
 class Approvals:
@@ -359,8 +359,7 @@ class Approvals:
     async def _expire(self, asked: Asked) -> None:
         """Publish that no answer came in time."""
         await asyncio.sleep(max(0.0, asked.deadline - time.time()))
-        no = DENY if asked.approval.kind == "approval" else None
-        outcome = {"state": "expired", "answer": no, "message": None, "answered_by": None}
+        outcome = {"state": "expired", "answer": no_to(asked.approval), "message": None, "answered_by": None}
         try:
             self._read_on()
             if asked.approval.state == "open" and await self._end(asked, outcome) is None:
@@ -391,21 +390,25 @@ class Approvals:
         """Take in what has come into the log."""
         read, after = self._storage.read, self._read_to
         self._read_to = read.head()
-        types = [*ASKED, *ANSWERED, "agent_exited"] if self._read_to > after else []
-        for row in sorted(rows_of(read, self._project, types, after, self._read_to), key=lambda row: int(row["seq"])):
+        if self._read_to == after:
+            return
+        rows = rows_of(read, self._project, [*ASKED, *ANSWERED], after, self._read_to)
+        for row in sorted(rows, key=lambda row: int(row["seq"])):
             self._take(row["type"], row["seq"], row["created"], msgspec.json.decode(row["body"])["data"])
+        for asked in self._asked.values():
+            if asked.approval.state == "open" and (ended := self._ended(asked.approval.agent_id)):
+                outcome = {"state": "withdrawn", "answer": no_to(asked.approval), "answered_at": iso(ended)}
+                asked.approval = msgspec.structs.replace(asked.approval, **outcome)
         finished = [name for name, asked in self._asked.items() if asked.state != "open"]
         for name in finished[: -self.KEPT]:
             del self._asked[name]
 
+    def _ended(self, agent_id: str) -> float | None:
+        """When a spawned agent ended; None for one that has not, and for anybody else."""
+        row = self._storage.read.agent(self._project, agent_id)
+        return row["ended"] if row else None
+
     def _take(self, event_type: str, seq: int, created: float, data: dict[str, Any]) -> None:
-        if event_type == "agent_exited":
-            for asked in self._asked.values():
-                if asked.approval.agent_id == data["agent_id"] and asked.state == "open":
-                    no = DENY if asked.approval.kind == "approval" else None
-                    ended = {"state": "withdrawn", "answer": no, "answered_at": iso(created)}
-                    asked.approval = msgspec.structs.replace(asked.approval, **ended)
-            return
         approval = self._approval(event_type, seq, created, data)
         if event_type in ASKED or approval.approval_id not in self._asked:
             asked = Asked(approval, seq, created + data.get("timeout_seconds", 0))
@@ -425,6 +428,11 @@ class Approvals:
             told |= {name: data[name] for name in ("answer", "message", "answered_by")} | {"answered_at": iso(created)}
         told |= {"approval_id": data.get("approval_id") or self._bus.event_id(seq), "state": data.get("state", "open")}
         return msgspec.convert(told | {"kind": (ASKED | ANSWERED)[event_type]}, Approval)
+
+
+def no_to(approval: Approval) -> str | None:
+    """The answer where nobody gives one."""
+    return DENY if approval.kind == "approval" else None
 
 
 def too_late(approval: Approval) -> ApiError:

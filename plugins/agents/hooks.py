@@ -14,6 +14,7 @@ How far a session has heard is a position like that of every reader of events, b
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import hashlib
 import time
@@ -197,17 +198,25 @@ class Session(Struct, frozen=True):
 class Sessions:
     """The sessions that call hooks, and what each has heard. On the loop."""
 
+    MOST = 1000  # sessions that one token may begin in a run of the service: each leaves a position
+
     def __init__(self, sidecar: Sidecar) -> None:
         self._sidecar = sidecar
         self._read, self._bus, self._agents = sidecar.storage.read, sidecar.bus, sidecar.agents
+        self._begun: collections.Counter[str] = collections.Counter()  # by subject
         self._idle: dict[PositionKey, asyncio.Future[None]] = {}
         self.locks = KeyedLocks()
 
     # -- events
 
     def begin(self, session: Session) -> None:
-        """A session hears of what comes from now on; one that goes on hears where it had ended."""
+        """A session hears of what comes from now on; one that goes on, of what comes since it ended. Raises RATE_001
+        where the token has begun too many.
+        """
         if self._bus.readers.position(session.key) is None:
+            begun = self._begun[session.claims.sub] = self._begun[session.claims.sub] + 1
+            if begun > self.MOST:
+                raise ApiError("RATE_001", "This token has begun too many sessions", retry_after=3600)
             self.heard(Poll(b"", Found([], self._read.head(), b""), session.key, False, 0.0))
 
     def news(self, session: Session) -> tuple[str, Poll]:

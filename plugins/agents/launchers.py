@@ -97,7 +97,7 @@ PROGRAMS = {
     "codex": Program(
         tried="0.171.0",
         argv=["codex", "exec", "{asking}", "-c", "sandbox_workspace_write.network_access=true",
-              "--dangerously-bypass-hook-trust", *as_toml("codex"), "--skip-git-repo-check", "{prompt}"],
+              *as_toml("codex"), "--skip-git-repo-check", "{prompt}"],
         asking={False: ["--sandbox", "workspace-write"], True: ["--approve-for-me"]},  # which has the same sandbox
         log_in="`codex login`, or a key in CODEX_API_KEY",
         logged_out=r"^ERROR: unexpected status 401",

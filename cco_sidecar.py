@@ -845,9 +845,8 @@ hookimpl = pluggy.HookimplMarker("cco_sidecar")
 
 
 class Asks:
-    """Hooks by which anybody's code gives a value. It runs in a worker thread and has five seconds; one that raises,
-    hangs or returns nonsense is logged and passed over. None is no answer. Others but routes and commands are taken as
-    JSON says them: sets are lists, NaN is null, and what JSON cannot say is nonsense.
+    """Hooks by which anybody's code gives a value, in a worker thread and within five seconds. Who raises, hangs or
+    returns what JSON cannot say is logged and passed over. None is no answer; where one is wanted, the first wins.
     """
 
     @hookspec
@@ -861,24 +860,21 @@ class Asks:
     @hookspec
     def context_section(self, request: ContextRequest) -> Sections:
         """Sections of a context: ``{"section_name": JSON value}``. A later plugin's section of the same name wins; an
-        object for ``metadata`` adds to what is there. Asked on every build of a context; the answer is kept until a
-        file, git or the issue's results change.
+        object for ``metadata`` adds to what is there. Kept until a file, git or the issue's results change.
 
         return {"release": {"frozen": request.project.git.branch == "main"}}
         """
 
     @hookspec
     def section_files(self) -> list[str]:
-        """Names, below the root, of files that your sections are made from although git may ignore them: a context is
-        built anew where one of them changed. Asked at the start.
+        """Files below the root that your sections are made from although git may ignore them. Asked at the start.
 
         return ["coverage.xml"]
         """
 
     @hookspec
     def resolve_issue(self, issue_id: str, settings: Settings) -> dict[str, Any] | None:
-        """``{"title": ..., "body": ...}`` of an issue. Raise IssueNotFound when it is yours and does not exist: its
-        context then answers 404. The first answer wins.
+        """``{"title": ..., "body": ...}`` of an issue. Raises IssueNotFound where there is none.
 
         file = Path(settings.root, "issues", issue_id + ".md")
         return {"title": issue_id, "body": file.read_text()} if file.exists() else None
@@ -886,15 +882,15 @@ class Asks:
 
     @hookspec
     def rank_files(self, request: RankRequest) -> list[RankedFile] | None:
-        """The project's files, most relevant first, for a task. The first answer wins.
+        """The project's files, most relevant first, for a task.
 
         return [RankedFile(file.path, 1.0) for file in request.files if file.path in request.task]
         """
 
     @hookspec
     def index_state(self, root: str, index_folder: str) -> dict[str, Any] | None:
-        """The state of your ranking's index: ``{"state": "building" | "ready" | "absent", ...}`` and any
-        figures. Asked before and after each ranking: while one is building, contexts say so and are not cached.
+        """The state of your ranking's index: ``{"state": "building" | "ready" | "absent", ...}``, asked before and
+        after each ranking: while one is building, contexts say so and are not cached.
 
         return {"state": "ready" if Path(index_folder, "mine.db").exists() else "building"}
         """
@@ -909,34 +905,31 @@ class Asks:
         submission: dict[str, Any],
         settings: Settings,
     ) -> list[NextAgent]:
-        """The new list of proposals after ``result`` was stored: ``proposals`` as the plugins before left them, with
-        some added, removed or replaced. ``history`` holds the issue's earlier results, oldest first, of many the newest
-        200 and the last one of a coder; ``submission`` is the whole body that was posted.
+        """The new list of proposals after ``result`` was stored: ``proposals``, with some added, removed or replaced.
+        ``history`` holds the issue's earlier results, oldest first, of many the newest 200 and the last one of a coder.
 
         return [item for item in proposals if item.agent_type != "security-auditor"]
         """
 
     @hookspec
     def permission_policy(self, claims: Claims, permission: str | None, method: str, path: str) -> bool | str | None:
-        """Refuse a request that the token allows: False or a reason; None or True leaves it. A policy that raises or
-        hangs refuses. Asked for every authenticated request after its permission was checked.
+        """Refuse a request that the token allows: False or a reason; None or True leaves it. Who fails refuses.
 
         return "the project is frozen" if Path("FROZEN").exists() and method != "GET" else None
         """
 
     @hookspec
     def context_brief(self, request: ContextRequest, sections: Sections, reader: Reader) -> str | None:
-        """A context as Markdown of 10 kB at most, for programs that cannot read so much JSON: the answer to ``Accept:
-        text/markdown`` and a spawned agent's $CCO_BRIEF_FILE. ``sections`` are redacted and whole but for
-        ``relevant_files``: what is to be said of files is in ``request.ranked``. The first answer wins.
+        """A context as Markdown of 10 kB at most, for ``Accept: text/markdown`` and a spawned agent's $CCO_BRIEF_FILE.
+        ``sections`` are redacted and have no ``relevant_files``: see ``request.ranked``.
 
         return f"# {request.issue_id}\\n\\n{instructions(reader)}"
         """
 
     @hookspec
     def agent_command(self, launch: AgentLaunch, settings: Settings) -> Argv | AgentCommand | None:
-        """The argv that runs an agent, or an AgentCommand, which also has its standard input and more environment.
-        Placeholders, the names of AgentLaunch's fields in braces, are filled in. The first answer wins.
+        """The argv that runs an agent, or an AgentCommand. Placeholders are filled in: AgentLaunch's
+        fields in braces.
 
         return ["my-agent", "--task", "{task}"] if launch.agent_type == "translator" else None
         """
@@ -944,8 +937,8 @@ class Asks:
     @hookspec
     def agent_failure(self, agent: dict[str, Any], output: list[str]) -> Annotated[str, Meta(pattern=r"\S")] | None:
         """Why an agent failed, by its last 100 lines. Asked at its end, and in its first two minutes whenever it has
-        written something: who then has an answer for an agent without an exit code has it ended. ``agent`` is the data
-        of its ``agent_exited`` event as far as it is known. The first answer wins.
+        written something: an answer then has it ended. ``agent`` is the data of its ``agent_exited`` event as far as it
+        is known.
 
         return "the licence has expired" if "licence expired" in output and agent["exit_code"] == 3 else None
         """
@@ -954,9 +947,8 @@ class Asks:
     def agent_result(
         self, agent: dict[str, Any], lines: list[str], folder: str, root: str, alone: bool
     ) -> ResultBody | None:
-        """The result of an agent that could store one, stored none and ended with exit code 0. It is stored in the
-        agent's name, with ``"source": "sidecar"``. ``agent`` is the data of its ``agent_exited`` event as far as it is
-        known, ``lines`` are its last 100, ``alone`` means that no other agent ran meanwhile. The first answer wins.
+        """The result of an agent that ended well and stored none although it could; it gets ``"source": "sidecar"``.
+        ``agent`` is as for agent_failure, ``lines`` are its last 100, ``alone`` means that no other agent ran.
 
         return {"status": "partial", "decisions": lines[-1:]}
         """
@@ -975,15 +967,14 @@ class Asks:
     @hookspec
     def register_commands(self, commands: argparse._SubParsersAction[CommandParser]) -> None:
         """More commands. ``run`` gets the parsed arguments, our options among them, and returns the exit code.
-        StartError is a line for the user. Asked when a word is none of the core's commands.
 
         commands.add_parser("greet", help="say hello").set_defaults(run=lambda options: print("hello") or 0)
         """
 
 
 class Tells:
-    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own, off the
-    path of the request. What they return is passed over; what a slow one misses is logged.
+    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own. What they
+    return is passed over; what a slow one misses is logged.
     """
 
     @hookspec
@@ -1030,15 +1021,15 @@ class Tells:
 
 
 class Parts:
-    """Hooks by which a trusted plugin does one part of the work in the core's place, live and without a time limit. A
-    part is made once, at the start, where StartError ends the program and any other error is logged, and the core's own
-    part serves; only fit_context is called again and again.
+    """Hooks by which a trusted plugin does one part of the work in the core's place. A part is made once, at the start
+    (only fit_context is called again and again); StartError ends the program, other errors leave the core's own in use.
+    Where one is wanted, the first wins.
     """
 
     @hookspec
     def storage(self, settings: Settings) -> Storage | None:
-        """The keeper of events, results and agents: a Storage, not started. The core's own is one SQLite file. The
-        first answer wins. What the other parts rely on stands in Storage's docstring, what is kept in Records.
+        """The keeper of events, results and agents: a Storage, not started, whose docstring and Records say what the
+        other parts rely on.
 
         class Backed(Storage):
             def start(self):
@@ -1051,16 +1042,14 @@ class Parts:
     @hookspec
     def command_parser(self) -> Callable[[list[str]], argparse.Namespace] | None:
         """A function that parses a command line in place of ``parse_words``; ``run`` of the namespace that it returns
-        does the work. Wrong use raises StartError. Asked of the bundled plugins only: the options, which name others,
-        have not been parsed yet. The first answer wins.
+        does the work. Wrong use raises StartError. Asked of the bundled plugins only.
 
         return lambda words: argparse.Namespace(run=lambda options: print("you said", *words) or 0)
         """
 
     @hookspec
     def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
-        """The HTTP server's class: derived from ``base``, which is Server or what the plugin before yours derived from
-        it, so several add up. The core's own is Tornado's HTTP/1.1 server with a limit of connections.
+        """The HTTP server's class, derived from ``base``: Server, or what the plugin before yours derived from it.
 
         class Logged(base):
             def start_request(self, server_conn, request_conn):
@@ -1073,8 +1062,7 @@ class Parts:
     @hookspec
     def answer_filter(self, settings: Settings) -> AnswerFilter | None:
         """``async def filter(endpoint, content) -> content`` sees each answer's bytes before they are sent and may set
-        headers of ``endpoint``, whose ``holds_token`` says whether the answer holds a token. Several are called one
-        after the other. The core's own sends plain JSON.
+        headers of ``endpoint``, whose ``holds_token`` says whether there is a token in it. Several follow one another.
 
         async def signed(endpoint, content):
             endpoint.set_header("X-Checksum", hashlib.sha256(content).hexdigest())
@@ -1086,7 +1074,7 @@ class Parts:
     @hookspec
     def request_log(self, settings: Settings) -> RequestLog | None:
         """One more RequestLog: its ``record`` gets every FinishedRequest, also of a refused request, in order, on the
-        loop, and must not block for longer than a short write does. Asked when the storage folder is there.
+        loop. Asked when the storage folder is there.
 
         class Slow(RequestLog):
             def record(self, request):
@@ -1098,8 +1086,7 @@ class Parts:
 
     @hookspec
     def token_keys(self, settings: Settings) -> list[tuple[Any, str]] | None:
-        """(public key, algorithm) of issuers whose tokens are taken beside our own, each with its one algorithm. The
-        core's own takes none.
+        """(public key, its one algorithm) of issuers whose tokens are taken beside our own.
 
         key = Path("issuer.pem")
         return [(key.read_bytes(), "RS256")] if key.exists() else None
@@ -1107,9 +1094,8 @@ class Parts:
 
     @hookspec
     def fit_context(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool | None:
-        """Cut ``sections``, in place, to ``max_bytes`` of JSON; True where something went. The core measures again and
-        cuts what is still too much. Files may have ``chunks``, (first line, score) of their best 50-line pieces, which
-        are to be removed. Called for each context that is built.
+        """Cut ``sections``, in place, to ``max_bytes`` of JSON; True where something went. The core cuts what is
+        still too much. Files may have ``chunks``, (first line, score) of their best 50-line pieces, to be removed.
 
         for file in sections["relevant_files"]:
             file.pop("chunks", None)
@@ -1134,8 +1120,7 @@ class Parts:
     @hookspec
     def process_owner(self, settings: Settings) -> Processes | None:
         """The owner of agents' processes, which starts, adopts, measures and ends them and keeps their output: a
-        subclass of Processes. Agents must outlive a crash of the service; ``end`` waits for the last process. The
-        core's own knows no exit codes after a crash and measures nothing. The first answer wins.
+        subclass of Processes. Agents must outlive a crash of the service; ``end`` waits for the last process.
 
         class Owner(Processes):
             async def start(self, agent_id, command):
@@ -1160,8 +1145,7 @@ class Parts:
 
     @hookspec
     def meter(self, settings: Settings) -> Meter | None:
-        """The meter of what agents spend: a subclass of Meter, asked when the storage folder is there. The core's own
-        measures nothing. The first answer wins.
+        """The meter of what agents spend: a subclass of Meter. Asked when the storage folder is there.
 
         class Frugal(Meter):
             def check_budget(self, issue_id):
@@ -1750,7 +1734,8 @@ class Sidecar:
             self.results.start()
             self._listen()
             parts.callback(self._server.stop)
-            self.info = self._announce()
+            self.info = self._announced()
+            self._keep_info()
             parts.callback(asyncio.create_task(self._keep_announced()).cancel)
             self.tokens.start()
             self.contexts.start()
@@ -1813,17 +1798,15 @@ class Sidecar:
         except (OSError, ssl.SSLError) as error:
             raise StartError(f"{self.settings.where('tls_cert')}: it cannot be loaded: {one_line(error)}") from None
 
-    def _announce(self) -> SidecarInfo:
+    def _announced(self) -> SidecarInfo:
         """What clients find the service by."""
         settings = self.settings
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
         url = f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
         root, started = clean_text(str(settings.root)), iso(self.started)
-        info = SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
-        write_sidecar_json(settings.storage, info)
         if settings.port == 0:
             self.storage.write_behind(lambda records: records.set_meta("port", str(self.port)))
-        return info
+        return SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
 
     async def _keep_announced(self) -> None:
         """Write ``sidecar.json`` and the signing secret again where a cleaner took them, as long as their folder is
@@ -1844,8 +1827,9 @@ class Sidecar:
             told = problem
 
     def _keep_info(self) -> None:
-        if read_sidecar_json(self.settings.storage) is None:
-            write_sidecar_json(self.settings.storage, self.info)
+        folder = self.settings.storage
+        if read_sidecar_json(folder) != self.info:
+            write_file(folder / SidecarInfo.FILE, msgspec.json.format(msgspec.json.encode(self.info)) + b"\n")
 
     def log_request(self, request: FinishedRequest) -> None:
         """Hand a finished request to every request log."""
@@ -2012,10 +1996,6 @@ def lock_file(file: int) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def write_sidecar_json(folder: Path, info: SidecarInfo) -> None:
-    write_file(folder / SidecarInfo.FILE, msgspec.json.format(msgspec.json.encode(info)) + b"\n")
 
 
 def read_sidecar_json(folder: Path) -> SidecarInfo | None:

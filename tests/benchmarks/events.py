@@ -329,9 +329,8 @@ def fill_log(storage: Path, number: int) -> None:
 async def read_times(server: Sidecar, number: int) -> dict[str, float]:
     """Median seconds of reads at the places of the log where they could be slow."""
     wire = (await connect(server.port, 1))[0]
-    epoch = json.loads((await wire.ask(request_bytes("GET", "/api/events?limit=1", server.token())))[1])["events"][0][
-        "event_id"
-    ].split("-")[1]
+    first = json.loads((await wire.ask(server.wait("bench", "since=earliest&timeout=0&limit=1")))[1])["events"][0]
+    epoch = first["event_id"].split("-")[1]
     near_end = f"evt-{epoch}-{number - 20:012d}"
     reads = {
         "near the end": f"since={near_end}&timeout=0",
@@ -428,7 +427,7 @@ def long_history(small: int, large: int) -> None:
             with running_sidecar(folder):
                 pass
             fill_history(folder / "storage", size)
-            servers.append(open_now.enter_context(running_sidecar(folder)))
+            servers.append(open_now.enter_context(running_sidecar(folder, plugins=True)))
         found = asyncio.run(history_times(servers))
     line("measure", f"{large:,}", f"{small:,} events, results", "ratio (goal)")
     for name, (short, long) in found.items():

@@ -1214,6 +1214,7 @@ class Reader(Struct, frozen=True):
     permissions: tuple[str, ...]
     url: str
     curl_file: str  # curl's configuration with its token
+    how: str = ""  # how it works through the service, where that is not by curl
 
 
 class FileFact(Struct, frozen=True):
@@ -6051,7 +6052,9 @@ class Agents:
     ) -> None:  # fmt: skip
         self._tokens, self._hooks, self._types, self._settings = tokens, hooks, types, settings
         self._folder, self._agent_tokens = settings.storage / "agents", AgentTokens(tokens, settings)
-        self._launcher: Launcher = hooks.derived("agent_part", Launcher, settings=settings)(contexts, hooks, settings)
+        self._launcher: Launcher = hooks.derived("agent_part", Launcher, settings=settings)(
+            contexts, hooks, settings, self._agent_tokens
+        )  # fmt: skip
         self.disk = Pool("agents", 8, 20)
         self._processes: Processes = hooks.part("process_owner", Processes, settings=settings) or Processes(settings)
         self.output = self._processes.output
@@ -6084,12 +6087,12 @@ class Agents:
         running = self.active[row["id"]] = Running(row, self._folder / row["id"])
         what = ""
         try:
-            reader = reader_of(row, running.folder, self.url)
+            reader = self._launcher.reader(row, running.folder, self.url)
             files = await self._launcher.files(body, reader)
             await self.ledger.begin(row, ticket)
             self._agent_tokens.renew(running)
             command, ignored = await self._launcher.command(running, files, body.get("environment") or {}, reader)
-            reporting = self._agent_tokens.mint(row, spends_only=True)
+            reporting = self._agent_tokens.mint(row, lasting=True, spends_only=True)
             command = self.meter.instrument(command, self.url.removesuffix("/api"), reporting)
             what = f"{Path(command.argv[0]).name}: "
             running.process = await self._processes.start(row["id"], command)
@@ -6149,7 +6152,8 @@ class Agents:
         row = {"id": claims.sub, "type": claims.agent_type, "issue": issue_id, "project": claims.project_id}
         may = self._tokens.permissions(claims)
         folder = self.active[claims.sub].folder if claims.sub in self.active else None
-        return reader_of(row | {"permissions": [name for name in PERMISSIONS if name in may]}, folder, self.url)
+        rights = {"permissions": [name for name in PERMISSIONS if name in may]}
+        return self._launcher.reader(row | rights, folder, self.url)
 
     def with_token(self, answer: bytes) -> bytes:
         """A remembered spawn answer as it is true now: with a valid token while the agent lives, and with its state."""
@@ -6296,9 +6300,11 @@ class AgentTokens:
     def __init__(self, tokens: Tokens, settings: Settings) -> None:
         self._tokens, self._life = tokens, settings.token_ttl
 
-    def mint(self, row: dict[str, Any], *, spends_only: bool = False) -> str:
-        """A token of an agent; or one by which its program only reports what it spends, for as long as it may live."""
-        life, may = (int(row["time_limit"]) + 60, []) if spends_only else (None, row["permissions"])
+    def mint(self, row: dict[str, Any], *, lasting: bool = False, spends_only: bool = False) -> str:
+        """A token of an agent: a ``lasting`` one for as long as it may live, for its program, which reads it once. By
+        one that ``spends_only`` the program reports what it spends, and can do nothing else.
+        """
+        life, may = int(row["time_limit"]) + 60 if lasting else None, [] if spends_only else row["permissions"]
         return self._tokens.mint(
             row["id"], row["type"], ttl=life, permissions=may, issue_id=row["only_issue"], bound=True
         )
@@ -6532,9 +6538,14 @@ class Launcher:
         ("all_files", "source_files", "test_files", "security_policies", "dependency_manifests"), "relevant_files"
     )  # fmt: skip
 
-    def __init__(self, contexts: Contexts, hooks: Hooks, settings: Settings) -> None:
-        self.contexts, self.hooks, self.settings = contexts, hooks, settings
+    def __init__(self, contexts: Contexts, hooks: Hooks, settings: Settings, tokens: AgentTokens) -> None:
+        self.contexts, self.hooks, self.settings, self.tokens = contexts, hooks, settings, tokens
         self._pool = Pool("launch", 8, 30)
+
+    def reader(self, row: dict[str, Any], folder: Path | None, url: str) -> Reader:
+        """The agent of a ledger's row as a reader; without a folder, somebody with a token alone."""
+        curl_file = str(folder / "curl") if folder else "CURL_FILE"
+        return Reader(row["id"], row["type"], row["issue"], row["project"], tuple(row["permissions"]), url, curl_file)
 
     async def files(self, body: dict[str, Any], reader: Reader) -> dict[str, bytes]:
         """What an agent is to read, by file name, for a validated request. Raises REQ_001, REQ_002, AGT_001."""
@@ -6667,7 +6678,8 @@ def prompt_of(launch: AgentLaunch, reader: Reader) -> str:
     if MISTAKABLE.search(launch.task):
         facts["task"] = f"it is the text of the file {launch.agent_folder}/task, which you read first."
     head = (PROMPT + (BRIEF if launch.brief_file else CONTEXT)).format(**facts)
-    beside = f"Beside curl you may run: {', '.join(launch.may)}.\n" if launch.may else ""
+    beside = "You may run" if reader.how else "Beside curl you may run"
+    beside = f"{beside}: {', '.join(launch.may)}.\n" if launch.may else ""
     return head + beside + instructions(reader)
 
 
@@ -6680,6 +6692,8 @@ def instructions(reader: Reader) -> str:
 
     The commands hold no variable, which some programs refuse to run, and name the token by a file of curl's own alone.
     """
+    if reader.how:
+        return reader.how
     who = {name: getattr(reader, name) for name in ("agent_id", "agent_type", "issue_id", "project_id")}
     result = {"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}
     data = {"issue_id": reader.issue_id, "message": "..."}
@@ -6694,12 +6708,6 @@ def instructions(reader: Reader) -> str:
 def in_lines(body: dict[str, Any]) -> str:
     """``body`` as JSON with a field a line."""
     return "{" + ",\n    ".join(json.dumps({name: value})[1:-1] for name, value in body.items()) + "}"
-
-
-def reader_of(row: dict[str, Any], folder: Path | None, url: str) -> Reader:
-    """The agent of a ledger's row as a reader; without a folder, somebody with a token alone."""
-    curl_file = str(folder / "curl") if folder else "CURL_FILE"
-    return Reader(row["id"], row["type"], row["issue"], row["project"], tuple(row["permissions"]), url, curl_file)
 
 
 TOKEN_FILES = {  # alone, as a header, and as curl's configuration (as an argument others would see it)

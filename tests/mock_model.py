@@ -16,15 +16,21 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Step = dict[str, str]  # one turn: {"sh": command}, {"read": path}, {"write": path, "content": text} or {"text": words}
+# One turn: {"sh": command}, {"read": path}, {"write": path, "content": text} or {"text": words}; with {"tool": name,
+# "arguments": JSON} beside it that tool of the service is used, where the program has it.
+Step = dict[str, str]
 Tools = dict[str, dict[str, Any]]  # what a program offers its model: name, JSON schema of the input
 Turn = tuple[str, Any]  # ("text", words) or (name of a tool, its input)
 
 WORK: list[Step] = [  # what our prompt asks for, its commands as they stand in it
-    {"read": "{brief}"},
+    {"tool": "brief", "arguments": "{}", "read": "{brief}"},
     {"write": "hello.py", "content": "def hello(name):\n    return f'hello {name}'\n"},
-    {"sh": "{event}"},
-    {"sh": "{result}"},
+    {"tool": "publish_event", "arguments": '{"event_type": "progress", "data": {"message": "half"}}', "sh": "{event}"},
+    {
+        "tool": "store_result",
+        "arguments": '{"status": "success", "files_modified": ["hello.py"], "decisions": ["greeted by name"]}',
+        "sh": "{result}",
+    },
     {"text": "I greeted by name and stored my result."},
 ]
 SHELLS = ("Bash", "exec_command", "shell_command", "shell", "run_shell_command", "bash")
@@ -75,7 +81,8 @@ class MockModel:
             }
             for step in self.scripts.get(name, WORK)
         ]
-        steps = [step for step in steps if "" not in step.values()]  # what this prompt does not ask for
+        # What this prompt does not ask for, and no tool does, is left out.
+        steps = [step for step in steps if "" not in step.values() or own_tool(step, tools)]
         self.before_turn(name, answered)
         step = steps[answered] if answered < len(steps) else {"text": "DONE"}
         turn = as_turn(step, tools, facts["root"])
@@ -99,6 +106,12 @@ def facts_of(text: str) -> dict[str, str]:
     return facts | {"root": next(filter(None, root.groups())).rstrip("/.") if root else ""}
 
 
+def own_tool(step: Step, tools: Tools) -> str:
+    """The service's tool of a step by the name that the program gives it; empty where it has none."""
+    pattern = re.compile(rf"(.*[_/])?cco[_/-]+{step.get('tool', '-')}")
+    return next((name for name in tools if pattern.fullmatch(name)), "")
+
+
 def as_turn(step: Step, tools: Tools, root: str) -> Turn:
     """A step by the tools that a program offers: a shell where it has no tool to read or write."""
 
@@ -108,6 +121,8 @@ def as_turn(step: Step, tools: Tools, root: str) -> Turn:
     def key(name: str, names: tuple[str, ...]) -> str:
         return next((key for key in names if key in tools[name].get("properties", {})), names[0])
 
+    if name := own_tool(step, tools):
+        return name, json.loads(step["arguments"])
     if "text" in step:
         return "text", step["text"]
     if "read" in step and (name := tool(READERS)):
@@ -237,7 +252,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _responses(self, body: Any) -> Answer:
         items = body["input"] if isinstance(body["input"], list) else [{"role": "user", "content": body["input"]}]
-        tools = {tool.get("name") or tool["type"]: tool.get("parameters", {}) for tool in body.get("tools", [])}
+        offered = [(tool, "") for tool in body.get("tools", [])]
+        offered = [(inner, f"{tool['name']}/") for tool, _ in offered for inner in tool.get("tools", ())] + offered
+        tools = {within + (tool.get("name") or tool["type"]): tool.get("parameters", {}) for tool, within in offered}
         own = ("function_call", "custom_tool_call", "local_shell_call")
         conversation = [("user", body.get("instructions") or "")]
         for item in items:
@@ -247,6 +264,8 @@ class Handler(BaseHTTPRequestHandler):
         ident = uuid.uuid4().hex
         item: dict[str, Any] = {"type": "function_call", "id": f"fc_{ident}", "call_id": f"call_{ident}", "name": kind,
                                 "arguments": json.dumps(given), "status": "completed"}  # fmt: skip
+        if "/" in kind:
+            item["namespace"], item["name"] = kind.split("/")
         if kind == "text":
             content = [{"type": "output_text", "text": given, "annotations": []}]
             item = {

@@ -2,7 +2,9 @@
 
     python -m tests.real_agents [claude codex gemini opencode qwen copilot aider]
 
-Prints a line a program: its version, what it did, how long it took. Exit code 0 when every one did all that it can.
+Prints a line a program: its version, what it did, by the service's tools or by curl, how long it took; then, for those
+that have tools, whether a wait of 100 seconds came to its end and a call was answered after the token had been renewed.
+Exit code 0 when every one did all that it can.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
 
 import npm
 from conftest import Service, clean_environment, end_stragglers, make_repository, marked_processes, plugin
-from mock_model import WORK, MockModel
+from mock_model import WORK, MockModel, Step
 
 PROGRAMS = plugin("launchers").PROGRAMS
 PACKAGES = {
@@ -91,6 +94,16 @@ def make_home(home: Path, url: str) -> Path:
     return home
 
 
+STORE = '{"status": "success", "decisions": ["waited"]}'
+SCRIPTS: dict[str, list[Step]] = {
+    "long": [
+        {"tool": "wait_for_events", "arguments": '{"event_type": "never", "timeout_seconds": 100}'},
+        {"tool": "store_result", "arguments": STORE},
+        {"text": "done"},
+    ],
+}
+
+
 @dataclass
 class Outcome:
     """What became of one agent."""
@@ -105,6 +118,7 @@ class Outcome:
     leaks: list[str]  # where its token was seen
     seconds: float
     output: str
+    tools: bool  # it called the service by its tools alone
 
 
 class Workshop:
@@ -168,6 +182,8 @@ class Workshop:
             sorted(seen | {where for where, text in told.items() if TOKEN.search(text)}),
             time.monotonic() - began,
             output,
+            self.service.log.count(f" {spawned['agent_id']} -\n") > 1
+            and not re.search(rf" (?:GET|POST) /api/(?!hooks)\S+ .* {spawned['agent_id']} ", self.service.log),
         )
 
 
@@ -185,7 +201,7 @@ def token_holders(token: str) -> list[str]:
 def main(names: list[str]) -> int:
     bad = 0
     print(
-        f"{'program':9} {'version':9} {'state':10} {'read':5} {'wrote':6} {'event':6} {'result':7} {'heard':6} {'refused':8} {'token':6}"
+        f"{'program':9} {'version':9} {'state':10} {'read':5} {'wrote':6} {'event':6} {'result':7} {'heard':6} {'refused':8} {'token':6} {'tools':6}"
         " seconds"
     )
     for name in names or list(TYPES):
@@ -201,18 +217,42 @@ def main(names: list[str]) -> int:
             words = ["yes" if cell else "no" for cell in cells]
             # aider runs no commands
             good = done.agent["state"] == "completed" and all(
-                cells if name != "aider" else (done.wrote, not done.leaks)
+                [*cells, done.tools] if name != "aider" else (done.wrote, not done.leaks)
             )
             bad += not good
             print(
                 f"{name:9} {PROGRAMS[name].tried:9} {done.agent['state']:10} {words[0]:5} {words[1]:6} {words[2]:6}"
                 f" {words[3]:7} {'yes' if done.heard else 'no':6} {'once' if done.refused else 'no':8}"
-                f" {'kept' if cells[-1] else 'LEAKED':6} {done.seconds:.1f}",
+                f" {'kept' if cells[-1] else 'LEAKED':6} {'yes' if done.tools else 'no':6} {done.seconds:.1f}",
                 flush=True,
             )
             if not good:
                 print(done.agent["reason"], done.leaks, done.output[-2000:], model.turns, file=sys.stderr)
-    return 1 if bad else 0
+    return 1 if bad + wait_long([name for name in names or list(TYPES) if PROGRAMS[name].connects]) else 0
+
+
+def wait_long(names: list[str]) -> int:
+    """How many of the programs do not wait for 100 seconds and go on with a new token; all wait at once."""
+    bad, longest = 0, 240.0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        MockModel(SCRIPTS) as model,
+        Workshop(Path(folder), names, model, "--token-ttl", "60") as workshop,
+        ThreadPoolExecutor(len(names)) as pool,
+    ):
+        running = {name: pool.submit(workshop.run, name, "Follow script long", longest) for name in names}
+        for name, result in running.items():
+            done = result.result()
+            log = [line for line in workshop.service.log.splitlines() if f" {done.agent['agent_id']} " in line]
+            waited = any(" POST /mcp/wait_for_events 200 " in line for line in log) and done.seconds > 100
+            renewed = len(done.results) == 1 and not done.leaks
+            bad += not (waited and renewed)
+            print(
+                f"{name:9} waited {'yes' if waited else 'NO':4} renewed {'yes' if renewed else 'NO':4} {done.seconds:.1f}"
+            )
+            if not (waited and renewed):
+                print(done.agent, done.leaks, done.output[-2000:], log, file=sys.stderr)
+    return bad
 
 
 if __name__ == "__main__":

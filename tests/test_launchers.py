@@ -11,9 +11,10 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jwt
 import pytest
 from agent_harness import folder_of, nothing_left, output, spawn, state
-from conftest import MODULE, Service, clean_environment, make_repository, plugin
+from conftest import ALL, MODULE, Service, clean_environment, make_repository, plugin
 
 from cco_sidecar import AgentLaunch, StartError, read_option
 
@@ -22,7 +23,9 @@ launchers = plugin("launchers")
 PROGRAMS = launchers.PROGRAMS
 SHOW = """\
 import json, os, sys
-told = {name: value for name, value in os.environ.items() if name.startswith(("OPENCODE_", "COPILOT_", "PWD"))}
+shown = ("OPENCODE_", "COPILOT_", "PWD", "GEMINI_CLI")
+told = {name: value for name, value in os.environ.items() if name.startswith(shown)}
+told["lasting"] = os.environ.get("CCO_MCP_TOKEN", "")[::-1]
 print(json.dumps([sys.argv[1:], told, os.environ["JWT_TOKEN"][::7], sys.stdin.read()]))
 """
 
@@ -42,13 +45,25 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         program.write_text(f"#!{sys.executable}\n{SHOW}")
         program.chmod(0o755)
     commands = {agent_type: [name] for name, agent_type in TYPES.items()}
+    (folder / "home/.gemini").mkdir(parents=True)
+    for name, content in GEMINI_HOME.items():
+        (folder / "home/.gemini" / name).write_text(content)
     more = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COPILOT_ALLOW_ALL": "true", "PWD": str(folder)}
+    more |= {"HOME": str(folder / "home")}
     running = Service(
         make_repository(folder / "repository"), folder / "storage", "--agent-commands", json.dumps(commands), env=more
     ).start()
     yield running
     assert running.stop() == 0, running.log
     assert "Traceback" not in running.log, running.log
+    for name, content in GEMINI_HOME.items():
+        assert (folder / "home/.gemini" / name).read_text() == content, "the user's files stay as they are"
+
+
+GEMINI_HOME = {
+    "settings.json": '{\n// mine\n"ui": {"theme": "x"}, "mcpServers": {"own": {"command": "own"}}}',
+    "oauth_creds.json": "{}",
+}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -59,6 +74,8 @@ def test_a_known_program_is_started_in_its_headless_form(service: Service, name:
     folder, row = folder_of(service, spawned["agent_id"]), PROGRAMS[name]
     assert [word.replace("{url}", service.url) for word in row.telemetry_argv] == arguments[: len(row.telemetry_argv)]
     arguments = arguments[len(row.telemetry_argv) :]
+    check_connection(service, name, folder, arguments, told)
+    arguments = arguments[len(row.mcp_argv) : len(arguments) - len(row.mcp_last)]
     assert not PLACEHOLDER.search(" ".join(word for word in arguments if "issue-1" not in word))
     prompt = read or next(word for word in arguments if "issue-1" in word)
     assert bool(read) == (row.stdin == "{agent_folder}/prompt")
@@ -67,10 +84,16 @@ def test_a_known_program_is_started_in_its_headless_form(service: Service, name:
     ]
     for needed in (
         spawned["agent_id"], TYPES[name], "issue-1", "Mend the $(roof) {issue_id}", f"{folder}/context.json",
-        "read_context, write_results, publish_events", f"curl -sS -K {folder}/curl {service.url}/api/results -d '{{",
-        f"{service.url}/api/events/progress -d '{{",
+        "read_context, write_results, publish_events",
     ):  # fmt: skip
         assert needed in prompt
+    by_curl = (
+        f"curl -sS -K {folder}/curl {service.url}/api/results -d '{{",
+        f"{service.url}/api/events/progress -d '{{",
+    )
+    for text in (prompt, (folder / "brief.md").read_text()):
+        assert all((needed in text) is not row.connects for needed in by_curl)
+        assert all((needed in text) is row.connects for needed in ("call `store_result`", "call `publish_event`"))
     assert "$" not in prompt.replace("$(roof)", ""), "a command with a variable is refused by some programs"
     assert token == spawned["jwt_token"][::7] and spawned["jwt_token"] not in " ".join(arguments) + prompt
     files = {name: (folder / name) for name in row.files}
@@ -86,6 +109,60 @@ def test_a_known_program_is_started_in_its_headless_form(service: Service, name:
         assert permissions["external_directory"] == {f"{folder}/*": "allow"}
     if name == "copilot":
         assert told["COPILOT_ALLOW_ALL"] == ""
+
+
+def check_connection(service: Service, name: str, folder: Path, arguments: list[str], told: dict[str, str]) -> None:
+    """That a program finds /mcp: by files of its own that nobody else can read, and a token that no argument holds."""
+    row = PROGRAMS[name]
+    lasting = told.pop("lasting")[::-1]  # backwards, since the log of an agent shows no token
+    assert bool(lasting) is row.connects and (not lasting or lasting not in " ".join(arguments))
+    if not row.connects:
+        return
+    claims = jwt.decode(lasting, options={"verify_signature": False})
+    assert (claims["sub"], claims["bound"], claims["permissions"]) == (folder.name, True, ALL[:3])
+    assert claims["exp"] - claims["iat"] == 3600 + 60, "as long as an agent may live"
+    texts = [*arguments, *told.values()]
+    for path in map(folder.joinpath, row.mcp_files):
+        assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o077 == 0
+        texts.append(json.dumps(json.loads(path.read_text())))
+    said = "\n".join(texts)
+    assert f"{service.url}/mcp" in said and "{url}" not in said and "{agent_folder}" not in said
+    assert (lasting in said) is (name == "qwen"), "it fills in no variables"
+    if name == "gemini":
+        home = folder / "home/.gemini"
+        settings = json.loads((home / "settings.json").read_text())
+        assert set(settings["mcpServers"]) == {"own", "cco"} and settings["ui"] == {"theme": "x"}
+        assert (home / "oauth_creds.json").is_symlink() and told["GEMINI_CLI_HOME"] == str(folder / "home")
+
+
+def test_who_decides_on_commands_is_told_of_curl(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/own.py").write_text(
+        "from cco_sidecar import hookimpl\n@hookimpl\ndef agent_command(launch):\n"
+        "    return ['echo', '{prompt}'] if launch.agent_type == 'go-specialist' else None\n"
+    )
+    service = make_service("--plugins", str(tmp_path / "plugins"), "--agent-command", "claude")
+    spawned = spawn(service.client(), agent_type="go-specialist")
+    state(service.client(), spawned["agent_id"], "completed")
+    assert "/api/results -d" in output(service.client(), spawned["agent_id"])
+
+
+@pytest.mark.parametrize(("text", "settings"), [
+    (None, {}), ("", {}), ("// all of it\n", {}), ('{"a": 1}', {"a": 1}), ("[]", None), ("{", None), ('{"a": 1} // b', None),
+])  # fmt: skip
+def test_settings_are_joined_where_they_can_be_read(
+    tmp_path: Path, text: str | None, settings: dict[str, int] | None
+) -> None:
+    connection, path = plugin("connection"), tmp_path / "settings.json"
+    if text is not None:
+        path.write_text(text)
+    if settings is None:
+        with pytest.raises(ValueError):
+            connection.settings_in(path)
+    else:
+        assert connection.settings_in(path) == settings
+    theirs = {"a": {"b": 1, "c": [1]}, "d": 1}
+    assert connection.joined(theirs, {"a": {"c": [2], "e": 3}}) == {"a": {"b": 1, "c": [2], "e": 3}, "d": 1}
 
 
 # -- what agents may run

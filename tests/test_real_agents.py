@@ -48,7 +48,7 @@ def test_a_real_program_does_the_whole_job(workshop: Workshop, name: str) -> Non
     done = workshop.run(name, task_of(name))
     assert (done.heard, done.refused) == (True, name in REFUSABLE), done.output
     assert (done.agent["state"], done.agent["exit_code"], done.agent["reason"]) == ("completed", 0, None), done.output
-    assert done.read and done.wrote, workshop.model.turns
+    assert done.read and done.wrote and done.tools, workshop.model.turns
     (result,) = done.results
     assert (result["result"]["status"], result["agent_type"]) == ("success", done.agent["agent_type"])
     assert [event["publisher"] for event in done.events] == [done.agent["agent_id"]]

@@ -126,7 +126,8 @@ export const Sidecar = async () => ({
   event: async ({ event }) => { if (event.type === "session.created") await call("start", event.properties.info.id) },
   "tool.execute.after": async (input, output) => {
     const text = await call("tool", input.sessionID)
-    if (text) output.output += "\\n\\n" + text
+    if (text && Array.isArray(output.content)) output.content.push({ type: "text", text })  // of an MCP server's tool
+    else if (text) output.output += "\\n\\n" + text
   },
 })
 """

@@ -33,6 +33,10 @@ class Program:
 
     ``telemetry`` and ``telemetry_argv``, words behind its name, have it report what it spends to the plugin meter;
     ``{url}`` there is the service's. Empty where it tells nothing that is understood there.
+
+    ``mcp_argv``, words behind its name, ``mcp_last``, words at its end, ``mcp_environment`` and ``mcp_files`` connect
+    it to the service's tools: see the plugin connection. Objects are written as JSON; one in the environment is joined
+    to what is there.
     """
 
     tried: str  # the version, empty for a program that was not to be had
@@ -48,6 +52,15 @@ class Program:
     asking: dict[bool, Sequence[str]] = field(default_factory=dict)
     telemetry: dict[str, str] = field(default_factory=dict)
     telemetry_argv: Sequence[str] = ()
+    mcp_argv: Sequence[str] = ()
+    mcp_last: Sequence[str] = ()
+    mcp_environment: dict[str, Any] = field(default_factory=dict)
+    mcp_files: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def connects(self) -> bool:
+        """Whether it is known how it finds the service's tools."""
+        return bool(self.mcp_argv or self.mcp_environment)
 
     def command(self, commands: Iterable[str], asks: bool = False) -> AgentCommand:
         """How an agent is started that may run ``commands``."""
@@ -82,6 +95,18 @@ OPENCODE_PERMISSIONS = """\
 {"permission": {"bash": {"*": "deny", {may}}, "edit": "allow", "external_directory": {"{agent_folder}/*": "allow"}},
  "plugin": ["file://{agent_folder}/hooks.mjs"]}"""
 
+LASTING = "CCO_MCP_TOKEN"  # the variable with the token of programs that read it once
+WAITS_MS = 330_000  # longer than any tool takes
+
+
+def server(**facts: Any) -> dict[str, Any]:
+    return {"mcpServers": {"cco": facts}}
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
 PROGRAMS = {
     "claude": Program(
         tried="2.1.332",
@@ -93,6 +118,10 @@ PROGRAMS = {
         logged_out=r"^(Not logged in|Invalid API key|OAuth token|Failed to authenticate|API Error: 40[13]\b)",
         offline=r"^(API Error: )?(Connection error|Unable to connect to API)",
         telemetry={"CLAUDE_CODE_ENABLE_TELEMETRY": "1", "OTEL_LOGS_EXPORTER": "otlp"},
+        mcp_argv=["--mcp-config", "{agent_folder}/mcp.json"],
+        mcp_last=["mcp__cco"],  # of --allowedTools: all tools of the server
+        mcp_files={"mcp.json": server(  # versions before 2.1.332 do not run a headersHelper again
+            type="http", url="{url}/mcp", headers=bearer(f"${{{LASTING}}}"), alwaysLoad=True)},
     ),
     "codex": Program(
         tried="0.171.0",
@@ -104,6 +133,8 @@ PROGRAMS = {
         offline=r"^ERROR: Reconnecting\.\.\. waiting for network\s*\Z",  # and waits for ever
         telemetry_argv=["-c", "otel.exporter.otlp-http.endpoint={url}/v1/logs",
                         "-c", "otel.exporter.otlp-http.protocol=json"],
+        mcp_argv=["-c", f'mcp_servers.cco={{url="{{url}}/mcp", bearer_token_env_var="{LASTING}",'
+                        f' default_tools_approval_mode="approve", tool_timeout_sec={WAITS_MS // 1000}}}'],
     ),
     "gemini": Program(
         tried="0.61.0",
@@ -119,6 +150,10 @@ PROGRAMS = {
             "GEMINI_TELEMETRY_ENABLED": "true", "GEMINI_TELEMETRY_TARGET": "local",
             "GEMINI_TELEMETRY_OTLP_ENDPOINT": "{url}", "GEMINI_TELEMETRY_OTLP_PROTOCOL": "http",
             "GEMINI_TELEMETRY_LOG_PROMPTS": "false"},
+        # It takes settings of the system from files of root alone: so it gets a home with the user's settings and ours.
+        mcp_environment={"GEMINI_CLI_HOME": "{agent_folder}/home"},
+        mcp_files={"home/.gemini/settings.json": server(
+            httpUrl="{url}/mcp", headers=bearer(f"${LASTING}"), trust=True, timeout=WAITS_MS)},
     ),
     "opencode": Program(  # an argument with blanks reaches its model quoted; agents that share a database lock it
         tried="1.18.33",
@@ -127,6 +162,9 @@ PROGRAMS = {
         environment={"OPENCODE_CONFIG_CONTENT": OPENCODE_PERMISSIONS, "OPENCODE_PERMISSION": "",
                      "OPENCODE_DB": "{agent_folder}/opencode.db"},
         files={"hooks.mjs": as_module()},
+        mcp_environment={"OPENCODE_CONFIG_CONTENT": {"mcp": {"cco": {
+            "type": "remote", "url": "{url}/mcp", "headers": bearer(f"{{env:{LASTING}}}"), "oauth": False,
+            "enabled": True, "timeout": WAITS_MS}}}},
         may=lambda command: f'{json.dumps(command)}: "allow", {json.dumps(command + " *")}: "allow"',
         log_in="`opencode auth login`",
         logged_out=r"^(\x1b\[\d+m)+Error: .*(?i:api[ -]key|unauthori[sz]ed|authenticat)",
@@ -159,6 +197,10 @@ PROGRAMS = {
         telemetry={
             "QWEN_TELEMETRY_ENABLED": "true", "QWEN_TELEMETRY_TARGET": "local", "QWEN_TELEMETRY_OTLP_ENDPOINT": "{url}",
             "QWEN_TELEMETRY_OTLP_PROTOCOL": "http", "QWEN_TELEMETRY_LOG_PROMPTS": "false"},
+        # It fills in no variables here. Without its tool_search it shows its model all tools at once.
+        mcp_argv=["--mcp-config", "{agent_folder}/mcp.json"],
+        mcp_last=["--exclude-tools", "tool_search"],
+        mcp_files={"mcp.json": server(httpUrl="{url}/mcp", headers=bearer("{token}"), trust=True, timeout=WAITS_MS)},
     ),
     "cursor-agent": Program(
         tried="",
@@ -172,6 +214,9 @@ PROGRAMS = {
               "--allow-tool", "write", "{may}", "-p", "{prompt}"],
         environment={"COPILOT_ALLOW_ALL": ""},
         may="shell({}:*)".format,
+        mcp_argv=["--additional-mcp-config", "@{agent_folder}/mcp.json", "--allow-tool", "cco"],
+        mcp_files={"mcp.json": server(
+            type="http", url="{url}/mcp", headers=bearer(f"${{{LASTING}}}"), tools=["*"], timeout=WAITS_MS)},
         log_in="`copilot login`, or a token in COPILOT_GITHUB_TOKEN",
         logged_out=r"^(Error: No authentication information found|Authentication failed)",
     ),

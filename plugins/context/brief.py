@@ -59,7 +59,8 @@ Here CURL_FILE is a file that nobody else can read, with these two lines and you
 @hookimpl
 def context_brief(request: ContextRequest, sections: Sections, reader: Reader) -> str:
     title = f"# Brief for {code(request.agent_type)} on {code(request.issue_id)}"
-    how = instructions(reader) + ("" if reader.curl_file.startswith("/") else f"\n{OWN_CURL_FILE}")
+    no_file = not reader.how and not reader.curl_file.startswith("/")
+    how = instructions(reader) + (f"\n{OWN_CURL_FILE}" if no_file else "")
     limit = min(BYTES, request.max_bytes)
     share = limit / BYTES
     outputs, git = sections["previous_agent_outputs"], sections["git_context"]

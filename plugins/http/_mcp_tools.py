@@ -17,7 +17,11 @@ import tornado.httputil
 from msgspec import Meta, Struct
 
 from cco_sidecar import (
+    PUBLISH,
     READ,
+    SAY,
+    SPAWN,
+    WRITE,
     ApiError,
     ContextQuery,
     Endpoint,
@@ -32,6 +36,7 @@ from cco_sidecar import (
     ListResults,
     PublishEvent,
     RankedFile,
+    Reader,
     ResultBody,
     ResultQuery,
     SpawnAgent,
@@ -196,9 +201,14 @@ class Tool:
 async def brief(call: Call) -> str:
     if not call.sidecar.hooks.implementations("context_brief"):
         return await context(call)
-    query, accept = call.picked("task"), {"Accept": "text/markdown"}
-    answer = await call.ask(GetContext, call.issue_id, call.agent_type, query=query, headers=accept)
-    return str(answer.decode())
+    place, sidecar = (call.issue_id, call.agent_type), call.sidecar
+    query = (await call.prepared(GetContext, place, call.picked("task"))).query
+    sidecar.tokens.check_issue(call.claims, call.issue_id)
+    call.request.acted_on = {"issue_id": call.issue_id}
+    reader = sidecar.agents.reader(call.claims, call.issue_id)
+    reader = msgspec.structs.replace(reader, how=by_tools(reader))
+    content, _ = await sidecar.contexts.get(*place, query, reader=reader)
+    return content.decode()
 
 
 async def context(call: Call) -> str:
@@ -488,6 +498,30 @@ WORDS = {
     "issue_id": "The issue, for example issue-123; your own where you were spawned on one and leave it out.",
     "idempotency_key": "A repeat with the same key and arguments is done once, and gets the first answer.",
 }
+
+MAY = "You may: {may}. Never print your token.\n\n"
+BY_TOOLS = """\
+You work with the others by the tools of the MCP server `cco`; your program may show them under longer names, such as
+mcp__cco__brief. `brief` and `context` tell what is known, and you may leave out your issue_id everywhere.
+"""
+STORE = "When you are done, call `store_result`: status (success, failed or partial), decisions, files_modified ....\n"
+TELL = (
+    "To tell the others something before that, call `publish_event`; to wait for what they tell, `wait_for_events`.\n"
+)
+SPAWN_ONE = "To start another agent, call `spawn_agent`.\n"
+
+
+def by_tools(reader: Reader) -> str:
+    """How to work through this service by its tools, as far as the reader's permissions allow."""
+    may = reader.permissions
+    parts = [
+        BY_TOOLS,
+        STORE if WRITE in may else SAY,
+        TELL if PUBLISH in may else "",
+        SPAWN_ONE if SPAWN in may else "",
+    ]
+    return MAY.format(may=", ".join(may) or "nothing but wait for events") + "".join(parts)
+
 
 INSTRUCTIONS = """\
 You are one of a team of agents that work on this repository, and this server is how they work together.

@@ -1,0 +1,155 @@
+"""Spawned agents find the service's tools: their programs are told of /mcp as the table of launchers says.
+
+What is written for that lies in the agent's own folder, for the user alone, and none of the user's files is changed. A
+program is connected that was chosen by its name, or as the first one on PATH; its prompt and brief then speak of tools.
+Whoever configures a command of his own, or a plugin's, is told how to use curl.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cco_sidecar import (
+    AgentCommand,
+    ApiError,
+    Launcher,
+    Reader,
+    Running,
+    hookimpl,
+    known_command,
+    one_line,
+    write_file,
+)
+from cco_sidecar_plugins.agents.launchers import KNOWN, LASTING, PROGRAMS, Program
+from cco_sidecar_plugins.http._mcp_tools import by_tools
+
+log = logging.getLogger("cco")
+
+DECIDING = {"launchers", "discovery", "built-in:AgentCommands"}  # whose commands are those of the table
+HOME = "home"  # a folder of this name in the agent's stands for the user's own home
+
+
+@hookimpl
+def agent_part(base: type) -> type | None:
+    return type("ConnectingLauncher", (ConnectingLauncher, base), {}) if issubclass(base, Launcher) else None
+
+
+class ConnectingLauncher(Launcher):
+    """Connects the programs of which it is known how."""
+
+    def reader(self, row: dict[str, Any], folder: Path | None, url: str) -> Reader:
+        reader = super().reader(row, folder, url)
+        connects = folder is not None and self._program(row["type"])
+        return msgspec.structs.replace(reader, how=by_tools(reader)) if connects else reader
+
+    async def command(
+        self, running: Running, files: dict[str, bytes], asked: dict[str, str], reader: Reader
+    ) -> tuple[AgentCommand, list[str]]:
+        command, ignored = await super().command(running, files, asked, reader)
+        if not reader.how or not (program := PROGRAMS.get(command.argv[0])):
+            return command, ignored
+        folder, token = running.folder, self.tokens.mint(running.row, lasting=True)
+        facts = {"{url}": reader.url.removesuffix("/api"), "{agent_folder}": str(folder), "{token}": token}
+        try:
+            return await asyncio.to_thread(connected, program, command, folder, facts), ignored
+        except ValueError as error:
+            raise ApiError("AGT_001", f"Agent spawn failed: its settings cannot be joined: {one_line(error)}") from None
+
+    def _program(self, agent_type: str) -> Program | None:
+        """The program of a type's agents where it can be connected."""
+        deciding = {row.plugin for row in self.hooks.implementations("agent_command")}
+        serving = {plugin.name for plugin in self.hooks.loaded if not plugin.problem}
+        known = known_command(self.settings.agent_commands.get(agent_type, self.settings.agent_command), KNOWN)
+        if deciding - DECIDING or "mcp" not in serving or not isinstance(known, AgentCommand):
+            return None
+        program = PROGRAMS[known.argv[0]]
+        return program if program.connects and homes_can_be_lent(program) else None
+
+
+def homes_can_be_lent(program: Program) -> bool:
+    """Whether the user's settings, where the program needs them beside ours, can be read."""
+    for name in program.mcp_files:
+        if name.startswith(f"{HOME}/"):
+            try:
+                settings_in(Path.home() / name.removeprefix(f"{HOME}/"))
+            except ValueError as error:
+                log.warning("an agent is not connected to the service's tools: %s: %s", name, one_line(error))
+                return False
+            if sys.platform == "win32":  # where links need a privilege
+                return False
+    return True
+
+
+def connected(program: Program, command: AgentCommand, folder: Path, facts: dict[str, str]) -> AgentCommand:
+    """``command``, whose program finds the tools by files that this writes. Blocks. Raises ValueError, OSError."""
+    for name, content in program.mcp_files.items():
+        told = filled(content, facts)
+        if name.startswith(f"{HOME}/"):
+            own = Path(command.environment.get("HOME") or Path.home()) / name.removeprefix(f"{HOME}/")
+            told = joined(settings_in(own), told)
+            lend_home(folder / name, own)
+        write_file(folder / name, json.dumps(told, indent=1).encode())
+    environment = command.environment | {LASTING: facts["{token}"]}
+    for name, value in program.mcp_environment.items():
+        told = filled(value, facts)
+        environment[name] = told if isinstance(told, str) else json.dumps(joined(json.loads(environment[name]), told))
+    first, *others = command.argv
+    argv = [first, *filled(list(program.mcp_argv), facts), *others, *filled(list(program.mcp_last), facts)]
+    return msgspec.structs.replace(command, argv=argv, environment=environment)
+
+
+def filled(value: Any, facts: dict[str, str]) -> Any:
+    """``value`` with the placeholders of its texts filled in."""
+    if isinstance(value, dict):
+        return {name: filled(item, facts) for name, item in value.items()}
+    if isinstance(value, list):
+        return [filled(item, facts) for item in value]
+    if isinstance(value, str):
+        for name, fact in facts.items():
+            value = value.replace(name, fact)
+    return value
+
+
+def joined(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Two objects as one: of a field that is no object in both, ours."""
+    both = {
+        name: joined(theirs[name], value) if isinstance(value, dict) and isinstance(theirs.get(name), dict) else value
+        for name, value in ours.items()
+    }
+    return theirs | both
+
+
+def settings_in(path: Path) -> dict[str, Any]:
+    """The object in a file of settings; empty where there is none. Lines of comment are passed over. Raises
+    ValueError.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("//")]
+    settings = json.loads("\n".join(lines) or "{}")
+    if not isinstance(settings, dict):
+        raise ValueError("it is no object")
+    return settings
+
+
+def lend_home(settings: Path, own: Path) -> None:
+    """Make the folder of ``settings``, with links to all that lies beside the user's ``own`` (logins, memory)."""
+    settings.parent.parent.mkdir(mode=0o700, exist_ok=True)
+    settings.parent.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(own.parent):
+            if name != own.name:
+                (settings.parent / name).symlink_to(own.parent / name)

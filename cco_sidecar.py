@@ -5876,9 +5876,10 @@ def redact_json(value: Any) -> tuple[Any, int]:
 
 def redact(content: str) -> tuple[str, int]:
     """``content`` without the secrets that it holds, and how many there were. Lines keep their numbers."""
-    number = 0
+    number, groups = 0, (hints for pattern, hints in SECRET_HINTS if pattern.search(content))
+    there = {hint for hints in groups for hint in hints if hint in content}
     for form in SECRET_FORMS:
-        if not form.hints or any(hint in content for hint in form.hints):
+        if not form.hints or not there.isdisjoint(form.hints):
             content, found = form.redact(content)
             number += found
     return content, number
@@ -6022,6 +6023,13 @@ SECRET_FORMS = tuple(
             r"([A-Za-z0-9+/_.~-]{20,2000}+={0,2})(?=[\"'`\s;&,<\\]|$))", is_assigned_to_a_secret),
     )
 )  # fmt: skip
+SECRET_HINTS = [  # those with one beginning: a pattern of theirs is found, or not, as fast as a single text
+    (re.compile("|".join(map(re.escape, hints))), hints)
+    for hints in (
+        sorted(hint for form in SECRET_FORMS for hint in form.hints if hint[0] == letter)
+        for letter in sorted({hint[0] for form in SECRET_FORMS for hint in form.hints})
+    )
+]
 
 
 # ======================================================================================================

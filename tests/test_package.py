@@ -126,6 +126,8 @@ def test_every_bundled_plugin_has_its_row_and_says_first_what_it_adds() -> None:
     table = (ROOT / "plugins/README.md").read_text().partition("| plugin |")[2].partition("\n\n")[0]
     told = re.findall(r"`(\w+/\w+)`", table)
     assert sorted(told) == sorted(name.removesuffix(".py") for name in names_in("plugins", "*/[!_]*.py"))
+    stems = [name.partition("/")[2] for name in told]  # by which plugins are told apart
+    assert len(stems) == len(set(stems))
     for name in names_in("plugins", "*.py"):
         first = (ROOT / "plugins" / name).read_text().partition("\n")[0]
         assert re.match(r'"""[A-Z].{20,}', first), name

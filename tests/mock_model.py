@@ -125,6 +125,8 @@ def as_turn(step: Step, tools: Tools, root: str) -> Turn:
         return name, json.loads(step["arguments"])
     if "text" in step:
         return "text", step["text"]
+    if not step.keys() & {"sh", "read", "write"}:
+        return "text", f"There is no tool {step['tool']}"
     if "read" in step and (name := tool(READERS)):
         return name, {key(name, PATHS): step["read"]}
     if "write" in step and (name := tool(WRITERS)):

@@ -134,7 +134,8 @@ PROGRAMS = {
         telemetry_argv=["-c", "otel.exporter.otlp-http.endpoint={url}/v1/logs",
                         "-c", "otel.exporter.otlp-http.protocol=json"],
         mcp_argv=["-c", f'mcp_servers.cco={{url="{{url}}/mcp", bearer_token_env_var="{LASTING}",'
-                        f' default_tools_approval_mode="approve", tool_timeout_sec={WAITS_MS // 1000}}}'],
+                        f' default_tools_approval_mode="approve", tool_timeout_sec={WAITS_MS // 1000},'
+                        ' required=true, startup_timeout_sec=60}'],  # else its first turn may come before the tools
     ),
     "gemini": Program(
         tried="0.61.0",

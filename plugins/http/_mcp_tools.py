@@ -141,8 +141,9 @@ class Call:
         """Those of the arguments that were given."""
         return {name: self.given[name] for name in names if name in self.given}
 
-    def page(self, text: str) -> str:
-        return page_of(text, self.given.get("page", 1))
+    async def page(self, form: Callable[[Any], str], value: Any) -> str:
+        """The page that is asked for of ``value``, which may have megabytes, in a form."""
+        return await asyncio.to_thread(lambda: page_of(form(value), self.given.get("page", 1)))
 
 
 def within(
@@ -221,12 +222,12 @@ async def context(call: Call) -> str:
         if name not in sections:
             problem = f"section must be one of {', '.join(sections)}"
             raise ApiError("REQ_001", problem, details={"path": "section"})
-        return call.page(as_lines(sections[name]))
+        return await call.page(as_lines, sections[name])
     files = sections["relevant_files"]
     listed = [f"{file['path']} ({file['size']} bytes): {'; '.join(file.get('reasons', []))}" for file in files]
     others = ", ".join(section for section in sections if section != "relevant_files")
     head = f"{len(files)} files worth reading, best first. With `file` you get one, with `section` one of: {others}."
-    return call.page("\n".join([head, *listed]))
+    return await call.page("\n".join, [head, *listed])
 
 
 async def lines_of_file(call: Call, sections: dict[str, Any]) -> str:
@@ -258,19 +259,19 @@ async def lines_of_file(call: Call, sections: dict[str, Any]) -> str:
 
 async def results(call: Call) -> str:
     if "result_id" in call.given:
-        return call.page(as_lines(await call.ask_json(GetResult, call.given["result_id"])))
+        return await call.page(as_lines, await call.ask_json(GetResult, call.given["result_id"]))
     query = {"issue_id": call.own_issue, "limit": 20} | call.picked(*ResultQuery.__struct_fields__)
     answer = await call.ask_json(ListResults, query=query)
-    return call.page(listed(answer, "results", "result", as_lines))
+    return await call.page(lambda answer: listed(answer, "results", "result", as_lines), answer)
 
 
 async def agents(call: Call) -> str:
     if "agent_id" in call.given:
-        return call.page(as_lines(await call.ask_json(GetAgentStatus, call.given["agent_id"])))
+        return await call.page(as_lines, await call.ask_json(GetAgentStatus, call.given["agent_id"]))
     answer = await call.ask_json(ListAgents, query={"limit": 50} | call.picked(*AgentQuery.__struct_fields__))
     shown = ("agent_id", "agent_type", "issue_id", "state", "started_at", "ended_at", "result_status", "reason")
     rows = [{name: row[name] for name in shown if row[name] is not None} for row in answer["agents"]]
-    return call.page(listed(answer | {"agents": rows}, "agents", "agent", as_line))
+    return await call.page(lambda answer: listed(answer | {"agents": rows}, "agents", "agent", as_line), answer)
 
 
 def listed(answer: dict[str, Any], name: str, one: str, form: Callable[[Any], str]) -> str:
@@ -385,7 +386,7 @@ async def ask_human(call: Call) -> str:
         meant = ", which means no" if asked["kind"] == "approval" else ""
         return f"Nobody answered: it is {asked['state']}{meant}."
     said = f"{asked['answered_by']} answered: {asked['answer']}"
-    return call.page(said + (f"\n{asked['message']}" if asked["message"] else ""))
+    return await call.page("\n".join, [said, *([asked["message"]] if asked["message"] else [])])
 
 
 WAIT_SECONDS = 290  # a little less than the longest wait that all programs allow
@@ -504,7 +505,9 @@ BY_TOOLS = """\
 You work with the others by the tools of the MCP server `cco`; your program may show them under longer names, such as
 mcp__cco__brief. `brief` and `context` tell what is known, and you may leave out your issue_id everywhere.
 """
-STORE = "When you are done, call `store_result`: status (success, failed or partial), decisions, files_modified ....\n"
+STORE = (
+    "When you are done, call `store_result`: status (success, failed or partial), decisions, files_modified and more.\n"
+)
 TELL = (
     "To tell the others something before that, call `publish_event`; to wait for what they tell, `wait_for_events`.\n"
 )

@@ -157,12 +157,15 @@ class AnswerMcp(Endpoint):
         call = Call(self, given or {})
         outcome = asyncio.ensure_future(self._outcome(str(name), tool, call))
         streams = "text/event-stream" in ", ".join(self.request.headers.get_list("Accept"))
-        with self._known(tool, asked, outcome):
-            if streams and not await self._is_done(outcome, 0.0 if tool.waits else self.SILENT_SECONDS):
-                await self._stream(asked, outcome)
-            else:
-                await asyncio.wait({outcome})
-                await self.send(msgspec.json.encode(self._result_of(asked, outcome)))
+        try:
+            with self._known(tool, asked, outcome):
+                if streams and not await self._is_done(outcome, 0.0 if tool.waits else self.SILENT_SECONDS):
+                    await self._stream(asked, outcome)
+                else:
+                    await asyncio.wait({outcome})
+                    await self.send(msgspec.json.encode(self._result_of(asked, outcome)))
+        finally:
+            await asyncio.wait({outcome})  # what was begun is done, also where nobody is left to read of it
         if call.delivered:
             call.delivered()
         return b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import http.client
 import json
 import logging
@@ -102,7 +103,8 @@ class Client:
         if token := self._environ.get("JWT_TOKEN", "").strip():
             return token
         if self._settings:
-            return mint_token(self._settings, "chief-architect", "cli")  # one subject: repeats of a key are known
+            known = dataclasses.replace(self._settings, no_plugins=True)  # the type is no plugin's, which take time
+            return mint_token(known, "chief-architect", "cli")  # one subject: repeats of a key are known
         return ""
 
     def call(

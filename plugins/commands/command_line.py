@@ -11,6 +11,7 @@ import collections
 import contextlib
 import functools
 import io
+import re
 import sys
 import textwrap
 import typing
@@ -26,6 +27,7 @@ from cco_sidecar import (
     bundled_plugins,
     command_serve,
     command_token,
+    contains,
     escape_unencodable,
     flag_of,
     hookimpl,
@@ -147,9 +149,12 @@ def new_parser(words: Sequence[str] = ()) -> CommandParser:
 
 def load_commands(commands: Commands, words: Sequence[str]) -> Iterator[None]:
     """Add commands, those of one plugin a step: first of the bundled ones, whatever --no-plugins says, which is about
-    the service; then of all others.
+    the service, and of these first those that have one of ``words``, so that no others are loaded; then of all others.
     """
-    for file in bundled_plugins("register_commands"):
+    names = [f'"{word}"'.encode() for word in words if re.fullmatch(r"[a-z][a-z-]*", word)]
+    for file in sorted(
+        bundled_plugins("register_commands"), key=lambda file: not any(contains(file, name) for name in names)
+    ):
         hooks = cco_sidecar.Hooks([])
         hooks.load_files([file])
         collections.deque(hooks.ask("register_commands", commands=commands), 0)

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from cco_sidecar import GOOD, StartError, hookimpl
+from cco_sidecar import GOOD, REFUSED, StartError, hookimpl
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, PATIENT
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
 from cco_sidecar_plugins.commands._table import Command, add_commands, arg, number
@@ -34,6 +34,8 @@ def register_commands(commands: Any) -> None:
 
 def command_hook(options: argparse.Namespace) -> int:
     """Hand on what a program gives its hook, and print the answer, if there is one."""
+    if options.program not in DIALECTS:  # not with 2, by which some programs cancel a tool
+        raise StartError(f"hook: {options.program!r} is none of {', '.join(DIALECTS)}", REFUSED)
     with contextlib.suppress(StartError, OSError, ValueError, RecursionError):
         given = read_hook_input()
         event = options.event or str(given.get("hook_event_name", ""))
@@ -80,16 +82,21 @@ def command_wait(options: argparse.Namespace) -> int:
 
 def wait_for_news(options: argparse.Namespace, given: dict[str, Any]) -> str:
     """The text of the events that came, "" where none did in time or the session goes on without."""
-    deadline, client = time.monotonic() + options.timeout, None
+    deadline, client, began = time.monotonic() + options.timeout, None, False
     while (left := deadline - time.monotonic()) > 0:
         try:
             client = client or Client(options)
             query = {"timeout": int(min(left, SLICE) * 1000)}
             path = f"/api/hooks/{options.program}/wait"
             news = client.call("POST", path, given, query=query, timeout=SLICE + 30)
-        except (NotReachable, Refused):  # it may be started again
-            client = None
-            time.sleep(min(max(left, 0), 2))
+            began = True
+        except (NotReachable, Refused):
+            if not began and not options.rewake:
+                raise
+            if not began:  # a hook says nothing
+                return ""
+            client = None  # it may be started again
+            time.sleep(min(left, 2))
             continue
         if news["text"] or news["over"]:
             return str(news["text"])
@@ -124,7 +131,7 @@ def wait_apart(options: argparse.Namespace, given: dict[str, Any]) -> None:
     process.stdin.close()
 
 
-PROGRAM = arg("program", choices=list(DIALECTS), metavar="PROGRAM", help=", ".join(DIALECTS))
+PROGRAM = arg("program", metavar="PROGRAM", help=", ".join(DIALECTS))
 COMMANDS = {
     "hook": Command("answer a hook of a coding program, as its settings have it run", command_hook, [
         PROGRAM, arg("event", nargs="?", metavar="EVENT", help="for a program that does not say it on standard input"),

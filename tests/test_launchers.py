@@ -162,7 +162,7 @@ def test_settings_are_joined_where_they_can_be_read(
     else:
         assert connection.settings_in(path) == settings
     theirs = {"a": {"b": 1, "c": [1]}, "d": 1}
-    assert connection.joined(theirs, {"a": {"c": [2], "e": 3}}) == {"a": {"b": 1, "c": [2], "e": 3}, "d": 1}
+    assert connection.joined(theirs, {"a": {"c": [2], "e": 3}}) == {"a": {"b": 1, "c": [1, 2], "e": 3}, "d": 1}
 
 
 # -- what agents may run

@@ -120,12 +120,15 @@ def filled(value: Any, facts: dict[str, str]) -> Any:
 
 
 def joined(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """Two objects as one: of a field that is no object in both, ours."""
-    both = {
-        name: joined(theirs[name], value) if isinstance(value, dict) and isinstance(theirs.get(name), dict) else value
-        for name, value in ours.items()
-    }
-    return theirs | both
+    """Two objects as one, lists in both one behind the other; of any other field in both, ours."""
+    both = dict(theirs)
+    for name, value in ours.items():
+        known = theirs.get(name)
+        if isinstance(value, dict) and isinstance(known, dict):
+            both[name] = joined(known, value)
+        else:
+            both[name] = known + value if isinstance(value, list) and isinstance(known, list) else value
+    return both
 
 
 def settings_in(path: Path) -> dict[str, Any]:

@@ -141,8 +141,7 @@ PROGRAMS = {
         tried="0.61.0",
         argv=["gemini", "--skip-trust", "--approval-mode", "auto_edit", "--policy", "{agent_folder}/policy.toml",
               "--include-directories", "{agent_folder}", "-p", "{prompt}"],
-        files={"policy.toml": GEMINI_POLICY, "hooks.json": as_json("gemini")},
-        environment={"GEMINI_CLI_SYSTEM_DEFAULTS_PATH": "{agent_folder}/hooks.json"},
+        files={"policy.toml": GEMINI_POLICY},
         may=json.dumps,
         log_in="`gemini` by hand, or a key in GEMINI_API_KEY",
         logged_out=r"\b[Aa]uth(entication)?\b",
@@ -154,7 +153,8 @@ PROGRAMS = {
         # It takes settings of the system from files of root alone: so it gets a home with the user's settings and ours.
         mcp_environment={"GEMINI_CLI_HOME": "{agent_folder}/home"},
         mcp_files={"home/.gemini/settings.json": server(
-            httpUrl="{url}/mcp", headers=bearer(f"${LASTING}"), trust=True, timeout=WAITS_MS)},
+            httpUrl="{url}/mcp", headers=bearer(f"${LASTING}"), trust=True, timeout=WAITS_MS)
+            | json.loads(as_json("gemini"))},
     ),
     "opencode": Program(  # an argument with blanks reaches its model quoted; agents that share a database lock it
         tried="1.18.33",

@@ -1,4 +1,4 @@
-"""Front matter of Markdown files: the few fields that are wanted, without a library for YAML.
+"""Front matter of Markdown files for cco_sidecar: the few fields that are wanted, without a library for YAML.
 
 Texts are read as YAML 1.2 has them: plain, in single or double quotes, literal (``|``) and folded (``>``). Other fields
 are passed over, and so are numbers' and dates' meanings: every value is text. Plain text may hold ``: ``, which YAML

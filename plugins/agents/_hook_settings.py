@@ -1,4 +1,4 @@
-"""The hooks of coding programs: which moments each tells of, how it is answered, and how it is told to call us.
+"""The hooks of coding programs: which moments each tells of, how it is answered, and how it calls cco_sidecar.
 
 A program runs a command at certain moments of a session, gives it JSON on standard input, and reads JSON from its
 standard output. DIALECTS has one row a program. ``cco hook PROGRAM`` is such a command; a spawned agent has curl in its

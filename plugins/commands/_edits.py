@@ -1,4 +1,4 @@
-"""Additions to the user's settings files, as text: what stands there stays as it is, byte for byte.
+"""Additions of cco_sidecar to settings files, as text: what stands there stays as it is, byte for byte.
 
 JSON may have comments and commas at the end of lists. An addition is one piece of text, put in at one place; taking it
 away takes that piece out, and where somebody has written around it or has the file written anew, the member alone.

@@ -1,4 +1,4 @@
-"""``cco mcp``: a session's program speaks MCP with it on standard input and output, and it with the service's /mcp.
+"""The command ``cco mcp``: a program speaks MCP with it on standard input and output, and it with the service's /mcp.
 
 So no settings file holds a token or a port: the bridge makes the session's token itself, anew before it ends, and finds
 the service again after a restart. It ends with its standard input. Each message is handed on in a thread of its own.

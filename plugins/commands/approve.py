@@ -1,4 +1,4 @@
-"""``cco approvals``, ``cco approve``, ``cco deny`` and ``cco answer``: what agents ask, and a person's answers."""
+"""The commands ``cco approvals``, ``approve``, ``deny`` and ``answer``: what agents ask, and a person's answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cco connect`` and ``cco disconnect``: the user's own sessions in this repository, as members of the team.
+"""The commands ``cco connect`` and ``cco disconnect``: own sessions in this repository as members of the team.
 
 A session's program gets the tools of /mcp by ``cco mcp``, which it starts itself, and what its hooks tell by ``cco
 hook``. What connect adds to a settings file is noted in the storage; disconnect takes exactly that away.

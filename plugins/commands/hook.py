@@ -1,4 +1,4 @@
-"""``cco hook`` and ``cco wait``: what coding programs run at moments of a user's own session.
+"""The commands ``cco hook`` and ``cco wait``: what coding programs run at moments of a user's own session.
 
 Neither may disturb the session: whatever goes wrong, ``cco hook`` prints nothing and ends with 0.
 """

@@ -6616,7 +6616,7 @@ class Launcher:
             raise ApiError(
                 "AGT_001",
                 "No agent command: start the service with --agent-command 'your-agent {task}', set agent-command in"
-                f" cco.toml, or put one of these on PATH: {', '.join(LAUNCHERS)}",
+                " cco.toml, or put a program on PATH that the plugin launchers knows, such as claude or codex",
             )
         command = filled_in(command if isinstance(command, AgentCommand) else AgentCommand(command), launch)
         own = {
@@ -7357,34 +7357,13 @@ def settled_types(facts: list[ResultFact]) -> set[str]:
 
 # -- agent commands
 
-# The headless form of known coding programs. The first two may edit files and run what reaches us, opencode anything.
-LAUNCHERS = {
-    "claude": AgentCommand(
-        ["claude", "-p", "{prompt}", "--permission-mode", "acceptEdits", "--add-dir", "{agent_folder}",
-         "--allowedTools", "Bash(curl *)"]),
-    "codex": AgentCommand(
-        ["codex", "exec", "--sandbox", "workspace-write", "-c", "sandbox_workspace_write.network_access=true",
-         "--skip-git-repo-check", "{prompt}"]),
-    "opencode": AgentCommand(["opencode", "run", "--auto"], stdin="{agent_folder}/prompt"),
-}  # fmt: skip
-
 
 class AgentCommands:
-    """The configured command, in which a known program's name alone means its headless form; else the first known
-    program on PATH.
-    """
+    """The configured command; what known programs need beside their names is the plugin launchers'."""
 
     @hookimpl(trylast=True)
-    def agent_command(self, launch: AgentLaunch) -> Sequence[str] | AgentCommand | None:
-        return known_command(launch.configured, LAUNCHERS)
-
-
-def known_command(
-    configured: Sequence[str] | None, known: dict[str, AgentCommand]
-) -> Sequence[str] | AgentCommand | None:
-    if configured is None:
-        return next((command for name, command in known.items() if shutil.which(name)), None)
-    return known.get(configured[0], configured) if len(configured) == 1 else configured
+    def agent_command(self, launch: AgentLaunch) -> Sequence[str] | None:
+        return launch.configured
 
 
 # ======================================================================================================
@@ -7403,6 +7382,7 @@ ALONE = {  # hook: what the service does without where no plugin implements it
     "context_section": "dependencies",
     "process_owner": "exit codes over a crash",
     "agent_part": "briefs for agents",
+    "agent_command": "known coding programs",
     "register_routes": "lists of events and agents",
 }
 

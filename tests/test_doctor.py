@@ -194,11 +194,11 @@ def test_a_key_or_a_file_is_named_and_its_content_is_not(
 
 
 def test_every_known_program_is_looked_at_by_name(tmp_path: Path, programs: Callable[..., Path]) -> None:
-    for name in doctor.launchers.KNOWN:
+    for name in doctor.launchers.PROGRAMS:
         programs(name, "echo 4.5.6")
         verdict, text = finding(tmp_path, name)
         assert verdict == "note" and text.startswith(f"{name} 4.5.6, login unknown"), text
-    assert set(doctor.LOGINS) <= set(doctor.launchers.KNOWN)
+    assert set(doctor.LOGINS) <= set(doctor.launchers.PROGRAMS)
 
 
 # -- as a command

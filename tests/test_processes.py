@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +25,7 @@ from agent_harness import (
     state,
     status,
 )
-from conftest import Client, Service, git_alone, make_repository, until
+from conftest import Client, Service, make_repository, until
 
 __all__ = ["nothing_left"]
 ALONE = ("--no-plugins", *COMMAND)
@@ -150,17 +149,3 @@ def test_a_program_that_cannot_be_run_is_said_and_leaves_nothing(
     assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001")
     assert "broken: " in answer.json()["message"] and str(tmp_path) not in answer.text
     assert list((service.storage / "agents").iterdir()) == []
-
-
-def test_a_known_program_gets_its_prompt_by_standard_input(
-    make_service: Callable[..., Service], tmp_path: Path
-) -> None:
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin/opencode"
-    program.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:], sys.stdin.read())\n")
-    program.chmod(0o755)
-    client = make_service("--no-plugins", env={"PATH": f"{tmp_path / 'bin'}:{git_alone(tmp_path)}"}).client()
-    spawned = spawn(client, "Mend the roof")
-    assert state(client, spawned["agent_id"])["state"] == "completed"
-    said = output(client, spawned["agent_id"])
-    assert said.startswith("['run', '--auto'] You are python-specialist-") and "Mend the roof" in said

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cco_sidecar import AgentCommand, AgentLaunch, hookimpl, known_command, write_file
+from cco_sidecar import AgentCommand, AgentLaunch, hookimpl, write_file
 from cco_sidecar_plugins.agents._hook_settings import as_json, as_module, as_toml
 
 log = logging.getLogger("cco")
@@ -222,7 +223,6 @@ PROGRAMS = {
         logged_out=r"^(Error: No authentication information found|Authentication failed)",
     ),
 }  # fmt: skip
-KNOWN = {name: program.command(UNASKED) for name, program in PROGRAMS.items()}
 
 # Among the first lines, since what an agent runs may say the same. opencode prints its help alone.
 REFUSED_OPTION = re.compile(
@@ -235,12 +235,12 @@ REFUSED_OPTION = re.compile(
 
 @hookimpl
 def agent_command(launch: AgentLaunch) -> AgentCommand | None:
-    known = known_command(launch.configured, KNOWN)
-    if not isinstance(known, AgentCommand):
+    names = launch.configured or tuple(filter(shutil.which, PROGRAMS))[:1]  # else the first known one on PATH
+    if len(names) != 1 or names[0] not in PROGRAMS:
         return None
-    program, commands = PROGRAMS[known.argv[0]], UNASKED + launch.may
+    program, commands = PROGRAMS[names[0]], UNASKED + launch.may
     if launch.may and program.may is None:
-        log.warning("agent %s: %s takes no list of commands, as --agent-may names them", launch.agent_id, known.argv[0])
+        log.warning("agent %s: %s takes no list of commands, as --agent-may names them", launch.agent_id, names[0])
     program.write_files(Path(launch.agent_folder), commands)
     return program.command(commands, launch.asks)
 

@@ -283,7 +283,7 @@ SESSION = (
 
 def examine_agents(settings: Settings) -> dict[str, Finding]:
     """A finding for each command that runs agents."""
-    first = next(((name,) for name in launchers.KNOWN if shutil.which(name)), None)
+    first = next(((name,) for name in launchers.PROGRAMS if shutil.which(name)), None)
     default = settings.agent_command or first
     commands = {"agent command": default} if default else {}
     commands |= {f"agent command of {agent_type}": command for agent_type, command in settings.agent_commands.items()}
@@ -292,7 +292,7 @@ def examine_agents(settings: Settings) -> dict[str, Finding]:
         found = dict(zip(words, threads.map(partial(examine_program, settings.root), words), strict=True))
     findings = {name: found[command[0]] for name, command in commands.items()}
     if not default:
-        known = ", ".join(launchers.KNOWN)
+        known = ", ".join(launchers.PROGRAMS)
         none = (
             f"none is configured here, and none of {known} is on PATH: install one, or start the service with"
             " --agent-command"
@@ -320,7 +320,7 @@ def examine_program(root: Path, word: str) -> Finding:
     if not os.path.isfile(path) or not os.access(path, os.X_OK):
         return "bad", f"{word} is there and cannot be run: chmod +x it, or name the program that runs it"
     name = Path(word).stem
-    if name not in launchers.KNOWN:
+    if name not in launchers.PROGRAMS:
         problem = refused_by_the_system(path)
         return ("bad", f"{word} {problem}") if problem else ("good", f"{word} is there and can be run")
     verdict, version = examine_version(path)

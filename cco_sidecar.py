@@ -3400,7 +3400,7 @@ class Storage:
         self._pruning, self._pool = asyncio.Lock(), Pool("storage-size", 1, 60)
         self._limit, self.full = settings.storage_limit_mb * MB, False
         # Bytes of the database, of the other files when they were measured and since then, of what is being stored.
-        self._database, self._others, self._new, self._coming = 0, self._limit, 0, 0
+        self._database, self._others, self._new, self._coming = 0, 0, 0, 0
         self._measured = -math.inf
 
     def observe(self, observer: Callable[[NewEvent, int], None]) -> None:
@@ -3466,7 +3466,7 @@ class Storage:
             self._new += size
 
     def _left(self) -> float:
-        left: float = self._limit - self.used
+        left: float = self._limit - self.used if self._measured > 0 else -1  # measure first
         with contextlib.suppress(OSError):  # where the folder is gone the write says so
             left = min(left, shutil.disk_usage(self.path.parent).free - self.DISK_RESERVE)
         return left - self._coming
@@ -3486,7 +3486,6 @@ class Storage:
             self._others = await self._pool.run(folder_size, self.path.parent, {self.FILE, f"{self.FILE}-wal"})
         except (OSError, TimeoutError) as error:
             log.warning("the storage cannot be measured: %s", one_line(error))
-            self._others = 0 if self._measured < 0 else self._others
         self._measured = time.monotonic()
 
     def close(self) -> None:

@@ -25,11 +25,10 @@ from cco_sidecar import (
     Reader,
     Running,
     hookimpl,
-    known_command,
     one_line,
     write_file,
 )
-from cco_sidecar_plugins.agents.launchers import KNOWN, LASTING, PROGRAMS, Program
+from cco_sidecar_plugins.agents.launchers import LASTING, PROGRAMS, Program, known_name
 from cco_sidecar_plugins.http._mcp_tools import by_tools
 
 log = logging.getLogger("cco")
@@ -68,10 +67,10 @@ class ConnectingLauncher(Launcher):
         """The program of a type's agents where it can be connected."""
         deciding = {row.plugin for row in self.hooks.implementations("agent_command")}
         serving = {plugin.name for plugin in self.hooks.loaded if not plugin.problem}
-        known = known_command(self.settings.agent_commands.get(agent_type, self.settings.agent_command), KNOWN)
-        if deciding - DECIDING or "mcp" not in serving or not isinstance(known, AgentCommand):
+        name = known_name(self.settings.agent_commands.get(agent_type, self.settings.agent_command))
+        if deciding - DECIDING or "mcp" not in serving or not name:
             return None
-        program = PROGRAMS[known.argv[0]]
+        program = PROGRAMS[name]
         return program if program.connects and homes_can_be_lent(program) else None
 
 

@@ -233,14 +233,19 @@ REFUSED_OPTION = re.compile(
 )
 
 
+def known_name(configured: Sequence[str] | None) -> str:
+    """The program whose headless form is meant: where no command is configured the first on PATH, else ""."""
+    names = configured or tuple(filter(shutil.which, PROGRAMS))[:1]
+    return names[0] if len(names) == 1 and names[0] in PROGRAMS else ""
+
+
 @hookimpl
 def agent_command(launch: AgentLaunch) -> AgentCommand | None:
-    names = launch.configured or tuple(filter(shutil.which, PROGRAMS))[:1]  # else the first known one on PATH
-    if len(names) != 1 or names[0] not in PROGRAMS:
+    if not (name := known_name(launch.configured)):
         return None
-    program, commands = PROGRAMS[names[0]], UNASKED + launch.may
+    program, commands = PROGRAMS[name], UNASKED + launch.may
     if launch.may and program.may is None:
-        log.warning("agent %s: %s takes no list of commands, as --agent-may names them", launch.agent_id, names[0])
+        log.warning("agent %s: %s takes no list of commands, as --agent-may names them", launch.agent_id, name)
     program.write_files(Path(launch.agent_folder), commands)
     return program.command(commands, launch.asks)
 

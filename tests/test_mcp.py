@@ -402,15 +402,24 @@ def test_calls_have_the_limits_of_the_api_and_what_programs_ask_by_themselves_ha
     assert reader.client.get("/status").status_code == 429
 
 
-def test_a_policy_is_asked_for_what_a_tool_does(make_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_a_policy_is_asked_for_what_a_tool_does_and_what_has_begun_is_done(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins/frozen.py").write_text(
-        "from cco_sidecar import hookimpl\n@hookimpl\ndef permission_policy(permission, method, path):\n"
-        "    return 'frozen' if path == '/api/results' and method == 'POST' else None\n"
+        "from cco_sidecar import hookimpl\n@hookimpl\ndef permission_policy(claims, method, path):\n"
+        "    frozen = claims.agent_type == 'test-engineer' and path == '/api/results' and method == 'POST'\n"
+        "    return 'frozen' if frozen else None\n"
+        "@hookimpl\ndef next_agents():\n    import time\n    time.sleep(2)\n"
     )
-    mcp = Mcp(make_service("--plugins", str(tmp_path / "plugins")).client())
-    assert mcp.outcome("store_result", issue_id="i", status="success") == (True, "AUTH_003: Refused by policy: frozen")
-    assert "0 results" in mcp.call("results")
+    service = make_service("--plugins", str(tmp_path / "plugins"))
+    tester, coder = Mcp(service.client("test-engineer")), service.client("python-specialist")
+    done = {"issue_id": "i", "status": "success"}
+    assert tester.outcome("store_result", **done) == (True, "AUTH_003: Refused by policy: frozen")
+    assert "0 results" in tester.call("results")
+    with pytest.raises(requests.Timeout):
+        coder.post("/mcp", older(name="store_result", arguments=done), headers=ACCEPT, timeout=1)
+    until(lambda: service.client().get("/api/results", issue_id="i").json()["results"])
 
 
 # -- pages

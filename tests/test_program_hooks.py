@@ -310,12 +310,15 @@ def test_commands_answer_hooks_and_wake_sessions(service: Service, issue: str) -
 
     def publish() -> None:
         until(lambda: service.client().get("/status").json()["events"]["active_subscriptions"] == 1, 60)
-        service.client().publish("wake_up", {"issue_id": issue})
+        assert (
+            subprocess.run(cco(service, "events", "publish", "wake_up"), env=env, stdout=subprocess.DEVNULL).returncode
+            == 0
+        )
         publishing.set()
 
     threading.Thread(target=publish).start()
     out, err = waiting.communicate(given, timeout=90)
-    assert publishing.is_set() and (out, "wake_up by tester" in err) == ("2\n", True)
+    assert publishing.is_set() and (out, "wake_up by cli" in err) == ("2\n", True)
 
 
 def test_a_wait_ends_with_the_process_of_its_session(service: Service, issue: str) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -17,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from cco_sidecar import GOOD, REFUSED, StartError, hookimpl
+from cco_sidecar import GOOD, READ, REFUSED, StartError, hookimpl, mint_token
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, PATIENT
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
 from cco_sidecar_plugins.commands._table import Command, add_commands, arg, number
@@ -32,6 +34,23 @@ def register_commands(commands: Any) -> None:
     add_commands(commands, COMMANDS)
 
 
+class SessionClient(Client):
+    """A client with a token for one session of a program, which reads and does nothing else."""
+
+    def __init__(self, options: argparse.Namespace, given: dict[str, Any]) -> None:
+        name = next((str(given[field]) for field in ("session_id", "sessionId", "sessionID") if given.get(field)), "")
+        self._subject = f"session-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+        super().__init__(options)
+
+    def _find_token(self) -> str:
+        """The agent's own token where one calls, else a session's: not that of ``cli``, whose events it is to hear."""
+        own = self._environ.get("CCO_TOKEN_FILE") or self._environ.get("JWT_TOKEN")
+        if own or not self._settings:
+            return super()._find_token()
+        known = dataclasses.replace(self._settings, no_plugins=True)
+        return mint_token(known, "chief-architect", self._subject, permissions=[READ], bound=True)
+
+
 def command_hook(options: argparse.Namespace) -> int:
     """Hand on what a program gives its hook, and print the answer, if there is one."""
     if options.program not in DIALECTS:  # not with 2, by which some programs cancel a tool
@@ -40,7 +59,7 @@ def command_hook(options: argparse.Namespace) -> int:
         given = read_hook_input()
         event = options.event or str(given.get("hook_event_name", ""))
         patient = DIALECTS[options.program].moment(event) == "permission"
-        client = Client(options)
+        client = SessionClient(options, given)
         path, query = f"/api/hooks/{options.program}", {"event": event}
         answer = client.call("POST", path, given, query=query, timeout=PATIENT if patient else 5)
         if answer:
@@ -85,7 +104,7 @@ def wait_for_news(options: argparse.Namespace, given: dict[str, Any]) -> str:
     deadline, client, began = time.monotonic() + options.timeout, None, False
     while (left := deadline - time.monotonic()) > 0:
         try:
-            client = client or Client(options)
+            client = client or SessionClient(options, given)
             query = {"timeout": int(min(left, SLICE) * 1000)}
             path = f"/api/hooks/{options.program}/wait"
             news = client.call("POST", path, given, query=query, timeout=SLICE + 30)

@@ -167,3 +167,80 @@ def test_a_session_of_claude_hears_what_the_team_does_and_is_woken_by_an_event(
         session.communicate()
         until(lambda: not client.get("/status").json()["events"]["active_subscriptions"])  # its wait ends with it
         assert service.stop() == 0
+
+
+# -- the user's own sessions
+
+TELL = {"tool": "store_result", "sh": "sleep 2",  # until the program has its tools
+        "arguments": '{"issue_id": "own-1", "status": "success", "decisions": ["mine"], "idempotency_key": "own-{name}"}'}  # fmt: skip
+HEADLESS = {
+    "claude": [
+        "claude",
+        "--settings",
+        '{"disableAllHooks": true}',
+        "--allowedTools",
+        "mcp__cco",
+        "Bash(sleep *)",
+        "-p",
+    ],
+    "codex": ["codex", "exec", "--skip-git-repo-check"],
+    "gemini": ["gemini", "--approval-mode", "yolo", "-p"],
+    "opencode": ["opencode", "run"],
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts}
+
+
+def test_real_sessions_are_connected_use_a_tool_and_are_disconnected() -> None:
+    scripts = {
+        name: [{**TELL, "arguments": TELL["arguments"].replace("{name}", name)}] * 4 + [{"text": "DONE"}]
+        for name in HEADLESS
+    }
+    npm.CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=npm.CACHE) as temporary, MockModel(scripts) as model:
+        folder = Path(temporary)
+        home, repository = make_home(folder / "home", model.url), make_repository(folder / "repository")
+        trusted = {".codex/config.toml": f'\n[projects."{repository}"]\ntrust_level = "trusted"\n'}
+        trusted |= {".gemini/trustedFolders.json": json.dumps({str(repository): "TRUST_FOLDER"})}
+        for name, content in trusted.items():
+            with (home / name).open("a") as file:
+                file.write(content)
+        (repository / ".gemini").mkdir()
+        (repository / ".gemini/settings.json").write_text('{\n  // mine\n  "ui": {"hideTips": true}\n}\n')
+        env = environment(home, model.url, [install(name) for name in HEADLESS]) | {"PWD": str(repository)}
+        service = Service(repository, folder / "storage", env=env).start()
+
+        def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                words, cwd=repository, env=env, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL
+            )
+
+        def cco(*words: str) -> str:
+            done = run([sys.executable, str(MODULE), *words, "--storage", str(service.storage)])
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        try:
+            before = contents(repository)
+            for name in HEADLESS:
+                cco("connect", name, "--write")
+            status = git(repository, "status", "--short")
+            assert status == "?? .gemini/\n", "what was made is excluded; what the user has not committed is as it was"
+            commands = [[*words, f"Follow script {name}"] for name, words in HEADLESS.items()]
+            with ThreadPoolExecutor() as threads:
+                said = list(threads.map(run, commands))
+            results = service.client().get("/api/results", issue_id="own-1").json()["results"]
+            who = sorted(row["agent_id"].rpartition("-")[0] for row in results)
+            assert who == [f"session-{name}" for name in HEADLESS], [
+                (done.stdout[-500:], done.stderr[-500:]) for done in said
+            ]
+            told = "".join([*model.requests, service.log, *(done.stdout + done.stderr for done in said)])
+            assert not TOKEN.search(told)
+            cco("disconnect")
+            assert contents(repository) == before
+            claude = json.loads((home / ".claude.json").read_text())  # which claude itself writes anew
+            assert "cco" not in json.dumps(claude["projects"][str(repository)].get("mcpServers", {}))
+        finally:
+            assert service.stop() == 0, service.log

@@ -108,6 +108,9 @@ PROGRAMS = {
 }  # fmt: skip
 
 
+NEW = {"opencode.json": '{\n  "$schema": "https://opencode.ai/config.json"\n}\n'}  # opencode adds that itself
+
+
 def own_words() -> list[str]:
     """The command line of this program, for another working directory and PATH."""
     start = sys.argv[0] or "cco"
@@ -221,7 +224,7 @@ def connecting(settings: Settings, program: str, notes: list[Written]) -> list[C
             note.additions.append((list(addition[0]), addition[1]))
             if change.after is None:
                 note.made = ""
-            before = change.after or ("" if name.endswith(".toml") else "{}\n")
+            before = change.after or ("" if name.endswith(".toml") else NEW.get(name, "{}\n"))
             add = _edits.add_toml if name.endswith(".toml") else _edits.add_json
             change.after, piece = add(before, addition)
             note.pieces += [piece] if piece else []

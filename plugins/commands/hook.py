@@ -82,7 +82,9 @@ def command_wait(options: argparse.Namespace) -> int:
     """Wait for an event that the session is to hear of: print it, with --rewake on standard error, and end with 2."""
     try:
         session = psutil.Process(options.session_pid) if options.session_pid else session_process(options.program)
-    except psutil.NoSuchProcess:
+        if options.rewake and {"-p", "--print"} & set(session.cmdline()):  # it would not end before this does
+            return GOOD
+    except psutil.Error:
         return GOOD
     threading.Thread(target=end_with, args=(session,), daemon=True).start()
     try:

@@ -167,6 +167,7 @@ class Workshop:
         while not (agent := client.get(f"{path}/status").json())["ended_at"] and time.monotonic() < began + seconds:
             seen.update(token_holders(spawned["jwt_token"]))
             time.sleep(0.1)
+        self.model.before_turn = lambda script, step: None
         output = client.get(f"{path}/logs").json()["text"]
         traffic = "\n".join(self.model.requests[before:])
         told = {"traffic": traffic, "output": output, "log": self.service.log}

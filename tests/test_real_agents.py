@@ -153,7 +153,7 @@ def test_a_session_of_claude_hears_what_the_team_does_and_is_woken_by_an_event(
     )  # fmt: skip
     try:
         assert session.stdin
-        content = {"type": "user", "message": {"role": "user", "content": "Hello, in a team of agents"}}
+        content = {"type": "user", "message": {"role": "user", "content": "In a team of agents, Follow script nod"}}
         session.stdin.write(json.dumps(content) + "\n")
         session.stdin.flush()
         until(lambda: client.get("/status").json()["events"]["active_subscriptions"], 90)

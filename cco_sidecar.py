@@ -75,7 +75,6 @@ import signal
 import sqlite3
 import ssl
 import stat
-import struct
 import subprocess
 import tempfile
 import threading
@@ -86,7 +85,7 @@ import types
 import typing
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -172,7 +171,7 @@ class Settings:
         None, "where state is kept (default: a folder of your own per project)", "DIR"
     )
     storage_limit_mb: Annotated[int, read_number(1, 100_000_000)] = option(
-        2000, "how large the storage may become; what is to be stored is refused then", "MB"
+        2000, "how large the storage may become; what is to be stored is refused then", "MB", "guard"
     )
     host: Annotated[str, read_host] = option("127.0.0.1", "address to listen on")
     port: Annotated[int, read_number(0, 65535)] = option(3001, "TCP port; 0 takes a free one", "N")
@@ -182,7 +181,7 @@ class Settings:
         10_000, "connections open at once, as far as the system allows", "N"
     )
     max_unsent_mb: Annotated[int, read_number(1, 65_536)] = option(
-        256, "memory for answers that clients have not read yet, a quarter of it for one token", "MB"
+        256, "memory for answers that clients have not read yet, a quarter of it for one token", "MB", "unsent"
     )
     request_timeout: Annotated[int, read_number(1, 3600)] = option(
         60, "how long a request's head, and then its body, may take", "SECONDS"
@@ -799,14 +798,6 @@ class WaitQuery(Struct):
     limit: Limit = 100
 
 
-class ResultQuery(Struct):
-    issue_id: Identifier | None = None
-    agent_type: Identifier | None = None
-    status: Literal["success", "failed", "partial"] | None = None
-    since: Since = ""
-    limit: Limit = 100
-
-
 class EndQuery(Struct):
     force: bool = False
 
@@ -955,7 +946,8 @@ class Asks:
 
     @hookspec
     def register_routes(self) -> list[Route]:
-        """More endpoints: Route rows whose classes derive from Endpoint. They come after ours. Asked at the start.
+        """More endpoints: Route rows whose classes derive from Endpoint. One with the method
+        and path of another takes its place. Asked at the start.
 
         class Greet(Endpoint):
             async def respond(self, name):
@@ -1062,7 +1054,9 @@ class Parts:
     @hookspec
     def answer_filter(self, settings: Settings) -> AnswerFilter | None:
         """``async def filter(endpoint, content) -> content`` sees each answer's bytes before they are sent and may set
-        headers of ``endpoint``, whose ``holds_token`` says whether there is a token in it. Several follow one another.
+        headers of ``endpoint``, whose ``holds_token`` says whether there is a token in it; what it puts into
+        ``endpoint.when_sent`` is called afterwards. Several follow one another; the ``statistics()`` of one are in
+        /status.
 
         async def signed(endpoint, content):
             endpoint.set_header("X-Checksum", hashlib.sha256(content).hexdigest())
@@ -1698,10 +1692,9 @@ class Sidecar:
         self.results = Results(self.storage, self.bus, hooks, self.agent_types, settings)
         self.contexts = Contexts(self.storage, hooks, self.agent_types, settings)
         self.agents = Agents(self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings)
-        self.idempotency = Idempotency(self.storage)
+        self.repeats = KeyedLocks()  # of requests with an Idempotency-Key
         self.request_logs = [RequestLog()]
         self.access = Access(settings)
-        self.unsent = {refuses: Unsent(settings.max_unsent_mb * MB // 2, refuses) for refuses in (True, False)}
         self.answer_filters: list[AnswerFilter] = list(hooks.parts("answer_filter", Callable, settings=settings))
         self.started = time.time()
         self.open_requests = 0
@@ -1880,19 +1873,20 @@ class Sidecar:
     async def status(self) -> dict[str, Any]:
         with contextlib.suppress(StorageError):  # where nothing can be written, what is on disk counts
             await self.storage.write(lambda records: None)  # jobs run in order: what was queued before is on disk then
-        unsent = sum(part.bytes[None] for part in self.unsent.values())
+        performance = self.metrics.statistics()
+        for answer_filter in self.answer_filters:
+            performance |= getattr(answer_filter, "statistics", dict)()
         return {
             "agents": self.agents.ledger.statistics(),
             "storage": {
                 **self.contexts.statistics(),
                 "results_stored": self.storage.read.count_results(self.settings.project),
-                "total_size_mb": round(self.storage.used / MB, 3),
-                "limit_mb": self.settings.storage_limit_mb,
-                "full": self.storage.full,
+                "total_size_mb": round(await self.storage.size() / MB, 3),
+                **self.storage.statistics(),
                 "storage_path": str(self.settings.storage),
             },
             "events": self.bus.statistics(),
-            "performance": self.metrics.statistics() | {"unsent_bytes": unsent},
+            "performance": performance,
             "spent": await self._disk.run(self.agents.meter.statistics),
             "timestamp": iso(),
         }
@@ -2065,8 +2059,6 @@ def routes() -> list[Route]:
     return [
         Route("GET", "/api/context/{issue_id}/{agent_type}", GetContext),
         Route("POST", "/api/results", StoreResult),
-        Route("GET", "/api/results", ListResults),
-        Route("GET", "/api/results/{result_id}", GetResult),
         Route("GET", "/api/events/wait/{event_type}", WaitForEvents),
         Route("POST", "/api/events/{event_type}", PublishEvent),
         Route("POST", "/api/agents/spawn", SpawnAgent),
@@ -2086,36 +2078,31 @@ class Match(tornado.routing.PathMatches):
 
     def __init__(self, route: Route) -> None:
         super().__init__(re.sub(r"\{\w+\}", "([^/]*)", route.path) + "$")
-        self._methods = ("GET", "HEAD") if route.method == "GET" else (route.method,)
+        self.route, self.methods = route, {"GET", "HEAD"} if route.method == "GET" else {route.method}
 
     def match(self, request: tornado.httputil.HTTPServerRequest) -> dict[str, Any] | None:
-        return super().match(request) if request.method in self._methods else None
+        return super().match(request) if request.method in self.methods else None
 
 
 def make_application(sidecar: Sidecar) -> tornado.web.Application:
-    def rule(route: Route) -> tornado.routing.Rule:
-        if not issubclass(route.endpoint, Endpoint):
-            raise TypeError("not an Endpoint")
-        names = tuple(re.findall(r"\{(\w+)\}", route.path))
-        return tornado.routing.Rule(Match(route), route.endpoint, {"sidecar": sidecar, "path_names": names})
+    def rules_of(table: list[Route]) -> dict[tuple[str, str], tornado.routing.Rule]:
+        rules = {}
+        for row in table:
+            if not issubclass(row.endpoint, Endpoint):
+                raise TypeError("not an Endpoint")
+            facts = {"sidecar": sidecar, "path_names": tuple(re.findall(r"\{(\w+)\}", row.path))}
+            rules[row.method, row.path] = tornado.routing.Rule(Match(row), row.endpoint, facts)
+        return rules
 
-    table = routes()
-    rules = [rule(route) for route in table]
+    rules = rules_of(routes())
     for name, rows in sidecar.hooks.ask("register_routes"):
         try:
-            rules += [rule(row) for row in rows]
-            table += rows
-            log.debug("plugin %s adds %d routes", name, len(rows))
+            rules |= rules_of(rows)
         except Exception as error:  # a boundary: anybody's objects
             log.warning("plugin %s: register_routes: did not return a list of Route: %s", name, one_line(error))
-    application = tornado.web.Application(
-        rules,
-        default_handler_class=UnknownRoute,
-        default_handler_args={"sidecar": sidecar},
-        log_function=lambda handler: None,  # Endpoint.on_finish writes the line
-    )
-    application.settings |= {"sidecar": sidecar, "table": table}
-    return application
+    more: dict[str, Any] = {"default_handler_class": UnknownRoute, "default_handler_args": {"sidecar": sidecar}}
+    more |= {"sidecar": sidecar, "matches": [rule.matcher for rule in rules.values()]}
+    return tornado.web.Application(list(rules.values()), log_function=lambda handler: None, **more)  # on_finish logs
 
 
 class Server(tornado.httpserver.HTTPServer):
@@ -2181,7 +2168,7 @@ class Handler(tornado.web.RequestHandler):
     # Thousands of long polls are parked in instances: slots keep them small.
     __slots__ = (
         "_accounted", "_dropped", "_early", "_timer", "acted_on", "allowance", "claims", "error", "hang_up", "parked",
-        "path_names", "request_id", "sidecar", "upload",
+        "path_names", "request_id", "sidecar", "upload", "when_sent",
     )  # fmt: skip
 
     def initialize(self, sidecar: Sidecar, path_names: tuple[str, ...] = ()) -> None:
@@ -2195,6 +2182,7 @@ class Handler(tornado.web.RequestHandler):
         self.hang_up = HangUp()
         self.parked = 0.0  # seconds that a long poll waited: not the service's own time
         self.upload = bytearray()
+        self.when_sent: Callable[[], None] | None = None  # called once the answer was sent, or given up
         self._timer: asyncio.TimerHandle | None = None
         self._early = self._accounted = False
         self._dropped = 0
@@ -2210,10 +2198,9 @@ class Handler(tornado.web.RequestHandler):
             self.answer_early(error)
 
     def data_received(self, chunk: bytes) -> None:
-        if self._early:
-            self._dropped += len(chunk)
-            if self._dropped > self.LINGER_BYTES:
-                self.finish_early()
+        self._dropped += len(chunk) if self._early else 0
+        if self._dropped > self.LINGER_BYTES:
+            self.finish_early()
         elif not self.error:
             self.upload += chunk
             if len(self.upload) > self.max_body:  # only a chunked body gets here
@@ -2223,6 +2210,8 @@ class Handler(tornado.web.RequestHandler):
         """Answer before the body's end, and read on for a while: closing with unread input would reset the connection,
         and the client would never see why.
         """
+        if self._finished:
+            return
         self._early = True
         self.upload.clear()
         self.request.headers.pop("Expect", None)  # else Tornado would still ask for the body, after this answer
@@ -2280,21 +2269,17 @@ class Handler(tornado.web.RequestHandler):
 
     def allowed_methods(self) -> list[str]:
         """The methods of the request's path, empty where it is unknown; ``*`` is the service as a whole."""
-        path, table = self.request.path, self.application.settings["table"]
-        pattern = functools.partial(re.sub, r"\{\w+\}", "[^/]*")
-        found = {row.method for row in table if path == "*" or re.fullmatch(pattern(row.path), path)}
-        return sorted(found | ({"HEAD"} if "GET" in found else set()) | {"OPTIONS"}) if found else []
+        path, matches = self.request.path, self.application.settings["matches"]
+        found = set().union(*(match.methods for match in matches if path == "*" or match.regex.match(path)))
+        return sorted(found | {"OPTIONS"}) if found else []
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Tornado's own refusals (an unknown method, a path that is not UTF-8) in our words."""
-        codes = {
-            404: "REQ_002",
-            405: "REQ_003" if self.allowed_methods() else "REQ_002",
-            413: "REQ_004",
-            415: "REQ_005",
-        }
-        code = self.failure if status_code >= 500 else codes.get(status_code, "REQ_001")
-        content = self.error_content(ApiError(code))
+        wrong_method = "REQ_003" if self.allowed_methods() else "REQ_002"
+        codes = {404: "REQ_002", 405: wrong_method, 413: "REQ_004", 415: "REQ_005"}
+        content = self.error_content(
+            ApiError(self.failure if status_code >= 500 else codes.get(status_code, "REQ_001"))
+        )
         self.set_header("Connection", "close")  # Tornado does close it, where the body was not read yet
         self.finish(content)
 
@@ -2317,26 +2302,17 @@ class Handler(tornado.web.RequestHandler):
         if self._accounted:
             return
         self._accounted = True
-        status = status or self.get_status()
-        seconds = max(0.0, self.request.request_time() - self.parked)
+        request, status = self.request, status or self.get_status()
+        seconds = max(0.0, request.request_time() - self.parked)
         self.sidecar.open_requests -= 1
         self.sidecar.metrics.record(seconds, failed=status >= 400 and status != 499)
         # Tornado refuses an unknown method before it has looked at the path.
         in_path = dict(zip(self.path_names, getattr(self, "path_args", ()), strict=False))
-        finished = FinishedRequest(
-            moment=time.time(),
-            request_id=self.request_id,
-            remote=self.request.remote_ip,
-            method=self.request.method,
-            path=without_tokens(self.request.path),
-            status=status,
-            seconds=seconds,
-            claims=self.claims,
-            error=self.error,
-            reading=self.reading,
-            acted_on=in_path | (self.acted_on or {}),
-        )
-        self.sidecar.log_request(finished)
+        self.sidecar.log_request(FinishedRequest(
+            moment=time.time(), request_id=self.request_id, remote=request.remote_ip, method=request.method,
+            path=without_tokens(request.path), status=status, seconds=seconds, claims=self.claims, error=self.error,
+            reading=self.reading, acted_on=in_path | (self.acted_on or {}),
+        ))  # fmt: skip
 
 
 class FinishedRequest(Struct, frozen=True, kw_only=True):
@@ -2388,11 +2364,11 @@ class Endpoint(Handler):
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
     idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
     holds_token: ClassVar[bool] = False
-    refusable: ClassVar[bool] = True  # where too much waits for clients that do not read
     aside: ClassVar[bool] = False  # what an agent's program does by itself: no call of the agent, and none of its limit
     content_type = "application/json"
 
     ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
+    SHORT = 64 * 1024  # bytes of an answer that is written in one piece with its headers
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
 
     __slots__ = ("query",)
@@ -2420,11 +2396,10 @@ class Endpoint(Handler):
         except ApiError as error:
             self.refuse(error)
         if length and not self._early:
-            self.set_timer(sidecar.settings.request_timeout, self._stalled)
-
-    def _stalled(self) -> None:
-        if not self._finished:
-            self.answer_early(self.error or ApiError("REQ_008", "The request's body did not come in time"))
+            late = "The request's body did not come in time"
+            self.set_timer(
+                sidecar.settings.request_timeout, lambda: self.answer_early(self.error or ApiError("REQ_008", late))
+            )
 
     async def _serve(self, *path: str) -> None:
         if self._timer:
@@ -2476,22 +2451,23 @@ class Endpoint(Handler):
         body, key = await self._read_body(), self.request.headers.get("Idempotency-Key")
         project = body.get("project_id")
         if project is not None and project != self.claims.project_id:
-            raise ApiError("AUTH_003", "This token belongs to another project", details={"project_id": project})
+            raise forbidden("This token belongs to another project", project_id=project)
         self._note(body.get("data"), "issue_id")
         self._note(body, "issue_id", "agent_id")
         for issue_id in issues_named(body) if self.claims.issue_id is not None else ():
             self.sidecar.tokens.check_issue(self.claims, issue_id)
         if key is None or not self.idempotent:
             return await self._store(path, body=body)
-        endpoint = f"{self.request.method} {self.request.path}"
-        async with self.sidecar.idempotency.begin(self.claims, endpoint, key, bytes(self.upload)) as ticket:
-            if ticket.answer is not None:
+        where = f"{self.request.method} {self.request.path}"
+        ticket = IdempotencyTicket(self.sidecar.storage, self.claims, where, key, bytes(self.upload))
+        async with self.sidecar.repeats.hold(ticket.key):
+            if (first := ticket.recall()) is not None:
                 self.set_header("Idempotent-Replay", "true")
-                self._note(msgspec.json.decode(ticket.answer), "agent_id", "event_id", "id")
-                return self.replay(ticket.answer)
+                self._note(msgspec.json.decode(first), "agent_id", "event_id", "id")
+                return self.replay(first)
             answer = await self._store(path, body=body, ticket=ticket)
-            await ticket.complete(answer, self.remembered(answer))
-            return ticket.answer
+            await ticket.complete(self.remembered(answer))
+            return answer
 
     async def _store(self, path: tuple[str, ...], **facts: Any) -> Any:
         """The answer to a body, for which there is room in the storage."""
@@ -2525,24 +2501,24 @@ class Endpoint(Handler):
         return source
 
     async def send(self, content: bytes) -> None:
-        """The whole answer. Raises StreamClosedError where nobody is left to read it, and what Unsent refuses."""
+        """The whole answer. Raises StreamClosedError where nobody is left to read it, and what the filters raise."""
         if self.hang_up.happened:
             raise tornado.iostream.StreamClosedError
-        unsent = self.sidecar.unsent[self.refusable and len(content) > Unsent.SHORT]
-        unsent.add(self, content)
         try:
             if content:
                 self.set_header("Content-Type", "application/json" if self.error else self.content_type)
             for answer_filter in self.sidecar.answer_filters:
                 content = await answer_filter(self, content)
-            if len(content) <= Unsent.SHORT or self.request.method == "HEAD":
+            if len(content) <= self.SHORT or self.request.method == "HEAD":
                 return await self._taken(self.finish(content or None))  # not even an empty chunk after a 204 or 304
             self.set_header("Content-Length", str(len(content)))
             await self._taken(self.flush())
             await self._taken(typing.cast(Any, self.request.connection).write(content))  # ``finish`` would copy it
             self.finish()
         finally:
-            unsent.remove(self)
+            if self.when_sent:
+                self.when_sent()
+                self.when_sent = None
 
     async def _taken(self, written: asyncio.Future[None]) -> None:
         """Wait until the client has taken what was written. Raises StreamClosedError where it does not."""
@@ -2569,68 +2545,27 @@ class Endpoint(Handler):
         if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
             return ApiError("REQ_001", "The body is nested too deeply")
         if isinstance(error, StorageError):
+            reason = f"the storage cannot be used ({error.reason})"
             log.error("%s storage: %s", self.request_id, error)
-            reason = f"{ERRORS[self.failure][2]}: the storage cannot be used ({error.reason})"
-            return ApiError(self.failure, reason)
-        if isinstance(error, TimeoutError):
-            log.error("%s %s: no answer in time", self.request_id, type(self).__name__)
-            return ApiError(self.failure, f"{ERRORS[self.failure][2]}: no answer in time")
-        log.error("%s unexpected", self.request_id, exc_info=error)
-        return ApiError(self.failure)
-
-
-class Unsent:
-    """Bounds the answers that wait for their clients, by token and in all; one that several wait for counts once.
-
-    Long answers beyond that are refused. Short ones and those of polls are counted apart, so that no long one is in
-    their way: beyond it those are given up that have waited longest.
-    """
-
-    SHORT = 64 * 1024
-
-    def __init__(self, limit: int, refuses: bool) -> None:
-        self._limit, self._refuses = limit, refuses
-        self._waiting: dict[Endpoint, bytes] = {}  # the one that has waited longest first
-        self._holders: collections.Counter[tuple[str | None, int]] = collections.Counter()  # by subject and answer
-        self.bytes: collections.Counter[str | None] = collections.Counter()  # by subject; None is all
-
-    def add(self, endpoint: Endpoint, content: bytes) -> None:
-        """Count an answer until it is removed; the only one always fits. Raises RATE_001 and REQ_009."""
-        by_token = "REQ_009" if endpoint.public else "RATE_001"
-        for who, limit, code in ((endpoint.claims.sub, self._limit // 4, by_token), (None, self._limit, "REQ_009")):
-            size = 0 if (who, id(content)) in self._holders else len(content)
-            while size and self.bytes[who] and self.bytes[who] + size > limit:
-                if self._refuses:
-                    raise ApiError(code, f"Answers of {self.bytes[who]} bytes wait to be read", retry_after=5)
-                oldest = next(other for other in self._waiting if who in (None, other.claims.sub))
-                self.remove(oldest)
-                oldest.close()
-        self._waiting[endpoint] = content
-        self._count(endpoint, content, 1)
-
-    def remove(self, endpoint: Endpoint) -> None:
-        if (content := self._waiting.pop(endpoint, None)) is not None:
-            self._count(endpoint, content, -1)
-
-    def _count(self, endpoint: Endpoint, content: bytes, step: int) -> None:
-        for who in (endpoint.claims.sub, None):
-            holders = self._holders.pop((who, id(content)), 0)
-            if holders + step:
-                self._holders[who, id(content)] = holders + step
-            if not holders or not holders + step:
-                self.bytes[who] += step * len(content)
-            if not self.bytes[who]:
-                del self.bytes[who]
+        elif isinstance(error, TimeoutError):
+            reason = "no answer in time"
+            log.error("%s %s: %s", self.request_id, type(self).__name__, reason)
+        else:
+            log.error("%s unexpected", self.request_id, exc_info=error)
+            return ApiError(self.failure)
+        return ApiError(self.failure, f"{ERRORS[self.failure][2]}: {reason}")
 
 
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
     """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too. Not ``strict``:
-    a query's texts.
+    a query's texts, whose numbers are digits alone (msgspec also reads 1e3, 5.0, -0 and null as whole numbers).
     """
     try:
         converted = msgspec.convert(value, shape, strict=strict)
-        if not strict:
-            check_spelling(value, converted)
+        for name in () if strict else value.keys() & set(converted.__struct_fields__):
+            plain = re.fullmatch("[0-9]+|true|false", value[name], re.IGNORECASE)
+            if not plain and not isinstance(getattr(converted, name), str):
+                raise msgspec.ValidationError(f"Expected digits, or true or false for a switch - at `$.{name}`")
         return converted
     except msgspec.ValidationError as error:
         problem, path = bad_field(str(error), value, shape)
@@ -2638,37 +2573,25 @@ def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = Tru
         raise ApiError(code, f"{ERRORS[code][2]}: {problem}{where}", details={"path": path}) from None
 
 
-def check_spelling(texts: dict[str, str], converted: Any) -> None:
-    """Numbers are digits: msgspec also reads 1e3, 5.0, -0 and null as whole numbers. Raises msgspec.ValidationError."""
-    for name in texts.keys() & set(converted.__struct_fields__):
-        plain = re.fullmatch("[0-9]+|true|false", texts[name], re.IGNORECASE)
-        if not plain and not isinstance(getattr(converted, name), str):
-            raise msgspec.ValidationError(f"Expected digits, or true or false for a switch - at `$.{name}`")
-
-
 def bad_field(message: str, value: Any, shape: Any) -> tuple[str, str]:
     """(problem, path) of an error of msgspec; a path is as ``result.files_created[3].path``, or ``$`` for the body."""
-    problem, found, place = message.rpartition(" - at ")
-    if not found:
-        problem, place = message, ""
+    problem, _, place = message.rpartition(" - at ") if " - at " in message else (message, "", "")
     path = place.removeprefix("`key` in ").strip("`$").removeprefix(".")
     if missing := re.search(r"missing required field `(.+)`", problem):
         path = f"{path}.{missing[1]}".lstrip(".")
     name = path.removesuffix("[...]")
     if (name != path or place.startswith("`key`")) and isinstance(value.get(name), dict):
-        entry = bad_entry(value[name], next(row.type for row in msgspec.structs.fields(shape) if row.name == name))
-        path = f"{name}.{entry}" if entry.isidentifier() else f"{name}[{json.dumps(entry)}]"
+        shape = next(row.type for row in msgspec.structs.fields(shape) if row.name == name)
+        bad = next((key[:128] for key, item in value[name].items() if not fits({key: item}, shape)), "")
+        path = f"{name}.{bad}" if bad.isidentifier() else f"{name}[{json.dumps(bad)}]"
     return problem, path or "$"
 
 
-def bad_entry(table: dict[str, Any], shape: Any) -> str:
-    """The first key of ``table`` whose entry does not fit ``shape``: msgspec does not name it."""
-    for key, item in table.items():
-        try:
-            msgspec.convert({key: item}, shape)
-        except msgspec.ValidationError:
-            return key[:128]
-    return ""
+def fits(value: Any, shape: Any) -> bool:
+    with contextlib.suppress(msgspec.ValidationError):
+        msgspec.convert(value, shape)
+        return True
+    return False
 
 
 def body_length(headers: tornado.httputil.HTTPHeaders) -> float:
@@ -2688,8 +2611,7 @@ async def check_policies(endpoint: Endpoint) -> None:
     permission, request = endpoint.permission, endpoint.request
     facts = {"claims": endpoint.claims, "permission": permission, "method": request.method, "path": request.path}
     if reason := await endpoint.sidecar.hooks.pool.run(endpoint.sidecar.hooks.refusal, **facts):
-        details = {"permission": permission, "policy": reason}
-        raise ApiError("AUTH_003", f"Refused by policy: {reason}", details=details)
+        raise forbidden(f"Refused by policy: {reason}", permission=permission, policy=reason)
 
 
 def without_tokens(text: str) -> str:
@@ -2704,26 +2626,23 @@ class UnknownRoute(Endpoint):
     answers = {204: None}
 
     async def prepare(self) -> None:
+        request, allowed = self.request, self.allowed_methods()
         try:
-            self.sidecar.access.check(self.request)
-            allowed = self.allowed_methods()
-            if self.request.method == "OPTIONS" and allowed:
-                return
-            if self.request.path == "*":
-                raise ApiError("REQ_001", "Only OPTIONS may ask for *")
-            raise ApiError("REQ_003") if allowed else ApiError("REQ_002", "No such path")
+            self.sidecar.access.check(request)
+            if request.method != "OPTIONS" or not allowed:
+                wrong = ApiError("REQ_003") if allowed else ApiError("REQ_002", "No such path")
+                raise wrong if request.path != "*" else ApiError("REQ_001", "Only OPTIONS may ask for *")
         except ApiError as error:
             self.refuse(error)
 
     async def respond(self) -> bytes:
-        allowed = {"Allow": ", ".join(self.allowed_methods())}
+        self.set_header("Allow", ", ".join(self.allowed_methods()))
         if self.request.headers.get("Origin"):  # a browser asks before it lets a page call
-            allowed["Access-Control-Allow-Methods"] = allowed["Allow"]
-            allowed["Access-Control-Allow-Headers"] = self.sidecar.access.ALLOWED_HEADERS
-            allowed["Access-Control-Max-Age"] = "600"
+            self.set_header("Access-Control-Allow-Methods", self._headers["Allow"])
+            self.set_header("Access-Control-Allow-Headers", self.sidecar.access.ALLOWED_HEADERS)
+            self.set_header("Access-Control-Max-Age", "600")
             if self.request.headers.get("Access-Control-Request-Private-Network"):
-                allowed["Access-Control-Allow-Private-Network"] = "true"
-        self._headers.update(allowed)
+                self.set_header("Access-Control-Allow-Private-Network", "true")
         return b""
 
 
@@ -2820,33 +2739,16 @@ class GetContext(Endpoint):
 
     async def respond(self, issue_id: str, agent_type: str) -> bytes:
         self.sidecar.tokens.check_issue(self.claims, issue_id)
-        known, reader = self.request.headers.get("If-None-Match", ""), None
-        if self.sidecar.hooks.implementations("context_brief"):
-            self.add_header("Vary", "Accept")
-            if prefers_markdown(", ".join(self.request.headers.get_list("Accept"))):
-                reader = self.sidecar.agents.reader(self.claims, issue_id)
-                self.content_type = "text/markdown; charset=utf-8"
+        known, reader = self.request.headers.get("If-None-Match", ""), self.reader(issue_id)
         content, etag = await self.sidecar.contexts.get(issue_id, agent_type, self.query, known, reader)
         self.set_header("ETag", etag)
         if not content:
             self.set_status(304)
         return content
 
-
-def prefers_markdown(accept: str) -> bool:
-    """Whether an Accept header (RFC 9110, 12.5.1) wants text/markdown more than application/json; for each the most
-    specific range counts. Where it wants both alike, or says nothing, JSON is given.
-    """
-    ranges: dict[str, float] = {}
-    for item in accept.lower().split(","):
-        name, *parameters = (part.strip() for part in item.split(";"))
-        weight = next((part[2:].strip() for part in parameters if part.startswith("q=")), "1")
-        ranges[name] = float(weight) if re.fullmatch(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", weight) else 0.0
-    wanted = [
-        next((ranges[name] for name in (kind, f"{kind.partition('/')[0]}/*", "*/*") if name in ranges), 0.0)
-        for kind in ("text/markdown", "application/json")
-    ]
-    return wanted[0] > wanted[1]
+    def reader(self, issue_id: str) -> Reader | None:
+        """Who asks for a brief rather than for JSON: nobody, without the plugin that makes briefs."""
+        return None
 
 
 class StoreResult(Endpoint):
@@ -2865,30 +2767,6 @@ class StoreResult(Endpoint):
             raise ApiError("AUTH_003", "Only the service stores results in others' names", details={"path": "source"})
         with self.sidecar.agents.heard_out(self.claims.sub):
             return await self.sidecar.results.store(body, ticket)
-
-
-class ListResults(Endpoint):
-    """Stored results, newest last."""
-
-    permission = READ
-    query_type = ResultQuery
-    answers = {200: "ResultList"}
-
-    async def respond(self) -> dict[str, Any]:
-        return self.sidecar.results.page(self.claims.project_id, self.query)
-
-
-class GetResult(Endpoint):
-    """One stored result."""
-
-    permission = READ
-    answers = {200: "StoredResult"}
-    problems = (404,)
-
-    async def respond(self, result_id: str) -> bytes:
-        issue_id, body = self.sidecar.results.get(self.claims.project_id, result_id)
-        self.sidecar.tokens.check_issue(self.claims, issue_id)
-        return body
 
 
 class PublishEvent(Endpoint):
@@ -2923,7 +2801,6 @@ class WaitForEvents(Endpoint):
     problems = (410,)
     failure = "EVT_001"
     ANSWER_SECONDS = None  # a poll and a client that does not read have their own
-    refusable = False
 
     async def respond(self, event_type: str) -> bytes:
         began = time.monotonic()
@@ -3157,15 +3034,10 @@ class Tokens:
         allowed = CATEGORIES[self._agent_types.category(agent_type)].permissions
         now = int(time.time())
         claims: dict[str, Any] = {
-            "sub": subject,
-            "agent_type": agent_type,
-            "project_id": self._settings.project,
+            "sub": subject, "agent_type": agent_type, "project_id": self._settings.project, "iat": now,
             "permissions": [name for name in allowed if permissions is None or name in permissions],
-            "exp": now + (ttl or self._settings.token_ttl),
-            "iat": now,
-            "jti": uuid.uuid4().hex,
-            "iss": self.ISSUER,
-        }
+            "exp": now + (ttl or self._settings.token_ttl), "jti": uuid.uuid4().hex, "iss": self.ISSUER,
+        }  # fmt: skip
         claims |= ({"issue_id": issue_id} if issue_id else {}) | ({"bound": True} if bound else {})
         secret, algorithm = self._keys[0]
         return jwt.encode(claims, secret, algorithm)
@@ -3186,8 +3058,7 @@ class Tokens:
             raise ApiError("AUTH_002", details={"token_expired": True, "expiry_time": iso(claims.exp)})
         self.check_revoked(claims.sub)
         if claims.project_id != self._settings.project:
-            details = {"project_id": claims.project_id}
-            raise ApiError("AUTH_003", "This token belongs to another project", details=details)
+            raise forbidden("This token belongs to another project", project_id=claims.project_id)
         return claims
 
     def check_revoked(self, subject: str) -> None:
@@ -3215,20 +3086,17 @@ class Tokens:
     def check_permission(self, claims: Claims, permission: str | None) -> None:
         """Raises AUTH_003, which names the permission, where the token may not do what needs it."""
         if permission and permission not in self.permissions(claims):
-            details = {"permission": permission}
-            raise ApiError("AUTH_003", f"This token lacks the permission {permission}", details=details)
+            raise forbidden(f"This token lacks the permission {permission}", permission=permission)
 
     def check_identity(self, claims: Claims, subject: str, agent_type: str | None = None) -> None:
         """A bound token speaks only for itself; raises AUTH_003."""
         if claims.bound and (subject != claims.sub or agent_type not in (None, claims.agent_type)):
-            message = f"This token speaks only for {claims.sub} ({claims.agent_type})"
-            raise ApiError("AUTH_003", message, details={"sub": claims.sub})
+            raise forbidden(f"This token speaks only for {claims.sub} ({claims.agent_type})", sub=claims.sub)
 
     def check_issue(self, claims: Claims, issue_id: Any) -> None:
         """A token made for one issue works on no other; raises AUTH_003."""
         if claims.issue_id is not None and issue_id != claims.issue_id:
-            details = {"issue_id": claims.issue_id}
-            raise ApiError("AUTH_003", f"This token is for issue {claims.issue_id} only", details=details)
+            raise forbidden(f"This token is for issue {claims.issue_id} only", issue_id=claims.issue_id)
 
     def check_event_type(self, claims: Claims, event_type: str) -> None:
         """Clients may not publish the service's own events; raises AUTH_003. An exception is agent_completed, as in the
@@ -3236,8 +3104,7 @@ class Tokens:
         """
         speaks_for_all = not claims.bound and claims.issue_id is None and WRITE in self.permissions(claims)
         if event_type in OWN_EVENTS and not (event_type == "agent_completed" and speaks_for_all):
-            details = {"event_type": event_type}
-            raise ApiError("AUTH_003", f"{event_type} is published by the service alone", details=details)
+            raise forbidden(f"{event_type} is published by the service alone", event_type=event_type)
 
     def refresh(self, claims: Claims) -> tuple[str, float]:
         """A token with the same identity that lives as long as the first one did, and when it expires. Raises
@@ -3296,6 +3163,10 @@ class Allowance(Struct, frozen=True):
     def headers(self) -> dict[str, str]:
         names = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
         return {name: str(value) for name, value in zip(names, (self.limit, self.remaining, self.reset), strict=True)}
+
+
+def forbidden(message: str, **details: Any) -> ApiError:
+    return ApiError("AUTH_003", message, details=details)
 
 
 class RateLimits:
@@ -3375,16 +3246,13 @@ class Storage:
       on the loop, in this order, before any writer of its batch is answered.
     - ``read`` answers at once and on the loop, and knows all that was told: a poll that finds nothing and then parks,
       without an await in between, misses no event.
-    - ``epoch`` is the log's own: a cursor of another log is told from it. StorageError is raised for every fault, also
-      where its files were deleted, replaced or cut: what is written to them then would be lost.
+    - ``epoch`` is the log's own: a cursor of another log is told from it. StorageError is raised for every fault.
     """
 
     FILE = "sidecar.db"
     MAX_BATCH = 256
     SWEEP_SECONDS = 1.0
     SWEEP_ROWS = 200
-    MEASURE_SECONDS = 30.0  # between two looks at how large the files beside the database are
-    DISK_RESERVE = 16 * MB  # stays free on the disk
     DEAD_LETTERS = 10_000
     POSITION_SECONDS = 30 * 86_400.0  # a position that nobody touched for so long is forgotten
 
@@ -3397,11 +3265,6 @@ class Storage:
         self._queue: queue.SimpleQueue[tuple[Job, Callable[[Any], Any] | None, asyncio.Future[Any]] | None]
         self._queue = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
-        self._pruning, self._pool = asyncio.Lock(), Pool("storage-size", 1, 60)
-        self._limit, self.full = settings.storage_limit_mb * MB, False
-        # Bytes of the database, of the other files when they were measured and since then, of what is being stored.
-        self._database, self._others, self._new, self._coming = 0, 0, 0, 0
-        self._measured = -math.inf
 
     def observe(self, observer: Callable[[NewEvent, int], None]) -> None:
         """Have every committed event told to ``observer``, with its sequence number."""
@@ -3418,7 +3281,6 @@ class Storage:
             self.read = Records(connect_database(self.path, read_only=True))
         except sqlite3.Error as error:
             raise StartError(f"the storage {self.path} cannot be opened: {error}", 1) from None
-        self._files = [DatabaseFile(path) for path in database_files(self.path) if path.exists()]
         self.epoch = str(self.read.meta("epoch"))
         self._loop = asyncio.get_running_loop()
         self._thread.start()
@@ -3438,55 +3300,22 @@ class Storage:
         """Write soon; a failure is logged. For what can be found again after a crash."""
         self.write(job).add_done_callback(log_failed_write)
 
-    @property
-    def used(self) -> int:
-        """Bytes that are stored; what was removed from the database is room for more."""
-        return self._database + self._others + self._new
+    def room(self, size: int) -> contextlib.AbstractAsyncContextManager[None]:
+        """Room for a body of ``size`` bytes while it is stored. Raises STR_001. The core's own has no limit."""
+        return contextlib.nullcontext()
 
-    @contextlib.asynccontextmanager
-    async def room(self, size: int) -> AsyncIterator[None]:
-        """Room for a body of ``size`` bytes in the database, its log and a file. Raises STR_001 where there is none
-        although what is older than retention allows has been removed.
+    def check(self) -> None:
+        """Raise StorageError where a commit would be lost: called before and after each, on the writer thread. The
+        core's own does not look.
         """
-        needed = 3 * size
-        if needed > self._left():
-            await self._prune()
-        full = needed > self._left()
-        if full and not self.full:
-            log.error("the storage has %d MB and is full: nothing more is stored", self.used / MB)
-        self.full = full
-        if full:
-            limit = f"--storage-limit-mb is {self._limit // MB}"
-            raise ApiError("STR_001", f"Storage write failed: the storage or its disk is full ({limit})")
-        self._coming += needed
-        try:
-            yield
-        finally:
-            self._coming -= needed
-            self._new += size
 
-    def _left(self) -> float:
-        left: float = self._limit - self.used if self._measured > 0 else -1  # measure first
-        with contextlib.suppress(OSError):  # where the folder is gone the write says so
-            left = min(left, shutil.disk_usage(self.path.parent).free - self.DISK_RESERVE)
-        return left - self._coming
+    async def size(self) -> int:
+        """Bytes that are stored."""
+        return await asyncio.to_thread(folder_size, self.path.parent)
 
-    async def _prune(self) -> None:
-        """Remove what may go, and measure, unless that was just done."""
-        async with self._pruning:
-            if time.monotonic() - self._measured > self.SWEEP_SECONDS:
-                with contextlib.suppress(StorageError, OSError):  # the write itself says why
-                    while await self.write(self._sweep):
-                        pass
-                await self._measure()
-
-    async def _measure(self) -> None:
-        self._new = 0
-        try:
-            self._others = await self._pool.run(folder_size, self.path.parent, {self.FILE, f"{self.FILE}-wal"})
-        except (OSError, TimeoutError) as error:
-            log.warning("the storage cannot be measured: %s", one_line(error))
-        self._measured = time.monotonic()
+    def statistics(self) -> dict[str, Any]:
+        """More figures for ``/status``."""
+        return {}
 
     def close(self) -> None:
         """Finish what is queued, then close. Blocks for at most a few seconds."""
@@ -3495,8 +3324,6 @@ class Storage:
         self._thread.join(5)
         self.read.close()
         self._writer.close()
-        for file in self._files:
-            file.close()
 
     def _run(self) -> None:
         """The writer thread: jobs that wait at the same time share one transaction and one fsync."""
@@ -3517,17 +3344,14 @@ class Storage:
     def _commit(self, records: Records, jobs: list[Job]) -> list[tuple[Any, list[tuple[NewEvent, int]]]]:
         """(result or error, events) of each job. Where one fails, all are undone and each is tried alone."""
         try:
-            for file in self._files:
-                file.check()
+            self.check()
             records.begin()
             outcomes = []
             for job in jobs:
                 records.inserted = []
                 outcomes.append((job(records), records.inserted))
             records.commit()
-            for file in self._files:
-                file.check()
-            self._database = records.size() + self.path.with_name(f"{self.FILE}-wal").stat().st_size
+            self.check()
             return outcomes
         except Exception as error:  # a boundary: the job's caller gets it
             records.rollback()
@@ -3550,17 +3374,17 @@ class Storage:
                 future.set_exception(outcome) if failed else future.set_result(outcome)
 
     async def _sweep_for_ever(self) -> None:
-        """Expiry, retention and old idempotency keys, in steps that hold the writer for a few milliseconds."""
         while True:
             try:
-                while await self.write(self._sweep):
-                    await asyncio.sleep(0.005)
-                if time.monotonic() - self._measured > self.MEASURE_SECONDS:
-                    async with self._pruning:
-                        await self._measure()
+                await self.sweep()
             except (StorageError, OSError) as error:
                 log.warning("housekeeping waits for the storage: %s", one_line(error))
             await asyncio.sleep(self.SWEEP_SECONDS)
+
+    async def sweep(self) -> None:
+        """Expiry, retention and old idempotency keys, in steps that hold the writer for a few milliseconds."""
+        while await self.write(self._sweep):
+            await asyncio.sleep(0.005)
 
     def _sweep(self, records: Records) -> bool:
         """Runs on the writer thread: one step; whether there may be more to do."""
@@ -3570,7 +3394,7 @@ class Storage:
         if outlived := records.outlived(now - settings.event_retention, settings.event_limit, limit):
             records.remove_events(outlived, self.DEAD_LETTERS)
             records.set_meta("floor", str(outlived[-1]))
-        forgotten = records.forget_old(now - Idempotency.KEPT, limit)
+        forgotten = records.forget_old(now - IdempotencyTicket.KEPT, limit)
         left = records.forget_positions(now - self.POSITION_SECONDS, limit)
         return len(expired) == limit or bool(outlived) or limit in (forgotten, left)
 
@@ -3578,41 +3402,6 @@ class Storage:
 def log_failed_write(future: asyncio.Future[Any]) -> None:
     if not future.cancelled() and (error := future.exception()):
         log.error("storage: a background write failed: %s", one_line(error))
-
-
-class DatabaseFile:
-    """A file of the database while it is in use: what others do to it SQLite does not notice, and what is written then
-    would be lost.
-    """
-
-    HEAD = 12  # bytes that never change: of the database its name, of the log its kind, version and page size
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._size = path, 0
-        self._head_counts = not path.name.endswith("-shm")
-        # Not to be closed before SQLite's own are: the first close ends all locks that this process has on the file.
-        self._file = path.open("rb", buffering=0)
-        self._head = self._read_head()
-
-    def check(self) -> None:
-        """Raise StorageError where it is not what lies at its path, or its beginning or its end is not there."""
-        try:
-            facts = self._path.lstat()
-            there = os.path.samestat(os.fstat(self._file.fileno()), facts)
-        except OSError:
-            there = False
-        if not there:
-            raise StorageError(f"{self._path.name} was deleted or replaced while it was in use")
-        if facts.st_size < self._size or self._read_head() != self._head:
-            raise StorageError(f"{self._path.name} was cut or overwritten while it was in use")
-        self._size = min(facts.st_size, LOG_BYTES) if self._path.name.endswith("-wal") else facts.st_size
-
-    def _read_head(self) -> bytes:
-        self._file.seek(0)
-        return self._file.read(self.HEAD) if self._head_counts else b""
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class StorageError(Exception):
@@ -3626,12 +3415,46 @@ class StorageError(Exception):
         self.reason = str(getattr(error, "sqlite_errorname", None) or name)
 
 
+Told = typing.TypeVar("Told")
+Question = Callable[..., Told]  # a method of Records whose arguments are the values of its statement
+
+
+def value(sql: str, otherwise: Any = None) -> Question[Any]:
+    """A method that gives the first column of the first row, ``otherwise`` where there is none or it is null."""
+
+    def ask(self: Statements, *values: Any) -> Any:
+        found = self.one(sql, *values)
+        return otherwise if found is None else found
+
+    return ask
+
+
+def row(sql: str) -> Question[Row | None]:
+    """A method that gives the first row, None where there is none."""
+    return lambda self, *values: next(iter(self.rows(sql, *values)), None)
+
+
+def column(sql: str) -> Question[list[Any]]:
+    """A method that gives the first column of all rows."""
+    return lambda self, *values: [row[0] for row in self.rows(sql, *values)]
+
+
+def pairs(sql: str) -> Question[dict[str, Any]]:
+    """A method that gives rows of two columns."""
+    return lambda self, *values: dict(map(tuple, self.rows(sql, *values)))
+
+
+def change(sql: str) -> Question[int]:
+    """A method that changes rows; how many."""
+    return lambda self, *values: self.change(sql, *values).rowcount
+
+
 class Statements:
-    """SQL over one connection: the writer thread's, or the loop's for reading."""
+    """SQL over one connection: the writer thread's, or the loop's for reading. Raises StorageError."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
-        self._tally: collections.Counter[str] = collections.Counter()  # of the open transaction, written at its end
+        self._db, self.close = connection, connection.close
+        self.tally: collections.Counter[str] = collections.Counter()  # of the open transaction, written at its end
         self.inserted: list[tuple[NewEvent, int]] = []  # the events of the job that runs, with their numbers
 
     def begin(self) -> None:
@@ -3639,119 +3462,85 @@ class Statements:
 
     def commit(self) -> None:
         add = "insert into meta (name, value) values (?1, ?2) on conflict do update set value = cast(value as int) + ?2"
-        self._db.executemany(add, self._tally.items())
+        self._db.executemany(add, self.tally.items())
         self._db.execute("commit")
-        self._tally.clear()
+        self.tally.clear()
 
     def rollback(self) -> None:
-        self._tally.clear()
+        self.tally.clear()
         if self._db.in_transaction:  # SQLite itself has rolled back after some errors, a full disk among them
             self._db.execute("rollback")
 
-    def close(self) -> None:
-        self._db.close()
-
-    def size(self) -> int:
-        """Bytes of the database's pages that are in use."""
-        pages = "(select page_count from pragma_page_count) - (select freelist_count from pragma_freelist_count)"
-        return int(self._one(f"select ({pages}) * page_size from pragma_page_size"))
-
-    def _all(self, sql: str, *values: Any) -> list[Row]:
-        try:
-            return self._db.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
-            raise StorageError(error) from error
-
-    def _one(self, sql: str, *values: Any) -> Any:
-        """The first column of the first row, None where there is none."""
-        rows = self._all(sql, *values)
-        return rows[0][0] if rows else None
-
-    def _counter(self, name: str) -> int:
-        return int(self._one("select value from meta where name = ?", name) or 0)
-
-    def _insert(self, table: str, row: dict[str, Any], verb: str = "insert") -> int:
-        """The sequence number of a new row."""
-        sql = f"{verb} into {table} ({', '.join(row)}) values ({', '.join('?' * len(row))})"
-        return typing.cast(int, self._change(sql, *row.values()).lastrowid)
-
-    def _change(self, sql: str, *values: Any) -> sqlite3.Cursor:
+    def change(self, sql: str, *values: Any) -> sqlite3.Cursor:
         try:
             return self._db.execute(sql, values)
         except sqlite3.Error as error:
             raise StorageError(error) from error
 
-    def _page(
-        self, table: str, select: str, project: str, since: str, limit: int, equal: dict[str, str | list[str] | None]
-    ) -> tuple[list[Row], bool]:
-        """A page of a list, newest last, and whether there are more: what comes after the row with the id ``since``,
-        from the beginning where that is "earliest", else the newest. Each column in ``equal`` has one of the values,
-        where some are given. Raises REQ_001 for an id that is not there.
-        """
-        after = 0 if since == "earliest" else None
-        if since and after is None:
-            after = self._one(f"select seq from {table} where project = ? and id = ?", project, since)
-            if after is None:
-                raise ApiError("REQ_001", f"since: no {table} {since[:128]}", details={"path": "since"})
-        given = {
-            name: [value] if isinstance(value, str) else value for name, value in equal.items() if value is not None
-        }
-        # A plus keeps SQLite from using a column's index: only the first column's is to be used, and for the project
-        # alone the table itself, as these are in the order of seq.
-        clauses = "".join(
-            f" and {'+' if number else ''}{name} in ({', '.join('?' * len(values))})"
-            for number, (name, values) in enumerate(given.items())
-        )
-        mine = "project" if given else "+project"
-        sql = f"{select} where {mine} = ? and seq > ?{clauses} order by {SEQ[after is None]} limit ?"
-        rows = self._all(sql, project, after or 0, *itertools.chain.from_iterable(given.values()), limit + 1)
-        return cut_page(rows, limit, newest=after is None)
+    def rows(self, sql: str, *values: Any) -> list[Row]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise StorageError(error) from error
+
+    def one(self, sql: str, *values: Any) -> Any:
+        """The first column of the first row, None where there is none."""
+        rows = self.rows(sql, *values)
+        return rows[0][0] if rows else None
+
+    def insert(self, table: str, row: dict[str, Any], verb: str = "insert") -> int:
+        """The sequence number of a new row."""
+        sql = f"{verb} into {table} ({', '.join(row)}) values ({', '.join('?' * len(row))})"
+        return typing.cast(int, self.change(sql, *row.values()).lastrowid)
 
 
-SEQ = {False: "seq", True: "seq desc"}  # what a list is ordered by, and with ``newest``
+COUNTED = "select cast(value as int) from meta where name = "  # a number that is kept as one
+CHOSEN = "seq in (select value from json_each(?))"
+POSITION = "project, subject, type, filter"
+KEY = "project, subject, endpoint, key"
+MINE = "from result where project = ? and issue = ?"
+SPAWNED = "from agent where project = ?"
 
 
-def cut_page(rows: list[Row], limit: int, *, newest: bool) -> tuple[list[Row], bool]:
-    """A page of a list, newest last, and whether there are more: the first ``limit`` rows, and one at least, whose
-    bodies fit into PAGE_BYTES.
+class Records(Statements):
+    """All that is kept: small facts by name, events and readers' positions, results, agents, revoked subjects, first
+    answers.
     """
-    columns = rows[0].keys() if rows else []
-    sizes = (len(row["body"]) if "body" in columns else 0 for row in rows)
-    fitting = sum(total <= PAGE_BYTES for total in itertools.accumulate(sizes))
-    page = rows[: min(limit, max(1, fitting))]
-    return page[::-1] if newest else page, len(page) < len(rows)
 
+    # -- facts by name
 
-class EventRecords(Statements):
-    """The log of events, the dead letters, and how far each reader has come."""
+    meta: Question[str | None] = value("select value from meta where name = ?")
+
+    def set_meta(self, name: str, value: str) -> None:
+        self.insert("meta", {"name": name, "value": value}, "insert or replace")
+
+    # -- events
+
+    head: Question[int] = value(
+        "select seq from sqlite_sequence where name = 'event'", 0
+    )  # the newest number given out
+    floor: Question[int] = value(f"{COUNTED} 'floor'", 0)  # retention has removed events up to here
+    created_from: Question[float] = value("select created from event where seq >= ? order by seq limit 1", math.inf)
+    count_published: Question[int] = value(f"{COUNTED} 'published:' || ?", 0)
+    count_delivered: Question[int] = value(f"{COUNTED} 'deliveries'", 0)
+    undelivered: Question[int] = value(f"{COUNTED} 'undelivered:' || ?", 0)  # expired ones until the next sweep
+    count_dead_letters: Question[int] = value("select count(*) from dead_letter where project = ?")
+    expired: Question[list[int]] = column("select seq from event where expires <= ? order by expires limit ?")
 
     def insert_event(self, event: NewEvent) -> int:
         """The event's sequence number. Storage.observe's callback is told of it after the commit."""
         columns = ("project", "type", "topic", "issue", "created", "expires", "body")
-        seq = self._insert("event", {name: getattr(event, name) for name in columns})
+        seq = self.insert("event", {name: getattr(event, name) for name in columns})
         self.inserted.append((event, seq))
-        self._tally.update({f"published:{event.project}": 1, f"undelivered:{event.project}": 1, "retained": 1})
+        self.tally.update({f"published:{event.project}": 1, f"undelivered:{event.project}": 1, "retained": 1})
         return seq
-
-    def head(self) -> int:
-        """The newest sequence number that was given out, 0 before the first."""
-        return self._one("select seq from sqlite_sequence where name = 'event'") or 0
-
-    def floor(self) -> int:
-        """Events up to here have been removed by retention; cursors before it are good no longer."""
-        return self._counter("floor")
-
-    def created_from(self, seq: int) -> float:
-        """When the first event from ``seq`` on was published; infinite where there is none."""
-        return self._one("select created from event where seq >= ? order by seq limit 1", seq) or float("inf")
 
     def events(
         self, project: str, after: int, upto: int, limit: int, *, type: str = "*", issue: str | None = None,
-        containing: bytes | None = None, newest: bool = False,
+        containing: bytes | None = None,
     ) -> list[Row]:  # fmt: skip
-        """Events with after < seq <= upto that have not expired, in order, or with ``newest`` from the newest back.
-
-        With ``issue`` those that may name it, with ``containing`` those that have some bytes in their body.
+        """Events with after < seq <= upto that have not expired, in order; with ``issue`` those that may name it, with
+        ``containing`` those that have some bytes in their body.
         """
         source, clauses = "event", ["project = ?", "seq > ?", "seq <= ?", "expires > ?"]
         given = {"type = ?": None if type == "*" else type, "issue = ?": issue, "instr(body, ?)": containing}
@@ -3760,157 +3549,102 @@ class EventRecords(Statements):
             source, clauses = "event indexed by event_by_issue", [*clauses, "issue is not null"]
         elif type == "*":  # ... or sort all of it; the table itself is in order
             source = "event not indexed"
-        sql = (
-            f"select seq, type, topic, created, delivered, body from {source} where {' and '.join([*clauses, *given])}"
-        )
-        sql, values = f"{sql} order by {SEQ[newest]} limit ?", (project, after, upto, time.time())
-        rows = self._all(sql, *values, *given.values(), limit)
+        where = " and ".join([*clauses, *given])
+        sql = f"select seq, type, topic, created, delivered, body from {source} where {where} order by seq limit ?"
+        values = (project, after, upto, time.time())
+        rows = self.rows(sql, *values, *given.values(), limit)
         if issue in (None, ANY_ISSUE):
             return rows
-        several = self._all(sql, *values, *(given | {"issue = ?": ANY_ISSUE}).values(), limit)
-        return sorted(rows + several, key=lambda row: row["seq"], reverse=newest)[:limit]
-
-    def count_published(self, project: str) -> int:
-        return self._counter(f"published:{project}")
-
-    def count_delivered(self) -> int:
-        return self._counter("deliveries")
-
-    def undelivered(self, project: str) -> int:
-        """The number of events that nobody has read, those included that have expired since the last sweep."""
-        return self._counter(f"undelivered:{project}")
-
-    def _no_longer_undelivered(self, seqs: str) -> None:
-        sql = "select project, count(*) from event where seq in (select value from json_each(?)) and delivered = 0"
-        for project, number in self._all(f"{sql} group by project", seqs):
-            self._tally[f"undelivered:{project}"] -= number
-
-    def position(self, project: str, subject: str, type: str, filter: str) -> int | None:
-        sql = "select seq from position where project = ? and subject = ? and type = ? and filter = ?"
-        return self._one(sql, project, subject, type, filter)
-
-    def move_position(self, key: PositionKey, seq: int) -> None:
-        """A reader has seen everything up to ``seq``; a position never goes back."""
-        self._change(
-            "insert into position (project, subject, type, filter, seq, moved) values (?, ?, ?, ?, ?, ?)"
-            " on conflict do update set seq = max(seq, excluded.seq), moved = excluded.moved",
-            *key, seq, time.time(),
-        )  # fmt: skip
-
-    def forget_positions(self, before: float, limit: int) -> int:
-        """Forget positions that were not touched since then, ``limit`` at most; how many."""
-        columns = "project, subject, type, filter"
-        old = f"select {columns} from position where moved < ? limit ?"
-        return self._change(f"delete from position where ({columns}) in ({old})", before, limit).rowcount
+        several = self.rows(sql, *values, *(given | {"issue = ?": ANY_ISSUE}).values(), limit)
+        return sorted(rows + several, key=lambda row: row["seq"])[:limit]
 
     def mark_delivered(self, seqs: Collection[int], deliveries: int) -> None:
         """Some readers got these events; ``deliveries`` counts each reader of each event."""
         self._no_longer_undelivered(json.dumps(list(seqs)))
-        marked = "update event set delivered = 1 where seq in (select value from json_each(?)) and delivered = 0"
-        self._change(marked, json.dumps(list(seqs)))
-        self._tally["deliveries"] += deliveries
+        self.change(f"update event set delivered = 1 where {CHOSEN} and delivered = 0", json.dumps(list(seqs)))
+        self.tally["deliveries"] += deliveries
 
-    def expired(self, now: float, limit: int) -> list[int]:
-        """Sequence numbers of events whose time to live is over, the first to expire first."""
-        rows = self._all("select seq from event where expires <= ? order by expires limit ?", now, limit)
-        return [row["seq"] for row in rows]
+    def _no_longer_undelivered(self, seqs: str) -> None:
+        counted = f"select project, count(*) from event where {CHOSEN} and delivered = 0 group by project"
+        self.tally.subtract({f"undelivered:{project}": number for project, number in self.rows(counted, seqs)})
 
     def outlived(self, created_before: float, keep: int, limit: int) -> list[int]:
         """Sequence numbers of events that retention removes, at most ``limit``: too old, or more than ``keep``."""
-        oldest = self._all("select seq, created from event order by seq limit ?", limit)
-        too_many = self._counter("retained") + self._tally["retained"] - keep
+        oldest = self.rows("select seq, created from event order by seq limit ?", limit)
+        too_many = (self.one(f"{COUNTED} 'retained'") or 0) + self.tally["retained"] - keep
         due = [number for number, row in enumerate(oldest, 1) if row["created"] < created_before or number <= too_many]
         return [row["seq"] for row in oldest[: max(due, default=0)]]
 
     def remove_events(self, seqs: list[int], keep_dead: int) -> None:
         """Remove events; those that nobody got become dead letters, of which the newest ``keep_dead`` are kept."""
-        chosen = "seq in (select value from json_each(?))"
-        self._no_longer_undelivered(json.dumps(seqs))
-        self._change(
-            "insert or ignore into dead_letter (seq, project, type, topic, body)"
-            f" select seq, project, type, topic, body from event where {chosen} and delivered = 0",
-            json.dumps(seqs),
-        )
-        self._tally["retained"] -= self._change(f"delete from event where {chosen}", json.dumps(seqs)).rowcount
+        chosen = json.dumps(seqs)
+        self._no_longer_undelivered(chosen)
+        columns = "seq, project, type, topic, body"
+        dead = f"select {columns} from event where {CHOSEN} and delivered = 0"
+        self.change(f"insert or ignore into dead_letter ({columns}) {dead}", chosen)
+        self.tally["retained"] -= self.change(f"delete from event where {CHOSEN}", chosen).rowcount
         last = "select seq from dead_letter order by seq desc limit 1 offset ?"
-        self._change(f"delete from dead_letter where seq <= ({last})", keep_dead)
+        self.change(f"delete from dead_letter where seq <= ({last})", keep_dead)
 
-    def dead_letters(self, project: str, after: int, upto: int, limit: int, *, newest: bool = False) -> list[Row]:
-        sql = "select seq, type, topic, body from dead_letter where project = ? and seq > ? and seq <= ?"
-        return self._all(f"{sql} order by {SEQ[newest]} limit ?", project, after, upto, limit)
+    # -- how far each reader has come: a position never goes back
 
-    def count_dead_letters(self, project: str) -> int:
-        return self._one("select count(*) from dead_letter where project = ?", project) or 0
+    position: Question[int | None] = value(
+        "select seq from position where project = ? and subject = ? and type = ? and filter = ?"
+    )
+    move_position = change(
+        f"insert into position ({POSITION}, seq, moved) values (?, ?, ?, ?, ?, now())"
+        " on conflict do update set seq = max(seq, excluded.seq), moved = excluded.moved"
+    )
+    forget_positions = change(
+        f"delete from position where ({POSITION}) in (select {POSITION} from position where moved < ? limit ?)"
+    )
 
+    # -- results: ``body`` is the whole record as JSON, ``output`` what later agents see of it, also as JSON
 
-class ResultRecords(Statements):
-    """Results: ``body`` is the whole record as JSON, ``output`` what later agents see of it, also as JSON."""
+    count_results: Question[int] = value(f"{COUNTED} 'results:' || ?", 0)
+    issue_head: Question[int] = value(f"select max(seq) {MINE}", 0)  # changes with every result of the issue
+    success_since: Question[bool] = value(
+        "select true from result where project = ? and agent_id = ? and stored >= ? and +status = 'success' limit 1",
+        False,
+    )
+
+    latest_result = row(  # of the same agent type on the same issue as a result
+        "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest on"
+        " latest.project = result.project and latest.issue = result.issue"
+        " where +latest.agent_type = result.agent_type and result.id = ? order by latest.seq desc limit 1"
+    )
 
     def insert_result(self, row: dict[str, Any]) -> None:
         """``row`` has a value for every column but ``seq``; ``proposed`` is a list of agent types."""
-        self._insert("result", row | {"proposed": json.dumps(row["proposed"])})
-        self._tally[f"results:{row['project']}"] += 1
-
-    def result(self, project: str, id: str) -> tuple[str, bytes] | None:
-        """(issue, record) of a result, None where there is none."""
-        rows = self._all("select issue, body from result where project = ? and id = ?", project, id)
-        return (rows[0]["issue"], rows[0]["body"]) if rows else None
-
-    def latest_result(self, id: str) -> Row | None:
-        """The latest result of the same agent type on the same issue as a result."""
-        rows = self._all(
-            "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest on"
-            " latest.project = result.project and latest.issue = result.issue"
-            " where +latest.agent_type = result.agent_type and result.id = ? order by latest.seq desc limit 1",
-            id,
-        )
-        return rows[0] if rows else None
-
-    def results(self, project: str, since: str, limit: int, **equal: str | list[str] | None) -> tuple[list[Row], bool]:
-        """A page, as ``_page`` says, of ids and bodies."""
-        return self._page("result", "select id, body from result", project, since, limit, equal)
+        self.insert("result", row | {"proposed": json.dumps(row["proposed"])})
+        self.tally[f"results:{row['project']}"] += 1
 
     def issue_outputs(self, project: str, issue: str, limit: int) -> list[str]:
         """The ``output`` of the issue's newest results, oldest first."""
-        sql = "select output from result where project = ? and issue = ? order by seq desc limit ?"
-        return [row["output"] for row in reversed(self._all(sql, project, issue, limit))]
+        rows = self.rows(f"select output {MINE} order by seq desc limit ?", project, issue, limit)
+        return [row["output"] for row in reversed(rows)]
 
     def issue_facts(self, project: str, issue: str, limit: int) -> list[Row]:
         """agent_type, category, status and proposed of the issue's newest results, oldest first; where no coder is
         among them the last one of a coder comes before them. The newest are read from an index alone.
         """
-        select, mine = "select agent_type, category, status, proposed from result", "where project = ? and issue = ?"
-        rows = self._all(f"{select} {mine} order by seq desc limit ?", project, issue, limit)
+        select = "select agent_type, category, status, proposed"
+        rows = self.rows(f"{select} {MINE} order by seq desc limit ?", project, issue, limit)
         if len(rows) == limit and not any(row["category"] == "coding" for row in rows):
-            coders = f"indexed by result_by_category {mine} and category = 'coding'"
-            rows += self._all(f"{select} {coders} order by seq desc limit 1", project, issue)
+            indexed = MINE.replace("result", "result indexed by result_by_category")
+            rows += self.rows(f"{select} {indexed} and category = 'coding' order by seq desc limit 1", project, issue)
         return rows[::-1]
-
-    def issue_head(self, project: str, issue: str) -> int:
-        """A number that changes with every result of the issue."""
-        return self._one("select max(seq) from result where project = ? and issue = ?", project, issue) or 0
-
-    def count_results(self, project: str) -> int:
-        return self._counter(f"results:{project}")
-
-    def success_since(self, project: str, agent_id: str, moment: float) -> bool:
-        """Whether the agent has stored a success since then."""
-        sql = "select 1 from result where project = ? and agent_id = ? and stored >= ? and +status = 'success' limit 1"
-        return self._one(sql, project, agent_id, moment) is not None
 
     def result_of(self, project: str, agent_id: str) -> dict[str, Any]:
         """The id and status of an agent's latest result, null where it stored none."""
         sql = "select id, status from result where project = ? and agent_id = ? order by seq desc limit 1"
-        rows = self._all(sql, project, agent_id)
+        rows = self.rows(sql, project, agent_id)
         return dict(zip(("result_id", "result_status"), rows[0] if rows else (None, None), strict=True))
 
+    # -- agents: a row of ``agent``, beside it one of ``agent_evidence``, and one of ``agent_outcome`` where there is
+    # more to say of an agent; readers get all as one
 
-class AgentRecords(Statements):
-    """The ledger of agents: a row of ``agent``, beside it one of ``agent_evidence``, and one of ``agent_outcome`` where
-    there is more to say of an agent. Readers get all as one.
-    """
-
-    SELECT = (
+    AGENTS = (
         "select * from agent left join agent_evidence on agent_evidence.agent = agent.id"
         " left join agent_outcome on agent_outcome.agent = agent.id"
     )
@@ -3919,12 +3653,27 @@ class AgentRecords(Statements):
         "depth", "permissions", "only_issue", "birth", "seen", "ordered", "cpu", "memory", "peak_memory", "processes",
         "measured", "last_call",
     )  # fmt: skip
+    count_issue_agents: Question[int] = value(  # those that never had a process do not count
+        f"select count(*) {SPAWNED} and issue = ? and not (state = 'failed' and pid is null)"
+    )
+    others_since: Question[int | None] = value(  # whether another agent had a process at some time since then
+        "select 1 from agent where project = ?1 and id != ?2 and pid is not null"
+        " and (ended is null or ended > ?3) limit 1"
+    )
+    count_agents = pairs(f"select state, count(*) {SPAWNED} group by state")
+    count_active_types = pairs(f"select type, count(*) {SPAWNED} and state in ('starting', 'running') group by type")
+    mean_agent_seconds: Question[float] = value(
+        f"select avg(ended - started) {SPAWNED} and ended is not null and pid is not null", 0.0
+    )
+    latest_task: Question[str | None] = value(
+        f"select task {SPAWNED} and issue = ? and task != '' order by seq desc limit 1"
+    )
 
     def insert_agent(self, row: dict[str, Any]) -> None:
         """``row`` has the COLUMNS, and depth, permissions and only_issue of its token."""
-        self._insert("agent", {name: row[name] for name in self.COLUMNS})
+        self.insert("agent", {name: row[name] for name in self.COLUMNS})
         token = {"depth": row["depth"], "permissions": json.dumps(row["permissions"]), "only_issue": row["only_issue"]}
-        self._insert("agent_evidence", {"agent": row["id"], **token})
+        self.insert("agent_evidence", {"agent": row["id"], **token})
 
     def update_agent(self, id: str, **values: Any) -> None:
         """Set columns of ``agent`` and ``agent_evidence``; ``seen`` and ``last_call`` are JSON."""
@@ -3932,53 +3681,37 @@ class AgentRecords(Statements):
             own = {name: value for name, value in values.items() if (name in self.EVIDENCE) is (key == "agent")}
             if own:
                 assignments = ", ".join(f"{name} = ?" for name in own)
-                self._change(f"update {table} set {assignments} where {key} = ?", *own.values(), id)
+                self.change(f"update {table} set {assignments} where {key} = ?", *own.values(), id)
 
     def add_outcome(self, id: str, **facts: Any) -> None:
         """Add facts to an agent's outcome; what is None is left out."""
         patch = "on conflict (agent) do update set outcome = json_patch(outcome, excluded.outcome)"
-        self._change(f"insert into agent_outcome (agent, outcome) values (?, ?) {patch}", id, json.dumps(facts))
+        self.change(f"insert into agent_outcome (agent, outcome) values (?, ?) {patch}", id, json.dumps(facts))
 
     def agent(self, project: str, id: str) -> dict[str, Any] | None:
-        rows = self._all(f"{self.SELECT} where project = ? and id = ?", project, id)
+        rows = self.rows(f"{self.AGENTS} where project = ? and id = ?", project, id)
         return agent_row(rows[0]) if rows else None
 
-    def agents(
-        self, project: str, since: str, limit: int, **equal: str | list[str] | None
-    ) -> tuple[list[dict[str, Any]], bool]:
-        """A page, as ``_page`` says."""
-        rows, more = self._page("agent", self.SELECT, project, since, limit, equal)
-        return [agent_row(row) for row in rows], more
-
     def unfinished_agents(self, project: str) -> list[dict[str, Any]]:
-        rows = self._all(f"{self.SELECT} where project = ? and state in ('starting', 'running') order by seq", project)
+        rows = self.rows(f"{self.AGENTS} where project = ? and state in ('starting', 'running') order by seq", project)
         return [agent_row(row) for row in rows]
 
-    def others_since(self, project: str, id: str, moment: float) -> bool:
-        """Whether another agent had a process at some time since then."""
-        others = "select 1 from agent where project = ?1 and id != ?2 and pid is not null"
-        return bool(self._all(f"{others} and (ended is null or ended > ?3) limit 1", project, id, moment))
+    # -- revoked subjects, and the first answers to requests with an Idempotency-Key
 
-    def count_issue_agents(self, project: str, issue: str) -> int:
-        """Spawns on an issue; those that never had a process do not count."""
-        sql = "select count(*) from agent where project = ? and issue = ? and not (state = 'failed' and pid is null)"
-        return self._one(sql, project, issue) or 0
+    revoke = change("insert or ignore into revoked (project, subject, since) values (?, ?, now())")
+    revoked: Question[list[str]] = column("select subject from revoked where project = ?")
+    remember = change(
+        f"insert or replace into idempotency ({KEY}, digest, answer, made) values (?, ?, ?, ?, ?, ?, now())"
+    )
+    forget = change("delete from idempotency where project = ? and subject = ? and endpoint = ? and key = ?")
+    forget_old = change(
+        f"delete from idempotency where ({KEY}) in (select {KEY} from idempotency where made < ? limit ?)"
+    )
 
-    def count_agents(self, project: str) -> dict[str, int]:
-        rows = self._all("select state, count(*) from agent where project = ? group by state", project)
-        return dict(map(tuple, rows))
-
-    def count_active_types(self, project: str) -> dict[str, int]:
-        sql = "select type, count(*) from agent where project = ? and state in ('starting', 'running') group by type"
-        return dict(map(tuple, self._all(sql, project)))
-
-    def mean_agent_seconds(self, project: str) -> float:
-        sql = "select avg(ended - started) from agent where project = ? and ended is not null and pid is not null"
-        return self._one(sql, project) or 0.0
-
-    def latest_task(self, project: str, issue: str) -> str | None:
-        sql = "select task from agent where project = ? and issue = ? and task != '' order by seq desc limit 1"
-        return self._one(sql, project, issue)
+    recall = row(
+        "select digest, answer from idempotency"
+        " where project = ? and subject = ? and endpoint = ? and key = ? and made > ?"
+    )
 
 
 def agent_row(row: Row) -> dict[str, Any]:
@@ -3989,46 +3722,6 @@ def agent_row(row: Row) -> dict[str, Any]:
 
 
 NO_OUTCOME = {"reason": None}  # what is said of an agent only where there is something to say
-
-
-class KeyRecords(Statements):
-    """Small facts by name, revoked subjects, and the first answers to requests with an Idempotency-Key."""
-
-    def meta(self, name: str) -> str | None:
-        return self._one("select value from meta where name = ?", name)
-
-    def set_meta(self, name: str, value: str) -> None:
-        self._insert("meta", {"name": name, "value": value}, "insert or replace")
-
-    def revoke(self, project: str, subject: str) -> None:
-        self._insert("revoked", {"project": project, "subject": subject, "since": time.time()}, "insert or ignore")
-
-    def revoked(self, project: str) -> list[str]:
-        return [row["subject"] for row in self._all("select subject from revoked where project = ?", project)]
-
-    def recall(self, key: IdempotencyKey) -> tuple[str, bytes] | None:
-        """(digest of the body, answer) of an earlier request that is not older than Idempotency.KEPT."""
-        sql = "select digest, answer from idempotency where project = ? and subject = ? and endpoint = ? and key = ?"
-        rows = self._all(f"{sql} and made > ?", *key, time.time() - Idempotency.KEPT)
-        return (rows[0]["digest"], rows[0]["answer"]) if rows else None
-
-    def remember(self, key: IdempotencyKey, digest: str, answer: bytes) -> None:
-        columns = ("project", "subject", "endpoint", "key", "digest", "answer", "made")
-        row = dict(zip(columns, (*key, digest, answer, time.time()), strict=True))
-        self._insert("idempotency", row, "insert or replace")
-
-    def forget(self, key: IdempotencyKey) -> None:
-        self._change("delete from idempotency where project = ? and subject = ? and endpoint = ? and key = ?", *key)
-
-    def forget_old(self, before: float, limit: int) -> int:
-        """Forget answers that were made before then, ``limit`` at most; how many."""
-        columns = "project, subject, endpoint, key"
-        old = f"select {columns} from idempotency where made < ? limit ?"
-        return self._change(f"delete from idempotency where ({columns}) in ({old})", before, limit).rowcount
-
-
-class Records(EventRecords, ResultRecords, AgentRecords, KeyRecords):
-    """All that is kept, by noun, one statement a method."""
 
 
 SCHEMA_VERSION = 1
@@ -4104,6 +3797,7 @@ LOG_BYTES = 4 * MB  # to which SQLite cuts the log when it begins it anew; else 
 def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
     database.row_factory = sqlite3.Row
+    database.create_function("now", 0, time.time)
     database.execute("pragma journal_mode = wal")
     database.execute("pragma synchronous = full")  # a 2xx is on disk
     database.execute(f"pragma journal_size_limit = {LOG_BYTES}")
@@ -4120,63 +3814,21 @@ def create_schema(database: sqlite3.Connection) -> None:
     )
 
 
-def check_database(path: Path, *, thorough: bool = False) -> None:
-    """Raise StartError, and touch nothing, where ``path`` is newer than this program, another program's, or damaged.
-
-    Every page is checked where the file is below 64 MB, or when ``thorough``; else only what opening it reads.
-    """
-    for file in filter(os.path.lexists, database_files(path)):
-        if not stat.S_ISREG(file.lstat().st_mode):
-            kind = "a folder" if file.is_dir() else "no regular file"
-            raise StartError(f"the storage's {file} is {kind}, which is left as it is: move it away", 1)
-    if not path.exists():
+def check_database(path: Path) -> None:
+    """Raise StartError, and touch nothing, where ``path`` is newer than this program, another program's, or damaged."""
+    if not path.exists() or path.stat().st_size == 0:
         return
-    if path.stat().st_size == 0:
-        check_empty(path)
-        return
-    check_log_length(path)
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
             questions = ("pragma user_version", "pragma application_id", "select count(*) from sqlite_master")
             version, application, tables = (database.execute(question).fetchone()[0] for question in questions)
-            ours = application == APPLICATION_ID
-            if (ours and version > SCHEMA_VERSION) or (not ours and (version or tables)):
-                owner = "a newer version of this program" if ours else "another program"
-                problem = f"the storage {path} was made by {owner}; it is left as it is. Use another --storage"
-                raise StartError(f"{problem}, or update", 1)
-            if thorough or path.stat().st_size < 64 * MB:
-                verdict = database.execute("pragma quick_check(1)").fetchone()[0]
-                if verdict != "ok":
-                    raise sqlite3.DatabaseError(verdict)
     except sqlite3.Error as error:
         raise damaged(path, one_line(error)) from None
-
-
-def check_empty(path: Path) -> None:
-    """Raise StartError where the empty database held something, rather than that its first start was interrupted."""
-    secret, others = (
-        path.with_name("jwt.secret"),
-        [path.with_name(name) for name in ("results", "agents", "sidecar.json")],
-    )
-    old = secret.exists() and path.stat().st_mtime - secret.stat().st_mtime > 60
-    log = database_files(path)[1]
-    if old or (log.exists() and log.stat().st_size) or any(map(os.path.exists, others)):
-        remedy = "put a copy of it back, or remove it to begin anew"
-        raise StartError(f"the storage {path} is empty, and was not always; it is left as it is: {remedy}", 1)
-
-
-def check_log_length(path: Path) -> None:
-    """Raise StartError where the log's index, which a kill leaves behind, knows of commits that the log has not: SQLite
-    would leave them out. The formats: sqlite.org/walformat.html.
-    """
-    log, index = database_files(path)[1:]
-    with contextlib.suppress(FileNotFoundError), log.open("rb") as log_file, index.open("rb") as index_file:
-        log_head, head = log_file.read(32), index_file.read(136)
-        if len(head) == 136 and head[:48] == head[48:96] and log_head[16:24] in (b"", head[32:40]):
-            page, committed, copied = (*struct.unpack_from("=HI", head, 14), *struct.unpack_from("=I", head, 96))
-            short = log.stat().st_size < 32 + committed * (24 + page)
-            if copied < committed and (short or log_head[:3] != b"\x37\x7f\x06"):
-                raise damaged(log, "its beginning or its end is not there")
+    ours = application == APPLICATION_ID
+    if (ours and version > SCHEMA_VERSION) or (not ours and (version or tables)):
+        owner = "a newer version of this program" if ours else "another program"
+        problem = f"the storage {path} was made by {owner}; it is left as it is. Use another --storage"
+        raise StartError(f"{problem}, or update", 1)
 
 
 def damaged(path: Path, problem: str) -> StartError:
@@ -4191,58 +3843,42 @@ def database_files(path: Path) -> list[Path]:
 
 # -- requests that are repeated
 
-IdempotencyKey = tuple[str, str, str, str]  # project, subject, endpoint, key
 
-
-class Idempotency:
-    """A request that comes twice is done once: repeats get the first answer, also while that is still being made."""
+class IdempotencyTicket:
+    """One request with an Idempotency-Key: it is done once; a repeat gets the first answer, also after a restart."""
 
     KEPT = 86_400.0
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self._locks = KeyedLocks()
-
-    @contextlib.asynccontextmanager
-    async def begin(self, claims: Claims, endpoint: str, key: str, content: bytes) -> AsyncIterator[IdempotencyTicket]:
-        """The ticket of a request. Raises REQ_006 where the key came with another body. A failure is not remembered."""
+    def __init__(self, storage: Storage, claims: Claims, endpoint: str, key: str, content: bytes) -> None:
         if not re.fullmatch(r"[\x20-\x7e]{1,255}", key):
             raise ApiError("REQ_001", "Idempotency-Key must be 1 to 255 printable characters")
-        name: IdempotencyKey = (claims.project_id, claims.sub, endpoint, key)
-        async with self._locks.hold(name):
-            ticket = IdempotencyTicket(self._storage, name, hashlib.sha256(content).hexdigest())
-            digest, ticket.answer = self._storage.read.recall(name) or (ticket.digest, None)
-            if digest != ticket.digest:
-                raise ApiError("REQ_006")
-            yield ticket
+        self.key = (claims.project_id, claims.sub, endpoint, key)
+        self._storage, self._digest, self._stored = storage, hashlib.sha256(content).hexdigest(), b""
 
-
-class IdempotencyTicket:
-    """One request with an Idempotency-Key: ``answer`` is the first one's where this is a repeat."""
-
-    def __init__(self, storage: Storage, key: IdempotencyKey, digest: str) -> None:
-        self._storage, self._key, self.digest = storage, key, digest
-        self.answer: bytes | None = None
-        self._remembered = b""
+    def recall(self) -> bytes | None:
+        """The first answer, None where this is the first request. Raises REQ_006 for another body than that had."""
+        known = self._storage.read.recall(*self.key, time.time() - self.KEPT)
+        if known and known["digest"] != self._digest:
+            raise ApiError("REQ_006")
+        return known["answer"] if known else None
 
     def remember(self, records: Records, answer: Any) -> None:
-        """Store what is already known of the answer, in the transaction of the work itself."""
-        self._remembered = msgspec.json.encode(answer)
-        records.remember(self._key, self.digest, self._remembered)
+        """Store what is known of the answer, in the transaction of the work itself."""
+        self._stored = msgspec.json.encode(answer)
+        records.remember(*self.key, self._digest, self._stored)
 
-    async def complete(self, answer: Any, remembered: Any) -> None:
-        """Take the answer when the work is done, and store ``remembered`` for repeats, which may be less."""
-        self.answer, content = msgspec.json.encode(answer), msgspec.json.encode(remembered)
-        if content == self._remembered:
+    async def complete(self, answer: Any) -> None:
+        """Store the answer of the work that is done."""
+        if msgspec.json.encode(answer) == self._stored:
             return
         try:
-            await self._storage.write(lambda records: records.remember(self._key, self.digest, content))
+            await self._storage.write(lambda records: self.remember(records, answer))
         except StorageError as error:  # the work is done all the same; a repeat gets what was known before
             log.error("storage: an answer could not be kept for repeats: %s", one_line(error))
 
     def forget(self, records: Records) -> None:
         """The work has failed after all: a repeat is to try again."""
-        records.forget(self._key)
+        records.forget(*self.key)
 
 
 class KeyedLocks:
@@ -4285,24 +3921,22 @@ class Results:
         # Other agents read the record, its file and the contexts that it becomes part of.
         body |= {"result": (await asyncio.to_thread(redact_json, body["result"]))[0]}
         async with self._locks.hold((body["project_id"], body["issue_id"])):  # proposals depend on the results before
-            proposals = await self._propose(body, category)
+            earlier = self._storage.read.issue_facts(body["project_id"], body["issue_id"], self.HISTORY)
+            proposals = await self._hooks.pool.run(self._propose, body, category, earlier)
             stored = await self._store(body, category, proposals, ticket)
         self._hooks.tell("result_stored", result=body | {"id": stored["id"], "stored_at": stored["timestamp"]})
         return stored
 
-    async def _propose(self, body: dict[str, Any], category: str) -> list[NextAgent]:
+    def _propose(self, body: dict[str, Any], category: str, earlier: list[Row]) -> list[NextAgent]:
+        """Who is next after a result: each plugin gets the proposals as the ones before it left them. Blocks."""
         history = [
             ResultFact(row["agent_type"], row["category"], row["status"], json.loads(row["proposed"]))
-            for row in self._storage.read.issue_facts(body["project_id"], body["issue_id"], self.HISTORY)
+            for row in earlier
         ]
         result = ResultFact(body["agent_type"], category, body["result"]["status"])
-        return await self._hooks.pool.run(self._ask_routing, result, history, body)
-
-    def _ask_routing(self, result: ResultFact, history: list[ResultFact], body: dict[str, Any]) -> list[NextAgent]:
-        """Each plugin gets the proposals as the ones before it left them. Blocks."""
-        proposals: list[NextAgent] = []
         facts = {"result": result, "history": history, "language": self._main_language(), "submission": body}
         facts |= {"settings": self._settings}
+        proposals: list[NextAgent] = []
         for row in self._hooks.implementations("next_agents"):
             answer = self._hooks.ask_one(row, **facts, proposals=list(proposals))
             try:
@@ -4365,20 +3999,6 @@ class Results:
             self._files.probe(self._settings.project)
         except OSError as error:  # also where no inodes are left, and the database can still be written
             raise StorageError(f"the folder results: {error.strerror}") from None
-
-    def get(self, project: str, result_id: str) -> tuple[str, bytes]:
-        """The issue, and the stored record as JSON; raises REQ_002."""
-        record = self._storage.read.result(project, result_id)
-        if record is None:
-            raise ApiError("REQ_002", f"No result {result_id}")
-        return record
-
-    def page(self, project: str, query: ResultQuery) -> dict[str, Any]:
-        """Records after ``since``, or the newest ones; newest last."""
-        equal = {"issue": query.issue_id, "agent_type": query.agent_type, "status": query.status}
-        page, more = self._storage.read.results(project, query.since, query.limit, **equal)
-        bodies = [Raw(row["body"]) for row in page]
-        return {"results": bodies, "next_cursor": page[-1]["id"] if page else None, "has_more": more}
 
 
 class ResultFiles:
@@ -4724,7 +4344,7 @@ class Readers:
         def note(records: Records) -> None:
             """Runs on the writer thread."""
             for key, seq in positions.items():
-                records.move_position(key, seq)
+                records.move_position(*key, seq)
             if rows:
                 records.mark_delivered({row["seq"] for row in rows if not row["delivered"]}, len(rows))
 
@@ -7371,9 +6991,9 @@ class AgentCommands:
 
 GOOD, REFUSED, WRONG_USE, NOT_REACHABLE = 0, 1, 2, 3
 ALONE = {  # hook: what the service does without where no plugin implements it
-    "storage": "check of the database's log",
+    "storage": "guard and limit of the storage",
     "server_class": "HTTP/2",
-    "answer_filter": "compression",
+    "answer_filter": "compression and limit of unread answers",
     "request_log": "audit log",
     "token_keys": "tokens of other issuers",
     "project_reader": "index of the files",
@@ -7382,7 +7002,7 @@ ALONE = {  # hook: what the service does without where no plugin implements it
     "process_owner": "exit codes over a crash",
     "agent_part": "briefs for agents",
     "agent_command": "known coding programs",
-    "register_routes": "lists of events and agents",
+    "register_routes": "lists of results, events and agents",
 }
 
 

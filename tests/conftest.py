@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -42,6 +43,13 @@ def plugin(name: str) -> Any:
 
     (file,) = (ROOT / "plugins").rglob(f"{name}.py")
     return cco_sidecar.import_file(file)
+
+
+def every_route() -> list[Any]:
+    """The routes of the module and of the plugin that lists results."""
+    import cco_sidecar
+
+    return [*cco_sidecar.routes(), *plugin("result_list").register_routes()]
 
 
 def every_command() -> dict[str, Any]:
@@ -270,10 +278,19 @@ def default_port() -> Iterator[int]:
 ALONE = "reference results routing events agents tokens limits errors context end_to_end".split()
 
 
-def described(names: Iterable[str]) -> list[Any]:
-    """Parameters of a test; what is about the OpenAPI document needs its plugin."""
-    mark = pytest.mark.needs_plugin("http/openapi makes the document")
-    return [pytest.param(name, marks=mark) if "openapi" in name else name for name in names]
+def described(rows: Iterable[Any]) -> list[Any]:
+    """Parameters of a test; what is about a plugin's endpoint needs that plugin."""
+    mark = pytest.mark.needs_plugin("http/openapi makes the document, the lists are plugins")
+    table = [row if isinstance(row, tuple) else (row,) for row in rows]
+    return [pytest.param(*row, marks=mark) if any(map(OF_PLUGINS.search, row)) else pytest.param(*row) for row in table]
+
+
+def served(names: Iterable[str], setup: str) -> list[str]:
+    """Those of ``names`` that this set-up has."""
+    return [name for name in names if setup == "with plugins" or not OF_PLUGINS.search(name)]
+
+
+OF_PLUGINS = re.compile(r"openapi|^list |^get result$|/api/(results|events|agents)(\?|$|/result-)")
 
 
 @pytest.fixture(scope="module", autouse=True)

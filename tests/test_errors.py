@@ -59,7 +59,7 @@ def expired(service: Service) -> Client:
 def spent(service: Service) -> Client:
     """A client that has used up its burst."""
     client = service.client("documentation-expert")
-    until(lambda: client.get("/api/results").status_code == 429)
+    until(lambda: client.get("/status").status_code == 429)
     return client
 
 
@@ -82,9 +82,9 @@ BY_CLIENT: dict[str, Callable[[Service], requests.Response]] = {
         "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}
     ),
     "AGT_002": lambda s: s.client().post("/api/results", RESULT | {"agent_type": "no-such-type"}),
-    "RATE_001": lambda s: spent(s).get("/api/results"),
+    "RATE_001": lambda s: spent(s).get("/status"),
     "REQ_001": lambda s: s.client().post("/api/results", {}),
-    "REQ_002": lambda s: s.client().get("/api/results/result-unknown"),
+    "REQ_002": lambda s: s.client().get("/api/agents/agent-unknown/status"),
     "REQ_003": lambda s: s.client().request("PUT", "/api/results"),
     "REQ_004": lambda s: s.client().post("/api/events/ping", EVENT | {"data": {"text": "x" * MB}}),
     "REQ_005": lambda s: s.client().request(
@@ -130,7 +130,7 @@ def broken(make_service: Callable[..., Service]) -> Callable[..., Service]:
         ({"table": "event"}, "EVT_001", lambda s: s.client().post("/api/events/ping", EVENT)),
         ({"table": "result"}, "STR_001", lambda s: s.client().post("/api/results", RESULT)),
         ({"file": f"results/{PROJECT}"}, "STR_001", lambda s: s.client().post("/api/results", RESULT)),
-        ({"table": "result"}, "STR_002", lambda s: s.client().get("/api/results")),
+        ({"table": "agent"}, "STR_002", lambda s: s.client().get("/api/agents/agent-1/status")),
         ({"table": "result"}, "CTX_001", lambda s: s.client().get("/api/context/issue-1/python-specialist")),
     ],
     ids=["event bus", "storage write", "result file", "storage read", "context"],
@@ -288,7 +288,7 @@ def test_names_in_paths_that_are_no_identifiers_are_400(service: Service, name: 
     connection = http.client.HTTPConnection("127.0.0.1", int(service.url.rpartition(":")[2]), timeout=10)
     token = service.token()
     for method, path in [
-        ("GET", f"/api/results/{name}"), ("GET", f"/api/context/{name}/python-specialist"), ("GET", f"/api/agents/{name}/status"),
+        ("GET", f"/api/context/{name}/python-specialist"), ("GET", f"/api/agents/{name}/status"),
         ("DELETE", f"/api/cache/context/{name}"), ("DELETE", f"/api/agents/{name}"),
     ]:  # fmt: skip
         connection._encode_request = lambda line: line.encode("utf-8")  # type: ignore[attr-defined]  # as careless clients do
@@ -303,26 +303,24 @@ def test_names_in_paths_that_are_no_identifiers_are_400(service: Service, name: 
 
 @pytest.mark.parametrize(
     ("path", "code"),
-    [
-        ("/api/context/issue-1/python-specialist?max_files=many", "REQ_001"),
-        ("/api/context/issue-1/python-specialist?max_bytes=1", "REQ_001"),
-        ("/api/context/issue-1/python-specialist?task=%ff", "REQ_001"),
-        ("/api/events/wait/ping?timeout=-1", "REQ_001"),
-        ("/api/events/wait/ping?timeout=300001", "REQ_001"),
-        ("/api/events/wait/ping?timeout=soon", "REQ_001"),
-        ("/api/results?limit=0", "REQ_001"),
-        ("/api/results?limit=1001", "REQ_001"),
-        ("/api/results?status=nice", "REQ_001"),
-        ("/api/results?since=result-unknown", "REQ_001"),
-        pytest.param(
-            "/api/agents?state=asleep", "REQ_001", marks=pytest.mark.needs_plugin("agents/agent_list lists them")
-        ),
-        pytest.param(
-            "/api/events?dead=maybe", "REQ_001", marks=pytest.mark.needs_plugin("events/event_list lists them")
-        ),
-        ("/api/events/wait/Ping", "EVT_002"),
-        ("/api/events/wait/ping?filter=a==b", "EVT_002"),
-    ],
+    described(
+        [
+            ("/api/context/issue-1/python-specialist?max_files=many", "REQ_001"),
+            ("/api/context/issue-1/python-specialist?max_bytes=1", "REQ_001"),
+            ("/api/context/issue-1/python-specialist?task=%ff", "REQ_001"),
+            ("/api/events/wait/ping?timeout=-1", "REQ_001"),
+            ("/api/events/wait/ping?timeout=300001", "REQ_001"),
+            ("/api/events/wait/ping?timeout=soon", "REQ_001"),
+            ("/api/results?limit=0", "REQ_001"),
+            ("/api/results?limit=1001", "REQ_001"),
+            ("/api/results?status=nice", "REQ_001"),
+            ("/api/results?since=result-unknown", "REQ_001"),
+            ("/api/agents?state=asleep", "REQ_001"),
+            ("/api/events?dead=maybe", "REQ_001"),
+            ("/api/events/wait/Ping", "EVT_002"),
+            ("/api/events/wait/ping?filter=a==b", "EVT_002"),
+        ]
+    ),
 )
 def test_bad_parameters_are_400(architect: Client, path: str, code: str) -> None:
     check_error(architect.request("GET", path), code)
@@ -380,7 +378,7 @@ def test_switches_are_taken(architect: Client, value: str) -> None:
 
 
 def test_a_bad_parameter_is_named(architect: Client) -> None:
-    assert "$.limit" in architect.get("/api/results", limit=0).json()["message"]
+    assert "$.limit" in architect.get("/api/events/wait/ping", limit=0).json()["message"]
 
 
 # -- bodies
@@ -415,7 +413,6 @@ def test_nesting_is_either_stored_or_refused_and_never_a_failure(architect: Clie
             outcomes.add(answer.status_code)
     assert outcomes == {201, 202, 400}
     assert architect.get("/api/events/wait/ping", since="earliest", limit=1000, timeout=0).status_code == 200
-    assert architect.get("/api/results", issue_id=issue, limit=1000).status_code == 200
     assert architect.get(f"/api/context/{issue}/test-engineer").status_code == 200
 
 
@@ -512,17 +509,15 @@ def test_a_bad_field_of_a_spawn_is_named_by_its_path(architect: Client, change: 
 
 @pytest.mark.parametrize(
     ("method", "url", "path"),
-    [
+    described([
         ("GET", "/api/results?limit=0", "limit"), ("GET", "/api/results?status=nice", "status"), ("GET", "/api/results?since=x", "since"),
-        *(pytest.param("GET", f"/api/events?{query}", query.partition("=")[0],
-            marks=pytest.mark.needs_plugin("events/event_list lists them")) for query in ("dead=maybe", "since=yesterday", "type=Bad")),
-        *(pytest.param("GET", f"/api/agents?{query}", query.partition("=")[0],
-            marks=pytest.mark.needs_plugin("agents/agent_list lists them")) for query in ("state=asleep", "status=done", "since=x")),
+        ("GET", "/api/agents?state=asleep", "state"), ("GET", "/api/agents?status=done", "status"), ("GET", "/api/agents?since=x", "since"),
+        ("GET", "/api/events?dead=maybe", "dead"), ("GET", "/api/events?since=yesterday", "since"), ("GET", "/api/events?type=Bad", "type"),
         ("GET", "/api/events/wait/ping?timeout=soon", "timeout"), ("GET", "/api/events/wait/ping?filter=a==b", "filter"),
         ("GET", "/api/events/wait/Bad", "event_type"), ("GET", "/api/context/-x/test-engineer", "issue_id"),
         ("GET", "/api/context/issue-1/wizard", "agent_type"), ("GET", "/api/context/issue-1/test-engineer?max_files=many", "max_files"),
         ("DELETE", "/api/agents/agent-1?force=perhaps", "force"), ("DELETE", "/api/cache/context/issue-1?agent_type=..", "agent_type"),
-    ],
+    ]),
 )  # fmt: skip
 def test_a_bad_part_of_a_url_is_named_by_its_path(architect: Client, method: str, url: str, path: str) -> None:
     assert architect.request(method, url).json()["details"]["path"] == path
@@ -664,7 +659,8 @@ def test_a_body_that_is_cut_off_changes_nothing(service: Service, headers: list[
     with connect(service) as connection:
         connection.sendall(head_of(service, "POST", "/api/results", *headers) + half)
     until(lambda: "POST /api/results 499" in service.log[before:])
-    assert service.client().get("/api/results", issue_id=issue).json()["results"] == []
+    context = service.client().get(f"/api/context/{issue}/test-engineer").json()["context"]
+    assert context["previous_agent_outputs"] == []
 
 
 def test_hang_ups_leave_no_traceback_in_the_log(service: Service) -> None:
@@ -720,9 +716,9 @@ def test_a_repeat_with_the_same_key_is_answered_again_and_not_done_again(endpoin
         third = client.post(path, body, headers={"Idempotency-Key": "k-2"})
         assert third.status_code == status
         assert third.json() != first.json()
-    assert len(client.get("/api/results").json()["results"]) == 2
+    status = client.get("/status").json()
+    assert (status["storage"]["results_stored"], status["agents"]["spawned_total"]) == (2, 2)
     assert len(client.wait("ping", since="earliest", timeout=0)["events"]) == 2
-    assert client.get("/status").json()["agents"]["spawned_total"] == 2
 
 
 def test_repeats_at_the_same_time_are_done_once(endpoints: tuple[Client, list[Any]]) -> None:

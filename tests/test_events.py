@@ -135,7 +135,7 @@ def test_an_event_of_another_issue_does_not_wake_a_token_for_one(
 
 @pytest.mark.parametrize("filter", ["", "topic:test", "issue_id:!x", "issue_id:*", "issue_id:HERE|HERE-9"])
 def test_a_token_for_one_issue_finds_the_events_of_that_issue_and_of_none(
-    service: Service, architect: Client, issue: str, filter: str
+    setup: str, service: Service, architect: Client, issue: str, filter: str
 ) -> None:
     asked = {"since": architect.wait("*", since="latest", timeout=0)["scanned_to"], "limit": 1000}
     sent = [(mine, architect.publish("named", **body)["event_id"]) for mine, body in naming(issue)]
@@ -519,7 +519,7 @@ def test_a_full_disk_is_told_and_recovered_from(make_service: Callable[..., Serv
     after = client.publish("kept")["event_id"]
     assert ids(client.wait("kept", since="earliest", timeout=0)) == [kept, after]
     assert ids(client.wait("lost", since="earliest", timeout=0)) == []
-    assert client.get("/api/results").json()["results"] == []
+    assert client.get("/status").json()["storage"]["results_stored"] == 0
 
 
 # -- slow and hostile readers

@@ -9,9 +9,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from conftest import PROJECT, Client, Service, until
-
-import cco_sidecar
+from conftest import PROJECT, Client, Service, every_route, until
 
 MARK = "only-for-the-first-project"
 PUBLIC = {"/health", "/openapi.json"}
@@ -68,7 +66,7 @@ def routes_of(service: Service) -> list[tuple[str, str]]:
     """Every route that the service itself describes; those that take something away come last."""
     paths = Client(service.url, None).get("/openapi.json").json()["paths"]
     found = [(method.upper(), path) for path, methods in paths.items() for method in methods]
-    assert set(found) >= {(row.method, row.path) for row in cco_sidecar.routes()}
+    assert set(found) >= {(row.method, row.path) for row in every_route()}
     return sorted(found, key=lambda route: route[0] == "DELETE")
 
 

@@ -232,7 +232,7 @@ def test_being_forgotten_gives_nobody_more() -> None:
 
 
 def use_up(
-    client: Client, method: str = "GET", path: str = "/api/results", body: Any = None
+    client: Client, method: str = "GET", path: str = "/status", body: Any = None
 ) -> tuple[int, requests.Response]:
     """How many requests were let through before the first refusal, and that."""
     for number in range(100):
@@ -247,7 +247,7 @@ def test_answers_tell_the_limit_and_what_is_left_of_it(service: Service, categor
     client = service.client(EXAMPLES[category])
     began, remaining, resets = time.monotonic(), [], []
     for _ in range(3):
-        answer = client.get("/api/results")
+        answer = client.get("/status")
         assert answer.status_code == 200
         assert answer.headers["X-RateLimit-Limit"] == str(limit)
         remaining.append(int(answer.headers["X-RateLimit-Remaining"]))
@@ -262,7 +262,7 @@ def test_answers_tell_the_limit_and_what_is_left_of_it(service: Service, categor
 def test_more_than_the_burst_is_refused_as_documented(service: Service, category: str, limit: int, burst: int) -> None:
     client = service.client(EXAMPLES[category])
     began, allowed = time.monotonic(), 0
-    while (answer := client.get("/api/results")).status_code == 200:
+    while (answer := client.get("/status")).status_code == 200:
         allowed += 1
     assert burst <= allowed <= burst + (time.monotonic() - began) * limit / 60 + 1
     assert answer.status_code == 429
@@ -283,12 +283,12 @@ def test_who_waits_as_long_as_told_is_answered(service: Service) -> None:
     client = service.client("python-specialist")
     _, refusal = use_up(client)
     time.sleep(int(refusal.headers["Retry-After"]))
-    assert client.get("/api/results").status_code == 200
+    assert client.get("/status").status_code == 200
 
 
 def test_an_architect_is_unlimited_and_sees_no_limits(architect: Client) -> None:
     for _ in range(100):
-        answer = architect.get("/api/results")
+        answer = architect.get("/status")
         assert answer.status_code == 200
         assert not [name for name in answer.headers if name.lower().startswith("x-ratelimit")]
 
@@ -298,7 +298,7 @@ def test_public_endpoints_and_bad_tokens_are_not_counted(service: Service) -> No
     for _ in range(10):
         assert client.get("/health").status_code == 200
         assert Client(service.url, f"{client.token}x").get("/status").status_code == 401
-    assert client.get("/api/results").headers["X-RateLimit-Remaining"] == "4"
+    assert client.get("/status").headers["X-RateLimit-Remaining"] == "4"
 
 
 def test_two_tokens_of_one_subject_share_its_allowance(service: Service) -> None:
@@ -312,9 +312,9 @@ def test_two_tokens_of_one_subject_share_its_allowance(service: Service) -> None
 def test_refusals_and_mistakes_cost_a_request_too(service: Service) -> None:
     client, began = service.client("documentation-expert"), time.monotonic()
     assert client.post("/api/results", {}).status_code == 403
-    assert client.get("/api/results", limit=0).status_code == 400
+    assert client.get("/api/events/wait/ping", limit=0).status_code == 400
     assert client.get("/api/agents/a/status").status_code == 404
-    assert int(client.get("/api/results").headers["X-RateLimit-Remaining"]) <= 1 + (time.monotonic() - began) / 2
+    assert int(client.get("/status").headers["X-RateLimit-Remaining"]) <= 1 + (time.monotonic() - began) / 2
 
 
 def test_a_long_poll_costs_one_request(service: Service) -> None:
@@ -322,7 +322,7 @@ def test_a_long_poll_costs_one_request(service: Service) -> None:
     answer = client.get("/api/events/wait/never", timeout=1500)
     assert answer.json()["timeout"] is True
     assert answer.headers["X-RateLimit-Remaining"] == "9"
-    assert int(client.get("/api/results").headers["X-RateLimit-Remaining"]) >= 8
+    assert int(client.get("/status").headers["X-RateLimit-Remaining"]) >= 8
 
 
 def test_a_refused_request_does_no_work(service: Service, issue: str) -> None:
@@ -338,7 +338,8 @@ def test_a_refused_request_does_no_work(service: Service, issue: str) -> None:
     stored, _ = use_up(client, "POST", "/api/results", body)
     published, _ = use_up(client, "POST", "/api/events/ping", event)
     stored += use_up(client, "POST", "/api/results", body)[0]
-    assert len(architect.get("/api/results", issue_id=issue).json()["results"]) == stored
+    context = architect.get(f"/api/context/{issue}/test-engineer").json()["context"]
+    assert len(context["previous_agent_outputs"]) == stored
     assert len(architect.wait("ping", filter=f"issue_id:{issue}", timeout=0)["events"]) == published
 
 
@@ -361,7 +362,7 @@ def test_a_swarm_at_once_gets_no_more_than_the_burst(service: Service) -> None:
         client = Client(service.url, token)
         client.get("/health")
         started.wait(30)
-        statuses.append(client.get("/api/results").status_code)
+        statuses.append(client.get("/status").status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(30)]
     began = time.monotonic()
@@ -436,7 +437,7 @@ def test_a_task_of_the_documented_length_fits_into_the_url(architect: Client, ki
     assert (refused.status_code, refused.json()["code"]) == (400, "REQ_001") and "30000" in refused.json()["message"]
 
 
-@pytest.mark.parametrize("place", ["/api/context/i/python-specialist", "/api/events/wait/x", "/health", "/api/results"])
+@pytest.mark.parametrize("place", ["/api/context/i/python-specialist", "/api/events/wait/x", "/health", "/status"])
 def test_a_url_that_is_longer_than_any_right_one_is_414(architect: Client, place: str) -> None:
     size = 380_000 if "context" in place else 9_000
     answer = architect.get(f"{place}?task={'x' * size}")

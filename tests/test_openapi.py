@@ -21,7 +21,19 @@ import jsonschema
 import npm
 import pytest
 import requests
-from conftest import ALL, ROOT, Client, Service, clean_environment, git, make_repository, needed, plugin, until
+from conftest import (
+    ALL,
+    ROOT,
+    Client,
+    Service,
+    clean_environment,
+    every_route,
+    git,
+    make_repository,
+    needed,
+    plugin,
+    until,
+)
 from test_errors import BY_CLIENT
 from test_malformed import POST, SLOW, connect, exchange
 from test_reference import FULL_EVENT, FULL_RESULT, SHORT_EVENT, SHORT_RESULT, SPAWN
@@ -297,8 +309,6 @@ def walk(architect: Client, issue: str) -> None:
                 "/api/results", body | {"issue_id": issue}, headers={"Idempotency-Key": f"{key} {len(body)}"}
             )
             assert answer.status_code == 201, answer.text
-    listed = architect.get("/api/results", issue_id=issue, limit=2).json()["results"]
-    assert architect.get(f"/api/results/{listed[0]['id']}").status_code == 200
     for body in (FULL_EVENT, SHORT_EVENT, SHORT_EVENT | {"correlation_id": None, "ttl_seconds": 1.5, "more": 1}):
         assert architect.post("/api/events/agent_completed", body).status_code == 202
     for event_type in ("agent_completed", "*", "nothing_of_this_type"):
@@ -344,12 +354,19 @@ def walk_approvals(architect: Client, issue: str) -> None:
     assert architect.get("/api/approvals", issue_id=issue, state="answered").json()["approvals"][0]["answer"] == "a"
 
 
+def walk_lists(architect: Client, issue: str) -> None:
+    """The operations of the plugin that lists results, after a walk."""
+    listed = architect.get("/api/results", issue_id=issue, limit=2).json()["results"]
+    assert architect.get(f"/api/results/{listed[0]['id']}").status_code == 200
+
+
 def test_every_operation_answers_good_requests_as_the_document_says(
     service: Service, conformance: Conformance, issue: str
 ) -> None:
     conformance.seen.clear()
     walk(service.client(), issue)
     walk_approvals(service.client(), issue)
+    walk_lists(service.client(), issue)
     for method in ("GET", "HEAD"):
         assert service.client().request(method, "/openapi.json").status_code == 200
     assert well_answered(conformance) == {op["operationId"] for _, _, op in FOR_ANY_TOKEN}
@@ -370,7 +387,7 @@ def well_answered(conformance: Conformance) -> set[str]:
 
 def test_every_answer_that_an_endpoint_names_is_described_and_no_other() -> None:
     described = vars(plugin("openapi").answers)
-    named = {shape for row in cco_sidecar.routes() for shape in row.endpoint.answers.values() if isinstance(shape, str)}
+    named = {shape for row in every_route() for shape in row.endpoint.answers.values() if isinstance(shape, str)}
     assert named <= described.keys()
     schemas = DOCUMENT["components"]["schemas"]
     ours = {name for name, shape in described.items() if getattr(shape, "__module__", "") == described["__name__"]}

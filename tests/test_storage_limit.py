@@ -15,10 +15,9 @@ from cco_sidecar import MB
 LIMIT = 24
 
 
-@pytest.fixture(params=["with plugins", "alone"])
-def small(request: pytest.FixtureRequest, make_service: Callable[..., Service]) -> Service:
-    more = ["--no-plugins"] if request.param == "alone" else []
-    return make_service("--storage-limit-mb", str(LIMIT), "--agent-command", "true", *more)
+@pytest.fixture
+def small(make_service: Callable[..., Service]) -> Service:
+    return make_service("--storage-limit-mb", str(LIMIT), "--agent-command", "true")
 
 
 def on_disk(storage: Path) -> int:

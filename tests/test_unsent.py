@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from conftest import Client, Service, until
+from conftest import Client, Service, plugin, until
 
-from cco_sidecar import MB, ApiError, Unsent
+from cco_sidecar import MB, ApiError, Endpoint
 
-LONG = Unsent.SHORT + 1
+Unsent = plugin("unsent").Unsent
+LONG = Endpoint.SHORT + 1
 
 
 # -- the rule
@@ -33,7 +34,7 @@ class Waiting(SimpleNamespace):
         self.closed = True
 
 
-def refused(unsent: Unsent, endpoint: Any, size: int) -> str:
+def refused(unsent: Any, endpoint: Any, size: int) -> str:
     """The code of the refusal, or nothing."""
     try:
         unsent.add(endpoint, bytes(size))
@@ -59,7 +60,7 @@ def test_a_long_answer_is_refused_where_too_much_waits(
 ) -> None:
     unsent = Unsent(4 * MB, refuses=True)
     for sub, size in waiting:
-        unsent.add(Waiting(sub), bytes(size))  # type: ignore[arg-type]
+        unsent.add(Waiting(sub), bytes(size))
     assert refused(unsent, Waiting(asked[0]), asked[1]) == said
 
 
@@ -67,12 +68,12 @@ def test_an_answer_that_many_wait_for_counts_once_until_the_last_has_it() -> Non
     unsent, content = Unsent(4 * MB, refuses=True), bytes(MB)
     waiting = [Waiting(f"reader-{number % 9}") for number in range(90)]
     for endpoint in waiting:
-        unsent.add(endpoint, content)  # type: ignore[arg-type]
+        unsent.add(endpoint, content)
     assert unsent.bytes[None] == unsent.bytes["reader-3"] == MB
     for endpoint in waiting[:-1]:
-        unsent.remove(endpoint)  # type: ignore[arg-type]
+        unsent.remove(endpoint)
     assert (unsent.bytes[None], unsent.bytes["reader-3"]) == (MB, 0)
-    unsent.remove(waiting[-1])  # type: ignore[arg-type]
+    unsent.remove(waiting[-1])
     assert not unsent.bytes and not unsent._holders and not unsent._waiting
 
 
@@ -80,10 +81,10 @@ def test_an_answer_that_many_wait_for_counts_once_until_the_last_has_it() -> Non
 def test_of_short_answers_and_polls_those_are_given_up_that_have_waited_longest(size: int) -> None:
     unsent, first, second, other = Unsent(4 * MB, refuses=False), Waiting(), Waiting(), Waiting("other")
     for endpoint in (other, first, second):
-        unsent.add(endpoint, bytes(MB // 2))  # type: ignore[arg-type]
+        unsent.add(endpoint, bytes(MB // 2))
     newest = [Waiting() for _ in range(200)]
     for endpoint in newest:
-        unsent.add(endpoint, bytes(size))  # type: ignore[arg-type]
+        unsent.add(endpoint, bytes(size))
         assert unsent.bytes["reader"] <= MB
     assert first.closed and second.closed and not other.closed and not newest[-1].closed
 
@@ -99,10 +100,8 @@ PATHS = {
 }
 
 
-@pytest.fixture(scope="module", params=["with plugins", "alone"])
-def full(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Service, dict[str, str]]]:
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, dict[str, str]]]:
     """A service with some megabytes to ask for, and 24 MB for long ones that wait, six of them for a token."""
     from conftest import make_repository
 
@@ -111,8 +110,7 @@ def full(
     for number in range(8):
         lines = (f"value_{n} = {n * 7919 + number}  # a line of this file that nobody needs\n" for n in range(13_000))
         (repository / f"src/module_{number}.py").write_text("".join(lines))
-    more = ["--no-plugins"] if request.param == "alone" else []
-    running = Service(repository, folder / "storage", "--no-watch", "--max-unsent-mb", "48", *more).start()
+    running = Service(repository, folder / "storage", "--no-watch", "--max-unsent-mb", "48").start()
     client = running.client()
     for _ in range(9):
         client.publish("heavy", {"load": "x" * 900_000})

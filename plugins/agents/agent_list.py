@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from cco_sidecar import AGENT_GROUPS, READ, AgentState, Endpoint, Identifier, Limit, Route, Since, hookimpl
+from cco_sidecar import AGENT_GROUPS, READ, AgentState, Endpoint, Identifier, Limit, Route, Since, agent_row, hookimpl
+from cco_sidecar_plugins.storage._pages import page
 
 
 @hookimpl
@@ -35,9 +36,9 @@ class ListAgents(Endpoint):
         states: list[str] | None = [query.state] if query.state else None
         if query.status:
             states = [state for state in AGENT_GROUPS[query.status] if query.state in (None, state)]
-        found, more = self.sidecar.storage.read.agents(
-            self.claims.project_id, query.since, query.limit, state=states, type=query.agent_type, issue=query.issue_id
-        )
-        rows = [agents.ledger.whole(row) for row in found]
+        equal = {"state": states, "type": query.agent_type, "issue": query.issue_id}
+        read = self.sidecar.storage.read
+        found, more = page(read, "agent", read.AGENTS, self.claims.project_id, query, equal)
+        rows = [agents.ledger.whole(agent_row(row)) for row in found]
         described = await agents.disk.run(agents.describe, rows)
         return {"agents": described, "next_cursor": rows[-1]["id"] if rows else None, "has_more": more}

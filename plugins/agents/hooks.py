@@ -37,6 +37,7 @@ from cco_sidecar import (
     Filter,
     Found,
     HangUp,
+    IdempotencyTicket,
     KeyedLocks,
     Poll,
     PositionKey,
@@ -320,7 +321,8 @@ class Sessions:
         for running in list(self._agents.active.values())[:10]:
             row = running.row
             yield f"- {row['id']} ({row['state']}) works on {row['issue']}: {harmless(redact(row['task'])[0])[:120]}"
-        for row in self._read.results(claims.project_id, "", 5)[0]:
+        latest = "select body from result where project = ? order by seq desc limit 5"
+        for row in reversed(self._read.rows(latest, claims.project_id)):
             stored = msgspec.json.decode(row["body"])
             decisions = harmless(redact("; ".join(map(str, stored["result"].get("decisions") or [])))[0])[:160]
             yield f"- {stored['agent_type']} on {stored['issue_id']}: {stored['result']['status']}. {decisions}"
@@ -337,7 +339,7 @@ class Sessions:
         key = (claims.project_id, claims.sub, "*", "hook stop")
         if self._read.position(*key) or self._read.result_of(claims.project_id, claims.sub)["result_id"]:
             return None
-        await self._sidecar.storage.write(lambda records: records.move_position(key, 1))
+        await self._sidecar.storage.write(lambda records: records.move_position(*key, 1))
         reader = self._agents.reader(claims, running.row["issue"])
         return f"You have not stored your result yet. Do that now, then end.\n\n{instructions(reader)}"
 
@@ -360,8 +362,10 @@ class Sessions:
         approvals = approvals_of(self._sidecar)
         content = msgspec.json.encode((given.session_id, given.tool_use_id, given.tool_name, given.tool_input))
         key = f"hook {hashlib.sha256(content).hexdigest()}"
-        async with self._sidecar.idempotency.begin(claims, "hook permission", key, content) as ticket:
-            known = msgspec.json.decode(ticket.answer)["approval_id"] if ticket.answer else None
+        ticket = IdempotencyTicket(self._sidecar.storage, claims, "hook permission", key, content)
+        async with self._sidecar.repeats.hold(ticket.key):
+            first = ticket.recall()
+            known = msgspec.json.decode(first)["approval_id"] if first else None
             asked = known or (await approvals.ask(claims, request, ticket)).approval_id
         answer = await approvals.wait(claims, asked, PATIENT, hang_up)
         if answer.state == "open":  # the service stops: the program asks again

@@ -50,7 +50,7 @@ from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 from cco_sidecar_plugins.context._git_facts import git_prefix
 from cco_sidecar_plugins.context._watcher import Watcher
-from cco_sidecar_plugins.storage.log_check import check_log
+from cco_sidecar_plugins.storage._database import check_database
 
 Finding = tuple[str, str]  # good, note or bad; what was found
 
@@ -96,9 +96,7 @@ def check_storage(settings: Settings) -> str:
     if hasattr(os, "geteuid") and (facts.st_uid != os.geteuid() or facts.st_mode & 0o077):
         raise StartError(f"{settings.storage} must be yours alone: chown it to yourself and chmod 700 it")
     database = settings.storage / cco_sidecar.Storage.FILE
-    if not is_held(settings):
-        check_log(database)
-    cco_sidecar.check_database(database, thorough=True)
+    check_database(database, thorough=True, in_use=is_held(settings))
     free = shutil.disk_usage(settings.storage).free
     if free < 100 * MB:
         raise StartError(f"only {free // MB} MB are free on the disk of {settings.storage}: make room")

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+import cco_sidecar
 from cco_sidecar import (
     ApiError,
     ContextQuery,
@@ -21,6 +22,7 @@ from cco_sidecar import (
     Launcher,
     RankedFile,
     Reader,
+    Route,
     Sections,
     hookimpl,
     instructions,
@@ -54,6 +56,38 @@ Here CURL_FILE is a file that nobody else can read, with these two lines and you
   header = "Authorization: Bearer TOKEN"
   header = "Content-Type: application/json"
 """
+
+
+@hookimpl
+def register_routes() -> list[Route]:
+    return [Route("GET", "/api/context/{issue_id}/{agent_type}", GetContext)]
+
+
+class GetContext(cco_sidecar.GetContext):
+    """Context for an agent type on an issue. ETag and If-None-Match are honoured."""
+
+    def reader(self, issue_id: str) -> Reader | None:
+        self.add_header("Vary", "Accept")
+        if not prefers_markdown(", ".join(self.request.headers.get_list("Accept"))):
+            return None
+        self.content_type = "text/markdown; charset=utf-8"
+        return self.sidecar.agents.reader(self.claims, issue_id)
+
+
+def prefers_markdown(accept: str) -> bool:
+    """Whether an Accept header (RFC 9110, 12.5.1) wants text/markdown more than application/json; for each the most
+    specific range counts. Where it wants both alike, or says nothing, JSON is given.
+    """
+    ranges: dict[str, float] = {}
+    for item in accept.lower().split(","):
+        name, *parameters = (part.strip() for part in item.split(";"))
+        weight = next((part[2:].strip() for part in parameters if part.startswith("q=")), "1")
+        ranges[name] = float(weight) if re.fullmatch(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", weight) else 0.0
+    wanted = [
+        next((ranges[name] for name in (kind, f"{kind.partition('/')[0]}/*", "*/*") if name in ranges), 0.0)
+        for kind in ("text/markdown", "application/json")
+    ]
+    return wanted[0] > wanted[1]
 
 
 @hookimpl

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import time
 from typing import Any
 
 import msgspec
@@ -16,13 +16,14 @@ from cco_sidecar import (
     EventType,
     Filter,
     Limit,
+    Records,
     Route,
     Row,
     Sidecar,
     Since,
-    cut_page,
     hookimpl,
 )
+from cco_sidecar_plugins.storage._pages import ORDER, cut_page
 
 
 @hookimpl
@@ -58,10 +59,9 @@ async def page(sidecar: Sidecar, claims: Claims, query: EventQuery) -> dict[str,
     found: list[Row] = []
     floor = 0 if query.dead else read.floor()  # retention is what makes dead letters
     after, upto = floor if newest else bus.parse_cursor(query.since, floor), read.head()
-    fetch = read.dead_letters if query.dead else functools.partial(read.events, type=query.type or "*")
     while len(found) <= query.limit:
-        rows = fetch(project, after, upto, bus.STEP, newest=newest)
-        asked = [row for row in rows if query.topic in (None, row["topic"]) and query.type in (None, row["type"])]
+        rows = step(read, project, query, after, upto, bus.STEP)
+        asked = [row for row in rows if query.topic in (None, row["topic"])]
         found += [row for row in asked if not filter.terms or filter.matches(msgspec.json.decode(row["body"]))]
         if len(rows) < bus.STEP:
             break
@@ -70,3 +70,14 @@ async def page(sidecar: Sidecar, claims: Claims, query: EventQuery) -> dict[str,
     shown, more = cut_page(found, query.limit, newest=newest)
     cursor = bus.event_id(shown[-1]["seq"]) if shown else None
     return {"events": [Raw(bus.envelope(row)) for row in shown], "next_cursor": cursor, "has_more": more}
+
+
+def step(read: Records, project: str, query: EventQuery, after: int, upto: int, limit: int) -> list[Row]:
+    """Events, or dead letters, with after < seq <= upto: without ``query.since`` from the newest back."""
+    table = "dead_letter" if query.dead else "event" if query.type else "event not indexed"  # else SQLite would sort
+    clauses: dict[str, Any] = {"project = ?": project, "seq > ?": after, "seq <= ?": upto}
+    clauses |= {} if query.dead else {"expires > ?": time.time()}
+    clauses |= {"type = ?": query.type} if query.type else {}
+    order = ORDER[not query.since]
+    sql = f"select seq, topic, body from {table} where {' and '.join(clauses)} order by {order} limit ?"
+    return read.rows(sql, *clauses.values(), limit)

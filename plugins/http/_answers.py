@@ -335,11 +335,11 @@ class StorageStatistics(Struct):
     context_cache_bytes: int
     results_stored: int
     total_size_mb: float
-    limit_mb: int
-    full: bool  # the last body to be stored was refused
     cache_hit_rate: float
     storage_path: str
     watching: str
+    limit_mb: int | UnsetType = UNSET
+    full: bool | UnsetType = UNSET  # the last body to be stored was refused
 
 
 class EventStatistics(Struct):
@@ -359,7 +359,7 @@ class PerformanceStatistics(Struct):
     p99_response_time_ms: float
     requests_per_second: float
     errors_per_minute: float
-    unsent_bytes: int  # of answers that wait for their clients
+    unsent_bytes: int | UnsetType = UNSET  # of answers that wait for their clients
 
 
 class Spent(Struct):

@@ -29,16 +29,13 @@ from cco_sidecar import (
     EventType,
     GetAgentStatus,
     GetContext,
-    GetResult,
     HangUp,
     Identifier,
     Limit,
-    ListResults,
     PublishEvent,
     RankedFile,
     Reader,
     ResultBody,
-    ResultQuery,
     SpawnAgent,
     SpawnRequest,
     StoreResult,
@@ -50,6 +47,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins.agents.agent_list import AgentQuery, ListAgents
 from cco_sidecar_plugins.http._mcp_shapes import NOTE, PAGE, arguments_of, as_line, as_lines, checked, page_of, pages
+from cco_sidecar_plugins.results.result_list import GetResult, ListResults, ResultQuery
 
 try:
     from cco_sidecar_plugins.agents.approvals import ApprovalRequest, AskForApproval, WaitForApproval
@@ -151,8 +149,9 @@ def within(
     headers: dict[str, str],
 ) -> Endpoint:  # fmt: skip
     """An endpoint of the API that works on behalf of another request. It has no connection and sends nothing."""
-    route = next(row for row in request.application.settings["table"] if row.endpoint is kind)
-    endpoint = kind.__new__(kind)
+    routes = (match.route for match in request.application.settings["matches"])
+    route = next(row for row in routes if issubclass(row.endpoint, kind))
+    endpoint = route.endpoint.__new__(route.endpoint)
     endpoint.sidecar, endpoint.claims, endpoint.request_id = request.sidecar, request.claims, request.request_id
     endpoint.application, endpoint.hang_up = request.application, HangUp()
     endpoint.path_names = tuple(name[1:-1] for name in route.path.split("/") if name[:1] == "{")

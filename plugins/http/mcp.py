@@ -38,6 +38,7 @@ from cco_sidecar_plugins.http._mcp_protocol import (
 )
 from cco_sidecar_plugins.http._mcp_shapes import page_of, schema_of
 from cco_sidecar_plugins.http._mcp_tools import INSTRUCTIONS, TOOLS, WORDS, Call, Tool
+from cco_sidecar_plugins.http.unsent import counted
 
 CAPABILITIES: dict[str, Any] = {"tools": {}, "resources": {}}
 BRIEF = "cco://brief"  # of the caller's own issue; with a slash and an issue behind it of that one
@@ -246,13 +247,11 @@ class AnswerMcp(Endpoint):
 
     async def _send_part(self, content: bytes) -> None:
         """A part of a stream. Raises StreamClosedError where the client does not take it."""
-        unsent = self.sidecar.unsent[False]
-        unsent.add(self, content)
         try:
-            self.write(content)
-            await self._taken(self.flush())
+            with counted(self, content):
+                self.write(content)
+                await self._taken(self.flush())
         finally:
-            unsent.remove(self)
             self.hang_up.future = self.waiting
 
 

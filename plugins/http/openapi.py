@@ -273,7 +273,7 @@ class GetOpenAPI(Endpoint):
     async def respond(self) -> dict[str, Any]:
         settings = self.application.settings
         if "openapi" not in settings:
-            settings["openapi"] = openapi(settings["table"])
+            settings["openapi"] = openapi([match.route for match in settings["matches"]])
         return settings["openapi"] | {"servers": [server(f"{self.request.protocol}://{self.request.host}")]}
 
 
@@ -282,7 +282,8 @@ DOCUMENT = Route("GET", "/openapi.json", GetOpenAPI)
 
 def command_schema(options: argparse.Namespace) -> int:
     bundled = map(import_file, bundled_plugins("register_routes"))
-    table = [*routes(), *(row for module in bundled for row in module.register_routes())]
+    rows = [*routes(), *(row for module in bundled for row in module.register_routes())]
+    table = list({(row.method, row.path): row for row in rows}.values())
     documents = {"openapi.json": openapi(table)}
     schemas = describe_types(shapes_of(table))
     for shape in shapes_of(table):

@@ -5,20 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from cco_sidecar import MB, Settings, Storage, damaged, database_files, hookimpl
-
-
-@hookimpl
-def storage(settings: Settings) -> Storage:
-    return CheckedStorage(settings)
-
-
-class CheckedStorage(Storage):
-    """The core's storage, which is not opened where its log is damaged."""
-
-    def start(self) -> None:
-        check_log(self.path)
-        super().start()
+from cco_sidecar import MB, damaged, database_files
 
 
 def check_log(path: Path) -> None:

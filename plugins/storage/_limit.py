@@ -1,0 +1,94 @@
+"""A storage that does not grow beyond ``--storage-limit-mb`` or its disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import shutil
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from cco_sidecar import MB, ApiError, Pool, Settings, Storage, StorageError, folder_size, one_line
+
+log = logging.getLogger("cco")
+
+
+class LimitedStorage(Storage):
+    """Refuses bodies beyond the limit, after what is older than retention allows has been removed."""
+
+    MEASURE_SECONDS = 30.0  # between two looks at how large the files beside the database are
+    DISK_RESERVE = 16 * MB  # stays free on the disk
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._pruning, self._pool = asyncio.Lock(), Pool("storage-size", 1, 60)
+        self._limit, self._full = settings.storage_limit_mb * MB, False
+        # Bytes of the files beside the database when they were measured and since then, and of what is being stored.
+        self._others, self._new, self._coming = 0, 0, 0
+        self._measured = -math.inf
+
+    @contextlib.asynccontextmanager
+    async def room(self, size: int) -> AsyncIterator[None]:
+        """Room for a body of ``size`` bytes in the database, its log and a file. Raises STR_001 where there is none."""
+        needed = 3 * size
+        full = needed > self._left()
+        if full:
+            await self._prune()
+            full = needed > self._left()
+        if full and not self._full:
+            log.error("the storage has %d MB and is full: nothing more is stored", self._used() / MB)
+        self._full = full
+        if full:
+            limit = f"--storage-limit-mb is {self._limit // MB}"
+            raise ApiError("STR_001", f"Storage write failed: the storage or its disk is full ({limit})")
+        self._coming += needed
+        try:
+            yield
+        finally:
+            self._coming -= needed
+            self._new += size
+
+    async def size(self) -> int:
+        return self._used()
+
+    def statistics(self) -> dict[str, Any]:
+        return {"limit_mb": self._limit // MB, "full": self._full}
+
+    def _used(self) -> int:
+        """Bytes that are stored; what was removed from the database is room for more."""
+        pages = "(select page_count from pragma_page_count) - (select freelist_count from pragma_freelist_count)"
+        database = self.read.one(f"select ({pages}) * page_size from pragma_page_size")
+        with contextlib.suppress(OSError):
+            database += self.path.with_name(f"{self.FILE}-wal").stat().st_size
+        return int(database) + self._others + self._new
+
+    def _left(self) -> float:
+        left: float = self._limit - self._used() if self._measured > 0 else -1  # measure first
+        with contextlib.suppress(OSError):  # where the folder is gone the write says so
+            left = min(left, shutil.disk_usage(self.path.parent).free - self.DISK_RESERVE)
+        return left - self._coming
+
+    async def _prune(self) -> None:
+        """Remove what may go, and measure, unless that was just done."""
+        async with self._pruning:
+            if time.monotonic() - self._measured > self.SWEEP_SECONDS:
+                with contextlib.suppress(StorageError, OSError):  # the write itself says why
+                    await super().sweep()
+                await self._measure()
+
+    async def sweep(self) -> None:
+        await super().sweep()
+        if time.monotonic() - self._measured > self.MEASURE_SECONDS:
+            async with self._pruning:
+                await self._measure()
+
+    async def _measure(self) -> None:
+        self._new = 0
+        try:
+            self._others = await self._pool.run(folder_size, self.path.parent, {self.FILE, f"{self.FILE}-wal"})
+        except (OSError, TimeoutError) as error:
+            log.warning("the storage cannot be measured: %s", one_line(error))
+        self._measured = time.monotonic()

@@ -1,0 +1,47 @@
+"""Lists out of the database, by its own SQL: the newest rows, or with ``since`` those that come after it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from cco_sidecar import PAGE_BYTES, ApiError, Records, Row
+
+ORDER = {False: "seq", True: "seq desc"}  # of a list's rows, and with ``newest``
+
+
+def page(
+    read: Records, table: str, select: str, project: str, query: Any, equal: dict[str, str | list[str] | None]
+) -> tuple[list[Row], bool]:
+    """A list's rows, newest last, and whether there are more: what comes after the row with the id ``query.since``,
+    from the beginning where that is "earliest", else the newest. Each column in ``equal`` has one of the values, where
+    some are given. Raises REQ_001 for an id that is not there.
+    """
+    after = 0
+    if query.since not in ("", "earliest"):
+        found = read.rows(f"select seq from {table} where project = ? and id = ?", project, query.since)
+        if not found:
+            raise ApiError("REQ_001", f"since: no {table} {query.since[:128]}", details={"path": "since"})
+        after = found[0]["seq"]
+    given = {name: [value] if isinstance(value, str) else value for name, value in equal.items() if value is not None}
+    # A plus keeps SQLite from using a column's index: only the first column's is to be used, and for the project
+    # alone the table itself, as these are in the order of seq.
+    clauses = "".join(
+        f" and {'+' if number else ''}{name} in ({', '.join('?' * len(values))})"
+        for number, (name, values) in enumerate(given.items())
+    )
+    mine = "project" if given else "+project"
+    sql = f"{select} where {mine} = ? and seq > ?{clauses} order by {ORDER[not query.since]} limit ?"
+    rows = read.rows(sql, project, after, *itertools.chain.from_iterable(given.values()), query.limit + 1)
+    return cut_page(rows, query.limit, newest=not query.since)
+
+
+def cut_page(rows: list[Row], limit: int, *, newest: bool) -> tuple[list[Row], bool]:
+    """A list's rows, newest last, and whether there are more: the first ``limit`` of ``rows``, and one at least, whose
+    bodies fit into PAGE_BYTES.
+    """
+    columns = rows[0].keys() if rows else []
+    sizes = (len(row["body"]) if "body" in columns else 0 for row in rows)
+    fitting = sum(total <= PAGE_BYTES for total in itertools.accumulate(sizes))
+    kept = rows[: min(limit, max(1, fitting))]
+    return kept[::-1] if newest else kept, len(kept) < len(rows)

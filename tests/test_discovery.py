@@ -243,7 +243,13 @@ def test_a_command_of_the_users_own_runs_all_agents(
 ) -> None:
     write(tmp_path, **{".claude/agents/t.md": CLAUDE.format("py-tester", "Runs pytest")})
     launch = AgentLaunch(
-        agent_id="a", agent_type="py-tester", issue_id="i", task="", context_file="", agent_folder="", prompt="p"
+        agent_id="a",
+        agent_type="py-tester",
+        issue_id="i",
+        task="",
+        context_file="",
+        agent_folder=str(tmp_path),
+        prompt="p",
     )
     given = load_settings({"root": str(tmp_path)})
     for configured, first in (

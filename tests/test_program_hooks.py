@@ -6,7 +6,6 @@ import json
 import shlex
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 import uuid
@@ -306,19 +305,16 @@ def test_commands_answer_hooks_and_wake_sessions(service: Service, issue: str) -
     waiting = subprocess.Popen(
         ["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
     )
-    publishing = threading.Event()
 
-    def publish() -> None:
+    def publish() -> int:
         until(lambda: service.client().get("/status").json()["events"]["active_subscriptions"] == 1, 60)
-        assert (
-            subprocess.run(cco(service, "events", "publish", "wake_up"), env=env, stdout=subprocess.DEVNULL).returncode
-            == 0
-        )
-        publishing.set()
+        return subprocess.run(cco(service, "events", "publish", "wake_up"), env=env, capture_output=True).returncode
 
-    threading.Thread(target=publish).start()
-    out, err = waiting.communicate(given, timeout=90)
-    assert publishing.is_set() and (out, "wake_up by cli" in err) == ("2\n", True)
+    with ThreadPoolExecutor() as pool:
+        publishing = pool.submit(publish)
+        out, err = waiting.communicate(given, timeout=90)
+        assert publishing.result() == 0
+    assert (out, "wake_up by cli" in err) == ("2\n", True)
 
 
 def test_a_wait_ends_with_the_process_of_its_session(service: Service, issue: str) -> None:

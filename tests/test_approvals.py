@@ -201,6 +201,22 @@ def test_people_ask_and_answer_by_commands_and_the_audit_log_has_it_all(service:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("text", "command", "shown"),
+    [
+        ("Bash: git tag x", "git tag x", "Bash: git tag x"),
+        ("May I?", "git tag x", "May I?: git tag x"),
+        ("May I?\nrm x", "rm x", "May I?: rm x"),
+        ("Bash: ls\nrm x", "ls\nrm x", "Bash: ls: ls …"),
+        ("Why?", None, "Why?"),
+    ],
+)
+def test_the_list_shows_each_command_once(text: str, command: str | None, shown: str) -> None:
+    row = {"approval_id": "evt-1-02", "agent_id": "a", "issue_id": "", "state": "open", "answered_by": "",
+           "until": "2026-01-01T00:00:00+00:00", "choices": [], "text": text, "command": command}  # fmt: skip
+    assert plugin("approve").line_of(row, False)["asks"] == shown
+
+
 def test_secrets_that_an_agent_shows_are_not_published(service: Service, issue: str) -> None:
     key = "ghp_" + "a1B2" * 9
     asked = ask(agent(service, f"coder-{issue}"), f"use {key}", command=f"curl -H 'Authorization: Bearer {key}' x")

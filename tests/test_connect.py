@@ -184,7 +184,8 @@ def test_all_programs_are_connected_and_everything_is_as_before(desk: Desk) -> N
         assert f"Written: start {program} anew" in desk.cco("connect", program, "--write")
     once = desk.files()
     for program in connect.PROGRAMS:
-        assert f"{program} is connected" in desk.cco("connect", program, "--write")
+        again = desk.cco("connect", program, "--write")
+        assert f"{program} is connected" in again and "Written" not in again
     assert desk.files() == once
     assert git(desk.root, "status", "--short") == " M .vscode/mcp.json\n M opencode.jsonc\n"
     assert "git tracks opencode.jsonc" in shown_of(desk, "opencode")

@@ -31,12 +31,14 @@ def command_approvals(options: argparse.Namespace) -> int:
 
 
 def line_of(row: dict[str, Any], with_state: bool) -> dict[str, str]:
-    command = f": {row['command']}" if row["command"] else ""
+    text, command = first_line(row["text"]), row["command"] or ""
+    more = " …" if "\n" in command.strip() else ""
+    asks = text if command in text else f"{text}: {first_line(command)}{more}"
     state = row["state"] + (f": {row['answer']} by {row['answered_by']}" if row["answered_by"] else "")
     return {
         "id": number_of(row["approval_id"]), "by": row["agent_id"], "issue": row["issue_id"] or "-",
         "until": time_left(row["until"]), **({"state": state} if with_state else {}),
-        "asks": first_line(row["text"] + command), "choices": "|".join(row["choices"]) or "any text",
+        "asks": asks, "choices": "|".join(row["choices"]) or "any text",
     }  # fmt: skip
 
 

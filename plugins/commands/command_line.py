@@ -273,7 +273,7 @@ def overview(commands: Commands) -> str:
         parser = commands.choices[choice.dest]
         parts = f": {', '.join(parser.commands.listed())}" if parser.commands else ""
         lines = textwrap.wrap(
-            f"{choice.help}{parts}", 79, initial_indent=f"  {choice.dest:9} ", subsequent_indent=" " * 12
+            f"{choice.help}{parts}", 79, initial_indent=f"  {choice.dest:10} ", subsequent_indent=" " * 13
         )
         sections[parser.row.section if parser.row else SECTIONS[-1]] += lines
     body = "\n\n".join("\n".join([f"{section}:", *lines]) for section, lines in sections.items() if lines)

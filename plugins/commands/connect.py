@@ -34,6 +34,7 @@ from cco_sidecar import (
     hookimpl,
     meant,
     one_line,
+    own_command,
     prepare_storage_folder,
     run_git,
     running_settings,
@@ -325,16 +326,17 @@ def command_connect(options: argparse.Namespace) -> int:
     for note in new:  # folders that an earlier connection made are still its own
         note.folders += [name for row in old if row.name == note.name for name in row.folders]
         note.exclude = note.exclude or next((row.exclude for row in old if row.name == note.name), "")
-    if not real:
-        print(f"{options.program} is connected; its sessions in {settings.root} have the tools of {NAME}.")
-    elif not options.write:
-        print(f"Nothing was written: `cco connect {options.program} --write` does, `cco disconnect` takes it away.")
     if options.write:
         notes.by_program[options.program] = new
         notes.save()  # first: what a kill leaves is then known
         apply(settings, changes)
         set_excluded(settings, [note.exclude for note in new if note.exclude], [])
-        print(f"Written: start {options.program} anew in {settings.root}.")
+    if not real:
+        print(f"{options.program} is connected; its sessions in {settings.root} have the tools of {NAME}.")
+    elif not options.write:
+        print(f"Nothing was written: `cco connect {options.program} --write` does, `cco disconnect` takes it away.")
+    else:
+        print(f"Written: start {options.program} anew in {settings.root}, while `{own_command()}` serves it.")
     return GOOD
 
 

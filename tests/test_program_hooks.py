@@ -317,6 +317,31 @@ def test_commands_answer_hooks_and_wake_sessions(service: Service, issue: str) -
     assert (out, "wake_up by cli" in err) == ("2\n", True)
 
 
+def test_a_session_speaks_by_its_hooks_and_its_tools_in_one_name(service: Service, issue: str, tmp_path: Path) -> None:
+    (tmp_path / "claude").symlink_to("/bin/sh")
+    hook, bridge = (shlex.join(cco(service, *words)) for words in (["hook", "claude"], ["mcp", "claude"]))
+    publish = shlex.join(cco(service, "events", "publish", "theirs"))
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+            "params": {"name": "publish_event", "arguments": {"event_type": "mine", "data": {}}}}  # fmt: skip
+    first, then = (
+        json.dumps({"session_id": issue, "hook_event_name": name}) for name in ("SessionStart", "PostToolUse")
+    )
+    speaking = [(first, hook), (json.dumps(call), bridge), ("", publish)]
+
+    def run(said: list[tuple[str, str]]) -> subprocess.CompletedProcess[str]:
+        script = "; ".join(f"echo {shlex.quote(given)} | {command}" for given, command in said)
+        words, env = [tmp_path / "claude", "-c", script], clean_environment()
+        return subprocess.run(words, capture_output=True, text=True, env=env, timeout=90)
+
+    done = run([*speaking, (then, hook)])
+    assert "mine" in json.dumps(service.client().wait("mine", since="earliest", timeout=0)), done
+    heard = json.loads(done.stdout.splitlines()[-1])["hookSpecificOutput"]["additionalContext"]
+    assert "theirs by cli" in heard and "mine by" not in heard, done
+    service.client().publish("meanwhile")
+    resumed = run([(then, hook)]).stdout
+    assert "meanwhile by tester" in resumed and "theirs" not in resumed
+
+
 def test_a_wait_ends_with_the_process_of_its_session(service: Service, issue: str) -> None:
     session = subprocess.Popen(["sleep", "60"])
     words = cco(service, "wait", "--rewake", "--session-pid", str(session.pid))

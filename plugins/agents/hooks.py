@@ -193,7 +193,8 @@ class Session(Struct, frozen=True):
     @property
     def key(self) -> PositionKey:
         name = hashlib.sha256(self.name.encode()).hexdigest()[:16]
-        return (self.claims.project_id, self.claims.sub, "*", f"hook {name}")
+        own = self.claims.sub.startswith("session-")  # which a session that is resumed has in another process
+        return (self.claims.project_id, "session" if own else self.claims.sub, "*", f"hook {name}")
 
 
 class Sessions:

@@ -7,6 +7,8 @@ the service again after a restart. It ends with its standard input. Each message
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -16,7 +18,10 @@ import typing
 import urllib.error
 import urllib.request
 import uuid
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cco_sidecar import (
     GOOD,
@@ -24,6 +29,7 @@ from cco_sidecar import (
     WRONG_USE,
     StartError,
     is_identifier,
+    life_of,
     mint_token,
     one_line,
     running_settings,
@@ -40,11 +46,30 @@ LAST_WORDS = 5.0  # seconds for answers that are under way when the program has 
 VERSION = "io.modelcontextprotocol/protocolVersion"
 
 
+def session_process(program: str) -> psutil.Process | None:
+    """The process of the session around us: the nearest one that is called like its program, or whose script is."""
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            names = [process.name(), *(Path(word).name for word in process.cmdline()[:2])]
+            if any(program in name for name in names):
+                return process
+    return None
+
+
+def session_subject(program: str, pid: int | None = None) -> str | None:
+    """In whose name a session speaks, by its tools and its hooks; None where its process is not found."""
+    process = None if pid else session_process(program)
+    pid = process.pid if process else pid
+    life = life_of(pid) if pid else None
+    return f"{SESSION}-{program}-{hashlib.sha256(f'{life[0]}/{pid}'.encode()).hexdigest()[:8]}" if life else None
+
+
 class SessionClient(Client):
     """A client with the token of a session, bound to a name that no other session has."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._subject, self._made = f"{SESSION}-{options.program}-{uuid.uuid4().hex[:8]}", 0.0
+        self._subject = session_subject(options.program) or f"{SESSION}-{options.program}-{uuid.uuid4().hex[:8]}"
+        self._made = 0.0
         self._options = options
         super().__init__(options)
 

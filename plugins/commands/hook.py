@@ -22,6 +22,7 @@ import psutil
 from cco_sidecar import GOOD, READ, REFUSED, StartError, hookimpl, mint_token
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, PATIENT
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
+from cco_sidecar_plugins.commands._mcp_bridge import session_process, session_subject
 from cco_sidecar_plugins.commands._table import Command, add_commands, arg, number
 
 WOKEN = 2  # the exit code by which claude takes what stands on standard error for a prompt
@@ -35,11 +36,12 @@ def register_commands(commands: Any) -> None:
 
 
 class SessionClient(Client):
-    """A client with a token for one session of a program, which reads and does nothing else."""
+    """A client with a token in the name of a session's tools, which reads and does nothing else."""
 
     def __init__(self, options: argparse.Namespace, given: dict[str, Any]) -> None:
         name = next((str(given[field]) for field in ("session_id", "sessionId", "sessionID") if given.get(field)), "")
-        self._subject = f"session-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+        of_its_tools = session_subject(options.program, getattr(options, "session_pid", None))
+        self._subject = of_its_tools or f"session-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
         super().__init__(options)
 
     def _find_token(self) -> str:
@@ -81,7 +83,7 @@ def read_hook_input() -> dict[str, Any]:
 def command_wait(options: argparse.Namespace) -> int:
     """Wait for an event that the session is to hear of: print it, with --rewake on standard error, and end with 2."""
     try:
-        session = psutil.Process(options.session_pid) if options.session_pid else session_process(options.program)
+        session = psutil.Process(options.session_pid) if options.session_pid else process_of(options.program)
         if options.rewake and {"-p", "--print"} & set(session.cmdline()):  # it would not end before this does
             return GOOD
     except psutil.Error:
@@ -124,10 +126,9 @@ def wait_for_news(options: argparse.Namespace, given: dict[str, Any]) -> str:
     return ""
 
 
-def session_process(program: str) -> psutil.Process:
-    """The process of the session: the nearest one around us that is called like its program, else our parent."""
-    around = psutil.Process().parents()
-    return next((process for process in around if program in process.name()), around[0])
+def process_of(program: str) -> psutil.Process:
+    """The process of the session, our parent where none is called like its program."""
+    return session_process(program) or psutil.Process().parents()[0]
 
 
 def end_with(session: psutil.Process) -> None:
@@ -141,7 +142,7 @@ def end_with(session: psutil.Process) -> None:
 def wait_apart(options: argparse.Namespace, given: dict[str, Any]) -> None:
     """Wait in a process of its own, for a program whose hooks cannot, as long as the session lives."""
     words = [sys.executable, sys.argv[0], "wait", "--queue", "--program", options.program]
-    words += ["--session-pid", str(session_process(options.program).pid)]
+    words += ["--session-pid", str(process_of(options.program).pid)]
     for name in ("url", "root", "storage"):
         words += [f"--{name}", str(value)] if (value := getattr(options, name, None)) else []
     process = subprocess.Popen(

@@ -6292,6 +6292,7 @@ STORE = """\
 When you are done, store your result (status is success, failed or partial):
   {curl}/results -d '{result}'
 """
+OTHERWISE = "\nOnly where those tools are missing, do the same by curl.\n"
 SAY = "When you are done, say in your last lines what you decided and why: you store no result yourself.\n"
 TELL = """
 To tell the others something before that, publish an event:
@@ -6307,7 +6308,8 @@ def prompt_of(launch: AgentLaunch, reader: Reader) -> str:
     head = (PROMPT + (BRIEF if launch.brief_file else CONTEXT)).format(**facts)
     beside = "You may run" if reader.how else "Beside curl you may run"
     beside = f"{beside}: {', '.join(launch.may)}.\n" if launch.may else ""
-    return head + beside + instructions(reader)
+    else_by = OTHERWISE + by_curl(reader) if reader.how else ""  # its program may not have reached the tools
+    return head + beside + instructions(reader) + else_by
 
 
 # What a program takes for a file that it is to read into the conversation, or for a command of its own.
@@ -6315,18 +6317,21 @@ MISTAKABLE = re.compile(r"@|!`|^\s*/", re.MULTILINE)
 
 
 def instructions(reader: Reader) -> str:
-    """How to work through this service, as far as the reader's permissions allow, in short lines.
+    """How to work through this service, as far as the reader's permissions allow, in short lines."""
+    return reader.how or MAY.format(may=", ".join(reader.permissions) or "nothing but wait for events") + by_curl(
+        reader
+    )
 
-    The commands hold no variable, which some programs refuse to run, and name the token by a file of curl's own alone.
+
+def by_curl(reader: Reader) -> str:
+    """How to store and publish by curl. The commands hold no variable, which some programs refuse to run, and name the
+    token by a file of curl's own alone.
     """
-    if reader.how:
-        return reader.how
     who = {name: getattr(reader, name) for name in ("agent_id", "agent_type", "issue_id", "project_id")}
     result = {"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}
     data = {"issue_id": reader.issue_id, "message": "..."}
-    template = MAY + (STORE if WRITE in reader.permissions else SAY)
+    template = STORE if WRITE in reader.permissions else SAY
     return (template + (TELL if PUBLISH in reader.permissions else "")).format(
-        may=", ".join(reader.permissions) or "nothing but wait for events",
         curl=f"curl -sS -K {shlex.quote(reader.curl_file)} {reader.url}", result=in_lines({**who, "result": result}),
         event=in_lines({"publisher": reader.agent_id, "topic": "progress", "data": data}),
     )  # fmt: skip

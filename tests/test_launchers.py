@@ -91,8 +91,12 @@ def test_a_known_program_is_started_in_its_headless_form(service: Service, name:
         f"curl -sS -K {folder}/curl {service.url}/api/results -d '{{",
         f"{service.url}/api/events/progress -d '{{",
     )
-    for text in (prompt, (folder / "brief.md").read_text()):
-        assert all((needed in text) is not row.connects for needed in by_curl)
+    brief = (folder / "brief.md").read_text()
+    assert all((needed in brief) is not row.connects for needed in by_curl)
+    assert all(
+        needed in prompt.partition("where those tools are missing")[2 if row.connects else 0] for needed in by_curl
+    )
+    for text in (prompt, brief):
         assert all((needed in text) is row.connects for needed in ("call `store_result`", "call `publish_event`"))
     assert "$" not in prompt.replace("$(roof)", ""), "a command with a variable is refused by some programs"
     assert token == spawned["jwt_token"][::7] and spawned["jwt_token"] not in " ".join(arguments) + prompt

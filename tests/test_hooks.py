@@ -505,7 +505,7 @@ def test_a_plugin_says_how_an_agent_runs_and_observes_its_end(plugged: Service, 
 
 
 def test_a_plugin_says_why_an_agent_cannot_work(plugged: Service, issue: str) -> None:
-    """Asked while it runs it has the agent ended; what is no text is no reason."""
+    """Asked while it runs it has the agent ended; what is no text is no reason. The plugin endings asks."""
     client = plugged.client()
     for task, reason in (("is cursed", "a curse on wizard, exit code "), ("a riddle", None), ("a blank", None)):
         body = {"agent_type": "wizard", "issue_id": issue, "task": task}

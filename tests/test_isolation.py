@@ -22,7 +22,14 @@ RESULT = {
     "result": {"status": "success", "decisions": [MARK]},
 }
 SPAWN = {"agent_type": "python-specialist", "issue_id": "issue-1", "task": MARK}
+QUESTION = {"kind": "question", "text": MARK, "issue_id": "issue-1"}
+READING = {"name": "results", "arguments": {"issue_id": "issue-1"}}  # by a tool
 BODIES = {
+    "/api/approvals": QUESTION,
+    "/api/approvals/{approval_id}/answer": {"answer": "yes"},
+    "/api/hooks/{program}": {"hook_event_name": "SessionStart", "session_id": "s-1"},
+    "/api/hooks/{program}/wait": {"hook_event_name": "Stop", "session_id": "s-1"},
+    "/mcp": {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": READING},
     "/api/results": RESULT,
     "/api/events/{event_type}": EVENT,
     "/api/agents/spawn": SPAWN,
@@ -44,7 +51,9 @@ class Inhabited:
         assert architect.post("/api/events/dying", EVENT | {"ttl_seconds": 1}).status_code == 202
         until(lambda: architect.get("/api/events", dead="true").json()["events"])
         self.names = {
-            "issue_id": "issue-1", "agent_type": "python-specialist", "result_id": result.json()["id"], "event_type": "ping", "agent_id": agent,
+            "issue_id": "issue-1", "agent_type": "python-specialist", "result_id": result.json()["id"],
+            "event_type": "ping", "agent_id": agent, "program": "claude",
+            "approval_id": architect.post("/api/approvals", QUESTION).json()["approval_id"],
         }  # fmt: skip
         self.cursor = event.json()["event_id"]
 
@@ -52,7 +61,7 @@ class Inhabited:
         """The answer of every route, with the names of this project's things."""
         answers = {}
         for method, path in routes:
-            place = path.format(**self.names) + ("?timeout=0" if "/wait/" in path else "")
+            place = path.format(**self.names) + ("?timeout=0" if "/wait" in path else "")
             answers[method, path] = client.request(method, place, json=BODIES.get(path) if method == "POST" else None)
         return answers
 
@@ -85,8 +94,16 @@ def test_a_token_of_another_project_opens_nothing(inhabited: Inhabited) -> None:
     assert service.client().get(f"/api/results/{inhabited.names['result_id']}").status_code == 200
 
 
-OF_NO_ISSUE = {"/health", "/openapi.json", "/status", "/api/auth/refresh"}
-LISTS = {"/api/results", "/api/agents", "/api/events", "/api/events/wait/{event_type}"}  # of which it gets its part
+OF_NO_ISSUE = {  # or of the token's own
+    "/health", "/openapi.json", "/status", "/api/auth/refresh", "/api/hooks/{program}", "/api/hooks/{program}/wait",
+}  # fmt: skip
+LISTS = {
+    "/api/approvals",
+    "/api/results",
+    "/api/agents",
+    "/api/events",
+    "/api/events/wait/{event_type}",
+}  # of which it gets its part
 
 
 @pytest.mark.parametrize("agent_type", ["chief-architect", "test-engineer", "technical-researcher"])
@@ -105,7 +122,10 @@ def test_a_token_for_another_issue_sees_and_touches_nothing(inhabited: Inhabited
             continue  # of no issue: for architects alone, and for running agents alone (test_meter)
         (answer,) = inhabited.walk(client("issue-2"), [route]).values()
         reads = route[1] in OF_NO_ISSUE or (route[0] == "GET" and route[1] in LISTS)
-        assert answer.status_code == (200 if reads else 403), (route, answer.text)
+        if route[1] == "/mcp":
+            assert (answer.status_code, "AUTH_003" in answer.text) == (200, True), answer.text
+        else:
+            assert answer.status_code == (200 if reads else 403), (route, answer.text)
         assert MARK not in answer.text and names["result_id"] not in answer.text, route
     for path in (
         "/api/results",
@@ -136,6 +156,7 @@ def test_another_project_in_the_same_storage_finds_nothing_of_the_first(inhabite
     service.start()
     client = service.client(project_id="project-two", sub="chief-architect-1")
     gone = {
+        "/api/approvals/{approval_id}",
         "/api/results/{result_id}",
         "/api/agents/{agent_id}",
         "/api/agents/{agent_id}/status",

@@ -2805,6 +2805,7 @@ class WaitForEvents(Endpoint):
     async def respond(self, event_type: str) -> bytes:
         began = time.monotonic()
         poll = await self.sidecar.bus.wait(self.claims, event_type, self.query, self.hang_up)
+        self.sidecar.tokens.check_revoked(self.claims.sub)  # meanwhile
         self.parked = poll.parked if poll.parked else time.monotonic() - began
         await self.send(poll.content)  # raises StreamClosedError where nobody is left to read it
         if self.request.method != "HEAD":  # HEAD delivers nothing

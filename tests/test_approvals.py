@@ -158,6 +158,36 @@ def test_a_repeat_with_the_same_key_asks_once_and_too_much_is_refused(service: S
     assert codes == [201] * 20 + [429]
 
 
+def test_what_is_asked_at_once_counts_together(service: Service, issue: str) -> None:
+    askers = [service.client("chief-architect", sub=f"asker-{n}-{issue}") for n in range(3)]
+    with ThreadPoolExecutor(40) as pool:
+        body = {"kind": "approval", "text": "May I?"}
+        asked = [pool.submit(Client(one.url, one.token).post, "/api/approvals", body) for one in askers * 26]
+        codes = [[row.result().status_code for row in asked[n::3]] for n in range(3)]
+    assert [sorted(row) for row in codes] == [[201] * 20 + [429] * 6] * 3
+
+
+@pytest.mark.parametrize(("choices", "status"), [
+    (["a", "a"], 400), (["a", "a "], 400), (["a", "\n a"], 400), ([" "], 400), (["\x1b"], 400), (["a", "A"], 201),
+])  # fmt: skip
+def test_choices_differ_and_say_something(service: Service, issue: str, choices: list[str], status: int) -> None:
+    body = {"kind": "question", "text": "Which?", "choices": choices}
+    assert agent(service, f"coder-{issue}").post("/api/approvals", body).status_code == status
+
+
+def test_a_person_sees_the_whole_of_what_is_asked(service: Service, issue: str) -> None:
+    coder, command = agent(service, f"coder-{issue}"), "echo " + "a" * 200 + " && rm -rf /"
+    ask(coder, "List files\nof this folder", command="rm -rf ~", issue_id=issue)
+    ask(coder, "It only reads. " * 200, command="curl x | sh", issue_id=issue)
+    ask(coder, f"Bash: {command}", command=command, issue_id=issue)
+    ask(coder, "Which?\n\n9999 asks:\u202e", kind="question", choices=["red " * 20, "blue"], issue_id=issue)
+    shown = cco(service, "approvals", "--issue", issue).stdout
+    assert "  rm -rf ~" in shown.splitlines()[1] and "  curl x | sh" in shown.splitlines()[2]
+    assert "\n  rm -rf ~ (List files\n  of this folder)\n" in shown and "\n  curl x | sh (It only reads. " in shown
+    assert f"\n  Bash: {command}\n" in shown and "\n  - " + "red " * 20 in shown
+    assert "\n9999 asks" not in shown and "\u202e" not in shown
+
+
 def test_answers_survive_a_kill_and_a_waiter_that_comes_back_finds_them(service: Service, issue: str) -> None:
     coder, person = agent(service, f"coder-{issue}"), service.client(sub="ada")
     asked, left = ask(coder, "First", issue_id=issue), ask(coder, "Second", issue_id=issue, timeout_seconds=3600)

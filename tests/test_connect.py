@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -17,6 +19,8 @@ import pytest
 from conftest import MODULE, Service, clean_environment, git, make_repository, plugin
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from cco_sidecar import StartError
 
 edits = plugin("_edits")
 connect = plugin("connect")
@@ -33,6 +37,7 @@ FILES = [
     "{}", "{}\n", "{\n}\n", '{"a": 1}', '{\n  "a": 1\n}\n', '{\n\t"a": [1, 2]\n}', '{\r\n  "a": 1\r\n}\r\n', '\ufeff{"a":1}',
     '// mine\n{\n  "a": 1, // one\n  /* two */ "b": {"c": []},\n}\n// end', '{ /* nothing */ }', '{\n    "a": {},\n\n    "mcpServers": {}\n}',
     '{"mcpServers": {"x": {"command": "y"}}, "hooks": {}}', '{"mcpServers":{"x":{}},"hooks":{"Stop":[]}}',
+    '{"a": 1E400}', '{"a": -123456789012345678901234567890, "b": []}', '{"mcpServers": {}, "a": [1.0e5, -0.0]}',
     '{\n  "hooks": {\n    "Stop": [\n      {"hooks": []},  // my own\n    ]\n  },\n  "mcpServers": {\n    "x": {}  // last\n  }\n}\n',
 ]  # fmt: skip
 
@@ -127,7 +132,18 @@ def test_what_is_added_to_toml_goes_again(text: str) -> None:
         edits.take_toml(after + "inside_ours = 1\n", [TABLE], [piece])
 
 
-@pytest.mark.parametrize("text", ["mcp_servers = {}", "a = ", "[mcp_servers.cco]\nx = 1\n", "mcp_servers = 1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mcp_servers = {}",
+        "a = ",
+        "[mcp_servers.cco]\nx = 1\n",
+        "mcp_servers = 1",
+        "[[mcp_servers]]\na = 1\n",
+        "mcp_servers = [{}]\n",
+        "[['mcp_servers']]\n[mcp_servers.x]\n",
+    ],
+)
 def test_toml_that_cannot_be_edited_is_refused(text: str) -> None:
     with pytest.raises(edits.NotEditable):
         edits.add_toml(text, TABLE)
@@ -239,6 +255,43 @@ def test_what_the_user_wrote_meanwhile_stays_and_what_cannot_be_edited_is_refuse
     settings.unlink()
     os.mkfifo(settings)
     assert "no regular file" in desk.cco("connect", "gemini", code=2)
+
+
+@pytest.mark.parametrize(("program", "name", "text"), [
+    ("gemini", ".gemini/settings.json", '{"mcpServers": {"cco": {"command": "my-own"}}}\n'),
+    ("cursor", ".cursor/mcp.json", '// mine\n{"mcpServers": {"cco": {"url": "https://example.com"}}}'),
+    ("codex", ".codex/config.toml", '["mcp_servers"."cco"]\ncommand = "my-own"\n'),
+])  # fmt: skip
+def test_a_server_of_the_users_own_that_has_our_name_stays(desk: Desk, program: str, name: str, text: str) -> None:
+    (desk.root / name).parent.mkdir()
+    (desk.root / name).write_text(text)
+    assert "is there already, with another value; nothing was written" in desk.cco("connect", program, code=2)
+    assert "is there already" in desk.cco("connect", program, "--write", code=2)
+    assert "is not connected" in desk.cco("disconnect", program)
+    assert (desk.root / name).read_text() == text
+
+
+def test_programs_that_are_connected_at_once_are_all_noted_and_a_file_that_changes_meanwhile_is_left(
+    desk: Desk,
+) -> None:
+    (desk.root / ".gemini").mkdir()
+    (desk.root / ".gemini/settings.json").symlink_to("settings.json")
+    assert "no regular file" in desk.cco("connect", "gemini", "--write", code=2), "a link to itself"
+    (desk.root / ".gemini/settings.json").unlink()
+    before = desk.files()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda program: desk.cco("connect", program, "--write"), ("cursor", "vscode", "copilot")))
+    (notes,) = desk.root.parent.glob("state/cco-sidecar/*/connections.json")
+    assert sorted(json.loads(notes.read_text())) == ["copilot", "cursor", "vscode"]
+    desk.cco("disconnect")
+    assert desk.files() == before
+    file = desk.root / ".cursor/mcp.json"
+    file.parent.mkdir()
+    for now in ("{}", '{"a": 1}', None):  # what is there when it is written, instead of what was read
+        file.write_text(now) if now else file.unlink()
+        with pytest.raises(StartError, match="was changed meanwhile"):
+            connect.apply(SimpleNamespace(root=desk.root), [connect.Change(".cursor/mcp.json", file, "{ }", "ours")])
+        assert (file.read_text() if file.exists() else None) == now
 
 
 def test_a_connection_is_taken_away_without_its_notes(desk: Desk) -> None:

@@ -155,6 +155,11 @@ def test_odd_files_are_no_agents_and_say_why(home: Path, tmp_path: Path) -> None
     (root / ".opencode").symlink_to(tmp_path)
     write(tmp_path / "agent", **{"elsewhere.md": "x"})
     write(root / ".codex/agents", **{"1.toml": "name = ", "2.toml": 'name = "bare"', "3.toml": "x=" + "[" * 60_000})
+    for number, sign in enumerate(("{", "}", "{}"), 4):  # which are written as six signs each
+        write(
+            root / ".codex/agents",
+            **{f"{number}.toml": f'name = "n{number}"\ndeveloper_instructions = "{sign * 18_000}"'},
+        )
     found = discovery.discover(root)
     assert list(found.agents) == ["twice"]
     told = "\n".join(found.problems)
@@ -164,10 +169,10 @@ def test_odd_files_are_no_agents_and_say_why(home: Path, tmp_path: Path) -> None
         "08.md is no agent: .claude/agents/07.md has its name", "nul.md is no agent: it is no text file",
         "link.md is no agent: it is no text file in this folder", "folder.md is no agent", "pipe.md is no agent",
         "elsewhere.md is no agent: it is no text file in this folder", "1.toml is no agent: Invalid value",
-        "2.toml is no agent: it says no developer_instructions", "3.toml is no agent",
+        "2.toml is no agent: it says no developer_instructions", "3.toml is no agent", *(f"{n}.toml is no agent: its developer_instructions need over 100 kB" for n in (4, 5, 6)),
     ):  # fmt: skip
         assert problem in told, problem
-    assert len(found.problems) == 15 and "outside" not in told
+    assert len(found.problems) == 18 and "outside" not in told
     write(root / ".github/agents", **{f"{number:03}.agent.md": "" for number in range(201)})
     assert ".github/agents: only the first 200 of 201 files are read" in discovery.discover(root).problems
 

@@ -66,6 +66,11 @@ BEAD = {
     ({"issues.jsonl": "no json\n\n[1, null]\n" + lines({"id": True, "title": "T"}, {"id": "q", "title": 5})}, "q", "", ""),
     ({"issues/s.md": f"# S-1: {KEY}\ntoken = {KEY}"}, "S-1", "S-1: [REDACTED]", "# S-1: [REDACTED]\ntoken = [REDACTED]"),
     ({"issues/long.md": "x" * 40_000}, "long", "long", "x" * 30_000),
+    # what would keep a pattern busy that looks at the same text again and again
+    ({"issues/12.md": "---" + "\n" * 900_000 + "x"}, "12", "12", "---" + "\n" * 29_997),
+    ({"issues/12.md": "# " + "#" * 8_000 + "x"}, "12", "#" * 8_000 + "x", "# " + "#" * 8_000 + "x"),
+    ({"issues/12.md": "# 12" + " #" * 4_000 + "x"}, "12", "12" + " #" * 4_000 + "x", "# 12" + " #" * 4_000 + "x"),
+    ({"issues/12.md": "---\nid: 12\n---" + " " * 4_000 + "\nx"}, "12", "12", "x"),
 ])  # fmt: skip
 def test_the_first_place_that_knows_an_issue_tells_it(
     project: Settings, files: dict[str, str], issue_id: str, title: str, body: str

@@ -500,6 +500,22 @@ def test_a_wait_that_its_client_cancels_takes_no_event(service: Service, issue: 
     assert issue in old.call("wait_for_events", **arguments)
 
 
+def test_who_is_revoked_while_waiting_hears_nothing(service: Service, issue: str) -> None:
+    agent, before = spawn(service.client(), issue=issue), waiting(service)
+    holders = [Client(service.url, agent["jwt_token"]) for _ in range(3)]
+    with ThreadPoolExecutor() as pool:
+        told = pool.submit(Mcp(holders[0]).outcome, "wait_for_events", event_type=f"ping.{issue}", timeout_seconds=300)
+        polled = pool.submit(holders[1].get, f"/api/events/wait/ping.{issue}", timeout=300_000)
+        body = {"hook_event_name": "Stop", "session_id": "s"}
+        woken = pool.submit(holders[2].post, "/api/hooks/claude/wait?timeout=300000", body, timeout=60)
+        until(lambda: waiting(service) == before + 3)
+        service.client().delete(f"/api/agents/{agent['agent_id']}")
+        until(lambda: Client(service.url, agent["jwt_token"]).get("/status").status_code == 401)
+        service.client().publish(f"ping.{issue}", {"issue_id": issue})
+        assert told.result(30) == (True, "AUTH_001: This token was revoked")
+        assert [one.result(30).json()["code"] for one in (polled, woken)] == ["AUTH_001"] * 2
+
+
 def test_a_stop_answers_who_waits(make_service: Callable[..., Service]) -> None:
     service = make_service()
     with ThreadPoolExecutor(1) as pool:

@@ -250,6 +250,25 @@ def test_a_person_answers_for_a_spawned_agents_program(service: Service, issue: 
     assert user(service).call("PermissionRequest", **given) == {}, "a user's own session asks its user"
 
 
+@pytest.mark.parametrize(("tool", "arguments", "shown"), [
+    ("Bash", {"command": "git tag x", "dangerouslyDisableSandbox": True}, '"dangerouslyDisableSandbox":true'),
+    ("Bash", {"command": ["git", "tag", {"x": 1}]}, '{"x":1}'),
+    ("Bash\n", {"command": "git tag x"}, "git tag x"),
+    ("Write", {"command": "git tag x", "file_path": "/etc/passwd"}, '"file_path":"/etc/passwd"'),
+    ("mcp__shop__buy", {"command": "git tag x"}, "git tag x"),
+    ("Write", {"file_path": "a", "content": "x" * 5_000 + "end"}, "characters, whole in the details)"),
+])  # fmt: skip
+def test_a_rule_allows_a_shells_plain_command_alone_and_a_person_sees_all_arguments(
+    tool: str, arguments: dict[str, Any], shown: str
+) -> None:
+    hooks = plugin("hooks")
+    asked = hooks.what_is_asked(hooks.HookInput(tool_name=tool, tool_input=arguments))
+    assert asked.command is None and shown in asked.text and asked.details["arguments"] == arguments
+    plain = {"command": "git tag x", "description": "Tag", "timeout": 5}
+    assert hooks.what_is_asked(hooks.HookInput(tool_name="Bash", tool_input=plain)).command == "git tag x"
+    assert hooks.what_is_asked(hooks.HookInput(tool_name="Bash", tool_input={"command": "x" * 20_000})) is None
+
+
 def test_nobody_is_asked_by_default(service: Service) -> None:
     import cco_sidecar
 

@@ -40,6 +40,7 @@ from cco_sidecar_plugins.agents._front_matter import read_front_matter
 
 LIMIT = 64 * 1024  # bytes of a file
 MAX_FILES = 200  # of a folder
+WORD = 100 * 1024  # bytes of one word of a command line; Linux takes 128 kB
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,8 @@ def read_agent(base: Path, path: str, program: str, place: str) -> UserAgent:
     instructions = fields.get("developer_instructions", "") if program == "codex" else ""
     if program == "codex" and not instructions.strip():
         raise ValueError("it says no developer_instructions")
+    if len(in_toml(instructions).encode()) > WORD:
+        raise ValueError(f"its developer_instructions need over {WORD // 1024} kB on a command line")
     return UserAgent(
         agent_type=agent_type, own_name=own, description=fields.get("description", ""), program=program, place=place,
         instructions=instructions, options={key: fields[key] for key in CODEX_OPTIONS if key in fields},

@@ -6,13 +6,12 @@ away takes that piece out, and where somebody has written around it or has the f
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import tomllib
 from dataclasses import dataclass, field
 from typing import Any
-
-import msgspec
 
 Path = tuple[str, ...]
 Addition = tuple[Path, Any]  # keys from the top; what is appended to a list has the list's own path and the key "+"
@@ -180,7 +179,7 @@ def take_json(text: str, additions: list[Addition], pieces: list[str]) -> str:
 
 def without(value: Any, additions: list[Addition]) -> Any:
     """The value without what the additions name; containers stay."""
-    value = msgspec.json.decode(msgspec.json.encode(value))
+    value = copy.deepcopy(value)
     for path, ours in additions:
         inner = value
         for key in path[:-1]:
@@ -189,6 +188,13 @@ def without(value: Any, additions: list[Addition]) -> Any:
             inner[:] = [item for item in inner if item != ours]
         elif isinstance(inner, dict):
             inner.pop(path[-1], None)
+    return value
+
+
+def value_of(value: Any, path: Path) -> Any:
+    """What stands at the end of ``path``; None where nothing does."""
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
@@ -216,9 +222,7 @@ def take_member(text: str, addition: Addition) -> str:
 def add_toml(text: str, addition: Addition) -> tuple[str, str]:
     """A table at the end. Raises NotEditable."""
     path, value = addition
-    there: Any = tables(text)
-    for key in path:
-        there = there.get(key) if isinstance(there, dict) else None
+    there = value_of(tables(text), path)
     if there == value:
         return text, ""
     if there is not None:
@@ -227,7 +231,8 @@ def add_toml(text: str, addition: Addition) -> tuple[str, str]:
     lines = [f"[{'.'.join(path)}]", *(f"{key} = {json.dumps(item, ensure_ascii=False)}" for key, item in value.items())]
     piece = (newline if text and not text.endswith("\n") else "") + (newline if text else "")
     piece += newline.join(lines) + newline
-    tables(text + piece)  # an inline table of that name takes no more
+    if value_of(tables(text + piece), path) != value:  # raises where an inline table of that name takes no more
+        raise NotEditable(f"{'.'.join(path[:-1])} is of another kind than ours")
     return text + piece, piece
 
 

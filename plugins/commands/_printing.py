@@ -138,14 +138,15 @@ NARROW, LAST = 10, 20  # what a column may be cut down to, and the last one, whi
 
 def print_fitted(
     columns: Sequence[str], lines: list[list[str]], *, whole: Sequence[str] = (), spare: Sequence[str] = ()
-) -> None:
-    """Print a table that is no wider than the terminal, or than 120 columns where there is none.
+) -> list[int]:
+    """Print a table that is no wider than the terminal, or than 120 columns where there is none; the numbers of lines
+    that were cut.
 
     Columns are cut; ``whole`` ones and titles are not, and ``spare`` ones are left out instead.
     """
     if not lines:
         print("(none)")
-        return
+        return []
     space = shutil.get_terminal_size((120, 24)).columns
     space = space if sys.stdout.isatty() else min(space, 120)
     rows = [dict(zip(columns, map(cell, line), strict=True)) for line in lines]
@@ -159,6 +160,12 @@ def print_fitted(
         widths[max(least, key=lambda name: (widths[name] > least[name], widths[name]))] -= 1
     for row in [{name: name.upper() for name in columns}, *rows]:
         print(cut("  ".join(pad(row[name], width) for name, width in widths.items()).rstrip(), space))
+    too_wide = line_width(widths.values()) > space
+    return [
+        number
+        for number, row in enumerate(rows)
+        if too_wide or any(width_of(row[name]) > widths[name] for name in widths)
+    ]
 
 
 def line_width(widths: Collection[int]) -> int:

@@ -6,10 +6,9 @@ import argparse
 from datetime import UTC, datetime
 from typing import Any
 
-from cco_sidecar import GOOD, REFUSED, StartError, harmless, hookimpl
+from cco_sidecar import GOOD, REFUSED, StartError, hookimpl
 from cco_sidecar_plugins.commands._client import Client
-from cco_sidecar_plugins.commands._client_view import first_line
-from cco_sidecar_plugins.commands._printing import print_fitted, show
+from cco_sidecar_plugins.commands._printing import cell, print_fitted, show
 from cco_sidecar_plugins.commands._table import Command, add_commands, arg, number
 
 
@@ -26,19 +25,27 @@ def command_approvals(options: argparse.Namespace) -> int:
         return show(options, answer, "approvals" if options.format == "csv" else None)
     lines = [list(line_of(row, options.all).values()) for row in answer["approvals"]]
     columns = ["id", "by", "issue", "until", *(["state"] if options.all else []), "asks", "choices"]
-    print_fitted(columns, lines, whole=("id",), spare=("issue",))
+    for at in print_fitted(columns, lines, whole=("id",), spare=("issue",)):
+        row = answer["approvals"][at]
+        if row["state"] == "open":  # nobody is to approve what the table does not show
+            choices = "".join(f"\n- {choice}" for choice in row["choices"] if row["kind"] == "question")
+            print(f"\n{number_of(row['approval_id'])} asks:")
+            print("\n".join(f"  {cell(line)}" for line in (asks(row) + choices).splitlines()))
     return GOOD
 
 
+def asks(row: dict[str, Any]) -> str:
+    """What is asked: the command first, whatever else the agent says of it."""
+    said: str = row["text"]
+    return f"{row['command']} ({said})" if row["command"] and not said.endswith(f": {row['command']}") else said
+
+
 def line_of(row: dict[str, Any], with_state: bool) -> dict[str, str]:
-    text, command = first_line(row["text"]), row["command"] or ""
-    more = " …" if "\n" in command.strip() else ""
-    asks = text if command in text else f"{text}: {first_line(command)}{more}"
     state = row["state"] + (f": {row['answer']} by {row['answered_by']}" if row["answered_by"] else "")
     return {
         "id": number_of(row["approval_id"]), "by": row["agent_id"], "issue": row["issue_id"] or "-",
         "until": time_left(row["until"]), **({"state": state} if with_state else {}),
-        "asks": asks, "choices": "|".join(row["choices"]) or "any text",
+        "asks": asks(row), "choices": "|".join(row["choices"]) or "any text",
     }  # fmt: skip
 
 
@@ -71,7 +78,7 @@ def answer_with(options: argparse.Namespace, answer: str) -> int:
     done = client.call("POST", f"/api/approvals/{approval_id}/answer", body)
     if options.format != "table":
         return show(options, done)
-    print(harmless(f"{done['answer']}: {done['agent_id']} asked: {done['command'] or done['text']}"))
+    print(cell(f"{done['answer']}: {done['agent_id']} asked: {done['command'] or done['text']}"))
     return GOOD
 
 

@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from msgspec import Struct
 
 from cco_sidecar import (
     GOOD,
+    REFUSED,
     WRONG_USE,
     Settings,
     StartError,
@@ -32,6 +34,7 @@ from cco_sidecar import (
     git_prefix,
     harmless,
     hookimpl,
+    lock_file,
     meant,
     one_line,
     own_command,
@@ -49,6 +52,7 @@ from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_com
 
 NAME = "cco"  # of the server in programs' settings
 LIMIT = 16 * 1024 * 1024  # bytes of a settings file
+PATIENCE = 30  # seconds for others that connect at the same time
 STARTING, CALLING = 30, 330  # seconds that a program gives the start of the server, and a call that waits
 
 
@@ -181,6 +185,23 @@ class Notes:
         write_file(self._path, msgspec.json.format(msgspec.json.encode(self.by_program)))
 
 
+@contextlib.contextmanager
+def alone(settings: Settings) -> Iterator[None]:
+    """While it lasts, no other connect or disconnect of this repository changes anything."""
+    prepare_storage_folder(settings)
+    deadline = time.monotonic() + PATIENCE
+    with (settings.storage / "connections.lock").open("w") as file:
+        while True:
+            try:
+                lock_file(file.fileno())
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise StartError("another cco connect or disconnect does not end", REFUSED) from None
+                time.sleep(0.05)
+        yield
+
+
 # -- changes
 
 
@@ -202,7 +223,7 @@ def read(settings: Settings, name: str) -> tuple[Path, str | None]:
         raise NotEditable("it is a link that leads out of the repository")
     try:
         if not path.is_file():
-            if path.exists():
+            if path.exists() or path.is_symlink():  # such as one that leads to itself
                 raise NotEditable("it is no regular file")
             return path, None
         with path.open("rb") as file:
@@ -241,16 +262,20 @@ def connecting(settings: Settings, program: str, notes: list[Written]) -> list[C
 def disconnecting(settings: Settings, program: str, notes: list[Written]) -> list[Change]:
     """The changes that take away what was written. Raises StartError."""
     known = {note.name: note for note in notes}
-    for name, (keys, value) in wanted(program, settings):  # also what nobody noted, as after a lost storage
-        note = known.setdefault(name, Written(name, []))
-        if not any(note is row for row in notes):
-            note.additions.append((list(keys), value))
+    unknown = [(name, addition) for name, addition in wanted(program, settings) if name not in known]
     changes = []
-    for name, note in known.items():
+    for name in dict.fromkeys([*known, *(name for name, _ in unknown)]):
         try:
             path, text = read(settings, name)
             if text is None:
                 continue
+            # also what nobody noted, as after a lost storage, but not a server of the user's own that has our name
+            unnoted = [
+                (list(keys), value)
+                for file, (keys, value) in unknown
+                if file == name and is_in(text, name, keys, value)
+            ]
+            note = known.get(name) or Written(name, unnoted)
             take = _edits.take_toml if name.endswith(".toml") else _edits.take_json
             gone = note.made is not None and text == note.made
             after = None if gone else take(text, note.as_additions(), note.pieces)
@@ -258,6 +283,12 @@ def disconnecting(settings: Settings, program: str, notes: list[Written]) -> lis
         except NotEditable as error:
             raise StartError(f"{name} cannot be edited: {error}; nothing was written") from None
     return changes
+
+
+def is_in(text: str, name: str, keys: _edits.Path, value: Any) -> bool:
+    """Whether an addition is in a file as we would write it. Raises NotEditable."""
+    whole = _edits.tables(text) if name.endswith(".toml") else _edits.parse(text).value
+    return keys[-1] == APPENDED or _edits.value_of(whole, keys) == value
 
 
 def missing_folders(root: Path, path: Path) -> list[str]:
@@ -276,10 +307,14 @@ def exclude_line(settings: Settings, name: str) -> str:
 
 
 def apply(settings: Settings, changes: list[Change]) -> None:
-    """Write the changed files, each in one step, and with the rights that it had. Raises OSError."""
+    """Write the changed files, each in one step, and with the rights that it had. Raises OSError, and StartError where
+    somebody else has written one meanwhile.
+    """
     for change in changes:
         if change.after == change.before:
             continue
+        if not is_as_it_was(settings, change):
+            raise StartError(f"{change.name} was changed meanwhile: say it again")
         if change.after is None:
             change.path.unlink()
             continue
@@ -290,12 +325,19 @@ def apply(settings: Settings, changes: list[Change]) -> None:
         change.path.chmod(mode)
 
 
+def is_as_it_was(settings: Settings, change: Change) -> bool:
+    try:
+        return read(settings, change.name) == (change.path, change.before)
+    except NotEditable:
+        return False
+
+
 def set_excluded(settings: Settings, add: list[str], remove: list[str]) -> None:
     """Lines of git's info/exclude, which no commit holds."""
     found = run_git(settings.root, "rev-parse", "--git-path", "info/exclude") if shutil.which("git") else None
     if not found or not (add or remove):
         return
-    path = settings.root / os.fsdecode(found.removesuffix(b"\n"))
+    path = Path(os.path.realpath(settings.root / os.fsdecode(found.removesuffix(b"\n"))))
     text = path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else ""
     for line in remove:
         text = re.sub(rf"(?m)\A{re.escape(line)}\n|\n{re.escape(line)}$", "", text, count=1)
@@ -315,8 +357,11 @@ def command_connect(options: argparse.Namespace) -> int:
     """Show what would be written for a program's sessions; with --write write it."""
     checked_program(options.program)
     settings = running_settings(settings_from(options))
-    if options.write:
-        prepare_storage_folder(settings)
+    with alone(settings) if options.write else contextlib.nullcontext():
+        return connect(options, settings)
+
+
+def connect(options: argparse.Namespace, settings: Settings) -> int:
     notes = Notes(settings)
     old = notes.by_program.get(options.program, [])
     changes = connecting(settings, options.program, old)
@@ -359,6 +404,11 @@ def shown(settings: Settings, changes: list[Change]) -> Iterator[str]:
 def command_disconnect(options: argparse.Namespace) -> int:
     """Take away what connect wrote, of one program or of all."""
     settings = running_settings(settings_from(options))
+    with alone(settings):
+        return disconnect(options, settings)
+
+
+def disconnect(options: argparse.Namespace, settings: Settings) -> int:
     notes = Notes(settings)
     programs = [checked_program(options.program)] if options.program else list(notes.by_program)
     for program in programs:

@@ -41,6 +41,9 @@ IDS = ("number", "key", "identifier", "id", "iid", "issue")
 TITLES, BODIES = ("title", "summary", "name"), ("body", "description", "content")
 MORE = {"design": "Design", "acceptance_criteria": "Acceptance criteria", "notes": "Notes", "status": "Status",
         "state": "Status"}  # fmt: skip
+# Files are anybody's: none of these patterns looks twice at the same text.
+FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*+\n(?s:.*?)(?<=\n)(?:---|\.\.\.)[ \t]*+(?:\n|\Z)")
+HEADING = re.compile(r"^#[ \t]+(.+)$", re.MULTILINE)
 Issue = dict[str, str]
 
 
@@ -119,7 +122,7 @@ def from_markdown(root: str, path: str, issue_id: str) -> tuple[int, Issue | Non
     ), -1)  # fmt: skip
     if rank < 0 or not (read := read_text_file(root, path, MB)):
         return rank, None
-    text = re.sub(r"\A\ufeff?---\s*\n.*?\n(---|\.\.\.)\s*(\n|\Z)", "", read[0].replace("\r\n", "\n"), flags=re.DOTALL)
+    text = FRONT_MATTER.sub("", read[0].replace("\r\n", "\n"))
     return rank, {"title": title or stem, "body": text.strip()}
 
 
@@ -144,8 +147,8 @@ def markdown_head(root: str, path: str, facts: Fingerprint | None) -> tuple[str,
     except ValueError:
         fields = {}
     named = next((fields[name] for name in ("id", "issue", "key", "number") if fields.get(name)), "")
-    heading = re.search(r"^#[ \t]+(.+?)[ \t#]*$", text, re.MULTILINE)
-    return named, fields.get("title") or (heading[1] if heading else ""), True
+    heading = HEADING.search(text)
+    return named, fields.get("title") or (heading[1].rstrip(" \t#") if heading else ""), True
 
 
 def from_export(root: str, path: str, issue_id: str) -> Issue | None:

@@ -333,6 +333,7 @@ async def wait_for_events(call: Call) -> str:
     query, bus = (await call.prepared(WaitForEvents, (event_type,), asked)).query, call.sidecar.bus
     while True:
         poll = await bus.wait(call.claims, event_type, query, HangUp())
+        call.sidecar.tokens.check_revoked(call.claims.sub)  # meanwhile
         answer = msgspec.json.decode(poll.content)
         lines = [as_line(event) for event in answer["events"]]
         fitting = fitting_lines(lines)

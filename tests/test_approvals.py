@@ -235,9 +235,9 @@ def test_people_ask_and_answer_by_commands_and_the_audit_log_has_it_all(service:
     ("text", "command", "shown"),
     [
         ("Bash: git tag x", "git tag x", "Bash: git tag x"),
-        ("May I?", "git tag x", "May I?: git tag x"),
-        ("May I?\nrm x", "rm x", "May I?: rm x"),
-        ("Bash: ls\nrm x", "ls\nrm x", "Bash: ls: ls …"),
+        ("May I?", "git tag x", "git tag x (May I?)"),
+        ("May I?\nrm x", "rm x", "rm x (May I?\nrm x)"),
+        ("Bash: ls\nrm x", "ls\nrm x", "Bash: ls\nrm x"),
         ("Why?", None, "Why?"),
     ],
 )

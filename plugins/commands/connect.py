@@ -423,7 +423,7 @@ def disconnect(options: argparse.Namespace, settings: Settings) -> int:
         if notes.by_program.pop(program, None) is not None:
             notes.save()
         for change in real:
-            print(harmless(f"{program}: {change.path}{' removed' if change.after is None else ' as before'}"))
+            print(harmless(f"{program}: {change.path}{' removed' if change.after is None else ' without it again'}"))
         if not real:
             print(f"{program} is not connected.")
     if not programs:

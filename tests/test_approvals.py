@@ -185,6 +185,8 @@ def test_a_person_sees_the_whole_of_what_is_asked(service: Service, issue: str) 
     assert "  rm -rf ~" in shown.splitlines()[1] and "  curl x | sh" in shown.splitlines()[2]
     assert "\n  rm -rf ~ (List files\n  of this folder)\n" in shown and "\n  curl x | sh (It only reads. " in shown
     assert f"\n  Bash: {command}\n" in shown and "\n  - " + "red " * 20 in shown
+    ask(agent(service, f"other-{issue}"), "Bash: ls\nrm x", command="ls\nrm x", issue_id=f"{issue}-b")
+    assert "\n  Bash: ls\n  rm x\n" in cco(service, "approvals", "--issue", f"{issue}-b").stdout
     assert "\n9999 asks" not in shown and "\u202e" not in shown
 
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from agent_harness import nothing_left, output, spawn, state
 from conftest import Service, make_repository, plugin
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_hooks import run
 
@@ -69,6 +69,9 @@ def test_what_is_read_is_what_yaml_says(text: str, shape: str, indent: str) -> N
 
 
 @settings(max_examples=300, deadline=None)
+@example("\xa0", None, 8)
+@example("\u3000x\u2003", "|", 8)
+@example("x\xa0", None, 200)
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"], include_characters="\n\t"), max_size=60),
        st.sampled_from([None, '"', "'", "|", ">"]), st.sampled_from([8, 40, 200]))  # fmt: skip
 def test_what_pyyaml_writes_is_read(text: str, style: Any, width: int) -> None:

@@ -65,14 +65,16 @@ def fields_of(text: str) -> Iterator[tuple[str, int, list[str]]]:
 
 def scalar(lines: list[str]) -> str:
     """The text that a field's lines hold. Raises ValueError."""
-    first = lines[0].strip()
+    first = lines[0].strip(" \t\n")
     if first.startswith(("|", ">")):
         return block(first, lines[1:])
     while len(lines) > 1 and lines[-1][:1] in ("", "#"):
         lines.pop()  # comments between fields
     if not first or first.startswith("#"):
-        lines = list(itertools.dropwhile(lambda line: not line.strip() or line.strip()[0] == "#", lines)) or [""]
-        first = lines[0].strip()
+        lines = list(
+            itertools.dropwhile(lambda line: not line.strip(" \t\n") or line.strip(" \t\n")[0] == "#", lines)
+        ) or [""]
+        first = lines[0].strip(" \t\n")
         if first.startswith(("|", ">")) or re.match(r"-(\s|\Z)", first) or FIELD.match(first):
             raise ValueError("it is no text")
     if first.startswith('"'):
@@ -85,7 +87,7 @@ def scalar(lines: list[str]) -> str:
 def quoted(lines: list[str], form: str) -> str:
     if any(line[:1] in ("-", "#") for line in lines[1:]):
         raise ValueError("its lines are not indented")
-    match = re.match(form + r"\s*(?:(?<=\s)#[^\n]*(?:\n\s*|\Z))*\Z", "\n".join(lines).lstrip(), re.DOTALL)
+    match = re.match(form + r"\s*(?:(?<=\s)#[^\n]*(?:\n\s*|\Z))*\Z", "\n".join(lines).lstrip(" \t\n"), re.DOTALL)
     if not match:
         raise ValueError("its quotes do not end it")
     return match[1]
@@ -119,13 +121,13 @@ def plain(lines: list[str]) -> str:
     for number, line in enumerate(lines):
         if number and line[:1] in ("-", "#"):
             raise ValueError("its lines are not indented")
-        text, comment = re.fullmatch(r"(.*?)((?:(?<![^ \t]))#.*)?", line.strip(), re.DOTALL).groups()  # type: ignore
-        kept.append(text.strip())
+        text, comment = re.fullmatch(r"(.*?)((?:(?<![^ \t]))#.*)?", line.strip(" \t\n"), re.DOTALL).groups()  # type: ignore
+        kept.append(text.strip(" \t\n"))
         if comment is not None:
-            if any(rest.strip() and rest.strip()[0] != "#" for rest in lines[number + 1 :]):
+            if any(rest.strip(" \t\n") and rest.strip(" \t\n")[0] != "#" for rest in lines[number + 1 :]):
                 raise ValueError("text goes on after a comment")
             break
-    text = fold("\n".join(kept).strip())
+    text = fold("\n".join(kept).strip(" \t\n"))
     if text[:1] in tuple(",[]{}&*!|>%@`") or re.match(r"[?-](\s|\Z)", text):
         raise ValueError(f"it is no text: it begins with {text[0]}")
     return "" if text in NOTHING else text

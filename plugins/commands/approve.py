@@ -25,9 +25,9 @@ def command_approvals(options: argparse.Namespace) -> int:
         return show(options, answer, "approvals" if options.format == "csv" else None)
     lines = [list(line_of(row, options.all).values()) for row in answer["approvals"]]
     columns = ["id", "by", "issue", "until", *(["state"] if options.all else []), "asks", "choices"]
-    for at in print_fitted(columns, lines, whole=("id",), spare=("issue",)):
-        row = answer["approvals"][at]
-        if row["state"] == "open":  # nobody is to approve what the table does not show
+    cut = print_fitted(columns, lines, whole=("id",), spare=("issue",))
+    for at, row in enumerate(answer["approvals"]):
+        if row["state"] == "open" and (at in cut or "\n" in asks(row)):  # nobody is to approve what the table hides
             choices = "".join(f"\n- {choice}" for choice in row["choices"] if row["kind"] == "question")
             print(f"\n{number_of(row['approval_id'])} asks:")
             print("\n".join(f"  {cell(line)}" for line in (asks(row) + choices).splitlines()))

@@ -22,7 +22,6 @@ Another plugin asks so::
 from __future__ import annotations
 
 import asyncio
-import collections
 import logging
 import re
 import shlex
@@ -249,7 +248,7 @@ class Approvals:
         self._project = sidecar.settings.project
         self._asked: dict[str, Asked] = {}  # by id, oldest first
         self._read_to = 0
-        self._being_asked = collections.Counter[str]()  # by asker, what is not in the log yet
+        self._asking = asyncio.Lock()  # else what is asked at once would not count together
         self._ends: set[asyncio.Task[None]] = set()
 
     # -- asking
@@ -261,8 +260,6 @@ class Approvals:
         self._tokens.check_permission(claims, PUBLISH)
         if len({harmless(choice).strip() for choice in request.choices} | {""}) <= len(request.choices):
             raise ApiError("REQ_001", "The choices must differ, and each say something", details={"path": "choices"})
-        self._read_on()
-        self._check_room(claims.sub)
         running = self._agents.active.get(claims.sub)
         issue = claims.issue_id or (running.row["issue"] if running and claims.bound else request.issue_id)
         data = {"agent_id": claims.sub, "agent_type": claims.agent_type, "issue_id": issue}
@@ -282,19 +279,15 @@ class Approvals:
                 ticket.remember(records, self._approval(event.type, seq, event.created, event.envelope["data"]))
             return seq
 
-        self._being_asked[claims.sub] += 1
-        try:
+        async with self._asking:
+            self._read_on()
+            self._check_room(claims.sub)
             seq = await self._storage.write(insert)
-        finally:
-            self._being_asked -= collections.Counter([claims.sub])  # which forgets who is at none
         return self.find(self._bus.event_id(seq)).seen()
 
     def _check_room(self, subject: str) -> None:
-        waiting = collections.Counter(
-            asked.approval.agent_id for asked in self._asked.values() if asked.state == "open"
-        )
-        waiting += self._being_asked
-        if waiting.total() >= self.OPEN or waiting[subject] >= self.OPEN_OF_ONE:
+        waiting = [asked.approval.agent_id for asked in self._asked.values() if asked.state == "open"]
+        if len(waiting) >= self.OPEN or waiting.count(subject) >= self.OPEN_OF_ONE:
             raise ApiError("RATE_001", "Too much that was asked waits for an answer", retry_after=30)
 
     def _rule(self, agent_type: str, request: ApprovalRequest) -> str | None:

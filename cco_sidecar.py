@@ -340,7 +340,13 @@ def read_settings_file(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise ValueError("it is no regular file")
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MB + 1)
+        if len(content) > MB:
+            raise ValueError("it has over 1 MB")
+        text = content.decode("utf-8-sig")
+        if DEEP_KEY.search(text):
+            raise ValueError("a key has over 100 parts")
         table = tomllib.loads(text)
         if path.name == "pyproject.toml":
             table = table.get("tool", {}).get("cco-sidecar", {})
@@ -356,6 +362,10 @@ def read_settings_file(path: Path) -> tuple[str, dict[str, Any]]:
     if not isinstance(table, dict):
         raise StartError(f"{path.name}:{line_of('cco-sidecar', text)}: tool.cco-sidecar must be a table")
     return text, table
+
+
+KEY_PART = r"(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')"
+DEEP_KEY = re.compile(rf"(?<![\w-]){KEY_PART}(?:\s*+\.\s*+{KEY_PART}){{100}}")  # tomllib's time is their number squared
 
 
 def line_of(key: str, text: str) -> int:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +16,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import jwt
+import npm
 import pytest
 from conftest import MODULE, Service, clean_environment, git, make_repository, plugin
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mock_model import MockModel
+from real_agents import environment, install, make_home
 
 from cco_sidecar import StartError
 
@@ -188,6 +192,8 @@ def test_all_programs_are_connected_and_everything_is_as_before(desk: Desk) -> N
     (desk.home / ".claude.json").write_text('{"projects": {"/elsewhere": {}}, "theme": "dark"}')
     (desk.home / ".claude.json").chmod(0o640)
     (desk.root / "opencode.jsonc").write_text('// mine\n{"theme": "x"}\n')
+    (desk.root / ".codex").mkdir()
+    (desk.root / ".codex/hooks.json").write_text('{"hooks": {"Stop": []}} // mine')
     (desk.root / ".vscode").mkdir()
     (desk.root / ".vscode/mcp.json").write_text('{\n\t"servers": {}, // none\n}')
     git(desk.root, "add", "-A")
@@ -203,15 +209,17 @@ def test_all_programs_are_connected_and_everything_is_as_before(desk: Desk) -> N
         again = desk.cco("connect", program, "--write")
         assert f"{program} is connected" in again and "Written" not in again
     assert desk.files() == once
-    assert git(desk.root, "status", "--short") == " M .vscode/mcp.json\n M opencode.jsonc\n"
+    assert git(desk.root, "status", "--short") == " M .codex/hooks.json\n M .vscode/mcp.json\n M opencode.jsonc\n"
     assert "git tracks opencode.jsonc" in shown_of(desk, "opencode")
     assert all("eyJ" not in content.decode(errors="replace") for content, _ in once.values()), "no token in any file"
     claude = json.loads((desk.home / ".claude.json").read_text())["projects"]
-    assert claude["/elsewhere"] == {} and claude[str(desk.root)]["mcpServers"]["cco"]["args"][-4:] == [
-        "mcp",
-        "claude",
-        "--root",
-        str(desk.root),
+    words = claude[str(desk.root)]["mcpServers"]["cco"]["args"]
+    assert claude["/elsewhere"] == {} and words[words.index("mcp") :][:4] == ["mcp", "claude", "--root", str(desk.root)]
+    assert "--storage" in words, "a program may start it without XDG_STATE_HOME"
+    assert json.loads((desk.root / ".github/mcp.json").read_text())["mcpServers"]["cco"]["tools"] == ["*"]
+    assert "sessionStart" in json.loads((desk.root / ".github/hooks/cco.json").read_text())["hooks"]
+    assert connect._edits.parse((desk.root / "opencode.jsonc").read_text()).value["plugin"] == [
+        (desk.root / ".cco-opencode.js").as_uri()
     ]
     rows = {
         row["check"]: row["verdict"]
@@ -269,6 +277,37 @@ def test_a_server_of_the_users_own_that_has_our_name_stays(desk: Desk, program: 
     assert "is there already" in desk.cco("connect", program, "--write", code=2)
     assert "is not connected" in desk.cco("disconnect", program)
     assert (desk.root / name).read_text() == text
+
+
+@pytest.mark.parametrize(("program", "name"), [("copilot", ".github/hooks/cco.json"), ("opencode", ".cco-opencode.js")])
+def test_a_file_of_hooks_goes_as_a_whole_or_stays_where_somebody_wrote_in_it(
+    desk: Desk, program: str, name: str
+) -> None:
+    file = desk.root / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("my own")
+    assert "is there already, with another content" in desk.cco("connect", program, "--write", code=2)
+    assert "is not connected" in desk.cco("disconnect", program) and file.read_text() == "my own"
+    file.unlink()
+    desk.cco("connect", program, "--write")
+    made = file.read_text()
+    file.write_text(made + "// mine")
+    assert f"{name} cannot be edited: it was changed since" in desk.cco("disconnect", code=2)
+    assert file.read_text() == made + "// mine"
+    file.write_text(made)
+    (notes,) = desk.root.parent.glob("state/cco-sidecar/*/connections.json")
+    notes.unlink()
+    desk.cco("disconnect", program)
+    assert not file.exists(), "also without its notes"
+
+
+def test_copilot_is_told_in_the_one_file_that_it_reads(desk: Desk) -> None:
+    (desk.root / ".mcp.json").write_text('{"mcpServers": {}}')  # beside it the other one is not read
+    before = desk.files()
+    assert "Note: copilot reads them where you trust the folder" in desk.cco("connect", "copilot", "--write")
+    assert '"cco"' in (desk.root / ".mcp.json").read_text() and not (desk.root / ".github/mcp.json").exists()
+    desk.cco("disconnect")
+    assert desk.files() == before
 
 
 def test_programs_that_are_connected_at_once_are_all_noted_and_a_file_that_changes_meanwhile_is_left(
@@ -438,3 +477,67 @@ def test_a_session_goes_on_when_the_service_was_started_again(service: Service, 
     service.start()  # on another port
     assert bridge.call("ping")["result"] == {}
     bridge.end()
+
+
+# -- real programs
+
+HEADLESS = {
+    "codex": ["codex", "exec", "--skip-git-repo-check", "--dangerously-bypass-hook-trust"],
+    "copilot": ["copilot", "--trust-folder", "--allow-all-tools", "-p"],
+    "opencode": ["opencode", "run"],
+}
+
+
+def test_real_sessions_use_a_tool_and_hear_of_an_event_by_their_hooks() -> None:
+    step = {"tool": "store_result", "sh": "sleep 2"}  # until the program has its tools
+    scripts = {
+        name: [step | {"arguments": json.dumps({"issue_id": name, "status": "success", "idempotency_key": name})}] * 4
+        for name in HEADLESS
+    }
+    npm.CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=npm.CACHE) as temporary, MockModel(scripts) as model:
+        home, root = make_home(Path(temporary, "home"), model.url), make_repository(Path(temporary, "repository"))
+        with (home / ".codex/config.toml").open("a") as file:
+            file.write(f'\n[projects."{root}"]\ntrust_level = "trusted"\n')
+        env = environment(home, model.url, [install(name) for name in HEADLESS]) | {"PWD": str(root)}
+        service = Service(root, Path(temporary, "storage"), env=env).start()
+
+        def run(words: list[str]) -> str:
+            done = subprocess.run(
+                words, cwd=root, env=env, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout + done.stderr
+
+        def cco(*words: str) -> str:
+            return run([sys.executable, str(MODULE), *words, "--storage", str(service.storage)])
+
+        def publish(script: str, number: int) -> None:
+            if number == 1:
+                service.client().publish("review_wanted", {"message": f"a zebra for {script}"})
+
+        try:
+            before = tree(root)
+            for name in HEADLESS:
+                cco("connect", name, "--write")
+            assert git(root, "status", "--short") == ""
+            model.before_turn = publish
+            with ThreadPoolExecutor() as threads:
+                said = list(threads.map(run, [[*words, f"Follow script {name}"] for name, words in HEADLESS.items()]))
+            for name in HEADLESS:
+                (result,) = service.client().get("/api/results", issue_id=name).json()["results"]
+                assert result["agent_id"].startswith(f"session-{name}-"), said
+                asked = [body for body in model.requests if f"Follow script {name}" in body]
+                assert any(f"a zebra for {name}" in body for body in asked), service.log
+            cco("disconnect")
+            assert tree(root) == before and git(root, "status", "--short") == ""
+        finally:
+            assert service.stop() == 0, service.log
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+        if ".git" not in path.parts or path.name == "exclude"
+    }

@@ -43,12 +43,12 @@ class Dialect:
     turn (``stop``), and a question for permission. What is missing there it does not tell of, or takes no answer to.
     ``context`` makes the answer that gives the model a text, ``refuse`` the one by which a turn goes on, ``permit`` the
     one that allows or denies what permission was asked for. ``session`` is the field that names the session, ``second``
-    the program's unit of a hook's time limit. ``settings`` is the file of a repository, or of the user where it begins
-    with ~, that has hooks under the key ``hooks``; empty where they are set elsewhere.
+    the program's unit of a hook's time limit. ``settings`` is the file of a repository that has hooks under the key
+    ``hooks``; opencode's is a module, which its settings name.
     """
 
     events: dict[str, str]
-    settings: str = ""
+    settings: str
     context: Callable[[str, str], Answer] = as_context
     refuse: Callable[[str], Answer] = as_block
     permit: Callable[[str, bool, str], Answer] = as_permission
@@ -69,7 +69,7 @@ CLAUDE = {
 }  # fmt: skip
 DIALECTS = {
     "claude": Dialect(events=CLAUDE, settings=".claude/settings.local.json"),
-    "codex": Dialect(events=CLAUDE, settings="~/.codex/hooks.json"),
+    "codex": Dialect(events=CLAUDE, settings=".codex/hooks.json"),
     "qwen": Dialect(
         events={name: CLAUDE[name] for name in ("start", "prompt", "tool", "stop")}, settings=".qwen/settings.json",
         second=1000,
@@ -80,12 +80,13 @@ DIALECTS = {
     ),
     "copilot": Dialect(
         events={"start": "sessionStart", "prompt": "userPromptSubmitted", "tool": "postToolUse", "stop": "agentStop"},
-        settings="~/.copilot/hooks/cco.json", session="sessionId",
+        settings=".github/hooks/cco.json", session="sessionId",
         context=lambda event, text: {"additionalContext": text},
         handler=lambda command, limit: {"type": "command", "bash": command, "timeoutSec": limit},
     ),
     "opencode": Dialect(
-        events={"start": "start", "tool": "tool"}, context=lambda event, text: {"text": text}, session="sessionID"
+        events={"start": "start", "tool": "tool"}, context=lambda event, text: {"text": text}, session="sessionID",
+        settings=".cco-opencode.js",
     ),
 }  # fmt: skip
 QUICK, PATIENT, WAITING = 10, 900, 86_400  # seconds that a program gives a hook: at once, for a person, for an event

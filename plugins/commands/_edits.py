@@ -14,12 +14,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Path = tuple[str, ...]
-Addition = tuple[Path, Any]  # keys from the top; what is appended to a list has the list's own path and the key "+"
+Addition = tuple[Path, Any]  # keys from the top; what is appended to a list has the list's own path and the key "+",
+# and a whole file of ours has none
 APPENDED = "+"
 
 
 class NotEditable(ValueError):
     """Why a file cannot be edited."""
+
+
+def add(name: str, text: str, addition: Addition) -> tuple[str, str]:
+    """(the new text, the piece that was put in; "" where it is there already). Raises NotEditable."""
+    if addition[0]:
+        return add_toml(text, addition) if name.endswith(".toml") else add_json(text or "{}\n", addition)
+    if text not in ("", addition[1]):
+        raise NotEditable("it is there already, with another content")
+    return addition[1], "" if text else addition[1]
+
+
+def take(name: str, text: str, additions: list[Addition], pieces: list[str]) -> str | None:
+    """``text`` without the additions, None where the file goes with them. Raises NotEditable."""
+    if not additions:
+        return text
+    if additions[0][0]:
+        return (take_toml if name.endswith(".toml") else take_json)(text, additions, pieces)
+    if text != additions[0][1]:
+        raise NotEditable("it was changed since: remove it by hand")
+    return None
 
 
 # -- JSON

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import difflib
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -44,7 +45,7 @@ from cco_sidecar import (
     settings_from,
     write_file,
 )
-from cco_sidecar_plugins.agents import _hook_settings
+from cco_sidecar_plugins.agents._hook_settings import DIALECTS, hook_settings, opencode_plugin
 from cco_sidecar_plugins.commands import _edits
 from cco_sidecar_plugins.commands._edits import APPENDED, Addition, NotEditable
 from cco_sidecar_plugins.commands._mcp_bridge import SESSION, command_mcp
@@ -78,36 +79,39 @@ def plain(words: list[str], **more: Any) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Program:
     """Where a program's settings have MCP servers, as a path of keys in a file of the repository or, with ~, of the
-    user; ``{root}`` in the path is the repository. Of several files the first that is there, else the first.
+    user; ``{root}`` in the path is the repository. Of several files the first that is there, else the last.
     """
 
     files: tuple[str, ...]
     path: tuple[str, ...]
     server: Server
     tried: str = ""  # the version, empty for a program that was not to be had
-    hooks: str = ""  # a file of the repository that has hooks
+    trust: str = ""  # what its user has to do before it reads that
 
 
 PROGRAMS = {
     "claude": Program(
         ("~/.claude.json",), ("projects", "{root}", "mcpServers", NAME),
-        lambda words: {"type": "stdio"} | plain(words, env={}, alwaysLoad=True), "2.1.332",
-        hooks=".claude/settings.local.json"),
+        lambda words: {"type": "stdio"} | plain(words, env={}, alwaysLoad=True), "2.1.332"),
     "codex": Program(
         (".codex/config.toml",), ("mcp_servers", NAME),
         lambda words: plain(words, startup_timeout_sec=STARTING, tool_timeout_sec=CALLING,
-                            default_tools_approval_mode="approve"), "0.169.0"),
+                            default_tools_approval_mode="approve"), "0.171.0",
+        trust="codex reads .codex where you trust the repository, and runs the hooks once you trust them in /hooks"),
     "gemini": Program(
         (".gemini/settings.json",), ("mcpServers", NAME),
-        lambda words: plain(words, trust=True, timeout=CALLING * 1000), "0.61.0", hooks=".gemini/settings.json"),
+        lambda words: plain(words, trust=True, timeout=CALLING * 1000), "0.61.0",
+        trust="gemini reads .gemini where you trust the folder"),
     "opencode": Program(
-        ("opencode.json", "opencode.jsonc"), ("mcp", NAME),
+        ("opencode.jsonc", "opencode.json"), ("mcp", NAME),
         lambda words: {"type": "local", "command": words, "enabled": True, "timeout": STARTING * 1000}, "1.18.33"),
     "qwen": Program(
         (".qwen/settings.json",), ("mcpServers", NAME),
-        lambda words: plain(words, trust=True, timeout=CALLING * 1000), "0.24.4", hooks=".qwen/settings.json"),
+        lambda words: plain(words, trust=True, timeout=CALLING * 1000), "0.24.4"),
     "copilot": Program(
-        (".mcp.json",), ("mcpServers", NAME), lambda words: {"type": "local"} | plain(words, tools=["*"])),
+        (".mcp.json", ".github/mcp.json"), ("mcpServers", NAME),  # the second only where the first is not there
+        lambda words: {"type": "stdio"} | plain(words, tools=["*"]), "1.0.102",
+        trust="copilot reads them where you trust the folder: it asks; behind -p say --trust-folder"),
     "vscode": Program((".vscode/mcp.json",), ("servers", NAME), lambda words: {"type": "stdio"} | plain(words)),
     "cursor": Program((".cursor/mcp.json",), ("mcpServers", NAME), plain),
 }  # fmt: skip
@@ -128,17 +132,30 @@ def wanted(program: str, settings: Settings) -> list[tuple[str, Addition]]:
     """(file, what is added to it) for a program's sessions in this repository."""
     row, root = PROGRAMS[program], str(settings.root)
     place = ["--root", root]
-    if settings.storage != default_storage(settings.root, settings.project):
+    # codex starts servers without XDG_STATE_HOME
+    if settings.storage != default_storage(settings.root, settings.project) or os.environ.get("XDG_STATE_HOME"):
         place += ["--storage", str(settings.storage)]
-    file = next((name for name in row.files if on_disk(settings.root, name).exists()), row.files[0])
+    file = next((name for name in row.files if on_disk(settings.root, name).exists()), row.files[-1])
     path = tuple(root if key == "{root}" else key for key in row.path)
-    found = [(file, (path, row.server([*own_words(), "mcp", program, *place])))]
-    if row.hooks and importlib.util.find_spec("cco_sidecar_plugins.commands.hook"):
-        line = shlex.join([*own_words(), "hook", program, *place])
-        waiting = shlex.join([*own_words(), "wait", "--rewake", *place])
-        hooks = _hook_settings.hook_settings(program, line, wait=waiting)
-        found += [(row.hooks, (("hooks", event, APPENDED), one)) for event, rows in hooks.items() for one in rows]
+    found: list[tuple[str, Addition]] = [(file, (path, row.server([*own_words(), "mcp", program, *place])))]
+    if program in DIALECTS and importlib.util.find_spec("cco_sidecar_plugins.commands.hook"):
+        hooks = DIALECTS[program].settings
+        found += [(hooks, addition) for addition in wanted_hooks(program, place)]
+        if program == "opencode":  # named, since opencode installs packages in a .opencode that is there
+            found.append((file, (("plugin", APPENDED), (settings.root / hooks).as_uri())))
     return found
+
+
+def wanted_hooks(program: str, place: list[str]) -> list[Addition]:
+    """What is added to the file of a program's hooks."""
+    event = ["{event}"] if program == "copilot" else []  # which does not say it on standard input
+    line = shlex.join([*own_words(), "hook", program, *event, *place])
+    if program == "opencode":
+        return [((), opencode_plugin(line))]
+    hooks = hook_settings(program, line, wait=shlex.join([*own_words(), "wait", "--rewake", *place]))
+    if program == "copilot":
+        return [((), json.dumps({"version": 1, "hooks": hooks}, indent=2) + "\n")]
+    return [(("hooks", event, APPENDED), one) for event, rows in hooks.items() for one in rows]
 
 
 def on_disk(root: Path, name: str) -> Path:
@@ -246,9 +263,7 @@ def connecting(settings: Settings, program: str, notes: list[Written]) -> list[C
             note.additions.append((list(addition[0]), addition[1]))
             if change.after is None:
                 note.made = ""
-            before = change.after or ("" if name.endswith(".toml") else NEW.get(name, "{}\n"))
-            add = _edits.add_toml if name.endswith(".toml") else _edits.add_json
-            change.after, piece = add(before, addition)
+            change.after, piece = _edits.add(name, change.after or NEW.get(name, ""), addition)
             note.pieces += [piece] if piece else []
         except NotEditable as error:
             raise StartError(f"{name} cannot be edited: {error}; nothing was written") from None
@@ -276,9 +291,8 @@ def disconnecting(settings: Settings, program: str, notes: list[Written]) -> lis
                 if file == name and is_in(text, name, keys, value)
             ]
             note = known.get(name) or Written(name, unnoted)
-            take = _edits.take_toml if name.endswith(".toml") else _edits.take_json
             gone = note.made is not None and text == note.made
-            after = None if gone else take(text, note.as_additions(), note.pieces)
+            after = None if gone else _edits.take(name, text, note.as_additions(), note.pieces)
             changes.append(Change(name, path, text, after))
         except NotEditable as error:
             raise StartError(f"{name} cannot be edited: {error}; nothing was written") from None
@@ -287,6 +301,8 @@ def disconnecting(settings: Settings, program: str, notes: list[Written]) -> lis
 
 def is_in(text: str, name: str, keys: _edits.Path, value: Any) -> bool:
     """Whether an addition is in a file as we would write it. Raises NotEditable."""
+    if not keys:
+        return text == value
     whole = _edits.tables(text) if name.endswith(".toml") else _edits.parse(text).value
     return keys[-1] == APPENDED or _edits.value_of(whole, keys) == value
 
@@ -376,6 +392,8 @@ def connect(options: argparse.Namespace, settings: Settings) -> int:
         notes.save()  # first: what a kill leaves is then known
         apply(settings, changes)
         set_excluded(settings, [note.exclude for note in new if note.exclude], [])
+    if trust := PROGRAMS[options.program].trust:
+        print(f"Note: {trust}.")
     if not real:
         print(f"{options.program} is connected; its sessions in {settings.root} have the tools of {NAME}.")
     elif not options.write:

@@ -275,7 +275,7 @@ def watch_token() -> None:
     tokens = set()
     until = time.monotonic() + 5
     while time.monotonic() < until and len(tokens) < 3:
-        call(f"/results?issue_id={os.environ['ISSUE_ID']}")
+        call(f"/agents/{os.environ['AGENT_ID']}/status")
         tokens.add(Path(os.environ["CCO_TOKEN_FILE"]).read_text())
         time.sleep(0.3)
     print(f"{len(tokens)} tokens")

@@ -84,7 +84,7 @@ def command_wait(options: argparse.Namespace) -> int:
     """Wait for an event that the session is to hear of: print it, with --rewake on standard error, and end with 2."""
     try:
         session = psutil.Process(options.session_pid) if options.session_pid else process_of(options.program)
-        if options.rewake and {"-p", "--print"} & set(session.cmdline()):  # it would not end before this does
+        if options.rewake and ends_by_itself(session.cmdline()):  # but not before this does
             return GOOD
     except psutil.Error:
         return GOOD
@@ -101,6 +101,11 @@ def command_wait(options: argparse.Namespace) -> int:
         return subprocess.run(message, stdin=subprocess.DEVNULL, timeout=60).returncode
     print(text, file=sys.stderr if options.rewake else sys.stdout)
     return WOKEN if options.rewake else GOOD
+
+
+def ends_by_itself(words: list[str]) -> bool:
+    """Whether a session answers one prompt: one of a program that feeds it prompts by a stream goes on."""
+    return bool({"-p", "--print"} & set(words)) and not any(word.startswith("--input-format") for word in words)
 
 
 def wait_for_news(options: argparse.Namespace, given: dict[str, Any]) -> str:
@@ -158,7 +163,7 @@ COMMANDS = {
     "hook": Command("answer a hook of a coding program, as its settings have it run", command_hook, [
         PROGRAM, arg("event", nargs="?", metavar="EVENT", help="for a program that does not say it on standard input"),
         arg("--queue", action="store_true", help="at the end of a turn wait for events, and queue them (codex)")],
-        formats=("json",)),
+        formats=("json",), section="Set up"),
     "wait": Command("wait for an event that an idle session is to hear of", command_wait, [
         arg("--rewake", action="store_true", help="print it on standard error and end with 2, as claude wants it"),
         arg("--queue", action="store_true", help="hand it to `codex queue`"),
@@ -166,5 +171,5 @@ COMMANDS = {
         arg("--session-pid", type=number(1), metavar="PID", help="end with this process (default: the one around us)"),
         arg("--timeout", type=number(0, 86_400, float), default=3600.0, metavar="SECONDS",
             help="how long (default: 3600)")],
-        formats=("text",)),
+        formats=("text",), section="Set up"),
 }  # fmt: skip

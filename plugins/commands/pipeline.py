@@ -62,7 +62,7 @@ FIRST = NextAgent("chief-architect", "high", "pipeline: the first agent")
 @hookimpl
 def register_commands(commands: Any) -> None:
     add_commands(commands, {
-        "run": Command("take an issue through all agents that routing proposes, or go on where that was cut off",
+        "run": Command("take an issue through all its agents, or go on with one",
             command_run, [
             arg("--issue", required=True, help="issue id"),
             arg("--task", type=task_text, help="what is to be done (default: what a plugin or an earlier run knows)"),

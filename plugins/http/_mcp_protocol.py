@@ -55,6 +55,14 @@ class RpcError(ApiError):
         return {"jsonrpc": "2.0", **named, "error": error}
 
 
+class RpcFailure(Struct, omit_defaults=True):
+    """The protocol's own form of an error."""
+
+    jsonrpc: str
+    error: dict[str, Any]
+    id: str | int | UnsetType = UNSET
+
+
 class Request(Struct, frozen=True):
     """A request or notification that may be answered: ``params`` without ``_meta``, which is apart."""
 

@@ -32,6 +32,7 @@ from cco_sidecar_plugins.http._mcp_protocol import (
     UNKNOWN_METHOD,
     Request,
     RpcError,
+    RpcFailure,
     RpcMessage,
     event_of,
     read_request,
@@ -58,7 +59,7 @@ class AnswerMcp(Endpoint):
 
     body = RpcMessage
     max_body = StoreResult.max_body
-    answers: ClassVar[dict[int, Any]] = {200: dict[str, Any], 202: None}
+    answers: ClassVar[dict[int, Any]] = {200: dict[str, Any], 202: None, 400: RpcFailure, 404: RpcFailure}
     aside = True
     reading = True  # until a tool writes
     ANSWER_SECONDS = None  # a call that waits has its own, any other that of CALL_SECONDS

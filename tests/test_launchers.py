@@ -16,7 +16,7 @@ import pytest
 from agent_harness import folder_of, nothing_left, output, spawn, state
 from conftest import ALL, MODULE, Service, clean_environment, make_repository, plugin
 
-from cco_sidecar import AgentLaunch, StartError, read_option
+from cco_sidecar import AgentCommand, AgentLaunch, StartError, read_option
 
 __all__ = ["nothing_left"]
 launchers = plugin("launchers")
@@ -64,6 +64,22 @@ GEMINI_HOME = {
     "settings.json": '{\n// mine\n"ui": {"theme": "x"}, "mcpServers": {"own": {"command": "own"}}}',
     "oauth_creds.json": "{}",
 }
+
+
+@pytest.mark.parametrize(
+    ("settings", "apart"),
+    [(None, False), ('model = "x"\n', False), ('[mcp_servers.cco]\ncommand = "cco"\n', True)],
+)
+def test_codex_does_not_join_the_server_of_a_connected_repository_with_an_agents_own(
+    tmp_path: Path, settings: str | None, apart: bool
+) -> None:
+    (tmp_path / ".codex").mkdir()
+    if settings is not None:
+        (tmp_path / ".codex/config.toml").write_text(settings)
+    facts = {"{url}": "http://x", "{agent_folder}": str(tmp_path), "{token}": "t", "{root}": json.dumps(str(tmp_path))}
+    command = plugin("connection").connected(PROGRAMS["codex"], AgentCommand(["codex", "exec"]), tmp_path, facts)
+    untrusted = ["-c", f'projects={{"{tmp_path}"={{trust_level="untrusted"}}}}']
+    assert (command.argv[1:3] == untrusted) is apart and command.argv[-1] == "exec"
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class ConnectingLauncher(Launcher):
             return command, ignored
         folder, token = running.folder, self.tokens.mint(running.row, lasting=True)
         facts = {"{url}": reader.url.removesuffix("/api"), "{agent_folder}": str(folder), "{token}": token}
+        facts["{root}"] = json.dumps(str(self.settings.root))
         try:
             return await asyncio.to_thread(connected, program, command, folder, facts), ignored
         except ValueError as error:
@@ -102,8 +104,18 @@ def connected(program: Program, command: AgentCommand, folder: Path, facts: dict
         told = filled(value, facts)
         environment[name] = told if isinstance(told, str) else json.dumps(joined(json.loads(environment[name]), told))
     first, *others = command.argv
-    argv = [first, *filled(list(program.mcp_argv), facts), *others, *filled(list(program.mcp_last), facts)]
+    before = [*words_apart(program, json.loads(facts["{root}"])), *program.mcp_argv]
+    argv = [first, *filled(before, facts), *others, *filled(list(program.mcp_last), facts)]
     return msgspec.structs.replace(command, argv=argv, environment=environment)
+
+
+def words_apart(program: Program, root: str) -> Sequence[str]:
+    """What keeps the program from a server that the user's sessions in this repository have under our name."""
+    name, text, words = program.mcp_apart
+    try:
+        return words if name and text in Path(root, name).read_text("utf-8", "replace") else ()
+    except OSError:
+        return ()
 
 
 def filled(value: Any, facts: dict[str, str]) -> Any:

@@ -35,6 +35,7 @@ class Program:
     ``telemetry`` and ``telemetry_argv``, words behind its name, have it report what it spends to the plugin meter;
     ``{url}`` there is the service's. Empty where it tells nothing that is understood there.
 
+    ``mcp_apart`` is (a file of the project, a text, words that stand first where the file has the text).
     ``mcp_argv``, words behind its name, ``mcp_last``, words at its end, ``mcp_environment`` and ``mcp_files`` connect
     it to the service's tools: see the plugin connection. Objects are written as JSON; one in the environment is joined
     to what is there.
@@ -54,6 +55,7 @@ class Program:
     telemetry: dict[str, str] = field(default_factory=dict)
     telemetry_argv: Sequence[str] = ()
     mcp_argv: Sequence[str] = ()
+    mcp_apart: tuple[str, str, Sequence[str]] = ("", "", ())
     mcp_last: Sequence[str] = ()
     mcp_environment: dict[str, Any] = field(default_factory=dict)
     mcp_files: dict[str, Any] = field(default_factory=dict)
@@ -137,6 +139,8 @@ PROGRAMS = {
         mcp_argv=["-c", f'mcp_servers.cco={{url="{{url}}/mcp", bearer_token_env_var="{LASTING}",'
                         f' default_tools_approval_mode="approve", tool_timeout_sec={WAITS_MS // 1000},'
                         ' required=true, startup_timeout_sec=60}'],  # else its first turn may come before the tools
+        # It would join the server of `cco connect`, which has our name, with ours, and refuse that.
+        mcp_apart=(".codex/config.toml", "mcp_servers.cco", ["-c", 'projects={{root}={trust_level="untrusted"}}']),
     ),
     "gemini": Program(
         tried="0.61.0",

@@ -311,7 +311,7 @@ def test_only_a_running_agents_own_token_reports(service: Service, architect: Cl
 def test_reports_outlive_the_renewal_of_tokens_and_take_nothing_of_the_agents_own_rate(
     make_service: Callable[..., Service], programs: Path
 ) -> None:
-    service = make_service("--token-ttl", "1", "--agent-command", f"{programs}/claude")
+    service = make_service("--token-ttl", "4", "--agent-command", f"{programs}/claude")
     architect = service.client()
     agent = spawn(architect, "hang", agent_type="documentation-expert")
     client, own = reporter(agent), Client(service.url, agent["jwt_token"])

@@ -76,8 +76,9 @@ def test_codex_does_not_join_the_server_of_a_connected_repository_with_an_agents
     (tmp_path / ".codex").mkdir()
     if settings is not None:
         (tmp_path / ".codex/config.toml").write_text(settings)
-    facts = {"{url}": "http://x", "{agent_folder}": str(tmp_path), "{token}": "t", "{root}": json.dumps(str(tmp_path))}
-    command = plugin("connection").connected(PROGRAMS["codex"], AgentCommand(["codex", "exec"]), tmp_path, facts)
+    facts = {"{url}": "http://x", "{agent_folder}": str(tmp_path), "{token}": "t"}
+    start = AgentCommand(["codex", "exec"])
+    command = plugin("connection").connected(PROGRAMS["codex"], start, tmp_path, facts, tmp_path)
     untrusted = ["-c", f'projects={{"{tmp_path}"={{trust_level="untrusted"}}}}']
     assert (command.argv[1:3] == untrusted) is apart and command.argv[-1] == "exec"
 

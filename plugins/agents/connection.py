@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,8 @@ class ConnectingLauncher(Launcher):
             return command, ignored
         folder, token = running.folder, self.tokens.mint(running.row, lasting=True)
         facts = {"{url}": reader.url.removesuffix("/api"), "{agent_folder}": str(folder), "{token}": token}
-        facts["{root}"] = json.dumps(str(self.settings.root))
         try:
-            return await asyncio.to_thread(connected, program, command, folder, facts), ignored
+            return await asyncio.to_thread(connected, program, command, folder, facts, self.settings.root), ignored
         except ValueError as error:
             raise ApiError("AGT_001", f"Agent spawn failed: its settings cannot be joined: {one_line(error)}") from None
 
@@ -90,7 +88,7 @@ def homes_can_be_lent(program: Program) -> bool:
     return True
 
 
-def connected(program: Program, command: AgentCommand, folder: Path, facts: dict[str, str]) -> AgentCommand:
+def connected(program: Program, command: AgentCommand, folder: Path, facts: dict[str, str], root: Path) -> AgentCommand:
     """``command``, whose program finds the tools by files that this writes. Blocks. Raises ValueError, OSError."""
     for name, content in program.mcp_files.items():
         told = filled(content, facts)
@@ -104,18 +102,19 @@ def connected(program: Program, command: AgentCommand, folder: Path, facts: dict
         told = filled(value, facts)
         environment[name] = told if isinstance(told, str) else json.dumps(joined(json.loads(environment[name]), told))
     first, *others = command.argv
-    before = [*words_apart(program, json.loads(facts["{root}"])), *program.mcp_argv]
-    argv = [first, *filled(before, facts), *others, *filled(list(program.mcp_last), facts)]
+    apart = words_apart(program, root)
+    argv = [first, *apart, *filled(list(program.mcp_argv), facts), *others, *filled(list(program.mcp_last), facts)]
     return msgspec.structs.replace(command, argv=argv, environment=environment)
 
 
-def words_apart(program: Program, root: str) -> Sequence[str]:
+def words_apart(program: Program, root: Path) -> list[str]:
     """What keeps the program from a server that the user's sessions in this repository have under our name."""
     name, text, words = program.mcp_apart
     try:
-        return words if name and text in Path(root, name).read_text("utf-8", "replace") else ()
+        joins = bool(name) and text in (root / name).read_text("utf-8", "replace")
     except OSError:
-        return ()
+        return []
+    return [word.replace("{root}", json.dumps(str(root))) for word in words] if joins else []
 
 
 def filled(value: Any, facts: dict[str, str]) -> Any:

@@ -219,7 +219,7 @@ def agent_command(launch: AgentLaunch, settings: Settings) -> AgentCommand | Non
     confine agents, or where a built-in type's name is meant and another program runs agents.
     """
     agent = discover(settings.root).agents.get(launch.agent_type)
-    usual = usual_program(launch.configured)
+    usual = launchers.known_name(launch.configured)
     chosen = launch.agent_type in settings.agent_commands or launch.agent_type in BUILT_IN
     if agent is None or not usual or (chosen and agent.program != usual):
         return None
@@ -228,13 +228,6 @@ def agent_command(launch: AgentLaunch, settings: Settings) -> AgentCommand | Non
     at = 2 if agent.program in ("codex", "opencode") else 1  # behind their subcommand
     argv = list(command.argv)
     return msgspec.structs.replace(command, argv=argv[:at] + as_itself(agent) + argv[at:])
-
-
-def usual_program(configured: tuple[str, ...] | None) -> str:
-    """The known program that runs agents; "" where a command of the user's own does, or none is there."""
-    if configured is None:
-        return next((name for name in launchers.PROGRAMS if shutil.which(name)), "")
-    return configured[0] if len(configured) == 1 and configured[0] in launchers.PROGRAMS else ""
 
 
 def as_itself(agent: UserAgent) -> list[str]:
@@ -261,7 +254,7 @@ def next_agents(
     """A built-in type gives way to an agent of the repository that fits. An issue that has worked with the built-in one
     keeps it; an agent that is settled is proposed no more.
     """
-    if not usual_program(settings.agent_command):
+    if not launchers.known_name(settings.agent_command):
         return None
     own = [agent for agent in discover(settings.root).agents.values() if agent.of_repository]
     own = [agent for agent in own if agent.agent_type not in BUILT_IN and shutil.which(agent.program)]

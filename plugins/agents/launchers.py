@@ -238,9 +238,12 @@ REFUSED_OPTION = re.compile(
 
 
 def known_name(configured: Sequence[str] | None) -> str:
-    """The program whose headless form is meant: where no command is configured the first on PATH, else ""."""
-    names = configured or tuple(filter(shutil.which, PROGRAMS))[:1]
-    return names[0] if len(names) == 1 and names[0] in PROGRAMS else ""
+    """The known program that runs agents: where no command is configured the first on PATH; "" where a command of the
+    user's own does, or none is there.
+    """
+    if configured is None:
+        return next(filter(shutil.which, PROGRAMS), "")
+    return configured[0] if len(configured) == 1 and configured[0] in PROGRAMS else ""
 
 
 @hookimpl

@@ -281,8 +281,8 @@ SESSION = (
 
 def examine_agents(settings: Settings) -> dict[str, Finding]:
     """A finding for each command that runs agents."""
-    first = next(((name,) for name in launchers.PROGRAMS if shutil.which(name)), None)
-    default = settings.agent_command or first
+    first = launchers.known_name(None)
+    default = settings.agent_command or ((first,) if first else None)
     commands = {"agent command": default} if default else {}
     commands |= {f"agent command of {agent_type}": command for agent_type, command in settings.agent_commands.items()}
     words = list({command[0]: None for command in commands.values()})

@@ -358,6 +358,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     assert running.stop() == 0 and "Traceback" not in running.log, running.log
 
 
+MODERN = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+
+
 class Bridge:
     """``cco mcp`` as a program starts it."""
 
@@ -416,9 +419,8 @@ def test_a_session_works_through_the_bridge_in_both_eras_and_answers_no_approval
     bridge.send({"method": "notifications/initialized"})
     tools = bridge.call("tools/list")["result"]["tools"]
     assert {"brief", "store_result", "spawn_agent", "ask_human"} <= {tool["name"] for tool in tools}
-    modern = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
-    assert bridge.call("server/discover", _meta=modern)["result"]["resultType"] == "complete"
-    told = bridge.call("tools/call", _meta=modern, name="brief", arguments={"issue_id": "b-1"})["result"]
+    assert bridge.call("server/discover", _meta=MODERN)["result"]["resultType"] == "complete"
+    told = bridge.call("tools/call", _meta=MODERN, name="brief", arguments={"issue_id": "b-1"})["result"]
     assert "b-1" in told["content"][0]["text"]
     assert "Stored as" in bridge.tool(
         "store_result", issue_id="b-1", status="success", decisions=["through the bridge"]
@@ -473,9 +475,29 @@ def client_of(service: Service, token: str) -> Any:
 def test_a_session_goes_on_when_the_service_was_started_again(service: Service, bridge: Bridge) -> None:
     assert bridge.call("ping")["result"] == {}
     service.stop()
-    assert "no sidecar runs" in bridge.call("ping")["error"]["message"]
+    assert "no sidecar runs" in bridge.call("tools/call", name="agents", arguments={})["error"]["message"]
     service.start()  # on another port
     assert bridge.call("ping")["result"] == {}
+    bridge.end()
+
+
+def test_a_session_that_begins_before_the_service_has_its_tools_when_it_runs(service: Service, bridge: Bridge) -> None:
+    service.stop()
+    modern = {"_meta": MODERN}
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("initialize", {"protocolVersion": "2025-06-18"}),
+        ("ping", {}),
+        ("tools/list", {}),
+        ("server/discover", modern),
+        ("tools/list", modern),
+    ]
+    without = [bridge.call(method, **params)["result"] for method, params in asked]
+    bridge.send({"method": "notifications/initialized"})  # is not answered
+    for method, params in [("resources/read", {"uri": "cco://brief"}), ("tools/list", {"_meta": 1}), ("nothing", {})]:
+        assert "no sidecar runs" in bridge.call(method, **params)["error"]["message"], method
+    service.start()
+    assert [bridge.call(method, **params)["result"] for method, params in asked] == without
+    assert "Published as evt-" in bridge.tool("publish_event", event_type="begun", topic="t", data={})
     bridge.end()
 
 

@@ -1,7 +1,8 @@
 """The command ``cco mcp``: a program speaks MCP with it on standard input and output, and it with the service's /mcp.
 
 So no settings file holds a token or a port: the bridge makes the session's token itself, anew before it ends, and finds
-the service again after a restart. It ends with its standard input. Each message is handed on in a thread of its own.
+the service again after a restart, or when it starts after the session. It ends with its standard input. Each message
+is handed on in a thread of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import psutil
 from cco_sidecar import (
     GOOD,
     MB,
+    PERMISSIONS,
     WRONG_USE,
     StartError,
     is_identifier,
@@ -131,7 +133,10 @@ class Bridge:
                 with error:
                     self._refuse(message, error.code, error.read(MB))
             except (StartError, OSError) as error:
-                self._fail(message, -32000, one_line(error))
+                if answer := told_without_service(message):
+                    self._write(json.dumps(answer).encode())
+                else:
+                    self._fail(message, -32000, one_line(error))
         except BrokenPipeError:  # the program has gone
             os._exit(GOOD)
         finally:
@@ -165,6 +170,13 @@ class Bridge:
         with self._writing:
             self._out.write(content + b"\n")
             self._out.flush()
+
+
+def told_without_service(message: Any) -> Any:
+    """What a session may hear while no service runs: programs drop a server that does not introduce itself."""
+    from cco_sidecar_plugins.http import mcp  # costs what only this needs
+
+    return mcp.told_without_service(message, headers_of(message), PERMISSIONS)
 
 
 def headers_of(message: Any) -> dict[str, str]:

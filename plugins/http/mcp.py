@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Any, ClassVar
 
 import msgspec
 import tornado.iostream
+from tornado.httputil import HTTPHeaders
 
 from cco_sidecar import ERRORS, READ, ApiError, Endpoint, Route, StoreResult, did_you_mean, hookimpl
 from cco_sidecar_plugins.http._mcp_protocol import (
@@ -107,23 +108,8 @@ class AnswerMcp(Endpoint):
 
     # -- methods
 
-    async def shake_hands(self, asked: Request) -> Any:
-        wanted = asked.params.get("protocolVersion")
-        revision = wanted if wanted in OLDER else OLDER[0]
-        server = {"capabilities": CAPABILITIES, "serverInfo": SERVER, "instructions": INSTRUCTIONS}
-        return asked.result({"protocolVersion": revision} | server)
-
-    async def ping(self, asked: Request) -> Any:
-        return asked.result({})
-
-    async def discover(self, asked: Request) -> Any:
-        known = {"supportedVersions": REVISIONS, "capabilities": CAPABILITIES, "instructions": INSTRUCTIONS}
-        return asked.result(known, FRESH_MS)
-
-    async def list_tools(self, asked: Request) -> Any:
-        may = self.sidecar.tokens.permissions(self.claims)
-        shown = [described(name) for name, tool in TOOLS.items() if tool.permission in (None, *may)]
-        return asked.result({"tools": shown}, FRESH_MS)
+    async def tell(self, asked: Request) -> Any:
+        return TOLD[asked.method](asked, self.sidecar.tokens.permissions(self.claims))
 
     async def list_resources(self, asked: Request) -> Any:
         known = READ in self.sidecar.tokens.permissions(self.claims) and Call(self, {}).own_issue
@@ -256,20 +242,24 @@ class AnswerMcp(Endpoint):
             self.hang_up.future = self.waiting
 
 
-Method = Callable[[AnswerMcp, Request], Awaitable[Any]]
-BOTH: dict[str, Method] = {
-    "tools/list": AnswerMcp.list_tools,
-    "tools/call": AnswerMcp.call_tool,
-    "resources/list": AnswerMcp.list_resources,
-    "resources/templates/list": AnswerMcp.list_templates,
-    "resources/read": AnswerMcp.read_resource,
-}
-METHODS: dict[tuple[str, bool], Method] = {  # by name, and whether it is a method of the modern revisions
-    ("initialize", False): AnswerMcp.shake_hands,
-    ("ping", False): AnswerMcp.ping,
-    ("server/discover", True): AnswerMcp.discover,
-    **{(name, modern): method for name, method in BOTH.items() for modern in (True, False)},
-}
+# -- what is known without a service
+
+
+def shake_hands(asked: Request, may: Collection[str]) -> dict[str, Any]:
+    wanted = asked.params.get("protocolVersion")
+    revision = wanted if wanted in OLDER else OLDER[0]
+    server = {"capabilities": CAPABILITIES, "serverInfo": SERVER, "instructions": INSTRUCTIONS}
+    return asked.result({"protocolVersion": revision} | server)
+
+
+def discover(asked: Request, may: Collection[str]) -> dict[str, Any]:
+    known = {"supportedVersions": REVISIONS, "capabilities": CAPABILITIES, "instructions": INSTRUCTIONS}
+    return asked.result(known, FRESH_MS)
+
+
+def list_tools(asked: Request, may: Collection[str]) -> dict[str, Any]:
+    shown = [described(name) for name, tool in TOOLS.items() if tool.permission in (None, *may)]
+    return asked.result({"tools": shown}, FRESH_MS)
 
 
 def described(name: str) -> dict[str, Any]:
@@ -277,3 +267,39 @@ def described(name: str) -> dict[str, Any]:
     tool = TOOLS[name]
     schema = schema_of(tool.takes, WORDS | tool.fields)
     return {"name": name, "description": tool.words, "inputSchema": schema, "annotations": tool.annotations()}
+
+
+TOLD: dict[str, Callable[[Request, Collection[str]], dict[str, Any]]] = {
+    "initialize": shake_hands,
+    "ping": lambda asked, may: asked.result({}),
+    "server/discover": discover,
+    "tools/list": list_tools,
+}
+
+
+def told_without_service(message: Any, headers: dict[str, str], may: Collection[str]) -> dict[str, Any] | None:
+    """The answer to a message that needs no service, so that a program keeps its tools until one runs; None for any
+    other, and for one that the service would refuse.
+    """
+    try:
+        asked = read_request(msgspec.to_builtins(msgspec.convert(message, RpcMessage)), HTTPHeaders(headers))
+    except (msgspec.ValidationError, RpcError):
+        return None
+    answered = asked.id is not None and (asked.method, asked.modern) in METHODS and asked.method in TOLD
+    return TOLD[asked.method](asked, may) if answered else None
+
+
+Method = Callable[[AnswerMcp, Request], Awaitable[Any]]
+BOTH: dict[str, Method] = {
+    "tools/list": AnswerMcp.tell,
+    "tools/call": AnswerMcp.call_tool,
+    "resources/list": AnswerMcp.list_resources,
+    "resources/templates/list": AnswerMcp.list_templates,
+    "resources/read": AnswerMcp.read_resource,
+}
+METHODS: dict[tuple[str, bool], Method] = {  # by name, and whether it is a method of the modern revisions
+    ("initialize", False): AnswerMcp.tell,
+    ("ping", False): AnswerMcp.tell,
+    ("server/discover", True): AnswerMcp.tell,
+    **{(name, modern): method for name, method in BOTH.items() for modern in (True, False)},
+}

@@ -483,6 +483,25 @@ def test_a_budget_of_the_day_holds_for_all_issues_together(
     refusal(service.client().post("/api/agents/spawn", request(issue="issue-4")))
 
 
+def test_what_a_budget_cannot_count_is_said_where_the_agent_starts(
+    make_service: Callable[..., Service], programs: Path
+) -> None:
+    commands = {"codex": "test-engineer", "other": "security-auditor"}
+    (programs / "other").write_bytes((programs / "codex").read_bytes())
+    (programs / "other").chmod(0o755)
+    by_type = json.dumps({kind: f"{programs}/{name}" for name, kind in commands.items()})
+    known = ("--agent-command", f"{programs}/claude", "--agent-commands", by_type)
+    service = make_service(*known, "--budget-usd", "5", "--budget-tokens", "5000")
+    for kind in ("python-specialist", *commands.values()):
+        agent = spawn(service.client(), "succeed", agent_type=kind)
+        state(service.client(), agent["agent_id"])
+    said = {line.partition("WARNING")[2].strip() for line in service.log.splitlines() if "does not report" in line}
+    assert {line.split(":")[-1].strip() for line in said} == {
+        "--budget-usd counts nothing of it", "--budget-tokens counts nothing of it"
+    }  # fmt: skip
+    assert len(said) == 3 and not any("claude does" in line for line in said)
+
+
 def test_nobody_else_publishes_a_warning(service: Service, architect: Client) -> None:
     body = {"publisher": "x", "topic": "x", "data": {}}
     assert architect.post("/api/events/budget_warning", body).status_code == 403

@@ -554,6 +554,7 @@ def test_an_agent_that_stores_no_result_gets_a_partial_one_of_its_last_lines_whi
     lines = ["I forgot something", "what was it?"]
     (ended,) = (event for event in events if event["event"] == "agent_ended")
     assert (ended["status"], ended["decision"]) == ("partial", "I forgot something; what was it?")
+    assert "it stored no result" in "".join(plugin("_pipeline_view").ended_line(ended))
     (stored,) = served.client().get("/api/results", issue_id="i-1").json()["results"]
     assert (stored["source"], stored["result"]["decisions"]) == ("sidecar", lines)
 

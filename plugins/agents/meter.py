@@ -35,6 +35,7 @@ from cco_sidecar import (
     StartError,
     StorageError,
     hookimpl,
+    log_once,
 )
 from cco_sidecar_plugins.agents.launchers import PROGRAMS
 
@@ -401,10 +402,16 @@ class SpendMeter(Meter):
 
     def instrument(self, command: AgentCommand, url: str, token: str) -> AgentCommand:
         """Known programs report to us, unless the user has them report elsewhere."""
-        program = PROGRAMS.get(re.sub(r"\.(exe|cmd)$", "", Path(command.argv[0]).name))
-        if not program or not (program.telemetry or program.telemetry_argv):
-            return command
-        if any(name in command.environment for name in ELSEWHERE):
+        name = re.sub(r"\.(exe|cmd)$", "", Path(command.argv[0]).name)
+        program = PROGRAMS.get(name)
+        if program and any(variable in command.environment for variable in ELSEWHERE):
+            program = None
+        reports = bool(program and (program.telemetry or program.telemetry_argv))
+        counted = {"tokens": reports, "usd": reports and name in PRICED}
+        for unit, budget in self._budgets.items():
+            if budget and not counted[unit]:
+                log_once(f"{name} does not report what it spends in {unit}: --budget-{unit} counts nothing of it")
+        if not program or not reports:
             return command
         common = {
             "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": f"{url}/v1/logs", "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "http/json",
@@ -420,6 +427,8 @@ class SpendMeter(Meter):
 def day_of(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d")
 
+
+PRICED = ("claude",)  # they report money, the others tokens alone
 
 # Where one of these is set the user has reports sent elsewhere already.
 ELSEWHERE = (

@@ -140,12 +140,13 @@ class Story:
     def row(self, agent: dict[str, Any], plan: Plan) -> dict[str, Any]:
         """An agent in the summary."""
         stored = agent["result_id"]
-        result = self._issue.call("GET", f"/api/results/{stored}")["result"] if stored else {}
+        record = self._issue.call("GET", f"/api/results/{stored}") if stored else {}
+        result = record.get("result") or {}
         entries = [entry for kind in FILE_LISTS for entry in result.get(kind) or []]
         files = {entry if isinstance(entry, str) else entry["path"] for entry in entries}
         return {
             "agent_id": agent["agent_id"], "agent_type": agent["agent_type"], "state": agent["state"],
-            "seconds": self._seconds(agent), "status": result.get("status"),
+            "seconds": self._seconds(agent), "status": result.get("status"), "source": record.get("source"),
             "files_changed": len(files), "decision": short_decision(result), "reason": plan.reason(agent),
         }  # fmt: skip
 

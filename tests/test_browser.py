@@ -12,89 +12,21 @@ import http.server
 import json
 import re
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import requests
-from conftest import PROJECT, Client, Service, clean_environment, make_repository, needed, until
+from chromium import Browser
+from conftest import PROJECT, Client, Service, make_repository, until
 
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
- --disable-sync --disable-dev-shm-usage""".split()
 NAMES = "MAP evil.example 127.0.0.1, MAP localhost.evil.example 127.0.0.1, MAP app.example 127.0.0.1"
 
 
 # ---- A browser, and a server of pages
 # ---------------------------------------------------------------------------------------------------
-
-
-class Browser:
-    """Chromium with an empty profile, driven by the W3C's WebDriver protocol."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        binary, driver = needed("chromium"), needed("chromedriver")
-        own = {name: str(folder / name.lower()) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "TMPDIR")}
-        for path in own.values():
-            Path(path).mkdir()
-        self.log = folder / "chromedriver.log"
-        with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [driver, "--port=0"],
-                stdout=output,
-                stderr=output,
-                env=clean_environment(CCO_TEST_MARK="browser", **own),
-            )
-        try:
-            self._begin(binary)
-        except BaseException:
-            self._end_driver()
-            raise
-
-    def _begin(self, binary: str) -> None:
-        port = until(lambda: re.search(r"started successfully on port (\d+)", self.log.read_text()), 30)[1]
-        self.url = f"http://127.0.0.1:{port}/session"
-        arguments = [*FLAGS, f"--user-data-dir={self.folder / 'profile'}", f"--host-resolver-rules={NAMES}"]
-        options = {"binary": binary, "args": arguments}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "timeouts": {"script": 60_000}}
-        self.url += "/" + self._ask("POST", "", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
-
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        answer = requests.request(method, self.url + path, json=body, timeout=90)
-        assert answer.status_code == 200, answer.text
-        return answer.json()["value"]
-
-    def open(self, url: str) -> None:
-        self._ask("POST", "/url", {"url": url})
-
-    def run(self, script: str, **names: Any) -> Any:
-        """What an async function with this body returns in the page; ``names`` are its arguments."""
-        work = f"(async ({', '.join(names)}) => {{{script}}})(...arguments)"
-        code = f"const done = arguments[arguments.length - 1]; {work}.then(done, e => done(`thrown: ${{e}}`))"
-        return self._ask("POST", "/execute/async", {"script": code, "args": list(names.values())})
-
-    def frame_source(self, number: int) -> str:
-        """The text of a frame of the page, which the driver may read although no page can."""
-        self._ask("POST", "/frame", {"id": number})
-        source = self._ask("GET", "/source")
-        self._ask("POST", "/frame", {"id": None})
-        return str(source)
-
-    def close(self) -> None:
-        """Ends it; no process of it is left."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        self._ask("DELETE", "")
-        self._end_driver()
-        assert not psutil.wait_procs(family, 15)[1]
-
-    def _end_driver(self) -> None:
-        self.process.terminate()
-        self.process.wait(15)
 
 
 class Page(http.server.BaseHTTPRequestHandler):
@@ -114,7 +46,7 @@ class Page(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    running = Browser(tmp_path_factory.mktemp("browser"))
+    running = Browser(tmp_path_factory.mktemp("browser"), f"--host-resolver-rules={NAMES}")
     yield running
     running.close()
 

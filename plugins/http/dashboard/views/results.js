@@ -1,0 +1,57 @@
+/** Results: what agents have decided and changed. */
+import { h, slot } from "../dom.js";
+import { plural, shortId } from "../format.js";
+import { VirtualList } from "../list.js";
+import { badge, choices, empty, filterField, foreign, head, issueLink, loading, when } from "../parts.js";
+import { to } from "../router.js";
+import { store } from "../store.js";
+
+export function view(_id, { draw }) {
+  const list = new VirtualList({ label: "Results", key: (result) => result.id, row, estimate: 74 });
+  const now = { filter: "", status: "" };
+  const set = (change) => {
+    Object.assign(now, change);
+    draw();
+  };
+  return {
+    title: "Results",
+    list,
+    stop: () => list.detach(),
+    drawn: () => list.set(chosen(now)),
+    render: () => [
+      head("Results", { below: store.more.results && "The newest, and all that came since" }),
+      h("div.tools", { key: "tools" }, filterField(now.filter, (filter) => set({ filter }), "Filter results"),
+        choices("Status", ["", "success", "partial", "failed"].map((status) => [status, status || "all"]), now.status, (status) => set({ status }))),
+      body(list, chosen(now)),
+    ],
+  };
+}
+
+function chosen({ filter, status }) {
+  const words = filter.toLowerCase();
+  const fits = ({ result, agent_id, issue_id }) =>
+    (!status || result.status === status) && (!words || `${agent_id} ${issue_id} ${(result.decisions ?? []).join(" ")}`.toLowerCase().includes(words));
+  return [...store.results.values()].filter(fits).toReversed();
+}
+
+function body(list, results) {
+  if (!store.results.size) {
+    if (!store.loaded.has("results")) return loading("results");
+    return empty("No result yet", "Agents store one when they have done their work. You can store one by hand, too:", "cco results store --agent me --agent-type python-specialist --issue issue-1 --status success --decisions 'what was decided'");
+  }
+  if (!results.length) return empty("None fits", "No result has these words and this status.");
+  return h("div.rows", { key: "rows" }, slot(list.element));
+}
+
+export const fileCount = (result) => ["files_created", "files_modified", "files_deleted"].reduce((sum, name) => sum + (result[name]?.length ?? 0), 0);
+
+function row({ id, agent_id, issue_id, stored_at, result }) {
+  const files = fileCount(result);
+  return h("div.row.result", null,
+    h("div.row-state", null, badge(result.status)),
+    h("div.row-main", null,
+      h("a.row-link", { href: to("results", id), "data-focus": true }, foreign((result.decisions?.[0] ?? "No decision was written down").slice(0, 300))),
+      h("p.row-sub", null, issueLink(issue_id), h("span.faint", null, foreign(shortId(agent_id))))),
+    h("div.row-figures", null, result.decisions?.length > 1 && h("span", null, plural(result.decisions.length, "decision")), files > 0 && h("span", null, plural(files, "file"))),
+    h("div.row-when", null, when(stored_at)));
+}

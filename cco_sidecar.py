@@ -841,8 +841,7 @@ NOBODY = Claims(
 # Hooks: what plugins can add, how they are loaded, how they are asked
 # ======================================================================================================
 
-hookspec = pluggy.HookspecMarker("cco_sidecar")
-hookimpl = pluggy.HookimplMarker("cco_sidecar")
+hookimpl = pluggy.HookimplMarker("cco_sidecar")  # marks an implementation
 
 
 class Asks:
@@ -850,53 +849,30 @@ class Asks:
     returns what JSON cannot say is logged and passed over. None is no answer; where one is wanted, the first wins.
     """
 
-    @hookspec
     def register_agent_types(self, settings: Settings) -> dict[str, str]:
         """More agent types: ``{"name": category}``, a category of CATEGORIES. Asked at the start, by ``cco token``, and
         again where a type is named that is not known: what is known by then keeps its category.
-
-        return {"translator": "documentation"}
         """
 
-    @hookspec
     def context_section(self, request: ContextRequest) -> Sections:
         """Sections of a context: ``{"section_name": JSON value}``. A later plugin's section of the same name wins; an
         object for ``metadata`` adds to what is there. Kept until a file, git or the issue's results change.
-
-        return {"release": {"frozen": request.project.git.branch == "main"}}
         """
 
-    @hookspec
     def section_files(self) -> list[str]:
-        """Files below the root that your sections are made from although git may ignore them. Asked at the start.
+        """Files below the root that your sections are made from although git may ignore them. Asked at the start."""
 
-        return ["coverage.xml"]
-        """
-
-    @hookspec
     def resolve_issue(self, issue_id: str, settings: Settings) -> dict[str, Any] | None:
-        """``{"title": ..., "body": ...}`` of an issue. Raises IssueNotFound where there is none.
+        """``{"title": ..., "body": ...}`` of an issue. Raises IssueNotFound where there is none."""
 
-        file = Path(settings.root, "issues", issue_id + ".md")
-        return {"title": issue_id, "body": file.read_text()} if file.exists() else None
-        """
-
-    @hookspec
     def rank_files(self, request: RankRequest) -> list[RankedFile] | None:
-        """The project's files, most relevant first, for a task.
+        """The project's files, most relevant first, for a task."""
 
-        return [RankedFile(file.path, 1.0) for file in request.files if file.path in request.task]
-        """
-
-    @hookspec
     def index_state(self, root: str, index_folder: str) -> dict[str, Any] | None:
         """The state of your ranking's index: ``{"state": "building" | "ready" | "absent", ...}``, asked before and
         after each ranking: while one is building, contexts say so and are not cached.
-
-        return {"state": "ready" if Path(index_folder, "mine.db").exists() else "building"}
         """
 
-    @hookspec
     def next_agents(
         self,
         result: ResultFact,
@@ -908,118 +884,62 @@ class Asks:
     ) -> list[NextAgent]:
         """The new list of proposals after ``result`` was stored: ``proposals``, with some added, removed or replaced.
         ``history`` holds the issue's earlier results, oldest first, of many the newest 200 and the last one of a coder.
-
-        return [item for item in proposals if item.agent_type != "security-auditor"]
         """
 
-    @hookspec
     def permission_policy(self, claims: Claims, permission: str | None, method: str, path: str) -> bool | str | None:
-        """Refuse a request that the token allows: False or a reason; None or True leaves it. Who fails refuses.
+        """Refuse a request that the token allows: False or a reason; None or True leaves it. Who fails refuses."""
 
-        return "the project is frozen" if Path("FROZEN").exists() and method != "GET" else None
-        """
-
-    @hookspec
     def context_brief(self, request: ContextRequest, sections: Sections, reader: Reader) -> str | None:
         """A context as Markdown of 10 kB at most, for ``Accept: text/markdown`` and a spawned agent's $CCO_BRIEF_FILE.
         ``sections`` are redacted and have no ``relevant_files``: see ``request.ranked``.
-
-        return f"# {request.issue_id}\\n\\n{instructions(reader)}"
         """
 
-    @hookspec
     def agent_command(self, launch: AgentLaunch, settings: Settings) -> Argv | AgentCommand | None:
-        """The argv that runs an agent, or an AgentCommand. Placeholders are filled in: AgentLaunch's
-        fields in braces.
+        """The argv that runs an agent, or an AgentCommand; AgentLaunch's fields in braces are filled in."""
 
-        return ["my-agent", "--task", "{task}"] if launch.agent_type == "translator" else None
-        """
-
-    @hookspec
     def agent_failure(self, agent: dict[str, Any], output: list[str]) -> Annotated[str, Meta(pattern=r"\S")] | None:
-        """Why an agent failed, by its last 100 lines. Asked at its end, and in its first two minutes whenever it has
-        written something: an answer then has it ended. ``agent`` is the data of its ``agent_exited`` event as far as it
-        is known.
-
-        return "the licence has expired" if "licence expired" in output and agent["exit_code"] == 3 else None
+        """Why an agent failed, by its last 100 lines. In its first two minutes it is asked whenever the agent has
+        written something, and ends it. ``agent`` is what is known of the data of its ``agent_exited`` event.
         """
 
-    @hookspec
     def agent_result(
         self, agent: dict[str, Any], lines: list[str], folder: str, root: str, alone: bool
     ) -> ResultBody | None:
         """The result of an agent that ended well and stored none although it could; it gets ``"source": "sidecar"``.
         ``agent`` is as for agent_failure, ``lines`` are its last 100, ``alone`` means that no other agent ran.
-
-        return {"status": "partial", "decisions": lines[-1:]}
         """
 
-    @hookspec
     def register_routes(self) -> list[Route]:
-        """More endpoints: Route rows whose classes derive from Endpoint. One with the method
-        and path of another takes its place. Asked at the start.
-
-        class Greet(Endpoint):
-            async def respond(self, name):
-                return {"hello": name}
-
-        return [Route("GET", "/api/greet/{name}", Greet)]
+        """More endpoints: Route rows whose classes derive from Endpoint. One with the method and path of another takes
+        its place. Asked at the start.
         """
 
-    @hookspec
     def register_commands(self, commands: argparse._SubParsersAction[CommandParser]) -> None:
-        """More commands. ``run`` gets the parsed arguments, our options among them, and returns the exit code.
-
-        commands.add_parser("greet", help="say hello").set_defaults(run=lambda options: print("hello") or 0)
-        """
+        """More commands. ``run`` gets the parsed arguments, our options among them, and returns the exit code."""
 
 
 class Tells:
     """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own. What they
-    return is passed over; what a slow one misses is logged.
+    return is passed over; what a slow one misses is logged. Who waits for them does so five seconds at most.
     """
 
-    @hookspec
     def result_stored(self, result: dict[str, Any]) -> None:
-        """A result was stored: the body as it was posted, with its ``id`` and ``stored_at``.
+        """A result was stored: the body as it was posted, with its ``id`` and ``stored_at``."""
 
-        print("stored", result["id"], file=sys.stderr)
-        """
-
-    @hookspec
     def event_published(self, event: dict[str, Any]) -> None:
-        """An event was published; ``event`` is as readers get it.
+        """An event was published; ``event`` is as readers get it."""
 
-        print(event["event_type"], event["data"], file=sys.stderr)
-        """
-
-    @hookspec
     def agent_starting(self, launch: AgentLaunch, root: str) -> None:
-        """An agent is about to start: its files are there, its process is not. It waits for you, five seconds at most.
+        """An agent is about to start, and waits for you: its files are there, its process is not."""
 
-        print("starting", launch.agent_id, file=sys.stderr)
-        """
-
-    @hookspec
     def agent_ended(self, agent: dict[str, Any]) -> None:
-        """An agent ended: the data of its ``agent_exited`` event.
+        """An agent ended: the data of its ``agent_exited`` event."""
 
-        print(agent["agent_id"], agent["state"], file=sys.stderr)
-        """
-
-    @hookspec
     def startup(self, info: SidecarInfo) -> None:
-        """The service listens. It waits for you, five seconds at most.
+        """The service listens, and waits for you."""
 
-        print("listening on", info.url, file=sys.stderr)
-        """
-
-    @hookspec
     def shutdown(self, info: SidecarInfo) -> None:
-        """The service has answered its last request. It waits for you, five seconds at most.
-
-        print("stopped", file=sys.stderr)
-        """
+        """The service has answered its last request, and waits for you."""
 
 
 class Parts:
@@ -1028,145 +948,66 @@ class Parts:
     Where one is wanted, the first wins.
     """
 
-    @hookspec
     def storage(self, settings: Settings) -> Storage | None:
         """The keeper of events, results and agents: a Storage, not started, whose docstring and Records say what the
         other parts rely on.
-
-        class Backed(Storage):
-            def start(self):
-                shutil.copytree(settings.storage, f"{settings.storage}.bak", dirs_exist_ok=True)
-                super().start()
-
-        return Backed(settings)
         """
 
-    @hookspec
     def command_parser(self) -> Callable[[list[str]], argparse.Namespace] | None:
         """A function that parses a command line in place of ``parse_words``; ``run`` of the namespace that it returns
         does the work. Wrong use raises StartError. Asked of the bundled plugins only.
-
-        return lambda words: argparse.Namespace(run=lambda options: print("you said", *words) or 0)
         """
 
-    @hookspec
     def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
-        """The HTTP server's class, derived from ``base``: Server, or what the plugin before yours derived from it.
+        """The HTTP server's class, derived from ``base``: Server, or what the plugin before yours derived from it."""
 
-        class Logged(base):
-            def start_request(self, server_conn, request_conn):
-                log.info("a request comes")
-                return super().start_request(server_conn, request_conn)
-
-        return Logged
-        """
-
-    @hookspec
     def answer_filter(self, settings: Settings) -> AnswerFilter | None:
-        """``async def filter(endpoint, content) -> content`` sees each answer's bytes before they are sent and may set
-        headers of ``endpoint``, whose ``holds_token`` says whether there is a token in it; what it puts into
-        ``endpoint.when_sent`` is called afterwards. Several follow one another; the ``statistics()`` of one are in
-        /status.
-
-        async def signed(endpoint, content):
-            endpoint.set_header("X-Checksum", hashlib.sha256(content).hexdigest())
-            return content
-
-        return signed
+        """``async def filter(endpoint, content) -> content`` sees each answer's bytes before they are sent, after the
+        filter before it, and may set headers. ``endpoint.holds_token`` says whether a token is among them; what is put
+        into ``endpoint.when_sent`` is called afterwards. /status has the ``statistics()`` of a filter.
         """
 
-    @hookspec
     def request_log(self, settings: Settings) -> RequestLog | None:
         """One more RequestLog: its ``record`` gets every FinishedRequest, also of a refused request, in order, on the
         loop. Asked when the storage folder is there.
-
-        class Slow(RequestLog):
-            def record(self, request):
-                if request.seconds > 1:
-                    log.warning("%s %s took %.1f s", request.method, request.path, request.seconds)
-
-        return Slow()
         """
 
-    @hookspec
     def token_keys(self, settings: Settings) -> list[tuple[Any, str]] | None:
-        """(public key, its one algorithm) of issuers whose tokens are taken beside our own.
+        """(public key, its one algorithm) of issuers whose tokens are taken beside our own."""
 
-        key = Path("issuer.pem")
-        return [(key.read_bytes(), "RS256")] if key.exists() else None
-        """
-
-    @hookspec
     def fit_context(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool | None:
-        """Cut ``sections``, in place, to ``max_bytes`` of JSON; True where something went. The core cuts what is
-        still too much. Files may have ``chunks``, (first line, score) of their best 50-line pieces, to be removed.
-
-        for file in sections["relevant_files"]:
-            file.pop("chunks", None)
-        while sections["relevant_files"] and len(msgspec.json.encode(sections)) > max_bytes:
-            sections["relevant_files"].pop()
-        return True
+        """Cut ``sections``, in place, to ``max_bytes`` of JSON; True where something went. The core cuts what is still
+        too much. Files may have ``chunks``, (first line, score) of their best 50-line pieces, to be removed.
         """
 
-    @hookspec
     def project_reader(self, settings: Settings) -> Project | None:
-        """The reader of the repository: a subclass of Project with its own ``look``, ``start`` and ``close``. No state
-        may be older than the call that asked for it. The core's own asks git each time and hears of no change. The
-        first answer wins.
-
-        class Reader(Project):
-            def start(self, changed):
-                log.info("nobody looks out for changes")
-
-        return Reader(settings.root, settings.storage)
+        """The reader of the repository, a subclass of Project. No state may be older than the call that asked for it.
+        The core's own asks git each time and hears of no change.
         """
 
-    @hookspec
     def process_owner(self, settings: Settings) -> Processes | None:
-        """The owner of agents' processes, which starts, adopts, measures and ends them and keeps their output: a
-        subclass of Processes. Agents must outlive a crash of the service; ``end`` waits for the last process.
-
-        class Owner(Processes):
-            async def start(self, agent_id, command):
-                command.environment["LANG"] = "C.UTF-8"
-                return await super().start(agent_id, command)
-
-        return Owner(settings)
+        """The owner of agents' processes and their output, a subclass of Processes. Agents must outlive a crash of the
+        service; ``end`` waits for the last process.
         """
 
-    @hookspec
     def agent_part(self, settings: Settings, base: type) -> type | None:
         """The class of a part of Agents, derived from ``base`` as server_class's is: from Launcher, which makes what an
-        agent is started with, or AgentEnds, which records its end. The core's own give an agent its context in a file
-        and of a request's variables a few, and know of an end its exit code.
-
-        class Welcoming(base):
-            async def files(self, body, reader):
-                return await super().files(body, reader) | {"welcome.txt": b"Welcome to the team"}
-
-        return Welcoming if issubclass(base, Launcher) else None
+        agent is started with, or AgentEnds, which records its end.
         """
 
-    @hookspec
     def meter(self, settings: Settings) -> Meter | None:
-        """The meter of what agents spend: a subclass of Meter. Asked when the storage folder is there.
-
-        class Frugal(Meter):
-            def check_budget(self, issue_id):
-                if Path(settings.root, "BANKRUPT").exists():
-                    raise ApiError("AGT_003", "There is no money left")
-
-        return Frugal()
-        """
+        """The meter of what agents spend: a subclass of Meter. Asked when the storage folder is there."""
 
 
 class HookSpecs(Asks, Tells, Parts):
-    """Every hook. An implementation may take fewer arguments than are named here; the code in each docstring is the
-    body of the smallest useful one.
+    """Every hook. An implementation may take fewer arguments than are named here; plugins/examples/_every_hook.py has
+    the smallest useful one of each.
     """
 
 
 HOOKS = [name for kind in HookSpecs.__bases__ for name in vars(kind) if name[0] != "_"]
+for _name in HOOKS:
+    pluggy.HookspecMarker("cco_sidecar")(getattr(HookSpecs, _name))
 NOT_ASKED_FOR = "plugin %s: %s: an answer of type %s is not what was asked for"
 AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 

@@ -1,0 +1,261 @@
+"""The smallest useful implementation of every hook, in the order of Asks, Tells and Parts: to be copied into
+a plugin of your own. This file is not loaded; a test runs all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cco_sidecar import (
+    AgentCommand,
+    AgentLaunch,
+    AnswerFilter,
+    ApiError,
+    Claims,
+    CommandParser,
+    ContextRequest,
+    Endpoint,
+    FinishedRequest,
+    Launcher,
+    Meter,
+    NextAgent,
+    Processes,
+    Project,
+    RankedFile,
+    RankRequest,
+    Reader,
+    RequestLog,
+    ResultFact,
+    Route,
+    Sections,
+    Settings,
+    SidecarInfo,
+    Storage,
+    hookimpl,
+    instructions,
+    log,
+)  # fmt: skip
+
+
+@hookimpl
+def register_agent_types(settings: Settings) -> dict[str, str]:
+    return {"translator": "documentation"}
+
+
+@hookimpl
+def context_section(request: ContextRequest) -> Sections:
+    return {"release": {"frozen": request.project.git.branch == "main"}}
+
+
+@hookimpl
+def section_files() -> list[str]:
+    return ["coverage.xml"]
+
+
+@hookimpl
+def resolve_issue(issue_id: str, settings: Settings) -> dict[str, Any] | None:
+    file = Path(settings.root, "issues", issue_id + ".md")
+    return {"title": issue_id, "body": file.read_text()} if file.exists() else None
+
+
+@hookimpl
+def rank_files(request: RankRequest) -> list[RankedFile] | None:
+    return [RankedFile(file.path, 1.0) for file in request.files if file.path in request.task]
+
+
+@hookimpl
+def index_state(root: str, index_folder: str) -> dict[str, Any] | None:
+    return {"state": "ready" if Path(index_folder, "mine.db").exists() else "building"}
+
+
+@hookimpl
+def next_agents(
+    result: ResultFact,
+    proposals: list[NextAgent],
+    history: list[ResultFact],
+    language: str,
+    submission: dict[str, Any],
+    settings: Settings,
+) -> list[NextAgent]:
+    return [item for item in proposals if item.agent_type != "security-auditor"]
+
+
+@hookimpl
+def permission_policy(claims: Claims, permission: str | None, method: str, path: str) -> bool | str | None:
+    return "the project is frozen" if Path("FROZEN").exists() and method != "GET" else None
+
+
+@hookimpl
+def context_brief(request: ContextRequest, sections: Sections, reader: Reader) -> str | None:
+    return f"# {request.issue_id}\n\n{instructions(reader)}"
+
+
+@hookimpl
+def agent_command(launch: AgentLaunch, settings: Settings) -> list[str] | AgentCommand | None:
+    return ["my-agent", "--task", "{task}"] if launch.agent_type == "translator" else None
+
+
+@hookimpl
+def agent_failure(agent: dict[str, Any], output: list[str]) -> str | None:
+    return "the licence has expired" if "licence expired" in output and agent["exit_code"] == 3 else None
+
+
+@hookimpl
+def agent_result(agent: dict[str, Any], lines: list[str], folder: str, root: str, alone: bool) -> dict[str, Any] | None:
+    return {"status": "partial", "decisions": lines[-1:]}
+
+
+@hookimpl
+def register_routes() -> list[Route]:
+    class Greet(Endpoint):
+        async def respond(self, name: str) -> dict[str, str]:
+            return {"hello": name}
+
+    return [Route("GET", "/api/greet/{name}", Greet)]
+
+
+@hookimpl
+def register_commands(commands: argparse._SubParsersAction[CommandParser]) -> None:
+    def greet(options: argparse.Namespace) -> int:
+        print("hello")
+        return 0
+
+    commands.add_parser("greet", help="say hello").set_defaults(run=greet)
+
+
+@hookimpl
+def result_stored(result: dict[str, Any]) -> None:
+    print("stored", result["id"], file=sys.stderr)
+
+
+@hookimpl
+def event_published(event: dict[str, Any]) -> None:
+    print(event["event_type"], event["data"], file=sys.stderr)
+
+
+@hookimpl
+def agent_starting(launch: AgentLaunch, root: str) -> None:
+    print("starting", launch.agent_id, file=sys.stderr)
+
+
+@hookimpl
+def agent_ended(agent: dict[str, Any]) -> None:
+    print(agent["agent_id"], agent["state"], file=sys.stderr)
+
+
+@hookimpl
+def startup(info: SidecarInfo) -> None:
+    print("listening on", info.url, file=sys.stderr)
+
+
+@hookimpl
+def shutdown(info: SidecarInfo) -> None:
+    print("stopped", file=sys.stderr)
+
+
+@hookimpl
+def storage(settings: Settings) -> Storage | None:
+    class Backed(Storage):
+        def start(self) -> None:
+            shutil.copytree(settings.storage, f"{settings.storage}.bak", dirs_exist_ok=True)
+            super().start()
+
+    return Backed(settings)
+
+
+@hookimpl
+def command_parser() -> Callable[[list[str]], argparse.Namespace] | None:
+    def parse(words: list[str]) -> argparse.Namespace:
+        return argparse.Namespace(run=lambda options: len(words))
+
+    return parse
+
+
+@hookimpl
+def server_class(settings: Settings, base: Any) -> type:
+    class Logged(base):  # type: ignore[misc]
+        def start_request(self, server_conn: object, request_conn: Any) -> Any:
+            log.info("a request comes")
+            return super().start_request(server_conn, request_conn)
+
+    return Logged
+
+
+@hookimpl
+def answer_filter(settings: Settings) -> AnswerFilter | None:
+    async def signed(endpoint: Endpoint, content: bytes) -> bytes:
+        endpoint.set_header("X-Checksum", hashlib.sha256(content).hexdigest())
+        return content
+
+    return signed
+
+
+@hookimpl
+def request_log(settings: Settings) -> RequestLog | None:
+    class Slow(RequestLog):
+        def record(self, request: FinishedRequest) -> None:
+            if request.seconds > 1:
+                log.warning("%s %s took %.1f s", request.method, request.path, request.seconds)
+
+    return Slow()
+
+
+@hookimpl
+def token_keys(settings: Settings) -> list[tuple[Any, str]] | None:
+    key = Path("issuer.pem")
+    return [(key.read_bytes(), "RS256")] if key.exists() else None
+
+
+@hookimpl
+def fit_context(request: ContextRequest, sections: Sections, max_bytes: int) -> bool | None:
+    for file in sections["relevant_files"]:
+        file.pop("chunks", None)
+    while sections["relevant_files"] and len(msgspec.json.encode(sections)) > max_bytes:
+        sections["relevant_files"].pop()
+    return True
+
+
+@hookimpl
+def project_reader(settings: Settings) -> Project | None:
+    class Reader(Project):
+        def start(self, changed: Callable[..., None]) -> None:
+            log.info("nobody looks out for changes")
+
+    return Reader(settings.root, settings.storage)
+
+
+@hookimpl
+def process_owner(settings: Settings) -> Processes | None:
+    class Owner(Processes):
+        async def start(self, agent_id: str, command: AgentCommand) -> Any:
+            command.environment["LANG"] = "C.UTF-8"
+            return await super().start(agent_id, command)
+
+    return Owner(settings)
+
+
+@hookimpl
+def agent_part(settings: Settings, base: Any) -> type | None:
+    class Welcoming(base):  # type: ignore[misc]
+        async def files(self, body: Any, reader: Reader) -> Any:
+            return await super().files(body, reader) | {"welcome.txt": b"Welcome to the team"}
+
+    return Welcoming if issubclass(base, Launcher) else None
+
+
+@hookimpl
+def meter(settings: Settings) -> Meter | None:
+    class Frugal(Meter):
+        def check_budget(self, issue_id: str) -> None:
+            if Path(settings.root, "BANKRUPT").exists():
+                raise ApiError("AGT_003", "There is no money left")
+
+    return Frugal()

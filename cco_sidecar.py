@@ -152,56 +152,37 @@ class Option:
     read: Callable[[Any], Any] = str
 
 
-def option(default: Any, *row: Any, **more: Any) -> Any:
+def option(default: Any, help: str, metavar: str = "VALUE", plugin: str = "") -> Any:
     """A field of Settings with its Option; the field's annotation names the reader."""
-    return dataclasses.field(default_factory=lambda: default, metadata={"option": Option(default, *row, **more)})
+    row = Option(default, help, metavar, plugin)
+    return dataclasses.field(default_factory=lambda: default, metadata={"option": row})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Settings:
     """Every option. Flag ``--max-agents``, else variable ``CCO_SIDECAR_MAX_AGENTS``, else the key ``max-agents`` of a
-    settings file, else the default here.
+    settings file, else the default here. plugins/_settings.py adds the options that only plugins read.
     """
 
     root: Annotated[Path, read_path] = option(
         None, "the repository to serve (default: the git top level of this folder)", "DIR"
     )
     project: Annotated[str, read_project] = option(None, "project id (default: the root folder's name as a slug)", "ID")
-    storage: Annotated[Path, read_path] = option(
-        None, "where state is kept (default: a folder of your own per project)", "DIR"
-    )
-    storage_limit_mb: Annotated[int, read_number(1, 100_000_000)] = option(
-        2000, "how large the storage may become; what is to be stored is refused then", "MB", "guard"
-    )
+    storage: Annotated[Path, read_path] = option(None, "where state is kept (default: a folder per project)", "DIR")
     host: Annotated[str, read_host] = option("127.0.0.1", "address to listen on")
     port: Annotated[int, read_number(0, 65535)] = option(3001, "TCP port; 0 takes a free one", "N")
     allowed_host: Annotated[tuple[str, ...], read_list] = option((), "more Host names that are answered", "NAME")
     cors_origin: Annotated[tuple[str, ...], read_list] = option((), "more web origins that may call", "ORIGIN")
-    max_connections: Annotated[int, read_number(1, 1_000_000)] = option(
-        10_000, "connections open at once, as far as the system allows", "N"
-    )
-    max_unsent_mb: Annotated[int, read_number(1, 65_536)] = option(
-        256, "memory for answers that clients have not read yet, a quarter of it for one token", "MB", "unsent"
-    )
+    max_connections: Annotated[int, read_number(1, 1_000_000)] = option(10_000, "connections open at once", "N")
     request_timeout: Annotated[int, read_number(1, 3600)] = option(
         60, "how long a request's head, and then its body, may take", "SECONDS"
     )
     tls_cert: Annotated[Path | None, read_path] = option(None, "certificate chain (PEM): serve HTTPS", "FILE")
     tls_key: Annotated[Path | None, read_path] = option(None, "private key of --tls-cert (PEM)", "FILE")
-    jwt_secret: Annotated[str | None, read_secret] = option(
-        None, "signing secret, 32 bytes or more (default: made at first start)"
-    )
-    jwt_public_key: Annotated[Path | None, read_path] = option(
-        None,
-        "public key (PEM: RSA, P-256 or Ed25519) of an issuer whose tokens are taken beside our own",
-        "FILE",
-        plugin="issuers",
-    )
+    jwt_secret: Annotated[str | None, read_secret] = option(None, "signing secret, 32 bytes or more (default: made)")
     token_ttl: Annotated[int, read_number(1, 31_536_000)] = option(3600, "life of a token", "SECONDS")
     cache_size_mb: Annotated[int, read_number(0, 65_536)] = option(256, "memory for cached contexts", "MB")
-    no_watch: Annotated[bool, read_bool] = option(
-        False, "no file watcher; cached contexts are still checked against the disk"
-    )
+    no_watch: Annotated[bool, read_bool] = option(False, "no file watcher; every request looks at the disk anyway")
     event_retention: Annotated[int, read_number(1, 31_536_000)] = option(86_400, "how long events are kept", "SECONDS")
     event_limit: Annotated[int, read_number(1, 1_000_000_000)] = option(100_000, "how many events are kept", "N")
     agent_command: Annotated[tuple[str, ...] | None, read_command] = option(
@@ -217,43 +198,21 @@ class Settings:
         {},
         "commands that agents may run unasked, such as 'pytest, git commit'; by agent type in a settings file",
         "COMMANDS",
-        plugin="launchers",
+        "launchers",
     )
     agent_approvals: Annotated[str, read_choice("ask", "deny")] = option(
-        "deny", "what becomes of an agent's question for permission: a person is asked, or it is denied", plugin="hooks"
+        "deny", "an agent's question for permission: a person is asked, or it is denied", "VALUE", "hooks"
     )
     agent_types: Annotated[dict[str, str], read_agent_types] = option({}, "more agent types, NAME=CATEGORY", "LIST")
-    issue_files: Annotated[tuple[str, ...], read_list] = option(
-        ("issues", "docs/issues", ".github/issues", "todo", ".beads", "issues.json", "issues.jsonl", "gh"),
-        "places where issues are written down: folders, exports as JSON, and gh, GitHub's program",
-        "PLACE",
-    )
     agent_context_tokens: Annotated[int, read_number(500, 2_500_000)] = option(
         50_000, "size of a spawned agent's context file, at 4 bytes each", "N"
     )
     agent_timeout: Annotated[int, read_number(1, 31_536_000)] = option(3600, "time limit of an agent", "SECONDS")
-    agent_retention: Annotated[int, read_number(1, 31_536_000)] = option(
-        604_800, "how long an ended agent's context and output are kept", "SECONDS", "keeper"
-    )
-    agent_retention_mb: Annotated[int, read_number(1, 1_000_000)] = option(
-        500, "how much of these is kept, the latest first", "MB", "keeper"
-    )
-    no_synthesis: Annotated[bool, read_bool] = option(
-        False, "no result is stored in the name of an agent that stored none"
-    )
     max_agents: Annotated[int, read_number(0, 10_000)] = option(10, "agents running at once", "N")
     max_agents_per_issue: Annotated[int, read_number(1, 1_000_000)] = option(
         50, "spawns on one issue, ended ones included", "N"
     )
-    max_depth: Annotated[int, read_number(1, 100)] = option(
-        4, "how deep agents may spawn agents; 1 is an agent that no agent spawned", "N"
-    )
-    budget_usd: Annotated[dict[str, float], read_budget] = option(
-        {}, "what agents may cost, such as 5/issue,20/day; when it is spent no more are started", "USD", "meter"
-    )
-    budget_tokens: Annotated[dict[str, float], read_budget] = option(
-        {}, "tokens that agents may use, such as 2000000/issue, without those read from a cache", "N", "meter"
-    )
+    max_depth: Annotated[int, read_number(1, 100)] = option(4, "how deep agents may spawn agents", "N")
     stop_agents: Annotated[bool, read_bool] = option(False, "a stop by signal ends the agents too")
     plugins: Annotated[tuple[Path, ...], read_paths] = option((), "one more folder of plugins", "DIR")
     no_plugins: Annotated[bool, read_bool] = option(False, "the service runs no plugins")
@@ -269,13 +228,44 @@ class Settings:
     def scheme(self) -> str:
         return "https" if self.tls_cert else "http"
 
+    @classmethod
+    def read_file(cls, path: Path) -> dict[str, tuple[str, Any]]:
+        """By key of our table in a settings file: (where it is set, value); {} where there is no file. Raises
+        StartError.
+        """
+        try:
+            table = tomllib.loads(path.read_text("utf-8-sig"))
+            ours = table.get("tool", {}).get("cco-sidecar", {}) if path.name == "pyproject.toml" else table
+            return {key: (f"{path.name}: {key}", value) for key, value in ours.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError, AttributeError) as error:
+            raise StartError(f"{path.name}: {one_line(error)}") from None
+
+
+@functools.cache
+def settings_class() -> type[Settings]:
+    """Settings, or what the bundled plugins derive from it."""
+    file = Path(bundled_folder() or "/nowhere", "_settings.py")
+    return import_file(file).PluginSettings if contains(file, b"cco_sidecar") else Settings
+
+
+@functools.cache
+def option_table() -> dict[str, Option]:
+    """Every option by its name."""
+    readers = typing.get_type_hints(settings_class(), include_extras=True)
+    return {
+        field.name: dataclasses.replace(field.metadata["option"], read=readers[field.name].__metadata__[0])
+        for field in fields(settings_class())
+        if field.metadata
+    }
+
 
 def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[str] = os.environ) -> Settings:
     """Settings from ``flags`` (only those that were given), ``environ`` and the root's files. Raises StartError."""
     here = Path.cwd()
-    given = {
-        name: (variable_of(name), environ[variable_of(name)], here) for name in OPTIONS if variable_of(name) in environ
-    }
+    variables = {variable_of(name): name for name in option_table()}
+    given = {name: (variable, environ[variable], here) for variable, name in variables.items() if variable in environ}
     given |= {name: (flag_of(name), value, here) for name, value in flags.items()}
     root = read_option("root", *given["root"]) if "root" in given else discover_root(here)
     if not root.is_dir():
@@ -285,7 +275,7 @@ def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[s
     values = {name: read_option(name, *source) for name, source in sources.items()}
     values = {"project": slug(root.name)} | values | {"root": root}
     values["storage"] = values.get("storage") or default_storage(root, values["project"])
-    settings = Settings(**values, places={name: where for name, (where, *_) in sources.items()})
+    settings = settings_class()(**values, places={name: where for name, (where, *_) in sources.items()})
     if bool(settings.tls_cert) != bool(settings.tls_key):
         alone, missing = ("tls_cert", "tls_key") if settings.tls_cert else ("tls_key", "tls_cert")
         raise StartError(f"{settings.where(alone)}: needs {flag_of(missing)} beside it")
@@ -305,7 +295,7 @@ def read_option(name: str, where: str, value: Any, folder: Path | None = None) -
     was set: a flag, a variable or a line.
     """
     try:
-        return from_folder(folder or Path.cwd(), OPTIONS[name].read(value))
+        return from_folder(folder or Path.cwd(), option_table()[name].read(value))
     except (ValueError, RecursionError) as error:
         text = value[0] if isinstance(value, list) and len(value) == 1 else value
         shown = f"{text!r} " if isinstance(text, str) and name != "jwt_secret" else ""
@@ -320,60 +310,17 @@ def from_folder(folder: Path, value: Any) -> Any:
 
 
 def read_settings_files(root: Path) -> dict[str, tuple[str, Any, Path]]:
-    """By option: (where it is set, value, the folder at which relative paths start). Reads ``[tool.cco-sidecar]`` in
+    """By option: (where it is set, value, the folder at which relative paths start), out of ``[tool.cco-sidecar]`` in
     pyproject.toml and the top level of cco.toml, which wins. Raises StartError.
     """
     given: dict[str, tuple[str, Any, Path]] = {}
-    known = [name.replace("_", "-") for name in OPTIONS if name != "root"]
+    known = [name.replace("_", "-") for name in option_table() if name != "root"]
     for file in ("pyproject.toml", "cco.toml"):
-        text, table = read_settings_file(root / file)
-        for key, value in table.items():
-            where = f"{file}:{line_of(key, text)}: {key}"
+        for key, (where, value) in settings_class().read_file(root / file).items():
             if key.replace("_", "-") not in known:
                 raise StartError(f"{where}: unknown option{meant(key, known)}")
             given[key.replace("-", "_")] = where, value, root
     return given
-
-
-def read_settings_file(path: Path) -> tuple[str, dict[str, Any]]:
-    """The text and our table of a settings file; "" and {} where there is no file. Raises StartError."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ValueError("it is no regular file")
-        with path.open("rb") as file:
-            content = file.read(MB + 1)
-        if len(content) > MB:
-            raise ValueError("it has over 1 MB")
-        text = content.decode("utf-8-sig")
-        if DEEP_KEY.search(text):
-            raise ValueError("a key has over 100 parts")
-        table = tomllib.loads(text)
-        if path.name == "pyproject.toml":
-            table = table.get("tool", {}).get("cco-sidecar", {})
-    except FileNotFoundError:
-        return "", {}
-    except (OSError, ValueError, RecursionError, AttributeError) as error:
-        line = re.search(r"\(at line (\d+),", str(error))
-        problem = f"{path.name}{f':{line[1]}' if line else ''}: {one_line(error)}"
-        if path.name == "cco.toml":
-            raise StartError(problem) from None
-        log.warning("%s: it is not read for settings", problem)  # the project's own file, which is not ours to judge
-        return "", {}
-    if not isinstance(table, dict):
-        raise StartError(f"{path.name}:{line_of('cco-sidecar', text)}: tool.cco-sidecar must be a table")
-    return text, table
-
-
-KEY_PART = r"(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')"
-DEEP_KEY = re.compile(rf"(?<![\w-]){KEY_PART}(?:\s*+\.\s*+{KEY_PART}){{100}}")  # tomllib's time is their number squared
-
-
-def line_of(key: str, text: str) -> int:
-    """The number of the line of a settings file that sets ``key``; 1 where it cannot be found."""
-    ours = re.search(r"^\s*\[\s*tool\s*\.\s*[\"']?cco-sidecar", text, re.MULTILINE)
-    setting = re.compile(rf"^[^#\n]*?(?<![\w-]){re.escape(key)}[\"']?\s*[=.\]]", re.MULTILINE)
-    found = setting.search(text, ours.start() if ours else 0)
-    return text.count("\n", 0, found.end()) + 1 if found else 1
 
 
 def discover_root(folder: Path) -> Path:
@@ -520,23 +467,6 @@ def read_agent_types(value: Any) -> dict[str, str]:
         if not is_identifier(name) or category not in list(CATEGORIES):
             raise ValueError(f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {name!r} is not")
     return table
-
-
-def read_budget(value: Any) -> dict[str, float]:
-    """By "issue" and "day" how much may be spent: ``5/issue,20/day``; an amount alone holds for both."""
-    items = read_list(str(value) if isinstance(value, (int, float)) else value)
-    if not items or not all(re.fullmatch(r"(?=.*[1-9])\d{1,12}(\.\d{1,9})?(/issue|/day)?", item) for item in items):
-        raise ValueError("must be amounts above 0, for each issue and each day: 5, or 5/issue,20/day")
-    pairs = [item.partition("/") for item in items]
-    return {span: float(amount) for amount, _, given in pairs for span in ([given] if given else ["issue", "day"])}
-
-
-HINTS = typing.get_type_hints(Settings, include_extras=True)
-OPTIONS: dict[str, Option] = {
-    field.name: dataclasses.replace(field.metadata["option"], read=HINTS[field.name].__metadata__[0])
-    for field in fields(Settings)
-    if field.metadata
-}
 
 
 # ------------------------------------------------------------------------------------------------------
@@ -1755,7 +1685,7 @@ def measured(figure: Callable[[], float]) -> float:
 def check_needed_plugins(settings: Settings, hooks: Hooks) -> None:
     """Raises StartError where an option was given that only a plugin reads, and that one is not in use."""
     in_use = {plugin.name for plugin in hooks.loaded if not plugin.problem}
-    for name, row in OPTIONS.items():
+    for name, row in option_table().items():
         if row.plugin and row.plugin not in in_use and getattr(settings, name) != row.default:
             raise StartError(f"{settings.where(name)}: the plugin {row.plugin}, which reads it, is not loaded")
 
@@ -6898,11 +6828,11 @@ def run_command(words: list[str]) -> int:
     options = (hooks.part("command_parser", Callable) or parse_words)(words)
     for name, value in vars(options).items():
         texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
-        if name not in OPTIONS and any(re.search(r"[\ud800-\udfff]", text) for text in texts):
+        if name not in option_table() and any(re.search(r"[\ud800-\udfff]", text) for text in texts):
             raise StartError(f"argument {name}: {value!r} is not UTF-8")  # other bytes arrive as lone surrogates
     for name in sorted(name for name in os.environ if name.startswith("CCO_SIDECAR_")):
-        if (option := name.removeprefix("CCO_SIDECAR_").lower()) not in OPTIONS:
-            close = nearest(option, OPTIONS)
+        if (option := name.removeprefix("CCO_SIDECAR_").lower()) not in option_table():
+            close = nearest(option, option_table())
             complain(f"{name}: unknown variable{f', did you mean {variable_of(close)}?' if close else ''}")
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
@@ -6964,7 +6894,7 @@ def add_own_commands(commands: argparse._SubParsersAction[CommandParser]) -> Non
 def option_parser(shown: bool = True) -> CommandParser:
     """The flags of the settings table; what was not given does not show up. ``shown`` says whether help lists them."""
     parser = CommandParser(add_help=False, prog="cco")
-    for name, option in OPTIONS.items():
+    for name, option in option_table().items():
         flag, default, many = flag_of(name), option.default, option.read in (read_list, read_paths)
         told = f" (default: {default})" if isinstance(default, (str, int)) and default is not False else ""
         text = f"{option.help}{', may be repeated' * many}{told}".replace("%", "%%") if shown else argparse.SUPPRESS
@@ -6974,7 +6904,7 @@ def option_parser(shown: bool = True) -> CommandParser:
             continue
         parser.add_argument(flag, action="store_const", const=True, **keywords)
         opposite = "--" + flag.removeprefix("--no-") if flag.startswith("--no-") else "--no-" + flag.removeprefix("--")
-        if opposite not in map(flag_of, OPTIONS):  # --plugins is taken
+        if opposite not in map(flag_of, option_table()):  # --plugins is taken
             keywords["help"] = argparse.SUPPRESS
             parser.add_argument(opposite, action="store_const", const=False, **keywords)
     return parser
@@ -7053,7 +6983,7 @@ def command_serve(options: argparse.Namespace) -> int:
 
 
 def settings_from(options: argparse.Namespace) -> Settings:
-    return load_settings({name: value for name, value in vars(options).items() if name in OPTIONS})
+    return load_settings({name: value for name, value in vars(options).items() if name in option_table()})
 
 
 def set_up_logging(settings: Settings) -> None:

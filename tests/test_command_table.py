@@ -23,7 +23,7 @@ import yaml
 from conftest import MODULE, Service, clean_environment, end_stragglers, every_command, make_repository, plugin, until
 
 import cco_sidecar
-from cco_sidecar import OPTIONS, option_parser
+from cco_sidecar import option_parser, option_table
 
 Cco = Callable[..., tuple[int, str, str]]
 
@@ -125,7 +125,7 @@ def test_a_subcommand_without_its_group_is_told_the_whole(cco: Cco) -> None:
 @pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_a_misspelt_option_is_told_the_right_one(name: str, cco: Cco) -> None:
     right = [action.option_strings[-1] for action in own_options(PARSERS[name])]
-    shared = [cco_sidecar.flag_of(option) for option in (*CLIENT_OPTIONS, *OPTIONS)]
+    shared = [cco_sidecar.flag_of(option) for option in (*CLIENT_OPTIONS, *option_table())]
     for option in [*right, *(shared if name in ("", "token", "results list") else ("--port", "--root"))]:
         if option in (
             "--no-plugins",
@@ -336,7 +336,7 @@ def test_the_help_of_a_command_fits_a_screen_and_shows_its_own_arguments_first(n
     code, out, err = cco(*name.split(), "--help")
     assert (code, err) == (0, "") and out.startswith(f"usage: cco {name} ")
     if name == "serve":
-        assert all(re.search(rf"^  {cco_sidecar.flag_of(option)}\b", out, re.MULTILINE) for option in OPTIONS)
+        assert all(re.search(rf"^  {cco_sidecar.flag_of(option)}\b", out, re.MULTILINE) for option in option_table())
         return
     assert len(out.splitlines()) <= (34 if name == "run" else 24), out
     if not PARSERS[name].commands:

@@ -272,7 +272,7 @@ def test_a_rule_allows_a_shells_plain_command_alone_and_a_person_sees_all_argume
 def test_nobody_is_asked_by_default(service: Service) -> None:
     import cco_sidecar
 
-    assert cco_sidecar.OPTIONS["agent_approvals"].default == "deny"
+    assert cco_sidecar.option_table()["agent_approvals"].default == "deny"
     launchers = plugin("launchers")
     assert "--approve-for-me" not in launchers.PROGRAMS["codex"].command([]).argv
     asking = launchers.PROGRAMS["codex"].command([], asks=True).argv

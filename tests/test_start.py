@@ -23,7 +23,7 @@ import requests
 from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, git, make_repository, until
 
 import cco_sidecar
-from cco_sidecar import OPTIONS, Settings, StartError, load_settings, read_option
+from cco_sidecar import Settings, StartError, load_settings, option_table, read_option
 
 
 def run(
@@ -145,8 +145,8 @@ SAMPLES: dict[str, tuple[list[str], str]] = {
     "log_level": (["debug", "info", "error"], "loud"),
     "log_format": (["text", "json", "text"], "xml"),
 }
-NAMES = list(OPTIONS)
-SWITCHES = [name for name, option in OPTIONS.items() if option.read is cco_sidecar.read_bool]
+NAMES = list(option_table())
+SWITCHES = [name for name, option in option_table().items() if option.read is cco_sidecar.read_bool]
 
 
 def settings_from_flags(folder: Path, *flags: str) -> Settings:
@@ -158,13 +158,13 @@ def settings_from_flags(folder: Path, *flags: str) -> Settings:
 
 def expected(name: str, text: str) -> Any:
     """What an option means that was given as a flag in the root."""
-    many = OPTIONS[name].read in (cco_sidecar.read_list, cco_sidecar.read_paths)
+    many = option_table()[name].read in (cco_sidecar.read_list, cco_sidecar.read_paths)
     return read_option(name, "", [text] if many else text)
 
 
 def test_every_option_is_in_the_table_of_this_test_and_is_explained() -> None:
     assert set(SAMPLES) == set(NAMES)
-    assert all(option.help for option in OPTIONS.values())
+    assert all(option.help for option in option_table().values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -974,7 +974,7 @@ def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the
 def test_wrong_use_of_the_file_alone_is_one_line(repository: Path, alone: Path, words: str, said: str) -> None:
     if not words:
         (repository / "cco.toml").write_text("prot = 1")
-        words, said = "token --type qa-engineer", "cco.toml:1: prot: unknown option, did you mean port?"
+        words, said = "token --type qa-engineer", "cco.toml: prot: unknown option, did you mean port?"
     assert refusal(run(*words.split(), cwd=repository, module=alone)).startswith(f"cco: {said}")
 
 

@@ -8,12 +8,13 @@ import shutil
 import time
 from pathlib import Path
 
-from cco_sidecar import MB, Pool, Settings, folder_size
+from cco_sidecar import MB, Pool, folder_size
+from cco_sidecar_plugins._settings import PluginSettings
 
 LOOK = 600.0  # seconds between two looks
 
 
-async def prune_for_ever(folder: Path, settings: Settings) -> None:
+async def prune_for_ever(folder: Path, settings: PluginSettings) -> None:
     """Keep the agents' folders in ``folder`` within what the settings allow."""
     pool, keep, limit = Pool("retention", 1, 600), settings.agent_retention, settings.agent_retention_mb * MB
     while True:

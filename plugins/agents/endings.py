@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from cco_sidecar import WRITE, AgentEnds, ApiError, Running, agent_facts, hookimpl, one_line, redact
+from cco_sidecar_plugins._settings import PluginSettings
 
 log = logging.getLogger("cco")
 
@@ -19,6 +20,8 @@ def agent_part(base: type) -> type | None:
 
 class AskedEnds(AgentEnds):
     """The first answer that a plugin gives is taken."""
+
+    settings: PluginSettings
 
     async def failure(self, running: Running, *, ended: bool) -> str | None:
         row = running.row

@@ -38,7 +38,6 @@ from cco_sidecar import (
     Pool,
     Process,
     Processes,
-    Settings,
     StartError,
     boot_id,
     decode_whole,
@@ -48,6 +47,7 @@ from cco_sidecar import (
     lock_file,
     one_line,
 )
+from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import _keeper_program
 from cco_sidecar_plugins.agents._keeper_program import KeeperProgram
 from cco_sidecar_plugins.agents._retention import prune_for_ever
@@ -56,7 +56,7 @@ log = logging.getLogger("cco")
 
 
 @hookimpl
-def process_owner(settings: Settings) -> Processes:
+def process_owner(settings: PluginSettings) -> Processes:
     return KeptProcesses(settings)
 
 
@@ -68,7 +68,7 @@ class KeptProcesses(Processes):
     KEEPER_SECONDS = 10.0  # how long an end waits for a living keeper's word
     OUTPUT_SECONDS = 2.0  # how long an end waits for the last lines to be written down
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: PluginSettings) -> None:
         super().__init__(settings)
         self._keeper = Keeper(self._folder, self._root, self._on_exit, self._on_keeper_lost)
         self._census = Census(self._keeper)

@@ -31,12 +31,12 @@ from cco_sidecar import (
     Meter,
     Pool,
     Route,
-    Settings,
     StartError,
     StorageError,
     hookimpl,
     log_once,
 )
+from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents.launchers import PROGRAMS
 
 log = logging.getLogger("cco")
@@ -45,7 +45,7 @@ Attributes = dict[str, Any]
 
 
 @hookimpl
-def meter(settings: Settings) -> Meter:
+def meter(settings: PluginSettings) -> Meter:
     try:
         return SpendMeter(settings)
     except sqlite3.Error as error:
@@ -288,7 +288,7 @@ class SpendMeter(Meter):
     MAIN_MODEL = "select model from spent where agent = ?1 and model != '' group by model order by sum(requests) desc"
     BUDGETS = {"usd": "sum(cost_usd)", "tokens": "sum(input_tokens - coalesce(cached_tokens, 0) + output_tokens)"}
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: PluginSettings) -> None:
         self._budgets = {"usd": settings.budget_usd, "tokens": settings.budget_tokens}
         path = settings.storage / self.FILE
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # -wal and -shm take this mode too

@@ -23,13 +23,13 @@ from typing import Any
 import cco_sidecar
 from cco_sidecar import (
     NOT_REACHABLE,
-    OPTIONS,
     REFUSED,
     Settings,
     StartError,
     command_serve,
     flag_of,
     lock_file,
+    option_table,
     own_command,
     prepare_storage_folder,
     read_sidecar_json,
@@ -163,7 +163,7 @@ class Link:
 
     def _given(self) -> dict[str, Any]:
         """The service's options that the user gave, as they were written."""
-        return {name: vars(self._options)[name] for name in OPTIONS if name in vars(self._options)}
+        return {name: vars(self._options)[name] for name in option_table() if name in vars(self._options)}
 
     def _find_or_start(self) -> Client:
         deadline = time.monotonic() + self.START_SECONDS

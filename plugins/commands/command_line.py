@@ -21,7 +21,6 @@ from typing import Any
 import cco_sidecar
 from cco_sidecar import (
     GOOD,
-    OPTIONS,
     StartError,
     add_own_commands,
     bundled_plugins,
@@ -36,6 +35,7 @@ from cco_sidecar import (
     meant,
     nearest,
     option_parser,
+    option_table,
     own_command,
     settings_from,
 )
@@ -69,11 +69,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def check_options(options: argparse.Namespace, command: str, row: Command | None) -> None:
     """Refuse what ``command`` would pass over, and settle the format."""
     formats = row.formats if row else Command.formats
-    for name in (*CLIENT_OPTIONS, *OPTIONS):
+    for name in (*CLIENT_OPTIONS, *option_table()):
         if row is None or name in row.options or name not in vars(options):
             continue
         flag, own = flag_of(name), own_command()
-        if name not in OPTIONS:
+        if name not in option_table():
             raise StartError(f"{flag}: {command} starts the service; this is for the commands that talk to one")
         raise StartError(
             f"{flag}: the service decides this: start it with `{own} {flag} ...`, or set {flag[2:]} in cco.toml and"
@@ -121,7 +121,7 @@ def command_plugins(options: argparse.Namespace) -> int:
 
 
 OWN_COMMANDS = {
-    "serve": Command("serve the repository (the default)", serve, options=OPTIONS, section="Start"),
+    "serve": Command("serve the repository (the default)", serve, options=option_table(), section="Start"),
     "token": Command("print a token, and nothing else", command_token, section="Set up",
         options=(*CLIENT_OPTIONS, "token_ttl", "agent_types")),
     "plugins": Command("list the plugins and where they come from", command_plugins, section="Set up"),

@@ -34,11 +34,11 @@ import cco_sidecar
 from cco_sidecar import (
     GOOD,
     MB,
-    OPTIONS,
     REFUSED,
     Settings,
     StartError,
     hookimpl,
+    option_table,
     read_sidecar_json,
     settings_from,
 )
@@ -57,7 +57,7 @@ Finding = tuple[str, str]  # good, note or bad; what was found
 
 @hookimpl
 def register_commands(commands: Any) -> None:
-    options = (*CLIENT_OPTIONS, *OPTIONS)  # it says whether a start with these would do
+    options = (*CLIENT_OPTIONS, *option_table())  # it says whether a start with these would do
     add_commands(commands, {
         "doctor": Command("check what the service needs, and say what to do", command_doctor, options=options,
             section="Look", arguments=[arg("--salvage", action="store_true",

@@ -21,7 +21,6 @@ from cco_sidecar import (
     CATEGORIES,
     GOOD,
     IDENTIFIER,
-    OPTIONS,
     REFUSED,
     TASK_LENGTH,
     WRITE,
@@ -34,6 +33,7 @@ from cco_sidecar import (
     hookimpl,
     is_identifier,
     load_hooks,
+    option_table,
     own_command,
     settings_from,
 )
@@ -77,8 +77,8 @@ def register_commands(commands: Any) -> None:
             arg("--patience", type=number(0), default=30, metavar="SECONDS",
                 help="wait so long for a lost service (default: 30)"),
             arg("--restart", action="store_true", help="begin anew, whatever has been done on the issue"),
-        ], formats=("table", "json"), options=(*CLIENT_OPTIONS, *OPTIONS), section="Start"),
-        "run-service": Command("", command_run_service, options=OPTIONS),
+        ], formats=("table", "json"), options=(*CLIENT_OPTIONS, *option_table()), section="Start"),
+        "run-service": Command("", command_run_service, options=option_table()),
     })  # fmt: skip
 
 

@@ -23,7 +23,6 @@ from cco_sidecar import (
     MB,
     TASK_LENGTH,
     Fingerprint,
-    Settings,
     fingerprint,
     hookimpl,
     is_secret,
@@ -32,6 +31,7 @@ from cco_sidecar import (
     read_text_file,
     redact,
 )
+from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents._front_matter import read_front_matter
 
 HEAD = 8 * 1024  # characters of a Markdown file in which its id and title stand
@@ -48,7 +48,7 @@ Issue = dict[str, str]
 
 
 @hookimpl
-def resolve_issue(issue_id: str, settings: Settings) -> Issue | None:
+def resolve_issue(issue_id: str, settings: PluginSettings) -> Issue | None:
     for place in settings.issue_files:
         issue = ask_gh(settings.root, issue_id) if place == "gh" else from_place(settings.root, place, issue_id)
         if issue:

@@ -10,11 +10,12 @@ import collections
 import contextlib
 from collections.abc import Iterator
 
-from cco_sidecar import MB, AnswerFilter, ApiError, Endpoint, Settings, WaitForEvents, hookimpl
+from cco_sidecar import MB, AnswerFilter, ApiError, Endpoint, WaitForEvents, hookimpl
+from cco_sidecar_plugins._settings import PluginSettings
 
 
 @hookimpl(tryfirst=True)  # before what changes an answer: those that share one share its bytes
-def answer_filter(settings: Settings) -> AnswerFilter:
+def answer_filter(settings: PluginSettings) -> AnswerFilter:
     return Bounds(settings.max_unsent_mb * MB // 2)
 
 

@@ -11,7 +11,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from cco_sidecar import MB, ApiError, Pool, Settings, Storage, StorageError, folder_size, one_line
+from cco_sidecar import MB, ApiError, Pool, Storage, StorageError, folder_size, one_line
+from cco_sidecar_plugins._settings import PluginSettings
 
 log = logging.getLogger("cco")
 
@@ -22,7 +23,7 @@ class LimitedStorage(Storage):
     MEASURE_SECONDS = 30.0  # between two looks at how large the files beside the database are
     DISK_RESERVE = 16 * MB  # stays free on the disk
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: PluginSettings) -> None:
         super().__init__(settings)
         self._pruning, self._pool = asyncio.Lock(), Pool("storage-size", 1, 60)
         self._limit, self._full = settings.storage_limit_mb * MB, False

@@ -4,20 +4,21 @@ or cut is not written to, and what is stored stays within ``--storage-limit-mb``
 
 from __future__ import annotations
 
-from cco_sidecar import Settings, Storage, database_files, hookimpl
+from cco_sidecar import Storage, database_files, hookimpl
+from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.storage._database import DatabaseFile, check_database
 from cco_sidecar_plugins.storage._limit import LimitedStorage
 
 
 @hookimpl
-def storage(settings: Settings) -> Storage:
+def storage(settings: PluginSettings) -> Storage:
     return GuardedStorage(settings)
 
 
 class GuardedStorage(LimitedStorage):
     """Looks at the database's files at the start, and before and after each commit."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: PluginSettings) -> None:
         super().__init__(settings)
         self._files: list[DatabaseFile] = []
 

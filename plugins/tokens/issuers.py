@@ -7,11 +7,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cco_sidecar import Settings, StartError, hookimpl, one_line
+from cco_sidecar import StartError, hookimpl, one_line
+from cco_sidecar_plugins._settings import PluginSettings
 
 
 @hookimpl
-def token_keys(settings: Settings) -> list[tuple[Any, str]] | None:
+def token_keys(settings: PluginSettings) -> list[tuple[Any, str]] | None:
     try:
         return [read_public_key(settings.jwt_public_key)] if settings.jwt_public_key else None
     except StartError as error:

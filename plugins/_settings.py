@@ -1,0 +1,104 @@
+"""The options that only plugins read, and settings files read with care: their size and depth have bounds, and each
+problem is told with its line.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cco_sidecar import MB, Settings, StartError, log, one_line, option, read_bool, read_list, read_number, read_path
+
+
+def read_budget(value: Any) -> dict[str, float]:
+    """By "issue" and "day" how much may be spent: ``5/issue,20/day``; an amount alone holds for both."""
+    items = read_list(str(value) if isinstance(value, (int, float)) else value)
+    if not items or not all(re.fullmatch(r"(?=.*[1-9])\d{1,12}(\.\d{1,9})?(/issue|/day)?", item) for item in items):
+        raise ValueError("must be amounts above 0, for each issue and each day: 5, or 5/issue,20/day")
+    pairs = [item.partition("/") for item in items]
+    return {span: float(amount) for amount, _, given in pairs for span in ([given] if given else ["issue", "day"])}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PluginSettings(Settings):
+    """The core's options and those of the bundled plugins; the module makes its settings of this class."""
+
+    storage_limit_mb: Annotated[int, read_number(1, 100_000_000)] = option(
+        2000, "how large the storage may become; what is to be stored is refused then", "MB", "guard"
+    )
+    max_unsent_mb: Annotated[int, read_number(1, 65_536)] = option(
+        256, "memory for answers that clients have not read yet, a quarter of it for one token", "MB", "unsent"
+    )
+    jwt_public_key: Annotated[Path | None, read_path] = option(
+        None,
+        "public key (PEM: RSA, P-256 or Ed25519) of an issuer whose tokens are taken beside our own",
+        "FILE",
+        "issuers",
+    )
+    issue_files: Annotated[tuple[str, ...], read_list] = option(
+        ("issues", "docs/issues", ".github/issues", "todo", ".beads", "issues.json", "issues.jsonl", "gh"),
+        "places where issues are written down: folders, exports as JSON, and gh, GitHub's program",
+        "PLACE",
+    )
+    agent_retention: Annotated[int, read_number(1, 31_536_000)] = option(
+        604_800, "how long an ended agent's context and output are kept", "SECONDS", "keeper"
+    )
+    agent_retention_mb: Annotated[int, read_number(1, 1_000_000)] = option(
+        500, "how much of these is kept, the latest first", "MB", "keeper"
+    )
+    no_synthesis: Annotated[bool, read_bool] = option(
+        False, "no result is stored in the name of an agent that stored none"
+    )
+    budget_usd: Annotated[dict[str, float], read_budget] = option(
+        {}, "what agents may cost, such as 5/issue,20/day; when it is spent no more are started", "USD", "meter"
+    )
+    budget_tokens: Annotated[dict[str, float], read_budget] = option(
+        {}, "tokens that agents may use, such as 2000000/issue, without those read from a cache", "N", "meter"
+    )
+
+    @classmethod
+    def read_file(cls, path: Path) -> dict[str, tuple[str, Any]]:
+        try:
+            text, table = tables(path)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError, AttributeError) as error:
+            line = re.search(r"\(at line (\d+),", str(error))
+            problem = f"{path.name}{f':{line[1]}' if line else ''}: {one_line(error)}"
+            if path.name == "cco.toml":
+                raise StartError(problem) from None
+            log.warning("%s: it is not read for settings", problem)  # the project's own file, not ours to judge
+            return {}
+        if not isinstance(table, dict):
+            raise StartError(f"{path.name}:{line_of('cco-sidecar', text)}: tool.cco-sidecar must be a table")
+        return {key: (f"{path.name}:{line_of(key, text)}: {key}", value) for key, value in table.items()}
+
+
+def tables(path: Path) -> tuple[str, Any]:
+    """The text and our table of a settings file. Raises what is wrong with it."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(MB + 1)
+    if len(content) > MB:
+        raise ValueError("it has over 1 MB")
+    text = content.decode("utf-8-sig")
+    if DEEP_KEY.search(text):
+        raise ValueError("a key has over 100 parts")
+    table = tomllib.loads(text)
+    return text, table.get("tool", {}).get("cco-sidecar", {}) if path.name == "pyproject.toml" else table
+
+
+KEY_PART = r"(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')"
+DEEP_KEY = re.compile(rf"(?<![\w-]){KEY_PART}(?:\s*+\.\s*+{KEY_PART}){{100}}")  # tomllib's time is their number squared
+
+
+def line_of(key: str, text: str) -> int:
+    """The number of the line of a settings file that sets ``key``; 1 where it cannot be found."""
+    ours = re.search(r"^\s*\[\s*tool\s*\.\s*[\"']?cco-sidecar", text, re.MULTILINE)
+    setting = re.compile(rf"^[^#\n]*?(?<![\w-]){re.escape(key)}[\"']?\s*[=.\]]", re.MULTILINE)
+    found = setting.search(text, ours.start() if ours else 0)
+    return text.count("\n", 0, found.end()) + 1 if found else 1

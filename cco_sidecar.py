@@ -474,12 +474,16 @@ def read_agent_types(value: Any) -> dict[str, str]:
 
 
 class Category(Struct, frozen=True):
-    """Permissions, rate limits and topic of results of one category of agent types."""
+    """Permissions, rate limits and topic of results of one category of agent types.
+
+    Those of ``people`` are no agents: none is spawned or proposed, none has results. Whom they spawn may store results.
+    """
 
     permissions: tuple[str, ...]
     per_minute: int | None
     burst: int | None
     topic: str
+    people: bool = False
 
 
 READ, WRITE, PUBLISH, SPAWN = PERMISSIONS = ("read_context", "write_results", "publish_events", "spawn_agents")
@@ -491,6 +495,7 @@ CATEGORIES = {
     "security": Category((READ, WRITE, PUBLISH), 60, 10, "security"),
     "documentation": Category((READ,), 30, 5, "documentation"),
     "support": Category((READ, PUBLISH), 30, 5, "support"),
+    "operator": Category((READ, PUBLISH, SPAWN), None, None, "coordination", people=True),
 }
 
 
@@ -2756,12 +2761,20 @@ class AgentTypes:
         if agent_type not in self.categories:
             self.categories = await self._hooks.pool.run(self._ask) | self.categories
 
-    def category(self, agent_type: str, status: int = 400) -> str:
-        """The category of a type; raises ApiError AGT_002 with ``status`` where it is unknown."""
+    def category(self, agent_type: str, status: int = 400, *, people: bool = False) -> str:
+        """The category of a type; raises ApiError AGT_002 with ``status`` where it is unknown, or people's although
+        ``people`` are not meant.
+        """
         if agent_type not in self.categories:
             problem = f"Unknown agent type {agent_type}{meant(agent_type, self.categories)}"
             raise ApiError("AGT_002", problem, status=status, details={"path": "agent_type"})
+        if self.is_for_people(agent_type) and not people:
+            problem = f"The type {agent_type} is for people: no agent has it"
+            raise ApiError("AGT_002", problem, status=status, details={"path": "agent_type"})
         return self.categories[agent_type]
+
+    def is_for_people(self, agent_type: str) -> bool:
+        return CATEGORIES[self.categories[agent_type]].people
 
 
 class Tokens:
@@ -2813,7 +2826,7 @@ class Tokens:
         issue_id: str | None = None, bound: bool = False,
     ) -> str:  # fmt: skip
         """A token for ``subject``; ``permissions`` can only narrow what its type's category has."""
-        allowed = CATEGORIES[self._agent_types.category(agent_type)].permissions
+        allowed = CATEGORIES[self._agent_types.category(agent_type, people=True)].permissions
         now = int(time.time())
         claims: dict[str, Any] = {
             "sub": subject, "agent_type": agent_type, "project_id": self._settings.project, "iat": now,
@@ -5521,6 +5534,7 @@ class Agents:
         """The ledger's row of a new agent, which may no more than its type, than was asked for, than its spawner."""
         category = CATEGORIES[self._types.category(body["agent_type"])]
         asked, own = body.get("permissions"), self._tokens.permissions(claims)
+        own |= {WRITE} if self._types.is_for_people(claims.agent_type) else set()
         return {
             "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self._settings.project,
             "type": body["agent_type"], "issue": body["issue_id"], "task": body.get("task", ""),

@@ -34,6 +34,7 @@ BODIES = {
     "/api/events/{event_type}": EVENT,
     "/api/agents/spawn": SPAWN,
     "/api/auth/refresh": None,
+    "/api/dashboard/token": {"code": "none"},
 }
 
 
@@ -87,6 +88,8 @@ def test_a_token_of_another_project_opens_nothing(inhabited: Inhabited) -> None:
         for (method, path), answer in answers.items():
             if path in PUBLIC:
                 assert answer.status_code == 200
+            elif path == "/api/dashboard/token":  # which looks at no token but at its code
+                assert answer.status_code == 401
             else:
                 assert (answer.status_code, answer.json()["code"]) == (403, "AUTH_003"), (method, path)
             assert MARK not in answer.text
@@ -96,6 +99,7 @@ def test_a_token_of_another_project_opens_nothing(inhabited: Inhabited) -> None:
 
 OF_NO_ISSUE = {  # or of the token's own
     "/health", "/openapi.json", "/status", "/api/auth/refresh", "/api/hooks/{program}", "/api/hooks/{program}/wait",
+    "/api/dashboard",
 }  # fmt: skip
 LISTS = {
     "/api/approvals",
@@ -118,8 +122,8 @@ def test_a_token_for_another_issue_sees_and_touches_nothing(inhabited: Inhabited
 
     before = cached()
     for route in routes_of(service):
-        if route[1] == "/api/plugins" or route[1].startswith("/v1/"):
-            continue  # of no issue: for architects alone, and for running agents alone (test_meter)
+        if route[1].startswith(("/api/plugins", "/v1/", "/api/dashboard/")):
+            continue  # of no issue: for architects alone, running agents (test_meter), people (test_dashboard_service)
         (answer,) = inhabited.walk(client("issue-2"), [route]).values()
         reads = route[1] in OF_NO_ISSUE or (route[0] == "GET" and route[1] in LISTS)
         if route[1] == "/mcp":

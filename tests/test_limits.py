@@ -27,6 +27,7 @@ ROWS = {
     "security": (60, 10),
     "documentation": (30, 5),
     "support": (30, 5),
+    "operator": (None, None),
 }
 AGENT_TYPES = types.SimpleNamespace(categories={name: category for category, name in EXAMPLES.items()})
 LIMITED = [(name, *row) for name, row in ROWS.items() if row[0]]

@@ -354,6 +354,13 @@ def walk_approvals(architect: Client, issue: str) -> None:
     assert architect.get("/api/approvals", issue_id=issue, state="answered").json()["approvals"][0]["answer"] == "a"
 
 
+def walk_dashboard(architect: Client) -> None:
+    """The operations of the dashboard, with good requests."""
+    code = architect.post("/api/dashboard/code").json()["code"]
+    assert Client(architect.url, None).post("/api/dashboard/token", {"code": code}).status_code == 200
+    assert architect.get("/api/dashboard").json()["routes_missing"] is not None
+
+
 def walk_lists(architect: Client, issue: str) -> None:
     """The operations of the plugin that lists results, after a walk."""
     listed = architect.get("/api/results", issue_id=issue, limit=2).json()["results"]
@@ -367,6 +374,7 @@ def test_every_operation_answers_good_requests_as_the_document_says(
     walk(service.client(), issue)
     walk_approvals(service.client(), issue)
     walk_lists(service.client(), issue)
+    walk_dashboard(service.client())
     for method in ("GET", "HEAD"):
         assert service.client().request(method, "/openapi.json").status_code == 200
     assert well_answered(conformance) == {op["operationId"] for _, _, op in FOR_ANY_TOKEN}

@@ -369,7 +369,8 @@ def command_agent_types(options: argparse.Namespace) -> int:
     rows = [
         {"agent_type": name, "category": category, "permissions": " ".join(role.permissions),
          "per_minute": role.per_minute, "from": sources.get(name, "a plugin")}
-        for category, role in CATEGORIES.items() for name in sorted(types) if types[name] == category
+        for category, role in CATEGORIES.items() for name in sorted(types)
+        if types[name] == category and not role.people
     ]  # fmt: skip
     return show(options, {"agent_types": rows}, "agent_types")
 

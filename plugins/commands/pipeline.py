@@ -97,9 +97,10 @@ def command_run(options: argparse.Namespace) -> int:
     asked = settings_from(options)
     hooks = load_hooks(asked)
     types = AgentTypes(hooks, asked).categories
-    if options.until and options.until not in {*types, *CATEGORIES}:
+    categories = [name for name, category in CATEGORIES.items() if not category.people]
+    if options.until and types.get(options.until, options.until) not in categories:
         raise StartError(
-            f"--until: {options.until!r} is neither an agent type nor one of the categories {', '.join(CATEGORIES)}"
+            f"--until: {options.until!r} is neither an agent type nor one of the categories {', '.join(categories)}"
         )
     view = view_of(options)
     try:

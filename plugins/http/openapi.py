@@ -46,6 +46,7 @@ TAGS = {
     "events": "Publishing, and waiting for what others publish.",
     "agents": "Agents as processes.",
     "approvals": "What agents ask people.",
+    "dashboard": "What the page asks that shows the team at work.",
     "hooks": "What coding programs ask at moments of a session.",
     "cache": "Cached contexts.",
     "auth": "Tokens.",
@@ -192,6 +193,7 @@ WORDS = {  # of a type, of a field of a type, of a field or parameter of any typ
     "HookInput.tool_use_id": "Names its call.",
     "HookQuery.event": "The moment, where the program does not say it in the body.",
     "NewsQuery.timeout": "How long to wait for an event, in milliseconds.",
+    "CodeSubmission.code": "The code that `cco dashboard` has put behind the page's address.",
     "program": "The coding program, for example claude.",
     "request_id": "Names the request in the service's log; also in X-Request-ID.",
     "details": "More for programs, by code.",
@@ -302,7 +304,8 @@ def command_schema(options: argparse.Namespace) -> int:
 
 
 def openapi(table: list[Route]) -> dict[str, Any]:
-    """The document of these routes. Takes 20 ms."""
+    """The document of these routes, without the page's, which are for browsers. Takes 20 ms."""
+    table = [row for row in table if not row.path.startswith("/dashboard")]
     paths: dict[str, Any] = {}
     for row in table:
         paths.setdefault(row.path, {})[row.method.lower()] = describe_operation(row)

@@ -926,8 +926,8 @@ class Parts:
         """
 
     def agent_part(self, settings: Settings, base: type) -> type | None:
-        """The class of a part of Agents, derived from ``base`` as server_class's is: from Launcher, which makes what an
-        agent is started with, or AgentEnds, which records its end.
+        """Agents or Launcher, derived from ``base`` as server_class's is: Agents looks after agents and judges how they
+        ended, Launcher makes what one is started with.
         """
 
     def meter(self, settings: Settings) -> Meter | None:
@@ -1477,7 +1477,10 @@ class Sidecar:
         self.bus = EventBus(self.storage, settings, hooks)
         self.results = Results(self.storage, self.bus, hooks, self.agent_types, settings)
         self.contexts = Contexts(self.storage, hooks, self.agent_types, settings)
-        self.agents = Agents(self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings)
+        agents = hooks.derived("agent_part", Agents, settings=settings)
+        self.agents: Agents = agents(
+            self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings
+        )
         self.repeats = KeyedLocks()  # of requests with an Idempotency-Key
         self.request_logs = [RequestLog()]
         self.access = Access(settings)
@@ -2651,8 +2654,7 @@ class GetAgentStatus(AgentEndpoint):
 
     async def respond(self, agent_id: str) -> dict[str, Any]:
         row = self.find(agent_id)
-        (answer,) = await self.sidecar.agents.disk.run(self.sidecar.agents.describe, [row])
-        return answer
+        return await self.sidecar.agents.disk.run(self.sidecar.agents.describe, row)
 
 
 class EndAgent(AgentEndpoint):
@@ -5452,7 +5454,7 @@ SECRET_HINTS = [  # those with one beginning: a pattern of theirs is found, or n
 
 
 class Agents:
-    """Spawns, watches, adopts and ends agents.
+    """Spawns, watches, adopts and ends agents. Plugins may derive theirs from it (``agent_part``).
 
     An agent's states, each of which is on disk before what comes of it goes on::
 
@@ -5465,28 +5467,24 @@ class Agents:
     GRACE = 5.0
     GRACE_AT_STOP = 2.0
     STOP_SECONDS = 3.5
-    LOOK = 0.5  # seconds between two looks at an agent's token file and output
-    PROBATION = 120.0  # seconds in which plugins may find that an agent cannot work
+    LOOK = 0.5  # seconds between two looks at a running agent
 
     def __init__(
         self, storage: Storage, tokens: Tokens, contexts: Contexts, results: Results, hooks: Hooks, types: AgentTypes,
         settings: Settings,
     ) -> None:  # fmt: skip
-        self._tokens, self._hooks, self._types, self._settings = tokens, hooks, types, settings
-        self._folder, self._agent_tokens = settings.storage / "agents", AgentTokens(tokens, settings)
-        self._launcher: Launcher = hooks.derived("agent_part", Launcher, settings=settings)(
-            contexts, hooks, settings, self._agent_tokens
-        )  # fmt: skip
+        self.tokens, self.results, self.hooks, self.settings, self._types = tokens, results, hooks, settings, types
+        self._folder = settings.storage / "agents"
+        launcher = hooks.derived("agent_part", Launcher, settings=settings)
+        self.launcher: Launcher = launcher(contexts, tokens, hooks, settings)
         self.disk = Pool("agents", 8, 20)
         self._processes: Processes = hooks.part("process_owner", Processes, settings=settings) or Processes(settings)
         self.output = self._processes.output
-        self._stopping = False
-        self._spawning: set[asyncio.Future[Any]] = set()
         self.active: dict[str, Running] = {}
         self.ledger = AgentLedger(storage, settings, self.active)
-        ends = hooks.derived("agent_part", AgentEnds, settings=settings)
-        self._ends: AgentEnds = ends(results, tokens, self.ledger, self._processes, self.disk, hooks, settings)
         self.meter = Meter()  # until the storage folder is there
+        self._spawning: set[asyncio.Future[Any]] = set()
+        self._stopping = False
         self.url = ""
 
     # -- spawning
@@ -5503,55 +5501,52 @@ class Agents:
 
     async def _spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
         await self._types.look_for(body["agent_type"])
+        if self._stopping:
+            raise ApiError("AGT_001", "The service is stopping")
+        if (number := len(self.active)) >= self.settings.max_agents:
+            raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
         row = self._new_row(claims, body)
-        self._check_room(row)
+        self.ledger.check_room(row)
+        self.meter.check_budget(row["issue"])
         # From here on it counts, so that a thousand at once cannot pass the limit.
-        running = self.active[row["id"]] = Running(row, self._folder / row["id"])
-        what = ""
+        running, what = Running(row, self._folder / row["id"]), ""
+        self.active[row["id"]] = running
         try:
-            reader = self._launcher.reader(row, running.folder, self.url)
-            files = await self._launcher.files(body, reader)
+            reader = self.launcher.reader(row, running.folder, self.url)
+            files = await self.launcher.files(body, reader)
             await self.ledger.begin(row, ticket)
-            self._agent_tokens.renew(running)
-            command, ignored = await self._launcher.command(running, files, body.get("environment") or {}, reader)
-            reporting = self._agent_tokens.mint(row, lasting=True, spends_only=True)
-            command = self.meter.instrument(command, self.url.removesuffix("/api"), reporting)
+            self._renew_token(running)
+            command, ignored = await self.launcher.command(running, files, body.get("environment") or {}, reader)
             what = f"{Path(command.argv[0]).name}: "
-            running.process = await self._processes.start(row["id"], command)
-            await self._run(running, running.process)
+            process = running.process = await self._processes.start(row["id"], command)
+            await self._run(running, process)
         except BaseException as error:
-            problem = None
+            problem: BaseException = error
             if isinstance(error, OSError):
-                problem = f"Agent spawn failed: {what}{error.strerror or type(error).__name__}"
-            await self._give_up(running, ticket, problem or (error.message if isinstance(error, ApiError) else None))
-            if problem:
-                raise ApiError("AGT_001", problem) from None
-            raise
-        log.info("agent %s started, pid %d", row["id"], row["pid"])
+                problem = ApiError("AGT_001", f"Agent spawn failed: {what}{error.strerror or type(error).__name__}")
+            await self._give_up(running, ticket, problem.message if isinstance(problem, ApiError) else None)
+            raise problem from None
+        log.info("agent %s started, pid %d", row["id"], process.pid)
         return spawned_answer(row, running.token, sorted(ignored))
 
     def _new_row(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
         """The ledger's row of a new agent, which may no more than its type, than was asked for, than its spawner."""
         category = CATEGORIES[self._types.category(body["agent_type"])]
-        asked, own = body.get("permissions"), self._tokens.permissions(claims)
+        asked, own = body.get("permissions"), self.tokens.permissions(claims)
         own |= {WRITE} if self._types.is_for_people(claims.agent_type) else set()
         return {
-            "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self._settings.project,
+            "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self.settings.project,
             "type": body["agent_type"], "issue": body["issue_id"], "task": body.get("task", ""),
             "parent": claims.sub, "depth": self.ledger.depth(claims.sub) + 1,
-            "state": "starting", "started": time.time(), "time_limit": self._settings.agent_timeout,
+            "state": "starting", "started": time.time(), "time_limit": self.settings.agent_timeout,
             "permissions": [name for name in category.permissions if name in own and (asked is None or name in asked)],
             "only_issue": body["issue_id"] if body.get("issue_only") else claims.issue_id, "pid": None, "birth": None,
             "ended": None, "exit_code": None, "signal": None, **NO_OUTCOME,
         }  # fmt: skip
 
-    def _check_room(self, row: dict[str, Any]) -> None:
-        if self._stopping:
-            raise ApiError("AGT_001", "The service is stopping")
-        if (number := len(self.active)) >= self._settings.max_agents:
-            raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
-        self.ledger.check_room(row)
-        self.meter.check_budget(row["issue"])
+    def _renew_token(self, running: Running) -> None:
+        running.token, life = self.launcher.token(running.row), self.settings.token_ttl
+        running.renew_at = int(time.time()) + life - min(600.0, life / 2)
 
     async def _run(self, running: Running, process: Process) -> None:
         """Write down that an agent has a process, and watch it from now on."""
@@ -5562,7 +5557,7 @@ class Agents:
 
     async def _give_up(self, running: Running, ticket: IdempotencyTicket | None, reason: str | None) -> None:
         """Leave nothing of a spawn that failed but its row."""
-        self._tokens.revoke(running.row["id"])
+        self.tokens.revoke(running.row["id"])
         if running.process:
             await self._processes.end(running.process, lambda: 0.0)
         with contextlib.suppress(StorageError):  # the caller is being told about the failure that came first
@@ -5570,24 +5565,16 @@ class Agents:
         await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
         self.active.pop(running.row["id"], None)
 
-    def reader(self, claims: Claims, issue_id: str) -> Reader:
-        """Who asks for a brief on an issue; a running agent of ours has a file for curl."""
-        row = {"id": claims.sub, "type": claims.agent_type, "issue": issue_id, "project": claims.project_id}
-        may = self._tokens.permissions(claims)
-        folder = self.active[claims.sub].folder if claims.sub in self.active else None
-        rights = {"permissions": [name for name in PERMISSIONS if name in may]}
-        return self._launcher.reader(row | rights, folder, self.url)
-
     def with_token(self, answer: bytes) -> bytes:
         """A remembered spawn answer as it is true now: with a valid token while the agent lives, and with its state."""
         spawned = msgspec.json.decode(answer)
-        row = self.ledger.find(self._settings.project, spawned["agent_id"])
-        running = self.active.get(row["id"])
+        row = self.ledger.find(self.settings.project, spawned["agent_id"])
         if row["pid"] is None:
             problem = "The first spawn with this Idempotency-Key was cut off before its process started"
             raise ApiError("AGT_001", problem)
+        running = self.active.get(row["id"])
         if running and not running.token:  # it is being adopted at this moment
-            self._agent_tokens.renew(running)
+            self._renew_token(running)
         token = running.token if running else ""
         return msgspec.json.encode(spawned | {"process_id": row["pid"], "state": row["state"], "jwt_token": token})
 
@@ -5595,40 +5582,91 @@ class Agents:
 
     async def _watch(self, running: Running, process: Process) -> None:
         """Wait for the end, by itself, by order or by the time limit; then leave nothing of it behind."""
-        deadline = process.began + running.row["time_limit"]
+        row, deadline = running.row, process.began + running.row["time_limit"]
         events = (process.exited, running.ordered)
         waits = [asyncio.create_task(event.wait()) for event in events]
         try:
             while not any(event.is_set() for event in events) and (left := deadline - time.monotonic()) > 0:
-                if time.monotonic() < process.began + self.PROBATION:
-                    running.row["reason"] = await self._ends.failure(running, ended=False)
-                    if running.row["reason"]:
-                        break
-                if process.known != running.noted:  # the next run of the service would have to find these
-                    running.noted = set(process.known)
-                    self.ledger.saw(running.row["id"], sorted(running.noted))
-                await self._agent_tokens.keep(running, self.disk)
+                await self.tend(running, process)
+                if row["reason"]:
+                    break
                 await asyncio.wait(waits, timeout=min(left, self.LOOK), return_when=asyncio.FIRST_COMPLETED)
-            if not process.exited.is_set() and running.ended_as is None and running.row["reason"] is None:
+            if not process.exited.is_set() and running.ended_as is None and row["reason"] is None:
                 running.ended_as = "killed" if running.ordered.is_set() else "timeout"
             await self._processes.end(process, lambda: running.grace)
-            await self._ends.record(running, process, self.meter)
+            await self._record(running, process)
         except Exception as error:  # a boundary: a task of its own, which must say so when it fails
-            log.error("agent %s: watching failed", running.row["id"], exc_info=error)
+            log.error("agent %s: watching failed", row["id"], exc_info=error)
         finally:
             for wait in waits:
                 wait.cancel()
+
+    async def tend(self, running: Running, process: Process) -> None:
+        """Look after a running agent, every LOOK seconds: renew its token in time, and write its files again where they
+        are gone. Who sets its row's reason has it ended.
+        """
+        if time.time() < running.renew_at and (running.folder / "token").exists():
+            return
+        self._renew_token(running)
+        try:
+            await self.disk.run(write_files, running.folder, token_files(running.token))
+        except OSError as error:
+            running.renew_at = time.time() + 1
+            log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
+
+    async def _record(self, running: Running, process: Process) -> None:
+        """Take the token of an agent without processes away, find out how it ended, and store that."""
+        row, code, now = running.row, process.exit_code, time.time()
+        by_itself: AgentState = "completed" if code == 0 else "failed"
+        if code is None:  # then a success that the agent stored speaks for it
+            stored = self.ledger.storage.read.success_since(row["project"], row["id"], row["started"] - 1)
+            by_itself = "completed" if stored else "lost"
+        row |= process.usage | {
+            "state": running.ended_as or by_itself, "exit_code": code,
+            "signal": -code if code is not None and code < 0 else None,
+            "ended": min(max(process.ended or now, row["started"]), now),
+        }  # fmt: skip
+        self.tokens.revoke(row["id"])
+        for name in token_files(""):
+            with contextlib.suppress(OSError):
+                (running.folder / name).unlink()
+        while running.calls:  # what the agent had sent before its end
+            await asyncio.sleep(0.01)
+        tail = await self.disk.run(self.output(row["id"]).tail, 5)
+        while True:
+            try:
+                await self.judge(running)
+                told = await self.ledger.ended(row, tail, self.meter.figures(row["id"]))
+                break
+            except StorageError as error:  # the end is a fact that must not be forgotten: again when the disk is back
+                log.error("agent %s: its end cannot be stored: %s", row["id"], error.reason)
+                await asyncio.sleep(1)
+        self.hooks.tell("agent_ended", agent=told)
+        log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], code)
+
+    async def judge(self, running: Running) -> None:
+        """Say in the row of an agent that has ended what else is known of that, before it is stored: perhaps again
+        after a kill.
+        """
 
     def heard_from(self, subject: str, method: str, path: str) -> None:
         """An agent's token was used."""
         if running := self.active.get(subject):
             running.row["last_call"] = (method, without_tokens(path)[:200], time.time())
 
-    def heard_out(self, subject: str) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def heard_out(self, subject: str) -> Iterator[None]:
         """While an agent's request is answered in it the agent's end waits. Raises AUTH_001 where that came first."""
-        self._tokens.check_revoked(subject)
+        self.tokens.check_revoked(subject)
         running = self.active.get(subject)
-        return running.answering() if running else contextlib.nullcontext()
+        if running is None:
+            yield
+            return
+        running.calls += 1
+        try:
+            yield
+        finally:
+            running.calls -= 1
 
     async def end(self, agent_id: str, *, force: bool = False) -> bool:
         """Order an agent's end, which a crash does not forget, at once with ``force``; False where it has ended."""
@@ -5648,18 +5686,13 @@ class Agents:
         agent's time limit and output go on, and it gets a fresh token.
         """
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        found = [
-            Running(row, self._folder / row["id"])
-            for row in self.ledger.storage.read.unfinished_agents(self._settings.project)
-        ]
+        rows = self.ledger.storage.read.unfinished_agents(self.settings.project)
         # Before the first await: requests are answered from then on.
-        self.active.update((running.row["id"], running) for running in found)
+        self.active.update((row["id"], Running(row, self._folder / row["id"])) for row in rows)
         await self._processes.open()
-        for running in found:
-            row = running.row
-            running.noted = {(pid, birth) for pid, birth in row["seen"]}
-            process = await self._processes.adopt(row["id"], row["pid"], row["birth"], running.noted)
-            running.process = process
+        for row in rows:
+            running = self.active[row["id"]]
+            process = running.process = await self._processes.adopt(row)
             if row["ordered"]:
                 running.ordered.set()
                 running.ended_as = "killed"
@@ -5678,8 +5711,8 @@ class Agents:
             await asyncio.sleep(0.01)
         if left := [name for name, running in self.active.items() if not running.ordered.is_set()]:
             log.info("agents go on, and the next start finds them: %s", ", ".join(left))
-        tasks: list[asyncio.Future[Any]] = [*self._spawning]  # which had their time, too
-        tasks += [running.watch for running in self.active.values() if running.watch]
+        watches = [running.watch for running in self.active.values() if running.watch]
+        tasks = [*self._spawning, *watches]  # which had their time, too
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -5687,10 +5720,9 @@ class Agents:
 
     # -- asking
 
-    def describe(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Agents as readers get them, with the last lines of each one's output. Blocks."""
-        outputs = ((row, self.output(row["id"])) for row in rows)
-        return [agent_answer(row, output, time.time()) | self.meter.figures(row["id"]) for row, output in outputs]
+    def describe(self, row: dict[str, Any]) -> dict[str, Any]:
+        """An agent as readers get it, with the last lines of its output. Blocks."""
+        return agent_answer(row, self.output(row["id"])) | self.meter.figures(row["id"])
 
 
 class Running:
@@ -5699,103 +5731,12 @@ class Running:
     def __init__(self, row: dict[str, Any], folder: Path) -> None:
         self.row, self.folder = row, folder
         self.process: Process | None = None  # until it is started or adopted
-        self.noted: set[Identity] = set()  # its processes, as the ledger has them
-        self.heard = 0  # bytes of its output that plugins were asked about
         self.watch: asyncio.Task[None] | None = None
         self.ordered = asyncio.Event()
         self.ended_as: AgentState | None = None  # set where it does not end by itself
         self.grace = Agents.GRACE
         self.token, self.renew_at = "", 0.0
         self.calls = 0  # its requests that its end waits for
-
-    @contextlib.contextmanager
-    def answering(self) -> Iterator[None]:
-        self.calls += 1
-        try:
-            yield
-        finally:
-            self.calls -= 1
-
-
-class AgentTokens:
-    """The tokens of running agents, each with exactly what its agent's ledger row grants."""
-
-    def __init__(self, tokens: Tokens, settings: Settings) -> None:
-        self._tokens, self._life = tokens, settings.token_ttl
-
-    def mint(self, row: dict[str, Any], *, lasting: bool = False, spends_only: bool = False) -> str:
-        """A token of an agent: a ``lasting`` one for as long as it may live, for its program, which reads it once. By
-        one that ``spends_only`` the program reports what it spends, and can do nothing else.
-        """
-        life, may = int(row["time_limit"]) + 60 if lasting else None, [] if spends_only else row["permissions"]
-        return self._tokens.mint(
-            row["id"], row["type"], ttl=life, permissions=may, issue_id=row["only_issue"], bound=True
-        )
-
-    def renew(self, running: Running) -> None:
-        running.token = self.mint(running.row)
-        running.renew_at = int(time.time()) + self._life - min(600.0, self._life / 2)
-
-    async def keep(self, running: Running, disk: Pool) -> None:
-        """Renew the token in time, and write its files again where they are gone."""
-        if time.time() >= running.renew_at or not (running.folder / "token").exists():
-            self.renew(running)
-            try:
-                await disk.run(write_token, running.folder, running.token)
-            except OSError as error:
-                running.renew_at = time.time() + 1
-                log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
-
-
-class AgentEnds:
-    """Records agents' ends. Plugins, which may know more of them, derive theirs from it (``agent_part``)."""
-
-    def __init__(
-        self, results: Results, tokens: Tokens, ledger: AgentLedger, processes: Processes, disk: Pool, hooks: Hooks,
-        settings: Settings,
-    ) -> None:  # fmt: skip
-        self.results, self.ledger, self.processes, self.disk = results, ledger, processes, disk
-        self.hooks, self.settings, self._tokens = hooks, settings, tokens
-
-    async def failure(self, running: Running, *, ended: bool) -> str | None:
-        """Why an agent that has ended by itself failed, or one that began a moment ago cannot work; one line."""
-        return None
-
-    async def speak_for(self, row: dict[str, Any]) -> None:
-        """Store a result in the name of an agent that ended with 0, before its end: perhaps again after a kill."""
-
-    async def record(self, running: Running, process: Process, meter: Meter) -> None:
-        """Take the token of an agent without processes away, find out how it ended, and store that."""
-        row, code, now = running.row, process.exit_code, time.time()
-        by_itself: AgentState = "completed" if code == 0 else "failed"
-        if code is None:  # then a success that the agent stored speaks for it
-            stored = self.ledger.storage.read.success_since(row["project"], row["id"], row["started"] - 1)
-            by_itself = "completed" if stored else "lost"
-        row |= process.usage | {
-            "state": running.ended_as or by_itself, "exit_code": code,
-            "signal": -code if code is not None and code < 0 else None,
-            "ended": min(max(process.ended or now, row["started"]), now),
-        }  # fmt: skip
-        self._tokens.revoke(row["id"])
-        if running.ended_as is None and (reason := row["reason"] or await self.failure(running, ended=True)):
-            row |= {"state": "failed", "reason": reason}
-        for name in TOKEN_FILES:
-            with contextlib.suppress(OSError):
-                (running.folder / name).unlink()
-        while running.calls:  # what the agent had sent before its end
-            await asyncio.sleep(0.01)
-        tail = await self.disk.run(self.processes.output(row["id"]).tail, 5)
-        while True:
-            try:
-                if row["state"] == "completed" and code == 0:
-                    await self.speak_for(row)
-                told = await self.ledger.ended(row, tail, meter.figures(row["id"]))
-                break
-            except StorageError as error:  # the end is a fact that must not be forgotten: again when the disk is back
-                log.error("agent %s: its end cannot be stored: %s", row["id"], error.reason)
-                await asyncio.sleep(1)
-        self.hooks.tell("agent_ended", agent=told)
-        log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], code)
 
 
 class AgentLedger:
@@ -5834,10 +5775,6 @@ class AgentLedger:
 
     async def update(self, agent_id: str, **facts: Any) -> None:
         await self.storage.write(lambda records: records.update_agent(agent_id, **facts))
-
-    def saw(self, agent_id: str, seen: list[Identity]) -> None:
-        """The processes that are an agent's, soon on disk."""
-        self.storage.write_behind(lambda records: records.update_agent(agent_id, seen=json.dumps(seen)))
 
     async def failed(self, row: dict[str, Any], ticket: IdempotencyTicket | None, reason: str | None) -> None:
         """There is no process: a repeat of the request may try again."""
@@ -5907,18 +5844,27 @@ def spawned_answer(row: dict[str, Any], token: str, ignored: list[str]) -> dict[
     }  # fmt: skip
 
 
-def agent_answer(row: dict[str, Any], output: Output, now: float) -> dict[str, Any]:
+def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
+    """The facts of an agent that answers and the events of its end have in common."""
+    return {
+        "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
+        "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"], "started_at": iso(row["started"]),
+        "ended_at": row["ended"] and iso(row["ended"]), "reason": row["reason"],
+    }  # fmt: skip
+
+
+def agent_answer(row: dict[str, Any], output: Output) -> dict[str, Any]:
     """An agent's row, its measurements and its output as readers get them. Blocks."""
 
     def age(moment: float) -> float:
-        return round(max(0.0, now - moment), 3)
+        return round(max(0.0, time.time() - moment), 3)
 
     usage = call = None
-    if row["measured"] is not None:
+    if (measured := row["measured"]) is not None:
         usage = {
             "cpu_seconds": round(row["cpu"] or 0.0, 3), "memory_bytes": row["memory"] or 0,
             "peak_memory_bytes": row["peak_memory"] or 0, "processes": row["processes"] or 0,
-            "measured_at": iso(row["measured"]), "age_seconds": age(row["measured"]),
+            "measured_at": iso(measured), "age_seconds": age(measured),
         }  # fmt: skip
     if row["last_call"] is not None:
         method, path, moment = row["last_call"]
@@ -5927,27 +5873,15 @@ def agent_answer(row: dict[str, Any], output: Output, now: float) -> dict[str, A
     return agent_facts(row) | {
         "output_tail": output.tail(20), "task": redact(row["task"])[0], "parent": row["parent"],
         "result_id": row["result_id"], "result_status": row["result_status"], "depth": row["depth"] or 1,
-        "state_age_seconds": age(row["ended"] or row["started"]), "usage": usage,
-        "last_output_at": iso_or_none(written), "last_output_age_seconds": None if written is None else age(written),
-        "last_call": call,
+        "state_age_seconds": age(row["ended"] or row["started"]), "usage": usage, "last_call": call,
+        "last_output_at": written and iso(written), "last_output_age_seconds": written and age(written),
     }  # fmt: skip
-
-
-def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
-    """The facts of an agent that answers and the events of its end have in common."""
-    return {
-        "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
-        "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"],
-        "started_at": iso(row["started"]), "ended_at": iso_or_none(row["ended"]), "reason": row["reason"],
-    }  # fmt: skip
-
-
-def iso_or_none(moment: float | None) -> str | None:
-    return None if moment is None else iso(moment)
 
 
 class Launcher:
-    """Makes what an agent is started with: files, command, environment. Plugins may derive theirs (``agent_part``)."""
+    """Makes what an agent is started with: its token, files, command and environment. Plugins may derive theirs from it
+    (``agent_part``).
+    """
 
     # What a request may set here: names of the project's own settings, which steer no program.
     SETTABLE = re.compile(
@@ -5960,10 +5894,28 @@ class Launcher:
     } | dict.fromkeys(
         ("all_files", "source_files", "test_files", "security_policies", "dependency_manifests"), "relevant_files"
     )  # fmt: skip
+    PROMPT = """\
+You are {agent_id}, a {agent_type} in a team of agents that works on issue {issue_id} of the repository in your working\
+ directory. Your task: {task}
 
-    def __init__(self, contexts: Contexts, hooks: Hooks, settings: Settings, tokens: AgentTokens) -> None:
-        self.contexts, self.hooks, self.settings, self.tokens = contexts, hooks, settings, tokens
+Read your context first (JSON: files worth reading, git state, what earlier agents decided): {context_file}
+
+You may: {permissions}. Never print your token. When you are done, store your result (success, failed or partial):
+  curl -sS -K {curl_file} {url}/results -d '{{"agent_id": "{agent_id}", "agent_type": "{agent_type}",
+    "issue_id": "{issue_id}", "project_id": "{project_id}", "result": {{"status": "success", "decisions": ["..."]}}}}'
+"""
+
+    def __init__(self, contexts: Contexts, tokens: Tokens, hooks: Hooks, settings: Settings) -> None:
+        self.contexts, self.tokens, self.hooks, self.settings = contexts, tokens, hooks, settings
         self._pool = Pool("launch", 8, 30)
+
+    def token(self, row: dict[str, Any], *, lasting: bool = False) -> str:
+        """A token with exactly what the row grants; a ``lasting`` one for as long as its agent may live, for a program
+        that reads it once.
+        """
+        life = int(row["time_limit"]) + 60 if lasting else None
+        granted = {"permissions": row["permissions"], "issue_id": row["only_issue"], "bound": True}
+        return self.tokens.mint(row["id"], row["type"], ttl=life, **granted)
 
     def reader(self, row: dict[str, Any], folder: Path | None, url: str) -> Reader:
         """The agent of a ledger's row as a reader; without a folder, somebody with a token alone."""
@@ -6001,6 +5953,12 @@ class Launcher:
             context["file_count"] = len(context["context"].get("relevant_files", []))
         return context
 
+    def prompt(self, launch: AgentLaunch, reader: Reader) -> str:
+        """The text by which a coding agent can work through this service."""
+        facts = msgspec.structs.asdict(reader) | msgspec.structs.asdict(launch)
+        facts["permissions"] = ", ".join(reader.permissions) or "nothing but wait for events"
+        return self.PROMPT.format(**facts | {"curl_file": shlex.quote(reader.curl_file)})
+
     def may_set(self, variable: str) -> bool:
         """Whether a request may set a variable, in capitals here; what steers programs it may not."""
         return self.SETTABLE.fullmatch(variable) is not None
@@ -6022,27 +5980,39 @@ class Launcher:
             may=tuple(name for kind in ("*", row["type"]) for name in self.settings.agent_may.get(kind, ())),
             configured=self.settings.agent_commands.get(row["type"], self.settings.agent_command),
         )  # fmt: skip
-        launch = msgspec.structs.replace(launch, prompt=prompt_of(launch, reader))
-        written = files | {"prompt": launch.prompt.encode(), "task": launch.task.encode()}
-        await self._pool.run(write_agent_files, folder, written, running.token)
-        await self._pool.run(lambda: list(self.hooks.ask("agent_starting", launch=launch, root=root)))
-        command = await self._pool.run(self.hooks.first, "agent_command", launch=launch, settings=self.settings)
-        if command is None:
-            raise ApiError(
-                "AGT_001",
-                "No agent command: start the service with --agent-command 'your-agent {task}', set agent-command in"
-                " cco.toml, or put a program on PATH that the plugin launchers knows, such as claude or codex",
-            )
-        command = filled_in(command if isinstance(command, AgentCommand) else AgentCommand(command), launch)
+        launch = msgspec.structs.replace(launch, prompt=self.prompt(launch, reader))
+        written = files | {"prompt": launch.prompt.encode(), "task": launch.task.encode()} | token_files(running.token)
         own = {
             "AGENT_ID": row["id"], "AGENT_TYPE": row["type"], "ISSUE_ID": row["issue"], "PROJECT_ID": row["project"],
             "PROJECT_ROOT": root, "PWD": root, "SIDECAR_URL": reader.url, "JWT_TOKEN": running.token,
             "CCO_TOKEN_FILE": str(folder / "token"), "CCO_HEADER_FILE": str(folder / "header"),
             "CCO_CONTEXT_FILE": launch.context_file, "TASK": row["task"],
         } | ({"CCO_BRIEF_FILE": launch.brief_file} if launch.brief_file else {})  # fmt: skip
-        return self._environment(command, asked, own)
+        command = await self._pool.run(self._prepare, launch, folder, written)
+        return self._with_environment(command, asked, own)
 
-    def _environment(
+    def _prepare(self, launch: AgentLaunch, folder: Path, files: dict[str, bytes]) -> AgentCommand:
+        """Write the files and ask plugins for the command, whose placeholders, the fields of ``launch``, are filled in.
+        Blocks.
+        """
+        folder.mkdir(mode=0o700, parents=True)
+        write_files(folder, files)
+        collections.deque(self.hooks.ask("agent_starting", launch=launch, root=str(self.settings.root)), maxlen=0)
+        found = self.hooks.first("agent_command", launch=launch, settings=self.settings)
+        if found is None:
+            raise ApiError(
+                "AGT_001",
+                "No agent command: start the service with --agent-command 'your-agent {task}', set agent-command in"
+                " cco.toml, or put a program on PATH that the plugin launchers knows, such as claude or codex",
+            )
+        command = found if isinstance(found, AgentCommand) else AgentCommand(found)
+        fields = msgspec.structs.asdict(launch).items()
+        values = {"{" + name + "}": value for name, value in fields if isinstance(value, str)}
+        fill = functools.partial(re.compile("|".join(map(re.escape, values))).sub, lambda match: values[match[0]])
+        environment = {name: fill(value) for name, value in command.environment.items()}
+        return AgentCommand([*map(fill, command.argv)], fill(command.stdin), environment)
+
+    def _with_environment(
         self, command: AgentCommand, asked: dict[str, str], own: dict[str, str]
     ) -> tuple[AgentCommand, list[str]]:
         """``command`` with its whole environment, and the names in ``asked`` that are ignored."""
@@ -6059,118 +6029,22 @@ class Launcher:
         return msgspec.structs.replace(command, environment=environment), [name for name in asked if name not in given]
 
 
-def write_agent_files(folder: Path, files: dict[str, bytes], token: str) -> None:
-    folder.mkdir(mode=0o700, parents=True)
+def token_files(token: str) -> dict[str, bytes]:
+    """A token by file: alone, as a header, and as curl's configuration (as an argument others would see it)."""
+    header = f"Authorization: Bearer {token}"
+    curl = f'header = "{header}"\nheader = "Content-Type: application/json"\n'
+    return {"token": token.encode(), "header": f"{header}\n".encode(), "curl": curl.encode()}
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         write_file(folder / name, content)
-    write_token(folder, token)
-
-
-PROMPT = """\
-You are {agent_id}, a {agent_type} in a team of agents that works on issue {issue_id} of the repository in your working\
- directory. Your task: {task}
-
-"""
-BRIEF = """\
-Read your brief first (10 kB: what earlier agents decided, the files worth reading, git state): {brief_file}
-Those files' contents and all else as JSON, one value a line, far longer: {context_file}
-
-"""
-CONTEXT = """\
-Read your context first (JSON: files worth reading, git state, what earlier agents decided): {context_file}
-
-"""
-MAY = """\
-You may: {may}. Never print your token.
-
-"""
-STORE = """\
-When you are done, store your result (status is success, failed or partial):
-  {curl}/results -d '{result}'
-"""
-OTHERWISE = "\nOnly where those tools are missing, do the same by curl.\n"
-SAY = "When you are done, say in your last lines what you decided and why: you store no result yourself.\n"
-TELL = """
-To tell the others something before that, publish an event:
-  {curl}/events/progress -d '{event}'
-"""
-
-
-def prompt_of(launch: AgentLaunch, reader: Reader) -> str:
-    """The prompt by which a coding agent can work through this service; it may run ``launch.may`` unasked."""
-    facts = msgspec.structs.asdict(launch) | {"task": launch.task or "see the context of the issue."}
-    if MISTAKABLE.search(launch.task):
-        facts["task"] = f"it is the text of the file {launch.agent_folder}/task, which you read first."
-    head = (PROMPT + (BRIEF if launch.brief_file else CONTEXT)).format(**facts)
-    beside = "You may run" if reader.how else "Beside curl you may run"
-    beside = f"{beside}: {', '.join(launch.may)}.\n" if launch.may else ""
-    else_by = OTHERWISE + by_curl(reader) if reader.how else ""  # its program may not have reached the tools
-    return head + beside + instructions(reader) + else_by
-
-
-# What a program takes for a file that it is to read into the conversation, or for a command of its own.
-MISTAKABLE = re.compile(r"@|!`|^\s*/", re.MULTILINE)
-
-
-def instructions(reader: Reader) -> str:
-    """How to work through this service, as far as the reader's permissions allow, in short lines."""
-    return reader.how or MAY.format(may=", ".join(reader.permissions) or "nothing but wait for events") + by_curl(
-        reader
-    )
-
-
-def by_curl(reader: Reader) -> str:
-    """How to store and publish by curl. The commands hold no variable, which some programs refuse to run, and name the
-    token by a file of curl's own alone.
-    """
-    who = {name: getattr(reader, name) for name in ("agent_id", "agent_type", "issue_id", "project_id")}
-    result = {"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}
-    data = {"issue_id": reader.issue_id, "message": "..."}
-    template = STORE if WRITE in reader.permissions else SAY
-    return (template + (TELL if PUBLISH in reader.permissions else "")).format(
-        curl=f"curl -sS -K {shlex.quote(reader.curl_file)} {reader.url}", result=in_lines({**who, "result": result}),
-        event=in_lines({"publisher": reader.agent_id, "topic": "progress", "data": data}),
-    )  # fmt: skip
-
-
-def in_lines(body: dict[str, Any]) -> str:
-    """``body`` as JSON with a field a line."""
-    return "{" + ",\n    ".join(json.dumps({name: value})[1:-1] for name, value in body.items()) + "}"
-
-
-TOKEN_FILES = {  # alone, as a header, and as curl's configuration (as an argument others would see it)
-    "token": "{token}",
-    "header": "Authorization: Bearer {token}\n",
-    "curl": 'header = "Authorization: Bearer {token}"\nheader = "Content-Type: application/json"\n',
-}
-
-
-def write_token(folder: Path, token: str) -> None:
-    for name, form in TOKEN_FILES.items():
-        write_file(folder / name, form.format(token=token).encode())
-
-
-def filled_in(command: AgentCommand, launch: AgentLaunch) -> AgentCommand:
-    """The command with its placeholders, which are the fields of ``launch``, filled in."""
-    fields = msgspec.structs.asdict(launch).items()
-    values = {"{" + name + "}": value for name, value in fields if isinstance(value, str)}
-    pattern = re.compile("|".join(map(re.escape, values)))
-
-    def fill(text: str) -> str:
-        return pattern.sub(lambda match: values[match[0]], text)
-
-    environment = {name: fill(value) for name, value in command.environment.items()}
-    return AgentCommand([fill(word) for word in command.argv], fill(command.stdin), environment)
 
 
 class Meter:
     """What agents spend on their models: the simplest ``meter``, which knows nothing. A plugin's derives from it."""
 
     FIGURES = ("model", "requests", "input_tokens", "output_tokens", "cached_tokens", "cost_usd", "denials")
-
-    def instrument(self, command: AgentCommand, url: str, token: str) -> AgentCommand:
-        """The command of an agent whose program then reports to ``url`` with ``token``. No argument may hold that."""
-        return command
 
     def figures(self, agent_id: str) -> dict[str, Any]:
         """By FIGURES, null where the agent's program does not report it; ``cached_tokens`` are among the input."""
@@ -6187,9 +6061,6 @@ class Meter:
         """The service ends."""
 
 
-Identity = tuple[int, str]  # pid, and what tells it from an earlier or later process with the same number
-
-
 class Process:
     """An agent's first process, and through it all that it has started, as a process owner knows them."""
 
@@ -6198,7 +6069,6 @@ class Process:
         self.pid: int | None = None
         self.birth: str | None = None
         self.began = time.monotonic()
-        self.known: set[Identity] = set()  # for an adoption after a crash; empty where the first process is enough
         self.usage: dict[str, Any] = {}  # cpu, memory, peak_memory, processes, measured (when), where they are measured
         self.exited = asyncio.Event()  # the first process has ended
         self.exit_code: int | None = None  # below 0: the signal that ended it; None while it is not known
@@ -6228,7 +6098,7 @@ class Processes:
         process = Process(agent_id, self._folder / agent_id)
         child = await self._pool.run(self._popen, process.folder, command)
         process.pid, process.birth = child.pid, (life_of(child.pid) or (None,))[0]
-        self._watch(process, lambda: child.poll() is None, lambda: child.returncode)
+        self._watch(process, child)
         return process
 
     def _popen(self, folder: Path, command: AgentCommand) -> subprocess.Popen[bytes]:
@@ -6239,26 +6109,27 @@ class Processes:
                 stdin=source, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 
-    async def adopt(self, agent_id: str, pid: int | None, birth: str | None, known: set[Identity]) -> Process:
-        """A process that an earlier run of the service started; ``exited`` is set where the first one has ended."""
-        process = Process(agent_id, self._folder / agent_id)
-        if pid is None:  # we were killed between its start and the note of it
-            members = await self._pool.run(self.members, process)
-            pid = min(members, key=lambda item: item.create_time()).pid if members else None
-            birth = (life_of(pid) or (None,))[0] if pid else None
-        process.pid, process.birth = pid, birth
-        if pid is None or (life := life_of(pid)) is None or life[0] != birth:
+    async def adopt(self, row: dict[str, Any]) -> Process:
+        """The process of an agent's row, which an earlier run of the service started; ``exited`` is set where the first
+        one has ended.
+        """
+        process = Process(row["id"], self._folder / row["id"])
+        process.pid, process.birth = row["pid"], row["birth"]
+        if process.pid is None and (found := await self._pool.run(self.members, process)):
+            process.pid = min(found, key=psutil.Process.create_time).pid  # we were killed before we noted it
+            process.birth = (life_of(process.pid) or (None,))[0]
+        if (life := life_of(process.pid)) and life[0] == process.birth:
+            process.began -= life[1]
+            self._watch(process)
+        else:
             process.exited.set()
-            return process
-        process.began -= life[1]
-        self._watch(process, lambda: (life_of(pid) or ("",))[0] == birth, lambda: None)
         return process
 
-    def _watch(self, process: Process, lives: Callable[[], bool], exit_code: Callable[[], int | None]) -> None:
+    def _watch(self, process: Process, child: subprocess.Popen[bytes] | None = None) -> None:
         async def watch() -> None:
-            while lives():
+            while lives(process) if child is None else child.poll() is None:
                 await asyncio.sleep(self.LOOK)
-            process.exit_code, process.ended = exit_code(), time.time()
+            process.exit_code, process.ended = child.returncode if child else None, time.time()
             process.exited.set()
 
         task = asyncio.create_task(watch())
@@ -6268,7 +6139,14 @@ class Processes:
     async def end(self, process: Process, grace: Callable[[], float]) -> None:
         """SIGTERM to all of an agent, SIGKILL after ``grace()`` seconds, which may become less; until none is found."""
         began, asked, told = time.monotonic(), set[Any](), 10.0
-        while (members := await self._living(process)) or not process.exited.is_set():
+        while True:
+            try:
+                members = await self._pool.run(self.members, process)
+            except TimeoutError:  # the look hangs in the system
+                log.error("agent %s: its processes cannot be looked at", process.agent_id)
+                continue
+            if not members and process.exited.is_set():
+                return
             passed = time.monotonic() - began
             for identity, member in members.items():
                 if passed >= grace() or identity not in asked:
@@ -6281,16 +6159,9 @@ class Processes:
                 log.error("agent %s: %s", process.agent_id, problem)
             await asyncio.sleep(0.02 if passed < 1 else 0.1)
 
-    async def _living(self, process: Process) -> dict[Any, Any]:
-        """Its members, also where a look hangs in the system and must be tried again."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                return await self._pool.run(self.members, process)
-            log.error("agent %s: its processes cannot be looked at", process.agent_id)
-
     def members(self, process: Process) -> dict[Any, Any]:
         """An agent's living processes by their identity: each has a ``send_signal`` that reaches no other. Blocks."""
-        first = process.pid if process.pid and (life_of(process.pid) or ("",))[0] == process.birth else None
+        first = process.pid if lives(process) else None
         found, children = [], collections.defaultdict(list)
         for item in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):  # it has just ended, or is another user's
@@ -6324,11 +6195,18 @@ def find_program(command: AgentCommand, root: Path) -> str:
 FORCE = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
-def life_of(pid: int) -> tuple[str, float] | None:
+def lives(process: Process) -> bool:
+    """Whether an agent's first process has not ended. Blocks."""
+    return (life_of(process.pid) or ("",))[0] == process.birth
+
+
+def life_of(pid: int | None) -> tuple[str, float] | None:
     """(birth, age in seconds) of a living process, None where there is none. Blocks.
 
     The birth tells a process from others with the same pid; on Linux it does not depend on the clock.
     """
+    if pid is None:
+        return None
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
@@ -6348,29 +6226,28 @@ def boot_id() -> str:
 
 
 class Output:
-    """An agent's output. Offsets are in bytes. All methods block."""
+    """An agent's output. All methods block."""
 
     NAME = "output.log"
-    READ = MB
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-
-    def read(self, start: int, *, number: int | None = None) -> tuple[int, str, int]:
-        """(offset, text, next offset) from ``start``, or the oldest byte there is, ``number`` or READ bytes at most."""
-        offset, content = self.content(start, self.READ if number is None else number)
-        text, held_back = decode_whole(content)
-        return offset, text, offset + len(content) - held_back
 
     def tail(self, number: int) -> list[str]:
         """The last lines, without their times and secrets."""
         lines: list[str] = []
         for back in (32 * 1024, 512 * 1024):
             if len(lines) <= number + 60:  # a key that begins before the lines is known by its head
-                _, text, _ = self.read(max(0, self.size() - back))
-                lines = text.split("\n")
+                lines = self.last(back).split("\n")
         text = redact("\n".join(lines[-number - 61 :]))[0]
         return [line[:2000] for line in text.removesuffix("\n").split("\n")[-number:]] if text else []
+
+    def last(self, number: int) -> str:
+        """The text of the last ``number`` bytes."""
+        with contextlib.suppress(OSError), self._open(self._folder / self.NAME) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - number))
+            return file.read(number).decode("utf-8", "replace")
+        return ""
 
     def last_written(self) -> float | None:
         """When the last byte was written, None before the first."""
@@ -6379,29 +6256,10 @@ class Output:
             return facts.st_mtime if facts.st_size else None
         return None
 
-    def size(self) -> int:
-        """The number of bytes written in all."""
-        with contextlib.suppress(OSError):
-            return (self._folder / self.NAME).stat().st_size
-        return 0
-
-    def content(self, start: int, number: int) -> tuple[int, bytes]:
-        """(offset, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
-        with contextlib.suppress(OSError), self._open(self._folder / self.NAME) as file:
-            file.seek(start)
-            return start, file.read(number)
-        return start, b""
-
     @staticmethod
     def _open(path: Path) -> typing.BinaryIO:
         """Never waits, whatever the agent has put in the file's place; a pipe then fails where it is sought in."""
         return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
-
-
-def decode_whole(content: bytes) -> tuple[str, int]:
-    """(text, how many bytes at the end are the beginning of a character)."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    return decoder.decode(content), len(decoder.getstate()[0])
 
 
 # ======================================================================================================

@@ -304,10 +304,6 @@ PLUGINS = {
         from cco_sidecar import ApiError, Meter
 
         class Purse(Meter):
-            def instrument(self, command, url, token):
-                command.environment["REPORT_TO"] = url
-                return command
-
             def figures(self, agent_id):
                 return super().figures(agent_id) | {"cost_usd": 0.5}
 

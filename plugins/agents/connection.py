@@ -56,7 +56,7 @@ class ConnectingLauncher(Launcher):
         command, ignored = await super().command(running, files, asked, reader)
         if not reader.how or not (program := PROGRAMS.get(command.argv[0])):
             return command, ignored
-        folder, token = running.folder, self.tokens.mint(running.row, lasting=True)
+        folder, token = running.folder, self.token(running.row, lasting=True)
         facts = {"{url}": reader.url.removesuffix("/api"), "{agent_folder}": str(folder), "{token}": token}
         try:
             return await asyncio.to_thread(connected, program, command, folder, facts, self.settings.root), ignored

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
+import weakref
 from typing import Any
 
 import msgspec
 
-from cco_sidecar import WRITE, AgentEnds, ApiError, Running, agent_facts, hookimpl, one_line, redact
+from cco_sidecar import WRITE, Agents, ApiError, Process, Running, agent_facts, hookimpl, one_line, redact
 from cco_sidecar_plugins._settings import PluginSettings
 
 log = logging.getLogger("cco")
@@ -15,31 +17,51 @@ log = logging.getLogger("cco")
 
 @hookimpl
 def agent_part(base: type) -> type | None:
-    return type("AskedEnds", (AskedEnds, base), {}) if issubclass(base, AgentEnds) else None
+    return type("AskingAgents", (AskingAgents, base), {}) if issubclass(base, Agents) else None
 
 
-class AskedEnds(AgentEnds):
+class AskingAgents(Agents):
     """The first answer that a plugin gives is taken."""
 
     settings: PluginSettings
 
-    async def failure(self, running: Running, *, ended: bool) -> str | None:
+    PROBATION = 120.0  # seconds in which plugins may find that an agent cannot work
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        # when its output was last written, as plugins were asked about it
+        self._heard: weakref.WeakKeyDictionary[Running, float | None] = weakref.WeakKeyDictionary()
+
+    async def tend(self, running: Running, process: Process) -> None:
+        await super().tend(running, process)
+        if time.monotonic() < process.began + self.PROBATION and self.hooks.implementations("agent_failure"):
+            written = await self.disk.run(self.output(running.row["id"]).last_written)
+            if written != self._heard.get(running):
+                self._heard[running] = written
+                running.row["reason"] = await self._failure(running.row)
+
+    async def judge(self, running: Running) -> None:
+        await super().judge(running)
         row = running.row
+        if running.ended_as is None and (reason := row["reason"] or await self._failure(row)):
+            row |= {"state": "failed", "reason": reason}
+        if row["state"] == "completed" and row["exit_code"] == 0:
+            await self._speak_for(row)
+
+    async def _failure(self, row: dict[str, Any]) -> str | None:
+        """Why an agent that has ended by itself failed, or one that began a moment ago cannot work; one line."""
         if not self.hooks.implementations("agent_failure"):
             return None
-        if not ended:  # asked whenever it has written something
-            written = await self.disk.run(self.processes.output(row["id"]).size)
-            if written == running.heard:
-                return None
-            running.heard = written
         try:
             reason = await self._ask("agent_failure", row, "output")
         except TimeoutError:
             return None
         return redact(" ".join(reason.split()))[0][:500] if reason else None
 
-    async def speak_for(self, row: dict[str, Any]) -> None:
-        """If the agent could store a result and did not, and a plugin has one. Who was killed meanwhile finds it."""
+    async def _speak_for(self, row: dict[str, Any]) -> None:
+        """Store a result in the name of an agent that could store one and did not, where a plugin has one. Who was
+        killed meanwhile finds it.
+        """
         stored = self.ledger.find(row["project"], row["id"])["result_id"]
         if stored or self.settings.no_synthesis or WRITE not in row["permissions"]:
             return
@@ -56,5 +78,5 @@ class AskedEnds(AgentEnds):
 
     async def _ask(self, hook: str, row: dict[str, Any], name: str, **facts: Any) -> Any:
         """The first answer about an agent, whose last lines are asked by ``name``. Raises TimeoutError."""
-        facts |= {"agent": agent_facts(row), name: await self.disk.run(self.processes.output(row["id"]).tail, 100)}
+        facts |= {"agent": agent_facts(row), name: await self.disk.run(self.output(row["id"]).tail, 100)}
         return await self.hooks.pool.run(self.hooks.first, hook, **facts)

@@ -46,12 +46,12 @@ from cco_sidecar import (
     WaitQuery,
     harmless,
     hookimpl,
-    instructions,
     issues_named,
     redact,
 )
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, PATIENT, Dialect
 from cco_sidecar_plugins.agents.approvals import APPROVE, ApprovalRequest, approvals_of
+from cco_sidecar_plugins.agents.prompts import instructions, reader_of
 
 NEWS_BYTES = 2000
 LINE = 240  # characters of an event's data
@@ -313,7 +313,7 @@ class Sessions:
         issue = claims.issue_id or (running.row["issue"] if running else None)
         if not issue:
             return "\n".join(self._team(claims))
-        reader = self._agents.reader(claims, issue)
+        reader = reader_of(self._agents, claims, issue)
         if not self._sidecar.hooks.implementations("context_brief"):
             return instructions(reader)
         query = ContextQuery(task=running.row["task"] if running else "")
@@ -344,7 +344,7 @@ class Sessions:
         if self._read.position(*key) or self._read.result_of(claims.project_id, claims.sub)["result_id"]:
             return None
         await self._sidecar.storage.write(lambda records: records.move_position(*key, 1))
-        reader = self._agents.reader(claims, running.row["issue"])
+        reader = reader_of(self._agents, claims, running.row["issue"])
         return f"You have not stored your result yet. Do that now, then end.\n\n{instructions(reader)}"
 
     # -- permissions

@@ -8,6 +8,7 @@ its last agent. Every process of an agent is found by proofs, of which one, a ma
 from __future__ import annotations
 
 import asyncio
+import codecs
 import collections
 import contextlib
 import errno
@@ -32,15 +33,16 @@ import psutil
 from msgspec import Meta, Struct
 
 from cco_sidecar import (
+    MB,
     AgentCommand,
-    Identity,
+    Agents,
     Output,
     Pool,
     Process,
     Processes,
+    Running,
     StartError,
     boot_id,
-    decode_whole,
     find_program,
     hookimpl,
     in_thread,
@@ -54,10 +56,28 @@ from cco_sidecar_plugins.agents._retention import prune_for_ever
 
 log = logging.getLogger("cco")
 
+Identity = tuple[int, str]  # pid, and what tells it from an earlier or later process with the same number
+
 
 @hookimpl
 def process_owner(settings: PluginSettings) -> Processes:
     return KeptProcesses(settings)
+
+
+@hookimpl
+def agent_part(base: type) -> type | None:
+    return type("NotingAgents", (NotingAgents, base), {}) if issubclass(base, Agents) else None
+
+
+class NotingAgents(Agents):
+    """Notes in the ledger which processes are an agent's: the next run of the service has to find them."""
+
+    async def tend(self, running: Running, process: Process) -> None:
+        if isinstance(process, KeptProcess) and process.proof.known != process.noted:
+            process.noted = set(process.proof.known)
+            agent_id, seen = process.agent_id, json.dumps(sorted(process.noted))
+            self.ledger.storage.write_behind(lambda records: records.update_agent(agent_id, seen=seen))
+        await super().tend(running, process)
 
 
 class KeptProcesses(Processes):
@@ -94,10 +114,11 @@ class KeptProcesses(Processes):
             raise
         return process
 
-    async def adopt(self, agent_id: str, pid: int | None, birth: str | None, known: set[Identity]) -> Process:
+    async def adopt(self, row: dict[str, Any]) -> Process:
+        agent_id, birth = row["id"], row["birth"]
         process = self._kept[agent_id] = KeptProcess(agent_id, self._folder / agent_id)
-        process.known = process.proof.known = set(known)
-        pid = pid or await self._pool.run(noted_pid, process.folder)
+        process.proof.known = process.noted = {(pid, birth) for pid, birth in row["seen"]}
+        pid = row["pid"] or await self._pool.run(noted_pid, process.folder)
         members = members_of(self._at_start, process.proof)
         first = min((item for item in members if pid in (None, item.pid)), key=lambda item: item.order, default=None)
         process.pid, process.birth = pid, birth
@@ -132,7 +153,7 @@ class KeptProcesses(Processes):
 
     def output(self, agent_id: str) -> Output:
         folder = self._folder / agent_id
-        return Output(folder) if (folder / Output.NAME).exists() else StampedOutput(folder)  # of a run without us
+        return WholeOutput(folder) if (folder / Output.NAME).exists() else StampedOutput(folder)  # of a run without us
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -180,6 +201,7 @@ class KeptProcess(Process):
     def __init__(self, agent_id: str, folder: Path) -> None:
         super().__init__(agent_id, folder)
         self.proof = Proof(mark=mark_of(folder), marker=str(folder / "token"))
+        self.noted: set[Identity] = set()  # its processes, as the ledger has them
         self.told = False  # its keeper has said how it ended
         self.missing = 0  # looks on end that did not find its first process
 
@@ -193,7 +215,7 @@ class KeptProcess(Process):
             "processes": len(members),
             "measured": now,
         }
-        self.known = self.proof.known = {item.identity for item in members}
+        self.proof.known = {item.identity for item in members}
 
     def hear(self, end: AgentEnd) -> None:
         self.exit_code, self.ended, self.told = end.code, end.time, True
@@ -406,7 +428,41 @@ class Keeper:
             await self._pool.run(process.wait, 0.5)
 
 
-class StampedOutput(Output):
+class WholeOutput(Output):
+    """Reads an output from any place on. Offsets are in bytes."""
+
+    READ = MB
+
+    def read(self, start: int, *, number: int | None = None) -> tuple[int, str, int]:
+        """(offset, text, next offset) from ``start``, or the oldest byte there is, ``number`` or READ bytes at most."""
+        offset, content = self.content(start, self.READ if number is None else number)
+        text, held_back = decode_whole(content)
+        return offset, text, offset + len(content) - held_back
+
+    def last(self, number: int) -> str:
+        return self.read(max(0, self.size() - number), number=number)[1]
+
+    def size(self) -> int:
+        """The number of bytes written in all."""
+        with contextlib.suppress(OSError):
+            return (self._folder / self.NAME).stat().st_size
+        return 0
+
+    def content(self, start: int, number: int) -> tuple[int, bytes]:
+        """(offset, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
+        with contextlib.suppress(OSError), self._open(self._folder / self.NAME) as file:
+            file.seek(start)
+            return start, file.read(number)
+        return start, b""
+
+
+def decode_whole(content: bytes) -> tuple[str, int]:
+    """(text, how many bytes at the end are the beginning of a character)."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return decoder.decode(content), len(decoder.getstate()[0])
+
+
+class StampedOutput(WholeOutput):
     """Reads what a keeper has written down of one agent: text with stamps at the lines' beginnings, in files named by
     their offset.
     """

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from cco_sidecar import MOMENT, REDACTED, AgentEndpoint, ApiError, Output, Route, hookimpl, redact
-from cco_sidecar_plugins.agents.keeper import StampedOutput
+from cco_sidecar import MOMENT, REDACTED, AgentEndpoint, ApiError, Route, hookimpl, redact
+from cco_sidecar_plugins.agents.keeper import StampedOutput, WholeOutput
 
 TAIL = 512 * 1024  # how far back the last lines are looked for
 LONGEST_WORD = 32 * 1024  # longer than any secret that is known by its form
@@ -34,17 +34,17 @@ class GetAgentLogs(AgentEndpoint):
 
     async def respond(self, agent_id: str) -> dict[str, Any]:
         row, agents = self.find(agent_id), self.sidecar.agents
-        if (
-            row["ended"]
-            and row["pid"] is not None
-            and not (self.sidecar.settings.storage / "agents" / agent_id).exists()
-        ):
+        folder = self.sidecar.settings.storage / "agents" / agent_id
+        if row["ended"] and row["pid"] is not None and not folder.exists():
             raise ApiError("REQ_002", f"The output of {agent_id} is no longer kept (--agent-retention)")
         output = agents.output(agent_id)
+        output = (
+            output if isinstance(output, WholeOutput) else WholeOutput(folder)
+        )  # where somebody else owns processes
         return {"agent_id": agent_id} | await agents.disk.run(log_answer, output, self.query, row["ended"] is not None)
 
 
-def log_answer(output: Output, query: LogQuery, is_whole: bool) -> dict[str, Any]:
+def log_answer(output: WholeOutput, query: LogQuery, is_whole: bool) -> dict[str, Any]:
     """The output from an offset or moment on, at most a megabyte, or its last lines; ``is_whole`` where nothing more
     will be written. Blocks, as all below do.
     """
@@ -68,7 +68,7 @@ def log_answer(output: Output, query: LogQuery, is_whole: bool) -> dict[str, Any
     }  # fmt: skip
 
 
-def read(output: Output, query: LogQuery, start: int, number: int | None = None) -> tuple[int, str, int]:
+def read(output: WholeOutput, query: LogQuery, start: int, number: int | None = None) -> tuple[int, str, int]:
     if not query.timestamps:
         return output.read(start, number=number)
     if not isinstance(output, StampedOutput):
@@ -76,7 +76,7 @@ def read(output: Output, query: LogQuery, start: int, number: int | None = None)
     return output.read(start, number=number, timestamps=True)
 
 
-def offset_of_tail(output: Output, number: int) -> int:
+def offset_of_tail(output: WholeOutput, number: int) -> int:
     """The offset at which the last ``number`` lines begin."""
     asked = max(0, output.size() - TAIL)
     offset, content = output.content(asked, TAIL)

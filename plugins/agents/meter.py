@@ -28,9 +28,12 @@ from cco_sidecar import (
     AgentCommand,
     ApiError,
     Endpoint,
+    Launcher,
     Meter,
     Pool,
+    Reader,
     Route,
+    Running,
     StartError,
     StorageError,
     hookimpl,
@@ -398,34 +401,56 @@ class SpendMeter(Meter):
             rows = self._db.execute(question, (self.SHOWN,)).fetchall()
         return {name: dict(zip(self.FIGURES[1:], figures, strict=True)) for name, *figures in rows}
 
-    # -- telling programs to report
-
-    def instrument(self, command: AgentCommand, url: str, token: str) -> AgentCommand:
-        """Known programs report to us, unless the user has them report elsewhere."""
-        name = re.sub(r"\.(exe|cmd)$", "", Path(command.argv[0]).name)
-        program = PROGRAMS.get(name)
-        if program and any(variable in command.environment for variable in ELSEWHERE):
-            program = None
-        reports = bool(program and (program.telemetry or program.telemetry_argv))
-        counted = {"tokens": reports, "usd": reports and name in PRICED}
-        for unit, budget in self._budgets.items():
-            if budget and not counted[unit]:
-                log_once(f"{name} does not report what it spends in {unit}: --budget-{unit} counts nothing of it")
-        if not program or not reports:
-            return command
-        common = {
-            "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": f"{url}/v1/logs", "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "http/json",
-            "OTEL_EXPORTER_OTLP_HEADERS": f"Authorization=Bearer {token}",
-        }  # fmt: skip
-        told = {name: value.replace("{url}", url) for name, value in program.telemetry.items()}
-        argv = [command.argv[0], *(word.replace("{url}", url) for word in program.telemetry_argv), *command.argv[1:]]
-        compressed = ("OTEL_EXPORTER_OTLP_COMPRESSION", "OTEL_EXPORTER_OTLP_LOGS_COMPRESSION")
-        kept = {name: value for name, value in command.environment.items() if name not in compressed}
-        return msgspec.structs.replace(command, argv=argv, environment=kept | common | told)
-
 
 def day_of(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d")
+
+
+# -- telling programs to report
+
+
+@hookimpl
+def agent_part(base: type) -> type | None:
+    return type("MeteredLauncher", (MeteredLauncher, base), {}) if issubclass(base, Launcher) else None
+
+
+class MeteredLauncher(Launcher):
+    """Known programs report to us, unless the user has them report elsewhere."""
+
+    settings: PluginSettings
+
+    async def command(
+        self, running: Running, files: dict[str, bytes], asked: dict[str, str], reader: Reader
+    ) -> tuple[AgentCommand, list[str]]:
+        command, ignored = await super().command(running, files, asked, reader)
+        # It lasts, since a program reads it once, and can do nothing but report.
+        token = self.token(running.row | {"permissions": []}, lasting=True)
+        budgets = {"usd": self.settings.budget_usd, "tokens": self.settings.budget_tokens}
+        return reporting(command, reader.url.removesuffix("/api"), token, budgets), ignored
+
+
+def reporting(command: AgentCommand, url: str, token: str, budgets: dict[str, Any]) -> AgentCommand:
+    """The command of an agent whose program then reports to ``url`` with ``token``, which no argument holds."""
+    name = re.sub(r"\.(exe|cmd)$", "", Path(command.argv[0]).name)
+    program = PROGRAMS.get(name)
+    if program and any(variable in command.environment for variable in ELSEWHERE):
+        program = None
+    reports = bool(program and (program.telemetry or program.telemetry_argv))
+    counted = {"tokens": reports, "usd": reports and name in PRICED}
+    for unit, budget in budgets.items():
+        if budget and not counted[unit]:
+            log_once(f"{name} does not report what it spends in {unit}: --budget-{unit} counts nothing of it")
+    if not program or not reports:
+        return command
+    common = {
+        "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": f"{url}/v1/logs", "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "http/json",
+        "OTEL_EXPORTER_OTLP_HEADERS": f"Authorization=Bearer {token}",
+    }  # fmt: skip
+    told = {name: value.replace("{url}", url) for name, value in program.telemetry.items()}
+    argv = [command.argv[0], *(word.replace("{url}", url) for word in program.telemetry_argv), *command.argv[1:]]
+    compressed = ("OTEL_EXPORTER_OTLP_COMPRESSION", "OTEL_EXPORTER_OTLP_LOGS_COMPRESSION")
+    kept = {name: value for name, value in command.environment.items() if name not in compressed}
+    return msgspec.structs.replace(command, argv=argv, environment=kept | common | told)
 
 
 PRICED = ("claude",)  # they report money, the others tokens alone

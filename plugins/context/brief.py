@@ -25,9 +25,9 @@ from cco_sidecar import (
     Route,
     Sections,
     hookimpl,
-    instructions,
     redact,
 )
+from cco_sidecar_plugins.agents.prompts import instructions, reader_of
 
 log = logging.getLogger("cco")
 
@@ -71,7 +71,7 @@ class GetContext(cco_sidecar.GetContext):
         if not prefers_markdown(", ".join(self.request.headers.get_list("Accept"))):
             return None
         self.content_type = "text/markdown; charset=utf-8"
-        return self.sidecar.agents.reader(self.claims, issue_id)
+        return reader_of(self.sidecar.agents, self.claims, issue_id)
 
 
 def prefers_markdown(accept: str) -> bool:

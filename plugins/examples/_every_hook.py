@@ -40,7 +40,6 @@ from cco_sidecar import (
     SidecarInfo,
     Storage,
     hookimpl,
-    instructions,
     log,
 )  # fmt: skip
 
@@ -95,7 +94,7 @@ def permission_policy(claims: Claims, permission: str | None, method: str, path:
 
 @hookimpl
 def context_brief(request: ContextRequest, sections: Sections, reader: Reader) -> str | None:
-    return f"# {request.issue_id}\n\n{instructions(reader)}"
+    return f"# {request.issue_id}\n\nYou may: {', '.join(reader.permissions)}"
 
 
 @hookimpl

@@ -19,7 +19,6 @@ from msgspec import Meta, Struct
 from cco_sidecar import (
     PUBLISH,
     READ,
-    SAY,
     SPAWN,
     WRITE,
     ApiError,
@@ -46,6 +45,7 @@ from cco_sidecar import (
     too_large,
 )
 from cco_sidecar_plugins.agents.agent_list import AgentQuery, ListAgents
+from cco_sidecar_plugins.agents.prompts import SAY, reader_of
 from cco_sidecar_plugins.http._mcp_shapes import NOTE, PAGE, arguments_of, as_line, as_lines, checked, page_of, pages
 from cco_sidecar_plugins.results.result_list import GetResult, ListResults, ResultQuery
 
@@ -205,7 +205,7 @@ async def brief(call: Call) -> str:
     query = (await call.prepared(GetContext, place, call.picked("task"))).query
     sidecar.tokens.check_issue(call.claims, call.issue_id)
     call.request.acted_on = {"issue_id": call.issue_id}
-    reader = sidecar.agents.reader(call.claims, call.issue_id)
+    reader = reader_of(sidecar.agents, call.claims, call.issue_id)
     reader = msgspec.structs.replace(reader, how=by_tools(reader))
     content, _ = await sidecar.contexts.get(*place, query, reader=reader)
     return content.decode()

@@ -173,7 +173,6 @@ class Settings:
     port: Annotated[int, read_number(0, 65535)] = option(3001, "TCP port; 0 takes a free one", "N")
     allowed_host: Annotated[tuple[str, ...], read_list] = option((), "more Host names that are answered", "NAME")
     cors_origin: Annotated[tuple[str, ...], read_list] = option((), "more web origins that may call", "ORIGIN")
-    max_connections: Annotated[int, read_number(1, 1_000_000)] = option(10_000, "connections open at once", "N")
     request_timeout: Annotated[int, read_number(1, 3600)] = option(
         60, "how long a request's head, and then its body, may take", "SECONDS"
     )
@@ -1556,8 +1555,6 @@ class Sidecar:
             body_timeout=settings.request_timeout + 15.0,  # Endpoint says why before that
             idle_connection_timeout=300.0,
         )
-        self._server.max_connections = connection_limit(settings.max_connections)
-        self._server.request_timeout = settings.request_timeout
         last = self.storage.read.meta("port") if settings.port == 0 else None
         for port in ([int(last)] if last else []) + [settings.port]:
             try:
@@ -1804,23 +1801,6 @@ def content_of(path: Path) -> bytes:
     return b""
 
 
-def connection_limit(wanted: int) -> int:
-    """``wanted`` connections, or fewer, so that files, agents and git find room under the limit of open files, which is
-    raised to 65,536 as far as the system lets us: each parked poll is an open connection.
-    """
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return wanted
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    more = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
-    if soft != resource.RLIM_INFINITY and soft < more:
-        with contextlib.suppress(ValueError, OSError):  # no right to change it
-            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
-            soft = more
-    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - min(256, soft // 2)))
-
-
 def folder_size(folder: Path, without: Collection[str] = ()) -> int:
     """Bytes in the files below ``folder`` that have other names than those. Blocks."""
     total = 0
@@ -1866,65 +1846,36 @@ class Match(tornado.routing.PathMatches):
     """A route's method and path; HEAD goes where GET goes."""
 
     def __init__(self, route: Route) -> None:
+        if not issubclass(route.endpoint, Endpoint):
+            raise TypeError("not an Endpoint")
         super().__init__(re.sub(r"\{\w+\}", "([^/]*)", route.path) + "$")
         self.route, self.methods = route, {"GET", "HEAD"} if route.method == "GET" else {route.method}
+        self.path_names = tuple(re.findall(r"\{(\w+)\}", route.path))
 
     def match(self, request: tornado.httputil.HTTPServerRequest) -> dict[str, Any] | None:
         return super().match(request) if request.method in self.methods else None
 
 
 def make_application(sidecar: Sidecar) -> tornado.web.Application:
-    def rules_of(table: list[Route]) -> dict[tuple[str, str], tornado.routing.Rule]:
-        rules = {}
-        for row in table:
-            if not issubclass(row.endpoint, Endpoint):
-                raise TypeError("not an Endpoint")
-            facts = {"sidecar": sidecar, "path_names": tuple(re.findall(r"\{(\w+)\}", row.path))}
-            rules[row.method, row.path] = tornado.routing.Rule(Match(row), row.endpoint, facts)
-        return rules
-
-    rules = rules_of(routes())
+    matches = {(row.method, row.path): Match(row) for row in routes()}
     for name, rows in sidecar.hooks.ask("register_routes"):
         try:
-            rules |= rules_of(rows)
+            matches |= {(row.method, row.path): Match(row) for row in rows}
         except Exception as error:  # a boundary: anybody's objects
             log.warning("plugin %s: register_routes: did not return a list of Route: %s", name, one_line(error))
+    table = [
+        tornado.routing.Rule(match, match.route.endpoint, {"sidecar": sidecar, "path_names": match.path_names})
+        for match in matches.values()
+    ]
     more: dict[str, Any] = {"default_handler_class": UnknownRoute, "default_handler_args": {"sidecar": sidecar}}
-    more |= {"sidecar": sidecar, "matches": [rule.matcher for rule in rules.values()]}
-    return tornado.web.Application(list(rules.values()), log_function=lambda handler: None, **more)  # on_finish logs
+    more |= {"sidecar": sidecar, "matches": list(matches.values())}
+    return tornado.web.Application(table, log_function=lambda handler: None, **more)  # on_finish logs
 
 
 class Server(tornado.httpserver.HTTPServer):
-    """Tornado's HTTP/1.1 server with a cap on connections. Plugins derive theirs from it (``server_class``)."""
+    """Tornado's HTTP/1.1 server. Plugins derive theirs from it (``server_class``)."""
 
     protocols = "HTTP/1.1 (HTTP/2: off)"  # as the banner says it
-    max_connections = 10_000
-    request_timeout = 60.0  # seconds from a head's first byte to its last, where a plugin counts them
-
-    def initialize(self, *args: Any, **options: Any) -> None:
-        super().initialize(*args, **options)
-        self._open = 0
-
-    def handle_stream(self, stream: tornado.iostream.IOStream, address: Any) -> None:
-        if self.connections() >= self.max_connections:
-            return self.turn_away(stream)
-        self.serve_http1(stream, address)
-
-    def serve_http1(self, stream: tornado.iostream.IOStream, address: Any) -> None:
-        self._open += 1
-        super().handle_stream(stream, address)
-
-    def on_close(self, server_conn: object) -> None:
-        self._open -= 1
-        super().on_close(server_conn)
-
-    def connections(self) -> int:
-        """The number of open connections."""
-        return self._open
-
-    def turn_away(self, stream: tornado.iostream.IOStream) -> None:
-        """End a new connection for which there is no room."""
-        stream.close()
 
     def take_certificate(self, context: ssl.SSLContext) -> None:
         """Serve the connections to come with another certificate."""
@@ -1940,201 +1891,7 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 @tornado.web.stream_request_body
-class Handler(tornado.web.RequestHandler):
-    """A request as Tornado hands it over: our headers and errors, a bounded body, one record in the request logs.
-
-    An error that is known before the body has come is answered after a short body, and at once for a long one.
-    """
-
-    max_body: ClassVar[int] = MB
-    failure: ClassVar[str] = "STR_002"  # the code of an unexpected error
-    cache_control: ClassVar[str] = "no-store"
-    reading = False  # a request that changes nothing although its method says that it may
-
-    LINGER_SECONDS = 2.0  # how long a body is read on after an answer that came before its end ...
-    LINGER_BYTES = 4 * MB  # ... and how much of it
-
-    # Thousands of long polls are parked in instances: slots keep them small.
-    __slots__ = (
-        "_accounted", "_dropped", "_early", "_timer", "acted_on", "allowance", "claims", "error", "hang_up", "parked",
-        "path_names", "request_id", "sidecar", "upload", "when_sent",
-    )  # fmt: skip
-
-    def initialize(self, sidecar: Sidecar, path_names: tuple[str, ...] = ()) -> None:
-        del self.ui  # Tornado's template helpers: half a kilobyte that a parked poll need not hold
-        self.sidecar, self.path_names = sidecar, path_names
-        self.request_id = f"req-{uuid.uuid4()}"
-        self.claims = NOBODY
-        self.allowance: Allowance | None = None
-        self.error: ApiError | None = None  # why the request is refused
-        self.acted_on: dict[str, str] | None = None  # the ids that the body and the answer name
-        self.hang_up = HangUp()
-        self.parked = 0.0  # seconds that a long poll waited: not the service's own time
-        self.upload = bytearray()
-        self.when_sent: Callable[[], None] | None = None  # called once the answer was sent, or given up
-        self._timer: asyncio.TimerHandle | None = None
-        self._early = self._accounted = False
-        self._dropped = 0
-        sidecar.open_requests += 1
-
-    # -- the body
-
-    def refuse(self, error: ApiError) -> None:
-        """Answer ``error`` when the body has come, at once where that is long."""
-        self.error = error
-        self.allowance = self.allowance or error.allowance
-        if body_length(self.request.headers) > MB:
-            self.answer_early(error)
-
-    def data_received(self, chunk: bytes) -> None:
-        self._dropped += len(chunk) if self._early else 0
-        if self._dropped > self.LINGER_BYTES:
-            self.finish_early()
-        elif not self.error:
-            self.upload += chunk
-            if len(self.upload) > self.max_body:  # only a chunked body gets here
-                self.answer_early(too_large(self.max_body))
-
-    def answer_early(self, error: ApiError) -> None:
-        """Answer before the body's end, and read on for a while: closing with unread input would reset the connection,
-        and the client would never see why.
-        """
-        if self._finished:
-            return
-        self._early = True
-        self.upload.clear()
-        self.request.headers.pop("Expect", None)  # else Tornado would still ask for the body, after this answer
-        content = self.error_content(error)
-        self.set_header("Connection", "close")
-        connection: Any = self.request.connection
-        connection._disconnect_on_finish = True  # Tornado itself goes by the request's headers alone
-        self.set_header("Content-Length", str(len(content)))
-        self.write(content)
-        self.flush()
-        self.set_timer(self.LINGER_SECONDS, self.finish_early)
-
-    def finish_early(self) -> None:
-        if not self._finished:
-            self.finish()
-
-    def set_timer(self, seconds: float = 0.0, action: Callable[[], None] | None = None) -> None:
-        """Call ``action`` after ``seconds``, in place of what was to be called before; without one nothing is."""
-        if self._timer:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, action) if action else None
-
-    # -- the answer
-
-    def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
-        if not self._headers_written:
-            headers = self._headers  # set_header checks each value anew, which is a tenth of a small answer's cost
-            headers["Server"] = "cco-sidecar"
-            headers["X-Request-ID"] = self.request_id
-            headers["Cache-Control"] = self.cache_control if self.get_status() < 400 else "no-store"
-            self.sidecar.access.set_headers(headers, self.request)
-            if self.allowance:
-                headers.update(self.allowance.headers())
-            if fresh := self.sidecar.tokens.refresh_if_due(self.claims):
-                headers["X-Refreshed-Token"] = fresh
-        return super().flush(include_footers)
-
-    def compute_etag(self) -> None:
-        """None: Tornado would hash every answer; contexts have an ETag of their own."""
-
-    # -- errors
-
-    def error_content(self, error: ApiError) -> bytes:
-        self.error = error.with_traceback(None)  # its frames would hold the answer in a cycle
-        self.clear_header("ETag")
-        self.set_status(error.status)
-        self.set_header("Content-Type", "application/json")
-        if error.retry_after is not None:
-            self.set_header("Retry-After", str(error.retry_after))
-        if error.status == 401:
-            self.set_header("WWW-Authenticate", "Bearer")
-        if error.status == 405:
-            self.set_header("Allow", ", ".join(self.allowed_methods()))
-        return msgspec.json.encode(error.answer(self.request_id))
-
-    def allowed_methods(self) -> list[str]:
-        """The methods of the request's path, empty where it is unknown; ``*`` is the service as a whole."""
-        path, matches = self.request.path, self.application.settings["matches"]
-        found = set().union(*(match.methods for match in matches if path == "*" or match.regex.match(path)))
-        return sorted(found | {"OPTIONS"}) if found else []
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Tornado's own refusals (an unknown method, a path that is not UTF-8) in our words."""
-        wrong_method = "REQ_003" if self.allowed_methods() else "REQ_002"
-        codes = {404: "REQ_002", 405: wrong_method, 413: "REQ_004", 415: "REQ_005"}
-        content = self.error_content(
-            ApiError(self.failure if status_code >= 500 else codes.get(status_code, "REQ_001"))
-        )
-        self.set_header("Connection", "close")  # Tornado does close it, where the body was not read yet
-        self.finish(content)
-
-    def log_exception(self, *details: Any) -> None:
-        """Log what Tornado caught outside of ``Endpoint``; its own refusals and hang-ups are no errors of ours."""
-        if not isinstance(details[1], (tornado.web.HTTPError, tornado.iostream.StreamClosedError)):
-            log.error("%s unexpected", self.request_id, exc_info=details)
-
-    # -- afterwards
-
-    def on_connection_close(self) -> None:
-        self.set_timer()
-        super().on_connection_close()  # ends the wait for a body that will never be whole
-        self.hang_up.happen()
-        if not self._finished:  # nobody is left to answer: Tornado calls on_finish only after finish()
-            self.on_finish(499)
-
-    def on_finish(self, status: int = 0) -> None:
-        """Count the request and hand it to the request logs, once."""
-        if self._accounted:
-            return
-        self._accounted = True
-        request, status = self.request, status or self.get_status()
-        seconds = max(0.0, request.request_time() - self.parked)
-        self.sidecar.open_requests -= 1
-        self.sidecar.metrics.record(seconds, failed=status >= 400 and status != 499)
-        # Tornado refuses an unknown method before it has looked at the path.
-        in_path = dict(zip(self.path_names, getattr(self, "path_args", ()), strict=False))
-        self.sidecar.log_request(FinishedRequest(
-            moment=time.time(), request_id=self.request_id, remote=request.remote_ip, method=request.method,
-            path=without_tokens(request.path), status=status, seconds=seconds, claims=self.claims, error=self.error,
-            reading=self.reading, acted_on=in_path | (self.acted_on or {}),
-        ))  # fmt: skip
-
-
-class FinishedRequest(Struct, frozen=True, kw_only=True):
-    """A request that was answered; ``method`` is None where it was refused before its head was read."""
-
-    moment: float  # epoch seconds
-    request_id: str
-    remote: str | None  # the peer's address
-    method: str | None = None
-    path: str = ""  # without what looks like a token
-    status: int  # 499 where the client hung up
-    seconds: float = 0.0  # without those that a long poll waited
-    claims: Claims = NOBODY
-    error: ApiError | None = None
-    reading: bool = False  # it changes nothing
-    acted_on: dict[str, str] = {}  # by issue_id, agent_id, result_id and so on: what path, body and answer name
-
-
-class RequestLog:
-    """Records each finished request as a line of the log. Plugins may record more (``request_log``)."""
-
-    def record(self, request: FinishedRequest) -> None:
-        """Called on the loop for every request, in order. Must not block for longer than a short write does."""
-        log.info(
-            "%s %s %s %d %.1f ms %s %s", request.request_id, request.method or "-", request.path or "-", request.status,
-            request.seconds * 1000, request.claims.sub or "-", request.error.code if request.error else "-",
-        )  # fmt: skip
-
-    def close(self) -> None:
-        """The service has ended."""
-
-
-class Endpoint(Handler):
+class Endpoint(tornado.web.RequestHandler):
     """The base of every endpoint. A subclass says what it requires in class attributes and implements ``respond``.
 
     ``respond`` gets the values of the path's names, in order, and, where ``body`` is set, the validated body as a dict;
@@ -2150,22 +1907,48 @@ class Endpoint(Handler):
     answers: ClassVar[dict[int, Any]] = {200: dict}
     problems: ClassVar[tuple[int, ...]] = ()  # statuses beyond those that every endpoint has
     max_line: ClassVar[int] = MAX_LINE
+    max_body: ClassVar[int] = MB
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
+    failure: ClassVar[str] = "STR_002"  # the code of an unexpected error
     idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
     holds_token: ClassVar[bool] = False
     aside: ClassVar[bool] = False  # what an agent's program does by itself: no call of the agent, and none of its limit
+    cache_control: ClassVar[str] = "no-store"
     content_type = "application/json"
+    reading = False  # a request that changes nothing although its method says that it may
 
     ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
     SHORT = 64 * 1024  # bytes of an answer that is written in one piece with its headers
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
 
-    __slots__ = ("query",)
+    # Thousands of long polls are parked in instances: slots keep them small.
+    __slots__ = ("allowance", "claims", "hang_up", "path_names", "query", "request_id", "sidecar", "upload")
 
     query: Any
     respond: Callable[..., Awaitable[Any]]
+    error: ApiError | None = None  # why the request is refused
+    acted_on: dict[str, str] | None = None  # the ids that the body and the answer name
+    parked = 0.0  # seconds that a long poll waited: not the service's own time
+    when_sent: Callable[[], None] | None = None  # called once the answer was sent, or given up
+    _too_late: asyncio.TimerHandle | None = None  # while a body comes
+    _accounted = False
+
+    def initialize(self, sidecar: Sidecar, path_names: tuple[str, ...] = ()) -> None:
+        del self.ui  # Tornado's template helpers: half a kilobyte that a parked poll need not hold
+        self.sidecar, self.path_names = sidecar, path_names
+        self.request_id = f"req-{uuid.uuid4()}"
+        self.claims = NOBODY
+        self.allowance: Allowance | None = None
+        self.hang_up = HangUp()
+        self.upload = bytearray()
+        sidecar.open_requests += 1
+
+    # -- the request, in the order in which it comes
 
     async def prepare(self) -> None:
+        """Check what is known before the body comes. A refusal waits for the end of a short body, so that the
+        connection goes on, and for none that is long.
+        """
         request, sidecar, length = self.request, self.sidecar, body_length(self.request.headers)
         try:
             sidecar.access.check(request)
@@ -2183,18 +1966,30 @@ class Endpoint(Handler):
                 if sidecar.hooks.implementations("permission_policy"):
                     await check_policies(self)
         except ApiError as error:
-            self.refuse(error)
-        if length and not self._early:
-            late = "The request's body did not come in time"
-            self.set_timer(
-                sidecar.settings.request_timeout, lambda: self.answer_early(self.error or ApiError("REQ_008", late))
-            )
+            self.error = error
+            if length > MB:
+                self.answer_early(error)
+        if length and not self._finished:
+            late = self.error or ApiError("REQ_008", "The request's body did not come in time")
+            wait = sidecar.settings.request_timeout
+            self._too_late = asyncio.get_running_loop().call_later(wait, self.answer_early, late)
+
+    def data_received(self, chunk: bytes) -> None:
+        if not self.error:
+            self.upload += chunk
+            if len(self.upload) > self.max_body:  # only a chunked body gets here
+                self.answer_early(too_large(self.max_body))
+
+    def answer_early(self, error: ApiError) -> None:
+        """Refuse a request whose body has not ended. Tornado closes the connection behind the answer."""
+        self.upload.clear()
+        content = self.error_content(error)
+        self.set_header("Connection", "close")
+        self.finish(content)
 
     async def _serve(self, *path: str) -> None:
-        if self._timer:
-            self.set_timer()
-        if self._early:
-            return self.finish_early()
+        if self._too_late:
+            self._too_late.cancel()
         try:
             if self.error:
                 raise self.error
@@ -2212,6 +2007,7 @@ class Endpoint(Handler):
     get = head = post = put = patch = delete = options = _serve
 
     async def _answer(self, path: tuple[str, ...]) -> None:
+        """Apart from ``_serve``, so that an answer that is refused is not kept while its refusal is sent."""
         self._read_path_and_query(path)
         async with asyncio.timeout(self.ANSWER_SECONDS):
             answer = await (self.respond(*path) if self.body is None else self._respond_to_body(path))
@@ -2289,6 +2085,15 @@ class Endpoint(Handler):
                 self.acted_on["result_id" if field == "id" else field] = value[:128]
         return source
 
+    def remembered(self, answer: Any) -> Any:
+        """The answer as it is stored for repeats of the request; ``replay`` completes it."""
+        return answer
+
+    def replay(self, answer: bytes) -> bytes:
+        return answer
+
+    # -- the answer
+
     async def send(self, content: bytes) -> None:
         """The whole answer. Raises StreamClosedError where nobody is left to read it, and what the filters raise."""
         if self.hang_up.happened:
@@ -2309,6 +2114,18 @@ class Endpoint(Handler):
                 self.when_sent()
                 self.when_sent = None
 
+    def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
+        if not self._headers_written:
+            headers = self._headers  # set_header checks each value anew, which is a tenth of a small answer's cost
+            headers["X-Request-ID"] = self.request_id
+            headers["Cache-Control"] = self.cache_control if self.get_status() < 400 else "no-store"
+            headers.update(self.sidecar.access.headers)
+            if self.allowance:
+                headers.update(self.allowance.headers())
+            if fresh := self.sidecar.tokens.refresh_if_due(self.claims):
+                headers["X-Refreshed-Token"] = fresh
+        return super().flush(include_footers)
+
     async def _taken(self, written: asyncio.Future[None]) -> None:
         """Wait until the client has taken what was written. Raises StreamClosedError where it does not."""
         if not written.done():
@@ -2323,12 +2140,31 @@ class Endpoint(Handler):
         typing.cast(Any, self.request.connection).close()
         self.on_connection_close()  # Tornado only tells of clients that close it
 
-    def remembered(self, answer: Any) -> Any:
-        """The answer as it is stored for repeats of the request; ``replay`` completes it."""
-        return answer
+    def compute_etag(self) -> None:
+        """None: Tornado would hash every answer; contexts have an ETag of their own."""
 
-    def replay(self, answer: bytes) -> bytes:
-        return answer
+    # -- errors
+
+    def error_content(self, error: ApiError) -> bytes:
+        """The body of a refusal, whose status and headers it sets."""
+        self.error = error.with_traceback(None)  # its frames would hold the answer in a cycle
+        self.allowance = self.allowance or error.allowance
+        self.clear_header("ETag")
+        self.set_status(error.status)
+        self.set_header("Content-Type", "application/json")
+        if error.retry_after is not None:
+            self.set_header("Retry-After", str(error.retry_after))
+        if error.status == 401:
+            self.set_header("WWW-Authenticate", "Bearer")
+        if error.status == 405:
+            self.set_header("Allow", ", ".join(self.allowed_methods()))
+        return msgspec.json.encode(error.answer(self.request_id))
+
+    def allowed_methods(self) -> list[str]:
+        """The methods of the request's path, empty where it is unknown; ``*`` is the service as a whole."""
+        path, matches = self.request.path, self.application.settings["matches"]
+        found = set().union(*(match.methods for match in matches if path == "*" or match.regex.match(path)))
+        return sorted(found | {"OPTIONS"}) if found else []
 
     def _unexpected(self, error: Exception) -> ApiError:
         if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
@@ -2343,6 +2179,72 @@ class Endpoint(Handler):
             log.error("%s unexpected", self.request_id, exc_info=error)
             return ApiError(self.failure)
         return ApiError(self.failure, f"{ERRORS[self.failure][2]}: {reason}")
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Tornado's own refusals (an unknown method, a path that is not UTF-8) in our words."""
+        codes = {404: "REQ_002", 405: "REQ_003" if self.allowed_methods() else "REQ_002", 413: "REQ_004"}
+        self.answer_early(ApiError(self.failure if status_code >= 500 else codes.get(status_code, "REQ_001")))
+
+    def log_exception(self, *details: Any) -> None:
+        """Log what Tornado caught outside of ``_serve``; its own refusals and hang-ups are no errors of ours."""
+        if not isinstance(details[1], (tornado.web.HTTPError, tornado.iostream.StreamClosedError)):
+            log.error("%s unexpected", self.request_id, exc_info=details)
+
+    # -- afterwards
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()  # ends the wait for a body that will never be whole
+        self.hang_up.happen()
+        self.on_finish(499)  # Tornado calls it only after finish()
+
+    def on_finish(self, status: int = 0) -> None:
+        """Count the request and hand it to the request logs, once."""
+        if self._too_late:
+            self._too_late.cancel()
+        if self._accounted:
+            return
+        self._accounted = True
+        request, status = self.request, status or self.get_status()
+        seconds = max(0.0, request.request_time() - self.parked)
+        self.sidecar.open_requests -= 1
+        self.sidecar.metrics.record(seconds, failed=status >= 400 and status != 499)
+        # Tornado refuses an unknown method before it has looked at the path.
+        in_path = dict(zip(self.path_names, getattr(self, "path_args", ()), strict=False))
+        self.sidecar.log_request(FinishedRequest(
+            moment=time.time(), request_id=self.request_id, remote=request.remote_ip, method=request.method,
+            path=without_tokens(request.path), status=status, seconds=seconds, claims=self.claims, error=self.error,
+            reading=self.reading, acted_on=in_path | (self.acted_on or {}),
+        ))  # fmt: skip
+
+
+class FinishedRequest(Struct, frozen=True, kw_only=True):
+    """A request that was answered; ``method`` is None where it was refused before its head was read."""
+
+    moment: float  # epoch seconds
+    request_id: str
+    remote: str | None  # the peer's address
+    method: str | None = None
+    path: str = ""  # without what looks like a token
+    status: int  # 499 where the client hung up
+    seconds: float = 0.0  # without those that a long poll waited
+    claims: Claims = NOBODY
+    error: ApiError | None = None
+    reading: bool = False  # it changes nothing
+    acted_on: dict[str, str] = {}  # by issue_id, agent_id, result_id and so on: what path, body and answer name
+
+
+class RequestLog:
+    """Records each finished request as a line of the log. Plugins may record more (``request_log``)."""
+
+    def record(self, request: FinishedRequest) -> None:
+        """Called on the loop for every request, in order. Must not block for longer than a short write does."""
+        log.info(
+            "%s %s %s %d %.1f ms %s %s", request.request_id, request.method or "-", request.path or "-", request.status,
+            request.seconds * 1000, request.claims.sub or "-", request.error.code if request.error else "-",
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """The service has ended."""
 
 
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
@@ -2414,37 +2316,18 @@ class UnknownRoute(Endpoint):
     public = True
     answers = {204: None}
 
-    async def prepare(self) -> None:
-        request, allowed = self.request, self.allowed_methods()
-        try:
-            self.sidecar.access.check(request)
-            if request.method != "OPTIONS" or not allowed:
-                wrong = ApiError("REQ_003") if allowed else ApiError("REQ_002", "No such path")
-                raise wrong if request.path != "*" else ApiError("REQ_001", "Only OPTIONS may ask for *")
-        except ApiError as error:
-            self.refuse(error)
-
     async def respond(self) -> bytes:
-        self.set_header("Allow", ", ".join(self.allowed_methods()))
-        if self.request.headers.get("Origin"):  # a browser asks before it lets a page call
-            self.set_header("Access-Control-Allow-Methods", self._headers["Allow"])
-            self.set_header("Access-Control-Allow-Headers", self.sidecar.access.ALLOWED_HEADERS)
-            self.set_header("Access-Control-Max-Age", "600")
-            if self.request.headers.get("Access-Control-Request-Private-Network"):
-                self.set_header("Access-Control-Allow-Private-Network", "true")
+        request, allowed = self.request, self.allowed_methods()
+        if request.method != "OPTIONS" and request.path == "*":
+            raise ApiError("REQ_001", "Only OPTIONS may ask for *")
+        if request.method != "OPTIONS" or not allowed:
+            raise ApiError("REQ_003") if allowed else ApiError("REQ_002", "No such path")
+        self.set_header("Allow", ", ".join(allowed))
         return b""
 
 
 class Access:
-    """Checks the Host and Origin of requests, and sets the answers' headers for browsers."""
-
-    ALLOWED_HEADERS = (
-        "Authorization, Content-Type, Idempotency-Key, If-None-Match, MCP-Protocol-Version, Mcp-Method, Mcp-Name"
-    )
-    EXPOSED_HEADERS = (
-        "X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Refreshed-Token,"
-        " Retry-After, ETag, Idempotent-Replay, Location"
-    )
+    """Checks the Host and Origin of requests; ``headers`` are those of every answer."""
 
     def __init__(self, settings: Settings) -> None:
         any_address = {"*"} if settings.host in ("0.0.0.0", "::") else set()
@@ -2452,8 +2335,8 @@ class Access:
             {"localhost", settings.host.lower(), *map(str.lower, settings.allowed_host)} | any_address
         )
         self._origins = settings.cors_origin
-        self._always = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
-        self._always |= {"Strict-Transport-Security": "max-age=31536000"} if settings.tls_cert else {}
+        self.headers = {"Server": "cco-sidecar", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
+        self.headers |= {"Strict-Transport-Security": "max-age=31536000"} if settings.tls_cert else {}
 
     def check(self, request: tornado.httputil.HTTPServerRequest) -> None:
         """DNS rebinding and hostile web pages end here. Raises REQ_007."""
@@ -2462,15 +2345,6 @@ class Access:
         origin = request.headers.get("Origin")
         if origin is not None and not origin_allowed(origin, self._origins):
             raise ApiError("REQ_007", "Pages of this Origin may not call; --cors-origin allows more")
-
-    def set_headers(self, headers: tornado.httputil.HTTPHeaders, request: tornado.httputil.HTTPServerRequest) -> None:
-        """Set the headers of every answer, and those by which a browser lets pages that may call read it."""
-        headers.update(self._always)
-        origin = request.headers.get("Origin")
-        if origin and origin_allowed(origin, self._origins):
-            headers["Access-Control-Allow-Origin"] = origin
-            headers["Access-Control-Expose-Headers"] = self.EXPOSED_HEADERS
-            headers.add("Vary", "Origin")
 
 
 @functools.lru_cache(1024)

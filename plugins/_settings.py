@@ -29,6 +29,9 @@ class PluginSettings(Settings):
     storage_limit_mb: Annotated[int, read_number(1, 100_000_000)] = option(
         2000, "how large the storage may become; what is to be stored is refused then", "MB", "guard"
     )
+    max_connections: Annotated[int, read_number(1, 1_000_000)] = option(
+        10_000, "connections open at once, as far as the system allows", "N", "strict"
+    )
     max_unsent_mb: Annotated[int, read_number(1, 65_536)] = option(
         256, "memory for answers that clients have not read yet, a quarter of it for one token", "MB", "unsent"
     )

@@ -619,7 +619,12 @@ def test_a_chunked_body_without_end_is_refused_and_cut_off(service: Service) -> 
                 connection.sendall(chunk)
                 sent += len(chunk)
         assert sent < 64 * MB
-    with connect(service) as connection:  # and a client that stops to read gets to read why
+
+
+@pytest.mark.needs_plugin("http/strict reads on after an answer that came early")
+def test_a_chunked_body_that_is_too_large_is_answered(service: Service) -> None:
+    chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    with connect(service) as connection:
         connection.sendall(head_of(service, "POST", "/api/events/ping", "Transfer-Encoding: chunked"))
         for _ in range(17):
             connection.sendall(chunk)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Client, Service, make_repository, until
+from conftest import Client, Service, make_repository, plugin, until
 
 import cco_sidecar
 from cco_sidecar import ApiError
 
-check_head = cco_sidecar.import_file(ROOT / "plugins/http/strict.py").check_head
+check_head = plugin("strict").check_head
 
 EVENT = json.dumps({"publisher": "tester", "topic": "test", "data": {}}).encode()
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
@@ -330,7 +330,7 @@ def test_room_is_kept_for_files_where_the_system_has_little(monkeypatch: pytest.
         (resource.RLIM_INFINITY, 10_000, 10_000),
     ]:
         monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
-        assert cco_sidecar.connection_limit(wanted) == limit
+        assert plugin("strict").connection_limit(wanted) == limit
 
 
 def test_a_refusal_that_nobody_reads_holds_its_line_for_a_moment_only(

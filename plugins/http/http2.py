@@ -115,8 +115,6 @@ class Http2Server(Server):
 
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
         """Serves a new connection at once when its first bytes are already there, else when they have come."""
-        if self.connections() >= self.max_connections:
-            return self.turn_away(stream)
         spoken = None if self.ssl_options else speaks_http2(stream.socket)
         if spoken is None or (spoken and self._connection is None):
             keep(self._greetings, self._greet(stream, address))
@@ -168,7 +166,7 @@ class Http2Server(Server):
 
     def _serve(self, stream: iostream.IOStream, address: Any, http2: bool) -> None:
         if not http2 or self._connection is None:
-            return self.serve_http1(stream, address)
+            return super().handle_stream(stream, address)
         connection = self._connection(stream, address, self)
         self.http2_connections.add(connection)  # until it ends itself
         connection.start()
@@ -177,8 +175,8 @@ class Http2Server(Server):
         super().take_certificate(context if self._broken else offer_http2(context))
 
     def connections(self) -> int:
-        """How many are open now, of both protocols and of those that have not said which."""
-        return super().connections() + len(self.http2_connections) + len(self._greetings)
+        """How many are open now of HTTP/2 and of those that have not said what they speak."""
+        return len(self.http2_connections) + len(self._greetings)
 
     async def close_all_connections(self) -> None:
         """Ends every connection. HTTP/2 streams get `Limits.drain` to finish before their peers are told to go, because

@@ -1,6 +1,8 @@
-"""Refuses request heads that two readers might read differently, bounds them in size and time, and says why in JSON.
+"""Refuses request heads that two readers might read differently, bounds them in size and time, says why in JSON, and
+bounds the number of connections.
 
-Tornado alone closes most of them with a bare 400, or waits. Here a head is checked before Tornado reads it.
+Tornado alone closes most of them with a bare 400, or waits. Here a head is checked before Tornado reads it. What is
+answered before its end is read on for a while, so that the client sees why.
 """
 
 from __future__ import annotations
@@ -20,17 +22,31 @@ from typing import Any
 import msgspec
 import tornado.iostream
 
-from cco_sidecar import MAX_FIELDS, MAX_LINE, MB, ApiError, FinishedRequest, GetContext, Server, hookimpl
+from cco_sidecar import (
+    MAX_FIELDS,
+    MAX_LINE,
+    MB,
+    ApiError,
+    FinishedRequest,
+    GetContext,
+    Server,
+    hookimpl,
+)
+from cco_sidecar_plugins._settings import PluginSettings
 
 
 @hookimpl
-def server_class(base: type[Server]) -> type[Server]:
-    return type("StrictServer", (StrictServer, base), {})
+def server_class(settings: PluginSettings, base: type[Server]) -> type[Server]:
+    most = connection_limit(settings.max_connections)
+    facts = {"max_connections": most, "request_timeout": float(settings.request_timeout)}
+    return type("StrictServer", (StrictServer, base), facts)
 
 
 class StrictServer(Server):
     """What is no well-formed request within bounds is answered in JSON, and audited, before it is parsed."""
 
+    max_connections: int
+    request_timeout: float  # seconds from a head's first byte to its last
     MAX_LONG_LINES = 100  # read at once, before anybody knows whose they are: 36 MB
     long_lines = 0
     LINGERING = 200  # refused connections that are still read for a while; more than these are closed at once
@@ -39,8 +55,16 @@ class StrictServer(Server):
         super().initialize(*args, **options)
         self._lingering: set[asyncio.Task[None]] = set()
 
-    def serve_http1(self, stream: tornado.iostream.IOStream, address: Any) -> None:
-        super().serve_http1(self._strict(stream), address)
+    def handle_stream(self, stream: tornado.iostream.IOStream, address: Any) -> None:
+        strict = self._strict(stream)
+        if self.connections() >= self.max_connections:
+            return self.turn_away(strict)
+        super().handle_stream(strict, address)
+
+    def connections(self) -> int:
+        """How many connections are open, of all protocols."""
+        more = getattr(super(), "connections", int)()  # those of HTTP/2, where that is in use
+        return len(self._connections) + int(more)
 
     def _strict(self, stream: tornado.iostream.IOStream) -> StrictStream:
         # Tornado makes the stream itself; a wrapper around it would cost each connection a third of a kilobyte.
@@ -49,12 +73,12 @@ class StrictServer(Server):
         strict.server = self
         return strict
 
-    def turn_away(self, stream: tornado.iostream.IOStream) -> None:
+    def turn_away(self, stream: StrictStream) -> None:
         """Tell a new connection that there is no room; under TLS, where an answer would need a handshake, only close
         it.
         """
-        if not isinstance(stream, tornado.iostream.SSLIOStream):
-            self._strict(stream).refuse(ApiError("REQ_009", retry_after=1))
+        if not isinstance(stream, StrictSSLStream):
+            stream.refuse(ApiError("REQ_009", retry_after=1))
         stream.close()
 
     def refused(self, error: ApiError, request_id: str, remote: str | None) -> None:
@@ -74,7 +98,11 @@ class StrictServer(Server):
     def linger(self, stream: StrictStream) -> None:
         """Read on for a while, on a copy of the line: closing with unread input resets it, and the answer is lost."""
         if len(self._lingering) < self.LINGERING:
-            task = asyncio.ensure_future(drain(socket.socket(fileno=os.dup(stream.socket.fileno()))))
+            try:
+                line = socket.socket(fileno=os.dup(stream.socket.fileno()))
+            except OSError:  # there is no file left for it
+                return
+            task = asyncio.ensure_future(drain(line))
             self._lingering.add(task)
             task.add_done_callback(self._lingering.discard)
 
@@ -94,7 +122,7 @@ class StrictStream(tornado.iostream.IOStream):
     BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"  # Tornado's answer to what it cannot read
 
     server: StrictServer
-    answered = False  # an answer to the request at hand has begun
+    answered: bool | None = None  # whether an answer to the request at hand has begun; None before a first one
     extensions = 0
 
     async def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> bytes:
@@ -103,8 +131,8 @@ class StrictStream(tornado.iostream.IOStream):
         """
         # For as long as the server lets a line be idle. Most heads come in one piece: then this is all the reading
         # there is.
-        first = await super().read_until_regex(self.HEAD_OR_BYTE, MAX_LINE + 8)
         self.answered = False
+        first = await super().read_until_regex(self.HEAD_OR_BYTE, MAX_LINE + 8)
         if (
             self.extensions
         ):  # not set without need: one attribute more would make each line's dictionary five times as large
@@ -178,7 +206,8 @@ class StrictStream(tornado.iostream.IOStream):
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             done.set_result(None)
             return done
-        self.answered = self.answered or not bytes(data[:12]).startswith(b"HTTP/1.1 100")
+        if self.answered is False:
+            self.answered = not bytes(data[:12]).startswith(b"HTTP/1.1 100")
         return super().write(data)
 
     def refuse(self, error: ApiError) -> None:
@@ -191,7 +220,14 @@ class StrictStream(tornado.iostream.IOStream):
             if not self.answered:
                 super().write(whole_refusal(error, request_id)).add_done_callback(lambda written: written.exception())
             self.server.linger(self)
+        self.answered = None
         self.close()
+
+    def close(self, exc_info: Any = False) -> None:
+        """Also where an answer came before its request had ended, of which more may come."""
+        if self.answered and self.reading() and not self.closed():
+            self.server.linger(self)
+        super().close(exc_info)
 
 
 class StrictSSLStream(StrictStream, tornado.iostream.SSLIOStream):
@@ -268,3 +304,20 @@ def in_origin_form(method: bytes, absolute: re.Match[bytes], fields: bytes, vers
     path = rest if rest[:1] == b"/" else b"*" if method == b"OPTIONS" and not rest else b"/" + rest
     others = re.sub(rb"^host:[^\n]*\n", b"", fields, flags=re.IGNORECASE | re.MULTILINE)
     return b"%b %b %b\r\nHost: %b\r\n%b" % (method, path, version, host, others)
+
+
+def connection_limit(wanted: int) -> int:
+    """``wanted`` connections, or fewer, so that files, agents and git find room under the limit of open files, which is
+    raised to 65,536 as far as the system lets us: each parked poll is an open connection.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    more = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft != resource.RLIM_INFINITY and soft < more:
+        with contextlib.suppress(ValueError, OSError):  # no right to change it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            soft = more
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - min(256, soft // 2)))

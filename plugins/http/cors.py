@@ -1,0 +1,62 @@
+"""Lets web pages of allowed origins read answers (CORS), and answers their preflights. Which may call is the core's."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from typing import Any
+
+import tornado.httputil
+import tornado.web
+
+from cco_sidecar import Server, Settings, hookimpl, origin_allowed
+
+ALLOWED_HEADERS = (
+    "Authorization, Content-Type, Idempotency-Key, If-None-Match, MCP-Protocol-Version, Mcp-Method, Mcp-Name"
+)
+EXPOSED_HEADERS = (
+    "X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Refreshed-Token,"
+    " Retry-After, ETag, Idempotent-Replay, Location"
+)
+
+
+@hookimpl
+def server_class(settings: Settings, base: type[Server]) -> type[Server]:
+    return type("CorsServer", (CorsServer, base), {"origins": settings.cors_origin})
+
+
+class CorsServer(Server):
+    """Has each answer of the application go through CorsHeaders, early ones and refusals too."""
+
+    origins: tuple[str, ...] = ()
+
+    def initialize(self, request_callback: Any, *args: Any, **options: Any) -> None:
+        super().initialize(request_callback, *args, **options)
+        if isinstance(request_callback, tornado.web.Application):
+            request_callback.add_transform(typing.cast(Any, functools.partial(CorsHeaders, self.origins)))
+
+
+class CorsHeaders(tornado.web.OutputTransform):
+    """Adds the headers by which a browser lets a page read the answer to one request."""
+
+    __slots__ = ("_origins", "_request")  # each parked poll has one
+
+    def __init__(self, origins: tuple[str, ...], request: tornado.httputil.HTTPServerRequest) -> None:
+        self._origins, self._request = origins, request
+
+    def transform_first_chunk(
+        self, status_code: int, headers: tornado.httputil.HTTPHeaders, chunk: bytes, finishing: bool
+    ) -> tuple[int, tornado.httputil.HTTPHeaders, bytes]:
+        asked = self._request.headers
+        origin = asked.get("Origin")
+        if origin and origin_allowed(origin, self._origins):
+            headers["Access-Control-Allow-Origin"] = origin
+            headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+            headers.add("Vary", "Origin")
+            if self._request.method == "OPTIONS" and status_code == 204:  # a browser asks before it lets a page call
+                headers["Access-Control-Allow-Methods"] = headers["Allow"]
+                headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
+                headers["Access-Control-Max-Age"] = "600"
+                if asked.get("Access-Control-Request-Private-Network"):
+                    headers["Access-Control-Allow-Private-Network"] = "true"
+        return status_code, headers, chunk

@@ -43,7 +43,6 @@ import asyncio
 import bisect
 import codecs
 import collections
-import concurrent.futures
 import contextlib
 import contextvars
 import dataclasses
@@ -80,7 +79,6 @@ import tempfile
 import threading
 import time
 import tomllib
-import traceback
 import types
 import typing
 import uuid
@@ -242,11 +240,9 @@ class Settings:
             raise StartError(f"{path.name}: {one_line(error)}") from None
 
 
-@functools.cache
 def settings_class() -> type[Settings]:
     """Settings, or what the bundled plugins derive from it."""
-    file = Path(bundled_folder() or "/nowhere", "_settings.py")
-    return import_file(file).PluginSettings if contains(file, b"cco_sidecar") else Settings
+    return bettered(Settings, "_settings", "PluginSettings")
 
 
 @functools.cache
@@ -946,27 +942,6 @@ NOT_ASKED_FOR = "plugin %s: %s: an answer of type %s is not what was asked for"
 AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 
-MARGIN = 200  # levels of nesting: what surrounds an answer later must not make it too deep
-MAX_ANSWER = 16 * MB  # of JSON
-
-
-def plain(hook: str, answer: Any) -> Any:
-    """The answer to an ask as new plain data of the hook's type; live objects, such as routes, as they are."""
-    if answer is None or hook not in vars(Asks) or hook in ("register_routes", "register_commands"):
-        return answer
-    shape = typing.get_type_hints(getattr(Asks, hook), include_extras=True)["return"]
-    if hook == "rank_files":  # JSON has no place for paths that are not UTF-8
-        ranked = msgspec.convert(msgspec.to_builtins(answer), shape)
-        "".join(item.path for item in ranked).encode(errors="surrogateescape")  # raises for what no file is called
-        return ranked
-    for _ in range(MARGIN):
-        answer = [answer]
-    content = msgspec.json.encode(answer)
-    if len(content) > MAX_ANSWER:
-        raise ValueError(f"its answer has more than {MAX_ANSWER // MB} MB")
-    return msgspec.json.decode(content[MARGIN:-MARGIN], type=shape)
-
-
 class ContextRequest(Struct, frozen=True, kw_only=True):
     """The input of a context section. ``project`` holds the files and git facts of this moment, ``ranked`` the
     files by relevance.
@@ -1102,7 +1077,7 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
 
     Faulty ones are logged and left out; when ``strict`` they raise StartError.
     """
-    hooks = Hooks(built_in_plugins())
+    hooks = hooks_class()(built_in_plugins())
     if not settings.no_plugins:
         hooks.load_files(bundled_plugins())
         hooks.load(settings.plugins, settings.where("plugins"))
@@ -1113,29 +1088,31 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
     return hooks
 
 
+def hooks_class() -> type[Hooks]:
+    """Hooks, or what the bundled plugins derive from it."""
+    return bettered(Hooks, "_hooks", "SafeHooks")
+
+
 class Hooks:
-    """The loaded plugins, called one by one, so that a failure of one harms neither the others nor the request.
+    """The loaded plugins, called one by one: who fails is logged and passed over. SafeHooks of plugins/_hooks.py also
+    keeps them apart by threads and times.
 
     ``ask``, ``first`` and ``refusal`` block (call them in worker threads or at the start); ``tell`` returns at once.
     """
 
-    TIMEOUT = 5.0
-    MAX_STUCK = 4  # calls of one plugin that may hang at a time before it is passed over
     MAX_UNTOLD = 10_000
 
     def __init__(self, built_in: Iterable[object]) -> None:
         self._manager = pluggy.PluginManager("cco_sidecar")
         self._manager.add_hookspecs(HookSpecs)
         self._known: dict[str, list[Implementation]] = {}
-        self._stuck: dict[str, list[Future[Any]]] = collections.defaultdict(list)
         self._untold: queue.Queue[Callable[[], Any]] = queue.Queue(self.MAX_UNTOLD)
         self._teller: threading.Thread | None = None
         self.pool = Pool("asks", 16, 60)  # for those who ask on the loop
         self.loaded: list[LoadedPlugin] = []
         for plugin in built_in:
             name = f"built-in:{type(plugin).__name__}"
-            self.loaded.append(LoadedPlugin(name, "built in", self._hooks_in(plugin)))
-            self._manager.register(plugin, name)
+            self.loaded.append(LoadedPlugin(name, "built in", self._register(plugin, name)))
         self._trusted = {plugin.name for plugin in self.loaded}
 
     # -- loading
@@ -1159,48 +1136,38 @@ class Hooks:
     def _load_one(self, name: str, source: str, load: Callable[[], Any]) -> None:
         plugin = LoadedPlugin(name, source, [])
         self.loaded.append(plugin)
-
-        def load_first() -> tuple[Any, list[str]]:
+        try:
             if self._manager.has_plugin(name):
                 raise ImportError("another plugin has this name")
-            module = load()
-            return module, self._hooks_in(module)
+            plugin.hooks = self._register(self.imported(name, load), name)
+        except (Exception, SystemExit) as error:
+            plugin.faulty = isinstance(error, PluginFault)
+            # An ImportError is the plugin's own word for what it needs: the banner and `cco plugins` pass it on.
+            told = plugin.faulty or type(error) is ImportError
+            plugin.problem = one_line(error) if told else self.describe(error, source)
+            log.log(logging.DEBUG if told else logging.WARNING, "plugin %s is skipped: %s", name, plugin.problem)
+            log.debug("plugin %s", name, exc_info=error)
 
-        with (
-            contextlib.redirect_stderr(sys.stderr),
-            contextlib.redirect_stdout(sys.stderr),
-        ):  # ours are afterwards as before
-            importing = in_thread(f"import-{name}", load_first)
-            in_time = concurrent.futures.wait([importing], self.TIMEOUT).done
-        late = TimeoutError(f"its import has not ended within {self.TIMEOUT:.0f} s")
-        error = importing.exception() if in_time else late
-        if error is None:
-            module, plugin.hooks = importing.result()
-            self._manager.register(module, name)
-            self._known.clear()
-            return
-        plugin.faulty = isinstance(error, PluginFault)
-        # An ImportError is the plugin's own word for what it needs: the banner and `cco plugins` pass it on.
-        told = plugin.faulty or type(error) is ImportError
-        plugin.problem = one_line(error) if told else described(error, source)
-        log.log(logging.DEBUG if told else logging.WARNING, "plugin %s is skipped: %s", name, plugin.problem)
-        log.debug("plugin %s", name, exc_info=error)
-
-    def _hooks_in(self, plugin: object) -> list[str]:
-        """The hooks that ``plugin`` implements. Raises PluginFault for a hook or an argument that does not exist,
-        ImportError where there is no hook.
-        """
-        hooks = []
-        for name in dir(plugin):
-            if marked := self._manager.parse_hookimpl_opts(plugin, name):
-                hook = marked["specname"] or name
-                if hook not in HOOKS:
-                    raise PluginFault(f"there is no hook {hook!r}{did_you_mean(hook, HOOKS)}")
-                taken_arguments(hook, getattr(plugin, name))
-                hooks.append(hook)
+    def _register(self, plugin: object, name: str) -> list[str]:
+        """The hooks that ``plugin`` implements. Raises PluginFault, and ImportError where there is none."""
+        marks = {each: self._manager.parse_hookimpl_opts(plugin, each) for each in dir(plugin)}
+        hooks = {each: mark["specname"] or each for each, mark in marks.items() if mark}
+        for each, hook in hooks.items():
+            self.check(hook, getattr(plugin, each))
         if not hooks:
             raise ImportError("it has no hook: @hookimpl marks them; the name of a file that only helps begins with _")
-        return sorted(hooks)
+        self._manager.register(plugin, name)
+        self._known.clear()
+        return sorted(hooks.values())
+
+    def imported(self, name: str, load: Callable[[], Any]) -> Any:
+        return load()
+
+    def check(self, hook: str, function: Callable[..., Any]) -> None:
+        """Raises PluginFault where ``function`` cannot implement ``hook``."""
+        known = inspect.signature(getattr(HookSpecs, hook)).parameters if hook in HOOKS else {}
+        if unknown := inspect.signature(function).parameters.keys() - known.keys():
+            raise PluginFault(f"there is no hook {hook!r} with {', '.join(sorted(unknown))}")
 
     def faults(self) -> list[str]:
         """Faults of plugins that their authors must mend, a line each."""
@@ -1209,11 +1176,14 @@ class Hooks:
     def implementations(self, hook: str) -> list[Implementation]:
         """The implementations of ``hook`` in the order of their calls: what was loaded last comes first."""
         if hook not in self._known:
-            found = getattr(self._manager.hook, hook).get_hookimpls()
+            taken = inspect.signature(getattr(HookSpecs, hook)).parameters
             self._known[hook] = [
-                Implementation(hook, row.plugin_name, row.function, taken_arguments(hook, row.function))
-                for row in reversed(found)
-            ]
+                Implementation(
+                    hook, row.plugin_name, row.function,
+                    [name for name in inspect.signature(row.function).parameters if name in taken],
+                )
+                for row in reversed(getattr(self._manager.hook, hook).get_hookimpls())
+            ]  # fmt: skip
         return self._known[hook]
 
     # -- asks
@@ -1237,37 +1207,31 @@ class Hooks:
         return None
 
     def ask_one(self, row: Implementation, otherwise: Any = None, /, **facts: Any) -> Any:
-        """One implementation's answer, ``otherwise`` where it fails. Blocks. IssueNotFound passes through.
-
-        What is not the core's own runs in a thread that is left behind after TIMEOUT.
-        """
+        """One implementation's answer, ``otherwise`` where it fails. Blocks. IssueNotFound passes through."""
         if row.plugin in self._trusted:
             return row.call(facts)
-        stuck = self._stuck[row.plugin]
-        stuck[:] = [call for call in stuck if not call.done()]
-        error: BaseException | None
-        if len(stuck) >= self.MAX_STUCK:
-            error = TimeoutError(f"{len(stuck)} earlier calls have not come back")
-        else:
-            call = in_thread(f"plugin-{row.plugin}", lambda: row.answer(facts))
-            if not concurrent.futures.wait([call], self.TIMEOUT).done:
-                stuck.append(call)
-                error = TimeoutError(f"no answer within {self.TIMEOUT:.0f} s")
-            elif (error := call.exception()) is None:
-                return call.result()
-        if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):
-            raise IssueNotFound
-        self._failed(row, error)
-        return otherwise
+        try:
+            return self.call(row, facts)
+        except (Exception, SystemExit) as error:
+            if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):
+                raise
+            self.failed(row, error)
+            return otherwise
 
-    def _failed(self, row: Implementation, error: BaseException) -> None:
+    def call(self, row: Implementation, facts: dict[str, Any], *, patient: bool = False) -> Any:
+        """What the plugin returns; ``patient`` waits for a part. Raises what it raises."""
+        return row.call(facts)
+
+    def failed(self, row: Implementation, error: BaseException) -> None:
         code = getattr(inspect.unwrap(row.function), "__code__", None)
-        failure = f"{row.hook}: {described(error, code.co_filename if code else '')}"
+        failure = f"{row.hook}: {self.describe(error, code.co_filename if code else '')}"
         log.warning("plugin %s: %s", row.plugin, failure)
-        log.debug("plugin %s: %s", row.plugin, row.hook, exc_info=error)
         for plugin in self.loaded:
             if plugin.name == row.plugin and not plugin.problem:
                 plugin.failures, plugin.failure = plugin.failures + 1, failure
+
+    def describe(self, error: BaseException, file: str) -> str:
+        return f"{type(error).__name__}: {one_line(error)}"
 
     # -- tells
 
@@ -1294,7 +1258,7 @@ class Hooks:
     def parts(self, hook: str, kind: Any, **facts: Any) -> Iterator[Any]:
         """The parts that plugins give for ``hook``, in the order of their calls. Raises StartError."""
         for row in self.implementations(hook):
-            if (part := self._make(row, kind, facts)) is not None:
+            if (part := self._made(row, kind, facts)) is not None:
                 yield part
 
     def part(self, hook: str, kind: Any, **facts: Any) -> Any:
@@ -1304,26 +1268,25 @@ class Hooks:
     def derived(self, hook: str, base: type, **facts: Any) -> type:
         """``base``, or what plugins derive from it: each gets what the one before it made, as ``base``."""
         for row in reversed(self.implementations(hook)):
-            if (made := self._make(row, type, facts | {"base": base})) is not None and issubclass(made, base):
+            made = self._made(row, type, facts | {"base": base})
+            if made is not None and issubclass(made, base):
                 base = made
             elif made is not None:
                 log.warning(NOT_ASKED_FOR, row.plugin, hook, made.__name__)
         return base
 
-    def _make(self, row: Implementation, kind: Any, facts: dict[str, Any]) -> Any:
+    def _made(self, row: Implementation, kind: Any, facts: dict[str, Any]) -> Any:
         """The part that one plugin gives; None where it gives none, fails, or gives what is not of ``kind``."""
-        making = in_thread(f"plugin-{row.plugin}", lambda: row.call(facts))
-        while not concurrent.futures.wait([making], self.TIMEOUT).done:
-            log.warning("plugin %s: %s: no answer yet, which is waited for", row.plugin, row.hook)
-        error, made = making.exception(), None
-        if isinstance(error, StartError):
-            raise error
-        if error:
-            self._failed(row, error)
-        elif (made := making.result()) is not None and not isinstance(made, kind):
-            log.warning(NOT_ASKED_FOR, row.plugin, row.hook, type(made).__name__)
-            made = None
-        return made
+        try:
+            made = self.call(row, facts, patient=True)
+        except StartError:
+            raise
+        except (Exception, SystemExit) as error:
+            self.failed(row, error)
+            return None
+        if made is None or isinstance(made, kind):
+            return made
+        return log.warning(NOT_ASKED_FOR, row.plugin, row.hook, type(made).__name__)
 
 
 class PluginFault(Exception):
@@ -1354,13 +1317,15 @@ class Implementation(Struct, frozen=True):
     def call(self, facts: dict[str, Any]) -> Any:
         return self.function(**{name: facts[name] for name in self.arguments})
 
-    def answer(self, facts: dict[str, Any]) -> Any:
-        """What ``call`` returns, as plain data; a bundled plugin's is what it should be and is not read anew."""
-        bundled = str(getattr(self.function, "__module__", "")).startswith(f"{PACKAGE}.")
-        return self.call(facts) if bundled else plain(self.hook, self.call(facts))
-
 
 PACKAGE = "cco_sidecar_plugins"
+
+
+@functools.cache
+def bettered(base: type[T], file: str, name: str) -> type[T]:
+    """The class ``name`` in a file of the bundled plugins, which derives from ``base``; without them ``base``."""
+    path = Path(bundled_folder() or "/nowhere", f"{file}.py")
+    return getattr(import_file(path), name) if contains(path, b"cco_sidecar") else base
 
 
 def bundled_plugins(hook: str = "") -> list[Path]:
@@ -1417,33 +1382,6 @@ def import_file(file: Path) -> types.ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-def taken_arguments(hook: str, function: Callable[..., Any]) -> list[str]:
-    """Those of the hook's arguments that ``function`` takes. Raises PluginFault where it cannot be called with them."""
-    yields, is_async = inspect.isgeneratorfunction(function), inspect.iscoroutinefunction(function)
-    if yields or is_async or inspect.isasyncgenfunction(function):
-        plain_function = "a hook is a plain function that returns its answer; it runs in a thread and may block"
-        raise PluginFault(f"{hook} {'yields' if yields else 'is async'}: {plain_function}")
-    known = list(inspect.signature(getattr(HookSpecs, hook)).parameters)[1:]
-    parameters = inspect.signature(function).parameters
-    for name, parameter in parameters.items():
-        if name not in known and parameter.default is parameter.empty:
-            takes = (
-                f"{hook} takes {', '.join(known) or 'nothing'}; it has no argument {str(parameter).partition(':')[0]!r}"
-            )
-            raise PluginFault(takes + did_you_mean(name, known))
-    return [name for name in parameters if name in known]
-
-
-def described(error: BaseException, file: str) -> str:
-    """One line: the error, and the line of ``file`` in which it arose, without the file's folder."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-    if isinstance(error, SyntaxError) and error.filename:
-        file, lines, text = error.filename, [error.lineno], error.msg
-    where = f" ({Path(file).name}:{lines[-1]})" if lines else ""
-    return f"{type(error).__name__}: {text}".removesuffix(": ") + where
 
 
 # ======================================================================================================
@@ -6569,7 +6507,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(words: list[str]) -> int:
-    hooks = Hooks([])
+    hooks = hooks_class()([])
     hooks.load_files(bundled_plugins("command_parser"))  # and no others: a command need not wait for them
     options = (hooks.part("command_parser", Callable) or parse_words)(words)
     for name, value in vars(options).items():

@@ -22,7 +22,10 @@ import pytest
 from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, end_stragglers, make_repository, until
 
 import cco_sidecar
-from cco_sidecar import HOOKS, Hooks, HookSpecs, NextAgent, ResultFact, Storage
+from cco_sidecar import HOOKS, HookSpecs, NextAgent, ResultFact, Storage, hooks_class
+
+Hooks: Any = hooks_class()
+plain = sys.modules[Hooks.__module__].plain
 
 PLUGINS = {
     "wizardry": """
@@ -364,7 +367,7 @@ def notes(service: Service, kind: str) -> list[Any]:
     return [fact for said, fact in map(json.loads, lines) if said == kind]
 
 
-def hooks_of(folder: Path, **plugins: str) -> Hooks:
+def hooks_of(folder: Path, **plugins: str) -> Any:
     """Hooks with these plugins and no others."""
     hooks = Hooks([])
     hooks.load([write_plugins(folder / "unit", plugins)])
@@ -895,7 +898,7 @@ def test_what_no_json_says_costs_a_plugin_its_own_contribution_and_one_line(
 def test_a_ranking_is_as_long_as_the_project_is_large() -> None:
     chunks, reasons = [(51 * number, 1.5) for number in range(5)], ["text matches greet", "changed recently"]
     ranked = [cco_sidecar.RankedFile(f"src/\udcff{number}.py", 1.0, reasons, chunks) for number in range(40_000)]
-    assert cco_sidecar.plain("rank_files", ranked) == ranked
+    assert plain("rank_files", ranked) == ranked
 
 
 @pytest.mark.parametrize("hook", ["storage", "server_class", "process_owner", "token_keys"])

@@ -155,7 +155,7 @@ def load_commands(commands: Commands, words: Sequence[str]) -> Iterator[None]:
     for file in sorted(
         bundled_plugins("register_commands"), key=lambda file: not any(contains(file, name) for name in names)
     ):
-        hooks = cco_sidecar.Hooks([])
+        hooks = cco_sidecar.hooks_class()([])
         hooks.load_files([file])
         collections.deque(hooks.ask("register_commands", commands=commands), 0)
         yield

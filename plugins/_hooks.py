@@ -1,0 +1,140 @@
+"""Plugins kept apart: what one of them does when it is imported, asked or made to wait harms neither the others nor the
+request, and its author hears of mistakes in the words of the hook.
+
+What is not the core's own is imported and called in a thread of its own, which is left behind after five seconds.
+Answers to asks are taken as JSON says them. An error is told with its line in the plugin's file.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import inspect
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cco_sidecar import (
+    HOOKS,
+    MB,
+    PACKAGE,
+    Asks,
+    Hooks,
+    HookSpecs,
+    Implementation,
+    PluginFault,
+    did_you_mean,
+    in_thread,
+    log,
+    one_line,
+)  # fmt: skip
+
+
+class SafeHooks(Hooks):
+    TIMEOUT = 5.0
+    MAX_STUCK = 4  # calls of one plugin that may hang at a time before it is passed over
+
+    def __init__(self, built_in: Iterable[object]) -> None:
+        self._stuck: dict[str, list[Future[Any]]] = collections.defaultdict(list)
+        super().__init__(built_in)
+
+    def imported(self, name: str, load: Callable[[], Any]) -> Any:
+        """Within TIMEOUT. Standard streams are afterwards as before."""
+        with contextlib.redirect_stderr(sys.stderr), contextlib.redirect_stdout(sys.stderr):
+            importing = in_thread(f"import-{name}", load)
+            in_time = concurrent.futures.wait([importing], self.TIMEOUT).done
+        if not in_time:
+            raise TimeoutError(f"its import has not ended within {self.TIMEOUT:.0f} s")
+        return outcome(importing)
+
+    def check(self, hook: str, function: Callable[..., Any]) -> None:
+        if hook not in HOOKS:
+            raise PluginFault(f"there is no hook {hook!r}{did_you_mean(hook, HOOKS)}")
+        yields, is_async = inspect.isgeneratorfunction(function), inspect.iscoroutinefunction(function)
+        if yields or is_async or inspect.isasyncgenfunction(function):
+            plain_function = "a hook is a plain function that returns its answer; it runs in a thread and may block"
+            raise PluginFault(f"{hook} {'yields' if yields else 'is async'}: {plain_function}")
+        known = list(inspect.signature(getattr(HookSpecs, hook)).parameters)[1:]
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name not in known and parameter.default is parameter.empty:
+                argument = str(parameter).partition(":")[0]
+                takes = f"{hook} takes {', '.join(known) or 'nothing'}; it has no argument {argument!r}"
+                raise PluginFault(takes + did_you_mean(name, known))
+
+    def call(self, row: Implementation, facts: dict[str, Any], *, patient: bool = False) -> Any:
+        """Within TIMEOUT, as plain data; a bundled plugin's answer is what it should be and is not read anew. Who is
+        long about making a part is waited for, and named again and again.
+        """
+        stuck = self._stuck[row.plugin]
+        stuck[:] = [call for call in stuck if not call.done()]
+        if len(stuck) >= self.MAX_STUCK and not patient:
+            raise TimeoutError(f"{len(stuck)} earlier calls have not come back")
+        bundled = str(getattr(row.function, "__module__", "")).startswith(f"{PACKAGE}.")
+        taken_as_it_is = patient or bundled
+        call = in_thread(
+            f"plugin-{row.plugin}", lambda: row.call(facts) if taken_as_it_is else plain(row.hook, row.call(facts))
+        )
+        while not concurrent.futures.wait([call], self.TIMEOUT).done:
+            if not patient:
+                stuck.append(call)
+                raise TimeoutError(f"no answer within {self.TIMEOUT:.0f} s")
+            log.warning("plugin %s: %s: no answer yet, which is waited for", row.plugin, row.hook)
+        return outcome(call)
+
+    def failed(self, row: Implementation, error: BaseException) -> None:
+        super().failed(row, error)
+        log.debug("plugin %s: %s", row.plugin, row.hook, exc_info=error)
+
+    def describe(self, error: BaseException, file: str) -> str:
+        """One line: the error, and the line of ``file`` in which it arose, without the file's folder."""
+        error = error.error if isinstance(error, Raised) else error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        if isinstance(error, SyntaxError) and error.filename:
+            file, lines, text = error.filename, [error.lineno], error.msg
+        where = f" ({Path(file).name}:{lines[-1]})" if lines else ""
+        return f"{type(error).__name__}: {text}".removesuffix(": ") + where
+
+
+class Raised(Exception):
+    """What a plugin raised in its thread and is no Exception, such as KeyboardInterrupt, which is not for ours."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
+def outcome(call: Future[Any]) -> Any:
+    """The result of a call that has ended. Raises what it raised."""
+    error = call.exception()
+    if error is not None and not isinstance(error, Exception):
+        raise Raised(error) from error
+    return call.result()
+
+
+MARGIN = 200  # levels of nesting: what surrounds an answer later must not make it too deep
+MAX_ANSWER = 16 * MB  # of JSON
+
+
+def plain(hook: str, answer: Any) -> Any:
+    """The answer to an ask as new plain data of the hook's type; live objects, such as routes, as they are."""
+    if answer is None or hook not in vars(Asks) or hook in ("register_routes", "register_commands"):
+        return answer
+    shape = typing.get_type_hints(getattr(Asks, hook), include_extras=True)["return"]
+    if hook == "rank_files":  # JSON has no place for paths that are not UTF-8
+        ranked = msgspec.convert(msgspec.to_builtins(answer), shape)
+        "".join(item.path for item in ranked).encode(errors="surrogateescape")  # raises for what no file is called
+        return ranked
+    for _ in range(MARGIN):
+        answer = [answer]
+    content = msgspec.json.encode(answer)
+    if len(content) > MAX_ANSWER:
+        raise ValueError(f"its answer has more than {MAX_ANSWER // MB} MB")
+    return msgspec.json.decode(content[MARGIN:-MARGIN], type=shape)

@@ -70,6 +70,12 @@ export function slot(element) {
   return place;
 }
 
+/** A tree with what belongs into its places. */
+function whole(tree) {
+  for (const place of tree.querySelectorAll?.("x-slot") ?? []) place.replaceWith(place.$node);
+  return tree;
+}
+
 /** Makes what `parent` holds like `children`. */
 export function fill(parent, ...children) {
   const wanted = document.createElement("div");
@@ -86,7 +92,7 @@ export function patch(old, wanted) {
     return old;
   }
   if (old.$own || wanted.$own || !alike(old, wanted)) {
-    old.replaceWith(wanted);
+    old.replaceWith(whole(wanted));
     return wanted;
   }
   patchAttributes(old, wanted);
@@ -133,7 +139,7 @@ function patchChildren(old, wanted) {
       const there = patch(place, target);
       place = there.nextSibling;
     } else {
-      old.insertBefore(target, place);
+      old.insertBefore(whole(target), place);
     }
   }
   while (place) {

@@ -20,7 +20,7 @@ function render() {
   const open = openApprovals();
   const over = [...store.approvals.values()].filter((approval) => approval.state !== "open").toReversed();
   return [
-    head("Approvals", { below: open.length > 0 && "No answer in time means no. Keys: j and k choose, a approves, d denies, 1 to 9 choose an answer." }),
+    head("Approvals", { below: open.length > 0 && ["No answer in time means no. ", h("span.hint-keys", null, "Keys: j and k choose, a approves, d denies, 1 to 9 choose an answer.")] }),
     !store.loaded.has("approvals") && loading("approvals"),
     store.missing.has("approvals") && empty("This service has no approvals", "The plugin approvals is not loaded.", "cco plugins"),
     store.loaded.has("approvals") && !store.missing.has("approvals") && !open.length &&

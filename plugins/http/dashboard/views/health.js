@@ -2,7 +2,8 @@
 import { get } from "../api.js";
 import { h } from "../dom.js";
 import { bytes, compact, cost, count, duration, relative } from "../format.js";
-import { at, badge, facts, head, issueLink, loading, meter, problem } from "../parts.js";
+import { switchTheme } from "../nav.js";
+import { at, badge, button, facts, head, issueLink, loading, meter, problem } from "../parts.js";
 import { store } from "../store.js";
 
 const EVERY_MS = 5000;
@@ -36,7 +37,9 @@ export function view(_id, { draw }) {
 }
 
 const top = (health) =>
-  head("Health", { state: health.status, below: `Version ${health.version}, up for ${duration(health.uptime_seconds)}${store.info?.started_at ? `, since ${relative(store.info.started_at)}` : ""}` });
+  head("Health", {
+    actions: [button("Light or dark", "theme", switchTheme)],
+    state: health.status, below: `Version ${health.version}, up for ${duration(health.uptime_seconds)}${store.info?.started_at ? `, since ${relative(store.info.started_at)}` : ""}` });
 
 function limits({ agents, storage, spent: all }, { checks: now }) {
   const bounds = store.info?.limits ?? {};

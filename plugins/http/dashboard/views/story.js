@@ -31,8 +31,8 @@ function laneCells(lanes, columns) {
   const cells = [];
   for (let column = 0; column < columns; column++) {
     const lane = lanes.find((one) => one.column === column);
-    const kinds = lane ? ["above", "below", "dot"].filter((name) => lane[name]) : [];
-    cells.push(h("span.lane", { class: [...kinds, lane && lane.colour !== null ? `lane-${lane.colour}` : "lane-none"].join(" ") }));
+    const kinds = lane ? ["above", "below"].filter((name) => lane[name]) : [];
+    cells.push(h("span.lane", { class: [...kinds, lane && lane.colour !== null ? `lane-${lane.colour}` : "lane-none"].join(" ") }, lane?.dot && h("span.knot")));
   }
   return h("div.lanes", { "aria-hidden": "true" }, cells);
 }

@@ -61,6 +61,19 @@ class Browser:
         code = f"const done = arguments[arguments.length - 1]; {work}.then(done, e => done(`thrown: ${{e}}`))"
         return self.ask("POST", "/execute/async", {"script": code, "args": list(names.values())})
 
+    def cdp(self, command: str, **parameters: Any) -> Any:
+        """What a command of Chrome's own protocol answers."""
+        return self.ask("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def press(self, *keys: str) -> None:
+        """Keys, one after the other; of those without a sign the WebDriver protocol has the codes."""
+        strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        self.ask("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": strokes}]})
+
+    def console(self) -> list[str]:
+        """What was written to the console since the last look."""
+        return [entry["message"] for entry in self.ask("POST", "/se/log", {"type": "browser"})]
+
     def frame_source(self, number: int) -> str:
         """The text of a frame of the page, which the driver may read although no page can."""
         self.ask("POST", "/frame", {"id": number})

@@ -4,13 +4,13 @@ import { confirm, form, say } from "./dialogs.js";
 import { h } from "./dom.js";
 import { cut } from "./format.js";
 import { to } from "./router.js";
-import { refresh, store } from "./store.js";
+import { lacks, refresh, store } from "./store.js";
 
 const types = () => (store.info?.agent_types ?? []).map((type) => type.name);
 const issues = () => [...store.issues.keys()];
 const may = (permission) => store.info?.permissions?.includes(permission) ?? true;
 
-export const can = { spawn: () => may("spawn_agents"), publish: () => may("publish_events"), run: () => may("spawn_agents") && !store.missing.has("runs") };
+export const can = { spawn: () => may("spawn_agents"), publish: () => may("publish_events"), run: () => may("spawn_agents") && !lacks("POST /api/runs") };
 
 export function spawn(issueId = "", agentType = "") {
   form({

@@ -26,6 +26,7 @@ const listeners = new Set();
 const pending = new Set();
 let telling = 0;
 let ticking = 0;
+let newestAgent = "earliest";
 const due = new Map();
 
 /** @param {(names: Set<string>) => void} listener @returns {() => void} ends it */
@@ -48,7 +49,8 @@ function tell() {
 
 /** Everything anew, the events excepted that are known. Raises ApiError where the service cannot be reached. */
 export async function loadAll() {
-  const parts = [loadInfo, loadIssues, loadAgents, loadResults, loadApprovals, loadRuns, loadEvents];
+  await loadInfo();
+  const parts = [loadIssues, loadAgents, loadResults, loadApprovals, loadRuns, loadEvents];
   for (const problem of (await Promise.allSettled(parts.map((load) => load()))).filter((one) => one.status === "rejected")) {
     if (problem.reason.status === 0 || problem.reason.status === 401) throw problem.reason;
     console.warn(problem.reason.message);
@@ -57,25 +59,22 @@ export async function loadAll() {
   ticking = setTimeout(tick, TICK_MS);
 }
 
-/** A list of the service, or null where it has none such. */
+/** Whether this service has no such route, as a plugin is not loaded. */
+export const lacks = (route) => store.info?.routes_missing.includes(route) ?? false;
+
+/** A list of the service, or null where it has none such, as the plugin is not loaded. */
 async function listed(name, path, query) {
-  try {
-    const answer = await get(path, query);
-    store.missing.delete(name);
-    return answer;
-  } catch (error) {
-    if (error.status !== 404) throw error;
-    store.missing.add(name);
-    return null;
-  } finally {
-    store.loaded.add(name);
-    changed(name);
-  }
+  const missing = lacks(`GET ${path}`);
+  store.missing[missing ? "add" : "delete"](name);
+  const answer = missing ? null : await get(path, query);
+  store.loaded.add(name);
+  changed(name);
+  return answer;
 }
 
 export async function loadInfo() {
   const before = store.info?.project_id;
-  store.info = (await listed("info", "/api/dashboard")) ?? (await get("/health"));
+  store.info = await get("/api/dashboard");
   if (before && before !== store.info.project_id) location.reload(); // another project's service has taken the port
 }
 
@@ -91,6 +90,18 @@ async function loadAgents() {
   if (!answer) return;
   store.agents = new Map(answer.agents.map((agent) => [agent.agent_id, agent]));
   store.more.agents = answer.has_more;
+  newestAgent = answer.next_cursor ?? "earliest";
+}
+
+/** Agents that were spawned since the last look, those that have ended already included. */
+async function loadNewAgents() {
+  const answer = await listed("agents", "/api/agents", { since: newestAgent, limit: PAGE });
+  if (!answer?.agents.length) return;
+  for (const agent of answer.agents) store.agents.set(agent.agent_id, agent);
+  newestAgent = answer.next_cursor;
+  changed("agents");
+  soon("issues", loadIssues);
+  if (answer.has_more) await loadNewAgents();
 }
 
 async function loadResults() {
@@ -160,11 +171,12 @@ export function addEvents(events) {
 export function takeEvents(events) {
   addEvents(events);
   const types = new Set(events.map((event) => event.event_type));
-  const touched = new Set(events.map((event) => event.data?.agent_id).filter((id) => typeof id === "string"));
+  const touched = new Set(events.map((event) => event.data?.agent_id).filter((id) => store.agents.has(id)));
   soon("issues", loadIssues);
   if (types.has("agent_completed")) soon("results", loadResults);
   if ([...types].some((type) => /^(approval|question)_/.test(type))) soon("approvals", loadApprovals);
   if ([...types].some((type) => type.startsWith("pipeline_"))) soon("runs", loadRuns);
+  soon("new agents", loadNewAgents);
   if (touched.size > 20) soon("agents", loadAgents);
   else for (const id of touched) soon(`agent ${id}`, () => loadAgent(id));
 }
@@ -179,12 +191,8 @@ function soon(name, load, wait = 200) {
 }
 
 export async function loadAgent(id) {
-  try {
-    store.agents.set(id, await get(`/api/agents/${part(id)}/status`));
-    changed("agents");
-  } catch (error) {
-    if (error.status !== 404) throw error; // one that only published has no process
-  }
+  store.agents.set(id, await get(`/api/agents/${part(id)}/status`));
+  changed("agents");
 }
 
 const active = (agent) => agent.state === "running" || agent.state === "starting";
@@ -203,11 +211,11 @@ async function lookAtAgents() {
   const { agents } = await get("/api/agents", { status: "active", limit: PAGE });
   const working = new Set(agents.map((agent) => agent.agent_id));
   const gone = [...store.agents.values()].filter((agent) => active(agent) && !working.has(agent.agent_id));
-  const fresh = agents.some((agent) => !store.agents.has(agent.agent_id));
+  if (agents.some((agent) => !store.agents.has(agent.agent_id))) await loadNewAgents();
   for (const agent of agents) store.agents.set(agent.agent_id, agent);
   for (const agent of gone.slice(0, 20)) await loadAgent(agent.agent_id);
   if (agents.length || gone.length) changed("agents");
-  if (fresh || gone.length) soon("issues", loadIssues);
+  if (gone.length) soon("issues", loadIssues);
 }
 
 /** Ask again at once: somebody has just changed something by this page. */

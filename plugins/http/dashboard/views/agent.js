@@ -7,7 +7,7 @@ import { Log } from "../log.js";
 import { markdown } from "../markdown.js";
 import { agentLink, at, badge, button, choices, facts, head, issueLink, loading, problem } from "../parts.js";
 import { to } from "../router.js";
-import { loadAgent, store } from "../store.js";
+import { lacks, loadAgent, store } from "../store.js";
 
 export function view(id, { draw }) {
   const now = { tab: "log", brief: null, failed: null };
@@ -47,7 +47,7 @@ function top(agent) {
   });
 }
 
-const tabs = (now, choose) => choices("What is shown", [["log", "Output"], ["brief", "Brief"], ["task", "Task"]], now.tab, choose);
+const tabs = (now, choose) => choices("What is shown", [["log", "Output"], ...(lacks("GET /api/agents/{agent_id}/brief") ? [] : [["brief", "Brief"]]), ["task", "Task"]], now.tab, choose);
 
 function page(agent, now, log) {
   if (now.tab === "log") return h("div", { key: "log" }, slot(log.element));

@@ -1,6 +1,6 @@
 /** An issue: its state, who works on it, and its story. */
 import { can, exportIssue, publish, run, spawn, stopRun } from "../actions.js";
-import { get, part } from "../api.js";
+import { ApiError, get, part } from "../api.js";
 import { h, slot } from "../dom.js";
 import { compact, cost, count, shortId } from "../format.js";
 import { icon } from "../icons.js";
@@ -9,7 +9,7 @@ import { VirtualList } from "../list.js";
 import { markdown } from "../markdown.js";
 import { agentLink, badge, button, choices, empty, filterField, foreign, head, loading, problem, when } from "../parts.js";
 import { to } from "../router.js";
-import { store } from "../store.js";
+import { lacks, store } from "../store.js";
 import { storyRow } from "./story.js";
 
 const PAGE = 1000;
@@ -46,6 +46,7 @@ export function view(id, { draw }) {
 /** The issue and its timeline: what is new of it, or all, as far as one page goes. */
 async function read(id, now) {
   try {
+    if (lacks("GET /api/issues/{issue_id}/timeline")) throw new ApiError(404, { message: "This service tells no stories of issues: the plugin that makes them is not loaded (cco plugins)" });
     now.issue = await get(`/api/issues/${part(id)}`);
     let more = true;
     let since = now.entries.length >= PAGE ? now.cursor : undefined; // what is short is read whole, as entries change
@@ -73,7 +74,7 @@ function top(id, now) {
     actions: [
       can.run() && (running ? button("Stop run", "stop", () => stopRun({ ...running, issue_id: id }), { class: "danger" }) : button("Run", "play", () => run(issue))),
       can.publish() && button("Publish", "send", () => publish(id)),
-      exportMenu(id),
+      !lacks("GET /api/issues/{issue_id}/export") && exportMenu(id),
       can.spawn() && button("Spawn agent", "plus", () => spawn(id), { class: "primary" }),
     ],
   });

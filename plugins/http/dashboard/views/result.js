@@ -6,7 +6,7 @@ import { shortId } from "../format.js";
 import { json, longText } from "../json.js";
 import { agentLink, at, badge, facts, foreign, head, issueLink, loading, problem } from "../parts.js";
 import { to } from "../router.js";
-import { store } from "../store.js";
+import { lacks, store } from "../store.js";
 
 const CHANGES = [["files_created", "created", "+"], ["files_modified", "modified", "~"], ["files_deleted", "deleted", "−"]];
 const KNOWN = new Set(["status", "decisions", "rationale", "metrics", "artifacts", "errors", "warnings", "next_steps", ...CHANGES.map(([name]) => name)]);
@@ -21,7 +21,7 @@ export function view(id, { draw }) {
       now.failed = error;
     }
     draw();
-    if (!now.result) return;
+    if (!now.result || lacks("GET /api/results/{result_id}/diff")) return;
     await get(`/api/results/${part(id)}/diff`).then((diff) => (now.diff = diffView(diff)), (error) => (now.noDiff = error));
     draw();
   };
@@ -77,7 +77,7 @@ const fileRow = (file, word, sign) =>
   h(`li.${word}`, { title: word }, h("span.sign", { "aria-hidden": "true" }, sign), h("span.unseen", null, `${word}: `), foreign(typeof file === "string" ? file : file.path, "code"));
 
 function changes(now) {
-  if (now.noDiff?.status === 404) return null;
+  if (lacks("GET /api/results/{result_id}/diff")) return null;
   return h("section.card", { key: "diff" }, h("h2", null, "What changed"),
     now.noDiff ? problem(now.noDiff) : now.diff ? slot(now.diff) : h("p.faint", null, "Git is asked …"));
 }

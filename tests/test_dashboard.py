@@ -1,0 +1,292 @@
+"""The dashboard in a real browser: a team is watched and steered through the page, whatever agents write is shown as
+text, and nothing is missed over a stop or a crash of the service.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import npm
+import pytest
+from agent_harness import COMMAND
+from chromium import Browser
+from conftest import PROJECT, Client, Service, end_stragglers, make_repository, until
+
+import cco_sidecar
+
+ENTER, ESCAPE = "\ue007", "\ue00c"
+EVENTS, AGENTS = 10_000, 500
+VIEWS = ["issues", "agents", "results", "events", "approvals", "health"]
+AXE = "axe-core@4.14.1"
+QUIET = """
+window.violations = []; window.hacked = false;
+addEventListener('securitypolicyviolation', event => window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
+"""
+
+
+# -- a page and what one does with it
+
+
+class Page:
+    """The dashboard in the browser, as somebody sees it who has just typed `cco dashboard`."""
+
+    def __init__(self, browser: Browser, service: Service) -> None:
+        self.browser, self.service = browser, service
+        browser.cdp("Page.addScriptToEvaluateOnNewDocument", source=QUIET)
+        browser.cdp("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(browser.folder))
+
+    def open(self) -> None:
+        code = self.service.client().post("/api/dashboard/code").json()["code"]
+        self.browser.open("about:blank")
+        self.browser.open(f"{self.service.url}/dashboard#code={code}")
+        self.see("Issues", "h1")
+        self.js_true("return document.querySelector('.link.live') !== null")
+
+    def js(self, script: str, **names: Any) -> Any:
+        return self.browser.run(script, **names)
+
+    def js_true(self, script: str, seconds: float = 30, **names: Any) -> Any:
+        """The first true value of a script."""
+        return until(lambda: self.js(script, **names), seconds)
+
+    def text(self, selector: str = "main") -> str:
+        return str(self.js("return [...document.querySelectorAll(s)].map(e => e.innerText).join('\\n')", s=selector))
+
+    def see(self, text: str, selector: str = "main") -> None:
+        until(lambda: text in self.text(selector), 30)
+
+    def go(self, place: str) -> None:
+        self.js("location.hash = place; await new Promise(done => setTimeout(done, 50))", place=f"#/{place}")
+
+    def click(self, text: str, within: str = "body") -> None:
+        """A button or a link, by its words, as soon as it is there."""
+        script = """const found = [...document.querySelectorAll(`${within} :is(button, a, summary)`)].find(one =>
+            one.innerText.trim().startsWith(text) || one.ariaLabel === text); found?.focus(); found?.click(); return Boolean(found)"""
+        self.js_true(script, text=text, within=within)
+
+    def fill(self, **fields: str) -> None:
+        for name, value in fields.items():
+            self.js("document.querySelector(`dialog [name=${name}]`).value = value", name=name, value=value)
+
+    def size(self, width: int, height: int) -> None:
+        self.browser.cdp(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+
+    def scheme(self, name: str) -> None:
+        features = [{"name": "prefers-color-scheme", "value": name}]
+        self.browser.cdp("Emulation.setEmulatedMedia", features=features)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("dashboard")
+    running = Service(make_repository(folder / "repository"), folder / "storage", *COMMAND).start()
+    yield running
+    assert running.stop() == 0, running.log
+    assert "Traceback" not in running.log, running.log
+    end_stragglers()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    logging = {"goog:loggingPrefs": {"browser": "ALL"}}
+    running = Browser(tmp_path_factory.mktemp("browser"), "--force-prefers-reduced-motion", "--lang=en-US", **logging)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Browser, service: Service) -> Page:
+    page = Page(browser, service)
+    page.open()
+    return page
+
+
+@pytest.fixture
+def page(opened: Page) -> Iterator[Page]:
+    """The page, wide and light. Afterwards it has complained of nothing, and asked nobody but the service."""
+    opened.size(1280, 820)
+    opened.scheme("light")
+    yield opened
+    assert opened.browser.console() == []
+    assert opened.js("return [window.violations, window.hacked]") == [[], False]
+    asked = opened.js("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert [url for url in asked if not url.startswith((opened.service.url, "blob:"))] == []
+
+
+def agent(service: Service, name: str, **claims: Any) -> Client:
+    return service.client("python-specialist", sub=name, bound=True, **claims)
+
+
+# -- a team at work
+
+
+def test_the_code_is_taken_off_the_address_and_the_page_says_what_to_do_first(page: Page) -> None:
+    assert page.js("return [location.pathname, location.hash]") == ["/dashboard", "#/issues"]
+    assert page.js("return [history.length > 0, Object.keys(localStorage).length]") == [True, 0]
+    for view, words in [
+        ("agents", "cco agent spawn"),
+        ("results", "cco results store"),
+        ("events", "cco events publish"),
+    ]:
+        page.go(view)
+        page.see(words)
+    page.go("approvals")
+    page.see("Nobody waits for you")
+
+
+def test_an_agent_is_spawned_followed_and_ended(page: Page, issue: str) -> None:
+    page.go("agents")
+    page.js("document.activeElement.blur()")
+    page.browser.press("n")
+    page.js_true("return document.querySelector('dialog[open] [name=agent_type]') === document.activeElement")
+    page.fill(agent_type="python-specialist", issue_id=issue, task="hang")
+    page.click("Spawn", "dialog")
+    page.see("hanging", "pre.log")
+    page.see("running", "h1")
+    (spawned,) = page.service.client().get("/api/agents", issue_id=issue).json()["agents"]
+    page.click("End agent")
+    page.see("End this agent?", "dialog")
+    page.browser.press(ESCAPE)
+    page.js_true("return !document.querySelector('dialog') && document.activeElement.innerText === 'End agent'")
+    page.browser.press(ENTER)
+    page.js_true("return document.querySelector('dialog') !== null")
+    page.browser.press(ENTER)  # on the button that says so, where the focus is
+    page.see("killed", "h1")
+    assert page.service.client().get(f"/api/agents/{spawned['agent_id']}/status").json()["state"] == "killed"
+
+
+def test_a_log_follows_can_be_paused_and_shows_colours_only(page: Page, issue: str, tmp_path: Path) -> None:
+    gate, said = (
+        tmp_path / "gate",
+        "\x1b[31mred\x1b[0m\x1b]0;title\x07 \x1b[2Jplain <b>bold</b>\n" + "x" * 100_000 + "\nend\n",
+    )
+    told = {"TEST_GATE": str(gate), "TEST_THEN": "edit", "SAY": said}
+    body = {"agent_type": "python-specialist", "issue_id": issue, "task": "wait", "environment": told}
+    spawned = page.service.client().post("/api/agents/spawn", body).json()["agent_id"]
+    page.go(f"agents/{spawned}")
+    page.see("waiting", "pre.log")
+    page.js("document.activeElement.blur()")
+    page.browser.press("f")
+    page.see("Paused", ".log-tools")
+    gate.touch()
+    page.see("completed", "h1")
+    assert "plain" not in page.text("pre.log")
+    page.browser.press("f")
+    page.see("end", "pre.log")
+    assert "red plain <b>bold</b>" in page.text("pre.log") and "\x1b" not in page.text("pre.log")
+    assert page.text("pre.log .ansi-red") == "red"
+    assert len(page.text("pre.log")) < 10_000 and "96 kB more" in page.text("pre.log")
+    page.see("The whole output", ".log-tools")
+
+
+def test_a_result_is_shown_with_what_follows_from_it(page: Page, issue: str) -> None:
+    page.service.client().store(
+        issue=issue,
+        decisions=["Greet in every language"],
+        files_created=["src/new.py"],
+        rationale="users are everywhere",
+    )
+    page.go("results")
+    page.click("Greet in every language")
+    page.see("users are everywhere")
+    page.see("src/new.py", "aside")
+
+
+def test_an_approval_is_answered_by_keyboard(page: Page, issue: str) -> None:
+    coder = agent(page.service, f"coder-{issue}")
+    asked = {"kind": "approval", "text": "Bash: git push", "command": "git push origin main", "issue_id": issue}
+    wanted = coder.post("/api/approvals", asked).json()["approval_id"]
+    question = {"kind": "question", "text": "Which storage?", "choices": ["sqlite", "redis"], "issue_id": issue}
+    wondered = coder.post("/api/approvals", question).json()["approval_id"]
+    page.js_true("return document.title.startsWith('(2)')")
+    page.js("document.activeElement.blur()")
+    page.browser.press("g", "p")
+    page.see("git push origin main", f"[data-approval='{wanted}'] pre")
+    page.browser.press("j", "a")
+    page.see("git push origin main", "dialog")
+    page.browser.press(ENTER)
+    until(lambda: coder.get(f"/api/approvals/{wanted}").json()["answer"] == "approve")
+    page.js_true("return document.querySelectorAll('[data-approval]').length === 1")
+    page.browser.press("2")
+    page.see("redis", "dialog")
+    page.browser.press(ENTER)
+    until(lambda: coder.get(f"/api/approvals/{wondered}").json()["answer"] == "redis")
+    page.see("Nobody waits for you")
+    page.see("answer: redis")
+
+
+def test_an_event_is_published_and_seen(page: Page, issue: str) -> None:
+    page.go("events")
+    page.click("Publish")
+    page.fill(event_type="Not a type", topic="t", data="{")
+    page.click("Publish", "dialog")
+    assert page.js("return document.querySelector('dialog input:invalid').name") == "event_type"
+    page.fill(event_type="design_approved", data="{")
+    page.click("Publish", "dialog")
+    page.see("JSON", "dialog [role=alert]")
+    page.fill(data='{"by": "ada"}', issue_id=issue)
+    page.click("Publish", "dialog")
+    page.see("design_approved")
+    told = page.service.client().wait("design_approved", since="earliest", timeout=0)["events"][-1]
+    assert told["data"] == {"by": "ada", "issue_id": issue}
+
+
+# -- hostile contents
+
+SCRIPT = "<img src=x onerror='hacked=1'><script>hacked=1</script><svg onload=hacked=1>"
+HOSTILE = f"{SCRIPT} \u202eevil\u2066 \x1b[31mred\x07 javascript:hacked=1"
+PROTO = '{"__proto__": {"hacked": 1}, "constructor": "mine", "big": 123456789012345678901234567890, "small": 1e-400}'
+
+
+def publish_raw(client: Client, data: str) -> None:
+    """An event whose data is this very text."""
+    body = f'{{"publisher": {json.dumps(HOSTILE)}, "topic": {json.dumps(HOSTILE)}, "data": {data}}}'
+    answer = client.request("POST", "/api/events/hostile", data=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 202, answer.text
+
+
+def harmless(page: Page) -> bool:
+    """No element, link or attribute came out of a text."""
+    script = """const odd = document.querySelectorAll('main :is(img, script, iframe, object, embed, [onerror], [onload]), #nav img');
+        const links = [...document.querySelectorAll('a')].filter(a => !/^(#|http:..127)/.test(a.getAttribute('href')));
+        return odd.length === 0 && links.length === 0 && window.hacked === false && !/[\\x1b\\x07\\u202e\\u2066]/.test(document.body.innerText)"""
+    return bool(page.js(script))
+
+
+def test_what_agents_write_is_text(page: Page, issue: str) -> None:
+    client = page.service.client()
+    files = ["a\"b'<i>.py", "../../etc/passwd", HOSTILE, "x" * 5000]
+    stored = client.store(issue=issue, decisions=[HOSTILE, "y" * 100_000], files_created=files, rationale=HOSTILE,
+        artifacts={HOSTILE: HOSTILE, "__proto__": {"a": HOSTILE}}, warnings=[HOSTILE], next_steps=[{HOSTILE: HOSTILE}])  # fmt: skip
+    publish_raw(client, PROTO)
+    asked = {"kind": "question", "text": HOSTILE, "choices": [HOSTILE[:150], "javascript:alert(1)"], "issue_id": issue}
+    assert agent(page.service, f"evil-{issue}").post("/api/approvals", asked).status_code == 201
+    body = {"agent_type": "python-specialist", "issue_id": issue, "task": f"fail {HOSTILE}"}
+    spawned = client.post("/api/agents/spawn", body).json()["agent_id"]
+    page.go(f"results/{stored['id']}")
+    for text in ("<script>hacked=1</script>", "⟨U+202E⟩evil", "␛[31mred␇", "a\"b'<i>.py", "../../etc/passwd"):
+        page.see(text)
+    assert harmless(page)
+    for view in [*VIEWS, f"agents/{spawned}", f"issues/{issue}", "issues/%3Cscript%3E", "nowhere/%E0%A4%A"]:
+        page.go(view)
+        page.js_true("return document.querySelector('h1') && !document.querySelector('.loading')")
+        assert harmless(page), view
+        assert page.js("return document.documentElement.scrollWidth <= innerWidth"), view
+    assert page.js("return [({}).hacked, Object.prototype.a]") == [None, None]
+
+
+def test_data_is_shown_as_it_came(page: Page) -> None:
+    publish_raw(page.service.client(), PROTO)
+    page.go("events")
+    page.js_true(
+        "const it = [...document.querySelectorAll('.row-button')].find(one => one.innerText.includes('hostile')); it?.click(); return Boolean(it)"
+    )
+    page.see('"__proto__": {', "pre.json")
+    page.see('"big": 123456789012345678901234567890', "pre.json")

@@ -5,7 +5,6 @@ text, and nothing is missed over a stop or a crash of the service.
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -290,3 +289,142 @@ def test_data_is_shown_as_it_came(page: Page) -> None:
     )
     page.see('"__proto__": {', "pre.json")
     page.see('"big": 123456789012345678901234567890', "pre.json")
+
+
+# -- many of everything
+
+
+def fill_storage(service: Service) -> None:
+    """Thousands of events and hundreds of agents, written by the service's own Records while it does not run."""
+    connection = cco_sidecar.connect_database(service.storage / "sidecar.db")
+    records, began = cco_sidecar.Records(connection), time.time() - 3600
+    connection.execute("begin")
+    for number in range(EVENTS):
+        data = {"number": number, "issue_id": f"many-{number % 40}"}
+        body = {"publisher": f"agent-{number % 7}", "topic": "test", "data": data}
+        records.insert_event(cco_sidecar.new_event(PROJECT, "counted", body))
+    for number in range(AGENTS):
+        row = {"id": f"python-specialist-{number:012x}", "project": PROJECT, "type": "python-specialist"}
+        row |= {"issue": f"many-{number % 40}", "task": f"task {number}", "parent": None, "state": "completed"}
+        row |= {"started": began + number, "time_limit": 60.0, "depth": 1, "permissions": [], "only_issue": False}
+        records.insert_agent(row)
+        records.update_agent(row["id"], ended=began + number + 5, exit_code=0)
+    connection.execute("commit")
+    connection.close()
+
+
+def scroll_to_the_end(page: Page) -> None:
+    page.js("""const main = document.querySelector('main'); let before = -1;
+        while (main.scrollTop !== before) { before = main.scrollTop; main.scrollTop = main.scrollHeight;
+            await new Promise(done => setTimeout(done, 120)) }""")  # fmt: skip
+
+
+ROWS = "return document.querySelectorAll('[role=listitem]').length"
+
+
+def test_thousands_of_events_and_hundreds_of_agents_stay_fluid(page: Page) -> None:
+    page.browser.open("about:blank")
+    page.service.stop()
+    fill_storage(page.service)
+    page.service.start()
+    page.open()
+    page.go("events")
+    page.see("1,000 of the newest")
+    until(lambda: (scroll_to_the_end(page), "all that is kept" in page.text(".head"))[1], 60)
+    scroll_to_the_end(page)
+    oldest = page.service.client().get("/api/events", since="earliest", limit=1).json()["events"][0]
+    last = "const all = [...document.querySelectorAll('[role=listitem]')].sort((a, b) => a.ariaPosInSet - b.ariaPosInSet).at(-1); return [all.ariaPosInSet, all.ariaSetSize, all.innerText]"
+    place, size, text = page.js(last)
+    assert place == size and int(size) > EVENTS and oldest["event_type"] in text
+    assert page.js(ROWS) < 200
+    page.browser.press("g", "a")
+    page.see("Agents", "h1")
+    scroll_to_the_end(page)
+    place, size, text = page.js(last)
+    assert place == size and int(size) >= AGENTS and page.js(ROWS) < 200
+    page.browser.press("/")
+    page.js_true("return document.activeElement.type === 'search'")
+    page.browser.press(*"task 77")
+    page.js_true("return document.querySelectorAll('[role=listitem]').length === 1")
+    page.browser.press(ESCAPE, "j", ENTER)
+    page.see("python-specialist-00000000004d")
+
+
+def test_the_focus_stays_while_rows_come(page: Page) -> None:
+    page.go("events")
+    page.js("document.querySelector('main').scrollTop = 0")
+    page.browser.press("j", "j", "j")
+    focused = (
+        "return [document.activeElement.innerText, document.activeElement.closest('[role=listitem]').ariaPosInSet]"
+    )
+    text, place = page.js(focused)
+    for number in range(20):
+        page.service.client().publish("new", {"number": number})
+    page.js_true(f"return document.activeElement.closest('[role=listitem]').ariaPosInSet === '{int(place) + 20}'")
+    assert page.js(focused)[0] == text
+
+
+# -- a service that goes and comes
+
+LOST = (
+    "net::ERR_CONNECTION_REFUSED",
+    "net::ERR_EMPTY_RESPONSE",
+    "net::ERR_CONNECTION_RESET",
+    "net::ERR_INCOMPLETE_CHUNKED_ENCODING",
+)
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_lost_service_is_told_and_found_again_without_a_gap(page: Page, how: str) -> None:
+    page.go("events")
+    page.size(1280, 4000)  # so that all rows are in sight
+    client = page.service.client()
+    expected = [client.publish(f"{how}ped", {"number": number})["event_id"] for number in range(5)]
+    getattr(page.service, how)()
+    page.see("The service does not answer", ".banner")
+    page.service.start()
+    client = page.service.client()
+    expected += [client.publish(f"{how}ped", {"number": number})["event_id"] for number in range(5, 10)]
+    page.js_true("return !document.querySelector('.banner')")
+    page.js(
+        "const field = document.querySelector('[data-filter]'); field.value = words; field.dispatchEvent(new Event('input'))",
+        words=f"{how}ped",
+    )
+    page.js_true("return document.querySelectorAll('[role=listitem]').length === 10")
+    page.js("for (const row of document.querySelectorAll('.row-button[aria-expanded=false]')) row.click()")
+    shown = page.js_true(
+        "const ids = [...document.querySelectorAll('.unfold .id')].map(e => e.innerText); return ids.length === 10 && ids"
+    )
+    assert shown == expected[::-1]
+    lost = page.browser.console()
+    assert lost and [line for line in lost if not any(reason in line for reason in LOST)] == []
+
+
+# -- how it looks
+
+
+def test_it_fits_every_screen_and_accessibility_finds_nothing_serious(page: Page) -> None:
+    client = page.service.client()
+    result = client.get("/api/results").json()["results"][-1]["id"]
+    agent_id = client.get("/api/agents").json()["agents"][-1]["agent_id"]
+    axe = (npm.install(AXE).parent / "axe-core/axe.min.js").read_text()
+    page.browser.cdp("Runtime.evaluate", expression=axe)
+    run = """const found = await axe.run(document, {resultTypes: ['violations']});
+        return found.violations.filter(one => ['serious', 'critical'].includes(one.impact)).map(one => [one.id, one.nodes[0].html, one.nodes[0].failureSummary])"""
+    for width, scheme in [(1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")]:
+        page.size(width, 740)
+        page.scheme(scheme)
+        for view in [*VIEWS, f"agents/{agent_id}", f"results/{result}"]:
+            page.go(view)
+            page.js_true("return document.querySelector('h1') && !document.querySelector('.loading')")
+            assert page.js("return document.documentElement.scrollWidth <= innerWidth"), (view, width)
+            assert page.js(run) == [], (view, width, scheme)
+
+
+def test_the_scheme_can_be_chosen(page: Page) -> None:
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    light = page.js(ground)
+    page.click("Switch between light and dark")
+    assert page.js(ground) != light
+    page.click("Switch between light and dark")
+    assert page.js(ground) == light

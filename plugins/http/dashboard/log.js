@@ -14,7 +14,7 @@ export class Log {
   /** @param {string} agentId @param {() => boolean} ended */
   constructor(agentId, ended) {
     Object.assign(this, { agentId, ended, offset: 0, from: 0, following: true, rest: "", style: fresh(), timer: 0, closed: false, over: false });
-    this.text = h("pre.log", { tabindex: "0", "aria-label": `Output of ${agentId}` });
+    this.text = h("pre.log", { tabindex: "0", role: "region", "aria-label": `Output of ${agentId}` });
     this.text.addEventListener("scroll", () => this.scrolled(), { passive: true });
     this.button = h("button.button", { type: "button", onclick: () => this.toggle() });
     this.note = h("span.faint", null);

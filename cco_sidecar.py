@@ -1418,7 +1418,7 @@ class Sidecar:
         self.agents: Agents = agents(
             self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings
         )
-        self.repeats = KeyedLocks()  # of requests with an Idempotency-Key
+        self.repeats: weakref.WeakValueDictionary[Any, asyncio.Lock] = weakref.WeakValueDictionary()  # by their key
         self.request_logs = [RequestLog()]
         self.access = Access(settings)
         self.answer_filters: list[AnswerFilter] = list(hooks.parts("answer_filter", Callable, settings=settings))
@@ -1983,7 +1983,7 @@ class Endpoint(tornado.web.RequestHandler):
             return await self._store(path, body=body)
         where = f"{self.request.method} {self.request.path}"
         ticket = IdempotencyTicket(self.sidecar.storage, self.claims, where, key, bytes(self.upload))
-        async with self.sidecar.repeats.hold(ticket.key):
+        async with self.sidecar.repeats.setdefault(ticket.key, asyncio.Lock()):
             if (first := ticket.recall()) is not None:
                 self.set_header("Idempotent-Replay", "true")
                 self._note(msgspec.json.decode(first), "agent_id", "event_id", "id")
@@ -2108,7 +2108,7 @@ class Endpoint(tornado.web.RequestHandler):
         if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
             return ApiError("REQ_001", "The body is nested too deeply")
         if isinstance(error, StorageError):
-            reason = f"the storage cannot be used ({error.reason})"
+            reason = f"the storage cannot be used ({storage_fault(error)})"
             log.error("%s storage: %s", self.request_id, error)
         elif isinstance(error, TimeoutError):
             reason = "no answer in time"
@@ -2838,6 +2838,7 @@ def gaps(limit: int, burst: int) -> list[float]:
 
 Job = Callable[["Records"], Any]
 Row = Any  # of a table: ``row["column"]``
+StorageError = sqlite3.Error  # what every fault of the storage is raised as
 PAGE_BYTES = 8 * MB  # a list, or the answer to a poll, ends before it gets larger
 
 
@@ -2881,15 +2882,11 @@ class Storage:
 
     def start(self) -> None:
         """Open, or make, the database. Raises StartError where it is newer than this program, or damaged. Blocks."""
-        check_database(self.path)
-        if not self.path.exists():
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # -wal and -shm take this mode too
         try:
-            self._writer = connect_database(self.path)
-            create_schema(self._writer)
+            self._writer = open_database(self.path)
             self.read = Records(connect_database(self.path, read_only=True))
         except sqlite3.Error as error:
-            raise StartError(f"the storage {self.path} cannot be opened: {error}", 1) from None
+            raise StartError(f"the storage {self.path} cannot be opened: {error}; it is left as it is", 1) from None
         self.epoch = str(self.read.meta("epoch"))
         self._loop = asyncio.get_running_loop()
         self._thread.start()
@@ -2905,9 +2902,14 @@ class Storage:
         self._queue.put((job, committed, future))
         return future
 
-    def write_behind(self, job: Job) -> None:
+    def write_behind(self, job: Job, committed: Callable[[Any], Any] | None = None) -> None:
         """Write soon; a failure is logged. For what can be found again after a crash."""
-        self.write(job).add_done_callback(log_failed_write)
+
+        def written(future: asyncio.Future[Any]) -> None:
+            if not future.cancelled() and (error := future.exception()):
+                log.error("storage: a background write failed: %s", one_line(error))
+
+        self.write(job, committed).add_done_callback(written)
 
     def room(self, size: int) -> contextlib.AbstractAsyncContextManager[None]:
         """Room for a body of ``size`` bytes while it is stored. Raises STR_001. The core's own has no limit."""
@@ -2954,7 +2956,7 @@ class Storage:
         """(result or error, events) of each job. Where one fails, all are undone and each is tried alone."""
         try:
             self.check()
-            records.begin()
+            records.change("begin immediate")
             outcomes = []
             for job in jobs:
                 records.inserted = []
@@ -2964,9 +2966,7 @@ class Storage:
             return outcomes
         except Exception as error:  # a boundary: the job's caller gets it
             records.rollback()
-            if len(jobs) > 1:
-                return [outcome for job in jobs for outcome in self._commit(records, [job])]
-            return [(StorageError(error) if isinstance(error, sqlite3.Error) else error, [])]
+            return [outcome for job in jobs for outcome in self._commit(records, [job])] if jobs[1:] else [(error, [])]
 
     def _answer(self, writes: list[Any], outcomes: list[tuple[Any, list[tuple[NewEvent, int]]]]) -> None:
         """On the loop, after a commit: tell what happened, and answer the writers, in commit order."""
@@ -2998,30 +2998,19 @@ class Storage:
     def _sweep(self, records: Records) -> bool:
         """Runs on the writer thread: one step; whether there may be more to do."""
         now, limit, settings = time.time(), self.SWEEP_ROWS, self._settings
-        if expired := records.expired(now, limit):
-            records.remove_events(expired, self.DEAD_LETTERS)
-        if outlived := records.outlived(now - settings.event_retention, settings.event_limit, limit):
-            records.remove_events(outlived, self.DEAD_LETTERS)
+        expired = records.expired(now, limit)
+        outlived = records.outlived(limit, now - settings.event_retention, records.head() - settings.event_limit)
+        records.remove_events([*expired, *outlived], self.DEAD_LETTERS)
+        if outlived:
             records.set_meta("floor", str(outlived[-1]))
         forgotten = records.forget_old(now - IdempotencyTicket.KEPT, limit)
         left = records.forget_positions(now - self.POSITION_SECONDS, limit)
-        return len(expired) == limit or bool(outlived) or limit in (forgotten, left)
+        return bool(outlived) or limit in (len(expired), forgotten, left)
 
 
-def log_failed_write(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled() and (error := future.exception()):
-        log.error("storage: a background write failed: %s", one_line(error))
-
-
-class StorageError(Exception):
-    """The storage cannot be read or written; ``reason`` is SQLite's name for why, or what was found, without a path of
-    the machine.
-    """
-
-    def __init__(self, error: Exception | str) -> None:
-        super().__init__(str(error))
-        name = error if isinstance(error, str) else type(error).__name__
-        self.reason = str(getattr(error, "sqlite_errorname", None) or name)
+def storage_fault(error: StorageError) -> str:
+    """SQLite's name for what is wrong, or what was found; without a path of the machine."""
+    return str(getattr(error, "sqlite_errorname", error))
 
 
 Told = typing.TypeVar("Told")
@@ -3031,7 +3020,7 @@ Question = Callable[..., Told]  # a method of Records whose arguments are the va
 def value(sql: str, otherwise: Any = None) -> Question[Any]:
     """A method that gives the first column of the first row, ``otherwise`` where there is none or it is null."""
 
-    def ask(self: Statements, *values: Any) -> Any:
+    def ask(self: Records, *values: Any) -> Any:
         found = self.one(sql, *values)
         return otherwise if found is None else found
 
@@ -3053,57 +3042,12 @@ def pairs(sql: str) -> Question[dict[str, Any]]:
     return lambda self, *values: dict(map(tuple, self.rows(sql, *values)))
 
 
-def change(sql: str) -> Question[int]:
+def changes(sql: str) -> Question[int]:
     """A method that changes rows; how many."""
     return lambda self, *values: self.change(sql, *values).rowcount
 
 
-class Statements:
-    """SQL over one connection: the writer thread's, or the loop's for reading. Raises StorageError."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db, self.close = connection, connection.close
-        self.tally: collections.Counter[str] = collections.Counter()  # of the open transaction, written at its end
-        self.inserted: list[tuple[NewEvent, int]] = []  # the events of the job that runs, with their numbers
-
-    def begin(self) -> None:
-        self._db.execute("begin immediate")
-
-    def commit(self) -> None:
-        add = "insert into meta (name, value) values (?1, ?2) on conflict do update set value = cast(value as int) + ?2"
-        self._db.executemany(add, self.tally.items())
-        self._db.execute("commit")
-        self.tally.clear()
-
-    def rollback(self) -> None:
-        self.tally.clear()
-        if self._db.in_transaction:  # SQLite itself has rolled back after some errors, a full disk among them
-            self._db.execute("rollback")
-
-    def change(self, sql: str, *values: Any) -> sqlite3.Cursor:
-        try:
-            return self._db.execute(sql, values)
-        except sqlite3.Error as error:
-            raise StorageError(error) from error
-
-    def rows(self, sql: str, *values: Any) -> list[Row]:
-        try:
-            return self._db.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
-            raise StorageError(error) from error
-
-    def one(self, sql: str, *values: Any) -> Any:
-        """The first column of the first row, None where there is none."""
-        rows = self.rows(sql, *values)
-        return rows[0][0] if rows else None
-
-    def insert(self, table: str, row: dict[str, Any], verb: str = "insert") -> int:
-        """The sequence number of a new row."""
-        sql = f"{verb} into {table} ({', '.join(row)}) values ({', '.join('?' * len(row))})"
-        return typing.cast(int, self.change(sql, *row.values()).lastrowid)
-
-
-COUNTED = "select cast(value as int) from meta where name = "  # a number that is kept as one
+COUNTED = "select cast(value as int) from meta where name = "  # a number that the schema's triggers keep
 CHOSEN = "seq in (select value from json_each(?))"
 POSITION = "project, subject, type, filter"
 KEY = "project, subject, endpoint, key"
@@ -3111,23 +3055,42 @@ MINE = "from result where project = ? and issue = ?"
 SPAWNED = "from agent where project = ?"
 
 
-class Records(Statements):
+class Records:
     """All that is kept: small facts by name, events and readers' positions, results, agents, revoked subjects, first
-    answers.
+    answers. Over one connection: the writer thread's, or the loop's for reading. Raises StorageError.
     """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db, self.close, self.rollback = connection, connection.close, connection.rollback
+        self.inserted: list[tuple[NewEvent, int]] = []  # the events of the job that runs, with their numbers
+
+    def commit(self) -> None:
+        self._db.commit()
+
+    def change(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        return self._db.execute(sql, values)
+
+    def rows(self, sql: str, *values: Any) -> list[Row]:
+        return self._db.execute(sql, values).fetchall()
+
+    def one(self, sql: str, *values: Any) -> Any:
+        """The first column of the first row, None where there is none."""
+        rows = self.rows(sql, *values)
+        return rows[0][0] if rows else None
+
+    def insert(self, table: str, row: dict[str, Any]) -> int:
+        """The sequence number of a new row."""
+        sql = f"insert into {table} ({', '.join(row)}) values ({', '.join('?' * len(row))})"
+        return typing.cast(int, self.change(sql, *row.values()).lastrowid)
 
     # -- facts by name
 
     meta: Question[str | None] = value("select value from meta where name = ?")
-
-    def set_meta(self, name: str, value: str) -> None:
-        self.insert("meta", {"name": name, "value": value}, "insert or replace")
+    set_meta = changes("insert or replace into meta (name, value) values (?, ?)")
 
     # -- events
 
-    head: Question[int] = value(
-        "select seq from sqlite_sequence where name = 'event'", 0
-    )  # the newest number given out
+    head: Question[int] = value("select seq from sqlite_sequence where name = 'event'", 0)  # the newest number
     floor: Question[int] = value(f"{COUNTED} 'floor'", 0)  # retention has removed events up to here
     created_from: Question[float] = value("select created from event where seq >= ? order by seq limit 1", math.inf)
     count_published: Question[int] = value(f"{COUNTED} 'published:' || ?", 0)
@@ -3135,13 +3098,15 @@ class Records(Statements):
     undelivered: Question[int] = value(f"{COUNTED} 'undelivered:' || ?", 0)  # expired ones until the next sweep
     count_dead_letters: Question[int] = value("select count(*) from dead_letter where project = ?")
     expired: Question[list[int]] = column("select seq from event where expires <= ? order by expires limit ?")
+    outlived: Question[list[int]] = column(  # of so many at the beginning of the log those that retention removes
+        "select seq from (select seq, created from event order by seq limit ?) where created < ? or seq <= ?"
+    )
 
     def insert_event(self, event: NewEvent) -> int:
         """The event's sequence number. Storage.observe's callback is told of it after the commit."""
         columns = ("project", "type", "topic", "issue", "created", "expires", "body")
         seq = self.insert("event", {name: getattr(event, name) for name in columns})
         self.inserted.append((event, seq))
-        self.tally.update({f"published:{event.project}": 1, f"undelivered:{event.project}": 1, "retained": 1})
         return seq
 
     def events(
@@ -3152,7 +3117,7 @@ class Records(Statements):
         ``containing`` those that have some bytes in their body.
         """
         source, clauses = "event", ["project = ?", "seq > ?", "seq <= ?", "expires > ?"]
-        given = {"type = ?": None if type == "*" else type, "issue = ?": issue, "instr(body, ?)": containing}
+        given = {"type = ?": None if type == "*" else type, "instr(body, ?)": containing, "issue = ?": issue}
         given = {clause: value for clause, value in given.items() if value is not None}
         if issue is not None:  # the planner would walk the type's index and look at every row
             source, clauses = "event indexed by event_by_issue", [*clauses, "issue is not null"]
@@ -3164,34 +3129,21 @@ class Records(Statements):
         rows = self.rows(sql, *values, *given.values(), limit)
         if issue in (None, ANY_ISSUE):
             return rows
-        several = self.rows(sql, *values, *(given | {"issue = ?": ANY_ISSUE}).values(), limit)
-        return sorted(rows + several, key=lambda row: row["seq"])[:limit]
+        rows += self.rows(sql, *values, *(given | {"issue = ?": ANY_ISSUE}).values(), limit)
+        return sorted(rows, key=operator.itemgetter("seq"))[:limit]
 
     def mark_delivered(self, seqs: Collection[int], deliveries: int) -> None:
         """Some readers got these events; ``deliveries`` counts each reader of each event."""
-        self._no_longer_undelivered(json.dumps(list(seqs)))
         self.change(f"update event set delivered = 1 where {CHOSEN} and delivered = 0", json.dumps(list(seqs)))
-        self.tally["deliveries"] += deliveries
-
-    def _no_longer_undelivered(self, seqs: str) -> None:
-        counted = f"select project, count(*) from event where {CHOSEN} and delivered = 0 group by project"
-        self.tally.subtract({f"undelivered:{project}": number for project, number in self.rows(counted, seqs)})
-
-    def outlived(self, created_before: float, keep: int, limit: int) -> list[int]:
-        """Sequence numbers of events that retention removes, at most ``limit``: too old, or more than ``keep``."""
-        oldest = self.rows("select seq, created from event order by seq limit ?", limit)
-        too_many = (self.one(f"{COUNTED} 'retained'") or 0) + self.tally["retained"] - keep
-        due = [number for number, row in enumerate(oldest, 1) if row["created"] < created_before or number <= too_many]
-        return [row["seq"] for row in oldest[: max(due, default=0)]]
+        add = "on conflict do update set value = value + excluded.value"
+        self.change(f"insert into meta values ('deliveries', ?) {add}", deliveries)
 
     def remove_events(self, seqs: list[int], keep_dead: int) -> None:
         """Remove events; those that nobody got become dead letters, of which the newest ``keep_dead`` are kept."""
-        chosen = json.dumps(seqs)
-        self._no_longer_undelivered(chosen)
-        columns = "seq, project, type, topic, body"
+        chosen, columns = json.dumps(seqs), "seq, project, type, topic, body"
         dead = f"select {columns} from event where {CHOSEN} and delivered = 0"
         self.change(f"insert or ignore into dead_letter ({columns}) {dead}", chosen)
-        self.tally["retained"] -= self.change(f"delete from event where {CHOSEN}", chosen).rowcount
+        self.change(f"delete from event where {CHOSEN}", chosen)
         last = "select seq from dead_letter order by seq desc limit 1 offset ?"
         self.change(f"delete from dead_letter where seq <= ({last})", keep_dead)
 
@@ -3200,11 +3152,11 @@ class Records(Statements):
     position: Question[int | None] = value(
         "select seq from position where project = ? and subject = ? and type = ? and filter = ?"
     )
-    move_position = change(
+    move_position = changes(
         f"insert into position ({POSITION}, seq, moved) values (?, ?, ?, ?, ?, now())"
         " on conflict do update set seq = max(seq, excluded.seq), moved = excluded.moved"
     )
-    forget_positions = change(
+    forget_positions = changes(
         f"delete from position where ({POSITION}) in (select {POSITION} from position where moved < ? limit ?)"
     )
 
@@ -3216,17 +3168,11 @@ class Records(Statements):
         "select true from result where project = ? and agent_id = ? and stored >= ? and +status = 'success' limit 1",
         False,
     )
-
     latest_result = row(  # of the same agent type on the same issue as a result
         "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest on"
         " latest.project = result.project and latest.issue = result.issue"
         " where +latest.agent_type = result.agent_type and result.id = ? order by latest.seq desc limit 1"
     )
-
-    def insert_result(self, row: dict[str, Any]) -> None:
-        """``row`` has a value for every column but ``seq``; ``proposed`` is a list of agent types."""
-        self.insert("result", row | {"proposed": json.dumps(row["proposed"])})
-        self.tally[f"results:{row['project']}"] += 1
 
     def issue_outputs(self, project: str, issue: str, limit: int) -> list[str]:
         """The ``output`` of the issue's newest results, oldest first."""
@@ -3294,29 +3240,27 @@ class Records(Statements):
 
     def add_outcome(self, id: str, **facts: Any) -> None:
         """Add facts to an agent's outcome; what is None is left out."""
-        patch = "on conflict (agent) do update set outcome = json_patch(outcome, excluded.outcome)"
-        self.change(f"insert into agent_outcome (agent, outcome) values (?, ?) {patch}", id, json.dumps(facts))
+        patch = "on conflict do update set outcome = json_patch(outcome, excluded.outcome)"
+        self.change(f"insert into agent_outcome values (?, ?) {patch}", id, json.dumps(facts))
 
     def agent(self, project: str, id: str) -> dict[str, Any] | None:
-        rows = self.rows(f"{self.AGENTS} where project = ? and id = ?", project, id)
-        return agent_row(rows[0]) if rows else None
+        return next(map(agent_row, self.rows(f"{self.AGENTS} where project = ? and id = ?", project, id)), None)
 
     def unfinished_agents(self, project: str) -> list[dict[str, Any]]:
-        rows = self.rows(f"{self.AGENTS} where project = ? and state in ('starting', 'running') order by seq", project)
-        return [agent_row(row) for row in rows]
+        where = "where project = ? and state in ('starting', 'running') order by seq"
+        return list(map(agent_row, self.rows(f"{self.AGENTS} {where}", project)))
 
     # -- revoked subjects, and the first answers to requests with an Idempotency-Key
 
-    revoke = change("insert or ignore into revoked (project, subject, since) values (?, ?, now())")
+    revoke = changes("insert or ignore into revoked (project, subject, since) values (?, ?, now())")
     revoked: Question[list[str]] = column("select subject from revoked where project = ?")
-    remember = change(
+    remember = changes(
         f"insert or replace into idempotency ({KEY}, digest, answer, made) values (?, ?, ?, ?, ?, ?, now())"
     )
-    forget = change("delete from idempotency where project = ? and subject = ? and endpoint = ? and key = ?")
-    forget_old = change(
+    forget = changes("delete from idempotency where project = ? and subject = ? and endpoint = ? and key = ?")
+    forget_old = changes(
         f"delete from idempotency where ({KEY}) in (select {KEY} from idempotency where made < ? limit ?)"
     )
-
     recall = row(
         "select digest, answer from idempotency"
         " where project = ? and subject = ? and endpoint = ? and key = ? and made > ?"
@@ -3350,10 +3294,12 @@ create index if not exists event_undelivered on event (project, expires) where d
 
 create table if not exists dead_letter (
   seq integer primary key, project text not null, type text not null, topic text not null, body blob not null);
+create index if not exists dead_letter_by_project on dead_letter (project);
 
 create table if not exists position (
   project text not null, subject text not null, type text not null, filter text not null,
   seq integer not null, moved real not null, primary key (project, subject, type, filter)) without rowid;
+create index if not exists position_by_age on position (moved);
 
 create table if not exists result (
   seq integer primary key autoincrement, id text not null unique, project text not null, issue text not null,
@@ -3361,6 +3307,9 @@ create table if not exists result (
   proposed text not null, output text not null, body blob not null);
 create index if not exists result_facts on result (project, issue, seq, agent_type, category, status, proposed);
 create index if not exists result_by_agent on result (project, agent_id, seq);
+create index if not exists result_by_type on result (project, agent_type, seq);
+create index if not exists result_by_status on result (project, status, seq);
+create index if not exists result_by_category on result (project, issue, category, seq);
 
 create table if not exists agent (
   seq integer primary key autoincrement, id text not null unique, project text not null, type text not null,
@@ -3368,6 +3317,8 @@ create table if not exists agent (
   started real not null, ended real, exit_code integer, signal integer, time_limit real not null);
 create index if not exists agent_by_project on agent (project, state);
 create index if not exists agent_by_issue on agent (project, issue, seq);
+create index if not exists agent_by_type on agent (project, type, seq);
+create index if not exists agent_by_end on agent (project, ended);
 
 -- depth, permissions, only_issue: what the agent's token may, and where; birth, seen: its processes; ordered: its end
 create table if not exists agent_evidence (
@@ -3385,22 +3336,37 @@ create table if not exists idempotency (
   primary key (project, subject, endpoint, key)) without rowid;
 create index if not exists idempotency_by_age on idempotency (made);
 
-create index if not exists result_by_type on result (project, agent_type, seq);
-create index if not exists result_by_status on result (project, status, seq);
-create index if not exists result_by_category on result (project, issue, category, seq);
-create index if not exists agent_by_type on agent (project, type, seq);
-create index if not exists agent_by_end on agent (project, ended);
-create index if not exists position_by_age on position (moved);
-create index if not exists dead_letter_by_project on dead_letter (project);
-drop index if exists result_by_issue;
-
-delete from meta where name like 'undelivered:%' or name like 'results:%'; -- what is kept as a number, counted anew
+-- what is kept as a number in meta, and counted anew at each start as far as that can be
+create trigger if not exists event_stored after insert on event begin
+  insert into meta values ('published:' || new.project, 1), ('undelivered:' || new.project, new.delivered = 0)
+  on conflict do update set value = value + excluded.value; end;
+create trigger if not exists event_delivered after update of delivered on event begin
+  update meta set value = value - 1 where name = 'undelivered:' || new.project; end;
+create trigger if not exists event_removed after delete on event when old.delivered = 0 begin
+  update meta set value = value - 1 where name = 'undelivered:' || old.project; end;
+create trigger if not exists result_stored after insert on result begin
+  insert into meta values ('results:' || new.project, 1) on conflict do update set value = value + 1; end;
+delete from meta where name like 'undelivered:%' or name like 'results:%';
 insert into meta select 'undelivered:' || project, count(*) from event where delivered = 0 group by project;
 insert into meta select 'results:' || project, count(*) from result group by project;
 """
-
-
 LOG_BYTES = 4 * MB  # to which SQLite cuts the log when it begins it anew; else it stays as large as it ever was
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """The database for writing, made where there is none. Raises sqlite3.Error where it is not ours to open."""
+    if not path.exists():
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # -wal and -shm take this mode too
+    database = connect_database(path)
+    version, owner = (database.execute(f"pragma {name}").fetchone()[0] for name in ("user_version", "application_id"))
+    if version > SCHEMA_VERSION or owner not in (0, APPLICATION_ID):
+        raise sqlite3.DatabaseError("a newer version of this program made it, or another program")
+    epoch = secrets.token_hex(4)  # tells this store's cursors from another's
+    database.executescript(
+        f"begin immediate; {SCHEMA} insert or ignore into meta (name, value) values ('epoch', '{epoch}');"
+        f" pragma application_id = {APPLICATION_ID}; pragma user_version = {SCHEMA_VERSION}; commit;"
+    )
+    return database
 
 
 def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -3410,44 +3376,8 @@ def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connecti
     database.execute("pragma journal_mode = wal")
     database.execute("pragma synchronous = full")  # a 2xx is on disk
     database.execute(f"pragma journal_size_limit = {LOG_BYTES}")
-    if read_only:
-        database.execute("pragma query_only = on")
+    database.execute(f"pragma query_only = {read_only}")
     return database
-
-
-def create_schema(database: sqlite3.Connection) -> None:
-    epoch = secrets.token_hex(4)  # tells this store's cursors from another's
-    database.executescript(
-        f"begin immediate; {SCHEMA} insert or ignore into meta (name, value) values ('epoch', '{epoch}');"
-        f" pragma application_id = {APPLICATION_ID}; pragma user_version = {SCHEMA_VERSION}; commit;"
-    )
-
-
-def check_database(path: Path) -> None:
-    """Raise StartError, and touch nothing, where ``path`` is newer than this program, another program's, or damaged."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
-            questions = ("pragma user_version", "pragma application_id", "select count(*) from sqlite_master")
-            version, application, tables = (database.execute(question).fetchone()[0] for question in questions)
-    except sqlite3.Error as error:
-        raise damaged(path, one_line(error)) from None
-    ours = application == APPLICATION_ID
-    if (ours and version > SCHEMA_VERSION) or (not ours and (version or tables)):
-        owner = "a newer version of this program" if ours else "another program"
-        problem = f"the storage {path} was made by {owner}; it is left as it is. Use another --storage"
-        raise StartError(f"{problem}, or update", 1)
-
-
-def damaged(path: Path, problem: str) -> StartError:
-    remedy = "`cco doctor --salvage` saves what can be read of it; or move it away to begin anew"
-    return StartError(f"the storage {path} is damaged ({problem}); it is left as it is. {remedy}", 1)
-
-
-def database_files(path: Path) -> list[Path]:
-    """The database, its log of what was committed last, and the log's index."""
-    return [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))]
 
 
 # -- requests that are repeated
@@ -3490,16 +3420,6 @@ class IdempotencyTicket:
         records.forget(*self.key)
 
 
-class KeyedLocks:
-    """A lock per key, there only while somebody holds it or waits for it: ``async with locks.hold(key)``."""
-
-    def __init__(self) -> None:
-        self._locks: weakref.WeakValueDictionary[Any, asyncio.Lock] = weakref.WeakValueDictionary()
-
-    def hold(self, key: Any) -> asyncio.Lock:
-        return self._locks.setdefault(key, asyncio.Lock())
-
-
 # ======================================================================================================
 # Results: what agents leave behind, and who works next
 # ======================================================================================================
@@ -3514,10 +3434,8 @@ class Results:
         self, storage: Storage, bus: EventBus, hooks: Hooks, agent_types: AgentTypes, settings: Settings
     ) -> None:
         self._storage, self._bus, self._hooks, self._agent_types = storage, bus, hooks, agent_types
-        self._settings = settings
-        self._files = ResultFiles(settings.storage / "results")
-        self._locks = KeyedLocks()
-        self._language: tuple[float, str] = (0.0, "")
+        self._settings, self._files = settings, ResultFiles(settings.storage / "results")
+        self._locks: weakref.WeakValueDictionary[Any, asyncio.Lock] = weakref.WeakValueDictionary()  # of issues
 
     def start(self) -> None:
         """Write the files that a crash has left out of date. Blocks."""
@@ -3526,11 +3444,11 @@ class Results:
     async def store(self, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
         await self._agent_types.look_for(body["agent_type"])
-        category = self._agent_types.category(body["agent_type"])
+        category, issue = self._agent_types.category(body["agent_type"]), (body["project_id"], body["issue_id"])
         # Other agents read the record, its file and the contexts that it becomes part of.
         body |= {"result": (await asyncio.to_thread(redact_json, body["result"]))[0]}
-        async with self._locks.hold((body["project_id"], body["issue_id"])):  # proposals depend on the results before
-            earlier = self._storage.read.issue_facts(body["project_id"], body["issue_id"], self.HISTORY)
+        async with self._locks.setdefault(issue, asyncio.Lock()):  # proposals depend on the results before
+            earlier = self._storage.read.issue_facts(*issue, self.HISTORY)
             proposals = await self._hooks.pool.run(self._propose, body, category, earlier)
             stored = await self._store(body, category, proposals, ticket)
         self._hooks.tell("result_stored", result=body | {"id": stored["id"], "stored_at": stored["timestamp"]})
@@ -3542,9 +3460,11 @@ class Results:
             ResultFact(row["agent_type"], row["category"], row["status"], json.loads(row["proposed"]))
             for row in earlier
         ]
-        result = ResultFact(body["agent_type"], category, body["result"]["status"])
-        facts = {"result": result, "history": history, "language": self._main_language(), "submission": body}
-        facts |= {"settings": self._settings}
+        facts = {
+            "result": ResultFact(body["agent_type"], category, body["result"]["status"]), "history": history,
+            "language": main_language(self._settings.root, int(time.monotonic() // 60)), "submission": body,
+            "settings": self._settings,
+        }  # fmt: skip
         proposals: list[NextAgent] = []
         for row in self._hooks.implementations("next_agents"):
             answer = self._hooks.ask_one(row, **facts, proposals=list(proposals))
@@ -3556,14 +3476,6 @@ class Results:
                 log.warning("plugin %s: next_agents: %s", row.plugin, one_line(error))
         return [NextAgent(item.agent_type, item.priority, redact(item.reason)[0]) for item in proposals]
 
-    def _main_language(self) -> str:
-        """The project's language, looked at again after a minute. Blocks."""
-        looked, language = self._language
-        if time.monotonic() - looked > 60 or not language:
-            language = project_type(self._settings.root, [])
-            self._language = (time.monotonic(), language)
-        return language
-
     async def _store(
         self, body: dict[str, Any], category: str, proposals: list[NextAgent], ticket: IdempotencyTicket | None
     ) -> dict[str, Any]:
@@ -3571,18 +3483,18 @@ class Results:
         row = {
             "id": result_id, "project": body["project_id"], "issue": body["issue_id"], "category": category,
             "agent_type": body["agent_type"], "agent_id": body["agent_id"], "status": body["result"]["status"],
-            "stored": now, "proposed": [item.agent_type for item in proposals],
+            "stored": now, "proposed": json.dumps([item.agent_type for item in proposals]),
             "output": msgspec.json.encode(previous_output(body, result_id, now)).decode(),
             "body": msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)}),
         }  # fmt: skip
-        event, path = completed_event(row, proposals), self._files.path(row)
+        event = completed_event(row, proposals)
 
         def insert(records: Records) -> dict[str, Any]:
             """Runs on the writer thread. A result whose file cannot be written is not stored either."""
             event_id = self._bus.event_id(records.insert_event(event))
-            records.insert_result(row)
+            records.insert("result", row)
             answer = {
-                "id": result_id, "stored": True, "storage_path": str(path), "next_agents": proposals,
+                "id": result_id, "stored": True, "storage_path": str(self._files.path(row)), "next_agents": proposals,
                 "event_published": True, "event_id": event_id, "timestamp": iso(now),
             }  # fmt: skip
             if ticket:
@@ -3591,7 +3503,7 @@ class Results:
             return answer
 
         try:
-            answer: dict[str, Any] = await self._storage.write(insert, lambda _: self._files.place(result_id, path))
+            answer: dict[str, Any] = await self._storage.write(insert, lambda _: self._files.place(row))
             return answer
         except Exception as error:
             self._files.drop(result_id)
@@ -3620,52 +3532,55 @@ class ResultFiles:
     NEW = ".new"  # no project can have this name
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._new = folder, folder / self.NEW
 
     def path(self, row: dict[str, Any] | Row) -> Path:
         return self._folder / row["project"] / row["issue"] / f"{row['agent_type']}.json"
 
     def write(self, row: dict[str, Any]) -> None:
         """Write a record that is not committed yet, and make the folders of its path. Raises OSError."""
-        path, new = self.path(row), self._folder / self.NEW / row["id"]
-        self._make_folders(*reversed(path.parents[:3]), new.parent)
+        path = self.path(row)
+        for folder in [*reversed(path.parents[:3]), self._new]:  # parents=True would make some by the umask alone
+            folder.mkdir(mode=0o700, exist_ok=True)
         if path.is_dir():
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        write_file(new, row["body"])
+        write_file(self._new / row["id"], row["body"])
 
-    def probe(self, project: str) -> None:
-        """Make, move and remove a file as those of records are. Raises OSError."""
-        new, placed = (self._folder / name / ".probe" for name in (self.NEW, project))
-        self._make_folders(self._folder, new.parent, placed.parent)
-        os.close(os.open(new, os.O_CREAT | os.O_RDWR, 0o600))
-        new.replace(placed)
-        placed.unlink()
-
-    def _make_folders(self, *folders: Path) -> None:
-        for folder in folders:  # parents=True would make some by the umask alone
-            folder.mkdir(mode=0o700, exist_ok=True)
-
-    def place(self, result_id: str, path: Path) -> None:
+    def place(self, row: dict[str, Any]) -> None:
         """Make a committed record the latest, in commit order. Where that fails the next start tries again."""
         try:
-            (self._folder / self.NEW / result_id).replace(path)
+            (self._new / row["id"]).replace(self.path(row))
         except OSError as error:
-            log.error("the file of %s cannot be written: %s", result_id, error.strerror)
+            log.error("the file of %s cannot be written: %s", row["id"], error.strerror)
 
     def drop(self, result_id: str) -> None:
         """Forget a record that could not be committed."""
         with contextlib.suppress(OSError):
-            (self._folder / self.NEW / result_id).unlink()
+            (self._new / result_id).unlink()
 
     def recover(self, read: Records) -> None:
         """Replace what a crash left in NEW by the latest committed records."""
-        for new in (self._folder / self.NEW).glob("*"):
+        for new in self._new.glob("*"):
             try:
                 if latest := read.latest_result(new.name):
                     write_file(self.path(latest), latest["body"])
                 new.unlink()
             except OSError as error:
                 log.error("the file of %s cannot be written: %s", new.name, error.strerror)
+
+    def probe(self, project: str) -> None:
+        """Write, move and remove a record that nobody can have stored. Raises OSError."""
+        row: dict[str, Any] = {
+            "id": ".probe",
+            "project": project,
+            "issue": ".probe",
+            "agent_type": "probe",
+            "body": b"",
+        }
+        self.write(row)
+        path = (self._new / row["id"]).replace(self.path(row))
+        path.unlink()
+        path.parent.rmdir()
 
 
 def completed_event(row: dict[str, Any], proposals: list[NextAgent]) -> NewEvent:
@@ -3689,6 +3604,12 @@ def previous_output(body: dict[str, Any], result_id: str, stored: float) -> dict
     }  # fmt: skip
 
 
+@functools.lru_cache(8)
+def main_language(root: Path, minute: int) -> str:
+    """The project's language, looked at again in each minute. Blocks."""
+    return project_type(root, [])
+
+
 # ======================================================================================================
 # Event bus: the log is the truth, waking is a hint
 # ======================================================================================================
@@ -3710,12 +3631,10 @@ class EventBus:
 
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
-        self._waiters = WaiterIndex()
-        self.readers = Readers(storage)
+        self._waiters, self.readers = Waiters(), Readers(storage)
         self._wakes = 0
-        self._latest: tuple[Any, float, Found] | None = None  # the last search: one event wakes many polls
+        self._latest: tuple[Any, float, Poll] | None = None  # the last search: one event wakes many polls
         self._closed = False
-        self._context = contextvars.copy_context()  # one for all timers, which else would each keep a copy
         storage.observe(self.wake_waiters)
 
     # -- publishing
@@ -3750,10 +3669,7 @@ class EventBus:
         """An event was committed: wake the polls that it matches, tell the plugins. On the loop, in commit order."""
         self._wakes += 1
         envelope = {"event_id": self.event_id(seq), **event.envelope}
-        for waiter in self._waiters.matching(event.project, event.type, envelope):
-            if not waiter.future.done() and seq > waiter.position:
-                waiter.wake(seq)
-                event.woken[waiter.subject] = None
+        event.woken.update(self._waiters.wake(event.project, event.type, envelope, seq))
         self._hooks.tell("event_published", event=envelope)
 
     # -- waiting
@@ -3776,12 +3692,12 @@ class EventBus:
                 if not found.rows and query.timeout == 0:
                     await asyncio.sleep(self.BREATH)
                 content = found.content[:-1] + missed if missed else found.content
-                return Poll(content, found, key, woken, parked)
+                return Poll(found.rows, found.scanned, content, key, woken, parked)
             if hang_up.happened:
                 raise asyncio.CancelledError
             after = found.scanned
             del found  # thousands are parked below: each holds as little as possible
-            seq = await self._park(Waiter(claims.sub, channel, filter, after), left, hang_up)
+            seq = await self._waiters.park(channel, Waiter(claims.sub, filter, after), left, hang_up)
             parked, woken = time.monotonic() - began, seq is not None
             after = after if seq is None else max(after, seq - 1)  # nothing that matches lies between
 
@@ -3798,16 +3714,13 @@ class EventBus:
 
     def parse_cursor(self, text: str, floor: int) -> int:
         """The number of an event id, a cursor, ``earliest``, ``latest``, or before a time. Raises REQ_001, EVT_003."""
-        head = self._storage.read.head()
+        read = self._storage.read
+        head = read.head()
         if text in ("earliest", "latest"):
             return floor if text == "earliest" else head
         match = re.fullmatch(r"evt-([0-9a-f]{8})-(\d{12,18})", text, re.ASCII)
         if not match:
-            moment = read_moment(text)
-            if moment is None:
-                problem = "since must be an event id, a cursor, earliest, latest or a time (UTC)"
-                raise ApiError("REQ_001", problem, details={"path": "since"})
-            return floor + bisect.bisect_left(range(floor + 1, head + 1), moment, key=self._storage.read.created_from)
+            return floor + bisect.bisect_left(range(floor + 1, head + 1), read_moment(text), key=read.created_from)
         seq = int(match[2])
         for wrong, reason, message in (
             (match[1] != self._storage.epoch, "another store", "The cursor is of another event store"),
@@ -3819,7 +3732,7 @@ class EventBus:
                 raise ApiError("EVT_003", message, details=details)
         return seq
 
-    async def _look(self, channel: tuple[str, str], filter: Filter, after: int, limit: int) -> Found:
+    async def _look(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
         """The next matches after ``after``, shared by polls that ask the same. No await after the search."""
         asked, now = (channel, filter.text, after, limit, self._wakes), time.monotonic()
         if self._latest and self._latest[0] == asked and now - self._latest[1] < self.SHARED_SECONDS:
@@ -3829,7 +3742,7 @@ class EventBus:
             self._latest = (asked, now, found)
         return found
 
-    async def _search(self, channel: tuple[str, str], filter: Filter, after: int, limit: int) -> Found:
+    async def _search(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
         """The next matches after ``after``; reads STEP rows at a time, and awaits nothing after the last ones."""
         read, (project, event_type) = self._storage.read, channel
         issue, containing = filter.issue, filter.required_bytes
@@ -3842,7 +3755,7 @@ class EventBus:
             step = read.events(project, after, upto, self.STEP, type=event_type, issue=issue, containing=containing)
             for row in step:
                 body = self.envelope(row)
-                if filter.terms and not filter.matches(msgspec.json.decode(body)):
+                if filter.text and not filter.matches(msgspec.json.decode(body)):
                     continue
                 size += len(body)
                 if len(rows) == limit or (rows and size > PAGE_BYTES):
@@ -3859,61 +3772,57 @@ class EventBus:
         cursor = self.event_id(after)
         answer = {"events": bodies, "more_available": more, "next_cursor": cursor if rows else None}
         answer |= {"scanned_to": cursor, "timestamp": iso()} | ({} if rows else {"timeout": True})
-        return Found(rows, after, msgspec.json.encode(answer))
+        return Poll(rows, after, msgspec.json.encode(answer))
 
     def envelope(self, row: Row) -> bytes:
         """A stored event as readers get it: its JSON with the id in front."""
         return b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]
-
-    async def _park(self, waiter: Waiter, seconds: float, hang_up: HangUp) -> int | None:
-        """The sequence number of the event that woke ``waiter``, None on time-out or stop."""
-        loop = asyncio.get_running_loop()
-        waiter.future = loop.create_future()
-        timer = loop.call_later(seconds, waiter.wake, None, context=self._context)
-        hang_up.future = waiter.future
-        self._waiters.add(waiter)
-        try:
-            return await waiter.future
-        finally:
-            timer.cancel()
-            self._waiters.remove(waiter)
 
     # -- life
 
     def close(self) -> None:
         """Answer every waiting poll now, with the time-out shape; later ones are answered without waiting."""
         self._closed = True
-        for waiter in list(self._waiters.all):
-            waiter.wake(None)
+        self._waiters.wake_all()
 
     async def round_trip(self) -> None:
-        """Park a waiter and wake it, through the same index and futures as everybody's. For ``/health``."""
-        nonce = secrets.token_hex(8)
-        waiter = Waiter("health", ("", "probe"), Filter.parse(f"nonce:{nonce}"), 0)
-        parked = asyncio.ensure_future(self._park(waiter, 2.0, HangUp()))
-        await asyncio.sleep(0)
-        for found in self._waiters.matching("", "probe", {"nonce": nonce}):
-            found.wake(1)
-        if await parked != 1:
+        """Park a waiter and wake it, as everybody's are. For ``/health``."""
+        asyncio.get_running_loop().call_soon(self._waiters.wake, "", "probe", {}, 1)
+        if await self._waiters.park(("", "probe"), Waiter("health", Filter.parse(""), 0), 2.0, HangUp()) != 1:
             raise TimeoutError
 
     def statistics(self) -> dict[str, Any]:
         read, project, times = self._storage.read, self._settings.project, self.readers.delivery_seconds
         return {
             "total_published": read.count_published(project), "total_delivered": read.count_delivered(),
-            "active_subscriptions": len(self._waiters.all), "queue_depth": read.undelivered(project),
+            "active_subscriptions": len(self._waiters), "queue_depth": read.undelivered(project),
             "avg_delivery_time_ms": round(sum(times) / len(times) * 1000, 3) if times else 0.0,
             "dead_letter_queue_size": read.count_dead_letters(project),
         }  # fmt: skip
 
 
-def read_moment(text: str) -> float | None:
-    """Epoch seconds of an ISO 8601 time, in UTC where it names no zone; None where it is none."""
+class Poll(Struct, frozen=True):
+    """Matching events, and the answer with them as JSON; every event up to ``scanned`` has been looked at.
+
+    Of an answer to a reader: whose position it moves, whether an event woke it, and how many seconds it was parked.
+    """
+
+    rows: list[Row]
+    scanned: int
+    content: bytes = b""
+    key: PositionKey | None = None
+    woken: bool = False
+    parked: float = 0.0
+
+
+def read_moment(text: str) -> float:
+    """Epoch seconds of an ISO 8601 time, in UTC where it names no zone. Raises REQ_001."""
     try:
         moment = datetime.fromisoformat(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
-        return None
+        problem = "since must be an event id, a cursor, earliest, latest or a time (UTC)"
+        raise ApiError("REQ_001", problem, details={"path": "since"}) from None
 
 
 class Readers:
@@ -3932,23 +3841,21 @@ class Readers:
 
     def answered(self, poll: Poll) -> None:
         """The answer was written to a live connection: move the position, note the delivery."""
-        rows, scanned, now = poll.found.rows, poll.found.scanned, time.time()
-        position = self.position(poll.key) if poll.key else None
-        moved = poll.key is not None and (position is None or scanned > position)
-        if poll.key and moved:
-            self._positions[poll.key] = scanned
+        position = self.position(poll.key) if poll.key else poll.scanned
+        if moved := poll.key is not None and (position is None or poll.scanned > position):
+            self._positions[poll.key] = poll.scanned
         if poll.woken:
-            self.delivery_seconds.extend(max(0.0, now - row["created"]) for row in rows)
-        if rows or moved:
+            now = time.time()
+            self.delivery_seconds.extend(max(0.0, now - row["created"]) for row in poll.rows)
+        if poll.rows or moved:
             self._answered.append(poll)
             if len(self._answered) == 1:
                 asyncio.get_running_loop().call_soon(self._write)
 
     def _write(self) -> None:
         polls, self._answered = self._answered, []
-        known = {poll.key: self._positions.get(poll.key) for poll in polls if poll.key}
-        positions = {key: seq for key, seq in known.items() if seq is not None}
-        rows = [row for poll in polls for row in poll.found.rows]
+        positions = {poll.key: self._positions[poll.key] for poll in polls if poll.key in self._positions}
+        rows = [row for poll in polls for row in poll.rows]
 
         def note(records: Records) -> None:
             """Runs on the writer thread."""
@@ -3963,7 +3870,84 @@ class Readers:
                 if self._positions.get(key) == seq:
                     del self._positions[key]
 
-        self._storage.write(note, written).add_done_callback(log_failed_write)
+        self._storage.write_behind(note, written)
+
+
+Channel = tuple[str, str]  # project, type or *
+
+
+class Waiters:
+    """Parked polls by project, type and the one issue that their filter asks for, None where it asks for no one issue:
+    a publish looks at what it may concern.
+    """
+
+    def __init__(self) -> None:
+        self._parked: dict[tuple[str, str, str | None], dict[asyncio.Future[int | None], Waiter]] = {}
+        self._context = contextvars.copy_context()  # one for all timers, which else would each keep a copy
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parked.values()))
+
+    async def park(self, channel: Channel, waiter: Waiter, seconds: float, hang_up: HangUp) -> int | None:
+        """The sequence number of the event that woke ``waiter``, None on time-out or stop."""
+        loop, key = asyncio.get_running_loop(), (*channel, waiter.filter.issue)
+        future = hang_up.future = loop.create_future()
+        timer = loop.call_later(seconds, wake, future, None, context=self._context)
+        self._parked.setdefault(key, {})[future] = waiter
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            del self._parked[key][future]
+            if not self._parked[key]:
+                del self._parked[key]
+
+    def wake(self, project: str, event_type: str, event: dict[str, Any], seq: int) -> dict[str, None]:
+        """Wake the polls that an event matches; their subjects, each once."""
+        verdicts: dict[str, bool] = {}  # thousands may wait with one filter
+        woken: dict[str, None] = {}
+        for key in itertools.product((project,), (event_type, "*"), (*texts_of(event, "issue_id"), None)):
+            for future, waiter in self._parked.get(key, {}).items():
+                filter = waiter.filter
+                if filter.text not in verdicts:
+                    verdicts[filter.text] = filter.matches(event)
+                if verdicts[filter.text] and seq > waiter.position and wake(future, seq):
+                    woken[waiter.subject] = None
+        return woken
+
+    def wake_all(self) -> None:
+        for future in itertools.chain.from_iterable(self._parked.values()):
+            wake(future, None)
+
+
+class Waiter(Struct, frozen=True):
+    """Who waits, for what; everything up to ``position`` has been looked at."""
+
+    subject: str
+    filter: Filter
+    position: int
+
+
+def wake(future: asyncio.Future[int | None], seq: int | None) -> bool:
+    """Whether that woke a poll which was still waiting."""
+    if waiting := not future.done():
+        future.set_result(seq)
+    return waiting
+
+
+class HangUp:
+    """Whether the client has hung up; ``happen`` cancels what is waited for on its behalf."""
+
+    happened = False
+    future: asyncio.Future[Any] | None = None
+
+    def happen(self) -> None:
+        self.happened = True
+        if self.future:
+            self.future.cancel()
+
+
+# -- events
 
 
 class NewEvent(Struct, frozen=True):
@@ -4005,132 +3989,38 @@ def new_event(project: str, event_type: str, submission: dict[str, Any]) -> NewE
     return NewEvent(project, event_type, submission["topic"], issue, now, now + ttl, envelope, body)
 
 
-class Found(Struct, frozen=True):
-    """Matching events, and the answer with them; every event up to ``scanned`` has been looked at."""
-
-    rows: list[Row]
-    scanned: int
-    content: bytes
-
-
-class Poll(Struct):
-    """An answer to a long poll on its way to the reader: ``content`` is the JSON, ``parked`` is in seconds."""
-
-    content: bytes
-    found: Found
-    key: PositionKey | None
-    woken: bool
-    parked: float
-
-
-class Waiter:
-    """A parked poll: everything up to ``position`` has been looked at. ``wake(None)`` is a time-out or the stop."""
-
-    __slots__ = ("channel", "filter", "future", "position", "subject")
-
-    future: asyncio.Future[int | None]
-
-    def __init__(self, subject: str, channel: tuple[str, str], filter: Filter, position: int) -> None:
-        self.subject, self.channel, self.filter, self.position = subject, channel, filter, position
-
-    def wake(self, seq: int | None) -> None:
-        if not self.future.done():
-            self.future.set_result(seq)
-
-
-class HangUp:
-    """Whether the client has hung up; ``happen`` cancels what is waited for on its behalf."""
-
-    happened = False
-    future: asyncio.Future[Any] | None = None
-
-    def happen(self) -> None:
-        self.happened = True
-        if self.future:
-            self.future.cancel()
-
-
-class WaiterIndex:
-    """Parked polls by project, type and one exact term of their filter: a publish looks at what it may concern."""
-
-    def __init__(self) -> None:
-        self.all: dict[Waiter, None] = {}
-        self._channels: dict[tuple[str, str], dict[str, dict[str, dict[Waiter, None]]]] = {}  # channel, field, text
-
-    def add(self, waiter: Waiter) -> None:
-        self.all[waiter] = None
-        field, texts = waiter.filter.exact
-        by_text = self._channels.setdefault(waiter.channel, {}).setdefault(field, {})
-        for text in texts:
-            by_text.setdefault(text, {})[waiter] = None
-
-    def remove(self, waiter: Waiter) -> None:
-        del self.all[waiter]
-        field, texts = waiter.filter.exact
-        fields = self._channels[waiter.channel]
-        for text in texts:
-            del fields[field][text][waiter]
-            if not fields[field][text]:
-                del fields[field][text]
-        if not fields[field]:
-            del fields[field]
-        if not fields:
-            del self._channels[waiter.channel]
-
-    def matching(self, project: str, event_type: str, event: dict[str, Any]) -> Iterator[Waiter]:
-        """The waiters whose type and filter match ``event``; a waiter may come twice."""
-        verdicts: dict[str, bool] = {}  # thousands may wait with one filter
-        for channel in ((project, event_type), (project, "*")):
-            for field, by_text in self._channels.get(channel, {}).items():
-                for text in texts_of(event, field) if field else [""]:
-                    for waiter in by_text.get(text, ()):
-                        filter = waiter.filter
-                        if filter.text not in verdicts:
-                            verdicts[filter.text] = filter.matches(event)
-                        if verdicts[filter.text]:
-                            yield waiter
+# -- filters
 
 
 class Filter(Struct, frozen=True):
     """A filter expression: every term must match. No terms match everything."""
 
     text: str
-    terms: tuple[FilterTerm | IssueTerm, ...]
-    exact: tuple[str, tuple[str, ...]] = ("", ("",))  # a field that must have one of these values, where there is one
-    issue: str | None = None  # the only issue_id that matches, None where the filter leaves it open
-    required_bytes: bytes | None = None  # what the JSON of every matching event holds, where that is known
+    terms: tuple[FilterTerm, ...]
+    issue: str | None  # the only issue_id that matches, None where the filter leaves it open
+    required_bytes: bytes | None  # what the JSON of every matching event holds, where that is known
+    bound_to: str | None = None  # the issue of the token: of those that name issues, only its own events match
 
     @staticmethod
     @functools.lru_cache(4096)
     def parse(text: str) -> Filter:
         """Raises ApiError EVT_002 that says what is wrong at which character (counted from 1)."""
-        terms = tuple(parse_terms(text))
-        exact = [(term.field, tuple(dict(term.values))) for term in terms if term.is_exact]
-        issue = next((texts[0] for field, texts in exact if field == "issue_id" and len(texts) == 1), None)
-        single = [term for term in terms if not term.negated and len(term.values) == 1 and term.field != "event_id"]
-        plain = [text for term in single for text, _ in term.values if re.fullmatch(r"[A-Za-z0-9_.-]+", text)]
-        required = plain[0].encode() if plain else None  # JSON writes these characters as they are
-        return Filter(text, terms, next(iter(exact), ("", ("",))), issue, required)
+        terms = parse_terms(text)
+        single = [(term.field, *term.values[0]) for term in terms if not term.negated and len(term.values) == 1]
+        issue = next((text for field, text, prefix in single if field == "issue_id" and not prefix), None)
+        plain = (text for field, text, _ in single if field != "event_id" and re.fullmatch(r"[A-Za-z0-9_.-]+", text))
+        required = next(plain, None)  # JSON writes these characters as they are
+        return Filter(text, terms, issue, required.encode() if required else None)
 
     def within(self, issue: str | None) -> Filter:
         """The same filter for a token of ``issue``, itself for None. Its ``text`` is one that no client can send."""
         if issue is None:
             return self
-        text = f"!{json.dumps(issue)},{self.text}"
-        return msgspec.structs.replace(self, text=text, terms=(IssueTerm(issue), *self.terms))
+        return msgspec.structs.replace(self, text=f"!{json.dumps(issue)},{self.text}", bound_to=issue)
 
     def matches(self, event: dict[str, Any]) -> bool:
-        return all(term.matches(event) for term in self.terms)
-
-
-class IssueTerm(Struct, frozen=True):
-    """Matches events that name ``issue``, alone or among others, and those that name none."""
-
-    issue: str
-
-    def matches(self, event: dict[str, Any]) -> bool:
-        named = issues_named(event)
-        return not named or self.issue in named
+        named = [] if self.bound_to is None else issues_named(event)
+        return (not named or self.bound_to in named) and all(term.matches(event) for term in self.terms)
 
 
 class FilterTerm(Struct, frozen=True):
@@ -4140,79 +4030,76 @@ class FilterTerm(Struct, frozen=True):
     values: tuple[tuple[str, bool], ...]
     negated: bool
 
-    @property
-    def is_exact(self) -> bool:
-        return not self.negated and not any(prefix for _, prefix in self.values)
-
     def matches(self, event: dict[str, Any]) -> bool:
-        texts = texts_of(event, self.field)
         if ("", True) in self.values:  # a lone * means present, objects included
-            found = bool(texts) or find_field(event, self.field) is not ABSENT
+            found = find_field(event, self.field) is not ABSENT
         else:
+            texts = texts_of(event, self.field)
             found = any(
                 text.startswith(value) if prefix else text == value for text in texts for value, prefix in self.values
             )
         return found is not self.negated
 
 
-FIELD = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*)(:?)(!?)")
-VALUE = re.compile(r'(?:"((?:\\"|[^"])*)"|([^,:|"*]+))?(\*?)')
+FIELD = r"[A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
+VALUE = r'(?:"(?P<quoted>(?:\\"|[^"])*)"|(?P<bare>[^!,:|"*][^,:|"*]*))(?P<prefix>\*?)|(?P<present>\*)'
+VALUE_PROBLEMS = {
+    '"': "this quote is never closed",
+    "!": "'!' may only stand before the first value; quote it to mean it",
+}
+NOTHING = "(?!)"
 MAX_TERMS = 32
 
 
-def parse_terms(text: str) -> Iterator[FilterTerm]:
+def parse_terms(text: str) -> tuple[FilterTerm, ...]:
     """The terms of ``filter = [ term { "," term } ]``, where ``term = field ":" [ "!" ] value { "|" value }``,
     ``value = ( quoted | bare ) [ "*" ] | "*"``, ``quoted = '"' { any | '\\"' } '"'``, ``bare`` is anything but
     , : | " * and begins with no !. Raises EVT_002.
     """
-
-    def refuse(problem: str) -> typing.NoReturn:
-        problem = f"Invalid filter: {problem} at character {at + 1}"
-        raise ApiError("EVT_002", problem, details={"character": at + 1, "path": "filter"})
-
+    terms: list[FilterTerm] = []
     at = 0
-    for number in itertools.count():
-        if not text or (number and text[at : at + 1] != ","):
-            break
-        at += number > 0
-        if number == MAX_TERMS:
-            refuse(f"more than {MAX_TERMS} terms")
-        head = FIELD.match(text, at)
-        if not head:
-            refuse("expected a field name")
-        at = head.end(1)
-        if not head[2]:
-            refuse(f"expected ':' after the field {head[1]}")
-        at = head.end() - 1
+
+    def take(pattern: str, problem: str) -> re.Match[str]:
+        nonlocal at
+        match = re.compile(pattern).match(text, at)
+        if not match:
+            problem = f"Invalid filter: {problem} at character {at + 1}"
+            raise ApiError("EVT_002", problem, details={"character": at + 1, "path": "filter"})
+        at = match.end()
+        return match
+
+    while text and (not terms or at < len(text)):
+        if terms:
+            take(",", "expected ',' or '|' or the end")
+        more = len(terms) < MAX_TERMS
+        field = take(FIELD if more else NOTHING, "expected a field name" if more else f"more than {MAX_TERMS} terms")[0]
+        negated = take(":(!?)", f"expected ':' after the field {field}")[1]
         values: list[tuple[str, bool]] = []
         while not values or text[at : at + 1] == "|":
-            at += 1
-            value = VALUE.match(text, at)
-            if not value or not value[0]:
-                refuse("this quote is never closed" if text[at : at + 1] == '"' else "expected a value")
-            if value[2] and value[2].startswith("!"):
-                refuse("'!' may only stand before the first value; quote it to mean it")
-            values.append(((value[1] or value[2] or "").replace('\\"', '"'), bool(value[3])))
-            at = value.end()
-        yield FilterTerm(head[1], tuple(values), bool(head[3]))
-    if at < len(text):
-        refuse("expected ',' or '|' or the end")
+            at += bool(values)
+            value = take(VALUE, VALUE_PROBLEMS.get(text[at : at + 1], "expected a value"))
+            plain = (value["quoted"] or value["bare"] or "").replace('\\"', '"')
+            values.append((plain, bool(value["prefix"] or value["present"])))
+        terms.append(FilterTerm(field, tuple(values), bool(negated)))
+    return tuple(terms)
 
 
 def texts_of(event: dict[str, Any], field: str) -> list[str]:
     """The texts of a field's scalar, or of an array's scalars, as the delivered JSON writes them."""
     value = find_field(event, field)
     items = value if isinstance(value, list) else [] if value is ABSENT else [value]
-    scalars = [item for item in items if not isinstance(item, (dict, list))]
-    return [item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in scalars]
+    return [as_text(item) for item in items if not isinstance(item, (dict, list))]
 
 
-def issues_named(body: dict[str, Any]) -> list[Any]:
+def issues_named(body: dict[str, Any]) -> list[str]:
     """The issues in ``issue_id`` of an event or another body, and of its ``data``: scalars as texts."""
     holders = [holder for holder in (body, body.get("data")) if isinstance(holder, dict)]
     values = [value for holder in holders if (value := holder.get("issue_id")) is not None]
-    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
-    return [item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in items]
+    return [as_text(item) for value in values for item in (value if isinstance(value, list) else [value])]
+
+
+def as_text(item: Any) -> str:
+    return item if isinstance(item, str) else msgspec.json.encode(item).decode()
 
 
 def find_field(event: dict[str, Any], field: str) -> Any:
@@ -5451,7 +5338,7 @@ class Agents:
                 told = await self.ledger.ended(row, tail, self.meter.figures(row["id"]))
                 break
             except StorageError as error:  # the end is a fact that must not be forgotten: again when the disk is back
-                log.error("agent %s: its end cannot be stored: %s", row["id"], error.reason)
+                log.error("agent %s: its end cannot be stored: %s", row["id"], storage_fault(error))
                 await asyncio.sleep(1)
         self.hooks.tell("agent_ended", agent=told)
         log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], code)

@@ -4,6 +4,7 @@ model.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cco_sidecar import ApiError, Filter, WaiterIndex, Waiter  # isort: skip
+from cco_sidecar import ApiError, Filter, HangUp, Waiter, Waiters
 
 EVENT: dict[str, Any] = {
     "event_id": "evt-00000000-000000000001", "event_type": "done", "publisher": "me", "topic": "implementation", "correlation_id": None,
@@ -118,12 +119,19 @@ def test_filters_agree_with_the_model_and_the_index_finds_exactly_the_matching(
     event = {"publisher": "me", "topic": "t", "data": data}
     filter = Filter.parse(text)
     assert filter.matches(event) is model(terms, data), text
-    index, waiter = WaiterIndex(), Waiter("me", ("p", "kind"), filter, 0)
-    index.add(waiter)
-    assert (waiter in list(index.matching("p", "kind", event))) is model(terms, data)
-    assert not list(index.matching("other", "kind", event)) and not list(index.matching("p", "other", event))
-    index.remove(waiter)
-    assert vars(index) == vars(WaiterIndex())
+    assert asyncio.run(wakes(filter, event)) is model(terms, data)
+
+
+async def wakes(filter: Filter, event: dict[str, Any]) -> bool:
+    """Whether an event wakes who waits with a filter, and one of another project or type does not."""
+    waiters = Waiters()
+    parked = asyncio.ensure_future(waiters.park(("p", "kind"), Waiter("me", filter, 0), 60, HangUp()))
+    await asyncio.sleep(0)
+    assert not waiters.wake("other", "kind", event, 1) and not waiters.wake("p", "other", event, 1)
+    woken = waiters.wake("p", "kind", event, 1)
+    waiters.wake_all()
+    assert await parked == (1 if woken else None) and len(waiters) == 0 and not waiters.wake("p", "kind", event, 2)
+    return list(woken) == ["me"]
 
 
 @settings(max_examples=300, deadline=None)

@@ -56,6 +56,7 @@ from cco_sidecar import (
     iso,
     new_event,
     redact_json,
+    storage_fault,
 )
 
 log = logging.getLogger("cco")
@@ -373,7 +374,7 @@ class Approvals:
                 facts: dict[str, Any] = {"remote": None, "path": path, "status": 200, "acted_on": said}
                 self._log_request(FinishedRequest(moment=time.time(), request_id=request_id, **facts))
         except StorageError as error:  # its time is over all the same, as every reader sees
-            log.error("approval %s: its end cannot be stored: %s", asked.approval.approval_id, error.reason)
+            log.error("approval %s: its end cannot be stored: %s", asked.approval.approval_id, storage_fault(error))
 
     # -- reading
 

@@ -35,10 +35,8 @@ from cco_sidecar import (
     ContextQuery,
     Endpoint,
     Filter,
-    Found,
     HangUp,
     IdempotencyTicket,
-    KeyedLocks,
     Poll,
     PositionKey,
     Route,
@@ -145,7 +143,7 @@ class CallHook(HookEndpoint):
             return msgspec.json.encode(dialect.context(event, text) if text else {})
         if moment is None:
             return b"{}"
-        async with sessions.locks.hold(session.key):
+        async with sessions.locks.setdefault(session.key, asyncio.Lock()):
             text, poll = sessions.news(session)
             await self.send(msgspec.json.encode(dialect.context(event, text) if text else {}))
             sessions.heard(poll)
@@ -169,7 +167,7 @@ class WaitForNews(HookEndpoint):
             deadline = began + self.query.timeout / 1000
             while True:
                 self.sidecar.tokens.check_revoked(self.claims.sub)
-                async with sessions.locks.hold(session.key):
+                async with sessions.locks.setdefault(session.key, asyncio.Lock()):
                     text, poll = ("", None) if over.done() else sessions.news(session)
                     left = deadline - time.monotonic()
                     if text or over.done() or left <= 0:
@@ -210,7 +208,7 @@ class Sessions:
         self._read, self._bus, self._agents = sidecar.storage.read, sidecar.bus, sidecar.agents
         self._begun: collections.Counter[str] = collections.Counter()  # by subject
         self._idle: dict[PositionKey, asyncio.Future[None]] = {}
-        self.locks = KeyedLocks()
+        self.locks: weakref.WeakValueDictionary[Any, asyncio.Lock] = weakref.WeakValueDictionary()
 
     # -- events
 
@@ -222,7 +220,7 @@ class Sessions:
             begun = self._begun[session.claims.sub] = self._begun[session.claims.sub] + 1
             if begun > self.MOST:
                 raise ApiError("RATE_001", "This token has begun too many sessions", retry_after=3600)
-            self.heard(Poll(b"", Found([], self._read.head(), b""), session.key, False, 0.0))
+            self.heard(Poll([], self._read.head(), key=session.key))
 
     def news(self, session: Session) -> tuple[str, Poll]:
         """What came since the session last heard of anything, and the poll that says so when it was told."""
@@ -242,7 +240,7 @@ class Sessions:
                 break
             lines.append(line)
             told.append(row)
-        return "\n".join(lines) if told else "", Poll(b"", Found(told, scanned, b""), session.key, False, 0.0)
+        return "\n".join(lines) if told else "", Poll(told, scanned, key=session.key)
 
     def heard(self, poll: Poll | None) -> None:
         """What ``news`` gave was told."""
@@ -292,7 +290,7 @@ class Sessions:
         both: list[asyncio.Future[Any]] = [polling, over]
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            stops = polling.done() and not polling.result().found.rows
+            stops = polling.done() and not polling.result().rows
             return stops and time.monotonic() - began < seconds
         finally:
             polling.cancel()
@@ -361,7 +359,7 @@ class Sessions:
         content = msgspec.json.encode((given.session_id, given.tool_use_id, given.tool_name, given.tool_input))
         key = f"hook {hashlib.sha256(content).hexdigest()}"
         ticket = IdempotencyTicket(self._sidecar.storage, claims, "hook permission", key, content)
-        async with self._sidecar.repeats.hold(ticket.key):
+        async with self._sidecar.repeats.setdefault(ticket.key, asyncio.Lock()):
             first = ticket.recall()
             known = msgspec.json.decode(first)["approval_id"] if first else None
             asked = known or (await approvals.ask(claims, request, ticket)).approval_id

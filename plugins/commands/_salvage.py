@@ -18,14 +18,15 @@ from typing import Any
 
 import cco_sidecar
 from cco_sidecar import Settings, StartError
+from cco_sidecar_plugins.storage._log import database_files
 
 KEYS = {  # what each table is read in the order of
-    "meta": "name", "event": "seq", "dead_letter": "seq", "position": "project, subject, type, filter",
-    "result": "seq", "agent": "seq", "agent_evidence": "agent", "revoked": "project, subject",
-    "idempotency": "project, subject, endpoint, key",
+    "event": "seq", "dead_letter": "seq", "position": "project, subject, type, filter", "result": "seq",
+    "agent": "seq", "agent_evidence": "agent", "revoked": "project, subject",
+    "idempotency": "project, subject, endpoint, key", "meta": "name",  # at last, as the others are counted in it
 }  # fmt: skip
 JSON_COLUMNS = ("body", "output", "proposed", "answer")  # what is no JSON in them would be given to somebody as JSON
-NOT_KEPT = ("epoch", "probe", "retained")  # of meta: cursors of events that were lost shall not lead to other ones
+NOT_KEPT = ("epoch", "probe")  # of meta: cursors of events that were lost shall not lead to other ones
 MOST_NUMBERS = 100_000  # looked for one by one where a table's end cannot be found, ten times as many where it can
 
 
@@ -42,7 +43,7 @@ def salvage(settings: Settings) -> str:
         try:
             counts = rebuild(path, work)
             aside.mkdir(mode=0o700)
-            for file in cco_sidecar.database_files(path):
+            for file in database_files(path):
                 if file.exists():
                     file.rename(aside / file.name)
             (work / "new.db").rename(path)
@@ -54,13 +55,12 @@ def salvage(settings: Settings) -> str:
 
 def rebuild(path: Path, work: Path) -> dict[str, int]:
     """Make work/new.db; how many rows of each table are in it."""
-    with contextlib.closing(cco_sidecar.connect_database(work / "new.db")) as new:
-        cco_sidecar.create_schema(new)
+    with contextlib.closing(cco_sidecar.open_database(work / "new.db")) as new:
         columns = {table: [row["name"] for row in new.execute(f"pragma table_info({table})")] for table in KEYS}
         with contextlib.closing(open_damaged(path, work)) as old:
             new.execute("begin")
             counts = {table: copy_table(old, new, table, columns[table]) for table in KEYS}
-        count_anew(new)
+        number_on(new)
         new.execute("commit")
         new.execute("pragma wal_checkpoint(truncate)")
     return counts
@@ -69,7 +69,7 @@ def rebuild(path: Path, work: Path) -> dict[str, int]:
 def open_damaged(path: Path, work: Path) -> sqlite3.Connection:
     """A copy of the database, and of its log, as far as SQLite can be made to open it."""
     copy = work / path.name
-    for file, target in zip(cco_sidecar.database_files(path)[:2], cco_sidecar.database_files(copy), strict=False):
+    for file, target in zip(database_files(path)[:2], database_files(copy), strict=False):
         if file.exists():
             shutil.copyfile(file, target)
     for attempt in ("as it is", "with a new first page"):
@@ -103,7 +103,8 @@ def replace_first_page(copy: Path, new: Path) -> None:
 
 def copy_table(old: sqlite3.Connection, new: sqlite3.Connection, table: str, columns: list[str]) -> int:
     """How many rows were copied: those that make sense, each once."""
-    names, before = ", ".join(columns), new.total_changes
+    names, copied = ", ".join(columns), 0
+    verb = "replace" if table == "meta" else "ignore"
     for row in readable_rows(old, table, names):
         values = dict(zip(columns, row, strict=True))
         if table == "meta" and values["name"] in NOT_KEPT:
@@ -111,8 +112,8 @@ def copy_table(old: sqlite3.Connection, new: sqlite3.Connection, table: str, col
         if all(is_json(values[name]) for name in JSON_COLUMNS if name in values):
             marks = ", ".join("?" * len(columns))
             with contextlib.suppress(sqlite3.IntegrityError):  # a row that a bad page made up
-                new.execute(f"insert or ignore into {table} ({names}) values ({marks})", row)
-    return new.total_changes - before
+                copied += new.execute(f"insert or {verb} into {table} ({names}) values ({marks})", row).rowcount
+    return copied
 
 
 def is_json(value: Any) -> bool:
@@ -159,9 +160,8 @@ def until_damage(old: sqlite3.Connection, sql: str, *values: Any) -> Iterator[tu
         yield from old.execute(sql, values)
 
 
-def count_anew(new: sqlite3.Connection) -> None:
-    """What is kept as a number; and no event gets a number that a reader has passed, or that another event had."""
-    new.execute("insert or replace into meta select 'retained', count(*) from event")
+def number_on(new: sqlite3.Connection) -> None:
+    """No event gets a number that a reader has passed, or that another event had."""
     newest = [
         new.execute(f"select max(seq) from {table}").fetchone()[0] for table in ("event", "dead_letter", "position")
     ]

@@ -62,7 +62,7 @@ async def page(sidecar: Sidecar, claims: Claims, query: EventQuery) -> dict[str,
     while len(found) <= query.limit:
         rows = step(read, project, query, after, upto, bus.STEP)
         asked = [row for row in rows if query.topic in (None, row["topic"])]
-        found += [row for row in asked if not filter.terms or filter.matches(msgspec.json.decode(row["body"]))]
+        found += [row for row in asked if not filter.text or filter.matches(msgspec.json.decode(row["body"]))]
         if len(rows) < bus.STEP:
             break
         after, upto = (after, rows[-1]["seq"] - 1) if newest else (rows[-1]["seq"], upto)

@@ -343,7 +343,7 @@ async def wait_for_events(call: Call) -> str:
     call.delivered = lambda: bus.readers.answered(poll)
     if not lines:
         return "No event came. Wait again, or go on."
-    before = bus.event_id(poll.found.rows[0]["seq"] - 1)
+    before = bus.event_id(poll.rows[0]["seq"] - 1)
     if len(lines[0].encode()) > PAGE - 2 * NOTE:
         return long_event(call, lines[0], before)
     more = "There are more: call again." if answer["more_available"] else ""

@@ -9,9 +9,8 @@ import stat
 import struct
 from pathlib import Path
 
-import cco_sidecar
-from cco_sidecar import LOG_BYTES, MB, StartError, StorageError, damaged, database_files, one_line
-from cco_sidecar_plugins.storage._log import check_log
+from cco_sidecar import APPLICATION_ID, LOG_BYTES, MB, SCHEMA_VERSION, StartError, StorageError, one_line
+from cco_sidecar_plugins.storage._log import check_log, damaged, database_files
 
 
 def check_database(path: Path, *, thorough: bool = False, in_use: bool = False) -> None:
@@ -31,7 +30,7 @@ def check_database(path: Path, *, thorough: bool = False, in_use: bool = False) 
     check_log_length(path)
     if not in_use:
         check_log(path)
-    cco_sidecar.check_database(path)
+    check_owner(path)
     if thorough or path.stat().st_size < 64 * MB:
         try:
             with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
@@ -40,6 +39,23 @@ def check_database(path: Path, *, thorough: bool = False, in_use: bool = False) 
             verdict = one_line(error)
         if verdict != "ok":
             raise damaged(path, verdict)
+
+
+def check_owner(path: Path) -> None:
+    """Raise StartError where a newer version of this program made the database, or another program, or nothing can be
+    read of it.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
+            questions = ("pragma user_version", "pragma application_id", "select count(*) from sqlite_master")
+            version, application, tables = (database.execute(question).fetchone()[0] for question in questions)
+    except sqlite3.Error as error:
+        raise damaged(path, one_line(error)) from None
+    ours = application == APPLICATION_ID
+    if (ours and version > SCHEMA_VERSION) or (not ours and (version or tables)):
+        owner = "a newer version of this program" if ours else "another program"
+        problem = f"the storage {path} was made by {owner}; it is left as it is. Use another --storage"
+        raise StartError(f"{problem}, or update", 1)
 
 
 def check_empty(path: Path) -> None:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from cco_sidecar import MB, damaged, database_files
+from cco_sidecar import MB, StartError
+
+
+def database_files(path: Path) -> list[Path]:
+    """The database, its log of what was committed last, and the log's index."""
+    return [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))]
+
+
+def damaged(path: Path, problem: str) -> StartError:
+    remedy = "`cco doctor --salvage` saves what can be read of it; or move it away to begin anew"
+    return StartError(f"the storage {path} is damaged ({problem}); it is left as it is. {remedy}", 1)
 
 
 def check_log(path: Path) -> None:

@@ -4,10 +4,11 @@ or cut is not written to, and what is stored stays within ``--storage-limit-mb``
 
 from __future__ import annotations
 
-from cco_sidecar import Storage, database_files, hookimpl
+from cco_sidecar import Storage, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.storage._database import DatabaseFile, check_database
 from cco_sidecar_plugins.storage._limit import LimitedStorage
+from cco_sidecar_plugins.storage._log import database_files
 
 
 @hookimpl

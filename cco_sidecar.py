@@ -910,6 +910,9 @@ class Parts:
         too much. Files may have ``chunks``, (first line, score) of their best 50-line pieces, to be removed.
         """
 
+    def event_filter(self, settings: Settings) -> Callable[[str], Filter] | None:
+        """The parser of filter expressions, which raises EVT_002. The core's own knows ``field:value`` alone."""
+
     def project_reader(self, settings: Settings) -> Project | None:
         """The reader of the repository, a subclass of Project. No state may be older than the call that asked for it.
         The core's own asks git each time and hears of no change.
@@ -3632,6 +3635,7 @@ class EventBus:
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
         self._waiters, self.readers = Waiters(), Readers(storage)
+        self._parse = hooks.part("event_filter", Callable, settings=settings) or parse_filter
         self._wakes = 0
         self._latest: tuple[Any, float, Poll] | None = None  # the last search: one event wakes many polls
         self._closed = False
@@ -3680,7 +3684,7 @@ class EventBus:
         Raises EVT_002 (filter), REQ_001 (garbage in since), EVT_003 (since is outside of what is kept) and
         CancelledError (the client hung up).
         """
-        filter = Filter.parse(query.filter).within(claims.issue_id)
+        filter: Filter = self._parse(query.filter).within(claims.issue_id)
         channel = (claims.project_id, event_type)  # what a poll listens to; the type may be *
         key = None if query.since else (claims.project_id, claims.sub, event_type, filter.text)
         after, missed = self._begin(query.since, key)
@@ -3788,7 +3792,7 @@ class EventBus:
     async def round_trip(self) -> None:
         """Park a waiter and wake it, as everybody's are. For ``/health``."""
         asyncio.get_running_loop().call_soon(self._waiters.wake, "", "probe", {}, 1)
-        if await self._waiters.park(("", "probe"), Waiter("health", Filter.parse(""), 0), 2.0, HangUp()) != 1:
+        if await self._waiters.park(("", "probe"), Waiter("health", Filter(), 0), 2.0, HangUp()) != 1:
             raise TimeoutError
 
     def statistics(self) -> dict[str, Any]:
@@ -3993,24 +3997,13 @@ def new_event(project: str, event_type: str, submission: dict[str, Any]) -> NewE
 
 
 class Filter(Struct, frozen=True):
-    """A filter expression: every term must match. No terms match everything."""
+    """Which events match: those for which every term, a function of the event, is true."""
 
-    text: str
-    terms: tuple[FilterTerm, ...]
-    issue: str | None  # the only issue_id that matches, None where the filter leaves it open
-    required_bytes: bytes | None  # what the JSON of every matching event holds, where that is known
-    bound_to: str | None = None  # the issue of the token: of those that name issues, only its own events match
-
-    @staticmethod
-    @functools.lru_cache(4096)
-    def parse(text: str) -> Filter:
-        """Raises ApiError EVT_002 that says what is wrong at which character (counted from 1)."""
-        terms = parse_terms(text)
-        single = [(term.field, *term.values[0]) for term in terms if not term.negated and len(term.values) == 1]
-        issue = next((text for field, text, prefix in single if field == "issue_id" and not prefix), None)
-        plain = (text for field, text, _ in single if field != "event_id" and re.fullmatch(r"[A-Za-z0-9_.-]+", text))
-        required = next(plain, None)  # JSON writes these characters as they are
-        return Filter(text, terms, issue, required.encode() if required else None)
+    text: str = ""
+    terms: tuple[Callable[[dict[str, Any]], bool], ...] = ()
+    issue: str | None = None  # the only issue_id that matches, None where the filter leaves it open
+    required_bytes: bytes | None = None  # what the JSON of every matching event holds, where that is known
+    bound_to: str | None = None  # the issue of the token: of events that name issues, only its own match
 
     def within(self, issue: str | None) -> Filter:
         """The same filter for a token of ``issue``, itself for None. Its ``text`` is one that no client can send."""
@@ -4020,68 +4013,28 @@ class Filter(Struct, frozen=True):
 
     def matches(self, event: dict[str, Any]) -> bool:
         named = [] if self.bound_to is None else issues_named(event)
-        return (not named or self.bound_to in named) and all(term.matches(event) for term in self.terms)
+        return (not named or self.bound_to in named) and all(term(event) for term in self.terms)
 
 
-class FilterTerm(Struct, frozen=True):
-    """``field:value|value`` or ``field:!value|value``; a value is (text, whether it is a prefix), as ``abc*`` is."""
-
-    field: str
-    values: tuple[tuple[str, bool], ...]
-    negated: bool
-
-    def matches(self, event: dict[str, Any]) -> bool:
-        if ("", True) in self.values:  # a lone * means present, objects included
-            found = find_field(event, self.field) is not ABSENT
-        else:
-            texts = texts_of(event, self.field)
-            found = any(
-                text.startswith(value) if prefix else text == value for text in texts for value, prefix in self.values
-            )
-        return found is not self.negated
+TERM = re.compile(r'([A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*):([^!,:|"*][^,:|"*]*)(?:,(?!\Z)|\Z)')
+PLAIN = r"[A-Za-z0-9_.-]+"  # what JSON writes as it is
 
 
-FIELD = r"[A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
-VALUE = r'(?:"(?P<quoted>(?:\\"|[^"])*)"|(?P<bare>[^!,:|"*][^,:|"*]*))(?P<prefix>\*?)|(?P<present>\*)'
-VALUE_PROBLEMS = {
-    '"': "this quote is never closed",
-    "!": "'!' may only stand before the first value; quote it to mean it",
-}
-NOTHING = "(?!)"
-MAX_TERMS = 32
-
-
-def parse_terms(text: str) -> tuple[FilterTerm, ...]:
-    """The terms of ``filter = [ term { "," term } ]``, where ``term = field ":" [ "!" ] value { "|" value }``,
-    ``value = ( quoted | bare ) [ "*" ] | "*"``, ``quoted = '"' { any | '\\"' } '"'``, ``bare`` is anything but
-    , : | " * and begins with no !. Raises EVT_002.
-    """
-    terms: list[FilterTerm] = []
-    at = 0
-
-    def take(pattern: str, problem: str) -> re.Match[str]:
-        nonlocal at
-        match = re.compile(pattern).match(text, at)
-        if not match:
-            problem = f"Invalid filter: {problem} at character {at + 1}"
+@functools.lru_cache(4096)
+def parse_filter(text: str) -> Filter:
+    """``field:value``, comma for and: the field has the value, or an array with it. Raises EVT_002."""
+    at, terms = 0, []
+    while at < len(text):
+        term = TERM.match(text, at)
+        if not term:
+            problem = f"Invalid filter: expected field:value at character {at + 1}"
             raise ApiError("EVT_002", problem, details={"character": at + 1, "path": "filter"})
-        at = match.end()
-        return match
-
-    while text and (not terms or at < len(text)):
-        if terms:
-            take(",", "expected ',' or '|' or the end")
-        more = len(terms) < MAX_TERMS
-        field = take(FIELD if more else NOTHING, "expected a field name" if more else f"more than {MAX_TERMS} terms")[0]
-        negated = take(":(!?)", f"expected ':' after the field {field}")[1]
-        values: list[tuple[str, bool]] = []
-        while not values or text[at : at + 1] == "|":
-            at += bool(values)
-            value = take(VALUE, VALUE_PROBLEMS.get(text[at : at + 1], "expected a value"))
-            plain = (value["quoted"] or value["bare"] or "").replace('\\"', '"')
-            values.append((plain, bool(value["prefix"] or value["present"])))
-        terms.append(FilterTerm(field, tuple(values), bool(negated)))
-    return tuple(terms)
+        at = term.end()
+        terms.append((term[1], term[2]))
+    issue = next((value for field, value in terms if field == "issue_id"), None)
+    required = (value for field, value in terms if field != "event_id" and re.fullmatch(PLAIN, value))
+    has = tuple(lambda event, field=field, value=value: value in texts_of(event, field) for field, value in terms)
+    return Filter(text, has, issue, next(required, "").encode() or None)
 
 
 def texts_of(event: dict[str, Any], field: str) -> list[str]:
@@ -6354,6 +6307,7 @@ ALONE = {  # hook: what the service does without where no plugin implements it
     "answer_filter": "compression and limit of unread answers",
     "request_log": "audit log",
     "token_keys": "tokens of other issuers",
+    "event_filter": "filters but field:value",
     "project_reader": "index of the files",
     "rank_files": "full-text ranking",
     "context_section": "dependencies",

@@ -9,10 +9,13 @@ import json
 from typing import Any
 
 import pytest
+from conftest import plugin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cco_sidecar import ApiError, Filter, HangUp, Waiter, Waiters
+from cco_sidecar import ApiError, Filter, HangUp, Waiter, Waiters, parse_filter
+
+parse = plugin("filters").parse
 
 EVENT: dict[str, Any] = {
     "event_id": "evt-00000000-000000000001", "event_type": "done", "publisher": "me", "topic": "implementation", "correlation_id": None,
@@ -41,7 +44,7 @@ EVENT: dict[str, Any] = {
     ],
 )  # fmt: skip
 def test_what_a_filter_matches(text: str, expected: bool) -> None:
-    assert Filter.parse(text).matches(EVENT) is expected
+    assert parse(text).matches(EVENT) is expected
 
 
 @pytest.mark.parametrize(
@@ -56,17 +59,31 @@ def test_what_a_filter_matches(text: str, expected: bool) -> None:
 )  # fmt: skip
 def test_what_is_refused_says_what_and_where(text: str, character: int, problem: str) -> None:
     with pytest.raises(ApiError) as refused:
-        Filter.parse(text)
+        parse(text)
     assert refused.value.code == "EVT_002"
     assert problem in refused.value.message and f"character {character}" in refused.value.message
     assert refused.value.details == {"character": character, "path": "filter"}
 
 
 @settings(max_examples=500, deadline=None)
+@given(st.text(alphabet="ab:,é._1 ", max_size=30) | st.text(max_size=20))
+def test_alone_a_filter_means_the_same_or_is_refused(text: str) -> None:
+    try:
+        alone = parse_filter(text)
+    except ApiError as error:
+        assert error.code == "EVT_002" and error.details and 1 <= error.details["character"] <= len(text) + 1
+    else:
+        whole = parse(text)
+        assert (alone.text, alone.issue, alone.required_bytes) == (whole.text, whole.issue, whole.required_bytes)
+        for event in (EVENT, {"data": {"a": "b", "b": ["a", 1]}}):
+            assert alone.matches(event) == whole.matches(event)
+
+
+@settings(max_examples=500, deadline=None)
 @given(st.text(alphabet='ab:,|!*"\\ .é\n1', max_size=30) | st.text(max_size=40))
 def test_any_text_is_a_filter_or_a_clear_error(text: str) -> None:
     try:
-        assert Filter.parse(text).matches(EVENT) in (True, False)
+        assert parse(text).matches(EVENT) in (True, False)
     except ApiError as error:
         assert error.code == "EVT_002" and error.details and 1 <= error.details["character"] <= len(text) + 1
 
@@ -117,7 +134,7 @@ def test_filters_agree_with_the_model_and_the_index_finds_exactly_the_matching(
         for field, negated, values in terms
     )
     event = {"publisher": "me", "topic": "t", "data": data}
-    filter = Filter.parse(text)
+    filter = parse(text)
     assert filter.matches(event) is model(terms, data), text
     assert asyncio.run(wakes(filter, event)) is model(terms, data)
 
@@ -137,7 +154,7 @@ async def wakes(filter: Filter, event: dict[str, Any]) -> bool:
 @settings(max_examples=300, deadline=None)
 @given(DATA, VALUES)
 def test_bytes_that_a_filter_requires_are_in_every_matching_event(data: dict[str, Any], value: str) -> None:
-    filter = Filter.parse(f"one:{quoted(value)}")
+    filter = parse(f"one:{quoted(value)}")
     event = {"publisher": "me", "topic": "t", "data": data}
     if filter.required_bytes is not None and filter.matches(event):
         assert filter.required_bytes in json.dumps(event).encode()

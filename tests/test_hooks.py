@@ -80,6 +80,16 @@ PLUGINS = {
             file = Path(request.project.root, "build/verdict.txt")
             return {"verdict": file.read_text() if file.exists() else None}
     """,
+    "search": """
+        from cco_sidecar import Filter, parse_filter
+
+        @hookimpl
+        def event_filter():
+            def parse(text):
+                return Filter(text, (lambda event: text[1:] in event["topic"],)) if text[:1] == "~" else parse_filter(text)
+
+            return parse
+    """,
     "routing": """
         from cco_sidecar import NextAgent
 
@@ -534,6 +544,14 @@ def test_a_plugin_speaks_for_an_agent_that_stored_nothing(plugged: Service, issu
     assert [agent, str(plugged.root)] in notes(plugged, "agent_starting")
 
 
+def test_a_plugin_reads_filters_in_its_own_way(plugged: Service, issue: str) -> None:
+    client = plugged.client()
+    for topic in ("sea food", "meat", "sea salt"):
+        client.publish("menu", {"issue_id": issue}, topic=topic)
+    found = client.wait("menu", filter="~sea", since="earliest", timeout=0)["events"]
+    assert [event["topic"] for event in found] == ["sea food", "sea salt"]
+
+
 def test_a_plugin_brings_its_own_meter(plugged: Service, issue: str) -> None:
     client = plugged.client()
     body = {"agent_type": "wizard", "issue_id": issue}
@@ -715,6 +733,7 @@ EXERCISED = {
     "server_class": test_a_plugin_brings_its_own_server,
     "answer_filter": test_a_plugin_sees_each_answer_before_it_is_sent,
     "request_log": test_a_plugin_takes_down_every_request,
+    "event_filter": test_a_plugin_reads_filters_in_its_own_way,
     "token_keys": test_a_plugin_knows_the_keys_of_other_issuers,
     "context_brief": test_a_plugin_makes_its_own_brief_and_secrets_are_redacted,
     "fit_context": test_a_plugin_fits_contexts_into_their_budget,

@@ -255,7 +255,7 @@ class Sessions:
         issue, named = claims.issue_id or (agent.row["issue"] if agent else None), issues_named(event)
         if agent and kind in FOR_PEOPLE:
             return None
-        if (issue and named and issue not in named) or not Filter.parse("").within(claims.issue_id).matches(event):
+        if (issue and named and issue not in named) or not Filter().within(claims.issue_id).matches(event):
             return None
         said = harmless(redact(msgspec.json.encode(data).decode())[0])
         said = said if len(said) <= LINE else said[: LINE - 1] + "…"

@@ -55,7 +55,7 @@ class ListEvents(Endpoint):
 async def page(sidecar: Sidecar, claims: Claims, query: EventQuery) -> dict[str, Any]:
     """Retained events, or dead letters, after ``since``, or the newest ones; newest last."""
     bus, read, newest, project = sidecar.bus, sidecar.storage.read, not query.since, claims.project_id
-    filter = Filter.parse("").within(claims.issue_id)
+    filter = Filter().within(claims.issue_id)
     found: list[Row] = []
     floor = 0 if query.dead else read.floor()  # retention is what makes dead letters
     after, upto = floor if newest else bus.parse_cursor(query.since, floor), read.head()

@@ -23,6 +23,7 @@ from cco_sidecar import (
     CommandParser,
     ContextRequest,
     Endpoint,
+    Filter,
     FinishedRequest,
     Launcher,
     Meter,
@@ -220,6 +221,11 @@ def fit_context(request: ContextRequest, sections: Sections, max_bytes: int) -> 
     while sections["relevant_files"] and len(msgspec.json.encode(sections)) > max_bytes:
         sections["relevant_files"].pop()
     return True
+
+
+@hookimpl
+def event_filter(settings: Settings) -> Callable[[str], Filter] | None:
+    return lambda text: Filter(text, (lambda event: text in event["topic"],))
 
 
 @hookimpl

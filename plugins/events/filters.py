@@ -1,0 +1,88 @@
+"""Filters of events that say more than ``field:value``: one of several values, not, a prefix, present, quoted texts."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from cco_sidecar import ABSENT, PLAIN, ApiError, Filter, Settings, find_field, hookimpl, texts_of
+
+
+@hookimpl
+def event_filter(settings: Settings) -> Callable[[str], Filter]:
+    return parse
+
+
+@functools.lru_cache(4096)
+def parse(text: str) -> Filter:
+    """Raises ApiError EVT_002 that says what is wrong at which character (counted from 1)."""
+    terms = parse_terms(text)
+    single = [(term.field, *term.values[0]) for term in terms if not term.negated and len(term.values) == 1]
+    issue = next((text for field, text, prefix in single if field == "issue_id" and not prefix), None)
+    required = (text for field, text, _ in single if field != "event_id" and re.fullmatch(PLAIN, text))
+    return Filter(text, terms, issue, next(required, "").encode() or None)
+
+
+class FilterTerm(Struct, frozen=True):
+    """``field:value|value`` or ``field:!value|value``; a value is (text, whether it is a prefix), as ``abc*`` is."""
+
+    field: str
+    values: tuple[tuple[str, bool], ...]
+    negated: bool
+
+    def __call__(self, event: dict[str, Any]) -> bool:
+        if ("", True) in self.values:  # a lone * means present, objects included
+            found = find_field(event, self.field) is not ABSENT
+        else:
+            texts = texts_of(event, self.field)
+            found = any(
+                text.startswith(value) if prefix else text == value for text in texts for value, prefix in self.values
+            )
+        return found is not self.negated
+
+
+FIELD = r"[A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
+VALUE = r'(?:"(?P<quoted>(?:\\"|[^"])*)"|(?P<bare>[^!,:|"*][^,:|"*]*))(?P<prefix>\*?)|(?P<present>\*)'
+VALUE_PROBLEMS = {
+    '"': "this quote is never closed",
+    "!": "'!' may only stand before the first value; quote it to mean it",
+}
+NOTHING = "(?!)"
+MAX_TERMS = 32
+
+
+def parse_terms(text: str) -> tuple[FilterTerm, ...]:
+    """The terms of ``filter = [ term { "," term } ]``, where ``term = field ":" [ "!" ] value { "|" value }``,
+    ``value = ( quoted | bare ) [ "*" ] | "*"``, ``quoted = '"' { any | '\\"' } '"'``, ``bare`` is anything but
+    , : | " * and begins with no !. Raises EVT_002.
+    """
+    terms: list[FilterTerm] = []
+    at = 0
+
+    def take(pattern: str, problem: str) -> re.Match[str]:
+        nonlocal at
+        match = re.compile(pattern).match(text, at)
+        if not match:
+            problem = f"Invalid filter: {problem} at character {at + 1}"
+            raise ApiError("EVT_002", problem, details={"character": at + 1, "path": "filter"})
+        at = match.end()
+        return match
+
+    while text and (not terms or at < len(text)):
+        if terms:
+            take(",", "expected ',' or '|' or the end")
+        more = len(terms) < MAX_TERMS
+        field = take(FIELD if more else NOTHING, "expected a field name" if more else f"more than {MAX_TERMS} terms")[0]
+        negated = take(":(!?)", f"expected ':' after the field {field}")[1]
+        values: list[tuple[str, bool]] = []
+        while not values or text[at : at + 1] == "|":
+            at += bool(values)
+            value = take(VALUE, VALUE_PROBLEMS.get(text[at : at + 1], "expected a value"))
+            plain = (value["quoted"] or value["bare"] or "").replace('\\"', '"')
+            values.append((plain, bool(value["prefix"] or value["present"])))
+        terms.append(FilterTerm(field, tuple(values), bool(negated)))
+    return tuple(terms)

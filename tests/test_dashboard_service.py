@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import PROJECT, Client, Service, clean_environment, copy_project, end_stragglers, make_repository
+from conftest import PROJECT, Client, Service, clean_environment, copy_project, end_stragglers, make_repository, plugin
+from markdown_it import MarkdownIt
+
+from cco_sidecar import Records, connect_database
 
 HEADERS = {
     "X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }  # fmt: skip
+AGENT = "import os, time; print(os.environ['TASK'], flush=True); time.sleep(float(os.environ.get('TEST_SECONDS', '0')))"
+HOSTILE = (
+    "<script>alert(1)</script> [x](javascript:alert(1)) ![x](http://evil.example/x.png)",
+    "``````\n# a heading\n\n<img src=x onerror=alert(1)>\n``` | a | cell | `",
+    "\x1b]0;title\x07\x1b[31mred \u202e reversed\u0000 \r\n- [ ] a list",
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +40,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
                        ".own.js": "hidden", "own..js": "dots"}.items():  # fmt: skip
         (page / name).parent.mkdir(parents=True, exist_ok=True)
         (page / name).write_text(text)
-    module = folder / "program/cco_sidecar.py"
-    running = Service(make_repository(folder / "repository"), folder / "storage", module=module).start()
+    module, repository = folder / "program/cco_sidecar.py", make_repository(folder / "repository")
+    (repository / "issues").mkdir()
+    (repository / "issues/77-login.md").write_text("# The login <b>fails</b>\n\nNobody comes in.\n")
+    command = json.dumps([sys.executable, "-c", AGENT])
+    running = Service(repository, folder / "storage", "--agent-command", command, module=module).start()
     yield running
     assert running.stop() == 0, running.log
     assert "Traceback" not in running.log, running.log
@@ -155,3 +171,140 @@ def test_the_command_prints_an_address_that_opens_the_page(service: Service) -> 
     assert told["opened"] is True and told["url"].startswith(service.url)
     for text in (service.log, (service.storage / "audit.log").read_text()):
         assert url.partition("=")[2] not in text and taken.json()["token"] not in text
+
+
+# -- issues and their stories
+
+
+@pytest.fixture(scope="module")
+def told(service: Service) -> Client:
+    """An architect who has told a story on the issue i-story: a result, an agent, events, and an answered question."""
+    architect = service.client()
+    architect.store(issue="i-story", decisions=["Use OAuth", *HOSTILE], files_created=["a.py", "b`.py"])
+    body = {"agent_type": "test-engineer", "issue_id": "i-story", "task": "Test the login\n" + HOSTILE[0]}
+    agent = architect.post("/api/agents/spawn", body).json()["agent_id"]
+    assert architect.wait("agent_exited", since="earliest", filter=f"agent_id:{agent}", timeout=20_000)["events"]
+    architect.publish("note", {"issue_id": "i-story", "text": HOSTILE[2], "__proto__": {"a": 1}, "big": 10**30})
+    architect.publish("note", {"issue_id": ["i-story", "i-other"], "text": "both"})
+    asked = architect.post("/api/approvals", {"kind": "question", "text": HOSTILE[1], "issue_id": "i-story"}).json()
+    architect.post(f"/api/approvals/{asked['approval_id']}/answer", {"answer": "yes"})
+    return architect
+
+
+def test_a_timeline_tells_each_happening_once_in_pages_of_any_size(told: Client) -> None:
+    whole = told.get("/api/issues/i-story/timeline", limit=1000).json()
+    kinds = [entry["kind"] for entry in whole["entries"]]
+    assert kinds == ["result", "routing", "spawned", "result", "routing", "ended", "event", "event", "approval"]
+    assert len({entry["id"] for entry in whole["entries"]}) == len(kinds) and whole["has_more"] is False
+    result, routing, spawned, *_, ended, note, both, approval = whole["entries"]
+    assert result["decisions"][0] == "Use OAuth" and result["files"] == {"created": 2, "modified": 0, "deleted": 0}
+    assert routing["next_agents"][0]["agent_type"] == "test-engineer" and routing["next_agents"][0]["reason"]
+    assert spawned["task"].startswith("Test the login") and spawned["parent"].startswith("chief-architect")
+    assert (ended["state"], ended["exit_code"]) == ("completed", 0) and ended["output_tail"][0] == "Test the login"
+    assert note["data"]["__proto__"] == {"a": 1} and both["data"]["text"] == "both"
+    assert (approval["state"], approval["answer"], approval["text"]) == ("answered", "yes", HOSTILE[1])
+    assert not any(character in entry["title"] for entry in whole["entries"] for character in "\x1b\n\x07")
+    for limit in (1, 2, 4):
+        found, since, more = [], "earliest", True
+        while more:
+            page = told.get("/api/issues/i-story/timeline", limit=limit, since=since).json()
+            assert len(page["entries"]) <= limit
+            found, since, more = found + page["entries"], page["next_cursor"], page["has_more"]
+        assert found == whole["entries"]
+    told.publish("later", {"issue_id": "i-story"})
+    (later,) = told.get("/api/issues/i-story/timeline", since=whole["next_cursor"]).json()["entries"]
+    assert later["event_type"] == "later"
+
+
+def test_what_the_log_has_forgotten_is_told_by_ledger_and_results(service: Service, told: Client) -> None:
+    timeline = plugin("stories").Timeline
+    settings: Any = SimpleNamespace(project=PROJECT, event_retention=-10)
+    with closing(Records(connect_database(service.storage / "sidecar.db", read_only=True))) as read:
+        entries = timeline(read, settings, "i-story", {}, str).page("earliest", 1000)["entries"]
+    twice = [name for name, number in Counter(entry["id"] for entry in entries).items() if number == 2]
+    assert sorted(name.partition("-")[0] for name in twice) == ["ended", "routing", "routing"]
+    (approval,) = (entry for entry in entries if entry["kind"] == "approval")
+    assert (approval["state"], approval["answer"]) == ("answered", "yes"), "found in the log"
+
+
+def test_how_an_issue_stands(service: Service, told: Client) -> None:
+    told.store("documentation-expert", issue="i-done")
+    told.store("python-specialist", issue="i-idle")
+    told.store("python-specialist", "failed", issue="i-failed")
+    told.post("/api/approvals", {"kind": "question", "text": "Which?", "issue_id": "i-waiting"})
+    body = {"agent_type": "python-specialist", "issue_id": "i-working", "environment": {"TEST_SECONDS": "60"}}
+    agent = operator(service).post("/api/agents/spawn", body).json()["agent_id"]
+    states = {row["issue_id"]: row for row in told.get("/api/issues", limit=1000).json()["issues"]}
+    assert {name: row["state"] for name, row in states.items()}.items() >= {
+        "i-done": "done", "i-idle": "idle", "i-failed": "failed", "i-waiting": "waiting", "i-working": "working",
+        "77": "open",
+    }.items()  # fmt: skip
+    assert (states["77"]["title"], states["77"]["source"]) == ("The login <b>fails</b>", "issues/77-login.md")
+    assert states["i-story"]["title"] == "Test the login" and states["i-waiting"]["waiting_for_people"] == 1
+    (working,) = states["i-working"]["working"]
+    assert working["agent_id"] == agent and states["i-working"]["agents"] == {"active": 1, "ended": 0}
+    listed = told.get("/api/issues", state="working").json()["issues"]
+    assert [row["issue_id"] for row in listed] == ["i-working"]
+    found, since, more = [], "earliest", True
+    while more:
+        page = told.get("/api/issues", limit=2, since=since).json()
+        found, since, more = found + page["issues"], page["next_cursor"], page["has_more"]
+    assert [row["issue_id"] for row in found] == list(states)
+    told.publish("note", {"issue_id": "i-idle"})
+    assert [row["issue_id"] for row in told.get("/api/issues", since=since).json()["issues"]] == ["i-idle"]
+    assert "write_results" in told.get("/api/issues/i-working/timeline").json()["entries"][0]["permissions"]
+    told.delete(f"/api/agents/{agent}")
+    whole = told.get("/api/issues/77").json()
+    assert whole["body"].startswith("# The login") and whole["agents"] == whole["results"] == []
+
+
+@pytest.mark.parametrize("query", [
+    {"since": "x"}, {"since": "1-nan"}, {"since": "e1.r2"}, {"limit": 0}, {"limit": 1001}, {"since": "x" * 300},
+])  # fmt: skip
+def test_bad_pages_are_refused(told: Client, query: dict[str, Any]) -> None:
+    for path in ("/api/issues", "/api/issues/i-story/timeline"):
+        answer = told.get(path, **query)
+        assert (answer.status_code, answer.json()["details"]["path"]) == (400, next(iter(query))), path
+    assert told.get("/api/issues/i-none").status_code == told.get("/api/issues/i-none/timeline").status_code == 404
+    assert told.get("/api/issues/i-none/export").status_code == 404
+    assert told.get("/api/issues/i-story/export", format="html").status_code == 400
+
+
+def test_a_token_for_one_issue_sees_that_one(service: Service, told: Client) -> None:
+    narrow = operator(service, issue_id="i-other")
+    assert (
+        narrow.get("/api/issues").json()["issues"] == [] == told.get("/api/issues", issue_id="i-other").json()["issues"]
+    )
+    for path in ("", "/timeline", "/export"):
+        assert narrow.get(f"/api/issues/i-story{path}").status_code == 403
+    listed = operator(service, issue_id="i-story").get("/api/issues").json()["issues"]
+    assert [row["issue_id"] for row in listed] == ["i-story"]
+
+
+def test_an_export_is_read_without_the_service_and_nothing_in_it_is_markup(
+    service: Service, told: Client, tmp_path: Path
+) -> None:
+    secret = "ghp_" + "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3fG5"
+    told.publish("note", {"issue_id": "i-story", "text": f"token {secret}"})
+    answer = told.request("GET", "/api/issues/i-story/export", headers={"Accept": "text/markdown"})
+    assert answer.headers["Content-Type"] == "text/markdown; charset=utf-8"
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="i-story.md"'
+    tokens = MarkdownIt("commonmark").enable("table").parse(answer.text)
+    inline = [child for token in tokens for child in token.children or []]
+    kinds = {token.type for token in [*tokens, *inline]}
+    assert not kinds & {"html_block", "html_inline", "link_open", "image", "code_block", "hr", "blockquote_open"}, kinds
+    assert [token.tag for token in tokens if token.type == "heading_open"].count("h1") == 1
+    for text in ("alert(1)", "evil.example", "a heading", "a list"):
+        assert text in answer.text
+        assert not [token for token in inline if token.type == "text" and text in token.content], text
+    assert not [character for character in answer.text if ord(character) < 32 and character != "\n"]
+    story = told.get("/api/issues/i-story/export").json()
+    assert story["left_out"] == [] and secret not in json.dumps(story) + answer.text
+    assert {"timeline", "agents", "results", "approvals", "briefs", "body"} <= story.keys()
+    assert list(story["briefs"]) == [story["agents"][0]["agent_id"]]
+    target = tmp_path / "story.md"
+    assert cco(service, "export", "i-story", "--output", str(target))[0] == 0
+    assert target.read_text().startswith("# Issue `i-story`")
+    code, out, _ = cco(service, "export", "i-story", "--format", "json")
+    assert code == 0 and json.loads(out)["issue_id"] == "i-story"
+    assert cco(service, "export", "no-such")[0] == 1 and cco(service, "export", "../x")[0] == 2

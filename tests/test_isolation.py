@@ -102,6 +102,7 @@ OF_NO_ISSUE = {  # or of the token's own
     "/api/dashboard",
 }  # fmt: skip
 LISTS = {
+    "/api/issues",
     "/api/approvals",
     "/api/results",
     "/api/agents",
@@ -160,6 +161,9 @@ def test_another_project_in_the_same_storage_finds_nothing_of_the_first(inhabite
     service.start()
     client = service.client(project_id="project-two", sub="chief-architect-1")
     gone = {
+        "/api/issues/{issue_id}",
+        "/api/issues/{issue_id}/timeline",
+        "/api/issues/{issue_id}/export",
         "/api/approvals/{approval_id}",
         "/api/results/{result_id}",
         "/api/agents/{agent_id}",

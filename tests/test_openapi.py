@@ -85,7 +85,7 @@ class Conformance:
     # What every HTTP answer may carry: how it is sent, and for whom.
     PLUMBING = set(
         "connection content-encoding content-length content-type cache-control date server transfer-encoding vary"
-        " x-content-type-options x-frame-options access-control-allow-origin access-control-expose-headers".split()
+        " content-disposition x-content-type-options x-frame-options access-control-allow-origin access-control-expose-headers".split()
     )
 
     def __init__(self, document: dict[str, Any]) -> None:
@@ -354,8 +354,10 @@ def walk_approvals(architect: Client, issue: str) -> None:
     assert architect.get("/api/approvals", issue_id=issue, state="answered").json()["approvals"][0]["answer"] == "a"
 
 
-def walk_dashboard(architect: Client) -> None:
-    """The operations of the dashboard, with good requests."""
+def walk_dashboard(architect: Client, issue: str) -> None:
+    """The operations of the dashboard, with good requests, after a walk."""
+    for path in ("", f"/{issue}", f"/{issue}/timeline", f"/{issue}/export"):
+        assert architect.get(f"/api/issues{path}").status_code == 200
     code = architect.post("/api/dashboard/code").json()["code"]
     assert Client(architect.url, None).post("/api/dashboard/token", {"code": code}).status_code == 200
     assert architect.get("/api/dashboard").json()["routes_missing"] is not None
@@ -374,7 +376,7 @@ def test_every_operation_answers_good_requests_as_the_document_says(
     walk(service.client(), issue)
     walk_approvals(service.client(), issue)
     walk_lists(service.client(), issue)
-    walk_dashboard(service.client())
+    walk_dashboard(service.client(), issue)
     for method in ("GET", "HEAD"):
         assert service.client().request(method, "/openapi.json").status_code == 200
     assert well_answered(conformance) == {op["operationId"] for _, _, op in FOR_ANY_TOKEN}

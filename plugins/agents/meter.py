@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
 import os
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -390,6 +391,16 @@ class SpendMeter(Meter):
             log.error("meter: %s", error)
             return super().figures(agent_id)
         return dict(zip(self.FIGURES, row, strict=True))
+
+    def of_issues(self, issues: Collection[str]) -> dict[str, tuple[float | None, int | None]]:
+        """(US dollars, tokens as budgets count them) of those issues on which something was spent."""
+        question = (
+            f"select issue, round({self.BUDGETS['usd']}, 6), {self.BUDGETS['tokens']} from spent"
+            " where issue in (select value from json_each(?)) group by issue"
+        )
+        with self._lock:
+            rows = self._db.execute(question, (json.dumps(list(issues)),)).fetchall()
+        return {issue: (usd, tokens) for issue, usd, tokens in rows}
 
     def statistics(self) -> dict[str, Any]:
         return {f"by_{span}": self._by(span) for span in ("issue", "day")}

@@ -6,6 +6,7 @@ JSONL, a few levels deep; what ends in .json or .jsonl is an export; ``gh`` is G
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,6 +26,7 @@ from cco_sidecar import (
     Fingerprint,
     fingerprint,
     hookimpl,
+    is_identifier,
     is_secret,
     is_young,
     log_once,
@@ -67,13 +69,19 @@ def same(issue_id: str, written: Any) -> bool:
 # -- files
 
 
-def from_place(root: Path, place: str, issue_id: str) -> Issue | None:
-    """The issue from a folder or an export; None where it is not there. Blocks."""
+def located(root: Path, place: str) -> tuple[Path, str]:
+    """(folder, path in it) of a place, which the user may have named outside of ``root``. Blocks."""
     full = os.path.join(root, os.path.expanduser(place))
     inside = os.path.relpath(full, root) if os.path.normpath(full).startswith(f"{root}{os.sep}") else ""
-    if not inside:  # the user named a place elsewhere
-        root, inside = (Path(full), "") if os.path.isdir(full) else (Path(full).parent, os.path.basename(full))
-        root = Path(os.path.realpath(root))
+    if inside:
+        return root, inside
+    folder, inside = (Path(full), "") if os.path.isdir(full) else (Path(full).parent, os.path.basename(full))
+    return Path(os.path.realpath(folder)), inside
+
+
+def from_place(root: Path, place: str, issue_id: str) -> Issue | None:
+    """The issue from a folder or an export; None where it is not there. Blocks."""
+    root, inside = located(root, place)
     if place.endswith((".json", ".jsonl")):
         return from_export(str(root), inside, issue_id)
     found: list[tuple[int, str, Issue]] = []
@@ -184,6 +192,56 @@ def entries_of(root: str, path: str, facts: Fingerprint | None) -> list[dict[str
             value = rows
         found += [row for row in (value if isinstance(value, list) else [value]) if isinstance(row, dict)]
     return found[::-1]
+
+
+# -- lists
+
+NO_ISSUES = {"readme", "index", "template", "changelog", "contributing"}  # stems of files beside issues
+OVER = {"closed", "done", "resolved", "completed", "cancelled", "wontfix"}
+LEADING_ID = re.compile(r"(?:(?:[A-Za-z][A-Za-z0-9]*-)?\d+)(?=[-_. ]|\Z)")  # of a file's name: 12-fix, ISSUE-12_fix
+
+
+class Written(NamedTuple):
+    """An issue that is written down: its id, title, the path of its file, and when that changed."""
+
+    issue_id: str
+    title: str
+    source: str
+    changed: float
+
+
+def written_issues(settings: PluginSettings) -> Iterator[Written]:
+    """The issues that are written down and not over, but for those that only ``gh`` knows. Blocks."""
+    for place in settings.issue_files:
+        if place == "gh":
+            continue
+        root, inside = located(settings.root, place)
+        is_export = place.endswith((".json", ".jsonl"))
+        for path in [inside] if is_export else files_in(root, inside):
+            with contextlib.suppress(OSError):  # it is not there, or no longer
+                changed = os.stat(os.path.join(root, path)).st_mtime
+                for issue_id, title in in_markdown(root, path) if path.endswith(".md") else in_export(root, path):
+                    if is_identifier(issue_id):
+                        yield Written(issue_id, redact(title[:500])[0], path, changed)
+
+
+def in_markdown(root: Path, path: str) -> Iterator[tuple[str, str]]:
+    """(id, title) of the issue in a Markdown file."""
+    stem, facts = os.path.basename(path)[:-3], unchanged(os.path.join(root, path))
+    named, title, readable = (markdown_head if facts else markdown_head.__wrapped__)(str(root), path, facts)
+    if readable and stem.lower() not in NO_ISSUES:
+        leading = LEADING_ID.match(stem)
+        yield named.lstrip("#") or (leading[0] if leading else stem), title or stem
+
+
+def in_export(root: Path, path: str) -> Iterator[tuple[str, str]]:
+    """(id, title) of the issues in an export; of several entries with an id the last one tells."""
+    facts, seen = unchanged(os.path.join(root, path)), set()
+    for entry in (entries_of if facts else entries_of.__wrapped__)(str(root), path, facts):
+        issue_id = next((str(entry[name]) for name in IDS if isinstance(entry.get(name), (str, int))), "")
+        if issue_id not in seen and str(entry.get("status") or entry.get("state")).lower() not in OVER:
+            yield issue_id, next((entry[name] for name in TITLES if isinstance(entry.get(name), str)), "")
+        seen.add(issue_id)
 
 
 # -- GitHub

@@ -27,6 +27,7 @@ from cco_sidecar import (
     Claims,
     Endpoint,
     Route,
+    Settings,
     Sidecar,
     clean_text,
     hookimpl,
@@ -219,6 +220,18 @@ class NamedType(Struct):
     category: str
 
 
+class ServiceLimits(Struct):
+    """What bounds the work here; by "issue" and "day" for each unit what may be spent."""
+
+    max_agents: int
+    max_agents_per_issue: int
+    agent_timeout_seconds: int
+    storage_limit_mb: int | None
+    event_limit: int
+    event_retention_seconds: int
+    budgets: dict[str, dict[str, float]]
+
+
 class DashboardFacts(Struct):
     """The service as the page shows it; ``routes_missing`` are those that it works with and this service lacks."""
 
@@ -229,6 +242,7 @@ class DashboardFacts(Struct):
     started_at: str
     agent_types: list[NamedType]
     permissions: list[str]
+    limits: ServiceLimits
     routes_missing: list[str]
 
 
@@ -246,5 +260,15 @@ class GetDashboard(Endpoint):
         return DashboardFacts(
             info.project_id, clean_text(sidecar.settings.root.name), info.version, info.instance_id, info.started_at,
             [NamedType(name, category) for name, category in named if not types.is_for_people(name)],
-            sorted(may, key=PERMISSIONS.index), [route for route in ASKED if route not in there],
+            sorted(may, key=PERMISSIONS.index), limits_of(sidecar.settings),
+            [route for route in ASKED if route not in there],
         )  # fmt: skip
+
+
+def limits_of(settings: Settings) -> ServiceLimits:
+    """The limits that hold; those of plugins are read where their options are there."""
+    budgets = {unit: getattr(settings, f"budget_{unit}", {}) for unit in ("usd", "tokens")}
+    return ServiceLimits(
+        settings.max_agents, settings.max_agents_per_issue, settings.agent_timeout,
+        getattr(settings, "storage_limit_mb", None), settings.event_limit, settings.event_retention, budgets,
+    )  # fmt: skip

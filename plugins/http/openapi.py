@@ -46,6 +46,7 @@ TAGS = {
     "events": "Publishing, and waiting for what others publish.",
     "agents": "Agents as processes.",
     "approvals": "What agents ask people.",
+    "issues": "Issues as people see them: how each stands, and all that happened.",
     "dashboard": "What the page asks that shows the team at work.",
     "hooks": "What coding programs ask at moments of a session.",
     "cache": "Cached contexts.",
@@ -193,6 +194,15 @@ WORDS = {  # of a type, of a field of a type, of a field or parameter of any typ
     "HookInput.tool_use_id": "Names its call.",
     "HookQuery.event": "The moment, where the program does not say it in the body.",
     "NewsQuery.timeout": "How long to wait for an event, in milliseconds.",
+    "IssueQuery.state": "Only issues that stand so.",
+    "IssueQuery.issue_id": "Only this issue.",
+    "IssueQuery.since": "A next_cursor, or earliest: what comes after it; also what has moved since then.",
+    "TimelineQuery.since": "A next_cursor, or earliest; without it from the beginning.",
+    "ExportQuery.format": "The form of the file; without it Accept says so.",
+    "TimelineEntry.at": "When.",
+    "TimelineEntry.kind": "What happened.",
+    "TimelineEntry.id": "The same as long as it is told.",
+    "TimelineEntry.title": "What happened, in a line.",
     "CodeSubmission.code": "The code that `cco dashboard` has put behind the page's address.",
     "program": "The coding program, for example claude.",
     "request_id": "Names the request in the service's log; also in X-Request-ID.",
@@ -247,6 +257,7 @@ ALSO: dict[str, dict[str, Any]] = {  # other forms of an endpoint's answer
     "GetContext": {
         "text/markdown": {"schema": {"type": "string", "description": "The brief: 10 kB at most, short lines."}}
     },
+    "ExportIssue": {"text/markdown": {"schema": {"type": "string", "description": "The same to read."}}},
     "AnswerMcp": {
         "text/event-stream": {"schema": {"type": "string", "description": "Signs of life, then the answer."}}
     },

@@ -1,0 +1,148 @@
+"""An issue's story as one file, which a reader needs no service for: JSON, or Markdown in which nothing is markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from cco_sidecar import MB, Records, clean_text, content_of, harmless, redact, redact_json
+from cco_sidecar_plugins.agents._story_timeline import Timeline
+from cco_sidecar_plugins.results.result_list import ResultQuery
+from cco_sidecar_plugins.storage._pages import page
+
+ENTRIES, BYTES = 20_000, 64 * MB  # of a timeline at most
+
+
+def read_briefs(folders: dict[str, Path]) -> dict[str, str]:
+    """By agent the brief that it got, where that is still there. Blocks."""
+    found = {agent: content_of(folder / "brief.md").decode("utf-8", "replace") for agent, folder in folders.items()}
+    return {agent: text for agent, text in found.items() if text}
+
+
+def whole_story(read: Records, project: str, story: dict[str, Any], *facts: Any) -> bytes:
+    """The file's content. ``story`` has the issue, its agents, approvals and briefs; ``facts`` are those of a Timeline,
+    and the format. Blocks.
+    """
+    *made_with, wanted = facts
+    entries, more = whole_timeline(Timeline(read, *made_with))
+    left_out = [f"the timeline after its first {len(entries)} entries"] if more else []
+    results, more = whole_results(read, project, story["issue_id"])
+    left_out += [f"the results after the first {len(results)}"] if more else []
+    del story["task"]
+    story |= {"timeline": entries, "results": results, "left_out": left_out}
+    story = redact_json(msgspec.json.decode(msgspec.json.encode(story)))[0]
+    if wanted == "json":
+        return msgspec.json.format(msgspec.json.encode(story), indent=2) + b"\n"
+    return ("\n".join(markdown_lines(story)) + "\n").encode("utf-8", "replace")
+
+
+def whole_timeline(timeline: Timeline) -> tuple[list[dict[str, Any]], bool]:
+    """Every entry, each once, and whether there are more than fit."""
+    since, more, size, seen = "earliest", True, 0, dict[str, Any]()
+    while more and len(seen) < ENTRIES and size < BYTES:
+        part = timeline.page(since, 1000)
+        for entry in part["entries"]:
+            seen.setdefault(f"{entry['kind']} {entry['id']}", entry)
+            size += len(msgspec.json.encode(entry))
+        since, more = part["next_cursor"], part["has_more"]
+    return list(seen.values()), more
+
+
+def whole_results(read: Records, project: str, issue_id: str) -> tuple[list[Raw], bool]:
+    """Every result, and whether there are more than fit."""
+    query, more, size, found = ResultQuery(issue_id=issue_id, since="earliest", limit=100), True, 0, list[Raw]()
+    while more and size < BYTES:
+        rows, more = page(read, "result", "select id, body from result", project, query, {"issue": issue_id})
+        found += [Raw(row["body"]) for row in rows]
+        size += sum(len(row["body"]) for row in rows)
+        query.since = rows[-1]["id"] if rows else query.since
+    return found, more
+
+
+# -- Markdown: what others wrote stands in code, which has no markup
+
+
+def code(text: Any) -> str:
+    """One line as a span of code, whatever it holds."""
+    words = harmless("" if text is None else str(text)).strip() or "-"
+    fence = "`" * (longest_run(words) + 1)
+    blank = " " if words[0] == "`" or words[-1] == "`" else ""
+    return f"{fence}{blank}{words}{blank}{fence}"
+
+
+def block(text: str) -> list[str]:
+    """Lines in a block of code, whose fence is longer than any in them."""
+    fence = "`" * max(3, longest_run(text) + 1)
+    lines = clean_text(text).replace("\r\n", "\n").split("\n")
+    return [fence, *(harmless(line.replace("\t", "    ")) for line in lines), fence]
+
+
+def longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def quoted(value: Any) -> list[str]:
+    """A JSON value in a block of code."""
+    return block(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def markdown_lines(story: dict[str, Any]) -> Iterator[str]:
+    yield from (f"# Issue {code(story['issue_id'])}", "", code(story["title"] or "without a title"), "")
+    yield f"Project {code(story['project_id'])}, state **{story['state']}**, {story['first_at']} to {story['last_at']}."
+    yield f"Exported {story['exported_at']} by the orchestration sidecar {story['version']}."
+    if story["cost_usd"] is not None or story["tokens"] is not None:
+        yield f"Spent: {story['cost_usd'] or 0} US dollars, {story['tokens'] or 0} tokens."
+    yield from (f"Left out: {words}." for words in story["left_out"])
+    yield from ("", "## Task", "", *block(story["body"] or "(none is known)"))
+    yield from ("", "## Timeline", "", "| time (UTC) | what | who | |", "|---|---|---|---|")
+    for entry in story["timeline"]:
+        who, what = entry["agent_id"] or entry.get("publisher"), cell(entry["title"])
+        yield f"| {entry['at']} | {entry['kind']} | {cell(who)} | {what} |"
+    yield from ("", "## Agents")
+    for agent in story["agents"]:
+        yield from agent_lines(agent, story["briefs"].get(agent["agent_id"]))
+    yield from ("", "## Results")
+    for result in story["results"]:
+        yield from result_lines(result)
+    yield from ("", "## What people were asked")
+    for row in story["approvals"]:
+        by = f" by {code(row['answered_by'])}" if row["answered_by"] else ""
+        yield from ("", f"{row['asked_at']}, {code(row['agent_id'])}, {row['state']}{by}: {code(row['answer'])}", "")
+        yield from block("\n".join(part for part in (row["command"], row["text"]) if part))
+    yield from ("", "## Events, proposals and ends in full")
+    for entry in story["timeline"]:
+        if entry["kind"] in ("event", "routing", "ended"):
+            yield from ("", f"{entry['at']} {entry['kind']} {code(entry['id'])}", "", *quoted(entry))
+
+
+def cell(text: Any) -> str:
+    """One line as code in a table, whose columns a bar would end."""
+    return code(text).replace("|", "\\|")
+
+
+def agent_lines(agent: dict[str, Any], brief: str | None) -> Iterator[str]:
+    yield from ("", f"### {code(agent['agent_id'])}", "")
+    how = agent["state"] if agent["exit_code"] is None else f"{agent['state']}, exit code {agent['exit_code']}"
+    yield f"{code(agent['agent_type'])}, {how}, {agent['started_at']} to {agent['ended_at'] or 'now'}."
+    used = {name: agent[name] for name in ("model", "requests", "input_tokens", "output_tokens", "cost_usd")}
+    if any(value is not None for value in used.values()):
+        yield from ("", "Used:", "", *quoted(used))
+    if agent["reason"]:
+        yield from ("", "Why it could not work:", "", *block(agent["reason"]))
+    if agent["output_tail"]:
+        yield from ("", "Last lines:", "", *block("\n".join(agent["output_tail"])))
+    yield from ("", "Brief:", "", *block(redact(brief)[0])) if brief else ("", "Its brief is no longer kept.")
+
+
+def result_lines(result: dict[str, Any]) -> Iterator[str]:
+    body = result["result"]
+    yield from ("", f"### {code(result['id'])}", "")
+    yield f"{code(result['agent_id'])} ({code(result['agent_type'])}), {body['status']}, {result['stored_at']}."
+    for decision in body.get("decisions") or []:
+        yield f"- {code(decision)}"
+    yield from ("", "As it was stored:", "", *quoted(result))

@@ -4183,6 +4183,10 @@ class Contexts:
             raise ApiError("REQ_002", f"No issue {issue_id}") from None
         return "\n\n".join(str(text) for text in (issue.get("title"), issue.get("body"), spawned) if text)
 
+    async def project(self) -> ProjectState:
+        """The project as it is now. Raises OSError."""
+        return await self._project.state()
+
     # -- building
 
     async def _built(self, key: ContextKey, category: str, state: ProjectState, etag: str) -> CacheEntry:

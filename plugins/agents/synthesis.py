@@ -7,6 +7,8 @@ have changed since, and are named; whoever else edits files while an agent runs 
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import re
 from pathlib import Path
@@ -17,9 +19,13 @@ from msgspec import Meta, Struct
 
 from cco_sidecar import (
     MB,
-    AgentLaunch,
+    AgentCommand,
     Fingerprint,
     GitError,
+    Launcher,
+    ProjectState,
+    Reader,
+    Running,
     ask_git,
     clean_text,
     fingerprint,
@@ -27,7 +33,6 @@ from cco_sidecar import (
     one_line,
     read_status,
     redact,
-    run_git,
     split_z,
     write_file,
 )
@@ -51,13 +56,28 @@ class Beginning(Struct):
 
 
 @hookimpl
-def agent_starting(launch: AgentLaunch, root: str) -> None:
-    try:
-        head = (run_git(root, "rev-parse", "--verify", "--quiet", "HEAD") or b"").decode().strip()
-        beginning = Beginning(head or None, changed_files(Path(root)))
-    except OSError as error:
-        beginning = Beginning(problem=one_line(error))
-    write_file(Path(launch.agent_folder) / Beginning.FILE, msgspec.json.encode(beginning))
+def agent_part(base: type) -> type | None:
+    return type("NotingLauncher", (NotingLauncher, base), {}) if issubclass(base, Launcher) else None
+
+
+class NotingLauncher(Launcher):
+    """Notes the work tree at an agent's start."""
+
+    async def command(
+        self, running: Running, files: dict[str, bytes], asked: dict[str, str], reader: Reader
+    ) -> tuple[AgentCommand, list[str]]:
+        started = await super().command(running, files, asked, reader)
+        try:
+            note = functools.partial(beginning_of, await self.contexts.project())
+        except OSError as error:
+            note = functools.partial(Beginning, problem=one_line(error))
+        await asyncio.to_thread(lambda: write_file(running.folder / Beginning.FILE, msgspec.json.encode(note())))
+        return started
+
+
+def beginning_of(project: ProjectState) -> Beginning:
+    changed = [change.path for change in project.git.uncommitted_changes]
+    return Beginning(project.head, {path: fingerprint(os.path.join(project.root, path)) for path in changed})
 
 
 @hookimpl

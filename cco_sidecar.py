@@ -1400,7 +1400,6 @@ class Sidecar:
     """
 
     STOP_SECONDS = 3.0
-    KEEP_SECONDS = 0.5  # between two looks whether clients still find what they need
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
@@ -1446,7 +1445,6 @@ class Sidecar:
             parts.enter_context(instance_lock(settings.storage))
             parts.callback(remove_sidecar_json, settings.storage)
             self.tokens.load_secret()
-            self.tokens.load_issuers(self.hooks)
             for request_log in self.hooks.parts("request_log", RequestLog, settings=settings):
                 self.request_logs.append(request_log)
                 parts.callback(request_log.close)
@@ -1458,9 +1456,8 @@ class Sidecar:
             self._listen()
             parts.callback(self._server.stop)
             self.info = self._announced()
-            self._keep_info()
-            parts.callback(asyncio.create_task(self._keep_announced()).cancel)
-            self.tokens.start()
+            self.storage.announce(self.info)
+            self.tokens.start(self.hooks)
             self.contexts.start()
             parts.push_async_callback(self.contexts.close)
             self.agents.url = self.info.url + "/api"
@@ -1528,29 +1525,6 @@ class Sidecar:
         if settings.port == 0:
             self.storage.write_behind(lambda records: records.set_meta("port", str(self.port)))
         return SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
-
-    async def _keep_announced(self) -> None:
-        """Write ``sidecar.json`` and the signing secret again where a cleaner took them, as long as their folder is
-        there.
-        """
-        told = ""
-        while True:
-            await asyncio.sleep(self.KEEP_SECONDS)
-            problems: dict[str, str] = {}
-            for name, keep in {SidecarInfo.FILE: self._keep_info, "jwt.secret": self.tokens.keep_secret}.items():
-                try:
-                    keep()
-                except OSError as error:
-                    problems[name] = str(error.strerror)
-            problem = f"{' and '.join(problems)} cannot be written again: {', '.join(set(problems.values()))}"
-            if problems and problem != told:
-                log.error("%s", problem)
-            told = problem
-
-    def _keep_info(self) -> None:
-        folder = self.settings.storage
-        if read_sidecar_json(folder) != self.info:
-            write_file(folder / SidecarInfo.FILE, msgspec.json.format(msgspec.json.encode(self.info)) + b"\n")
 
     def log_request(self, request: FinishedRequest) -> None:
         """Hand a finished request to every request log."""
@@ -2620,22 +2594,11 @@ class Tokens:
         secret = self._settings.jwt_secret or make_or_read_secret(self._settings.storage / "jwt.secret")
         self._keys = [(secret, "HS256")]
 
-    def keep_secret(self) -> None:
-        """Write the storage's secret again where it is gone, or another one than is in use: a command that did not find
-        it made that, and its tokens would be refused. Raises OSError.
-        """
-        path, secret = self._settings.storage / "jwt.secret", self._keys[0][0].encode()
-        if not self._settings.jwt_secret and content_of(path).strip() != secret:
-            write_file(path, secret)
-            log.warning("jwt.secret was removed or replaced: the one in use is written again")
-
-    def load_issuers(self, hooks: Hooks) -> None:
-        """Take the keys of other issuers that plugins know."""
+    def start(self, hooks: Hooks) -> None:
+        """Take the keys of other issuers that plugins know, and what the storage knows to be revoked."""
+        assert self._storage
         for keys in hooks.parts("token_keys", list, settings=self._settings):
             self._keys += keys
-
-    def start(self) -> None:
-        assert self._storage
         self._revoked = set(self._storage.read.revoked(self._settings.project))
 
     def mint(
@@ -2913,6 +2876,10 @@ class Storage:
                 log.error("storage: a background write failed: %s", one_line(error))
 
         self.write(job, committed).add_done_callback(written)
+
+    def announce(self, info: SidecarInfo) -> None:
+        """Write what clients find the service by. Raises OSError."""
+        write_file(self.path.with_name(SidecarInfo.FILE), msgspec.json.format(msgspec.json.encode(info)) + b"\n")
 
     def room(self, size: int) -> contextlib.AbstractAsyncContextManager[None]:
         """Room for a body of ``size`` bytes while it is stored. Raises STR_001. The core's own has no limit."""

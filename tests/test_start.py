@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, git, make_repository, until
+from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, git, make_repository, plugin, until
 
 import cco_sidecar
 from cco_sidecar import Settings, StartError, load_settings, option_table, read_option
@@ -725,7 +725,7 @@ def test_a_storage_that_a_cleaner_took_altogether_is_said_once_and_nothing_is_ma
     until(lambda: "Stop:" in service.log)  # the start is over, which needs the storage
     service.storage.rename(tmp_path / "taken")
     until(lambda: "cannot be written again" in service.log)
-    time.sleep(3 * cco_sidecar.Sidecar.KEEP_SECONDS)
+    time.sleep(3 * plugin("guard").GuardedStorage.KEEP_SECONDS)
     assert service.log.count("cannot be written again") == 1 and not service.storage.exists()
     (tmp_path / "taken").rename(service.storage)
     (service.storage / "sidecar.json").unlink()

@@ -1,14 +1,20 @@
 """The core's storage with its guards: a database that is damaged is not opened, one whose files are deleted, replaced
-or cut is not written to, and what is stored stays within ``--storage-limit-mb``.
+or cut is not written to, what is stored stays within ``--storage-limit-mb``, and what clients need is written again.
 """
 
 from __future__ import annotations
 
-from cco_sidecar import Storage, hookimpl
+import asyncio
+import logging
+from pathlib import Path
+
+from cco_sidecar import SidecarInfo, Storage, content_of, hookimpl, write_file
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.storage._database import DatabaseFile, check_database
 from cco_sidecar_plugins.storage._limit import LimitedStorage
 from cco_sidecar_plugins.storage._log import database_files
+
+log = logging.getLogger("cco")
 
 
 @hookimpl
@@ -17,7 +23,12 @@ def storage(settings: PluginSettings) -> Storage:
 
 
 class GuardedStorage(LimitedStorage):
-    """Looks at the database's files at the start, and before and after each commit."""
+    """Looks at the database's files at the start, and before and after each commit, and twice a second at those by
+    which clients find the service and tokens are signed.
+    """
+
+    KEEP_SECONDS = 0.5
+    _keeping: asyncio.Task[None] | None = None
 
     def __init__(self, settings: PluginSettings) -> None:
         super().__init__(settings)
@@ -32,7 +43,35 @@ class GuardedStorage(LimitedStorage):
         for file in self._files:
             file.check()
 
+    def announce(self, info: SidecarInfo) -> None:
+        super().announce(info)
+        names = [SidecarInfo.FILE] if self._settings.jwt_secret else [SidecarInfo.FILE, "jwt.secret"]
+        files = {self.path.with_name(name): self.path.with_name(name).read_bytes() for name in names}
+        self._keeping = asyncio.create_task(self._keep(files))
+
+    async def _keep(self, files: dict[Path, bytes]) -> None:
+        """Write ``sidecar.json`` and the signing secret again where a cleaner took them, as long as their folder is
+        there. A command that did not find the secret makes another one, whose tokens would be refused.
+        """
+        told = ""
+        while True:
+            await asyncio.sleep(self.KEEP_SECONDS)
+            problems: dict[str, str] = {}
+            for path, content in files.items():
+                try:
+                    if content_of(path) != content:
+                        write_file(path, content)
+                        log.warning("%s was removed or replaced: the one in use is written again", path.name)
+                except OSError as error:
+                    problems[path.name] = str(error.strerror)
+            problem = f"{' and '.join(problems)} cannot be written again: {', '.join(set(problems.values()))}"
+            if problems and problem != told:
+                log.error("%s", problem)
+            told = problem
+
     def close(self) -> None:
+        if self._keeping:
+            self._keeping.cancel()
         super().close()
         for file in self._files:
             file.close()

@@ -212,7 +212,7 @@ class IssueEndpoint(Endpoint):
         item, agents = await self.found(issue_id), self.sidecar.agents
         rows, results = await ask(self.sidecar, agents_and_results, issue_id, limit)
         rows = [agents.ledger.whole(row) for row in rows]
-        described = await agents.disk.run(agents.describe, rows)
+        described = await agents.disk.run(lambda: [agents.describe(row) for row in rows])
         return item | {"agents": described, "results": results}
 
 

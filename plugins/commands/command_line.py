@@ -283,8 +283,7 @@ def overview(commands: Commands) -> str:
 OVERVIEW = """\
 usage: cco [COMMAND] [OPTIONS]
 
-Orchestration sidecar: lets a team of coding agents work on one repository.
-Without a command it serves the repository around it.
+Orchestration sidecar: lets a team of coding agents work on the repository around it.
 
 {}
 

@@ -10,17 +10,41 @@ const types = () => (store.info?.agent_types ?? []).map((type) => type.name);
 const issues = () => [...store.issues.keys()];
 const may = (permission) => store.info?.permissions?.includes(permission) ?? true;
 
-export const can = { spawn: () => may("spawn_agents"), publish: () => may("publish_events"), run: () => may("spawn_agents") && !lacks("POST /api/runs") };
+export const can = {
+  spawn: () => may("spawn_agents"),
+  publish: () => may("publish_events"),
+  run: () => may("spawn_agents") && !lacks("POST /api/runs"),
+};
 
 export function spawn(issueId = "", agentType = "") {
   form({
     title: "Spawn an agent",
     action: "Spawn",
     fields: [
-      { name: "agent_type", label: "Agent type", value: agentType, options: types(), required: true, hint: "python-specialist, test-engineer, security-auditor and their like" },
-      { name: "issue_id", label: "Issue", value: issueId, options: issues(), required: true, hint: "one that is there, or a new one" },
+      {
+        name: "agent_type",
+        label: "Agent type",
+        value: agentType,
+        options: types(),
+        required: true,
+        hint: "python-specialist, test-engineer, security-auditor and their like",
+      },
+      {
+        name: "issue_id",
+        label: "Issue",
+        value: issueId,
+        options: issues(),
+        required: true,
+        hint: "one that is there, or a new one",
+      },
       { name: "task", label: "Task", kind: "textarea", hint: "Empty: what is known of the issue" },
-      { name: "priority", label: "Priority", kind: "select", options: ["low", "normal", "high", "critical"], value: "normal" },
+      {
+        name: "priority",
+        label: "Priority",
+        kind: "select",
+        options: ["low", "normal", "high", "critical"],
+        value: "normal",
+      },
     ],
     submit: async (values) => {
       const spawned = await api.post("/api/agents/spawn", values, { "Idempotency-Key": crypto.randomUUID() });
@@ -32,7 +56,11 @@ export function spawn(issueId = "", agentType = "") {
 }
 
 export async function end(agent) {
-  const sure = await confirm({ title: "End this agent?", text: `${agent.agent_id} and every process that it started are ended. What it has not stored is lost.`, action: "End agent" });
+  const sure = await confirm({
+    title: "End this agent?",
+    text: `${agent.agent_id} and every process that it started are ended. What it has not stored is lost.`,
+    action: "End agent",
+  });
   if (!sure) return;
   await doing(async () => {
     await api.remove(`/api/agents/${api.part(agent.agent_id)}`);
@@ -46,15 +74,39 @@ export function publish(issueId = "") {
     title: "Publish an event",
     action: "Publish",
     fields: [
-      { name: "event_type", label: "Type", required: true, more: { pattern: "[a-z][a-z0-9_.\\-]{0,63}" }, hint: "small letters, digits, _ . and -, such as design_approved" },
+      {
+        name: "event_type",
+        label: "Type",
+        required: true,
+        more: { pattern: "[a-z][a-z0-9_.\\-]{0,63}" },
+        hint: "small letters, digits, _ . and -, such as design_approved",
+      },
       { name: "topic", label: "Topic", value: "coordination", required: true },
       { name: "issue_id", label: "Issue", value: issueId, options: issues(), hint: "Empty: for agents of every issue" },
-      { name: "data", label: "Data", kind: "textarea", hint: "A JSON object, or plain text, which becomes its message" },
-      { name: "priority", label: "Priority", kind: "select", options: ["low", "normal", "high", "critical"], value: "normal" },
+      {
+        name: "data",
+        label: "Data",
+        kind: "textarea",
+        hint: "A JSON object, or plain text, which becomes its message",
+      },
+      {
+        name: "priority",
+        label: "Priority",
+        kind: "select",
+        options: ["low", "normal", "high", "critical"],
+        value: "normal",
+      },
     ],
     submit: async ({ event_type, topic, issue_id, data, priority }) => {
-      const body = { publisher: "operator", topic, priority, data: { ...asObject(data), ...(issue_id && { issue_id }) } };
-      const published = await api.post(`/api/events/${api.part(event_type)}`, body, { "Idempotency-Key": crypto.randomUUID() });
+      const body = {
+        publisher: "operator",
+        topic,
+        priority,
+        data: { ...asObject(data), ...(issue_id && { issue_id }) },
+      };
+      const published = await api.post(`/api/events/${api.part(event_type)}`, body, {
+        "Idempotency-Key": crypto.randomUUID(),
+      });
       say(`Published; ${published.subscriber_count} waited for it`);
     },
   });
@@ -70,14 +122,34 @@ export function run(issue) {
   form({
     title: `Run the pipeline on ${issue.issue_id}`,
     action: "Run",
-    intro: h("p.faint", null, "Agents one after the other, as routing proposes them, from the architect to the documentation. It goes on where the last run ended."),
+    intro: h(
+      "p.faint",
+      null,
+      "Agents one after the other, as routing proposes them, from the architect to the documentation.",
+      " It goes on where the last run ended.",
+    ),
     fields: [
-      { name: "task", label: "Task", kind: "textarea", hint: "Empty: what is known of the issue. An issue keeps the task that it began with." },
-      { name: "until", label: "Until", options: types(), hint: "An agent type to stop after; empty: until routing is done" },
+      {
+        name: "task",
+        label: "Task",
+        kind: "textarea",
+        hint: "Empty: what is known of the issue. An issue keeps the task that it began with.",
+      },
+      {
+        name: "until",
+        label: "Until",
+        options: types(),
+        hint: "An agent type to stop after; empty: until routing is done",
+      },
       { name: "rounds", label: "Agents at most", kind: "number", more: { min: "1", max: "100" }, hint: "Empty: 12" },
     ],
     submit: async ({ task, until, rounds }) => {
-      const body = { issue_id: issue.issue_id, ...(task && { task }), ...(until && { until }), ...(rounds && { rounds: Number(rounds) }) };
+      const body = {
+        issue_id: issue.issue_id,
+        ...(task && { task }),
+        ...(until && { until }),
+        ...(rounds && { rounds: Number(rounds) }),
+      };
       const started = await api.post("/api/runs", body);
       refresh("runs", "issues", "agents");
       say(`The run ${started.run_id} has begun`);
@@ -86,7 +158,11 @@ export function run(issue) {
 }
 
 export async function stopRun(run) {
-  const sure = await confirm({ title: "Stop this run?", text: `The run on ${run.issue_id ?? "this issue"} and the agents that it started are ended. A later run goes on from there.`, action: "Stop run" });
+  const sure = await confirm({
+    title: "Stop this run?",
+    text: `The run on ${run.issue_id} and the agents that it started are ended. A later run goes on from there.`,
+    action: "Stop run",
+  });
   if (!sure) return;
   await doing(async () => {
     await api.remove(`/api/runs/${api.part(run.run_id)}`);
@@ -96,11 +172,17 @@ export async function stopRun(run) {
 }
 
 export const answer = (approval, text, message) =>
-  doing(async () => {
-    await api.post(`/api/approvals/${api.part(approval.approval_id)}/answer`, { answer: text, ...(message && { message }) });
-    refresh("approvals", "issues");
-    say(`Answered: ${cut(text, 80)}`);
-  }, () => refresh("approvals"));
+  doing(
+    async () => {
+      await api.post(`/api/approvals/${api.part(approval.approval_id)}/answer`, {
+        answer: text,
+        ...(message && { message }),
+      });
+      refresh("approvals", "issues");
+      say(`Answered: ${cut(text, 80)}`);
+    },
+    () => refresh("approvals"),
+  );
 
 export const exportIssue = (id, format) =>
   doing(async () => {

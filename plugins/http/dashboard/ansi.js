@@ -1,7 +1,10 @@
 /** Terminal output as text and safe colours: of escape codes only those that colour are kept, as classes. */
 import { visible } from "./format.js";
 
-const CODES = /\x1b(?:\[([0-9;:?<=>!]*)[ -/]*([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~]?)|\x9b[0-9;?]*[@-~]/g;
+const CONTROL = /\x1b\[([0-9;:?<=>!]*)[ -/]*([@-~])|\x9b[0-9;?]*[@-~]/; // colours are among these
+const STRING = /\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[PX^_][^\x1b]*(?:\x1b\\)?/; // titles, links
+const OTHER = /\x1b[ -/]*[0-~]?/;
+const CODES = new RegExp([CONTROL, STRING, OTHER].map((form) => form.source).join("|"), "g");
 const NAMES = { 1: "bold", 2: "dim", 3: "italic", 4: "underlined" };
 const COLOURS = ["black", "red", "green", "yellow", "blue", "magenta", "cyan", "white"];
 
@@ -40,11 +43,13 @@ function apply(parameters, style) {
   for (let place = 0; place < numbers.length; place++) {
     const number = numbers[place];
     if (number === 0) Object.assign(style, fresh());
-    else if (number === 38 || number === 48) place += numbers[place + 1] === 5 ? 2 : 4; // one of 256, or of all
+    else if (number === 38 || number === 48)
+      place += numbers[place + 1] === 5 ? 2 : 4; // one of 256, or of all
     else if (number === 39) style.colour = "";
     else if (number === 22) ["bold", "dim"].forEach((name) => style.marks.delete(name));
     else if (number === 23 || number === 24) style.marks.delete(NAMES[number - 20]);
     else if (NAMES[number]) style.marks.add(NAMES[number]);
-    else if ((number >= 30 && number <= 37) || (number >= 90 && number <= 97)) style.colour = `ansi-${COLOURS[number % 10]}`;
+    else if ((number >= 30 && number <= 37) || (number >= 90 && number <= 97))
+      style.colour = `ansi-${COLOURS[number % 10]}`;
   }
 }

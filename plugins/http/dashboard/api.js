@@ -27,7 +27,10 @@ export class ExactNumber {
 }
 
 function revive(_key, value, context) {
-  const inexact = typeof value === "number" && context?.source && (!Number.isFinite(value) || (Number.isInteger(value) && !Number.isSafeInteger(value)));
+  const inexact =
+    typeof value === "number" &&
+    context?.source &&
+    (!Number.isFinite(value) || (Number.isInteger(value) && !Number.isSafeInteger(value)));
   return inexact ? new ExactNumber(context.source) : value;
 }
 
@@ -86,7 +89,15 @@ export async function send(method, path, { body, signal, headers } = {}) {
   const used = token;
   if (used) sent.Authorization = `Bearer ${used}`;
   if (body !== undefined) sent["Content-Type"] = "application/json";
-  const options = { method, signal, headers: sent, body: body === undefined ? undefined : JSON.stringify(body), cache: "no-store", credentials: "omit", redirect: "error" };
+  const options = {
+    method,
+    signal,
+    headers: sent,
+    body: body === undefined ? undefined : JSON.stringify(body),
+    cache: "no-store",
+    credentials: "omit",
+    redirect: "error",
+  };
   let answer;
   try {
     answer = await fetch(path, options);
@@ -110,7 +121,9 @@ export const post = (path, body, headers) => call("POST", path, { body, headers 
 export const remove = (path) => call("DELETE", path);
 
 function asQuery(query) {
-  const given = Object.entries(query ?? {}).filter(([, value]) => value !== undefined && value !== null && value !== "");
+  const given = Object.entries(query ?? {}).filter(
+    ([, value]) => value !== undefined && value !== null && value !== "",
+  );
   return given.length ? `?${new URLSearchParams(given)}` : "";
 }
 

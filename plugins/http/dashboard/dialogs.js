@@ -30,10 +30,20 @@ export function confirm({ title, text, action }) {
       resolve(value);
       dialog.close();
     };
-    const dialog = show(h("dialog.dialog.small", { "aria-labelledby": "dialog-title" },
-      h("h2", { id: "dialog-title" }, title), h("p", null, text),
-      h("div.dialog-actions", null, h("button.button", { type: "button", onclick: answer(false) }, "Cancel"),
-        h("button.button.danger", { type: "button", onclick: answer(true), autofocus: true }, action))));
+    const dialog = show(
+      h(
+        "dialog.dialog.small",
+        { "aria-labelledby": "dialog-title" },
+        h("h2", { id: "dialog-title" }, title),
+        h("p", null, text),
+        h(
+          "div.dialog-actions",
+          null,
+          h("button.button", { type: "button", onclick: answer(false) }, "Cancel"),
+          h("button.button.danger", { type: "button", onclick: answer(true), autofocus: true }, action),
+        ),
+      ),
+    );
     dialog.addEventListener("close", () => resolve(false));
   });
 }
@@ -41,7 +51,8 @@ export function confirm({ title, text, action }) {
 /**
  * @param {object} how
  * @param {string} how.title
- * @param {Array<{name: string, label: string, kind?: string, value?: string, hint?: string, options?: any[], required?: boolean}>} how.fields
+ * @param {Array<{name: string, label: string, kind?: string, value?: string, hint?: string, options?: any[],
+ *     required?: boolean, more?: object}>} how.fields
  * @param {string} how.action
  * @param {(values: Object<string, string>) => Promise<void>} how.submit  what it raises is shown
  */
@@ -62,11 +73,29 @@ export function form({ title, intro, fields, action, submit }) {
       send.disabled = false;
     }
   };
-  const dialog = show(h("dialog.dialog", { "aria-labelledby": "dialog-title" },
-    h("h2", { id: "dialog-title" }, title), intro,
-    h("form", { onsubmit, autocomplete: "off" }, fields.map(field), failed,
-      h("div.dialog-actions", null, h("button.button", { type: "button", onclick: () => dialog.close() }, "Cancel"), send))));
-  (dialog.querySelector("[name]:placeholder-shown, textarea:placeholder-shown") ?? dialog.querySelector("[name]"))?.focus();
+  const dialog = show(
+    h(
+      "dialog.dialog",
+      { "aria-labelledby": "dialog-title" },
+      h("h2", { id: "dialog-title" }, title),
+      intro,
+      h(
+        "form",
+        { onsubmit, autocomplete: "off" },
+        fields.map(field),
+        failed,
+        h(
+          "div.dialog-actions",
+          null,
+          h("button.button", { type: "button", onclick: () => dialog.close() }, "Cancel"),
+          send,
+        ),
+      ),
+    ),
+  );
+  (
+    dialog.querySelector("[name]:placeholder-shown, textarea:placeholder-shown") ?? dialog.querySelector("[name]")
+  )?.focus();
   return dialog;
 }
 
@@ -74,16 +103,54 @@ function field({ name, label, kind = "text", value = "", hint, options = [], req
   const id = `field-${name}`;
   const common = { id, name, required, "aria-describedby": hint && `${id}-hint`, spellcheck: "false", ...more };
   let control;
-  if (kind === "textarea") control = h("textarea", { ...common, rows: "5", placeholder: " ", spellcheck: "true", value });
-  else if (kind === "select") control = h("select", common, options.map((one) => h("option", { value: one, selected: one === value }, one)));
-  else control = h("input", { ...common, type: kind, value, placeholder: " ", list: options.length ? `${id}-list` : null });
-  const list = kind !== "select" && options.length > 0 && h("datalist", { id: `${id}-list` }, options.map((one) => h("option", { value: one })));
-  return h("div.field", null, h("label", { for: id }, label), control, list, hint && h("p.hint", { id: `${id}-hint` }, hint));
+  if (kind === "textarea")
+    control = h("textarea", { ...common, rows: "5", placeholder: " ", spellcheck: "true", value });
+  else if (kind === "select")
+    control = h(
+      "select",
+      common,
+      options.map((one) => h("option", { value: one, selected: one === value }, one)),
+    );
+  else
+    control = h("input", {
+      ...common,
+      type: kind,
+      value,
+      placeholder: " ",
+      list: options.length ? `${id}-list` : null,
+    });
+  const list =
+    kind !== "select" &&
+    options.length > 0 &&
+    h(
+      "datalist",
+      { id: `${id}-list` },
+      options.map((one) => h("option", { value: one })),
+    );
+  return h(
+    "div.field",
+    null,
+    h("label", { for: id }, label),
+    control,
+    list,
+    hint && h("p.hint", { id: `${id}-hint` }, hint),
+  );
 }
 
 /** A dialog with anything in it, and a way out. */
 export const sheet = (title, ...content) => {
-  const dialog = show(h("dialog.dialog", { "aria-labelledby": "dialog-title" }, h("h2", { id: "dialog-title" }, title), content,
-    h("div.dialog-actions", null, h("button.button", { type: "button", onclick: () => dialog.close(), autofocus: true }, "Close"))));
+  const dialog = show(
+    h(
+      "dialog.dialog",
+      { "aria-labelledby": "dialog-title" },
+      h("h2", { id: "dialog-title" }, title),
+      content,
+      h(
+        "div.dialog-actions",
+        null,
+        h("button.button", { type: "button", onclick: () => dialog.close(), autofocus: true }, "Close"),
+      ),
+    ),
+  );
   return dialog;
 };

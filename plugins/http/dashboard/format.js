@@ -3,14 +3,24 @@
 const number = new Intl.NumberFormat();
 const short = new Intl.NumberFormat(undefined, { notation: "compact", maximumFractionDigits: 1 });
 const money = new Intl.NumberFormat(undefined, { style: "currency", currency: "USD", currencyDisplay: "narrowSymbol" });
-const cents = new Intl.NumberFormat(undefined, { style: "currency", currency: "USD", currencyDisplay: "narrowSymbol", maximumFractionDigits: 4 });
+const cents = new Intl.NumberFormat(undefined, {
+  style: "currency",
+  currency: "USD",
+  currencyDisplay: "narrowSymbol",
+  maximumFractionDigits: 4,
+});
 const ago = new Intl.RelativeTimeFormat(undefined, { numeric: "auto", style: "short" });
 const exactTime = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
 
 const SECOND = 1000;
-const STEPS = [["second", SECOND], ["minute", 60 * SECOND], ["hour", 3600 * SECOND], ["day", 86400 * SECOND]];
+const STEPS = [
+  ["second", SECOND],
+  ["minute", 60 * SECOND],
+  ["hour", 3600 * SECOND],
+  ["day", 86400 * SECOND],
+];
 
 export const count = (value) => (value === null || value === undefined ? "–" : number.format(Number(value)));
 export const compact = (value) => (value === null || value === undefined ? "–" : short.format(Number(value)));
@@ -21,7 +31,8 @@ export const plural = (value, one, many = `${one}s`) => `${count(value)} ${value
 /** "1.4 MB". */
 export function bytes(value) {
   if (value === null || value === undefined) return "–";
-  let rest = Number(value), unit = 0;
+  let rest = Number(value),
+    unit = 0;
   while (rest >= 1000 && unit < 4) [rest, unit] = [rest / 1000, unit + 1];
   return `${unit && rest < 10 ? rest.toFixed(1) : Math.round(rest)} ${["B", "kB", "MB", "GB", "TB"][unit]}`;
 }
@@ -36,7 +47,8 @@ export function relative(moment, now = Date.now()) {
 }
 
 /** The whole moment in the reader's zone. */
-export const exact = (moment) => (Number.isNaN(Date.parse(moment)) ? String(moment) : exactTime.format(new Date(moment)));
+export const exact = (moment) =>
+  Number.isNaN(Date.parse(moment)) ? String(moment) : exactTime.format(new Date(moment));
 
 /** The time of the day, with the date where it is another day. */
 export function time(moment, now = new Date()) {
@@ -50,15 +62,25 @@ export function duration(seconds) {
   if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return "–";
   if (seconds < 10) return `${Math.max(0, seconds).toFixed(1)} s`;
   const whole = Math.round(seconds);
-  const parts = [[Math.floor(whole / 86400), "d"], [Math.floor(whole / 3600) % 24, "h"], [Math.floor(whole / 60) % 60, "min"], [whole % 60, "s"]];
+  const parts = [
+    [Math.floor(whole / 86400), "d"],
+    [Math.floor(whole / 3600) % 24, "h"],
+    [Math.floor(whole / 60) % 60, "min"],
+    [whole % 60, "s"],
+  ];
   const first = parts.findIndex(([value]) => value);
-  return parts.slice(first, first + 2).filter(([value]) => value).map((part) => part.join(" ")).join(" ");
+  return parts
+    .slice(first, first + 2)
+    .filter(([value]) => value)
+    .map((part) => part.join(" "))
+    .join(" ");
 }
 
 export const between = (from, to) => (Date.parse(to ?? new Date().toISOString()) - Date.parse(from)) / SECOND;
 
 // Control characters, direction overrides and what is invisible: shown by their names, as they change what is read.
-const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
+const UNSEEN =
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
 
 /** Text in which nothing hides. */
 export function visible(text) {

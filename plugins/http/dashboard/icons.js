@@ -3,7 +3,9 @@ import { h } from "./dom.js";
 
 const PATHS = {
   issues: "M5 4v16M5 8c0 4 14 2 14 8v4M5 4a1 1 0 1 0 .01 0M19 20a1 1 0 1 0 .01 0",
-  agents: "M7 8h10a2 2 0 0 1 2 2v7a2 2 0 0 1-2 2H7a2 2 0 0 1-2-2v-7a2 2 0 0 1 2-2zM12 8V4M9.5 13v1M14.5 13v1M2.5 13v2M21.5 13v2",
+  agents:
+    "M7 8h10a2 2 0 0 1 2 2v7a2 2 0 0 1-2 2H7a2 2 0 0 1-2-2v-7a2 2 0 0 1 2-2zM12 8V4" +
+    "M9.5 13v1M14.5 13v1M2.5 13v2M21.5 13v2",
   results: "M7 3h7l5 5v13H7zM14 3v5h5M10 14l2 2 4-4",
   events: "M3 12h4l3-8 4 16 3-8h4",
   approvals: "M4 5h16v11H9l-5 4zM9 10.5l2 2 4-4",
@@ -29,4 +31,8 @@ const PATHS = {
 
 /** @param {string} name */
 export const icon = (name) =>
-  h("svg.icon", { viewBox: "0 0 24 24", "aria-hidden": "true", focusable: "false" }, h("path", { d: PATHS[name] ?? PATHS.event }));
+  h(
+    "svg.icon",
+    { viewBox: "0 0 24 24", "aria-hidden": "true", focusable: "false" },
+    h("path", { d: PATHS[name] ?? PATHS.event }),
+  );

@@ -22,12 +22,37 @@ const SEQUENCE_MS = 1500;
 let waiting = 0; // until when `g` waits for its second key
 
 export const help = () =>
-  sheet("Keys", h("dl.keys", null, HELP.map(([keys, what]) => h("div", null, h("dt", null, keys.split(/( then | to | or |, )/).map((part, number) => (number % 2 ? part : h("kbd", null, part)))), h("dd", null, what)))));
+  sheet(
+    "Keys",
+    h(
+      "dl.keys",
+      null,
+      HELP.map(([keys, what]) =>
+        h(
+          "div",
+          null,
+          h(
+            "dt",
+            null,
+            keys.split(/( then | to | or |, )/).map((part, number) => (number % 2 ? part : h("kbd", null, part))),
+          ),
+          h("dd", null, what),
+        ),
+      ),
+    ),
+  );
 
 /** @param {() => any} current  the view */
 export function listenToKeys(current) {
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || document.querySelector("dialog[open]")) return;
+    if (
+      event.ctrlKey ||
+      event.metaKey ||
+      event.altKey ||
+      event.defaultPrevented ||
+      document.querySelector("dialog[open]")
+    )
+      return;
     if (typing(event)) return;
     const act = deed(event.key, current());
     if (!act) return;

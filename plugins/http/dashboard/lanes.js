@@ -50,7 +50,8 @@ function firstFree(taken) {
 
 function drawn(before, after, column, own, colours) {
   const found = new Map();
-  const lane = (at) => found.get(at) ?? found.set(at, { column: at, colour: null, above: false, below: false, dot: false }).get(at);
+  const lane = (at) =>
+    found.get(at) ?? found.set(at, { column: at, colour: null, above: false, below: false, dot: false }).get(at);
   for (const [agent, at] of before) Object.assign(lane(at), { above: true, colour: colours.get(agent) });
   for (const [agent, at] of after) Object.assign(lane(at), { below: true, colour: colours.get(agent) });
   Object.assign(lane(column), { dot: true, colour: colours.get(own) ?? null });

@@ -112,7 +112,8 @@ export class VirtualList {
     const wanted = new Set();
     for (let number = first; number <= last && number < this.items.length; number++) wanted.add(number);
     const held = this.holder();
-    if (held !== undefined) wanted.add(held); // its row has the focus
+    if (held !== undefined)
+      wanted.add(held); // its row has the focus
     else if (this.items.length) wanted.add(this.active);
     this.show([...wanted].sort((one, other) => one - other));
     if (last >= this.items.length - 1) this.atEnd();
@@ -144,7 +145,11 @@ export class VirtualList {
 
   put(item, number) {
     const key = this.key(item);
-    const wanted = h("div.item", { key, role: "listitem", "aria-setsize": this.items.length, "aria-posinset": number + 1 }, this.row(item, number));
+    const wanted = h(
+      "div.item",
+      { key, role: "listitem", "aria-setsize": this.items.length, "aria-posinset": number + 1 },
+      this.row(item, number),
+    );
     const focus = wanted.querySelector("[data-focus]");
     focus?.setAttribute("tabindex", number === this.active ? "0" : "-1");
     let row = this.shown.get(key);

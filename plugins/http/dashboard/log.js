@@ -13,14 +13,31 @@ const EVERY_MS = 1000;
 export class Log {
   /** @param {string} agentId @param {() => boolean} ended */
   constructor(agentId, ended) {
-    Object.assign(this, { agentId, ended, offset: 0, from: 0, following: true, rest: "", style: fresh(), timer: 0, closed: false, over: false });
+    Object.assign(this, {
+      agentId,
+      ended,
+      offset: 0,
+      from: 0,
+      following: true,
+      rest: "",
+      style: fresh(),
+      timer: 0,
+      closed: false,
+      over: false,
+    });
     this.text = h("pre.log", { tabindex: "0", role: "region", "aria-label": `Output of ${agentId}` });
     this.text.addEventListener("scroll", () => this.scrolled(), { passive: true });
     this.button = h("button.button", { type: "button", onclick: () => this.toggle() });
     this.note = h("span.faint", null);
-    this.earlier = h("button.more", { type: "button", hidden: true, onclick: () => this.again() }, "Read from the beginning");
+    this.earlier = h(
+      "button.more",
+      { type: "button", hidden: true, onclick: () => this.again() },
+      "Read from the beginning",
+    );
     this.tail = h("div.log-part", null);
-    this.element = owned(h("section.log-frame", null, h("div.log-tools", null, this.note, this.earlier, this.button), this.text));
+    this.element = owned(
+      h("section.log-frame", null, h("div.log-tools", null, this.note, this.earlier, this.button), this.text),
+    );
     this.text.append(this.tail);
     this.show();
   }
@@ -71,7 +88,8 @@ export class Log {
       this.looking = false;
     }
     this.show();
-    if (!this.closed && this.following && !this.over) this.timer = setTimeout(() => this.look({ since: this.offset }), more && wasEnded ? 0 : EVERY_MS);
+    if (!this.closed && this.following && !this.over)
+      this.timer = setTimeout(() => this.look({ since: this.offset }), more && wasEnded ? 0 : EVERY_MS);
   }
 
   /** Adds text, in whole lines; what is no line yet is shown at the end, and anew with what follows it. */
@@ -110,7 +128,15 @@ export class Log {
     this.button.hidden = this.over;
     this.button.setAttribute("aria-pressed", String(this.following));
     this.earlier.hidden = this.from === 0;
-    const state = this.failed || (this.over ? (this.offset ? "The whole output" : "It has written nothing") : this.following ? "Follows" : "Paused");
+    const state =
+      this.failed ||
+      (this.over
+        ? this.offset
+          ? "The whole output"
+          : "It has written nothing"
+        : this.following
+          ? "Follows"
+          : "Paused");
     this.note.textContent = `${state}${this.offset ? ` · ${bytes(this.offset)}` : ""}`;
   }
 }
@@ -118,9 +144,13 @@ export class Log {
 /** The nodes of a line. */
 function line(text, style) {
   const shown = overwritten(text);
-  const nodes = pieces(shown.slice(0, LINE), style).map(([piece, classes]) => (classes ? h("span", { class: classes }, piece) : document.createTextNode(piece)));
+  const nodes = pieces(shown.slice(0, LINE), style).map(([piece, classes]) =>
+    classes ? h("span", { class: classes }, piece) : document.createTextNode(piece),
+  );
   if (shown.length <= LINE) return nodes;
   const more = h("button.more", { type: "button" }, `… ${bytes(shown.length - LINE)} more`);
-  more.addEventListener("click", () => more.replaceWith(...pieces(shown.slice(LINE), fresh()).map(([piece]) => document.createTextNode(piece))));
+  more.addEventListener("click", () =>
+    more.replaceWith(...pieces(shown.slice(LINE), fresh()).map(([piece]) => document.createTextNode(piece))),
+  );
   return [...nodes, more];
 }

@@ -1,7 +1,6 @@
 /** The page: signs in, draws navigation and view, and draws them again as things happen. */
 import { hasToken, onRefusal, readToken, signIn } from "./api.js";
 import { fill, h } from "./dom.js";
-import { relative } from "./format.js";
 import { listenToKeys } from "./keys.js";
 import { live, start, stop, tryNow } from "./live.js";
 import { nav } from "./nav.js";
@@ -41,15 +40,32 @@ let asked = 0;
 
 function build() {
   Object.assign(places, {
-    nav: h("div#nav"), banner: h("div", { class: "banners" }), main: h("main", { id: "main", tabindex: "-1" }),
-    said: h("div", { id: "said", role: "status" }), told: h("div.unseen", { role: "status" }),
+    nav: h("div#nav"),
+    banner: h("div", { class: "banners" }),
+    main: h("main", { id: "main", tabindex: "-1" }),
+    said: h("div", { id: "said", role: "status" }),
+    told: h("div.unseen", { role: "status" }),
   });
-  const skip = h("a.skip", { href: "#main", onclick: (event) => { event.preventDefault(); places.main.focus(); } }, "Skip to content");
+  const skip = h(
+    "a.skip",
+    {
+      href: "#main",
+      onclick: (event) => {
+        event.preventDefault();
+        places.main.focus();
+      },
+    },
+    "Skip to content",
+  );
   document.body.append(skip, places.nav, h("div.page", null, places.banner, places.main), places.said, places.told);
 }
 
 function open() {
-  if (!hasToken()) return become("signin", signin.view(() => begin()));
+  if (!hasToken())
+    return become(
+      "signin",
+      signin.view(() => begin()),
+    );
   const { name, id, query } = route();
   const address = `${name}/${id}`;
   if (address === shown) return;
@@ -84,9 +100,19 @@ function drawAround() {
 
 function banner() {
   if (live.state !== "lost") return null;
-  return h("div.banner", { role: "alert", key: "lost" },
-    h("p", null, h("strong", null, "The service does not answer. "), `What is shown is as of ${relative(live.seenAt ?? Date.now())}; the page goes on by itself as soon as it is back. Start it with `, h("code", null, "cco"), "."),
-    h("button.button", { type: "button", onclick: tryNow }, "Try now"));
+  return h(
+    "div.banner",
+    { role: "alert", key: "lost" },
+    h(
+      "p",
+      null,
+      h("strong", null, "The service does not answer. "),
+      "The page goes on by itself, without a gap, as soon as it is back. Start it with ",
+      h("code", null, "cco"),
+      ".",
+    ),
+    h("button.button", { type: "button", onclick: tryNow }, "Try now"),
+  );
 }
 
 function hear(names) {
@@ -128,7 +154,11 @@ async function enter() {
     try {
       await signIn(code);
     } catch (error) {
-      if (!hasToken()) return become("signin", signin.view(() => begin(), error.message));
+      if (!hasToken())
+        return become(
+          "signin",
+          signin.view(() => begin(), error.message),
+        );
     }
   }
   if (hasToken()) begin();

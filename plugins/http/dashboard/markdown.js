@@ -7,7 +7,7 @@ const MOST = 60_000; // characters
 export function markdown(text) {
   const blocks = [];
   const lines = text.slice(0, MOST).split(/\r?\n/);
-  for (let number = 0; number < lines.length; ) {
+  for (let number = 0; number < lines.length;) {
     const take = (fits) => {
       const from = number;
       while (number < lines.length && fits(lines[number])) number++;
@@ -15,12 +15,29 @@ export function markdown(text) {
     };
     const line = lines[number];
     const heading = /^(#{1,6})\s+(.*)$/.exec(line);
-    if (/^\s*(```|~~~)/.test(line)) blocks.push(fenced(() => lines[++number], () => number++));
-    else if (heading) blocks.push(h(heading[1].length < 3 ? "h2" : "h3", null, inline(heading[2]))), number++;
+    if (/^\s*(```|~~~)/.test(line))
+      blocks.push(
+        fenced(
+          () => lines[++number],
+          () => number++,
+        ),
+      );
+    else if (heading) (blocks.push(h(heading[1].length < 3 ? "h2" : "h3", null, inline(heading[2]))), number++);
     else if (!line.trim()) number++;
-    else if (LISTED.test(line)) blocks.push(h("ul.bullets", null, take((next) => LISTED.test(next)).map((item) => h("li", null, inline(item.replace(LISTED, ""))))));
-    else if (line.startsWith("|")) blocks.push(h("pre.text", { tabindex: "0" }, take((next) => next.startsWith("|")).join("\n")));
-    else blocks.push(h("p", null, inline(take((next) => next.trim() && !BREAKS.test(next)).join("\n") || lines[number++])));
+    else if (LISTED.test(line))
+      blocks.push(
+        h(
+          "ul.bullets",
+          null,
+          take((next) => LISTED.test(next)).map((item) => h("li", null, inline(item.replace(LISTED, "")))),
+        ),
+      );
+    else if (line.startsWith("|"))
+      blocks.push(h("pre.text", { tabindex: "0" }, take((next) => next.startsWith("|")).join("\n")));
+    else
+      blocks.push(
+        h("p", null, inline(take((next) => next.trim() && !BREAKS.test(next)).join("\n") || lines[number++])),
+      );
   }
   return h("div.prose", { dir: "auto" }, blocks);
 }

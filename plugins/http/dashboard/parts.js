@@ -5,10 +5,34 @@ import { icon } from "./icons.js";
 import { to } from "./router.js";
 
 const TONES = {
-  working: "run", running: "run", starting: "run", waiting: "wait", open: "off", failed: "bad", timeout: "bad", lost: "bad",
-  error: "bad", killed: "off", stopped: "off", done: "good", completed: "good", success: "good", partial: "wait", idle: "off",
-  expired: "off", withdrawn: "off", answered: "good", approve: "good", deny: "bad", healthy: "good", unhealthy: "bad",
-  high: "wait", critical: "bad", medium: "off", low: "off", normal: "off",
+  working: "run",
+  running: "run",
+  starting: "run",
+  waiting: "wait",
+  open: "off",
+  failed: "bad",
+  timeout: "bad",
+  lost: "bad",
+  error: "bad",
+  killed: "off",
+  stopped: "off",
+  done: "good",
+  completed: "good",
+  success: "good",
+  partial: "wait",
+  idle: "off",
+  expired: "off",
+  withdrawn: "off",
+  answered: "good",
+  approve: "good",
+  deny: "bad",
+  healthy: "good",
+  unhealthy: "bad",
+  high: "wait",
+  critical: "bad",
+  medium: "off",
+  low: "off",
+  normal: "off",
 };
 const SIGNS = { run: "●", wait: "◐", bad: "✕", good: "✓", off: "○" };
 
@@ -23,12 +47,14 @@ export const when = (moment) =>
   moment ? h("time", { datetime: moment, title: exact(moment) }, relative(moment)) : h("span.faint", null, "–");
 
 /** A moment as the time of the day. */
-export const at = (moment) => h("time.at", { datetime: moment, title: `${exact(moment)} (${relative(moment)})` }, time(moment));
+export const at = (moment) =>
+  h("time.at", { datetime: moment, title: `${exact(moment)} (${relative(moment)})` }, time(moment));
 
 /** Text of others, kept apart from what stands around it. */
 export const foreign = (text, name = "bdi") => h(name, { dir: "auto" }, text);
 
-export const agentLink = (id, name = shortId(id)) => h("a.agent-name", { href: to("agents", id), title: id }, foreign(name));
+export const agentLink = (id, name = shortId(id)) =>
+  h("a.agent-name", { href: to("agents", id), title: id }, foreign(name));
 export const issueLink = (id, name = id) => h("a.issue-name", { href: to("issues", id) }, foreign(name));
 
 /** A button with an icon. */
@@ -37,20 +63,39 @@ export const button = (text, image, onclick, more = {}) =>
 
 /** The head of a view. */
 export function head(title, { above, below, state, actions = [] } = {}) {
-  return h("header.head", { key: "head" },
-    h("div.head-words", null, above && h("p.above", null, above),
-      h("h1", { tabindex: "-1" }, foreign(title), state && " ", state && badge(state)), below && h("p.below", null, below)),
-    h("div.actions", null, actions));
+  return h(
+    "header.head",
+    { key: "head" },
+    h(
+      "div.head-words",
+      null,
+      above && h("p.above", null, above),
+      h("h1", { tabindex: "-1" }, foreign(title), state && " ", state && badge(state)),
+      below && h("p.below", null, below),
+    ),
+    h("div.actions", null, actions),
+  );
 }
 
 /** What is said where there is nothing: what to do next, with the command to type. */
 export const empty = (title, text, command) =>
-  h("div.empty", { key: "empty" }, h("h2", null, title), h("p", null, text), command && h("pre.command", { tabindex: "0" }, command));
+  h(
+    "div.empty",
+    { key: "empty" },
+    h("h2", null, title),
+    h("p", null, text),
+    command && h("pre.command", { tabindex: "0" }, command),
+  );
 
 /** What failed, and how to go on. */
 export const problem = (error, again) =>
-  h("div.problem", { key: "problem", role: "alert" }, h("strong", null, error.message),
-    h("p.faint", null, [error.code, error.requestId].filter(Boolean).join(" · ")), again && button("Try again", null, again));
+  h(
+    "div.problem",
+    { key: "problem", role: "alert" },
+    h("strong", null, error.message),
+    h("p.faint", null, [error.code, error.requestId].filter(Boolean).join(" · ")),
+    again && button("Try again", null, again),
+  );
 
 export const loading = (what) => h("p.loading", { key: "loading" }, `Loading ${what}…`);
 
@@ -59,23 +104,50 @@ export function meter(label, value, limit, show) {
   const share = limit ? Math.min(1, value / limit) : 0;
   const state = share >= 0.95 ? "bad" : share >= 0.8 ? "wait" : "fine";
   const text = limit ? `${show(value)} of ${show(limit)}` : `${show(value)}, no limit`;
-  return h("div.meter", { key: label }, h("div.meter-words", null, h("span", null, label), h("span.figures", null, text)),
-    h(`progress.${state}`, { value: share, max: 1, "aria-label": label, "aria-valuetext": text }));
+  return h(
+    "div.meter",
+    { key: label },
+    h("div.meter-words", null, h("span", null, label), h("span.figures", null, text)),
+    h(`progress.${state}`, { value: share, max: 1, "aria-label": label, "aria-valuetext": text }),
+  );
 }
 
 /** Names and values. Values that are null are left out. */
 export const facts = (rows) =>
-  h("dl.facts", null, rows.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) =>
-    h("div", { key: name }, h("dt", null, name), h("dd", null, value))));
+  h(
+    "dl.facts",
+    null,
+    rows
+      .filter(([, value]) => value !== null && value !== undefined && value !== "")
+      .map(([name, value]) => h("div", { key: name }, h("dt", null, name), h("dd", null, value))),
+  );
 
 /** A field that narrows a list. */
 export const filterField = (value, oninput, label) =>
-  h("input.filter", { type: "search", value, placeholder: "Filter", "aria-label": label, "data-filter": true, oninput: (event) => oninput(event.target.value), spellcheck: "false", autocomplete: "off" });
+  h("input.filter", {
+    type: "search",
+    value,
+    placeholder: "Filter",
+    "aria-label": label,
+    "data-filter": true,
+    oninput: (event) => oninput(event.target.value),
+    spellcheck: "false",
+    autocomplete: "off",
+  });
 
 /** Choices of which one holds. */
 export const choices = (label, options, chosen, choose) =>
-  h("div.choices", { role: "group", "aria-label": label }, options.map(([value, text, number]) =>
-    h("button", { type: "button", key: value, "aria-pressed": String(value === chosen), onclick: () => choose(value) },
-      text, number !== undefined && h("span.number", null, number))));
+  h(
+    "div.choices",
+    { role: "group", "aria-label": label },
+    options.map(([value, text, number]) =>
+      h(
+        "button",
+        { type: "button", key: value, "aria-pressed": String(value === chosen), onclick: () => choose(value) },
+        text,
+        number !== undefined && h("span.number", null, number),
+      ),
+    ),
+  );
 
 export const counted = (list, one, many) => plural(list.length, one, many);

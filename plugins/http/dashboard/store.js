@@ -51,7 +51,9 @@ function tell() {
 export async function loadAll() {
   await loadInfo();
   const parts = [loadIssues, loadAgents, loadResults, loadApprovals, loadRuns, loadEvents];
-  for (const problem of (await Promise.allSettled(parts.map((load) => load()))).filter((one) => one.status === "rejected")) {
+  for (const problem of (await Promise.allSettled(parts.map((load) => load()))).filter(
+    (one) => one.status === "rejected",
+  )) {
     if (problem.reason.status === 0 || problem.reason.status === 401) throw problem.reason;
     console.warn(problem.reason.message);
   }
@@ -163,7 +165,8 @@ export function addEvents(events) {
   const later = (store.events.at(-1)?.event_id ?? "") < fresh[0].event_id;
   store.events = [...store.events, ...fresh];
   if (!later) store.events.sort((one, other) => (one.event_id < other.event_id ? -1 : 1));
-  for (const event of store.events.splice(0, Math.max(0, store.events.length - EVENTS_KEPT))) known.delete(event.event_id);
+  for (const event of store.events.splice(0, Math.max(0, store.events.length - EVENTS_KEPT)))
+    known.delete(event.event_id);
   changed("events");
 }
 
@@ -184,10 +187,13 @@ export function takeEvents(events) {
 /** Loads once for many changes that come together. */
 function soon(name, load, wait = 200) {
   if (due.has(name)) return;
-  due.set(name, setTimeout(() => {
-    due.delete(name);
-    load().catch(() => {}); // the poll notices a service that is lost, and loads all of it then
-  }, wait));
+  due.set(
+    name,
+    setTimeout(() => {
+      due.delete(name);
+      load().catch(() => {}); // the poll notices a service that is lost, and loads all of it then
+    }, wait),
+  );
 }
 
 export async function loadAgent(id) {
@@ -220,7 +226,13 @@ async function lookAtAgents() {
 
 /** Ask again at once: somebody has just changed something by this page. */
 export function refresh(...names) {
-  const loads = { issues: loadIssues, agents: lookAtAgents, approvals: loadApprovals, runs: loadRuns, results: loadResults };
+  const loads = {
+    issues: loadIssues,
+    agents: lookAtAgents,
+    approvals: loadApprovals,
+    runs: loadRuns,
+    results: loadResults,
+  };
   for (const name of names) soon(name, loads[name], 0);
 }
 

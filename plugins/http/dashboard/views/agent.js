@@ -12,7 +12,13 @@ import { lacks, loadAgent, store } from "../store.js";
 export function view(id, { draw }) {
   const now = { tab: "log", brief: null, failed: null };
   const log = new Log(id, () => Boolean(store.agents.get(id)?.ended_at));
-  const look = () => get(`/api/agents/${part(id)}/status`).then((agent) => store.agents.set(id, agent), (error) => (now.failed = error)).then(draw);
+  const look = () =>
+    get(`/api/agents/${part(id)}/status`)
+      .then(
+        (agent) => store.agents.set(id, agent),
+        (error) => (now.failed = error),
+      )
+      .then(draw);
   const choose = (tab) => {
     now.tab = tab;
     if (tab === "brief" && !now.brief) readBrief(id, now).then(draw);
@@ -30,7 +36,10 @@ export function view(id, { draw }) {
     render: () => {
       const agent = store.agents.get(id);
       if (!agent) return [head(id, { above: back() }), now.failed ? problem(now.failed, look) : loading("the agent")];
-      return [top(agent), h("div.two", { key: "two" }, h("div.wide", null, tabs(now, choose), page(agent, now, log)), aside(agent))];
+      return [
+        top(agent),
+        h("div.two", { key: "two" }, h("div.wide", null, tabs(now, choose), page(agent, now, log)), aside(agent)),
+      ];
     },
   };
 }
@@ -47,11 +56,24 @@ function top(agent) {
   });
 }
 
-const tabs = (now, choose) => choices("What is shown", [["log", "Output"], ...(lacks("GET /api/agents/{agent_id}/brief") ? [] : [["brief", "Brief"]]), ["task", "Task"]], now.tab, choose);
+const tabs = (now, choose) =>
+  choices(
+    "What is shown",
+    [["log", "Output"], ...(lacks("GET /api/agents/{agent_id}/brief") ? [] : [["brief", "Brief"]]), ["task", "Task"]],
+    now.tab,
+    choose,
+  );
 
 function page(agent, now, log) {
   if (now.tab === "log") return h("div", { key: "log" }, slot(log.element));
-  if (now.tab === "task") return h("div.card", { key: "task" }, agent.task ? markdown(agent.task) : h("p.faint", null, "It was given no task of its own: what is known of the issue stands in its brief."));
+  if (now.tab === "task")
+    return h(
+      "div.card",
+      { key: "task" },
+      agent.task
+        ? markdown(agent.task)
+        : h("p.faint", null, "It was given no task of its own: what is known of the issue stands in its brief."),
+    );
   if (!now.brief) return loading("the brief");
   return h("div.card", { key: "brief" }, now.brief.text === undefined ? problem(now.brief) : markdown(now.brief.text));
 }
@@ -68,7 +90,9 @@ async function readBrief(id, now) {
 function aside(agent) {
   const usage = agent.ended_at ? null : agent.usage;
   const tokens = (agent.input_tokens ?? null) !== null || (agent.output_tokens ?? null) !== null;
-  return h("aside.card.side", { "aria-label": "Facts" },
+  return h(
+    "aside.card.side",
+    { "aria-label": "Facts" },
     h("h2", null, "At a glance"),
     facts([
       ["Type", agent.agent_type],
@@ -77,12 +101,23 @@ function aside(agent) {
       ["Ended", agent.ended_at && at(agent.ended_at)],
       ["Exit code", agent.exit_code],
       ["Signal", agent.signal],
-      ["Result", agent.result_id && h("a", { href: to("results", agent.result_id) }, badge(agent.result_status ?? "success"))],
+      [
+        "Result",
+        agent.result_id && h("a", { href: to("results", agent.result_id) }, badge(agent.result_status ?? "success")),
+      ],
       ["Processor", usage && duration(usage.cpu_seconds)],
       ["Memory", usage && `${bytes(usage.memory_bytes)} (peak ${bytes(usage.peak_memory_bytes)})`],
       ["Processes", usage && `${count(usage.processes)}${agent.pid ? `, first ${agent.pid}` : ""}`],
       ["Last output", agent.last_output_at && moment(agent.last_output_at)],
-      ["Last request", agent.last_call && h("span", { title: exact(agent.last_call.at) }, `${agent.last_call.method} ${agent.last_call.path}, ${relative(agent.last_call.at)}`)],
+      [
+        "Last request",
+        agent.last_call &&
+          h(
+            "span",
+            { title: exact(agent.last_call.at) },
+            `${agent.last_call.method} ${agent.last_call.path}, ${relative(agent.last_call.at)}`,
+          ),
+      ],
       ["Spawned by", agent.parent && agentLink(agent.parent)],
     ]),
     h("h2", null, "Spent"),
@@ -90,10 +125,14 @@ function aside(agent) {
       ["Model", agent.model ?? "not told"],
       ["Cost", cost(agent.cost_usd)],
       ["Tokens", tokens ? `${compact(agent.input_tokens)} in, ${compact(agent.output_tokens)} out` : "–"],
-      ["From cache", agent.cached_tokens !== null && agent.cached_tokens !== undefined ? compact(agent.cached_tokens) : null],
+      [
+        "From cache",
+        agent.cached_tokens !== null && agent.cached_tokens !== undefined ? compact(agent.cached_tokens) : null,
+      ],
       ["Requests", agent.requests],
       ["Refused tools", agent.denials],
-    ]));
+    ]),
+  );
 }
 
 const moment = (value) => h("time", { datetime: value, title: exact(value) }, relative(value));

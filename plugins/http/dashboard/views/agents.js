@@ -8,7 +8,12 @@ import { badge, button, choices, empty, filterField, foreign, head, issueLink, l
 import { to } from "../router.js";
 import { store } from "../store.js";
 
-const GROUPS = { active: ["starting", "running"], completed: ["completed"], failed: ["failed", "timeout", "lost"], ended: ["killed"] };
+const GROUPS = {
+  active: ["starting", "running"],
+  completed: ["completed"],
+  failed: ["failed", "timeout", "lost"],
+  ended: ["killed"],
+};
 
 export function view(_id, { draw, query }) {
   const list = new VirtualList({ label: "Agents", key: (agent) => agent.agent_id, row, estimate: 74 });
@@ -24,8 +29,12 @@ export function view(_id, { draw, query }) {
     drawn: () => list.set(chosen(now)),
     render: () => [
       head("Agents", { actions: [can.spawn() && button("Spawn agent", "plus", () => spawn(), { class: "primary" })] }),
-      h("div.tools", { key: "tools" }, filterField(now.filter, (filter) => set({ filter }), "Filter agents"),
-        choices("State", groups(), now.group, (group) => set({ group }))),
+      h(
+        "div.tools",
+        { key: "tools" },
+        filterField(now.filter, (filter) => set({ filter }), "Filter agents"),
+        choices("State", groups(), now.group, (group) => set({ group })),
+      ),
       body(list, chosen(now)),
     ],
   };
@@ -42,7 +51,10 @@ function chosen({ filter, group }) {
   const words = filter.toLowerCase();
   const fits = (agent) =>
     (!group || GROUPS[group].includes(agent.state)) &&
-    (!words || `${agent.agent_id} ${agent.issue_id} ${agent.state} ${agent.task} ${agent.model ?? ""}`.toLowerCase().includes(words));
+    (!words ||
+      `${agent.agent_id} ${agent.issue_id} ${agent.state} ${agent.task} ${agent.model ?? ""}`
+        .toLowerCase()
+        .includes(words));
   const rank = (agent) => (GROUPS.active.includes(agent.state) ? "1" : "0") + agent.started_at;
   return [...store.agents.values()].filter(fits).sort((one, other) => (rank(one) < rank(other) ? 1 : -1));
 }
@@ -50,7 +62,11 @@ function chosen({ filter, group }) {
 function body(list, agents) {
   if (store.agents.size === 0) {
     if (!store.loaded.has("agents")) return loading("agents");
-    return empty("No agent yet", "Spawn one here (n), or by the command line:", "cco agent spawn --type python-specialist --issue issue-1 --task 'what is to be done'");
+    return empty(
+      "No agent yet",
+      "Spawn one here (n), or by the command line:",
+      "cco agent spawn --type python-specialist --issue issue-1 --task 'what is to be done'",
+    );
   }
   if (!agents.length) return empty("None fits", "No agent has these words and this state.");
   return h("div.rows", { key: "rows" }, slot(list.element));
@@ -58,16 +74,38 @@ function body(list, agents) {
 
 function row(agent) {
   const living = !agent.ended_at;
-  return h("div.row.agent", null,
+  return h(
+    "div.row.agent",
+    null,
     h("div.row-state", null, badge(agent.state)),
-    h("div.row-main", null,
-      h("a.row-link", { href: to("agents", agent.agent_id), "data-focus": true, title: agent.agent_id }, foreign(shortId(agent.agent_id))),
-      h("p.row-sub", null, issueLink(agent.issue_id), saying(agent))),
-    h("div.row-figures", null,
-      agent.usage && living && h("span", { title: "processor time and memory of all its processes" }, `${duration(agent.usage.cpu_seconds)} · ${bytes(agent.usage.memory_bytes)}`),
-      agent.cost_usd !== null && agent.cost_usd !== undefined ? h("span", null, cost(agent.cost_usd)) : agent.input_tokens > 0 && h("span", null, `${compact(agent.input_tokens + (agent.output_tokens ?? 0))} tokens`),
-      h("span", { title: living ? "at work for" : "worked for" }, duration(between(agent.started_at, agent.ended_at)))),
-    h("div.row-when", null, when(agent.ended_at ?? agent.started_at)));
+    h(
+      "div.row-main",
+      null,
+      h(
+        "a.row-link",
+        { href: to("agents", agent.agent_id), "data-focus": true, title: agent.agent_id },
+        foreign(shortId(agent.agent_id)),
+      ),
+      h("p.row-sub", null, issueLink(agent.issue_id), saying(agent)),
+    ),
+    h(
+      "div.row-figures",
+      null,
+      agent.usage &&
+        living &&
+        h(
+          "span",
+          { title: "processor time and memory of all its processes" },
+          `${duration(agent.usage.cpu_seconds)} · ${bytes(agent.usage.memory_bytes)}`,
+        ),
+      agent.cost_usd !== null && agent.cost_usd !== undefined
+        ? h("span", null, cost(agent.cost_usd))
+        : agent.input_tokens > 0 &&
+            h("span", null, `${compact(agent.input_tokens + (agent.output_tokens ?? 0))} tokens`),
+      h("span", { title: living ? "at work for" : "worked for" }, duration(between(agent.started_at, agent.ended_at))),
+    ),
+    h("div.row-when", null, when(agent.ended_at ?? agent.started_at)),
+  );
 }
 
 /** What an agent said last, or why it failed. */

@@ -20,13 +20,35 @@ function render() {
   const open = openApprovals();
   const over = [...store.approvals.values()].filter((approval) => approval.state !== "open").toReversed();
   return [
-    head("Approvals", { below: open.length > 0 && ["No answer in time means no. ", h("span.hint-keys", null, "Keys: j and k choose, a approves, d denies, 1 to 9 choose an answer.")] }),
+    head("Approvals", {
+      below: open.length > 0 && [
+        "No answer in time means no. ",
+        h("span.hint-keys", null, "Keys: j and k choose, a approves, d denies, 1 to 9 choose an answer."),
+      ],
+    }),
     !store.loaded.has("approvals") && loading("approvals"),
-    store.missing.has("approvals") && empty("This service has no approvals", "The plugin approvals is not loaded.", "cco plugins"),
-    store.loaded.has("approvals") && !store.missing.has("approvals") && !open.length &&
-      empty("Nobody waits for you", "What an agent may not do by itself, it asks here, where the service was started so:", "cco --agent-approvals ask"),
-    h("div.cards", { key: "open" }, open.map((approval) => card(approval))),
-    over.length > 0 && h("section.over", { key: "over" }, h("h2", null, "Answered and over"), h("ul.rows", null, over.slice(0, SHOWN).map(past))),
+    store.missing.has("approvals") &&
+      empty("This service has no approvals", "The plugin approvals is not loaded.", "cco plugins"),
+    store.loaded.has("approvals") &&
+      !store.missing.has("approvals") &&
+      !open.length &&
+      empty(
+        "Nobody waits for you",
+        "What an agent may not do by itself, it asks here, where the service was started so:",
+        "cco --agent-approvals ask",
+      ),
+    h(
+      "div.cards",
+      { key: "open" },
+      open.map((approval) => card(approval)),
+    ),
+    over.length > 0 &&
+      h(
+        "section.over",
+        { key: "over" },
+        h("h2", null, "Answered and over"),
+        h("ul.rows", null, over.slice(0, SHOWN).map(past)),
+      ),
   ];
 }
 
@@ -34,14 +56,30 @@ function render() {
 export function card(approval) {
   const { approval_id, kind, text, command, choices, details, until } = approval;
   const id = `asks-${approval_id}`;
-  return h("article.card.ask", { key: approval_id, tabindex: "0", "data-focus": true, "data-approval": approval_id, "aria-labelledby": id },
-    h("p.row-sub", null, badge("waiting", kind === "question" ? "asks" : "wants approval"), agentLink(approval.agent_id), approval.issue_id && issueLink(approval.issue_id),
-      h("span.faint", null, "asked ", at(approval.asked_at)), h("span.faint", { title: exact(until) }, `expires ${relative(until)}`)),
+  return h(
+    "article.card.ask",
+    { key: approval_id, tabindex: "0", "data-focus": true, "data-approval": approval_id, "aria-labelledby": id },
+    h(
+      "p.row-sub",
+      null,
+      badge("waiting", kind === "question" ? "asks" : "wants approval"),
+      agentLink(approval.agent_id),
+      approval.issue_id && issueLink(approval.issue_id),
+      h("span.faint", null, "asked ", at(approval.asked_at)),
+      h("span.faint", { title: exact(until) }, `expires ${relative(until)}`),
+    ),
     h("h2", { id, dir: "auto" }, text.length > 600 ? `${text.slice(0, 600)}…` : text),
     text.length > 600 && longText(text),
     command && command !== text && h("div", null, h("p.faint", null, "The command, in full:"), longText(command)),
-    Object.keys(details ?? {}).length > 0 && h("details.artifact", { key: "details", open: true }, h("summary", null, "What the program says of it"), json(details)),
-    answers(approval, choices));
+    Object.keys(details ?? {}).length > 0 &&
+      h(
+        "details.artifact",
+        { key: "details", open: true },
+        h("summary", null, "What the program says of it"),
+        json(details),
+      ),
+    answers(approval, choices),
+  );
 }
 
 function answers(approval, options) {
@@ -50,10 +88,31 @@ function answers(approval, options) {
     answer(approval, text, field?.value);
   };
   if (!options.length) return freeAnswer(approval);
-  return h("div.answers", null,
-    options.map((option, number) => h("button.button", { type: "button", key: option, class: option === "approve" ? "primary" : null, onclick: send(option), "data-answer": option },
-      foreign(option), h("kbd", { "aria-hidden": "true" }, { approve: "a", deny: "d" }[option] ?? (number < 9 ? number + 1 : "")))),
-    h("input.answer-field", { name: "message", placeholder: "A word to the agent (optional)", "aria-label": "A word to the agent", autocomplete: "off", maxlength: "4000" }));
+  return h(
+    "div.answers",
+    null,
+    options.map((option, number) =>
+      h(
+        "button.button",
+        {
+          type: "button",
+          key: option,
+          class: option === "approve" ? "primary" : null,
+          onclick: send(option),
+          "data-answer": option,
+        },
+        foreign(option),
+        h("kbd", { "aria-hidden": "true" }, { approve: "a", deny: "d" }[option] ?? (number < 9 ? number + 1 : "")),
+      ),
+    ),
+    h("input.answer-field", {
+      name: "message",
+      placeholder: "A word to the agent (optional)",
+      "aria-label": "A word to the agent",
+      autocomplete: "off",
+      maxlength: "4000",
+    }),
+  );
 }
 
 function freeAnswer(approval) {
@@ -61,18 +120,51 @@ function freeAnswer(approval) {
     event.preventDefault();
     answer(approval, new FormData(event.target).get("answer"));
   };
-  return h("form.answers", { onsubmit }, h("input.answer-field", { name: "answer", required: true, placeholder: "Your answer", "aria-label": "Your answer", autocomplete: "off", maxlength: "4000" }),
-    h("button.button.primary", { type: "submit" }, "Answer"));
+  return h(
+    "form.answers",
+    { onsubmit },
+    h("input.answer-field", {
+      name: "answer",
+      required: true,
+      placeholder: "Your answer",
+      "aria-label": "Your answer",
+      autocomplete: "off",
+      maxlength: "4000",
+    }),
+    h("button.button.primary", { type: "submit" }, "Answer"),
+  );
 }
 
 const past = (approval) =>
-  h("li.row.past", { key: approval.approval_id },
-    h("div.row-state", null, badge(approval.answer === "deny" ? "deny" : approval.state, approval.answer && approval.kind === "approval" ? { approve: "approved", deny: approval.state === "answered" ? "denied" : approval.state }[approval.answer] : approval.state)),
-    h("div.row-main", null, h("p.past-text", null, foreign((approval.command ?? approval.text).slice(0, 400))),
-      h("p.row-sub", null, agentLink(approval.agent_id), approval.issue_id && issueLink(approval.issue_id), approval.kind === "question" && approval.answer && h("span", null, "answer: ", foreign(approval.answer)),
-        approval.message && h("span.faint", null, foreign(approval.message)))),
+  h(
+    "li.row.past",
+    { key: approval.approval_id },
+    h(
+      "div.row-state",
+      null,
+      badge(
+        approval.answer === "deny" ? "deny" : approval.state,
+        approval.answer && approval.kind === "approval"
+          ? { approve: "approved", deny: approval.state === "answered" ? "denied" : approval.state }[approval.answer]
+          : approval.state,
+      ),
+    ),
+    h(
+      "div.row-main",
+      null,
+      h("p.past-text", null, foreign((approval.command ?? approval.text).slice(0, 400))),
+      h(
+        "p.row-sub",
+        null,
+        agentLink(approval.agent_id),
+        approval.issue_id && issueLink(approval.issue_id),
+        approval.kind === "question" && approval.answer && h("span", null, "answer: ", foreign(approval.answer)),
+        approval.message && h("span.faint", null, foreign(approval.message)),
+      ),
+    ),
     h("div.row-figures", null, approval.answered_by && h("span", null, "by ", foreign(shortId(approval.answered_by)))),
-    h("div.row-when", null, at(approval.answered_at ?? approval.asked_at)));
+    h("div.row-when", null, at(approval.answered_at ?? approval.asked_at)),
+  );
 
 // -- keys
 
@@ -97,7 +189,11 @@ function chosen() {
 async function decide(word) {
   const approval = chosen();
   if (!approval?.choices.includes(word)) return;
-  const sure = await confirm({ title: word === "approve" ? "Approve this?" : "Deny this?", text: approval.command ?? approval.text, action: word === "approve" ? "Approve" : "Deny" });
+  const sure = await confirm({
+    title: word === "approve" ? "Approve this?" : "Deny this?",
+    text: approval.command ?? approval.text,
+    action: word === "approve" ? "Approve" : "Deny",
+  });
   if (sure) await answer(approval, word);
 }
 
@@ -105,5 +201,6 @@ async function choose(number) {
   const approval = chosen();
   const option = approval?.choices[number - 1];
   if (!option) return;
-  if (await confirm({ title: "Send this answer?", text: `${approval.text}\n\n${option}`, action: "Send" })) await answer(approval, option);
+  if (await confirm({ title: "Send this answer?", text: `${approval.text}\n\n${option}`, action: "Send" }))
+    await answer(approval, option);
 }

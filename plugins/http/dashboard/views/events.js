@@ -17,21 +17,45 @@ export function view(_id, { draw, query }) {
   };
   const older = () => {
     if (!store.more.events || now.older) return;
-    now.older = loadOlderEvents().catch(() => {}).finally(() => {
-      now.older = null;
-      draw();
-    });
+    now.older = loadOlderEvents()
+      .catch(() => {})
+      .finally(() => {
+        now.older = null;
+        draw();
+      });
   };
-  const list = new VirtualList({ label: "Events", key: (event) => event.event_id, row: (event) => row(event, now.open.has(event.event_id), toggle), estimate: ROW, atEnd: older });
+  const list = new VirtualList({
+    label: "Events",
+    key: (event) => event.event_id,
+    row: (event) => row(event, now.open.has(event.event_id), toggle),
+    estimate: ROW,
+    atEnd: older,
+  });
   return {
     title: "Events",
     list,
     stop: () => list.detach(),
     drawn: () => list.set(chosen(now.filter)),
     render: () => [
-      head("Events", { below: store.events.length > 0 && `${count(store.events.length)}${store.more.events ? " of the newest; older ones come as you scroll" : ", which are all that is kept"}`,
-        actions: [can.publish() && button("Publish", "send", () => publish(), { class: "primary" })] }),
-      h("div.tools", { key: "tools" }, filterField(now.filter, (filter) => { now.filter = filter; draw(); }, "Filter events by type, topic, publisher or issue")),
+      head("Events", {
+        below:
+          store.events.length > 0 &&
+          count(store.events.length) +
+            (store.more.events ? " of the newest; older ones come as you scroll" : ", which are all that is kept"),
+        actions: [can.publish() && button("Publish", "send", () => publish(), { class: "primary" })],
+      }),
+      h(
+        "div.tools",
+        { key: "tools" },
+        filterField(
+          now.filter,
+          (filter) => {
+            now.filter = filter;
+            draw();
+          },
+          "Filter events by type, topic, publisher or issue",
+        ),
+      ),
       body(list, chosen(now.filter)),
     ],
   };
@@ -39,14 +63,21 @@ export function view(_id, { draw, query }) {
 
 function chosen(filter) {
   const words = filter.toLowerCase();
-  const fits = (event) => `${event.event_type} ${event.topic} ${event.publisher} ${event.data?.issue_id ?? ""} ${event.event_id}`.toLowerCase().includes(words);
+  const fits = (event) =>
+    `${event.event_type} ${event.topic} ${event.publisher} ${event.data?.issue_id ?? ""} ${event.event_id}`
+      .toLowerCase()
+      .includes(words);
   return (words ? store.events.filter(fits) : store.events).toReversed();
 }
 
 function body(list, events) {
   if (!store.events.length) {
     if (!store.loaded.has("events")) return loading("events");
-    return empty("Nothing has happened yet", "Agents publish events as they work. Publish one yourself:", "cco events publish hello --topic coordination --data '{\"issue_id\": \"issue-1\"}'");
+    return empty(
+      "Nothing has happened yet",
+      "Agents publish events as they work. Publish one yourself:",
+      'cco events publish hello --topic coordination --data \'{"issue_id": "issue-1"}\'',
+    );
   }
   if (!events.length) return empty("None fits", "No event that is loaded has these words.");
   return h("div.rows.events", { key: "rows" }, slot(list.element));
@@ -54,12 +85,31 @@ function body(list, events) {
 
 function row(event, open, toggle) {
   const issue = event.data?.issue_id;
-  return h("div.row.event", { class: open ? "unfolded" : null },
-    h("button.row-button", { type: "button", "data-focus": true, "aria-expanded": String(open), onclick: () => toggle(event.event_id) },
-      at(event.timestamp), h("span.event-type", null, foreign(event.event_type)), h("span.faint.topic", null, foreign(event.topic)),
-      h("span.publisher", null, foreign(event.publisher)), h("span.of-issue", null, typeof issue === "string" && foreign(issue))),
-    open && h("div.unfold", null,
-      h("p.row-sub", null, h("span.id", null, event.event_id), event.priority !== "normal" && badge(event.priority), typeof issue === "string" && issueLink(issue),
-        event.correlation_id && h("span.faint", null, "correlation ", foreign(event.correlation_id))),
-      json(event.data)));
+  return h(
+    "div.row.event",
+    { class: open ? "unfolded" : null },
+    h(
+      "button.row-button",
+      { type: "button", "data-focus": true, "aria-expanded": String(open), onclick: () => toggle(event.event_id) },
+      at(event.timestamp),
+      h("span.event-type", null, foreign(event.event_type)),
+      h("span.faint.topic", null, foreign(event.topic)),
+      h("span.publisher", null, foreign(event.publisher)),
+      h("span.of-issue", null, typeof issue === "string" && foreign(issue)),
+    ),
+    open &&
+      h(
+        "div.unfold",
+        null,
+        h(
+          "p.row-sub",
+          null,
+          h("span.id", null, event.event_id),
+          event.priority !== "normal" && badge(event.priority),
+          typeof issue === "string" && issueLink(issue),
+          event.correlation_id && h("span.faint", null, "correlation ", foreign(event.correlation_id)),
+        ),
+        json(event.data),
+      ),
+  );
 }

@@ -7,24 +7,63 @@ import { icon } from "../icons.js";
 import { lanes } from "../lanes.js";
 import { VirtualList } from "../list.js";
 import { markdown } from "../markdown.js";
-import { agentLink, badge, button, choices, empty, filterField, foreign, head, loading, problem, when } from "../parts.js";
+import {
+  agentLink,
+  badge,
+  button,
+  choices,
+  empty,
+  filterField,
+  foreign,
+  head,
+  loading,
+  problem,
+  when,
+} from "../parts.js";
 import { to } from "../router.js";
 import { lacks, store } from "../store.js";
 import { storyRow } from "./story.js";
 
 const PAGE = 1000;
 const SETTLE_MS = 300; // changes that come together are read once
-const LABELS = { spawned: "starts", event: "events", result: "results", routing: "routing", approval: "approvals", ended: "ends" };
+const LABELS = {
+  spawned: "starts",
+  event: "events",
+  result: "results",
+  routing: "routing",
+  approval: "approvals",
+  ended: "ends",
+};
 
 export function view(id, { draw }) {
-  const now = { issue: null, entries: [], failed: null, loaded: false, filter: "", kind: "", open: new Set(), timer: 0, cursor: null, latestFirst: false };
+  const now = {
+    issue: null,
+    entries: [],
+    failed: null,
+    loaded: false,
+    filter: "",
+    kind: "",
+    open: new Set(),
+    timer: 0,
+    cursor: null,
+    latestFirst: false,
+  };
   const toggle = (entry) => {
     now.open[now.open.has(entry) ? "delete" : "add"](entry);
     draw();
   };
-  const list = new VirtualList({ label: "Timeline", key: ({ entry }) => entry.id, estimate: 58, row: ({ entry, beside, columns }) => storyRow(entry, beside, columns, now.open.has(entry.id), toggle) });
+  const list = new VirtualList({
+    label: "Timeline",
+    key: ({ entry }) => entry.id,
+    estimate: 58,
+    row: ({ entry, beside, columns }) => storyRow(entry, beside, columns, now.open.has(entry.id), toggle),
+  });
   const look = () => read(id, now).then(draw);
-  const soon = () => (now.timer ||= setTimeout(() => { now.timer = 0; look(); }, SETTLE_MS));
+  const soon = () =>
+    (now.timer ||= setTimeout(() => {
+      now.timer = 0;
+      look();
+    }, SETTLE_MS));
   const set = (change) => {
     Object.assign(now, change);
     draw();
@@ -46,14 +85,23 @@ export function view(id, { draw }) {
 /** The issue and its timeline: what is new of it, or all, as far as one page goes. */
 async function read(id, now) {
   try {
-    if (lacks("GET /api/issues/{issue_id}/timeline")) throw new ApiError(404, { message: "This service tells no stories of issues: the plugin that makes them is not loaded (cco plugins)" });
+    if (lacks("GET /api/issues/{issue_id}/timeline"))
+      throw new ApiError(404, {
+        message: "This service tells no stories of issues: the plugin that makes them is not loaded (cco plugins)",
+      });
     now.issue = await get(`/api/issues/${part(id)}`);
     let more = true;
     let since = now.entries.length >= PAGE ? now.cursor : undefined; // what is short is read whole, as entries change
     const found = new Map(since ? now.entries.map((entry) => [entry.id, entry]) : []);
     while (more) {
       const answer = await get(`/api/issues/${part(id)}/timeline`, { since: since ?? "earliest", limit: PAGE });
-      for (const entry of answer.entries) found.set(`${entry.kind} ${entry.id}`, { ...entry, id: `${entry.kind} ${entry.id}`, own_id: entry.id, issue_id: id });
+      for (const entry of answer.entries)
+        found.set(`${entry.kind} ${entry.id}`, {
+          ...entry,
+          id: `${entry.kind} ${entry.id}`,
+          own_id: entry.id,
+          issue_id: id,
+        });
       more = answer.has_more && answer.next_cursor && answer.next_cursor !== since;
       since = now.cursor = answer.next_cursor ?? since;
     }
@@ -69,10 +117,17 @@ function top(id, now) {
   const issue = now.issue ?? store.issues.get(id) ?? { issue_id: id };
   const running = issue.run?.state === "running" && issue.run;
   return head(issue.title || id, {
-    above: [h("a", { href: to("issues") }, "Issues"), issue.title && [" / ", h("span.id", null, foreign(id))], issue.source && ` · ${issue.source}`],
+    above: [
+      h("a", { href: to("issues") }, "Issues"),
+      issue.title && [" / ", h("span.id", null, foreign(id))],
+      issue.source && ` · ${issue.source}`,
+    ],
     below: figures(issue),
     actions: [
-      can.run() && (running ? button("Stop run", "stop", () => stopRun({ ...running, issue_id: id }), { class: "danger" }) : button("Run", "play", () => run(issue))),
+      can.run() &&
+        (running
+          ? button("Stop run", "stop", () => stopRun({ ...running, issue_id: id }), { class: "danger" })
+          : button("Run", "play", () => run(issue))),
       can.publish() && button("Publish", "send", () => publish(id)),
       !lacks("GET /api/issues/{issue_id}/export") && exportMenu(id),
       can.spawn() && button("Spawn agent", "plus", () => spawn(id), { class: "primary" }),
@@ -83,7 +138,9 @@ function top(id, now) {
 function figures(issue) {
   const parts = [
     issue.state && badge(issue.state),
-    issue.working?.map((agent) => h("span.chip.run", { key: agent.agent_id }, agentLink(agent.agent_id, agent.agent_type))),
+    issue.working?.map((agent) =>
+      h("span.chip.run", { key: agent.agent_id }, agentLink(agent.agent_id, agent.agent_type)),
+    ),
     issue.last_at && h("span", null, "last activity ", when(issue.last_at)),
     (issue.cost_usd ?? null) !== null && h("span", null, cost(issue.cost_usd)),
     issue.tokens > 0 && h("span", null, `${compact(issue.tokens)} tokens`),
@@ -93,35 +150,72 @@ function figures(issue) {
 }
 
 function exportMenu(id) {
-  const item = (text, format) => h("button", { type: "button", onclick: (event) => {
-    event.currentTarget.closest("details").open = false;
-    exportIssue(id, format);
-  } }, text);
-  return h("details.menu", { key: "export", onkeydown: (event) => event.key === "Escape" && (event.currentTarget.open = false) },
-    h("summary.button", null, icon("export"), "Export"), h("div.menu-items", null, item("Markdown, to read", "markdown"), item("JSON, whole", "json")));
+  const item = (text, format) =>
+    h(
+      "button",
+      {
+        type: "button",
+        onclick: (event) => {
+          event.currentTarget.closest("details").open = false;
+          exportIssue(id, format);
+        },
+      },
+      text,
+    );
+  return h(
+    "details.menu",
+    { key: "export", onkeydown: (event) => event.key === "Escape" && (event.currentTarget.open = false) },
+    h("summary.button", null, icon("export"), "Export"),
+    h("div.menu-items", null, item("Markdown, to read", "markdown"), item("JSON, whole", "json")),
+  );
 }
 
 const task = (now) =>
-  now.issue?.body && h("details.card.task", { key: "task" }, h("summary", null, h("strong", null, "Task")), markdown(now.issue.body));
+  now.issue?.body &&
+  h("details.card.task", { key: "task" }, h("summary", null, h("strong", null, "Task")), markdown(now.issue.body));
 
 function body(id, now, list, set, look) {
   if (now.failed?.status === 404 && now.failed.code === "REQ_002" && !now.entries.length) {
-    return [empty("Nothing is known of this issue here", "Spawn an agent on it, or let the pipeline work on it:", `cco run ${/^[\w.-]+$/.test(id) ? id : "ISSUE"} --task 'what is to be done'`)];
+    return [
+      empty(
+        "Nothing is known of this issue here",
+        "Spawn an agent on it, or let the pipeline work on it:",
+        `cco run ${/^[\w.-]+$/.test(id) ? id : "ISSUE"} --task 'what is to be done'`,
+      ),
+    ];
   }
   if (now.failed && !now.entries.length) return problem(now.failed, look);
   if (!now.loaded) return loading("the story");
-  if (!now.entries.length) return empty("Nothing has happened yet", "Spawn an agent, or let the pipeline work on it:", `cco run ${id}`);
+  if (!now.entries.length)
+    return empty("Nothing has happened yet", "Spawn an agent, or let the pipeline work on it:", `cco run ${id}`);
   const shown = rows(id, now).length;
   return [
-    h("div.tools", { key: "tools" }, filterField(now.filter, (filter) => set({ filter }), "Filter the timeline"), kinds(now, set),
-      h("button.button.order", { type: "button", onclick: () => set({ latestFirst: !now.latestFirst }), "aria-pressed": String(now.latestFirst) }, "Latest first")),
-    shown ? h("div.rows.story", { key: "rows" }, slot(list.element)) : empty("None fits", "No entry has these words and this kind."),
+    h(
+      "div.tools",
+      { key: "tools" },
+      filterField(now.filter, (filter) => set({ filter }), "Filter the timeline"),
+      kinds(now, set),
+      h(
+        "button.button.order",
+        {
+          type: "button",
+          onclick: () => set({ latestFirst: !now.latestFirst }),
+          "aria-pressed": String(now.latestFirst),
+        },
+        "Latest first",
+      ),
+    ),
+    shown
+      ? h("div.rows.story", { key: "rows" }, slot(list.element))
+      : empty("None fits", "No entry has these words and this kind."),
   ];
 }
 
 function kinds(now, set) {
   const numbers = Map.groupBy(now.entries, (entry) => entry.kind);
-  const options = Object.keys(LABELS).filter((kind) => numbers.has(kind)).map((kind) => [kind, LABELS[kind], count(numbers.get(kind).length)]);
+  const options = Object.keys(LABELS)
+    .filter((kind) => numbers.has(kind))
+    .map((kind) => [kind, LABELS[kind], count(numbers.get(kind).length)]);
   return choices("Kind", [["", "all", count(now.entries.length)], ...options], now.kind, (kind) => set({ kind }));
 }
 
@@ -129,11 +223,28 @@ function rows(id, now) {
   const words = now.filter.toLowerCase();
   const fits = (entry) =>
     (!now.kind || entry.kind === now.kind) &&
-    (!words || `${entry.title ?? ""} ${entry.event_type ?? ""} ${entry.agent_id ?? ""} ${shortId(entry.agent_id ?? "")} ${entry.text ?? ""} ${(entry.decisions ?? []).join(" ")}`.toLowerCase().includes(words));
+    (!words ||
+      [
+        entry.title,
+        entry.event_type,
+        entry.agent_id,
+        shortId(entry.agent_id ?? ""),
+        entry.text,
+        ...(entry.decisions ?? []),
+      ]
+        .join(" ")
+        .toLowerCase()
+        .includes(words));
   const entries = now.entries.filter(fits);
   const beside = lanes(entries);
   const found = entries.map((entry, number) => ({ entry, beside: beside.rows[number], columns: beside.columns }));
   return now.latestFirst ? found.map(flipped).reverse() : found;
 }
 
-const flipped = (item) => ({ ...item, beside: { ...item.beside, lanes: item.beside.lanes.map((lane) => ({ ...lane, above: lane.below, below: lane.above })) } });
+const flipped = (item) => ({
+  ...item,
+  beside: {
+    ...item.beside,
+    lanes: item.beside.lanes.map((lane) => ({ ...lane, above: lane.below, below: lane.above })),
+  },
+});

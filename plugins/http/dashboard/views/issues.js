@@ -24,7 +24,12 @@ export function view(_id, { draw }) {
     render: () => [
       head("Issues", { actions: actions() }),
       glance((state) => set({ state: now.state === state ? "" : state }), now.state),
-      h("div.tools", { key: "tools" }, filterField(now.filter, (filter) => set({ filter }), "Filter issues"), stateChoices(now, set)),
+      h(
+        "div.tools",
+        { key: "tools" },
+        filterField(now.filter, (filter) => set({ filter }), "Filter issues"),
+        stateChoices(now, set),
+      ),
       body(list, chosen(now)),
     ],
   };
@@ -38,14 +43,19 @@ const actions = () => [
 function chosen({ filter, state }) {
   const words = filter.toLowerCase();
   const fits = (issue) =>
-    (!state || issue.state === state) && (!words || `${issue.issue_id} ${issue.title ?? ""} ${issue.state}`.toLowerCase().includes(words));
+    (!state || issue.state === state) &&
+    (!words || `${issue.issue_id} ${issue.title ?? ""} ${issue.state}`.toLowerCase().includes(words));
   const activity = (issue) => issue.last_at ?? "";
   return [...store.issues.values()].filter(fits).sort((one, other) => (activity(one) < activity(other) ? 1 : -1));
 }
 
 function stateChoices({ state }, set) {
   const numbers = Map.groupBy(store.issues.values(), (issue) => issue.state);
-  const options = STATES.filter((name) => numbers.has(name) || name === state).map((name) => [name, name, numbers.get(name)?.length ?? 0]);
+  const options = STATES.filter((name) => numbers.has(name) || name === state).map((name) => [
+    name,
+    name,
+    numbers.get(name)?.length ?? 0,
+  ]);
   return choices("State", [["", "all", store.issues.size], ...options], state, (chosen) => set({ state: chosen }));
 }
 
@@ -57,22 +67,68 @@ function glance(choose, state) {
   const tokens = issues.reduce((sum, issue) => sum + (issue.tokens ?? 0), 0);
   const waiting = openApprovals().length;
   const tile = (name, figure, label, detail, kind) =>
-    h(`button.tile.${kind}`, { type: "button", key: name, "aria-pressed": String(state === name), onclick: () => choose(name) },
-      h("span.figure", null, figure), h("span.tile-words", null, h("strong", null, label), h("span.faint", null, detail)));
-  return h("div.glance", { key: "glance" },
-    tile("working", count(activeAgents().length), "at work", `on ${plural(of("working").length + of("waiting").length, "issue")}`, "run"),
-    h(`a.tile.wait`, { href: to("approvals"), key: "wait" }, h("span.figure", null, count(waiting)),
-      h("span.tile-words", null, h("strong", null, "wait for you"), h("span.faint", null, waiting ? "answer now" : "nobody asks"))),
-    tile("failed", count(of("failed").length), "failed", of("failed").length ? "look what happened" : "nothing went wrong", "bad"),
-    h("a.tile.plain", { href: to("health"), key: "spent" }, h("span.figure", null, cost(spent || (tokens ? null : 0))),
-      h("span.tile-words", null, h("strong", null, "spent"), h("span.faint", null, tokens ? `${compact(tokens)} tokens` : "as programs report it"))));
+    h(
+      `button.tile.${kind}`,
+      { type: "button", key: name, "aria-pressed": String(state === name), onclick: () => choose(name) },
+      h("span.figure", null, figure),
+      h("span.tile-words", null, h("strong", null, label), h("span.faint", null, detail)),
+    );
+  return h(
+    "div.glance",
+    { key: "glance" },
+    tile(
+      "working",
+      count(activeAgents().length),
+      "at work",
+      `on ${plural(of("working").length + of("waiting").length, "issue")}`,
+      "run",
+    ),
+    h(
+      `a.tile.wait`,
+      { href: to("approvals"), key: "wait" },
+      h("span.figure", null, count(waiting)),
+      h(
+        "span.tile-words",
+        null,
+        h("strong", null, "wait for you"),
+        h("span.faint", null, waiting ? "answer now" : "nobody asks"),
+      ),
+    ),
+    tile(
+      "failed",
+      count(of("failed").length),
+      "failed",
+      of("failed").length ? "look what happened" : "nothing went wrong",
+      "bad",
+    ),
+    h(
+      "a.tile.plain",
+      { href: to("health"), key: "spent" },
+      h("span.figure", null, cost(spent || (tokens ? null : 0))),
+      h(
+        "span.tile-words",
+        null,
+        h("strong", null, "spent"),
+        h("span.faint", null, tokens ? `${compact(tokens)} tokens` : "as programs report it"),
+      ),
+    ),
+  );
 }
 
 function body(list, issues) {
   if (store.issues.size === 0) {
     if (!store.loaded.has("issues")) return loading("issues");
-    if (store.missing.has("issues")) return empty("This service has no list of issues", "The plugin that makes it is not loaded. Agents, results and events are there.", "cco plugins");
-    return empty("No issue yet", "Write one down, spawn an agent on it, or let the pipeline work on it:", "cco run issue-1 --task 'what is to be done'");
+    if (store.missing.has("issues"))
+      return empty(
+        "This service has no list of issues",
+        "The plugin that makes it is not loaded. Agents, results and events are there.",
+        "cco plugins",
+      );
+    return empty(
+      "No issue yet",
+      "Write one down, spawn an agent on it, or let the pipeline work on it:",
+      "cco run issue-1 --task 'what is to be done'",
+    );
   }
   if (!issues.length) return empty("None fits", "No issue has these words and this state.");
   return h("div.rows.issues", { key: "rows" }, slot(list.element));
@@ -80,22 +136,57 @@ function body(list, issues) {
 
 function row(issue) {
   const agents = issue.agents?.active + issue.agents?.ended;
-  return h("div.row.issue", null,
+  return h(
+    "div.row.issue",
+    null,
     h("div.row-state", null, badge(issue.state)),
-    h("div.row-main", null,
-      h("a.row-link", { href: to("issues", issue.issue_id), "data-focus": true }, foreign(issue.title || issue.issue_id)),
-      h("p.row-sub", null, h("span.id", null, foreign(issue.issue_id)), issue.source && h("span.faint", null, issue.source),
-        issue.run && issue.run.state === "running" && badge("running", "run"), working(issue), latest(issue))),
-    h("div.row-figures", null, agents > 0 && h("span", null, plural(agents, "agent")), issue.results > 0 && h("span", null, plural(issue.results, "result")),
-      (issue.cost_usd ?? null) !== null ? h("span", null, cost(issue.cost_usd)) : issue.tokens > 0 && h("span", null, `${compact(issue.tokens)} tokens`)),
-    h("div.row-when", null, when(issue.last_at)));
+    h(
+      "div.row-main",
+      null,
+      h(
+        "a.row-link",
+        { href: to("issues", issue.issue_id), "data-focus": true },
+        foreign(issue.title || issue.issue_id),
+      ),
+      h(
+        "p.row-sub",
+        null,
+        h("span.id", null, foreign(issue.issue_id)),
+        issue.source && h("span.faint", null, issue.source),
+        issue.run && issue.run.state === "running" && badge("running", "run"),
+        working(issue),
+        latest(issue),
+      ),
+    ),
+    h(
+      "div.row-figures",
+      null,
+      agents > 0 && h("span", null, plural(agents, "agent")),
+      issue.results > 0 && h("span", null, plural(issue.results, "result")),
+      (issue.cost_usd ?? null) !== null
+        ? h("span", null, cost(issue.cost_usd))
+        : issue.tokens > 0 && h("span", null, `${compact(issue.tokens)} tokens`),
+    ),
+    h("div.row-when", null, when(issue.last_at)),
+  );
 }
 
 const working = (issue) =>
-  issue.working?.slice(0, 4).map((agent) => h("span.chip.run", { key: agent.agent_id }, agentLink(agent.agent_id, agent.agent_type)));
+  issue.working
+    ?.slice(0, 4)
+    .map((agent) => h("span.chip.run", { key: agent.agent_id }, agentLink(agent.agent_id, agent.agent_type)));
 
 function latest(issue) {
-  if (issue.waiting_for_people) return h("span.asks", { key: "asks" }, `${plural(issue.waiting_for_people, "request waits", "requests wait")} for you`);
+  if (issue.waiting_for_people)
+    return h(
+      "span.asks",
+      { key: "asks" },
+      `${plural(issue.waiting_for_people, "request waits", "requests wait")} for you`,
+    );
   const result = issue.latest_result;
-  return result && !issue.working?.length && h("span.faint", { key: "latest" }, "last: ", foreign(result.agent_type, "span"), ` ${result.status}`);
+  return (
+    result &&
+    !issue.working?.length &&
+    h("span.faint", { key: "latest" }, "last: ", foreign(result.agent_type, "span"), ` ${result.status}`)
+  );
 }

@@ -20,8 +20,17 @@ export function view(_id, { draw }) {
     drawn: () => list.set(chosen(now)),
     render: () => [
       head("Results", { below: store.more.results && "The newest, and all that came since" }),
-      h("div.tools", { key: "tools" }, filterField(now.filter, (filter) => set({ filter }), "Filter results"),
-        choices("Status", ["", "success", "partial", "failed"].map((status) => [status, status || "all"]), now.status, (status) => set({ status }))),
+      h(
+        "div.tools",
+        { key: "tools" },
+        filterField(now.filter, (filter) => set({ filter }), "Filter results"),
+        choices(
+          "Status",
+          ["", "success", "partial", "failed"].map((status) => [status, status || "all"]),
+          now.status,
+          (status) => set({ status }),
+        ),
+      ),
       body(list, chosen(now)),
     ],
   };
@@ -30,28 +39,49 @@ export function view(_id, { draw }) {
 function chosen({ filter, status }) {
   const words = filter.toLowerCase();
   const fits = ({ result, agent_id, issue_id }) =>
-    (!status || result.status === status) && (!words || `${agent_id} ${issue_id} ${(result.decisions ?? []).join(" ")}`.toLowerCase().includes(words));
+    (!status || result.status === status) &&
+    (!words || `${agent_id} ${issue_id} ${(result.decisions ?? []).join(" ")}`.toLowerCase().includes(words));
   return [...store.results.values()].filter(fits).toReversed();
 }
 
 function body(list, results) {
   if (!store.results.size) {
     if (!store.loaded.has("results")) return loading("results");
-    return empty("No result yet", "Agents store one when they have done their work. You can store one by hand, too:", "cco results store --agent me --agent-type python-specialist --issue issue-1 --status success --decisions 'what was decided'");
+    return empty(
+      "No result yet",
+      "Agents store one when they have done their work. You can store one by hand, too:",
+      "cco results store --agent me --agent-type python-specialist --issue issue-1 --status success",
+    );
   }
   if (!results.length) return empty("None fits", "No result has these words and this status.");
   return h("div.rows", { key: "rows" }, slot(list.element));
 }
 
-export const fileCount = (result) => ["files_created", "files_modified", "files_deleted"].reduce((sum, name) => sum + (result[name]?.length ?? 0), 0);
+export const fileCount = (result) =>
+  ["files_created", "files_modified", "files_deleted"].reduce((sum, name) => sum + (result[name]?.length ?? 0), 0);
 
 function row({ id, agent_id, issue_id, stored_at, result }) {
   const files = fileCount(result);
-  return h("div.row.result", null,
+  return h(
+    "div.row.result",
+    null,
     h("div.row-state", null, badge(result.status)),
-    h("div.row-main", null,
-      h("a.row-link", { href: to("results", id), "data-focus": true }, foreign((result.decisions?.[0] ?? "No decision was written down").slice(0, 300))),
-      h("p.row-sub", null, issueLink(issue_id), h("span.faint", null, foreign(shortId(agent_id))))),
-    h("div.row-figures", null, result.decisions?.length > 1 && h("span", null, plural(result.decisions.length, "decision")), files > 0 && h("span", null, plural(files, "file"))),
-    h("div.row-when", null, when(stored_at)));
+    h(
+      "div.row-main",
+      null,
+      h(
+        "a.row-link",
+        { href: to("results", id), "data-focus": true },
+        foreign((result.decisions?.[0] ?? "No decision was written down").slice(0, 300)),
+      ),
+      h("p.row-sub", null, issueLink(issue_id), h("span.faint", null, foreign(shortId(agent_id)))),
+    ),
+    h(
+      "div.row-figures",
+      null,
+      result.decisions?.length > 1 && h("span", null, plural(result.decisions.length, "decision")),
+      files > 0 && h("span", null, plural(files, "file")),
+    ),
+    h("div.row-when", null, when(stored_at)),
+  );
 }

@@ -17,13 +17,33 @@ export function view(done, reason) {
   };
   return {
     title: "Sign in",
-    render: () => h("section.signin", { key: "signin" },
-      h("h1", { tabindex: "-1" }, "Sign in"),
-      h("p", null, "This tab has no token, or its time is over. In the repository, type"),
-      h("pre.command", { tabindex: "0" }, "cco dashboard"),
-      h("p", null, "which opens the page with a code that is good once. Or paste the code, or a token, here:"),
-      h("form", { onsubmit }, h("div.field", null, h("label", { for: "code" }, "Code or token"),
-        h("input", { id: "code", name: "code", required: true, autocomplete: "off", spellcheck: "false", type: "password" })),
-      h("button.button.primary", { type: "submit" }, "Sign in")), failed),
+    render: () =>
+      h(
+        "section.signin",
+        { key: "signin" },
+        h("h1", { tabindex: "-1" }, "Sign in"),
+        h("p", null, "This tab has no token, or its time is over. In the repository, type"),
+        h("pre.command", { tabindex: "0" }, "cco dashboard"),
+        h("p", null, "which opens the page with a code that is good once. Or paste the code, or a token, here:"),
+        h(
+          "form",
+          { onsubmit },
+          h(
+            "div.field",
+            null,
+            h("label", { for: "code" }, "Code or token"),
+            h("input", {
+              id: "code",
+              name: "code",
+              required: true,
+              autocomplete: "off",
+              spellcheck: "false",
+              type: "password",
+            }),
+          ),
+          h("button.button.primary", { type: "submit" }, "Sign in"),
+        ),
+        failed,
+      ),
   };
 }

@@ -104,12 +104,12 @@ function glance(choose, state) {
     h(
       "a.tile.plain",
       { href: to("health"), key: "spent" },
-      h("span.figure", null, cost(spent || (tokens ? null : 0))),
+      h("span.figure", null, spent ? cost(spent) : compact(tokens || null)),
       h(
         "span.tile-words",
         null,
         h("strong", null, "spent"),
-        h("span.faint", null, tokens ? `${compact(tokens)} tokens` : "as programs report it"),
+        h("span.faint", null, !spent && !tokens ? "not reported" : spent ? `${compact(tokens)} tokens` : "tokens"),
       ),
     ),
   );

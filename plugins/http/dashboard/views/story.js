@@ -143,7 +143,7 @@ function routing(entry) {
             "li",
             { key: proposal.agent_type },
             h("strong", null, foreign(proposal.agent_type)),
-            badge(proposal.priority),
+            proposal.priority && badge(proposal.priority),
             h("span.faint.reason", null, foreign(proposal.reason ?? "")),
             can.spawn() &&
               h(

@@ -185,17 +185,33 @@ def test_a_log_follows_can_be_paused_and_shows_colours_only(page: Page, issue: s
     page.see("The whole output", ".log-tools")
 
 
-def test_a_result_is_shown_with_what_follows_from_it(page: Page, issue: str) -> None:
-    page.service.client().store(
-        issue=issue,
-        decisions=["Greet in every language"],
-        files_created=["src/new.py"],
-        rationale="users are everywhere",
-    )
-    page.go("results")
-    page.click("Greet in every language")
-    page.see("users are everywhere")
-    page.see("src/new.py", "aside")
+def test_an_issue_is_a_story_with_results_and_routing_and_is_exported(page: Page, issue: str) -> None:
+    body = {"agent_type": "python-specialist", "issue_id": issue, "task": "work well\n\nand say **why**"}
+    spawned = page.service.client().post("/api/agents/spawn", body).json()["agent_id"]
+    page.go("issues")
+    page.click("work well", f".issues [role=listitem]:has([href='#/issues/{issue}'])")
+    page.see("Ended", ".story")
+    kinds = page.js("return [...document.querySelectorAll('.story-title strong')].map(one => one.innerText)")
+    assert kinds == ["Started", "progress", "Stored a result", "Proposed next", "Ended"]
+    assert "test-engineer" in page.text(".proposals") and "coding-success" in page.text(".proposals")
+    assert "python-specialist has worked" in page.text(".story") and "exit code 0" in page.text(".story")
+    page.click("Task")
+    assert page.text(".task strong:not(summary *)") == "why"
+    page.click("Spawn test-engineer")
+    assert page.js("return [...document.querySelectorAll('dialog [name]')].slice(0, 2).map(one => one.value)") == [
+        "test-engineer",
+        issue,
+    ]
+    page.browser.press(ESCAPE)
+    for words, ending in [("Markdown", "md"), ("JSON", "json")]:
+        page.click("Export")
+        page.click(words, ".menu-items")
+        exported = page.browser.folder / f"{issue}.{ending}"
+        until(lambda path=exported: path.exists() and path.stat().st_size)
+        assert spawned in exported.read_text()
+    page.click("1 file", ".story")
+    page.see("python-specialist has worked")
+    page.see("src/main.py", "aside")
 
 
 def test_an_approval_is_answered_by_keyboard(page: Page, issue: str) -> None:
@@ -278,6 +294,7 @@ def test_what_agents_write_is_text(page: Page, issue: str) -> None:
         page.js_true("return document.querySelector('h1') && !document.querySelector('.loading')")
         assert harmless(page), view
         assert page.js("return document.documentElement.scrollWidth <= innerWidth"), view
+    assert [line for line in page.browser.console() if "/api/issues/%3Cscript%3E" not in line] == []
     assert page.js("return [({}).hacked, Object.prototype.a]") == [None, None]
 
 
@@ -405,7 +422,7 @@ def test_a_lost_service_is_told_and_found_again_without_a_gap(page: Page, how: s
 
 def test_it_fits_every_screen_and_accessibility_finds_nothing_serious(page: Page) -> None:
     client = page.service.client()
-    result = client.get("/api/results").json()["results"][-1]["id"]
+    result, issue = (client.get("/api/results").json()["results"][0][name] for name in ("id", "issue_id"))
     agent_id = client.get("/api/agents").json()["agents"][-1]["agent_id"]
     axe = (npm.install(AXE).parent / "axe-core/axe.min.js").read_text()
     page.browser.cdp("Runtime.evaluate", expression=axe)
@@ -414,7 +431,7 @@ def test_it_fits_every_screen_and_accessibility_finds_nothing_serious(page: Page
     for width, scheme in [(1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")]:
         page.size(width, 740)
         page.scheme(scheme)
-        for view in [*VIEWS, f"agents/{agent_id}", f"results/{result}"]:
+        for view in [*VIEWS, f"issues/{issue}", f"agents/{agent_id}", f"results/{result}"]:
             page.go(view)
             page.js_true("return document.querySelector('h1') && !document.querySelector('.loading')")
             assert page.js("return document.documentElement.scrollWidth <= innerWidth"), (view, width)

@@ -298,7 +298,8 @@ def test_the_document_tells_of_it(client: Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     answers = {path: row["get"]["responses"]["200"]["content"] for path, row in paths.items() if "get" in row}
     found = [path for path, content in answers.items() if "text/markdown" in content]
-    assert found == ["/api/context/{issue_id}/{agent_type}"] and "application/json" in answers[found[0]]
+    assert sorted(found) == ["/api/context/{issue_id}/{agent_type}", "/api/issues/{issue_id}/export"]
+    assert all("application/json" in answers[path] for path in found)
 
 
 def test_the_command_line_shows_it(make_service: Callable[..., Service], repository: Path) -> None:

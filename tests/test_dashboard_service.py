@@ -308,3 +308,56 @@ def test_an_export_is_read_without_the_service_and_nothing_in_it_is_markup(
     code, out, _ = cco(service, "export", "i-story", "--format", "json")
     assert code == 0 and json.loads(out)["issue_id"] == "i-story"
     assert cco(service, "export", "no-such")[0] == 1 and cco(service, "export", "../x")[0] == 2
+
+
+# -- what an agent got, and what it changed
+
+PEM = "-----BEGIN PRIVATE KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n" * 8 + "-----END PRIVATE KEY-----\n"
+
+
+def test_the_difference_of_a_result_shows_what_changed_and_says_what_is_left_out(
+    service: Service, told: Client
+) -> None:
+    token = "ghp_" + "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3fG5"
+    for name, text in {
+        "src/main.py": f"def main():\n    return '{token}'\n", "new <b>.py": "x = 1", "notes.txt": PEM, "build/out": "1",
+        ".env": "PASSWORD=hunter2hunter2", "data.bin": "a\0b",
+    }.items():  # fmt: skip
+        (service.root / name).parent.mkdir(exist_ok=True)
+        (service.root / name).write_text(text)
+    (service.root / "README.md").unlink()
+    (service.root / "link").symlink_to("/etc/passwd")
+    named = {"src/main.py": "modified", "new <b>.py": "added", "notes.txt": "added", "build/out": "ignored",
+             ".env": "secret", "data.bin": "binary", "README.md": "deleted", "docs/guide.md": "unchanged",
+             "../x": "outside", "/etc/passwd": "outside", "link": "binary", "src": "missing", ":(top)*": "missing",
+             "--output=x": "missing", "a\x00b": "outside", "none.py": "missing"}  # fmt: skip
+    stored = told.store(issue="i-diff", files_modified=list(named), files_created=[{"path": "none.py"}])
+    answer = told.get(f"/api/results/{stored['id']}/diff").json()
+    assert {file["path"]: file["status"] for file in answer["files"]} == named
+    assert "+++ b/new <b>.py\n@@ -0,0 +1,1 @@\n+x = 1\n\\ No newline at end of file\n" in answer["diff"]
+    assert "-    return greet('world')" in answer["diff"] and "deleted file" in answer["diff"]
+    assert "[REDACTED]" in answer["diff"] and token not in answer["diff"] and "MIIEvQ" not in answer["diff"]
+    assert "root:" not in answer["diff"] and "hunter2" not in answer["diff"]
+    assert "the last commit before the agent began" in answer["base"] and answer["truncated"] is False
+    (service.root / "new <b>.py").write_text("x = 1\n" * 400_000)
+    answer = told.get(f"/api/results/{stored['id']}/diff").json()
+    assert answer["truncated"] is True and len(answer["diff"]) <= 1024 * 1024 and answer["diff"].endswith("\n")
+    nothing = told.store(issue="i-diff")
+    assert "names no files" in told.get(f"/api/results/{nothing['id']}/diff").json()["reason"]
+    assert told.get("/api/results/no-such/diff").status_code == 404
+
+
+def test_the_brief_of_an_agent_stays_readable(service: Service, told: Client) -> None:
+    (agent,) = told.get("/api/issues/i-story").json()["agents"]
+    answer = told.get(f"/api/agents/{agent['agent_id']}/brief")
+    assert answer.headers["Content-Type"] == "text/markdown; charset=utf-8" and "Test the login" in answer.text
+    assert operator(service, issue_id="i-other").get(f"/api/agents/{agent['agent_id']}/brief").status_code == 403
+    brief = service.storage / "agents" / agent["agent_id"] / "brief.md"
+    content = brief.read_bytes()
+    for replace in (brief.unlink, lambda: brief.symlink_to("/etc/passwd")):
+        replace()
+        answer = told.get(f"/api/agents/{agent['agent_id']}/brief")
+        assert answer.status_code == 404 and "got no brief" in answer.json()["message"]
+    brief.unlink()
+    brief.write_bytes(content)
+    assert told.get("/api/agents/no-such/brief").status_code == 404

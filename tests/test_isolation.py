@@ -161,6 +161,8 @@ def test_another_project_in_the_same_storage_finds_nothing_of_the_first(inhabite
     service.start()
     client = service.client(project_id="project-two", sub="chief-architect-1")
     gone = {
+        "/api/agents/{agent_id}/brief",
+        "/api/results/{result_id}/diff",
         "/api/issues/{issue_id}",
         "/api/issues/{issue_id}/timeline",
         "/api/issues/{issue_id}/export",

@@ -114,7 +114,9 @@ class Conformance:
         if method == "HEAD" or "content" not in response:
             assert content == b"", where
         else:
-            self._check(where, response["content"][headers["Content-Type"]]["schema"], json.loads(content))
+            kind = headers["Content-Type"]
+            value = json.loads(content) if kind == "application/json" else content.decode()
+            self._check(where, response["content"][kind]["schema"], value)
 
     def _check_request(self, operation: Any, where: str, template: str, path: str) -> None:
         place, _, query = path.partition("?")
@@ -356,6 +358,10 @@ def walk_approvals(architect: Client, issue: str) -> None:
 
 def walk_dashboard(architect: Client, issue: str) -> None:
     """The operations of the dashboard, with good requests, after a walk."""
+    agent = architect.get("/api/agents", issue_id=issue).json()["agents"][0]["agent_id"]
+    assert architect.get(f"/api/agents/{agent}/brief").text.startswith("# Brief")
+    result = architect.get("/api/results", issue_id=issue).json()["results"][0]["id"]
+    assert architect.get(f"/api/results/{result}/diff").json()["base"]
     for path in ("", f"/{issue}", f"/{issue}/timeline", f"/{issue}/export"):
         assert architect.get(f"/api/issues{path}").status_code == 200
     code = architect.post("/api/dashboard/code").json()["code"]

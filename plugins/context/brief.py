@@ -16,6 +16,7 @@ import msgspec
 
 import cco_sidecar
 from cco_sidecar import (
+    AgentEndpoint,
     ApiError,
     ContextQuery,
     ContextRequest,
@@ -24,6 +25,7 @@ from cco_sidecar import (
     Reader,
     Route,
     Sections,
+    content_of,
     hookimpl,
     redact,
 )
@@ -60,7 +62,10 @@ Here CURL_FILE is a file that nobody else can read, with these two lines and you
 
 @hookimpl
 def register_routes() -> list[Route]:
-    return [Route("GET", "/api/context/{issue_id}/{agent_type}", GetContext)]
+    return [
+        Route("GET", "/api/context/{issue_id}/{agent_type}", GetContext),
+        Route("GET", "/api/agents/{agent_id}/brief", GetAgentBrief),
+    ]
 
 
 class GetContext(cco_sidecar.GetContext):
@@ -72,6 +77,23 @@ class GetContext(cco_sidecar.GetContext):
             return None
         self.content_type = "text/markdown; charset=utf-8"
         return reader_of(self.sidecar.agents, self.claims, issue_id)
+
+
+class GetAgentBrief(AgentEndpoint):
+    """The brief that an agent got at its start, as long as it is kept."""
+
+    answers = {200: str}
+
+    async def respond(self, agent_id: str) -> bytes:
+        self.find(agent_id)
+        folder = self.sidecar.settings.storage / "agents" / agent_id
+        brief = await self.sidecar.agents.disk.run(content_of, folder / "brief.md")
+        if not brief:
+            kept = "got no brief" if folder.exists() else "has none any more (--agent-retention)"
+            raise ApiError("REQ_002", f"The agent {agent_id} {kept}")
+        self.content_type = "text/markdown; charset=utf-8"
+        text: str = brief[: 10 * BYTES].decode("utf-8", "replace")
+        return text.encode()
 
 
 def prefers_markdown(accept: str) -> bool:

@@ -1421,7 +1421,7 @@ class Sidecar:
             self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings
         )
         self.repeats: weakref.WeakValueDictionary[Any, asyncio.Lock] = weakref.WeakValueDictionary()  # by their key
-        self.request_logs = [RequestLog()]
+        self.request_logs: list[RequestLog] = []
         self.access = Access(settings)
         self.answer_filters: list[AnswerFilter] = list(hooks.parts("answer_filter", Callable, settings=settings))
         self.started = time.time()
@@ -1486,7 +1486,7 @@ class Sidecar:
         server_class = self.hooks.derived("server_class", Server, settings=settings)
         self._server = server_class(
             make_application(self),
-            ssl_options=self._tls_context(),
+            ssl_options=tls_context(settings),
             # Bodies are counted, and refused in JSON, by Endpoint: Tornado's own limit would answer without a body.
             max_body_size=1 << 40,
             max_header_size=MAX_FIELDS + GetContext.max_line,
@@ -1507,15 +1507,6 @@ class Sidecar:
         self.port: int = sockets[0].getsockname()[1]
         self.protocols = self._server.protocols
 
-    def _tls_context(self) -> ssl.SSLContext | None:
-        certificate, key = self.settings.tls_cert, self.settings.tls_key
-        if not certificate or not key:
-            return None
-        try:
-            return tls_context(certificate, key)
-        except (OSError, ssl.SSLError) as error:
-            raise StartError(f"{self.settings.where('tls_cert')}: it cannot be loaded: {one_line(error)}") from None
-
     def _announced(self) -> SidecarInfo:
         """What clients find the service by."""
         settings = self.settings
@@ -1527,7 +1518,11 @@ class Sidecar:
         return SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
 
     def log_request(self, request: FinishedRequest) -> None:
-        """Hand a finished request to every request log."""
+        """Log a finished request in a line, and hand it to every request log."""
+        log.info(
+            "%s %s %s %d %.1f ms %s %s", request.request_id, request.method or "-", request.path or "-", request.status,
+            request.seconds * 1000, request.claims.sub or "-", request.error.code if request.error else "-",
+        )  # fmt: skip
         for request_log in self.request_logs:
             request_log.record(request)
 
@@ -1797,42 +1792,31 @@ class Server(tornado.httpserver.HTTPServer):
         self.ssl_options = context
 
 
-def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """The context of an HTTPS server: TLS 1.2 or newer. Raises OSError and ssl.SSLError. Blocks."""
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """The context of an HTTPS server, TLS 1.2 or newer; None for HTTP. Raises StartError. Blocks."""
+    if not settings.tls_cert or not settings.tls_key:
+        return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate, key, password=lambda: "")  # else OpenSSL would ask on the terminal, and wait
+    try:  # without a password OpenSSL would ask for one on the terminal, and wait
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=lambda: "")
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(f"{settings.where('tls_cert')}: it cannot be loaded: {one_line(error)}") from error
     return context
 
 
 @tornado.web.stream_request_body
-class Endpoint(tornado.web.RequestHandler):
-    """The base of every endpoint. A subclass says what it requires in class attributes and implements ``respond``.
-
-    ``respond`` gets the values of the path's names, in order, and, where ``body`` is set, the validated body as a dict;
-    ``self.query`` holds the parameters. It returns what becomes the JSON of the answer, or ready bytes of it, or raises
-    ApiError. ``answers`` has the types of answers by status, the successful one first, for the OpenAPI document; a text
-    names a type in plugins/http/_answers.py.
+class Handler(tornado.web.RequestHandler):
+    """A request as Tornado hands it over: its body, the whole answer with our headers, errors in our words, and one
+    record of it in the request logs.
     """
 
-    permission: ClassVar[str | None] = None
-    public: ClassVar[bool] = False
-    query_type: ClassVar[type[Struct]] = NoQuery
-    body: ClassVar[type[Struct] | None] = None
-    answers: ClassVar[dict[int, Any]] = {200: dict}
-    problems: ClassVar[tuple[int, ...]] = ()  # statuses beyond those that every endpoint has
-    max_line: ClassVar[int] = MAX_LINE
     max_body: ClassVar[int] = MB
-    invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
     failure: ClassVar[str] = "STR_002"  # the code of an unexpected error
-    idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
-    holds_token: ClassVar[bool] = False
-    aside: ClassVar[bool] = False  # what an agent's program does by itself: no call of the agent, and none of its limit
     cache_control: ClassVar[str] = "no-store"
     content_type = "application/json"
     reading = False  # a request that changes nothing although its method says that it may
 
-    ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
     SHORT = 64 * 1024  # bytes of an answer that is written in one piece with its headers
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
 
@@ -1840,7 +1824,6 @@ class Endpoint(tornado.web.RequestHandler):
     __slots__ = ("allowance", "claims", "hang_up", "path_names", "query", "request_id", "sidecar", "upload")
 
     query: Any
-    respond: Callable[..., Awaitable[Any]]
     error: ApiError | None = None  # why the request is refused
     acted_on: dict[str, str] | None = None  # the ids that the body and the answer name
     parked = 0.0  # seconds that a long poll waited: not the service's own time
@@ -1858,13 +1841,146 @@ class Endpoint(tornado.web.RequestHandler):
         self.upload = bytearray()
         sidecar.open_requests += 1
 
-    # -- the request, in the order in which it comes
+    def data_received(self, chunk: bytes) -> None:
+        if not self.error:
+            self.upload += chunk
+            if len(self.upload) > self.max_body:  # only a chunked body gets here
+                self.answer_early(too_large(self.max_body))
+
+    def answer_too_late(self) -> None:
+        self.answer_early(self.error or ApiError("REQ_008", "The request's body did not come in time"))
+
+    def answer_early(self, error: ApiError) -> None:
+        """Refuse a request whose body has not ended. Tornado closes the connection behind the answer."""
+        self.upload.clear()
+        content = self.error_content(error)
+        self.set_header("Connection", "close")
+        self.finish(content)
+
+    # -- the answer
+
+    def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
+        if not self._headers_written:
+            headers = self._headers  # set_header checks each value anew, which is a tenth of a small answer's cost
+            headers["X-Request-ID"] = self.request_id
+            headers["Cache-Control"] = self.cache_control if self.get_status() < 400 else "no-store"
+            headers.update(self.sidecar.access.headers)
+            if self.allowance:
+                headers.update(self.allowance.headers())
+            tokens, claims = self.sidecar.tokens, self.claims
+            if claims.exp <= time.time() + tokens.REFRESH_SECONDS and not claims.issued_elsewhere:
+                headers["X-Refreshed-Token"] = tokens.refresh(claims)[0]
+        return super().flush(include_footers)
+
+    async def _taken(self, written: asyncio.Future[None]) -> None:
+        """Wait until the client has taken what was written. Raises StreamClosedError where it does not."""
+        if not written.done():
+            self.hang_up.future = written  # Tornado forgets it where the client hangs up
+            await asyncio.wait({written}, timeout=self.STALL_SECONDS)
+        if not written.done() or written.cancelled() or written.exception():
+            self.close()
+            raise tornado.iostream.StreamClosedError  # raising the future's own would keep the answer in a cycle
+
+    def close(self) -> None:
+        """Give up the answer, and with HTTP/1.1 the connection."""
+        typing.cast(Any, self.request.connection).close()
+        self.on_connection_close()  # Tornado only tells of clients that close it
+
+    def compute_etag(self) -> None:
+        """None: Tornado would hash every answer; contexts have an ETag of their own."""
+
+    # -- errors
+
+    def error_content(self, error: ApiError) -> bytes:
+        """The body of a refusal, whose status and headers it sets."""
+        self.error = error.with_traceback(None)  # its frames would hold the answer in a cycle
+        self.allowance = self.allowance or error.allowance
+        self.clear_header("ETag")
+        self.set_status(error.status)
+        self.set_header("Content-Type", "application/json")
+        if error.retry_after is not None:
+            self.set_header("Retry-After", str(error.retry_after))
+        if error.status == 401:
+            self.set_header("WWW-Authenticate", "Bearer")
+        if error.status == 405:
+            self.set_header("Allow", ", ".join(self.allowed_methods()))
+        return msgspec.json.encode(error.answer(self.request_id))
+
+    def allowed_methods(self) -> list[str]:
+        """The methods of the request's path, empty where it is unknown; ``*`` is the service as a whole."""
+        path, matches = self.request.path, self.application.settings["matches"]
+        found = set().union(*(match.methods for match in matches if path == "*" or match.regex.match(path)))
+        return sorted(found | {"OPTIONS"}) if found else []
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Tornado's own refusals (an unknown method, a path that is not UTF-8) in our words."""
+        codes = {404: "REQ_002", 405: "REQ_003" if self.allowed_methods() else "REQ_002", 413: "REQ_004"}
+        self.answer_early(ApiError(self.failure if status_code >= 500 else codes.get(status_code, "REQ_001")))
+
+    def log_exception(self, *details: Any) -> None:
+        """Log what Tornado caught outside of ``_serve``; its own refusals and hang-ups are no errors of ours."""
+        if not isinstance(details[1], (tornado.web.HTTPError, tornado.iostream.StreamClosedError)):
+            log.error("%s unexpected", self.request_id, exc_info=details)
+
+    # -- afterwards
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()  # ends the wait for a body that will never be whole
+        self.hang_up.happen()
+        self.on_finish(499)  # Tornado calls it only after finish()
+
+    def on_finish(self, status: int = 0) -> None:
+        """Count the request and hand it to the request logs, once."""
+        if self._too_late:
+            self._too_late.cancel()
+        if self._accounted:
+            return
+        self._accounted = True
+        request, status = self.request, status or self.get_status()
+        seconds = max(0.0, request.request_time() - self.parked)
+        self.sidecar.open_requests -= 1
+        self.sidecar.metrics.record(seconds, failed=status >= 400 and status != 499)
+        # Tornado refuses an unknown method before it has looked at the path.
+        in_path = dict(zip(self.path_names, getattr(self, "path_args", ()), strict=False))
+        self.sidecar.log_request(FinishedRequest(
+            moment=time.time(), request_id=self.request_id, remote=request.remote_ip, method=request.method,
+            path=without_tokens(request.path), status=status, seconds=seconds, claims=self.claims, error=self.error,
+            reading=self.reading, acted_on=in_path | (self.acted_on or {}),
+        ))  # fmt: skip
+
+
+class Endpoint(Handler):
+    """The base of every endpoint. A subclass says what it requires in class attributes and implements ``respond``.
+
+    ``respond`` gets the values of the path's names, in order, and, where ``body`` is set, the validated body as a dict;
+    ``self.query`` holds the parameters. It returns what becomes the JSON of the answer, or ready bytes of it, or raises
+    ApiError. ``answers`` has the types of answers by status, the successful one first, for the OpenAPI document; a text
+    names a type in plugins/http/_answers.py.
+    """
+
+    permission: ClassVar[str | None] = None
+    public: ClassVar[bool] = False
+    query_type: ClassVar[type[Struct]] = NoQuery
+    body: ClassVar[type[Struct] | None] = None
+    answers: ClassVar[dict[int, Any]] = {200: dict}
+    problems: ClassVar[tuple[int, ...]] = ()  # statuses beyond those that every endpoint has
+    max_line: ClassVar[int] = MAX_LINE
+    invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
+    idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
+    holds_token: ClassVar[bool] = False
+    aside: ClassVar[bool] = False  # what an agent's program does by itself: no call of the agent, and none of its limit
+
+    ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
+
+    respond: Callable[..., Awaitable[Any]]
 
     async def prepare(self) -> None:
         """Check what is known before the body comes. A refusal waits for the end of a short body, so that the
         connection goes on, and for none that is long.
         """
-        request, sidecar, length = self.request, self.sidecar, body_length(self.request.headers)
+        request, sidecar = self.request, self.sidecar
+        known = re.fullmatch(r"[0-9]{1,18}", request.headers.get("Content-Length", "0"))  # Tornado refuses nonsense
+        length = math.inf if "Transfer-Encoding" in request.headers else int(known[0] if known else 0)
         try:
             sidecar.access.check(request)
             if len(request.uri or "") > self.max_line:
@@ -1885,22 +2001,8 @@ class Endpoint(tornado.web.RequestHandler):
             if length > MB:
                 self.answer_early(error)
         if length and not self._finished:
-            late = self.error or ApiError("REQ_008", "The request's body did not come in time")
             wait = sidecar.settings.request_timeout
-            self._too_late = asyncio.get_running_loop().call_later(wait, self.answer_early, late)
-
-    def data_received(self, chunk: bytes) -> None:
-        if not self.error:
-            self.upload += chunk
-            if len(self.upload) > self.max_body:  # only a chunked body gets here
-                self.answer_early(too_large(self.max_body))
-
-    def answer_early(self, error: ApiError) -> None:
-        """Refuse a request whose body has not ended. Tornado closes the connection behind the answer."""
-        self.upload.clear()
-        content = self.error_content(error)
-        self.set_header("Connection", "close")
-        self.finish(content)
+            self._too_late = asyncio.get_running_loop().call_later(wait, self.answer_too_late)
 
     async def _serve(self, *path: str) -> None:
         if self._too_late:
@@ -1948,7 +2050,7 @@ class Endpoint(tornado.web.RequestHandler):
         """The answer; with an Idempotency-Key the first one again. A body that is about another project than the
         token's, or another issue, is refused.
         """
-        body, key = await self._read_body(), self.request.headers.get("Idempotency-Key")
+        body = await self._read_body()
         project = body.get("project_id")
         if project is not None and project != self.claims.project_id:
             raise forbidden("This token belongs to another project", project_id=project)
@@ -1956,8 +2058,10 @@ class Endpoint(tornado.web.RequestHandler):
         self._note(body, "issue_id", "agent_id")
         for issue_id in issues_named(body) if self.claims.issue_id is not None else ():
             self.sidecar.tokens.check_issue(self.claims, issue_id)
-        if key is None or not self.idempotent:
-            return await self._store(path, body=body)
+        key = self.request.headers.get("Idempotency-Key") if self.idempotent else None
+        if key is None:
+            async with self.sidecar.storage.room(len(self.upload)):
+                return self._note(await self.respond(*path, body=body), "agent_id", "event_id", "id")
         where = f"{self.request.method} {self.request.path}"
         ticket = IdempotencyTicket(self.sidecar.storage, self.claims, where, key, bytes(self.upload))
         async with self.sidecar.repeats.setdefault(ticket.key, asyncio.Lock()):
@@ -1965,14 +2069,10 @@ class Endpoint(tornado.web.RequestHandler):
                 self.set_header("Idempotent-Replay", "true")
                 self._note(msgspec.json.decode(first), "agent_id", "event_id", "id")
                 return self.replay(first)
-            answer = await self._store(path, body=body, ticket=ticket)
+            async with self.sidecar.storage.room(len(self.upload)):
+                answer = self._note(await self.respond(*path, body=body, ticket=ticket), "agent_id", "event_id", "id")
             await ticket.complete(self.remembered(answer))
             return answer
-
-    async def _store(self, path: tuple[str, ...], **facts: Any) -> Any:
-        """The answer to a body, for which there is room in the storage."""
-        async with self.sidecar.storage.room(len(self.upload)):
-            return self._note(await self.respond(*path, **facts), "agent_id", "event_id", "id")
 
     async def _read_body(self) -> dict[str, Any]:
         """The body as a dict that satisfies ``self.body``; unknown fields stay in it."""
@@ -2007,8 +2107,6 @@ class Endpoint(tornado.web.RequestHandler):
     def replay(self, answer: bytes) -> bytes:
         return answer
 
-    # -- the answer
-
     async def send(self, content: bytes) -> None:
         """The whole answer. Raises StreamClosedError where nobody is left to read it, and what the filters raise."""
         if self.hang_up.happened:
@@ -2029,58 +2127,6 @@ class Endpoint(tornado.web.RequestHandler):
                 self.when_sent()
                 self.when_sent = None
 
-    def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
-        if not self._headers_written:
-            headers = self._headers  # set_header checks each value anew, which is a tenth of a small answer's cost
-            headers["X-Request-ID"] = self.request_id
-            headers["Cache-Control"] = self.cache_control if self.get_status() < 400 else "no-store"
-            headers.update(self.sidecar.access.headers)
-            if self.allowance:
-                headers.update(self.allowance.headers())
-            if fresh := self.sidecar.tokens.refresh_if_due(self.claims):
-                headers["X-Refreshed-Token"] = fresh
-        return super().flush(include_footers)
-
-    async def _taken(self, written: asyncio.Future[None]) -> None:
-        """Wait until the client has taken what was written. Raises StreamClosedError where it does not."""
-        if not written.done():
-            self.hang_up.future = written  # Tornado forgets it where the client hangs up
-            await asyncio.wait({written}, timeout=self.STALL_SECONDS)
-        if not written.done() or written.cancelled() or written.exception():
-            self.close()
-            raise tornado.iostream.StreamClosedError  # raising the future's own would keep the answer in a cycle
-
-    def close(self) -> None:
-        """Give up the answer, and with HTTP/1.1 the connection."""
-        typing.cast(Any, self.request.connection).close()
-        self.on_connection_close()  # Tornado only tells of clients that close it
-
-    def compute_etag(self) -> None:
-        """None: Tornado would hash every answer; contexts have an ETag of their own."""
-
-    # -- errors
-
-    def error_content(self, error: ApiError) -> bytes:
-        """The body of a refusal, whose status and headers it sets."""
-        self.error = error.with_traceback(None)  # its frames would hold the answer in a cycle
-        self.allowance = self.allowance or error.allowance
-        self.clear_header("ETag")
-        self.set_status(error.status)
-        self.set_header("Content-Type", "application/json")
-        if error.retry_after is not None:
-            self.set_header("Retry-After", str(error.retry_after))
-        if error.status == 401:
-            self.set_header("WWW-Authenticate", "Bearer")
-        if error.status == 405:
-            self.set_header("Allow", ", ".join(self.allowed_methods()))
-        return msgspec.json.encode(error.answer(self.request_id))
-
-    def allowed_methods(self) -> list[str]:
-        """The methods of the request's path, empty where it is unknown; ``*`` is the service as a whole."""
-        path, matches = self.request.path, self.application.settings["matches"]
-        found = set().union(*(match.methods for match in matches if path == "*" or match.regex.match(path)))
-        return sorted(found | {"OPTIONS"}) if found else []
-
     def _unexpected(self, error: Exception) -> ApiError:
         if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
             return ApiError("REQ_001", "The body is nested too deeply")
@@ -2094,42 +2140,6 @@ class Endpoint(tornado.web.RequestHandler):
             log.error("%s unexpected", self.request_id, exc_info=error)
             return ApiError(self.failure)
         return ApiError(self.failure, f"{ERRORS[self.failure][2]}: {reason}")
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Tornado's own refusals (an unknown method, a path that is not UTF-8) in our words."""
-        codes = {404: "REQ_002", 405: "REQ_003" if self.allowed_methods() else "REQ_002", 413: "REQ_004"}
-        self.answer_early(ApiError(self.failure if status_code >= 500 else codes.get(status_code, "REQ_001")))
-
-    def log_exception(self, *details: Any) -> None:
-        """Log what Tornado caught outside of ``_serve``; its own refusals and hang-ups are no errors of ours."""
-        if not isinstance(details[1], (tornado.web.HTTPError, tornado.iostream.StreamClosedError)):
-            log.error("%s unexpected", self.request_id, exc_info=details)
-
-    # -- afterwards
-
-    def on_connection_close(self) -> None:
-        super().on_connection_close()  # ends the wait for a body that will never be whole
-        self.hang_up.happen()
-        self.on_finish(499)  # Tornado calls it only after finish()
-
-    def on_finish(self, status: int = 0) -> None:
-        """Count the request and hand it to the request logs, once."""
-        if self._too_late:
-            self._too_late.cancel()
-        if self._accounted:
-            return
-        self._accounted = True
-        request, status = self.request, status or self.get_status()
-        seconds = max(0.0, request.request_time() - self.parked)
-        self.sidecar.open_requests -= 1
-        self.sidecar.metrics.record(seconds, failed=status >= 400 and status != 499)
-        # Tornado refuses an unknown method before it has looked at the path.
-        in_path = dict(zip(self.path_names, getattr(self, "path_args", ()), strict=False))
-        self.sidecar.log_request(FinishedRequest(
-            moment=time.time(), request_id=self.request_id, remote=request.remote_ip, method=request.method,
-            path=without_tokens(request.path), status=status, seconds=seconds, claims=self.claims, error=self.error,
-            reading=self.reading, acted_on=in_path | (self.acted_on or {}),
-        ))  # fmt: skip
 
 
 class FinishedRequest(Struct, frozen=True, kw_only=True):
@@ -2149,14 +2159,10 @@ class FinishedRequest(Struct, frozen=True, kw_only=True):
 
 
 class RequestLog:
-    """Records each finished request as a line of the log. Plugins may record more (``request_log``)."""
+    """Records finished requests in one more place than the log: the hook ``request_log``."""
 
     def record(self, request: FinishedRequest) -> None:
         """Called on the loop for every request, in order. Must not block for longer than a short write does."""
-        log.info(
-            "%s %s %s %d %.1f ms %s %s", request.request_id, request.method or "-", request.path or "-", request.status,
-            request.seconds * 1000, request.claims.sub or "-", request.error.code if request.error else "-",
-        )  # fmt: skip
 
     def close(self) -> None:
         """The service has ended."""
@@ -2198,14 +2204,6 @@ def fits(value: Any, shape: Any) -> bool:
         msgspec.convert(value, shape)
         return True
     return False
-
-
-def body_length(headers: tornado.httputil.HTTPHeaders) -> float:
-    """The body's announced length: infinite for one in chunks, 0 for nonsense, which Tornado refuses."""
-    if "Transfer-Encoding" in headers:
-        return math.inf
-    lengths = headers.get("Content-Length", "0").split(",")
-    return max(int(length) if re.fullmatch(r"\s*\d{1,18}\s*", length, re.ASCII) else 0 for length in lengths)
 
 
 def too_large(limit: int) -> ApiError:
@@ -2547,22 +2545,22 @@ class AgentTypes:
                 log.warning("plugin %s: register_agent_types: %s", name, one_line(error))
         return found
 
-    async def look_for(self, agent_type: str) -> None:
-        """Ask plugins again where a type is not known. What is known stays as it is."""
+    async def find(self, agent_type: str, status: int = 400) -> str:
+        """The category of a type; plugins are asked again where it is not known. Raises what ``category`` does."""
         if agent_type not in self.categories:
-            self.categories = await self._hooks.pool.run(self._ask) | self.categories
+            self.categories = await self._hooks.pool.run(self._ask) | self.categories  # what is known stays as it is
+        return self.category(agent_type, status)
 
     def category(self, agent_type: str, status: int = 400, *, people: bool = False) -> str:
         """The category of a type; raises ApiError AGT_002 with ``status`` where it is unknown, or people's although
         ``people`` are not meant.
         """
-        if agent_type not in self.categories:
-            problem = f"Unknown agent type {agent_type}{meant(agent_type, self.categories)}"
-            raise ApiError("AGT_002", problem, status=status, details={"path": "agent_type"})
-        if self.is_for_people(agent_type) and not people:
-            problem = f"The type {agent_type} is for people: no agent has it"
-            raise ApiError("AGT_002", problem, status=status, details={"path": "agent_type"})
-        return self.categories[agent_type]
+        category = self.categories.get(agent_type)
+        if category and (people or not CATEGORIES[category].people):
+            return category
+        unknown = f"Unknown agent type {agent_type}{meant(agent_type, self.categories)}"
+        problem = f"The type {agent_type} is for people: no agent has it" if category else unknown
+        raise ApiError("AGT_002", problem, status=status, details={"path": "agent_type"})
 
     def is_for_people(self, agent_type: str) -> bool:
         return CATEGORIES[self.categories[agent_type]].people
@@ -2631,7 +2629,8 @@ class Tokens:
         if claims.exp <= time.time():
             del self._verified[token]
             raise ApiError("AUTH_002", details={"token_expired": True, "expiry_time": iso(claims.exp)})
-        self.check_revoked(claims.sub)
+        if claims.sub in self._revoked:
+            raise ApiError("AUTH_001", "This token was revoked")
         if claims.project_id != self._settings.project:
             raise forbidden("This token belongs to another project", project_id=claims.project_id)
         return claims
@@ -2690,11 +2689,6 @@ class Tokens:
         life = max(1, int(claims.exp - claims.iat))
         same: dict[str, Any] = {"permissions": claims.permissions, "issue_id": claims.issue_id, "bound": claims.bound}
         return self.mint(claims.sub, claims.agent_type, ttl=life, **same), int(time.time()) + life
-
-    def refresh_if_due(self, claims: Claims) -> str | None:
-        """A refreshed token in the last five minutes of this one, else None."""
-        due = claims.exp - time.time() <= self.REFRESH_SECONDS and not claims.issued_elsewhere
-        return self.refresh(claims)[0] if due else None
 
     def revoke(self, subject: str) -> None:
         """Refuse every token of ``subject`` from now on; the caller stores it (Records.revoke)."""
@@ -3413,8 +3407,7 @@ class Results:
 
     async def store(self, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
-        await self._agent_types.look_for(body["agent_type"])
-        category, issue = self._agent_types.category(body["agent_type"]), (body["project_id"], body["issue_id"])
+        category, issue = await self._agent_types.find(body["agent_type"]), (body["project_id"], body["issue_id"])
         # Other agents read the record, its file and the contexts that it becomes part of.
         body |= {"result": (await asyncio.to_thread(redact_json, body["result"]))[0]}
         async with self._locks.setdefault(issue, asyncio.Lock()):  # proposals depend on the results before
@@ -4106,8 +4099,7 @@ class Contexts:
         """The context of an issue for an agent type as JSON, or as a brief for ``reader``, and its ETag; no content
         where ``known``, an If-None-Match, names the ETag. Raises AGT_002 and REQ_002 (404), CTX_001 and CTX_002.
         """
-        await self._agent_types.look_for(agent_type)
-        category = self._agent_types.category(agent_type, status=404)
+        category = await self._agent_types.find(agent_type, status=404)
         max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens) if query.max_tokens else query.max_bytes
         task, max_files = query.task or await self._task(issue_id), 0 if reader else query.max_files
         key = ContextKey(issue_id, agent_type, task, max_bytes, max_files, reader)
@@ -5123,7 +5115,7 @@ class Agents:
         return await asyncio.shield(spawning)
 
     async def _spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
-        await self._types.look_for(body["agent_type"])
+        await self._types.find(body["agent_type"])
         if self._stopping:
             raise ApiError("AGT_001", "The service is stopping")
         if (number := len(self.active)) >= self.settings.max_agents:

@@ -86,8 +86,9 @@ def test_https_is_1_2_or_newer_and_stays(secure: Callable[..., Service], tmp_pat
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         with connect(service, minimum_version=version, maximum_version=version) as line:
             assert line.version() == {ssl.TLSVersion.TLSv1_2: "TLSv1.2", ssl.TLSVersion.TLSv1_3: "TLSv1.3"}[version]
-    context = cco_sidecar.tls_context(tmp_path / "cert.pem", tmp_path / "key.pem")
-    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    pair = {"tls_cert": str(tmp_path / "cert.pem"), "tls_key": str(tmp_path / "key.pem")}
+    context = cco_sidecar.tls_context(cco_sidecar.load_settings({"root": str(tmp_path)} | pair, {}))
+    assert context and context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

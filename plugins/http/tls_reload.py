@@ -7,11 +7,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 from collections.abc import Iterable
 from pathlib import Path
 
-from cco_sidecar import Server, Settings, hookimpl, tls_context
+from cco_sidecar import Server, Settings, StartError, hookimpl, tls_context
 
 log = logging.getLogger("cco.tls")
 
@@ -22,18 +21,18 @@ CHECK_SECONDS = 2.0
 def server_class(settings: Settings, base: type[Server]) -> type[Server] | None:
     if not settings.tls_cert or not settings.tls_key:
         return None
-    return type("ReloadingServer", (ReloadingServer, base), {"files": (settings.tls_cert, settings.tls_key)})
+    return type("ReloadingServer", (ReloadingServer, base), {"settings": settings})
 
 
 class ReloadingServer(Server):
     """Looks at the certificate's files as long as it listens. Connections that are open go on with what they have."""
 
-    files: tuple[Path, Path]
+    settings: Settings
     _watching: asyncio.Task[None] | None = None
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         super().add_sockets(sockets)
-        self._watching = asyncio.create_task(self._watch([signature_behind(path) for path in self.files]))
+        self._watching = asyncio.create_task(self._watch(self._signatures()))
 
     async def close_all_connections(self) -> None:
         if self._watching:
@@ -41,20 +40,24 @@ class ReloadingServer(Server):
             await asyncio.gather(self._watching, return_exceptions=True)
         await super().close_all_connections()
 
+    def _signatures(self) -> list[tuple[int, int, int] | None]:
+        return [signature_behind(path) for path in (self.settings.tls_cert, self.settings.tls_key) if path]
+
     async def _watch(self, served: list[tuple[int, int, int] | None]) -> None:
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            seen = [signature_behind(path) for path in self.files]  # before the files are read: later changes show
+            seen = self._signatures()  # before the files are read: later changes show
             if seen == served:
                 continue
             # a new context: one that lives would serve the old certificate beside a new one of another kind of key
             try:
-                self.take_certificate(tls_context(*self.files))
+                if context := tls_context(self.settings):
+                    self.take_certificate(context)
                 log.info("the renewed certificate is served from now on")
-            except (OSError, ssl.SSLError) as error:  # half a renewal is mended by its other half, at the next look
+            except StartError as error:  # half a renewal is mended by its other half, at the next look
                 log.error(
                     "--tls-cert/--tls-key have changed and cannot be loaded, the old certificate goes on: %s",
-                    reason(error),
+                    reason(error.__cause__),
                 )
             served = seen
 
@@ -70,6 +73,6 @@ def signature_behind(path: Path) -> tuple[int, int, int] | None:
     return facts.st_mtime_ns, facts.st_ino, facts.st_size
 
 
-def reason(error: OSError) -> str:
+def reason(error: BaseException | None) -> str:
     """Why a certificate cannot be loaded, without a path."""
-    return str(getattr(error, "reason", None) or error.strerror or type(error).__name__)
+    return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__)

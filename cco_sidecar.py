@@ -1426,8 +1426,8 @@ class Sidecar:
         self.answer_filters: list[AnswerFilter] = list(hooks.parts("answer_filter", Callable, settings=settings))
         self.started = time.time()
         self.open_requests = 0
-        self._process = psutil.Process()
-        self._disk = Pool("disk", 2, 10)
+        self.process = psutil.Process()
+        self.disk = Pool("disk", 2, 10)
         self._probe: asyncio.Future[tuple[str, str]] | None = None
 
     async def __aenter__(self) -> Sidecar:
@@ -1462,7 +1462,7 @@ class Sidecar:
             parts.push_async_callback(self.contexts.close)
             self.agents.url = self.info.url + "/api"
             await self.agents.start()
-            self._process.cpu_percent()  # measures nothing yet: each call covers the time since the one before
+            self.process.cpu_percent()  # measures nothing yet: each call covers the time since the one before
             self._parts = parts.pop_all()
         await self._tell("startup")
 
@@ -1526,33 +1526,14 @@ class Sidecar:
         for request_log in self.request_logs:
             request_log.record(request)
 
-    async def health(self) -> dict[str, Any]:
-        """The answer of ``/health``, measured now; callers at the same time share one write and one round trip."""
+    async def probe(self) -> tuple[str, str]:
+        """For storage and bus, "healthy" or why not; callers at the same time share one write and one round trip."""
         if self._probe is None or self._probe.done():
             self._probe = asyncio.ensure_future(self._probe_storage())
-        storage, bus = await asyncio.shield(self._probe)
-        return {
-            "status": "healthy" if storage == bus == "healthy" else "unhealthy",
-            "service": "orchestration-sidecar",
-            "version": __version__,
-            "uptime_seconds": int(time.time() - self.started),
-            "project_id": self.settings.project,
-            "instance_id": self.info.instance_id,
-            "checks": {
-                "storage": storage,
-                "event_bus": bus,
-                "memory_usage_mb": measured(lambda: round(self._process.memory_info().rss / MB, 1)),
-                "cpu_usage_percent": measured(self._process.cpu_percent),
-                "active_agents": len(self.agents.active),
-                "event_queue_size": measured(lambda: self.storage.read.undelivered(self.settings.project)),
-                "disk_space_available_mb": measured(lambda: int(shutil.disk_usage(self.settings.storage).free / MB)),
-                "watching": self.contexts.watching(),
-            },
-            "timestamp": iso(),
-        }
+        return await asyncio.shield(self._probe)
 
     async def _probe_storage(self) -> tuple[str, str]:
-        """For storage and bus, "healthy" or why not: a write and a file were made, and an event woke a waiter."""
+        """Whether a write and a file can be made, and an event wakes a waiter."""
         try:
             async with asyncio.timeout(2):
                 await self.storage.write(self.results.probe)
@@ -1565,36 +1546,6 @@ class Sidecar:
         except TimeoutError:
             return "healthy", "unhealthy: a waiter did not wake within 2 s"
         return "healthy", "healthy"
-
-    async def status(self) -> dict[str, Any]:
-        with contextlib.suppress(StorageError):  # where nothing can be written, what is on disk counts
-            await self.storage.write(lambda records: None)  # jobs run in order: what was queued before is on disk then
-        performance = self.metrics.statistics()
-        for answer_filter in self.answer_filters:
-            performance |= getattr(answer_filter, "statistics", dict)()
-        return {
-            "agents": self.agents.ledger.statistics(),
-            "storage": {
-                **self.contexts.statistics(),
-                "results_stored": self.storage.read.count_results(self.settings.project),
-                "total_size_mb": round(await self.storage.size() / MB, 3),
-                **self.storage.statistics(),
-                "storage_path": str(self.settings.storage),
-            },
-            "events": self.bus.statistics(),
-            "performance": performance,
-            "spent": await self._disk.run(self.agents.meter.statistics),
-            "timestamp": iso(),
-        }
-
-
-def measured(figure: Callable[[], float]) -> float:
-    """The figure, 0 where it cannot be measured: the checks beside it say why."""
-    try:
-        return figure()
-    except (StorageError, OSError, psutil.Error) as error:
-        log.debug("a figure cannot be measured: %s", one_line(error))
-        return 0
 
 
 def check_needed_plugins(settings: Settings, hooks: Hooks) -> None:
@@ -2355,15 +2306,10 @@ class PublishEvent(Endpoint):
     failure = "EVT_001"
     idempotent = True
 
-    async def respond(
-        self, event_type: str, body: dict[str, Any], ticket: IdempotencyTicket | None = None
-    ) -> dict[str, Any]:
-        if event_type == "*" or body.get("event_type", event_type) not in (event_type, None):
-            raise ApiError(
-                "EVT_002",
-                f"The path says {event_type}, the body {body.get('event_type')}",
-                details={"path": "event_type"},
-            )
+    async def respond(self, event_type: str, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> Any:
+        if event_type == "*" or body.get("event_type") not in (event_type, None):
+            problem = f"The path says {event_type}, the body {body.get('event_type')}"
+            raise ApiError("EVT_002", problem, details={"path": "event_type"})
         self.sidecar.tokens.check_event_type(self.claims, event_type)
         self.sidecar.tokens.check_identity(self.claims, body["publisher"])
         return await self.sidecar.bus.publish(self.claims.project_id, event_type, body, ticket)
@@ -2498,10 +2444,37 @@ class GetHealth(Endpoint):
     answers = {200: "Health", 503: "Health"}
 
     async def respond(self) -> dict[str, Any]:
-        health = await self.sidecar.health()
-        if health["status"] != "healthy":
-            self.set_status(503)
-        return health
+        sidecar, (storage, bus) = self.sidecar, await self.sidecar.probe()
+        healthy = storage == bus == "healthy"
+        self.set_status(200 if healthy else 503)
+        return {
+            "status": "healthy" if healthy else "unhealthy",
+            "service": "orchestration-sidecar",
+            "version": __version__,
+            "uptime_seconds": int(time.time() - sidecar.started),
+            "project_id": sidecar.settings.project,
+            "instance_id": sidecar.info.instance_id,
+            "checks": {
+                "storage": storage,
+                "event_bus": bus,
+                "memory_usage_mb": measured(lambda: round(sidecar.process.memory_info().rss / MB, 1)),
+                "cpu_usage_percent": measured(sidecar.process.cpu_percent),
+                "active_agents": len(sidecar.agents.active),
+                "event_queue_size": measured(lambda: sidecar.storage.read.undelivered(sidecar.settings.project)),
+                "disk_space_available_mb": measured(lambda: int(shutil.disk_usage(sidecar.settings.storage).free / MB)),
+                "watching": sidecar.contexts.watching(),
+            },
+            "timestamp": iso(),
+        }
+
+
+def measured(figure: Callable[[], float]) -> float:
+    """The figure, 0 where it cannot be measured: the checks beside it say why."""
+    try:
+        return figure()
+    except (StorageError, OSError, psutil.Error) as error:
+        log.debug("a figure cannot be measured: %s", one_line(error))
+        return 0
 
 
 class GetPlugins(Endpoint):
@@ -2520,7 +2493,27 @@ class GetStatus(Endpoint):
     answers = {200: "Status"}
 
     async def respond(self) -> dict[str, Any]:
-        return await self.sidecar.status()
+        sidecar = self.sidecar
+        # Jobs run in order: what was queued before is on disk then. Where nothing can be written, what is there counts.
+        with contextlib.suppress(StorageError):
+            await sidecar.storage.write(lambda records: None)
+        performance = sidecar.metrics.statistics()
+        for answer_filter in sidecar.answer_filters:
+            performance |= getattr(answer_filter, "statistics", dict)()
+        return {
+            "agents": sidecar.agents.ledger.statistics(),
+            "storage": {
+                **sidecar.contexts.statistics(),
+                "results_stored": sidecar.storage.read.count_results(sidecar.settings.project),
+                "total_size_mb": round(await sidecar.storage.size() / MB, 3),
+                **sidecar.storage.statistics(),
+                "storage_path": str(sidecar.settings.storage),
+            },
+            "events": sidecar.bus.statistics(),
+            "performance": performance,
+            "spent": await sidecar.disk.run(sidecar.agents.meter.statistics),
+            "timestamp": iso(),
+        }
 
 
 # ======================================================================================================
@@ -2702,18 +2695,15 @@ class Tokens:
 
 def make_or_read_secret(path: Path) -> str:
     """The secret in ``path``, made on first use. Of two first users one makes it and the other reads it."""
-    with contextlib.suppress(FileExistsError):
-        if not path.exists():
-            temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                with os.fdopen(handle, "w") as file:
-                    file.write(secrets.token_urlsafe(48))
-                    file.flush()
-                    os.fsync(file.fileno())
+    if not path.exists():
+        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        write_file(temporary, secrets.token_urlsafe(48).encode())
+        try:
+            with temporary.open("rb") as file, contextlib.suppress(FileExistsError):
+                os.fsync(file.fileno())
                 os.link(temporary, path)  # unlike a rename this fails where another was faster
-            finally:
-                os.unlink(temporary)
+        finally:
+            temporary.unlink()
     secret = path.read_text("utf-8", "backslashreplace").strip()
     if len(secret.encode()) < 32:
         raise StartError(
@@ -5093,8 +5083,8 @@ class Agents:
         launcher = hooks.derived("agent_part", Launcher, settings=settings)
         self.launcher: Launcher = launcher(contexts, tokens, hooks, settings)
         self.disk = Pool("agents", 8, 20)
-        self._processes: Processes = hooks.part("process_owner", Processes, settings=settings) or Processes(settings)
-        self.output = self._processes.output
+        self.processes: Processes = hooks.part("process_owner", Processes, settings=settings) or Processes(settings)
+        self.output = self.processes.output
         self.active: dict[str, Running] = {}
         self.ledger = AgentLedger(storage, settings, self.active)
         self.meter = Meter()  # until the storage folder is there
@@ -5133,7 +5123,7 @@ class Agents:
             self._renew_token(running)
             command, ignored = await self.launcher.command(running, files, body.get("environment") or {}, reader)
             what = f"{Path(command.argv[0]).name}: "
-            process = running.process = await self._processes.start(row["id"], command)
+            process = running.process = await self.processes.start(row["id"], command)
             await self._run(running, process)
         except BaseException as error:
             problem: BaseException = error
@@ -5174,7 +5164,7 @@ class Agents:
         """Leave nothing of a spawn that failed but its row."""
         self.tokens.revoke(running.row["id"])
         if running.process:
-            await self._processes.end(running.process, lambda: 0.0)
+            await self.processes.end(running.process, lambda: 0.0)
         with contextlib.suppress(StorageError):  # the caller is being told about the failure that came first
             await self.ledger.failed(running.row, ticket, reason)
         await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
@@ -5208,7 +5198,7 @@ class Agents:
                 await asyncio.wait(waits, timeout=min(left, self.LOOK), return_when=asyncio.FIRST_COMPLETED)
             if not process.exited.is_set() and running.ended_as is None and row["reason"] is None:
                 running.ended_as = "killed" if running.ordered.is_set() else "timeout"
-            await self._processes.end(process, lambda: running.grace)
+            await self.processes.end(process, lambda: running.grace)
             await self._record(running, process)
         except Exception as error:  # a boundary: a task of its own, which must say so when it fails
             log.error("agent %s: watching failed", row["id"], exc_info=error)
@@ -5304,10 +5294,10 @@ class Agents:
         rows = self.ledger.storage.read.unfinished_agents(self.settings.project)
         # Before the first await: requests are answered from then on.
         self.active.update((row["id"], Running(row, self._folder / row["id"])) for row in rows)
-        await self._processes.open()
+        await self.processes.open()
         for row in rows:
             running = self.active[row["id"]]
-            process = running.process = await self._processes.adopt(row)
+            process = running.process = await self.processes.adopt(row)
             if row["ordered"]:
                 running.ordered.set()
                 running.ended_as = "killed"
@@ -5331,7 +5321,7 @@ class Agents:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._processes.close()
+        await self.processes.close()
 
     # -- asking
 

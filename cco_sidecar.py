@@ -1752,7 +1752,7 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
     try:  # without a password OpenSSL would ask for one on the terminal, and wait
         context.load_cert_chain(settings.tls_cert, settings.tls_key, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
-        raise StartError(f"{settings.where('tls_cert')}: it cannot be loaded: {one_line(error)}") from error
+        raise StartError(f"{settings.where('tls_cert')}: it cannot be loaded: {one_line(error)}") from None
     return context
 
 

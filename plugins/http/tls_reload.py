@@ -57,7 +57,7 @@ class ReloadingServer(Server):
             except StartError as error:  # half a renewal is mended by its other half, at the next look
                 log.error(
                     "--tls-cert/--tls-key have changed and cannot be loaded, the old certificate goes on: %s",
-                    reason(error.__cause__),
+                    reason(error.__context__),
                 )
             served = seen
 

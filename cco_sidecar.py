@@ -915,7 +915,7 @@ class Parts:
 
     def project_reader(self, settings: Settings) -> Project | None:
         """The reader of the repository, a subclass of Project. No state may be older than the call that asked for it.
-        The core's own asks git each time and hears of no change.
+        The core's own asks git each time, hears of no change, and takes names that suggest credentials for secret.
         """
 
     def process_owner(self, settings: Settings) -> Processes | None:
@@ -945,18 +945,24 @@ NOT_ASKED_FOR = "plugin %s: %s: an answer of type %s is not what was asked for"
 AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 
-class ContextRequest(Struct, frozen=True, kw_only=True):
-    """The input of a context section. ``project`` holds the files and git facts of this moment, ``ranked`` the
-    files by relevance.
-    """
+class ContextKey(Struct, frozen=True, kw_only=True):
+    """What makes one context differ from another: the request's parameters."""
 
     issue_id: str
     agent_type: str
     category: str
     task: str
-    outputs: list[dict[str, Any]]
     max_bytes: int
     max_files: int
+    reader: Reader | None = None  # whose brief it is
+
+
+class ContextRequest(ContextKey, frozen=True, kw_only=True):
+    """The input of a context section. ``project`` holds the files and git facts of this moment, ``ranked`` the
+    files by relevance, ``outputs`` earlier results, newest last.
+    """
+
+    outputs: list[dict[str, Any]]
     project: ProjectState
     ranked: list[RankedFile]
 
@@ -983,7 +989,9 @@ class FileFact(Struct, frozen=True):
 
 
 class RankRequest(Struct, frozen=True, kw_only=True):
-    """The input of a ranking. ``changed`` are uncommitted paths, ``outputs`` earlier results, newest last."""
+    """The input of a ranking. ``files`` are those that contexts may give, ``changed`` uncommitted paths, ``outputs``
+    earlier results, newest last.
+    """
 
     root: str
     index_folder: str
@@ -4034,6 +4042,10 @@ CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order, with the 
 CUTTABLE_SECTIONS = CONTEXT_SECTIONS.keys() - {"metadata"}
 
 
+# a context as those get it who have waited for it, as it is given afterwards, and its ETag
+BuiltContext = tuple[bytes, bytes, str]
+
+
 class Contexts:
     """Contexts, built in worker threads, cached, and never older than the disk.
 
@@ -4049,10 +4061,9 @@ class Contexts:
     def __init__(self, storage: Storage, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
         self._storage, self._hooks, self._agent_types, self._settings = storage, hooks, agent_types, settings
         self._pool = Pool("contexts", 8, 120)
-        self._cache: collections.OrderedDict[ContextKey, CacheEntry] = collections.OrderedDict()
+        self._cache: collections.OrderedDict[ContextKey, CachedContext] = collections.OrderedDict()
         self._bytes = self._hits = self._misses = 0
-        self._building: dict[str, asyncio.Task[CacheEntry]] = {}
-        self._ranking: tuple[Any, float, list[RankedFile]] = (None, 0.0, [])  # the last: what was asked, when, answer
+        self._ranking: tuple[RankRequest | None, float, list[RankedFile]] = (None, 0.0, [])  # asked, when, the answer
         reader = hooks.part("project_reader", Project, settings=settings)
         self._project: Project = reader or Project(settings.root, settings.storage)
         also = [names for _, names in hooks.ask("section_files")]
@@ -4065,8 +4076,6 @@ class Contexts:
         for shape in CONTEXT_SECTIONS.values():  # msgspec 0.22 crashes where two threads are the first to use a type
             msgspec.json.Decoder(shape)
         self._index_folder.mkdir(mode=0o700, exist_ok=True)
-        for former in self._index_folder.glob("text.db*"):  # the index of earlier versions
-            former.unlink(missing_ok=True)
         self._loop = asyncio.get_running_loop()
         self._starting = asyncio.gather(
             self._warm(), self._pool.run(self._project.start, self._changed), return_exceptions=True
@@ -4080,8 +4089,9 @@ class Contexts:
         """Let a ranking begin its index of a large project before somebody waits for it."""
         state = await self._project.state()
         if len(state.files) >= self.WARM_FROM:
-            key = ContextKey("", "chief-architect", "", MB, 1)
-            await self._pool.run(self._rank, key, "architect", [], state)
+            agent_type, category = "chief-architect", "architect"
+            key = ContextKey(issue_id="", agent_type=agent_type, category=category, task="", max_bytes=MB, max_files=1)
+            await self._pool.run(self._rank, key, [], state)
 
     async def get(
         self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", reader: Reader | None = None
@@ -4091,34 +4101,36 @@ class Contexts:
         """
         category = await self._agent_types.find(agent_type, status=404)
         max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens) if query.max_tokens else query.max_bytes
-        task, max_files = query.task or await self._task(issue_id), 0 if reader else query.max_files
-        key = ContextKey(issue_id, agent_type, task, max_bytes, max_files, reader)
+        key = ContextKey(
+            issue_id=issue_id, agent_type=agent_type, category=category, task=query.task or await self._task(issue_id),
+            max_bytes=max_bytes, max_files=0 if reader else query.max_files, reader=reader,
+        )  # fmt: skip
         try:
             state = await self._project.state()
         except OSError as error:
             log.error("the project cannot be read: %s", one_line(error))
             known_why = isinstance(error, GitError)  # others name paths of this machine
             raise ApiError("CTX_001", f"The project cannot be read: {error}" if known_why else None) from None
-        tag = self._tag(key, state)
-        etag = f'W/"{tag}"'  # weak: a hit, a build and their compressed forms differ in bytes alone (RFC 9110, 8.8.1)
-        if tag in known or known.strip() == "*":
+        etag = self._etag(key, state)
+        cached = self._cache.get(key)
+        if etag[3:-1] in known or known.strip() == "*":
             self._hits += 1
             return b"", etag
-        entry = self._cache.get(key)
-        if entry is None or entry.etag != etag:
-            entry = await self._built(key, category, state, etag)
-        else:
+        if cached is None or cached.etag != etag:
+            cached = self._begin(key, state, etag)
+        elif cached.size:
             self._hits += 1
             self._cache.move_to_end(key)
-        if query.since and not reader:  # only the plugin since remembers earlier answers
-            return entry.content[:-1] + b',"since":null,"unchanged_files":0,"removed_files":[]}', entry.etag
-        return entry.content, entry.etag
+            return cached.building.result()[1], etag
+        content, _, etag = await asyncio.shield(cached.building)
+        return content, etag
 
-    def _tag(self, key: ContextKey, state: ProjectState) -> str:
+    def _etag(self, key: ContextKey, state: ProjectState) -> str:
+        """Weak: a hit, a build and their compressed forms differ in bytes alone (RFC 9110, 8.8.1)."""
         results = self._storage.read.issue_head(self._settings.project, key.issue_id)
         asked = msgspec.structs.astuple(key)
         facts = (__version__, self._plugins, self._settings.project, asked, state.digest, results)
-        return hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        return f'W/"{hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
 
     async def _task(self, issue_id: str) -> str:
         """The issue's task: from a plugin that knows the issue, and from the latest spawn. Raises REQ_002 (404)."""
@@ -4138,77 +4150,73 @@ class Contexts:
 
     # -- building
 
-    async def _built(self, key: ContextKey, category: str, state: ProjectState, etag: str) -> CacheEntry:
-        """The context made by the build of this ETag, which may be under way already."""
-        if etag not in self._building:
-            self._misses += 1
-            self._drop(key)
-            rows = self._storage.read.issue_outputs(self._settings.project, key.issue_id, self.OUTPUTS)
-            outputs = [json.loads(row) for row in rows]  # nothing was awaited since the ETag was made
-            build = functools.partial(self._build, key, category, outputs, state, etag)
-            self._building[etag] = asyncio.create_task(self._build_and_keep(key, build))
-            self._building[etag].add_done_callback(lambda _: self._building.pop(etag, None))
-        return await asyncio.shield(self._building[etag])
+    def _begin(self, key: ContextKey, state: ProjectState, etag: str) -> CachedContext:
+        self._misses += 1
+        self._drop(key)
+        rows = self._storage.read.issue_outputs(self._settings.project, key.issue_id, self.OUTPUTS)
+        outputs = [json.loads(row) for row in rows]  # nothing was awaited since the ETag was made
+        building = asyncio.create_task(self._build_and_keep(key, outputs, state, etag))
+        cached = self._cache[key] = CachedContext(etag, building)
+        return cached
 
-    async def _build_and_keep(self, key: ContextKey, build: Callable[[], tuple[CacheEntry, CacheEntry]]) -> CacheEntry:
+    async def _build_and_keep(
+        self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState, etag: str
+    ) -> BuiltContext:
+        built = None
         try:
-            first, entry = await self._pool.run(build)
+            built = await self._pool.run(self._build, key, outputs, state, etag)
         except ApiError:
             raise
         except Exception as error:  # a boundary: whatever a repository may hold
             log.error("context for %s could not be built", key.issue_id, exc_info=error)
             raise ApiError("CTX_001") from None
-        self._drop(key)
-        self._cache[key] = entry
-        self._bytes += len(entry.content)
+        finally:
+            cached = self._cache.get(key)
+            if cached and cached.building is asyncio.current_task():
+                if built is None or built[2] != etag:
+                    self._drop(key)
+                else:
+                    cached.size = len(built[1])
+                    self._bytes += cached.size
         while self._bytes > self._settings.cache_size_mb * MB:
-            self._drop(next(iter(self._cache)))
-        return first
+            self._drop(next(key for key, cached in self._cache.items() if cached.size))
+        return built
 
-    def _build(
-        self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState, etag: str
-    ) -> tuple[CacheEntry, CacheEntry]:
-        """The context as those get it who wait for it, and as the cache gives it. Blocks."""
+    def _build(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState, etag: str) -> BuiltContext:
+        """The context; what soon can be better gets an ETag that nothing else has. Blocks."""
         # All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
         building = self._index_building()
-        asked, (before, moment, ranked) = (state.digest, key.agent_type, key.task, outputs), self._ranking
-        if before != asked or time.monotonic() - moment > self.SHARED_SECONDS:
-            moment, ranked = time.monotonic(), self._rank(key, category, outputs, state)
-        building = self._index_building() or building
-        self._ranking = (None if building else asked), moment, ranked
-        request = ContextRequest(
-            issue_id=key.issue_id, agent_type=key.agent_type, category=category, task=key.task, outputs=outputs,
-            max_bytes=key.max_bytes, max_files=key.max_files, project=state, ranked=ranked,
-        )  # fmt: skip
+        ranked = self._rank(key, outputs, state)
+        if building := self._index_building() or building:
+            self._ranking = (None, 0.0, [])
+        facts = {name: getattr(key, name) for name in key.__struct_fields__}
+        request = ContextRequest(**facts, outputs=outputs, project=state, ranked=ranked)
         sections = redacted_sections(self._sections(request))
         sections["metadata"]["index"] = "building" if building else "ready"
-        # The same files will be ranked better soon: an ETag that nothing else has is never a hit.
-        tag = f'W/"{secrets.token_hex(16)}"' if building else etag
+        etag = f'W/"{secrets.token_hex(16)}"' if building else etag
         if key.reader:
-            brief = CacheEntry(self._brief(request, sections, key.reader), tag)
-            return brief, brief
+            text = self._hooks.first("context_brief", request=request, sections=sections, reader=key.reader)
+            if text is None:
+                raise ApiError("CTX_001", "No brief could be made; ask for application/json")
+            brief = redact(text)[0].encode("utf-8", "replace")
+            return brief, brief, etag
         head = assembled(request, sections, self._fit(request, sections))
-        ends = (msgspec.json.encode({"timestamp": iso(), "cache_hit": hit})[1:] for hit in (False, True))
-        first, hit = (CacheEntry(head + end, tag) for end in ends)
-        return first, hit
+        first, hit = (msgspec.json.encode({"timestamp": iso(), "cache_hit": hit})[1:] for hit in (False, True))
+        return head + first, head + hit, etag
 
-    def _brief(self, request: ContextRequest, sections: Sections, reader: Reader) -> bytes:
-        facts = {"request": request, "sections": sections, "reader": reader}
-        text = self._hooks.first("context_brief", **facts)
-        if text is None:
-            raise ApiError("CTX_001", "No brief could be made; ask for application/json")
-        return redact(text)[0].encode("utf-8", "replace")
-
-    def _rank(
-        self, key: ContextKey, category: str, outputs: list[dict[str, Any]], state: ProjectState
-    ) -> list[RankedFile]:
+    def _rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
         """The first ranking that a plugin gives; the built-in one always does. Blocks."""
+        files = {file.path: file for file in state.files if not self._project.is_secret(file.path)}
         request = RankRequest(
-            root=state.root, index_folder=str(self._index_folder), files=state.context_files, agent_type=key.agent_type,
-            category=category, task=key.task, outputs=outputs, head=state.head,
+            root=state.root, index_folder=str(self._index_folder), files=list(files.values()), category=key.category,
+            agent_type=key.agent_type, task=key.task, outputs=outputs, head=state.head,
             changed=[change.path for change in state.git.uncommitted_changes],
         )  # fmt: skip
-        ranked: list[RankedFile] = self._hooks.first("rank_files", request=request) or []
+        asked, moment, ranked = self._ranking
+        if asked != request or time.monotonic() - moment > self.SHARED_SECONDS:
+            moment, ranked = time.monotonic(), self._hooks.first("rank_files", request=request) or []
+        self._ranking = request, moment, ranked
+        ranked = [item for item in ranked if item.path in files]  # a plugin may name anything
         if not key.task or any(item.matched for item in ranked):
             return ranked
         why = "no word of the task occurs"
@@ -4260,15 +4268,16 @@ class Contexts:
     # -- the cache
 
     def _drop(self, key: ContextKey) -> int:
-        entry = self._cache.pop(key, None)
-        size = len(entry.content) if entry else 0
+        cached = self._cache.pop(key, None)
+        size = cached.size if cached else 0
         self._bytes -= size
         return size
 
     def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
         """Forget the contexts of an issue and agent type (None: of all); (entries, bytes) that were there."""
         self._ranking = (None, 0.0, [])
-        keys = [key for key in self._cache if issue_id in (None, key.issue_id) and agent_type in (None, key.agent_type)]
+        built = [key for key, cached in self._cache.items() if cached.size]
+        keys = [key for key in built if issue_id in (None, key.issue_id) and agent_type in (None, key.agent_type)]
         return len(keys), sum(self._drop(key) for key in keys)
 
     def _changed(self) -> None:
@@ -4280,29 +4289,19 @@ class Contexts:
         return self._project.watching
 
     def statistics(self) -> dict[str, Any]:
-        looked = self._hits + self._misses
+        looked, built = self._hits + self._misses, sum(cached.size > 0 for cached in self._cache.values())
         return {
-            "context_cache_entries": len(self._cache), "context_cache_bytes": self._bytes,
+            "context_cache_entries": built, "context_cache_bytes": self._bytes,
             "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0, "watching": self._project.watching,
         }  # fmt: skip
 
 
-class CacheEntry(Struct, frozen=True):
-    """A built context: all answers that wait for their clients share its JSON."""
+class CachedContext(Struct):
+    """A context that is being built, or was; then ``size`` is its bytes. All answers on their way share these."""
 
-    content: bytes
     etag: str
-
-
-class ContextKey(Struct, frozen=True):
-    """What makes one context differ from another: the request's parameters."""
-
-    issue_id: str
-    agent_type: str
-    task: str
-    max_bytes: int
-    max_files: int
-    reader: Reader | None = None  # where it is a brief
+    building: asyncio.Task[BuiltContext]
+    size: int = 0
 
 
 # -- the budget
@@ -4374,7 +4373,7 @@ def checksum(content: str) -> str:
 # -- the project on disk
 
 
-class ProjectState(Struct, frozen=True, dict=True):
+class ProjectState(Struct, frozen=True):
     """The project at one moment. States with one ``digest`` are the same, also after a restart; where a further change
     could leave no trace, the digest is one that no other state has.
     """
@@ -4384,16 +4383,7 @@ class ProjectState(Struct, frozen=True, dict=True):
     git: GitContext
     head: str | None
     digest: str
-
-    @functools.cached_property
-    def own(self) -> set[str]:
-        """The service's own files, of which contexts say nothing. Blocks at first."""
-        return own_files(self.root, self.files)
-
-    @functools.cached_property
-    def context_files(self) -> list[FileFact]:
-        """The files that contexts may hold: all that are not the service's own. Blocks at first."""
-        return [file for file in self.files if file.path not in self.own]
+    own: frozenset[str] = frozenset()  # the service's files, of which contexts say nothing; they are not in ``files``
 
 
 class Project:
@@ -4428,13 +4418,25 @@ class Project:
     def look(self) -> ProjectState:
         """The project as it is now. Blocks for as long as ``git status`` takes; one at a time."""
         names, git, head = self.ask()
-        root, now = self._root, time.time_ns()
-        found = {name: fingerprint(os.path.join(root, name)) for name in (*names, *self.also)}
-        files = [FileFact(name, it[2], it[0]) for name in names if (it := found[name]) and not stat.S_ISDIR(it[4])]
-        young = any(is_young(it, now) for it in found.values())
-        facts = repr((found, git, head)).encode("utf-8", "surrogateescape")
-        digest = secrets.token_hex(16) if young else hashlib.sha256(facts).hexdigest()
-        return ProjectState(str(root), files, git, head, digest)
+        now, found = time.time_ns(), {}
+        for name in (*names, *self.also):
+            with contextlib.suppress(OSError, ValueError):  # it is gone
+                facts = os.lstat(os.path.join(self._root, name))
+                mtime = min(
+                    facts.st_mtime_ns, 2**63 - 1
+                )  # what databases hold; some disks claim a later year than 2262
+                found[name] = mtime, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode
+        files = [FileFact(name, it[2], it[0]) for name in names if (it := found.get(name)) and not stat.S_ISDIR(it[4])]
+        young = any(is_young(max(mtime, ctime), now) for mtime, ctime, *_ in found.values())
+        all_facts = repr((found, git, head)).encode("utf-8", "surrogateescape")
+        digest = secrets.token_hex(16) if young else hashlib.sha256(all_facts).hexdigest()
+        own = frozenset({os.path.realpath(__file__).removeprefix(os.path.join(self._root, ""))})
+        files = [file for file in files if file.path not in own]
+        return ProjectState(str(self._root), files, git, head, digest, own)
+
+    def is_secret(self, path: str) -> bool:
+        """Whether contexts name the file without giving its contents, by its path alone."""
+        return is_secret(path)
 
     def ask(self) -> tuple[list[str], GitContext, str | None]:
         """(names of the files, what git says, the commit that is checked out); nothing where there is no repository.
@@ -4443,46 +4445,24 @@ class Project:
         root = self._root
         if (prefix := git_prefix(root)) is None:
             return [], GitContext(None, [], [], None, None), None
-        listed = in_thread(
-            "git", lambda: ask_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate")
+        names = sorted(split_z(ask_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate")))
+        (branch, codes), (found, complete) = read_status(root, prefix), git_log(root, *LOG_WITH_NAMES)
+        commits, changes = (
+            as_commits(root, found if complete else found[:-1]),
+            describe_changes(codes, line_counts(root)),
         )
-        found, complete = git_log(root, *LOG_WITH_NAMES)
-        (branch, codes), commits = read_status(root, prefix), as_commits(root, found if complete else found[:-1])
-        git = GitContext(branch, commits, describe_changes(codes, line_counts(root)), *read_remote(root))
-        return without_databases(root, sorted(split_z(listed.result()))), git, found[0][0] if found else None
+        remote, url = read_remote(root)
+        git = GitContext(branch, commits, changes, remote, url and without_credentials(url))
+        return names, git, found[0][0] if found else None
 
 
-Fingerprint = tuple[int, int, int, int, int]  # of a file or folder: mtime and ctime in nanoseconds, size, inode, mode
-
-
-def fingerprint(path: str) -> Fingerprint | None:
-    """Facts of the file or folder at ``path``, one of which changes with it; None where nothing is. Follows no link."""
-    try:
-        facts = os.lstat(path)
-    except (OSError, ValueError):
-        return None
-    mtime, ctime = min(facts.st_mtime_ns, MAX_INT64), min(facts.st_ctime_ns, MAX_INT64)
-    return mtime, ctime, facts.st_size, facts.st_ino & MAX_INT64, facts.st_mode
-
-
-MAX_INT64 = 2**63 - 1  # what SQLite and arrays hold; some disks claim a later year than 2262, or a larger inode
-
-
-def is_young(facts: Fingerprint | None, now: int) -> bool:
-    """Whether a change right after ``now`` (nanoseconds, taken before looking) could leave the same fingerprint."""
-    moment = 0 if facts is None else facts[0] if os.name == "nt" else facts[1]
+def is_young(moment: int, now: int) -> bool:
+    """Whether a change right after ``now``, taken before looking, could leave the time ``moment`` too (nanoseconds)."""
     return now - (TICK if moment % 1_000_000_000 else COARSE_TICK) < moment <= now + TICK
 
 
 TICK = 12_000_000  # nanoseconds: time stamps move in steps of up to 10 ms, so a younger one may hide a second change
 COARSE_TICK = 2_100_000_000  # where they are whole seconds (some network and removable file systems)
-
-
-def without_databases(root: Path, names: list[str]) -> list[str]:
-    """``names`` without what lies in a database of git, whatever its folder is called. Blocks."""
-    folders = (name.removesuffix("HEAD") for name in names if name == "HEAD" or name.endswith("/HEAD"))
-    found = tuple(path for path in folders if all((root / path / name).is_dir() for name in ("objects", "refs")))
-    return [name for name in names if not name.startswith(found)] if found else names
 
 
 # -- what git says
@@ -4514,8 +4494,6 @@ def read_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = (".
         if "R" in code or "C" in code:
             next(tokens, None)  # the old name
         codes.append((code, path.removeprefix(prefix)))
-    ours = set(without_databases(root, [path for _, path in codes]))
-    codes = [(code, path) for code, path in codes if path in ours]
     return None if branch == "HEAD (no branch)" else clean_text(branch), codes
 
 
@@ -4554,41 +4532,18 @@ def as_commits(root: Path, found: list[tuple[Any, ...]]) -> list[Commit]:
 
 
 def read_remote(root: Path) -> tuple[str | None, str | None]:
-    """(name, URL) of origin, else of the first remote. Blocks."""
+    """(name, URL) of origin, else of the first remote, with whatever credentials it holds. Blocks."""
     listed = split_z(run_git(root, "config", "-z", "--get-regexp", r"^remote\..*\.url$"))
     pairs = [clean_text(pair).partition("\n") for pair in listed]
     urls = {key[7:-4]: url for key, _, url in reversed(pairs)}  # git fetches from a remote's first URL
     name = "origin" if "origin" in urls else pairs[0][0][7:-4] if pairs else None
-    return name, without_credentials(urls[name]) if name else None
+    return name, urls[name] if name else None
 
 
-def without_credentials(text: str) -> str:
-    """``text``, where it is a URL or scp's form of one, without user name, password and parameters. A password may hold
-    any sign, so that all goes up to the last @ that may end it, even where that is a part of the path. What is too long
-    to be a URL is left out.
-    """
-    if len(text) > 4_000:
-        return ""
-    if NO_URL.match(text):
-        return text
-    for form in USER_INFO:
-        text = form.sub(r"\1", text)
-    return re.sub(r"[?;&][^#]*|#.*=.*", "", text) if re.match(r"[\w+.-]*:?/|.*://", text) else text
-
-
-NO_URL = re.compile(r"[.~]|/(?!/)|(?:file:(?!//[^/])|link:|portal:|patch:|npm:|workspace:)[^?]*$")
-AUTHORITY = r"((?:^|:)//+|^[\w+.-]+:/+)"
-USER_INFO = [
-    re.compile(form, re.DOTALL)
-    for form in (
-        AUTHORITY
-        + r"(?:[^/?#@:\[]*@)?+(?:\[[\da-fA-F:.]+\])?+[^/?#]*?:(?!\d*(?:[/?#]|$)).*(?<!\.git)@",  # no port follows
-        AUTHORITY + r"[^/]*@",
-        AUTHORITY
-        + r"(?!localhost\b)[\w+=-]+(?::\d+|(?=.*@[^@]*/))[/?#].*(?<!/)(?<!\.git)@",  # no domain: half a password
-        r"^()(?![\w+.-]+:/)[^/:]*:.+@(?=[^@]*[:/])",
-    )
-]
+def without_credentials(url: str) -> str:
+    """A URL, or scp's form of one, without user info (RFC 3986, 3.2.1; scp's only with a password) and parameters."""
+    url = re.sub(r"^((?:[\w+.-]+:)?//+)[^/?#]*@|^[^/@:]*:[^/]*@", lambda match: match[1] or "", url)
+    return re.sub(r"[?#].*", "", url, flags=re.DOTALL)
 
 
 # the first of these letters in a status code decides
@@ -4683,31 +4638,15 @@ HARMLESS_GIT = (  # what a repository's own configuration could have git run, an
 
 def git_environment() -> dict[str, str]:
     """This environment without what git sets for its hooks and helpers: it would lead to another repository or
-    program. Of the settings that it gives to git, those that git can read: it does nothing where it cannot.
+    program. Settings that the user gives to git go on.
     """
-    given = os.environ
-    kept = {name: value for name, value in given.items() if not name.startswith("GIT_") or name in GIT_VARIABLES}
-    if not re.fullmatch(r"(?i)true|yes|on|false|no|off|\d{0,9}", kept.get("GIT_CONFIG_NOSYSTEM", "")):
-        log_once("the environment's GIT_CONFIG_NOSYSTEM is passed over: it is neither true nor false")
-        del kept["GIT_CONFIG_NOSYSTEM"]
-    count = given.get("GIT_CONFIG_COUNT") or "0"
-    limit = int(count) if re.fullmatch(r"\d{1,3}", count) else 1000
-    pairs = [
-        (key, value) for number in range(limit)
-        if (key := given.get(f"GIT_CONFIG_KEY_{number}")) and re.fullmatch(GIT_KEY, key)
-        and (value := given.get(f"GIT_CONFIG_VALUE_{number}")) is not None
-    ]  # fmt: skip
-    if len(pairs) != limit:
-        log_once(f"of the settings that GIT_CONFIG_COUNT={count[:20]!r} promises, {len(pairs)} can be read")
+    kept = {name: value for name, value in os.environ.items() if name[:4] != "GIT_" or GIT_SETTING.fullmatch(name)}
     # Without optional locks reading never writes the index, which would look like a change.
     kept |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
-    for number, (key, value) in enumerate(pairs):
-        kept |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
-    return kept | {"GIT_CONFIG_COUNT": str(len(pairs)), "CCO_EMPTY": "", "CCO_FALSE": "false"}
+    return kept | {"CCO_EMPTY": "", "CCO_FALSE": "false"}
 
 
-GIT_VARIABLES = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_CEILING_DIRECTORIES")
-GIT_KEY = r"(?s)[A-Za-z0-9-]+\.(?:.*\.)?[A-Za-z][A-Za-z0-9-]*"
+GIT_SETTING = re.compile(r"GIT_(?:CONFIG_(?:GLOBAL|SYSTEM|NOSYSTEM|COUNT|(?:KEY|VALUE)_\d+)|CEILING_DIRECTORIES)")
 
 
 def split_z(output: bytes | None) -> list[str]:
@@ -4749,120 +4688,20 @@ def opened_path(descriptor: int, path: str) -> str:
         return os.path.realpath(path)
 
 
-OWN_FIRST_LINE = '"""Orchestration sidecar: one service that lets a team of coding agents work on one repository.'
-
-
-def own_files(root: str, files: list[FileFact]) -> set[str]:
-    """Those of ``files`` that are the service's and not the project's. Blocks.
-
-    They are this module and its copies under any name (told by their first lines), and in the folder ``plugins/``
-    beside each of these what speaks of it. In the checkout of the sidecar itself, where the root's pyproject.toml names
-    the project cco-sidecar, these are the project's.
-    """
-
-    def holds(path: str, pattern: str, limit: int = MB) -> bool:
-        found = read_text_file(root, path, limit)
-        return found is not None and re.search(pattern, found[0], re.MULTILINE) is not None
-
-    if holds("pyproject.toml", r'^name\s*=\s*"cco-sidecar"'):
-        return set()
-    this = os.path.realpath(__file__).removeprefix(os.path.join(root, ""))
-    large = (file.path for file in files if file.size > 50_000)
-    modules = {path for path in large if path == this or holds(path, OWN_FIRST_LINE, 2_000)}
-    folders = tuple(f"{path[: path.rfind('/') + 1]}plugins/" for path in modules)
-    return modules | {file.path for file in files if file.path.startswith(folders) and holds(file.path, "cco_sidecar")}
-
-
 @functools.lru_cache(100_000)
 def is_secret(path: str) -> bool:
-    """Whether a file is of a kind that holds credentials, by its path alone.
-
-    The kinds are folders and files of tools' logins, environments, keys and states by their endings, and data files
-    that call themselves credentials; copies and backups are of the kind of their originals. Source text is of none.
+    """Whether a file may hold credentials, by its path alone: data and files without a known language that lie or are
+    called as credentials do, rather one too many than one too few.
     """
-    place, _, name = path.rpartition("/")
-    parts = [COPY_MARKS.sub("", part) or part for part in place.lower().split("/")]
-    folders, plain = f"/{'/'.join(parts)}/", COPY_MARKS.sub("", name.lower())
-    is_text = language_of(plain) not in MAY_HOLD_SECRETS
-    if (is_text and "/." not in folders + plain) or NOT_SECRET_NAME.search(plain):
-        return plain.endswith(".secret.exs") or plain in ("wp-config.php", "localsettings.php")
-    if SECRET_PLACE.search(folders + plain) or SECRET_DOTFILE.match(plain):
-        return True
-    if is_text or SECRET_NAME.search(plain):
-        return not is_text
-    stem, _, ending = plain.rpartition(".")
-    said = COPY_MARKS.sub("", stem) if ending in DATA_ENDINGS else ending if stem else plain.lstrip(".")
-    if plain.startswith(said) and name.lower() != name:  # words in camel case are told apart by their capitals
-        said = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name[: len(said)])
-    words = re.sub(r"[^a-z]+", "-", said.lower()).strip("-")
-    calls_itself_secret = CREDENTIALS.fullmatch(words) or LOGIN_NAME.search(plain)
-    return calls_itself_secret is not None and not TEXT_FOLDERS.search(folders)
+    return language_of(path) in MAY_HOLD_SECRETS and SECRET_FILE.search(f"/{path.lower()}") is not None
 
 
-def alternatives(names: str) -> str:
-    return f"(?:{'|'.join(names.split())})"
-
-
-COPY_MARKS = re.compile(
-    r"^(?:\.?#|~\$|copy of )|(?:[~#]|[ ._-]?\(\d+\)|[ ._-](?:\d+|copy|sw[a-p]|" + alternatives(
-        "bak bkp backup old orig original saved? te?mp prev previous rej enc gpg age sops") + r"\d*))+$"
-)  # fmt: skip
-NOT_SECRET_NAME = re.compile(
-    r"(?:^|[._-])(?:examples?|samples?|template|tmpl|tpl|dist|schema|defaults)(?:[._-](?!com\b|org\b|net\b)|$)"
-    r"|\.pub$|\.d\.ts$|(?:^|[._-])pub(?:lic)?(?:[._-]?key)?\.(?:pem|key)$|^(?:sealed|external)[_-]?secrets?\b"
-)
-SECRET_PLACE = re.compile(
-    "/" + alternatives(
-        r"""\.(?:ssh|gnupg|aws|azure|gcloud|kube|oci|envs?|secrets|password-store|subversion/auth|snowflake)/
-        \.config/(?:gcloud|gh|hub|glab-cli|op|rclone|doctl|heroku|hcloud|containers|sops|stripe|netlify|configstore)(?:/|$)
-        \.config/(?:github-copilot|filezilla|nuget|pip|pypoetry)/ \.(?:kaggle|fly|netlify|snowsql|sops|keyrings|mutt)/
-        kube/config$ legacy_credentials/ wireguard/[^/]*\.conf$
-        (?:group|host)_vars/(?:.+/)?(?:.+\.)?vault(?:\.ya?ml)?$ age/keys\.txt$
-        \.local/share/(?:keyrings|kwalletd)/ \.m2/settings[^/]*\.xml$ \.gradle/gradle\.properties$ \.bundle/config$
-        \.docker/config\.json$ pip/pip\.conf$ \.pip/pip\.conf$ \.dbt/profiles\.ya?ml$""")
-)  # fmt: skip
-SECRET_DOTFILE = re.compile(
-    r"[._]" + alternatives(
-        r"""(?:flask)?env(?:rc)? curlrc wgetrc muttrc mbsyncrc offlineimaprc gitcookies erlang\.cookie
-        claude\.json netrc npmrc pypirc yarnrc\.ya?ml htpasswd htdigest git-credentials dockercfg dockerconfigjson
-        pgpass my\.cnf mylogin\.cnf s3cfg boto terraformrc vault[_-](?:token|pass) passwd-s3fs databrickscfg
-        (?:dev|prod)\.vars authinfo smbcredentials msmtprc fetchmailrc lesshst viminfo histfile [\w-]*history o?auth$
-        """) + r"(?=[\W_\d]|$|(?<=pass)word)"
-)  # fmt: skip
-PLACES = alternatives(  # whose credentials a file holds
-    """prod(?:uction)? dev(?:el(?:opment)?)? stag(?:e|ing) local live beta ci default private user my admin root team
-    shared global main test(?:ing)? qa e2e"""
-)
-SECRET_NAME = re.compile(
-    r"\." + alternatives(  # endings
-        r"""env pem key p8 p12 pfx pkcs12 jks bks keystore kdbx? ppk keytab jceks agekey ovpn tfstate tfvars(?:\.json)?
-        kubeconfig tfrc(?:\.json)? keychain(?:-db)? agilekeychain keyring pubxml publishsettings
-        """) + rf"(?:[._-]{PLACES})?$|"
-    + "^" + alternatives(  # whole names
-        rf"""env(?:[._-]{PLACES})? (?:npm|pypi|net)rc htpasswd htdigest g?shadow my\.cnf nuget\.config kubeconfig
-        local\.settings\.json docker-config\.json sitemanager\.xml recentservers\.xml logins\.json key[34]\.db
-        pgpass\.conf rclone\.conf wg\d+\.conf wallet\.dat fish_history consolehost_history\.txt
-        (?:rootkey|.*accesskeys)\.csv (?:private|secret).*\.(?:asc|pgp)""") + "$|^secring"
-    + r"\b|^\.?id_(?:rsa|dsa|ecdsa|ed25519)|[_-](?:rsa|dsa|ecdsa|ed25519)(?:[_-]key)?$"
-    r"|(?:^|[_-])(?:service[_-]?accounts?|client[_-]?secrets?|adminsdk)(?:[_-].*|key|\.apps.*)?\.json$"
-    r"|(?:^|(?<!public)[_-])key\.(?:json|txt|bin)$"
-)  # fmt: skip
-DATA_ENDINGS = frozenset(
-    """json jsonl json5 yaml yml toml xml ini cfg conf config cnf properties txt csv tsv db sqlite dat plist sh bash zsh
-    ps1 enc""".split()
-)
-LOGIN_NAME = re.compile(
-    r"(?:^|[._-])token(?:\.(?:json|txt|db))?$"
-    r"|^\.?(?:o?auth2?|cookies)(?:[._-](?:old|bak|backup|copy))?\.(?:json|toml|txt|db|sqlite)$"
-)
-CREDENTIALS = re.compile(
-    "(?:.+-)?" + alternatives(
-        """credentials? creds? secrets? passwords? passwd passphrase tokencache token-cache vault-pass
-        (?:access|refresh|auth|api|bearer)-?tokens?
-        (?:access|private|secret|api|master|signing|encryption|deploy)-?keys?""") + rf"(?:-(?:{PLACES}|enc|sops))*"
-)  # fmt: skip
-TEXT_FOLDERS = re.compile(
-    r"/(?:locales?|i18n|l10n|lang(?:uage)?s?|translations?|messages|schemas?|templates|\.github|paths|openapi)/"
+SECRET_FILE = re.compile(
+    r"/\.(?:ssh|gnupg|aws|azure|kube|docker|config|local|m2|gradle|gem|password-store|secrets?|envs?)/"
+    r"|[/._-](?:env|envrc|flaskenv|netrc|npmrc|pypirc|yarnrc|pgpass|my\.cnf|htpasswd|htdigest|s3cfg|dockercfg)(?:[\W_\d]|$)"
+    r"|/\.\w*hist|[._-](?:pem|key|p12|pfx|jks|keystore|kdbx?|ppk|keytab|ovpn|tfstate|tfvars|asc|gpg|age)(?:[\W_\d]|$)"
+    r"|(?:^|[/._-])id_(?:rsa|dsa|ecdsa|ed25519)|credential|secret|passw|passphrase|token|vault|wallet|shadow|kubeconfig"
+    r"|(?:service|firebase)[_-]?(?:account|admin)|(?:api|access|private|master|signing|deploy)[_-]?keys?[^/]*$"
 )
 
 REDACTED = "[REDACTED]"
@@ -4930,10 +4769,10 @@ class SecretForm(Struct, frozen=True):
 
 
 PLACEHOLDERS = re.compile(
-    "(?i)(?:my|your|the|a|some|test|new|old|db|user|admin|root)?[_.-]?" + alternatives(
-        r"""p pw pass passw password passwd passphrase pwd secret token key api[_-]?key user username example changeme
-        postgres mysql guest foo bar baz test redacted hunter2 .{1,2} (.)\1*""") + "[_-]?(?:here|word|123|1|2)?"
-)  # fmt: skip
+    r"(?i)(?:my|your|the|a|some|test|new|old|db|user|admin|root)?[_.-]?"
+    r"(?:p|pw|pass|passw|password|passwd|passphrase|pwd|secret|token|key|api[_-]?key|user|username|example|changeme"
+    r"|postgres|mysql|guest|foo|bar|baz|test|redacted|hunter2|.{1,2}|(.)\1*)[_-]?(?:here|word|123|1|2)?"
+)
 CALLS_ITSELF_SECRET = re.compile(
     r"(?i)(?:secret|token|passw(?:or)?d|(?:api|access|auth|account)[_-]?key|credential)\w*[\"'\])]*\s*$"
 )
@@ -5957,12 +5796,12 @@ class ReferenceSections:
     @hookimpl(trylast=True)
     def context_section(self, request: ContextRequest) -> Sections:
         project = request.project
-        kind = project_type(Path(project.root), [file.path for file in project.context_files])
+        kind = project_type(Path(project.root), [file.path for file in project.files])
         unknown = ("python_version", "test_coverage", "last_build_status", "last_build_time", "security_scan_status")
         told: dict[str, Any] = {"dependencies": [], "dependency_versions": {}, **dict.fromkeys(unknown)}
-        built = {"redactions": 0, "index": "ready", "task_matched": None}  # filled in when the context is put together
         own = set(map(clean_text, project.own))
         changes = [change for change in project.git.uncommitted_changes if change.path not in own]
+        built = {"redactions": 0, "index": "ready", "task_matched": None}  # filled in when the context is put together
         return {
             "project_structure": describe_structure(project),
             "relevant_files": choose_files(request),
@@ -5973,33 +5812,30 @@ class ReferenceSections:
 
 
 def describe_structure(project: ProjectState) -> ProjectStructure:
-    files = project.context_files
-    names = [clean_text(file.path) for file in files]
+    names = [clean_text(file.path) for file in project.files]
     folders = {name.rpartition("/")[0] for name in names}
     while above := {folder.rpartition("/")[0] for folder in folders} - folders:
         folders |= above
-    size = sum(file.size for file in files)
+    size = sum(file.size for file in project.files)
     return ProjectStructure(clean_text(project.root), names, sorted(folders - {""}), len(names), size)
 
 
 def choose_files(request: ContextRequest) -> list[FileChoice]:
     """The files worth reading, best first: read, redacted, somewhat more than can be given. Blocks."""
-    known = {file.path for file in request.project.context_files}
     chosen: list[FileChoice] = []
     left = 1.25 * request.max_bytes  # what is too large for the rest of the room is passed over later
     for item in request.ranked:
         if len(chosen) > request.max_files or left <= 0:  # one more than asked for: so it shows that some were left out
             break
-        file = read_relevant(request.project.root, item) if item.path in known else None  # a plugin may name anything
-        if file:
+        if file := read_relevant(request.project.root, item):
             chosen.append(file)
             left -= min(len(file.content), request.max_bytes / 4)
     return chosen
 
 
 def read_relevant(root: str, item: RankedFile) -> FileChoice | None:
-    found = None if is_secret(item.path) else read_text_file(root, item.path, MB)
-    if found is None:
+    """A text file inside ``root`` without secrets; None for others. Blocks."""
+    if (found := read_text_file(root, item.path, MB)) is None:
         return None
     (content, redactions), facts, cut = redact(found[0]), *found[1:]
     return FileChoice(
@@ -6096,10 +5932,6 @@ KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
     "documentation": {"docs": 1.0, "source": 0.6, "config": 0.2, "test": 0.1, "other": 0.05},
     "support": {"docs": 1.0, "source": 0.8, "config": 0.5, "test": 0.3, "other": 0.05},
 }
-
-
-ENTRY_DOCUMENTS = "readme.md readme.rst readme.txt readme contributing.md architecture.md agents.md claude.md".split()
-FIRST_FILES = frozenset(name.lower() for name in (*ENTRY_DOCUMENTS, *TYPE_BY_MANIFEST))
 STOP_WORDS = frozenset(
     """a about add adds added after all allow also an and any are as at avoid be because been before but by can change
     changes could do does don for from get had has have how if improve in instead into is it its just like made make
@@ -6111,56 +5943,37 @@ STOP_WORDS = frozenset(
 
 
 class WordRanking:
-    """Ranks by the task's words in a file's path and text, the rare ones more, and by the agent's kinds of file.
+    """Ranks by the task's words in a file's path and text, the rare ones more, and by the agent's kinds of file."""
 
-    Each request reads the texts anew: the best kinds first, TEXTS bytes at most, never a secret one or through a link.
-    """
-
-    WORDS, TEXTS = 32, 32 * MB
-    MAX_FILE = 400_000  # what is longer is data
+    WORDS = 32  # for each of which git looks into all files
 
     @hookimpl(trylast=True)
     def rank_files(self, request: RankRequest) -> list[RankedFile]:
-        weights = {}
-        for file in sorted(request.files, key=lambda file: -file.mtime_ns):
-            if not is_secret(file.path):
-                first = 0.9 if file.path.lower() in FIRST_FILES else 0.0
-                weights[file.path] = max(first, KIND_WEIGHTS[request.category][kind_of(file.path)])
+        weights = {file.path: KIND_WEIGHTS[request.category][kind_of(file.path)] for file in request.files}
         words = dict.fromkeys(re.findall(r"[^\W_]{2,}", request.task.lower()))
-        reasons = self._matches(request.root, sorted(weights, key=lambda path: -weights[path]), words)
-        named = {path for path in weights if path in request.task}
-        touched = {path for output in request.outputs for path in output.get("files_affected", [])}
-        matched = reasons.keys() | named
-        for bonus, paths, reason in (
-            (9.0, named, "named in the task"),
-            (3.0, touched, "changed by an earlier agent"),
-            (3.0, set(request.changed), "uncommitted change"),
-        ):
-            for path in paths:
-                reasons[path].append((bonus, reason))
+        asked = itertools.islice((word for word in words if word not in STOP_WORDS), self.WORDS)
+        holding = {f"matches {word}": files_with(word, weights, request.root) for word in asked}
+        holding["named in the task"] = {path for path in weights if path in request.task}
+        matched = set[str]().union(*holding.values())
+        touched = (output.get("files_affected", []) for output in request.outputs)
+        holding["changed by an earlier agent"] = set(itertools.chain.from_iterable(touched))
+        holding["uncommitted change"] = set(request.changed)
+        shares = {why: math.log(1 + len(weights) / len(paths)) for why, paths in holding.items() if paths}
+        shares |= {"named in the task": 9.0, "changed by an earlier agent": 3.0, "uncommitted change": 3.0}
         ranked = []
-        for path, weight in weights.items():
-            why = [reason for _, reason in sorted(reasons[path], reverse=True)[:4]]
-            score = weight * (0.1 + sum(share for share, _ in reasons[path]))
-            ranked.append(RankedFile(path, score, why or [f"{kind_of(path)} of the project"], [], path in matched))
+        for file in sorted(request.files, key=lambda file: -file.mtime_ns):
+            why = sorted((why for why in shares if file.path in holding[why]), key=lambda why: -shares[why])
+            score = weights[file.path] * (0.1 + sum(shares[reason] for reason in why))
+            reasons = why[:4] or [f"{kind_of(file.path)} of the project"]
+            ranked.append(RankedFile(file.path, score, reasons, [], file.path in matched))
         return sorted(ranked, key=lambda item: -item.score)
 
-    def _matches(self, root: str, paths: list[str], words: Iterable[str]) -> dict[str, list[tuple[float, str]]]:
-        """By path, (share of the score, reason) of each word that the file holds."""
-        holding: dict[str, list[str]] = {word: [] for word in words if word not in STOP_WORDS}
-        left = self.TEXTS if holding else 0
-        for path in paths:
-            found = read_text_file(root, path, self.MAX_FILE) if left > 0 else None
-            text = f"{path} {found[0] if found else ''}".lower()
-            left -= len(text)
-            for word in itertools.islice(holding, self.WORDS):
-                if word in text:
-                    holding[word].append(path)
-        reasons = collections.defaultdict[str, list[tuple[float, str]]](list)
-        for word, its_paths in holding.items():
-            for path in its_paths:
-                reasons[path].append((math.log(1 + len(paths) / len(its_paths)), f"matches {word}"))
-        return reasons
+
+def files_with(word: str, paths: Iterable[str], root: str) -> set[str]:
+    """Those of ``paths`` whose name or text holds a word, in any case of letters. Blocks."""
+    shape = ("-lziIF", "--untracked", "--no-recurse-submodules", "--no-full-name", "--no-color", "-e", word)
+    holding = set(split_z(run_git(root, "grep", *shape, env={"LC_ALL": "C.UTF-8"})))
+    return {path for path in paths if path in holding or word in path.lower()}
 
 
 # -- routing
@@ -6208,11 +6021,10 @@ class RoutingRules:
         coder = SPECIALISTS.get(language, "fullstack-developer")
         last_coder = next((fact.agent_type for fact in reversed(history) if fact.category == "coding"), coder)
         names = {CODER: coder, LAST_CODER: last_coder, SAME: result.agent_type}
-        rows = [
-            (names.get(who, who), priority, why) for who, priority, why in PROPOSALS.get((result.category, outcome), ())
+        found = [
+            NextAgent(names.get(who, who), "medium" if result.status == "partial" else priority, why)
+            for who, priority, why in PROPOSALS.get((result.category, outcome), ())
         ]
-        partial = result.status == "partial"
-        found = [NextAgent(name, "medium" if partial else priority, why) for name, priority, why in rows]
         return [*proposals, *(item for item in found if item.agent_type not in settled)]
 
 

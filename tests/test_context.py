@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import socket
 import threading
 import time
@@ -26,9 +27,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cco_sidecar
-from cco_sidecar import ApiError, Contexts, Hooks, is_secret, kind_of, language_of, read_text_file, redact
+from cco_sidecar import ApiError, Contexts, Hooks, kind_of, language_of, read_text_file, redact
 
-budget, keywords = plugin("budget"), plugin("keywords")
+budget, keywords, withheld = plugin("budget"), plugin("keywords"), plugin("_withheld")
 MakeService = Callable[..., Service]
 KEYWORDS_ONLY = ["--plugins", str(Path(__file__).parent / "keywords_only")]
 RANKINGS = [
@@ -186,6 +187,19 @@ def test_the_remote_comes_without_user_info(architect: Client) -> None:
     ],
 )
 def test_user_info_is_removed(url: str, shown: str) -> None:
+    assert plugin("_urls").without_credentials(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:pass@example.com/a/b?token=x#y", "https://example.com/a/b"),
+        ("ssh://git@example.com:22/a", "ssh://example.com:22/a"), ("//u:p@ss@example.com/a@b", "//example.com/a@b"),
+        ("git@github.com:org/project.git", "git@github.com:org/project.git"), ("u:Zq9@host:r.git", "host:r.git"),
+        ("../a@b/c", "../a@b/c"), ("/srv/git/a:b@c", "/srv/git/a:b@c"),
+    ],
+)  # fmt: skip
+def test_the_module_alone_removes_user_info_of_urls_in_the_standards_form(url: str, shown: str) -> None:
     assert cco_sidecar.without_credentials(url) == shown
 
 
@@ -899,6 +913,7 @@ def test_since_gives_only_the_files_that_changed_and_names_those_that_went(make_
     ]
 
 
+@pytest.mark.needs_plugin("context/since remembers what answers gave")
 def test_since_an_answer_that_is_not_known_gives_everything_and_says_so(architect: Client) -> None:
     full = answer_of(architect)
     body = since(architect, '"nobody-knows-this"').json()
@@ -1254,7 +1269,7 @@ def test_the_language_of_a_file(path: str, language: str) -> None:
     ],
 )  # fmt: skip
 def test_which_files_are_secret(path: str, secret: bool) -> None:
-    assert is_secret(path) is secret
+    assert withheld.is_secret(path) is secret
 
 
 @pytest.mark.parametrize(
@@ -1491,16 +1506,7 @@ def test_the_words_of_a_task_are_few_those_of_its_beginning_first() -> None:
 
 
 def test_each_copy_is_known_by_its_first_lines() -> None:
-    assert cco_sidecar.OWN_FIRST_LINE in MODULE.read_text()[:600] and MODULE.stat().st_size > 50_000
-
-
-def test_the_text_index_of_earlier_versions_is_removed(make_service: MakeService, tmp_path: Path) -> None:
-    for name in ("text.db", "text.db-wal", "text.db-shm", "kept.sqlite"):
-        write(tmp_path / "storage/index" / name, "x")
-    (tmp_path / "storage").chmod(0o700)
-    service = make_service("--no-plugins")
-    until(lambda: [path.name for path in (service.storage / "index").iterdir()] == ["kept.sqlite"])
-    assert next(iter(files_of(service.client(), task="session cookie"))) == "src/session_store.py"
+    assert withheld.OWN_FIRST_LINE in MODULE.read_text()[:600] and MODULE.stat().st_size > 50_000
 
 
 OTHERS = {
@@ -1558,32 +1564,40 @@ def test_files_of_others_come_where_something_speaks_for_them(among_others: Clie
 # -- what is ours
 
 
+def test_a_module_that_runs_beside_the_project_is_none_of_its_files(
+    make_service: MakeService, repository: Path
+) -> None:
+    copied = write(repository / "tools/team.py", MODULE.read_bytes())
+    context = context_of(make_service("--no-plugins", module=copied).client(), max_files=1000)
+    assert "tools/team.py" not in json.dumps(context) and "src/main.py" in context["project_structure"]["files"]
+
+
+@pytest.mark.needs_plugin("context/project_index knows every copy, and plugins")
 @pytest.mark.parametrize(
-    ("copied_to", "runs", "arguments"),
+    ("copied_to", "runs"),
     [
-        ("cco_sidecar.py", "the copy", []),
-        ("cco_sidecar.py", "another", ["--no-plugins"]),
-        ("sidecar.py", "the copy", ["--no-plugins"]),
-        ("tools/agents/team.py", "the copy", []),
-        ("bin/cco", "another", []),
+        ("cco_sidecar.py", "the copy"), ("cco_sidecar.py", "another"), ("tools/agents/team.py", "the copy"),
+        ("bin/cco", "another"),
     ],
-)
+)  # fmt: skip
 def test_the_service_gives_the_projects_files_and_not_its_own(
-    make_service: MakeService, repository: Path, copied_to: str, runs: str, arguments: list[str]
+    make_service: MakeService, repository: Path, copied_to: str, runs: str
 ) -> None:
     copied = write(repository / copied_to, MODULE.read_bytes())
-    bundled = {path.relative_to(MODULE.parent / "plugins").as_posix() for path in MODULE.parent.glob("plugins/*/*.py")}
+    files = (path for path in MODULE.parent.glob("plugins/**/*.*") if path.suffix != ".pyc")
+    bundled = {path.relative_to(MODULE.parent / "plugins").as_posix() for path in files}
     for name in bundled:
         write(copied.parent / "plugins" / name, (MODULE.parent / "plugins" / name).read_bytes())
     theirs = write(copied.parent / "plugins/deploy.py", "def deploy_everything(): ...\n")
     write(repository / "src/plugins/pipeline.py", "import cco_sidecar  # a cookie of ours\n")
     git(repository, "add", "src", copied_to)  # the plugins stay untracked
-    client = make_service(*arguments, module=copied if runs == "the copy" else MODULE).client()
+    client = make_service(module=copied if runs == "the copy" else MODULE).client()
     everything = {"agent_type": "chief-architect", "max_files": 1000}  # but for .gitignore, which is nobody's
     context = context_of(client, **everything)
     folder = copied_to.rpartition("/")[0]
     ours = {copied_to, *(f"{folder}/plugins/{name}".lstrip("/") for name in bundled)}
     assert not ours & set(context["project_structure"]["files"])
+    assert not ours & {change["path"] for change in context["git_context"]["uncommitted_changes"]}
     given = {file["path"] for file in context["relevant_files"]}
     assert given | {".gitignore"} == set(context["project_structure"]["files"]) - ours
     assert {theirs.relative_to(repository).as_posix(), "src/plugins/pipeline.py"} <= given
@@ -1599,11 +1613,12 @@ def test_the_service_gives_the_projects_files_and_not_its_own(
     )
 
 
+@pytest.mark.needs_plugin("context/project_index knows every copy, and plugins")
 def test_our_own_language_is_not_the_projects(make_service: MakeService, tmp_path: Path) -> None:
     root = tmp_path / "ours"
     write(root / "one.go", "package one\n")
-    for name in ("cco_sidecar.py", "plugins/commands/pipeline.py", "plugins/commands/demo.py"):
-        write(root / name, (MODULE.parent / name).read_bytes())
+    write(root / "cco_sidecar.py", MODULE.read_bytes())
+    shutil.copytree(MODULE.parent / "plugins", root / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
     git(root, "init", "-q")
     context = context_of(make_service(root=root, module=root / "cco_sidecar.py").client())
     assert (context["metadata"]["project_type"], [file["path"] for file in context["relevant_files"]]) == (
@@ -1612,15 +1627,16 @@ def test_our_own_language_is_not_the_projects(make_service: MakeService, tmp_pat
     )
 
 
+@pytest.mark.needs_plugin("context/project_index knows every copy, and plugins")
 @pytest.mark.parametrize(("name", "developed"), [("cco-sidecar", True), ("cco-sidecar-fork", False), ("sample", False)])
 def test_whoever_develops_the_sidecar_sees_it(
     make_service: MakeService, repository: Path, name: str, developed: bool
 ) -> None:
-    for path in ("cco_sidecar.py", "plugins/commands/demo.py"):
-        write(repository / path, (MODULE.parent / path).read_bytes())
+    shutil.copytree(MODULE.parent / "plugins", repository / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
+    write(repository / "cco_sidecar.py", MODULE.read_bytes())
     write(repository / "pyproject.toml", f'[project]\nname = "{name}"\n')
     given = files_of(
-        make_service("--no-plugins", module=repository / "cco_sidecar.py").client(), task="idempotency of the demo"
+        make_service(module=repository / "cco_sidecar.py").client(), task="idempotency of the demo", max_files=1000
     )
     assert {path in given for path in ("cco_sidecar.py", "plugins/commands/demo.py")} == {developed}
 

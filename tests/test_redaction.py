@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Service, git, until
+from conftest import Service, git, plugin, until
 
-from cco_sidecar import REDACTED, SECRET_FORMS, is_secret, redact, redact_json
+import cco_sidecar
+from cco_sidecar import REDACTED, SECRET_FORMS, redact, redact_json
 from tests.benchmarks.redaction import by_form, found_again, samples
 
+is_secret = plugin("_withheld").is_secret
 MakeService = Callable[..., Service]
 TOKEN = "gh" + "p_" + "aB3xY7pQ9rT2vW5z8mN4" + "cD6fG1hJ0kL2sE9u"  # no scanner takes this file for a leak
 RANDOM = "aB3xY7pQ9rT2vW5z" + "8mN4cD6fG1hJ0kL2sE9u"
@@ -217,6 +219,23 @@ def test_files_of_the_kinds_that_hold_credentials_are_known_by_their_paths(path:
 @pytest.mark.parametrize("path", ORDINARY_FILES)
 def test_source_and_examples_are_no_credentials(path: str) -> None:
     assert not is_secret(path)
+
+
+PLAINLY_SECRET = """
+    .env .env.production prod.env .envrc id_rsa keys/id_ed25519 server.pem tls.key store.p12 .aws/config .ssh/config
+    .netrc .npmrc .pypirc .git-credentials credentials credentials.json secrets.yaml db-password.txt api_keys.json
+    token.json terraform.tfstate prod.tfvars .bash_history kubeconfig .docker/config.json .config/gh/hosts.yml
+    service-account-1.json .htpasswd app.jks x.ovpn .env.bak server.key.old
+""".split()
+PLAINLY_NOT = """
+    main.py secrets.py src/auth/token.rs README.md docs/secrets-of-success.md package.json pyproject.toml environment.yml
+    .github/workflows/ci.yml Dockerfile monkey.json keyboard.json .gitignore history.txt HISTORY LICENSE data.csv
+""".split()
+
+
+@pytest.mark.parametrize("path", [*PLAINLY_SECRET, *PLAINLY_NOT])
+def test_the_module_alone_knows_plain_names_of_credentials(path: str) -> None:
+    assert cco_sidecar.is_secret(path) is (path in PLAINLY_SECRET)
 
 
 @pytest.mark.parametrize(

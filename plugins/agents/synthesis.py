@@ -20,7 +20,6 @@ from msgspec import Meta, Struct
 from cco_sidecar import (
     MB,
     AgentCommand,
-    Fingerprint,
     GitError,
     Launcher,
     ProjectState,
@@ -28,16 +27,15 @@ from cco_sidecar import (
     Running,
     ask_git,
     clean_text,
-    fingerprint,
     hookimpl,
     one_line,
-    read_status,
     redact,
     split_z,
     write_file,
 )
 from cco_sidecar_plugins.commands._pipeline_view import last_shown
-from cco_sidecar_plugins.context._git_facts import empty_tree, git_prefix
+from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint
+from cco_sidecar_plugins.context._git_facts import empty_tree, git_prefix, read_status
 
 LINES = 10  # decisions at most
 FILES = 1000  # of each kind at most

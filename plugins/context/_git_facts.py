@@ -7,16 +7,21 @@ git would have ignored.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
+import msgspec
+
+import cco_sidecar
 from cco_sidecar import (
     LOG_WITH_NAMES,
     Codes,
     Commit,
+    FileFact,
     GitContext,
     GitError,
     Project,
+    ProjectState,
     as_commits,
     ask_git,
     clean_text,
@@ -24,12 +29,11 @@ from cco_sidecar import (
     git_log,
     in_thread,
     log_once,
-    read_remote,
-    read_status,
     run_git,
     split_z,
-    without_databases,
 )
+from cco_sidecar_plugins.context._urls import without_credentials
+from cco_sidecar_plugins.context._withheld import is_secret, own_files
 
 
 class GitProject(Project):
@@ -40,6 +44,18 @@ class GitProject(Project):
         listed = in_thread("git", lambda: list_files(root, prefix, self._scratch))
         git, head = read_git(root, prefix)
         return listed.result(), git, head
+
+    def look(self) -> ProjectState:
+        state = super().look()
+        own = own_files(str(self._root), state.files)
+        return msgspec.structs.replace(state, files=without(state.files, own), own=frozenset(own))
+
+    def is_secret(self, path: str) -> bool:
+        return is_secret(path)
+
+
+def without(files: list[FileFact], names: Set[str]) -> list[FileFact]:
+    return [file for file in files if file.path not in names]
 
 
 def list_files(root: Path, prefix: str | None, scratch: Path) -> list[str]:
@@ -158,6 +174,28 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict
         if added != "-":
             counts[path] = f"+{added} -{removed}"
     return counts
+
+
+def read_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = (".",)) -> tuple[str | None, Codes]:
+    """(branch, code and path of what changed or is untracked among ``names``), without git's databases. Raises
+    GitError. Blocks.
+    """
+    branch, codes = cco_sidecar.read_status(root, prefix, *flags, names=names)
+    ours = set(without_databases(root, [path for _, path in codes]))
+    return branch, [(code, path) for code, path in codes if path in ours]
+
+
+def without_databases(root: Path, names: list[str]) -> list[str]:
+    """``names`` without what lies in a database of git, whatever its folder is called. Blocks."""
+    folders = (name.removesuffix("HEAD") for name in names if name == "HEAD" or name.endswith("/HEAD"))
+    found = tuple(path for path in folders if all((root / path / name).is_dir() for name in ("objects", "refs")))
+    return [name for name in names if not name.startswith(found)] if found else names
+
+
+def read_remote(root: Path) -> tuple[str | None, str | None]:
+    """(name, URL) of origin, else of the first remote. Blocks."""
+    name, url = cco_sidecar.read_remote(root)
+    return name, url and without_credentials(url)
 
 
 def empty_tree(root: Path) -> str:

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from cco_sidecar import MB, is_secret, one_line, opened_path
+from cco_sidecar import MB, one_line, opened_path
+from cco_sidecar_plugins.context._withheld import is_secret
 
 log = logging.getLogger("cco")
 T = TypeVar("T")

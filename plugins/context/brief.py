@@ -202,8 +202,8 @@ def git_lines(git: dict[str, Any], room: int) -> list[str]:
 
 def file_lines(request: ContextRequest) -> Iterator[str]:
     """The ranked files: the first with reasons and neighbours, then more of them by name."""
-    known = {file.path for file in request.project.context_files}
-    ranked = [item for item in request.ranked if item.path in known][:LISTED]
+    known = {file.path for file in request.project.files}
+    ranked = request.ranked[:LISTED]
     order = {item.path: place for place, item in enumerate(request.ranked)}
     central = [item.path for item in ranked[:CENTRAL]] if request.task else []
     near = neighbours(request.project.root, central)

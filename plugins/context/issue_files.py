@@ -23,18 +23,16 @@ import msgspec
 from cco_sidecar import (
     MB,
     TASK_LENGTH,
-    Fingerprint,
-    fingerprint,
     hookimpl,
     is_identifier,
-    is_secret,
-    is_young,
     log_once,
     read_text_file,
     redact,
 )
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents._front_matter import read_front_matter
+from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint, is_young
+from cco_sidecar_plugins.context._withheld import is_secret
 
 HEAD = 8 * 1024  # characters of a Markdown file in which its id and title stand
 EXPORT = 16 * MB

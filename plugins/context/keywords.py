@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable, Iterator
 
 from cco_sidecar import (
-    FIRST_FILES,
     KIND_WEIGHTS,
     SPECIALISTS,
     STOP_WORDS,
@@ -22,11 +21,11 @@ from cco_sidecar import (
     RankedFile,
     RankRequest,
     hookimpl,
-    is_secret,
     kind_of,
     language_of,
     read_text_file,
 )
+from cco_sidecar_plugins.context._first_files import FIRST_FILES
 
 WORDS, WORK = 48, 1_500_000_000  # words of a task; bytes times words that are scanned, in about a second
 MAX_FILE = 400_000  # what is longer is data
@@ -36,8 +35,8 @@ MAX_FILE = 400_000  # what is longer is data
 def rank_files(request: RankRequest) -> list[RankedFile]:
     """Files without a word of the task come last, in the order without a task, and only those that are the agent's own
     (where no word occurs, manifests and entry documents too; where nothing is the agent's own either, all). Each
-    request scans the texts anew, so there is nothing to keep fresh. Only listed files are read, never a secret one or
-    through a link. (`git grep`, once a word, takes several times as long and reads what is to be left alone.)
+    request scans the texts anew, so there is nothing to keep fresh. Only listed files are read, never through a
+    link. (`git grep`, once a word, takes several times as long and reads what is to be left alone.)
     """
     weights = KIND_WEIGHTS[request.category]
     order = order_without_task(request.files, weights)
@@ -108,9 +107,8 @@ def order_without_task(files: list[FileFact], weights: dict[str, float]) -> dict
     newest = max((file.mtime_ns for file in files), default=1) or 1
     scores = {}
     for file in files:
-        if not is_secret(file.path):
-            weight = max(weights[kind_of(file.path)], 0.88 if file.path.lower() in FIRST_FILES else 0.0)
-            scores[file.path] = weight * (0.5 * file.mtime_ns / newest + 0.1 / (1 + file.path.count("/")))
+        weight = max(weights[kind_of(file.path)], 0.88 if file.path.lower() in FIRST_FILES else 0.0)
+        scores[file.path] = weight * (0.5 * file.mtime_ns / newest + 0.1 / (1 + file.path.count("/")))
     return dict(sorted(scores.items(), key=lambda item: -item[1]))
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from cco_sidecar import ContextRequest, Sections, hookimpl, without_credentials
+from cco_sidecar import ContextRequest, Sections, hookimpl
 from cco_sidecar_plugins.context._parsing import File, ProjectFiles
+from cco_sidecar_plugins.context._urls import without_credentials
 
 Versions = dict[str, str]  # by name: the bounds as the manifest gives them; alternatives are joined by " || "
 

@@ -17,7 +17,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from cco_sidecar import (
     Codes,
     Commit,
     FileFact,
-    Fingerprint,
     GitContext,
     Project,
     ProjectState,
@@ -37,19 +36,25 @@ from cco_sidecar import (
     ask_git,
     clean_text,
     describe_changes,
-    fingerprint,
     hookimpl,
     in_thread,
-    is_young,
     log_once,
     one_line,
+    split_z,
+)
+from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint, is_young
+from cco_sidecar_plugins.context._git_facts import (
+    GitProject,
+    git_prefix,
+    line_counts,
+    read_commits,
     read_remote,
     read_status,
-    split_z,
+    without,
     without_databases,
 )
-from cco_sidecar_plugins.context._git_facts import GitProject, git_prefix, line_counts, read_commits
 from cco_sidecar_plugins.context._watcher import Watcher
+from cco_sidecar_plugins.context._withheld import own_files
 
 Proof = dict[str, Fingerprint | None]  # by absolute path
 
@@ -59,19 +64,13 @@ def project_reader(settings: Settings) -> Project:
     return ProjectIndex(settings.root, settings.storage, watched=not settings.no_watch)
 
 
-class ProvenState(ProjectState, frozen=True, dict=True):
+class ProvenState(ProjectState, frozen=True, kw_only=True):
     """A state with the fingerprints that prove it; ``settled`` where none is so young that a second change could hide
     behind it.
     """
 
     proof: Proof
     settled: bool
-
-
-def proven(
-    root: str, files: list[FileFact], git: GitContext, head: str | None, proof: Proof, settled: bool
-) -> ProvenState:
-    return ProvenState(root, files, git, head, digest_of(proof) if settled else secrets.token_hex(16), proof, settled)
 
 
 def digest_of(proof: Proof) -> str:
@@ -199,7 +198,7 @@ class ProjectIndex(GitProject):
             if facts:
                 files[number] = FileFact(file.path, facts[2], facts[0])
         git = msgspec.structs.replace(state.git, uncommitted_changes=self._changes_among(names))
-        return proven(state.root, files, git, state.head, proof, True)
+        return self._proven(files, git, state.head, proof, True, state.own)
 
     def _assembled(self, proof: Proof, listing: Listing, settled: bool) -> ProvenState:
         files = []
@@ -215,7 +214,18 @@ class ProjectIndex(GitProject):
             describe_changes(listing.changes, line_counts(self._root, listing.changes)),
             *remote,
         )
-        return proven(str(self._root), files, git, head, proof, settled)
+        return self._proven(files, git, head, proof, settled)
+
+    def _proven(
+        self, files: list[FileFact], git: GitContext, head: str | None, proof: Proof, settled: bool,
+        known: Set[str] = frozenset(),
+    ) -> ProvenState:  # fmt: skip
+        """A state of ``files``, which hold none of those that are ``known`` to be the service's own."""
+        own = known | own_files(str(self._root), files)
+        return ProvenState(
+            root=str(self._root), files=without(files, own), git=git, head=head, own=frozenset(own), proof=proof,
+            digest=digest_of(proof) if settled else secrets.token_hex(16), settled=settled,
+        )  # fmt: skip
 
     def _history(self) -> tuple[tuple[list[Commit], str | None], tuple[str | None, str | None]]:
         remote = in_thread("git", lambda: read_remote(self._root))

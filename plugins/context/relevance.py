@@ -26,11 +26,13 @@ import sys
 
 if __name__ == "__main__":  # the builder: the module is where its starter says, and need not be on the path
     import importlib.util
+    from pathlib import Path
 
     _spec = importlib.util.spec_from_file_location("cco_sidecar", sys.argv[2])
     assert _spec and _spec.loader
     sys.modules["cco_sidecar"] = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules["cco_sidecar"])
+    sys.modules["cco_sidecar"].import_file(Path(__file__).with_name("_withheld.py"))  # makes the package of plugins
 
 import bisect
 import collections
@@ -58,18 +60,18 @@ import msgspec
 import cco_sidecar
 from cco_sidecar import (
     DATA,
-    FIRST_FILES,
     PROSE,
     STOP_WORDS,
     FileFact,
     RankedFile,
     RankRequest,
     hookimpl,
-    is_secret,
     language_of,
     read_text_file,
     run_git,
 )
+from cco_sidecar_plugins.context._first_files import FIRST_FILES
+from cco_sidecar_plugins.context._withheld import is_secret
 
 log = logging.getLogger("cco_sidecar.relevance")
 

@@ -34,7 +34,7 @@ def section_files() -> list[str]:
 
 @hookimpl
 def context_section(request: ContextRequest) -> Sections:
-    root, files = Path(request.project.root), request.project.context_files
+    root, files = Path(request.project.root), request.project.files
     newest = max((file.mtime_ns for file in files if kind_of(file.path) in ("source", "test")), default=0)
     status, moment = read_build(root)
     facts = {"test_coverage": read_coverage(root, newest), "last_build_status": status, "last_build_time": moment}

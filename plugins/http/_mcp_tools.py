@@ -46,6 +46,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins.agents.agent_list import AgentQuery, ListAgents
 from cco_sidecar_plugins.agents.prompts import SAY, reader_of
+from cco_sidecar_plugins.context._withheld import is_secret
 from cco_sidecar_plugins.http._mcp_shapes import NOTE, PAGE, arguments_of, as_line, as_lines, checked, page_of, pages
 from cco_sidecar_plugins.results.result_list import GetResult, ListResults, ResultQuery
 
@@ -234,7 +235,7 @@ async def lines_of_file(call: Call, sections: dict[str, Any]) -> str:
     path, first = call.given["file"], call.given.get("first_line", 1)
     known = {file["path"] for file in sections["relevant_files"]} | set(sections["project_structure"]["files"])
     file = None
-    if path in known:
+    if path in known and not is_secret(path):
         root = str(call.sidecar.settings.root)
         file = await asyncio.to_thread(read_relevant, root, RankedFile(path, 0.0))
     if file is None:

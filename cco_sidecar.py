@@ -6036,18 +6036,11 @@ SPECIALISTS = {language: f"{language}-specialist" for language in WITH_SPECIALIS
 
 def settled_types(facts: list[ResultFact]) -> set[str]:
     """Types that have succeeded since the last code change, or were proposed since the last change or failure."""
-    passed: set[str] = set()
-    proposed: set[str] = set()
-    for fact in facts:
-        changes_code = fact.category == "coding" and fact.status != "failed"
-        if changes_code:
-            passed = set()
-        elif fact.status == "success":
-            passed.add(fact.agent_type)
-        if changes_code or fact.status != "success":
-            proposed = set()
-        proposed |= set(fact.proposed)
-    return passed | proposed
+    changes = [at for at, fact in enumerate(facts) if fact.category == "coding" and fact.status != "failed"]
+    failures = [at for at, fact in enumerate(facts) if fact.status != "success"]
+    after_change = facts[changes[-1] + 1 :] if changes else facts
+    passed = {fact.agent_type for fact in after_change if fact.status == "success"}
+    return passed.union(*(fact.proposed for fact in facts[max([0, *changes, *failures]) :]))
 
 
 # -- agent commands

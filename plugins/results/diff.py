@@ -27,7 +27,6 @@ from cco_sidecar import (
     ask_git,
     clean_text,
     hookimpl,
-    is_secret,
     iso,
     one_line,
     read_text_file,
@@ -37,6 +36,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins.agents.synthesis import read_beginning
 from cco_sidecar_plugins.context._git_facts import empty_tree, git_prefix
+from cco_sidecar_plugins.context._withheld import is_secret
 
 Status = Literal[
     "added", "modified", "deleted", "unchanged", "missing", "outside", "ignored", "secret", "binary", "too large"

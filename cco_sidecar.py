@@ -41,7 +41,6 @@ if sys.version_info < (3, 11):  # noqa: UP036 - the file may be started by any i
 import argparse
 import asyncio
 import bisect
-import codecs
 import collections
 import contextlib
 import contextvars
@@ -56,7 +55,6 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
-import io
 import ipaddress
 import itertools
 import json
@@ -67,7 +65,6 @@ import os
 import queue
 import re
 import secrets
-import select
 import shlex
 import shutil
 import signal
@@ -6078,47 +6075,36 @@ ALONE = {  # hook: what the service does without where no plugin implements it
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
-    hold_standard_streams()
-    hear_signals()
-    if not os.environ.get("HOME", "unset"):
-        del os.environ["HOME"]  # Python and git take an empty one for "/"
-    problem = ""
-    try:
-        given = sys.argv[1:] if arguments is None else arguments
-        code = run_command([os.fsencode(word).decode("utf-8", "surrogateescape") for word in given])  # in any locale
-    except SystemExit:  # --help and --version
-        code = GOOD
-    except StartError as error:
-        problem, code = str(error), error.exit_code
-    except BrokenPipeError:  # the reader of our output has gone, as in `cco events list | head -1`
-        code = GOOD
-    except OSError as error:
-        problem, code = str(error) if error.filename else f"output cannot be written: {error.strerror}", REFUSED
-    except KeyboardInterrupt:
-        code = 130
-    unwritten = drop_unwritten(sys.stdout)
-    if unwritten and not isinstance(unwritten, BrokenPipeError):
-        problem, code = f"output cannot be written: {unwritten.strerror}", REFUSED
-    if problem:
-        complain(problem)
-    drop_unwritten(sys.stderr)
-    return code
+    given = sys.argv[1:] if arguments is None else arguments
+    words = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in given]  # in any locale
+    return bettered(Program, "_program", "WholeProgram")().run(words)
 
 
-def run_command(words: list[str]) -> int:
-    hooks = hooks_class()([])
-    hooks.load_files(bundled_plugins("command_parser"))  # and no others: a command need not wait for them
-    options = (hooks.part("command_parser", Callable) or parse_words)(words)
-    for name, value in vars(options).items():
-        texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
-        if name not in option_table() and any(re.search(r"[\ud800-\udfff]", text) for text in texts):
-            raise StartError(f"argument {name}: {value!r} is not UTF-8")  # other bytes arrive as lone surrogates
-    for name in sorted(name for name in os.environ if name.startswith("CCO_SIDECAR_")):
-        if (option := name.removeprefix("CCO_SIDECAR_").lower()) not in option_table():
-            close = nearest(option, option_table())
-            complain(f"{name}: unknown variable{f', did you mean {variable_of(close)}?' if close else ''}")
-    run: Callable[[argparse.Namespace], int] = options.run
-    return run(options)
+class Program:
+    """The way from the words of a command line to an exit code."""
+
+    def run(self, words: list[str]) -> int:
+        prepare_process()
+        try:
+            return self.command(words)
+        except SystemExit:  # --help and --version
+            return GOOD
+        except (StartError, OSError) as error:
+            complain(str(error))
+            return error.exit_code if isinstance(error, StartError) else REFUSED
+        except KeyboardInterrupt:
+            return 130
+
+    def command(self, words: list[str]) -> int:
+        options = self.parse(words)
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+
+    def parse(self, words: list[str]) -> argparse.Namespace:
+        hooks = hooks_class()([])
+        hooks.load_files(bundled_plugins("command_parser"))  # and no others: a command need not wait for them
+        parsed: argparse.Namespace = (hooks.part("command_parser", Callable) or parse_words)(words)
+        return parsed
 
 
 def parse_words(words: Sequence[str]) -> argparse.Namespace:
@@ -6153,9 +6139,6 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         raise StartError(f"{message.removeprefix('argument ')} (see {self.prog} --help)", WRONG_USE)
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        (file or sys.stdout).write(message)  # argparse passes over what it cannot write
 
 
 def add_own_commands(commands: argparse._SubParsersAction[CommandParser]) -> None:
@@ -6193,56 +6176,23 @@ def option_parser(shown: bool = True) -> CommandParser:
     return parser
 
 
-# -- standard streams
-
-
-def hold_standard_streams() -> None:
-    """Open the standard streams that the caller closed, so that no file or socket of ours gets their numbers, and let
-    standard output escape what it cannot encode.
+def prepare_process() -> None:
+    """Undo what a parent may have left us and our children. Files of ours would get the numbers of standard streams
+    that are closed, a blocked SIGTERM would end nobody, and where SIGCHLD is ignored the system forgets how children
+    ended, so that every failure of git looks like a success.
     """
-    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
-        if getattr(sys, name) is None:  # output then fails as on a closed stream; nobody hears complaints
-            handle = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
-            os.set_inheritable(handle, True)
-            setattr(sys, name, os.fdopen(handle, mode, encoding="utf-8"))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors=escape_unencodable.__name__)
-
-
-def hear_signals() -> None:
-    """Undo what a parent may have left us and our children: a blocked SIGTERM would end nobody, and where SIGCHLD is
-    ignored the system forgets how children ended, so that every failure of git looks like a success.
-    """
+    while (handle := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(handle)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def escape_unencodable(error: UnicodeError) -> tuple[str, int]:
-    """Error policy of standard output: what it cannot encode is written as JSON writes it."""
-    assert isinstance(error, UnicodeEncodeError)
-    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
-
-
-codecs.register_error(escape_unencodable.__name__, escape_unencodable)
-
-
-def drop_unwritten(stream: typing.TextIO) -> OSError | None:
-    """Flush ``stream``. Where that fails returns the error and drops what is left, lest the interpreter's own flush at
-    the end fails too.
-    """
-    try:
-        stream.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return error
-    return None
-
-
 def complain(message: str) -> None:
     """Write one line to standard error."""
     with contextlib.suppress(OSError):  # nobody can be told
-        sys.stderr.write(f"cco: {harmless(message)}\n")
+        print(f"cco: {harmless(message)}", file=sys.stderr)
 
 
 def harmless(text: str) -> str:
@@ -6272,23 +6222,11 @@ def settings_from(options: argparse.Namespace) -> Settings:
 def set_up_logging(settings: Settings) -> None:
     level = settings.log_level.upper()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    handler = LogLines(sys.stderr)
+    handler = bettered(logging.StreamHandler, "_program", "LogLines")(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else plain)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in ("tornado.general", "tornado.access", "asyncio", "watchdog"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
-
-
-class LogLines(logging.StreamHandler[typing.TextIO]):
-    """Lines for a reader that may stop: a full pipe is waited for once, for a second; then lines are dropped."""
-
-    _full = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):  # no file of the system's, or on Windows no socket
-            self._full = not select.select((), (self.stream,), (), 0 if self._full else 1)[1]
-        if not self._full:
-            super().emit(record)
 
 
 class JsonFormatter(logging.Formatter):
@@ -6314,11 +6252,10 @@ async def serve(settings: Settings, hooks: Hooks) -> int:
             signal.signal(number, lambda number, _: on_signal(number))
     async with Sidecar(settings, hooks) as sidecar:
         try:
-            sys.stdout.write(banner(sidecar))
-            sys.stdout.flush()
-        except OSError as error:
-            log.warning("the banner cannot be printed: %s", error.strerror)
-            drop_unwritten(sys.stdout)
+            print(banner(sidecar), flush=True)
+        except (OSError, UnicodeError) as error:
+            log.warning("the banner cannot be printed: %s", one_line(error))
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left unwritten is dropped
         await stopped.wait()
     return GOOD
 
@@ -6340,7 +6277,7 @@ def banner(sidecar: Sidecar) -> str:
         f"  Token:    {own_command()} token --type python-specialist",
         "  Stop:     Ctrl-C",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def own_command() -> str:

@@ -27,13 +27,13 @@ from cco_sidecar import (
     REFUSED,
     AgentTypes,
     StartError,
-    escape_unencodable,
     hookimpl,
     is_identifier,
     load_hooks,
     read_path,
     settings_from,
 )
+from cco_sidecar_plugins._program import escape_unencodable
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
 from cco_sidecar_plugins.commands._client_view import explain, print_event, random_part, show_context, show_list
 from cco_sidecar_plugins.commands._printing import show

@@ -27,7 +27,6 @@ from cco_sidecar import (
     command_serve,
     command_token,
     contains,
-    escape_unencodable,
     flag_of,
     hookimpl,
     load_hooks,
@@ -39,6 +38,7 @@ from cco_sidecar import (
     own_command,
     settings_from,
 )
+from cco_sidecar_plugins._program import escape_unencodable
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, settle, speaks_unicode
 
 SECTIONS = ("Start", "Agents and what they exchange", "Look", "Set up", "More")
@@ -195,6 +195,9 @@ class CommandParser(cco_sidecar.CommandParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.words = list(args)
         return super().parse_known_args(args, namespace)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stdout).write(message)  # argparse passes over what it cannot write
 
     def error(self, message: str) -> typing.NoReturn:
         if "arguments are required" in message and not self.commands:

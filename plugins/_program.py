@@ -1,0 +1,100 @@
+"""The program around a command, whatever its caller has left it: standard streams that are closed, full or of another
+encoding, and words and variables that nothing reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import select
+import sys
+import typing
+
+from cco_sidecar import GOOD, REFUSED, Program, StartError, complain, nearest, option_table, variable_of
+
+
+class WholeProgram(Program):
+    def run(self, words: list[str]) -> int:
+        hold_standard_streams()
+        if not os.environ.get("HOME", "unset"):
+            del os.environ["HOME"]  # Python and git take an empty one for "/"
+        code = super().run(words)
+        unwritten = drop_unwritten(sys.stdout)
+        if unwritten and not isinstance(unwritten, BrokenPipeError) and code == GOOD:
+            complain(f"output cannot be written: {unwritten.strerror}")
+            code = REFUSED
+        drop_unwritten(sys.stderr)
+        return code
+
+    def command(self, words: list[str]) -> int:
+        try:
+            return super().command(words)
+        except BrokenPipeError:  # the reader of our output has gone, as in `cco events list | head -1`
+            return GOOD
+        except OSError as error:
+            problem = str(error) if error.filename else f"output cannot be written: {error.strerror}"
+            raise StartError(problem, REFUSED) from error
+
+    def parse(self, words: list[str]) -> argparse.Namespace:
+        options = super().parse(words)
+        for name, value in vars(options).items():
+            texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+            if name not in option_table() and any(re.search(r"[\ud800-\udfff]", text) for text in texts):
+                raise StartError(f"argument {name}: {value!r} is not UTF-8")  # other bytes arrive as lone surrogates
+        for name in sorted(name for name in os.environ if name.startswith("CCO_SIDECAR_")):
+            if (option := name.removeprefix("CCO_SIDECAR_").lower()) not in option_table():
+                close = nearest(option, option_table())
+                complain(f"{name}: unknown variable{f', did you mean {variable_of(close)}?' if close else ''}")
+        return options
+
+
+class LogLines(logging.StreamHandler[typing.TextIO]):
+    """Lines for a reader that may stop: a full pipe is waited for once, for a second; then lines are dropped."""
+
+    _full = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):  # no file of the system's, or on Windows no socket
+            self._full = not select.select((), (self.stream,), (), 0 if self._full else 1)[1]
+        if not self._full:
+            super().emit(record)
+
+
+def hold_standard_streams() -> None:
+    """Open the standard streams that the caller closed, so that no file or socket of ours gets their numbers, and let
+    standard output escape what it cannot encode.
+    """
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:  # output then fails as on a closed stream; nobody hears complaints
+            handle = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            os.set_inheritable(handle, True)
+            setattr(sys, name, os.fdopen(handle, mode, encoding="utf-8"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=escape_unencodable.__name__)
+
+
+def escape_unencodable(error: UnicodeError) -> tuple[str, int]:
+    """Error policy of standard output: what it cannot encode is written as JSON writes it."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(escape_unencodable.__name__, escape_unencodable)
+
+
+def drop_unwritten(stream: typing.TextIO) -> OSError | None:
+    """Flush ``stream``. Where that fails returns the error and drops what is left, lest the interpreter's own flush at
+    the end fails too.
+    """
+    try:
+        stream.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None

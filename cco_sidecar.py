@@ -4917,7 +4917,7 @@ class Agents:
         self.tokens, self.results, self.hooks, self.settings, self._types = tokens, results, hooks, settings, types
         self._folder = settings.storage / "agents"
         launcher = hooks.derived("agent_part", Launcher, settings=settings)
-        self.launcher: Launcher = launcher(contexts, tokens, hooks, settings)
+        self.launcher: Launcher = launcher(contexts, tokens, types, hooks, settings)
         self.disk = Pool("agents", 8, 20)
         self.processes: Processes = hooks.part("process_owner", Processes, settings=settings) or Processes(settings)
         self.output = self.processes.output
@@ -4946,7 +4946,7 @@ class Agents:
             raise ApiError("AGT_001", "The service is stopping")
         if (number := len(self.active)) >= self.settings.max_agents:
             raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
-        row = self._new_row(claims, body)
+        row = self.launcher.row(claims, body, self.ledger.depth(claims.sub) + 1)
         self.ledger.check_room(row)
         self.meter.check_budget(row["issue"])
         # From here on it counts, so that a thousand at once cannot pass the limit.
@@ -4959,48 +4959,34 @@ class Agents:
             self._renew_token(running)
             command, ignored = await self.launcher.command(running, files, body.get("environment") or {}, reader)
             what = f"{Path(command.argv[0]).name}: "
-            process = running.process = await self.processes.start(row["id"], command)
-            await self._run(running, process)
+            await self.processes.start(running, command)
+            await self._run(running)
         except BaseException as error:
             problem: BaseException = error
             if isinstance(error, OSError):
                 problem = ApiError("AGT_001", f"Agent spawn failed: {what}{error.strerror or type(error).__name__}")
             await self._give_up(running, ticket, problem.message if isinstance(problem, ApiError) else None)
             raise problem from None
-        log.info("agent %s started, pid %d", row["id"], process.pid)
+        log.info("agent %s started, pid %d", row["id"], row["pid"])
         return spawned_answer(row, running.token, sorted(ignored))
-
-    def _new_row(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
-        """The ledger's row of a new agent, which may no more than its type, than was asked for, than its spawner."""
-        category = CATEGORIES[self._types.category(body["agent_type"])]
-        asked, own = body.get("permissions"), self.tokens.permissions(claims)
-        own |= {WRITE} if self._types.is_for_people(claims.agent_type) else set()
-        return {
-            "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self.settings.project,
-            "type": body["agent_type"], "issue": body["issue_id"], "task": body.get("task", ""),
-            "parent": claims.sub, "depth": self.ledger.depth(claims.sub) + 1,
-            "state": "starting", "started": time.time(), "time_limit": self.settings.agent_timeout,
-            "permissions": [name for name in category.permissions if name in own and (asked is None or name in asked)],
-            "only_issue": body["issue_id"] if body.get("issue_only") else claims.issue_id, "pid": None, "birth": None,
-            "ended": None, "exit_code": None, "signal": None, **NO_OUTCOME,
-        }  # fmt: skip
 
     def _renew_token(self, running: Running) -> None:
         running.token, life = self.launcher.token(running.row), self.settings.token_ttl
         running.renew_at = int(time.time()) + life - min(600.0, life / 2)
 
-    async def _run(self, running: Running, process: Process) -> None:
+    async def _run(self, running: Running) -> None:
         """Write down that an agent has a process, and watch it from now on."""
-        facts = {"state": "running", "pid": process.pid, "birth": process.birth}
-        running.row |= facts
-        await self.ledger.update(running.row["id"], **facts)
-        running.watch = asyncio.create_task(self._watch(running, process))
+        row = running.row
+        row["state"] = "running"
+        await self.ledger.update(row["id"], state="running", pid=row["pid"], birth=row["birth"])
+        running.watch = asyncio.create_task(self._watch(running))
 
     async def _give_up(self, running: Running, ticket: IdempotencyTicket | None, reason: str | None) -> None:
         """Leave nothing of a spawn that failed but its row."""
         self.tokens.revoke(running.row["id"])
-        if running.process:
-            await self.processes.end(running.process, lambda: 0.0)
+        if running.row["pid"]:
+            running.grace = 0.0
+            await self.processes.end(running)
         with contextlib.suppress(StorageError):  # the caller is being told about the failure that came first
             await self.ledger.failed(running.row, ticket, reason)
         await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
@@ -5021,28 +5007,28 @@ class Agents:
 
     # -- watching
 
-    async def _watch(self, running: Running, process: Process) -> None:
+    async def _watch(self, running: Running) -> None:
         """Wait for the end, by itself, by order or by the time limit; then leave nothing of it behind."""
-        row, deadline = running.row, process.began + running.row["time_limit"]
-        events = (process.exited, running.ordered)
+        row, deadline = running.row, running.began + running.row["time_limit"]
+        events = (running.exited, running.ordered)
         waits = [asyncio.create_task(event.wait()) for event in events]
         try:
             while not any(event.is_set() for event in events) and (left := deadline - time.monotonic()) > 0:
-                await self.tend(running, process)
+                await self.tend(running)
                 if row["reason"]:
                     break
                 await asyncio.wait(waits, timeout=min(left, self.LOOK), return_when=asyncio.FIRST_COMPLETED)
-            if not process.exited.is_set() and running.ended_as is None and row["reason"] is None:
+            if not running.exited.is_set() and running.ended_as is None and row["reason"] is None:
                 running.ended_as = "killed" if running.ordered.is_set() else "timeout"
-            await self.processes.end(process, lambda: running.grace)
-            await self._record(running, process)
+            await self.processes.end(running)
+            await self._record(running)
         except Exception as error:  # a boundary: a task of its own, which must say so when it fails
             log.error("agent %s: watching failed", row["id"], exc_info=error)
         finally:
             for wait in waits:
                 wait.cancel()
 
-    async def tend(self, running: Running, process: Process) -> None:
+    async def tend(self, running: Running) -> None:
         """Look after a running agent, every LOOK seconds: renew its token in time, and write its files again where they
         are gone. Who sets its row's reason has it ended.
         """
@@ -5055,17 +5041,17 @@ class Agents:
             running.renew_at = time.time() + 1
             log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
 
-    async def _record(self, running: Running, process: Process) -> None:
+    async def _record(self, running: Running) -> None:
         """Take the token of an agent without processes away, find out how it ended, and store that."""
-        row, code, now = running.row, process.exit_code, time.time()
+        row, code, now = running.row, running.exit_code, time.time()
         by_itself: AgentState = "completed" if code == 0 else "failed"
         if code is None:  # then a success that the agent stored speaks for it
             stored = self.ledger.storage.read.success_since(row["project"], row["id"], row["started"] - 1)
             by_itself = "completed" if stored else "lost"
-        row |= process.usage | {
+        row |= {
             "state": running.ended_as or by_itself, "exit_code": code,
             "signal": -code if code is not None and code < 0 else None,
-            "ended": min(max(process.ended or now, row["started"]), now),
+            "ended": min(max(running.ended or now, row["started"]), now),
         }  # fmt: skip
         self.tokens.revoke(row["id"])
         for name in token_files(""):
@@ -5095,19 +5081,11 @@ class Agents:
         if running := self.active.get(subject):
             running.row["last_call"] = (method, without_tokens(path)[:200], time.time())
 
-    @contextlib.contextmanager
-    def heard_out(self, subject: str) -> Iterator[None]:
+    def heard_out(self, subject: str) -> contextlib.AbstractContextManager[None]:
         """While an agent's request is answered in it the agent's end waits. Raises AUTH_001 where that came first."""
         self.tokens.check_revoked(subject)
         running = self.active.get(subject)
-        if running is None:
-            yield
-            return
-        running.calls += 1
-        try:
-            yield
-        finally:
-            running.calls -= 1
+        return running.answering() if running else contextlib.nullcontext()
 
     async def end(self, agent_id: str, *, force: bool = False) -> bool:
         """Order an agent's end, which a crash does not forget, at once with ``force``; False where it has ended."""
@@ -5133,12 +5111,12 @@ class Agents:
         await self.processes.open()
         for row in rows:
             running = self.active[row["id"]]
-            process = running.process = await self.processes.adopt(row)
+            await self.processes.adopt(running)
             if row["ordered"]:
                 running.ordered.set()
                 running.ended_as = "killed"
-            log.info("agent %s %s, pid %s", row["id"], "is gone" if process.exited.is_set() else "adopted", process.pid)
-            await self._run(running, process)
+            log.info("agent %s %s, pid %s", row["id"], "is gone" if running.exited.is_set() else "adopted", row["pid"])
+            await self._run(running)
 
     async def stop(self, *, end_all: bool) -> None:
         """Leave the agents running, or end them all."""
@@ -5167,23 +5145,35 @@ class Agents:
 
 
 class Running:
-    """An agent that has not ended."""
+    """An agent that has not ended: its row, and what is known of its first process."""
 
     def __init__(self, row: dict[str, Any], folder: Path) -> None:
         self.row, self.folder = row, folder
-        self.process: Process | None = None  # until it is started or adopted
-        self.watch: asyncio.Task[None] | None = None
-        self.ordered = asyncio.Event()
-        self.ended_as: AgentState | None = None  # set where it does not end by itself
-        self.grace = Agents.GRACE
         self.token, self.renew_at = "", 0.0
+        self.watch: asyncio.Task[None] | None = None
         self.calls = 0  # its requests that its end waits for
+        self.ordered = asyncio.Event()
+        self.grace = Agents.GRACE
+        self.ended_as: AgentState | None = None  # set where it does not end by itself
+        self.began = time.monotonic()
+        self.exited = asyncio.Event()  # the first process has ended
+        self.exit_code: int | None = None  # below 0: the signal that ended it; None while it is not known
+        self.ended: float | None = None
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
 
 
 class AgentLedger:
     """The agents on disk: who was spawned, and what became of each; of running ones, what is not on disk yet."""
 
-    END = "state ended exit_code signal cpu memory peak_memory processes measured last_call".split()
+    LIVE = "cpu memory peak_memory processes measured last_call".split()  # in memory alone while an agent runs
+    END = ["state", "ended", "exit_code", "signal", *LIVE]
 
     def __init__(self, storage: Storage, settings: Settings, active: dict[str, Running]) -> None:
         self.storage, self._settings, self._active, self._project = storage, settings, active, settings.project
@@ -5231,16 +5221,15 @@ class AgentLedger:
 
     async def ended(self, row: dict[str, Any], tail: list[str], spent: dict[str, Any]) -> dict[str, Any]:
         """Record an end, its events and the end of its token as one; what the events say."""
-        cpu, found = row.get("cpu"), self.storage.read.result_of(row["project"], row["id"])
+        cpu, found = row["cpu"], self.storage.read.result_of(row["project"], row["id"])
         told = agent_facts(row) | spent | {
-            "cpu_seconds": None if cpu is None else round(cpu, 3), "peak_memory_bytes": row.get("peak_memory"),
+            "cpu_seconds": None if cpu is None else round(cpu, 3), "peak_memory_bytes": row["peak_memory"],
             "output_tail": [line[:300] for line in tail], "result_id": found["result_id"],
         }  # fmt: skip
         names = ["agent_exited"] + (["agent_failed"] if row["state"] in AGENT_GROUPS["failed"] else [])
         submission = {"publisher": row["id"], "topic": "coordination", "data": told}
         events = [new_event(row["project"], name, submission) for name in names]
-        facts = {name: row.get(name) for name in self.END}
-        facts |= {"last_call": json.dumps(row.get("last_call")), "seen": "[]"}
+        facts = {name: row[name] for name in self.END} | {"last_call": json.dumps(row["last_call"]), "seen": "[]"}
 
         def job(records: Records) -> None:
             records.update_agent(row["id"], **facts)
@@ -5263,7 +5252,7 @@ class AgentLedger:
     def whole(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row with its agent's latest result, and what is known of a running one at this moment."""
         if running := self._active.get(row["id"]):
-            row |= {"last_call": running.row.get("last_call")} | (running.process.usage if running.process else {})
+            row |= {name: running.row[name] for name in self.LIVE}
         return row | self.storage.read.result_of(row["project"], row["id"])
 
     def statistics(self) -> dict[str, Any]:
@@ -5346,9 +5335,25 @@ You may: {permissions}. Never print your token. When you are done, store your re
     "issue_id": "{issue_id}", "project_id": "{project_id}", "result": {{"status": "success", "decisions": ["..."]}}}}'
 """
 
-    def __init__(self, contexts: Contexts, tokens: Tokens, hooks: Hooks, settings: Settings) -> None:
-        self.contexts, self.tokens, self.hooks, self.settings = contexts, tokens, hooks, settings
+    def __init__(
+        self, contexts: Contexts, tokens: Tokens, types: AgentTypes, hooks: Hooks, settings: Settings
+    ) -> None:  # fmt: skip
+        self.contexts, self.tokens, self.types, self.hooks, self.settings = contexts, tokens, types, hooks, settings
         self._pool = Pool("launch", 8, 30)
+
+    def row(self, claims: Claims, body: dict[str, Any], depth: int) -> dict[str, Any]:
+        """The ledger's row of a new agent, which may no more than its type, than was asked for, than its spawner."""
+        category = CATEGORIES[self.types.category(body["agent_type"])]
+        asked, own = body.get("permissions"), self.tokens.permissions(claims)
+        own |= {WRITE} if self.types.is_for_people(claims.agent_type) else set()
+        may = [name for name in category.permissions if name in own and (asked is None or name in asked)]
+        unknown = dict.fromkeys((*Records.EVIDENCE, "pid", "ended", "exit_code", "signal")) | NO_OUTCOME
+        return unknown | {
+            "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self.settings.project,
+            "type": body["agent_type"], "issue": body["issue_id"], "task": body.get("task", ""), "parent": claims.sub,
+            "state": "starting", "started": time.time(), "time_limit": self.settings.agent_timeout, "permissions": may,
+            "only_issue": body["issue_id"] if body.get("issue_only") else claims.issue_id, "depth": depth,
+        }  # fmt: skip
 
     def token(self, row: dict[str, Any], *, lasting: bool = False) -> str:
         """A token with exactly what the row grants; a ``lasting`` one for as long as its agent may live, for a program
@@ -5502,20 +5507,6 @@ class Meter:
         """The service ends."""
 
 
-class Process:
-    """An agent's first process, and through it all that it has started, as a process owner knows them."""
-
-    def __init__(self, agent_id: str, folder: Path) -> None:
-        self.agent_id, self.folder = agent_id, folder
-        self.pid: int | None = None
-        self.birth: str | None = None
-        self.began = time.monotonic()
-        self.usage: dict[str, Any] = {}  # cpu, memory, peak_memory, processes, measured (when), where they are measured
-        self.exited = asyncio.Event()  # the first process has ended
-        self.exit_code: int | None = None  # below 0: the signal that ended it; None while it is not known
-        self.ended: float | None = None
-
-
 class Processes:
     """Starts, adopts and ends agents' processes: the simplest ``process_owner``, which a plugin's may derive from.
 
@@ -5534,13 +5525,13 @@ class Processes:
     async def open(self) -> None:
         """Called once, before the first adoption."""
 
-    async def start(self, agent_id: str, command: AgentCommand) -> Process:
-        """A new process that runs ``command``. Raises OSError, and leaves nothing then."""
-        process = Process(agent_id, self._folder / agent_id)
-        child = await self._pool.run(self._popen, process.folder, command)
-        process.pid, process.birth = child.pid, (life_of(child.pid) or (None,))[0]
-        self._watch(process, child)
-        return process
+    async def start(self, running: Running, command: AgentCommand) -> None:
+        """Start a process that runs ``command``, and say its pid and birth in the agent's row. Raises OSError, and
+        leaves nothing then.
+        """
+        child = await self._pool.run(self._popen, running.folder, command)
+        running.row |= {"pid": child.pid, "birth": (life_of(child.pid) or (None,))[0]}
+        self._watch(running, child)
 
     def _popen(self, folder: Path, command: AgentCommand) -> subprocess.Popen[bytes]:
         user_only = functools.partial(os.open, mode=0o600)
@@ -5550,65 +5541,64 @@ class Processes:
                 stdin=source, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 
-    async def adopt(self, row: dict[str, Any]) -> Process:
-        """The process of an agent's row, which an earlier run of the service started; ``exited`` is set where the first
-        one has ended.
+    async def adopt(self, running: Running) -> None:
+        """Go on with an agent that an earlier run of the service started; ``exited`` is set where its first process has
+        ended.
         """
-        process = Process(row["id"], self._folder / row["id"])
-        process.pid, process.birth = row["pid"], row["birth"]
-        if process.pid is None and (found := await self._pool.run(self.members, process)):
-            process.pid = min(found, key=psutil.Process.create_time).pid  # we were killed before we noted it
-            process.birth = (life_of(process.pid) or (None,))[0]
-        if (life := life_of(process.pid)) and life[0] == process.birth:
-            process.began -= life[1]
-            self._watch(process)
+        row = running.row
+        if row["pid"] is None and (found := await self._pool.run(self.members, running)):
+            pid = min(found, key=psutil.Process.create_time).pid  # we were killed before we noted it
+            row |= {"pid": pid, "birth": (life_of(pid) or (None,))[0]}
+        if (life := life_of(row["pid"])) and life[0] == row["birth"]:
+            running.began -= life[1]
+            self._watch(running)
         else:
-            process.exited.set()
-        return process
+            running.exited.set()
 
-    def _watch(self, process: Process, child: subprocess.Popen[bytes] | None = None) -> None:
+    def _watch(self, running: Running, child: subprocess.Popen[bytes] | None = None) -> None:
         async def watch() -> None:
-            while lives(process) if child is None else child.poll() is None:
+            while lives(running.row) if child is None else child.poll() is None:
                 await asyncio.sleep(self.LOOK)
-            process.exit_code, process.ended = child.returncode if child else None, time.time()
-            process.exited.set()
+            running.exit_code, running.ended = child.returncode if child else None, time.time()
+            running.exited.set()
 
         task = asyncio.create_task(watch())
         self._watches.add(task)
         task.add_done_callback(self._watches.discard)
 
-    async def end(self, process: Process, grace: Callable[[], float]) -> None:
-        """SIGTERM to all of an agent, SIGKILL after ``grace()`` seconds, which may become less; until none is found."""
+    async def end(self, running: Running) -> None:
+        """SIGTERM to all of an agent, SIGKILL after its grace, which may become less; until none is found."""
         began, asked, told = time.monotonic(), set[Any](), 10.0
         while True:
             try:
-                members = await self._pool.run(self.members, process)
+                members = await self._pool.run(self.members, running)
             except TimeoutError:  # the look hangs in the system
-                log.error("agent %s: its processes cannot be looked at", process.agent_id)
+                log.error("agent %s: its processes cannot be looked at", running.row["id"])
                 continue
-            if not members and process.exited.is_set():
+            if not members and running.exited.is_set():
                 return
             passed = time.monotonic() - began
+            force = passed >= running.grace
             for identity, member in members.items():
-                if passed >= grace() or identity not in asked:
+                if force or identity not in asked:
                     with contextlib.suppress(psutil.Error, OSError):  # it has just ended
-                        member.send_signal(FORCE if passed >= grace() else signal.SIGTERM)
+                        member.send_signal(FORCE if force else signal.SIGTERM)
             asked |= members.keys()
-            if members and passed > told + grace():
+            if members and passed > told + running.grace:
                 told = passed + 10
                 problem = f"{len(members)} processes cannot be ended; it counts as running until they are gone"
-                log.error("agent %s: %s", process.agent_id, problem)
+                log.error("agent %s: %s", running.row["id"], problem)
             await asyncio.sleep(0.02 if passed < 1 else 0.1)
 
-    def members(self, process: Process) -> dict[Any, Any]:
+    def members(self, running: Running) -> dict[Any, Any]:
         """An agent's living processes by their identity: each has a ``send_signal`` that reaches no other. Blocks."""
-        first = process.pid if lives(process) else None
+        first = running.row["pid"] if lives(running.row) else None
         found, children = [], collections.defaultdict(list)
         for item in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):  # it has just ended, or is another user's
                 token_file = item.environ().get("CCO_TOKEN_FILE")
                 children[item.ppid()].append(item)
-                if token_file == str(process.folder / "token") or (first and os.getsid(item.pid) == first):
+                if token_file == str(running.folder / "token") or (first and os.getsid(item.pid) == first):
                     found.append(item)
         for item in found:
             found += [child for child in children[item.pid] if child not in found]
@@ -5636,9 +5626,9 @@ def find_program(command: AgentCommand, root: Path) -> str:
 FORCE = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
-def lives(process: Process) -> bool:
-    """Whether an agent's first process has not ended. Blocks."""
-    return (life_of(process.pid) or ("",))[0] == process.birth
+def lives(row: dict[str, Any]) -> bool:
+    """Whether the first process of an agent's row has not ended. Blocks."""
+    return (life_of(row["pid"]) or ("",))[0] == row["birth"]
 
 
 def life_of(pid: int | None) -> tuple[str, float] | None:

@@ -287,9 +287,9 @@ PLUGINS = {
         from cco_sidecar import Processes
 
         class Named(Processes):
-            async def start(self, agent_id, command):
+            async def start(self, running, command):
                 command.argv.append(f"started by a plugin's owner")
-                return await super().start(agent_id, command)
+                await super().start(running, command)
 
         @hookimpl
         def process_owner(settings):

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from cco_sidecar import WRITE, Agents, ApiError, Process, Running, agent_facts, hookimpl, one_line, redact
+from cco_sidecar import WRITE, Agents, ApiError, Running, agent_facts, hookimpl, one_line, redact
 from cco_sidecar_plugins._settings import PluginSettings
 
 log = logging.getLogger("cco")
@@ -32,9 +32,9 @@ class AskingAgents(Agents):
         # when its output was last written, as plugins were asked about it
         self._heard: weakref.WeakKeyDictionary[Running, float | None] = weakref.WeakKeyDictionary()
 
-    async def tend(self, running: Running, process: Process) -> None:
-        await super().tend(running, process)
-        if time.monotonic() < process.began + self.PROBATION and self.hooks.implementations("agent_failure"):
+    async def tend(self, running: Running) -> None:
+        await super().tend(running)
+        if time.monotonic() < running.began + self.PROBATION and self.hooks.implementations("agent_failure"):
             written = await self.disk.run(self.output(running.row["id"]).last_written)
             if written != self._heard.get(running):
                 self._heard[running] = written

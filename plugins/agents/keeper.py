@@ -38,7 +38,6 @@ from cco_sidecar import (
     Agents,
     Output,
     Pool,
-    Process,
     Processes,
     Running,
     StartError,
@@ -72,12 +71,14 @@ def agent_part(base: type) -> type | None:
 class NotingAgents(Agents):
     """Notes in the ledger which processes are an agent's: the next run of the service has to find them."""
 
-    async def tend(self, running: Running, process: Process) -> None:
-        if isinstance(process, KeptProcess) and process.proof.known != process.noted:
-            process.noted = set(process.proof.known)
-            agent_id, seen = process.agent_id, json.dumps(sorted(process.noted))
+    async def tend(self, running: Running) -> None:
+        agent_id, owner = running.row["id"], self.processes
+        kept = owner.kept.get(agent_id) if isinstance(owner, KeptProcesses) else None
+        if kept and kept.proof.known != kept.noted:
+            kept.noted = set(kept.proof.known)
+            seen = json.dumps(sorted(kept.noted))
             self.ledger.storage.write_behind(lambda records: records.update_agent(agent_id, seen=seen))
-        await super().tend(running, process)
+        await super().tend(running)
 
 
 class KeptProcesses(Processes):
@@ -92,7 +93,7 @@ class KeptProcesses(Processes):
         super().__init__(settings)
         self._keeper = Keeper(self._folder, self._root, self._on_exit, self._on_keeper_lost)
         self._census = Census(self._keeper)
-        self._kept: dict[str, KeptProcess] = {}
+        self.kept: dict[str, KeptProcess] = {}
         self._settings, self._tasks = settings, list[asyncio.Task[None]]()
 
     async def open(self) -> None:
@@ -101,55 +102,57 @@ class KeptProcesses(Processes):
         pruning = prune_for_ever(self._folder, self._settings)
         self._tasks = [asyncio.create_task(self._survey()), asyncio.create_task(pruning)]
 
-    async def start(self, agent_id: str, command: AgentCommand) -> Process:
-        process = self._kept[agent_id] = KeptProcess(agent_id, self._folder / agent_id)
+    async def start(self, running: Running, command: AgentCommand) -> None:
+        agent_id = running.row["id"]
+        kept = self.kept[agent_id] = KeptProcess(running)
         try:
-            process.pid = pid = await self._keeper.start_agent(agent_id, command, process.proof.mark)
+            pid = await self._keeper.start_agent(agent_id, command, kept.proof.mark)
             # It may have ended before we look: it was started all the same.
-            if found := (await self._pool.run(self._census.look, {pid})).get(pid):
-                process.proof.first, process.birth = found.identity, found.birth
+            found = (await self._pool.run(self._census.look, {pid})).get(pid)
+            kept.proof.first = found.identity if found else None
+            running.row |= {"pid": pid, "birth": found.birth if found else None}
         except BaseException:  # it may have been started before what failed
-            process.exited.set()
-            await self.end(process, lambda: 0.0)
+            running.exited.set()
+            running.grace = 0.0
+            await self.end(running)
             raise
-        return process
 
-    async def adopt(self, row: dict[str, Any]) -> Process:
-        agent_id, birth = row["id"], row["birth"]
-        process = self._kept[agent_id] = KeptProcess(agent_id, self._folder / agent_id)
-        process.proof.known = process.noted = {(pid, birth) for pid, birth in row["seen"]}
-        pid = row["pid"] or await self._pool.run(noted_pid, process.folder)
-        members = members_of(self._at_start, process.proof)
+    async def adopt(self, running: Running) -> None:
+        row, kept = running.row, KeptProcess(running)
+        self.kept[row["id"]] = kept
+        kept.proof.known = kept.noted = {(pid, birth) for pid, birth in row["seen"]}
+        row["pid"] = pid = row["pid"] or await self._pool.run(noted_pid, running.folder)
+        members = members_of(self._at_start, kept.proof)
         first = min((item for item in members if pid in (None, item.pid)), key=lambda item: item.order, default=None)
-        process.pid, process.birth = pid, birth
-        if first is None or birth not in (None, first.birth):
-            process.exited.set()
-            return process
-        process.pid, process.birth, process.proof.first = first.pid, first.birth, first.identity
-        process.began -= first.age
-        self._keeper.follow(agent_id)
-        return process
+        if first is None or row["birth"] not in (None, first.birth):
+            running.exited.set()
+            return
+        kept.proof.first = first.identity
+        row |= {"pid": first.pid, "birth": first.birth}
+        running.began -= first.age
+        self._keeper.follow(row["id"])
 
-    async def end(self, process: Process, grace: Callable[[], float]) -> None:
-        await super().end(process, grace)
-        await self._hear_keeper(self._kept[process.agent_id])
-        del self._kept[process.agent_id]
+    async def end(self, running: Running) -> None:
+        await super().end(running)
+        await self._hear_keeper(self.kept[running.row["id"]])
+        del self.kept[running.row["id"]]
 
-    def members(self, process: Process) -> dict[Any, Any]:
-        kept = self._kept[process.agent_id]
+    def members(self, running: Running) -> dict[Any, Any]:
+        kept = self.kept[running.row["id"]]
         members = {item.identity: item for item in members_of(self._census.look(), kept.proof)}
         kept.proof.known |= members.keys()
         return members
 
-    async def _hear_keeper(self, process: KeptProcess) -> None:
+    async def _hear_keeper(self, kept: KeptProcess) -> None:
         """Nothing of the agent is alive: wait, within bounds, until its keeper has written down how it ended and its
         last output.
         """
-        await until(lambda: process.told or not is_kept(process.folder), self.KEEPER_SECONDS)
-        if not process.told and (end := await self._pool.run(written_end, process.folder)):
-            process.hear(end)
-        await until(lambda: not (process.folder / KeeperProgram.PIPE).exists(), self.OUTPUT_SECONDS)
-        process.usage |= {"processes": 0, "memory": 0}
+        folder = kept.running.folder
+        await until(lambda: kept.told or not is_kept(folder), self.KEEPER_SECONDS)
+        if not kept.told and (end := await self._pool.run(written_end, folder)):
+            kept.hear(end)
+        await until(lambda: not (folder / KeeperProgram.PIPE).exists(), self.OUTPUT_SECONDS)
+        kept.running.row |= {"processes": 0, "memory": 0}
 
     def output(self, agent_id: str) -> Output:
         folder = self._folder / agent_id
@@ -165,42 +168,43 @@ class KeptProcesses(Processes):
         while True:
             await asyncio.sleep(self.SURVEY)
             try:
-                if self._kept:
+                if self.kept:
                     seen, now = await self._pool.run(self._census.look), time.time()
-                    for process in list(self._kept.values()):
-                        self._survey_one(process, seen, now)
+                    for kept in list(self.kept.values()):
+                        self._survey_one(kept, seen, now)
             except Exception as error:  # a boundary: one bad look must not be the last
                 log.error("agents: survey failed", exc_info=error)
 
-    def _survey_one(self, process: KeptProcess, seen: dict[int, Seen], now: float) -> None:
-        if process.pid is None:  # it is being started
+    def _survey_one(self, kept: KeptProcess, seen: dict[int, Seen], now: float) -> None:
+        running = kept.running
+        if running.row["pid"] is None:  # it is being started
             return
-        if members := members_of(seen, process.proof):
-            process.measure(members, now)
-        process.missing = 0 if process.proof.first in {item.identity for item in members} else process.missing + 1
-        if process.missing and (process.missing > self.PATIENCE or not is_kept(process.folder)):
-            process.exited.set()
+        if members := members_of(seen, kept.proof):
+            kept.measure(members, now)
+        kept.missing = 0 if kept.proof.first in {item.identity for item in members} else kept.missing + 1
+        if kept.missing and (kept.missing > self.PATIENCE or not is_kept(running.folder)):
+            running.exited.set()
 
     def _on_exit(self, agent_id: str, end: AgentEnd) -> None:
         """The keeper has reaped an agent's first process."""
-        if process := self._kept.get(agent_id):
-            process.hear(end)
+        if kept := self.kept.get(agent_id):
+            kept.hear(end)
 
     def _on_keeper_lost(self) -> None:
         """The keeper died: its agents go on, watched as adopted ones are, and a new keeper goes on with their
         output.
         """
-        for process in self._kept.values():
-            if not process.exited.is_set():
-                self._keeper.follow(process.agent_id)
+        for agent_id, kept in self.kept.items():
+            if not kept.running.exited.is_set():
+                self._keeper.follow(agent_id)
 
 
-class KeptProcess(Process):
-    """A process with what proves that others are its agent's too."""
+class KeptProcess:
+    """What is known of a running agent's processes, and what proves that they are its."""
 
-    def __init__(self, agent_id: str, folder: Path) -> None:
-        super().__init__(agent_id, folder)
-        self.proof = Proof(mark=mark_of(folder), marker=str(folder / "token"))
+    def __init__(self, running: Running) -> None:
+        self.running = running
+        self.proof = Proof(mark=mark_of(running.folder), marker=str(running.folder / "token"))
         self.noted: set[Identity] = set()  # its processes, as the ledger has them
         self.told = False  # its keeper has said how it ended
         self.missing = 0  # looks on end that did not find its first process
@@ -208,23 +212,19 @@ class KeptProcess(Process):
     def measure(self, members: Sequence[Seen], now: float) -> None:
         """Take down what a census found. Processor time counts what has ended, memory is that of the moment."""
         memory = sum(item.memory for item in members)
-        self.usage = {
-            "cpu": max(self.usage.get("cpu", 0.0), sum(item.cpu for item in members)),
-            "memory": memory,
-            "peak_memory": max(self.usage.get("peak_memory", 0), memory),
-            "processes": len(members),
-            "measured": now,
-        }
+        self._use(sum(item.cpu for item in members), memory, now)
+        self.running.row |= {"memory": memory, "processes": len(members)}
         self.proof.known = {item.identity for item in members}
 
     def hear(self, end: AgentEnd) -> None:
-        self.exit_code, self.ended, self.told = end.code, end.time, True
-        self.usage |= {
-            "cpu": max(self.usage.get("cpu", 0.0), end.cpu),
-            "peak_memory": max(self.usage.get("peak_memory", 0), end.memory),
-            "measured": min(end.time, time.time()),
-        }
-        self.exited.set()
+        self.running.exit_code, self.running.ended, self.told = end.code, end.time, True
+        self._use(end.cpu, end.memory, min(end.time, time.time()))
+        self.running.exited.set()
+
+    def _use(self, cpu: float, memory: int, now: float) -> None:
+        row = self.running.row
+        row["cpu"], row["measured"] = max(row["cpu"] or 0.0, cpu), now
+        row["peak_memory"] = max(row["peak_memory"] or 0, memory)
 
 
 async def until(condition: Callable[[], Any], seconds: float) -> None:

@@ -240,9 +240,9 @@ def project_reader(settings: Settings) -> Project | None:
 @hookimpl
 def process_owner(settings: Settings) -> Processes | None:
     class Owner(Processes):
-        async def start(self, agent_id: str, command: AgentCommand) -> Any:
+        async def start(self, running: Any, command: AgentCommand) -> None:
             command.environment["LANG"] = "C.UTF-8"
-            return await super().start(agent_id, command)
+            await super().start(running, command)
 
     return Owner(settings)
 

@@ -203,10 +203,6 @@ class Settings:
     )
     agent_timeout: Annotated[int, read_number(1, 31_536_000)] = option(3600, "time limit of an agent", "SECONDS")
     max_agents: Annotated[int, read_number(0, 10_000)] = option(10, "agents running at once", "N")
-    max_agents_per_issue: Annotated[int, read_number(1, 1_000_000)] = option(
-        50, "spawns on one issue, ended ones included", "N"
-    )
-    max_depth: Annotated[int, read_number(1, 100)] = option(4, "how deep agents may spawn agents", "N")
     stop_agents: Annotated[bool, read_bool] = option(False, "a stop by signal ends the agents too")
     plugins: Annotated[tuple[Path, ...], read_paths] = option((), "one more folder of plugins", "DIR")
     no_plugins: Annotated[bool, read_bool] = option(False, "the service runs no plugins")
@@ -3167,9 +3163,6 @@ class Records:
         "depth", "permissions", "only_issue", "birth", "seen", "ordered", "cpu", "memory", "peak_memory", "processes",
         "measured", "last_call",
     )  # fmt: skip
-    count_issue_agents: Question[int] = value(  # those that never had a process do not count
-        f"select count(*) {SPAWNED} and issue = ? and not (state = 'failed' and pid is null)"
-    )
     others_since: Question[int | None] = value(  # whether another agent had a process at some time since then
         "select 1 from agent where project = ?1 and id != ?2 and pid is not null"
         " and (ended is null or ended > ?3) limit 1"
@@ -4947,15 +4940,14 @@ class Agents:
         if (number := len(self.active)) >= self.settings.max_agents:
             raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
         row = self.launcher.row(claims, body, self.ledger.depth(claims.sub) + 1)
-        self.ledger.check_room(row)
-        self.meter.check_budget(row["issue"])
+        self.check_room(row, self.ledger.storage.read)
         # From here on it counts, so that a thousand at once cannot pass the limit.
         running, what = Running(row, self._folder / row["id"]), ""
         self.active[row["id"]] = running
         try:
             reader = self.launcher.reader(row, running.folder, self.url)
             files = await self.launcher.files(body, reader)
-            await self.ledger.begin(row, ticket)
+            await self.ledger.begin(row, ticket, self.check_room)
             self._renew_token(running)
             command, ignored = await self.launcher.command(running, files, body.get("environment") or {}, reader)
             what = f"{Path(command.argv[0]).name}: "
@@ -4969,6 +4961,11 @@ class Agents:
             raise problem from None
         log.info("agent %s started, pid %d", row["id"], row["pid"])
         return spawned_answer(row, running.token, sorted(ignored))
+
+    def check_room(self, row: dict[str, Any], records: Records) -> None:
+        """Raise AGT_003 where a row may have no agent. Asked twice, the second time on the writer thread: of two spawns
+        at the same time the second one sees the first one's row there.
+        """
 
     def _renew_token(self, running: Running) -> None:
         running.token, life = self.launcher.token(running.row), self.settings.token_ttl
@@ -5183,21 +5180,13 @@ class AgentLedger:
         row = self.storage.read.agent(self._project, subject)
         return 0 if row is None else int(row["depth"] or 1)
 
-    def check_room(self, row: dict[str, Any], records: Records | None = None) -> None:
-        """Raise AGT_003 where a spawn would go too deep, or be one too many on its issue."""
-        if row["depth"] > self._settings.max_depth:
-            who = f"{row['parent']} is an agent of depth {row['depth'] - 1}"
-            raise ApiError("AGT_003", f"{who}, --max-depth allows it no agents of its own")
-        spawned = (records or self.storage.read).count_issue_agents(self._project, row["issue"])
-        if spawned >= self._settings.max_agents_per_issue:
-            many = f"{spawned} agents were spawned on {row['issue']}"
-            raise ApiError("AGT_003", f"{many}, --max-agents-per-issue allows no more")
-
-    async def begin(self, row: dict[str, Any], ticket: IdempotencyTicket | None) -> None:
-        """A new row, and with it what a repeat of the request gets to know. Raises AGT_003."""
+    async def begin(
+        self, row: dict[str, Any], ticket: IdempotencyTicket | None, check: Callable[[dict[str, Any], Records], None]
+    ) -> None:
+        """A new row that passes the check, and with it what a repeat of the request gets to know."""
 
         def job(records: Records) -> None:
-            self.check_room(row, records)  # again: of two at the same time the second one sees the first one's row here
+            check(row, records)
             records.insert_agent(row)
             if ticket:
                 ticket.remember(records, spawned_answer(row, "", []))
@@ -5289,13 +5278,7 @@ def agent_answer(row: dict[str, Any], output: Output) -> dict[str, Any]:
     def age(moment: float) -> float:
         return round(max(0.0, time.time() - moment), 3)
 
-    usage = call = None
-    if (measured := row["measured"]) is not None:
-        usage = {
-            "cpu_seconds": round(row["cpu"] or 0.0, 3), "memory_bytes": row["memory"] or 0,
-            "peak_memory_bytes": row["peak_memory"] or 0, "processes": row["processes"] or 0,
-            "measured_at": iso(measured), "age_seconds": age(measured),
-        }  # fmt: skip
+    call = None
     if row["last_call"] is not None:
         method, path, moment = row["last_call"]
         call = {"method": method, "path": path, "at": iso(moment), "age_seconds": age(moment)}
@@ -5303,7 +5286,7 @@ def agent_answer(row: dict[str, Any], output: Output) -> dict[str, Any]:
     return agent_facts(row) | {
         "output_tail": output.tail(20), "task": redact(row["task"])[0], "parent": row["parent"],
         "result_id": row["result_id"], "result_status": row["result_status"], "depth": row["depth"] or 1,
-        "state_age_seconds": age(row["ended"] or row["started"]), "usage": usage, "last_call": call,
+        "state_age_seconds": age(row["ended"] or row["started"]), "usage": None, "last_call": call,
         "last_output_at": written and iso(written), "last_output_age_seconds": written and age(written),
     }  # fmt: skip
 
@@ -5317,7 +5300,6 @@ class Launcher:
     SETTABLE = re.compile(
         r"(APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY)|API_BASE_URL"
     )
-    WITHHELD = re.compile(r"CLAUDECODE|GIT_(DIR|WORK_TREE|INDEX_FILE|PREFIX)|NOTIFY_SOCKET")  # of another's session
     ALIASES = {
         "previous_decisions": "previous_agent_outputs", "previous_results": "previous_agent_outputs",
         "git_history": "git_context", "dependencies": "metadata", "project_metadata": "metadata",
@@ -5409,9 +5391,9 @@ You may: {permissions}. Never print your token. When you are done, store your re
         """Whether a request may set a variable, in capitals here; what steers programs it may not."""
         return self.SETTABLE.fullmatch(variable) is not None
 
-    def inherits(self, variable: str) -> bool:
-        """Whether an agent gets a variable, in capitals here, that the service was started with."""
-        return self.WITHHELD.fullmatch(variable) is None
+    def inherited(self) -> dict[str, str]:
+        """What an agent gets of the service's own environment."""
+        return {name: value for name, value in os.environ.items() if not name.startswith("CCO_SIDECAR_")}
 
     async def command(
         self, running: Running, files: dict[str, bytes], asked: dict[str, str], reader: Reader
@@ -5467,11 +5449,7 @@ You may: {permissions}. Never print your token. When you are done, store your re
             name: value for name, value in asked.items()
             if (capital := name.upper()) not in own and (capital in allowed or self.may_set(capital))
         }  # fmt: skip
-        inherited = {
-            name: value for name, value in os.environ.items()
-            if not name.startswith("CCO_SIDECAR_") and (name.upper() in allowed or self.inherits(name.upper()))
-        }  # fmt: skip
-        environment = inherited | command.environment | given | own
+        environment = self.inherited() | command.environment | given | own
         return msgspec.structs.replace(command, environment=environment), [name for name in asked if name not in given]
 
 
@@ -5495,9 +5473,6 @@ class Meter:
     def figures(self, agent_id: str) -> dict[str, Any]:
         """By FIGURES, null where the agent's program does not report it; ``cached_tokens`` are among the input."""
         return dict.fromkeys(self.FIGURES)
-
-    def check_budget(self, issue_id: str) -> None:
-        """Raise AGT_003 where no agent may be started on the issue, since a budget is spent."""
 
     def statistics(self) -> dict[str, Any]:
         """The figures of issues and days."""
@@ -5537,8 +5512,8 @@ class Processes:
         user_only = functools.partial(os.open, mode=0o600)
         with open(folder / Output.NAME, "ab", opener=user_only) as output, open(command.stdin or os.devnull) as source:
             return subprocess.Popen(
-                command.argv, executable=find_program(command, self._root), env=command.environment, cwd=self._root,
-                stdin=source, stdout=output, stderr=output, start_new_session=True,
+                command.argv, env=command.environment, cwd=self._root, stdin=source, stdout=output, stderr=output,
+                start_new_session=True,
             )  # fmt: skip
 
     async def adopt(self, running: Running) -> None:
@@ -5611,16 +5586,6 @@ class Processes:
         """Leave all processes to themselves."""
         for task in self._watches:
             task.cancel()
-
-
-def find_program(command: AgentCommand, root: Path) -> str:
-    """The file that a command's first word names, as a shell in ``root`` would find it. Raises OSError."""
-    name, path = command.argv[0], command.environment.get("PATH")
-    found = shutil.which(str(root / name) if os.path.dirname(name) else name, path=path)
-    if found is None:
-        reason = errno.EACCES if os.path.dirname(name) and (root / name).exists() else errno.ENOENT
-        raise OSError(reason, os.strerror(reason))
-    return os.path.abspath(found)
 
 
 FORCE = getattr(signal, "SIGKILL", signal.SIGTERM)

@@ -55,6 +55,10 @@ class PluginSettings(Settings):
     no_synthesis: Annotated[bool, read_bool] = option(
         False, "no result is stored in the name of an agent that stored none"
     )
+    max_agents_per_issue: Annotated[int, read_number(1, 1_000_000)] = option(
+        50, "spawns on one issue, ended ones included", "N", "limits"
+    )
+    max_depth: Annotated[int, read_number(1, 100)] = option(4, "how deep agents may spawn agents", "N", "limits")
     budget_usd: Annotated[dict[str, float], read_budget] = option(
         {}, "what agents may cost, such as 5/issue,20/day; when it is spent no more are started", "USD", "meter"
     )

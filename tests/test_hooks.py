@@ -314,15 +314,20 @@ PLUGINS = {
                 return {"status": "success", "decisions": [*lines, str(alone)], "rationale": "a plugin says so"}
     """,
     "purse": """
-        from cco_sidecar import ApiError, Meter
+        from cco_sidecar import Agents, ApiError, Meter
+
+        @hookimpl
+        def agent_part(base):
+            class Thrifty(base):
+                def check_room(self, row, records):
+                    if row["issue"].startswith("poor-"):
+                        raise ApiError("AGT_003", "There is no money left")
+
+            return Thrifty if issubclass(base, Agents) else None
 
         class Purse(Meter):
             def figures(self, agent_id):
                 return super().figures(agent_id) | {"cost_usd": 0.5}
-
-            def check_budget(self, issue_id):
-                if issue_id.startswith("poor-"):
-                    raise ApiError("AGT_003", "There is no money left")
 
         @hookimpl
         def meter(settings):

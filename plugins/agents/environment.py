@@ -20,8 +20,12 @@ class EnvironmentLauncher(Launcher):
     def may_set(self, variable: str) -> bool:
         return UNSAFE_VARIABLES.fullmatch(variable) is None
 
-    def inherits(self, variable: str) -> bool:
-        return SESSION_MARKERS.fullmatch(variable) is None
+    def inherited(self) -> dict[str, str]:
+        allowed = {name.upper() for name in self.settings.agent_environment}
+        return {
+            name: value for name, value in super().inherited().items()
+            if name.upper() in allowed or not SESSION_MARKERS.fullmatch(name.upper())
+        }  # fmt: skip
 
 
 # What a request may not set: it would run other code or lead an agent's traffic elsewhere. Read without blanks and

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,9 +43,9 @@ from cco_sidecar import (
     Running,
     StartError,
     boot_id,
-    find_program,
     hookimpl,
     in_thread,
+    iso,
     lock_file,
     one_line,
 )
@@ -79,6 +80,17 @@ class NotingAgents(Agents):
             seen = json.dumps(sorted(kept.noted))
             self.ledger.storage.write_behind(lambda records: records.update_agent(agent_id, seen=seen))
         await super().tend(running)
+
+    def describe(self, row: dict[str, Any]) -> dict[str, Any]:
+        answer = super().describe(row)
+        if row["measured"] is not None:
+            answer["usage"] = {
+                "cpu_seconds": round(row["cpu"] or 0.0, 3), "memory_bytes": row["memory"] or 0,
+                "peak_memory_bytes": row["peak_memory"] or 0, "processes": row["processes"] or 0,
+                "measured_at": iso(row["measured"]),
+                "age_seconds": round(max(0.0, time.time() - row["measured"]), 3),
+            }  # fmt: skip
+        return answer
 
 
 class KeptProcesses(Processes):
@@ -426,6 +438,16 @@ class Keeper:
             process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             await self._pool.run(process.wait, 0.5)
+
+
+def find_program(command: AgentCommand, root: Path) -> str:
+    """The file that a command's first word names, as a shell in ``root`` would find it. Raises OSError."""
+    name, path = command.argv[0], command.environment.get("PATH")
+    found = shutil.which(str(root / name) if os.path.dirname(name) else name, path=path)
+    if found is None:
+        reason = errno.EACCES if os.path.dirname(name) and (root / name).exists() else errno.ENOENT
+        raise OSError(reason, os.strerror(reason))
+    return os.path.abspath(found)
 
 
 class WholeOutput(Output):

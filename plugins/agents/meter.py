@@ -27,12 +27,14 @@ from msgspec import Meta, Struct
 from cco_sidecar import (
     MB,
     AgentCommand,
+    Agents,
     ApiError,
     Endpoint,
     Launcher,
     Meter,
     Pool,
     Reader,
+    Records,
     Route,
     Running,
     StartError,
@@ -369,6 +371,7 @@ class SpendMeter(Meter):
                     yield facts | where | {"percent": int(100 * spent / budget)}
 
     def check_budget(self, issue_id: str) -> None:
+        """Raise AGT_003 where no agent may be started on the issue, since a budget is spent."""
         try:
             with self._lock:
                 found = list(self._spent(issue_id, day_of(datetime.now(UTC))))
@@ -422,7 +425,18 @@ def day_of(moment: datetime) -> str:
 
 @hookimpl
 def agent_part(base: type) -> type | None:
-    return type("MeteredLauncher", (MeteredLauncher, base), {}) if issubclass(base, Launcher) else None
+    if issubclass(base, Launcher):
+        return type("MeteredLauncher", (MeteredLauncher, base), {})
+    return type("BudgetedAgents", (BudgetedAgents, base), {}) if issubclass(base, Agents) else None
+
+
+class BudgetedAgents(Agents):
+    """Starts no agent whose budget is spent."""
+
+    def check_room(self, row: dict[str, Any], records: Records) -> None:
+        super().check_room(row, records)
+        if isinstance(self.meter, SpendMeter):
+            self.meter.check_budget(row["issue"])
 
 
 class MeteredLauncher(Launcher):

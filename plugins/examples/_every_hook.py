@@ -18,7 +18,6 @@ from cco_sidecar import (
     AgentCommand,
     AgentLaunch,
     AnswerFilter,
-    ApiError,
     Claims,
     CommandParser,
     ContextRequest,
@@ -259,8 +258,7 @@ def agent_part(settings: Settings, base: Any) -> type | None:
 @hookimpl
 def meter(settings: Settings) -> Meter | None:
     class Frugal(Meter):
-        def check_budget(self, issue_id: str) -> None:
-            if Path(settings.root, "BANKRUPT").exists():
-                raise ApiError("AGT_003", "There is no money left")
+        def figures(self, agent_id: str) -> dict[str, Any]:
+            return super().figures(agent_id) | {"cost_usd": 0.0}
 
     return Frugal()

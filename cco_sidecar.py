@@ -5368,17 +5368,17 @@ You may: {permissions}. Never print your token. When you are done, store your re
                 raise
             problem = f"its context could not be built: {error.message}"
             raise ApiError("AGT_001", f"Agent spawn failed: {problem}") from None
-        context, required = msgspec.json.decode(content), body.get("context_requirements") or []
-        wanted = {self.ALIASES.get(name, name) for name in required}
-        if unknown := sorted(wanted - set(context["context"])):
-            path = f"context_requirements[{required.index(unknown[0])}]"
-            known = ", ".join(sorted({*context["context"], *self.ALIASES}))
-            problem = f"{unknown[0][:128]!r} is not a context section - at `$.{path}`; known are {known}"
-            raise ApiError("REQ_001", problem, details={"path": path})
+        context, wanted = msgspec.json.decode(content), set()
+        sections = context["context"]
+        for position, name in enumerate(body.get("context_requirements") or []):
+            wanted.add(section := self.ALIASES.get(name, name))
+            if section not in sections:
+                path, known = f"context_requirements[{position}]", ", ".join(sorted({*sections, *self.ALIASES}))
+                problem = f"{name[:128]!r} is not a context section - at `$.{path}`; known are {known}"
+                raise ApiError("REQ_001", problem, details={"path": path})
         if wanted:
-            context["context"] = {name: value for name, value in context["context"].items() if name in wanted}
-            context["total_size_bytes"] = json_size(context["context"])
-            context["file_count"] = len(context["context"].get("relevant_files", []))
+            context["context"] = sections = {name: value for name, value in sections.items() if name in wanted}
+            context |= {"total_size_bytes": json_size(sections), "file_count": len(sections.get("relevant_files", []))}
         return context
 
     def prompt(self, launch: AgentLaunch, reader: Reader) -> str:

@@ -4942,8 +4942,8 @@ class Agents:
         row = self.launcher.row(claims, body, self.ledger.depth(claims.sub) + 1)
         self.check_room(row, self.ledger.storage.read)
         # From here on it counts, so that a thousand at once cannot pass the limit.
-        running, what = Running(row, self._folder / row["id"]), ""
-        self.active[row["id"]] = running
+        running = self.active[row["id"]] = Running(row, self._folder / row["id"])
+        what = ""
         try:
             reader = self.launcher.reader(row, running.folder, self.url)
             files = await self.launcher.files(body, reader)
@@ -4963,9 +4963,7 @@ class Agents:
         return spawned_answer(row, running.token, sorted(ignored))
 
     def check_room(self, row: dict[str, Any], records: Records) -> None:
-        """Raise AGT_003 where a row may have no agent. Asked twice, the second time on the writer thread: of two spawns
-        at the same time the second one sees the first one's row there.
-        """
+        """Raise AGT_003 where a row may have no agent. Asked again by the writer, which knows all rows before it."""
 
     def _renew_token(self, running: Running) -> None:
         running.token, life = self.launcher.token(running.row), self.settings.token_ttl
@@ -5069,9 +5067,7 @@ class Agents:
         log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], code)
 
     async def judge(self, running: Running) -> None:
-        """Say in the row of an agent that has ended what else is known of that, before it is stored: perhaps again
-        after a kill.
-        """
+        """Say in an ended agent's row what else is known of its end before that is stored; again after a kill."""
 
     def heard_from(self, subject: str, method: str, path: str) -> None:
         """An agent's token was used."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import webbrowser
 from typing import Any
 
 from cco_sidecar import GOOD, hookimpl
@@ -38,6 +37,8 @@ def command_dashboard(options: argparse.Namespace) -> int:
 
 def opens(url: str) -> bool:
     """Whether a browser was told to open ``url``. One that runs in the terminal is not."""
+    import webbrowser  # here alone, since the service loads this file too and needs none
+
     has_desktop = sys.platform in ("win32", "darwin") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import importlib.util
 import json
 import os
@@ -405,6 +404,8 @@ def connect(options: argparse.Namespace, settings: Settings) -> int:
 
 def shown(settings: Settings, changes: list[Change]) -> Iterator[str]:
     """The differences, as patches, without lines that are not ours but for two around them."""
+    import difflib  # here alone, since the service loads this file too and needs none
+
     for change in changes:
         if change.after == change.before:
             continue

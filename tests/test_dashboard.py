@@ -253,6 +253,23 @@ def test_an_event_is_published_and_seen(page: Page, issue: str) -> None:
     assert told["data"] == {"by": "ada", "issue_id": issue}
 
 
+def test_a_token_is_renewed_before_it_ends_and_one_that_is_refused_asks_to_sign_in(page: Page) -> None:
+    kept = "return sessionStorage.getItem('cco-token')"
+    before = page.js(kept)
+    script = "sessionStorage.setItem('cco-token', token); location.reload()"
+    short = page.service.token("operator", sub="ada", permissions=None, exp=int(time.time()) + 200)
+    page.js(script, token=short)
+    page.js_true(f"{kept} !== {json.dumps(short)} && document.querySelector('.link.live') !== null")
+    page.js(script, token=short[:-4] + "0000")
+    page.see("cco dashboard", ".signin")
+    assert page.js(kept) is None and page.js("return document.activeElement.id") == "code"
+    page.js("document.activeElement.value = token", token=before)
+    page.browser.press(ENTER)
+    page.js_true("return document.querySelector('.link.live') !== null")
+    refused = page.browser.console()
+    assert refused and [line for line in refused if "401" not in line] == []
+
+
 # -- hostile contents
 
 SCRIPT = "<img src=x onerror='hacked=1'><script>hacked=1</script><svg onload=hacked=1>"

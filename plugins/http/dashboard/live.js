@@ -53,14 +53,17 @@ function become(state) {
 async function run(signal) {
   let failures = 0;
   let fresh = true;
+  let rested = false;
   while (!signal.aborted) {
     try {
+      rested ||= document.hidden;
       if (document.hidden) await visibleAgain(signal);
       if (fresh) await begin(signal);
       fresh = false;
       const recovered = failures > 0;
-      const answer = await poll(signal, recovered ? 0 : POLL_MS);
+      const answer = await poll(signal, recovered || rested ? 0 : POLL_MS);
       failures = 0;
+      rested = false;
       if (recovered) await anew();
       live.cursor = answer.next_cursor ?? answer.scanned_to;
       become("live");

@@ -76,6 +76,7 @@ export class Log {
     try {
       const answer = await get(`/api/agents/${part(this.agentId)}/logs`, query);
       if (query.tail) this.from = answer.offset;
+      else if (answer.offset > this.offset) this.add(`\n[${bytes(answer.offset - this.offset)} are no longer kept]\n`);
       more = answer.next_offset > this.offset && answer.text.length > 0;
       this.offset = answer.next_offset;
       this.add(answer.text);

@@ -33,6 +33,7 @@ const VIEWS = { agent, agents, approvals, events, health, issue, issues, lost, r
 const CLOCK_MS = 10_000; // relative times go on
 
 const places = {};
+const scrolled = new Map(); // how far each list was scrolled when one left it
 /** @type {View | null} */
 let view = null;
 let shown = "";
@@ -74,12 +75,13 @@ function open() {
 
 function become(address, next) {
   const first = !shown;
+  if (shown) scrolled.set(shown, places.main.scrollTop);
   view?.stop?.();
   view = next;
   shown = address;
   places.main.replaceChildren();
-  places.main.scrollTop = 0;
   draw();
+  places.main.scrollTop = address.endsWith("/") ? (scrolled.get(address) ?? 0) : 0;
   view.attach?.();
   if (!first) (places.main.querySelector("h1") ?? places.main).focus({ preventScroll: true });
 }

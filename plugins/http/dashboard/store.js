@@ -16,6 +16,7 @@ export const store = {
   /** @type {any[]} by their sequence, newest last */ events: [],
   /** @type {Map<string, any>} */ approvals: new Map(),
   /** @type {Map<string, any>} */ runs: new Map(),
+  /** @type {Map<string, string>} the newest event's id, by issue */ latest: new Map(),
   more: { issues: false, agents: false, results: false, events: false },
   missing: new Set(),
   loaded: new Set(),
@@ -83,8 +84,10 @@ export async function loadInfo() {
 export async function loadIssues() {
   const answer = await listed("issues", "/api/issues", { limit: PAGE });
   if (!answer) return;
-  store.issues = new Map(answer.issues.map((issue) => [issue.issue_id, issue]));
-  store.more.issues = answer.has_more;
+  const whole = store.issues.size > PAGE && !store.more.issues; // older ones were read, and have not changed
+  const fresh = answer.issues.map((issue) => [issue.issue_id, issue]);
+  store.issues = new Map([...(whole ? store.issues : []), ...fresh]);
+  store.more.issues = answer.has_more && !whole;
 }
 
 async function loadAgents() {
@@ -113,6 +116,22 @@ async function loadResults() {
   for (const result of answer.results) store.results.set(result.id, result);
   if (!last) store.more.results = answer.has_more;
   else if (answer.has_more) await loadResults();
+}
+
+const LISTS = { issues: "issue_id", agents: "agent_id", results: "id" };
+
+/** What a list has before its newest page, all of it. @param {"issues" | "agents" | "results"} name */
+export async function loadWhole(name) {
+  if (!store.more[name]) return;
+  store.more[name] = false;
+  const found = new Map();
+  for (let since = "earliest"; since;) {
+    const answer = await get(`/api/${name}`, { since, limit: PAGE });
+    for (const item of answer[name]) found.set(item[LISTS[name]], item);
+    since = answer.has_more ? answer.next_cursor : null;
+  }
+  store[name] = new Map([...found, ...store[name]]);
+  changed(name);
 }
 
 export async function loadApprovals() {
@@ -161,7 +180,10 @@ export async function loadOlderEvents() {
 export function addEvents(events) {
   const fresh = events.filter((event) => !known.has(event.event_id));
   if (!fresh.length) return;
-  for (const event of fresh) known.add(event.event_id);
+  for (const { event_id, data } of fresh) {
+    known.add(event_id);
+    if (event_id > (store.latest.get(data.issue_id) ?? "")) store.latest.set(data.issue_id, event_id);
+  }
   const later = (store.events.at(-1)?.event_id ?? "") < fresh[0].event_id;
   store.events = [...store.events, ...fresh];
   if (!later) store.events.sort((one, other) => (one.event_id < other.event_id ? -1 : 1));

@@ -6,7 +6,7 @@ import { between, bytes, compact, cost, duration, shortId } from "../format.js";
 import { VirtualList } from "../list.js";
 import { badge, button, choices, empty, filterField, foreign, head, issueLink, loading, when } from "../parts.js";
 import { to } from "../router.js";
-import { store } from "../store.js";
+import { loadWhole, store } from "../store.js";
 
 const GROUPS = {
   active: ["starting", "running"],
@@ -16,7 +16,13 @@ const GROUPS = {
 };
 
 export function view(_id, { draw, query }) {
-  const list = new VirtualList({ label: "Agents", key: (agent) => agent.agent_id, row, estimate: 74 });
+  const list = new VirtualList({
+    label: "Agents",
+    key: (agent) => agent.agent_id,
+    row,
+    estimate: 74,
+    atEnd: () => loadWhole("agents").catch(() => {}),
+  });
   const now = { filter: query.get("filter") ?? "", group: "" };
   const set = (change) => {
     Object.assign(now, change);

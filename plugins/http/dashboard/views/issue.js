@@ -2,7 +2,7 @@
 import { can, exportIssue, publish, run, spawn, stopRun } from "../actions.js";
 import { ApiError, get, part } from "../api.js";
 import { h, slot } from "../dom.js";
-import { compact, cost, count, shortId } from "../format.js";
+import { compact, cost, count, plural, shortId } from "../format.js";
 import { icon } from "../icons.js";
 import { lanes } from "../lanes.js";
 import { VirtualList } from "../list.js";
@@ -25,6 +25,7 @@ import { lacks, store } from "../store.js";
 import { storyRow } from "./story.js";
 
 const PAGE = 1000;
+const PAGES = 20; // that are read at once; what follows them comes with the next change
 const SETTLE_MS = 300; // changes that come together are read once
 const LABELS = {
   spawned: "starts",
@@ -47,6 +48,7 @@ export function view(id, { draw }) {
     timer: 0,
     cursor: null,
     latestFirst: false,
+    signs: "",
   };
   const toggle = (entry) => {
     now.open[now.open.has(entry) ? "delete" : "add"](entry);
@@ -76,10 +78,25 @@ export function view(id, { draw }) {
       clearTimeout(now.timer);
       list.detach();
     },
-    heard: (names) => (names.has("issues") || names.has("live") || names.has("approvals")) && soon(),
+    heard: () => {
+      const signs = signsOf(id);
+      if (signs !== now.signs) soon();
+      now.signs = signs;
+    },
     drawn: () => list.set(rows(id, now)),
     render: () => [top(id, now), task(now), body(id, now, list, set, look)],
   };
+}
+
+/** What changes when something happens on an issue. */
+function signsOf(id) {
+  const { state, waiting_for_people, run, last_at } = store.issues.get(id) ?? {};
+  const agents = [...store.agents.values()].filter((agent) => agent.issue_id === id);
+  return JSON.stringify([
+    store.latest.get(id),
+    [state, waiting_for_people, run, last_at],
+    agents.map((agent) => [agent.agent_id, agent.state]),
+  ]);
 }
 
 /** The issue and its timeline: what is new of it, or all, as far as one page goes. */
@@ -90,20 +107,16 @@ async function read(id, now) {
         message: "This service tells no stories of issues: the plugin that makes them is not loaded (cco plugins)",
       });
     now.issue = await get(`/api/issues/${part(id)}`);
-    let more = true;
-    let since = now.entries.length >= PAGE ? now.cursor : undefined; // what is short is read whole, as entries change
-    const found = new Map(since ? now.entries.map((entry) => [entry.id, entry]) : []);
-    while (more) {
-      const answer = await get(`/api/issues/${part(id)}/timeline`, { since: since ?? "earliest", limit: PAGE });
-      for (const entry of answer.entries)
-        found.set(`${entry.kind} ${entry.id}`, {
-          ...entry,
-          id: `${entry.kind} ${entry.id}`,
-          own_id: entry.id,
-          issue_id: id,
-        });
-      more = answer.has_more && answer.next_cursor && answer.next_cursor !== since;
-      since = now.cursor = answer.next_cursor ?? since;
+    let since = now.entries.length >= PAGE ? now.cursor : "earliest"; // what is short is read whole, as entries change
+    const found = new Map(since === "earliest" ? [] : now.entries.map((entry) => [entry.id, entry]));
+    for (let pages = 0, more = true; more && pages < PAGES; pages++) {
+      const answer = await get(`/api/issues/${part(id)}/timeline`, { since, limit: PAGE });
+      for (const entry of answer.entries) {
+        const name = `${entry.kind} ${entry.id}`;
+        found.set(name, { ...entry, id: name, issue_id: id });
+      }
+      more = answer.has_more;
+      since = now.cursor = answer.next_cursor;
     }
     now.entries = [...found.values()];
     now.failed = null;
@@ -141,6 +154,12 @@ function figures(issue) {
     issue.working?.map((agent) =>
       h("span.chip.run", { key: agent.agent_id }, agentLink(agent.agent_id, agent.agent_type)),
     ),
+    issue.waiting_for_people > 0 &&
+      h(
+        "a.asks",
+        { href: to("approvals") },
+        `${plural(issue.waiting_for_people, "request waits", "requests wait")} for you`,
+      ),
     issue.last_at && h("span", null, "last activity ", when(issue.last_at)),
     (issue.cost_usd ?? null) !== null && h("span", null, cost(issue.cost_usd)),
     issue.tokens > 0 && h("span", null, `${compact(issue.tokens)} tokens`),

@@ -5,12 +5,18 @@ import { compact, cost, count, plural } from "../format.js";
 import { VirtualList } from "../list.js";
 import { agentLink, badge, button, choices, empty, filterField, foreign, head, loading, when } from "../parts.js";
 import { to } from "../router.js";
-import { activeAgents, openApprovals, store } from "../store.js";
+import { activeAgents, openApprovals, loadWhole, store } from "../store.js";
 
 const STATES = ["waiting", "working", "failed", "open", "idle", "done"];
 
 export function view(_id, { draw }) {
-  const list = new VirtualList({ label: "Issues", key: (issue) => issue.issue_id, row, estimate: 74 });
+  const list = new VirtualList({
+    label: "Issues",
+    key: (issue) => issue.issue_id,
+    row,
+    estimate: 74,
+    atEnd: () => loadWhole("issues").catch(() => {}),
+  });
   const now = { filter: "", state: "" };
   const set = (change) => {
     Object.assign(now, change);

@@ -4,10 +4,16 @@ import { plural, shortId } from "../format.js";
 import { VirtualList } from "../list.js";
 import { badge, choices, empty, filterField, foreign, head, issueLink, loading, when } from "../parts.js";
 import { to } from "../router.js";
-import { store } from "../store.js";
+import { loadWhole, store } from "../store.js";
 
 export function view(_id, { draw }) {
-  const list = new VirtualList({ label: "Results", key: (result) => result.id, row, estimate: 74 });
+  const list = new VirtualList({
+    label: "Results",
+    key: (result) => result.id,
+    row,
+    estimate: 74,
+    atEnd: () => loadWhole("results").catch(() => {}),
+  });
   const now = { filter: "", status: "" };
   const set = (change) => {
     Object.assign(now, change);
@@ -19,7 +25,7 @@ export function view(_id, { draw }) {
     stop: () => list.detach(),
     drawn: () => list.set(chosen(now)),
     render: () => [
-      head("Results", { below: store.more.results && "The newest, and all that came since" }),
+      head("Results", { below: store.more.results && "The newest; older ones come at the end of the list" }),
       h(
         "div.tools",
         { key: "tools" },

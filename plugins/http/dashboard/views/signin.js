@@ -17,6 +17,7 @@ export function view(done, reason) {
   };
   return {
     title: "Sign in",
+    attach: () => document.querySelector("#code").focus(),
     render: () =>
       h(
         "section.signin",

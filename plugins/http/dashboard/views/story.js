@@ -162,7 +162,7 @@ function routing(entry) {
 }
 
 function approval(entry) {
-  const known = store.approvals.get(entry.approval_id ?? entry.id);
+  const known = store.approvals.get(entry.approval_id);
   const state = known?.state ?? entry.state;
   const answered = known?.answer ?? entry.answer;
   if (known?.state === "open")

@@ -257,7 +257,7 @@ def test_a_token_is_renewed_before_it_ends_and_one_that_is_refused_asks_to_sign_
     kept = "return sessionStorage.getItem('cco-token')"
     before = page.js(kept)
     script = "sessionStorage.setItem('cco-token', token); location.reload()"
-    short = page.service.token("operator", sub="ada", permissions=None, exp=int(time.time()) + 200)
+    short = page.service.token("operator", sub="ada", exp=int(time.time()) + 200)
     page.js(script, token=short)
     page.js_true(f"{kept} !== {json.dumps(short)} && document.querySelector('.link.live') !== null")
     page.js(script, token=short[:-4] + "0000")

@@ -82,8 +82,8 @@ function become(address, next) {
   places.main.replaceChildren();
   draw();
   places.main.scrollTop = address.endsWith("/") ? (scrolled.get(address) ?? 0) : 0;
-  view.attach?.();
   if (!first) (places.main.querySelector("h1") ?? places.main).focus({ preventScroll: true });
+  view.attach?.();
 }
 
 function draw() {

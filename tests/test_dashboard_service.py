@@ -12,8 +12,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
-from conftest import PROJECT, Client, Service, clean_environment, copy_project, end_stragglers, make_repository, plugin
+from conftest import (
+    PROJECT,
+    Client,
+    Service,
+    clean_environment,
+    copy_project,
+    end_stragglers,
+    make_repository,
+    marked_processes,
+    plugin,
+    until,
+)
 from markdown_it import MarkdownIt
 
 from cco_sidecar import Records, connect_database
@@ -23,7 +35,11 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }  # fmt: skip
-AGENT = "import os, time; print(os.environ['TASK'], flush=True); time.sleep(float(os.environ.get('TEST_SECONDS', '0')))"
+AGENT = """
+import os, time
+print(os.environ['TASK'], flush=True)
+time.sleep(60 if 'sleep' in os.environ['TASK'] else float(os.environ.get('TEST_SECONDS', '0')))
+"""
 HOSTILE = (
     "<script>alert(1)</script> [x](javascript:alert(1)) ![x](http://evil.example/x.png)",
     "``````\n# a heading\n\n<img src=x onerror=alert(1)>\n``` | a | cell | `",
@@ -361,3 +377,84 @@ def test_the_brief_of_an_agent_stays_readable(service: Service, told: Client) ->
     brief.unlink()
     brief.write_bytes(content)
     assert told.get("/api/agents/no-such/brief").status_code == 404
+
+
+# -- runs
+
+
+def sleeping_run(person: Client, issue: str) -> tuple[dict[str, Any], str]:
+    """A run whose first agent goes on, and that agent."""
+    started = person.post("/api/runs", {"issue_id": issue, "task": "sleep a while"})
+    assert (started.status_code, started.json()["state"]) == (202, "running"), started.text
+    until(lambda: person.get("/api/agents", issue_id=issue, status="active").json()["agents"], 30)
+    (agent,) = person.get("/api/agents", issue_id=issue).json()["agents"]
+    assert agent["parent"] == f"run-{started.json()['run_id']}"
+    return started.json(), agent["agent_id"]
+
+
+def test_a_run_works_through_an_issue_and_what_it_prints_is_kept(service: Service, told: Client) -> None:
+    person = operator(service)
+    run = person.post("/api/runs", {"issue_id": "i-run", "task": HOSTILE[0], "rounds": 1}).json()
+    until(lambda: person.get(f"/api/runs/{run['run_id']}").json()["state"] != "running", 30)
+    ended = person.get(f"/api/runs/{run['run_id']}").json()
+    assert (ended["state"], ended["exit_code"]) == ("failed", 1) and "--rounds 1" in ended["reason"]
+    assert any("chief-architect started" in line for line in ended["lines"])
+    item = person.get("/api/issues/i-run").json()
+    assert item["run"] == {"run_id": run["run_id"], "state": "failed"} and len(item["agents"]) == 1
+    kinds = [entry["title"] for entry in person.get("/api/issues/i-run/timeline").json()["entries"]]
+    assert {"pipeline_started", "pipeline_ended"} <= set(kinds)
+    assert [row["run_id"] for row in person.get("/api/runs", issue_id="i-run").json()["runs"]] == [run["run_id"]]
+    assert not list((service.storage / "runs").rglob("*.token")), "it has no token any more"
+
+
+def test_a_run_is_stopped_with_its_agents_and_there_is_one_at_a_time(service: Service) -> None:
+    person = operator(service)
+    run, agent = sleeping_run(person, "i-stop")
+    assert person.get("/api/issues/i-stop").json()["state"] == "working"
+    again = person.post("/api/runs", {"issue_id": "i-stop", "task": "x"})
+    assert (again.status_code, again.json()["details"]["run_id"]) == (409, run["run_id"])
+    assert operator(service, issue_id="i-other").delete(f"/api/runs/{run['run_id']}").status_code == 403
+    assert service.client(bound=True).delete(f"/api/runs/{run['run_id']}").status_code == 403
+    assert [person.delete(f"/api/runs/{run['run_id']}").status_code for _ in range(2)] == [202, 202]
+    until(lambda: person.get(f"/api/runs/{run['run_id']}").json()["state"] == "stopped", 30)
+    assert person.get(f"/api/agents/{agent}/status").json()["state"] == "killed"
+    until(lambda: person.delete(f"/api/runs/{run['run_id']}").json()["ending"] is False)
+
+
+@pytest.mark.parametrize(("body", "status"), [
+    ({"issue_id": "../x"}, 400), ({"issue_id": "i", "task": "a\0b"}, 400), ({"issue_id": "i", "task": " "}, 400),
+    ({"issue_id": "i", "until": "nobody"}, 400), ({"issue_id": "i", "until": "operator"}, 400),
+    ({"issue_id": "i", "type": "operator"}, 400), ({"issue_id": "i", "rounds": 0}, 400), ({"task": "x"}, 400),
+    ({"issue_id": "i", "agent_command": "rm -rf /"}, 400), ({"issue_id": "i", "max_agents": 3}, 400),
+])  # fmt: skip
+def test_bad_runs_are_refused(service: Service, body: dict[str, Any], status: int) -> None:
+    person = operator(service)
+    assert person.post("/api/runs", body).status_code == status
+    good = {"issue_id": "i-none", "task": "x"}
+    assert service.client(bound=True).post("/api/runs", good).status_code == 403
+    assert operator(service, issue_id="i-other").post("/api/runs", good).status_code == 403
+    assert service.client("python-specialist").post("/api/runs", good).status_code == 403
+    assert person.get("/api/runs/no-such").status_code == person.delete("/api/runs/no-such").status_code == 404
+    assert operator(service, issue_id="i-other").get("/api/runs").json()["runs"] == []
+
+
+def test_a_run_ends_with_its_service_and_its_agents_go_on(service: Service) -> None:
+    killed, first = sleeping_run(operator(service), "i-killed")
+    processes = [process for process in marked_processes() if "--until-eof" in process.cmdline()]
+    assert processes
+    service.kill()
+    until(lambda: not any(map(psutil.Process.is_running, processes)), 20)
+    service.start()
+    person = operator(service)
+    ended = person.get(f"/api/runs/{killed['run_id']}").json()
+    assert ended["state"] == "stopped" and "goes on from there" in ended["reason"]
+    assert person.get(f"/api/agents/{first}/status").json()["state"] == "running"
+    stopped, second = sleeping_run(person, "i-stopped")
+    assert service.stop() == 0
+    assert not [process for process in marked_processes() if "--until-eof" in process.cmdline()]
+    service.start()
+    person = operator(service)
+    assert person.get(f"/api/runs/{stopped['run_id']}").json()["reason"].startswith("The service stopped")
+    for agent in (first, second):
+        assert person.delete(f"/api/agents/{agent}").status_code == 202
+    until(lambda: not person.get("/api/agents", status="active").json()["agents"])

@@ -35,6 +35,14 @@ BODIES = {
     "/api/agents/spawn": SPAWN,
     "/api/auth/refresh": None,
     "/api/dashboard/token": {"code": "none"},
+    "/api/runs": {"issue_id": "issue-1", "task": MARK},
+}
+RUN = {
+    "run_id": "run-1",
+    "issue_id": "issue-1",
+    "state": "failed",
+    "started_at": "2026-01-01T00:00:00Z",
+    "lines": [MARK],
 }
 
 
@@ -44,6 +52,10 @@ class Inhabited:
     def __init__(self, make_service: Callable[..., Service]) -> None:
         self.service = make_service("--no-synthesis", "--agent-command", f"echo {MARK}")
         architect = self.service.client()
+        runs = self.service.storage / "runs" / PROJECT  # where the first request finds those of earlier times
+        runs.mkdir(parents=True)
+        (runs / "run-1.json").write_text(json.dumps(RUN))
+        assert MARK in architect.get("/api/runs/run-1").text
         result = architect.post("/api/results", RESULT, headers={"Idempotency-Key": "key-1"})
         event = architect.post("/api/events/ping", EVENT, headers={"Idempotency-Key": "key-1"})
         agent = architect.post("/api/agents/spawn", SPAWN, headers={"Idempotency-Key": "key-1"}).json()["agent_id"]
@@ -53,7 +65,7 @@ class Inhabited:
         until(lambda: architect.get("/api/events", dead="true").json()["events"])
         self.names = {
             "issue_id": "issue-1", "agent_type": "python-specialist", "result_id": result.json()["id"],
-            "event_type": "ping", "agent_id": agent, "program": "claude",
+            "event_type": "ping", "agent_id": agent, "program": "claude", "run_id": "run-1",
             "approval_id": architect.post("/api/approvals", QUESTION).json()["approval_id"],
         }  # fmt: skip
         self.cursor = event.json()["event_id"]
@@ -102,6 +114,7 @@ OF_NO_ISSUE = {  # or of the token's own
     "/api/dashboard",
 }  # fmt: skip
 LISTS = {
+    "/api/runs",
     "/api/issues",
     "/api/approvals",
     "/api/results",
@@ -161,6 +174,7 @@ def test_another_project_in_the_same_storage_finds_nothing_of_the_first(inhabite
     service.start()
     client = service.client(project_id="project-two", sub="chief-architect-1")
     gone = {
+        "/api/runs/{run_id}",
         "/api/agents/{agent_id}/brief",
         "/api/results/{result_id}/diff",
         "/api/issues/{issue_id}",

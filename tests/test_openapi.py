@@ -366,7 +366,11 @@ def walk_dashboard(architect: Client, issue: str) -> None:
         assert architect.get(f"/api/issues{path}").status_code == 200
     code = architect.post("/api/dashboard/code").json()["code"]
     assert Client(architect.url, None).post("/api/dashboard/token", {"code": code}).status_code == 200
-    assert architect.get("/api/dashboard").json()["routes_missing"] is not None
+    assert architect.get("/api/dashboard").json()["routes_missing"] == []
+    run = architect.post("/api/runs", {"issue_id": f"{issue}-run", "task": "Greet", "rounds": 1}).json()
+    assert architect.get("/api/runs").json()["runs"][0]["run_id"] == run["run_id"]
+    assert architect.delete(f"/api/runs/{run['run_id']}").status_code == 202
+    until(lambda: architect.get(f"/api/runs/{run['run_id']}").json()["state"] != "running", 30)
 
 
 def walk_lists(architect: Client, issue: str) -> None:

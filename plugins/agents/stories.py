@@ -46,6 +46,7 @@ from cco_sidecar_plugins.agents._story_issues import (
 from cco_sidecar_plugins.agents._story_timeline import Timeline, TimelineEntry
 from cco_sidecar_plugins.agents.approvals import Approval, ApprovalListQuery, approvals_of
 from cco_sidecar_plugins.agents.meter import SpendMeter
+from cco_sidecar_plugins.agents.runs import RunState, runs_of
 from cco_sidecar_plugins.context.brief import prefers_markdown
 from cco_sidecar_plugins.context.issue_files import Written, written_issues
 from cco_sidecar_plugins.http._answers import AgentStatus, StoredResult
@@ -96,7 +97,7 @@ class IssueRun(Struct):
     """The latest run of the pipeline that the service has started on an issue."""
 
     run_id: str
-    state: Literal["running", "completed", "failed", "stopped"]
+    state: RunState
 
 
 class IssueFacts(Struct):
@@ -176,7 +177,7 @@ class ListIssues(Endpoint):
     answers = {200: IssueList}
 
     async def respond(self) -> dict[str, Any]:
-        beside = surroundings(self.sidecar, self.claims)
+        beside = await surroundings(self.sidecar, self.claims)
         written = await stories_of(self.sidecar).written()
         listed = await ask(self.sidecar, list_issues, self.query, beside, written, self.sidecar.agents.meter)
         for item in listed["issues"]:
@@ -194,7 +195,7 @@ class IssueEndpoint(Endpoint):
         """The issue's item; raises REQ_002, and AUTH_003 where it is another than the token's."""
         self.sidecar.tokens.check_issue(self.claims, issue_id)
         query, stories = IssueQuery(issue_id=issue_id, limit=1), stories_of(self.sidecar)
-        beside, title, body = surroundings(self.sidecar, self.claims), None, None
+        beside, title, body = await surroundings(self.sidecar, self.claims), None, None
         told = await self.sidecar.hooks.pool.run(stories.resolve, issue_id)
         if told:
             title, body = told.get("title"), told.get("body")
@@ -333,12 +334,13 @@ def known_approvals(sidecar: Sidecar, claims: Claims) -> dict[str, Approval]:
     return {row.approval_id: row for row in listed}
 
 
-def surroundings(sidecar: Sidecar, claims: Claims) -> Surroundings:
+async def surroundings(sidecar: Sidecar, claims: Claims) -> Surroundings:
     waiting: dict[str, int] = {}
     for row in known_approvals(sidecar, claims).values():
         if row.state == "open" and row.issue_id:
             waiting[row.issue_id] = waiting.get(row.issue_id, 0) + 1
-    return Surroundings(waiting, {})
+    runs = {run.issue_id: {"run_id": run.run_id, "state": run.state} for run in (await runs_of(sidecar)).known.values()}
+    return Surroundings(waiting, runs)
 
 
 # -- questions of the database, each asked in a thread

@@ -12,7 +12,10 @@ files ``_pipeline_*.py`` beside this one. Seconds everywhere but in the query of
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import signal
+import threading
 import time
 import uuid
 from typing import Any
@@ -77,6 +80,7 @@ def register_commands(commands: Any) -> None:
             arg("--patience", type=number(0), default=30, metavar="SECONDS",
                 help="wait so long for a lost service (default: 30)"),
             arg("--restart", action="store_true", help="begin anew, whatever has been done on the issue"),
+            arg("--until-eof", action="store_true", help=argparse.SUPPRESS),  # the service runs it, and holds its input
         ], formats=("table", "json"), options=(*CLIENT_OPTIONS, *option_table()), section="Start"),
         "run-service": Command("", command_run_service, options=option_table()),
     })  # fmt: skip
@@ -105,6 +109,8 @@ def command_run(options: argparse.Namespace) -> int:
     view = view_of(options)
     try:
         with Interrupts(view) as interrupts, Link(options, asked, view) as link:
+            if options.until_eof:
+                threading.Thread(target=end_at_eof, daemon=True).start()
             return Pipeline(options, hooks, types, link, view, interrupts).run()
     except StartError as error:
         view.give_up(error)
@@ -115,6 +121,16 @@ def command_run(options: argparse.Namespace) -> int:
         return INTERRUPTED
     finally:
         view.clear()
+
+
+def end_at_eof() -> None:
+    """End the pipeline, as Ctrl-C does, at the end of standard input: it comes however the service ends."""
+    while os.read(0, 4096):
+        pass
+    if hasattr(signal, "pthread_kill"):  # which also ends what the main thread waits for
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    else:
+        signal.raise_signal(signal.SIGINT)
 
 
 # ======================================================================================================

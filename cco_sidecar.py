@@ -5893,7 +5893,7 @@ STOP_WORDS = frozenset(
 class WordRanking:
     """Ranks by the task's words in a file's path and text, the rare ones more, and by the agent's kinds of file."""
 
-    WORDS = 32  # for each of which git looks into all files
+    WORDS = 16  # for each of which git looks into all files
 
     @hookimpl(trylast=True)
     def rank_files(self, request: RankRequest) -> list[RankedFile]:

@@ -59,6 +59,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     module, repository = folder / "program/cco_sidecar.py", make_repository(folder / "repository")
     (repository / "issues").mkdir()
     (repository / "issues/77-login.md").write_text("# The login <b>fails</b>\n\nNobody comes in.\n")
+    (repository / ".claude/agents").mkdir(parents=True)  # takes nobody's name
+    (repository / ".claude/agents/operator.md").write_text("---\nname: operator\ndescription: x\n---\nWork\n")
     command = json.dumps([sys.executable, "-c", AGENT])
     running = Service(repository, folder / "storage", "--agent-command", command, module=module).start()
     yield running
@@ -386,7 +388,7 @@ def sleeping_run(person: Client, issue: str) -> tuple[dict[str, Any], str]:
     """A run whose first agent goes on, and that agent."""
     started = person.post("/api/runs", {"issue_id": issue, "task": "sleep a while"})
     assert (started.status_code, started.json()["state"]) == (202, "running"), started.text
-    until(lambda: person.get("/api/agents", issue_id=issue, status="active").json()["agents"], 30)
+    until(lambda: person.get("/api/agents", issue_id=issue, state="running").json()["agents"], 30)
     (agent,) = person.get("/api/agents", issue_id=issue).json()["agents"]
     assert agent["parent"] == f"run-{started.json()['run_id']}"
     return started.json(), agent["agent_id"]
@@ -401,6 +403,7 @@ def test_a_run_works_through_an_issue_and_what_it_prints_is_kept(service: Servic
     assert any("chief-architect started" in line for line in ended["lines"])
     item = person.get("/api/issues/i-run").json()
     assert item["run"] == {"run_id": run["run_id"], "state": "failed"} and len(item["agents"]) == 1
+    assert item["state"] == "failed" and str(service.root) not in json.dumps(ended)
     kinds = [entry["title"] for entry in person.get("/api/issues/i-run/timeline").json()["entries"]]
     assert {"pipeline_started", "pipeline_ended"} <= set(kinds)
     assert [row["run_id"] for row in person.get("/api/runs", issue_id="i-run").json()["runs"]] == [run["run_id"]]

@@ -15,7 +15,7 @@ from cco_sidecar_plugins.agents._story_timeline import Timeline
 from cco_sidecar_plugins.results.result_list import ResultQuery
 from cco_sidecar_plugins.storage._pages import page
 
-ENTRIES, BYTES = 20_000, 64 * MB  # of a timeline at most
+ENTRIES, BYTES = 20_000, 24 * MB  # of a timeline at most
 
 
 def read_briefs(folders: dict[str, Path]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from cco_sidecar import AGENT_GROUPS, ANY_ISSUE, Pool, Records, Sidecar, connect
 Answer = TypeVar("Answer")
 IssueState = Literal["open", "working", "waiting", "failed", "done", "idle"]
 HISTORY = 200  # results of an issue from which follows whom routing proposes still
-POOL = Pool("stories", 4, 20)
+POOL = Pool("stories", 4, 60)
 
 
 async def ask(sidecar: Sidecar, question: Callable[..., Answer], *facts: Any) -> Answer:
@@ -133,11 +133,10 @@ def state_of(read: Records, project: str, item: dict[str, Any], last_agent: Any)
     silent = last_agent and last_agent["state"] in AGENT_GROUPS["failed"]
     if silent and read.result_of(project, last_agent["id"])["result_id"] is None:
         return "failed"
-    if result and result["status"] != "success":
-        return "failed" if result["status"] == "failed" else "idle"
-    if result and not still_proposed(read, project, item["issue_id"]):
-        return "done"
-    return "idle"
+    if not result or result["status"] != "success":
+        has_failed = bool(result and result["status"] == "failed") or bool(run and run["state"] == "failed")
+        return "failed" if has_failed else "idle"
+    return "idle" if still_proposed(read, project, item["issue_id"]) else "done"
 
 
 def still_proposed(read: Records, project: str, issue: str) -> set[str]:

@@ -309,7 +309,8 @@ class Runs:
 
     def _token(self, claims: Claims, name: str) -> str:
         """A run's own token: an architect's, for what whoever starts it may, and for the same issue."""
-        may, tokens = self._sidecar.tokens.permissions(claims) | {WRITE}, self._sidecar.tokens
+        tokens, types = self._sidecar.tokens, self._sidecar.agent_types
+        may = tokens.permissions(claims) | ({WRITE} if types.is_for_people(claims.agent_type) else set())
         return tokens.mint(
             f"run-{name}", "chief-architect", ttl=TOKEN_SECONDS, permissions=sorted(may), issue_id=claims.issue_id
         )

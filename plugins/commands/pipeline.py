@@ -394,6 +394,8 @@ class Pipeline:
         return INTERRUPTED
 
     def _how_to_go_on(self) -> str:
+        if self._options.until_eof:
+            return "the same run again goes on from here"
         return f"`{own_command()} run {shlex.join(['--issue', self._name, *self._link.said()])}` goes on from here"
 
     def _elapsed(self) -> float:

@@ -188,15 +188,6 @@ class Settings:
     agent_environment: Annotated[tuple[str, ...], read_list] = option(
         (), "variables that agents get although they may run other code or mark a session", "NAME"
     )
-    agent_may: Annotated[dict[str, tuple[str, ...]], read_agent_may] = option(
-        {},
-        "commands that agents may run unasked, such as 'pytest, git commit'; by agent type in a settings file",
-        "COMMANDS",
-        "launchers",
-    )
-    agent_approvals: Annotated[str, read_choice("ask", "deny")] = option(
-        "deny", "an agent's question for permission: a person is asked, or it is denied", "VALUE", "hooks"
-    )
     agent_types: Annotated[dict[str, str], read_agent_types] = option({}, "more agent types, NAME=CATEGORY", "LIST")
     agent_context_tokens: Annotated[int, read_number(500, 2_500_000)] = option(
         50_000, "size of a spawned agent's context file, at 4 bytes each", "N"
@@ -431,21 +422,6 @@ def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
     if not isinstance(table, dict) or not all(map(is_identifier, table)):
         raise ValueError("must be an object of agent types and commands")
     return {name: read_command(command) for name, command in table.items()}
-
-
-def read_agent_may(value: Any) -> dict[str, tuple[str, ...]]:
-    """Commands by agent type, "*" for every type: a list, or a TOML table of lists. Each is the beginning of a command,
-    in words that no shell and no program's list of rules reads otherwise.
-    """
-    table = value if isinstance(value, dict) else {"*": value}
-    may = {name: read_list(commands) for name, commands in table.items() if name == "*" or is_identifier(name)}
-    word = r"[\w./][\w./:@+-]*"
-    for command in itertools.chain(*may.values()):
-        if len(command) > 200 or not re.fullmatch(rf"(?a:{word}( -{{0,2}}{word}(=[\w./:@+-]+)?)*)", command):
-            raise ValueError(f"must be commands in plain words, separated by commas, which {command!r} is not")
-    if len(may) < len(table) or not all(may.values()):
-        raise ValueError("must name commands, for all agents or by agent type")
-    return may
 
 
 def read_agent_types(value: Any) -> dict[str, str]:
@@ -1040,8 +1016,6 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
     prompt: str
     brief_file: str = ""  # where a plugin makes a brief
     configured: tuple[str, ...] | None = None  # the command that the settings have for its type
-    may: tuple[str, ...] = ()  # the beginnings of commands that the settings let it run unasked
-    asks: bool = False  # whether a person is asked for permission for others
 
 
 Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_length=1)]
@@ -1407,10 +1381,9 @@ class Sidecar:
         self.hooks = hooks
         self.storage: Storage = hooks.part("storage", Storage, settings=settings) or Storage(settings)
         self.agent_types = AgentTypes(hooks, settings)
-        for option, table in (("agent-commands", settings.agent_commands), ("agent-may", settings.agent_may)):
-            for name in table.keys() - self.agent_types.categories.keys() - {"*"}:
-                near = did_you_mean(name, self.agent_types.categories)
-                log.warning("%s: unknown agent type %s%s", option, name, near)
+        for name in settings.agent_commands.keys() - self.agent_types.categories.keys():
+            near = did_you_mean(name, self.agent_types.categories)
+            log.warning("agent-commands: unknown agent type %s%s", name, near)
         self.metrics = Metrics()
         self.tokens = Tokens(settings, self.agent_types, self.storage)
         self.limits = RateLimits(self.agent_types)
@@ -5400,8 +5373,6 @@ You may: {permissions}. Never print your token. When you are done, store your re
             agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],
             agent_folder=str(folder), context_file=str(folder / "context.json"), prompt="",
             brief_file=str(folder / "brief.md") if "brief.md" in files else "",
-            asks=self.settings.agent_approvals == "ask",
-            may=tuple(name for kind in ("*", row["type"]) for name in self.settings.agent_may.get(kind, ())),
             configured=self.settings.agent_commands.get(row["type"], self.settings.agent_command),
         )  # fmt: skip
         launch = msgspec.structs.replace(launch, prompt=self.prompt(launch, reader))

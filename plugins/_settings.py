@@ -4,13 +4,27 @@ problem is told with its line.
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from cco_sidecar import MB, Settings, StartError, log, one_line, option, read_bool, read_list, read_number, read_path
+from cco_sidecar import (
+    MB,
+    Settings,
+    StartError,
+    is_identifier,
+    log,
+    one_line,
+    option,
+    read_bool,
+    read_choice,
+    read_list,
+    read_number,
+    read_path,
+)
 
 
 def read_budget(value: Any) -> dict[str, float]:
@@ -20,6 +34,21 @@ def read_budget(value: Any) -> dict[str, float]:
         raise ValueError("must be amounts above 0, for each issue and each day: 5, or 5/issue,20/day")
     pairs = [item.partition("/") for item in items]
     return {span: float(amount) for amount, _, given in pairs for span in ([given] if given else ["issue", "day"])}
+
+
+def read_agent_may(value: Any) -> dict[str, tuple[str, ...]]:
+    """Commands by agent type, "*" for every type: a list, or a TOML table of lists. Each is the beginning of a command,
+    in words that no shell and no program's list of rules reads otherwise.
+    """
+    table = value if isinstance(value, dict) else {"*": value}
+    may = {name: read_list(commands) for name, commands in table.items() if name == "*" or is_identifier(name)}
+    word = r"[\w./][\w./:@+-]*"
+    for command in itertools.chain(*may.values()):
+        if len(command) > 200 or not re.fullmatch(rf"(?a:{word}( -{{0,2}}{word}(=[\w./:@+-]+)?)*)", command):
+            raise ValueError(f"must be commands in plain words, separated by commas, which {command!r} is not")
+    if len(may) < len(table) or not all(may.values()):
+        raise ValueError("must name commands, for all agents or by agent type")
+    return may
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +81,15 @@ class PluginSettings(Settings):
     agent_retention_mb: Annotated[int, read_number(1, 1_000_000)] = option(
         500, "how much of these is kept, the latest first", "MB", "keeper"
     )
+    agent_may: Annotated[dict[str, tuple[str, ...]], read_agent_may] = option(
+        {},
+        "commands that agents may run unasked, such as 'pytest, git commit'; by agent type in a settings file",
+        "COMMANDS",
+        "launchers",
+    )
+    agent_approvals: Annotated[str, read_choice("ask", "deny")] = option(
+        "deny", "an agent's question for permission: a person is asked, or it is denied", "VALUE", "hooks"
+    )
     no_synthesis: Annotated[bool, read_bool] = option(
         False, "no result is stored in the name of an agent that stored none"
     )
@@ -65,6 +103,10 @@ class PluginSettings(Settings):
     budget_tokens: Annotated[dict[str, float], read_budget] = option(
         {}, "tokens that agents may use, such as 2000000/issue, without those read from a cache", "N", "meter"
     )
+
+    def may(self, agent_type: str) -> tuple[str, ...]:
+        """The beginnings of commands that agents of a type may run unasked."""
+        return tuple(command for kind in ("*", agent_type) for command in self.agent_may.get(kind, ()))
 
     @classmethod
     def read_file(cls, path: Path) -> dict[str, tuple[str, Any]]:

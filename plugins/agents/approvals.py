@@ -26,6 +26,7 @@ import logging
 import re
 import shlex
 import time
+import typing
 import uuid
 import weakref
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,7 @@ from cco_sidecar import (
     redact_json,
     storage_fault,
 )
+from cco_sidecar_plugins._settings import PluginSettings
 
 log = logging.getLogger("cco")
 
@@ -293,7 +295,7 @@ class Approvals:
 
     def _rule(self, agent_type: str, request: ApprovalRequest) -> str | None:
         """The rule of --agent-may that allows the command."""
-        rules = [rule for kind in ("*", agent_type) for rule in self._settings.agent_may.get(kind, ())]
+        rules = typing.cast(PluginSettings, self._settings).may(agent_type)
         allowed = request.kind == "approval" and request.command is not None
         return allowing_rule(request.command or "", rules) if allowed else None
 

@@ -35,6 +35,7 @@ from cco_sidecar import (
     redact,
     settled_types,
 )
+from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.agents._front_matter import read_front_matter
 
@@ -214,7 +215,7 @@ def register_agent_types(settings: Settings) -> dict[str, str]:
 
 
 @hookimpl(tryfirst=True)
-def agent_command(launch: AgentLaunch, settings: Settings) -> AgentCommand | None:
+def agent_command(launch: AgentLaunch, settings: PluginSettings) -> AgentCommand | None:
     """The command of an agent that a file defines. None where the settings have a command of their own, which may
     confine agents, or where a built-in type's name is meant and another program runs agents.
     """
@@ -223,7 +224,7 @@ def agent_command(launch: AgentLaunch, settings: Settings) -> AgentCommand | Non
     chosen = launch.agent_type in settings.agent_commands or launch.agent_type in BUILT_IN
     if agent is None or not usual or (chosen and agent.program != usual):
         return None
-    command = launchers.agent_command(msgspec.structs.replace(launch, configured=(agent.program,)))
+    command = launchers.agent_command(msgspec.structs.replace(launch, configured=(agent.program,)), settings)
     assert command
     at = 2 if agent.program in ("codex", "opencode") else 1  # behind their subcommand
     argv = list(command.argv)

@@ -18,6 +18,7 @@ import collections
 import contextlib
 import hashlib
 import time
+import typing
 import weakref
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -47,6 +48,7 @@ from cco_sidecar import (
     issues_named,
     redact,
 )
+from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, PATIENT, Dialect
 from cco_sidecar_plugins.agents.approvals import APPROVE, ApprovalRequest, approvals_of
 from cco_sidecar_plugins.agents.prompts import instructions, reader_of
@@ -350,7 +352,8 @@ class Sessions:
     async def permission(self, claims: Claims, given: HookInput, event: str, hang_up: HangUp) -> dict[str, Any]:
         """A person's answer to what a spawned agent's program asks permission for; {} where nobody is to be asked."""
         may_ask = PUBLISH in self._sidecar.tokens.permissions(claims)
-        if self._sidecar.settings.agent_approvals != "ask" or claims.sub not in self._agents.active or not may_ask:
+        settings = typing.cast(PluginSettings, self._sidecar.settings)
+        if settings.agent_approvals != "ask" or claims.sub not in self._agents.active or not may_ask:
             return {}
         request = what_is_asked(given)
         if request is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cco_sidecar import AgentCommand, AgentLaunch, hookimpl, write_file
+from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents._hook_settings import as_json, as_module, as_toml
 
 log = logging.getLogger("cco")
@@ -247,14 +248,14 @@ def known_name(configured: Sequence[str] | None) -> str:
 
 
 @hookimpl
-def agent_command(launch: AgentLaunch) -> AgentCommand | None:
+def agent_command(launch: AgentLaunch, settings: PluginSettings) -> AgentCommand | None:
     if not (name := known_name(launch.configured)):
         return None
-    program, commands = PROGRAMS[name], UNASKED + launch.may
-    if launch.may and program.may is None:
+    program, may = PROGRAMS[name], settings.may(launch.agent_type)
+    if may and program.may is None:
         log.warning("agent %s: %s takes no list of commands, as --agent-may names them", launch.agent_id, name)
-    program.write_files(Path(launch.agent_folder), commands)
-    return program.command(commands, launch.asks)
+    program.write_files(Path(launch.agent_folder), UNASKED + may)
+    return program.command(UNASKED + may, settings.agent_approvals == "ask")
 
 
 @hookimpl

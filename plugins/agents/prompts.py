@@ -18,8 +18,11 @@ from cco_sidecar import (
     Claims,
     Launcher,
     Reader,
+    did_you_mean,
     hookimpl,
+    log,
 )
+from cco_sidecar_plugins._settings import PluginSettings
 
 HEAD = """\
 You are {agent_id}, a {agent_type} in a team of agents that works on issue {issue_id} of the repository in your working\
@@ -61,13 +64,22 @@ def agent_part(base: type) -> type | None:
 class PromptLauncher(Launcher):
     """Tells an agent what its token allows, and of a brief, tools and commands where it has them."""
 
+    settings: PluginSettings
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        for name in self.settings.agent_may.keys() - self.types.categories.keys() - {"*"}:
+            near = did_you_mean(name, self.types.categories)
+            log.warning("agent-may: unknown agent type %s%s", name, near)
+
     def prompt(self, launch: AgentLaunch, reader: Reader) -> str:
         facts = msgspec.structs.asdict(launch) | {"task": launch.task or "see the context of the issue."}
         if MISTAKABLE.search(launch.task):
             facts["task"] = f"it is the text of the file {launch.agent_folder}/task, which you read first."
         head = (HEAD + (BRIEF if launch.brief_file else CONTEXT)).format(**facts)
         beside = "You may run" if reader.how else "Beside curl you may run"
-        beside = f"{beside}: {', '.join(launch.may)}.\n" if launch.may else ""
+        may = self.settings.may(launch.agent_type)
+        beside = f"{beside}: {', '.join(may)}.\n" if may else ""
         else_by = OTHERWISE + by_curl(reader) if reader.how else ""  # its program may not have reached the tools
         return head + beside + instructions(reader) + else_by
 

@@ -16,7 +16,7 @@ import pytest
 from agent_harness import folder_of, nothing_left, output, spawn, state
 from conftest import ALL, MODULE, Service, clean_environment, make_repository, plugin
 
-from cco_sidecar import AgentCommand, AgentLaunch, StartError, read_option
+from cco_sidecar import AgentCommand, AgentLaunch, StartError, load_settings, read_option
 
 __all__ = ["nothing_left"]
 launchers = plugin("launchers")
@@ -201,9 +201,9 @@ TOLD = {  # what a program is told that it may run "git commit"
 def test_what_agents_may_run_is_told_in_each_programs_own_words(name: str, tmp_path: Path) -> None:
     launch = AgentLaunch(
         agent_id="a", agent_type="go-specialist", issue_id="i", task="t", context_file="", agent_folder=str(tmp_path),
-        prompt="p", configured=(name,), may=TESTS["*"] + TESTS["go-specialist"],
+        prompt="p", configured=(name,),
     )  # fmt: skip
-    command = launchers.agent_command(launch)
+    command = launchers.agent_command(launch, load_settings({"root": str(tmp_path), "agent_may": TESTS}, {}))
     files = [file.read_text() for file in tmp_path.iterdir() if file.suffix != ".mjs"]
     told = "\n".join([*map(json.dumps, command.argv), *command.environment.values(), *files])
     assert (TOLD.get(name, "") in told) and ("git commit" in told) is (name in TOLD) is (PROGRAMS[name].may is not None)

@@ -1892,7 +1892,7 @@ class Endpoint(Handler):
     max_line: ClassVar[int] = MAX_LINE
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
     idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
-    holds_token: ClassVar[bool] = False
+    holds_token: ClassVar[bool] = False  # the answer does, in ``jwt_token`` where it is kept for repeats
     aside: ClassVar[bool] = False  # what an agent's program does by itself: no call of the agent, and none of its limit
 
     ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
@@ -1993,10 +1993,10 @@ class Endpoint(Handler):
             if (first := ticket.recall()) is not None:
                 self.set_header("Idempotent-Replay", "true")
                 self._note(msgspec.json.decode(first), "agent_id", "event_id", "id")
-                return self.replay(first)
+                return self.sidecar.agents.with_token(first) if self.holds_token else first
             async with self.sidecar.storage.room(len(self.upload)):
                 answer = self._note(await self.respond(*path, body=body, ticket=ticket), "agent_id", "event_id", "id")
-            await ticket.complete(self.remembered(answer))
+            await ticket.complete(answer | {"jwt_token": ""} if self.holds_token else answer)
             return answer
 
     async def _read_body(self) -> dict[str, Any]:
@@ -2024,13 +2024,6 @@ class Endpoint(Handler):
             if isinstance(value, str):
                 self.acted_on["result_id" if field == "id" else field] = value[:128]
         return source
-
-    def remembered(self, answer: Any) -> Any:
-        """The answer as it is stored for repeats of the request; ``replay`` completes it."""
-        return answer
-
-    def replay(self, answer: bytes) -> bytes:
-        return answer
 
     async def send(self, content: bytes) -> None:
         """The whole answer. Raises StreamClosedError where nobody is left to read it, and what the filters raise."""
@@ -2322,12 +2315,6 @@ class SpawnAgent(Endpoint):
     async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> dict[str, Any]:
         check_environment(body.get("environment") or {})
         return await self.sidecar.agents.spawn(self.claims, body, ticket)
-
-    def remembered(self, answer: dict[str, Any]) -> dict[str, Any]:
-        return answer | {"jwt_token": ""}
-
-    def replay(self, answer: bytes) -> bytes:
-        return self.sidecar.agents.with_token(answer)
 
 
 def check_environment(environment: dict[str, str]) -> None:

@@ -185,9 +185,6 @@ class Settings:
     agent_commands: Annotated[dict[str, tuple[str, ...]], read_agent_commands] = option(
         {}, "commands of some agent types: a JSON object", "JSON"
     )
-    agent_environment: Annotated[tuple[str, ...], read_list] = option(
-        (), "variables that agents get although they may run other code or mark a session", "NAME"
-    )
     agent_types: Annotated[dict[str, str], read_agent_types] = option({}, "more agent types, NAME=CATEGORY", "LIST")
     agent_context_tokens: Annotated[int, read_number(500, 2_500_000)] = option(
         50_000, "size of a spawned agent's context file, at 4 bytes each", "N"
@@ -5398,11 +5395,7 @@ You may: {permissions}. Never print your token. When you are done, store your re
         self, command: AgentCommand, asked: dict[str, str], own: dict[str, str]
     ) -> tuple[AgentCommand, list[str]]:
         """``command`` with its whole environment, and the names in ``asked`` that are ignored."""
-        allowed = {name.upper() for name in self.settings.agent_environment}
-        given = {
-            name: value for name, value in asked.items()
-            if (capital := name.upper()) not in own and (capital in allowed or self.may_set(capital))
-        }  # fmt: skip
+        given = {name: asked[name] for name in asked if name.upper() not in own and self.may_set(name.upper())}
         environment = self.inherited() | command.environment | given | own
         return msgspec.structs.replace(command, environment=environment), [name for name in asked if name not in given]
 

@@ -81,6 +81,9 @@ class PluginSettings(Settings):
     agent_retention_mb: Annotated[int, read_number(1, 1_000_000)] = option(
         500, "how much of these is kept, the latest first", "MB", "keeper"
     )
+    agent_environment: Annotated[tuple[str, ...], read_list] = option(
+        (), "variables that agents get although they may run other code or mark a session", "NAME", "environment"
+    )
     agent_may: Annotated[dict[str, tuple[str, ...]], read_agent_may] = option(
         {},
         "commands that agents may run unasked, such as 'pytest, git commit'; by agent type in a settings file",

@@ -245,6 +245,7 @@ def test_what_runs_other_code_or_diverts_traffic_is_passed_over_and_listed(
     assert (arrived, spawned["environment_ignored"]) == (wanted, sorted(set(names) - wanted))
 
 
+@pytest.mark.needs_plugin("agents/environment allows names")
 def test_the_configuration_allows_a_name_that_is_passed_over_and_none_that_is_the_agents_own(
     make_service: Callable[..., Service], repository: Path
 ) -> None:

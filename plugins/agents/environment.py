@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 
 from cco_sidecar import Launcher, hookimpl
+from cco_sidecar_plugins._settings import PluginSettings
 
 
 @hookimpl
@@ -17,14 +18,18 @@ def agent_part(base: type) -> type | None:
 class EnvironmentLauncher(Launcher):
     """Tells variables by their names, which are read in capitals."""
 
+    settings: PluginSettings
+
+    def allowed(self, variable: str) -> bool:
+        return variable in {name.upper() for name in self.settings.agent_environment}
+
     def may_set(self, variable: str) -> bool:
-        return UNSAFE_VARIABLES.fullmatch(variable) is None
+        return self.allowed(variable) or UNSAFE_VARIABLES.fullmatch(variable) is None
 
     def inherited(self) -> dict[str, str]:
-        allowed = {name.upper() for name in self.settings.agent_environment}
         return {
             name: value for name, value in super().inherited().items()
-            if name.upper() in allowed or not SESSION_MARKERS.fullmatch(name.upper())
+            if self.allowed(name.upper()) or not SESSION_MARKERS.fullmatch(name.upper())
         }  # fmt: skip
 
 

@@ -2706,17 +2706,20 @@ class RateLimits:
             return None
         subject, now = (claims.project_id, claims.sub), self._clock()
         times = [moment for moment in self._recent.get(subject, ()) if moment > now - 60]
-        wait = ready_at(times, 1, limit, burst) - now
-        if wait <= 1e-9:
+
+        def wait(number: int) -> float:
+            return max(0.0, ready_at(times, number, limit, burst) - now)
+
+        seconds = math.ceil(wait(1) - 1e-9)  # 0 where it may come now
+        if not seconds:
             times.append(now)
             self._keep(subject, times, now)
-        free = bisect.bisect(range(1, burst + 1), now + 1e-9, key=lambda number: ready_at(times, number, limit, burst))
-        full = math.ceil(time.time() + max(0.0, ready_at(times, burst, limit, burst) - now))
-        if wait <= 1e-9:
-            return Allowance(limit, free, full)
-        seconds = math.ceil(wait)
+        free = bisect.bisect(range(1, burst + 1), 1e-9, key=wait)
+        allowance = Allowance(limit, free, math.ceil(time.time() + wait(burst)))
+        if not seconds:
+            return allowance
         message = f"Too many requests. Please wait {seconds} seconds."
-        raise ApiError("RATE_001", message, retry_after=seconds, allowance=Allowance(limit, free, full))
+        raise ApiError("RATE_001", message, retry_after=seconds, allowance=allowance)
 
     def _keep(self, subject: tuple[str, str], times: list[float], now: float) -> None:
         self._recent[subject] = times
@@ -2730,7 +2733,7 @@ class RateLimits:
 
 def ready_at(times: list[float], number: int, limit: int, burst: int) -> float:
     """From when on ``number`` requests at once are allowed after those at ``times``, oldest first."""
-    return max(map(operator.add, reversed(times), gaps(limit, burst)[number - 1 :]), default=-math.inf)
+    return max(map(operator.add, reversed(times), gaps(limit, burst)[number - 1 :]), default=0.0)
 
 
 @functools.cache

@@ -2748,6 +2748,7 @@ def gaps(limit: int, burst: int) -> list[float]:
 # ======================================================================================================
 
 Job = Callable[["Records"], Any]
+Outcome = tuple[Any, list[tuple["NewEvent", int]]]  # of a job: its result or error, the events that it inserted
 Row = Any  # of a table: ``row["column"]``
 StorageError = sqlite3.Error  # what every fault of the storage is raised as
 PAGE_BYTES = 8 * MB  # a list, or the answer to a poll, ends before it gets larger
@@ -2761,10 +2762,9 @@ class Storage:
 
     - A job is all or nothing, and durable once ``write`` has answered. It calls methods of Records, whose arguments are
       plain data, and changes nothing else that cannot be changed again: it may run twice before it is committed.
-    - Events get their sequence numbers in the order of commits. No number is used twice, also not after its event was
-      removed; every number is larger than those before it.
-    - Each event that was committed, by this service or another one on the same log, is told to ``observe``'s callback,
-      on the loop, in this order, before any writer of its batch is answered.
+    - Events get rising sequence numbers in the order of commits, none of them twice.
+    - Each event that was committed, by this service or another one on the same log, is told to ``observer``, with its
+      number, on the loop, in this order, before any writer of its batch is answered.
     - ``read`` answers at once and on the loop, and knows all that was told: a poll that finds nothing and then parks,
       without an await in between, misses no event.
     - ``epoch`` is the log's own: a cursor of another log is told from it. StorageError is raised for every fault.
@@ -2782,14 +2782,10 @@ class Storage:
 
     def __init__(self, settings: Settings) -> None:
         self.path, self._settings = settings.storage / self.FILE, settings
-        self._observer: Callable[[NewEvent, int], None] = lambda event, seq: None
+        self.observer: Callable[[NewEvent, int], None] = lambda event, seq: None
         self._queue: queue.SimpleQueue[tuple[Job, Callable[[Any], Any] | None, asyncio.Future[Any]] | None]
         self._queue = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
-
-    def observe(self, observer: Callable[[NewEvent, int], None]) -> None:
-        """Have every committed event told to ``observer``, with its sequence number."""
-        self._observer = observer
 
     def start(self) -> None:
         """Open, or make, the database. Raises StartError where it is newer than this program, or damaged. Blocks."""
@@ -2830,11 +2826,6 @@ class Storage:
         """Room for a body of ``size`` bytes while it is stored. Raises STR_001. The core's own has no limit."""
         return contextlib.nullcontext()
 
-    def check(self) -> None:
-        """Raise StorageError where a commit would be lost: called before and after each, on the writer thread. The
-        core's own does not look.
-        """
-
     async def size(self) -> int:
         """Bytes that are stored."""
         return await asyncio.to_thread(folder_size, self.path.parent)
@@ -2861,29 +2852,27 @@ class Storage:
                     batch.append(self._queue.get_nowait())
             writes = [write for write in batch if write is not None]
             if writes:
-                outcomes = self._commit(records, [job for job, _, _ in writes])
+                outcomes = self.commit(records, [job for job, _, _ in writes])
                 with contextlib.suppress(RuntimeError):  # the loop is gone: nobody is left to be told
                     self._loop.call_soon_threadsafe(self._answer, writes, outcomes)
             if len(writes) < len(batch):
                 return
 
-    def _commit(self, records: Records, jobs: list[Job]) -> list[tuple[Any, list[tuple[NewEvent, int]]]]:
-        """(result or error, events) of each job. Where one fails, all are undone and each is tried alone."""
+    def commit(self, records: Records, jobs: list[Job]) -> list[Outcome]:
+        """Do ``jobs`` in one transaction, on the writer thread. Where one fails, each is done alone."""
         try:
-            self.check()
             records.change("begin immediate")
             outcomes = []
             for job in jobs:
                 records.inserted = []
                 outcomes.append((job(records), records.inserted))
             records.commit()
-            self.check()
             return outcomes
         except Exception as error:  # a boundary: the job's caller gets it
             records.rollback()
-            return [outcome for job in jobs for outcome in self._commit(records, [job])] if jobs[1:] else [(error, [])]
+            return [outcome for job in jobs for outcome in self.commit(records, [job])] if jobs[1:] else [(error, [])]
 
-    def _answer(self, writes: list[Any], outcomes: list[tuple[Any, list[tuple[NewEvent, int]]]]) -> None:
+    def _answer(self, writes: list[Any], outcomes: list[Outcome]) -> None:
         """On the loop, after a commit: tell what happened, and answer the writers, in commit order."""
         for (_, committed, future), (outcome, events) in zip(writes, outcomes, strict=True):
             failed = isinstance(outcome, Exception)
@@ -2891,7 +2880,7 @@ class Storage:
                 if committed and not failed:
                     committed(outcome)
                 for event, seq in events:
-                    self._observer(event, seq)
+                    self.observer(event, seq)
             except Exception as error:  # a boundary: one observer's fault must not leave the others unanswered
                 log.error("storage: after a commit", exc_info=error)
             if not future.done():
@@ -3018,7 +3007,7 @@ class Records:
     )
 
     def insert_event(self, event: NewEvent) -> int:
-        """The event's sequence number. Storage.observe's callback is told of it after the commit."""
+        """The event's sequence number. Storage.observer is told of it after the commit."""
         columns = ("project", "type", "topic", "issue", "created", "expires", "body")
         seq = self.insert("event", {name: getattr(event, name) for name in columns})
         self.inserted.append((event, seq))
@@ -3123,10 +3112,6 @@ class Records:
         "depth", "permissions", "only_issue", "birth", "seen", "ordered", "cpu", "memory", "peak_memory", "processes",
         "measured", "last_call",
     )  # fmt: skip
-    others_since: Question[int | None] = value(  # whether another agent had a process at some time since then
-        "select 1 from agent where project = ?1 and id != ?2 and pid is not null"
-        " and (ended is null or ended > ?3) limit 1"
-    )
     count_agents = pairs(f"select state, count(*) {SPAWNED} group by state")
     count_active_types = pairs(f"select type, count(*) {SPAWNED} and state in ('starting', 'running') group by type")
     mean_agent_seconds: Question[float] = value(
@@ -3414,23 +3399,17 @@ class Results:
             return answer
 
         try:
-            answer: dict[str, Any] = await self._storage.write(insert, lambda _: self._files.place(row))
-            return answer
-        except Exception as error:
+            return typing.cast(dict[str, Any], await self._storage.write(insert, lambda _: self._files.place(row)))
+        except Exception:
             self._files.drop(result_id)
-            if isinstance(error, OSError):
-                problem = error.strerror or type(error).__name__
-                log.error("the file of a result cannot be written: %s", problem)
-                raise ApiError("STR_001", f"Storage write failed: {problem}") from None
             raise
 
     def probe(self, records: Records) -> None:
         """Do what storing a result needs: it runs on the writer thread. Raises StorageError."""
+        row = {"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": "", "body": b""}
         records.set_meta("probe", str(time.time()))
-        try:
-            self._files.probe(self._settings.project)
-        except OSError as error:  # also where no inodes are left, and the database can still be written
-            raise StorageError(f"the folder results: {error.strerror}") from None
+        self._files.write(row)  # where no inodes are left the database can still be written
+        self._files.drop(".probe")
 
 
 class ResultFiles:
@@ -3449,13 +3428,16 @@ class ResultFiles:
         return self._folder / row["project"] / row["issue"] / f"{row['agent_type']}.json"
 
     def write(self, row: dict[str, Any]) -> None:
-        """Write a record that is not committed yet, and make the folders of its path. Raises OSError."""
+        """Write a record that is not committed yet, and make the folders of its path. Raises StorageError."""
         path = self.path(row)
-        for folder in [*reversed(path.parents[:3]), self._new]:  # parents=True would make some by the umask alone
-            folder.mkdir(mode=0o700, exist_ok=True)
-        if path.is_dir():
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        write_file(self._new / row["id"], row["body"])
+        try:
+            for folder in [*reversed(path.parents[:3]), self._new]:  # parents=True would make some by the umask alone
+                folder.mkdir(mode=0o700, exist_ok=True)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "Is a directory")
+            write_file(self._new / row["id"], row["body"])
+        except OSError as error:
+            raise StorageError(f"the folder results: {error.strerror}") from None
 
     def place(self, row: dict[str, Any]) -> None:
         """Make a committed record the latest, in commit order. Where that fails the next start tries again."""
@@ -3478,20 +3460,6 @@ class ResultFiles:
                 new.unlink()
             except OSError as error:
                 log.error("the file of %s cannot be written: %s", new.name, error.strerror)
-
-    def probe(self, project: str) -> None:
-        """Write, move and remove a record that nobody can have stored. Raises OSError."""
-        row: dict[str, Any] = {
-            "id": ".probe",
-            "project": project,
-            "issue": ".probe",
-            "agent_type": "probe",
-            "body": b"",
-        }
-        self.write(row)
-        path = (self._new / row["id"]).replace(self.path(row))
-        path.unlink()
-        path.parent.rmdir()
 
 
 def completed_event(row: dict[str, Any], proposals: list[NextAgent]) -> NewEvent:
@@ -3547,7 +3515,7 @@ class EventBus:
         self._wakes = 0
         self._latest: tuple[Any, float, Poll] | None = None  # the last search: one event wakes many polls
         self._closed = False
-        storage.observe(self.wake_waiters)
+        storage.observer = self.wake_waiters
 
     # -- publishing
 

@@ -350,7 +350,7 @@ def test_the_health_says_where_no_result_can_be_written(
     assert (answer.status_code, answer.json()["code"]) == (500, "STR_001")
     status, health = healthy(service)
     assert status == 503 and health["checks"]["storage"].startswith("unhealthy: the folder results: "), health
-    assert "ERROR the file of a result cannot be written: " in service.log and str(service.storage) not in str(health)
+    assert " storage: the folder results: " in service.log and str(service.storage) not in str(health)
     results.unlink() if not results.is_dir() else shutil.rmtree(results)
     assert healthy(service)[0] == 200
     service.client().store(issue="issue-1")
@@ -731,7 +731,7 @@ def test_committed_events_are_told_in_order_before_their_writers_are_answered_an
 
     async def scene(storage: Storage) -> list[str]:
         said: list[str] = []
-        storage.observe(lambda event, seq: said.append(f"told {name_of(event)} {seq}"))
+        storage.observer = lambda event, seq: said.append(f"told {name_of(event)} {seq}")
 
         async def write(*names: str, fails: bool = False) -> None:
             def insert(records: Records) -> None:

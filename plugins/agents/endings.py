@@ -14,6 +14,11 @@ from cco_sidecar_plugins._settings import PluginSettings
 
 log = logging.getLogger("cco")
 
+# whether another agent had a process at some time since then
+OTHERS = (
+    "select 1 from agent where project = ?1 and id != ?2 and pid is not null and (ended is null or ended > ?3) limit 1"
+)
+
 
 @hookimpl
 def agent_part(base: type) -> type | None:
@@ -65,7 +70,7 @@ class AskingAgents(Agents):
         stored = self.ledger.find(row["project"], row["id"])["result_id"]
         if stored or self.settings.no_synthesis or WRITE not in row["permissions"]:
             return
-        others = self.ledger.storage.read.others_since(row["project"], row["id"], row["started"])
+        others = self.ledger.storage.read.one(OTHERS, row["project"], row["id"], row["started"])
         folder, root = self.settings.storage / "agents" / row["id"], self.settings.root
         facts = {"folder": str(folder), "root": str(root), "alone": not others}
         try:

@@ -8,7 +8,9 @@ import asyncio
 import logging
 from pathlib import Path
 
-from cco_sidecar import SidecarInfo, Storage, content_of, hookimpl, write_file
+from cco_sidecar import (
+    Job, Outcome, Records, SidecarInfo, Storage, StorageError, content_of, hookimpl, write_file,
+)
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.storage._database import DatabaseFile, check_database
 from cco_sidecar_plugins.storage._limit import LimitedStorage
@@ -39,7 +41,16 @@ class GuardedStorage(LimitedStorage):
         super().start()
         self._files = [DatabaseFile(path) for path in database_files(self.path) if path.exists()]
 
-    def check(self) -> None:
+    def commit(self, records: Records, jobs: list[Job]) -> list[Outcome]:
+        try:
+            self._check()
+            outcomes = super().commit(records, jobs)
+            self._check()
+            return outcomes
+        except StorageError as error:  # what was committed is lost
+            return [(error, [])] * len(jobs)
+
+    def _check(self) -> None:
         for file in self._files:
             file.check()
 

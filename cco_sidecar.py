@@ -2917,37 +2917,31 @@ def storage_fault(error: StorageError) -> str:
     return str(getattr(error, "sqlite_errorname", error))
 
 
-Told = typing.TypeVar("Told")
-Question = Callable[..., Told]  # a method of Records whose arguments are the values of its statement
+# -- methods of Records that do one statement; their arguments are its values
 
 
-def value(sql: str, otherwise: Any = None) -> Question[Any]:
-    """A method that gives the first column of the first row, ``otherwise`` where there is none or it is null."""
-
-    def ask(self: Records, *values: Any) -> Any:
-        found = self.one(sql, *values)
-        return otherwise if found is None else found
-
-    return ask
+def value(sql: str, otherwise: T) -> Callable[..., T]:
+    """Gives the first column of the first row, ``otherwise`` where there is none or it is null."""
+    return lambda self, *values: otherwise if (found := self.one(sql, *values)) is None else found
 
 
-def row(sql: str) -> Question[Row | None]:
-    """A method that gives the first row, None where there is none."""
+def row(sql: str) -> Callable[..., Row | None]:
+    """Gives the first row, None where there is none."""
     return lambda self, *values: next(iter(self.rows(sql, *values)), None)
 
 
-def column(sql: str) -> Question[list[Any]]:
-    """A method that gives the first column of all rows."""
+def column(sql: str) -> Callable[..., list[Any]]:
+    """Gives the first column of all rows."""
     return lambda self, *values: [row[0] for row in self.rows(sql, *values)]
 
 
-def pairs(sql: str) -> Question[dict[str, Any]]:
-    """A method that gives rows of two columns."""
+def pairs(sql: str) -> Callable[..., dict[str, Any]]:
+    """Gives rows of two columns."""
     return lambda self, *values: dict(map(tuple, self.rows(sql, *values)))
 
 
-def changes(sql: str) -> Question[int]:
-    """A method that changes rows; how many."""
+def changes(sql: str) -> Callable[..., int]:
+    """Changes rows; how many."""
     return lambda self, *values: self.change(sql, *values).rowcount
 
 
@@ -2989,20 +2983,20 @@ class Records:
 
     # -- facts by name
 
-    meta: Question[str | None] = value("select value from meta where name = ?")
+    meta: Callable[..., str | None] = value("select value from meta where name = ?", None)
     set_meta = changes("insert or replace into meta (name, value) values (?, ?)")
 
     # -- events
 
-    head: Question[int] = value("select seq from sqlite_sequence where name = 'event'", 0)  # the newest number
-    floor: Question[int] = value(f"{COUNTED} 'floor'", 0)  # retention has removed events up to here
-    created_from: Question[float] = value("select created from event where seq >= ? order by seq limit 1", math.inf)
-    count_published: Question[int] = value(f"{COUNTED} 'published:' || ?", 0)
-    count_delivered: Question[int] = value(f"{COUNTED} 'deliveries'", 0)
-    undelivered: Question[int] = value(f"{COUNTED} 'undelivered:' || ?", 0)  # expired ones until the next sweep
-    count_dead_letters: Question[int] = value("select count(*) from dead_letter where project = ?")
-    expired: Question[list[int]] = column("select seq from event where expires <= ? order by expires limit ?")
-    outlived: Question[list[int]] = column(  # of so many at the beginning of the log those that retention removes
+    head = value("select seq from sqlite_sequence where name = 'event'", 0)  # the newest number
+    floor = value(f"{COUNTED} 'floor'", 0)  # retention has removed events up to here
+    created_from = value("select created from event where seq >= ? order by seq limit 1", math.inf)
+    count_published = value(f"{COUNTED} 'published:' || ?", 0)
+    count_delivered = value(f"{COUNTED} 'deliveries'", 0)
+    undelivered = value(f"{COUNTED} 'undelivered:' || ?", 0)  # expired ones until the next sweep
+    count_dead_letters = value("select count(*) from dead_letter where project = ?", 0)
+    expired = column("select seq from event where expires <= ? order by expires limit ?")
+    outlived = column(  # of so many at the beginning of the log those that retention removes
         "select seq from (select seq, created from event order by seq limit ?) where created < ? or seq <= ?"
     )
 
@@ -3053,8 +3047,8 @@ class Records:
 
     # -- how far each reader has come: a position never goes back
 
-    position: Question[int | None] = value(
-        "select seq from position where project = ? and subject = ? and type = ? and filter = ?"
+    position: Callable[..., int | None] = value(
+        "select seq from position where project = ? and subject = ? and type = ? and filter = ?", None
     )
     move_position = changes(
         f"insert into position ({POSITION}, seq, moved) values (?, ?, ?, ?, ?, now())"
@@ -3066,9 +3060,9 @@ class Records:
 
     # -- results: ``body`` is the whole record as JSON, ``output`` what later agents see of it, also as JSON
 
-    count_results: Question[int] = value(f"{COUNTED} 'results:' || ?", 0)
-    issue_head: Question[int] = value(f"select max(seq) {MINE}", 0)  # changes with every result of the issue
-    success_since: Question[bool] = value(
+    count_results = value(f"{COUNTED} 'results:' || ?", 0)
+    issue_head = value(f"select max(seq) {MINE}", 0)  # changes with every result of the issue
+    success_since = value(
         "select true from result where project = ? and agent_id = ? and stored >= ? and +status = 'success' limit 1",
         False,
     )
@@ -3107,22 +3101,16 @@ class Records:
         "select * from agent left join agent_evidence on agent_evidence.agent = agent.id"
         " left join agent_outcome on agent_outcome.agent = agent.id"
     )
-    COLUMNS = ("id", "project", "type", "issue", "task", "parent", "state", "started", "time_limit")
-    EVIDENCE = (
-        "depth", "permissions", "only_issue", "birth", "seen", "ordered", "cpu", "memory", "peak_memory", "processes",
-        "measured", "last_call",
-    )  # fmt: skip
+    COLUMNS = "id project type issue task parent state started time_limit pid ended exit_code signal".split()
     count_agents = pairs(f"select state, count(*) {SPAWNED} group by state")
     count_active_types = pairs(f"select type, count(*) {SPAWNED} and state in ('starting', 'running') group by type")
-    mean_agent_seconds: Question[float] = value(
-        f"select avg(ended - started) {SPAWNED} and ended is not null and pid is not null", 0.0
-    )
-    latest_task: Question[str | None] = value(
-        f"select task {SPAWNED} and issue = ? and task != '' order by seq desc limit 1"
+    mean_agent_seconds = value(f"select avg(ended - started) {SPAWNED} and ended is not null and pid is not null", 0.0)
+    latest_task: Callable[..., str | None] = value(
+        f"select task {SPAWNED} and issue = ? and task != '' order by seq desc limit 1", None
     )
 
     def insert_agent(self, row: dict[str, Any]) -> None:
-        """``row`` has the COLUMNS, and depth, permissions and only_issue of its token."""
+        """``row`` has the COLUMNS of ``agent``, and depth, permissions and only_issue of its token."""
         self.insert("agent", {name: row[name] for name in self.COLUMNS})
         token = {"depth": row["depth"], "permissions": json.dumps(row["permissions"]), "only_issue": row["only_issue"]}
         self.insert("agent_evidence", {"agent": row["id"], **token})
@@ -3130,7 +3118,7 @@ class Records:
     def update_agent(self, id: str, **values: Any) -> None:
         """Set columns of ``agent`` and ``agent_evidence``; ``seen`` and ``last_call`` are JSON."""
         for table, key in (("agent_evidence", "agent"), ("agent", "id")):
-            own = {name: value for name, value in values.items() if (name in self.EVIDENCE) is (key == "agent")}
+            own = {name: value for name, value in values.items() if (name in self.COLUMNS) is (key == "id")}
             if own:
                 assignments = ", ".join(f"{name} = ?" for name in own)
                 self.change(f"update {table} set {assignments} where {key} = ?", *own.values(), id)
@@ -3150,7 +3138,7 @@ class Records:
     # -- revoked subjects, and the first answers to requests with an Idempotency-Key
 
     revoke = changes("insert or ignore into revoked (project, subject, since) values (?, ?, now())")
-    revoked: Question[list[str]] = column("select subject from revoked where project = ?")
+    revoked = column("select subject from revoked where project = ?")
     remember = changes(
         f"insert or replace into idempotency ({KEY}, digest, answer, made) values (?, ?, ?, ?, ?, ?, now())"
     )

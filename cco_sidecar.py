@@ -3101,7 +3101,10 @@ class Records:
         "select * from agent left join agent_evidence on agent_evidence.agent = agent.id"
         " left join agent_outcome on agent_outcome.agent = agent.id"
     )
-    COLUMNS = "id project type issue task parent state started time_limit pid ended exit_code signal".split()
+    COLUMNS = "id project type issue task parent state started time_limit".split()
+    EVIDENCE = (
+        "depth permissions only_issue birth seen ordered cpu memory peak_memory processes measured last_call".split()
+    )
     count_agents = pairs(f"select state, count(*) {SPAWNED} group by state")
     count_active_types = pairs(f"select type, count(*) {SPAWNED} and state in ('starting', 'running') group by type")
     mean_agent_seconds = value(f"select avg(ended - started) {SPAWNED} and ended is not null and pid is not null", 0.0)
@@ -3118,7 +3121,7 @@ class Records:
     def update_agent(self, id: str, **values: Any) -> None:
         """Set columns of ``agent`` and ``agent_evidence``; ``seen`` and ``last_call`` are JSON."""
         for table, key in (("agent_evidence", "agent"), ("agent", "id")):
-            own = {name: value for name, value in values.items() if (name in self.COLUMNS) is (key == "id")}
+            own = {name: value for name, value in values.items() if (name in self.EVIDENCE) is (key == "agent")}
             if own:
                 assignments = ", ".join(f"{name} = ?" for name in own)
                 self.change(f"update {table} set {assignments} where {key} = ?", *own.values(), id)

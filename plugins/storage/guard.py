@@ -9,7 +9,15 @@ import logging
 from pathlib import Path
 
 from cco_sidecar import (
-    Job, Outcome, Records, SidecarInfo, Storage, StorageError, content_of, hookimpl, write_file,
+    Job,
+    Outcome,
+    Records,
+    SidecarInfo,
+    Storage,
+    StorageError,
+    content_of,
+    hookimpl,
+    write_file,
 )
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.storage._database import DatabaseFile, check_database

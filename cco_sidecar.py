@@ -2463,8 +2463,7 @@ class GetStatus(Endpoint):
             "storage": {
                 **sidecar.contexts.statistics(),
                 "results_stored": sidecar.storage.read.count_results(sidecar.settings.project),
-                "total_size_mb": round(await sidecar.storage.size() / MB, 3),
-                **sidecar.storage.statistics(),
+                **await sidecar.storage.statistics(),
                 "storage_path": str(sidecar.settings.storage),
             },
             "events": sidecar.bus.statistics(),
@@ -2775,7 +2774,6 @@ class Storage:
     SWEEP_SECONDS = 1.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
-    POSITION_SECONDS = 30 * 86_400.0  # a position that nobody touched for so long is forgotten
 
     read: Records  # for the loop alone
     epoch: str
@@ -2826,13 +2824,9 @@ class Storage:
         """Room for a body of ``size`` bytes while it is stored. Raises STR_001. The core's own has no limit."""
         return contextlib.nullcontext()
 
-    async def size(self) -> int:
-        """Bytes that are stored."""
-        return await asyncio.to_thread(folder_size, self.path.parent)
-
-    def statistics(self) -> dict[str, Any]:
-        """More figures for ``/status``."""
-        return {}
+    async def statistics(self) -> dict[str, Any]:
+        """How much is stored, for ``/status``."""
+        return {"total_size_mb": round(await asyncio.to_thread(folder_size, self.path.parent) / MB, 3)}
 
     def close(self) -> None:
         """Finish what is queued, then close. Blocks for at most a few seconds."""
@@ -2908,8 +2902,7 @@ class Storage:
         if outlived:
             records.set_meta("floor", str(outlived[-1]))
         forgotten = records.forget_old(now - IdempotencyTicket.KEPT, limit)
-        left = records.forget_positions(now - self.POSITION_SECONDS, limit)
-        return bool(outlived) or limit in (len(expired), forgotten, left)
+        return bool(outlived) or limit in (len(expired), forgotten)
 
 
 def storage_fault(error: StorageError) -> str:
@@ -2947,7 +2940,6 @@ def changes(sql: str) -> Callable[..., int]:
 
 COUNTED = "select cast(value as int) from meta where name = "  # a number that the schema's triggers keep
 CHOSEN = "seq in (select value from json_each(?))"
-POSITION = "project, subject, type, filter"
 KEY = "project, subject, endpoint, key"
 MINE = "from result where project = ? and issue = ?"
 SPAWNED = "from agent where project = ?"
@@ -3051,11 +3043,8 @@ class Records:
         "select seq from position where project = ? and subject = ? and type = ? and filter = ?", None
     )
     move_position = changes(
-        f"insert into position ({POSITION}, seq, moved) values (?, ?, ?, ?, ?, now())"
+        "insert into position (project, subject, type, filter, seq, moved) values (?, ?, ?, ?, ?, now())"
         " on conflict do update set seq = max(seq, excluded.seq), moved = excluded.moved"
-    )
-    forget_positions = changes(
-        f"delete from position where ({POSITION}) in (select {POSITION} from position where moved < ? limit ?)"
     )
 
     # -- results: ``body`` is the whole record as JSON, ``output`` what later agents see of it, also as JSON

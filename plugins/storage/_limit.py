@@ -11,10 +11,12 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from cco_sidecar import MB, ApiError, Pool, Storage, StorageError, folder_size, one_line
+from cco_sidecar import MB, ApiError, Pool, Records, Storage, StorageError, folder_size, one_line
 from cco_sidecar_plugins._settings import PluginSettings
 
 log = logging.getLogger("cco")
+
+KEY = "project, subject, type, filter"
 
 
 class LimitedStorage(Storage):
@@ -22,6 +24,7 @@ class LimitedStorage(Storage):
 
     MEASURE_SECONDS = 30.0  # between two looks at how large the files beside the database are
     DISK_RESERVE = 16 * MB  # stays free on the disk
+    POSITION_SECONDS = 30 * 86_400.0  # a reader's position that nobody touched for so long is forgotten
 
     def __init__(self, settings: PluginSettings) -> None:
         super().__init__(settings)
@@ -52,11 +55,9 @@ class LimitedStorage(Storage):
             self._coming -= needed
             self._new += size
 
-    async def size(self) -> int:
-        return self._used()
-
-    def statistics(self) -> dict[str, Any]:
-        return {"limit_mb": self._limit // MB, "full": self._full}
+    async def statistics(self) -> dict[str, Any]:
+        used = round(self._used() / MB, 3)
+        return {"total_size_mb": used, "limit_mb": self._limit // MB, "full": self._full}
 
     def _used(self) -> int:
         """Bytes that are stored; what was removed from the database is room for more."""
@@ -85,6 +86,12 @@ class LimitedStorage(Storage):
         if time.monotonic() - self._measured > self.MEASURE_SECONDS:
             async with self._pruning:
                 await self._measure()
+
+    def _sweep(self, records: Records) -> bool:
+        old = f"select {KEY} from position where moved < ? limit ?"
+        since = time.time() - self.POSITION_SECONDS
+        number = records.change(f"delete from position where ({KEY}) in ({old})", since, self.SWEEP_ROWS).rowcount
+        return super()._sweep(records) or number == self.SWEEP_ROWS
 
     async def _measure(self) -> None:
         self._new = 0

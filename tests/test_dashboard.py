@@ -214,6 +214,25 @@ def test_an_issue_is_a_story_with_results_and_routing_and_is_exported(page: Page
     page.see("src/main.py", "aside")
 
 
+def test_a_result_shows_what_git_says_of_its_files_and_an_agent_the_brief_that_it_got(page: Page, issue: str) -> None:
+    client, changed = page.service.client(), page.service.root / "src/greeting.py"
+    before = changed.read_text()
+    changed.write_text(f"{before}# <script>hacked=1</script> \u202e\n")
+    stored = client.store(issue=issue, files_modified=["src/greeting.py"], decisions=["Say it twice"])["id"]
+    page.go(f"results/{stored}")
+    page.see("+# <script>hacked=1</script> ⟨U+202E⟩", ".diff .add")
+    assert page.text(".diff summary").split() == ["src/greeting.py", "+1", "−0"]
+    changed.write_text(before)
+    body = {"agent_type": "python-specialist", "issue_id": issue, "task": "succeed in greeting politely"}
+    page.go(f"agents/{client.post('/api/agents/spawn', body).json()['agent_id']}")
+    page.see("The whole output")
+    page.click("Brief")
+    page.see("src/greeting.py")
+    page.see("Say it twice")
+    page.click("Task")
+    page.see("succeed in greeting politely")
+
+
 def test_an_approval_is_answered_by_keyboard(page: Page, issue: str) -> None:
     coder = agent(page.service, f"coder-{issue}")
     asked = {"kind": "approval", "text": "Bash: git push", "command": "git push origin main", "issue_id": issue}

@@ -289,6 +289,29 @@ def test_a_token_is_renewed_before_it_ends_and_one_that_is_refused_asks_to_sign_
     assert refused and [line for line in refused if "401" not in line] == []
 
 
+def test_the_pipeline_is_run_on_an_issue_and_stopped(page: Page, issue: str) -> None:
+    page.service.client().publish("hello", {"issue_id": issue})
+    page.go(f"issues/{issue}")
+    page.click("Run")
+    page.fill(task="hang")
+    page.click("Run", "dialog")
+    page.see("running", ".card.task")
+    until(
+        lambda: [
+            one
+            for one in page.service.client().get("/api/agents", issue_id=issue).json()["agents"]
+            if one["agent_type"] == "chief-architect"
+        ]
+    )
+    page.click("Stop run")
+    page.see("ended", "dialog")
+    page.browser.press(ENTER)
+    page.see("stopped", ".card.task")
+    page.click("Run", ".actions")
+    page.see("Run the pipeline", "dialog")
+    page.browser.press(ESCAPE)
+
+
 # -- hostile contents
 
 SCRIPT = "<img src=x onerror='hacked=1'><script>hacked=1</script><svg onload=hacked=1>"

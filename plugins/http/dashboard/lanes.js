@@ -6,10 +6,11 @@ const COLOURS = 8;
 /**
  * For each entry the lanes beside it: `{column, colour, above, below, dot}`.
  * @param {any[]} entries  of a timeline, oldest first
+ * @param {Set<string>} working  agents that have not ended: their lanes go on
  * @returns {{rows: Array<{colour: number | null, lanes: any[]}>, columns: number, colours: Map<string, number>}}
  */
-export function lanes(entries) {
-  const last = lastEntries(entries);
+export function lanes(entries, working) {
+  const last = lastEntries(entries, working);
   const living = new Map(); // column by agent
   const colours = new Map();
   let columns = 1;
@@ -34,10 +35,10 @@ export function lanes(entries) {
 }
 
 /** The number of the entry with which each agent's lane ends. */
-function lastEntries(entries) {
+function lastEntries(entries, working) {
   const last = new Map();
   entries.forEach((entry, number) => {
-    if (entry.agent_id) last.set(entry.agent_id, number);
+    if (entry.agent_id) last.set(entry.agent_id, working.has(entry.agent_id) ? Infinity : number);
   });
   return last;
 }

@@ -243,7 +243,8 @@ async function lookAtAgents() {
   for (const agent of agents) store.agents.set(agent.agent_id, agent);
   for (const agent of gone.slice(0, 20)) await loadAgent(agent.agent_id);
   if (agents.length || gone.length) changed("agents");
-  if (gone.length) soon("issues", loadIssues);
+  const runs = [...store.issues.values()].some((issue) => issue.run?.state === "running");
+  if (gone.length || runs) soon("issues", loadIssues); // a run ends after its last event
 }
 
 /** Ask again at once: somebody has just changed something by this page. */

@@ -1,9 +1,11 @@
 /** An issue: its state, who works on it, and its story. */
 import { can, exportIssue, publish, run, spawn, stopRun } from "../actions.js";
 import { ApiError, get, part } from "../api.js";
+import { plain } from "../ansi.js";
 import { h, slot } from "../dom.js";
 import { compact, cost, count, plural, shortId } from "../format.js";
 import { icon } from "../icons.js";
+import { longText } from "../json.js";
 import { lanes } from "../lanes.js";
 import { VirtualList } from "../list.js";
 import { markdown } from "../markdown.js";
@@ -78,13 +80,13 @@ export function view(id, { draw }) {
       clearTimeout(now.timer);
       list.detach();
     },
-    heard: () => {
+    heard: (names) => {
       const signs = signsOf(id);
-      if (signs !== now.signs) soon();
+      if (signs !== now.signs || (now.run?.state === "running" && names.has("agents"))) soon();
       now.signs = signs;
     },
     drawn: () => list.set(rows(id, now)),
-    render: () => [top(id, now), task(now), body(id, now, list, set, look)],
+    render: () => [top(id, now), task(now), runCard(now), body(id, now, list, set, look)],
   };
 }
 
@@ -119,6 +121,7 @@ async function read(id, now) {
       since = now.cursor = answer.next_cursor;
     }
     now.entries = [...found.values()];
+    if (now.issue.run && can.run()) now.run = await get(`/api/runs/${part(now.issue.run.run_id)}`);
     now.failed = null;
   } catch (error) {
     now.failed = error;
@@ -193,6 +196,23 @@ const task = (now) =>
   now.issue?.body &&
   h("details.card.task", { key: "task" }, h("summary", null, h("strong", null, "Task")), markdown(now.issue.body));
 
+/** What the latest run of the pipeline has printed. */
+const runCard = ({ run }) =>
+  run &&
+  h(
+    "details.card.task",
+    { key: "run" },
+    h(
+      "summary",
+      null,
+      h("strong", null, "Run "),
+      badge(run.state),
+      " ",
+      h("span.faint", null, foreign(run.reason ?? "")),
+    ),
+    longText(run.lines.map(plain).join("\n") || "It has printed nothing yet."),
+  );
+
 function body(id, now, list, set, look) {
   if (now.failed?.status === 404 && now.failed.code === "REQ_002" && !now.entries.length) {
     return [
@@ -255,7 +275,7 @@ function rows(id, now) {
         .toLowerCase()
         .includes(words));
   const entries = now.entries.filter(fits);
-  const beside = lanes(entries);
+  const beside = lanes(entries, new Set(now.issue?.working?.map((agent) => agent.agent_id)));
   const found = entries.map((entry, number) => ({ entry, beside: beside.rows[number], columns: beside.columns }));
   return now.latestFirst ? found.map(flipped).reverse() : found;
 }

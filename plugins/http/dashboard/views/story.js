@@ -81,11 +81,18 @@ function spawned(entry) {
   };
 }
 
+const IMPLIED = new Set(["issue_id", "agent_id", "agent_type"]); // said by the row itself
+
+const inLine = (value) =>
+  typeof value === "string"
+    ? value
+    : written(value)
+        .replace(/\s+/g, " ")
+        .replace(/^\[ (.*) \]$/, "$1");
+
 function event(entry) {
-  const data = Object.fromEntries(
-    Object.entries(entry.data ?? {}).filter(([name]) => !["issue_id", "agent_id", "agent_type"].includes(name)),
-  );
-  const preview = Object.keys(data).length ? cut(written(data).replace(/\s+/g, " "), 220) : "";
+  const said = Object.entries(entry.data ?? {}).filter(([name]) => !IMPLIED.has(name));
+  const preview = cut(said.map(([name, value]) => `${name}: ${inLine(value)}`).join(" · "), 240);
   return {
     title: foreign(entry.event_type ?? entry.title),
     state: entry.topic && h("span.faint.topic", null, foreign(entry.topic)),

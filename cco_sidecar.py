@@ -890,8 +890,8 @@ class Parts:
         """
 
     def agent_part(self, settings: Settings, base: type) -> type | None:
-        """Agents or Launcher, derived from ``base`` as server_class's is: Agents looks after agents and judges how they
-        ended, Launcher makes what one is started with.
+        """Agents, Launcher or Contexts, derived from ``base`` as server_class's is: Agents looks after agents and
+        judges how they ended, Launcher makes what one is started with, Contexts what one reads.
         """
 
     def meter(self, settings: Settings) -> Meter | None:
@@ -1386,7 +1386,8 @@ class Sidecar:
         self.limits = RateLimits(self.agent_types)
         self.bus = EventBus(self.storage, settings, hooks)
         self.results = Results(self.storage, self.bus, hooks, self.agent_types, settings)
-        self.contexts = Contexts(self.storage, hooks, self.agent_types, settings)
+        contexts = hooks.derived("agent_part", Contexts, settings=settings)
+        self.contexts: Contexts = contexts(self.storage, hooks, self.agent_types, settings)
         agents = hooks.derived("agent_part", Agents, settings=settings)
         self.agents: Agents = agents(
             self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings
@@ -3952,16 +3953,13 @@ class Contexts:
     empty the cache before. Requests with the same ETag at the same time are built once.
     """
 
-    WARM_FROM = 1_000  # files: the index of a smaller project is begun when it is first asked for
     OUTPUTS = 200  # of an issue's results, the newest, that a context carries
-    SHARED_SECONDS = 5.0  # how long a ranking serves what is asked alike: a spawn's context, cut to size, and its brief
 
     def __init__(self, storage: Storage, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
         self._storage, self._hooks, self._agent_types, self._settings = storage, hooks, agent_types, settings
         self._pool = Pool("contexts", 8, 120)
         self._cache: collections.OrderedDict[ContextKey, CachedContext] = collections.OrderedDict()
         self._bytes = self._hits = self._misses = 0
-        self._ranking: tuple[RankRequest | None, float, list[RankedFile]] = (None, 0.0, [])  # asked, when, the answer
         reader = hooks.part("project_reader", Project, settings=settings)
         self._project: Project = reader or Project(settings.root, settings.storage)
         also = [names for _, names in hooks.ask("section_files")]
@@ -3975,27 +3973,21 @@ class Contexts:
             msgspec.json.Decoder(shape)
         self._index_folder.mkdir(mode=0o700, exist_ok=True)
         self._loop = asyncio.get_running_loop()
-        self._starting = asyncio.gather(
-            self._warm(), self._pool.run(self._project.start, self._changed), return_exceptions=True
-        )
+        self._starting = asyncio.gather(self.prepare(), return_exceptions=True)
 
     async def close(self) -> None:
         await asyncio.wait([self._starting], timeout=1)
         await self._pool.run(self._project.close)
 
-    async def _warm(self) -> None:
-        """Let a ranking begin its index of a large project before somebody waits for it."""
-        state = await self._project.state()
-        if len(state.files) >= self.WARM_FROM:
-            agent_type, category = "chief-architect", "architect"
-            key = ContextKey(issue_id="", agent_type=agent_type, category=category, task="", max_bytes=MB, max_files=1)
-            await self._pool.run(self._rank, key, [], state)
+    async def prepare(self) -> None:
+        """Make ready, after the start, what requests would wait for."""
+        await self._pool.run(self._project.start, self._changed)
 
     async def get(
         self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", reader: Reader | None = None
     ) -> tuple[bytes, str]:
-        """The context of an issue for an agent type as JSON, or as a brief for ``reader``, and its ETag; no content
-        where ``known``, an If-None-Match, names the ETag. Raises AGT_002 and REQ_002 (404), CTX_001 and CTX_002.
+        """The context of an issue for an agent type as JSON, or as a plugin's brief for ``reader``, and its ETag; no
+        content where ``known``, an If-None-Match, names the ETag. Raises AGT_002 and REQ_002 (404), CTX_001, CTX_002.
         """
         category = await self._agent_types.find(agent_type, status=404)
         max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens) if query.max_tokens else query.max_bytes
@@ -4083,26 +4075,22 @@ class Contexts:
     def _build(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState, etag: str) -> BuiltContext:
         """The context; what soon can be better gets an ETag that nothing else has. Blocks."""
         # All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
-        building = self._index_building()
-        ranked = self._rank(key, outputs, state)
-        if building := self._index_building() or building:
-            self._ranking = (None, 0.0, [])
+        building = self.index_building()
+        ranked = self.rank(key, outputs, state)
+        building = self.index_building() or building
         facts = {name: getattr(key, name) for name in key.__struct_fields__}
         request = ContextRequest(**facts, outputs=outputs, project=state, ranked=ranked)
         sections = redacted_sections(self._sections(request))
         sections["metadata"]["index"] = "building" if building else "ready"
-        etag = f'W/"{secrets.token_hex(16)}"' if building else etag
-        if key.reader:
-            text = self._hooks.first("context_brief", request=request, sections=sections, reader=key.reader)
-            if text is None:
-                raise ApiError("CTX_001", "No brief could be made; ask for application/json")
-            brief = redact(text)[0].encode("utf-8", "replace")
-            return brief, brief, etag
+        return *self.answer(request, sections), f'W/"{secrets.token_hex(16)}"' if building else etag
+
+    def answer(self, request: ContextRequest, sections: Sections) -> tuple[bytes, bytes]:
+        """The context as those get it who have waited for it, and as it is given afterwards. Blocks."""
         head = assembled(request, sections, self._fit(request, sections))
         first, hit = (msgspec.json.encode({"timestamp": iso(), "cache_hit": hit})[1:] for hit in (False, True))
-        return head + first, head + hit, etag
+        return head + first, head + hit
 
-    def _rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
+    def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
         """The first ranking that a plugin gives; the built-in one always does. Blocks."""
         files = {file.path: file for file in state.files if not self._project.is_secret(file.path)}
         request = RankRequest(
@@ -4110,10 +4098,7 @@ class Contexts:
             agent_type=key.agent_type, task=key.task, outputs=outputs, head=state.head,
             changed=[change.path for change in state.git.uncommitted_changes],
         )  # fmt: skip
-        asked, moment, ranked = self._ranking
-        if asked != request or time.monotonic() - moment > self.SHARED_SECONDS:
-            moment, ranked = time.monotonic(), self._hooks.first("rank_files", request=request) or []
-        self._ranking = request, moment, ranked
+        ranked: list[RankedFile] = self._hooks.first("rank_files", request=request) or []
         ranked = [item for item in ranked if item.path in files]  # a plugin may name anything
         if not key.task or any(item.matched for item in ranked):
             return ranked
@@ -4144,7 +4129,7 @@ class Contexts:
         more = [name for name in sections if name not in CONTEXT_SECTIONS]
         return {name: sections[name] for name in [*CONTEXT_SECTIONS, *more]}
 
-    def _index_building(self) -> bool:
+    def index_building(self) -> bool:
         """Whether a ranking's index is still being made. Blocks."""
         facts = {"root": str(self._settings.root), "index_folder": str(self._index_folder)}
         states = [answer for _, answer in self._hooks.ask("index_state", **facts)]
@@ -4173,7 +4158,6 @@ class Contexts:
 
     def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
         """Forget the contexts of an issue and agent type (None: of all); (entries, bytes) that were there."""
-        self._ranking = (None, 0.0, [])
         built = [key for key, cached in self._cache.items() if cached.size]
         keys = [key for key in built if issue_id in (None, key.issue_id) and agent_type in (None, key.agent_type)]
         return len(keys), sum(self._drop(key) for key in keys)

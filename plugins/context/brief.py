@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,9 +19,12 @@ import cco_sidecar
 from cco_sidecar import (
     AgentEndpoint,
     ApiError,
+    ContextKey,
     ContextQuery,
     ContextRequest,
+    Contexts,
     Launcher,
+    ProjectState,
     RankedFile,
     Reader,
     Route,
@@ -138,7 +142,36 @@ def context_brief(request: ContextRequest, sections: Sections, reader: Reader) -
 
 @hookimpl
 def agent_part(base: type) -> type | None:
+    if issubclass(base, Contexts):
+        return type("BriefContexts", (BriefContexts, base), {})
     return type("BriefLauncher", (BriefLauncher, base), {}) if issubclass(base, Launcher) else None
+
+
+class BriefContexts(Contexts):
+    """Answers a reader by a brief. A spawn's context, cut to size, and its brief share one ranking."""
+
+    SHARED_SECONDS = 5.0
+    _ranking: tuple[Any, float, list[RankedFile]] = (None, 0.0, [])  # the last: what was asked, when, the answer
+
+    def answer(self, request: ContextRequest, sections: Sections) -> tuple[bytes, bytes]:
+        if request.reader is None:
+            return super().answer(request, sections)
+        text = self._hooks.first("context_brief", request=request, sections=sections, reader=request.reader)
+        if text is None:
+            raise ApiError("CTX_001", "No brief could be made; ask for application/json")
+        brief = redact(text)[0].encode("utf-8", "replace")
+        return brief, brief
+
+    def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
+        asked, (before, moment, ranked) = (state.digest, key.agent_type, key.task, outputs), self._ranking
+        if before != asked or time.monotonic() - moment > self.SHARED_SECONDS:
+            moment, ranked = time.monotonic(), super().rank(key, outputs, state)
+        self._ranking = (None if self.index_building() else asked), moment, ranked
+        return ranked
+
+    def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
+        self._ranking = (None, 0.0, [])
+        return super().clear(issue_id, agent_type)
 
 
 class BriefLauncher(Launcher):

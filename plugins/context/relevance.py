@@ -34,6 +34,7 @@ if __name__ == "__main__":  # the builder: the module is where its starter says,
     _spec.loader.exec_module(sys.modules["cco_sidecar"])
     sys.modules["cco_sidecar"].import_file(Path(__file__).with_name("_withheld.py"))  # makes the package of plugins
 
+import asyncio
 import bisect
 import collections
 import contextlib
@@ -62,6 +63,8 @@ from cco_sidecar import (
     DATA,
     PROSE,
     STOP_WORDS,
+    ContextKey,
+    Contexts,
     FileFact,
     RankedFile,
     RankRequest,
@@ -1672,6 +1675,27 @@ def rank_files(request: RankRequest) -> list[RankedFile] | None:
 @hookimpl
 def index_state(root: str, index_folder: str) -> dict[str, Any] | None:
     return project_of(root, index_folder).state()
+
+
+@hookimpl
+def agent_part(base: type) -> type | None:
+    return type("WarmContexts", (WarmContexts, base), {}) if issubclass(base, Contexts) else None
+
+
+class WarmContexts(Contexts):
+    """Begins the index of a large project before somebody waits for it."""
+
+    WARM_FROM = 1_000  # files: the index of a smaller project is begun when it is first asked for
+
+    async def prepare(self) -> None:
+        await asyncio.gather(super().prepare(), self._warm())
+
+    async def _warm(self) -> None:
+        state = await self.project()
+        if len(state.files) >= self.WARM_FROM:
+            agent_type, category = "chief-architect", "architect"
+            key = ContextKey(issue_id="", agent_type=agent_type, category=category, task="", max_bytes=0, max_files=1)
+            await self._pool.run(self.rank, key, [], state)
 
 
 @hookimpl

@@ -3007,20 +3007,18 @@ class Records:
         """Events with after < seq <= upto that have not expired, in order; with ``issue`` those that may name it, with
         ``containing`` those that have some bytes in their body.
         """
-        source, clauses = "event", ["project = ?", "seq > ?", "seq <= ?", "expires > ?"]
-        given = {"type = ?": None if type == "*" else type, "instr(body, ?)": containing, "issue = ?": issue}
-        given = {clause: value for clause, value in given.items() if value is not None}
-        if issue is not None:  # the planner would walk the type's index and look at every row
-            source, clauses = "event indexed by event_by_issue", [*clauses, "issue is not null"]
-        elif type == "*":  # ... or sort all of it; the table itself is in order
-            source = "event not indexed"
-        where = " and ".join([*clauses, *given])
-        sql = f"select seq, type, topic, created, delivered, body from {source} where {where} order by seq limit ?"
-        values = (project, after, upto, time.time())
-        rows = self.rows(sql, *values, *given.values(), limit)
-        if issue in (None, ANY_ISSUE):
-            return rows
-        rows += self.rows(sql, *values, *(given | {"issue = ?": ANY_ISSUE}).values(), limit)
+        source = "event" if type != "*" else "event not indexed"  # the planner would sort; the table is in order
+        given = {"project = ?": project, "seq > ?": after, "seq <= ?": upto, "expires > ?": time.time()}
+        given |= {"type = ?": type} if type != "*" else {}
+        given |= {"instr(body, ?)": containing} if containing is not None else {}
+        wanted: list[dict[str, Any]] = [given]
+        if issue is not None:  # ... or walk the type's index and look at every row
+            source = "event indexed by event_by_issue"
+            wanted = [given | {"issue = ?": named} for named in {issue, ANY_ISSUE}]
+        columns, rows = "seq, type, topic, created, delivered, body", []
+        for values in wanted:
+            sql = f"select {columns} from {source} where {' and '.join(values)} order by seq limit ?"
+            rows += self.rows(sql, *values.values(), limit)
         return sorted(rows, key=operator.itemgetter("seq"))[:limit]
 
     def mark_delivered(self, seqs: Collection[int], deliveries: int) -> None:

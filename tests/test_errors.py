@@ -632,6 +632,16 @@ def test_a_chunked_body_that_is_too_large_is_answered(service: Service) -> None:
         assert (status, body["code"]) == (413, "REQ_004")
 
 
+@pytest.mark.needs_plugin("http/strict reads on after an answer that came early")
+def test_who_sends_a_long_body_before_reading_is_told_why_it_is_refused(service: Service) -> None:
+    for _ in range(5):
+        with connect(service) as connection:
+            head = head_of(service, "POST", "/api/results", f"Content-Length: {4 * MB}", token="garbage")
+            connection.sendall(head + b"x" * 4 * MB)
+            status, headers, body = read_answer(connection)
+            assert (status, body["code"], headers["Connection"]) == (401, "AUTH_001", "close")
+
+
 def test_a_large_body_without_a_good_token_is_refused_at_once(service: Service) -> None:
     for headers in (["Transfer-Encoding: chunked"], [f"Content-Length: {30 * MB}"]):
         with connect(service) as connection:

@@ -107,10 +107,10 @@ class StrictServer(Server):
             task.add_done_callback(self._lingering.discard)
 
     async def close_all_connections(self) -> None:
+        await super().close_all_connections()
         for task in self._lingering:
             task.cancel()
         await asyncio.gather(*self._lingering, return_exceptions=True)
-        await super().close_all_connections()
 
 
 class StrictStream(tornado.iostream.IOStream):
@@ -121,8 +121,10 @@ class StrictStream(tornado.iostream.IOStream):
     MAX_EXTENSIONS = 16 * 1024  # bytes of chunk extensions in one body
     BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"  # Tornado's answer to what it cannot read
 
+    IDLE, ASKED, UPLOADING, ANSWERED, ANSWERED_UPLOAD = range(5)  # a request with another method than GET may upload
+
     server: StrictServer
-    answered: bool | None = None  # whether an answer to the request at hand has begun; None before a first one
+    phase = IDLE  # of the request at hand; of HTTP/2 always
     extensions = 0
 
     async def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> bytes:
@@ -131,17 +133,19 @@ class StrictStream(tornado.iostream.IOStream):
         """
         # For as long as the server lets a line be idle. Most heads come in one piece: then this is all the reading
         # there is.
-        self.answered = False
+        self.phase = self.IDLE
         first = await super().read_until_regex(self.HEAD_OR_BYTE, MAX_LINE + 8)
         if (
             self.extensions
         ):  # not set without need: one attribute more would make each line's dictionary five times as large
             self.extensions = 0
         try:
-            if len(first) > 1:
-                return check_head(first)
-            async with asyncio.timeout(self.server.request_timeout):
-                return check_head(first + await self._read_head(first))
+            if len(first) == 1:
+                async with asyncio.timeout(self.server.request_timeout):
+                    first += await self._read_head(first)
+            head = check_head(first)
+            self.phase = self.ASKED if head.startswith((b"GET ", b"HEAD ")) else self.UPLOADING
+            return head
         except TimeoutError:
             self.refuse(ApiError("REQ_008", "The request's head did not come in time"))
         except ApiError as error:
@@ -206,8 +210,8 @@ class StrictStream(tornado.iostream.IOStream):
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             done.set_result(None)
             return done
-        if self.answered is False:
-            self.answered = not bytes(data[:12]).startswith(b"HTTP/1.1 100")
+        if self.phase in (self.ASKED, self.UPLOADING) and not bytes(data[:12]).startswith(b"HTTP/1.1 100"):
+            self.phase += 2
         return super().write(data)
 
     def refuse(self, error: ApiError) -> None:
@@ -217,15 +221,15 @@ class StrictStream(tornado.iostream.IOStream):
         request_id = f"req-{uuid.uuid4()}"
         with contextlib.suppress(OSError):  # the peer may be gone by now
             self.server.refused(error, request_id, self.socket.getpeername()[0])
-            if not self.answered:
+            if self.phase < self.ANSWERED:
                 super().write(whole_refusal(error, request_id)).add_done_callback(lambda written: written.exception())
             self.server.linger(self)
-        self.answered = None
+        self.phase = self.IDLE
         self.close()
 
     def close(self, exc_info: Any = False) -> None:
-        """Also where an answer came before its request had ended, of which more may come."""
-        if self.answered and self.reading() and not self.closed():
+        """Read on where an answer may have come before the end of what is uploaded."""
+        if self.phase == self.ANSWERED_UPLOAD and not self.closed():
             self.server.linger(self)
         super().close(exc_info)
 
@@ -250,7 +254,7 @@ def whole_refusal(error: ApiError, request_id: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + content
 
 
-async def drain(line: socket.socket, seconds: float = 2.0, limit: int = 4 * MB) -> None:
+async def drain(line: socket.socket, seconds: float = 2.0, limit: int = 16 * MB) -> None:
     """Tell the other side that we are done, and read what it still sends, within bounds; then close."""
     with line, contextlib.suppress(OSError, TimeoutError):
         line.setblocking(False)

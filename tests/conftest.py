@@ -313,7 +313,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 # Files that take minutes, so that no test process works through one at the end while the others have nothing.
 LONGEST_FIRST = """real_agents storage agents context cli command_table start pipeline crash events meter synthesis brief
-    agent_trust hooks readme browser doctor""".split()
+    agent_trust hooks readme browser dashboard doctor""".split()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

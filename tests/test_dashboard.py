@@ -476,6 +476,63 @@ def test_a_lost_service_is_told_and_found_again_without_a_gap(page: Page, how: s
     assert lost and [line for line in lost if not any(reason in line for reason in LOST)] == []
 
 
+HIDE = """Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});
+    document.dispatchEvent(new Event('visibilitychange'))"""
+
+
+def test_a_hidden_page_rests_and_catches_up_also_where_its_cursor_is_no_longer_known(page: Page) -> None:
+    page.go("health")
+    page.go("events")
+    client = page.service.client()
+    page.js(HIDE, hidden=True)
+    client.publish("before")  # ends the poll that waits
+    page.see("Paused", ".nav .link")
+    client.publish("meanwhile")
+    page.js("const {live} = await import('/dashboard/live.js'); live.cursor = 'evt-00000000-000000000001'")
+    assert "meanwhile" not in page.text(".events")
+    page.js(HIDE, hidden=False)
+    page.see("meanwhile", ".events")
+    page.see("Live", ".nav .link")
+    client.publish("after")
+    page.see("after", ".events")
+    types = page.js("return [...document.querySelectorAll('.event-type')].slice(0, 3).map(one => one.innerText)")
+    assert types == ["after", "meanwhile", "before"]
+    refused = page.browser.console()
+    assert len(refused) == 1 and "410" in refused[0]
+
+
+# -- functions that need no service
+
+TABLE = {
+    "ansi.plain('\\x1b[1;31mred\\x1b[0m \\x1b]8;;http://a\\x07link\\x1b]8;;\\x07 \\x1b(B\\x1b[?25l\\x1bPq\\x1b\\\\end')": "red link end",
+    "ansi.overwritten('10%\\r20%\\r\\x1b[Kdone\\r')": "\x1b[Kdone",
+    "ansi.pieces('a\\x1b[38;5;1mb\\x1b[31;1mc\\x1b[22;39md', ansi.fresh())": [["a", ""], ["b", ""], ["c", "ansi-red bold"], ["d", ""]],
+    "ansi.pieces('\\x1b[', ansi.fresh())": [],
+    "format.visible('a\\u202eb\\x00c\\td\\r')": "a⟨U+202E⟩b␀c\td␍",
+    "[0, 999, 1000, 12345678, 5e15].map(format.bytes)": ["0 B", "999 B", "1.0 kB", "12 MB", "5000 TB"],
+    "[null, 0.04, 9.96, 65, 3600, 90061].map(format.duration)": ["–", "0.0 s", "10.0 s", "1 min 5 s", "1 h", "1 d 1 h"],
+    "format.relative('2026-01-01T00:00:00Z', Date.parse('2026-01-01T00:03:00Z'))": "3 min. ago",
+    "format.relative('garbage')": "–",
+    "format.shortId('python-specialist-8f0c2d6b1a3e')": "python-specialist·8f0c",
+    "json.written(api.parse('{\"__proto__\": [1e400, 12345678901234567890], \"a\": {}}'))": '{\n  "__proto__": [\n    1e400,\n    12345678901234567890\n  ],\n  "a": {}\n}',
+    "diff.split('diff --git a/x y.py b/x y.py\\n--- a/x y.py\\n+++ b/x y.py\\n@@ -1 +1 @@\\n--- old\\n+++ new').map(f => [f.path, f.added, f.removed])": [["x y.py", 1, 1]],
+    "diff.split('').length": 0,
+    "[...markdown.markdown('# A\\n\\n- b\\n- **c**\\n\\n    code\\n\\n```\\n# d').children].map(e => e.tagName)": ["H2", "UL", "PRE", "PRE"],
+    "router.route('#/issues/a%2Fb%3Cc').id": "a/b<c",
+    "router.route('#/issues/%E0%A4%A').id": "%E0%A4%A",
+    "router.route('#/nowhere').name": "lost",
+    "lanes.lanes([{agent_id: 'a'}, {agent_id: 'b'}, {agent_id: 'a'}, {agent_id: 'c'}], new Set('b')).rows.map(row => row.lanes.map(l => [l.column, l.above, l.below]))": [
+        [[1, False, True]], [[1, True, True], [2, False, True]], [[1, True, False], [2, True, True]], [[0, False, False], [2, True, True]]],
+}  # fmt: skip
+
+
+def test_the_functions_of_the_page_give_what_they_say(page: Page) -> None:
+    modules = "ansi format json api diff markdown router lanes".split()
+    load = "".join(f"const {name} = await import('/dashboard/{name}.js');" for name in modules)
+    for expression, expected in TABLE.items():
+        assert page.js(f"{load} return {expression}") == expected, expression
+
+
 # -- how it looks
 
 

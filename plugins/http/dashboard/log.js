@@ -54,6 +54,7 @@ export class Log {
   toggle() {
     this.following = !this.following;
     this.show();
+    clearTimeout(this.timer);
     if (!this.following) return;
     this.bottom();
     if (!this.over) this.look({ since: this.offset });
@@ -72,9 +73,11 @@ export class Log {
     if (this.looking) return;
     this.looking = true;
     const wasEnded = this.ended();
+    const began = this.offset;
     let more = false;
     try {
       const answer = await get(`/api/agents/${part(this.agentId)}/logs`, query);
+      if (!this.following || this.offset !== began) return; // paused, or begun anew: it is read again
       if (query.tail) this.from = answer.offset;
       else if (answer.offset > this.offset) this.add(`\n[${bytes(answer.offset - this.offset)} are no longer kept]\n`);
       more = answer.next_offset > this.offset && answer.text.length > 0;
@@ -87,10 +90,10 @@ export class Log {
       this.over = error.status === 404;
     } finally {
       this.looking = false;
+      this.show();
+      if (!this.closed && this.following && !this.over)
+        this.timer = setTimeout(() => this.look({ since: this.offset }), more && wasEnded ? 0 : EVERY_MS);
     }
-    this.show();
-    if (!this.closed && this.following && !this.over)
-      this.timer = setTimeout(() => this.look({ since: this.offset }), more && wasEnded ? 0 : EVERY_MS);
   }
 
   /** Adds text, in whole lines; what is no line yet is shown at the end, and anew with what follows it. */

@@ -197,7 +197,7 @@ export function takeEvents(events) {
   addEvents(events);
   const types = new Set(events.map((event) => event.event_type));
   const touched = new Set(events.map((event) => event.data?.agent_id).filter((id) => store.agents.has(id)));
-  soon("issues", loadIssues);
+  soon("issues", loadIssues, 600);
   if (types.has("agent_completed")) soon("results", loadResults);
   if ([...types].some((type) => /^(approval|question)_/.test(type))) soon("approvals", loadApprovals);
   if ([...types].some((type) => type.startsWith("pipeline_"))) soon("runs", loadRuns);

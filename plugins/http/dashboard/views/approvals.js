@@ -7,6 +7,7 @@ import { json, longText } from "../json.js";
 import { agentLink, at, badge, empty, foreign, head, issueLink, loading } from "../parts.js";
 import { openApprovals, store } from "../store.js";
 
+const WORDS = { approve: "Approve", deny: "Deny" };
 const SHOWN = 100; // of those that are over
 
 export function view() {
@@ -101,7 +102,7 @@ function answers(approval, options) {
           onclick: send(option),
           "data-answer": option,
         },
-        foreign(option),
+        foreign((approval.kind === "approval" && WORDS[option]) || option),
         h("kbd", { "aria-hidden": "true" }, { approve: "a", deny: "d" }[option] ?? (number < 9 ? number + 1 : "")),
       ),
     ),

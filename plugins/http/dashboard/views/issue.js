@@ -166,7 +166,6 @@ function figures(issue) {
     issue.last_at && h("span", null, "last activity ", when(issue.last_at)),
     (issue.cost_usd ?? null) !== null && h("span", null, cost(issue.cost_usd)),
     issue.tokens > 0 && h("span", null, `${compact(issue.tokens)} tokens`),
-    issue.run && h("span", null, "run: ", badge(issue.run.state)),
   ];
   return h("span.row-sub", null, parts);
 }

@@ -83,12 +83,11 @@ function spawned(entry) {
 
 const IMPLIED = new Set(["issue_id", "agent_id", "agent_type"]); // said by the row itself
 
-const inLine = (value) =>
-  typeof value === "string"
-    ? value
-    : written(value)
-        .replace(/\s+/g, " ")
-        .replace(/^\[ (.*) \]$/, "$1");
+function inLine(value) {
+  if (typeof value === "string") return value;
+  if (Array.isArray(value)) return value.map(inLine).join(", ");
+  return written(value).replace(/\s+/g, " ");
+}
 
 function event(entry) {
   const said = Object.entries(entry.data ?? {}).filter(([name]) => !IMPLIED.has(name));

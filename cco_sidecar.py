@@ -849,11 +849,6 @@ class Parts:
         other parts rely on.
         """
 
-    def command_parser(self) -> Callable[[list[str]], argparse.Namespace] | None:
-        """A function that parses a command line in place of ``parse_words``; ``run`` of the namespace that it returns
-        does the work. Wrong use raises StartError. Asked of the bundled plugins only.
-        """
-
     def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
         """The HTTP server's class, derived from ``base``: Server, or what the plugin before yours derived from it."""
 
@@ -5936,34 +5931,25 @@ class Program:
         return run(options)
 
     def parse(self, words: list[str]) -> argparse.Namespace:
-        hooks = hooks_class()([])
-        hooks.load_files(bundled_plugins("command_parser"))  # and no others: a command need not wait for them
-        parsed: argparse.Namespace = (hooks.part("command_parser", Callable) or parse_words)(words)
-        return parsed
-
-
-def parse_words(words: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line, and its command as ``run``. Other plugins are asked for a command that is not
-    ours.
-    """
-    parser = CommandParser(prog="cco", usage="%(prog)s [COMMAND] [OPTIONS]", parents=[option_parser()])
-    parser.description = "Lets a team of coding agents work on one repository; without a COMMAND serves that around it."
-    parser.epilog = "Exit codes: 0 good, 1 refused, 2 wrong use, 3 not reachable."
-    parser.add_argument("--version", action="version", version=f"cco {__version__}")
-    parser.set_defaults(run=command_serve)
-    new_parser: Any = functools.partial(CommandParser, parents=[option_parser(shown=False)])
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="cco", parser_class=new_parser)
-    add_own_commands(commands)
-    flags, rest = option_parser().parse_known_args(words)
-    word = rest[0].partition("=")[0] if rest else "serve"
-    if word not in commands.choices:
-        with contextlib.suppress(StartError):  # the settings cannot be read: what there is must do
-            collections.deque(load_hooks(load_settings(vars(flags))).ask("register_commands", commands=commands), 0)
-    kind, known = ("option", parser._option_string_actions) if word[:1] == "-" else ("command", commands.choices)
-    if word not in known:
-        absent = f"; is plugins/ beside {Path(__file__).name}? `pip install .` in a checkout brings it along"
-        raise StartError(f"{word}: no such {kind}{did_you_mean(word, known) or absent}", WRONG_USE)
-    return parser.parse_args(words)
+        """The options, and the command as ``run``. Plugins are asked for a command that is not ours."""
+        parser = CommandParser(prog="cco", usage="%(prog)s [COMMAND] [OPTIONS]", parents=[option_parser()])
+        parser.description = "Lets a team of agents work on one repository; without a COMMAND serves that around it."
+        parser.epilog = "Exit codes: 0 good, 1 refused, 2 wrong use, 3 not reachable."
+        parser.add_argument("--version", action="version", version=f"cco {__version__}")
+        parser.set_defaults(run=command_serve)
+        new_parser: Any = functools.partial(CommandParser, parents=[option_parser(shown=False)])
+        commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="cco", parser_class=new_parser)
+        add_own_commands(commands)
+        flags, rest = option_parser().parse_known_args(words)
+        word = rest[0].partition("=")[0] if rest else "serve"
+        if word not in commands.choices:
+            with contextlib.suppress(StartError):  # the settings cannot be read: what there is must do
+                collections.deque(load_hooks(load_settings(vars(flags))).ask("register_commands", commands=commands), 0)
+        kind, known = ("option", parser._option_string_actions) if word[:1] == "-" else ("command", commands.choices)
+        if word not in known:
+            absent = f"; is plugins/ beside {Path(__file__).name}? `pip install .` in a checkout brings it along"
+            raise StartError(f"{word}: no such {kind}{did_you_mean(word, known) or absent}", WRONG_USE)
+        return parser.parse_args(words)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -6123,7 +6109,7 @@ def own_command() -> str:
 # -- tokens and plugins
 
 
-def command_token(options: argparse.Namespace) -> int:
+def command_token(options: argparse.Namespace, settings: Settings | None = None) -> int:
     for name in ("agent_id", "issue"):
         if (value := getattr(options, name)) is not None and not is_identifier(value):
             raise StartError(f"{flag_of(name)}: {value!r} must match {IDENTIFIER}")
@@ -6135,7 +6121,7 @@ def command_token(options: argparse.Namespace) -> int:
         raise StartError(f"--permissions: {unknown[0]!r} is unknown{meant(unknown[0], PERMISSIONS)}")
     subject = options.agent_id or f"cli-{options.type}-{secrets.token_hex(4)}"  # somebody new, unless named
     facts = {"issue_id": options.issue, "ttl": ttl, "permissions": permissions, "bound": options.agent_id is not None}
-    print(mint_token(running_settings(settings_from(options)), options.type, subject, **facts))
+    print(mint_token(settings or settings_from(options), options.type, subject, **facts))
     return GOOD
 
 
@@ -6154,19 +6140,6 @@ def mint_token(settings: Settings, agent_type: str, subject: str, **facts: Any) 
         return tokens.mint(subject, agent_type, **facts)
     except ApiError as error:
         raise StartError(f"--type: {error.message}") from None
-
-
-def running_settings(settings: Settings) -> Settings:
-    """The settings with the project and storage of the service that runs for this root, which may have been started
-    with another project id.
-    """
-    folders, known = [settings.storage], read_sidecar_json(settings.storage) is not None
-    if not known and settings.storage == default_storage(settings.root, settings.project):
-        folders += sorted(settings.storage.parent.glob(f"*-{settings.storage.name.rpartition('-')[2]}"))
-    for folder in folders:
-        if info := read_sidecar_json(folder):
-            return dataclasses.replace(settings, project=info.project_id, storage=folder)
-    return settings
 
 
 def command_plugins(options: argparse.Namespace) -> int:

@@ -42,7 +42,9 @@ class WholeProgram(Program):
             raise StartError(problem, REFUSED) from error
 
     def parse(self, words: list[str]) -> argparse.Namespace:
-        options = super().parse(words)
+        from cco_sidecar_plugins.commands import _command_line
+
+        options = _command_line.parse(words)
         for name, value in vars(options).items():
             texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
             if name not in option_table() and any(re.search(r"[\ud800-\udfff]", text) for text in texts):

@@ -54,7 +54,7 @@ def every_route() -> list[Any]:
 
 def every_command() -> dict[str, Any]:
     """Every command and group with its parser, walked out of the parser itself; the empty name is the program's own."""
-    top = plugin("command_line").new_parser()
+    top = plugin("_command_line").new_parser()
     assert top.commands and not top.commands.look_for("")
     found = {"": top} | top.commands.choices
     for name, parser in top.commands.choices.items():

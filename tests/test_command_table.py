@@ -27,7 +27,7 @@ from cco_sidecar import option_parser, option_table
 
 Cco = Callable[..., tuple[int, str, str]]
 
-command_line = plugin("command_line")
+command_line = plugin("_command_line")
 CLIENT_OPTIONS = command_line.CLIENT_OPTIONS
 
 PARSERS = every_command()

@@ -187,17 +187,6 @@ PLUGINS = {
             command.add_argument("name")
             command.set_defaults(run=greet)
     """,
-    "words": """
-        import argparse
-
-        def shout(options):
-            print(options.words)
-            return 5
-
-        @hookimpl
-        def command_parser():
-            return lambda words: argparse.Namespace(words=words, run=shout)
-    """,
     "server": """
         @hookimpl
         def server_class(base):
@@ -622,14 +611,6 @@ def test_a_plugin_adds_commands_and_other_plugins_cannot_break_the_command_line(
     assert run("greet", "ada", cwd=plugged.root).returncode == 2
 
 
-def test_a_plugin_beside_the_module_brings_its_own_command_line(tmp_path: Path) -> None:
-    write_plugins(tmp_path / "plugins", {"words": PLUGINS["words"]})
-    (tmp_path / "cco_sidecar.py").write_bytes(MODULE.read_bytes())
-    command = [sys.executable, str(tmp_path / "cco_sidecar.py"), "any", "--thing"]
-    ended = subprocess.run(command, env=clean_environment(), capture_output=True, timeout=30)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (5, b"['any', '--thing']\n", b"")
-
-
 def test_a_plugin_brings_its_own_server(plugged: Service) -> None:
     assert plugged.client().get("/health").status_code == 200
     assert "a server of one's own" in plugged.log
@@ -734,7 +715,6 @@ EXERCISED = {
     "agent_ended": test_a_plugin_says_how_an_agent_runs_and_observes_its_end,
     "register_routes": test_a_plugin_adds_endpoints_with_everything_that_ours_have,
     "register_commands": test_a_plugin_adds_commands_and_other_plugins_cannot_break_the_command_line,
-    "command_parser": test_a_plugin_beside_the_module_brings_its_own_command_line,
     "server_class": test_a_plugin_brings_its_own_server,
     "answer_filter": test_a_plugin_sees_each_answer_before_it_is_sent,
     "request_log": test_a_plugin_takes_down_every_request,

@@ -944,7 +944,7 @@ def alone(tmp_path: Path) -> Path:
     for file in (ROOT / "plugins").rglob("*.py"):
         foreign = tmp_path / file.relative_to(ROOT)
         foreign.parent.mkdir(parents=True, exist_ok=True)
-        foreign.write_text("def command_parser(): pass\ndef register_commands(): pass\nraise SystemExit('foreign')\n")
+        foreign.write_text("def register_commands(): pass\nraise SystemExit('foreign')\n")
     return Path(shutil.copy(MODULE, tmp_path / "cco_sidecar.py"))
 
 

@@ -30,10 +30,10 @@ from cco_sidecar import (
     mint_token,
     own_command,
     read_sidecar_json,
-    running_settings,
     settings_from,
 )
 from cco_sidecar_plugins.commands._health import ask_health, read_health
+from cco_sidecar_plugins.commands._running import running_settings
 
 
 class NotReachable(StartError):

@@ -34,10 +34,10 @@ from cco_sidecar import (
     life_of,
     mint_token,
     one_line,
-    running_settings,
     settings_from,
 )
 from cco_sidecar_plugins.commands._client import Client, Refused
+from cco_sidecar_plugins.commands._running import running_settings
 
 SESSION = "session"  # the agent type of connected sessions; their tokens are bound, as those of spawned agents
 LIFE = 3600  # seconds of a session's token

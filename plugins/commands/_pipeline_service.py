@@ -33,12 +33,12 @@ from cco_sidecar import (
     own_command,
     prepare_storage_folder,
     read_sidecar_json,
-    running_settings,
     settings_from,
     write_file,
 )
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
 from cco_sidecar_plugins.commands._pipeline_view import View
+from cco_sidecar_plugins.commands._running import running_settings
 
 try:
     import fcntl

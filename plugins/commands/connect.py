@@ -40,7 +40,6 @@ from cco_sidecar import (
     own_command,
     prepare_storage_folder,
     run_git,
-    running_settings,
     settings_from,
     write_file,
 )
@@ -48,6 +47,7 @@ from cco_sidecar_plugins.agents._hook_settings import DIALECTS, hook_settings, o
 from cco_sidecar_plugins.commands import _edits
 from cco_sidecar_plugins.commands._edits import APPENDED, Addition, NotEditable
 from cco_sidecar_plugins.commands._mcp_bridge import SESSION, command_mcp
+from cco_sidecar_plugins.commands._running import running_settings
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 
 NAME = "cco"  # of the server in programs' settings

@@ -47,6 +47,7 @@ from cco_sidecar_plugins.commands import _salvage
 from cco_sidecar_plugins.commands._client import Refused, loaded_plugins
 from cco_sidecar_plugins.commands._health import ask_health, explain_bind_error, read_health
 from cco_sidecar_plugins.commands._printing import show
+from cco_sidecar_plugins.commands._running import running_settings
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 from cco_sidecar_plugins.context._git_facts import git_prefix
 from cco_sidecar_plugins.context._watcher import Watcher
@@ -67,7 +68,7 @@ def register_commands(commands: Any) -> None:
 
 def command_doctor(options: argparse.Namespace) -> int:
     """Check what the service needs, say what to do; exit code 1 where something is wrong."""
-    settings = cco_sidecar.running_settings(settings_from(options))
+    settings = running_settings(settings_from(options))
     if options.salvage:
         print(_salvage.salvage(settings))
         return GOOD

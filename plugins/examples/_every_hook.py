@@ -171,14 +171,6 @@ def storage(settings: Settings) -> Storage | None:
 
 
 @hookimpl
-def command_parser() -> Callable[[list[str]], argparse.Namespace] | None:
-    def parse(words: list[str]) -> argparse.Namespace:
-        return argparse.Namespace(run=lambda options: len(words))
-
-    return parse
-
-
-@hookimpl
 def server_class(settings: Settings, base: Any) -> type:
     class Logged(base):  # type: ignore[misc]
         def start_request(self, server_conn: object, request_conn: Any) -> Any:

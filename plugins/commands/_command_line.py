@@ -15,7 +15,7 @@ import re
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cco_sidecar
@@ -28,7 +28,6 @@ from cco_sidecar import (
     command_token,
     contains,
     flag_of,
-    hookimpl,
     load_hooks,
     load_settings,
     meant,
@@ -42,11 +41,6 @@ from cco_sidecar_plugins._program import escape_unencodable
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, settle, speaks_unicode
 
 SECTIONS = ("Start", "Agents and what they exchange", "Look", "Set up", "More")
-
-
-@hookimpl
-def command_parser() -> Callable[[list[str]], argparse.Namespace]:
-    return parse
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -99,6 +93,12 @@ def serve(options: argparse.Namespace) -> int:
         raise StartError(explain_bind_error(settings_from(options), error.__cause__), error.exit_code) from None
 
 
+def token(options: argparse.Namespace) -> int:
+    from cco_sidecar_plugins.commands._running import running_settings
+
+    return command_token(options, running_settings(settings_from(options)))
+
+
 def command_plugins(options: argparse.Namespace) -> int:
     """What the running service says of its plugins; where none runs, or options name others, what would be loaded."""
     from cco_sidecar_plugins.commands._client import loaded_plugins
@@ -122,7 +122,7 @@ def command_plugins(options: argparse.Namespace) -> int:
 
 OWN_COMMANDS = {
     "serve": Command("serve the repository (the default)", serve, options=option_table(), section="Start"),
-    "token": Command("print a token, and nothing else", command_token, section="Set up",
+    "token": Command("print a token, and nothing else", token, section="Set up",
         options=(*CLIENT_OPTIONS, "token_ttl", "agent_types")),
     "plugins": Command("list the plugins and where they come from", command_plugins, section="Set up"),
 }  # fmt: skip

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,6 +269,8 @@ def test_how_an_issue_stands(service: Service, told: Client) -> None:
         page = told.get("/api/issues", limit=2, since=since).json()
         found, since, more = found + page["issues"], page["next_cursor"], page["has_more"]
     assert [row["issue_id"] for row in found] == list(states)
+    for name in ("../../etc/passwd", "*", "x" * 200, "<b>", "a\nb", ""):  # an event may call anything an issue
+        told.publish("note", {"issue_id": name})
     told.publish("note", {"issue_id": "i-idle"})
     assert [row["issue_id"] for row in told.get("/api/issues", since=since).json()["issues"]] == ["i-idle"]
     assert "write_results" in told.get("/api/issues/i-working/timeline").json()["entries"][0]["permissions"]
@@ -412,6 +415,10 @@ def test_a_run_works_through_an_issue_and_what_it_prints_is_kept(service: Servic
 
 def test_a_run_is_stopped_with_its_agents_and_there_is_one_at_a_time(service: Service) -> None:
     person = operator(service)
+    body = {"issue_id": "i-many", "task": "x", "rounds": 1}
+    with ThreadPoolExecutor(4) as at_once:
+        answers = list(at_once.map(lambda _: operator(service).post("/api/runs", body), range(4)))
+    assert sorted(answer.status_code for answer in answers) == [202, 409, 409, 409]
     run, agent = sleeping_run(person, "i-stop")
     assert person.get("/api/issues/i-stop").json()["state"] == "working"
     again = person.post("/api/runs", {"issue_id": "i-stop", "task": "x"})

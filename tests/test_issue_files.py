@@ -176,3 +176,21 @@ def test_a_context_has_the_task_of_its_issue(make_service: Callable[..., Service
     assert context["metadata"]["task_matched"] is True
     brief = service.client().request("GET", url, headers={"Accept": "text/markdown"}).text
     assert "Cookies are not kept" in brief and KEY not in brief + json.dumps(context)
+
+
+def test_what_is_written_down_is_listed_but_for_what_is_over(project: Settings) -> None:
+    write(project, {
+        "issues/12-login.md": "# The login fails\n", "issues/PAY-7_refund.md": "Text", "issues/README.md": "# Issues\n",
+        "issues/plain.md": "---\nid: X-1\ntitle: Named\n---\nText\n", "issues/odd name.md": "# No id\n",
+        "issues/key.md": f"# {KEY}\n", ".beads/issues.jsonl": lines(
+            {"id": "b-1", "title": "Old", "status": "open"}, {"id": "b-1", "title": "New", "status": "open"},
+            {"id": "b-2", "title": "Over", "status": "closed"}, {"id": "../x", "title": "Out"}, {"id": 5}, "nonsense"),
+        "issues.json": "{",
+    })  # fmt: skip
+    (project.root / "issues/link.md").symlink_to("/etc/passwd")
+    found = {row.issue_id: (row.title, row.source) for row in issue_files.written_issues(project)}
+    assert found == {
+        "12": ("The login fails", "issues/12-login.md"), "PAY-7": ("PAY-7_refund", "issues/PAY-7_refund.md"),
+        "X-1": ("Named", "issues/plain.md"), "key": ("[REDACTED]", "issues/key.md"),
+        "b-1": ("New", ".beads/issues.jsonl"), "5": ("", ".beads/issues.jsonl"),
+    }  # fmt: skip

@@ -74,6 +74,16 @@ class Browser:
         """What was written to the console since the last look."""
         return [entry["message"] for entry in self.ask("POST", "/se/log", {"type": "browser"})]
 
+    def new_tab(self) -> str:
+        """Opens a tab and goes to it; the tab that one was in."""
+        before = str(self.ask("GET", "/window"))
+        self.ask("POST", "/window", {"handle": self.ask("POST", "/window/new", {"type": "tab"})["handle"]})
+        return before
+
+    def close_tab(self, back_to: str) -> None:
+        self.ask("DELETE", "/window")
+        self.ask("POST", "/window", {"handle": back_to})
+
     def frame_source(self, number: int) -> str:
         """The text of a frame of the page, which the driver may read although no page can."""
         self.ask("POST", "/frame", {"id": number})

@@ -312,6 +312,16 @@ def test_the_pipeline_is_run_on_an_issue_and_stopped(page: Page, issue: str) -> 
     page.browser.press(ESCAPE)
 
 
+def test_a_second_tab_has_the_token_of_the_first_and_nobody_else_has(page: Page) -> None:
+    back = page.browser.new_tab()
+    page.browser.open(f"{page.service.url}/dashboard#/health")
+    page.see("healthy", "h1")
+    page.browser.close_tab(back)
+    page.js("sessionStorage.removeItem('cco-token'); location.reload()")
+    page.see("cco dashboard", ".signin")
+    page.open()
+
+
 # -- hostile contents
 
 SCRIPT = "<img src=x onerror='hacked=1'><script>hacked=1</script><svg onload=hacked=1>"

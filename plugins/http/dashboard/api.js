@@ -127,6 +127,26 @@ function asQuery(query) {
   return given.length ? `?${new URLSearchParams(given)}` : "";
 }
 
+/** A tab that a link of this page has opened asks the others for the token. It is gone with the last of them. */
+const tabs = new BroadcastChannel(KEPT);
+const ANSWER_MS = 300;
+
+tabs.addEventListener("message", ({ data }) => {
+  if (data.asked && token) tabs.postMessage({ token });
+});
+
+/** Whether another tab of this page had a token, which is now ours too. @returns {Promise<boolean>} */
+export async function askOtherTabs() {
+  const told = new Promise((resolve) => {
+    tabs.addEventListener("message", ({ data }) => data.token && resolve(data.token));
+    setTimeout(() => resolve(null), ANSWER_MS);
+  });
+  tabs.postMessage({ asked: true });
+  const theirs = await told;
+  if (theirs && !token) take(theirs);
+  return token !== null;
+}
+
 /** A part of a path. */
 export const part = encodeURIComponent;
 

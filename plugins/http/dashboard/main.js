@@ -1,5 +1,5 @@
 /** The page: signs in, draws navigation and view, and draws them again as things happen. */
-import { hasToken, onRefusal, readToken, signIn } from "./api.js";
+import { askOtherTabs, hasToken, onRefusal, readToken, signIn } from "./api.js";
 import { fill, h } from "./dom.js";
 import { listenToKeys } from "./keys.js";
 import { live, start, stop, tryNow } from "./live.js";
@@ -163,7 +163,7 @@ async function enter() {
         );
     }
   }
-  if (hasToken()) begin();
+  if (hasToken() || (await askOtherTabs())) begin();
   else open();
 }
 

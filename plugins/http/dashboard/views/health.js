@@ -66,7 +66,8 @@ function limits({ agents, storage, spent: all }, { checks: now }) {
     h("h2", null, "Limits and budgets"),
     meter("Agents at work", agents.active, bounds.max_agents, count),
     meter("Storage", storage.total_size_mb * MB, (storage.limit_mb ?? bounds.storage_limit_mb) * MB || null, bytes),
-    bounds.event_limit &&
+    !store.more.events &&
+      bounds.event_limit &&
       meter("Events kept", Math.min(all ? store.events.length : 0, bounds.event_limit), bounds.event_limit, count),
     (usd.day || day?.cost_usd != null) && meter("Money today", day?.cost_usd ?? 0, usd.day, cost),
     (tokens.day || day) && meter("Tokens today", used(day), tokens.day, compact),

@@ -2,7 +2,7 @@
 import { can, spawn } from "../actions.js";
 import { plain } from "../ansi.js";
 import { h } from "../dom.js";
-import { cost, cut, duration, plural, shortId } from "../format.js";
+import { compact, cost, cut, duration, plural, shortId } from "../format.js";
 import { icon } from "../icons.js";
 import { json, longText, written } from "../json.js";
 import { agentLink, at, badge, facts, foreign } from "../parts.js";
@@ -201,6 +201,7 @@ function ended(entry) {
       `after ${duration(entry.duration_seconds)}`,
     entry.exit_code !== null && entry.exit_code !== undefined && `exit code ${entry.exit_code}`,
     entry.signal && `signal ${entry.signal}`,
+    entry.output_tokens > 0 && `${compact((entry.input_tokens ?? 0) + entry.output_tokens)} tokens`,
     entry.cost_usd !== null && entry.cost_usd !== undefined && cost(entry.cost_usd),
   ].filter(Boolean);
   const bad = !["completed", "killed"].includes(entry.state);

@@ -21,8 +21,9 @@ The path of a request, from top to bottom of this file:
            -> a part (Results, EventBus, Contexts, Agents) -> Storage.write (one writer thread, one commit)
            -> EventBus.wake_waiters (on the loop, in commit order) -> the answer
 
-This file alone serves the whole reference and makes tokens. What goes beyond that is a plugin in ``plugins/``, also the
-OpenAPI document, the commands that talk to a running service, the doctor and the demonstration.
+This file alone serves the whole reference and makes tokens. What goes beyond that, or does a part better, is a plugin
+in ``plugins/``: by hooks (``Asks``, ``Tells``, ``Parts``), or by a class derived from Settings, Hooks or Program
+(``bettered``).
 
 Units: seconds and bytes everywhere inside; a name says so where it is another one (``timeout_ms``).
 
@@ -535,7 +536,6 @@ def snake_case(phrase: str) -> str:
 
 IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
-MOMENT = "[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\\.[0-9]{1,3})?)?Z?)?"
 
 Identifier = Annotated[str, Meta(pattern=rf"^(?!.*\.\.){IDENTIFIER}\Z")]
 EventType = Annotated[str, Meta(pattern=rf"^{EVENT_TYPE}\Z")]

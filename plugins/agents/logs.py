@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from cco_sidecar import MOMENT, REDACTED, AgentEndpoint, ApiError, Route, hookimpl, redact
+from cco_sidecar import REDACTED, AgentEndpoint, ApiError, Route, hookimpl, redact
 from cco_sidecar_plugins.agents.keeper import StampedOutput, WholeOutput
 
 TAIL = 512 * 1024  # how far back the last lines are looked for
 LONGEST_WORD = 32 * 1024  # longer than any secret that is known by its form
 SIGNS = "".join(map(chr, range(33, 127)))  # of ASCII, a byte each
+
+MOMENT = "[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\\.[0-9]{1,3})?)?Z?)?"
 
 
 @hookimpl

@@ -277,8 +277,10 @@ class Timeline:
         else:
             data.setdefault("answered_at", iso(at))
         kind = "question" if "question" in event.event_type else "approval"
-        title = f"{'asks' if kind == 'question' else 'wants approval'}: {data['command'] or data['text']}"
-        entry = told(at, "approval", data.get("approval_id") or event_id, data["agent_id"], data["agent_type"], title)
+        title = f"{'asks' if kind == 'question' else 'wants approval'}: {data.get('command') or data.get('text')}"
+        entry = told(
+            at, "approval", data.get("approval_id") or event_id, data.get("agent_id"), data.get("agent_type"), title
+        )
         names = ("text", "command", "state", "answer", "answered_by", "answered_at")
         facts = {name: data.get(name) for name in names} | {"approval_kind": kind}
         return entry | facts | {"approval_id": entry["id"]}

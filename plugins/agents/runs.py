@@ -378,6 +378,10 @@ class Runs:
         del self._active[active.run.run_id]
         self._sidecar.tokens.revoke(active.subject)
         self._forget_subject(active.subject)
+        ended = [run.run_id for run in self.known.values() if run.state != "running"]
+        for name in ended[: -self.KEPT]:
+            del self.known[name]
+            (self._folder / f"{name}.json").unlink(missing_ok=True)
         log.info("run %s ended: %s, exit code %s", active.run.run_id, active.run.state, active.run.exit_code)
 
     def _forget_subject(self, subject: str) -> None:

@@ -7,8 +7,8 @@ import os
 import sys
 from typing import Any
 
-from cco_sidecar import GOOD, hookimpl
-from cco_sidecar_plugins.commands._client import Client
+from cco_sidecar import GOOD, REFUSED, StartError, hookimpl
+from cco_sidecar_plugins.commands._client import Client, Refused
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._table import Command, add_commands, arg
 
@@ -24,7 +24,12 @@ def register_commands(commands: Any) -> None:
 
 def command_dashboard(options: argparse.Namespace) -> int:
     client = Client(options)
-    made = client.call("POST", "/api/dashboard/code")
+    try:
+        made = client.call("POST", "/api/dashboard/code")
+    except Refused as error:
+        if error.status == 404:
+            raise StartError("the service has no dashboard: its plugin http/dashboard is not in use", REFUSED) from None
+        raise
     url = f"{client.url}/dashboard#code={made['code']}"
     opened = not options.no_open and opens(url)
     if options.format == "json":

@@ -6,6 +6,8 @@ import { cut } from "./format.js";
 import { to } from "./router.js";
 import { lacks, refresh, store } from "./store.js";
 
+const PRIORITIES = ["low", "normal", "high", "critical"];
+
 const types = () => (store.info?.agent_types ?? []).map((type) => type.name);
 const issues = () => [...store.issues.keys()];
 const may = (permission) => store.info?.permissions?.includes(permission) ?? true;
@@ -42,7 +44,7 @@ export function spawn(issueId = "", agentType = "") {
         name: "priority",
         label: "Priority",
         kind: "select",
-        options: ["low", "normal", "high", "critical"],
+        options: PRIORITIES,
         value: "normal",
       },
     ],
@@ -70,46 +72,28 @@ export async function end(agent) {
 }
 
 export function publish(issueId = "") {
-  form({
-    title: "Publish an event",
-    action: "Publish",
-    fields: [
-      {
-        name: "event_type",
-        label: "Type",
-        required: true,
-        more: { pattern: "[a-z][a-z0-9_.\\-]{0,63}" },
-        hint: "small letters, digits, _ . and -, such as design_approved",
-      },
-      { name: "topic", label: "Topic", value: "coordination", required: true },
-      { name: "issue_id", label: "Issue", value: issueId, options: issues(), hint: "Empty: for agents of every issue" },
-      {
-        name: "data",
-        label: "Data",
-        kind: "textarea",
-        hint: "A JSON object, or plain text, which becomes its message",
-      },
-      {
-        name: "priority",
-        label: "Priority",
-        kind: "select",
-        options: ["low", "normal", "high", "critical"],
-        value: "normal",
-      },
-    ],
-    submit: async ({ event_type, topic, issue_id, data, priority }) => {
-      const body = {
-        publisher: "operator",
-        topic,
-        priority,
-        data: { ...asObject(data), ...(issue_id && { issue_id }) },
-      };
-      const published = await api.post(`/api/events/${api.part(event_type)}`, body, {
-        "Idempotency-Key": crypto.randomUUID(),
-      });
-      say(`Published; ${published.subscriber_count} waited for it`);
-    },
-  });
+  form({ title: "Publish an event", action: "Publish", fields: publishFields(issueId), submit: sendEvent });
+}
+
+const publishFields = (issueId) => [
+  {
+    name: "event_type",
+    label: "Type",
+    required: true,
+    more: { pattern: "[a-z][a-z0-9_.\\-]{0,63}" },
+    hint: "small letters, digits, _ . and -, such as design_approved",
+  },
+  { name: "topic", label: "Topic", value: "coordination", required: true },
+  { name: "issue_id", label: "Issue", value: issueId, options: issues(), hint: "Empty: for agents of every issue" },
+  { name: "data", label: "Data", kind: "textarea", hint: "A JSON object, or plain text, which becomes its message" },
+  { name: "priority", label: "Priority", kind: "select", options: PRIORITIES, value: "normal" },
+];
+
+async function sendEvent({ event_type, topic, issue_id, data, priority }) {
+  const body = { publisher: "operator", topic, priority, data: { ...asObject(data), ...(issue_id && { issue_id }) } };
+  const once = { "Idempotency-Key": crypto.randomUUID() };
+  const published = await api.post(`/api/events/${api.part(event_type)}`, body, once);
+  say(`Published; ${published.subscriber_count} waited for it`);
 }
 
 function asObject(text) {

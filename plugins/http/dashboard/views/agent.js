@@ -87,52 +87,47 @@ async function readBrief(id, now) {
   }
 }
 
-function aside(agent) {
-  const usage = agent.ended_at ? null : agent.usage;
-  const tokens = (agent.input_tokens ?? null) !== null || (agent.output_tokens ?? null) !== null;
-  return h(
+const aside = (agent) =>
+  h(
     "aside.card.side",
     { "aria-label": "Facts" },
     h("h2", null, "At a glance"),
-    facts([
-      ["Type", agent.agent_type],
-      ["Started", at(agent.started_at)],
-      [agent.ended_at ? "Worked" : "Works for", duration(between(agent.started_at, agent.ended_at))],
-      ["Ended", agent.ended_at && at(agent.ended_at)],
-      ["Exit code", agent.exit_code],
-      ["Signal", agent.signal],
-      [
-        "Result",
-        agent.result_id && h("a", { href: to("results", agent.result_id) }, badge(agent.result_status ?? "success")),
-      ],
-      ["Processor", usage && duration(usage.cpu_seconds)],
-      ["Memory", usage && `${bytes(usage.memory_bytes)} (peak ${bytes(usage.peak_memory_bytes)})`],
-      ["Processes", usage && `${count(usage.processes)}${agent.pid ? `, first ${agent.pid}` : ""}`],
-      ["Last output", agent.last_output_at && moment(agent.last_output_at)],
-      [
-        "Last request",
-        agent.last_call &&
-          h(
-            "span",
-            { title: exact(agent.last_call.at) },
-            `${agent.last_call.method} ${agent.last_call.path}, ${relative(agent.last_call.at)}`,
-          ),
-      ],
-      ["Spawned by", agent.parent && agentLink(agent.parent)],
-    ]),
+    facts(life(agent)),
     h("h2", null, "Spent"),
-    facts([
-      ["Model", agent.model ?? "not told"],
-      ["Cost", cost(agent.cost_usd)],
-      ["Tokens", tokens ? `${compact(agent.input_tokens)} in, ${compact(agent.output_tokens)} out` : "–"],
-      [
-        "From cache",
-        agent.cached_tokens !== null && agent.cached_tokens !== undefined ? compact(agent.cached_tokens) : null,
-      ],
-      ["Requests", agent.requests],
-      ["Refused tools", agent.denials],
-    ]),
+    facts(spent(agent)),
   );
+
+function life(agent) {
+  const { result_id, result_status, last_call: call, parent, pid } = agent;
+  const usage = agent.ended_at ? null : agent.usage;
+  return [
+    ["Type", agent.agent_type],
+    ["Started", at(agent.started_at)],
+    [agent.ended_at ? "Worked" : "Works for", duration(between(agent.started_at, agent.ended_at))],
+    ["Ended", agent.ended_at && at(agent.ended_at)],
+    ["Exit code", agent.exit_code],
+    ["Signal", agent.signal],
+    ["Result", result_id && h("a", { href: to("results", result_id) }, badge(result_status ?? "success"))],
+    ["Processor", usage && duration(usage.cpu_seconds)],
+    ["Memory", usage && `${bytes(usage.memory_bytes)} (peak ${bytes(usage.peak_memory_bytes)})`],
+    ["Processes", usage && `${count(usage.processes)}${pid ? `, first ${pid}` : ""}`],
+    ["Last output", agent.last_output_at && moment(agent.last_output_at)],
+    ["Last request", call && h("span", { title: exact(call.at) }, `${call.method} ${call.path}, ${relative(call.at)}`)],
+    ["Spawned by", parent && agentLink(parent)],
+  ];
+}
+
+function spent(agent) {
+  const known = (value) => value !== null && value !== undefined;
+  const tokens = known(agent.input_tokens) || known(agent.output_tokens);
+  return [
+    ["Model", agent.model ?? "not told"],
+    ["Cost", cost(agent.cost_usd)],
+    ["Tokens", tokens ? `${compact(agent.input_tokens)} in, ${compact(agent.output_tokens)} out` : "–"],
+    ["From cache", known(agent.cached_tokens) && compact(agent.cached_tokens)],
+    ["Requests", agent.requests],
+    ["Refused tools", agent.denials],
+  ];
 }
 
 const moment = (value) => h("time", { datetime: value, title: exact(value) }, relative(value));

@@ -31,35 +31,29 @@ export function view(_id, { draw, query }) {
     estimate: ROW,
     atEnd: older,
   });
+  const filter = (words) => {
+    now.filter = words;
+    draw();
+  };
   return {
     title: "Events",
     list,
     stop: () => list.detach(),
     drawn: () => list.set(chosen(now.filter)),
-    render: () => [
-      head("Events", {
-        below:
-          store.events.length > 0 &&
-          count(store.events.length) +
-            (store.more.events ? " of the newest; older ones come as you scroll" : ", which are all that is kept"),
-        actions: [can.publish() && button("Publish", "send", () => publish(), { class: "primary" })],
-      }),
-      h(
-        "div.tools",
-        { key: "tools" },
-        filterField(
-          now.filter,
-          (filter) => {
-            now.filter = filter;
-            draw();
-          },
-          "Filter events by type, topic, publisher or issue",
-        ),
-      ),
-      body(list, chosen(now.filter)),
-    ],
+    render: () => [top(), tools(now, filter), body(list, chosen(now.filter))],
   };
 }
+
+function top() {
+  const rest = store.more.events ? " of the newest; older ones come as you scroll" : ", which are all that is kept";
+  return head("Events", {
+    below: store.events.length > 0 && count(store.events.length) + rest,
+    actions: [can.publish() && button("Publish", "send", () => publish(), { class: "primary" })],
+  });
+}
+
+const tools = (now, filter) =>
+  h("div.tools", { key: "tools" }, filterField(now.filter, filter, "Filter events by type, topic, publisher or issue"));
 
 function chosen(filter) {
   const words = filter.toLowerCase();

@@ -135,52 +135,34 @@ const speed = ({ performance: figures, storage }) =>
   );
 
 function spent({ spent: all, timestamp }) {
-  const rows = Object.entries(all?.by_issue ?? {});
+  const rows = Object.entries(all?.by_issue ?? {}).toReversed();
+  const none = "No program has reported what it spends. Of the known ones claude, codex, gemini and qwen do.";
   return h(
     "section.card",
     { key: "spent" },
     h("h2", null, "Spent, by issue"),
-    rows.length === 0 &&
-      h(
-        "p.faint",
-        null,
-        "No program has reported what it spends. Of the known ones claude, codex, gemini and qwen do.",
-      ),
-    rows.length > 0 &&
-      h(
-        "div.table",
-        { tabindex: "0", role: "group", "aria-label": "Spent, by issue" },
-        h(
-          "table",
-          null,
-          h(
-            "thead",
-            null,
-            h(
-              "tr",
-              null,
-              ["Issue", "Cost", "Tokens in", "Tokens out", "Requests"].map((name) => h("th", { scope: "col" }, name)),
-            ),
-          ),
-          h(
-            "tbody",
-            null,
-            rows
-              .toReversed()
-              .map(([issue, row]) =>
-                h(
-                  "tr",
-                  { key: issue },
-                  h("td", null, issueLink(issue)),
-                  h("td", null, cost(row.cost_usd)),
-                  h("td", null, compact(row.input_tokens)),
-                  h("td", null, compact(row.output_tokens)),
-                  h("td", null, count(row.requests)),
-                ),
-              ),
-          ),
-        ),
-      ),
+    rows.length
+      ? h("div.table", { tabindex: "0", role: "group", "aria-label": "Spent, by issue" }, table(rows))
+      : h("p.faint", null, none),
     h("p.faint", null, "Measured ", at(timestamp)),
   );
+}
+
+function table(rows) {
+  const names = ["Issue", "Cost", "Tokens in", "Tokens out", "Requests"];
+  const heads = names.map((name) => h("th", { scope: "col" }, name));
+  const cells = (issue, row) => [
+    issueLink(issue),
+    cost(row.cost_usd),
+    compact(row.input_tokens),
+    compact(row.output_tokens),
+    count(row.requests),
+  ];
+  const line = ([issue, row]) =>
+    h(
+      "tr",
+      { key: issue },
+      cells(issue, row).map((cell) => h("td", null, cell)),
+    );
+  return h("table", null, h("thead", null, h("tr", null, heads)), h("tbody", null, rows.map(line)));
 }

@@ -39,19 +39,7 @@ const LABELS = {
 };
 
 export function view(id, { draw }) {
-  const now = {
-    issue: null,
-    entries: [],
-    failed: null,
-    loaded: false,
-    filter: "",
-    kind: "",
-    open: new Set(),
-    timer: 0,
-    cursor: null,
-    latestFirst: false,
-    signs: "",
-  };
+  const now = { issue: null, entries: [], open: new Set(), filter: "", kind: "", latestFirst: false, loaded: false };
   const toggle = (entry) => {
     now.open[now.open.has(entry) ? "delete" : "add"](entry);
     draw();

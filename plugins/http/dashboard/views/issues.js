@@ -68,58 +68,40 @@ function stateChoices({ state }, set) {
 /** The four questions that a person comes with, answered in one line. */
 function glance(choose, state) {
   const issues = [...store.issues.values()];
-  const of = (name) => issues.filter((issue) => issue.state === name);
-  const spent = issues.reduce((sum, issue) => sum + (issue.cost_usd ?? 0), 0);
-  const tokens = issues.reduce((sum, issue) => sum + (issue.tokens ?? 0), 0);
-  const waiting = openApprovals().length;
-  const tile = (name, figure, label, detail, kind) =>
-    h(
-      `button.tile.${kind}`,
-      { type: "button", key: name, "aria-pressed": String(state === name), onclick: () => choose(name) },
-      h("span.figure", null, figure),
-      h("span.tile-words", null, h("strong", null, label), h("span.faint", null, detail)),
-    );
+  const failed = issues.filter((issue) => issue.state === "failed").length;
+  const worked = issues.filter((issue) => issue.working?.length).length;
+  const sum = (name) => issues.reduce((total, issue) => total + (issue[name] ?? 0), 0);
+  const [usd, tokens, waiting] = [sum("cost_usd"), sum("tokens"), openApprovals().length];
+  const button = (name) => ({
+    name: "button",
+    type: "button",
+    "aria-pressed": String(state === name),
+    onclick: () => choose(name),
+  });
+  const link = (place) => ({ name: "a", href: to(place) });
   return h(
     "div.glance",
     { key: "glance" },
+    tile("run", button("working"), count(activeAgents().length), "at work", `on ${plural(worked, "issue")}`),
+    tile("wait", link("approvals"), count(waiting), "wait for you", waiting ? "answer now" : "nobody asks"),
+    tile("bad", button("failed"), count(failed), "failed", failed ? "look what happened" : "nothing went wrong"),
     tile(
-      "working",
-      count(activeAgents().length),
-      "at work",
-      `on ${plural(of("working").length + of("waiting").length, "issue")}`,
-      "run",
-    ),
-    h(
-      `a.tile.wait`,
-      { href: to("approvals"), key: "wait" },
-      h("span.figure", null, count(waiting)),
-      h(
-        "span.tile-words",
-        null,
-        h("strong", null, "wait for you"),
-        h("span.faint", null, waiting ? "answer now" : "nobody asks"),
-      ),
-    ),
-    tile(
-      "failed",
-      count(of("failed").length),
-      "failed",
-      of("failed").length ? "look what happened" : "nothing went wrong",
-      "bad",
-    ),
-    h(
-      "a.tile.plain",
-      { href: to("health"), key: "spent" },
-      h("span.figure", null, spent ? cost(spent) : compact(tokens || null)),
-      h(
-        "span.tile-words",
-        null,
-        h("strong", null, "spent"),
-        h("span.faint", null, !spent && !tokens ? "not reported" : spent ? `${compact(tokens)} tokens` : "tokens"),
-      ),
+      "plain",
+      link("health"),
+      usd ? cost(usd) : compact(tokens || null),
+      "spent",
+      usd || tokens ? `${compact(tokens)} tokens` : "not reported",
     ),
   );
 }
+
+const tile = (kind, { name, ...how }, figure, label, detail) =>
+  h(
+    `${name}.tile.${kind}`,
+    { key: kind, ...how },
+    h("span.figure", null, figure),
+    h("span.tile-words", null, h("strong", null, label), h("span.faint", null, detail)),
+  );
 
 function body(list, issues) {
   if (store.issues.size === 0) {

@@ -4507,7 +4507,7 @@ HARMLESS_GIT = (  # what a repository's own configuration could have git run, an
     "log.showSignature=false", "log.showRoot=true", "log.diffMerges=separate", "diff.orderFile=/dev/null",
     "protocol.allow=never",  # a partial clone fetches what it lacks, by a transport that may be any command
     # looking into them would go by their own configurations
-    "diff.ignoreSubmodules=dirty", "status.submoduleSummary=false",
+    "diff.ignoreSubmodules=dirty", "diff.submodule=short", "status.submoduleSummary=false",
 )  # fmt: skip
 
 

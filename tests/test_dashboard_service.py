@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +26,7 @@ from conftest import (
     clean_environment,
     copy_project,
     end_stragglers,
+    git,
     make_repository,
     marked_processes,
     plugin,
@@ -29,7 +34,7 @@ from conftest import (
 )
 from markdown_it import MarkdownIt
 
-from cco_sidecar import Records, connect_database
+from cco_sidecar import ApiError, Records, connect_database
 
 HEADERS = {
     "X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
@@ -192,6 +197,18 @@ def test_the_command_prints_an_address_that_opens_the_page(service: Service) -> 
         assert url.partition("=")[2] not in text and taken.json()["token"] not in text
 
 
+@pytest.mark.parametrize("browser", [" ", '"%s', "/no/such/browser %s", "false", "&", "sh -c 'read x; exit 1' %s"])
+def test_the_address_is_told_whatever_the_browser_is(service: Service, browser: str) -> None:
+    options, environ = ["--root", service.root, "--storage", service.storage], clean_environment(BROWSER=browser)
+    command = [sys.executable, service.module, "dashboard", *map(str, options)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environ, cwd=service.root, text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline().startswith(f"{service.url}/dashboard#code=")  # also while a browser goes on
+        process.stdin.close()
+        out, err = process.stdout.read(), process.stderr.read()
+    assert (process.returncode, err) == (0, "") and "once" in out
+
+
 # -- issues and their stories
 
 
@@ -291,6 +308,18 @@ def test_bad_pages_are_refused(told: Client, query: dict[str, Any]) -> None:
     assert told.get("/api/issues/i-story/export", format="html").status_code == 400
 
 
+def test_files_of_impossible_times_are_paged_over(service: Service, told: Client) -> None:
+    for name, moment in {"81-early.md": -5000, "82-late.md": 2**33 + 2**32, "83-now.md": time.time()}.items():
+        (service.root / "issues" / name).write_text("# A title\n")
+        os.utime(service.root / "issues" / name, (moment, moment))
+    until(lambda: {"81", "82"} <= {row["issue_id"] for row in told.get("/api/issues", limit=1000).json()["issues"]})
+    found, since, more = [], "earliest", True
+    while more:
+        page = told.get("/api/issues", limit=1, since=since).json()
+        found, since, more = found + [row["issue_id"] for row in page["issues"]], page["next_cursor"], page["has_more"]
+    assert {"81", "82", "83", "i-story"} <= {*found} and len({*found}) == len(found)
+
+
 def test_a_token_for_one_issue_sees_that_one(service: Service, told: Client) -> None:
     narrow = operator(service, issue_id="i-other")
     assert (
@@ -368,6 +397,31 @@ def test_the_difference_of_a_result_shows_what_changed_and_says_what_is_left_out
     assert told.get("/api/results/no-such/diff").status_code == 404
 
 
+def test_a_difference_shows_nothing_out_of_a_folder_that_a_file_was_or_is(tmp_path: Path) -> None:
+    root, inner = make_repository(tmp_path / "root"), make_repository(tmp_path / "inner")
+    git(root, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), "inner")
+    for name in ("was/.env", "was/id_rsa", "is"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(f"the word of {name}\n")
+    git(root, "add", "-f", "-A")
+    git(root, "commit", "-q", "-m", "Files and folders")
+    base = git(root, "rev-parse", "HEAD").strip()
+    git(root, "rm", "-q", "-r", "was", "is")
+    (root / "is").mkdir()
+    for name in ("was", "is/secret.key", "is/note.txt"):
+        (root / name).write_text(f"the word of {name}\n")
+    (root / "inner/README.md").write_text("other\n")
+    git(root / "inner", "commit", "-q", "-a", "-m", "A change")
+    git(root, "config", "diff.submodule", "diff")
+    diff = plugin("diff")
+    named = ["was", "is", "is/note.txt", "inner"]
+    changed = dict(diff.statuses(root, base, named))
+    assert changed == {"was": "added", "is": "deleted", "is/note.txt": "added", "inner": "modified"}
+    text = "".join(diff.shown(root, base, named))
+    assert [word for word in ("was", "is", "is/note.txt") if f"the word of {word}\n" in text] == named[:3]
+    assert text.count("the word of") == 3 and "+Subproject commit" in text and "diff failed" not in text
+
+
 def test_the_brief_of_an_agent_stays_readable(service: Service, told: Client) -> None:
     (agent,) = told.get("/api/issues/i-story").json()["agents"]
     answer = told.get(f"/api/agents/{agent['agent_id']}/brief")
@@ -431,6 +485,39 @@ def test_a_run_is_stopped_with_its_agents_and_there_is_one_at_a_time(service: Se
     until(lambda: person.delete(f"/api/runs/{run['run_id']}").json()["ending"] is False)
 
 
+def test_a_run_may_be_stopped_before_it_has_a_process_and_counts_from_its_beginning(tmp_path: Path) -> None:
+    runs, ended = plugin("runs"), []
+    tokens = SimpleNamespace(permissions=lambda _: set(), mint=lambda *_, **__: "token", revoke=ended.append)
+    storage = SimpleNamespace(write_behind=lambda _: None)
+    settings = SimpleNamespace(storage=tmp_path, project=PROJECT, root=tmp_path)
+    sidecar = SimpleNamespace(settings=settings, tokens=tokens, storage=storage, agents=SimpleNamespace(active={}))
+    claims = SimpleNamespace(sub="somebody", issue_id=None)
+
+    class Slow(runs.Runs):  # type: ignore[misc]
+        AT_ONCE = 2
+        may_start = threading.Event()
+
+        def _process(self, *_: Any) -> Any:
+            assert self.may_start.wait(30)
+            return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    async def act() -> tuple[Any, ...]:
+        part = Slow(sidecar)
+        await part.loaded
+        starts = [asyncio.ensure_future(part.start(claims, runs.RunRequest(name))) for name in ("one", "two", "three")]
+        with pytest.raises(ApiError, match="2 runs go on already"):
+            await starts.pop()
+        (one, two), stopped = part.known, [part.stop(name) for name in part.known]
+        part.may_start.set()
+        await asyncio.gather(*starts)
+        async with asyncio.timeout(30):
+            while len(ended) < 2:
+                await asyncio.sleep(0.01)
+        return stopped, [part.known[name].state for name in (one, two)], [part.stop(one), part.stop(two)]
+
+    assert asyncio.run(act()) == ([True, True], ["stopped", "stopped"], [False, False])
+
+
 @pytest.mark.parametrize(("body", "status"), [
     ({"issue_id": "../x"}, 400), ({"issue_id": "i", "task": "a\0b"}, 400), ({"issue_id": "i", "task": " "}, 400),
     ({"issue_id": "i", "until": "nobody"}, 400), ({"issue_id": "i", "until": "operator"}, 400),
@@ -458,7 +545,7 @@ def test_a_run_ends_with_its_service_and_its_agents_go_on(service: Service) -> N
     person = operator(service)
     ended = person.get(f"/api/runs/{killed['run_id']}").json()
     assert ended["state"] == "stopped" and "goes on from there" in ended["reason"]
-    assert person.get(f"/api/agents/{first}/status").json()["state"] == "running"
+    until(lambda: person.get(f"/api/agents/{first}/status").json()["state"] == "running")
     stopped, second = sleeping_run(person, "i-stopped")
     assert service.stop() == 0
     assert not [process for process in marked_processes() if "--until-eof" in process.cmdline()]

@@ -249,6 +249,7 @@ class Runs:
         self._loop, self._disk = asyncio.get_running_loop(), Pool("runs", 2, 20)
         self.known: dict[str, Run] = {}  # oldest first
         self._active: dict[str, Active] = {}
+        self._unwanted: set[str] = set()  # runs that were stopped before they had a process
         self.loaded = asyncio.ensure_future(self._load())
 
     async def _load(self) -> None:
@@ -283,8 +284,8 @@ class Runs:
         if going := next((run for run in self._running() if run.issue_id == request.issue_id), None):
             problem = f"A run goes on for {request.issue_id} already: {going.run_id}"
             raise ApiError("REQ_001", problem, status=409, details={"run_id": going.run_id})
-        if len(self._active) >= self.AT_ONCE:
-            raise ApiError("AGT_003", f"{len(self._active)} runs go on already", retry_after=10)
+        if (number := len(self._running())) >= self.AT_ONCE:  # those among them that have no process yet
+            raise ApiError("AGT_003", f"{number} runs go on already", retry_after=10)
         name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
         run = Run(name, request.issue_id, "running", iso(), started_by=claims.sub)
         self.known[name] = run  # from here on a second one is refused
@@ -296,12 +297,16 @@ class Runs:
             process = await asyncio.wrap_future(in_thread("run", lambda: self._begin(run, request, token)))
         except BaseException as error:
             del self.known[run.run_id]
+            self._unwanted.discard(run.run_id)
             if isinstance(error, OSError):
                 raise ApiError("AGT_001", f"The run cannot be started: {error.strerror}") from None
             raise
         active = self._active[run.run_id] = Active(run, process, collections.deque(maxlen=self.LINES))
         in_thread(f"run-{run.run_id}", lambda: self._follow(active))
         log.info("run %s started on %s, pid %d", run.run_id, run.issue_id, process.pid)
+        if run.run_id in self._unwanted:
+            self._unwanted.discard(run.run_id)
+            self.stop(run.run_id)
         return run
 
     def _running(self) -> list[Run]:
@@ -390,7 +395,9 @@ class Runs:
     def stop(self, run_id: str) -> bool:
         """Have a run end its agents and itself; False where it has ended."""
         if (active := self._active.get(run_id)) is None:
-            return False
+            if starts := self.known[run_id].state == "running":
+                self._unwanted.add(run_id)
+            return starts
         if not active.stopped:
             active.end("It was stopped. Run it again: it goes on from there.")
             self._loop.call_later(self.PATIENCE, lambda: asyncio.ensure_future(self._force(active)))

@@ -355,7 +355,7 @@ def list_issues(
     rows = [(1, round(on.last_at, 6), name, on) for name, on in found.items()]
     for name, row in written.items():
         if name not in names and query.issue_id in (None, row.issue_id):
-            moment = round(row.changed, 6)
+            moment = round(min(max(row.changed, 0.0), 1e11), 6)  # a file may claim to be of any time
             rows.append((0, moment, row.issue_id, Activity(row.issue_id, first_at=moment, last_at=moment)))
     newest, after = not query.since, cursor_of(query.since)
     rows = sorted((row for row in rows if row[:3] > after), key=lambda row: row[:3], reverse=newest)

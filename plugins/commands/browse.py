@@ -31,10 +31,11 @@ def command_dashboard(options: argparse.Namespace) -> int:
             raise StartError("the service has no dashboard: its plugin http/dashboard is not in use", REFUSED) from None
         raise
     url = f"{client.url}/dashboard#code={made['code']}"
+    if options.format != "json":
+        print(url, flush=True)  # before a browser that may not come back
     opened = not options.no_open and opens(url)
     if options.format == "json":
         return show(options, {"url": url, "expires_at": made["expires_at"], "opened": opened})
-    print(url)
     if not opened:
         print("Open it within a minute; it is good once.")
     return GOOD
@@ -49,5 +50,5 @@ def opens(url: str) -> bool:
     )
     try:
         return has_desktop and webbrowser.open(url)
-    except (webbrowser.Error, OSError):
+    except (webbrowser.Error, OSError, ValueError, IndexError):  # the last two where $BROWSER is no command
         return False

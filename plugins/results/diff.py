@@ -197,16 +197,31 @@ def shown(root: Path, base: str, paths: list[str]) -> Iterator[str]:
         return
     shape = ("--no-color", "--no-renames", "--relative", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty")
     prefixes = ("--src-prefix=a/", "--dst-prefix=b/")
-    told = ask_git(root, "diff", *shape, *prefixes, base, "--", *paths, env=LITERAL).decode("utf-8", "replace")
-    yield told
+    for words, env in pathspecs(root, base, paths):
+        yield ask_git(root, "diff", *shape, *prefixes, base, "--", *words, env=env).decode("utf-8", "replace")
     others = ("-z", "-o", "--exclude-standard")
     for path in split_z(ask_git(root, "ls-files", *others, "--", *paths, env=LITERAL)):
+        if path not in paths:
+            continue
         if read := read_text_file(str(root), path, ONE_FILE):
             lines, name = read[0].split("\n"), quoted(path)
             end = [] if lines[-1] else [lines.pop()]
             yield f"diff --git a/{name} b/{name}\nnew file, not tracked\n--- /dev/null\n+++ b/{name}\n"
             yield f"@@ -0,0 +1,{len(lines)} @@\n" + "".join(f"+{line}\n" for line in lines)
             yield "" if end or not lines else "\\ No newline at end of file\n"
+
+
+def pathspecs(root: Path, base: str, paths: list[str]) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Words by which git takes these files alone, and the environment for them: where one is or was a folder, too,
+    other files lie in it, which may be secret.
+    """
+    shape = ("--name-only", "-z", "--no-renames", "--relative", "--no-ext-diff", "--ignore-submodules=dirty")
+    told = split_z(ask_git(root, "diff", *shape, base, "--", *paths, env=LITERAL))
+    folders = [path for path in paths if any(name.startswith(f"{path}/") for name in told)]
+    if files := [path for path in paths if path not in folders]:
+        yield files, LITERAL
+    if folders:
+        yield [f":({magic}literal){path}{end}" for magic, end in (("", ""), ("exclude,", "/")) for path in folders], {}
 
 
 def quoted(path: str) -> str:

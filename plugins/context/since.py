@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from cco_sidecar import AnswerFilter, Endpoint, GetContext, hookimpl
+from cco_sidecar import AnswerFilter, ContextQuery, Contexts, Endpoint, GetContext, Reader, hookimpl
 
 Given = dict[str, str]  # path and checksum of each relevant file of an answer
 
@@ -21,6 +21,21 @@ Given = dict[str, str]  # path and checksum of each relevant file of an answer
 @hookimpl(tryfirst=True)  # before what compresses
 def answer_filter() -> AnswerFilter:
     return Since()
+
+
+@hookimpl
+def agent_part(base: type) -> type | None:
+    return type("OwnContexts", (OwnContexts, base), {}) if issubclass(base, Contexts) else None
+
+
+class OwnContexts(Contexts):
+    """Gives who asks with ``since`` bytes of their own, which no other answer has: so they are counted as unsent."""
+
+    async def get(
+        self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", reader: Reader | None = None
+    ) -> tuple[bytes, str]:
+        content, etag = await super().get(issue_id, agent_type, query, known, reader)
+        return content[:-1] + b"}" if query.since and content and not reader else content, etag
 
 
 class GivenFile(Struct):

@@ -312,6 +312,17 @@ def test_the_pipeline_is_run_on_an_issue_and_stopped(page: Page, issue: str) -> 
     page.browser.press(ESCAPE)
 
 
+def test_who_may_only_read_is_offered_nothing_else(page: Page) -> None:
+    script = "sessionStorage.setItem('cco-token', token); location.reload()"
+    page.js(script, token=page.service.token("operator", permissions=["read_context"]))
+    page.go("issues")
+    page.js_true("return document.querySelector('.link.live') && document.querySelector('.issues')")
+    assert page.js("return [...document.querySelectorAll('.actions button')].map(one => one.innerText)") == []
+    page.browser.press("n", "e")
+    assert page.js("return document.querySelector('dialog')") is None
+    page.open()
+
+
 def test_a_second_tab_has_the_token_of_the_first_and_nobody_else_has(page: Page) -> None:
     back = page.browser.new_tab()
     page.browser.open(f"{page.service.url}/dashboard#/health")

@@ -13,7 +13,7 @@ const STALE_MS = 60_000; // hidden for longer than this: the poll is given up
 export const live = {
   /** @type {"starting" | "live" | "resting" | "lost" | "ended"} */
   state: "starting",
-  retryAt: 0,
+  /** @type {any} why it is lost */ reason: null,
   cursor: "",
 };
 
@@ -76,7 +76,7 @@ async function run(signal) {
         fresh = true;
         continue;
       }
-      await lost(failures++, signal);
+      await lost(failures++, error, signal);
     }
   }
 }
@@ -123,9 +123,9 @@ function visibleAgain(signal) {
   });
 }
 
-async function lost(failures, signal) {
+async function lost(failures, error, signal) {
   const pause = PATIENCE[Math.min(failures, PATIENCE.length - 1)] * (0.8 + 0.4 * Math.random());
-  live.retryAt = Date.now() + pause;
+  live.reason = error;
   live.state = "lost";
   changed();
   await new Promise((resolve) => {

@@ -102,17 +102,20 @@ function drawAround() {
 
 function banner() {
   if (live.state !== "lost") return null;
+  const [what, how] = live.reason?.status
+    ? [`The service answers: ${live.reason.message}. `, "The page asks again by itself."]
+    : [
+        "The service does not answer. ",
+        [
+          "The page goes on by itself, without a gap, as soon as it is back. Start it with ",
+          h("code", null, "cco"),
+          ".",
+        ],
+      ];
   return h(
     "div.banner",
     { role: "alert", key: "lost" },
-    h(
-      "p",
-      null,
-      h("strong", null, "The service does not answer. "),
-      "The page goes on by itself, without a gap, as soon as it is back. Start it with ",
-      h("code", null, "cco"),
-      ".",
-    ),
+    h("p", null, h("strong", null, what), how),
     h("button.button", { type: "button", onclick: tryNow }, "Try now"),
   );
 }

@@ -3,6 +3,7 @@ import { h } from "./dom.js";
 import { exact, plural, relative, shortId, time } from "./format.js";
 import { icon } from "./icons.js";
 import { to } from "./router.js";
+import { store } from "./store.js";
 
 const TONES = {
   working: "run",
@@ -96,6 +97,9 @@ export const problem = (error, again) =>
     h("p.faint", null, [error.code, error.requestId].filter(Boolean).join(" · ")),
     again && button("Try again", null, again),
   );
+
+/** What stands in the place of a list that was not read yet: that it comes, or why it does not. */
+export const awaited = (name) => (store.failed.has(name) ? problem(store.failed.get(name)) : loading(name));
 
 export const loading = (what) => h("p.loading", { key: "loading" }, `Loading ${what}…`);
 

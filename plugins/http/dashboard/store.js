@@ -6,6 +6,7 @@ import { get, part } from "./api.js";
 
 const EVENTS_KEPT = 100_000; // as many as the service keeps
 const PAGE = 1000;
+const AGAIN_MS = 5000; // after a refusal
 const TICK_MS = 4000; // a spawn is no event: who works is asked for
 
 export const store = {
@@ -20,6 +21,7 @@ export const store = {
   more: { issues: false, agents: false, results: false, events: false },
   missing: new Set(),
   loaded: new Set(),
+  /** @type {Map<string, Error>} why a list could not be read last */ failed: new Map(),
 };
 
 const known = new Set(); // ids of events
@@ -48,18 +50,33 @@ function tell() {
   for (const listener of [...listeners]) listener(names);
 }
 
-/** Everything anew, the events excepted that are known. Raises ApiError where the service cannot be reached. */
+const LOADS = {
+  issues: loadIssues,
+  agents: loadAgents,
+  results: loadResults,
+  approvals: loadApprovals,
+  runs: loadRuns,
+  events: loadEvents,
+};
+
+/**
+ * Everything anew, the events excepted that are known. What the service refuses is asked for again later. Raises
+ * ApiError where it cannot be reached, or refuses the token.
+ */
 export async function loadAll() {
   await loadInfo();
-  const parts = [loadIssues, loadAgents, loadResults, loadApprovals, loadRuns, loadEvents];
-  for (const problem of (await Promise.allSettled(parts.map((load) => load()))).filter(
-    (one) => one.status === "rejected",
-  )) {
-    if (problem.reason.status === 0 || problem.reason.status === 401) throw problem.reason;
-    console.warn(problem.reason.message);
-  }
+  await Promise.all(Object.keys(LOADS).map(loadOrLater));
   clearTimeout(ticking);
   ticking = setTimeout(tick, TICK_MS);
+}
+
+async function loadOrLater(name) {
+  try {
+    await LOADS[name]();
+  } catch (error) {
+    if (error.status === 0 || error.status === 401) throw error;
+    soon(`${name} again`, () => loadOrLater(name), AGAIN_MS);
+  }
 }
 
 /** Whether this service has no such route, as a plugin is not loaded. */
@@ -69,10 +86,17 @@ export const lacks = (route) => store.info?.routes_missing.includes(route) ?? fa
 async function listed(name, path, query) {
   const missing = lacks(`GET ${path}`);
   store.missing[missing ? "add" : "delete"](name);
-  const answer = missing ? null : await get(path, query);
-  store.loaded.add(name);
-  changed(name);
-  return answer;
+  try {
+    const answer = missing ? null : await get(path, query);
+    store.loaded.add(name);
+    store.failed.delete(name);
+    return answer;
+  } catch (error) {
+    store.failed.set(name, error);
+    throw error;
+  } finally {
+    changed(name);
+  }
 }
 
 export async function loadInfo() {

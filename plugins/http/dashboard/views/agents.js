@@ -4,7 +4,7 @@ import { plain } from "../ansi.js";
 import { h, slot } from "../dom.js";
 import { between, bytes, compact, cost, duration, shortId } from "../format.js";
 import { VirtualList } from "../list.js";
-import { badge, button, choices, empty, filterField, foreign, head, issueLink, loading, when } from "../parts.js";
+import { awaited, badge, button, choices, empty, filterField, foreign, head, issueLink, when } from "../parts.js";
 import { to } from "../router.js";
 import { loadWhole, store } from "../store.js";
 
@@ -67,7 +67,7 @@ function chosen({ filter, group }) {
 
 function body(list, agents) {
   if (store.agents.size === 0) {
-    if (!store.loaded.has("agents")) return loading("agents");
+    if (!store.loaded.has("agents")) return awaited("agents");
     return empty(
       "No agent yet",
       "Spawn one here (n), or by the command line:",

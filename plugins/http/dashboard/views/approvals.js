@@ -4,7 +4,7 @@ import { confirm } from "../dialogs.js";
 import { h } from "../dom.js";
 import { exact, relative, shortId } from "../format.js";
 import { json, longText } from "../json.js";
-import { agentLink, at, badge, empty, foreign, head, issueLink, loading } from "../parts.js";
+import { agentLink, at, awaited, badge, empty, foreign, head, issueLink } from "../parts.js";
 import { openApprovals, store } from "../store.js";
 
 const WORDS = { approve: "Approve", deny: "Deny" };
@@ -27,7 +27,7 @@ function render() {
         h("span.hint-keys", null, "Keys: j and k choose, a approves, d denies, 1 to 9 choose an answer."),
       ],
     }),
-    !store.loaded.has("approvals") && loading("approvals"),
+    !store.loaded.has("approvals") && awaited("approvals"),
     store.missing.has("approvals") &&
       empty("This service has no approvals", "The plugin approvals is not loaded.", "cco plugins"),
     store.loaded.has("approvals") &&

@@ -4,7 +4,7 @@ import { h, slot } from "../dom.js";
 import { count } from "../format.js";
 import { json } from "../json.js";
 import { VirtualList } from "../list.js";
-import { at, badge, button, empty, filterField, foreign, head, issueLink, loading } from "../parts.js";
+import { at, awaited, badge, button, empty, filterField, foreign, head, issueLink } from "../parts.js";
 import { loadOlderEvents, store } from "../store.js";
 
 const ROW = 45;
@@ -66,7 +66,7 @@ function chosen(filter) {
 
 function body(list, events) {
   if (!store.events.length) {
-    if (!store.loaded.has("events")) return loading("events");
+    if (!store.loaded.has("events")) return awaited("events");
     return empty(
       "Nothing has happened yet",
       "Agents publish events as they work. Publish one yourself:",

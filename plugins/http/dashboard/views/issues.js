@@ -3,7 +3,7 @@ import { can, publish, spawn } from "../actions.js";
 import { h, slot } from "../dom.js";
 import { compact, cost, count, plural } from "../format.js";
 import { VirtualList } from "../list.js";
-import { agentLink, badge, button, choices, empty, filterField, foreign, head, loading, when } from "../parts.js";
+import { agentLink, awaited, badge, button, choices, empty, filterField, foreign, head, when } from "../parts.js";
 import { to } from "../router.js";
 import { activeAgents, openApprovals, loadWhole, store } from "../store.js";
 
@@ -105,7 +105,7 @@ const tile = (kind, { name, ...how }, figure, label, detail) =>
 
 function body(list, issues) {
   if (store.issues.size === 0) {
-    if (!store.loaded.has("issues")) return loading("issues");
+    if (!store.loaded.has("issues")) return awaited("issues");
     if (store.missing.has("issues"))
       return empty(
         "This service has no list of issues",

@@ -2,7 +2,7 @@
 import { h, slot } from "../dom.js";
 import { plural, shortId } from "../format.js";
 import { VirtualList } from "../list.js";
-import { badge, choices, empty, filterField, foreign, head, issueLink, loading, when } from "../parts.js";
+import { awaited, badge, choices, empty, filterField, foreign, head, issueLink, when } from "../parts.js";
 import { to } from "../router.js";
 import { loadWhole, store } from "../store.js";
 
@@ -52,7 +52,7 @@ function chosen({ filter, status }) {
 
 function body(list, results) {
   if (!store.results.size) {
-    if (!store.loaded.has("results")) return loading("results");
+    if (!store.loaded.has("results")) return awaited("results");
     return empty(
       "No result yet",
       "Agents store one when they have done their work. You can store one by hand, too:",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jwt
 import npm
 import pytest
 from agent_harness import COMMAND
@@ -386,6 +387,60 @@ def test_data_is_shown_as_it_came(page: Page) -> None:
     )
     page.see('"__proto__": {', "pre.json")
     page.see('"big": 123456789012345678901234567890', "pre.json")
+
+
+ODD = '{"toString": 1, "valueOf": 2}'  # JavaScript makes no text of it by itself
+
+
+def test_one_odd_thing_takes_no_view_down(page: Page, issue: str) -> None:
+    client, unseen = page.service.client(), "\u061c\u00ad\u3164\u2800\U000e0041"
+    for data in (
+        f'{{"issue_id": {ODD}}}',
+        f'{{"issue_id": [1, {ODD}]}}',
+        f'{{"issue_id": "{issue}", "agent_id": {ODD}}}',
+    ):
+        publish_raw(client, data)
+    name = f"odd-{issue}"
+    asked = {"kind": "question", "text": f"Which{unseen}?", "issue_id": issue, "command": "ls\n" * 900}
+    asked |= {"choices": ["yes", "no"], "timeout_seconds": 60}
+    approval = agent(page.service, name).post("/api/approvals", asked).json()["approval_id"]
+    page.go("events?filter=hostile")
+    page.see("hostile", ".event-type")
+    page.go("approvals")
+    page.see("Which⟨U+061C⟩⟨U+00AD⟩⟨U+3164⟩⟨U+2800⟩⟨U+E0041⟩?", "article h2")
+    page.see("901 lines, 2,700 characters", f"[data-approval={approval}]")
+    answer = "const it = document.querySelector(`[data-approval=${id}] [data-answer=no]`); if (f) dispatchEvent(new Event('focus')); it.click()"
+    page.js(answer, id=approval, f=True)  # as if another page had laid this one under a second click
+    page.see("only just come to the front", "#said")
+    assert client.get(f"/api/approvals/{approval}").json()["state"] == "open"
+    page.js("await new Promise(done => setTimeout(done, 600))")
+    page.js(answer, id=approval, f=False)
+    until(lambda: client.get(f"/api/approvals/{approval}").json()["answer"] == "no")
+    script = """const { VirtualList } = await import('/dashboard/list.js');
+        const row = number => { if (number === 1) throw Error('odd'); return document.createElement('p') };
+        const list = new VirtualList({ label: 'odd', key: String, row });
+        document.querySelector('main').append(list.element); list.set([0, 1, 2]); list.detach();
+        return list.element.innerText"""
+    assert "This row cannot be drawn: odd" in page.js(script)
+    assert all("Error: odd" in line for line in page.browser.console())
+
+
+def test_what_is_no_token_of_this_service_is_not_kept(page: Page) -> None:
+    kept = page.js(
+        "const kept = sessionStorage.getItem('cco-token'); sessionStorage.clear(); location.reload(); return kept"
+    )
+    page.see("cco dashboard", ".signin")
+    foreign = jwt.encode({"sub": "a", "project_id": "other"}, "k" * 32, algorithm="HS256")
+    for given, words in (("ü.ü.ü", "run `cco dashboard` again"), (foreign, "token"), (f"#code={'x' * 43}", "was used")):
+        page.js("const field = document.querySelector('#code'); field.value = given; field.focus()", given=given)
+        page.browser.press(ENTER)
+        page.see(words, ".signin [role=alert]")
+        assert page.js("return sessionStorage.length") == 0, given
+        page.js("document.querySelector('.signin [role=alert]').replaceChildren()")
+    page.js("document.querySelector('#code').value = given; document.querySelector('#code').focus()", given=kept)
+    page.browser.press(ENTER)
+    page.js_true("return document.querySelector('.link.live') !== null")
+    assert [line for line in page.browser.console() if "401" not in line] == []
 
 
 # -- many of everything

@@ -87,7 +87,7 @@ export async function call(method, path, { body, signal, headers } = {}) {
 export async function send(method, path, { body, signal, headers } = {}) {
   const sent = { ...headers };
   const used = token;
-  if (used) sent.Authorization = `Bearer ${used}`;
+  if (used) sent.Authorization ??= `Bearer ${used}`;
   if (body !== undefined) sent["Content-Type"] = "application/json";
   const options = {
     method,
@@ -150,9 +150,11 @@ export async function askOtherTabs() {
 /** A part of a path. */
 export const part = encodeURIComponent;
 
-/** Trades a code, or takes a token as it is. */
+/** Trades a code, or takes a token that the service knows. Raises ApiError. */
 export async function signIn(given) {
   const text = given.trim().replace(/^.*#code=/, "");
-  if (text.split(".").length === 3) take(text);
-  else take((await post("/api/dashboard/token", { code: text })).token);
+  if (/^[\w-]+\.[\w-]+\.[\w-]+$/.test(text)) {
+    await call("GET", "/api/dashboard", { headers: { Authorization: `Bearer ${text}` } });
+    take(text);
+  } else take((await post("/api/dashboard/token", { code: text })).token);
 }

@@ -4,7 +4,7 @@
  * A view gives a new tree at each change; `patch` makes the old one like it in place, so that focus, selection, scroll
  * and what a reader has unfolded stay.
  */
-import { visible } from "./format.js";
+import { oneLine, visible } from "./format.js";
 
 /** @typedef {Node | string | number | null | undefined | false | Child[]} Child */
 
@@ -36,7 +36,7 @@ function set(element, name, value) {
   else if (name === "style") throw new Error("styles are classes");
   else if (name === "href") element.setAttribute("href", own(value));
   else if (PROPERTIES.has(name)) element[name] = value;
-  else element.setAttribute(name, value === true ? "" : visible(String(value)));
+  else element.setAttribute(name, value === true ? "" : visible(oneLine(value)));
 }
 
 /** Links lead nowhere but into this page. */
@@ -59,7 +59,7 @@ function add(element, children) {
   for (const child of children) {
     if (Array.isArray(child)) add(element, child);
     else if (child instanceof Node) element.append(child);
-    else if (child !== null && child !== undefined && child !== false) element.append(visible(String(child)));
+    else if (child !== null && child !== undefined && child !== false) element.append(visible(oneLine(child)));
   }
 }
 

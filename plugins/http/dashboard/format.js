@@ -79,12 +79,16 @@ export function duration(seconds) {
 export const between = (from, to) => (Date.parse(to ?? new Date().toISOString()) - Date.parse(from)) / SECOND;
 
 // Control characters, direction overrides and what is invisible: shown by their names, as they change what is read.
+// The joiners U+200C and U+200D and the variation selectors are left, as scripts and emoji need them.
 const UNSEEN =
-  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
+
+/** Any JSON value in one line: an object may have fields that its own `toString` stumbles over. */
+export const oneLine = (value) => (typeof value === "object" && value ? JSON.stringify(value) : String(value ?? ""));
 
 /** Text in which nothing hides. */
 export function visible(text) {
-  return text.replace(UNSEEN, (sign) => named(sign.charCodeAt(0)));
+  return text.replace(UNSEEN, (sign) => named(sign.codePointAt(0)));
 }
 
 function named(code) {

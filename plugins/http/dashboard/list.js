@@ -137,6 +137,16 @@ export class VirtualList {
     }
   }
 
+  /** One item that cannot be drawn leaves the others alone. */
+  drawn(item, number) {
+    try {
+      return this.row(item, number);
+    } catch (error) {
+      console.error(error);
+      return h("p.problem", { "data-focus": true }, `This row cannot be drawn: ${error.message}`);
+    }
+  }
+
   drop(key, row) {
     this.sizes.unobserve(row);
     row.remove();
@@ -148,7 +158,7 @@ export class VirtualList {
     const wanted = h(
       "div.item",
       { key, role: "listitem", "aria-setsize": this.items.length, "aria-posinset": number + 1 },
-      this.row(item, number),
+      this.drawn(item, number),
     );
     const focus = wanted.querySelector("[data-focus]");
     focus?.setAttribute("tabindex", number === this.active ? "0" : "-1");

@@ -4,6 +4,7 @@ import { fill, h } from "./dom.js";
 import { listenToKeys } from "./keys.js";
 import { live, start, stop, tryNow } from "./live.js";
 import { nav } from "./nav.js";
+import { problem } from "./parts.js";
 import { route, takeCode } from "./router.js";
 import { changed, loadAll, openApprovals, store, takeEvents, watch } from "./store.js";
 import * as agent from "./views/agent.js";
@@ -87,8 +88,13 @@ function become(address, next) {
 }
 
 function draw() {
-  fill(places.main, view.render());
-  view.drawn?.();
+  try {
+    fill(places.main, view.render());
+    view.drawn?.();
+  } catch (error) {
+    console.error(error);
+    fill(places.main, problem(new Error(`This view cannot be drawn: ${error.message}`), draw));
+  }
   drawAround();
 }
 

@@ -31,6 +31,7 @@ let telling = 0;
 let ticking = 0;
 let newestAgent = "earliest";
 const due = new Map();
+const loading = new Set();
 
 /** @param {(names: Set<string>) => void} listener @returns {() => void} ends it */
 export function watch(listener) {
@@ -237,7 +238,11 @@ function soon(name, load, wait = 200) {
     name,
     setTimeout(() => {
       due.delete(name);
-      load().catch(() => {}); // the poll notices a service that is lost, and loads all of it then
+      if (loading.has(name)) return soon(name, load, wait); // an older answer must not come after a newer one
+      loading.add(name);
+      load()
+        .catch(() => {}) // the poll notices a service that is lost, and loads all of it then
+        .finally(() => loading.delete(name));
     }, wait),
   );
 }

@@ -1,14 +1,20 @@
 /** The inbox: what agents ask of a person, in full, and what was answered. */
 import { answer } from "../actions.js";
-import { confirm } from "../dialogs.js";
+import { confirm, say } from "../dialogs.js";
 import { h } from "../dom.js";
-import { exact, relative, shortId } from "../format.js";
+import { exact, plural, relative, shortId } from "../format.js";
 import { json, longText } from "../json.js";
 import { agentLink, at, awaited, badge, empty, foreign, head, issueLink } from "../parts.js";
 import { openApprovals, store } from "../store.js";
 
 const WORDS = { approve: "Approve", deny: "Deny" };
 const SHOWN = 100; // of those that are over
+const FRONT_MS = 500;
+
+// Another page could have somebody click twice at a place, and put this page there before the second click.
+let front = performance.now();
+addEventListener("focus", () => (front = performance.now()));
+const justCame = () => performance.now() - front < FRONT_MS;
 
 export function view() {
   const list = { move: step };
@@ -71,7 +77,7 @@ export function card(approval) {
     ),
     h("h2", { id, dir: "auto" }, text.length > 600 ? `${text.slice(0, 600)}…` : text),
     text.length > 600 && longText(text),
-    command && command !== text && h("div", null, h("p.faint", null, "The command, in full:"), longText(command)),
+    command && command !== text && h("div", null, h("p.faint", null, `The command, in full (${extent(command)}):`), longText(command)),
     Object.keys(details ?? {}).length > 0 &&
       h(
         "details.artifact",
@@ -83,8 +89,12 @@ export function card(approval) {
   );
 }
 
+/** How much there is to read, where all of it is not in sight at once. */
+const extent = (text) => `${plural(text.split("\n").length, "line")}, ${plural(text.length, "character")}`;
+
 function answers(approval, options) {
   const send = (text) => (event) => {
+    if (justCame()) return say("The page has only just come to the front: look at what is asked, then answer");
     const field = event.currentTarget.closest("article").querySelector("[name=message]");
     answer(approval, text, field?.value);
   };
@@ -119,6 +129,7 @@ function answers(approval, options) {
 function freeAnswer(approval) {
   const onsubmit = (event) => {
     event.preventDefault();
+    if (justCame()) return;
     answer(approval, new FormData(event.target).get("answer"));
   };
   return h(

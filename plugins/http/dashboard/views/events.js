@@ -1,7 +1,7 @@
 /** Events: the whole log, the newest first, as far back as it is kept. */
 import { can, publish } from "../actions.js";
 import { h, slot } from "../dom.js";
-import { count } from "../format.js";
+import { count, oneLine } from "../format.js";
 import { json } from "../json.js";
 import { VirtualList } from "../list.js";
 import { at, awaited, badge, button, empty, filterField, foreign, head, issueLink } from "../parts.js";
@@ -58,7 +58,7 @@ const tools = (now, filter) =>
 function chosen(filter) {
   const words = filter.toLowerCase();
   const fits = (event) =>
-    `${event.event_type} ${event.topic} ${event.publisher} ${event.data?.issue_id ?? ""} ${event.event_id}`
+    `${event.event_type} ${event.topic} ${event.publisher} ${oneLine(event.data?.issue_id)} ${event.event_id}`
       .toLowerCase()
       .includes(words);
   return (words ? store.events.filter(fits) : store.events).toReversed();

@@ -1,6 +1,6 @@
 /** The small things that every view is made of. */
 import { h } from "./dom.js";
-import { exact, plural, relative, shortId, time } from "./format.js";
+import { exact, relative, shortId, time } from "./format.js";
 import { icon } from "./icons.js";
 import { to } from "./router.js";
 import { store } from "./store.js";
@@ -153,5 +153,3 @@ export const choices = (label, options, chosen, choose) =>
       ),
     ),
   );
-
-export const counted = (list, one, many) => plural(list.length, one, many);

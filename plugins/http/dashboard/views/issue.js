@@ -73,7 +73,7 @@ export function view(id, { draw }) {
       if (signs !== now.signs || (now.run?.state === "running" && names.has("agents"))) soon();
       now.signs = signs;
     },
-    drawn: () => list.set(rows(id, now)),
+    drawn: () => list.set(rows(now)),
     render: () => [top(id, now), task(now), runCard(now), body(id, now, list, set, look)],
   };
 }
@@ -214,7 +214,7 @@ function body(id, now, list, set, look) {
   if (!now.loaded) return loading("the story");
   if (!now.entries.length)
     return empty("Nothing has happened yet", "Spawn an agent, or let the pipeline work on it:", `cco run ${id}`);
-  const shown = rows(id, now).length;
+  const shown = rows(now).length;
   return [
     h(
       "div.tools",
@@ -245,7 +245,7 @@ function kinds(now, set) {
   return choices("Kind", [["", "all", count(now.entries.length)], ...options], now.kind, (kind) => set({ kind }));
 }
 
-function rows(id, now) {
+function rows(now) {
   const words = now.filter.toLowerCase();
   const fits = (entry) =>
     (!now.kind || entry.kind === now.kind) &&

@@ -174,7 +174,7 @@ EXAMPLES: dict[str, list[str]] = {  # {result} and {agent} are ids that exist
     "agent types": ["agent", "types"],
 }
 TOLD_ELSEWHERE = {"brief", "serve", "demo", "demo-agent", "run", "run-service", "connect", "disconnect", "mcp"}
-TOLD_ELSEWHERE |= {"approvals", "approve", "deny", "answer", "hook", "wait"}
+TOLD_ELSEWHERE |= {"approvals", "approve", "deny", "answer", "hook", "wait", "dashboard", "export"}
 GROUPS = {name for name, parser in every_command().items() if name and parser.commands}
 KEYS = {  # what a table and its CSV show, and what JSON has beyond it
     "health": "checks.storage", "status": "agents.active", "context get": "path", "results list": "issue_id", "results get": "result.status",

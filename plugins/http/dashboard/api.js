@@ -24,6 +24,9 @@ export class ExactNumber {
   toString() {
     return this.source;
   }
+  toJSON() {
+    return this.source;
+  }
 }
 
 function revive(_key, value, context) {

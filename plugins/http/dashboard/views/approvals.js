@@ -77,7 +77,9 @@ export function card(approval) {
     ),
     h("h2", { id, dir: "auto" }, text.length > 600 ? `${text.slice(0, 600)}…` : text),
     text.length > 600 && longText(text),
-    command && command !== text && h("div", null, h("p.faint", null, `The command, in full (${extent(command)}):`), longText(command)),
+    command &&
+      command !== text &&
+      h("div", null, h("p.faint", null, `The command, in full (${extent(command)}):`), longText(command)),
     Object.keys(details ?? {}).length > 0 &&
       h(
         "details.artifact",

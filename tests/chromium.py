@@ -11,8 +11,8 @@ import psutil
 import requests
 from conftest import clean_environment, needed, until
 
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
- --disable-sync --disable-dev-shm-usage""".split()
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run
+ --disable-background-networking --disable-component-update --disable-sync --disable-dev-shm-usage""".split()
 
 
 class Browser:

@@ -25,7 +25,8 @@ VIEWS = ["issues", "agents", "results", "events", "approvals", "health"]
 AXE = "axe-core@4.14.1"
 QUIET = """
 window.violations = []; window.hacked = false;
-addEventListener('securitypolicyviolation', event => window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
+addEventListener('securitypolicyviolation', event => {
+    window.violations.push(`${event.violatedDirective} ${event.blockedURI}`) });
 """
 
 
@@ -66,7 +67,8 @@ class Page:
     def click(self, text: str, within: str = "body") -> None:
         """A button or a link, by its words, as soon as it is there."""
         script = """const found = [...document.querySelectorAll(`${within} :is(button, a, summary)`)].find(one =>
-            one.innerText.trim().startsWith(text) || one.ariaLabel === text); found?.focus(); found?.click(); return Boolean(found)"""
+            one.innerText.trim().startsWith(text) || one.ariaLabel === text);
+            found?.focus(); found?.click(); return Boolean(found)"""
         self.js_true(script, text=text, within=within)
 
     def fill(self, **fields: str) -> None:
@@ -350,9 +352,11 @@ def publish_raw(client: Client, data: str) -> None:
 
 def harmless(page: Page) -> bool:
     """No element, link or attribute came out of a text."""
-    script = """const odd = document.querySelectorAll('main :is(img, script, iframe, object, embed, [onerror], [onload]), #nav img');
+    script = """const none = 'img, script, iframe, object, embed, [onerror], [onload]';
+        const odd = document.querySelectorAll(`main :is(${none}), #nav img`);
         const links = [...document.querySelectorAll('a')].filter(a => !/^(#|http:..127)/.test(a.getAttribute('href')));
-        return odd.length === 0 && links.length === 0 && window.hacked === false && !/[\\x1b\\x07\\u202e\\u2066]/.test(document.body.innerText)"""
+        const hidden = /[\\x1b\\x07\\u202e\\u2066]/.test(document.body.innerText);
+        return odd.length === 0 && links.length === 0 && window.hacked === false && !hidden"""
     return bool(page.js(script))
 
 
@@ -360,7 +364,8 @@ def test_what_agents_write_is_text(page: Page, issue: str) -> None:
     client = page.service.client()
     files = ["a\"b'<i>.py", "../../etc/passwd", HOSTILE, "x" * 5000]
     stored = client.store(issue=issue, decisions=[HOSTILE, "y" * 100_000], files_created=files, rationale=HOSTILE,
-        artifacts={HOSTILE: HOSTILE, "__proto__": {"a": HOSTILE}}, warnings=[HOSTILE], next_steps=[{HOSTILE: HOSTILE}])  # fmt: skip
+        artifacts={HOSTILE: HOSTILE, "__proto__": {"a": HOSTILE}}, warnings=[HOSTILE],
+        next_steps=[{HOSTILE: HOSTILE}])  # fmt: skip
     publish_raw(client, PROTO)
     asked = {"kind": "question", "text": HOSTILE, "choices": [HOSTILE[:150], "javascript:alert(1)"], "issue_id": issue}
     assert agent(page.service, f"evil-{issue}").post("/api/approvals", asked).status_code == 201
@@ -383,7 +388,8 @@ def test_data_is_shown_as_it_came(page: Page) -> None:
     publish_raw(page.service.client(), PROTO)
     page.go("events")
     page.js_true(
-        "const it = [...document.querySelectorAll('.row-button')].find(one => one.innerText.includes('hostile')); it?.click(); return Boolean(it)"
+        """const rows = [...document.querySelectorAll('.row-button')];
+        const it = rows.find(one => one.innerText.includes('hostile')); it?.click(); return Boolean(it)"""
     )
     page.see('"__proto__": {', "pre.json")
     page.see('"big": 123456789012345678901234567890', "pre.json")
@@ -409,7 +415,8 @@ def test_one_odd_thing_takes_no_view_down(page: Page, issue: str) -> None:
     page.go("approvals")
     page.see("Which⟨U+061C⟩⟨U+00AD⟩⟨U+3164⟩⟨U+2800⟩⟨U+E0041⟩?", "article h2")
     page.see("901 lines, 2,700 characters", f"[data-approval={approval}]")
-    answer = "const it = document.querySelector(`[data-approval=${id}] [data-answer=no]`); if (f) dispatchEvent(new Event('focus')); it.click()"
+    answer = """const it = document.querySelector(`[data-approval=${id}] [data-answer=no]`);
+        if (f) dispatchEvent(new Event('focus')); it.click()"""
     page.js(answer, id=approval, f=True)  # as if another page had laid this one under a second click
     page.see("only just come to the front", "#said")
     assert client.get(f"/api/approvals/{approval}").json()["state"] == "open"
@@ -431,7 +438,7 @@ def test_what_is_no_token_of_this_service_is_not_kept(page: Page) -> None:
     )
     page.see("cco dashboard", ".signin")
     foreign = jwt.encode({"sub": "a", "project_id": "other"}, "k" * 32, algorithm="HS256")
-    for given, words in (("ü.ü.ü", "run `cco dashboard` again"), (foreign, "token"), (f"#code={'x' * 43}", "was used")):
+    for given, words in (("ü.ü.ü", "run `cco dashboard` again"), (foreign, "token"), (f"#code={'x' * 43}", "used")):
         page.js("const field = document.querySelector('#code'); field.value = given; field.focus()", given=given)
         page.browser.press(ENTER)
         page.see(words, ".signin [role=alert]")
@@ -485,7 +492,9 @@ def test_thousands_of_events_and_hundreds_of_agents_stay_fluid(page: Page) -> No
     until(lambda: (scroll_to_the_end(page), "all that is kept" in page.text(".head"))[1], 60)
     scroll_to_the_end(page)
     oldest = page.service.client().get("/api/events", since="earliest", limit=1).json()["events"][0]
-    last = "const all = [...document.querySelectorAll('[role=listitem]')].sort((a, b) => a.ariaPosInSet - b.ariaPosInSet).at(-1); return [all.ariaPosInSet, all.ariaSetSize, all.innerText]"
+    last = """const all = [...document.querySelectorAll('[role=listitem]')];
+        const it = all.sort((one, other) => one.ariaPosInSet - other.ariaPosInSet).at(-1);
+        return [it.ariaPosInSet, it.ariaSetSize, it.innerText]"""
     place, size, text = page.js(last)
     assert place == size and int(size) > EVENTS and oldest["event_type"] in text
     assert page.js(ROWS) < 200
@@ -539,13 +548,15 @@ def test_a_lost_service_is_told_and_found_again_without_a_gap(page: Page, how: s
     expected += [client.publish(f"{how}ped", {"number": number})["event_id"] for number in range(5, 10)]
     page.js_true("return !document.querySelector('.banner')")
     page.js(
-        "const field = document.querySelector('[data-filter]'); field.value = words; field.dispatchEvent(new Event('input'))",
+        """const field = document.querySelector('[data-filter]');
+        field.value = words; field.dispatchEvent(new Event('input'))""",
         words=f"{how}ped",
     )
     page.js_true("return document.querySelectorAll('[role=listitem]').length === 10")
     page.js("for (const row of document.querySelectorAll('.row-button[aria-expanded=false]')) row.click()")
     shown = page.js_true(
-        "const ids = [...document.querySelectorAll('.unfold .id')].map(e => e.innerText); return ids.length === 10 && ids"
+        """const ids = [...document.querySelectorAll('.unfold .id')].map(one => one.innerText);
+        return ids.length === 10 && ids"""
     )
     assert shown == expected[::-1]
     lost = page.browser.console()
@@ -580,25 +591,33 @@ def test_a_hidden_page_rests_and_catches_up_also_where_its_cursor_is_no_longer_k
 # -- functions that need no service
 
 TABLE = {
-    "ansi.plain('\\x1b[1;31mred\\x1b[0m \\x1b]8;;http://a\\x07link\\x1b]8;;\\x07 \\x1b(B\\x1b[?25l\\x1bPq\\x1b\\\\end')": "red link end",
-    "ansi.overwritten('10%\\r20%\\r\\x1b[Kdone\\r')": "\x1b[Kdone",
-    "ansi.pieces('a\\x1b[38;5;1mb\\x1b[31;1mc\\x1b[22;39md', ansi.fresh())": [["a", ""], ["b", ""], ["c", "ansi-red bold"], ["d", ""]],
-    "ansi.pieces('\\x1b[', ansi.fresh())": [],
-    "format.visible('a\\u202eb\\x00c\\td\\r')": "a⟨U+202E⟩b␀c\td␍",
+    r"ansi.plain('\x1b[1;31mred\x1b[0m \x1b]8;;http://a\x07link\x1b]8;;\x07 \x1b(B\x1b[?25l\x1bPq\x1b\\end')":
+        "red link end",
+    r"ansi.overwritten('10%\r20%\r\x1b[Kdone\r')": "\x1b[Kdone",
+    r"ansi.pieces('a\x1b[38;5;1mb\x1b[31;1mc\x1b[22;39md', ansi.fresh())":
+        [["a", ""], ["b", ""], ["c", "ansi-red bold"], ["d", ""]],
+    r"ansi.pieces('\x1b[', ansi.fresh())": [],
+    r"format.visible('a\u202eb\x00c\td\r')": "a⟨U+202E⟩b␀c\td␍",
     "[0, 999, 1000, 12345678, 5e15].map(format.bytes)": ["0 B", "999 B", "1.0 kB", "12 MB", "5000 TB"],
-    "[null, 0.04, 9.96, 65, 3600, 90061].map(format.duration)": ["–", "0.0 s", "10.0 s", "1 min 5 s", "1 h", "1 d 1 h"],
+    "[null, 0.04, 9.96, 65, 3600, 90061].map(format.duration)":
+        ["–", "0.0 s", "10.0 s", "1 min 5 s", "1 h", "1 d 1 h"],
     "format.relative('2026-01-01T00:00:00Z', Date.parse('2026-01-01T00:03:00Z'))": "3 min. ago",
     "format.relative('garbage')": "–",
     "format.shortId('python-specialist-8f0c2d6b1a3e')": "python-specialist·8f0c",
-    "json.written(api.parse('{\"__proto__\": [1e400, 12345678901234567890], \"a\": {}}'))": '{\n  "__proto__": [\n    1e400,\n    12345678901234567890\n  ],\n  "a": {}\n}',
-    "diff.split('diff --git a/x y.py b/x y.py\\n--- a/x y.py\\n+++ b/x y.py\\n@@ -1 +1 @@\\n--- old\\n+++ new').map(f => [f.path, f.added, f.removed])": [["x y.py", 1, 1]],
+    """json.written(api.parse('{"__proto__": [1e400, 12345678901234567890], "a": {}}'))""":
+        '{\n  "__proto__": [\n    1e400,\n    12345678901234567890\n  ],\n  "a": {}\n}',
+    r"""diff.split('diff --git a/x y.py b/x y.py\n--- a/x y.py\n+++ b/x y.py\n@@ -1 +1 @@\n--- old\n+++ new')
+        .map(file => [file.path, file.added, file.removed])""": [["x y.py", 1, 1]],
     "diff.split('').length": 0,
-    "[...markdown.markdown('# A\\n\\n- b\\n- **c**\\n\\n    code\\n\\n```\\n# d').children].map(e => e.tagName)": ["H2", "UL", "PRE", "PRE"],
+    r"""[...markdown.markdown('# A\n\n- b\n- **c**\n\n    code\n\n```\n# d').children].map(one => one.tagName)""":
+        ["H2", "UL", "PRE", "PRE"],
     "router.route('#/issues/a%2Fb%3Cc').id": "a/b<c",
     "router.route('#/issues/%E0%A4%A').id": "%E0%A4%A",
     "router.route('#/nowhere').name": "lost",
-    "lanes.lanes([{agent_id: 'a'}, {agent_id: 'b'}, {agent_id: 'a'}, {agent_id: 'c'}], new Set('b')).rows.map(row => row.lanes.map(l => [l.column, l.above, l.below]))": [
-        [[1, False, True]], [[1, True, True], [2, False, True]], [[1, True, False], [2, True, True]], [[0, False, False], [2, True, True]]],
+    """lanes.lanes([{agent_id: 'a'}, {agent_id: 'b'}, {agent_id: 'a'}, {agent_id: 'c'}], new Set('b'))
+        .rows.map(row => row.lanes.map(lane => [lane.column, lane.above, lane.below]))""":
+        [[[1, False, True]], [[1, True, True], [2, False, True]], [[1, True, False], [2, True, True]],
+         [[0, False, False], [2, True, True]]],
 }  # fmt: skip
 
 
@@ -619,7 +638,8 @@ def test_it_fits_every_screen_and_accessibility_finds_nothing_serious(page: Page
     axe = (npm.install(AXE).parent / "axe-core/axe.min.js").read_text()
     page.browser.cdp("Runtime.evaluate", expression=axe)
     run = """const found = await axe.run(document, {resultTypes: ['violations']});
-        return found.violations.filter(one => ['serious', 'critical'].includes(one.impact)).map(one => [one.id, one.nodes[0].html, one.nodes[0].failureSummary])"""
+        const bad = found.violations.filter(one => ['serious', 'critical'].includes(one.impact));
+        return bad.map(one => [one.id, one.nodes[0].html, one.nodes[0].failureSummary])"""
     for width, scheme in [(1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")]:
         page.size(width, 740)
         page.scheme(scheme)

@@ -149,6 +149,47 @@ def test_a_code_is_changed_for_an_operators_token_once(service: Service) -> None
         assert nobody.post("/api/dashboard/token", body).status_code == 400
 
 
+def test_a_code_that_comes_twice_ends_the_token_that_it_gave(service: Service) -> None:
+    nobody, code = Client(service.url, None), service.client().post("/api/dashboard/code").json()["code"]
+    thief = Client(service.url, nobody.post("/api/dashboard/token", {"code": code}).json()["token"])
+    assert thief.get("/api/dashboard").status_code == 200
+    assert nobody.post("/api/dashboard/token", {"code": code}).status_code == 401
+    assert thief.get("/api/dashboard").status_code == thief.post("/api/auth/refresh").status_code == 401
+
+
+TABLE = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:0BB9 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 1 1 0 100 0 0 10 0
+   1: 0100007F:D431 0100007F:0BB9 01 00000000:00000000 02:00000A9C 00000000  1001        0 2 1 0 20 4 30 10 -1
+   2: 0100007F:0BB9 0100007F:D431 01 00000000:00000000 00:00000000 00000000  1000        0 3 1 0 20 4 30 10 -1
+   3: 0000000000000000FFFF00000100007F:D432 0000000000000000FFFF00000100007F:0BB9 01 0:0 00:0 00000000  1002 0 4 1
+"""
+
+
+@pytest.mark.parametrize(("port", "users"), [(0xD431, {1001}), (0xD432, {1002}), (0xD433, set()), (0, set())])
+def test_the_user_of_a_connection_is_found_in_the_systems_table(port: int, users: set[int]) -> None:
+    assert plugin("dashboard").owners(TABLE, port, 3001) == users
+
+
+AS_NOBODY = """
+import encodings.idna, http.client, json, os, sys
+if os.getuid() == 0:
+    os.setgid(65534); os.setuid(65534)
+connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
+connection.request("POST", "/api/dashboard/token", json.dumps({"code": sys.argv[2]}), {"Content-Type": "application/json"})
+print(os.getuid(), connection.getresponse().status)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="tells whose a connection is")
+def test_another_user_of_the_machine_cannot_use_a_code_that_was_seen_in_the_list_of_processes(service: Service) -> None:
+    code = service.client().post("/api/dashboard/code").json()["code"]
+    command = [sys.executable, "-S", "-c", AS_NOBODY, service.url.rpartition(":")[2], code]
+    user, status = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=30).stdout.split()
+    assert status == ("200" if int(user) == os.getuid() else "403")
+    if status == "403":  # and it is not used up by that
+        assert Client(service.url, None).post("/api/dashboard/token", {"code": code}).status_code == 200
+
+
 def test_pages_of_other_origins_get_no_token(service: Service) -> None:
     code = service.client().post("/api/dashboard/code").json()["code"]
     for origin in ("http://127.0.0.1:1", "http://localhost", "https://evil.example", "null", "vscode-webview://a"):
@@ -487,7 +528,7 @@ def test_a_run_is_stopped_with_its_agents_and_there_is_one_at_a_time(service: Se
 
 def test_a_run_may_be_stopped_before_it_has_a_process_and_counts_from_its_beginning(tmp_path: Path) -> None:
     runs, ended = plugin("runs"), []
-    tokens = SimpleNamespace(permissions=lambda _: set(), mint=lambda *_, **__: "token", revoke=ended.append)
+    tokens = SimpleNamespace(revoke=ended.append)
     storage = SimpleNamespace(write_behind=lambda _: None)
     settings = SimpleNamespace(storage=tmp_path, project=PROJECT, root=tmp_path)
     types = SimpleNamespace(is_for_people=lambda _: True)
@@ -498,6 +539,9 @@ def test_a_run_may_be_stopped_before_it_has_a_process_and_counts_from_its_beginn
     class Slow(runs.Runs):  # type: ignore[misc]
         AT_ONCE = 2
         may_start = threading.Event()
+
+        def _token(self, *_: Any) -> str:
+            return "token"
 
         def _process(self, *_: Any) -> Any:
             assert self.may_start.wait(30)

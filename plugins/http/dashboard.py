@@ -2,7 +2,9 @@
 
 ``cco dashboard`` asks for a code and opens the page with it behind the ``#``, which no request and no log holds. The
 page changes it for a token of the type ``operator``, a person's. A code is good once, for a minute, and only for the
-run of the service that made it, so that it is worth nothing in a browser's history or a list of processes.
+run of the service that made it, so that it is worth nothing in a browser's history. While the browser starts, other
+users of the machine may see it in the list of processes: on Linux their connections are told and refused.
+Everywhere a code that comes twice ends the token of its first use, as RFC 6749 (4.1.2) has it for such codes.
 
 The page's files lie in the folder ``dashboard`` beside this file. They hold no data and need no token.
 """
@@ -11,7 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
+import os
 import secrets
+import socket
 import time
 import weakref
 from pathlib import Path
@@ -33,6 +38,8 @@ from cco_sidecar import (
     hookimpl,
     iso,
 )
+
+log = logging.getLogger("cco")
 
 FOLDER = Path(__file__).with_suffix("")
 TYPES = {  # of the page's files; no other is served
@@ -167,8 +174,14 @@ class TakeToken(Endpoint):
         origin = request.headers.get("Origin")
         if origin is not None and origin.partition("://")[2] != request.host:
             raise ApiError("REQ_007", "Only the dashboard of this service itself may ask for its token")
-        maker = codes_of(self.sidecar).take(body["code"])
+        await asyncio.to_thread(check_owner, request.connection.stream.socket)  # type: ignore[union-attr]
         subject, life = f"operator-{secrets.token_hex(4)}", self.sidecar.settings.token_ttl
+        maker, earlier = codes_of(self.sidecar).take(body["code"], subject)
+        if maker is None:
+            if earlier:
+                tokens.revoke(earlier)
+                await self.sidecar.storage.write(lambda records: records.revoke(self.sidecar.settings.project, earlier))
+            raise ApiError("AUTH_001", f"This code was used, has expired, or is another run's of the service: {AGAIN}")
         self.acted_on = {"agent_id": subject, "issue_id": maker.issue_id or ""}
         may = sorted(tokens.permissions(maker), key=PERMISSIONS.index)
         token = tokens.mint(subject, "operator", permissions=may, issue_id=maker.issue_id)
@@ -178,28 +191,65 @@ class TakeToken(Endpoint):
 
 
 class Codes:
-    """Codes that nobody has used yet, each with the claims of who asked for it. They are kept in memory alone."""
+    """Codes of the last minute, each with the claims of who asked for it, and once it was used with the subject of the
+    token that it gave. They are kept in memory alone.
+    """
 
     SECONDS = 60.0
     KEPT = 100
 
     def __init__(self) -> None:
-        self._made: dict[str, tuple[float, Claims]] = {}  # oldest first
+        self._made: dict[str, tuple[float, Claims, str]] = {}  # oldest first
 
     def make(self, claims: Claims) -> tuple[str, float]:
         """A new code, and when it expires."""
         code, expires = secrets.token_urlsafe(32), time.time() + self.SECONDS
         while len(self._made) >= self.KEPT:
             del self._made[next(iter(self._made))]
-        self._made[code] = (expires, claims)
+        self._made[code] = (expires, claims, "")
         return code, expires
 
-    def take(self, code: str) -> Claims:
-        """Whose code it is; it is good no longer. Raises AUTH_001."""
-        expires, claims = self._made.pop(code, (0.0, None))
-        if claims is None or expires <= time.time():
-            raise ApiError("AUTH_001", f"This code was used, has expired, or is another run's of the service: {AGAIN}")
-        return claims
+    def take(self, code: str, subject: str) -> tuple[Claims | None, str]:
+        """Whose code it is, which ``subject`` has now used; else None and who used it before."""
+        expires, claims, earlier = self._made.get(code, (0.0, None, ""))
+        if claims is None or earlier or expires <= time.time():
+            return None, earlier
+        self._made[code] = (expires, claims, subject)
+        return claims, ""
+
+
+# -- whose connection it is
+
+
+def check_owner(connection: socket.socket) -> None:
+    """Raises AUTH_003 where another user of this machine has the other end. Blocks."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    try:
+        ports = connection.getpeername()[1], connection.getsockname()[1]
+    except OSError:  # the client has gone, and gets no answer
+        return
+    tables = [content_of_table(Path(f"/proc/net/{name}")) for name in ("tcp", "tcp6")]
+    if strangers := owners("\n".join(tables), *ports) - {0, os.getuid()} if any(tables) else set():
+        log.warning("a code for the dashboard came from the user with the number %s, and was refused", *strangers)
+        raise ApiError("AUTH_003", "Another user of this machine may not open the dashboard: paste a token instead")
+
+
+def content_of_table(path: Path) -> str:
+    """A table of connections; empty where the system has none such. Blocks."""
+    try:
+        return path.read_text("ascii", "replace")
+    except OSError:
+        return ""
+
+
+def owners(table: str, local: int, remote: int) -> set[int]:
+    """The users who have the ends at the port ``local`` of connections to ``remote``, as /proc/net/tcp names them (man
+    5 proc): of ends in this machine's own network alone.
+    """
+    ends = (f":{local:04X}", f":{remote:04X}")
+    rows = (row.split() for row in table.splitlines())
+    return {int(row[7]) for row in rows if len(row) > 7 and (row[1][-5:], row[2][-5:]) == ends}
 
 
 PARTS: weakref.WeakKeyDictionary[Sidecar, Codes] = weakref.WeakKeyDictionary()

@@ -5,13 +5,18 @@ import { fill, h, owned, slot } from "../dom.js";
 /** @param {() => void} done @param {string} [reason] */
 export function view(done, reason) {
   const failed = owned(h("div", { role: "alert" }, reason && h("p.problem", null, reason)));
+  let asked = false; // a code that came twice would end the token that it gave
   const onsubmit = async (event) => {
     event.preventDefault();
+    if (asked) return;
+    asked = true;
     try {
       await signIn(new FormData(event.target).get("code"));
       done();
     } catch (error) {
       fill(failed, h("p.problem", null, error.message));
+    } finally {
+      asked = false;
     }
   };
   return {

@@ -70,6 +70,12 @@ class Browser:
         strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
         self.ask("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": strokes}]})
 
+    def click_at(self, x: int, y: int) -> None:
+        """A click of the mouse at a point of what is in sight."""
+        acts: list[dict[str, Any]] = [{"type": "pointerMove", "x": x, "y": y}]
+        acts += [{"type": kind, "button": 0} for kind in ("pointerDown", "pointerUp")]
+        self.ask("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": acts}]})
+
     def console(self) -> list[str]:
         """What was written to the console since the last look."""
         return [entry["message"] for entry in self.ask("POST", "/se/log", {"type": "browser"})]

@@ -66,7 +66,8 @@ class Page:
 
     def click(self, text: str, within: str = "body") -> None:
         """A button or a link, by its words, as soon as it is there."""
-        script = """const found = [...document.querySelectorAll(`${within} :is(button, a, summary)`)].find(one =>
+        script = """const all = document.querySelectorAll(`${within} :is(button:enabled, a, summary)`);
+            const found = [...all].find(one =>
             one.innerText.trim().startsWith(text) || one.ariaLabel === text);
             found?.focus(); found?.click(); return Boolean(found)"""
         self.js_true(script, text=text, within=within)
@@ -229,6 +230,12 @@ def test_a_result_shows_what_git_says_of_its_files_and_an_agent_the_brief_that_i
     body = {"agent_type": "python-specialist", "issue_id": issue, "task": "succeed in greeting politely"}
     page.go(f"agents/{client.post('/api/agents/spawn', body).json()['agent_id']}")
     page.see("The whole output")
+    assert "Pause" not in page.text(".log-tools")
+    page.go(f"issues/{issue}")
+    page.click("Run")
+    page.js_true("return document.querySelector('dialog [name=task]').value === task", task=body["task"])
+    page.browser.press(ESCAPE)
+    page.js("history.back()")
     page.click("Brief")
     page.see("src/greeting.py")
     page.see("Say it twice")
@@ -257,6 +264,28 @@ def test_an_approval_is_answered_by_keyboard(page: Page, issue: str) -> None:
     until(lambda: page.service.client().get(f"/api/approvals/{wondered}").json()["answer"] == "redis")
     page.see("Nobody waits for you")
     page.see("answer: redis")
+
+
+def test_a_double_click_answers_one_request(page: Page, issue: str) -> None:
+    coder = agent(page.service, f"coder-{issue}")
+    asked = [{"kind": "approval", "text": f"Bash: make part-{n}", "issue_id": issue} for n in range(3)]
+    ids = [coder.post("/api/approvals", body).json()["approval_id"] for body in asked]
+    page.go("issues")
+    page.go("approvals")
+    page.js_true("return document.querySelectorAll('[data-approval]').length === 3")
+    place = (
+        "const {x, y} = document.querySelector('[data-answer=approve]').getBoundingClientRect(); return [x + 9, y + 9]"
+    )
+    x, y = map(int, page.js(place))
+    page.browser.click_at(x, y)
+    page.js_true("return document.querySelectorAll('[data-approval]').length === 2")
+    page.browser.click_at(x, y)  # on what has moved up
+    page.see("this click answered none", "#said")
+    states = [page.service.client().get(f"/api/approvals/{one}").json()["state"] for one in ids]
+    assert states == ["answered", "open", "open"]
+    for one in ids[1:]:
+        page.service.client().post(f"/api/approvals/{one}/answer", {"answer": "deny"})
+    page.see("Nobody waits for you")
 
 
 def test_an_event_is_published_and_seen(page: Page, issue: str) -> None:

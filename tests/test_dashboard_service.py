@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -34,6 +36,7 @@ from conftest import (
 )
 from markdown_it import MarkdownIt
 
+import cco_sidecar
 from cco_sidecar import ApiError, Records, connect_database
 
 HEADERS = {
@@ -601,3 +604,13 @@ def test_a_run_ends_with_its_service_and_its_agents_go_on(service: Service) -> N
     for agent in (first, second):
         assert person.delete(f"/api/agents/{agent}").status_code == 202
     until(lambda: not person.get("/api/agents", status="active").json()["agents"])
+
+
+def test_the_commands_that_the_page_shows_are_commands() -> None:
+    folder = Path(cco_sidecar.__file__).parent / "plugins/http/dashboard"
+    text = "".join(file.read_text() for file in folder.rglob("*.js"))
+    shown = re.findall(r"""(["'`])(cco [a-z-][^\n]*?)(?<!\\)\1[,)]""", text)
+    assert len(shown) >= 8
+    for _, words in shown:
+        typed = re.sub(r"\$\{.*\}", "issue-1", words).replace("\\'", "'")
+        plugin("_command_line").parse(shlex.split(typed)[1:])

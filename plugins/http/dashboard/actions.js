@@ -9,6 +9,8 @@ import { lacks, refresh, store } from "./store.js";
 const PRIORITIES = ["low", "normal", "high", "critical"];
 
 const types = () => (store.info?.agent_types ?? []).map((type) => type.name);
+const NAME = "(?!.*\\.\\.)[A-Za-z0-9][A-Za-z0-9._\\-]{0,127}";
+const NAMED = "Letters, digits, . _ and -, without spaces";
 const issues = () => [...store.issues.keys()];
 const may = (permission) => store.info?.permissions?.includes(permission) ?? true;
 
@@ -29,6 +31,7 @@ export function spawn(issueId = "", agentType = "") {
         value: agentType,
         options: types(),
         required: true,
+        more: { pattern: NAME, title: NAMED },
         hint: "python-specialist, test-engineer, security-auditor and their like",
       },
       {
@@ -37,7 +40,8 @@ export function spawn(issueId = "", agentType = "") {
         value: issueId,
         options: issues(),
         required: true,
-        hint: "one that is there, or a new one",
+        more: { pattern: NAME, title: NAMED },
+        hint: "One that is there, or a new one such as fix-login: no spaces",
       },
       { name: "task", label: "Task", kind: "textarea", hint: "Empty: what is known of the issue" },
       {
@@ -84,7 +88,14 @@ const publishFields = (issueId) => [
     hint: "small letters, digits, _ . and -, such as design_approved",
   },
   { name: "topic", label: "Topic", value: "coordination", required: true },
-  { name: "issue_id", label: "Issue", value: issueId, options: issues(), hint: "Empty: for agents of every issue" },
+  {
+    name: "issue_id",
+    label: "Issue",
+    value: issueId,
+    options: issues(),
+    more: { pattern: NAME, title: NAMED },
+    hint: "Empty: for agents of every issue",
+  },
   { name: "data", label: "Data", kind: "textarea", hint: "A JSON object, or plain text, which becomes its message" },
   { name: "priority", label: "Priority", kind: "select", options: PRIORITIES, value: "normal" },
 ];
@@ -117,7 +128,8 @@ export function run(issue) {
         name: "task",
         label: "Task",
         kind: "textarea",
-        hint: "Empty: what is known of the issue. An issue keeps the task that it began with.",
+        value: issue.run || issue.source ? "" : (issue.body ?? ""),
+        hint: "Empty: what is known of the issue. An issue keeps the task of its first run.",
       },
       {
         name: "until",

@@ -24,7 +24,7 @@ function show(dialog) {
 }
 
 /** Asks before what cannot be undone. @returns {Promise<boolean>} */
-export function confirm({ title, text, action }) {
+export function confirm({ title, text, action, kind = "danger" }) {
   return new Promise((resolve) => {
     const answer = (value) => () => {
       resolve(value);
@@ -40,7 +40,7 @@ export function confirm({ title, text, action }) {
           "div.dialog-actions",
           null,
           h("button.button", { type: "button", onclick: answer(false) }, "Cancel"),
-          h("button.button.danger", { type: "button", onclick: answer(true), autofocus: true }, action),
+          h(`button.button.${kind}`, { type: "button", onclick: answer(true), autofocus: true }, action),
         ),
       ),
     );

@@ -57,10 +57,10 @@ export function time(moment, now = new Date()) {
   return at.toDateString() === now.toDateString() ? clock.format(at) : `${day.format(at)}, ${clock.format(at)}`;
 }
 
-/** "2 min 5 s". */
+/** "2 min 5 s". What is known in whole seconds is shown in whole seconds. */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return "–";
-  if (seconds < 10) return `${Math.max(0, seconds).toFixed(1)} s`;
+  if (seconds < 10) return `${Math.max(0, seconds).toFixed(Number.isInteger(seconds) ? 0 : 1)} s`;
   const whole = Math.round(seconds);
   const parts = [
     [Math.floor(whole / 86400), "d"],
@@ -76,7 +76,9 @@ export function duration(seconds) {
     .join(" ");
 }
 
-export const between = (from, to) => (Date.parse(to ?? new Date().toISOString()) - Date.parse(from)) / SECOND;
+/** Whole seconds: the service's times have no more. */
+export const between = (from, to) =>
+  Math.floor((Date.parse(to ?? new Date().toISOString()) - Date.parse(from)) / SECOND);
 
 // Control characters, direction overrides and what is invisible: shown by their names, as they change what is read.
 // The joiners U+200C and U+200D and the variation selectors are left, as scripts and emoji need them.

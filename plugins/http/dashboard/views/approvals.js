@@ -15,8 +15,12 @@ const FRONT_MS = 500;
 let front = performance.now();
 addEventListener("focus", () => (front = performance.now()));
 const justCame = () => performance.now() - front < FRONT_MS;
+const SETTLE_MS = 800; // of which a click may have been meant for what stood there before
+let order;
+let movedAt;
 
 export function view() {
+  [order, movedAt] = ["", -SETTLE_MS];
   const list = { move: step };
   const keys = { a: () => decide("approve"), d: () => decide("deny") };
   for (let number = 1; number <= 9; number++) keys[number] = () => choose(number);
@@ -25,6 +29,7 @@ export function view() {
 
 function render() {
   const open = openApprovals();
+  watchOrder(open);
   const over = [...store.approvals.values()].filter((approval) => approval.state !== "open").toReversed();
   return [
     head("Approvals", {
@@ -57,6 +62,13 @@ function render() {
         h("ul.rows", null, over.slice(0, SHOWN).map(past)),
       ),
   ];
+}
+
+/** Requests move up when one above them is over. What comes below the others moves none. */
+function watchOrder(open) {
+  const next = open.map((approval) => approval.approval_id).join(" ");
+  if (!next.startsWith(order)) movedAt = performance.now();
+  order = next;
 }
 
 /** What is asked, in full, with the answers that there are. */
@@ -97,6 +109,9 @@ const extent = (text) => `${plural(text.split("\n").length, "line")}, ${plural(t
 function answers(approval, options) {
   const send = (text) => (event) => {
     if (justCame()) return say("The page has only just come to the front: look at what is asked, then answer");
+    if (event.detail > 0 && performance.now() - movedAt < SETTLE_MS)
+      return say("The requests had just moved, so this click answered none: look again, then answer");
+    if (event.detail > 1) return; // of a double click the first one counts
     const field = event.currentTarget.closest("article").querySelector("[name=message]");
     answer(approval, text, field?.value);
   };
@@ -207,6 +222,7 @@ async function decide(word) {
     title: word === "approve" ? "Approve this?" : "Deny this?",
     text: approval.command ?? approval.text,
     action: word === "approve" ? "Approve" : "Deny",
+    kind: word === "approve" ? "primary" : "danger",
   });
   if (sure) await answer(approval, word);
 }
@@ -215,6 +231,7 @@ async function choose(number) {
   const approval = chosen();
   const option = approval?.choices[number - 1];
   if (!option) return;
-  if (await confirm({ title: "Send this answer?", text: `${approval.text}\n\n${option}`, action: "Send" }))
+  const text = `${approval.text}\n\n${option}`;
+  if (await confirm({ title: "Send this answer?", text, action: "Send", kind: "primary" }))
     await answer(approval, option);
 }

@@ -131,7 +131,7 @@ function top(id, now) {
       can.run() &&
         (running
           ? button("Stop run", "stop", () => stopRun({ ...running, issue_id: id }), { class: "danger" })
-          : button("Run", "play", () => run(issue))),
+          : button("Run", "play", () => run(issue), { disabled: !now.loaded })),
       can.publish() && button("Publish", "send", () => publish(id)),
       !lacks("GET /api/issues/{issue_id}/export") && exportMenu(id),
       can.spawn() && button("Spawn agent", "plus", () => spawn(id), { class: "primary" }),
@@ -206,14 +206,18 @@ function body(id, now, list, set, look) {
       empty(
         "Nothing is known of this issue here",
         "Spawn an agent on it, or let the pipeline work on it:",
-        `cco run ${/^[\w.-]+$/.test(id) ? id : "ISSUE"} --task 'what is to be done'`,
+        `cco run --issue ${/^[\w.-]+$/.test(id) ? id : "ISSUE"} --task 'what is to be done'`,
       ),
     ];
   }
   if (now.failed && !now.entries.length) return problem(now.failed, look);
   if (!now.loaded) return loading("the story");
   if (!now.entries.length)
-    return empty("Nothing has happened yet", "Spawn an agent, or let the pipeline work on it:", `cco run ${id}`);
+    return empty(
+      "Nothing has happened yet",
+      "Spawn an agent, or let the pipeline work on it:",
+      `cco run --issue ${id} --task 'what is to be done'`,
+    );
   const shown = rows(now).length;
   return [
     h(

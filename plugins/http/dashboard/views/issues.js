@@ -114,8 +114,8 @@ function body(list, issues) {
       );
     return empty(
       "No issue yet",
-      "Write one down, spawn an agent on it, or let the pipeline work on it:",
-      "cco run issue-1 --task 'what is to be done'",
+      "Spawn an agent on one, which begins it, or let the pipeline work on one:",
+      "cco run --issue issue-1 --task 'what is to be done'",
     );
   }
   if (!issues.length) return empty("None fits", "No issue has these words and this state.");
@@ -171,10 +171,9 @@ function latest(issue) {
       { key: "asks" },
       `${plural(issue.waiting_for_people, "request waits", "requests wait")} for you`,
     );
+  if (issue.working?.length) return null;
   const result = issue.latest_result;
-  return (
-    result &&
-    !issue.working?.length &&
-    h("span.faint", { key: "latest" }, "last: ", foreign(result.agent_type, "span"), ` ${result.status}`)
-  );
+  const agent = !result && [...store.agents.values()].findLast((one) => one.issue_id === issue.issue_id);
+  const [type, state] = result ? [result.agent_type, result.status] : [agent?.agent_type, agent?.state];
+  return type && h("span.faint", { key: "latest" }, "last: ", foreign(type, "span"), ` ${state}`);
 }

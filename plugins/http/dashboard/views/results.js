@@ -63,6 +63,12 @@ function body(list, results) {
   return h("div.rows", { key: "rows" }, slot(list.element));
 }
 
+/** What a result says first; of one without a decision, what went wrong. */
+const gist = ({ decisions, errors, warnings }) => {
+  const first = [decisions, errors, warnings].find((said) => said?.length)?.[0];
+  return typeof first === "string" ? first : "No decision was written down";
+};
+
 export const fileCount = (result) =>
   ["files_created", "files_modified", "files_deleted"].reduce((sum, name) => sum + (result[name]?.length ?? 0), 0);
 
@@ -75,11 +81,7 @@ function row({ id, agent_id, issue_id, stored_at, result }) {
     h(
       "div.row-main",
       null,
-      h(
-        "a.row-link",
-        { href: to("results", id), "data-focus": true },
-        foreign((result.decisions?.[0] ?? "No decision was written down").slice(0, 300)),
-      ),
+      h("a.row-link", { href: to("results", id), "data-focus": true }, foreign(gist(result).slice(0, 300))),
       h("p.row-sub", null, issueLink(issue_id), h("span.faint", null, foreign(shortId(agent_id)))),
     ),
     h(

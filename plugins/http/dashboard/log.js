@@ -91,9 +91,13 @@ export class Log {
     } finally {
       this.looking = false;
       this.show();
-      if (!this.closed && this.following && !this.over)
-        this.timer = setTimeout(() => this.look({ since: this.offset }), more && wasEnded ? 0 : EVERY_MS);
+      if (!this.closed && this.following && !this.over) this.soon(more && wasEnded ? 0 : EVERY_MS);
     }
+  }
+
+  /** Reads on after a while, or once the page is seen again. */
+  soon(wait) {
+    this.timer = setTimeout(() => (document.hidden ? this.soon(EVERY_MS) : this.look({ since: this.offset })), wait);
   }
 
   /** Adds text, in whole lines; what is no line yet is shown at the end, and anew with what follows it. */

@@ -13,7 +13,8 @@ export function view(_id, { draw }) {
   const now = { health: null, status: null, failed: null, timer: 0, over: false };
   const look = async () => {
     try {
-      [now.health, now.status] = await Promise.all([get("/health"), get("/status")]);
+      if (!document.hidden || !now.health)
+        [now.health, now.status] = await Promise.all([get("/health"), get("/status")]);
       now.failed = null;
     } catch (error) {
       now.failed = error;

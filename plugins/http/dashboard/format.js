@@ -83,8 +83,8 @@ export const between = (from, to) =>
 // Control characters, direction overrides and what is invisible: shown by their names, as they change what is read.
 // The joiners U+200C and U+200D and the variation selectors are left, as scripts and emoji need them.
 const UNSEEN = new RegExp(
-  String.raw`[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f]` +
-    String.raw`|[\u2028-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]`,
+  String.raw`[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b]` +
+    String.raw`|[\u200e\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]`,
   "gu",
 );
 

@@ -1295,7 +1295,7 @@ PACKAGE = "cco_sidecar_plugins"
 def bettered(base: type[T], file: str, name: str) -> type[T]:
     """The class ``name`` in a file of the bundled plugins, which derives from ``base``; without them ``base``."""
     path = Path(bundled_folder() or "/nowhere", f"{file}.py")
-    return getattr(import_file(path), name) if contains(path, b"cco_sidecar") else base
+    return getattr(import_file(path), name) if contains(path, f"class {name}(".encode()) else base
 
 
 def bundled_plugins(hook: str = "") -> list[Path]:

@@ -944,7 +944,8 @@ def alone(tmp_path: Path) -> Path:
     for file in (ROOT / "plugins").rglob("*.py"):
         foreign = tmp_path / file.relative_to(ROOT)
         foreign.parent.mkdir(parents=True, exist_ok=True)
-        foreign.write_text("def register_commands(): pass\nraise SystemExit('foreign')\n")
+        speaks = "  # of cco_sidecar" if foreign.parent.name == "plugins" else ""
+        foreign.write_text(f"def register_commands(): pass{speaks}\nraise SystemExit('foreign')\n")
     return Path(shutil.copy(MODULE, tmp_path / "cco_sidecar.py"))
 
 

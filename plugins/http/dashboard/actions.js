@@ -104,7 +104,11 @@ async function sendEvent({ event_type, topic, issue_id, data, priority }) {
   const body = { publisher: "operator", topic, priority, data: { ...asObject(data), ...(issue_id && { issue_id }) } };
   const once = { "Idempotency-Key": crypto.randomUUID() };
   const published = await api.post(`/api/events/${api.part(event_type)}`, body, once);
-  say(`Published; ${published.subscriber_count} waited for it`);
+  // Pages like this one wait for every event, which is nothing to tell.
+  const woken = published.subscribers_notified.filter((subject) => !subject.startsWith("operator-"));
+  say(
+    `Published; ${woken.length ? `it woke ${woken.slice(0, 3).join(", ")}${woken.length > 3 ? " and others" : ""}` : "no agent waits for it now"}`,
+  );
 }
 
 function asObject(text) {
@@ -186,7 +190,7 @@ export const exportIssue = (id, format) =>
     const address = URL.createObjectURL(await answer.blob());
     h("a", { href: address, download: `${id}.${format === "json" ? "json" : "md"}` }).click();
     setTimeout(() => URL.revokeObjectURL(address), 60_000);
-    say(`Exported ${id}`);
+    say(`Exported ${id}.${format === "json" ? "json" : "md"}`);
   });
 
 async function doing(work, after = () => {}) {

@@ -76,6 +76,11 @@ export function duration(seconds) {
     .join(" ");
 }
 
+const SIGNALS = { 1: "SIGHUP", 2: "SIGINT", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM" };
+
+/** The name of a signal, where it is one that is often seen. */
+export const signalName = (number) => (number ? (SIGNALS[number] ?? `signal ${number}`) : null);
+
 /** Whole seconds: the service's times have no more. */
 export const between = (from, to) =>
   Math.floor((Date.parse(to ?? new Date().toISOString()) - Date.parse(from)) / SECOND);

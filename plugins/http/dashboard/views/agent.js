@@ -2,7 +2,7 @@
 import { can, end } from "../actions.js";
 import { get, part, send } from "../api.js";
 import { h, slot } from "../dom.js";
-import { between, bytes, compact, cost, count, duration, exact, relative, shortId } from "../format.js";
+import { between, bytes, compact, cost, count, duration, exact, relative, shortId, signalName } from "../format.js";
 import { Log } from "../log.js";
 import { markdown } from "../markdown.js";
 import { agentLink, at, badge, button, choices, facts, head, issueLink, loading, problem } from "../parts.js";
@@ -105,8 +105,8 @@ function life(agent) {
     ["Started", at(agent.started_at)],
     [agent.ended_at ? "Worked" : "Works for", duration(between(agent.started_at, agent.ended_at))],
     ["Ended", agent.ended_at && at(agent.ended_at)],
-    ["Exit code", agent.exit_code],
-    ["Signal", agent.signal],
+    ["Exit code", agent.signal ? null : agent.exit_code],
+    ["Signal", signalName(agent.signal)],
     ["Result", result_id && h("a", { href: to("results", result_id) }, badge(result_status ?? "success"))],
     ["Processor", usage && duration(usage.cpu_seconds)],
     ["Memory", usage && `${bytes(usage.memory_bytes)} (peak ${bytes(usage.peak_memory_bytes)})`],

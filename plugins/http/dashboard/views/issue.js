@@ -38,8 +38,10 @@ const LABELS = {
   ended: "ends",
 };
 
+let latestFirst = false; // as it was left, for every issue
+
 export function view(id, { draw }) {
-  const now = { issue: null, entries: [], open: new Set(), filter: "", kind: "", latestFirst: false, loaded: false };
+  const now = { issue: null, entries: [], open: new Set(), filter: "", kind: "", loaded: false };
   const toggle = (entry) => {
     now.open[now.open.has(entry) ? "delete" : "add"](entry);
     draw();
@@ -229,8 +231,11 @@ function body(id, now, list, set, look) {
         "button.button.order",
         {
           type: "button",
-          onclick: () => set({ latestFirst: !now.latestFirst }),
-          "aria-pressed": String(now.latestFirst),
+          onclick: () => {
+            latestFirst = !latestFirst;
+            set({});
+          },
+          "aria-pressed": String(latestFirst),
         },
         "Latest first",
       ),
@@ -268,7 +273,7 @@ function rows(now) {
   const entries = now.entries.filter(fits);
   const beside = lanes(entries, new Set(now.issue?.working?.map((agent) => agent.agent_id)));
   const found = entries.map((entry, number) => ({ entry, beside: beside.rows[number], columns: beside.columns }));
-  return now.latestFirst ? found.map(flipped).reverse() : found;
+  return latestFirst ? found.map(flipped).reverse() : found;
 }
 
 const flipped = (item) => ({

@@ -2,7 +2,7 @@
 import { can, spawn } from "../actions.js";
 import { plain } from "../ansi.js";
 import { h } from "../dom.js";
-import { compact, cost, cut, duration, plural, shortId } from "../format.js";
+import { compact, cost, cut, duration, plural, shortId, signalName } from "../format.js";
 import { icon } from "../icons.js";
 import { json, longText, written } from "../json.js";
 import { agentLink, at, badge, facts, foreign } from "../parts.js";
@@ -90,7 +90,9 @@ function inLine(value) {
 }
 
 function event(entry) {
-  const said = Object.entries(entry.data ?? {}).filter(([name]) => !IMPLIED.has(name));
+  const said = Object.entries(entry.data ?? {}).filter(
+    ([name, value]) => !IMPLIED.has(name) && value !== "" && value !== null,
+  );
   const preview = cut(said.map(([name, value]) => `${name}: ${inLine(value)}`).join(" · "), 240);
   return {
     title: foreign(entry.event_type ?? entry.title),
@@ -199,8 +201,9 @@ function ended(entry) {
     entry.duration_seconds !== null &&
       entry.duration_seconds !== undefined &&
       `after ${duration(entry.duration_seconds)}`,
-    entry.exit_code !== null && entry.exit_code !== undefined && `exit code ${entry.exit_code}`,
-    entry.signal && `signal ${entry.signal}`,
+    entry.signal
+      ? `by ${signalName(entry.signal)}`
+      : entry.exit_code !== null && entry.exit_code !== undefined && `exit code ${entry.exit_code}`,
     entry.output_tokens > 0 && `${compact((entry.input_tokens ?? 0) + entry.output_tokens)} tokens`,
     entry.cost_usd !== null && entry.cost_usd !== undefined && cost(entry.cost_usd),
   ].filter(Boolean);

@@ -22,8 +22,8 @@ The path of a request, from top to bottom of this file:
            -> EventBus.wake_waiters (on the loop, in commit order) -> the answer
 
 This file alone serves the whole reference and makes tokens. What goes beyond that, or does a part better, is a plugin
-in ``plugins/``: by hooks (``Asks``, ``Tells``, ``Parts``), or by a class derived from Settings, Hooks or Program
-(``bettered``).
+in ``plugins/``. It implements hooks (``Asks``, ``Tells``, ``Parts``); only what runs before hooks can be asked is a
+class derived from Settings, Hooks or Program (``bundled_class``).
 
 Units: seconds and bytes everywhere inside; a name says so where it is another one (``timeout_ms``).
 
@@ -115,7 +115,7 @@ log = logging.getLogger("cco")
 MB = 1024 * 1024
 TASK_LENGTH = 30_000  # characters, of up to 12 bytes each in a URL
 MAX_LINE = 8 * 1024  # bytes of a request's target; what RFC 9112 (3) asks for at least
-MAX_FIELDS = 64 * 1024  # bytes of its headers
+MAX_FIELDS = 64 * 1024  # bytes of a request's headers
 
 
 # ======================================================================================================
@@ -124,7 +124,7 @@ MAX_FIELDS = 64 * 1024  # bytes of its headers
 
 
 class StartError(Exception):
-    """Why the program cannot go on: printed as one line; ``exit_code`` is what the process ends with."""
+    """Ends the program: the message is printed as one line, and ``exit_code`` is the process's."""
 
     def __init__(self, message: str, exit_code: int = 2) -> None:
         super().__init__(message)
@@ -144,7 +144,7 @@ class Option:
     default: Any
     help: str
     metavar: str = "VALUE"
-    plugin: str = ""  # the plugin that it is for; without that plugin the start is refused
+    plugin: str = ""  # the plugin that reads it; without that plugin the start is refused where it is given
     read: Callable[[Any], Any] = str
 
 
@@ -197,7 +197,7 @@ class Settings:
     no_plugins: Annotated[bool, read_bool] = option(False, "the service runs no plugins")
     log_level: Annotated[str, read_choice("debug", "info", "warning", "error")] = option("info", "what is logged")
     log_format: Annotated[str, read_choice("text", "json")] = option("text", "how it is logged")
-    places: dict[str, str] = dataclasses.field(default_factory=dict)  # option: the variable or line that sets it
+    places: dict[str, str] = dataclasses.field(default_factory=dict)  # by option: the flag, variable or line
 
     def where(self, name: str) -> str:
         """Where an option is set, for messages."""
@@ -209,7 +209,7 @@ class Settings:
 
     @classmethod
     def read_file(cls, path: Path) -> dict[str, tuple[str, Any]]:
-        """By key of our table in a settings file: (where it is set, value); {} where there is no file. Raises
+        """(where it is set, value) by key, out of our table in a settings file; {} where there is no file. Raises
         StartError.
         """
         try:
@@ -224,7 +224,7 @@ class Settings:
 
 def settings_class() -> type[Settings]:
     """Settings, or what the bundled plugins derive from it."""
-    return bettered(Settings, "_settings", "PluginSettings")
+    return bundled_class(Settings, "_settings", "PluginSettings")
 
 
 @functools.cache
@@ -325,9 +325,8 @@ def default_storage(root: Path, project: str) -> Path:
         try:
             base = Path.home().absolute() / below_home
         except RuntimeError:
-            raise StartError(
-                "you have no home folder, in which state is kept: set HOME, or say --storage DIR"
-            ) from None
+            problem = "your home folder, in which state is kept, is not known: set HOME, or use --storage DIR"
+            raise StartError(problem) from None
     return base / "cco-sidecar" / f"{project}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
 
 
@@ -338,7 +337,7 @@ def read_text(value: Any) -> str:
 
 
 def read_path(value: Any) -> Path:
-    """A path as the system names it, whose own encoding may not have what our text has."""
+    """A path in the encoding of the file system, where ``~`` is a home folder."""
     try:
         return Path(os.fsdecode(read_text(value).encode("utf-8", "surrogateescape"))).expanduser()
     except RuntimeError as error:  # the home folder of ~ or ~name is not known
@@ -438,7 +437,8 @@ def read_agent_types(value: Any) -> dict[str, str]:
 class Category(Struct, frozen=True):
     """Permissions, rate limits and topic of results of one category of agent types.
 
-    Those of ``people`` are no agents: none is spawned or proposed, none has results. Whom they spawn may store results.
+    The types of ``people`` are not agents': none is spawned, proposed or has results. Agents that people spawn may
+    store results although people may not.
     """
 
     permissions: tuple[str, ...]
@@ -527,12 +527,16 @@ class ApiError(Exception):
         return body | {name: value for name, value in more.items() if value is not None}
 
 
+def forbidden(message: str, **details: Any) -> ApiError:
+    return ApiError("AUTH_003", message, details=details)
+
+
 def snake_case(phrase: str) -> str:
     return re.sub(r"[^a-z]+", "_", phrase.lower())
 
 
 # ------------------------------------------------------------------------------------------------------
-# Shapes of bodies, contexts and queries; plugins/http/_answers.py has the types of answers
+# Shapes of bodies, contexts, queries and claims; plugins/http/_answers.py has the types of answers
 
 IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
@@ -728,9 +732,8 @@ class Claims(Struct, frozen=True, kw_only=True):
     issued_elsewhere: bool = False  # verified with another issuer's key; never taken from the token itself
 
 
-NOBODY = Claims(
-    sub="", agent_type="", project_id="", permissions=[], exp=math.inf, iat=0.0
-)  # claims of a request without a verified token
+# the claims of a request without a verified token
+NOBODY = Claims(sub="", agent_type="", project_id="", permissions=[], exp=math.inf, iat=0.0)
 
 
 # ======================================================================================================
@@ -741,8 +744,9 @@ hookimpl = pluggy.HookimplMarker("cco_sidecar")  # marks an implementation
 
 
 class Asks:
-    """Hooks by which anybody's code gives a value, in a worker thread and within five seconds. Who raises, hangs or
-    returns what JSON cannot say is logged and passed over. None is no answer; where one is wanted, the first wins.
+    """Hooks by which anybody's code gives a value, in a worker thread and within five seconds. A plugin that raises,
+    hangs or returns what JSON cannot say is logged and passed over. None is no answer; where one is wanted, the first
+    wins. plugins/examples/_every_hook.py has the smallest useful implementation of each hook, also of Tells and Parts.
     """
 
     def register_agent_types(self, settings: Settings) -> dict[str, str]:
@@ -787,22 +791,24 @@ class Asks:
 
     def context_brief(self, request: ContextRequest, sections: Sections, reader: Reader) -> str | None:
         """A context as Markdown of 10 kB at most, for ``Accept: text/markdown`` and a spawned agent's $CCO_BRIEF_FILE.
-        ``sections`` are redacted and have no ``relevant_files``: see ``request.ranked``.
+        ``sections`` are redacted and have no ``relevant_files``: see ``request.ranked``. Asked by the plugin brief.
         """
 
     def agent_command(self, launch: AgentLaunch, settings: Settings) -> Argv | AgentCommand | None:
         """The argv that runs an agent, or an AgentCommand; AgentLaunch's fields in braces are filled in."""
 
     def agent_failure(self, agent: dict[str, Any], output: list[str]) -> Annotated[str, Meta(pattern=r"\S")] | None:
-        """Why an agent failed, by its last 100 lines. In its first two minutes it is asked whenever the agent has
-        written something, and ends it. ``agent`` is what is known of the data of its ``agent_exited`` event.
+        """Why an agent failed, by its last 100 lines. In the agent's first two minutes it is asked whenever the agent
+        has written something, and an answer ends the agent. ``agent`` is what is known of the data of its
+        ``agent_exited`` event. Asked by the plugin endings.
         """
 
     def agent_result(
         self, agent: dict[str, Any], lines: list[str], folder: str, root: str, alone: bool
     ) -> ResultBody | None:
         """The result of an agent that ended well and stored none although it could; it gets ``"source": "sidecar"``.
-        ``agent`` is as for agent_failure, ``lines`` are its last 100, ``alone`` means that no other agent ran.
+        ``agent`` is as for agent_failure, ``lines`` are its last 100, ``alone`` means that no other agent ran. Asked by
+        the plugin endings.
         """
 
     def register_routes(self) -> list[Route]:
@@ -816,7 +822,8 @@ class Asks:
 
 class Tells:
     """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own. What they
-    return is passed over; what a slow one misses is logged. Who waits for them does so five seconds at most.
+    return is passed over; what a slow one misses is logged. Where the service waits for them it does so for five
+    seconds at most.
     """
 
     def result_stored(self, result: dict[str, Any]) -> None:
@@ -826,7 +833,9 @@ class Tells:
         """An event was published; ``event`` is as readers get it."""
 
     def agent_starting(self, launch: AgentLaunch, root: str) -> None:
-        """An agent is about to start, and waits for you: its files are there, its process is not."""
+        """An agent is about to start, and waits for you: its files are there, its process is not. Where the start
+        fails, no agent_ended follows.
+        """
 
     def agent_ended(self, agent: dict[str, Any]) -> None:
         """An agent ended: the data of its ``agent_exited`` event."""
@@ -840,13 +849,13 @@ class Tells:
 
 class Parts:
     """Hooks by which a trusted plugin does one part of the work in the core's place. A part is made once, at the start
-    (only fit_context is called again and again); StartError ends the program, other errors leave the core's own in use.
-    Where one is wanted, the first wins.
+    (only fit_context is called for each context); StartError ends the program, other errors leave the core's own in
+    use. Where one is wanted, the first wins.
     """
 
     def storage(self, settings: Settings) -> Storage | None:
-        """The keeper of events, results and agents: a Storage, not started, whose docstring and Records say what the
-        other parts rely on.
+        """What keeps events, results and agents: a Storage, not started. Its docstring and Records say what the other
+        parts rely on.
         """
 
     def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
@@ -884,9 +893,10 @@ class Parts:
         service; ``end`` waits for the last process.
         """
 
-    def agent_part(self, settings: Settings, base: type) -> type | None:
-        """Agents, Launcher or Contexts, derived from ``base`` as server_class's is: Agents looks after agents and
-        judges how they ended, Launcher makes what one is started with, Contexts what one reads.
+    def part_class(self, settings: Settings, base: type) -> type | None:
+        """The class of a part, derived from ``base``: Agents, Launcher or Contexts, or what the plugin before yours
+        derived from it; None where you leave that part as it is. Agents looks after agents and judges how they ended,
+        Launcher makes what one is started with, Contexts what one reads.
         """
 
     def meter(self, settings: Settings) -> Meter | None:
@@ -894,15 +904,12 @@ class Parts:
 
 
 class HookSpecs(Asks, Tells, Parts):
-    """Every hook. An implementation may take fewer arguments than are named here; plugins/examples/_every_hook.py has
-    the smallest useful one of each.
-    """
+    """Every hook. An implementation may take fewer arguments than are named here."""
 
 
 HOOKS = [name for kind in HookSpecs.__bases__ for name in vars(kind) if name[0] != "_"]
 for _name in HOOKS:
     pluggy.HookspecMarker("cco_sidecar")(getattr(HookSpecs, _name))
-NOT_ASKED_FOR = "plugin %s: %s: an answer of type %s is not what was asked for"
 AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 
@@ -1060,7 +1067,7 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
 
 def hooks_class() -> type[Hooks]:
     """Hooks, or what the bundled plugins derive from it."""
-    return bettered(Hooks, "_hooks", "SafeHooks")
+    return bundled_class(Hooks, "_hooks", "SafeHooks")
 
 
 class Hooks:
@@ -1071,6 +1078,7 @@ class Hooks:
     """
 
     MAX_UNTOLD = 10_000
+    NOT_ASKED_FOR = "plugin %s: %s: an answer of type %s is not what was asked for"
 
     def __init__(self, built_in: Iterable[object]) -> None:
         self._manager = pluggy.PluginManager("cco_sidecar")
@@ -1131,6 +1139,7 @@ class Hooks:
         return sorted(hooks.values())
 
     def imported(self, name: str, load: Callable[[], Any]) -> Any:
+        """The plugin ``name``, which ``load`` gives. Raises what its code raises."""
         return load()
 
     def check(self, hook: str, function: Callable[..., Any]) -> None:
@@ -1201,6 +1210,7 @@ class Hooks:
                 plugin.failures, plugin.failure = plugin.failures + 1, failure
 
     def describe(self, error: BaseException, file: str) -> str:
+        """An error in the code of ``file``, for the log and the list of plugins."""
         return f"{type(error).__name__}: {one_line(error)}"
 
     # -- tells
@@ -1242,7 +1252,7 @@ class Hooks:
             if made is not None and issubclass(made, base):
                 base = made
             elif made is not None:
-                log.warning(NOT_ASKED_FOR, row.plugin, hook, made.__name__)
+                log.warning(self.NOT_ASKED_FOR, row.plugin, hook, made.__name__)
         return base
 
     def _made(self, row: Implementation, kind: Any, facts: dict[str, Any]) -> Any:
@@ -1256,16 +1266,17 @@ class Hooks:
             return None
         if made is None or isinstance(made, kind):
             return made
-        return log.warning(NOT_ASKED_FOR, row.plugin, row.hook, type(made).__name__)
+        return log.warning(self.NOT_ASKED_FOR, row.plugin, row.hook, type(made).__name__)
 
 
 class PluginFault(Exception):
-    """A plugin that is not what its author meant: a hook or an argument that does not exist."""
+    """A plugin implements a hook that does not exist, or takes an argument that its hook does not have."""
 
 
 class LoadedPlugin(Struct):
     """A plugin that was found: ``problem`` says why it is not in use, ``faulty`` that its author must mend it before
-    the service starts, ``failure`` what went wrong last in one of its hooks."""
+    the service starts, ``failure`` what went wrong last in one of its hooks.
+    """
 
     name: str
     source: str
@@ -1292,7 +1303,7 @@ PACKAGE = "cco_sidecar_plugins"
 
 
 @functools.cache
-def bettered(base: type[T], file: str, name: str) -> type[T]:
+def bundled_class(base: type[T], file: str, name: str) -> type[T]:
     """The class ``name`` in a file of the bundled plugins, which derives from ``base``; without them ``base``."""
     path = Path(bundled_folder() or "/nowhere", f"{file}.py")
     return getattr(import_file(path), name) if contains(path, f"class {name}(".encode()) else base
@@ -1381,13 +1392,15 @@ class Sidecar:
         self.limits = RateLimits(self.agent_types)
         self.bus = EventBus(self.storage, settings, hooks)
         self.results = Results(self.storage, self.bus, hooks, self.agent_types, settings)
-        contexts = hooks.derived("agent_part", Contexts, settings=settings)
+        contexts = hooks.derived("part_class", Contexts, settings=settings)
         self.contexts: Contexts = contexts(self.storage, hooks, self.agent_types, settings)
-        agents = hooks.derived("agent_part", Agents, settings=settings)
+        agents = hooks.derived("part_class", Agents, settings=settings)
         self.agents: Agents = agents(
             self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings
         )
-        self.repeats: weakref.WeakValueDictionary[Any, asyncio.Lock] = weakref.WeakValueDictionary()  # by their key
+        self.repeats: weakref.WeakValueDictionary[Any, asyncio.Lock] = (
+            weakref.WeakValueDictionary()
+        )  # by Idempotency-Key
         self.request_logs: list[RequestLog] = []
         self.access = Access(settings)
         self.answer_filters: list[AnswerFilter] = list(hooks.parts("answer_filter", Callable, settings=settings))
@@ -1475,7 +1488,7 @@ class Sidecar:
         self.protocols = self._server.protocols
 
     def _announced(self) -> SidecarInfo:
-        """What clients find the service by."""
+        """The content of sidecar.json, by which clients find the service."""
         settings = self.settings
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
         url = f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
@@ -1885,8 +1898,10 @@ class Endpoint(Handler):
     max_line: ClassVar[int] = MAX_LINE
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
     idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
-    holds_token: ClassVar[bool] = False  # the answer does, in ``jwt_token`` where it is kept for repeats
-    aside: ClassVar[bool] = False  # what an agent's program does by itself: no call of the agent, and none of its limit
+    holds_token: ClassVar[bool] = False  # the answer holds a token: an idempotent endpoint's in ``jwt_token``
+    aside: ClassVar[bool] = (
+        False  # sent by an agent's program unasked: neither limited nor noted as a call of the agent
+    )
 
     ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
 
@@ -2234,7 +2249,7 @@ class GetContext(Endpoint):
         return content
 
     def reader(self, issue_id: str) -> Reader | None:
-        """Who asks for a brief rather than for JSON: nobody, without the plugin that makes briefs."""
+        """The reader of the brief that is asked for in the place of JSON. The plugin brief derives from this."""
         return None
 
 
@@ -2470,7 +2485,7 @@ class GetStatus(Endpoint):
 
 
 # ======================================================================================================
-# Tokens and rate limits
+# Tokens and rate limits: who may do what, and how often
 # ======================================================================================================
 
 
@@ -2575,8 +2590,7 @@ class Tokens:
         if claims.exp <= time.time():
             del self._verified[token]
             raise ApiError("AUTH_002", details={"token_expired": True, "expiry_time": iso(claims.exp)})
-        if claims.sub in self._revoked:
-            raise ApiError("AUTH_001", "This token was revoked")
+        self.check_revoked(claims.sub)
         if claims.project_id != self._settings.project:
             raise forbidden("This token belongs to another project", project_id=claims.project_id)
         return claims
@@ -2675,10 +2689,6 @@ class Allowance(Struct, frozen=True):
     def headers(self) -> dict[str, str]:
         names = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
         return {name: str(value) for name, value in zip(names, (self.limit, self.remaining, self.reset), strict=True)}
-
-
-def forbidden(message: str, **details: Any) -> ApiError:
-    return ApiError("AUTH_003", message, details=details)
 
 
 class RateLimits:
@@ -2813,11 +2823,11 @@ class Storage:
         self.write(job, committed).add_done_callback(written)
 
     def announce(self, info: SidecarInfo) -> None:
-        """Write what clients find the service by. Raises OSError."""
+        """Write sidecar.json, by which clients find the service. Raises OSError."""
         write_file(self.path.with_name(SidecarInfo.FILE), msgspec.json.format(msgspec.json.encode(info)) + b"\n")
 
     def room(self, size: int) -> contextlib.AbstractAsyncContextManager[None]:
-        """Room for a body of ``size`` bytes while it is stored. Raises STR_001. The core's own has no limit."""
+        """Held while a body of ``size`` bytes is stored. Raises STR_001 where there is no room, never in the core."""
         return contextlib.nullcontext()
 
     async def statistics(self) -> dict[str, Any]:
@@ -2934,6 +2944,7 @@ def changes(sql: str) -> Callable[..., int]:
     return lambda self, *values: self.change(sql, *values).rowcount
 
 
+# parts that statements of Records have in common
 COUNTED = "select cast(value as int) from meta where name = "  # a number that the schema's triggers keep
 CHOSEN = "seq in (select value from json_each(?))"
 KEY = "project, subject, endpoint, key"
@@ -3142,10 +3153,7 @@ def agent_row(row: Row) -> dict[str, Any]:
     """The row as a dict, its JSON columns decoded and its outcome's facts beside the others."""
     empty = {"permissions": "[]", "seen": "[]", "last_call": "null"}
     decoded = {name: json.loads(row[name] or default) for name, default in empty.items()}
-    return dict(row) | decoded | NO_OUTCOME | json.loads(row["outcome"] or "{}")
-
-
-NO_OUTCOME = {"reason": None}  # what is said of an agent only where there is something to say
+    return dict(row) | decoded | {"reason": None} | json.loads(row["outcome"] or "{}")
 
 
 SCHEMA_VERSION = 1
@@ -3273,7 +3281,7 @@ class IdempotencyTicket:
         return known["answer"] if known else None
 
     def remember(self, records: Records, answer: Any) -> None:
-        """Store what is known of the answer, in the transaction of the work itself."""
+        """Store what is known of the answer, in the same transaction as the work."""
         self._stored = msgspec.json.encode(answer)
         records.remember(*self.key, self._digest, self._stored)
 
@@ -3934,7 +3942,7 @@ CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order, with the 
 CUTTABLE_SECTIONS = CONTEXT_SECTIONS.keys() - {"metadata"}
 
 
-# a context as those get it who have waited for it, as it is given afterwards, and its ETag
+# a context as JSON for those who waited until it was built, for those who get it from the cache, and its ETag
 BuiltContext = tuple[bytes, bytes, str]
 
 
@@ -4066,7 +4074,7 @@ class Contexts:
         return built
 
     def _build(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState, etag: str) -> BuiltContext:
-        """The context; what soon can be better gets an ETag that nothing else has. Blocks."""
+        """The context. While an index is being made its ETag is one that nothing else has: it is not kept. Blocks."""
         # All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
         building = self.index_building()
         ranked = self.rank(key, outputs, state)
@@ -4078,7 +4086,7 @@ class Contexts:
         return *self.answer(request, sections), f'W/"{secrets.token_hex(16)}"' if building else etag
 
     def answer(self, request: ContextRequest, sections: Sections) -> tuple[bytes, bytes]:
-        """The context as those get it who have waited for it, and as it is given afterwards. Blocks."""
+        """The context for those who waited until it was built, and for those who get it from the cache. Blocks."""
         head = assembled(request, sections, self._fit(request, sections))
         first, hit = (msgspec.json.encode({"timestamp": iso(), "cache_hit": hit})[1:] for hit in (False, True))
         return head + first, head + hit
@@ -4262,7 +4270,7 @@ class ProjectState(Struct, frozen=True):
 
 
 class Project:
-    """The repository on disk, asked anew at each look. A plugin's ``project_reader`` may know faster what changed."""
+    """The repository on disk, asked anew at each look. The plugin project_index derives a faster one from it."""
 
     def __init__(self, root: Path, scratch: Path) -> None:
         self._root, self._scratch = root, scratch
@@ -4297,9 +4305,7 @@ class Project:
         for name in (*names, *self.also):
             with contextlib.suppress(OSError, ValueError):  # it is gone
                 facts = os.lstat(os.path.join(self._root, name))
-                mtime = min(
-                    facts.st_mtime_ns, 2**63 - 1
-                )  # what databases hold; some disks claim a later year than 2262
+                mtime = min(facts.st_mtime_ns, 2**63 - 1)  # a database's largest; some disks claim later years
                 found[name] = mtime, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode
         files = [FileFact(name, it[2], it[0]) for name in names if (it := found.get(name)) and not stat.S_ISDIR(it[4])]
         young = any(is_young(max(mtime, ctime), now) for mtime, ctime, *_ in found.values())
@@ -4322,10 +4328,8 @@ class Project:
             return [], GitContext(None, [], [], None, None), None
         names = sorted(split_z(ask_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate")))
         (branch, codes), (found, complete) = read_status(root, prefix), git_log(root, *LOG_WITH_NAMES)
-        commits, changes = (
-            as_commits(root, found if complete else found[:-1]),
-            describe_changes(codes, line_counts(root)),
-        )
+        commits = as_commits(root, found if complete else found[:-1])
+        changes = describe_changes(codes, line_counts(root))
         remote, url = read_remote(root)
         git = GitContext(branch, commits, changes, remote, url and without_credentials(url))
         return names, git, found[0][0] if found else None
@@ -4393,7 +4397,7 @@ def git_log(root: Path, *flags: str) -> tuple[list[tuple[Any, ...]], bool]:
 
 
 def as_commits(root: Path, found: list[tuple[Any, ...]]) -> list[Commit]:
-    """What ``git_log`` found; without the files of a shallow clone's last commit, which would be all. Blocks."""
+    """Commits out of what ``git_log`` found; a shallow clone's last one names no files, as git says all. Blocks."""
     rootless = any(not parents for _, _, parents, *_ in found)
     is_shallow = rootless and run_git(root, "rev-parse", "--is-shallow-repository") == b"true\n"
     commits = []
@@ -4773,7 +4777,7 @@ SECRET_HINTS = [  # those with one beginning: a pattern of theirs is found, or n
 
 
 class Agents:
-    """Spawns, watches, adopts and ends agents. Plugins may derive theirs from it (``agent_part``).
+    """Spawns, watches, adopts and ends agents. Plugins derive theirs from it (``part_class``).
 
     An agent's states, each of which is on disk before what comes of it goes on::
 
@@ -4794,13 +4798,13 @@ class Agents:
     ) -> None:  # fmt: skip
         self.tokens, self.results, self.hooks, self.settings, self._types = tokens, results, hooks, settings, types
         self._folder = settings.storage / "agents"
-        launcher = hooks.derived("agent_part", Launcher, settings=settings)
+        launcher = hooks.derived("part_class", Launcher, settings=settings)
         self.launcher: Launcher = launcher(contexts, tokens, types, hooks, settings)
         self.disk = Pool("agents", 8, 20)
         self.processes: Processes = hooks.part("process_owner", Processes, settings=settings) or Processes(settings)
         self.output = self.processes.output
         self.active: dict[str, Running] = {}
-        self.ledger = AgentLedger(storage, settings, self.active)
+        self.ledger = AgentLedger(storage, settings.project, self.active)
         self.meter = Meter()  # until the storage folder is there
         self._spawning: set[asyncio.Future[Any]] = set()
         self._stopping = False
@@ -5053,8 +5057,8 @@ class AgentLedger:
     LIVE = "cpu memory peak_memory processes measured last_call".split()  # in memory alone while an agent runs
     END = ["state", "ended", "exit_code", "signal", *LIVE]
 
-    def __init__(self, storage: Storage, settings: Settings, active: dict[str, Running]) -> None:
-        self.storage, self._settings, self._active, self._project = storage, settings, active, settings.project
+    def __init__(self, storage: Storage, project: str, active: dict[str, Running]) -> None:
+        self.storage, self._project, self._active = storage, project, active
 
     def depth(self, subject: str) -> int:
         """1 for an agent that no agent spawned, one more for each spawn below; 0 for who is not an agent of ours."""
@@ -5103,7 +5107,7 @@ class AgentLedger:
 
         def job(records: Records) -> None:
             records.update_agent(row["id"], **facts)
-            records.add_outcome(row["id"], **{name: row[name] for name in NO_OUTCOME})
+            records.add_outcome(row["id"], reason=row["reason"])
             records.revoke(row["project"], row["id"])
             for event in events:
                 records.insert_event(event)
@@ -5173,11 +5177,11 @@ def agent_answer(row: dict[str, Any], output: Output) -> dict[str, Any]:
 
 
 class Launcher:
-    """Makes what an agent is started with: its token, files, command and environment. Plugins may derive theirs from it
-    (``agent_part``).
+    """Makes what an agent is started with: its token, files, command and environment. Plugins derive theirs from it
+    (``part_class``).
     """
 
-    # What a request may set here: names of the project's own settings, which steer no program.
+    # variables that a request may set: the project's own settings, which steer no program
     SETTABLE = re.compile(
         r"(APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY)|API_BASE_URL"
     )
@@ -5210,7 +5214,7 @@ You may: {permissions}. Never print your token. When you are done, store your re
         asked, own = body.get("permissions"), self.tokens.permissions(claims)
         own |= {WRITE} if self.types.is_for_people(claims.agent_type) else set()
         may = [name for name in category.permissions if name in own and (asked is None or name in asked)]
-        unknown = dict.fromkeys((*Records.EVIDENCE, "pid", "ended", "exit_code", "signal")) | NO_OUTCOME
+        unknown = dict.fromkeys((*Records.EVIDENCE, "pid", "ended", "exit_code", "signal", "reason"))
         return unknown | {
             "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self.settings.project,
             "type": body["agent_type"], "issue": body["issue_id"], "task": body.get("task", ""), "parent": claims.sub,
@@ -5269,11 +5273,11 @@ You may: {permissions}. Never print your token. When you are done, store your re
         return self.PROMPT.format(**facts | {"curl_file": shlex.quote(reader.curl_file)})
 
     def may_set(self, variable: str) -> bool:
-        """Whether a request may set a variable, in capitals here; what steers programs it may not."""
+        """Whether a request may set a variable, which is given in capitals."""
         return self.SETTABLE.fullmatch(variable) is not None
 
     def inherited(self) -> dict[str, str]:
-        """What an agent gets of the service's own environment."""
+        """The variables of the service's own environment that an agent gets."""
         return {name: value for name, value in os.environ.items() if not name.startswith("CCO_SIDECAR_")}
 
     async def command(
@@ -5341,7 +5345,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
 
 
 class Meter:
-    """What agents spend on their models: the simplest ``meter``, which knows nothing. A plugin's derives from it."""
+    """What agents spend on their models: the core knows nothing of it. The plugin meter derives its own from this."""
 
     FIGURES = ("model", "requests", "input_tokens", "output_tokens", "cached_tokens", "cost_usd", "denials")
 
@@ -5350,7 +5354,7 @@ class Meter:
         return dict.fromkeys(self.FIGURES)
 
     def statistics(self) -> dict[str, Any]:
-        """The figures of issues and days."""
+        """The sums of figures by issue and by day."""
         return {"by_issue": {}, "by_day": {}}
 
     def close(self) -> None:
@@ -5358,7 +5362,7 @@ class Meter:
 
 
 class Processes:
-    """Starts, adopts and ends agents' processes: the simplest ``process_owner``, which a plugin's may derive from.
+    """Starts, adopts and ends agents' processes. The plugin keeper derives its own from this (``process_owner``).
 
     Each agent leads a session of its own and writes straight into a file, so it outlives us and never waits for us.
     Its processes are those of its session, those whose environment names its token file, and their descendants; one
@@ -5581,6 +5585,8 @@ def built_in_plugins() -> list[object]:
 
 
 class BuiltInAgentTypes:
+    """The reference's agent types."""
+
     @hookimpl
     def register_agent_types(self) -> dict[str, str]:
         return {name: category for category, names in AGENT_TYPES.items() for name in names.split()}
@@ -5616,9 +5622,7 @@ AGENT_TYPES = {
 
 
 class ReferenceSections:
-    """The five sections of the reference. What manifests and reports say comes from plugins, which add to
-    ``metadata``.
-    """
+    """The five sections of the reference. The plugins metadata and reports add to ``metadata``."""
 
     @hookimpl(trylast=True)
     def context_section(self, request: ContextRequest) -> Sections:
@@ -5874,7 +5878,7 @@ def settled_types(facts: list[ResultFact]) -> set[str]:
 
 
 class AgentCommands:
-    """The configured command; what known programs need beside their names is the plugin launchers'."""
+    """The configured command. The plugin launchers, asked before, knows how known programs are started by name."""
 
     @hookimpl(trylast=True)
     def agent_command(self, launch: AgentLaunch) -> Sequence[str] | None:
@@ -5882,7 +5886,7 @@ class AgentCommands:
 
 
 # ======================================================================================================
-# Command line
+# Command line: the commands that need no plugin
 # ======================================================================================================
 
 GOOD, REFUSED, WRONG_USE, NOT_REACHABLE = 0, 1, 2, 3
@@ -5896,10 +5900,13 @@ ALONE = {  # hook: what the service does without where no plugin implements it
     "project_reader": "index of the files",
     "rank_files": "full-text ranking",
     "context_section": "dependencies",
-    "process_owner": "exit codes over a crash",
-    "agent_part": "briefs for agents",
+    "fit_context": "best parts of large files",
+    "resolve_issue": "tasks of written issues",
     "agent_command": "known coding programs",
-    "register_routes": "lists of results, events and agents",
+    "part_class": "briefs and limits of agents, or removal of what marks a session from their environment",
+    "process_owner": "exit codes over a crash",
+    "meter": "costs and budgets",
+    "register_routes": "MCP, dashboard, or lists of results, events and agents",
 }
 
 
@@ -5907,7 +5914,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     words = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in given]  # in any locale
-    return bettered(Program, "_program", "WholeProgram")().run(words)
+    return bundled_class(Program, "_program", "WholeProgram")().run(words)
 
 
 class Program:
@@ -5998,9 +6005,9 @@ def option_parser(shown: bool = True) -> CommandParser:
 
 
 def prepare_process() -> None:
-    """Undo what a parent may have left us and our children. Files of ours would get the numbers of standard streams
-    that are closed, a blocked SIGTERM would end nobody, and where SIGCHLD is ignored the system forgets how children
-    ended, so that every failure of git looks like a success.
+    """Undo what a parent may have left to this process and its children. Where standard streams are closed our files
+    would get their numbers. A blocked SIGTERM would end nobody. Where SIGCHLD is ignored the system forgets how
+    children ended, and every failure of git looks like a success.
     """
     while (handle := os.open(os.devnull, os.O_RDWR)) < 3:
         pass
@@ -6043,7 +6050,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
 def set_up_logging(settings: Settings) -> None:
     level = settings.log_level.upper()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    handler = bettered(logging.StreamHandler, "_program", "LogLines")(sys.stderr)
+    handler = bundled_class(logging.StreamHandler, "_program", "LogLines")(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else plain)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in ("tornado.general", "tornado.access", "asyncio", "watchdog"):
@@ -6150,7 +6157,7 @@ def command_plugins(options: argparse.Namespace) -> int:
 
 
 # ======================================================================================================
-# Small tools
+# Small tools of every section
 # ======================================================================================================
 
 
@@ -6254,7 +6261,7 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 
 def meant(word: str, names: Iterable[str]) -> str:
-    """The same; where none is near, all names if they are fewer than ten."""
+    """The end of a message that refuses ``word``: the nearest name, else all names where they are fewer than ten."""
     names = sorted(names)
     return did_you_mean(word, names) or (f"; there are {', '.join(names)}" if len(names) < 10 else "")
 

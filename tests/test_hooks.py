@@ -201,7 +201,7 @@ PLUGINS = {
         from cco_sidecar import Launcher
 
         @hookimpl
-        def agent_part(base):
+        def part_class(base):
             if not issubclass(base, Launcher):
                 return None
 
@@ -306,7 +306,7 @@ PLUGINS = {
         from cco_sidecar import Agents, ApiError, Meter
 
         @hookimpl
-        def agent_part(base):
+        def part_class(base):
             class Thrifty(base):
                 def check_room(self, row, records):
                     if row["issue"].startswith("poor-"):
@@ -726,7 +726,7 @@ EXERCISED = {
     "storage": test_a_plugin_brings_its_own_storage,
     "process_owner": test_a_plugin_brings_its_own_owner_of_agents_processes,
     "meter": test_a_plugin_brings_its_own_meter,
-    "agent_part": test_a_plugin_adds_to_what_agents_are_started_with,
+    "part_class": test_a_plugin_adds_to_what_agents_are_started_with,
     "agent_result": test_a_plugin_speaks_for_an_agent_that_stored_nothing,
     "agent_starting": test_a_plugin_speaks_for_an_agent_that_stored_nothing,
     "startup": test_plugins_are_told_of_start_and_stop,

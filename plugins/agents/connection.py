@@ -38,7 +38,7 @@ HOME = "home"  # a folder of this name in the agent's stands for the user's own 
 
 
 @hookimpl
-def agent_part(base: type) -> type | None:
+def part_class(base: type) -> type | None:
     return type("ConnectingLauncher", (ConnectingLauncher, base), {}) if issubclass(base, Launcher) else None
 
 

@@ -21,7 +21,7 @@ OTHERS = (
 
 
 @hookimpl
-def agent_part(base: type) -> type | None:
+def part_class(base: type) -> type | None:
     return type("AskingAgents", (AskingAgents, base), {}) if issubclass(base, Agents) else None
 
 

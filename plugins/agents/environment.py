@@ -11,7 +11,7 @@ from cco_sidecar_plugins._settings import PluginSettings
 
 
 @hookimpl
-def agent_part(base: type) -> type | None:
+def part_class(base: type) -> type | None:
     return type("EnvironmentLauncher", (EnvironmentLauncher, base), {}) if issubclass(base, Launcher) else None
 
 

@@ -65,7 +65,7 @@ def process_owner(settings: PluginSettings) -> Processes:
 
 
 @hookimpl
-def agent_part(base: type) -> type | None:
+def part_class(base: type) -> type | None:
     return type("NotingAgents", (NotingAgents, base), {}) if issubclass(base, Agents) else None
 
 

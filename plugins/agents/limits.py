@@ -13,7 +13,7 @@ ON_ISSUE = (  # those that never had a process do not count
 
 
 @hookimpl
-def agent_part(base: type) -> type | None:
+def part_class(base: type) -> type | None:
     return type("LimitedAgents", (LimitedAgents, base), {}) if issubclass(base, Agents) else None
 
 

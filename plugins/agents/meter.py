@@ -424,7 +424,7 @@ def day_of(moment: datetime) -> str:
 
 
 @hookimpl
-def agent_part(base: type) -> type | None:
+def part_class(base: type) -> type | None:
     if issubclass(base, Launcher):
         return type("MeteredLauncher", (MeteredLauncher, base), {})
     return type("BudgetedAgents", (BudgetedAgents, base), {}) if issubclass(base, Agents) else None

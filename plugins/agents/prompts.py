@@ -57,7 +57,7 @@ MISTAKABLE = re.compile(r"@|!`|^\s*/", re.MULTILINE)
 
 
 @hookimpl
-def agent_part(base: type) -> type | None:
+def part_class(base: type) -> type | None:
     return type("PromptLauncher", (PromptLauncher, base), {}) if issubclass(base, Launcher) else None
 
 

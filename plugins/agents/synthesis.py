@@ -54,7 +54,7 @@ class Beginning(Struct):
 
 
 @hookimpl
-def agent_part(base: type) -> type | None:
+def part_class(base: type) -> type | None:
     return type("NotingLauncher", (NotingLauncher, base), {}) if issubclass(base, Launcher) else None
 
 

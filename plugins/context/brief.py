@@ -141,7 +141,7 @@ def context_brief(request: ContextRequest, sections: Sections, reader: Reader) -
 
 
 @hookimpl
-def agent_part(base: type) -> type | None:
+def part_class(base: type) -> type | None:
     if issubclass(base, Contexts):
         return type("BriefContexts", (BriefContexts, base), {})
     return type("BriefLauncher", (BriefLauncher, base), {}) if issubclass(base, Launcher) else None

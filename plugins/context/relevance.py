@@ -1678,7 +1678,7 @@ def index_state(root: str, index_folder: str) -> dict[str, Any] | None:
 
 
 @hookimpl
-def agent_part(base: type) -> type | None:
+def part_class(base: type) -> type | None:
     return type("WarmContexts", (WarmContexts, base), {}) if issubclass(base, Contexts) else None
 
 

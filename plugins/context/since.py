@@ -24,7 +24,7 @@ def answer_filter() -> AnswerFilter:
 
 
 @hookimpl
-def agent_part(base: type) -> type | None:
+def part_class(base: type) -> type | None:
     return type("OwnContexts", (OwnContexts, base), {}) if issubclass(base, Contexts) else None
 
 

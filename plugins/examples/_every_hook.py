@@ -239,7 +239,7 @@ def process_owner(settings: Settings) -> Processes | None:
 
 
 @hookimpl
-def agent_part(settings: Settings, base: Any) -> type | None:
+def part_class(settings: Settings, base: Any) -> type | None:
     class Welcoming(base):  # type: ignore[misc]
         async def files(self, body: Any, reader: Reader) -> Any:
             return await super().files(body, reader) | {"welcome.txt": b"Welcome to the team"}

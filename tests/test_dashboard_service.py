@@ -392,6 +392,7 @@ def test_an_export_is_read_without_the_service_and_nothing_in_it_is_markup(
         assert text in answer.text
         assert not [token for token in inline if token.type == "text" and text in token.content], text
     assert not [character for character in answer.text if ord(character) < 32 and character != "\n"]
+    assert "`success: Use OAuth`" in answer.text and answer.text.index("## Results") < answer.text.index("## Agents")
     story = told.get("/api/issues/i-story/export").json()
     assert story["left_out"] == [] and secret not in json.dumps(story) + answer.text
     assert {"timeline", "agents", "results", "approvals", "briefs", "body"} <= story.keys()

@@ -101,14 +101,14 @@ def markdown_lines(story: dict[str, Any]) -> Iterator[str]:
     yield from ("", "## Task", "", *block(story["body"] or "(none is known)"))
     yield from ("", "## Timeline", "", "| time (UTC) | what | who | |", "|---|---|---|---|")
     for entry in story["timeline"]:
-        who, what = entry["agent_id"] or entry.get("publisher"), cell(entry["title"])
-        yield f"| {entry['at']} | {entry['kind']} | {cell(who)} | {what} |"
-    yield from ("", "## Agents")
-    for agent in story["agents"]:
-        yield from agent_lines(agent, story["briefs"].get(agent["agent_id"]))
+        who = entry["agent_id"] or entry.get("publisher")
+        yield f"| {entry['at']} | {entry['kind']} | {cell(who)} | {cell(told(entry))} |"
     yield from ("", "## Results")
     for result in story["results"]:
         yield from result_lines(result)
+    yield from ("", "## Agents")
+    for agent in story["agents"]:
+        yield from agent_lines(agent, story["briefs"].get(agent["agent_id"]))
     yield from ("", "## What people were asked")
     for row in story["approvals"]:
         by = f" by {code(row['answered_by'])}" if row["answered_by"] else ""
@@ -118,6 +118,19 @@ def markdown_lines(story: dict[str, Any]) -> Iterator[str]:
     for entry in story["timeline"]:
         if entry["kind"] in ("event", "routing", "ended"):
             yield from ("", f"{entry['at']} {entry['kind']} {code(entry['id'])}", "", *quoted(entry))
+
+
+def told(entry: dict[str, Any]) -> str:
+    """What a row of the table says: the title, and what a reader asks next."""
+    data = entry.get("data")
+    more = {
+        "result": next(iter(entry.get("decisions") or []), None),
+        "ended": entry.get("reason") or (f"exit code {entry['exit_code']}" if entry.get("exit_code") else None),
+        "event": data.get("message") if isinstance(data, dict) else None,
+        "approval": entry.get("answer") or entry.get("state"),
+    }.get(entry["kind"])
+    line = " ".join(str(more or "").split())
+    return f"{entry['title']}: {line[:160]}{'…' if line[160:] else ''}" if line else str(entry["title"])
 
 
 def cell(text: Any) -> str:

@@ -30,7 +30,7 @@ const words = () => [
   h("h1", { tabindex: "-1" }, "Sign in"),
   h("p", null, "This tab has no token, or its time is over. In the repository, type"),
   h("pre.command", { tabindex: "0" }, "cco dashboard"),
-  h("p", null, "which opens the page with a code that is good once. Or paste the code, or a token, here:"),
+  h("p", null, "which opens the page with a code that is good once. Or paste its address, the code, or a token, here:"),
 ];
 
 function fields(onsubmit) {

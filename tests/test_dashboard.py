@@ -216,6 +216,9 @@ def test_an_issue_is_a_story_with_results_and_routing_and_is_exported(page: Page
     page.click("1 file", ".story")
     page.see("python-specialist has worked")
     page.see("src/main.py", "aside")
+    page.js("history.back()")
+    page.click(f"Output of {spawned}", ".story")
+    page.see("The whole output", ".log-tools")
 
 
 def test_a_result_shows_what_git_says_of_its_files_and_an_agent_the_brief_that_it_got(page: Page, issue: str) -> None:
@@ -676,7 +679,29 @@ def test_it_fits_every_screen_and_accessibility_finds_nothing_serious(page: Page
             page.go(view)
             page.js_true("return document.querySelector('h1') && !document.querySelector('.loading')")
             assert page.js("return document.documentElement.scrollWidth <= innerWidth"), (view, width)
+            page.js("document.querySelectorAll('.menu').forEach(menu => { menu.open = true })")
+            inside = """return [...document.querySelectorAll('main, .menu-items')].every(one =>
+                one.scrollWidth <= one.clientWidth && one.getBoundingClientRect().right <= innerWidth)"""
+            assert page.js(inside), (view, width)
+            page.js("document.querySelectorAll('.menu').forEach(menu => { menu.open = false })")
             assert page.js(run) == [], (view, width, scheme)
+    page.go(f"agents/{agent_id}")
+    page.js_true("return document.querySelector('pre.log') !== null")
+    tops = "return ['.wide .choices', 'pre.log'].map(one => document.querySelector(one).getBoundingClientRect().top)"
+    assert sorted(found := page.js(tops)) == found
+
+
+def test_a_filter_is_seen_as_long_as_it_holds(page: Page) -> None:
+    page.go("health")
+    page.go("results")
+    page.js_true("return document.querySelectorAll('[role=listitem]').length > 1")
+    page.browser.press("/", *"no such word")
+    page.see("None fits")
+    page.browser.press(ESCAPE)
+    page.js_true("return document.activeElement === document.body")
+    assert page.js("return document.querySelector('[data-filter]').value") == "no such word"
+    page.browser.press("/", "\ue003")  # Backspace, as what is there is selected
+    page.js_true("return document.querySelectorAll('[role=listitem]').length > 1")
 
 
 def test_the_scheme_can_be_chosen(page: Page) -> None:

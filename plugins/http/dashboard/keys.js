@@ -9,7 +9,7 @@ const HELP = [
   ["j, k or arrows", "Next and previous row"],
   ["Enter", "Open the row, or unfold it"],
   ["Escape", "Close; back to the list"],
-  ["/", "Filter"],
+  ["/", "Filter; Escape leads back to the rows"],
   ["n", "Spawn an agent"],
   ["e", "Publish an event"],
   ["a, d", "Approve or deny the request in focus"],
@@ -63,7 +63,10 @@ export function listenToKeys(current) {
 
 function typing(event) {
   if (!event.target.matches?.("input, textarea, select")) return false;
-  if (event.key === "Escape") event.target.blur();
+  if (event.key === "Escape") {
+    event.preventDefault(); // or the browser empties a filter that still holds
+    event.target.blur();
+  }
   return true;
 }
 
@@ -85,7 +88,9 @@ function deed(key, view) {
 }
 
 function focusFilter() {
-  document.querySelector("[data-filter]")?.focus();
+  const field = document.querySelector("[data-filter]");
+  field?.focus();
+  field?.select();
 }
 
 function back() {

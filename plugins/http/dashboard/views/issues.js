@@ -84,7 +84,7 @@ function glance(choose, state) {
     { key: "glance" },
     tile("run", button("working"), count(activeAgents().length), "at work", `on ${plural(worked, "issue")}`),
     tile("wait", link("approvals"), count(waiting), "wait for you", waiting ? "answer now" : "nobody asks"),
-    tile("bad", button("failed"), count(failed), "failed", failed ? "look what happened" : "nothing went wrong"),
+    tile("bad", button("failed"), count(failed), "failed", failed ? "see why" : "none"),
     tile(
       "plain",
       link("health"),

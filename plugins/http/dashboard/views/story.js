@@ -68,6 +68,7 @@ const KINDS = { spawned, event, result, routing, approval, ended };
 function spawned(entry) {
   return {
     title: "Started",
+    state: outputOf(entry),
     brief: entry.task && h("p.quoted", { dir: "auto" }, cut(entry.task, 280)),
     whole: () => [
       entry.task?.length > 280 && longText(entry.task),
@@ -195,6 +196,9 @@ function approval(entry) {
   };
 }
 
+const outputOf = ({ agent_id }) =>
+  h("a.open-result", { href: to("agents", agent_id), "aria-label": `Output of ${agent_id}` }, "output");
+
 function ended(entry) {
   const lines = (entry.last_lines ?? entry.output_tail ?? []).map(plain);
   const how = [
@@ -210,7 +214,7 @@ function ended(entry) {
   const bad = !["completed", "killed"].includes(entry.state);
   return {
     title: "Ended",
-    state: [badge(entry.state), " ", h("span.faint", null, how.join(", "))],
+    state: [badge(entry.state), " ", h("span.faint", null, how.join(", ")), " ", outputOf(entry)],
     brief: [
       entry.reason && h("p.quoted.bad", { dir: "auto" }, entry.reason),
       bad && lines.length > 0 && h("p.preview", { dir: "auto" }, cut(lines.at(-1), 300)),

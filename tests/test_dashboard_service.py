@@ -405,6 +405,43 @@ def test_an_export_is_read_without_the_service_and_nothing_in_it_is_markup(
     assert cco(service, "export", "no-such")[0] == 1 and cco(service, "export", "../x")[0] == 2
 
 
+@pytest.mark.parametrize(("text", "shown"), [
+    ("a|b", r"`a\|b`"), (r"a\|<b>", r"`a\ \|<b>`"), (r"\\|", r"`\ \ \|`"), ("a\\", r"`a\`"), ("`|``", r"``` `\|`` ```"),
+    ("\u202ea\u061cb\x1b[0m\n", "`<U+202E>a<U+061C>b [0m`"), ("\n ", "`-`"), (None, "`-`"),
+])  # fmt: skip
+def test_no_text_ends_its_cell_or_turns_what_follows(text: str | None, shown: str) -> None:
+    export = plugin("_story_export")
+    assert export.cell(text) == shown
+    assert export.block(f"{text}\u2066\u00e9\t\u0007")[1:-1][-1].endswith("<U+2066>\u00e9     ")
+
+
+def test_a_large_result_is_told_of_in_markdown_and_whole_in_json(service: Service, told: Client) -> None:
+    told.store(issue="i-large", decisions=["small"])
+    told.store(issue="i-large", decisions=["large"], artifacts={"text": "x" * 2**20})
+    text = told.get("/api/issues/i-large/export", format="markdown").text
+    assert len(text) < 100_000 and "`small`" in text and "`large`" in text and "1,048," in text
+    results = told.get("/api/issues/i-large/export").json()["results"]
+    assert [len(row["result"].get("artifacts", {"text": ""})["text"]) for row in results] == [0, 2**20]
+
+
+def test_a_list_reads_no_more_bodies_than_it_answers(
+    service: Service, told: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages, bodies = plugin("_pages"), list[int]()
+    monkeypatch.setattr(pages, "PAGE_BYTES", 1)
+
+    class Counted(Records):
+        def rows(self, sql: str, *values: Any) -> Any:
+            found = super().rows(sql, *values)
+            bodies.extend(len(row["body"]) for row in found if "body" in row.keys())  # noqa: SIM118
+            return found
+
+    query = SimpleNamespace(since="", limit=100)
+    with closing(Counted(connect_database(service.storage / "sidecar.db", read_only=True))) as read:
+        rows, more = pages.page(read, "result", "select id, body from result", PROJECT, query, {"issue": "i-story"})
+    assert (len(rows), more, len(bodies)) == (1, True, 1)
+
+
 # -- what an agent got, and what it changed
 
 PEM = "-----BEGIN PRIVATE KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n" * 8 + "-----END PRIVATE KEY-----\n"

@@ -10,12 +10,14 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from cco_sidecar import MB, Records, clean_text, content_of, harmless, redact, redact_json
+from cco_sidecar import MB, Pool, Records, clean_text, content_of, harmless, redact, redact_json
 from cco_sidecar_plugins.agents._story_timeline import Timeline
 from cco_sidecar_plugins.results.result_list import ResultQuery
 from cco_sidecar_plugins.storage._pages import page
 
-ENTRIES, BYTES = 20_000, 24 * MB  # of a timeline at most
+ENTRIES, BYTES = 20_000, 24 * MB  # of a timeline at most; results have as many bytes, and one at least
+LONG = MB  # bytes of a result, above which only JSON holds it as it was stored
+EXPORTS = Pool("exports", 1, 120)  # one at a time: each takes many times the memory of what it tells
 
 
 def read_briefs(folders: dict[str, Path]) -> dict[str, str]:
@@ -34,11 +36,25 @@ def whole_story(read: Records, project: str, story: dict[str, Any], *facts: Any)
     results, more = whole_results(read, project, story["issue_id"])
     left_out += [f"the results after the first {len(results)}"] if more else []
     del story["task"]
-    story |= {"timeline": entries, "results": results, "left_out": left_out}
-    story = redact_json(msgspec.json.decode(msgspec.json.encode(story)))[0]
+    story = redact_json(msgspec.json.decode(msgspec.json.encode(story | {"left_out": left_out})))[0]
+    # Each by itself, as the interpreter does nothing else while a long text is decoded or looked through.
+    happened, stored = ([redact_json(item)[0] for item in items] for items in (entries, results))
     if wanted == "json":
-        return msgspec.json.format(msgspec.json.encode(story), indent=2) + b"\n"
+        return b"".join(json_pieces(story, timeline=happened, results=stored))
+    story |= {"timeline": msgspec.json.decode(msgspec.json.encode(happened)), "results": stored}
     return ("\n".join(markdown_lines(story)) + "\n").encode("utf-8", "replace")
+
+
+def json_pieces(story: dict[str, Any], **lists: list[Any]) -> Iterator[bytes]:
+    """The story as indented JSON with these lists at its end."""
+    yield msgspec.json.format(msgspec.json.encode(story), indent=2).removesuffix(b"\n}")
+    for name, items in lists.items():
+        yield b',\n  "%b": [' % name.encode()
+        for number, item in enumerate(items):
+            text = msgspec.json.format(msgspec.json.encode(item), indent=2)
+            yield (b",\n    " if number else b"\n    ") + text.replace(b"\n", b"\n    ")
+        yield b"\n  ]" if items else b"]"
+    yield b"\n}\n"
 
 
 def whole_timeline(timeline: Timeline) -> tuple[list[dict[str, Any]], bool]:
@@ -67,9 +83,17 @@ def whole_results(read: Records, project: str, issue_id: str) -> tuple[list[Raw]
 # -- Markdown: what others wrote stands in code, which has no markup
 
 
+def visible(text: str) -> str:
+    """Text in which no sign turns the direction of what follows, or hides: such a sign is given by its number."""
+    return UNSEEN.sub(lambda found: f"<U+{ord(found[0]):04X}>", text)
+
+
+UNSEEN = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
+
+
 def code(text: Any) -> str:
     """One line as a span of code, whatever it holds."""
-    words = harmless("" if text is None else str(text)).strip() or "-"
+    words = visible(harmless("" if text is None else str(text))).strip() or "-"
     fence = "`" * (longest_run(words) + 1)
     blank = " " if words[0] == "`" or words[-1] == "`" else ""
     return f"{fence}{blank}{words}{blank}{fence}"
@@ -78,8 +102,8 @@ def code(text: Any) -> str:
 def block(text: str) -> list[str]:
     """Lines in a block of code, whose fence is longer than any in them."""
     fence = "`" * max(3, longest_run(text) + 1)
-    lines = clean_text(text).replace("\r\n", "\n").split("\n")
-    return [fence, *(harmless(line.replace("\t", "    ")) for line in lines), fence]
+    lines = visible(clean_text(text)).replace("\r\n", "\n").replace("\t", "    ").split("\n")
+    return [fence, *(line if line.isprintable() else harmless(line) for line in lines), fence]
 
 
 def longest_run(text: str) -> int:
@@ -105,7 +129,8 @@ def markdown_lines(story: dict[str, Any]) -> Iterator[str]:
         yield f"| {entry['at']} | {entry['kind']} | {cell(who)} | {cell(told(entry))} |"
     yield from ("", "## Results")
     for result in story["results"]:
-        yield from result_lines(result)
+        content = msgspec.json.encode(result)
+        yield from result_lines(msgspec.json.decode(content), len(content))
     yield from ("", "## Agents")
     for agent in story["agents"]:
         yield from agent_lines(agent, story["briefs"].get(agent["agent_id"]))
@@ -134,8 +159,10 @@ def told(entry: dict[str, Any]) -> str:
 
 
 def cell(text: Any) -> str:
-    """One line as code in a table, whose columns a bar would end."""
-    return code(text).replace("|", "\\|")
+    """One line as code in a table, whose columns a bar would end; some readers take two backslashes before it for one
+    that is no escape.
+    """
+    return re.sub(r"\\(?=\\*\|)", r"\\ ", code(text)).replace("|", "\\|")
 
 
 def agent_lines(agent: dict[str, Any], brief: str | None) -> Iterator[str]:
@@ -152,10 +179,13 @@ def agent_lines(agent: dict[str, Any], brief: str | None) -> Iterator[str]:
     yield from ("", "Brief:", "", *block(redact(brief)[0])) if brief else ("", "Its brief is no longer kept.")
 
 
-def result_lines(result: dict[str, Any]) -> Iterator[str]:
+def result_lines(result: dict[str, Any], size: int) -> Iterator[str]:
     body = result["result"]
     yield from ("", f"### {code(result['id'])}", "")
     yield f"{code(result['agent_id'])} ({code(result['agent_type'])}), {body['status']}, {result['stored_at']}."
     for decision in body.get("decisions") or []:
         yield f"- {code(decision)}"
-    yield from ("", "As it was stored:", "", *quoted(result))
+    if size > LONG:
+        yield from ("", f"As it was stored it has {size:,} bytes: the export as JSON holds it.")
+    else:
+        yield from ("", "As it was stored:", "", *quoted(result))

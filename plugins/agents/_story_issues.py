@@ -17,14 +17,14 @@ HISTORY = 200  # results of an issue from which follows whom routing proposes st
 POOL = Pool("stories", 4, 60)
 
 
-async def ask(sidecar: Sidecar, question: Callable[..., Answer], *facts: Any) -> Answer:
+async def ask(sidecar: Sidecar, question: Callable[..., Answer], *facts: Any, pool: Pool = POOL) -> Answer:
     """The answer to a question of the database, which it asks by a connection of its own, off the loop."""
 
     def answer() -> Answer:
         with contextlib.closing(Records(connect_database(sidecar.storage.path, read_only=True))) as read:
             return question(read, sidecar.settings.project, *facts)
 
-    return await POOL.run(answer)
+    return await pool.run(answer)
 
 
 class Activity(Struct):

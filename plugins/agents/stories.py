@@ -266,8 +266,9 @@ class ExportIssue(IssueEndpoint):
         facts = {"exported_at": iso(), "project_id": self.claims.project_id, "version": self.sidecar.info.version}
         story = facts | item | {"approvals": msgspec.to_builtins(asked), "briefs": briefs}
         content: bytes = await ask(
-            self.sidecar, story_export.whole_story, story, *timeline_facts(self, issue_id), wanted
-        )
+            self.sidecar, story_export.whole_story, story, *timeline_facts(self, issue_id), wanted,
+            pool=story_export.EXPORTS,
+        )  # fmt: skip
         ending = "md" if wanted == "markdown" else "json"
         self.content_type = "text/markdown; charset=utf-8" if wanted == "markdown" else "application/json"
         self.set_header("Content-Disposition", f'attachment; filename="{issue_id}.{ending}"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 from cco_sidecar import PAGE_BYTES, ApiError, Records, Row
@@ -31,17 +32,25 @@ def page(
         for number, (name, values) in enumerate(given.items())
     )
     mine = "project" if given else "+project"
-    sql = f"{select} where {mine} = ? and seq > ?{clauses} order by {ORDER[not query.since]} limit ?"
+    # Their sizes first: a body may have many megabytes, and a page holds few of those.
+    size = "length(body)" if "body" in select else "0"
+    sql = f"select seq, {size} as size from {table} where {mine} = ? and seq > ?{clauses}"
+    sql += f" order by {ORDER[not query.since]} limit ?"
     rows = read.rows(sql, project, after, *itertools.chain.from_iterable(given.values()), query.limit + 1)
-    return cut_page(rows, query.limit, newest=not query.since)
+    kept = rows[: fitting([row["size"] for row in rows], query.limit)]
+    wanted = json.dumps([row["seq"] for row in kept])
+    whole = read.rows(f"{select} where seq in (select value from json_each(?)) order by seq", wanted)
+    return whole, len(kept) < len(rows)
 
 
 def cut_page(rows: list[Row], limit: int, *, newest: bool) -> tuple[list[Row], bool]:
     """A list's rows, newest last, and whether there are more: the first ``limit`` of ``rows``, and one at least, whose
     bodies fit into PAGE_BYTES.
     """
-    columns = rows[0].keys() if rows else []
-    sizes = (len(row["body"]) if "body" in columns else 0 for row in rows)
-    fitting = sum(total <= PAGE_BYTES for total in itertools.accumulate(sizes))
-    kept = rows[: min(limit, max(1, fitting))]
+    kept = rows[: fitting([len(row["body"]) for row in rows], limit)]
     return kept[::-1] if newest else kept, len(kept) < len(rows)
+
+
+def fitting(sizes: list[int], limit: int) -> int:
+    """How many of the first bodies, and one at least, fit into PAGE_BYTES and the limit."""
+    return min(limit, max(1, sum(total <= PAGE_BYTES for total in itertools.accumulate(sizes))))

@@ -219,6 +219,14 @@ def test_an_issue_is_a_story_with_results_and_routing_and_is_exported(page: Page
     page.js("history.back()")
     page.click(f"Output of {spawned}", ".story")
     page.see("The whole output", ".log-tools")
+    by = """const names = [...document.querySelectorAll('aside dt')];
+        return names.find(one => one.innerText === 'Spawned by')?.parentNode.innerHTML"""
+    assert "<a" not in page.js_true(by)  # as it was no agent
+    page.service.client().post("/api/agents/spawn", body | {"agent_type": "test-engineer", "task": "hang"})
+    page.js("history.back()")
+    page.see("started since", ".proposals")
+    page.js("const f = document.querySelector('[data-filter]'); f.value = 'hang'; f.dispatchEvent(new Event('input'))")
+    page.js_true("return document.querySelectorAll('.story [role=listitem]').length === 1")
 
 
 def test_a_result_shows_what_git_says_of_its_files_and_an_agent_the_brief_that_it_got(page: Page, issue: str) -> None:

@@ -37,6 +37,8 @@ const TONES = {
 };
 const SIGNS = { run: "●", wait: "◐", bad: "✕", good: "✓", off: "○" };
 
+const SPAWNED = /-[0-9a-f]{12}$/; // how the ids of agents end that the service started
+
 export const tone = (state) => TONES[state] ?? "off";
 
 /** A state as a word, a sign and a colour. */
@@ -54,8 +56,11 @@ export const at = (moment) =>
 /** Text of others, kept apart from what stands around it. */
 export const foreign = (text, name = "bdi") => h(name, { dir: "auto" }, text);
 
+/** Who did it: a link, where that is an agent with a page of its own and not a person, a run or a session. */
 export const agentLink = (id, name = shortId(id)) =>
-  h("a.agent-name", { href: to("agents", id), title: id }, foreign(name));
+  store.agents.has(id) || SPAWNED.test(id)
+    ? h("a.agent-name", { href: to("agents", id), title: id }, foreign(name))
+    : h("span.agent-name", { title: id }, foreign(name));
 export const issueLink = (id, name = id) => h("a.issue-name", { href: to("issues", id) }, foreign(name));
 
 /** A button with an icon. */

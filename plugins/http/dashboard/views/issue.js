@@ -5,7 +5,7 @@ import { plain } from "../ansi.js";
 import { h, slot } from "../dom.js";
 import { compact, cost, count, plural, shortId } from "../format.js";
 import { icon } from "../icons.js";
-import { longText } from "../json.js";
+import { longText, written } from "../json.js";
 import { lanes } from "../lanes.js";
 import { VirtualList } from "../list.js";
 import { markdown } from "../markdown.js";
@@ -265,15 +265,30 @@ function rows(now) {
         entry.agent_id,
         shortId(entry.agent_id ?? ""),
         entry.text,
+        entry.task,
+        written(entry.data ?? ""),
         ...(entry.decisions ?? []),
+        ...(entry.next_agents ?? []).map((next) => next.agent_type),
       ]
         .join(" ")
         .toLowerCase()
         .includes(words));
-  const entries = now.entries.filter(fits);
+  const entries = withFollowers(now.entries).filter(fits);
   const beside = lanes(entries, new Set(now.issue?.working?.map((agent) => agent.agent_id)));
   const found = entries.map((entry, number) => ({ entry, beside: beside.rows[number], columns: beside.columns }));
   return latestFirst ? found.map(flipped).reverse() : found;
+}
+
+/** Entries, of which those that propose agents know which of them were started since. */
+function withFollowers(entries) {
+  const started = new Set();
+  return entries
+    .toReversed()
+    .map((entry) => {
+      if (entry.kind === "spawned") started.add(entry.agent_type);
+      return entry.kind === "routing" ? { ...entry, started: new Set(started) } : entry;
+    })
+    .reverse();
 }
 
 const flipped = (item) => ({

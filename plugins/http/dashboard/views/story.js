@@ -154,20 +154,18 @@ function routing(entry) {
             h("strong", null, foreign(proposal.agent_type)),
             proposal.priority && badge(proposal.priority),
             h("span.faint.reason", null, foreign(proposal.reason ?? "")),
-            can.spawn() &&
-              h(
-                "button.more",
-                {
-                  type: "button",
-                  "aria-label": `Spawn ${proposal.agent_type}`,
-                  onclick: () => spawn(entry.issue_id, proposal.agent_type),
-                },
-                "Spawn",
-              ),
+            spawnNext(entry, proposal.agent_type),
           ),
         ),
       ),
   };
+}
+
+/** What a person can do about a proposal, or that somebody has. */
+function spawnNext({ issue_id, started }, type) {
+  if (started?.has(type)) return h("span.faint", null, "started since");
+  const onclick = () => spawn(issue_id, type);
+  return can.spawn() && h("button.more", { type: "button", "aria-label": `Spawn ${type}`, onclick }, "Spawn");
 }
 
 function approval(entry) {

@@ -131,8 +131,7 @@ class StartError(Exception):
         self.exit_code = exit_code
 
 
-# ------------------------------------------------------------------------------------------------------
-# Options: the table of them, where their values come from, and how each is read
+# -- options: their table, where their values come from, how each is read
 
 
 @dataclass(frozen=True)
@@ -430,8 +429,7 @@ def read_agent_types(value: Any) -> dict[str, str]:
     return table
 
 
-# ------------------------------------------------------------------------------------------------------
-# Roles
+# -- roles
 
 
 class Category(Struct, frozen=True):
@@ -461,8 +459,7 @@ CATEGORIES = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------
-# Errors
+# -- errors
 
 
 ERRORS: dict[str, tuple[int, str, str]] = {  # code: status, error, default message
@@ -535,8 +532,7 @@ def snake_case(phrase: str) -> str:
     return re.sub(r"[^a-z]+", "_", phrase.lower())
 
 
-# ------------------------------------------------------------------------------------------------------
-# Shapes of bodies, contexts, queries and claims; plugins/http/_answers.py has the types of answers
+# -- shapes of bodies, contexts, queries and claims; plugins/http/_answers.py has the types of answers
 
 IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
@@ -684,9 +680,6 @@ class GitContext(Struct):
     uncommitted_changes: list[Change]
     remote: str | None
     remote_url: str | None
-
-
-# Query strings
 
 
 class NoQuery(Struct):
@@ -914,7 +907,7 @@ AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 
 class ContextKey(Struct, frozen=True, kw_only=True):
-    """What makes one context differ from another: the request's parameters."""
+    """The parameters of a request for a context: those with equal ones share one."""
 
     issue_id: str
     agent_type: str
@@ -1543,7 +1536,7 @@ def prepare_storage_folder(settings: Settings) -> None:
         encoding = sys.getfilesystemencoding().upper()
         raise StartError(f"{where}: the name of {folder} is not {encoding}, in which paths are kept")
     if folder.resolve().is_relative_to(settings.root):
-        raise StartError(f"{where}: {folder} lies inside the repository, where the signing secret must never be")
+        raise StartError(f"{where}: {folder} lies inside the repository, where no secret may lie: name another folder")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = list(folder.iterdir())
@@ -1567,15 +1560,13 @@ def make_private(path: Path, trusted: bool = False) -> None:
     """
     facts = path.lstat()
     if stat.S_ISLNK(facts.st_mode):
-        raise StartError(
-            f"{path} is a link, which could lead anywhere: put what it leads to in its place, or remove it"
-        )
+        raise StartError(f"{path} is a link, which could lead anywhere: remove it, or replace it by what it leads to")
     if path.name in PLAIN_FILES and not stat.S_ISREG(facts.st_mode):
         raise StartError(f"{path} is no file, and a file belongs there: remove it")
     if not hasattr(os, "geteuid"):
         return
     if facts.st_uid != os.geteuid():
-        raise StartError(f"{path} belongs to somebody else (user id {facts.st_uid})")
+        raise StartError(f"{path} belongs to somebody else (user id {facts.st_uid}): use another --storage")
     if facts.st_mode & 0o022 and not trusted:
         raise StartError(f"others may write {path} and may have done so: look at it, then chmod go-rwx it")
     if facts.st_mode & 0o077 and path.name == "jwt.secret":
@@ -2457,7 +2448,7 @@ class GetPlugins(Endpoint):
 
 
 class GetStatus(Endpoint):
-    """What happened so far, counted and timed."""
+    """The counts and times of what happened so far."""
 
     answers = {200: "Status"}
 
@@ -3476,6 +3467,7 @@ def main_language(root: Path, minute: int) -> str:
 # ======================================================================================================
 
 PositionKey = tuple[str, str, str, str]  # project, subject, type, filter
+Channel = tuple[str, str]  # project, type or *
 
 
 class EventBus:
@@ -3727,15 +3719,12 @@ class Readers:
                 records.mark_delivered({row["seq"] for row in rows if not row["delivered"]}, len(rows))
 
         def written(_: None) -> None:
-            """What has moved on meanwhile is still to be written."""
+            """Forget what is on disk now; a position that has moved on meanwhile is still to be written."""
             for key, seq in positions.items():
                 if self._positions.get(key) == seq:
                     del self._positions[key]
 
         self._storage.write_behind(note, written)
-
-
-Channel = tuple[str, str]  # project, type or *
 
 
 class Waiters:
@@ -3791,7 +3780,7 @@ class Waiter(Struct, frozen=True):
 
 
 def wake(future: asyncio.Future[int | None], seq: int | None) -> bool:
-    """Whether that woke a poll which was still waiting."""
+    """Give a parked poll what woke it; whether it was still waiting."""
     if waiting := not future.done():
         future.set_result(seq)
     return waiting
@@ -3864,7 +3853,7 @@ class Filter(Struct, frozen=True):
     bound_to: str | None = None  # the issue of the token: of events that name issues, only its own match
 
     def within(self, issue: str | None) -> Filter:
-        """The same filter for a token of ``issue``, itself for None. Its ``text`` is one that no client can send."""
+        """This filter for a token of ``issue``, None: of all. Its ``text`` is then one that no client can send."""
         if issue is None:
             return self
         return msgspec.structs.replace(self, text=f"!{json.dumps(issue)},{self.text}", bound_to=issue)
@@ -4484,7 +4473,7 @@ def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
 
 
 def without_filters(names: set[str]) -> list[str]:
-    """Options by which git runs none of these filters. A name may hold any sign, also =; a variable's does not."""
+    """Options by which git runs none of these filters; not by ``-c``, since a filter's name may hold =."""
     off = (("clean", "CCO_EMPTY"), ("smudge", "CCO_EMPTY"), ("process", "CCO_EMPTY"), ("required", "CCO_FALSE"))
     return [f"--config-env={name}.{what}={variable}" for name in sorted(names) for what, variable in off]
 
@@ -4569,8 +4558,8 @@ def opened_path(descriptor: int, path: str) -> str:
 
 @functools.lru_cache(100_000)
 def is_secret(path: str) -> bool:
-    """Whether a file may hold credentials, by its path alone: data and files without a known language that lie or are
-    called as credentials do, rather one too many than one too few.
+    """Whether a file may hold credentials, by its path alone: data, and files of no known language, whose folder or
+    name suggests it. In doubt it does.
     """
     return language_of(path) in MAY_HOLD_SECRETS and SECRET_FILE.search(f"/{path.lower()}") is not None
 
@@ -4852,7 +4841,7 @@ class Agents:
         return spawned_answer(row, running.token, sorted(ignored))
 
     def check_room(self, row: dict[str, Any], records: Records) -> None:
-        """Raise AGT_003 where a row may have no agent. Asked again by the writer, which knows all rows before it."""
+        """Raise AGT_003 where a row's agent may not start. Asked again by the writer, which knows all rows."""
 
     def _renew_token(self, running: Running) -> None:
         running.token, life = self.launcher.token(running.row), self.settings.token_ttl
@@ -4914,7 +4903,7 @@ class Agents:
 
     async def tend(self, running: Running) -> None:
         """Look after a running agent, every LOOK seconds: renew its token in time, and write its files again where they
-        are gone. Who sets its row's reason has it ended.
+        are gone. A ``reason`` that is set in its row has it ended.
         """
         if time.time() < running.renew_at and (running.folder / "token").exists():
             return
@@ -4956,7 +4945,7 @@ class Agents:
         log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], code)
 
     async def judge(self, running: Running) -> None:
-        """Say in an ended agent's row what else is known of its end before that is stored; again after a kill."""
+        """Add to an ended agent's row what else is known of its end, which is not stored yet. After a crash, again."""
 
     def heard_from(self, subject: str, method: str, path: str) -> None:
         """An agent's token was used."""
@@ -4964,7 +4953,7 @@ class Agents:
             running.row["last_call"] = (method, without_tokens(path)[:200], time.time())
 
     def heard_out(self, subject: str) -> contextlib.AbstractContextManager[None]:
-        """While an agent's request is answered in it the agent's end waits. Raises AUTH_001 where that came first."""
+        """A context to answer an agent's request in: the agent's end waits. Raises AUTH_001 after the end."""
         self.tokens.check_revoked(subject)
         running = self.active.get(subject)
         return running.answering() if running else contextlib.nullcontext()
@@ -5236,7 +5225,7 @@ You may: {permissions}. Never print your token. When you are done, store your re
         return Reader(row["id"], row["type"], row["issue"], row["project"], tuple(row["permissions"]), url, curl_file)
 
     async def files(self, body: dict[str, Any], reader: Reader) -> dict[str, bytes]:
-        """What an agent is to read, by file name, for a validated request. Raises REQ_001, REQ_002, AGT_001."""
+        """The files that an agent is to read, by name, for a validated request. Raises REQ_001, REQ_002, AGT_001."""
         limit = BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
         return {"context.json": await self.context_file(body, limit)}
 
@@ -5801,7 +5790,7 @@ class WordRanking:
 
 
 def files_with(word: str, paths: Iterable[str], root: str) -> set[str]:
-    """Those of ``paths`` whose name or text holds a word, in any case of letters. Blocks."""
+    """Those of ``paths`` whose name or text holds a word, in upper or lower case. Blocks."""
     shape = ("-lziIF", "--untracked", "--no-recurse-submodules", "--no-full-name", "--no-color", "-e", word)
     holding = set(split_z(run_git(root, "grep", *shape, env={"LC_ALL": "C.UTF-8"})))
     return {path for path in paths if path in holding or word in path.lower()}
@@ -5836,7 +5825,7 @@ PROPOSALS: dict[tuple[str, str], tuple[tuple[str, Priority, str], ...]] = {  # (
 
 
 class RoutingRules:
-    """Who works next, by PROPOSALS, without those that need no proposal (see ``settled_types``)."""
+    """The agents to work next, by PROPOSALS, without the types that are settled (``settled_types``)."""
 
     @hookimpl(tryfirst=True)
     def next_agents(

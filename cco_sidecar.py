@@ -17,9 +17,10 @@ store results that the next agent sees, wake each other with events, and are sta
 
 The path of a request, from top to bottom of this file:
 
-    routes -> Endpoint.prepare (host, size, token, rate, permission) -> Endpoint.respond
+    routes -> Endpoint.prepare (host, size, token, rate, permission, policies)
+           -> Endpoint._serve (path, query, body; a repeat gets its first answer) -> respond
            -> a part (Results, EventBus, Contexts, Agents) -> Storage.write (one writer thread, one commit)
-           -> EventBus.wake_waiters (on the loop, in commit order) -> the answer
+           -> EventBus.wake_waiters (on the loop, in commit order) -> Endpoint.send
 
 This file alone serves the whole reference and makes tokens. What goes beyond that, or does a part better, is a plugin
 in ``plugins/``. It implements hooks (``Asks``, ``Tells``, ``Parts``); only what runs before hooks can be asked is a
@@ -29,7 +30,8 @@ Units: seconds and bytes everywhere inside; a name says so where it is another o
 
 Threads: everything lives on the event loop, where a method without ``await`` is atomic, except
   * the writer thread of Storage, which alone changes the database;
-  * worker threads that build contexts and call plugins, which get values and never a part of the service.
+  * worker threads (``Pool``) for what blocks: git, files, processes, and plugins' hooks, which get values and never a
+    part of the service.
 """
 
 from __future__ import annotations
@@ -1084,7 +1086,7 @@ class Hooks:
         for plugin in built_in:
             name = f"built-in:{type(plugin).__name__}"
             self.loaded.append(LoadedPlugin(name, "built in", self._register(plugin, name)))
-        self._trusted = {plugin.name for plugin in self.loaded}
+        self._trusted = {plugin.name for plugin in self.loaded}  # whose errors are ours, and pass through
 
     # -- loading
 
@@ -2448,7 +2450,7 @@ class GetPlugins(Endpoint):
 
 
 class GetStatus(Endpoint):
-    """The counts and times of what happened so far."""
+    """What happened so far, counted and timed."""
 
     answers = {200: "Status"}
 
@@ -3853,7 +3855,7 @@ class Filter(Struct, frozen=True):
     bound_to: str | None = None  # the issue of the token: of events that name issues, only its own match
 
     def within(self, issue: str | None) -> Filter:
-        """This filter for a token of ``issue``, None: of all. Its ``text`` is then one that no client can send."""
+        """The same filter for a token bound to ``issue``, itself for None. No client can send its ``text``."""
         if issue is None:
             return self
         return msgspec.structs.replace(self, text=f"!{json.dumps(issue)},{self.text}", bound_to=issue)
@@ -3874,7 +3876,7 @@ def parse_filter(text: str) -> Filter:
     while at < len(text):
         term = TERM.match(text, at)
         if not term:
-            problem = f"Invalid filter: expected field:value at character {at + 1}"
+            problem = f"Invalid filter: expected field:value at character {at + 1}; other forms need the plugin filters"
             raise ApiError("EVT_002", problem, details={"character": at + 1, "path": "filter"})
         at = term.end()
         terms.append((term[1], term[2]))
@@ -4211,7 +4213,7 @@ def fit_context(sections: Sections, max_bytes: int) -> bool:
             holder[name], cut = holder[name][1:] if holder is sections else holder[name][: len(holder[name]) // 2], True
     room = max_bytes - json_size(sections)
     if room < 0:
-        raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes")
+        raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes: ask for more")
     for file in files:
         file.pop("chunks", None)
         size = json_size(file) + 1
@@ -4870,7 +4872,7 @@ class Agents:
         spawned = msgspec.json.decode(answer)
         row = self.ledger.find(self.settings.project, spawned["agent_id"])
         if row["pid"] is None:
-            problem = "The first spawn with this Idempotency-Key was cut off before its process started"
+            problem = "The first spawn with this Idempotency-Key was cut off before it had a process: use another key"
             raise ApiError("AGT_001", problem)
         running = self.active.get(row["id"])
         if running and not running.token:  # it is being adopted at this moment
@@ -5191,9 +5193,7 @@ You may: {permissions}. Never print your token. When you are done, store your re
     "issue_id": "{issue_id}", "project_id": "{project_id}", "result": {{"status": "success", "decisions": ["..."]}}}}'
 """
 
-    def __init__(
-        self, contexts: Contexts, tokens: Tokens, types: AgentTypes, hooks: Hooks, settings: Settings
-    ) -> None:  # fmt: skip
+    def __init__(self, contexts: Contexts, tokens: Tokens, types: AgentTypes, hooks: Hooks, settings: Settings) -> None:
         self.contexts, self.tokens, self.types, self.hooks, self.settings = contexts, tokens, types, hooks, settings
         self._pool = Pool("launch", 8, 30)
 
@@ -5880,22 +5880,22 @@ class AgentCommands:
 
 GOOD, REFUSED, WRONG_USE, NOT_REACHABLE = 0, 1, 2, 3
 ALONE = {  # hook: what the service does without where no plugin implements it
-    "storage": "guard and limit of the storage",
+    "storage": "guard and limit of storage",
     "server_class": "HTTP/2",
     "answer_filter": "compression and limit of unread answers",
     "request_log": "audit log",
     "token_keys": "tokens of other issuers",
-    "event_filter": "filters but field:value",
+    "event_filter": "filters other than field:value",
     "project_reader": "index of the files",
     "rank_files": "full-text ranking",
     "context_section": "dependencies",
     "fit_context": "best parts of large files",
-    "resolve_issue": "tasks of written issues",
+    "resolve_issue": "tasks of issues that are written down",
     "agent_command": "known coding programs",
-    "part_class": "briefs and limits of agents, or removal of what marks a session from their environment",
-    "process_owner": "exit codes over a crash",
+    "part_class": "briefs and limits of agents",
+    "process_owner": "exit codes after a crash",
     "meter": "costs and budgets",
-    "register_routes": "MCP, dashboard, or lists of results, events and agents",
+    "register_routes": "MCP, dashboard and lists of results, events and agents",
 }
 
 

@@ -37,7 +37,7 @@ def fit_context(request: ContextRequest, sections: Sections, max_bytes: int) -> 
     cut = cut_sections(sections, max_bytes, wanted)
     left = max_bytes - json_size(sections)
     if left < 0:
-        raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes")
+        raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes: ask for more")
     chosen = sections["relevant_files"] = choose_files(files, left, cap=max(LEAST, request.max_bytes // 4))
     return cut or len(chosen) < len(files)
 

@@ -190,7 +190,7 @@ def test_a_log_follows_can_be_paused_and_shows_colours_only(page: Page, issue: s
 
 
 def test_an_issue_is_a_story_with_results_and_routing_and_is_exported(page: Page, issue: str) -> None:
-    body = {"agent_type": "python-specialist", "issue_id": issue, "task": "work well\n\nand say **why**"}
+    body = {"agent_type": "python-specialist", "issue_id": issue, "task": "# work well\n\nand say **why**"}
     spawned = page.service.client().post("/api/agents/spawn", body).json()["agent_id"]
     page.go("issues")
     page.click("work well", f".issues [role=listitem]:has([href='#/issues/{issue}'])")

@@ -55,6 +55,7 @@ from cco_sidecar_plugins.storage._pages import page
 
 AT_ONCE = 200  # issues whose state is looked at together
 ALL = 1000
+HEADING = re.compile(r"^#{1,6}[ \t]+")  # how a task in Markdown may begin
 
 
 @hookimpl
@@ -401,7 +402,7 @@ def finished(item: dict[str, Any], written: Written | None, spent: dict[str, Any
     result, task = item.pop("result"), redact(item.pop("task"))[0]
     usd, tokens = spent.get(item["issue_id"], (None, None))
     latest = result and {name: result[name] for name in ("agent_type", "status")} | {"stored_at": iso(result["stored"])}
-    first_line = next((line.strip() for line in task.splitlines() if line.strip()), "")
+    first_line = HEADING.sub("", next((line.strip() for line in task.splitlines() if line.strip()), ""))
     title, source = (written.title, written.source) if written else (first_line[:200], "")
     return item | {
         "title": title or None, "source": source or None, "latest_result": latest, "cost_usd": usd, "tokens": tokens,

@@ -261,7 +261,7 @@ def told(service: Service) -> Client:
     """An architect who has told a story on the issue i-story: a result, an agent, events, and an answered question."""
     architect = service.client()
     architect.store(issue="i-story", decisions=["Use OAuth", *HOSTILE], files_created=["a.py", "b`.py"])
-    body = {"agent_type": "test-engineer", "issue_id": "i-story", "task": "Test the login\n" + HOSTILE[0]}
+    body = {"agent_type": "test-engineer", "issue_id": "i-story", "task": "# Test the login\n" + HOSTILE[0]}
     agent = architect.post("/api/agents/spawn", body).json()["agent_id"]
     assert architect.wait("agent_exited", since="earliest", filter=f"agent_id:{agent}", timeout=20_000)["events"]
     architect.publish("note", {"issue_id": "i-story", "text": HOSTILE[2], "__proto__": {"a": 1}, "big": 10**30})
@@ -279,8 +279,8 @@ def test_a_timeline_tells_each_happening_once_in_pages_of_any_size(told: Client)
     result, routing, spawned, *_, ended, note, both, approval = whole["entries"]
     assert result["decisions"][0] == "Use OAuth" and result["files"] == {"created": 2, "modified": 0, "deleted": 0}
     assert routing["next_agents"][0]["agent_type"] == "test-engineer" and routing["next_agents"][0]["reason"]
-    assert spawned["task"].startswith("Test the login") and spawned["parent"].startswith("chief-architect")
-    assert (ended["state"], ended["exit_code"]) == ("completed", 0) and ended["output_tail"][0] == "Test the login"
+    assert spawned["task"].startswith("# Test the login") and spawned["parent"].startswith("chief-architect")
+    assert (ended["state"], ended["exit_code"]) == ("completed", 0) and ended["output_tail"][0] == "# Test the login"
     assert note["data"]["__proto__"] == {"a": 1} and both["data"]["text"] == "both"
     assert (approval["state"], approval["answer"], approval["text"]) == ("answered", "yes", HOSTILE[1])
     assert not any(character in entry["title"] for entry in whole["entries"] for character in "\x1b\n\x07")

@@ -10,6 +10,8 @@ import { h, owned, patch } from "./dom.js";
 const OVERSCAN = 600; // pixels above and below
 const MOST = 150; // rows, however low they are
 
+const left = new Map(); // the row that had the focus, by the list's label: a list that comes again begins there
+
 export class VirtualList {
   /**
    * @param {object} how
@@ -20,7 +22,7 @@ export class VirtualList {
    * @param {() => void} [how.atEnd]  the last rows are in sight
    */
   constructor({ label, key, row, estimate = 56, atEnd = () => {} }) {
-    Object.assign(this, { key, row, estimate, atEnd });
+    Object.assign(this, { label, key, row, estimate, atEnd });
     this.items = [];
     this.heights = new Map();
     this.tops = [0];
@@ -53,7 +55,7 @@ export class VirtualList {
   set(items) {
     if (!this.scroller) this.begin();
     const anchor = this.anchor();
-    const holder = this.items[this.active] && this.key(this.items[this.active]);
+    const holder = this.items[this.active] ? this.key(this.items[this.active]) : left.get(this.label);
     this.items = items;
     this.index = new Map(items.map((item, number) => [this.key(item), number]));
     this.active = Math.min(this.index.get(holder) ?? 0, Math.max(0, items.length - 1));
@@ -188,7 +190,9 @@ export class VirtualList {
   focused(event) {
     const row = event.target.closest("[role=listitem]");
     const number = row && this.index.get(row.$key);
-    if (number === undefined || number === null || number === this.active) return;
+    if (number === undefined || number === null) return;
+    left.set(this.label, row.$key);
+    if (number === this.active) return;
     this.active = number;
     this.draw();
   }

@@ -14,11 +14,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import requests
-from conftest import MODULE, Service, clean_environment, until
+from conftest import MODULE, Service, clean_environment, plugin, until
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -200,3 +201,19 @@ def test_plain_http_on_the_tls_port_gets_nothing_out_of_it(secure: Callable[...,
     assert b"HTTP/1.1 200" not in answer
     assert served_name(service) == "one"
     assert "Traceback" not in service.log
+
+
+def test_a_run_of_the_service_trusts_its_certificate(tmp_path: Path) -> None:
+    make_pair(tmp_path, "localhost")
+    runs = plugin("runs")
+    settings = SimpleNamespace(
+        tls_cert=tmp_path / "cert.pem", storage=tmp_path, project="p", agent_types={}, plugins=()
+    )
+    part = SimpleNamespace(_settings=settings, _folder=tmp_path)
+    environ = runs.Runs._environment(part, SimpleNamespace(run_id="a"))
+    assert (tmp_path / "cert.pem").read_text() in Path(environ["SSL_CERT_FILE"]).read_text()
+    ssl.create_default_context(cafile=environ["SSL_CERT_FILE"])  # and every line of it can be read
+    settings.tls_cert = None
+    assert runs.Runs._environment(part, SimpleNamespace(run_id="a")).get("SSL_CERT_FILE") == os.environ.get(
+        "SSL_CERT_FILE"
+    )

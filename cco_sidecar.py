@@ -5272,7 +5272,9 @@ You may: {permissions}. Never print your token. When you are done, store your re
     async def command(
         self, running: Running, files: dict[str, bytes], asked: dict[str, str], reader: Reader
     ) -> tuple[AgentCommand, list[str]]:
-        """Write the agent's files: its command, and the names in ``asked`` that it ignores. Raises AGT_001, OSError."""
+        """Write the agent's files; its command with the environment, and the names in ``asked`` that it ignores. Raises
+        AGT_001, OSError.
+        """
         row, folder, root = running.row, running.folder, str(self.settings.root)
         launch = AgentLaunch(
             agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],
@@ -5289,7 +5291,9 @@ You may: {permissions}. Never print your token. When you are done, store your re
             "CCO_CONTEXT_FILE": launch.context_file, "TASK": row["task"],
         } | ({"CCO_BRIEF_FILE": launch.brief_file} if launch.brief_file else {})  # fmt: skip
         command = await self._pool.run(self._prepare, launch, folder, written)
-        return self._with_environment(command, asked, own)
+        given = {name: asked[name] for name in asked if name.upper() not in own and self.may_set(name.upper())}
+        environment = self.inherited() | command.environment | given | own
+        return msgspec.structs.replace(command, environment=environment), [name for name in asked if name not in given]
 
     def _prepare(self, launch: AgentLaunch, folder: Path, files: dict[str, bytes]) -> AgentCommand:
         """Write the files and ask plugins for the command, whose placeholders, the fields of ``launch``, are filled in.
@@ -5311,14 +5315,6 @@ You may: {permissions}. Never print your token. When you are done, store your re
         fill = functools.partial(re.compile("|".join(map(re.escape, values))).sub, lambda match: values[match[0]])
         environment = {name: fill(value) for name, value in command.environment.items()}
         return AgentCommand([*map(fill, command.argv)], fill(command.stdin), environment)
-
-    def _with_environment(
-        self, command: AgentCommand, asked: dict[str, str], own: dict[str, str]
-    ) -> tuple[AgentCommand, list[str]]:
-        """``command`` with its whole environment, and the names in ``asked`` that are ignored."""
-        given = {name: asked[name] for name in asked if name.upper() not in own and self.may_set(name.upper())}
-        environment = self.inherited() | command.environment | given | own
-        return msgspec.structs.replace(command, environment=environment), [name for name in asked if name not in given]
 
 
 def token_files(token: str) -> dict[str, bytes]:

@@ -42,11 +42,9 @@ def exchange(service: Service, message: bytes) -> bytes:
         return b"".join(iter(lambda: line.recv(65_536), b""))
 
 
-@pytest.mark.parametrize("method", ["POST", "TRACE"])
-def test_what_follows_a_refusal_that_ends_the_connection_is_not_answered(service: Service, method: str) -> None:
-    refused = (
-        f"{method} /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n"
-    )
+@pytest.mark.parametrize("line", ["POST /api/results", "POST /api/events/noted", "TRACE /nowhere"])
+def test_what_follows_a_refusal_that_ends_the_connection_is_not_answered(service: Service, line: str) -> None:
+    refused = f"{line} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n"
     answer = exchange(
         service, refused.encode() + b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     )

@@ -157,7 +157,7 @@ def test_a_session_of_claude_hears_what_the_team_does_and_is_woken_by_an_event(
         session.stdin.write(json.dumps(content) + "\n")
         session.stdin.flush()
         until(lambda: client.get("/status").json()["events"]["active_subscriptions"], 90)
-        assert "A team of coding agents works on this repository" in "\n".join(model.requests[before:])
+        until(lambda: "A team of coding agents works on this repository" in "\n".join(model.requests[before:]), 60)
         turns = len(model.turns)
         client.publish("wake_up", {"message": "look at the zebra"})
         until(lambda: len(model.turns) > turns, 60)

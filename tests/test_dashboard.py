@@ -466,7 +466,7 @@ def test_one_odd_thing_takes_no_view_down(page: Page, issue: str) -> None:
     script = """const { VirtualList } = await import('/dashboard/list.js');
         const row = number => { if (number === 1) throw Error('odd'); return document.createElement('p') };
         const list = new VirtualList({ label: 'odd', key: String, row });
-        document.querySelector('main').append(list.element); list.set([0, 1, 2]); list.detach();
+        const main = document.querySelector('main'); main.prepend(list.element); main.scrollTop = 0; list.set([0, 1, 2]); list.detach();
         return list.element.innerText"""
     assert "This row cannot be drawn: odd" in page.js(script)
     assert all("Error: odd" in line for line in page.browser.console())

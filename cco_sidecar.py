@@ -4378,7 +4378,8 @@ def git_log(root: Path, *flags: str) -> tuple[list[tuple[Any, ...]], bool]:
         output, complete = ask_git(root, "log", "--encoding=UTF-8", *flags, shape), True
     except GitError as error:
         output, complete = error.output, False
-        log_once(f"the history is not known in full: {error}")
+        if run_git(root, "rev-list", "-n", "1", "--all") != b"":  # else nothing was committed yet
+            log_once(f"the history is not known in full: {error}")
     found = []
     parts = clean_text(os.fsdecode(output)).split(separator)[1:]
     for *facts, last in zip(*(parts[at::6] for at in range(6)), strict=False):

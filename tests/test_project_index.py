@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import git, make_repository, plugin, until
 
+import cco_sidecar
 from cco_sidecar import GitError, ProjectState
 
 project_index = plugin("project_index")
@@ -574,3 +575,22 @@ def test_whole_seconds_are_young_for_longer() -> None:
     now = 1_700_000_000_500_000_000
     assert is_young((0, 1_699_999_999_000_000_000, 1, 1, 1), now) is True
     assert is_young((0, 1_699_999_998_000_000_000, 1, 1, 1), now) is False
+
+
+@pytest.mark.parametrize("case", ["nothing committed", "nothing but an index", "a commit", "its object is lost"])
+def test_a_history_that_is_cut_is_told_and_one_that_has_not_begun_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.py").write_text("a = 1\n")
+    if case != "nothing committed":
+        git(tmp_path, "add", ".")
+    if case in ("a commit", "its object is lost"):
+        git(tmp_path, "commit", "-q", "-m", "first")
+    if case == "its object is lost":
+        head = git(tmp_path, "rev-parse", "HEAD").strip()
+        (tmp_path / ".git/objects" / head[:2] / head[2:]).unlink()
+    cco_sidecar.log_once.cache_clear()
+    found, complete = cco_sidecar.git_log(tmp_path, "-n", "5")
+    assert len(found) == (case == "a commit") and complete is (case == "a commit")
+    assert ("not known in full" in caplog.text) is (case == "its object is lost")

@@ -335,6 +335,8 @@ def test_how_an_issue_stands(service: Service, told: Client) -> None:
     told.publish("note", {"issue_id": "i-idle"})
     assert [row["issue_id"] for row in told.get("/api/issues", since=since).json()["issues"]] == ["i-idle"]
     assert "write_results" in told.get("/api/issues/i-working/timeline").json()["entries"][0]["permissions"]
+    brief = told.get("/api/issues/i-working/export", format="json").json()["briefs"][agent]
+    assert "STORAGE/agents/" in brief and str(service.storage) not in brief  # a colleague need not know where it lies
     told.delete(f"/api/agents/{agent}")
     whole = told.get("/api/issues/77").json()
     assert whole["body"].startswith("# The login") and whole["agents"] == whole["results"] == []

@@ -21,9 +21,10 @@ EXPORTS = Pool("exports", 1, 120)  # one at a time: each takes many times the me
 
 
 def read_briefs(folders: dict[str, Path]) -> dict[str, str]:
-    """By agent the brief that it got, where that is still there. Blocks."""
+    """By agent the brief that it got, where that is still there, without the storage's place. Blocks."""
     found = {agent: content_of(folder / "brief.md").decode("utf-8", "replace") for agent, folder in folders.items()}
-    return {agent: text for agent, text in found.items() if text}
+    storages = {agent: str(folder.parents[1]) for agent, folder in folders.items()}
+    return {agent: text.replace(storages[agent], "STORAGE") for agent, text in found.items() if text}
 
 
 def whole_story(read: Records, project: str, story: dict[str, Any], *facts: Any) -> bytes:

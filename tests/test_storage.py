@@ -217,7 +217,7 @@ CUT: dict[str, tuple[Callable[[Path], Any], str]] = {  # and what the next start
     "the database's head overwritten": (lambda folder: overwrite(folder / DATABASE, 0, b"garbage"), ""),
     "the database's head made zeros": (lambda folder: overwrite(folder / DATABASE, 0, bytes(4096)), ""),
     "the log's head overwritten": (lambda folder: overwrite(folder / LOG, 0, b"garbage"), "damaged"),
-    "a link to the database": (link_to_itself_elsewhere, "put what it leads to in its place"),
+    "a link to the database": (link_to_itself_elsewhere, "replace it by what it leads to"),
 }  # fmt: skip
 
 
@@ -580,6 +580,7 @@ READS = {
 @pytest.mark.parametrize("read", READS)
 def test_what_is_asked_often_is_read_in_order_from_an_index_and_nothing_is_sorted(read: str) -> None:
     plans = statements(READS[read])
+    plans = [plan for plan in plans if "json_each" not in plan]  # the rows of a page, named one by one
     assert plans and not [plan for plan in plans if plan.startswith("SCAN") or "TEMP B-TREE" in plan], plans
     assert all("(" in plan for plan in plans), plans  # each begins at a key
 

@@ -9,7 +9,14 @@ export function say(text) {
   say.timer = setTimeout(() => place.replaceChildren(), 6000);
 }
 
-function show(dialog) {
+/** Shows a dialog until it is closed. */
+function show(title, ...content) {
+  const dialog = h(
+    "dialog.dialog",
+    { "aria-labelledby": "dialog-title" },
+    h("h2", { id: "dialog-title" }, title),
+    content,
+  );
   const before = document.activeElement;
   document.body.append(dialog);
   dialog.showModal();
@@ -31,19 +38,16 @@ export function confirm({ title, text, action, kind = "danger" }) {
       dialog.close();
     };
     const dialog = show(
+      title,
+      h("p", null, text),
       h(
-        "dialog.dialog.small",
-        { "aria-labelledby": "dialog-title" },
-        h("h2", { id: "dialog-title" }, title),
-        h("p", null, text),
-        h(
-          "div.dialog-actions",
-          null,
-          h("button.button", { type: "button", onclick: answer(false) }, "Cancel"),
-          h(`button.button.${kind}`, { type: "button", onclick: answer(true), autofocus: true }, action),
-        ),
+        "div.dialog-actions",
+        null,
+        h("button.button", { type: "button", onclick: answer(false) }, "Cancel"),
+        h(`button.button.${kind}`, { type: "button", onclick: answer(true), autofocus: true }, action),
       ),
     );
+    dialog.classList.add("small");
     dialog.addEventListener("close", () => resolve(false));
   });
 }
@@ -74,22 +78,18 @@ export function form({ title, intro, fields, action, submit }) {
     }
   };
   const dialog = show(
+    title,
+    intro,
     h(
-      "dialog.dialog",
-      { "aria-labelledby": "dialog-title" },
-      h("h2", { id: "dialog-title" }, title),
-      intro,
+      "form",
+      { onsubmit, autocomplete: "off" },
+      fields.map(field),
+      failed,
       h(
-        "form",
-        { onsubmit, autocomplete: "off" },
-        fields.map(field),
-        failed,
-        h(
-          "div.dialog-actions",
-          null,
-          h("button.button", { type: "button", onclick: () => dialog.close() }, "Cancel"),
-          send,
-        ),
+        "div.dialog-actions",
+        null,
+        h("button.button", { type: "button", onclick: () => dialog.close() }, "Cancel"),
+        send,
       ),
     ),
   );
@@ -140,16 +140,12 @@ function field({ name, label, kind = "text", value = "", hint, options = [], req
 /** A dialog with anything in it, and a way out. */
 export const sheet = (title, ...content) => {
   const dialog = show(
+    title,
+    content,
     h(
-      "dialog.dialog",
-      { "aria-labelledby": "dialog-title" },
-      h("h2", { id: "dialog-title" }, title),
-      content,
-      h(
-        "div.dialog-actions",
-        null,
-        h("button.button", { type: "button", onclick: () => dialog.close(), autofocus: true }, "Close"),
-      ),
+      "div.dialog-actions",
+      null,
+      h("button.button", { type: "button", onclick: () => dialog.close(), autofocus: true }, "Close"),
     ),
   );
   return dialog;

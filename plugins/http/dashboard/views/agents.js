@@ -1,12 +1,12 @@
 /** Agents: who lives, what each uses and costs, and who has ended how. */
 import { can, spawn } from "../actions.js";
 import { plain } from "../ansi.js";
-import { h, slot } from "../dom.js";
+import { h } from "../dom.js";
 import { between, bytes, compact, cost, duration, shortId } from "../format.js";
-import { VirtualList } from "../list.js";
-import { awaited, badge, button, choices, empty, filterField, foreign, head, issueLink, when } from "../parts.js";
+import { badge, button, choices, empty, foreign, head, issueLink, when } from "../parts.js";
 import { to } from "../router.js";
-import { loadWhole, store } from "../store.js";
+import { store } from "../store.js";
+import { listBody, listView } from "./listing.js";
 
 const GROUPS = {
   active: ["starting", "running"],
@@ -15,36 +15,21 @@ const GROUPS = {
   ended: ["killed"],
 };
 
-export function view(_id, { draw, query }) {
-  const list = new VirtualList({
-    label: "Agents",
+export const view = (_id, { draw, query }) =>
+  listView({
+    title: "Agents",
+    name: "agents",
+    draw,
+    now: { filter: query.get("filter") ?? "", group: "" },
     key: (agent) => agent.agent_id,
     row,
-    estimate: 74,
-    atEnd: () => loadWhole("agents").catch(() => {}),
-  });
-  const now = { filter: query.get("filter") ?? "", group: "" };
-  const set = (change) => {
-    Object.assign(now, change);
-    draw();
-  };
-  return {
-    title: "Agents",
-    list,
-    stop: () => list.detach(),
-    drawn: () => list.set(chosen(now)),
-    render: () => [
+    chosen,
+    top: () => [
       head("Agents", { actions: [can.spawn() && button("Spawn agent", "plus", () => spawn(), { class: "primary" })] }),
-      h(
-        "div.tools",
-        { key: "tools" },
-        filterField(now.filter, (filter) => set({ filter }), "Filter agents"),
-        choices("State", groups(), now.group, (group) => set({ group })),
-      ),
-      body(list, chosen(now)),
     ],
-  };
-}
+    choice: (now, set) => choices("State", groups(), now.group, (group) => set({ group })),
+    body,
+  });
 
 function groups() {
   const all = [...store.agents.values()];
@@ -65,18 +50,19 @@ function chosen({ filter, group }) {
   return [...store.agents.values()].filter(fits).sort((one, other) => (rank(one) < rank(other) ? 1 : -1));
 }
 
-function body(list, agents) {
-  if (store.agents.size === 0) {
-    if (!store.loaded.has("agents")) return awaited("agents");
-    return empty(
-      "No agent yet",
-      "Spawn one here (n), or by the command line:",
-      "cco agent spawn --type python-specialist --issue issue-1 --task 'what is to be done'",
-    );
-  }
-  if (!agents.length) return empty("None fits", "No agent has these words and this state.");
-  return h("div.rows", { key: "rows" }, slot(list.element));
-}
+const body = (list, agents) =>
+  listBody({
+    name: "agents",
+    list,
+    items: agents,
+    none: "No agent has these words and this state.",
+    nothing: () =>
+      empty(
+        "No agent yet",
+        "Spawn one here (n), or by the command line:",
+        "cco agent spawn --type python-specialist --issue issue-1 --task 'what is to be done'",
+      ),
+  });
 
 function row(agent) {
   const living = !agent.ended_at;

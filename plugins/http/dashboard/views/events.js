@@ -1,11 +1,12 @@
 /** Events: the whole log, the newest first, as far back as it is kept. */
 import { can, publish } from "../actions.js";
-import { h, slot } from "../dom.js";
+import { h } from "../dom.js";
 import { count, oneLine } from "../format.js";
 import { json } from "../json.js";
 import { VirtualList } from "../list.js";
-import { at, awaited, badge, button, empty, filterField, foreign, head, issueLink } from "../parts.js";
+import { at, badge, button, empty, filterField, foreign, head, issueLink } from "../parts.js";
 import { loadOlderEvents, store } from "../store.js";
+import { listBody } from "./listing.js";
 
 const ROW = 45;
 
@@ -64,18 +65,20 @@ function chosen(filter) {
   return (words ? store.events.filter(fits) : store.events).toReversed();
 }
 
-function body(list, events) {
-  if (!store.events.length) {
-    if (!store.loaded.has("events")) return awaited("events");
-    return empty(
-      "Nothing has happened yet",
-      "Agents publish events as they work. Publish one yourself:",
-      'cco events publish hello --topic coordination --data \'{"issue_id": "issue-1"}\'',
-    );
-  }
-  if (!events.length) return empty("None fits", "No event that is loaded has these words.");
-  return h("div.rows.events", { key: "rows" }, slot(list.element));
-}
+const body = (list, events) =>
+  listBody({
+    name: "events",
+    list,
+    items: events,
+    kind: ".events",
+    none: "No event that is loaded has these words.",
+    nothing: () =>
+      empty(
+        "Nothing has happened yet",
+        "Agents publish events as they work. Publish one yourself:",
+        'cco events publish hello --topic coordination --data \'{"issue_id": "issue-1"}\'',
+      ),
+  });
 
 function row(event, open, toggle) {
   const issue = event.data?.issue_id;

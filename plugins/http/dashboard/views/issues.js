@@ -1,45 +1,30 @@
 /** Issues: what is worked on, who waits for a person, what went wrong, what it cost. */
 import { can, publish, spawn } from "../actions.js";
-import { h, slot } from "../dom.js";
+import { h } from "../dom.js";
 import { compact, cost, count, plural } from "../format.js";
-import { VirtualList } from "../list.js";
-import { agentLink, awaited, badge, button, choices, empty, filterField, foreign, head, when } from "../parts.js";
+import { agentLink, badge, button, choices, empty, foreign, head, when } from "../parts.js";
 import { to } from "../router.js";
-import { activeAgents, openApprovals, loadWhole, store } from "../store.js";
+import { activeAgents, openApprovals, store } from "../store.js";
+import { listBody, listView } from "./listing.js";
 
 const STATES = ["waiting", "working", "failed", "open", "idle", "done"];
 
-export function view(_id, { draw }) {
-  const list = new VirtualList({
-    label: "Issues",
+export const view = (_id, { draw }) =>
+  listView({
+    title: "Issues",
+    name: "issues",
+    draw,
+    now: { filter: "", state: "" },
     key: (issue) => issue.issue_id,
     row,
-    estimate: 74,
-    atEnd: () => loadWhole("issues").catch(() => {}),
-  });
-  const now = { filter: "", state: "" };
-  const set = (change) => {
-    Object.assign(now, change);
-    draw();
-  };
-  return {
-    title: "Issues",
-    list,
-    stop: () => list.detach(),
-    drawn: () => list.set(chosen(now)),
-    render: () => [
+    chosen,
+    top: (now, set) => [
       head("Issues", { actions: actions() }),
       glance((state) => set({ state: now.state === state ? "" : state }), now.state),
-      h(
-        "div.tools",
-        { key: "tools" },
-        filterField(now.filter, (filter) => set({ filter }), "Filter issues"),
-        stateChoices(now, set),
-      ),
-      body(list, chosen(now)),
     ],
-  };
-}
+    choice: stateChoices,
+    body,
+  });
 
 const actions = () => [
   can.publish() && button("Publish", "send", () => publish()),
@@ -103,24 +88,26 @@ const tile = (kind, { name, ...how }, figure, label, detail) =>
     h("span.tile-words", null, h("strong", null, label), h("span.faint", null, detail)),
   );
 
-function body(list, issues) {
-  if (store.issues.size === 0) {
-    if (!store.loaded.has("issues")) return awaited("issues");
-    if (store.missing.has("issues"))
-      return empty(
-        "This service has no list of issues",
-        "The plugin that makes it is not loaded. Agents, results and events are there.",
-        "cco plugins",
-      );
-    return empty(
-      "No issue yet",
-      "Spawn an agent on one, which begins it, or let the pipeline work on one:",
-      "cco run --issue issue-1 --task 'what is to be done'",
-    );
-  }
-  if (!issues.length) return empty("None fits", "No issue has these words and this state.");
-  return h("div.rows.issues", { key: "rows" }, slot(list.element));
-}
+const body = (list, issues) =>
+  listBody({
+    name: "issues",
+    list,
+    items: issues,
+    kind: ".issues",
+    none: "No issue has these words and this state.",
+    nothing: () =>
+      store.missing.has("issues")
+        ? empty(
+            "This service has no list of issues",
+            "The plugin that makes it is not loaded. Agents, results and events are there.",
+            "cco plugins",
+          )
+        : empty(
+            "No issue yet",
+            "Spawn an agent on one, which begins it, or let the pipeline work on one:",
+            "cco run --issue issue-1 --task 'what is to be done'",
+          ),
+  });
 
 function row(issue) {
   const agents = issue.agents?.active + issue.agents?.ended;

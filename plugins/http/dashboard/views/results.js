@@ -1,46 +1,30 @@
 /** Results: what agents have decided and changed. */
-import { h, slot } from "../dom.js";
+import { h } from "../dom.js";
 import { plural, shortId } from "../format.js";
-import { VirtualList } from "../list.js";
-import { awaited, badge, choices, empty, filterField, foreign, head, issueLink, when } from "../parts.js";
+import { badge, choices, empty, foreign, head, issueLink, when } from "../parts.js";
 import { to } from "../router.js";
-import { loadWhole, store } from "../store.js";
+import { store } from "../store.js";
+import { listBody, listView } from "./listing.js";
 
-export function view(_id, { draw }) {
-  const list = new VirtualList({
-    label: "Results",
+export const view = (_id, { draw }) =>
+  listView({
+    title: "Results",
+    name: "results",
+    draw,
+    now: { filter: "", status: "" },
     key: (result) => result.id,
     row,
-    estimate: 74,
-    atEnd: () => loadWhole("results").catch(() => {}),
-  });
-  const now = { filter: "", status: "" };
-  const set = (change) => {
-    Object.assign(now, change);
-    draw();
-  };
-  return {
-    title: "Results",
-    list,
-    stop: () => list.detach(),
-    drawn: () => list.set(chosen(now)),
-    render: () => [
-      head("Results", { below: store.more.results && "The newest; older ones come at the end of the list" }),
-      h(
-        "div.tools",
-        { key: "tools" },
-        filterField(now.filter, (filter) => set({ filter }), "Filter results"),
-        choices(
-          "Status",
-          ["", "success", "partial", "failed"].map((status) => [status, status || "all"]),
-          now.status,
-          (status) => set({ status }),
-        ),
+    chosen,
+    top: () => [head("Results", { below: store.more.results && "The newest; older ones come at the end of the list" })],
+    choice: (now, set) =>
+      choices(
+        "Status",
+        ["", "success", "partial", "failed"].map((status) => [status, status || "all"]),
+        now.status,
+        (status) => set({ status }),
       ),
-      body(list, chosen(now)),
-    ],
-  };
-}
+    body,
+  });
 
 function chosen({ filter, status }) {
   const words = filter.toLowerCase();
@@ -50,18 +34,19 @@ function chosen({ filter, status }) {
   return [...store.results.values()].filter(fits).toReversed();
 }
 
-function body(list, results) {
-  if (!store.results.size) {
-    if (!store.loaded.has("results")) return awaited("results");
-    return empty(
-      "No result yet",
-      "Agents store one when they have done their work. You can store one by hand, too:",
-      "cco results store --agent me --agent-type python-specialist --issue issue-1 --status success",
-    );
-  }
-  if (!results.length) return empty("None fits", "No result has these words and this status.");
-  return h("div.rows", { key: "rows" }, slot(list.element));
-}
+const body = (list, results) =>
+  listBody({
+    name: "results",
+    list,
+    items: results,
+    none: "No result has these words and this status.",
+    nothing: () =>
+      empty(
+        "No result yet",
+        "Agents store one when they have done their work. You can store one by hand, too:",
+        "cco results store --agent me --agent-type python-specialist --issue issue-1 --status success",
+      ),
+  });
 
 /** What a result says first; of one without a decision, what went wrong. */
 const gist = ({ decisions, errors, warnings }) => {

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from msgspec import Struct
 
 from cco_sidecar import AGENT_GROUPS, ANY_ISSUE, Pool, Records, Sidecar, connect_database, is_identifier
+from cco_sidecar_plugins.storage._pages import rows_by_number
 
 Answer = TypeVar("Answer")
 IssueState = Literal["open", "working", "waiting", "failed", "done", "idle"]
@@ -85,8 +86,7 @@ def both_ends(rows: Iterable[Any]) -> list[int]:
 
 def by_number(read: Records, select: str, seqs: Iterable[int | None]) -> dict[int, Any]:
     """Rows by their sequence numbers."""
-    wanted = json.dumps([seq for seq in seqs if seq is not None])
-    return {row["seq"]: row for row in read.rows(f"{select} where seq in (select value from json_each(?))", wanted)}
+    return {row["seq"]: row for row in rows_by_number(read, select, [seq for seq in seqs if seq is not None])}
 
 
 # -- how an issue stands

@@ -35,6 +35,7 @@ from cco_sidecar import (
     Settings,
     Sidecar,
     clean_text,
+    content_of,
     hookimpl,
     iso,
 )
@@ -101,7 +102,7 @@ class GetPage(Endpoint):
         path = FOLDER.joinpath(*names or ("index.html",))
         if path.suffix not in TYPES:
             raise ApiError("REQ_002", "The page has no such file")
-        content = await asyncio.to_thread(content_of, path)
+        content = await asyncio.to_thread(page_file, path)
         for name, value in HEADERS.items():
             self.set_header(name, value)
         self.content_type, etag = TYPES[path.suffix], f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'
@@ -112,7 +113,7 @@ class GetPage(Endpoint):
         return content
 
 
-def content_of(path: Path) -> bytes:
+def page_file(path: Path) -> bytes:
     """The content of a file of the page. Raises REQ_002 where there is none. Blocks."""
     try:
         return path.read_bytes()
@@ -229,18 +230,10 @@ def check_owner(connection: socket.socket) -> None:
         ports = connection.getpeername()[1], connection.getsockname()[1]
     except OSError:  # the client has gone, and gets no answer
         return
-    tables = [content_of_table(Path(f"/proc/net/{name}")) for name in ("tcp", "tcp6")]
+    tables = [content_of(Path(f"/proc/net/{name}")).decode("ascii", "replace") for name in ("tcp", "tcp6")]
     if strangers := owners("\n".join(tables), *ports) - {0, os.getuid()} if any(tables) else set():
         log.warning("a code for the dashboard came from the user with the number %s, and was refused", *strangers)
         raise ApiError("AUTH_003", "Another user of this machine may not open the dashboard: paste a token instead")
-
-
-def content_of_table(path: Path) -> str:
-    """A table of connections; empty where the system has none such. Blocks."""
-    try:
-        return path.read_text("ascii", "replace")
-    except OSError:
-        return ""
 
 
 def owners(table: str, local: int, remote: int) -> set[int]:

@@ -38,9 +38,12 @@ def page(
     sql += f" order by {ORDER[not query.since]} limit ?"
     rows = read.rows(sql, project, after, *itertools.chain.from_iterable(given.values()), query.limit + 1)
     kept = rows[: fitting([row["size"] for row in rows], query.limit)]
-    wanted = json.dumps([row["seq"] for row in kept])
-    whole = read.rows(f"{select} where seq in (select value from json_each(?)) order by seq", wanted)
-    return whole, len(kept) < len(rows)
+    return rows_by_number(read, select, [row["seq"] for row in kept]), len(kept) < len(rows)
+
+
+def rows_by_number(read: Records, select: str, seqs: list[int]) -> list[Row]:
+    """The rows with these sequence numbers, in their order."""
+    return read.rows(f"{select} where seq in (select value from json_each(?)) order by seq", json.dumps(seqs))
 
 
 def cut_page(rows: list[Row], limit: int, *, newest: bool) -> tuple[list[Row], bool]:

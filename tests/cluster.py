@@ -1,0 +1,191 @@
+"""Real NATS servers on loopback, one or a cluster of three, and several sidecars on one project.
+
+Servers start in the test's main thread: where that ends, also by SIGKILL, the kernel ends them too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+from conftest import Service, clean_environment, needed, until
+
+SECRET = "the secret of a whole team, on every one of its machines"
+
+
+def server_program() -> str:
+    """The nats-server that the test extra installs beside this interpreter, else the one on PATH."""
+    beside = Path(sys.executable).with_name("nats-server")
+    return str(beside) if beside.exists() else needed("nats-server")
+
+
+def ended_with_us() -> list[str]:
+    """What a command begins with to be killed when the thread that starts it ends. Linux alone has this."""
+    return ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+
+
+def held_port() -> socket.socket:
+    """A port that nobody gets by chance while this socket is open, and a server with SO_REUSEADDR may listen on."""
+    line = socket.socket()
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    line.bind(("127.0.0.1", 0))
+    return line
+
+
+class Node:
+    """One nats-server process. ``kill`` and ``pause`` are SIGKILL and SIGSTOP; its store outlives it."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name, self.folder = name, folder / name
+        self.folder.mkdir(parents=True)
+        self.held = [held_port() for _ in range(3)]
+        self.port, self.cluster_port, self.monitor_port = (line.getsockname()[1] for line in self.held)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def configure(self, peers: list[Node], more: str, jetstream: str) -> None:
+        """Write the server's configuration: ``more`` is added at its top level, ``jetstream`` in that block."""
+        routes = ", ".join(f"nats://127.0.0.1:{peer.cluster_port}" for peer in peers)
+        cluster = f'cluster {{ name: team, listen: "127.0.0.1:{self.cluster_port}", routes: [{routes}] }}'
+        lines = [
+            f'server_name: {self.name}\nlisten: "127.0.0.1:{self.port}"\nhttp: "127.0.0.1:{self.monitor_port}"',
+            f"jetstream {{ store_dir: {json.dumps(str(self.folder / 'store'))}\n{jetstream} }}",
+            cluster if len(peers) > 1 else "",
+            more,
+        ]
+        (self.folder / "server.conf").write_text("\n".join(lines) + "\n")
+
+    def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            command = [*ended_with_us(), server_program(), "-c", str(self.folder / "server.conf")]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment())
+
+    def kill(self) -> None:
+        """End it at once, also while it is paused."""
+        if self.process:
+            self.process.kill()
+            self.process.wait(15)
+            self.process = None
+
+    def pause(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
+        until(lambda: self.process and psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
+
+    def resume(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGCONT)
+
+    def monitor(self, path: str) -> Any:
+        """What it tells of itself; None while it does not."""
+        with contextlib.suppress(requests.RequestException, ValueError):
+            return requests.get(f"http://127.0.0.1:{self.monitor_port}/{path}", timeout=2).json()
+        return None
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+
+class Servers:
+    """One server, or three that replicate everything. ``url`` is what ``--backend`` takes."""
+
+    def __init__(
+        self,
+        folder: Path,
+        count: int = 1,
+        *,
+        more: str = "",
+        jetstream: str = "",
+        login: str = "",
+        scheme: str = "nats",
+    ) -> None:
+        self.nodes = [Node(folder, f"node-{number}") for number in range(count)]
+        for node in self.nodes:
+            node.configure(self.nodes, more, jetstream)
+        self.url = f"{scheme}://{login}{','.join(f'127.0.0.1:{node.port}' for node in self.nodes)}"
+
+    def start(self) -> Servers:
+        """Start those that do not run, and wait until writing is possible."""
+        for node in self.nodes:
+            if not node.process:
+                node.start()
+        until(self.ready, 30)
+        return self
+
+    def ready(self) -> bool:
+        """Whether all run, and a cluster knows all its nodes and has chosen who leads them."""
+        for node in self.nodes:
+            assert node.process and node.process.poll() is None, node.log
+            told = node.monitor("jsz") or {}
+            meta = told.get("meta_cluster") or {}
+            whole = meta.get("leader") and meta.get("cluster_size") == len(self.nodes)
+            if "config" not in told or not (whole or len(self.nodes) == 1):
+                return False
+        return True
+
+    def leader(self, stream: str) -> Node:
+        """The node that decides the order of the stream whose name contains ``stream``."""
+        return until(lambda: self._leader(stream))
+
+    def _leader(self, stream: str) -> Node | None:
+        for node in self.nodes:
+            for account in (node.monitor("jsz?streams=1&accounts=1") or {}).get("account_details", []):
+                for detail in account.get("stream_detail") or []:
+                    if stream in detail["name"] and detail.get("cluster", {}).get("leader") == node.name:
+                        return node
+        return None
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.kill()
+            for line in node.held:
+                line.close()
+
+
+@contextlib.contextmanager
+def servers(folder: Path, count: int = 1, **options: str) -> Iterator[Servers]:
+    """Running servers, which end with the block."""
+    made = Servers(folder, count, **options)
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+
+
+class Team:
+    """Sidecars on one project, each with its own storage, one secret and one clone of the repository for all."""
+
+    def __init__(self, folder: Path, root: Path, backend: str, *options: str) -> None:
+        self.folder, self.root, self.options = folder, root, ("--backend", backend, *options)
+        self.sidecars: list[Service] = []
+
+    def sidecar(self, *options: str, secret: str = SECRET) -> Service:
+        """One more, not started yet."""
+        storage = self.folder / f"sidecar-{len(self.sidecars)}"
+        storage.mkdir(mode=0o700, parents=True)
+        (storage / "jwt.secret").write_text(secret)
+        (storage / "jwt.secret").chmod(0o600)
+        self.sidecars.append(Service(self.root, storage, *self.options, *options))
+        return self.sidecars[-1]
+
+    def start(self, count: int, *options: str) -> list[Service]:
+        return [self.sidecar(*options).start() for _ in range(count)]
+
+    def stop(self) -> None:
+        """End them all, also those that are paused or no longer answer."""
+        for sidecar in self.sidecars:
+            if sidecar.process and sidecar.process.poll() is None:
+                sidecar.process.send_signal(signal.SIGCONT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    sidecar.stop()
+                sidecar.kill()

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from tests.benchmarks.events import Sidecar, running_sidecar
+from tests.benchmarks.servers import Sidecar, running_sidecar
 from tests.benchmarks.wire import close, connect, request_bytes
 
 SCRIPT = """while [ ! -e "$GATE" ]; do sleep 0.2; done

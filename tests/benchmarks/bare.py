@@ -6,6 +6,8 @@ import asyncio
 import json
 import sys
 
+import tornado.httpserver
+import tornado.netutil
 import tornado.web
 
 
@@ -31,9 +33,32 @@ class Wait(tornado.web.RequestHandler):
         self.application.settings["waiters"].discard(self.waiter)
 
 
+class Kept(tornado.web.RequestHandler):
+    """The bytes that were put under a name, with the status and the ETag that came with them: nothing is hashed."""
+
+    kept: dict[str, tuple[int, str, bytes]] = {}
+
+    def put(self, name: str) -> None:
+        headers = self.request.headers
+        self.kept[name] = int(headers["X-Status"]), headers["X-ETag"], self.request.body
+
+    def get(self, name: str) -> None:
+        status, self.etag, content = self.kept[name]
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.write(content)
+
+    def post(self, name: str) -> None:
+        json.loads(self.request.body)
+        self.get(name)
+
+    def compute_etag(self) -> str | None:
+        return self.etag or None
+
+
 async def main() -> None:
     application = tornado.web.Application(
-        [("/post", Post), ("/wait", Wait)], waiters=set(), log_function=lambda handler: None
+        [("/post", Post), ("/wait", Wait), ("/kept/(.*)", Kept)], waiters=set(), log_function=lambda handler: None
     )
     server = tornado.httpserver.HTTPServer(application)
     sockets = tornado.netutil.bind_sockets(0, "127.0.0.1", backlog=4096)

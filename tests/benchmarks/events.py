@@ -15,126 +15,14 @@ import json
 import os
 import sqlite3
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jwt
-import psutil
-
+from tests.benchmarks.servers import EVENT, Sidecar, running_bare, running_sidecar
 from tests.benchmarks.wire import close, connect, request_bytes
-
-ROOT = Path(__file__).resolve().parents[2]
-EVENT = {
-    "publisher": "bench",
-    "topic": "bench",
-    "data": {"issue_id": "issue-1", "status": "success", "files": ["a.py", "b.py"]},
-}
-
-
-class Server:
-    """A server process with its port."""
-
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
-        self.process, self.port = process, port
-
-    def memory(self) -> int:
-        return psutil.Process(self.process.pid).memory_info().rss
-
-
-class Sidecar(Server):
-    def __init__(self, process: subprocess.Popen[bytes], port: int, secret: str) -> None:
-        super().__init__(process, port)
-        self._secret = secret
-
-    def token(self, subject: str = "bench") -> str:
-        now = int(time.time())
-        claims = {"sub": subject, "agent_type": "chief-architect", "project_id": "bench", "iat": now, "exp": now + 3600}
-        claims["permissions"] = ["read_context", "write_results", "publish_events", "spawn_agents"]
-        return jwt.encode(claims, self._secret, algorithm="HS256")
-
-    def post(self, event_type: str = "bench") -> bytes:
-        return request_bytes("POST", f"/api/events/{event_type}", self.token(), EVENT)
-
-    def wait(
-        self, event_type: str = "bench", query: str = "since=latest&timeout=60000", subject: str = "bench"
-    ) -> bytes:
-        return request_bytes("GET", f"/api/events/wait/{event_type}?{query}", self.token(subject))
-
-
-class Bare(Server):
-    def post(self, event_type: str = "bench") -> bytes:
-        return request_bytes("POST", "/post", "", EVENT)
-
-    def wait(self, event_type: str = "bench", query: str = "", subject: str = "") -> bytes:
-        return request_bytes("GET", "/wait")
-
-
-@contextlib.contextmanager
-def running_bare() -> Iterator[Bare]:
-    flags = ["--uvloop"] if has_uvloop() else []
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks.bare", *flags], stdout=subprocess.PIPE, cwd=ROOT
-    )
-    try:
-        assert process.stdout
-        yield Bare(process, int(process.stdout.readline()))
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def has_uvloop() -> bool:
-    try:
-        import uvloop  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def running_sidecar(folder: Path, *arguments: str, plugins: bool = False) -> Iterator[Sidecar]:
-    (folder / "repository").mkdir(exist_ok=True)
-    storage = folder / "storage"
-    command = [
-        sys.executable,
-        str(ROOT / "cco_sidecar.py"),
-        "serve",
-        "--root",
-        str(folder / "repository"),
-        "--storage",
-        str(storage),
-    ]
-    command += [
-        "--port",
-        "0",
-        "--project",
-        "bench",
-        "--no-watch",
-        *([] if plugins else ["--no-plugins"]),
-        "--log-level",
-        "warning",
-        "--event-limit",
-        "100000000",
-        *arguments,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        while True:
-            with contextlib.suppress(OSError, ValueError):
-                info = json.loads((storage / "sidecar.json").read_text())
-                if info["pid"] == process.pid:
-                    break
-            assert process.poll() is None, "the service did not start"
-            time.sleep(0.005)
-        yield Sidecar(process, int(info["url"].rpartition(":")[2]), (storage / "jwt.secret").read_text())
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 async def throughput(server: Any, seconds: float = 2.0, connections: int = 32) -> float:

@@ -4607,160 +4607,45 @@ def redact_json(value: Any) -> tuple[Any, int]:
 
 def redact(content: str) -> tuple[str, int]:
     """``content`` without the secrets that it holds, and how many there were. Lines keep their numbers."""
-    number, groups = 0, (hints for pattern, hints in SECRET_HINTS if pattern.search(content))
-    there = {hint for hints in groups for hint in hints if hint in content}
-    for form in SECRET_FORMS:
-        if not form.hints or not there.isdisjoint(form.hints):
-            content, found = form.redact(content)
-            number += found
-    return content, number
+    return bundled_class(Redaction, "context/_redaction", "MeasuredRedaction")().redact(content)
 
 
-class SecretForm(Struct, frozen=True):
-    """A form of secret that its issuer documents, or that its surroundings give away. Patterns are bounded: no text may
-    make them slow.
-
-    ``hints``: each hit holds one of these texts; no hints: it may hold any. Where the pattern has a group, only that is
-    the secret, and ``looks_real`` may still say that it is a placeholder.
+class Redaction:
+    """Takes what has the form of a secret, or is given to what calls itself one, out of texts. In doubt it is one; the
+    bundled plugins' derived class tells secrets from code and placeholders.
     """
 
-    name: str
-    hints: tuple[str, ...]
-    pattern: re.Pattern[str]
-    looks_real: Callable[[re.Match[str]], bool] | None = None
-
     def redact(self, content: str) -> tuple[str, int]:
-        kept, last = [], 0
-        for match in self.pattern.finditer(content):
-            start, end = match.span(match.lastindex or 0)
-            if self.looks_real is None or self.looks_real(match):
-                kept.append(content[last:start] + REDACTED + "\n" * content.count("\n", start, end))
-                last = end
-        return "".join([*kept, content[last:]]), len(kept)
+        number = 0
+        for pattern in SECRETS:
+            content, found = pattern.subn(self._hidden, content)
+            number += found
+        return content, number
+
+    def _hidden(self, match: re.Match[str]) -> str:
+        start, end = match.span(match.lastindex or 0)
+        text, lines = match.string, "\n" * match.string.count("\n", start, end)
+        return text[match.start() : start] + REDACTED + lines + text[end : match.end()]
 
 
-PLACEHOLDERS = re.compile(
-    r"(?i)(?:my|your|the|a|some|test|new|old|db|user|admin|root)?[_.-]?"
-    r"(?:p|pw|pass|passw|password|passwd|passphrase|pwd|secret|token|key|api[_-]?key|user|username|example|changeme"
-    r"|postgres|mysql|guest|foo|bar|baz|test|redacted|hunter2|.{1,2}|(.)\1*)[_-]?(?:here|word|123|1|2)?"
+SECRETS = tuple(  # bounded: no text may make them slow; where one has a group, only that is the secret
+    re.compile(pattern)
+    for pattern in (
+        r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
+        r"(?:[\s\\nr\"',#|+]{0,20}(?:[A-Za-z-]{4,20}: [^\n]{0,200}|[A-Za-z0-9+/=]{16,}+)){1,5000}+"
+        r"(?:\s?[\w+/=]{0,15}\s?-{5}END)?",
+        r"PuTTY-User-Key-File-\d: (?:[^\n]{0,200}\n){1,100}?Private-MAC: \w+",
+        r"eyJ[\w-]{10,1000}\.eyJ[\w-]{10,20000}\.[\w-]{20,}",
+        r"AKIA[0-9A-Z]{16}|ASIA[0-9A-Z]{16}|SK[0-9a-f]{32}|:AA[\w-]{33}|(?:slack\.com/services|/webhooks)/[\w/-]{30,}",
+        r"(?:gh[pousr]_|github_pat_|gl[a-z]{2,5}-|xox[a-z]-|xapp-|[rs]k[_-]|whsec_|AIza|GOCSPX-|ya29\.|gsk_|xai-|pplx-|r8_|hf_"
+        r"|npm_|pypi-|SG\.|do[opr]_v1_|shp[a-z]{2}_|key-|hvs\.|glsa_|dckr_pat_|lin_api_|rubygems_|NRAK-|PMAK-|sbp_|sntrys_"
+        r"|tfp_|dapi|pul-|AGE-SECRET-KEY-|\.atlasv1\.|ntn_|figd_|dp\.[ps]t\.)(?=[a-z_.-]{0,200}[0-9A-Z])[\w.+/=-]{20,}",
+        r"://((?!\[)[^\s/:@\"'`<>]{0,100}:(?!\d+/)[^\s\"'`<>,|\\]{3,200}|[\w.~+=-]{20,200})@",
+        r"(?i:secret|token|passw(?:or)?d|passphrase|pwd|credential|authorization|(?:api|access|auth|account)[_-]?key|[?&;]sig)"
+        r"[\w\"'`\])]{0,30}(?:\s{0,4}[:=,]>?\s{0,4}|\s{1,4})[\"'`]?(?i:(?:bearer|basic|token|apikey) {1,4})?"
+        r"((?=[A-Za-z+/_.~-]{0,200}[0-9])[A-Za-z0-9+/_.~%-]{12,2000}=*)",
+    )
 )
-CALLS_ITSELF_SECRET = re.compile(
-    r"(?i)(?:secret|token|passw(?:or)?d|(?:api|access|auth|account)[_-]?key|credential)\w*[\"'\])]*\s*$"
-)
-NAME_ENDS = "(?:ken|KEN|[Kk]ey|KEY|ret|RET|ord|ORD|als|ALS)"  # of those that call themselves secret
-STANDS_FOR_A_SECRET = re.compile(
-    r"(?i)[{}<>*\[\]()]|\$[a-z_({]|%(?![0-9a-f]{2})|\.\.\.|x{4}|example|placeholder|redacted"
-)
-
-
-def is_no_placeholder(match: re.Match[str]) -> bool:
-    """Whether the password in a URL is one, and not a word or a variable that stands for one."""
-    first = match[1].partition("@")[0]
-    return not PLACEHOLDERS.fullmatch(match[1]) and not (
-        (PLACEHOLDERS.fullmatch(first) and len(first) > 2) or STANDS_FOR_A_SECRET.search(first)
-    )
-
-
-def is_made_up(match: re.Match[str]) -> bool:
-    """Whether a text that is passed as a secret has letters and digits, and is no variable, call or placeholder."""
-    text = match[1]
-    return kinds_of_signs(text) >= 2 and bool(re.search("[0-9]", text)) and not STANDS_FOR_A_SECRET.search(text)
-
-
-def kinds_of_signs(text: str) -> int:
-    return sum(bool(re.search(kind, text)) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
-
-
-def looks_random(text: str) -> bool:
-    counts = collections.Counter(text)
-    entropy = -sum(n / len(text) * math.log2(n / len(text)) for n in counts.values())
-    is_hex = re.fullmatch(r"[0-9a-f]+|[0-9A-F]+", text) is not None
-    return (kinds_of_signs(text) == 3 and entropy >= 4.0 and "EXAMPLE" not in text) or (
-        is_hex and len(text) >= 32 and entropy >= 3.2
-    )
-
-
-def is_assigned_to_a_secret(match: re.Match[str]) -> bool:
-    """Whether a random-looking text is given to what calls itself a secret."""
-    text, before = match[match.lastindex or 0], match.string[max(0, match.start() - 60) : match.start()]
-    if not CALLS_ITSELF_SECRET.search(before) or not looks_random(text):
-        return False
-    # Without quotes it may also be a name of code, in which letters and digits seldom meet.
-    return bool(match[1]) or len(re.findall(r"[A-Za-z](?=\d)|\d(?=[A-Za-z])", text)) >= 4
-
-
-SECRET_FORMS = tuple(
-    SecretForm(name, tuple(hints.split("|")) if hints else (), re.compile(pattern), *more)
-    for name, hints, pattern, *more in (
-        ("private key block", "-----BEGIN ", r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
-         r"(?:(?<=\n)[A-Za-z][A-Za-z-]{0,30}: [^\n]{0,200}\n|[\sA-Za-z0-9+/=\\\"'.,#|]){16,}+"
-         r"(?:-----END [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----|(?=\0)|\Z)"),
-        ("PuTTY key", "PuTTY-User-Key-File", r"PuTTY-User-Key-File-\d: (?:[^\n]{0,200}\n){1,100}?Private-MAC: \w+"),
-        ("age key", "AGE-SECRET-KEY", r"\bAGE-SECRET-KEY-1[0-9A-Z]{58}\b"),
-        ("AWS key id", "AKIA|ASIA", r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b(?<!EXAMPLE)"),
-        ("AWS secret", "aws|AWS|Aws",
-            r"(?i)aws.{0,20}?(?:secret|key).{0,20}?[=:]\s{0,4}[\"']?([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])(?<!EXAMPLEKEY)"),
-        ("GitHub", "ghp_|gho_|ghu_|ghs_|ghr_|github_pat_",
-            r"\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_[A-Za-z0-9_]{22,255}\b"),
-        ("GitLab", "glpat-|gldt-|glrt-|glptt-|glsoat-|glcbt-|glft-|glagent-",
-         r"\bgl(?:pat|dt|rt|ptt|soat|cbt|ft|agent)-[A-Za-z0-9_-]{20,}(?:\.[A-Za-z0-9_.-]+)?"),
-        ("Slack", "xox|xapp-|hooks.slack.com",
-         r"\bxox[abeoprs]-[A-Za-z0-9-]{0,60}\d[A-Za-z0-9-]{9,}|\bxapp-\d-[A-Za-z0-9-]{20,}|hooks\.slack\.com/services/(?=T[A-Z0-9]{6})[A-Za-z0-9_/]{30,}"),
-        ("Stripe", "sk_live_|sk_test_|rk_live_|rk_test_|whsec_",
-            r"\b[sr]k_(?:live|test)_[A-Za-z0-9]{20,}\b|\bwhsec_[A-Za-z0-9+/]{32,}={0,2}"),
-        ("Google", "AIza|GOCSPX-|ya29.",
-            r"\bAIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])|\bGOCSPX-[A-Za-z0-9_-]{28}\b|\bya29\.[A-Za-z0-9_-]{30,}"),
-        ("Anthropic, OpenAI", "sk-",
-            r"\bsk-(?:ant|proj|svcacct|admin|or-v1)-[A-Za-z0-9_-]{32,}|\bsk-[A-Za-z0-9]{32,}\b"),
-        ("other AI services", "gsk_|xai-|pplx-|r8_|hf_",
-         r"\bgsk_[A-Za-z0-9]{40,}\b|\bxai-[A-Za-z0-9]{60,}\b|\bpplx-[A-Za-z0-9]{40,}\b|\br8_[A-Za-z0-9]{37}\b|\bhf_[A-Za-z0-9]{34}\b"),
-        ("npm", "npm_", r"\bnpm_[A-Za-z0-9]{36}\b"),
-        ("PyPI", "pypi-Ag", r"\bpypi-Ag(?:EIcHlwaS|ENdGVzdC)[A-Za-z0-9_-]{50,}"),
-        ("SendGrid", "SG.", r"\bSG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])"),
-        ("Twilio", "SK", r"SK[0-9a-f]{32}\b(?<!\w.{34})"),
-        ("Azure", "AccountKey=|SharedAccessKey=|?sig=|&sig=|;sig=",
-         r"(?:AccountKey|SharedAccessKey)=([A-Za-z0-9+/]{43,86}={1,2})|[?&;]sig=([\w%+/.~-]{30,2000}+)"),
-        ("DigitalOcean", "dop_v1_|doo_v1_|dor_v1_", r"\bdo[opr]_v1_[a-f0-9]{64}\b"),
-        ("other services", "shpat_|shpss_", r"\bshp(?:at|ss)_[a-fA-F0-9]{32}\b"),
-        ("other services", "key-", r"key-[0-9a-f]{32}\b"),
-        ("other services", "hvs.", r"\bhvs\.[A-Za-z0-9_-]{24,}"),
-        ("other services", "glsa_|dckr_pat_", r"\bglsa_[A-Za-z0-9]{32}_[a-f0-9]{8}\b|\bdckr_pat_[A-Za-z0-9_-]{27}"),
-        ("other services", "lin_api_|rubygems_", r"\blin_api_[A-Za-z0-9]{40}\b|\brubygems_[a-f0-9]{48}\b"),
-        ("other services", "NRAK-|PMAK-", r"\bNRAK-[A-Z0-9]{27}\b|\bPMAK-[a-f0-9]{24}-[a-f0-9]{34}\b"),
-        ("other services", "sbp_|sntrys_|tfp_",
-            r"\bsbp_[a-f0-9]{40}\b|\bsntrys_[A-Za-z0-9+/=_]{60,}|\btfp_[A-Za-z0-9_]{40,}"),
-        ("other services", "dapi", r"dapi[a-f0-9]{32}\b"),
-        ("other services", ":AA", r"(?<=\d{8}):AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-])"),
-        ("other services", "pul-", r"pul-[a-f0-9]{40}\b"),
-        ("JSON Web Token", "eyJ", r"\beyJ[A-Za-z0-9_-]{10,1000}\.eyJ[A-Za-z0-9_-]{10,20000}\.[A-Za-z0-9_-]{20,}"),
-        ("other services", ".atlasv1.|ntn_|figd_|dp.pt.|dp.st.",
-            r"\b\w{14}\.atlasv1\.[\w-]{60,}|\bntn_[A-Za-z0-9]{40,}|\bfigd_[\w-]{36,}|\bdp\.[ps]t\.(?:[\w-]{1,40}\.)?[A-Za-z0-9]{40,}"),
-        ("other services", "/webhooks/", r"discord(?:app)?\.com/api/(?:v\d{1,2}/)?webhooks/\d{15,20}/[\w-]{60,}"),
-        ("token in a URL", "://", r"://([\w.~+=-]{20,200})(?::[\w-]{0,20})?@[\w.\[-]",
-            lambda match: looks_random(match[1])),
-        ("password in a URL", "://", r"://[^\s/:@\"'`<>]{0,100}:(?!\d+/|port/|PORT/)([^\s\"'`<>,|\\]{3,200})@(?!sha\d+:)[\w.\[-]",
-            is_no_placeholder),
-        ("sent for authorization", "uthorization|UTHORIZATION", r"(?i:uthorization)[\"'`]?\s{0,3}[:=,]\s{0,3}[\"'`]?"
-            r"(?i:bearer|basic|token|apikey) {1,4}([A-Za-z0-9+/_.~-]{12,9000}+=*)", is_made_up),
-        ("parameter of a program", "--",
-            r"--[\w-]{0,30}?(?:token|secret|password|passwd|passphrase|api-?key|access-key)(?:=|\s{1,4})[\"']?([^\s\"'`=;|&,:\\]{8,2000})",
-            is_made_up),
-        ("password of a connection", "assword=|wd=|WD=",
-            r"[?&;]\s?(?i:password|passwd|pwd)=([^\s&;\"'`<>|\\]{6,200})(?=[&;\"'`\s\\]|$)", is_made_up),
-        ("password of a machine", "login ",
-            r"\blogin\s{1,4}[^\s]{1,100}\s{1,9}password\s{1,4}([^\s]{6,200})", is_made_up),
-        ("assigned to a secret's name", "", r"[:=](?:>?\s{0,4}[\"'`]([A-Za-z0-9+/_=.~-]{20,200})[\"'`]|"
-            rf"(?:(?<={NAME_ENDS}[:=])|(?<={NAME_ENDS}[\"' :][:=])) {{0,4}}"
-            r"([A-Za-z0-9+/_.~-]{20,2000}+={0,2})(?=[\"'`\s;&,<\\]|$))", is_assigned_to_a_secret),
-    )
-)  # fmt: skip
-SECRET_HINTS = [  # those with one beginning: a pattern of theirs is found, or not, as fast as a single text
-    (re.compile("|".join(map(re.escape, hints))), hints)
-    for hints in (
-        sorted(hint for form in SECRET_FORMS for hint in form.hints if hint[0] == letter)
-        for letter in sorted({hint[0] for form in SECRET_FORMS for hint in form.hints})
-    )
-]
 
 
 # ======================================================================================================

@@ -11,8 +11,8 @@ import pytest
 from conftest import Service, git, plugin, until
 
 import cco_sidecar
-from cco_sidecar import REDACTED, SECRET_FORMS, redact, redact_json
-from tests.benchmarks.redaction import by_form, found_again, samples
+from cco_sidecar import REDACTED, Redaction, redact, redact_json
+from tests.benchmarks.redaction import SECRET_FORMS, by_form, found_again, samples
 
 is_secret = plugin("_withheld").is_secret
 MakeService = Callable[..., Service]
@@ -29,7 +29,21 @@ def test_every_form_is_found_in_every_surrounding(name: str) -> None:
     assert again >= (198 if name.startswith("assigned") else 200)  # a random text may happen to look less than random
 
 
-def test_the_forms_of_the_measurement_are_those_of_the_module() -> None:
+def test_the_module_alone_finds_every_form_too() -> None:
+    rng, alone = random.Random(3), Redaction().redact
+    found = {name: found_again(name, make, rng, 100, alone) for name, make in samples(rng).items()}
+    assert min(found.values()) >= 98, found  # a random text may be without any digit
+    assert alone(f"a = 1\n{KEY}\nb = 2\n") == (f"a = 1\n{REDACTED}{KEY.count(chr(10)) * chr(10)}\nb = 2\n", 1)
+    for text in (
+        "sk-toggleable__label-arrow",
+        "key-value-store-with-a-long-name",
+        "password: str",
+        "token = get_token()",
+    ):
+        assert alone(text) == (text, 0)
+
+
+def test_the_forms_of_the_measurement_are_those_of_the_plugins() -> None:
     assert set(samples(random.Random(1))) == set(NAMES)
 
 
@@ -147,6 +161,7 @@ def test_long_texts_without_secrets_take_time_in_proportion_to_their_length() ->
         "://" + "a:" * 300_000,
     ):
         redact(text)  # a pattern that backtracks would not come back
+        Redaction().redact(text[:200_000])
 
 
 def test_this_projects_own_sources_hold_no_secret() -> None:

@@ -18,9 +18,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cco_sidecar import SECRET_FORMS, bundled_folder, import_file, redact
+from cco_sidecar import bundled_folder, import_file, redact
 
-is_secret = import_file((bundled_folder() or Path()) / "context/_withheld.py").is_secret
+CONTEXT = (bundled_folder() or Path()) / "context"
+is_secret = import_file(CONTEXT / "_withheld.py").is_secret
+SECRET_FORMS = import_file(CONTEXT / "_redaction.py").SECRET_FORMS
 
 LETTERS, HEX, BASE64 = (
     string.ascii_letters + string.digits,
@@ -95,7 +97,13 @@ def samples(rng: random.Random) -> dict[str, Callable[[], str]]:
     }  # fmt: skip
 
 
-def found_again(name: str, make: Callable[[], str], rng: random.Random, number: int) -> int:
+def found_again(
+    name: str,
+    make: Callable[[], str],
+    rng: random.Random,
+    number: int,
+    redact: Callable[[str], tuple[str, int]] = redact,
+) -> int:
     """Of ``number`` tokens, how many are gone from their line."""
     frames = (
         ASSIGNMENTS

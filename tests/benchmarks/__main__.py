@@ -20,7 +20,11 @@ import psutil
 from tests.benchmarks import Row, table
 
 # Module -> what it measures, in the order in which they run.
-MODULES = {"throughput": "requests a second"}
+MODULES = {
+    "throughput": "requests a second",
+    "events": "what a waiter costs, and how soon it hears",
+    "history": "a long history beside a short one",
+}
 
 
 def main(arguments: list[str]) -> int:

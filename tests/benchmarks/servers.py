@@ -8,14 +8,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import jwt
 import psutil
 
-from tests.benchmarks.wire import request_bytes
+from tests.benchmarks.wire import request_bytes, run
 from tests.conftest import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,6 +167,22 @@ def running_all(folder: Path, *arguments: str, root: Path | None = None) -> Iter
             place.mkdir()
             found[name] = stack.enter_context(running_sidecar(place, *options, *arguments, root=root))
         yield found, stack.enter_context(running_bare())
+
+
+def in_turn(
+    rounds: int, measure: Callable[[Any], Coroutine[Any, Any, float]], sidecars: dict[str, Sidecar], bare: Bare
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """What ``measure`` gives for each server, round by round, and for how long it held each one's event loop; the
+    keys are those of ``sidecars`` and "bare".
+    """
+    values: dict[str, list[float]] = {words: [] for words in ("bare", *sidecars)}
+    held: dict[str, list[float]] = {words: [] for words in ("bare", *sidecars)}
+    for _ in range(rounds):
+        for words, server in {"bare": bare, **sidecars}.items():
+            server.held()
+            values[words].append(run(measure(server)))
+            held[words] += server.held(end=True)
+    return values, held
 
 
 def servers() -> dict[str, list[str]]:

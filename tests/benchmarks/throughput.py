@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.benchmarks import Row, row
-from tests.benchmarks.servers import EVENT, Bare, Sidecar, running_all
+from tests.benchmarks.servers import EVENT, Bare, Sidecar, in_turn, running_all
 from tests.benchmarks.trees import make_tree
 from tests.benchmarks.wire import connect, repeated, request_bytes, run
 
@@ -74,38 +75,26 @@ def rows(quick: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         root = make_tree(Path(name) / "repository", 200)
         with running_all(Path(name), root=root) as (sidecars, bare):
-            sets = {words: exchanges(sidecar, bare) for words, sidecar in sidecars.items()}
-            rates: dict[str, dict[str, list[float]]] = {words: {} for words in (*sidecars, "bare")}
-            held: dict[tuple[str, str], list[float]] = {}
-            for number in range(rounds + 1):  # the first round warms up
-                for measure in GOALS:
-                    limit = run(repeated(bare.port, sets[""][measure].limit, sets[""][measure].status, seconds))
-                    rates["bare"].setdefault(measure, []).append(limit)
-                    for words, sidecar in sidecars.items():
-                        exchange = sets[words][measure]
-                        sidecar.held()
-                        rate = run(repeated(sidecar.port, exchange.request, exchange.status, seconds))
-                        late = sidecar.held(end=True)
-                        rates[words].setdefault(measure, []).append(rate)
-                        held.setdefault((words, measure), []).extend(late if number else [])
+            sets = {sidecar: exchanges(sidecar, bare) for sidecar in sidecars.values()}
+            sets[bare] = {name: found._replace(request=found.limit) for name, found in sets[sidecars[""]].items()}
+            rates = {}
+            for name, goal in GOALS.items():
+                measure = functools.partial(rate, sets, name, seconds)
+                in_turn(1, measure, sidecars, bare)  # to warm up
+                rates[name], held = in_turn(rounds, measure, sidecars, bare)
+                for words in sidecars:
+                    ours, limit = rates[name][words], rates[name]["bare"]
+                    yield row(f"{name}{words}", ours, limit, unit="/s", goal=goal, held=held[words])
             for words in sidecars:
-                yield from judged(words, {name: values[1:] for name, values in rates[words].items()},
-                                  {name: values[1:] for name, values in rates["bare"].items()}, held)  # fmt: skip
+                unchanged, health = rates["the same, unchanged (304)"][words], rates["GET /health"][words]
+                yield row(f"a 304 beside GET /health{words}", unchanged, health, unit="/s", goal="ratio >= 0.9",
+                          limit_is="/health")  # fmt: skip
 
 
-def judged(
-    words: str,
-    rates: dict[str, list[float]],
-    bare: dict[str, list[float]],
-    held: dict[tuple[str, str], list[float]],
-) -> Iterator[Row]:
-    """The rows of one of the sidecar's servers. A 304 is also set beside its own /health."""
-    for name, goal in GOALS.items():
-        late = held[words, name]
-        yield row(name + words, rates[name], bare[name], unit="/s", goal=goal, held=late)
-    health = rates["GET /health"]
-    unchanged = rates["the same, unchanged (304)"]
-    yield row(f"a 304 beside GET /health{words}", unchanged, health, unit="/s", goal="ratio >= 0.9", limit_is="/health")
+async def rate(sets: dict[Any, dict[str, Exchange]], name: str, seconds: float, server: Sidecar | Bare) -> float:
+    """Answers a second to the request of that name."""
+    exchange = sets[server][name]
+    return await repeated(server.port, exchange.request, exchange.status, seconds)
 
 
 def exchanges(sidecar: Sidecar, bare: Bare) -> dict[str, Exchange]:

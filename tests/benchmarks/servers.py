@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jwt
 import psutil
@@ -25,6 +25,16 @@ EVENT = {
     "topic": "bench",
     "data": {"issue_id": "issue-1", "status": "success", "files": ["a.py", "b.py"]},
 }
+
+
+class Program(NamedTuple):
+    """A copy of the program: the command that runs it, and its PYTHONPATH."""
+
+    command: tuple[str, ...]
+    path: str = ""
+
+
+CHECKOUT = Program((sys.executable, str(ROOT / "cco_sidecar.py")))
 
 
 class Server:
@@ -115,27 +125,26 @@ def has_uvloop() -> bool:
 
 @contextlib.contextmanager
 def running_sidecar(
-    folder: Path, *arguments: str, plugins: bool = True, root: Path | None = None, command: tuple[str, ...] = ()
+    folder: Path, *arguments: str, root: Path | None = None, program: Program = CHECKOUT, probed: bool = True
 ) -> Iterator[Sidecar]:
-    """A service with all that it does unless told otherwise; its log is a file in ``folder``. ``command`` starts
-    another copy of the program.
+    """A service with all that it does; its storage and its log lie in ``folder``. ``probed`` adds the route that says
+    for how long the event loop was held.
     """
     root, storage = root or folder / "repository", folder / "storage"
     root.mkdir(exist_ok=True)
-    command = command or (sys.executable, str(ROOT / "cco_sidecar.py"))
     options = ["--root", root, "--storage", storage, "--port", 0, "--project", "bench"]
-    options += ["--event-limit", 100_000_000, "--max-connections", 100_000]
-    options += ["--plugins", PROBE] if plugins else ["--no-plugins"]
+    options += ["--event-limit", 100_000_000, "--max-connections", 100_000, *(["--plugins", PROBE] if probed else [])]
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [*command, "serve", *map(str, options), *arguments], stdout=log, stderr=log, env=clean_environment()
-        )
+            [*program.command, "serve", *map(str, options), *arguments],
+            stdout=log, stderr=log, env=clean_environment(PYTHONPATH=program.path)
+        )  # fmt: skip
     try:
         while (info := announced(storage)) is None or info["pid"] != process.pid:
             assert process.poll() is None, (folder / "log").read_text()
             time.sleep(0.002)
         port = int(info["url"].rpartition(":")[2])
-        yield Sidecar(process, port, (storage / "jwt.secret").read_text(), probed=plugins)
+        yield Sidecar(process, port, (storage / "jwt.secret").read_text(), probed)
     finally:
         end(process)
 

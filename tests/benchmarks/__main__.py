@@ -23,6 +23,7 @@ from tests.benchmarks import Row, table
 MODULES = {
     "throughput": "requests a second",
     "events": "what a waiter costs, and how soon it hears",
+    "context": "contexts, on trees of any size",
     "agents": "a team of agents of all types, as clients and as processes",
     "idle": "what costs while nobody asks, and the start",
     "history": "a long history beside a short one",

@@ -745,13 +745,13 @@ class Asks:
     """
 
     def register_agent_types(self, settings: Settings) -> dict[str, str]:
-        """More agent types: ``{"name": category}``, a category of CATEGORIES. Asked at the start, by ``cco token``, and
-        again where a type is named that is not known: what is known by then keeps its category.
+        """More agent types with their category of CATEGORIES. Asked at the start, by ``cco token`` and where a type is
+        named that is not known.
         """
 
     def context_section(self, request: ContextRequest) -> Sections:
-        """Sections of a context: ``{"section_name": JSON value}``. A later plugin's section of the same name wins; an
-        object for ``metadata`` adds to what is there. Kept until a file, git or the issue's results change.
+        """JSON values by name of section, kept until a file, git or the issue's results change. The plugin loaded last
+        wins; an object for ``metadata`` adds to what is there.
         """
 
     def section_files(self) -> list[str]:
@@ -764,8 +764,8 @@ class Asks:
         """The project's files, most relevant first, for a task."""
 
     def index_state(self, root: str, index_folder: str) -> dict[str, Any] | None:
-        """The state of your ranking's index: ``{"state": "building" | "ready" | "absent", ...}``, asked before and
-        after each ranking: while one is building, contexts say so and are not cached.
+        """``{"state": "building" | "ready" | "absent", ...}`` of the index behind your ranking. While one is building,
+        contexts say so and are not cached.
         """
 
     def next_agents(
@@ -777,48 +777,41 @@ class Asks:
         submission: dict[str, Any],
         settings: Settings,
     ) -> list[NextAgent]:
-        """The new list of proposals after ``result`` was stored: ``proposals``, with some added, removed or replaced.
-        ``history`` holds the issue's earlier results, oldest first, of many the newest 200 and the last one of a coder.
+        """``proposals`` with some added, removed or replaced. ``history`` has the issue's newest 200 results, oldest
+        first, and the last one of a coder.
         """
 
     def permission_policy(self, claims: Claims, permission: str | None, method: str, path: str) -> bool | str | None:
         """Refuse a request that the token allows: False or a reason; None or True leaves it. Who fails refuses."""
 
     def context_brief(self, request: ContextRequest, sections: Sections, reader: Reader) -> str | None:
-        """A context as Markdown of 10 kB at most, for ``Accept: text/markdown`` and a spawned agent's $CCO_BRIEF_FILE.
-        ``sections`` are redacted and have no ``relevant_files``: see ``request.ranked``. Asked by the plugin brief.
+        """A context as Markdown of 10 kB at most. ``sections`` are redacted and have no ``relevant_files``: see
+        ``request.ranked``. Asked by the plugin brief.
         """
 
     def agent_command(self, launch: AgentLaunch, settings: Settings) -> Argv | AgentCommand | None:
         """The argv that runs an agent, or an AgentCommand; AgentLaunch's fields in braces are filled in."""
 
     def agent_failure(self, agent: dict[str, Any], output: list[str]) -> Annotated[str, Meta(pattern=r"\S")] | None:
-        """Why an agent failed, by its last 100 lines. In the agent's first two minutes it is asked whenever the agent
-        has written something, and an answer ends the agent. ``agent`` is what is known of the data of its
-        ``agent_exited`` event. Asked by the plugin endings.
+        """Why an agent failed, by the data of its ``agent_exited`` event and its last 100 lines; in its first two
+        minutes an answer ends it. Asked by the plugin endings.
         """
 
     def agent_result(
         self, agent: dict[str, Any], lines: list[str], folder: str, root: str, alone: bool
     ) -> ResultBody | None:
-        """The result of an agent that ended well and stored none although it could; it gets ``"source": "sidecar"``.
-        ``agent`` is as for agent_failure, ``lines`` are its last 100, ``alone`` means that no other agent ran. Asked by
-        the plugin endings.
-        """
+        """The result of an agent that ended well and stored none; ``alone``: no other agent ran. Asked by endings."""
 
     def register_routes(self) -> list[Route]:
-        """More endpoints: Route rows whose classes derive from Endpoint. One with the method and path of another takes
-        its place. Asked at the start.
-        """
+        """More endpoints, classes derived from Endpoint; one with another's method and path takes its place."""
 
     def register_commands(self, commands: argparse._SubParsersAction[CommandParser]) -> None:
         """More commands. ``run`` gets the parsed arguments, our options among them, and returns the exit code."""
 
 
 class Tells:
-    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own. What they
-    return is passed over; what a slow one misses is logged. Where the service waits for them it does so for five
-    seconds at most.
+    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own. What a slow
+    one misses is logged. Where the service waits for them it does so for five seconds at most.
     """
 
     def result_stored(self, result: dict[str, Any]) -> None:
@@ -828,8 +821,8 @@ class Tells:
         """An event was published; ``event`` is as readers get it."""
 
     def agent_starting(self, launch: AgentLaunch, root: str) -> None:
-        """An agent is about to start, and waits for you: its files are there, its process is not. Where the start
-        fails, no agent_ended follows.
+        """An agent's files are there, its process is not: the start waits for you. Where it fails, no agent_ended
+        follows.
         """
 
     def agent_ended(self, agent: dict[str, Any]) -> None:
@@ -849,23 +842,18 @@ class Parts:
     """
 
     def storage(self, settings: Settings) -> Storage | None:
-        """What keeps events, results and agents: a Storage, not started. Its docstring and Records say what the other
-        parts rely on.
-        """
+        """What keeps events, results and agents: a Storage, not started, whose docstring has the promises."""
 
     def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
-        """The HTTP server's class, derived from ``base``: Server, or what the plugin before yours derived from it."""
+        """The HTTP server's class, derived from ``base``: Server, or what the plugin before yours made."""
 
     def answer_filter(self, settings: Settings) -> AnswerFilter | None:
-        """``async def filter(endpoint, content) -> content`` sees each answer's bytes before they are sent, after the
-        filter before it, and may set headers. ``endpoint.holds_token`` says whether a token is among them; what is put
-        into ``endpoint.when_sent`` is called afterwards. /status has the ``statistics()`` of a filter.
+        """``async def filter(endpoint, content) -> content`` sees each answer's bytes before they are sent and may set
+        headers. ``endpoint.when_sent`` is called afterwards. /status has its ``statistics()``.
         """
 
     def request_log(self, settings: Settings) -> RequestLog | None:
-        """One more RequestLog: its ``record`` gets every FinishedRequest, also of a refused request, in order, on the
-        loop. Asked when the storage folder is there.
-        """
+        """One more RequestLog. Asked when the storage folder is there."""
 
     def token_keys(self, settings: Settings) -> list[tuple[Any, str]] | None:
         """(public key, its one algorithm) of issuers whose tokens are taken beside our own."""
@@ -879,23 +867,18 @@ class Parts:
         """The parser of filter expressions, which raises EVT_002. The core's own knows ``field:value`` alone."""
 
     def project_reader(self, settings: Settings) -> Project | None:
-        """The reader of the repository, a subclass of Project. No state may be older than the call that asked for it.
-        The core's own asks git each time, hears of no change, and takes names that suggest credentials for secret.
-        """
+        """The reader of the repository, a Project. No state may be older than the call that asked for it."""
 
     def process_owner(self, settings: Settings) -> Processes | None:
-        """The owner of agents' processes and their output, a subclass of Processes. Agents must outlive a crash of the
-        service; ``end`` waits for the last process.
-        """
+        """The owner of agents' processes and output, a Processes. Agents must outlive a crash of the service."""
 
     def part_class(self, settings: Settings, base: type) -> type | None:
-        """The class of a part, derived from ``base``: Agents, Launcher or Contexts, or what the plugin before yours
-        derived from it; None where you leave that part as it is. Agents looks after agents and judges how they ended,
-        Launcher makes what one is started with, Contexts what one reads.
+        """A class derived from ``base``, which is Agents, Launcher or Contexts, or what the plugin before yours made;
+        None where you leave that part as it is.
         """
 
     def meter(self, settings: Settings) -> Meter | None:
-        """The meter of what agents spend: a subclass of Meter. Asked when the storage folder is there."""
+        """The meter of what agents spend: a Meter. Asked when the storage folder is there."""
 
 
 class HookSpecs(Asks, Tells, Parts):
@@ -1670,7 +1653,6 @@ def routes() -> list[Route]:
         Route("DELETE", "/api/cache/context/{issue_id}", ClearCache),
         Route("DELETE", "/api/cache/all", ClearWholeCache),
         Route("POST", "/api/auth/refresh", RefreshToken),
-        Route("GET", "/api/plugins", GetPlugins),
         Route("GET", "/health", GetHealth),
         Route("GET", "/status", GetStatus),
     ]
@@ -2437,16 +2419,6 @@ def measured(figure: Callable[[], float]) -> float:
     except (StorageError, OSError, psutil.Error) as error:
         log.debug("a figure cannot be measured: %s", one_line(error))
         return 0
-
-
-class GetPlugins(Endpoint):
-    """The plugins of this service: which are in use, which are not and why, and what went wrong last in each."""
-
-    permission = SPAWN
-    answers = {200: "PluginList"}
-
-    async def respond(self) -> dict[str, Any]:
-        return {"plugins": self.sidecar.hooks.loaded}
 
 
 class GetStatus(Endpoint):
@@ -5761,24 +5733,10 @@ class AgentCommands:
 # ======================================================================================================
 
 GOOD, REFUSED, WRONG_USE, NOT_REACHABLE = 0, 1, 2, 3
-ALONE = {  # hook: what the service does without where no plugin implements it
-    "storage": "guard and limit of storage",
-    "server_class": "HTTP/2",
-    "answer_filter": "compression and limit of unread answers",
-    "request_log": "audit log",
-    "token_keys": "tokens of other issuers",
-    "event_filter": "filters other than field:value",
-    "project_reader": "index of the files",
-    "rank_files": "full-text ranking",
-    "context_section": "dependencies",
-    "fit_context": "best parts of large files",
-    "resolve_issue": "tasks of issues that are written down",
-    "agent_command": "known coding programs",
-    "part_class": "briefs and limits of agents",
-    "process_owner": "exit codes after a crash",
-    "meter": "costs and budgets",
-    "register_routes": "MCP, dashboard and lists of results, events and agents",
-}
+ALONE = (
+    "no audit log, HTTP/2, compression, index of the files, dependencies, briefs, known coding programs, budgets,"
+    " exit codes after a crash, lists, MCP, dashboard and client commands: is plugins/ beside the file?"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -5792,7 +5750,6 @@ class Program:
     """The way from the words of a command line to an exit code."""
 
     def run(self, words: list[str]) -> int:
-        prepare_process()
         try:
             return self.command(words)
         except SystemExit:  # --help and --version
@@ -5852,8 +5809,6 @@ def add_own_commands(commands: argparse._SubParsersAction[CommandParser]) -> Non
     token.add_argument("--ttl", metavar="SECONDS", help="life (default: --token-ttl)")
     token.add_argument("--permissions", metavar="LIST", help="narrow to these, separated by commas")
     token.set_defaults(run=command_token)
-    plugins = commands.add_parser("plugins", help="list the plugins that the next start would load")
-    plugins.set_defaults(run=command_plugins)
 
 
 def option_parser(shown: bool = True) -> CommandParser:
@@ -5873,19 +5828,6 @@ def option_parser(shown: bool = True) -> CommandParser:
             keywords["help"] = argparse.SUPPRESS
             parser.add_argument(opposite, action="store_const", const=False, **keywords)
     return parser
-
-
-def prepare_process() -> None:
-    """Undo what a parent may have left to this process and its children. Where standard streams are closed our files
-    would get their numbers. A blocked SIGTERM would end nobody. Where SIGCHLD is ignored the system forgets how
-    children ended, and every failure of git looks like a success.
-    """
-    while (handle := os.open(os.devnull, os.O_RDWR)) < 3:
-        pass
-    os.close(handle)
-    if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def complain(message: str) -> None:
@@ -5961,9 +5903,6 @@ async def serve(settings: Settings, hooks: Hooks) -> int:
 
 def banner(sidecar: Sidecar) -> str:
     used = [plugin for plugin in sidecar.hooks.loaded if plugin.source != "built in" and not plugin.problem]
-    filled = {hook for plugin in used for hook in plugin.hooks}
-    missing = [f"no {what}" for hook, what in ALONE.items() if hook not in filled]
-    missing += [] if bundled_plugins("register_commands") else ["no client commands"]
     lines = [
         f"Orchestration sidecar {__version__}",
         f"  URL:      {sidecar.info.url}  {sidecar.protocols}",
@@ -5972,7 +5911,7 @@ def banner(sidecar: Sidecar) -> str:
         f"  Storage:  {sidecar.settings.storage}",
         f"  Plugins:  {', '.join(plugin.name for plugin in used) or 'none'}",
         *(f"  Skipped:  {plugin.name} ({plugin.problem})" for plugin in sidecar.hooks.loaded if plugin.problem),
-        *([f"  Alone:    {', '.join(missing)}"] if missing else []),
+        *([] if used else [f"  Alone:    {ALONE}"]),
         f"  Token:    {own_command()} token --type python-specialist",
         "  Stop:     Ctrl-C",
     ]
@@ -5984,7 +5923,7 @@ def own_command() -> str:
     return "cco" if Path(sys.argv[0]).name in ("cco", "cco.exe") else f"python {sys.argv[0] or 'cco_sidecar.py'}"
 
 
-# -- tokens and plugins
+# -- tokens
 
 
 def command_token(options: argparse.Namespace, settings: Settings | None = None) -> int:
@@ -5993,10 +5932,9 @@ def command_token(options: argparse.Namespace, settings: Settings | None = None)
             raise StartError(f"{flag_of(name)}: {value!r} must match {IDENTIFIER}")
     ttl = None if options.ttl is None else read_option("token_ttl", "--ttl", options.ttl)
     permissions = None if options.permissions is None else read_list(options.permissions)
-    if permissions == ():
-        raise StartError(f"--permissions: {options.permissions!r} names none of {', '.join(PERMISSIONS)}")
-    if unknown := sorted(set(permissions or ()) - set(PERMISSIONS)):
-        raise StartError(f"--permissions: {unknown[0]!r} is unknown{meant(unknown[0], PERMISSIONS)}")
+    for name in () if permissions is None else permissions or [options.permissions]:
+        if name not in PERMISSIONS:
+            raise StartError(f"--permissions: {name!r} names none of {', '.join(PERMISSIONS)}")
     subject = options.agent_id or f"cli-{options.type}-{secrets.token_hex(4)}"  # somebody new, unless named
     facts = {"issue_id": options.issue, "ttl": ttl, "permissions": permissions, "bound": options.agent_id is not None}
     print(mint_token(settings or settings_from(options), options.type, subject, **facts))
@@ -6006,25 +5944,13 @@ def command_token(options: argparse.Namespace, settings: Settings | None = None)
 def mint_token(settings: Settings, agent_type: str, subject: str, **facts: Any) -> str:
     """A token from the storage's secret; needs no running service. ``facts`` are keywords of Tokens.mint."""
     prepare_storage_folder(settings)
-    for _ in range(40):  # within two seconds a running service writes a secret again that somebody has removed
-        if (settings.storage / "jwt.secret").exists() or not any(settings.storage.iterdir()):
-            break
-        time.sleep(0.05)
     logging.getLogger("cco").setLevel(logging.ERROR)  # a plugin that cannot be loaded is the service's affair
-    agent_types = AgentTypes(load_hooks(settings), settings)
-    tokens = Tokens(settings, agent_types, None)
+    tokens = Tokens(settings, AgentTypes(load_hooks(settings), settings), None)
     tokens.load_secret()
     try:
         return tokens.mint(subject, agent_type, **facts)
     except ApiError as error:
         raise StartError(f"--type: {error.message}") from None
-
-
-def command_plugins(options: argparse.Namespace) -> int:
-    logging.getLogger("cco").setLevel(logging.ERROR)  # what cannot be loaded is in the list
-    for plugin in load_hooks(settings_from(options)).loaded:
-        print(harmless(f"{plugin.name:30} {plugin.problem or ' '.join(plugin.hooks)} ({plugin.source})"))
-    return GOOD
 
 
 # ======================================================================================================

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import select
+import signal
 import sys
 import typing
 
@@ -22,6 +23,7 @@ from cco_sidecar import GOOD, REFUSED, Program, StartError, complain, nearest, o
 class WholeProgram(Program):
     def run(self, words: list[str]) -> int:
         hold_standard_streams()
+        take_signals()
         if not os.environ.get("HOME", "unset"):
             del os.environ["HOME"]  # Python and git take an empty one for "/"
         code = super().run(words)
@@ -79,6 +81,15 @@ def hold_standard_streams() -> None:
             setattr(sys, name, os.fdopen(handle, mode, encoding="utf-8"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=escape_unencodable.__name__)
+
+
+def take_signals() -> None:
+    """Undo what a parent may have left to this process and its children. A blocked SIGTERM would end nobody. Where
+    SIGCHLD is ignored the system forgets how children ended, and every failure of git looks like a success.
+    """
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def escape_unencodable(error: UnicodeError) -> tuple[str, int]:

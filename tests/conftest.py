@@ -46,10 +46,11 @@ def plugin(name: str) -> Any:
 
 
 def every_route() -> list[Any]:
-    """The routes of the module and of the plugin that lists results."""
+    """The routes of the module and of the plugins that list results and plugins."""
     import cco_sidecar
 
-    return [*cco_sidecar.routes(), *plugin("result_list").register_routes()]
+    rows = [plugin(name).register_routes() for name in ("result_list", "plugin_list")]
+    return [*cco_sidecar.routes(), *rows[0], *rows[1]]
 
 
 def every_command() -> dict[str, Any]:
@@ -290,7 +291,9 @@ def served(names: Iterable[str], setup: str) -> list[str]:
     return [name for name in names if setup == "with plugins" or not OF_PLUGINS.search(name)]
 
 
-OF_PLUGINS = re.compile(r"openapi|^list |^get result$|/api/(results|events|agents)(\?|$|/result-)")
+OF_PLUGINS = re.compile(
+    r"openapi|^plugins$|/api/plugins|^list |^get result$|/api/(results|events|agents)(\?|$|/result-)"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

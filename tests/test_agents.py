@@ -273,6 +273,7 @@ def test_markers_of_the_session_that_the_service_was_started_from_are_not_passed
     assert {name: environment.get(name) for name in kept} == kept
 
 
+@pytest.mark.needs_plugin("_program.py undoes what the parent left")
 def test_agents_hear_signals_and_exit_codes_are_true_whatever_the_services_parent_left(
     repository: Path, tmp_path: Path, setup: str
 ) -> None:

@@ -33,7 +33,7 @@ from cco_sidecar import (
     settings_from,
 )
 from cco_sidecar_plugins.commands._health import ask_health, read_health
-from cco_sidecar_plugins.commands._running import running_settings
+from cco_sidecar_plugins.commands._running import running_settings, with_secret
 
 
 class NotReachable(StartError):
@@ -104,7 +104,7 @@ class Client:
             return token
         if self._settings:
             known = dataclasses.replace(self._settings, no_plugins=True)  # the type is no plugin's, which take time
-            return mint_token(known, "chief-architect", "cli")  # one subject: repeats of a key are known
+            return mint_token(with_secret(known), "chief-architect", "cli")  # one subject: repeats of a key are known
         return ""
 
     def call(

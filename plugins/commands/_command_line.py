@@ -94,9 +94,9 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def token(options: argparse.Namespace) -> int:
-    from cco_sidecar_plugins.commands._running import running_settings
+    from cco_sidecar_plugins.commands._running import running_settings, with_secret
 
-    return command_token(options, running_settings(settings_from(options)))
+    return command_token(options, with_secret(running_settings(settings_from(options))))
 
 
 def command_plugins(options: argparse.Namespace) -> int:
@@ -140,6 +140,7 @@ def new_parser(words: Sequence[str] = ()) -> CommandParser:
     commands = parser.add_group()
     commands.more = load_commands(commands, words)
     add_own_commands(commands)
+    commands.add_parser("plugins", help="")
     for choice in commands._choices_actions:
         row = OWN_COMMANDS[choice.dest]
         choice.help = commands.choices[choice.dest].description = row.help

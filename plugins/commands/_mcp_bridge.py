@@ -37,7 +37,7 @@ from cco_sidecar import (
     settings_from,
 )
 from cco_sidecar_plugins.commands._client import Client, Refused
-from cco_sidecar_plugins.commands._running import running_settings
+from cco_sidecar_plugins.commands._running import running_settings, with_secret
 
 SESSION = "session"  # the agent type of connected sessions; their tokens are bound, as those of spawned agents
 LIFE = 3600  # seconds of a session's token
@@ -79,7 +79,7 @@ class SessionClient(Client):
         if not self._settings:  # an address was given
             return super()._find_token()
         self._made = time.monotonic()
-        return mint_token(self._settings, SESSION, self._subject, ttl=LIFE, bound=True)
+        return mint_token(with_secret(self._settings), SESSION, self._subject, ttl=LIFE, bound=True)
 
     def open(self, content: bytes, headers: dict[str, str]) -> Any:
         """The open answer to a message. Raises StartError, and HTTPError for a refusal."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
 
 from cco_sidecar import Settings, default_storage, read_sidecar_json
 
@@ -17,4 +19,15 @@ def running_settings(settings: Settings) -> Settings:
     for folder in folders:
         if info := read_sidecar_json(folder):
             return dataclasses.replace(settings, project=info.project_id, storage=folder)
+    return settings
+
+
+def with_secret(settings: Settings) -> Settings:
+    """The settings, as soon as their secret is there: within two seconds a running service writes one again that
+    somebody has removed. Blocks.
+    """
+    deadline, folder = time.monotonic() + 2, settings.storage
+    with contextlib.suppress(OSError):
+        while time.monotonic() < deadline and any(folder.iterdir()) and not (folder / "jwt.secret").exists():
+            time.sleep(0.05)
     return settings

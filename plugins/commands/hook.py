@@ -23,6 +23,7 @@ from cco_sidecar import GOOD, READ, REFUSED, StartError, hookimpl, mint_token
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, PATIENT
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
 from cco_sidecar_plugins.commands._mcp_bridge import session_process, session_subject
+from cco_sidecar_plugins.commands._running import with_secret
 from cco_sidecar_plugins.commands._table import Command, add_commands, arg, number
 
 WOKEN = 2  # the exit code by which claude takes what stands on standard error for a prompt
@@ -50,7 +51,7 @@ class SessionClient(Client):
         if own or not self._settings:
             return super()._find_token()
         known = dataclasses.replace(self._settings, no_plugins=True)
-        return mint_token(known, "chief-architect", self._subject, permissions=[READ], bound=True)
+        return mint_token(with_secret(known), "chief-architect", self._subject, permissions=[READ], bound=True)
 
 
 def command_hook(options: argparse.Namespace) -> int:

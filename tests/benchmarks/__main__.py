@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from tests.benchmarks import Row, table
+from tests.benchmarks.pictures import FOLDER, draw
 
 # Module -> what it measures, in the order in which they run.
 MODULES = {
@@ -25,28 +26,35 @@ MODULES = {
     "events": "what a waiter costs, and how soon it hears",
     "context": "contexts, on trees of any size",
     "agents": "a team of agents of all types, as clients and as processes",
-    "idle": "what costs while nobody asks, and the start",
+    "idle": "what it costs while nobody asks, and the start",
     "history": "a long history beside a short one",
+    "soak": "an hour's traffic in ten minutes",
 }
+ONLY_WHEN_ASKED = ("soak",)
 
 
 def main(arguments: list[str]) -> int:
     options = new_parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: what was begun is ended and removed
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    usual = [name for name in MODULES if name not in ONLY_WHEN_ASKED]
     found: list[Row] = []
+    code = 0
     try:
-        for name in options.only or MODULES:
+        for name in [*(options.only or usual), *["soak"] * options.soak]:
             print(f"{name}: {MODULES[name]}", file=sys.stderr, flush=True)
             found += [measured | {"group": name} for measured in measure(name, options)]
     except KeyboardInterrupt:
         print("interrupted; what was measured until then:", file=sys.stderr)
-        return 130
+        code = 130
     finally:
         print(table(found), flush=True)
         if options.json:
             options.json.write_text(json.dumps(report(found), indent=1) + "\n")
-    return 0
+    if options.pictures and not code:
+        for file in draw(found, options.pictures):
+            print(f"drew {file}", file=sys.stderr)
+    return code
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -59,6 +67,9 @@ def new_parser() -> argparse.ArgumentParser:
         choices=[*MODULES],
         help=f"one of {', '.join(MODULES)}; may be repeated",
     )
+    parser.add_argument("--soak", action="store_true", help="an hour's traffic in ten minutes too")
+    parser.add_argument("--pictures", type=Path, nargs="?", const=FOLDER, metavar="DIR",
+                        help="draw how cost grows with waiters and with files (default: the README's pictures)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     return parser
 

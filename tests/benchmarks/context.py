@@ -81,12 +81,19 @@ def measure(root: Path, folder: Path, rounds: int) -> Iterator[Row]:
             asked(next(task))
             edited.append(asked.milliseconds)
         common, size = {"unit": "ms", "limit_is": LIMIT}, len(names)
-        yield row(f"{title}: a new context", cold, [least] * rounds, point=("contexts", "new", size), **common)
-        yield row(f"{title}: a new context after an edit", edited, [least] * rounds,
+        yield row(
+            f"{title}: a new context",
+            cold,
+            [least] * rounds,
+            goal="value <= 200",
+            point=("contexts", "new", size),
+            **common,
+        )
+        yield row(f"{title}: a new context after an edit", edited, [least] * rounds, goal="ratio <= 1.5",
                   point=("contexts", "new, after an edit", size), held=sidecar.held(), **common)  # fmt: skip
         yield row(f"{title}: a cached context", hits(asked, text, rounds), unit="ms", goal="value <= 5",
                   point=("contexts", "cached", size), held=sidecar.held(end=True))  # fmt: skip
-    yield row(f"{title}: most memory of the service", [memory.service / 1e6], unit="MB")
+    yield row(f"{title}: most memory of the service", [memory.service / 1e6], unit="MB", goal="value <= 200")
     yield row(f"{title}: most memory of the index's builder", [memory.children / 1e6], unit="MB")
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.benchmarks import Row, row
-from tests.benchmarks.servers import EVENT, Sidecar, in_turn, running_all
+from tests.benchmarks.servers import EVENT, Bare, Sidecar, in_turn, running_all
 from tests.benchmarks.wire import close, connect, request_bytes, run
 
 
@@ -46,6 +46,7 @@ def rows(quick: bool) -> Iterator[Row]:
                 goal="ratio <= 1.3",
                 held=held[words],
             )
+        yield from growth(sidecars[""], bare, (1, 10, 100) if quick else (1, 10, 100, 1_000, 10_000))
         for words, sidecar in sidecars.items():
             yield from disturbed(words, sidecar, rounds, others)
 
@@ -53,6 +54,46 @@ def rows(quick: bool) -> Iterator[Row]:
 def scaled(values: dict[str, list[float]], words: str, factor: float) -> tuple[list[float], list[float]]:
     """The values of one of the sidecar's servers and of the bare one, times ``factor``."""
     return [value * factor for value in values[words]], [value * factor for value in values["bare"]]
+
+
+def growth(sidecar: Sidecar, bare: Bare, numbers: tuple[int, ...]) -> Iterator[Row]:
+    """What one publish takes that wakes 1 to 10,000 waiters: the points of a picture."""
+    for number in numbers:
+        times = 3 if number > 1_000 else 7
+        limit = [median(step) * 1e3 for step in run(waking(bare, number, times))]
+        ours = [median(step) * 1e3 for step in run(waking(sidecar, number, times))]
+        title = f"a publish that wakes {number:,}:"
+        for step, mine, other in zip(
+            ("the publisher has its answer", "half of the waiters have it", "all waiters have it"),
+            ours,
+            limit,
+            strict=True,
+        ):
+            yield row(f"{title} {step}", [mine], [other], unit="ms", point=("waiters", step, number))
+        yield row(
+            f"{title} all, bare Tornado", limit[2:], unit="ms", point=("waiters", "all waiters, bare Tornado", number)
+        )
+
+
+async def waking(server: Any, number: int, times: int) -> tuple[list[float], list[float], list[float]]:
+    """Seconds from a publish to its answer, to the answers of half of ``number`` waiters, and to all; ``times`` each."""
+    wires, (publisher,) = await connect(server.port, number), await connect(server.port, 1)
+    content, post = server.wait(), server.post()
+    found: tuple[list[float], list[float], list[float]] = ([], [], [])
+    for _ in range(times):
+        answers = [wire.send(content) for wire in wires]
+        await parked(server, number)
+        came: list[float] = []
+        for answer in answers:
+            answer.add_done_callback(lambda _, came=came: came.append(time.perf_counter()))
+        began = time.perf_counter()
+        await publisher.ask(post)
+        published = time.perf_counter()
+        await asyncio.gather(*answers)
+        for values, moment in zip(found, (published, came[(number - 1) // 2], came[-1]), strict=True):
+            values.append(moment - began)
+    close([*wires, publisher])
+    return found
 
 
 def disturbed(words: str, sidecar: Sidecar, rounds: int, others: int) -> Iterator[Row]:
@@ -87,7 +128,7 @@ async def wake_latency(server: Any, number: int = 100) -> float:
         times.append(time.perf_counter() - began)
         await published
     close([publisher, waiter])
-    return statistics.median(times)
+    return median(times)
 
 
 async def wake_many(server: Any, number: int = 2000) -> float:
@@ -131,22 +172,22 @@ async def parked(server: Any, number: int) -> None:
         while json.loads((await wire.ask(status))[1])["events"]["active_subscriptions"] < number:
             await asyncio.sleep(0.02)
         close([wire])
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.05 + number / 10_000)
 
 
 async def publish_beside(server: Sidecar, number: int = 5000) -> tuple[float, float]:
     """Median seconds of a publish, with nobody waiting and while ``number`` waiters wait for other things."""
     publisher = (await connect(server.port, 1))[0]
 
-    async def median() -> float:
+    async def usual() -> float:
         times = []
         for _ in range(200):
             began = time.perf_counter()
             await publisher.ask(server.post())
             times.append(time.perf_counter() - began)
-        return statistics.median(times)
+        return median(times)
 
-    alone = await median()
+    alone = await usual()
     wires = await connect(server.port, number)
     answers = [
         wire.send(
@@ -155,7 +196,7 @@ async def publish_beside(server: Sidecar, number: int = 5000) -> tuple[float, fl
         for index, wire in enumerate(wires)
     ]
     await parked(server, number)
-    beside = await median()
+    beside = await usual()
     close([*wires, publisher])
     await asyncio.gather(*answers, return_exceptions=True)
     return alone, beside
@@ -167,17 +208,17 @@ async def publish_among(
     """Median seconds of a publish alone, and while ``disturb`` (a coroutine function) goes on."""
     publisher = (await connect(server.port, 1))[0]
 
-    async def median(until_done: asyncio.Task[Any] | None) -> float:
+    async def usual(until_done: asyncio.Task[Any] | None) -> float:
         times: list[float] = []
         while len(times) < 100 or (until_done is not None and not until_done.done()):
             began = time.perf_counter()
             await publisher.ask(server.post())
             times.append(time.perf_counter() - began)
-        return statistics.median(times)
+        return median(times)
 
-    alone = await median(None)
+    alone = await usual(None)
     task = asyncio.create_task(disturb(server))
-    beside = await median(task)
+    beside = await usual(task)
     close([publisher])
     return alone, beside
 

@@ -2040,7 +2040,9 @@ class Endpoint(Handler):
         else:
             log.error("%s unexpected", self.request_id, exc_info=error)
             return ApiError(self.failure)
-        return ApiError(self.failure, f"{ERRORS[self.failure][2]}: {reason}")
+        wait = getattr(error, "retry_after", None)
+        message = f"{ERRORS[self.failure][2]}: {reason}"
+        return ApiError(self.failure, message, status=503 if wait else None, retry_after=wait)
 
 
 class FinishedRequest(Struct, frozen=True, kw_only=True):
@@ -2906,13 +2908,20 @@ def pairs(sql: str) -> Callable[..., dict[str, Any]]:
 
 def changes(sql: str) -> Callable[..., int]:
     """Changes rows; how many."""
-    return lambda self, *values: self.change(sql, *values).rowcount
+    return changing(lambda self, *values: self.change(sql, *values).rowcount)
+
+
+def changing(method: T) -> T:
+    """The mark of the methods of Records by which jobs change something; the others read."""
+    vars(method)["changing"] = True
+    return method
 
 
 # parts that statements of Records have in common
 COUNTED = "select cast(value as int) from meta where name = "  # a number that the schema's triggers keep
 CHOSEN = "seq in (select value from json_each(?))"
 KEY = "project, subject, endpoint, key"
+READER = "project, subject, type, filter"
 MINE = "from result where project = ? and issue = ?"
 SPAWNED = "from agent where project = ?"
 
@@ -2940,6 +2949,7 @@ class Records:
         rows = self.rows(sql, *values)
         return rows[0][0] if rows else None
 
+    @changing
     def insert(self, table: str, row: dict[str, Any]) -> int:
         """The sequence number of a new row."""
         sql = f"insert into {table} ({', '.join(row)}) values ({', '.join('?' * len(row))})"
@@ -2964,6 +2974,7 @@ class Records:
         "select seq from (select seq, created from event order by seq limit ?) where created < ? or seq <= ?"
     )
 
+    @changing
     def insert_event(self, event: NewEvent) -> int:
         """The event's sequence number. Storage.observer is told of it after the commit."""
         columns = ("project", "type", "topic", "issue", "created", "expires", "body")
@@ -2992,12 +3003,14 @@ class Records:
             rows += self.rows(sql, *values.values(), limit)
         return sorted(rows, key=operator.itemgetter("seq"))[:limit]
 
+    @changing
     def mark_delivered(self, seqs: Collection[int], deliveries: int) -> None:
         """Some readers got these events; ``deliveries`` counts each reader of each event."""
         self.change(f"update event set delivered = 1 where {CHOSEN} and delivered = 0", json.dumps(list(seqs)))
         add = "on conflict do update set value = value + excluded.value"
         self.change(f"insert into meta values ('deliveries', ?) {add}", deliveries)
 
+    @changing
     def remove_events(self, seqs: list[int], keep_dead: int) -> None:
         """Remove events; those that nobody got become dead letters, of which the newest ``keep_dead`` are kept."""
         chosen, columns = json.dumps(seqs), "seq, project, type, topic, body"
@@ -3013,8 +3026,12 @@ class Records:
         "select seq from position where project = ? and subject = ? and type = ? and filter = ?", None
     )
     move_position = changes(
-        "insert into position (project, subject, type, filter, seq, moved) values (?, ?, ?, ?, ?, now())"
+        f"insert into position ({READER}, seq, moved) values (?, ?, ?, ?, ?, now())"
         " on conflict do update set seq = max(seq, excluded.seq), moved = excluded.moved"
+    )
+    forget_positions = changes(
+        f"delete from position where ({READER}) in"
+        f" (select {READER} from position where moved < ? order by moved limit ?)"
     )
 
     # -- results: ``body`` is the whole record as JSON, ``output`` what later agents see of it, also as JSON
@@ -3071,12 +3088,14 @@ class Records:
         f"select task {SPAWNED} and issue = ? and task != '' order by seq desc limit 1", None
     )
 
+    @changing
     def insert_agent(self, row: dict[str, Any]) -> None:
         """``row`` has the COLUMNS of ``agent``, and depth, permissions and only_issue of its token."""
         self.insert("agent", {name: row[name] for name in self.COLUMNS})
         token = {"depth": row["depth"], "permissions": json.dumps(row["permissions"]), "only_issue": row["only_issue"]}
         self.insert("agent_evidence", {"agent": row["id"], **token})
 
+    @changing
     def update_agent(self, id: str, **values: Any) -> None:
         """Set columns of ``agent`` and ``agent_evidence``; ``seen`` and ``last_call`` are JSON."""
         for table, key in (("agent_evidence", "agent"), ("agent", "id")):
@@ -3085,6 +3104,7 @@ class Records:
                 assignments = ", ".join(f"{name} = ?" for name in own)
                 self.change(f"update {table} set {assignments} where {key} = ?", *own.values(), id)
 
+    @changing
     def add_outcome(self, id: str, **facts: Any) -> None:
         """Add facts to an agent's outcome; what is None is left out."""
         patch = "on conflict do update set outcome = json_patch(outcome, excluded.outcome)"
@@ -3106,7 +3126,7 @@ class Records:
     )
     forget = changes("delete from idempotency where project = ? and subject = ? and endpoint = ? and key = ?")
     forget_old = changes(
-        f"delete from idempotency where ({KEY}) in (select {KEY} from idempotency where made < ? limit ?)"
+        f"delete from idempotency where ({KEY}) in (select {KEY} from idempotency where made < ? order by made limit ?)"
     )
     recall = row(
         "select digest, answer from idempotency"

@@ -24,6 +24,7 @@ from cco_sidecar import (
     read_list,
     read_number,
     read_path,
+    read_text,
 )
 
 
@@ -49,6 +50,12 @@ def read_agent_may(value: Any) -> dict[str, tuple[str, ...]]:
     if len(may) < len(table) or not all(may.values()):
         raise ValueError("must name commands, for all agents or by agent type")
     return may
+
+
+def read_subject_token(value: Any) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", str(value)):
+        raise ValueError("must be 1 to 64 letters, digits, '_' or '-'")
+    return str(value)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,6 +112,22 @@ class PluginSettings(Settings):
     )
     budget_tokens: Annotated[dict[str, float], read_budget] = option(
         {}, "tokens that agents may use, such as 2000000/issue, without those read from a cache", "N", "meter"
+    )
+    backend: Annotated[str | None, read_text] = option(
+        None, "servers of the log that sidecars on many machines share: nats://host:4222,...", "URLS", "nats"
+    )
+    nats_creds: Annotated[Path | None, read_path] = option(None, "credentials file for --backend", "FILE", "nats")
+    nats_tls_ca: Annotated[Path | None, read_path] = option(
+        None, "certificates that --backend's servers are checked by", "FILE", "nats"
+    )
+    nats_tls_cert: Annotated[Path | None, read_path] = option(None, "our certificate for --backend", "FILE", "nats")
+    nats_tls_key: Annotated[Path | None, read_path] = option(None, "private key of --nats-tls-cert", "FILE", "nats")
+    nats_domain: Annotated[str | None, read_subject_token] = option(None, "JetStream domain", "NAME", "nats")
+    nats_replicas: Annotated[int, read_number(0, 5)] = option(
+        0, "servers that keep the log; 0 is three in a cluster of servers, else one", "N", "nats"
+    )
+    nats_prefix: Annotated[str, read_subject_token] = option(
+        "cco", "what names of streams and subjects begin with", "NAME", "nats"
     )
 
     def may(self, agent_type: str) -> tuple[str, ...]:

@@ -16,8 +16,6 @@ from cco_sidecar_plugins._settings import PluginSettings
 
 log = logging.getLogger("cco")
 
-KEY = "project, subject, type, filter"
-
 
 class LimitedStorage(Storage):
     """Refuses bodies beyond the limit, after what is older than retention allows has been removed."""
@@ -88,9 +86,7 @@ class LimitedStorage(Storage):
                 await self._measure()
 
     def _sweep(self, records: Records) -> bool:
-        old = f"select {KEY} from position where moved < ? limit ?"
-        since = time.time() - self.POSITION_SECONDS
-        number = records.change(f"delete from position where ({KEY}) in ({old})", since, self.SWEEP_ROWS).rowcount
+        number = records.forget_positions(time.time() - self.POSITION_SECONDS, self.SWEEP_ROWS)
         return super()._sweep(records) or number == self.SWEEP_ROWS
 
     async def _measure(self) -> None:

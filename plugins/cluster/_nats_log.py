@@ -1,0 +1,336 @@
+"""The log of a project on NATS JetStream: a stream, in a client's thread of its own, connected as long as it lives.
+
+Each message is one entry: what one sidecar wrote in one transaction. It is stored only where it follows the entry that
+its writer knew as the last one. What is too large for a message lies in pieces in a second stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import random
+import ssl
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import nats.errors
+import nats.js.errors
+from msgspec import Struct
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    Header,
+    StorageType,
+    StreamConfig,
+    StreamInfo,
+)
+
+from cco_sidecar import StorageError, log, one_line
+
+NatsError = (nats.errors.Error, OSError, TimeoutError)  # what goes wrong with a server
+
+
+class LogAway(StorageError):
+    """The log takes nothing at this moment; what was to be written was not, or will be seen in the log."""
+
+    retry_after = 2
+
+
+class Entry(Struct, frozen=True):
+    """A message of the log: its number, who wrote it by which id, behind which number it belongs, and its content."""
+
+    seq: int
+    id: str
+    after: int
+    content: bytes
+
+
+class Joined(Struct, frozen=True):
+    """The log was found, or made: what its first maker wrote down, and the numbers between which it has entries."""
+
+    metadata: dict[str, str]
+    first: int
+    last: int
+
+
+class LogOptions(Struct, frozen=True, kw_only=True):
+    """Where the log is, and how it is reached."""
+
+    servers: tuple[str, ...]
+    prefix: str
+    project: str  # as it may stand in a subject
+    replicas: int | None = None  # None: three where the server is one of a cluster, else one
+    domain: str | None = None
+    credentials: str | None = None  # a file
+    tls: ssl.SSLContext | None = None
+
+    @property
+    def stream(self) -> str:
+        return f"{self.prefix}-{self.project}"
+
+    @property
+    def subject(self) -> str:
+        return f"{self.prefix}.{self.project}"
+
+
+class NatsLog:
+    """``start`` begins to connect; ``hear`` is called in the client's thread with each Joined and Entry, in order."""
+
+    API_SECONDS = 2.0
+    HEARTBEAT = 0.5
+    SILENCE = 2.0  # without a heartbeat, after which the consumer is made anew
+    PIECE = 512 * 1024
+
+    def __init__(self, options: LogOptions, founding: dict[str, str], hear: Callable[[Joined | Entry], None]) -> None:
+        self.options, self._founding, self._hear = options, founding, hear
+        self.heard = 0  # the number of the last entry that was given to ``hear``
+        self.problem: str | None = "not connected yet"
+        self.refused = False  # the server does not take our credentials
+        self.server = ""
+        self.info: StreamInfo | None = None
+        self._client: Client | None = None
+        self._js: JetStreamContext | None = None
+        self._gone = asyncio.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="nats", daemon=True)
+        self._main: asyncio.Task[None] | None = None
+
+    def start(self, heard: int) -> None:
+        self.heard = heard
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the connection. Blocks for a few seconds at most."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(lambda: self._main and self._main.cancel())
+            self._thread.join(5)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._main = self._loop.create_task(self._stay_connected())
+        with contextlib.suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._main)
+        for task in (tasks := asyncio.all_tasks(self._loop)):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+
+    # -- the connection: nats-py's own reconnecting sends again what was to be sent before, and keeps dead servers
+
+    async def _stay_connected(self) -> None:
+        servers = random.sample(self.options.servers, len(self.options.servers))
+        while True:
+            for server in servers:
+                try:
+                    await self._session(server)
+                except (*NatsError, LogAway) as error:
+                    self._told(error)
+                await asyncio.sleep(0.2)
+
+    def _told(self, error: BaseException) -> None:
+        """Write down why there is no log, and log it once."""
+        words = one_line(error) or type(error).__name__
+        self.refused = "authorization" in words.lower() or "authentication" in words.lower()
+        if self.problem != words:
+            log.warning("the log at NATS is not reached: %s", words)
+        self.problem = words
+
+    async def _session(self, server: str) -> None:
+        """Use one server for as long as it serves. Raises what it failed by."""
+        client, self._gone = Client(), (gone := asyncio.Event())
+        problems: list[BaseException] = []
+
+        async def closed() -> None:
+            gone.set()
+
+        async def failed(error: Exception) -> None:
+            problems.append(error)
+
+        options = self.options
+        try:
+            connecting = client.connect(
+                [server], name="cco-sidecar", allow_reconnect=False, max_reconnect_attempts=1, reconnect_time_wait=0,
+                connect_timeout=2, ping_interval=1, max_outstanding_pings=2, closed_cb=closed, error_cb=failed,
+                user_credentials=options.credentials, tls=options.tls,
+            )  # fmt: skip
+            await asyncio.wait_for(connecting, 3)
+            js = client.jetstream(domain=options.domain, timeout=self.API_SECONDS)
+            info = await self._found(client, js)
+            state, metadata = info.state, info.config.metadata or {}
+            self._hear(Joined(metadata, state.first_seq or state.last_seq + 1, state.last_seq))
+            self._client, self._js, self.problem, self.refused = client, js, None, False
+            self.server = client.connected_url.netloc.rpartition("@")[2] if client.connected_url else ""
+            log.info("the log %s at NATS %s is reached, at entry %d", options.stream, self.server, state.last_seq)
+            while not gone.is_set():
+                await self._listen(client, js, gone)
+            raise problems[-1] if problems else LogAway("the connection was closed")
+        except NatsError as error:
+            raise (problems[-1] if problems and not one_line(error) else error) from None
+        finally:
+            self._client = self._js = None
+            gone.set()
+            with contextlib.suppress(*NatsError):
+                await asyncio.wait_for(client.close(), 1)
+
+    async def _found(self, client: Client, js: JetStreamContext) -> StreamInfo:
+        """The log's stream, and the one for what is large; made where there are none."""
+        options = self.options
+        clustered = bool(client._server_info.get("cluster"))
+        replicas = options.replicas or (3 if clustered else 1)
+        common: dict[str, Any] = {
+            "storage": StorageType.FILE, "num_replicas": replicas, "allow_direct": True, "discard": DiscardPolicy.NEW,
+        }  # fmt: skip
+        for config in (
+            StreamConfig(
+                name=f"{options.stream}-large", subjects=[f"{options.subject}.large.>"], max_msgs_per_subject=1,
+                **common | {"discard": DiscardPolicy.OLD},
+            ),
+            StreamConfig(
+                name=options.stream, subjects=[f"{options.subject}.log"], duplicate_window=120,
+                metadata=self._founding, **common,
+            ),
+        ):  # fmt: skip
+            try:
+                self.info = await js.stream_info(str(config.name))
+            except nats.js.errors.NotFoundError:
+                with contextlib.suppress(nats.js.errors.BadRequestError):  # another sidecar was first
+                    await js.add_stream(config)
+                self.info = await js.stream_info(str(config.name))
+        assert self.info
+        return self.info
+
+    def reconnect(self) -> None:
+        """Leave the server, which does not answer, for the next one."""
+        self._loop.call_soon_threadsafe(self._gone.set)
+
+    # -- hearing
+
+    async def _listen(self, client: Client, js: JetStreamContext, gone: asyncio.Event) -> None:
+        """Hear until the consumer fails, or the connection."""
+        loop, again, busy = asyncio.get_running_loop(), asyncio.Event(), False
+        beat = loop.time()
+
+        async def on_message(message: Msg) -> None:
+            nonlocal beat, busy
+            headers = message.headers or {}
+            beat, busy = loop.time(), True
+            try:
+                if Header.STATUS in headers:
+                    stalled = message.reply or headers.get("Nats-Consumer-Stalled")
+                    if stalled:
+                        await client.publish(stalled)
+                    elif int(headers.get("Nats-Last-Stream", 0)) > self.heard:
+                        again.set()
+                elif not again.is_set():
+                    await self._take(message)
+            except (*NatsError, ValueError) as error:
+                log.debug("nats: what was heard: %s", one_line(error))
+                again.set()
+            finally:
+                beat, busy = loop.time(), False
+
+        inbox = client.new_inbox()
+        subscription = await client.subscribe(inbox, cb=on_message)
+        try:
+            await js.add_consumer(
+                self.options.stream, deliver_subject=inbox, deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+                opt_start_seq=self.heard + 1, ack_policy=AckPolicy.NONE, max_deliver=1, mem_storage=True,
+                num_replicas=1, idle_heartbeat=self.HEARTBEAT, flow_control=True, config=ConsumerConfig(),
+            )  # fmt: skip
+            beat = loop.time()
+            while not (gone.is_set() or again.is_set() or (loop.time() - beat > self.SILENCE and not busy)):
+                await first_of(gone.wait(), again.wait(), seconds=self.HEARTBEAT)
+        finally:
+            with contextlib.suppress(*NatsError):
+                await subscription.unsubscribe()
+
+    async def _take(self, message: Msg) -> None:
+        seq, headers = message.metadata.sequence.stream, message.headers or {}
+        if seq <= self.heard:
+            return
+        content, large = message.data, headers.get("Cco-Large")
+        if large:
+            content = await self._large(large)
+        after = headers.get(Header.EXPECTED_LAST_SEQUENCE, "")
+        entry = Entry(seq, headers.get(Header.MSG_ID, ""), int(after) if after.isdigit() else -1, content)
+        self.heard = seq
+        self._hear(entry)
+
+    # -- writing
+
+    def publish(self, content: bytes, after: int, id: str) -> concurrent.futures.Future[int]:
+        """The number of a new entry behind ``after``. Raises LogAway; what came of it then only the log itself says."""
+        return self.call(self._publish(content, after, id))
+
+    def call(self, coroutine: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
+        return asyncio.run_coroutine_threadsafe(self._answered(coroutine), self._loop)
+
+    async def _answered(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """What a coroutine returns; raises LogAway for all that goes wrong with the server."""
+        try:
+            return await coroutine
+        except NatsError as error:
+            raise LogAway(f"{type(error).__name__}: {one_line(error)}") from None
+
+    def connected(self) -> tuple[Client, JetStreamContext]:
+        if self._client is None or self._js is None:
+            raise LogAway(self.problem or "not connected")
+        return self._client, self._js
+
+    async def _publish(self, content: bytes, after: int, id: str) -> int:
+        client, js = self.connected()
+        headers: dict[str, Any] = {Header.EXPECTED_LAST_SEQUENCE: str(after), Header.MSG_ID: id}
+        if len(content) > client.max_payload - 1024:
+            headers["Cco-Large"], content = await self.put(f"{after}.{id}", content), b""
+        ack = await js.publish(
+            f"{self.options.subject}.log", content, self.API_SECONDS, self.options.stream, headers=headers
+        )
+        return ack.seq
+
+    # -- what is large
+
+    async def put(self, name: str, content: bytes) -> str:
+        """Store what is large, in pieces; by what is returned it is found again."""
+        client, js = self.connected()
+        size = min(self.PIECE, client.max_payload - 1024)
+        pieces = range(0, len(content), size)
+        for first in range(0, len(pieces), 8):
+            batch = pieces[first : first + 8]
+            await asyncio.gather(
+                *(
+                    js.publish(self._piece(name, number), content[at : at + size], 5.0, f"{self.options.stream}-large")
+                    for number, at in enumerate(batch, first)
+                )
+            )
+        return f"{name} {len(pieces)} {len(content)}"
+
+    async def _large(self, found: str) -> bytes:
+        """What is large, by what ``put`` returned."""
+        name, pieces, size = found.split()
+        content = bytearray()
+        for number in range(int(pieces)):
+            _, js = self.connected()
+            piece = await js.get_msg(f"{self.options.stream}-large", subject=self._piece(name, number), direct=True)
+            content += piece.data or b""
+        if len(content) != int(size):
+            raise LogAway("what is large is not whole")
+        return bytes(content)
+
+    def _piece(self, name: str, number: int) -> str:
+        return f"{self.options.subject}.large.{name}.{number}"
+
+
+async def first_of(*coroutines: Coroutine[Any, Any, Any], seconds: float) -> None:
+    """Wait for one of them, for so many seconds at most."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1935,7 +1935,7 @@ class Endpoint(Handler):
         """Apart from ``_serve``, so that an answer that is refused is not kept while its refusal is sent."""
         self._read_path_and_query(path)
         async with asyncio.timeout(self.ANSWER_SECONDS):
-            answer = await (self.respond(*path) if self.body is None else self._respond_to_body(path))
+            answer = await (self._respond_without_body(path) if self.body is None else self._respond_to_body(path))
         if not self._finished:
             self.set_status(self.get_status() if self.get_status() != 200 else next(iter(self.answers)))
             await self.send(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
@@ -1953,6 +1953,15 @@ class Endpoint(Handler):
             self.query.issue_id = self.query.issue_id or self.claims.issue_id
             self.sidecar.tokens.check_issue(self.claims, self.query.issue_id)
         request.arguments = request.query_arguments = request.body_arguments = {}  # no need to park these
+
+    async def _respond_without_body(self, path: tuple[str, ...]) -> Any:
+        """The answer; what is not there may have been written by another service just now."""
+        try:
+            return await self.respond(*path)
+        except ApiError as error:
+            if error.status not in (404, 410) or not await self.sidecar.storage.catch_up():
+                raise
+            return await self.respond(*path)
 
     async def _respond_to_body(self, path: tuple[str, ...]) -> Any:
         """The answer; with an Idempotency-Key the first one again. A body that is about another project than the
@@ -1973,14 +1982,15 @@ class Endpoint(Handler):
         where = f"{self.request.method} {self.request.path}"
         ticket = IdempotencyTicket(self.sidecar.storage, self.claims, where, key, bytes(self.upload))
         async with self.sidecar.repeats.setdefault(ticket.key, asyncio.Lock()):
-            if (first := ticket.recall()) is not None:
-                self.set_header("Idempotent-Replay", "true")
-                self._note(msgspec.json.decode(first), "agent_id", "event_id", "id")
-                return self.sidecar.agents.with_token(first) if self.holds_token else first
-            async with self.sidecar.storage.room(len(self.upload)):
-                answer = self._note(await self.respond(*path, body=body, ticket=ticket), "agent_id", "event_id", "id")
-            await ticket.complete(answer | {"jwt_token": ""} if self.holds_token else answer)
-            return answer
+            while (first := ticket.recall()) is None:
+                with contextlib.suppress(DoneElsewhere):
+                    async with self.sidecar.storage.room(len(self.upload)):
+                        answer = await self.respond(*path, body=body, ticket=ticket)
+                    await ticket.complete(answer | {"jwt_token": ""} if self.holds_token else answer)
+                    return self._note(answer, "agent_id", "event_id", "id")
+            self.set_header("Idempotent-Replay", "true")
+            self._note(msgspec.json.decode(first), "agent_id", "event_id", "id")
+            return self.sidecar.agents.with_token(first) if self.holds_token else first
 
     async def _read_body(self) -> dict[str, Any]:
         """The body as a dict that satisfies ``self.body``; unknown fields stay in it."""
@@ -2789,6 +2799,10 @@ class Storage:
 
         self.write(job, committed).add_done_callback(written)
 
+    async def catch_up(self) -> bool:
+        """Read all that other services on the same log have written; whether there was anything, never in the core."""
+        return False
+
     def announce(self, info: SidecarInfo) -> None:
         """Write sidecar.json, by which clients find the service. Raises OSError."""
         write_file(self.path.with_name(SidecarInfo.FILE), msgspec.json.format(msgspec.json.encode(info)) + b"\n")
@@ -3257,6 +3271,7 @@ class IdempotencyTicket:
             raise ApiError("REQ_001", "Idempotency-Key must be 1 to 255 printable characters")
         self.key = (claims.project_id, claims.sub, endpoint, key)
         self._storage, self._digest, self._stored = storage, hashlib.sha256(content).hexdigest(), b""
+        self._elsewhere = False
 
     def recall(self) -> bytes | None:
         """The first answer, None where this is the first request. Raises REQ_006 for another body than that had."""
@@ -3266,7 +3281,11 @@ class IdempotencyTicket:
         return known["answer"] if known else None
 
     def remember(self, records: Records, answer: Any) -> None:
-        """Store what is known of the answer, in the same transaction as the work."""
+        """Store what is known of the answer, in the same transaction as the work. Raises DoneElsewhere."""
+        known = records.recall(*self.key, time.time() - self.KEPT)
+        self._elsewhere = known is not None and known["answer"] != self._stored
+        if self._elsewhere:
+            raise DoneElsewhere
         self._stored = msgspec.json.encode(answer)
         records.remember(*self.key, self._digest, self._stored)
 
@@ -3281,7 +3300,12 @@ class IdempotencyTicket:
 
     def forget(self, records: Records) -> None:
         """The work has failed after all: a repeat is to try again."""
-        records.forget(*self.key)
+        if not self._elsewhere:
+            records.forget(*self.key)
+
+
+class DoneElsewhere(Exception):
+    """Another service on the same log has done the same request meanwhile."""
 
 
 # ======================================================================================================

@@ -205,6 +205,12 @@ class NatsLog:
         assert self.info
         return self.info
 
+    async def last(self) -> int:
+        """The number of the newest entry."""
+        _, js = self.connected()
+        self.info = await js.stream_info(self.options.stream)
+        return self.info.state.last_seq
+
     def reconnect(self) -> None:
         """Leave the server, which does not answer, for the next one."""
         self._loop.call_soon_threadsafe(self._gone.set)

@@ -4,6 +4,7 @@ replica that it reads.
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
 import hashlib
@@ -159,6 +160,15 @@ class ReplicatedStorage(GuardedStorage):
         self._stir.set()
         super().close()
         self.log.close()
+
+    async def catch_up(self) -> bool:
+        """Apply what the log has at this moment; whether there was anything. False where it does not say so in time."""
+        applied, deadline = self._applied, time.monotonic() + self.log.API_SECONDS
+        with contextlib.suppress(LogAway):
+            last = await asyncio.wrap_future(self.log.call(self.log.last()))
+            while self._applied < last and time.monotonic() < deadline:
+                await asyncio.sleep(0.005)
+        return self._applied > applied
 
     @property
     def epoch(self) -> str:

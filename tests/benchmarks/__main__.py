@@ -6,10 +6,14 @@ import argparse
 import contextlib
 import importlib
 import json
+import os
 import platform
+import re
 import resource
 import signal
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +21,9 @@ from typing import Any
 
 import psutil
 
-from tests.benchmarks import Row, table
+from tests.benchmarks import HEADS, Row, table
 from tests.benchmarks.pictures import FOLDER, draw
+from tests.benchmarks.servers import ROOT
 
 # Module -> what it measures, in the order in which they run.
 MODULES = {
@@ -31,30 +36,51 @@ MODULES = {
     "soak": "an hour's traffic in ten minutes",
 }
 ONLY_WHEN_ASKED = ("soak",)
+README = ROOT / "README.md"
 
 
 def main(arguments: list[str]) -> int:
     options = new_parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: what was begun is ended and removed
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    usual = [name for name in MODULES if name not in ONLY_WHEN_ASKED]
-    found: list[Row] = []
-    code = 0
+    found: list[Row] = [row for file in options.taken_from for row in json.loads(file.read_text())["rows"]]
     try:
-        for name in [*(options.only or usual), *["soak"] * options.soak]:
-            print(f"{name}: {MODULES[name]}", file=sys.stderr, flush=True)
-            found += [measured | {"group": name} for measured in measure(name, options)]
+        for row in () if found else measured(options):
+            found.append(row)
     except KeyboardInterrupt:
-        print("interrupted; what was measured until then:", file=sys.stderr)
-        code = 130
+        return 130
     finally:
         print(table(found), flush=True)
         if options.json:
             options.json.write_text(json.dumps(report(found), indent=1) + "\n")
-    if options.pictures and not code:
-        for file in draw(found, options.pictures):
-            print(f"drew {file}", file=sys.stderr)
-    return code
+    for file in draw(found, options.pictures) if options.pictures else []:
+        print(f"drew {file}", file=sys.stderr)
+    if options.readme:
+        README.write_text(with_table(README.read_text(), found))
+    return 0
+
+
+def measured(options: argparse.Namespace) -> Iterator[Row]:
+    """The rows of the modules that are asked for; all that they make lies in one temporary folder."""
+    names = options.only or [name for name in MODULES if name not in ONLY_WHEN_ASKED or getattr(options, name)]
+    with tempfile.TemporaryDirectory(prefix="cco-benchmarks-", ignore_cleanup_errors=True) as folder:
+        before, tempfile.tempdir = tempfile.gettempdir(), folder
+        os.environ["PYTHONPYCACHEPREFIX"] = str(Path(folder, "bytecode"))
+        try:
+            for name in names:
+                began = time.monotonic()
+                for row in importlib.import_module(f"tests.benchmarks.{name}").rows(options.quick):
+                    yield row | {"group": name}
+                print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        finally:
+            tempfile.tempdir = before
+
+
+def with_table(text: str, rows: list[Row]) -> str:
+    """A Markdown text with the rows that have a goal in the place of the first table of benchmarks in it."""
+    head = rf"\| {HEADS[0]} +\| +{HEADS[1]} .*\n(?:\|.*\n)+"
+    judged = table(row for row in rows if row["goal"])
+    return re.sub(head, lambda _: judged + "\n", text, count=1)
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -71,11 +97,10 @@ def new_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pictures", type=Path, nargs="?", const=FOLDER, metavar="DIR",
                         help="draw how cost grows with waiters and with files (default: the README's pictures)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
+    parser.add_argument("--from", type=Path, action="append", default=[], metavar="FILE", dest="taken_from",
+                        help="take the rows of such a file instead of measuring; may be repeated")  # fmt: skip
+    parser.add_argument("--readme", action="store_true", help="put the rows that have a goal into the README's table")
     return parser
-
-
-def measure(name: str, options: argparse.Namespace) -> Iterator[Row]:
-    yield from importlib.import_module(f"tests.benchmarks.{name}").rows(options.quick)
 
 
 def report(rows: list[Row]) -> dict[str, Any]:

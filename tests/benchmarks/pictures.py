@@ -38,9 +38,8 @@ def draw(rows: Iterable[Row], folder: Path = FOLDER) -> list[Path]:
 
 def draw_one(picture: Picture, lines: dict[str, list[tuple[int, float]]], file: Path) -> Path:
     import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     plain = FuncFormatter(lambda value, _: f"{value:,.15g}")
@@ -54,8 +53,9 @@ def draw_one(picture: Picture, lines: dict[str, list[tuple[int, float]]], file: 
         "xtick.color": INK,
         "ytick.color": INK,
     }
-    with pyplot.rc_context(settings):
-        frame, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained")
+    with matplotlib.rc_context(settings):
+        frame = Figure(figsize=(8, 3.6), layout="constrained")
+        axes = frame.add_subplot()
         axes.set(xscale="log", yscale="log", xlabel=picture.across)
         axes.set_title(picture.title, loc="left", fontsize=11)
         for points, colour in zip(lines.values(), COLOURS, strict=False):
@@ -72,8 +72,9 @@ def draw_one(picture: Picture, lines: dict[str, list[tuple[int, float]]], file: 
             axis.set_minor_locator(NullLocator())
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color=INK, alpha=0.25, linewidth=0.6)
-        frame.savefig(file, transparent=True, metadata={"Date": None, "Creator": None})
-        pyplot.close(frame)
+        frame.set_facecolor("none")
+        axes.set_facecolor("none")
+        FigureCanvasSVG(frame).print_svg(file, metadata={"Date": None, "Creator": None})
     return file
 
 

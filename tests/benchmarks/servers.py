@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -194,6 +195,14 @@ def in_turn(
     return values, held
 
 
+FAST = ", fast server"
+
+
 def servers() -> dict[str, list[str]]:
-    """The options of each HTTP server that the sidecar has, by the words that follow a measure's name."""
-    return {"": []}
+    """The options of each HTTP server that the sidecar has, by the words that follow a measure's name; last the one
+    that it runs by itself.
+    """
+    found: dict[str, list[str]] = {"": []}
+    if (ROOT / "plugins/http/fast.py").is_file() and importlib.util.find_spec("httptools"):
+        found = {"": ["--no-fast"], FAST: []}
+    return found

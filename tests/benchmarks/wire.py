@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import itertools
 import json
 import re
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+NEW = b"00000000"  # so long that the length of a request stays
+NUMBERS = map(b"%08d".__mod__, itertools.count(1))
 LENGTH = re.compile(rb"[Cc]ontent-[Ll]ength: (\d+)")
 
 
@@ -86,17 +89,24 @@ def close(wires: list[Wire]) -> None:
 
 
 class Repeat(asyncio.Protocol):
-    """One connection that sends a request again as soon as its answer is there, until ``end``; answers are counted."""
+    """One connection that sends a request again as soon as its answer is there, until ``end``; answers are counted.
+
+    A number that nothing had before stands in the place of NEW in each request.
+    """
 
     def __init__(self, content: bytes, status: int, end: float) -> None:
         self._content, self._status, self._end = content, b"HTTP/1.1 %d " % status, end
+        self._varies = NEW in content
         self._head, self._missing = b"", -1  # bytes of the body that are still to come; -1 before its head is there
         self.done = 0
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
-        self._transport.write(self._content)
+        self._send()
+
+    def _send(self) -> None:
+        self._transport.write(self._content.replace(NEW, next(NUMBERS)) if self._varies else self._content)
 
     def data_received(self, data: bytes) -> None:
         if self._missing < 0:
@@ -113,7 +123,7 @@ class Repeat(asyncio.Protocol):
             self._head, self._missing = b"", -1
             self.done += 1
             if time.perf_counter() < self._end:
-                self._transport.write(self._content)
+                self._send()
             elif not self.over.done():
                 self.over.set_result(None)
 

@@ -129,6 +129,15 @@ class PluginSettings(Settings):
     nats_prefix: Annotated[str, read_subject_token] = option(
         "cco", "what names of streams and subjects begin with", "NAME", "nats"
     )
+    nats_timeout: Annotated[int, read_number(1, 300)] = option(
+        10,
+        "how long a write waits for the log, an election of its servers say, before it is refused",
+        "SECONDS",
+        "nats",
+    )
+    nats_snapshot_entries: Annotated[int, read_number(1, 10_000_000)] = option(
+        10_000, "entries of the log after which a snapshot takes their place", "N", "nats"
+    )
 
     def may(self, agent_type: str) -> tuple[str, ...]:
         """The beginnings of commands that agents of a type may run unasked."""

@@ -12,9 +12,11 @@ import contextlib
 import random
 import ssl
 import threading
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import msgspec
 import nats.errors
 import nats.js.errors
 from msgspec import Struct
@@ -32,15 +34,8 @@ from nats.js.api import (
     StreamInfo,
 )
 
-from cco_sidecar import StorageError, log, one_line
-
-NatsError = (nats.errors.Error, OSError, TimeoutError)  # what goes wrong with a server
-
-
-class LogAway(StorageError):
-    """The log takes nothing at this moment; what was to be written was not, or will be seen in the log."""
-
-    retry_after = 2
+from cco_sidecar import log, one_line
+from cco_sidecar_plugins.cluster._nats_large import Large, LogAway, NatsError
 
 
 class Entry(Struct, frozen=True):
@@ -84,17 +79,27 @@ class NatsLog:
     """``start`` begins to connect; ``hear`` is called in the client's thread with each Joined and Entry, in order."""
 
     API_SECONDS = 2.0
+    NAME_IN_USE = 10058  # an error of JetStream's
     HEARTBEAT = 0.5
     SILENCE = 2.0  # without a heartbeat, after which the consumer is made anew
-    PIECE = 512 * 1024
 
-    def __init__(self, options: LogOptions, founding: dict[str, str], hear: Callable[[Joined | Entry], None]) -> None:
-        self.options, self._founding, self._hear = options, founding, hear
+    ALIVE = 2.0  # seconds between two greetings
+    SEEN = 7.0  # seconds for which a sidecar counts as seen
+
+    def __init__(
+        self, options: LogOptions, founding: dict[str, str], hear: Callable[[Joined | Entry], None],
+        greeting: Callable[[], bytes],
+    ) -> None:  # fmt: skip
+        self.options, self._founding, self._hear, self._greeting = options, founding, hear, greeting
+        self._peers: dict[str, tuple[float, dict[str, Any]]] = {}  # by node: when it was heard of, and what
+        self.answer_to_others: Callable[[bytes], Awaitable[bytes]] | None = None
+        self.node = ""
         self.heard = 0  # the number of the last entry that was given to ``hear``
         self.problem: str | None = "not connected yet"
         self.refused = False  # the server does not take our credentials
         self.server = ""
         self.info: StreamInfo | None = None
+        self.large = Large(self.connected, options.stream, options.subject)
         self._client: Client | None = None
         self._js: JetStreamContext | None = None
         self._gone = asyncio.Event()
@@ -102,8 +107,8 @@ class NatsLog:
         self._thread = threading.Thread(target=self._run, name="nats", daemon=True)
         self._main: asyncio.Task[None] | None = None
 
-    def start(self, heard: int) -> None:
-        self.heard = heard
+    def start(self, heard: int, node: str) -> None:
+        self.heard, self.node = heard, node
         self._thread.start()
 
     def close(self) -> None:
@@ -136,10 +141,12 @@ class NatsLog:
     def _told(self, error: BaseException) -> None:
         """Write down why there is no log, and log it once."""
         words = one_line(error) or type(error).__name__
-        self.refused = "authorization" in words.lower() or "authentication" in words.lower()
-        if self.problem != words:
+        if any(word in words.lower() for word in ("authorization", "authentication", "certificate required")):
+            self.refused, words = True, "the server refuses our credentials"  # which ours are is not for a log
+        if self.problem != words and not self.refused:
             log.warning("the log at NATS is not reached: %s", words)
-        self.problem = words
+        if words:
+            self.problem = words if not self.refused else "the server refuses our credentials"
 
     async def _session(self, server: str) -> None:
         """Use one server for as long as it serves. Raises what it failed by."""
@@ -163,12 +170,16 @@ class NatsLog:
             js = client.jetstream(domain=options.domain, timeout=self.API_SECONDS)
             info = await self._found(client, js)
             state, metadata = info.state, info.config.metadata or {}
-            self._hear(Joined(metadata, state.first_seq or state.last_seq + 1, state.last_seq))
             self._client, self._js, self.problem, self.refused = client, js, None, False
+            self._hear(Joined(metadata, state.first_seq or state.last_seq + 1, state.last_seq))
             self.server = client.connected_url.netloc.rpartition("@")[2] if client.connected_url else ""
             log.info("the log %s at NATS %s is reached, at entry %d", options.stream, self.server, state.last_seq)
-            while not gone.is_set():
-                await self._listen(client, js, gone)
+            greeting = asyncio.create_task(self._meet(client))
+            try:
+                while not gone.is_set():
+                    await self._listen(client, js, gone)
+            finally:
+                greeting.cancel()
             raise problems[-1] if problems else LogAway("the connection was closed")
         except NatsError as error:
             raise (problems[-1] if problems and not one_line(error) else error) from None
@@ -199,8 +210,11 @@ class NatsLog:
             try:
                 self.info = await js.stream_info(str(config.name))
             except nats.js.errors.NotFoundError:
-                with contextlib.suppress(nats.js.errors.BadRequestError):  # another sidecar was first
+                try:
                     await js.add_stream(config)
+                except nats.js.errors.BadRequestError as error:
+                    if error.err_code != self.NAME_IN_USE:  # by another sidecar, which was first
+                        raise
                 self.info = await js.stream_info(str(config.name))
         assert self.info
         return self.info
@@ -214,6 +228,50 @@ class NatsLog:
     def reconnect(self) -> None:
         """Leave the server, which does not answer, for the next one."""
         self._loop.call_soon_threadsafe(self._gone.set)
+
+    # -- the other sidecars
+
+    async def _meet(self, client: Client) -> None:
+        """Tell the others that we are there, hear that they are, and answer what they ask."""
+
+        async def greeted(message: Msg) -> None:
+            with contextlib.suppress(msgspec.DecodeError, KeyError, TypeError):
+                told = msgspec.json.decode(message.data)
+                self._peers[str(told["node"])] = (time.monotonic(), told)
+
+        async def asked(message: Msg) -> None:
+            if self.answer_to_others:
+                with contextlib.suppress(*NatsError):
+                    await message.respond(await self.answer_to_others(message.data))
+
+        with contextlib.suppress(*NatsError):
+            await client.subscribe(f"{self.options.subject}.alive", cb=greeted)
+            await client.subscribe(f"{self.options.subject}.ask.{self.node}", cb=asked)
+            while True:
+                await client.publish(f"{self.options.subject}.alive", self._greeting())
+                await asyncio.sleep(self.ALIVE)
+
+    def ask(self, node: str, question: dict[str, Any]) -> concurrent.futures.Future[bytes]:
+        """What another sidecar answers. Raises LogAway."""
+
+        async def request() -> bytes:
+            client, _ = self.connected()
+            subject = f"{self.options.subject}.ask.{node}"
+            return (await client.request(subject, msgspec.json.encode(question), timeout=self.API_SECONDS)).data
+
+        return self.call(request())
+
+    def is_seen(self, node: str) -> bool:
+        return time.monotonic() - self._peers.get(node, (-self.SEEN, {}))[0] < self.SEEN
+
+    def name_of(self, node: str) -> str:
+        """A sidecar for readers."""
+        url = self._peers[node][1].get("url") if node in self._peers else None
+        return f"the sidecar {node}" + (f" at {url}" if url else "")
+
+    def peers_seen(self) -> list[dict[str, Any]]:
+        """The other sidecars that were heard of in the last seconds."""
+        return [told for node, (_, told) in sorted(self._peers.items()) if node != self.node and self.is_seen(node)]
 
     # -- hearing
 
@@ -262,7 +320,7 @@ class NatsLog:
             return
         content, large = message.data, headers.get("Cco-Large")
         if large:
-            content = await self._large(large)
+            content = await self.large.get(large)
         after = headers.get(Header.EXPECTED_LAST_SEQUENCE, "")
         entry = Entry(seq, headers.get(Header.MSG_ID, ""), int(after) if after.isdigit() else -1, content)
         self.heard = seq
@@ -293,43 +351,11 @@ class NatsLog:
         client, js = self.connected()
         headers: dict[str, Any] = {Header.EXPECTED_LAST_SEQUENCE: str(after), Header.MSG_ID: id}
         if len(content) > client.max_payload - 1024:
-            headers["Cco-Large"], content = await self.put(f"{after}.{id}", content), b""
+            headers["Cco-Large"], content = await self.large.put(f"entry.{after}.{id}", content), b""
         ack = await js.publish(
             f"{self.options.subject}.log", content, self.API_SECONDS, self.options.stream, headers=headers
         )
         return ack.seq
-
-    # -- what is large
-
-    async def put(self, name: str, content: bytes) -> str:
-        """Store what is large, in pieces; by what is returned it is found again."""
-        client, js = self.connected()
-        size = min(self.PIECE, client.max_payload - 1024)
-        pieces = range(0, len(content), size)
-        for first in range(0, len(pieces), 8):
-            batch = pieces[first : first + 8]
-            await asyncio.gather(
-                *(
-                    js.publish(self._piece(name, number), content[at : at + size], 5.0, f"{self.options.stream}-large")
-                    for number, at in enumerate(batch, first)
-                )
-            )
-        return f"{name} {len(pieces)} {len(content)}"
-
-    async def _large(self, found: str) -> bytes:
-        """What is large, by what ``put`` returned."""
-        name, pieces, size = found.split()
-        content = bytearray()
-        for number in range(int(pieces)):
-            _, js = self.connected()
-            piece = await js.get_msg(f"{self.options.stream}-large", subject=self._piece(name, number), direct=True)
-            content += piece.data or b""
-        if len(content) != int(size):
-            raise LogAway("what is large is not whole")
-        return bytes(content)
-
-    def _piece(self, name: str, number: int) -> str:
-        return f"{self.options.subject}.large.{name}.{number}"
 
 
 async def first_of(*coroutines: Coroutine[Any, Any, Any], seconds: float) -> None:

@@ -6,7 +6,7 @@ import functools
 import re
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -27,13 +27,20 @@ class Replica(Records):
     def __init__(self, connection: sqlite3.Connection, node: str) -> None:
         super().__init__(connection)
         self.node, self.calls, self.moment = node, list[Call](), 0.0
+        self.results: list[dict[str, Any]] = []  # those that the transaction stores
+        self.ended: list[str] = []  # subjects
         self._depth = 0
         connection.create_function("now", 0, lambda: self.moment or time.time())
 
     def begin(self, moment: float) -> None:
         """Begin a transaction at a moment, which is the same wherever it is done again."""
-        self.calls, self.inserted, self.moment = [], [], moment
+        self.calls, self.inserted, self.results, self.ended, self.moment = [], [], [], [], moment
         self._db.execute("begin immediate")
+
+    def restore(self, source: sqlite3.Connection) -> None:
+        """Take everything from another database."""
+        source.backup(self._db)
+        self._db.execute("pragma wal_checkpoint(truncate)")  # the file has its new size from now on
 
     def savepoint(self) -> None:
         self._db.execute("savepoint job")
@@ -59,6 +66,10 @@ class Replica(Records):
             result = method(self, *values, **named)
         finally:
             self._depth -= 1
+        if name == "insert" and values[0] == "result":
+            self.results.append(values[1])
+        if name == "revoke":
+            self.ended.append(values[1])
         local = name == "set_meta" and values[0] in LOCAL
         if not self._depth and not local and self._db.total_changes > before:
             self.calls.append((name, values, named))
@@ -95,6 +106,12 @@ def plain(value: Any) -> Any:
     return [getattr(value, name) for name in EVENT] if isinstance(value, NewEvent) else value
 
 
+def event_of(values: Sequence[Any]) -> NewEvent:
+    """An event by its columns."""
+    facts = dict(zip(EVENT, values, strict=True))
+    return NewEvent(**facts, envelope=msgspec.json.decode(facts["body"]))
+
+
 def calls_of(content: bytes) -> tuple[float, list[Call]]:
     """The moment and the calls of an entry. Raises StorageError where it is not one that this version reads."""
     try:
@@ -112,8 +129,7 @@ def checked(name: str, values: list[Any], named: dict[str, Any]) -> Call:
     if name not in CHANGING or (name == "insert" and values[0] not in TABLES) or not all(map(COLUMN, columns)):
         raise ValueError(f"no call of {name}")
     if name == "insert_event":
-        facts = dict(zip(EVENT, values[0], strict=True))
-        values = [NewEvent(**facts, envelope=msgspec.json.decode(facts["body"]))]
+        values = [event_of(values[0])]
     return name, tuple(values), named
 
 

@@ -109,6 +109,10 @@ class DatabaseFile:
             raise StorageError(f"{self._path.name} was cut or overwritten while it was in use")
         self._size = min(facts.st_size, LOG_BYTES) if self._path.name.endswith("-wal") else facts.st_size
 
+    def forget_size(self) -> None:
+        """It may have become smaller: we did that."""
+        self._size = 0
+
     def _read_head(self) -> bytes:
         self._file.seek(0)
         return self._file.read(self.HEAD) if self._head_counts else b""

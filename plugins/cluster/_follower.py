@@ -1,0 +1,178 @@
+"""What a sidecar does with the log of all: it applies each entry to its replica, in order, on the writer thread."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cco_sidecar import NewEvent, ResultFiles, StorageError, log
+from cco_sidecar_plugins.cluster._nats_large import LogAway
+from cco_sidecar_plugins.cluster._nats_log import Entry, Joined
+from cco_sidecar_plugins.cluster._replica import EVENT, FORMAT, Replica, event_of
+from cco_sidecar_plugins.cluster._snapshots import Snapshots
+
+Events = list[tuple[NewEvent, int]]
+
+
+class Follower:
+    """``hear`` takes what comes out of the log, in the client's thread; all else is the writer thread's.
+
+    ``tell`` gets the events that others published and the subjects whose tokens they revoked.
+    """
+
+    AT_ONCE = 256  # entries that are applied in one transaction
+    LATEST = (
+        "select project, issue, agent_type, id, body from result where seq in"
+        " (select max(seq) from result where seq > ? group by project, issue, agent_type)"
+    )
+
+    def __init__(
+        self,
+        replica: Replica,
+        secret: str,
+        files: Path,
+        snapshots: Snapshots,
+        tell: Callable[[Events, list[str]], None],
+    ) -> None:
+        self.replica, self._secret, self._tell, self._snapshots = replica, secret, tell, snapshots
+        self._files = ResultFiles(files)
+        self._heard: collections.deque[Joined | Entry] = collections.deque()
+        self.epoch, self.applied = replica.meta("log") or "", int(replica.meta("applied") or 0)
+        self.joined: Joined | None = None
+        self.fault: str | None = None  # why this sidecar takes no part in the log, which is reached
+        self.restored = 0  # how often a snapshot took the replica's place
+        self.weight = 0  # bytes of the entries heard
+
+    def hear(self, item: Joined | Entry) -> None:
+        if isinstance(item, Entry):
+            self.weight += len(item.content)
+        self._heard.append(item)
+
+    def waiting(self) -> bool:
+        """Whether something that was heard is not applied yet."""
+        return bool(self._heard)
+
+    def next_entry(self) -> Entry | None:
+        """The first entry that is not applied yet, where one was heard."""
+        for item in self._heard.copy():
+            if isinstance(item, Entry) and item.seq > self.applied:
+                return item
+        return None
+
+    def catch_up(self) -> None:
+        """Apply all that was heard. Raises StorageError where that cannot be done now: what is left is tried again."""
+        while self._heard:
+            first = self._heard[0]
+            if isinstance(first, Joined):
+                self._take_part(first)
+                self._heard.popleft()
+            elif self.fault:
+                self._heard.popleft()  # it is heard anew by who joins
+            elif first.seq > self.applied + 1:
+                self._jump(first.seq - 1)
+            else:
+                entries: list[Entry] = []
+                for item in self._heard.copy():
+                    if not isinstance(item, Entry) or len(entries) == self.AT_ONCE:
+                        break
+                    entries.append(item)
+                self._apply(entries)
+                for _ in entries:
+                    self._heard.popleft()
+
+    def _take_part(self, joined: Joined) -> None:
+        """Make sure that the log is ours; note it where this is the first one that we know."""
+        self.joined, before = None, self.fault
+        self.fault = self._problem(joined)
+        if self.fault:
+            if self.fault != before:
+                log.error("the log at NATS: %s", self.fault)
+            return
+        epoch = joined.metadata["epoch"]
+        if not self.epoch:
+            self.replica.begin(time.time())
+            self.replica.set_meta("log", epoch)
+            self.replica.commit()
+            self.epoch = epoch
+        if joined.first > self.applied + 1:
+            self._jump(joined.first - 1)
+        self.joined = joined
+
+    def _problem(self, joined: Joined) -> str | None:
+        """Why this sidecar cannot take part."""
+        name, epoch = "replica.db", joined.metadata.get("epoch", "")
+        if not epoch or joined.metadata.get("format") != str(FORMAT):
+            return "the stream was made by another program, or by another version of this one"
+        if joined.metadata.get("secret") != self._secret:
+            problem = "this sidecar signs tokens with another secret than the others of its project"
+            remedy = (
+                "give all of them the same CCO_SIDECAR_JWT_SECRET, or a copy of one jwt.secret in the storage folder"
+            )
+            return f"{problem}: {remedy}"
+        if self.epoch and epoch != self.epoch:
+            return f"the log is another one than {name} has applied: move that file away to begin anew"
+        if self.applied > joined.last:  # also where a server answers that is not up to date yet: it is asked again
+            return f"the log ends before what {name} has of it; if it stays so, move that file away to begin anew"
+        return None
+
+    def _apply(self, entries: list[Entry]) -> None:
+        """Apply entries of the log in one transaction, and tell what happened."""
+        replica, applied = self.replica, self.applied
+        try:
+            replica.begin(time.time())
+            for entry in entries:
+                if entry.seq == applied + 1:
+                    applied = entry.seq
+                    if entry.after == entry.seq - 1:
+                        replica.apply(entry.content)
+                    else:
+                        log.warning("entry %d of the log is not of a sidecar's: it is passed over", entry.seq)
+                elif entry.seq > applied:
+                    raise StorageError(f"entries {applied + 1} to {entry.seq - 1} of the log are not there")
+            self.note(applied)
+        except BaseException:
+            replica.rollback()
+            raise
+        self._place(replica.results)
+        self._tell(replica.inserted, replica.ended)
+
+    def note(self, applied: int) -> None:
+        """Commit the transaction as the one that has applied this entry."""
+        self.replica.set_meta("applied", str(applied))
+        self.replica.commit()
+        self.applied = applied
+
+    def _place(self, results: list[dict[str, Any]]) -> None:
+        """Write the files of results that others stored."""
+        for row in results:
+            try:
+                self._files.write(row)
+                self._files.place(row)
+            except StorageError as error:
+                log.error("the file of %s cannot be written: %s", row["id"], error)
+
+    def _jump(self, needed: int) -> None:
+        """Take the newest snapshot in the place of entries that are no longer there. Raises StorageError."""
+        gone = f"entries {self.applied + 1} to {needed} of the log are not there"
+        newest = self._snapshots.newest()
+        if newest is None or newest < needed:
+            raise LogAway(f"{gone}, and no snapshot has them")
+        log.info("the log at NATS: %s, a snapshot is", gone)
+        replica, head, stored = self.replica, self.replica.head(), self.replica.one("select max(seq) from result") or 0
+        with self._snapshots.fetched(newest) as source:
+            own = {name: replica.meta(name) for name in ("port",)}
+            replica.restore(source)
+        self.restored += 1
+        replica.begin(time.time())
+        for name, value in own.items():
+            if value is not None:
+                replica.set_meta(name, value)
+        replica.commit()
+        self.epoch, self.applied = replica.meta("log") or "", int(replica.meta("applied") or 0)
+        events = replica.rows(f"select seq, {', '.join(EVENT)} from event where seq > ? order by seq", head)
+        told = [(event_of([row[name] for name in EVENT]), row["seq"]) for row in events]
+        self._place([dict(row) for row in replica.rows(self.LATEST, stored)])
+        self._tell(told, [row[0] for row in replica.rows("select subject from revoked")])

@@ -1,0 +1,104 @@
+"""Each agent belongs to the sidecar that started it: the others ask that one about it, and to end it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from cco_sidecar import Agents, ApiError, Output, Running, StorageError, agent_answer, log, one_line
+from cco_sidecar_plugins.cluster._replicated import ReplicatedStorage
+
+
+class OwningAgents(Agents):
+    """Asks the owner about agents of other sidecars. Which that is stands in the agent's row as ``node``."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        storage = self.ledger.storage
+        assert isinstance(storage, ReplicatedStorage)
+        self._storage, self._own_output = storage, self.output
+        self.output = self._output_here
+        storage.on_revoked = self.tokens.revoke
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._storage.log.answer_to_others = self._asked_by_other
+        await super().start()
+
+    def _owner(self, agent_id: str) -> str | None:
+        """The node of another sidecar, which owns the agent; None for one of ours and one that is not known."""
+        row = self._storage.read.agent(self.settings.project, agent_id)
+        node = row.get("node", self._storage.node) if row else self._storage.node
+        return None if node == self._storage.node else str(node)
+
+    def _output_here(self, agent_id: str) -> Output:
+        """Raises REQ_002 for an agent of another sidecar, which alone has what it wrote."""
+        if owner := self._owner(agent_id):
+            raise ApiError(
+                "REQ_002", f"The files of {agent_id} are kept by {self._storage.log.name_of(owner)}: ask there"
+            )
+        return self._own_output(agent_id)
+
+    def describe(self, row: dict[str, Any]) -> dict[str, Any]:
+        owner = self._owner(row["id"])
+        if owner is None:
+            return super().describe(row)
+        if self._storage.log.is_seen(owner):
+            try:
+                answer = self._storage.log.ask(owner, {"describe": row["id"]}).result(2)
+                if "agent_id" in (told := msgspec.json.decode(answer)):
+                    return told
+            except (StorageError, TimeoutError, msgspec.DecodeError) as error:
+                log.debug("agent %s: its owner does not answer: %s", row["id"], one_line(error))
+        return agent_answer(row, Output(self._folder / row["id"]))  # what the ledger alone knows
+
+    async def end(self, agent_id: str, *, force: bool = False) -> bool:
+        owner = self._owner(agent_id)
+        row = self._storage.read.agent(self.settings.project, agent_id)
+        if owner is None or row is None or row["ended"]:
+            return await super().end(agent_id, force=force)
+        name = self._storage.log.name_of(owner)
+        try:
+            answer = await asyncio.wrap_future(self._storage.log.ask(owner, {"end": agent_id, "force": force}))
+            told = msgspec.json.decode(answer)
+        except (StorageError, msgspec.DecodeError) as error:
+            problem = f"{agent_id} belongs to {name}, which does not answer ({one_line(error)})"
+            raise ApiError("AGT_001", problem, status=503, retry_after=5) from None
+        if "ending" not in told:
+            raise ApiError("AGT_001", f"{agent_id} belongs to {name}: {told.get('problem')}", status=503, retry_after=5)
+        return bool(told["ending"])
+
+    async def _asked_by_other(self, question: bytes) -> bytes:
+        """The answer to another sidecar, in the client's thread."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._answer(question), self._loop))
+
+    async def _answer(self, question: bytes) -> bytes:
+        try:
+            asked = msgspec.json.decode(question)
+            if agent_id := asked.get("end"):
+                return msgspec.json.encode({"ending": await self.end(agent_id, force=bool(asked.get("force")))})
+            row = self.ledger.find(self.settings.project, asked["describe"])
+            if self._owner(row["id"]):
+                raise ApiError("REQ_002", "it is not mine")
+            return msgspec.json.encode(await self.disk.run(self.describe, row))
+        except Exception as error:  # a boundary: the other sidecar gets it
+            return msgspec.json.encode({"problem": one_line(error)})
+
+    def with_token(self, answer: bytes) -> bytes:
+        told = msgspec.json.decode(super().with_token(answer))
+        row = self.ledger.find(self.settings.project, told["agent_id"])
+        if self._owner(row["id"]) and not row["ended"]:
+            told["jwt_token"] = self.launcher.token(row)
+        return msgspec.json.encode(told)
+
+    async def _run(self, running: Running) -> None:
+        adopted = dict(running.row)
+        try:
+            await super()._run(running)
+        except StorageError as error:
+            if adopted["state"] != "running":
+                raise
+            log.warning("agent %s: %s: it is watched all the same", adopted["id"], one_line(error))
+            running.watch = asyncio.create_task(self._watch(running))

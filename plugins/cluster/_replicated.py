@@ -1,0 +1,344 @@
+"""A Storage whose transactions are entries of a log that many sidecars write, and that all of them apply."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import random
+import threading
+import time
+import uuid
+from typing import Any
+
+import msgspec
+
+from cco_sidecar import (
+    Job,
+    NewEvent,
+    Outcome,
+    Pool,
+    Records,
+    SidecarInfo,
+    StartError,
+    StorageError,
+    connect_database,
+    content_of,
+    log,
+    one_line,
+    write_file,
+)
+from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.cluster._follower import Events, Follower
+from cco_sidecar_plugins.cluster._nats_large import LogAway
+from cco_sidecar_plugins.cluster._nats_log import Entry, Joined, LogOptions, NatsLog
+from cco_sidecar_plugins.cluster._replica import FORMAT, Replica
+from cco_sidecar_plugins.cluster._snapshots import Snapshots
+from cco_sidecar_plugins.storage.guard import GuardedStorage
+
+
+class ReplicatedStorage(GuardedStorage):
+    """The writer thread does the jobs on the replica and writes what they changed as one entry, which has to be the
+    next one behind the last that was applied. The entry at this place decides: ours, and the transaction is committed;
+    another sidecar's, and it is rolled back, that one is applied, and the jobs are done again.
+    """
+
+    FILE = "replica.db"
+    AGAIN = 1.0  # seconds between two attempts while the log takes nothing
+    JOIN_SECONDS = 5.0  # for which a start waits for the log
+    ENTRY_BYTES = 4_000_000  # after which no more jobs join a transaction
+    LOOK_SECONDS = 2.0  # between two looks whether a snapshot is due
+
+    def __init__(self, settings: PluginSettings, options: LogOptions) -> None:
+        super().__init__(settings)
+        self._options, self._patience = options, float(settings.nats_timeout)
+        self._every = settings.nats_snapshot_entries
+        self._stir = threading.Event()  # something was heard, or an attempt to write has ended
+        self._woken = self._closing = self._running = False
+        self._try_at = 0.0  # while the log takes nothing: before that writers are refused at once
+        self._restored = 0
+        self._looking: asyncio.Task[None] | None = None
+        self.on_revoked: Any = lambda subject: None
+        self.node = self.url = ""
+
+    # -- life
+
+    def start(self) -> None:
+        super().start()
+        self.node = self._read_node()
+        self.read.close()
+        self.read = Replica(connect_database(self.path, read_only=True), self.node)
+        self._writer.execute("pragma synchronous = normal")  # the log is the truth: what is lost here is applied again
+        secret = (self._settings.jwt_secret or "").encode() or content_of(self.path.with_name("jwt.secret"))
+        fingerprint = hmac.new(secret.strip(), b"cco-sidecar cluster", hashlib.sha256).hexdigest()[:32]
+        epoch = self.read.meta("log") or uuid.uuid4().hex[:8]
+        founding = {"format": str(FORMAT), "epoch": epoch, "secret": fingerprint}
+        self.log = NatsLog(self._options, founding, self._hear, self._greeting)
+        self._snapshots = Snapshots(self.log, self.path, self._every)
+        files = self.path.parent / "results"
+        replica = Replica(self._writer, self.node)
+        self.follower = Follower(replica, fingerprint, files, self._snapshots, self._tell)
+        self.log.start(self.follower.applied, self.node)
+        try:
+            self._join()
+        except StartError:
+            self.close()
+            raise
+        self._running = True
+        self._looking = asyncio.create_task(self._look_for_ever())
+
+    def _join(self) -> None:
+        """Wait until the log is reached and applied, for a while. Raises StartError where that cannot come."""
+        follower, applied = self.follower, -1
+        deadline = time.monotonic() + self.JOIN_SECONDS
+        while time.monotonic() < deadline:
+            if self.log.refused or (follower.fault and not follower.joined):
+                raise StartError(f"{self._settings.where('backend')}: {self.problem()}")
+            if follower.joined and follower.applied >= follower.joined.last:
+                return
+            if follower.applied > applied:
+                deadline, applied = time.monotonic() + self.JOIN_SECONDS, follower.applied
+            time.sleep(0.02)
+        problem = self.problem() or "what is in it is not applied yet"
+        log.warning("the log at NATS: %s: until then this sidecar reads what it has, and writes nothing", problem)
+
+    def problem(self) -> str | None:
+        """Why nothing can be written, None where nothing is known to be in the way."""
+        return self.follower.fault or self.log.problem or (None if self.follower.joined else "the log is not read yet")
+
+    def close(self) -> None:
+        self._closing = True
+        self._stir.set()
+        if self._looking:
+            self._looking.cancel()
+        super().close()
+        self.log.close()
+
+    @property
+    def epoch(self) -> str:
+        """The log's. Raises LogAway where it was never reached."""
+        if not self.follower.epoch:
+            raise LogAway(f"the log at NATS was not reached yet: {self.problem()}")
+        return self.follower.epoch
+
+    @epoch.setter
+    def epoch(self, value: str) -> None:
+        """The database has one of its own, which counts for nothing."""
+
+    def _read_node(self) -> str:
+        """The name of this sidecar among the others, which its storage folder keeps."""
+        path = self.path.with_name("node")
+        if not (node := content_of(path).decode()):
+            node = uuid.uuid4().hex[:12]
+            write_file(path, node.encode())
+        return node
+
+    def announce(self, info: SidecarInfo) -> None:
+        super().announce(info)
+        self.url = info.url
+
+    def _greeting(self) -> bytes:
+        """What the others hear of this sidecar every two seconds."""
+        return msgspec.json.encode({"node": self.node, "url": self.url, "applied": self.follower.applied})
+
+    async def _look_for_ever(self) -> None:
+        """Make snapshots when they are due, and try again what could not be applied."""
+        pool = Pool("snapshot", 1, 2 * Snapshots.SECONDS)
+        while True:
+            await asyncio.sleep(self.LOOK_SECONDS * random.uniform(0.5, 1.5))  # seldom two sidecars at once
+            if self.follower.waiting():
+                self._wake()
+            try:
+                if not self.problem():
+                    await pool.run(self._snapshots.make_when_due, self.follower.applied, self.follower.weight)
+            except (StorageError, OSError, TimeoutError) as error:
+                log.warning("the log at NATS: no snapshot can be made: %s", one_line(error))
+
+    # -- hearing
+
+    def _hear(self, item: Joined | Entry) -> None:
+        """In the client's thread."""
+        self.follower.hear(item)
+        self._stir.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let the writer thread apply what was heard."""
+        if not self._woken:
+            self._woken = True
+            self._queue.put((no_job, None, NOBODY_WAITS))
+
+    def _tell(self, events: Events, revoked: list[str]) -> None:
+        """Tell on the loop what others did; nobody waits yet during a start."""
+        if (events or revoked) and self._running:
+            with contextlib.suppress(RuntimeError):  # the loop is gone
+                self._loop.call_soon_threadsafe(self._told, events, revoked)
+
+    def _told(self, events: Events, revoked: list[str]) -> None:
+        for subject in revoked:
+            self.on_revoked(subject)
+        for event, seq in events:
+            self.observer(event, seq)
+
+    async def catch_up(self) -> bool:
+        """Apply what the log has at this moment; whether there was anything. False where it does not say so in time."""
+        before, deadline = self.follower.applied, time.monotonic() + self.log.API_SECONDS
+        with contextlib.suppress(LogAway):
+            last = await asyncio.wrap_future(self.log.call(self.log.last()))
+            while self.follower.applied < last and time.monotonic() < deadline:
+                await asyncio.sleep(0.005)
+        return self.follower.applied > before
+
+    # -- writing, on the writer thread
+
+    def commit(self, records: Records, jobs: list[Job]) -> list[Outcome]:
+        self._woken = False
+        outcomes: list[Outcome] = []
+        try:
+            self._check()
+            self._catch_up()
+            while len(outcomes) < len(jobs):
+                outcomes += self._transaction(jobs[len(outcomes) :])
+        except Exception as error:  # a boundary: the writers get it
+            if not isinstance(error, StorageError):
+                log.error("the log at NATS: a transaction", exc_info=error)
+                error = StorageError(one_line(error))
+            outcomes += [(error, [])] * (len(jobs) - len(outcomes))
+        return outcomes
+
+    def _catch_up(self) -> None:
+        self.follower.catch_up()
+        if self.follower.restored != self._restored:
+            self._restored = self.follower.restored
+            for file in self._files:
+                file.forget_size()
+
+    def _transaction(self, jobs: list[Job]) -> list[Outcome]:
+        """Do the first of ``jobs``, as many as belong into one entry. Raises StorageError, and nothing is done."""
+        replica, turns = self.follower.replica, 0
+        while True:
+            replica.begin(time.time())
+            try:
+                outcomes = self._do(jobs)
+                if not replica.calls:
+                    replica.commit()
+                    return outcomes
+                seq = self._place_of(replica.entry())
+                if seq is not None:
+                    self.follower.note(seq)
+                    return outcomes
+            except BaseException:
+                replica.rollback()
+                raise
+            replica.rollback()
+            turns += 1
+            self._catch_up()
+            time.sleep(random.uniform(0, min(0.05, 0.001 * 2**turns)))  # so that each sidecar has its turn
+
+    def _do(self, jobs: list[Job]) -> list[Outcome]:
+        """The outcomes of the first of ``jobs``, until their entry gets large; a job that fails changes nothing."""
+        replica, outcomes, size = self.follower.replica, list[Outcome](), 0
+        for job in jobs:
+            known, replica.inserted = len(replica.calls), list[tuple[NewEvent, int]]()
+            replica.savepoint()
+            try:
+                outcomes.append((job(replica), replica.inserted))
+                replica.release()
+            except StorageError:
+                raise
+            except Exception as error:  # a boundary: the job's caller gets it
+                replica.undo()
+                del replica.calls[known:]
+                outcomes.append((error, []))
+            size += replica.size_since(known)
+            if size > self.ENTRY_BYTES:
+                break
+        return outcomes
+
+    def _place_of(self, content: bytes) -> int | None:
+        """The number that our entry has in the log; None where its place has another one. Raises LogAway where nothing
+        is decided in time: then whatever is heard next is applied, and be it ours.
+        """
+        now, problem = time.monotonic(), self.problem()
+        if not self.follower.joined or self.follower.fault or now < self._try_at:
+            raise LogAway(problem or "the log takes nothing at this moment")
+        patience = 2 * self.log.API_SECONDS if self._try_at else self._patience
+        deadline, id = now + patience + len(content) / 2_000_000, f"{self.node}-{uuid.uuid4().hex}"
+        while time.monotonic() < deadline and not self._closing:
+            attempt = self.log.publish(content, self.follower.applied, id)
+            attempt.add_done_callback(lambda _: self._stir.set())
+            try:
+                entry = self._wait_for_place(attempt, deadline)
+            except LogAway as error:
+                problem = str(error)
+                continue
+            finally:
+                attempt.cancel()
+            if entry is not None:
+                self._try_at = 0.0
+                return entry.seq if entry.id in (id, OURS) else None
+        self._try_at = time.monotonic() + self.AGAIN
+        self.log.reconnect()
+        raise LogAway(problem or "the log did not answer in time")
+
+    def _wait_for_place(self, attempt: Any, deadline: float) -> Entry | None:
+        """The entry that has the next place in the log, None where the time is up. Raises LogAway where the attempt to
+        write one failed, after a moment in which another sidecar's would have been heard.
+        """
+        following = self.follower.applied + 1
+        while (left := deadline - time.monotonic()) > 0 and not self._closing:
+            self._stir.clear()
+            if (entry := self.follower.next_entry()) is not None:
+                return entry
+            if attempt.done():
+                error = LogAway("cancelled") if attempt.cancelled() else attempt.exception()
+                if error is None and attempt.result() == following:
+                    return Entry(following, OURS, following - 1, b"")
+                self._stir.wait(min(left, 0.1))
+                if (entry := self.follower.next_entry()) is not None:
+                    return entry
+                raise error or LogAway("the log answered with another place")
+            self._stir.wait(left)
+        return None
+
+    async def statistics(self) -> dict[str, Any]:
+        return await super().statistics() | {"cluster": self.cluster()}
+
+    def cluster(self) -> dict[str, Any]:
+        """How this sidecar stands to the log and the others."""
+        info, applied = self.log.info, self.follower.applied
+        return {
+            "backend": "nats", "servers": [without_login(server) for server in self._options.servers],
+            "connected_to": self.log.server or None, "problem": self.problem(), "stream": self._options.stream,
+            "replicas": info.config.num_replicas if info else None, "applied": applied,
+            "lag": max(0, self.log.heard - applied), "node": self.node, "peers": self.log.peers_seen(),
+            "differs": DIFFERS,
+        }  # fmt: skip
+
+
+OURS = "ours"  # in the place of the id of an entry that the log has confirmed
+DIFFERS = (
+    "a write is seen by the other sidecars a moment later",
+    "subscribers_notified names waiters of this sidecar alone",
+    "processes, contexts, rate limits, --max-agents and budgets are each machine's own",
+)
+
+
+def without_login(server: str) -> str:
+    return server.replace("//" + server.partition("//")[2].rpartition("@")[0] + "@", "//", 1)
+
+
+def no_job(records: Records) -> None:
+    """Wakes the writer thread, so that it applies what was heard."""
+
+
+class Nobody:
+    """In the place of a future that nobody waits for."""
+
+    @staticmethod
+    def done() -> bool:
+        return True
+
+
+NOBODY_WAITS: Any = Nobody()

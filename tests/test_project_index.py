@@ -567,14 +567,14 @@ def test_the_digest_of_a_state_is_the_same_for_the_same_state_alone(readers: tup
 )
 def test_a_fingerprint_is_young_while_a_second_change_could_look_the_same(moment: int, young: bool) -> None:
     now = 1_700_000_000_500_000_000
-    assert is_young((now + moment, now + moment, 1, 1, 1), now) is young
+    assert is_young((now + moment, now + moment, 1, 1, 1, 1), now) is young
     assert is_young(None, now) is False
 
 
 def test_whole_seconds_are_young_for_longer() -> None:
     now = 1_700_000_000_500_000_000
-    assert is_young((0, 1_699_999_999_000_000_000, 1, 1, 1), now) is True
-    assert is_young((0, 1_699_999_998_000_000_000, 1, 1, 1), now) is False
+    assert is_young((0, 1_699_999_999_000_000_000, 1, 1, 1, 1), now) is True
+    assert is_young((0, 1_699_999_998_000_000_000, 1, 1, 1, 1), now) is False
 
 
 @pytest.mark.parametrize("case", ["nothing committed", "nothing but an index", "a commit", "its object is lost"])

@@ -50,7 +50,7 @@ from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._running import running_settings
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 from cco_sidecar_plugins.context._git_facts import git_prefix
-from cco_sidecar_plugins.context._watcher import Watcher
+from cco_sidecar_plugins.context._watcher import folder_limit
 from cco_sidecar_plugins.storage._database import check_database
 
 Finding = tuple[str, str]  # good, note or bad; what was found
@@ -192,22 +192,13 @@ def check_git(settings: Settings) -> str:
 
 
 def check_watcher(settings: Settings) -> str:
-    folders, limit = sum(1 for _ in os.walk(settings.root)), watch_limit()
-    watched = min(limit, Watcher.BUDGET)
+    folders, watched = sum(1 for _ in os.walk(settings.root)), folder_limit()
     if folders > watched:
         return (
             f"note: {folders} folders, watched are {watched} at most; contexts stay fresh by the look at the disk that"
             " each request takes"
         )
     return f"{folders} folders of {watched} that may be watched"
-
-
-def watch_limit() -> int:
-    """How many folders this user may watch; many where the system does not say."""
-    try:
-        return int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
-    except (OSError, ValueError):
-        return 1_000_000
 
 
 def check_plugins(options: argparse.Namespace) -> str:

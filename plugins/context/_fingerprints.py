@@ -6,7 +6,8 @@ import os
 
 import cco_sidecar
 
-Fingerprint = tuple[int, int, int, int, int]  # of a file or folder: mtime and ctime in nanoseconds, size, inode, mode
+# of a file or folder: mtime and ctime in nanoseconds, size, inode, mode, number of its hard links
+Fingerprint = tuple[int, int, int, int, int, int]
 MAX_INT64 = 2**63 - 1  # what SQLite and arrays hold; some disks claim a later year than 2262, or a larger inode
 
 
@@ -17,7 +18,7 @@ def fingerprint(path: str) -> Fingerprint | None:
     except (OSError, ValueError):
         return None
     mtime, ctime = min(facts.st_mtime_ns, MAX_INT64), min(facts.st_ctime_ns, MAX_INT64)
-    return mtime, ctime, facts.st_size, facts.st_ino & MAX_INT64, facts.st_mode
+    return mtime, ctime, facts.st_size, facts.st_ino & MAX_INT64, facts.st_mode, facts.st_nlink
 
 
 def is_young(facts: Fingerprint | None, now: int) -> bool:

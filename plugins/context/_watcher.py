@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import watchdog.events
 import watchdog.observers
@@ -15,7 +16,28 @@ import watchdog.observers
 from cco_sidecar import one_line
 from cco_sidecar_plugins.context._git_facts import NOT_OURS
 
+if TYPE_CHECKING:
+    from cco_sidecar_plugins.context._inotify import Inotify
+
 log = logging.getLogger("cco")
+
+
+def new_watcher(root: Path, changed: Callable[[], None], on_change: Callable[[str], None]) -> Inotify | Watcher:
+    """On Linux a watcher that proves what has not changed; elsewhere one that hints at what has."""
+    if sys.platform == "linux":
+        from cco_sidecar_plugins.context._inotify import Inotify
+
+        return Inotify(root, changed)
+    return Watcher(root, on_change)
+
+
+def folder_limit() -> int:
+    """How many folders are watched at most."""
+    if sys.platform == "linux":
+        from cco_sidecar_plugins.context import _inotify
+
+        return _inotify.folder_limit()
+    return Watcher.BUDGET
 
 
 class Watcher:
@@ -24,7 +46,7 @@ class Watcher:
     ``state`` is "starting", "full", or "partial: why": what changes there is found by the look at the disk.
     """
 
-    BUDGET = 4_000  # folders: each costs a kernel watch, of which some systems give a user 8,192 for all programs
+    BUDGET = 4_000  # folders
     KINDS = [  # without this filter mere reading counts as a change
         watchdog.events.FileCreatedEvent, watchdog.events.FileModifiedEvent, watchdog.events.FileDeletedEvent,
         watchdog.events.FileMovedEvent, watchdog.events.DirCreatedEvent, watchdog.events.DirDeletedEvent,
@@ -69,6 +91,20 @@ class Watcher:
         if event.is_directory and path.parent == self._root:
             with contextlib.suppress(OSError, RuntimeError):  # gone already: then there is nothing to watch
                 self._watch(path)
+
+    apart: Sequence[str] = ()
+
+    def quiet(self) -> bool:
+        return False
+
+    def suspects(self, proof: Mapping[str, Any]) -> None:
+        """All paths may have changed."""
+
+    def suspect(self, paths: Iterable[str]) -> Set[str]:
+        return set()
+
+    def cover(self, proof: Mapping[str, Any], changed: Iterable[str]) -> None:
+        """All folders are watched already."""
 
     def stop(self) -> None:
         if self._observer and self._observer.is_alive():

@@ -9,6 +9,7 @@ cannot follow, it asks git at each look too.
 from __future__ import annotations
 
 import array
+import asyncio
 import contextlib
 import hashlib
 import itertools
@@ -16,6 +17,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterable, Set
 from pathlib import Path
@@ -53,7 +55,7 @@ from cco_sidecar_plugins.context._git_facts import (
     without,
     without_databases,
 )
-from cco_sidecar_plugins.context._watcher import Watcher
+from cco_sidecar_plugins.context._watcher import new_watcher
 from cco_sidecar_plugins.context._withheld import own_files
 
 Proof = dict[str, Fingerprint | None]  # by absolute path
@@ -75,9 +77,14 @@ class ProvenState(ProjectState, frozen=True, kw_only=True):
 
 def digest_of(proof: Proof) -> str:
     paths = sorted(proof)
-    numbers = array.array("q", itertools.chain.from_iterable(proof[path] or (0,) * 5 for path in paths))
+    numbers = array.array("q", itertools.chain.from_iterable(proof[path] or (0,) * 6 for path in paths))
     names = "\0".join(paths).encode("utf-8", "surrogateescape")
     return hashlib.sha256(numbers.tobytes() + names).hexdigest()
+
+
+def facts_of(facts: Fingerprint | None) -> Any:
+    """What a new or a removed hard link of the file leaves as it is."""
+    return facts and (facts[0], *facts[2:5])
 
 
 RULES = (".gitignore", ".gitattributes", ".gitmodules")  # files that say something of other files
@@ -105,13 +112,21 @@ class ProjectIndex(GitProject):
     it is being read, shows at the next look.
     """
 
+    CHECK = 30.0  # seconds after which a request has everything looked at in the background
+    DISTRUST = 600.0  # seconds for which everything is looked at after a change without an event
     ATTEMPTS = 4  # before a project that changes all the time is taken as it is, and not cached
     FEW = 50  # changed files that git is asked about by name
 
     def __init__(self, root: Path, scratch: Path, *, watched: bool = True) -> None:
         super().__init__(root, scratch)
-        self._watcher = Watcher(root, self._on_change)
         self._watched = watched
+        self._watcher = new_watcher(root, self._tell, self._on_change)
+        self._lock = threading.Lock()  # held by a look
+        self._changed: Callable[[], None] = lambda: None
+        self._looked = 0.0  # when everything was looked at last
+        self._distrust = 0.0  # until then events prove nothing
+        self._check: asyncio.Task[None] | None = None
+        self._git_places = [os.path.join(folder, ".git") for folder in (root, *root.parents)]
         self._prefix = os.path.join(root, "")  # joined by hand below: os.path.join takes longer than the look at a file
         self._state: ProvenState | None = None
         self._listing = Listing(None, [], [], frozenset(), [])
@@ -132,14 +147,58 @@ class ProjectIndex(GitProject):
     def close(self) -> None:
         self._watcher.stop()
 
+    def _tell(self) -> None:
+        self._changed()
+
     def _on_change(self, path: str) -> None:
         """Something changed: what the latest state was not read from, nor from its folder, is passed over."""
         proof = self._state.proof if self._state else None
         if proof is None or path in proof or os.path.dirname(path) in proof:
             self._changed()
 
+    async def state(self) -> ProjectState:
+        """The project as it was at some moment since this call, at once where no event says that it changed."""
+        known = self._known_now()
+        if known and time.monotonic() - self._looked > self.CHECK and (self._check is None or self._check.done()):
+            self._check = asyncio.create_task(self._looks.run(self.check))
+        return known or await super().state()
+
+    def _known_now(self) -> ProvenState | None:
+        """The last state where events prove that it is still true; the few files of which none tell are looked at."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            state = self._state
+            if state is None or not state.settled or time.monotonic() < self._distrust or not self._watcher.quiet():
+                return None
+            apart = self._watcher.apart
+            same = len(apart) <= self.FEW and all(fingerprint(path) == state.proof[path] for path in apart)
+            return state if same and self._kept["folders"][0] == self._git_folders_key() else None
+        finally:
+            self._lock.release()
+
+    def check(self) -> None:
+        """Look at everything, whatever events say, while requests go on by them. Blocks.
+
+        Some changes make none: a write through a mapping of a file, or a new hard link to it and a write through that.
+        """
+        self._looked = time.monotonic()
+        state = self._state
+        if state is None:
+            return
+        found = {path: facts for path in state.proof if (facts := fingerprint(path)) != state.proof[path]}
+        with self._lock:
+            untold = self._watcher.suspect(found)
+            if state is self._state and any(facts_of(found[path]) != facts_of(state.proof[path]) for path in untold):
+                log_once("project_index: files change without an event; for a while each is looked at")
+                self._distrust = time.monotonic() + self.DISTRUST
+
     def look(self) -> ProjectState:
         """The project as it is now. Blocks; one at a time."""
+        with self._lock:
+            return self._looked_at()
+
+    def _looked_at(self) -> ProjectState:
         try:
             folders = self._folders()
             if folders != self._seen_by:
@@ -153,15 +212,18 @@ class ProjectIndex(GitProject):
 
     def _look(self) -> ProvenState:
         before = self._state
-        if before is None:
-            self._state = self._read({}, [])
-            return self._state
+        proof = before.proof if before else {}
+        suspects = self._watcher.suspects(proof)  # of what changes from here on the next look is told
         now = time.time_ns()
-        fresh = {path: fingerprint(path) for path in before.proof}
-        changed = [path for path, facts in before.proof.items() if fresh[path] != facts]
-        if changed or not before.settled:
-            self._state = self._read(fresh, changed, now)
-        return self._state or before
+        if before is None or suspects is None or time.monotonic() < self._distrust:
+            suspects, self._looked = proof.keys(), time.monotonic()
+        fresh = {path: fingerprint(path) for path in suspects}
+        changed = [path for path, facts in fresh.items() if proof[path] != facts]
+        if before is None or changed or not before.settled:
+            self._state = before = self._read(proof | fresh, changed, now)
+            self._changed()
+        self._watcher.cover(before.proof, changed)
+        return before
 
     def _known(self) -> ProvenState:
         assert self._state
@@ -319,12 +381,15 @@ class ProjectIndex(GitProject):
 
     def _folders(self) -> GitFolders | None:
         """None without git. Blocks where a repository came or went."""
-        found = (fingerprint(str(folder / ".git")) for folder in (self._root, *self._root.parents))
-        key = tuple(facts and (facts[3:] if stat.S_ISDIR(facts[4]) else facts) for facts in found)
+        key = self._git_folders_key()
         kept = self._kept.get("folders")
         if kept is None or kept[0] != key:
             kept = self._kept["folders"] = (key, 0, find_git_folder(self._root))
         return kept[2]
+
+    def _git_folders_key(self) -> tuple[Any, ...]:
+        found = map(fingerprint, self._git_places)
+        return tuple(facts and (facts[3:5] if stat.S_ISDIR(facts[4]) else facts) for facts in found)
 
     def _kept_by(self, name: str, key: tuple[Fingerprint | None, ...], read: Callable[[], Any]) -> Any:
         """What ``read`` gave when the fingerprints were ``key``; read again where one of them is too young to be

@@ -97,7 +97,7 @@ class NatsLog:
         self.heard = 0  # the number of the last entry that was given to ``hear``
         self.problem: str | None = "not connected yet"
         self.refused = False  # the server does not take our credentials
-        self.server = ""
+        self.server = self._said = ""  # what the log was told of the connection
         self.info: StreamInfo | None = None
         self.large = Large(self.connected, options.stream, options.subject)
         self._client: Client | None = None
@@ -142,11 +142,11 @@ class NatsLog:
         """Write down why there is no log, and log it once."""
         words = one_line(error) or type(error).__name__
         if any(word in words.lower() for word in ("authorization", "authentication", "certificate required")):
-            self.refused, words = True, "the server refuses our credentials"  # which ours are is not for a log
-        if self.problem != words and not self.refused:
+            self.refused = True  # until a session succeeds
+        if self._said != "away" and not self.refused:  # the start says that itself
             log.warning("the log at NATS is not reached: %s", words)
-        if words:
-            self.problem = words if not self.refused else "the server refuses our credentials"
+            self._said = "away"
+        self.problem = "the server refuses our credentials" if self.refused else words
 
     async def _session(self, server: str) -> None:
         """Use one server for as long as it serves. Raises what it failed by."""
@@ -173,14 +173,13 @@ class NatsLog:
             self._client, self._js, self.problem, self.refused = client, js, None, False
             self._hear(Joined(metadata, state.first_seq or state.last_seq + 1, state.last_seq))
             self.server = client.connected_url.netloc.rpartition("@")[2] if client.connected_url else ""
-            log.info("the log %s at NATS %s is reached, at entry %d", options.stream, self.server, state.last_seq)
             greeting = asyncio.create_task(self._meet(client))
             try:
                 while not gone.is_set():
                     await self._listen(client, js, gone)
             finally:
                 greeting.cancel()
-            raise problems[-1] if problems else LogAway("the connection was closed")
+            raise problems[-1] if problems else LogAway("the connection was lost")
         except NatsError as error:
             raise (problems[-1] if problems and not one_line(error) else error) from None
         finally:
@@ -302,17 +301,34 @@ class NatsLog:
         inbox = client.new_inbox()
         subscription = await client.subscribe(inbox, cb=on_message)
         try:
-            await js.add_consumer(
-                self.options.stream, deliver_subject=inbox, deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                opt_start_seq=self.heard + 1, ack_policy=AckPolicy.NONE, max_deliver=1, mem_storage=True,
-                num_replicas=1, idle_heartbeat=self.HEARTBEAT, flow_control=True, config=ConsumerConfig(),
-            )  # fmt: skip
+            await self._make_consumer(js, inbox)
+            if self._said != "there":
+                log.info("the log %s at NATS %s is there, at entry %d", self.options.stream, self.server, self.heard)
+                self._said = "there"
             beat = loop.time()
             while not (gone.is_set() or again.is_set() or (loop.time() - beat > self.SILENCE and not busy)):
                 await first_of(gone.wait(), again.wait(), seconds=self.HEARTBEAT)
         finally:
             with contextlib.suppress(*NatsError):
                 await subscription.unsubscribe()
+        await asyncio.sleep(0.05)  # where something cannot be read it is not asked for without a pause
+
+    async def _make_consumer(self, js: JetStreamContext, inbox: str) -> None:
+        """Have what is new sent to ``inbox``; servers that just choose a leader are asked again for a while."""
+        config = ConsumerConfig(
+            deliver_subject=inbox, deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=self.heard + 1,
+            ack_policy=AckPolicy.NONE, max_deliver=1, mem_storage=True, num_replicas=1,
+            idle_heartbeat=self.HEARTBEAT, flow_control=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + self.SILENCE
+        while True:
+            try:
+                await js.add_consumer(self.options.stream, config)
+                return
+            except nats.js.errors.ServiceUnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.2)
 
     async def _take(self, message: Msg) -> None:
         seq, headers = message.metadata.sequence.stream, message.headers or {}

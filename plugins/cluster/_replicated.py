@@ -273,8 +273,6 @@ class ReplicatedStorage(GuardedStorage):
             except LogAway as error:
                 problem = str(error)
                 continue
-            finally:
-                attempt.cancel()
             if entry is not None:
                 self._try_at = 0.0
                 return entry.seq if entry.id in (id, OURS) else None

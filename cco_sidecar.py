@@ -95,10 +95,10 @@ try:
     import msgspec
     import pluggy
     import psutil
+    import tornado.escape
     import tornado.httpserver
     import tornado.iostream
     import tornado.netutil
-    import tornado.routing
     import tornado.web
     from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 except ModuleNotFoundError as missing:
@@ -1356,6 +1356,7 @@ class Sidecar:
     """
 
     STOP_SECONDS = 3.0
+    CHECK_SECONDS = 0.25
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
@@ -1386,7 +1387,8 @@ class Sidecar:
         self.open_requests = 0
         self.process = psutil.Process()
         self.disk = Pool("disk", 2, 10)
-        self._probe: asyncio.Future[tuple[str, str]] | None = None
+        self._checks: asyncio.Future[dict[str, Any]] | None = None
+        self._checked = 0.0  # when it began
 
     async def __aenter__(self) -> Sidecar:
         await self.start()
@@ -1484,11 +1486,24 @@ class Sidecar:
         for request_log in self.request_logs:
             request_log.record(request)
 
-    async def probe(self) -> tuple[str, str]:
-        """For storage and bus, "healthy" or why not; callers at the same time share one write and one round trip."""
-        if self._probe is None or self._probe.done():
-            self._probe = asyncio.ensure_future(self._probe_storage())
-        return await asyncio.shield(self._probe)
+    async def checks(self) -> dict[str, Any]:
+        """What ``/health`` measures. Callers share it, and for CHECK_SECONDS it is not measured anew."""
+        now = time.monotonic()
+        if self._checks is None or (self._checks.done() and now - self._checked > self.CHECK_SECONDS):
+            self._checked, self._checks = now, asyncio.ensure_future(self._check())
+        return self._checks.result() if self._checks.done() else await asyncio.shield(self._checks)
+
+    async def _check(self) -> dict[str, Any]:
+        storage, bus = await self._probe_storage()
+        return {
+            "storage": storage,
+            "event_bus": bus,
+            "memory_usage_mb": measured(lambda: round(self.process.memory_info().rss / MB, 1)),
+            "cpu_usage_percent": measured(self.process.cpu_percent),
+            "active_agents": 0,
+            "event_queue_size": measured(lambda: self.storage.read.undelivered(self.settings.project)),
+            "disk_space_available_mb": measured(lambda: int(shutil.disk_usage(self.settings.storage).free / MB)),
+        }
 
     async def _probe_storage(self) -> tuple[str, str]:
         """Whether a write and a file can be made, and an event wakes a waiter."""
@@ -1658,18 +1673,41 @@ def routes() -> list[Route]:
     ]
 
 
-class Match(tornado.routing.PathMatches):
+class Match:
     """A route's method and path; HEAD goes where GET goes."""
 
     def __init__(self, route: Route) -> None:
         if not issubclass(route.endpoint, Endpoint):
             raise TypeError("not an Endpoint")
-        super().__init__(re.sub(r"\{\w+\}", "([^/]*)", route.path) + "$")
+        self.regex = re.compile(re.sub(r"\{\w+\}", "([^/]*)", route.path) + "$")
         self.route, self.methods = route, {"GET", "HEAD"} if route.method == "GET" else {route.method}
         self.path_names = tuple(re.findall(r"\{(\w+)\}", route.path))
 
-    def match(self, request: tornado.httputil.HTTPServerRequest) -> dict[str, Any] | None:
-        return super().match(request) if request.method in self.methods else None
+
+class Application(tornado.web.Application):
+    """Finds the endpoint of a request. What has no body is served when its head is there."""
+
+    def __init__(self, sidecar: Sidecar, matches: list[Match]) -> None:
+        super().__init__(log_function=lambda handler: None, sidecar=sidecar, matches=matches)  # on_finish logs
+        self._find_again = functools.lru_cache(1000)(self._find)
+
+    def _find(self, method: str, path: str) -> tuple[type[Endpoint], dict[str, Any], list[bytes]]:
+        """(endpoint, arguments of its ``initialize``, values in the path)"""
+        facts = {"sidecar": self.settings["sidecar"]}
+        for match in self.settings["matches"]:
+            if method in match.methods and (found := match.regex.match(path)):
+                values = [tornado.escape.url_unescape(value, encoding=None, plus=False) for value in found.groups()]
+                return match.route.endpoint, facts | {"path_names": match.path_names}, values
+        return UnknownRoute, facts, []
+
+    def find_handler(self, request: tornado.httputil.HTTPServerRequest, **_: Any) -> Any:
+        find = self._find_again if len(request.path) < 300 else self._find
+        delegate = self.get_handler_delegate(request, *find(str(request.method), request.path))
+        ends = request.headers.get("Content-Length", "0") == "0" and "Transfer-Encoding" not in request.headers
+        if ends and request.version != "HTTP/2.0":  # where a frame says it
+            delegate.stream_request_body, request._body_future = False, asyncio.Future()
+            request._body_future.set_result(None)
+        return delegate
 
 
 def make_application(sidecar: Sidecar) -> tornado.web.Application:
@@ -1679,13 +1717,7 @@ def make_application(sidecar: Sidecar) -> tornado.web.Application:
             matches |= {(row.method, row.path): Match(row) for row in rows}
         except Exception as error:  # a boundary: anybody's objects
             log.warning("plugin %s: register_routes: did not return a list of Route: %s", name, one_line(error))
-    table = [
-        tornado.routing.Rule(match, match.route.endpoint, {"sidecar": sidecar, "path_names": match.path_names})
-        for match in matches.values()
-    ]
-    more: dict[str, Any] = {"default_handler_class": UnknownRoute, "default_handler_args": {"sidecar": sidecar}}
-    more |= {"sidecar": sidecar, "matches": list(matches.values())}
-    return tornado.web.Application(table, log_function=lambda handler: None, **more)  # on_finish logs
+    return Application(sidecar, list(matches.values()))
 
 
 class Server(tornado.httpserver.HTTPServer):
@@ -1733,6 +1765,7 @@ class Handler(tornado.web.RequestHandler):
     error: ApiError | None = None  # why the request is refused
     acted_on: dict[str, str] | None = None  # the ids that the body and the answer name
     parked = 0.0  # seconds that a long poll waited: not the service's own time
+    when_slow: Callable[[], None] | None = None  # called where the client does not take the answer at once
     when_sent: Callable[[], None] | None = None  # called once the answer was sent, or given up
     _too_late: asyncio.TimerHandle | None = None  # while a body comes
     _accounted = False
@@ -1740,7 +1773,7 @@ class Handler(tornado.web.RequestHandler):
     def initialize(self, sidecar: Sidecar, path_names: tuple[str, ...] = ()) -> None:
         del self.ui  # Tornado's template helpers: half a kilobyte that a parked poll need not hold
         self.sidecar, self.path_names = sidecar, path_names
-        self.request_id = f"req-{uuid.uuid4()}"
+        self.request_id = f"req-{secrets.token_hex(16)}"
         self.claims = NOBODY
         self.allowance: Allowance | None = None
         self.hang_up = HangUp()
@@ -1768,11 +1801,10 @@ class Handler(tornado.web.RequestHandler):
     def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
         if not self._headers_written:
             headers = self._headers  # set_header checks each value anew, which is a tenth of a small answer's cost
-            headers["X-Request-ID"] = self.request_id
+            headers["Date"], headers["X-Request-ID"] = http_date(int(time.time())), self.request_id
             headers["Cache-Control"] = self.cache_control if self.get_status() < 400 else "no-store"
-            headers.update(self.sidecar.access.headers)
-            if self.allowance:
-                headers.update(self.allowance.headers())
+            for name, value in (*self.sidecar.access.headers, *(self.allowance.headers() if self.allowance else ())):
+                headers[name] = value
             tokens, claims = self.sidecar.tokens, self.claims
             if claims.exp <= time.time() + tokens.REFRESH_SECONDS and not claims.issued_elsewhere:
                 headers["X-Refreshed-Token"] = tokens.refresh(claims)[0]
@@ -1781,6 +1813,8 @@ class Handler(tornado.web.RequestHandler):
     async def _taken(self, written: asyncio.Future[None]) -> None:
         """Wait until the client has taken what was written. Raises StreamClosedError where it does not."""
         if not written.done():
+            if self.when_slow:
+                self.when_slow()
             self.hang_up.future = written  # Tornado forgets it where the client hangs up
             await asyncio.wait({written}, timeout=self.STALL_SECONDS)
         if not written.done() or written.cancelled() or written.exception():
@@ -1792,8 +1826,17 @@ class Handler(tornado.web.RequestHandler):
         typing.cast(Any, self.request.connection).close()
         self.on_connection_close()  # Tornado only tells of clients that close it
 
-    def compute_etag(self) -> None:
-        """None: Tornado would hash every answer; contexts have an ETag of their own."""
+    def clear(self) -> None:
+        """Begin an answer without Tornado's own headers: ``flush`` sets what every answer has."""
+        self._headers, self._write_buffer = tornado.httputil.HTTPHeaders(), []
+        self.set_status(200)
+
+    def set_etag_header(self) -> None:
+        """Set none: Tornado would hash every answer; contexts have an ETag of their own."""
+
+    def check_etag_header(self) -> bool:
+        """False: what If-None-Match names is compared where the ETag is made."""
+        return False
 
     # -- errors
 
@@ -1934,7 +1977,7 @@ class Endpoint(Handler):
     async def _answer(self, path: tuple[str, ...]) -> None:
         """Apart from ``_serve``, so that an answer that is refused is not kept while its refusal is sent."""
         self._read_path_and_query(path)
-        async with asyncio.timeout(self.ANSWER_SECONDS):
+        async with asyncio.timeout(self.ANSWER_SECONDS) if self.ANSWER_SECONDS else contextlib.nullcontext():
             answer = await (self._respond_without_body(path) if self.body is None else self._respond_to_body(path))
         if not self._finished:
             self.set_status(self.get_status() if self.get_status() != 200 else next(iter(self.answers)))
@@ -2036,7 +2079,7 @@ class Endpoint(Handler):
         finally:
             if self.when_sent:
                 self.when_sent()
-                self.when_sent = None
+            self.when_slow = self.when_sent = None
 
     def _unexpected(self, error: Exception) -> ApiError:
         if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
@@ -2161,8 +2204,8 @@ class Access:
             {"localhost", settings.host.lower(), *map(str.lower, settings.allowed_host)} | any_address
         )
         self._origins = settings.cors_origin
-        self.headers = {"Server": "cco-sidecar", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
-        self.headers |= {"Strict-Transport-Security": "max-age=31536000"} if settings.tls_cert else {}
+        self.headers = [("Server", "cco-sidecar"), ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY")]
+        self.headers += [("Strict-Transport-Security", "max-age=31536000")] if settings.tls_cert else []
 
     def check(self, request: tornado.httputil.HTTPServerRequest) -> None:
         """DNS rebinding and hostile web pages end here. Raises REQ_007."""
@@ -2394,14 +2437,15 @@ class RefreshToken(Endpoint):
 
 
 class GetHealth(Endpoint):
-    """Whether the service works, measured now; 503 when it does not."""
+    """Whether the service works, measured at most a quarter of a second ago; 503 when it does not."""
 
     public = True
     answers = {200: "Health", 503: "Health"}
+    ANSWER_SECONDS = None  # each check has its own
 
     async def respond(self) -> dict[str, Any]:
-        sidecar, (storage, bus) = self.sidecar, await self.sidecar.probe()
-        healthy = storage == bus == "healthy"
+        sidecar, checks = self.sidecar, await self.sidecar.checks()
+        healthy = checks["storage"] == checks["event_bus"] == "healthy"
         self.set_status(200 if healthy else 503)
         return {
             "status": "healthy" if healthy else "unhealthy",
@@ -2410,16 +2454,7 @@ class GetHealth(Endpoint):
             "uptime_seconds": int(time.time() - sidecar.started),
             "project_id": sidecar.settings.project,
             "instance_id": sidecar.info.instance_id,
-            "checks": {
-                "storage": storage,
-                "event_bus": bus,
-                "memory_usage_mb": measured(lambda: round(sidecar.process.memory_info().rss / MB, 1)),
-                "cpu_usage_percent": measured(sidecar.process.cpu_percent),
-                "active_agents": len(sidecar.agents.active),
-                "event_queue_size": measured(lambda: sidecar.storage.read.undelivered(sidecar.settings.project)),
-                "disk_space_available_mb": measured(lambda: int(shutil.disk_usage(sidecar.settings.storage).free / MB)),
-                "watching": sidecar.contexts.watching(),
-            },
+            "checks": checks | {"active_agents": len(sidecar.agents.active), "watching": sidecar.contexts.watching()},
             "timestamp": iso(),
         }
 
@@ -2663,9 +2698,10 @@ class Allowance(Struct, frozen=True):
     remaining: int
     reset: int
 
-    def headers(self) -> dict[str, str]:
-        names = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
-        return {name: str(value) for name, value in zip(names, (self.limit, self.remaining, self.reset), strict=True)}
+    def headers(self) -> Iterator[tuple[str, str]]:
+        yield "X-RateLimit-Limit", str(self.limit)
+        yield "X-RateLimit-Remaining", str(self.remaining)
+        yield "X-RateLimit-Reset", str(self.reset)
 
 
 class RateLimits:
@@ -3316,7 +3352,9 @@ class DoneElsewhere(Exception):
 class Results:
     """Stores results. A result, its agent_completed event and its routing decision are one transaction."""
 
-    HISTORY = 200  # earlier results of the issue that routing looks at
+    HISTORY = 200  # earlier results of the issue that routing looks at; up to twice as many while they are remembered
+    REMEMBERED = 100  # issues
+    SHORT = 8 * 1024  # bytes of a result that is searched for secrets at once, which takes less than a thread's start
 
     def __init__(
         self, storage: Storage, bus: EventBus, hooks: Hooks, agent_types: AgentTypes, settings: Settings
@@ -3324,6 +3362,7 @@ class Results:
         self._storage, self._bus, self._hooks, self._agent_types = storage, bus, hooks, agent_types
         self._settings, self._files = settings, ResultFiles(settings.storage / "results")
         self._locks: weakref.WeakValueDictionary[Any, asyncio.Lock] = weakref.WeakValueDictionary()  # of issues
+        self._histories: dict[tuple[str, str], IssueHistory] = {}
 
     def start(self) -> None:
         """Write the files that a crash has left out of date. Blocks."""
@@ -3333,20 +3372,35 @@ class Results:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
         category, issue = await self._agent_types.find(body["agent_type"]), (body["project_id"], body["issue_id"])
         # Other agents read the record, its file and the contexts that it becomes part of.
-        body |= {"result": (await asyncio.to_thread(redact_json, body["result"]))[0]}
+        short = len(msgspec.json.encode(body["result"])) < self.SHORT
+        redacted = redact_json(body["result"]) if short else await asyncio.to_thread(redact_json, body["result"])
+        body |= {"result": redacted[0]}
         async with self._locks.setdefault(issue, asyncio.Lock()):  # proposals depend on the results before
-            earlier = self._storage.read.issue_facts(*issue, self.HISTORY)
-            proposals = await self._hooks.pool.run(self._propose, body, category, earlier)
-            stored = await self._store(body, category, proposals, ticket)
+            history = self._history(issue)
+            proposals = await self._hooks.pool.run(self._propose, body, category, list(history.facts))
+            row = self._row(body, category, proposals)
+            written = self._write(row, proposals, ticket, history)
+        stored: dict[str, Any] = await written
         self._hooks.tell("result_stored", result=body | {"id": stored["id"], "stored_at": stored["timestamp"]})
         return stored
 
-    def _propose(self, body: dict[str, Any], category: str, earlier: list[Row]) -> list[NextAgent]:
-        """Who is next after a result: each plugin gets the proposals as the ones before it left them. Blocks."""
-        history = [
+    def _history(self, issue: tuple[str, str]) -> IssueHistory:
+        """The issue's results, with those that are being written."""
+        known = self._histories.get(issue)
+        head = self._storage.read.issue_head(*issue)
+        if known and len(known.facts) < 2 * self.HISTORY and (known.coming or known.head == head):
+            return known
+        facts = [
             ResultFact(row["agent_type"], row["category"], row["status"], json.loads(row["proposed"]))
-            for row in earlier
+            for row in self._storage.read.issue_facts(*issue, self.HISTORY)
         ]
+        known = self._histories[issue] = IssueHistory(facts, head)
+        if len(self._histories) > self.REMEMBERED:
+            del self._histories[next(iter(self._histories))]
+        return known
+
+    def _propose(self, body: dict[str, Any], category: str, history: list[ResultFact]) -> list[NextAgent]:
+        """Who is next after a result: each plugin gets the proposals as the ones before it left them. Blocks."""
         facts = {
             "result": ResultFact(body["agent_type"], category, body["result"]["status"]), "history": history,
             "language": main_language(self._settings.root, int(time.monotonic() // 60)), "submission": body,
@@ -3363,37 +3417,53 @@ class Results:
                 log.warning("plugin %s: next_agents: %s", row.plugin, one_line(error))
         return [NextAgent(item.agent_type, item.priority, redact(item.reason)[0]) for item in proposals]
 
-    async def _store(
-        self, body: dict[str, Any], category: str, proposals: list[NextAgent], ticket: IdempotencyTicket | None
-    ) -> dict[str, Any]:
+    def _row(self, body: dict[str, Any], category: str, proposals: list[NextAgent]) -> dict[str, Any]:
         now, result_id = time.time(), f"result-{uuid.uuid4()}"
-        row = {
+        return {
             "id": result_id, "project": body["project_id"], "issue": body["issue_id"], "category": category,
             "agent_type": body["agent_type"], "agent_id": body["agent_id"], "status": body["result"]["status"],
             "stored": now, "proposed": json.dumps([item.agent_type for item in proposals]),
             "output": msgspec.json.encode(previous_output(body, result_id, now)).decode(),
             "body": msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)}),
         }  # fmt: skip
-        event = completed_event(row, proposals)
+
+    def _write(
+        self, row: dict[str, Any], proposals: list[NextAgent], ticket: IdempotencyTicket | None, history: IssueHistory
+    ) -> asyncio.Future[dict[str, Any]]:
+        """The answer, once ``row`` is stored. From now on it is part of the history."""
+        event, path = completed_event(row, proposals), str(self._files.path(row))
 
         def insert(records: Records) -> dict[str, Any]:
             """Runs on the writer thread. A result whose file cannot be written is not stored either."""
             event_id = self._bus.event_id(records.insert_event(event))
             records.insert("result", row)
             answer = {
-                "id": result_id, "stored": True, "storage_path": str(self._files.path(row)), "next_agents": proposals,
-                "event_published": True, "event_id": event_id, "timestamp": iso(now),
+                "id": row["id"], "stored": True, "storage_path": path, "next_agents": proposals,
+                "event_published": True, "event_id": event_id, "timestamp": iso(row["stored"]),
             }  # fmt: skip
             if ticket:
                 ticket.remember(records, answer)
             self._files.write(row)
             return answer
 
-        try:
-            return typing.cast(dict[str, Any], await self._storage.write(insert, lambda _: self._files.place(row)))
-        except Exception:
-            self._files.drop(result_id)
-            raise
+        def committed(_: dict[str, Any]) -> None:
+            history.coming -= 1
+            if not history.coming:
+                history.head = self._storage.read.issue_head(row["project"], row["issue"])
+            self._files.place(row)
+
+        def ended(future: asyncio.Future[dict[str, Any]]) -> None:
+            if future.cancelled() or future.exception():
+                self._histories.pop((row["project"], row["issue"]), None)  # it may know of what is not there
+            if not future.cancelled() and future.exception():
+                self._files.drop(row["id"])
+
+        fact = ResultFact(row["agent_type"], row["category"], row["status"], [item.agent_type for item in proposals])
+        history.facts.append(fact)
+        history.coming += 1
+        written = self._storage.write(insert, committed)
+        written.add_done_callback(ended)
+        return written
 
     def probe(self, records: Records) -> None:
         """Do what storing a result needs: it runs on the writer thread. Raises StorageError."""
@@ -3401,6 +3471,14 @@ class Results:
         records.set_meta("probe", str(time.time()))
         self._files.write(row)  # where no inodes are left the database can still be written
         self._files.drop(".probe")
+
+
+class IssueHistory(Struct):
+    """What routing knows of an issue's results up to ``head``, and of ``coming`` ones, which are being written."""
+
+    facts: list[ResultFact]
+    head: int
+    coming: int = 0
 
 
 class ResultFiles:
@@ -3420,13 +3498,15 @@ class ResultFiles:
 
     def write(self, row: dict[str, Any]) -> None:
         """Write a record that is not committed yet, and make the folders of its path. Raises StorageError."""
-        path = self.path(row)
+        path, new = self.path(row), self._new / row["id"]
         try:
-            for folder in [*reversed(path.parents[:3]), self._new]:  # parents=True would make some by the umask alone
-                folder.mkdir(mode=0o700, exist_ok=True)
+            if not path.is_file() or not self._new.is_dir():
+                for folder in [*reversed(path.parents[:3]), self._new]:  # parents=True would go by the umask
+                    folder.mkdir(mode=0o700, exist_ok=True)
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "Is a directory")
-            write_file(self._new / row["id"], row["body"])
+            with open(new, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                file.write(row["body"])
         except OSError as error:
             raise StorageError(f"the folder results: {error.strerror}") from None
 
@@ -5906,12 +5986,25 @@ def settings_from(options: argparse.Namespace) -> Settings:
 
 def set_up_logging(settings: Settings) -> None:
     level = settings.log_level.upper()
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler = bundled_class(logging.StreamHandler, "_program", "LogLines")(sys.stderr)
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else plain)
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else PlainFormatter())
+    logging._srcfile = None  # as Python's documentation says: no line tells from where
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in ("tornado.general", "tornado.access", "asyncio", "watchdog"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+
+
+class PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        moment = local_second(int(record.created))
+        line = f"{moment},{record.msecs:03.0f} {record.levelname} {record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+@functools.lru_cache(2)
+def local_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 class JsonFormatter(logging.Formatter):
@@ -6017,6 +6110,11 @@ def iso_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+@functools.lru_cache(2)
+def http_date(seconds: int) -> str:
+    return tornado.httputil.format_timestamp(seconds)
+
+
 @functools.lru_cache(1000)
 def log_once(text: str) -> None:
     log.warning("%s", text)
@@ -6043,8 +6141,36 @@ def in_thread(name: str, call: Callable[[], T]) -> Future[T]:
         except BaseException as error:  # a boundary: whoever waits gets it
             outcome.set_exception(error)
 
-    threading.Thread(target=work, name=name, daemon=True).start()
+    try:
+        thread = Thread.idle.pop()  # a new one takes longer than most calls
+    except IndexError:
+        thread = Thread(daemon=True)
+        thread.start()
+    thread.name = name
+    thread.jobs.put(work)
     return outcome
+
+
+class Thread(threading.Thread):
+    """Does one job after the other, and ends when none came for a while."""
+
+    idle: ClassVar[list[Thread]] = []
+    IDLE_SECONDS = 5.0
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        while True:
+            try:
+                self.jobs.get(timeout=self.IDLE_SECONDS)()
+            except queue.Empty:
+                with contextlib.suppress(ValueError):  # somebody has just taken it, and a job comes
+                    return self.idle.remove(self)
+                continue
+            self.name = "idle"
+            self.idle.append(self)
 
 
 class Pool:

@@ -5,6 +5,7 @@ encoding, and words and variables that nothing reads.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import codecs
 import contextlib
 import io
@@ -59,15 +60,37 @@ class WholeProgram(Program):
 
 
 class LogLines(logging.StreamHandler[typing.TextIO]):
-    """Lines for a reader that may stop: a full pipe is waited for once, for a second; then lines are dropped."""
+    """Lines for a reader that may stop: a full pipe is waited for once, for a second; then lines are dropped.
+
+    What a turn of the event loop logs is written in one piece at its end, or before an error.
+    """
 
     _full = False
 
+    def __init__(self, stream: typing.TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):  # no file of the system's, or on Windows no socket
-            self._full = not select.select((), (self.stream,), (), 0 if self._full else 1)[1]
-        if not self._full:
-            super().emit(record)
+        try:
+            self._lines.append(self.format(record) + self.terminator)
+        except Exception:  # a boundary, as in every handler: what is logged may be of anybody's class
+            self.handleError(record)
+        loop = asyncio._get_running_loop() if record.levelno < logging.ERROR else None
+        if loop is None:
+            self.flush()
+        elif len(self._lines) == 1:
+            loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        with self.lock or contextlib.nullcontext():
+            lines, self._lines = self._lines, []
+            with contextlib.suppress(OSError, ValueError):  # no file of the system's, or on Windows no socket
+                self._full = not select.select((), (self.stream,), (), 0 if self._full else 1)[1]
+            if lines and not self._full:
+                with contextlib.suppress(OSError, ValueError):  # full or closed: nobody reads
+                    self.stream.write("".join(lines))
+                    super().flush()
 
 
 def hold_standard_streams() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import os
 import re
@@ -20,6 +21,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
+import tornado.concurrent
 import tornado.iostream
 
 from cco_sidecar import (
@@ -71,6 +73,7 @@ class StrictServer(Server):
         stream.__class__ = StrictSSLStream if isinstance(stream, tornado.iostream.SSLIOStream) else StrictStream
         strict = typing.cast(StrictStream, stream)
         strict.server = self
+        super(StrictStream, strict).set_nodelay(True)
         return strict
 
     def turn_away(self, stream: StrictStream) -> None:
@@ -127,30 +130,47 @@ class StrictStream(tornado.iostream.IOStream):
     phase = IDLE  # of the request at hand; of HTTP/2 always
     extensions = 0
 
-    async def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> bytes:
+    def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """The next request's head, which is what Tornado asks for in this way. Raises StreamClosedError where it was
         refused.
         """
         # For as long as the server lets a line be idle. Most heads come in one piece: then this is all the reading
-        # there is.
-        self.phase = self.IDLE
-        first = await super().read_until_regex(self.HEAD_OR_BYTE, MAX_LINE + 8)
-        if (
-            self.extensions
-        ):  # not set without need: one attribute more would make each line's dictionary five times as large
+        # there is, without a task.
+        self.phase, head = self.IDLE, asyncio.get_running_loop().create_future()
+        first = typing.cast(asyncio.Future[bytes], super().read_until_regex(self.HEAD_OR_BYTE, MAX_LINE + 8))
+        first.add_done_callback(functools.partial(self._take, head))
+        return head
+
+    def _take(self, head: asyncio.Future[bytes], first: asyncio.Future[bytes]) -> None:
+        """Hand over the head that came, or read on where that is its first byte."""
+        if self.extensions:  # not set without need: one attribute more would make a line's dictionary five times larger
             self.extensions = 0
         try:
-            if len(first) == 1:
-                async with asyncio.timeout(self.server.request_timeout):
-                    first += await self._read_head(first)
-            head = check_head(first)
-            self.phase = self.ASKED if head.startswith((b"GET ", b"HEAD ")) else self.UPLOADING
-            return head
-        except TimeoutError:
-            self.refuse(ApiError("REQ_008", "The request's head did not come in time"))
+            content = first.result()
+            if len(content) > 1:
+                head.set_result(self._checked(content))
+            else:
+                tornado.concurrent.chain_future(asyncio.ensure_future(self._read_slowly(content)), head)
+        except tornado.iostream.StreamClosedError as error:
+            head.set_exception(error)
+
+    def _checked(self, content: bytes) -> bytes:
+        try:
+            head = check_head(content)
         except ApiError as error:
-            self.refuse(error)
-        raise tornado.iostream.StreamClosedError()
+            raise self.refuse(error) from None
+        self.phase = self.ASKED if head.startswith((b"GET ", b"HEAD ")) else self.UPLOADING
+        return head
+
+    async def _read_slowly(self, first: bytes) -> bytes:
+        try:
+            async with asyncio.timeout(self.server.request_timeout):
+                content = first + await self._read_head(first)
+        except TimeoutError:
+            raise self.refuse(ApiError("REQ_008", "The request's head did not come in time")) from None
+        except ApiError as error:
+            raise self.refuse(error) from None
+        return self._checked(content)
 
     async def _read_head(self, first: bytes) -> bytes:
         """What follows the first byte. A pattern that also matches at the limit lets us answer where ``max_bytes``
@@ -204,6 +224,9 @@ class StrictStream(tornado.iostream.IOStream):
             line[1] + b"\r\n" if line and self.extensions <= self.MAX_EXTENSIONS else b"no size\r\n"
         )  # which Tornado refuses
 
+    def set_nodelay(self, value: bool) -> None:
+        """Nothing: it is set for as long as the line is open. Tornado would do so for each answer and undo it after."""
+
     def write(self, data: bytes | memoryview) -> asyncio.Future[None]:
         if data == self.BARE:
             self.refuse(ApiError("REQ_001", "This is not a well-formed HTTP/1.1 request"))
@@ -214,10 +237,10 @@ class StrictStream(tornado.iostream.IOStream):
             self.phase += 2
         return super().write(data)
 
-    def refuse(self, error: ApiError) -> None:
-        """The whole answer to what never became a request, and the line's end."""
+    def refuse(self, error: ApiError) -> tornado.iostream.StreamClosedError:
+        """The whole answer to what never became a request, and the line's end; returns what its reader is to get."""
         if self.closed():
-            return
+            return tornado.iostream.StreamClosedError()
         request_id = f"req-{uuid.uuid4()}"
         with contextlib.suppress(OSError):  # the peer may be gone by now
             self.server.refused(error, request_id, self.socket.getpeername()[0])
@@ -226,6 +249,7 @@ class StrictStream(tornado.iostream.IOStream):
             self.server.linger(self)
         self.phase = self.IDLE
         self.close()
+        return tornado.iostream.StreamClosedError()
 
     def close(self, exc_info: Any = False) -> None:
         """Read on where an answer may have come before the end of what is uploaded."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 from collections.abc import Iterator
 
 from cco_sidecar import MB, AnswerFilter, ApiError, Endpoint, WaitForEvents, hookimpl
@@ -33,17 +34,21 @@ def counted(endpoint: Endpoint, part: bytes) -> Iterator[None]:
 
 
 class Bounds:
-    """Counts each answer until it was sent."""
+    """Counts each answer until it was sent; a short one only where its client does not take it at once."""
 
     def __init__(self, limit: int) -> None:
         self._long, self.others = Unsent(limit, refuses=True), Unsent(limit, refuses=False)
 
     async def __call__(self, endpoint: Endpoint, content: bytes) -> bytes:
-        is_long = len(content) > Endpoint.SHORT and not isinstance(endpoint, WaitForEvents)
-        unsent = self._long if is_long else self.others
-        unsent.add(endpoint, content)
-        endpoint.when_sent = lambda: unsent.remove(endpoint)
+        if len(content) > Endpoint.SHORT and not isinstance(endpoint, WaitForEvents):
+            self._count(self._long, endpoint, content)
+        else:  # most of these are sent at once
+            endpoint.when_slow = functools.partial(self._count, self.others, endpoint, content)
         return content
+
+    def _count(self, unsent: Unsent, endpoint: Endpoint, content: bytes) -> None:
+        unsent.add(endpoint, content)
+        endpoint.when_sent = functools.partial(unsent.remove, endpoint)
 
     def statistics(self) -> dict[str, int]:
         return {"unsent_bytes": self._long.bytes[None] + self.others.bytes[None]}

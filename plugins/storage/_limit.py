@@ -22,6 +22,7 @@ class LimitedStorage(Storage):
 
     MEASURE_SECONDS = 30.0  # between two looks at how large the files beside the database are
     DISK_RESERVE = 16 * MB  # stays free on the disk
+    LOOK_SECONDS = 0.25  # between two looks at the database and the disk, while there is room
     POSITION_SECONDS = 30 * 86_400.0  # a reader's position that nobody touched for so long is forgotten
 
     def __init__(self, settings: PluginSettings) -> None:
@@ -31,15 +32,19 @@ class LimitedStorage(Storage):
         # Bytes of the files beside the database when they were measured and since then, and of what is being stored.
         self._others, self._new, self._coming = 0, 0, 0
         self._measured = -math.inf
+        self._looked, self._room = -math.inf, 0.0  # when it was looked, and how much room there was
 
     @contextlib.asynccontextmanager
     async def room(self, size: int) -> AsyncIterator[None]:
         """Room for a body of ``size`` bytes in the database, its log and a file. Raises STR_001 where there is none."""
         needed = 3 * size
-        full = needed > self._left()
+        if time.monotonic() - self._looked > self.LOOK_SECONDS or needed > self._room - self._coming:
+            self._looked, self._room = time.monotonic(), self._left() + self._coming
+        full = needed > self._room - self._coming
         if full:
             await self._prune()
-            full = needed > self._left()
+            self._room = self._left() + self._coming
+            full = needed > self._room - self._coming
         if full and not self._full:
             log.error("the storage has %d MB and is full: nothing more is stored", self._used() / MB)
         self._full = full
@@ -51,6 +56,7 @@ class LimitedStorage(Storage):
             yield
         finally:
             self._coming -= needed
+            self._room -= needed
             self._new += size
 
     async def statistics(self) -> dict[str, Any]:

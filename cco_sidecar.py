@@ -2478,7 +2478,7 @@ class GetStatus(Endpoint):
         # Jobs run in order: what was queued before is on disk then. Where nothing can be written, what is there counts.
         with contextlib.suppress(StorageError):
             await sidecar.storage.write(lambda records: None)
-        performance = sidecar.metrics.statistics()
+        performance = sidecar.metrics.statistics() | {"protocols": sidecar.protocols}
         for answer_filter in sidecar.answer_filters:
             performance |= getattr(answer_filter, "statistics", dict)()
         return {

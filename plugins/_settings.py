@@ -68,6 +68,7 @@ class PluginSettings(Settings):
     max_connections: Annotated[int, read_number(1, 1_000_000)] = option(
         10_000, "connections open at once, as far as the system allows", "N", "strict"
     )
+    no_fast: Annotated[bool, read_bool] = option(False, "HTTP/1.1 is served by Tornado's own server", plugin="fast")
     max_unsent_mb: Annotated[int, read_number(1, 65_536)] = option(
         256, "memory for answers that clients have not read yet, a quarter of it for one token", "MB", "unsent"
     )

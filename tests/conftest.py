@@ -188,6 +188,7 @@ class Service:
     """One running service. ``stop`` and ``kill`` end it; ``start`` starts it again on the same storage."""
 
     module = MODULE  # what a service runs unless its test says otherwise
+    options: tuple[str, ...] = ()  # and with these
     by_url: ClassVar[dict[str, Service]] = {}
 
     def __init__(
@@ -210,7 +211,7 @@ class Service:
             "--port",
             "0",
         ]
-        command += ["--project", PROJECT, *self.arguments]
+        command += ["--project", PROJECT, *Service.options, *self.arguments]
         with self.log_path.open("ab") as output:
             self.process = subprocess.Popen(
                 command, stdout=output, stderr=output, cwd=self.root, env=clean_environment(**self.env)
@@ -278,6 +279,8 @@ def default_port() -> Iterator[int]:
 # @pytest.mark.needs_plugin("reason").
 ALONE = "reference results routing events agents tokens limits errors context end_to_end".split()
 
+ATTACKED = "malformed fuzz".split()  # both HTTP servers
+
 
 def described(rows: Iterable[Any]) -> list[Any]:
     """Parameters of a test; what is about a plugin's endpoint needs that plugin."""
@@ -298,20 +301,26 @@ OF_PLUGINS = re.compile(
 
 @pytest.fixture(scope="module", autouse=True)
 def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """ "with plugins", or "alone": services then run a copy of the module that nothing lies beside."""
+    """ "with plugins"; "alone": services then run a copy of the module that nothing lies beside; "Tornado's server" in
+    the place of the plugin fast.
+    """
     chosen = getattr(request, "param", "with plugins")
+    if chosen == "Tornado's server":
+        Service.options = ("--no-fast",)
     if chosen == "alone":
         folder = tmp_path_factory.mktemp("alone")
         (folder / "plugins").mkdir()  # else those would be found that `pip install -e` has copied somewhere
         Service.module = Path(shutil.copy(MODULE, folder))
     yield chosen
-    Service.module = MODULE
+    Service.module, Service.options = MODULE, ()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     name = metafunc.module.__name__.removeprefix("test_")
     if name in ALONE and {"service", "make_service"} & set(metafunc.fixturenames):
         metafunc.parametrize("setup", ["with plugins", "alone"], indirect=True, scope="module")
+    elif name in ATTACKED and {"service", "make_service", "hurried", "fuzzed"} & set(metafunc.fixturenames):
+        metafunc.parametrize("setup", ["with plugins", "Tornado's server"], indirect=True, scope="module")
 
 
 # Files that take minutes, so that no test process works through one at the end while the others have nothing.

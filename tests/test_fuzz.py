@@ -14,7 +14,7 @@ from fuzz_http import HttpFuzzer, start_service
 
 
 @pytest.fixture(scope="module")
-def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def fuzzed(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("fuzzed")
     running = start_service(folder, make_repository(folder / "repository"))
     yield running

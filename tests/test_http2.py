@@ -261,8 +261,7 @@ class Running:
         self.world.wake = asyncio.Event()
         app = web.Application(ROUTES)
         app.world = self.world
-        kind = type("Server", (http2.Http2Server,), {"limits": self.limits or http2.Limits()})
-        self.server = kind(app, ssl_options=self.tls, **self.options)
+        self.server = self.kind()(app, ssl_options=self.tls, **self.options)
         sockets = bind_sockets(0, "127.0.0.1")
         if self.send_buffer:
             sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.send_buffer)
@@ -272,6 +271,9 @@ class Running:
         await self.over.wait()
         self.server.stop()
         await self.server.close_all_connections()
+
+    def kind(self):
+        return type("Server", (http2.Http2Server,), {"limits": self.limits or http2.Limits()})
 
     def run(self, work, *args):
         return asyncio.run_coroutine_threadsafe(work(*args), self.loop).result(PATIENCE)

@@ -246,7 +246,7 @@ def test_a_whole_url_loses_its_host_to_the_host_field() -> None:
 
 
 @pytest.fixture(scope="module")
-def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def hurried(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that waits one second for requests and has room for four connections."""
     folder = tmp_path_factory.mktemp("hurried")
     running = Service(

@@ -134,6 +134,7 @@ SAMPLES: dict[str, tuple[list[str], str]] = {
     "agent_retention": (["1", "60", "604800"], "0"),
     "agent_retention_mb": (["1", "500", "1000000"], "0"),
     "no_synthesis": (["yes", "no", "true"], "perhaps"),
+    "no_fast": (["yes", "no", "true"], "perhaps"),
     "max_agents": (["0", "1", "10000"], "10001"),
     "max_agents_per_issue": (["1", "50", "1000000"], "0"),
     "max_depth": (["1", "4", "100"], "0"),

@@ -359,6 +359,7 @@ class PerformanceStatistics(Struct):
     p99_response_time_ms: float
     requests_per_second: float
     errors_per_minute: float
+    protocols: str  # and which server speaks them: "fast HTTP/1.1 and HTTP/2"
     unsent_bytes: int | UnsetType = UNSET  # of answers that wait for their clients
 
 

@@ -7,8 +7,6 @@ handlers write to it and do not notice the difference.
 Answers go the other way: a handler's bytes wait in their `Stream` until the peer's windows and the socket have room, so
 what a peer does not read costs a bounded amount of memory and, after `Limits.stall`, its stream.
 
-No private name of Tornado is used, but one is answered to: with `xheaders` its server calls `_apply_xheaders` and
-`_unapply_xheaders` on a stream's `context`, so `Peer` has them.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import asyncio
 import logging
 import math
 import re
-import socket
 import typing
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -43,7 +40,8 @@ from hyperframe import frame as frames
 from tornado import httputil, iostream
 
 from cco_sidecar import MAX_FIELDS
-from cco_sidecar_plugins.http.http2 import PREFACE, Http2Server, Limits, keep  # which is there: it imports this file
+from cco_sidecar_plugins.http._exchange import Exchange, keep, peer_of, report, settle
+from cco_sidecar_plugins.http.http2 import PREFACE, Http2Server, Limits  # which is there: it imports this file
 
 log = logging.getLogger("cco_sidecar.http2")
 
@@ -91,31 +89,13 @@ class Misbehaviour(Exception):
 # ---------------------------------------------------------------------------------------
 
 
-class Peer:
-    """Who asks: what Tornado reads from `request.connection.context`."""
-
-    def __init__(self, stream: iostream.IOStream, address: Any, protocol: str | None) -> None:
-        by_ip = stream.socket.family in (socket.AF_INET, socket.AF_INET6)
-        self.remote_ip = address[0] if by_ip else "0.0.0.0"  # Tornado's word for a Unix socket's peer
-        self.protocol = protocol or ("https" if isinstance(stream, iostream.SSLIOStream) else "http")
-
-    def __str__(self) -> str:
-        return self.remote_ip
-
-    def _apply_xheaders(self, headers: httputil.HTTPHeaders) -> None:
-        """Does nothing: streams share this object, so one request's X-Forwarded-For would name another's sender."""
-
-    def _unapply_xheaders(self) -> None:
-        """The other half of nothing."""
-
-
 class Connection:
     """One peer's HTTP/2 connection: reads, keeps the books of h2, shares the socket among the streams, and ends it
     all.
     """
 
     def __init__(self, io: iostream.IOStream, address: Any, server: Http2Server) -> None:
-        self.io, self.peer, self.server, self.limits = io, Peer(io, address, server.protocol), server, server.limits
+        self.io, self.peer, self.server, self.limits = io, peer_of(io, address, server.protocol), server, server.limits
         self.loop = asyncio.get_running_loop()
         self.protocol = new_protocol(self.limits, server.conn_params.max_header_size)
         self.purse = Purse(self.limits, self.loop.time)
@@ -483,24 +463,17 @@ class Purse:
 # ---------------------------------------------------------------------------------------
 
 
-class Stream(httputil.HTTPConnection):
-    """What Tornado calls a connection: hands one request to the application and takes its answer.
-
-    Futures that writing returns complete when the socket has taken the bytes, and raise `StreamClosedError` when the
-    peer reset the stream or hung up before. After that every further write fails in the same way.
-    """
+class Stream(Exchange):
+    """An exchange on a stream, which also ends where the peer resets it."""
 
     def __init__(self, connection: Connection, stream_id: int, fields: list[tuple[str, str]]) -> None:
-        self.connection, self.id, self._fields = connection, stream_id, fields
-        self.context, self.stream = connection.peer, connection.io  # both are read by Tornado
         params = connection.server.conn_params
-        self.closed = self.queued = False
-        self._method = ""  # until the head was understood
-        self._delegate: httputil.HTTPMessageDelegate | None = None  # while it is owed the end of the request
-        self._close_callback: Callable[[], None] | None = None
-        self._max_body_size = (
-            params.max_body_size if params.max_body_size is not None else connection.io.max_buffer_size
-        )
+        super().__init__(params)
+        self.connection, self.id, self._fields = connection, stream_id, fields
+        self.context, self.stream = connection.peer, connection.io
+        self.queued = False
+        if params.max_body_size is None:
+            self.max_body_size = connection.io.max_buffer_size
         self._body, self._body_size, self._body_ended = (
             bytearray(),
             0,
@@ -510,11 +483,9 @@ class Stream(httputil.HTTPConnection):
             None  # what `serve` waits for when it has handed over all that came
         )
         self._began = self._marked_at = self._ended_at = connection.loop.time()
-        self._body_timeout = params.body_timeout
         self._head: list[tuple[bytes, bytes]] | None = None  # of the answer, until it is sent
         self._output: deque[tuple[memoryview, asyncio.Future[None]]] = deque()
-        self._unwritten = math.inf  # body bytes that Content-Length still promises
-        self._head_written = self._finished = self._end_sent = False
+        self._end_sent = False
         self._arrived = self._discarded = 0  # body bytes in all, and thrown away
         self._moved = self._marked = 0  # bytes in either direction: now, and when `_stalled` last saw progress
 
@@ -530,14 +501,14 @@ class Stream(httputil.HTTPConnection):
             await self._hand_over()
         except httputil.HTTPInputError:
             self._answer_ourselves(400)
-            self._tell_gone()
+            self.tell_gone()
         except Exception as bug:
             report("Request over HTTP/2 failed outside its handler", bug)
             self._abort(ErrorCodes.INTERNAL_ERROR)
 
     async def _hand_over(self) -> None:
         start_line, headers = request_head(self._fields)
-        self._method, self._fields = start_line.method, []
+        self.method, self._fields = start_line.method, []
         delegate = self.connection.server.start_request(self.connection, self)
         accepted = delegate.headers_received(start_line, headers)
         self._delegate = delegate
@@ -552,12 +523,12 @@ class Stream(httputil.HTTPConnection):
     def _invite(self, headers: httputil.HTTPHeaders) -> None:
         """100 Continue for a client that asked whether to send its body."""
         wanted = headers.get("Expect", "").lower() == "100-continue" and self._wants_body()
-        if wanted and not (self._head_written or self._body_ended):
+        if wanted and not (self.head_written or self._body_ended):
             self.connection.protocol.send_headers(self.id, [(b":status", b"100")])
             self.connection.flush_soon()
 
     def _wants_body(self) -> bool:
-        return not (self.closed or self._finished or self._body_size > self._max_body_size)
+        return not (self.closed or self.finished or self._body_size > self.max_body_size)
 
     async def _next_piece(self) -> bytes:
         """Body bytes that came since the last call, at most `Limits.window`; none when that was all or nobody wants
@@ -577,13 +548,13 @@ class Stream(httputil.HTTPConnection):
         if delegate and self._wants_body():
             self._delegate = None
             return delegate.finish()
-        if not (self.closed or self._finished):
+        if not (self.closed or self.finished):
             self._answer_ourselves(413)
-        self._tell_gone()
+        self.tell_gone()
 
     def _answer_ourselves(self, code: int) -> None:
         """A bare status for what no handler answers."""
-        if self._head_written:
+        if self.head_written:
             return self._abort(ErrorCodes.INTERNAL_ERROR)
         self.write_headers(httputil.ResponseStartLine("", code, ""), httputil.HTTPHeaders({"Content-Length": "0"}))
         self.finish()
@@ -596,7 +567,7 @@ class Stream(httputil.HTTPConnection):
         self._body_size = max(self._body_size, self._arrived)
         self.connection.acknowledge(self.id, flow_size - len(data))
         self._body += data
-        if self._finished:
+        if self.finished:
             self._discard_body()
         self._wake()
 
@@ -620,25 +591,11 @@ class Stream(httputil.HTTPConnection):
 
     # What Tornado calls on a connection.
 
-    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        """Runs `callback` when the stream ends before the answer is complete: reset, or its connection closed."""
-        self._close_callback = callback
-
-    def set_max_body_size(self, size: int) -> None:
-        self._max_body_size = size
-
-    def set_body_timeout(self, timeout: float) -> None:
-        self._body_timeout = timeout
-
     def close(self) -> None:
         """Gives up the answer: the peer's stream is reset, and whoever waits for its bytes hears that they will not
         arrive.
         """
         self._abort(ErrorCodes.CANCEL)
-
-    def detach(self) -> iostream.IOStream:
-        """Raises: the socket belongs to all streams."""
-        raise RuntimeError("an HTTP/2 stream cannot be detached from its connection")
 
     def write_headers(
         self,
@@ -652,9 +609,7 @@ class Stream(httputil.HTTPConnection):
         assert isinstance(start_line, httputil.ResponseStartLine)
         if not self.closed:
             self._head = answer_fields(start_line.code, headers)
-            self._head_written = True
-            bodiless = self._method == "HEAD" or start_line.code in (204, 304)
-            self._unwritten = 0 if bodiless else float(headers.get("Content-Length", math.inf))
+            self.promise(start_line.code, headers)
         return self.write(chunk or b"")
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
@@ -665,25 +620,20 @@ class Stream(httputil.HTTPConnection):
         if self.closed:
             settle([promise], iostream.StreamClosedError())
             return promise
-        self._unwritten -= len(chunk)
-        self._insist(self._unwritten >= 0, "Tried to write more data than Content-Length")
+        self.deduct(chunk)
         self._output.append((memoryview(bytes(chunk)), promise))
         self.connection.unread += len(chunk)
         self.connection.want(self)
         return promise
 
-    def _insist(self, right: bool, fault: str) -> None:
-        if not right:
-            self._abort(ErrorCodes.INTERNAL_ERROR)  # the peer must not take half an answer for a whole one
-            raise httputil.HTTPOutputError(fault)
+    def break_off(self) -> None:
+        self._abort(ErrorCodes.INTERNAL_ERROR)
 
     def finish(self) -> None:
         """The answer is complete. The stream ends when the peer has taken it all and sent all of its own."""
         if self.closed:
             return
-        whole = self._head_written and self._unwritten in (0, math.inf)
-        self._insist(whole, "Tried to finish an answer without its head or all of its Content-Length")
-        self._finished = True
+        self.complete()
         self._wake()
         self._discard_body()
         self.connection.want(self)
@@ -696,7 +646,7 @@ class Stream(httputil.HTTPConnection):
         if self.closed or self._end_sent:
             return False
         if self._head or not self._output:
-            return bool(self._head) or self._finished
+            return bool(self._head) or self.finished
         return not self._output[0][0] or self._window() > 0
 
     def _window(self) -> int:
@@ -712,7 +662,7 @@ class Stream(httputil.HTTPConnection):
         return self._emit_head(fields) if fields else self._emit_piece()
 
     def _emit_head(self, fields: list[tuple[bytes, bytes]]) -> int:
-        bare = self._finished and not any(len(piece) for piece, _ in self._output)
+        bare = self.finished and not any(len(piece) for piece, _ in self._output)
         self.connection.protocol.send_headers(self.id, fields, end_stream=bare)
         if bare:
             self.connection.promises += [promise for _, promise in self._output]
@@ -729,7 +679,7 @@ class Stream(httputil.HTTPConnection):
         elif promise:
             self.connection.promises.append(promise)
             self.connection.purse.earn(EARNED_BY_PIECE)
-        self._send(piece[:size], last=self._finished and not self._output)
+        self._send(piece[:size], last=self.finished and not self._output)
         return FRAME_HEAD + size
 
     def _send(self, data: memoryview, last: bool) -> None:
@@ -767,30 +717,17 @@ class Stream(httputil.HTTPConnection):
         self._output.clear()
         self._wake()
         self.connection.drop(self)
-        self.connection.loop.call_soon(self._tell_gone)
+        self.connection.loop.call_soon(self.tell_gone)
 
     def _abort(self, code: ErrorCodes) -> None:
         if not self.closed:
             self.connection.reset(self.id, code)
             self.lose()
 
-    def _tell_gone(self) -> None:
-        """Once, as over HTTP/1.1: to the delegate while it waits for the request's end, to the close callback
-        afterwards.
-        """
-        delegate, self._delegate = self._delegate, None
-        callback, self._close_callback = self._close_callback, None
-        gone = delegate.on_connection_close if delegate else callback
-        try:
-            if gone:
-                gone()
-        except Exception as bug:
-            report("A handler failed when its peer had gone", bug)
-
     def check(self, now: float) -> None:
         """Ends the stream when its peer has let it wait too long."""
         limits = self.connection.limits
-        late = self._body_timeout and not self._body_ended and now - self._began > self._body_timeout
+        late = self.body_timeout and not self._body_ended and now - self._began > self.body_timeout
         if self._end_sent and now - self._ended_at > limits.discard:
             self._abort(ErrorCodes.NO_ERROR)  # the answer was complete (RFC 9113, 8.1)
         elif late or self._stalled(now):
@@ -844,20 +781,3 @@ async def done(work: Awaitable[None] | None) -> None:
     """Tornado's delegates return something to wait for, or None."""
     if work is not None:
         await work
-
-
-def settle(promises: list[asyncio.Future[None]], error: BaseException | None = None) -> None:
-    for promise in promises:
-        if promise.done():
-            continue  # cancelled by who waited
-        if error is None:
-            promise.set_result(None)
-        else:
-            promise.set_exception(error)
-            promise.exception()  # nobody has to look at it
-
-
-def report(what: str, bug: Exception) -> None:
-    """A fault of ours: its kind in the log, its traceback only for who asks, since that may quote a request."""
-    log.error("%s: %s", what, type(bug).__name__)
-    log.debug("%s", what, exc_info=bug)

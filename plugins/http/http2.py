@@ -21,7 +21,6 @@ import re
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from tornado import iostream, netutil
 from tornado.ioloop import IOLoop
 
 from cco_sidecar import Server, hookimpl
+from cco_sidecar_plugins.http._exchange import keep
 
 if TYPE_CHECKING:
     from cco_sidecar_plugins.http._http2_connection import Connection
@@ -48,7 +48,9 @@ log = logging.getLogger("cco_sidecar.http2")
 @hookimpl
 def server_class(base: type[Server]) -> type[Server]:
     """The sidecar listens with this class in place of Tornado's own server."""
-    return type("Http2Server", (Http2Server, base), {})
+    return type(
+        "Http2Server", (Http2Server, base), {"protocols": base.protocols.replace(" (HTTP/2: off)", " and HTTP/2")}
+    )
 
 
 # ---- Vocabulary: what one peer may cost, and what its frames cost
@@ -99,7 +101,6 @@ class Http2Server(Server):
     """
 
     limits = Limits()
-    protocols = "HTTP/1.1 and HTTP/2"
 
     def initialize(self, *args: Any, **options: Any) -> None:
         """Tornado's constructor: makes a given TLS configuration offer HTTP/2."""
@@ -236,10 +237,3 @@ async def readable(fd: int) -> None:
         await ready.wait()
     finally:
         loop.remove_handler(fd)
-
-
-def keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
-    """Starts a task that its owner can still find, until it is done."""
-    task = asyncio.create_task(work)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import http.client
 import os
 import re
 import socket
@@ -20,7 +19,6 @@ import uuid
 from collections.abc import Awaitable
 from typing import Any
 
-import msgspec
 import tornado.concurrent
 import tornado.iostream
 
@@ -35,6 +33,17 @@ from cco_sidecar import (
     hookimpl,
 )
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.http._framing import (
+    MALFORMED,
+    MAX_EXTENSIONS,
+    MAX_SIZE_LINE,
+    OF_CONTEXT,
+    SIZE,
+    TOO_LONG_FIELDS,
+    TOO_LONG_LINE,
+    check_head,
+    whole_refusal,
+)
 
 
 @hookimpl
@@ -121,7 +130,7 @@ class StrictStream(tornado.iostream.IOStream):
 
     HEAD_OR_BYTE = rb"\A[\s\S]{1,%d}?\r\n\r\n|\A[\s\S]" % MAX_LINE
     PIECE = rb"\n|\A[^\n]{%d}" % MAX_LINE
-    MAX_EXTENSIONS = 16 * 1024  # bytes of chunk extensions in one body
+    SIZE_LINE = rb"\n|\A[^\n]{%d}" % MAX_SIZE_LINE
     BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"  # Tornado's answer to what it cannot read
 
     IDLE, ASKED, UPLOADING, ANSWERED, ANSWERED_UPLOAD = range(5)  # a request with another method than GET may upload
@@ -183,13 +192,13 @@ class StrictStream(tornado.iostream.IOStream):
         if not line.endswith(b"\n") and OF_CONTEXT.match(first + line):
             line += await self._read_long_line(len(line))
         if not line.endswith(b"\n"):
-            raise ApiError("REQ_004", "The request line is too long", status=414)
+            raise ApiError("REQ_004", TOO_LONG_LINE, status=414)
         rest = await read(
             rb"\A\r?\n|\r?\n\r?\n|\A(?=[\s\S]{%d})(?![\s\S]{0,%d}?\r?\n\r?\n)[\s\S]{%d}" % (limit, limit, limit),
             limit + 4,
         )
         if not rest.endswith((b"\n\n", b"\n\r\n")) and rest not in (b"\n", b"\r\n"):
-            raise ApiError("REQ_004", f"The headers may have {limit} bytes at most", status=431)
+            raise ApiError("REQ_004", TOO_LONG_FIELDS, status=431)
         return line + rest
 
     async def _read_long_line(self, length: int) -> bytes:
@@ -212,16 +221,18 @@ class StrictStream(tornado.iostream.IOStream):
         """The next chunk's size, which is what Tornado asks for in this way, without extensions: RFC 9112 (7.1.1) says
         to ignore them.
         """
-        line = typing.cast(asyncio.Future[bytes], super().read_until_regex(rb"\n|\A[^\n]{1024}", 1025))
+        line = typing.cast(
+            asyncio.Future[bytes], super().read_until_regex(rb"\n|\A[^\n]{%d}" % MAX_SIZE_LINE, MAX_SIZE_LINE + 1)
+        )
         if line.done() and not line.exception() and re.fullmatch(rb"[0-9a-fA-F]{1,16}\r\n", line.result()):
             return line  # Tornado gathers small chunks as long as it sees that it need not wait
         return self._without_extension(line)
 
     async def _without_extension(self, coming: Awaitable[bytes]) -> bytes:
-        line = re.fullmatch(rb"([0-9a-fA-F]{1,16})((?:[\t ]*;[\t -~\x80-\xff]*)?)\r\n", await coming)
+        line = SIZE.fullmatch(await coming)
         self.extensions += len(line[2]) if line else 0
         return (
-            line[1] + b"\r\n" if line and self.extensions <= self.MAX_EXTENSIONS else b"no size\r\n"
+            line[1] + b"\r\n" if line and self.extensions <= MAX_EXTENSIONS else b"no size\r\n"
         )  # which Tornado refuses
 
     def set_nodelay(self, value: bool) -> None:
@@ -229,7 +240,7 @@ class StrictStream(tornado.iostream.IOStream):
 
     def write(self, data: bytes | memoryview) -> asyncio.Future[None]:
         if data == self.BARE:
-            self.refuse(ApiError("REQ_001", "This is not a well-formed HTTP/1.1 request"))
+            self.refuse(ApiError("REQ_001", MALFORMED))
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             done.set_result(None)
             return done
@@ -262,22 +273,6 @@ class StrictSSLStream(StrictStream, tornado.iostream.SSLIOStream):
     pass
 
 
-def whole_refusal(error: ApiError, request_id: str) -> bytes:
-    """An answer with its head, for a line that carries no request."""
-    content = msgspec.json.encode(error.answer(request_id))
-    headers = {
-        "Content-Type": "application/json", "Content-Length": len(content), "Connection": "close",
-        "X-Request-ID": request_id,
-        "Server": "cco-sidecar", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
-        "Cache-Control": "no-store",
-    } | ({} if error.retry_after is None else {"Retry-After": error.retry_after})  # fmt: skip
-    lines = [
-        f"HTTP/1.1 {error.status} {http.client.responses[error.status]}",
-        *(f"{name}: {value}" for name, value in headers.items()),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + content
-
-
 async def drain(line: socket.socket, seconds: float = 2.0, limit: int = 16 * MB) -> None:
     """Tell the other side that we are done, and read what it still sends, within bounds; then close."""
     with line, contextlib.suppress(OSError, TimeoutError):
@@ -286,52 +281,6 @@ async def drain(line: socket.socket, seconds: float = 2.0, limit: int = 16 * MB)
         async with asyncio.timeout(seconds):
             while limit > 0 and (data := await asyncio.get_running_loop().sock_recv(line, 65_536)):
                 limit -= len(data)
-
-
-REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~\x80-\xff]+) (HTTP/1\.[01])\r\n")
-OF_CONTEXT = re.compile(rb"(?:GET|HEAD) (?:https?://[^/?#@ ]+)?/api/context/", re.IGNORECASE)
-FIELDS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n)*\r\n")
-FRAMING = re.compile(
-    rb"^(host|content-length|transfer-encoding):[\t ]*([^\r]*?)[\t ]*\r\n", re.IGNORECASE | re.MULTILINE
-)
-ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(.*)", re.IGNORECASE)
-
-
-def check_head(head: bytes) -> bytes:
-    """A request's head as Tornado may read it, its target in origin form. Raises ApiError for whatever two readers
-    might read differently.
-
-    Only CRLF ends a line, no line is folded, no field holds a control character (RFC 9112, 2.2 and 5); what says how
-    long the body is, and for which host the request is meant, is said once (6.3, 3.2).
-    """
-    head = head.lstrip(b"\r\n")
-    line = REQUEST_LINE.match(head)
-    if not line or not FIELDS.fullmatch(head, line.end()):
-        raise ApiError("REQ_001", "This is not a well-formed HTTP/1.1 request")
-    method, target, version = line.groups()
-    fields = [(name.lower(), value) for name, value in FRAMING.findall(head, line.end())]
-    names = [name for name, _ in fields]
-    length, coding = dict(fields).get(b"content-length"), dict(fields).get(b"transfer-encoding")
-    if len(set(names)) < len(names):
-        raise ApiError("REQ_001", "Host, Content-Length and Transfer-Encoding may come once")
-    if b"host" not in names and version == b"HTTP/1.1":
-        raise ApiError("REQ_001", "The Host header is missing")
-    if length is not None and (coding is not None or not re.fullmatch(rb"\d{1,18}", length)):
-        raise ApiError("REQ_001", "Content-Length must be one number, without Transfer-Encoding")
-    if coding is not None and (coding.lower() != b"chunked" or version == b"HTTP/1.0"):
-        raise ApiError("REQ_001", "Transfer-Encoding may only be chunked, and only in HTTP/1.1")
-    absolute = ABSOLUTE.fullmatch(target)
-    return in_origin_form(method, absolute, head[line.end() :], version) if absolute else head
-
-
-def in_origin_form(method: bytes, absolute: re.Match[bytes], fields: bytes, version: bytes) -> bytes:
-    """A request for a whole URL, as proxies get them: its host counts, whatever the Host header says (RFC 9112,
-    3.2.2).
-    """
-    host, rest = absolute.groups()
-    path = rest if rest[:1] == b"/" else b"*" if method == b"OPTIONS" and not rest else b"/" + rest
-    others = re.sub(rb"^host:[^\n]*\n", b"", fields, flags=re.IGNORECASE | re.MULTILINE)
-    return b"%b %b %b\r\nHost: %b\r\n%b" % (method, path, version, host, others)
 
 
 def connection_limit(wanted: int) -> int:

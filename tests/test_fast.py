@@ -1,0 +1,329 @@
+"""HTTP/1.1 by the plugin fast, beside Tornado's own server: what a client sees is the same.
+
+The handlers are those of test_http2.py. What heads and chunks are refused is in test_malformed.py, which attacks both.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import Service, plugin, until
+from test_http2 import Running, certificate, loop_factory, wait_for  # noqa: F401 - fixtures
+
+from cco_sidecar import ApiError, Server
+
+framing = plugin("_framing")
+HEAD = b"GET %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n"
+
+
+class Both(Running):
+    """A server of the plugins strict and http2, on that of fast or on Tornado's own."""
+
+    def __init__(self, new_loop: Any, fast: bool, seconds: float = 5.0, **options: Any) -> None:
+        self.fast, self.seconds = fast, seconds
+        super().__init__(new_loop, **options)
+
+    def kind(self) -> type[Server]:
+        settings = SimpleNamespace(no_fast=not self.fast, max_connections=50, request_timeout=self.seconds)
+        kind = plugin("fast").server_class(settings, Server) or Server
+        kind = plugin("strict").server_class(settings, plugin("http2").server_class(kind))
+        return type("Tested", (kind,), {"request_callback": None})
+
+    def connect(self) -> socket.socket:
+        line = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return ssl._create_unverified_context().wrap_socket(line) if self.tls else line
+
+    def ask(self, content: bytes) -> bytes:
+        """All that comes back until the server closes."""
+        with self.connect() as line:
+            line.sendall(content)
+            return read_all(line)
+
+    def open_connections(self) -> int:
+        return self.call(lambda: len(self.server._connections))
+
+
+def read_all(line: socket.socket) -> bytes:
+    return b"".join(iter(lambda: line.recv(65_536), b""))
+
+
+@pytest.fixture
+def make(loop_factory: Any) -> Iterator[Callable[..., Both]]:  # noqa: F811
+    servers: list[Both] = []
+
+    def begin(fast: bool = True, **options: Any) -> Both:
+        servers.append(Both(loop_factory, fast, **options))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.stop()
+        assert not server.server._connections
+
+
+@pytest.fixture(params=["fast", "Tornado's"])
+def server(request: pytest.FixtureRequest, make: Callable[..., Both]) -> Both:
+    return make(request.param == "fast")
+
+
+# -- answers
+
+
+def test_answers_have_their_form(server: Both) -> None:
+    """(request, first line, what the head says, body): one connection a row, which the server closes."""
+    close = b"Connection: close\r\n"
+    old = b"GET %b HTTP/1.0\r\nHost: localhost\r\n\r\n"
+    for request, status, words, body in [
+        (HEAD % (b"/big?n=5", close), 200, ["Content-Length: 5", "Connection: close"], b"xxxxx"),
+        (HEAD % (b"/streamed?n=3", close), 200, ["Transfer-Encoding: chunked"], b"2\r\n0\n\r\n2\r\n1\n\r\n2\r\n2\n\r\n0\r\n\r\n"),
+        (old % b"/streamed?n=3", 200, [], b"0\n1\n2\n"),
+        (HEAD.replace(b"GET", b"HEAD") % (b"/hello", close), 200, ["Content-Length: "], b""),
+        (HEAD % (b"/odd/204", close), 204, [], b""),
+        (HEAD % (b"/odd/304", close), 304, [], b""),
+        (HEAD % (b"/boom", close), 500, ["Content-Length: "], None),
+        (HEAD.replace(b"GET", b"BREW") % (b"/hello", close), 405, [], None),
+    ]:  # fmt: skip
+        head, _, content = server.ask(request).partition(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        assert lines[0].startswith(f"HTTP/1.1 {status} "), request
+        assert all(any(line.startswith(word) for line in lines) for word in words), (request, lines)
+        assert body is None or content == body, request
+        assert "Transfer-Encoding: chunked" in words or not any(line.startswith("Transfer") for line in lines)
+
+
+def test_a_connection_is_kept_as_long_as_both_want(server: Both) -> None:
+    kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    for _ in range(3):
+        kept.request("GET", "/hello")
+        answer = json.loads(kept.getresponse().read())
+        assert (answer["version"], answer["ip"], answer["protocol"]) == ("HTTP/1.1", "127.0.0.1", "http")
+    assert server.open_connections() == 1
+    kept.close()
+    with server.connect() as line:
+        line.sendall(b"GET /big?n=3 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" * 2)
+        wait_for(lambda: line.recv(65_536, socket.MSG_PEEK).count(b"xxx") == 2)
+        assert b"Connection: Keep-Alive" in line.recv(65_536)
+        line.sendall(HEAD % (b"/big?n=3", b"Connection: close\r\n"))
+        assert read_all(line).endswith(b"xxx")
+    wait_for(lambda: server.open_connections() == 0)
+
+
+def test_pipelined_requests_are_answered_in_order(server: Both) -> None:
+    """A poll among them holds up those behind it; bodies and heads lie in one packet."""
+    with server.connect() as line:
+        post = b"POST /echo HTTP/1.1\r\nHost: localhost\r\n"
+        line.sendall(
+            post + b"Content-Length: 3\r\n\r\none" + post + b"Transfer-Encoding: chunked\r\n\r\n1\r\nt\r\n2\r\nwo\r\n0\r\n\r\n"
+            + HEAD % (b"/poll", b"") + HEAD % (b"/big?n=7", b"Connection: close\r\n")
+        )  # fmt: skip
+        wait_for(lambda: server.world.waiting)
+        server.wake()
+        answers = re.findall(rb"\r\n\r\n(.*?)(?=HTTP/1|\Z)", read_all(line), re.DOTALL)
+    assert answers == [b"one", b"two", b'{"woken": true}', b"x" * 7]
+
+
+def test_a_request_for_another_protocol_is_served_as_it_is(make: Callable[..., Both]) -> None:
+    server = make()
+    more = b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nContent-Length: 5\r\n"
+    body = b"GET /" + HEAD % (b"/boom", b"Connection: close\r\n")
+    answer = server.ask(HEAD.replace(b"GET", b"POST") % (b"/echo", more) + body)
+    assert answer.startswith(b"HTTP/1.1 200 ") and answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_long_answers_are_whole_for_who_reads_late(make: Callable[..., Both]) -> None:
+    server = make(send_buffer=65_536)
+    with server.connect() as line:
+        line.sendall(HEAD % (b"/big?n=30000000", b"Connection: close\r\n"))
+        wait_for(lambda: server.world.waiting)
+        assert not server.world.outcomes, "the write waits for the client"
+        assert len(read_all(line).partition(b"\r\n\r\n")[2]) == 30_000_000
+    wait_for(lambda: server.world.outcomes == ["written"])
+
+
+def test_a_client_that_goes_is_noticed(make: Callable[..., Both]) -> None:
+    server = make(send_buffer=65_536)
+    for path in (b"/poll", b"/callback", b"/big?n=30000000"):
+        line = server.connect()
+        line.sendall(HEAD % (path, b""))
+        wait_for(lambda: server.world.waiting)
+        line.close()
+        wait_for(lambda: not server.world.waiting)
+    wait_for(lambda: server.open_connections() == 0)
+    assert server.world.outcomes == ["callback", "closed"]
+
+
+def test_an_answer_that_is_given_up_ends_the_connection(make: Callable[..., Both]) -> None:
+    server = make(send_buffer=4096)
+    with server.connect() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.sendall(HEAD % (b"/impatient", b""))
+        wait_for(lambda: server.world.waiting)
+        server.wake()
+        wait_for(lambda: not server.world.waiting)
+        assert len(read_all(line)) < 900_000
+    assert server.world.outcomes == ["closed"]
+
+
+def test_wrong_lengths_end_the_connection(server: Both) -> None:
+    for kind in (b"short", b"long"):
+        assert b"\r\n\r\nfour" not in server.ask(HEAD % (b"/odd/" + kind, b"Connection: close\r\n"))[:-4]
+
+
+# -- bodies
+
+
+def test_who_asks_is_told_to_send_its_body(server: Both) -> None:
+    with server.connect() as line:
+        line.sendall(
+            HEAD.replace(b"GET", b"POST")
+            % (b"/upload", b"Content-Length: 4\r\nExpect: 100-continue\r\nConnection: close\r\n")
+        )
+        assert line.recv(25).startswith(b"HTTP/1.1 100 ")
+        line.sendall(b"four")
+        assert read_all(line).endswith(b'{"size": 4}')
+    with server.connect() as line:  # no need to, where it is refused by its head
+        line.sendall(
+            HEAD.replace(b"GET", b"POST") % (b"/upload?limit=3", b"Content-Length: 4\r\nExpect: 100-continue\r\n")
+        )
+        assert line.recv(12) == b"HTTP/1.1 413"
+
+
+def test_a_body_waits_in_the_client_while_the_application_is_slow(server: Both) -> None:
+    size = 30_000_000
+    with server.connect() as line:
+        line.settimeout(0.3)
+        line.sendall(
+            HEAD.replace(b"GET", b"POST") % (b"/upload?slow=1", b"Content-Length: %d\r\nConnection: close\r\n" % size)
+        )
+        sent, piece = 0, b"x" * 100_000
+        with pytest.raises(TimeoutError):
+            while True:
+                sent += line.send(piece)
+        assert server.world.delivered <= 300_000 and sent < size - 100_000
+        server.wake()
+        line.settimeout(10)
+        while sent < size:
+            sent += line.send(piece[: size - sent])
+        assert read_all(line).endswith(b'{"size": %d}' % size)
+
+
+def test_the_answer_to_half_a_body_arrives(server: Both) -> None:
+    head = HEAD.replace(b"GET", b"POST") % (b"/upload?limit=100000", b"Transfer-Encoding: chunked\r\n")
+    with server.connect() as line:
+        line.sendall(head + b"100000\r\n" + b"x" * 0x100000 + b"\r\n")
+        assert b"too_large" in read_all(line)
+
+
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+def test_chunks_are_the_same_however_they_are_cut(step: int) -> None:
+    data = b'3\r\nabc\r\nA ;x="y"\r\n0123456789\r\n0\r\nX: 1\r\nY: 2\r\n\r\nGET /'
+    chunks, buffer, body = framing.Chunks(), b"", b""
+    for start in range(0, len(data), step):
+        buffer += data[start : start + step]
+        while not chunks.ended:
+            piece, buffer = chunks.take(buffer)
+            body += piece
+            if not piece:
+                break
+    assert (body, buffer, chunks.ended) == (b"abc0123456789", b"GET /", True)
+
+
+def test_many_small_chunks_leave_the_loop_to_others() -> None:
+    chunks = framing.Chunks()
+    piece, rest = chunks.take(b"1\r\nx\r\n" * 5_000)
+    assert 0 < len(piece) < 5_000 and len(rest) % 6 == 0 and not chunks.ended
+
+
+@pytest.mark.parametrize(
+    "trailers", [b"X\r\n\r\n", b"X: \0\r\n\r\n", b"\n", b"X: 1\n\n", b" x: 1\r\n\r\n", b"X: " + b"y" * 9_000]
+)
+def test_trailers_that_are_malformed_or_endless_are_refused(trailers: bytes) -> None:
+    with pytest.raises(ApiError):
+        framing.Chunks().take(b"0\r\n" + trailers)
+
+
+# -- time and room
+
+
+def test_what_is_idle_or_stuck_is_closed(make: Callable[..., Both]) -> None:
+    server = make(seconds=0.3, idle_connection_timeout=0.3, body_timeout=0.3)
+    assert server.ask(b"") == b"", "idle from the start"
+    assert server.ask(HEAD % (b"/big?n=3", b"")).endswith(b"xxx"), "idle behind a request"
+    assert server.ask(HEAD.replace(b"GET", b"POST") % (b"/upload", b"Content-Length: 9\r\n") + b"x") == b""
+    assert server.ask(b"GET / HT").startswith(b"HTTP/1.1 408 ")
+    wait_for(lambda: server.open_connections() == 0)
+
+
+def test_what_is_pipelined_without_end_waits_in_the_client(make: Callable[..., Both]) -> None:
+    server = make()
+    with server.connect() as line:
+        line.sendall(HEAD % (b"/poll", b""))
+        wait_for(lambda: server.world.waiting)
+        line.settimeout(0.3)
+        piece, number = HEAD % (b"/big?n=1", b"") * 1000, 0
+        with pytest.raises(TimeoutError):
+            while number < 1000:
+                line.sendall(piece)
+                number += 1
+        held = server.call(lambda: [len(connection._buffer) for connection in server.server._connections])
+        assert held[0] < 2**20
+        server.wake()
+        line.settimeout(10)
+        got = b""
+        while got.count(b"HTTP/1.1 200") < 500:
+            got += line.recv(65_536)
+
+
+def test_who_ends_its_side_right_behind_a_request_is_answered(make: Callable[..., Both]) -> None:
+    server = make()
+    for request in (HEAD % (b"/big?n=3", b""), HEAD % (b"/big?n=2", b"") + HEAD % (b"/big?n=3", b"")):
+        with server.connect() as line:
+            line.sendall(request)
+            line.shutdown(socket.SHUT_WR)
+            assert read_all(line).endswith(b"xxx")
+    with server.connect() as line:  # it may as well have gone: a poll ends soon
+        line.sendall(HEAD % (b"/poll", b""))
+        line.shutdown(socket.SHUT_WR)
+        assert read_all(line) == b""
+    wait_for(lambda: not server.world.waiting)
+
+
+def test_a_stop_sends_what_was_answered_and_ends_the_rest(make: Callable[..., Both]) -> None:
+    server = make()
+    with server.connect() as idle, server.connect() as poll, server.connect() as half:
+        poll.sendall(HEAD % (b"/poll", b""))
+        half.sendall(b"GET /he")
+        wait_for(lambda: server.world.waiting and server.call(server.server.connections) == 3)
+        server.stop()
+        assert [read_all(line) for line in (idle, poll, half)] == [b"", b"", b""]
+
+
+def test_tls_is_served_in_the_same_way(make: Callable[..., Both], certificate: Any) -> None:  # noqa: F811
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    server = make(tls=context, send_buffer=65_536)
+    assert server.ask(HEAD % (b"/streamed?n=2", b"Connection: close\r\n")).endswith(b"2\r\n1\n\r\n0\r\n\r\n")
+    with server.connect() as line:
+        line.sendall(HEAD % (b"/big?n=20000000", b"Connection: close\r\n"))
+        wait_for(lambda: server.world.waiting)
+        assert len(read_all(line)) > 20_000_000
+    with server.connect() as line:
+        line.sendall(HEAD % (b"/poll", b""))
+        wait_for(lambda: server.world.waiting)
+    wait_for(lambda: not server.world.waiting)
+
+
+def test_the_banner_and_the_status_say_which_server_runs(make_service: Callable[..., Service]) -> None:
+    for options, words in [((), "fast HTTP/1.1 and HTTP/2"), (("--no-fast",), "HTTP/1.1 and HTTP/2")]:
+        service = make_service(*options)
+        assert service.client().get("/status").json()["performance"]["protocols"] == words
+        until(lambda words=words, service=service: f"  {words}\n" in service.log)
+        assert service.stop() == 0

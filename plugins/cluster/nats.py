@@ -4,33 +4,42 @@ replica that it reads.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import ssl
+from typing import TYPE_CHECKING
 
 from cco_sidecar import Agents, StartError, Storage, hookimpl, one_line
 from cco_sidecar_plugins._settings import PluginSettings
 
-try:
+if TYPE_CHECKING:
     from cco_sidecar_plugins.cluster._nats_log import LogOptions
-except ModuleNotFoundError as error:
-    raise ImportError(f"it needs the package {error.name}: pip install '.[cluster]'") from None
-from cco_sidecar_plugins.cluster._owners import OwningAgents
-from cco_sidecar_plugins.cluster._replicated import ReplicatedStorage
+if not importlib.util.find_spec("nats"):
+    raise ImportError("it needs the package nats: pip install '.[cluster]'")
 
 
 @hookimpl(tryfirst=True)
 def storage(settings: PluginSettings) -> Storage | None:
-    return ReplicatedStorage(settings, log_options(settings)) if settings.backend else None
+    if not settings.backend:
+        return None
+    from cco_sidecar_plugins.cluster._replicated import ReplicatedStorage  # a tenth of a start is saved without it
+
+    return ReplicatedStorage(settings, log_options(settings))
 
 
 @hookimpl(tryfirst=True)
 def part_class(settings: PluginSettings, base: type) -> type | None:
-    owning = settings.backend and issubclass(base, Agents)
-    return type("OwningAgents", (OwningAgents, base), {}) if owning else None
+    if not settings.backend or not issubclass(base, Agents):
+        return None
+    from cco_sidecar_plugins.cluster._owners import OwningAgents
+
+    return type("OwningAgents", (OwningAgents, base), {})
 
 
 def log_options(settings: PluginSettings) -> LogOptions:
     """Raises StartError, which does not show what may be a password."""
+    from cco_sidecar_plugins.cluster._nats_log import LogOptions
+
     servers = server_urls(str(settings.backend))
     if not servers:
         form = "nats://host:4222,host2:4222 (or tls://, with user:password@ or token@ before the first host)"

@@ -37,6 +37,7 @@ def soak(seconds: float) -> Iterator[Row]:
         folder = Path(name)
         root = make_tree(folder / "repository", 500)
         command = ["--agent-command", json.dumps(SPAWNED), "--max-agents-per-issue", "100000"]
+        command += ["--cache-size-mb", "16"]  # full long before the middle
         with running_sidecar(folder, *command, root=root) as sidecar:
             sidecar.held()
             traffic = Traffic(sidecar, root, seconds)

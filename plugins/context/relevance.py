@@ -57,6 +57,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 import cco_sidecar
 from cco_sidecar import (
@@ -728,8 +729,7 @@ def changed_paths(raw: str) -> tuple[list[str], list[tuple[str, str]]]:
 # ------------------------------------
 
 
-@dataclass(slots=True)
-class File:
+class File(Struct, frozen=True, gc=False):
     """A file as the ranking sees it."""
 
     id: int
@@ -743,6 +743,37 @@ class File:
     chunks: int
 
 
+class Lists:
+    """Numbers of files by words or names. Most have one file, whose number is in no list: all threads wait while the
+    collector of garbage looks through tens of thousands of lists.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[str, int | list[int]] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._of
+
+    def get(self, key: str) -> Sequence[int]:
+        found = self._of.get(key, ())
+        return (found,) if isinstance(found, int) else found
+
+    def add(self, key: str, id: int) -> None:
+        found = self._of.get(key)
+        if isinstance(found, list):
+            found.append(id)
+        else:
+            self._of[key] = id if found is None else [found, id]
+
+    def remove(self, key: str, id: int) -> None:
+        rest = list(self.get(key))
+        rest.remove(id)
+        if rest:
+            self._of[key] = rest if rest[1:] else rest[0]
+        else:
+            del self._of[key]
+
+
 class Facts:
     """All files, and the lists by which a query finds them."""
 
@@ -751,12 +782,12 @@ class Facts:
         self.listed: list[FileFact] | None = None  # the request's files that these facts were last compared with
         self.files: dict[int, File] = {}
         self.ids: dict[str, int] = {}
-        self.base: dict[str, list[int]] = collections.defaultdict(list)  # stem of a word -> files with it in their name
-        self.folder: dict[str, list[int]] = collections.defaultdict(list)  # the same for folders
-        self.inside: dict[str, list[int]] = collections.defaultdict(list)  # folder -> files directly in it
-        self.called: dict[str, list[int]] = collections.defaultdict(list)  # last part of a module path -> files
-        self.pairs: dict[str, list[int]] = collections.defaultdict(list)
-        self.named: dict[str, list[int]] = collections.defaultdict(list)  # base name -> files
+        self.base = Lists()  # stem of a word -> files with it in their name
+        self.folder = Lists()  # the same for folders
+        self.inside = Lists()  # folder -> files directly in it
+        self.called = Lists()  # last part of a module path -> files
+        self.pairs = Lists()
+        self.named = Lists()  # base name -> files
         self.bytes = 0
         self.revision = 0  # another one after each change of paths
         self._stems: tuple[str, list[int], list[int]] | None = None
@@ -795,7 +826,7 @@ class Facts:
         self.files[id], self.ids[path] = file, id
         self.bytes += bytes
         for listing, key in self._listings(file):
-            listing[key].append(id)
+            listing.add(key, id)
         self._changed()
 
     def compare(self, files: list[FileFact]) -> tuple[list[FileFact], list[str]]:
@@ -817,16 +848,14 @@ class Facts:
             return
         self.bytes -= file.bytes
         for listing, key in self._listings(file):
-            listing[key].remove(file.id)
-            if not listing[key]:
-                del listing[key]
+            listing.remove(key, file.id)
         self._changed()
 
     def _changed(self) -> None:
         self.revision += 1
         self._stems = None
 
-    def _listings(self, file: File) -> Iterator[tuple[dict[str, list[int]], str]]:
+    def _listings(self, file: File) -> Iterator[tuple[Lists, str]]:
         yield from ((self.base, word) for word in file.base)
         yield from ((self.folder, word) for word in file.folders)
         yield self.inside, file.path.rpartition("/")[0]
@@ -856,12 +885,12 @@ class Facts:
         if module.startswith("."):
             module = posixpath.normpath(posixpath.join(posixpath.dirname(importer.path), module))
             last = module.rpartition("/")[2]
-            return [id for id in self.called.get(last, ()) if module_path(self.files[id]) == module]
+            return [id for id in self.called.get(last) if module_path(self.files[id]) == module]
         parts = module.split("/")
         family = FAMILIES.get(importer.language)
         best: list[int] = []
         agreement = min(2, len(parts))
-        for id in self.called.get(parts[-1], ()):
+        for id in self.called.get(parts[-1]):
             file = self.files[id]
             if FAMILIES.get(file.language) != family or (file.kind == "test" and importer.kind != "test"):
                 continue
@@ -1135,7 +1164,7 @@ class Ranking:
         mass: Scores = collections.defaultdict(float)
         words: dict[int, list[tuple[float, str]]] = collections.defaultdict(list)
         for stem, (word, weight) in self.query.terms.items():
-            named, inside = facts.base.get(stem, ()), facts.folder.get(stem, ())
+            named, inside = facts.base.get(stem), facts.folder.get(stem)
             if not named and not inside:
                 continue
             rarity = self._rarity(stem)
@@ -1156,7 +1185,7 @@ class Ranking:
             self.why[id]["pbase"] = "name matches " + ", ".join(word for _, word in sorted(found)[:3])
 
     def _rarity(self, stem: str) -> float:
-        return self.facts.rarity(len(self.facts.base.get(stem, ())) + len(self.facts.folder.get(stem, ())))
+        return self.facts.rarity(len(self.facts.base.get(stem)) + len(self.facts.folder.get(stem)))
 
     def _parts_of_names(self) -> None:
         scores: Scores = collections.defaultdict(float)
@@ -1203,7 +1232,7 @@ class Ranking:
         for id in best:
             inside[self.facts.files[id].path.rpartition("/")[0]].append(stage[id])
         sums = {folder: math.sqrt(sum(scores[:4])) for folder, scores in inside.items()}
-        return {id: score for folder, score in sums.items() for id in self.facts.inside[folder]}
+        return {id: score for folder, score in sums.items() for id in self.facts.inside.get(folder)}
 
     def _imports(self, stage: Scores, best: list[int]) -> Scores:
         scores: Scores = collections.defaultdict(float)
@@ -1228,7 +1257,7 @@ class Ranking:
         scores: Scores = {}
         for id in best:
             file = self.facts.files[id]
-            for other in self.facts.pairs.get(pair_stem(file.path), ()):
+            for other in self.facts.pairs.get(pair_stem(file.path)):
                 mate = self.facts.files[other]
                 if (file.kind == "test") != (mate.kind == "test") and stage[id] > scores.get(other, 0.0):
                     scores[other] = stage[id]
@@ -1375,7 +1404,7 @@ def named_files(task: str, facts: Facts) -> set[str]:
         token = token.replace("\\", "/").rstrip("./:").removeprefix("./")
         if len(token) > 300 or not (re.search(r"[./]|::", token) or token.endswith("file")):
             continue
-        known = [facts.files[id].path for id in facts.named.get(token.rpartition("/")[2], ())]
+        known = [facts.files[id].path for id in facts.named.get(token.rpartition("/")[2])]
         found = [path for path in known if path == token or path.endswith("/" + token)]
         if not found:
             found = dotted_module(token, facts)
@@ -1393,7 +1422,7 @@ def dotted_module(token: str, facts: Facts) -> list[str]:
         if end < 2:
             break
         wanted = "/" + "/".join(parts[:end])
-        found = [facts.files[id] for id in facts.called.get(parts[end - 1], ())]
+        found = [facts.files[id] for id in facts.called.get(parts[end - 1])]
         if hits := [
             file.path for file in found if ("/" + module_path(file)).endswith(wanted) and file.language != "go"
         ]:
@@ -1611,7 +1640,7 @@ class Project:
             if module.rpartition("/")[2] == last and other in facts.files
             if id in facts.resolve(facts.files[other], module)
         }
-        tests = {other for other in facts.pairs.get(pair_stem(file.path), ()) if facts.files[other].kind == "test"}
+        tests = {other for other in facts.pairs.get(pair_stem(file.path)) if facts.files[other].kind == "test"}
         kinds = {"imports": found, "imported by": naming, "tested by": tests if file.kind != "test" else set()}
         return {kind: {facts.files[other].path for other in ids - {id}} for kind, ids in kinds.items()}
 

@@ -3088,6 +3088,7 @@ class Records:
 
     count_results = value(f"{COUNTED} 'results:' || ?", 0)
     issue_head = value(f"select max(seq) {MINE}", 0)  # changes with every result of the issue
+    newest_result = value(f"select id {MINE} order by seq desc limit 1", "")
     success_since = value(
         "select true from result where project = ? and agent_id = ? and stored >= ? and +status = 'success' limit 1",
         False,
@@ -3375,12 +3376,14 @@ class Results:
         short = len(msgspec.json.encode(body["result"])) < self.SHORT
         redacted = redact_json(body["result"]) if short else await asyncio.to_thread(redact_json, body["result"])
         body |= {"result": redacted[0]}
-        async with self._locks.setdefault(issue, asyncio.Lock()):  # proposals depend on the results before
-            history = self._history(issue)
-            proposals = await self._hooks.pool.run(self._propose, body, category, list(history.facts))
-            row = self._row(body, category, proposals)
-            written = self._write(row, proposals, ticket, history)
-        stored: dict[str, Any] = await written
+        stored: dict[str, Any] = {}
+        while not stored:  # again where another service on the same log has stored a result of the issue meanwhile
+            async with self._locks.setdefault(issue, asyncio.Lock()):  # proposals depend on the results before
+                history = self._history(issue)
+                proposals = await self._hooks.pool.run(self._propose, body, category, list(history.facts))
+                row = self._row(body, category, proposals)
+                written = self._write(row, proposals, ticket, history)
+            stored = await written
         self._hooks.tell("result_stored", result=body | {"id": stored["id"], "stored_at": stored["timestamp"]})
         return stored
 
@@ -3394,7 +3397,8 @@ class Results:
             ResultFact(row["agent_type"], row["category"], row["status"], json.loads(row["proposed"]))
             for row in self._storage.read.issue_facts(*issue, self.HISTORY)
         ]
-        known = self._histories[issue] = IssueHistory(facts, head)
+        newest = self._storage.read.newest_result(*issue)
+        known = self._histories[issue] = IssueHistory(facts, head, newest)
         if len(self._histories) > self.REMEMBERED:
             del self._histories[next(iter(self._histories))]
         return known
@@ -3430,11 +3434,14 @@ class Results:
     def _write(
         self, row: dict[str, Any], proposals: list[NextAgent], ticket: IdempotencyTicket | None, history: IssueHistory
     ) -> asyncio.Future[dict[str, Any]]:
-        """The answer, once ``row`` is stored. From now on it is part of the history."""
+        """The answer, once ``row`` is stored; {} where the history lacks a result. From now on the row is part of it."""
         event, path = completed_event(row, proposals), str(self._files.path(row))
+        before, history.newest = history.newest, row["id"]
 
         def insert(records: Records) -> dict[str, Any]:
             """Runs on the writer thread. A result whose file cannot be written is not stored either."""
+            if records.newest_result(row["project"], row["issue"]) != before:
+                return {}
             event_id = self._bus.event_id(records.insert_event(event))
             records.insert("result", row)
             answer = {
@@ -3446,14 +3453,15 @@ class Results:
             self._files.write(row)
             return answer
 
-        def committed(_: dict[str, Any]) -> None:
+        def committed(answer: dict[str, Any]) -> None:
             history.coming -= 1
             if not history.coming:
                 history.head = self._storage.read.issue_head(row["project"], row["issue"])
-            self._files.place(row)
+            if answer:
+                self._files.place(row)
 
         def ended(future: asyncio.Future[dict[str, Any]]) -> None:
-            if future.cancelled() or future.exception():
+            if future.cancelled() or future.exception() or not future.result():
                 self._histories.pop((row["project"], row["issue"]), None)  # it may know of what is not there
             if not future.cancelled() and future.exception():
                 self._files.drop(row["id"])
@@ -3478,6 +3486,7 @@ class IssueHistory(Struct):
 
     facts: list[ResultFact]
     head: int
+    newest: str  # the id of the last one
     coming: int = 0
 
 

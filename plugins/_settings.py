@@ -130,6 +130,11 @@ class PluginSettings(Settings):
     nats_prefix: Annotated[str, read_subject_token] = option(
         "cco", "what names of streams and subjects begin with", "NAME", "nats"
     )
+    nats_synced: Annotated[bool, read_bool] = option(
+        False,
+        "the servers have sync_interval: always, so that what they confirm outlives a loss of power",
+        plugin="nats",
+    )
     nats_timeout: Annotated[int, read_number(1, 300)] = option(
         10,
         "how long a write waits for the log, an election of its servers say, before it is refused",

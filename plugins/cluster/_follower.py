@@ -43,6 +43,7 @@ class Follower:
         self.epoch, self.applied = replica.meta("log") or "", int(replica.meta("applied") or 0)
         self.joined: Joined | None = None
         self.fault: str | None = None  # why this sidecar takes no part in the log, which is reached
+        self.starting = True  # then it is for the start to say what is wrong
         self.restored = 0  # how often a snapshot took the replica's place
         self.weight = 0  # bytes of the entries heard
 
@@ -88,7 +89,7 @@ class Follower:
         self.joined, before = None, self.fault
         self.fault = self._problem(joined)
         if self.fault:
-            if self.fault != before:
+            if self.fault != before and not self.starting:
                 log.error("the log at NATS: %s", self.fault)
             return
         epoch = joined.metadata["epoch"]

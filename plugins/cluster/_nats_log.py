@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import logging
 import random
+import re
 import ssl
 import threading
 import time
@@ -91,12 +93,13 @@ class NatsLog:
         greeting: Callable[[], bytes],
     ) -> None:  # fmt: skip
         self.options, self._founding, self._hear, self._greeting = options, founding, hear, greeting
+        self.starting = True
         self._peers: dict[str, tuple[float, dict[str, Any]]] = {}  # by node: when it was heard of, and what
         self.answer_to_others: Callable[[bytes], Awaitable[bytes]] | None = None
         self.node = ""
         self.heard = 0  # the number of the last entry that was given to ``hear``
         self.problem: str | None = "not connected yet"
-        self.refused = False  # the server does not take our credentials
+        self.refused = self._refusal = False  # one of the servers refuses our credentials, and no other one takes them
         self.server = self._said = ""  # what the log was told of the connection
         self.info: StreamInfo | None = None
         self.large = Large(self.connected, options.stream, options.subject)
@@ -137,16 +140,20 @@ class NatsLog:
                 except (*NatsError, LogAway) as error:
                     self._told(error)
                 await asyncio.sleep(0.2)
+            self.refused = self._refusal
 
     def _told(self, error: BaseException) -> None:
         """Write down why there is no log, and log it once."""
-        words = one_line(error) or type(error).__name__
-        if any(word in words.lower() for word in ("authorization", "authentication", "certificate required")):
-            self.refused = True  # until a session succeeds
-        if self._said != "away" and not self.refused:  # the start says that itself
-            log.warning("the log at NATS is not reached: %s", words)
-            self._said = "away"
-        self.problem = "the server refuses our credentials" if self.refused else words
+        words = in_words(error)
+        self._refusal = self._refusal or words == REFUSED
+        self.problem = REFUSED if self._refusal else words
+        self._say("away", "the log %s at NATS is not reached: %s", words)
+
+    def _say(self, state: str, words: str, fact: str) -> None:
+        """Log that the log went away, or is there again; of the start its own lines tell."""
+        if self._said != state and not self.starting:
+            log.log(logging.INFO if state == "there" else logging.WARNING, words, self.options.stream, fact)
+        self._said = state
 
     async def _session(self, server: str) -> None:
         """Use one server for as long as it serves. Raises what it failed by."""
@@ -170,7 +177,8 @@ class NatsLog:
             js = client.jetstream(domain=options.domain, timeout=self.API_SECONDS)
             info = await self._found(client, js)
             state, metadata = info.state, info.config.metadata or {}
-            self._client, self._js, self.problem, self.refused = client, js, None, False
+            self._client, self._js, self.problem = client, js, None
+            self.refused = self._refusal = False
             self._hear(Joined(metadata, state.first_seq or state.last_seq + 1, state.last_seq))
             self.server = client.connected_url.netloc.rpartition("@")[2] if client.connected_url else ""
             greeting = asyncio.create_task(self._meet(client))
@@ -302,9 +310,7 @@ class NatsLog:
         subscription = await client.subscribe(inbox, cb=on_message)
         try:
             await self._make_consumer(js, inbox)
-            if self._said != "there":
-                log.info("the log %s at NATS %s is there, at entry %d", self.options.stream, self.server, self.heard)
-                self._said = "there"
+            self._say("there", "the log %s at NATS is there again: %s", self.server)
             beat = loop.time()
             while not (gone.is_set() or again.is_set() or (loop.time() - beat > self.SILENCE and not busy)):
                 await first_of(gone.wait(), again.wait(), seconds=self.HEARTBEAT)
@@ -356,7 +362,7 @@ class NatsLog:
         try:
             return await coroutine
         except NatsError as error:
-            raise LogAway(f"{type(error).__name__}: {one_line(error)}") from None
+            raise LogAway(in_words(error)) from None
 
     def connected(self) -> tuple[Client, JetStreamContext]:
         if self._client is None or self._js is None:
@@ -372,6 +378,19 @@ class NatsLog:
             f"{self.options.subject}.log", content, self.API_SECONDS, self.options.stream, headers=headers
         )
         return ack.seq
+
+
+REFUSED = "the server refuses our credentials"
+
+
+def in_words(error: BaseException) -> str:
+    """What is wrong, for people; which credentials we have is not for a log."""
+    words = one_line(error).removeprefix("nats: ")
+    if re.search("authori[sz]ation|authentication|certificate required|bad certificate", words, re.IGNORECASE):
+        return REFUSED
+    if isinstance(error, TimeoutError) or "no servers available" in words:
+        return "no server answers in time"
+    return words.partition("description=")[2].strip("'\"") or words or type(error).__name__
 
 
 async def first_of(*coroutines: Coroutine[Any, Any, Any], seconds: float) -> None:

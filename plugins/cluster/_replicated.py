@@ -44,6 +44,8 @@ class ReplicatedStorage(GuardedStorage):
     another sidecar's, and it is rolled back, that one is applied, and the jobs are done again.
     """
 
+    _settings: PluginSettings
+
     FILE = "replica.db"
     AGAIN = 1.0  # seconds between two attempts while the log takes nothing
     JOIN_SECONDS = 5.0  # for which a start waits for the log
@@ -85,7 +87,7 @@ class ReplicatedStorage(GuardedStorage):
         except StartError:
             self.close()
             raise
-        self._running = True
+        self._running, self.follower.starting, self.log.starting = True, False, False
         self._looking = asyncio.create_task(self._look_for_ever())
 
     def _join(self) -> None:
@@ -96,12 +98,27 @@ class ReplicatedStorage(GuardedStorage):
             if self.log.refused or (follower.fault and not follower.joined):
                 raise StartError(f"{self._settings.where('backend')}: {self.problem()}")
             if follower.joined and follower.applied >= follower.joined.last:
+                log.info("the log %s at NATS %s is there", self._options.stream, self.log.server)
+                self._warn()
                 return
             if follower.applied > applied:
                 deadline, applied = time.monotonic() + self.JOIN_SECONDS, follower.applied
             time.sleep(0.02)
         problem = self.problem() or "what is in it is not applied yet"
         log.warning("the log at NATS: %s: until then this sidecar reads what it has, and writes nothing", problem)
+
+    def _warn(self) -> None:
+        """Say under which circumstances a write that was confirmed may be lost."""
+        if self.replicas() < 3:
+            log.warning("the log has replicas on %d of 3 servers: it is as safe as these alone", self.replicas())
+        if not self._settings.nats_synced:
+            log.warning(
+                "the log's servers may confirm a write before it is on disk: a loss of power of most may cost it. Give"
+                " them sync_interval: always in their jetstream block, and then --nats-synced here"
+            )
+
+    def replicas(self) -> int:
+        return (self.log.info and self.log.info.config.num_replicas) or 0
 
     def problem(self) -> str | None:
         """Why nothing can be written, None where nothing is known to be in the way."""
@@ -305,11 +322,11 @@ class ReplicatedStorage(GuardedStorage):
 
     def cluster(self) -> dict[str, Any]:
         """How this sidecar stands to the log and the others."""
-        info, applied = self.log.info, self.follower.applied
+        applied = self.follower.applied
         return {
             "backend": "nats", "servers": [without_login(server) for server in self._options.servers],
             "connected_to": self.log.server or None, "problem": self.problem(), "stream": self._options.stream,
-            "replicas": info.config.num_replicas if info else None, "applied": applied,
+            "replicas": self.replicas(), "synced": self._settings.nats_synced, "applied": applied,
             "lag": max(0, self.log.heard - applied), "node": self.node, "peers": self.log.peers_seen(),
             "differs": DIFFERS,
         }  # fmt: skip

@@ -330,6 +330,31 @@ class AgentStatistics(Struct):
     avg_execution_time_ms: float
 
 
+class ClusterPeer(Struct):
+    """Another sidecar that was heard of in the last seconds."""
+
+    node: str
+    url: str
+    applied: int
+
+
+class ClusterStatistics(Struct):
+    """How a sidecar with ``--backend`` stands to the log that it shares with others."""
+
+    backend: str
+    servers: list[str]
+    connected_to: str | None
+    problem: str | None  # why nothing can be written; null where nothing is known to be in the way
+    stream: str
+    replicas: int
+    synced: bool  # what ``--nats-synced`` says
+    applied: int  # the log's last entry that is in this sidecar's replica
+    lag: int
+    node: str
+    peers: list[ClusterPeer]
+    differs: list[str]  # from a sidecar alone
+
+
 class StorageStatistics(Struct):
     context_cache_entries: int
     context_cache_bytes: int
@@ -340,6 +365,7 @@ class StorageStatistics(Struct):
     watching: str
     limit_mb: int | UnsetType = UNSET
     full: bool | UnsetType = UNSET  # the last body to be stored was refused
+    cluster: ClusterStatistics | UnsetType = UNSET
 
 
 class EventStatistics(Struct):

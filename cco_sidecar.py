@@ -2778,14 +2778,16 @@ class Storage:
     This class and ``Records`` are the whole interface, and no other part speaks SQL; a plugin may put another storage
     in their place (the hook ``storage``). What the other parts rely on:
 
-    - A job is all or nothing, and durable once ``write`` has answered. It calls methods of Records, whose arguments are
-      plain data, and changes nothing else that cannot be changed again: it may run twice before it is committed.
+    - A job is all or nothing, and durable once ``write`` has answered. It changes what it sees by the ``changing``
+      methods of Records, whose arguments are plain data, and nothing else that cannot be changed again: it may run
+      twice before it is committed. Where it decides on what was read before, it looks again.
     - Events get rising sequence numbers in the order of commits, none of them twice.
     - Each event that was committed, by this service or another one on the same log, is told to ``observer``, with its
       number, on the loop, in this order, before any writer of its batch is answered.
     - ``read`` answers at once and on the loop, and knows all that was told: a poll that finds nothing and then parks,
       without an await in between, misses no event.
-    - ``epoch`` is the log's own: a cursor of another log is told from it. StorageError is raised for every fault.
+    - ``epoch`` is the log's own: a cursor of another log is told from it. StorageError is raised for every fault; one
+      that passes has ``retry_after`` seconds, and what was to be written may have been.
     """
 
     FILE = "sidecar.db"
@@ -3317,10 +3319,11 @@ class IdempotencyTicket:
             raise ApiError("REQ_006")
         return known["answer"] if known else None
 
-    def remember(self, records: Records, answer: Any) -> None:
-        """Store what is known of the answer, in the same transaction as the work. Raises DoneElsewhere."""
-        known = records.recall(*self.key, time.time() - self.KEPT)
-        self._elsewhere = known is not None and known["answer"] != self._stored
+    def remember(self, records: Records, answer: Any, *, again: bool = False) -> None:
+        """Store what is known of the answer, in the same transaction as the work; ``again`` when it is done. Raises
+        DoneElsewhere.
+        """
+        self._elsewhere = not again and records.recall(*self.key, time.time() - self.KEPT) is not None
         if self._elsewhere:
             raise DoneElsewhere
         self._stored = msgspec.json.encode(answer)
@@ -3331,7 +3334,7 @@ class IdempotencyTicket:
         if msgspec.json.encode(answer) == self._stored:
             return
         try:
-            await self._storage.write(lambda records: self.remember(records, answer))
+            await self._storage.write(lambda records: self.remember(records, answer, again=True))
         except StorageError as error:  # the work is done all the same; a repeat gets what was known before
             log.error("storage: an answer could not be kept for repeats: %s", one_line(error))
 
@@ -3434,7 +3437,7 @@ class Results:
     def _write(
         self, row: dict[str, Any], proposals: list[NextAgent], ticket: IdempotencyTicket | None, history: IssueHistory
     ) -> asyncio.Future[dict[str, Any]]:
-        """The answer, once ``row`` is stored; {} where the history lacks a result. From now on the row is part of it."""
+        """The answer, once ``row`` is stored; {} where the history lacks a result. From now on it has this one."""
         event, path = completed_event(row, proposals), str(self._files.path(row))
         before, history.newest = history.newest, row["id"]
 

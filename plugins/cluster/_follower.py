@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,14 +59,20 @@ class Follower:
 
     def next_entry(self) -> Entry | None:
         """The first entry that is not applied yet, where one was heard."""
-        for item in self._heard.copy():
-            if isinstance(item, Entry) and item.seq > self.applied:
-                return item
-        return None
+        self._drop_applied()
+        first = [self._heard[number] for number in range(min(3, len(self._heard)))]  # a Joined may come before it
+        return next((item for item in first if isinstance(item, Entry) and item.seq > self.applied), None)
+
+    def _drop_applied(self) -> None:
+        while self._heard and isinstance(first := self._heard[0], Entry) and first.seq <= self.applied:
+            self._heard.popleft()
 
     def catch_up(self) -> None:
         """Apply all that was heard. Raises StorageError where that cannot be done now: what is left is tried again."""
-        while self._heard:
+        while True:
+            self._drop_applied()
+            if not self._heard:
+                return
             first = self._heard[0]
             if isinstance(first, Joined):
                 self._take_part(first)
@@ -75,14 +82,9 @@ class Follower:
             elif first.seq > self.applied + 1:
                 self._jump(first.seq - 1)
             else:
-                entries: list[Entry] = []
-                for item in self._heard.copy():
-                    if not isinstance(item, Entry) or len(entries) == self.AT_ONCE:
-                        break
-                    entries.append(item)
-                self._apply(entries)
-                for _ in entries:
-                    self._heard.popleft()
+                number = min(self.AT_ONCE, len(self._heard))
+                heard = [self._heard[place] for place in range(number)]
+                self._apply(list(itertools.takewhile(lambda item: isinstance(item, Entry), heard)))
 
     def _take_part(self, joined: Joined) -> None:
         """Make sure that the log is ours; note it where this is the first one that we know."""
@@ -119,7 +121,7 @@ class Follower:
             return f"the log ends before what {name} has of it; if it stays so, move that file away to begin anew"
         return None
 
-    def _apply(self, entries: list[Entry]) -> None:
+    def _apply(self, entries: list[Any]) -> None:
         """Apply entries of the log in one transaction, and tell what happened."""
         replica, applied = self.replica, self.applied
         try:
@@ -164,15 +166,14 @@ class Follower:
         log.info("the log at NATS: %s, a snapshot is", gone)
         replica, head, stored = self.replica, self.replica.head(), self.replica.one("select max(seq) from result") or 0
         with self._snapshots.fetched(newest) as source:
-            own = {name: replica.meta(name) for name in ("port",)}
+            port = replica.meta("port")
             replica.restore(source)
         self.restored += 1
-        replica.begin(time.time())
-        for name, value in own.items():
-            if value is not None:
-                replica.set_meta(name, value)
-        replica.commit()
         self.epoch, self.applied = replica.meta("log") or "", int(replica.meta("applied") or 0)
+        replica.begin(time.time())
+        if port:
+            replica.set_meta("port", port)
+        self.note(self.applied)  # also so that the database's log, which was just cut, has a beginning
         events = replica.rows(f"select seq, {', '.join(EVENT)} from event where seq > ? order by seq", head)
         told = [(event_of([row[name] for name in EVENT]), row["seq"]) for row in events]
         self._place([dict(row) for row in replica.rows(self.LATEST, stored)])

@@ -12,13 +12,11 @@ import contextlib
 import logging
 import random
 import re
-import ssl
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-import msgspec
 import nats.errors
 import nats.js.errors
 from msgspec import Struct
@@ -38,6 +36,7 @@ from nats.js.api import (
 
 from cco_sidecar import log, one_line
 from cco_sidecar_plugins.cluster._nats_large import Large, LogAway, NatsError
+from cco_sidecar_plugins.cluster._options import LogOptions
 
 
 class Entry(Struct, frozen=True):
@@ -57,46 +56,23 @@ class Joined(Struct, frozen=True):
     last: int
 
 
-class LogOptions(Struct, frozen=True, kw_only=True):
-    """Where the log is, and how it is reached."""
-
-    servers: tuple[str, ...]
-    prefix: str
-    project: str  # as it may stand in a subject
-    replicas: int | None = None  # None: three where the server is one of a cluster, else one
-    domain: str | None = None
-    credentials: str | None = None  # a file
-    tls: ssl.SSLContext | None = None
-
-    @property
-    def stream(self) -> str:
-        return f"{self.prefix}-{self.project}"
-
-    @property
-    def subject(self) -> str:
-        return f"{self.prefix}.{self.project}"
-
-
 class NatsLog:
-    """``start`` begins to connect; ``hear`` is called in the client's thread with each Joined and Entry, in order."""
+    """``start`` begins to connect; ``hear`` is called in the client's thread with each Joined and Entry, in order.
+    ``founding`` is written down with a stream that is made, ``applied`` tells which entry need not be heard again.
+    """
 
     API_SECONDS = 2.0
-    NAME_IN_USE = 10058  # an error of JetStream's
     HEARTBEAT = 0.5
     SILENCE = 2.0  # without a heartbeat, after which the consumer is made anew
 
-    ALIVE = 2.0  # seconds between two greetings
-    SEEN = 7.0  # seconds for which a sidecar counts as seen
-
     def __init__(
         self, options: LogOptions, founding: dict[str, str], hear: Callable[[Joined | Entry], None],
-        greeting: Callable[[], bytes],
+        applied: Callable[[], int],
     ) -> None:  # fmt: skip
-        self.options, self._founding, self._hear, self._greeting = options, founding, hear, greeting
+        self.options, self._founding, self._hear = options, founding, hear
+        self._applied, self._known = applied, False
         self.starting = True
-        self._peers: dict[str, tuple[float, dict[str, Any]]] = {}  # by node: when it was heard of, and what
-        self.answer_to_others: Callable[[bytes], Awaitable[bytes]] | None = None
-        self.node = ""
+        self.on_session: Callable[[Client], Coroutine[Any, Any, None]] | None = None  # goes on beside each session
         self.heard = 0  # the number of the last entry that was given to ``hear``
         self.problem: str | None = "not connected yet"
         self.refused = self._refusal = False  # one of the servers refuses our credentials, and no other one takes them
@@ -110,8 +86,9 @@ class NatsLog:
         self._thread = threading.Thread(target=self._run, name="nats", daemon=True)
         self._main: asyncio.Task[None] | None = None
 
-    def start(self, heard: int, node: str) -> None:
-        self.heard, self.node = heard, node
+    def start(self, *, known: bool) -> None:
+        """``known``: this sidecar has read the log before, so that nobody makes it anew where it is not there."""
+        self._known = known
         self._thread.start()
 
     def close(self) -> None:
@@ -175,18 +152,20 @@ class NatsLog:
             )  # fmt: skip
             await asyncio.wait_for(connecting, 3)
             js = client.jetstream(domain=options.domain, timeout=self.API_SECONDS)
-            info = await self._found(client, js)
+            info = self.info = await log_stream(client, js, self.options, None if self._known else self._founding)
             state, metadata = info.state, info.config.metadata or {}
             self._client, self._js, self.problem = client, js, None
             self.refused = self._refusal = False
+            self.heard, self._known = self._applied(), True  # what was heard and not applied is heard again
             self._hear(Joined(metadata, state.first_seq or state.last_seq + 1, state.last_seq))
             self.server = client.connected_url.netloc.rpartition("@")[2] if client.connected_url else ""
-            greeting = asyncio.create_task(self._meet(client))
+            beside = asyncio.create_task(self.on_session(client)) if self.on_session else None
             try:
                 while not gone.is_set():
                     await self._listen(client, js, gone)
             finally:
-                greeting.cancel()
+                if beside:
+                    beside.cancel()
             raise problems[-1] if problems else LogAway("the connection was lost")
         except NatsError as error:
             raise (problems[-1] if problems and not one_line(error) else error) from None
@@ -195,36 +174,6 @@ class NatsLog:
             gone.set()
             with contextlib.suppress(*NatsError):
                 await asyncio.wait_for(client.close(), 1)
-
-    async def _found(self, client: Client, js: JetStreamContext) -> StreamInfo:
-        """The log's stream, and the one for what is large; made where there are none."""
-        options = self.options
-        clustered = bool(client._server_info.get("cluster"))
-        replicas = options.replicas or (3 if clustered else 1)
-        common: dict[str, Any] = {
-            "storage": StorageType.FILE, "num_replicas": replicas, "allow_direct": True, "discard": DiscardPolicy.NEW,
-        }  # fmt: skip
-        for config in (
-            StreamConfig(
-                name=f"{options.stream}-large", subjects=[f"{options.subject}.large.>"], max_msgs_per_subject=1,
-                **common | {"discard": DiscardPolicy.OLD},
-            ),
-            StreamConfig(
-                name=options.stream, subjects=[f"{options.subject}.log"], duplicate_window=120,
-                metadata=self._founding, **common,
-            ),
-        ):  # fmt: skip
-            try:
-                self.info = await js.stream_info(str(config.name))
-            except nats.js.errors.NotFoundError:
-                try:
-                    await js.add_stream(config)
-                except nats.js.errors.BadRequestError as error:
-                    if error.err_code != self.NAME_IN_USE:  # by another sidecar, which was first
-                        raise
-                self.info = await js.stream_info(str(config.name))
-        assert self.info
-        return self.info
 
     async def last(self) -> int:
         """The number of the newest entry."""
@@ -235,50 +184,6 @@ class NatsLog:
     def reconnect(self) -> None:
         """Leave the server, which does not answer, for the next one."""
         self._loop.call_soon_threadsafe(self._gone.set)
-
-    # -- the other sidecars
-
-    async def _meet(self, client: Client) -> None:
-        """Tell the others that we are there, hear that they are, and answer what they ask."""
-
-        async def greeted(message: Msg) -> None:
-            with contextlib.suppress(msgspec.DecodeError, KeyError, TypeError):
-                told = msgspec.json.decode(message.data)
-                self._peers[str(told["node"])] = (time.monotonic(), told)
-
-        async def asked(message: Msg) -> None:
-            if self.answer_to_others:
-                with contextlib.suppress(*NatsError):
-                    await message.respond(await self.answer_to_others(message.data))
-
-        with contextlib.suppress(*NatsError):
-            await client.subscribe(f"{self.options.subject}.alive", cb=greeted)
-            await client.subscribe(f"{self.options.subject}.ask.{self.node}", cb=asked)
-            while True:
-                await client.publish(f"{self.options.subject}.alive", self._greeting())
-                await asyncio.sleep(self.ALIVE)
-
-    def ask(self, node: str, question: dict[str, Any]) -> concurrent.futures.Future[bytes]:
-        """What another sidecar answers. Raises LogAway."""
-
-        async def request() -> bytes:
-            client, _ = self.connected()
-            subject = f"{self.options.subject}.ask.{node}"
-            return (await client.request(subject, msgspec.json.encode(question), timeout=self.API_SECONDS)).data
-
-        return self.call(request())
-
-    def is_seen(self, node: str) -> bool:
-        return time.monotonic() - self._peers.get(node, (-self.SEEN, {}))[0] < self.SEEN
-
-    def name_of(self, node: str) -> str:
-        """A sidecar for readers."""
-        url = self._peers[node][1].get("url") if node in self._peers else None
-        return f"the sidecar {node}" + (f" at {url}" if url else "")
-
-    def peers_seen(self) -> list[dict[str, Any]]:
-        """The other sidecars that were heard of in the last seconds."""
-        return [told for node, (_, told) in sorted(self._peers.items()) if node != self.node and self.is_seen(node)]
 
     # -- hearing
 
@@ -355,6 +260,7 @@ class NatsLog:
         return self.call(self._publish(content, after, id))
 
     def call(self, coroutine: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
+        """The outcome of a coroutine in the client's thread. Raises LogAway."""
         return asyncio.run_coroutine_threadsafe(self._answered(coroutine), self._loop)
 
     async def _answered(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -378,6 +284,46 @@ class NatsLog:
             f"{self.options.subject}.log", content, self.API_SECONDS, self.options.stream, headers=headers
         )
         return ack.seq
+
+
+NAME_IN_USE = 10058  # an error of JetStream's
+
+
+async def log_stream(
+    client: Client, js: JetStreamContext, options: LogOptions, founding: dict[str, str] | None
+) -> StreamInfo:
+    """The log's stream, beside the one for what is large; both are made where there are none, unless ``founding``
+    is None. Raises NatsError and LogAway.
+    """
+    info: StreamInfo | None = None
+    clustered = bool(client._server_info.get("cluster"))
+    replicas = options.replicas or (3 if clustered else 1)
+    common: dict[str, Any] = {
+        "storage": StorageType.FILE, "num_replicas": replicas, "allow_direct": True, "discard": DiscardPolicy.NEW,
+    }  # fmt: skip
+    for config in (
+        StreamConfig(
+            name=f"{options.stream}-large", subjects=[f"{options.subject}.large.>"], max_msgs_per_subject=1,
+            **common | {"discard": DiscardPolicy.OLD},
+        ),
+        StreamConfig(
+            name=options.stream, subjects=[f"{options.subject}.log"], duplicate_window=120,
+            metadata=founding, **common,
+        ),
+    ):  # fmt: skip
+        try:
+            info = await js.stream_info(str(config.name))
+        except nats.js.errors.NotFoundError:
+            if founding is None:
+                raise LogAway(f"the stream {config.name} is not there any more") from None
+            try:
+                await js.add_stream(config)
+            except nats.js.errors.BadRequestError as error:
+                if error.err_code != NAME_IN_USE:  # by another sidecar, which was first
+                    raise
+            info = await js.stream_info(str(config.name))
+    assert info
+    return info
 
 
 REFUSED = "the server refuses our credentials"

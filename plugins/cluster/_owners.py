@@ -24,7 +24,7 @@ class OwningAgents(Agents):
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._storage.log.answer_to_others = self._asked_by_other
+        self._storage.peers.answer = self._asked_by_other
         await super().start()
 
     def _owner(self, agent_id: str) -> str | None:
@@ -37,7 +37,7 @@ class OwningAgents(Agents):
         """Raises REQ_002 for an agent of another sidecar, which alone has what it wrote."""
         if owner := self._owner(agent_id):
             raise ApiError(
-                "REQ_002", f"The files of {agent_id} are kept by {self._storage.log.name_of(owner)}: ask there"
+                "REQ_002", f"The files of {agent_id} are kept by {self._storage.peers.name_of(owner)}: ask there"
             )
         return self._own_output(agent_id)
 
@@ -45,12 +45,13 @@ class OwningAgents(Agents):
         owner = self._owner(row["id"])
         if owner is None:
             return super().describe(row)
-        if self._storage.log.is_seen(owner):
+        if self._storage.peers.is_seen(owner):
             try:
-                answer = self._storage.log.ask(owner, {"describe": row["id"]}).result(2)
+                answer = self._storage.peers.ask(owner, {"describe": row["id"]}).result(1)
                 if "agent_id" in (told := msgspec.json.decode(answer)):
                     return told
             except (StorageError, TimeoutError, msgspec.DecodeError) as error:
+                self._storage.peers.forget(owner)
                 log.debug("agent %s: its owner does not answer: %s", row["id"], one_line(error))
         return agent_answer(row, Output(self._folder / row["id"]))  # what the ledger alone knows
 
@@ -59,9 +60,9 @@ class OwningAgents(Agents):
         row = self._storage.read.agent(self.settings.project, agent_id)
         if owner is None or row is None or row["ended"]:
             return await super().end(agent_id, force=force)
-        name = self._storage.log.name_of(owner)
+        name = self._storage.peers.name_of(owner)
         try:
-            answer = await asyncio.wrap_future(self._storage.log.ask(owner, {"end": agent_id, "force": force}))
+            answer = await asyncio.wrap_future(self._storage.peers.ask(owner, {"end": agent_id, "force": force}))
             told = msgspec.json.decode(answer)
         except (StorageError, msgspec.DecodeError) as error:
             problem = f"{agent_id} belongs to {name}, which does not answer ({one_line(error)})"

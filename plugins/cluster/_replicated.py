@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import hmac
 import random
-import threading
 import time
 import uuid
 from typing import Any
@@ -32,7 +31,10 @@ from cco_sidecar import (
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.cluster._follower import Events, Follower
 from cco_sidecar_plugins.cluster._nats_large import LogAway
-from cco_sidecar_plugins.cluster._nats_log import Entry, Joined, LogOptions, NatsLog
+from cco_sidecar_plugins.cluster._nats_log import Entry, Joined, NatsLog
+from cco_sidecar_plugins.cluster._options import LogOptions
+from cco_sidecar_plugins.cluster._peers import Peers
+from cco_sidecar_plugins.cluster._places import Places
 from cco_sidecar_plugins.cluster._replica import FORMAT, Replica
 from cco_sidecar_plugins.cluster._snapshots import Snapshots
 from cco_sidecar_plugins.storage.guard import GuardedStorage
@@ -47,18 +49,14 @@ class ReplicatedStorage(GuardedStorage):
     _settings: PluginSettings
 
     FILE = "replica.db"
-    AGAIN = 1.0  # seconds between two attempts while the log takes nothing
     JOIN_SECONDS = 5.0  # for which a start waits for the log
     ENTRY_BYTES = 4_000_000  # after which no more jobs join a transaction
     LOOK_SECONDS = 2.0  # between two looks whether a snapshot is due
 
     def __init__(self, settings: PluginSettings, options: LogOptions) -> None:
         super().__init__(settings)
-        self._options, self._patience = options, float(settings.nats_timeout)
-        self._every = settings.nats_snapshot_entries
-        self._stir = threading.Event()  # something was heard, or an attempt to write has ended
-        self._woken = self._closing = self._running = False
-        self._try_at = 0.0  # while the log takes nothing: before that writers are refused at once
+        self._options = options
+        self._woken = self._running = False
         self._restored = 0
         self._looking: asyncio.Task[None] | None = None
         self.on_revoked: Any = lambda subject: None
@@ -74,14 +72,15 @@ class ReplicatedStorage(GuardedStorage):
         self._writer.execute("pragma synchronous = normal")  # the log is the truth: what is lost here is applied again
         secret = (self._settings.jwt_secret or "").encode() or content_of(self.path.with_name("jwt.secret"))
         fingerprint = hmac.new(secret.strip(), b"cco-sidecar cluster", hashlib.sha256).hexdigest()[:32]
-        epoch = self.read.meta("log") or uuid.uuid4().hex[:8]
-        founding = {"format": str(FORMAT), "epoch": epoch, "secret": fingerprint}
-        self.log = NatsLog(self._options, founding, self._hear, self._greeting)
-        self._snapshots = Snapshots(self.log, self.path, self._every)
+        founding = {"format": str(FORMAT), "epoch": uuid.uuid4().hex[:8], "secret": fingerprint}
+        self.log = NatsLog(self._options, founding, self._hear, lambda: self.follower.applied)
+        self._snapshots = Snapshots(self.log, self.path, self._settings.nats_snapshot_entries)
         files = self.path.parent / "results"
         replica = Replica(self._writer, self.node)
         self.follower = Follower(replica, fingerprint, files, self._snapshots, self._tell)
-        self.log.start(self.follower.applied, self.node)
+        self.peers = Peers(self.log, self.node, self._greeting)
+        self._places = Places(self.log, self.follower, self.node, self._settings.nats_timeout)
+        self.log.start(known=bool(self.follower.epoch))
         try:
             self._join()
         except StartError:
@@ -122,11 +121,10 @@ class ReplicatedStorage(GuardedStorage):
 
     def problem(self) -> str | None:
         """Why nothing can be written, None where nothing is known to be in the way."""
-        return self.follower.fault or self.log.problem or (None if self.follower.joined else "the log is not read yet")
+        return self._places.problem()
 
     def close(self) -> None:
-        self._closing = True
-        self._stir.set()
+        self._places.close()
         if self._looking:
             self._looking.cancel()
         super().close()
@@ -166,6 +164,8 @@ class ReplicatedStorage(GuardedStorage):
             await asyncio.sleep(self.LOOK_SECONDS * random.uniform(0.5, 1.5))  # seldom two sidecars at once
             if self.follower.waiting():
                 self._wake()
+            if self.follower.fault:  # which a server may have told that was not up to date yet
+                self.log.reconnect()
             try:
                 if not self.problem():
                     await pool.run(self._snapshots.make_when_due, self.follower.applied, self.follower.weight)
@@ -177,7 +177,7 @@ class ReplicatedStorage(GuardedStorage):
     def _hear(self, item: Joined | Entry) -> None:
         """In the client's thread."""
         self.follower.hear(item)
-        self._stir.set()
+        self._places.stir.set()
         self._wake()
 
     def _wake(self) -> None:
@@ -241,7 +241,7 @@ class ReplicatedStorage(GuardedStorage):
                 if not replica.calls:
                     replica.commit()
                     return outcomes
-                seq = self._place_of(replica.entry())
+                seq = self._places.find(replica.entry())
                 if seq is not None:
                     self.follower.note(seq)
                     return outcomes
@@ -262,10 +262,8 @@ class ReplicatedStorage(GuardedStorage):
             try:
                 outcomes.append((job(replica), replica.inserted))
                 replica.release()
-            except StorageError:
-                raise
             except Exception as error:  # a boundary: the job's caller gets it
-                replica.undo()
+                replica.undo()  # raises where SQLite has ended the whole transaction
                 del replica.calls[known:]
                 outcomes.append((error, []))
             size += replica.size_since(known)
@@ -273,49 +271,9 @@ class ReplicatedStorage(GuardedStorage):
                 break
         return outcomes
 
-    def _place_of(self, content: bytes) -> int | None:
-        """The number that our entry has in the log; None where its place has another one. Raises LogAway where nothing
-        is decided in time: then whatever is heard next is applied, and be it ours.
-        """
-        now, problem = time.monotonic(), self.problem()
-        if not self.follower.joined or self.follower.fault or now < self._try_at:
-            raise LogAway(problem or "the log takes nothing at this moment")
-        patience = 2 * self.log.API_SECONDS if self._try_at else self._patience
-        deadline, id = now + patience + len(content) / 2_000_000, f"{self.node}-{uuid.uuid4().hex}"
-        while time.monotonic() < deadline and not self._closing:
-            attempt = self.log.publish(content, self.follower.applied, id)
-            attempt.add_done_callback(lambda _: self._stir.set())
-            try:
-                entry = self._wait_for_place(attempt, deadline)
-            except LogAway as error:
-                problem = str(error)
-                continue
-            if entry is not None:
-                self._try_at = 0.0
-                return entry.seq if entry.id in (id, OURS) else None
-        self._try_at = time.monotonic() + self.AGAIN
-        self.log.reconnect()
-        raise LogAway(problem or "the log did not answer in time")
-
-    def _wait_for_place(self, attempt: Any, deadline: float) -> Entry | None:
-        """The entry that has the next place in the log, None where the time is up. Raises LogAway where the attempt to
-        write one failed, after a moment in which another sidecar's would have been heard.
-        """
-        following = self.follower.applied + 1
-        while (left := deadline - time.monotonic()) > 0 and not self._closing:
-            self._stir.clear()
-            if (entry := self.follower.next_entry()) is not None:
-                return entry
-            if attempt.done():
-                error = LogAway("cancelled") if attempt.cancelled() else attempt.exception()
-                if error is None and attempt.result() == following:
-                    return Entry(following, OURS, following - 1, b"")
-                self._stir.wait(min(left, 0.1))
-                if (entry := self.follower.next_entry()) is not None:
-                    return entry
-                raise error or LogAway("the log answered with another place")
-            self._stir.wait(left)
-        return None
+    async def sweep(self) -> None:
+        if not self.problem():
+            await super().sweep()
 
     async def statistics(self) -> dict[str, Any]:
         return await super().statistics() | {"cluster": self.cluster()}
@@ -327,12 +285,11 @@ class ReplicatedStorage(GuardedStorage):
             "backend": "nats", "servers": [without_login(server) for server in self._options.servers],
             "connected_to": self.log.server or None, "problem": self.problem(), "stream": self._options.stream,
             "replicas": self.replicas(), "synced": self._settings.nats_synced, "applied": applied,
-            "lag": max(0, self.log.heard - applied), "node": self.node, "peers": self.log.peers_seen(),
+            "lag": max(0, self.log.heard - applied), "node": self.node, "peers": self.peers.seen(),
             "differs": DIFFERS,
         }  # fmt: skip
 
 
-OURS = "ours"  # in the place of the id of an entry that the log has confirmed
 DIFFERS = (
     "a write is seen by the other sidecars a moment later",
     "subscribers_notified names waiters of this sidecar alone",

@@ -183,7 +183,7 @@ class Inotify:
             except OSError as error:
                 self._give_up(one_line(error))
                 return
-            if others or deaf or any((facts := proof.get(path)) and facts[5] > 1 for path in changed):
+            if others or deaf or any(is_linked(proof.get(path)) for path in changed):
                 self.apart = apart(proof, self._root, deaf)
             self._proof = proof
             self._identity = self._identity or identity(self._root)
@@ -328,12 +328,17 @@ def folders_of(proof: Proof, root: str) -> Set[str]:
     return found | {root}
 
 
+def is_linked(facts: Any) -> bool:
+    """Whether the fingerprint is that of a file with several hard links."""
+    return facts is not None and facts[5] > 1 and not stat.S_ISDIR(facts[4])
+
+
 def apart(proof: Proof, root: str, deaf: tuple[str, ...]) -> list[str]:
     """The paths of ``proof`` that may change without an event that names them: those outside of ``root``, those in a
     folder that cannot be watched, and files with several hard links.
     """
     inside = f"{root}/"
-    linked = {facts[3] for facts in proof.values() if facts and facts[5] > 1 and not stat.S_ISDIR(facts[4])}
+    linked = {facts[3] for facts in proof.values() if is_linked(facts)}
     return [
         path for path, facts in proof.items()
         if not f"{path}/".startswith(inside)

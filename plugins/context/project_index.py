@@ -8,8 +8,8 @@ cannot follow, it asks git at each look too.
 
 from __future__ import annotations
 
-import array
 import asyncio
+import bisect
 import contextlib
 import hashlib
 import itertools
@@ -72,14 +72,26 @@ class ProvenState(ProjectState, frozen=True, kw_only=True):
     """
 
     proof: Proof
+    total: int  # the sum of the hashes of what it holds: changed where a file changes, and the same in any order
     settled: bool
 
 
-def digest_of(proof: Proof) -> str:
-    paths = sorted(proof)
-    numbers = array.array("q", itertools.chain.from_iterable(proof[path] or (0,) * 6 for path in paths))
-    names = "\0".join(paths).encode("utf-8", "surrogateescape")
-    return hashlib.sha256(numbers.tobytes() + names).hexdigest()
+def total_of(proof: Proof, before: Proof, total: int) -> int:
+    """The sum of the hashes of what ``proof`` holds, out of ``total``, which is that of ``before``."""
+    for path, facts in proof.items():
+        known = before.get(path, UNKNOWN)
+        if known is not facts:
+            total += hash_of(path, facts) - (0 if known is UNKNOWN else hash_of(path, known))
+    for path in before.keys() - proof.keys():
+        total -= hash_of(path, before[path])
+    return total % 2**256
+
+
+UNKNOWN: Any = object()
+
+
+def hash_of(path: str, facts: Fingerprint | None) -> int:
+    return int.from_bytes(hashlib.sha256(f"{path}\0{facts}".encode("utf-8", "surrogateescape")).digest(), "big")
 
 
 def facts_of(facts: Fingerprint | None) -> Any:
@@ -245,7 +257,8 @@ class ProjectIndex(GitProject):
             seen = self._listed()
             if seen.same_names(listing):
                 break
-            listing, fresh, calm = seen, {}, True
+            same_folders = seen.ignored == listing.ignored
+            listing, fresh, calm = seen, proof if same_folders else {}, settled or not same_folders
         else:
             settled = False
         self._listing = seen
@@ -255,16 +268,15 @@ class ProjectIndex(GitProject):
         """The last state, with what has become of the contents of ``names``."""
         state = self._known()
         files = list(state.files)
-        for number, file in enumerate(files):
-            facts = proof[self._prefix + file.path] if file.path in names else None
-            if facts:
-                files[number] = FileFact(file.path, facts[2], facts[0])
+        for name in names:
+            if facts := proof[self._prefix + name]:
+                files[place_of(files, name)] = FileFact(name, facts[2], facts[0])
         git = msgspec.structs.replace(state.git, uncommitted_changes=self._changes_among(names))
         return self._proven(files, git, state.head, proof, True, state.own)
 
     def _assembled(self, proof: Proof, listing: Listing, settled: bool) -> ProvenState:
         files = []
-        for name in sorted({*listing.tracked, *listing.untracked}):
+        for name in dict.fromkeys(sorted([*listing.tracked, *listing.untracked])):
             facts = proof.get(self._prefix + name)
             if facts and not stat.S_ISDIR(facts[4]):
                 files.append(FileFact(name, facts[2], facts[0]))
@@ -284,9 +296,10 @@ class ProjectIndex(GitProject):
     ) -> ProvenState:  # fmt: skip
         """A state of ``files``, which hold none of those that are ``known`` to be the service's own."""
         own = known | own_files(str(self._root), files)
+        total = total_of(proof, *((self._state.proof, self._state.total) if self._state else ({}, 0)))
         return ProvenState(
-            root=str(self._root), files=without(files, own), git=git, head=head, own=frozenset(own), proof=proof,
-            digest=digest_of(proof) if settled else secrets.token_hex(16), settled=settled,
+            root=str(self._root), files=without(files, own) if own else files, git=git, head=head, own=frozenset(own),
+            proof=proof, total=total, digest=f"{total:x}" if settled else secrets.token_hex(16), settled=settled,
         )  # fmt: skip
 
     def _history(self) -> tuple[tuple[list[Commit], str | None], tuple[str | None, str | None]]:
@@ -432,9 +445,9 @@ class ProjectIndex(GitProject):
             or any(change.status == "renamed" for change in state.git.uncommitted_changes)
         ):
             return None
-        known = {file.path for file in state.files}
         files = {path.removeprefix(self._prefix) for path in changed if path not in self._entries}
-        good = files <= known and all(fingerprint(self._prefix + name) and not name.endswith(RULES) for name in files)
+        known = all(place_of(state.files, name) >= 0 for name in files)
+        good = known and all(fingerprint(self._prefix + name) and not name.endswith(RULES) for name in files)
         same = all(hash(folder_names(path)) == self._entries[path] for path in changed if path in self._entries)
         return files if good and same else None
 
@@ -454,6 +467,12 @@ class ProjectIndex(GitProject):
             [*others, *describe_changes(codes, line_counts(self._root, codes, asked))],
             key=lambda change: (change.status == "untracked", change.path),
         )
+
+
+def place_of(files: list[FileFact], name: str) -> int:
+    """Where the file called ``name`` stands in ``files``, which are in the order of their names; -1 for nowhere."""
+    at = bisect.bisect_left(files, name, key=lambda file: file.path)
+    return at if at < len(files) and files[at].path == name else -1
 
 
 class GitFolders(Struct, frozen=True):

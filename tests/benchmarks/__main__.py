@@ -33,6 +33,8 @@ MODULES = {
     "agents": "a team of agents of all types, as clients and as processes",
     "idle": "what it costs while nobody asks, and the start",
     "history": "a long history beside a short one",
+    "rivals": "the same work by NATS JetStream and Redis",
+    "cluster": "sidecars that share a log on NATS JetStream",
     "soak": "an hour's traffic in ten minutes",
 }
 ONLY_WHEN_ASKED = ("soak",)

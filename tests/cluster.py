@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,11 @@ class Node:
             return requests.get(f"http://127.0.0.1:{self.monitor_port}/{path}", timeout=2).json()
         return None
 
+    def streams(self) -> dict[str, Any]:
+        """What it tells of each stream, by its name."""
+        accounts = (self.monitor("jsz?streams=1&accounts=1") or {}).get("account_details") or []
+        return {detail["name"]: detail for account in accounts for detail in account.get("stream_detail") or []}
+
     @property
     def log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
@@ -134,15 +140,14 @@ class Servers:
         return True
 
     def leader(self, stream: str) -> Node:
-        """The node that decides the order of the stream whose name contains ``stream``."""
+        """The node that decides the order of the stream whose name ends with ``stream``."""
         return until(lambda: self._leader(stream))
 
     def _leader(self, stream: str) -> Node | None:
         for node in self.nodes:
-            for account in (node.monitor("jsz?streams=1&accounts=1") or {}).get("account_details", []):
-                for detail in account.get("stream_detail") or []:
-                    if stream in detail["name"] and detail.get("cluster", {}).get("leader") == node.name:
-                        return node
+            for name, detail in node.streams().items():
+                if name.endswith(stream) and detail.get("cluster", {}).get("leader") == node.name:
+                    return node
         return None
 
     def stop(self) -> None:
@@ -179,13 +184,22 @@ class Team:
         return self.sidecars[-1]
 
     def start(self, count: int, *options: str) -> list[Service]:
-        return [self.sidecar(*options).start() for _ in range(count)]
+        """So many more, started at the same time."""
+        made = [self.sidecar(*options) for _ in range(count)]
+        with ThreadPoolExecutor(count) as pool:
+            return list(pool.map(Service.start, made))
 
-    def stop(self) -> None:
-        """End them all, also those that are paused or no longer answer."""
-        for sidecar in self.sidecars:
-            if sidecar.process and sidecar.process.poll() is None:
-                sidecar.process.send_signal(signal.SIGCONT)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    sidecar.stop()
-                sidecar.kill()
+    def stop(self) -> list[int | None]:
+        """End those that run, at the same time, also where they are paused: their exit codes, None where killed."""
+        running = [sidecar for sidecar in self.sidecars if sidecar.process and sidecar.process.poll() is None]
+        with ThreadPoolExecutor(max(1, len(running))) as pool:
+            return list(pool.map(self._stop, running))
+
+    def _stop(self, sidecar: Service) -> int | None:
+        assert sidecar.process
+        sidecar.process.send_signal(signal.SIGCONT)
+        try:
+            return sidecar.stop()
+        except subprocess.TimeoutExpired:
+            sidecar.kill()
+            return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -189,6 +190,7 @@ class Service:
 
     module = MODULE  # what a service runs unless its test says otherwise
     options: tuple[str, ...] = ()  # and with these
+    backend = ""  # URL of the NATS server on which each storage has a log of its own
     by_url: ClassVar[dict[str, Service]] = {}
 
     def __init__(
@@ -199,22 +201,17 @@ class Service:
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = storage.parent / f"{storage.name}.log"
 
+    @property
+    def command(self) -> list[str]:
+        where = ["--root", str(self.root), "--storage", str(self.storage), "--port", "0", "--project", PROJECT]
+        if Service.backend:
+            where += ["--backend", Service.backend, "--nats-prefix", hashlib.md5(bytes(self.storage)).hexdigest()]
+        return [sys.executable, str(self.module), "serve", *where, *Service.options, *self.arguments]
+
     def start(self) -> Service:
-        command = [
-            sys.executable,
-            str(self.module),
-            "serve",
-            "--root",
-            str(self.root),
-            "--storage",
-            str(self.storage),
-            "--port",
-            "0",
-        ]
-        command += ["--project", PROJECT, *Service.options, *self.arguments]
         with self.log_path.open("ab") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=output, cwd=self.root, env=clean_environment(**self.env)
+                self.command, stdout=output, stderr=output, cwd=self.root, env=clean_environment(**self.env)
             )
         until(self._announced)
         return self
@@ -278,6 +275,8 @@ def default_port() -> Iterator[int]:
 # These promises hold for the lone file too. A test that is about what a plugin adds says so by
 # @pytest.mark.needs_plugin("reason").
 ALONE = "reference results routing events agents tokens limits errors context end_to_end".split()
+# Files some of whose tests are about what any storage promises: @pytest.mark.any_storage has them done on NATS too.
+ANY_STORAGE = "events storage agents tokens reference".split()
 
 ATTACKED = "malformed fuzz".split()  # both HTTP servers
 
@@ -302,7 +301,7 @@ OF_PLUGINS = re.compile(
 @pytest.fixture(scope="module", autouse=True)
 def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """ "with plugins"; "alone": services then run a copy of the module that nothing lies beside; "Tornado's server" in
-    the place of the plugin fast.
+    the place of the plugin fast; "on NATS".
     """
     chosen = getattr(request, "param", "with plugins")
     if chosen == "Tornado's server":
@@ -311,16 +310,27 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         folder = tmp_path_factory.mktemp("alone")
         (folder / "plugins").mkdir()  # else those would be found that `pip install -e` has copied somewhere
         Service.module = Path(shutil.copy(MODULE, folder))
-    yield chosen
-    Service.module, Service.options = MODULE, ()
+    with contextlib.ExitStack() as stack:
+        if chosen == "on NATS":
+            from cluster import servers
+
+            Service.backend = stack.enter_context(servers(tmp_path_factory.mktemp("nats"))).url
+        yield chosen
+    Service.module, Service.options, Service.backend = MODULE, (), ""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     name = metafunc.module.__name__.removeprefix("test_")
+    chosen = ["with plugins"] if name in ANY_STORAGE else []
     if name in ALONE and {"service", "make_service"} & set(metafunc.fixturenames):
-        metafunc.parametrize("setup", ["with plugins", "alone"], indirect=True, scope="module")
+        chosen = ["with plugins", "alone"]
     elif name in ATTACKED and {"service", "make_service", "hurried", "fuzzed"} & set(metafunc.fixturenames):
-        metafunc.parametrize("setup", ["with plugins", "Tornado's server"], indirect=True, scope="module")
+        chosen = ["with plugins", "Tornado's server"]
+    if metafunc.definition.get_closest_marker("any_storage"):
+        assert name in ANY_STORAGE, "a module's service would start anew between tests with and without the mark"
+        chosen.append("on NATS")
+    if chosen:
+        metafunc.parametrize("setup", chosen, indirect=True, scope="module")
 
 
 # Files that take minutes, so that no test process works through one at the end while the others have nothing.
@@ -410,7 +420,7 @@ def end_stragglers() -> None:
     """End what agents a stopped service rightly left running."""
     for process in marked_processes():
         with contextlib.suppress(psutil.Error):
-            if "serve" not in process.cmdline():
+            if "serve" not in process.cmdline() and process.name() != "nats-server":
                 process.kill()
 
 

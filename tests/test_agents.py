@@ -453,6 +453,7 @@ def test_no_more_agents_run_than_are_allowed_however_many_are_asked_for(make_ser
     spawn(architect)
 
 
+@pytest.mark.any_storage
 def test_a_repeated_spawn_starts_one_process(architect: Client, issue: str) -> None:
     key = {"Idempotency-Key": f"spawn-{uuid.uuid4()}"}
     before = architect.get("/status").json()["agents"]["spawned_total"]
@@ -468,6 +469,7 @@ def test_a_repeated_spawn_starts_one_process(architect: Client, issue: str) -> N
 # -- how they end
 
 
+@pytest.mark.any_storage
 @pytest.mark.parametrize(
     ("task", "ends_as", "exit_code", "by_signal", "events"),
     [
@@ -821,6 +823,7 @@ def seconds_of(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
 
 
+@pytest.mark.any_storage
 @pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
 def test_after_a_kill_of_the_service_its_agents_go_on_and_are_adopted(make_service: Callable[..., Service]) -> None:
     service = make_service(*COMMAND)

@@ -42,6 +42,7 @@ def ids(answer: Any) -> list[str]:
 # -- waiting and waking
 
 
+@pytest.mark.any_storage
 def test_a_parked_waiter_wakes_with_the_event_and_the_publisher_learns_who(
     service: Service, architect: Client, issue: str
 ) -> None:
@@ -91,6 +92,7 @@ def test_only_matching_waiters_wake(setup: str, service: Service, architect: Cli
     parked(architect, 0)
 
 
+@pytest.mark.any_storage
 def test_a_reader_of_one_issue_gets_the_events_that_name_several_in_order_and_misses_none(
     architect: Client, issue: str
 ) -> None:
@@ -233,11 +235,13 @@ def test_a_thousand_hang_ups_at_once_leave_nobody_behind(service: Service, archi
 # -- positions
 
 
+@pytest.mark.any_storage
 def test_events_published_before_the_first_wait_are_delivered(service: Service, architect: Client, issue: str) -> None:
     early = [architect.publish("early", {"issue_id": issue})["event_id"] for _ in range(3)]
     assert ids(service.client("test-engineer").wait("early", filter=f"issue_id:{issue}", timeout=0)) == early
 
 
+@pytest.mark.any_storage
 def test_each_wait_goes_on_where_the_last_answer_ended(architect: Client, service: Service, issue: str) -> None:
     reader, where = service.client("test-engineer"), f"issue_id:{issue}"
     first = architect.publish("steps", {"issue_id": issue})["event_id"]
@@ -247,6 +251,7 @@ def test_each_wait_goes_on_where_the_last_answer_ended(architect: Client, servic
     assert ids(reader.wait("steps", filter=where, timeout=0)) == between
 
 
+@pytest.mark.any_storage
 def test_positions_are_kept_apart_by_subject_type_and_filter(service: Service, architect: Client, issue: str) -> None:
     event = architect.publish("apart", {"issue_id": issue})["event_id"]
     one, other = service.client("test-engineer"), service.client("test-engineer")
@@ -257,6 +262,7 @@ def test_positions_are_kept_apart_by_subject_type_and_filter(service: Service, a
         assert ids(client.wait("apart", filter=f"issue_id:{issue}", timeout=0)) == []
 
 
+@pytest.mark.any_storage
 def test_two_waits_on_one_position_are_answered_with_the_same_events(
     service: Service, architect: Client, issue: str
 ) -> None:
@@ -271,6 +277,7 @@ def test_two_waits_on_one_position_are_answered_with_the_same_events(
     assert [ids(answer()) for answer in answers] == [[published["event_id"]]] * 2
 
 
+@pytest.mark.any_storage
 def test_positions_survive_a_restart_and_a_kill(make_service: Callable[..., Service]) -> None:
     service = make_service()
     token = service.token("chief-architect", sub="reader")
@@ -287,6 +294,7 @@ def test_positions_survive_a_restart_and_a_kill(make_service: Callable[..., Serv
 # -- cursors
 
 
+@pytest.mark.any_storage
 def test_since_is_exclusive_and_moves_no_position(service: Service, architect: Client, issue: str) -> None:
     events = [architect.publish("cursor", {"issue_id": issue})["event_id"] for _ in range(4)]
     reader, where = service.client("chief-architect"), f"issue_id:{issue}"
@@ -296,6 +304,7 @@ def test_since_is_exclusive_and_moves_no_position(service: Service, architect: C
     assert ids(reader.wait("cursor", filter=where, timeout=0)) == events
 
 
+@pytest.mark.any_storage
 def test_pages_are_exact(architect: Client, issue: str) -> None:
     events = [architect.publish("pages", {"issue_id": issue, "number": number})["event_id"] for number in range(5)]
     where = f"issue_id:{issue}"
@@ -307,6 +316,7 @@ def test_pages_are_exact(architect: Client, issue: str) -> None:
     assert (ids(exact), exact["more_available"]) == (events, False)
 
 
+@pytest.mark.any_storage
 def test_scanned_to_is_a_cursor_past_what_did_not_match(architect: Client, issue: str) -> None:
     architect.publish("scanned", {"issue_id": "another"})
     empty = architect.wait("scanned", filter=f"issue_id:{issue}", since="earliest", timeout=0)
@@ -323,6 +333,7 @@ def test_garbage_in_since_is_refused(architect: Client, garbage: str) -> None:
     assert architect.get("/api/events/wait/x", since=garbage, timeout=0).status_code == 400
 
 
+@pytest.mark.any_storage
 def test_a_cursor_from_elsewhere_is_gone_and_says_where_the_log_is(architect: Client) -> None:
     head = architect.publish("gone")["event_id"]
     epoch, number = head.split("-")[1:]
@@ -336,6 +347,7 @@ def test_a_cursor_from_elsewhere_is_gone_and_says_where_the_log_is(architect: Cl
         assert error["details"]["head"] >= head and error["details"]["floor"] <= head
 
 
+@pytest.mark.any_storage
 def test_an_events_own_expiry_does_not_invalidate_its_cursor(architect: Client, issue: str) -> None:
     expired = architect.publish("brief", {"issue_id": issue}, ttl_seconds=1)["event_id"]
     until(lambda: not ids(architect.wait("brief", filter=f"issue_id:{issue}", since="earliest", timeout=0)))
@@ -346,6 +358,7 @@ def test_an_events_own_expiry_does_not_invalidate_its_cursor(architect: Client, 
 # -- order
 
 
+@pytest.mark.any_storage
 def test_every_consumer_sees_the_same_order_however_many_publish(
     service: Service, architect: Client, issue: str
 ) -> None:
@@ -373,6 +386,7 @@ def test_every_consumer_sees_the_same_order_however_many_publish(
 # -- publishing
 
 
+@pytest.mark.any_storage
 def test_unknown_fields_are_kept_and_never_replace_ours(architect: Client, issue: str) -> None:
     architect.publish("extra", {"issue_id": issue}, event_id="evt-mine", timestamp="never", colour="blue")
     event = architect.wait("extra", filter=f"issue_id:{issue}", timeout=0)["events"][0]
@@ -409,6 +423,7 @@ def test_event_type_names_are_checked(architect: Client, name: str) -> None:
     assert architect.post(f"/api/events/{name}", {"publisher": "x", "topic": "t", "data": {}}).status_code == 400
 
 
+@pytest.mark.any_storage
 def test_a_repeat_with_the_same_key_publishes_once(service: Service, architect: Client, issue: str) -> None:
     body = {"publisher": "x", "topic": "t", "data": {"issue_id": issue}}
     post = lambda content: architect.post("/api/events/keyed", content, headers={"Idempotency-Key": f"key-{issue}"})  # noqa: E731
@@ -425,6 +440,7 @@ def test_a_repeat_with_the_same_key_publishes_once(service: Service, architect: 
 # -- expiry, retention, dead letters
 
 
+@pytest.mark.any_storage
 @pytest.mark.needs_plugin("events/event_list lists them")
 def test_an_event_that_expires_undelivered_becomes_a_dead_letter(
     service: Service, architect: Client, issue: str
@@ -442,6 +458,7 @@ def test_an_event_that_expires_undelivered_becomes_a_dead_letter(
     assert service.client("test-engineer").get("/api/events", dead="true").status_code == 403
 
 
+@pytest.mark.any_storage
 def test_retention_moves_the_floor_and_says_so(make_service: Callable[..., Service]) -> None:
     service = make_service("--event-limit", "50")
     client = service.client("chief-architect")
@@ -464,6 +481,7 @@ def test_retention_moves_the_floor_and_says_so(make_service: Callable[..., Servi
     assert "missed" not in slow.wait("many", timeout=0)
 
 
+@pytest.mark.any_storage
 def test_retention_by_age(make_service: Callable[..., Service]) -> None:
     client = make_service("--event-retention", "1").client("chief-architect")
     old = client.publish("aged")["event_id"]
@@ -481,6 +499,7 @@ def test_retention_by_age(make_service: Callable[..., Service]) -> None:
 # -- listing
 
 
+@pytest.mark.any_storage
 @pytest.mark.needs_plugin("events/event_list lists them")
 def test_listing_is_not_delivery(architect: Client, issue: str) -> None:
     depth = architect.get("/status").json()["events"]["queue_depth"]

@@ -614,6 +614,7 @@ def test_every_documented_refusal_has_its_status(
 # -- the examples as a whole
 
 
+@pytest.mark.any_storage
 def test_the_complete_agent_workflow_runs(service: Service, issue: str) -> None:
     agent, listener = service.client("python-specialist", permissions=ALL[:3]), service.client("test-engineer")
     context = agent.get(f"/api/context/{issue}/python-specialist").json()

@@ -797,6 +797,7 @@ def completed(client: Client, issue: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.any_storage
 def test_a_result_its_event_its_routing_and_its_file_say_the_same(
     service: Service, architect: Client, issue: str
 ) -> None:
@@ -824,6 +825,7 @@ def test_a_result_its_event_its_routing_and_its_file_say_the_same(
     assert [item["agent_type"] for item in stored["next_agents"]] == ["test-engineer", "security-auditor"]
 
 
+@pytest.mark.any_storage
 def test_a_result_whose_file_cannot_be_written_leaves_neither_result_nor_event(
     service: Service, architect: Client, issue: str
 ) -> None:
@@ -849,6 +851,7 @@ def test_a_result_whose_file_cannot_be_written_leaves_neither_result_nor_event(
     assert len(completed(architect, issue)) == 1
 
 
+@pytest.mark.any_storage
 def test_the_file_holds_the_latest_record_whole_at_every_moment_and_earlier_ones_stay_readable(
     service: Service, architect: Client, issue: str
 ) -> None:
@@ -873,6 +876,7 @@ def test_the_file_holds_the_latest_record_whole_at_every_moment_and_earlier_ones
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.any_storage
 def test_results_at_once_on_one_issue_route_as_if_one_came_after_the_other(service: Service, issue: str) -> None:
     clients = [service.client("chief-architect") for _ in range(6)]
     with ThreadPoolExecutor(6) as pool:
@@ -884,6 +888,7 @@ def test_results_at_once_on_one_issue_route_as_if_one_came_after_the_other(servi
     assert [event["data"]["result_id"] for event in completed(clients[0], issue)] == order
 
 
+@pytest.mark.any_storage
 def test_results_are_listed_by_issue_type_and_status_in_pages_newest_last(architect: Client, issue: str) -> None:
     rows = [
         ("python-specialist", "failed"),
@@ -914,6 +919,7 @@ def test_results_are_listed_by_issue_type_and_status_in_pages_newest_last(archit
     assert architect.get("/api/results/result-unknown").status_code == 404
 
 
+@pytest.mark.any_storage
 def test_pages_of_large_results_are_bounded_in_bytes_and_lose_nothing(architect: Client, issue: str) -> None:
     ids = [architect.store(issue=issue, rationale="x" * 3_000_000)["id"] for _ in range(4)]
     newest = architect.get("/api/results", issue_id=issue)
@@ -939,6 +945,7 @@ def keyed(client: Client, path: str, body: dict[str, Any], key: str) -> Any:
     return client.request("POST", path, json=body, headers={"Idempotency-Key": key})
 
 
+@pytest.mark.any_storage
 def test_a_repeat_gives_the_first_answer_again_and_does_nothing_twice(architect: Client, issue: str) -> None:
     first = keyed(architect, "/api/results", body_of(issue), issue)
     again = keyed(architect, "/api/results", body_of(issue), issue)
@@ -947,6 +954,7 @@ def test_a_repeat_gives_the_first_answer_again_and_does_nothing_twice(architect:
     assert len(architect.get("/api/results", issue_id=issue).json()["results"]) == len(completed(architect, issue)) == 1
 
 
+@pytest.mark.any_storage
 def test_a_key_with_another_body_is_422_and_changes_nothing(architect: Client, issue: str) -> None:
     first = keyed(architect, "/api/results", body_of(issue), issue)
     other = keyed(architect, "/api/results", body_of(issue, "failed"), issue)
@@ -955,6 +963,7 @@ def test_a_key_with_another_body_is_422_and_changes_nothing(architect: Client, i
     assert len(architect.get("/api/results", issue_id=issue).json()["results"]) == 1
 
 
+@pytest.mark.any_storage
 def test_a_key_belongs_to_one_subject_and_one_endpoint(service: Service, architect: Client, issue: str) -> None:
     event = {"publisher": "tester", "topic": "test", "data": {"issue_id": issue}}
     answers = [
@@ -967,6 +976,7 @@ def test_a_key_belongs_to_one_subject_and_one_endpoint(service: Service, archite
     assert not any("Idempotent-Replay" in answer.headers for answer in answers)
 
 
+@pytest.mark.any_storage
 def test_repeats_at_the_same_time_wait_for_the_first_and_share_its_answer(
     service: Service, architect: Client, issue: str
 ) -> None:
@@ -979,6 +989,7 @@ def test_repeats_at_the_same_time_wait_for_the_first_and_share_its_answer(
     assert len(architect.get("/api/results", issue_id=issue).json()["results"]) == 1
 
 
+@pytest.mark.any_storage
 def test_a_failure_is_not_kept(architect: Client, issue: str) -> None:
     bad = keyed(architect, "/api/results", body_of(issue, "finished"), issue)
     assert bad.status_code == 400
@@ -1100,6 +1111,7 @@ def test_what_lies_among_the_files_to_place_does_not_stop_a_start(make_service: 
 # -- what is counted
 
 
+@pytest.mark.any_storage
 def test_status_counts_what_has_been_answered(make_service: Callable[..., Service], tmp_path: Path) -> None:
     """Each commit takes a third of a second: what is written behind an answer is counted all the same."""
     code = "commit = c.Records.commit\nc.Records.commit = lambda self: (time.sleep(0.3) if FAULT.exists() else None) or commit(self)\n"
@@ -1172,6 +1184,7 @@ def test_files_and_database_agree_after_kills_at_any_moment(make_service: Callab
         assert unplaced(service) == []
 
 
+@pytest.mark.any_storage
 def test_everything_that_was_answered_is_there_after_kill_9_under_load(make_service: Callable[..., Service]) -> None:
     service = make_service("--agent-command", json.dumps([sys.executable, "-c", "pass"]))
     token = service.token(sub="worker")

@@ -741,6 +741,7 @@ def test_a_configured_secret_signs(make_service: Callable[..., Service], reposit
 # -- revocation
 
 
+@pytest.mark.any_storage
 def test_the_token_of_an_ended_agent_is_refused_for_good(make_service: Callable[..., Service]) -> None:
     service = make_service("--agent-command", "sleep 60")
     architect = service.client()

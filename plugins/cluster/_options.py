@@ -55,7 +55,7 @@ def server_urls(text: str) -> tuple[str, ...]:
     scheme, login, urls = "", "", []
     for part in text.split(","):
         found = form.fullmatch(part.strip())
-        if not found or not (found[1] or scheme):
+        if not found or not (found[1] or scheme) or not 0 < int((found[4] or ":4222")[1:]) < 65536:
             return ()
         scheme, login = found[1] or scheme, found[2] or login
         urls.append(f"{scheme}{login}{found[3]}{found[4] or ':4222'}")

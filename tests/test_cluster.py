@@ -1,0 +1,526 @@
+"""Several sidecars on one project behave as one: their events, results and agents lie on NATS (plugin cluster/nats)."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from cluster import SECRET, Servers, Team, servers
+from conftest import MODULE, PROJECT, Client, Service, clean_environment, end_stragglers, make_repository, plugin, until
+from test_tls import make_pair
+
+PASSWORD = "not-to-be-told"
+
+
+@pytest.fixture(scope="module")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """One server, which asks for a password."""
+    login = f"authorization {{ user: sidecar, password: {PASSWORD} }}"
+    with servers(tmp_path_factory.mktemp("nats"), more=login, login=f"sidecar:{PASSWORD}@") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def team(nats: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    """Three sidecars on one project. The tests keep apart by issues and subjects."""
+    folder = tmp_path_factory.mktemp("team")
+    made = Team(folder, make_repository(folder / "repository"), nats.url, "--agent-command", "sleep 60")
+    made.start(3)
+    yield made
+    codes = made.stop()
+    for sidecar in made.sidecars:
+        assert "Traceback" not in sidecar.log, sidecar.log
+    assert codes == [0, 0, 0]
+    end_stragglers()
+
+
+@pytest.fixture
+def make_team(tmp_path: Path, repository: Path) -> Iterator[Callable[..., Team]]:
+    """A factory of teams for one test."""
+    made: list[Team] = []
+
+    def make(backend: str, *options: str) -> Team:
+        made.append(Team(tmp_path / f"team-{len(made)}", repository, backend, *options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+    end_stragglers()
+
+
+def ids(answer: Any) -> list[str]:
+    return [event["event_id"] for event in answer["events"]]
+
+
+def at_once(call: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+    """What ``call`` gives for each of the items, all asked at the same time."""
+    with ThreadPoolExecutor(len(items)) as pool:
+        return list(pool.map(call, items))
+
+
+def parked(sidecar: Service, number: int) -> None:
+    until(lambda: sidecar.client().get("/status").json()["events"]["active_subscriptions"] == number)
+
+
+def keyed(client: Client, path: str, body: dict[str, Any], key: str) -> Any:
+    return client.request("POST", path, json=body, headers={"Idempotency-Key": key})
+
+
+def body_of(issue: str, agent_type: str = "python-specialist", status: str = "success", **result: Any) -> Any:
+    body = {"agent_id": f"{agent_type}-1", "agent_type": agent_type, "issue_id": issue, "project_id": PROJECT}
+    return body | {"result": {"status": status, **result}}
+
+
+def listed(sidecar: Service, issue: str) -> list[str]:
+    """The ids of the issue's results that a sidecar knows."""
+    return [record["id"] for record in sidecar.client().get("/api/results", issue_id=issue).json()["results"]]
+
+
+def outputs(sidecar: Service, issue: str) -> list[str]:
+    """The results that its contexts tell of."""
+    answer = sidecar.client("test-engineer").get(f"/api/context/{issue}/test-engineer")
+    return [output["result_id"] for output in answer.json()["context"]["previous_agent_outputs"]]
+
+
+# -- events
+
+
+def test_an_event_published_on_one_wakes_waiters_on_the_others_and_has_one_id(team: Team, issue: str) -> None:
+    publisher, *others = team.sidecars
+    with ThreadPoolExecutor() as pool:
+        answers = [
+            pool.submit(sidecar.client().wait, "woken", filter=f"issue_id:{issue}", timeout=20_000)
+            for sidecar in others
+        ]
+        for sidecar in others:
+            parked(sidecar, 1)
+        published = publisher.client().publish("woken", {"issue_id": issue})
+        assert [ids(answer.result()) for answer in answers] == [[published["event_id"]]] * 2
+    assert published["subscribers_notified"] == [], "those whom this machine woke"
+
+
+def test_all_tell_the_same_events_in_the_same_order_and_a_cursor_is_good_on_any(team: Team, issue: str) -> None:
+    def publish(sidecar: Service) -> list[str]:
+        client = sidecar.client()
+        return [client.publish("many", {"issue_id": issue, "count": count})["event_id"] for count in range(15)]
+
+    told = at_once(publish, team.sidecars * 2)
+    confirmed = sorted(event for events in told for event in events)
+    assert len(set(confirmed)) == 90 and all(events == sorted(events) for events in told)
+    query = {"filter": f"issue_id:{issue}", "timeout": 5000}
+    cursor, found = "earliest", []
+    for number in range(9):  # each page on another machine
+        page = team.sidecars[number % 3].client().wait("many", since=cursor, limit=10, **query)
+        found += ids(page)
+        cursor = page["next_cursor"]
+    assert found == confirmed
+    for sidecar in team.sidecars:
+        assert sidecar.client().wait("many", since=cursor, filter=f"issue_id:{issue}", timeout=0)["events"] == []
+
+
+def test_a_readers_position_is_known_on_all(team: Team, issue: str) -> None:
+    a, b, _ = team.sidecars
+    on_a = a.client(sub=f"reader-of-{issue}")
+    on_b = Client(b.url, on_a.token)
+    events = [on_a.publish("placed", {"issue_id": issue})["event_id"] for _ in range(3)]
+    asked = {"filter": f"issue_id:{issue}", "timeout": 5000}
+    assert ids(on_a.wait("placed", limit=2, **asked)) == events[:2]
+    on_a.publish("behind", {"issue_id": issue})
+    b.client().wait("behind", since=events[-1], timeout=5000)  # what was written on A before it is known on B now
+    assert ids(on_b.wait("placed", **asked)) == events[2:]
+
+
+def test_a_cursor_is_good_on_another_machine_at_once(team: Team, issue: str) -> None:
+    a, b, _ = team.sidecars
+    on_a, on_b = a.client(), b.client()
+    for _ in range(30):
+        cursor = on_a.publish("fresh", {"issue_id": issue})["event_id"]
+        assert on_b.wait("fresh", since=cursor, filter=f"issue_id:{issue}", timeout=0)["events"] == []
+
+
+def test_odd_names_mean_themselves_alone(team: Team, issue: str) -> None:
+    a, b, _ = team.sidecars
+    texts = ["*", ">", "a.>", "x.*.y", ":", " ", "$JS.API.>", "grün/\n", "\0", "x" * 256]
+    kinds = ["a.b", "a", "a-b.c_d", "x" * 64]
+    for text in texts:
+        body = {"publisher": text, "topic": text, "data": {"issue_id": text, "mark": issue}, "correlation_id": text}
+        for kind in kinds:
+            answer = a.client().post(f"/api/events/{kind}", body)
+            assert answer.status_code == 202, (kind, text, answer.text)
+    for kind in kinds:
+        told = b.client().wait(kind, since="earliest", filter=f"mark:{issue}", timeout=5000)["events"]
+        seen = [(event["event_type"], event["topic"], event["publisher"], event["data"]["issue_id"]) for event in told]
+        assert seen == [(kind, text, text, text) for text in texts]
+
+
+# -- results
+
+
+def test_a_result_stored_on_one_is_in_the_others_lists_contexts_and_files(team: Team, issue: str) -> None:
+    a, *others = team.sidecars
+    for sidecar in others:
+        assert outputs(sidecar, issue) == [], "and this is in its cache now"
+    stored = a.client().store(issue=issue, decisions=["Use a lock"])
+    for sidecar in others:
+        until(lambda sidecar=sidecar: listed(sidecar, issue) == [stored["id"]], 5)
+        assert outputs(sidecar, issue) == [stored["id"]]
+        record = sidecar.client().get(f"/api/results/{stored['id']}").json()
+        assert record == a.client().get(f"/api/results/{stored['id']}").json()
+        path = sidecar.storage / "results" / PROJECT / issue / "python-specialist.json"
+        until(lambda path=path, record=record: path.exists() and json.loads(path.read_text()) == record, 5)
+        (event,) = sidecar.client().wait("agent_completed", since="earliest", filter=f"issue_id:{issue}", timeout=0)[
+            "events"
+        ]
+        assert event["event_id"] == stored["event_id"] and event["data"]["result_id"] == stored["id"]
+
+
+def test_results_at_once_on_different_machines_route_as_if_one_came_after_the_other(team: Team, issue: str) -> None:
+    clients = [sidecar.client() for sidecar in team.sidecars * 2]
+    stored = at_once(lambda client: client.store(issue=issue, status="failed"), clients)
+    proposed = {item["id"]: [agent["agent_type"] for agent in item["next_agents"]] for item in stored}
+    until(lambda: all(len(listed(sidecar, issue)) == 6 for sidecar in team.sidecars), 5)
+    (order,) = {tuple(listed(sidecar, issue)) for sidecar in team.sidecars}
+    again, escalated = ["python-specialist"], ["chief-architect"]
+    assert [proposed[result_id] for result_id in order] == [again, again, escalated, again, again, escalated]
+
+
+def test_what_is_larger_than_a_message_of_the_server_is_kept_whole(team: Team, issue: str) -> None:
+    a, b, c = team.sidecars
+    text = "".join(str(uuid.uuid4()) for _ in range(100_000))  # 3.6 MB that compress badly
+    result = a.client().store(issue=issue, rationale=text)
+    event = a.client().publish("large", {"mark": issue, "text": text[:1_000_000]})
+    several = at_once(
+        lambda number: a.client().store(issue=f"{issue}-{number}", rationale=text[:400_000]), list(range(8))
+    )  # in one batch, which is larger than a message as well
+    for sidecar in (b, c):
+        (found,) = sidecar.client().wait("large", since="earliest", filter=f"mark:{issue}", timeout=5000)["events"]
+        assert found["event_id"] == event["event_id"] and found["data"]["text"] == text[:1_000_000]
+        assert sidecar.client().get(f"/api/results/{result['id']}").json()["result"]["rationale"] == text
+        until(lambda sidecar=sidecar: sidecar.client().get(f"/api/results/{several[-1]['id']}").status_code == 200, 5)
+        for stored in several:
+            record = sidecar.client().get(f"/api/results/{stored['id']}").json()
+            assert record["result"]["rationale"] == text[:400_000]
+
+
+# -- idempotency keys
+
+
+def test_a_key_used_on_one_is_known_on_the_others(team: Team, issue: str) -> None:
+    a, b, c = team.sidecars
+    on_a = a.client()
+    first = keyed(on_a, "/api/results", body_of(issue), issue)
+    assert first.status_code == 201
+    until(lambda: listed(b, issue) == listed(c, issue) == [first.json()["id"]], 5)
+    again = keyed(Client(b.url, on_a.token), "/api/results", body_of(issue), issue)
+    assert again.headers["Idempotent-Replay"] == "true" and again.json() == first.json()
+    other = keyed(Client(c.url, on_a.token), "/api/results", body_of(issue, status="failed"), issue)
+    assert (other.status_code, other.json()["code"]) == (422, "REQ_006")
+
+
+def test_a_key_used_on_all_at_the_same_time_is_used_once(team: Team, issue: str) -> None:
+    token = team.sidecars[0].token()
+    clients = [Client(sidecar.url, token) for sidecar in team.sidecars]
+    event = {"publisher": "tester", "topic": "test", "data": {"issue_id": issue}}
+    for number in range(10):
+        for path, body, code in (("/api/results", body_of(issue), 201), ("/api/events/keyed", event, 202)):
+            answers = at_once(functools.partial(keyed, path=path, body=body, key=f"{issue}-{number}"), clients)
+            assert {answer.status_code for answer in answers} == {code}, [answer.text for answer in answers]
+            told = [(answer.headers.get("Idempotent-Replay", ""), answer.json()) for answer in answers]
+            assert sorted(replay for replay, _ in told) == ["", "true", "true"], told
+            assert all(answer == told[0][1] for _, answer in told), told
+    for sidecar in team.sidecars:
+        until(lambda sidecar=sidecar: len(listed(sidecar, issue)) == 10, 5)
+        query = {"filter": f"issue_id:{issue}", "since": "earliest", "timeout": 0}
+        assert len(sidecar.client().wait("keyed", **query)["events"]) == 10
+
+
+# -- agents
+
+
+def spawn(sidecar: Service, issue: str) -> Any:
+    answer = sidecar.client().post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": issue})
+    assert answer.status_code in (200, 201, 202), answer.text
+    return answer.json()
+
+
+def state(sidecar: Service, agent_id: str) -> str | None:
+    answer = sidecar.client().get(f"/api/agents/{agent_id}/status")
+    return answer.json()["state"] if answer.status_code == 200 else None
+
+
+def exited(sidecar: Service, issue: str) -> list[Any]:
+    query = {"filter": f"issue_id:{issue}", "since": "earliest", "timeout": 0}
+    return sidecar.client().wait("agent_exited", **query)["events"]
+
+
+def test_agents_of_all_machines_are_seen_everywhere_and_ended_through_the_one_that_owns_them(
+    team: Team, issue: str
+) -> None:
+    a, b, c = team.sidecars
+    spawned = at_once(lambda sidecar: spawn(sidecar, issue), team.sidecars)
+    agents = [agent["agent_id"] for agent in spawned]
+    assert len(set(agents)) == 3
+    for sidecar in team.sidecars:
+        for agent in agents:
+            until(lambda sidecar=sidecar, agent=agent: state(sidecar, agent) == "running")
+        found = sidecar.client().get("/api/agents", issue_id=issue, limit=1000).json()["agents"]
+        assert set(agents) <= {row["agent_id"] for row in found}
+    on_b = Client(b.url, spawned[0]["jwt_token"])
+    assert on_b.get("/status").status_code == 200, "an agent's token is good on every machine"
+
+    for asked, agent in ((b, agents[0]), (c, agents[1]), (a, agents[2])):  # none of its own
+        assert asked.client().delete(f"/api/agents/{agent}").status_code == 202
+    for sidecar in team.sidecars:
+        for agent in agents:
+            until(lambda sidecar=sidecar, agent=agent: state(sidecar, agent) == "killed")
+        until(lambda sidecar=sidecar: len(exited(sidecar, issue)) == 3)
+    until(lambda: on_b.get("/status").status_code == 401)
+    answer = a.client().delete("/api/agents/agent-unknown")
+    assert answer.status_code == 404
+
+
+def test_an_agent_whose_machine_is_away_is_not_ended_and_its_machine_is_named(team: Team, issue: str) -> None:
+    away = team.sidecar().start()
+    agent = spawn(away, issue)["agent_id"]
+    a = team.sidecars[0]
+    until(lambda: state(a, agent) == "running")
+    away.kill()
+    began = time.monotonic()
+    answer = a.client().delete(f"/api/agents/{agent}")
+    assert answer.status_code == 503 and int(answer.headers["Retry-After"]) >= 1, answer.text
+    assert time.monotonic() - began < 15
+    away.start()  # it adopts its own
+    until(lambda: state(a, agent) == "running")
+    until(lambda: a.client().delete(f"/api/agents/{agent}").status_code == 202)
+    until(lambda: state(a, agent) == "killed")
+    assert away.stop() == 0
+    team.sidecars.remove(away)
+
+
+# -- a project's own log
+
+
+def test_projects_with_similar_names_have_nothing_in_common(nats: Servers, make_team: Callable[..., Team]) -> None:
+    names = ["a.b", "a_b", "A.b", "a-b"]
+    one = make_team(nats.url)
+    sidecars = [one.sidecar("--project", name) for name in names]
+    at_once(Service.start, sidecars)
+    for name, sidecar in zip(names, sidecars, strict=True):
+        sidecar.client(project_id=name).publish("named", {"name": name})
+    for name, sidecar in zip(names, sidecars, strict=True):
+        found = sidecar.client(project_id=name).wait("named", since="earliest", timeout=0)["events"]
+        assert [event["data"]["name"] for event in found] == [name]
+
+
+def test_a_sidecar_that_was_away_or_is_new_knows_everything(nats: Servers, make_team: Callable[..., Team]) -> None:
+    one = make_team(nats.url, "--nats-prefix", f"away-{uuid.uuid4().hex[:8]}")
+    a, b = one.start(2)
+    events = [a.client().publish("early")["event_id"]]
+    b.kill()
+    events += [a.client().publish("early")["event_id"] for _ in range(20)]
+    stored = a.client().store(issue="issue-1")["id"]
+    b.start()
+    new = one.sidecar().start()
+    for sidecar in (b, new):
+        found = sidecar.client().wait("early", since="earliest", timeout=5000, limit=1000)
+        assert ids(found) == events, "all, and each once"
+        assert listed(sidecar, "issue-1") == [stored]
+    assert a.stop() == 0
+    assert b.client().publish("late")["event_id"] == new.client().wait("late", timeout=5000)["events"][0]["event_id"]
+
+
+def test_a_snapshot_takes_the_place_of_old_entries_and_nobody_misses_any(
+    nats: Servers, make_team: Callable[..., Team]
+) -> None:
+    prefix = f"cut-{uuid.uuid4().hex[:8]}"
+    (server,), one = nats.nodes, make_team(nats.url, "--nats-prefix", prefix, "--nats-snapshot-entries", "20")
+    a, b = one.start(2)
+    text = "x" * 2_000_000  # which is larger than a message, and so not in the log itself
+    stored = [a.client().store(issue="issue-1", rationale=text)["id"]]
+    reader = a.client(sub="reader")
+    events = [reader.publish("cut")["event_id"]]
+    assert ids(reader.wait("cut")) == events
+    b.kill()
+
+    def states() -> tuple[int, int]:
+        """(first entry of the log that is kept, bytes of what is large)"""
+        found = server.streams()
+        log, large = (found[f"{prefix}-{PROJECT}{end}"]["state"] for end in ("", "-large"))
+        return log["first_seq"], large["bytes"]
+
+    assert states()[1] > 1_900_000
+    while states()[0] < 30:
+        events += [a.client().publish("cut")["event_id"] for _ in range(10)]
+        stored.append(a.client().store(issue="issue-1")["id"])
+        time.sleep(0.2)  # a look every second or so
+    until(lambda: states()[1] < 1_000_000)
+    b.start()
+    new = one.sidecar().start()
+    for sidecar in (b, new):
+        assert ids(sidecar.client().wait("cut", since="earliest", timeout=5000, limit=1000)) == events
+        assert listed(sidecar, "issue-1") == stored
+        assert sidecar.client().get(f"/api/results/{stored[0]}").json()["result"]["rationale"] == text
+    assert ids(Client(new.url, reader.token).wait("cut", limit=1000)) == events[1:], "positions are in a snapshot too"
+    late = new.client().publish("late")["event_id"]
+    for sidecar in (a, b):
+        assert ids(sidecar.client().wait("late", since=events[-1], timeout=5000)) == [late]
+
+
+# -- starting, and a server that is away
+
+
+def not_started(sidecar: Service) -> str:
+    """The line with which it does not start."""
+    environment = clean_environment(**sidecar.env)
+    ended = subprocess.run(
+        sidecar.command, env=environment, cwd=sidecar.root, capture_output=True, text=True, timeout=30
+    )
+    assert ended.returncode == 2 and ended.stdout == "", ended.stdout + ended.stderr
+    assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("cco: "), ended.stderr
+    return ended.stderr
+
+
+def test_what_cannot_work_is_said_in_one_line(nats: Servers, make_team: Callable[..., Team], tmp_path: Path) -> None:
+    host = nats.url.partition("@")[2]
+    joined = make_team(nats.url).sidecar().start()  # its secret is the project's now
+    (tmp_path / "without/nats").mkdir(parents=True)
+    (tmp_path / "without/nats/__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'nats'\", name='nats')"
+    )
+    cases: list[tuple[tuple[str, ...], str, dict[str, Any]]] = [
+        (("--backend", f"nats://sidecar:wrong-secret@{host}"), "refuses", {}),
+        (("--backend", "nats://127.0.0.1:99999"), "--backend", {}),
+        ((), "secret", {"secret": "another secret than the team has, long enough"}),
+        ((), "pip install '.[cluster]'", {"env": {"PYTHONPATH": str(tmp_path / "without")}}),
+    ]
+
+    team = make_team(nats.url)
+    for options, _, more in cases:
+        team.sidecar(*options, secret=more.get("secret", SECRET)).env = more.get("env", {})
+    for case, said in zip(cases, at_once(not_started, team.sidecars), strict=True):
+        assert case[1] in said, (case, said)
+        assert PASSWORD not in said and "wrong-secret" not in said, said
+    assert joined.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "servers"),
+    [
+        ("nats://a", "nats://a:4222"),
+        ("nats://a:1,b:2,c", "nats://a:1 nats://b:2 nats://c:4222"),
+        ("tls://u:p@a,tls://b", "tls://u:p@a:4222 tls://u:p@b:4222"),
+        ("nats://token@[::1]:5", "nats://token@[::1]:5"),
+        ("nats://", ""), ("http://a", ""), ("a:4222", ""), ("nats://a:99999", ""), ("nats://a:0", ""), ("nats://a:x", ""),
+        ("nats://a b", ""), ("nats://a/path", ""), ("nats://a,,b", ""), ("nats://a,http://b", ""), ("nats://u:p@", ""),
+    ],
+)  # fmt: skip
+def test_addresses_of_servers(text: str, servers: str) -> None:
+    assert plugin("_options").server_urls(text) == tuple(servers.split())
+
+
+def test_a_server_that_is_away_at_the_start_and_later_stops_writing_alone(
+    make_team: Callable[..., Team], tmp_path: Path
+) -> None:
+    away = Servers(tmp_path / "nats")
+    try:
+        sidecar = make_team(away.url, "--nats-timeout", "2").sidecar().start()
+        events: list[str] = []
+        for waits in (503, 200):  # before it has ever seen the log it knows no cursors
+            refuses_to_write_and_reads(sidecar, waits)
+            away.start()
+            began = time.monotonic()
+            events.append(until(lambda: published(sidecar), 30))
+            print(f"writing again after {time.monotonic() - began:.1f} s")
+            until(lambda: Client(sidecar.url, None).get("/health").json()["status"] == "healthy")
+            assert ids(sidecar.client().wait("away", since="earliest", timeout=0)) == events
+            away.nodes[0].kill()
+    finally:
+        away.stop()
+
+
+def refuses_to_write_and_reads(sidecar: Service, waits: int) -> None:
+    client, began = sidecar.client(), time.monotonic()
+    event = client.post("/api/events/away", {"publisher": "tester", "topic": "test", "data": {}})
+    result = client.post("/api/results", body_of("issue-1"))
+    for answer in (event, result):
+        assert answer.status_code == 503 and int(answer.headers["Retry-After"]) >= 1, answer.text
+    assert time.monotonic() - began < 15
+    for path in ("/status", "/api/results", "/api/context/issue-1/chief-architect"):
+        assert client.get(path).status_code == 200, path
+    assert client.get("/api/events/wait/away", timeout=0).status_code == waits
+    health = Client(sidecar.url, None).get("/health").json()
+    assert health["status"] == "unhealthy" and "no server answers" in health["checks"]["storage"], health
+
+
+def published(sidecar: Service) -> str | None:
+    body = {"publisher": "tester", "topic": "test", "data": {}}
+    answer = sidecar.client().post("/api/events/away", body)
+    return answer.json()["event_id"] if answer.status_code == 202 else None
+
+
+def test_tls_and_a_clients_certificate(make_team: Callable[..., Team], tmp_path: Path) -> None:
+    make_pair(tmp_path, "localhost")
+    pair = [str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")]
+    tls = f'tls {{ cert_file: "{pair[0]}", key_file: "{pair[1]}", ca_file: "{pair[0]}", verify: true }}'
+    with servers(tmp_path / "nats", more=tls, scheme="tls") as running:
+        team = make_team(running.url, "--nats-tls-ca", pair[0])
+        with_certificate = team.sidecar("--nats-tls-cert", pair[0], "--nats-tls-key", pair[1]).start()
+        assert with_certificate.client().publish("sealed")["event_id"]
+        assert "refuses" in not_started(team.sidecar())
+
+
+def test_the_password_is_told_nowhere(team: Team) -> None:
+    sidecar = team.sidecars[0]
+    for path in ("/status", "/health", "/api/plugins"):
+        assert PASSWORD not in sidecar.client().get(path).text
+    for file in team.folder.rglob("*"):
+        if file.is_file() and file.parent.name != "objects":
+            assert PASSWORD.encode() not in file.read_bytes(), file
+    listed = subprocess.run(
+        [sys.executable, str(MODULE), "plugins", "--root", str(team.root), "--storage", str(sidecar.storage)],
+        env=clean_environment(CCO_SIDECAR_BACKEND=team.options[1]), capture_output=True, text=True,
+    )  # fmt: skip
+    assert PASSWORD not in listed.stdout + listed.stderr
+
+
+def test_what_is_promised_and_what_differs_is_said(team: Team) -> None:
+    team.sidecars[0].client().publish("counted")
+    for sidecar in team.sidecars:
+        assert "sync_interval" in sidecar.log and "1 of 3 servers" in sidecar.log
+        others = {other.url for other in team.sidecars if other is not sidecar}
+        told = until(lambda sidecar=sidecar, others=others: cluster_of(sidecar, others), 20)
+        assert told["backend"] == "nats" and told["replicas"] == 1 and told["synced"] is False
+        assert told["problem"] is None and told["applied"] > 0 and len(told["differs"]) > 1
+
+
+def cluster_of(sidecar: Service, others: set[str]) -> Any:
+    """What it tells of the log and the others, once it has heard of these and applied all that it heard."""
+    told = sidecar.client().get("/status").json()["storage"]["cluster"]
+    return told if {peer["url"] for peer in told["peers"]} == others and told["lag"] == 0 else None
+
+
+# -- the harness
+
+
+def test_servers_end_with_the_test_that_started_them(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from cluster import Servers\n"
+        "print(Servers(Path(sys.argv[2]) / 'nats').start().nodes[0].process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
+    killed = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=60)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    until(lambda: not psutil.pid_exists(int(killed.stdout)))

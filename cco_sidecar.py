@@ -71,6 +71,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import sqlite3
 import ssl
 import stat
@@ -112,8 +113,6 @@ except ModuleNotFoundError as missing:
 
 __version__ = "1.0.0"
 
-log = logging.getLogger("cco")
-
 MB = 1024 * 1024
 TASK_LENGTH = 30_000  # characters, of up to 12 bytes each in a URL
 MAX_LINE = 8 * 1024  # bytes of a request's target; what RFC 9112 (3) asks for at least
@@ -123,14 +122,6 @@ MAX_FIELDS = 64 * 1024  # bytes of a request's headers
 # ======================================================================================================
 # Vocabulary: the options, roles, errors and shapes that everything below speaks of
 # ======================================================================================================
-
-
-class StartError(Exception):
-    """Ends the program: the message is printed as one line, and ``exit_code`` is the process's."""
-
-    def __init__(self, message: str, exit_code: int = 2) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 # -- options: their table, where their values come from, how each is read
@@ -170,9 +161,6 @@ class Settings:
     port: Annotated[int, read_number(0, 65535)] = option(3001, "TCP port; 0 takes a free one", "N")
     allowed_host: Annotated[tuple[str, ...], read_list] = option((), "more Host names that are answered", "NAME")
     cors_origin: Annotated[tuple[str, ...], read_list] = option((), "more web origins that may call", "ORIGIN")
-    request_timeout: Annotated[int, read_number(1, 3600)] = option(
-        60, "how long a request's head, and then its body, may take", "SECONDS"
-    )
     tls_cert: Annotated[Path | None, read_path] = option(None, "certificate chain (PEM): serve HTTPS", "FILE")
     tls_key: Annotated[Path | None, read_path] = option(None, "private key of --tls-cert (PEM)", "FILE")
     jwt_secret: Annotated[str | None, read_secret] = option(None, "signing secret, 32 bytes or more (default: made)")
@@ -183,9 +171,6 @@ class Settings:
     event_limit: Annotated[int, read_number(1, 1_000_000_000)] = option(100_000, "how many events are kept", "N")
     agent_command: Annotated[tuple[str, ...] | None, read_command] = option(
         None, "command that runs an agent, with {task}, {prompt} and their like, or a known one's name", "CMD"
-    )
-    agent_commands: Annotated[dict[str, tuple[str, ...]], read_agent_commands] = option(
-        {}, "commands of some agent types: a JSON object", "JSON"
     )
     agent_types: Annotated[dict[str, str], read_agent_types] = option({}, "more agent types, NAME=CATEGORY", "LIST")
     agent_context_tokens: Annotated[int, read_number(500, 2_500_000)] = option(
@@ -204,9 +189,9 @@ class Settings:
         """Where an option is set, for messages."""
         return self.places.get(name, flag_of(name))
 
-    @property
-    def scheme(self) -> str:
-        return "https" if self.tls_cert else "http"
+    def command_of(self, agent_type: str) -> tuple[str, ...] | None:
+        """The command that runs agents of a type, None where none is configured."""
+        return self.agent_command
 
     @classmethod
     def read_file(cls, path: Path) -> dict[str, tuple[str, Any]]:
@@ -221,22 +206,6 @@ class Settings:
             return {}
         except (OSError, ValueError, RecursionError, AttributeError) as error:
             raise StartError(f"{path.name}: {one_line(error)}") from None
-
-
-def settings_class() -> type[Settings]:
-    """Settings, or what the bundled plugins derive from it."""
-    return bundled_class(Settings, "_settings", "PluginSettings")
-
-
-@functools.cache
-def option_table() -> dict[str, Option]:
-    """Every option by its name."""
-    readers = typing.get_type_hints(settings_class(), include_extras=True)
-    return {
-        field.name: dataclasses.replace(field.metadata["option"], read=readers[field.name].__metadata__[0])
-        for field in fields(settings_class())
-        if field.metadata
-    }
 
 
 def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[str] = os.environ) -> Settings:
@@ -260,12 +229,18 @@ def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[s
     return settings
 
 
-def flag_of(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def variable_of(name: str) -> str:
-    return f"CCO_SIDECAR_{name.upper()}"
+def read_settings_files(root: Path) -> dict[str, tuple[str, Any, Path]]:
+    """By option: (where it is set, value, the folder at which relative paths start), out of ``[tool.cco-sidecar]`` in
+    pyproject.toml and the top level of cco.toml, which wins. Raises StartError.
+    """
+    given: dict[str, tuple[str, Any, Path]] = {}
+    known = [name.replace("_", "-") for name in option_table() if name != "root"]
+    for file in ("pyproject.toml", "cco.toml"):
+        for key, (where, value) in settings_class().read_file(root / file).items():
+            if key.replace("_", "-") not in known:
+                raise StartError(f"{where}: unknown option{meant(key, known)}")
+            given[key.replace("-", "_")] = where, value, root
+    return given
 
 
 def read_option(name: str, where: str, value: Any, folder: Path | None = None) -> Any:
@@ -287,18 +262,28 @@ def from_folder(folder: Path, value: Any) -> Any:
     return folder / value if isinstance(value, Path) else value
 
 
-def read_settings_files(root: Path) -> dict[str, tuple[str, Any, Path]]:
-    """By option: (where it is set, value, the folder at which relative paths start), out of ``[tool.cco-sidecar]`` in
-    pyproject.toml and the top level of cco.toml, which wins. Raises StartError.
-    """
-    given: dict[str, tuple[str, Any, Path]] = {}
-    known = [name.replace("_", "-") for name in option_table() if name != "root"]
-    for file in ("pyproject.toml", "cco.toml"):
-        for key, (where, value) in settings_class().read_file(root / file).items():
-            if key.replace("_", "-") not in known:
-                raise StartError(f"{where}: unknown option{meant(key, known)}")
-            given[key.replace("-", "_")] = where, value, root
-    return given
+@functools.cache
+def option_table() -> dict[str, Option]:
+    """Every option by its name."""
+    readers = typing.get_type_hints(settings_class(), include_extras=True)
+    return {
+        field.name: dataclasses.replace(field.metadata["option"], read=readers[field.name].__metadata__[0])
+        for field in fields(settings_class())
+        if field.metadata
+    }
+
+
+def settings_class() -> type[Settings]:
+    """Settings, or what the bundled plugins derive from it."""
+    return bundled_class(Settings, "_settings", "PluginSettings")
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def variable_of(name: str) -> str:
+    return f"CCO_SIDECAR_{name.upper()}"
 
 
 def discover_root(folder: Path) -> Path:
@@ -331,30 +316,30 @@ def default_storage(root: Path, project: str) -> Path:
     return base / "cco-sidecar" / f"{project}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
 
 
-def read_text(value: Any) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("must be a text that is not empty and holds no NUL")
-    return value
-
-
-def read_path(value: Any) -> Path:
-    """A path in the encoding of the file system, where ``~`` is a home folder."""
-    try:
-        return Path(os.fsdecode(read_text(value).encode("utf-8", "surrogateescape"))).expanduser()
-    except RuntimeError as error:  # the home folder of ~ or ~name is not known
-        raise ValueError(f"has no meaning here: {error}") from None
+def read_agent_types(value: Any) -> dict[str, str]:
+    """More agent types: a TOML table, or ``name=category`` separated by commas."""
+    table = value if isinstance(value, dict) else dict(item.partition("=")[::2] for item in read_list(value))
+    for name, category in table.items():
+        if not is_identifier(name) or category not in list(CATEGORIES):
+            raise ValueError(f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {name!r} is not")
+    return table
 
 
 def read_paths(value: Any) -> tuple[Path, ...]:
     return tuple(map(read_path, read_list(value)))
 
 
-def read_list(value: Any) -> tuple[str, ...]:
-    """A TOML list, or texts separated by commas; a repeated flag arrives as a list of such texts."""
-    parts = value if isinstance(value, (list, tuple)) else [value]
-    if not all(isinstance(part, str) for part in parts):
-        raise ValueError("must be a list of texts")
-    return tuple(item.strip() for part in parts for item in part.split(",") if item.strip())
+def read_command(value: Any) -> tuple[str, ...]:
+    """An argv: a TOML list, a JSON array, or words quoted as for a shell. No shell ever sees it."""
+    words = value
+    if not isinstance(value, list):
+        try:
+            words = json.loads(value) if read_text(value)[0] == "[" else shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"cannot be read as a command: {error}") from None
+    if not words or not all(isinstance(word, str) and "\0" not in word for word in words):
+        raise ValueError("must be a command: a list of words that is not empty")
+    return tuple(words)
 
 
 def read_host(value: Any) -> str:
@@ -362,6 +347,18 @@ def read_host(value: Any) -> str:
         return read_text(value).encode("idna").decode()
     except UnicodeError as error:
         raise ValueError(f"must be a host name or an address: {error}") from None
+
+
+def read_secret(value: Any) -> str:
+    if len(read_text(value).encode()) < 32:
+        raise ValueError("must be at least 32 bytes long")
+    return str(value)
+
+
+def read_project(value: Any) -> str:
+    if not is_identifier(str(value)):
+        raise ValueError("must be letters, digits, '.', '_' or '-', at most 128, and no '..'")
+    return str(value)
 
 
 def read_bool(value: Any) -> bool:
@@ -386,49 +383,26 @@ def read_choice(*choices: str) -> Callable[[Any], str]:
     return read
 
 
-def read_project(value: Any) -> str:
-    if not is_identifier(str(value)):
-        raise ValueError("must be letters, digits, '.', '_' or '-', at most 128, and no '..'")
-    return str(value)
+def read_list(value: Any) -> tuple[str, ...]:
+    """A TOML list, or texts separated by commas; a repeated flag arrives as a list of such texts."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError("must be a list of texts")
+    return tuple(item.strip() for part in parts for item in part.split(",") if item.strip())
 
 
-def read_secret(value: Any) -> str:
-    if len(read_text(value).encode()) < 32:
-        raise ValueError("must be at least 32 bytes long")
-    return str(value)
-
-
-def read_command(value: Any) -> tuple[str, ...]:
-    """An argv: a TOML list, a JSON array, or words quoted as for a shell. No shell ever sees it."""
-    words = value
-    if not isinstance(value, list):
-        try:
-            words = json.loads(value) if read_text(value)[0] == "[" else shlex.split(value)
-        except ValueError as error:
-            raise ValueError(f"cannot be read as a command: {error}") from None
-    if not words or not all(isinstance(word, str) and "\0" not in word for word in words):
-        raise ValueError("must be a command: a list of words that is not empty")
-    return tuple(words)
-
-
-def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
-    """Commands of some agent types: a TOML table, or a JSON object."""
+def read_path(value: Any) -> Path:
+    """A path in the encoding of the file system, where ``~`` is a home folder."""
     try:
-        table = value if isinstance(value, dict) else json.loads(read_text(value))
-    except ValueError as error:
-        raise ValueError(f"cannot be read as a JSON object: {error}") from None
-    if not isinstance(table, dict) or not all(map(is_identifier, table)):
-        raise ValueError("must be an object of agent types and commands")
-    return {name: read_command(command) for name, command in table.items()}
+        return Path(os.fsdecode(read_text(value).encode("utf-8", "surrogateescape"))).expanduser()
+    except RuntimeError as error:  # the home folder of ~ or ~name is not known
+        raise ValueError(f"has no meaning here: {error}") from None
 
 
-def read_agent_types(value: Any) -> dict[str, str]:
-    """More agent types: a TOML table, or ``name=category`` separated by commas."""
-    table = value if isinstance(value, dict) else dict(item.partition("=")[::2] for item in read_list(value))
-    for name, category in table.items():
-        if not is_identifier(name) or category not in list(CATEGORIES):
-            raise ValueError(f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {name!r} is not")
-    return table
+def read_text(value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("must be a text that is not empty and holds no NUL")
+    return value
 
 
 # -- roles
@@ -463,7 +437,6 @@ CATEGORIES = {
 
 # -- errors
 
-
 ERRORS: dict[str, tuple[int, str, str]] = {  # code: status, error, default message
     "AUTH_001": (401, "unauthorized", "Invalid or missing JWT token"),
     "AUTH_002": (401, "unauthorized", "Expired JWT token"),
@@ -491,60 +464,34 @@ ERRORS: dict[str, tuple[int, str, str]] = {  # code: status, error, default mess
 }
 
 
-class ApiError(Exception):
-    """A refusal with its code of ERRORS; parts raise it, the base handler turns it into an answer."""
-
-    def __init__(
-        self,
-        code: str,
-        message: str | None = None,
-        *,
-        status: int | None = None,
-        details: dict[str, Any] | None = None,
-        retry_after: int | None = None,
-        allowance: Allowance | None = None,
-    ) -> None:
-        self.code = code
-        self.status, self.error, self.message = ERRORS[code]
-        if status is not None:
-            self.status, self.error = status, snake_case(http.client.responses[status])
-        self.message = message or self.message
-        self.details = details
-        self.retry_after = retry_after
-        self.allowance = allowance
-        super().__init__(f"{code}: {self.message}")
-
-    def answer(self, request_id: str) -> dict[str, Any]:
-        """The body of the answer to the request that is refused."""
-        body = {"error": self.error, "message": self.message, "code": self.code}
-        body |= {"timestamp": iso(), "request_id": request_id}
-        more = {
-            "details": self.details,
-            "retry_after_seconds": self.retry_after,
-            "limit": self.allowance and self.allowance.limit,
-        }
-        return body | {name: value for name, value in more.items() if value is not None}
-
-
-def forbidden(message: str, **details: Any) -> ApiError:
-    return ApiError("AUTH_003", message, details=details)
-
-
-def snake_case(phrase: str) -> str:
-    return re.sub(r"[^a-z]+", "_", phrase.lower())
-
-
 # -- shapes of bodies, contexts, queries and claims; plugins/http/_answers.py has the types of answers
 
-IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
 
-Identifier = Annotated[str, Meta(pattern=rf"^(?!.*\.\.){IDENTIFIER}\Z")]
-EventType = Annotated[str, Meta(pattern=rf"^{EVENT_TYPE}\Z")]
-Limit = Annotated[int, Meta(ge=1, le=1000)]
-Since = Annotated[str, Meta(max_length=128)]
-Priority = Literal["high", "medium", "low"]
-Sections = dict[str, Any]
+class ResultSubmission(Struct, omit_defaults=True):
+    """Body of POST /api/results. Fields that are not named here are kept."""
+
+    agent_id: Identifier
+    agent_type: Identifier
+    issue_id: Identifier
+    project_id: Identifier
+    result: ResultBody
+    timestamp: str | None = None
+
+
+class ResultBody(Struct, omit_defaults=True):
+    """What an agent did."""
+
+    status: Literal["success", "failed", "partial"]
+    files_created: list[str | FileEntry] = []
+    files_modified: list[str | FileEntry] = []
+    files_deleted: list[str | FileEntry] = []
+    decisions: list[str] = []
+    rationale: str | None = None
+    metrics: ResultMetrics | None = None
+    artifacts: dict[str, Any] = {}
+    errors: list[Any] = []
+    warnings: list[Any] = []
+    next_steps: list[Any] = []
 
 
 class FileEntry(Struct, omit_defaults=True):
@@ -566,33 +513,6 @@ class ResultMetrics(Struct, omit_defaults=True):
     test_coverage: float | None = None
     lines_of_code: float | None = None
     complexity_score: float | None = None
-
-
-class ResultBody(Struct, omit_defaults=True):
-    """What an agent did."""
-
-    status: Literal["success", "failed", "partial"]
-    files_created: list[str | FileEntry] = []
-    files_modified: list[str | FileEntry] = []
-    files_deleted: list[str | FileEntry] = []
-    decisions: list[str] = []
-    rationale: str | None = None
-    metrics: ResultMetrics | None = None
-    artifacts: dict[str, Any] = {}
-    errors: list[Any] = []
-    warnings: list[Any] = []
-    next_steps: list[Any] = []
-
-
-class ResultSubmission(Struct, omit_defaults=True):
-    """Body of POST /api/results. Fields that are not named here are kept."""
-
-    agent_id: Identifier
-    agent_type: Identifier
-    issue_id: Identifier
-    project_id: Identifier
-    result: ResultBody
-    timestamp: str | None = None
 
 
 class EventSubmission(Struct, omit_defaults=True):
@@ -656,6 +576,16 @@ class RelevantFile(Struct, omit_defaults=True):
     line_ranges: list[tuple[int, int]] = []
 
 
+class GitContext(Struct):
+    """The state of the repository; null and empty where there is none."""
+
+    branch: str | None
+    recent_commits: list[Commit]
+    uncommitted_changes: list[Change]
+    remote: str | None
+    remote_url: str | None
+
+
 class Commit(Struct):
     """A commit of the project."""
 
@@ -672,16 +602,6 @@ class Change(Struct):
     path: str
     status: Literal["modified", "added", "deleted", "renamed", "untracked"]
     diff: str | None
-
-
-class GitContext(Struct):
-    """The state of the repository; null and empty where there is none."""
-
-    branch: str | None
-    recent_commits: list[Commit]
-    uncommitted_changes: list[Change]
-    remote: str | None
-    remote_url: str | None
 
 
 class NoQuery(Struct):
@@ -729,6 +649,16 @@ class Claims(Struct, frozen=True, kw_only=True):
 
 # the claims of a request without a verified token
 NOBODY = Claims(sub="", agent_type="", project_id="", permissions=[], exp=math.inf, iat=0.0)
+
+# names and small types that the shapes are made of
+IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
+Identifier = Annotated[str, Meta(pattern=rf"^(?!.*\.\.){IDENTIFIER}\Z")]
+EventType = Annotated[str, Meta(pattern=rf"^{EVENT_TYPE}\Z")]
+Limit = Annotated[int, Meta(ge=1, le=1000)]
+Since = Annotated[str, Meta(max_length=128)]
+Priority = Literal["high", "medium", "low"]
+Sections = dict[str, Any]
 
 
 # ======================================================================================================
@@ -847,14 +777,6 @@ class Parts:
     def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
         """The HTTP server's class, derived from ``base``: Server, or what the plugin before yours made."""
 
-    def answer_filter(self, settings: Settings) -> AnswerFilter | None:
-        """``async def filter(endpoint, content) -> content`` sees each answer's bytes before they are sent and may set
-        headers. ``endpoint.when_sent`` is called afterwards. /status has its ``statistics()``.
-        """
-
-    def request_log(self, settings: Settings) -> RequestLog | None:
-        """One more RequestLog. Asked when the storage folder is there."""
-
     def token_keys(self, settings: Settings) -> list[tuple[Any, str]] | None:
         """(public key, its one algorithm) of issuers whose tokens are taken beside our own."""
 
@@ -873,8 +795,9 @@ class Parts:
         """The owner of agents' processes and output, a Processes. Agents must outlive a crash of the service."""
 
     def part_class(self, settings: Settings, base: type) -> type | None:
-        """A class derived from ``base``, which is Agents, Launcher or Contexts, or what the plugin before yours made;
-        None where you leave that part as it is.
+        """A class derived from ``base``, which is Endpoint, Agents, Launcher or Contexts, or what the plugin before
+        yours made; None where you leave that part as it is. Endpoint's stands behind the own class of every endpoint:
+        its ``send`` gets the bytes of each answer, its ``finished`` hears of each request.
         """
 
     def meter(self, settings: Settings) -> Meter | None:
@@ -888,7 +811,6 @@ class HookSpecs(Asks, Tells, Parts):
 HOOKS = [name for kind in HookSpecs.__bases__ for name in vars(kind) if name[0] != "_"]
 for _name in HOOKS:
     pluggy.HookspecMarker("cco_sidecar")(getattr(HookSpecs, _name))
-AnswerFilter = Callable[["Endpoint", bytes], Awaitable[bytes]]
 
 
 class ContextKey(Struct, frozen=True, kw_only=True):
@@ -926,14 +848,6 @@ class Reader(Struct, frozen=True):
     how: str = ""  # how it works through the service, where that is not by curl
 
 
-class FileFact(Struct, frozen=True):
-    """A file of the project: relative path with slashes, bytes, and mtime in nanoseconds."""
-
-    path: str
-    size: int
-    mtime_ns: int
-
-
 class RankRequest(Struct, frozen=True, kw_only=True):
     """The input of a ranking. ``files`` are those that contexts may give, ``changed`` uncommitted paths, ``outputs``
     earlier results, newest last.
@@ -948,6 +862,14 @@ class RankRequest(Struct, frozen=True, kw_only=True):
     changed: list[str]
     outputs: list[dict[str, Any]]
     head: str | None
+
+
+class FileFact(Struct, frozen=True):
+    """A file of the project: relative path with slashes, bytes, and mtime in nanoseconds."""
+
+    path: str
+    size: int
+    mtime_ns: int
 
 
 class RankedFile(Struct, frozen=True):
@@ -995,9 +917,6 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
     configured: tuple[str, ...] | None = None  # the command that the settings have for its type
 
 
-Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_length=1)]
-
-
 class AgentCommand(Struct):
     """A command that runs an agent: argv, the file that is its standard input ("" for none), more environment.
 
@@ -1007,6 +926,9 @@ class AgentCommand(Struct):
     argv: Argv
     stdin: str = ""
     environment: dict[str, str] = {}
+
+
+Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_length=1)]
 
 
 class SidecarInfo(Struct, frozen=True):
@@ -1021,10 +943,6 @@ class SidecarInfo(Struct, frozen=True):
     version: str
     started_at: str
     instance_id: str = ""  # of this run; ``/health`` tells it too, so that a client knows whom it talks to
-
-
-class IssueNotFound(Exception):
-    """Raised by ``resolve_issue``: the issue is known not to exist."""
 
 
 def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
@@ -1056,7 +974,6 @@ class Hooks:
     """
 
     MAX_UNTOLD = 10_000
-    NOT_ASKED_FOR = "plugin %s: %s: an answer of type %s is not what was asked for"
 
     def __init__(self, built_in: Iterable[object]) -> None:
         self._manager = pluggy.PluginManager("cco_sidecar")
@@ -1223,28 +1140,24 @@ class Hooks:
         """The first part that a plugin gives, None where there is none. Raises StartError."""
         return next(self.parts(hook, kind, **facts), None)
 
-    def derived(self, hook: str, base: type, **facts: Any) -> type:
+    def derived(self, hook: str, base: type[T], **facts: Any) -> type[T]:
         """``base``, or what plugins derive from it: each gets what the one before it made, as ``base``."""
         for row in reversed(self.implementations(hook)):
-            made = self._made(row, type, facts | {"base": base})
-            if made is not None and issubclass(made, base):
-                base = made
-            elif made is not None:
-                log.warning(self.NOT_ASKED_FOR, row.plugin, hook, made.__name__)
+            base = self._made(row, type[base], facts | {"base": base}) or base
         return base
 
     def _made(self, row: Implementation, kind: Any, facts: dict[str, Any]) -> Any:
         """The part that one plugin gives; None where it gives none, fails, or gives what is not of ``kind``."""
         try:
             made = self.call(row, facts, patient=True)
+            base = typing.get_args(kind)
+            if made is None or (issubclass(made, base) if base else isinstance(made, kind)):
+                return made
+            raise TypeError(f"an answer of type {type(made).__name__} is not what was asked for")
         except StartError:
             raise
         except (Exception, SystemExit) as error:
             self.failed(row, error)
-            return None
-        if made is None or isinstance(made, kind):
-            return made
-        return log.warning(self.NOT_ASKED_FOR, row.plugin, row.hook, type(made).__name__)
 
 
 class PluginFault(Exception):
@@ -1277,7 +1190,8 @@ class Implementation(Struct, frozen=True):
         return self.function(**{name: facts[name] for name in self.arguments})
 
 
-PACKAGE = "cco_sidecar_plugins"
+class IssueNotFound(Exception):
+    """Raised by ``resolve_issue``: the issue is known not to exist."""
 
 
 @functools.cache
@@ -1331,16 +1245,17 @@ def import_file(file: Path) -> types.ModuleType:
         sys.modules.setdefault(PACKAGE, importlib.util.module_from_spec(package))
         return importlib.import_module(".".join((PACKAGE, *file.relative_to(folder).with_suffix("").parts)))
     name = f"cco_sidecar_user_plugins.{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{file} is not a Python module")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__file__ = str(file)
     try:
-        spec.loader.exec_module(module)
+        importlib.machinery.SourceFileLoader(name, str(file)).exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+PACKAGE = "cco_sidecar_plugins"
 
 
 # ======================================================================================================
@@ -1363,26 +1278,17 @@ class Sidecar:
         self.hooks = hooks
         self.storage: Storage = hooks.part("storage", Storage, settings=settings) or Storage(settings)
         self.agent_types = AgentTypes(hooks, settings)
-        for name in settings.agent_commands.keys() - self.agent_types.categories.keys():
-            near = did_you_mean(name, self.agent_types.categories)
-            log.warning("agent-commands: unknown agent type %s%s", name, near)
         self.metrics = Metrics()
         self.tokens = Tokens(settings, self.agent_types, self.storage)
         self.limits = RateLimits(self.agent_types)
         self.bus = EventBus(self.storage, settings, hooks)
         self.results = Results(self.storage, self.bus, hooks, self.agent_types, settings)
         contexts = hooks.derived("part_class", Contexts, settings=settings)
-        self.contexts: Contexts = contexts(self.storage, hooks, self.agent_types, settings)
+        self.contexts = contexts(self.storage, hooks, self.agent_types, settings)
         agents = hooks.derived("part_class", Agents, settings=settings)
-        self.agents: Agents = agents(
-            self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings
-        )
-        self.repeats: weakref.WeakValueDictionary[Any, asyncio.Lock] = (
-            weakref.WeakValueDictionary()
-        )  # by Idempotency-Key
-        self.request_logs: list[RequestLog] = []
+        self.agents = agents(self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings)
+        self.repeats = weakref.WeakValueDictionary[Any, asyncio.Lock]()  # by Idempotency-Key
         self.access = Access(settings)
-        self.answer_filters: list[AnswerFilter] = list(hooks.parts("answer_filter", Callable, settings=settings))
         self.started = time.time()
         self.open_requests = 0
         self.process = psutil.Process()
@@ -1405,9 +1311,6 @@ class Sidecar:
             parts.enter_context(instance_lock(settings.storage))
             parts.callback(remove_sidecar_json, settings.storage)
             self.tokens.load_secret()
-            for request_log in self.hooks.parts("request_log", RequestLog, settings=settings):
-                self.request_logs.append(request_log)
-                parts.callback(request_log.close)
             self.agents.meter = self.hooks.part("meter", Meter, settings=settings) or self.agents.meter
             parts.callback(self.agents.meter.close)
             self.storage.start()
@@ -1450,19 +1353,11 @@ class Sidecar:
             # Bodies are counted, and refused in JSON, by Endpoint: Tornado's own limit would answer without a body.
             max_body_size=1 << 40,
             max_header_size=MAX_FIELDS + GetContext.max_line,
-            body_timeout=settings.request_timeout + 15.0,  # Endpoint says why before that
+            body_timeout=server_class.body_seconds,
             idle_connection_timeout=300.0,
         )
         last = self.storage.read.meta("port") if settings.port == 0 else None
-        for port in ([int(last)] if last else []) + [settings.port]:
-            try:
-                sockets = tornado.netutil.bind_sockets(port, settings.host, backlog=4096)
-                break
-            except OSError as error:
-                if port == settings.port:
-                    reason = f"cannot listen on {settings.host} port {port}: {error.strerror or error}"
-                    advice = "; use --port with another number, or --port 0 for a free one"
-                    raise StartError(reason + advice * (error.errno == errno.EADDRINUSE), 1) from error
+        sockets = listening(settings.host, [int(last), 0] if last else [settings.port])
         self._server.add_sockets(sockets)
         self.port: int = sockets[0].getsockname()[1]
         self.protocols = self._server.protocols
@@ -1471,20 +1366,11 @@ class Sidecar:
         """The content of sidecar.json, by which clients find the service."""
         settings = self.settings
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-        url = f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        url = f"http{'s' * bool(settings.tls_cert)}://{f'[{host}]' if ':' in host else host}:{self.port}"
         root, started = clean_text(str(settings.root)), iso(self.started)
         if settings.port == 0:
             self.storage.write_behind(lambda records: records.set_meta("port", str(self.port)))
         return SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
-
-    def log_request(self, request: FinishedRequest) -> None:
-        """Log a finished request in a line, and hand it to every request log."""
-        log.info(
-            "%s %s %s %d %.1f ms %s %s", request.request_id, request.method or "-", request.path or "-", request.status,
-            request.seconds * 1000, request.claims.sub or "-", request.error.code if request.error else "-",
-        )  # fmt: skip
-        for request_log in self.request_logs:
-            request_log.record(request)
 
     async def checks(self) -> dict[str, Any]:
         """What ``/health`` measures. Callers share it, and for CHECK_SECONDS it is not measured anew."""
@@ -1521,6 +1407,18 @@ class Sidecar:
         return "healthy", "healthy"
 
 
+def listening(host: str, ports: list[int]) -> list[socket.socket]:
+    """The sockets of the first of ``ports`` that is free. Raises StartError."""
+    try:
+        return tornado.netutil.bind_sockets(ports[0], host, backlog=4096)
+    except OSError as error:
+        if ports[1:]:
+            return listening(host, ports[1:])
+        advice = "; use --port with another number, or --port 0 for a free one" * (error.errno == errno.EADDRINUSE)
+        problem = f"cannot listen on {host} port {ports[0]}: {error.strerror or error}{advice}"
+        raise StartError(problem, 1) from error
+
+
 def check_needed_plugins(settings: Settings, hooks: Hooks) -> None:
     """Raises StartError where an option was given that only a plugin reads, and that one is not in use."""
     in_use = {plugin.name for plugin in hooks.loaded if not plugin.problem}
@@ -1550,9 +1448,6 @@ def prepare_storage_folder(settings: Settings) -> None:
         raise StartError(f"{where}: {error}; {hint}") from None
 
 
-PLAIN_FILES = ("jwt.secret", SidecarInfo.FILE, "sidecar.db", "lock")
-
-
 def make_private(path: Path, trusted: bool = False) -> None:
     """Take the permissions of group and others from ``path``. Raises StartError for a link, for what is no file where
     one belongs, for another user's file and for one that others can write, unless it is ``trusted`` (an empty folder
@@ -1573,6 +1468,9 @@ def make_private(path: Path, trusted: bool = False) -> None:
         raise StartError(f"others can read {path}: chmod 600 it, or delete it to end all tokens")
     if facts.st_mode & 0o077:
         path.chmod(stat.S_IMODE(facts.st_mode) & 0o700)
+
+
+PLAIN_FILES = ("jwt.secret", SidecarInfo.FILE, "sidecar.db", "lock")
 
 
 @contextlib.contextmanager
@@ -1689,16 +1587,19 @@ class Application(tornado.web.Application):
 
     def __init__(self, sidecar: Sidecar, matches: list[Match]) -> None:
         super().__init__(log_function=lambda handler: None, sidecar=sidecar, matches=matches)  # on_finish logs
+        common = sidecar.hooks.derived("part_class", Endpoint, settings=sidecar.settings)
+        classes = [*(match.route.endpoint for match in matches), UnknownRoute]
+        self._classes = [type(endpoint.__name__, (endpoint, common), {}) for endpoint in classes]
         self._find_again = functools.lru_cache(1000)(self._find)
 
     def _find(self, method: str, path: str) -> tuple[type[Endpoint], dict[str, Any], list[bytes]]:
         """(endpoint, arguments of its ``initialize``, values in the path)"""
         facts = {"sidecar": self.settings["sidecar"]}
-        for match in self.settings["matches"]:
+        for match, endpoint in zip(self.settings["matches"], self._classes, strict=False):
             if method in match.methods and (found := match.regex.match(path)):
                 values = [tornado.escape.url_unescape(value, encoding=None, plus=False) for value in found.groups()]
-                return match.route.endpoint, facts | {"path_names": match.path_names}, values
-        return UnknownRoute, facts, []
+                return endpoint, facts | {"path_names": match.path_names}, values
+        return self._classes[-1], facts, []
 
     def find_handler(self, request: tornado.httputil.HTTPServerRequest, **_: Any) -> Any:
         find = self._find_again if len(request.path) < 300 else self._find
@@ -1724,6 +1625,7 @@ class Server(tornado.httpserver.HTTPServer):
     """Tornado's HTTP/1.1 server. Plugins derive theirs from it (``server_class``)."""
 
     protocols = "HTTP/1.1 (HTTP/2: off)"  # as the banner says it
+    body_seconds = 60.0  # for the body of a request
 
     def take_certificate(self, context: ssl.SSLContext) -> None:
         """Serve the connections to come with another certificate."""
@@ -1746,7 +1648,7 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
 @tornado.web.stream_request_body
 class Handler(tornado.web.RequestHandler):
     """A request as Tornado hands it over: its body, the whole answer with our headers, errors in our words, and one
-    record of it in the request logs.
+    line in the log.
     """
 
     max_body: ClassVar[int] = MB
@@ -1754,6 +1656,7 @@ class Handler(tornado.web.RequestHandler):
     cache_control: ClassVar[str] = "no-store"
     content_type = "application/json"
     reading = False  # a request that changes nothing although its method says that it may
+    acted_on: dict[str, str] | None = None  # ids of what it is about, beside those that path, body and answer name
 
     SHORT = 64 * 1024  # bytes of an answer that is written in one piece with its headers
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
@@ -1763,11 +1666,7 @@ class Handler(tornado.web.RequestHandler):
 
     query: Any
     error: ApiError | None = None  # why the request is refused
-    acted_on: dict[str, str] | None = None  # the ids that the body and the answer name
     parked = 0.0  # seconds that a long poll waited: not the service's own time
-    when_slow: Callable[[], None] | None = None  # called where the client does not take the answer at once
-    when_sent: Callable[[], None] | None = None  # called once the answer was sent, or given up
-    _too_late: asyncio.TimerHandle | None = None  # while a body comes
     _accounted = False
 
     def initialize(self, sidecar: Sidecar, path_names: tuple[str, ...] = ()) -> None:
@@ -1785,9 +1684,6 @@ class Handler(tornado.web.RequestHandler):
             self.upload += chunk
             if len(self.upload) > self.max_body:  # only a chunked body gets here
                 self.answer_early(too_large(self.max_body))
-
-    def answer_too_late(self) -> None:
-        self.answer_early(self.error or ApiError("REQ_008", "The request's body did not come in time"))
 
     def answer_early(self, error: ApiError) -> None:
         """Refuse a request whose body has not ended. Tornado closes the connection behind the answer."""
@@ -1813,8 +1709,6 @@ class Handler(tornado.web.RequestHandler):
     async def _taken(self, written: asyncio.Future[None]) -> None:
         """Wait until the client has taken what was written. Raises StreamClosedError where it does not."""
         if not written.done():
-            if self.when_slow:
-                self.when_slow()
             self.hang_up.future = written  # Tornado forgets it where the client hangs up
             await asyncio.wait({written}, timeout=self.STALL_SECONDS)
         if not written.done() or written.cancelled() or written.exception():
@@ -1879,23 +1773,20 @@ class Handler(tornado.web.RequestHandler):
         self.on_finish(499)  # Tornado calls it only after finish()
 
     def on_finish(self, status: int = 0) -> None:
-        """Count the request and hand it to the request logs, once."""
-        if self._too_late:
-            self._too_late.cancel()
+        """Count the request and log it, once."""
         if self._accounted:
             return
         self._accounted = True
-        request, status = self.request, status or self.get_status()
-        seconds = max(0.0, request.request_time() - self.parked)
+        status, seconds = status or self.get_status(), max(0.0, self.request.request_time() - self.parked)
         self.sidecar.open_requests -= 1
         self.sidecar.metrics.record(seconds, failed=status >= 400 and status != 499)
-        # Tornado refuses an unknown method before it has looked at the path.
-        in_path = dict(zip(self.path_names, getattr(self, "path_args", ()), strict=False))
-        self.sidecar.log_request(FinishedRequest(
-            moment=time.time(), request_id=self.request_id, remote=request.remote_ip, method=request.method,
-            path=without_tokens(request.path), status=status, seconds=seconds, claims=self.claims, error=self.error,
-            reading=self.reading, acted_on=in_path | (self.acted_on or {}),
-        ))  # fmt: skip
+        self.finished(status, seconds)
+
+    def finished(self, status: int, seconds: float) -> None:
+        """Log the request: ``status`` is 499 where the client hung up, ``seconds`` are without those of a long poll."""
+        who, code = self.claims.sub or "-", self.error.code if self.error else "-"
+        facts = (self.request_id, self.request.method, without_tokens(self.request.path), status, seconds * 1000)
+        log.info("%s %s %s %d %.1f ms %s %s", *facts, who, code)
 
 
 class Endpoint(Handler):
@@ -1917,13 +1808,11 @@ class Endpoint(Handler):
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
     idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
     holds_token: ClassVar[bool] = False  # the answer holds a token: an idempotent endpoint's in ``jwt_token``
-    aside: ClassVar[bool] = (
-        False  # sent by an agent's program unasked: neither limited nor noted as a call of the agent
-    )
-
+    aside: ClassVar[bool] = False  # sent by an agent's program unasked: not limited, and no call of the agent
     ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
 
     respond: Callable[..., Awaitable[Any]]
+    given: dict[str, Any] | None = None  # the body, once it is known to be about the token's project
 
     async def prepare(self) -> None:
         """Check what is known before the body comes. A refusal waits for the end of a short body, so that the
@@ -1951,13 +1840,8 @@ class Endpoint(Handler):
             self.error = error
             if length > MB:
                 self.answer_early(error)
-        if length and not self._finished:
-            wait = sidecar.settings.request_timeout
-            self._too_late = asyncio.get_running_loop().call_later(wait, self.answer_too_late)
 
     async def _serve(self, *path: str) -> None:
-        if self._too_late:
-            self._too_late.cancel()
         try:
             if self.error:
                 raise self.error
@@ -2014,14 +1898,13 @@ class Endpoint(Handler):
         project = body.get("project_id")
         if project is not None and project != self.claims.project_id:
             raise forbidden("This token belongs to another project", project_id=project)
-        self._note(body.get("data"), "issue_id")
-        self._note(body, "issue_id", "agent_id")
+        self.given = body
         for issue_id in issues_named(body) if self.claims.issue_id is not None else ():
             self.sidecar.tokens.check_issue(self.claims, issue_id)
         key = self.request.headers.get("Idempotency-Key") if self.idempotent else None
         if key is None:
             async with self.sidecar.storage.room(len(self.upload)):
-                return self._note(await self.respond(*path, body=body), "agent_id", "event_id", "id")
+                return await self.respond(*path, body=body)
         where = f"{self.request.method} {self.request.path}"
         ticket = IdempotencyTicket(self.sidecar.storage, self.claims, where, key, bytes(self.upload))
         async with self.sidecar.repeats.setdefault(ticket.key, asyncio.Lock()):
@@ -2030,9 +1913,8 @@ class Endpoint(Handler):
                     async with self.sidecar.storage.room(len(self.upload)):
                         answer = await self.respond(*path, body=body, ticket=ticket)
                     await ticket.complete(answer | {"jwt_token": ""} if self.holds_token else answer)
-                    return self._note(answer, "agent_id", "event_id", "id")
+                    return answer
             self.set_header("Idempotent-Replay", "true")
-            self._note(msgspec.json.decode(first), "agent_id", "event_id", "id")
             return self.sidecar.agents.with_token(first) if self.holds_token else first
 
     async def _read_body(self) -> dict[str, Any]:
@@ -2044,7 +1926,7 @@ class Endpoint(Handler):
             raise ApiError("REQ_005", f"The body must be application/json, not {(coding or media_type)[:100]}")
         content, decode = bytes(self.upload), msgspec.json.decode
         try:
-            body = await asyncio.to_thread(decode, content) if len(content) > 256 * 1024 else decode(content)
+            body = decode(content) if len(content) <= 256 * 1024 else await asyncio.to_thread(decode, content)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ApiError("REQ_001", f"The body is not JSON: {one_line(error)}") from None
         except RecursionError:
@@ -2052,76 +1934,37 @@ class Endpoint(Handler):
         convert(body, self.body, code=self.invalid)
         return typing.cast(dict[str, Any], body)
 
-    def _note(self, source: Any, *fields: str) -> Any:
-        """Note the ids that a body or an answer names, for the request logs; returns ``source``."""
-        self.acted_on = self.acted_on or {}
-        for field in fields:
-            value = source.get(field) if isinstance(source, dict) else getattr(source, field, None)
-            if isinstance(value, str):
-                self.acted_on["result_id" if field == "id" else field] = value[:128]
-        return source
-
     async def send(self, content: bytes) -> None:
-        """The whole answer. Raises StreamClosedError where nobody is left to read it, and what the filters raise."""
+        """The whole answer. Raises StreamClosedError where nobody is left to read it."""
         if self.hang_up.happened:
             raise tornado.iostream.StreamClosedError
-        try:
-            if content:
-                self.set_header("Content-Type", "application/json" if self.error else self.content_type)
-            for answer_filter in self.sidecar.answer_filters:
-                content = await answer_filter(self, content)
-            if len(content) <= self.SHORT or self.request.method == "HEAD":
-                return await self._taken(self.finish(content or None))  # not even an empty chunk after a 204 or 304
-            self.set_header("Content-Length", str(len(content)))
-            await self._taken(self.flush())
-            await self._taken(typing.cast(Any, self.request.connection).write(content))  # ``finish`` would copy it
-            self.finish()
-        finally:
-            if self.when_sent:
-                self.when_sent()
-            self.when_slow = self.when_sent = None
+        if content:
+            self.set_header("Content-Type", "application/json" if self.error else self.content_type)
+        if len(content) <= self.SHORT or self.request.method == "HEAD":
+            return await self._taken(self.finish(content or None))  # not even an empty chunk after a 204 or 304
+        self.set_header("Content-Length", str(len(content)))
+        await self._taken(self.flush())
+        await self._taken(typing.cast(Any, self.request.connection).write(content))  # ``finish`` would copy it
+        self.finish()
+
+    def performance(self) -> dict[str, Any]:
+        """What ``/status`` says of the service's speed."""
+        return self.sidecar.metrics.statistics() | {"protocols": self.sidecar.protocols}
 
     def _unexpected(self, error: Exception) -> ApiError:
         if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
             return ApiError("REQ_001", "The body is nested too deeply")
         if isinstance(error, StorageError):
             reason = f"the storage cannot be used ({storage_fault(error)})"
-            log.error("%s storage: %s", self.request_id, error)
         elif isinstance(error, TimeoutError):
             reason = "no answer in time"
-            log.error("%s %s: %s", self.request_id, type(self).__name__, reason)
         else:
             log.error("%s unexpected", self.request_id, exc_info=error)
             return ApiError(self.failure)
+        log.error("%s %s: %s: %s", self.request_id, type(self).__name__, reason, one_line(error))
         wait = getattr(error, "retry_after", None)
         message = f"{ERRORS[self.failure][2]}: {reason}"
         return ApiError(self.failure, message, status=503 if wait else None, retry_after=wait)
-
-
-class FinishedRequest(Struct, frozen=True, kw_only=True):
-    """A request that was answered; ``method`` is None where it was refused before its head was read."""
-
-    moment: float  # epoch seconds
-    request_id: str
-    remote: str | None  # the peer's address
-    method: str | None = None
-    path: str = ""  # without what looks like a token
-    status: int  # 499 where the client hung up
-    seconds: float = 0.0  # without those that a long poll waited
-    claims: Claims = NOBODY
-    error: ApiError | None = None
-    reading: bool = False  # it changes nothing
-    acted_on: dict[str, str] = {}  # by issue_id, agent_id, result_id and so on: what path, body and answer name
-
-
-class RequestLog:
-    """Records finished requests in one more place than the log: the hook ``request_log``."""
-
-    def record(self, request: FinishedRequest) -> None:
-        """Called on the loop for every request, in order. Must not block for longer than a short write does."""
-
-    def close(self) -> None:
-        """The service has ended."""
 
 
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
@@ -2199,10 +2042,8 @@ class Access:
     """Checks the Host and Origin of requests; ``headers`` are those of every answer."""
 
     def __init__(self, settings: Settings) -> None:
-        any_address = {"*"} if settings.host in ("0.0.0.0", "::") else set()
-        self._hosts = frozenset(
-            {"localhost", settings.host.lower(), *map(str.lower, settings.allowed_host)} | any_address
-        )
+        any_address = ["*"] if settings.host in ("0.0.0.0", "::") else []
+        self._hosts = frozenset(map(str.lower, ["localhost", settings.host, *settings.allowed_host, *any_address]))
         self._origins = settings.cors_origin
         self.headers = [("Server", "cco-sidecar"), ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY")]
         self.headers += [("Strict-Transport-Security", "max-age=31536000")] if settings.tls_cert else []
@@ -2214,6 +2055,16 @@ class Access:
         origin = request.headers.get("Origin")
         if origin is not None and not origin_allowed(origin, self._origins):
             raise ApiError("REQ_007", "Pages of this Origin may not call; --cors-origin allows more")
+
+
+def origin_allowed(origin: str, more: tuple[str, ...]) -> bool:
+    """Pages on loopback, web views of editors, and what --cors-origin names."""
+    if origin in more:
+        return True
+    scheme, _, host = origin.partition("://")  # no URL parser: it raises for what a hostile client may send
+    if scheme in ("vscode-webview", "vscode-file"):
+        return bool(host)
+    return scheme in ("http", "https") and host_allowed(host, frozenset({"localhost"}))
 
 
 @functools.lru_cache(1024)
@@ -2234,16 +2085,6 @@ def host_allowed(host: str, allowed: frozenset[str]) -> bool:
         return False
     address = getattr(address, "ipv4_mapped", None) or address  # what [::ffff:127.0.0.1] means (RFC 4291, 2.5.5.2)
     return address.is_loopback or "*" in allowed or str(address) in allowed
-
-
-def origin_allowed(origin: str, more: tuple[str, ...]) -> bool:
-    """Pages on loopback, web views of editors, and what --cors-origin names."""
-    if origin in more:
-        return True
-    scheme, _, host = origin.partition("://")  # no URL parser: it raises for what a hostile client may send
-    if scheme in ("vscode-webview", "vscode-file"):
-        return bool(host)
-    return scheme in ("http", "https") and host_allowed(host, frozenset({"localhost"}))
 
 
 def check_identifier(name: str, value: str) -> None:
@@ -2358,10 +2199,9 @@ class SpawnAgent(Endpoint):
 def check_environment(environment: dict[str, str]) -> None:
     """Raise REQ_001 for what no program can be started with: Linux has room for 128 KiB a variable."""
     for name, value in environment.items():
-        size = len(f"{name}={value}".encode("utf-8", "surrogatepass")) + 1
         if re.search(r"[\x00-\x20\x7f]", name):
             raise ApiError("REQ_001", "environment: a name holds a blank or a control character")
-        if size > 128 * 1024:
+        if len(f"{name}={value}".encode("utf-8", "surrogatepass")) >= 128 * 1024:
             raise ApiError("REQ_001", "environment: a variable with its name has at most 128 KiB")
 
 
@@ -2478,9 +2318,6 @@ class GetStatus(Endpoint):
         # Jobs run in order: what was queued before is on disk then. Where nothing can be written, what is there counts.
         with contextlib.suppress(StorageError):
             await sidecar.storage.write(lambda records: None)
-        performance = sidecar.metrics.statistics() | {"protocols": sidecar.protocols}
-        for answer_filter in sidecar.answer_filters:
-            performance |= getattr(answer_filter, "statistics", dict)()
         return {
             "agents": sidecar.agents.ledger.statistics(),
             "storage": {
@@ -2490,7 +2327,7 @@ class GetStatus(Endpoint):
                 "storage_path": str(sidecar.settings.storage),
             },
             "events": sidecar.bus.statistics(),
-            "performance": performance,
+            "performance": self.performance(),
             "spent": await sidecar.disk.run(sidecar.agents.meter.statistics),
             "timestamp": iso(),
         }
@@ -2548,16 +2385,13 @@ class Tokens:
 
     REFRESH_SECONDS = 300
     ISSUER = "cco-sidecar"
-    REMEMBERED = 10_000
     REQUIRED = ("sub", "agent_type", "project_id", "permissions", "exp", "iat")
     LEEWAY = 60.0  # seconds by which another clock may be ahead of ours
 
     def __init__(self, settings: Settings, agent_types: AgentTypes, storage: Storage | None) -> None:
-        self._settings = settings
-        self._agent_types = agent_types
-        self._storage = storage
+        self._settings, self._agent_types, self._storage = settings, agent_types, storage
         self._keys: list[tuple[Any, str]] = []  # each with its algorithm; ours first
-        self._verified: collections.OrderedDict[str, Claims] = collections.OrderedDict()  # verifying costs 40 us
+        self._read = functools.lru_cache(10_000)(self._verified)  # a signature costs 40 us
         self._revoked: set[str] = set()
 
     def load_secret(self) -> None:
@@ -2591,16 +2425,10 @@ class Tokens:
     def verify(self, authorization: str | None) -> Claims:
         """The claims of an ``Authorization`` header. Raises AUTH_001, 002 (expired), 003 (other project)."""
         scheme, _, token = (authorization or "").partition(" ")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token or len(token) > 8192:
+        if scheme.lower() != "bearer" or len(token) > 8192:
             raise ApiError("AUTH_001")
-        claims = self._verified.get(token)
-        if claims is None:
-            claims = self._verified[token] = self._read(token)
-            if len(self._verified) > self.REMEMBERED:
-                self._verified.popitem(last=False)
+        claims = self._read(token.strip())
         if claims.exp <= time.time():
-            del self._verified[token]
             raise ApiError("AUTH_002", details={"token_expired": True, "expiry_time": iso(claims.exp)})
         self.check_revoked(claims.sub)
         if claims.project_id != self._settings.project:
@@ -2611,7 +2439,7 @@ class Tokens:
         if subject in self._revoked:
             raise ApiError("AUTH_001", "This token was revoked")
 
-    def _read(self, token: str) -> Claims:
+    def _verified(self, token: str) -> Claims:
         """The claims of a token that one of the keys signed, perhaps long expired. Raises AUTH_001."""
         options: Any = {"require": self.REQUIRED, "verify_exp": False, "verify_aud": False, "verify_iss": False}
         for number, (key, algorithm) in enumerate(self._keys):
@@ -2665,11 +2493,6 @@ class Tokens:
     def revoke(self, subject: str) -> None:
         """Refuse every token of ``subject`` from now on; the caller stores it (Records.revoke)."""
         self._revoked.add(subject)
-        for token in [token for token, claims in self._verified.items() if claims.sub == subject]:
-            del self._verified[token]
-
-    def statistics(self) -> dict[str, int]:
-        return {"remembered": len(self._verified), "revoked": len(self._revoked)}
 
 
 def make_or_read_secret(path: Path) -> str:
@@ -5274,7 +5097,7 @@ You may: {permissions}. Never print your token. When you are done, store your re
             agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],
             agent_folder=str(folder), context_file=str(folder / "context.json"), prompt="",
             brief_file=str(folder / "brief.md") if "brief.md" in files else "",
-            configured=self.settings.agent_commands.get(row["type"], self.settings.agent_command),
+            configured=self.settings.command_of(row["type"]),
         )  # fmt: skip
         launch = msgspec.structs.replace(launch, prompt=self.prompt(launch, reader))
         written = files | {"prompt": launch.prompt.encode(), "task": launch.task.encode()} | token_files(running.token)
@@ -5869,10 +5692,6 @@ class AgentCommands:
 # ======================================================================================================
 
 GOOD, REFUSED, WRONG_USE, NOT_REACHABLE = 0, 1, 2, 3
-ALONE = (
-    "no audit log, HTTP/2, compression, index of the files, dependencies, briefs, known coding programs, budgets,"
-    " exit codes after a crash, lists, MCP, dashboard and client commands: is plugins/ beside the file?"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -6067,6 +5886,12 @@ def banner(sidecar: Sidecar) -> str:
     return "\n".join(lines)
 
 
+ALONE = (
+    "no audit log, HTTP/2, compression, index of the files, dependencies, briefs, known coding programs, budgets,"
+    " exit codes after a crash, lists, MCP, dashboard and client commands: is plugins/ beside the file?"
+)
+
+
 def own_command() -> str:
     """The words by which this program was called, for messages that name a next command."""
     return "cco" if Path(sys.argv[0]).name in ("cco", "cco.exe") else f"python {sys.argv[0] or 'cco_sidecar.py'}"
@@ -6103,8 +5928,54 @@ def mint_token(settings: Settings, agent_type: str, subject: str, **facts: Any) 
 
 
 # ======================================================================================================
-# Small tools of every section
+# Small tools of every section: errors, times, threads, files, words
 # ======================================================================================================
+
+
+class StartError(Exception):
+    """Ends the program: the message is printed as one line, and ``exit_code`` is the process's."""
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class ApiError(Exception):
+    """A refusal with its code of ERRORS; parts raise it, the base handler turns it into an answer."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str | None = None,
+        *,
+        status: int | None = None,
+        details: dict[str, Any] | None = None,
+        retry_after: int | None = None,
+        allowance: Allowance | None = None,
+    ) -> None:
+        self.code, self.details, self.retry_after, self.allowance = code, details, retry_after, allowance
+        self.status, self.error, standard = ERRORS[code]
+        self.message = message or standard
+        if status is not None:
+            self.status, self.error = status, snake_case(http.client.responses[status])
+        super().__init__(f"{code}: {self.message}")
+
+    def answer(self, request_id: str) -> dict[str, Any]:
+        """The body of the answer to the request that is refused."""
+        body = {
+            "error": self.error, "message": self.message, "code": self.code, "details": self.details,
+            "retry_after_seconds": self.retry_after, "limit": self.allowance and self.allowance.limit,
+            "timestamp": iso(), "request_id": request_id,
+        }  # fmt: skip
+        return {name: value for name, value in body.items() if value is not None}
+
+
+def forbidden(message: str, **details: Any) -> ApiError:
+    return ApiError("AUTH_003", message, details=details)
+
+
+def snake_case(phrase: str) -> str:
+    return re.sub(r"[^a-z]+", "_", phrase.lower())
 
 
 def is_identifier(text: str) -> bool:
@@ -6127,6 +5998,9 @@ def http_date(seconds: int) -> str:
     return tornado.httputil.format_timestamp(seconds)
 
 
+log = logging.getLogger("cco")
+
+
 @functools.lru_cache(1000)
 def log_once(text: str) -> None:
     log.warning("%s", text)
@@ -6139,7 +6013,27 @@ def one_line(error: BaseException) -> str:
         return f"its message cannot be had ({type(worse).__name__})"
 
 
-T = typing.TypeVar("T")
+class Pool:
+    """The threads of one kind of waiting, so many at a time; what hangs in them holds up no other kind."""
+
+    def __init__(self, name: str, threads: int, seconds: float) -> None:
+        self._name, self._free, self._seconds = name, asyncio.Semaphore(threads), seconds
+
+    async def run(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """What ``function`` returns. Raises what it raises; after ``seconds`` TimeoutError, and its thread is left to
+        itself.
+        """
+        loop = asyncio.get_running_loop()
+
+        def release(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
+                loop.call_soon_threadsafe(self._free.release)
+
+        async with asyncio.timeout(self._seconds):
+            await self._free.acquire()
+            outcome = in_thread(self._name, functools.partial(function, *arguments, **named))
+            outcome.add_done_callback(release)
+            return await asyncio.wrap_future(outcome)
 
 
 def in_thread(name: str, call: Callable[[], T]) -> Future[T]:
@@ -6185,29 +6079,6 @@ class Thread(threading.Thread):
             self.idle.append(self)
 
 
-class Pool:
-    """The threads of one kind of waiting, so many at a time; what hangs in them holds up no other kind."""
-
-    def __init__(self, name: str, threads: int, seconds: float) -> None:
-        self._name, self._free, self._seconds = name, asyncio.Semaphore(threads), seconds
-
-    async def run(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        """What ``function`` returns. Raises what it raises; after ``seconds`` TimeoutError, and its thread is left to
-        itself.
-        """
-        loop = asyncio.get_running_loop()
-
-        def release(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
-                loop.call_soon_threadsafe(self._free.release)
-
-        async with asyncio.timeout(self._seconds):
-            await self._free.acquire()
-            outcome = in_thread(self._name, functools.partial(function, *arguments, **named))
-            outcome.add_done_callback(release)
-            return await asyncio.wrap_future(outcome)
-
-
 def write_file(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` in one step, readable by the user alone. Blocks."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}-")  # mkstemp makes 0600
@@ -6219,6 +6090,18 @@ def write_file(path: Path, content: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def meant(word: str, names: Iterable[str]) -> str:
+    """The end of a message that refuses ``word``: the nearest name, else all names where they are fewer than ten."""
+    names = sorted(names)
+    return did_you_mean(word, names) or (f"; there are {', '.join(names)}" if len(names) < 10 else "")
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """The end of a message that refuses ``word``: the nearest name, "" where none is near."""
+    close = nearest(word, names)
+    return f", did you mean {close}?" if close else ""
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
@@ -6233,16 +6116,7 @@ def nearest(word: str, names: Iterable[str]) -> str:
     return plain[close[0]] if close else ""
 
 
-def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """The end of a message that refuses ``word``: the nearest name, "" where none is near."""
-    close = nearest(word, names)
-    return f", did you mean {close}?" if close else ""
-
-
-def meant(word: str, names: Iterable[str]) -> str:
-    """The end of a message that refuses ``word``: the nearest name, else all names where they are fewer than ten."""
-    names = sorted(names)
-    return did_you_mean(word, names) or (f"; there are {', '.join(names)}" if len(names) < 10 else "")
+T = typing.TypeVar("T")
 
 
 if __name__ == "__main__":

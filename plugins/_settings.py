@@ -5,6 +5,7 @@ problem is told with its line.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import tomllib
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from cco_sidecar import (
     option,
     read_bool,
     read_choice,
+    read_command,
     read_list,
     read_number,
     read_path,
@@ -58,12 +60,26 @@ def read_subject_token(value: Any) -> str:
     return str(value)
 
 
+def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
+    """Commands of some agent types: a TOML table, or a JSON object."""
+    try:
+        table = value if isinstance(value, dict) else json.loads(read_text(value))
+    except ValueError as error:
+        raise ValueError(f"cannot be read as a JSON object: {error}") from None
+    if not isinstance(table, dict) or not all(map(is_identifier, table)):
+        raise ValueError("must be an object of agent types and commands")
+    return {name: read_command(command) for name, command in table.items()}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PluginSettings(Settings):
     """The core's options and those of the bundled plugins; the module makes its settings of this class."""
 
     storage_limit_mb: Annotated[int, read_number(1, 100_000_000)] = option(
         2000, "how large the storage may become; what is to be stored is refused then", "MB", "guard"
+    )
+    request_timeout: Annotated[int, read_number(1, 3600)] = option(
+        60, "how long a request's head, and then its body, may take", "SECONDS", "strict"
     )
     max_connections: Annotated[int, read_number(1, 1_000_000)] = option(
         10_000, "connections open at once, as far as the system allows", "N", "strict"
@@ -77,6 +93,9 @@ class PluginSettings(Settings):
         "public key (PEM: RSA, P-256 or Ed25519) of an issuer whose tokens are taken beside our own",
         "FILE",
         "issuers",
+    )
+    agent_commands: Annotated[dict[str, tuple[str, ...]], read_agent_commands] = option(
+        {}, "commands of some agent types: a JSON object", "JSON"
     )
     issue_files: Annotated[tuple[str, ...], read_list] = option(
         ("issues", "docs/issues", ".github/issues", "todo", ".beads", "issues.json", "issues.jsonl", "gh"),
@@ -144,6 +163,9 @@ class PluginSettings(Settings):
     nats_snapshot_entries: Annotated[int, read_number(1, 10_000_000)] = option(
         10_000, "entries of the log after which a snapshot takes their place", "N", "nats"
     )
+
+    def command_of(self, agent_type: str) -> tuple[str, ...] | None:
+        return self.agent_commands.get(agent_type, self.agent_command)
 
     def may(self, agent_type: str) -> tuple[str, ...]:
         """The beginnings of commands that agents of a type may run unasked."""

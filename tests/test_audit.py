@@ -12,12 +12,10 @@ import requests
 from agent_harness import COMMAND, spawn
 from conftest import PROJECT, Client, Service, plugin, until
 
-from cco_sidecar import FinishedRequest
-
-AuditLog = plugin("audit").AuditLog
+AuditLog, FinishedRequest = plugin("audit").AuditLog, plugin("_finished").FinishedRequest
 
 
-def line(number: int) -> FinishedRequest:
+def line(number: int) -> Any:
     return FinishedRequest(moment=0, request_id=f"req-{number}", remote="127.0.0.1", method="POST", status=201)
 
 

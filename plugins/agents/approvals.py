@@ -42,7 +42,6 @@ from cco_sidecar import (
     ApiError,
     Claims,
     Endpoint,
-    FinishedRequest,
     HangUp,
     IdempotencyTicket,
     Identifier,
@@ -60,6 +59,7 @@ from cco_sidecar import (
     storage_fault,
 )
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.http._finished import FinishedRequest, take_down
 
 log = logging.getLogger("cco")
 
@@ -247,7 +247,7 @@ class Approvals:
 
     def __init__(self, sidecar: Sidecar) -> None:
         self._storage, self._bus, self._agents = sidecar.storage, sidecar.bus, sidecar.agents
-        self._settings, self._tokens, self._log_request = sidecar.settings, sidecar.tokens, sidecar.log_request
+        self._settings, self._tokens = sidecar.settings, sidecar.tokens
         self._project = sidecar.settings.project
         self._asked: dict[str, Asked] = {}  # by id, oldest first
         self._read_to = 0
@@ -374,7 +374,7 @@ class Approvals:
                 said = acted_on(asked.approval, "no answer in time")
                 path, request_id = f"/api/approvals/{asked.approval.approval_id}", f"req-{uuid.uuid4()}"
                 facts: dict[str, Any] = {"remote": None, "path": path, "status": 200, "acted_on": said}
-                self._log_request(FinishedRequest(moment=time.time(), request_id=request_id, **facts))
+                take_down(self._settings, FinishedRequest(moment=time.time(), request_id=request_id, **facts))
         except StorageError as error:  # its time is over all the same, as every reader sees
             log.error("approval %s: its end cannot be stored: %s", asked.approval.approval_id, storage_fault(error))
 

@@ -67,7 +67,7 @@ class ConnectingLauncher(Launcher):
         """The program of a type's agents where it can be connected."""
         deciding = {row.plugin for row in self.hooks.implementations("agent_command")}
         serving = {plugin.name for plugin in self.hooks.loaded if not plugin.problem}
-        name = known_name(self.settings.agent_commands.get(agent_type, self.settings.agent_command))
+        name = known_name(self.settings.command_of(agent_type))
         if deciding - DECIDING or "mcp" not in serving or not name:
             return None
         program = PROGRAMS[name]

@@ -68,9 +68,11 @@ class PromptLauncher(Launcher):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        for name in self.settings.agent_may.keys() - self.types.categories.keys() - {"*"}:
-            near = did_you_mean(name, self.types.categories)
-            log.warning("agent-may: unknown agent type %s%s", name, near)
+        tables: dict[str, Any] = {"agent-may": self.settings.agent_may, "agent-commands": self.settings.agent_commands}
+        for option, table in tables.items():
+            for name in table.keys() - self.types.categories.keys() - {"*"}:
+                near = did_you_mean(name, self.types.categories)
+                log.warning("%s: unknown agent type %s%s", option, name, near)
 
     def prompt(self, launch: AgentLaunch, reader: Reader) -> str:
         facts = msgspec.structs.asdict(launch) | {"task": launch.task or "see the context of the issue."}

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import typing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -42,6 +43,7 @@ from cco_sidecar import (
     read_sidecar_json,
     settings_from,
 )
+from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
 from cco_sidecar_plugins.commands._client import Refused, loaded_plugins
@@ -74,7 +76,9 @@ def command_doctor(options: argparse.Namespace) -> int:
         return GOOD
     checks: dict[str, Callable[[], str]] = {name: partial(check, settings) for name, check in DOCTOR_CHECKS.items()}
     checks["plugins"] = partial(check_plugins, options)
-    findings = {name: examine(check) for name, check in checks.items()} | examine_agents(settings)
+    findings = {name: examine(check) for name, check in checks.items()} | examine_agents(
+        typing.cast(PluginSettings, settings)
+    )
     with suppress(ImportError):  # its file may be gone
         findings |= import_module("cco_sidecar_plugins.commands.connect").findings(settings)
     rows = [{"check": name, "verdict": verdict, "finding": finding} for name, (verdict, finding) in findings.items()]
@@ -271,7 +275,7 @@ SESSION = (
 )  # marks of one around us
 
 
-def examine_agents(settings: Settings) -> dict[str, Finding]:
+def examine_agents(settings: PluginSettings) -> dict[str, Finding]:
     """A finding for each command that runs agents."""
     first = launchers.known_name(None)
     default = settings.agent_command or ((first,) if first else None)

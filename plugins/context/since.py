@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Struct
 
-from cco_sidecar import AnswerFilter, ContextQuery, Contexts, Endpoint, GetContext, Reader, hookimpl
+from cco_sidecar import ContextQuery, Contexts, Endpoint, GetContext, Reader, hookimpl
 
 Given = dict[str, str]  # path and checksum of each relevant file of an answer
 
 
 @hookimpl(tryfirst=True)  # before what compresses
-def answer_filter() -> AnswerFilter:
-    return Since()
-
-
-@hookimpl
 def part_class(base: type) -> type | None:
+    if issubclass(base, Endpoint):
+        return type("SinceEndpoint", (SinceEndpoint, base), {"since": Since()})
     return type("OwnContexts", (OwnContexts, base), {}) if issubclass(base, Contexts) else None
+
+
+class SinceEndpoint(Endpoint):
+    """Sends only what changed where that was asked for."""
+
+    since: ClassVar[Since]
+
+    async def send(self, content: bytes) -> None:
+        await super().send(await self.since.cut(self, content))
 
 
 class OwnContexts(Contexts):
@@ -60,7 +66,7 @@ class Since:
         self._given: collections.OrderedDict[str, asyncio.Task[Given]] = collections.OrderedDict()
         self._decoder = msgspec.json.Decoder(GivenContext)
 
-    async def __call__(self, endpoint: Endpoint, content: bytes) -> bytes:
+    async def cut(self, endpoint: Endpoint, content: bytes) -> bytes:
         if not isinstance(endpoint, GetContext) or endpoint.get_status() != 200:
             return content
         if endpoint.content_type != GetContext.content_type:  # a brief

@@ -17,13 +17,11 @@ import msgspec
 from cco_sidecar import (
     AgentCommand,
     AgentLaunch,
-    AnswerFilter,
     Claims,
     CommandParser,
     ContextRequest,
     Endpoint,
     Filter,
-    FinishedRequest,
     Launcher,
     Meter,
     NextAgent,
@@ -32,7 +30,6 @@ from cco_sidecar import (
     RankedFile,
     RankRequest,
     Reader,
-    RequestLog,
     ResultFact,
     Route,
     Sections,
@@ -181,25 +178,6 @@ def server_class(settings: Settings, base: Any) -> type:
 
 
 @hookimpl
-def answer_filter(settings: Settings) -> AnswerFilter | None:
-    async def signed(endpoint: Endpoint, content: bytes) -> bytes:
-        endpoint.set_header("X-Checksum", hashlib.sha256(content).hexdigest())
-        return content
-
-    return signed
-
-
-@hookimpl
-def request_log(settings: Settings) -> RequestLog | None:
-    class Slow(RequestLog):
-        def record(self, request: FinishedRequest) -> None:
-            if request.seconds > 1:
-                log.warning("%s %s took %.1f s", request.method, request.path, request.seconds)
-
-    return Slow()
-
-
-@hookimpl
 def token_keys(settings: Settings) -> list[tuple[Any, str]] | None:
     key = Path("issuer.pem")
     return [(key.read_bytes(), "RS256")] if key.exists() else None
@@ -244,7 +222,12 @@ def part_class(settings: Settings, base: Any) -> type | None:
         async def files(self, body: Any, reader: Reader) -> Any:
             return await super().files(body, reader) | {"welcome.txt": b"Welcome to the team"}
 
-    return Welcoming if issubclass(base, Launcher) else None
+    class Signed(base):  # type: ignore[misc]
+        async def send(self, content: bytes) -> None:
+            self.set_header("X-Checksum", hashlib.sha256(content).hexdigest())
+            await super().send(content)
+
+    return Welcoming if issubclass(base, Launcher) else Signed if issubclass(base, Endpoint) else None
 
 
 @hookimpl

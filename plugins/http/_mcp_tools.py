@@ -47,6 +47,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins.agents.agent_list import AgentQuery, ListAgents
 from cco_sidecar_plugins.agents.prompts import SAY, reader_of
 from cco_sidecar_plugins.context._withheld import is_secret
+from cco_sidecar_plugins.http._finished import ids_of
 from cco_sidecar_plugins.http._mcp_shapes import NOTE, PAGE, arguments_of, as_line, as_lines, checked, page_of, pages
 from cco_sidecar_plugins.results.result_list import GetResult, ListResults, ResultQuery
 
@@ -78,20 +79,21 @@ class Call:
     ) -> Any:  # fmt: skip
         """What an endpoint of the API answers: ready bytes, or what becomes its JSON. Raises ApiError."""
         endpoint = await self.prepared(kind, path, query or {}, body, headers or {})
+        endpoint.path_args, answer = list(path), None
         try:
             if kind.body is None:
                 return await endpoint.respond(*path)
             if len(endpoint.upload) > kind.max_body:
                 raise too_large(kind.max_body)
-            return await endpoint._respond_to_body(path)
+            answer = await endpoint._respond_to_body(path)
+            return answer
         except (ApiError, asyncio.CancelledError):
             raise
         except Exception as error:  # a boundary: what the endpoint itself would answer
             raise endpoint._unexpected(error) from None
         finally:
             self.replayed = "Idempotent-Replay" in endpoint._headers
-            named = dict(zip(endpoint.path_names, path, strict=True)) | (endpoint.acted_on or {})
-            self.request.acted_on = (self.request.acted_on or {}) | named
+            self.request.acted_on = (self.request.acted_on or {}) | ids_of(endpoint, answer)
 
     async def prepared(
         self, kind: type[Endpoint], path: tuple[str, ...], query: dict[str, Any], body: Any = None,
@@ -156,7 +158,7 @@ def within(
     endpoint.sidecar, endpoint.claims, endpoint.request_id = request.sidecar, request.claims, request.request_id
     endpoint.application, endpoint.hang_up = request.application, HangUp()
     endpoint.path_names = tuple(name[1:-1] for name in route.path.split("/") if name[:1] == "{")
-    endpoint.error, endpoint.acted_on, endpoint._headers = None, None, tornado.httputil.HTTPHeaders()
+    endpoint.error, endpoint._headers = None, tornado.httputil.HTTPHeaders()
     endpoint.upload = bytearray() if body is None else bytearray(msgspec.json.encode(body))
     place = route.path.format(**dict(zip(endpoint.path_names, path, strict=True)))
     endpoint.request = tornado.httputil.HTTPServerRequest(

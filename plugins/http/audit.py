@@ -9,36 +9,66 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 import typing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from cco_sidecar import (
-    MB,
-    FinishedRequest,
-    RequestLog,
-    Settings,
-    StartError,
-    hookimpl,
-    is_identifier,
-    iso,
-    without_tokens,
-)
+from cco_sidecar import MB, Endpoint, Server, Settings, StartError, hookimpl, is_identifier, iso, without_tokens
+from cco_sidecar_plugins.http._finished import RECORDERS, FinishedRequest, ids_of
 
 log = logging.getLogger("cco.audit")
 
 
 @hookimpl
-def request_log(settings: Settings) -> RequestLog:
+def server_class(settings: Settings, base: type[Server]) -> type[Server]:
     try:
-        return AuditLog(settings.storage)
+        audit_log = AuditLog(settings.storage)
     except OSError as error:
         raise StartError(f"the audit log in {settings.storage} cannot be opened: {error.strerror}") from None
+    RECORDERS[settings] = audit_log.record
+    return type("AuditedServer", (AuditedServer, base), {"audit_log": audit_log})
 
 
-class AuditLog(RequestLog):
+@hookimpl
+def part_class(base: type) -> type | None:
+    return type("AuditedEndpoint", (AuditedEndpoint, base), {}) if issubclass(base, Endpoint) else None
+
+
+class AuditedServer(Server):
+    """Its audit log ends with it."""
+
+    audit_log: AuditLog
+
+    async def close_all_connections(self) -> None:
+        await super().close_all_connections()
+        self.audit_log.close()
+
+
+class AuditedEndpoint(Endpoint):
+    """Hands each request to the audit log when it has ended."""
+
+    answer: Any = None
+
+    async def _respond_to_body(self, path: tuple[str, ...]) -> Any:
+        self.answer = await super()._respond_to_body(path)
+        return self.answer
+
+    def finished(self, status: int, seconds: float) -> None:
+        super().finished(status, seconds)
+        request = self.request
+        RECORDERS[self.sidecar.settings](FinishedRequest(
+            moment=time.time(), request_id=self.request_id, remote=request.remote_ip, method=request.method,
+            path=without_tokens(request.path), status=status, seconds=seconds, claims=self.claims, error=self.error,
+            reading=self.reading, acted_on=ids_of(self, self.answer),
+        ))  # fmt: skip
+        self.given = self.answer = None
+
+
+class AuditLog:
     """At ``max_bytes`` the file is renamed to audit.log.1, that one to audit.log.2, and so on up to ``files``."""
 
     READING = ("GET", "HEAD", "OPTIONS")

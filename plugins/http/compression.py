@@ -7,13 +7,25 @@ import collections
 import functools
 import re
 import zlib
+from typing import ClassVar
 
-from cco_sidecar import MB, AnswerFilter, Endpoint, hookimpl
+from cco_sidecar import MB, Endpoint, hookimpl
 
 
 @hookimpl
-def answer_filter() -> AnswerFilter:
-    return Compression().filter
+def part_class(base: type) -> type | None:
+    if not issubclass(base, Endpoint):
+        return None
+    return type("CompressedEndpoint", (CompressedEndpoint, base), {"compression": Compression()})
+
+
+class CompressedEndpoint(Endpoint):
+    """Sends what is long as gzip."""
+
+    compression: ClassVar[Compression]
+
+    async def send(self, content: bytes) -> None:
+        await super().send(await self.compression.filter(self, content))
 
 
 class Compression:

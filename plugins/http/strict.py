@@ -17,7 +17,7 @@ import time
 import typing
 import uuid
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, ClassVar
 
 import tornado.concurrent
 import tornado.iostream
@@ -27,12 +27,13 @@ from cco_sidecar import (
     MAX_LINE,
     MB,
     ApiError,
-    FinishedRequest,
+    Endpoint,
     GetContext,
     Server,
     hookimpl,
 )
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.http._finished import FinishedRequest, take_down
 from cco_sidecar_plugins.http._framing import (
     MALFORMED,
     MAX_EXTENSIONS,
@@ -49,8 +50,43 @@ from cco_sidecar_plugins.http._framing import (
 @hookimpl
 def server_class(settings: PluginSettings, base: type[Server]) -> type[Server]:
     most = connection_limit(settings.max_connections)
-    facts = {"max_connections": most, "request_timeout": float(settings.request_timeout)}
+    facts: dict[str, Any] = {"max_connections": most, "request_timeout": float(settings.request_timeout)}
+    facts["body_seconds"] = settings.request_timeout + 15.0  # HurriedEndpoint says why before that
     return type("StrictServer", (StrictServer, base), facts)
+
+
+@hookimpl
+def part_class(settings: PluginSettings, base: type) -> type | None:
+    if not issubclass(base, Endpoint):
+        return None
+    return type("HurriedEndpoint", (HurriedEndpoint, base), {"seconds": float(settings.request_timeout)})
+
+
+class HurriedEndpoint(Endpoint):
+    """Says why it gives up a body that does not come in time."""
+
+    seconds: ClassVar[float]
+    _too_late: asyncio.TimerHandle | None = None
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        headers = self.request.headers
+        if not self._finished and ("Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"):
+            self._too_late = asyncio.get_running_loop().call_later(self.seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self._finished:
+            self.answer_early(self.error or ApiError("REQ_008", "The request's body did not come in time"))
+
+    async def _answer(self, path: tuple[str, ...]) -> None:
+        if self._too_late:
+            self._too_late.cancel()
+        await super()._answer(path)
+
+    def finished(self, status: int, seconds: float) -> None:
+        if self._too_late:
+            self._too_late.cancel()
+        super().finished(status, seconds)
 
 
 class StrictServer(Server):
@@ -97,15 +133,8 @@ class StrictServer(Server):
         """Have taken down what was refused before it was a request."""
         sidecar = getattr(self.request_callback, "settings", {}).get("sidecar")  # of make_application
         if sidecar:
-            sidecar.log_request(
-                FinishedRequest(
-                    moment=time.time(),
-                    request_id=request_id,
-                    remote=remote,
-                    status=error.status,
-                    error=error,
-                )
-            )
+            facts: dict[str, Any] = {"remote": remote, "status": error.status, "error": error}
+            take_down(sidecar.settings, FinishedRequest(moment=time.time(), request_id=request_id, **facts))
 
     def linger(self, stream: StrictStream) -> None:
         """Read on for a while, on a copy of the line: closing with unread input resets it, and the answer is lost."""

@@ -6,52 +6,58 @@ way: beyond it those are given up that have waited longest.
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
-import functools
 from collections.abc import Iterator
+from typing import Any, ClassVar
 
-from cco_sidecar import MB, AnswerFilter, ApiError, Endpoint, WaitForEvents, hookimpl
+from cco_sidecar import MB, ApiError, Endpoint, WaitForEvents, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
 
 
 @hookimpl(tryfirst=True)  # before what changes an answer: those that share one share its bytes
-def answer_filter(settings: PluginSettings) -> AnswerFilter:
-    return Bounds(settings.max_unsent_mb * MB // 2)
+def part_class(settings: PluginSettings, base: type) -> type | None:
+    if not issubclass(base, Endpoint):
+        return None
+    return type("BoundedEndpoint", (BoundedEndpoint, base), {"bounds": Bounds(settings.max_unsent_mb * MB // 2)})
 
 
-@contextlib.contextmanager
-def counted(endpoint: Endpoint, part: bytes) -> Iterator[None]:
+class BoundedEndpoint(Endpoint):
+    """Counts each answer until it was sent; a short one only where its client does not take it at once."""
+
+    bounds: ClassVar[Bounds]
+    short: bytes | None = None
+
+    async def send(self, content: bytes) -> None:
+        if len(content) <= Endpoint.SHORT or isinstance(self, WaitForEvents):
+            self.short = content
+            await super().send(content)
+            self.short = None
+            return
+        with self.bounds.long.counting(self, content):
+            await super().send(content)
+
+    async def _taken(self, written: asyncio.Future[None]) -> None:
+        if self.short is None or written.done():
+            return await super()._taken(written)
+        with self.bounds.others.counting(self, self.short):
+            await super()._taken(written)
+
+    def performance(self) -> dict[str, Any]:
+        return {**super().performance(), "unsent_bytes": self.bounds.long.bytes[None] + self.bounds.others.bytes[None]}
+
+
+def counted(endpoint: Endpoint, part: bytes) -> contextlib.AbstractContextManager[None]:
     """While a part of an answer that comes in parts is sent."""
-    bounds = [found.others for found in endpoint.sidecar.answer_filters if isinstance(found, Bounds)]
-    for unsent in bounds:
-        unsent.add(endpoint, part)
-    try:
-        yield
-    finally:
-        for unsent in bounds:
-            unsent.remove(endpoint)
+    if not isinstance(endpoint, BoundedEndpoint):
+        return contextlib.nullcontext()
+    return endpoint.bounds.others.counting(endpoint, part)
 
 
 class Bounds:
-    """Counts each answer until it was sent; a short one only where its client does not take it at once."""
-
     def __init__(self, limit: int) -> None:
-        self._long, self.others = Unsent(limit, refuses=True), Unsent(limit, refuses=False)
-
-    async def __call__(self, endpoint: Endpoint, content: bytes) -> bytes:
-        if len(content) > Endpoint.SHORT and not isinstance(endpoint, WaitForEvents):
-            self._count(self._long, endpoint, content)
-        else:  # most of these are sent at once
-            endpoint.when_slow = functools.partial(self._count, self.others, endpoint, content)
-        return content
-
-    def _count(self, unsent: Unsent, endpoint: Endpoint, content: bytes) -> None:
-        unsent.add(endpoint, content)
-        endpoint.when_sent = functools.partial(unsent.remove, endpoint)
-
-    def statistics(self) -> dict[str, int]:
-        return {"unsent_bytes": self._long.bytes[None] + self.others.bytes[None]}
+        self.long, self.others = Unsent(limit, refuses=True), Unsent(limit, refuses=False)
 
 
 class Unsent:
@@ -76,6 +82,14 @@ class Unsent:
                 oldest.close()
         self._waiting[endpoint] = content
         self._count(endpoint, content, 1)
+
+    @contextlib.contextmanager
+    def counting(self, endpoint: Endpoint, content: bytes) -> Iterator[None]:
+        self.add(endpoint, content)
+        try:
+            yield
+        finally:
+            self.remove(endpoint)
 
     def remove(self, endpoint: Endpoint) -> None:
         if (content := self._waiting.pop(endpoint, None)) is not None:

@@ -3854,18 +3854,13 @@ ABSENT = object()
 # Context: the assembler and its cache, the budget, the project on disk, git, secrets
 # ======================================================================================================
 
-CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order, with the types that plugins' answers must have
+CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order, with their types
     "project_structure": ProjectStructure,
     "relevant_files": list[RelevantFile],
     "git_context": GitContext,
     "previous_agent_outputs": list[dict[str, Any]],
     "metadata": dict[str, Any],
 }
-CUTTABLE_SECTIONS = CONTEXT_SECTIONS.keys() - {"metadata"}
-
-
-# a context as JSON for those who waited until it was built, for those who get it from the cache, and its ETag
-BuiltContext = tuple[bytes, bytes, str]
 
 
 class Contexts:
@@ -3964,54 +3959,65 @@ class Contexts:
     # -- building
 
     def _begin(self, key: ContextKey, state: ProjectState, etag: str) -> CachedContext:
+        """A context that is being built, and kept unless the cache is emptied meanwhile."""
         self._misses += 1
         self._drop(key)
         rows = self._storage.read.issue_outputs(self._settings.project, key.issue_id, self.OUTPUTS)
         outputs = [json.loads(row) for row in rows]  # nothing was awaited since the ETag was made
-        building = asyncio.create_task(self._build_and_keep(key, outputs, state, etag))
+        building = asyncio.create_task(self._pool.run(self._build, key, outputs, state, etag))
         cached = self._cache[key] = CachedContext(etag, building)
+        building.add_done_callback(lambda _: self._keep(key, cached))
         return cached
 
-    async def _build_and_keep(
-        self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState, etag: str
-    ) -> BuiltContext:
-        built = None
-        try:
-            built = await self._pool.run(self._build, key, outputs, state, etag)
+    def _keep(self, key: ContextKey, cached: CachedContext) -> None:
+        """Count a context in that was built; forget it where that failed, or its ETag is now another."""
+        building = cached.building
+        failed = building.cancelled() or building.exception() is not None
+        if self._cache.get(key) is not cached:
+            return
+        if failed or building.result()[2] != cached.etag:
+            self._drop(key)
+            return
+        cached.size = len(building.result()[1])
+        self._bytes += cached.size
+        while self._bytes > self._settings.cache_size_mb * MB:
+            self._drop(next(key for key, cached in self._cache.items() if cached.size))
+
+    def _build(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState, etag: str) -> BuiltContext:
+        """The context. While an index is being made its ETag is one that nothing else has: it is not kept. Blocks.
+        Raises CTX_001, CTX_002.
+        """
+        try:  # All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
+            building = self.index_building()
+            ranked = self.rank(key, outputs, state)
+            building = self.index_building() or building
+            facts = {name: getattr(key, name) for name in key.__struct_fields__}
+            request = ContextRequest(**facts, outputs=outputs, project=state, ranked=ranked)
+            sections = redacted_sections(self.sections(request))
+            sections["metadata"]["index"] = "building" if building else "ready"
+            return *self.answer(request, sections), f'W/"{secrets.token_hex(16)}"' if building else etag
         except ApiError:
             raise
         except Exception as error:  # a boundary: whatever a repository may hold
             log.error("context for %s could not be built", key.issue_id, exc_info=error)
             raise ApiError("CTX_001") from None
-        finally:
-            cached = self._cache.get(key)
-            if cached and cached.building is asyncio.current_task():
-                if built is None or built[2] != etag:
-                    self._drop(key)
-                else:
-                    cached.size = len(built[1])
-                    self._bytes += cached.size
-        while self._bytes > self._settings.cache_size_mb * MB:
-            self._drop(next(key for key, cached in self._cache.items() if cached.size))
-        return built
-
-    def _build(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState, etag: str) -> BuiltContext:
-        """The context. While an index is being made its ETag is one that nothing else has: it is not kept. Blocks."""
-        # All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
-        building = self.index_building()
-        ranked = self.rank(key, outputs, state)
-        building = self.index_building() or building
-        facts = {name: getattr(key, name) for name in key.__struct_fields__}
-        request = ContextRequest(**facts, outputs=outputs, project=state, ranked=ranked)
-        sections = redacted_sections(self._sections(request))
-        sections["metadata"]["index"] = "building" if building else "ready"
-        return *self.answer(request, sections), f'W/"{secrets.token_hex(16)}"' if building else etag
 
     def answer(self, request: ContextRequest, sections: Sections) -> tuple[bytes, bytes]:
-        """The context for those who waited until it was built, and for those who get it from the cache. Blocks."""
-        head = assembled(request, sections, self._fit(request, sections))
-        first, hit = (msgspec.json.encode({"timestamp": iso(), "cache_hit": hit})[1:] for hit in (False, True))
-        return head + first, head + hit
+        """The JSON for those who waited until it was built, and for those who get it from the cache. Blocks."""
+        cut = self._fit(request, sections)
+        files = sections["relevant_files"]
+        cut = cut or any(file.get("truncated") for file in files)
+        with_task = "semantic_chunking" if any(file.get("line_ranges") for file in files) else "smart"
+        sections["metadata"]["redactions"] += sum(file.get("redactions", 0) for file in files)
+        content = msgspec.json.encode(sections)
+        facts = {
+            "issue_id": request.issue_id, "agent_type": request.agent_type, "context": Raw(content), "truncated": cut,
+            "truncation_strategy": "none" if not cut else with_task if request.task else "file_sampling",
+            "total_size_bytes": len(content), "estimated_tokens": -(-len(content) // BYTES_PER_TOKEN),
+            "file_count": len(files), "timestamp": iso(),
+        }  # fmt: skip
+        head = msgspec.json.encode(facts)[:-1]
+        return head + b',"cache_hit":false}', head + b',"cache_hit":true}'
 
     def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
         """The first ranking that a plugin gives; the built-in one always does. Blocks."""
@@ -4028,29 +4034,13 @@ class Contexts:
         why = "no word of the task occurs"
         return [msgspec.structs.replace(item, reasons=[why, *item.reasons]) for item in ranked]
 
-    def _sections(self, request: ContextRequest) -> Sections:
-        """The sections that the plugins give, those of the reference first."""
-        sections: Sections = {}
-        room = request.max_bytes - 1_000
-        answers = list(self._hooks.ask("context_section", request=request))
-        for name, answer in reversed(answers):  # so that later plugins win
-            try:
-                given = msgspec.json.decode(msgspec.json.encode(answer))
-                size = json_size({name: part for name, part in given.items() if name not in CUTTABLE_SECTIONS})
-                if size > room:
-                    raise ValueError(f"its sections have {size:,} bytes, for which there is no room")
-                room -= size
-                for section in CONTEXT_SECTIONS.keys() & given.keys():
-                    msgspec.convert(given[section], CONTEXT_SECTIONS[section])
-                if "metadata" in given:
-                    given["metadata"] = sections.get("metadata", {}) | given["metadata"]
-                sections |= given
-            except (TypeError, ValueError) as error:
-                log.warning("plugin %s: context_section: %s", name, one_line(error))
-        if missing := CONTEXT_SECTIONS.keys() - sections.keys():
-            raise RuntimeError(f"sections {sorted(missing)} could not be made")
-        more = [name for name in sections if name not in CONTEXT_SECTIONS]
-        return {name: sections[name] for name in [*CONTEXT_SECTIONS, *more]}
+    def sections(self, request: ContextRequest) -> Sections:
+        """The sections that the plugins give, those of the reference first. Blocks."""
+        sections: Sections = dict.fromkeys(CONTEXT_SECTIONS)
+        for _, answer in reversed(list(self._hooks.ask("context_section", request=request))):  # later plugins win
+            given = msgspec.json.decode(msgspec.json.encode(answer))
+            sections |= given | {"metadata": (sections["metadata"] or {}) | given.get("metadata", {})}
+        return sections
 
     def index_building(self) -> bool:
         """Whether a ranking's index is still being made. Blocks."""
@@ -4101,6 +4091,9 @@ class Contexts:
         }  # fmt: skip
 
 
+BuiltContext = tuple[bytes, bytes, str]  # as ``Contexts.answer`` gives it, and its ETag
+
+
 class CachedContext(Struct):
     """A context that is being built, or was; then ``size`` is its bytes. All answers on their way share these."""
 
@@ -4112,22 +4105,6 @@ class CachedContext(Struct):
 # -- the budget
 
 BYTES_PER_TOKEN = 4  # an estimate for English and code; tokenizers differ from each other by more than it errs
-
-
-def assembled(request: ContextRequest, sections: Sections, cut: bool) -> bytes:
-    """The answer's JSON up to its last fields, timestamp and cache_hit."""
-    files = sections["relevant_files"]
-    cut = cut or any(file.get("truncated") for file in files)
-    with_task = "semantic_chunking" if any(file.get("line_ranges") for file in files) else "smart"
-    sections["metadata"]["redactions"] += sum(file.get("redactions", 0) for file in files)
-    content = msgspec.json.encode(sections)
-    facts = {
-        "issue_id": request.issue_id, "agent_type": request.agent_type, "context": Raw(content), "truncated": cut,
-        "truncation_strategy": "none" if not cut else with_task if request.task else "file_sampling",
-        "total_size_bytes": len(content), "estimated_tokens": -(-len(content) // BYTES_PER_TOKEN),
-        "file_count": len(files),
-    }  # fmt: skip
-    return msgspec.json.encode(facts)[:-1] + b","
 
 
 def fit_context(sections: Sections, max_bytes: int) -> bool:

@@ -740,12 +740,12 @@ def sections(draw: Any) -> dict[str, Any]:
 
 def fitted(sections: dict[str, Any], max_bytes: int, task: str, max_files: int = 1000, plugin: bool = True) -> bytes:
     """A context's JSON, fitted by the plugin budget or by the module alone."""
-    state: Any = SimpleNamespace(_hooks=Hooks([budget] if plugin else []))
+    state = Contexts.__new__(Contexts)
+    state._hooks = Hooks([budget] if plugin else [])
     request: Any = SimpleNamespace(
         issue_id="issue-1", agent_type="python-specialist", task=task, max_bytes=max_bytes, max_files=max_files
     )
-    head = cco_sidecar.assembled(request, sections, Contexts._fit(state, request, sections))
-    return head + b'"timestamp":"2025-01-01T00:00:00Z","cache_hit":false}'
+    return state.answer(request, sections)[0]
 
 
 @settings(deadline=None, max_examples=40)

@@ -10,14 +10,20 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from cco_sidecar import (
+    CONTEXT_SECTIONS,
     ApiError,
     ContextRequest,
+    Contexts,
     Sections,
     checksum,
     cut_text,
     hookimpl,
     json_size,
+    log,
+    one_line,
 )
 from cco_sidecar_plugins.context.keywords import WORDS, task_words
 
@@ -25,6 +31,41 @@ SHARES = {  # of the budget, what a section keeps at most where the files need t
     "project_structure": 0.05, "git_context": 0.05, "previous_agent_outputs": 0.25,
 }  # fmt: skip
 LEAST = 800  # bytes: less of a file than this is not worth having
+
+
+CUTTABLE_SECTIONS = CONTEXT_SECTIONS.keys() - {"metadata"}
+
+
+@hookimpl
+def part_class(base: type) -> type | None:
+    return type("BoundedContexts", (BoundedContexts, base), {}) if issubclass(base, Contexts) else None
+
+
+class BoundedContexts(Contexts):
+    """Passes over sections for which there is no room, and those that are not what their names say."""
+
+    def sections(self, request: ContextRequest) -> Sections:
+        sections: Sections = {}
+        room = request.max_bytes - 1_000
+        answers = list(self._hooks.ask("context_section", request=request))
+        for name, answer in reversed(answers):  # so that later plugins win
+            try:
+                given = msgspec.json.decode(msgspec.json.encode(answer))
+                size = json_size({name: part for name, part in given.items() if name not in CUTTABLE_SECTIONS})
+                if size > room:
+                    raise ValueError(f"its sections have {size:,} bytes, for which there is no room")
+                room -= size
+                for section in CONTEXT_SECTIONS.keys() & given.keys():
+                    msgspec.convert(given[section], CONTEXT_SECTIONS[section])
+                if "metadata" in given:
+                    given["metadata"] = sections.get("metadata", {}) | given["metadata"]
+                sections |= given
+            except (TypeError, ValueError) as error:
+                log.warning("plugin %s: context_section: %s", name, one_line(error))
+        if missing := CONTEXT_SECTIONS.keys() - sections.keys():
+            raise RuntimeError(f"sections {sorted(missing)} could not be made")
+        more = [name for name in sections if name not in CONTEXT_SECTIONS]
+        return {name: sections[name] for name in [*CONTEXT_SECTIONS, *more]}
 
 
 @hookimpl

@@ -4226,12 +4226,13 @@ class Project:
         if (prefix := git_prefix(root)) is None:
             return [], GitContext(None, [], [], None, None), None
         names = sorted(split_z(ask_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate")))
-        (branch, codes), (found, complete) = read_status(root, prefix), git_log(root, *LOG_WITH_NAMES)
-        commits = as_commits(root, found if complete else found[:-1])
+        (branch, codes), (commits, head), (remote, url) = (
+            read_status(root, prefix),
+            read_commits(root),
+            read_remote(root),
+        )
         changes = describe_changes(codes, line_counts(root))
-        remote, url = read_remote(root)
-        git = GitContext(branch, commits, changes, remote, url and without_credentials(url))
-        return names, git, found[0][0] if found else None
+        return names, GitContext(branch, commits, changes, remote, url and without_credentials(url)), head
 
 
 def is_young(moment: int, now: int) -> bool:
@@ -4275,39 +4276,18 @@ def read_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = (".
     return None if branch == "HEAD (no branch)" else clean_text(branch), codes
 
 
-LOG_WITH_NAMES = ("-n10", "-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent")
-
-
-def git_log(root: Path, *flags: str) -> tuple[list[tuple[Any, ...]], bool]:
-    """((hash, short hash, parents, date, author, subject, names) of the latest commits, whether all). Blocks."""
+def read_commits(root: Path) -> tuple[list[Commit], str | None]:
+    """(the latest commits, the whole name of the first); none where git fails. Blocks."""
     separator = secrets.token_hex(8)  # that nobody can have put into a subject or a name
-    shape = f"--pretty=format:{separator}" + separator.join(("%H", "%h", "%P", "%ct", "%an", "%s"))
-    try:
-        output, complete = ask_git(root, "log", "--encoding=UTF-8", *flags, shape), True
-    except GitError as error:
-        output, complete = error.output, False
-        if run_git(root, "rev-list", "-n", "1", "--all") != b"":  # else nothing was committed yet
-            log_once(f"the history is not known in full: {error}")
-    found = []
-    parts = clean_text(os.fsdecode(output)).split(separator)[1:]
-    for *facts, last in zip(*(parts[at::6] for at in range(6)), strict=False):
-        subject, _, names = last.partition("\n")
-        found.append((*facts, subject.rstrip("\0"), [name for name in names.split("\0") if name]))
-    return found, complete
-
-
-def as_commits(root: Path, found: list[tuple[Any, ...]]) -> list[Commit]:
-    """Commits out of what ``git_log`` found; a shallow clone's last one names no files, as git says all. Blocks."""
-    rootless = any(not parents for _, _, parents, *_ in found)
-    is_shallow = rootless and run_git(root, "rev-parse", "--is-shallow-repository") == b"true\n"
+    shape = ("-n10", "-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent", "--encoding=UTF-8")
+    form = f"--pretty=format:{separator}" + separator.join(("%H", "%h", "%ct", "%an", "%s"))
+    parts = clean_text(os.fsdecode(run_git(root, "log", *shape, form) or b"")).split(separator)[1:]
     commits = []
-    for _, short, parents, moment, author, subject, names in found:
-        known = moment.isdecimal() and float(moment) < 253_402_300_800  # of a year that ISO 8601 can write
-        if not known:
-            log_once(f"commit {short} has no usable date")
-        files = [] if is_shallow and not parents else names
-        commits.append(Commit(short, subject, author, iso(float(moment)) if known else None, files))
-    return commits
+    for _, short, moment, author, last in zip(*(parts[at::5] for at in range(5)), strict=True):
+        subject, _, names = last.partition("\n")
+        when = iso(float(moment)) if re.fullmatch("[0-9]{1,11}", moment) else None  # of a year with four digits
+        commits.append(Commit(short, subject.rstrip("\0"), author, when, list(filter(None, names.split("\0")))))
+    return commits, parts[0] if parts else None
 
 
 def read_remote(root: Path) -> tuple[str | None, str | None]:

@@ -18,7 +18,7 @@ import cco_sidecar
 from cco_sidecar import GitError, ProjectState
 
 project_index = plugin("project_index")
-is_young = plugin("_fingerprints").is_young
+git_facts, is_young = plugin("_git_facts"), plugin("_fingerprints").is_young
 
 
 @pytest.fixture
@@ -591,6 +591,6 @@ def test_a_history_that_is_cut_is_told_and_one_that_has_not_begun_is_not(
         head = git(tmp_path, "rev-parse", "HEAD").strip()
         (tmp_path / ".git/objects" / head[:2] / head[2:]).unlink()
     cco_sidecar.log_once.cache_clear()
-    found, complete = cco_sidecar.git_log(tmp_path, "-n", "5")
+    found, complete = git_facts.git_log(tmp_path, "-n", "5")
     assert len(found) == (case == "a commit") and complete is (case == "a commit")
     assert ("not known in full" in caplog.text) is (case == "its object is lost")

@@ -7,14 +7,15 @@ git would have ignored.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 import cco_sidecar
 from cco_sidecar import (
-    LOG_WITH_NAMES,
     Codes,
     Commit,
     FileFact,
@@ -22,12 +23,11 @@ from cco_sidecar import (
     GitError,
     Project,
     ProjectState,
-    as_commits,
     ask_git,
     clean_text,
     describe_changes,
-    git_log,
     in_thread,
+    iso,
     log_once,
     run_git,
     split_z,
@@ -151,6 +151,41 @@ def read_commits(root: Path, number: int = 10) -> tuple[list[Commit], str | None
             found += one
         found = [(*facts, named.get(facts[0], [])) for *facts, _ in found]
     return as_commits(root, found), found[0][0] if found else None
+
+
+LOG_WITH_NAMES = ("-n10", "-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent")
+
+
+def git_log(root: Path, *flags: str) -> tuple[list[tuple[Any, ...]], bool]:
+    """((hash, short hash, parents, date, author, subject, names) of the latest commits, whether all). Blocks."""
+    separator = secrets.token_hex(8)  # that nobody can have put into a subject or a name
+    shape = f"--pretty=format:{separator}" + separator.join(("%H", "%h", "%P", "%ct", "%an", "%s"))
+    try:
+        output, complete = ask_git(root, "log", "--encoding=UTF-8", *flags, shape), True
+    except GitError as error:
+        output, complete = error.output, False
+        if run_git(root, "rev-list", "-n", "1", "--all") != b"":  # else nothing was committed yet
+            log_once(f"the history is not known in full: {error}")
+    found = []
+    parts = clean_text(os.fsdecode(output)).split(separator)[1:]
+    for *facts, last in zip(*(parts[at::6] for at in range(6)), strict=False):
+        subject, _, names = last.partition("\n")
+        found.append((*facts, subject.rstrip("\0"), [name for name in names.split("\0") if name]))
+    return found, complete
+
+
+def as_commits(root: Path, found: list[tuple[Any, ...]]) -> list[Commit]:
+    """Commits out of what ``git_log`` found; a shallow clone's last one names no files, as git says all. Blocks."""
+    rootless = any(not parents for _, _, parents, *_ in found)
+    is_shallow = rootless and run_git(root, "rev-parse", "--is-shallow-repository") == b"true\n"
+    commits = []
+    for _, short, parents, moment, author, subject, names in found:
+        known = moment.isdecimal() and float(moment) < 253_402_300_800  # of a year that ISO 8601 can write
+        if not known:
+            log_once(f"commit {short} has no usable date")
+        files = [] if is_shallow and not parents else names
+        commits.append(Commit(short, subject, author, iso(float(moment)) if known else None, files))
+    return commits
 
 
 def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict[str, str]:

@@ -4573,6 +4573,7 @@ class Agents:
         self.meter = Meter()  # until the storage folder is there
         self._spawning: set[asyncio.Future[Any]] = set()
         self._stopping = False
+        self._stranger = Running({}, self._folder)  # who is no agent
         self.url = ""
 
     # -- spawning
@@ -4593,8 +4594,10 @@ class Agents:
             raise ApiError("AGT_001", "The service is stopping")
         if (number := len(self.active)) >= self.settings.max_agents:
             raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
-        row = self.launcher.row(claims, body, self.ledger.depth(claims.sub) + 1)
-        self.check_room(row, self.ledger.storage.read)
+        read = self.ledger.storage.read
+        parent = read.agent(self.settings.project, claims.sub)  # None: no agent of ours asks
+        row = self.launcher.row(claims, body, 1 + (parent["depth"] or 1 if parent else 0))
+        self.check_room(row, read)
         # From here on it counts, so that a thousand at once cannot pass the limit.
         running = self.active[row["id"]] = Running(row, self._folder / row["id"])
         what = ""
@@ -4636,8 +4639,9 @@ class Agents:
         if running.row["pid"]:
             running.grace = 0.0
             await self.processes.end(running)
+        facts = {"state": "failed", "ended": time.time(), "pid": None}
         with contextlib.suppress(StorageError):  # the caller is being told about the failure that came first
-            await self.ledger.failed(running.row, ticket, reason)
+            await self.ledger.over(running.row | {"reason": reason}, facts, ticket=ticket)
         await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
         self.active.pop(running.row["id"], None)
 
@@ -4728,11 +4732,16 @@ class Agents:
         if running := self.active.get(subject):
             running.row["last_call"] = (method, without_tokens(path)[:200], time.time())
 
-    def heard_out(self, subject: str) -> contextlib.AbstractContextManager[None]:
-        """A context to answer an agent's request in: the agent's end waits. Raises AUTH_001 after the end."""
+    @contextlib.contextmanager
+    def heard_out(self, subject: str) -> Iterator[None]:
+        """Answer an agent's request in this context: its end waits. Raises AUTH_001 after the end."""
         self.tokens.check_revoked(subject)
-        running = self.active.get(subject)
-        return running.answering() if running else contextlib.nullcontext()
+        running = self.active.get(subject, self._stranger)
+        running.calls += 1
+        try:
+            yield
+        finally:
+            running.calls -= 1
 
     async def end(self, agent_id: str, *, force: bool = False) -> bool:
         """Order an agent's end, which a crash does not forget, at once with ``force``; False where it has ended."""
@@ -4807,14 +4816,6 @@ class Running:
         self.exit_code: int | None = None  # below 0: the signal that ended it; None while it is not known
         self.ended: float | None = None
 
-    @contextlib.contextmanager
-    def answering(self) -> Iterator[None]:
-        self.calls += 1
-        try:
-            yield
-        finally:
-            self.calls -= 1
-
 
 class AgentLedger:
     """The agents on disk: who was spawned, and what became of each; of running ones, what is not on disk yet."""
@@ -4824,11 +4825,6 @@ class AgentLedger:
 
     def __init__(self, storage: Storage, project: str, active: dict[str, Running]) -> None:
         self.storage, self._project, self._active = storage, project, active
-
-    def depth(self, subject: str) -> int:
-        """1 for an agent that no agent spawned, one more for each spawn below; 0 for who is not an agent of ours."""
-        row = self.storage.read.agent(self._project, subject)
-        return 0 if row is None else int(row["depth"] or 1)
 
     async def begin(
         self, row: dict[str, Any], ticket: IdempotencyTicket | None, check: Callable[[dict[str, Any], Records], None]
@@ -4846,29 +4842,14 @@ class AgentLedger:
     async def update(self, agent_id: str, **facts: Any) -> None:
         await self.storage.write(lambda records: records.update_agent(agent_id, **facts))
 
-    async def failed(self, row: dict[str, Any], ticket: IdempotencyTicket | None, reason: str | None) -> None:
-        """There is no process: a repeat of the request may try again."""
-
-        def job(records: Records) -> None:
-            records.update_agent(row["id"], state="failed", ended=time.time(), pid=None)
-            records.add_outcome(row["id"], reason=reason)
-            records.revoke(self._project, row["id"])
-            if ticket:
-                ticket.forget(records)
-
-        await self.storage.write(job)
-
-    async def ended(self, row: dict[str, Any], tail: list[str], spent: dict[str, Any]) -> dict[str, Any]:
-        """Record an end, its events and the end of its token as one; what the events say."""
-        cpu, found = row["cpu"], self.storage.read.result_of(row["project"], row["id"])
-        told = agent_facts(row) | spent | {
-            "cpu_seconds": None if cpu is None else round(cpu, 3), "peak_memory_bytes": row["peak_memory"],
-            "output_tail": [line[:300] for line in tail], "result_id": found["result_id"],
-        }  # fmt: skip
-        names = ["agent_exited"] + (["agent_failed"] if row["state"] in AGENT_GROUPS["failed"] else [])
-        submission = {"publisher": row["id"], "topic": "coordination", "data": told}
-        events = [new_event(row["project"], name, submission) for name in names]
-        facts = {name: row[name] for name in self.END} | {"last_call": json.dumps(row["last_call"]), "seen": "[]"}
+    async def over(
+        self,
+        row: dict[str, Any],
+        facts: dict[str, Any],
+        events: Sequence[dict[str, Any]] = (),
+        ticket: IdempotencyTicket | None = None,
+    ) -> None:
+        """Record an end, its events and the end of its token as one; a repeat of the ticket's request may try again."""
 
         def job(records: Records) -> None:
             records.update_agent(row["id"], **facts)
@@ -4876,8 +4857,22 @@ class AgentLedger:
             records.revoke(row["project"], row["id"])
             for event in events:
                 records.insert_event(event)
+            if ticket:
+                ticket.forget(records)
 
         await self.storage.write(job)
+
+    async def ended(self, row: dict[str, Any], tail: list[str], spent: dict[str, Any]) -> dict[str, Any]:
+        """Record the end of an agent that had a process; what its events say."""
+        cpu, found = row["cpu"], self.storage.read.result_of(row["project"], row["id"])
+        told = agent_facts(row) | spent | {
+            "cpu_seconds": None if cpu is None else round(cpu, 3), "peak_memory_bytes": row["peak_memory"],
+            "output_tail": [line[:300] for line in tail], "result_id": found["result_id"],
+        }  # fmt: skip
+        names = ["agent_exited"] + (["agent_failed"] if row["state"] in AGENT_GROUPS["failed"] else [])
+        submission = {"publisher": row["id"], "topic": "coordination", "data": told}
+        facts = {name: row[name] for name in self.END} | {"last_call": json.dumps(row["last_call"]), "seen": "[]"}
+        await self.over(row, facts, [new_event(row["project"], name, submission) for name in names])
         self._active.pop(row["id"], None)
         return told
 
@@ -5000,11 +4995,10 @@ You may: {permissions}. Never print your token. When you are done, store your re
 
     async def files(self, body: dict[str, Any], reader: Reader) -> dict[str, bytes]:
         """The files that an agent is to read, by name, for a validated request. Raises REQ_001, REQ_002, AGT_001."""
-        limit = BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
-        return {"context.json": await self.context_file(body, limit)}
+        return {"context.json": msgspec.json.encode(await self.context(body, self.context_bytes(body)))}
 
-    async def context_file(self, body: dict[str, Any], max_bytes: int) -> bytes:
-        return msgspec.json.encode(await self.context(body, max_bytes))
+    def context_bytes(self, body: dict[str, Any]) -> int:
+        return BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
 
     async def context(self, body: dict[str, Any], max_bytes: int) -> dict[str, Any]:
         """The context for a request, with only the sections that it names."""
@@ -5143,7 +5137,7 @@ class Processes:
         leaves nothing then.
         """
         child = await self._pool.run(self._popen, running.folder, command)
-        running.row |= {"pid": child.pid, "birth": (life_of(child.pid) or (None,))[0]}
+        running.row |= {"pid": child.pid, "birth": birth_of(child.pid)}
         self._watch(running, child)
 
     def _popen(self, folder: Path, command: AgentCommand) -> subprocess.Popen[bytes]:
@@ -5161,9 +5155,9 @@ class Processes:
         row = running.row
         if row["pid"] is None and (found := await self._pool.run(self.members, running)):
             pid = min(found, key=psutil.Process.create_time).pid  # we were killed before we noted it
-            row |= {"pid": pid, "birth": (life_of(pid) or (None,))[0]}
-        if (life := life_of(row["pid"])) and life[0] == row["birth"]:
-            running.began -= life[1]
+            row |= {"pid": pid, "birth": birth_of(pid)}
+        if lives(row):
+            running.began -= max(0.0, time.time() - row["started"])
             self._watch(running)
         else:
             running.exited.set()
@@ -5231,25 +5225,18 @@ FORCE = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 def lives(row: dict[str, Any]) -> bool:
     """Whether the first process of an agent's row has not ended. Blocks."""
-    return (life_of(row["pid"]) or ("",))[0] == row["birth"]
+    return row["birth"] is not None and birth_of(row["pid"]) == row["birth"]
 
 
-def life_of(pid: int | None) -> tuple[str, float] | None:
-    """(birth, age in seconds) of a living process, None where there is none. Blocks.
-
-    The birth tells a process from others with the same pid; on Linux it does not depend on the clock.
-    """
-    if pid is None:
-        return None
+def birth_of(pid: int) -> str | None:
+    """What tells a living process from others that get its pid, None where there is none. Blocks."""
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        if sys.platform != "linux":
-            return f"{process.create_time():.2f}", time.time() - process.create_time()
-        ticks = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(") ")[2].split()[19]
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
-        return f"{boot_id()}/{ticks}", age
+        if process.status() != psutil.STATUS_ZOMBIE:
+            if sys.platform != "linux":
+                return f"{process.create_time():.2f}"
+            stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")  # does not depend on the clock
+            return f"{boot_id()}/{stat.rpartition(') ')[2].split()[19]}"
     return None
 
 
@@ -5269,10 +5256,9 @@ class Output:
 
     def tail(self, number: int) -> list[str]:
         """The last lines, without their times and secrets."""
-        lines: list[str] = []
-        for back in (32 * 1024, 512 * 1024):
-            if len(lines) <= number + 60:  # a key that begins before the lines is known by its head
-                lines = self.last(back).split("\n")
+        lines = self.last(32 * 1024).split("\n")
+        if len(lines) <= number + 60:  # a key that begins before the lines is known by its head
+            lines = self.last(512 * 1024).split("\n")
         text = redact("\n".join(lines[-number - 61 :]))[0]
         return [line[:2000] for line in text.removesuffix("\n").split("\n")[-number:]] if text else []
 

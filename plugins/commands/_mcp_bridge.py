@@ -30,8 +30,8 @@ from cco_sidecar import (
     PERMISSIONS,
     WRONG_USE,
     StartError,
+    birth_of,
     is_identifier,
-    life_of,
     mint_token,
     one_line,
     settings_from,
@@ -62,8 +62,8 @@ def session_subject(program: str, pid: int | None = None) -> str | None:
     """In whose name a session speaks, by its tools and its hooks; None where its process is not found."""
     process = None if pid else session_process(program)
     pid = process.pid if process else pid
-    life = life_of(pid) if pid else None
-    return f"{SESSION}-{program}-{hashlib.sha256(f'{life[0]}/{pid}'.encode()).hexdigest()[:8]}" if life else None
+    birth = birth_of(pid) if pid else None
+    return f"{SESSION}-{program}-{hashlib.sha256(f'{birth}/{pid}'.encode()).hexdigest()[:8]}" if birth else None
 
 
 class SessionClient(Client):

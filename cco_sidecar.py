@@ -4846,7 +4846,7 @@ class AgentLedger:
         self,
         row: dict[str, Any],
         facts: dict[str, Any],
-        events: Sequence[dict[str, Any]] = (),
+        events: Sequence[NewEvent] = (),
         ticket: IdempotencyTicket | None = None,
     ) -> None:
         """Record an end, its events and the end of its token as one; a repeat of the ticket's request may try again."""

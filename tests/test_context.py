@@ -944,6 +944,7 @@ def test_what_cannot_be_cut_is_refused() -> None:
             fitted(copy.deepcopy(section), 2500, "", plugin=by_plugin)
 
 
+@pytest.mark.needs_plugin("context/budget weighs sections")
 def test_a_section_for_which_there_is_no_room_is_left_out(make_service: MakeService, tmp_path: Path) -> None:
     source = "from cco_sidecar import hookimpl\n@hookimpl\ndef context_section(request):\n    return {'NAME': 'x' * 6_000_000}\n"
     for name in ("first", "second"):

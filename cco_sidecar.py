@@ -5070,7 +5070,7 @@ You may: {permissions}. Never print your token. When you are done, store your re
         folder.mkdir(mode=0o700, parents=True)
         write_files(folder, files)
         collections.deque(self.hooks.ask("agent_starting", launch=launch, root=str(self.settings.root)), maxlen=0)
-        found = self.hooks.first("agent_command", launch=launch, settings=self.settings)
+        found = self.hooks.first("agent_command", launch=launch, settings=self.settings) or launch.configured
         if found is None:
             raise ApiError(
                 "AGT_001",
@@ -5326,7 +5326,7 @@ def percentile(ordered: list[float], share: float) -> float:
 
 
 def built_in_plugins() -> list[object]:
-    return [BuiltInAgentTypes(), ReferenceSections(), WordRanking(), RoutingRules(), AgentCommands()]
+    return [BuiltInAgentTypes(), ReferenceSections(), WordRanking(), RoutingRules()]
 
 
 class BuiltInAgentTypes:
@@ -5397,28 +5397,22 @@ def describe_structure(project: ProjectState) -> ProjectStructure:
 
 
 def choose_files(request: ContextRequest) -> list[FileChoice]:
-    """The files worth reading, best first: read, redacted, somewhat more than can be given. Blocks."""
+    """The text files worth reading, best first: read, redacted, somewhat more than can be given. Blocks."""
     chosen: list[FileChoice] = []
     left = 1.25 * request.max_bytes  # what is too large for the rest of the room is passed over later
     for item in request.ranked:
         if len(chosen) > request.max_files or left <= 0:  # one more than asked for: so it shows that some were left out
             break
-        if file := read_relevant(request.project.root, item):
-            chosen.append(file)
-            left -= min(len(file.content), request.max_bytes / 4)
+        if (found := read_text_file(request.project.root, item.path, MB)) is None:
+            continue
+        (content, redactions), facts, cut = redact(found[0]), *found[1:]
+        left -= min(len(content), request.max_bytes / 4)
+        chosen.append(FileChoice(
+            clean_text(item.path), content, iso(facts.st_mtime), facts.st_size, language_of(item.path),
+            checksum(content), round(item.score, 4), list(map(clean_text, item.reasons)), cut, redactions,
+            chunks=item.chunks, matched=item.matched,
+        ))  # fmt: skip
     return chosen
-
-
-def read_relevant(root: str, item: RankedFile) -> FileChoice | None:
-    """A text file inside ``root`` without secrets; None for others. Blocks."""
-    if (found := read_text_file(root, item.path, MB)) is None:
-        return None
-    (content, redactions), facts, cut = redact(found[0]), *found[1:]
-    return FileChoice(
-        clean_text(item.path), content, iso(facts.st_mtime), facts.st_size, language_of(item.path), checksum(content),
-        round(item.score, 4), list(map(clean_text, item.reasons)), cut, redactions,
-        chunks=item.chunks, matched=item.matched,
-    )  # fmt: skip
 
 
 class FileChoice(RelevantFile):
@@ -5617,17 +5611,6 @@ def settled_types(facts: list[ResultFact]) -> set[str]:
     after_change = facts[changes[-1] + 1 :] if changes else facts
     passed = {fact.agent_type for fact in after_change if fact.status == "success"}
     return passed.union(*(fact.proposed for fact in facts[max([0, *changes, *failures]) :]))
-
-
-# -- agent commands
-
-
-class AgentCommands:
-    """The configured command. The plugin launchers, asked before, knows how known programs are started by name."""
-
-    @hookimpl(trylast=True)
-    def agent_command(self, launch: AgentLaunch) -> Sequence[str] | None:
-        return launch.configured
 
 
 # ======================================================================================================

@@ -33,7 +33,7 @@ from cco_sidecar_plugins.http._mcp_tools import by_tools
 
 log = logging.getLogger("cco")
 
-DECIDING = {"launchers", "discovery", "built-in:AgentCommands"}  # whose commands are those of the table
+DECIDING = {"launchers", "discovery"}  # whose commands are those of the table
 HOME = "home"  # a folder of this name in the agent's stands for the user's own home
 
 

@@ -17,6 +17,7 @@ import tornado.httputil
 from msgspec import Meta, Struct
 
 from cco_sidecar import (
+    MB,
     PUBLISH,
     READ,
     SPAWN,
@@ -32,7 +33,6 @@ from cco_sidecar import (
     Identifier,
     Limit,
     PublishEvent,
-    RankedFile,
     Reader,
     ResultBody,
     SpawnAgent,
@@ -41,7 +41,8 @@ from cco_sidecar import (
     WaitForEvents,
     WaitQuery,
     check_policies,
-    read_relevant,
+    read_text_file,
+    redact,
     too_large,
 )
 from cco_sidecar_plugins.agents.agent_list import AgentQuery, ListAgents
@@ -236,18 +237,18 @@ async def lines_of_file(call: Call, sections: dict[str, Any]) -> str:
     """As many lines of a file of the context, from ``first_line`` on, as fit into a page."""
     path, first = call.given["file"], call.given.get("first_line", 1)
     known = {file["path"] for file in sections["relevant_files"]} | set(sections["project_structure"]["files"])
-    file = None
+    found = None
     if path in known and not is_secret(path):
-        root = str(call.sidecar.settings.root)
-        file = await asyncio.to_thread(read_relevant, root, RankedFile(path, 0.0))
-    if file is None:
+        found = await asyncio.to_thread(read_text_file, str(call.sidecar.settings.root), path, MB)
+    if found is None:
         raise ApiError("REQ_002", f"{path[:200]} is no text file of this context", details={"path": "file"})
-    lines = file.content.split("\n")
+    text, _ = await asyncio.to_thread(redact, found[0])
+    lines = text.split("\n")
     last = min(call.given.get("last_line", len(lines)), len(lines))
     if not first <= last:
         problem = f"{path} has {len(lines)} lines, and last_line is not before first_line"
         raise ApiError("REQ_001", problem, details={"path": "first_line"})
-    head = f"{path}, {len(lines)} lines" + (", cut" if file.truncated else "")
+    head = f"{path}, {len(lines)} lines" + (", cut" if found[2] else "")
     taken, room = list[str](), PAGE - NOTE - len(head.encode())
     for line in lines[first - 1 : last]:
         room -= len(line.encode("utf-8", "replace")) + 1

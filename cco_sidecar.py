@@ -4995,10 +4995,11 @@ You may: {permissions}. Never print your token. When you are done, store your re
 
     async def files(self, body: dict[str, Any], reader: Reader) -> dict[str, bytes]:
         """The files that an agent is to read, by name, for a validated request. Raises REQ_001, REQ_002, AGT_001."""
-        return {"context.json": msgspec.json.encode(await self.context(body, self.context_bytes(body)))}
+        limit = BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
+        return {"context.json": await self.context_file(body, limit)}
 
-    def context_bytes(self, body: dict[str, Any]) -> int:
-        return BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
+    async def context_file(self, body: dict[str, Any], max_bytes: int) -> bytes:
+        return msgspec.json.encode(await self.context(body, max_bytes))
 
     async def context(self, body: dict[str, Any], max_bytes: int) -> dict[str, Any]:
         """The context for a request, with only the sections that it names."""

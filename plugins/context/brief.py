@@ -178,10 +178,9 @@ class BriefLauncher(Launcher):
     """Gives an agent a brief beside its context, and that with one value a line, within its limit."""
 
     async def files(self, body: dict[str, Any], reader: Reader) -> dict[str, bytes]:
-        context = await self._context_file(body, self.context_bytes(body))
-        return {"context.json": context} | await self._brief(body, reader)
+        return await super().files(body, reader) | await self._brief(body, reader)
 
-    async def _context_file(self, body: dict[str, Any], max_bytes: int) -> bytes:
+    async def context_file(self, body: dict[str, Any], max_bytes: int) -> bytes:
         room, text = max_bytes - max_bytes // 16, b""
         while True:
             try:

@@ -3993,8 +3993,12 @@ class Contexts:
             building = self.index_building() or building
             facts = {name: getattr(key, name) for name in key.__struct_fields__}
             request = ContextRequest(**facts, outputs=outputs, project=state, ranked=ranked)
-            sections = redacted_sections(self.sections(request))
-            sections["metadata"]["index"] = "building" if building else "ready"
+            sections = self.sections(request)
+            contents = [file.pop("content") for file in sections["relevant_files"]]  # which are redacted already
+            sections, number = redact_json(sections)
+            for file, content in zip(sections["relevant_files"], contents, strict=True):
+                file["content"] = content
+            sections["metadata"] |= {"index": "building" if building else "ready", "redactions": number}
             return *self.answer(request, sections), f'W/"{secrets.token_hex(16)}"' if building else etag
         except ApiError:
             raise
@@ -4004,7 +4008,11 @@ class Contexts:
 
     def answer(self, request: ContextRequest, sections: Sections) -> tuple[bytes, bytes]:
         """The JSON for those who waited until it was built, and for those who get it from the cache. Blocks."""
-        cut = self._fit(request, sections)
+        found = sections["relevant_files"]
+        matched = [file.pop("matched", True) for file in found]
+        sections["metadata"]["task_matched"] = any(matched) if request.task else None
+        sections["relevant_files"] = found[: request.max_files]
+        cut = self._fit(request, sections) or len(found) > request.max_files
         files = sections["relevant_files"]
         cut = cut or any(file.get("truncated") for file in files)
         with_task = "semantic_chunking" if any(file.get("line_ranges") for file in files) else "smart"
@@ -4018,6 +4026,15 @@ class Contexts:
         }  # fmt: skip
         head = msgspec.json.encode(facts)[:-1]
         return head + b',"cache_hit":false}', head + b',"cache_hit":true}'
+
+    def _fit(self, request: ContextRequest, sections: Sections) -> bool:
+        """Cut ``sections`` to the size that was asked for; whether something went. Raises CTX_002."""
+        room = request.max_bytes - 600 - len(request.issue_id) - len(request.agent_type)  # what surrounds the context
+        facts = {"request": request, "sections": sections, "max_bytes": room}
+        for cut in self._hooks.parts("fit_context", bool, **facts):
+            if json_size(sections) <= room:
+                return bool(cut)
+        return fit_context(sections, room)
 
     def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
         """The first ranking that a plugin gives; the built-in one always does. Blocks."""
@@ -4047,19 +4064,6 @@ class Contexts:
         facts = {"root": str(self._settings.root), "index_folder": str(self._index_folder)}
         states = [answer for _, answer in self._hooks.ask("index_state", **facts)]
         return any(state.get("state") == "building" for state in states)
-
-    def _fit(self, request: ContextRequest, sections: Sections) -> bool:
-        """Cut ``sections`` to what was asked for; whether something went. Raises CTX_002."""
-        found = sections["relevant_files"]
-        matched = [file.pop("matched", True) for file in found]
-        sections["metadata"]["task_matched"] = any(matched) if request.task else None
-        sections["relevant_files"] = found[: request.max_files]
-        room = request.max_bytes - 600 - len(request.issue_id) - len(request.agent_type)  # what surrounds the context
-        facts = {"request": request, "sections": sections, "max_bytes": room}
-        for cut in self._hooks.parts("fit_context", bool, **facts):
-            if json_size(sections) <= room:
-                return cut or len(found) > request.max_files
-        return fit_context(sections, room) or len(found) > request.max_files
 
     # -- the cache
 
@@ -4467,16 +4471,6 @@ REDACTED = "[REDACTED]"
 JSON_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 
 
-def redacted_sections(sections: Sections) -> Sections:
-    """``sections`` without the secrets that any of their texts hold; the files' contents are without them already."""
-    contents = [file.pop("content") for file in sections["relevant_files"]]
-    sections, number = redact_json(sections)
-    for file, content in zip(sections["relevant_files"], contents, strict=True):
-        file["content"] = content
-    sections["metadata"]["redactions"] = number
-    return sections
-
-
 def redact_json(value: Any) -> tuple[Any, int]:
     """The JSON ``value`` without the secrets in its texts, names of fields too, and how many there were. Blocks."""
     content, number = msgspec.json.encode(value), 0
@@ -4583,10 +4577,12 @@ class Agents:
 
         A caller that hangs up meanwhile leaves a whole agent or none.
         """
-        spawning = asyncio.ensure_future(self._spawn(claims, body, ticket))
-        self._spawning.add(spawning)
-        spawning.add_done_callback(self._spawning.discard)
-        return await asyncio.shield(spawning)
+        task = typing.cast("asyncio.Task[Any]", asyncio.current_task())
+        self._spawning.add(task)
+        try:
+            return await self._spawn(claims, body, ticket)
+        finally:
+            self._spawning.discard(task)
 
     async def _spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
         await self._types.find(body["agent_type"])
@@ -4689,7 +4685,8 @@ class Agents:
             return
         self._renew_token(running)
         try:
-            await self.disk.run(write_files, running.folder, token_files(running.token))
+            for name, content in token_files(running.token).items():
+                await self.disk.run(write_file, running.folder / name, content)
         except OSError as error:
             running.renew_at = time.time() + 1
             log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
@@ -4800,21 +4797,23 @@ class Agents:
         return agent_answer(row, self.output(row["id"])) | self.meter.figures(row["id"])
 
 
+@dataclass(eq=False)
 class Running:
     """An agent that has not ended: its row, and what is known of its first process."""
 
-    def __init__(self, row: dict[str, Any], folder: Path) -> None:
-        self.row, self.folder = row, folder
-        self.token, self.renew_at = "", 0.0
-        self.watch: asyncio.Task[None] | None = None
-        self.calls = 0  # its requests that its end waits for
-        self.ordered = asyncio.Event()
-        self.grace = Agents.GRACE
-        self.ended_as: AgentState | None = None  # set where it does not end by itself
-        self.began = time.monotonic()
-        self.exited = asyncio.Event()  # the first process has ended
-        self.exit_code: int | None = None  # below 0: the signal that ended it; None while it is not known
-        self.ended: float | None = None
+    row: dict[str, Any]
+    folder: Path
+    token: str = ""
+    renew_at: float = 0.0
+    watch: asyncio.Task[None] | None = None
+    calls: int = 0  # its requests that its end waits for
+    ordered: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    grace: float = Agents.GRACE
+    ended_as: AgentState | None = None  # set where it does not end by itself
+    began: float = dataclasses.field(default_factory=time.monotonic)
+    exited: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)  # the first process has ended
+    exit_code: int | None = None  # below 0: the signal that ended it; None while it is not known
+    ended: float | None = None
 
 
 class AgentLedger:
@@ -5069,7 +5068,8 @@ You may: {permissions}. Never print your token. When you are done, store your re
         Blocks.
         """
         folder.mkdir(mode=0o700, parents=True)
-        write_files(folder, files)
+        for name, content in files.items():
+            write_file(folder / name, content)
         collections.deque(self.hooks.ask("agent_starting", launch=launch, root=str(self.settings.root)), maxlen=0)
         found = self.hooks.first("agent_command", launch=launch, settings=self.settings) or launch.configured
         if found is None:
@@ -5091,11 +5091,6 @@ def token_files(token: str) -> dict[str, bytes]:
     header = f"Authorization: Bearer {token}"
     curl = f'header = "{header}"\nheader = "Content-Type: application/json"\n'
     return {"token": token.encode(), "header": f"{header}\n".encode(), "curl": curl.encode()}
-
-
-def write_files(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        write_file(folder / name, content)
 
 
 class Meter:

@@ -4565,7 +4565,6 @@ class Agents:
         self.active: dict[str, Running] = {}
         self.ledger = AgentLedger(storage, settings.project, self.active)
         self.meter = Meter()  # until the storage folder is there
-        self._spawning: set[asyncio.Future[Any]] = set()
         self._stopping = False
         self._stranger = Running({}, self._folder)  # who is no agent
         self.url = ""
@@ -4577,14 +4576,6 @@ class Agents:
 
         A caller that hangs up meanwhile leaves a whole agent or none.
         """
-        task = typing.cast("asyncio.Task[Any]", asyncio.current_task())
-        self._spawning.add(task)
-        try:
-            return await self._spawn(claims, body, ticket)
-        finally:
-            self._spawning.discard(task)
-
-    async def _spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
         await self._types.find(body["agent_type"])
         if self._stopping:
             raise ApiError("AGT_001", "The service is stopping")
@@ -4595,7 +4586,7 @@ class Agents:
         row = self.launcher.row(claims, body, 1 + (parent["depth"] or 1 if parent else 0))
         self.check_room(row, read)
         # From here on it counts, so that a thousand at once cannot pass the limit.
-        running = self.active[row["id"]] = Running(row, self._folder / row["id"])
+        running = self.active[row["id"]] = Running(row, self._folder / row["id"], asyncio.current_task())
         what = ""
         try:
             reader = self.launcher.reader(row, running.folder, self.url)
@@ -4627,7 +4618,7 @@ class Agents:
         row = running.row
         row["state"] = "running"
         await self.ledger.update(row["id"], state="running", pid=row["pid"], birth=row["birth"])
-        running.watch = asyncio.create_task(self._watch(running))
+        running.task = asyncio.create_task(self._watch(running))
 
     async def _give_up(self, running: Running, ticket: IdempotencyTicket | None, reason: str | None) -> None:
         """Leave nothing of a spawn that failed but its row."""
@@ -4783,8 +4774,7 @@ class Agents:
             await asyncio.sleep(0.01)
         if left := [name for name, running in self.active.items() if not running.ordered.is_set()]:
             log.info("agents go on, and the next start finds them: %s", ", ".join(left))
-        watches = [running.watch for running in self.active.values() if running.watch]
-        tasks = [*self._spawning, *watches]  # which had their time, too
+        tasks = [running.task for running in self.active.values() if running.task]  # which had their time
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -4803,9 +4793,9 @@ class Running:
 
     row: dict[str, Any]
     folder: Path
+    task: asyncio.Task[Any] | None = None  # that spawns it, then the one that watches it
     token: str = ""
     renew_at: float = 0.0
-    watch: asyncio.Task[None] | None = None
     calls: int = 0  # its requests that its end waits for
     ordered: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     grace: float = Agents.GRACE

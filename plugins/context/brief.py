@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+import typing
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import msgspec
 
 import cco_sidecar
 from cco_sidecar import (
+    MB,
     AgentEndpoint,
     ApiError,
     ContextKey,
@@ -148,15 +150,17 @@ def part_class(base: type) -> type | None:
 
 
 class BriefContexts(Contexts):
-    """Answers a reader by a brief. A spawn's context, cut to size, and its brief share one ranking."""
+    """Answers a reader by a brief. A spawn's context, cut to size, and its brief share one ranking and its sections."""
 
     SHARED_SECONDS = 5.0
     _ranking: tuple[Any, float, list[RankedFile]] = (None, 0.0, [])  # the last: what was asked, when, the answer
+    _sections: tuple[Any, float, ContextRequest | None, bytes] = (None, 0.0, None, b"")  # with the request, as JSON
 
     def answer(self, request: ContextRequest, sections: Sections) -> tuple[bytes, bytes]:
         if request.reader is None:
             return super().answer(request, sections)
-        text = self._hooks.first("context_brief", request=request, sections=sections, reader=request.reader)
+        lean = sections | {"relevant_files": []}
+        text = self._hooks.first("context_brief", request=request, sections=lean, reader=request.reader)
         if text is None:
             raise ApiError("CTX_001", "No brief could be made; ask for application/json")
         brief = redact(text)[0].encode("utf-8", "replace")
@@ -169,8 +173,20 @@ class BriefContexts(Contexts):
         self._ranking = (None if self.index_building() else asked), moment, ranked
         return ranked
 
+    def sections(self, request: ContextRequest) -> Sections:
+        asked = (request.project.digest, request.issue_id, request.agent_type, request.task, request.outputs)
+        before, moment, known, content = self._sections
+        if before == asked and known and time.monotonic() - moment < self.SHARED_SECONDS:
+            holds = known.max_files >= request.max_files and known.max_bytes >= request.max_bytes
+            if holds or request.reader:  # who is given no files
+                return typing.cast(Sections, msgspec.json.decode(content))
+        moment, sections = time.monotonic(), super().sections(request)
+        if request.max_bytes <= MB and not self.index_building():  # as a spawned agent's is
+            self._sections = asked, moment, request, msgspec.json.encode(sections)
+        return sections
+
     def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
-        self._ranking = (None, 0.0, [])
+        self._ranking, self._sections = (None, 0.0, []), (None, 0.0, None, b"")
         return super().clear(issue_id, agent_type)
 
 

@@ -36,7 +36,7 @@ LEAST = 800  # bytes: less of a file than this is not worth having
 CUTTABLE_SECTIONS = CONTEXT_SECTIONS.keys() - {"metadata"}
 
 
-@hookimpl
+@hookimpl(trylast=True)  # nearest to the core's own: others take what it gives
 def part_class(base: type) -> type | None:
     return type("BoundedContexts", (BoundedContexts, base), {}) if issubclass(base, Contexts) else None
 

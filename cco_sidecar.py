@@ -596,11 +596,14 @@ class Commit(Struct):
     files_changed: list[str]  # empty where it is not known: at the edge of a shallow or partial clone
 
 
+ChangeStatus = Literal["modified", "added", "deleted", "renamed", "untracked"]
+
+
 class Change(Struct):
     """An uncommitted change; ``diff`` is "+added -removed" lines, null for untracked and binary files."""
 
     path: str
-    status: Literal["modified", "added", "deleted", "renamed", "untracked"]
+    status: ChangeStatus
     diff: str | None
 
 
@@ -4227,16 +4230,21 @@ class Project:
         Raises OSError. Blocks.
         """
         root = self._root
-        if (prefix := git_prefix(root)) is None:
+        try:
+            untracked = split_z(ask_git(root, "ls-files", "-z", "-o", "--exclude-standard"))
+        except GitError as error:
+            if not re.search("not a git repository|in a work tree", str(error)):
+                raise
             return [], GitContext(None, [], [], None, None), None
-        names = sorted(split_z(ask_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate")))
-        (branch, codes), (commits, head), (remote, url) = (
-            read_status(root, prefix),
-            read_commits(root),
-            read_remote(root),
-        )
-        changes = describe_changes(codes, line_counts(root))
-        return names, GitContext(branch, commits, changes, remote, url and without_credentials(url)), head
+        tracked = split_z(ask_git(root, "ls-files", "-z", "--deduplicate"))
+        head = (run_git(root, "rev-parse", "-q", "--verify", "HEAD") or b"").decode().strip() or None
+        branch = clean_text(os.fsdecode(run_git(root, "symbolic-ref", "-q", "--short", "HEAD") or b"").strip())
+        changes = read_changes(root) if head else dict.fromkeys(tracked, ("added", None))
+        changes |= dict.fromkeys(untracked, ("untracked", None))
+        described = [Change(clean_text(name), *changes[name]) for name in changes]
+        remote, url = read_remote(root)
+        git = GitContext(branch or None, read_commits(root), described, remote, url and without_credentials(url))
+        return sorted([*tracked, *untracked]), git, head
 
 
 def is_young(moment: int, now: int) -> bool:
@@ -4250,48 +4258,36 @@ COARSE_TICK = 2_100_000_000  # where they are whole seconds (some network and re
 
 # -- what git says
 
-Codes = list[tuple[str, str]]  # status code and path of changed files, as ``git status`` gives them
 
-
-def git_prefix(root: Path) -> str | None:
-    """The path of ``root`` in its work tree, "" or "path/"; None where it is in none. Raises OSError. Blocks."""
-    try:
-        found = ask_git(root, "rev-parse", "--is-inside-work-tree", "--show-prefix")
-    except GitError as error:
-        if "not a git repository" not in str(error):
-            raise
-        return None
-    inside, _, prefix = os.fsdecode(found).partition("\n")
-    return prefix.removesuffix("\n") if inside == "true" else None
-
-
-def read_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = (".",)) -> tuple[str | None, Codes]:
-    """(branch, code and path of what changed or is untracked among ``names``). Raises GitError. Blocks."""
-    shape = ("--porcelain=v1", "-z", "--branch", "--no-ahead-behind", "--untracked-files=all", *flags)
-    literal = {"GIT_LITERAL_PATHSPECS": "1"}
-    tokens = iter(split_z(ask_git(root, "status", *shape, "--ignore-submodules=dirty", "--", *names, env=literal)))
-    branch = next(tokens).removeprefix("## ").removeprefix("No commits yet on ").partition("...")[0]
-    codes = []
+def read_changes(root: Path) -> dict[str, tuple[ChangeStatus, str | None]]:
+    """How each file is not as the last commit has it, staged or not, and "+added -removed" of a text file, by name.
+    Raises GitError. Blocks.
+    """
+    shape = ("--raw", "--numstat", "-z", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv")
+    tokens = iter(split_z(ask_git(root, "diff", *shape, "HEAD", "--", ".")))
+    kinds: dict[str, ChangeStatus] = {"A": "added", "D": "deleted"}
+    changes: dict[str, tuple[ChangeStatus, str | None]] = {}
     for token in tokens:
-        code, path = token[:2], token[3:]
-        if "R" in code or "C" in code:
-            next(tokens, None)  # the old name
-        codes.append((code, path.removeprefix(prefix)))
-    return None if branch == "HEAD (no branch)" else clean_text(branch), codes
+        if token.startswith(":"):  # all of these come first
+            changes[next(tokens)] = kinds.get(token[-1], "modified"), None
+        else:
+            added, removed, name = token.split("\t", 2)
+            changes[name] = changes[name][0], None if added == "-" else f"+{added} -{removed}"
+    return changes
 
 
-def read_commits(root: Path) -> tuple[list[Commit], str | None]:
-    """(the latest commits, the whole name of the first); none where git fails. Blocks."""
+def read_commits(root: Path) -> list[Commit]:
+    """The latest commits; none where git fails. Blocks."""
     separator = secrets.token_hex(8)  # that nobody can have put into a subject or a name
     shape = ("-n10", "-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent", "--encoding=UTF-8")
-    form = f"--pretty=format:{separator}" + separator.join(("%H", "%h", "%ct", "%an", "%s"))
+    form = f"--pretty=format:{separator}" + separator.join(("%h", "%ct", "%an", "%s"))
     parts = clean_text(os.fsdecode(run_git(root, "log", *shape, form) or b"")).split(separator)[1:]
     commits = []
-    for _, short, moment, author, last in zip(*(parts[at::5] for at in range(5)), strict=True):
+    for short, moment, author, last in zip(*(parts[at::4] for at in range(4)), strict=True):
         subject, _, names = last.partition("\n")
         when = iso(float(moment)) if re.fullmatch("[0-9]{1,11}", moment) else None  # of a year with four digits
         commits.append(Commit(short, subject.rstrip("\0"), author, when, list(filter(None, names.split("\0")))))
-    return commits, parts[0] if parts else None
+    return commits
 
 
 def read_remote(root: Path) -> tuple[str | None, str | None]:
@@ -4307,26 +4303,6 @@ def without_credentials(url: str) -> str:
     """A URL, or scp's form of one, without user info (RFC 3986, 3.2.1; scp's only with a password) and parameters."""
     url = re.sub(r"^((?:[\w+.-]+:)?//+)[^/?#]*@|^[^/@:]*:[^/]*@", lambda match: match[1] or "", url)
     return re.sub(r"[?#].*", "", url, flags=re.DOTALL)
-
-
-# the first of these letters in a status code decides
-CHANGE_STATUS = {"?": "untracked", "R": "renamed", "D": "deleted", "A": "added", "C": "added"}
-
-
-def describe_changes(codes: Codes, counts: dict[str, str]) -> list[Change]:
-    """Uncommitted changes against the last commit, staged and not; ``counts`` are the lines of each file."""
-    changes = []
-    for code, path in codes:
-        status = next((word for letter, word in CHANGE_STATUS.items() if letter in code), "modified")
-        changes.append(Change(clean_text(path), typing.cast(Any, status), counts.get(path)))
-    return changes
-
-
-def line_counts(root: Path) -> dict[str, str]:
-    """ "+added -removed" of each text file that is not as the last commit has it, by its path. Blocks."""
-    shape = ("--numstat", "-z", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv")
-    rows = (row.split("\t", 2) for row in split_z(run_git(root, "diff", *shape, "HEAD", "--", ".")))
-    return {path: f"+{added} -{removed}" for added, removed, path in rows if added != "-"}
 
 
 class GitError(OSError):

@@ -31,7 +31,6 @@ from cco_sidecar import (
     Settings,
     StartError,
     default_storage,
-    git_prefix,
     harmless,
     hookimpl,
     lock_file,
@@ -49,6 +48,7 @@ from cco_sidecar_plugins.commands._edits import APPENDED, Addition, NotEditable
 from cco_sidecar_plugins.commands._mcp_bridge import SESSION, command_mcp
 from cco_sidecar_plugins.commands._running import running_settings
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
+from cco_sidecar_plugins.context._git_facts import git_prefix
 
 NAME = "cco"  # of the server in programs' settings
 LIMIT = 16 * 1024 * 1024  # bytes of a settings file

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import typing
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import msgspec
 
 import cco_sidecar
 from cco_sidecar import (
-    Codes,
+    Change,
     Commit,
     FileFact,
     GitContext,
@@ -25,7 +26,6 @@ from cco_sidecar import (
     ProjectState,
     ask_git,
     clean_text,
-    describe_changes,
     in_thread,
     iso,
     log_once,
@@ -188,6 +188,37 @@ def as_commits(root: Path, found: list[tuple[Any, ...]]) -> list[Commit]:
     return commits
 
 
+Codes = list[tuple[str, str]]  # status code and path of changed files, as ``git status`` gives them
+
+
+def all_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = (".",)) -> tuple[str | None, Codes]:
+    """(branch, code and path of what changed or is untracked among ``names``). Raises GitError. Blocks."""
+    shape = ("--porcelain=v1", "-z", "--branch", "--no-ahead-behind", "--untracked-files=all", *flags)
+    literal = {"GIT_LITERAL_PATHSPECS": "1"}
+    tokens = iter(split_z(ask_git(root, "status", *shape, "--ignore-submodules=dirty", "--", *names, env=literal)))
+    branch = next(tokens).removeprefix("## ").removeprefix("No commits yet on ").partition("...")[0]
+    codes = []
+    for token in tokens:
+        code, path = token[:2], token[3:]
+        if "R" in code or "C" in code:
+            next(tokens, None)  # the old name
+        codes.append((code, path.removeprefix(prefix)))
+    return None if branch == "HEAD (no branch)" else clean_text(branch), codes
+
+
+# the first of these letters in a status code decides
+CHANGE_STATUS = {"?": "untracked", "R": "renamed", "D": "deleted", "A": "added", "C": "added"}
+
+
+def describe_changes(codes: Codes, counts: dict[str, str]) -> list[Change]:
+    """Uncommitted changes against the last commit, staged and not; ``counts`` are the lines of each file."""
+    changes = []
+    for code, path in codes:
+        status = next((word for letter, word in CHANGE_STATUS.items() if letter in code), "modified")
+        changes.append(Change(clean_text(path), typing.cast(Any, status), counts.get(path)))
+    return changes
+
+
 def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict[str, str]:
     """ "+added -removed" of every changed text file among ``names``. Blocks."""
     if all(code == "??" for code, _ in codes):
@@ -215,7 +246,7 @@ def read_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = (".
     """(branch, code and path of what changed or is untracked among ``names``), without git's databases. Raises
     GitError. Blocks.
     """
-    branch, codes = cco_sidecar.read_status(root, prefix, *flags, names=names)
+    branch, codes = all_status(root, prefix, *flags, names=names)
     ours = set(without_databases(root, [path for _, path in codes]))
     return branch, [(code, path) for code, path in codes if path in ours]
 

@@ -28,7 +28,6 @@ from msgspec import Struct
 
 from cco_sidecar import (
     Change,
-    Codes,
     Commit,
     FileFact,
     GitContext,
@@ -37,7 +36,6 @@ from cco_sidecar import (
     Settings,
     ask_git,
     clean_text,
-    describe_changes,
     hookimpl,
     in_thread,
     log_once,
@@ -46,7 +44,9 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint, is_young
 from cco_sidecar_plugins.context._git_facts import (
+    Codes,
     GitProject,
+    describe_changes,
     git_prefix,
     line_counts,
     read_commits,

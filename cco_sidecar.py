@@ -3857,14 +3857,6 @@ ABSENT = object()
 # Context: the assembler and its cache, the budget, the project on disk, git, secrets
 # ======================================================================================================
 
-CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order, with their types
-    "project_structure": ProjectStructure,
-    "relevant_files": list[RelevantFile],
-    "git_context": GitContext,
-    "previous_agent_outputs": list[dict[str, Any]],
-    "metadata": dict[str, Any],
-}
-
 
 class Contexts:
     """Contexts, built in worker threads, cached, and never older than the disk.
@@ -4098,6 +4090,14 @@ class Contexts:
         }  # fmt: skip
 
 
+CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order, with their types
+    "project_structure": ProjectStructure,
+    "relevant_files": list[RelevantFile],
+    "git_context": GitContext,
+    "previous_agent_outputs": list[dict[str, Any]],
+    "metadata": dict[str, Any],
+}
+
 BuiltContext = tuple[bytes, bytes, str]  # as ``Contexts.answer`` gives it, and its ETag
 
 
@@ -4160,19 +4160,6 @@ def checksum(content: str) -> str:
 
 
 # -- the project on disk
-
-
-class ProjectState(Struct, frozen=True):
-    """The project at one moment. States with one ``digest`` are the same, also after a restart; where a further change
-    could leave no trace, the digest is one that no other state has.
-    """
-
-    root: str
-    files: list[FileFact]
-    git: GitContext
-    head: str | None
-    digest: str
-    own: frozenset[str] = frozenset()  # the service's files, of which contexts say nothing; they are not in ``files``
 
 
 class Project:
@@ -4247,6 +4234,19 @@ class Project:
         return sorted([*tracked, *untracked]), git, head
 
 
+class ProjectState(Struct, frozen=True):
+    """The project at one moment. States with one ``digest`` are the same, also after a restart; where a further change
+    could leave no trace, the digest is one that no other state has.
+    """
+
+    root: str
+    files: list[FileFact]
+    git: GitContext
+    head: str | None
+    digest: str
+    own: frozenset[str] = frozenset()  # the service's files, of which contexts say nothing; they are not in ``files``
+
+
 def is_young(moment: int, now: int) -> bool:
     """Whether a change right after ``now``, taken before looking, could leave the time ``moment`` too (nanoseconds)."""
     return now - (TICK if moment % 1_000_000_000 else COARSE_TICK) < moment <= now + TICK
@@ -4305,14 +4305,6 @@ def without_credentials(url: str) -> str:
     return re.sub(r"[?#].*", "", url, flags=re.DOTALL)
 
 
-class GitError(OSError):
-    """Git failed: why, without paths of this machine, and what it had printed by then."""
-
-    def __init__(self, why: str, output: bytes = b"") -> None:
-        super().__init__(why)
-        self.output = output
-
-
 def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes | None:
     """The output of git, None where it fails, hangs or is not installed. Blocks."""
     try:
@@ -4363,6 +4355,14 @@ def git_output(command: list[str], environ: dict[str, str]) -> bytes:
         why = next((line for line in said if line.startswith(("error: ", "fatal: "))), f"it ended by {done.returncode}")
         raise GitError("git: " + redact(MACHINE_PATH.sub(r"\1", why))[0], done.stdout)
     return done.stdout
+
+
+class GitError(OSError):
+    """Git failed: why, without paths of this machine, and what it had printed by then."""
+
+    def __init__(self, why: str, output: bytes = b"") -> None:
+        super().__init__(why)
+        self.output = output
 
 
 MACHINE_PATH = re.compile(r"(?:[A-Za-z]:)?(?<![\w.])[\\/](?:[^'\"\n]*[\\/])?([^\s'\"\\/]+)")
@@ -5384,14 +5384,6 @@ class FileChoice(RelevantFile):
     matched: bool = True
 
 
-TYPE_BY_MANIFEST = {  # the first that is there says what the project is
-    "pyproject.toml": "python", "setup.py": "python", "setup.cfg": "python", "requirements.txt": "python",
-    "Cargo.toml": "rust", "go.mod": "go", "pom.xml": "java", "build.gradle": "java", "build.gradle.kts": "kotlin",
-    "Gemfile": "ruby", "composer.json": "php", "mix.exs": "elixir", "pubspec.yaml": "dart", "Package.swift": "swift",
-    "tsconfig.json": "typescript", "package.json": "javascript", "CMakeLists.txt": "cpp",
-}  # fmt: skip
-
-
 def project_type(root: Path, names: list[str]) -> str:
     """By manifest, else the language of most files, else "unknown". Blocks where ``names`` is empty."""
     for manifest, language in TYPE_BY_MANIFEST.items():
@@ -5402,26 +5394,15 @@ def project_type(root: Path, names: list[str]) -> str:
     return counted.most_common(1)[0][0] if counted else "unknown"
 
 
-# -- languages and kinds of files
-
-LANGUAGES = {
-    name: language
-    for language, names in {
-        "python": ".py .pyi .pyx", "javascript": ".js .jsx .mjs .cjs", "typescript": ".ts .tsx .mts .cts", "go": ".go",
-        "rust": ".rs", "java": ".java", "kotlin": ".kt .kts", "scala": ".scala", "csharp": ".cs", "c": ".c .h",
-        "cpp": ".cc .cpp .cxx .hpp .hh .hxx", "swift": ".swift", "ruby": ".rb .rake", "php": ".php", "perl": ".pl .pm",
-        "elixir": ".ex .exs", "erlang": ".erl .hrl", "haskell": ".hs", "clojure": ".clj .cljs", "lua": ".lua",
-        "r": ".r", "julia": ".jl", "dart": ".dart", "shell": ".sh .bash .zsh", "powershell": ".ps1", "sql": ".sql",
-        "html": ".html .htm", "css": ".css .scss .sass .less", "vue": ".vue", "svelte": ".svelte", "zig": ".zig",
-        "nim": ".nim", "protobuf": ".proto", "graphql": ".graphql .gql", "markdown": ".md .markdown", "rst": ".rst",
-        "text": ".txt", "yaml": ".yml .yaml", "toml": ".toml", "json": ".json", "xml": ".xml", "ini": ".ini .cfg",
-        "dockerfile": "dockerfile", "makefile": "makefile", "terraform": ".tf",
-    }.items()
-    for name in names.split()
+TYPE_BY_MANIFEST = {  # the first that is there says what the project is
+    "pyproject.toml": "python", "setup.py": "python", "setup.cfg": "python", "requirements.txt": "python",
+    "Cargo.toml": "rust", "go.mod": "go", "pom.xml": "java", "build.gradle": "java", "build.gradle.kts": "kotlin",
+    "Gemfile": "ruby", "composer.json": "php", "mix.exs": "elixir", "pubspec.yaml": "dart", "Package.swift": "swift",
+    "tsconfig.json": "typescript", "package.json": "javascript", "CMakeLists.txt": "cpp",
 }  # fmt: skip
-PROSE = frozenset({"markdown", "rst", "text"})
-DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
-MAY_HOLD_SECRETS = DATA | {"unknown", "shell", "powershell"}
+
+
+# -- languages and kinds of files
 
 
 def language_of(path: str) -> str:
@@ -5448,6 +5429,24 @@ def kind_of(path: str) -> str:
     return "docs" if folders and folders[0] in ("docs", "doc") else "source"
 
 
+LANGUAGES = {
+    name: language
+    for language, names in {
+        "python": ".py .pyi .pyx", "javascript": ".js .jsx .mjs .cjs", "typescript": ".ts .tsx .mts .cts", "go": ".go",
+        "rust": ".rs", "java": ".java", "kotlin": ".kt .kts", "scala": ".scala", "csharp": ".cs", "c": ".c .h",
+        "cpp": ".cc .cpp .cxx .hpp .hh .hxx", "swift": ".swift", "ruby": ".rb .rake", "php": ".php", "perl": ".pl .pm",
+        "elixir": ".ex .exs", "erlang": ".erl .hrl", "haskell": ".hs", "clojure": ".clj .cljs", "lua": ".lua",
+        "r": ".r", "julia": ".jl", "dart": ".dart", "shell": ".sh .bash .zsh", "powershell": ".ps1", "sql": ".sql",
+        "html": ".html .htm", "css": ".css .scss .sass .less", "vue": ".vue", "svelte": ".svelte", "zig": ".zig",
+        "nim": ".nim", "protobuf": ".proto", "graphql": ".graphql .gql", "markdown": ".md .markdown", "rst": ".rst",
+        "text": ".txt", "yaml": ".yml .yaml", "toml": ".toml", "json": ".json", "xml": ".xml", "ini": ".ini .cfg",
+        "dockerfile": "dockerfile", "makefile": "makefile", "terraform": ".tf",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+PROSE = frozenset({"markdown", "rst", "text"})
+DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
+MAY_HOLD_SECRETS = DATA | {"unknown", "shell", "powershell"}
 MADE_NAME = re.compile(r"(\.min\.(js|css)|-lock\.(json|yaml)|\.lock|\.map|\.snap)$")
 FOREIGN_FOLDERS = frozenset({"vendor", "node_modules", "third_party"})
 TEST_FOLDERS = frozenset("test tests testing spec specs __tests__ e2e testdata fixtures".split())
@@ -5455,23 +5454,6 @@ TEST_STEM = re.compile(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec
 
 
 # -- the simple ranking
-
-KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
-    "coding": {"source": 1.0, "test": 0.7, "config": 0.2, "docs": 0.1, "other": 0.05},
-    "architect": {"source": 1.0, "docs": 0.6, "config": 0.6, "test": 0.4, "other": 0.05},
-    "qa": {"test": 1.0, "source": 0.7, "config": 0.2, "docs": 0.05, "other": 0.05},
-    "security": {"source": 1.0, "config": 0.7, "test": 0.4, "docs": 0.1, "other": 0.05},
-    "documentation": {"docs": 1.0, "source": 0.6, "config": 0.2, "test": 0.1, "other": 0.05},
-    "support": {"docs": 1.0, "source": 0.8, "config": 0.5, "test": 0.3, "other": 0.05},
-}
-STOP_WORDS = frozenset(
-    """a about add adds added after all allow also an and any are as at avoid be because been before but by can change
-    changes could do does don for from get had has have how if improve in instead into is it its just like made make
-    makes may more need new no not now of off on only or other out over remove removed removes rename s should so some
-    support t than that the their them then there these they this to too up update updated updates use used uses using
-    via was we were what when where which while who why will with without would you fix fixed fixes fixing bug issue
-    problem implement implements""".split()
-)
 
 
 class WordRanking:
@@ -5508,32 +5490,25 @@ def files_with(word: str, paths: Iterable[str], root: str) -> set[str]:
     return {path for path in paths if path in holding or word in path.lower()}
 
 
-# -- routing
-
-
-CODER, LAST_CODER, SAME = "the project's specialist", "the last coder", "the same type"
-
-PROPOSALS: dict[tuple[str, str], tuple[tuple[str, Priority, str], ...]] = {  # (category, outcome): who, priority, why
-    ("architect", "success"): (
-        (CODER, "high", "architecture-success: implementation of what was designed"),
-        ("test-engineer", "medium", "architecture-success: tests for what was designed"),
-    ),
-    ("coding", "success"): (
-        ("test-engineer", "high", "coding-success: validation of the implementation"),
-        ("security-auditor", "medium", "coding-success: security review of the change"),
-    ),
-    ("qa", "success"): (
-        ("documentation-expert", "low", "qa-success: documentation of what was validated"),
-        ("security-auditor", "medium", "qa-success: security review that has not passed yet"),
-    ),
-    ("security", "success"): (("documentation-expert", "low", "security-success: documentation of what was reviewed"),),
-    ("qa", "failed"): ((LAST_CODER, "high", "qa-failure: repair of what the tests found"),),
-    ("security", "failed"): ((LAST_CODER, "high", "security-failure: repair of what the review found"),),
-    ("coding", "failed"): ((SAME, "high", "coding-failure: another attempt"),),
-    ("coding", "failed again"): (
-        ("chief-architect", "high", "coding-failure: the third in a row, so the design is to be reconsidered"),
-    ),
+KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
+    "coding": {"source": 1.0, "test": 0.7, "config": 0.2, "docs": 0.1, "other": 0.05},
+    "architect": {"source": 1.0, "docs": 0.6, "config": 0.6, "test": 0.4, "other": 0.05},
+    "qa": {"test": 1.0, "source": 0.7, "config": 0.2, "docs": 0.05, "other": 0.05},
+    "security": {"source": 1.0, "config": 0.7, "test": 0.4, "docs": 0.1, "other": 0.05},
+    "documentation": {"docs": 1.0, "source": 0.6, "config": 0.2, "test": 0.1, "other": 0.05},
+    "support": {"docs": 1.0, "source": 0.8, "config": 0.5, "test": 0.3, "other": 0.05},
 }
+STOP_WORDS = frozenset(
+    """a about add adds added after all allow also an and any are as at avoid be because been before but by can change
+    changes could do does don for from get had has have how if improve in instead into is it its just like made make
+    makes may more need new no not now of off on only or other out over remove removed removes rename s should so some
+    support t than that the their them then there these they this to too up update updated updates use used uses using
+    via was we were what when where which while who why will with without would you fix fixed fixes fixing bug issue
+    problem implement implements""".split()
+)
+
+
+# -- routing
 
 
 class RoutingRules:
@@ -5560,10 +5535,35 @@ class RoutingRules:
         return [*proposals, *(item for item in found if item.agent_type not in settled)]
 
 
-WITH_SPECIALIST = (
-    "python rust go java javascript typescript ruby php csharp cpp c kotlin swift scala elixir dart haskell"
-)
-SPECIALISTS = {language: f"{language}-specialist" for language in WITH_SPECIALIST.split()}  # by a project's language
+CODER, LAST_CODER, SAME = "the project's specialist", "the last coder", "the same type"
+
+PROPOSALS: dict[tuple[str, str], tuple[tuple[str, Priority, str], ...]] = {  # (category, outcome): who, priority, why
+    ("architect", "success"): (
+        (CODER, "high", "architecture-success: implementation of what was designed"),
+        ("test-engineer", "medium", "architecture-success: tests for what was designed"),
+    ),
+    ("coding", "success"): (
+        ("test-engineer", "high", "coding-success: validation of the implementation"),
+        ("security-auditor", "medium", "coding-success: security review of the change"),
+    ),
+    ("qa", "success"): (
+        ("documentation-expert", "low", "qa-success: documentation of what was validated"),
+        ("security-auditor", "medium", "qa-success: security review that has not passed yet"),
+    ),
+    ("security", "success"): (("documentation-expert", "low", "security-success: documentation of what was reviewed"),),
+    ("qa", "failed"): ((LAST_CODER, "high", "qa-failure: repair of what the tests found"),),
+    ("security", "failed"): ((LAST_CODER, "high", "security-failure: repair of what the review found"),),
+    ("coding", "failed"): ((SAME, "high", "coding-failure: another attempt"),),
+    ("coding", "failed again"): (
+        ("chief-architect", "high", "coding-failure: the third in a row, so the design is to be reconsidered"),
+    ),
+}
+SPECIALISTS = {  # by a project's language
+    language: f"{language}-specialist"
+    for language in (
+        "python rust go java javascript typescript ruby php csharp cpp c kotlin swift scala elixir dart haskell".split()
+    )
+}
 
 
 def settled_types(facts: list[ResultFact]) -> set[str]:

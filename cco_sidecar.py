@@ -5524,40 +5524,34 @@ class RoutingRules:
         failures = len(list(itertools.takewhile(lambda status: status != "success", reversed(own))))
         settled = settled_types(facts)
         if result.category == "coding" and failures and failures % 3 == 0:
-            outcome, settled = "failed again", set()  # a design that does not work out is not settled by being made
+            outcome, settled = "third failure", set()  # a design that does not work out is not settled by being made
         coder = SPECIALISTS.get(language, "fullstack-developer")
         last_coder = next((fact.agent_type for fact in reversed(history) if fact.category == "coding"), coder)
         names = {CODER: coder, LAST_CODER: last_coder, SAME: result.agent_type}
         found = [
             NextAgent(names.get(who, who), "medium" if result.status == "partial" else priority, why)
-            for who, priority, why in PROPOSALS.get((result.category, outcome), ())
+            for category, after, who, priority, why in PROPOSALS
+            if (category, after) == (result.category, outcome)
         ]
         return [*proposals, *(item for item in found if item.agent_type not in settled)]
 
 
 CODER, LAST_CODER, SAME = "the project's specialist", "the last coder", "the same type"
 
-PROPOSALS: dict[tuple[str, str], tuple[tuple[str, Priority, str], ...]] = {  # (category, outcome): who, priority, why
-    ("architect", "success"): (
-        (CODER, "high", "architecture-success: implementation of what was designed"),
-        ("test-engineer", "medium", "architecture-success: tests for what was designed"),
-    ),
-    ("coding", "success"): (
-        ("test-engineer", "high", "coding-success: validation of the implementation"),
-        ("security-auditor", "medium", "coding-success: security review of the change"),
-    ),
-    ("qa", "success"): (
-        ("documentation-expert", "low", "qa-success: documentation of what was validated"),
-        ("security-auditor", "medium", "qa-success: security review that has not passed yet"),
-    ),
-    ("security", "success"): (("documentation-expert", "low", "security-success: documentation of what was reviewed"),),
-    ("qa", "failed"): ((LAST_CODER, "high", "qa-failure: repair of what the tests found"),),
-    ("security", "failed"): ((LAST_CODER, "high", "security-failure: repair of what the review found"),),
-    ("coding", "failed"): ((SAME, "high", "coding-failure: another attempt"),),
-    ("coding", "failed again"): (
-        ("chief-architect", "high", "coding-failure: the third in a row, so the design is to be reconsidered"),
-    ),
-}
+PROPOSALS: tuple[tuple[str, str, str, Priority, str], ...] = (  # who is next after a category's outcome, and why
+    ("architect", "success", CODER, "high", "architecture-success: implementation of what was designed"),
+    ("architect", "success", "test-engineer", "medium", "architecture-success: tests for what was designed"),
+    ("coding", "success", "test-engineer", "high", "coding-success: validation of the implementation"),
+    ("coding", "success", "security-auditor", "medium", "coding-success: security review of the change"),
+    ("coding", "failed", SAME, "high", "coding-failure: another attempt"),
+    ("coding", "third failure", "chief-architect", "high",
+     "coding-failure: the third in a row, so the design is to be reconsidered"),
+    ("qa", "success", "documentation-expert", "low", "qa-success: documentation of what was validated"),
+    ("qa", "success", "security-auditor", "medium", "qa-success: security review that has not passed yet"),
+    ("qa", "failed", LAST_CODER, "high", "qa-failure: repair of what the tests found"),
+    ("security", "success", "documentation-expert", "low", "security-success: documentation of what was reviewed"),
+    ("security", "failed", LAST_CODER, "high", "security-failure: repair of what the review found"),
+)  # fmt: skip
 SPECIALISTS = {  # by a project's language
     language: f"{language}-specialist"
     for language in (

@@ -698,7 +698,7 @@ class Asks:
 
     def index_state(self, root: str, index_folder: str) -> dict[str, Any] | None:
         """``{"state": "building" | "ready" | "absent", ...}`` of the index behind your ranking. While one is building,
-        contexts say so and are not cached.
+        contexts say so and are not cached. Asked by the plugin relevance.
         """
 
     def next_agents(
@@ -3983,9 +3983,7 @@ class Contexts:
         Raises CTX_001, CTX_002.
         """
         try:  # All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
-            building = self.index_building()
             ranked = self.rank(key, outputs, state)
-            building = self.index_building() or building
             facts = {name: getattr(key, name) for name in key.__struct_fields__}
             request = ContextRequest(**facts, outputs=outputs, project=state, ranked=ranked)
             sections = self.sections(request)
@@ -3993,8 +3991,9 @@ class Contexts:
             sections, number = redact_json(sections)
             for file, content in zip(sections["relevant_files"], contents, strict=True):
                 file["content"] = content
-            sections["metadata"] |= {"index": "building" if building else "ready", "redactions": number}
-            return *self.answer(request, sections), f'W/"{secrets.token_hex(16)}"' if building else etag
+            sections["metadata"]["redactions"] = number
+            whole = sections["metadata"]["index"] == "ready"
+            return *self.answer(request, sections), etag if whole else f'W/"{secrets.token_hex(16)}"'
         except ApiError:
             raise
         except Exception as error:  # a boundary: whatever a repository may hold
@@ -4053,12 +4052,6 @@ class Contexts:
             given = msgspec.json.decode(msgspec.json.encode(answer))
             sections |= given | {"metadata": (sections["metadata"] or {}) | given.get("metadata", {})}
         return sections
-
-    def index_building(self) -> bool:
-        """Whether a ranking's index is still being made. Blocks."""
-        facts = {"root": str(self._settings.root), "index_folder": str(self._index_folder)}
-        states = [answer for _, answer in self._hooks.ask("index_state", **facts)]
-        return any(state.get("state") == "building" for state in states)
 
     # -- the cache
 

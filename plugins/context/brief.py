@@ -170,7 +170,7 @@ class BriefContexts(Contexts):
         asked, (before, moment, ranked) = (state.digest, key.agent_type, key.task, outputs), self._ranking
         if before != asked or time.monotonic() - moment > self.SHARED_SECONDS:
             moment, ranked = time.monotonic(), super().rank(key, outputs, state)
-        self._ranking = (None if self.index_building() else asked), moment, ranked
+        self._ranking = (asked if type(ranked) is list else None), moment, ranked  # of another type: not made for long
         return ranked
 
     def sections(self, request: ContextRequest) -> Sections:
@@ -181,7 +181,7 @@ class BriefContexts(Contexts):
             if holds or request.reader:  # who is given no files
                 return typing.cast(Sections, msgspec.json.decode(content))
         moment, sections = time.monotonic(), super().sections(request)
-        if request.max_bytes <= MB and not self.index_building():  # as a spawned agent's is
+        if request.max_bytes <= MB and type(request.ranked) is list:  # as a spawned agent's is
             self._sections = asked, moment, request, msgspec.json.encode(sections)
         return sections
 

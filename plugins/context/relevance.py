@@ -65,10 +65,13 @@ from cco_sidecar import (
     PROSE,
     STOP_WORDS,
     ContextKey,
+    ContextRequest,
     Contexts,
     FileFact,
+    ProjectState,
     RankedFile,
     RankRequest,
+    Sections,
     hookimpl,
     language_of,
     read_text_file,
@@ -1706,13 +1709,17 @@ def index_state(root: str, index_folder: str) -> dict[str, Any] | None:
     return project_of(root, index_folder).state()
 
 
-@hookimpl
+@hookimpl(trylast=True)  # what others remember of a ranking is whether it is unfinished
 def part_class(base: type) -> type | None:
     return type("WarmContexts", (WarmContexts, base), {}) if issubclass(base, Contexts) else None
 
 
+class Unfinished(list[RankedFile]):
+    """A ranking that was made while an index was not whole."""
+
+
 class WarmContexts(Contexts):
-    """Begins the index of a large project before somebody waits for it."""
+    """Begins the index of a large project before somebody waits for it; contexts say while an index is being made."""
 
     WARM_FROM = 1_000  # files: the index of a smaller project is begun when it is first asked for
 
@@ -1725,6 +1732,22 @@ class WarmContexts(Contexts):
             agent_type, category = "chief-architect", "architect"
             key = ContextKey(issue_id="", agent_type=agent_type, category=category, task="", max_bytes=0, max_files=1)
             await self._pool.run(self.rank, key, [], state)
+
+    def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
+        before, ranked = self._building(), super().rank(key, outputs, state)
+        return Unfinished(ranked) if before or self._building() else ranked
+
+    def sections(self, request: ContextRequest) -> Sections:
+        sections = super().sections(request)
+        if isinstance(request.ranked, Unfinished):
+            sections["metadata"]["index"] = "building"
+        return sections
+
+    def _building(self) -> bool:
+        """Whether an index of any ranking is still being made. Blocks."""
+        facts = {"root": str(self._settings.root), "index_folder": str(self._index_folder)}
+        states = [answer for _, answer in self._hooks.ask("index_state", **facts)]
+        return any(state.get("state") == "building" for state in states)
 
 
 @hookimpl

@@ -142,7 +142,7 @@ def context_brief(request: ContextRequest, sections: Sections, reader: Reader) -
 # -- for a spawned agent
 
 
-@hookimpl
+@hookimpl(tryfirst=True)  # it remembers what the others give
 def part_class(base: type) -> type | None:
     if issubclass(base, Contexts):
         return type("BriefContexts", (BriefContexts, base), {})

@@ -1709,7 +1709,7 @@ def index_state(root: str, index_folder: str) -> dict[str, Any] | None:
     return project_of(root, index_folder).state()
 
 
-@hookimpl(trylast=True)  # what others remember of a ranking is whether it is unfinished
+@hookimpl
 def part_class(base: type) -> type | None:
     return type("WarmContexts", (WarmContexts, base), {}) if issubclass(base, Contexts) else None
 

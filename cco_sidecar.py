@@ -691,7 +691,9 @@ class Asks:
         """Files below the root that your sections are made from although git may ignore them. Asked at the start."""
 
     def resolve_issue(self, issue_id: str, settings: Settings) -> dict[str, Any] | None:
-        """``{"title": ..., "body": ...}`` of an issue. Raises IssueNotFound where there is none."""
+        """``{"title": ..., "body": ...}`` of an issue. Raises IssueNotFound where there is none. Asked by the
+        plugin issue_files.
+        """
 
     def rank_files(self, request: RankRequest) -> list[RankedFile] | None:
         """The project's files, most relevant first, for a task."""
@@ -3905,7 +3907,7 @@ class Contexts:
         category = await self._agent_types.find(agent_type, status=404)
         max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens) if query.max_tokens else query.max_bytes
         key = ContextKey(
-            issue_id=issue_id, agent_type=agent_type, category=category, task=query.task or await self._task(issue_id),
+            issue_id=issue_id, agent_type=agent_type, category=category, task=query.task or await self.task(issue_id),
             max_bytes=max_bytes, max_files=0 if reader else query.max_files, reader=reader,
         )  # fmt: skip
         try:
@@ -3935,17 +3937,9 @@ class Contexts:
         facts = (__version__, self._plugins, self._settings.project, asked, state.digest, results)
         return f'W/"{hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
 
-    async def _task(self, issue_id: str) -> str:
-        """The issue's task: from a plugin that knows the issue, and from the latest spawn. Raises REQ_002 (404)."""
-        spawned = self._storage.read.latest_task(self._settings.project, issue_id) or ""
-        if not self._hooks.implementations("resolve_issue"):
-            return spawned
-        try:
-            ask = functools.partial(self._hooks.first, "resolve_issue", settings=self._settings)
-            issue = await self._hooks.pool.run(ask, issue_id=issue_id) or {}
-        except IssueNotFound:
-            raise ApiError("REQ_002", f"No issue {issue_id}") from None
-        return "\n\n".join(str(text) for text in (issue.get("title"), issue.get("body"), spawned) if text)
+    async def task(self, issue_id: str) -> str:
+        """The task for a request that says none, "" where it is not known: the issue's latest spawn's."""
+        return self._storage.read.latest_task(self._settings.project, issue_id) or ""
 
     async def project(self) -> ProjectState:
         """The project as it is now. Raises OSError."""

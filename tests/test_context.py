@@ -1642,6 +1642,7 @@ def test_whoever_develops_the_sidecar_sees_it(
     assert {path in given for path in ("cco_sidecar.py", "plugins/commands/demo.py")} == {developed}
 
 
+@pytest.mark.needs_plugin("context/issue_files asks plugins about issues")
 def test_a_plugin_that_knows_issues_gives_the_task_or_says_that_there_is_none(
     make_service: MakeService, tmp_path: Path
 ) -> None:

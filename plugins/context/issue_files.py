@@ -23,6 +23,9 @@ import msgspec
 from cco_sidecar import (
     MB,
     TASK_LENGTH,
+    ApiError,
+    Contexts,
+    IssueNotFound,
     hookimpl,
     is_identifier,
     log_once,
@@ -54,6 +57,25 @@ def resolve_issue(issue_id: str, settings: PluginSettings) -> Issue | None:
         if issue:
             return {name: redact(text[:TASK_LENGTH])[0] for name, text in issue.items()}
     return None
+
+
+@hookimpl
+def part_class(base: type) -> type | None:
+    return type("AskingContexts", (AskingContexts, base), {}) if issubclass(base, Contexts) else None
+
+
+class AskingContexts(Contexts):
+    """Asks plugins for the task of an issue."""
+
+    async def task(self, issue_id: str) -> str:
+        """What a plugin knows of the issue, and what the latest spawn was told. Raises REQ_002 (404)."""
+        spawned = await super().task(issue_id)
+        try:
+            ask = functools.partial(self._hooks.first, "resolve_issue", settings=self._settings)
+            issue = await self._hooks.pool.run(ask, issue_id=issue_id) or {}
+        except IssueNotFound:
+            raise ApiError("REQ_002", f"No issue {issue_id}") from None
+        return "\n\n".join(str(text) for text in (issue.get("title"), issue.get("body"), spawned) if text)
 
 
 def same(issue_id: str, written: Any) -> bool:

@@ -3873,7 +3873,8 @@ class Contexts:
     def __init__(self, storage: Storage, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
         self._storage, self._hooks, self._agent_types, self._settings = storage, hooks, agent_types, settings
         self._pool = Pool("contexts", 8, 120)
-        self._cache: collections.OrderedDict[ContextKey, CachedContext] = collections.OrderedDict()
+        self._cache = collections.OrderedDict[ContextKey, tuple[str, bytes]]()  # ETag, and what all answers share
+        self._building: dict[str, asyncio.Task[BuiltContext]] = {}  # by ETag
         self._bytes = self._hits = self._misses = 0
         reader = hooks.part("project_reader", Project, settings=settings)
         self._project: Project = reader or Project(settings.root, settings.storage)
@@ -3917,17 +3918,15 @@ class Contexts:
             known_why = isinstance(error, GitError)  # others name paths of this machine
             raise ApiError("CTX_001", f"The project cannot be read: {error}" if known_why else None) from None
         etag = self._etag(key, state)
-        cached = self._cache.get(key)
         if etag[3:-1] in known or known.strip() == "*":
             self._hits += 1
             return b"", etag
-        if cached is None or cached.etag != etag:
-            cached = self._begin(key, state, etag)
-        elif cached.size:
+        before, content = self._cache.get(key, ("", b""))
+        if before == etag:
             self._hits += 1
             self._cache.move_to_end(key)
-            return cached.building.result()[1], etag
-        content, _, etag = await asyncio.shield(cached.building)
+            return content, etag
+        content, _, etag = await asyncio.shield(self._building.get(etag) or self._begin(key, state, etag))
         return content, etag
 
     def _etag(self, key: ContextKey, state: ProjectState) -> str:
@@ -3947,32 +3946,27 @@ class Contexts:
 
     # -- building
 
-    def _begin(self, key: ContextKey, state: ProjectState, etag: str) -> CachedContext:
-        """A context that is being built, and kept unless the cache is emptied meanwhile."""
+    def _begin(self, key: ContextKey, state: ProjectState, etag: str) -> asyncio.Task[BuiltContext]:
         self._misses += 1
-        self._drop(key)
         rows = self._storage.read.issue_outputs(self._settings.project, key.issue_id, self.OUTPUTS)
         outputs = [json.loads(row) for row in rows]  # nothing was awaited since the ETag was made
-        building = asyncio.create_task(self._pool.run(self._build, key, outputs, state, etag))
-        cached = self._cache[key] = CachedContext(etag, building)
-        building.add_done_callback(lambda _: self._keep(key, cached))
-        return cached
+        building = self._building[etag] = asyncio.create_task(self._pool.run(self._build, key, outputs, state, etag))
+        building.add_done_callback(functools.partial(self._keep, key, etag))
+        return building
 
-    def _keep(self, key: ContextKey, cached: CachedContext) -> None:
-        """Count a context in that was built; forget it where that failed, or its ETag is now another."""
-        building = cached.building
-        failed = building.cancelled() or building.exception() is not None
-        if self._cache.get(key) is not cached:
-            return
-        if failed or building.result()[2] != cached.etag:
+    def _keep(self, key: ContextKey, etag: str, building: asyncio.Task[BuiltContext]) -> None:
+        """Keep a context that was built, unless its ETag is now another."""
+        del self._building[etag]
+        if not building.cancelled() and not building.exception() and building.result()[2] == etag:
             self._drop(key)
-            return
-        cached.size = len(building.result()[1])
-        self._bytes += cached.size
+            self._cache[key] = etag, building.result()[1]
+            self._bytes += len(building.result()[1])
         while self._bytes > self._settings.cache_size_mb * MB:
-            self._drop(next(key for key, cached in self._cache.items() if cached.size))
+            self._drop(next(iter(self._cache)))
 
-    def _build(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState, etag: str) -> BuiltContext:
+    def _build(
+        self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState, etag: str
+    ) -> tuple[bytes, bytes, str]:
         """The context. While an index is being made its ETag is one that nothing else has: it is not kept. Blocks.
         Raises CTX_001, CTX_002.
         """
@@ -4050,16 +4044,16 @@ class Contexts:
     # -- the cache
 
     def _drop(self, key: ContextKey) -> int:
-        cached = self._cache.pop(key, None)
-        size = cached.size if cached else 0
+        size = len(self._cache.pop(key, ("", b""))[1])
         self._bytes -= size
         return size
 
     def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
         """Forget the contexts of an issue and agent type (None: of all); (entries, bytes) that were there."""
-        built = [key for key, cached in self._cache.items() if cached.size]
-        keys = [key for key in built if issue_id in (None, key.issue_id) and agent_type in (None, key.agent_type)]
-        return len(keys), sum(self._drop(key) for key in keys)
+        found = [
+            key for key in self._cache if issue_id in (None, key.issue_id) and agent_type in (None, key.agent_type)
+        ]
+        return len(found), sum(self._drop(key) for key in found)
 
     def _changed(self) -> None:
         """The project changed; called in any thread."""
@@ -4070,13 +4064,14 @@ class Contexts:
         return self._project.watching
 
     def statistics(self) -> dict[str, Any]:
-        looked, built = self._hits + self._misses, sum(cached.size > 0 for cached in self._cache.values())
+        looked = self._hits + self._misses
         return {
-            "context_cache_entries": built, "context_cache_bytes": self._bytes,
+            "context_cache_entries": len(self._cache), "context_cache_bytes": self._bytes,
             "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0, "watching": self._project.watching,
         }  # fmt: skip
 
 
+BuiltContext = tuple[bytes, bytes, str]  # as ``Contexts.answer`` gives it, and its ETag
 CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order, with their types
     "project_structure": ProjectStructure,
     "relevant_files": list[RelevantFile],
@@ -4084,17 +4079,6 @@ CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order, with thei
     "previous_agent_outputs": list[dict[str, Any]],
     "metadata": dict[str, Any],
 }
-
-BuiltContext = tuple[bytes, bytes, str]  # as ``Contexts.answer`` gives it, and its ETag
-
-
-class CachedContext(Struct):
-    """A context that is being built, or was; then ``size`` is its bytes. All answers on their way share these."""
-
-    etag: str
-    building: asyncio.Task[BuiltContext]
-    size: int = 0
-
 
 # -- the budget
 

@@ -1734,8 +1734,8 @@ class WarmContexts(Contexts):
             await self._pool.run(self.rank, key, [], state)
 
     def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
-        before, ranked = self._building(), super().rank(key, outputs, state)
-        return Unfinished(ranked) if before or self._building() else ranked
+        before, ranked = self._unfinished(), super().rank(key, outputs, state)
+        return Unfinished(ranked) if before or self._unfinished() else ranked
 
     def sections(self, request: ContextRequest) -> Sections:
         sections = super().sections(request)
@@ -1743,7 +1743,7 @@ class WarmContexts(Contexts):
             sections["metadata"]["index"] = "building"
         return sections
 
-    def _building(self) -> bool:
+    def _unfinished(self) -> bool:
         """Whether an index of any ranking is still being made. Blocks."""
         facts = {"root": str(self._settings.root), "index_folder": str(self._index_folder)}
         states = [answer for _, answer in self._hooks.ask("index_state", **facts)]

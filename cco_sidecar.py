@@ -4496,7 +4496,6 @@ class Agents:
     GRACE = 5.0
     GRACE_AT_STOP = 2.0
     STOP_SECONDS = 3.5
-    LOOK = 0.5  # seconds between two looks at a running agent
 
     def __init__(
         self, storage: Storage, tokens: Tokens, contexts: Contexts, results: Results, hooks: Hooks, types: AgentTypes,
@@ -4601,10 +4600,11 @@ class Agents:
         waits = [asyncio.create_task(event.wait()) for event in events]
         try:
             while not any(event.is_set() for event in events) and (left := deadline - time.monotonic()) > 0:
+                self.processes.look(running)
                 await self.tend(running)
                 if row["reason"]:
                     break
-                await asyncio.wait(waits, timeout=min(left, self.LOOK), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waits, timeout=min(left, self.processes.LOOK), return_when="FIRST_COMPLETED")
             if not running.exited.is_set() and running.ended_as is None and row["reason"] is None:
                 running.ended_as = "killed" if running.ordered.is_set() else "timeout"
             await self.processes.end(running)
@@ -4616,7 +4616,7 @@ class Agents:
                 wait.cancel()
 
     async def tend(self, running: Running) -> None:
-        """Look after a running agent, every LOOK seconds: renew its token in time, and write its files again where they
+        """Look after a running agent, again and again: renew its token in time, and write its files again where they
         are gone. A ``reason`` that is set in its row has it ended.
         """
         if time.time() < running.renew_at and (running.folder / "token").exists():
@@ -4744,6 +4744,7 @@ class Running:
     token: str = ""
     renew_at: float = 0.0
     calls: int = 0  # its requests that its end waits for
+    child: subprocess.Popen[bytes] | None = None  # where we have started its first process ourselves
     ordered: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     grace: float = Agents.GRACE
     ended_as: AgentState | None = None  # set where it does not end by itself
@@ -5055,11 +5056,10 @@ class Processes:
     that is none of these is not found. Exit codes are lost in a crash; usage is not measured, output not limited.
     """
 
-    LOOK = 0.1  # seconds between two looks whether the first process has ended
+    LOOK = 0.1  # seconds between two looks at a running agent
 
     def __init__(self, settings: Settings) -> None:
         self._folder, self._root = settings.storage / "agents", settings.root
-        self._watches: set[asyncio.Task[None]] = set()
         self._pool = Pool("processes", 8, 20)
 
     async def open(self) -> None:
@@ -5069,9 +5069,8 @@ class Processes:
         """Start a process that runs ``command``, and say its pid and birth in the agent's row. Raises OSError, and
         leaves nothing then.
         """
-        child = await self._pool.run(self._popen, running.folder, command)
+        child = running.child = await self._pool.run(self._popen, running.folder, command)
         running.row |= {"pid": child.pid, "birth": birth_of(child.pid)}
-        self._watch(running, child)
 
     def _popen(self, folder: Path, command: AgentCommand) -> subprocess.Popen[bytes]:
         user_only = functools.partial(os.open, mode=0o600)
@@ -5089,22 +5088,15 @@ class Processes:
         if row["pid"] is None and (found := await self._pool.run(self.members, running)):
             pid = min(found, key=psutil.Process.create_time).pid  # we were killed before we noted it
             row |= {"pid": pid, "birth": birth_of(pid)}
-        if lives(row):
-            running.began -= max(0.0, time.time() - row["started"])
-            self._watch(running)
-        else:
-            running.exited.set()
+        running.began -= max(0.0, time.time() - row["started"])
+        self.look(running)
 
-    def _watch(self, running: Running, child: subprocess.Popen[bytes] | None = None) -> None:
-        async def watch() -> None:
-            while lives(running.row) if child is None else child.poll() is None:
-                await asyncio.sleep(self.LOOK)
+    def look(self, running: Running) -> None:
+        """Set ``exited`` where an agent's first process has ended."""
+        child = running.child
+        if not running.exited.is_set() and (child.poll() is not None if child else not lives(running.row)):
             running.exit_code, running.ended = child.returncode if child else None, time.time()
             running.exited.set()
-
-        task = asyncio.create_task(watch())
-        self._watches.add(task)
-        task.add_done_callback(self._watches.discard)
 
     async def end(self, running: Running) -> None:
         """SIGTERM to all of an agent, SIGKILL after its grace, which may become less; until none is found."""
@@ -5115,6 +5107,7 @@ class Processes:
             except TimeoutError:  # the look hangs in the system
                 log.error("agent %s: its processes cannot be looked at", running.row["id"])
                 continue
+            self.look(running)
             if not members and running.exited.is_set():
                 return
             passed = time.monotonic() - began
@@ -5149,8 +5142,6 @@ class Processes:
 
     async def close(self) -> None:
         """Leave all processes to themselves."""
-        for task in self._watches:
-            task.cancel()
 
 
 FORCE = getattr(signal, "SIGKILL", signal.SIGTERM)

@@ -96,6 +96,7 @@ class NotingAgents(Agents):
 class KeptProcesses(Processes):
     """Agents' processes as their keeper and a census of all processes, four times a second, know them."""
 
+    LOOK = 0.5  # seconds between two looks at one agent, of whose end the keeper tells
     SURVEY = 0.25  # seconds between two looks at all agents
     PATIENCE = 40  # looks without its first process after which an agent is gone although its keeper has not said so
     KEEPER_SECONDS = 10.0  # how long an end waits for a living keeper's word
@@ -148,6 +149,9 @@ class KeptProcesses(Processes):
         await super().end(running)
         await self._hear_keeper(self.kept[running.row["id"]])
         del self.kept[running.row["id"]]
+
+    def look(self, running: Running) -> None:
+        """The keeper and the survey tell of ends."""
 
     def members(self, running: Running) -> dict[Any, Any]:
         kept = self.kept[running.row["id"]]

@@ -102,4 +102,4 @@ class OwningAgents(Agents):
             if adopted["state"] != "running":
                 raise
             log.warning("agent %s: %s: it is watched all the same", adopted["id"], one_line(error))
-            running.watch = asyncio.create_task(self._watch(running))
+            running.task = asyncio.create_task(self._watch(running))

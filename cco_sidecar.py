@@ -4234,17 +4234,19 @@ def read_changes(root: Path) -> dict[str, tuple[ChangeStatus, str | None]]:
     """How each file is not as the last commit has it, staged or not, and "+added -removed" of a text file, by name.
     Raises GitError. Blocks.
     """
-    shape = ("--raw", "--numstat", "-z", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv")
-    tokens = iter(split_z(ask_git(root, "diff", *shape, "HEAD", "--", ".")))
-    kinds: dict[str, ChangeStatus] = {"A": "added", "D": "deleted"}
+    shape = ("--raw", "-z", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv", "HEAD", "--", ".")
+    staged, whole = ask_git(root, "diff", "--cached", *shape), ask_git(root, "diff", "--numstat", *shape)
     changes: dict[str, tuple[ChangeStatus, str | None]] = {}
-    for token in tokens:
-        if token.startswith(":"):  # all of these come first
-            changes[next(tokens)] = kinds.get(token[-1], "modified"), None
-        else:
-            added, removed, name = token.split("\t", 2)
-            changes[name] = changes[name][0], None if added == "-" else f"+{added} -{removed}"
-    return changes
+    for output, added in ((staged, "deleted"), (whole, "added")):  # what is staged alone as new is gone on disk
+        tokens = iter(split_z(output))
+        kinds: dict[str, Any] = {"A": added, "D": "deleted"}
+        for token in tokens:
+            if token.startswith(":"):  # all of these come first
+                changes[next(tokens)] = kinds.get(token[-1], "modified"), None
+            else:
+                plus, minus, name = token.split("\t", 2)
+                changes[name] = changes[name][0], None if plus == "-" else f"+{plus} -{minus}"
+    return {name: changes[name] for name in sorted(changes)}
 
 
 def read_commits(root: Path) -> list[Commit]:

@@ -4416,9 +4416,6 @@ SECRET_FILE = re.compile(
     r"|(?:service|firebase)[_-]?(?:account|admin)|(?:api|access|private|master|signing|deploy)[_-]?keys?[^/]*$"
 )
 
-REDACTED = "[REDACTED]"
-JSON_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
-
 
 def redact_json(value: Any) -> tuple[Any, int]:
     """The JSON ``value`` without the secrets in its texts, names of fields too, and how many there were. Blocks."""
@@ -4434,6 +4431,9 @@ def redact_json(value: Any) -> tuple[Any, int]:
         return msgspec.json.encode(text)
 
     return msgspec.json.decode(JSON_TEXT.sub(redacted, content)), number
+
+
+JSON_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 
 
 def redact(content: str) -> tuple[str, int]:
@@ -4459,6 +4459,7 @@ class Redaction:
         return text[match.start() : start] + REDACTED + lines + text[end : match.end()]
 
 
+REDACTED = "[REDACTED]"
 SECRETS = tuple(  # bounded: no text may make them slow; where one has a group, only that is the secret
     re.compile(pattern)
     for pattern in (
@@ -4736,26 +4737,6 @@ class Agents:
         return agent_answer(row, self.output(row["id"])) | self.meter.figures(row["id"])
 
 
-@dataclass(eq=False)
-class Running:
-    """An agent that has not ended: its row, and what is known of its first process."""
-
-    row: dict[str, Any]
-    folder: Path
-    task: asyncio.Task[Any] | None = None  # that spawns it, then the one that watches it
-    token: str = ""
-    renew_at: float = 0.0
-    calls: int = 0  # its requests that its end waits for
-    child: subprocess.Popen[bytes] | None = None  # where we have started its first process ourselves
-    ordered: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-    grace: float = Agents.GRACE
-    ended_as: AgentState | None = None  # set where it does not end by itself
-    began: float = dataclasses.field(default_factory=time.monotonic)
-    exited: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)  # the first process has ended
-    exit_code: int | None = None  # below 0: the signal that ended it; None while it is not known
-    ended: float | None = None
-
-
 class AgentLedger:
     """The agents on disk: who was spawned, and what became of each; of running ones, what is not on disk yet."""
 
@@ -4847,15 +4828,6 @@ def spawned_answer(row: dict[str, Any], token: str, ignored: list[str]) -> dict[
     }  # fmt: skip
 
 
-def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
-    """The facts of an agent that answers and the events of its end have in common."""
-    return {
-        "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
-        "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"], "started_at": iso(row["started"]),
-        "ended_at": row["ended"] and iso(row["ended"]), "reason": row["reason"],
-    }  # fmt: skip
-
-
 def agent_answer(row: dict[str, Any], output: Output) -> dict[str, Any]:
     """An agent's row, its measurements and its output as readers get them. Blocks."""
 
@@ -4872,6 +4844,15 @@ def agent_answer(row: dict[str, Any], output: Output) -> dict[str, Any]:
         "result_id": row["result_id"], "result_status": row["result_status"], "depth": row["depth"] or 1,
         "state_age_seconds": age(row["ended"] or row["started"]), "usage": None, "last_call": call,
         "last_output_at": written and iso(written), "last_output_age_seconds": written and age(written),
+    }  # fmt: skip
+
+
+def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
+    """The facts of an agent that answers and the events of its end have in common."""
+    return {
+        "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
+        "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"], "started_at": iso(row["started"]),
+        "ended_at": row["ended"] and iso(row["ended"]), "reason": row["reason"],
     }  # fmt: skip
 
 
@@ -5144,6 +5125,26 @@ class Processes:
 
     async def close(self) -> None:
         """Leave all processes to themselves."""
+
+
+@dataclass(eq=False)
+class Running:
+    """An agent that has not ended: its row, and what is known of its first process."""
+
+    row: dict[str, Any]
+    folder: Path
+    task: asyncio.Task[Any] | None = None  # that spawns it, then the one that watches it
+    token: str = ""
+    renew_at: float = 0.0
+    calls: int = 0  # its requests that its end waits for
+    child: subprocess.Popen[bytes] | None = None  # where we have started its first process ourselves
+    ordered: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    grace: float = Agents.GRACE
+    ended_as: AgentState | None = None  # set where it does not end by itself
+    began: float = dataclasses.field(default_factory=time.monotonic)
+    exited: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)  # the first process has ended
+    exit_code: int | None = None  # below 0: the signal that ended it; None while it is not known
+    ended: float | None = None
 
 
 FORCE = getattr(signal, "SIGKILL", signal.SIGTERM)

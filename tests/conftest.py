@@ -333,9 +333,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("setup", chosen, indirect=True, scope="module")
 
 
-# Files that take minutes, so that no test process works through one at the end while the others have nothing.
-LONGEST_FIRST = """real_agents storage agents context cli command_table start pipeline crash events meter synthesis brief
-    agent_trust hooks readme browser dashboard doctor""".split()
+# Files by how long they take, so that no test process works through a long one at the end while the others have nothing.
+LONGEST_FIRST = """pipeline real_agents fuzz context agents storage cluster_faults cluster start command_table cli hooks
+    forms agent_trust http2 limits brief events openapi malformed storage_limit connect project_index tokens doctor
+    crash fast synthesis inotify meter errors tls readme browser dashboard""".split()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -33,7 +33,8 @@ class Places:
     def problem(self) -> str | None:
         """Why nothing can be written, None where nothing is known to be in the way."""
         unread = None if self._follower.joined else "the log is not read yet"
-        return self._follower.fault or self._log.problem or unread
+        problem = self._follower.fault or self._log.problem or unread
+        return problem and f"nats: {problem}"
 
     def find(self, content: bytes) -> int | None:
         """The number that our entry has in the log; None where its place has another one. Raises LogAway where nothing
@@ -41,7 +42,7 @@ class Places:
         """
         now, problem = time.monotonic(), self.problem()
         if not self._follower.joined or self._follower.fault or now < self._try_at:
-            raise LogAway(problem or "the log takes nothing at this moment")
+            raise LogAway(problem or "nats: the log takes nothing at this moment")
         patience = 2 * self._log.API_SECONDS if self._try_at else self._patience
         deadline, id = now + patience + len(content) / 2_000_000, f"{self._node}-{uuid.uuid4().hex}"
         while time.monotonic() < deadline and not self._closing:
@@ -50,14 +51,14 @@ class Places:
             try:
                 entry = self._wait_for_place(attempt, deadline)
             except LogAway as error:
-                problem = str(error)
+                problem = f"nats: {error}"
                 continue
             if entry is not None:
                 self._try_at = 0.0
                 return entry.seq if entry.id in (id, OURS) else None
         self._try_at = time.monotonic() + self.AGAIN
         self._log.reconnect()
-        raise LogAway(problem or "the log did not answer in time")
+        raise LogAway(problem or "nats: the log did not answer in time")
 
     def _wait_for_place(self, attempt: Any, deadline: float) -> Entry | None:
         """The entry that has the next place in the log, None where the time is up. Raises LogAway where the attempt to

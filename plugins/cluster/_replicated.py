@@ -104,7 +104,7 @@ class ReplicatedStorage(GuardedStorage):
                 deadline, applied = time.monotonic() + self.JOIN_SECONDS, follower.applied
             time.sleep(0.02)
         problem = self.problem() or "what is in it is not applied yet"
-        log.warning("the log at NATS: %s: until then this sidecar reads what it has, and writes nothing", problem)
+        log.warning("%s: until then this sidecar reads what it has, and writes nothing", problem)
 
     def _warn(self) -> None:
         """Say under which circumstances a write that was confirmed may be lost."""
@@ -134,7 +134,7 @@ class ReplicatedStorage(GuardedStorage):
     def epoch(self) -> str:
         """The log's. Raises LogAway where it was never reached."""
         if not self.follower.epoch:
-            raise LogAway(f"the log at NATS was not reached yet: {self.problem()}")
+            raise LogAway(f"the log was never reached, {self.problem()}")
         return self.follower.epoch
 
     @epoch.setter

@@ -3118,10 +3118,9 @@ def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connecti
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
     database.row_factory = sqlite3.Row
     database.create_function("now", 0, time.time)
-    database.execute("pragma journal_mode = wal")
+    for fact in ("journal_mode = wal", f"journal_size_limit = {LOG_BYTES}", f"query_only = {read_only}"):
+        database.execute(f"pragma {fact}")
     database.execute("pragma synchronous = full")  # a 2xx is on disk
-    database.execute(f"pragma journal_size_limit = {LOG_BYTES}")
-    database.execute(f"pragma query_only = {read_only}")
     return database
 
 
@@ -3220,16 +3219,14 @@ class Results:
 
     def _history(self, issue: tuple[str, str]) -> IssueHistory:
         """The issue's results, with those that are being written."""
-        known = self._histories.get(issue)
-        head = self._storage.read.issue_head(*issue)
-        if known and len(known.facts) < 2 * self.HISTORY and (known.coming or known.head == head):
+        known, newest = self._histories.get(issue), self._storage.read.newest_result(*issue)
+        if known and len(known.facts) < 2 * self.HISTORY and (known.coming or known.newest == newest):
             return known
         facts = [
             ResultFact(row["agent_type"], row["category"], row["status"], json.loads(row["proposed"]))
             for row in self._storage.read.issue_facts(*issue, self.HISTORY)
         ]
-        newest = self._storage.read.newest_result(*issue)
-        known = self._histories[issue] = IssueHistory(facts, head, newest)
+        known = self._histories[issue] = IssueHistory(facts, newest)
         if len(self._histories) > self.REMEMBERED:
             del self._histories[next(iter(self._histories))]
         return known
@@ -3286,16 +3283,15 @@ class Results:
 
         def committed(answer: dict[str, Any]) -> None:
             history.coming -= 1
-            if not history.coming:
-                history.head = self._storage.read.issue_head(row["project"], row["issue"])
             if answer:
                 self._files.place(row)
 
         def ended(future: asyncio.Future[dict[str, Any]]) -> None:
-            if future.cancelled() or future.exception() or not future.result():
-                self._histories.pop((row["project"], row["issue"]), None)  # it may know of what is not there
-            if not future.cancelled() and future.exception():
+            failed = not future.cancelled() and future.exception()
+            if failed:
                 self._files.drop(row["id"])
+            if future.cancelled() or failed or not future.result():
+                self._histories.pop((row["project"], row["issue"]), None)  # it may know of what is not there
 
         fact = ResultFact(row["agent_type"], row["category"], row["status"], [item.agent_type for item in proposals])
         history.facts.append(fact)
@@ -3313,10 +3309,9 @@ class Results:
 
 
 class IssueHistory(Struct):
-    """What routing knows of an issue's results up to ``head``, and of ``coming`` ones, which are being written."""
+    """What routing knows of an issue's results, of which the last ``coming`` ones are being written."""
 
     facts: list[ResultFact]
-    head: int
     newest: str  # the id of the last one
     coming: int = 0
 

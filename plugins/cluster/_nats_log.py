@@ -157,8 +157,9 @@ class NatsLog:
             self._client, self._js, self.problem = client, js, None
             self.refused = self._refusal = False
             self.heard, self._known = self._applied(), True  # what was heard and not applied is heard again
-            self._hear(Joined(metadata, state.first_seq or state.last_seq + 1, state.last_seq))
             self.server = client.connected_url.netloc.rpartition("@")[2] if client.connected_url else ""
+            self._said = "there" if self.starting else self._said
+            self._hear(Joined(metadata, state.first_seq or state.last_seq + 1, state.last_seq))
             beside = asyncio.create_task(self.on_session(client)) if self.on_session else None
             try:
                 while not gone.is_set():

@@ -23,8 +23,8 @@ The path of a request, from top to bottom of this file:
            -> EventBus.wake_waiters (on the loop, in commit order) -> Endpoint.send
 
 This file alone serves the whole reference and makes tokens. What goes beyond that, or does a part better, is a plugin
-in ``plugins/``. It implements hooks (``Asks``, ``Tells``, ``Parts``); only what runs before hooks can be asked is a
-class derived from Settings, Hooks or Program (``bundled_class``).
+in ``plugins/``. It implements hooks (``Asks``, ``Tells``, ``Parts``); only what runs without hooks is a class derived
+from Settings, Hooks, Program or Redaction (``bundled_class``).
 
 Units: seconds and bytes everywhere inside; a name says so where it is another one (``timeout_ms``).
 

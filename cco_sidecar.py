@@ -4416,7 +4416,8 @@ def redact_json(value: Any) -> tuple[Any, int]:
     """The JSON ``value`` without the secrets in its texts, names of fields too, and how many there were. Blocks."""
     content, number = msgspec.json.encode(value), 0
     texts = msgspec.json.decode(b"[%b]" % b",".join(JSON_TEXT.findall(content)), type=list[str])
-    if not redact("\0\n".join(texts))[1]:  # all at once, since there is one seldom
+    many = ("\0\n".join(texts[at : at + 1000]) for at in range(0, len(texts), 1000))
+    if not any(redact(text)[1] for text in many):  # there is one seldom; a search of all would hold up all threads
         return value, 0
 
     def redacted(match: re.Match[bytes]) -> bytes:
@@ -5301,7 +5302,7 @@ class ReferenceSections:
         changes = [change for change in project.git.uncommitted_changes if change.path not in own]
         built = {"redactions": 0, "index": "ready", "task_matched": None}  # filled in when the context is put together
         return {
-            "project_structure": describe_structure(project),
+            "project_structure": describe_structure(project, 2 * request.max_bytes),
             "relevant_files": choose_files(request),
             "git_context": msgspec.structs.replace(project.git, uncommitted_changes=changes),
             "previous_agent_outputs": request.outputs,
@@ -5309,13 +5310,21 @@ class ReferenceSections:
         }
 
 
-def describe_structure(project: ProjectState) -> ProjectStructure:
+def describe_structure(project: ProjectState, most: int) -> ProjectStructure:
+    """The structure of a project; of its names, those that are deepest are left out beyond ``most`` letters."""
     names = [clean_text(file.path) for file in project.files]
     folders = {name.rpartition("/")[0] for name in names}
     while above := {folder.rpartition("/")[0] for folder in folders} - folders:
         folders |= above
     size = sum(file.size for file in project.files)
-    return ProjectStructure(clean_text(project.root), names, sorted(folders - {""}), len(names), size)
+    listed, folders_listed = shallowest(names, most), shallowest(sorted(folders - {""}), most)
+    return ProjectStructure(clean_text(project.root), listed, folders_listed, len(names), size)
+
+
+def shallowest(names: list[str], most: int) -> list[str]:
+    by_depth = sorted(names, key=lambda name: name.count("/"))
+    ends = list(itertools.accumulate(map(len, by_depth)))
+    return names if not ends or ends[-1] <= most else sorted(by_depth[: bisect.bisect(ends, most)])
 
 
 def choose_files(request: ContextRequest) -> list[FileChoice]:

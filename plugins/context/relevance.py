@@ -38,6 +38,7 @@ import asyncio
 import bisect
 import collections
 import contextlib
+import gc
 import hashlib
 import heapq
 import json
@@ -1714,6 +1715,12 @@ def part_class(base: type) -> type | None:
     return type("WarmContexts", (WarmContexts, base), {}) if issubclass(base, Contexts) else None
 
 
+def keep_for_good() -> None:
+    """The collector of garbage, for which all threads wait, no more looks through what is there now. Blocks."""
+    gc.collect()
+    gc.freeze()
+
+
 class Unfinished(list[RankedFile]):
     """A ranking that was made while an index was not whole."""
 
@@ -1725,6 +1732,7 @@ class WarmContexts(Contexts):
 
     async def prepare(self) -> None:
         await asyncio.gather(super().prepare(), self._warm())
+        await self._pool.run(keep_for_good)
 
     async def _warm(self) -> None:
         state = await self.project()

@@ -1299,7 +1299,7 @@ class Sidecar:
         self.process = psutil.Process()
         self.disk = Pool("disk", 2, 10)
         self._checks: asyncio.Future[dict[str, Any]] | None = None
-        self._checked = 0.0  # when it began
+        self.checked_until = 0.0  # monotonic; then it is measured anew
 
     async def __aenter__(self) -> Sidecar:
         await self.start()
@@ -1378,14 +1378,16 @@ class Sidecar:
         return SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
 
     async def checks(self) -> dict[str, Any]:
-        """What ``/health`` measures. Callers share it, and for CHECK_SECONDS it is not measured anew."""
+        """What ``/health`` measures. Callers share it, for CHECK_SECONDS where all was well."""
         now = time.monotonic()
-        if self._checks is None or (self._checks.done() and now - self._checked > self.CHECK_SECONDS):
-            self._checked, self._checks = now, asyncio.ensure_future(self._check())
+        if self._checks is None or (self._checks.done() and now > self.checked_until):
+            self.checked_until, self._checks = now + self.CHECK_SECONDS, asyncio.ensure_future(self._check())
         return self._checks.result() if self._checks.done() else await asyncio.shield(self._checks)
 
     async def _check(self) -> dict[str, Any]:
         storage, bus = await self._probe_storage()
+        if storage != bus:
+            self.checked_until = 0.0
         return {
             "storage": storage,
             "event_bus": bus,
@@ -1663,7 +1665,8 @@ class Handler(tornado.web.RequestHandler):
     reading = False  # a request that changes nothing although its method says that it may
     acted_on: dict[str, str] | None = None  # ids of what it is about, beside those that path, body and answer name
 
-    SHORT = 64 * 1024  # bytes of an answer that is written in one piece with its headers
+    SHORT = 64 * 1024  # bytes of an answer of which nobody minds how long it waits for its client
+    ONE_PIECE = 256 * 1024  # bytes of an answer that is copied behind its headers: writing twice takes longer
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
 
     # Thousands of long polls are parked in instances: slots keep them small.
@@ -1945,7 +1948,7 @@ class Endpoint(Handler):
             raise tornado.iostream.StreamClosedError
         if content:
             self.set_header("Content-Type", "application/json" if self.error else self.content_type)
-        if len(content) <= self.SHORT or self.request.method == "HEAD":
+        if len(content) <= self.ONE_PIECE or self.request.method == "HEAD":
             return await self._taken(self.finish(content or None))  # not even an empty chunk after a 204 or 304
         self.set_header("Content-Length", str(len(content)))
         await self._taken(self.flush())
@@ -1960,6 +1963,7 @@ class Endpoint(Handler):
         if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
             return ApiError("REQ_001", "The body is nested too deeply")
         if isinstance(error, StorageError):
+            self.sidecar.checked_until = 0.0
             reason = f"the storage cannot be used ({storage_fault(error)})"
         elif isinstance(error, TimeoutError):
             reason = "no answer in time"
@@ -2644,6 +2648,7 @@ class Storage:
         self.epoch = str(self.read.meta("epoch"))
         self._loop = asyncio.get_running_loop()
         self._thread.start()
+        self._written = asyncio.Event()  # since the last sweep
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
 
     def write(self, job: Job, committed: Callable[[Any], Any] | None = None) -> asyncio.Future[Any]:
@@ -2654,6 +2659,8 @@ class Storage:
         """
         future = self._loop.create_future()
         self._queue.put((job, committed, future))
+        if job != self._sweep:
+            self._written.set()
         return future
 
     def write_behind(self, job: Job, committed: Callable[[Any], Any] | None = None) -> None:
@@ -2734,12 +2741,19 @@ class Storage:
                 future.set_exception(outcome) if failed else future.set_result(outcome)
 
     async def _sweep_for_ever(self) -> None:
+        """Sweep when a row is due, soon after a write, and in every minute."""
         while True:
+            self._written.clear()
+            due = 0.0
             try:
                 await self.sweep()
+                due = min(self.read.next_expiry(), self.read.created_from(0) + self._settings.event_retention)
+                due = min(due, self.read.first_answer() + IdempotencyTicket.KEPT, time.time() + 60)
             except (StorageError, OSError) as error:
                 log.warning("housekeeping waits for the storage: %s", one_line(error))
             await asyncio.sleep(self.SWEEP_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._written.wait(), max(0.0, due - time.time()))
 
     async def sweep(self) -> None:
         """Expiry, retention and old idempotency keys, in steps that hold the writer for a few milliseconds."""
@@ -2849,6 +2863,7 @@ class Records:
     count_delivered = value(f"{COUNTED} 'deliveries'", 0)
     undelivered = value(f"{COUNTED} 'undelivered:' || ?", 0)  # expired ones until the next sweep
     count_dead_letters = value("select count(*) from dead_letter where project = ?", 0)
+    next_expiry = value("select min(expires) from event", math.inf)
     expired = column("select seq from event where expires <= ? order by expires limit ?")
     outlived = column(  # of so many at the beginning of the log those that retention removes
         "select seq from (select seq, created from event order by seq limit ?) where created < ? or seq <= ?"
@@ -3009,6 +3024,7 @@ class Records:
     forget_old = changes(
         f"delete from idempotency where ({KEY}) in (select {KEY} from idempotency where made < ? order by made limit ?)"
     )
+    first_answer = value("select min(made) from idempotency", math.inf)
     recall = row(
         "select digest, answer from idempotency"
         " where project = ? and subject = ? and endpoint = ? and key = ? and made > ?"
@@ -3877,7 +3893,7 @@ class Contexts:
         named = {name for names in also for name in names if isinstance(name, str)}
         self._project.also = sorted({*TYPE_BY_MANIFEST, *named})
         self._index_folder = settings.storage / "index"
-        self._plugins = sorted(plugin.name for plugin in hooks.loaded)
+        self._plugins = tuple(sorted(plugin.name for plugin in hooks.loaded))
 
     def start(self) -> None:
         for shape in CONTEXT_SECTIONS.values():  # msgspec 0.22 crashes where two threads are the first to use a type
@@ -3927,9 +3943,7 @@ class Contexts:
     def _etag(self, key: ContextKey, state: ProjectState) -> str:
         """Weak: a hit, a build and their compressed forms differ in bytes alone (RFC 9110, 8.8.1)."""
         results = self._storage.read.issue_head(self._settings.project, key.issue_id)
-        asked = msgspec.structs.astuple(key)
-        facts = (__version__, self._plugins, self._settings.project, asked, state.digest, results)
-        return f'W/"{hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
+        return etag_of(key, __version__, self._plugins, self._settings.project, state.digest, results)
 
     async def task(self, issue_id: str) -> str:
         """The task for a request that says none, "" where it is not known: the issue's latest spawn's."""
@@ -4074,6 +4088,13 @@ CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order, with thei
     "previous_agent_outputs": list[dict[str, Any]],
     "metadata": dict[str, Any],
 }
+
+
+@functools.lru_cache(64)  # hashing takes longer than all else of a cached context
+def etag_of(key: ContextKey, *facts: Any) -> str:
+    asked = repr((msgspec.structs.astuple(key), facts))
+    return f'W/"{hashlib.sha256(asked.encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
+
 
 # -- the budget
 

@@ -1,6 +1,9 @@
 """GET /health and GET /status tell what was measured."""
 
-from conftest import Client, Service
+import time
+
+import psutil
+from conftest import Client, Service, until
 
 
 def test_health_needs_no_token_and_reports_real_checks(service: Service) -> None:
@@ -12,6 +15,18 @@ def test_health_needs_no_token_and_reports_real_checks(service: Service) -> None
     assert health["checks"]["disk_space_available_mb"] > 0
     assert health["project_id"] == "project-abc"
     assert health["instance_id"] == service.info["instance_id"] and len(service.info["instance_id"]) >= 32
+
+
+def test_nothing_wakes_a_service_that_nobody_asks(service: Service) -> None:
+    assert service.process
+    process = psutil.Process(service.process.pid)
+
+    def slept() -> bool:
+        before = process.num_ctx_switches().voluntary
+        time.sleep(1.5)  # what looks again and again does so at least once in a second
+        return process.num_ctx_switches().voluntary == before
+
+    until(slept)
 
 
 def test_status_needs_a_token(service: Service) -> None:

@@ -107,6 +107,7 @@ class KeptProcesses(Processes):
         self._keeper = Keeper(self._folder, self._root, self._on_exit, self._on_keeper_lost)
         self._census = Census(self._keeper)
         self.kept: dict[str, KeptProcess] = {}
+        self._some = asyncio.Event()  # set while there may be some
         self._settings, self._tasks = settings, list[asyncio.Task[None]]()
 
     async def open(self) -> None:
@@ -118,6 +119,7 @@ class KeptProcesses(Processes):
     async def start(self, running: Running, command: AgentCommand) -> None:
         agent_id = running.row["id"]
         kept = self.kept[agent_id] = KeptProcess(running)
+        self._some.set()
         try:
             pid = await self._keeper.start_agent(agent_id, command, kept.proof.mark)
             # It may have ended before we look: it was started all the same.
@@ -133,6 +135,7 @@ class KeptProcesses(Processes):
     async def adopt(self, running: Running) -> None:
         row, kept = running.row, KeptProcess(running)
         self.kept[row["id"]] = kept
+        self._some.set()
         kept.proof.known = kept.noted = {(pid, birth) for pid, birth in row["seen"]}
         row["pid"] = pid = row["pid"] or await self._pool.run(noted_pid, running.folder)
         members = members_of(self._at_start, kept.proof)
@@ -182,12 +185,14 @@ class KeptProcesses(Processes):
     async def _survey(self) -> None:
         """Look at all agents again and again: what they use, and whether adopted ones still live."""
         while True:
+            await self._some.wait()
             await asyncio.sleep(self.SURVEY)
+            if not self.kept:
+                self._some.clear()
             try:
-                if self.kept:
-                    seen, now = await self._pool.run(self._census.look), time.time()
-                    for kept in list(self.kept.values()):
-                        self._survey_one(kept, seen, now)
+                seen, now = await self._pool.run(self._census.look), time.time()
+                for kept in list(self.kept.values()):
+                    self._survey_one(kept, seen, now)
             except Exception as error:  # a boundary: one bad look must not be the last
                 log.error("agents: survey failed", exc_info=error)
 

@@ -7,6 +7,7 @@ the task as an indented block, all else as a span in a line of its own.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import time
@@ -102,6 +103,7 @@ class GetAgentBrief(AgentEndpoint):
         return text.encode()
 
 
+@functools.lru_cache(32)
 def prefers_markdown(accept: str) -> bool:
     """Whether an Accept header (RFC 9110, 12.5.1) wants text/markdown more than application/json; for each the most
     specific range counts. Where it wants both alike, or says nothing, JSON is given.

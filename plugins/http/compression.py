@@ -48,8 +48,8 @@ class Compression:
         etag = endpoint._headers.get("ETag")
         if endpoint.holds_token or (len(content) < self.LEAST and not etag):
             return content
-        if "Accept-Encoding" not in endpoint._headers.get("Vary", ""):
-            endpoint.add_header("Vary", "Accept-Encoding")
+        if "Accept-Encoding" not in (vary := endpoint._headers.get("Vary", "")):
+            endpoint.set_header("Vary", f"{vary}, Accept-Encoding" if vary else "Accept-Encoding")
         if len(content) < self.LEAST or not accepts_gzip(endpoint.request.headers.get("Accept-Encoding", "")):
             return content
         endpoint.set_header("Content-Encoding", "gzip")
@@ -83,6 +83,7 @@ Key = tuple[str, int, int]  # ETag, length, checksum
 compress = functools.partial(zlib.compress, wbits=31)
 
 
+@functools.lru_cache(32)
 def accepts_gzip(accepted: str) -> bool:
     """Whether an Accept-Encoding header lets an answer be gzip (RFC 9110, 12.5.3): named, and not with a quality of
     0.

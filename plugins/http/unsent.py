@@ -61,7 +61,7 @@ class Bounds:
 
 
 class Unsent:
-    """Answers that wait for their clients; one that several wait for counts once."""
+    """Answers that wait for their clients; one that several wait for counts once, unless each client has a copy."""
 
     def __init__(self, limit: int, refuses: bool) -> None:
         self._limit, self._refuses = limit, refuses
@@ -73,7 +73,7 @@ class Unsent:
         """Count an answer until it is removed; the only one always fits. Raises RATE_001 and REQ_009."""
         by_token = "REQ_009" if endpoint.public else "RATE_001"
         for who, limit, code in ((endpoint.claims.sub, self._limit // 4, by_token), (None, self._limit, "REQ_009")):
-            size = 0 if (who, id(content)) in self._holders else len(content)
+            size = 0 if (who, held(endpoint, content)) in self._holders else len(content)
             while size and self.bytes[who] and self.bytes[who] + size > limit:
                 if self._refuses:
                     raise ApiError(code, f"Answers of {self.bytes[who]} bytes wait to be read", retry_after=5)
@@ -96,11 +96,17 @@ class Unsent:
             self._count(endpoint, content, -1)
 
     def _count(self, endpoint: Endpoint, content: bytes, step: int) -> None:
+        what = held(endpoint, content)
         for who in (endpoint.claims.sub, None):
-            holders = self._holders.pop((who, id(content)), 0)
+            holders = self._holders.pop((who, what), 0)
             if holders + step:
-                self._holders[who, id(content)] = holders + step
+                self._holders[who, what] = holders + step
             if not holders or not holders + step:
                 self.bytes[who] += step * len(content)
             if not self.bytes[who]:
                 del self.bytes[who]
+
+
+def held(endpoint: Endpoint, content: bytes) -> int:
+    """The identity of what waits: of ``content``, which others may wait for too, or of a copy that is sent in one."""
+    return id(content) if len(content) > Endpoint.ONE_PIECE else id(endpoint)

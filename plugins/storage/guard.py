@@ -21,6 +21,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.storage._database import DatabaseFile, check_database
+from cco_sidecar_plugins.storage._folder import FolderChanges
 from cco_sidecar_plugins.storage._limit import LimitedStorage
 from cco_sidecar_plugins.storage._log import database_files
 
@@ -33,8 +34,8 @@ def storage(settings: PluginSettings) -> Storage:
 
 
 class GuardedStorage(LimitedStorage):
-    """Looks at the database's files at the start, and before and after each commit, and twice a second at those by
-    which clients find the service and tokens are signed.
+    """Looks at the database's files at the start, and before and after each commit, and when the storage folder has
+    changed at those by which clients find the service and tokens are signed; twice a second where no change is told.
     """
 
     KEEP_SECONDS = 0.5
@@ -72,9 +73,9 @@ class GuardedStorage(LimitedStorage):
         """Write ``sidecar.json`` and the signing secret again where a cleaner took them, as long as their folder is
         there. A command that did not find the secret makes another one, whose tokens would be refused.
         """
-        told = ""
+        told, changes = "", FolderChanges(self.path.parent)
         while True:
-            await asyncio.sleep(self.KEEP_SECONDS)
+            watched = changes.watch()
             problems: dict[str, str] = {}
             for path, content in files.items():
                 try:
@@ -87,6 +88,13 @@ class GuardedStorage(LimitedStorage):
             if problems and problem != told:
                 log.error("%s", problem)
             told = problem
+            try:
+                if watched and not problems:
+                    await changes.wait()
+                await asyncio.sleep(self.KEEP_SECONDS)  # who removes the whole folder is not disturbed
+            except asyncio.CancelledError:
+                changes.close()
+                raise
 
     def close(self) -> None:
         if self._keeping:

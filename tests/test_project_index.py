@@ -29,6 +29,23 @@ def readers(repository: Path, tmp_path: Path) -> tuple[Any, Any]:
     return index, own
 
 
+def test_the_watcher_of_other_systems_hears_of_changes(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watching = plugin("_watcher")
+    heard: list[str] = []
+    for budget, state in ((4_000, "full"), (0, "partial: ")):
+        monkeypatch.setattr(watching.Watcher, "BUDGET", budget)
+        watcher = watching.Watcher(repository, heard.append)
+        watcher.start()
+        try:
+            assert watcher.suspects({}) is None and not watcher.quiet()  # hints, and no proof
+            (repository / "src" / "new.py" if budget else repository / "new.py").write_text("new = 1\n")
+            until(lambda: any(path.endswith("new.py") for path in heard))
+            assert watcher.state.startswith(state)
+        finally:
+            watcher.stop()
+        heard.clear()
+
+
 def facts(state: ProjectState) -> tuple[Any, ...]:
     return state.root, state.files, state.git, state.head
 

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.context TREE [TREE ...]
 
-measures git repositories of your choice; ``python -m tests.benchmarks`` makes some. A TREE is copied (hard links, where
-the system has them) and only the copy is changed. The limit of a context that nobody asked for before is ``git status``,
+measures git repositories of your choice; ``python -m tests.benchmarks`` makes some. A TREE is copied, and
+only the copy is changed. The limit of a context that nobody asked for before is ``git status``,
 and reading and hashing the files that the answer gives.
 """
 
@@ -132,13 +132,8 @@ def hits(asked: Asking, task: str, rounds: int) -> list[float]:
 
 
 def copied(tree: Path, folder: Path) -> Path:
-    """A copy of ``tree`` of which files may be replaced (not written into: they may be shared with the original)."""
-    copy = folder / "tree"
-    flags = ["-al"] if sys.platform == "linux" else ["-a"]
-    if subprocess.run(["cp", *flags, str(tree), str(copy)], capture_output=True).returncode:
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(tree, copy, symlinks=True)
-    return copy
+    """A copy of ``tree``; not of hard links, since files that have several are looked at at each request."""
+    return Path(shutil.copytree(tree, folder / "tree", symlinks=True))
 
 
 def tasks(names: list[str]) -> Iterator[str]:

@@ -634,25 +634,6 @@ class CacheQuery(Struct):
     agent_type: Identifier | None = None
 
 
-class Claims(Struct, frozen=True, kw_only=True):
-    """The claims of a token. ``bound`` tokens may only speak for their own ``sub`` and ``agent_type``."""
-
-    sub: str
-    agent_type: str
-    project_id: str
-    permissions: list[str]
-    exp: float
-    iat: float
-    jti: str = ""
-    iss: str = ""
-    issue_id: str | None = None
-    bound: bool = False
-    issued_elsewhere: bool = False  # verified with another issuer's key; never taken from the token itself
-
-
-# the claims of a request without a verified token
-NOBODY = Claims(sub="", agent_type="", project_id="", permissions=[], exp=math.inf, iat=0.0)
-
 # names and small types that the shapes are made of
 IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
@@ -1055,14 +1036,11 @@ class Hooks:
     def implementations(self, hook: str) -> list[Implementation]:
         """The implementations of ``hook`` in the order of their calls: what was loaded last comes first."""
         if hook not in self._known:
-            taken = inspect.signature(getattr(HookSpecs, hook)).parameters
-            self._known[hook] = [
-                Implementation(
-                    hook, row.plugin_name, row.function,
-                    [name for name in inspect.signature(row.function).parameters if name in taken],
-                )
-                for row in reversed(getattr(self._manager.hook, hook).get_hookimpls())
-            ]  # fmt: skip
+            known = inspect.signature(getattr(HookSpecs, hook)).parameters
+            self._known[hook] = found = []
+            for row in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+                taken = [name for name in inspect.signature(row.function).parameters if name in known]
+                found.append(Implementation(hook, row.plugin_name, row.function, taken))
         return self._known[hook]
 
     # -- asks
@@ -1102,8 +1080,8 @@ class Hooks:
         return row.call(facts)
 
     def failed(self, row: Implementation, error: BaseException) -> None:
-        code = getattr(inspect.unwrap(row.function), "__code__", None)
-        failure = f"{row.hook}: {self.describe(error, code.co_filename if code else '')}"
+        code: Any = getattr(inspect.unwrap(row.function), "__code__", None)
+        failure = f"{row.hook}: {self.describe(error, code and code.co_filename)}"
         log.warning("plugin %s: %s", row.plugin, failure)
         for plugin in self.loaded:
             if plugin.name == row.plugin and not plugin.problem:
@@ -1207,10 +1185,8 @@ def bundled_class(base: type[T], file: str, name: str) -> type[T]:
 
 
 def bundled_plugins(hook: str = "") -> list[Path]:
-    """The files of the bundled plugins, sorted; only those that implement ``hook``, where one is named.
-
-    They lie in the bundled folder and its subfolders. A `plugins` folder beside a lone module may be the repository's
-    own: a file that does not mention this module is passed over.
+    """The files of the bundled plugins, sorted; only those that implement ``hook``, where one is named. Those that do
+    not mention this module are passed over: a `plugins` folder beside it may be the repository's own.
     """
     folder = bundled_folder()
     files = [*folder.glob("[!_.]*.py"), *folder.glob("[!_.]*/[!_.]*.py")] if folder else []
@@ -1353,7 +1329,7 @@ class Sidecar:
         settings = self.settings
         server_class = self.hooks.derived("server_class", Server, settings=settings)
         self._server = server_class(
-            make_application(self),
+            Application(self),
             ssl_options=tls_context(settings),
             # Bodies are counted, and refused in JSON, by Endpoint: Tornado's own limit would answer without a body.
             max_body_size=1 << 40,
@@ -1592,7 +1568,14 @@ class Match:
 class Application(tornado.web.Application):
     """Finds the endpoint of a request. What has no body is served when its head is there."""
 
-    def __init__(self, sidecar: Sidecar, matches: list[Match]) -> None:
+    def __init__(self, sidecar: Sidecar) -> None:
+        found = {(row.method, row.path): Match(row) for row in routes()}
+        for name, rows in sidecar.hooks.ask("register_routes"):
+            try:
+                found |= {(row.method, row.path): Match(row) for row in rows}
+            except Exception as error:  # a boundary: anybody's objects
+                log.warning("plugin %s: register_routes: did not return a list of Route: %s", name, one_line(error))
+        matches = list(found.values())
         super().__init__(log_function=lambda handler: None, sidecar=sidecar, matches=matches)  # on_finish logs
         common = sidecar.hooks.derived("part_class", Endpoint, settings=sidecar.settings)
         classes = [*(match.route.endpoint for match in matches), UnknownRoute]
@@ -1616,16 +1599,6 @@ class Application(tornado.web.Application):
             delegate.stream_request_body, request._body_future = False, asyncio.Future()
             request._body_future.set_result(None)
         return delegate
-
-
-def make_application(sidecar: Sidecar) -> tornado.web.Application:
-    matches = {(row.method, row.path): Match(row) for row in routes()}
-    for name, rows in sidecar.hooks.ask("register_routes"):
-        try:
-            matches |= {(row.method, row.path): Match(row) for row in rows}
-        except Exception as error:  # a boundary: anybody's objects
-            log.warning("plugin %s: register_routes: did not return a list of Route: %s", name, one_line(error))
-    return Application(sidecar, list(matches.values()))
 
 
 class Server(tornado.httpserver.HTTPServer):
@@ -2201,17 +2174,12 @@ class SpawnAgent(Endpoint):
     holds_token = True
 
     async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> dict[str, Any]:
-        check_environment(body.get("environment") or {})
+        for name, value in (body.get("environment") or {}).items():  # no program can be started with these
+            if re.search(r"[\x00-\x20\x7f]", name):
+                raise ApiError("REQ_001", "environment: a name holds a blank or a control character")
+            if len(f"{name}={value}".encode("utf-8", "surrogatepass")) >= 128 * 1024:  # Linux has room for so much
+                raise ApiError("REQ_001", "environment: a variable with its name has at most 128 KiB")
         return await self.sidecar.agents.spawn(self.claims, body, ticket)
-
-
-def check_environment(environment: dict[str, str]) -> None:
-    """Raise REQ_001 for what no program can be started with: Linux has room for 128 KiB a variable."""
-    for name, value in environment.items():
-        if re.search(r"[\x00-\x20\x7f]", name):
-            raise ApiError("REQ_001", "environment: a name holds a blank or a control character")
-        if len(f"{name}={value}".encode("utf-8", "surrogatepass")) >= 128 * 1024:
-            raise ApiError("REQ_001", "environment: a variable with its name has at most 128 KiB")
 
 
 class AgentEndpoint(Endpoint):
@@ -2521,6 +2489,26 @@ def make_or_read_secret(path: Path) -> str:
             f"the signing secret in {path} is shorter than 32 bytes: delete it, a new one is made (old tokens end)", 1
         )
     return secret
+
+
+class Claims(Struct, frozen=True, kw_only=True):
+    """The claims of a token. ``bound`` tokens may only speak for their own ``sub`` and ``agent_type``."""
+
+    sub: str
+    agent_type: str
+    project_id: str
+    permissions: list[str]
+    exp: float
+    iat: float
+    jti: str = ""
+    iss: str = ""
+    issue_id: str | None = None
+    bound: bool = False
+    issued_elsewhere: bool = False  # verified with another issuer's key; never taken from the token itself
+
+
+# the claims of a request without a verified token
+NOBODY = Claims(sub="", agent_type="", project_id="", permissions=[], exp=math.inf, iat=0.0)
 
 
 class Allowance(Struct, frozen=True):
@@ -5829,7 +5817,7 @@ class ApiError(Exception):
         self.status, self.error, standard = ERRORS[code]
         self.message = message or standard
         if status is not None:
-            self.status, self.error = status, snake_case(http.client.responses[status])
+            self.status, self.error = status, re.sub(r"[^a-z]+", "_", http.client.responses[status].lower())
         super().__init__(f"{code}: {self.message}")
 
     def answer(self, request_id: str) -> dict[str, Any]:
@@ -5844,10 +5832,6 @@ class ApiError(Exception):
 
 def forbidden(message: str, **details: Any) -> ApiError:
     return ApiError("AUTH_003", message, details=details)
-
-
-def snake_case(phrase: str) -> str:
-    return re.sub(r"[^a-z]+", "_", phrase.lower())
 
 
 def is_identifier(text: str) -> bool:

@@ -54,7 +54,7 @@ def check_refusal(service: Service, request: bytes, status: int, code: str) -> N
     assert (
         body["message"]
         and body["timestamp"]
-        and body["error"] == cco_sidecar.snake_case(cco_sidecar.http.client.responses[status])
+        and body["error"] == re.sub("[^a-z]+", "_", cco_sidecar.http.client.responses[status].lower())
     )
     assert (headers["connection"], headers["content-type"]) == ("close", "application/json")
     assert headers["x-request-id"] == body["request_id"]

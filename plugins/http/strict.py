@@ -131,7 +131,7 @@ class StrictServer(Server):
 
     def refused(self, error: ApiError, request_id: str, remote: str | None) -> None:
         """Have taken down what was refused before it was a request."""
-        sidecar = getattr(self.request_callback, "settings", {}).get("sidecar")  # of make_application
+        sidecar = getattr(self.request_callback, "settings", {}).get("sidecar")  # of Application
         if sidecar:
             facts: dict[str, Any] = {"remote": remote, "status": error.status, "error": error}
             take_down(sidecar.settings, FinishedRequest(moment=time.time(), request_id=request_id, **facts))

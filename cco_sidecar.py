@@ -1577,6 +1577,7 @@ class Application(tornado.web.Application):
                 log.warning("plugin %s: register_routes: did not return a list of Route: %s", name, one_line(error))
         matches = list(found.values())
         super().__init__(log_function=lambda handler: None, sidecar=sidecar, matches=matches)  # on_finish logs
+        self.ui_methods, self.ui_modules = {}, {}  # of templates: each handler would bind them
         common = sidecar.hooks.derived("part_class", Endpoint, settings=sidecar.settings)
         classes = [*(match.route.endpoint for match in matches), UnknownRoute]
         self._classes = [type(endpoint.__name__, (endpoint, common), {}) for endpoint in classes]
@@ -1593,12 +1594,43 @@ class Application(tornado.web.Application):
 
     def find_handler(self, request: tornado.httputil.HTTPServerRequest, **_: Any) -> Any:
         find = self._find_again if len(request.path) < 300 else self._find
-        delegate = self.get_handler_delegate(request, *find(str(request.method), request.path))
-        ends = request.headers.get("Content-Length", "0") == "0" and "Transfer-Encoding" not in request.headers
-        if ends and request.version != "HTTP/2.0":  # where a frame says it
-            delegate.stream_request_body, request._body_future = False, asyncio.Future()
-            request._body_future.set_result(None)
-        return delegate
+        endpoint, facts, values = find(str(request.method), request.path)
+        return Delegate(endpoint(self, request, **facts), values)
+
+
+class Delegate(tornado.httputil.HTTPMessageDelegate):
+    """Hands a request to its endpoint, which runs from the head on; one without a body from its end on."""
+
+    _task: asyncio.Task[None] | None = None
+
+    def __init__(self, handler: Any, values: list[bytes]) -> None:
+        self._handler, self._values = handler, values
+        self._ended: asyncio.Future[None] = asyncio.Future()
+        handler.request._body_future = self._ended
+
+    def _run(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._handler._execute([], *self._values))
+
+    def headers_received(self, start_line: Any, headers: tornado.httputil.HTTPHeaders) -> Awaitable[None] | None:
+        framed = start_line.version == "HTTP/2.0"  # where a frame says whether there is a body
+        if not framed and headers.get("Content-Length", "0") == "0" and "Transfer-Encoding" not in headers:
+            return None
+        self._run()
+        prepared: asyncio.Future[None] = asyncio.Future()
+        self._handler._prepared_future = prepared
+        return prepared
+
+    def data_received(self, chunk: bytes) -> None:
+        self._handler.data_received(chunk)
+
+    def finish(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+        if not self._task:
+            self._run()
+
+    def on_connection_close(self) -> None:
+        self._handler.on_connection_close()
 
 
 class Server(tornado.httpserver.HTTPServer):

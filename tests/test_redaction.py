@@ -336,3 +336,17 @@ def test_what_leaves_for_other_agents_holds_no_secret(make_service: MakeService,
     assert f"{REDACTED}/main.py" in context["project_structure"]["files"]
     assert context["previous_agent_outputs"][0]["decision"] == f"use {REDACTED}"
     assert context["metadata"]["redactions"] >= 8
+
+
+def test_a_text_without_secrets_is_known_again_and_few_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = plugin("_redaction")
+    redaction, secret = module.MeasuredRedaction(), f"token = '{TOKEN}'"
+    monkeypatch.setattr(module.MeasuredRedaction, "clean", {})
+    monkeypatch.setattr(module.MeasuredRedaction, "MOST", 3)
+    assert redaction.redact("a = 1") == ("a = 1", 0)
+    assert redaction.redact(secret)[1] == redaction.redact(secret)[1] == 1
+    monkeypatch.setattr(redaction, "_redact", lambda content: (content, 0))
+    assert redaction.redact("a = 1") == ("a = 1", 0) and redaction.redact("b = 1") == ("b = 1", 0)
+    for number in range(5):
+        redaction.redact(f"c = {number}")
+    assert len(module.MeasuredRedaction.clean) == 3

@@ -1717,7 +1717,7 @@ def part_class(base: type) -> type | None:
 
 def keep_for_good() -> None:
     """The collector of garbage, for which all threads wait, no more looks through what is there now. Blocks."""
-    gc.collect()
+    gc.collect(1)  # all of it would hold up the start
     gc.freeze()
 
 

@@ -2624,6 +2624,16 @@ StorageError = sqlite3.Error  # what every fault of the storage is raised as
 PAGE_BYTES = 8 * MB  # a list, or the answer to a poll, ends before it gets larger
 
 
+class Placing(Struct, frozen=True):
+    """Called after a commit with whether it is the last one of those that have its key and were committed together."""
+
+    key: Any
+    call: Callable[[bool], None]
+
+
+Write = tuple[Job, Callable[[Any], Any] | None, "asyncio.Future[Any]", Placing | None]
+
+
 class Storage:
     """Everything that outlives the service: events and positions, results, agents, revoked tokens, idempotency keys.
 
@@ -2654,8 +2664,7 @@ class Storage:
     def __init__(self, settings: Settings) -> None:
         self.path, self._settings = settings.storage / self.FILE, settings
         self.observer: Callable[[NewEvent, int], None] = lambda event, seq: None
-        self._queue: queue.SimpleQueue[tuple[Job, Callable[[Any], Any] | None, asyncio.Future[Any]] | None]
-        self._queue = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
 
     def start(self) -> None:
@@ -2671,14 +2680,17 @@ class Storage:
         self._written = asyncio.Event()  # since the last sweep
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
 
-    def write(self, job: Job, committed: Callable[[Any], Any] | None = None) -> asyncio.Future[Any]:
+    def write(
+        self, job: Job, committed: Callable[[Any], Any] | None = None, placing: Placing | None = None
+    ) -> asyncio.Future[Any]:
         """The result of ``job``, once its transaction is on disk. On the loop; jobs run in the order of the calls.
 
-        ``committed`` is called on the loop with that, before anybody is answered, in commit order. Raises what the job
-        raised, or StorageError. Cancelling the wait does not undo the write.
+        ``committed`` is called on the loop with that, before anybody is answered, in commit order; ``placing`` before,
+        on the writer thread, unless the result is empty. Raises what the job raised, or StorageError. Cancelling the
+        wait does not undo the write.
         """
         future = self._loop.create_future()
-        self._queue.put((job, committed, future))
+        self._queue.put((job, committed, future, placing))
         if job != self._sweep:
             self._written.set()
         return future
@@ -2726,7 +2738,12 @@ class Storage:
                     batch.append(self._queue.get_nowait())
             writes = [write for write in batch if write is not None]
             if writes:
-                outcomes = self.commit(records, [job for job, _, _ in writes])
+                outcomes = self.commit(records, [job for job, *_ in writes])
+                done = zip(writes, outcomes, strict=True)
+                placed = [row[3] for row, (gave, _) in done if row[3] and gave and not isinstance(gave, Exception)]
+                last = {placing.key: placing for placing in placed}
+                for placing in placed:
+                    placing.call(last[placing.key] is placing)
                 with contextlib.suppress(RuntimeError):  # the loop is gone: nobody is left to be told
                     self._loop.call_soon_threadsafe(self._answer, writes, outcomes)
             if len(writes) < len(batch):
@@ -2746,9 +2763,9 @@ class Storage:
             records.rollback()
             return [outcome for job in jobs for outcome in self.commit(records, [job])] if jobs[1:] else [(error, [])]
 
-    def _answer(self, writes: list[Any], outcomes: list[Outcome]) -> None:
+    def _answer(self, writes: list[Write], outcomes: list[Outcome]) -> None:
         """On the loop, after a commit: tell what happened, and answer the writers, in commit order."""
-        for (_, committed, future), (outcome, events) in zip(writes, outcomes, strict=True):
+        for (_, committed, future, _), (outcome, events) in zip(writes, outcomes, strict=True):
             failed = isinstance(outcome, Exception)
             try:
                 if committed and not failed:
@@ -3317,10 +3334,8 @@ class Results:
             self._files.write(row)
             return answer
 
-        def committed(answer: dict[str, Any]) -> None:
+        def committed(_: dict[str, Any]) -> None:
             history.coming -= 1
-            if answer:
-                self._files.place(row)
 
         def ended(future: asyncio.Future[dict[str, Any]]) -> None:
             failed = not future.cancelled() and future.exception()
@@ -3332,7 +3347,8 @@ class Results:
         fact = ResultFact(row["agent_type"], row["category"], row["status"], [item.agent_type for item in proposals])
         history.facts.append(fact)
         history.coming += 1
-        written = self._storage.write(insert, committed)
+        placing = Placing(path, lambda is_last: self._files.place(row) if is_last else self._files.drop(row["id"]))
+        written = self._storage.write(insert, committed, placing)
         written.add_done_callback(ended)
         return written
 

@@ -184,7 +184,7 @@ class ReplicatedStorage(GuardedStorage):
         """Let the writer thread apply what was heard."""
         if not self._woken:
             self._woken = True
-            self._queue.put((no_job, None, NOBODY_WAITS))
+            self._queue.put((no_job, None, NOBODY_WAITS, None))
 
     def _tell(self, events: Events, revoked: list[str]) -> None:
         """Tell on the loop what others did; nobody waits yet during a start."""

@@ -33,6 +33,11 @@ class Wait(tornado.web.RequestHandler):
         self.application.settings["waiters"].discard(self.waiter)
 
 
+class Waiting(tornado.web.RequestHandler):
+    def get(self) -> None:
+        self.write(str(len(self.application.settings["waiters"])))
+
+
 class Kept(tornado.web.RequestHandler):
     """The bytes that were put under a name, with the status and the ETag that came with them: nothing is hashed."""
 
@@ -58,7 +63,9 @@ class Kept(tornado.web.RequestHandler):
 
 async def main() -> None:
     application = tornado.web.Application(
-        [("/post", Post), ("/wait", Wait), ("/kept/(.*)", Kept)], waiters=set(), log_function=lambda handler: None
+        [("/post", Post), ("/wait", Wait), ("/waiting", Waiting), ("/kept/(.*)", Kept)],
+        waiters=set(),
+        log_function=lambda handler: None,
     )
     server = tornado.httpserver.HTTPServer(application)
     sockets = tornado.netutil.bind_sockets(0, "127.0.0.1", backlog=4096)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -165,14 +164,12 @@ async def park(server: Any, number: int) -> tuple[list[Any], list[Any]]:
 
 
 async def parked(server: Any, number: int) -> None:
-    """Until the server has parked them: the sidecar says so, the bare one is given the same pause."""
-    if isinstance(server, Sidecar):
-        wire = (await connect(server.port, 1))[0]
-        status = request_bytes("GET", "/status", server.token())
-        while json.loads((await wire.ask(status))[1])["events"]["active_subscriptions"] < number:
-            await asyncio.sleep(0.02)
-        close([wire])
-    await asyncio.sleep(0.05 + number / 10_000)
+    """Until the server has parked them."""
+    (wire,) = await connect(server.port, 1)
+    while await server.waiters(wire) < number:
+        await asyncio.sleep(0.02)
+    close([wire])
+    await asyncio.sleep(0.05)
 
 
 async def publish_beside(server: Sidecar, number: int = 5000) -> tuple[float, float]:

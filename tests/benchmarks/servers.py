@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import jwt
 import psutil
 
-from tests.benchmarks.wire import request_bytes, run
+from tests.benchmarks.wire import Wire, request_bytes, run
 from tests.conftest import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +74,11 @@ class Sidecar(Server):
     ) -> bytes:
         return request_bytes("GET", f"/api/events/wait/{event_type}?{query}", self.token(subject))
 
+    async def waiters(self, wire: Wire) -> int:
+        """How many waiters are parked."""
+        _, content = await wire.ask(request_bytes("GET", "/status", self.token()))
+        return int(json.loads(content)["events"]["active_subscriptions"])
+
     def get(self, path: str) -> Any:
         """The JSON of an answer; blocks."""
         request = urllib.request.Request(
@@ -93,6 +97,11 @@ class Bare(Server):
 
     def wait(self, event_type: str = "bench", query: str = "", subject: str = "") -> bytes:
         return request_bytes("GET", "/wait")
+
+    async def waiters(self, wire: Wire) -> int:
+        """How many waiters are parked."""
+        _, content = await wire.ask(request_bytes("GET", "/waiting"))
+        return int(content)
 
     def keep(self, name: str, content: bytes, status: int = 200, etag: str = "") -> str:
         """The path that is answered by ``content`` from now on, whatever is sent there."""
@@ -202,7 +211,4 @@ def servers() -> dict[str, list[str]]:
     """The options of each HTTP server that the sidecar has, by the words that follow a measure's name; last the one
     that it runs by itself.
     """
-    found: dict[str, list[str]] = {"": []}
-    if (ROOT / "plugins/http/fast.py").is_file() and importlib.util.find_spec("httptools"):
-        found = {"": ["--no-fast"], FAST: []}
-    return found
+    return {"": ["--no-fast"], FAST: []}

@@ -72,7 +72,7 @@ GOALS = {
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    rounds, seconds = (2, 0.3) if quick else (5, 1.0)
+    rounds, seconds = (2, 0.2) if quick else (5, 0.7)
     with tempfile.TemporaryDirectory() as name:
         root = make_tree(Path(name) / "repository", 200)
         with running_all(Path(name), root=root) as (sidecars, bare):

@@ -148,9 +148,11 @@ async def repeated(port: int, content: bytes, status: int = 200, seconds: float 
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """What ``work`` returns, on the fastest event loop there is: the client must not be what is measured."""
+    """What ``work`` returns, on the fastest event loop there is: the client must not be what is measured. Raises
+    TimeoutError after ten minutes.
+    """
     factory: Callable[[], Any] | None = None
     with contextlib.suppress(ImportError):
         factory = importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
+        return runner.run(asyncio.wait_for(work, 600))

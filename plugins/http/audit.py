@@ -59,13 +59,17 @@ class AuditedEndpoint(Endpoint):
 
     def finished(self, status: int, seconds: float) -> None:
         super().finished(status, seconds)
+        if self.error or not (self.reading or self.request.method in AuditLog.READING):
+            self._take_down(status, seconds)
+        self.given = self.answer = None
+
+    def _take_down(self, status: int, seconds: float) -> None:
         request = self.request
         RECORDERS[self.sidecar.settings](FinishedRequest(
             moment=time.time(), request_id=self.request_id, remote=request.remote_ip, method=request.method,
             path=without_tokens(request.path), status=status, seconds=seconds, claims=self.claims, error=self.error,
             reading=self.reading, acted_on=ids_of(self, self.answer),
         ))  # fmt: skip
-        self.given = self.answer = None
 
 
 class AuditLog:

@@ -169,7 +169,8 @@ class BriefContexts(Contexts):
         return brief, brief
 
     def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
-        asked, (before, moment, ranked) = (state.digest, key.agent_type, key.task, outputs), self._ranking
+        asked = (state.digest, key.issue_id, key.agent_type, key.task, outputs)
+        before, moment, ranked = self._ranking
         if before != asked or time.monotonic() - moment > self.SHARED_SECONDS:
             moment, ranked = time.monotonic(), super().rank(key, outputs, state)
         self._ranking = (asked if type(ranked) is list else None), moment, ranked  # of another type: not made for long

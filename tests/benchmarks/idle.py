@@ -23,7 +23,7 @@ GOALS = {"installed": 50, "as a script": 60}  # MB
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    rounds, seconds = (1, 5) if quick else (7, 60)
+    rounds, seconds = (1, 3) if quick else (7, 60)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root, copies = make_tree(folder / "repository", 100), programs(folder)
@@ -60,12 +60,12 @@ def starts(folder: Path, root: Path, copies: dict[str, Program], rounds: int) ->
 
 def idle(pid: int, seconds: float) -> Iterator[Row]:
     """What a process and its children use while nobody asks."""
-    before, woken = processor_seconds(pid), wake_ups(pid)
+    before, slept = processor_seconds(pid), sleeps(pid)
     time.sleep(seconds)
-    used = (processor_seconds(pid) - before) / seconds
+    used, counts = (processor_seconds(pid) - before) / seconds, sleeps(pid)
     yield row(f"idle for {seconds:.0f} s: one core's share", [100 * used], unit="%", goal="value <= 0.1")
-    if woken is not None:
-        rate = ((wake_ups(pid) or 0) - woken) / seconds
+    if counts:
+        rate = sum(count - slept.get(thread, 0) for thread, count in counts.items()) / seconds
         yield row(f"idle for {seconds:.0f} s: wake-ups", [rate], unit="/s")
 
 
@@ -75,23 +75,18 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def processor_seconds(pid: int) -> float:
-    """Of a process, its threads and its children; in nanoseconds where the system counts them (Linux)."""
-    total = 0.0
-    for process in family(pid):
-        try:
-            files = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
-            total += sum(int(file.read_text().split()[0]) for file in files) / 1e9
-        except OSError:
-            times = process.cpu_times()
-            total += times.user + times.system
-    return total
+    """Of a process and its children, those that have ended included."""
+    return float(sum(sum(process.cpu_times()[:4]) for process in family(pid)))
 
 
-def wake_ups(pid: int) -> int | None:
-    """How often threads of a process and of its children slept; None where the system does not say."""
-    files = [file for process in family(pid) for file in Path(f"/proc/{process.pid}/task").glob("*/status")]
-    counts = re.findall(r"^voluntary_ctxt_switches:\s*(\d+)", "".join(file.read_text() for file in files), re.MULTILINE)
-    return sum(map(int, counts)) if counts else None
+def sleeps(pid: int) -> dict[str, int]:
+    """How often each living thread of a process and of its children slept; empty where the system does not say."""
+    found = {}
+    for file in [file for process in family(pid) for file in Path(f"/proc/{process.pid}/task").glob("*/status")]:
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            count = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", file.read_text(), re.MULTILINE)
+            found[file.parent.name] = int(count[1]) if count else 0
+    return found
 
 
 def programs(folder: Path) -> dict[str, Program]:

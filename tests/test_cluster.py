@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -294,6 +295,7 @@ def test_agents_of_all_machines_are_seen_everywhere_and_ended_through_the_one_th
             until(lambda sidecar=sidecar, agent=agent: state(sidecar, agent) == "running")
         found = sidecar.client().get("/api/agents", issue_id=issue, limit=1000).json()["agents"]
         assert set(agents) <= {row["agent_id"] for row in found}
+    until(lambda: a.url in b.client().get(f"/api/agents/{agents[0]}/logs").json().get("message", ""))
     on_b = Client(b.url, spawned[0]["jwt_token"])
     assert on_b.get("/status").status_code == 200, "an agent's token is good on every machine"
 
@@ -442,6 +444,13 @@ def test_a_server_that_is_away_at_the_start_and_later_stops_writing_alone(
             until(lambda: Client(sidecar.url, None).get("/health").json()["status"] == "healthy")
             assert ids(sidecar.client().wait("away", since="earliest", timeout=0)) == events
             away.nodes[0].kill()
+        shutil.rmtree(away.nodes[0].folder / "store")
+        away.start()
+        until(lambda: away.nodes[0].monitor("varz")["connections"])
+        answer = sidecar.client().post("/api/events/away", {"publisher": "tester", "topic": "test", "data": {}})
+        assert answer.status_code == 503 and away.nodes[0].streams() == {}, "a log that was lost is not begun anew"
+        assert ids(sidecar.client().wait("away", since="earliest", timeout=0)) == events
+        assert sidecar.stop() == 0
     finally:
         away.stop()
 

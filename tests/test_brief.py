@@ -380,12 +380,20 @@ from cco_sidecar import RankedFile, hookimpl
 @hookimpl
 def rank_files(request):
     with Path({file!r}).open("a") as file:
-        file.write(request.task + chr(10))
+        file.write("ranked " + request.task + chr(10))
     return [RankedFile(item.path, 1.0) for item in request.files]
+
+@hookimpl
+def context_section(request):
+    with Path({file!r}).open("a") as file:
+        file.write("read " + request.task + chr(10))
+    return {{}}
 """
 
 
-def test_a_spawn_ranks_once_for_context_and_brief(make_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_a_spawn_ranks_and_reads_once_for_context_and_brief(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "more/counting.py").write_text(COUNTING.format(file=str(tmp_path / "ranked")))
     service = make_service(*SHOWING, "--agent-context-tokens", "1500", "--plugins", str(tmp_path / "more"))
@@ -394,7 +402,7 @@ def test_a_spawn_ranks_once_for_context_and_brief(make_service: Callable[..., Se
     (tmp_path / "ranked").unlink()
     spawned = spawn(client, "greet politely")
     assert state(client, spawned["agent_id"])["state"] == "completed"
-    assert (tmp_path / "ranked").read_text() == "greet politely\n"
+    assert (tmp_path / "ranked").read_text() == "ranked greet politely\nread greet politely\n"
 
 
 @pytest.mark.usefixtures("seen")

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection, and one request on it with its answer.
+"""One HTTP/1.1 connection: what it reads, for how long, and how it ends.
 
 Requests are served one after another. What comes meanwhile waits in the connection's buffer, and where that is full, in
 the client. Everything runs on the event loop; a method without `await` is atomic. Seconds and bytes throughout.
@@ -17,7 +17,7 @@ from typing import Any
 from tornado import gen, httputil, iostream
 
 from cco_sidecar import MB, ApiError
-from cco_sidecar_plugins.http._exchange import Exchange, Peer, report, settle
+from cco_sidecar_plugins.http._exchange import Peer, report, settle
 from cco_sidecar_plugins.http._framing import (
     MALFORMED,
     Chunks,
@@ -28,6 +28,7 @@ from cco_sidecar_plugins.http._framing import (
     parse_head,
     whole_refusal,
 )
+from cco_sidecar_plugins.http._http1_exchange import Http1Exchange
 
 if typing.TYPE_CHECKING:
     from cco_sidecar_plugins.http.fast import FastServer
@@ -156,10 +157,10 @@ class Connection(asyncio.Protocol):
     def _serve(self, head: Head) -> None:
         self._head_began = False
         exchange = self.exchange = Http1Exchange(self, head)
+        self._expect(self.HALF_CLOSED if self._half_closed else None, self.abort)
         delegate = self.server.start_request(self, exchange)
         prepared = delegate.headers_received(head.line, head.headers)
         if not head.length and not head.chunked:
-            self._expect(None, self.abort)
             return exchange.end_request(delegate)
         exchange.expect_body(delegate)
         self._body = Chunks() if head.chunked else Fixed(head.length)
@@ -185,7 +186,7 @@ class Connection(asyncio.Protocol):
             return
         if body.ended:
             self._body = None
-            self._expect(None, self.abort)
+            self._expect(self.HALF_CLOSED if self._half_closed else None, self.abort)
             exchange.end_request(exchange.delegate)
         elif self._buffer:
             self.loop.call_soon(self._advance)  # so that who sends fast does not keep the loop to itself
@@ -274,7 +275,7 @@ class Connection(asyncio.Protocol):
     def _regulate(self) -> None:
         """Let the client wait where much waits here."""
         crowded = self.exchange is not None and len(self._buffer) > self.PENDING
-        if crowded != self._paused and self._transport and not self.lost:
+        if crowded != self._paused and self._transport and not self._transport.is_closing():
             self._paused = crowded
             (self._transport.pause_reading if crowded else self._transport.resume_reading)()
 
@@ -324,98 +325,3 @@ class Connection(asyncio.Protocol):
         while not self.lost:
             self.abort()
             await asyncio.sleep(0.001)
-
-
-class Http1Exchange(Exchange):
-    """One request on a connection, and its answer."""
-
-    def __init__(self, connection: Connection, head: Head) -> None:
-        super().__init__(connection.server.conn_params)
-        self.connection, self.context, self.stream = connection, connection.peer, connection
-        self.method, self.version_1_1 = head.line.method, head.line.version == "HTTP/1.1"
-        self.began = connection.loop.time()
-        self.received = False  # the whole request
-        self._asked = head.headers.get("Connection", "").lower()
-        self.keep = "close" not in self._asked if self.version_1_1 else self._asked == "keep-alive"
-        self.keep = self.keep and not connection.server.conn_params.no_keep_alive
-        self._chunked = False
-
-    @property
-    def delegate(self) -> httputil.HTTPMessageDelegate:
-        assert self._delegate
-        return self._delegate
-
-    def expect_body(self, delegate: httputil.HTTPMessageDelegate) -> None:
-        self._delegate = delegate
-
-    def end_request(self, delegate: httputil.HTTPMessageDelegate) -> None:
-        self.received, self._delegate = True, None
-        delegate.finish()
-
-    def write_headers(
-        self,
-        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
-        headers: httputil.HTTPHeaders,
-        chunk: bytes | None = None,
-    ) -> asyncio.Future[None]:
-        """The answer's head and, often, its only bytes. Raises ValueError for a field that would break out of its
-        line.
-        """
-        assert isinstance(start_line, httputil.ResponseStartLine)
-        code = start_line.code
-        self.promise(code, headers)
-        if self.unwritten == math.inf:  # nobody knows how long it will be
-            self._chunked = self.version_1_1
-            self.keep = self.keep and self.version_1_1
-        if self._chunked:
-            headers["Transfer-Encoding"] = "chunked"
-        if headers.get("Connection", "").lower() == "close":
-            self.keep = False
-        elif not self.version_1_1 and self.keep:
-            headers["Connection"] = "Keep-Alive"
-        elif self.version_1_1 and not self.keep:
-            headers["Connection"] = "close"
-        lines = [f"HTTP/1.1 {code} {start_line.reason}"]
-        lines += [f"{name}: {value}" for name, value in headers.get_all()]
-        text = "\r\n".join(lines)
-        if text.count("\r") + text.count("\n") != 2 * len(lines) - 2:
-            raise ValueError("Illegal characters (CR or LF) in a header")
-        return self._send(text.encode("latin-1") + b"\r\n\r\n" + (self._framed(chunk) if chunk else b""))
-
-    def write(self, chunk: bytes) -> asyncio.Future[None]:
-        return self._send(self._framed(chunk))
-
-    def _framed(self, chunk: bytes) -> bytes:
-        self.deduct(chunk)
-        return b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked and chunk else chunk
-
-    def _send(self, data: bytes) -> asyncio.Future[None]:
-        if self.closed:
-            promise = self.connection.loop.create_future()
-            settle([promise], iostream.StreamClosedError())
-            return promise
-        return self.connection.send(data)
-
-    def finish(self) -> None:
-        if self.closed:
-            return
-        self.complete()
-        if self._chunked:
-            self._send(b"0\r\n\r\n")
-        self.connection.finished(self)
-
-    def close(self) -> None:
-        """Gives up the answer, and the connection with it."""
-        self._delegate = self._close_callback = None
-        self.break_off()
-
-    def break_off(self) -> None:
-        if not self.closed:
-            self.closed = True
-            if self.connection.exchange is self:
-                self.connection.abort()
-
-    def lose(self) -> None:
-        """The client is gone, or was refused."""
-        self.closed = True
-        self.connection.loop.call_soon(self.tell_gone)

@@ -59,7 +59,7 @@ class FastServer(Server):
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, accepted)
         except OSError:  # it has gone
             accepted.close()
-            self.forget(connection)
+            connection.connection_lost(None)
 
     @functools.cached_property
     def done(self) -> asyncio.Future[None]:
@@ -127,6 +127,9 @@ class StreamTransport(asyncio.Transport):
 
     def can_write_eof(self) -> bool:
         return False
+
+    def is_closing(self) -> bool:
+        return self._closing or self._stream.closed()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Every write that the socket does not take at once fills it."""

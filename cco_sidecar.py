@@ -5431,6 +5431,7 @@ TYPE_BY_MANIFEST = {  # the first that is there says what the project is
 # -- languages and kinds of files
 
 
+@functools.lru_cache(100_000)
 def language_of(path: str) -> str:
     name = path.rpartition("/")[2].lower()
     return LANGUAGES.get(name) or LANGUAGES.get(os.path.splitext(name)[1]) or "unknown"

@@ -71,20 +71,21 @@ class Inotify:
         self._new: set[str] = set()  # and these with what they hold, which were not watched when the proof was made
 
     def start(self) -> None:
-        """Begin to listen. Blocks."""
-        try:
-            self._queue, self._mounts = new_queue(), os.open("/proc/self/mountinfo", os.O_RDONLY)
-        except OSError as error:  # the system's limit of queues, or no /proc
-            self._give_up(one_line(error))
-            return
-        self._wake = os.pipe()
-        self._poll = select.poll()
-        self._poll.register(self._queue, select.POLLIN)
-        self._poll.register(self._mounts, select.POLLPRI)  # something was mounted or unmounted
-        self.state = "full"
-        self._mounted()
-        self._thread = threading.Thread(target=self._listen, name="inotify", daemon=True)
-        self._thread.start()
+        """Begin to listen; a look may be on its way. Blocks."""
+        with self._lock:
+            try:
+                self._queue, self._mounts = new_queue(), os.open("/proc/self/mountinfo", os.O_RDONLY)
+            except OSError as error:  # the system's limit of queues, or no /proc
+                self._give_up(one_line(error))
+                return
+            self._wake = os.pipe()
+            self._poll = select.poll()
+            self._poll.register(self._queue, select.POLLIN)
+            self._poll.register(self._mounts, select.POLLPRI)  # something was mounted or unmounted
+            self.state = "full"
+            self._mounted()
+            self._thread = threading.Thread(target=self._listen, name="inotify", daemon=True)
+            self._thread.start()
 
     def stop(self) -> None:
         self.state = "off"
@@ -149,9 +150,10 @@ class Inotify:
 
     def _begin_anew(self) -> None:
         """Drop all watches, and events that may speak of folders that have other names by now."""
-        self._folders, self._numbers, self._wanted, self._proof, self._identity = {}, {}, frozenset(), {}, None
-        if self._queue < 0:
+        if self.state != "full":  # events hint at changes, and prove nothing
+            self._lost = False
             return
+        self._folders, self._numbers, self._wanted, self._proof, self._identity = {}, {}, frozenset(), {}, None
         try:
             fresh = new_queue()
         except OSError as error:

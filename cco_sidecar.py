@@ -2663,6 +2663,7 @@ class Storage:
 
     def __init__(self, settings: Settings) -> None:
         self.path, self._settings = settings.storage / self.FILE, settings
+        self.place = str(settings.storage)  # for people
         self.observer: Callable[[NewEvent, int], None] = lambda event, seq: None
         self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
@@ -5785,7 +5786,7 @@ def banner(sidecar: Sidecar) -> str:
         f"  URL:      {sidecar.info.url}  {sidecar.protocols}",
         f"  Project:  {sidecar.info.project_id}",
         f"  Root:     {sidecar.info.root}",
-        f"  Storage:  {sidecar.settings.storage}",
+        f"  Storage:  {sidecar.storage.place}",
         f"  Plugins:  {', '.join(plugin.name for plugin in used) or 'none'}",
         *(f"  Skipped:  {plugin.name} ({plugin.problem})" for plugin in sidecar.hooks.loaded if plugin.problem),
         *([] if used else [f"  Alone:    {ALONE}"]),

@@ -114,7 +114,9 @@ class NatsLog:
             for server in servers:
                 try:
                     await self._session(server)
-                except (*NatsError, LogAway) as error:
+                except Exception as error:  # a boundary: whatever is wrong with one session, there is a next one
+                    if not isinstance(error, (*NatsError, LogAway)):
+                        log.error("the log %s at NATS: what was not expected", self.options.stream, exc_info=error)
                     self._told(error)
                 await asyncio.sleep(0.2)
             self.refused = self._refusal

@@ -87,6 +87,8 @@ class ReplicatedStorage(GuardedStorage):
             self.close()
             raise
         self._running, self.follower.starting, self.log.starting = True, False, False
+        at = self.problem() or f"{self.log.server}, on {self.replicas()} server{'s' * (self.replicas() > 1)}"
+        self.place += f", a replica of the log {self._options.stream} at NATS ({at})"
         self._looking = asyncio.create_task(self._look_for_ever())
 
     def _join(self) -> None:
@@ -97,7 +99,6 @@ class ReplicatedStorage(GuardedStorage):
             if self.log.refused or (follower.fault and not follower.joined):
                 raise StartError(f"{self._settings.where('backend')}: {self.problem()}")
             if follower.joined and follower.applied >= follower.joined.last:
-                log.info("the log %s at NATS %s is there", self._options.stream, self.log.server)
                 self._warn()
                 return
             if follower.applied > applied:

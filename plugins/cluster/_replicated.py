@@ -194,6 +194,7 @@ class ReplicatedStorage(GuardedStorage):
                 self._loop.call_soon_threadsafe(self._told, events, revoked)
 
     def _told(self, events: Events, revoked: list[str]) -> None:
+        self._written.set()  # what came is swept in time, also where the one that wrote it is gone
         for subject in revoked:
             self.on_revoked(subject)
         for event, seq in events:

@@ -799,124 +799,6 @@ for _name in HOOKS:
     pluggy.HookspecMarker("cco_sidecar")(getattr(HookSpecs, _name))
 
 
-class ContextKey(Struct, frozen=True, kw_only=True):
-    """The parameters of a request for a context: those with equal ones share one."""
-
-    issue_id: str
-    agent_type: str
-    category: str
-    task: str
-    max_bytes: int
-    max_files: int
-    reader: Reader | None = None  # whose brief it is
-
-
-class ContextRequest(ContextKey, frozen=True, kw_only=True):
-    """The input of a context section. ``project`` holds the files and git facts of this moment, ``ranked`` the
-    files by relevance, ``outputs`` earlier results, newest last.
-    """
-
-    outputs: list[dict[str, Any]]
-    project: ProjectState
-    ranked: list[RankedFile]
-
-
-class Reader(Struct, frozen=True):
-    """The reader of a brief: who it is, what its token allows, and by what it calls the service."""
-
-    agent_id: str
-    agent_type: str
-    issue_id: str
-    project_id: str
-    permissions: tuple[str, ...]
-    url: str
-    curl_file: str  # curl's configuration with its token
-    how: str = ""  # how it works through the service, where that is not by curl
-
-
-class RankRequest(Struct, frozen=True, kw_only=True):
-    """The input of a ranking. ``files`` are those that contexts may give, ``changed`` uncommitted paths, ``outputs``
-    earlier results, newest last.
-    """
-
-    root: str
-    index_folder: str
-    files: list[FileFact]
-    agent_type: str
-    category: str
-    task: str
-    changed: list[str]
-    outputs: list[dict[str, Any]]
-    head: str | None
-
-
-class FileFact(Struct, frozen=True):
-    """A file of the project: relative path with slashes, bytes, and mtime in nanoseconds."""
-
-    path: str
-    size: int
-    mtime_ns: int
-
-
-class RankedFile(Struct, frozen=True):
-    """A file with its score (higher is more relevant), why, and (first line, score) of its best 50-line chunks.
-
-    ``matched``: the task names it, or one of the task's words occurs in it. Where no file is matched the order is the
-    one without a task.
-    """
-
-    path: str
-    score: float
-    reasons: list[str] = []
-    chunks: list[tuple[int, float]] = []
-    matched: bool = True
-
-
-class ResultFact(Struct, frozen=True):
-    """One result on an issue as routing sees it; ``proposed`` are the agent types that the answer to it proposed."""
-
-    agent_type: str
-    category: str
-    status: str
-    proposed: list[str] = []
-
-
-class NextAgent(Struct):
-    """Who should work on the issue next, and the rule that says so."""
-
-    agent_type: Identifier
-    priority: Priority
-    reason: str
-
-
-class AgentLaunch(Struct, frozen=True, kw_only=True):
-    """An agent that is to be started; ``prompt`` is a ready text that tells it everything."""
-
-    agent_id: str
-    agent_type: str
-    issue_id: str
-    task: str
-    context_file: str
-    agent_folder: str
-    prompt: str
-    brief_file: str = ""  # where a plugin makes a brief
-    configured: tuple[str, ...] | None = None  # the command that the settings have for its type
-
-
-class AgentCommand(Struct):
-    """A command that runs an agent: argv, the file that is its standard input ("" for none), more environment.
-
-    Placeholders, such as ``{prompt}``, are filled in everywhere.
-    """
-
-    argv: Argv
-    stdin: str = ""
-    environment: dict[str, str] = {}
-
-
-Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_length=1)]
-
-
 class SidecarInfo(Struct, frozen=True):
     """The content of ``sidecar.json``, by which clients find the running service."""
 
@@ -3448,6 +3330,26 @@ def main_language(root: Path, minute: int) -> str:
     return project_type(root, [])
 
 
+# -- what hooks about results get and give
+
+
+class ResultFact(Struct, frozen=True):
+    """One result on an issue as routing sees it; ``proposed`` are the agent types that the answer to it proposed."""
+
+    agent_type: str
+    category: str
+    status: str
+    proposed: list[str] = []
+
+
+class NextAgent(Struct):
+    """Who should work on the issue next, and the rule that says so."""
+
+    agent_type: Identifier
+    priority: Priority
+    reason: str
+
+
 # ======================================================================================================
 # Event bus: the log is the truth, waking is a hint
 # ======================================================================================================
@@ -4534,6 +4436,69 @@ SECRETS = tuple(  # bounded: no text may make them slow; where one has a group, 
 )
 
 
+# -- what hooks about contexts get and give
+
+
+class ContextKey(Struct, frozen=True, kw_only=True):
+    """The parameters of a request for a context: those with equal ones share one."""
+
+    issue_id: str
+    agent_type: str
+    category: str
+    task: str
+    max_bytes: int
+    max_files: int
+    reader: Reader | None = None  # whose brief it is
+
+
+class ContextRequest(ContextKey, frozen=True, kw_only=True):
+    """The input of a context section. ``project`` holds the files and git facts of this moment, ``ranked`` the
+    files by relevance, ``outputs`` earlier results, newest last.
+    """
+
+    outputs: list[dict[str, Any]]
+    project: ProjectState
+    ranked: list[RankedFile]
+
+
+class RankRequest(Struct, frozen=True, kw_only=True):
+    """The input of a ranking. ``files`` are those that contexts may give, ``changed`` uncommitted paths, ``outputs``
+    earlier results, newest last.
+    """
+
+    root: str
+    index_folder: str
+    files: list[FileFact]
+    agent_type: str
+    category: str
+    task: str
+    changed: list[str]
+    outputs: list[dict[str, Any]]
+    head: str | None
+
+
+class RankedFile(Struct, frozen=True):
+    """A file with its score (higher is more relevant), why, and (first line, score) of its best 50-line chunks.
+
+    ``matched``: the task names it, or one of the task's words occurs in it. Where no file is matched the order is the
+    one without a task.
+    """
+
+    path: str
+    score: float
+    reasons: list[str] = []
+    chunks: list[tuple[int, float]] = []
+    matched: bool = True
+
+
+class FileFact(Struct, frozen=True):
+    """A file of the project: relative path with slashes, bytes, and mtime in nanoseconds."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
 # ======================================================================================================
 # Agents: real processes, in the ledger before they start and until nothing of them is left
 # ======================================================================================================
@@ -5261,6 +5226,50 @@ class Output:
     def _open(path: Path) -> typing.BinaryIO:
         """Never waits, whatever the agent has put in the file's place; a pipe then fails where it is sought in."""
         return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
+
+
+# -- what hooks about agents get and give
+
+
+class AgentLaunch(Struct, frozen=True, kw_only=True):
+    """An agent that is to be started; ``prompt`` is a ready text that tells it everything."""
+
+    agent_id: str
+    agent_type: str
+    issue_id: str
+    task: str
+    context_file: str
+    agent_folder: str
+    prompt: str
+    brief_file: str = ""  # where a plugin makes a brief
+    configured: tuple[str, ...] | None = None  # the command that the settings have for its type
+
+
+class AgentCommand(Struct):
+    """A command that runs an agent: argv, the file that is its standard input ("" for none), more environment.
+
+    Placeholders, such as ``{prompt}``, are filled in everywhere.
+    """
+
+    argv: Argv
+    stdin: str = ""
+    environment: dict[str, str] = {}
+
+
+Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_length=1)]
+
+
+class Reader(Struct, frozen=True):
+    """The reader of a brief: who it is, what its token allows, and by what it calls the service."""
+
+    agent_id: str
+    agent_type: str
+    issue_id: str
+    project_id: str
+    permissions: tuple[str, ...]
+    url: str
+    curl_file: str  # curl's configuration with its token
+    how: str = ""  # how it works through the service, where that is not by curl
 
 
 # ======================================================================================================

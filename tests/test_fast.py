@@ -236,6 +236,26 @@ def test_chunks_are_the_same_however_they_are_cut(step: int) -> None:
     assert (body, buffer, chunks.ended) == (b"abc0123456789", b"GET /", True)
 
 
+@pytest.mark.parametrize("begun", [b"5", b"5\r\nhello\r", b"0\r\nName: value"])
+def test_half_a_line_of_a_chunk_is_looked_at_when_more_comes(
+    make: Callable[..., Both], monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    looks: list[bytes] = []
+    take = framing.Chunks.take
+    monkeypatch.setattr(framing.Chunks, "take", lambda self, data: looks.append(data) or take(self, data))
+    server = make()
+    with server.connect() as line:
+        line.sendall(b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + begun)
+        wait_for(lambda: looks)
+        for _ in range(20):
+            server.ask(HEAD % (b"/big?n=1", b"Connection: close\r\n"))
+        assert len(looks) <= 4, "each time when something came, or was read"
+        line.sendall(
+            (b"5\r\nhello\r\n0\r\nName: value\r\n\r\n").removeprefix(begun) if begun[:1] == b"5" else b"\r\n\r\n"
+        )
+        assert b" 200 " in line.recv(1000)
+
+
 def test_many_small_chunks_leave_the_loop_to_others() -> None:
     chunks = framing.Chunks()
     piece, rest = chunks.take(b"1\r\nx\r\n" * 5_000)
@@ -289,6 +309,13 @@ def test_who_ends_its_side_right_behind_a_request_is_answered(make: Callable[...
             line.sendall(request)
             line.shutdown(socket.SHUT_WR)
             assert read_all(line).endswith(b"xxx")
+    for body in (b"Content-Length: 3\r\n\r\nxxx", b"Transfer-Encoding: chunked\r\n\r\n3\r\nxxx\r\n0\r\n\r\n"):
+        request = HEAD.replace(b"GET", b"POST")[:-2] % (b"/upload", body)
+        for end, answered in ((len(request), True), (-1, False)):
+            with server.connect() as line:
+                line.sendall(request[:end])
+                line.shutdown(socket.SHUT_WR)
+                assert (b" 200 " in read_all(line)) is answered, request[:end]
     with server.connect() as line:  # it may as well have gone: a poll ends soon
         line.sendall(HEAD % (b"/poll", b""))
         line.shutdown(socket.SHUT_WR)

@@ -85,7 +85,8 @@ class Connection(asyncio.Protocol):
         exchange = self.exchange
         if exchange is None:
             return self._buffer != b"" and not self._head_began  # the next request is there
-        waits = exchange.received and self.loop.time() - exchange.began < self.RIGHT_BEHIND
+        said = exchange.received or self._buffer != b"" or bool(self._body and self._body.ended)
+        waits = said and self.loop.time() - exchange.began < self.RIGHT_BEHIND
         if waits:
             self._expect(self.HALF_CLOSED, self.abort)
         return waits
@@ -172,11 +173,14 @@ class Connection(asyncio.Protocol):
             return self.refuse(ApiError("REQ_004", status=413))
         if head.headers.get("Expect", "").lower() == "100-continue" and not self._buffer and exchange.version_1_1:
             self.send(CONTINUE)
-        self._expect(exchange.body_timeout, self.abort)
+        self._expect(self.HALF_CLOSED if self._half_closed else exchange.body_timeout, self.abort)
         self._advance()
 
     def _take_body(self, exchange: Http1Exchange, body: Fixed | Chunks) -> None:
-        piece, self._buffer = body.take(self._buffer)
+        data = self._buffer
+        piece, self._buffer = body.take(data)
+        if len(self._buffer) == len(data) and not body.ended:  # a line has not ended: only what comes can help
+            return self.abort() if self._half_closed else None
         taken = exchange.delegate.data_received(piece) if piece else None
         self._wait_for(taken, functools.partial(self._go_on, exchange, body))
 
@@ -190,6 +194,8 @@ class Connection(asyncio.Protocol):
             exchange.end_request(exchange.delegate)
         elif self._buffer:
             self.loop.call_soon(self._advance)  # so that who sends fast does not keep the loop to itself
+        elif self._half_closed:
+            self.abort()
 
     def _wait_for(self, work: Any, then: Callable[[], None]) -> None:
         """Go on with the request once the application has done what it was given."""

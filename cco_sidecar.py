@@ -1491,7 +1491,9 @@ class Delegate(tornado.httputil.HTTPMessageDelegate):
         handler.request._body_future = self._ended
 
     def _run(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._handler._execute([], *self._values))
+        handler = self._handler
+        transforms = [transform(handler.request) for transform in handler.application.transforms]
+        self._task = asyncio.get_running_loop().create_task(handler._execute(transforms, *self._values))
 
     def headers_received(self, start_line: Any, headers: tornado.httputil.HTTPHeaders) -> Awaitable[None] | None:
         framed = start_line.version == "HTTP/2.0"  # where a frame says whether there is a body

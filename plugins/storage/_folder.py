@@ -10,7 +10,9 @@ from pathlib import Path
 
 
 class FolderChanges:
-    """Whether an entry of ``folder`` came, went, or was written and closed. Elsewhere than on Linux nobody tells."""
+    """Whether an entry of ``folder`` came, went, or was written and closed, or the folder itself was moved or removed.
+    Elsewhere than on Linux nobody tells.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._changed, self._queue = os.fsencode(folder), asyncio.Event(), -1
@@ -34,7 +36,8 @@ class FolderChanges:
 
         from cco_sidecar_plugins.context._inotify import ENTRIES
 
-        mask = ENTRIES | InotifyConstants.IN_CLOSE_WRITE | InotifyConstants.IN_ONLYDIR
+        kinds = InotifyConstants
+        mask = ENTRIES | kinds.IN_CLOSE_WRITE | kinds.IN_MOVE_SELF | kinds.IN_DELETE_SELF | kinds.IN_ONLYDIR
         return bool(inotify_add_watch(self._queue, self._folder, mask) >= 0)
 
     async def wait(self) -> None:

@@ -5,6 +5,7 @@ Servers start in the test's main thread: where that ends, also by SIGKILL, the k
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import shutil
@@ -17,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import nats
+import nats.js.errors
 import psutil
 import requests
 from conftest import Service, clean_environment, needed, until
@@ -165,6 +168,50 @@ def servers(folder: Path, count: int = 1, **options: str) -> Iterator[Servers]:
         yield made.start()
     finally:
         made.stop()
+
+
+def write(url: str, messages: list[tuple[str, bytes, dict[str, str]]]) -> None:
+    """(subject, content, headers) as any client of the same account may send them, in order."""
+
+    async def send() -> None:
+        client = await nats.connect(url)
+        for subject, content, headers in messages:
+            await client.publish(subject, content, headers=headers or None)
+        await client.drain()
+
+    asyncio.run(send())
+
+
+def append(url: str, stream: str, subject: str, entries: list[tuple[bytes, dict[str, str]]]) -> None:
+    """(content, headers), each behind the entry that is then the last one, as if a sidecar wrote it."""
+
+    async def send() -> None:
+        client = await nats.connect(url)
+        js = client.jetstream()
+        for content, headers in entries:
+            while True:
+                last = (await js.stream_info(stream)).state.last_seq
+                try:
+                    await js.publish(subject, content, headers={"Nats-Expected-Last-Sequence": str(last)} | headers)
+                    break
+                except nats.js.errors.BadRequestError as error:
+                    assert error.err_code == 10071, error  # a sidecar's was first
+        await client.close()
+
+    asyncio.run(send())
+
+
+def last_entry(url: str, stream: str) -> Any:
+    """The newest message of a stream: seq, data, headers."""
+
+    async def read() -> Any:
+        client = await nats.connect(url)
+        js = client.jetstream()
+        message = await js.get_msg(stream, (await js.stream_info(stream)).state.last_seq)
+        await client.close()
+        return message
+
+    return asyncio.run(read())
 
 
 class Team:

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
-from cluster import SECRET, Servers, Team, servers
+from cluster import SECRET, Servers, Team, append, last_entry, servers, write
 from conftest import MODULE, PROJECT, Client, Service, clean_environment, end_stragglers, make_repository, plugin, until
 from test_tls import make_pair
 
@@ -346,6 +346,8 @@ def test_a_snapshot_takes_the_place_of_old_entries_and_nobody_misses_any(
     prefix = f"cut-{uuid.uuid4().hex[:8]}"
     (server,), one = nats.nodes, make_team(nats.url, "--nats-prefix", prefix, "--nats-snapshot-entries", "20")
     a, b = one.start(2)
+    names = ("index.x", "index.99999999", "index.99999998", "entry.x.y", "snapshot", "odd.1")  # no sidecar's
+    write(nats.url, [(f"{prefix}.{PROJECT}.large.{name}", b"x", {}) for name in names])
     text = "x" * 2_000_000  # which is larger than a message, and so not in the log itself
     stored = [a.client().store(issue="issue-1", rationale=text)["id"]]
     reader = a.client(sub="reader")
@@ -375,6 +377,34 @@ def test_a_snapshot_takes_the_place_of_old_entries_and_nobody_misses_any(
     late = new.client().publish("late")["event_id"]
     for sidecar in (a, b):
         assert ids(sidecar.client().wait("late", since=events[-1], timeout=5000)) == [late]
+
+
+# -- others who may write to the same servers
+
+
+def test_what_no_sidecar_of_the_project_wrote_is_passed_over(team: Team, nats: Servers, issue: str) -> None:
+    subject, stream = f"cco.{PROJECT}", f"cco-{PROJECT}"
+    a, b, c = team.sidecars
+    agent = spawn(a, issue)["agent_id"]
+    until(lambda: state(b, agent) == "running")
+    known = [a.client().publish("sealed", {"issue_id": issue})["event_id"]]
+    ours = last_entry(nats.url, stream)
+    append(nats.url, stream, f"{subject}.log", [
+        (ours.data, {}), (ours.data, {"Cco-Seal": ours.headers["Cco-Seal"], "Nats-Msg-Id": "again"}),
+        (b"garbage", {}), (b"", {}), (b"\xc1" * 900_000, {}), (b"", {"Cco-Large": "x"}),
+        (b"", {"Cco-Large": "x 1000000000 1 x"}), (b"x", {"Status": "100"}), (b"", {"Status": "409"}),
+        (b"x", {"Cco-Seal": "\u00e4" * 99}),
+    ])  # fmt: skip
+    node, end = (a.storage / "node").read_text(), b'{"end": "%b", "force": true}' % agent.encode()
+    greetings = (b"", b"[]", b'{"node": "forged"}', b"\xff" * 99)
+    write(nats.url, [(f"{subject}.ask.{node}", end, {}), *((f"{subject}.alive", said, {}) for said in greetings)])
+    for sidecar in (b, c, a):
+        known.append(sidecar.client().publish("sealed", {"issue_id": issue})["event_id"])
+    for sidecar in (a, b, c):
+        assert [event["event_id"] for event in all_of(sidecar, "sealed", f"issue_id:{issue}", 4)] == known
+        told = until(lambda sidecar=sidecar: cluster_of(sidecar, {x.url for x in (a, b, c) if x is not sidecar}), 20)
+        assert told["problem"] is None
+    assert state(b, agent) == "running"
 
 
 # -- starting, and a server that is away

@@ -34,13 +34,16 @@ from nats.js.api import (
     StreamInfo,
 )
 
-from cco_sidecar import log, one_line
+from cco_sidecar import StorageError, log, one_line
 from cco_sidecar_plugins.cluster._nats_large import Large, LogAway, NatsError
 from cco_sidecar_plugins.cluster._options import LogOptions
+from cco_sidecar_plugins.cluster._seal import Seal
 
 
 class Entry(Struct, frozen=True):
-    """A message of the log: its number, who wrote it by which id, behind which number it belongs, and its content."""
+    """A message of the log: its number, who wrote it by which id, behind which number it belongs, and its content.
+    No sidecar of the project wrote it where ``after`` is -1.
+    """
 
     seq: int
     id: str
@@ -67,10 +70,11 @@ class NatsLog:
 
     def __init__(
         self, options: LogOptions, founding: dict[str, str], hear: Callable[[Joined | Entry], None],
-        applied: Callable[[], int],
+        applied: Callable[[], int], seal: Seal,
     ) -> None:  # fmt: skip
         self.options, self._founding, self._hear = options, founding, hear
-        self._applied, self._known = applied, False
+        self._applied, self._known, self._seal = applied, False, seal
+        self._epoch = ""
         self.starting = True
         self.on_session: Callable[[Client], Coroutine[Any, Any, None]] | None = None  # goes on beside each session
         self.heard = 0  # the number of the last entry that was given to ``hear``
@@ -78,7 +82,7 @@ class NatsLog:
         self.refused = self._refusal = False  # one of the servers refuses our credentials, and no other one takes them
         self.server = self._said = ""  # what the log was told of the connection
         self.info: StreamInfo | None = None
-        self.large = Large(self.connected, options.stream, options.subject)
+        self.large = Large(self.connected, options.stream, options.subject, seal, lambda: self._epoch)
         self._client: Client | None = None
         self._js: JetStreamContext | None = None
         self._gone = asyncio.Event()
@@ -157,6 +161,7 @@ class NatsLog:
             info = self.info = await log_stream(client, js, self.options, None if self._known else self._founding)
             state, metadata = info.state, info.config.metadata or {}
             self._client, self._js, self.problem = client, js, None
+            self._epoch = metadata.get("epoch", "")
             self.refused = self._refusal = False
             self.heard, self._known = self._applied(), True  # what was heard and not applied is heard again
             self.server = client.connected_url.netloc.rpartition("@")[2] if client.connected_url else ""
@@ -200,16 +205,19 @@ class NatsLog:
             headers = message.headers or {}
             beat, busy = loop.time(), True
             try:
-                if Header.STATUS in headers:
+                if not message.reply.startswith("$JS.ACK."):  # an entry may have any header: others write, too
                     stalled = message.reply or headers.get("Nats-Consumer-Stalled")
                     if stalled:
                         await client.publish(stalled)
                     elif int(headers.get("Nats-Last-Stream", 0)) > self.heard:
                         again.set()
+                    elif self._client is client:
+                        self.problem = None
                 elif not again.is_set():
                     await self._take(message)
-            except (*NatsError, ValueError) as error:
+            except (*NatsError, ValueError, StorageError) as error:
                 log.debug("nats: what was heard: %s", one_line(error))
+                self.problem = f"entry {self.heard + 1} of the log cannot be read: {in_words(error)}"
                 again.set()
             finally:
                 beat, busy = loop.time(), False
@@ -248,11 +256,10 @@ class NatsLog:
         seq, headers = message.metadata.sequence.stream, message.headers or {}
         if seq <= self.heard:
             return
-        content, large = message.data, headers.get("Cco-Large")
-        if large:
-            content = await self.large.get(large)
-        after = headers.get(Header.EXPECTED_LAST_SEQUENCE, "")
-        entry = Entry(seq, headers.get(Header.MSG_ID, ""), int(after) if after.isdigit() else -1, content)
+        content, large, id = message.data, headers.get("Cco-Large", ""), headers.get(Header.MSG_ID, "")
+        entry = Entry(seq, "", -1, b"")
+        if self._seal.fits(headers.get("Cco-Seal", ""), self._epoch, seq - 1, id, large, content):
+            entry = Entry(seq, id, seq - 1, await self.large.get(large) if large else content)
         self.heard = seq
         self._hear(entry)
 
@@ -283,6 +290,7 @@ class NatsLog:
         headers: dict[str, Any] = {Header.EXPECTED_LAST_SEQUENCE: str(after), Header.MSG_ID: id}
         if len(content) > client.max_payload - 1024:
             headers["Cco-Large"], content = await self.large.put(f"entry.{after}.{id}", content), b""
+        headers["Cco-Seal"] = self._seal.of(self._epoch, after, id, headers.get("Cco-Large", ""), content)
         ack = await js.publish(
             f"{self.options.subject}.log", content, self.API_SECONDS, self.options.stream, headers=headers
         )

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,8 +14,10 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from cco_sidecar import StorageError
 from cco_sidecar_plugins.cluster._nats_large import NatsError
 from cco_sidecar_plugins.cluster._nats_log import NatsLog
+from cco_sidecar_plugins.cluster._seal import Seal
 
 
 class Peers:
@@ -23,7 +26,8 @@ class Peers:
     ALIVE = 2.0  # seconds between two greetings
     SEEN = 7.0  # seconds for which a sidecar counts as seen
 
-    def __init__(self, nats_log: NatsLog, node: str, greeting: Callable[[], bytes]) -> None:
+    def __init__(self, nats_log: NatsLog, node: str, greeting: Callable[[], bytes], seal: Seal) -> None:
+        self._seal = seal
         self._log, self.node, self._greeting, self._subject = nats_log, node, greeting, nats_log.options.subject
         self._peers: dict[str, tuple[float, dict[str, Any]]] = {}  # by node: when it was heard of, and what
         self.answer: Callable[[bytes], Awaitable[bytes]] | None = None
@@ -33,29 +37,34 @@ class Peers:
         """Tell the others that we are there, hear that they are, and answer what they ask."""
 
         async def greeted(message: Msg) -> None:
-            with contextlib.suppress(msgspec.DecodeError, KeyError, TypeError):
-                told = msgspec.json.decode(message.data)
+            with contextlib.suppress(StorageError):  # others may write there, too
+                told = msgspec.json.decode(self._seal.unwrap("alive", message.data))
                 self._peers[str(told["node"])] = (time.monotonic(), told)
 
         async def asked(message: Msg) -> None:
             if self.answer:
-                with contextlib.suppress(*NatsError):
-                    await message.respond(await self.answer(message.data))
+                with contextlib.suppress(*NatsError, StorageError):
+                    question = self._seal.unwrap(f"ask {self.node}", message.data)
+                    answer = await self.answer(question)
+                    await message.respond(self._seal.wrap(f"answer {question.decode()}", answer))
 
         with contextlib.suppress(*NatsError):
             await client.subscribe(f"{self._subject}.alive", cb=greeted)
             await client.subscribe(f"{self._subject}.ask.{self.node}", cb=asked)
             while True:
-                await client.publish(f"{self._subject}.alive", self._greeting())
+                await client.publish(f"{self._subject}.alive", self._seal.wrap("alive", self._greeting()))
                 await asyncio.sleep(self.ALIVE)
 
     def ask(self, node: str, question: dict[str, Any]) -> concurrent.futures.Future[bytes]:
-        """What another sidecar answers. Raises LogAway."""
+        """What another sidecar answers. Raises StorageError."""
+        asked = msgspec.json.encode(question | {"nonce": uuid.uuid4().hex})  # so that no old answer fits
 
         async def request() -> bytes:
             client, _ = self._log.connected()
             subject = f"{self._subject}.ask.{node}"
-            return (await client.request(subject, msgspec.json.encode(question), timeout=self._log.API_SECONDS)).data
+            message = self._seal.wrap(f"ask {node}", asked)
+            answer = await client.request(subject, message, timeout=self._log.API_SECONDS)
+            return self._seal.unwrap(f"answer {asked.decode()}", answer.data)
 
         return self._log.call(request())
 

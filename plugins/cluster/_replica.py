@@ -13,7 +13,7 @@ import msgspec
 
 from cco_sidecar import NewEvent, Records, StorageError, one_line
 
-FORMAT = 1  # of an entry: a newer sidecar's is not read
+FORMAT = 2  # of an entry: a newer sidecar's is not read
 LOCAL = ("port", "log", "applied")  # facts of this machine alone
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]  # of a changing method of Records
 CHANGING = [name for name, method in vars(Records).items() if getattr(method, "changing", False)]

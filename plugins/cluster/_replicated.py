@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
 import random
 import time
 import uuid
@@ -36,6 +34,7 @@ from cco_sidecar_plugins.cluster._options import LogOptions
 from cco_sidecar_plugins.cluster._peers import Peers
 from cco_sidecar_plugins.cluster._places import Places
 from cco_sidecar_plugins.cluster._replica import FORMAT, Replica
+from cco_sidecar_plugins.cluster._seal import Seal
 from cco_sidecar_plugins.cluster._snapshots import Snapshots
 from cco_sidecar_plugins.storage.guard import GuardedStorage
 
@@ -71,14 +70,14 @@ class ReplicatedStorage(GuardedStorage):
         self.read = Replica(connect_database(self.path, read_only=True), self.node)
         self._writer.execute("pragma synchronous = normal")  # the log is the truth: what is lost here is applied again
         secret = (self._settings.jwt_secret or "").encode() or content_of(self.path.with_name("jwt.secret"))
-        fingerprint = hmac.new(secret.strip(), b"cco-sidecar cluster", hashlib.sha256).hexdigest()[:32]
-        founding = {"format": str(FORMAT), "epoch": uuid.uuid4().hex[:8], "secret": fingerprint}
-        self.log = NatsLog(self._options, founding, self._hear, lambda: self.follower.applied)
+        seal = Seal(secret.strip())
+        founding = {"format": str(FORMAT), "epoch": uuid.uuid4().hex[:8], "secret": seal.fingerprint}
+        self.log = NatsLog(self._options, founding, self._hear, lambda: self.follower.applied, seal)
         self._snapshots = Snapshots(self.log, self.path, self._settings.nats_snapshot_entries)
         files = self.path.parent / "results"
         replica = Replica(self._writer, self.node)
-        self.follower = Follower(replica, fingerprint, files, self._snapshots, self._tell)
-        self.peers = Peers(self.log, self.node, self._greeting)
+        self.follower = Follower(replica, seal.fingerprint, files, self._snapshots, self._tell)
+        self.peers = Peers(self.log, self.node, self._greeting, seal)
         self._places = Places(self.log, self.follower, self.node, self._settings.nats_timeout)
         self.log.start(known=bool(self.follower.epoch))
         try:

@@ -34,7 +34,8 @@ class Snapshots:
         return max(self._all(), default=None)
 
     def _all(self) -> list[int]:
-        return [int(name) for name in self._log.call(self._log.large.names("index.*")).result(self.SECONDS)]
+        found: list[int] = self._log.call(self._log.large.whole()).result(self.SECONDS)
+        return found
 
     @contextlib.contextmanager
     def fetched(self, seq: int) -> Iterator[sqlite3.Connection]:

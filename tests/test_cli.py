@@ -532,6 +532,16 @@ def test_whoever_has_the_port_of_a_killed_service_gets_no_token(
     assert stranger.asked and set(stranger.asked) == {("/health", None)}
 
 
+def test_health_of_a_service_that_does_not_work_is_shown_whole(
+    stranger: Any, cco: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = {"storage": "unhealthy: " + "x" * 300, "event_bus": "unhealthy"}
+    stranger.answer = (503, json.dumps(HEALTH | {"status": "unhealthy", "checks": checks}).encode())
+    url = f"http://127.0.0.1:{stranger.server_port}"
+    code, out, err = cco("health", "--url", url, "--format", "json")
+    assert (code, err) == (1, "") and json.loads(out)["checks"] == checks
+
+
 ENDLESS = {  # what begins an answer, and what goes on until the asker is gone
     "a body in drips": (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", b" "),
     "a header in drips": (b"HTTP/1.1 200 OK\r\nX: ", b"x"),

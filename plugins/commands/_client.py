@@ -45,7 +45,7 @@ class Refused(StartError):
     """The service's own words; ``answer`` is its JSON, empty where what answered is none of ours."""
 
     def __init__(self, status: int, content: bytes) -> None:
-        self.status, self.answer = status, {}
+        self.status, self.content, self.answer = status, content, {}
         try:
             answer = json.loads(content)
             message = f"{status} {answer['code']}: {answer['message']}"
@@ -135,6 +135,15 @@ class Client:
             return json.loads(answer or b"null")
         except (ValueError, RecursionError) as error:
             raise StartError(f"{self.url}{path}: {error}") from None
+
+    def health(self) -> dict[str, Any]:
+        """What /health says, of a service that does not work too. Raises Refused and NotReachable."""
+        try:
+            return dict(self.call("GET", "/health"))
+        except Refused as refusal:
+            if health := read_health(refusal.content):
+                return health
+            raise
 
     def _check_who_answers(self) -> None:
         """Raises NotReachable where that is no sidecar, one of another project than the token's, or another run than

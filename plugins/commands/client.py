@@ -46,7 +46,9 @@ def register_commands(commands: Any) -> None:
 
 
 def command_health(options: argparse.Namespace) -> int:
-    return show(options, Client(options).call("GET", "/health"))
+    health = Client(options).health()
+    show(options, health)
+    return GOOD if health["status"] == "healthy" else REFUSED
 
 
 def command_status(options: argparse.Namespace) -> int:

@@ -1262,8 +1262,7 @@ class Sidecar:
             async with asyncio.timeout(2):
                 await self.storage.write(self.results.probe)
         except (StorageError, OSError, TimeoutError) as error:
-            problem = f"unhealthy: {one_line(error) or 'no answer within 2 s'}"
-            return problem, "unhealthy: storage does not take events"
+            return f"unhealthy: {one_line(error) or self.storage.SLOW}", "unhealthy: storage does not take events"
         try:
             async with asyncio.timeout(2):
                 await self.bus.round_trip()
@@ -2541,6 +2540,7 @@ class Storage:
     SWEEP_SECONDS = 1.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
+    SLOW = "no answer within 2 s"  # what /health says of a write that takes longer
 
     read: Records  # for the loop alone
     epoch: str

@@ -36,9 +36,8 @@ class OwningAgents(Agents):
     def _output_here(self, agent_id: str) -> Output:
         """Raises REQ_002 for an agent of another sidecar, which alone has what it wrote."""
         if owner := self._owner(agent_id):
-            raise ApiError(
-                "REQ_002", f"The files of {agent_id} are kept by {self._storage.peers.name_of(owner)}: ask there"
-            )
+            name = self._storage.peers.name_of(owner)
+            raise ApiError("REQ_002", f"The files of {agent_id} are kept by {name}: ask on its machine")
         return self._own_output(agent_id)
 
     def describe(self, row: dict[str, Any]) -> dict[str, Any]:

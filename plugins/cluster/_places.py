@@ -11,6 +11,7 @@ from cco_sidecar_plugins.cluster._follower import Follower
 from cco_sidecar_plugins.cluster._nats_large import LogAway
 from cco_sidecar_plugins.cluster._nats_log import Entry, NatsLog
 
+TAKES_NOTHING = "nats: the log takes nothing at this moment: its servers choose a leader, or too few of them are there"
 OURS = "ours"  # in the place of the id of an entry that the log has confirmed
 
 
@@ -42,7 +43,7 @@ class Places:
         """
         now, problem = time.monotonic(), self.problem()
         if not self._follower.joined or self._follower.fault or now < self._try_at:
-            raise LogAway(problem or "nats: the log takes nothing at this moment")
+            raise LogAway(problem or TAKES_NOTHING)
         patience = 2 * self._log.API_SECONDS if self._try_at else self._patience
         deadline, id = now + patience + len(content) / 2_000_000, f"{self._node}-{uuid.uuid4().hex}"
         while time.monotonic() < deadline and not self._closing:
@@ -58,7 +59,7 @@ class Places:
                 return entry.seq if entry.id in (id, OURS) else None
         self._try_at = time.monotonic() + self.AGAIN
         self._log.reconnect()
-        raise LogAway(problem or "nats: the log did not answer in time")
+        raise LogAway(problem or TAKES_NOTHING)
 
     def _wait_for_place(self, attempt: Any, deadline: float) -> Entry | None:
         """The entry that has the next place in the log, None where the time is up. Raises LogAway where the attempt to

@@ -32,7 +32,7 @@ from cco_sidecar_plugins.cluster._nats_large import LogAway
 from cco_sidecar_plugins.cluster._nats_log import Entry, Joined, NatsLog
 from cco_sidecar_plugins.cluster._options import LogOptions
 from cco_sidecar_plugins.cluster._peers import Peers
-from cco_sidecar_plugins.cluster._places import Places
+from cco_sidecar_plugins.cluster._places import TAKES_NOTHING, Places
 from cco_sidecar_plugins.cluster._replica import FORMAT, Replica
 from cco_sidecar_plugins.cluster._seal import Seal
 from cco_sidecar_plugins.cluster._snapshots import Snapshots
@@ -50,6 +50,7 @@ class ReplicatedStorage(GuardedStorage):
     FILE = "replica.db"
     JOIN_SECONDS = 5.0  # for which a start waits for the log
     ENTRY_BYTES = 4_000_000  # after which no more jobs join a transaction
+    SLOW = TAKES_NOTHING
     LOOK_SECONDS = 2.0  # between two looks whether a snapshot is due
 
     def __init__(self, settings: PluginSettings, options: LogOptions) -> None:

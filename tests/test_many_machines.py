@@ -48,7 +48,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def environment(folder: Path) -> dict[str, str]:
     """A home of its own; ``cco`` and ``nats-server`` are those of this interpreter."""
     path = os.pathsep.join([str(Path(sys.executable).parent), str(Path(server_program()).parent), os.environ["PATH"]])
-    return clean_environment(PATH=path, HOME=str(folder / "home"))
+    return clean_environment(PATH=path, HOME=str(folder / "home"), COLUMNS="120")
 
 
 def answers(url: str) -> bool:

@@ -1568,7 +1568,7 @@ class Handler(tornado.web.RequestHandler):
     def initialize(self, sidecar: Sidecar, path_names: tuple[str, ...] = ()) -> None:
         del self.ui  # Tornado's template helpers: half a kilobyte that a parked poll need not hold
         self.sidecar, self.path_names = sidecar, path_names
-        self.request_id = f"req-{secrets.token_hex(16)}"
+        self.request_id = f"req-{os.urandom(16).hex()}"
         self.claims = NOBODY
         self.allowance: Allowance | None = None
         self.hang_up = HangUp()
@@ -1592,13 +1592,14 @@ class Handler(tornado.web.RequestHandler):
 
     def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
         if not self._headers_written:
-            headers = self._headers  # set_header checks each value anew, which is a tenth of a small answer's cost
-            headers["Date"], headers["X-Request-ID"] = http_date(int(time.time())), self.request_id
+            # set_header checks each value anew, which is a tenth of a small answer's cost
+            headers, now = self._headers, time.time()
+            headers["Date"], headers["X-Request-ID"] = http_date(int(now)), self.request_id
             headers["Cache-Control"] = self.cache_control if self.get_status() < 400 else "no-store"
             for name, value in (*self.sidecar.access.headers, *(self.allowance.headers() if self.allowance else ())):
                 headers[name] = value
             tokens, claims = self.sidecar.tokens, self.claims
-            if claims.exp <= time.time() + tokens.REFRESH_SECONDS and not claims.issued_elsewhere:
+            if claims.exp <= now + tokens.REFRESH_SECONDS and not claims.issued_elsewhere:
                 headers["X-Refreshed-Token"] = tokens.refresh(claims)[0]
         return super().flush(include_footers)
 
@@ -1835,7 +1836,7 @@ class Endpoint(Handler):
         if self.hang_up.happened:
             raise tornado.iostream.StreamClosedError
         if content:
-            self.set_header("Content-Type", "application/json" if self.error else self.content_type)
+            self._headers["Content-Type"] = "application/json" if self.error else self.content_type
         if len(content) <= self.ONE_PIECE or self.request.method == "HEAD":
             return await self._taken(self.finish(content or None))  # not even an empty chunk after a 204 or 304
         self.set_header("Content-Length", str(len(content)))

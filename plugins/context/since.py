@@ -31,7 +31,9 @@ class SinceEndpoint(Endpoint):
     since: ClassVar[Since]
 
     async def send(self, content: bytes) -> None:
-        await super().send(await self.since.cut(self, content))
+        if isinstance(self, GetContext):
+            content = await self.since.cut(self, content)
+        await super().send(content)
 
 
 class OwnContexts(Contexts):
@@ -67,7 +69,7 @@ class Since:
         self._decoder = msgspec.json.Decoder(GivenContext)
 
     async def cut(self, endpoint: Endpoint, content: bytes) -> bytes:
-        if not isinstance(endpoint, GetContext) or endpoint.get_status() != 200:
+        if endpoint.get_status() != 200:
             return content
         if endpoint.content_type != GetContext.content_type:  # a brief
             return content

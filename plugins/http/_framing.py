@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import http.client
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from tornado.httputil import HTTPHeaders, RequestStartLine
@@ -25,6 +25,13 @@ ABSOLUTE = re.compile(r"https?://([^/?#@]+)(.*)", re.IGNORECASE)
 TOO_LONG_LINE = "The request line is too long"
 TOO_LONG_FIELDS = f"The headers may have {MAX_FIELDS} bytes at most"
 MALFORMED = "This is not a well-formed HTTP/1.1 request"
+
+
+class Fields(HTTPHeaders):
+    """The fields of a request: most that are asked for are not there, and Tornado says so by way of an exception."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default  # noqa: SIM401 - this is that get
 
 
 class Head(NamedTuple):
@@ -57,7 +64,7 @@ def parse_head(head: bytes) -> Head:
     """A request's head as Tornado's application gets it. Raises ApiError as ``check_head`` does."""
     (method, target, version), fields = split_head(head.lstrip(b"\r\n"))
     lines = fields[:-4].split("\r\n") if len(fields) > 2 else []
-    headers = HTTPHeaders()
+    headers = Fields()
     for line in lines:
         name, _, value = line.partition(":")
         headers[name] = value.strip("\t ")  # ``add`` would check each once more

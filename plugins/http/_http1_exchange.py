@@ -58,7 +58,7 @@ class Http1Exchange(Exchange):
             self.keep = self.keep and self.version_1_1
         if self._chunked:
             headers["Transfer-Encoding"] = "chunked"
-        if headers.get("Connection", "").lower() == "close":
+        if "Connection" in headers and headers["Connection"].lower() == "close":
             self.keep = False
         elif not self.version_1_1 and self.keep:
             headers["Connection"] = "Keep-Alive"

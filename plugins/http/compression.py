@@ -25,7 +25,9 @@ class CompressedEndpoint(Endpoint):
     compression: ClassVar[Compression]
 
     async def send(self, content: bytes) -> None:
-        await super().send(await self.compression.filter(self, content))
+        if len(content) >= Compression.LEAST or "ETag" in self._headers:
+            content = await self.compression.filter(self, content)
+        await super().send(content)
 
 
 class Compression:
@@ -45,9 +47,9 @@ class Compression:
         """The answer as sent; one that holds a token stays as it is: its compressed length would tell of it
         (BREACH).
         """
-        etag = endpoint._headers.get("ETag")
-        if endpoint.holds_token or (len(content) < self.LEAST and not etag):
+        if endpoint.holds_token:
             return content
+        etag = endpoint._headers.get("ETag")
         if "Accept-Encoding" not in (vary := endpoint._headers.get("Vary", "")):
             endpoint.set_header("Vary", f"{vary}, Accept-Encoding" if vary else "Accept-Encoding")
         if len(content) < self.LEAST or not accepts_gzip(endpoint.request.headers.get("Accept-Encoding", "")):

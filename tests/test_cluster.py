@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
-from cluster import SECRET, Servers, Team, append, last_entry, servers, write
+from cluster import SECRET, Servers, Team, append, last_entry, servers, write, write_headers
 from conftest import MODULE, PROJECT, Client, Service, clean_environment, end_stragglers, make_repository, plugin, until
 from test_tls import make_pair
 
@@ -395,6 +395,15 @@ def test_what_no_sidecar_of_the_project_wrote_is_passed_over(team: Team, nats: S
         (b"", {"Cco-Large": "x 1000000000 1 x"}), (b"x", {"Status": "100"}), (b"", {"Status": "409"}),
         (b"x", {"Cco-Seal": "\u00e4" * 99}),
     ])  # fmt: skip
+    blocks = (
+        b"",
+        b"\r\n",
+        b" \xff\xff\xff\r\n\r\n",
+        b" 100 \xff\r\nX: y\r\n\r\n",
+        b"\r\n\xff: \xff\r\n : y\r\nz\r\n\r\n",
+    )
+    write_headers(nats.url, f"{subject}.log", [b"NATS/1.0" + block for block in blocks])
+    write_headers(nats.url, f"{subject}.alive", [b"NATS/1.0" + block for block in blocks])
     node, end = (a.storage / "node").read_text(), b'{"end": "%b", "force": true}' % agent.encode()
     greetings = (b"", b"[]", b'{"node": "forged"}', b"\xff" * 99)
     write(nats.url, [(f"{subject}.ask.{node}", end, {}), *((f"{subject}.alive", said, {}) for said in greetings)])

@@ -59,6 +59,16 @@ class Joined(Struct, frozen=True):
     last: int
 
 
+class ReadingClient(Client):
+    """Reads on behind a message whose headers are malformed: nats-py would stop for ever, whoever wrote it."""
+
+    async def _process_headers(self, headers: Any) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (IndexError, ValueError):
+            return None
+
+
 class NatsLog:
     """``start`` begins to connect; ``hear`` is called in the client's thread with each Joined and Entry, in order.
     ``founding`` is written down with a stream that is made, ``applied`` tells which entry need not be heard again.
@@ -140,7 +150,7 @@ class NatsLog:
 
     async def _session(self, server: str) -> None:
         """Use one server for as long as it serves. Raises what it failed by."""
-        client, self._gone = Client(), (gone := asyncio.Event())
+        client, self._gone = ReadingClient(), (gone := asyncio.Event())
         problems: list[BaseException] = []
 
         async def closed() -> None:

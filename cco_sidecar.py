@@ -945,6 +945,13 @@ class Hooks:
                 return verdict or f"the policy {row.plugin} refuses"
         return None
 
+    def concerned(self, hook: str, **facts: Any) -> tuple[list[Implementation], bool]:
+        """The implementations that may have an answer to these facts, in the core all of them; and whether they are all
+        built in, so that they do not block and may be asked on the loop.
+        """
+        rows = self.implementations(hook)
+        return rows, all(row.plugin in self._trusted for row in rows)
+
     def ask_one(self, row: Implementation, otherwise: Any = None, /, **facts: Any) -> Any:
         """One implementation's answer, ``otherwise`` where it fails. Blocks. IssueNotFound passes through."""
         if row.plugin in self._trusted:
@@ -3133,6 +3140,7 @@ class Results:
         self._settings, self._files = settings, ResultFiles(settings.storage / "results")
         self._locks: weakref.WeakValueDictionary[Any, asyncio.Lock] = weakref.WeakValueDictionary()  # of issues
         self._histories: dict[tuple[str, str], IssueHistory] = {}
+        self._spoken = -1, ""  # the minute of the last look at the project's language, and that
 
     def start(self) -> None:
         """Write the files that a crash has left out of date. Blocks."""
@@ -3148,8 +3156,11 @@ class Results:
         stored: dict[str, Any] = {}
         while not stored:  # again where another service on the same log has stored a result of the issue meanwhile
             async with self._locks.setdefault(issue, asyncio.Lock()):  # proposals depend on the results before
+                language = await self._language()
                 history = self._history(issue)
-                proposals = await self._hooks.pool.run(self._propose, body, category, list(history.facts))
+                rows, at_once = self._hooks.concerned("next_agents", settings=self._settings)
+                asked = rows, body, category, language, list(history.facts)
+                proposals = self._propose(*asked) if at_once else await self._hooks.pool.run(self._propose, *asked)
                 row = self._row(body, category, proposals)
                 written = self._write(row, proposals, ticket, history)
             stored = await written
@@ -3158,8 +3169,10 @@ class Results:
 
     def _history(self, issue: tuple[str, str]) -> IssueHistory:
         """The issue's results, with those that are being written."""
-        known, newest = self._histories.get(issue), self._storage.read.newest_result(*issue)
-        if known and len(known.facts) < 2 * self.HISTORY and (known.coming or known.newest == newest):
+        known = self._histories.get(issue)
+        newest = known.newest if known and known.coming else self._storage.read.newest_result(*issue)
+        if known and known.newest == newest:
+            del known.facts[: -self.HISTORY if len(known.facts) >= 2 * self.HISTORY else 0]
             return known
         facts = [
             ResultFact(row["agent_type"], row["category"], row["status"], json.loads(row["proposed"]))
@@ -3170,15 +3183,22 @@ class Results:
             del self._histories[next(iter(self._histories))]
         return known
 
-    def _propose(self, body: dict[str, Any], category: str, history: list[ResultFact]) -> list[NextAgent]:
+    async def _language(self) -> str:
+        """The project's language, looked at again in each minute."""
+        if self._spoken[0] != (minute := int(time.monotonic() // 60)):
+            self._spoken = minute, await self._hooks.pool.run(project_type, self._settings.root, [])
+        return self._spoken[1]
+
+    def _propose(
+        self, rows: list[Implementation], body: dict[str, Any], category: str, language: str, history: list[ResultFact]
+    ) -> list[NextAgent]:
         """Who is next after a result: each plugin gets the proposals as the ones before it left them. Blocks."""
         facts = {
             "result": ResultFact(body["agent_type"], category, body["result"]["status"]), "history": history,
-            "language": main_language(self._settings.root, int(time.monotonic() // 60)), "submission": body,
-            "settings": self._settings,
+            "language": language, "submission": body, "settings": self._settings,
         }  # fmt: skip
         proposals: list[NextAgent] = []
-        for row in self._hooks.implementations("next_agents"):
+        for row in rows:
             answer = self._hooks.ask_one(row, **facts, proposals=list(proposals))
             try:
                 for item in answer or ():
@@ -3227,8 +3247,9 @@ class Results:
             failed = not future.cancelled() and future.exception()
             if failed:
                 self._files.drop(row["id"])
-            if future.cancelled() or failed or not future.result():
-                self._histories.pop((row["project"], row["issue"]), None)  # it may know of what is not there
+            issue = row["project"], row["issue"]
+            if (future.cancelled() or failed or not future.result()) and self._histories.get(issue) is history:
+                del self._histories[issue]  # it may know of what is not there
 
         fact = ResultFact(row["agent_type"], row["category"], row["status"], [item.agent_type for item in proposals])
         history.facts.append(fact)
@@ -3325,12 +3346,6 @@ def previous_output(body: dict[str, Any], result_id: str, stored: float) -> dict
         "decision": "; ".join(result.get("decisions") or []), "rationale": str(result.get("rationale") or ""),
         "files_affected": list(files), "status": result["status"], "result_id": result_id,
     }  # fmt: skip
-
-
-@functools.lru_cache(8)
-def main_language(root: Path, minute: int) -> str:
-    """The project's language, looked at again in each minute. Blocks."""
-    return project_type(root, [])
 
 
 # -- what hooks about results get and give
@@ -5560,8 +5575,8 @@ class RoutingRules:
     ) -> list[NextAgent]:
         facts = [*history, result]
         outcome = "success" if result.status == "success" else "failed"
-        own = [fact.status for fact in facts if fact.agent_type == result.agent_type]
-        failures = len(list(itertools.takewhile(lambda status: status != "success", reversed(own))))
+        own = (fact.status for fact in reversed(facts) if fact.agent_type == result.agent_type)
+        failures = len(list(itertools.takewhile(lambda status: status != "success", own)))
         settled = settled_types(facts)
         if result.category == "coding" and failures and failures % 3 == 0:
             outcome, settled = "third failure", set()  # a design that does not work out is not settled by being made
@@ -5602,11 +5617,12 @@ SPECIALISTS = {  # by a project's language
 
 def settled_types(facts: list[ResultFact]) -> set[str]:
     """Types that have succeeded since the last code change, or were proposed since the last change or failure."""
-    changes = [at for at, fact in enumerate(facts) if fact.category == "coding" and fact.status != "failed"]
-    failures = [at for at, fact in enumerate(facts) if fact.status != "success"]
-    after_change = facts[changes[-1] + 1 :] if changes else facts
-    passed = {fact.agent_type for fact in after_change if fact.status == "success"}
-    return passed.union(*(fact.proposed for fact in facts[max([0, *changes, *failures]) :]))
+    newest_first = range(len(facts) - 1, -1, -1)
+    changes = (at for at in newest_first if facts[at].category == "coding" and facts[at].status != "failed")
+    change = next(changes, -1)
+    failure = next((at for at in newest_first if at <= change or facts[at].status != "success"), -1)
+    passed = {fact.agent_type for fact in facts[change + 1 :] if fact.status == "success"}
+    return passed.union(*(fact.proposed for fact in facts[max(0, change, failure) :]))
 
 
 # ======================================================================================================

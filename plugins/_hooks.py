@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -35,6 +35,8 @@ from cco_sidecar import (
     log,
     one_line,
 )  # fmt: skip
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class SafeHooks(Hooks):
@@ -68,6 +70,12 @@ class SafeHooks(Hooks):
                 takes = f"{hook} takes {', '.join(known) or 'nothing'}; it has no argument {argument!r}"
                 raise PluginFault(takes + did_you_mean(name, known))
 
+    def concerned(self, hook: str, **facts: Any) -> tuple[list[Implementation], bool]:
+        """Without those bundled ones that say, by ``only_where``, that they have none."""
+        rows = self.implementations(hook)
+        rows = [row for row in rows if not is_bundled(row) or getattr(row.function, "only_where", bool)(facts)]
+        return rows, all(row.plugin in self._trusted for row in rows)
+
     def call(self, row: Implementation, facts: dict[str, Any], *, patient: bool = False) -> Any:
         """Within TIMEOUT, as plain data; a bundled plugin's answer is what it should be and is not read anew. Who is
         long about making a part is waited for, and named again and again.
@@ -76,8 +84,7 @@ class SafeHooks(Hooks):
         stuck[:] = [call for call in stuck if not call.done()]
         if len(stuck) >= self.MAX_STUCK and not patient:
             raise TimeoutError(f"{len(stuck)} earlier calls have not come back")
-        bundled = str(getattr(row.function, "__module__", "")).startswith(f"{PACKAGE}.")
-        taken_as_it_is = patient or bundled
+        taken_as_it_is = patient or is_bundled(row)
         call = in_thread(
             f"plugin-{row.plugin}", lambda: row.call(facts) if taken_as_it_is else plain(row.hook, row.call(facts))
         )
@@ -101,6 +108,22 @@ class SafeHooks(Hooks):
             file, lines, text = error.filename, [error.lineno], error.msg
         where = f" ({Path(file).name}:{lines[-1]})" if lines else ""
         return f"{type(error).__name__}: {text}".removesuffix(": ") + where
+
+
+def only_where(check: Callable[[dict[str, Any]], bool]) -> Callable[[Function], Function]:
+    """The mark of a bundled plugin's hook that has an answer only where ``check`` says so of the facts, at once and on
+    the loop.
+    """
+
+    def mark(function: Function) -> Function:
+        vars(function)["only_where"] = check
+        return function
+
+    return mark
+
+
+def is_bundled(row: Implementation) -> bool:
+    return str(getattr(row.function, "__module__", "")).startswith(f"{PACKAGE}.")
 
 
 class Raised(Exception):

@@ -334,6 +334,7 @@ def test_who_is_proposed(
     given = load_settings({"root": str(tmp_path)})
     proposals = [NextAgent("test-engineer", "high", "why"), NextAgent("security-auditor", "medium", "why")]
     result = fact("security-auditor", "security") if history == [fact("a", "qa")] else CODED
+    assert discovery.may_have_agents({"settings": given}) == bool(files)  # else nobody asks
     answer = discovery.next_agents(result, proposals, history, language, given)
     assert [item.agent_type for item in (proposals if answer is None else answer)] == wanted
     other = dataclasses.replace(given, agent_command=("sandbox", "{prompt}"))

@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -35,6 +36,7 @@ from cco_sidecar import (
     redact,
     settled_types,
 )
+from cco_sidecar_plugins._hooks import only_where
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.agents._front_matter import read_front_matter
@@ -105,10 +107,6 @@ class UserAgent(Struct, frozen=True, kw_only=True):
     options: dict[str, str] = {}
 
     @property
-    def of_repository(self) -> bool:
-        return not self.place.startswith("~")
-
-    @property
     def category(self) -> str:
         """By its words, never the architect's for a word of the description alone: that type may spawn others."""
         named = words_of(self.agent_type)
@@ -136,10 +134,10 @@ class Found(Struct):
     problems: list[str] = []
 
 
-def discover(root: Path) -> Found:
-    """The agents of a repository and of the user. Blocks."""
+def discover(root: Path, *, in_home: bool = True) -> Found:
+    """The agents of a repository and, ``in_home``, of the user. Blocks."""
     found = Found()
-    for base, folder, shown, program in places(root):
+    for base, folder, shown, program in places(root, in_home):
         try:
             names = sorted(name for name in os.listdir(base / folder) if name.endswith(KINDS[program].ending))
         except OSError:  # the usual case: there is none
@@ -158,11 +156,11 @@ def discover(root: Path) -> Found:
     return found
 
 
-def places(root: Path) -> Iterator[tuple[Path, str, str, str]]:
+def places(root: Path, in_home: bool) -> Iterator[tuple[Path, str, str, str]]:
     """(folder that no file may lie outside of, folder below it, how messages call that, program)."""
     for program, kind in KINDS.items():
         yield from ((root, folder, folder, program) for folder in kind.folders)
-    for program, kind in KINDS.items():
+    for program, kind in KINDS.items() if in_home else ():
         base = Path(os.environ.get(kind.variable) or Path(os.path.expanduser("~")) / kind.home)
         if base.is_absolute():
             base, shown = Path(os.path.realpath(base)), f"~/{kind.home}"
@@ -248,7 +246,14 @@ def in_toml(text: str) -> str:
 # -- proposed where they fit
 
 
+def may_have_agents(facts: dict[str, Any]) -> bool:
+    """Whether the repository has a folder in which agents could be. Looks at a few names."""
+    root = str(facts["settings"].root)
+    return any(os.path.lexists(f"{root}/{folder}") for kind in KINDS.values() for folder in kind.folders)
+
+
 @hookimpl
+@only_where(may_have_agents)
 def next_agents(
     result: ResultFact, proposals: list[NextAgent], history: list[ResultFact], language: str, settings: Settings
 ) -> list[NextAgent] | None:
@@ -257,7 +262,7 @@ def next_agents(
     """
     if not launchers.known_name(settings.agent_command):
         return None
-    own = [agent for agent in discover(settings.root).agents.values() if agent.of_repository]
+    own = list(discover(settings.root, in_home=False).agents.values())
     own = [agent for agent in own if agent.agent_type not in BUILT_IN and shutil.which(agent.program)]
     if not own:
         return None

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from conftest import Service, plugin, until
 from test_http2 import Running, certificate, loop_factory, wait_for  # noqa: F401 - fixtures
+from tornado import httputil
 
 from cco_sidecar import ApiError, Server
 
@@ -220,6 +221,29 @@ def test_the_answer_to_half_a_body_arrives(server: Both) -> None:
     with server.connect() as line:
         line.sendall(head + b"100000\r\n" + b"x" * 0x100000 + b"\r\n")
         assert b"too_large" in read_all(line)
+
+
+HOSTS = ["localhost:3001", "LOCALHOST", "[::1]:80", "", "a, b", "a b", "x" * 400, None]
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
+@pytest.mark.parametrize("target", ["/health", "/a%20b?", "/a?b=c&b=d+e"])
+@pytest.mark.parametrize("host", HOSTS, ids=range(len(HOSTS)))
+def test_a_request_has_what_tornado_gives_it(host: str | None, target: str, version: str) -> None:
+    headers = httputil.HTTPHeaders({} if host is None else {"Host": host})
+    line, server = httputil.RequestStartLine("GET", target, version), object()
+    exchange: Any = SimpleNamespace(context=SimpleNamespace(remote_ip="127.0.0.1", protocol="https"))
+
+    def facts(kind: Any, *words: Any, **options: Any) -> Any:
+        try:
+            return vars(kind(*words, **options)) | {"_start_time": 0}
+        except httputil.HTTPInputError as error:
+            return str(error)
+
+    theirs = {"connection": exchange, "server_connection": server, "start_line": line, "headers": headers}
+    expected = facts(httputil.HTTPServerRequest, **theirs)
+    for _ in range(2):  # the second time the host is known
+        assert facts(plugin("_short_way").ShortRequest, exchange, server, line, headers) == expected
 
 
 @pytest.mark.parametrize("step", [1, 7, 10_000])

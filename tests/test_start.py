@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import logging
 import os
 import re
 import resource
@@ -1044,6 +1046,29 @@ def test_uv_runs_the_file_without_an_installation(repository: Path, tmp_path: Pa
     finally:
         process.kill()
         process.wait()
+
+
+def test_lines_of_a_busy_service_are_written_together_and_lone_ones_at_once() -> None:
+    class Stream(io.StringIO):
+        writes = 0
+
+        def write(self, text: str) -> int:
+            self.writes += 1
+            return super().write(text)
+
+    async def log(level: int) -> None:
+        asyncio.get_running_loop().time = lambda: 1_000.0  # type: ignore[method-assign] - all at one moment
+        for number in range(100):
+            handler.emit(logging.makeLogRecord({"msg": f"line {number}", "levelno": level}))
+            await asyncio.sleep(0)
+
+    for level, least, most in ((logging.INFO, 19, 22), (logging.ERROR, 100, 100)):
+        handler = plugin("_program").LogLines(stream := Stream())
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            runner.run(log(level))
+        assert least <= stream.writes <= most
+        handler.flush()
+        assert stream.getvalue().split("\n")[:-1] == [f"line {number}" for number in range(100)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")

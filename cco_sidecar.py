@@ -47,6 +47,7 @@ import bisect
 import collections
 import contextlib
 import contextvars
+import copy
 import dataclasses
 import errno
 import fnmatch
@@ -1779,7 +1780,7 @@ class Endpoint(Handler):
             arguments = {key: values[-1].decode("utf-8") for key, values in request.query_arguments.items()}
         except UnicodeDecodeError:
             raise ApiError("REQ_001", "The query is not UTF-8") from None
-        self.query = convert(arguments, self.query_type, strict=False)
+        self.query = copy.copy(read_query(self.query_type, *arguments.items()))
         if self.claims.issue_id is not None and hasattr(self.query, "issue_id"):  # a list of what there is on issues
             self.query.issue_id = self.query.issue_id or self.claims.issue_id
             self.sidecar.tokens.check_issue(self.claims, self.query.issue_id)
@@ -1887,6 +1888,11 @@ def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = Tru
         problem, path = bad_field(str(error), value, shape)
         where = "" if path == "$" else f" - at `$.{path}`"
         raise ApiError(code, f"{ERRORS[code][2]}: {problem}{where}", details={"path": path}) from None
+
+
+@functools.lru_cache(128)  # the same contexts are asked for, and the same events waited for, again and again
+def read_query(shape: Any, *arguments: tuple[str, str]) -> Any:
+    return convert(dict(arguments), shape, strict=False)
 
 
 def bad_field(message: str, value: Any, shape: Any) -> tuple[str, str]:

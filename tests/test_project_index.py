@@ -555,6 +555,22 @@ def test_a_folder_of_worktrees_is_served_without_the_database_beside_them(
             assert [file.path for file in reader.look().files] == ["notes.md"]
 
 
+def test_a_repository_around_ours_counts_as_soon_as_ours_is_none_and_no_longer(home: Path, tmp_path: Path) -> None:
+    root = make_repository(tmp_path / "outer/inner")
+    index, own = project_index.ProjectIndex(root, tmp_path), project_index.GitProject(root, tmp_path)
+    branches = []
+    for change in (
+        lambda: None,
+        lambda: git(root.parent, "init", "-q", "-b", "around"),
+        lambda: (root / ".git/HEAD").rename(tmp_path / "HEAD"),
+        lambda: (tmp_path / "HEAD").rename(root / ".git/HEAD"),
+    ):
+        change()
+        assert facts(index.look()) == facts(own.look())
+        branches.append(index.look().git.branch)
+    assert branches == ["main", "main", "around", "main"]
+
+
 def test_an_empty_folder_called_git_is_no_repository(home: Path, tmp_path: Path) -> None:
     root = tmp_path / "plain"
     (root / ".git").mkdir(parents=True)

@@ -139,6 +139,7 @@ class ProjectIndex(GitProject):
         self._distrust = 0.0  # until then events prove nothing
         self._check: asyncio.Task[None] | None = None
         self._git_places = [os.path.join(folder, ".git") for folder in (root, *root.parents)]
+        self._nearest = len(self._git_places)  # of these, those that decide where git's folder is
         self._prefix = os.path.join(root, "")  # joined by hand below: os.path.join takes longer than the look at a file
         self._state: ProvenState | None = None
         self._listing = Listing(None, [], [], frozenset(), [])
@@ -219,6 +220,7 @@ class ProjectIndex(GitProject):
                 return self._look()
         except Exception as error:  # a boundary: whatever a repository may hold
             log_once(f"project_index: git is asked anew at each look: {one_line(error)}")
+            self._kept.pop("folders", None)  # perhaps git's folder is none any more, and one above is
         self._state = None
         return super().look()
 
@@ -394,15 +396,21 @@ class ProjectIndex(GitProject):
 
     def _folders(self) -> GitFolders | None:
         """None without git. Blocks where a repository came or went."""
-        key = self._git_folders_key()
         kept = self._kept.get("folders")
-        if kept is None or kept[0] != key:
-            kept = self._kept["folders"] = (key, 0, find_git_folder(self._root))
+        if kept is None or kept[0] != self._git_folders_key():
+            self._nearest = len(self._git_places)
+            key, found = self._git_folders_key(), find_git_folder(self._root)
+            if found and str(found.own) == self._git_places[0]:  # git looks no further
+                self._nearest = 1
+            kept = self._kept["folders"] = (key[: self._nearest], 0, found)
         return kept[2]
 
     def _git_folders_key(self) -> tuple[Any, ...]:
-        found = map(fingerprint, self._git_places)
-        return tuple(facts and (facts[3:5] if stat.S_ISDIR(facts[4]) else facts) for facts in found)
+        found = {path: fingerprint(path) for path in self._git_places[: self._nearest]}
+        return tuple(
+            (facts[3:5], os.path.lexists(f"{path}/HEAD")) if facts and stat.S_ISDIR(facts[4]) else facts
+            for path, facts in found.items()
+        )
 
     def _kept_by(self, name: str, key: tuple[Fingerprint | None, ...], read: Callable[[], Any]) -> Any:
         """What ``read`` gave when the fingerprints were ``key``; read again where one of them is too young to be

@@ -372,9 +372,10 @@ def walk_dashboard(architect: Client, issue: str) -> None:
 
 
 def walk_lists(architect: Client, issue: str) -> None:
-    """The operations of the plugin that lists results, after a walk."""
+    """The operations of the plugins that list results and plugins, after a walk."""
     listed = architect.get("/api/results", issue_id=issue, limit=2).json()["results"]
     assert architect.get(f"/api/results/{listed[0]['id']}").status_code == 200
+    assert "plugin_list" in architect.get("/api/plugins").text
 
 
 def test_every_operation_answers_good_requests_as_the_document_says(

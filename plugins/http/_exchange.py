@@ -1,5 +1,5 @@
-"""One request and its answer as Tornado's application sees them: what the connections of HTTP/1.1 (``fast``) and the
-streams of HTTP/2 (``http2``) share.
+"""One request and its answer as the application of cco_sidecar sees them: what the connections of HTTP/1.1 (``fast``)
+and the streams of HTTP/2 (``http2``) share.
 
 No private name of Tornado is used, but one is answered to: with `xheaders` its server calls `_apply_xheaders` and
 `_unapply_xheaders` on a connection's `context`, so `Peer` has them.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import gc
 import itertools
 import json
 import re
@@ -465,6 +467,34 @@ def test_what_cannot_work_is_said_in_one_line(
 )  # fmt: skip
 def test_addresses_of_servers(text: str, servers: str) -> None:
     assert plugin("_options").server_urls(text) == tuple(servers.split())
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_connection_that_is_refused_while_the_log_is_closed_ends_silently(late: bool) -> None:
+    lost: list[dict[str, Any]] = []
+
+    async def refused(refuse: asyncio.Event) -> None:
+        try:
+            await refuse.wait()
+        finally:  # also where it is cancelled first
+            raise ConnectionRefusedError
+
+    async def cancelled() -> bool:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+        refuse = asyncio.Event()
+        session = asyncio.create_task(plugin("_nats_log").within(9, refused(refuse)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if late:  # it is over already, of which the session was not told yet
+            refuse.set()
+            await asyncio.sleep(0)
+        session.cancel()
+        await asyncio.wait([session])
+        return session.cancelled()
+
+    assert asyncio.run(cancelled())
+    gc.collect()
+    assert lost == []
 
 
 def test_a_server_that_is_away_at_the_start_and_later_stops_writing_alone(

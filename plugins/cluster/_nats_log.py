@@ -166,7 +166,7 @@ class NatsLog:
                 connect_timeout=2, ping_interval=1, max_outstanding_pings=2, closed_cb=closed, error_cb=failed,
                 user_credentials=options.credentials, tls=options.tls,
             )  # fmt: skip
-            await asyncio.wait_for(connecting, 3)
+            await within(3, connecting)
             js = client.jetstream(domain=options.domain, timeout=self.API_SECONDS)
             info = self.info = await log_stream(client, js, self.options, None if self._known else self._founding)
             state, metadata = info.state, info.config.metadata or {}
@@ -191,7 +191,7 @@ class NatsLog:
             self._client = self._js = None
             gone.set()
             with contextlib.suppress(*NatsError):
-                await asyncio.wait_for(client.close(), 1)
+                await within(1, client.close())
 
     async def last(self) -> int:
         """The number of the newest entry."""
@@ -368,3 +368,21 @@ async def first_of(*coroutines: Coroutine[Any, Any, Any], seconds: float) -> Non
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def within(seconds: float, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns, or raises; raises TimeoutError where it took longer. Where the caller is cancelled this
+    ends as cancelled, and the coroutine's own error is dropped: asyncio.wait_for either raises that instead, or leaves
+    it to be logged as never retrieved.
+    """
+    task = asyncio.ensure_future(coroutine)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+    finally:
+        task.cancel()
+        outcome = (await asyncio.gather(task, return_exceptions=True))[0]
+    if isinstance(outcome, asyncio.CancelledError):
+        raise TimeoutError
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome

@@ -16,6 +16,7 @@ import re
 import select
 import signal
 import sys
+import time
 import typing
 
 from cco_sidecar import GOOD, REFUSED, Program, StartError, complain, nearest, option_table, variable_of
@@ -63,14 +64,17 @@ class LogLines(logging.StreamHandler[typing.TextIO]):
     """Lines for a reader that may stop: a full pipe is waited for once, for a second; then lines are dropped.
 
     What a turn of the event loop logs is written in one piece at its end, or before an error. Where every turn logs, a
-    piece is what PAUSE seconds bring: writing costs a fifth of answering a short request.
+    piece is what PAUSE seconds bring: writing costs a fifth of answering a short request. No single write is larger
+    than what a pipe takes at once.
     """
 
+    PATIENCE = 1.0  # seconds
     PAUSE = 0.05
     AT_ONCE = 1.0  # seconds whose pieces, twenty, may come all together: what is written now and then does not wait
 
     _full = False
     _not_before = 0.0  # of the loop's clock
+    _owed = ""  # the end of a line whose second half was dropped
 
     def __init__(self, stream: typing.TextIO) -> None:
         super().__init__(stream)
@@ -98,12 +102,33 @@ class LogLines(logging.StreamHandler[typing.TextIO]):
     def flush(self) -> None:
         with self.lock or contextlib.nullcontext():
             lines, self._lines = self._lines, []
-            with contextlib.suppress(OSError, ValueError):  # no file of the system's, or on Windows no socket
-                self._full = not select.select((), (self.stream,), (), 0 if self._full else 1)[1]
-            if lines and not self._full:
-                with contextlib.suppress(OSError, ValueError):  # full or closed: nobody reads
-                    self.stream.write("".join(lines))
+            text, begin = self._owed + "".join(lines), 0
+            until = time.monotonic() + (0 if self._full else self.PATIENCE)
+            with contextlib.suppress(OSError, ValueError):  # full or closed: nobody reads
+                while begin < len(text) and self._is_taken(until):
+                    end = end_of_piece(text, begin)
+                    self.stream.write(text[begin:end])
                     super().flush()
+                    begin = end
+            if begin:
+                self._owed = "" if text[begin - 1] == "\n" else self.terminator
+
+    def _is_taken(self, until: float) -> bool:
+        with contextlib.suppress(OSError, ValueError):  # no file of the system's, or on Windows no socket
+            self._full = not select.select((), (self.stream,), (), max(0, until - time.monotonic()))[1]
+        return not self._full
+
+
+def end_of_piece(text: str, begin: int) -> int:
+    """Where the piece of ``text`` ends that a pipe takes whole once it takes anything: after a line, if one ends there.
+
+    A larger write may find room for a part, and waits for the reader with the rest.
+    """
+    size = getattr(select, "PIPE_BUF", 512)
+    end = begin + size
+    if not text.isascii():
+        end = begin + size // 10  # bytes of the longest escape of a character
+    return len(text) if end >= len(text) else text.rfind("\n", begin, end) + 1 or end
 
 
 def hold_standard_streams() -> None:

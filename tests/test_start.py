@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import logging
 import os
 import re
 import resource
+import select
 import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -1069,6 +1072,34 @@ def test_lines_of_a_busy_service_are_written_together_and_lone_ones_at_once() ->
         assert least <= stream.writes <= most
         handler.flush()
         assert stream.getvalue().split("\n")[:-1] == [f"line {number}" for number in range(100)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+@pytest.mark.parametrize("length", [99, 50_000])
+@pytest.mark.parametrize("character", ["x", "\U0001f600"], ids=["ASCII", "not ASCII"])
+def test_log_lines_larger_than_the_room_in_a_pipe_are_not_waited_for(character: str, length: int) -> None:
+    line = character * length
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    held = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            held += os.write(writer, b"." * select.PIPE_BUF)
+    os.set_blocking(writer, True)
+    held -= len(os.read(reader, select.PIPE_BUF))  # room for one piece
+    with open(writer, "w", encoding="utf-8") as stream, open(reader, "rb", 0) as source:  # the reader closes first
+        handler = plugin("_program").LogLines(stream)
+        handler.PATIENCE = 0.01
+        handler._lines = [f"{line}\n"] * (200_000 // len(line))
+        flushing = threading.Thread(target=handler.flush, daemon=True)
+        flushing.start()
+        flushing.join(10)
+        waits = flushing.is_alive()
+        written = source.read(1_000_000)[held:].decode()
+        assert not waits
+        assert f"{line}\n" * 200 == written + (f"{line}\n" * 200)[len(written) :] and written
+        handler.emit(logging.makeLogRecord({"msg": "the next", "levelno": logging.ERROR}))
+        assert source.read(1_000_000).decode() == ("" if written.endswith("\n") else "\n") + "the next\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")

@@ -98,6 +98,7 @@ try:
     import pluggy
     import psutil
     import tornado.escape
+    import tornado.http1connection
     import tornado.httpserver
     import tornado.iostream
     import tornado.netutil
@@ -1519,6 +1520,9 @@ class Delegate(tornado.httputil.HTTPMessageDelegate):
             self._ended.set_result(None)
         if not self._task:
             self._run()
+        connection = self._handler.request.connection
+        if isinstance(connection, tornado.http1connection.HTTP1Connection) and connection.stream.closed():
+            self.on_connection_close()  # Tornado tells nobody of what closed while a request was read
 
     def on_connection_close(self) -> None:
         self._handler.on_connection_close()

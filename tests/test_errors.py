@@ -4,7 +4,9 @@ import contextlib
 import gzip
 import http.client
 import json
+import os
 import re
+import signal
 import socket
 import sqlite3
 import threading
@@ -702,6 +704,20 @@ def test_a_poll_whose_client_hangs_up_is_forgotten(service: Service, architect: 
             connection.sendall(head_of(service, "GET", "/api/events/wait/never?timeout=60000"))
             until(lambda: architect.get("/status").json()["events"]["active_subscriptions"] == 1)
         until(lambda: architect.get("/status").json()["events"]["active_subscriptions"] == 0)
+
+
+def test_a_client_that_is_gone_before_its_request_was_read_is_forgotten(service: Service, architect: Client) -> None:
+    """A head and the end behind it come while the service is busy: both are there when it looks again."""
+    before = len(service.log)
+    for _ in range(10):
+        with connect(service) as connection:
+            connection.sendall(head_of(service, "GET", "/health"))
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+            os.kill(service.process.pid, signal.SIGSTOP)
+            connection.sendall(head_of(service, "GET", "/api/events/wait/gone?timeout=60000"))
+        os.kill(service.process.pid, signal.SIGCONT)
+    until(lambda: service.log[before:].count("/api/events/wait/gone 499") == 10)
+    assert architect.get("/status").json()["events"]["active_subscriptions"] == 0
 
 
 # -- repeats

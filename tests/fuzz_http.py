@@ -298,6 +298,7 @@ class HttpFuzzer:
         promise.
         """
         self.settle()
+        until(lambda: "WarmContexts.prepare" not in self._held()[0], PATIENCE)  # what the start does beside
         before = self._held()
         asked = asyncio.run(self._run(enough))
         self.settle(before)

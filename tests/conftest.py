@@ -31,6 +31,35 @@ MARK = (
     f"test-{uuid.uuid4()}"  # every process that the tests start, and what those start, carries this in its environment
 )
 PROJECT = "project-abc"
+DOCUMENTED_RESULT = {
+    "status": "success",
+    "files_created": [
+        {"path": "src/api.py", "size": 4096, "language": "python", "checksum": "sha256:abc123..."},
+        {"path": "tests/test_api.py", "size": 2048, "language": "python", "checksum": "sha256:def456..."},
+    ],
+    "files_modified": [{"path": "requirements.txt", "diff": "+1 -0", "changes": ["Added fastapi==0.104.0"]}],
+    "files_deleted": [],
+    "decisions": [
+        "Implemented REST API with FastAPI",
+        "Added comprehensive test suite",
+        "Used Pydantic models for validation",
+    ],
+    "metrics": {
+        "execution_time_ms": 4500,
+        "tokens_used": 15000,
+        "test_coverage": 92.3,
+        "lines_of_code": 250,
+        "complexity_score": 3.2,
+    },
+    "artifacts": {
+        "api_documentation": "# API Documentation\n\n## Endpoints\n...",
+        "test_report": "All tests passing (15/15)",
+        "performance_report": "API responds in <50ms",
+    },
+    "errors": [],
+    "warnings": ["Consider adding rate limiting to endpoints", "Missing OpenAPI tags on 2 endpoints"],
+    "next_steps": ["Security audit required", "Load testing recommended"],
+}  # the field ``result`` of a result, as the reference shows it
 if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 ):  # a suite in the background: what it starts shall take Ctrl-C as in a terminal

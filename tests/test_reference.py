@@ -11,7 +11,7 @@ from typing import Any
 import jwt
 import pytest
 import requests
-from conftest import ALL, PROJECT, Client, Service, make_repository
+from conftest import ALL, DOCUMENTED_RESULT, PROJECT, Client, Service, make_repository
 
 ISSUE = "issue-123"
 TIME = "2025-11-18T10:00:00Z"
@@ -196,35 +196,7 @@ FULL_RESULT = {
     "agent_type": "python-specialist",
     "issue_id": ISSUE,
     "project_id": PROJECT,
-    "result": {
-        "status": "success",
-        "files_created": [
-            {"path": "src/api.py", "size": 4096, "language": "python", "checksum": "sha256:abc123..."},
-            {"path": "tests/test_api.py", "size": 2048, "language": "python", "checksum": "sha256:def456..."},
-        ],
-        "files_modified": [{"path": "requirements.txt", "diff": "+1 -0", "changes": ["Added fastapi==0.104.0"]}],
-        "files_deleted": [],
-        "decisions": [
-            "Implemented REST API with FastAPI",
-            "Added comprehensive test suite",
-            "Used Pydantic models for validation",
-        ],
-        "metrics": {
-            "execution_time_ms": 4500,
-            "tokens_used": 15000,
-            "test_coverage": 92.3,
-            "lines_of_code": 250,
-            "complexity_score": 3.2,
-        },
-        "artifacts": {
-            "api_documentation": "# API Documentation\n\n## Endpoints\n...",
-            "test_report": "All tests passing (15/15)",
-            "performance_report": "API responds in <50ms",
-        },
-        "errors": [],
-        "warnings": ["Consider adding rate limiting to endpoints", "Missing OpenAPI tags on 2 endpoints"],
-        "next_steps": ["Security audit required", "Load testing recommended"],
-    },
+    "result": DOCUMENTED_RESULT,
     "timestamp": "2025-11-18T10:05:00Z",
 }
 SHORT_RESULT = {

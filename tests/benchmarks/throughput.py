@@ -13,6 +13,7 @@ from tests.benchmarks import Row, row
 from tests.benchmarks.servers import EVENT, FAST, Bare, Sidecar, in_turn, running_all
 from tests.benchmarks.trees import make_tree
 from tests.benchmarks.wire import NEW, NUMBERS, connect, repeated, request_bytes, run
+from tests.conftest import DOCUMENTED_RESULT
 
 CONTEXT = "/api/context/issue-1/python-specialist?task=Handle+the+session&max_bytes=100000"
 RESULT = {
@@ -20,35 +21,7 @@ RESULT = {
     "agent_type": "chief-architect",
     "issue_id": f"issue-{NEW.decode()}",  # each on an issue of its own, so that each is routed
     "project_id": "bench",
-    "result": {
-        "status": "success",
-        "files_created": [
-            {"path": "src/api.py", "size": 4096, "language": "python", "checksum": "sha256:abc123..."},
-            {"path": "tests/test_api.py", "size": 2048, "language": "python", "checksum": "sha256:def456..."},
-        ],
-        "files_modified": [{"path": "requirements.txt", "diff": "+1 -0", "changes": ["Added fastapi==0.104.0"]}],
-        "files_deleted": [],
-        "decisions": [
-            "Implemented REST API with FastAPI",
-            "Added comprehensive test suite",
-            "Used Pydantic models for validation",
-        ],
-        "metrics": {
-            "execution_time_ms": 4500,
-            "tokens_used": 15000,
-            "test_coverage": 92.3,
-            "lines_of_code": 250,
-            "complexity_score": 3.2,
-        },
-        "artifacts": {
-            "api_documentation": "# API Documentation\n\n## Endpoints\n...",
-            "test_report": "All tests passing (15/15)",
-            "performance_report": "API responds in <50ms",
-        },
-        "errors": [],
-        "warnings": ["Consider adding rate limiting to endpoints", "Missing OpenAPI tags on 2 endpoints"],
-        "next_steps": ["Security audit required", "Load testing recommended"],
-    },
+    "result": DOCUMENTED_RESULT,
     "timestamp": "2025-11-18T10:05:00Z",
 }
 

@@ -104,7 +104,6 @@ FEATURES = {
     "imp": 0.4,  # the best files import it
     "pair": 0.35,  # the test of a good file, the file of a good test
 }
-SECOND_STAGE = ("dirs", "imp", "pair")
 SPEAKING = ("chunk", "sym", "defx", "sub", "pdir", "pbase")  # a word of the task is in the file, or in its path
 FIRST_STAGE_KIND = {"source": 1.0, "test": 0.75, "aux": 0.5}  # everything else 0.4
 

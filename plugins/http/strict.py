@@ -250,9 +250,7 @@ class StrictStream(tornado.iostream.IOStream):
         """The next chunk's size, which is what Tornado asks for in this way, without extensions: RFC 9112 (7.1.1) says
         to ignore them.
         """
-        line = typing.cast(
-            asyncio.Future[bytes], super().read_until_regex(rb"\n|\A[^\n]{%d}" % MAX_SIZE_LINE, MAX_SIZE_LINE + 1)
-        )
+        line = typing.cast(asyncio.Future[bytes], super().read_until_regex(self.SIZE_LINE, MAX_SIZE_LINE + 1))
         if line.done() and not line.exception() and re.fullmatch(rb"[0-9a-fA-F]{1,16}\r\n", line.result()):
             return line  # Tornado gathers small chunks as long as it sees that it need not wait
         return self._without_extension(line)

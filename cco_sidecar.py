@@ -658,6 +658,7 @@ class Asks:
     """Hooks by which anybody's code gives a value, in a worker thread and within five seconds. A plugin that raises,
     hangs or returns what JSON cannot say is logged and passed over. None is no answer; where one is wanted, the first
     wins. plugins/examples/_every_hook.py has the smallest useful implementation of each hook, also of Tells and Parts.
+    plugins/_hooks.py has more of them. An implementation may take fewer arguments than are named here.
     """
 
     def register_agent_types(self, settings: Settings) -> dict[str, str]:
@@ -673,18 +674,8 @@ class Asks:
     def section_files(self) -> list[str]:
         """Files below the root that your sections are made from although git may ignore them. Asked at the start."""
 
-    def resolve_issue(self, issue_id: str, settings: Settings) -> dict[str, Any] | None:
-        """``{"title": ..., "body": ...}`` of an issue. Raises IssueNotFound where there is none. Asked by the
-        plugin issue_files.
-        """
-
     def rank_files(self, request: RankRequest) -> list[RankedFile] | None:
         """The project's files, most relevant first, for a task."""
-
-    def index_state(self, root: str, index_folder: str) -> dict[str, Any] | None:
-        """``{"state": "building" | "ready" | "absent", ...}`` of the index behind your ranking. While one is building,
-        contexts say so and are not cached. Asked by the plugin relevance.
-        """
 
     def next_agents(
         self,
@@ -702,23 +693,8 @@ class Asks:
     def permission_policy(self, claims: Claims, permission: str | None, method: str, path: str) -> bool | str | None:
         """Refuse a request that the token allows: False or a reason; None or True leaves it. Who fails refuses."""
 
-    def context_brief(self, request: ContextRequest, sections: Sections, reader: Reader) -> str | None:
-        """A context as Markdown of 10 kB at most. ``sections`` are redacted and have no ``relevant_files``: see
-        ``request.ranked``. Asked by the plugin brief.
-        """
-
     def agent_command(self, launch: AgentLaunch, settings: Settings) -> Argv | AgentCommand | None:
         """The argv that runs an agent, or an AgentCommand; AgentLaunch's fields in braces are filled in."""
-
-    def agent_failure(self, agent: dict[str, Any], output: list[str]) -> Annotated[str, Meta(pattern=r"\S")] | None:
-        """Why an agent failed, by the data of its ``agent_exited`` event and its last 100 lines; in its first two
-        minutes an answer ends it. Asked by the plugin endings.
-        """
-
-    def agent_result(
-        self, agent: dict[str, Any], lines: list[str], folder: str, root: str, alone: bool
-    ) -> ResultBody | None:
-        """The result of an agent that ended well and stored none; ``alone``: no other agent ran. Asked by endings."""
 
     def register_routes(self) -> list[Route]:
         """More endpoints, classes derived from Endpoint; one with another's method and path takes its place."""
@@ -792,15 +768,6 @@ class Parts:
         """The meter of what agents spend: a Meter. Asked when the storage folder is there."""
 
 
-class HookSpecs(Asks, Tells, Parts):
-    """Every hook. An implementation may take fewer arguments than are named here."""
-
-
-HOOKS = [name for kind in HookSpecs.__bases__ for name in vars(kind) if name[0] != "_"]
-for _name in HOOKS:
-    pluggy.HookspecMarker("cco_sidecar")(getattr(HookSpecs, _name))
-
-
 class SidecarInfo(Struct, frozen=True):
     """The content of ``sidecar.json``, by which clients find the running service."""
 
@@ -844,10 +811,10 @@ class Hooks:
     """
 
     MAX_UNTOLD = 10_000
+    SPECS = {name: spec for kind in (Asks, Tells, Parts) for name, spec in vars(kind).items() if name[0] != "_"}
 
     def __init__(self, built_in: Iterable[object]) -> None:
         self._manager = pluggy.PluginManager("cco_sidecar")
-        self._manager.add_hookspecs(HookSpecs)
         self._known: dict[str, list[Implementation]] = {}
         self._untold: queue.Queue[Callable[[], Any]] = queue.Queue(self.MAX_UNTOLD)
         self._teller: threading.Thread | None = None
@@ -909,9 +876,9 @@ class Hooks:
 
     def check(self, hook: str, function: Callable[..., Any]) -> None:
         """Raises PluginFault where ``function`` cannot implement ``hook``."""
-        known = inspect.signature(getattr(HookSpecs, hook)).parameters if hook in HOOKS else {}
-        if unknown := inspect.signature(function).parameters.keys() - known.keys():
-            raise PluginFault(f"there is no hook {hook!r} with {', '.join(sorted(unknown))}")
+        known = inspect.signature(self.SPECS[hook]).parameters if hook in self.SPECS else {}
+        if not known or inspect.signature(function).parameters.keys() - known.keys():
+            raise PluginFault(f"there is no hook {hook!r} with these arguments")
 
     def faults(self) -> list[str]:
         """Faults of plugins that their authors must mend, a line each."""
@@ -920,9 +887,10 @@ class Hooks:
     def implementations(self, hook: str) -> list[Implementation]:
         """The implementations of ``hook`` in the order of their calls: what was loaded last comes first."""
         if hook not in self._known:
-            known = inspect.signature(getattr(HookSpecs, hook)).parameters
+            known = inspect.signature(self.SPECS[hook]).parameters
             self._known[hook] = found = []
-            for row in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            caller = getattr(self._manager.hook, hook, None)  # there is one where a plugin implements it
+            for row in reversed(caller.get_hookimpls() if caller else []):
                 taken = [name for name in inspect.signature(row.function).parameters if name in known]
                 found.append(Implementation(hook, row.plugin_name, row.function, taken))
         return self._known[hook]
@@ -930,13 +898,13 @@ class Hooks:
     # -- asks
 
     def ask(self, hook: str, **facts: Any) -> Iterator[tuple[str, Any]]:
-        """(plugin, answer) of every implementation that gives one. Blocks. IssueNotFound passes through."""
+        """(plugin, answer) of every implementation that gives one. Blocks."""
         for row in self.implementations(hook):
             if (answer := self.ask_one(row, **facts)) is not None:
                 yield row.plugin, answer
 
     def first(self, hook: str, **facts: Any) -> Any:
-        """The first answer that is not None; None where there is none. Blocks. IssueNotFound passes through."""
+        """The first answer that is not None; None where there is none. Blocks."""
         return next((answer for _, answer in self.ask(hook, **facts)), None)
 
     def refusal(self, **facts: Any) -> str | None:
@@ -955,14 +923,12 @@ class Hooks:
         return rows, all(row.plugin in self._trusted for row in rows)
 
     def ask_one(self, row: Implementation, otherwise: Any = None, /, **facts: Any) -> Any:
-        """One implementation's answer, ``otherwise`` where it fails. Blocks. IssueNotFound passes through."""
+        """One implementation's answer, ``otherwise`` where it fails. Blocks."""
         if row.plugin in self._trusted:
             return row.call(facts)
         try:
             return self.call(row, facts)
         except (Exception, SystemExit) as error:
-            if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):
-                raise
             self.failed(row, error)
             return otherwise
 
@@ -1038,6 +1004,10 @@ class PluginFault(Exception):
     """A plugin implements a hook that does not exist, or takes an argument that its hook does not have."""
 
 
+class IssueNotFound(Exception):
+    """Raised by the hook ``resolve_issue``: the issue is known not to exist."""
+
+
 class LoadedPlugin(Struct):
     """A plugin that was found: ``problem`` says why it is not in use, ``faulty`` that its author must mend it before
     the service starts, ``failure`` what went wrong last in one of its hooks.
@@ -1062,10 +1032,6 @@ class Implementation(Struct, frozen=True):
 
     def call(self, facts: dict[str, Any]) -> Any:
         return self.function(**{name: facts[name] for name in self.arguments})
-
-
-class IssueNotFound(Exception):
-    """Raised by ``resolve_issue``: the issue is known not to exist."""
 
 
 @functools.cache

@@ -17,19 +17,24 @@ import typing
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from cco_sidecar import (
-    HOOKS,
     MB,
     PACKAGE,
     Asks,
+    ContextRequest,
     Hooks,
-    HookSpecs,
     Implementation,
+    IssueNotFound,
     PluginFault,
+    Reader,
+    ResultBody,
+    Sections,
+    Settings,
     did_you_mean,
     in_thread,
     log,
@@ -39,7 +44,37 @@ from cco_sidecar import (
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+class MoreAsks:
+    """Hooks that bundled plugins ask, like those of Asks."""
+
+    def resolve_issue(self, issue_id: str, settings: Settings) -> dict[str, Any] | None:
+        """``{"title": ..., "body": ...}`` of an issue. Raises IssueNotFound where there is none. Asked by the plugin
+        issue_files.
+        """
+
+    def index_state(self, root: str, index_folder: str) -> dict[str, Any] | None:
+        """``{"state": "building" | "ready" | "absent", ...}`` of the index behind your ranking. While one is building,
+        contexts say so and are not cached. Asked by the plugin relevance.
+        """
+
+    def context_brief(self, request: ContextRequest, sections: Sections, reader: Reader) -> str | None:
+        """A context as Markdown of 10 kB at most. ``sections`` are redacted and have no ``relevant_files``: see
+        ``request.ranked``. Asked by the plugin brief.
+        """
+
+    def agent_failure(self, agent: dict[str, Any], output: list[str]) -> Annotated[str, Meta(pattern=r"\S")] | None:
+        """Why an agent failed, by the data of its ``agent_exited`` event and its last 100 lines; in its first two
+        minutes an answer ends it. Asked by the plugin endings.
+        """
+
+    def agent_result(
+        self, agent: dict[str, Any], lines: list[str], folder: str, root: str, alone: bool
+    ) -> ResultBody | None:
+        """The result of an agent that ended well and stored none; ``alone``: no other agent ran. Asked by endings."""
+
+
 class SafeHooks(Hooks):
+    SPECS = Hooks.SPECS | {name: spec for name, spec in vars(MoreAsks).items() if name[0] != "_"}
     TIMEOUT = 5.0
     MAX_STUCK = 4  # calls of one plugin that may hang at a time before it is passed over
 
@@ -57,13 +92,13 @@ class SafeHooks(Hooks):
         return outcome(importing)
 
     def check(self, hook: str, function: Callable[..., Any]) -> None:
-        if hook not in HOOKS:
-            raise PluginFault(f"there is no hook {hook!r}{did_you_mean(hook, HOOKS)}")
+        if hook not in self.SPECS:
+            raise PluginFault(f"there is no hook {hook!r}{did_you_mean(hook, self.SPECS)}")
         yields, is_async = inspect.isgeneratorfunction(function), inspect.iscoroutinefunction(function)
         if yields or is_async or inspect.isasyncgenfunction(function):
             plain_function = "a hook is a plain function that returns its answer; it runs in a thread and may block"
             raise PluginFault(f"{hook} {'yields' if yields else 'is async'}: {plain_function}")
-        known = list(inspect.signature(getattr(HookSpecs, hook)).parameters)[1:]
+        known = list(inspect.signature(self.SPECS[hook]).parameters)[1:]
         for name, parameter in inspect.signature(function).parameters.items():
             if name not in known and parameter.default is parameter.empty:
                 argument = str(parameter).partition(":")[0]
@@ -96,6 +131,8 @@ class SafeHooks(Hooks):
         return outcome(call)
 
     def failed(self, row: Implementation, error: BaseException) -> None:
+        if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):
+            raise error
         super().failed(row, error)
         log.debug("plugin %s: %s", row.plugin, row.hook, exc_info=error)
 
@@ -148,9 +185,10 @@ MAX_ANSWER = 16 * MB  # of JSON
 
 def plain(hook: str, answer: Any) -> Any:
     """The answer to an ask as new plain data of the hook's type; live objects, such as routes, as they are."""
-    if answer is None or hook not in vars(Asks) or hook in ("register_routes", "register_commands"):
+    asks = vars(Asks) | vars(MoreAsks)
+    if answer is None or hook not in asks or hook in ("register_routes", "register_commands"):
         return answer
-    shape = typing.get_type_hints(getattr(Asks, hook), include_extras=True)["return"]
+    shape = typing.get_type_hints(asks[hook], include_extras=True)["return"]
     if hook == "rank_files":  # JSON has no place for paths that are not UTF-8
         ranked = msgspec.convert(msgspec.to_builtins(answer), shape)
         "".join(item.path for item in ranked).encode(errors="surrogateescape")  # raises for what no file is called

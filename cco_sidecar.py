@@ -18,7 +18,7 @@ store results that the next agent sees, wake each other with events, and are sta
 The path of a request, from top to bottom of this file:
 
     routes -> Endpoint.prepare (host, size, token, rate, permission, policies)
-           -> Endpoint._serve (path, query, body; a repeat gets its first answer) -> respond
+           -> Endpoint._serve (path, query, body) -> respond
            -> a part (Results, EventBus, Contexts, Agents) -> Storage.write (one writer thread, one commit)
            -> EventBus.wake_waiters (on the loop, in commit order) -> Endpoint.send
 
@@ -1125,7 +1125,6 @@ class Sidecar:
         self.contexts = contexts(self.storage, hooks, self.agent_types, settings)
         agents = hooks.derived("part_class", Agents, settings=settings)
         self.agents = agents(self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings)
-        self.repeats = weakref.WeakValueDictionary[Any, asyncio.Lock]()  # by Idempotency-Key
         self.access = Access(settings)
         self.started = time.time()
         self.open_requests = 0
@@ -1385,12 +1384,14 @@ def folder_size(folder: Path, without: Collection[str] = ()) -> int:
 # ======================================================================================================
 
 
-class Route(Struct, frozen=True):
-    """A method and a path whose ``{names}`` are handed to the endpoint's ``respond``."""
+class Route:
+    """A method and a path whose ``{names}`` are handed to the endpoint's ``respond``; HEAD goes where GET goes."""
 
-    method: str
-    path: str
-    endpoint: type[Endpoint]
+    def __init__(self, method: str, path: str, endpoint: type[Endpoint]) -> None:
+        self.method, self.path, self.endpoint = method, path, endpoint
+        self.methods = {"GET", "HEAD"} if method == "GET" else {method}
+        self.path_names = tuple(re.findall(r"\{(\w+)\}", path))
+        self.matched = re.compile(re.sub(r"\{\w+\}", "([^/]*)", path) + "$").match
 
 
 def routes() -> list[Route]:
@@ -1410,43 +1411,38 @@ def routes() -> list[Route]:
     ]
 
 
-class Match:
-    """A route's method and path; HEAD goes where GET goes."""
-
-    def __init__(self, route: Route) -> None:
-        if not issubclass(route.endpoint, Endpoint):
-            raise TypeError("not an Endpoint")
-        self.regex = re.compile(re.sub(r"\{\w+\}", "([^/]*)", route.path) + "$")
-        self.route, self.methods = route, {"GET", "HEAD"} if route.method == "GET" else {route.method}
-        self.path_names = tuple(re.findall(r"\{(\w+)\}", route.path))
-
-
 class Application(tornado.web.Application):
-    """Finds the endpoint of a request. What has no body is served when its head is there."""
+    """Finds the endpoint of a request: ``served`` has every route, with the class that serves it."""
 
     def __init__(self, sidecar: Sidecar) -> None:
-        found = {(row.method, row.path): Match(row) for row in routes()}
-        for name, rows in sidecar.hooks.ask("register_routes"):
-            try:
-                found |= {(row.method, row.path): Match(row) for row in rows}
-            except Exception as error:  # a boundary: anybody's objects
-                log.warning("plugin %s: register_routes: did not return a list of Route: %s", name, one_line(error))
-        matches = list(found.values())
-        super().__init__(log_function=lambda handler: None, sidecar=sidecar, matches=matches)  # on_finish logs
+        super().__init__(log_function=lambda handler: None, sidecar=sidecar)  # on_finish logs
         self.ui_methods, self.ui_modules = {}, {}  # of templates: each handler would bind them
         common = sidecar.hooks.derived("part_class", Endpoint, settings=sidecar.settings)
-        classes = [*(match.route.endpoint for match in matches), UnknownRoute]
-        self._classes = [type(endpoint.__name__, (endpoint, common), {}) for endpoint in classes]
+
+        def serving(rows: Iterable[Route]) -> dict[tuple[str, str], tuple[Route, type[Endpoint]]]:
+            if wrong := [row.path for row in rows if not issubclass(row.endpoint, Endpoint)]:
+                raise TypeError(f"{wrong[0]}: not an Endpoint")
+            classes = (type(row.endpoint.__name__, (row.endpoint, common), {}) for row in rows)
+            return {(row.method, row.path): (row, made) for row, made in zip(rows, classes, strict=True)}
+
+        found = serving(routes())
+        for name, rows in sidecar.hooks.ask("register_routes"):
+            try:
+                found |= serving(rows)
+            except Exception as error:  # a boundary: anybody's objects
+                log.warning("plugin %s: register_routes: did not return a list of Route: %s", name, one_line(error))
+        self.served = list(found.values())
+        self._unknown = type("UnknownRoute", (UnknownRoute, common), {})
         self._find_again = functools.lru_cache(1000)(self._find)
 
     def _find(self, method: str, path: str) -> tuple[type[Endpoint], dict[str, Any], list[bytes]]:
         """(endpoint, arguments of its ``initialize``, values in the path)"""
         facts = {"sidecar": self.settings["sidecar"]}
-        for match, endpoint in zip(self.settings["matches"], self._classes, strict=False):
-            if method in match.methods and (found := match.regex.match(path)):
+        for route, endpoint in self.served:
+            if method in route.methods and (found := route.matched(path)):
                 values = [tornado.escape.url_unescape(value, encoding=None, plus=False) for value in found.groups()]
-                return endpoint, facts | {"path_names": match.path_names}, values
-        return self._classes[-1], facts, []
+                return endpoint, facts | {"path_names": route.path_names}, values
+        return self._unknown, facts, []
 
     def find_handler(self, request: tornado.httputil.HTTPServerRequest, **_: Any) -> Any:
         find = self._find_again if len(request.path) < 300 else self._find
@@ -1538,6 +1534,7 @@ class Handler(tornado.web.RequestHandler):
     # Thousands of long polls are parked in instances: slots keep them small.
     __slots__ = ("allowance", "claims", "hang_up", "path_names", "query", "request_id", "sidecar", "upload")
 
+    application: Application
     query: Any
     error: ApiError | None = None  # why the request is refused
     parked = 0.0  # seconds that a long poll waited: not the service's own time
@@ -1626,8 +1623,8 @@ class Handler(tornado.web.RequestHandler):
 
     def allowed_methods(self) -> list[str]:
         """The methods of the request's path, empty where it is unknown; ``*`` is the service as a whole."""
-        path, matches = self.request.path, self.application.settings["matches"]
-        found = set().union(*(match.methods for match in matches if path == "*" or match.regex.match(path)))
+        path, served = self.request.path, self.application.served
+        found = set().union(*(route.methods for route, _ in served if path == "*" or route.matched(path)))
         return sorted(found | {"OPTIONS"}) if found else []
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
@@ -1681,7 +1678,7 @@ class Endpoint(Handler):
     problems: ClassVar[tuple[int, ...]] = ()  # statuses beyond those that every endpoint has
     max_line: ClassVar[int] = MAX_LINE
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
-    idempotent: ClassVar[bool] = False  # takes an Idempotency-Key
+    idempotent: ClassVar[bool] = False  # takes an Idempotency-Key: the job that gives its answer is ANSWERING
     holds_token: ClassVar[bool] = False  # the answer holds a token: an idempotent endpoint's in ``jwt_token``
     aside: ClassVar[bool] = False  # sent by an agent's program unasked: not limited, and no call of the agent
     ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
@@ -1737,7 +1734,9 @@ class Endpoint(Handler):
         """Apart from ``_serve``, so that an answer that is refused is not kept while its refusal is sent."""
         self._read_path_and_query(path)
         async with asyncio.timeout(self.ANSWER_SECONDS) if self.ANSWER_SECONDS else contextlib.nullcontext():
-            answer = await (self._respond_without_body(path) if self.body is None else self._respond_to_body(path))
+            if self.body is not None:
+                await self._read_body()
+            answer = await self.work(path)
         if not self._finished:
             self.set_status(self.get_status() if self.get_status() != 200 else next(iter(self.answers)))
             await self.send(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
@@ -1756,44 +1755,14 @@ class Endpoint(Handler):
             self.sidecar.tokens.check_issue(self.claims, self.query.issue_id)
         request.arguments = request.query_arguments = request.body_arguments = {}  # no need to park these
 
-    async def _respond_without_body(self, path: tuple[str, ...]) -> Any:
-        """The answer; what is not there may have been written by another service just now."""
-        try:
-            return await self.respond(*path)
-        except ApiError as error:
-            if error.status not in (404, 410) or not await self.sidecar.storage.catch_up():
-                raise
-            return await self.respond(*path)
+    async def work(self, path: tuple[str, ...]) -> Any:
+        """The answer to a request that was checked. Plugins stand around it."""
+        return await (self.respond(*path) if self.body is None else self.respond(*path, body=self.given))
 
-    async def _respond_to_body(self, path: tuple[str, ...]) -> Any:
-        """The answer; with an Idempotency-Key the first one again. A body that is about another project than the
-        token's, or another issue, is refused.
+    async def _read_body(self) -> None:
+        """Take the body as a dict that satisfies ``self.body``; unknown fields stay in it. One that is about another
+        project than the token's, or another issue, is refused.
         """
-        body = await self._read_body()
-        project = body.get("project_id")
-        if project is not None and project != self.claims.project_id:
-            raise forbidden("This token belongs to another project", project_id=project)
-        self.given = body
-        for issue_id in issues_named(body) if self.claims.issue_id is not None else ():
-            self.sidecar.tokens.check_issue(self.claims, issue_id)
-        key = self.request.headers.get("Idempotency-Key") if self.idempotent else None
-        if key is None:
-            async with self.sidecar.storage.room(len(self.upload)):
-                return await self.respond(*path, body=body)
-        where = f"{self.request.method} {self.request.path}"
-        ticket = IdempotencyTicket(self.sidecar.storage, self.claims, where, key, bytes(self.upload))
-        async with self.sidecar.repeats.setdefault(ticket.key, asyncio.Lock()):
-            while (first := ticket.recall()) is None:
-                with contextlib.suppress(DoneElsewhere):
-                    async with self.sidecar.storage.room(len(self.upload)):
-                        answer = await self.respond(*path, body=body, ticket=ticket)
-                    await ticket.complete(answer | {"jwt_token": ""} if self.holds_token else answer)
-                    return answer
-            self.set_header("Idempotent-Replay", "true")
-            return self.sidecar.agents.with_token(first) if self.holds_token else first
-
-    async def _read_body(self) -> dict[str, Any]:
-        """The body as a dict that satisfies ``self.body``; unknown fields stay in it."""
         media_type = self.request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
         coding = self.request.headers.get("Content-Encoding", "").strip()
         if media_type != "application/json" or coding:
@@ -1807,7 +1776,11 @@ class Endpoint(Handler):
         except RecursionError:
             raise ApiError("REQ_001", "The body is nested too deeply") from None
         convert(body, self.body, code=self.invalid)
-        return typing.cast(dict[str, Any], body)
+        if (project := body.get("project_id")) not in (None, self.claims.project_id):
+            raise forbidden("This token belongs to another project", project_id=project)
+        self.given = body
+        for issue_id in issues_named(body) if self.claims.issue_id is not None else ():
+            self.sidecar.tokens.check_issue(self.claims, issue_id)
 
     async def send(self, content: bytes) -> None:
         """The whole answer. Raises StreamClosedError where nobody is left to read it."""
@@ -2015,12 +1988,12 @@ class StoreResult(Endpoint):
     failure = "STR_001"
     idempotent = True
 
-    async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> dict[str, Any]:
+    async def respond(self, body: dict[str, Any]) -> dict[str, Any]:
         self.sidecar.tokens.check_identity(self.claims, body["agent_id"], body["agent_type"])
         if body.get("source") == "sidecar":
             raise ApiError("AUTH_003", "Only the service stores results in others' names", details={"path": "source"})
         with self.sidecar.agents.heard_out(self.claims.sub):
-            return await self.sidecar.results.store(body, ticket)
+            return await self.sidecar.results.store(body)
 
 
 class PublishEvent(Endpoint):
@@ -2033,13 +2006,13 @@ class PublishEvent(Endpoint):
     failure = "EVT_001"
     idempotent = True
 
-    async def respond(self, event_type: str, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> Any:
+    async def respond(self, event_type: str, body: dict[str, Any]) -> dict[str, Any]:
         if event_type == "*" or body.get("event_type") not in (event_type, None):
             problem = f"The path says {event_type}, the body {body.get('event_type')}"
             raise ApiError("EVT_002", problem, details={"path": "event_type"})
         self.sidecar.tokens.check_event_type(self.claims, event_type)
         self.sidecar.tokens.check_identity(self.claims, body["publisher"])
-        return await self.sidecar.bus.publish(self.claims.project_id, event_type, body, ticket)
+        return await self.sidecar.bus.publish(self.claims.project_id, event_type, body)
 
 
 class WaitForEvents(Endpoint):
@@ -2072,13 +2045,13 @@ class SpawnAgent(Endpoint):
     idempotent = True
     holds_token = True
 
-    async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> dict[str, Any]:
+    async def respond(self, body: dict[str, Any]) -> dict[str, Any]:
         for name, value in (body.get("environment") or {}).items():  # no program can be started with these
             if re.search(r"[\x00-\x20\x7f]", name):
                 raise ApiError("REQ_001", "environment: a name holds a blank or a control character")
             if len(f"{name}={value}".encode("utf-8", "surrogatepass")) >= 128 * 1024:  # Linux has room for so much
                 raise ApiError("REQ_001", "environment: a variable with its name has at most 128 KiB")
-        return await self.sidecar.agents.spawn(self.claims, body, ticket)
+        return await self.sidecar.agents.spawn(self.claims, body)
 
 
 class AgentEndpoint(Endpoint):
@@ -2524,6 +2497,7 @@ class Storage:
     SWEEP_SECONDS = 1.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
+    KEPT_ANSWERS = 86_400.0  # seconds
     SLOW = "no answer within 2 s"  # what /health says of a write that takes longer
 
     read: Records  # for the loop alone
@@ -2573,17 +2547,9 @@ class Storage:
 
         self.write(job, committed).add_done_callback(written)
 
-    async def catch_up(self) -> bool:
-        """Read all that other services on the same log have written; whether there was anything, never in the core."""
-        return False
-
     def announce(self, info: SidecarInfo) -> None:
         """Write sidecar.json, by which clients find the service. Raises OSError."""
         write_file(self.path.with_name(SidecarInfo.FILE), msgspec.json.format(msgspec.json.encode(info)) + b"\n")
-
-    def room(self, size: int) -> contextlib.AbstractAsyncContextManager[None]:
-        """Held while a body of ``size`` bytes is stored. Raises STR_001 where there is no room, never in the core."""
-        return contextlib.nullcontext()
 
     async def statistics(self) -> dict[str, Any]:
         """How much is stored, for ``/status``."""
@@ -2654,7 +2620,7 @@ class Storage:
             try:
                 await self.sweep()
                 due = min(self.read.next_expiry(), self.read.created_from(0) + self._settings.event_retention)
-                due = min(due, self.read.first_answer() + IdempotencyTicket.KEPT, time.time() + 60)
+                due = min(due, self.read.first_answer() + self.KEPT_ANSWERS, time.time() + 60)
             except (StorageError, OSError) as error:
                 log.warning("housekeeping waits for the storage: %s", one_line(error))
             await asyncio.sleep(self.SWEEP_SECONDS)
@@ -2674,8 +2640,12 @@ class Storage:
         records.remove_events([*expired, *outlived], self.DEAD_LETTERS)
         if outlived:
             records.set_meta("floor", str(outlived[-1]))
-        forgotten = records.forget_old(now - IdempotencyTicket.KEPT, limit)
+        forgotten = records.forget_old(now - self.KEPT_ANSWERS, limit)
         return bool(outlived) or limit in (len(expired), forgotten)
+
+
+# Makes of a job, whose result is the answer to the request at hand, one that also keeps it for repeats of the request.
+ANSWERING = contextvars.ContextVar[Callable[[Job], Job]]("ANSWERING", default=lambda job: job)
 
 
 def storage_fault(error: StorageError) -> str:
@@ -3046,57 +3016,6 @@ def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connecti
     return database
 
 
-# -- requests that are repeated
-
-
-class IdempotencyTicket:
-    """One request with an Idempotency-Key: it is done once; a repeat gets the first answer, also after a restart."""
-
-    KEPT = 86_400.0
-
-    def __init__(self, storage: Storage, claims: Claims, endpoint: str, key: str, content: bytes) -> None:
-        if not re.fullmatch(r"[\x20-\x7e]{1,255}", key):
-            raise ApiError("REQ_001", "Idempotency-Key must be 1 to 255 printable characters")
-        self.key = (claims.project_id, claims.sub, endpoint, key)
-        self._storage, self._digest, self._stored = storage, hashlib.sha256(content).hexdigest(), b""
-        self._elsewhere = False
-
-    def recall(self) -> bytes | None:
-        """The first answer, None where this is the first request. Raises REQ_006 for another body than that had."""
-        known = self._storage.read.recall(*self.key, time.time() - self.KEPT)
-        if known and known["digest"] != self._digest:
-            raise ApiError("REQ_006")
-        return known["answer"] if known else None
-
-    def remember(self, records: Records, answer: Any, *, again: bool = False) -> None:
-        """Store what is known of the answer, in the same transaction as the work; ``again`` when it is done. Raises
-        DoneElsewhere.
-        """
-        self._elsewhere = not again and records.recall(*self.key, time.time() - self.KEPT) is not None
-        if self._elsewhere:
-            raise DoneElsewhere
-        self._stored = msgspec.json.encode(answer)
-        records.remember(*self.key, self._digest, self._stored)
-
-    async def complete(self, answer: Any) -> None:
-        """Store the answer of the work that is done."""
-        if msgspec.json.encode(answer) == self._stored:
-            return
-        try:
-            await self._storage.write(lambda records: self.remember(records, answer, again=True))
-        except StorageError as error:  # the work is done all the same; a repeat gets what was known before
-            log.error("storage: an answer could not be kept for repeats: %s", one_line(error))
-
-    def forget(self, records: Records) -> None:
-        """The work has failed after all: a repeat is to try again."""
-        if not self._elsewhere:
-            records.forget(*self.key)
-
-
-class DoneElsewhere(Exception):
-    """Another service on the same log has done the same request meanwhile."""
-
-
 # ======================================================================================================
 # Results: what agents leave behind, and who works next
 # ======================================================================================================
@@ -3122,7 +3041,7 @@ class Results:
         """Write the files that a crash has left out of date. Blocks."""
         self._files.recover(self._storage.read)
 
-    async def store(self, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
+    async def store(self, body: dict[str, Any]) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
         category, issue = await self._agent_types.find(body["agent_type"]), (body["project_id"], body["issue_id"])
         # Other agents read the record, its file and the contexts that it becomes part of.
@@ -3138,7 +3057,7 @@ class Results:
                 asked = rows, body, category, language, list(history.facts)
                 proposals = self._propose(*asked) if at_once else await self._hooks.pool.run(self._propose, *asked)
                 row = self._row(body, category, proposals)
-                written = self._write(row, proposals, ticket, history)
+                written = self._write(row, proposals, history)
             stored = await written
         self._hooks.tell("result_stored", result=body | {"id": stored["id"], "stored_at": stored["timestamp"]})
         return stored
@@ -3195,7 +3114,7 @@ class Results:
         }  # fmt: skip
 
     def _write(
-        self, row: dict[str, Any], proposals: list[NextAgent], ticket: IdempotencyTicket | None, history: IssueHistory
+        self, row: dict[str, Any], proposals: list[NextAgent], history: IssueHistory
     ) -> asyncio.Future[dict[str, Any]]:
         """The answer, once ``row`` is stored; {} where the history lacks a result. From now on it has this one."""
         event, path = completed_event(row, proposals), str(self._files.path(row))
@@ -3211,8 +3130,6 @@ class Results:
                 "id": row["id"], "stored": True, "storage_path": path, "next_agents": proposals,
                 "event_published": True, "event_id": event_id, "timestamp": iso(row["stored"]),
             }  # fmt: skip
-            if ticket:
-                ticket.remember(records, answer)
             self._files.write(row)
             return answer
 
@@ -3231,7 +3148,7 @@ class Results:
         history.facts.append(fact)
         history.coming += 1
         placing = Placing(path, lambda is_last: self._files.place(row) if is_last else self._files.drop(row["id"]))
-        written = self._storage.write(insert, committed, placing)
+        written = self._storage.write(ANSWERING.get()(insert), committed, placing)
         written.add_done_callback(ended)
         return written
 
@@ -3375,27 +3292,20 @@ class EventBus:
 
     # -- publishing
 
-    async def publish(
-        self, project: str, event_type: str, body: dict[str, Any], ticket: IdempotencyTicket | None = None
-    ) -> dict[str, Any]:
+    async def publish(self, project: str, event_type: str, body: dict[str, Any]) -> dict[str, Any]:
         """Store an event and wake its waiters; the answer names their subjects."""
         event = new_event(project, event_type, body)
 
-        def insert(records: Records) -> int:
+        def insert(records: Records) -> dict[str, Any]:
             """Runs on the writer thread."""
-            seq = records.insert_event(event)
-            if ticket:
-                ticket.remember(records, self._published(event, seq))
-            return seq
+            return {
+                "event_id": self.event_id(records.insert_event(event)), "published": True, "subscribers_notified": [],
+                "subscriber_count": 0, "timestamp": event.envelope["timestamp"], "topic": event.topic,
+                "ttl_seconds": event.envelope["ttl_seconds"],
+            }  # fmt: skip
 
-        return self._published(event, await self._storage.write(insert))
-
-    def _published(self, event: NewEvent, seq: int) -> dict[str, Any]:
-        return {
-            "event_id": self.event_id(seq), "published": True, "subscribers_notified": list(event.woken),
-            "subscriber_count": len(event.woken), "timestamp": event.envelope["timestamp"], "topic": event.topic,
-            "ttl_seconds": event.envelope["ttl_seconds"],
-        }  # fmt: skip
+        answer: dict[str, Any] = await self._storage.write(ANSWERING.get()(insert))
+        return answer | {"subscribers_notified": list(event.woken), "subscriber_count": len(event.woken)}
 
     def event_id(self, seq: int) -> str:
         """Sorts like the sequence; the epoch tells another store's ids apart."""
@@ -4533,7 +4443,7 @@ class Agents:
 
     # -- spawning
 
-    async def spawn(self, claims: Claims, body: dict[str, Any], ticket: IdempotencyTicket | None) -> dict[str, Any]:
+    async def spawn(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
         """Start an agent. Raises AGT_002 (type), AGT_003 (too many), REQ_001 (requirements), AGT_001 (anything else).
 
         A caller that hangs up meanwhile leaves a whole agent or none.
@@ -4553,7 +4463,7 @@ class Agents:
         try:
             reader = self.launcher.reader(row, running.folder, self.url)
             files = await self.launcher.files(body, reader)
-            await self.ledger.begin(row, ticket, self.check_room)
+            await self.ledger.begin(row, self.check_room)
             self._renew_token(running)
             command, ignored = await self.launcher.command(running, files, body.get("environment") or {}, reader)
             what = f"{Path(command.argv[0]).name}: "
@@ -4563,7 +4473,7 @@ class Agents:
             problem: BaseException = error
             if isinstance(error, OSError):
                 problem = ApiError("AGT_001", f"Agent spawn failed: {what}{error.strerror or type(error).__name__}")
-            await self._give_up(running, ticket, problem.message if isinstance(problem, ApiError) else None)
+            await self._give_up(running, problem.message if isinstance(problem, ApiError) else None)
             raise problem from None
         log.info("agent %s started, pid %d", row["id"], row["pid"])
         return spawned_answer(row, running.token, sorted(ignored))
@@ -4582,7 +4492,7 @@ class Agents:
         await self.ledger.update(row["id"], state="running", pid=row["pid"], birth=row["birth"])
         running.task = asyncio.create_task(self._watch(running))
 
-    async def _give_up(self, running: Running, ticket: IdempotencyTicket | None, reason: str | None) -> None:
+    async def _give_up(self, running: Running, reason: str | None) -> None:
         """Leave nothing of a spawn that failed but its row."""
         self.tokens.revoke(running.row["id"])
         if running.row["pid"]:
@@ -4590,22 +4500,9 @@ class Agents:
             await self.processes.end(running)
         facts = {"state": "failed", "ended": time.time(), "pid": None}
         with contextlib.suppress(StorageError):  # the caller is being told about the failure that came first
-            await self.ledger.over(running.row | {"reason": reason}, facts, ticket=ticket)
+            await self.ledger.over(running.row | {"reason": reason}, facts)
         await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
         self.active.pop(running.row["id"], None)
-
-    def with_token(self, answer: bytes) -> bytes:
-        """A remembered spawn answer as it is true now: with a valid token while the agent lives, and with its state."""
-        spawned = msgspec.json.decode(answer)
-        row = self.ledger.find(self.settings.project, spawned["agent_id"])
-        if row["pid"] is None:
-            problem = "The first spawn with this Idempotency-Key was cut off before it had a process: use another key"
-            raise ApiError("AGT_001", problem)
-        running = self.active.get(row["id"])
-        if running and not running.token:  # it is being adopted at this moment
-            self._renew_token(running)
-        token = running.token if running else ""
-        return msgspec.json.encode(spawned | {"process_id": row["pid"], "state": row["state"], "jwt_token": token})
 
     # -- watching
 
@@ -4759,30 +4656,21 @@ class AgentLedger:
     def __init__(self, storage: Storage, project: str, active: dict[str, Running]) -> None:
         self.storage, self._project, self._active = storage, project, active
 
-    async def begin(
-        self, row: dict[str, Any], ticket: IdempotencyTicket | None, check: Callable[[dict[str, Any], Records], None]
-    ) -> None:
-        """A new row that passes the check, and with it what a repeat of the request gets to know."""
+    async def begin(self, row: dict[str, Any], check: Callable[[dict[str, Any], Records], None]) -> None:
+        """A new row that passes the check."""
 
-        def job(records: Records) -> None:
+        def job(records: Records) -> dict[str, Any]:
             check(row, records)
             records.insert_agent(row)
-            if ticket:
-                ticket.remember(records, spawned_answer(row, "", []))
+            return spawned_answer(row, "", [])
 
-        await self.storage.write(job)
+        await self.storage.write(ANSWERING.get()(job))
 
     async def update(self, agent_id: str, **facts: Any) -> None:
         await self.storage.write(lambda records: records.update_agent(agent_id, **facts))
 
-    async def over(
-        self,
-        row: dict[str, Any],
-        facts: dict[str, Any],
-        events: Sequence[NewEvent] = (),
-        ticket: IdempotencyTicket | None = None,
-    ) -> None:
-        """Record an end, its events and the end of its token as one; a repeat of the ticket's request may try again."""
+    async def over(self, row: dict[str, Any], facts: dict[str, Any], events: Sequence[NewEvent] = ()) -> None:
+        """Record an end, its events and the end of its token as one."""
 
         def job(records: Records) -> None:
             records.update_agent(row["id"], **facts)
@@ -4790,8 +4678,6 @@ class AgentLedger:
             records.revoke(row["project"], row["id"])
             for event in events:
                 records.insert_event(event)
-            if ticket:
-                ticket.forget(records)
 
         await self.storage.write(job)
 
@@ -5801,8 +5687,8 @@ def banner(sidecar: Sidecar) -> str:
 
 
 ALONE = (
-    "no audit log, HTTP/2, compression, index of the files, dependencies, briefs, known coding programs, budgets,"
-    " exit codes after a crash, lists, MCP, dashboard and client commands: is plugins/ beside the file?"
+    "no audit log, HTTP/2, compression, repeats, index of the files, dependencies, briefs, known coding programs,"
+    " budgets, exit codes after a crash, lists, MCP, dashboard and client commands: is plugins/ beside the file?"
 )
 
 

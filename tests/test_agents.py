@@ -453,6 +453,7 @@ def test_no_more_agents_run_than_are_allowed_however_many_are_asked_for(make_ser
     spawn(architect)
 
 
+@pytest.mark.needs_plugin("http/repeats answers them")
 @pytest.mark.any_storage
 def test_a_repeated_spawn_starts_one_process(architect: Client, issue: str) -> None:
     key = {"Idempotency-Key": f"spawn-{uuid.uuid4()}"}

@@ -104,7 +104,13 @@ def plain(service: Service) -> Service:
     return service
 
 
-@pytest.mark.parametrize("code", BY_CLIENT)
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(code, marks=[pytest.mark.needs_plugin("http/repeats compares bodies")] * (code == "REQ_006"))
+        for code in BY_CLIENT
+    ],
+)
 def test_a_clients_mistake_is_answered_with_its_code(plain: Service, code: str) -> None:
     check_error(BY_CLIENT[code](plain), code)
 
@@ -735,6 +741,7 @@ def endpoints(
     ]  # fmt: skip
 
 
+@pytest.mark.needs_plugin("http/repeats answers them")
 def test_a_repeat_with_the_same_key_is_answered_again_and_not_done_again(endpoints: tuple[Client, list[Any]]) -> None:
     client, table = endpoints
     for path, body, status in table:
@@ -752,6 +759,7 @@ def test_a_repeat_with_the_same_key_is_answered_again_and_not_done_again(endpoin
     assert len(client.wait("ping", since="earliest", timeout=0)["events"]) == 2
 
 
+@pytest.mark.needs_plugin("http/repeats answers them")
 def test_repeats_at_the_same_time_are_done_once(endpoints: tuple[Client, list[Any]]) -> None:
     client, table = endpoints
     for path, body, status in table:
@@ -776,6 +784,7 @@ def test_a_refused_request_does_not_use_up_its_key(architect: Client) -> None:
     assert architect.post("/api/results", RESULT, headers=headers).status_code == 201
 
 
+@pytest.mark.needs_plugin("http/repeats reads them")
 @pytest.mark.parametrize("key", ["", "x" * 256, "tab\there", "ü"], ids=["empty", "long", "tab", "not ASCII"])
 def test_a_key_that_is_no_key_is_400(architect: Client, key: str) -> None:
     check_error(architect.post("/api/events/ping", EVENT, headers={"Idempotency-Key": key.encode()}), "REQ_001")

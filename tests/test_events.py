@@ -423,6 +423,7 @@ def test_event_type_names_are_checked(architect: Client, name: str) -> None:
     assert architect.post(f"/api/events/{name}", {"publisher": "x", "topic": "t", "data": {}}).status_code == 400
 
 
+@pytest.mark.needs_plugin("http/repeats answers them")
 @pytest.mark.any_storage
 def test_a_repeat_with_the_same_key_publishes_once(service: Service, architect: Client, issue: str) -> None:
     body = {"publisher": "x", "topic": "t", "data": {"issue_id": issue}}

@@ -36,6 +36,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from cco_sidecar import (
+    ANSWERING,
     PUBLISH,
     READ,
     SPAWN,
@@ -43,7 +44,6 @@ from cco_sidecar import (
     Claims,
     Endpoint,
     HangUp,
-    IdempotencyTicket,
     Identifier,
     NewEvent,
     Records,
@@ -156,9 +156,9 @@ class AskForApproval(Endpoint):
     failure = "EVT_001"
     idempotent = True
 
-    async def respond(self, body: dict[str, Any], ticket: IdempotencyTicket | None = None) -> Approval:
+    async def respond(self, body: dict[str, Any]) -> Approval:
         request = msgspec.convert(body, ApprovalRequest)
-        asked = await approvals_of(self.sidecar).ask(self.claims, request, ticket)
+        asked = await approvals_of(self.sidecar).ask(self.claims, request)
         said = f"{asked.answer} by {asked.answered_by}" if asked.answer else "asked"
         self.acted_on = acted_on(asked, said)
         return asked
@@ -256,7 +256,7 @@ class Approvals:
 
     # -- asking
 
-    async def ask(self, claims: Claims, request: ApprovalRequest, ticket: IdempotencyTicket | None = None) -> Approval:
+    async def ask(self, claims: Claims, request: ApprovalRequest) -> Approval:
         """Publish what the holder of ``claims`` asks; it is open, or approved already where a rule allows its command.
         Raises RATE_001 where too much is open, AUTH_003 where the token may not publish.
         """
@@ -275,18 +275,16 @@ class Approvals:
             data |= {"state": "answered", "answer": APPROVE, "message": None, "answered_by": f"--agent-may {rule}"}
         event = self._event(answered if rule else asked, data)
 
-        def insert(records: Records) -> int:
+        def insert(records: Records) -> Approval:
             """Runs on the writer thread."""
             seq = records.insert_event(event)
-            if ticket:
-                ticket.remember(records, self._approval(event.type, seq, event.created, event.envelope["data"]))
-            return seq
+            return self._approval(event.type, seq, event.created, event.envelope["data"])
 
         async with self._asking:
             self._read_on()
             self._check_room(claims.sub)
-            seq = await self._storage.write(insert)
-        return self.find(self._bus.event_id(seq)).seen()
+            stored: Approval = await self._storage.write(ANSWERING.get()(insert))
+        return self.find(stored.approval_id).seen()
 
     def _check_room(self, subject: str) -> None:
         waiting = [asked.approval.agent_id for asked in self._asked.values() if asked.state == "open"]

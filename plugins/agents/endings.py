@@ -77,7 +77,7 @@ class AskingAgents(Agents):
             if (result := await self._ask("agent_result", row, "lines", **facts)) is not None:
                 body = {name: agent_facts(row)[name] for name in ("agent_id", "agent_type", "issue_id")}
                 body |= {"project_id": row["project"], "source": "sidecar", "result": msgspec.to_builtins(result)}
-                await self.results.store(body, None)
+                await self.results.store(body)
         except (ApiError, OSError) as error:
             log.error("agent %s: no result can be stored in its name: %s", row["id"], one_line(error))
 

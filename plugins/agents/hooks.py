@@ -37,7 +37,6 @@ from cco_sidecar import (
     Endpoint,
     Filter,
     HangUp,
-    IdempotencyTicket,
     Poll,
     PositionKey,
     Route,
@@ -52,6 +51,7 @@ from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, PATIENT, Dialect
 from cco_sidecar_plugins.agents.approvals import APPROVE, ApprovalRequest, approvals_of
 from cco_sidecar_plugins.agents.prompts import instructions, reader_of
+from cco_sidecar_plugins.http.repeats import IdempotencyTicket
 
 NEWS_BYTES = 2000
 LINE = 240  # characters of an event's data
@@ -362,10 +362,11 @@ class Sessions:
         content = msgspec.json.encode((given.session_id, given.tool_use_id, given.tool_name, given.tool_input))
         key = f"hook {hashlib.sha256(content).hexdigest()}"
         ticket = IdempotencyTicket(self._sidecar.storage, claims, "hook permission", key, content)
-        async with self._sidecar.repeats.setdefault(ticket.key, asyncio.Lock()):
+        async with ticket.lock():
             first = ticket.recall()
-            known = msgspec.json.decode(first)["approval_id"] if first else None
-            asked = known or (await approvals.ask(claims, request, ticket)).approval_id
+            with ticket.answering():
+                known = msgspec.json.decode(first)["approval_id"] if first else None
+                asked = known or (await approvals.ask(claims, request)).approval_id
         answer = await approvals.wait(claims, asked, PATIENT, hang_up)
         if answer.state == "open":  # the service stops: the program asks again
             raise ApiError("EVT_001")

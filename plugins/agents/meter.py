@@ -219,7 +219,7 @@ class ReportLogs(Endpoint):
         for data in warnings:
             log.warning("%(percent)d %% of the %(unit)s of this %(span)s are spent: %(spent)s of %(budget)s", data)
             event = {"publisher": "cco-sidecar", "topic": "coordination", "data": data}
-            await self.sidecar.bus.publish(row["project"], "budget_warning", event, None)
+            await self.sidecar.bus.publish(row["project"], "budget_warning", event)
         problem = {"rejectedLogRecords": rejected, "errorMessage": "they hold figures that are none"}
         return {"partialSuccess": problem} if rejected else {}
 

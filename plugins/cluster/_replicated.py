@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import random
 import time
+import typing
 import uuid
 from typing import Any
 
 import msgspec
 
 from cco_sidecar import (
+    ApiError,
+    Endpoint,
     Job,
     NewEvent,
     Outcome,
@@ -290,6 +293,19 @@ class ReplicatedStorage(GuardedStorage):
             "lag": max(0, self.log.heard - applied), "node": self.node, "peers": self.peers.seen(),
             "differs": DIFFERS,
         }  # fmt: skip
+
+
+class CatchingUp(Endpoint):
+    """Looks again for what is not there: another sidecar may have written it just now."""
+
+    async def work(self, path: tuple[str, ...]) -> Any:
+        try:
+            return await super().work(path)
+        except ApiError as error:
+            storage = typing.cast(ReplicatedStorage, self.sidecar.storage)
+            if self.body is not None or error.status not in (404, 410) or not await storage.catch_up():
+                raise
+            return await super().work(path)
 
 
 DIFFERS = (

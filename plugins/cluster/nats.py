@@ -4,7 +4,7 @@ replica that it reads.
 
 from __future__ import annotations
 
-from cco_sidecar import Agents, StartError, Storage, hookimpl
+from cco_sidecar import Agents, Endpoint, StartError, Storage, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.cluster._options import log_options
 
@@ -24,8 +24,12 @@ def storage(settings: PluginSettings) -> Storage | None:
 
 @hookimpl(tryfirst=True)
 def part_class(settings: PluginSettings, base: type) -> type | None:
-    if not settings.backend or not issubclass(base, Agents):
+    if not settings.backend or not issubclass(base, (Agents, Endpoint)):
         return None
-    from cco_sidecar_plugins.cluster._owners import OwningAgents
+    if issubclass(base, Agents):
+        from cco_sidecar_plugins.cluster._owners import OwningAgents
 
-    return type("OwningAgents", (OwningAgents, base), {})
+        return type("OwningAgents", (OwningAgents, base), {})
+    from cco_sidecar_plugins.cluster._replicated import CatchingUp
+
+    return type("CatchingUp", (CatchingUp, base), {})

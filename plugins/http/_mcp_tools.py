@@ -83,10 +83,11 @@ class Call:
         endpoint.path_args, answer = list(path), None
         try:
             if kind.body is None:
-                return await endpoint.respond(*path)
+                return await endpoint.work(path)
             if len(endpoint.upload) > kind.max_body:
                 raise too_large(kind.max_body)
-            answer = await endpoint._respond_to_body(path)
+            await endpoint._read_body()
+            answer = await endpoint.work(path)
             return answer
         except (ApiError, asyncio.CancelledError):
             raise
@@ -153,12 +154,12 @@ def within(
     headers: dict[str, str],
 ) -> Endpoint:  # fmt: skip
     """An endpoint of the API that works on behalf of another request. It has no connection and sends nothing."""
-    routes = (match.route for match in request.application.settings["matches"])
-    route = next(row for row in routes if issubclass(row.endpoint, kind))
-    endpoint = route.endpoint.__new__(route.endpoint)
+    served = request.application.served
+    route, made = next(row for row in served if issubclass(row[1], kind))
+    endpoint = made.__new__(made)
     endpoint.sidecar, endpoint.claims, endpoint.request_id = request.sidecar, request.claims, request.request_id
     endpoint.application, endpoint.hang_up = request.application, HangUp()
-    endpoint.path_names = tuple(name[1:-1] for name in route.path.split("/") if name[:1] == "{")
+    endpoint.path_names = route.path_names
     endpoint.error, endpoint._headers = None, tornado.httputil.HTTPHeaders()
     endpoint.upload = bytearray() if body is None else bytearray(msgspec.json.encode(body))
     place = route.path.format(**dict(zip(endpoint.path_names, path, strict=True)))

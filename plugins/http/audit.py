@@ -53,8 +53,8 @@ class AuditedEndpoint(Endpoint):
 
     answer: Any = None
 
-    async def _respond_to_body(self, path: tuple[str, ...]) -> Any:
-        self.answer = await super()._respond_to_body(path)
+    async def work(self, path: tuple[str, ...]) -> Any:
+        self.answer = await super().work(path)
         return self.answer
 
     def finished(self, status: int, seconds: float) -> None:

@@ -298,7 +298,7 @@ class GetDashboard(Endpoint):
     async def respond(self) -> DashboardFacts:
         sidecar, info = self.sidecar, self.sidecar.info
         types, may = sidecar.agent_types, sidecar.tokens.permissions(self.claims)
-        there = {f"{match.route.method} {match.route.path}" for match in self.application.settings["matches"]}
+        there = {f"{route.method} {route.path}" for route, _ in self.application.served}
         named = sorted(types.categories.items())
         return DashboardFacts(
             info.project_id, clean_text(sidecar.settings.root.name), info.version, info.instance_id, info.started_at,

@@ -71,8 +71,8 @@ class AnswerMcp(Endpoint):
     message_id: Any = None
     waiting: asyncio.Future[Any] | None = None  # what ends with the connection
 
-    async def _respond_to_body(self, path: tuple[str, ...]) -> Any:
-        message = await self._read_message()
+    async def work(self, path: tuple[str, ...]) -> Any:
+        message = self.given or {}
         self.message_id = message.get("id")
         asked = read_request(message, self.request.headers)
         method = METHODS.get((asked.method, asked.modern))
@@ -85,12 +85,12 @@ class AnswerMcp(Endpoint):
             raise asked.refusal(UNKNOWN_METHOD, f"Method not found: {asked.method[:100]}", code="REQ_002")
         return await method(self, asked)
 
-    async def _read_message(self) -> dict[str, Any]:
-        """The body as a message. Raises RpcError, and REQ_005."""
+    async def _read_body(self) -> None:
+        """Take the body as a message. Raises RpcError, and REQ_005."""
         if self.upload.lstrip()[:1] == b"[":
             raise RpcError(INVALID_REQUEST, "Batches are not taken: send one message")
         try:
-            return await self._read_body()
+            await super()._read_body()
         except ApiError as error:
             if error.code != "REQ_001":
                 raise

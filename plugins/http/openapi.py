@@ -298,7 +298,7 @@ class GetOpenAPI(Endpoint):
     async def respond(self) -> dict[str, Any]:
         settings = self.application.settings
         if "openapi" not in settings:
-            settings["openapi"] = openapi([match.route for match in settings["matches"]])
+            settings["openapi"] = openapi([route for route, _ in self.application.served])
         return settings["openapi"] | {"servers": [server(f"{self.request.protocol}://{self.request.host}")]}
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from typing import Any
 
 from cco_sidecar import (
+    Endpoint,
     Job,
     Outcome,
     Records,
@@ -31,6 +33,22 @@ log = logging.getLogger("cco")
 @hookimpl
 def storage(settings: PluginSettings) -> Storage:
     return GuardedStorage(settings)
+
+
+@hookimpl(trylast=True)  # what is answered again needs no room
+def part_class(base: type) -> type | None:
+    return type("BoundedBody", (BoundedBody, base), {}) if issubclass(base, Endpoint) else None
+
+
+class BoundedBody(Endpoint):
+    """A body is only taken where there is room for it."""
+
+    async def work(self, path: tuple[str, ...]) -> Any:
+        storage = self.sidecar.storage
+        if self.body is None or not isinstance(storage, LimitedStorage):
+            return await super().work(path)
+        async with storage.room(len(self.upload)):
+            return await super().work(path)
 
 
 class GuardedStorage(LimitedStorage):

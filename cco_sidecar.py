@@ -103,7 +103,7 @@ try:
     import tornado.iostream
     import tornado.netutil
     import tornado.web
-    from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+    from msgspec import Meta, Raw, Struct
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
@@ -546,67 +546,6 @@ class SpawnRequest(Struct, omit_defaults=True):
 
 AgentState = Literal["starting", "running", "completed", "failed", "killed", "timeout", "lost"]
 AGENT_GROUPS = {"active": ("starting", "running"), "completed": ("completed",), "failed": ("failed", "timeout", "lost")}
-
-
-class ProjectStructure(Struct):
-    """The project's files as git lists them; the totals are true even where the lists were cut."""
-
-    root: str
-    files: list[str]
-    directories: list[str]
-    total_files: int
-    total_size_bytes: int
-
-
-class RelevantFile(Struct, omit_defaults=True):
-    """A file in a context. ``checksum`` is of ``content``; ``size`` and ``last_modified`` are of the file on disk.
-
-    ``truncated`` content is the parts of the file that ``line_ranges`` name (first and last line, from 1), each under a
-    line that says so, or without ``line_ranges`` the beginning of the file.
-    """
-
-    path: str
-    content: str
-    last_modified: str
-    size: int
-    language: str
-    checksum: str
-    score: float | UnsetType = UNSET
-    reasons: list[str] = []
-    truncated: bool = False
-    redactions: int = 0
-    line_ranges: list[tuple[int, int]] = []
-
-
-class GitContext(Struct):
-    """The state of the repository; null and empty where there is none."""
-
-    branch: str | None
-    recent_commits: list[Commit]
-    uncommitted_changes: list[Change]
-    remote: str | None
-    remote_url: str | None
-
-
-class Commit(Struct):
-    """A commit of the project."""
-
-    hash: str
-    message: str
-    author: str
-    timestamp: str | None  # null where git can read none
-    files_changed: list[str]  # empty where it is not known: at the edge of a shallow or partial clone
-
-
-ChangeStatus = Literal["modified", "added", "deleted", "renamed", "untracked"]
-
-
-class Change(Struct):
-    """An uncommitted change; ``diff`` is "+added -removed" lines, null for untracked and binary files."""
-
-    path: str
-    status: ChangeStatus
-    diff: str | None
 
 
 class NoQuery(Struct):
@@ -3729,7 +3668,7 @@ class Contexts:
         self._pool = Pool("contexts", 8, 120)
         self._cache = collections.OrderedDict[ContextKey, tuple[str, bytes]]()  # ETag, and what all answers share
         self._building: dict[str, asyncio.Task[BuiltContext]] = {}  # by ETag
-        self._bytes = self._hits = self._misses = 0
+        self._hits = self._misses = 0
         reader = hooks.part("project_reader", Project, settings=settings)
         self._project: Project = reader or Project(settings.root, settings.storage)
         also = [names for _, names in hooks.ask("section_files")]
@@ -3739,8 +3678,6 @@ class Contexts:
         self._plugins = tuple(sorted(plugin.name for plugin in hooks.loaded))
 
     def start(self) -> None:
-        for shape in CONTEXT_SECTIONS.values():  # msgspec 0.22 crashes where two threads are the first to use a type
-            msgspec.json.Decoder(shape)
         self._index_folder.mkdir(mode=0o700, exist_ok=True)
         self._loop = asyncio.get_running_loop()
         self._starting = asyncio.gather(self.prepare(), return_exceptions=True)
@@ -3810,11 +3747,10 @@ class Contexts:
         """Keep a context that was built, unless its ETag is now another."""
         del self._building[etag]
         if not building.cancelled() and not building.exception() and building.result()[2] == etag:
-            self._drop(key)
             self._cache[key] = etag, building.result()[1]
-            self._bytes += len(building.result()[1])
-        while self._bytes > self._settings.cache_size_mb * MB:
-            self._drop(next(iter(self._cache)))
+            self._cache.move_to_end(key)
+        while self._cached_bytes() > self._settings.cache_size_mb * MB:
+            self._cache.popitem(last=False)
 
     def _build(
         self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState, etag: str
@@ -3895,17 +3831,15 @@ class Contexts:
 
     # -- the cache
 
-    def _drop(self, key: ContextKey) -> int:
-        size = len(self._cache.pop(key, ("", b""))[1])
-        self._bytes -= size
-        return size
+    def _cached_bytes(self) -> int:
+        return sum(len(content) for _, content in self._cache.values())
 
     def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
         """Forget the contexts of an issue and agent type (None: of all); (entries, bytes) that were there."""
         found = [
             key for key in self._cache if issue_id in (None, key.issue_id) and agent_type in (None, key.agent_type)
         ]
-        return len(found), sum(self._drop(key) for key in found)
+        return len(found), sum(len(self._cache.pop(key)[1]) for key in found)
 
     def _changed(self) -> None:
         """The project changed; called in any thread."""
@@ -3918,19 +3852,13 @@ class Contexts:
     def statistics(self) -> dict[str, Any]:
         looked = self._hits + self._misses
         return {
-            "context_cache_entries": len(self._cache), "context_cache_bytes": self._bytes,
+            "context_cache_entries": len(self._cache), "context_cache_bytes": self._cached_bytes(),
             "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0, "watching": self._project.watching,
         }  # fmt: skip
 
 
 BuiltContext = tuple[bytes, bytes, str]  # as ``Contexts.answer`` gives it, and its ETag
-CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order, with their types
-    "project_structure": ProjectStructure,
-    "relevant_files": list[RelevantFile],
-    "git_context": GitContext,
-    "previous_agent_outputs": list[dict[str, Any]],
-    "metadata": dict[str, Any],
-}
+CONTEXT_SECTIONS = ("project_structure", "relevant_files", "git_context", "previous_agent_outputs", "metadata")
 
 
 @functools.lru_cache(64)  # hashing takes longer than all else of a cached context
@@ -4075,6 +4003,37 @@ class ProjectState(Struct, frozen=True):
     head: str | None
     digest: str
     own: frozenset[str] = frozenset()  # the service's files, of which contexts say nothing; they are not in ``files``
+
+
+class GitContext(Struct):
+    """The state of the repository; null and empty where there is none."""
+
+    branch: str | None
+    recent_commits: list[Commit]
+    uncommitted_changes: list[Change]
+    remote: str | None
+    remote_url: str | None
+
+
+class Commit(Struct):
+    """A commit of the project."""
+
+    hash: str
+    message: str
+    author: str
+    timestamp: str | None  # null where git can read none
+    files_changed: list[str]  # empty where it is not known: at the edge of a shallow or partial clone
+
+
+ChangeStatus = Literal["modified", "added", "deleted", "renamed", "untracked"]
+
+
+class Change(Struct):
+    """An uncommitted change; ``diff`` is "+added -removed" lines, null for untracked and binary files."""
+
+    path: str
+    status: ChangeStatus
+    diff: str | None
 
 
 def is_young(moment: int, now: int) -> bool:
@@ -5257,15 +5216,17 @@ class ReferenceSections:
         }
 
 
-def describe_structure(project: ProjectState, most: int) -> ProjectStructure:
+def describe_structure(project: ProjectState, most: int) -> dict[str, Any]:
     """The structure of a project; of its names, those that are deepest are left out beyond ``most`` letters."""
     names = [clean_text(file.path) for file in project.files]
     folders = {name.rpartition("/")[0] for name in names}
     while above := {folder.rpartition("/")[0] for folder in folders} - folders:
         folders |= above
-    size = sum(file.size for file in project.files)
-    listed, folders_listed = shallowest(names, most), shallowest(sorted(folders - {""}), most)
-    return ProjectStructure(clean_text(project.root), listed, folders_listed, len(names), size)
+    return {
+        "root": clean_text(project.root), "files": shallowest(names, most),
+        "directories": shallowest(sorted(folders - {""}), most), "total_files": len(names),
+        "total_size_bytes": sum(file.size for file in project.files),
+    }  # fmt: skip
 
 
 def shallowest(names: list[str], most: int) -> list[str]:
@@ -5274,9 +5235,9 @@ def shallowest(names: list[str], most: int) -> list[str]:
     return names if not ends or ends[-1] <= most else sorted(by_depth[: bisect.bisect(ends, most)])
 
 
-def choose_files(request: ContextRequest) -> list[FileChoice]:
+def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
     """The text files worth reading, best first: read, redacted, somewhat more than can be given. Blocks."""
-    chosen: list[FileChoice] = []
+    chosen: list[dict[str, Any]] = []
     left = 1.25 * request.max_bytes  # what is too large for the rest of the room is passed over later
     for item in request.ranked:
         if len(chosen) > request.max_files or left <= 0:  # one more than asked for: so it shows that some were left out
@@ -5285,19 +5246,15 @@ def choose_files(request: ContextRequest) -> list[FileChoice]:
             continue
         (content, redactions), facts, cut = redact(found[0]), *found[1:]
         left -= min(len(content), request.max_bytes / 4)
-        chosen.append(FileChoice(
-            clean_text(item.path), content, iso(facts.st_mtime), facts.st_size, language_of(item.path),
-            checksum(content), round(item.score, 4), list(map(clean_text, item.reasons)), cut, redactions,
-            chunks=item.chunks, matched=item.matched,
-        ))  # fmt: skip
+        file = {
+            "path": clean_text(item.path), "content": content, "last_modified": iso(facts.st_mtime),
+            "size": facts.st_size, "language": language_of(item.path), "checksum": checksum(content),
+            "score": round(item.score, 4), "matched": item.matched,
+        }  # fmt: skip
+        reasons = list(map(clean_text, item.reasons))
+        also = {"reasons": reasons, "truncated": cut, "redactions": redactions, "chunks": item.chunks}
+        chosen.append(file | {name: value for name, value in also.items() if value})
     return chosen
-
-
-class FileChoice(RelevantFile):
-    """A file before it is known whether it fits, with what RankedFile says of it."""
-
-    chunks: list[tuple[int, float]] = []
-    matched: bool = True
 
 
 def project_type(root: Path, names: list[str]) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from cco_sidecar import (
-    CONTEXT_SECTIONS,
     ApiError,
     ContextRequest,
     Contexts,
@@ -25,6 +24,7 @@ from cco_sidecar import (
     log,
     one_line,
 )
+from cco_sidecar_plugins.context._sections import CONTEXT_SECTIONS
 from cco_sidecar_plugins.context.keywords import WORDS, task_words
 
 SHARES = {  # of the budget, what a section keeps at most where the files need the room
@@ -43,6 +43,11 @@ def part_class(base: type) -> type | None:
 
 class BoundedContexts(Contexts):
     """Passes over sections for which there is no room, and those that are not what their names say."""
+
+    def start(self) -> None:
+        for shape in CONTEXT_SECTIONS.values():  # msgspec 0.22 crashes where two threads are the first to use a type
+            msgspec.json.Decoder(shape)
+        super().start()
 
     def sections(self, request: ContextRequest) -> Sections:
         sections: Sections = {}

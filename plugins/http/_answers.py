@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from cco_sidecar import AgentState, GitContext, LoadedPlugin, NextAgent, ProjectStructure, RelevantFile, ResultBody
+from cco_sidecar import AgentState, GitContext, LoadedPlugin, NextAgent, ResultBody
+from cco_sidecar_plugins.context._sections import ProjectStructure, RelevantFile
 
 
 class ResultStored(Struct):

@@ -1,0 +1,48 @@
+"""The types of a context's sections: what plugins give is held to them, and the OpenAPI document tells them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET, Struct, UnsetType
+
+from cco_sidecar import GitContext
+
+
+class ProjectStructure(Struct):
+    """The project's files as git lists them; the totals are true even where the lists were cut."""
+
+    root: str
+    files: list[str]
+    directories: list[str]
+    total_files: int
+    total_size_bytes: int
+
+
+class RelevantFile(Struct, omit_defaults=True):
+    """A file in a context. ``checksum`` is of ``content``; ``size`` and ``last_modified`` are of the file on disk.
+
+    ``truncated`` content is the parts of the file that ``line_ranges`` name (first and last line, from 1), each under a
+    line that says so, or without ``line_ranges`` the beginning of the file.
+    """
+
+    path: str
+    content: str
+    last_modified: str
+    size: int
+    language: str
+    checksum: str
+    score: float | UnsetType = UNSET
+    reasons: list[str] = []
+    truncated: bool = False
+    redactions: int = 0
+    line_ranges: list[tuple[int, int]] = []
+
+
+CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order
+    "project_structure": ProjectStructure,
+    "relevant_files": list[RelevantFile],
+    "git_context": GitContext,
+    "previous_agent_outputs": list[dict[str, Any]],
+    "metadata": dict[str, Any],
+}

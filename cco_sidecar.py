@@ -703,9 +703,6 @@ class Parts:
         its ``send`` gets the bytes of each answer, its ``finished`` hears of each request.
         """
 
-    def meter(self, settings: Settings) -> Meter | None:
-        """The meter of what agents spend: a Meter. Asked when the storage folder is there."""
-
 
 class SidecarInfo(Struct, frozen=True):
     """The content of ``sidecar.json``, by which clients find the running service."""
@@ -1087,8 +1084,6 @@ class Sidecar:
             parts.enter_context(instance_lock(settings.storage))
             parts.callback(remove_sidecar_json, settings.storage)
             self.tokens.load_secret()
-            self.agents.meter = self.hooks.part("meter", Meter, settings=settings) or self.agents.meter
-            parts.callback(self.agents.meter.close)
             self.storage.start()
             parts.callback(self.storage.close)
             self.results.start()
@@ -1099,7 +1094,7 @@ class Sidecar:
             self.tokens.start(self.hooks)
             self.contexts.start()
             parts.push_async_callback(self.contexts.close)
-            self.agents.url = self.info.url + "/api"
+            self.agents.launcher.url = self.info.url + "/api"
             await self.agents.start()
             self.process.cpu_percent()  # measures nothing yet: each call covers the time since the one before
             self._parts = parts.pop_all()
@@ -1642,7 +1637,6 @@ class Endpoint(Handler):
                 # Popped, so that a token is not kept in memory for as long as a poll takes.
                 self.claims = sidecar.tokens.verify(request.headers.pop("Authorization", None))
                 if not self.aside:
-                    sidecar.agents.heard_from(self.claims.sub, str(request.method), request.path)
                     self.allowance = sidecar.limits.spend(self.claims)
                 sidecar.tokens.check_permission(self.claims, self.permission)
                 if sidecar.hooks.implementations("permission_policy"):
@@ -1912,7 +1906,7 @@ class GetContext(Endpoint):
             self.set_status(304)
         return content
 
-    def reader(self, issue_id: str) -> Reader | None:
+    def reader(self, issue_id: str) -> object:
         """The reader of the brief that is asked for in the place of JSON. The plugin brief derives from this."""
         return None
 
@@ -1931,8 +1925,8 @@ class StoreResult(Endpoint):
         self.sidecar.tokens.check_identity(self.claims, body["agent_id"], body["agent_type"])
         if body.get("source") == "sidecar":
             raise ApiError("AUTH_003", "Only the service stores results in others' names", details={"path": "source"})
-        with self.sidecar.agents.heard_out(self.claims.sub):
-            return await self.sidecar.results.store(body)
+        self.sidecar.tokens.check_revoked(self.claims.sub)  # while the body came
+        return await self.sidecar.results.store(body)
 
 
 class PublishEvent(Endpoint):
@@ -2001,7 +1995,7 @@ class AgentEndpoint(Endpoint):
 
     def find(self, agent_id: str) -> dict[str, Any]:
         """The agent's row; raises REQ_002, and AUTH_003 where it works on another issue than the token's."""
-        row = self.sidecar.agents.ledger.find(self.claims.project_id, agent_id)
+        row = self.sidecar.agents.find(self.claims.project_id, agent_id)
         self.acted_on = {"issue_id": row["issue"]}
         self.sidecar.tokens.check_issue(self.claims, row["issue"])
         return row
@@ -2107,7 +2101,7 @@ class GetStatus(Endpoint):
         with contextlib.suppress(StorageError):
             await sidecar.storage.write(lambda records: None)
         return {
-            "agents": sidecar.agents.ledger.statistics(),
+            "agents": agent_statistics(sidecar.storage.read, sidecar.settings.project),
             "storage": {
                 **sidecar.contexts.statistics(),
                 "results_stored": sidecar.storage.read.count_results(sidecar.settings.project),
@@ -2116,7 +2110,6 @@ class GetStatus(Endpoint):
             },
             "events": sidecar.bus.statistics(),
             "performance": self.performance(),
-            "spent": await sidecar.disk.run(sidecar.agents.meter.statistics),
             "timestamp": iso(),
         }
 
@@ -3691,7 +3684,7 @@ class Contexts:
         await self._pool.run(self._project.start, self._changed)
 
     async def get(
-        self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", reader: Reader | None = None
+        self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", reader: object = None
     ) -> tuple[bytes, str]:
         """The context of an issue for an agent type as JSON, or as a plugin's brief for ``reader``, and its ETag; no
         content where ``known``, an If-None-Match, names the ETag. Raises AGT_002 and REQ_002 (404), CTX_001, CTX_002.
@@ -4311,7 +4304,7 @@ class ContextKey(Struct, frozen=True, kw_only=True):
     task: str
     max_bytes: int
     max_files: int
-    reader: Reader | None = None  # whose brief it is
+    reader: object = None  # whose brief it is, where the plugin brief makes one
 
 
 class ContextRequest(ContextKey, frozen=True, kw_only=True):
@@ -4386,7 +4379,8 @@ class Agents:
         self, storage: Storage, tokens: Tokens, contexts: Contexts, results: Results, hooks: Hooks, types: AgentTypes,
         settings: Settings,
     ) -> None:  # fmt: skip
-        self.tokens, self.results, self.hooks, self.settings, self._types = tokens, results, hooks, settings, types
+        self.storage, self.tokens, self.results, self.hooks = storage, tokens, results, hooks
+        self.settings, self._types = settings, types
         self._folder = settings.storage / "agents"
         launcher = hooks.derived("part_class", Launcher, settings=settings)
         self.launcher: Launcher = launcher(contexts, tokens, types, hooks, settings)
@@ -4394,11 +4388,7 @@ class Agents:
         self.processes: Processes = hooks.part("process_owner", Processes, settings=settings) or Processes(settings)
         self.output = self.processes.output
         self.active: dict[str, Running] = {}
-        self.ledger = AgentLedger(storage, settings.project, self.active)
-        self.meter = Meter()  # until the storage folder is there
         self._stopping = False
-        self._stranger = Running({}, self._folder)  # who is no agent
-        self.url = ""
 
     # -- spawning
 
@@ -4412,19 +4402,23 @@ class Agents:
             raise ApiError("AGT_001", "The service is stopping")
         if (number := len(self.active)) >= self.settings.max_agents:
             raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
-        read = self.ledger.storage.read
-        parent = read.agent(self.settings.project, claims.sub)  # None: no agent of ours asks
+        parent = self.storage.read.agent(self.settings.project, claims.sub)  # None: no agent of ours asks
         row = self.launcher.row(claims, body, 1 + (parent["depth"] or 1 if parent else 0))
-        self.check_room(row, read)
+        self.check_room(row, self.storage.read)
+
+        def begin(records: Records) -> dict[str, Any]:
+            self.check_room(row, records)
+            records.insert_agent(row)
+            return spawned_answer(row, "", [])
+
         # From here on it counts, so that a thousand at once cannot pass the limit.
         running = self.active[row["id"]] = Running(row, self._folder / row["id"], asyncio.current_task())
         what = ""
         try:
-            reader = self.launcher.reader(row, running.folder, self.url)
-            files = await self.launcher.files(body, reader)
-            await self.ledger.begin(row, self.check_room)
+            files = await self.launcher.files(running, body)
+            await self.storage.write(ANSWERING.get()(begin))
             self._renew_token(running)
-            command, ignored = await self.launcher.command(running, files, body.get("environment") or {}, reader)
+            command, ignored = await self.launcher.command(running, files, body.get("environment") or {})
             what = f"{Path(command.argv[0]).name}: "
             await self.processes.start(running, command)
             await self._run(running)
@@ -4448,7 +4442,8 @@ class Agents:
         """Write down that an agent has a process, and watch it from now on."""
         row = running.row
         row["state"] = "running"
-        await self.ledger.update(row["id"], state="running", pid=row["pid"], birth=row["birth"])
+        facts = {"state": "running", "pid": row["pid"], "birth": row["birth"]}
+        await self.storage.write(lambda records: records.update_agent(row["id"], **facts))
         running.task = asyncio.create_task(self._watch(running))
 
     async def _give_up(self, running: Running, reason: str | None) -> None:
@@ -4457,9 +4452,9 @@ class Agents:
         if running.row["pid"]:
             running.grace = 0.0
             await self.processes.end(running)
-        facts = {"state": "failed", "ended": time.time(), "pid": None}
+        row = running.row | {"state": "failed", "ended": time.time(), "pid": None, "reason": reason}
         with contextlib.suppress(StorageError):  # the caller is being told about the failure that came first
-            await self.ledger.over(running.row | {"reason": reason}, facts)
+            await self.storage.write(functools.partial(end_agent, row, []))
         await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
         self.active.pop(running.row["id"], None)
 
@@ -4506,7 +4501,7 @@ class Agents:
         row, code, now = running.row, running.exit_code, time.time()
         by_itself: AgentState = "completed" if code == 0 else "failed"
         if code is None:  # then a success that the agent stored speaks for it
-            stored = self.ledger.storage.read.success_since(row["project"], row["id"], row["started"] - 1)
+            stored = self.storage.read.success_since(row["project"], row["id"], row["started"] - 1)
             by_itself = "completed" if stored else "lost"
         row |= {
             "state": running.ended_as or by_itself, "exit_code": code,
@@ -4517,38 +4512,25 @@ class Agents:
         for name in token_files(""):
             with contextlib.suppress(OSError):
                 (running.folder / name).unlink()
-        while running.calls:  # what the agent had sent before its end
-            await asyncio.sleep(0.01)
         tail = await self.disk.run(self.output(row["id"]).tail, 5)
         while True:
             try:
                 await self.judge(running)
-                told = await self.ledger.ended(row, tail, self.meter.figures(row["id"]))
+                told = self.last_word(self.whole(row), tail)
+                names = ["agent_exited"] + (["agent_failed"] if row["state"] in AGENT_GROUPS["failed"] else [])
+                submission = {"publisher": row["id"], "topic": "coordination", "data": told}
+                events = [new_event(row["project"], name, submission) for name in names]
+                await self.storage.write(functools.partial(end_agent, row, events))
                 break
             except StorageError as error:  # the end is a fact that must not be forgotten: again when the disk is back
                 log.error("agent %s: its end cannot be stored: %s", row["id"], storage_fault(error))
                 await asyncio.sleep(1)
+        self.active.pop(row["id"], None)
         self.hooks.tell("agent_ended", agent=told)
         log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], code)
 
     async def judge(self, running: Running) -> None:
         """Add to an ended agent's row what else is known of its end, which is not stored yet. After a crash, again."""
-
-    def heard_from(self, subject: str, method: str, path: str) -> None:
-        """An agent's token was used."""
-        if running := self.active.get(subject):
-            running.row["last_call"] = (method, without_tokens(path)[:200], time.time())
-
-    @contextlib.contextmanager
-    def heard_out(self, subject: str) -> Iterator[None]:
-        """Answer an agent's request in this context: its end waits. Raises AUTH_001 after the end."""
-        self.tokens.check_revoked(subject)
-        running = self.active.get(subject, self._stranger)
-        running.calls += 1
-        try:
-            yield
-        finally:
-            running.calls -= 1
 
     async def end(self, agent_id: str, *, force: bool = False) -> bool:
         """Order an agent's end, which a crash does not forget, at once with ``force``; False where it has ended."""
@@ -4557,7 +4539,7 @@ class Agents:
             return False
         running.grace = 0.0 if force else running.grace
         if not running.ordered.is_set():
-            await self.ledger.update(agent_id, ordered=1)
+            await self.storage.write(lambda records: records.update_agent(agent_id, ordered=1))
             running.ordered.set()
         return True
 
@@ -4568,7 +4550,7 @@ class Agents:
         agent's time limit and output go on, and it gets a fresh token.
         """
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        rows = self.ledger.storage.read.unfinished_agents(self.settings.project)
+        rows = self.storage.read.unfinished_agents(self.settings.project)
         # Before the first await: requests are answered from then on.
         self.active.update((row["id"], Running(row, self._folder / row["id"])) for row in rows)
         await self.processes.open()
@@ -4601,81 +4583,43 @@ class Agents:
 
     # -- asking
 
-    def describe(self, row: dict[str, Any]) -> dict[str, Any]:
-        """An agent as readers get it, with the last lines of its output. Blocks."""
-        return agent_answer(row, self.output(row["id"])) | self.meter.figures(row["id"])
-
-
-class AgentLedger:
-    """The agents on disk: who was spawned, and what became of each; of running ones, what is not on disk yet."""
-
-    LIVE = "cpu memory peak_memory processes measured last_call".split()  # in memory alone while an agent runs
-    END = ["state", "ended", "exit_code", "signal", *LIVE]
-
-    def __init__(self, storage: Storage, project: str, active: dict[str, Running]) -> None:
-        self.storage, self._project, self._active = storage, project, active
-
-    async def begin(self, row: dict[str, Any], check: Callable[[dict[str, Any], Records], None]) -> None:
-        """A new row that passes the check."""
-
-        def job(records: Records) -> dict[str, Any]:
-            check(row, records)
-            records.insert_agent(row)
-            return spawned_answer(row, "", [])
-
-        await self.storage.write(ANSWERING.get()(job))
-
-    async def update(self, agent_id: str, **facts: Any) -> None:
-        await self.storage.write(lambda records: records.update_agent(agent_id, **facts))
-
-    async def over(self, row: dict[str, Any], facts: dict[str, Any], events: Sequence[NewEvent] = ()) -> None:
-        """Record an end, its events and the end of its token as one."""
-
-        def job(records: Records) -> None:
-            records.update_agent(row["id"], **facts)
-            records.add_outcome(row["id"], reason=row["reason"])
-            records.revoke(row["project"], row["id"])
-            for event in events:
-                records.insert_event(event)
-
-        await self.storage.write(job)
-
-    async def ended(self, row: dict[str, Any], tail: list[str], spent: dict[str, Any]) -> dict[str, Any]:
-        """Record the end of an agent that had a process; what its events say."""
-        cpu, found = row["cpu"], self.storage.read.result_of(row["project"], row["id"])
-        told = agent_facts(row) | spent | {
-            "cpu_seconds": None if cpu is None else round(cpu, 3), "peak_memory_bytes": row["peak_memory"],
-            "output_tail": [line[:300] for line in tail], "result_id": found["result_id"],
-        }  # fmt: skip
-        names = ["agent_exited"] + (["agent_failed"] if row["state"] in AGENT_GROUPS["failed"] else [])
-        submission = {"publisher": row["id"], "topic": "coordination", "data": told}
-        facts = {name: row[name] for name in self.END} | {"last_call": json.dumps(row["last_call"]), "seen": "[]"}
-        await self.over(row, facts, [new_event(row["project"], name, submission) for name in names])
-        self._active.pop(row["id"], None)
-        return told
-
     def find(self, project: str, agent_id: str) -> dict[str, Any]:
-        """An agent's row with its latest result and usage; raises REQ_002."""
+        """All that is known of an agent; raises REQ_002."""
         row = self.storage.read.agent(project, agent_id)
         if row is None:
             raise ApiError("REQ_002", f"No agent {agent_id}")
         return self.whole(row)
 
     def whole(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row with its agent's latest result, and what is known of a running one at this moment."""
-        if running := self._active.get(row["id"]):
-            row |= {name: running.row[name] for name in self.LIVE}
+        """An agent's row with what is known beside it at this moment: its latest result. Called on the loop."""
         return row | self.storage.read.result_of(row["project"], row["id"])
 
-    def statistics(self) -> dict[str, Any]:
-        read = self.storage.read
-        by_state, by_type = read.count_agents(self._project), read.count_active_types(self._project)
-        return {
-            "active": sum(by_type.values()), "completed": by_state.get("completed", 0),
-            "failed": sum(by_state.get(state, 0) for state in AGENT_GROUPS["failed"]),
-            "killed": by_state.get("killed", 0), "spawned_total": sum(by_state.values()), "by_type": by_type,
-            "avg_execution_time_ms": round(read.mean_agent_seconds(self._project) * 1000, 3),
-        }  # fmt: skip
+    def describe(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A whole row as readers get it, with the last lines of the agent's output. Blocks."""
+        return agent_facts(row) | {"output_tail": self.processes.output(row["id"]).tail(20)}
+
+    def last_word(self, row: dict[str, Any], tail: list[str]) -> dict[str, Any]:
+        """The data of the events of an agent's end."""
+        return agent_facts(row) | {"output_tail": [line[:300] for line in tail]}
+
+
+def end_agent(row: dict[str, Any], events: list[NewEvent], records: Records) -> None:
+    """Record an end, its events and the end of its token. On the writer thread."""
+    records.update_agent(row["id"], **{name: row[name] for name in ("state", "ended", "exit_code", "signal", "pid")})
+    records.add_outcome(row["id"], reason=row["reason"])
+    records.revoke(row["project"], row["id"])
+    for event in events:
+        records.insert_event(event)
+
+
+def agent_statistics(read: Records, project: str) -> dict[str, Any]:
+    by_state, by_type = read.count_agents(project), read.count_active_types(project)
+    return {
+        "active": sum(by_type.values()), "completed": by_state.get("completed", 0),
+        "failed": sum(by_state.get(state, 0) for state in AGENT_GROUPS["failed"]),
+        "killed": by_state.get("killed", 0), "spawned_total": sum(by_state.values()), "by_type": by_type,
+        "avg_execution_time_ms": round(read.mean_agent_seconds(project) * 1000, 3),
+    }  # fmt: skip
 
 
 def spawned_answer(row: dict[str, Any], token: str, ignored: list[str]) -> dict[str, Any]:
@@ -4686,31 +4630,12 @@ def spawned_answer(row: dict[str, Any], token: str, ignored: list[str]) -> dict[
     }  # fmt: skip
 
 
-def agent_answer(row: dict[str, Any], output: Output) -> dict[str, Any]:
-    """An agent's row, its measurements and its output as readers get them. Blocks."""
-
-    def age(moment: float) -> float:
-        return round(max(0.0, time.time() - moment), 3)
-
-    call = None
-    if row["last_call"] is not None:
-        method, path, moment = row["last_call"]
-        call = {"method": method, "path": path, "at": iso(moment), "age_seconds": age(moment)}
-    written = output.last_written()
-    return agent_facts(row) | {
-        "output_tail": output.tail(20), "task": redact(row["task"])[0], "parent": row["parent"],
-        "result_id": row["result_id"], "result_status": row["result_status"], "depth": row["depth"] or 1,
-        "state_age_seconds": age(row["ended"] or row["started"]), "usage": None, "last_call": call,
-        "last_output_at": written and iso(written), "last_output_age_seconds": written and age(written),
-    }  # fmt: skip
-
-
 def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
     """The facts of an agent that answers and the events of its end have in common."""
     return {
         "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
         "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"], "started_at": iso(row["started"]),
-        "ended_at": row["ended"] and iso(row["ended"]), "reason": row["reason"],
+        "ended_at": row["ended"] and iso(row["ended"]), "reason": row["reason"], "result_id": row["result_id"],
     }  # fmt: skip
 
 
@@ -4730,19 +4655,15 @@ class Launcher:
         ("all_files", "source_files", "test_files", "security_policies", "dependency_manifests"), "relevant_files"
     )  # fmt: skip
     PROMPT = """\
-You are {agent_id}, a {agent_type} in a team of agents that works on issue {issue_id} of the repository in your working\
- directory. Your task: {task}
-
-Read your context first (JSON: files worth reading, git state, what earlier agents decided): {context_file}
-
-You may: {permissions}. Never print your token. When you are done, store your result (success, failed or partial):
+You are {agent_id}, a {agent_type} that works on issue {issue_id} in your working directory. Your task: {task}
+Read your context first: {context_file}. When you are done, store your result (success, failed or partial):
   curl -sS -K {curl_file} {url}/results -d '{{"agent_id": "{agent_id}", "agent_type": "{agent_type}",
     "issue_id": "{issue_id}", "project_id": "{project_id}", "result": {{"status": "success", "decisions": ["..."]}}}}'
 """
 
     def __init__(self, contexts: Contexts, tokens: Tokens, types: AgentTypes, hooks: Hooks, settings: Settings) -> None:
         self.contexts, self.tokens, self.types, self.hooks, self.settings = contexts, tokens, types, hooks, settings
-        self._pool = Pool("launch", 8, 30)
+        self._pool, self.url = Pool("launch", 8, 30), ""
 
     def row(self, claims: Claims, body: dict[str, Any], depth: int) -> dict[str, Any]:
         """The ledger's row of a new agent, which may no more than its type, than was asked for, than its spawner."""
@@ -4758,26 +4679,15 @@ You may: {permissions}. Never print your token. When you are done, store your re
             "only_issue": body["issue_id"] if body.get("issue_only") else claims.issue_id, "depth": depth,
         }  # fmt: skip
 
-    def token(self, row: dict[str, Any], *, lasting: bool = False) -> str:
-        """A token with exactly what the row grants; a ``lasting`` one for as long as its agent may live, for a program
-        that reads it once.
-        """
-        life = int(row["time_limit"]) + 60 if lasting else None
+    def token(self, row: dict[str, Any], ttl: int | None = None) -> str:
+        """A token with exactly what the row grants."""
         granted = {"permissions": row["permissions"], "issue_id": row["only_issue"], "bound": True}
-        return self.tokens.mint(row["id"], row["type"], ttl=life, **granted)
+        return self.tokens.mint(row["id"], row["type"], ttl=ttl, **granted)
 
-    def reader(self, row: dict[str, Any], folder: Path | None, url: str) -> Reader:
-        """The agent of a ledger's row as a reader; without a folder, somebody with a token alone."""
-        curl_file = str(folder / "curl") if folder else "CURL_FILE"
-        return Reader(row["id"], row["type"], row["issue"], row["project"], tuple(row["permissions"]), url, curl_file)
-
-    async def files(self, body: dict[str, Any], reader: Reader) -> dict[str, bytes]:
+    async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
         """The files that an agent is to read, by name, for a validated request. Raises REQ_001, REQ_002, AGT_001."""
         limit = BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
-        return {"context.json": await self.context_file(body, limit)}
-
-    async def context_file(self, body: dict[str, Any], max_bytes: int) -> bytes:
-        return msgspec.json.encode(await self.context(body, max_bytes))
+        return {"context.json": msgspec.json.encode(await self.context(body, limit))}
 
     async def context(self, body: dict[str, Any], max_bytes: int) -> dict[str, Any]:
         """The context for a request, with only the sections that it names."""
@@ -4802,11 +4712,11 @@ You may: {permissions}. Never print your token. When you are done, store your re
             context |= {"total_size_bytes": json_size(sections), "file_count": len(sections.get("relevant_files", []))}
         return context
 
-    def prompt(self, launch: AgentLaunch, reader: Reader) -> str:
+    def prompt(self, running: Running, launch: AgentLaunch) -> str:
         """The text by which a coding agent can work through this service."""
-        facts = msgspec.structs.asdict(reader) | msgspec.structs.asdict(launch)
-        facts["permissions"] = ", ".join(reader.permissions) or "nothing but wait for events"
-        return self.PROMPT.format(**facts | {"curl_file": shlex.quote(reader.curl_file)})
+        more = {"url": self.url, "project_id": running.row["project"]}
+        curl_file = shlex.quote(str(running.folder / "curl"))
+        return self.PROMPT.format(**msgspec.structs.asdict(launch), **more, curl_file=curl_file)
 
     def may_set(self, variable: str) -> bool:
         """Whether a request may set a variable, which is given in capitals."""
@@ -4817,7 +4727,7 @@ You may: {permissions}. Never print your token. When you are done, store your re
         return {name: value for name, value in os.environ.items() if not name.startswith("CCO_SIDECAR_")}
 
     async def command(
-        self, running: Running, files: dict[str, bytes], asked: dict[str, str], reader: Reader
+        self, running: Running, files: dict[str, bytes], asked: dict[str, str]
     ) -> tuple[AgentCommand, list[str]]:
         """Write the agent's files; its command with the environment, and the names in ``asked`` that it ignores. Raises
         AGT_001, OSError.
@@ -4829,11 +4739,11 @@ You may: {permissions}. Never print your token. When you are done, store your re
             brief_file=str(folder / "brief.md") if "brief.md" in files else "",
             configured=self.settings.command_of(row["type"]),
         )  # fmt: skip
-        launch = msgspec.structs.replace(launch, prompt=self.prompt(launch, reader))
+        launch = msgspec.structs.replace(launch, prompt=self.prompt(running, launch))
         written = files | {"prompt": launch.prompt.encode(), "task": launch.task.encode()} | token_files(running.token)
         own = {
             "AGENT_ID": row["id"], "AGENT_TYPE": row["type"], "ISSUE_ID": row["issue"], "PROJECT_ID": row["project"],
-            "PROJECT_ROOT": root, "PWD": root, "SIDECAR_URL": reader.url, "JWT_TOKEN": running.token,
+            "PROJECT_ROOT": root, "PWD": root, "SIDECAR_URL": self.url, "JWT_TOKEN": running.token,
             "CCO_TOKEN_FILE": str(folder / "token"), "CCO_HEADER_FILE": str(folder / "header"),
             "CCO_CONTEXT_FILE": launch.context_file, "TASK": row["task"],
         } | ({"CCO_BRIEF_FILE": launch.brief_file} if launch.brief_file else {})  # fmt: skip
@@ -4870,23 +4780,6 @@ def token_files(token: str) -> dict[str, bytes]:
     header = f"Authorization: Bearer {token}"
     curl = f'header = "{header}"\nheader = "Content-Type: application/json"\n'
     return {"token": token.encode(), "header": f"{header}\n".encode(), "curl": curl.encode()}
-
-
-class Meter:
-    """What agents spend on their models: the core knows nothing of it. The plugin meter derives its own from this."""
-
-    FIGURES = ("model", "requests", "input_tokens", "output_tokens", "cached_tokens", "cost_usd", "denials")
-
-    def figures(self, agent_id: str) -> dict[str, Any]:
-        """By FIGURES, null where the agent's program does not report it; ``cached_tokens`` are among the input."""
-        return dict.fromkeys(self.FIGURES)
-
-    def statistics(self) -> dict[str, Any]:
-        """The sums of figures by issue and by day."""
-        return {"by_issue": {}, "by_day": {}}
-
-    def close(self) -> None:
-        """The service ends."""
 
 
 class Processes:
@@ -4956,7 +4849,7 @@ class Processes:
             for identity, member in members.items():
                 if force or identity not in asked:
                     with contextlib.suppress(psutil.Error, OSError):  # it has just ended
-                        member.send_signal(FORCE if force else signal.SIGTERM)
+                        member.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM) if force else signal.SIGTERM)
             asked |= members.keys()
             if members and passed > told + running.grace:
                 told = passed + 10
@@ -4994,7 +4887,6 @@ class Running:
     task: asyncio.Task[Any] | None = None  # that spawns it, then the one that watches it
     token: str = ""
     renew_at: float = 0.0
-    calls: int = 0  # its requests that its end waits for
     child: subprocess.Popen[bytes] | None = None  # where we have started its first process ourselves
     ordered: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     grace: float = Agents.GRACE
@@ -5003,9 +4895,6 @@ class Running:
     exited: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)  # the first process has ended
     exit_code: int | None = None  # below 0: the signal that ended it; None while it is not known
     ended: float | None = None
-
-
-FORCE = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
 def lives(row: dict[str, Any]) -> bool:
@@ -5020,15 +4909,10 @@ def birth_of(pid: int) -> str | None:
         if process.status() != psutil.STATUS_ZOMBIE:
             if sys.platform != "linux":
                 return f"{process.create_time():.2f}"
-            stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")  # does not depend on the clock
-            return f"{boot_id()}/{stat.rpartition(') ')[2].split()[19]}"
+            # Linux counts births from the boot, which does not depend on the clock.
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            return f"{boot}/{Path(f'/proc/{pid}/stat').read_text('utf-8', 'replace').rpartition(') ')[2].split()[19]}"
     return None
-
-
-@functools.cache
-def boot_id() -> str:
-    """Changes with each boot of the machine, since which Linux counts births."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class Output:
@@ -5037,7 +4921,7 @@ class Output:
     NAME = "output.log"
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def tail(self, number: int) -> list[str]:
         """The last lines, without their times and secrets."""
@@ -5049,17 +4933,10 @@ class Output:
 
     def last(self, number: int) -> str:
         """The text of the last ``number`` bytes."""
-        with contextlib.suppress(OSError), self._open(self._folder / self.NAME) as file:
+        with contextlib.suppress(OSError), self._open(self.folder / self.NAME) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - number))
             return file.read(number).decode("utf-8", "replace")
         return ""
-
-    def last_written(self) -> float | None:
-        """When the last byte was written, None before the first."""
-        with contextlib.suppress(OSError):
-            facts = (self._folder / self.NAME).stat()
-            return facts.st_mtime if facts.st_size else None
-        return None
 
     @staticmethod
     def _open(path: Path) -> typing.BinaryIO:
@@ -5098,19 +4975,6 @@ class AgentCommand(Struct):
 Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_length=1)]
 
 
-class Reader(Struct, frozen=True):
-    """The reader of a brief: who it is, what its token allows, and by what it calls the service."""
-
-    agent_id: str
-    agent_type: str
-    issue_id: str
-    project_id: str
-    permissions: tuple[str, ...]
-    url: str
-    curl_file: str  # curl's configuration with its token
-    how: str = ""  # how it works through the service, where that is not by curl
-
-
 # ======================================================================================================
 # Metrics: what the service measures of itself
 # ======================================================================================================
@@ -5121,32 +4985,24 @@ class Metrics:
 
     WINDOW = 60.0
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._started = clock()
+    def __init__(self) -> None:
+        self._started = time.monotonic()
         self._requests = collections.deque[tuple[float, float, bool]](maxlen=100_000)  # when, seconds, failed
 
     def record(self, duration: float, *, failed: bool) -> None:
-        self._requests.append((self._clock(), duration, failed))
+        self._requests.append((time.monotonic(), duration, failed))
 
     def statistics(self) -> dict[str, Any]:
-        now = self._clock()
-        while self._requests and self._requests[0][0] < now - self.WINDOW:
-            self._requests.popleft()
-        times = sorted(duration * 1000 for _, duration, _ in self._requests)
+        now = time.monotonic()
+        recent = [request for request in self._requests if request[0] >= now - self.WINDOW]
+        times = sorted(duration * 1000 for _, duration, _ in recent) or [0.0]
+        p95, p99 = (times[max(0, math.ceil(share * len(times)) - 1)] for share in (0.95, 0.99))  # by nearest rank
         span = max(1.0, min(self.WINDOW, now - self._started))
         return {
-            "avg_response_time_ms": round(sum(times) / len(times), 3) if times else 0.0,
-            "p95_response_time_ms": round(percentile(times, 0.95), 3),
-            "p99_response_time_ms": round(percentile(times, 0.99), 3),
-            "requests_per_second": round(len(times) / span, 3),
-            "errors_per_minute": round(sum(failed for _, _, failed in self._requests) * 60 / span, 3),
-        }
-
-
-def percentile(ordered: list[float], share: float) -> float:
-    """The nearest-rank percentile of ascending values; 0 where there are none."""
-    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)] if ordered else 0.0
+            "avg_response_time_ms": round(sum(times) / len(times), 3), "p95_response_time_ms": round(p95, 3),
+            "p99_response_time_ms": round(p99, 3), "requests_per_second": round(len(recent) / span, 3),
+            "errors_per_minute": round(sum(failed for _, _, failed in recent) * 60 / span, 3),
+        }  # fmt: skip
 
 
 # ======================================================================================================

@@ -31,7 +31,6 @@ from cco_sidecar import (
     Implementation,
     IssueNotFound,
     PluginFault,
-    Reader,
     ResultBody,
     Sections,
     Settings,
@@ -40,6 +39,7 @@ from cco_sidecar import (
     log,
     one_line,
 )  # fmt: skip
+from cco_sidecar_plugins.agents._reader import Reader
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -42,7 +42,7 @@ from agent_harness import (
 )  # fmt: skip
 from conftest import PROJECT, Client, Service, git_alone, make_repository, plugin, until
 
-from cco_sidecar import Agents, Meter, iso
+from cco_sidecar import Agents, iso
 
 __all__ = ["nothing_left"]
 keeper = plugin("keeper")
@@ -497,10 +497,11 @@ def test_an_end_is_recorded_and_told(
             "state": ends_as,
             "exit_code": exit_code,
         }
-        names = ("signal", "pid", "started_at", "ended_at", "reason", "output_tail", "result_id", *Meter.FIGURES)
+        names = "signal pid started_at ended_at reason output_tail result_id".split()
+        if "usage" in ended:  # alone nothing is measured
+            names += "model requests input_tokens output_tokens cached_tokens cost_usd denials".split()
+            facts |= {name: ended["usage"][name] for name in ("cpu_seconds", "peak_memory_bytes")}
         facts |= {name: ended[name] for name in names}
-        usage = ended["usage"] or {}  # alone nothing is measured
-        facts |= {"cpu_seconds": usage.get("cpu_seconds"), "peak_memory_bytes": usage.get("peak_memory_bytes")}
         assert event["data"] == facts
 
 
@@ -932,7 +933,7 @@ def test_an_end_at_the_moment_of_a_kill_is_known(make_service: Callable[..., Ser
 
 @pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
 @pytest.mark.parametrize(
-    "function", ["keeper.KeptProcesses._on_exit", "keeper.KeptProcesses._hear_keeper", "cco_sidecar.AgentLedger.ended"]
+    "function", ["keeper.KeptProcesses._on_exit", "keeper.KeptProcesses._hear_keeper", "cco_sidecar.end_agent"]
 )
 def test_a_kill_between_an_end_and_its_record_loses_nothing(
     make_service: Callable[..., Service], tmp_path: Path, function: str

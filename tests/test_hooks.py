@@ -207,8 +207,8 @@ PLUGINS = {
                 return None
 
             class Lettered(base):
-                async def files(self, body, reader):
-                    return await super().files(body, reader) | {"letter.txt": reader.agent_id.encode()}
+                async def files(self, running, body):
+                    return await super().files(running, body) | {"letter.txt": running.row["id"].encode()}
 
                 def may_set(self, variable):
                     return variable != "FEATURE_LETTERS" and super().may_set(variable)
@@ -297,24 +297,22 @@ PLUGINS = {
                 return {"status": "success", "decisions": [*lines, str(alone)], "rationale": "a plugin says so"}
     """,
     "purse": """
-        from cco_sidecar import Agents, ApiError, Meter
+        from cco_sidecar import Agents, ApiError
 
         @hookimpl
         def part_class(base):
             class Thrifty(base):
+                def describe(self, row):
+                    return super().describe(row) | {"cost_usd": 0.5}
+
+                def last_word(self, row, tail):
+                    return super().last_word(row, tail) | {"cost_usd": 0.5}
+
                 def check_room(self, row, records):
                     if row["issue"].startswith("poor-"):
                         raise ApiError("AGT_003", "There is no money left")
 
             return Thrifty if issubclass(base, Agents) else None
-
-        class Purse(Meter):
-            def figures(self, agent_id):
-                return super().figures(agent_id) | {"cost_usd": 0.5}
-
-        @hookimpl
-        def meter(settings):
-            return Purse() if settings.storage.is_dir() else None
     """,
     # asked before all others, being loaded last
     "x_nonsense": "\n".join(
@@ -540,7 +538,7 @@ def test_a_plugin_reads_filters_in_its_own_way(plugged: Service, issue: str) -> 
     assert [event["topic"] for event in found] == ["sea food", "sea salt"]
 
 
-def test_a_plugin_brings_its_own_meter(plugged: Service, issue: str) -> None:
+def test_a_plugin_adds_to_answers_about_agents_and_decides_who_may_start(plugged: Service, issue: str) -> None:
     client = plugged.client()
     body = {"agent_type": "wizard", "issue_id": issue}
     agent = client.post("/api/agents/spawn", body).json()["agent_id"]
@@ -717,7 +715,6 @@ EXERCISED = {
     "project_reader": test_a_plugin_brings_its_own_look_at_the_repository,
     "storage": test_a_plugin_brings_its_own_storage,
     "process_owner": test_a_plugin_brings_its_own_owner_of_agents_processes,
-    "meter": test_a_plugin_brings_its_own_meter,
     "part_class": test_a_plugin_adds_to_what_agents_are_started_with,
     "agent_result": test_a_plugin_speaks_for_an_agent_that_stored_nothing,
     "agent_starting": test_a_plugin_speaks_for_an_agent_that_stored_nothing,

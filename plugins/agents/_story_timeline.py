@@ -211,7 +211,7 @@ class Timeline:
         for row in self._rows(self._read.AGENTS, gone, after, self._retained):
             agent = agent_row(row) | self._read.result_of(self._project, row["id"])
             used = {"cpu_seconds": agent["cpu"], "peak_memory_bytes": agent["peak_memory"]}
-            data = agent_facts(agent) | used | {"result_id": agent["result_id"]}
+            data = agent_facts(agent) | used
             yield row["ended"], "x", row["seq"], ended_entry(row["ended"], data)
 
     # -- results

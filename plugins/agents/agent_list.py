@@ -39,6 +39,6 @@ class ListAgents(Endpoint):
         equal = {"state": states, "type": query.agent_type, "issue": query.issue_id}
         read = self.sidecar.storage.read
         found, more = page(read, "agent", read.AGENTS, self.claims.project_id, query, equal)
-        rows = [agents.ledger.whole(agent_row(row)) for row in found]
+        rows = [agents.whole(agent_row(row)) for row in found]
         described = await agents.disk.run(lambda: [agents.describe(row) for row in rows])
         return {"agents": described, "next_cursor": rows[-1]["id"] if rows else None, "has_more": more}

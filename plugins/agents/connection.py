@@ -22,12 +22,12 @@ from cco_sidecar import (
     AgentCommand,
     ApiError,
     Launcher,
-    Reader,
     Running,
     hookimpl,
     one_line,
     write_file,
 )
+from cco_sidecar_plugins.agents._reader import Reader, ReadingLauncher, lasting_token
 from cco_sidecar_plugins.agents.launchers import LASTING, PROGRAMS, Program, known_name
 from cco_sidecar_plugins.http._mcp_tools import by_tools
 
@@ -42,22 +42,22 @@ def part_class(base: type) -> type | None:
     return type("ConnectingLauncher", (ConnectingLauncher, base), {}) if issubclass(base, Launcher) else None
 
 
-class ConnectingLauncher(Launcher):
+class ConnectingLauncher(ReadingLauncher):
     """Connects the programs of which it is known how."""
 
-    def reader(self, row: dict[str, Any], folder: Path | None, url: str) -> Reader:
-        reader = super().reader(row, folder, url)
+    def reader(self, row: dict[str, Any], folder: Path | None) -> Reader:
+        reader = super().reader(row, folder)
         connects = folder is not None and self._program(row["type"])
         return msgspec.structs.replace(reader, how=by_tools(reader)) if connects else reader
 
     async def command(
-        self, running: Running, files: dict[str, bytes], asked: dict[str, str], reader: Reader
+        self, running: Running, files: dict[str, bytes], asked: dict[str, str]
     ) -> tuple[AgentCommand, list[str]]:
-        command, ignored = await super().command(running, files, asked, reader)
-        if not reader.how or not (program := PROGRAMS.get(command.argv[0])):
+        command, ignored = await super().command(running, files, asked)
+        if not self.reader(running.row, running.folder).how or not (program := PROGRAMS.get(command.argv[0])):
             return command, ignored
-        folder, token = running.folder, self.token(running.row, lasting=True)
-        facts = {"{url}": reader.url.removesuffix("/api"), "{agent_folder}": str(folder), "{token}": token}
+        folder, token = running.folder, lasting_token(self, running.row)
+        facts = {"{url}": self.url.removesuffix("/api"), "{agent_folder}": str(folder), "{token}": token}
         try:
             return await asyncio.to_thread(connected, program, command, folder, facts, self.settings.root), ignored
         except ValueError as error:

@@ -11,6 +11,7 @@ import msgspec
 
 from cco_sidecar import WRITE, Agents, ApiError, Running, agent_facts, hookimpl, one_line, redact
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.agents.keeper import whole_output
 
 log = logging.getLogger("cco")
 
@@ -40,7 +41,7 @@ class AskingAgents(Agents):
     async def tend(self, running: Running) -> None:
         await super().tend(running)
         if time.monotonic() < running.began + self.PROBATION and self.hooks.implementations("agent_failure"):
-            written = await self.disk.run(self.output(running.row["id"]).last_written)
+            written = await self.disk.run(whole_output(self.output(running.row["id"])).last_written)
             if written != self._heard.get(running):
                 self._heard[running] = written
                 running.row["reason"] = await self._failure(running.row)
@@ -67,15 +68,15 @@ class AskingAgents(Agents):
         """Store a result in the name of an agent that could store one and did not, where a plugin has one. Who was
         killed meanwhile finds it.
         """
-        stored = self.ledger.find(row["project"], row["id"])["result_id"]
+        stored = self.find(row["project"], row["id"])["result_id"]
         if stored or self.settings.no_synthesis or WRITE not in row["permissions"]:
             return
-        others = self.ledger.storage.read.one(OTHERS, row["project"], row["id"], row["started"])
+        others = self.storage.read.one(OTHERS, row["project"], row["id"], row["started"])
         folder, root = self.settings.storage / "agents" / row["id"], self.settings.root
         facts = {"folder": str(folder), "root": str(root), "alone": not others}
         try:
             if (result := await self._ask("agent_result", row, "lines", **facts)) is not None:
-                body = {name: agent_facts(row)[name] for name in ("agent_id", "agent_type", "issue_id")}
+                body = {name: agent_facts(self.whole(row))[name] for name in ("agent_id", "agent_type", "issue_id")}
                 body |= {"project_id": row["project"], "source": "sidecar", "result": msgspec.to_builtins(result)}
                 await self.results.store(body)
         except (ApiError, OSError) as error:
@@ -83,5 +84,5 @@ class AskingAgents(Agents):
 
     async def _ask(self, hook: str, row: dict[str, Any], name: str, **facts: Any) -> Any:
         """The first answer about an agent, whose last lines are asked by ``name``. Raises TimeoutError."""
-        facts |= {"agent": agent_facts(row), name: await self.disk.run(self.output(row["id"]).tail, 100)}
+        facts |= {"agent": agent_facts(self.whole(row)), name: await self.disk.run(self.output(row["id"]).tail, 100)}
         return await self.hooks.pool.run(self.hooks.first, hook, **facts)

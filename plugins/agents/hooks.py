@@ -321,7 +321,7 @@ class Sessions:
 
     def _team(self, claims: Claims) -> Iterator[str]:
         """What the team does at this moment."""
-        yield f"A team of coding agents works on this repository, through the sidecar at {self._agents.url}."
+        yield f"A team of coding agents works on this repository, through the sidecar at {self._agents.launcher.url}."
         for running in list(self._agents.active.values())[:10]:
             row = running.row
             yield f"- {row['id']} ({row['state']}) works on {row['issue']}: {harmless(redact(row['task'])[0])[:120]}"

@@ -42,10 +42,8 @@ from cco_sidecar import (
     Processes,
     Running,
     StartError,
-    boot_id,
     hookimpl,
     in_thread,
-    iso,
     lock_file,
     one_line,
 )
@@ -78,19 +76,12 @@ class NotingAgents(Agents):
         if kept and kept.proof.known != kept.noted:
             kept.noted = set(kept.proof.known)
             seen = json.dumps(sorted(kept.noted))
-            self.ledger.storage.write_behind(lambda records: records.update_agent(agent_id, seen=seen))
+            self.storage.write_behind(lambda records: records.update_agent(agent_id, seen=seen))
         await super().tend(running)
 
-    def describe(self, row: dict[str, Any]) -> dict[str, Any]:
-        answer = super().describe(row)
-        if row["measured"] is not None:
-            answer["usage"] = {
-                "cpu_seconds": round(row["cpu"] or 0.0, 3), "memory_bytes": row["memory"] or 0,
-                "peak_memory_bytes": row["peak_memory"] or 0, "processes": row["processes"] or 0,
-                "measured_at": iso(row["measured"]),
-                "age_seconds": round(max(0.0, time.time() - row["measured"]), 3),
-            }  # fmt: skip
-        return answer
+    async def judge(self, running: Running) -> None:
+        await super().judge(running)
+        self.storage.write_behind(lambda records: records.update_agent(running.row["id"], seen="[]"))
 
 
 class KeptProcesses(Processes):
@@ -459,10 +450,27 @@ def find_program(command: AgentCommand, root: Path) -> str:
     return os.path.abspath(found)
 
 
+def whole_output(output: Output) -> WholeOutput:
+    """The same output, also where somebody else owns the processes."""
+    return output if isinstance(output, WholeOutput) else WholeOutput(output.folder)
+
+
 class WholeOutput(Output):
     """Reads an output from any place on. Offsets are in bytes."""
 
     READ = MB
+
+    def last_written(self) -> float | None:
+        """When the last byte was written down, None before the first."""
+        with contextlib.suppress(OSError):
+            for _, path in reversed(self._files()):
+                if (facts := path.stat()).st_size:
+                    return facts.st_mtime
+        return None
+
+    def _files(self) -> list[tuple[int, Path]]:
+        """(offset of the first byte, path) of each file, oldest first."""
+        return [(0, self.folder / self.NAME)]
 
     def read(self, start: int, *, number: int | None = None) -> tuple[int, str, int]:
         """(offset, text, next offset) from ``start``, or the oldest byte there is, ``number`` or READ bytes at most."""
@@ -476,12 +484,12 @@ class WholeOutput(Output):
     def size(self) -> int:
         """The number of bytes written in all."""
         with contextlib.suppress(OSError):
-            return (self._folder / self.NAME).stat().st_size
+            return (self.folder / self.NAME).stat().st_size
         return 0
 
     def content(self, start: int, number: int) -> tuple[int, bytes]:
         """(offset, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
-        with contextlib.suppress(OSError), self._open(self._folder / self.NAME) as file:
+        with contextlib.suppress(OSError), self._open(self.folder / self.NAME) as file:
             file.seek(start)
             return start, file.read(number)
         return start, b""
@@ -501,22 +509,12 @@ class StampedOutput(WholeOutput):
     STAMP = len("2025-01-01T00:00:00.000Z ")
 
     def _files(self) -> list[tuple[int, Path]]:
-        """(offset of the first byte, path) of each file, oldest first."""
         found = (
-            (re.fullmatch(r"output\.(\d{1,18})\.log", path.name), path) for path in self._folder.glob("output.*.log")
+            (re.fullmatch(r"output\.(\d{1,18})\.log", path.name), path) for path in self.folder.glob("output.*.log")
         )
         return sorted((int(match[1]), path) for match, path in found if match)
 
-    def last_written(self) -> float | None:
-        """When the last byte was written down, None before the first."""
-        with contextlib.suppress(OSError):
-            for _, path in reversed(self._files()):
-                if (facts := path.stat()).st_size:
-                    return facts.st_mtime
-        return None
-
     def content(self, start: int, number: int) -> tuple[int, bytes]:
-        """(offset, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
         content, offset = b"", start
         for first, path in self._files():
             try:
@@ -684,7 +682,7 @@ def look_at_linux(pids: set[int] | None) -> dict[int, Seen]:
     import resource
 
     boot, tick, page, now = (
-        boot_id(),
+        Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         os.sysconf("SC_CLK_TCK"),
         os.sysconf("SC_PAGE_SIZE"),
         time.clock_gettime(time.CLOCK_BOOTTIME),

@@ -24,6 +24,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+import cco_sidecar
 from cco_sidecar import (
     MB,
     AgentCommand,
@@ -31,9 +32,7 @@ from cco_sidecar import (
     ApiError,
     Endpoint,
     Launcher,
-    Meter,
     Pool,
-    Reader,
     Records,
     Route,
     Running,
@@ -43,6 +42,8 @@ from cco_sidecar import (
     log_once,
 )
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.agents._reader import lasting_token
+from cco_sidecar_plugins.agents.details import heard_out
 from cco_sidecar_plugins.agents.launchers import PROGRAMS
 
 log = logging.getLogger("cco")
@@ -51,18 +52,9 @@ Attributes = dict[str, Any]
 
 
 @hookimpl
-def meter(settings: PluginSettings) -> Meter:
-    try:
-        return SpendMeter(settings)
-    except sqlite3.Error as error:
-        if settings.budget_usd or settings.budget_tokens:
-            raise StartError(f"{settings.storage / SpendMeter.FILE}: {error}; move it away to count anew", 1) from None
-        raise
-
-
-@hookimpl
 def register_routes() -> list[Route]:
     return [
+        Route("GET", "/status", GetStatus),
         Route("POST", "/v1/logs", ReportLogs),
         Route("POST", "/v1/metrics", ReportMetrics),
         Route("POST", "/v1/traces", ReportTraces),
@@ -210,11 +202,11 @@ class ReportLogs(Endpoint):
 
     async def respond(self, body: dict[str, Any]) -> dict[str, Any]:
         agents = self.sidecar.agents
-        running, meter = agents.active.get(self.claims.sub), agents.meter
+        running, meter = agents.active.get(self.claims.sub), meter_of(agents)
         if running is None or not self.claims.bound or not isinstance(meter, SpendMeter):
             raise ApiError("AUTH_003", "What is spent is reported with the own token of an agent that runs")
         row = running.row
-        with agents.heard_out(row["id"]):
+        with heard_out(agents, row["id"]):
             rejected, warnings = await meter.pool.run(meter.take, row["id"], row["issue"], body)
         for data in warnings:
             log.warning("%(percent)d %% of the %(unit)s of this %(span)s are spent: %(spent)s of %(budget)s", data)
@@ -222,6 +214,14 @@ class ReportLogs(Endpoint):
             await self.sidecar.bus.publish(row["project"], "budget_warning", event)
         problem = {"rejectedLogRecords": rejected, "errorMessage": "they hold figures that are none"}
         return {"partialSuccess": problem} if rejected else {}
+
+
+class GetStatus(cco_sidecar.GetStatus):
+    """What happened so far, counted and timed."""
+
+    async def respond(self) -> dict[str, Any]:
+        spent = await self.sidecar.disk.run(meter_of(self.sidecar.agents).statistics)
+        return await super().respond() | {"spent": spent}
 
 
 class OtherReport(Struct):
@@ -269,6 +269,23 @@ def plain(attributes: list[KeyValue]) -> Attributes:
 
 
 # -- the figures
+
+
+class Meter:
+    """What is known where nothing is counted."""
+
+    FIGURES = ("model", "requests", "input_tokens", "output_tokens", "cached_tokens", "cost_usd", "denials")
+
+    def figures(self, agent_id: str) -> dict[str, Any]:
+        """By FIGURES, null where the agent's program does not report it; ``cached_tokens`` are among the input."""
+        return dict.fromkeys(self.FIGURES)
+
+    def statistics(self) -> dict[str, Any]:
+        """The sums of figures by issue and by day."""
+        return {"by_issue": {}, "by_day": {}}
+
+    def close(self) -> None:
+        """The service ends."""
 
 
 class SpendMeter(Meter):
@@ -427,16 +444,48 @@ def day_of(moment: datetime) -> str:
 def part_class(base: type) -> type | None:
     if issubclass(base, Launcher):
         return type("MeteredLauncher", (MeteredLauncher, base), {})
-    return type("BudgetedAgents", (BudgetedAgents, base), {}) if issubclass(base, Agents) else None
+    return type("MeteredAgents", (MeteredAgents, base), {}) if issubclass(base, Agents) else None
 
 
-class BudgetedAgents(Agents):
-    """Starts no agent whose budget is spent."""
+class MeteredAgents(Agents):
+    """Knows what agents spend, and starts none whose budget is spent."""
+
+    settings: PluginSettings
+    meter = Meter()  # until the storage folder is there
+
+    async def start(self) -> None:
+        self.meter = open_meter(self.settings)  # before the first await: requests are answered from then on
+        await super().start()
+
+    async def stop(self, *, end_all: bool) -> None:
+        await super().stop(end_all=end_all)
+        self.meter.close()
+
+    def describe(self, row: dict[str, Any]) -> dict[str, Any]:
+        return super().describe(row) | self.meter.figures(row["id"])
+
+    def last_word(self, row: dict[str, Any], tail: list[str]) -> dict[str, Any]:
+        return super().last_word(row, tail) | self.meter.figures(row["id"])
 
     def check_room(self, row: dict[str, Any], records: Records) -> None:
         super().check_room(row, records)
         if isinstance(self.meter, SpendMeter):
             self.meter.check_budget(row["issue"])
+
+
+def meter_of(agents: Agents) -> Meter:
+    return agents.meter if isinstance(agents, MeteredAgents) else Meter()
+
+
+def open_meter(settings: PluginSettings) -> Meter:
+    """A SpendMeter; one that counts nothing where its file is damaged. Raises StartError where a budget needs it."""
+    try:
+        return SpendMeter(settings)
+    except sqlite3.Error as error:
+        if settings.budget_usd or settings.budget_tokens:
+            raise StartError(f"{settings.storage / SpendMeter.FILE}: {error}; move it away to count anew", 1) from None
+        log.warning("plugin meter: nothing that agents spend is counted: %s: %s", SpendMeter.FILE, error)
+        return Meter()
 
 
 class MeteredLauncher(Launcher):
@@ -445,13 +494,13 @@ class MeteredLauncher(Launcher):
     settings: PluginSettings
 
     async def command(
-        self, running: Running, files: dict[str, bytes], asked: dict[str, str], reader: Reader
+        self, running: Running, files: dict[str, bytes], asked: dict[str, str]
     ) -> tuple[AgentCommand, list[str]]:
-        command, ignored = await super().command(running, files, asked, reader)
+        command, ignored = await super().command(running, files, asked)
         # It lasts, since a program reads it once, and can do nothing but report.
-        token = self.token(running.row | {"permissions": []}, lasting=True)
+        token = lasting_token(self, running.row | {"permissions": []})
         budgets = {"usd": self.settings.budget_usd, "tokens": self.settings.budget_tokens}
-        return reporting(command, reader.url.removesuffix("/api"), token, budgets), ignored
+        return reporting(command, self.url.removesuffix("/api"), token, budgets), ignored
 
 
 def reporting(command: AgentCommand, url: str, token: str, budgets: dict[str, Any]) -> AgentCommand:

@@ -17,12 +17,13 @@ from cco_sidecar import (
     Agents,
     Claims,
     Launcher,
-    Reader,
+    Running,
     did_you_mean,
     hookimpl,
     log,
 )
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.agents._reader import Reader, ReadingLauncher
 
 HEAD = """\
 You are {agent_id}, a {agent_type} in a team of agents that works on issue {issue_id} of the repository in your working\
@@ -61,7 +62,7 @@ def part_class(base: type) -> type | None:
     return type("PromptLauncher", (PromptLauncher, base), {}) if issubclass(base, Launcher) else None
 
 
-class PromptLauncher(Launcher):
+class PromptLauncher(ReadingLauncher):
     """Tells an agent what its token allows, and of a brief, tools and commands where it has them."""
 
     settings: PluginSettings
@@ -74,7 +75,8 @@ class PromptLauncher(Launcher):
                 near = did_you_mean(name, self.types.categories)
                 log.warning("%s: unknown agent type %s%s", option, name, near)
 
-    def prompt(self, launch: AgentLaunch, reader: Reader) -> str:
+    def prompt(self, running: Running, launch: AgentLaunch) -> str:
+        reader = self.reader(running.row, running.folder)
         facts = msgspec.structs.asdict(launch) | {"task": launch.task or "see the context of the issue."}
         if MISTAKABLE.search(launch.task):
             facts["task"] = f"it is the text of the file {launch.agent_folder}/task, which you read first."
@@ -88,10 +90,11 @@ class PromptLauncher(Launcher):
 
 def reader_of(agents: Agents, claims: Claims, issue_id: str) -> Reader:
     """Who asks for a brief on an issue; a running agent of ours has a file for curl."""
+    assert isinstance(agents.launcher, ReadingLauncher)
     may, running = agents.tokens.permissions(claims), agents.active.get(claims.sub)
     rights = [name for name in PERMISSIONS if name in may]
     row = {"id": claims.sub, "type": claims.agent_type, "issue": issue_id, "project": claims.project_id}
-    return agents.launcher.reader(row | {"permissions": rights}, running.folder if running else None, agents.url)
+    return agents.launcher.reader(row | {"permissions": rights}, running.folder if running else None)
 
 
 def instructions(reader: Reader) -> str:

@@ -45,7 +45,7 @@ from cco_sidecar_plugins.agents._story_issues import (
 )
 from cco_sidecar_plugins.agents._story_timeline import Timeline, TimelineEntry
 from cco_sidecar_plugins.agents.approvals import Approval, ApprovalListQuery, approvals_of
-from cco_sidecar_plugins.agents.meter import SpendMeter
+from cco_sidecar_plugins.agents.meter import SpendMeter, meter_of
 from cco_sidecar_plugins.agents.runs import RunState, runs_of
 from cco_sidecar_plugins.context.brief import prefers_markdown
 from cco_sidecar_plugins.context.issue_files import Written, written_issues
@@ -180,7 +180,7 @@ class ListIssues(Endpoint):
     async def respond(self) -> dict[str, Any]:
         beside = await surroundings(self.sidecar, self.claims)
         written = await stories_of(self.sidecar).written()
-        listed = await ask(self.sidecar, list_issues, self.query, beside, written, self.sidecar.agents.meter)
+        listed = await ask(self.sidecar, list_issues, self.query, beside, written, meter_of(self.sidecar.agents))
         for item in listed["issues"]:
             del item["task"]
         return listed
@@ -203,7 +203,7 @@ class IssueEndpoint(Endpoint):
         row = (await stories.written()).get(issue_id.lower())
         row = row or (Written(issue_id, title or "", "", stories.began) if told else None)
         written = {issue_id.lower(): row._replace(issue_id=issue_id)} if row else {}
-        listed = await ask(self.sidecar, list_issues, query, beside, written, self.sidecar.agents.meter)
+        listed = await ask(self.sidecar, list_issues, query, beside, written, meter_of(self.sidecar.agents))
         if not listed["issues"]:
             raise ApiError("REQ_002", f"Nothing is known of the issue {issue_id}")
         (item,) = listed["issues"]
@@ -213,7 +213,7 @@ class IssueEndpoint(Endpoint):
         """The issue with its newest agents and results."""
         item, agents = await self.found(issue_id), self.sidecar.agents
         rows, results = await ask(self.sidecar, agents_and_results, issue_id, limit)
-        rows = [agents.ledger.whole(row) for row in rows]
+        rows = [agents.whole(row) for row in rows]
         described = await agents.disk.run(lambda: [agents.describe(row) for row in rows])
         return item | {"agents": described, "results": results}
 

@@ -23,7 +23,6 @@ from cco_sidecar import (
     GitError,
     Launcher,
     ProjectState,
-    Reader,
     Running,
     ask_git,
     clean_text,
@@ -62,9 +61,9 @@ class NotingLauncher(Launcher):
     """Notes the work tree at an agent's start."""
 
     async def command(
-        self, running: Running, files: dict[str, bytes], asked: dict[str, str], reader: Reader
+        self, running: Running, files: dict[str, bytes], asked: dict[str, str]
     ) -> tuple[AgentCommand, list[str]]:
-        started = await super().command(running, files, asked, reader)
+        started = await super().command(running, files, asked)
         try:
             note = functools.partial(beginning_of, await self.contexts.project())
         except OSError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from cco_sidecar import ApiError, Output, Running, StorageError, agent_answer, log, one_line
+from cco_sidecar import ApiError, Output, Running, StorageError, log, one_line
 from cco_sidecar_plugins.cluster._replicated import ReplicatedStorage
 from cco_sidecar_plugins.http.repeats import RepeatedAgents
 
@@ -17,7 +17,7 @@ class OwningAgents(RepeatedAgents):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        storage = self.ledger.storage
+        storage = self.storage
         assert isinstance(storage, ReplicatedStorage)
         self._storage, self._own_output = storage, self.output
         self.output = self._output_here
@@ -53,7 +53,7 @@ class OwningAgents(RepeatedAgents):
             except (StorageError, TimeoutError, msgspec.DecodeError) as error:
                 self._storage.peers.forget(owner)
                 log.debug("agent %s: its owner does not answer: %s", row["id"], one_line(error))
-        return agent_answer(row, Output(self._folder / row["id"]))  # what the ledger alone knows
+        return super().describe(row)  # what the ledger alone knows
 
     async def end(self, agent_id: str, *, force: bool = False) -> bool:
         owner = self._owner(agent_id)
@@ -80,7 +80,7 @@ class OwningAgents(RepeatedAgents):
             asked = msgspec.json.decode(question)
             if agent_id := asked.get("end"):
                 return msgspec.json.encode({"ending": await self.end(agent_id, force=bool(asked.get("force")))})
-            row = self.ledger.find(self.settings.project, asked["describe"])
+            row = self.find(self.settings.project, asked["describe"])
             if self._owner(row["id"]):
                 raise ApiError("REQ_002", "it is not mine")
             return msgspec.json.encode(await self.disk.run(self.describe, row))
@@ -89,7 +89,7 @@ class OwningAgents(RepeatedAgents):
 
     def with_token(self, answer: bytes) -> bytes:
         told = msgspec.json.decode(super().with_token(answer))
-        row = self.ledger.find(self.settings.project, told["agent_id"])
+        row = self.find(self.settings.project, told["agent_id"])
         if self._owner(row["id"]) and not row["ended"]:
             told["jwt_token"] = self.launcher.token(row)
         return msgspec.json.encode(told)

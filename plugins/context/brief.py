@@ -19,6 +19,7 @@ import msgspec
 
 import cco_sidecar
 from cco_sidecar import (
+    BYTES_PER_TOKEN,
     MB,
     AgentEndpoint,
     ApiError,
@@ -29,13 +30,14 @@ from cco_sidecar import (
     Launcher,
     ProjectState,
     RankedFile,
-    Reader,
     Route,
+    Running,
     Sections,
     content_of,
     hookimpl,
     redact,
 )
+from cco_sidecar_plugins.agents._reader import Reader, ReadingLauncher
 from cco_sidecar_plugins.agents.prompts import instructions, reader_of
 
 log = logging.getLogger("cco")
@@ -193,13 +195,15 @@ class BriefContexts(Contexts):
         return super().clear(issue_id, agent_type)
 
 
-class BriefLauncher(Launcher):
+class BriefLauncher(ReadingLauncher):
     """Gives an agent a brief beside its context, and that with one value a line, within its limit."""
 
-    async def files(self, body: dict[str, Any], reader: Reader) -> dict[str, bytes]:
-        return await super().files(body, reader) | await self._brief(body, reader)
+    async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
+        reader = self.reader(running.row, running.folder)
+        return {"context.json": await self._context_file(body)} | await self._brief(body, reader)
 
-    async def context_file(self, body: dict[str, Any], max_bytes: int) -> bytes:
+    async def _context_file(self, body: dict[str, Any]) -> bytes:
+        max_bytes = BYTES_PER_TOKEN * int(body.get("context_tokens") or self.settings.agent_context_tokens)
         room, text = max_bytes - max_bytes // 16, b""
         while True:
             try:

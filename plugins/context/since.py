@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import msgspec
 from msgspec import Struct
 
-from cco_sidecar import ContextQuery, Contexts, Endpoint, GetContext, Reader, hookimpl
+from cco_sidecar import ContextQuery, Contexts, Endpoint, GetContext, hookimpl
 
 Given = dict[str, str]  # path and checksum of each relevant file of an answer
 
@@ -40,7 +40,7 @@ class OwnContexts(Contexts):
     """Gives who asks with ``since`` bytes of their own, which no other answer has: so they are counted as unsent."""
 
     async def get(
-        self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", reader: Reader | None = None
+        self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", reader: object = None
     ) -> tuple[bytes, str]:
         content, etag = await super().get(issue_id, agent_type, query, known, reader)
         return content[:-1] + b"}" if query.since and content and not reader else content, etag

@@ -23,13 +23,11 @@ from cco_sidecar import (
     Endpoint,
     Filter,
     Launcher,
-    Meter,
     NextAgent,
     Processes,
     Project,
     RankedFile,
     RankRequest,
-    Reader,
     ResultFact,
     Route,
     Sections,
@@ -39,6 +37,7 @@ from cco_sidecar import (
     hookimpl,
     log,
 )  # fmt: skip
+from cco_sidecar_plugins.agents._reader import Reader
 
 
 @hookimpl
@@ -219,8 +218,8 @@ def process_owner(settings: Settings) -> Processes | None:
 @hookimpl
 def part_class(settings: Settings, base: Any) -> type | None:
     class Welcoming(base):  # type: ignore[misc]
-        async def files(self, body: Any, reader: Reader) -> Any:
-            return await super().files(body, reader) | {"welcome.txt": b"Welcome to the team"}
+        async def files(self, running: Any, body: Any) -> Any:
+            return await super().files(running, body) | {"welcome.txt": b"Welcome to the team"}
 
     class Signed(base):  # type: ignore[misc]
         async def send(self, content: bytes) -> None:
@@ -228,12 +227,3 @@ def part_class(settings: Settings, base: Any) -> type | None:
             await super().send(content)
 
     return Welcoming if issubclass(base, Launcher) else Signed if issubclass(base, Endpoint) else None
-
-
-@hookimpl
-def meter(settings: Settings) -> Meter | None:
-    class Frugal(Meter):
-        def figures(self, agent_id: str) -> dict[str, Any]:
-            return super().figures(agent_id) | {"cost_usd": 0.0}
-
-    return Frugal()

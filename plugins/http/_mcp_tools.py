@@ -33,7 +33,6 @@ from cco_sidecar import (
     Identifier,
     Limit,
     PublishEvent,
-    Reader,
     ResultBody,
     SpawnAgent,
     SpawnRequest,
@@ -45,6 +44,7 @@ from cco_sidecar import (
     redact,
     too_large,
 )
+from cco_sidecar_plugins.agents._reader import Reader
 from cco_sidecar_plugins.agents.agent_list import AgentQuery, ListAgents
 from cco_sidecar_plugins.agents.prompts import SAY, reader_of
 from cco_sidecar_plugins.context._withheld import is_secret

@@ -21,6 +21,7 @@ import tornado.iostream
 from tornado.httputil import HTTPHeaders
 
 from cco_sidecar import ERRORS, READ, ApiError, Endpoint, Route, StoreResult, did_you_mean, hookimpl
+from cco_sidecar_plugins.agents.details import heard_from
 from cco_sidecar_plugins.http._mcp_protocol import (
     FRESH_MS,
     INTERNAL_ERROR,
@@ -164,7 +165,7 @@ class AnswerMcp(Endpoint):
         """Count a request of the agent. Raises RATE_001."""
         self.request.path += f"/{name}"  # as the request logs show it
         self.reading = not tool.writes
-        self.sidecar.agents.heard_from(self.claims.sub, "POST", self.request.path)
+        heard_from(self.sidecar.agents, self.claims.sub, "POST", self.request.path)
         self.allowance = self.sidecar.limits.spend(self.claims)
 
     async def _outcome(self, name: str, tool: Tool, call: Call) -> tuple[str, bool]:

@@ -65,7 +65,7 @@ class RepeatedAgents(Agents):
     def with_token(self, answer: bytes) -> bytes:
         """A remembered spawn answer as it is true now: with a valid token while the agent lives, and with its state."""
         spawned = msgspec.json.decode(answer)
-        row = self.ledger.find(self.settings.project, spawned["agent_id"])
+        row = self.find(self.settings.project, spawned["agent_id"])
         if row["pid"] is None:
             problem = "The first spawn with this Idempotency-Key was cut off before it had a process: use another key"
             raise ApiError("AGT_001", problem)

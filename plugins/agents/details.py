@@ -1,0 +1,110 @@
+"""What answers about agents say beyond the reference: task, parent, result, last call and output, measured use.
+
+The end of an agent also waits for what it had sent before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from cco_sidecar import Agents, Endpoint, Running, StoreResult, hookimpl, iso, redact, without_tokens
+from cco_sidecar_plugins.agents.keeper import whole_output
+
+LIVE = "cpu memory peak_memory processes measured last_call".split()  # in memory alone while an agent runs
+
+
+@hookimpl
+def part_class(base: type) -> type | None:
+    if issubclass(base, Endpoint):
+        return type("NotingEndpoint", (NotingEndpoint, base), {})
+    return type("DetailedAgents", (DetailedAgents, base), {}) if issubclass(base, Agents) else None
+
+
+class NotingEndpoint(Endpoint):
+    """Notes which agent called last for what, and that its end waits for what it stores."""
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        if not self.aside:
+            heard_from(self.sidecar.agents, self.claims.sub, str(self.request.method), self.request.path)
+
+    async def work(self, path: tuple[str, ...]) -> Any:
+        if not isinstance(self, StoreResult):
+            return await super().work(path)
+        with heard_out(self.sidecar.agents, self.claims.sub):
+            return await super().work(path)
+
+
+def heard_from(agents: Agents, subject: str, method: str, path: str) -> None:
+    """An agent's token was used."""
+    if running := agents.active.get(subject):
+        running.row["last_call"] = (method, without_tokens(path)[:200], time.time())
+
+
+CALLS: weakref.WeakKeyDictionary[Running, int] = weakref.WeakKeyDictionary()  # requests that an agent's end waits for
+
+
+@contextlib.contextmanager
+def heard_out(agents: Agents, subject: str) -> Iterator[None]:
+    """Answer an agent's request in this context: its end waits. Raises AUTH_001 after the end."""
+    agents.tokens.check_revoked(subject)
+    running = agents.active.get(subject)
+    if running is None:  # no agent of ours
+        yield
+        return
+    CALLS[running] = CALLS.get(running, 0) + 1
+    try:
+        yield
+    finally:
+        CALLS[running] -= 1
+
+
+class DetailedAgents(Agents):
+    """Adds to the core's answers; what is measured of running agents is written down at their end."""
+
+    def whole(self, row: dict[str, Any]) -> dict[str, Any]:
+        running = self.active.get(row["id"])
+        return super().whole(row | ({name: running.row[name] for name in LIVE} if running else {}))
+
+    def describe(self, row: dict[str, Any]) -> dict[str, Any]:
+        call = None
+        if row["last_call"] is not None:
+            method, path, moment = row["last_call"]
+            call = {"method": method, "path": path, "at": iso(moment), "age_seconds": age(moment)}
+        written = whole_output(self.processes.output(row["id"])).last_written()
+        return super().describe(row) | {
+            "task": redact(row["task"])[0], "parent": row["parent"], "result_status": row["result_status"],
+            "depth": row["depth"] or 1, "state_age_seconds": age(row["ended"] or row["started"]),
+            "usage": None if row["measured"] is None else usage(row), "last_call": call,
+            "last_output_at": written and iso(written), "last_output_age_seconds": written and age(written),
+        }  # fmt: skip
+
+    def last_word(self, row: dict[str, Any], tail: list[str]) -> dict[str, Any]:
+        cpu = None if row["cpu"] is None else round(row["cpu"], 3)
+        return super().last_word(row, tail) | {"cpu_seconds": cpu, "peak_memory_bytes": row["peak_memory"]}
+
+    async def judge(self, running: Running) -> None:
+        while CALLS.get(running):  # what the agent had sent before its end
+            await asyncio.sleep(0.01)
+        await super().judge(running)
+        row = running.row
+        facts = {name: row[name] for name in LIVE} | {"last_call": json.dumps(row["last_call"])}
+        self.storage.write_behind(lambda records: records.update_agent(row["id"], **facts))
+
+
+def usage(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "cpu_seconds": round(row["cpu"] or 0.0, 3), "memory_bytes": row["memory"] or 0,
+        "peak_memory_bytes": row["peak_memory"] or 0, "processes": row["processes"] or 0,
+        "measured_at": iso(row["measured"]), "age_seconds": age(row["measured"]),
+    }  # fmt: skip
+
+
+def age(moment: float) -> float:
+    return round(max(0.0, time.time() - moment), 3)

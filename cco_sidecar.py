@@ -4372,7 +4372,6 @@ class Agents:
     """
 
     GRACE = 5.0
-    GRACE_AT_STOP = 2.0
     STOP_SECONDS = 3.5
 
     def __init__(
@@ -4567,7 +4566,7 @@ class Agents:
         """Leave the agents running, or end them all."""
         self._stopping = True
         for running in self.active.values():
-            running.grace = min(running.grace, self.GRACE_AT_STOP)
+            running.grace = min(running.grace, 2.0)
             if end_all:
                 running.ordered.set()
         deadline = time.monotonic() + self.STOP_SECONDS
@@ -4834,7 +4833,7 @@ class Processes:
 
     async def end(self, running: Running) -> None:
         """SIGTERM to all of an agent, SIGKILL after its grace, which may become less; until none is found."""
-        began, asked, told = time.monotonic(), set[Any](), 10.0
+        began, asked = time.monotonic(), set[Any]()
         while True:
             try:
                 members = await self._pool.run(self.members, running)
@@ -4851,10 +4850,6 @@ class Processes:
                     with contextlib.suppress(psutil.Error, OSError):  # it has just ended
                         member.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM) if force else signal.SIGTERM)
             asked |= members.keys()
-            if members and passed > told + running.grace:
-                told = passed + 10
-                problem = f"{len(members)} processes cannot be ended; it counts as running until they are gone"
-                log.error("agent %s: %s", running.row["id"], problem)
             await asyncio.sleep(0.02 if passed < 1 else 0.1)
 
     def members(self, running: Running) -> dict[Any, Any]:
@@ -5229,12 +5224,8 @@ KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
     "support": {"docs": 1.0, "source": 0.8, "config": 0.5, "test": 0.3, "other": 0.05},
 }
 STOP_WORDS = frozenset(
-    """a about add adds added after all allow also an and any are as at avoid be because been before but by can change
-    changes could do does don for from get had has have how if improve in instead into is it its just like made make
-    makes may more need new no not now of off on only or other out over remove removed removes rename s should so some
-    support t than that the their them then there these they this to too up update updated updates use used uses using
-    via was we were what when where which while who why will with without would you fix fixed fixes fixing bug issue
-    problem implement implements""".split()
+    """a add all an and any are as at be by can do fix for from has have how if in into is it its make not of on or
+    should so that the this to use was we what when where which who why will with""".split()
 )
 
 

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from cco_sidecar import (
     KIND_WEIGHTS,
     SPECIALISTS,
-    STOP_WORDS,
     FileFact,
     RankedFile,
     RankRequest,
@@ -26,6 +25,7 @@ from cco_sidecar import (
     read_text_file,
 )
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
+from cco_sidecar_plugins.context._stop_words import STOP_WORDS
 
 WORDS, WORK = 48, 1_500_000_000  # words of a task; bytes times words that are scanned, in about a second
 MAX_FILE = 400_000  # what is longer is data

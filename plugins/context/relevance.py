@@ -64,7 +64,6 @@ import cco_sidecar
 from cco_sidecar import (
     DATA,
     PROSE,
-    STOP_WORDS,
     ContextKey,
     ContextRequest,
     Contexts,
@@ -79,6 +78,7 @@ from cco_sidecar import (
     run_git,
 )
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
+from cco_sidecar_plugins.context._stop_words import STOP_WORDS
 from cco_sidecar_plugins.context._withheld import is_secret
 
 log = logging.getLogger("cco_sidecar.relevance")

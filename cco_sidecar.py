@@ -4653,12 +4653,6 @@ class Launcher:
     } | dict.fromkeys(
         ("all_files", "source_files", "test_files", "security_policies", "dependency_manifests"), "relevant_files"
     )  # fmt: skip
-    PROMPT = """\
-You are {agent_id}, a {agent_type} that works on issue {issue_id} in your working directory. Your task: {task}
-Read your context first: {context_file}. When you are done, store your result (success, failed or partial):
-  curl -sS -K {curl_file} {url}/results -d '{{"agent_id": "{agent_id}", "agent_type": "{agent_type}",
-    "issue_id": "{issue_id}", "project_id": "{project_id}", "result": {{"status": "success", "decisions": ["..."]}}}}'
-"""
 
     def __init__(self, contexts: Contexts, tokens: Tokens, types: AgentTypes, hooks: Hooks, settings: Settings) -> None:
         self.contexts, self.tokens, self.types, self.hooks, self.settings = contexts, tokens, types, hooks, settings
@@ -4712,10 +4706,8 @@ Read your context first: {context_file}. When you are done, store your result (s
         return context
 
     def prompt(self, running: Running, launch: AgentLaunch) -> str:
-        """The text by which a coding agent can work through this service."""
-        more = {"url": self.url, "project_id": running.row["project"]}
-        curl_file = shlex.quote(str(running.folder / "curl"))
-        return self.PROMPT.format(**msgspec.structs.asdict(launch), **more, curl_file=curl_file)
+        """What an agent is told, here its task alone."""
+        return launch.task
 
     def may_set(self, variable: str) -> bool:
         """Whether a request may set a variable, which is given in capitals."""
@@ -4943,7 +4935,7 @@ class Output:
 
 
 class AgentLaunch(Struct, frozen=True, kw_only=True):
-    """An agent that is to be started; ``prompt`` is a ready text that tells it everything."""
+    """An agent that is to be started; ``prompt`` is what it is told: its task, and by a plugin everything else."""
 
     agent_id: str
     agent_type: str

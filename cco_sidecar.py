@@ -4680,7 +4680,10 @@ class Launcher:
     async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
         """The files that an agent is to read, by name, for a validated request. Raises REQ_001, REQ_002, AGT_001."""
         limit = BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
-        return {"context.json": msgspec.json.encode(await self.context(body, limit))}
+        return {"context.json": await self.context_file(body, limit)}
+
+    async def context_file(self, body: dict[str, Any], max_bytes: int) -> bytes:
+        return msgspec.json.encode(await self.context(body, max_bytes))
 
     async def context(self, body: dict[str, Any], max_bytes: int) -> dict[str, Any]:
         """The context for a request, with only the sections that it names."""
@@ -5182,8 +5185,12 @@ class WordRanking:
     def rank_files(self, request: RankRequest) -> list[RankedFile]:
         weights = {file.path: KIND_WEIGHTS[request.category][kind_of(file.path)] for file in request.files}
         words = dict.fromkeys(re.findall(r"[^\W_]{2,}", request.task.lower()))
-        asked = itertools.islice((word for word in words if word not in STOP_WORDS), self.WORDS)
-        holding = {f"matches {word}": files_with(word, weights, request.root) for word in asked}
+        asked = [word for word in words if word not in STOP_WORDS][: self.WORDS]
+        holding: dict[str, set[str]] = {}
+        for word in asked:  # in upper or lower case, in a file's name or text
+            shape = ("-lziIF", "--untracked", "--no-recurse-submodules", "--no-full-name", "--no-color", "-e", word)
+            having = set(split_z(run_git(request.root, "grep", *shape, env={"LC_ALL": "C.UTF-8"})))
+            holding[f"matches {word}"] = {path for path in weights if path in having or word in path.lower()}
         holding["named in the task"] = {path for path in weights if path in request.task}
         matched = set[str]().union(*holding.values())
         touched = (output.get("files_affected", []) for output in request.outputs)
@@ -5192,19 +5199,11 @@ class WordRanking:
         shares = {why: math.log(1 + len(weights) / len(paths)) for why, paths in holding.items() if paths}
         shares |= {"named in the task": 9.0, "changed by an earlier agent": 3.0, "uncommitted change": 3.0}
         ranked = []
-        for file in sorted(request.files, key=lambda file: -file.mtime_ns):
-            why = sorted((why for why in shares if file.path in holding[why]), key=lambda why: -shares[why])
-            score = weights[file.path] * (0.1 + sum(shares[reason] for reason in why))
-            reasons = why[:4] or [f"{kind_of(file.path)} of the project"]
-            ranked.append(RankedFile(file.path, score, reasons, [], file.path in matched))
+        for path in (file.path for file in sorted(request.files, key=lambda file: -file.mtime_ns)):
+            why = sorted((why for why in shares if path in holding[why]), key=lambda why: -shares[why])
+            score, reasons = sum(shares[each] for each in why), why[:4] or [f"{kind_of(path)} of the project"]
+            ranked.append(RankedFile(path, weights[path] * (0.1 + score), reasons, [], path in matched))
         return sorted(ranked, key=lambda item: -item.score)
-
-
-def files_with(word: str, paths: Iterable[str], root: str) -> set[str]:
-    """Those of ``paths`` whose name or text holds a word, in upper or lower case. Blocks."""
-    shape = ("-lziIF", "--untracked", "--no-recurse-submodules", "--no-full-name", "--no-color", "-e", word)
-    holding = set(split_z(run_git(root, "grep", *shape, env={"LC_ALL": "C.UTF-8"})))
-    return {path for path in paths if path in holding or word in path.lower()}
 
 
 KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category

@@ -19,7 +19,6 @@ import msgspec
 
 import cco_sidecar
 from cco_sidecar import (
-    BYTES_PER_TOKEN,
     MB,
     AgentEndpoint,
     ApiError,
@@ -200,10 +199,9 @@ class BriefLauncher(ReadingLauncher):
 
     async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
         reader = self.reader(running.row, running.folder)
-        return {"context.json": await self._context_file(body)} | await self._brief(body, reader)
+        return await super().files(running, body) | await self._brief(body, reader)
 
-    async def _context_file(self, body: dict[str, Any]) -> bytes:
-        max_bytes = BYTES_PER_TOKEN * int(body.get("context_tokens") or self.settings.agent_context_tokens)
+    async def context_file(self, body: dict[str, Any], max_bytes: int) -> bytes:
         room, text = max_bytes - max_bytes // 16, b""
         while True:
             try:

@@ -1040,7 +1040,7 @@ PACKAGE = "cco_sidecar_plugins"
 class Sidecar:
     """One running service: ``async with Sidecar(settings, hooks) as sidecar`` listens until the block ends.
 
-    ``start`` raises StartError with a line for the user. ``stop`` answers every waiting poll first, then gives requests
+    Its start raises StartError with a line for the user. Its stop answers every waiting poll first, then gives requests
     STOP_SECONDS, agents that were ordered to end Agents.STOP_SECONDS, and plugins their five seconds.
     """
 
@@ -1065,18 +1065,10 @@ class Sidecar:
         self.started = time.time()
         self.open_requests = 0
         self.process = psutil.Process()
-        self.disk = Pool("disk", 2, 10)
         self._checks: asyncio.Future[dict[str, Any]] | None = None
         self.checked_until = 0.0  # monotonic; then it is measured anew
 
     async def __aenter__(self) -> Sidecar:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-    async def start(self) -> None:
         settings = self.settings
         check_needed_plugins(settings, self.hooks)
         prepare_storage_folder(settings)
@@ -1099,8 +1091,9 @@ class Sidecar:
             self.process.cpu_percent()  # measures nothing yet: each call covers the time since the one before
             self._parts = parts.pop_all()
         await self._tell("startup")
+        return self
 
-    async def stop(self) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._server.stop()
         self.bus.close()
         deadline = time.monotonic() + self.STOP_SECONDS
@@ -1151,7 +1144,17 @@ class Sidecar:
         return self._checks.result() if self._checks.done() else await asyncio.shield(self._checks)
 
     async def _check(self) -> dict[str, Any]:
-        storage, bus = await self._probe_storage()
+        """Measured anew: whether a write and a file can be made, whether an event wakes a waiter, and figures."""
+        storage = bus = "healthy"
+        try:
+            async with asyncio.timeout(2):
+                await self.storage.write(self.results.probe)
+        except (StorageError, OSError, TimeoutError) as error:
+            storage = f"unhealthy: {one_line(error) or self.storage.SLOW}"
+            bus = "unhealthy: storage does not take events"
+        else:
+            if not await self.bus.round_trip():
+                bus = "unhealthy: a waiter did not wake within 2 s"
         if storage != bus:
             self.checked_until = 0.0
         return {
@@ -1163,20 +1166,6 @@ class Sidecar:
             "event_queue_size": measured(lambda: self.storage.read.undelivered(self.settings.project)),
             "disk_space_available_mb": measured(lambda: int(shutil.disk_usage(self.settings.storage).free / MB)),
         }
-
-    async def _probe_storage(self) -> tuple[str, str]:
-        """Whether a write and a file can be made, and an event wakes a waiter."""
-        try:
-            async with asyncio.timeout(2):
-                await self.storage.write(self.results.probe)
-        except (StorageError, OSError, TimeoutError) as error:
-            return f"unhealthy: {one_line(error) or self.storage.SLOW}", "unhealthy: storage does not take events"
-        try:
-            async with asyncio.timeout(2):
-                await self.bus.round_trip()
-        except TimeoutError:
-            return "healthy", "unhealthy: a waiter did not wake within 2 s"
-        return "healthy", "healthy"
 
 
 def listening(host: str, ports: list[int]) -> list[socket.socket]:
@@ -3363,11 +3352,10 @@ class EventBus:
         self._closed = True
         self._waiters.wake_all()
 
-    async def round_trip(self) -> None:
-        """Park a waiter and wake it, as everybody's are. For ``/health``."""
+    async def round_trip(self) -> bool:
+        """Park a waiter and wake it, as everybody's are: whether it woke within 2 s. For ``/health``."""
         asyncio.get_running_loop().call_soon(self._waiters.wake, "", "probe", {}, 1)
-        if await self._waiters.park(("", "probe"), Waiter("health", Filter(), 0), 2.0, HangUp()) != 1:
-            raise TimeoutError
+        return await self._waiters.park(("", "probe"), Waiter("health", Filter(), 0), 2.0, HangUp()) == 1
 
     def statistics(self) -> dict[str, Any]:
         read, project, times = self._storage.read, self._settings.project, self.readers.delivery_seconds

@@ -220,7 +220,7 @@ class GetStatus(cco_sidecar.GetStatus):
     """What happened so far, counted and timed."""
 
     async def respond(self) -> dict[str, Any]:
-        spent = await self.sidecar.disk.run(meter_of(self.sidecar.agents).statistics)
+        spent = await self.sidecar.agents.disk.run(meter_of(self.sidecar.agents).statistics)
         return await super().respond() | {"spent": spent}
 
 

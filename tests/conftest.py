@@ -95,12 +95,13 @@ def every_command() -> dict[str, Any]:
 
 def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
     """The first true value of ``condition``; fails when there is none in time."""
-    deadline = time.monotonic() + seconds
+    begin = time.monotonic()
     while True:
         if value := condition():
             return value
-        assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
-        time.sleep(0.01)
+        waited = time.monotonic() - begin
+        assert waited < seconds, f"not within {seconds} s: {condition}"
+        time.sleep(max(0.01, min(waited / 10, 0.05)))  # what is long in coming is looked for less often
 
 
 def git_alone(folder: Path) -> str:
@@ -121,6 +122,13 @@ def clean_environment(**more: str) -> dict[str, str]:
     hidden = ("CCO_", "JWT_TOKEN", "SIDECAR_URL", "AGENT_ID", "PROJECT_ID", "GIT_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     return kept | {"CCO_TEST_MARK": MARK, "PYTHONPATH": ""} | more
+
+
+def pytest_configure() -> None:
+    from forkserver import Forkserver, Popen
+
+    subprocess.Popen = Popen  # type: ignore[misc] - which subprocess.run takes too
+    Forkserver(MODULE, clean_environment())
 
 
 def needed(program: str) -> str:
@@ -218,7 +226,7 @@ class Service:
     """One running service. ``stop`` and ``kill`` end it; ``start`` starts it again on the same storage."""
 
     module = MODULE  # what a service runs unless its test says otherwise
-    options: tuple[str, ...] = ()  # and with these
+    options: tuple[str, ...] = ()  # and with these, beside those of CCO_TEST_OPTIONS, such as "--no-fast"
     backend = ""  # URL of the NATS server on which each storage has a log of its own
     by_url: ClassVar[dict[str, Service]] = {}
 
@@ -333,13 +341,18 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     the place of the plugin fast; "on NATS".
     """
     chosen = getattr(request, "param", "with plugins")
-    if chosen == "Tornado's server":
-        Service.options = ("--no-fast",)
-    if chosen == "alone":
+    Service.options = ("--no-fast",) if chosen == "Tornado's server" else ()
+    if chosen != "alone":
+        Service.options += tuple(os.environ.get("CCO_TEST_OPTIONS", "").split())
+    else:
         folder = tmp_path_factory.mktemp("alone")
         (folder / "plugins").mkdir()  # else those would be found that `pip install -e` has copied somewhere
         Service.module = Path(shutil.copy(MODULE, folder))
     with contextlib.ExitStack() as stack:
+        if chosen == "alone":
+            from forkserver import Forkserver
+
+            stack.callback(Forkserver(Service.module, clean_environment()).close)
         if chosen == "on NATS":
             from cluster import servers
 
@@ -434,11 +447,14 @@ def issue() -> str:
 
 def marked_processes() -> list[psutil.Process]:
     """Living processes that carry the mark of this run."""
+    from forkserver import Forkserver
+
     found = []
+    ours = [os.getpid(), *(server.process.pid for server in Forkserver.of.values() if server.process)]
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if (
-                process.pid != os.getpid()
+                process.pid not in ours
                 and process.environ().get("CCO_TEST_MARK") == MARK
                 and process.status() != psutil.STATUS_ZOMBIE
             ):
@@ -487,7 +503,11 @@ def nothing_left_running() -> Iterator[None]:
     """No process of the tests is left. A fixture, since what a hook of pytest raises in one of several test processes
     fails nothing.
     """
+    from forkserver import Forkserver
+
     yield
+    for server in list(Forkserver.of.values()):
+        server.close()
     with contextlib.suppress(AssertionError):
         until(lambda: not marked_processes(), 5)
     left = [process.cmdline() for process in marked_processes()]

@@ -1467,7 +1467,9 @@ def test_plugins_of_installed_packages_are_found_and_a_broken_one_is_skipped(rep
 
 def test_a_plugin_shares_our_classes_although_we_run_as_a_script(repository: Path, tmp_path: Path) -> None:
     code = "import sys\nprint(cco_sidecar is sys.modules['__main__'], file=sys.stderr)"
-    listed = run("plugins", "--plugins", str(write_plugins(tmp_path / "plugins", {"same": code})), cwd=repository)
+    folder = write_plugins(tmp_path / "plugins", {"same": code})
+    command = [sys.executable, "-u", str(MODULE), "plugins", "--plugins", str(folder)]  # by an interpreter of its own
+    listed = subprocess.run(command, cwd=repository, env=clean_environment(), capture_output=True, text=True)
     assert listed.returncode == 0 and listed.stderr == "True\n"
 
 

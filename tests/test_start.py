@@ -749,20 +749,23 @@ def test_a_storage_that_a_cleaner_took_altogether_is_said_once_and_nothing_is_ma
     until((service.storage / "sidecar.json").exists)
 
 
-def put_folder(place: Path) -> None:
-    place.unlink()
-    (place / "full").mkdir(parents=True)
+def put(place: Path, make: Callable[[Path], object]) -> None:
+    """Have ``make`` take the place of a file, which the service may write again in between."""
 
+    def made() -> bool:
+        place.unlink()
+        with contextlib.suppress(FileExistsError, NotADirectoryError):
+            make(place)
+            return True
+        return False
 
-def put_pipe(place: Path) -> None:
-    place.unlink()
-    os.mkfifo(place)
+    until(made)
 
 
 IN_THE_PLACE: dict[str, Callable[[Path], object]] = {
-    "a full folder": put_folder,
-    "an empty folder": lambda place: (place.unlink(), place.mkdir()),
-    "a folder of the user alone": lambda place: (place.unlink(), place.mkdir(0o700)),
+    "a full folder": lambda place: (place / "full").mkdir(parents=True),
+    "an empty folder": Path.mkdir,
+    "a folder of the user alone": lambda place: place.mkdir(0o700),
 }
 
 
@@ -773,7 +776,7 @@ def test_a_folder_in_the_place_of_a_file_is_named_by_the_service_and_by_commands
 ) -> None:
     service = make_service()
     place = service.storage / name
-    IN_THE_PLACE[what](place)
+    put(place, IN_THE_PLACE[what])
     until(lambda: "cannot be written again" in service.log)
     (line,) = [line for line in service.log.splitlines() if "cannot be written again" in line]
     assert f"ERROR {name} cannot be written again: Is a directory" in line
@@ -789,7 +792,7 @@ def test_a_folder_in_the_place_of_a_file_is_named_by_the_service_and_by_commands
 def test_a_pipe_in_the_place_of_a_file_holds_up_nothing(make_service: Callable[..., Service], name: str) -> None:
     service = make_service()
     before = (service.storage / name).read_bytes()
-    put_pipe(service.storage / name)
+    put(service.storage / name, os.mkfifo)
     until(lambda: (service.storage / name).is_file())
     assert (service.storage / name).read_bytes() == before and service.stop() == 0
 

@@ -222,7 +222,8 @@ def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[s
     root = root.resolve()
     sources = read_settings_files(root) | given
     values = {name: read_option(name, *source) for name, source in sources.items()}
-    values = {"project": slug(root.name)} | values | {"root": root}
+    slug = re.sub(r"[^a-z0-9._-]+", "-", root.name.lower()).replace("..", ".").strip("-._")[:128]
+    values = {"project": slug or "project"} | values | {"root": root}
     values["storage"] = values.get("storage") or default_storage(root, values["project"])
     settings = settings_class()(**values, places={name: where for name, (where, *_) in sources.items()})
     if bool(settings.tls_cert) != bool(settings.tls_key):
@@ -249,19 +250,16 @@ def read_option(name: str, where: str, value: Any, folder: Path | None = None) -
     """The value of the option ``name``; relative paths start at ``folder``. Raises StartError, which names ``where`` it
     was set: a flag, a variable or a line.
     """
+    folder = folder or Path.cwd()
     try:
-        return from_folder(folder or Path.cwd(), option_table()[name].read(value))
+        found = option_table()[name].read(value)
     except (ValueError, RecursionError) as error:
         text = value[0] if isinstance(value, list) and len(value) == 1 else value
         shown = f"{text!r} " if isinstance(text, str) and name != "jwt_secret" else ""
         raise StartError(f"{where}: {shown[:200]}{one_line(error)}") from None
-
-
-def from_folder(folder: Path, value: Any) -> Any:
-    """``value``; where it is a relative path, or a tuple of them, joined to ``folder``."""
-    if isinstance(value, tuple):
-        return tuple(from_folder(folder, item) for item in value)
-    return folder / value if isinstance(value, Path) else value
+    if isinstance(found, tuple):
+        return tuple(folder / item if isinstance(item, Path) else item for item in found)
+    return folder / found if isinstance(found, Path) else found
 
 
 @functools.cache
@@ -296,10 +294,6 @@ def discover_root(folder: Path) -> Path:
     found = run_git(folder, "rev-parse", "--show-toplevel")
     top = Path(os.fsdecode(found.removesuffix(b"\n"))) if found else folder
     return top if not found or (top / ".git").exists() else folder
-
-
-def slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).replace("..", ".").strip("-._")[:128] or "project"
 
 
 def default_storage(root: Path, project: str) -> Path:
@@ -753,7 +747,7 @@ class Hooks:
         self._manager = PluginManager("cco_sidecar")
         self._known: dict[str, list[Implementation]] = {}
         self._untold: queue.Queue[Callable[[], Any]] = queue.Queue(self.MAX_UNTOLD)
-        self._teller: threading.Thread | None = None
+        self._teller: Future[None] | None = None
         self.pool = Pool("asks", 16, 60)  # for those who ask on the loop
         self.loaded: list[LoadedPlugin] = []
         for plugin in built_in:
@@ -876,9 +870,8 @@ class Hooks:
         code: Any = getattr(inspect.unwrap(row.function), "__code__", None)
         failure = f"{row.hook}: {self.describe(error, code and code.co_filename)}"
         log.warning("plugin %s: %s", row.plugin, failure)
-        for plugin in self.loaded:
-            if plugin.name == row.plugin and not plugin.problem:
-                plugin.failures, plugin.failure = plugin.failures + 1, failure
+        plugin = next(plugin for plugin in self.loaded if plugin.name == row.plugin and not plugin.problem)
+        plugin.failures, plugin.failure = plugin.failures + 1, failure
 
     def describe(self, error: BaseException, file: str) -> str:
         """An error in the code of ``file``, for the log and the list of plugins."""
@@ -893,8 +886,7 @@ class Hooks:
         if not self.implementations(hook):
             return
         if self._teller is None:
-            self._teller = threading.Thread(target=self._tell_all, name="observers", daemon=True)
-            self._teller.start()
+            self._teller = in_thread("observers", self._tell_all)
         try:
             self._untold.put_nowait(lambda: collections.deque(self.ask(hook, **facts), maxlen=0))
         except queue.Full:
@@ -3660,10 +3652,10 @@ class Contexts:
         self._building: dict[str, asyncio.Task[BuiltContext]] = {}  # by ETag
         self._hits = self._misses = 0
         reader = hooks.part("project_reader", Project, settings=settings)
-        self._project: Project = reader or Project(settings.root, settings.storage)
+        self.project: Project = reader or Project(settings.root, settings.storage)
         also = [names for _, names in hooks.ask("section_files")]
         named = {name for names in also for name in names if isinstance(name, str)}
-        self._project.also = sorted({*TYPE_BY_MANIFEST, *named})
+        self.project.also = sorted({*TYPE_BY_MANIFEST, *named})
         self._index_folder = settings.storage / "index"
         self._plugins = tuple(sorted(plugin.name for plugin in hooks.loaded))
 
@@ -3674,11 +3666,11 @@ class Contexts:
 
     async def close(self) -> None:
         await asyncio.wait([self._starting], timeout=1)
-        await self._pool.run(self._project.close)
+        await self._pool.run(self.project.close)
 
     async def prepare(self) -> None:
         """Make ready, after the start, what requests would wait for."""
-        await self._pool.run(self._project.start, self._changed)
+        await self._pool.run(self.project.start, self._changed)
 
     async def get(
         self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", reader: object = None
@@ -3693,7 +3685,7 @@ class Contexts:
             max_bytes=max_bytes, max_files=0 if reader else query.max_files, reader=reader,
         )  # fmt: skip
         try:
-            state = await self._project.state()
+            state = await self.project.state()
         except OSError as error:
             log.error("the project cannot be read: %s", one_line(error))
             known_why = isinstance(error, GitError)  # others name paths of this machine
@@ -3718,10 +3710,6 @@ class Contexts:
     async def task(self, issue_id: str) -> str:
         """The task for a request that says none, "" where it is not known: the issue's latest spawn's."""
         return self._storage.read.latest_task(self._settings.project, issue_id) or ""
-
-    async def project(self) -> ProjectState:
-        """The project as it is now. Raises OSError."""
-        return await self._project.state()
 
     # -- building
 
@@ -3750,8 +3738,7 @@ class Contexts:
         """
         try:  # All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
             ranked = self.rank(key, outputs, state)
-            facts = {name: getattr(key, name) for name in key.__struct_fields__}
-            request = ContextRequest(**facts, outputs=outputs, project=state, ranked=ranked)
+            request = ContextRequest(**msgspec.structs.asdict(key), outputs=outputs, project=state, ranked=ranked)
             sections = self.sections(request)
             contents = [file.pop("content") for file in sections["relevant_files"]]  # which are redacted already
             sections, number = redact_json(sections)
@@ -3767,14 +3754,19 @@ class Contexts:
             raise ApiError("CTX_001") from None
 
     def answer(self, request: ContextRequest, sections: Sections) -> tuple[bytes, bytes]:
-        """The JSON for those who waited until it was built, and for those who get it from the cache. Blocks."""
+        """The JSON for those who waited until it was built, and for those who get it from the cache. Blocks. Raises
+        CTX_002.
+        """
         found = sections["relevant_files"]
         matched = [file.pop("matched", True) for file in found]
         sections["metadata"]["task_matched"] = any(matched) if request.task else None
         sections["relevant_files"] = found[: request.max_files]
-        cut = self._fit(request, sections) or len(found) > request.max_files
+        room = request.max_bytes - 600 - len(request.issue_id) - len(request.agent_type)  # what surrounds the context
+        cuts = self._hooks.parts("fit_context", bool, request=request, sections=sections, max_bytes=room)
+        cut = next((cut for cut in cuts if json_size(sections) <= room), None)
+        cut = fit_context(sections, room) if cut is None else cut
         files = sections["relevant_files"]
-        cut = cut or any(file.get("truncated") for file in files)
+        cut = cut or len(found) > request.max_files or any(file.get("truncated") for file in files)
         with_task = "semantic_chunking" if any(file.get("line_ranges") for file in files) else "smart"
         sections["metadata"]["redactions"] += sum(file.get("redactions", 0) for file in files)
         content = msgspec.json.encode(sections)
@@ -3787,18 +3779,9 @@ class Contexts:
         head = msgspec.json.encode(facts)[:-1]
         return head + b',"cache_hit":false}', head + b',"cache_hit":true}'
 
-    def _fit(self, request: ContextRequest, sections: Sections) -> bool:
-        """Cut ``sections`` to the size that was asked for; whether something went. Raises CTX_002."""
-        room = request.max_bytes - 600 - len(request.issue_id) - len(request.agent_type)  # what surrounds the context
-        facts = {"request": request, "sections": sections, "max_bytes": room}
-        for cut in self._hooks.parts("fit_context", bool, **facts):
-            if json_size(sections) <= room:
-                return bool(cut)
-        return fit_context(sections, room)
-
     def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
         """The first ranking that a plugin gives; the built-in one always does. Blocks."""
-        files = {file.path: file for file in state.files if not self._project.is_secret(file.path)}
+        files = {file.path: file for file in state.files if not self.project.is_secret(file.path)}
         request = RankRequest(
             root=state.root, index_folder=str(self._index_folder), files=list(files.values()), category=key.category,
             agent_type=key.agent_type, task=key.task, outputs=outputs, head=state.head,
@@ -3837,13 +3820,13 @@ class Contexts:
             self._loop.call_soon_threadsafe(self.clear, None)
 
     def watching(self) -> str:
-        return self._project.watching
+        return self.project.watching
 
     def statistics(self) -> dict[str, Any]:
         looked = self._hits + self._misses
         return {
             "context_cache_entries": len(self._cache), "context_cache_bytes": self._cached_bytes(),
-            "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0, "watching": self._project.watching,
+            "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0, "watching": self.project.watching,
         }  # fmt: skip
 
 
@@ -3977,8 +3960,8 @@ class Project:
         changes = read_changes(root) if head else dict.fromkeys(tracked, ("added", None))
         changes |= dict.fromkeys(untracked, ("untracked", None))
         described = [Change(clean_text(name), *changes[name]) for name in changes]
-        remote, url = read_remote(root)
-        git = GitContext(branch or None, read_commits(root), described, remote, url and without_credentials(url))
+        url = without_credentials(clean_text(os.fsdecode(run_git(root, "remote", "get-url", "origin") or b"").strip()))
+        git = GitContext(branch or None, read_commits(root), described, "origin" if url else None, url or None)
         return sorted([*tracked, *untracked]), git, head
 
 
@@ -4069,15 +4052,6 @@ def read_commits(root: Path) -> list[Commit]:
         when = iso(float(moment)) if re.fullmatch("[0-9]{1,11}", moment) else None  # of a year with four digits
         commits.append(Commit(short, subject.rstrip("\0"), author, when, list(filter(None, names.split("\0")))))
     return commits
-
-
-def read_remote(root: Path) -> tuple[str | None, str | None]:
-    """(name, URL) of origin, else of the first remote, with whatever credentials it holds. Blocks."""
-    listed = split_z(run_git(root, "config", "-z", "--get-regexp", r"^remote\..*\.url$"))
-    pairs = [clean_text(pair).partition("\n") for pair in listed]
-    urls = {key[7:-4]: url for key, _, url in reversed(pairs)}  # git fetches from a remote's first URL
-    name = "origin" if "origin" in urls else pairs[0][0][7:-4] if pairs else None
-    return name, urls[name] if name else None
 
 
 def without_credentials(url: str) -> str:
@@ -4227,19 +4201,16 @@ SECRET_FILE = re.compile(
 
 def redact_json(value: Any) -> tuple[Any, int]:
     """The JSON ``value`` without the secrets in its texts, names of fields too, and how many there were. Blocks."""
-    content, number = msgspec.json.encode(value), 0
+    content = msgspec.json.encode(value)
     texts = msgspec.json.decode(b"[%b]" % b",".join(JSON_TEXT.findall(content)), type=list[str])
     many = ("\0\n".join(texts[at : at + 1000]) for at in range(0, len(texts), 1000))
     if not any(redact(text)[1] for text in many):  # there is one seldom; a search of all would hold up all threads
         return value, 0
 
-    def redacted(match: re.Match[bytes]) -> bytes:
-        nonlocal number
-        text, found = redact(msgspec.json.decode(match[0], type=str))
-        number += found
-        return msgspec.json.encode(text)
-
-    return msgspec.json.decode(JSON_TEXT.sub(redacted, content)), number
+    redacted = [redact(text) for text in texts]
+    clean = iter(redacted)
+    content = JSON_TEXT.sub(lambda _: msgspec.json.encode(next(clean)[0]), content)
+    return msgspec.json.decode(content), sum(number for _, number in redacted)
 
 
 JSON_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')

@@ -65,7 +65,7 @@ class NotingLauncher(Launcher):
     ) -> tuple[AgentCommand, list[str]]:
         started = await super().command(running, files, asked)
         try:
-            note = functools.partial(beginning_of, await self.contexts.project())
+            note = functools.partial(beginning_of, await self.contexts.project.state())
         except OSError as error:
             note = functools.partial(Beginning, problem=one_line(error))
         await asyncio.to_thread(lambda: write_file(running.folder / Beginning.FILE, msgspec.json.encode(note())))

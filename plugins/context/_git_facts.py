@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 
-import cco_sidecar
 from cco_sidecar import (
     Change,
     Commit,
@@ -260,8 +259,11 @@ def without_databases(root: Path, names: list[str]) -> list[str]:
 
 def read_remote(root: Path) -> tuple[str | None, str | None]:
     """(name, URL) of origin, else of the first remote. Blocks."""
-    name, url = cco_sidecar.read_remote(root)
-    return name, url and without_credentials(url)
+    listed = split_z(run_git(root, "config", "-z", "--get-regexp", r"^remote\..*\.url$"))
+    pairs = [clean_text(pair).partition("\n") for pair in listed]
+    urls = {key[7:-4]: url for key, _, url in reversed(pairs)}  # git fetches from a remote's first URL
+    name = "origin" if "origin" in urls else pairs[0][0][7:-4] if pairs else None
+    return name, without_credentials(urls[name]) if name else None
 
 
 def empty_tree(root: Path) -> str:

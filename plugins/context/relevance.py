@@ -1734,7 +1734,7 @@ class WarmContexts(Contexts):
         await self._pool.run(keep_for_good)
 
     async def _warm(self) -> None:
-        state = await self.project()
+        state = await self.project.state()
         if len(state.files) >= self.WARM_FROM:
             agent_type, category = "chief-architect", "architect"
             key = ContextKey(issue_id="", agent_type=agent_type, category=category, task="", max_bytes=0, max_files=1)

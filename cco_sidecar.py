@@ -1062,7 +1062,6 @@ class Sidecar:
         self.contexts = contexts(self.storage, hooks, self.agent_types, settings)
         agents = hooks.derived("part_class", Agents, settings=settings)
         self.agents = agents(self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings)
-        self.access = Access(settings)
         self.started = time.time()
         self.open_requests = 0
         self.process = psutil.Process()
@@ -1341,7 +1340,12 @@ class Application(tornado.web.Application):
     def __init__(self, sidecar: Sidecar) -> None:
         super().__init__(log_function=lambda handler: None, sidecar=sidecar)  # on_finish logs
         self.ui_methods, self.ui_modules = {}, {}  # of templates: each handler would bind them
-        common = sidecar.hooks.derived("part_class", Endpoint, settings=sidecar.settings)
+        settings = sidecar.settings
+        names = ["localhost", settings.host, *settings.allowed_host, *["*"] * (settings.host in ("0.0.0.0", "::"))]
+        self.hosts = frozenset(map(str.lower, names))
+        self.headers = {"Server": "cco-sidecar", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
+        self.headers |= {"Strict-Transport-Security": "max-age=31536000"} if settings.tls_cert else {}
+        common = sidecar.hooks.derived("part_class", Endpoint, settings=settings)
 
         def serving(rows: Iterable[Route]) -> dict[tuple[str, str], tuple[Route, type[Endpoint]]]:
             if wrong := [row.path for row in rows if not issubclass(row.endpoint, Endpoint)]:
@@ -1469,7 +1473,7 @@ class Handler(tornado.web.RequestHandler):
         self.sidecar, self.path_names = sidecar, path_names
         self.request_id = f"req-{os.urandom(16).hex()}"
         self.claims = NOBODY
-        self.allowance: Allowance | None = None
+        self.allowance: dict[str, str] = {}  # headers
         self.hang_up = HangUp()
         self.upload = bytearray()
         sidecar.open_requests += 1
@@ -1495,7 +1499,7 @@ class Handler(tornado.web.RequestHandler):
             headers, now = self._headers, time.time()
             headers["Date"], headers["X-Request-ID"] = http_date(int(now)), self.request_id
             headers["Cache-Control"] = self.cache_control if self.get_status() < 400 else "no-store"
-            for name, value in (*self.sidecar.access.headers, *(self.allowance.headers() if self.allowance else ())):
+            for name, value in (self.application.headers | self.allowance).items():
                 headers[name] = value
             tokens, claims = self.sidecar.tokens, self.claims
             if claims.exp <= now + tokens.REFRESH_SECONDS and not claims.issued_elsewhere:
@@ -1590,16 +1594,14 @@ class Endpoint(Handler):
 
     ``respond`` gets the values of the path's names, in order, and, where ``body`` is set, the validated body as a dict;
     ``self.query`` holds the parameters. It returns what becomes the JSON of the answer, or ready bytes of it, or raises
-    ApiError. ``answers`` has the types of answers by status, the successful one first, for the OpenAPI document; a text
-    names a type in plugins/http/_answers.py.
+    ApiError.
     """
 
     permission: ClassVar[str | None] = None
     public: ClassVar[bool] = False
     query_type: ClassVar[type[Struct]] = NoQuery
     body: ClassVar[type[Struct] | None] = None
-    answers: ClassVar[dict[int, Any]] = {200: dict}
-    problems: ClassVar[tuple[int, ...]] = ()  # statuses beyond those that every endpoint has
+    status: ClassVar[int] = 200  # of an answer
     max_line: ClassVar[int] = MAX_LINE
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
     idempotent: ClassVar[bool] = False  # takes an Idempotency-Key: the job that gives its answer is ANSWERING
@@ -1618,7 +1620,7 @@ class Endpoint(Handler):
         known = re.fullmatch(r"[0-9]{1,18}", request.headers.get("Content-Length", "0"))  # Tornado refuses nonsense
         length = math.inf if "Transfer-Encoding" in request.headers else int(known[0] if known else 0)
         try:
-            sidecar.access.check(request)
+            check_access(request, self.application.hosts, sidecar.settings.cors_origin)
             if len(request.uri or "") > self.max_line:
                 raise ApiError("REQ_004", f"The request line may have {self.max_line} bytes at most", status=414)
             if self.max_body < length < math.inf:
@@ -1661,7 +1663,8 @@ class Endpoint(Handler):
                 await self._read_body()
             answer = await self.work(path)
         if not self._finished:
-            self.set_status(self.get_status() if self.get_status() != 200 else next(iter(self.answers)))
+            if self.get_status() == 200:
+                self.set_status(self.status)
             await self.send(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
 
     def _read_path_and_query(self, path: tuple[str, ...]) -> None:
@@ -1803,7 +1806,7 @@ class UnknownRoute(Endpoint):
     """Requests that no route matches: preflights, wrong methods (405 with Allow), unknown paths (404)."""
 
     public = True
-    answers = {204: None}
+    status = 204
 
     async def respond(self) -> bytes:
         request, allowed = self.request, self.allowed_methods()
@@ -1815,23 +1818,13 @@ class UnknownRoute(Endpoint):
         return b""
 
 
-class Access:
-    """Checks the Host and Origin of requests; ``headers`` are those of every answer."""
-
-    def __init__(self, settings: Settings) -> None:
-        any_address = ["*"] if settings.host in ("0.0.0.0", "::") else []
-        self._hosts = frozenset(map(str.lower, ["localhost", settings.host, *settings.allowed_host, *any_address]))
-        self._origins = settings.cors_origin
-        self.headers = [("Server", "cco-sidecar"), ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY")]
-        self.headers += [("Strict-Transport-Security", "max-age=31536000")] if settings.tls_cert else []
-
-    def check(self, request: tornado.httputil.HTTPServerRequest) -> None:
-        """DNS rebinding and hostile web pages end here. Raises REQ_007."""
-        if not host_allowed(request.host, self._hosts):
-            raise ApiError("REQ_007", "The Host header names neither this machine's loopback nor a configured host")
-        origin = request.headers.get("Origin")
-        if origin is not None and not origin_allowed(origin, self._origins):
-            raise ApiError("REQ_007", "Pages of this Origin may not call; --cors-origin allows more")
+def check_access(request: tornado.httputil.HTTPServerRequest, hosts: frozenset[str], origins: tuple[str, ...]) -> None:
+    """DNS rebinding and hostile web pages end here. Raises REQ_007."""
+    if not host_allowed(request.host, hosts):
+        raise ApiError("REQ_007", "The Host header names neither this machine's loopback nor a configured host")
+    origin = request.headers.get("Origin")
+    if origin is not None and not origin_allowed(origin, origins):
+        raise ApiError("REQ_007", "Pages of this Origin may not call; --cors-origin allows more")
 
 
 def origin_allowed(origin: str, more: tuple[str, ...]) -> bool:
@@ -1882,8 +1875,6 @@ class GetContext(Endpoint):
     permission = READ
     query_type = ContextQuery
     max_line = MAX_LINE + 12 * TASK_LENGTH
-    answers = {200: "Context"}
-    problems = (304, 404)
     failure = "CTX_001"
     cache_control = "private, no-cache"
 
@@ -1906,7 +1897,7 @@ class StoreResult(Endpoint):
 
     permission = WRITE
     body = ResultSubmission
-    answers = {201: "ResultStored"}
+    status = 201
     max_body = 32 * MB
     failure = "STR_001"
     idempotent = True
@@ -1924,7 +1915,7 @@ class PublishEvent(Endpoint):
 
     permission = PUBLISH
     body = EventSubmission
-    answers = {202: "EventPublished"}
+    status = 202
     invalid = "EVT_002"
     failure = "EVT_001"
     idempotent = True
@@ -1942,8 +1933,6 @@ class WaitForEvents(Endpoint):
     """Long poll for events of a type; ``*`` is any type."""
 
     query_type = WaitQuery
-    answers = {200: "WaitAnswer"}
-    problems = (410,)
     failure = "EVT_001"
     ANSWER_SECONDS = None  # a poll and a client that does not read have their own
 
@@ -1963,7 +1952,7 @@ class SpawnAgent(Endpoint):
 
     permission = SPAWN
     body = SpawnRequest
-    answers = {201: "Spawned"}
+    status = 201
     failure = "AGT_001"
     idempotent = True
     holds_token = True
@@ -1981,7 +1970,6 @@ class AgentEndpoint(Endpoint):
     """The base of the endpoints about one agent."""
 
     permission = READ
-    problems = (404,)
 
     def find(self, agent_id: str) -> dict[str, Any]:
         """The agent's row; raises REQ_002, and AUTH_003 where it works on another issue than the token's."""
@@ -1994,8 +1982,6 @@ class AgentEndpoint(Endpoint):
 class GetAgentStatus(AgentEndpoint):
     """What is known of one agent."""
 
-    answers = {200: "AgentStatus"}
-
     async def respond(self, agent_id: str) -> dict[str, Any]:
         row = self.find(agent_id)
         return await self.sidecar.agents.disk.run(self.sidecar.agents.describe, row)
@@ -2006,7 +1992,7 @@ class EndAgent(AgentEndpoint):
 
     permission = SPAWN
     query_type = EndQuery
-    answers = {202: "AgentEnding"}
+    status = 202
     failure = "AGT_001"
 
     async def respond(self, agent_id: str) -> dict[str, Any]:
@@ -2019,8 +2005,6 @@ class ClearCache(Endpoint):
     """Forget the cached contexts of an issue."""
 
     query_type = CacheQuery
-    answers = {200: "CacheCleared"}
-    problems = (404,)
 
     async def respond(self, issue_id: str | None = None) -> dict[str, Any]:
         self.sidecar.tokens.check_issue(self.claims, issue_id)
@@ -2040,7 +2024,6 @@ class ClearWholeCache(ClearCache):
 class RefreshToken(Endpoint):
     """A new token with the same identity, permissions and length of life."""
 
-    answers = {200: "Refreshed"}
     holds_token = True
 
     async def respond(self) -> dict[str, Any]:
@@ -2052,7 +2035,6 @@ class GetHealth(Endpoint):
     """Whether the service works, measured at most a quarter of a second ago; 503 when it does not."""
 
     public = True
-    answers = {200: "Health", 503: "Health"}
     ANSWER_SECONDS = None  # each check has its own
 
     async def respond(self) -> dict[str, Any]:
@@ -2082,8 +2064,6 @@ def measured(figure: Callable[[], float]) -> float:
 
 class GetStatus(Endpoint):
     """What happened so far, counted and timed."""
-
-    answers = {200: "Status"}
 
     async def respond(self) -> dict[str, Any]:
         sidecar = self.sidecar
@@ -2305,19 +2285,6 @@ class Claims(Struct, frozen=True, kw_only=True):
 NOBODY = Claims(sub="", agent_type="", project_id="", permissions=[], exp=math.inf, iat=0.0)
 
 
-class Allowance(Struct, frozen=True):
-    """A subject's requests per minute, those that remain, and the epoch second at which all are there again."""
-
-    limit: int
-    remaining: int
-    reset: int
-
-    def headers(self) -> Iterator[tuple[str, str]]:
-        yield "X-RateLimit-Limit", str(self.limit)
-        yield "X-RateLimit-Remaining", str(self.remaining)
-        yield "X-RateLimit-Reset", str(self.reset)
-
-
 class RateLimits:
     """Per subject: at most ``burst`` at once, refilled at limit/60 a second, and at most ``limit`` in any minute.
 
@@ -2330,42 +2297,38 @@ class RateLimits:
         self._clock = clock
         self._recent: collections.OrderedDict[tuple[str, str], list[float]] = collections.OrderedDict()
 
-    def spend(self, claims: Claims) -> Allowance | None:
-        """Take one request from the subject's allowance; None where there is no limit. Raises RATE_001."""
+    def spend(self, claims: Claims) -> dict[str, str]:
+        """Take one request from the subject's allowance; the headers that tell of it, none where there is no limit.
+        Raises RATE_001.
+        """
         category = CATEGORIES[self._agent_types.categories[claims.agent_type]]
         limit, burst = category.per_minute, category.burst
         if limit is None or burst is None:
-            return None
+            return {}
         subject, now = (claims.project_id, claims.sub), self._clock()
-        times = [moment for moment in self._recent.get(subject, ()) if moment > now - 60]
+        times = [moment for moment in self._recent.pop(subject, ()) if moment > now - 60]
 
         def wait(number: int) -> float:
-            return max(0.0, ready_at(times, number, limit, burst) - now)
+            """Seconds until ``number`` requests may come at once."""
+            ready = map(operator.add, reversed(times), gaps(limit, burst)[number - 1 :])
+            return max(0.0, max(ready, default=0.0) - now)
 
         seconds = math.ceil(wait(1) - 1e-9)  # 0 where it may come now
-        if not seconds:
-            times.append(now)
-            self._keep(subject, times, now)
-        free = bisect.bisect(range(1, burst + 1), 1e-9, key=wait)
-        allowance = Allowance(limit, free, math.ceil(time.time() + wait(burst)))
+        self._recent[subject] = times = times if seconds else [*times, now]
+        while next(iter(self._recent.values()))[-1] <= now - 60:  # idle for a minute: nothing is forgotten with it
+            self._recent.popitem(last=False)
+        allowance = {
+            "X-RateLimit-Limit": str(limit),
+            "X-RateLimit-Remaining": str(bisect.bisect(range(1, burst + 1), 1e-9, key=wait)),
+            "X-RateLimit-Reset": str(math.ceil(time.time() + wait(burst))),
+        }
         if not seconds:
             return allowance
         message = f"Too many requests. Please wait {seconds} seconds."
         raise ApiError("RATE_001", message, retry_after=seconds, allowance=allowance)
 
-    def _keep(self, subject: tuple[str, str], times: list[float], now: float) -> None:
-        self._recent[subject] = times
-        self._recent.move_to_end(subject)
-        while next(iter(self._recent.values()))[-1] <= now - 60:  # idle for a minute: nothing is forgotten with it
-            self._recent.popitem(last=False)
-
     def statistics(self) -> dict[str, int]:
         return {"subjects": len(self._recent)}
-
-
-def ready_at(times: list[float], number: int, limit: int, burst: int) -> float:
-    """From when on ``number`` requests at once are allowed after those at ``times``, oldest first."""
-    return max(map(operator.add, reversed(times), gaps(limit, burst)[number - 1 :]), default=0.0)
 
 
 @functools.cache
@@ -5269,7 +5232,8 @@ class Program:
 
     def run(self, words: list[str]) -> int:
         try:
-            return self.command(words)
+            options = self.parse(words)
+            return int(options.run(options))
         except SystemExit:  # --help and --version
             return GOOD
         except (StartError, OSError) as error:
@@ -5277,11 +5241,6 @@ class Program:
             return error.exit_code if isinstance(error, StartError) else REFUSED
         except KeyboardInterrupt:
             return 130
-
-    def command(self, words: list[str]) -> int:
-        options = self.parse(words)
-        run: Callable[[argparse.Namespace], int] = options.run
-        return run(options)
 
     def parse(self, words: list[str]) -> argparse.Namespace:
         """The options, and the command as ``run``. Plugins are asked for a command that is not ours."""
@@ -5381,24 +5340,11 @@ def settings_from(options: argparse.Namespace) -> Settings:
 def set_up_logging(settings: Settings) -> None:
     level = settings.log_level.upper()
     handler = bundled_class(logging.StreamHandler, "_program", "LogLines")(sys.stderr)
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else PlainFormatter())
-    logging._srcfile = None  # as Python's documentation says: no line tells from where
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else plain)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in ("tornado.general", "tornado.access", "asyncio", "watchdog"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
-
-
-class PlainFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        moment = local_second(int(record.created))
-        line = f"{moment},{record.msecs:03.0f} {record.levelname} {record.getMessage()}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
-
-
-@functools.lru_cache(2)
-def local_second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 class JsonFormatter(logging.Formatter):
@@ -5514,9 +5460,9 @@ class ApiError(Exception):
         status: int | None = None,
         details: dict[str, Any] | None = None,
         retry_after: int | None = None,
-        allowance: Allowance | None = None,
+        allowance: dict[str, str] | None = None,
     ) -> None:
-        self.code, self.details, self.retry_after, self.allowance = code, details, retry_after, allowance
+        self.code, self.details, self.retry_after, self.allowance = code, details, retry_after, allowance or {}
         self.status, self.error, standard = ERRORS[code]
         self.message = message or standard
         if status is not None:
@@ -5527,7 +5473,8 @@ class ApiError(Exception):
         """The body of the answer to the request that is refused."""
         body = {
             "error": self.error, "message": self.message, "code": self.code, "details": self.details,
-            "retry_after_seconds": self.retry_after, "limit": self.allowance and self.allowance.limit,
+            "retry_after_seconds": self.retry_after,
+            "limit": int(self.allowance["X-RateLimit-Limit"]) if self.allowance else None,
             "timestamp": iso(), "request_id": request_id,
         }  # fmt: skip
         return {name: value for name, value in body.items() if value is not None}
@@ -5606,36 +5553,8 @@ def in_thread(name: str, call: Callable[[], T]) -> Future[T]:
         except BaseException as error:  # a boundary: whoever waits gets it
             outcome.set_exception(error)
 
-    try:
-        thread = Thread.idle.pop()  # a new one takes longer than most calls
-    except IndexError:
-        thread = Thread(daemon=True)
-        thread.start()
-    thread.name = name
-    thread.jobs.put(work)
+    threading.Thread(target=work, name=name, daemon=True).start()
     return outcome
-
-
-class Thread(threading.Thread):
-    """Does one job after the other, and ends when none came for a while."""
-
-    idle: ClassVar[list[Thread]] = []
-    IDLE_SECONDS = 5.0
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-
-    def run(self) -> None:
-        while True:
-            try:
-                self.jobs.get(timeout=self.IDLE_SECONDS)()
-            except queue.Empty:
-                with contextlib.suppress(ValueError):  # somebody has just taken it, and a job comes
-                    return self.idle.remove(self)
-                continue
-            self.name = "idle"
-            self.idle.append(self)
 
 
 def write_file(path: Path, content: bytes) -> None:

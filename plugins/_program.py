@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import codecs
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -18,6 +19,7 @@ import signal
 import sys
 import time
 import typing
+from collections.abc import Iterator
 
 from cco_sidecar import GOOD, REFUSED, Program, StartError, complain, nearest, option_table, variable_of
 
@@ -36,19 +38,11 @@ class WholeProgram(Program):
         drop_unwritten(sys.stderr)
         return code
 
-    def command(self, words: list[str]) -> int:
-        try:
-            return super().command(words)
-        except BrokenPipeError:  # the reader of our output has gone, as in `cco events list | head -1`
-            return GOOD
-        except OSError as error:
-            problem = str(error) if error.filename else f"output cannot be written: {error.strerror}"
-            raise StartError(problem, REFUSED) from error
-
     def parse(self, words: list[str]) -> argparse.Namespace:
         from cco_sidecar_plugins.commands import _command_line
 
-        options = _command_line.parse(words)
+        with writing():
+            options = _command_line.parse(words)
         for name, value in vars(options).items():
             texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
             if name not in option_table() and any(re.search(r"[\ud800-\udfff]", text) for text in texts):
@@ -57,7 +51,20 @@ class WholeProgram(Program):
             if (option := name.removeprefix("CCO_SIDECAR_").lower()) not in option_table():
                 close = nearest(option, option_table())
                 complain(f"{name}: unknown variable{f', did you mean {variable_of(close)}?' if close else ''}")
+        options.run = writing()(options.run)
         return options
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """While output is written. Raises StartError where that cannot be, and ends the command where nobody reads on."""
+    try:
+        yield
+    except BrokenPipeError:  # as in `cco events list | head -1`
+        raise SystemExit(GOOD) from None
+    except OSError as error:
+        problem = str(error) if error.filename else f"output cannot be written: {error.strerror}"
+        raise StartError(problem, REFUSED) from error
 
 
 class LogLines(logging.StreamHandler[typing.TextIO]):
@@ -79,6 +86,11 @@ class LogLines(logging.StreamHandler[typing.TextIO]):
     def __init__(self, stream: typing.TextIO) -> None:
         super().__init__(stream)
         self._lines: list[str] = []
+        logging._srcfile = None  # as Python's documentation says: no line tells from where
+        logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+    def setFormatter(self, fmt: logging.Formatter | None) -> None:
+        super().setFormatter(PlainFormatter() if type(fmt) is logging.Formatter else fmt)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -117,6 +129,20 @@ class LogLines(logging.StreamHandler[typing.TextIO]):
         with contextlib.suppress(OSError, ValueError):  # no file of the system's, or on Windows no socket
             self._full = not select.select((), (self.stream,), (), max(0, until - time.monotonic()))[1]
         return not self._full
+
+
+class PlainFormatter(logging.Formatter):
+    """What the core's format gives, in a third of the time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = local_second(int(record.created))
+        line = f"{moment},{record.msecs:03.0f} {record.levelname} {record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+@functools.lru_cache(2)
+def local_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def end_of_piece(text: str, begin: int) -> int:

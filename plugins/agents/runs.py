@@ -143,6 +143,7 @@ class StartRun(Endpoint):
 
     permission = SPAWN
     body = RunRequest
+    status = 202
     answers = {202: Run}
     problems = (409, 429)
     failure = "AGT_001"
@@ -203,6 +204,7 @@ class StopRun(RunEndpoint):
     """End a run and the agents that it has started, as Ctrl-C ends `cco run`. Takes no agent's token."""
 
     permission = SPAWN
+    status = 202
     answers = {202: RunEnding}
     failure = "AGT_001"
 

@@ -1,7 +1,8 @@
 """What the endpoints answer, as types: the OpenAPI document and the JSON Schemas are made from them.
 
-An endpoint names its answers by these names (``answers = {200: "PluginList"}``) and builds them as plain dicts; the
-service itself never needs this file. The tests hold every answer to the document.
+An endpoint of a plugin has them in ``answers``, by status, and the statuses of its own refusals in ``problems``; CORE
+has those of the core's endpoints. Answers are built as plain dicts; the service itself never needs this file. The tests
+hold every answer to the document.
 """
 
 from __future__ import annotations
@@ -10,7 +11,27 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from cco_sidecar import AgentState, GitContext, LoadedPlugin, NextAgent, ResultBody
+from cco_sidecar import (
+    AgentEndpoint,
+    AgentState,
+    ClearCache,
+    EndAgent,
+    Endpoint,
+    GetAgentStatus,
+    GetContext,
+    GetHealth,
+    GetStatus,
+    GitContext,
+    LoadedPlugin,
+    NextAgent,
+    PublishEvent,
+    RefreshToken,
+    ResultBody,
+    SpawnAgent,
+    StoreResult,
+    UnknownRoute,
+    WaitForEvents,
+)
 from cco_sidecar_plugins.context._sections import ProjectStructure, RelevantFile
 
 
@@ -417,3 +438,35 @@ class Status(Struct):
     performance: PerformanceStatistics
     spent: SpentStatistics
     timestamp: str
+
+
+# -- of the core's endpoints: the types of answers by status, and the statuses beyond those that every endpoint has
+
+CORE: dict[type[Endpoint], tuple[dict[int, Any], tuple[int, ...]]] = {
+    GetContext: ({200: Context}, (304, 404)),
+    StoreResult: ({201: ResultStored}, ()),
+    PublishEvent: ({202: EventPublished}, ()),
+    WaitForEvents: ({200: WaitAnswer}, (410,)),
+    SpawnAgent: ({201: Spawned}, ()),
+    AgentEndpoint: ({}, (404,)),
+    GetAgentStatus: ({200: AgentStatus}, (404,)),
+    EndAgent: ({202: AgentEnding}, (404,)),
+    ClearCache: ({200: CacheCleared}, (404,)),
+    RefreshToken: ({200: Refreshed}, ()),
+    GetHealth: ({200: Health, 503: Health}, ()),
+    GetStatus: ({200: Status}, ()),
+    UnknownRoute: ({204: None}, ()),
+}
+
+
+def answers_of(endpoint: type[Endpoint]) -> dict[int, Any]:
+    """The types of an endpoint's answers by status, the successful one first; a text names a type of this file."""
+    rows = (vars(kind).get("answers") or CORE.get(kind, ({}, ()))[0] for kind in endpoint.__mro__)
+    found: dict[int, Any] = next(filter(None, rows), {200: dict})
+    return {status: globals()[shape] if isinstance(shape, str) else shape for status, shape in found.items()}
+
+
+def problems_of(endpoint: type[Endpoint]) -> tuple[int, ...]:
+    """The statuses of an endpoint's own refusals, and 304 where it may answer so."""
+    rows = (vars(kind).get("problems") or CORE.get(kind, ({}, ()))[1] for kind in endpoint.__mro__)
+    return next(filter(None, rows), ())

@@ -34,6 +34,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins.commands._table import Command, add_commands, arg
 from cco_sidecar_plugins.http import _answers as answers
+from cco_sidecar_plugins.http._answers import answers_of, problems_of
 
 ErrorAnswer = answers.ErrorAnswer
 
@@ -402,7 +403,7 @@ def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
     described: dict[str, Any] = {}
     metered = () if endpoint.public else METERED
     replay = ("Idempotent-Replay",) if endpoint.idempotent else ()
-    etag = ("ETag",) if NOT_MODIFIED in endpoint.problems else ()
+    etag = ("ETag",) if NOT_MODIFIED in problems_of(endpoint) else ()
     refusals = refusals_of(endpoint)
     for status, shape in answers_of(endpoint).items():
         schema: dict[str, Any] = (
@@ -426,19 +427,11 @@ def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
     return described
 
 
-def answers_of(endpoint: type[Endpoint]) -> dict[int, Any]:
-    """The types of an endpoint's answers by status; a name is that of a type in _answers.py."""
-    return {
-        status: getattr(answers, shape) if isinstance(shape, str) else shape
-        for status, shape in endpoint.answers.items()
-    }
-
-
 def refusals_of(endpoint: type[Endpoint]) -> set[int]:
     """The statuses under which an endpoint answers with an error."""
     beyond = {401, 429} - ({401, 429} if endpoint.public else set()) | ({415} if endpoint.body else set())
     beyond |= {422} if endpoint.idempotent else set()
-    return {*EVERYWHERE, *beyond, *endpoint.problems} - {NOT_MODIFIED}
+    return {*EVERYWHERE, *beyond, *problems_of(endpoint)} - {NOT_MODIFIED}
 
 
 def describe_refusal(status: int) -> dict[str, Any]:
@@ -495,7 +488,7 @@ def in_header(endpoint: type[Endpoint]) -> Iterator[dict[str, Any]]:
         schema = {"type": "string", "pattern": "^[ -~]{1,255}$"}
         words = "A repeat with the same key and body gives the first answer again, for 24 hours."
         yield {"name": "Idempotency-Key", "in": "header", "required": False, "description": words, "schema": schema}
-    if NOT_MODIFIED in endpoint.problems:
+    if NOT_MODIFIED in problems_of(endpoint):
         words = "The ETag of an earlier answer: 304 where it still holds."
         yield {
             "name": "If-None-Match",

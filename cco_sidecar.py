@@ -674,9 +674,6 @@ class Parts:
     def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
         """The HTTP server's class, derived from ``base``: Server, or what the plugin before yours made."""
 
-    def token_keys(self, settings: Settings) -> list[tuple[Any, str]] | None:
-        """(public key, its one algorithm) of issuers whose tokens are taken beside our own."""
-
     def fit_context(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool | None:
         """Cut ``sections``, in place, to ``max_bytes`` of JSON; True where something went. The core cuts what is still
         too much. Files may have ``chunks``, (first line, score) of their best 50-line pieces, to be removed.
@@ -692,9 +689,9 @@ class Parts:
         """The owner of agents' processes and output, a Processes. Agents must outlive a crash of the service."""
 
     def part_class(self, settings: Settings, base: type) -> type | None:
-        """A class derived from ``base``, which is Endpoint, Agents, Launcher or Contexts, or what the plugin before
-        yours made; None where you leave that part as it is. Endpoint's stands behind the own class of every endpoint:
-        its ``send`` gets the bytes of each answer, its ``finished`` hears of each request.
+        """A class derived from ``base``, which is Endpoint, Tokens, Agents, Launcher or Contexts, or what the plugin
+        before yours made; None where you leave that part as it is. Endpoint's stands behind the own class of every
+        endpoint: its ``work`` gives each answer, its ``send`` gets the bytes, its ``finished`` hears of each request.
         """
 
 
@@ -1054,7 +1051,8 @@ class Sidecar:
         self.storage: Storage = hooks.part("storage", Storage, settings=settings) or Storage(settings)
         self.agent_types = AgentTypes(hooks, settings)
         self.metrics = Metrics()
-        self.tokens = Tokens(settings, self.agent_types, self.storage)
+        tokens = hooks.derived("part_class", Tokens, settings=settings)
+        self.tokens = tokens(settings, self.agent_types, self.storage)
         self.limits = RateLimits(self.agent_types)
         self.bus = EventBus(self.storage, settings, hooks)
         self.results = Results(self.storage, self.bus, hooks, self.agent_types, settings)
@@ -1083,7 +1081,7 @@ class Sidecar:
             parts.callback(self._server.stop)
             self.info = self._announced()
             self.storage.announce(self.info)
-            self.tokens.start(self.hooks)
+            self.tokens.start()
             self.contexts.start()
             parts.push_async_callback(self.contexts.close)
             self.agents.launcher.url = self.info.url + "/api"
@@ -1328,7 +1326,6 @@ def routes() -> list[Route]:
         Route("DELETE", "/api/agents/{agent_id}", EndAgent),
         Route("DELETE", "/api/cache/context/{issue_id}", ClearCache),
         Route("DELETE", "/api/cache/all", ClearWholeCache),
-        Route("POST", "/api/auth/refresh", RefreshToken),
         Route("GET", "/health", GetHealth),
         Route("GET", "/status", GetStatus),
     ]
@@ -1496,14 +1493,11 @@ class Handler(tornado.web.RequestHandler):
     def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
         if not self._headers_written:
             # set_header checks each value anew, which is a tenth of a small answer's cost
-            headers, now = self._headers, time.time()
-            headers["Date"], headers["X-Request-ID"] = http_date(int(now)), self.request_id
+            headers = self._headers
+            headers["Date"], headers["X-Request-ID"] = http_date(int(time.time())), self.request_id
             headers["Cache-Control"] = self.cache_control if self.get_status() < 400 else "no-store"
             for name, value in (self.application.headers | self.allowance).items():
                 headers[name] = value
-            tokens, claims = self.sidecar.tokens, self.claims
-            if claims.exp <= now + tokens.REFRESH_SECONDS and not claims.issued_elsewhere:
-                headers["X-Refreshed-Token"] = tokens.refresh(claims)[0]
         return super().flush(include_footers)
 
     async def _taken(self, written: asyncio.Future[None]) -> None:
@@ -2021,16 +2015,6 @@ class ClearWholeCache(ClearCache):
     permission = SPAWN
 
 
-class RefreshToken(Endpoint):
-    """A new token with the same identity, permissions and length of life."""
-
-    holds_token = True
-
-    async def respond(self) -> dict[str, Any]:
-        token, expires = self.sidecar.tokens.refresh(self.claims)
-        return {"token": token, "expires_at": iso(expires)}
-
-
 class GetHealth(Endpoint):
     """Whether the service works, measured at most a quarter of a second ago; 503 when it does not."""
 
@@ -2128,33 +2112,24 @@ class AgentTypes:
 
 
 class Tokens:
-    """Makes, checks, refreshes and revokes JSON Web Tokens (RFC 7519 and 8725).
+    """Makes, checks and revokes JSON Web Tokens (RFC 7519 and 8725), which are HS256 and nothing else."""
 
-    Our own are HS256 and nothing else. Tokens of other issuers are accepted where a plugin gives their keys
-    (``token_keys``): each key has its one algorithm, and a token's header chooses neither.
-    """
-
-    REFRESH_SECONDS = 300
     ISSUER = "cco-sidecar"
     REQUIRED = ("sub", "agent_type", "project_id", "permissions", "exp", "iat")
     LEEWAY = 60.0  # seconds by which another clock may be ahead of ours
 
     def __init__(self, settings: Settings, agent_types: AgentTypes, storage: Storage | None) -> None:
         self._settings, self._agent_types, self._storage = settings, agent_types, storage
-        self._keys: list[tuple[Any, str]] = []  # each with its algorithm; ours first
         self._read = functools.lru_cache(10_000)(self._verified)  # a signature costs 40 us
         self._revoked: set[str] = set()
 
     def load_secret(self) -> None:
         """Take the configured secret, or the storage's, which the first caller makes."""
-        secret = self._settings.jwt_secret or make_or_read_secret(self._settings.storage / "jwt.secret")
-        self._keys = [(secret, "HS256")]
+        self._secret = self._settings.jwt_secret or make_or_read_secret(self._settings.storage / "jwt.secret")
 
-    def start(self, hooks: Hooks) -> None:
-        """Take the keys of other issuers that plugins know, and what the storage knows to be revoked."""
+    def start(self) -> None:
+        """Take what the storage knows to be revoked."""
         assert self._storage
-        for keys in hooks.parts("token_keys", list, settings=self._settings):
-            self._keys += keys
         self._revoked = set(self._storage.read.revoked(self._settings.project))
 
     def mint(
@@ -2170,8 +2145,7 @@ class Tokens:
             "exp": now + (ttl or self._settings.token_ttl), "jti": uuid.uuid4().hex, "iss": self.ISSUER,
         }  # fmt: skip
         claims |= ({"issue_id": issue_id} if issue_id else {}) | ({"bound": True} if bound else {})
-        secret, algorithm = self._keys[0]
-        return jwt.encode(claims, secret, algorithm)
+        return jwt.encode(claims, self._secret, "HS256")
 
     def verify(self, authorization: str | None) -> Claims:
         """The claims of an ``Authorization`` header. Raises AUTH_001, 002 (expired), 003 (other project)."""
@@ -2191,17 +2165,19 @@ class Tokens:
             raise ApiError("AUTH_001", "This token was revoked")
 
     def _verified(self, token: str) -> Claims:
-        """The claims of a token that one of the keys signed, perhaps long expired. Raises AUTH_001."""
+        """The claims of a token that we signed, perhaps long expired. Raises AUTH_001."""
+        return self.decode(token, self._secret, "HS256", Claims)
+
+    def decode(self, token: str, key: Any, algorithm: str, kind: type[Claims]) -> Claims:
+        """The claims of a token that ``key`` signed with its one algorithm. Raises AUTH_001."""
         options: Any = {"require": self.REQUIRED, "verify_exp": False, "verify_aud": False, "verify_iss": False}
-        for number, (key, algorithm) in enumerate(self._keys):
-            try:
-                read = jwt.decode(token, key, [algorithm], options, leeway=self.LEEWAY)
-                claims = msgspec.structs.replace(msgspec.convert(read, Claims), issued_elsewhere=number > 0)
-            except (jwt.PyJWTError, msgspec.ValidationError, ValueError, OverflowError, TypeError, RecursionError):
-                continue  # perhaps another key's
-            known = claims.agent_type in self._agent_types.categories
-            if known and claims.sub and claims.sub.isprintable() and 0 < claims.exp < 1e11:  # NaN is refused too
-                return claims
+        try:
+            claims = msgspec.convert(jwt.decode(token, key, [algorithm], options, leeway=self.LEEWAY), kind)
+        except (jwt.PyJWTError, msgspec.ValidationError, ValueError, OverflowError, TypeError, RecursionError):
+            raise ApiError("AUTH_001") from None
+        known = claims.agent_type in self._agent_types.categories
+        if known and claims.sub and claims.sub.isprintable() and 0 < claims.exp < 1e11:  # NaN is refused too
+            return claims
         raise ApiError("AUTH_001")
 
     def permissions(self, claims: Claims) -> set[str]:
@@ -2230,16 +2206,6 @@ class Tokens:
         speaks_for_all = not claims.bound and claims.issue_id is None and WRITE in self.permissions(claims)
         if event_type in OWN_EVENTS and not (event_type == "agent_completed" and speaks_for_all):
             raise forbidden(f"{event_type} is published by the service alone", event_type=event_type)
-
-    def refresh(self, claims: Claims) -> tuple[str, float]:
-        """A token with the same identity that lives as long as the first one did, and when it expires. Raises
-        AUTH_003.
-        """
-        if claims.issued_elsewhere:  # else it would outlive what its issuer gave, and the issuer's own revocation
-            raise ApiError("AUTH_003", "This token was issued elsewhere, and only its issuer refreshes it")
-        life = max(1, int(claims.exp - claims.iat))
-        same: dict[str, Any] = {"permissions": claims.permissions, "issue_id": claims.issue_id, "bound": claims.bound}
-        return self.mint(claims.sub, claims.agent_type, ttl=life, **same), int(time.time()) + life
 
     def revoke(self, subject: str) -> None:
         """Refuse every token of ``subject`` from now on; the caller stores it (Records.revoke)."""
@@ -2278,7 +2244,6 @@ class Claims(Struct, frozen=True, kw_only=True):
     iss: str = ""
     issue_id: str | None = None
     bound: bool = False
-    issued_elsewhere: bool = False  # verified with another issuer's key; never taken from the token itself
 
 
 # the claims of a request without a verified token

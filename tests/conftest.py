@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -76,11 +77,11 @@ def plugin(name: str) -> Any:
 
 
 def every_route() -> list[Any]:
-    """The routes of the module and of the plugins that list results and plugins."""
+    """The routes of the module and of the plugins that list results and plugins, and renew tokens."""
     import cco_sidecar
 
-    rows = [plugin(name).register_routes() for name in ("result_list", "plugin_list")]
-    return [*cco_sidecar.routes(), *rows[0], *rows[1]]
+    rows = [plugin(name).register_routes() for name in ("result_list", "plugin_list", "renewal")]
+    return [*cco_sidecar.routes(), *itertools.chain(*rows)]
 
 
 def every_command() -> dict[str, Any]:
@@ -331,7 +332,7 @@ def served(names: Iterable[str], setup: str) -> list[str]:
 
 
 OF_PLUGINS = re.compile(
-    r"openapi|^plugins$|/api/plugins|^list |^get result$|/api/(results|events|agents)(\?|$|/result-)"
+    r"openapi|^plugins$|/api/plugins|auth/refresh|^refresh$|^list |^get result$|/api/(results|events|agents)(\?|$|/result-)"
 )
 
 

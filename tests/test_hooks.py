@@ -233,11 +233,19 @@ PLUGINS = {
     """,
     "issuer": """
         import jwt
+        from cco_sidecar import ApiError, Claims, Tokens
 
         @hookimpl
-        def token_keys(settings):
-            numbers = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
-            return [(jwt.PyJWK(numbers).key, "EdDSA")]
+        def part_class(base):
+            class Trusting(base):
+                def _verified(self, token):
+                    try:
+                        return super()._verified(token)
+                    except ApiError:
+                        numbers = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
+                        return self.decode(token, jwt.PyJWK(numbers).key, "EdDSA", Claims)
+
+            return Trusting if issubclass(base, Tokens) else None
     """,
     "fitting": """
         @hookimpl
@@ -709,7 +717,6 @@ EXERCISED = {
     "register_commands": test_a_plugin_adds_commands_and_other_plugins_cannot_break_the_command_line,
     "server_class": test_a_plugin_brings_its_own_server,
     "event_filter": test_a_plugin_reads_filters_in_its_own_way,
-    "token_keys": test_a_plugin_knows_the_keys_of_other_issuers,
     "context_brief": test_a_plugin_makes_its_own_brief_and_secrets_are_redacted,
     "fit_context": test_a_plugin_fits_contexts_into_their_budget,
     "project_reader": test_a_plugin_brings_its_own_look_at_the_repository,
@@ -891,7 +898,7 @@ def test_a_ranking_is_as_long_as_the_project_is_large() -> None:
     assert plain("rank_files", ranked) == ranked
 
 
-@pytest.mark.parametrize("hook", ["storage", "server_class", "process_owner", "token_keys"])
+@pytest.mark.parametrize("hook", ["storage", "server_class", "process_owner", "meter"])
 def test_a_part_that_is_long_in_the_making_is_named_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hook: str
 ) -> None:

@@ -177,12 +177,6 @@ def server_class(settings: Settings, base: Any) -> type:
 
 
 @hookimpl
-def token_keys(settings: Settings) -> list[tuple[Any, str]] | None:
-    key = Path("issuer.pem")
-    return [(key.read_bytes(), "RS256")] if key.exists() else None
-
-
-@hookimpl
 def fit_context(request: ContextRequest, sections: Sections, max_bytes: int) -> bool | None:
     for file in sections["relevant_files"]:
         file.pop("chunks", None)

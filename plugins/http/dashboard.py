@@ -39,6 +39,7 @@ from cco_sidecar import (
     hookimpl,
     iso,
 )
+from cco_sidecar_plugins.tokens._foreign import ForeignClaims
 
 log = logging.getLogger("cco")
 
@@ -155,7 +156,7 @@ class MakeCode(Endpoint):
     async def respond(self) -> DashboardCode:
         if self.claims.bound:
             raise ApiError("AUTH_003", "An agent's token opens no dashboard: that is for people")
-        if self.claims.issued_elsewhere:
+        if isinstance(self.claims, ForeignClaims):
             raise ApiError("AUTH_003", "This token was issued elsewhere: give it to the page itself")
         code, expires = codes_of(self.sidecar).make(self.claims)
         return DashboardCode(code, iso(expires))

@@ -5,18 +5,33 @@ taken.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from cco_sidecar import StartError, hookimpl, one_line
+from cco_sidecar import ApiError, Claims, StartError, Tokens, hookimpl, one_line
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.tokens._foreign import ForeignClaims
 
 
 @hookimpl
-def token_keys(settings: PluginSettings) -> list[tuple[Any, str]] | None:
+def part_class(settings: PluginSettings, base: type) -> type | None:
+    if not settings.jwt_public_key or not issubclass(base, Tokens):
+        return None
     try:
-        return [read_public_key(settings.jwt_public_key)] if settings.jwt_public_key else None
+        return type("IssuersTokens", (IssuersTokens, base), {"issuer": read_public_key(settings.jwt_public_key)})
     except StartError as error:
         raise StartError(f"{settings.where('jwt_public_key')}: {error}") from None
+
+
+class IssuersTokens(Tokens):
+    """Takes what the issuer's key has signed beside our own tokens."""
+
+    issuer: ClassVar[tuple[Any, str]]  # key and algorithm
+
+    def _verified(self, token: str) -> Claims:
+        try:
+            return super()._verified(token)
+        except ApiError:
+            return self.decode(token, *self.issuer, ForeignClaims)
 
 
 def read_public_key(path: Path) -> tuple[Any, str]:

@@ -542,10 +542,6 @@ AgentState = Literal["starting", "running", "completed", "failed", "killed", "ti
 AGENT_GROUPS = {"active": ("starting", "running"), "completed": ("completed",), "failed": ("failed", "timeout", "lost")}
 
 
-class NoQuery(Struct):
-    """No parameters."""
-
-
 class ContextQuery(Struct):
     task: Annotated[str, Meta(max_length=TASK_LENGTH)] = ""
     max_bytes: Annotated[int, Meta(ge=2_000, le=10 * MB)] = 10 * MB
@@ -1593,14 +1589,14 @@ class Endpoint(Handler):
 
     permission: ClassVar[str | None] = None
     public: ClassVar[bool] = False
-    query_type: ClassVar[type[Struct]] = NoQuery
+    query_type: ClassVar[type[Struct] | None] = None
     body: ClassVar[type[Struct] | None] = None
     status: ClassVar[int] = 200  # of an answer
     max_line: ClassVar[int] = MAX_LINE
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
     idempotent: ClassVar[bool] = False  # takes an Idempotency-Key: the job that gives its answer is ANSWERING
     holds_token: ClassVar[bool] = False  # the answer holds a token: an idempotent endpoint's in ``jwt_token``
-    aside: ClassVar[bool] = False  # sent by an agent's program unasked: not limited, and no call of the agent
+    aside: ClassVar[bool] = False  # sent by an agent's program unasked: not limited
     ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
 
     respond: Callable[..., Awaitable[Any]]
@@ -1669,7 +1665,7 @@ class Endpoint(Handler):
             arguments = {key: values[-1].decode("utf-8") for key, values in request.query_arguments.items()}
         except UnicodeDecodeError:
             raise ApiError("REQ_001", "The query is not UTF-8") from None
-        self.query = copy.copy(read_query(self.query_type, *arguments.items()))
+        self.query = copy.copy(read_query(self.query_type, *arguments.items())) if self.query_type else None
         if self.claims.issue_id is not None and hasattr(self.query, "issue_id"):  # a list of what there is on issues
             self.query.issue_id = self.query.issue_id or self.claims.issue_id
             self.sidecar.tokens.check_issue(self.claims, self.query.issue_id)
@@ -5464,9 +5460,7 @@ def iso_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-@functools.lru_cache(2)
-def http_date(seconds: int) -> str:
-    return tornado.httputil.format_timestamp(seconds)
+http_date = functools.lru_cache(2)(tornado.httputil.format_timestamp)  # of epoch seconds
 
 
 log = logging.getLogger("cco")

@@ -346,7 +346,7 @@ def numbers_in_queries() -> list[tuple[str, str]]:
     return [
         (route.path.format_map(names), name)
         for route in cco_sidecar.routes() if route.method == "GET"
-        for name, kind in typing.get_type_hints(route.endpoint.query_type).items() if {int, bool} & {kind, *typing.get_args(kind)}
+        for name, kind in typing.get_type_hints(route.endpoint.query_type or object).items() if {int, bool} & {kind, *typing.get_args(kind)}
     ]  # fmt: skip
 
 

@@ -473,6 +473,8 @@ def in_path(row: Route) -> Iterator[dict[str, Any]]:
 
 def in_query(endpoint: type[Endpoint]) -> Iterator[dict[str, Any]]:
     shape = endpoint.query_type
+    if shape is None:
+        return
     for name, schema in msgspec.json.schema(shape)["$defs"][shape.__name__].get("properties", {}).items():
         default = schema.pop("default", None)
         if "anyOf" in schema:  # absent is null: in a query there is no other way to say it

@@ -1437,9 +1437,7 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
 
 @tornado.web.stream_request_body
 class Handler(tornado.web.RequestHandler):
-    """A request as Tornado hands it over: its body, the whole answer with our headers, errors in our words, and one
-    line in the log.
-    """
+    """A request of Tornado's: its body, the whole answer with our headers, errors in our words, one line in the log."""
 
     max_body: ClassVar[int] = MB
     failure: ClassVar[str] = "STR_002"  # the code of an unexpected error
@@ -1594,8 +1592,7 @@ class Endpoint(Handler):
     status: ClassVar[int] = 200  # of an answer
     max_line: ClassVar[int] = MAX_LINE
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
-    idempotent: ClassVar[bool] = False  # takes an Idempotency-Key: the job that gives its answer is ANSWERING
-    holds_token: ClassVar[bool] = False  # the answer holds a token: an idempotent endpoint's in ``jwt_token``
+    holds_token: ClassVar[bool] = False  # in the answer
     aside: ClassVar[bool] = False  # sent by an agent's program unasked: not limited
     ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
 
@@ -1603,9 +1600,7 @@ class Endpoint(Handler):
     given: dict[str, Any] | None = None  # the body, once it is known to be about the token's project
 
     async def prepare(self) -> None:
-        """Check what is known before the body comes. A refusal waits for the end of a short body, so that the
-        connection goes on, and for none that is long.
-        """
+        """Check what is known before the body. A refusal waits for a short body's end: then the connection goes on."""
         request, sidecar = self.request, self.sidecar
         known = re.fullmatch(r"[0-9]{1,18}", request.headers.get("Content-Length", "0"))  # Tornado refuses nonsense
         length = math.inf if "Transfer-Encoding" in request.headers else int(known[0] if known else 0)
@@ -1676,9 +1671,7 @@ class Endpoint(Handler):
         return await (self.respond(*path) if self.body is None else self.respond(*path, body=self.given))
 
     async def _read_body(self) -> None:
-        """Take the body as a dict that satisfies ``self.body``; unknown fields stay in it. One that is about another
-        project than the token's, or another issue, is refused.
-        """
+        """Take the body, which has to satisfy ``self.body`` and be about the token's project and issue."""
         media_type = self.request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
         coding = self.request.headers.get("Content-Encoding", "").strip()
         if media_type != "application/json" or coding:
@@ -1890,7 +1883,6 @@ class StoreResult(Endpoint):
     status = 201
     max_body = 32 * MB
     failure = "STR_001"
-    idempotent = True
 
     async def respond(self, body: dict[str, Any]) -> dict[str, Any]:
         self.sidecar.tokens.check_identity(self.claims, body["agent_id"], body["agent_type"])
@@ -1908,7 +1900,6 @@ class PublishEvent(Endpoint):
     status = 202
     invalid = "EVT_002"
     failure = "EVT_001"
-    idempotent = True
 
     async def respond(self, event_type: str, body: dict[str, Any]) -> dict[str, Any]:
         if event_type == "*" or body.get("event_type") not in (event_type, None):
@@ -1944,7 +1935,6 @@ class SpawnAgent(Endpoint):
     body = SpawnRequest
     status = 201
     failure = "AGT_001"
-    idempotent = True
     holds_token = True
 
     async def respond(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -2093,9 +2083,7 @@ class AgentTypes:
         return self.category(agent_type, status)
 
     def category(self, agent_type: str, status: int = 400, *, people: bool = False) -> str:
-        """The category of a type; raises ApiError AGT_002 with ``status`` where it is unknown, or people's although
-        ``people`` are not meant.
-        """
+        """The category of a type. Raises AGT_002 where it is unknown, or for people although ``people`` is not set."""
         category = self.categories.get(agent_type)
         if category and (people or not CATEGORIES[category].people):
             return category
@@ -2259,9 +2247,7 @@ class RateLimits:
         self._recent: collections.OrderedDict[tuple[str, str], list[float]] = collections.OrderedDict()
 
     def spend(self, claims: Claims) -> dict[str, str]:
-        """Take one request from the subject's allowance; the headers that tell of it, none where there is no limit.
-        Raises RATE_001.
-        """
+        """Take one request; the headers that tell of what is left, none where there is no limit. Raises RATE_001."""
         category = CATEGORIES[self._agent_types.categories[claims.agent_type]]
         limit, burst = category.per_minute, category.burst
         if limit is None or burst is None:
@@ -2287,9 +2273,6 @@ class RateLimits:
             return allowance
         message = f"Too many requests. Please wait {seconds} seconds."
         raise ApiError("RATE_001", message, retry_after=seconds, allowance=allowance)
-
-    def statistics(self) -> dict[str, int]:
-        return {"subjects": len(self._recent)}
 
 
 @functools.cache
@@ -5485,9 +5468,7 @@ class Pool:
         self._name, self._free, self._seconds = name, asyncio.Semaphore(threads), seconds
 
     async def run(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        """What ``function`` returns. Raises what it raises; after ``seconds`` TimeoutError, and its thread is left to
-        itself.
-        """
+        """What ``function`` returns. Raises what it raises; TimeoutError, and its thread is left to itself."""
         loop = asyncio.get_running_loop()
 
         def release(_: object) -> None:

@@ -35,6 +35,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins.commands._table import Command, add_commands, arg
 from cco_sidecar_plugins.http import _answers as answers
 from cco_sidecar_plugins.http._answers import answers_of, problems_of
+from cco_sidecar_plugins.http.repeats import takes_keys
 
 ErrorAnswer = answers.ErrorAnswer
 
@@ -402,7 +403,7 @@ def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
     """By status: the endpoint's own answers, and the refusals, which are the same everywhere."""
     described: dict[str, Any] = {}
     metered = () if endpoint.public else METERED
-    replay = ("Idempotent-Replay",) if endpoint.idempotent else ()
+    replay = ("Idempotent-Replay",) if takes_keys(endpoint) else ()
     etag = ("ETag",) if NOT_MODIFIED in problems_of(endpoint) else ()
     refusals = refusals_of(endpoint)
     for status, shape in answers_of(endpoint).items():
@@ -430,7 +431,7 @@ def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
 def refusals_of(endpoint: type[Endpoint]) -> set[int]:
     """The statuses under which an endpoint answers with an error."""
     beyond = {401, 429} - ({401, 429} if endpoint.public else set()) | ({415} if endpoint.body else set())
-    beyond |= {422} if endpoint.idempotent else set()
+    beyond |= {422} if takes_keys(endpoint) else set()
     return {*EVERYWHERE, *beyond, *problems_of(endpoint)} - {NOT_MODIFIED}
 
 
@@ -486,7 +487,7 @@ def in_query(endpoint: type[Endpoint]) -> Iterator[dict[str, Any]]:
 
 
 def in_header(endpoint: type[Endpoint]) -> Iterator[dict[str, Any]]:
-    if endpoint.idempotent:
+    if takes_keys(endpoint):
         schema = {"type": "string", "pattern": "^[ -~]{1,255}$"}
         words = "A repeat with the same key and body gives the first answer again, for 24 hours."
         yield {"name": "Idempotency-Key", "in": "header", "required": False, "description": words, "schema": schema}

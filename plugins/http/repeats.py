@@ -24,10 +24,13 @@ from cco_sidecar import (
     Claims,
     Endpoint,
     Job,
+    PublishEvent,
     Records,
     Row,
+    SpawnAgent,
     Storage,
     StorageError,
+    StoreResult,
     hookimpl,
     log,
     one_line,
@@ -41,11 +44,16 @@ def part_class(base: type) -> type | None:
     return type("RepeatedEndpoint", (RepeatedEndpoint, base), {}) if issubclass(base, Endpoint) else None
 
 
+def takes_keys(endpoint: type[Endpoint]) -> bool:
+    """Whether requests are done once by their key: the job that gives the answer is ANSWERING then."""
+    return issubclass(endpoint, (StoreResult, PublishEvent, SpawnAgent)) or getattr(endpoint, "idempotent", False)
+
+
 class RepeatedEndpoint(Endpoint):
     """Answers a repeat with the first answer, and does what is new under a lock of its key."""
 
     async def work(self, path: tuple[str, ...]) -> Any:
-        key = self.request.headers.get("Idempotency-Key") if self.idempotent else None
+        key = self.request.headers.get("Idempotency-Key") if takes_keys(type(self)) else None
         if key is None:
             return await super().work(path)
         where = f"{self.request.method} {self.request.path}"

@@ -5,8 +5,8 @@ A new token has the same identity and permissions, never more, and lives as long
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from cco_sidecar import ApiError, Claims, Endpoint, Route, Tokens, hookimpl, iso
@@ -39,12 +39,11 @@ class RefreshToken(Endpoint):
 class RenewingEndpoint(Endpoint):
     """Gives a new token with the answer, where the one that was sent ends soon."""
 
-    def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
+    def common_headers(self) -> Iterator[tuple[str, str]]:
+        yield from super().common_headers()
         claims = self.claims
-        due = claims.exp <= time.time() + RENEWED_SECONDS and not isinstance(claims, ForeignClaims)
-        if due and not self._headers_written:
-            self._headers["X-Refreshed-Token"] = renewed(self.sidecar.tokens, claims)[0]
-        return super().flush(include_footers)
+        if claims.exp <= time.time() + RENEWED_SECONDS and not isinstance(claims, ForeignClaims):
+            yield "X-Refreshed-Token", renewed(self.sidecar.tokens, claims)[0]
 
 
 def renewed(tokens: Tokens, claims: Claims) -> tuple[str, int]:

@@ -351,7 +351,18 @@ def test_a_url_and_a_token_are_enough_where_there_is_no_repository(
     assert cco("status")[0] == 0
     monkeypatch.delenv("JWT_TOKEN")
     code, _, err = cco("status")
-    assert code == 1 and "401 AUTH_001" in err
+    assert code == 1 and "401 AUTH_001" in err and "; no token was given: set JWT_TOKEN to one that `cco token`" in err
+
+
+def test_who_has_another_secret_than_the_service_is_told_so(
+    here: Here, cco: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CCO_SIDECAR_JWT_SECRET", "of another team, and of more than thirty-two characters")
+    code, _, err = cco("status")
+    assert code == 1 and "401 AUTH_001" in err and "; the service signs with another secret" in err
+    monkeypatch.setenv("JWT_TOKEN", "given by somebody")
+    code, _, err = cco("status")
+    assert code == 1 and "401 AUTH_001" in err and "secret" not in err and err.count("\n") == 1
 
 
 def test_a_token_made_on_the_command_line_is_what_it_was_asked_to_be(

@@ -4,6 +4,7 @@ leave behind. No confirmed event or result is lost, none comes twice, all tell t
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import signal
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 from cluster import Node, Servers, Team, servers
-from conftest import PROJECT, Client, Service, end_stragglers, make_repository, until
+from conftest import PROJECT, Client, Service, end_stragglers, make_repository, plugin, until
 
 LONG = 45.0  # a machine under load; what it took is printed
 FAILED = requests.RequestException
@@ -196,8 +197,25 @@ def test_a_node_is_killed(nats: Servers, load: Load, which: str, choose: Callabl
     node = choose(nats)
     node.kill()
     load.recovered(f"{which} killed")
+    for sidecar in load.team.sidecars:
+        until(lambda sidecar=sidecar: cluster_of(sidecar)["away"] == [node.name], LONG)
+    verdict, finding = found_by_doctor(load.team)
+    assert verdict == "note" and f"not up to date: {node.name};" in finding, finding
     nats.start()
+    until(lambda: found_by_doctor(load.team)[0] == "good", LONG)
     load.check()
+
+
+def cluster_of(sidecar: Service) -> Any:
+    return sidecar.client().get("/status").json()["storage"]["cluster"]
+
+
+def found_by_doctor(team: Team) -> tuple[str, str]:
+    """(verdict, finding) about the log of the first sidecar."""
+    found = plugin("doctor").examine_log(
+        argparse.Namespace(root=str(team.root), storage=str(team.sidecars[0].storage), project=PROJECT)
+    )
+    return found["log"]  # type: ignore[no-any-return]
 
 
 def test_without_a_majority_writing_is_refused_in_time_and_reading_goes_on(nats: Servers, load: Load) -> None:

@@ -199,6 +199,14 @@ class NatsLog:
         self.info = await js.stream_info(self.options.stream)
         return self.info.state.last_seq
 
+    @property
+    def away(self) -> list[str]:
+        """The names of the log's servers that do not have what is newest, as their leader told when it was asked last:
+        away, or back and not yet up to date. Their own word ``offline`` comes much later.
+        """
+        cluster = self.info.cluster if self.info else None
+        return sorted(str(server.name) for server in (cluster and cluster.replicas) or [] if not server.current)
+
     def reconnect(self) -> None:
         """Leave the server, which does not answer, for the next one."""
         self._loop.call_soon_threadsafe(self._gone.set)

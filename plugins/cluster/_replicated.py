@@ -162,7 +162,7 @@ class ReplicatedStorage(GuardedStorage):
         return msgspec.json.encode({"node": self.node, "url": self.url, "applied": self.follower.applied})
 
     async def _look_for_ever(self) -> None:
-        """Make snapshots when they are due, and try again what could not be applied."""
+        """Make snapshots when they are due, try again what could not be applied, and ask which servers are away."""
         pool = Pool("snapshot", 1, 2 * Snapshots.SECONDS)
         while True:
             await asyncio.sleep(self.LOOK_SECONDS * random.uniform(0.5, 1.5))  # seldom two sidecars at once
@@ -170,6 +170,8 @@ class ReplicatedStorage(GuardedStorage):
                 self._wake()
             if self.follower.fault:  # which a server may have told that was not up to date yet
                 self.log.reconnect()
+            with contextlib.suppress(LogAway):  # the session says so
+                await asyncio.wrap_future(self.log.call(self.log.last()))
             try:
                 if not self.problem():
                     await pool.run(self._snapshots.make_when_due, self.follower.applied, self.follower.weight)
@@ -288,10 +290,10 @@ class ReplicatedStorage(GuardedStorage):
         applied = self.follower.applied
         return {
             "backend": "nats", "servers": [without_login(server) for server in self._options.servers],
-            "connected_to": self.log.server or None, "problem": self.problem(), "stream": self._options.stream,
-            "replicas": self.replicas(), "synced": self._settings.nats_synced, "applied": applied,
-            "lag": max(0, self.log.heard - applied), "node": self.node, "peers": self.peers.seen(),
-            "differs": DIFFERS,
+            "connected_to": self.log.server or None, "away": self.log.away, "problem": self.problem(),
+            "stream": self._options.stream, "replicas": self.replicas(), "synced": self._settings.nats_synced,
+            "applied": applied, "lag": max(0, self.log.heard - applied), "node": self.node,
+            "peers": self.peers.seen(), "differs": DIFFERS,
         }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class NotReachable(StartError):
 class Refused(StartError):
     """The service's own words; ``answer`` is its JSON, empty where what answered is none of ours."""
 
-    def __init__(self, status: int, content: bytes) -> None:
+    def __init__(self, status: int, content: bytes, advice: str = "") -> None:
         self.status, self.content, self.answer = status, content, {}
         try:
             answer = json.loads(content)
@@ -52,7 +52,7 @@ class Refused(StartError):
             self.answer = answer
         except (ValueError, LookupError, TypeError, RecursionError):
             message = f"{status}: {content[:200].decode('utf-8', 'replace')}"
-        super().__init__(message, REFUSED)
+        super().__init__(f"{message}; {advice}" if advice else message, REFUSED)
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -81,7 +81,7 @@ class Client:
         self._given = service_url(getattr(options, "url", None), self._environ.get("SIDECAR_URL"))
         self._settings = None if self._given else running_settings(settings_from(options))
         self.project = self._environ.get("PROJECT_ID", "")
-        self.url, self._instance = self._given, ""
+        self.url, self._instance, self._minted = self._given, "", False
         self._look_for_it()
         self.token = self._find_token()
         # Proxies are for the world outside; a certificate of one's own is trusted by naming it in SSL_CERT_FILE.
@@ -103,6 +103,7 @@ class Client:
         if token := self._environ.get("JWT_TOKEN", "").strip():
             return token
         if self._settings:
+            self._minted = True
             known = dataclasses.replace(self._settings, no_plugins=True)  # the type is no plugin's, which take time
             return mint_token(with_secret(known), "chief-architect", "cli")  # one subject: repeats of a key are known
         return ""
@@ -128,7 +129,7 @@ class Client:
         content = None if body is None else json.dumps(body).encode()
         status, answer = self._send(method, path, headers, content, timeout)
         if status >= 300:
-            raise Refused(status, answer)
+            raise Refused(status, answer, self._about_token() if status == 401 else "")
         if accept == "text/markdown" and not answer.startswith(b"{"):
             return answer.decode()
         try:
@@ -182,6 +183,15 @@ class Client:
                 return error.code, error.read()
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise self._explained(error) from None
+
+    def _about_token(self) -> str:
+        """Where a token comes from that the service takes; "" where somebody gave the one that it refused."""
+        if not self.token:
+            return "no token was given: set JWT_TOKEN to one that `cco token` prints where that service runs"
+        own = (
+            "the service signs with another secret than this command has: set CCO_SIDECAR_JWT_SECRET as it is set there"
+        )
+        return own if self._minted else ""
 
     def _explained(self, error: Exception) -> StartError:
         """Why the request could not be made, and what to do."""

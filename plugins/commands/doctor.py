@@ -46,7 +46,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
-from cco_sidecar_plugins.commands._client import Refused, loaded_plugins
+from cco_sidecar_plugins.commands._client import Client, Refused, loaded_plugins
 from cco_sidecar_plugins.commands._health import ask_health, explain_bind_error, read_health
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._running import running_settings
@@ -79,6 +79,7 @@ def command_doctor(options: argparse.Namespace) -> int:
     findings = {name: examine(check) for name, check in checks.items()} | examine_agents(
         typing.cast(PluginSettings, settings)
     )
+    findings |= examine_log(options)
     with suppress(ImportError):  # its file may be gone
         findings |= import_module("cco_sidecar_plugins.commands.connect").findings(settings)
     rows = [{"check": name, "verdict": verdict, "finding": finding} for name, (verdict, finding) in findings.items()]
@@ -203,6 +204,27 @@ def check_watcher(settings: Settings) -> str:
             " each request takes"
         )
     return f"{folders} folders of {watched} that may be watched"
+
+
+def examine_log(options: argparse.Namespace) -> dict[str, Finding]:
+    """How the running service stands to the servers of its log; nothing where it shares none."""
+    try:
+        told = Client(options).call("GET", "/status")["storage"].get("cluster")
+    except StartError:  # which the checks of the service and of the plugins tell
+        return {}
+    if told is None:
+        return {}
+    if told["problem"]:
+        return {"log": ("bad", told["problem"])}
+    if told["away"]:
+        names = ", ".join(told["away"])
+        return {
+            "log": (
+                "note",
+                f"of its servers these are away, or not up to date: {names}; the loss of another one may stop writing",
+            )
+        }
+    return {"log": ("good", f"connected to {told['connected_to']}, and none of its servers is known to be away")}
 
 
 def check_plugins(options: argparse.Namespace) -> str:

@@ -365,6 +365,7 @@ class ClusterStatistics(Struct):
     backend: str
     servers: list[str]
     connected_to: str | None
+    away: list[str]  # names of the log's servers that are, or that are not up to date, as their leader says
     problem: str | None  # why nothing can be written; null where nothing is known to be in the way
     stream: str
     replicas: int

@@ -4210,7 +4210,7 @@ class RankRequest(Struct, frozen=True, kw_only=True):
     head: str | None
 
 
-class RankedFile(Struct, frozen=True):
+class RankedFile(Struct, frozen=True, gc=False):
     """A file with its score (higher is more relevant), why, and (first line, score) of its best 50-line chunks.
 
     ``matched``: the task names it, or one of the task's words occurs in it. Where no file is matched the order is the
@@ -4224,7 +4224,7 @@ class RankedFile(Struct, frozen=True):
     matched: bool = True
 
 
-class FileFact(Struct, frozen=True):
+class FileFact(Struct, frozen=True, gc=False):
     """A file of the project: relative path with slashes, bytes, and mtime in nanoseconds."""
 
     path: str

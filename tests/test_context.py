@@ -672,6 +672,40 @@ def test_same_requests_at_the_same_time_are_built_once(
         assert service.client().get("/status").json()["storage"]["context_cache_entries"] == 1
 
 
+BY_TYPE = """
+from cco_sidecar import hookimpl
+
+@hookimpl
+def context_section(request):
+    return {"who": request.agent_type}
+"""
+
+
+@pytest.mark.needs_plugin("context/alike makes one for several types")
+def test_agent_types_that_are_given_the_same_share_one_context_where_no_plugin_goes_by_the_type(
+    make_service: MakeService, repository: Path, tmp_path: Path
+) -> None:
+    write(repository / "web/view.ts", "export function handler() {}\n")
+    write(tmp_path / "plugins/by_type.py", BY_TYPE)
+    alike = make_service("--no-watch")
+    apart = make_service("--no-watch", "--plugins", str(tmp_path / "plugins"), storage=tmp_path / "apart")
+    time.sleep(0.05)
+    hits = {}
+    for name in ("python", "rust", "go", "flask", "react", "typescript", "debugging", "refactoring"):
+        asked = {"agent_type": f"{name}-specialist", "task": "handler"}
+        answer, own = answer_of(alike.client(), **asked), answer_of(apart.client(), **asked)
+        assert (own["context"].pop("who"), own["cache_hit"]) == (answer["agent_type"], False)
+        assert (answer["agent_type"], answer["context"]) == (f"{name}-specialist", own["context"])
+        hits[name] = answer["cache_hit"]
+    assert [name for name in hits if hits[name]] == ["go", "flask", "typescript", "refactoring"]
+    write(repository / "src/lib.rs", "fn handler() {}\n")
+    rust, go = (files_of(alike.client(), agent_type=f"{name}-specialist", task="handler") for name in ("rust", "go"))
+    assert "src/lib.rs" in rust and rust != go
+    alike.client().store()
+    again = answer_of(alike.client(), agent_type="go-specialist", task="handler")
+    assert len(again["context"]["previous_agent_outputs"]) == 1
+
+
 def test_a_get_during_a_build_shows_what_changed_after_that_began(make_service: MakeService, builds: Any) -> None:
     folder, count = builds
     service = make_service("--plugins", str(folder))

@@ -148,6 +148,27 @@ def test_what_no_event_names_is_as_it_was(readers: tuple[Any, Any], repository: 
             assert index._watcher.state == "full"
 
 
+def test_changes_within_one_time_stamp_are_told_by_events_and_not_waited_out(
+    readers: tuple[Any, Any], repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, path = readers[0], repository / "src/main.py"
+    before = {proven(index).digest}
+    real, young = project_index.fingerprint, project_index.is_young
+
+    def coarse(name: str) -> Any:
+        return (7, 7, *real(name)[2:]) if name == str(path) else real(name)
+
+    monkeypatch.setattr(project_index, "fingerprint", coarse)
+    monkeypatch.setattr(project_index, "is_young", lambda facts, now: (facts and facts[0] == 7) or young(facts, now))
+    for word in ("one", "two", "six"):
+        write(path, word)
+        state = index.look()
+        assert index._known_now() is state and state.digest not in before
+        before.add(state.digest)
+    index.check()  # a write through a mapping makes no event
+    assert index._known_now() is None and index.look().digest not in before
+
+
 def test_the_event_of_a_change_is_there_before_the_change_is_over(tmp_path: Path) -> None:
     """What the proof stands on: a process on another processor changes a file and says so; the event is there."""
     kinds = """

@@ -7,6 +7,7 @@ earlier agent changed or that have an uncommitted change.
 from __future__ import annotations
 
 import collections
+import heapq
 import itertools
 import math
 import os
@@ -15,7 +16,6 @@ from collections.abc import Iterable, Iterator
 
 from cco_sidecar import (
     KIND_WEIGHTS,
-    SPECIALISTS,
     FileFact,
     RankedFile,
     RankRequest,
@@ -25,9 +25,11 @@ from cco_sidecar import (
     read_text_file,
 )
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
+from cco_sidecar_plugins.context._languages import spoken_by
 from cco_sidecar_plugins.context._stop_words import STOP_WORDS
 
 WORDS, WORK = 48, 1_500_000_000  # words of a task; bytes times words that are scanned, in about a second
+MOST = 400  # files that are ranked; to sort all of a large project would hold up all threads
 MAX_FILE = 400_000  # what is longer is data
 
 
@@ -58,12 +60,13 @@ def rank_files(request: RankRequest) -> list[RankedFile]:
     own = {path for path in order if is_own(path, request)}
     all_others = not (own or matched)  # rather than nothing
     plain = "{}, as no file is of the agent's kinds and language" if all_others else "{} of the project"
+    given = order if all_others else shares.keys() | own | first
+    scores = {path: scores.get(path, 0.0) + least * order[path] for path in given}
     ranked = []
-    for path in order if all_others else shares.keys() | own | first:
+    for path in heapq.nsmallest(MOST, scores, key=lambda path: (-scores[path], path)):
         why = [reason for _, reason in sorted(shares.get(path, ()), reverse=True)[:4]]
-        score = scores.get(path, 0.0) + least * order[path]
-        ranked.append(RankedFile(path, score, why or [plain.format(kind_of(path))], matched=path in matched))
-    return sorted(ranked, key=lambda item: (-item.score, item.path))
+        ranked.append(RankedFile(path, scores[path], why or [plain.format(kind_of(path))], matched=path in matched))
+    return ranked
 
 
 def matches(request: RankRequest, order: Iterable[str]) -> dict[str, list[tuple[float, str]]]:
@@ -91,15 +94,13 @@ def matches(request: RankRequest, order: Iterable[str]) -> dict[str, list[tuple[
 
 
 OWN_KIND = 0.4  # from this weight on a kind is the agents' own
-WRITTEN_TOO = {"c": "cpp", "cpp": "c", "javascript": "typescript", "typescript": "javascript", "kotlin": "java"}
 
 
 def is_own(path: str, request: RankRequest) -> bool:
     """Whether a file is of the agent's own kinds and, for a language's specialist, in its language."""
-    language = request.agent_type.removesuffix("-specialist")
-    writes_any = SPECIALISTS.get(language) != request.agent_type
+    spoken = spoken_by(request.agent_type)
     own = KIND_WEIGHTS[request.category][kind_of(path)] >= OWN_KIND
-    return own and (writes_any or language_of(path) in (language, WRITTEN_TOO.get(language)))
+    return own and (not spoken or language_of(path) in spoken)
 
 
 def order_without_task(files: list[FileFact], weights: dict[str, float]) -> dict[str, float]:

@@ -38,6 +38,7 @@ from cco_sidecar import (
     clean_text,
     hookimpl,
     in_thread,
+    language_of,
     log_once,
     one_line,
     split_z,
@@ -68,10 +69,11 @@ def project_reader(settings: Settings) -> Project:
 
 class ProvenState(ProjectState, frozen=True, kw_only=True):
     """A state with the fingerprints that prove it; ``settled`` where none is so young that a second change could hide
-    behind it.
+    behind it. ``languages`` are those of its files.
     """
 
     proof: Proof
+    languages: frozenset[str]
     total: int  # the sum of the hashes of what it holds: changed where a file changes, and the same in any order
     settled: bool
 
@@ -142,6 +144,7 @@ class ProjectIndex(GitProject):
         self._nearest = len(self._git_places)  # of these, those that decide where git's folder is
         self._prefix = os.path.join(root, "")  # joined by hand below: os.path.join takes longer than the look at a file
         self._state: ProvenState | None = None
+        self._young: set[str] = set()  # what an event names may be another than was read, with the same fingerprint
         self._listing = Listing(None, [], [], frozenset(), [])
         self._entries: dict[str, int] = {}  # folder, and a hash of the names in it
         self._kept: dict[str, tuple[Any, int, Any]] = {}
@@ -202,6 +205,7 @@ class ProjectIndex(GitProject):
         found = {path: facts for path in state.proof if (facts := fingerprint(path)) != state.proof[path]}
         with self._lock:
             untold = self._watcher.suspect(found)
+            self._watcher.suspect(self._young)
             if state is self._state and any(facts_of(found[path]) != facts_of(state.proof[path]) for path in untold):
                 log_once("project_index: files change without an event; for a while each is looked at")
                 self._distrust = time.monotonic() + self.DISTRUST
@@ -229,12 +233,13 @@ class ProjectIndex(GitProject):
         proof = before.proof if before else {}
         suspects = self._watcher.suspects(proof)  # of what changes from here on the next look is told
         now = time.time_ns()
+        told = suspects is not None
         if before is None or suspects is None or time.monotonic() < self._distrust:
-            suspects, self._looked = proof.keys(), time.monotonic()
+            told, suspects, self._looked = False, proof.keys(), time.monotonic()
         fresh = {path: fingerprint(path) for path in suspects}
-        changed = [path for path, facts in fresh.items() if proof[path] != facts]
+        changed = [path for path, facts in fresh.items() if proof[path] != facts or path in self._young]
         if before is None or changed or not before.settled:
-            self._state = before = self._read(proof | fresh, changed, now)
+            self._state = before = self._read(proof | fresh, changed, now, told)
             self._changed()
         self._watcher.cover(before.proof, changed)
         return before
@@ -243,14 +248,21 @@ class ProjectIndex(GitProject):
         assert self._state
         return self._state
 
-    def _read(self, fresh: Proof, changed: list[str], now: int = 0) -> ProvenState:
+    def _read(self, fresh: Proof, changed: list[str], now: int = 0, told: bool = False) -> ProvenState:
         """A new state; ``fresh`` are the fingerprints of what the last one knew, ``changed`` those of them that are
-        others now.
+        others now; ``told``: whether an event says what changes again, unless it is apart.
         """
-        calm = settle(fresh, changed, now)
+        if told:  # no need to wait until a further change has another time
+            young = (self._young | set(changed)).difference(self._watcher.apart)
+            self._young = {path for path in young if is_young(fresh[path], now)}
+        else:
+            self._young = set()
+        calm = settle(fresh, [path for path in changed if path not in self._young], now)
         few = self._only_contents(changed) if calm and self._state and self._state.settled else None
         if few is not None:
             return self._with_contents(fresh, few)
+        calm = settle(fresh, changed, now) and calm
+        self._young.difference_update(changed)
         listing = self._listing if fresh else self._listed()
         for _ in range(self.ATTEMPTS):
             now = time.time_ns()
@@ -274,7 +286,7 @@ class ProjectIndex(GitProject):
             if facts := proof[self._prefix + name]:
                 files[place_of(files, name)] = FileFact(name, facts[2], facts[0])
         git = msgspec.structs.replace(state.git, uncommitted_changes=self._changes_among(names))
-        return self._proven(files, git, state.head, proof, True, state.own)
+        return self._proven(files, git, state.head, proof, True, state.languages, state.own)
 
     def _assembled(self, proof: Proof, listing: Listing, settled: bool) -> ProvenState:
         files = []
@@ -290,18 +302,19 @@ class ProjectIndex(GitProject):
             describe_changes(listing.changes, line_counts(self._root, listing.changes)),
             *remote,
         )
-        return self._proven(files, git, head, proof, settled)
+        return self._proven(files, git, head, proof, settled, frozenset(language_of(file.path) for file in files))
 
     def _proven(
         self, files: list[FileFact], git: GitContext, head: str | None, proof: Proof, settled: bool,
-        known: Set[str] = frozenset(),
+        languages: frozenset[str], known: Set[str] = frozenset(),
     ) -> ProvenState:  # fmt: skip
         """A state of ``files``, which hold none of those that are ``known`` to be the service's own."""
         own = known | own_files(str(self._root), files)
         total = total_of(proof, *((self._state.proof, self._state.total) if self._state else ({}, 0)))
         return ProvenState(
             root=str(self._root), files=without(files, own) if own else files, git=git, head=head, own=frozenset(own),
-            proof=proof, total=total, digest=f"{total:x}" if settled else secrets.token_hex(16), settled=settled,
+            languages=languages, proof=proof, total=total, settled=settled,
+            digest=f"{total:x}" if settled and not self._young else secrets.token_hex(16),
         )  # fmt: skip
 
     def _history(self) -> tuple[tuple[list[Commit], str | None], tuple[str | None, str | None]]:
@@ -465,16 +478,22 @@ class ProjectIndex(GitProject):
         if not names:
             return state.git.uncommitted_changes
         asked = sorted(names)
+        unstaged = in_thread("git", lambda: line_counts(self._root, UNSTAGED, asked))  # as nearly all changes are
         _, codes = read_status(self._root, self._known_folders().prefix, names=asked)
+        staged = any(code[0] not in " ?" for code, _ in codes)
+        counts = line_counts(self._root, codes, asked) if staged else unstaged.result()
         others = [
             change
             for change in state.git.uncommitted_changes
             if change.path not in {clean_text(name) for name in names}
         ]
         return sorted(
-            [*others, *describe_changes(codes, line_counts(self._root, codes, asked))],
+            [*others, *describe_changes(codes, counts)],
             key=lambda change: (change.status == "untracked", change.path),
         )
+
+
+UNSTAGED = [(" M", "")]  # a change that is not staged
 
 
 def place_of(files: list[FileFact], name: str) -> int:

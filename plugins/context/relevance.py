@@ -38,6 +38,7 @@ import asyncio
 import bisect
 import collections
 import contextlib
+import ctypes
 import gc
 import hashlib
 import heapq
@@ -73,11 +74,13 @@ from cco_sidecar import (
     RankRequest,
     Sections,
     hookimpl,
+    is_young,
     language_of,
     read_text_file,
     run_git,
 )
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
+from cco_sidecar_plugins.context._languages import WEB, spoken_by
 from cco_sidecar_plugins.context._stop_words import STOP_WORDS
 from cco_sidecar_plugins.context._withheld import is_secret
 
@@ -133,6 +136,7 @@ BOOSTS = {  # added after all factors: a best file scores some 5 to 10
 }
 
 MAX_RANKED = 400
+EXPLAINED = 50  # of them with words from the index
 MAX_CHUNKED = 120  # of them with their best chunks
 MAX_FILE = 400_000  # bytes; what is longer is data
 MAX_LINE = 400  # characters on average; what has longer lines was made by a machine
@@ -144,18 +148,6 @@ MAX_TERMS = 64
 MAX_PAIRS = 24  # adjacent words of a task that are looked for as phrases
 BODY = 1_500  # characters of a task's text after its title
 SMALL_UPDATE = (200, 2_000_000, 300)  # files, bytes and commits that are taken up within a call
-
-WEB = ("javascript", "typescript", "vue", "svelte")
-SPOKEN_BY = {  # the first word of an agent's type -> the languages that it writes; agents not named here write any
-    **{name: (name,) for name in "python rust go ruby php perl elixir erlang haskell clojure lua r julia dart".split()},
-    **dict.fromkeys(("javascript", "typescript", "nodejs"), WEB),
-    **dict.fromkeys(("react", "vue", "angular", "svelte", "nextjs", "frontend"), (*WEB, "html", "css")),
-    **dict.fromkeys(("django", "fastapi", "flask"), ("python",)), "rails": ("ruby",), "laravel": ("php",),
-    "flutter": ("dart",),
-    "java": ("java", "kotlin"), "spring": ("java", "kotlin"), "kotlin": ("kotlin", "java"), "scala": ("scala", "java"),
-    "csharp": ("csharp",), "dotnet": ("csharp",), "c": ("c", "cpp"), "cpp": ("cpp", "c"), "swift": ("swift", "c"),
-    "shell": ("shell",), "powershell": ("powershell",), "sql": ("sql",), "html": ("html", "css"),
-}  # fmt: skip
 
 SECURITY_WORDS = """auth authentication authorization login password passwd credential token session cookie jwt oauth
     permission role access
@@ -554,6 +546,8 @@ class Index:
         replaced.
         """
         path = os.fsencode(file.path)
+        if is_young(file.mtime_ns, time.time_ns()):  # a further change may have the same time: it is read again
+            file = msgspec.structs.replace(file, mtime_ns=0)
         kind, wanted = classify(file.path)
         content = self._read(root, file) if wanted and file.size <= MAX_FILE else Content()
         row = self.database.execute("select id, hash from file where path = ?", (path,)).fetchone()
@@ -1072,20 +1066,39 @@ def normal(scores: Scores) -> Scores:
 
 
 class Ranking:
-    """One answer: the features of all files that have any, then their sum."""
+    """What the words of one request say: the features of all files that have any, their sum, and the answers for agents
+    of several types, for whom the kinds and languages of files count otherwise.
+    """
 
     def __init__(self, index: Index, facts: Facts, past: Past, request: RankRequest) -> None:
         self.index, self.facts, self.past, self.request = index, facts, past, request
-        self.query = make_query(texts_of(request), index.stemmer)
+        self.texts, self.revision = texts_of(request), facts.revision
+        self.query = make_query(self.texts, index.stemmer)
         self.features: dict[str, Scores] = {}
         self.chunks: dict[int, list[tuple[int, float]]] = collections.defaultdict(list)
         self.all_others = False  # whether files are given that nothing speaks for, rather than none
         self.commit_of: dict[int, int] = {}  # the past commit that speaks for a file
         self.why: dict[int, dict[str, str]] = collections.defaultdict(dict)  # file -> feature -> what to say
+        self.shown: dict[int, dict[str, str]] = {}  # the same of what was looked up for the best files of an answer
+        self.without_task: Ranking | None = None
+        self.occurs = not request.task or self._occurs()
+        self.total = self._search() if self.occurs else {}
 
-    def ranked(self) -> list[RankedFile]:
-        if self.request.task and not self._occurs():  # the order without the task, and it is said
-            return [msgspec.structs.replace(item, matched=False) for item in self._without_task().ranked()]
+    def holds(self, facts: Facts, past: Past, request: RankRequest) -> bool:
+        """Whether another request is about the same, and no file or commit is another one by now."""
+        same = self.request.task == request.task and self.texts == texts_of(request)
+        return same and self.facts is facts and self.revision == facts.revision and self.past is past
+
+    def ranked(self, request: RankRequest) -> list[RankedFile]:
+        self.request = request
+        if self.occurs:
+            return self._answer(self.total)
+        plain = msgspec.structs.replace(request, task="")  # the order without the task, and it is said
+        self.without_task = ranking_of(self.without_task, self.index, self.facts, self.past, plain)
+        return [msgspec.structs.replace(item, matched=False) for item in self.without_task.ranked(plain)]
+
+    def _search(self) -> Scores:
+        """The sum of all features of each file that has any."""
         if self.query.terms:
             self._text()
             self._symbols()
@@ -1100,11 +1113,7 @@ class Ranking:
         first = self._sum(self.features)
         if self.query.terms:
             self._second_stage(first)
-        total = self._sum(self.features)
-        return self._answer(total)
-
-    def _without_task(self) -> Ranking:
-        return Ranking(self.index, self.facts, self.past, msgspec.structs.replace(self.request, task=""))
+        return self._sum(self.features)
 
     def _occurs(self) -> bool:
         """Whether a word of the task itself, not of what earlier agents decided, is in a text, name or past commit."""
@@ -1274,7 +1283,7 @@ class Ranking:
     def _answer(self, total: Scores) -> list[RankedFile]:
         files, request = self.facts.files, self.request
         factors = KIND_FACTORS.get(request.category, KIND_FACTORS["coding"])
-        spoken = SPOKEN_BY.get(request.agent_type.partition("-")[0], ())
+        spoken = spoken_by(request.agent_type)
         boosts = self._boosts()
         plain = not self.query.terms
         scores = {}
@@ -1293,12 +1302,12 @@ class Ranking:
                 factor, score = factor**2, score + 0.5 / (1 + file.path.count("/"))
             scores[id] = factor * score + sum(value for value, _ in boosts.get(id, ()))
         best = self._first(scores, MAX_RANKED)
-        self._explain(best[:50])
+        self._explain(best[:EXPLAINED])
         return [
             RankedFile(
                 files[id].path,
                 scores[id],
-                self._reasons(id, boosts.get(id, [])),
+                self._reasons(id, boosts.get(id, []), place < EXPLAINED),
                 self._best_chunks(id) if place < MAX_CHUNKED else [],
             )
             for place, id in enumerate(best)
@@ -1345,30 +1354,28 @@ class Ranking:
 
     def _explain(self, best: list[int]) -> None:
         """Words for what needs a look into the index: matching text and past commits."""
-        wanted = {self.commit_of[id] for id in best if id in self.commit_of}
+        fresh = [id for id in best if id not in self.shown]
+        wanted = {self.commit_of[id] for id in fresh if id in self.commit_of}
         subjects = {}
         if wanted:
             rows = self.index.database.execute(
                 f"select id, hash, subject from past where id in ({','.join(map(str, wanted))})"
             )
             subjects = {id: f"{hash[:7]} {shorten(subject)}" for id, hash, subject in rows}
-        for id in best:
+        for id in fresh:
+            shown = self.shown[id] = {}
             if id in self.commit_of:
-                self.why[id]["hmax"] = f"changed with {subjects.get(self.commit_of[id], 'an earlier commit')}"
-            if self.chunks.get(id):
-                body = (
-                    self.index.value("select body from chunk where rowid = ?", id * MAX_CHUNKS + self.chunks[id][0][0])
-                    or ""
-                )
-                found = [
-                    word for stem, (word, _) in self.query.terms.items() if f" {stem}" in body or f" {word}" in body
-                ]
-                if found:
-                    self.why[id]["chunk"] = "text matches " + ", ".join(found[:3])
+                shown["hmax"] = f"changed with {subjects.get(self.commit_of[id], 'an earlier commit')}"
+            if self.chunks.get(id) and (words := self._words_in(id * MAX_CHUNKS + self.chunks[id][0][0])):
+                shown["chunk"] = "text matches " + ", ".join(words[:3])
 
-    def _reasons(self, id: int, boosts: list[tuple[float, str]]) -> list[str]:
+    def _words_in(self, chunk: int) -> list[str]:
+        body = self.index.value("select body from chunk where rowid = ?", chunk) or ""
+        return [word for stem, (word, _) in self.query.terms.items() if f" {stem}" in body or f" {word}" in body]
+
+    def _reasons(self, id: int, boosts: list[tuple[float, str]], explained: bool) -> list[str]:
         """At most four, strongest first."""
-        why = self.why.get(id, {})
+        why = self.why.get(id, {}) | (self.shown[id] if explained else {})
         said = [(FEATURES[name] * self.features[name].get(id, 0.0), text) for name, text in why.items()]
         if "chunk" not in why and self.features.get("chunk", {}).get(id):
             said.append((FEATURES["chunk"] * self.features["chunk"][id], "text matches the task"))
@@ -1380,6 +1387,11 @@ class Ranking:
         if self.all_others:
             return [*ordered[:3], f"{kind}, as no file is of the agent's kinds and language"]
         return ordered[:4] or ["lies near files that match" if self.query.terms else f"{kind} of the project"]
+
+
+def ranking_of(last: Ranking | None, index: Index, facts: Facts, past: Past, request: RankRequest) -> Ranking:
+    """The ``last`` ranking where it is about the same, else a new one."""
+    return last if last and last.holds(facts, past, request) else Ranking(index, facts, past, request)
 
 
 def standing(file: File, factors: dict[str, float], spoken: Sequence[str]) -> tuple[float, bool]:
@@ -1506,6 +1518,7 @@ class Project:
         self.index: Index | None = None
         self.facts = Facts()
         self.past: Past | None = None
+        self.ranking: Ranking | None = None  # the last: agents of a team ask about the same
         self.seconds = 0.0
         self.problem: str | None = None
         self._version = -1
@@ -1532,7 +1545,8 @@ class Project:
             if not self._up_to_date(index, request):
                 return None
             assert self.past is not None
-            answer = Ranking(index, self.facts, self.past, request).ranked()
+            self.ranking = ranking_of(self.ranking, index, self.facts, self.past, request)
+            answer = self.ranking.ranked(request)
             self._busy = 0
             return answer
         except sqlite3.Error as error:
@@ -1650,7 +1664,7 @@ class Project:
     def _close(self) -> None:
         if self.index:
             self.index.close()
-        self.index, self.past, self.facts = None, None, Facts()
+        self.index, self.past, self.facts, self.ranking = None, None, Facts(), None
 
     def end(self) -> None:
         self._ended = True
@@ -1718,6 +1732,9 @@ def keep_for_good() -> None:
     """The collector of garbage, for which all threads wait, no more looks through what is there now. Blocks."""
     gc.collect(1)  # all of it would hold up the start
     gc.freeze()
+    if sys.platform == "linux":  # what the start alone needed goes back to the system: 3 MB, in a millisecond
+        with contextlib.suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 class Unfinished(list[RankedFile]):

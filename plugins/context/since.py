@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import sys
 from typing import Any, ClassVar
 
 import msgspec
@@ -63,36 +64,50 @@ class Since:
     """Sees each context before it is sent, and cuts those that were asked for with ``since``."""
 
     REMEMBERED = 1_000  # answers
+    PAUSE = 0.1  # seconds: what a team that asks at once waits for goes first
 
     def __init__(self) -> None:
-        self._given: collections.OrderedDict[str, asyncio.Task[Given]] = collections.OrderedDict()
-        self._decoder = msgspec.json.Decoder(GivenContext)
+        self._given: collections.OrderedDict[str, Given | bytes] = collections.OrderedDict()  # bytes: not read yet
+        self._reading: asyncio.Task[None] | None = None
 
     async def cut(self, endpoint: Endpoint, content: bytes) -> bytes:
         if endpoint.get_status() != 200:
             return content
         if endpoint.content_type != GetContext.content_type:  # a brief
             return content
-        tag = bare(endpoint._headers["ETag"])
-        if tag not in self._given:
-            self._given[tag] = asyncio.create_task(asyncio.to_thread(self._files, content))
+        tag, asked = bare(endpoint._headers["ETag"]), bare(endpoint.query.since)
+        before = self._given.get(asked)
+        self._given.setdefault(tag, content)
         self._given.move_to_end(tag)
         if len(self._given) > self.REMEMBERED:
             self._given.popitem(last=False)
-        given, asked = self._given[tag], bare(endpoint.query.since)
-        if not asked:
-            return content
-        before = await asyncio.shield(self._given[asked]) if asked in self._given else None
-        return await asyncio.to_thread(changes, content, asked, before, await asyncio.shield(given))
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read())
+        return await asyncio.to_thread(changes, content, asked, before) if asked else content
 
-    def _files(self, content: bytes) -> Given:
-        return {file.path: file.checksum for file in self._decoder.decode(content).context.relevant_files}
+    async def _read(self) -> None:
+        """Keep of each answer only what it gave."""
+        while unread := [(tag, given) for tag, given in self._given.items() if isinstance(given, bytes)]:
+            await asyncio.sleep(self.PAUSE)
+            for tag, content in unread:
+                given = await asyncio.to_thread(given_by, content)
+                if tag in self._given:
+                    self._given[tag] = given
 
 
-def changes(content: bytes, asked: str, before: Given | None, now: Given) -> bytes:
-    """The answer ``content`` without the files that were given ``before`` as they are ``now``. Blocks."""
+def given_by(content: bytes) -> Given:
+    """The files of an answer; texts that others have too are there once. Blocks."""
+    files = GIVEN_CONTEXT.decode(content).context.relevant_files
+    return {sys.intern(file.path): sys.intern(file.checksum) for file in files}
+
+
+GIVEN_CONTEXT = msgspec.json.Decoder(GivenContext)
+
+
+def changes(content: bytes, asked: str, before: Given | bytes | None) -> bytes:
+    """The answer ``content`` without the files that were given ``before`` as they are now. Blocks."""
     answer: dict[str, Any] = msgspec.json.decode(content)
-    known = before or {}
+    known = given_by(before) if isinstance(before, bytes) else before or {}
     files = answer["context"]["relevant_files"]
     changed = [file for file in files if known.get(file["path"]) != file["checksum"]]
     answer["context"]["relevant_files"] = changed
@@ -100,7 +115,7 @@ def changes(content: bytes, asked: str, before: Given | None, now: Given) -> byt
     answer["context"]["metadata"]["redactions"] -= sum(file.get("redactions", 0) for file in unchanged)
     answer |= {"file_count": len(changed), "total_size_bytes": len(msgspec.json.encode(answer["context"]))}
     answer |= {"since": None if before is None else f'W/"{asked}"', "unchanged_files": len(files) - len(changed)}
-    answer |= {"removed_files": sorted(known.keys() - now.keys())}
+    answer |= {"removed_files": sorted(known.keys() - {file["path"] for file in files})}
     return msgspec.json.encode(answer)
 
 

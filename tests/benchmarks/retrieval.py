@@ -129,7 +129,7 @@ def given_in_budget(checkout: Checkout, case: dict[str, Any], files: list[dict[s
 def own_share(language: str, files: list[dict[str, Any]]) -> float:
     """The share of the files' bytes that are of the specialist's own kinds or spoken for."""
     relevance = plugin("relevance")
-    spoken = relevance.SPOKEN_BY[SPECIALISTS.get(language, "python-specialist").partition("-")[0]]
+    spoken = relevance.spoken_by(SPECIALISTS.get(language, "python-specialist"))
     sizes = {True: 0, False: 1e-9}
     for file in files:
         kind = relevance.classify(file["path"])[0]

@@ -1,0 +1,21 @@
+"""What the name of an agent type says of the languages that it writes."""
+
+from __future__ import annotations
+
+WEB = ("javascript", "typescript", "vue", "svelte")
+SPOKEN_BY = {  # the first word of an agent's type -> the languages that it writes; agents not named here write any
+    **{name: (name,) for name in "python rust go ruby php perl elixir erlang haskell clojure lua r julia dart".split()},
+    **dict.fromkeys(("javascript", "typescript", "nodejs"), WEB),
+    **dict.fromkeys(("react", "vue", "angular", "svelte", "nextjs", "frontend"), (*WEB, "html", "css")),
+    **dict.fromkeys(("django", "fastapi", "flask"), ("python",)), "rails": ("ruby",), "laravel": ("php",),
+    "flutter": ("dart",),
+    "java": ("java", "kotlin"), "spring": ("java", "kotlin"), "kotlin": ("kotlin", "java"), "scala": ("scala", "java"),
+    "csharp": ("csharp",), "dotnet": ("csharp",), "c": ("c", "cpp"), "cpp": ("cpp", "c"), "swift": ("swift", "c"),
+    "shell": ("shell",), "powershell": ("powershell",), "sql": ("sql",), "html": ("html", "css"),
+}  # fmt: skip
+ANY_LANGUAGE = frozenset(language for languages in SPOKEN_BY.values() for language in languages)
+
+
+def spoken_by(agent_type: str) -> tuple[str, ...]:
+    """The languages that an agent of the type writes; none where it writes any."""
+    return SPOKEN_BY.get(agent_type.partition("-")[0], ())

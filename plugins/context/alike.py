@@ -1,0 +1,65 @@
+"""Makes one context for all agent types that are given the same: their answers differ in the type's name alone.
+
+What the bundled plugins put into a context depends on an agent's type by its category, and by the languages that it
+writes of those that the project has. With another plugin that ranks files, gives sections, fits contexts or derives
+from Contexts, each type has a context of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+
+import msgspec
+
+from cco_sidecar import PACKAGE, BuiltContext, ContextKey, Contexts, ProjectState, hookimpl
+from cco_sidecar_plugins.context._languages import ANY_LANGUAGE, spoken_by
+
+
+@hookimpl(tryfirst=True)
+def part_class(base: type) -> type | None:
+    return type("AlikeContexts", (AlikeContexts, base), {}) if issubclass(base, Contexts) else None
+
+
+class AlikeContexts(Contexts):
+    """Renames the context that was made for the first of the agent types that are given the same."""
+
+    def _begin(self, key: ContextKey, state: ProjectState, etag: str) -> asyncio.Task[BuiltContext]:
+        first = self._first(key, state)
+        if first == key:
+            return super()._begin(key, state, etag)
+        self._misses += 1
+        building = self._building[etag] = asyncio.create_task(self._renamed(key, first, state))
+        building.add_done_callback(functools.partial(self._keep, key, etag))
+        return building
+
+    async def _renamed(self, key: ContextKey, first: ContextKey, state: ProjectState) -> BuiltContext:
+        etag, own = self._etag(first, state), self._etag(key, state)  # a result may have come since this was begun
+        found, content = self._cache.get(first, ("", b""))
+        fresh = content
+        if found != etag:
+            building = self._building.get(etag) or super()._begin(first, state, etag)
+            fresh, content, found = await asyncio.shield(building)
+        before, after = (b'"agent_type":%b' % msgspec.json.encode(each.agent_type) for each in (first, key))
+        return fresh.replace(before, after, 1), content.replace(before, after, 1), own if found == etag else found
+
+    def _first(self, key: ContextKey, state: ProjectState) -> ContextKey:
+        """The parameters of the context that this one is a copy of, ``key`` where it is none."""
+        if key.reader or not self._alone:  # a brief is its reader's own
+            return key
+        there, spoken = getattr(state, "languages", ANY_LANGUAGE), spoken_by(key.agent_type)
+        alike = (there, key.category, bool(spoken), there.intersection(spoken))
+        return msgspec.structs.replace(key, agent_type=self._firsts.setdefault(alike, key.agent_type))
+
+    @functools.cached_property
+    def _firsts(self) -> dict[tuple[frozenset[str], str, bool, frozenset[str]], str]:
+        """The agent type that was the first to ask, by the languages that are there and what it is given by."""
+        return {}
+
+    @functools.cached_property
+    def _alone(self) -> bool:
+        """Whether nobody else's code has a say in what contexts hold."""
+        hooks = ("rank_files", "context_section", "fit_context")
+        code = [row.function for hook in hooks for row in self._hooks.implementations(hook)]
+        modules = {each.__module__ for each in (*code, *type(self).__mro__[:-1])} - {Contexts.__module__}
+        return all(module.startswith(f"{PACKAGE}.") for module in modules)

@@ -710,7 +710,7 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
 
     Faulty ones are logged and left out; when ``strict`` they raise StartError.
     """
-    hooks = hooks_class()(built_in_plugins())
+    hooks = hooks_class()([ReferenceRules()])
     if not settings.no_plugins:
         hooks.load_files(bundled_plugins())
         hooks.load(settings.plugins, settings.where("plugins"))
@@ -4877,16 +4877,76 @@ class Metrics:
 # ======================================================================================================
 
 
-def built_in_plugins() -> list[object]:
-    return [BuiltInAgentTypes(), ReferenceSections(), WordRanking(), RoutingRules()]
-
-
-class BuiltInAgentTypes:
-    """The reference's agent types."""
+class ReferenceRules:
+    """The reference's agent types, sections of a context, ranking of files and routing."""
 
     @hookimpl
     def register_agent_types(self) -> dict[str, str]:
         return {name: category for category, names in AGENT_TYPES.items() for name in names.split()}
+
+    @hookimpl(trylast=True)
+    def context_section(self, request: ContextRequest) -> Sections:
+        """The plugins metadata and reports add to ``metadata``."""
+        project = request.project
+        kind = project_type(Path(project.root), [file.path for file in project.files])
+        unknown = ("python_version", "test_coverage", "last_build_status", "last_build_time", "security_scan_status")
+        told: dict[str, Any] = {"dependencies": [], "dependency_versions": {}, **dict.fromkeys(unknown)}
+        own = set(map(clean_text, project.own))
+        changes = [change for change in project.git.uncommitted_changes if change.path not in own]
+        built = {"redactions": 0, "index": "ready", "task_matched": None}  # filled in when the context is put together
+        return {
+            "project_structure": describe_structure(project, 2 * request.max_bytes),
+            "relevant_files": choose_files(request),
+            "git_context": msgspec.structs.replace(project.git, uncommitted_changes=changes),
+            "previous_agent_outputs": request.outputs,
+            "metadata": {"project_type": kind, **told, **built},
+        }
+
+    @hookimpl(trylast=True)
+    def rank_files(self, request: RankRequest) -> list[RankedFile]:
+        """By the task's words in a file's path and text, the rare ones more, and by the agent's kinds of file."""
+        weights = {file.path: KIND_WEIGHTS[request.category][kind_of(file.path)] for file in request.files}
+        words = dict.fromkeys(re.findall(r"[^\W_]{2,}", request.task.lower()))
+        holding: dict[str, set[str]] = {}
+        for word in [word for word in words if word not in STOP_WORDS][:16]:  # git looks into all files for each
+            shape = ("-lziIF", "--untracked", "--no-recurse-submodules", "--no-full-name", "--no-color", "-e", word)
+            having = set(split_z(run_git(request.root, "grep", *shape, env={"LC_ALL": "C.UTF-8"})))
+            holding[f"matches {word}"] = {path for path in weights if path in having or word in path.lower()}
+        holding["named in the task"] = {path for path in weights if path in request.task}
+        matched = set[str]().union(*holding.values())
+        touched = (output.get("files_affected", []) for output in request.outputs)
+        holding["changed by an earlier agent"] = set(itertools.chain.from_iterable(touched))
+        holding["uncommitted change"] = set(request.changed)
+        shares = {why: math.log(1 + len(weights) / len(paths)) for why, paths in holding.items() if paths}
+        shares |= {"named in the task": 9.0, "changed by an earlier agent": 3.0, "uncommitted change": 3.0}
+        ranked = []
+        for path in (file.path for file in sorted(request.files, key=lambda file: -file.mtime_ns)):
+            why = sorted((why for why in shares if path in holding[why]), key=lambda why: -shares[why])
+            score, reasons = sum(shares[each] for each in why), why[:4] or [f"{kind_of(path)} of the project"]
+            ranked.append(RankedFile(path, weights[path] * (0.1 + score), reasons, [], path in matched))
+        return sorted(ranked, key=lambda item: -item.score)
+
+    @hookimpl(tryfirst=True)
+    def next_agents(
+        self, result: ResultFact, proposals: list[NextAgent], history: list[ResultFact], language: str
+    ) -> list[NextAgent]:
+        """By PROPOSALS, without the types that are settled (``settled_types``)."""
+        facts = [*history, result]
+        outcome = "success" if result.status == "success" else "failed"
+        own = (fact.status for fact in reversed(facts) if fact.agent_type == result.agent_type)
+        failures = len(list(itertools.takewhile(lambda status: status != "success", own)))
+        settled = settled_types(facts)
+        if result.category == "coding" and failures and failures % 3 == 0:
+            outcome, settled = "third failure", set()  # a design that does not work out is not settled by being made
+        coder = SPECIALISTS.get(language, "fullstack-developer")
+        last_coder = next((fact.agent_type for fact in reversed(history) if fact.category == "coding"), coder)
+        names = {CODER: coder, LAST_CODER: last_coder, SAME: result.agent_type}
+        found = [
+            NextAgent(names.get(who, who), "medium" if result.status == "partial" else priority, why)
+            for category, after, who, priority, why in PROPOSALS
+            if (category, after) == (result.category, outcome)
+        ]
+        return [*proposals, *(item for item in found if item.agent_type not in settled)]
 
 
 AGENT_TYPES = {
@@ -4916,27 +4976,6 @@ AGENT_TYPES = {
         project-manager ux-designer ui-designer customer-support issue-triager code-reviewer credential-manager
         incident-responder dependency-manager git-expert content-strategist""",
 }  # fmt: skip
-
-
-class ReferenceSections:
-    """The five sections of the reference. The plugins metadata and reports add to ``metadata``."""
-
-    @hookimpl(trylast=True)
-    def context_section(self, request: ContextRequest) -> Sections:
-        project = request.project
-        kind = project_type(Path(project.root), [file.path for file in project.files])
-        unknown = ("python_version", "test_coverage", "last_build_status", "last_build_time", "security_scan_status")
-        told: dict[str, Any] = {"dependencies": [], "dependency_versions": {}, **dict.fromkeys(unknown)}
-        own = set(map(clean_text, project.own))
-        changes = [change for change in project.git.uncommitted_changes if change.path not in own]
-        built = {"redactions": 0, "index": "ready", "task_matched": None}  # filled in when the context is put together
-        return {
-            "project_structure": describe_structure(project, 2 * request.max_bytes),
-            "relevant_files": choose_files(request),
-            "git_context": msgspec.structs.replace(project.git, uncommitted_changes=changes),
-            "previous_agent_outputs": request.outputs,
-            "metadata": {"project_type": kind, **told, **built},
-        }
 
 
 def describe_structure(project: ProjectState, most: int) -> dict[str, Any]:
@@ -5053,36 +5092,6 @@ TEST_STEM = re.compile(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec
 # -- the simple ranking
 
 
-class WordRanking:
-    """Ranks by the task's words in a file's path and text, the rare ones more, and by the agent's kinds of file."""
-
-    WORDS = 16  # for each of which git looks into all files
-
-    @hookimpl(trylast=True)
-    def rank_files(self, request: RankRequest) -> list[RankedFile]:
-        weights = {file.path: KIND_WEIGHTS[request.category][kind_of(file.path)] for file in request.files}
-        words = dict.fromkeys(re.findall(r"[^\W_]{2,}", request.task.lower()))
-        asked = [word for word in words if word not in STOP_WORDS][: self.WORDS]
-        holding: dict[str, set[str]] = {}
-        for word in asked:  # in upper or lower case, in a file's name or text
-            shape = ("-lziIF", "--untracked", "--no-recurse-submodules", "--no-full-name", "--no-color", "-e", word)
-            having = set(split_z(run_git(request.root, "grep", *shape, env={"LC_ALL": "C.UTF-8"})))
-            holding[f"matches {word}"] = {path for path in weights if path in having or word in path.lower()}
-        holding["named in the task"] = {path for path in weights if path in request.task}
-        matched = set[str]().union(*holding.values())
-        touched = (output.get("files_affected", []) for output in request.outputs)
-        holding["changed by an earlier agent"] = set(itertools.chain.from_iterable(touched))
-        holding["uncommitted change"] = set(request.changed)
-        shares = {why: math.log(1 + len(weights) / len(paths)) for why, paths in holding.items() if paths}
-        shares |= {"named in the task": 9.0, "changed by an earlier agent": 3.0, "uncommitted change": 3.0}
-        ranked = []
-        for path in (file.path for file in sorted(request.files, key=lambda file: -file.mtime_ns)):
-            why = sorted((why for why in shares if path in holding[why]), key=lambda why: -shares[why])
-            score, reasons = sum(shares[each] for each in why), why[:4] or [f"{kind_of(path)} of the project"]
-            ranked.append(RankedFile(path, weights[path] * (0.1 + score), reasons, [], path in matched))
-        return sorted(ranked, key=lambda item: -item.score)
-
-
 KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
     "coding": {"source": 1.0, "test": 0.7, "config": 0.2, "docs": 0.1, "other": 0.05},
     "architect": {"source": 1.0, "docs": 0.6, "config": 0.6, "test": 0.4, "other": 0.05},
@@ -5098,31 +5107,6 @@ STOP_WORDS = frozenset(
 
 
 # -- routing
-
-
-class RoutingRules:
-    """The agents to work next, by PROPOSALS, without the types that are settled (``settled_types``)."""
-
-    @hookimpl(tryfirst=True)
-    def next_agents(
-        self, result: ResultFact, proposals: list[NextAgent], history: list[ResultFact], language: str
-    ) -> list[NextAgent]:
-        facts = [*history, result]
-        outcome = "success" if result.status == "success" else "failed"
-        own = (fact.status for fact in reversed(facts) if fact.agent_type == result.agent_type)
-        failures = len(list(itertools.takewhile(lambda status: status != "success", own)))
-        settled = settled_types(facts)
-        if result.category == "coding" and failures and failures % 3 == 0:
-            outcome, settled = "third failure", set()  # a design that does not work out is not settled by being made
-        coder = SPECIALISTS.get(language, "fullstack-developer")
-        last_coder = next((fact.agent_type for fact in reversed(history) if fact.category == "coding"), coder)
-        names = {CODER: coder, LAST_CODER: last_coder, SAME: result.agent_type}
-        found = [
-            NextAgent(names.get(who, who), "medium" if result.status == "partial" else priority, why)
-            for category, after, who, priority, why in PROPOSALS
-            if (category, after) == (result.category, outcome)
-        ]
-        return [*proposals, *(item for item in found if item.agent_type not in settled)]
 
 
 CODER, LAST_CODER, SAME = "the project's specialist", "the last coder", "the same type"

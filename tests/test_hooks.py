@@ -973,7 +973,7 @@ def test_a_plugin_that_cannot_be_loaded_is_named_and_skipped(plugged: Service) -
     assert "Skipped:  x_exits (SystemExit: 3 (x_exits.py:3))" in banner
     listed = run("plugins", "--plugins", str(plugged.arguments[1]), "--format", "json", cwd=plugged.root)
     rows = {row["plugin"]: row for row in json.loads(listed.stdout)["plugins"]}
-    assert set(rows) >= {*PLUGINS, "house_rules", "built-in:RoutingRules"}
+    assert set(rows) >= {*PLUGINS, "house_rules", "built-in:ReferenceRules"}
     assert rows["x_broken"]["problem"].startswith("SyntaxError") and rows["x_broken"]["hooks"] == ""
     assert rows["observer"] == {
         "plugin": "observer", "source": str(Path(plugged.arguments[1]) / "observer.py"), "problem": None,

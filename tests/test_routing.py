@@ -7,7 +7,7 @@ from conftest import Client, Service
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cco_sidecar import AGENT_TYPES, PROPOSALS, SPECIALISTS, NextAgent, ResultFact, RoutingRules
+from cco_sidecar import AGENT_TYPES, PROPOSALS, SPECIALISTS, NextAgent, ReferenceRules, ResultFact
 
 CATEGORY = {name: category for category, names in AGENT_TYPES.items() for name in names.split()}
 SHORT = {
@@ -24,7 +24,7 @@ def routed(sequence: str, language: str = "python") -> list[list[NextAgent]]:
     for word in sequence.split():
         agent_type = SHORT[word[:-1]]
         result = ResultFact(agent_type, CATEGORY[agent_type], STATUS[word[-1]])
-        proposals = RoutingRules().next_agents(result, [], history, language)
+        proposals = ReferenceRules().next_agents(result, [], history, language)
         history.append(
             ResultFact(result.agent_type, result.category, result.status, [item.agent_type for item in proposals])
         )
@@ -127,7 +127,7 @@ def test_every_row_of_the_table_is_about_a_known_category_and_known_types() -> N
 
 def test_proposals_of_plugins_that_came_before_are_kept() -> None:
     earlier = [NextAgent("technical-writer", "low", "house-rule: a note")]
-    found = RoutingRules().next_agents(ResultFact("python-specialist", "coding", "success"), earlier, [], "python")
+    found = ReferenceRules().next_agents(ResultFact("python-specialist", "coding", "success"), earlier, [], "python")
     assert [item.agent_type for item in found] == ["technical-writer", "test-engineer", "security-auditor"]
 
 

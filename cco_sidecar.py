@@ -4255,8 +4255,7 @@ class Agents:
         self, storage: Storage, tokens: Tokens, contexts: Contexts, results: Results, hooks: Hooks, types: AgentTypes,
         settings: Settings,
     ) -> None:  # fmt: skip
-        self.storage, self.tokens, self.results, self.hooks = storage, tokens, results, hooks
-        self.settings, self._types = settings, types
+        self.storage, self.tokens, self.results, self.hooks, self.settings = storage, tokens, results, hooks, settings
         self._folder = settings.storage / "agents"
         launcher = hooks.derived("part_class", Launcher, settings=settings)
         self.launcher: Launcher = launcher(contexts, tokens, types, hooks, settings)
@@ -4269,11 +4268,10 @@ class Agents:
     # -- spawning
 
     async def spawn(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
-        """Start an agent. Raises AGT_002 (type), AGT_003 (too many), REQ_001 (requirements), AGT_001 (anything else).
-
-        A caller that hangs up meanwhile leaves a whole agent or none.
+        """Start an agent: a whole one or none, also where the caller hangs up meanwhile. Raises AGT_002 (type), AGT_003
+        (too many), REQ_001 (requirements), AGT_001 (anything else).
         """
-        await self._types.find(body["agent_type"])
+        await self.launcher.types.find(body["agent_type"])
         if self._stopping:
             raise ApiError("AGT_001", "The service is stopping")
         if (number := len(self.active)) >= self.settings.max_agents:
@@ -4422,9 +4420,7 @@ class Agents:
     # -- life
 
     async def start(self) -> None:
-        """Adopt the agents that an earlier run of the service left, and record the end of those that are gone: an
-        agent's time limit and output go on, and it gets a fresh token.
-        """
+        """Adopt the agents that an earlier run of the service left, and record the end of those that are gone."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         rows = self.storage.read.unfinished_agents(self.settings.project)
         # Before the first await: requests are answered from then on.
@@ -4516,9 +4512,7 @@ def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class Launcher:
-    """Makes what an agent is started with: its token, files, command and environment. Plugins derive theirs from it
-    (``part_class``).
-    """
+    """Makes what an agent is started with. Plugins derive theirs from it (``part_class``)."""
 
     # variables that a request may set: the project's own settings, which steer no program
     SETTABLE = re.compile(
@@ -4570,8 +4564,7 @@ class Launcher:
         except ApiError as error:
             if error.status < 500:
                 raise
-            problem = f"its context could not be built: {error.message}"
-            raise ApiError("AGT_001", f"Agent spawn failed: {problem}") from None
+            raise ApiError("AGT_001", f"Agent spawn failed: its context could not be built: {error.message}") from None
         context, wanted = msgspec.json.decode(content), set()
         sections = context["context"]
         for position, name in enumerate(body.get("context_requirements") or []):
@@ -4624,9 +4617,7 @@ class Launcher:
         return msgspec.structs.replace(command, environment=environment), [name for name in asked if name not in given]
 
     def _prepare(self, launch: AgentLaunch, folder: Path, files: dict[str, bytes]) -> AgentCommand:
-        """Write the files and ask plugins for the command, whose placeholders, the fields of ``launch``, are filled in.
-        Blocks.
-        """
+        """Write the files; the command, with the fields of ``launch`` in the place of its placeholders. Blocks."""
         folder.mkdir(mode=0o700, parents=True)
         for name, content in files.items():
             write_file(folder / name, content)
@@ -4671,9 +4662,7 @@ class Processes:
         """Called once, before the first adoption."""
 
     async def start(self, running: Running, command: AgentCommand) -> None:
-        """Start a process that runs ``command``, and say its pid and birth in the agent's row. Raises OSError, and
-        leaves nothing then.
-        """
+        """Start a process for ``command``; its pid and birth go into the row. Raises OSError, leaving nothing."""
         child = running.child = await self._pool.run(self._popen, running.folder, command)
         running.row |= {"pid": child.pid, "birth": birth_of(child.pid)}
 
@@ -4686,9 +4675,7 @@ class Processes:
             )  # fmt: skip
 
     async def adopt(self, running: Running) -> None:
-        """Go on with an agent that an earlier run of the service started; ``exited`` is set where its first process has
-        ended.
-        """
+        """Go on with an agent of an earlier run of the service, of which a process may be left, or none."""
         row = running.row
         if row["pid"] is None and (found := await self._pool.run(self.members, running)):
             pid = min(found, key=psutil.Process.create_time).pid  # we were killed before we noted it

@@ -4261,7 +4261,6 @@ class Agents:
         self.launcher: Launcher = launcher(contexts, tokens, types, hooks, settings)
         self.disk = Pool("agents", 8, 20)
         self.processes: Processes = hooks.part("process_owner", Processes, settings=settings) or Processes(settings)
-        self.output = self.processes.output
         self.active: dict[str, Running] = {}
         self._stopping = False
 
@@ -4386,7 +4385,7 @@ class Agents:
         for name in token_files(""):
             with contextlib.suppress(OSError):
                 (running.folder / name).unlink()
-        tail = await self.disk.run(self.output(row["id"]).tail, 5)
+        tail = await self.disk.run(self.processes.tail, row["id"], 5)
         while True:
             try:
                 await self.judge(running)
@@ -4468,7 +4467,7 @@ class Agents:
 
     def describe(self, row: dict[str, Any]) -> dict[str, Any]:
         """A whole row as readers get it, with the last lines of the agent's output. Blocks."""
-        return agent_facts(row) | {"output_tail": self.processes.output(row["id"]).tail(20)}
+        return agent_facts(row) | {"output_tail": self.processes.tail(row["id"], 20)}
 
     def last_word(self, row: dict[str, Any], tail: list[str]) -> dict[str, Any]:
         """The data of the events of an agent's end."""
@@ -4653,6 +4652,7 @@ class Processes:
     """
 
     LOOK = 0.1  # seconds between two looks at a running agent
+    OUTPUT = "output.log"  # in the agent's folder
 
     def __init__(self, settings: Settings) -> None:
         self._folder, self._root = settings.storage / "agents", settings.root
@@ -4668,7 +4668,7 @@ class Processes:
 
     def _popen(self, folder: Path, command: AgentCommand) -> subprocess.Popen[bytes]:
         user_only = functools.partial(os.open, mode=0o600)
-        with open(folder / Output.NAME, "ab", opener=user_only) as output, open(command.stdin or os.devnull) as source:
+        with open(folder / self.OUTPUT, "ab", opener=user_only) as output, open(command.stdin or os.devnull) as source:
             return subprocess.Popen(
                 command.argv, env=command.environment, cwd=self._root, stdin=source, stdout=output, stderr=output,
                 start_new_session=True,
@@ -4725,8 +4725,20 @@ class Processes:
             found += [child for child in children[item.pid] if child not in found]
         return {item: item for item in found}
 
-    def output(self, agent_id: str) -> Output:
-        return Output(self._folder / agent_id)
+    def tail(self, agent_id: str, number: int) -> list[str]:
+        """The last lines of an agent's output, without their times and secrets. Blocks."""
+        lines = self.last(agent_id, 32 * 1024).split("\n")
+        if len(lines) <= number + 60:  # a key that begins before the lines is known by its head
+            lines = self.last(agent_id, 512 * 1024).split("\n")
+        text = redact("\n".join(lines[-number - 61 :]))[0]
+        return [line[:2000] for line in text.removesuffix("\n").split("\n")[-number:]] if text else []
+
+    def last(self, agent_id: str, number: int) -> str:
+        """The text of the last ``number`` bytes of an agent's output. Blocks."""
+        with contextlib.suppress(OSError), open_unwaiting(self._folder / agent_id / self.OUTPUT) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - number))
+            return file.read(number).decode("utf-8", "replace")
+        return ""
 
     async def close(self) -> None:
         """Leave all processes to themselves."""
@@ -4769,33 +4781,9 @@ def birth_of(pid: int) -> str | None:
     return None
 
 
-class Output:
-    """An agent's output. All methods block."""
-
-    NAME = "output.log"
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def tail(self, number: int) -> list[str]:
-        """The last lines, without their times and secrets."""
-        lines = self.last(32 * 1024).split("\n")
-        if len(lines) <= number + 60:  # a key that begins before the lines is known by its head
-            lines = self.last(512 * 1024).split("\n")
-        text = redact("\n".join(lines[-number - 61 :]))[0]
-        return [line[:2000] for line in text.removesuffix("\n").split("\n")[-number:]] if text else []
-
-    def last(self, number: int) -> str:
-        """The text of the last ``number`` bytes."""
-        with contextlib.suppress(OSError), self._open(self.folder / self.NAME) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - number))
-            return file.read(number).decode("utf-8", "replace")
-        return ""
-
-    @staticmethod
-    def _open(path: Path) -> typing.BinaryIO:
-        """Never waits, whatever the agent has put in the file's place; a pipe then fails where it is sought in."""
-        return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
+def open_unwaiting(path: Path) -> typing.BinaryIO:
+    """A file, whatever an agent has put in its place; a pipe then fails where it is sought in. Raises OSError."""
+    return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
 
 
 # -- what hooks about agents get and give
@@ -4852,11 +4840,11 @@ class Metrics:
         times = sorted(duration * 1000 for _, duration, _ in recent) or [0.0]
         p95, p99 = (times[max(0, math.ceil(share * len(times)) - 1)] for share in (0.95, 0.99))  # by nearest rank
         span = max(1.0, min(self.WINDOW, now - self._started))
-        return {
-            "avg_response_time_ms": round(sum(times) / len(times), 3), "p95_response_time_ms": round(p95, 3),
-            "p99_response_time_ms": round(p99, 3), "requests_per_second": round(len(recent) / span, 3),
-            "errors_per_minute": round(sum(failed for _, _, failed in recent) * 60 / span, 3),
+        figures = {
+            "avg_response_time_ms": sum(times) / len(times), "p95_response_time_ms": p95, "p99_response_time_ms": p99,
+            "requests_per_second": len(recent) / span, "errors_per_minute": 60 * sum(row[2] for row in recent) / span,
         }  # fmt: skip
+        return {name: round(figure, 3) for name, figure in figures.items()}
 
 
 # ======================================================================================================

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cco_sidecar import Agents, Endpoint, Running, StoreResult, hookimpl, iso, redact, without_tokens
-from cco_sidecar_plugins.agents.keeper import whole_output
+from cco_sidecar_plugins.agents.keeper import output_of
 
 LIVE = "cpu memory peak_memory processes measured last_call".split()  # in memory alone while an agent runs
 
@@ -77,7 +77,7 @@ class DetailedAgents(Agents):
         if row["last_call"] is not None:
             method, path, moment = row["last_call"]
             call = {"method": method, "path": path, "at": iso(moment), "age_seconds": age(moment)}
-        written = whole_output(self.processes.output(row["id"])).last_written()
+        written = output_of(self, row["id"]).last_written()
         return super().describe(row) | {
             "task": redact(row["task"])[0], "parent": row["parent"], "result_status": row["result_status"],
             "depth": row["depth"] or 1, "state_age_seconds": age(row["ended"] or row["started"]),

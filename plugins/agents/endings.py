@@ -11,7 +11,7 @@ import msgspec
 
 from cco_sidecar import WRITE, Agents, ApiError, Running, agent_facts, hookimpl, one_line, redact
 from cco_sidecar_plugins._settings import PluginSettings
-from cco_sidecar_plugins.agents.keeper import whole_output
+from cco_sidecar_plugins.agents.keeper import output_of
 
 log = logging.getLogger("cco")
 
@@ -41,7 +41,7 @@ class AskingAgents(Agents):
     async def tend(self, running: Running) -> None:
         await super().tend(running)
         if time.monotonic() < running.began + self.PROBATION and self.hooks.implementations("agent_failure"):
-            written = await self.disk.run(whole_output(self.output(running.row["id"])).last_written)
+            written = await self.disk.run(output_of(self, running.row["id"]).last_written)
             if written != self._heard.get(running):
                 self._heard[running] = written
                 running.row["reason"] = await self._failure(running.row)
@@ -84,5 +84,5 @@ class AskingAgents(Agents):
 
     async def _ask(self, hook: str, row: dict[str, Any], name: str, **facts: Any) -> Any:
         """The first answer about an agent, whose last lines are asked by ``name``. Raises TimeoutError."""
-        facts |= {"agent": agent_facts(self.whole(row)), name: await self.disk.run(self.output(row["id"]).tail, 100)}
+        facts |= {"agent": agent_facts(self.whole(row)), name: await self.disk.run(self.processes.tail, row["id"], 100)}
         return await self.hooks.pool.run(self.hooks.first, hook, **facts)

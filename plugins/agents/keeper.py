@@ -37,7 +37,6 @@ from cco_sidecar import (
     MB,
     AgentCommand,
     Agents,
-    Output,
     Pool,
     Processes,
     Running,
@@ -46,6 +45,7 @@ from cco_sidecar import (
     in_thread,
     lock_file,
     one_line,
+    open_unwaiting,
 )
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import _keeper_program
@@ -69,6 +69,9 @@ def part_class(base: type) -> type | None:
 
 class NotingAgents(Agents):
     """Notes in the ledger which processes are an agent's: the next run of the service has to find them."""
+
+    def check_here(self, agent_id: str) -> None:
+        """Raise REQ_002 where an agent's files are on another machine."""
 
     async def tend(self, running: Running) -> None:
         agent_id, owner = running.row["id"], self.processes
@@ -164,9 +167,12 @@ class KeptProcesses(Processes):
         await until(lambda: not (folder / KeeperProgram.PIPE).exists(), self.OUTPUT_SECONDS)
         kept.running.row |= {"processes": 0, "memory": 0}
 
-    def output(self, agent_id: str) -> Output:
+    def last(self, agent_id: str, number: int) -> str:
+        return self.output(agent_id).last(number)
+
+    def output(self, agent_id: str) -> WholeOutput:
         folder = self._folder / agent_id
-        return WholeOutput(folder) if (folder / Output.NAME).exists() else StampedOutput(folder)  # of a run without us
+        return WholeOutput(folder) if (folder / self.OUTPUT).exists() else StampedOutput(folder)  # of a run without us
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -450,15 +456,20 @@ def find_program(command: AgentCommand, root: Path) -> str:
     return os.path.abspath(found)
 
 
-def whole_output(output: Output) -> WholeOutput:
-    """The same output, also where somebody else owns the processes."""
-    return output if isinstance(output, WholeOutput) else WholeOutput(output.folder)
+def output_of(agents: Agents, agent_id: str) -> WholeOutput:
+    """An agent's output, also where somebody else owns the processes."""
+    if isinstance(owner := agents.processes, KeptProcesses):
+        return owner.output(agent_id)
+    return WholeOutput(agents.settings.storage / "agents" / agent_id)
 
 
-class WholeOutput(Output):
-    """Reads an output from any place on. Offsets are in bytes."""
+class WholeOutput:
+    """Reads an agent's output from any place on. Offsets are in bytes. All methods block."""
 
     READ = MB
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def last_written(self) -> float | None:
         """When the last byte was written down, None before the first."""
@@ -470,7 +481,7 @@ class WholeOutput(Output):
 
     def _files(self) -> list[tuple[int, Path]]:
         """(offset of the first byte, path) of each file, oldest first."""
-        return [(0, self.folder / self.NAME)]
+        return [(0, self.folder / Processes.OUTPUT)]
 
     def read(self, start: int, *, number: int | None = None) -> tuple[int, str, int]:
         """(offset, text, next offset) from ``start``, or the oldest byte there is, ``number`` or READ bytes at most."""
@@ -479,17 +490,18 @@ class WholeOutput(Output):
         return offset, text, offset + len(content) - held_back
 
     def last(self, number: int) -> str:
+        """The text of the last ``number`` bytes."""
         return self.read(max(0, self.size() - number), number=number)[1]
 
     def size(self) -> int:
         """The number of bytes written in all."""
         with contextlib.suppress(OSError):
-            return (self.folder / self.NAME).stat().st_size
+            return (self.folder / Processes.OUTPUT).stat().st_size
         return 0
 
     def content(self, start: int, number: int) -> tuple[int, bytes]:
         """(offset, content): ``number`` bytes at most from ``start`` on, or from the oldest that there is."""
-        with contextlib.suppress(OSError), self._open(self.folder / self.NAME) as file:
+        with contextlib.suppress(OSError), open_unwaiting(self.folder / Processes.OUTPUT) as file:
             file.seek(start)
             return start, file.read(number)
         return start, b""
@@ -518,7 +530,7 @@ class StampedOutput(WholeOutput):
         content, offset = b"", start
         for first, path in self._files():
             try:
-                with self._open(path) as file:
+                with open_unwaiting(path) as file:
                     end = file.seek(0, os.SEEK_END) + first
                     if end <= offset or len(content) >= number:
                         continue
@@ -550,7 +562,7 @@ class StampedOutput(WholeOutput):
         """Where the first line begins that is not older than a moment."""
         wanted = since.rstrip("Z").encode()
         for first, path in self._files():
-            with contextlib.suppress(OSError), self._open(path) as file:
+            with contextlib.suppress(OSError), open_unwaiting(path) as file:
                 offset = first
                 for line in file:
                     if line[: len(wanted)] >= wanted:

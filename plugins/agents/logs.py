@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import typing
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
 from cco_sidecar import REDACTED, AgentEndpoint, ApiError, Route, hookimpl, redact
-from cco_sidecar_plugins.agents.keeper import StampedOutput, WholeOutput, whole_output
+from cco_sidecar_plugins.agents.keeper import NotingAgents, StampedOutput, WholeOutput, output_of
 
 TAIL = 512 * 1024  # how far back the last lines are looked for
 LONGEST_WORD = 32 * 1024  # longer than any secret that is known by its form
@@ -39,7 +40,8 @@ class GetAgentLogs(AgentEndpoint):
         folder = self.sidecar.settings.storage / "agents" / agent_id
         if row["ended"] and row["pid"] is not None and not folder.exists():
             raise ApiError("REQ_002", f"The output of {agent_id} is no longer kept (--agent-retention)")
-        output = whole_output(agents.output(agent_id))
+        typing.cast(NotingAgents, agents).check_here(agent_id)
+        output = output_of(agents, agent_id)
         return {"agent_id": agent_id} | await agents.disk.run(log_answer, output, self.query, row["ended"] is not None)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from cco_sidecar import ApiError, Output, Running, StorageError, log, one_line
+from cco_sidecar import ApiError, Running, StorageError, log, one_line
 from cco_sidecar_plugins.cluster._replicated import ReplicatedStorage
 from cco_sidecar_plugins.http.repeats import RepeatedAgents
 
@@ -19,8 +19,7 @@ class OwningAgents(RepeatedAgents):
         super().__init__(*parts)
         storage = self.storage
         assert isinstance(storage, ReplicatedStorage)
-        self._storage, self._own_output = storage, self.output
-        self.output = self._output_here
+        self._storage = storage
         storage.on_revoked = self.tokens.revoke
 
     async def start(self) -> None:
@@ -34,12 +33,11 @@ class OwningAgents(RepeatedAgents):
         node = row.get("node", self._storage.node) if row else self._storage.node
         return None if node == self._storage.node else str(node)
 
-    def _output_here(self, agent_id: str) -> Output:
-        """Raises REQ_002 for an agent of another sidecar, which alone has what it wrote."""
+    def check_here(self, agent_id: str) -> None:
+        """Raise REQ_002 for an agent of another sidecar, which alone has what it wrote."""
         if owner := self._owner(agent_id):
             name = self._storage.peers.name_of(owner)
             raise ApiError("REQ_002", f"The files of {agent_id} are kept by {name}: ask on its machine")
-        return self._own_output(agent_id)
 
     def describe(self, row: dict[str, Any]) -> dict[str, Any]:
         owner = self._owner(row["id"])

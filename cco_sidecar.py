@@ -1035,11 +1035,8 @@ class Sidecar:
     """One running service: ``async with Sidecar(settings, hooks) as sidecar`` listens until the block ends.
 
     Its start raises StartError with a line for the user. Its stop answers every waiting poll first, then gives requests
-    STOP_SECONDS, agents that were ordered to end Agents.STOP_SECONDS, and plugins their five seconds.
+    3 s, agents that were ordered to end 3.5 s, and plugins their five seconds.
     """
-
-    STOP_SECONDS = 3.0
-    CHECK_SECONDS = 0.25
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
@@ -1090,7 +1087,7 @@ class Sidecar:
     async def __aexit__(self, *_: object) -> None:
         self._server.stop()
         self.bus.close()
-        deadline = time.monotonic() + self.STOP_SECONDS
+        deadline = time.monotonic() + 3.0
         while self.open_requests and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         await self.agents.stop(end_all=self.settings.stop_agents)
@@ -1131,10 +1128,10 @@ class Sidecar:
         return SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
 
     async def checks(self) -> dict[str, Any]:
-        """What ``/health`` measures. Callers share it, for CHECK_SECONDS where all was well."""
+        """What ``/health`` measures. Callers share it, for a quarter of a second where all was well."""
         now = time.monotonic()
         if self._checks is None or (self._checks.done() and now > self.checked_until):
-            self.checked_until, self._checks = now + self.CHECK_SECONDS, asyncio.ensure_future(self._check())
+            self.checked_until, self._checks = now + 0.25, asyncio.ensure_future(self._check())
         return self._checks.result() if self._checks.done() else await asyncio.shield(self._checks)
 
     async def _check(self) -> dict[str, Any]:
@@ -1211,7 +1208,7 @@ def make_private(path: Path, trusted: bool = False) -> None:
     facts = path.lstat()
     if stat.S_ISLNK(facts.st_mode):
         raise StartError(f"{path} is a link, which could lead anywhere: remove it, or replace it by what it leads to")
-    if path.name in PLAIN_FILES and not stat.S_ISREG(facts.st_mode):
+    if path.name in ("jwt.secret", SidecarInfo.FILE, "sidecar.db", "lock") and not stat.S_ISREG(facts.st_mode):
         raise StartError(f"{path} is no file, and a file belongs there: remove it")
     if not hasattr(os, "geteuid"):
         return
@@ -1223,9 +1220,6 @@ def make_private(path: Path, trusted: bool = False) -> None:
         raise StartError(f"others can read {path}: chmod 600 it, or delete it to end all tokens")
     if facts.st_mode & 0o077:
         path.chmod(stat.S_IMODE(facts.st_mode) & 0o700)
-
-
-PLAIN_FILES = ("jwt.secret", SidecarInfo.FILE, "sidecar.db", "lock")
 
 
 @contextlib.contextmanager
@@ -4249,7 +4243,6 @@ class Agents:
     """
 
     GRACE = 5.0
-    STOP_SECONDS = 3.5
 
     def __init__(
         self, storage: Storage, tokens: Tokens, contexts: Contexts, results: Results, hooks: Hooks, types: AgentTypes,
@@ -4441,7 +4434,7 @@ class Agents:
             running.grace = min(running.grace, 2.0)
             if end_all:
                 running.ordered.set()
-        deadline = time.monotonic() + self.STOP_SECONDS
+        deadline = time.monotonic() + 3.5
         while any(running.ordered.is_set() for running in self.active.values()) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         if left := [name for name, running in self.active.items() if not running.ordered.is_set()]:
@@ -4532,7 +4525,7 @@ class Launcher:
         """The ledger's row of a new agent, which may no more than its type, than was asked for, than its spawner."""
         category = CATEGORIES[self.types.category(body["agent_type"])]
         asked, own = body.get("permissions"), self.tokens.permissions(claims)
-        own |= {WRITE} if self.types.is_for_people(claims.agent_type) else set()
+        own |= {WRITE} if CATEGORIES[self.types.categories[claims.agent_type]].people else set()
         may = [name for name in category.permissions if name in own and (asked is None or name in asked)]
         unknown = dict.fromkeys((*Records.EVIDENCE, "pid", "ended", "exit_code", "signal", "reason"))
         return unknown | {
@@ -4959,17 +4952,13 @@ def describe_structure(project: ProjectState, most: int) -> dict[str, Any]:
     folders = {name.rpartition("/")[0] for name in names}
     while above := {folder.rpartition("/")[0] for folder in folders} - folders:
         folders |= above
-    return {
-        "root": clean_text(project.root), "files": shallowest(names, most),
-        "directories": shallowest(sorted(folders - {""}), most), "total_files": len(names),
-        "total_size_bytes": sum(file.size for file in project.files),
-    }  # fmt: skip
-
-
-def shallowest(names: list[str], most: int) -> list[str]:
-    by_depth = sorted(names, key=lambda name: name.count("/"))
-    ends = list(itertools.accumulate(map(len, by_depth)))
-    return names if not ends or ends[-1] <= most else sorted(by_depth[: bisect.bisect(ends, most)])
+    lists = {"files": names, "directories": sorted(folders - {""})}
+    for kind, items in lists.items():
+        by_depth = sorted(items, key=lambda name: name.count("/"))
+        ends = list(itertools.accumulate(map(len, by_depth), initial=0))
+        lists[kind] = items if ends[-1] <= most else sorted(by_depth[: bisect.bisect(ends, most) - 1])
+    size = sum(file.size for file in project.files)
+    return {"root": clean_text(project.root), **lists, "total_files": len(names), "total_size_bytes": size}
 
 
 def choose_files(request: ContextRequest) -> list[dict[str, Any]]:

@@ -158,14 +158,14 @@ def print_event(options: argparse.Namespace, event: dict[str, Any]) -> None:
 
 def agent_record(row: dict[str, Any]) -> dict[str, Any]:
     names = "agent_id issue_id state exit_code pid started_at ended_at agent_type signal result_id result_status"
-    return {name: row[name] for name in (*names.split(), "parent", "depth", "task")}
+    return {name: row.get(name) for name in (*names.split(), "parent", "depth", "task")}
 
 
 def agent_line(row: dict[str, Any]) -> dict[str, str]:
     code = f" {row['exit_code']}" if row["exit_code"] else ""
     names = {name: row[name] for name in ("agent_type", "issue_id")}
-    facts = {"state": row["state"] + code, "result": row["result_status"] or "-", "started_at": row["started_at"]}
-    return {"id": short_id(row["agent_id"]), **names, **facts, "task": first_line(row["task"])}
+    facts = {"state": row["state"] + code, "result": row.get("result_status") or "-", "started_at": row["started_at"]}
+    return {"id": short_id(row["agent_id"]), **names, **facts, "task": first_line(row.get("task") or "")}
 
 
 def short_id(text: str) -> str:

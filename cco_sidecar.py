@@ -737,8 +737,7 @@ class Hooks:
     SPECS = {name: spec for kind in (Asks, Tells, Parts) for name, spec in vars(kind).items() if name[0] != "_"}
 
     def __init__(self, built_in: Iterable[object]) -> None:
-        self._manager = PluginManager("cco_sidecar")
-        self._known: dict[str, list[Implementation]] = {}
+        self.implementations: dict[str, list[Implementation]] = {hook: [] for hook in self.SPECS}
         self._untold: queue.Queue[Callable[[], Any]] = queue.Queue(self.MAX_UNTOLD)
         self._teller: Future[None] | None = None
         self.pool = Pool("asks", 16, 60)  # for those who ask on the loop
@@ -770,7 +769,7 @@ class Hooks:
         plugin = LoadedPlugin(name, source, [])
         self.loaded.append(plugin)
         try:
-            if self._manager.has_plugin(name):
+            if any(other.name == name and not other.problem for other in self.loaded[:-1]):
                 raise ImportError("another plugin has this name")
             plugin.hooks = self._register(self.imported(name, load), name)
         except (Exception, SystemExit) as error:
@@ -783,15 +782,22 @@ class Hooks:
 
     def _register(self, plugin: object, name: str) -> list[str]:
         """The hooks that ``plugin`` implements. Raises PluginFault, and ImportError where there is none."""
-        marks = {each: self._manager.parse_hookimpl_opts(plugin, each) for each in dir(plugin)}
-        hooks = {each: mark["specname"] or each for each, mark in marks.items() if mark}
-        for each, hook in hooks.items():
-            self.check(hook, getattr(plugin, each))
-        if not hooks:
+        found = []
+        for each in dir(plugin):
+            function: Any = getattr(plugin, each, None)  # other objects may do anything when they are looked into
+            plain = type(function) in (types.FunctionType, types.MethodType)
+            if plain and (mark := vars(function).get("cco_sidecar_impl")):
+                hook, place = mark["specname"] or each, mark["trylast"] - mark["tryfirst"]
+                self.check(hook, function)
+                known, named = (inspect.signature(it).parameters for it in (self.SPECS[hook], function))
+                found.append(Implementation(hook, name, function, [it for it in named if it in known], place))
+        if not found:
             raise ImportError("it has no hook: @hookimpl marks them; the name of a file that only helps begins with _")
-        self._manager.register(plugin, name)
-        self._known.clear()
-        return sorted(hooks.values())
+        for row in found:
+            rows = self.implementations[row.hook]
+            rows.insert(len(rows) if row.place > 0 else 0, row)  # what was loaded last is called first
+            rows.sort(key=lambda row: row.place)
+        return sorted(row.hook for row in found)
 
     def imported(self, name: str, load: Callable[[], Any]) -> Any:
         """The plugin ``name``, which ``load`` gives. Raises what its code raises."""
@@ -807,22 +813,11 @@ class Hooks:
         """Faults of plugins that their authors must mend, a line each."""
         return [f"plugin {plugin.name}: {plugin.problem}" for plugin in self.loaded if plugin.faulty]
 
-    def implementations(self, hook: str) -> list[Implementation]:
-        """The implementations of ``hook`` in the order of their calls: what was loaded last comes first."""
-        if hook not in self._known:
-            known = inspect.signature(self.SPECS[hook]).parameters
-            self._known[hook] = found = []
-            caller = getattr(self._manager.hook, hook, None)  # there is one where a plugin implements it
-            for row in reversed(caller.get_hookimpls() if caller else []):
-                taken = [name for name in inspect.signature(row.function).parameters if name in known]
-                found.append(Implementation(hook, row.plugin_name, row.function, taken))
-        return self._known[hook]
-
     # -- asks
 
     def ask(self, hook: str, **facts: Any) -> Iterator[tuple[str, Any]]:
         """(plugin, answer) of every implementation that gives one. Blocks."""
-        for row in self.implementations(hook):
+        for row in self.implementations[hook]:
             if (answer := self.ask_one(row, **facts)) is not None:
                 yield row.plugin, answer
 
@@ -832,7 +827,7 @@ class Hooks:
 
     def refusal(self, **facts: Any) -> str | None:
         """Why a permission policy refuses, None where all agree. Blocks. Fails closed."""
-        for row in self.implementations("permission_policy"):
+        for row in self.implementations["permission_policy"]:
             verdict = self.ask_one(row, f"the policy {row.plugin} could not decide", **facts)
             if verdict is not None and verdict is not True:
                 return verdict or f"the policy {row.plugin} refuses"
@@ -842,7 +837,7 @@ class Hooks:
         """The implementations that may have an answer to these facts, in the core all of them; and whether they are all
         built in, so that they do not block and may be asked on the loop.
         """
-        rows = self.implementations(hook)
+        rows = self.implementations[hook]
         return rows, all(row.plugin in self._trusted for row in rows)
 
     def ask_one(self, row: Implementation, otherwise: Any = None, /, **facts: Any) -> Any:
@@ -876,7 +871,7 @@ class Hooks:
         """Tell every observer, in order, in a thread of its own; does not wait. Where MAX_UNTOLD calls are waiting
         already, this one is dropped and logged.
         """
-        if not self.implementations(hook):
+        if not self.implementations[hook]:
             return
         if self._teller is None:
             self._teller = in_thread("observers", self._tell_all)
@@ -893,7 +888,7 @@ class Hooks:
 
     def parts(self, hook: str, kind: Any, **facts: Any) -> Iterator[Any]:
         """The parts that plugins give for ``hook``, in the order of their calls. Raises StartError."""
-        for row in self.implementations(hook):
+        for row in self.implementations[hook]:
             if (part := self._made(row, kind, facts)) is not None:
                 yield part
 
@@ -903,7 +898,7 @@ class Hooks:
 
     def derived(self, hook: str, base: type[T], **facts: Any) -> type[T]:
         """``base``, or what plugins derive from it: each gets what the one before it made, as ``base``."""
-        for row in reversed(self.implementations(hook)):
+        for row in reversed(self.implementations[hook]):
             base = self._made(row, type[base], facts | {"base": base}) or base
         return base
 
@@ -919,15 +914,6 @@ class Hooks:
             raise
         except (Exception, SystemExit) as error:
             self.failed(row, error)
-
-
-class PluginManager(pluggy.PluginManager):
-    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
-        """As pluggy's, whose search through what a module has by any name takes longer than its import."""
-        if not isinstance(plugin, types.ModuleType):
-            return super().parse_hookimpl_opts(plugin, name)
-        found = vars(plugin).get(name)
-        return vars(found).get("cco_sidecar_impl") if isinstance(found, types.FunctionType) else None
 
 
 class PluginFault(Exception):
@@ -953,12 +939,15 @@ class LoadedPlugin(Struct):
 
 
 class Implementation(Struct, frozen=True):
-    """One plugin's function for one hook; ``arguments`` are those of the hook's arguments that it takes."""
+    """One plugin's function for one hook; ``arguments`` are those of the hook's arguments that it takes, ``place`` is 1
+    for one that asks to be called last, -1 for one that asks to be called first.
+    """
 
     hook: str
     plugin: str
     function: Callable[..., Any]
     arguments: list[str]
+    place: int
 
     def call(self, facts: dict[str, Any]) -> Any:
         return self.function(**{name: facts[name] for name in self.arguments})
@@ -1613,7 +1602,7 @@ class Endpoint(Handler):
                 if not self.aside:
                     self.allowance = sidecar.limits.spend(self.claims)
                 sidecar.tokens.check_permission(self.claims, self.permission)
-                if sidecar.hooks.implementations("permission_policy"):
+                if sidecar.hooks.implementations["permission_policy"]:
                     await check_policies(self)
         except ApiError as error:
             self.error = error
@@ -3852,7 +3841,9 @@ class Project:
         """
         root = self._root
         try:
-            untracked = split_z(ask_git(root, "ls-files", "-z", "-o", "--exclude-standard"))
+            prefix = os.fsdecode(ask_git(root, "rev-parse", "--show-prefix").removesuffix(b"\n"))
+            shape = ("--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", ".")
+            codes = {row[3:].removeprefix(prefix): row[:2] for row in split_z(ask_git(root, "status", *shape))}
         except GitError as error:
             if not re.search("not a git repository|in a work tree", str(error)):
                 raise
@@ -3860,12 +3851,10 @@ class Project:
         tracked = split_z(ask_git(root, "ls-files", "-z", "--deduplicate"))
         head = (run_git(root, "rev-parse", "-q", "--verify", "HEAD") or b"").decode().strip() or None
         branch = clean_text(os.fsdecode(run_git(root, "symbolic-ref", "-q", "--short", "HEAD") or b"").strip())
-        changes = read_changes(root) if head else dict.fromkeys(tracked, ("added", None))
-        changes |= dict.fromkeys(untracked, ("untracked", None))
-        described = [Change(clean_text(name), *changes[name]) for name in changes]
         url = without_credentials(clean_text(os.fsdecode(run_git(root, "remote", "get-url", "origin") or b"").strip()))
-        git = GitContext(branch or None, read_commits(root), described, "origin" if url else None, url or None)
-        return sorted([*tracked, *untracked]), git, head
+        changes, remote = read_changes(root, codes), "origin" if url else None
+        git = GitContext(branch or None, read_commits(root), changes, remote, url or None)
+        return sorted({*tracked, *(name for name, code in codes.items() if code == "??")}), git, head
 
 
 class ProjectState(Struct, frozen=True):
@@ -3924,23 +3913,14 @@ COARSE_TICK = 2_100_000_000  # where they are whole seconds (some network and re
 # -- what git says
 
 
-def read_changes(root: Path) -> dict[str, tuple[ChangeStatus, str | None]]:
-    """How each file is not as the last commit has it, staged or not, and "+added -removed" of a text file, by name.
-    Raises GitError. Blocks.
-    """
-    shape = ("--raw", "-z", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv", "HEAD", "--", ".")
-    staged, whole = ask_git(root, "diff", "--cached", *shape), ask_git(root, "diff", "--numstat", *shape)
-    changes: dict[str, tuple[ChangeStatus, str | None]] = {}
-    for output, added in ((staged, "deleted"), (whole, "added")):  # what is staged alone as new is gone on disk
-        tokens = iter(split_z(output))
-        kinds: dict[str, Any] = {"A": added, "D": "deleted"}
-        for token in tokens:
-            if token.startswith(":"):  # all of these come first
-                changes[next(tokens)] = kinds.get(token[-1], "modified"), None
-            else:
-                plus, minus, name = token.split("\t", 2)
-                changes[name] = changes[name][0], None if plus == "-" else f"+{plus} -{minus}"
-    return {name: changes[name] for name in sorted(changes)}
+def read_changes(root: Path, codes: dict[str, str]) -> list[Change]:
+    """How files are not as the last commit has them, staged or not, by git's two letters for each name. Blocks."""
+    shape = ("--numstat", "-z", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv", "HEAD", "--", ".")
+    rows = (row.split("\t", 2) for row in split_z(run_git(root, "diff", *shape)))
+    counts = {name: f"+{plus} -{minus}" for plus, minus, name in rows if plus != "-"}
+    words: dict[str, ChangeStatus] = {"?": "untracked", "D": "deleted", "A": "added", "": "modified"}
+    statuses = {name: next(words[letter] for letter in words if letter in code) for name, code in codes.items()}
+    return [Change(clean_text(name), status, counts.get(name)) for name, status in statuses.items()]
 
 
 def read_commits(root: Path) -> list[Commit]:

@@ -107,7 +107,7 @@ class SafeHooks(Hooks):
 
     def concerned(self, hook: str, **facts: Any) -> tuple[list[Implementation], bool]:
         """Without those bundled ones that say, by ``only_where``, that they have none."""
-        rows = self.implementations(hook)
+        rows = self.implementations[hook]
         rows = [row for row in rows if not is_bundled(row) or getattr(row.function, "only_where", bool)(facts)]
         return rows, all(row.plugin in self._trusted for row in rows)
 

@@ -65,7 +65,7 @@ class ConnectingLauncher(ReadingLauncher):
 
     def _program(self, agent_type: str) -> Program | None:
         """The program of a type's agents where it can be connected."""
-        deciding = {row.plugin for row in self.hooks.implementations("agent_command")}
+        deciding = {row.plugin for row in self.hooks.implementations["agent_command"]}
         serving = {plugin.name for plugin in self.hooks.loaded if not plugin.problem}
         name = known_name(self.settings.command_of(agent_type))
         if deciding - DECIDING or "mcp" not in serving or not name:

@@ -40,7 +40,7 @@ class AskingAgents(Agents):
 
     async def tend(self, running: Running) -> None:
         await super().tend(running)
-        if time.monotonic() < running.began + self.PROBATION and self.hooks.implementations("agent_failure"):
+        if time.monotonic() < running.began + self.PROBATION and self.hooks.implementations["agent_failure"]:
             written = await self.disk.run(output_of(self, running.row["id"]).last_written)
             if written != self._heard.get(running):
                 self._heard[running] = written
@@ -56,7 +56,7 @@ class AskingAgents(Agents):
 
     async def _failure(self, row: dict[str, Any]) -> str | None:
         """Why an agent that has ended by itself failed, or one that began a moment ago cannot work; one line."""
-        if not self.hooks.implementations("agent_failure"):
+        if not self.hooks.implementations["agent_failure"]:
             return None
         try:
             reason = await self._ask("agent_failure", row, "output")

@@ -314,7 +314,7 @@ class Sessions:
         if not issue:
             return "\n".join(self._team(claims))
         reader = reader_of(self._agents, claims, issue)
-        if not self._sidecar.hooks.implementations("context_brief"):
+        if not self._sidecar.hooks.implementations["context_brief"]:
             return instructions(reader)
         query = ContextQuery(task=running.row["task"] if running else "")
         return (await self._sidecar.contexts.get(issue, claims.agent_type, query, reader=reader))[0].decode()

@@ -104,7 +104,7 @@ class Call:
         """An endpoint of the API that the token and all policies allow, with its path and query checked."""
         endpoint = within(self.request, kind, path, query, body, headers or {})
         self.sidecar.tokens.check_permission(self.claims, kind.permission)
-        if self.sidecar.hooks.implementations("permission_policy"):
+        if self.sidecar.hooks.implementations["permission_policy"]:
             await check_policies(endpoint)
         endpoint._read_path_and_query(path)
         return endpoint
@@ -204,7 +204,7 @@ class Tool:
 
 
 async def brief(call: Call) -> str:
-    if not call.sidecar.hooks.implementations("context_brief"):
+    if not call.sidecar.hooks.implementations["context_brief"]:
         return await context(call)
     place, sidecar = (call.issue_id, call.agent_type), call.sidecar
     query = (await call.prepared(GetContext, place, call.picked("task"))).query

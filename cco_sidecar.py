@@ -561,10 +561,6 @@ class EndQuery(Struct):
     force: bool = False
 
 
-class CacheQuery(Struct):
-    agent_type: Identifier | None = None
-
-
 # names and small types that the shapes are made of
 IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
@@ -1304,7 +1300,6 @@ def routes() -> list[Route]:
         Route("GET", "/api/agents/{agent_id}/status", GetAgentStatus),
         Route("DELETE", "/api/agents/{agent_id}", EndAgent),
         Route("DELETE", "/api/cache/context/{issue_id}", ClearCache),
-        Route("DELETE", "/api/cache/all", ClearWholeCache),
         Route("GET", "/health", GetHealth),
         Route("GET", "/status", GetStatus),
     ]
@@ -1697,14 +1692,13 @@ class Endpoint(Handler):
     def _unexpected(self, error: Exception) -> ApiError:
         if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
             return ApiError("REQ_001", "The body is nested too deeply")
+        if not isinstance(error, (StorageError, TimeoutError)):
+            log.error("%s unexpected", self.request_id, exc_info=error)
+            return ApiError(self.failure)
+        reason = "no answer in time"
         if isinstance(error, StorageError):
             self.sidecar.checked_until = 0.0
             reason = f"the storage cannot be used ({storage_fault(error)})"
-        elif isinstance(error, TimeoutError):
-            reason = "no answer in time"
-        else:
-            log.error("%s unexpected", self.request_id, exc_info=error)
-            return ApiError(self.failure)
         log.error("%s %s: %s: %s", self.request_id, type(self).__name__, reason, one_line(error))
         wait = getattr(error, "retry_after", None)
         message = f"{ERRORS[self.failure][2]}: {reason}"
@@ -1741,16 +1735,13 @@ def bad_field(message: str, value: Any, shape: Any) -> tuple[str, str]:
     name = path.removesuffix("[...]")
     if (name != path or place.startswith("`key`")) and isinstance(value.get(name), dict):
         shape = next(row.type for row in msgspec.structs.fields(shape) if row.name == name)
-        bad = next((key[:128] for key, item in value[name].items() if not fits({key: item}, shape)), "")
-        path = f"{name}.{bad}" if bad.isidentifier() else f"{name}[{json.dumps(bad)}]"
+        for key, item in value[name].items():
+            try:
+                msgspec.convert({key: item}, shape)
+            except msgspec.ValidationError:
+                path = f"{name}.{key[:128]}" if key.isidentifier() else f"{name}[{json.dumps(key[:128])}]"
+                break
     return problem, path or "$"
-
-
-def fits(value: Any, shape: Any) -> bool:
-    with contextlib.suppress(msgspec.ValidationError):
-        msgspec.convert(value, shape)
-        return True
-    return False
 
 
 def too_large(limit: int) -> ApiError:
@@ -1969,21 +1960,12 @@ class EndAgent(AgentEndpoint):
 class ClearCache(Endpoint):
     """Forget the cached contexts of an issue."""
 
-    query_type = CacheQuery
-
-    async def respond(self, issue_id: str | None = None) -> dict[str, Any]:
+    async def respond(self, issue_id: str) -> dict[str, Any]:
         self.sidecar.tokens.check_issue(self.claims, issue_id)
-        entries, size = self.sidecar.contexts.clear(issue_id, self.query.agent_type)
-        if issue_id and not entries:
-            whose = f" and {self.query.agent_type}" if self.query.agent_type else ""
-            raise ApiError("REQ_002", f"No cached context for issue {issue_id}{whose}")
+        entries, size = self.sidecar.contexts.clear(issue_id)
+        if not entries:
+            raise ApiError("REQ_002", f"No cached context for issue {issue_id}")
         return {"cleared": True, "entries_removed": entries, "bytes_freed": size, "timestamp": iso()}
-
-
-class ClearWholeCache(ClearCache):
-    """Forget all cached contexts."""
-
-    permission = SPAWN
 
 
 class GetHealth(Endpoint):

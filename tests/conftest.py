@@ -77,11 +77,11 @@ def plugin(name: str) -> Any:
 
 
 def every_route() -> list[Any]:
-    """The routes of the module and of the plugins that list results and plugins, and renew tokens."""
+    """The routes of the module and of some small plugins."""
     import cco_sidecar
 
-    rows = [plugin(name).register_routes() for name in ("result_list", "plugin_list", "renewal")]
-    return [*cco_sidecar.routes(), *itertools.chain(*rows)]
+    rows = [plugin(name).register_routes() for name in ("result_list", "plugin_list", "renewal", "clearing")]
+    return list({(row.method, row.path): row for row in [*cco_sidecar.routes(), *itertools.chain(*rows)]}.values())
 
 
 def every_command() -> dict[str, Any]:
@@ -332,7 +332,8 @@ def served(names: Iterable[str], setup: str) -> list[str]:
 
 
 OF_PLUGINS = re.compile(
-    r"openapi|^plugins$|/api/plugins|auth/refresh|^refresh$|^list |^get result$|/api/(results|events|agents)(\?|$|/result-)"
+    r"openapi|^plugins$|/api/plugins|auth/refresh|^refresh$|cache/all|^clear whole cache$|cache/context/issue-1[?]"
+    r"|^list |^get result$|/api/(results|events|agents)(\?|$|/result-)"
 )
 
 

@@ -1,4 +1,4 @@
-"""What the name of an agent type says of the languages that it writes."""
+"""What the name of an agent type says of the languages that it writes, for the plugins of cco_sidecar."""
 
 from __future__ import annotations
 

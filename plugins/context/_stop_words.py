@@ -1,4 +1,4 @@
-"""Words of a task that say nothing of what it is about."""
+"""Words of a task that say nothing of what it is about, for the plugins of cco_sidecar."""
 
 STOP_WORDS = frozenset(
     """a about add adds added after all allow also an and any are as at avoid be because been before but by can change

@@ -1054,7 +1054,6 @@ class Sidecar:
             self.tokens.load_secret()
             self.storage.start()
             parts.callback(self.storage.close)
-            self.results.start()
             self._listen()
             parts.callback(self._server.stop)
             self.info = self._announced()
@@ -2254,20 +2253,13 @@ def gaps(limit: int, burst: int) -> list[float]:
 # ======================================================================================================
 
 Job = Callable[["Records"], Any]
-Outcome = tuple[Any, list[tuple["NewEvent", int]]]  # of a job: its result or error, the events that it inserted
+Inserted = list[tuple["NewEvent", int]]  # events, with their sequence numbers
 Row = Any  # of a table: ``row["column"]``
 StorageError = sqlite3.Error  # what every fault of the storage is raised as
 PAGE_BYTES = 8 * MB  # a list, or the answer to a poll, ends before it gets larger
 
 
-class Placing(Struct, frozen=True):
-    """Called after a commit with whether it is the last one of those that have its key and were committed together."""
-
-    key: Any
-    call: Callable[[bool], None]
-
-
-Write = tuple[Job, Callable[[Any], Any] | None, "asyncio.Future[Any]", Placing | None]
+Write = tuple[Job, Callable[[Any], Any] | None, "asyncio.Future[Any]"]
 
 
 class Storage:
@@ -2301,7 +2293,7 @@ class Storage:
 
     def __init__(self, settings: Settings) -> None:
         self.path, self._settings = settings.storage / self.FILE, settings
-        self.place = str(settings.storage)  # for people
+        self.place, self.files = str(settings.storage), ResultFiles(settings.storage / "results")  # place: for people
         self.observer: Callable[[NewEvent, int], None] = lambda event, seq: None
         self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
@@ -2314,22 +2306,20 @@ class Storage:
         except sqlite3.Error as error:
             raise StartError(f"the storage {self.path} cannot be opened: {error}; it is left as it is", 1) from None
         self.epoch = str(self.read.meta("epoch"))
+        self.files.recover(self.read)
         self._loop = asyncio.get_running_loop()
         self._thread.start()
         self._written = asyncio.Event()  # since the last sweep
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
 
-    def write(
-        self, job: Job, committed: Callable[[Any], Any] | None = None, placing: Placing | None = None
-    ) -> asyncio.Future[Any]:
+    def write(self, job: Job, committed: Callable[[Any], Any] | None = None) -> asyncio.Future[Any]:
         """The result of ``job``, once its transaction is on disk. On the loop; jobs run in the order of the calls.
 
-        ``committed`` is called on the loop with that, before anybody is answered, in commit order; ``placing`` before,
-        on the writer thread, unless the result is empty. Raises what the job raised, or StorageError. Cancelling the
-        wait does not undo the write.
+        ``committed`` is called on the loop with that, before anybody is answered or told of an event, in commit order.
+        Raises what the job raised, or StorageError. Cancelling the wait does not undo the write.
         """
         future = self._loop.create_future()
-        self._queue.put((job, committed, future, placing))
+        self._queue.put((job, committed, future))
         if job != self._sweep:
             self._written.set()
         return future
@@ -2367,46 +2357,47 @@ class Storage:
             with contextlib.suppress(queue.Empty):
                 while len(batch) < self.MAX_BATCH:
                     batch.append(self._queue.get_nowait())
-            writes = [write for write in batch if write is not None]
-            if writes:
-                outcomes = self.commit(records, [job for job, *_ in writes])
-                done = zip(writes, outcomes, strict=True)
-                placed = [row[3] for row, (gave, _) in done if row[3] and gave and not isinstance(gave, Exception)]
-                last = {placing.key: placing for placing in placed}
-                for placing in placed:
-                    placing.call(last[placing.key] is placing)
+            if writes := [write for write in batch if write is not None]:
+                outcomes, events = self.commit(records, [job for job, *_ in writes])
                 with contextlib.suppress(RuntimeError):  # the loop is gone: nobody is left to be told
-                    self._loop.call_soon_threadsafe(self._answer, writes, outcomes)
+                    self._loop.call_soon_threadsafe(self._answer, writes, outcomes, events)
             if len(writes) < len(batch):
                 return
 
-    def commit(self, records: Records, jobs: list[Job]) -> list[Outcome]:
-        """Do ``jobs`` in one transaction, on the writer thread. Where one fails, each is done alone."""
+    def commit(self, records: Records, jobs: list[Job]) -> tuple[list[Any], Inserted]:
+        """Do ``jobs`` in one transaction, on the writer thread: the result or the error of each, and the events that
+        they inserted. Where one fails, each is done alone.
+        """
         try:
-            records.change("begin immediate")
-            outcomes = []
-            for job in jobs:
-                records.inserted = []
-                outcomes.append((job(records), records.inserted))
+            records.begin()
+            outcomes = [job(records) for job in jobs]
+            self.files.write(records.results)
             records.commit()
-            return outcomes
+            self.files.place()
+            return outcomes, records.inserted
         except Exception as error:  # a boundary: the job's caller gets it
             records.rollback()
-            return [outcome for job in jobs for outcome in self.commit(records, [job])] if jobs[1:] else [(error, [])]
+            self.files.drop()
+            if not jobs[1:]:
+                return [error], []
+            alone = [self.commit(records, [job]) for job in jobs]
+            return [outcome for (outcome,), _ in alone], [event for _, events in alone for event in events]
 
-    def _answer(self, writes: list[Write], outcomes: list[Outcome]) -> None:
+    def _answer(self, writes: list[Write], outcomes: list[Any], events: Inserted) -> None:
         """On the loop, after a commit: tell what happened, and answer the writers, in commit order."""
-        for (_, committed, future, _), (outcome, events) in zip(writes, outcomes, strict=True):
-            failed = isinstance(outcome, Exception)
+        calls = [
+            functools.partial(committed, outcome)
+            for (_, committed, _), outcome in zip(writes, outcomes, strict=True)
+            if committed and not isinstance(outcome, Exception)
+        ]
+        for call in itertools.chain(calls, (functools.partial(self.observer, *event) for event in events)):
             try:
-                if committed and not failed:
-                    committed(outcome)
-                for event, seq in events:
-                    self.observer(event, seq)
+                call()
             except Exception as error:  # a boundary: one observer's fault must not leave the others unanswered
                 log.error("storage: after a commit", exc_info=error)
+        for (_, _, future), outcome in zip(writes, outcomes, strict=True):
             if not future.done():
-                future.set_exception(outcome) if failed else future.set_result(outcome)
+                future.set_exception(outcome) if isinstance(outcome, Exception) else future.set_result(outcome)
 
     async def _sweep_for_ever(self) -> None:
         """Sweep when a row is due, soon after a write, and in every minute."""
@@ -2452,27 +2443,27 @@ def storage_fault(error: StorageError) -> str:
 # -- methods of Records that do one statement; their arguments are its values
 
 
-def value(sql: str, otherwise: T) -> Callable[..., T]:
+def select_value(sql: str, otherwise: T) -> Callable[..., T]:
     """Gives the first column of the first row, ``otherwise`` where there is none or it is null."""
     return lambda self, *values: otherwise if (found := self.one(sql, *values)) is None else found
 
 
-def row(sql: str) -> Callable[..., Row | None]:
+def select_row(sql: str) -> Callable[..., Row | None]:
     """Gives the first row, None where there is none."""
     return lambda self, *values: next(iter(self.rows(sql, *values)), None)
 
 
-def column(sql: str) -> Callable[..., list[Any]]:
+def select_column(sql: str) -> Callable[..., list[Any]]:
     """Gives the first column of all rows."""
     return lambda self, *values: [row[0] for row in self.rows(sql, *values)]
 
 
-def pairs(sql: str) -> Callable[..., dict[str, Any]]:
+def select_pairs(sql: str) -> Callable[..., dict[str, Any]]:
     """Gives rows of two columns."""
     return lambda self, *values: dict(map(tuple, self.rows(sql, *values)))
 
 
-def changes(sql: str) -> Callable[..., int]:
+def modify(sql: str) -> Callable[..., int]:
     """Changes rows; how many."""
     return changing(lambda self, *values: self.change(sql, *values).rowcount)
 
@@ -2499,7 +2490,12 @@ class Records:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db, self.close, self.rollback = connection, connection.close, connection.rollback
-        self.inserted: list[tuple[NewEvent, int]] = []  # the events of the job that runs, with their numbers
+        self.inserted: Inserted = []  # the events of the transaction
+        self.results: list[dict[str, Any]] = []  # those that it stores
+
+    def begin(self) -> None:
+        self.inserted, self.results = [], []
+        self._db.execute("begin immediate")
 
     def commit(self) -> None:
         self._db.commit()
@@ -2518,26 +2514,28 @@ class Records:
     @changing
     def insert(self, table: str, row: dict[str, Any]) -> int:
         """The sequence number of a new row."""
+        if table == "result":
+            self.results.append(row)
         sql = f"insert into {table} ({', '.join(row)}) values ({', '.join('?' * len(row))})"
         return typing.cast(int, self.change(sql, *row.values()).lastrowid)
 
     # -- facts by name
 
-    meta: Callable[..., str | None] = value("select value from meta where name = ?", None)
-    set_meta = changes("insert or replace into meta (name, value) values (?, ?)")
+    meta: Callable[..., str | None] = select_value("select value from meta where name = ?", None)
+    set_meta = modify("insert or replace into meta (name, value) values (?, ?)")
 
     # -- events
 
-    head = value("select seq from sqlite_sequence where name = 'event'", 0)  # the newest number
-    floor = value(f"{COUNTED} 'floor'", 0)  # retention has removed events up to here
-    created_from = value("select created from event where seq >= ? order by seq limit 1", math.inf)
-    count_published = value(f"{COUNTED} 'published:' || ?", 0)
-    count_delivered = value(f"{COUNTED} 'deliveries'", 0)
-    undelivered = value(f"{COUNTED} 'undelivered:' || ?", 0)  # expired ones until the next sweep
-    count_dead_letters = value("select count(*) from dead_letter where project = ?", 0)
-    next_expiry = value("select min(expires) from event", math.inf)
-    expired = column("select seq from event where expires <= ? order by expires limit ?")
-    outlived = column(  # of so many at the beginning of the log those that retention removes
+    head = select_value("select seq from sqlite_sequence where name = 'event'", 0)  # the newest number
+    floor = select_value(f"{COUNTED} 'floor'", 0)  # retention has removed events up to here
+    created_from = select_value("select created from event where seq >= ? order by seq limit 1", math.inf)
+    count_published = select_value(f"{COUNTED} 'published:' || ?", 0)
+    count_delivered = select_value(f"{COUNTED} 'deliveries'", 0)
+    undelivered = select_value(f"{COUNTED} 'undelivered:' || ?", 0)  # expired ones until the next sweep
+    count_dead_letters = select_value("select count(*) from dead_letter where project = ?", 0)
+    next_expiry = select_value("select min(expires) from event", math.inf)
+    expired = select_column("select seq from event where expires <= ? order by expires limit ?")
+    outlived = select_column(  # of so many at the beginning of the log those that retention removes
         "select seq from (select seq, created from event order by seq limit ?) where created < ? or seq <= ?"
     )
 
@@ -2589,28 +2587,28 @@ class Records:
 
     # -- how far each reader has come: a position never goes back
 
-    position: Callable[..., int | None] = value(
+    position: Callable[..., int | None] = select_value(
         "select seq from position where project = ? and subject = ? and type = ? and filter = ?", None
     )
-    move_position = changes(
+    move_position = modify(
         f"insert into position ({READER}, seq, moved) values (?, ?, ?, ?, ?, now())"
         " on conflict do update set seq = max(seq, excluded.seq), moved = excluded.moved"
     )
-    forget_positions = changes(
+    forget_positions = modify(
         f"delete from position where ({READER}) in"
         f" (select {READER} from position where moved < ? order by moved limit ?)"
     )
 
     # -- results: ``body`` is the whole record as JSON, ``output`` what later agents see of it, also as JSON
 
-    count_results = value(f"{COUNTED} 'results:' || ?", 0)
-    issue_head = value(f"select max(seq) {MINE}", 0)  # changes with every result of the issue
-    newest_result = value(f"select id {MINE} order by seq desc limit 1", "")
-    success_since = value(
+    count_results = select_value(f"{COUNTED} 'results:' || ?", 0)
+    issue_head = select_value(f"select max(seq) {MINE}", 0)  # changes with every result of the issue
+    newest_result = select_value(f"select id {MINE} order by seq desc limit 1", "")
+    success_since = select_value(
         "select true from result where project = ? and agent_id = ? and stored >= ? and +status = 'success' limit 1",
         False,
     )
-    latest_result = row(  # of the same agent type on the same issue as a result
+    latest_result = select_row(  # of the same agent type on the same issue as a result
         "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest on"
         " latest.project = result.project and latest.issue = result.issue"
         " where +latest.agent_type = result.agent_type and result.id = ? order by latest.seq desc limit 1"
@@ -2649,10 +2647,14 @@ class Records:
     EVIDENCE = (
         "depth permissions only_issue birth seen ordered cpu memory peak_memory processes measured last_call".split()
     )
-    count_agents = pairs(f"select state, count(*) {SPAWNED} group by state")
-    count_active_types = pairs(f"select type, count(*) {SPAWNED} and state in ('starting', 'running') group by type")
-    mean_agent_seconds = value(f"select avg(ended - started) {SPAWNED} and ended is not null and pid is not null", 0.0)
-    latest_task: Callable[..., str | None] = value(
+    count_agents = select_pairs(f"select state, count(*) {SPAWNED} group by state")
+    count_active_types = select_pairs(
+        f"select type, count(*) {SPAWNED} and state in ('starting', 'running') group by type"
+    )
+    mean_agent_seconds = select_value(
+        f"select avg(ended - started) {SPAWNED} and ended is not null and pid is not null", 0.0
+    )
+    latest_task: Callable[..., str | None] = select_value(
         f"select task {SPAWNED} and issue = ? and task != '' order by seq desc limit 1", None
     )
 
@@ -2687,17 +2689,17 @@ class Records:
 
     # -- revoked subjects, and the first answers to requests with an Idempotency-Key
 
-    revoke = changes("insert or ignore into revoked (project, subject, since) values (?, ?, now())")
-    revoked = column("select subject from revoked where project = ?")
-    remember = changes(
+    revoke = modify("insert or ignore into revoked (project, subject, since) values (?, ?, now())")
+    revoked = select_column("select subject from revoked where project = ?")
+    remember = modify(
         f"insert or replace into idempotency ({KEY}, digest, answer, made) values (?, ?, ?, ?, ?, ?, now())"
     )
-    forget = changes("delete from idempotency where project = ? and subject = ? and endpoint = ? and key = ?")
-    forget_old = changes(
+    forget = modify("delete from idempotency where project = ? and subject = ? and endpoint = ? and key = ?")
+    forget_old = modify(
         f"delete from idempotency where ({KEY}) in (select {KEY} from idempotency where made < ? order by made limit ?)"
     )
-    first_answer = value("select min(made) from idempotency", math.inf)
-    recall = row(
+    first_answer = select_value("select min(made) from idempotency", math.inf)
+    recall = select_row(
         "select digest, answer from idempotency"
         " where project = ? and subject = ? and endpoint = ? and key = ? and made > ?"
     )
@@ -2818,7 +2820,7 @@ def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connecti
 
 
 class Results:
-    """Stores results. A result, its agent_completed event and its routing decision are one transaction."""
+    """Stores results. A result, its agent_completed event, its routing decision and its file are one transaction."""
 
     HISTORY = 200  # earlier results of the issue that routing looks at; up to twice as many while they are remembered
     REMEMBERED = 100  # issues
@@ -2828,14 +2830,10 @@ class Results:
         self, storage: Storage, bus: EventBus, hooks: Hooks, agent_types: AgentTypes, settings: Settings
     ) -> None:
         self._storage, self._bus, self._hooks, self._agent_types = storage, bus, hooks, agent_types
-        self._settings, self._files = settings, ResultFiles(settings.storage / "results")
+        self._settings = settings
         self._locks: weakref.WeakValueDictionary[Any, asyncio.Lock] = weakref.WeakValueDictionary()  # of issues
         self._histories: dict[tuple[str, str], IssueHistory] = {}
         self._spoken = -1, ""  # the minute of the last look at the project's language, and that
-
-    def start(self) -> None:
-        """Write the files that a crash has left out of date. Blocks."""
-        self._files.recover(self._storage.read)
 
     async def store(self, body: dict[str, Any]) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
@@ -2913,11 +2911,11 @@ class Results:
         self, row: dict[str, Any], proposals: list[NextAgent], history: IssueHistory
     ) -> asyncio.Future[dict[str, Any]]:
         """The answer, once ``row`` is stored; {} where the history lacks a result. From now on it has this one."""
-        event, path = completed_event(row, proposals), str(self._files.path(row))
+        event, path = completed_event(row, proposals), self._storage.files.path(row)
         before, history.newest = history.newest, row["id"]
 
         def insert(records: Records) -> dict[str, Any]:
-            """Runs on the writer thread. A result whose file cannot be written is not stored either."""
+            """Runs on the writer thread."""
             if records.newest_result(row["project"], row["issue"]) != before:
                 return {}
             event_id = self._bus.event_id(records.insert_event(event))
@@ -2926,34 +2924,33 @@ class Results:
                 "id": row["id"], "stored": True, "storage_path": path, "next_agents": proposals,
                 "event_published": True, "event_id": event_id, "timestamp": iso(row["stored"]),
             }  # fmt: skip
-            self._files.write(row)
             return answer
 
         def committed(_: dict[str, Any]) -> None:
             history.coming -= 1
 
         def ended(future: asyncio.Future[dict[str, Any]]) -> None:
-            failed = not future.cancelled() and future.exception()
-            if failed:
-                self._files.drop(row["id"])
-            issue = row["project"], row["issue"]
-            if (future.cancelled() or failed or not future.result()) and self._histories.get(issue) is history:
+            issue, lost = (
+                (row["project"], row["issue"]),
+                future.cancelled() or future.exception() or not future.result(),
+            )
+            if lost and self._histories.get(issue) is history:
                 del self._histories[issue]  # it may know of what is not there
 
         fact = ResultFact(row["agent_type"], row["category"], row["status"], [item.agent_type for item in proposals])
         history.facts.append(fact)
         history.coming += 1
-        placing = Placing(path, lambda is_last: self._files.place(row) if is_last else self._files.drop(row["id"]))
-        written = self._storage.write(ANSWERING.get()(insert), committed, placing)
+        written = self._storage.write(ANSWERING.get()(insert), committed)
         written.add_done_callback(ended)
         return written
 
     def probe(self, records: Records) -> None:
         """Do what storing a result needs: it runs on the writer thread. Raises StorageError."""
-        row = {"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": "", "body": b""}
         records.set_meta("probe", str(time.time()))
-        self._files.write(row)  # where no inodes are left the database can still be written
-        self._files.drop(".probe")
+        self._storage.files.write(
+            [{"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": "", "body": b""}]
+        )
+        self._storage.files.drop()  # where no inodes are left the database can still be written
 
 
 class IssueHistory(Struct):
@@ -2968,49 +2965,61 @@ class ResultFiles:
     """The latest record of each agent type on each issue, in <project>/<issue>/<agent_type>.json. Everything blocks.
 
     A record is written into NEW before its commit and moved to its path after it; the next start looks for what a crash
-    left in NEW.
+    left in NEW. Of the records of a transaction only the last one of each path is written.
     """
 
     NEW = ".new"  # no project can have this name
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._new = folder, folder / self.NEW
+        self._folder, self._new = str(folder), f"{folder}/{self.NEW}"
+        self._written: dict[str, str] = {}  # by the path of each record where it lies until its commit
 
-    def path(self, row: dict[str, Any] | Row) -> Path:
-        return self._folder / row["project"] / row["issue"] / f"{row['agent_type']}.json"
+    def path(self, row: dict[str, Any] | Row) -> str:
+        return f"{self._folder}/{row['project']}/{row['issue']}/{row['agent_type']}.json"
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Write a record that is not committed yet, and make the folders of its path. Raises StorageError."""
-        path, new = self.path(row), self._new / row["id"]
-        try:
-            if not path.is_file() or not self._new.is_dir():
-                for folder in [*reversed(path.parents[:3]), self._new]:  # parents=True would go by the umask
-                    folder.mkdir(mode=0o700, exist_ok=True)
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "Is a directory")
-            with open(new, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-                file.write(row["body"])
-        except OSError as error:
-            raise StorageError(f"the folder results: {error.strerror}") from None
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Write records that are not committed yet, and make the folders of their paths. Raises StorageError."""
+        for path, row in {self.path(row): row for row in rows}.items():
+            try:
+                if not os.path.isfile(path):
+                    self._make_folders(path)
+                new = f"{self._new}/{row['id']}"
+                with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
+                    self._written[path] = new
+                    file.write(row["body"])
+            except OSError as error:
+                raise StorageError(f"the folder results: {error.strerror}") from None
 
-    def place(self, row: dict[str, Any]) -> None:
-        """Make a committed record the latest, in commit order. Where that fails the next start tries again."""
-        try:
-            (self._new / row["id"]).replace(self.path(row))
-        except OSError as error:
-            log.error("the file of %s cannot be written: %s", row["id"], error.strerror)
+    def _make_folders(self, path: str) -> None:
+        """Make the folders for a first record. Raises OSError where something else is in the way."""
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        issue = os.path.dirname(path)
+        for folder in (self._folder, self._new, os.path.dirname(issue), issue):  # makedirs would go by the umask
+            Path(folder).mkdir(mode=0o700, exist_ok=True)
 
-    def drop(self, result_id: str) -> None:
-        """Forget a record that could not be committed."""
-        with contextlib.suppress(OSError):
-            (self._new / result_id).unlink()
+    def place(self) -> None:
+        """Make the records that were written the latest. Where that fails the next start tries again."""
+        for path, new in self._written.items():
+            try:
+                os.replace(new, path)
+            except OSError as error:
+                log.error("the file of %s cannot be written: %s", os.path.basename(new), error.strerror)
+        self._written = {}
+
+    def drop(self) -> None:
+        """Remove the records that were written: they could not be committed."""
+        for new in self._written.values():
+            with contextlib.suppress(OSError):
+                os.unlink(new)
+        self._written = {}
 
     def recover(self, read: Records) -> None:
         """Replace what a crash left in NEW by the latest committed records."""
-        for new in self._new.glob("*"):
+        for new in Path(self._new).glob("*"):
             try:
                 if latest := read.latest_result(new.name):
-                    write_file(self.path(latest), latest["body"])
+                    write_file(Path(self.path(latest)), latest["body"])
                 new.unlink()
             except OSError as error:
                 log.error("the file of %s cannot be written: %s", new.name, error.strerror)

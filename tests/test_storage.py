@@ -1032,9 +1032,9 @@ MOMENTS = {
     "between the commit and the file": f"place = c.ResultFiles.place\nc.ResultFiles.place = lambda *a: {KILLED} or place(*a)\n",
     "in the transaction, with the file written": f"""
 write = c.ResultFiles.write
-def dies(self, row):
-    write(self, row)
-    if row['id'] != '.probe': {KILLED}
+def dies(self, rows):
+    write(self, rows)
+    if any(row['id'] != '.probe' for row in rows): {KILLED}
 c.ResultFiles.write = dies
 """,
     "before the commit": f"commit = c.Records.commit\nc.Records.commit = lambda self: {KILLED} or commit(self)\n",

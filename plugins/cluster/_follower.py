@@ -6,16 +6,13 @@ import collections
 import itertools
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from cco_sidecar import NewEvent, ResultFiles, StorageError, log
+from cco_sidecar import Inserted, ResultFiles, StorageError, log
 from cco_sidecar_plugins.cluster._nats_large import LogAway
 from cco_sidecar_plugins.cluster._nats_log import Entry, Joined
 from cco_sidecar_plugins.cluster._replica import EVENT, FORMAT, Replica, event_of
 from cco_sidecar_plugins.cluster._snapshots import Snapshots
-
-Events = list[tuple[NewEvent, int]]
 
 
 class Follower:
@@ -34,12 +31,12 @@ class Follower:
         self,
         replica: Replica,
         secret: str,
-        files: Path,
+        files: ResultFiles,
         snapshots: Snapshots,
-        tell: Callable[[Events, list[str]], None],
+        tell: Callable[[Inserted, list[str]], None],
     ) -> None:
         self.replica, self._secret, self._tell, self._snapshots = replica, secret, tell, snapshots
-        self._files = ResultFiles(files)
+        self._files = files
         self._heard: collections.deque[Joined | Entry] = collections.deque()
         self.epoch, self.applied = replica.meta("log") or "", int(replica.meta("applied") or 0)
         self.joined: Joined | None = None
@@ -152,8 +149,8 @@ class Follower:
         """Write the files of results that others stored."""
         for row in results:
             try:
-                self._files.write(row)
-                self._files.place(row)
+                self._files.write([row])
+                self._files.place()
             except StorageError as error:
                 log.error("the file of %s cannot be written: %s", row["id"], error)
 

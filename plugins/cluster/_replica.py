@@ -27,15 +27,14 @@ class Replica(Records):
     def __init__(self, connection: sqlite3.Connection, node: str) -> None:
         super().__init__(connection)
         self.node, self.calls, self.moment = node, list[Call](), 0.0
-        self.results: list[dict[str, Any]] = []  # those that the transaction stores
         self.ended: list[str] = []  # subjects
         self._depth = 0
         connection.create_function("now", 0, lambda: self.moment or time.time())
 
-    def begin(self, moment: float) -> None:
+    def begin(self, moment: float = 0.0) -> None:
         """Begin a transaction at a moment, which is the same wherever it is done again."""
-        self.calls, self.inserted, self.results, self.ended, self.moment = [], [], [], [], moment
-        self._db.execute("begin immediate")
+        super().begin()
+        self.calls, self.ended, self.moment = [], [], moment
 
     def restore(self, source: sqlite3.Connection) -> None:
         """Take everything from another database."""
@@ -66,8 +65,6 @@ class Replica(Records):
             result = method(self, *values, **named)
         finally:
             self._depth -= 1
-        if name == "insert" and values[0] == "result":
-            self.results.append(values[1])
         if name == "revoke":
             self.ended.append(values[1])
         local = name == "set_meta" and values[0] in LOCAL

@@ -15,9 +15,8 @@ import msgspec
 from cco_sidecar import (
     ApiError,
     Endpoint,
+    Inserted,
     Job,
-    NewEvent,
-    Outcome,
     Pool,
     Records,
     SidecarInfo,
@@ -30,7 +29,7 @@ from cco_sidecar import (
     write_file,
 )
 from cco_sidecar_plugins._settings import PluginSettings
-from cco_sidecar_plugins.cluster._follower import Events, Follower
+from cco_sidecar_plugins.cluster._follower import Follower
 from cco_sidecar_plugins.cluster._nats_large import LogAway
 from cco_sidecar_plugins.cluster._nats_log import Entry, Joined, NatsLog
 from cco_sidecar_plugins.cluster._options import LogOptions
@@ -78,9 +77,8 @@ class ReplicatedStorage(GuardedStorage):
         founding = {"format": str(FORMAT), "epoch": uuid.uuid4().hex[:8], "secret": seal.fingerprint}
         self.log = NatsLog(self._options, founding, self._hear, lambda: self.follower.applied, seal)
         self._snapshots = Snapshots(self.log, self.path, self._settings.nats_snapshot_entries)
-        files = self.path.parent / "results"
         replica = Replica(self._writer, self.node)
-        self.follower = Follower(replica, seal.fingerprint, files, self._snapshots, self._tell)
+        self.follower = Follower(replica, seal.fingerprint, self.files, self._snapshots, self._tell)
         self.peers = Peers(self.log, self.node, self._greeting, seal)
         self._places = Places(self.log, self.follower, self.node, self._settings.nats_timeout)
         self.log.start(known=bool(self.follower.epoch))
@@ -190,15 +188,15 @@ class ReplicatedStorage(GuardedStorage):
         """Let the writer thread apply what was heard."""
         if not self._woken:
             self._woken = True
-            self._queue.put((no_job, None, NOBODY_WAITS, None))
+            self._queue.put((no_job, None, NOBODY_WAITS))
 
-    def _tell(self, events: Events, revoked: list[str]) -> None:
+    def _tell(self, events: Inserted, revoked: list[str]) -> None:
         """Tell on the loop what others did; nobody waits yet during a start."""
         if (events or revoked) and self._running:
             with contextlib.suppress(RuntimeError):  # the loop is gone
                 self._loop.call_soon_threadsafe(self._told, events, revoked)
 
-    def _told(self, events: Events, revoked: list[str]) -> None:
+    def _told(self, events: Inserted, revoked: list[str]) -> None:
         self._written.set()  # what came is swept in time, also where the one that wrote it is gone
         for subject in revoked:
             self.on_revoked(subject)
@@ -216,20 +214,22 @@ class ReplicatedStorage(GuardedStorage):
 
     # -- writing, on the writer thread
 
-    def commit(self, records: Records, jobs: list[Job]) -> list[Outcome]:
+    def commit(self, records: Records, jobs: list[Job]) -> tuple[list[Any], Inserted]:
         self._woken = False
-        outcomes: list[Outcome] = []
+        outcomes: list[Any] = []
+        events: Inserted = []
         try:
             self._check()
             self._catch_up()
             while len(outcomes) < len(jobs):
                 outcomes += self._transaction(jobs[len(outcomes) :])
+                events += self.follower.replica.inserted
         except Exception as error:  # a boundary: the writers get it
             if not isinstance(error, StorageError):
                 log.error("the log at NATS: a transaction", exc_info=error)
                 error = StorageError(one_line(error))
-            outcomes += [(error, [])] * (len(jobs) - len(outcomes))
-        return outcomes
+            outcomes += [error] * (len(jobs) - len(outcomes))
+        return outcomes, events
 
     def _catch_up(self) -> None:
         self.follower.catch_up()
@@ -238,7 +238,7 @@ class ReplicatedStorage(GuardedStorage):
             for file in self._files:
                 file.forget_size()
 
-    def _transaction(self, jobs: list[Job]) -> list[Outcome]:
+    def _transaction(self, jobs: list[Job]) -> list[Any]:
         """Do the first of ``jobs``, as many as belong into one entry. Raises StorageError, and nothing is done."""
         replica, turns = self.follower.replica, 0
         while True:
@@ -248,31 +248,35 @@ class ReplicatedStorage(GuardedStorage):
                 if not replica.calls:
                     replica.commit()
                     return outcomes
+                self.files.write(replica.results)
                 seq = self._places.find(replica.entry())
                 if seq is not None:
                     self.follower.note(seq)
+                    self.files.place()
                     return outcomes
             except BaseException:
                 replica.rollback()
+                self.files.drop()
                 raise
             replica.rollback()
+            self.files.drop()
             turns += 1
             self._catch_up()
             time.sleep(random.uniform(0, min(0.05, 0.001 * 2**turns)))  # so that each sidecar has its turn
 
-    def _do(self, jobs: list[Job]) -> list[Outcome]:
+    def _do(self, jobs: list[Job]) -> list[Any]:
         """The outcomes of the first of ``jobs``, until their entry gets large; a job that fails changes nothing."""
-        replica, outcomes, size = self.follower.replica, list[Outcome](), 0
+        replica, outcomes, size = self.follower.replica, list[Any](), 0
         for job in jobs:
-            known, replica.inserted = len(replica.calls), list[tuple[NewEvent, int]]()
+            known, told, stored = len(replica.calls), len(replica.inserted), len(replica.results)
             replica.savepoint()
             try:
-                outcomes.append((job(replica), replica.inserted))
+                outcomes.append(job(replica))
                 replica.release()
             except Exception as error:  # a boundary: the job's caller gets it
                 replica.undo()  # raises where SQLite has ended the whole transaction
-                del replica.calls[known:]
-                outcomes.append((error, []))
+                del replica.calls[known:], replica.inserted[told:], replica.results[stored:]
+                outcomes.append(error)
             size += replica.size_since(known)
             if size > self.ENTRY_BYTES:
                 break

@@ -11,8 +11,8 @@ from typing import Any
 
 from cco_sidecar import (
     Endpoint,
+    Inserted,
     Job,
-    Outcome,
     Records,
     SidecarInfo,
     Storage,
@@ -68,14 +68,14 @@ class GuardedStorage(LimitedStorage):
         super().start()
         self._files = [DatabaseFile(path) for path in database_files(self.path) if path.exists()]
 
-    def commit(self, records: Records, jobs: list[Job]) -> list[Outcome]:
+    def commit(self, records: Records, jobs: list[Job]) -> tuple[list[Any], Inserted]:
         try:
             self._check()
-            outcomes = super().commit(records, jobs)
+            done = super().commit(records, jobs)
             self._check()
-            return outcomes
+            return done
         except StorageError as error:  # what was committed is lost
-            return [(error, [])] * len(jobs)
+            return [error] * len(jobs), []
 
     def _check(self) -> None:
         for file in self._files:

@@ -2920,11 +2920,10 @@ class Results:
                 return {}
             event_id = self._bus.event_id(records.insert_event(event))
             records.insert("result", row)
-            answer = {
+            return {
                 "id": row["id"], "stored": True, "storage_path": path, "next_agents": proposals,
                 "event_published": True, "event_id": event_id, "timestamp": iso(row["stored"]),
             }  # fmt: skip
-            return answer
 
         def committed(_: dict[str, Any]) -> None:
             history.coming -= 1
@@ -2947,10 +2946,9 @@ class Results:
     def probe(self, records: Records) -> None:
         """Do what storing a result needs: it runs on the writer thread. Raises StorageError."""
         records.set_meta("probe", str(time.time()))
-        self._storage.files.write(
-            [{"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": "", "body": b""}]
-        )
-        self._storage.files.drop()  # where no inodes are left the database can still be written
+        row = {"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": "", "body": b""}
+        self._storage.files.write([row])  # where no inodes are left the database can still be written
+        self._storage.files.drop()
 
 
 class IssueHistory(Struct):
@@ -2981,22 +2979,30 @@ class ResultFiles:
         """Write records that are not committed yet, and make the folders of their paths. Raises StorageError."""
         for path, row in {self.path(row): row for row in rows}.items():
             try:
-                if not os.path.isfile(path):
-                    self._make_folders(path)
-                new = f"{self._new}/{row['id']}"
-                with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
-                    self._written[path] = new
-                    file.write(row["body"])
+                try:
+                    self._write(path, row)
+                except FileNotFoundError:
+                    for folder in (self._folder, self._new, f"{self._folder}/{row['project']}"):
+                        with contextlib.suppress(FileExistsError):
+                            os.mkdir(folder, 0o700)  # makedirs would go by the umask
+                    self._write(path, row)
             except OSError as error:
                 raise StorageError(f"the folder results: {error.strerror}") from None
 
-    def _make_folders(self, path: str) -> None:
-        """Make the folders for a first record. Raises OSError where something else is in the way."""
-        if os.path.isdir(path):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        issue = os.path.dirname(path)
-        for folder in (self._folder, self._new, os.path.dirname(issue), issue):  # makedirs would go by the umask
-            Path(folder).mkdir(mode=0o700, exist_ok=True)
+    def _write(self, path: str, row: dict[str, Any]) -> None:
+        if not os.path.isfile(path):
+            try:
+                os.mkdir(folder := os.path.dirname(path), 0o700)
+            except FileExistsError:
+                if os.path.isdir(path) or not os.path.isdir(folder):
+                    raise
+        self._written[path] = new = f"{self._new}/{row['id']}"
+        file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            if os.write(file, row["body"]) < len(row["body"]):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(file)
 
     def place(self) -> None:
         """Make the records that were written the latest. Where that fails the next start tries again."""

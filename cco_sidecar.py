@@ -67,6 +67,7 @@ import math
 import operator
 import os
 import queue
+import random
 import re
 import secrets
 import shlex
@@ -1439,7 +1440,7 @@ class Handler(tornado.web.RequestHandler):
     def initialize(self, sidecar: Sidecar, path_names: tuple[str, ...] = ()) -> None:
         del self.ui  # Tornado's template helpers: half a kilobyte that a parked poll need not hold
         self.sidecar, self.path_names = sidecar, path_names
-        self.request_id = f"req-{os.urandom(16).hex()}"
+        self.request_id = f"req-{random.getrandbits(128):032x}"
         self.claims = NOBODY
         self.allowance: dict[str, str] = {}  # headers
         self.hang_up = HangUp()
@@ -2290,6 +2291,7 @@ class Storage:
 
     read: Records  # for the loop alone
     epoch: str
+    head: int  # the newest event that was told
 
     def __init__(self, settings: Settings) -> None:
         self.path, self._settings = settings.storage / self.FILE, settings
@@ -2305,7 +2307,7 @@ class Storage:
             self.read = Records(connect_database(self.path, read_only=True))
         except sqlite3.Error as error:
             raise StartError(f"the storage {self.path} cannot be opened: {error}; it is left as it is", 1) from None
-        self.epoch = str(self.read.meta("epoch"))
+        self.epoch, self.head = str(self.read.meta("epoch")), self.read.head()
         self.files.recover(self.read)
         self._loop = asyncio.get_running_loop()
         self._thread.start()
@@ -2385,6 +2387,7 @@ class Storage:
 
     def _answer(self, writes: list[Write], outcomes: list[Any], events: Inserted) -> None:
         """On the loop, after a commit: tell what happened, and answer the writers, in commit order."""
+        self.head = events[-1][1] if events else self.head
         calls = [
             functools.partial(committed, outcome)
             for (_, committed, _), outcome in zip(writes, outcomes, strict=True)
@@ -2865,7 +2868,7 @@ class Results:
             return known
         facts = [
             ResultFact(row["agent_type"], row["category"], row["status"], json.loads(row["proposed"]))
-            for row in self._storage.read.issue_facts(*issue, self.HISTORY)
+            for row in (self._storage.read.issue_facts(*issue, self.HISTORY) if newest else ())
         ]
         known = self._histories[issue] = IssueHistory(facts, newest)
         if len(self._histories) > self.REMEMBERED:
@@ -2898,7 +2901,7 @@ class Results:
         return [NextAgent(item.agent_type, item.priority, redact(item.reason)[0]) for item in proposals]
 
     def _row(self, body: dict[str, Any], category: str, proposals: list[NextAgent]) -> dict[str, Any]:
-        now, result_id = time.time(), f"result-{uuid.uuid4()}"
+        now, result_id = time.time(), f"result-{uuid.UUID(int=random.getrandbits(128), version=4)}"
         return {
             "id": result_id, "project": body["project_id"], "issue": body["issue_id"], "category": category,
             "agent_type": body["agent_type"], "agent_id": body["agent_id"], "status": body["result"]["status"],
@@ -2912,11 +2915,11 @@ class Results:
     ) -> asyncio.Future[dict[str, Any]]:
         """The answer, once ``row`` is stored; {} where the history lacks a result. From now on it has this one."""
         event, path = completed_event(row, proposals), self._storage.files.path(row)
-        before, history.newest = history.newest, row["id"]
+        issue, before, history.newest = (row["project"], row["issue"]), history.newest, row["id"]
 
         def insert(records: Records) -> dict[str, Any]:
             """Runs on the writer thread."""
-            if records.newest_result(row["project"], row["issue"]) != before:
+            if records.newest_result(*issue) != before:
                 return {}
             event_id = self._bus.event_id(records.insert_event(event))
             records.insert("result", row)
@@ -2929,10 +2932,7 @@ class Results:
             history.coming -= 1
 
         def ended(future: asyncio.Future[dict[str, Any]]) -> None:
-            issue, lost = (
-                (row["project"], row["issue"]),
-                future.cancelled() or future.exception() or not future.result(),
-            )
+            lost = future.cancelled() or future.exception() or not future.result()
             if lost and self._histories.get(issue) is history:
                 del self._histories[issue]  # it may know of what is not there
 
@@ -3171,8 +3171,7 @@ class EventBus:
 
     def parse_cursor(self, text: str, floor: int) -> int:
         """The number of an event id, a cursor, ``earliest``, ``latest``, or before a time. Raises REQ_001, EVT_003."""
-        read = self._storage.read
-        head = read.head()
+        read, head = self._storage.read, self._storage.head
         if text in ("earliest", "latest"):
             return floor if text == "earliest" else head
         match = re.fullmatch(r"evt-([0-9a-f]{8})-(\d{12,18})", text, re.ASCII)
@@ -3182,7 +3181,7 @@ class EventBus:
         for wrong, reason, message in (
             (match[1] != self._storage.epoch, "another store", "The cursor is of another event store"),
             (seq < floor, "retention", "Events after this cursor have been removed by retention"),
-            (seq > head, "beyond the head", "The cursor lies beyond the newest event"),
+            (seq > head and seq > read.head(), "beyond the head", "The cursor lies beyond the newest event"),
         ):
             if wrong:
                 details = {"floor": self.event_id(floor), "head": self.event_id(head), "reason": reason}
@@ -3207,9 +3206,10 @@ class EventBus:
         bodies: list[Raw] = []
         size, more = 0, False
         while True:
-            head = read.head()
+            head = self._storage.head
             upto = min(head, after + self.WINDOW) if containing and issue is None else head
-            step = read.events(project, after, upto, self.STEP, type=event_type, issue=issue, containing=containing)
+            given: dict[str, Any] = {"type": event_type, "issue": issue, "containing": containing}
+            step = read.events(project, after, upto, self.STEP, **given) if after < upto else []
             for row in step:
                 body = self.envelope(row)
                 if filter.text and not filter.matches(msgspec.json.decode(body)):
@@ -3241,6 +3241,7 @@ class EventBus:
         """Answer every waiting poll now, with the time-out shape; later ones are answered without waiting."""
         self._closed = True
         self._waiters.wake_all()
+        self.readers.close()
 
     async def round_trip(self) -> bool:
         """Park a waiter and wake it, as everybody's are: whether it woke within 2 s. For ``/health``."""
@@ -3282,10 +3283,12 @@ def read_moment(text: str) -> float:
 
 
 class Readers:
-    """The readers' positions and the deliveries, written at most once in a turn of the loop."""
+    """The readers' positions and the deliveries, which are written a moment later: the next publish need not wait."""
+
+    LATER = 0.02  # seconds
 
     def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+        self._storage, self._closed = storage, False
         self._positions: dict[PositionKey, int] = {}  # those that are not written down yet
         self._answered: list[Poll] = []  # since the last turn
         self.delivery_seconds: collections.deque[float] = collections.deque(maxlen=1000)  # from publishing to writing
@@ -3306,7 +3309,12 @@ class Readers:
         if poll.rows or moved:
             self._answered.append(poll)
             if len(self._answered) == 1:
-                asyncio.get_running_loop().call_soon(self._write)
+                asyncio.get_running_loop().call_later(0 if self._closed else self.LATER, self._write)
+
+    def close(self) -> None:
+        """Write at once from now on."""
+        self._closed = True
+        self._write()
 
     def _write(self) -> None:
         polls, self._answered = self._answered, []
@@ -3334,6 +3342,8 @@ class Waiters:
     a publish looks at what it may concern.
     """
 
+    AT_ONCE = 50  # polls that are answered in one turn of the loop
+
     def __init__(self) -> None:
         self._parked: dict[tuple[str, str, str | None], dict[asyncio.Future[int | None], Waiter]] = {}
         self._context = contextvars.copy_context()  # one for all timers, which else would each keep a copy
@@ -3351,22 +3361,38 @@ class Waiters:
             return await future
         finally:
             timer.cancel()
-            del self._parked[key][future]
-            if not self._parked[key]:
-                del self._parked[key]
+            self._forget(key, [future])
+
+    def _forget(self, key: tuple[str, str, str | None], futures: Iterable[asyncio.Future[int | None]]) -> None:
+        parked = self._parked.get(key, {})
+        for future in futures:
+            parked.pop(future, None)
+        if not parked:
+            self._parked.pop(key, None)
 
     def wake(self, project: str, event_type: str, event: dict[str, Any], seq: int) -> dict[str, None]:
         """Wake the polls that an event matches; their subjects, each once."""
         verdicts: dict[str, bool] = {}  # thousands may wait with one filter
-        woken: dict[str, None] = {}
+        woken: dict[asyncio.Future[int | None], str] = {}
         for key in itertools.product((project,), (event_type, "*"), (*texts_of(event, "issue_id"), None)):
+            found: dict[asyncio.Future[int | None], str] = {}
             for future, waiter in self._parked.get(key, {}).items():
                 filter = waiter.filter
                 if filter.text not in verdicts:
                     verdicts[filter.text] = filter.matches(event)
-                if verdicts[filter.text] and seq > waiter.position and wake(future, seq):
-                    woken[waiter.subject] = None
-        return woken
+                if verdicts[filter.text] and seq > waiter.position and not future.done():
+                    found[future] = waiter.subject
+            self._forget(key, found)
+            woken |= found
+        self._release(iter(woken), seq)
+        return dict.fromkeys(woken.values())
+
+    def _release(self, futures: Iterator[asyncio.Future[int | None]], seq: int) -> None:
+        """Let some of the woken polls go on, the others in the next turns of the loop."""
+        for future in itertools.islice(futures, self.AT_ONCE):
+            wake(future, seq)
+        if (following := next(futures, None)) is not None:
+            asyncio.get_running_loop().call_soon(self._release, itertools.chain([following], futures), seq)
 
     def wake_all(self) -> None:
         for future in itertools.chain.from_iterable(self._parked.values()):
@@ -3381,11 +3407,10 @@ class Waiter(Struct, frozen=True):
     position: int
 
 
-def wake(future: asyncio.Future[int | None], seq: int | None) -> bool:
-    """Give a parked poll what woke it; whether it was still waiting."""
-    if waiting := not future.done():
+def wake(future: asyncio.Future[int | None], seq: int | None) -> None:
+    """Give a parked poll that still waits what woke it."""
+    if not future.done():
         future.set_result(seq)
-    return waiting
 
 
 class HangUp:

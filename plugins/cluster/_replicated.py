@@ -88,6 +88,7 @@ class ReplicatedStorage(GuardedStorage):
             self.close()
             raise
         self._running, self.follower.starting, self.log.starting = True, False, False
+        self.head = self.read.head()
         at = self.problem() or f"{self.log.server}, on {self.replicas()} server{'s' * (self.replicas() > 1)}"
         self.place += f", a replica of the log {self._options.stream} at NATS ({at})"
         self._looking = asyncio.create_task(self._look_for_ever())
@@ -200,6 +201,7 @@ class ReplicatedStorage(GuardedStorage):
         self._written.set()  # what came is swept in time, also where the one that wrote it is gone
         for subject in revoked:
             self.on_revoked(subject)
+        self.head = max([self.head, *(seq for _, seq in events)])
         for event, seq in events:
             self.observer(event, seq)
 

@@ -90,32 +90,32 @@ class DatabaseFile:
     HEAD = 12  # bytes that never change: of the database its name, of the log its kind, version and page size
 
     def __init__(self, path: Path) -> None:
-        self._path, self._size = path, 0
+        self._path, self._size, self._is_log = path, 0, path.name.endswith("-wal")
         self._head_counts = not path.name.endswith("-shm")
         # Not to be closed before SQLite's own are: the first close ends all locks that this process has on the file.
         self._file = path.open("rb", buffering=0)
+        self._number, self._place, self._inode = self._file.fileno(), str(path), os.fstat(self._file.fileno())
         self._head = self._read_head()
 
     def check(self) -> None:
         """Raise StorageError where it is not what lies at its path, or its beginning or its end is not there."""
         try:
-            facts = self._path.lstat()
-            there = os.path.samestat(os.fstat(self._file.fileno()), facts)
+            facts = os.lstat(self._place)
+            there = os.path.samestat(self._inode, facts)
         except OSError:
             there = False
         if not there:
             raise StorageError(f"{self._path.name} was deleted or replaced while it was in use")
         if facts.st_size < self._size or self._read_head() != self._head:
             raise StorageError(f"{self._path.name} was cut or overwritten while it was in use")
-        self._size = min(facts.st_size, LOG_BYTES) if self._path.name.endswith("-wal") else facts.st_size
+        self._size = min(facts.st_size, LOG_BYTES) if self._is_log else facts.st_size
 
     def forget_size(self) -> None:
         """It may have become smaller: we did that."""
         self._size = 0
 
     def _read_head(self) -> bytes:
-        self._file.seek(0)
-        return self._file.read(self.HEAD) if self._head_counts else b""
+        return os.pread(self._number, self.HEAD, 0) if self._head_counts else b""
 
     def close(self) -> None:
         self._file.close()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ class GuardedStorage(LimitedStorage):
     """
 
     KEEP_SECONDS = 0.5
+    CHECKED_SECONDS = 0.01  # for which the check after a commit is also the one before the next
+    _checked = 0.0
     _keeping: asyncio.Task[None] | None = None
 
     def __init__(self, settings: PluginSettings) -> None:
@@ -70,7 +73,8 @@ class GuardedStorage(LimitedStorage):
 
     def commit(self, records: Records, jobs: list[Job]) -> tuple[list[Any], Inserted]:
         try:
-            self._check()
+            if time.monotonic() - self._checked > self.CHECKED_SECONDS:
+                self._check()
             done = super().commit(records, jobs)
             self._check()
             return done
@@ -80,6 +84,7 @@ class GuardedStorage(LimitedStorage):
     def _check(self) -> None:
         for file in self._files:
             file.check()
+        self._checked = time.monotonic()
 
     def announce(self, info: SidecarInfo) -> None:
         super().announce(info)

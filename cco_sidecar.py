@@ -2283,6 +2283,7 @@ class Storage:
 
     FILE = "sidecar.db"
     MAX_BATCH = 256
+    BEHIND_SECONDS = 0.02  # after which is written what nobody waits for
     SWEEP_SECONDS = 1.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
@@ -2298,6 +2299,7 @@ class Storage:
         self.place, self.files = str(settings.storage), ResultFiles(settings.storage / "results")  # place: for people
         self.observer: Callable[[NewEvent, int], None] = lambda event, seq: None
         self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
+        self._behind: list[tuple[Job, Callable[[Any], Any] | None]] = []  # not in the queue yet
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
 
     def start(self) -> None:
@@ -2320,20 +2322,32 @@ class Storage:
         ``committed`` is called on the loop with that, before anybody is answered or told of an event, in commit order.
         Raises what the job raised, or StorageError. Cancelling the wait does not undo the write.
         """
+        self._write_behind()
+        return self._put(job, committed)
+
+    def write_behind(self, job: Job, committed: Callable[[Any], Any] | None = None) -> None:
+        """Write a moment later, or before whatever is written next; a failure is logged. For what can be found again
+        after a crash.
+        """
+        if not self._behind:
+            self._loop.call_later(self.BEHIND_SECONDS, self._write_behind)
+        self._behind.append((job, committed))
+
+    def _write_behind(self) -> None:
+        def written(future: asyncio.Future[Any]) -> None:
+            if not future.cancelled() and (error := future.exception()):
+                log.error("storage: a background write failed: %s", one_line(error))
+
+        behind, self._behind = self._behind, []
+        for write in behind:
+            self._put(*write).add_done_callback(written)
+
+    def _put(self, job: Job, committed: Callable[[Any], Any] | None) -> asyncio.Future[Any]:
         future = self._loop.create_future()
         self._queue.put((job, committed, future))
         if job != self._sweep:
             self._written.set()
         return future
-
-    def write_behind(self, job: Job, committed: Callable[[Any], Any] | None = None) -> None:
-        """Write soon; a failure is logged. For what can be found again after a crash."""
-
-        def written(future: asyncio.Future[Any]) -> None:
-            if not future.cancelled() and (error := future.exception()):
-                log.error("storage: a background write failed: %s", one_line(error))
-
-        self.write(job, committed).add_done_callback(written)
 
     def announce(self, info: SidecarInfo) -> None:
         """Write sidecar.json, by which clients find the service. Raises OSError."""
@@ -2346,6 +2360,7 @@ class Storage:
     def close(self) -> None:
         """Finish what is queued, then close. Blocks for at most a few seconds."""
         self._sweeper.cancel()
+        self._write_behind()
         self._queue.put(None)
         self._thread.join(5)
         self.read.close()
@@ -3241,7 +3256,6 @@ class EventBus:
         """Answer every waiting poll now, with the time-out shape; later ones are answered without waiting."""
         self._closed = True
         self._waiters.wake_all()
-        self.readers.close()
 
     async def round_trip(self) -> bool:
         """Park a waiter and wake it, as everybody's are: whether it woke within 2 s. For ``/health``."""
@@ -3283,12 +3297,10 @@ def read_moment(text: str) -> float:
 
 
 class Readers:
-    """The readers' positions and the deliveries, which are written a moment later: the next publish need not wait."""
-
-    LATER = 0.02  # seconds
+    """The readers' positions and the deliveries, written at most once in a turn of the loop."""
 
     def __init__(self, storage: Storage) -> None:
-        self._storage, self._closed = storage, False
+        self._storage = storage
         self._positions: dict[PositionKey, int] = {}  # those that are not written down yet
         self._answered: list[Poll] = []  # since the last turn
         self.delivery_seconds: collections.deque[float] = collections.deque(maxlen=1000)  # from publishing to writing
@@ -3309,12 +3321,7 @@ class Readers:
         if poll.rows or moved:
             self._answered.append(poll)
             if len(self._answered) == 1:
-                asyncio.get_running_loop().call_later(0 if self._closed else self.LATER, self._write)
-
-    def close(self) -> None:
-        """Write at once from now on."""
-        self._closed = True
-        self._write()
+                asyncio.get_running_loop().call_soon(self._write)
 
     def _write(self) -> None:
         polls, self._answered = self._answered, []

@@ -2277,6 +2277,7 @@ class Storage:
       number, on the loop, in this order, before any writer of its batch is answered.
     - ``read`` answers at once and on the loop, and knows all that was told: a poll that finds nothing and then parks,
       without an await in between, misses no event.
+    - What was written behind is durable once something that was written after it is.
     - ``epoch`` is the log's own: a cursor of another log is told from it. StorageError is raised for every fault; one
       that passes has ``retry_after`` seconds, and what was to be written may have been.
     """
@@ -2299,7 +2300,7 @@ class Storage:
         self.place, self.files = str(settings.storage), ResultFiles(settings.storage / "results")  # place: for people
         self.observer: Callable[[NewEvent, int], None] = lambda event, seq: None
         self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
-        self._behind: list[tuple[Job, Callable[[Any], Any] | None]] = []  # not in the queue yet
+        self._behind: list[Write] = []  # not in the queue yet
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
 
     def start(self) -> None:
@@ -2322,32 +2323,31 @@ class Storage:
         ``committed`` is called on the loop with that, before anybody is answered or told of an event, in commit order.
         Raises what the job raised, or StorageError. Cancelling the wait does not undo the write.
         """
-        self._write_behind()
-        return self._put(job, committed)
+        future = self._loop.create_future()
+        self._put((job, committed, future))
+        if job != self._sweep:
+            self._written.set()
+        return future
 
     def write_behind(self, job: Job, committed: Callable[[Any], Any] | None = None) -> None:
         """Write a moment later, or before whatever is written next; a failure is logged. For what can be found again
         after a crash.
         """
-        if not self._behind:
-            self._loop.call_later(self.BEHIND_SECONDS, self._write_behind)
-        self._behind.append((job, committed))
 
-    def _write_behind(self) -> None:
         def written(future: asyncio.Future[Any]) -> None:
             if not future.cancelled() and (error := future.exception()):
                 log.error("storage: a background write failed: %s", one_line(error))
 
-        behind, self._behind = self._behind, []
-        for write in behind:
-            self._put(*write).add_done_callback(written)
-
-    def _put(self, job: Job, committed: Callable[[Any], Any] | None) -> asyncio.Future[Any]:
         future = self._loop.create_future()
-        self._queue.put((job, committed, future))
-        if job != self._sweep:
-            self._written.set()
-        return future
+        future.add_done_callback(written)
+        if not self._behind:
+            self._loop.call_later(self.BEHIND_SECONDS, self._put)
+        self._behind.append((job, committed, future))
+
+    def _put(self, *writes: Write | None) -> None:
+        behind, self._behind = self._behind, []
+        for write in (*behind, *writes):
+            self._queue.put(write)
 
     def announce(self, info: SidecarInfo) -> None:
         """Write sidecar.json, by which clients find the service. Raises OSError."""
@@ -2360,8 +2360,7 @@ class Storage:
     def close(self) -> None:
         """Finish what is queued, then close. Blocks for at most a few seconds."""
         self._sweeper.cancel()
-        self._write_behind()
-        self._queue.put(None)
+        self._put(None)
         self._thread.join(5)
         self.read.close()
         self._writer.close()
@@ -2403,14 +2402,11 @@ class Storage:
     def _answer(self, writes: list[Write], outcomes: list[Any], events: Inserted) -> None:
         """On the loop, after a commit: tell what happened, and answer the writers, in commit order."""
         self.head = events[-1][1] if events else self.head
-        calls = [
-            functools.partial(committed, outcome)
-            for (_, committed, _), outcome in zip(writes, outcomes, strict=True)
-            if committed and not isinstance(outcome, Exception)
-        ]
-        for call in itertools.chain(calls, (functools.partial(self.observer, *event) for event in events)):
+        done = [(committed, (gave,)) for (_, committed, _), gave in zip(writes, outcomes, strict=True) if committed]
+        calls: list[tuple[Callable[..., Any], Any]] = [row for row in done if not isinstance(row[1][0], Exception)]
+        for call, values in calls + [(self.observer, event) for event in events]:
             try:
-                call()
+                call(*values)
             except Exception as error:  # a boundary: one observer's fault must not leave the others unanswered
                 log.error("storage: after a commit", exc_info=error)
         for (_, _, future), outcome in zip(writes, outcomes, strict=True):
@@ -2560,8 +2556,9 @@ class Records:
     @changing
     def insert_event(self, event: NewEvent) -> int:
         """The event's sequence number. Storage.observer is told of it after the commit."""
-        columns = ("project", "type", "topic", "issue", "created", "expires", "body")
-        seq = self.insert("event", {name: getattr(event, name) for name in columns})
+        sql = "insert into event (project, type, topic, issue, created, expires, body) values (?, ?, ?, ?, ?, ?, ?)"
+        values = event.project, event.type, event.topic, event.issue, event.created, event.expires, event.body
+        seq = typing.cast(int, self.change(sql, *values).lastrowid)
         self.inserted.append((event, seq))
         return seq
 
@@ -2644,8 +2641,7 @@ class Records:
         select = "select agent_type, category, status, proposed"
         rows = self.rows(f"{select} {MINE} order by seq desc limit ?", project, issue, limit)
         if len(rows) == limit and not any(row["category"] == "coding" for row in rows):
-            indexed = MINE.replace("result", "result indexed by result_by_category")
-            rows += self.rows(f"{select} {indexed} and category = 'coding' order by seq desc limit 1", project, issue)
+            rows += self.rows(f"{select} {MINE} and category = 'coding' order by seq desc limit 1", project, issue)
         return rows[::-1]
 
     def result_of(self, project: str, agent_id: str) -> dict[str, Any]:
@@ -2743,7 +2739,7 @@ create table if not exists event (
 create index if not exists event_by_type on event (project, type, seq);
 create index if not exists event_by_issue on event (project, issue, seq) where issue is not null;
 create index if not exists event_by_expiry on event (expires);
-create index if not exists event_undelivered on event (project, expires) where delivered = 0;
+drop index if exists event_undelivered;
 
 create table if not exists dead_letter (
   seq integer primary key, project text not null, type text not null, topic text not null, body blob not null);
@@ -2762,7 +2758,7 @@ create index if not exists result_facts on result (project, issue, seq, agent_ty
 create index if not exists result_by_agent on result (project, agent_id, seq);
 create index if not exists result_by_type on result (project, agent_type, seq);
 create index if not exists result_by_status on result (project, status, seq);
-create index if not exists result_by_category on result (project, issue, category, seq);
+drop index if exists result_by_category;
 
 create table if not exists agent (
   seq integer primary key autoincrement, id text not null unique, project text not null, type text not null,
@@ -2789,7 +2785,7 @@ create table if not exists idempotency (
   primary key (project, subject, endpoint, key)) without rowid;
 create index if not exists idempotency_by_age on idempotency (made);
 
--- what is kept as a number in meta, and counted anew at each start as far as that can be
+-- what is kept as a number in meta; results are counted anew at each start
 create trigger if not exists event_stored after insert on event begin
   insert into meta values ('published:' || new.project, 1), ('undelivered:' || new.project, new.delivered = 0)
   on conflict do update set value = value + excluded.value; end;
@@ -2799,8 +2795,7 @@ create trigger if not exists event_removed after delete on event when old.delive
   update meta set value = value - 1 where name = 'undelivered:' || old.project; end;
 create trigger if not exists result_stored after insert on result begin
   insert into meta values ('results:' || new.project, 1) on conflict do update set value = value + 1; end;
-delete from meta where name like 'undelivered:%' or name like 'results:%';
-insert into meta select 'undelivered:' || project, count(*) from event where delivered = 0 group by project;
+delete from meta where name like 'results:%';
 insert into meta select 'results:' || project, count(*) from result group by project;
 """
 LOG_BYTES = 4 * MB  # to which SQLite cuts the log when it begins it anew; else it stays as large as it ever was
@@ -2943,10 +2938,8 @@ class Results:
                 "event_published": True, "event_id": event_id, "timestamp": iso(row["stored"]),
             }  # fmt: skip
 
-        def committed(_: dict[str, Any]) -> None:
-            history.coming -= 1
-
         def ended(future: asyncio.Future[dict[str, Any]]) -> None:
+            history.coming -= 1
             lost = future.cancelled() or future.exception() or not future.result()
             if lost and self._histories.get(issue) is history:
                 del self._histories[issue]  # it may know of what is not there
@@ -2954,7 +2947,7 @@ class Results:
         fact = ResultFact(row["agent_type"], row["category"], row["status"], [item.agent_type for item in proposals])
         history.facts.append(fact)
         history.coming += 1
-        written = self._storage.write(ANSWERING.get()(insert), committed)
+        written = self._storage.write(ANSWERING.get()(insert))
         written.add_done_callback(ended)
         return written
 

@@ -3099,12 +3099,14 @@ class EventBus:
     WINDOW = 5_000  # sequence numbers that SQLite searches for some bytes in one turn
     BREATH = 0.002  # an empty answer to a poll with time-out 0 comes so late: polling loops leave time for others
     SHARED_SECONDS = 0.05  # how long polls share one search; no longer, as events expire
+    SMALL = 16 * 1024  # bytes of an event that is kept in memory while it is one of the last STEP
 
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
         self._waiters, self.readers = Waiters(), Readers(storage)
         self._parse = hooks.part("event_filter", Callable, settings=settings) or parse_filter
         self._wakes = 0
+        self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=self.STEP)  # without a gap
         self._latest: tuple[Any, float, Poll] | None = None  # the last search: one event wakes many polls
         self._closed = False
         storage.observer = self.wake_waiters
@@ -3133,6 +3135,10 @@ class EventBus:
     def wake_waiters(self, event: NewEvent, seq: int) -> None:
         """An event was committed: wake the polls that it matches, tell the plugins. On the loop, in commit order."""
         self._wakes += 1
+        if len(event.body) > self.SMALL or (self._recent and self._recent[-1]["seq"] != seq - 1):
+            self._recent.clear()
+        if len(event.body) <= self.SMALL:
+            self._recent.append(msgspec.structs.asdict(event) | {"seq": seq, "delivered": 0})
         envelope = {"event_id": self.event_id(seq), **event.envelope}
         event.woken.update(self._waiters.wake(event.project, event.type, envelope, seq))
         self._hooks.tell("event_published", event=envelope)
@@ -3208,7 +3214,6 @@ class EventBus:
 
     async def _search(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
         """The next matches after ``after``; reads STEP rows at a time, and awaits nothing after the last ones."""
-        read, (project, event_type) = self._storage.read, channel
         issue, containing = filter.issue, filter.required_bytes
         rows: list[Row] = []
         bodies: list[Raw] = []
@@ -3216,8 +3221,7 @@ class EventBus:
         while True:
             head = self._storage.head
             upto = min(head, after + self.WINDOW) if containing and issue is None else head
-            given: dict[str, Any] = {"type": event_type, "issue": issue, "containing": containing}
-            step = read.events(project, after, upto, self.STEP, **given) if after < upto else []
+            step = self._step(channel, filter, after, upto) if after < upto else []
             for row in step:
                 body = self.envelope(row)
                 if filter.text and not filter.matches(msgspec.json.decode(body)):
@@ -3238,6 +3242,16 @@ class EventBus:
         answer = {"events": bodies, "more_available": more, "next_cursor": cursor if rows else None}
         answer |= {"scanned_to": cursor, "timestamp": iso()} | ({} if rows else {"timeout": True})
         return Poll(rows, after, msgspec.json.encode(answer))
+
+    def _step(self, channel: Channel, filter: Filter, after: int, upto: int) -> list[Row]:
+        """The first STEP events with after < seq <= upto that may match: in memory where these are the newest ones."""
+        project, event_type = channel
+        if self._recent and after >= self._recent[0]["seq"] - 1:
+            now = time.time()
+            recent = (row for row in self._recent if after < row["seq"] <= upto and row["expires"] > now)
+            return [row for row in recent if row["project"] == project and event_type in (row["type"], "*")]
+        facts: dict[str, Any] = {"type": event_type, "issue": filter.issue, "containing": filter.required_bytes}
+        return self._storage.read.events(project, after, upto, self.STEP, **facts)
 
     def envelope(self, row: Row) -> bytes:
         """A stored event as readers get it: its JSON with the id in front."""

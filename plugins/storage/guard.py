@@ -82,9 +82,10 @@ class GuardedStorage(LimitedStorage):
             return [error] * len(jobs), []
 
     def _check(self) -> None:
+        now, self._checked = time.monotonic(), 0.0
         for file in self._files:
             file.check()
-        self._checked = time.monotonic()
+        self._checked = now
 
     def announce(self, info: SidecarInfo) -> None:
         super().announce(info)

@@ -132,9 +132,7 @@ MAX_FIELDS = 64 * 1024  # bytes of a request's headers
 
 @dataclass(frozen=True)
 class Option:
-    """One setting: its default, its line of help, and ``read``, which makes its value from text or a TOML value and
-    raises ValueError.
-    """
+    """One setting; ``read`` makes its value from text or a TOML value and raises ValueError."""
 
     default: Any
     help: str
@@ -198,9 +196,7 @@ class Settings:
 
     @classmethod
     def read_file(cls, path: Path) -> dict[str, tuple[str, Any]]:
-        """(where it is set, value) by key, out of our table in a settings file; {} where there is no file. Raises
-        StartError.
-        """
+        """(where it is set, value) by key of our table in a settings file, {} without a file. Raises StartError."""
         try:
             table = tomllib.loads(path.read_text("utf-8-sig"))
             ours = table.get("tool", {}).get("cco-sidecar", {}) if path.name == "pyproject.toml" else table
@@ -234,9 +230,7 @@ def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[s
 
 
 def read_settings_files(root: Path) -> dict[str, tuple[str, Any, Path]]:
-    """By option: (where it is set, value, the folder at which relative paths start), out of ``[tool.cco-sidecar]`` in
-    pyproject.toml and the top level of cco.toml, which wins. Raises StartError.
-    """
+    """By option (where it is set, value, folder of relative paths), from pyproject.toml and cco.toml, which wins."""
     given: dict[str, tuple[str, Any, Path]] = {}
     known = [name.replace("_", "-") for name in option_table() if name != "root"]
     for file in ("pyproject.toml", "cco.toml"):
@@ -248,9 +242,7 @@ def read_settings_files(root: Path) -> dict[str, tuple[str, Any, Path]]:
 
 
 def read_option(name: str, where: str, value: Any, folder: Path | None = None) -> Any:
-    """The value of the option ``name``; relative paths start at ``folder``. Raises StartError, which names ``where`` it
-    was set: a flag, a variable or a line.
-    """
+    """The value of an option that was set at ``where``; relative paths start at ``folder``. Raises StartError."""
     folder = folder or Path.cwd()
     try:
         found = option_table()[name].read(value)
@@ -288,12 +280,10 @@ def variable_of(name: str) -> str:
 
 
 def discover_root(folder: Path) -> Path:
-    """The git top level around ``folder``, else ``folder`` itself (also where git is not installed).
-
-    A top level without a ``.git`` is not taken: a repository's ``core.worktree`` names it, which may be a whole home.
-    """
+    """The git top level around ``folder``, else ``folder`` itself (also where git is not installed)."""
     found = run_git(folder, "rev-parse", "--show-toplevel")
     top = Path(os.fsdecode(found.removesuffix(b"\n"))) if found else folder
+    # A top level without a .git is one that a repository's core.worktree names, which may be a whole home.
     return top if not found or (top / ".git").exists() else folder
 
 
@@ -406,10 +396,8 @@ def read_text(value: Any) -> str:
 
 
 class Category(Struct, frozen=True):
-    """Permissions, rate limits and topic of results of one category of agent types.
-
-    The types of ``people`` are not agents': none is spawned, proposed or has results. Agents that people spawn may
-    store results although people may not.
+    """Permissions, rate limits and topic of results of one category of agent types. ``people`` are no agents: none is
+    spawned, proposed or has results, but agents that they spawn may store results.
     """
 
     permissions: tuple[str, ...]
@@ -588,9 +576,7 @@ class Asks:
     """
 
     def register_agent_types(self, settings: Settings) -> dict[str, str]:
-        """More agent types with their category of CATEGORIES. Asked at the start, by ``cco token`` and where a type is
-        named that is not known.
-        """
+        """More agent types with their category. Asked at the start, by ``cco token`` and where a type is not known."""
 
     def context_section(self, request: ContextRequest) -> Sections:
         """JSON values by name of section, kept until a file, git or the issue's results change. The plugin loaded last
@@ -639,11 +625,6 @@ class Tells:
 
     def event_published(self, event: dict[str, Any]) -> None:
         """An event was published; ``event`` is as readers get it."""
-
-    def agent_starting(self, launch: AgentLaunch, root: str) -> None:
-        """An agent's files are there, its process is not: the start waits for you. Where it fails, no agent_ended
-        follows.
-        """
 
     def agent_ended(self, agent: dict[str, Any]) -> None:
         """An agent ended: the data of its ``agent_exited`` event."""
@@ -703,10 +684,7 @@ class SidecarInfo(Struct, frozen=True):
 
 
 def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
-    """The built-in plugins, and unless --no-plugins those beside this module, of --plugins and of entry points.
-
-    Faulty ones are logged and left out; when ``strict`` they raise StartError.
-    """
+    """The built-in plugins and, unless --no-plugins, all others. ``strict`` raises StartError for faulty ones."""
     hooks = hooks_class()([ReferenceRules()])
     if not settings.no_plugins:
         hooks.load_files(bundled_plugins())
@@ -724,10 +702,8 @@ def hooks_class() -> type[Hooks]:
 
 
 class Hooks:
-    """The loaded plugins, called one by one: who fails is logged and passed over. SafeHooks of plugins/_hooks.py also
-    keeps them apart by threads and times.
-
-    ``ask``, ``first`` and ``refusal`` block (call them in worker threads or at the start); ``tell`` returns at once.
+    """The loaded plugins, called one by one: who fails is logged and passed over. ``ask``, ``first`` and ``refusal``
+    block, ``tell`` returns at once. SafeHooks of plugins/_hooks.py also keeps plugins apart by threads and times.
     """
 
     MAX_UNTOLD = 10_000
@@ -747,9 +723,7 @@ class Hooks:
     # -- loading
 
     def load(self, folders: Iterable[Path], where: str = "--plugins") -> None:
-        """Load the plugins in ``folders``, which ``where`` names, and those of entry points; ``loaded`` says which are
-        not in use, and why.
-        """
+        """Load the plugins in ``folders``, which ``where`` names, and those of entry points."""
         for folder in folders:
             self.load_files(sorted(folder.glob("[!_.]*.py")))
             if not folder.is_dir():
@@ -831,9 +805,7 @@ class Hooks:
         return None
 
     def concerned(self, hook: str, **facts: Any) -> tuple[list[Implementation], bool]:
-        """The implementations that may have an answer to these facts, in the core all of them; and whether they are all
-        built in, so that they do not block and may be asked on the loop.
-        """
+        """The implementations that may have an answer to these facts, and whether none blocks: all are built in."""
         rows = self.implementations[hook]
         return rows, all(row.plugin in self._trusted for row in rows)
 
@@ -865,9 +837,7 @@ class Hooks:
     # -- tells
 
     def tell(self, hook: str, **facts: Any) -> None:
-        """Tell every observer, in order, in a thread of its own; does not wait. Where MAX_UNTOLD calls are waiting
-        already, this one is dropped and logged.
-        """
+        """Tell every observer, in order, in a thread of its own; do not wait. Beyond MAX_UNTOLD it is dropped."""
         if not self.implementations[hook]:
             return
         if self._teller is None:
@@ -936,9 +906,7 @@ class LoadedPlugin(Struct):
 
 
 class Implementation(Struct, frozen=True):
-    """One plugin's function for one hook; ``arguments`` are those of the hook's arguments that it takes, ``place`` is 1
-    for one that asks to be called last, -1 for one that asks to be called first.
-    """
+    """One plugin's function for one hook, the arguments that it takes, and its place: -1 first, 1 last."""
 
     hook: str
     plugin: str
@@ -984,10 +952,8 @@ def contains(file: Path, text: bytes) -> bool:
 
 
 def import_file(file: Path) -> types.ModuleType:
-    """The module in ``file``. Raises what its code raises.
-
-    A bundled plugin is ``cco_sidecar_plugins.<room>.<stem>``, in a checkout as where it is installed, so that plugins
-    import one another by these names. Any other file is ``cco_sidecar_user_plugins.<stem>``.
+    """The module in ``file``: of a bundled plugin ``cco_sidecar_plugins.<room>.<stem>``, in a checkout as where it is
+    installed, of others ``cco_sidecar_user_plugins.<stem>``. Raises what its code raises.
     """
     # Run as a script this module is __main__: without this a plugin's import would make a second copy of every class.
     sys.modules.setdefault("cco_sidecar", sys.modules[__name__])
@@ -3661,9 +3627,7 @@ class Contexts:
     def _build(
         self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState, etag: str
     ) -> tuple[bytes, bytes, str]:
-        """The context. While an index is being made its ETag is one that nothing else has: it is not kept. Blocks.
-        Raises CTX_001, CTX_002.
-        """
+        """The context; while an index is being made its ETag is its own: it is not kept. Raises CTX_001, CTX_002."""
         try:  # All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
             ranked = self.rank(key, outputs, state)
             request = ContextRequest(**msgspec.structs.asdict(key), outputs=outputs, project=state, ranked=ranked)
@@ -3682,9 +3646,7 @@ class Contexts:
             raise ApiError("CTX_001") from None
 
     def answer(self, request: ContextRequest, sections: Sections) -> tuple[bytes, bytes]:
-        """The JSON for those who waited until it was built, and for those who get it from the cache. Blocks. Raises
-        CTX_002.
-        """
+        """The JSON for those who waited, and for those who get it from the cache. Blocks. Raises CTX_002."""
         found = sections["relevant_files"]
         matched = [file.pop("matched", True) for file in found]
         sections["metadata"]["task_matched"] = any(matched) if request.task else None
@@ -3872,9 +3834,7 @@ class Project:
         return is_secret(path)
 
     def ask(self) -> tuple[list[str], GitContext, str | None]:
-        """(names of the files, what git says, the commit that is checked out); nothing where there is no repository.
-        Raises OSError. Blocks.
-        """
+        """(names of files, what git says, the commit checked out), nothing without a repository. Raises OSError."""
         root = self._root
         try:
             prefix = os.fsdecode(ask_git(root, "rev-parse", "--show-prefix").removesuffix(b"\n"))
@@ -4050,9 +4010,7 @@ HARMLESS_GIT = (  # what a repository's own configuration could have git run, an
 
 
 def git_environment() -> dict[str, str]:
-    """This environment without what git sets for its hooks and helpers: it would lead to another repository or
-    program. Settings that the user gives to git go on.
-    """
+    """This environment without what git sets for its helpers, which leads elsewhere; a user's own settings go on."""
     kept = {name: value for name, value in os.environ.items() if name[:4] != "GIT_" or GIT_SETTING.fullmatch(name)}
     # Without optional locks reading never writes the index, which would look like a change.
     kept |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
@@ -4103,15 +4061,13 @@ def opened_path(descriptor: int, path: str) -> str:
 
 @functools.lru_cache(100_000)
 def is_secret(path: str) -> bool:
-    """Whether a file may hold credentials, by its path alone: data, and files of no known language, whose folder or
-    name suggests it. In doubt it does.
-    """
+    """Whether a file may hold credentials, by its path: data and unknown kinds whose folder or name suggests it."""
     return language_of(path) in MAY_HOLD_SECRETS and SECRET_FILE.search(f"/{path.lower()}") is not None
 
 
 SECRET_FILE = re.compile(
-    r"/\.(?:ssh|gnupg|aws|azure|kube|docker|config|local|m2|gradle|gem|password-store|secrets?|envs?)/"
-    r"|[/._-](?:env|envrc|flaskenv|netrc|npmrc|pypirc|yarnrc|pgpass|my\.cnf|htpasswd|htdigest|s3cfg|dockercfg)(?:[\W_\d]|$)"
+    r"/\.(?:ssh|gnupg|aws|azure|kube|docker|config|local|m2|gradle|gem|password-store|secrets?|envs?)/|[/._-](?:env"
+    r"|envrc|flaskenv|netrc|npmrc|pypirc|yarnrc|pgpass|my\.cnf|htpasswd|htdigest|s3cfg|dockercfg)(?:[\W_\d]|$)"
     r"|/\.\w*hist|[._-](?:pem|key|p12|pfx|jks|keystore|kdbx?|ppk|keytab|ovpn|tfstate|tfvars|asc|gpg|age)(?:[\W_\d]|$)"
     r"|(?:^|[/._-])id_(?:rsa|dsa|ecdsa|ed25519)|credential|secret|passw|passphrase|token|vault|wallet|shadow|kubeconfig"
     r"|(?:service|firebase)[_-]?(?:account|admin)|(?:api|access|private|master|signing|deploy)[_-]?keys?[^/]*$"
@@ -4141,9 +4097,7 @@ def redact(content: str) -> tuple[str, int]:
 
 
 class Redaction:
-    """Takes what has the form of a secret, or is given to what calls itself one, out of texts. In doubt it is one; the
-    bundled plugins' derived class tells secrets from code and placeholders.
-    """
+    """Takes what has the form of a secret, or is given to what calls itself one, out of texts. In doubt it is one."""
 
     def redact(self, content: str) -> tuple[str, int]:
         number = 0
@@ -4168,12 +4122,13 @@ SECRETS = tuple(  # bounded: no text may make them slow; where one has a group, 
         r"PuTTY-User-Key-File-\d: (?:[^\n]{0,200}\n){1,100}?Private-MAC: \w+",
         r"eyJ[\w-]{10,1000}\.eyJ[\w-]{10,20000}\.[\w-]{20,}",
         r"AKIA[0-9A-Z]{16}|ASIA[0-9A-Z]{16}|SK[0-9a-f]{32}|:AA[\w-]{33}|(?:slack\.com/services|/webhooks)/[\w/-]{30,}",
-        r"(?:gh[pousr]_|github_pat_|gl[a-z]{2,5}-|xox[a-z]-|xapp-|[rs]k[_-]|whsec_|AIza|GOCSPX-|ya29\.|gsk_|xai-|pplx-|r8_|hf_"
-        r"|npm_|pypi-|SG\.|do[opr]_v1_|shp[a-z]{2}_|key-|hvs\.|glsa_|dckr_pat_|lin_api_|rubygems_|NRAK-|PMAK-|sbp_|sntrys_"
-        r"|tfp_|dapi|pul-|AGE-SECRET-KEY-|\.atlasv1\.|ntn_|figd_|dp\.[ps]t\.)(?=[a-z_.-]{0,200}[0-9A-Z])[\w.+/=-]{20,}",
+        r"(?:gh[pousr]_|github_pat_|gl[a-z]{2,5}-|xox[a-z]-|xapp-|[rs]k[_-]|whsec_|AIza|GOCSPX-|ya29\.|gsk_|xai-|pplx-"
+        r"|r8_|hf_|npm_|pypi-|SG\.|do[opr]_v1_|shp[a-z]{2}_|key-|hvs\.|glsa_|dckr_pat_|lin_api_|rubygems_|NRAK-|PMAK-"
+        r"|sbp_|sntrys_|tfp_|dapi|pul-|AGE-SECRET-KEY-|\.atlasv1\.|ntn_|figd_|dp\.[ps]t\.)"
+        r"(?=[a-z_.-]{0,200}[0-9A-Z])[\w.+/=-]{20,}",
         r"://((?!\[)[^\s/:@\"'`<>]{0,100}:(?!\d+/)[^\s\"'`<>,|\\]{3,200}|[\w.~+=-]{20,200})@",
-        r"(?i:secret|token|passw(?:or)?d|passphrase|pwd|credential|authorization|(?:api|access|auth|account)[_-]?key|[?&;]sig)"
-        r"[\w\"'`\])]{0,30}(?:\s{0,4}[:=,]>?\s{0,4}|\s{1,4})[\"'`]?(?i:(?:bearer|basic|token|apikey) {1,4})?"
+        r"(?i:secret|token|passw(?:or)?d|passphrase|pwd|credential|authorization|(?:api|access|auth|account)[_-]?key"
+        r"|[?&;]sig)[\w\"'`\])]{0,30}(?:\s{0,4}[:=,]>?\s{0,4}|\s{1,4})[\"'`]?(?i:(?:bearer|basic|token|apikey) {1,4})?"
         r"((?=[A-Za-z+/_.~-]{0,200}[0-9])[A-Za-z0-9+/_.~%-]{12,2000}=*)",
     )
 )
@@ -4195,9 +4150,7 @@ class ContextKey(Struct, frozen=True, kw_only=True):
 
 
 class ContextRequest(ContextKey, frozen=True, kw_only=True):
-    """The input of a context section. ``project`` holds the files and git facts of this moment, ``ranked`` the
-    files by relevance, ``outputs`` earlier results, newest last.
-    """
+    """What sections are made from; ``project`` is as of this moment, ``outputs`` are earlier results, newest last."""
 
     outputs: list[dict[str, Any]]
     project: ProjectState
@@ -4205,9 +4158,7 @@ class ContextRequest(ContextKey, frozen=True, kw_only=True):
 
 
 class RankRequest(Struct, frozen=True, kw_only=True):
-    """The input of a ranking. ``files`` are those that contexts may give, ``changed`` uncommitted paths, ``outputs``
-    earlier results, newest last.
-    """
+    """What files are ranked by; contexts may give ``files`` alone. ``outputs`` are earlier results, newest last."""
 
     root: str
     index_folder: str
@@ -4221,10 +4172,8 @@ class RankRequest(Struct, frozen=True, kw_only=True):
 
 
 class RankedFile(Struct, frozen=True, gc=False):
-    """A file with its score (higher is more relevant), why, and (first line, score) of its best 50-line chunks.
-
-    ``matched``: the task names it, or one of the task's words occurs in it. Where no file is matched the order is the
-    one without a task.
+    """A file with its score (higher is better), why, and (first line, score) of its best 50-line chunks; ``matched``: a
+    word of the task occurs. Where no file is matched the order is the one without a task.
     """
 
     path: str
@@ -4629,7 +4578,6 @@ class Launcher:
         folder.mkdir(mode=0o700, parents=True)
         for name, content in files.items():
             write_file(folder / name, content)
-        collections.deque(self.hooks.ask("agent_starting", launch=launch, root=str(self.settings.root)), maxlen=0)
         found = self.hooks.first("agent_command", launch=launch, settings=self.settings) or launch.configured
         if found is None:
             raise ApiError(

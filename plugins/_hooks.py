@@ -25,6 +25,7 @@ from msgspec import Meta
 from cco_sidecar import (
     MB,
     PACKAGE,
+    AgentLaunch,
     Asks,
     ContextRequest,
     Hooks,
@@ -73,8 +74,19 @@ class MoreAsks:
         """The result of an agent that ended well and stored none; ``alone``: no other agent ran. Asked by endings."""
 
 
+class MoreTells:
+    """Hooks of which bundled plugins tell, like those of Tells."""
+
+    def agent_starting(self, launch: AgentLaunch, root: str) -> None:
+        """An agent's files are there, its process is not: the start waits for you. Where it fails, no agent_ended
+        follows. Told by the plugin endings.
+        """
+
+
 class SafeHooks(Hooks):
-    SPECS = Hooks.SPECS | {name: spec for name, spec in vars(MoreAsks).items() if name[0] != "_"}
+    SPECS = Hooks.SPECS | {
+        name: spec for kind in (MoreAsks, MoreTells) for name, spec in vars(kind).items() if name[0] != "_"
+    }
     TIMEOUT = 5.0
     MAX_STUCK = 4  # calls of one plugin that may hang at a time before it is passed over
 

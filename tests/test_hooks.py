@@ -898,7 +898,7 @@ def test_a_ranking_is_as_long_as_the_project_is_large() -> None:
     assert plain("rank_files", ranked) == ranked
 
 
-@pytest.mark.parametrize("hook", ["storage", "server_class", "process_owner", "meter"])
+@pytest.mark.parametrize("hook", ["storage", "server_class", "process_owner"])
 def test_a_part_that_is_long_in_the_making_is_named_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hook: str
 ) -> None:

@@ -1,15 +1,31 @@
-"""Asks plugins about agents that end: why one failed or cannot work, and a result (`agent_failure`, `agent_result`)."""
+"""Tells plugins of agents that start (`agent_starting`), and asks about those that end: why one failed or cannot work,
+and a result (`agent_failure`, `agent_result`).
+"""
 
 from __future__ import annotations
 
+import collections
 import logging
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from cco_sidecar import WRITE, Agents, ApiError, Running, agent_facts, hookimpl, one_line, redact
+from cco_sidecar import (
+    WRITE,
+    AgentCommand,
+    AgentLaunch,
+    Agents,
+    ApiError,
+    Launcher,
+    Running,
+    agent_facts,
+    hookimpl,
+    one_line,
+    redact,
+)
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents.keeper import output_of
 
@@ -23,7 +39,16 @@ OTHERS = (
 
 @hookimpl
 def part_class(base: type) -> type | None:
+    if issubclass(base, Launcher):
+        return type("TellingLauncher", (TellingLauncher, base), {})
     return type("AskingAgents", (AskingAgents, base), {}) if issubclass(base, Agents) else None
+
+
+class TellingLauncher(Launcher):
+    def _prepare(self, launch: AgentLaunch, folder: Path, files: dict[str, bytes]) -> AgentCommand:
+        command = super()._prepare(launch, folder, files)
+        collections.deque(self.hooks.ask("agent_starting", launch=launch, root=str(self.settings.root)), maxlen=0)
+        return command
 
 
 class AskingAgents(Agents):

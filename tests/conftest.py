@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -156,7 +158,16 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def make_repository(folder: Path) -> Path:
-    """A small Python project with two commits."""
+    """A small Python project with two commits: a copy, since git takes six processes to make it."""
+    shutil.copytree(first_repository(), folder, ignore=shutil.ignore_patterns("*.sample"), dirs_exist_ok=True)
+    git(folder, "update-index", "-q", "--refresh")  # which knows files by their inodes
+    return folder
+
+
+@functools.cache
+def first_repository() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="cco-tests-repository-"))
+    atexit.register(shutil.rmtree, folder)
     for name, content in {
         "src/main.py": "def main():\n    return greet('world')\n",
         "src/greeting.py": "def greet(name):\n    return f'hello {name}'\n",

@@ -126,13 +126,15 @@ def test_a_subcommand_without_its_group_is_told_the_whole(cco: Cco) -> None:
 def test_a_misspelt_option_is_told_the_right_one(name: str, cco: Cco) -> None:
     right = [action.option_strings[-1] for action in own_options(PARSERS[name])]
     shared = [cco_sidecar.flag_of(option) for option in (*CLIENT_OPTIONS, *option_table())]
-    for option in [*right, *(shared if name in ("", "token", "results list") else ("--port", "--root"))]:
+    options = [*right, *(shared if name in ("", "token", "results list") else ("--port", "--root"))]
+    for number, option in enumerate(options):
         if option in (
             "--no-plugins",
             "--help",
         ):  # whose letters in another order may be another option, or that shows help
             continue
-        for words in ([slip(option)], [f"{slip(option)}=1"], [slip(option), "3002"]):
+        forms = [slip(option)], [f"{slip(option)}=1"], [slip(option), "3002"]
+        for words in forms if name == "" else (forms[number % 3],):  # they are read alike whatever the command is
             line = refusal(cco(*name.split(), *words))
             assert line.startswith(f"cco: {slip(option)}: unknown option, did you mean {option}? (see cco"), line
 

@@ -22,7 +22,7 @@ from conftest import MODULE, Service, clean_environment, git, make_repository, p
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mock_model import MockModel
-from real_agents import environment, install, make_home
+from real_agents import TOKEN, environment, install, make_home
 
 from cco_sidecar import StartError
 
@@ -551,6 +551,7 @@ def test_real_sessions_use_a_tool_and_hear_of_an_event_by_their_hooks() -> None:
                 assert result["agent_id"].startswith(f"session-{name}-"), said
                 asked = [body for body in model.requests if f"Follow script {name}" in body]
                 assert any(f"a zebra for {name}" in body for body in asked), service.log
+            assert not TOKEN.search("".join([*model.requests, service.log, *said]))
             cco("disconnect")
             assert tree(root) == before and git(root, "status", "--short") == ""
         finally:

@@ -47,7 +47,6 @@ import bisect
 import collections
 import contextlib
 import contextvars
-import copy
 import dataclasses
 import errno
 import fnmatch
@@ -1310,9 +1309,13 @@ class Application(tornado.web.Application):
         return self._unknown, facts, []
 
     def find_handler(self, request: tornado.httputil.HTTPServerRequest, **_: Any) -> Any:
+        return Delegate(*self.endpoint_of(request))
+
+    def endpoint_of(self, request: tornado.httputil.HTTPServerRequest) -> tuple[Endpoint, list[bytes]]:
+        """The endpoint of a request, and the values in its path."""
         find = self._find_again if len(request.path) < 300 else self._find
         endpoint, facts, values = find(str(request.method), request.path)
-        return Delegate(endpoint(self, request, **facts), values)
+        return endpoint(self, request, **facts), values
 
 
 class Delegate(tornado.httputil.HTTPMessageDelegate):
@@ -1521,7 +1524,10 @@ class Handler(tornado.web.RequestHandler):
         """Log the request: ``status`` is 499 where the client hung up, ``seconds`` are without those of a long poll."""
         who, code = self.claims.sub or "-", self.error.code if self.error else "-"
         facts = (self.request_id, self.request.method, without_tokens(self.request.path), status, seconds * 1000)
-        log.info("%s %s %s %d %.1f ms %s %s", *facts, who, code)
+        self.log("%s %s %s %d %.1f ms %s %s", *facts, who, code)
+
+    def log(self, template: str, *facts: Any) -> None:
+        log.info(template, *facts)
 
 
 class Endpoint(Handler):
@@ -1607,7 +1613,7 @@ class Endpoint(Handler):
             arguments = {key: values[-1].decode("utf-8") for key, values in request.query_arguments.items()}
         except UnicodeDecodeError:
             raise ApiError("REQ_001", "The query is not UTF-8") from None
-        self.query = copy.copy(read_query(self.query_type, *arguments.items())) if self.query_type else None
+        self.query = read_query(self.query_type, *arguments.items()).__copy__() if self.query_type else None
         if self.claims.issue_id is not None and hasattr(self.query, "issue_id"):  # a list of what there is on issues
             self.query.issue_id = self.query.issue_id or self.claims.issue_id
             self.sidecar.tokens.check_issue(self.claims, self.query.issue_id)
@@ -1807,7 +1813,7 @@ class GetContext(Endpoint):
         self.sidecar.tokens.check_issue(self.claims, issue_id)
         known, reader = self.request.headers.get("If-None-Match", ""), self.reader(issue_id)
         content, etag = await self.sidecar.contexts.get(issue_id, agent_type, self.query, known, reader)
-        self.set_header("ETag", etag)
+        self._headers["ETag"] = etag
         if not content:
             self.set_status(304)
         return content
@@ -2103,7 +2109,8 @@ class Tokens:
 
     def check_permission(self, claims: Claims, permission: str | None) -> None:
         """Raises AUTH_003, which names the permission, where the token may not do what needs it."""
-        if permission and permission not in self.permissions(claims):
+        of_type = CATEGORIES[self._agent_types.categories[claims.agent_type]].permissions if permission else ()
+        if permission and not (permission in claims.permissions and permission in of_type):
             raise forbidden(f"This token lacks the permission {permission}", permission=permission)
 
     def check_identity(self, claims: Claims, subject: str, agent_type: str | None = None) -> None:
@@ -5381,6 +5388,8 @@ class Pool:
 
     async def run(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """What ``function`` returns. Raises what it raises; TimeoutError, and its thread is left to itself."""
+        if asyncio.current_task() is None:  # the first step of a coroutine, whose next ones have a task
+            await asyncio.sleep(0)
         loop = asyncio.get_running_loop()
 
         def release(_: object) -> None:

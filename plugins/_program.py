@@ -20,8 +20,11 @@ import sys
 import time
 import typing
 from collections.abc import Iterator
+from typing import Any
 
 from cco_sidecar import GOOD, REFUSED, Program, StartError, complain, nearest, option_table, variable_of
+
+log = logging.getLogger("cco")
 
 
 class WholeProgram(Program):
@@ -101,6 +104,21 @@ class LogLines(logging.StreamHandler[typing.TextIO]):
             self.flush()
         elif len(self._lines) == 1:
             self._flush_soon()
+
+    def emit_line(self, template: str, *facts: Any) -> bool:
+        """Do what ``emit`` does, of a line at INFO, without a record of it, which costs more than all else of a line.
+        False where something else would see the record.
+        """
+        root, plain = logging.root, type(self.formatter) is PlainFormatter
+        if not plain or self.filters or root.handlers != [self] or log.handlers or log.filters or not log.propagate:
+            return False
+        moment = time.time()
+        line = f"{local_second(int(moment))},{int(moment % 1 * 1000):03} INFO {template % facts}{self.terminator}"
+        with self.lock or contextlib.nullcontext():
+            self._lines.append(line)
+            if len(self._lines) == 1:
+                self._flush_soon()
+        return True
 
     def _flush_soon(self) -> None:
         """At once where no event loop runs here."""

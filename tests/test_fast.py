@@ -5,6 +5,7 @@ The handlers are those of test_http2.py. What heads and chunks are refused is in
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -19,7 +20,7 @@ from conftest import Service, plugin, until
 from test_http2 import Running, certificate, loop_factory, wait_for  # noqa: F401 - fixtures
 from tornado import httputil
 
-from cco_sidecar import ApiError, Server
+from cco_sidecar import ApiError, GetHealth, GetStatus, Pool, Server
 
 framing = plugin("_framing")
 HEAD = b"GET %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n"
@@ -244,6 +245,62 @@ def test_a_request_has_what_tornado_gives_it(host: str | None, target: str, vers
     expected = facts(httputil.HTTPServerRequest, **theirs)
     for _ in range(2):  # the second time the host is known
         assert facts(plugin("_short_way").ShortRequest, exchange, server, line, headers) == expected
+
+
+def test_the_fields_of_a_request_are_its_own() -> None:
+    heads = [framing.parse_head(b"GET /a HTTP/1.1\r\nHost: a\r\nX-Y: 1\r\nX-Y: 2\r\n\r\n").headers for _ in range(2)]
+    heads[0].add("X-Y", "3")
+    heads[0].pop("Host")
+    assert [list(head.get_all()) for head in heads] == [
+        [("X-Y", "1"), ("X-Y", "2"), ("X-Y", "3")],
+        [("Host", "a"), ("X-Y", "1"), ("X-Y", "2")],
+    ]
+    assert heads[1]["X-Y"] == "1,2"
+
+
+def test_what_has_to_wait_goes_on_in_a_task() -> None:
+    """(what the work waits for, how that ends, what the work says of it): its first step needs no task."""
+    steps, said = plugin("_steps"), []
+
+    async def work(waiting: Any) -> None:
+        try:
+            said.append(await waiting)
+            async with asyncio.timeout(5):
+                await asyncio.sleep(0)
+        except (ValueError, asyncio.CancelledError) as error:
+            said.append(type(error).__name__)
+            said.append(await Pool("a", 1, 5).run(lambda: "cleaned up"))
+
+    async def all_of_them() -> None:
+        loop = asyncio.get_running_loop()
+        done, coming, failing, cancelled = (loop.create_future() for _ in range(4))
+        done.set_result("at once")
+        assert steps.begin(done_work(done)) is None and said == ["at once"]
+        tasks = [steps.begin(work(future)) for future in (coming, failing, cancelled)]
+        assert said == ["at once"]
+        coming.set_result("later")
+        await tasks[0]
+        failing.set_exception(ValueError())
+        await tasks[1]
+        await asyncio.sleep(0)
+        tasks[2].cancel()
+        await tasks[2]
+        in_thread = steps.begin(done_work(Pool("b", 1, 5).run(lambda: "a thread")))
+        await in_thread
+
+    async def done_work(waiting: Any) -> None:
+        said.append(await waiting)
+
+    asyncio.run(all_of_them())
+    cleaned = ["ValueError", "cleaned up", "CancelledError", "cleaned up"]
+    assert said == ["at once", "later", *cleaned, "a thread"]
+
+
+def test_an_endpoint_that_somebody_else_derives_is_served_in_a_task() -> None:
+    ours = type("Ours", (GetHealth, plugin("ready").ReadyEndpoint), {"__module__": "cco_sidecar"})
+    theirs = type("Theirs", (ours,), {"__module__": "house"})
+    other = type("Other", (ours,), {"__module__": "cco_sidecar", "respond": GetStatus.respond})
+    assert (ours.prompt, theirs.prompt, other.prompt) == (True, False, False)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("step", [1, 7, 10_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
 import select
@@ -46,6 +47,24 @@ def proven(index: Any) -> ProjectState:
     """A state that events alone prove."""
     found: ProjectState = until(lambda: index.look() and index._known_now())
     return found
+
+
+def test_requests_of_one_turn_share_a_proof_and_those_of_the_next_one_do_not(
+    readers: tuple[Any, Any], repository: Path
+) -> None:
+    index, _ = readers
+    before, turns = proven(index), plugin("_turn")
+
+    async def states() -> tuple[ProjectState, ProjectState, ProjectState]:
+        with turns.turn():  # both had been sent before what follows
+            first = await index.state()
+            write(repository / "src/new.py", "new = 1\n")
+            task, second = asyncio.create_task(index.state()), await index.state()
+        return first, second, await task  # which begins after the turn that it was made in
+
+    first, second, third = asyncio.run(states())
+    assert first is second is before
+    assert any(file.path == "src/new.py" for file in third.files)
 
 
 def write(path: Path, content: str) -> Path:

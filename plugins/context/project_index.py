@@ -56,6 +56,7 @@ from cco_sidecar_plugins.context._git_facts import (
     without,
     without_databases,
 )
+from cco_sidecar_plugins.context._turn import Turn, current
 from cco_sidecar_plugins.context._watcher import new_watcher
 from cco_sidecar_plugins.context._withheld import own_files
 
@@ -145,6 +146,7 @@ class ProjectIndex(GitProject):
         self._prefix = os.path.join(root, "")  # joined by hand below: os.path.join takes longer than the look at a file
         self._state: ProvenState | None = None
         self._young: set[str] = set()  # what an event names may be another than was read, with the same fingerprint
+        self._turn: tuple[Turn | None, ProvenState | None] = None, None  # the state that was proven last, and when
         self._listing = Listing(None, [], [], frozenset(), [])
         self._entries: dict[str, int] = {}  # folder, and a hash of the names in it
         self._kept: dict[str, tuple[Any, int, Any]] = {}
@@ -174,7 +176,10 @@ class ProjectIndex(GitProject):
 
     async def state(self) -> ProjectState:
         """The project as it was at some moment since this call, at once where no event says that it changed."""
-        known = self._known_now()
+        turn, known = current(), self._state
+        if turn is None or turn is not self._turn[0] or known is not self._turn[1]:
+            known = self._known_now()
+            self._turn = turn, known
         if known and time.monotonic() - self._looked > self.CHECK and (self._check is None or self._check.done()):
             self._check = asyncio.create_task(self._looks.run(self.check))
         return known or await super().state()

@@ -4,6 +4,7 @@ a body, and the whole answer to what never became a request.
 
 from __future__ import annotations
 
+import functools
 import http.client
 import re
 from typing import Any, NamedTuple
@@ -33,6 +34,13 @@ class Fields(HTTPHeaders):
     def get(self, name: str, default: Any = None) -> Any:
         return self[name] if name in self else default  # noqa: SIM401 - this is that get
 
+    def copy(self) -> Fields:
+        """Others with the same values, without checking each once more."""
+        other = Fields.__new__(Fields)
+        for name, table in vars(self).items():
+            setattr(other, name, {key: value[:] for key, value in table.items()})
+        return other
+
 
 class Head(NamedTuple):
     """A request's head, its target in origin form."""
@@ -48,7 +56,8 @@ def check_head(head: bytes) -> bytes:
     might read differently.
     """
     head = head.lstrip(b"\r\n")
-    (method, target, version), fields = split_head(head)
+    (method, target, version), block = split_head(head)
+    fields = check_fields(block)
     said: dict[str, list[str]] = {"host": [], "content-length": [], "transfer-encoding": []}
     for name, value in FRAMING.findall(fields):
         said[name.lower()].append(value)
@@ -62,8 +71,21 @@ def check_head(head: bytes) -> bytes:
 
 def parse_head(head: bytes) -> Head:
     """A request's head as Tornado's application gets it. Raises ApiError as ``check_head`` does."""
-    (method, target, version), fields = split_head(head.lstrip(b"\r\n"))
-    lines = fields[:-4].split("\r\n") if len(fields) > 2 else []
+    if head[0] in b"\r\n":
+        head = head.lstrip(b"\r\n")
+    (method, target, version), block = split_head(head)
+    parse = parse_again if len(block) <= REMEMBERED else parse_fields
+    fields, length, chunked = parse(block, version)
+    headers = fields.copy()
+    if target[0] != "/" and (absolute := ABSOLUTE.fullmatch(target)):
+        headers["Host"], target = origin_form(method, absolute)
+    return Head(RequestStartLine(method, target, version), headers, length, chunked)
+
+
+def parse_fields(block: bytes, version: str) -> tuple[Fields, int, bool]:
+    """The fields behind a request line, the length of the body, and whether it is chunked. Raises ApiError."""
+    text = check_fields(block)
+    lines = text[:-4].split("\r\n") if len(text) > 2 else []
     headers = Fields()
     for line in lines:
         name, _, value = line.partition(":")
@@ -74,25 +96,32 @@ def parse_head(head: bytes) -> Head:
             headers.parse_line(line)
     lengths, codings = headers.get_list("Content-Length"), headers.get_list("Transfer-Encoding")
     check_framing(version, headers.get_list("Host"), lengths, codings)
-    if target[0] != "/" and (absolute := ABSOLUTE.fullmatch(target)):
-        headers["Host"], target = origin_form(method, absolute)
-    length = int(lengths[0]) if lengths else 0
-    return Head(RequestStartLine(method, target, version), headers, length, bool(codings))
+    return headers, int(lengths[0]) if lengths else 0, bool(codings)
 
 
-def split_head(head: bytes) -> tuple[tuple[str, str, str], str]:
-    """The words of the request line, and the lines behind it with the empty one. Raises ApiError.
+REMEMBERED = 1_024  # bytes: a client says the same of itself with each request
+parse_again = functools.lru_cache(500)(parse_fields)
+
+
+def split_head(head: bytes) -> tuple[tuple[str, str, str], bytes]:
+    """The words of the request line, and what is behind it. Raises ApiError."""
+    line = REQUEST_LINE.match(head)
+    if not line:
+        raise ApiError("REQ_001", MALFORMED)
+    method, target, version = head[: line.end() - 2].decode("latin-1").split(" ")
+    return (method, target, version), head[line.end() :]
+
+
+def check_fields(block: bytes) -> str:
+    """The lines behind a request line, with the empty one. Raises ApiError.
 
     Only CRLF ends a line, no line is folded, no field holds a control character (RFC 9112, 2.2 and 5).
     """
-    line = REQUEST_LINE.match(head)
-    if not line or not FIELDS.fullmatch(head, line.end()):
+    if not FIELDS.fullmatch(block):
         raise ApiError("REQ_001", MALFORMED)
-    if head.count(b"\n") > MAX_NUMBER + 2:
+    if block.count(b"\n") > MAX_NUMBER + 1:
         raise ApiError("REQ_004", f"The request may have {MAX_NUMBER} headers", status=431)
-    text, end = head.decode("latin-1"), line.end()
-    method, target, version = text[: end - 2].split(" ")
-    return (method, target, version), text[end:]
+    return block.decode("latin-1")
 
 
 def check_framing(version: str, hosts: list[str], lengths: list[str], codings: list[str]) -> None:

@@ -77,7 +77,10 @@ class Connection(asyncio.Protocol):
             self._spare -= len(data)
             return self.abort() if self._spare < 0 else None
         self._buffer = self._buffer + data if self._buffer else data
-        self._advance()
+        if self.exchange is None and len(self._buffer) <= self.PENDING:
+            self.server.serve_soon(self._advance)
+        else:
+            self._advance()
 
     def eof_received(self) -> bool:
         """Whether the connection goes on although the client has ended its side."""
@@ -225,10 +228,10 @@ class Connection(asyncio.Protocol):
 
     # -- answers
 
-    def send(self, data: bytes) -> asyncio.Future[None]:
+    def send(self, data: bytes, more: bytes = b"") -> asyncio.Future[None]:
         """Done when the socket has taken it."""
         if self._transport and not self.lost:
-            self._transport.write(data)
+            self._transport.writelines((data, more)) if more else self._transport.write(data)
             if not self._full:
                 return self.server.done
         promise = self.loop.create_future()
@@ -258,7 +261,7 @@ class Connection(asyncio.Protocol):
         self.exchange = None
         self._expect(self.server.conn_params.header_timeout, self.abort)
         if self._buffer:
-            self.loop.call_soon(self._advance)
+            self.server.serve_soon(self._advance)
         elif self._half_closed:
             self.abort()
         self._regulate()

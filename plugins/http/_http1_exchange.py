@@ -18,6 +18,8 @@ if typing.TYPE_CHECKING:
 class Http1Exchange(Exchange):
     """One request on a connection, and its answer."""
 
+    COPIED = 16 * 1024  # bytes of an answer that is copied behind its head: handing over two pieces takes longer
+
     def __init__(self, connection: Connection, head: Head) -> None:
         super().__init__(connection.server.conn_params)
         self.connection, self.context, self.stream = connection, connection.peer, connection
@@ -47,9 +49,7 @@ class Http1Exchange(Exchange):
         headers: httputil.HTTPHeaders,
         chunk: bytes | None = None,
     ) -> asyncio.Future[None]:
-        """The answer's head and, often, its only bytes. Raises ValueError for a field that would break out of its
-        line.
-        """
+        """The answer's head and, often, its only bytes. Raises ValueError as ``head_of`` does."""
         assert isinstance(start_line, httputil.ResponseStartLine)
         code = start_line.code
         self.promise(code, headers)
@@ -64,12 +64,18 @@ class Http1Exchange(Exchange):
             headers["Connection"] = "Keep-Alive"
         elif self.version_1_1 and not self.keep:
             headers["Connection"] = "close"
-        lines = [f"HTTP/1.1 {code} {start_line.reason}"]
-        lines += [f"{name}: {value}" for name, value in headers.get_all()]
-        text = "\r\n".join(lines)
-        if text.count("\r") + text.count("\n") != 2 * len(lines) - 2:
-            raise ValueError("Illegal characters (CR or LF) in a header")
-        return self._send(text.encode("latin-1") + b"\r\n\r\n" + (self._framed(chunk) if chunk else b""))
+        lines = [f"{name}: {value}" for name, value in headers.get_all()]
+        return self._send(head_of(code, start_line.reason, lines) + (self._framed(chunk) if chunk else b""))
+
+    def is_plain(self, headers: httputil.HTTPHeaders) -> bool:
+        """Whether the head of an answer needs no field about the connection, and its body no frame."""
+        return self.keep and self.version_1_1 and self.method != "HEAD" and "Connection" not in headers
+
+    def write_whole(self, code: int, reason: str, lines: list[str], content: bytes) -> asyncio.Future[None]:
+        """An answer that is plain, and whose fields say how long it is."""
+        self.head_written, self.unwritten = True, 0
+        head = head_of(code, reason, lines)
+        return self._send(head, content) if len(content) > self.COPIED else self._send(head + content)
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
         return self._send(self._framed(chunk))
@@ -78,12 +84,12 @@ class Http1Exchange(Exchange):
         self.deduct(chunk)
         return b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked and chunk else chunk
 
-    def _send(self, data: bytes) -> asyncio.Future[None]:
+    def _send(self, data: bytes, more: bytes = b"") -> asyncio.Future[None]:
         if self.closed:
             promise = self.connection.loop.create_future()
             settle([promise], iostream.StreamClosedError())
             return promise
-        return self.connection.send(data)
+        return self.connection.send(data, more)
 
     def finish(self) -> None:
         if self.closed:
@@ -108,3 +114,11 @@ class Http1Exchange(Exchange):
         """The client is gone, or was refused."""
         self.closed = True
         self.connection.loop.call_soon(self.tell_gone)
+
+
+def head_of(code: int, reason: str, lines: list[str]) -> bytes:
+    """An answer's head. Raises ValueError for a field that would break out of its line."""
+    text = "\r\n".join([f"HTTP/1.1 {code} {reason}", *lines])
+    if text.count("\r") + text.count("\n") != 2 * len(lines):
+        raise ValueError("Illegal characters (CR or LF) in a header")
+    return text.encode("latin-1") + b"\r\n\r\n"

@@ -6,62 +6,78 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import time
-from collections.abc import Awaitable
 from typing import Any
 
 from tornado import httputil
 
-from cco_sidecar import Application, Delegate, Endpoint
+from cco_sidecar import Application, Endpoint
+from cco_sidecar_plugins._program import LogLines
+from cco_sidecar_plugins.http._http1_exchange import Http1Exchange
+from cco_sidecar_plugins.http.cors import CorsHeaders
+
+LOG = logging.getLogger("cco")
 
 
 class ShortAnswer(Endpoint):
     """Sends an answer that is whole at once."""
 
+    ui: Any
+
+    def __init__(self, application: Application, request: httputil.HTTPServerRequest, **facts: Any) -> None:
+        """What Tornado's does, without the helpers of templates."""
+        self.application, self.request, self.ui = application, request, None
+        self._headers_written = self._finished = False
+        self._auto_finish, self._prepared_future = True, None
+        self.clear()
+        connection: Any = request.connection
+        connection.set_close_callback(self.on_connection_close)
+        self.initialize(**facts)
+
+    def log(self, template: str, *facts: Any) -> None:
+        handler = logging.root.handlers[0] if logging.root.handlers else None
+        quick = type(handler) is LogLines and LOG.isEnabledFor(logging.INFO) and handler.emit_line(template, *facts)
+        if not quick:
+            super().log(template, *facts)
+
+    REPRESENTATION = ("Content-Type", "Content-Encoding", "Content-Language")  # a 304 says nothing of these
+
     def finish(self, chunk: Any = None) -> asyncio.Future[None]:
-        whole = type(chunk) is bytes and not (self._finished or self._headers_written or self._write_buffer)
-        if not whole or self.get_status() in (204, 304):
+        status, begun = self.get_status(), self._finished or self._headers_written or self._write_buffer
+        if begun or (chunk is not None if status == 304 else type(chunk) is not bytes or status == 204):
             return super().finish(chunk)
-        if "Content-Length" not in self._headers:
+        for name in self.REPRESENTATION if status == 304 else ():
+            if name in self._headers:
+                del self._headers[name]
+        if status != 304 and "Content-Length" not in self._headers:
             self._headers["Content-Length"] = str(len(chunk))
-        self._write_buffer.append(chunk)
         connection: Any = self.request.connection
         connection.set_close_callback(None)
-        future = self.flush(include_footers=True)
+        future = self._write_whole(connection, chunk or b"")
         connection.finish()
         self._finished = True
         self.on_finish()
         return future
 
+    def _write_whole(self, connection: httputil.HTTPConnection, content: bytes) -> asyncio.Future[None]:
+        headers = self._headers
+        seen = "Origin" in self.request.headers or any(type(step) is not CorsHeaders for step in self._transforms)
+        if seen or not isinstance(connection, Http1Exchange) or not connection.is_plain(headers):
+            self._write_buffer += [content] if content else []
+            return self.flush(include_footers=True)
+        self._headers_written = True
+        common = {as_tornado_writes(name): value for name, value in self.common_headers()}
+        lines = [f"{name}: {value}" for name, value in headers.get_all() if name not in common]
+        lines += [f"{name}: {value}" for name, value in common.items()]
+        return connection.write_whole(self.get_status(), self._reason, lines, content)
 
-class ShortDelegate(httputil.HTTPMessageDelegate):
-    """Hands a request to the application."""
 
-    _delegate: Delegate | None = None
-
-    def __init__(self, application: Application, server: object, exchange: httputil.HTTPConnection) -> None:
-        self._application, self._server, self._exchange = application, server, exchange
-
-    def headers_received(self, start_line: Any, headers: httputil.HTTPHeaders) -> Awaitable[None] | None:
-        request = ShortRequest(self._exchange, self._server, start_line, headers)
-        delegate = self._delegate = self._application.find_handler(request)
-        return delegate.headers_received(start_line, headers)
-
-    def data_received(self, chunk: bytes) -> None:
-        assert self._delegate
-        self._delegate.data_received(chunk)
-
-    def finish(self) -> None:
-        assert self._delegate
-        self._delegate.finish()
-
-    def on_connection_close(self) -> None:
-        if self._delegate:
-            self._delegate.on_connection_close()
+as_tornado_writes = functools.lru_cache(100)(str.title)  # the name of a field
 
 
 class ShortRequest(httputil.HTTPServerRequest):
-    """A request whose host name is remembered; Tornado's own where it has a query."""
+    """A request whose host name and query are read once for all that have them."""
 
     def __init__(
         self,
@@ -74,15 +90,16 @@ class ShortRequest(httputil.HTTPServerRequest):
         path, _, query = target.partition("?")
         host = headers.get("Host", "")
         name = host_name(host) if 0 < len(host) < 300 else None
-        if query or name is None:  # Tornado knows how to read the one, and how to refuse the other
+        if name is None or len(query) > 1_000:  # Tornado knows how to refuse the one
             super().__init__(connection=exchange, server_connection=server, start_line=start_line, headers=headers)
             return
+        given, asked = (arguments(query), arguments(query)) if query else ({}, {})
         context: Any = getattr(exchange, "context", None)
         vars(self).update(
             method=start_line.method, uri=target, version=version, headers=headers, body=b"", files={},
             remote_ip=context.remote_ip, protocol=context.protocol, host=host, host_name=name,
             connection=exchange, server_connection=server, path=path, query=query,
-            arguments={}, query_arguments={}, body_arguments={}, _start_time=time.time(), _finish_time=None,
+            arguments=given, query_arguments=asked, body_arguments={}, _start_time=time.time(), _finish_time=None,
         )  # fmt: skip
 
 
@@ -94,3 +111,14 @@ def host_name(host: str) -> str | None:
         return httputil.HTTPServerRequest(start_line=line, headers=httputil.HTTPHeaders({"Host": host})).host_name
     except httputil.HTTPInputError:
         return None
+
+
+def arguments(query: str) -> dict[str, list[bytes]]:
+    """The arguments of a query. Raises HTTPInputError as Tornado does."""
+    return {name: values[:] for name, values in read_arguments(query).items()}
+
+
+@functools.lru_cache(1000)
+def read_arguments(query: str) -> dict[str, list[bytes]]:
+    line = httputil.RequestStartLine("GET", f"/?{query}", "HTTP/1.0")
+    return httputil.HTTPServerRequest(start_line=line).arguments

@@ -16,13 +16,13 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tornado import httputil, iostream
+from tornado import iostream
 
-from cco_sidecar import ApiError, Application, Endpoint, Server, hookimpl
+from cco_sidecar import ApiError, Server, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.context._turn import turn
 from cco_sidecar_plugins.http._exchange import keep, peer_of
 from cco_sidecar_plugins.http._http1_connection import Connection
-from cco_sidecar_plugins.http._short_way import ShortAnswer, ShortDelegate
 from cco_sidecar_plugins.http.strict import StrictServer
 
 
@@ -30,13 +30,6 @@ from cco_sidecar_plugins.http.strict import StrictServer
 def server_class(settings: PluginSettings, base: type[Server]) -> type[Server] | None:
     words = {"protocols": base.protocols.replace("HTTP/1.1", "fast HTTP/1.1")}
     return None if settings.no_fast else type("FastServer", (FastServer, base), words)
-
-
-@hookimpl
-def part_class(settings: PluginSettings, base: type) -> type | None:
-    if settings.no_fast or not issubclass(base, Endpoint):
-        return None
-    return type("ShortAnswer", (ShortAnswer, base), {})
 
 
 class FastServer(Server):
@@ -53,11 +46,7 @@ class FastServer(Server):
     def initialize(self, *args: Any, **options: Any) -> None:
         super().initialize(*args, **options)
         self._adopting: set[asyncio.Task[None]] = set()
-
-    def start_request(self, server_conn: object, request_conn: Any) -> httputil.HTTPMessageDelegate:
-        if self.xheaders or not isinstance(self.request_callback, Application):
-            return super().start_request(server_conn, request_conn)
-        return ShortDelegate(self.request_callback, server_conn, request_conn)
+        self._ready: list[Callable[[], None]] = []
 
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
         connection = Connection(self, peer_of(stream, address, self.protocol))
@@ -73,6 +62,18 @@ class FastServer(Server):
         except OSError:  # it has gone
             accepted.close()
             connection.connection_lost(None)
+
+    def serve_soon(self, advance: Callable[[], None]) -> None:
+        """Have a connection served once all that is there was read of all connections."""
+        self._ready.append(advance)
+        if len(self._ready) == 1:
+            asyncio.get_running_loop().call_soon(self._serve_ready)
+
+    def _serve_ready(self) -> None:
+        ready, self._ready = self._ready, []
+        with turn():
+            for advance in ready:
+                advance()
 
     @functools.cached_property
     def done(self) -> asyncio.Future[None]:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from cco_sidecar import MB, ApiError, Endpoint, WaitForEvents, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins._steps import go_on
 
 
 @hookimpl(tryfirst=True)  # before what changes an answer: those that share one share its bytes
@@ -34,9 +35,17 @@ class BoundedEndpoint(Endpoint):
             self.short = content
             await super().send(content)
             self.short = None
-            return
+            return None
+        if self.bounds.long.bytes[None]:
+            with self.bounds.long.counting(self, content):
+                return await super().send(content)
+        work = super().send(content)
+        try:
+            waiting = work.send(None)  # most clients take it at once; the only one that waits always fits
+        except StopIteration:
+            return None
         with self.bounds.long.counting(self, content):
-            await super().send(content)
+            await go_on(work, waiting)
 
     async def _taken(self, written: asyncio.Future[None]) -> None:
         if self.short is None or written.done():

@@ -85,7 +85,7 @@ import types
 import typing
 import uuid
 import weakref
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -1284,10 +1284,12 @@ class Application(tornado.web.Application):
         common = sidecar.hooks.derived("part_class", Endpoint, settings=settings)
 
         def serving(rows: Iterable[Route]) -> dict[tuple[str, str], tuple[Route, type[Endpoint]]]:
-            if wrong := [row.path for row in rows if not issubclass(row.endpoint, Endpoint)]:
-                raise TypeError(f"{wrong[0]}: not an Endpoint")
-            classes = (type(row.endpoint.__name__, (row.endpoint, common), {}) for row in rows)
-            return {(row.method, row.path): (row, made) for row, made in zip(rows, classes, strict=True)}
+            found = {}
+            for row in rows:
+                if not issubclass(row.endpoint, Endpoint):
+                    raise TypeError(f"{row.path}: not an Endpoint")
+                found[row.method, row.path] = row, type(row.endpoint.__name__, (row.endpoint, common), {})
+            return found
 
         found = serving(routes())
         for name, rows in sidecar.hooks.ask("register_routes"):
@@ -1411,7 +1413,7 @@ class Handler(tornado.web.RequestHandler):
         self.sidecar, self.path_names = sidecar, path_names
         self.request_id = f"req-{random.getrandbits(128):032x}"
         self.claims = NOBODY
-        self.allowance: dict[str, str] = {}  # headers
+        self.allowance: Mapping[str, str] = {}  # headers
         self.hang_up = HangUp()
         self.upload = bytearray()
         sidecar.open_requests += 1
@@ -1674,7 +1676,7 @@ class Endpoint(Handler):
         log.error("%s %s: %s: %s", self.request_id, type(self).__name__, reason, one_line(error))
         wait = getattr(error, "retry_after", None)
         message = f"{ERRORS[self.failure][2]}: {reason}"
-        return ApiError(self.failure, message, status=503 if wait else None, retry_after=wait)
+        return ApiError(self.failure, message, status=503 if wait else 0, retry_after=wait)
 
 
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
@@ -2211,8 +2213,9 @@ class RateLimits:
         }
         if not seconds:
             return allowance
-        message = f"Too many requests. Please wait {seconds} seconds."
-        raise ApiError("RATE_001", message, retry_after=seconds, allowance=allowance)
+        refusal = ApiError("RATE_001", f"Too many requests. Please wait {seconds} seconds.", retry_after=seconds)
+        refusal.allowance = allowance
+        raise refusal
 
 
 @functools.cache
@@ -3590,7 +3593,7 @@ class Contexts:
         except OSError as error:
             log.error("the project cannot be read: %s", one_line(error))
             known_why = isinstance(error, GitError)  # others name paths of this machine
-            raise ApiError("CTX_001", f"The project cannot be read: {error}" if known_why else None) from None
+            raise ApiError("CTX_001", f"The project cannot be read: {error}" if known_why else "") from None
         etag = self._etag(key, state)
         if etag[3:-1] in known or known.strip() == "*":
             self._hits += 1
@@ -5317,20 +5320,15 @@ class StartError(Exception):
 class ApiError(Exception):
     """A refusal with its code of ERRORS; parts raise it, the base handler turns it into an answer."""
 
+    allowance: Mapping[str, str] = {}  # headers
+
     def __init__(
-        self,
-        code: str,
-        message: str | None = None,
-        *,
-        status: int | None = None,
-        details: dict[str, Any] | None = None,
-        retry_after: int | None = None,
-        allowance: dict[str, str] | None = None,
+        self, code: str, message: str = "", *, status: int = 0, details: Any = None, retry_after: int | None = None
     ) -> None:
-        self.code, self.details, self.retry_after, self.allowance = code, details, retry_after, allowance or {}
+        self.code, self.details, self.retry_after = code, details, retry_after
         self.status, self.error, standard = ERRORS[code]
         self.message = message or standard
-        if status is not None:
+        if status:
             self.status, self.error = status, re.sub(r"[^a-z]+", "_", http.client.responses[status].lower())
         super().__init__(f"{code}: {self.message}")
 
@@ -5365,11 +5363,7 @@ def iso_second(seconds: int) -> str:
 
 
 http_date = functools.lru_cache(2)(tornado.httputil.format_timestamp)  # of epoch seconds
-
-
 log = logging.getLogger("cco")
-
-
 log_once = functools.lru_cache(1000)(functools.partial(log.warning, "%s"))
 
 

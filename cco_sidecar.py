@@ -294,11 +294,9 @@ def default_storage(root: Path, project: str) -> Path:
     }.get(sys.platform, ("XDG_STATE_HOME", ".local/state"))
     base = Path(os.environ.get(variable, ""))
     if not base.is_absolute():  # the XDG specification ignores relative paths
-        try:
-            base = Path.home().absolute() / below_home
-        except RuntimeError:
-            problem = "your home folder, in which state is kept, is not known: set HOME, or use --storage DIR"
-            raise StartError(problem) from None
+        base = Path(os.path.expanduser("~"), below_home)
+    if not base.is_absolute():
+        raise StartError("your home folder, in which state is kept, is not known: set HOME, or use --storage DIR")
     return base / "cco-sidecar" / f"{project}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
 
 
@@ -684,7 +682,7 @@ class SidecarInfo(Struct, frozen=True):
 
 def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
     """The built-in plugins and, unless --no-plugins, all others. ``strict`` raises StartError for faulty ones."""
-    hooks = hooks_class()([ReferenceRules()])
+    hooks = bundled_class(Hooks, "_hooks", "SafeHooks")([ReferenceRules()])
     if not settings.no_plugins:
         hooks.load_files(bundled_plugins())
         hooks.load(settings.plugins, settings.where("plugins"))
@@ -693,11 +691,6 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
     for fault in hooks.faults():
         log.warning("%s", fault)
     return hooks
-
-
-def hooks_class() -> type[Hooks]:
-    """Hooks, or what the bundled plugins derive from it."""
-    return bundled_class(Hooks, "_hooks", "SafeHooks")
 
 
 class Hooks:
@@ -1952,6 +1945,7 @@ class GetHealth(Endpoint):
         sidecar, checks = self.sidecar, await self.sidecar.checks()
         healthy = checks["storage"] == checks["event_bus"] == "healthy"
         self.set_status(200 if healthy else 503)
+        more = {"active_agents": len(sidecar.agents.active), "watching": sidecar.contexts.project.watching}
         return {
             "status": "healthy" if healthy else "unhealthy",
             "service": "orchestration-sidecar",
@@ -1959,7 +1953,7 @@ class GetHealth(Endpoint):
             "uptime_seconds": int(time.time() - sidecar.started),
             "project_id": sidecar.settings.project,
             "instance_id": sidecar.info.instance_id,
-            "checks": checks | {"active_agents": len(sidecar.agents.active), "watching": sidecar.contexts.watching()},
+            "checks": checks | more,
             "timestamp": iso(),
         }
 
@@ -3727,9 +3721,6 @@ class Contexts:
         """The project changed; called in any thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
             self._loop.call_soon_threadsafe(self.clear, None)
-
-    def watching(self) -> str:
-        return self.project.watching
 
     def statistics(self) -> dict[str, Any]:
         looked = self._hits + self._misses

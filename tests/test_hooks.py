@@ -22,9 +22,9 @@ import pytest
 from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, end_stragglers, make_repository, until
 
 import cco_sidecar
-from cco_sidecar import NextAgent, ResultFact, Storage, hooks_class
+from cco_sidecar import NextAgent, ResultFact, Storage, bundled_class
 
-Hooks: Any = hooks_class()
+Hooks: Any = bundled_class(cco_sidecar.Hooks, "_hooks", "SafeHooks")
 HOOKS: dict[str, Callable[..., Any]] = Hooks.SPECS
 plain = sys.modules[Hooks.__module__].plain
 

@@ -37,6 +37,7 @@ from cco_sidecar import (
     own_command,
     settings_from,
 )
+from cco_sidecar_plugins._hooks import SafeHooks
 from cco_sidecar_plugins._program import escape_unencodable
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, settle, speaks_unicode
 
@@ -156,7 +157,7 @@ def load_commands(commands: Commands, words: Sequence[str]) -> Iterator[None]:
     for file in sorted(
         bundled_plugins("register_commands"), key=lambda file: not any(contains(file, name) for name in names)
     ):
-        hooks = cco_sidecar.hooks_class()([])
+        hooks = SafeHooks([])
         hooks.load_files([file])
         collections.deque(hooks.ask("register_commands", commands=commands), 0)
         yield

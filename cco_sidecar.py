@@ -2026,9 +2026,6 @@ class AgentTypes:
         problem = f"The type {agent_type} is for people: no agent has it" if category else unknown
         raise ApiError("AGT_002", problem, status=status, details={"path": "agent_type"})
 
-    def is_for_people(self, agent_type: str) -> bool:
-        return CATEGORIES[self.categories[agent_type]].people
-
 
 class Tokens:
     """Makes, checks and revokes JSON Web Tokens (RFC 7519 and 8725), which are HS256 and nothing else."""

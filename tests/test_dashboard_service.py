@@ -574,7 +574,7 @@ def test_a_run_may_be_stopped_before_it_has_a_process_and_counts_from_its_beginn
     tokens = SimpleNamespace(revoke=ended.append)
     storage = SimpleNamespace(write_behind=lambda _: None)
     settings = SimpleNamespace(storage=tmp_path, project=PROJECT, root=tmp_path)
-    types = SimpleNamespace(is_for_people=lambda _: True)
+    types = SimpleNamespace(categories={"operator": "operator"})
     parts = {"tokens": tokens, "storage": storage, "agents": SimpleNamespace(active={}), "agent_types": types}
     sidecar = SimpleNamespace(settings=settings, **parts)
     claims = SimpleNamespace(sub="somebody", agent_type="operator", issue_id=None)

@@ -318,7 +318,9 @@ class Runs:
     def _token(self, claims: Claims, name: str) -> str:
         """A run's own token: an architect's, for what whoever starts it may, and for the same issue."""
         tokens, types = self._sidecar.tokens, self._sidecar.agent_types
-        may = tokens.permissions(claims) | ({WRITE} if types.is_for_people(claims.agent_type) else set())
+        may = tokens.permissions(claims) | (
+            {WRITE} if CATEGORIES[types.categories[claims.agent_type]].people else set()
+        )
         return tokens.mint(
             f"run-{name}", "chief-architect", ttl=TOKEN_SECONDS, permissions=sorted(may), issue_id=claims.issue_id
         )

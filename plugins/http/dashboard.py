@@ -25,6 +25,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from cco_sidecar import (
+    CATEGORIES,
     PERMISSIONS,
     READ,
     SPAWN,
@@ -303,7 +304,7 @@ class GetDashboard(Endpoint):
         named = sorted(types.categories.items())
         return DashboardFacts(
             info.project_id, clean_text(sidecar.settings.root.name), info.version, info.instance_id, info.started_at,
-            [NamedType(name, category) for name, category in named if not types.is_for_people(name)],
+            [NamedType(name, category) for name, category in named if not CATEGORIES[category].people],
             sorted(may, key=PERMISSIONS.index), limits_of(sidecar.settings),
             [route for route in ASKED if route not in there],
         )  # fmt: skip

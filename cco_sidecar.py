@@ -4515,13 +4515,10 @@ class Launcher:
     async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
         """The files that an agent is to read, by name, for a validated request. Raises REQ_001, REQ_002, AGT_001."""
         limit = BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
-        return {"context.json": await self.context_file(body, limit)}
+        return {"context.json": await self.context(body, limit)}
 
-    async def context_file(self, body: dict[str, Any], max_bytes: int) -> bytes:
-        return msgspec.json.encode(await self.context(body, max_bytes))
-
-    async def context(self, body: dict[str, Any], max_bytes: int) -> dict[str, Any]:
-        """The context for a request, with only the sections that it names."""
+    async def context(self, body: dict[str, Any], max_bytes: int) -> bytes:
+        """The context for a request as JSON, with only the sections that it names."""
         query = ContextQuery(task=body.get("task", ""), max_bytes=min(max(max_bytes, 2_000), 10 * MB))
         try:
             content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query)
@@ -4540,7 +4537,7 @@ class Launcher:
         if wanted:
             context["context"] = sections = {name: value for name, value in sections.items() if name in wanted}
             context |= {"total_size_bytes": json_size(sections), "file_count": len(sections.get("relevant_files", []))}
-        return context
+        return msgspec.json.encode(context)
 
     def prompt(self, running: Running, launch: AgentLaunch) -> str:
         """What an agent is told, here its task alone."""

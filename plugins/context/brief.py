@@ -201,11 +201,11 @@ class BriefLauncher(ReadingLauncher):
         reader = self.reader(running.row, running.folder)
         return await super().files(running, body) | await self._brief(body, reader)
 
-    async def context_file(self, body: dict[str, Any], max_bytes: int) -> bytes:
+    async def context(self, body: dict[str, Any], max_bytes: int) -> bytes:
         room, text = max_bytes - max_bytes // 16, b""
         while True:
             try:
-                context = msgspec.json.encode(await self.context(body, room))
+                context = await super().context(body, room)
             except ApiError:
                 if text:
                     return text  # it cannot be cut further

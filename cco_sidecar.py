@@ -4540,8 +4540,8 @@ class Launcher:
         return msgspec.json.encode(context)
 
     def prompt(self, running: Running, launch: AgentLaunch) -> str:
-        """What an agent is told, here its task alone."""
-        return launch.task
+        """What an agent is told: here its task, and where its context is."""
+        return f"{launch.task}\n\nRead your context first: {launch.context_file}\n"
 
     def may_set(self, variable: str) -> bool:
         """Whether a request may set a variable, which is given in capitals."""
@@ -4751,7 +4751,7 @@ def open_unwaiting(path: Path) -> typing.BinaryIO:
 
 
 class AgentLaunch(Struct, frozen=True, kw_only=True):
-    """An agent that is to be started; ``prompt`` is what it is told: its task, and by a plugin everything else."""
+    """An agent that is to be started; ``prompt`` is what it is told, by a plugin all that it needs."""
 
     agent_id: str
     agent_type: str

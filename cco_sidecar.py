@@ -1458,12 +1458,8 @@ class Handler(tornado.web.RequestHandler):
         self._headers, self._write_buffer = tornado.httputil.HTTPHeaders(), []
         self.set_status(200)
 
-    def set_etag_header(self) -> None:
-        """Set none: Tornado would hash every answer; contexts have an ETag of their own."""
-
-    def check_etag_header(self) -> bool:
-        """False: what If-None-Match names is compared where the ETag is made."""
-        return False
+    def compute_etag(self) -> None:
+        """None: Tornado would hash every answer; contexts have an ETag of their own."""
 
     # -- errors
 

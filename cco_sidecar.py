@@ -3916,7 +3916,7 @@ def read_changes(root: Path, codes: dict[str, str]) -> list[Change]:
     """How files are not as the last commit has them, staged or not, by git's two letters for each name. Blocks."""
     shape = ("--numstat", "-z", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv", "HEAD", "--", ".")
     rows = (row.split("\t", 2) for row in split_z(run_git(root, "diff", *shape)))
-    counts = {name: f"+{plus} -{minus}" for plus, minus, name in rows if plus != "-"}
+    counts = {name: f"+{plus} -{minus}" for plus, minus, name in rows if plus != "-" and codes.get(name) != "??"}
     words: dict[str, ChangeStatus] = {"?": "untracked", "D": "deleted", "A": "added", "": "modified"}
     statuses = {name: next(words[letter] for letter in words if letter in code) for name, code in codes.items()}
     return [Change(clean_text(name), status, counts.get(name)) for name, status in statuses.items()]

@@ -203,8 +203,9 @@ def test_the_module_alone_removes_user_info_of_urls_in_the_standards_form(url: s
     assert cco_sidecar.without_credentials(url) == shown
 
 
-@pytest.mark.needs_plugin("context/project_index follows renames")
-def test_uncommitted_changes_have_their_real_line_counts(make_service: MakeService, repository: Path) -> None:
+def test_uncommitted_changes_have_their_real_line_counts(
+    make_service: MakeService, repository: Path, setup: str
+) -> None:
     write(repository / "src/main.py", "def main():\n    value = greet('you')\n    return value\n")
     write(repository / "src/staged.py", "one\ntwo\n")
     write(repository / "fresh/new file.txt", "untracked\n")
@@ -212,7 +213,11 @@ def test_uncommitted_changes_have_their_real_line_counts(make_service: MakeServi
     git(repository, "add", "src/staged.py", "binary.bin")
     git(repository, "rm", "-q", "tests/test_main.py")
     (repository / "README.md").unlink()
+    git(repository, "rm", "-q", "--cached", "pyproject.toml")
     git(repository, "mv", "docs/guide.md", "docs/manual.md")
+    moved = {"docs/manual.md": ("renamed", "+0 -0")}
+    if setup == "alone":
+        moved = {"docs/guide.md": ("deleted", "+0 -3"), "docs/manual.md": ("added", "+3 -0")}
     changes = context_of(make_service().client())["git_context"]["uncommitted_changes"]
     assert {change["path"]: (change["status"], change["diff"]) for change in changes} == {
         "src/main.py": ("modified", "+2 -1"),
@@ -221,8 +226,8 @@ def test_uncommitted_changes_have_their_real_line_counts(make_service: MakeServi
         "binary.bin": ("added", None),
         "tests/test_main.py": ("deleted", "+0 -2"),
         "README.md": ("deleted", "+0 -1"),
-        "docs/manual.md": ("renamed", "+0 -0"),
-    }
+        "pyproject.toml": ("untracked", None),
+    } | moved
 
 
 def test_a_detached_head_has_no_branch(make_service: MakeService, repository: Path) -> None:

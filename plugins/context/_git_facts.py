@@ -214,7 +214,8 @@ def describe_changes(codes: Codes, counts: dict[str, str]) -> list[Change]:
     changes = []
     for code, path in codes:
         status = next((word for letter, word in CHANGE_STATUS.items() if letter in code), "modified")
-        changes.append(Change(clean_text(path), typing.cast(Any, status), counts.get(path)))
+        counted = None if code == "??" else counts.get(path)  # what is in git's index no more may be there still
+        changes.append(Change(clean_text(path), typing.cast(Any, status), counted))
     return changes
 
 

@@ -121,7 +121,7 @@ class Connection(asyncio.Protocol):
         """One step with what has come: a head, or a piece of a body."""
         exchange = self.exchange
         try:
-            if not self._buffer or self._leaving or self.lost:
+            if not self._buffer or self._leaving or self.lost or self._ends():
                 pass
             elif exchange is None:
                 self._take_head()
@@ -134,6 +134,10 @@ class Connection(asyncio.Protocol):
         except Exception as bug:
             self._fail(bug)
         self._regulate()
+
+    def _ends(self) -> bool:
+        """Whether the service has ended the connection since its bytes came."""
+        return self.exchange is None and self._transport is not None and self._transport.is_closing()
 
     def _take_head(self) -> None:
         head, self._buffer = cut_head(self._buffer)

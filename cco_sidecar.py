@@ -1537,6 +1537,7 @@ class Endpoint(Handler):
     max_line: ClassVar[int] = MAX_LINE
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
     holds_token: ClassVar[bool] = False  # in the answer
+    heeds_keys: ClassVar[bool] = False  # a repeat with the same Idempotency-Key is not done again
     aside: ClassVar[bool] = False  # sent by an agent's program unasked: not limited
     ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
 
@@ -1612,6 +1613,8 @@ class Endpoint(Handler):
 
     async def work(self, path: tuple[str, ...]) -> Any:
         """The answer to a request that was checked. Plugins stand around it."""
+        if self.body is not None and not self.heeds_keys and "Idempotency-Key" in self.request.headers:
+            raise ApiError("REQ_001", "Nothing was done: an Idempotency-Key needs the plugin repeats")
         return await (self.respond(*path) if self.body is None else self.respond(*path, body=self.given))
 
     async def _read_body(self) -> None:

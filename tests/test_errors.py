@@ -778,6 +778,20 @@ def test_repeats_at_the_same_time_are_done_once(endpoints: tuple[Client, list[An
         assert sum("Idempotent-Replay" in answer.headers for answer in answers) == 7
 
 
+def test_a_request_with_a_key_is_never_done_twice(setup: str, architect: Client, issue: str) -> None:
+    event, result = EVENT | {"data": {"issue_id": issue}}, RESULT | {"issue_id": issue}
+    for path, body in (("/api/events/ping", event), ("/api/results", result)):
+        answers = [architect.post(path, body, headers={"Idempotency-Key": issue}) for _ in range(2)]
+        if setup == "alone":
+            assert ["plugin repeats" in check_error(answer, "REQ_001")["message"] for answer in answers] == [True, True]
+        else:
+            assert answers[0].ok and answers[0].text == answers[1].text
+    stored = architect.wait("*", since="earliest", filter=f"issue_id:{issue}", timeout=0)["events"]
+    types = [event["event_type"] for event in stored if event["event_type"] in ("ping", "agent_completed")]
+    assert types == ([] if setup == "alone" else ["ping", "agent_completed"])
+
+
+@pytest.mark.needs_plugin("http/repeats answers them")
 def test_a_refused_request_does_not_use_up_its_key(architect: Client) -> None:
     headers = {"Idempotency-Key": "after a mistake"}
     check_error(architect.post("/api/results", RESULT | {"agent_type": "no-such-type"}, headers=headers), "AGT_002")

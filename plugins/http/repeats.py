@@ -52,6 +52,8 @@ def takes_keys(endpoint: type[Endpoint]) -> bool:
 class RepeatedEndpoint(Endpoint):
     """Answers a repeat with the first answer, and does what is new under a lock of its key."""
 
+    heeds_keys = True
+
     async def work(self, path: tuple[str, ...]) -> Any:
         key = self.request.headers.get("Idempotency-Key") if takes_keys(type(self)) else None
         if key is None:

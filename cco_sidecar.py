@@ -3847,7 +3847,8 @@ class Project:
             shape = ("--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", ".")
             codes = {row[3:].removeprefix(prefix): row[:2] for row in split_z(ask_git(root, "status", *shape))}
         except GitError as error:
-            if not re.search("not a git repository|in a work tree", str(error)):
+            broken = os.path.isfile(root / ".git") or os.path.exists(root / ".git/HEAD")
+            if broken or not re.search("not a git repository|in a work tree", str(error)):
                 raise
             return [], GitContext(None, [], [], None, None), None
         tracked = split_z(ask_git(root, "ls-files", "-z", "--deduplicate"))

@@ -193,6 +193,26 @@ ODD: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
 }
 
 
+BROKEN: dict[str, Callable[[Path], Any]] = {
+    "HEAD": lambda root: (root / ".git/HEAD").write_text("garbage"),
+    "a folder of git that is elsewhere, and gone": lambda root: (
+        shutil.rmtree(root / ".git"),
+        (root / ".git").write_text("gitdir: /gone"),
+    ),
+    "the index": lambda root: (root / ".git/index").write_bytes(b"garbage"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_no_reader_takes_a_damaged_repository_for_an_empty_folder(
+    readers: tuple[Any, Any], repository: Path, name: str
+) -> None:
+    BROKEN[name](repository)
+    for reader in (*readers, cco_sidecar.Project(repository, repository)):
+        with pytest.raises(GitError):
+            reader.look()
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_fact_takes_no_other_with_it(readers: tuple[Any, Any], repository: Path, name: str) -> None:
     change, expected = ODD[name]

@@ -1388,7 +1388,6 @@ class Handler(tornado.web.RequestHandler):
     reading = False  # a request that changes nothing although its method says that it may
     acted_on: dict[str, str] | None = None  # ids of what it is about, beside those that path, body and answer name
 
-    SHORT = 64 * 1024  # bytes of an answer of which nobody minds how long it waits for its client
     ONE_PIECE = 256 * 1024  # bytes of an answer that is copied behind its headers: writing twice takes longer
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
 
@@ -1650,10 +1649,6 @@ class Endpoint(Handler):
         await self._taken(self.flush())
         await self._taken(typing.cast(Any, self.request.connection).write(content))  # ``finish`` would copy it
         self.finish()
-
-    def performance(self) -> dict[str, Any]:
-        """What ``/status`` says of the service's speed."""
-        return self.sidecar.metrics.statistics() | {"protocols": self.sidecar.protocols}
 
     def _unexpected(self, error: Exception) -> ApiError:
         if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
@@ -1983,7 +1978,7 @@ class GetStatus(Endpoint):
                 "storage_path": str(sidecar.settings.storage),
             },
             "events": sidecar.bus.statistics(),
-            "performance": self.performance(),
+            "performance": sidecar.metrics.statistics() | {"protocols": sidecar.protocols},
             "timestamp": iso(),
         }
 

@@ -13,10 +13,11 @@ import psutil
 import pytest
 from conftest import Client, Service, plugin, until
 
-from cco_sidecar import MB, ApiError, Endpoint
+from cco_sidecar import MB, ApiError
 
-Unsent = plugin("unsent").Unsent
-LONG = Endpoint.SHORT + 1
+UNSENT = plugin("unsent")
+Unsent = UNSENT.Unsent
+LONG = UNSENT.SHORT + 1
 
 
 # -- the rule

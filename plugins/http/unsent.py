@@ -12,9 +12,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from cco_sidecar import MB, ApiError, Endpoint, WaitForEvents, hookimpl
+from cco_sidecar import MB, ApiError, Endpoint, GetStatus, WaitForEvents, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._steps import go_on
+
+SHORT = 64 * 1024  # bytes of an answer of which nobody minds how long it waits for its client
 
 
 @hookimpl(tryfirst=True)  # before what changes an answer: those that share one share its bytes
@@ -31,7 +33,7 @@ class BoundedEndpoint(Endpoint):
     short: bytes | None = None
 
     async def send(self, content: bytes) -> None:
-        if len(content) <= Endpoint.SHORT or isinstance(self, WaitForEvents):
+        if len(content) <= SHORT or isinstance(self, WaitForEvents):
             self.short = content
             await super().send(content)
             self.short = None
@@ -53,8 +55,11 @@ class BoundedEndpoint(Endpoint):
         with self.bounds.others.counting(self, self.short):
             await super()._taken(written)
 
-    def performance(self) -> dict[str, Any]:
-        return {**super().performance(), "unsent_bytes": self.bounds.long.bytes[None] + self.bounds.others.bytes[None]}
+    async def work(self, path: tuple[str, ...]) -> Any:
+        answer = await super().work(path)
+        if isinstance(self, GetStatus):
+            answer["performance"]["unsent_bytes"] = self.bounds.long.bytes[None] + self.bounds.others.bytes[None]
+        return answer
 
 
 def counted(endpoint: Endpoint, part: bytes) -> contextlib.AbstractContextManager[None]:

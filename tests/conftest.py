@@ -255,7 +255,8 @@ class Service:
         where = ["--root", str(self.root), "--storage", str(self.storage), "--port", "0", "--project", PROJECT]
         if Service.backend:
             where += ["--backend", Service.backend, "--nats-prefix", hashlib.md5(bytes(self.storage)).hexdigest()]
-        return [sys.executable, str(self.module), "serve", *where, *Service.options, *self.arguments]
+        options = Service.options if self.module == Service.module else ()
+        return [sys.executable, str(self.module), "serve", *where, *options, *self.arguments]
 
     def start(self) -> Service:
         with self.log_path.open("ab") as output:

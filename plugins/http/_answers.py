@@ -279,7 +279,7 @@ class AgentCall(Struct):
 
 class AgentStatus(Struct):
     """What is known of an agent. Times are ISO 8601, null where the thing has not happened; an age is that of the fact
-    before it. ``reason`` says why it could not work, where that is known.
+    before it. ``reason`` says why it could not work, where that is known. What has a default is told by plugins.
     """
 
     agent_id: str
@@ -293,23 +293,23 @@ class AgentStatus(Struct):
     ended_at: str | None
     reason: str | None
     output_tail: list[str]
-    task: str
-    parent: str | None
     result_id: str | None
-    result_status: Literal["success", "failed", "partial"] | None
-    depth: int
-    state_age_seconds: float
-    usage: AgentUsage | None
-    last_output_at: str | None
-    last_output_age_seconds: float | None
-    last_call: AgentCall | None
-    model: str | None
-    requests: int | None
-    input_tokens: int | None
-    output_tokens: int | None
-    cached_tokens: int | None
-    cost_usd: float | None
-    denials: int | None
+    task: str | UnsetType = UNSET
+    parent: str | UnsetType | None = UNSET
+    result_status: Literal["success", "failed", "partial"] | UnsetType | None = UNSET
+    depth: int | UnsetType = UNSET
+    state_age_seconds: float | UnsetType = UNSET
+    usage: AgentUsage | UnsetType | None = UNSET
+    last_output_at: str | UnsetType | None = UNSET
+    last_output_age_seconds: float | UnsetType | None = UNSET
+    last_call: AgentCall | UnsetType | None = UNSET
+    model: str | UnsetType | None = UNSET
+    requests: int | UnsetType | None = UNSET
+    input_tokens: int | UnsetType | None = UNSET
+    output_tokens: int | UnsetType | None = UNSET
+    cached_tokens: int | UnsetType | None = UNSET
+    cost_usd: float | UnsetType | None = UNSET
+    denials: int | UnsetType | None = UNSET
 
 
 class AgentList(Struct):
@@ -436,8 +436,8 @@ class Status(Struct):
     storage: StorageStatistics
     events: EventStatistics
     performance: PerformanceStatistics
-    spent: SpentStatistics
     timestamp: str
+    spent: SpentStatistics | UnsetType = UNSET
 
 
 # -- of the core's endpoints: the types of answers by status, and the statuses beyond those that every endpoint has

@@ -80,7 +80,7 @@ class GetContext(cco_sidecar.GetContext):
     """Context for an agent type on an issue. ETag and If-None-Match are honoured."""
 
     def reader(self, issue_id: str) -> Reader | None:
-        self.add_header("Vary", "Accept")
+        self._headers["Vary"] = "Accept"  # nothing else has come to stand there yet
         if not prefers_markdown(", ".join(self.request.headers.get_list("Accept"))):
             return None
         self.content_type = "text/markdown; charset=utf-8"

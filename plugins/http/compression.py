@@ -51,7 +51,7 @@ class Compression:
             return content
         etag = endpoint._headers.get("ETag")
         if "Accept-Encoding" not in (vary := endpoint._headers.get("Vary", "")):
-            endpoint.set_header("Vary", f"{vary}, Accept-Encoding" if vary else "Accept-Encoding")
+            endpoint._headers["Vary"] = f"{vary}, Accept-Encoding" if vary else "Accept-Encoding"
         if len(content) < self.LEAST or not accepts_gzip(endpoint.request.headers.get("Accept-Encoding", "")):
             return content
         endpoint.set_header("Content-Encoding", "gzip")

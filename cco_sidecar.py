@@ -3548,7 +3548,7 @@ class Contexts:
         self._pool = Pool("contexts", 8, 120)
         self._cache = collections.OrderedDict[ContextKey, tuple[str, bytes]]()  # ETag, and what all answers share
         self._building: dict[str, asyncio.Task[BuiltContext]] = {}  # by ETag
-        self._hits = self._misses = 0
+        self._bytes = self._hits = self._misses = 0
         reader = hooks.part("project_reader", Project, settings=settings)
         self.project: Project = reader or Project(settings.root, settings.storage)
         also = [names for _, names in hooks.ask("section_files")]
@@ -3623,10 +3623,11 @@ class Contexts:
         """Keep a context that was built, unless its ETag is now another."""
         del self._building[etag]
         if not building.cancelled() and not building.exception() and building.result()[2] == etag:
+            self._drop(key)
             self._cache[key] = etag, building.result()[1]
-            self._cache.move_to_end(key)
-        while self._cached_bytes() > self._settings.cache_size_mb * MB:
-            self._cache.popitem(last=False)
+            self._bytes += len(building.result()[1])
+        while self._bytes > self._settings.cache_size_mb * MB:
+            self._drop(next(iter(self._cache)))
 
     def _build(
         self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState, etag: str
@@ -3698,15 +3699,17 @@ class Contexts:
 
     # -- the cache
 
-    def _cached_bytes(self) -> int:
-        return sum(len(content) for _, content in self._cache.values())
+    def _drop(self, key: ContextKey) -> int:
+        size = len(self._cache.pop(key, ("", b""))[1])
+        self._bytes -= size  # counted, since a sum at each context would take longer than all else of one
+        return size
 
     def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
         """Forget the contexts of an issue and agent type (None: of all); (entries, bytes) that were there."""
         found = [
             key for key in self._cache if issue_id in (None, key.issue_id) and agent_type in (None, key.agent_type)
         ]
-        return len(found), sum(len(self._cache.pop(key)[1]) for key in found)
+        return len(found), sum(self._drop(key) for key in found)
 
     def _changed(self) -> None:
         """The project changed; called in any thread."""
@@ -3716,7 +3719,7 @@ class Contexts:
     def statistics(self) -> dict[str, Any]:
         looked = self._hits + self._misses
         return {
-            "context_cache_entries": len(self._cache), "context_cache_bytes": self._cached_bytes(),
+            "context_cache_entries": len(self._cache), "context_cache_bytes": self._bytes,
             "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0, "watching": self.project.watching,
         }  # fmt: skip
 
@@ -4931,19 +4934,26 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
     for item in request.ranked:
         if len(chosen) > request.max_files or left <= 0:  # one more than asked for: so it shows that some were left out
             break
-        if (found := read_text_file(request.project.root, item.path, MB)) is None:
+        if (file := redacted_file(request.project.root, item.path, request.project.digest)) is None:
             continue
-        (content, redactions), facts, cut = redact(found[0]), *found[1:]
-        left -= min(len(content), request.max_bytes / 4)
-        file = {
-            "path": clean_text(item.path), "content": content, "last_modified": iso(facts.st_mtime),
-            "size": facts.st_size, "language": language_of(item.path), "checksum": checksum(content),
-            "score": round(item.score, 4), "matched": item.matched,
-        }  # fmt: skip
-        reasons = list(map(clean_text, item.reasons))
-        also = {"reasons": reasons, "truncated": cut, "redactions": redactions, "chunks": item.chunks}
-        chosen.append(file | {name: value for name, value in also.items() if value})
+        left -= min(len(file["content"]), request.max_bytes / 4)
+        also = {"reasons": list(map(clean_text, item.reasons)), "chunks": item.chunks}
+        found = {name: value for name, value in also.items() if value}
+        chosen.append(file | {"score": round(item.score, 4), "matched": item.matched} | found)
     return chosen
+
+
+@functools.lru_cache(100)  # agents of a team are given the same files
+def redacted_file(root: str, path: str, state: str) -> dict[str, Any] | None:
+    """What a context says of a text file in the project's ``state``, a digest; None for others. Blocks."""
+    if (found := read_text_file(root, path, MB)) is None:
+        return None
+    (content, redactions), facts, cut = redact(found[0]), *found[1:]
+    file = {
+        "path": clean_text(path), "content": content, "last_modified": iso(facts.st_mtime), "size": facts.st_size,
+        "language": language_of(path), "checksum": checksum(content),
+    }  # fmt: skip
+    return file | {name: value for name, value in (("truncated", cut), ("redactions", redactions)) if value}
 
 
 def project_type(root: Path, names: list[str]) -> str:

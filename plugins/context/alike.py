@@ -15,6 +15,8 @@ import msgspec
 from cco_sidecar import PACKAGE, BuiltContext, ContextKey, Contexts, ProjectState, hookimpl
 from cco_sidecar_plugins.context._languages import ANY_LANGUAGE, spoken_by
 
+AT_ONCE = 4  # answers in a turn of the event loop
+
 
 @hookimpl(tryfirst=True)
 def part_class(base: type) -> type | None:
@@ -40,6 +42,8 @@ class AlikeContexts(Contexts):
         if found != etag:
             building = self._building.get(etag) or super()._begin(first, state, etag)
             fresh, content, found = await asyncio.shield(building)
+        async with self._turns:  # those who waited for it are answered by and by, so that others get their turn
+            await asyncio.sleep(0)
         before, after = (b'"agent_type":%b' % msgspec.json.encode(each.agent_type) for each in (first, key))
         return fresh.replace(before, after, 1), content.replace(before, after, 1), own if found == etag else found
 
@@ -50,6 +54,10 @@ class AlikeContexts(Contexts):
         there, spoken = getattr(state, "languages", ANY_LANGUAGE), spoken_by(key.agent_type)
         alike = (there, key.category, bool(spoken), there.intersection(spoken))
         return msgspec.structs.replace(key, agent_type=self._firsts.setdefault(alike, key.agent_type))
+
+    @functools.cached_property
+    def _turns(self) -> asyncio.Semaphore:
+        return asyncio.Semaphore(AT_ONCE)
 
     @functools.cached_property
     def _firsts(self) -> dict[tuple[frozenset[str], str, bool, frozenset[str]], str]:

@@ -1081,6 +1081,7 @@ class Ranking:
         self.why: dict[int, dict[str, str]] = collections.defaultdict(dict)  # file -> feature -> what to say
         self.shown: dict[int, dict[str, str]] = {}  # the same of what was looked up for the best files of an answer
         self.without_task: Ranking | None = None
+        self.said: dict[tuple[int, bool], list[str]] = {}  # what is said of a file, looked up or not, strongest first
         self.occurs = not request.task or self._occurs()
         self.total = self._search() if self.occurs else {}
 
@@ -1375,6 +1376,15 @@ class Ranking:
 
     def _reasons(self, id: int, boosts: list[tuple[float, str]], explained: bool) -> list[str]:
         """At most four, strongest first."""
+        if (id, explained) not in self.said:
+            self.said[id, explained] = self._said(id, explained)
+        ordered = [*(text for _, text in sorted(boosts, key=lambda item: -item[0])), *self.said[id, explained]]
+        kind = self.facts.files[id].kind
+        if self.all_others:
+            return [*ordered[:3], f"{kind}, as no file is of the agent's kinds and language"]
+        return ordered[:4] or ["lies near files that match" if self.query.terms else f"{kind} of the project"]
+
+    def _said(self, id: int, explained: bool) -> list[str]:
         why = self.why.get(id, {}) | (self.shown[id] if explained else {})
         said = [(FEATURES[name] * self.features[name].get(id, 0.0), text) for name, text in why.items()]
         if "chunk" not in why and self.features.get("chunk", {}).get(id):
@@ -1382,11 +1392,7 @@ class Ranking:
         recent = FEATURES["recent"] * self.features["recent"].get(id, 0.0)
         if recent > 0.3:
             said.append((recent, "changed recently"))
-        kind = self.facts.files[id].kind
-        ordered = [text for found in (boosts, said) for _, text in sorted(found, key=lambda item: -item[0])]
-        if self.all_others:
-            return [*ordered[:3], f"{kind}, as no file is of the agent's kinds and language"]
-        return ordered[:4] or ["lies near files that match" if self.query.terms else f"{kind} of the project"]
+        return [text for _, text in sorted(said, key=lambda item: -item[0])]
 
 
 def ranking_of(last: Ranking | None, index: Index, facts: Facts, past: Past, request: RankRequest) -> Ranking:

@@ -64,7 +64,7 @@ class Since:
     """Sees each context before it is sent, and cuts those that were asked for with ``since``."""
 
     REMEMBERED = 1_000  # answers
-    PAUSE = 0.1  # seconds: what a team that asks at once waits for goes first
+    PAUSE = 0.5  # seconds: what a team that asks at once waits for goes first
 
     def __init__(self) -> None:
         self._given: collections.OrderedDict[str, Given | bytes] = collections.OrderedDict()  # bytes: not read yet
@@ -89,10 +89,10 @@ class Since:
         """Keep of each answer only what it gave."""
         while unread := [(tag, given) for tag, given in self._given.items() if isinstance(given, bytes)]:
             await asyncio.sleep(self.PAUSE)
-            for tag, content in unread:
-                given = await asyncio.to_thread(given_by, content)
+            given = await asyncio.to_thread(lambda: [given_by(content) for _, content in unread])
+            for (tag, _), files in zip(unread, given, strict=True):
                 if tag in self._given:
-                    self._given[tag] = given
+                    self._given[tag] = files
 
 
 def given_by(content: bytes) -> Given:

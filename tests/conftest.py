@@ -390,9 +390,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 # Files by how long they take, so that no test process works through a long one at the end while the others have nothing.
-LONGEST_FIRST = """pipeline real_agents fuzz context agents storage cluster_faults cluster start command_table cli hooks
-    forms agent_trust http2 limits brief events openapi malformed storage_limit connect project_index tokens doctor
-    crash fast synthesis inotify meter errors tls readme browser dashboard""".split()
+LONGEST_FIRST = """pipeline real_agents connect command_table context agents start fuzz cluster_faults storage agent_trust
+    cluster openapi hooks dashboard forms cli synthesis http2 dashboard_service events brief limits malformed
+    storage_limit unsent project_index tokens mcp isolation doctor crash fast inotify meter errors tls readme browser""".split()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

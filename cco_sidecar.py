@@ -1426,17 +1426,15 @@ class Handler(tornado.web.RequestHandler):
     # -- the answer
 
     def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
-        for name, value in () if self._headers_written else self.common_headers():
+        for name, value in () if self._headers_written else self.common_headers().items():
             self._headers[name] = value  # set_header checks each anew, which is a tenth of a small answer's cost
         return super().flush(include_footers)
 
-    def common_headers(self) -> Iterator[tuple[str, str]]:
+    def common_headers(self) -> dict[str, str]:
         """Those of every answer."""
-        yield "Date", http_date(int(time.time()))
-        yield "X-Request-ID", self.request_id
-        yield "Cache-Control", self.cache_control if self.get_status() < 400 else "no-store"
-        yield from self.application.headers.items()
-        yield from self.allowance.items()
+        cache_control = self.cache_control if self.get_status() < 400 else "no-store"
+        ours = {"Date": http_date(int(time.time())), "X-Request-ID": self.request_id, "Cache-Control": cache_control}
+        return {**ours, **self.application.headers, **self.allowance}
 
     async def _taken(self, written: asyncio.Future[None]) -> None:
         """Wait until the client has taken what was written. Raises StreamClosedError where it does not."""

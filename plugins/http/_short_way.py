@@ -67,7 +67,7 @@ class ShortAnswer(Endpoint):
             self._write_buffer += [content] if content else []
             return self.flush(include_footers=True)
         self._headers_written = True
-        common = {as_tornado_writes(name): value for name, value in self.common_headers()}
+        common = {as_tornado_writes(name): value for name, value in self.common_headers().items()}
         lines = [f"{name}: {value}" for name, value in headers.get_all() if name not in common]
         lines += [f"{name}: {value}" for name, value in common.items()]
         return connection.write_whole(self.get_status(), self._reason, lines, content)

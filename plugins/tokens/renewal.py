@@ -6,7 +6,6 @@ A new token has the same identity and permissions, never more, and lives as long
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from cco_sidecar import ApiError, Claims, Endpoint, Route, Tokens, hookimpl, iso
@@ -39,11 +38,11 @@ class RefreshToken(Endpoint):
 class RenewingEndpoint(Endpoint):
     """Gives a new token with the answer, where the one that was sent ends soon."""
 
-    def common_headers(self) -> Iterator[tuple[str, str]]:
-        yield from super().common_headers()
-        claims = self.claims
+    def common_headers(self) -> dict[str, str]:
+        headers, claims = super().common_headers(), self.claims
         if claims.exp <= time.time() + RENEWED_SECONDS and not isinstance(claims, ForeignClaims):
-            yield "X-Refreshed-Token", renewed(self.sidecar.tokens, claims)[0]
+            headers["X-Refreshed-Token"] = renewed(self.sidecar.tokens, claims)[0]
+        return headers
 
 
 def renewed(tokens: Tokens, claims: Claims) -> tuple[str, int]:

@@ -1,4 +1,7 @@
-"""Coroutines that often need not wait: their first step in place, and the rest in a task, or where it was begun."""
+"""Coroutines that often need not wait: their first step in place, and the rest in a task, or where it was begun.
+
+Of cco_sidecar: what does not say so counts as the repository's own where the plugins are copied into one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Requests that are served together, after all of them had come: what is proven for one holds for the others."""
+"""Requests that are served together, after all of them had come: what is proven for one holds for the others.
+
+Of cco_sidecar: what does not say so counts as the repository's own where the plugins are copied into one.
+"""
 
 from __future__ import annotations
 

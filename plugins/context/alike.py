@@ -38,14 +38,15 @@ class AlikeContexts(Contexts):
     async def _renamed(self, key: ContextKey, first: ContextKey, state: ProjectState) -> BuiltContext:
         etag, own = self._etag(first, state), self._etag(key, state)  # a result may have come since this was begun
         found, content = self._cache.get(first, ("", b""))
-        fresh = content
         if found != etag:
             building = self._building.get(etag) or super()._begin(first, state, etag)
             fresh, content, found = await asyncio.shield(building)
+            content = content if found == etag else fresh  # one that is not kept
         async with self._turns:  # those who waited for it are answered by and by, so that others get their turn
             await asyncio.sleep(0)
         before, after = (b'"agent_type":%b' % msgspec.json.encode(each.agent_type) for each in (first, key))
-        return fresh.replace(before, after, 1), content.replace(before, after, 1), own if found == etag else found
+        copy = content.replace(before, after, 1)  # which nothing was built for: it says cache_hit, and is kept as it is
+        return copy, copy, own if found == etag else found
 
     def _first(self, key: ContextKey, state: ProjectState) -> ContextKey:
         """The parameters of the context that this one is a copy of, ``key`` where it is none."""

@@ -3324,11 +3324,10 @@ class Waiters:
     a publish looks at what it may concern.
     """
 
-    AT_ONCE = 50  # polls that are answered in one turn of the loop
-
     def __init__(self) -> None:
         self._parked: dict[tuple[str, str, str | None], dict[asyncio.Future[int | None], Waiter]] = {}
         self._context = contextvars.copy_context()  # one for all timers, which else would each keep a copy
+        self._turns = Turns()
 
     def __len__(self) -> int:
         return sum(map(len, self._parked.values()))
@@ -3366,19 +3365,39 @@ class Waiters:
                     found[future] = waiter.subject
             self._forget(key, found)
             woken |= found
-        self._release(iter(woken), seq)
+        for future in woken:
+            self._turns.do(functools.partial(wake, future, seq))
         return dict.fromkeys(woken.values())
-
-    def _release(self, futures: Iterator[asyncio.Future[int | None]], seq: int) -> None:
-        """Let some of the woken polls go on, the others in the next turns of the loop."""
-        for future in itertools.islice(futures, self.AT_ONCE):
-            wake(future, seq)
-        if (following := next(futures, None)) is not None:
-            asyncio.get_running_loop().call_soon(self._release, itertools.chain([following], futures), seq)
 
     def wake_all(self) -> None:
         for future in itertools.chain.from_iterable(self._parked.values()):
             wake(future, None)
+
+
+class Turns:
+    """Does in each turn of the loop only so much, and what is left in the next ones, in order."""
+
+    AT_ONCE = 50
+
+    def __init__(self) -> None:
+        self._done, self._left = 0, collections.deque[Callable[[], Any]]()
+
+    def do(self, call: Callable[[], Any]) -> None:
+        """Call now or, where this turn has done enough, in a later one."""
+        if not self._done:
+            asyncio.get_running_loop().call_soon(self._go_on)
+        if self._done < self.AT_ONCE and not self._left:
+            self._done += 1
+            call()
+        else:
+            self._left.append(call)
+
+    def _go_on(self) -> None:
+        self._done = min(len(self._left), self.AT_ONCE)
+        if self._done:
+            asyncio.get_running_loop().call_soon(self._go_on)
+        for _ in range(self._done):
+            self._left.popleft()()
 
 
 class Waiter(Struct, frozen=True):

@@ -112,7 +112,7 @@ class Connection(asyncio.Protocol):
         settle(self._promises, iostream.StreamClosedError())
         exchange, self.exchange = self.exchange, None
         if exchange:
-            exchange.lose()
+            self.server.losses.do(exchange.lose)
         self.server.forget(self)
 
     # -- requests

@@ -18,7 +18,7 @@ from typing import Any
 
 from tornado import iostream
 
-from cco_sidecar import ApiError, Server, hookimpl
+from cco_sidecar import ApiError, Server, Turns, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.context._turn import turn
 from cco_sidecar_plugins.http._exchange import keep, peer_of
@@ -47,6 +47,7 @@ class FastServer(Server):
         super().initialize(*args, **options)
         self._adopting: set[asyncio.Task[None]] = set()
         self._ready: list[Callable[[], None]] = []
+        self.losses = Turns()  # in which what clients have left is given up
 
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
         connection = Connection(self, peer_of(stream, address, self.protocol))
@@ -70,7 +71,9 @@ class FastServer(Server):
             asyncio.get_running_loop().call_soon(self._serve_ready)
 
     def _serve_ready(self) -> None:
-        ready, self._ready = self._ready, []
+        ready, self._ready = self._ready[: Turns.AT_ONCE], self._ready[Turns.AT_ONCE :]
+        if self._ready:
+            asyncio.get_running_loop().call_soon(self._serve_ready)
         with turn():
             for advance in ready:
                 advance()

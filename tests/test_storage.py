@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import json
 import os
 import re
@@ -24,7 +26,17 @@ import requests
 from conftest import MODULE, PROJECT, Client, Service, clean_environment, make_repository, plugin, until
 
 import cco_sidecar
-from cco_sidecar import NewEvent, Records, StartError, Storage, StorageError, load_settings, new_event
+from cco_sidecar import (
+    NewEvent,
+    Records,
+    ResultFiles,
+    StartError,
+    Storage,
+    StorageError,
+    Turns,
+    load_settings,
+    new_event,
+)
 
 
 def refused_start(root: Path, storage: Path, *more: str) -> str:
@@ -777,6 +789,56 @@ def test_reading_connections_cannot_write(tmp_path: Path) -> None:
             storage.read.set_meta("x", "y")
 
     with_storage(tmp_path, scene)
+
+
+def test_of_results_that_are_committed_together_the_last_one_of_each_type_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    write = ResultFiles._write
+
+    def noted(files: ResultFiles, path: str, row: dict[str, Any]) -> None:
+        write(files, path, row)
+        written.append(row["id"])
+
+    def insert(records: Records, number: int, agent_type: str) -> None:
+        texts = dict.fromkeys(("agent_id", "category", "status", "proposed", "output"), "")
+        row = {"id": f"r-{number}", "project": "p", "issue": "i", "agent_type": agent_type, "stored": 0.0, **texts}
+        records.insert("result", row | {"body": b"%d" % number})
+        if number == 4:
+            raise ValueError("this one is not stored")
+
+    async def scene(storage: Storage) -> list[str]:
+        monkeypatch.setattr(ResultFiles, "_write", noted)
+        begun, blocked = threading.Event(), threading.Event()
+        holding = storage.write(lambda records: (begun.set(), blocked.wait(5)))
+        begun.wait(5)  # so that the next ones wait together
+        kinds = ("coder", "coder", "tester", "coder")
+        jobs = [storage.write(lambda records, n=n, kind=kind: insert(records, n, kind)) for n, kind in enumerate(kinds)]
+        blocked.set()
+        await asyncio.gather(holding, *jobs)
+        with pytest.raises(ValueError, match="not stored"):
+            await storage.write(lambda records: insert(records, 4, "coder"))
+        return [path.read_text() for path in sorted((tmp_path / "state/results").rglob("*.json"))]
+
+    assert with_storage(tmp_path, scene) == ["3", "2"] and written == ["r-3", "r-2"]
+    assert [path.name for path in (tmp_path / "state/results/.new").iterdir()] == []
+
+
+def test_what_comes_together_is_done_in_order_and_in_portions() -> None:
+    async def scene() -> tuple[list[int], list[int]]:
+        turns, done, sizes = Turns(), list[int](), list[int]()
+        for number in range(3 * Turns.AT_ONCE):
+            turns.do(functools.partial(done.append, number))
+        while len(done) < 3 * Turns.AT_ONCE:
+            sizes.append(len(done))
+            await asyncio.sleep(0)
+        turns.do(functools.partial(done.append, -1))
+        return done, sizes
+
+    done, sizes = asyncio.run(scene())
+    assert done[: 3 * Turns.AT_ONCE] == list(range(3 * Turns.AT_ONCE))
+    assert sizes[0] == Turns.AT_ONCE and max(b - a for a, b in itertools.pairwise(sizes)) <= Turns.AT_ONCE
 
 
 # -- results

@@ -53,8 +53,9 @@ class BoundedBody(Endpoint):
 
 
 class GuardedStorage(LimitedStorage):
-    """Looks at the database's files at the start, and before and after each commit, and when the storage folder has
-    changed at those by which clients find the service and tokens are signed; twice a second where no change is told.
+    """Looks at the database's files at the start, after each commit and before one that comes some time later; when the
+    storage folder has changed at those by which clients find the service and tokens are signed, twice a second where no
+    change is told.
     """
 
     KEEP_SECONDS = 0.5

@@ -2259,7 +2259,8 @@ class Storage:
         self.place, self.files = str(settings.storage), ResultFiles(settings.storage / "results")  # place: for people
         self.observer: Callable[[NewEvent, int], None] = lambda event, seq: None
         self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
-        self._behind: list[Write] = []  # not in the queue yet
+        self._unqueued: list[Write] = []  # not in the queue yet
+        self._behind: list[Write] = []
         self.commits = 0  # odd while one may be on its way
         self._head_at = functools.lru_cache(1000)(lambda commits, *of: self.read.issue_head(*of))
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
@@ -2305,9 +2306,16 @@ class Storage:
             self._loop.call_later(self.BEHIND_SECONDS, self._put)
         self._behind.append((job, committed, future))
 
-    def _put(self, *writes: Write | None) -> None:
-        behind, self._behind = self._behind, []
-        for write in (*behind, *writes):
+    def _put(self, *writes: Write) -> None:
+        """Queue what was written behind, then ``writes``, at the end of the turn: the writer thread is woken once."""
+        if not self._unqueued:
+            self._loop.call_soon(self._hand_over)
+        self._unqueued += [*self._behind, *writes]
+        self._behind = []
+
+    def _hand_over(self) -> None:
+        unqueued, self._unqueued = self._unqueued, []
+        for write in unqueued:
             self._queue.put(write)
 
     def announce(self, info: SidecarInfo) -> None:
@@ -2321,7 +2329,9 @@ class Storage:
     def close(self) -> None:
         """Finish what is queued, then close. Blocks for at most a few seconds."""
         self._sweeper.cancel()
-        self._put(None)
+        self._put()
+        self._hand_over()
+        self._queue.put(None)
         self._thread.join(5)
         self.read.close()
         self._writer.close()

@@ -812,7 +812,7 @@ def test_of_results_that_are_committed_together_the_last_one_of_each_type_is_wri
         monkeypatch.setattr(ResultFiles, "_write", noted)
         begun, blocked = threading.Event(), threading.Event()
         holding = storage.write(lambda records: (begun.set(), blocked.wait(5)))
-        begun.wait(5)  # so that the next ones wait together
+        await asyncio.to_thread(begun.wait, 5)  # so that the next ones wait together
         kinds = ("coder", "coder", "tester", "coder")
         jobs = [storage.write(lambda records, n=n, kind=kind: insert(records, n, kind)) for n, kind in enumerate(kinds)]
         blocked.set()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +52,11 @@ class BoundedBody(Endpoint):
 
 
 class GuardedStorage(LimitedStorage):
-    """Looks at the database's files at the start, after each commit and before one that comes some time later; when the
-    storage folder has changed at those by which clients find the service and tokens are signed, twice a second where no
-    change is told.
+    """Looks at the database's files at the start, and before and after each commit, and when the storage folder has
+    changed at those by which clients find the service and tokens are signed; twice a second where no change is told.
     """
 
     KEEP_SECONDS = 0.5
-    CHECKED_SECONDS = 0.01  # for which the check after a commit is also the one before the next
-    _checked = 0.0
     _keeping: asyncio.Task[None] | None = None
 
     def __init__(self, settings: PluginSettings) -> None:
@@ -74,8 +70,7 @@ class GuardedStorage(LimitedStorage):
 
     def commit(self, records: Records, jobs: list[Job]) -> tuple[list[Any], Inserted]:
         try:
-            if time.monotonic() - self._checked > self.CHECKED_SECONDS:
-                self._check()
+            self._check()
             done = super().commit(records, jobs)
             self._check()
             return done
@@ -83,10 +78,8 @@ class GuardedStorage(LimitedStorage):
             return [error] * len(jobs), []
 
     def _check(self) -> None:
-        now, self._checked = time.monotonic(), 0.0
         for file in self._files:
             file.check()
-        self._checked = now
 
     def announce(self, info: SidecarInfo) -> None:
         super().announce(info)

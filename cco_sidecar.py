@@ -4961,7 +4961,7 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
     for item in request.ranked:
         if len(chosen) > request.max_files or left <= 0:  # one more than asked for: so it shows that some were left out
             break
-        if (file := redacted_file(request.project.root, item.path, request.project.digest)) is None:
+        if (file := shared_file(request.project.root, item.path, request.project.digest)) is None:
             continue
         left -= min(len(file["content"]), request.max_bytes / 4)
         also = {"reasons": list(map(clean_text, item.reasons)), "chunks": item.chunks}
@@ -4970,7 +4970,15 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
     return chosen
 
 
-@functools.lru_cache(100)  # agents of a team are given the same files
+def shared_file(root: str, path: str, state: str) -> dict[str, Any] | None:
+    """What ``redacted_file`` says, remembered where it is short: agents of a team are given the same files. Blocks."""
+    with contextlib.suppress(OSError, ValueError):
+        if os.stat(os.path.join(root, path)).st_size > 64 * 1024:  # a hundred long ones would take half a gigabyte
+            return redacted_file.__wrapped__(root, path, state)
+    return redacted_file(root, path, state)
+
+
+@functools.lru_cache(100)
 def redacted_file(root: str, path: str, state: str) -> dict[str, Any] | None:
     """What a context says of a text file in the project's ``state``, a digest; None for others. Blocks."""
     if (found := read_text_file(root, path, MB)) is None:

@@ -702,6 +702,7 @@ class Hooks:
     SPECS = {name: spec for kind in (Asks, Tells, Parts) for name, spec in vars(kind).items() if name[0] != "_"}
 
     def __init__(self, built_in: Iterable[object]) -> None:
+        self._manager = PluginManager("cco_sidecar")
         self.implementations: dict[str, list[Implementation]] = {hook: [] for hook in self.SPECS}
         self._untold: queue.Queue[Callable[[], Any]] = queue.Queue(self.MAX_UNTOLD)
         self._teller: Future[None] | None = None
@@ -732,7 +733,7 @@ class Hooks:
         plugin = LoadedPlugin(name, source, [])
         self.loaded.append(plugin)
         try:
-            if any(other.name == name and not other.problem for other in self.loaded[:-1]):
+            if self._manager.has_plugin(name):
                 raise ImportError("another plugin has this name")
             plugin.hooks = self._register(self.imported(name, load), name)
         except (Exception, SystemExit) as error:
@@ -745,22 +746,20 @@ class Hooks:
 
     def _register(self, plugin: object, name: str) -> list[str]:
         """The hooks that ``plugin`` implements. Raises PluginFault, and ImportError where there is none."""
-        found = []
-        for each in dir(plugin):
-            function: Any = getattr(plugin, each, None)  # other objects may do anything when they are looked into
-            plain = type(function) in (types.FunctionType, types.MethodType)
-            if plain and (mark := vars(function).get("cco_sidecar_impl")):
-                hook, place = mark["specname"] or each, mark["trylast"] - mark["tryfirst"]
-                self.check(hook, function)
-                known, named = (inspect.signature(it).parameters for it in (self.SPECS[hook], function))
-                found.append(Implementation(hook, name, function, [it for it in named if it in known], place))
-        if not found:
+        marks = {each: self._manager.parse_hookimpl_opts(plugin, each) for each in dir(plugin)}
+        hooks = {each: mark["specname"] or each for each, mark in marks.items() if mark}
+        for each, hook in hooks.items():
+            self.check(hook, getattr(plugin, each))
+        if not hooks:
             raise ImportError("it has no hook: @hookimpl marks them; the name of a file that only helps begins with _")
-        for row in found:
-            rows = self.implementations[row.hook]
-            rows.insert(len(rows) if row.place > 0 else 0, row)  # what was loaded last is called first
-            rows.sort(key=lambda row: row.place)
-        return sorted(row.hook for row in found)
+        self._manager.register(plugin, name)
+        for hook in hooks.values():
+            known = inspect.signature(self.SPECS[hook]).parameters
+            self.implementations[hook] = rows = []
+            for row in reversed(getattr(self._manager.hook, hook).get_hookimpls()):  # what was loaded last comes first
+                taken = [each for each in inspect.signature(row.function).parameters if each in known]
+                rows.append(Implementation(hook, row.plugin_name, row.function, taken))
+        return sorted(hooks.values())
 
     def imported(self, name: str, load: Callable[[], Any]) -> Any:
         """The plugin ``name``, which ``load`` gives. Raises what its code raises."""
@@ -875,6 +874,15 @@ class Hooks:
             self.failed(row, error)
 
 
+class PluginManager(pluggy.PluginManager):
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        """As pluggy's, whose search through what a module has by any name takes longer than its import."""
+        if not isinstance(plugin, types.ModuleType):
+            return super().parse_hookimpl_opts(plugin, name)
+        found = vars(plugin).get(name)
+        return vars(found).get("cco_sidecar_impl") if isinstance(found, types.FunctionType) else None
+
+
 class PluginFault(Exception):
     """A plugin implements a hook that does not exist, or takes an argument that its hook does not have."""
 
@@ -898,13 +906,12 @@ class LoadedPlugin(Struct):
 
 
 class Implementation(Struct, frozen=True):
-    """One plugin's function for one hook, the arguments that it takes, and its place: -1 first, 1 last."""
+    """One plugin's function for one hook, and those of the hook's arguments that it takes."""
 
     hook: str
     plugin: str
     function: Callable[..., Any]
     arguments: list[str]
-    place: int
 
     def call(self, facts: dict[str, Any]) -> Any:
         return self.function(**{name: facts[name] for name in self.arguments})

@@ -167,7 +167,7 @@ def make_repository(folder: Path) -> Path:
 @functools.cache
 def first_repository() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="cco-tests-repository-"))
-    atexit.register(shutil.rmtree, folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # which processes of xdist leave out
     for name, content in {
         "src/main.py": "def main():\n    return greet('world')\n",
         "src/greeting.py": "def greet(name):\n    return f'hello {name}'\n",
@@ -522,6 +522,8 @@ def nothing_left_running() -> Iterator[None]:
     yield
     for server in list(Forkserver.of.values()):
         server.close()
+    if first_repository.cache_info().currsize:
+        shutil.rmtree(first_repository())
     with contextlib.suppress(AssertionError):
         until(lambda: not marked_processes(), 5)
     left = [process.cmdline() for process in marked_processes()]

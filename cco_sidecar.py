@@ -40,6 +40,8 @@ import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036 - the file may be started by any interpreter
     sys.exit("cco: Python 3.11 or newer is needed, this is " + sys.version.split()[0])
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # this file's folder: a secrets.py or jwt.py of the repository is not to be imported as ours
 
 import argparse
 import asyncio

@@ -12,6 +12,7 @@ variables, a locale, another module. With CCO_TEST_FORK=0 it always is.
 from __future__ import annotations
 
 import gc
+import importlib.util
 import inspect
 import io
 import json
@@ -150,10 +151,12 @@ def received(connection: socket.socket, length: int) -> bytes:
 
 def serve(module: Path, connection: socket.socket) -> int:
     """Answer until the connection ends. In a fork returns what the program does."""
-    sys.path[0] = str(module.parent)
-    import cco_sidecar
-
-    assert Path(cco_sidecar.__file__) == module and threading.active_count() == 1
+    del sys.path[0]  # as the module does where it is the program
+    spec = importlib.util.spec_from_file_location("cco_sidecar", module)
+    assert spec and spec.loader
+    cco_sidecar = sys.modules["cco_sidecar"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cco_sidecar)
+    assert threading.active_count() == 1
     for file in cco_sidecar.bundled_plugins():
         try:
             cco_sidecar.import_file(file)

@@ -959,7 +959,9 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
 
 @pytest.fixture
 def alone(tmp_path: Path) -> Path:
-    """The module beside a plugins folder of somebody else, whose files of our names must never be run."""
+    """The module in a repository whose plugins folder and modules of the names of ours must never be run."""
+    for name in ("secrets", "queue", "jwt", "tornado", "msgspec", "cco_sidecar_plugins"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('foreign')")
     for file in (ROOT / "plugins").rglob("*.py"):
         foreign = tmp_path / file.relative_to(ROOT)
         foreign.parent.mkdir(parents=True, exist_ok=True)

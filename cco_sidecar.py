@@ -5314,7 +5314,9 @@ ALONE = (
 
 def own_command() -> str:
     """The words by which this program was called, for messages that name a next command."""
-    return "cco" if Path(sys.argv[0]).name in ("cco", "cco.exe") else f"python {sys.argv[0] or 'cco_sidecar.py'}"
+    if Path(sys.argv[0]).name in ("cco", "cco.exe"):
+        return "cco"
+    return f"{'uv run' if 'UV' in os.environ else 'python'} {sys.argv[0] or 'cco_sidecar.py'}"
 
 
 # -- tokens

@@ -1049,6 +1049,7 @@ def test_uv_runs_the_file_without_an_installation(repository: Path, tmp_path: Pa
         assert process.poll() is None, (tmp_path / "output").read_text()
         info = json.loads(announced.read_text())
         assert requests.get(info["url"] + "/health", timeout=10).json()["status"] == "healthy"
+        assert "uv run cco_sidecar.py token --type" in (tmp_path / "output").read_text()
         os.kill(info["pid"], signal.SIGTERM)
         assert process.wait(15) == 0, (tmp_path / "output").read_text()
     finally:

@@ -237,7 +237,9 @@ def check_plugins(options: argparse.Namespace) -> str:
         raise StartError(f"the next start refuses {'; '.join(faulty)}")
     wrong = [f"skipped {plugin.name}: {plugin.problem}" for plugin in loaded if plugin.problem]
     wrong += [
-        f"{plugin.name} failed {plugin.failures} times, last: {plugin.failure}" for plugin in loaded if plugin.failure
+        f"{plugin.name} failed {plugin.failures} time{'s' * (plugin.failures != 1)}, last: {plugin.failure}"
+        for plugin in loaded
+        if plugin.failure
     ]
     if wrong:
         return f"note: {'; '.join(wrong)}"

@@ -4850,6 +4850,8 @@ class Metrics:
 class ReferenceRules:
     """The reference's agent types, sections of a context, ranking of files and routing."""
 
+    SEARCHED_BYTES = 16 * MB  # of a file: git would read a longer one whole, once for each word of the task
+
     @hookimpl
     def register_agent_types(self) -> dict[str, str]:
         return {name: category for category, names in AGENT_TYPES.items() for name in names.split()}
@@ -4878,9 +4880,11 @@ class ReferenceRules:
         weights = {file.path: KIND_WEIGHTS[request.category][kind_of(file.path)] for file in request.files}
         words = dict.fromkeys(re.findall(r"[^\W_]{2,}", request.task.lower()))
         holding: dict[str, set[str]] = {}
+        large = [f":(exclude,literal){file.path}" for file in request.files if file.size > self.SEARCHED_BYTES]
+        where = ("--", ".", *large) if large else ()
         for word in [word for word in words if word not in STOP_WORDS][:16]:  # git looks into all files for each
             shape = ("-lziIF", "--untracked", "--no-recurse-submodules", "--no-full-name", "--no-color", "-e", word)
-            having = set(split_z(run_git(request.root, "grep", *shape, env={"LC_ALL": "C.UTF-8"})))
+            having = set(split_z(run_git(request.root, "grep", *shape, *where, env={"LC_ALL": "C.UTF-8"})))
             holding[f"matches {word}"] = {path for path in weights if path in having or word in path.lower()}
         holding["named in the task"] = {path for path in weights if path in request.task}
         matched = set[str]().union(*holding.values())

@@ -102,6 +102,18 @@ def test_every_file_is_described_by_what_is_on_disk(service: Service, architect:
     assert abs(time.time() - datetime.fromisoformat(answer["timestamp"]).timestamp()) < 60
 
 
+def test_alone_git_is_not_asked_for_the_words_of_very_large_files(repository: Path) -> None:
+    rules, large = cco_sidecar.ReferenceRules(), "docs/:(x) dump.sql"
+    write(repository / large, "cookie\n" * (rules.SEARCHED_BYTES // 7 + 1))
+    files = cco_sidecar.Project(repository, repository).look().files
+    request = cco_sidecar.RankRequest(
+        root=str(repository), index_folder="", files=files, agent_type="python-specialist", category="coding",
+        task="the cookie", changed=[], outputs=[], head=None,
+    )  # fmt: skip
+    matched = {item.path: item.matched for item in rules.rank_files(request)}
+    assert matched[large] is False and matched["src/session_store.py"] is True
+
+
 def test_what_is_said_of_a_file_is_remembered_where_it_is_short(tmp_path: Path) -> None:
     cco_sidecar.redacted_file.cache_clear()
     for name, size, remembered in (("short", 1000, 1), ("long", 900_000, 1), ("gone", 0, 2)):

@@ -237,7 +237,8 @@ def read_settings_files(root: Path) -> dict[str, tuple[str, Any, Path]]:
     for file in ("pyproject.toml", "cco.toml"):
         for key, (where, value) in settings_class().read_file(root / file).items():
             if key.replace("_", "-") not in known:
-                raise StartError(f"{where}: unknown option{meant(key, known)}")
+                absent = f"{meant(key, known) or ';'} {ABSENT}" if settings_class() is Settings else meant(key, known)
+                raise StartError(f"{where}: unknown option{absent}")
             given[key.replace("-", "_")] = where, value, root
     return given
 
@@ -5174,8 +5175,7 @@ class Program:
                 collections.deque(load_hooks(load_settings(vars(flags))).ask("register_commands", commands=commands), 0)
         kind, known = ("option", parser._option_string_actions) if word[:1] == "-" else ("command", commands.choices)
         if word not in known:
-            absent = f"; is plugins/ beside {Path(__file__).name}? `pip install .` in a checkout brings it along"
-            raise StartError(f"{word}: no such {kind}{did_you_mean(word, known) or absent}", WRONG_USE)
+            raise StartError(f"{word}: no such {kind}{did_you_mean(word, known) or ';'} {ABSENT}", WRONG_USE)
         return parser.parse_args(words)
 
 
@@ -5314,6 +5314,9 @@ ALONE = (
     "no audit log, HTTP/2, compression, repeats, index of the files, dependencies, briefs, known coding programs,"
     " budgets, exit codes after a crash, lists, MCP, dashboard and client commands: is plugins/ beside the file?"
 )
+
+
+ABSENT = f"is plugins/ beside {Path(__file__).name}? `pip install .` in a checkout brings it along"
 
 
 def own_command() -> str:

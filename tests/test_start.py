@@ -986,7 +986,7 @@ def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    ("tokn", "tokn: no such command, did you mean token?"), ("--prot 1", "--prot: no such option, did you mean --port?"),
+    ("tokn", "tokn: no such command, did you mean token? is plugins/ "), ("--prot 1", "--prot: no such option, did you mean --port?"),
     ("token", "the following arguments are required: --type"), ("token --type x --prot 1", "unrecognized arguments: --prot 1"),
     ("token --type", "--type: expected one argument"), ("--port", "--port: expected one argument"), ("--port x", "--port: 'x' must be"),
     ("token --type qa-enginer", "--type: Unknown agent type qa-enginer, did you mean qa-engineer?"),
@@ -995,8 +995,9 @@ def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the
 ])  # fmt: skip
 def test_wrong_use_of_the_file_alone_is_one_line(repository: Path, alone: Path, words: str, said: str) -> None:
     if not words:
-        (repository / "cco.toml").write_text("prot = 1")
-        words, said = "token --type qa-engineer", "cco.toml: prot: unknown option, did you mean port?"
+        (repository / "cco.toml").write_text("agent-may = 'pytest'")
+        words = "token --type qa-engineer"
+        said = "cco.toml: agent-may: unknown option, did you mean agent-command? is plugins/ beside cco_sidecar.py?"
     assert refusal(run(*words.split(), cwd=repository, module=alone)).startswith(f"cco: {said}")
 
 

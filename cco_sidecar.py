@@ -598,8 +598,8 @@ class Asks:
         submission: dict[str, Any],
         settings: Settings,
     ) -> list[NextAgent]:
-        """``proposals`` with some added, removed or replaced. ``history`` has the issue's newest 200 results, oldest
-        first, and the last one of a coder.
+        """``proposals`` with some added, removed or replaced; of several for one type the last counts. ``history`` has
+        the issue's newest 200 results, oldest first, and the last one of a coder.
         """
 
     def permission_policy(self, claims: Claims, permission: str | None, method: str, path: str) -> bool | str | None:
@@ -2896,7 +2896,8 @@ class Results:
                 proposals = proposals if answer is None else answer
             except ApiError as error:
                 log.warning("plugin %s: next_agents: %s", row.plugin, one_line(error))
-        return [NextAgent(item.agent_type, item.priority, redact(item.reason)[0]) for item in proposals]
+        last = {item.agent_type: item for item in proposals}  # nobody is proposed twice
+        return [NextAgent(item.agent_type, item.priority, redact(item.reason)[0]) for item in last.values()]
 
     def _row(self, body: dict[str, Any], category: str, proposals: list[NextAgent]) -> dict[str, Any]:
         now, result_id = time.time(), f"result-{uuid.UUID(int=random.getrandbits(128), version=4)}"

@@ -98,7 +98,8 @@ PLUGINS = {
         def next_agents(result, proposals, submission):
             kind = submission["issue_id"].partition("-")[0]
             extra = NextAgent("technical-writer", "low", "plugin: always")
-            return {"added": [*proposals, extra], "removed": [], "replaced": [extra], "text": "nobody",
+            again = NextAgent("test-engineer", "low", "plugin: again")
+            return {"added": [*proposals, extra], "repeated": [*proposals, again], "removed": [], "replaced": [extra], "text": "nobody",
                     "stranger": [NextAgent("nobody-knows", "low", "?")], "halves": [{"agent_type": "wizard"}]}.get(kind)
     """,
     "policy": """
@@ -464,6 +465,7 @@ def test_a_context_says_that_an_index_is_still_being_made_and_is_not_kept(plugge
     [
         ("plain", ["test-engineer", "security-auditor"]),
         ("added", ["test-engineer", "security-auditor", "technical-writer"]),
+        ("repeated", ["test-engineer", "security-auditor"]),
         ("removed", []),
         ("replaced", ["technical-writer"]),
         ("text", ["test-engineer", "security-auditor"]),

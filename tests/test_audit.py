@@ -12,6 +12,8 @@ import requests
 from agent_harness import COMMAND, spawn
 from conftest import PROJECT, Client, Service, plugin, until
 
+import cco_sidecar
+
 AuditLog, FinishedRequest = plugin("audit").AuditLog, plugin("_finished").FinishedRequest
 
 
@@ -176,3 +178,14 @@ def test_a_method_that_nobody_knows_is_audited_and_no_failure(service: Service, 
     (line,) = until(lambda: lines_of(service, body["request_id"]))
     assert (line["method"], line["path"], line["status"], line["outcome"]) == (method, path, answer.status, "refused")
     assert "Traceback" not in service.log and "Uncaught" not in service.log, service.log
+
+
+def test_the_body_of_a_client_that_hung_up_stays_until_it_is_worked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cco_sidecar.Handler, "finished", lambda *_: None)
+    kind = plugin("audit").AuditedEndpoint
+    endpoint = kind.__new__(kind)
+    endpoint.given, endpoint.reading = {"topic": "t"}, True
+    endpoint.finished(499, 0.0)
+    assert endpoint.given == {"topic": "t"}
+    endpoint.finished(202, 0.0)
+    assert endpoint.given is None

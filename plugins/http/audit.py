@@ -61,7 +61,8 @@ class AuditedEndpoint(Endpoint):
         super().finished(status, seconds)
         if self.error or not (self.reading or self.request.method in AuditLog.READING):
             self._take_down(status, seconds)
-        self.given = self.answer = None
+        if status != 499:  # the request of a client that hung up may still be worked on
+            self.given = self.answer = None
 
     def _take_down(self, status: int, seconds: float) -> None:
         request = self.request

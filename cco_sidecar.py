@@ -24,7 +24,7 @@ The path of a request, from top to bottom of this file:
 
 This file alone serves the whole reference and makes tokens. What goes beyond that, or does a part better, is a plugin
 in ``plugins/``. It implements hooks (``Asks``, ``Tells``, ``Parts``); only what runs without hooks is a class derived
-from Settings, Hooks, Program or Redaction (``bundled_class``).
+from Settings, Hooks, Program, Redaction or the log's handler (``bundled_class``).
 
 Units: seconds and bytes everywhere inside; a name says so where it is another one (``timeout_ms``).
 
@@ -151,7 +151,8 @@ def option(default: Any, help: str, metavar: str = "VALUE", plugin: str = "") ->
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Settings:
     """Every option. Flag ``--max-agents``, else variable ``CCO_SIDECAR_MAX_AGENTS``, else the key ``max-agents`` of a
-    settings file, else the default here. plugins/_settings.py adds the options that only plugins read.
+    settings file, else the default here. plugins/_settings.py adds the options that only plugins read; ``no_watch`` is
+    here too, although only a plugin watches: alone it holds in any case.
     """
 
     root: Annotated[Path, read_path] = option(
@@ -569,10 +570,10 @@ hookimpl = pluggy.HookimplMarker("cco_sidecar")  # marks an implementation
 
 
 class Asks:
-    """Hooks by which anybody's code gives a value, in a worker thread and within five seconds. A plugin that raises,
-    hangs or returns what JSON cannot say is logged and passed over. None is no answer; where one is wanted, the first
-    wins. plugins/examples/_every_hook.py has the smallest useful implementation of each hook, also of Tells and Parts.
-    plugins/_hooks.py has more of them. An implementation may take fewer arguments than are named here.
+    """Hooks by which anybody's code gives a value, in a worker thread. A plugin that raises is logged and passed over;
+    with plugins/_hooks.py, which also has more hooks, so is one that takes more than five seconds or returns what JSON
+    cannot say. None is no answer; where one is wanted, the first wins. An implementation may take fewer arguments than
+    are named here. plugins/examples/_every_hook.py has the smallest useful one of each hook, also of Tells and Parts.
     """
 
     def register_agent_types(self, settings: Settings) -> dict[str, str]:
@@ -617,7 +618,7 @@ class Asks:
 
 class Tells:
     """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own. What a slow
-    one misses is logged. Where the service waits for them it does so for five seconds at most.
+    one misses is logged. Where the service waits for them, plugins/_hooks.py has it wait for five seconds at most.
     """
 
     def result_stored(self, result: dict[str, Any]) -> None:
@@ -891,7 +892,7 @@ class PluginFault(Exception):
 
 
 class IssueNotFound(Exception):
-    """Raised by the hook ``resolve_issue``: the issue is known not to exist."""
+    """Raised by the hook ``resolve_issue`` (plugins/_hooks.py): the issue is known not to exist."""
 
 
 class LoadedPlugin(Struct):
@@ -989,7 +990,7 @@ class Sidecar:
     """One running service: ``async with Sidecar(settings, hooks) as sidecar`` listens until the block ends.
 
     Its start raises StartError with a line for the user. Its stop answers every waiting poll first, then gives requests
-    3 s, agents that were ordered to end 3.5 s, and plugins their five seconds.
+    3 s, agents that were ordered to end 3.5 s, and plugins the time that their hooks have.
     """
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
@@ -1106,7 +1107,7 @@ class Sidecar:
             "event_bus": bus,
             "memory_usage_mb": measured(lambda: round(self.process.memory_info().rss / MB, 1)),
             "cpu_usage_percent": measured(self.process.cpu_percent),
-            "active_agents": 0,
+            "active_agents": 0,  # GetHealth counts them at each request; this keeps their place
             "event_queue_size": measured(lambda: self.storage.read.undelivered(self.settings.project)),
             "disk_space_available_mb": measured(lambda: int(shutil.disk_usage(self.settings.storage).free / MB)),
         }
@@ -2434,6 +2435,7 @@ class Storage:
 
 
 # Makes of a job, whose result is the answer to the request at hand, one that also keeps it for repeats of the request.
+# The plugin repeats sets it; alone a job stays as it is.
 ANSWERING = contextvars.ContextVar[Callable[[Job], Job]]("ANSWERING", default=lambda job: job)
 
 
@@ -2607,6 +2609,7 @@ class Records:
     count_results = select_value(f"{COUNTED} 'results:' || ?", 0)
     issue_head = select_value(f"select max(seq) {MINE}", 0)  # changes with every result of the issue
     newest_result = select_value(f"select id {MINE} order by seq desc limit 1", "")
+    # a + before a column keeps SQLite from going by that column's index, in which far more rows match
     success_since = select_value(
         "select true from result where project = ? and agent_id = ? and stored >= ? and +status = 'success' limit 1",
         False,

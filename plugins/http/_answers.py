@@ -1,7 +1,7 @@
 """What the endpoints answer, as types: the OpenAPI document and the JSON Schemas are made from them.
 
 An endpoint of a plugin has them in ``answers``, by status, and the statuses of its own refusals in ``problems``; CORE
-has those of the core's endpoints. Answers are built as plain dicts; the service itself never needs this file. The tests
+has those of the core's endpoints. Answers are built as plain dicts; the core never needs this file. The tests
 hold every answer to the document.
 """
 

@@ -300,7 +300,7 @@ def test_an_endpoint_that_somebody_else_derives_is_served_in_a_task() -> None:
     ours = type("Ours", (GetHealth, plugin("ready").ReadyEndpoint), {"__module__": "cco_sidecar"})
     theirs = type("Theirs", (ours,), {"__module__": "house"})
     other = type("Other", (ours,), {"__module__": "cco_sidecar", "respond": GetStatus.respond})
-    assert (ours.prompt, theirs.prompt, other.prompt) == (True, False, False)  # type: ignore[attr-defined]
+    assert (ours.in_place, theirs.in_place, other.in_place) == (True, False, False)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("step", [1, 7, 10_000])

@@ -173,7 +173,7 @@ class ListApprovals(Endpoint):
     answers = {200: ApprovalList}
 
     async def respond(self) -> ApprovalList:
-        return approvals_of(self.sidecar).page(self.claims, self.query)
+        return approvals_of(self.sidecar).page(self.query)
 
 
 class WaitForApproval(Endpoint):
@@ -386,7 +386,7 @@ class Approvals:
             raise ApiError("REQ_002", f"No approval {approval_id}")
         return self._asked[approval_id]
 
-    def page(self, claims: Claims, query: ApprovalListQuery) -> ApprovalList:
+    def page(self, query: ApprovalListQuery) -> ApprovalList:
         """The newest that ``query`` asks for, newest last."""
         self._read_on()
         found = [asked.seen() for asked in self._asked.values() if query.state in (None, asked.state)]

@@ -136,7 +136,7 @@ class CallHook(HookEndpoint):
             self.parked = time.monotonic() - began
             return msgspec.json.encode(decision)
         if moment == "stop":
-            reason = await sessions.refusal(self.claims, given)
+            reason = await sessions.refusal(self.claims)
             return msgspec.json.encode(dialect.refuse(reason) if reason else {})
         sessions.is_active(session)
         if moment == "start":
@@ -334,7 +334,7 @@ class Sessions:
 
     # -- the end of a turn
 
-    async def refusal(self, claims: Claims, given: HookInput) -> str | None:
+    async def refusal(self, claims: Claims) -> str | None:
         """Why a spawned agent may not stop yet: once, while it has stored no result."""
         running = self._agents.active.get(claims.sub)
         missing = running and claims.bound and WRITE in self._sidecar.tokens.permissions(claims)

@@ -332,7 +332,7 @@ def stories_of(sidecar: Sidecar) -> Stories:
 
 def known_approvals(sidecar: Sidecar, claims: Claims) -> dict[str, Approval]:
     """What was asked of late, by id."""
-    listed = approvals_of(sidecar).page(claims, ApprovalListQuery(issue_id=claims.issue_id, limit=2 * ALL)).approvals
+    listed = approvals_of(sidecar).page(ApprovalListQuery(issue_id=claims.issue_id, limit=2 * ALL)).approvals
     return {row.approval_id: row for row in listed}
 
 

@@ -39,7 +39,7 @@ class RelevantFile(Struct, omit_defaults=True):
     line_ranges: list[tuple[int, int]] = []
 
 
-CONTEXT_SECTIONS: dict[str, Any] = {  # the reference's, in its order
+SECTION_TYPES: dict[str, Any] = {  # the reference's, in its order
     "project_structure": ProjectStructure,
     "relevant_files": list[RelevantFile],
     "git_context": GitContext,

@@ -24,7 +24,7 @@ from cco_sidecar import (
     log,
     one_line,
 )
-from cco_sidecar_plugins.context._sections import CONTEXT_SECTIONS
+from cco_sidecar_plugins.context._sections import SECTION_TYPES
 from cco_sidecar_plugins.context.keywords import WORDS, task_words
 
 SHARES = {  # of the budget, what a section keeps at most where the files need the room
@@ -33,7 +33,7 @@ SHARES = {  # of the budget, what a section keeps at most where the files need t
 LEAST = 800  # bytes: less of a file than this is not worth having
 
 
-CUTTABLE_SECTIONS = CONTEXT_SECTIONS.keys() - {"metadata"}
+CUTTABLE_SECTIONS = SECTION_TYPES.keys() - {"metadata"}
 
 
 @hookimpl(trylast=True)  # nearest to the core's own: others take what it gives
@@ -45,7 +45,7 @@ class BoundedContexts(Contexts):
     """Passes over sections for which there is no room, and those that are not what their names say."""
 
     def start(self) -> None:
-        for shape in CONTEXT_SECTIONS.values():  # msgspec 0.22 crashes where two threads are the first to use a type
+        for shape in SECTION_TYPES.values():  # msgspec 0.22 crashes where two threads are the first to use a type
             msgspec.json.Decoder(shape)
         super().start()
 
@@ -60,17 +60,17 @@ class BoundedContexts(Contexts):
                 if size > room:
                     raise ValueError(f"its sections have {size:,} bytes, for which there is no room")
                 room -= size
-                for section in CONTEXT_SECTIONS.keys() & given.keys():
-                    msgspec.convert(given[section], CONTEXT_SECTIONS[section])
+                for section in SECTION_TYPES.keys() & given.keys():
+                    msgspec.convert(given[section], SECTION_TYPES[section])
                 if "metadata" in given:
                     given["metadata"] = sections.get("metadata", {}) | given["metadata"]
                 sections |= given
             except (TypeError, ValueError) as error:
                 log.warning("plugin %s: context_section: %s", name, one_line(error))
-        if missing := CONTEXT_SECTIONS.keys() - sections.keys():
+        if missing := SECTION_TYPES.keys() - sections.keys():
             raise RuntimeError(f"sections {sorted(missing)} could not be made")
-        more = [name for name in sections if name not in CONTEXT_SECTIONS]
-        return {name: sections[name] for name in [*CONTEXT_SECTIONS, *more]}
+        more = [name for name in sections if name not in SECTION_TYPES]
+        return {name: sections[name] for name in [*SECTION_TYPES, *more]}
 
 
 @hookimpl

@@ -64,7 +64,7 @@ class ReadyEndpoint(ShortAnswer):
 
     OURS = frozenset(kind.__module__.partition(".")[0] for kind in (object, web.RequestHandler, Endpoint, ShortAnswer))
 
-    prompt: ClassVar[bool] = False  # what it waits for is often there
+    in_place: ClassVar[bool] = False  # may be answered so: what it waits for is often there
     asked = False  # path and query are known
     content: bytes | None = None  # the answer
     sending: asyncio.Task[None] | None = None
@@ -72,11 +72,11 @@ class ReadyEndpoint(ShortAnswer):
     def __init_subclass__(cls) -> None:
         """What somebody else's plugin changes of an endpoint may need a task."""
         ours = all(kind.__module__.partition(".")[0] in cls.OURS for kind in cls.__mro__)
-        cls.prompt = ours and getattr(cls, "respond", None) in (GetHealth.respond, GetContext.respond)
+        cls.in_place = ours and getattr(cls, "respond", None) in (GetHealth.respond, GetContext.respond)
 
     def answered(self, values: list[bytes]) -> bool:
         """Whether the request is answered; else it is served in a task, which goes on with what was begun here."""
-        if not self.prompt or self.request.method != "GET":
+        if not self.in_place or self.request.method != "GET":
             return False
         try:
             path = tuple(map(bytes.decode, values))

@@ -1,5 +1,5 @@
-"""Tells plugins of agents that start (`agent_starting`), and asks about those that end: why one failed or cannot work,
-and a result (`agent_failure`, `agent_result`).
+"""Tells plugins of agents that start (``agent_starting``), and asks about those that end: why one failed or cannot
+work, and a result (``agent_failure``, ``agent_result``).
 """
 
 from __future__ import annotations

@@ -437,7 +437,7 @@ def day_of(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d")
 
 
-# -- telling programs to report
+# -- agents with what they spend, and programs that are told to report
 
 
 @hookimpl

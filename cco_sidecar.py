@@ -26,7 +26,7 @@ This file alone serves the whole reference and makes tokens. What goes beyond th
 in ``plugins/``. It implements hooks (``Asks``, ``Tells``, ``Parts``); only what runs without hooks is a class derived
 from Settings, Hooks, Program, Redaction or the log's handler (``bundled_class``).
 
-Units: seconds and bytes everywhere inside; a name says so where it is another one (``timeout_ms``).
+Units: seconds and bytes everywhere inside; a name says so where it is another one (``mtime_ns``).
 
 Threads: everything lives on the event loop, where a method without ``await`` is atomic, except
   * the writer thread of Storage, which alone changes the database;

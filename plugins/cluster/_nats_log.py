@@ -110,6 +110,8 @@ class NatsLog:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(lambda: self._main and self._main.cancel())
             self._thread.join(5)
+        if not self._thread.is_alive():
+            self._loop.close()  # an interpreter that ends would complain
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -3351,7 +3351,7 @@ class Waiters:
     def __init__(self) -> None:
         self._parked: dict[tuple[str, str, str | None], dict[asyncio.Future[int | None], Waiter]] = {}
         self._context = contextvars.copy_context()  # one for all timers, which else would each keep a copy
-        self._turns = Turns()
+        self._turns = Turns(400)  # with Tornado's server all are answered later, the more turns it takes
 
     def __len__(self) -> int:
         return sum(map(len, self._parked.values()))
@@ -3403,21 +3403,21 @@ class Turns:
 
     AT_ONCE = 50
 
-    def __init__(self) -> None:
-        self._done, self._left = 0, collections.deque[Callable[[], Any]]()
+    def __init__(self, at_once: int = AT_ONCE) -> None:
+        self._at_once, self._done, self._left = at_once, 0, collections.deque[Callable[[], Any]]()
 
     def do(self, call: Callable[[], Any]) -> None:
         """Call now or, where this turn has done enough, in a later one."""
         if not self._done:
             asyncio.get_running_loop().call_soon(self._go_on)
-        if self._done < self.AT_ONCE and not self._left:
+        if self._done < self._at_once and not self._left:
             self._done += 1
             call()
         else:
             self._left.append(call)
 
     def _go_on(self) -> None:
-        self._done = min(len(self._left), self.AT_ONCE)
+        self._done = min(len(self._left), self._at_once)
         if self._done:
             asyncio.get_running_loop().call_soon(self._go_on)
         for _ in range(self._done):

@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from cco_sidecar import Agents, Endpoint, Running, StoreResult, hookimpl, iso, redact, without_tokens
@@ -34,9 +34,10 @@ class NotingEndpoint(Endpoint):
         if not self.aside:
             heard_from(self.sidecar.agents, self.claims.sub, str(self.request.method), self.request.path)
 
-    async def work(self, path: tuple[str, ...]) -> Any:
-        if not isinstance(self, StoreResult):
-            return await super().work(path)
+    def work(self, path: tuple[str, ...]) -> Coroutine[Any, Any, Any]:
+        return self._heard_out(path) if isinstance(self, StoreResult) else super().work(path)
+
+    async def _heard_out(self, path: tuple[str, ...]) -> Any:
         with heard_out(self.sidecar.agents, self.claims.sub):
             return await super().work(path)
 

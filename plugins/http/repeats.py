@@ -12,7 +12,7 @@ import re
 import time
 import typing
 import weakref
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import msgspec
@@ -54,10 +54,11 @@ class RepeatedEndpoint(Endpoint):
 
     heeds_keys = True
 
-    async def work(self, path: tuple[str, ...]) -> Any:
+    def work(self, path: tuple[str, ...]) -> Coroutine[Any, Any, Any]:
         key = self.request.headers.get("Idempotency-Key") if takes_keys(type(self)) else None
-        if key is None:
-            return await super().work(path)
+        return super().work(path) if key is None else self._work_once(key, path)
+
+    async def _work_once(self, key: str, path: tuple[str, ...]) -> Any:
         where = f"{self.request.method} {self.request.path}"
         ticket = IdempotencyTicket(self.sidecar.storage, self.claims, where, key, bytes(self.upload))
         async with ticket.lock():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,12 @@ def part_class(base: type) -> type | None:
 class BoundedBody(Endpoint):
     """A body is only taken where there is room for it."""
 
-    async def work(self, path: tuple[str, ...]) -> Any:
+    def work(self, path: tuple[str, ...]) -> Coroutine[Any, Any, Any]:
         storage = self.sidecar.storage
-        if self.body is None or not isinstance(storage, LimitedStorage):
-            return await super().work(path)
+        bounded = self.body is not None and isinstance(storage, LimitedStorage)
+        return self._in_room(storage, path) if bounded else super().work(path)
+
+    async def _in_room(self, storage: Any, path: tuple[str, ...]) -> Any:
         async with storage.room(len(self.upload)):
             return await super().work(path)
 

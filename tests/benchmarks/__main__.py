@@ -79,10 +79,16 @@ def measured(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def with_table(text: str, rows: list[Row]) -> str:
-    """A Markdown text with the rows that have a goal in the place of the first table of benchmarks in it."""
+    """The README with the rows that have a goal, and the rivals', in the table of its chapter Performance, and those of
+    a shared log in the table before it.
+    """
     head = rf"\| {HEADS[0]} +\| +{HEADS[1]} .*\n(?:\|.*\n)+"
-    judged = table(row for row in rows if row["goal"])
-    return re.sub(head, lambda _: judged + "\n", text, count=1)
+    before, chapter, after = text.partition("\n## Performance\n")
+    shared = [row for row in rows if row.get("group") == "cluster"]
+    judged = [row for row in rows if row["goal"] or row.get("group") == "rivals"]
+    if shared:
+        before = re.sub(head, lambda _: table(shared) + "\n", before, count=1)
+    return before + chapter + re.sub(head, lambda _: table(judged) + "\n", after, count=1)
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -101,7 +107,7 @@ def new_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     parser.add_argument("--from", type=Path, action="append", default=[], metavar="FILE", dest="taken_from",
                         help="take the rows of such a file instead of measuring; may be repeated")  # fmt: skip
-    parser.add_argument("--readme", action="store_true", help="put the rows that have a goal into the README's table")
+    parser.add_argument("--readme", action="store_true", help="put the rows into the README's tables")
     return parser
 
 

@@ -36,8 +36,8 @@ class LimitedStorage(Storage):
 
     @contextlib.asynccontextmanager
     async def room(self, size: int) -> AsyncIterator[None]:
-        """Room for a body of ``size`` bytes in the database, its log and a file. Raises STR_001 where there is none."""
-        needed = 3 * size
+        """Room for a body of ``size`` bytes. Raises STR_001 where there is none."""
+        needed = 5 * size  # a result and what later agents see of it in the database, both in its log, and a file
         if time.monotonic() - self._looked > self.LOOK_SECONDS or needed > self._room - self._coming:
             self._looked, self._room = time.monotonic(), self._left() + self._coming
         full = needed > self._room - self._coming

@@ -41,7 +41,7 @@ def soak(seconds: float) -> Iterator[Row]:
         with running_sidecar(folder, *command, root=root) as sidecar:
             sidecar.held()
             traffic = Traffic(sidecar, root, seconds)
-            run(traffic.run())
+            run(traffic.run(), seconds + 120)
             late = sidecar.held(end=True)
     memory = traffic.memory
     middle, end = (median(memory[int(len(memory) * share) :][: max(1, len(memory) // 10)]) for share in (0.5, 0.9))

@@ -147,12 +147,12 @@ async def repeated(port: int, content: bytes, status: int = 200, seconds: float 
             transport.close()
 
 
-def run(work: Coroutine[Any, Any, Any]) -> Any:
+def run(work: Coroutine[Any, Any, Any], seconds: float = 600) -> Any:
     """What ``work`` returns, on the fastest event loop there is: the client must not be what is measured. Raises
-    TimeoutError after ten minutes.
+    TimeoutError after ``seconds``.
     """
     factory: Callable[[], Any] | None = None
     with contextlib.suppress(ImportError):
         factory = importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(asyncio.wait_for(work, 600))
+        return runner.run(asyncio.wait_for(work, seconds))

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,7 @@ from conftest import MODULE, PROJECT, Client, Service, clean_environment, make_r
 
 import cco_sidecar
 from cco_sidecar import (
+    ANSWERING,
     NewEvent,
     Records,
     ResultFiles,
@@ -823,6 +825,27 @@ def test_of_results_that_are_committed_together_the_last_one_of_each_type_is_wri
 
     assert with_storage(tmp_path, scene) == ["3", "2"] and written == ["r-3", "r-2"]
     assert [path.name for path in (tmp_path / "state/results/.new").iterdir()] == []
+
+
+def test_what_another_service_has_done_meanwhile_is_not_done_again(tmp_path: Path) -> None:
+    from cco_sidecar_plugins.http.repeats import IdempotencyTicket
+
+    claims: Any = types.SimpleNamespace(project_id=PROJECT, sub="s")
+
+    async def scene(storage: Storage) -> list[Any]:
+        async def work(found: str, elsewhere: bool = False) -> Any:
+            if elsewhere:
+                there = IdempotencyTicket(storage, claims, "POST /x", "key", b"body")
+                await storage.write(lambda records: there._remember(records, {"found": "there"}))
+            return await storage.write(ANSWERING.get()(lambda records: {"found": found}))
+
+        tickets = [IdempotencyTicket(storage, claims, "POST /x", key, b"body") for key in ("key", "key", "other")]
+        done = [await tickets[0].once(functools.partial(work, "here", elsewhere=True))]
+        done += [await tickets[1].once(functools.partial(work, "again")), await tickets[2].once(lambda: work("new"))]
+        return done
+
+    there = (None, b'{"found":"there"}')
+    assert with_storage(tmp_path, scene) == [there, there, ({"found": "new"}, None)]
 
 
 def test_what_comes_together_is_done_in_order_and_in_portions() -> None:

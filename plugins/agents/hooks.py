@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import functools
 import hashlib
 import time
 import typing
@@ -362,11 +363,8 @@ class Sessions:
         content = msgspec.json.encode((given.session_id, given.tool_use_id, given.tool_name, given.tool_input))
         key = f"hook {hashlib.sha256(content).hexdigest()}"
         ticket = IdempotencyTicket(self._sidecar.storage, claims, "hook permission", key, content)
-        async with ticket.lock():
-            first = ticket.recall()
-            with ticket.answering():
-                known = msgspec.json.decode(first)["approval_id"] if first else None
-                asked = known or (await approvals.ask(claims, request)).approval_id
+        new, first = await ticket.once(functools.partial(approvals.ask, claims, request))
+        asked = new.approval_id if first is None else msgspec.json.decode(first)["approval_id"]
         answer = await approvals.wait(claims, asked, PATIENT, hang_up)
         if answer.state == "open":  # the service stops: the program asks again
             raise ApiError("EVT_001")

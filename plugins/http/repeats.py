@@ -12,7 +12,7 @@ import re
 import time
 import typing
 import weakref
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import msgspec
@@ -61,13 +61,15 @@ class RepeatedEndpoint(Endpoint):
     async def _work_once(self, key: str, path: tuple[str, ...]) -> Any:
         where = f"{self.request.method} {self.request.path}"
         ticket = IdempotencyTicket(self.sidecar.storage, self.claims, where, key, bytes(self.upload))
-        async with ticket.lock():
-            while (first := ticket.recall()) is None:
-                with contextlib.suppress(DoneElsewhere):
-                    with ticket.answering():
-                        answer = await super().work(path)
-                    await ticket.complete(answer | {"jwt_token": ""} if self.holds_token else answer)
-                    return answer
+
+        async def work() -> Any:
+            answer = await super(RepeatedEndpoint, self).work(path)
+            await ticket.complete(answer | {"jwt_token": ""} if self.holds_token else answer)
+            return answer
+
+        answer, first = await ticket.once(work)
+        if first is None:
+            return answer
         self.set_header("Idempotent-Replay", "true")
         return typing.cast(RepeatedAgents, self.sidecar.agents).with_token(first) if self.holds_token else first
 
@@ -97,11 +99,21 @@ class IdempotencyTicket:
         self._storage, self._digest, self._stored = storage, hashlib.sha256(content).hexdigest(), b""
         self._working = False
 
-    def lock(self) -> asyncio.Lock:
+    async def once(self, work: Callable[[], Awaitable[Any]]) -> tuple[Any, bytes | None]:
+        """(what ``work`` gives, None), or (None, the first answer) where the request was done before. A repeat waits
+        for the first one. Raises REQ_006 for another body than that had.
+        """
+        async with self._lock():
+            while (first := self._recall()) is None:
+                with contextlib.suppress(DoneElsewhere), self._answering():
+                    return await work(), None
+        return None, first
+
+    def _lock(self) -> asyncio.Lock:
         """Held while the request is done: a repeat waits for it."""
         return LOCKS.setdefault(self._storage, weakref.WeakValueDictionary()).setdefault(self.key, asyncio.Lock())
 
-    def recall(self) -> bytes | None:
+    def _recall(self) -> bytes | None:
         """The first answer, None where this is the first request. Raises REQ_006 for another body than that had."""
         known = self._known(self._storage.read)
         if known and known["digest"] != self._digest:
@@ -116,7 +128,7 @@ class IdempotencyTicket:
         return None if agent and agent["state"] == "failed" and agent["pid"] is None else known
 
     @contextlib.contextmanager
-    def answering(self) -> Iterator[None]:
+    def _answering(self) -> Iterator[None]:
         """While the request is done: the job that gives its answer also keeps it. Raises DoneElsewhere."""
         self._working, before = True, ANSWERING.set(self._keeping)
         try:

@@ -647,7 +647,9 @@ class Parts:
         """What keeps events, results and agents: a Storage, not started, whose docstring has the promises."""
 
     def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
-        """The HTTP server's class, derived from ``base``: Server, or what the plugin before yours made."""
+        """The HTTP server's class, derived from ``base``: Server, or what the plugin before yours made. Asked before
+        there are the storage's folder and an event loop.
+        """
 
     def fit_context(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool | None:
         """Cut ``sections``, in place, to ``max_bytes`` of JSON; True where something went. The core cuts what is still
@@ -1008,6 +1010,7 @@ class Sidecar:
         self.contexts = contexts(self.storage, hooks, self.agent_types, settings)
         agents = hooks.derived("part_class", Agents, settings=settings)
         self.agents = agents(self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings)
+        self.server_class = hooks.derived("server_class", Server, settings=settings)
         self.started = time.time()
         self.open_requests = 0
         self.process = psutil.Process()
@@ -1055,14 +1058,13 @@ class Sidecar:
 
     def _listen(self) -> None:
         settings = self.settings
-        server_class = self.hooks.derived("server_class", Server, settings=settings)
-        self._server = server_class(
+        self._server = self.server_class(
             Application(self),
             ssl_options=tls_context(settings),
             # Bodies are counted, and refused in JSON, by Endpoint: Tornado's own limit would answer without a body.
             max_body_size=1 << 40,
             max_header_size=MAX_FIELDS + GetContext.max_line,
-            body_timeout=server_class.body_seconds,
+            body_timeout=self.server_class.body_seconds,
             idle_connection_timeout=300.0,
         )
         last = self.storage.read.meta("port") if settings.port == 0 else None
@@ -1369,6 +1371,8 @@ class Server(tornado.httpserver.HTTPServer):
 
     protocols = "HTTP/1.1 (HTTP/2: off)"  # as the banner says it
     body_seconds = 60.0  # for the body of a request
+    # uvloop's would tell Tornado's streams only once of a reset, together with what was sent before it.
+    new_loop: ClassVar[Callable[[], asyncio.AbstractEventLoop] | None] = None
 
     def take_certificate(self, context: ssl.SSLContext) -> None:
         """Serve the connections to come with another certificate."""
@@ -5245,11 +5249,9 @@ def command_serve(options: argparse.Namespace) -> int:
     set_up_logging(settings)
     hooks = load_hooks(settings, strict=True)
     sys.setswitchinterval(0.001)  # worker threads hand the interpreter back to the loop after 1 ms instead of 5
-    new_loop = None
-    with contextlib.suppress(ImportError):  # the extra ``fast``
-        new_loop = importlib.import_module("uvloop").new_event_loop
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        return runner.run(serve(settings, hooks))
+    sidecar = Sidecar(settings, hooks)
+    with asyncio.Runner(loop_factory=sidecar.server_class.new_loop) as runner:
+        return runner.run(serve(sidecar))
 
 
 def settings_from(options: argparse.Namespace) -> Settings:
@@ -5272,7 +5274,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line | ({"traceback": self.formatException(record.exc_info)} if record.exc_info else {}))
 
 
-async def serve(settings: Settings, hooks: Hooks) -> int:
+async def serve(sidecar: Sidecar) -> int:
     """Run until a signal; the first one ends things properly, a second one at once."""
     stopped = asyncio.Event()
 
@@ -5287,7 +5289,7 @@ async def serve(settings: Settings, hooks: Hooks) -> int:
             asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
         except NotImplementedError:  # Windows
             signal.signal(number, lambda number, _: on_signal(number))
-    async with Sidecar(settings, hooks) as sidecar:
+    async with sidecar:
         try:
             print(banner(sidecar), flush=True)
         except (OSError, UnicodeError) as error:

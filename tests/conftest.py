@@ -525,8 +525,10 @@ def nothing_left_running() -> Iterator[None]:
     if first_repository.cache_info().currsize:
         shutil.rmtree(first_repository())
     with contextlib.suppress(AssertionError):
-        until(lambda: not marked_processes(), 5)
-    left = [process.cmdline() for process in marked_processes()]
+        until(lambda: not marked_processes())
+    left = []
     for process in marked_processes():
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.append(process.cmdline())
+            process.kill()
     assert not left, f"processes were left: {left}"

@@ -712,6 +712,16 @@ def test_a_poll_whose_client_hangs_up_is_forgotten(service: Service, architect: 
         until(lambda: architect.get("/status").json()["events"]["active_subscriptions"] == 0)
 
 
+def test_polls_whose_clients_reset_the_connection_behind_their_head_are_forgotten(service: Service) -> None:
+    for number in range(201):
+        with connect(service) as connection:
+            if number < 200:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            connection.sendall(head_of(service, "GET", f"/api/events/wait/reset-{number}?timeout=60000"))
+    until(lambda: "/api/events/wait/reset-200 499" in service.log)
+    until(lambda: service.client().get("/status").json()["events"]["active_subscriptions"] == 0)
+
+
 def test_a_client_that_is_gone_before_its_request_was_read_is_forgotten(service: Service, architect: Client) -> None:
     """A head and the end behind it come while the service is busy: both are there when it looks again."""
     before = len(service.log)

@@ -25,12 +25,7 @@ log = logging.getLogger("cco.audit")
 
 @hookimpl
 def server_class(settings: Settings, base: type[Server]) -> type[Server]:
-    try:
-        audit_log = AuditLog(settings.storage)
-    except OSError as error:
-        raise StartError(f"the audit log in {settings.storage} cannot be opened: {error.strerror}") from None
-    RECORDERS[settings] = audit_log.record
-    return type("AuditedServer", (AuditedServer, base), {"audit_log": audit_log})
+    return type("AuditedServer", (AuditedServer, base), {"settings": settings})
 
 
 @hookimpl
@@ -39,9 +34,18 @@ def part_class(base: type) -> type | None:
 
 
 class AuditedServer(Server):
-    """Its audit log ends with it."""
+    """Its audit log begins and ends with it."""
 
-    audit_log: AuditLog
+    settings: Settings
+
+    def initialize(self, *args: Any, **options: Any) -> None:
+        folder = self.settings.storage
+        try:
+            self.audit_log = AuditLog(folder)
+        except OSError as error:
+            raise StartError(f"the audit log in {folder} cannot be opened: {error.strerror}") from None
+        RECORDERS[self.settings] = self.audit_log.record
+        super().initialize(*args, **options)
 
     async def close_all_connections(self) -> None:
         await super().close_all_connections()

@@ -10,7 +10,9 @@ rules. That one also knows a fixed list of methods, and skips the body of a requ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import importlib
 import socket
 import typing
 from collections.abc import Callable, Iterable
@@ -28,8 +30,12 @@ from cco_sidecar_plugins.http.strict import StrictServer
 
 @hookimpl
 def server_class(settings: PluginSettings, base: type[Server]) -> type[Server] | None:
-    words = {"protocols": base.protocols.replace("HTTP/1.1", "fast HTTP/1.1")}
-    return None if settings.no_fast else type("FastServer", (FastServer, base), words)
+    if settings.no_fast:
+        return None
+    facts: dict[str, Any] = {"protocols": base.protocols.replace("HTTP/1.1", "fast HTTP/1.1")}
+    with contextlib.suppress(ImportError):  # the extra ``fast``
+        facts["new_loop"] = importlib.import_module("uvloop").new_event_loop
+    return type("FastServer", (FastServer, base), facts)
 
 
 class FastServer(Server):

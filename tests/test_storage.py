@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import http.client
 import itertools
 import json
 import os
@@ -1089,6 +1090,22 @@ def test_a_key_that_is_not_printable_or_too_long_is_refused(architect: Client, i
         "POST", "/api/results", json=body_of(issue), headers={"Idempotency-Key": key.encode("latin-1")}
     )
     assert (answer.status_code, answer.json()["code"]) == (400, "REQ_001")
+    assert architect.get("/api/results", issue_id=issue).json()["results"] == []
+
+
+@pytest.mark.parametrize("keys", [("one", "two"), ("one", "one"), ("one", "two", "three")])
+def test_keys_in_several_lines_are_refused(architect: Client, issue: str, keys: tuple[str, ...]) -> None:
+    content = json.dumps(body_of(issue)).encode()
+    connection = http.client.HTTPConnection(architect.url.removeprefix("http://"), timeout=10)
+    with contextlib.closing(connection):
+        connection.putrequest("POST", "/api/results")
+        for name, value in (("Authorization", f"Bearer {architect.token}"), ("Content-Length", str(len(content)))):
+            connection.putheader(name, value)
+        for key in keys:
+            connection.putheader("Idempotency-Key", key)
+        connection.endheaders(content)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["code"]) == (400, "REQ_001")
     assert architect.get("/api/results", issue_id=issue).json()["results"] == []
 
 

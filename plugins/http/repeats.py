@@ -55,8 +55,8 @@ class RepeatedEndpoint(Endpoint):
     heeds_keys = True
 
     def work(self, path: tuple[str, ...]) -> Coroutine[Any, Any, Any]:
-        key = self.request.headers.get("Idempotency-Key") if takes_keys(type(self)) else None
-        return super().work(path) if key is None else self._work_once(key, path)
+        keys = self.request.headers.get_list("Idempotency-Key") if takes_keys(type(self)) else []
+        return self._work_once("\n".join(keys), path) if keys else super().work(path)
 
     async def _work_once(self, key: str, path: tuple[str, ...]) -> Any:
         where = f"{self.request.method} {self.request.path}"
@@ -94,7 +94,7 @@ class IdempotencyTicket:
 
     def __init__(self, storage: Storage, claims: Claims, endpoint: str, key: str, content: bytes) -> None:
         if not re.fullmatch(r"[\x20-\x7e]{1,255}", key):
-            raise ApiError("REQ_001", "Idempotency-Key must be 1 to 255 printable characters")
+            raise ApiError("REQ_001", "Idempotency-Key must be one line of 1 to 255 printable characters")
         self.key = (claims.project_id, claims.sub, endpoint, key)
         self._storage, self._digest, self._stored = storage, hashlib.sha256(content).hexdigest(), b""
         self._working = False

@@ -100,8 +100,9 @@ def test_the_readme_names_every_benchmark_and_shows_the_pictures() -> None:
 
 def test_the_limit_answers_the_same_bytes_and_the_event_loop_is_looked_at(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "repository", 3)
-    with running_all(tmp_path, root=root) as (sidecars, bare):
-        for sidecar in sidecars.values():
+    with running_all(tmp_path, root=root) as (sidecars, bares):
+        for words, sidecar in sidecars.items():
+            bare = bares[words]
             for name, exchange in exchanges(sidecar, bare).items():
                 (status, headers, content), (limit_status, limit_headers, limit_content) = (
                     run(once(server.port, sent.replace(NEW, b"%08d" % 9)))

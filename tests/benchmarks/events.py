@@ -18,41 +18,47 @@ from tests.benchmarks.wire import close, connect, request_bytes, run
 
 def rows(quick: bool) -> Iterator[Row]:
     rounds, many, parked_ones, others = (1, 500, 1000, 500) if quick else (5, 2000, 5000, 5000)
-    with tempfile.TemporaryDirectory() as name, running_all(Path(name)) as (sidecars, bare):
-        memory, _ = in_turn(1, functools.partial(memory_per_waiter, number=parked_ones), sidecars, bare)
+    with tempfile.TemporaryDirectory() as name, running_all(Path(name)) as (sidecars, bares):
+        memory, limits, _ = in_turn(1, functools.partial(memory_per_waiter, number=parked_ones), sidecars, bares)
         for words in sidecars:
             yield row(
                 f"memory a parked waiter, of {parked_ones:,}{words}",
-                *scaled(memory, words, 1e-3),
+                *scaled(memory, limits, words, 1e-3),
                 unit="kB",
                 goal="value <= 16",
             )
-        took, held = in_turn(rounds, functools.partial(wake_latency, number=30 if quick else 100), sidecars, bare)
+        took, limits, held = in_turn(
+            rounds, functools.partial(wake_latency, number=30 if quick else 100), sidecars, bares
+        )
         for words in sidecars:
             yield row(
                 f"publish to a waiter's answer, p50{words}",
-                *scaled(took, words, 1e3),
+                *scaled(took, limits, words, 1e3),
                 unit="ms",
                 goal="value <= 1" if words == FAST else "difference <= 1.5",
                 held=held[words],
             )
-        took, held = in_turn(rounds, functools.partial(wake_many, number=many), sidecars, bare)
+        took, limits, held = in_turn(rounds, functools.partial(wake_many, number=many), sidecars, bares)
         for words in sidecars:
             yield row(
                 f"{many:,} woken waiters answered{words}",
-                *scaled(took, words, 1e3),
+                *scaled(took, limits, words, 1e3),
                 unit="ms",
                 goal="ratio <= 0.56" if words == FAST else "ratio <= 1.3",
                 held=held[words],
             )
-        yield from growth([*sidecars.values()][-1], bare, (1, 10, 100) if quick else (1, 10, 100, 1_000, 10_000))
+        yield from growth(
+            [*sidecars.values()][-1], [*bares.values()][-1], (1, 10, 100) if quick else (1, 10, 100, 1_000, 10_000)
+        )
         for words, sidecar in list(sidecars.items())[-1 if quick else 0 :]:
             yield from disturbed(words, sidecar, min(rounds, 3), others)
 
 
-def scaled(values: dict[str, list[float]], words: str, factor: float) -> tuple[list[float], list[float]]:
-    """The values of one of the sidecar's servers and of the bare one, times ``factor``."""
-    return [value * factor for value in values[words]], [value * factor for value in values["bare"]]
+def scaled(
+    values: dict[str, list[float]], limits: dict[str, list[float]], words: str, factor: float
+) -> tuple[list[float], list[float]]:
+    """The values of one of the sidecar's servers and of the bare one beside it, times ``factor``."""
+    return [value * factor for value in values[words]], [value * factor for value in limits[words]]
 
 
 def growth(sidecar: Sidecar, bare: Bare, numbers: tuple[int, ...]) -> Iterator[Row]:

@@ -114,8 +114,9 @@ class Bare(Server):
 
 
 @contextlib.contextmanager
-def running_bare() -> Iterator[Bare]:
-    flags = ["--uvloop"] if has_uvloop() else []
+def running_bare(words: str = "") -> Iterator[Bare]:
+    """A bare server on the event loop that the sidecar's server of these words runs on."""
+    flags = ["--uvloop"] if words == FAST and has_uvloop() else []
     command = [sys.executable, "-m", "tests.benchmarks.bare", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
     try:
@@ -177,31 +178,36 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def running_all(folder: Path, *arguments: str, root: Path | None = None) -> Iterator[tuple[dict[str, Sidecar], Bare]]:
-    """A sidecar for each server that it has, by the words that follow a measure's name, and the bare one."""
+def running_all(
+    folder: Path, *arguments: str, root: Path | None = None
+) -> Iterator[tuple[dict[str, Sidecar], dict[str, Bare]]]:
+    """A sidecar for each server that it has, and a bare one for each, by the words that follow a measure's name."""
     with contextlib.ExitStack() as stack:
         found = {}
         for number, (name, options) in enumerate(servers().items()):
             place = folder / f"sidecar-{number}"
             place.mkdir()
             found[name] = stack.enter_context(running_sidecar(place, *options, *arguments, root=root))
-        yield found, stack.enter_context(running_bare())
+        yield found, {words: stack.enter_context(running_bare(words)) for words in found}
 
 
 def in_turn(
-    rounds: int, measure: Callable[[Any], Coroutine[Any, Any, float]], sidecars: dict[str, Sidecar], bare: Bare
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """What ``measure`` gives for each server, round by round, and for how long it held each one's event loop; the
-    keys are those of ``sidecars`` and "bare".
+    rounds: int,
+    measure: Callable[[Any], Coroutine[Any, Any, float]],
+    sidecars: dict[str, Sidecar],
+    bares: dict[str, Bare],
+) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, list[float]]]:
+    """What ``measure`` gives for each sidecar, and for each bare server, round by round, and for how long it held each
+    sidecar's event loop.
     """
-    values: dict[str, list[float]] = {words: [] for words in ("bare", *sidecars)}
-    held: dict[str, list[float]] = {words: [] for words in ("bare", *sidecars)}
+    values, limits, held = ({words: list[float]() for words in sidecars} for _ in range(3))
     for _ in range(rounds):
-        for words, server in {"bare": bare, **sidecars}.items():
-            server.held()
-            values[words].append(run(measure(server)))
-            held[words] += server.held(end=True)
-    return values, held
+        for words, sidecar in sidecars.items():
+            limits[words].append(run(measure(bares[words])))
+            sidecar.held()
+            values[words].append(run(measure(sidecar)))
+            held[words] += sidecar.held(end=True)
+    return values, limits, held
 
 
 FAST = ", fast server"

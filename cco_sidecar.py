@@ -638,37 +638,15 @@ class Tells:
 
 
 class Parts:
-    """Hooks by which a trusted plugin does one part of the work in the core's place. A part is made once, at the start
-    (only fit_context is called for each context); StartError ends the program, other errors leave the core's own in
-    use. Where one is wanted, the first wins.
-    """
-
-    def storage(self, settings: Settings) -> Storage | None:
-        """What keeps events, results and agents: a Storage, not started, whose docstring has the promises."""
-
-    def server_class(self, settings: Settings, base: type[Server]) -> type[Server] | None:
-        """The HTTP server's class, derived from ``base``: Server, or what the plugin before yours made. Asked before
-        there are the storage's folder and an event loop.
-        """
-
-    def fit_context(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool | None:
-        """Cut ``sections``, in place, to ``max_bytes`` of JSON; True where something went. The core cuts what is still
-        too much. Files may have ``chunks``, (first line, score) of their best 50-line pieces, to be removed.
-        """
-
-    def event_filter(self, settings: Settings) -> Callable[[str], Filter] | None:
-        """The parser of filter expressions, which raises EVT_002. The core's own knows ``field:value`` alone."""
-
-    def project_reader(self, settings: Settings) -> Project | None:
-        """The reader of the repository, a Project. No state may be older than the call that asked for it."""
-
-    def process_owner(self, settings: Settings) -> Processes | None:
-        """The owner of agents' processes and output, a Processes. Agents must outlive a crash of the service."""
+    """The hook by which a trusted plugin does one part of the work in the core's place."""
 
     def part_class(self, settings: Settings, base: type) -> type | None:
-        """A class derived from ``base``, which is Endpoint, Tokens, Agents, Launcher or Contexts, or what the plugin
-        before yours made; None where you leave that part as it is. Endpoint's stands behind the own class of every
-        endpoint: its ``work`` gives each answer, its ``send`` gets the bytes, its ``finished`` hears of each request.
+        """A class derived from ``base``, or None where you leave that part as it is: asked at the start, before there
+        are the storage's folder and an event loop. StartError ends the program, other errors leave the part as it is.
+        ``base`` is one of these, whose docstrings have the promises, or what the plugin before yours made of it:
+        Storage, Server, Endpoint, Tokens, EventBus, Contexts, Project, Agents, Launcher or Processes. Endpoint stands
+        behind every endpoint: its ``work`` gives each answer, its ``send`` gets the bytes, its ``finished`` hears of
+        each request.
         """
 
 
@@ -816,8 +794,8 @@ class Hooks:
             self.failed(row, error)
             return otherwise
 
-    def call(self, row: Implementation, facts: dict[str, Any], *, patient: bool = False) -> Any:
-        """What the plugin returns; ``patient`` waits for a part. Raises what it raises."""
+    def call(self, row: Implementation, facts: dict[str, Any]) -> Any:
+        """What the plugin returns. Raises what it raises."""
         return row.call(facts)
 
     def failed(self, row: Implementation, error: BaseException) -> None:
@@ -850,34 +828,19 @@ class Hooks:
 
     # -- parts
 
-    def parts(self, hook: str, kind: Any, **facts: Any) -> Iterator[Any]:
-        """The parts that plugins give for ``hook``, in the order of their calls. Raises StartError."""
-        for row in self.implementations[hook]:
-            if (part := self._made(row, kind, facts)) is not None:
-                yield part
-
-    def part(self, hook: str, kind: Any, **facts: Any) -> Any:
-        """The first part that a plugin gives, None where there is none. Raises StartError."""
-        return next(self.parts(hook, kind, **facts), None)
-
-    def derived(self, hook: str, base: type[T], **facts: Any) -> type[T]:
-        """``base``, or what plugins derive from it: each gets what the one before it made, as ``base``."""
-        for row in reversed(self.implementations[hook]):
-            base = self._made(row, type[base], facts | {"base": base}) or base
+    def part(self, base: type[T], settings: Settings) -> type[T]:
+        """``base``, or what plugins derive from it: each gets what the one before it made. Raises StartError."""
+        for row in reversed(self.implementations["part_class"]):
+            try:
+                made = self.call(row, {"settings": settings, "base": base}) or base
+                if not issubclass(made, base):
+                    raise TypeError(f"{made.__name__} is not derived from {base.__name__}")
+                base = made
+            except StartError:
+                raise
+            except (Exception, SystemExit) as error:
+                self.failed(row, error)
         return base
-
-    def _made(self, row: Implementation, kind: Any, facts: dict[str, Any]) -> Any:
-        """The part that one plugin gives; None where it gives none, fails, or gives what is not of ``kind``."""
-        try:
-            made = self.call(row, facts, patient=True)
-            base = typing.get_args(kind)
-            if made is None or (issubclass(made, base) if base else isinstance(made, kind)):
-                return made
-            raise TypeError(f"an answer of type {type(made).__name__} is not what was asked for")
-        except StartError:
-            raise
-        except (Exception, SystemExit) as error:
-            self.failed(row, error)
 
 
 class PluginManager(pluggy.PluginManager):
@@ -998,19 +961,17 @@ class Sidecar:
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
         self.hooks = hooks
-        self.storage: Storage = hooks.part("storage", Storage, settings=settings) or Storage(settings)
+        self.storage: Storage = hooks.part(Storage, settings)(settings)
         self.agent_types = AgentTypes(hooks, settings)
         self.metrics = Metrics()
-        tokens = hooks.derived("part_class", Tokens, settings=settings)
-        self.tokens = tokens(settings, self.agent_types, self.storage)
+        self.tokens = hooks.part(Tokens, settings)(settings, self.agent_types, self.storage)
         self.limits = RateLimits(self.agent_types)
-        self.bus = EventBus(self.storage, settings, hooks)
+        self.bus = hooks.part(EventBus, settings)(self.storage, settings, hooks)
         self.results = Results(self.storage, self.bus, hooks, self.agent_types, settings)
-        contexts = hooks.derived("part_class", Contexts, settings=settings)
-        self.contexts = contexts(self.storage, hooks, self.agent_types, settings)
-        agents = hooks.derived("part_class", Agents, settings=settings)
+        self.contexts = hooks.part(Contexts, settings)(self.storage, hooks, self.agent_types, settings)
+        agents = hooks.part(Agents, settings)
         self.agents = agents(self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings)
-        self.server_class = hooks.derived("server_class", Server, settings=settings)
+        self.server_class = hooks.part(Server, settings)
         self.started = time.time()
         self.open_requests = 0
         self.process = psutil.Process()
@@ -1287,7 +1248,7 @@ class Application(tornado.web.Application):
         self.hosts = frozenset(map(str.lower, names))
         self.headers = {"Server": "cco-sidecar", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
         self.headers |= {"Strict-Transport-Security": "max-age=31536000"} if settings.tls_cert else {}
-        common = sidecar.hooks.derived("part_class", Endpoint, settings=settings)
+        common = sidecar.hooks.part(Endpoint, settings)
 
         def serving(rows: Iterable[Route]) -> dict[tuple[str, str], tuple[Route, type[Endpoint]]]:
             found = {}
@@ -1367,7 +1328,7 @@ class Delegate(tornado.httputil.HTTPMessageDelegate):
 
 
 class Server(tornado.httpserver.HTTPServer):
-    """Tornado's HTTP/1.1 server. Plugins derive theirs from it (``server_class``)."""
+    """Tornado's HTTP/1.1 server. Plugins derive theirs from it (``part_class``)."""
 
     protocols = "HTTP/1.1 (HTTP/2: off)"  # as the banner says it
     body_seconds = 60.0  # for the body of a request
@@ -2241,7 +2202,7 @@ class Storage:
     """Everything that outlives the service: events and positions, results, agents, revoked tokens, idempotency keys.
 
     This class and ``Records`` are the whole interface, and no other part speaks SQL; a plugin may put another storage
-    in their place (the hook ``storage``). What the other parts rely on:
+    in their place (``part_class``). What the other parts rely on:
 
     - A job is all or nothing, and durable once ``write`` has answered. It changes what it sees by the ``changing``
       methods of Records, whose arguments are plain data, and nothing else that cannot be changed again: it may run
@@ -3100,12 +3061,15 @@ class EventBus:
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
         self._waiters, self.readers = Waiters(), Readers(storage)
-        self._parse = hooks.part("event_filter", Callable, settings=settings) or parse_filter
         self._wakes = 0
         self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=self.STEP)  # without a gap
         self._latest: tuple[Any, float, Poll] | None = None  # the last search: one event wakes many polls
         self._closed = False
         storage.observer = self.wake_waiters
+
+    def parse(self, expression: str) -> Filter:
+        """Raises EVT_002."""
+        return parse_filter(expression)
 
     # -- publishing
 
@@ -3147,7 +3111,7 @@ class EventBus:
         Raises EVT_002 (filter), REQ_001 (garbage in since), EVT_003 (since is outside of what is kept) and
         CancelledError (the client hung up).
         """
-        filter: Filter = self._parse(query.filter).within(claims.issue_id)
+        filter: Filter = self.parse(query.filter).within(claims.issue_id)
         channel = (claims.project_id, event_type)  # what a poll listens to; the type may be *
         key = None if query.since else (claims.project_id, claims.sub, event_type, filter.text)
         after, missed = self._begin(query.since, key)
@@ -3594,8 +3558,7 @@ class Contexts:
         self._cache = collections.OrderedDict[ContextKey, tuple[str, bytes]]()  # ETag, and what all answers share
         self._building: dict[str, asyncio.Task[BuiltContext]] = {}  # by ETag
         self._bytes = self._hits = self._misses = 0
-        reader = hooks.part("project_reader", Project, settings=settings)
-        self.project: Project = reader or Project(settings.root, settings.storage)
+        self.project = hooks.part(Project, settings)(settings.root, settings.storage)
         also = [names for _, names in hooks.ask("section_files")]
         named = {name for names in also for name in names if isinstance(name, str)}
         self.project.also = sorted({*TYPE_BY_MANIFEST, *named})
@@ -3702,9 +3665,7 @@ class Contexts:
         sections["metadata"]["task_matched"] = any(matched) if request.task else None
         sections["relevant_files"] = found[: request.max_files]
         room = request.max_bytes - 600 - len(request.issue_id) - len(request.agent_type)  # what surrounds the context
-        cuts = self._hooks.parts("fit_context", bool, request=request, sections=sections, max_bytes=room)
-        cut = next((cut for cut in cuts if json_size(sections) <= room), None)
-        cut = fit_context(sections, room) if cut is None else cut
+        cut = self.fit(request, sections, room)
         files = sections["relevant_files"]
         cut = cut or len(found) > request.max_files or any(file.get("truncated") for file in files)
         with_task = "semantic_chunking" if any(file.get("line_ranges") for file in files) else "smart"
@@ -3718,6 +3679,10 @@ class Contexts:
         }  # fmt: skip
         head = msgspec.json.encode(facts)[:-1]
         return head + b',"cache_hit":false}', head + b',"cache_hit":true}'
+
+    def fit(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool:
+        """Cut ``sections``, in place, to ``max_bytes`` of JSON; whether something went. Blocks. Raises CTX_002."""
+        return fit_context(sections, max_bytes)
 
     def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
         """The first ranking that a plugin gives; the built-in one always does. Blocks."""
@@ -4265,10 +4230,9 @@ class Agents:
     ) -> None:  # fmt: skip
         self.storage, self.tokens, self.results, self.hooks, self.settings = storage, tokens, results, hooks, settings
         self._folder = settings.storage / "agents"
-        launcher = hooks.derived("part_class", Launcher, settings=settings)
-        self.launcher: Launcher = launcher(contexts, tokens, types, hooks, settings)
+        self.launcher = hooks.part(Launcher, settings)(contexts, tokens, types, hooks, settings)
         self.disk = Pool("agents", 8, 20)
-        self.processes: Processes = hooks.part("process_owner", Processes, settings=settings) or Processes(settings)
+        self.processes = hooks.part(Processes, settings)(settings)
         self.active: dict[str, Running] = {}
         self._stopping = False
 
@@ -4648,7 +4612,7 @@ def token_files(token: str) -> dict[str, bytes]:
 
 
 class Processes:
-    """Starts, adopts and ends agents' processes. The plugin keeper derives its own from this (``process_owner``).
+    """Starts, adopts and ends agents' processes. Agents outlive a crash of the service.
 
     Each agent leads a session of its own and writes straight into a file, so it outlives us and never waits for us.
     Its processes are those of its session, those whose environment names its token file, and their descendants; one

@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cco_sidecar
-from cco_sidecar import ApiError, Contexts, Hooks, kind_of, language_of, read_text_file, redact
+from cco_sidecar import ApiError, Contexts, kind_of, language_of, read_text_file, redact
 
 budget, keywords, withheld = plugin("budget"), plugin("keywords"), plugin("_withheld")
 MakeService = Callable[..., Service]
@@ -809,8 +809,8 @@ def sections(draw: Any) -> dict[str, Any]:
 
 def fitted(sections: dict[str, Any], max_bytes: int, task: str, max_files: int = 1000, plugin: bool = True) -> bytes:
     """A context's JSON, fitted by the plugin budget or by the module alone."""
-    state = Contexts.__new__(Contexts)
-    state._hooks = Hooks([budget] if plugin else [])
+    kind = budget.BoundedContexts if plugin else Contexts
+    state = kind.__new__(kind)
     request: Any = SimpleNamespace(
         issue_id="issue-1", agent_type="python-specialist", task=task, max_bytes=max_bytes, max_files=max_files
     )

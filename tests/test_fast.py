@@ -35,8 +35,8 @@ class Both(Running):
 
     def kind(self) -> type[Server]:
         settings = SimpleNamespace(no_fast=not self.fast, max_connections=50, request_timeout=self.seconds)
-        kind = plugin("fast").server_class(settings, Server) or Server
-        kind = plugin("strict").server_class(settings, plugin("http2").server_class(kind))
+        kind = plugin("fast").part_class(settings, Server) or Server
+        kind = plugin("strict").part_class(settings, plugin("http2").part_class(kind))
         return type("Tested", (kind,), {"request_callback": None})
 
     def connect(self) -> socket.socket:

@@ -82,14 +82,17 @@ PLUGINS = {
             return {"verdict": file.read_text() if file.exists() else None}
     """,
     "search": """
-        from cco_sidecar import Filter, parse_filter
+        from cco_sidecar import EventBus, Filter
 
         @hookimpl
-        def event_filter():
-            def parse(text):
-                return Filter(text, (lambda event: text[1:] in event["topic"],)) if text[:1] == "~" else parse_filter(text)
+        def part_class(base):
+            class Searching(base):
+                def parse(self, text):
+                    if text[:1] == "~":
+                        return Filter(text, (lambda event: text[1:] in event["topic"],))
+                    return super().parse(text)
 
-            return parse
+            return Searching if issubclass(base, EventBus) else None
     """,
     "routing": """
         from cco_sidecar import NextAgent
@@ -190,14 +193,16 @@ PLUGINS = {
             command.set_defaults(run=greet)
     """,
     "server": """
+        from cco_sidecar import Server
+
         @hookimpl
-        def server_class(base):
-            class Server(base):
+        def part_class(base):
+            class Own(base):
                 def start_request(self, server_conn, request_conn):
                     print("a server of one's own", flush=True)
                     return super().start_request(server_conn, request_conn)
 
-            return Server
+            return Own if issubclass(base, Server) else None
     """,
     "letters": """
         from cco_sidecar import Launcher
@@ -249,11 +254,18 @@ PLUGINS = {
             return Trusting if issubclass(base, Tokens) else None
     """,
     "fitting": """
+        from cco_sidecar import Contexts
+
         @hookimpl
-        def fit_context(request, sections, max_bytes):
-            if request.issue_id.startswith("nothing-"):
-                sections["relevant_files"] = []
-                return True
+        def part_class(base):
+            class Fitting(base):
+                def fit(self, request, sections, max_bytes):
+                    if request.issue_id.startswith("nothing-"):
+                        sections["relevant_files"] = []
+                        return True
+                    return super().fit(request, sections, max_bytes)
+
+            return Fitting if issubclass(base, Contexts) else None
     """,
     "short": """
         @hookimpl
@@ -266,38 +278,38 @@ PLUGINS = {
         from cco_sidecar import FileFact, Project
         from msgspec.structs import replace
 
-        class Reader(Project):
-            def look(self):
-                state = super().look()
-                return replace(state, files=[*state.files, FileFact("seen/by-a-plugin.py", 7, 0)])
-
         @hookimpl
-        def project_reader(settings):
-            return Reader(settings.root, settings.storage)
+        def part_class(base):
+            class Reader(base):
+                async def state(self):
+                    state = await super().state()
+                    return replace(state, files=[*state.files, FileFact("seen/by-a-plugin.py", 7, 0)])
+
+            return Reader if issubclass(base, Project) else None
     """,
     "owner": """
         from cco_sidecar import Processes
 
-        class Named(Processes):
-            async def start(self, running, command):
-                command.argv.append(f"started by a plugin's owner")
-                await super().start(running, command)
-
         @hookimpl
-        def process_owner(settings):
-            return Named(settings)
+        def part_class(base):
+            class Named(base):
+                async def start(self, running, command):
+                    command.argv.append(f"started by a plugin's owner")
+                    await super().start(running, command)
+
+            return Named if issubclass(base, Processes) else None
     """,
     "store": """
         from cco_sidecar import Storage
 
-        class Mirrored(Storage):
-            def start(self):
-                super().start()
-                print("a storage of one's own", flush=True)
-
         @hookimpl
-        def storage(settings):
-            return Mirrored(settings)
+        def part_class(base):
+            class Mirrored(base):
+                def start(self):
+                    super().start()
+                    print("a storage of one's own", flush=True)
+
+            return Mirrored if issubclass(base, Storage) else None
     """,
     "proxy": """
         @hookimpl
@@ -717,13 +729,7 @@ EXERCISED = {
     "agent_ended": test_a_plugin_says_how_an_agent_runs_and_observes_its_end,
     "register_routes": test_a_plugin_adds_endpoints_with_everything_that_ours_have,
     "register_commands": test_a_plugin_adds_commands_and_other_plugins_cannot_break_the_command_line,
-    "server_class": test_a_plugin_brings_its_own_server,
-    "event_filter": test_a_plugin_reads_filters_in_its_own_way,
     "context_brief": test_a_plugin_makes_its_own_brief_and_secrets_are_redacted,
-    "fit_context": test_a_plugin_fits_contexts_into_their_budget,
-    "project_reader": test_a_plugin_brings_its_own_look_at_the_repository,
-    "storage": test_a_plugin_brings_its_own_storage,
-    "process_owner": test_a_plugin_brings_its_own_owner_of_agents_processes,
     "part_class": test_a_plugin_adds_to_what_agents_are_started_with,
     "agent_result": test_a_plugin_speaks_for_an_agent_that_stored_nothing,
     "agent_starting": test_a_plugin_speaks_for_an_agent_that_stored_nothing,
@@ -780,8 +786,7 @@ def test_plugins_that_raise_or_answer_nonsense_are_logged_and_the_service_is_hea
         "rank_files",
         "next_agents",
         "result_stored",
-        "server_class",
-        "storage",
+        "part_class",
         "startup",
     ):
         assert f"plugin x_raising: {hook}: " in plugged.log, hook
@@ -790,8 +795,7 @@ def test_plugins_that_raise_or_answer_nonsense_are_logged_and_the_service_is_hea
         "context_section",
         "rank_files",
         "next_agents",
-        "server_class",
-        "storage",
+        "part_class",
         "register_routes",
     ):
         assert f"plugin x_nonsense: {hook}: " in plugged.log, hook
@@ -900,22 +904,21 @@ def test_a_ranking_is_as_long_as_the_project_is_large() -> None:
     assert plain("rank_files", ranked) == ranked
 
 
-@pytest.mark.parametrize("hook", ["storage", "server_class", "process_owner"])
 def test_a_part_that_is_long_in_the_making_is_named_again_and_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hook: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = tmp_path / "gate"
     code = f"    import os, time\n    while not os.path.exists({str(gate)!r}): time.sleep(0.01)\n    raise KeyboardInterrupt"
-    hooks = hooks_of(tmp_path, slow=f"@hookimpl\ndef {hook}(settings):\n{code}")
+    hooks = hooks_of(tmp_path, slow=f"@hookimpl\ndef part_class(settings):\n{code}")
     monkeypatch.setattr(Hooks, "TIMEOUT", 0.05)
     with ThreadPoolExecutor(1) as threads:
-        part = threads.submit(lambda: list(hooks.parts(hook, object, settings=None)))
+        part = threads.submit(hooks.part, Storage, None)
         try:
-            until(lambda: caplog.messages.count(f"plugin slow: {hook}: no answer yet, which is waited for") > 1)
+            until(lambda: caplog.messages.count("plugin slow: part_class: no answer yet, which is waited for") > 1)
         finally:
             gate.touch()
-        assert part.result(5) == []
-    assert caplog.messages[-1] == f"plugin slow: {hook}: KeyboardInterrupt (slow.py:7)"
+        assert part.result(5) is Storage
+    assert caplog.messages[-1] == "plugin slow: part_class: KeyboardInterrupt (slow.py:7)"
 
 
 def test_no_answer_is_no_fault_of_any_hook(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -1041,22 +1044,23 @@ def test_a_faulty_plugin_stops_the_start_with_one_line(repository: Path, tmp_pat
     ("code", "said"),
     [
         ("return None", ""),
-        ("return 5", "storage: TypeError: an answer of type int is not what was asked for"),
-        ("raise ValueError('no disk')", "storage: ValueError: no disk (odd.py:5)"),
-        ("raise SystemError", "storage: SystemError (odd.py:5)"),
+        ("return 5", "part_class: TypeError: issubclass() arg 1 must be a class"),
+        ("return dict", "part_class: TypeError: dict is not derived from Storage"),
+        ("raise ValueError('no disk')", "part_class: ValueError: no disk (odd.py:5)"),
+        ("raise SystemError", "part_class: SystemError (odd.py:5)"),
     ],
 )
 def test_a_part_that_cannot_be_made_leaves_the_cores_own_in_place(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, code: str, said: str
 ) -> None:
-    hooks = hooks_of(tmp_path, odd=f"@hookimpl\ndef storage():\n    {code}")
+    hooks = hooks_of(tmp_path, odd=f"@hookimpl\ndef part_class():\n    {code}")
     caplog.set_level("WARNING", "cco")
-    assert hooks.part("storage", Storage, settings=None) is None
+    assert hooks.part(Storage, None) is Storage
     assert caplog.messages == ([f"plugin odd: {said}"] if said else [])
 
 
 def test_a_part_stops_the_start_with_a_line_of_its_own(tmp_path: Path, repository: Path) -> None:
-    code = "@hookimpl\ndef storage():\n    raise cco_sidecar.StartError('the cluster is not reachable')"
+    code = "@hookimpl\ndef part_class():\n    raise cco_sidecar.StartError('the cluster is not reachable')"
     plugins = write_plugins(tmp_path / "plugins", {"cluster": code})
     ended = run("--plugins", str(plugins), "--storage", str(tmp_path / "storage"), "--port", "0", cwd=repository)
     assert (ended.returncode, ended.stderr) == (2, "cco: the cluster is not reachable\n")

@@ -1504,13 +1504,13 @@ def test_the_hook_offers_the_server():
 
     class Spec:
         @pluggy.HookspecMarker("cco_sidecar")(firstresult=True)
-        def server_class(self, settings, base):
+        def part_class(self, settings, base):
             """The server class."""
 
     manager.add_hookspecs(Spec)
     manager.register(http2)
     manager.check_pending()
-    assert issubclass(manager.hook.server_class(settings=None, base=Server), http2.Http2Server)
+    assert issubclass(manager.hook.part_class(settings=None, base=Server), http2.Http2Server)
 
 
 @pytest.mark.parametrize(

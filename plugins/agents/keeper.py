@@ -58,12 +58,9 @@ Identity = tuple[int, str]  # pid, and what tells it from an earlier or later pr
 
 
 @hookimpl
-def process_owner(settings: PluginSettings) -> Processes:
-    return KeptProcesses(settings)
-
-
-@hookimpl
 def part_class(base: type) -> type | None:
+    if issubclass(base, Processes):
+        return type("KeptProcesses", (KeptProcesses, base), {})
     return type("NotingAgents", (NotingAgents, base), {}) if issubclass(base, Agents) else None
 
 

@@ -55,9 +55,10 @@ class ReplicatedStorage(GuardedStorage):
     SLOW = TAKES_NOTHING
     LOOK_SECONDS = 2.0  # between two looks whether a snapshot is due
 
-    def __init__(self, settings: PluginSettings, options: LogOptions) -> None:
+    options: LogOptions
+
+    def __init__(self, settings: PluginSettings) -> None:
         super().__init__(settings)
-        self._options = options
         self._woken = self._running = False
         self._restored = 0
         self._looking: asyncio.Task[None] | None = None
@@ -75,7 +76,7 @@ class ReplicatedStorage(GuardedStorage):
         secret = (self._settings.jwt_secret or "").encode() or content_of(self.path.with_name("jwt.secret"))
         seal = Seal(secret.strip())
         founding = {"format": str(FORMAT), "epoch": uuid.uuid4().hex[:8], "secret": seal.fingerprint}
-        self.log = NatsLog(self._options, founding, self._hear, lambda: self.follower.applied, seal)
+        self.log = NatsLog(self.options, founding, self._hear, lambda: self.follower.applied, seal)
         self._snapshots = Snapshots(self.log, self.path, self._settings.nats_snapshot_entries)
         replica = Replica(self._writer, self.node)
         self.follower = Follower(replica, seal.fingerprint, self.files, self._snapshots, self._tell)
@@ -90,7 +91,7 @@ class ReplicatedStorage(GuardedStorage):
         self._running, self.follower.starting, self.log.starting = True, False, False
         self.head = self.read.head()
         at = self.problem() or f"{self.log.server}, on {self.replicas()} server{'s' * (self.replicas() > 1)}"
-        self.place += f", a replica of the log {self._options.stream} at NATS ({at})"
+        self.place += f", a replica of the log {self.options.stream} at NATS ({at})"
         self._looking = asyncio.create_task(self._look_for_ever())
 
     def _join(self) -> None:
@@ -295,9 +296,9 @@ class ReplicatedStorage(GuardedStorage):
         """How this sidecar stands to the log and the others."""
         applied = self.follower.applied
         return {
-            "backend": "nats", "servers": [without_login(server) for server in self._options.servers],
+            "backend": "nats", "servers": [without_login(server) for server in self.options.servers],
             "connected_to": self.log.server or None, "away": self.log.away, "problem": self.problem(),
-            "stream": self._options.stream, "replicas": self.replicas(), "synced": self._settings.nats_synced,
+            "stream": self.options.stream, "replicas": self.replicas(), "synced": self._settings.nats_synced,
             "applied": applied, "lag": max(0, self.log.heard - applied), "node": self.node,
             "peers": self.peers.seen(), "differs": DIFFERS,
         }  # fmt: skip

@@ -10,22 +10,11 @@ from cco_sidecar_plugins.cluster._options import log_options
 
 
 @hookimpl(tryfirst=True)
-def storage(settings: PluginSettings) -> Storage | None:
-    if not settings.backend:
-        return None
-    options = log_options(settings)
-    try:  # nothing of it is imported where it is not used
-        from cco_sidecar_plugins.cluster._replicated import ReplicatedStorage
-    except ModuleNotFoundError as error:
-        needed = f"needs the package {error.name}: pip install '.[cluster]', or nats-py"
-        raise StartError(f"{settings.where('backend')}: {needed}") from None
-    return ReplicatedStorage(settings, options)
-
-
-@hookimpl(tryfirst=True)
 def part_class(settings: PluginSettings, base: type) -> type | None:
-    if not settings.backend or not issubclass(base, (Agents, Endpoint)):
+    if not settings.backend or not issubclass(base, (Storage, Agents, Endpoint)):
         return None
+    if issubclass(base, Storage):
+        return storage_class(settings, base)
     if issubclass(base, Agents):
         from cco_sidecar_plugins.cluster._owners import OwningAgents
 
@@ -33,3 +22,13 @@ def part_class(settings: PluginSettings, base: type) -> type | None:
     from cco_sidecar_plugins.cluster._replicated import CatchingUp
 
     return type("CatchingUp", (CatchingUp, base), {})
+
+
+def storage_class(settings: PluginSettings, base: type[Storage]) -> type[Storage]:
+    options = log_options(settings)
+    try:  # nothing of it is imported where it is not used
+        from cco_sidecar_plugins.cluster._replicated import ReplicatedStorage
+    except ModuleNotFoundError as error:
+        needed = f"needs the package {error.name}: pip install '.[cluster]', or nats-py"
+        raise StartError(f"{settings.where('backend')}: {needed}") from None
+    return type("ReplicatedStorage", (ReplicatedStorage, base), {"options": options})

@@ -68,7 +68,7 @@ class AlikeContexts(Contexts):
     @functools.cached_property
     def _alone(self) -> bool:
         """Whether nobody else's code has a say in what contexts hold."""
-        hooks = ("rank_files", "context_section", "fit_context")
+        hooks = ("rank_files", "context_section")
         code = [row.function for hook in hooks for row in self._hooks.implementations[hook]]
         modules = {each.__module__ for each in (*code, *type(self).__mro__[:-1])} - {Contexts.__module__}
         return all(module.startswith(f"{PACKAGE}.") for module in modules)

@@ -72,20 +72,18 @@ class BoundedContexts(Contexts):
         more = [name for name in sections if name not in SECTION_TYPES]
         return {name: sections[name] for name in [*SECTION_TYPES, *more]}
 
-
-@hookimpl
-def fit_context(request: ContextRequest, sections: Sections, max_bytes: int) -> bool:
-    files, sections["relevant_files"] = sections["relevant_files"], []
-    for file in files:
-        if not file.get("chunks") and request.task and len(file["content"]) > request.max_bytes / 8:
-            file["chunks"] = score_chunks(file["content"], request.task)
-    wanted = sum(min(json_size(file), max_bytes) + 1 for file in files)
-    cut = cut_sections(sections, max_bytes, wanted)
-    left = max_bytes - json_size(sections)
-    if left < 0:
-        raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes: ask for more")
-    chosen = sections["relevant_files"] = choose_files(files, left, cap=max(LEAST, request.max_bytes // 4))
-    return cut or len(chosen) < len(files)
+    def fit(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool:
+        files, sections["relevant_files"] = sections["relevant_files"], []
+        for file in files:
+            if not file.get("chunks") and request.task and len(file["content"]) > request.max_bytes / 8:
+                file["chunks"] = score_chunks(file["content"], request.task)
+        wanted = sum(min(json_size(file), max_bytes) + 1 for file in files)
+        cut = cut_sections(sections, max_bytes, wanted)
+        left = max_bytes - json_size(sections)
+        if left < 0:
+            raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes: ask for more")
+        chosen = sections["relevant_files"] = choose_files(files, left, cap=max(LEAST, request.max_bytes // 4))
+        return cut or len(chosen) < len(files)
 
 
 def cut_sections(sections: Sections, room: int, wanted: int) -> bool:

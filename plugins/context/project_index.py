@@ -64,8 +64,9 @@ Proof = dict[str, Fingerprint | None]  # by absolute path
 
 
 @hookimpl
-def project_reader(settings: Settings) -> Project:
-    return ProjectIndex(settings.root, settings.storage, watched=not settings.no_watch)
+def part_class(settings: Settings, base: type) -> type | None:
+    watched = {"watched": not settings.no_watch}
+    return type("ProjectIndex", (ProjectIndex, base), watched) if issubclass(base, Project) else None
 
 
 class ProvenState(ProjectState, frozen=True, kw_only=True):
@@ -131,10 +132,10 @@ class ProjectIndex(GitProject):
     DISTRUST = 600.0  # seconds for which everything is looked at after a change without an event
     ATTEMPTS = 4  # before a project that changes all the time is taken as it is, and not cached
     FEW = 50  # changed files that git is asked about by name
+    watched = True
 
-    def __init__(self, root: Path, scratch: Path, *, watched: bool = True) -> None:
+    def __init__(self, root: Path, scratch: Path) -> None:
         super().__init__(root, scratch)
-        self._watched = watched
         self._watcher = new_watcher(root, self._tell, self._on_change)
         self._lock = threading.Lock()  # held by a look
         self._changed: Callable[[], None] = lambda: None
@@ -155,11 +156,11 @@ class ProjectIndex(GitProject):
 
     @property
     def watching(self) -> str:
-        return self._watcher.state if self._watched else "off"
+        return self._watcher.state if self.watched else "off"
 
     def start(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        if self._watched:
+        if self.watched:
             self._watcher.start()
 
     def close(self) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct
 
-from cco_sidecar import ABSENT, PLAIN, ApiError, Filter, Settings, find_field, hookimpl, texts_of
+from cco_sidecar import ABSENT, PLAIN, ApiError, EventBus, Filter, find_field, hookimpl, texts_of
 
 
 @hookimpl
-def event_filter(settings: Settings) -> Callable[[str], Filter]:
-    return parse
+def part_class(base: type) -> type | None:
+    return type("FilteringBus", (FilteringBus, base), {}) if issubclass(base, EventBus) else None
+
+
+class FilteringBus(EventBus):
+    def parse(self, expression: str) -> Filter:
+        return parse(expression)
 
 
 @functools.lru_cache(4096)

@@ -8,11 +8,8 @@ import argparse
 import hashlib
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from cco_sidecar import (
     AgentCommand,
@@ -21,16 +18,14 @@ from cco_sidecar import (
     CommandParser,
     ContextRequest,
     Endpoint,
-    Filter,
     Launcher,
     NextAgent,
-    Processes,
-    Project,
     RankedFile,
     RankRequest,
     ResultFact,
     Route,
     Sections,
+    Server,
     Settings,
     SidecarInfo,
     Storage,
@@ -157,60 +152,17 @@ def shutdown(info: SidecarInfo) -> None:
 
 
 @hookimpl
-def storage(settings: Settings) -> Storage | None:
-    class Backed(Storage):
+def part_class(settings: Settings, base: Any) -> type | None:
+    class Backed(base):  # type: ignore[misc]
         def start(self) -> None:
             shutil.copytree(settings.storage, f"{settings.storage}.bak", dirs_exist_ok=True)
             super().start()
 
-    return Backed(settings)
-
-
-@hookimpl
-def server_class(settings: Settings, base: Any) -> type:
     class Logged(base):  # type: ignore[misc]
         def start_request(self, server_conn: object, request_conn: Any) -> Any:
             log.info("a request comes")
             return super().start_request(server_conn, request_conn)
 
-    return Logged
-
-
-@hookimpl
-def fit_context(request: ContextRequest, sections: Sections, max_bytes: int) -> bool | None:
-    for file in sections["relevant_files"]:
-        file.pop("chunks", None)
-    while sections["relevant_files"] and len(msgspec.json.encode(sections)) > max_bytes:
-        sections["relevant_files"].pop()
-    return True
-
-
-@hookimpl
-def event_filter(settings: Settings) -> Callable[[str], Filter] | None:
-    return lambda text: Filter(text, (lambda event: text in event["topic"],))
-
-
-@hookimpl
-def project_reader(settings: Settings) -> Project | None:
-    class Reader(Project):
-        def start(self, changed: Callable[..., None]) -> None:
-            log.info("nobody looks out for changes")
-
-    return Reader(settings.root, settings.storage)
-
-
-@hookimpl
-def process_owner(settings: Settings) -> Processes | None:
-    class Owner(Processes):
-        async def start(self, running: Any, command: AgentCommand) -> None:
-            command.environment["LANG"] = "C.UTF-8"
-            await super().start(running, command)
-
-    return Owner(settings)
-
-
-@hookimpl
-def part_class(settings: Settings, base: Any) -> type | None:
     class Welcoming(base):  # type: ignore[misc]
         async def files(self, running: Any, body: Any) -> Any:
             return await super().files(running, body) | {"welcome.txt": b"Welcome to the team"}
@@ -220,4 +172,5 @@ def part_class(settings: Settings, base: Any) -> type | None:
             self.set_header("X-Checksum", hashlib.sha256(content).hexdigest())
             await super().send(content)
 
-    return Welcoming if issubclass(base, Launcher) else Signed if issubclass(base, Endpoint) else None
+    own = {Storage: Backed, Server: Logged, Launcher: Welcoming, Endpoint: Signed}
+    return next((mine for part, mine in own.items() if issubclass(base, part)), None)

@@ -24,12 +24,9 @@ log = logging.getLogger("cco.audit")
 
 
 @hookimpl
-def server_class(settings: Settings, base: type[Server]) -> type[Server]:
-    return type("AuditedServer", (AuditedServer, base), {"settings": settings})
-
-
-@hookimpl
-def part_class(base: type) -> type | None:
+def part_class(settings: Settings, base: type) -> type | None:
+    if issubclass(base, Server):
+        return type("AuditedServer", (AuditedServer, base), {"settings": settings})
     return type("AuditedEndpoint", (AuditedEndpoint, base), {}) if issubclass(base, Endpoint) else None
 
 

@@ -21,8 +21,9 @@ EXPOSED_HEADERS = (
 
 
 @hookimpl
-def server_class(settings: Settings, base: type[Server]) -> type[Server]:
-    return type("CorsServer", (CorsServer, base), {"origins": settings.cors_origin})
+def part_class(settings: Settings, base: type) -> type | None:
+    origins = {"origins": settings.cors_origin}
+    return type("CorsServer", (CorsServer, base), origins) if issubclass(base, Server) else None
 
 
 class CorsServer(Server):

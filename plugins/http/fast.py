@@ -29,8 +29,8 @@ from cco_sidecar_plugins.http.strict import StrictServer
 
 
 @hookimpl
-def server_class(settings: PluginSettings, base: type[Server]) -> type[Server] | None:
-    if settings.no_fast:
+def part_class(settings: PluginSettings, base: type) -> type | None:
+    if settings.no_fast or not issubclass(base, Server):
         return None
     facts: dict[str, Any] = {"protocols": base.protocols.replace("HTTP/1.1", "fast HTTP/1.1")}
     with contextlib.suppress(ImportError):  # the extra ``fast``

@@ -46,8 +46,10 @@ log = logging.getLogger("cco_sidecar.http2")
 
 
 @hookimpl
-def server_class(base: type[Server]) -> type[Server]:
+def part_class(base: type) -> type | None:
     """The sidecar listens with this class in place of Tornado's own server."""
+    if not issubclass(base, Server):
+        return None
     return type(
         "Http2Server", (Http2Server, base), {"protocols": base.protocols.replace(" (HTTP/2: off)", " and HTTP/2")}
     )

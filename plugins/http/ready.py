@@ -19,12 +19,9 @@ from cco_sidecar_plugins.http._short_way import ShortAnswer, ShortRequest
 
 
 @hookimpl
-def server_class(base: type[Server]) -> type[Server]:
-    return type("ReadyServer", (ReadyServer, base), {})
-
-
-@hookimpl
 def part_class(base: type) -> type | None:
+    if issubclass(base, Server):
+        return type("ReadyServer", (ReadyServer, base), {})
     return type("ReadyEndpoint", (ReadyEndpoint, base), {}) if issubclass(base, Endpoint) else None
 
 

@@ -48,18 +48,15 @@ from cco_sidecar_plugins.http._framing import (
 
 
 @hookimpl
-def server_class(settings: PluginSettings, base: type[Server]) -> type[Server]:
+def part_class(settings: PluginSettings, base: type) -> type | None:
+    if issubclass(base, Endpoint):
+        return type("HurriedEndpoint", (HurriedEndpoint, base), {"seconds": float(settings.request_timeout)})
+    if not issubclass(base, Server):
+        return None
     most = connection_limit(settings.max_connections)
     facts: dict[str, Any] = {"max_connections": most, "request_timeout": float(settings.request_timeout)}
     facts["body_seconds"] = settings.request_timeout + 15.0  # HurriedEndpoint says why before that
     return type("StrictServer", (StrictServer, base), facts)
-
-
-@hookimpl
-def part_class(settings: PluginSettings, base: type) -> type | None:
-    if not issubclass(base, Endpoint):
-        return None
-    return type("HurriedEndpoint", (HurriedEndpoint, base), {"seconds": float(settings.request_timeout)})
 
 
 class HurriedEndpoint(Endpoint):

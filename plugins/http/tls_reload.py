@@ -18,8 +18,8 @@ CHECK_SECONDS = 2.0
 
 
 @hookimpl
-def server_class(settings: Settings, base: type[Server]) -> type[Server] | None:
-    if not settings.tls_cert or not settings.tls_key:
+def part_class(settings: Settings, base: type) -> type | None:
+    if not issubclass(base, Server) or not settings.tls_cert or not settings.tls_key:
         return None
     return type("ReloadingServer", (ReloadingServer, base), {"settings": settings})
 

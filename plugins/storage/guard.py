@@ -31,13 +31,10 @@ from cco_sidecar_plugins.storage._log import database_files
 log = logging.getLogger("cco")
 
 
-@hookimpl
-def storage(settings: PluginSettings) -> Storage:
-    return GuardedStorage(settings)
-
-
 @hookimpl(trylast=True)  # what is answered again needs no room
 def part_class(base: type) -> type | None:
+    if issubclass(base, Storage):
+        return type("GuardedStorage", (GuardedStorage, base), {})
     return type("BoundedBody", (BoundedBody, base), {}) if issubclass(base, Endpoint) else None
 
 

@@ -4247,9 +4247,7 @@ class Agents:
             raise ApiError("AGT_001", "The service is stopping")
         if (number := len(self.active)) >= self.settings.max_agents:
             raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
-        parent = self.storage.read.agent(self.settings.project, claims.sub)  # None: no agent of ours asks
-        row = self.launcher.row(claims, body, 1 + (parent["depth"] or 1 if parent else 0))
-        self.check_room(row, self.storage.read)
+        row = self.launcher.row(claims, body)
 
         def begin(records: Records) -> dict[str, Any]:
             self.check_room(row, records)
@@ -4258,26 +4256,20 @@ class Agents:
 
         # From here on it counts, so that a thousand at once cannot pass the limit.
         running = self.active[row["id"]] = Running(row, self._folder / row["id"], asyncio.current_task())
-        what = ""
         try:
             files = await self.launcher.files(running, body)
             await self.storage.write(ANSWERING.get()(begin))
             self._renew_token(running)
             command, ignored = await self.launcher.command(running, files, body.get("environment") or {})
-            what = f"{Path(command.argv[0]).name}: "
             await self.processes.start(running, command)
             await self._run(running)
         except BaseException as error:
-            problem: BaseException = error
-            if isinstance(error, OSError):
-                problem = ApiError("AGT_001", f"Agent spawn failed: {what}{error.strerror or type(error).__name__}")
-            await self._give_up(running, problem.message if isinstance(problem, ApiError) else None)
-            raise problem from None
+            raise await self._give_up(running, error) from None
         log.info("agent %s started, pid %d", row["id"], row["pid"])
         return spawned_answer(row, running.token, sorted(ignored))
 
     def check_room(self, row: dict[str, Any], records: Records) -> None:
-        """Raise AGT_003 where a row's agent may not start. Asked again by the writer, which knows all rows."""
+        """Raise AGT_003 where a row's agent may not start. On the writer thread, which knows all rows."""
 
     def _renew_token(self, running: Running) -> None:
         running.token, life = self.launcher.token(running.row), self.settings.token_ttl
@@ -4291,41 +4283,40 @@ class Agents:
         await self.storage.write(lambda records: records.update_agent(row["id"], **facts))
         running.task = asyncio.create_task(self._watch(running))
 
-    async def _give_up(self, running: Running, reason: str | None) -> None:
-        """Leave nothing of a spawn that failed but its row."""
+    async def _give_up(self, running: Running, error: BaseException) -> BaseException:
+        """Leave nothing of a spawn that failed but its row; the error for its caller."""
         self.tokens.revoke(running.row["id"])
         if running.row["pid"]:
             running.grace = 0.0
             await self.processes.end(running)
+        if isinstance(error, OSError):
+            what = f"{Path(error.filename).name}: " if error.filename else ""
+            error = ApiError("AGT_001", f"Agent spawn failed: {what}{error.strerror or type(error).__name__}")
+        reason = error.message if isinstance(error, ApiError) else None
         row = running.row | {"state": "failed", "ended": time.time(), "pid": None, "reason": reason}
         with contextlib.suppress(StorageError):  # the caller is being told about the failure that came first
             await self.storage.write(functools.partial(end_agent, row, []))
         await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
-        self.active.pop(running.row["id"], None)
+        self.active.pop(row["id"], None)
+        return error
 
     # -- watching
 
     async def _watch(self, running: Running) -> None:
         """Wait for the end, by itself, by order or by the time limit; then leave nothing of it behind."""
-        row, deadline = running.row, running.began + running.row["time_limit"]
-        events = (running.exited, running.ordered)
-        waits = [asyncio.create_task(event.wait()) for event in events]
+        row = running.row
         try:
-            while not any(event.is_set() for event in events) and (left := deadline - time.monotonic()) > 0:
+            while not (running.ending.is_set() or row["reason"]):
                 self.processes.look(running)
                 await self.tend(running)
-                if row["reason"]:
-                    break
-                await asyncio.wait(waits, timeout=min(left, self.processes.LOOK), return_when="FIRST_COMPLETED")
-            if not running.exited.is_set() and running.ended_as is None and row["reason"] is None:
-                running.ended_as = "killed" if running.ordered.is_set() else "timeout"
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(running.ending.wait(), self.processes.LOOK)
+                if time.monotonic() > running.began + row["time_limit"]:
+                    running.end("timeout")
             await self.processes.end(running)
             await self._record(running)
         except Exception as error:  # a boundary: a task of its own, which must say so when it fails
             log.error("agent %s: watching failed", row["id"], exc_info=error)
-        finally:
-            for wait in waits:
-                wait.cancel()
 
     async def tend(self, running: Running) -> None:
         """Look after a running agent, again and again: renew its token in time, and write its files again where they
@@ -4343,16 +4334,8 @@ class Agents:
 
     async def _record(self, running: Running) -> None:
         """Take the token of an agent without processes away, find out how it ended, and store that."""
-        row, code, now = running.row, running.exit_code, time.time()
-        by_itself: AgentState = "completed" if code == 0 else "failed"
-        if code is None:  # then a success that the agent stored speaks for it
-            stored = self.storage.read.success_since(row["project"], row["id"], row["started"] - 1)
-            by_itself = "completed" if stored else "lost"
-        row |= {
-            "state": running.ended_as or by_itself, "exit_code": code,
-            "signal": -code if code is not None and code < 0 else None,
-            "ended": min(max(running.ended or now, row["started"]), now),
-        }  # fmt: skip
+        row, now = running.row, time.time()
+        row["ended"] = min(max(running.ended or now, row["started"]), now)
         self.tokens.revoke(row["id"])
         for name in token_files(""):
             with contextlib.suppress(OSError):
@@ -4372,10 +4355,17 @@ class Agents:
                 await asyncio.sleep(1)
         self.active.pop(row["id"], None)
         self.hooks.tell("agent_ended", agent=told)
-        log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], code)
+        log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], row["exit_code"])
 
     async def judge(self, running: Running) -> None:
-        """Add to an ended agent's row what else is known of its end, which is not stored yet. After a crash, again."""
+        """Set in an ended agent's row how it ended, which is not stored yet. After a crash, again."""
+        row, code = running.row, running.exit_code
+        by_itself: AgentState = "completed" if code == 0 else "failed"
+        if code is None:  # then a success that the agent stored speaks for it
+            stored = self.storage.read.success_since(row["project"], row["id"], row["started"] - 1)
+            by_itself = "completed" if stored else "lost"
+        died = -code if code is not None and code < 0 else None
+        row |= {"state": running.ended_as or by_itself, "exit_code": code, "signal": died}
 
     async def end(self, agent_id: str, *, force: bool = False) -> bool:
         """Order an agent's end, which a crash does not forget, at once with ``force``; False where it has ended."""
@@ -4383,9 +4373,9 @@ class Agents:
         if running is None:
             return False
         running.grace = 0.0 if force else running.grace
-        if not running.ordered.is_set():
+        if not running.ended_as:
             await self.storage.write(lambda records: records.update_agent(agent_id, ordered=1))
-            running.ordered.set()
+            running.end("killed")
         return True
 
     # -- life
@@ -4399,11 +4389,10 @@ class Agents:
         await self.processes.open()
         for row in rows:
             running = self.active[row["id"]]
-            await self.processes.adopt(running)
             if row["ordered"]:
-                running.ordered.set()
-                running.ended_as = "killed"
-            log.info("agent %s %s, pid %s", row["id"], "is gone" if running.exited.is_set() else "adopted", row["pid"])
+                running.end("killed")
+            await self.processes.adopt(running)
+            log.info("agent %s %s, pid %s", row["id"], "is gone" if running.exited else "adopted", row["pid"])
             await self._run(running)
 
     async def stop(self, *, end_all: bool) -> None:
@@ -4412,11 +4401,11 @@ class Agents:
         for running in self.active.values():
             running.grace = min(running.grace, 2.0)
             if end_all:
-                running.ordered.set()
+                running.end("killed")
         deadline = time.monotonic() + 3.5
-        while any(running.ordered.is_set() for running in self.active.values()) and time.monotonic() < deadline:
+        while any(running.ending.is_set() for running in self.active.values()) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        if left := [name for name, running in self.active.items() if not running.ordered.is_set()]:
+        if left := [name for name, running in self.active.items() if not running.ending.is_set()]:
             log.info("agents go on, and the next start finds them: %s", ", ".join(left))
         tasks = [running.task for running in self.active.values() if running.task]  # which had their time
         for task in tasks:
@@ -4500,7 +4489,7 @@ class Launcher:
         self.contexts, self.tokens, self.types, self.hooks, self.settings = contexts, tokens, types, hooks, settings
         self._pool, self.url = Pool("launch", 8, 30), ""
 
-    def row(self, claims: Claims, body: dict[str, Any], depth: int) -> dict[str, Any]:
+    def row(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
         """The ledger's row of a new agent, which may no more than its type, than was asked for, than its spawner."""
         category = CATEGORIES[self.types.category(body["agent_type"])]
         asked, own = body.get("permissions"), self.tokens.permissions(claims)
@@ -4511,7 +4500,7 @@ class Launcher:
             "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self.settings.project,
             "type": body["agent_type"], "issue": body["issue_id"], "task": body.get("task", ""), "parent": claims.sub,
             "state": "starting", "started": time.time(), "time_limit": self.settings.agent_timeout, "permissions": may,
-            "only_issue": body["issue_id"] if body.get("issue_only") else claims.issue_id, "depth": depth,
+            "only_issue": body["issue_id"] if body.get("issue_only") else claims.issue_id, "depth": 1,
         }  # fmt: skip
 
     def token(self, row: dict[str, Any], ttl: int | None = None) -> str:
@@ -4520,13 +4509,11 @@ class Launcher:
         return self.tokens.mint(row["id"], row["type"], ttl=ttl, **granted)
 
     async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
-        """The files that an agent is to read, by name, for a validated request. Raises REQ_001, REQ_002, AGT_001."""
-        limit = BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
-        return {"context.json": await self.context(body, limit)}
-
-    async def context(self, body: dict[str, Any], max_bytes: int) -> bytes:
-        """The context for a request as JSON, with only the sections that it names."""
-        query = ContextQuery(task=body.get("task", ""), max_bytes=min(max(max_bytes, 2_000), 10 * MB))
+        """The files that an agent is to read, by name, for a validated request: the context as JSON, with only the
+        sections that were asked for. Raises REQ_001, REQ_002, AGT_001.
+        """
+        most = BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
+        query = ContextQuery(task=body.get("task", ""), max_bytes=min(max(most, 2_000), 10 * MB))
         try:
             content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query)
         except ApiError as error:
@@ -4544,7 +4531,7 @@ class Launcher:
         if wanted:
             context["context"] = sections = {name: value for name, value in sections.items() if name in wanted}
             context |= {"total_size_bytes": json_size(sections), "file_count": len(sections.get("relevant_files", []))}
-        return msgspec.json.encode(context)
+        return {"context.json": msgspec.json.encode(context)}
 
     def prompt(self, running: Running, launch: AgentLaunch) -> str:
         """What an agent is told: here its task, and where its context is."""
@@ -4652,11 +4639,10 @@ class Processes:
         self.look(running)
 
     def look(self, running: Running) -> None:
-        """Set ``exited`` where an agent's first process has ended."""
+        """See whether an agent's first process has ended."""
         child = running.child
-        if not running.exited.is_set() and (child.poll() is not None if child else not lives(running.row)):
-            running.exit_code, running.ended = child.returncode if child else None, time.time()
-            running.exited.set()
+        if not running.exited and (child.poll() is not None if child else not lives(running.row)):
+            running.exit(child.returncode if child else None, time.time())
 
     async def end(self, running: Running) -> None:
         """SIGTERM to all of an agent, SIGKILL after its grace, which may become less; until none is found."""
@@ -4668,7 +4654,7 @@ class Processes:
                 log.error("agent %s: its processes cannot be looked at", running.row["id"])
                 continue
             self.look(running)
-            if not members and running.exited.is_set():
+            if not members and running.exited:
                 return
             passed = time.monotonic() - began
             force = passed >= running.grace
@@ -4722,13 +4708,25 @@ class Running:
     token: str = ""
     renew_at: float = 0.0
     child: subprocess.Popen[bytes] | None = None  # where we have started its first process ourselves
-    ordered: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     grace: float = Agents.GRACE
-    ended_as: AgentState | None = None  # set where it does not end by itself
     began: float = dataclasses.field(default_factory=time.monotonic)
-    exited: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)  # the first process has ended
+    ended_as: AgentState | None = None  # set where it does not end by itself
+    exited: bool = False  # its first process has ended
     exit_code: int | None = None  # below 0: the signal that ended it; None while it is not known
     ended: float | None = None
+    ending: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)  # set where its end has begun
+
+    def end(self, how: AgentState) -> None:
+        """Have it ended, unless it has just ended by itself."""
+        self.ended_as = self.ended_as or (None if self.exited else how)
+        self.ending.set()
+
+    def exit(self, code: int | None = None, moment: float | None = None) -> None:
+        """Its first process has ended; how and when, where ``moment`` says that it is known."""
+        self.exited = True
+        if moment:
+            self.exit_code, self.ended = code, moment
+        self.ending.set()
 
 
 def lives(row: dict[str, Any]) -> bool:

@@ -118,7 +118,7 @@ class KeptProcesses(Processes):
             kept.proof.first = found.identity if found else None
             running.row |= {"pid": pid, "birth": found.birth if found else None}
         except BaseException:  # it may have been started before what failed
-            running.exited.set()
+            running.exit()
             running.grace = 0.0
             await self.end(running)
             raise
@@ -132,7 +132,7 @@ class KeptProcesses(Processes):
         members = members_of(self._at_start, kept.proof)
         first = min((item for item in members if pid in (None, item.pid)), key=lambda item: item.order, default=None)
         if first is None or row["birth"] not in (None, first.birth):
-            running.exited.set()
+            running.exit()
             return
         kept.proof.first = first.identity
         row |= {"pid": first.pid, "birth": first.birth}
@@ -198,7 +198,7 @@ class KeptProcesses(Processes):
             kept.measure(members, now)
         kept.missing = 0 if kept.proof.first in {item.identity for item in members} else kept.missing + 1
         if kept.missing and (kept.missing > self.PATIENCE or not is_kept(running.folder)):
-            running.exited.set()
+            running.exit()
 
     def _on_exit(self, agent_id: str, end: AgentEnd) -> None:
         """The keeper has reaped an agent's first process."""
@@ -210,7 +210,7 @@ class KeptProcesses(Processes):
         output.
         """
         for agent_id, kept in self.kept.items():
-            if not kept.running.exited.is_set():
+            if not kept.running.exited:
                 self._keeper.follow(agent_id)
 
 
@@ -232,9 +232,9 @@ class KeptProcess:
         self.proof.known = {item.identity for item in members}
 
     def hear(self, end: AgentEnd) -> None:
-        self.running.exit_code, self.running.ended, self.told = end.code, end.time, True
+        self.told = True
         self._use(end.cpu, end.memory, min(end.time, time.time()))
-        self.running.exited.set()
+        self.running.exit(end.code, end.time)
 
     def _use(self, cpu: float, memory: int, now: float) -> None:
         row = self.running.row
@@ -356,7 +356,10 @@ class Keeper:
                 await self._orders.run(self._send, order | msgspec.structs.asdict(command))
                 return typing.cast(int, await answer)
         except TimeoutError:
-            raise OSError(errno.ETIMEDOUT, "no answer from the keeper") from None
+            raise OSError(errno.ETIMEDOUT, "no answer from the keeper", program) from None
+        except OSError as error:
+            error.filename = program
+            raise
         finally:
             del self._starting[agent_id]
 
@@ -449,7 +452,7 @@ def find_program(command: AgentCommand, root: Path) -> str:
     found = shutil.which(str(root / name) if os.path.dirname(name) else name, path=path)
     if found is None:
         reason = errno.EACCES if os.path.dirname(name) and (root / name).exists() else errno.ENOENT
-        raise OSError(reason, os.strerror(reason))
+        raise OSError(reason, os.strerror(reason), name)
     return os.path.abspath(found)
 
 

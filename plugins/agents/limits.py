@@ -24,6 +24,8 @@ class LimitedAgents(Agents):
 
     def check_room(self, row: dict[str, Any], records: Records) -> None:
         super().check_room(row, records)
+        parent = records.agent(row["project"], row["parent"])  # None: no agent of ours asks
+        row["depth"] = 1 + (parent["depth"] or 1 if parent else 0)
         if row["depth"] > self.settings.max_depth:
             who = f"{row['parent']} is an agent of depth {row['depth'] - 1}"
             raise ApiError("AGT_003", f"{who}, --max-depth allows it no agents of its own")

@@ -19,6 +19,7 @@ import msgspec
 
 import cco_sidecar
 from cco_sidecar import (
+    BYTES_PER_TOKEN,
     MB,
     AgentEndpoint,
     ApiError,
@@ -198,22 +199,20 @@ class BriefLauncher(ReadingLauncher):
     """Gives an agent a brief beside its context, and that with one value a line, within its limit."""
 
     async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
-        reader = self.reader(running.row, running.folder)
-        return await super().files(running, body) | await self._brief(body, reader)
-
-    async def context(self, body: dict[str, Any], max_bytes: int) -> bytes:
-        room, text = max_bytes - max_bytes // 16, b""
+        limit = body.get("context_tokens") or self.settings.agent_context_tokens
+        room, most, text = limit - limit // 16, limit * BYTES_PER_TOKEN, b""
         while True:
             try:
-                context = await super().context(body, room)
+                files = await super().files(running, body | {"context_tokens": room})
             except ApiError:
-                if text:
-                    return text  # it cannot be cut further
-                raise
-            text = msgspec.json.format(context, indent=1)
-            if (size := len(text)) <= max_bytes or room <= 2_000:
-                return text
-            room = min(room, len(context)) * max_bytes // size - 200  # what the indentation takes
+                if not text:
+                    raise
+                break  # it cannot be cut further
+            text = msgspec.json.format(files["context.json"], indent=1)
+            if (size := len(text)) <= most or room <= 500:
+                break
+            room = max(500, min(room, len(files["context.json"]) // BYTES_PER_TOKEN) * most // size - 50)  # indented
+        return files | {"context.json": text} | await self._brief(body, self.reader(running.row, running.folder))
 
     async def _brief(self, body: dict[str, Any], reader: Reader) -> dict[str, bytes]:
         query = ContextQuery(task=body.get("task", ""))

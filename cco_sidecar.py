@@ -150,23 +150,28 @@ def option(default: Any, help: str, metavar: str = "VALUE", plugin: str = "") ->
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Settings:
-    """Every option. Flag ``--max-agents``, else variable ``CCO_SIDECAR_MAX_AGENTS``, else the key ``max-agents`` of a
-    settings file, else the default here. plugins/_settings.py adds the options that only plugins read; ``no_watch`` is
-    here too, although only a plugin watches: alone it holds in any case.
+    """Every option: flag ``--max-agents``, else variable ``CCO_SIDECAR_MAX_AGENTS``, else the key ``max-agents`` of a
+    settings file, else the default here. plugins/_settings.py adds those that only plugins read.
     """
 
     root: Annotated[Path, read_path] = option(
         None, "the repository to serve (default: the git top level of this folder)", "DIR"
     )
-    project: Annotated[str, read_project] = option(None, "project id (default: the root folder's name as a slug)", "ID")
+    project: Annotated[str, read_match(PROJECT, PROJECT_RULE)] = option(
+        None, "project id (default: the root folder's name as a slug)", "ID"
+    )
     storage: Annotated[Path, read_path] = option(None, "where state is kept (default: a folder per project)", "DIR")
-    host: Annotated[str, read_host] = option("127.0.0.1", "address to listen on")
+    host: Annotated[str, read_match(HOST, "must be a host name or an address")] = option(
+        "127.0.0.1", "address to listen on"
+    )
     port: Annotated[int, read_number(0, 65535)] = option(3001, "TCP port; 0 takes a free one", "N")
     allowed_host: Annotated[tuple[str, ...], read_list] = option((), "more Host names that are answered", "NAME")
     cors_origin: Annotated[tuple[str, ...], read_list] = option((), "more web origins that may call", "ORIGIN")
     tls_cert: Annotated[Path | None, read_path] = option(None, "certificate chain (PEM): serve HTTPS", "FILE")
     tls_key: Annotated[Path | None, read_path] = option(None, "private key of --tls-cert (PEM)", "FILE")
-    jwt_secret: Annotated[str | None, read_secret] = option(None, "signing secret, 32 bytes or more (default: made)")
+    jwt_secret: Annotated[str | None, read_match(r"[^\0]{32,}", "must be at least 32 bytes long")] = option(
+        None, "signing secret, 32 bytes or more (default: made)"
+    )
     token_ttl: Annotated[int, read_number(1, 31_536_000)] = option(3600, "life of a token", "SECONDS")
     cache_size_mb: Annotated[int, read_number(0, 65_536)] = option(256, "memory for cached contexts", "MB")
     no_watch: Annotated[bool, read_bool] = option(False, "no file watcher; every request looks at the disk anyway")
@@ -212,8 +217,8 @@ class Settings:
 def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[str] = os.environ) -> Settings:
     """Settings from ``flags`` (only those that were given), ``environ`` and the root's files. Raises StartError."""
     here = Path.cwd()
-    variables = {variable_of(name): name for name in option_table()}
-    given = {name: (variable, environ[variable], here) for variable, name in variables.items() if variable in environ}
+    variables = {name: variable_of(name) for name in option_table()}
+    given = {name: (variable, environ[variable], here) for name, variable in variables.items() if variable in environ}
     given |= {name: (flag_of(name), value, here) for name, value in flags.items()}
     root = read_option("root", *given["root"]) if "root" in given else discover_root(here)
     if not root.is_dir():
@@ -292,13 +297,10 @@ def discover_root(folder: Path) -> Path:
 
 def default_storage(root: Path, project: str) -> Path:
     """A folder per user and project, where the platform keeps state. Raises StartError."""
-    variable, below_home = {
-        "win32": ("LOCALAPPDATA", "AppData/Local"),
-        "darwin": ("", "Library/Application Support"),
-    }.get(sys.platform, ("XDG_STATE_HOME", ".local/state"))
-    base = Path(os.environ.get(variable, ""))
-    if not base.is_absolute():  # the XDG specification ignores relative paths
-        base = Path(os.path.expanduser("~"), below_home)
+    places = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Application Support")}
+    variable, below_home = places.get(sys.platform, ("XDG_STATE_HOME", ".local/state"))
+    given = os.environ.get(variable, "")
+    base = Path(os.path.expanduser("~"), below_home, given if os.path.isabs(given) else "")  # as XDG has it
     if not base.is_absolute():
         raise StartError("your home folder, in which state is kept, is not known: set HOME, or use --storage DIR")
     return base / "cco-sidecar" / f"{project}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
@@ -322,31 +324,12 @@ def read_command(value: Any) -> tuple[str, ...]:
     words = value
     if not isinstance(value, list):
         try:
-            words = json.loads(value) if read_text(value)[0] == "[" else shlex.split(value)
+            words = json.loads(text) if (text := read_text(value))[0] == "[" else shlex.split(text)
         except ValueError as error:
             raise ValueError(f"cannot be read as a command: {error}") from None
     if not words or not all(isinstance(word, str) and "\0" not in word for word in words):
         raise ValueError("must be a command: a list of words that is not empty")
     return tuple(words)
-
-
-def read_host(value: Any) -> str:
-    try:
-        return read_text(value).encode("idna").decode()
-    except UnicodeError as error:
-        raise ValueError(f"must be a host name or an address: {error}") from None
-
-
-def read_secret(value: Any) -> str:
-    if len(read_text(value).encode()) < 32:
-        raise ValueError("must be at least 32 bytes long")
-    return str(value)
-
-
-def read_project(value: Any) -> str:
-    if not is_identifier(str(value)):
-        raise ValueError("must be letters, digits, '.', '_' or '-', at most 128, and no '..'")
-    return str(value)
 
 
 def read_bool(value: Any) -> bool:
@@ -363,12 +346,7 @@ def read_number(low: int, high: int) -> Callable[[Any], int]:
 
 
 def read_choice(*choices: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if value not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}")
-        return str(value)
-
-    return read
+    return read_match("|".join(choices), f"must be one of {', '.join(choices)}")
 
 
 def read_list(value: Any) -> tuple[str, ...]:
@@ -387,10 +365,18 @@ def read_path(value: Any) -> Path:
         raise ValueError(f"has no meaning here: {error}") from None
 
 
-def read_text(value: Any) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("must be a text that is not empty and holds no NUL")
-    return value
+def read_match(pattern: str, problem: str) -> Callable[[Any], str]:
+    """The reader of texts and numbers of which ``pattern`` matches the whole."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, (str, int)) or not re.fullmatch(pattern, str(value), re.DOTALL):
+            raise ValueError(problem)
+        return str(value)
+
+    return read
+
+
+read_text = read_match(r"[^\0]+", "must be a text that is not empty and holds no NUL")
 
 
 # -- roles
@@ -552,9 +538,12 @@ class EndQuery(Struct):
 
 
 # names and small types that the shapes are made of
+HOST = r"(?a)[\w:%-]{1,63}(\.[\w:%-]{1,63})*\.?"
 IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
-Identifier = Annotated[str, Meta(pattern=rf"^(?!.*\.\.){IDENTIFIER}\Z")]
+PROJECT = rf"(?!.*\.\.){IDENTIFIER}"
+PROJECT_RULE = "must be letters, digits, '.', '_' or '-', at most 128, and no '..'"
+Identifier = Annotated[str, Meta(pattern=rf"^{PROJECT}\Z")]
 EventType = Annotated[str, Meta(pattern=rf"^{EVENT_TYPE}\Z")]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 Since = Annotated[str, Meta(max_length=128)]

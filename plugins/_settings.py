@@ -24,6 +24,7 @@ from cco_sidecar import (
     read_choice,
     read_command,
     read_list,
+    read_match,
     read_number,
     read_path,
     read_text,
@@ -54,10 +55,7 @@ def read_agent_may(value: Any) -> dict[str, tuple[str, ...]]:
     return may
 
 
-def read_subject_token(value: Any) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", str(value)):
-        raise ValueError("must be 1 to 64 letters, digits, '_' or '-'")
-    return str(value)
+read_subject_token = read_match(r"[A-Za-z0-9_-]{1,64}", "must be 1 to 64 letters, digits, '_' or '-'")
 
 
 def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:

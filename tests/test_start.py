@@ -276,7 +276,7 @@ def test_no_kind_of_toml_value_gives_anything_but_a_setting_or_one_line(value: s
         ),
         ("cco.toml", "root = '.'\n", "cco.toml:1: root: unknown option"),
         ("cco.toml", "no-watch = true\nport = 'abc'\n", "cco.toml:2: port: 'abc' must be a whole number"),
-        ("cco.toml", 'host = """x\ny"""\nlog_level = "loud"\n', "cco.toml:3: log_level: 'loud' must be one of"),
+        ("cco.toml", 'allowed-host = """x\ny"""\nlog_level = "loud"\n', "cco.toml:3: log_level: 'loud' must be one of"),
         ("cco.toml", 'host = "a\\u0000b"\n', "cco.toml:1: host: "),
         ("cco.toml", "port = 0x" + "f" * 6000, "cco.toml:1: port: "),
         ("cco.toml", "\n\nport = \n", "cco.toml:3: Invalid value"),

@@ -672,13 +672,14 @@ class Hooks:
     """
 
     MAX_UNTOLD = 10_000
+    MANAGER = pluggy.PluginManager
     SPECS = {name: spec for kind in (Asks, Tells, Parts) for name, spec in vars(kind).items() if name[0] != "_"}
 
     def __init__(self, built_in: Iterable[object]) -> None:
-        self._manager = PluginManager("cco_sidecar")
+        self._manager = self.MANAGER("cco_sidecar")
         self.implementations: dict[str, list[Implementation]] = {hook: [] for hook in self.SPECS}
         self._untold: queue.Queue[Callable[[], Any]] = queue.Queue(self.MAX_UNTOLD)
-        self._teller: Future[None] | None = None
+        self._teller: Future[Any] | None = None
         self.pool = Pool("asks", 16, 60)  # for those who ask on the loop
         self.loaded: list[LoadedPlugin] = []
         for plugin in built_in:
@@ -727,11 +728,12 @@ class Hooks:
             raise ImportError("it has no hook: @hookimpl marks them; the name of a file that only helps begins with _")
         self._manager.register(plugin, name)
         for hook in hooks.values():
-            known = inspect.signature(self.SPECS[hook]).parameters
-            self.implementations[hook] = rows = []
-            for row in reversed(getattr(self._manager.hook, hook).get_hookimpls()):  # what was loaded last comes first
-                taken = [each for each in inspect.signature(row.function).parameters if each in known]
-                rows.append(Implementation(hook, row.plugin_name, row.function, taken))
+            self.implementations[hook] = [
+                Implementation(hook, row.plugin_name, row.function, list(inspect.signature(row.function).parameters))
+                for row in reversed(
+                    getattr(self._manager.hook, hook).get_hookimpls()
+                )  # what was loaded last comes first
+            ]
         return sorted(hooks.values())
 
     def imported(self, name: str, load: Callable[[], Any]) -> Any:
@@ -805,15 +807,12 @@ class Hooks:
         if not self.implementations[hook]:
             return
         if self._teller is None:
-            self._teller = in_thread("observers", self._tell_all)
+            calls = (call() for call in iter(self._untold.get, None))
+            self._teller = in_thread("observers", lambda: collections.deque(calls, maxlen=0))
         try:
             self._untold.put_nowait(lambda: collections.deque(self.ask(hook, **facts), maxlen=0))
         except queue.Full:
             log.warning("observers are too slow: one %s was not told", hook)
-
-    def _tell_all(self) -> None:
-        while True:
-            self._untold.get()()
 
     # -- parts
 
@@ -830,15 +829,6 @@ class Hooks:
             except (Exception, SystemExit) as error:
                 self.failed(row, error)
         return base
-
-
-class PluginManager(pluggy.PluginManager):
-    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
-        """As pluggy's, whose search through what a module has by any name takes longer than its import."""
-        if not isinstance(plugin, types.ModuleType):
-            return super().parse_hookimpl_opts(plugin, name)
-        found = vars(plugin).get(name)
-        return vars(found).get("cco_sidecar_impl") if isinstance(found, types.FunctionType) else None
 
 
 class PluginFault(Exception):
@@ -864,7 +854,7 @@ class LoadedPlugin(Struct):
 
 
 class Implementation(Struct, frozen=True):
-    """One plugin's function for one hook, and those of the hook's arguments that it takes."""
+    """One plugin's function for one hook, and the names of its arguments."""
 
     hook: str
     plugin: str
@@ -872,7 +862,7 @@ class Implementation(Struct, frozen=True):
     arguments: list[str]
 
     def call(self, facts: dict[str, Any]) -> Any:
-        return self.function(**{name: facts[name] for name in self.arguments})
+        return self.function(**{name: facts[name] for name in self.arguments if name in facts})
 
 
 @functools.cache
@@ -882,14 +872,11 @@ def bundled_class(base: type[T], file: str, name: str) -> type[T]:
     return getattr(import_file(path), name) if contains(path, f"class {name}(".encode()) else base
 
 
-def bundled_plugins(hook: str = "") -> list[Path]:
-    """The files of the bundled plugins, sorted; only those that implement ``hook``, where one is named. Those that do
-    not mention this module are passed over: a `plugins` folder beside it may be the repository's own.
-    """
-    folder = bundled_folder()
-    files = [*folder.glob("[!_.]*.py"), *folder.glob("[!_.]*/[!_.]*.py")] if folder else []
-    saying = f"def {hook}(".encode() if hook else b""
-    return [file for file in sorted(files) if contains(file, b"cco_sidecar") and contains(file, saying)]
+def bundled_plugins(saying: str = "cco_sidecar") -> list[Path]:
+    """The files of the bundled plugins that say so, sorted: a `plugins` folder beside the module may be another's."""
+    folder = bundled_folder() or Path("/nowhere")
+    files = [*folder.glob("[!_.]*.py"), *folder.glob("[!_.]*/[!_.]*.py")]
+    return [file for file in sorted(files) if contains(file, b"cco_sidecar") and contains(file, saying.encode())]
 
 
 def bundled_folder() -> Path | None:

@@ -155,7 +155,7 @@ def load_commands(commands: Commands, words: Sequence[str]) -> Iterator[None]:
     """
     names = [f'"{word}"'.encode() for word in words if re.fullmatch(r"[a-z][a-z-]*", word)]
     for file in sorted(
-        bundled_plugins("register_commands"), key=lambda file: not any(contains(file, name) for name in names)
+        bundled_plugins("def register_commands("), key=lambda file: not any(contains(file, name) for name in names)
     ):
         hooks = SafeHooks([])
         hooks.load_files([file])

@@ -308,7 +308,7 @@ DOCUMENT = Route("GET", "/openapi.json", GetOpenAPI)
 
 
 def command_schema(options: argparse.Namespace) -> int:
-    bundled = map(import_file, bundled_plugins("register_routes"))
+    bundled = map(import_file, bundled_plugins("def register_routes("))
     rows = [*routes(), *(row for module in bundled for row in module.register_routes())]
     table = list({(row.method, row.path): row for row in rows}.values())
     documents = {"openapi.json": openapi(table)}

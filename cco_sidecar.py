@@ -4828,10 +4828,9 @@ class ReferenceRules:
         words = dict.fromkeys(re.findall(r"[^\W_]{2,}", request.task.lower()))
         holding: dict[str, set[str]] = {}
         large = [f":(exclude,literal){file.path}" for file in request.files if file.size > self.SEARCHED_BYTES]
-        where = ("--", ".", *large) if large else ()
         for word in [word for word in words if word not in STOP_WORDS][:16]:  # git looks into all files for each
             shape = ("-lziIF", "--untracked", "--no-recurse-submodules", "--no-full-name", "--no-color", "-e", word)
-            having = set(split_z(run_git(request.root, "grep", *shape, *where, env={"LC_ALL": "C.UTF-8"})))
+            having = set(split_z(run_git(request.root, "grep", *shape, "--", ".", *large, env={"LC_ALL": "C.UTF-8"})))
             holding[f"matches {word}"] = {path for path in weights if path in having or word in path.lower()}
         holding["named in the task"] = {path for path in weights if path in request.task}
         matched = set[str]().union(*holding.values())
@@ -4859,7 +4858,8 @@ class ReferenceRules:
         settled = settled_types(facts)
         if result.category == "coding" and failures and failures % 3 == 0:
             outcome, settled = "third failure", set()  # a design that does not work out is not settled by being made
-        coder = SPECIALISTS.get(language, "fullstack-developer")
+        specialist = f"{language}-specialist"
+        coder = specialist if specialist in AGENT_TYPES["coding"].split() else "fullstack-developer"
         last_coder = next((fact.agent_type for fact in reversed(history) if fact.category == "coding"), coder)
         names = {CODER: coder, LAST_CODER: last_coder, SAME: result.agent_type}
         found = [
@@ -4921,34 +4921,19 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
     for item in request.ranked:
         if len(chosen) > request.max_files or left <= 0:  # one more than asked for: so it shows that some were left out
             break
-        if (file := shared_file(request.project.root, item.path, request.project.digest)) is None:
+        if (found := read_text_file(request.project.root, item.path, MB)) is None:
             continue
-        left -= min(len(file["content"]), request.max_bytes / 4)
-        also = {"reasons": list(map(clean_text, item.reasons)), "chunks": item.chunks}
-        found = {name: value for name, value in also.items() if value}
-        chosen.append(file | {"score": round(item.score, 4), "matched": item.matched} | found)
+        (content, redactions), facts, cut = redact(found[0]), *found[1:]
+        left -= min(len(content), request.max_bytes / 4)
+        file = {
+            "path": clean_text(item.path), "content": content, "last_modified": iso(facts.st_mtime),
+            "size": facts.st_size, "language": language_of(item.path), "checksum": checksum(content),
+            "score": round(item.score, 4), "matched": item.matched,
+        }  # fmt: skip
+        reasons = [clean_text(reason) for reason in item.reasons]
+        also = {"truncated": cut, "redactions": redactions, "reasons": reasons, "chunks": item.chunks}
+        chosen.append(file | {name: value for name, value in also.items() if value})
     return chosen
-
-
-def shared_file(root: str, path: str, state: str) -> dict[str, Any] | None:
-    """What ``redacted_file`` says, remembered where it is short: agents of a team are given the same files. Blocks."""
-    with contextlib.suppress(OSError, ValueError):
-        if os.stat(os.path.join(root, path)).st_size > 64 * 1024:  # a hundred long ones would take half a gigabyte
-            return redacted_file.__wrapped__(root, path, state)
-    return redacted_file(root, path, state)
-
-
-@functools.lru_cache(100)
-def redacted_file(root: str, path: str, state: str) -> dict[str, Any] | None:
-    """What a context says of a text file in the project's ``state``, a digest; None for others. Blocks."""
-    if (found := read_text_file(root, path, MB)) is None:
-        return None
-    (content, redactions), facts, cut = redact(found[0]), *found[1:]
-    file = {
-        "path": clean_text(path), "content": content, "last_modified": iso(facts.st_mtime), "size": facts.st_size,
-        "language": language_of(path), "checksum": checksum(content),
-    }  # fmt: skip
-    return file | {name: value for name, value in (("truncated", cut), ("redactions", redactions)) if value}
 
 
 def project_type(root: Path, names: list[str]) -> str:
@@ -5057,12 +5042,6 @@ PROPOSALS: tuple[tuple[str, str, str, Priority, str], ...] = (  # who is next af
     ("security", "success", "documentation-expert", "low", "security-success: documentation of what was reviewed"),
     ("security", "failed", LAST_CODER, "high", "security-failure: repair of what the review found"),
 )  # fmt: skip
-SPECIALISTS = {  # by a project's language
-    language: f"{language}-specialist"
-    for language in (
-        "python rust go java javascript typescript ruby php csharp cpp c kotlin swift scala elixir dart haskell".split()
-    )
-}
 
 
 def settled_types(facts: list[ResultFact]) -> set[str]:

@@ -114,16 +114,6 @@ def test_alone_git_is_not_asked_for_the_words_of_very_large_files(repository: Pa
     assert matched[large] is False and matched["src/session_store.py"] is True
 
 
-def test_what_is_said_of_a_file_is_remembered_where_it_is_short(tmp_path: Path) -> None:
-    cco_sidecar.redacted_file.cache_clear()
-    for name, size, remembered in (("short", 1000, 1), ("long", 900_000, 1), ("gone", 0, 2)):
-        if size:
-            write(tmp_path / name, "x" * size)
-        facts = cco_sidecar.shared_file(str(tmp_path), name, "a state")
-        assert (len(facts["content"]) if facts else 0) == size
-        assert cco_sidecar.redacted_file.cache_info().currsize == remembered
-
-
 def test_an_unknown_agent_type_is_not_found(architect: Client) -> None:
     answer = architect.get("/api/context/issue-1/fortune-teller")
     assert (answer.status_code, answer.json()["code"]) == (404, "AGT_002")

@@ -7,7 +7,7 @@ from conftest import Client, Service
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cco_sidecar import AGENT_TYPES, PROPOSALS, SPECIALISTS, NextAgent, ReferenceRules, ResultFact
+from cco_sidecar import AGENT_TYPES, PROPOSALS, NextAgent, ReferenceRules, ResultFact
 
 CATEGORY = {name: category for category, names in AGENT_TYPES.items() for name in names.split()}
 SHORT = {
@@ -108,9 +108,18 @@ def test_the_rules_propose(sequence: str, expected: str) -> None:
     assert shown(routed(sequence)[-1]) == expected
 
 
+SPECIALISTS = """python rust go java javascript typescript ruby php csharp cpp c kotlin swift scala elixir dart haskell perl
+    shell sql vue svelte""".split()
+
+
 @pytest.mark.parametrize(
     ("language", "specialist"),
-    [*SPECIALISTS.items(), ("cobol", "fullstack-developer"), ("unknown", "fullstack-developer")],
+    [
+        *((name, f"{name}-specialist") for name in SPECIALISTS),
+        ("html", "fullstack-developer"),
+        ("cobol", "fullstack-developer"),
+        ("unknown", "fullstack-developer"),
+    ],
 )
 def test_the_projects_language_says_who_writes_the_code(language: str, specialist: str) -> None:
     assert CATEGORY[specialist] == "coding"

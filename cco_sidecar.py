@@ -1132,8 +1132,10 @@ def instance_lock(folder: Path) -> Iterator[None]:
             except OSError as error:
                 if path == folder and error.errno != errno.EWOULDBLOCK:
                     continue  # a file system that locks no folders, NFS say
-                holder = read_sidecar_json(folder)
-                who = f"pid {holder.pid}, {holder.url}" if holder else "it has not announced itself yet"
+                who = "it has not announced itself yet"
+                with contextlib.suppress(OSError, msgspec.DecodeError):
+                    info = msgspec.json.decode((folder / SidecarInfo.FILE).read_bytes(), type=SidecarInfo)
+                    who = f"pid {info.pid}, {info.url}"
                 problem = f"a sidecar already runs on this storage ({who}); stop it first, or use another --storage"
                 raise StartError(problem, 1) from None
         yield
@@ -1151,26 +1153,11 @@ def lock_file(file: int) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def read_sidecar_json(folder: Path) -> SidecarInfo | None:
-    try:
-        return msgspec.json.decode(content_of(folder / SidecarInfo.FILE), type=SidecarInfo)
-    except (msgspec.DecodeError, RecursionError):
-        return None
-
-
 def remove_sidecar_json(folder: Path) -> None:
     try:
         (folder / SidecarInfo.FILE).unlink(missing_ok=True)
     except OSError as error:
         log.error("%s cannot be removed: %s", SidecarInfo.FILE, error.strerror)
-
-
-def content_of(path: Path) -> bytes:
-    """The content of a file; empty where it cannot be read, and where a link, a folder or a pipe is in its place."""
-    with contextlib.suppress(OSError):
-        if stat.S_ISREG(path.lstat().st_mode):
-            return path.read_bytes()
-    return b""
 
 
 def folder_size(folder: Path, without: Collection[str] = ()) -> int:
@@ -4212,8 +4199,6 @@ class Agents:
         self.active: dict[str, Running] = {}
         self._stopping = False
 
-    # -- spawning
-
     async def spawn(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
         """Start an agent: a whole one or none, also where the caller hangs up meanwhile. Raises AGT_002 (type), AGT_003
         (too many), REQ_001 (requirements), AGT_001 (anything else).
@@ -4275,8 +4260,6 @@ class Agents:
         await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
         self.active.pop(row["id"], None)
         return error
-
-    # -- watching
 
     async def _watch(self, running: Running) -> None:
         """Wait for the end, by itself, by order or by the time limit; then leave nothing of it behind."""
@@ -4354,8 +4337,6 @@ class Agents:
             running.end("killed")
         return True
 
-    # -- life
-
     async def start(self) -> None:
         """Adopt the agents that an earlier run of the service left, and record the end of those that are gone."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -4387,9 +4368,6 @@ class Agents:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.processes.close()
-
-    # -- asking
 
     def find(self, project: str, agent_id: str) -> dict[str, Any]:
         """All that is known of an agent; raises REQ_002."""
@@ -4464,6 +4442,8 @@ class Launcher:
     def __init__(self, contexts: Contexts, tokens: Tokens, types: AgentTypes, hooks: Hooks, settings: Settings) -> None:
         self.contexts, self.tokens, self.types, self.hooks, self.settings = contexts, tokens, types, hooks, settings
         self._pool, self.url = Pool("launch", 8, 30), ""
+        # what an agent gets of the service's own environment
+        self.inherited = {name: os.environ[name] for name in os.environ if not name.startswith("CCO_SIDECAR_")}
 
     def row(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
         """The ledger's row of a new agent, which may no more than its type, than was asked for, than its spawner."""
@@ -4490,12 +4470,7 @@ class Launcher:
         """
         most = BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
         query = ContextQuery(task=body.get("task", ""), max_bytes=min(max(most, 2_000), 10 * MB))
-        try:
-            content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query)
-        except ApiError as error:
-            if error.status < 500:
-                raise
-            raise ApiError("AGT_001", f"Agent spawn failed: its context could not be built: {error.message}") from None
+        content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query)
         context, wanted = msgspec.json.decode(content), set()
         sections = context["context"]
         for position, name in enumerate(body.get("context_requirements") or []):
@@ -4516,10 +4491,6 @@ class Launcher:
     def may_set(self, variable: str) -> bool:
         """Whether a request may set a variable, which is given in capitals."""
         return self.SETTABLE.fullmatch(variable) is not None
-
-    def inherited(self) -> dict[str, str]:
-        """The variables of the service's own environment that an agent gets."""
-        return {name: value for name, value in os.environ.items() if not name.startswith("CCO_SIDECAR_")}
 
     async def command(
         self, running: Running, files: dict[str, bytes], asked: dict[str, str]
@@ -4544,7 +4515,7 @@ class Launcher:
         } | ({"CCO_BRIEF_FILE": launch.brief_file} if launch.brief_file else {})  # fmt: skip
         command = await self._pool.run(self._prepare, launch, folder, written)
         given = {name: asked[name] for name in asked if name.upper() not in own and self.may_set(name.upper())}
-        environment = self.inherited() | command.environment | given | own
+        environment = self.inherited | command.environment | given | own
         return msgspec.structs.replace(command, environment=environment), [name for name in asked if name not in given]
 
     def _prepare(self, launch: AgentLaunch, folder: Path, files: dict[str, bytes]) -> AgentCommand:
@@ -4616,20 +4587,21 @@ class Processes:
 
     def look(self, running: Running) -> None:
         """See whether an agent's first process has ended."""
-        child = running.child
-        if not running.exited and (child.poll() is not None if child else not lives(running.row)):
+        row, child = running.row, running.child
+        lives = child.poll() is None if child else row["birth"] is not None and birth_of(row["pid"]) == row["birth"]
+        if not running.exited and not lives:
             running.exit(child.returncode if child else None, time.time())
 
     async def end(self, running: Running) -> None:
         """SIGTERM to all of an agent, SIGKILL after its grace, which may become less; until none is found."""
         began, asked = time.monotonic(), set[Any]()
         while True:
+            self.look(running)
             try:
                 members = await self._pool.run(self.members, running)
             except TimeoutError:  # the look hangs in the system
                 log.error("agent %s: its processes cannot be looked at", running.row["id"])
                 continue
-            self.look(running)
             if not members and running.exited:
                 return
             passed = time.monotonic() - began
@@ -4643,24 +4615,18 @@ class Processes:
 
     def members(self, running: Running) -> dict[Any, Any]:
         """An agent's living processes by their identity: each has a ``send_signal`` that reaches no other. Blocks."""
-        first = running.row["pid"] if lives(running.row) else None
-        found, children = [], collections.defaultdict(list)
+        first, marker = None if running.exited else running.row["pid"], str(running.folder / "token")
+        found = []
         for item in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):  # it has just ended, or is another user's
-                token_file = item.environ().get("CCO_TOKEN_FILE")
-                children[item.ppid()].append(item)
-                if token_file == str(running.folder / "token") or (first and os.getsid(item.pid) == first):
-                    found.append(item)
-        for item in found:
-            found += [child for child in children[item.pid] if child not in found]
+                if item.environ().get("CCO_TOKEN_FILE") == marker or (first and os.getsid(item.pid) == first):
+                    found += [item, *item.children(recursive=True)]
         return {item: item for item in found}
 
     def tail(self, agent_id: str, number: int) -> list[str]:
         """The last lines of an agent's output, without their times and secrets. Blocks."""
-        lines = self.last(agent_id, 32 * 1024).split("\n")
-        if len(lines) <= number + 60:  # a key that begins before the lines is known by its head
-            lines = self.last(agent_id, 512 * 1024).split("\n")
-        text = redact("\n".join(lines[-number - 61 :]))[0]
+        lines = self.last(agent_id, 256 * 1024).split("\n")
+        text = redact("\n".join(lines[-number - 61 :]))[0]  # a key that begins before the lines is known by its head
         return [line[:2000] for line in text.removesuffix("\n").split("\n")[-number:]] if text else []
 
     def last(self, agent_id: str, number: int) -> str:
@@ -4669,9 +4635,6 @@ class Processes:
             file.seek(max(0, file.seek(0, os.SEEK_END) - number))
             return file.read(number).decode("utf-8", "replace")
         return ""
-
-    async def close(self) -> None:
-        """Leave all processes to themselves."""
 
 
 @dataclass(eq=False)
@@ -4705,11 +4668,6 @@ class Running:
         self.ending.set()
 
 
-def lives(row: dict[str, Any]) -> bool:
-    """Whether the first process of an agent's row has not ended. Blocks."""
-    return row["birth"] is not None and birth_of(row["pid"]) == row["birth"]
-
-
 def birth_of(pid: int) -> str | None:
     """What tells a living process from others that get its pid, None where there is none. Blocks."""
     with contextlib.suppress(psutil.Error, OSError):
@@ -4726,9 +4684,6 @@ def birth_of(pid: int) -> str | None:
 def open_unwaiting(path: Path) -> typing.BinaryIO:
     """A file, whatever an agent has put in its place; a pipe then fails where it is sought in. Raises OSError."""
     return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
-
-
-# -- what hooks about agents get and give
 
 
 class AgentLaunch(Struct, frozen=True, kw_only=True):
@@ -4767,8 +4722,6 @@ Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_l
 class Metrics:
     """Response times and errors of the last minute."""
 
-    WINDOW = 60.0
-
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._requests = collections.deque[tuple[float, float, bool]](maxlen=100_000)  # when, seconds, failed
@@ -4778,10 +4731,10 @@ class Metrics:
 
     def statistics(self) -> dict[str, Any]:
         now = time.monotonic()
-        recent = [request for request in self._requests if request[0] >= now - self.WINDOW]
+        recent = [request for request in self._requests if request[0] >= now - 60]
         times = sorted(duration * 1000 for _, duration, _ in recent) or [0.0]
         p95, p99 = (times[max(0, math.ceil(share * len(times)) - 1)] for share in (0.95, 0.99))  # by nearest rank
-        span = max(1.0, min(self.WINDOW, now - self._started))
+        span = max(1.0, min(60.0, now - self._started))
         figures = {
             "avg_response_time_ms": sum(times) / len(times), "p95_response_time_ms": p95, "p99_response_time_ms": p99,
             "requests_per_second": len(recent) / span, "errors_per_minute": 60 * sum(row[2] for row in recent) / span,

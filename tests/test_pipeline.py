@@ -25,7 +25,8 @@ import pytest
 import requests
 from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stragglers, marked_processes, plugin, until
 
-from cco_sidecar import NextAgent, read_sidecar_json
+from cco_sidecar import NextAgent
+from cco_sidecar_plugins._files import read_sidecar_json
 
 rules, view = plugin("_pipeline_plan"), plugin("_pipeline_view")
 TEAM = json.dumps([sys.executable, str(ROOT / "tests/sample_team.py")])

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from cco_sidecar import MB, Pool, Records, clean_text, content_of, harmless, redact, redact_json
+from cco_sidecar import MB, Pool, Records, clean_text, harmless, redact, redact_json
+from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins.agents._story_timeline import Timeline
 from cco_sidecar_plugins.results.result_list import ResultQuery
 from cco_sidecar_plugins.storage._pages import page

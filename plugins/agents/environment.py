@@ -5,6 +5,7 @@ elsewhere, nor marks of the session that the service was started from.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from cco_sidecar import Launcher, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
@@ -20,17 +21,18 @@ class EnvironmentLauncher(Launcher):
 
     settings: PluginSettings
 
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        marks = [name for name in self.inherited if SESSION_MARKERS.fullmatch(name.upper())]
+        for name in marks:
+            if not self.allowed(name.upper()):
+                del self.inherited[name]
+
     def allowed(self, variable: str) -> bool:
         return variable in {name.upper() for name in self.settings.agent_environment}
 
     def may_set(self, variable: str) -> bool:
         return self.allowed(variable) or UNSAFE_VARIABLES.fullmatch(variable) is None
-
-    def inherited(self) -> dict[str, str]:
-        return {
-            name: value for name, value in super().inherited().items()
-            if self.allowed(name.upper()) or not SESSION_MARKERS.fullmatch(name.upper())
-        }  # fmt: skip
 
 
 # What a request may not set: it would run other code or lead an agent's traffic elsewhere. Read without blanks and

@@ -79,6 +79,11 @@ class NotingAgents(Agents):
             self.storage.write_behind(lambda records: records.update_agent(agent_id, seen=seen))
         await super().tend(running)
 
+    async def stop(self, *, end_all: bool) -> None:
+        await super().stop(end_all=end_all)
+        if isinstance(self.processes, KeptProcesses):
+            await self.processes.close()
+
     async def judge(self, running: Running) -> None:
         await super().judge(running)
         self.storage.write_behind(lambda records: records.update_agent(running.row["id"], seen="[]"))
@@ -172,6 +177,7 @@ class KeptProcesses(Processes):
         return WholeOutput(folder) if (folder / self.OUTPUT).exists() else StampedOutput(folder)  # of a run without us
 
     async def close(self) -> None:
+        """Leave all processes to themselves."""
         for task in self._tasks:
             task.cancel()
         await self._keeper.close()

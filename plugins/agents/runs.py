@@ -41,7 +41,6 @@ from cco_sidecar import (
     Route,
     Sidecar,
     SidecarInfo,
-    content_of,
     harmless,
     hookimpl,
     in_thread,
@@ -50,6 +49,7 @@ from cco_sidecar import (
     redact,
     write_file,
 )
+from cco_sidecar_plugins._files import content_of
 
 log = logging.getLogger("cco")
 

@@ -23,11 +23,11 @@ from cco_sidecar import (
     StartError,
     StorageError,
     connect_database,
-    content_of,
     log,
     one_line,
     write_file,
 )
+from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.cluster._follower import Follower
 from cco_sidecar_plugins.cluster._nats_large import LogAway

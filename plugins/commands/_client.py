@@ -29,9 +29,9 @@ from cco_sidecar import (
     load_hooks,
     mint_token,
     own_command,
-    read_sidecar_json,
     settings_from,
 )
+from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins.commands._health import ask_health, read_health
 from cco_sidecar_plugins.commands._running import running_settings, with_secret
 

@@ -32,10 +32,10 @@ from cco_sidecar import (
     option_table,
     own_command,
     prepare_storage_folder,
-    read_sidecar_json,
     settings_from,
     write_file,
 )
+from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
 from cco_sidecar_plugins.commands._pipeline_view import View
 from cco_sidecar_plugins.commands._running import running_settings

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import time
 
-from cco_sidecar import Settings, default_storage, read_sidecar_json
+from cco_sidecar import Settings, default_storage
+from cco_sidecar_plugins._files import read_sidecar_json
 
 
 def running_settings(settings: Settings) -> Settings:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import cco_sidecar
-from cco_sidecar import GOOD, REFUSED, StartError, hookimpl, option_parser, read_sidecar_json, settings_from
+from cco_sidecar import GOOD, REFUSED, StartError, hookimpl, option_parser, settings_from
+from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins.commands._client import Client
 from cco_sidecar_plugins.commands._table import Command, add_commands
 

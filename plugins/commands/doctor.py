@@ -40,9 +40,9 @@ from cco_sidecar import (
     StartError,
     hookimpl,
     option_table,
-    read_sidecar_json,
     settings_from,
 )
+from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage

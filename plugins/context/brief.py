@@ -33,10 +33,10 @@ from cco_sidecar import (
     Route,
     Running,
     Sections,
-    content_of,
     hookimpl,
     redact,
 )
+from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins.agents._reader import Reader, ReadingLauncher
 from cco_sidecar_plugins.agents.prompts import instructions, reader_of
 

@@ -36,10 +36,10 @@ from cco_sidecar import (
     Settings,
     Sidecar,
     clean_text,
-    content_of,
     hookimpl,
     iso,
 )
+from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins.tokens._foreign import ForeignClaims
 
 log = logging.getLogger("cco")

@@ -18,10 +18,10 @@ from cco_sidecar import (
     SidecarInfo,
     Storage,
     StorageError,
-    content_of,
     hookimpl,
     write_file,
 )
+from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.storage._database import DatabaseFile, check_database
 from cco_sidecar_plugins.storage._folder import FolderChanges

@@ -4220,7 +4220,7 @@ class Agents:
         try:
             files = await self.launcher.files(running, body)
             await self.storage.write(ANSWERING.get()(begin))
-            self._renew_token(running)
+            running.token = self.launcher.token(row)
             command, ignored = await self.launcher.command(running, files, body.get("environment") or {})
             await self.processes.start(running, command)
             await self._run(running)
@@ -4231,10 +4231,6 @@ class Agents:
 
     def check_room(self, row: dict[str, Any], records: Records) -> None:
         """Raise AGT_003 where a row's agent may not start. On the writer thread, which knows all rows."""
-
-    def _renew_token(self, running: Running) -> None:
-        running.token, life = self.launcher.token(running.row), self.settings.token_ttl
-        running.renew_at = int(time.time()) + life - min(600.0, life / 2)
 
     async def _run(self, running: Running) -> None:
         """Write down that an agent has a process, and watch it from now on."""
@@ -4278,27 +4274,13 @@ class Agents:
             log.error("agent %s: watching failed", row["id"], exc_info=error)
 
     async def tend(self, running: Running) -> None:
-        """Look after a running agent, again and again: renew its token in time, and write its files again where they
-        are gone. A ``reason`` that is set in its row has it ended.
-        """
-        if time.time() < running.renew_at and (running.folder / "token").exists():
-            return
-        self._renew_token(running)
-        try:
-            for name, content in token_files(running.token).items():
-                await self.disk.run(write_file, running.folder / name, content)
-        except OSError as error:
-            running.renew_at = time.time() + 1
-            log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
+        """Look after a running agent, again and again. A ``reason`` that is set in its row has it ended."""
 
     async def _record(self, running: Running) -> None:
         """Take the token of an agent without processes away, find out how it ended, and store that."""
         row, now = running.row, time.time()
         row["ended"] = min(max(running.ended or now, row["started"]), now)
         self.tokens.revoke(row["id"])
-        for name in token_files(""):
-            with contextlib.suppress(OSError):
-                (running.folder / name).unlink()
         tail = await self.disk.run(self.processes.tail, row["id"], 5)
         while True:
             try:
@@ -4459,10 +4441,10 @@ class Launcher:
             "only_issue": body["issue_id"] if body.get("issue_only") else claims.issue_id, "depth": 1,
         }  # fmt: skip
 
-    def token(self, row: dict[str, Any], ttl: int | None = None) -> str:
-        """A token with exactly what the row grants."""
+    def token(self, row: dict[str, Any], ttl: int = 0) -> str:
+        """A token with exactly what the row grants, for as long as the agent may run: its end revokes it."""
         granted = {"permissions": row["permissions"], "issue_id": row["only_issue"], "bound": True}
-        return self.tokens.mint(row["id"], row["type"], ttl=ttl, **granted)
+        return self.tokens.mint(row["id"], row["type"], ttl=ttl or int(row["time_limit"]) + 60, **granted)
 
     async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
         """The files that an agent is to read, by name, for a validated request: the context as JSON, with only the
@@ -4631,7 +4613,8 @@ class Processes:
 
     def last(self, agent_id: str, number: int) -> str:
         """The text of the last ``number`` bytes of an agent's output. Blocks."""
-        with contextlib.suppress(OSError), open_unwaiting(self._folder / agent_id / self.OUTPUT) as file:
+        path, flags = self._folder / agent_id / self.OUTPUT, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+        with contextlib.suppress(OSError), open(os.open(path, flags), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - number))
             return file.read(number).decode("utf-8", "replace")
         return ""
@@ -4645,7 +4628,6 @@ class Running:
     folder: Path
     task: asyncio.Task[Any] | None = None  # that spawns it, then the one that watches it
     token: str = ""
-    renew_at: float = 0.0
     child: subprocess.Popen[bytes] | None = None  # where we have started its first process ourselves
     grace: float = Agents.GRACE
     began: float = dataclasses.field(default_factory=time.monotonic)
@@ -4679,11 +4661,6 @@ def birth_of(pid: int) -> str | None:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
             return f"{boot}/{Path(f'/proc/{pid}/stat').read_text('utf-8', 'replace').rpartition(') ')[2].split()[19]}"
     return None
-
-
-def open_unwaiting(path: Path) -> typing.BinaryIO:
-    """A file, whatever an agent has put in its place; a pipe then fails where it is sought in. Raises OSError."""
-    return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
 
 
 class AgentLaunch(Struct, frozen=True, kw_only=True):

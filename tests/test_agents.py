@@ -783,6 +783,7 @@ def test_an_ended_agents_token_is_refused_after_a_restart_too(make_service: Call
     assert Client(service.url, spawned["jwt_token"]).get("/status").status_code == 401
 
 
+@pytest.mark.needs_plugin("tokens/renewal renews them in their files")
 def test_the_token_file_is_renewed_before_the_token_expires(make_service: Callable[..., Service]) -> None:
     service = make_service(*COMMAND, "--token-ttl", "2")
     spawned = spawn(service.client(), "watch_token")
@@ -790,6 +791,7 @@ def test_the_token_file_is_renewed_before_the_token_expires(make_service: Callab
     assert (ended["state"], ended["output_tail"]) == ("completed", ["3 tokens"])
 
 
+@pytest.mark.needs_plugin("tokens/renewal renews them in their files")
 def test_a_token_that_expired_while_the_service_was_down_is_renewed_and_may_no_more_than_before(
     make_service: Callable[..., Service],
 ) -> None:

@@ -773,6 +773,7 @@ def test_the_token_of_an_ended_agent_is_refused_for_good(make_service: Callable[
     until(lambda: Client(service.url, living.token).get("/status").status_code == 401)
 
 
+@pytest.mark.needs_plugin("tokens/renewal renews them in their files")
 def test_the_token_file_of_a_running_agent_is_renewed_before_it_expires(make_service: Callable[..., Service]) -> None:
     service = make_service("--agent-command", "sleep 60", "--token-ttl", "4")
     spawned = (

@@ -45,7 +45,6 @@ from cco_sidecar import (
     in_thread,
     lock_file,
     one_line,
-    open_unwaiting,
 )
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import _keeper_program
@@ -467,6 +466,11 @@ def output_of(agents: Agents, agent_id: str) -> WholeOutput:
     if isinstance(owner := agents.processes, KeptProcesses):
         return owner.output(agent_id)
     return WholeOutput(agents.settings.storage / "agents" / agent_id)
+
+
+def open_unwaiting(path: Path) -> typing.BinaryIO:
+    """A file, whatever an agent has put in its place; a pipe then fails where it is sought in. Raises OSError."""
+    return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
 
 
 class WholeOutput:

@@ -84,7 +84,7 @@ class RepeatedAgents(Agents):
             raise ApiError("AGT_001", problem)
         running = self.active.get(row["id"])
         if running and not running.token:  # it is being adopted at this moment
-            self._renew_token(running)
+            running.token = self.launcher.token(row)
         token = running.token if running else ""
         return msgspec.json.encode(spawned | {"process_id": row["pid"], "state": row["state"], "jwt_token": token})
 

@@ -1,14 +1,31 @@
-"""Tokens are renewed before they end: with every answer of their last five minutes, and by POST /api/auth/refresh.
+"""Tokens are renewed before they end: with every answer of their last five minutes, by POST /api/auth/refresh, and in
+the files of a running agent.
 
 A new token has the same identity and permissions, never more, and lives as long as the first one did.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
+import weakref
 from typing import Any
 
-from cco_sidecar import ApiError, Claims, Endpoint, Route, Tokens, hookimpl, iso
+from cco_sidecar import (
+    Agents,
+    ApiError,
+    Claims,
+    Endpoint,
+    Launcher,
+    Route,
+    Running,
+    Tokens,
+    hookimpl,
+    iso,
+    log,
+    token_files,
+    write_file,
+)
 from cco_sidecar_plugins.tokens._foreign import ForeignClaims
 
 RENEWED_SECONDS = 300.0  # before their end
@@ -21,7 +38,9 @@ def register_routes() -> list[Route]:
 
 @hookimpl
 def part_class(base: type) -> type | None:
-    return type("RenewingEndpoint", (RenewingEndpoint, base), {}) if issubclass(base, Endpoint) else None
+    table = {Endpoint: RenewingEndpoint, Agents: RenewingAgents, Launcher: ShortLauncher}
+    own = next((own for part, own in table.items() if issubclass(base, part)), None)
+    return type(own.__name__, (own, base), {}) if own else None
 
 
 class RefreshToken(Endpoint):
@@ -52,3 +71,38 @@ def renewed(tokens: Tokens, claims: Claims) -> tuple[str, int]:
     life = max(1, int(claims.exp - claims.iat))
     same: dict[str, Any] = {"permissions": claims.permissions, "issue_id": claims.issue_id, "bound": claims.bound}
     return tokens.mint(claims.sub, claims.agent_type, ttl=life, **same), int(time.time()) + life
+
+
+class ShortLauncher(Launcher):
+    """Gives agents tokens that live as long as others do."""
+
+    def token(self, row: dict[str, Any], ttl: int = 0) -> str:
+        return super().token(row, ttl or self.settings.token_ttl)
+
+
+class RenewingAgents(Agents):
+    """Renews the token of a running agent in its files, also where they are gone, and removes them at its end."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._due: weakref.WeakKeyDictionary[Running, float] = weakref.WeakKeyDictionary()
+
+    async def tend(self, running: Running) -> None:
+        await super().tend(running)
+        wait = self.settings.token_ttl - min(600.0, self.settings.token_ttl / 2)
+        due = self._due.get(running, running.row["started"] + wait)
+        if time.time() < due and (running.folder / "token").exists():
+            return
+        running.token, self._due[running] = self.launcher.token(running.row), time.time() + wait
+        try:
+            for name, content in token_files(running.token).items():
+                await self.disk.run(write_file, running.folder / name, content)
+        except OSError as error:
+            self._due[running] = time.time() + 1
+            log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
+
+    async def judge(self, running: Running) -> None:
+        await super().judge(running)
+        for name in token_files(""):
+            with contextlib.suppress(OSError):
+                (running.folder / name).unlink()

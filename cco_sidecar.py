@@ -966,7 +966,6 @@ class Sidecar:
             parts.callback(self.storage.close)
             self._listen()
             parts.callback(self._server.stop)
-            self.info = self._announced()
             self.storage.announce(self.info)
             self.tokens.start()
             self.contexts.start()
@@ -994,7 +993,7 @@ class Sidecar:
         await asyncio.wrap_future(in_thread(hook, lambda: list(self.hooks.ask(hook, info=self.info))))
 
     def _listen(self) -> None:
-        settings = self.settings
+        settings, last = self.settings, self.storage.read.meta("port")
         self._server = self.server_class(
             Application(self),
             ssl_options=tls_context(settings),
@@ -1004,21 +1003,15 @@ class Sidecar:
             body_timeout=self.server_class.body_seconds,
             idle_connection_timeout=300.0,
         )
-        last = self.storage.read.meta("port") if settings.port == 0 else None
-        sockets = listening(settings.host, [int(last), 0] if last else [settings.port])
+        sockets = listening(settings.host, int(last) if last and not settings.port else 0, settings.port)
         self._server.add_sockets(sockets)
         self.port: int = sockets[0].getsockname()[1]
-        self.protocols = self._server.protocols
-
-    def _announced(self) -> SidecarInfo:
-        """The content of sidecar.json, by which clients find the service."""
-        settings = self.settings
+        if settings.port == 0:
+            self.storage.write_behind(lambda records: records.set_meta("port", str(self.port)))
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
         url = f"http{'s' * bool(settings.tls_cert)}://{f'[{host}]' if ':' in host else host}:{self.port}"
         root, started = clean_text(str(settings.root)), iso(self.started)
-        if settings.port == 0:
-            self.storage.write_behind(lambda records: records.set_meta("port", str(self.port)))
-        return SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
+        self.info = SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
 
     async def checks(self) -> dict[str, Any]:
         """What ``/health`` measures. Callers share it, for a quarter of a second where all was well."""
@@ -1052,16 +1045,16 @@ class Sidecar:
         }
 
 
-def listening(host: str, ports: list[int]) -> list[socket.socket]:
-    """The sockets of the first of ``ports`` that is free. Raises StartError."""
+def listening(host: str, last: int, port: int) -> list[socket.socket]:
+    """The sockets of ``port``, of the ``last`` one where there is one and it is free. Raises StartError."""
+    with contextlib.suppress(OSError):
+        if last:
+            return tornado.netutil.bind_sockets(last, host, backlog=4096)
     try:
-        return tornado.netutil.bind_sockets(ports[0], host, backlog=4096)
+        return tornado.netutil.bind_sockets(port, host, backlog=4096)
     except OSError as error:
-        if ports[1:]:
-            return listening(host, ports[1:])
         advice = "; use --port with another number, or --port 0 for a free one" * (error.errno == errno.EADDRINUSE)
-        problem = f"cannot listen on {host} port {ports[0]}: {error.strerror or error}{advice}"
-        raise StartError(problem, 1) from error
+        raise StartError(f"cannot listen on {host} port {port}: {error.strerror or error}{advice}", 1) from error
 
 
 def check_needed_plugins(settings: Settings, hooks: Hooks) -> None:
@@ -1074,23 +1067,20 @@ def check_needed_plugins(settings: Settings, hooks: Hooks) -> None:
 
 def prepare_storage_folder(settings: Settings) -> None:
     """Make the storage folder, for the user alone. Raises StartError where it cannot be trusted."""
-    folder, where = settings.storage, settings.where("storage")
-    if clean_text(str(folder)) != str(folder):
-        encoding = sys.getfilesystemencoding().upper()
-        raise StartError(f"{where}: the name of {folder} is not {encoding}, in which paths are kept")
-    if folder.resolve().is_relative_to(settings.root):
-        raise StartError(f"{where}: {folder} lies inside the repository, where no secret may lie: name another folder")
+    folder, encoding = settings.storage, sys.getfilesystemencoding().upper()
     try:
+        if clean_text(str(folder)) != str(folder):
+            raise StartError(f"the name of {folder} is not {encoding}, in which paths are kept")
+        if folder.resolve().is_relative_to(settings.root):
+            raise StartError(f"{folder} lies inside the repository, where no secret may lie: name another folder")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = list(folder.iterdir())
         make_private(folder, trusted=not found)
         for path in found:
             make_private(path)
-    except StartError as error:
-        raise StartError(f"{where}: {error}") from None
-    except OSError as error:
-        hint = "unless you name it, it lies below $XDG_STATE_HOME or your home folder"
-        raise StartError(f"{where}: {error}; {hint}") from None
+    except (StartError, OSError) as error:
+        hint = "; unless you name it, it lies below $XDG_STATE_HOME or your home folder" * isinstance(error, OSError)
+        raise StartError(f"{settings.where('storage')}: {error}{hint}") from None
 
 
 def make_private(path: Path, trusted: bool = False) -> None:
@@ -1915,7 +1905,7 @@ class GetStatus(Endpoint):
                 "storage_path": str(sidecar.settings.storage),
             },
             "events": sidecar.bus.statistics(),
-            "performance": sidecar.metrics.statistics() | {"protocols": sidecar.protocols},
+            "performance": sidecar.metrics.statistics() | {"protocols": sidecar.server_class.protocols},
             "timestamp": iso(),
         }
 
@@ -4200,9 +4190,7 @@ class Agents:
         self._stopping = False
 
     async def spawn(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
-        """Start an agent: a whole one or none, also where the caller hangs up meanwhile. Raises AGT_002 (type), AGT_003
-        (too many), REQ_001 (requirements), AGT_001 (anything else).
-        """
+        """Start an agent, a whole one or none. Raises AGT_001, AGT_002, AGT_003, and REQ_001 (requirements)."""
         await self.launcher.types.find(body["agent_type"])
         if self._stopping:
             raise ApiError("AGT_001", "The service is stopping")
@@ -4530,9 +4518,8 @@ def token_files(token: str) -> dict[str, bytes]:
 class Processes:
     """Starts, adopts and ends agents' processes. Agents outlive a crash of the service.
 
-    Each agent leads a session of its own and writes straight into a file, so it outlives us and never waits for us.
-    Its processes are those of its session, those whose environment names its token file, and their descendants; one
-    that is none of these is not found. Exit codes are lost in a crash; usage is not measured, output not limited.
+    Each agent leads a session of its own and writes straight into a file, so it outlives us. Its processes are those of
+    its session, those whose environment names its token file, and their descendants. Exit codes are lost in a crash.
     """
 
     LOOK = 0.1  # seconds between two looks at a running agent
@@ -4547,16 +4534,17 @@ class Processes:
 
     async def start(self, running: Running, command: AgentCommand) -> None:
         """Start a process for ``command``; its pid and birth go into the row. Raises OSError, leaving nothing."""
-        child = running.child = await self._pool.run(self._popen, running.folder, command)
-        running.row |= {"pid": child.pid, "birth": birth_of(child.pid)}
 
-    def _popen(self, folder: Path, command: AgentCommand) -> subprocess.Popen[bytes]:
-        user_only = functools.partial(os.open, mode=0o600)
-        with open(folder / self.OUTPUT, "ab", opener=user_only) as output, open(command.stdin or os.devnull) as source:
-            return subprocess.Popen(
-                command.argv, env=command.environment, cwd=self._root, stdin=source, stdout=output, stderr=output,
-                start_new_session=True,
-            )  # fmt: skip
+        def popen() -> subprocess.Popen[bytes]:
+            path, private = running.folder / self.OUTPUT, functools.partial(os.open, mode=0o600)
+            with open(path, "ab", opener=private) as output, open(command.stdin or os.devnull) as source:
+                return subprocess.Popen(
+                    command.argv, env=command.environment, cwd=self._root, stdin=source, stdout=output, stderr=output,
+                    start_new_session=True,
+                )  # fmt: skip
+
+        child = running.child = await self._pool.run(popen)
+        running.row |= {"pid": child.pid, "birth": birth_of(child.pid)}
 
     async def adopt(self, running: Running) -> None:
         """Go on with an agent of an earlier run of the service, of which a process may be left, or none."""
@@ -4678,10 +4666,7 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
 
 
 class AgentCommand(Struct):
-    """A command that runs an agent: argv, the file that is its standard input ("" for none), more environment.
-
-    Placeholders, such as ``{prompt}``, are filled in everywhere.
-    """
+    """A command that runs an agent, with placeholders such as ``{prompt}``; ``stdin`` is a file, "" for none."""
 
     argv: Argv
     stdin: str = ""
@@ -5150,7 +5135,7 @@ def banner(sidecar: Sidecar) -> str:
     used = [plugin for plugin in sidecar.hooks.loaded if plugin.source != "built in" and not plugin.problem]
     lines = [
         f"Orchestration sidecar {__version__}",
-        f"  URL:      {sidecar.info.url}  {sidecar.protocols}",
+        f"  URL:      {sidecar.info.url}  {sidecar.server_class.protocols}",
         f"  Project:  {sidecar.info.project_id}",
         f"  Root:     {sidecar.info.root}",
         f"  Storage:  {sidecar.storage.place}",

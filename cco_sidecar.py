@@ -4196,7 +4196,7 @@ class Agents:
             raise ApiError("AGT_001", "The service is stopping")
         if (number := len(self.active)) >= self.settings.max_agents:
             raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
-        row = self.launcher.row(claims, body)
+        row, asked = self.launcher.row(claims, body), body.get("environment") or {}
 
         def begin(records: Records) -> dict[str, Any]:
             self.check_room(row, records)
@@ -4209,23 +4209,22 @@ class Agents:
             files = await self.launcher.files(running, body)
             await self.storage.write(ANSWERING.get()(begin))
             running.token = self.launcher.token(row)
-            command, ignored = await self.launcher.command(running, files, body.get("environment") or {})
+            command = await self.launcher.command(running, files, asked)
             await self.processes.start(running, command)
             await self._run(running)
         except BaseException as error:
             raise await self._give_up(running, error) from None
         log.info("agent %s started, pid %d", row["id"], row["pid"])
-        return spawned_answer(row, running.token, sorted(ignored))
+        return spawned_answer(row, running.token, sorted(dict(asked.items() - command.environment.items())))
 
     def check_room(self, row: dict[str, Any], records: Records) -> None:
         """Raise AGT_003 where a row's agent may not start. On the writer thread, which knows all rows."""
 
     async def _run(self, running: Running) -> None:
         """Write down that an agent has a process, and watch it from now on."""
-        row = running.row
-        row["state"] = "running"
-        facts = {"state": "running", "pid": row["pid"], "birth": row["birth"]}
-        await self.storage.write(lambda records: records.update_agent(row["id"], **facts))
+        running.row["state"] = "running"
+        facts = {name: running.row[name] for name in ("id", "state", "pid", "birth")}
+        await self.storage.write(lambda records: records.update_agent(**facts))
         running.task = asyncio.create_task(self._watch(running))
 
     async def _give_up(self, running: Running, error: BaseException) -> BaseException:
@@ -4274,7 +4273,7 @@ class Agents:
             try:
                 await self.judge(running)
                 told = self.last_word(self.whole(row), tail)
-                names = ["agent_exited"] + (["agent_failed"] if row["state"] in AGENT_GROUPS["failed"] else [])
+                names = ["agent_exited", "agent_failed"][: 2 if row["state"] in AGENT_GROUPS["failed"] else 1]
                 submission = {"publisher": row["id"], "topic": "coordination", "data": told}
                 events = [new_event(row["project"], name, submission) for name in names]
                 await self.storage.write(functools.partial(end_agent, row, events))
@@ -4417,7 +4416,7 @@ class Launcher:
 
     def row(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
         """The ledger's row of a new agent, which may no more than its type, than was asked for, than its spawner."""
-        category = CATEGORIES[self.types.category(body["agent_type"])]
+        category = CATEGORIES[self.types.categories[body["agent_type"]]]
         asked, own = body.get("permissions"), self.tokens.permissions(claims)
         own |= {WRITE} if CATEGORIES[self.types.categories[claims.agent_type]].people else set()
         may = [name for name in category.permissions if name in own and (asked is None or name in asked)]
@@ -4435,11 +4434,11 @@ class Launcher:
         return self.tokens.mint(row["id"], row["type"], ttl=ttl or int(row["time_limit"]) + 60, **granted)
 
     async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
-        """The files that an agent is to read, by name, for a validated request: the context as JSON, with only the
-        sections that were asked for. Raises REQ_001, REQ_002, AGT_001.
+        """The files that an agent is to read, by name: its context, with the sections that were asked for. Raises as
+        ``Contexts.get`` does, and REQ_001.
         """
         most = BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
-        query = ContextQuery(task=body.get("task", ""), max_bytes=min(max(most, 2_000), 10 * MB))
+        query = ContextQuery(task=body.get("task", ""), max_bytes=most)
         content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query)
         context, wanted = msgspec.json.decode(content), set()
         sections = context["context"]
@@ -4462,12 +4461,8 @@ class Launcher:
         """Whether a request may set a variable, which is given in capitals."""
         return self.SETTABLE.fullmatch(variable) is not None
 
-    async def command(
-        self, running: Running, files: dict[str, bytes], asked: dict[str, str]
-    ) -> tuple[AgentCommand, list[str]]:
-        """Write the agent's files; its command with the environment, and the names in ``asked`` that it ignores. Raises
-        AGT_001, OSError.
-        """
+    async def command(self, running: Running, files: dict[str, bytes], asked: dict[str, str]) -> AgentCommand:
+        """Write the agent's files; its command and environment, with what it may of ``asked``. Raises AGT_001, OSError."""
         row, folder, root = running.row, running.folder, str(self.settings.root)
         launch = AgentLaunch(
             agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],
@@ -4483,23 +4478,21 @@ class Launcher:
             "CCO_TOKEN_FILE": str(folder / "token"), "CCO_HEADER_FILE": str(folder / "header"),
             "CCO_CONTEXT_FILE": launch.context_file, "TASK": row["task"],
         } | ({"CCO_BRIEF_FILE": launch.brief_file} if launch.brief_file else {})  # fmt: skip
-        command = await self._pool.run(self._prepare, launch, folder, written)
+        command = await self._pool.run(self._prepare, launch, written)
         given = {name: asked[name] for name in asked if name.upper() not in own and self.may_set(name.upper())}
-        environment = self.inherited | command.environment | given | own
-        return msgspec.structs.replace(command, environment=environment), [name for name in asked if name not in given]
+        return msgspec.structs.replace(command, environment=self.inherited | command.environment | given | own)
 
-    def _prepare(self, launch: AgentLaunch, folder: Path, files: dict[str, bytes]) -> AgentCommand:
+    def _prepare(self, launch: AgentLaunch, files: dict[str, bytes]) -> AgentCommand:
         """Write the files; the command, with the fields of ``launch`` in the place of its placeholders. Blocks."""
+        folder = Path(launch.agent_folder)
         folder.mkdir(mode=0o700, parents=True)
         for name, content in files.items():
             write_file(folder / name, content)
         found = self.hooks.first("agent_command", launch=launch, settings=self.settings) or launch.configured
         if found is None:
-            raise ApiError(
-                "AGT_001",
-                "No agent command: start the service with --agent-command 'your-agent {task}', set agent-command in"
-                " cco.toml, or put a program on PATH that the plugin launchers knows, such as claude or codex",
-            )
+            problem = "No agent command: start with --agent-command 'your-agent {task}', set agent-command in cco.toml,"
+            problem += " or put a program on PATH that the plugin launchers knows, such as claude or codex"
+            raise ApiError("AGT_001", problem)
         command = found if isinstance(found, AgentCommand) else AgentCommand(found)
         fields = msgspec.structs.asdict(launch).items()
         values = {"{" + name + "}": value for name, value in fields if isinstance(value, str)}

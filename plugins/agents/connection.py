@@ -50,16 +50,14 @@ class ConnectingLauncher(ReadingLauncher):
         connects = folder is not None and self._program(row["type"])
         return msgspec.structs.replace(reader, how=by_tools(reader)) if connects else reader
 
-    async def command(
-        self, running: Running, files: dict[str, bytes], asked: dict[str, str]
-    ) -> tuple[AgentCommand, list[str]]:
-        command, ignored = await super().command(running, files, asked)
+    async def command(self, running: Running, files: dict[str, bytes], asked: dict[str, str]) -> AgentCommand:
+        command = await super().command(running, files, asked)
         if not self.reader(running.row, running.folder).how or not (program := PROGRAMS.get(command.argv[0])):
-            return command, ignored
+            return command
         folder, token = running.folder, lasting_token(self, running.row)
         facts = {"{url}": self.url.removesuffix("/api"), "{agent_folder}": str(folder), "{token}": token}
         try:
-            return await asyncio.to_thread(connected, program, command, folder, facts, self.settings.root), ignored
+            return await asyncio.to_thread(connected, program, command, folder, facts, self.settings.root)
         except ValueError as error:
             raise ApiError("AGT_001", f"Agent spawn failed: its settings cannot be joined: {one_line(error)}") from None
 

@@ -8,7 +8,6 @@ import collections
 import logging
 import time
 import weakref
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -45,8 +44,8 @@ def part_class(base: type) -> type | None:
 
 
 class TellingLauncher(Launcher):
-    def _prepare(self, launch: AgentLaunch, folder: Path, files: dict[str, bytes]) -> AgentCommand:
-        command = super()._prepare(launch, folder, files)
+    def _prepare(self, launch: AgentLaunch, files: dict[str, bytes]) -> AgentCommand:
+        command = super()._prepare(launch, files)
         collections.deque(self.hooks.ask("agent_starting", launch=launch, root=str(self.settings.root)), maxlen=0)
         return command
 

@@ -493,14 +493,12 @@ class MeteredLauncher(Launcher):
 
     settings: PluginSettings
 
-    async def command(
-        self, running: Running, files: dict[str, bytes], asked: dict[str, str]
-    ) -> tuple[AgentCommand, list[str]]:
-        command, ignored = await super().command(running, files, asked)
+    async def command(self, running: Running, files: dict[str, bytes], asked: dict[str, str]) -> AgentCommand:
+        command = await super().command(running, files, asked)
         # It lasts, since a program reads it once, and can do nothing but report.
         token = lasting_token(self, running.row | {"permissions": []})
         budgets = {"usd": self.settings.budget_usd, "tokens": self.settings.budget_tokens}
-        return reporting(command, self.url.removesuffix("/api"), token, budgets), ignored
+        return reporting(command, self.url.removesuffix("/api"), token, budgets)
 
 
 def reporting(command: AgentCommand, url: str, token: str, budgets: dict[str, Any]) -> AgentCommand:

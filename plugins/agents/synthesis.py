@@ -60,9 +60,7 @@ def part_class(base: type) -> type | None:
 class NotingLauncher(Launcher):
     """Notes the work tree at an agent's start."""
 
-    async def command(
-        self, running: Running, files: dict[str, bytes], asked: dict[str, str]
-    ) -> tuple[AgentCommand, list[str]]:
+    async def command(self, running: Running, files: dict[str, bytes], asked: dict[str, str]) -> AgentCommand:
         started = await super().command(running, files, asked)
         try:
             note = functools.partial(beginning_of, await self.contexts.project.state())

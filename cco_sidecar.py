@@ -4462,7 +4462,7 @@ class Launcher:
         return self.SETTABLE.fullmatch(variable) is not None
 
     async def command(self, running: Running, files: dict[str, bytes], asked: dict[str, str]) -> AgentCommand:
-        """Write the agent's files; its command and environment, with what it may of ``asked``. Raises AGT_001, OSError."""
+        """Write an agent's files; its command, with an environment that ``asked`` adds to. Raises AGT_001, OSError."""
         row, folder, root = running.row, running.folder, str(self.settings.root)
         launch = AgentLaunch(
             agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],

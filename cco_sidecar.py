@@ -4236,6 +4236,8 @@ class Agents:
         if isinstance(error, OSError):
             what = f"{Path(error.filename).name}: " if error.filename else ""
             error = ApiError("AGT_001", f"Agent spawn failed: {what}{error.strerror or type(error).__name__}")
+        elif isinstance(error, ApiError) and error.code[:3] == "CTX":
+            error = ApiError("AGT_001", f"Agent spawn failed: its context could not be built: {error.message}")
         reason = error.message if isinstance(error, ApiError) else None
         row = running.row | {"state": "failed", "ended": time.time(), "pid": None, "reason": reason}
         with contextlib.suppress(StorageError):  # the caller is being told about the failure that came first

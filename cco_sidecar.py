@@ -945,8 +945,8 @@ class Sidecar:
         self.bus = hooks.part(EventBus, settings)(self.storage, settings, hooks)
         self.results = Results(self.storage, self.bus, hooks, self.agent_types, settings)
         self.contexts = hooks.part(Contexts, settings)(self.storage, hooks, self.agent_types, settings)
-        agents = hooks.part(Agents, settings)
-        self.agents = agents(self.storage, self.tokens, self.contexts, self.results, hooks, self.agent_types, settings)
+        launcher = hooks.part(Launcher, settings)(self.contexts, self.tokens, self.agent_types, hooks, settings)
+        self.agents = hooks.part(Agents, settings)(self.storage, launcher, self.results)
         self.server_class = hooks.part(Server, settings)
         self.started = time.time()
         self.open_requests = 0
@@ -1034,14 +1034,18 @@ class Sidecar:
                 bus = "unhealthy: a waiter did not wake within 2 s"
         if storage != bus:
             self.checked_until = 0.0
+        waiting = free = 0
+        with contextlib.suppress(StorageError, OSError):  # the checks say why
+            waiting = self.storage.read.undelivered(self.settings.project)
+            free = shutil.disk_usage(self.settings.storage).free
         return {
             "storage": storage,
             "event_bus": bus,
-            "memory_usage_mb": measured(lambda: round(self.process.memory_info().rss / MB, 1)),
-            "cpu_usage_percent": measured(self.process.cpu_percent),
+            "memory_usage_mb": round(self.process.memory_info().rss / MB, 1),
+            "cpu_usage_percent": self.process.cpu_percent(),
             "active_agents": 0,  # GetHealth counts them at each request; this keeps their place
-            "event_queue_size": measured(lambda: self.storage.read.undelivered(self.settings.project)),
-            "disk_space_available_mb": measured(lambda: int(shutil.disk_usage(self.settings.storage).free / MB)),
+            "event_queue_size": waiting,
+            "disk_space_available_mb": free // MB,
         }
 
 
@@ -1877,15 +1881,6 @@ class GetHealth(Endpoint):
             "checks": checks | more,
             "timestamp": iso(),
         }
-
-
-def measured(figure: Callable[[], float]) -> float:
-    """The figure, 0 where it cannot be measured: the checks beside it say why."""
-    try:
-        return figure()
-    except (StorageError, OSError, psutil.Error) as error:
-        log.debug("a figure cannot be measured: %s", one_line(error))
-        return 0
 
 
 class GetStatus(Endpoint):
@@ -4177,15 +4172,12 @@ class Agents:
 
     GRACE = 5.0
 
-    def __init__(
-        self, storage: Storage, tokens: Tokens, contexts: Contexts, results: Results, hooks: Hooks, types: AgentTypes,
-        settings: Settings,
-    ) -> None:  # fmt: skip
-        self.storage, self.tokens, self.results, self.hooks, self.settings = storage, tokens, results, hooks, settings
-        self._folder = settings.storage / "agents"
-        self.launcher = hooks.part(Launcher, settings)(contexts, tokens, types, hooks, settings)
+    def __init__(self, storage: Storage, launcher: Launcher, results: Results) -> None:
+        self.storage, self.launcher, self.results = storage, launcher, results
+        self.tokens, self.hooks, self.settings = launcher.tokens, launcher.hooks, launcher.settings
+        self._folder = self.settings.storage / "agents"
         self.disk = Pool("agents", 8, 20)
-        self.processes = hooks.part(Processes, settings)(settings)
+        self.processes = self.hooks.part(Processes, self.settings)(self.settings)
         self.active: dict[str, Running] = {}
         self._stopping = False
 
@@ -4314,7 +4306,6 @@ class Agents:
         rows = self.storage.read.unfinished_agents(self.settings.project)
         # Before the first await: requests are answered from then on.
         self.active.update((row["id"], Running(row, self._folder / row["id"])) for row in rows)
-        await self.processes.open()
         for row in rows:
             running = self.active[row["id"]]
             if row["ordered"]:
@@ -4473,14 +4464,15 @@ class Launcher:
             configured=self.settings.command_of(row["type"]),
         )  # fmt: skip
         launch = msgspec.structs.replace(launch, prompt=self.prompt(running, launch))
-        written = files | {"prompt": launch.prompt.encode(), "task": launch.task.encode()} | token_files(running.token)
+        texts = {"prompt": launch.prompt, "task": launch.task, "token": running.token}
         own = {
             "AGENT_ID": row["id"], "AGENT_TYPE": row["type"], "ISSUE_ID": row["issue"], "PROJECT_ID": row["project"],
             "PROJECT_ROOT": root, "PWD": root, "SIDECAR_URL": self.url, "JWT_TOKEN": running.token,
-            "CCO_TOKEN_FILE": str(folder / "token"), "CCO_HEADER_FILE": str(folder / "header"),
-            "CCO_CONTEXT_FILE": launch.context_file, "TASK": row["task"],
+            "CCO_TOKEN_FILE": str(folder / "token"), "CCO_CONTEXT_FILE": launch.context_file, "TASK": row["task"],
         } | ({"CCO_BRIEF_FILE": launch.brief_file} if launch.brief_file else {})  # fmt: skip
-        command = await self._pool.run(self._prepare, launch, written)
+        command = await self._pool.run(
+            self._prepare, launch, files | {name: text.encode() for name, text in texts.items()}
+        )
         given = {name: asked[name] for name in asked if name.upper() not in own and self.may_set(name.upper())}
         return msgspec.structs.replace(command, environment=self.inherited | command.environment | given | own)
 
@@ -4503,13 +4495,6 @@ class Launcher:
         return AgentCommand([*map(fill, command.argv)], fill(command.stdin), environment)
 
 
-def token_files(token: str) -> dict[str, bytes]:
-    """A token by file: alone, as a header, and as curl's configuration (as an argument others would see it)."""
-    header = f"Authorization: Bearer {token}"
-    curl = f'header = "{header}"\nheader = "Content-Type: application/json"\n'
-    return {"token": token.encode(), "header": f"{header}\n".encode(), "curl": curl.encode()}
-
-
 class Processes:
     """Starts, adopts and ends agents' processes. Agents outlive a crash of the service.
 
@@ -4523,9 +4508,6 @@ class Processes:
     def __init__(self, settings: Settings) -> None:
         self._folder, self._root = settings.storage / "agents", settings.root
         self._pool = Pool("processes", 8, 20)
-
-    async def open(self) -> None:
-        """Called once, before the first adoption."""
 
     async def start(self, running: Running, command: AgentCommand) -> None:
         """Start a process for ``command``; its pid and birth go into the row. Raises OSError, leaving nothing."""

@@ -312,7 +312,7 @@ def test_the_files_of_an_agent_are_its_users_alone(service: Service, architect: 
     folder = folder_of(service, spawned["agent_id"])
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
-    assert modes.keys() > {"context.json", "prompt", "token", "header", "curl"} and set(modes.values()) == {0o600}
+    assert modes.keys() > {"context.json", "prompt", "token"} and set(modes.values()) == {0o600}
     assert (folder / "token").read_text() == spawned["jwt_token"]
 
 

@@ -78,6 +78,13 @@ class NotingAgents(Agents):
             self.storage.write_behind(lambda records: records.update_agent(agent_id, seen=seen))
         await super().tend(running)
 
+    async def start(self) -> None:
+        if isinstance(self.processes, KeptProcesses):
+            self.processes.opening = asyncio.create_task(self.processes.open())
+        await super().start()
+        if isinstance(self.processes, KeptProcesses):
+            await self.processes.opening
+
     async def stop(self, *, end_all: bool) -> None:
         await super().stop(end_all=end_all)
         if isinstance(self.processes, KeptProcesses):
@@ -95,6 +102,7 @@ class KeptProcesses(Processes):
     SURVEY = 0.25  # seconds between two looks at all agents
     PATIENCE = 40  # looks without its first process after which an agent is gone although its keeper has not said so
     KEEPER_SECONDS = 10.0  # how long an end waits for a living keeper's word
+    opening: asyncio.Task[None]
     OUTPUT_SECONDS = 2.0  # how long an end waits for the last lines to be written down
 
     def __init__(self, settings: PluginSettings) -> None:
@@ -106,6 +114,7 @@ class KeptProcesses(Processes):
         self._settings, self._tasks = settings, list[asyncio.Task[None]]()
 
     async def open(self) -> None:
+        """What adoptions wait for."""
         await self._keeper.open()
         self._at_start = await self._pool.run(self._census.look)  # for all adoptions
         pruning = prune_for_ever(self._folder, self._settings)
@@ -128,6 +137,7 @@ class KeptProcesses(Processes):
             raise
 
     async def adopt(self, running: Running) -> None:
+        await self.opening
         row, kept = running.row, KeptProcess(running)
         self.kept[row["id"]] = kept
         self._some.set()

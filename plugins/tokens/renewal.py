@@ -12,6 +12,8 @@ import weakref
 from typing import Any
 
 from cco_sidecar import (
+    AgentCommand,
+    AgentLaunch,
     Agents,
     ApiError,
     Claims,
@@ -23,7 +25,6 @@ from cco_sidecar import (
     hookimpl,
     iso,
     log,
-    token_files,
     write_file,
 )
 from cco_sidecar_plugins.tokens._foreign import ForeignClaims
@@ -74,10 +75,25 @@ def renewed(tokens: Tokens, claims: Claims) -> tuple[str, int]:
 
 
 class ShortLauncher(Launcher):
-    """Gives agents tokens that live as long as others do."""
+    """Gives agents tokens that live as long as others do, in files that curl reads too."""
 
     def token(self, row: dict[str, Any], ttl: int = 0) -> str:
         return super().token(row, ttl or self.settings.token_ttl)
+
+    async def command(self, running: Running, files: dict[str, bytes], asked: dict[str, str]) -> AgentCommand:
+        command = await super().command(running, files, asked)
+        command.environment["CCO_HEADER_FILE"] = str(running.folder / "header")
+        return command
+
+    def _prepare(self, launch: AgentLaunch, files: dict[str, bytes]) -> AgentCommand:
+        return super()._prepare(launch, files | token_files(files["token"].decode()))
+
+
+def token_files(token: str) -> dict[str, bytes]:
+    """A token by file: alone, as a header, and as curl's configuration (as an argument others would see it)."""
+    header = f"Authorization: Bearer {token}"
+    curl = f'header = "{header}"\nheader = "Content-Type: application/json"\n'
+    return {"token": token.encode(), "header": f"{header}\n".encode(), "curl": curl.encode()}
 
 
 class RenewingAgents(Agents):

@@ -1111,9 +1111,8 @@ def make_private(path: Path, trusted: bool = False) -> None:
 
 @contextlib.contextmanager
 def instance_lock(folder: Path) -> Iterator[None]:
-    """Hold a storage folder for this process, by OS locks, which die with it: the file ``lock`` and, where the system
-    locks folders, the folder itself, so that nobody else comes in where the file was deleted. Raises StartError where
-    another process has it.
+    """Hold a storage folder for this process, by OS locks, which die with it: of the file ``lock`` and, lest that is
+    deleted, of the folder, where the system locks folders. Raises StartError where another process has it.
     """
     with contextlib.ExitStack() as held:
         for path, flags in {folder / "lock": os.O_RDWR | os.O_CREAT, folder: os.O_RDONLY}.items():
@@ -1126,11 +1125,11 @@ def instance_lock(folder: Path) -> Iterator[None]:
             except OSError as error:
                 if path == folder and error.errno != errno.EWOULDBLOCK:
                     continue  # a file system that locks no folders, NFS say
-                who = "it has not announced itself yet"
-                with contextlib.suppress(OSError, msgspec.DecodeError):
+                who = ""
+                with contextlib.suppress(OSError, msgspec.DecodeError):  # it has not announced itself yet
                     info = msgspec.json.decode((folder / SidecarInfo.FILE).read_bytes(), type=SidecarInfo)
-                    who = f"pid {info.pid}, {info.url}"
-                problem = f"a sidecar already runs on this storage ({who}); stop it first, or use another --storage"
+                    who = f" (pid {info.pid}, {info.url})"
+                problem = f"a sidecar already runs on this storage{who}; stop it first, or use another --storage"
                 raise StartError(problem, 1) from None
         yield
 
@@ -4333,10 +4332,9 @@ class Agents:
 
     def find(self, project: str, agent_id: str) -> dict[str, Any]:
         """All that is known of an agent; raises REQ_002."""
-        row = self.storage.read.agent(project, agent_id)
-        if row is None:
-            raise ApiError("REQ_002", f"No agent {agent_id}")
-        return self.whole(row)
+        if row := self.storage.read.agent(project, agent_id):
+            return self.whole(row)
+        raise ApiError("REQ_002", f"No agent {agent_id}")
 
     def whole(self, row: dict[str, Any]) -> dict[str, Any]:
         """An agent's row with what is known beside it at this moment: its latest result. Called on the loop."""
@@ -4623,8 +4621,8 @@ def birth_of(pid: int) -> str | None:
             if sys.platform != "linux":
                 return f"{process.create_time():.2f}"
             # Linux counts births from the boot, which does not depend on the clock.
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-            return f"{boot}/{Path(f'/proc/{pid}/stat').read_text('utf-8', 'replace').rpartition(') ')[2].split()[19]}"
+            boot, facts = (Path(f"/proc/{name}").read_bytes() for name in ("sys/kernel/random/boot_id", f"{pid}/stat"))
+            return f"{boot.decode().strip()}/{facts.rpartition(b') ')[2].split()[19].decode()}"
     return None
 
 

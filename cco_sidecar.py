@@ -4166,8 +4166,6 @@ class Agents:
             '-> failed                              it never got a process
     """
 
-    GRACE = 5.0
-
     def __init__(self, storage: Storage, launcher: Launcher, results: Results) -> None:
         self.storage, self.launcher, self.results = storage, launcher, results
         self.tokens, self.hooks, self.settings = launcher.tokens, launcher.hooks, launcher.settings
@@ -4589,7 +4587,7 @@ class Running:
     task: asyncio.Task[Any] | None = None  # that spawns it, then the one that watches it
     token: str = ""
     child: subprocess.Popen[bytes] | None = None  # where we have started its first process ourselves
-    grace: float = Agents.GRACE
+    grace: float = 5.0  # seconds between SIGTERM and SIGKILL
     began: float = dataclasses.field(default_factory=time.monotonic)
     ended_as: AgentState | None = None  # set where it does not end by itself
     exited: bool = False  # its first process has ended

@@ -42,7 +42,7 @@ from agent_harness import (
 )  # fmt: skip
 from conftest import PROJECT, Client, Service, git_alone, make_repository, plugin, until
 
-from cco_sidecar import Agents, iso
+from cco_sidecar import Running, iso
 
 __all__ = ["nothing_left"]
 keeper = plugin("keeper")
@@ -570,7 +570,7 @@ def test_an_end_by_force_leaves_no_grace(architect: Client, issue: str, task: st
     answer = architect.delete(f"{path}?force=true")
     assert answer.status_code == 202 and answer.json()["ending"]
     until(lambda: not alive(members))
-    assert time.monotonic() - began < Agents.GRACE - 1
+    assert time.monotonic() - began < Running.grace - 1
     ended = state(architect, spawned["agent_id"])
     assert (ended["state"], ended["signal"]) == ("killed", signal.SIGKILL)
     assert architect.delete(f"{path}?force=true").json()["ending"] is False

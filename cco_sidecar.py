@@ -639,20 +639,6 @@ class Parts:
         """
 
 
-class SidecarInfo(Struct, frozen=True):
-    """The content of ``sidecar.json``, by which clients find the running service."""
-
-    FILE: ClassVar[str] = "sidecar.json"
-
-    pid: int
-    url: str
-    project_id: str
-    root: str
-    version: str
-    started_at: str
-    instance_id: str = ""  # of this run; ``/health`` tells it too, so that a client knows whom it talks to
-
-
 def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
     """The built-in plugins and, unless --no-plugins, all others. ``strict`` raises StartError for faulty ones."""
     hooks = bundled_class(Hooks, "_hooks", "SafeHooks")([ReferenceRules()])
@@ -1056,6 +1042,20 @@ def listening(host: str, last: int, port: int) -> list[socket.socket]:
     except OSError as error:
         advice = "; use --port with another number, or --port 0 for a free one" * (error.errno == errno.EADDRINUSE)
         raise StartError(f"cannot listen on {host} port {port}: {error.strerror or error}{advice}", 1) from error
+
+
+class SidecarInfo(Struct, frozen=True):
+    """The content of ``sidecar.json``, by which clients find the running service."""
+
+    FILE: ClassVar[str] = "sidecar.json"
+
+    pid: int
+    url: str
+    project_id: str
+    root: str
+    version: str
+    started_at: str
+    instance_id: str = ""  # of this run; ``/health`` tells it too, so that a client knows whom it talks to
 
 
 def check_needed_plugins(settings: Settings, hooks: Hooks) -> None:

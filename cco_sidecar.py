@@ -4220,7 +4220,7 @@ class Agents:
             running.grace = 0.0
             await self.processes.end(running)
         if isinstance(error, OSError):
-            what = f"{Path(error.filename).name}: " if error.filename else ""
+            what = f"{Path(str(error.filename)).name}: " if error.filename else ""
             error = ApiError("AGT_001", f"Agent spawn failed: {what}{error.strerror or type(error).__name__}")
         elif isinstance(error, ApiError) and error.code[:3] == "CTX":
             error = ApiError("AGT_001", f"Agent spawn failed: its context could not be built: {error.message}")
@@ -4240,7 +4240,8 @@ class Agents:
                 self.processes.look(running)
                 await self.tend(running)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(running.ending.wait(), self.processes.LOOK)
+                    async with asyncio.timeout(self.processes.LOOK):
+                        await running.ending.wait()
                 if time.monotonic() > running.began + row["time_limit"]:
                     running.end("timeout")
             await self.processes.end(running)

@@ -57,7 +57,6 @@ import hashlib
 import http.client
 import importlib
 import importlib.machinery
-import importlib.metadata
 import importlib.util
 import inspect
 import ipaddress
@@ -643,18 +642,14 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
     """The built-in plugins and, unless --no-plugins, all others. ``strict`` raises StartError for faulty ones."""
     hooks = bundled_class(Hooks, "_hooks", "SafeHooks")([ReferenceRules()])
     if not settings.no_plugins:
-        hooks.load_files(bundled_plugins())
-        hooks.load(settings.plugins, settings.where("plugins"))
-    if strict and hooks.faults():
-        raise StartError("; ".join(hooks.faults()))
-    for fault in hooks.faults():
-        log.warning("%s", fault)
+        hooks.load(settings, strict)
     return hooks
 
 
 class Hooks:
     """The loaded plugins, called one by one: who fails is logged and passed over. ``ask``, ``first`` and ``refusal``
-    block, ``tell`` returns at once. SafeHooks of plugins/_hooks.py also keeps plugins apart by threads and times.
+    block, ``tell`` returns at once. SafeHooks of plugins/_hooks.py also keeps plugins apart by threads and times, and
+    passes over those that cannot be loaded, which alone end the start.
     """
 
     MAX_UNTOLD = 10_000
@@ -670,42 +665,22 @@ class Hooks:
         self.loaded: list[LoadedPlugin] = []
         for plugin in built_in:
             name = f"built-in:{type(plugin).__name__}"
-            self.loaded.append(LoadedPlugin(name, "built in", self._register(plugin, name)))
+            self.loaded.append(LoadedPlugin(name, "built in", self.register(plugin, name)))
         self._trusted = {plugin.name for plugin in self.loaded}  # whose errors are ours, and pass through
 
     # -- loading
 
-    def load(self, folders: Iterable[Path], where: str = "--plugins") -> None:
-        """Load the plugins in ``folders``, which ``where`` names, and those of entry points."""
-        for folder in folders:
-            self.load_files(sorted(folder.glob("[!_.]*.py")))
-            if not folder.is_dir():
-                problem = f"{where}: {folder} is not a folder"
-                self.loaded.append(LoadedPlugin(folder.name, str(folder), [], problem, faulty=True))
-        for entry in importlib.metadata.entry_points(group="cco_sidecar"):
-            self._load_one(entry.name, f"entry point {entry.value}", entry.load)
+    def load(self, settings: Settings, strict: bool) -> None:
+        """Load the plugins of --plugins. Raises StartError."""
+        folders = (sorted(path.glob("[!_.]*.py")) if path.is_dir() else [path] for path in settings.plugins)
+        for file in itertools.chain(*folders):
+            try:
+                self.loaded.append(LoadedPlugin(file.stem, str(file), self.register(import_file(file), file.stem)))
+            except (Exception, SystemExit) as error:
+                raise StartError(f"plugin {file.stem}: {type(error).__name__}: {one_line(error)}") from None
 
-    def load_files(self, files: Iterable[Path]) -> None:
-        for file in files:
-            self._load_one(file.stem, str(file), functools.partial(import_file, file))
-
-    def _load_one(self, name: str, source: str, load: Callable[[], Any]) -> None:
-        plugin = LoadedPlugin(name, source, [])
-        self.loaded.append(plugin)
-        try:
-            if self._manager.has_plugin(name):
-                raise ImportError("another plugin has this name")
-            plugin.hooks = self._register(self.imported(name, load), name)
-        except (Exception, SystemExit) as error:
-            plugin.faulty = isinstance(error, PluginFault)
-            # An ImportError is the plugin's own word for what it needs: the banner and `cco plugins` pass it on.
-            told = plugin.faulty or type(error) is ImportError
-            plugin.problem = one_line(error) if told else self.describe(error, source)
-            log.log(logging.DEBUG if told else logging.WARNING, "plugin %s is skipped: %s", name, plugin.problem)
-            log.debug("plugin %s", name, exc_info=error)
-
-    def _register(self, plugin: object, name: str) -> list[str]:
-        """The hooks that ``plugin`` implements. Raises PluginFault, and ImportError where there is none."""
+    def register(self, plugin: object, name: str) -> list[str]:
+        """The hooks that ``plugin`` implements. Raises ImportError where there is none."""
         marks = {each: self._manager.parse_hookimpl_opts(plugin, each) for each in dir(plugin)}
         hooks = {each: mark["specname"] or each for each, mark in marks.items() if mark}
         for each, hook in hooks.items():
@@ -714,27 +689,18 @@ class Hooks:
             raise ImportError("it has no hook: @hookimpl marks them; the name of a file that only helps begins with _")
         self._manager.register(plugin, name)
         for hook in hooks.values():
+            rows = reversed(getattr(self._manager.hook, hook).get_hookimpls())  # what was loaded last comes first
             self.implementations[hook] = [
                 Implementation(hook, row.plugin_name, row.function, list(inspect.signature(row.function).parameters))
-                for row in reversed(
-                    getattr(self._manager.hook, hook).get_hookimpls()
-                )  # what was loaded last comes first
+                for row in rows
             ]
         return sorted(hooks.values())
 
-    def imported(self, name: str, load: Callable[[], Any]) -> Any:
-        """The plugin ``name``, which ``load`` gives. Raises what its code raises."""
-        return load()
-
     def check(self, hook: str, function: Callable[..., Any]) -> None:
-        """Raises PluginFault where ``function`` cannot implement ``hook``."""
+        """Raises ImportError where ``function`` cannot implement ``hook``."""
         known = inspect.signature(self.SPECS[hook]).parameters if hook in self.SPECS else {}
         if not known or inspect.signature(function).parameters.keys() - known.keys():
-            raise PluginFault(f"there is no hook {hook!r} with these arguments")
-
-    def faults(self) -> list[str]:
-        """Faults of plugins that their authors must mend, a line each."""
-        return [f"plugin {plugin.name}: {plugin.problem}" for plugin in self.loaded if plugin.faulty]
+            raise ImportError(f"there is no hook {hook!r} with these arguments")
 
     # -- asks
 
@@ -776,15 +742,7 @@ class Hooks:
         return row.call(facts)
 
     def failed(self, row: Implementation, error: BaseException) -> None:
-        code: Any = getattr(inspect.unwrap(row.function), "__code__", None)
-        failure = f"{row.hook}: {self.describe(error, code and code.co_filename)}"
-        log.warning("plugin %s: %s", row.plugin, failure)
-        plugin = next(plugin for plugin in self.loaded if plugin.name == row.plugin and not plugin.problem)
-        plugin.failures, plugin.failure = plugin.failures + 1, failure
-
-    def describe(self, error: BaseException, file: str) -> str:
-        """An error in the code of ``file``, for the log and the list of plugins."""
-        return f"{type(error).__name__}: {one_line(error)}"
+        log.warning("plugin %s: %s: %s: %s", row.plugin, row.hook, type(error).__name__, one_line(error))
 
     # -- tells
 
@@ -815,10 +773,6 @@ class Hooks:
             except (Exception, SystemExit) as error:
                 self.failed(row, error)
         return base
-
-
-class PluginFault(Exception):
-    """A plugin implements a hook that does not exist, or takes an argument that its hook does not have."""
 
 
 class IssueNotFound(Exception):
@@ -856,13 +810,6 @@ def bundled_class(base: type[T], file: str, name: str) -> type[T]:
     """The class ``name`` in a file of the bundled plugins, which derives from ``base``; without them ``base``."""
     path = Path(bundled_folder() or "/nowhere", f"{file}.py")
     return getattr(import_file(path), name) if contains(path, f"class {name}(".encode()) else base
-
-
-def bundled_plugins(saying: str = "cco_sidecar") -> list[Path]:
-    """The files of the bundled plugins that say so, sorted: a `plugins` folder beside the module may be another's."""
-    folder = bundled_folder() or Path("/nowhere")
-    files = [*folder.glob("[!_.]*.py"), *folder.glob("[!_.]*/[!_.]*.py")]
-    return [file for file in sorted(files) if contains(file, b"cco_sidecar") and contains(file, saying.encode())]
 
 
 def bundled_folder() -> Path | None:

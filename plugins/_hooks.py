@@ -10,7 +10,10 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import functools
+import importlib.metadata
 import inspect
+import logging
 import sys
 import traceback
 import types
@@ -33,11 +36,15 @@ from cco_sidecar import (
     Hooks,
     Implementation,
     IssueNotFound,
-    PluginFault,
+    LoadedPlugin,
     ResultBody,
     Sections,
     Settings,
+    StartError,
+    bundled_folder,
+    contains,
     did_you_mean,
+    import_file,
     in_thread,
     log,
     one_line,
@@ -101,13 +108,56 @@ class SafeHooks(Hooks):
     }
     TIMEOUT = 5.0
     MAX_STUCK = 4  # calls of one plugin that may hang at a time before it is passed over
+    loaded: list[LoadedPlugin]
 
     def __init__(self, built_in: Iterable[object]) -> None:
         self._stuck: dict[str, list[Future[Any]]] = collections.defaultdict(list)
         super().__init__(built_in)
 
+    def load(self, settings: Settings, strict: bool) -> None:
+        """Load all plugins. Raises StartError for faulty ones where ``strict``."""
+        self.load_files(bundled_plugins())
+        self.load_folders(settings.plugins, settings.where("plugins"))
+        if strict and self.faults():
+            raise StartError("; ".join(self.faults()))
+        for fault in self.faults():
+            log.warning("%s", fault)
+
+    def load_folders(self, folders: Iterable[Path], where: str = "--plugins") -> None:
+        """Load the plugins in ``folders``, which ``where`` names, and those of entry points."""
+        for folder in folders:
+            self.load_files(sorted(folder.glob("[!_.]*.py")))
+            if not folder.is_dir():
+                problem = f"{where}: {folder} is not a folder"
+                self.loaded.append(LoadedPlugin(folder.name, str(folder), [], problem, faulty=True))
+        for entry in importlib.metadata.entry_points(group="cco_sidecar"):
+            self._load_one(entry.name, f"entry point {entry.value}", entry.load)
+
+    def load_files(self, files: Iterable[Path]) -> None:
+        for file in files:
+            self._load_one(file.stem, str(file), functools.partial(import_file, file))
+
+    def _load_one(self, name: str, source: str, load: Callable[[], Any]) -> None:
+        plugin = LoadedPlugin(name, source, [])
+        self.loaded.append(plugin)
+        try:
+            if self._manager.has_plugin(name):
+                raise ImportError("another plugin has this name")
+            plugin.hooks = self.register(self.imported(name, load), name)
+        except (Exception, SystemExit) as error:
+            plugin.faulty = isinstance(error, PluginFault)
+            # An ImportError is the plugin's own word for what it needs: the banner and `cco plugins` pass it on.
+            told = plugin.faulty or type(error) is ImportError
+            plugin.problem = one_line(error) if told else self.describe(error, source)
+            log.log(logging.DEBUG if told else logging.WARNING, "plugin %s is skipped: %s", name, plugin.problem)
+            log.debug("plugin %s", name, exc_info=error)
+
+    def faults(self) -> list[str]:
+        """Faults of plugins that their authors must mend, a line each."""
+        return [f"plugin {plugin.name}: {plugin.problem}" for plugin in self.loaded if plugin.faulty]
+
     def imported(self, name: str, load: Callable[[], Any]) -> Any:
-        """Within TIMEOUT. Standard streams are afterwards as before."""
+        """The plugin ``name``, which ``load`` gives, within TIMEOUT. Standard streams are afterwards as before."""
         with contextlib.redirect_stderr(sys.stderr), contextlib.redirect_stdout(sys.stderr):
             importing = in_thread(f"import-{name}", load)
             in_time = concurrent.futures.wait([importing], self.TIMEOUT).done
@@ -160,7 +210,11 @@ class SafeHooks(Hooks):
     def failed(self, row: Implementation, error: BaseException) -> None:
         if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):
             raise error
-        super().failed(row, error)
+        code: Any = getattr(inspect.unwrap(row.function), "__code__", None)
+        failure = f"{row.hook}: {self.describe(error, code and code.co_filename)}"
+        log.warning("plugin %s: %s", row.plugin, failure)
+        plugin = next(plugin for plugin in self.loaded if plugin.name == row.plugin and not plugin.problem)
+        plugin.failures, plugin.failure = plugin.failures + 1, failure
         log.debug("plugin %s: %s", row.plugin, row.hook, exc_info=error)
 
     def describe(self, error: BaseException, file: str) -> str:
@@ -172,6 +226,17 @@ class SafeHooks(Hooks):
             file, lines, text = error.filename, [error.lineno], error.msg
         where = f" ({Path(file).name}:{lines[-1]})" if lines else ""
         return f"{type(error).__name__}: {text}".removesuffix(": ") + where
+
+
+def bundled_plugins(saying: str = "cco_sidecar") -> list[Path]:
+    """The files of the bundled plugins that say so, sorted: a `plugins` folder beside the module may be another's."""
+    folder = bundled_folder() or Path("/nowhere")
+    files = [*folder.glob("[!_.]*.py"), *folder.glob("[!_.]*/[!_.]*.py")]
+    return [file for file in sorted(files) if contains(file, b"cco_sidecar") and contains(file, saying.encode())]
+
+
+class PluginFault(Exception):
+    """A plugin implements a hook that does not exist, or takes an argument that its hook does not have."""
 
 
 def only_where(check: Callable[[dict[str, Any]], bool]) -> Callable[[Function], Function]:

@@ -157,7 +157,8 @@ def serve(module: Path, connection: socket.socket) -> int:
     cco_sidecar = sys.modules["cco_sidecar"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(cco_sidecar)
     assert threading.active_count() == 1
-    for file in cco_sidecar.bundled_plugins():
+    hooks = cco_sidecar.bundled_class(cco_sidecar.Hooks, "_hooks", "SafeHooks")
+    for file in sys.modules[hooks.__module__].bundled_plugins():
         try:
             cco_sidecar.import_file(file)
         except ImportError:  # what it needs is not installed: the program says so

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import operator
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ from cco_sidecar import NextAgent, ResultFact, Storage, bundled_class
 
 Hooks: Any = bundled_class(cco_sidecar.Hooks, "_hooks", "SafeHooks")
 HOOKS: dict[str, Callable[..., Any]] = Hooks.SPECS
-plain = sys.modules[Hooks.__module__].plain
+plain, bundled_plugins = operator.attrgetter("plain", "bundled_plugins")(sys.modules[Hooks.__module__])
 
 PLUGINS = {
     "wizardry": """
@@ -387,7 +388,7 @@ def notes(service: Service, kind: str) -> list[Any]:
 def hooks_of(folder: Path, **plugins: str) -> Any:
     """Hooks with these plugins and no others."""
     hooks = Hooks([])
-    hooks.load([write_plugins(folder / "unit", plugins)])
+    hooks.load_folders([write_plugins(folder / "unit", plugins)])
     return hooks
 
 
@@ -1170,7 +1171,7 @@ def test_what_cannot_be_loaded_is_one_line_without_a_path_and_the_others_are_in_
         "from cco_sidecar import hookimpl\n@hookimpl\ndef startup(info):\n    return info"
     )
     hooks = Hooks([])
-    hooks.load([tmp_path / "plugins"])
+    hooks.load_folders([tmp_path / "plugins"])
     said = {plugin.name: plugin.problem for plugin in hooks.loaded}
     assert {name: said[name] for name, problem in wanted.items() if problem not in str(said[name])} == {}
     assert said["zz_good"] is None and "_helper" not in said and hooks.faults() == []
@@ -1187,7 +1188,7 @@ def test_in_the_folder_beside_the_module_only_files_that_speak_of_us_are_plugins
     unloadable(tmp_path / "plugins")
     write_plugins(tmp_path / "plugins/room", {"ours": "", "_helper": ""})
     (tmp_path / "plugins/ours.py").write_text("import cco_sidecar\n")
-    found = [path.relative_to(tmp_path).as_posix() for path in cco_sidecar.bundled_plugins()]
+    found = [path.relative_to(tmp_path).as_posix() for path in bundled_plugins()]
     assert found == ["plugins/ours.py", "plugins/room/ours.py"]
 
 
@@ -1318,7 +1319,7 @@ def test_of_two_plugins_with_one_name_the_second_is_named_and_skipped(tmp_path: 
     hooks = Hooks([])
     first = write_plugins(tmp_path / "first", {"twin": "@hookimpl\ndef startup(info):\n    return 'first'"})
     second = write_plugins(tmp_path / "second", {"twin": "@hookimpl\ndef startup(info):\n    return 'second'"})
-    hooks.load([first, second])
+    hooks.load_folders([first, second])
     assert list(hooks.ask("startup", info=None)) == [("twin", "first")]
     assert [plugin.problem for plugin in hooks.loaded] == [None, "another plugin has this name"]
 
@@ -1500,7 +1501,7 @@ def test_the_projects_own_rules_for_agents_are_a_section_with_secrets_redacted(
 
 def test_every_bundled_plugin_loads_and_is_named_in_a_test() -> None:
     hooks = Hooks([])
-    hooks.load_files(cco_sidecar.bundled_plugins())
+    hooks.load_files(bundled_plugins())
     bundled = {path.stem for path in (ROOT / "plugins").glob("*/[!_.]*.py")}
     assert {plugin.name for plugin in hooks.loaded if plugin.hooks and not plugin.problem} >= bundled
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
@@ -1509,6 +1510,6 @@ def test_every_bundled_plugin_loads_and_is_named_in_a_test() -> None:
 
 def test_hooks_that_fail_to_load_leave_no_half_module_behind(tmp_path: Path) -> None:
     hooks = Hooks([])
-    hooks.load([write_plugins(tmp_path / "more", {"half": "value = 1\nraise ValueError('half way')"})])
+    hooks.load_folders([write_plugins(tmp_path / "more", {"half": "value = 1\nraise ValueError('half way')"})])
     assert "cco_sidecar_user_plugins.half" not in sys.modules
     assert [plugin.problem for plugin in hooks.loaded] == ["ValueError: half way (half.py:4)"]

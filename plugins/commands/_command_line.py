@@ -23,7 +23,6 @@ from cco_sidecar import (
     GOOD,
     StartError,
     add_own_commands,
-    bundled_plugins,
     command_serve,
     command_token,
     contains,
@@ -37,7 +36,7 @@ from cco_sidecar import (
     own_command,
     settings_from,
 )
-from cco_sidecar_plugins._hooks import SafeHooks
+from cco_sidecar_plugins._hooks import SafeHooks, bundled_plugins
 from cco_sidecar_plugins._program import escape_unencodable
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, settle, speaks_unicode
 

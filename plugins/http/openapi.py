@@ -27,11 +27,11 @@ from cco_sidecar import (
     StartError,
     WaitForEvents,
     __version__,
-    bundled_plugins,
     hookimpl,
     import_file,
     routes,
 )
+from cco_sidecar_plugins._hooks import bundled_plugins
 from cco_sidecar_plugins.commands._table import Command, add_commands, arg
 from cco_sidecar_plugins.http import _answers as answers
 from cco_sidecar_plugins.http._answers import answers_of, problems_of

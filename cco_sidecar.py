@@ -884,7 +884,7 @@ class Sidecar:
         self.started = time.time()
         self.open_requests = 0
         self.process = psutil.Process()
-        self._checks: dict[str, Any] = {}
+        self._checks: asyncio.Future[dict[str, Any]] | None = None
         self.checked_until = 0.0  # monotonic; then it is measured anew
 
     async def __aenter__(self) -> Sidecar:
@@ -947,10 +947,14 @@ class Sidecar:
         self.info = SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
 
     async def checks(self) -> dict[str, Any]:
-        """What ``/health`` tells; a quarter of a second after a good measurement a caller makes another one."""
-        if self._checks and time.monotonic() < self.checked_until:
-            return self._checks
-        self.checked_until = time.monotonic() + 0.25
+        """What ``/health`` measures. Callers share it, for a quarter of a second where all was well."""
+        now = time.monotonic()
+        if self._checks is None or (self._checks.done() and now > self.checked_until):
+            self.checked_until, self._checks = now + 0.25, asyncio.ensure_future(self._check())
+        return self._checks.result() if self._checks.done() else await asyncio.shield(self._checks)
+
+    async def _check(self) -> dict[str, Any]:
+        """Measured anew: whether a write and a file can be made, whether an event wakes a waiter, and figures."""
         storage = bus = "healthy"
         try:
             async with asyncio.timeout(2):
@@ -967,7 +971,7 @@ class Sidecar:
         with contextlib.suppress(StorageError, OSError):  # the checks say why
             waiting = self.storage.read.undelivered(self.settings.project)
             free = shutil.disk_usage(self.settings.storage).free
-        self._checks = {
+        return {
             "storage": storage,
             "event_bus": bus,
             "memory_usage_mb": round(self.process.memory_info().rss / MB, 1),
@@ -976,7 +980,6 @@ class Sidecar:
             "event_queue_size": waiting,
             "disk_space_available_mb": free // MB,
         }
-        return self._checks
 
 
 def listening(host: str, last: int, port: int) -> list[socket.socket]:
@@ -1804,7 +1807,7 @@ class ClearCache(Endpoint):
 
 
 class GetHealth(Endpoint):
-    """Whether the service works, measured at most half a second ago; 503 when it does not."""
+    """Whether the service works, measured at most a quarter of a second ago; 503 when it does not."""
 
     public = True
     ANSWER_SECONDS = None  # each check has its own

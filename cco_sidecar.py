@@ -104,7 +104,7 @@ try:
     import tornado.iostream
     import tornado.netutil
     import tornado.web
-    from msgspec import Meta, Raw, Struct
+    from msgspec import UNSET, Meta, Raw, Struct
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
@@ -1738,7 +1738,7 @@ class WaitForEvents(Endpoint):
         self.parked = poll.parked if poll.parked else time.monotonic() - began
         await self.send(poll.content)  # raises StreamClosedError where nobody is left to read it
         if self.request.method != "HEAD":  # HEAD delivers nothing
-            self.sidecar.bus.readers.answered(poll)
+            self.sidecar.bus.answered(poll)
         return b""
 
 
@@ -2451,8 +2451,8 @@ class Records:
 
     # -- how far each reader has come: a position never goes back
 
-    position: Callable[..., int | None] = select_value(
-        "select seq from position where project = ? and subject = ? and type = ? and filter = ?", None
+    position = select_value(
+        "select seq from position where project = ? and subject = ? and type = ? and filter = ?", -1
     )
     move_position = modify(
         f"insert into position ({READER}, seq, moved) values (?, ?, ?, ?, ?, now())"
@@ -2947,18 +2947,13 @@ class EventBus:
     """
 
     STEP = 100  # rows looked at before others get their turn on the loop
-    WINDOW = 5_000  # sequence numbers that SQLite searches for some bytes in one turn
-    BREATH = 0.002  # an empty answer to a poll with time-out 0 comes so late: polling loops leave time for others
-    SHARED_SECONDS = 0.05  # how long polls share one search; no longer, as events expire
-    SMALL = 16 * 1024  # bytes of an event that is kept in memory while it is one of the last STEP
 
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
-        self._waiters, self.readers = Waiters(), Readers(storage)
-        self._wakes = 0
-        self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=self.STEP)  # without a gap
-        self._latest: tuple[Any, float, Poll] | None = None  # the last search: one event wakes many polls
-        self._closed = False
+        self._waiters, self._closed = Waiters(), False
+        self._positions: dict[PositionKey, int] = {}  # those that are not written down yet
+        self._answered: list[Poll] = []  # in this turn of the loop
+        self._times: collections.deque[float] = collections.deque(maxlen=1000)  # seconds from publishing to writing
         storage.observer = self.wake_waiters
 
     def parse(self, expression: str) -> Filter:
@@ -2973,11 +2968,9 @@ class EventBus:
 
         def insert(records: Records) -> dict[str, Any]:
             """Runs on the writer thread."""
-            return {
-                "event_id": self.event_id(records.insert_event(event)), "published": True, "subscribers_notified": [],
-                "subscriber_count": 0, "timestamp": event.envelope["timestamp"], "topic": event.topic,
-                "ttl_seconds": event.envelope["ttl_seconds"],
-            }  # fmt: skip
+            facts = {name: event.envelope[name] for name in ("timestamp", "topic", "ttl_seconds")}
+            facts |= {"published": True, "subscribers_notified": [], "subscriber_count": 0}
+            return {"event_id": self.event_id(records.insert_event(event)), **facts}
 
         answer: dict[str, Any] = await self._storage.write(ANSWERING.get()(insert))
         return answer | {"subscribers_notified": list(event.woken), "subscriber_count": len(event.woken)}
@@ -2988,11 +2981,6 @@ class EventBus:
 
     def wake_waiters(self, event: NewEvent, seq: int) -> None:
         """An event was committed: wake the polls that it matches, tell the plugins. On the loop, in commit order."""
-        self._wakes += 1
-        if len(event.body) > self.SMALL or (self._recent and self._recent[-1]["seq"] != seq - 1):
-            self._recent.clear()
-        if len(event.body) <= self.SMALL:
-            self._recent.append(msgspec.structs.asdict(event) | {"seq": seq, "delivered": 0})
         envelope = {"event_id": self.event_id(seq), **event.envelope}
         event.woken.update(self._waiters.wake(event.project, event.type, envelope, seq))
         self._hooks.tell("event_published", event=envelope)
@@ -3005,77 +2993,56 @@ class EventBus:
         Raises EVT_002 (filter), REQ_001 (garbage in since), EVT_003 (since is outside of what is kept) and
         CancelledError (the client hung up).
         """
-        filter: Filter = self.parse(query.filter).within(claims.issue_id)
+        filter, floor = self.parse(query.filter).within(claims.issue_id), self._storage.read.floor()
         channel = (claims.project_id, event_type)  # what a poll listens to; the type may be *
         key = None if query.since else (claims.project_id, claims.sub, event_type, filter.text)
-        after, missed = self._begin(query.since, key)
-        began, parked, woken = time.monotonic(), 0.0, False
+        begin = self.position(key) if key else self.parse_cursor(query.since, floor)
+        after, began, parked, woken = max(begin, floor), time.monotonic(), 0.0, False
         while True:
-            found = await self._look(channel, filter, after, query.limit)
+            found = await self.search(channel, filter, after, query.limit)
             left = query.timeout / 1000 - (time.monotonic() - began)
             if found.rows or self._closed or left <= 0:
-                if not found.rows and query.timeout == 0:
-                    await asyncio.sleep(self.BREATH)
-                content = found.content[:-1] + missed if missed else found.content
+                content = found.content
+                if 0 <= begin < floor:  # retention went past the reader
+                    missed = {"position": self.event_id(begin), "floor": self.event_id(floor)}
+                    content = content[:-1] + b',"missed":%s}' % msgspec.json.encode(missed)
                 return Poll(found.rows, found.scanned, content, key, woken, parked)
             if hang_up.happened:
                 raise asyncio.CancelledError
             after = found.scanned
             del found  # thousands are parked below: each holds as little as possible
-            seq = await self._waiters.park(channel, Waiter(claims.sub, filter, after), left, hang_up)
+            seq = await self._waiters.park(channel, (claims.sub, filter, after), left, hang_up)
             parked, woken = time.monotonic() - began, seq is not None
-            after = after if seq is None else max(after, seq - 1)  # nothing that matches lies between
-
-    def _begin(self, since: str, key: PositionKey | None) -> tuple[int, bytes]:
-        """(number after which reading begins, end of the answer's JSON: what retention made a reader miss)."""
-        floor = self._storage.read.floor()
-        if key is None:
-            return self.parse_cursor(since, floor), b""
-        position = self.readers.position(key)
-        if position is None or position >= floor:
-            return max(position or 0, floor), b""
-        missed = {"position": self.event_id(position), "floor": self.event_id(floor)}
-        return floor, b',"missed":%s}' % msgspec.json.encode(missed)
+            after = max(after, (seq or 0) - 1)  # nothing that matches lies between
 
     def parse_cursor(self, text: str, floor: int) -> int:
-        """The number of an event id, a cursor, ``earliest``, ``latest``, or before a time. Raises REQ_001, EVT_003."""
+        """The number of an event id, a cursor, ``earliest`` or ``latest``. Raises REQ_001, EVT_003."""
         read, head = self._storage.read, self._storage.head
         if text in ("earliest", "latest"):
             return floor if text == "earliest" else head
         match = re.fullmatch(r"evt-([0-9a-f]{8})-(\d{12,18})", text, re.ASCII)
         if not match:
-            return floor + bisect.bisect_left(range(floor + 1, head + 1), read_moment(text), key=read.created_from)
-        seq = int(match[2])
-        for wrong, reason, message in (
-            (match[1] != self._storage.epoch, "another store", "The cursor is of another event store"),
-            (seq < floor, "retention", "Events after this cursor have been removed by retention"),
-            (seq > head and seq > read.head(), "beyond the head", "The cursor lies beyond the newest event"),
-        ):
-            if wrong:
-                details = {"floor": self.event_id(floor), "head": self.event_id(head), "reason": reason}
-                raise ApiError("EVT_003", message, details=details)
+            problem = "since must be an event id, a cursor, earliest or latest"
+            raise ApiError("REQ_001", problem, details={"path": "since"})
+        seq, reason = int(match[2]), None
+        if match[1] != self._storage.epoch:
+            reason = "another store"
+        elif seq < floor:
+            reason = "retention"
+        elif seq > head and seq > read.head():
+            reason = "beyond the head"
+        if reason:
+            details = {"floor": self.event_id(floor), "head": self.event_id(head), "reason": reason}
+            raise ApiError("EVT_003", f"The cursor is outside of what is kept: {reason}", details=details)
         return seq
 
-    async def _look(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
-        """The next matches after ``after``, shared by polls that ask the same. No await after the search."""
-        asked, now = (channel, filter.text, after, limit, self._wakes), time.monotonic()
-        if self._latest and self._latest[0] == asked and now - self._latest[1] < self.SHARED_SECONDS:
-            return self._latest[2]
-        found = await self._search(channel, filter, after, limit)
-        if found.rows and asked[-1] == self._wakes:
-            self._latest = (asked, now, found)
-        return found
-
-    async def _search(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
-        """The next matches after ``after``; reads STEP rows at a time, and awaits nothing after the last ones."""
-        issue, containing = filter.issue, filter.required_bytes
+    async def search(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
+        """The next matches after ``after``. Others get their turn between steps; nothing is awaited after the last."""
         rows: list[Row] = []
         bodies: list[Raw] = []
         size, more = 0, False
         while True:
-            head = self._storage.head
-            upto = min(head, after + self.WINDOW) if containing and issue is None else head
-            step = self._step(channel, filter, after, upto) if after < upto else []
+            step, upto = self.step(channel, filter, after)
             for row in step:
                 body = self.envelope(row)
                 if filter.text and not filter.matches(msgspec.json.decode(body)):
@@ -3086,10 +3053,8 @@ class EventBus:
                     break
                 rows.append(row)
                 bodies.append(Raw(body))
-            else:
-                upto = step[-1]["seq"] if len(step) == self.STEP else upto
-            after = max(after, upto)
-            if more or after >= head:
+            after = upto
+            if more or after >= self._storage.head:
                 break
             await asyncio.sleep(0)
         cursor = self.event_id(after)
@@ -3097,19 +3062,57 @@ class EventBus:
         answer |= {"scanned_to": cursor, "timestamp": iso()} | ({} if rows else {"timeout": True})
         return Poll(rows, after, msgspec.json.encode(answer))
 
-    def _step(self, channel: Channel, filter: Filter, after: int, upto: int) -> list[Row]:
-        """The first STEP events with after < seq <= upto that may match: in memory where these are the newest ones."""
-        project, event_type = channel
-        if self._recent and after >= self._recent[0]["seq"] - 1:
-            now = time.time()
-            recent = (row for row in self._recent if after < row["seq"] <= upto and row["expires"] > now)
-            return [row for row in recent if row["project"] == project and event_type in (row["type"], "*")]
-        facts: dict[str, Any] = {"type": event_type, "issue": filter.issue, "containing": filter.required_bytes}
-        return self._storage.read.events(project, after, upto, self.STEP, **facts)
+    def step(self, channel: Channel, filter: Filter, after: int) -> tuple[list[Row], int]:
+        """At most STEP events after ``after`` that may match, and the number up to which there are no others."""
+        (project, type), head = channel, self._storage.head
+        if after >= head:
+            return [], after
+        rows = self._storage.read.events(project, after, head, self.STEP, type=type, issue=filter.issue)
+        return rows, rows[-1]["seq"] if len(rows) == self.STEP else head
 
     def envelope(self, row: Row) -> bytes:
         """A stored event as readers get it: its JSON with the id in front."""
         return b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]
+
+    # -- readers
+
+    def position(self, key: PositionKey) -> int:
+        """Up to where this reader's polls were answered, -1 before the first."""
+        known = self._positions.get(key)
+        return self._storage.read.position(*key) if known is None else known
+
+    def answered(self, poll: Poll) -> None:
+        """The answer was written to a live connection: move the position, note the delivery."""
+        if poll.key and poll.scanned > self.position(poll.key):
+            self._positions[poll.key] = poll.scanned
+        if poll.woken:
+            now = time.time()
+            self._times.extend(max(0.0, now - row["created"]) for row in poll.rows)
+        self._answered.append(poll)
+        if len(self._answered) == 1:
+            asyncio.get_running_loop().call_soon(self._note)
+
+    def _note(self) -> None:
+        """Write down what the polls of this turn have changed."""
+        polls, self._answered = self._answered, []
+        positions = {poll.key: self._positions[poll.key] for poll in polls if poll.key in self._positions}
+        rows = [row for poll in polls for row in poll.rows]
+
+        def note(records: Records) -> None:
+            """Runs on the writer thread."""
+            for key, seq in positions.items():
+                records.move_position(*key, seq)
+            if rows:
+                records.mark_delivered({row["seq"] for row in rows if not row["delivered"]}, len(rows))
+
+        def written(_: None) -> None:
+            """Forget what is on disk now; a position that has moved on meanwhile is still to be written."""
+            for key, seq in positions.items():
+                if self._positions.get(key) == seq:
+                    del self._positions[key]
+
+        if positions or rows:
+            self._storage.write_behind(note, written)
 
     # -- life
 
@@ -3121,10 +3124,10 @@ class EventBus:
     async def round_trip(self) -> bool:
         """Park a waiter and wake it, as everybody's are: whether it woke within 2 s. For ``/health``."""
         asyncio.get_running_loop().call_soon(self._waiters.wake, "", "probe", {}, 1)
-        return await self._waiters.park(("", "probe"), Waiter("health", Filter(), 0), 2.0, HangUp()) == 1
+        return await self._waiters.park(("", "probe"), ("health", Filter(), 0), 2.0, HangUp()) == 1
 
     def statistics(self) -> dict[str, Any]:
-        read, project, times = self._storage.read, self._settings.project, self.readers.delivery_seconds
+        read, project, times = self._storage.read, self._settings.project, self._times
         return {
             "total_published": read.count_published(project), "total_delivered": read.count_delivered(),
             "active_subscriptions": len(self._waiters), "queue_depth": read.undelivered(project),
@@ -3147,62 +3150,7 @@ class Poll(Struct, frozen=True):
     parked: float = 0.0
 
 
-def read_moment(text: str) -> float:
-    """Epoch seconds of an ISO 8601 time, in UTC where it names no zone. Raises REQ_001."""
-    try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        problem = "since must be an event id, a cursor, earliest, latest or a time (UTC)"
-        raise ApiError("REQ_001", problem, details={"path": "since"}) from None
-
-
-class Readers:
-    """The readers' positions and the deliveries, written at most once in a turn of the loop."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self._positions: dict[PositionKey, int] = {}  # those that are not written down yet
-        self._answered: list[Poll] = []  # since the last turn
-        self.delivery_seconds: collections.deque[float] = collections.deque(maxlen=1000)  # from publishing to writing
-
-    def position(self, key: PositionKey) -> int | None:
-        """Up to where this reader's polls were answered, None before the first."""
-        known = self._positions.get(key)
-        return self._storage.read.position(*key) if known is None else known
-
-    def answered(self, poll: Poll) -> None:
-        """The answer was written to a live connection: move the position, note the delivery."""
-        position = self.position(poll.key) if poll.key else poll.scanned
-        if moved := poll.key is not None and (position is None or poll.scanned > position):
-            self._positions[poll.key] = poll.scanned
-        if poll.woken:
-            now = time.time()
-            self.delivery_seconds.extend(max(0.0, now - row["created"]) for row in poll.rows)
-        if poll.rows or moved:
-            self._answered.append(poll)
-            if len(self._answered) == 1:
-                asyncio.get_running_loop().call_soon(self._write)
-
-    def _write(self) -> None:
-        polls, self._answered = self._answered, []
-        positions = {poll.key: self._positions[poll.key] for poll in polls if poll.key in self._positions}
-        rows = [row for poll in polls for row in poll.rows]
-
-        def note(records: Records) -> None:
-            """Runs on the writer thread."""
-            for key, seq in positions.items():
-                records.move_position(*key, seq)
-            if rows:
-                records.mark_delivered({row["seq"] for row in rows if not row["delivered"]}, len(rows))
-
-        def written(_: None) -> None:
-            """Forget what is on disk now; a position that has moved on meanwhile is still to be written."""
-            for key, seq in positions.items():
-                if self._positions.get(key) == seq:
-                    del self._positions[key]
-
-        self._storage.write_behind(note, written)
+Waiter = tuple[str, "Filter", int]  # subject, filter, the number up to which it has looked
 
 
 class Waiters:
@@ -3212,86 +3160,41 @@ class Waiters:
 
     def __init__(self) -> None:
         self._parked: dict[tuple[str, str, str | None], dict[asyncio.Future[int | None], Waiter]] = {}
-        self._context = contextvars.copy_context()  # one for all timers, which else would each keep a copy
-        self._turns = Turns(400)  # with Tornado's server all are answered later, the more turns it takes
 
     def __len__(self) -> int:
         return sum(map(len, self._parked.values()))
 
     async def park(self, channel: Channel, waiter: Waiter, seconds: float, hang_up: HangUp) -> int | None:
         """The sequence number of the event that woke ``waiter``, None on time-out or stop."""
-        loop, key = asyncio.get_running_loop(), (*channel, waiter.filter.issue)
+        loop, key = asyncio.get_running_loop(), (*channel, waiter[1].issue)
         future = hang_up.future = loop.create_future()
-        timer = loop.call_later(seconds, wake, future, None, context=self._context)
-        self._parked.setdefault(key, {})[future] = waiter
+        timer = loop.call_later(seconds, wake, future, None)
+        parked = self._parked.setdefault(key, {})
+        parked[future] = waiter
         try:
             return await future
         finally:
             timer.cancel()
-            self._forget(key, [future])
-
-    def _forget(self, key: tuple[str, str, str | None], futures: Iterable[asyncio.Future[int | None]]) -> None:
-        parked = self._parked.get(key, {})
-        for future in futures:
-            parked.pop(future, None)
-        if not parked:
-            self._parked.pop(key, None)
+            del parked[future]
+            if not parked:
+                del self._parked[key]
 
     def wake(self, project: str, event_type: str, event: dict[str, Any], seq: int) -> dict[str, None]:
         """Wake the polls that an event matches; their subjects, each once."""
         verdicts: dict[str, bool] = {}  # thousands may wait with one filter
-        woken: dict[asyncio.Future[int | None], str] = {}
-        for key in itertools.product((project,), (event_type, "*"), (*texts_of(event, "issue_id"), None)):
-            found: dict[asyncio.Future[int | None], str] = {}
-            for future, waiter in self._parked.get(key, {}).items():
-                filter = waiter.filter
+        woken: dict[str, None] = {}
+        for key in itertools.product((project,), (event_type, "*"), (*texts_of(find_field(event, "issue_id")), None)):
+            for future, (subject, filter, after) in self._parked.get(key, {}).items():
                 if filter.text not in verdicts:
                     verdicts[filter.text] = filter.matches(event)
-                if verdicts[filter.text] and seq > waiter.position and not future.done():
-                    found[future] = waiter.subject
-            self._forget(key, found)
-            woken |= found
-        for future in woken:
-            self._turns.do(functools.partial(wake, future, seq))
-        return dict.fromkeys(woken.values())
+                if verdicts[filter.text] and seq > after and not future.done():
+                    future.set_result(seq)
+                    woken[subject] = None
+        return woken
 
     def wake_all(self) -> None:
         for future in itertools.chain.from_iterable(self._parked.values()):
             wake(future, None)
-
-
-class Turns:
-    """Does in each turn of the loop only so much, and what is left in the next ones, in order."""
-
-    AT_ONCE = 50
-
-    def __init__(self, at_once: int = AT_ONCE) -> None:
-        self._at_once, self._done, self._left = at_once, 0, collections.deque[Callable[[], Any]]()
-
-    def do(self, call: Callable[[], Any]) -> None:
-        """Call now or, where this turn has done enough, in a later one."""
-        if not self._done:
-            asyncio.get_running_loop().call_soon(self._go_on)
-        if self._done < self._at_once and not self._left:
-            self._done += 1
-            call()
-        else:
-            self._left.append(call)
-
-    def _go_on(self) -> None:
-        self._done = min(len(self._left), self._at_once)
-        if self._done:
-            asyncio.get_running_loop().call_soon(self._go_on)
-        for _ in range(self._done):
-            self._left.popleft()()
-
-
-class Waiter(Struct, frozen=True):
-    """Who waits, for what; everything up to ``position`` has been looked at."""
-
-    subject: str
-    filter: Filter
-    position: int
 
 
 def wake(future: asyncio.Future[int | None], seq: int | None) -> None:
@@ -3310,9 +3213,6 @@ class HangUp:
         self.happened = True
         if self.future:
             self.future.cancel()
-
-
-# -- events
 
 
 class NewEvent(Struct, frozen=True):
@@ -3348,13 +3248,10 @@ def new_event(project: str, event_type: str, submission: dict[str, Any]) -> NewE
         "priority": submission.get("priority", "normal"), "ttl_seconds": ttl,
     }  # fmt: skip
     envelope |= {key: value for key, value in submission.items() if key not in envelope and key != "event_id"}
-    issues = texts_of(envelope, "issue_id")
+    issues = texts_of(find_field(envelope, "issue_id"))
     issue = None if not issues else issues[0] if len(issues) == 1 else ANY_ISSUE
     body = msgspec.json.encode(envelope)
     return NewEvent(project, event_type, submission["topic"], issue, now, now + ttl, envelope, body)
-
-
-# -- filters
 
 
 class Filter(Struct, frozen=True):
@@ -3363,7 +3260,6 @@ class Filter(Struct, frozen=True):
     text: str = ""
     terms: tuple[Callable[[dict[str, Any]], bool], ...] = ()
     issue: str | None = None  # the only issue_id that matches, None where the filter leaves it open
-    required_bytes: bytes | None = None  # what the JSON of every matching event holds, where that is known
     bound_to: str | None = None  # the issue of the token: of events that name issues, only its own match
 
     def within(self, issue: str | None) -> Filter:
@@ -3378,10 +3274,8 @@ class Filter(Struct, frozen=True):
 
 
 TERM = re.compile(r'([A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*):([^!,:|"*][^,:|"*]*)(?:,(?!\Z)|\Z)')
-PLAIN = r"[A-Za-z0-9_.-]+"  # what JSON writes as it is
 
 
-@functools.lru_cache(4096)
 def parse_filter(text: str) -> Filter:
     """``field:value``, comma for and: the field has the value, or an array with it. Raises EVT_002."""
     at, terms = 0, []
@@ -3393,42 +3287,36 @@ def parse_filter(text: str) -> Filter:
         at = term.end()
         terms.append((term[1], term[2]))
     issue = next((value for field, value in terms if field == "issue_id"), None)
-    required = (value for field, value in terms if field != "event_id" and re.fullmatch(PLAIN, value))
-    has = tuple(lambda event, field=field, value=value: value in texts_of(event, field) for field, value in terms)
-    return Filter(text, has, issue, next(required, "").encode() or None)
-
-
-def texts_of(event: dict[str, Any], field: str) -> list[str]:
-    """The texts of a field's scalar, or of an array's scalars, as the delivered JSON writes them."""
-    value = find_field(event, field)
-    items = value if isinstance(value, list) else [] if value is ABSENT else [value]
-    return [as_text(item) for item in items if not isinstance(item, (dict, list))]
+    has = (
+        lambda event, field=field, value=value: value in texts_of(find_field(event, field)) for field, value in terms
+    )
+    return Filter(text, tuple(has), issue)
 
 
 def issues_named(body: dict[str, Any]) -> list[str]:
-    """The issues in ``issue_id`` of an event or another body, and of its ``data``: scalars as texts."""
+    """The issues in ``issue_id`` of an event or another body, and of its ``data``; one that is no text is nobody's."""
     holders = [holder for holder in (body, body.get("data")) if isinstance(holder, dict)]
     values = [value for holder in holders if (value := holder.get("issue_id")) is not None]
-    return [as_text(item) for value in values for item in (value if isinstance(value, list) else [value])]
-
-
-def as_text(item: Any) -> str:
-    return item if isinstance(item, str) else msgspec.json.encode(item).decode()
+    return [text for value in values for text in texts_of(value) or [""]]
 
 
 def find_field(event: dict[str, Any], field: str) -> Any:
-    """The value of a dotted path in the envelope, where null is none, else in data; ABSENT where there is none."""
-    path = field.split(".")
+    """The value of a dotted path in the envelope, where null is none, else in data; UNSET where there is none."""
     for holder in (event, event.get("data")):
         value: Any = holder
-        for name in path:
-            value = value.get(name, ABSENT) if isinstance(value, dict) else ABSENT
-        if value is not ABSENT and (value is not None or holder is not event):
+        for name in field.split("."):
+            value = value.get(name, UNSET) if isinstance(value, dict) else UNSET
+        if value is not UNSET and (value is not None or holder is not event):
             return value
-    return ABSENT
+    return UNSET
 
 
-ABSENT = object()
+def texts_of(value: Any) -> list[str]:
+    """The texts of a scalar, or of an array's scalars, as JSON writes them; none of UNSET."""
+    items = [item for item in (value if isinstance(value, list) else [value]) if not isinstance(item, (dict, list))]
+    return [
+        item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in items if item is not UNSET
+    ]
 
 
 # ======================================================================================================

@@ -30,16 +30,21 @@ from conftest import MODULE, PROJECT, Client, Service, clean_environment, make_r
 import cco_sidecar
 from cco_sidecar import (
     ANSWERING,
+    Claims,
+    HangUp,
+    Hooks,
     NewEvent,
     Records,
     ResultFiles,
     StartError,
     Storage,
     StorageError,
-    Turns,
+    WaitQuery,
     load_settings,
     new_event,
 )
+
+Turns = plugin("_turns").Turns
 
 
 def refused_start(root: Path, storage: Path, *more: str) -> str:
@@ -55,7 +60,7 @@ def opened(tmp_path: Path) -> Storage:
     (tmp_path / "root").mkdir(exist_ok=True)
     (tmp_path / "state").mkdir(exist_ok=True)
     settings = load_settings({"root": str(tmp_path / "root"), "storage": str(tmp_path / "state")}, {})
-    storage: Storage = cco_sidecar.import_file(MODULE.parent / "plugins/storage/guard.py").storage(settings)
+    storage: Storage = plugin("guard").part_class(Storage)(settings)
     return storage
 
 
@@ -538,7 +543,7 @@ def test_a_position_that_nobody_touched_for_30_days_is_forgotten(tmp_path: Path,
         assert found == (451 if kept else 0)
         return storage.read.position(*key)
 
-    assert with_storage(tmp_path, scene) == (5 if kept else None)
+    assert with_storage(tmp_path, scene) == (5 if kept else -1)
 
 
 # -- what must not grow with history
@@ -863,6 +868,35 @@ def test_what_comes_together_is_done_in_order_and_in_portions() -> None:
     done, sizes = asyncio.run(scene())
     assert done[: 3 * Turns.AT_ONCE] == list(range(3 * Turns.AT_ONCE))
     assert sizes[0] == Turns.AT_ONCE and max(b - a for a, b in itertools.pairwise(sizes)) <= Turns.AT_ONCE
+
+
+def test_a_crowd_that_one_event_wakes_shares_one_search_in_portions_and_misses_no_event(tmp_path: Path) -> None:
+    async def scene(storage: Storage) -> list[list[int]]:
+        class Bus(plugin("crowds").CrowdedBus):  # type: ignore[misc]
+            PORTION = 7
+
+        bus = Bus(storage, load_settings({"root": str(tmp_path), "storage": str(tmp_path)}, {}), Hooks([]))
+        claims = [
+            Claims(sub=f"reader-{n}", agent_type="t", project_id="p", permissions=[], exp=0, iat=0) for n in range(30)
+        ]
+        polls = [asyncio.ensure_future(bus.wait(reader, "noted", WaitQuery(60_000), HangUp())) for reader in claims]
+        while bus.statistics()["active_subscriptions"] < 30:
+            await asyncio.sleep(0)
+        bodies = [
+            {"publisher": "me", "topic": "t", "data": {"n": n, "text": "x" * (n == 1) * 20_000}} for n in range(3)
+        ]
+        said = await bus.publish("p", "noted", bodies[0])
+        assert said["subscriber_count"] == 30
+        first = await asyncio.gather(*polls)
+        assert len({id(poll.rows) for poll in first}) == 1
+        for poll in first:
+            bus.answered(poll)
+        for body in bodies[1:]:
+            await bus.publish("p", "noted", body)
+        second = [await bus.wait(reader, "noted", WaitQuery(0), HangUp()) for reader in claims]
+        return [[json.loads(row["body"])["data"]["n"] for row in poll.rows] for poll in first + second]
+
+    assert with_storage(tmp_path, scene) == [[0]] * 30 + [[1, 2]] * 30
 
 
 # -- results

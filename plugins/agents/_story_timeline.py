@@ -29,9 +29,9 @@ from cco_sidecar import (
     harmless,
     iso,
     issues_named,
-    read_moment,
     redact,
 )
+from cco_sidecar_plugins.events.event_list import read_moment
 
 ASKED = ("approval_wanted", "question_asked")
 ANSWERED = {"approval_answered": "approval_wanted", "question_answered": "question_asked"}

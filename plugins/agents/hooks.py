@@ -219,7 +219,7 @@ class Sessions:
         """A session hears of what comes from now on; one that goes on, of what comes since it ended. Raises RATE_001
         where the token has begun too many.
         """
-        if self._bus.readers.position(session.key) is None:
+        if self._bus.position(session.key) < 0:
             begun = self._begun[session.claims.sub] = self._begun[session.claims.sub] + 1
             if begun > self.MOST:
                 raise ApiError("RATE_001", "This token has begun too many sessions", retry_after=3600)
@@ -228,8 +228,7 @@ class Sessions:
     def news(self, session: Session) -> tuple[str, Poll]:
         """What came since the session last heard of anything, and the poll that says so when it was told."""
         self.begin(session)
-        position = self._bus.readers.position(session.key) or 0
-        after, head = max(position, self._read.floor()), self._read.head()
+        after, head = max(self._bus.position(session.key), self._read.floor()), self._read.head()
         rows = self._read.events(session.claims.project_id, after, head, STEP) if head > after else []
         lines, told, size = [HEAD], [], len(HEAD)
         scanned = head if len(rows) < STEP else rows[-1]["seq"]
@@ -248,7 +247,7 @@ class Sessions:
     def heard(self, poll: Poll | None) -> None:
         """What ``news`` gave was told."""
         if poll is not None:
-            self._bus.readers.answered(poll)
+            self._bus.answered(poll)
 
     def _line(self, claims: Claims, event: dict[str, Any]) -> str | None:
         """An event in a line, None where it does not concern the holder of ``claims``."""
@@ -286,7 +285,7 @@ class Sessions:
         """Until an event comes that may concern the session, at most ``seconds``, or until ``over``; whether the
         service stops.
         """
-        position = max(self._bus.readers.position(session.key) or 0, self._read.floor())
+        position = max(self._bus.position(session.key), self._read.floor())
         query = WaitQuery(int(seconds * 1000) + 1, "", self._bus.event_id(position), 1)
         began = time.monotonic()
         polling = asyncio.ensure_future(self._bus.wait(session.claims, "*", query, HangUp()))
@@ -342,7 +341,7 @@ class Sessions:
         if not running or not missing:
             return None
         key = (claims.project_id, claims.sub, "*", "hook stop")
-        if self._read.position(*key) or self._read.result_of(claims.project_id, claims.sub)["result_id"]:
+        if self._read.position(*key) > 0 or self._read.result_of(claims.project_id, claims.sub)["result_id"]:
             return None
         await self._sidecar.storage.write(lambda records: records.move_position(*key, 1))
         reader = reader_of(self._agents, claims, running.row["issue"])

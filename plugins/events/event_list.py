@@ -1,9 +1,11 @@
-"""Retained events and dead letters for people and tools: ``GET /api/events``."""
+"""Retained events and dead letters for people and tools: ``GET /api/events``. Polls, too, may begin at a time."""
 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -13,6 +15,7 @@ from cco_sidecar import (
     SPAWN,
     Claims,
     Endpoint,
+    EventBus,
     EventType,
     Filter,
     Limit,
@@ -29,6 +32,31 @@ from cco_sidecar_plugins.storage._pages import ORDER, cut_page
 @hookimpl
 def register_routes() -> list[Route]:
     return [Route("GET", "/api/events", ListEvents)]
+
+
+@hookimpl
+def part_class(base: type) -> type | None:
+    return type("TimedBus", (TimedBus, base), {}) if issubclass(base, EventBus) else None
+
+
+class TimedBus(EventBus):
+    """Finds where a reader begins who gives a time."""
+
+    def parse_cursor(self, text: str, floor: int) -> int:
+        moment = read_moment(text)
+        if moment is None:
+            return super().parse_cursor(text, floor)
+        numbers = range(floor + 1, self._storage.head + 1)
+        return floor + bisect.bisect_left(numbers, moment, key=self._storage.read.created_from)
+
+
+def read_moment(text: str) -> float | None:
+    """Epoch seconds of an ISO 8601 time, in UTC where it names no zone; None for other texts."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 class EventQuery(Struct):

@@ -6,9 +6,9 @@ import functools
 import re
 from typing import Any
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
-from cco_sidecar import ABSENT, PLAIN, ApiError, EventBus, Filter, find_field, hookimpl, texts_of
+from cco_sidecar import ApiError, Channel, EventBus, Filter, Row, find_field, hookimpl, texts_of
 
 
 @hookimpl
@@ -17,18 +17,37 @@ def part_class(base: type) -> type | None:
 
 
 class FilteringBus(EventBus):
+    WINDOW = 5_000  # sequence numbers that SQLite searches for some bytes in one turn
+
     def parse(self, expression: str) -> Filter:
         return parse(expression)
 
+    def step(self, channel: Channel, filter: Filter, after: int) -> tuple[list[Row], int]:
+        """SQLite looks for the bytes that the filter requires: of what does not match little is decoded."""
+        containing = filter.required_bytes if isinstance(filter, FullFilter) else None
+        if containing is None or filter.issue is not None:
+            return super().step(channel, filter, after)
+        project, event_type = channel
+        upto = max(after, min(self._storage.head, after + self.WINDOW))
+        rows = self._storage.read.events(project, after, upto, self.STEP, type=event_type, containing=containing)
+        return rows, rows[-1]["seq"] if len(rows) == self.STEP else upto
+
+
+class FullFilter(Filter, frozen=True):
+    required_bytes: bytes | None = None  # what the JSON of every matching event holds, where that is known
+
+
+PLAIN = r"[A-Za-z0-9_.-]+"  # what JSON writes as it is
+
 
 @functools.lru_cache(4096)
-def parse(text: str) -> Filter:
+def parse(text: str) -> FullFilter:
     """Raises ApiError EVT_002 that says what is wrong at which character (counted from 1)."""
     terms = parse_terms(text)
     single = [(term.field, *term.values[0]) for term in terms if not term.negated and len(term.values) == 1]
     issue = next((text for field, text, prefix in single if field == "issue_id" and not prefix), None)
     required = (text for field, text, _ in single if field != "event_id" and re.fullmatch(PLAIN, text))
-    return Filter(text, terms, issue, next(required, "").encode() or None)
+    return FullFilter(text, terms, issue, required_bytes=next(required, "").encode() or None)
 
 
 class FilterTerm(Struct, frozen=True):
@@ -40,9 +59,9 @@ class FilterTerm(Struct, frozen=True):
 
     def __call__(self, event: dict[str, Any]) -> bool:
         if ("", True) in self.values:  # a lone * means present, objects included
-            found = find_field(event, self.field) is not ABSENT
+            found = find_field(event, self.field) is not UNSET
         else:
-            texts = texts_of(event, self.field)
+            texts = texts_of(find_field(event, self.field))
             found = any(
                 text.startswith(value) if prefix else text == value for text in texts for value, prefix in self.values
             )

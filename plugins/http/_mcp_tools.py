@@ -345,7 +345,7 @@ async def wait_for_events(call: Call) -> str:
         if fitting == len(lines):
             break
         query.limit = fitting  # the first ones again: they are there, and only what is told counts as read
-    call.delivered = lambda: bus.readers.answered(poll)
+    call.delivered = lambda: bus.answered(poll)
     if not lines:
         return "No event came. Wait again, or go on."
     before = bus.event_id(poll.rows[0]["seq"] - 1)

@@ -20,8 +20,9 @@ from typing import Any
 
 from tornado import iostream
 
-from cco_sidecar import ApiError, Server, Turns, hookimpl
+from cco_sidecar import ApiError, Server, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins._turns import Turns
 from cco_sidecar_plugins.context._turn import turn
 from cco_sidecar_plugins.http._exchange import keep, peer_of
 from cco_sidecar_plugins.http._http1_connection import Connection

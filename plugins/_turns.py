@@ -1,0 +1,42 @@
+"""What comes in a crowd is done by portions, so that others get their turn on the loop.
+
+Of cco_sidecar: what does not say so counts as the repository's own where the plugins are copied into one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from collections.abc import Callable
+from typing import Any
+
+
+class Turns:
+    """Does in each turn of the loop only so much, and what is left in the next ones, in order."""
+
+    AT_ONCE = 50
+
+    def __init__(self, at_once: int = AT_ONCE) -> None:
+        self._at_once, self._done, self._left = at_once, 0, collections.deque[Callable[[], Any]]()
+
+    def do(self, call: Callable[[], Any]) -> None:
+        """Call now or, where this turn has done enough, in a later one."""
+        if not self.has_room():
+            self._left.append(call)
+        else:
+            call()
+
+    def has_room(self) -> bool:
+        """Whether the caller may do one more thing in this turn, which is counted then."""
+        if not self._done:
+            asyncio.get_running_loop().call_soon(self._go_on)
+        room = self._done < self._at_once and not self._left
+        self._done += room
+        return room
+
+    def _go_on(self) -> None:
+        self._done = min(len(self._left), self._at_once)
+        if self._done:
+            asyncio.get_running_loop().call_soon(self._go_on)
+        for _ in range(self._done):
+            self._left.popleft()()

@@ -1,0 +1,64 @@
+"""Thousands of polls at once: those that one event wakes share one search, find the newest events in memory, and go on
+by portions, so that others get their turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import functools
+import time
+from typing import Any
+
+import msgspec
+
+from cco_sidecar import Channel, EventBus, Filter, NewEvent, Poll, Row, hookimpl, wake
+from cco_sidecar_plugins._turns import Turns
+
+
+@hookimpl
+def part_class(base: type) -> type | None:
+    return type("CrowdedBus", (CrowdedBus, base), {}) if issubclass(base, EventBus) else None
+
+
+class CrowdedBus(EventBus):
+    PORTION = (
+        400  # polls that search in one turn; with Tornado's server all are answered later, the more turns it takes
+    )
+    SHARED_SECONDS = 0.05  # how long polls share one search; no longer, as events expire
+    SMALL = 16 * 1024  # bytes of an event that is kept in memory while it is one of the last STEP
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._turns, self._wakes = Turns(self.PORTION), 0
+        self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=self.STEP)  # without a gap
+        self._latest: tuple[Any, float, Poll] | None = None  # the last search
+
+    def wake_waiters(self, event: NewEvent, seq: int) -> None:
+        self._wakes += 1
+        if len(event.body) > self.SMALL or (self._recent and self._recent[-1]["seq"] != seq - 1):
+            self._recent.clear()
+        if len(event.body) <= self.SMALL:
+            self._recent.append(msgspec.structs.asdict(event) | {"seq": seq, "delivered": 0})
+        super().wake_waiters(event, seq)
+
+    async def search(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
+        if not self._turns.has_room():
+            turn: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+            self._turns.do(functools.partial(wake, turn, None))
+            await turn
+        asked, now = (channel, filter.text, after, limit, self._wakes), time.monotonic()
+        if self._latest and self._latest[0] == asked and now - self._latest[1] < self.SHARED_SECONDS:
+            return self._latest[2]
+        found = await super().search(channel, filter, after, limit)
+        if found.rows and asked[-1] == self._wakes:
+            self._latest = (asked, now, found)
+        return found
+
+    def step(self, channel: Channel, filter: Filter, after: int) -> tuple[list[Row], int]:
+        if not self._recent or after < self._recent[0]["seq"] - 1:
+            return super().step(channel, filter, after)
+        (project, event_type), now = channel, time.time()
+        recent = (row for row in self._recent if row["seq"] > after and row["expires"] > now)
+        rows = [row for row in recent if row["project"] == project and event_type in (row["type"], "*")]
+        return rows, max(after, self._storage.head)

@@ -158,7 +158,7 @@ def serve(module: Path, connection: socket.socket) -> int:
     spec.loader.exec_module(cco_sidecar)
     assert threading.active_count() == 1
     hooks = cco_sidecar.bundled_class(cco_sidecar.Hooks, "_hooks", "SafeHooks")
-    for file in sys.modules[hooks.__module__].bundled_plugins():
+    for file in getattr(sys.modules[hooks.__module__], "bundled_plugins", list)():  # the file alone has none
         try:
             cco_sidecar.import_file(file)
         except ImportError:  # what it needs is not installed: the program says so

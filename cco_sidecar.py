@@ -216,7 +216,7 @@ class Settings:
 def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[str] = os.environ) -> Settings:
     """Settings from ``flags`` (only those that were given), ``environ`` and the root's files. Raises StartError."""
     here = Path.cwd()
-    variables = {name: variable_of(name) for name in option_table()}
+    variables = {name: f"CCO_SIDECAR_{name.upper()}" for name in option_table()}
     given = {name: (variable, environ[variable], here) for name, variable in variables.items() if variable in environ}
     given |= {name: (flag_of(name), value, here) for name, value in flags.items()}
     root = read_option("root", *given["root"]) if "root" in given else discover_root(here)
@@ -280,10 +280,6 @@ def settings_class() -> type[Settings]:
 
 def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def variable_of(name: str) -> str:
-    return f"CCO_SIDECAR_{name.upper()}"
 
 
 def discover_root(folder: Path) -> Path:
@@ -572,9 +568,6 @@ class Asks:
         wins; an object for ``metadata`` adds to what is there.
         """
 
-    def section_files(self) -> list[str]:
-        """Files below the root that your sections are made from although git may ignore them. Asked at the start."""
-
     def rank_files(self, request: RankRequest) -> list[RankedFile] | None:
         """The project's files, most relevant first, for a task."""
 
@@ -599,9 +592,6 @@ class Asks:
 
     def register_routes(self) -> list[Route]:
         """More endpoints, classes derived from Endpoint; one with another's method and path takes its place."""
-
-    def register_commands(self, commands: argparse._SubParsersAction[CommandParser]) -> None:
-        """More commands. ``run`` gets the parsed arguments, our options among them, and returns the exit code."""
 
 
 class Tells:
@@ -700,7 +690,7 @@ class Hooks:
         """Raises ImportError where ``function`` cannot implement ``hook``."""
         known = inspect.signature(self.SPECS[hook]).parameters if hook in self.SPECS else {}
         if not known or inspect.signature(function).parameters.keys() - known.keys():
-            raise ImportError(f"there is no hook {hook!r} with these arguments")
+            raise ImportError(f"there is no hook {hook!r} with these arguments; {ABSENT}")
 
     # -- asks
 
@@ -809,7 +799,11 @@ class Implementation(Struct, frozen=True):
 def bundled_class(base: type[T], file: str, name: str) -> type[T]:
     """The class ``name`` in a file of the bundled plugins, which derives from ``base``; without them ``base``."""
     path = Path(bundled_folder() or "/nowhere", f"{file}.py")
-    return getattr(import_file(path), name) if contains(path, f"class {name}(".encode()) else base
+    try:
+        ours = f"class {name}(".encode() in path.read_bytes()
+    except OSError:  # there is none, or it is not for us to read
+        ours = False
+    return getattr(import_file(path), name) if ours else base
 
 
 def bundled_folder() -> Path | None:
@@ -819,13 +813,6 @@ def bundled_folder() -> Path | None:
         return beside
     found = importlib.util.find_spec(PACKAGE)
     return Path(next(iter(found.submodule_search_locations or []))) if found else None
-
-
-def contains(file: Path, text: bytes) -> bool:
-    try:
-        return file.is_file() and text in file.read_bytes()
-    except OSError:  # not for us to read
-        return False
 
 
 def import_file(file: Path) -> types.ModuleType:
@@ -844,11 +831,7 @@ def import_file(file: Path) -> types.ModuleType:
     name = f"cco_sidecar_user_plugins.{file.stem}"
     module = sys.modules[name] = types.ModuleType(name)
     module.__file__ = str(file)
-    try:
-        importlib.machinery.SourceFileLoader(name, str(file)).exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+    importlib.machinery.SourceFileLoader(name, str(file)).exec_module(module)
     return module
 
 
@@ -3341,9 +3324,7 @@ class Contexts:
         self._building: dict[str, asyncio.Task[BuiltContext]] = {}  # by ETag
         self._bytes = self._hits = self._misses = 0
         self.project = hooks.part(Project, settings)(settings.root, settings.storage)
-        also = [names for _, names in hooks.ask("section_files")]
-        named = {name for names in also for name in names if isinstance(name, str)}
-        self.project.also = sorted({*TYPE_BY_MANIFEST, *named})
+        self.project.also = sorted(TYPE_BY_MANIFEST)
         self._index_folder = settings.storage / "index"
         self._plugins = tuple(sorted(plugin.name for plugin in hooks.loaded))
 
@@ -4817,11 +4798,8 @@ class Program:
         new_parser: Any = functools.partial(CommandParser, parents=[option_parser(shown=False)])
         commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="cco", parser_class=new_parser)
         add_own_commands(commands)
-        flags, rest = option_parser().parse_known_args(words)
+        _, rest = option_parser().parse_known_args(words)
         word = rest[0].partition("=")[0] if rest else "serve"
-        if word not in commands.choices:
-            with contextlib.suppress(StartError):  # the settings cannot be read: what there is must do
-                collections.deque(load_hooks(load_settings(vars(flags))).ask("register_commands", commands=commands), 0)
         kind, known = ("option", parser._option_string_actions) if word[:1] == "-" else ("command", commands.choices)
         if word not in known:
             raise StartError(f"{word}: no such {kind}{did_you_mean(word, known) or ';'} {ABSENT}", WRONG_USE)

@@ -7,6 +7,7 @@ Answers to asks are taken as JSON says them. An error is told with its line in t
 
 from __future__ import annotations
 
+import argparse
 import collections
 import concurrent.futures
 import contextlib
@@ -32,6 +33,7 @@ from cco_sidecar import (
     PACKAGE,
     AgentLaunch,
     Asks,
+    CommandParser,
     ContextRequest,
     Hooks,
     Implementation,
@@ -42,7 +44,6 @@ from cco_sidecar import (
     Settings,
     StartError,
     bundled_folder,
-    contains,
     did_you_mean,
     import_file,
     in_thread,
@@ -56,6 +57,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 class MoreAsks:
     """Hooks that bundled plugins ask, like those of Asks."""
+
+    def section_files(self) -> list[str]:
+        """Files below the root that your sections are made from although git may ignore them. Asked at the start by the
+        plugin budget.
+        """
+
+    def register_commands(self, commands: argparse._SubParsersAction[CommandParser]) -> None:
+        """More commands. ``run`` gets the parsed arguments, our options among them, and returns the exit code."""
 
     def resolve_issue(self, issue_id: str, settings: Settings) -> dict[str, Any] | None:
         """``{"title": ..., "body": ...}`` of an issue. Raises IssueNotFound where there is none. Asked by the plugin
@@ -108,7 +117,6 @@ class SafeHooks(Hooks):
     }
     TIMEOUT = 5.0
     MAX_STUCK = 4  # calls of one plugin that may hang at a time before it is passed over
-    loaded: list[LoadedPlugin]
 
     def __init__(self, built_in: Iterable[object]) -> None:
         self._stuck: dict[str, list[Future[Any]]] = collections.defaultdict(list)
@@ -163,7 +171,11 @@ class SafeHooks(Hooks):
             in_time = concurrent.futures.wait([importing], self.TIMEOUT).done
         if not in_time:
             raise TimeoutError(f"its import has not ended within {self.TIMEOUT:.0f} s")
-        return outcome(importing)
+        try:
+            return outcome(importing)
+        except (Exception, SystemExit):
+            sys.modules.pop(f"cco_sidecar_user_plugins.{name}", None)  # no half module is left behind
+            raise
 
     def check(self, hook: str, function: Callable[..., Any]) -> None:
         if hook not in self.SPECS:
@@ -226,6 +238,13 @@ class SafeHooks(Hooks):
             file, lines, text = error.filename, [error.lineno], error.msg
         where = f" ({Path(file).name}:{lines[-1]})" if lines else ""
         return f"{type(error).__name__}: {text}".removesuffix(": ") + where
+
+
+def contains(file: Path, text: bytes) -> bool:
+    try:
+        return file.is_file() and text in file.read_bytes()
+    except OSError:  # not for us to read
+        return False
 
 
 def bundled_plugins(saying: str = "cco_sidecar") -> list[Path]:

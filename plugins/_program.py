@@ -22,7 +22,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from cco_sidecar import GOOD, REFUSED, Program, StartError, complain, nearest, option_table, variable_of
+from cco_sidecar import GOOD, REFUSED, Program, StartError, complain, nearest, option_table
 
 log = logging.getLogger("cco")
 
@@ -53,7 +53,8 @@ class WholeProgram(Program):
         for name in sorted(name for name in os.environ if name.startswith("CCO_SIDECAR_")):
             if (option := name.removeprefix("CCO_SIDECAR_").lower()) not in option_table():
                 close = nearest(option, option_table())
-                complain(f"{name}: unknown variable{f', did you mean {variable_of(close)}?' if close else ''}")
+                meant = f", did you mean CCO_SIDECAR_{close.upper()}?" if close else ""
+                complain(f"{name}: unknown variable{meant}")
         options.run = writing()(options.run)
         return options
 

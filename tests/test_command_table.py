@@ -237,8 +237,8 @@ def test_a_fault_between_settings_names_the_line_the_variable_or_the_flag(
     (repository / "cco.toml").unlink()
     for key, value in settings.items():
         said = "true" if value is True else value[0] if isinstance(value, list) else value
-        monkeypatch.setenv(cco_sidecar.variable_of(key.replace("-", "_")), said)
-    assert f"{cco_sidecar.variable_of(name.replace('-', '_'))}: " in start()
+        monkeypatch.setenv("CCO_SIDECAR_" + key.replace("-", "_").upper(), said)
+    assert f"CCO_SIDECAR_{name.replace('-', '_').upper()}: " in start()
     value = settings[name]
     assert f"--{name}: " in start(f"--{name}", value[0] if isinstance(value, list) else value)
 

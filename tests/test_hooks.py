@@ -675,14 +675,11 @@ def test_a_plugin_brings_its_own_look_at_the_repository(plugged: Service) -> Non
     assert "src/main.py" in context["project_structure"]["files"]
 
 
-@pytest.mark.parametrize("alone", [True, False], ids=["the module's own reader", "the plugin's"])
 def test_a_plugin_names_ignored_files_whose_change_makes_a_context_anew(
-    tmp_path: Path, make_service: Callable[..., Service], repository: Path, alone: bool
+    tmp_path: Path, make_service: Callable[..., Service], repository: Path
 ) -> None:
     plugins = write_plugins(tmp_path / "plugins", {"ignored_file": PLUGINS["ignored_file"]})
-    (tmp_path / "alone/plugins").mkdir(parents=True)
-    module = Path(shutil.copy(MODULE, tmp_path / "alone")) if alone else MODULE
-    service = make_service("--no-watch", "--plugins", str(plugins), module=module)
+    service = make_service("--no-watch", "--plugins", str(plugins))
 
     def verdict() -> Any:
         return service.client().get("/api/context/issue-1/python-specialist").json()["context"]["verdict"]

@@ -1001,14 +1001,16 @@ def test_wrong_use_of_the_file_alone_is_one_line(repository: Path, alone: Path, 
     assert refusal(run(*words.split(), cwd=repository, module=alone)).startswith(f"cco: {said}")
 
 
-def test_the_file_alone_takes_commands_of_a_folder_of_plugins(repository: Path, tmp_path: Path, alone: Path) -> None:
+def test_commands_of_a_folder_of_plugins_need_the_bundled_ones(repository: Path, tmp_path: Path, alone: Path) -> None:
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours/greeting.py").write_text(GREETING)
     for words in ("--plugins {} greet ada --port 5", "greet ada --port 5 --plugins {}"):
-        ended = run(*words.format(tmp_path / "ours").split(), cwd=repository, module=alone)
+        ended = run(*words.format(tmp_path / "ours").split(), cwd=repository)
         assert (ended.returncode, ended.stdout, ended.stderr) == (4, "hello ada 5 theirs\n", ""), ended
-    shown = run("--help", "--plugins", str(tmp_path / "ours"), cwd=repository, module=alone)
+    shown = run("--help", "--plugins", str(tmp_path / "ours"), cwd=repository)
     assert "say hello" in shown.stdout and shown.returncode == 0
+    line = refusal(run("--plugins", str(tmp_path / "ours"), cwd=repository, module=alone))
+    assert "plugin greeting: ImportError: there is no hook 'register_commands'" in line and "is plugins/ beside" in line
 
 
 GREETING = """

@@ -25,7 +25,6 @@ from cco_sidecar import (
     add_own_commands,
     command_serve,
     command_token,
-    contains,
     flag_of,
     load_hooks,
     load_settings,
@@ -36,7 +35,7 @@ from cco_sidecar import (
     own_command,
     settings_from,
 )
-from cco_sidecar_plugins._hooks import SafeHooks, bundled_plugins
+from cco_sidecar_plugins._hooks import SafeHooks, bundled_plugins, contains
 from cco_sidecar_plugins._program import escape_unencodable
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, settle, speaks_unicode
 

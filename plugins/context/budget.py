@@ -47,6 +47,8 @@ class BoundedContexts(Contexts):
     def start(self) -> None:
         for shape in SECTION_TYPES.values():  # msgspec 0.22 crashes where two threads are the first to use a type
             msgspec.json.Decoder(shape)
+        named = {str(name) for _, names in self._hooks.ask("section_files") for name in names}
+        self.project.also = sorted({*self.project.also, *named})
         super().start()
 
     def sections(self, request: ContextRequest) -> Sections:

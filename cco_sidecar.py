@@ -2920,6 +2920,7 @@ class NextAgent(Struct):
 
 PositionKey = tuple[str, str, str, str]  # project, subject, type, filter
 Channel = tuple[str, str]  # project, type or *
+Waiter = tuple[str, "Filter", int]  # subject, filter, the number up to which it has looked
 
 
 class EventBus:
@@ -2930,6 +2931,7 @@ class EventBus:
     """
 
     STEP = 100  # rows looked at before others get their turn on the loop
+    TERM = re.compile(r'([A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*):([^!,:|"*][^,:|"*]*)(?:,(?!\Z)|\Z)')
 
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
@@ -2939,9 +2941,24 @@ class EventBus:
         self._times: collections.deque[float] = collections.deque(maxlen=1000)  # seconds from publishing to writing
         storage.observer = self.wake_waiters
 
-    def parse(self, expression: str) -> Filter:
-        """Raises EVT_002."""
-        return parse_filter(expression)
+    def parse(self, text: str) -> Filter:
+        """``field:value``, comma for and: the field has the value, or an array with it. Raises EVT_002."""
+        at, terms = 0, []
+        while at < len(text):
+            term = EventBus.TERM.match(text, at)
+            if not term:
+                problem = (
+                    f"Invalid filter: expected field:value at character {at + 1}; more forms need the plugin filters"
+                )
+                raise ApiError("EVT_002", problem, details={"character": at + 1, "path": "filter"})
+            at = term.end()
+            terms.append((term[1], term[2]))
+        issue = next((value for field, value in terms if field == "issue_id"), None)
+        has = (
+            lambda event, field=field, value=value: value in texts_of(find_field(event, field))
+            for field, value in terms
+        )
+        return Filter(text, tuple(has), issue)
 
     # -- publishing
 
@@ -2980,7 +2997,7 @@ class EventBus:
         channel = (claims.project_id, event_type)  # what a poll listens to; the type may be *
         key = None if query.since else (claims.project_id, claims.sub, event_type, filter.text)
         begin = self.position(key) if key else self.parse_cursor(query.since, floor)
-        after, began, parked, woken = max(begin, floor), time.monotonic(), 0.0, False
+        after, began, parked = max(begin, floor), time.monotonic(), 0.0
         while True:
             found = await self.search(channel, filter, after, query.limit)
             left = query.timeout / 1000 - (time.monotonic() - began)
@@ -2989,13 +3006,13 @@ class EventBus:
                 if 0 <= begin < floor:  # retention went past the reader
                     missed = {"position": self.event_id(begin), "floor": self.event_id(floor)}
                     content = content[:-1] + b',"missed":%s}' % msgspec.json.encode(missed)
-                return Poll(found.rows, found.scanned, content, key, woken, parked)
+                return Poll(found.rows, found.scanned, content, key, parked)
             if hang_up.happened:
                 raise asyncio.CancelledError
             after = found.scanned
             del found  # thousands are parked below: each holds as little as possible
             seq = await self._waiters.park(channel, (claims.sub, filter, after), left, hang_up)
-            parked, woken = time.monotonic() - began, seq is not None
+            parked = time.monotonic() - began
             after = max(after, (seq or 0) - 1)  # nothing that matches lies between
 
     def parse_cursor(self, text: str, floor: int) -> int:
@@ -3068,7 +3085,7 @@ class EventBus:
         """The answer was written to a live connection: move the position, note the delivery."""
         if poll.key and poll.scanned > self.position(poll.key):
             self._positions[poll.key] = poll.scanned
-        if poll.woken:
+        if poll.parked:
             now = time.time()
             self._times.extend(max(0.0, now - row["created"]) for row in poll.rows)
         self._answered.append(poll)
@@ -3120,20 +3137,13 @@ class EventBus:
 
 
 class Poll(Struct, frozen=True):
-    """Matching events, and the answer with them as JSON; every event up to ``scanned`` has been looked at.
-
-    Of an answer to a reader: whose position it moves, whether an event woke it, and how many seconds it was parked.
-    """
+    """Matching events, and the answer with them as JSON; every event up to ``scanned`` has been looked at."""
 
     rows: list[Row]
     scanned: int
     content: bytes = b""
-    key: PositionKey | None = None
-    woken: bool = False
-    parked: float = 0.0
-
-
-Waiter = tuple[str, "Filter", int]  # subject, filter, the number up to which it has looked
+    key: PositionKey | None = None  # whose position it moves
+    parked: float = 0.0  # seconds
 
 
 class Waiters:
@@ -3243,37 +3253,18 @@ class Filter(Struct, frozen=True):
     text: str = ""
     terms: tuple[Callable[[dict[str, Any]], bool], ...] = ()
     issue: str | None = None  # the only issue_id that matches, None where the filter leaves it open
-    bound_to: str | None = None  # the issue of the token: of events that name issues, only its own match
 
     def within(self, issue: str | None) -> Filter:
-        """The same filter for a token bound to ``issue``, itself for None. No client can send its ``text``."""
+        """The same filter for a token bound to ``issue``: of events that name issues, only its own match. Itself for
+        None. No client can send its ``text``.
+        """
         if issue is None:
             return self
-        return msgspec.structs.replace(self, text=f"!{json.dumps(issue)},{self.text}", bound_to=issue)
+        terms = (lambda event: not (named := issues_named(event)) or issue in named), *self.terms
+        return msgspec.structs.replace(self, text=f"!{json.dumps(issue)},{self.text}", terms=terms)
 
     def matches(self, event: dict[str, Any]) -> bool:
-        named = [] if self.bound_to is None else issues_named(event)
-        return (not named or self.bound_to in named) and all(term(event) for term in self.terms)
-
-
-TERM = re.compile(r'([A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*):([^!,:|"*][^,:|"*]*)(?:,(?!\Z)|\Z)')
-
-
-def parse_filter(text: str) -> Filter:
-    """``field:value``, comma for and: the field has the value, or an array with it. Raises EVT_002."""
-    at, terms = 0, []
-    while at < len(text):
-        term = TERM.match(text, at)
-        if not term:
-            problem = f"Invalid filter: expected field:value at character {at + 1}; other forms need the plugin filters"
-            raise ApiError("EVT_002", problem, details={"character": at + 1, "path": "filter"})
-        at = term.end()
-        terms.append((term[1], term[2]))
-    issue = next((value for field, value in terms if field == "issue_id"), None)
-    has = (
-        lambda event, field=field, value=value: value in texts_of(find_field(event, field)) for field, value in terms
-    )
-    return Filter(text, tuple(has), issue)
+        return all(term(event) for term in self.terms)
 
 
 def issues_named(body: dict[str, Any]) -> list[str]:

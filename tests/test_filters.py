@@ -13,7 +13,7 @@ from conftest import plugin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cco_sidecar import ApiError, Filter, HangUp, Waiters, parse_filter
+from cco_sidecar import ApiError, EventBus, Filter, HangUp, Waiters
 
 parse = plugin("filters").parse
 
@@ -69,7 +69,7 @@ def test_what_is_refused_says_what_and_where(text: str, character: int, problem:
 @given(st.text(alphabet="ab:,é._1 ", max_size=30) | st.text(max_size=20))
 def test_alone_a_filter_means_the_same_or_is_refused(text: str) -> None:
     try:
-        alone = parse_filter(text)
+        alone = EventBus.parse(None, text)  # type: ignore[arg-type]
     except ApiError as error:
         assert error.code == "EVT_002" and error.details and 1 <= error.details["character"] <= len(text) + 1
     else:

@@ -153,24 +153,16 @@ class Settings:
     settings file, else the default here. plugins/_settings.py adds those that only plugins read.
     """
 
-    root: Annotated[Path, read_path] = option(
-        None, "the repository to serve (default: the git top level of this folder)", "DIR"
-    )
-    project: Annotated[str, read_match(PROJECT, PROJECT_RULE)] = option(
-        None, "project id (default: the root folder's name as a slug)", "ID"
-    )
+    root: Annotated[Path, read_path] = option(None, "repository to serve (default: this folder's git top level)", "DIR")
+    project: Annotated[str, read_project] = option(None, "project id (default: the root folder's name as a slug)", "ID")
     storage: Annotated[Path, read_path] = option(None, "where state is kept (default: a folder per project)", "DIR")
-    host: Annotated[str, read_match(HOST, "must be a host name or an address")] = option(
-        "127.0.0.1", "address to listen on"
-    )
+    host: Annotated[str, read_host] = option("127.0.0.1", "address to listen on")
     port: Annotated[int, read_number(0, 65535)] = option(3001, "TCP port; 0 takes a free one", "N")
     allowed_host: Annotated[tuple[str, ...], read_list] = option((), "more Host names that are answered", "NAME")
     cors_origin: Annotated[tuple[str, ...], read_list] = option((), "more web origins that may call", "ORIGIN")
     tls_cert: Annotated[Path | None, read_path] = option(None, "certificate chain (PEM): serve HTTPS", "FILE")
     tls_key: Annotated[Path | None, read_path] = option(None, "private key of --tls-cert (PEM)", "FILE")
-    jwt_secret: Annotated[str | None, read_match(r"[^\0]{32,}", "must be at least 32 bytes long")] = option(
-        None, "signing secret, 32 bytes or more (default: made)"
-    )
+    jwt_secret: Annotated[str | None, read_secret] = option(None, "signing secret, 32 bytes or more (default: made)")
     token_ttl: Annotated[int, read_number(1, 31_536_000)] = option(3600, "life of a token", "SECONDS")
     cache_size_mb: Annotated[int, read_number(0, 65_536)] = option(256, "memory for cached contexts", "MB")
     no_watch: Annotated[bool, read_bool] = option(False, "no file watcher; every request looks at the disk anyway")
@@ -372,6 +364,8 @@ def read_match(pattern: str, problem: str) -> Callable[[Any], str]:
 
 
 read_text = read_match(r"[^\0]+", "must be a text that is not empty and holds no NUL")
+read_secret = read_match(r"[^\0]{32,}", "must be at least 32 bytes long")
+read_host = read_match(r"(?a)[\w:%-]{1,63}(\.[\w:%-]{1,63})*\.?", "must be a host name or an address")
 
 
 # -- roles
@@ -446,8 +440,6 @@ class ResultSubmission(Struct, omit_defaults=True):
 
 
 class ResultBody(Struct, omit_defaults=True):
-    """What an agent did."""
-
     status: Literal["success", "failed", "partial"]
     files_created: list[str | FileEntry] = []
     files_modified: list[str | FileEntry] = []
@@ -462,8 +454,6 @@ class ResultBody(Struct, omit_defaults=True):
 
 
 class FileEntry(Struct, omit_defaults=True):
-    """A file that a result created, changed or deleted."""
-
     path: str
     size: float | None = None
     language: str | None = None
@@ -473,8 +463,6 @@ class FileEntry(Struct, omit_defaults=True):
 
 
 class ResultMetrics(Struct, omit_defaults=True):
-    """Figures that an agent measured itself."""
-
     execution_time_ms: float | None = None
     tokens_used: float | None = None
     test_coverage: float | None = None
@@ -533,12 +521,11 @@ class EndQuery(Struct):
 
 
 # names and small types that the shapes are made of
-HOST = r"(?a)[\w:%-]{1,63}(\.[\w:%-]{1,63})*\.?"
 IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
-PROJECT = rf"(?!.*\.\.){IDENTIFIER}"
-PROJECT_RULE = "must be letters, digits, '.', '_' or '-', at most 128, and no '..'"
-Identifier = Annotated[str, Meta(pattern=rf"^{PROJECT}\Z")]
+NAME = rf"(?!.*\.\.){IDENTIFIER}"
+read_project = read_match(NAME, "must be letters, digits, '.', '_' or '-', at most 128, and no '..'")
+Identifier = Annotated[str, Meta(pattern=rf"^{NAME}\Z")]
 EventType = Annotated[str, Meta(pattern=rf"^{EVENT_TYPE}\Z")]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 Since = Annotated[str, Meta(max_length=128)]
@@ -631,8 +618,7 @@ class Parts:
 def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
     """The built-in plugins and, unless --no-plugins, all others. ``strict`` raises StartError for faulty ones."""
     hooks = bundled_class(Hooks, "_hooks", "SafeHooks")([ReferenceRules()])
-    if not settings.no_plugins:
-        hooks.load(settings, strict)
+    hooks.load(settings, strict)
     return hooks
 
 
@@ -663,7 +649,7 @@ class Hooks:
     def load(self, settings: Settings, strict: bool) -> None:
         """Load the plugins of --plugins. Raises StartError."""
         folders = (sorted(path.glob("[!_.]*.py")) if path.is_dir() else [path] for path in settings.plugins)
-        for file in itertools.chain(*folders):
+        for file in () if settings.no_plugins else itertools.chain(*folders):
             try:
                 self.loaded.append(LoadedPlugin(file.stem, str(file), self.register(import_file(file), file.stem)))
             except (Exception, SystemExit) as error:
@@ -872,7 +858,6 @@ class Sidecar:
 
     async def __aenter__(self) -> Sidecar:
         settings = self.settings
-        check_needed_plugins(settings, self.hooks)
         prepare_storage_folder(settings)
         async with contextlib.AsyncExitStack() as parts:  # what was started is ended in reverse order
             parts.enter_context(instance_lock(settings.storage))
@@ -989,14 +974,6 @@ class SidecarInfo(Struct, frozen=True):
     version: str
     started_at: str
     instance_id: str = ""  # of this run; ``/health`` tells it too, so that a client knows whom it talks to
-
-
-def check_needed_plugins(settings: Settings, hooks: Hooks) -> None:
-    """Raises StartError where an option was given that only a plugin reads, and that one is not in use."""
-    in_use = {plugin.name for plugin in hooks.loaded if not plugin.problem}
-    for name, row in option_table().items():
-        if row.plugin and row.plugin not in in_use and getattr(settings, name) != row.default:
-            raise StartError(f"{settings.where(name)}: the plugin {row.plugin}, which reads it, is not loaded")
 
 
 def prepare_storage_folder(settings: Settings) -> None:

@@ -49,6 +49,7 @@ from cco_sidecar import (
     in_thread,
     log,
     one_line,
+    option_table,
 )  # fmt: skip
 from cco_sidecar_plugins.agents._reader import Reader
 
@@ -123,13 +124,20 @@ class SafeHooks(Hooks):
         super().__init__(built_in)
 
     def load(self, settings: Settings, strict: bool) -> None:
-        """Load all plugins. Raises StartError for faulty ones where ``strict``."""
-        self.load_files(bundled_plugins())
-        self.load_folders(settings.plugins, settings.where("plugins"))
+        """Load all plugins. Raises StartError, where ``strict``, for faulty ones, and for an option of one that is not in
+        use.
+        """
+        if not settings.no_plugins:
+            self.load_files(bundled_plugins())
+            self.load_folders(settings.plugins, settings.where("plugins"))
         if strict and self.faults():
             raise StartError("; ".join(self.faults()))
         for fault in self.faults():
             log.warning("%s", fault)
+        in_use = {plugin.name for plugin in self.loaded if not plugin.problem}
+        for name, row in option_table().items() if strict else ():
+            if row.plugin and row.plugin not in in_use and getattr(settings, name) != row.default:
+                raise StartError(f"{settings.where(name)}: the plugin {row.plugin}, which reads it, is not loaded")
 
     def load_folders(self, folders: Iterable[Path], where: str = "--plugins") -> None:
         """Load the plugins in ``folders``, which ``where`` names, and those of entry points."""

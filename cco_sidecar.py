@@ -440,6 +440,8 @@ class ResultSubmission(Struct, omit_defaults=True):
 
 
 class ResultBody(Struct, omit_defaults=True):
+    """What an agent did."""
+
     status: Literal["success", "failed", "partial"]
     files_created: list[str | FileEntry] = []
     files_modified: list[str | FileEntry] = []
@@ -454,6 +456,8 @@ class ResultBody(Struct, omit_defaults=True):
 
 
 class FileEntry(Struct, omit_defaults=True):
+    """A file that a result created, changed or deleted."""
+
     path: str
     size: float | None = None
     language: str | None = None
@@ -463,6 +467,8 @@ class FileEntry(Struct, omit_defaults=True):
 
 
 class ResultMetrics(Struct, omit_defaults=True):
+    """Figures that an agent measured itself."""
+
     execution_time_ms: float | None = None
     tokens_used: float | None = None
     test_coverage: float | None = None

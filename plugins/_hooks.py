@@ -124,9 +124,7 @@ class SafeHooks(Hooks):
         super().__init__(built_in)
 
     def load(self, settings: Settings, strict: bool) -> None:
-        """Load all plugins. Raises StartError, where ``strict``, for faulty ones, and for an option of one that is not in
-        use.
-        """
+        """Load all plugins. Where ``strict`` raises StartError for faulty ones and options of plugins not in use."""
         if not settings.no_plugins:
             self.load_files(bundled_plugins())
             self.load_folders(settings.plugins, settings.where("plugins"))

@@ -396,8 +396,6 @@ CATEGORIES = {
 }
 
 
-# -- errors
-
 ERRORS: dict[str, tuple[int, str, str]] = {  # code: status, error, default message
     "AUTH_001": (401, "unauthorized", "Invalid or missing JWT token"),
     "AUTH_002": (401, "unauthorized", "Expired JWT token"),
@@ -650,8 +648,6 @@ class Hooks:
             self.loaded.append(LoadedPlugin(name, "built in", self.register(plugin, name)))
         self._trusted = {plugin.name for plugin in self.loaded}  # whose errors are ours, and pass through
 
-    # -- loading
-
     def load(self, settings: Settings, strict: bool) -> None:
         """Load the plugins of --plugins. Raises StartError."""
         folders = (sorted(path.glob("[!_.]*.py")) if path.is_dir() else [path] for path in settings.plugins)
@@ -683,8 +679,6 @@ class Hooks:
         known = inspect.signature(self.SPECS[hook]).parameters if hook in self.SPECS else {}
         if not known or inspect.signature(function).parameters.keys() - known.keys():
             raise ImportError(f"there is no hook {hook!r} with these arguments; {ABSENT}")
-
-    # -- asks
 
     def ask(self, hook: str, **facts: Any) -> Iterator[tuple[str, Any]]:
         """(plugin, answer) of every implementation that gives one. Blocks."""
@@ -726,8 +720,6 @@ class Hooks:
     def failed(self, row: Implementation, error: BaseException) -> None:
         log.warning("plugin %s: %s: %s: %s", row.plugin, row.hook, type(error).__name__, one_line(error))
 
-    # -- tells
-
     def tell(self, hook: str, **facts: Any) -> None:
         """Tell every observer, in order, in a thread of its own; do not wait. Beyond MAX_UNTOLD it is dropped."""
         if not self.implementations[hook]:
@@ -739,8 +731,6 @@ class Hooks:
             self._untold.put_nowait(lambda: collections.deque(self.ask(hook, **facts), maxlen=0))
         except queue.Full:
             log.warning("observers are too slow: one %s was not told", hook)
-
-    # -- parts
 
     def part(self, base: type[T], settings: Settings) -> type[T]:
         """``base``, or what plugins derive from it: each gets what the one before it made. Raises StartError."""
@@ -4685,9 +4675,6 @@ TEST_FOLDERS = frozenset("test tests testing spec specs __tests__ e2e testdata f
 TEST_STEM = re.compile(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec|-tests?)$")
 
 
-# -- the simple ranking
-
-
 KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
     "coding": {"source": 1.0, "test": 0.7, "config": 0.2, "docs": 0.1, "other": 0.05},
     "architect": {"source": 1.0, "docs": 0.6, "config": 0.6, "test": 0.4, "other": 0.05},
@@ -4700,9 +4687,6 @@ STOP_WORDS = frozenset(
     """a add all an and any are as at be by can do fix for from has have how if in into is it its make not of on or
     should so that the this to use was we what when where which who why will with""".split()
 )
-
-
-# -- routing
 
 
 CODER, LAST_CODER, SAME = "the project's specialist", "the last coder", "the same type"

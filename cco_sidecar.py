@@ -3970,13 +3970,17 @@ class Agents:
         def begin(records: Records) -> dict[str, Any]:
             self.check_room(row, records)
             records.insert_agent(row)
-            return spawned_answer(row, "", [])
+            return {
+                "agent_id": row["id"], "spawned": True, "process_id": 0, "context_injected": True, "jwt_token": "",
+                "webhook_url": f"/api/agents/{row['id']}/status", "environment_ignored": [], "timestamp": iso(),
+                "state": row["state"],
+            }  # fmt: skip
 
         # From here on it counts, so that a thousand at once cannot pass the limit.
         running = self.active[row["id"]] = Running(row, self._folder / row["id"], asyncio.current_task())
         try:
             files = await self.launcher.files(running, body)
-            await self.storage.write(ANSWERING.get()(begin))
+            answer: dict[str, Any] = await self.storage.write(ANSWERING.get()(begin))
             running.token = self.launcher.token(row)
             command = await self.launcher.command(running, files, asked)
             await self.processes.start(running, command)
@@ -3984,7 +3988,9 @@ class Agents:
         except BaseException as error:
             raise await self._give_up(running, error) from None
         log.info("agent %s started, pid %d", row["id"], row["pid"])
-        return spawned_answer(row, running.token, sorted(dict(asked.items() - command.environment.items())))
+        ignored = sorted(dict(asked.items() - command.environment.items()))
+        facts = {"process_id": row["pid"], "jwt_token": running.token, "state": row["state"]}
+        return answer | facts | {"environment_ignored": ignored}
 
     def check_room(self, row: dict[str, Any], records: Records) -> None:
         """Raise AGT_003 where a row's agent may not start. On the writer thread, which knows all rows."""
@@ -4144,14 +4150,6 @@ def agent_statistics(read: Records, project: str) -> dict[str, Any]:
         "failed": sum(by_state.get(state, 0) for state in AGENT_GROUPS["failed"]),
         "killed": by_state.get("killed", 0), "spawned_total": sum(by_state.values()), "by_type": by_type,
         "avg_execution_time_ms": round(read.mean_agent_seconds(project) * 1000, 3),
-    }  # fmt: skip
-
-
-def spawned_answer(row: dict[str, Any], token: str, ignored: list[str]) -> dict[str, Any]:
-    return {
-        "agent_id": row["id"], "spawned": True, "process_id": row["pid"] or 0, "context_injected": True,
-        "jwt_token": token, "webhook_url": f"/api/agents/{row['id']}/status", "environment_ignored": ignored,
-        "timestamp": iso(), "state": row["state"],
     }  # fmt: skip
 
 

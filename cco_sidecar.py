@@ -871,7 +871,7 @@ class Sidecar:
             await self.agents.start()
             self.process.cpu_percent()  # measures nothing yet: each call covers the time since the one before
             self._parts = parts.pop_all()
-        await self._tell("startup")
+        await asyncio.wrap_future(in_thread("startup", lambda: list(self.hooks.ask("startup", info=self.info))))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -882,12 +882,8 @@ class Sidecar:
             await asyncio.sleep(0.01)
         await self.agents.stop(end_all=self.settings.stop_agents)
         await self._server.close_all_connections()
-        await self._tell("shutdown")
+        await asyncio.wrap_future(in_thread("shutdown", lambda: list(self.hooks.ask("shutdown", info=self.info))))
         await self._parts.aclose()
-
-    async def _tell(self, hook: str) -> None:
-        """Tell all plugins, and wait until they have heard it."""
-        await asyncio.wrap_future(in_thread(hook, lambda: list(self.hooks.ask(hook, info=self.info))))
 
     def _listen(self) -> None:
         settings, last = self.settings, self.storage.read.meta("port")
@@ -4070,7 +4066,7 @@ class Agents:
         if code is None:  # then a success that the agent stored speaks for it
             stored = self.storage.read.success_since(row["project"], row["id"], row["started"] - 1)
             by_itself = "completed" if stored else "lost"
-        died = -code if code is not None and code < 0 else None
+        died = -code if code and code < 0 else None
         row |= {"state": running.ended_as or by_itself, "exit_code": code, "signal": died}
 
     async def end(self, agent_id: str, *, force: bool = False) -> bool:

@@ -107,7 +107,7 @@ class RenewingAgents(Agents):
         await super().tend(running)
         wait = self.settings.token_ttl - min(600.0, self.settings.token_ttl / 2)
         due = self._due.get(running, running.row["started"] + wait)
-        if time.time() < due and (running.folder / "token").exists():
+        if running.token and time.time() < due and (running.folder / "token").exists():  # an adopted one has none yet
             return
         running.token, self._due[running] = self.launcher.token(running.row), time.time() + wait
         try:

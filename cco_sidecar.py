@@ -2916,9 +2916,7 @@ class EventBus:
         while at < len(text):
             term = EventBus.TERM.match(text, at)
             if not term:
-                problem = (
-                    f"Invalid filter: expected field:value at character {at + 1}; more forms need the plugin filters"
-                )
+                problem = f"Invalid filter: no field:value at character {at + 1}; other forms need the plugin filters"
                 raise ApiError("EVT_002", problem, details={"character": at + 1, "path": "filter"})
             at = term.end()
             terms.append((term[1], term[2]))

@@ -16,7 +16,7 @@ from cco_sidecar import Channel, EventBus, Filter, NewEvent, Poll, Row, hookimpl
 from cco_sidecar_plugins._turns import Turns
 
 
-@hookimpl
+@hookimpl(tryfirst=True)  # before the log is searched for what a filter requires, the newest events are looked at
 def part_class(base: type) -> type | None:
     return type("CrowdedBus", (CrowdedBus, base), {}) if issubclass(base, EventBus) else None
 

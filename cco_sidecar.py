@@ -196,11 +196,9 @@ class Settings:
     def read_file(cls, path: Path) -> dict[str, tuple[str, Any]]:
         """(where it is set, value) by key of our table in a settings file, {} without a file. Raises StartError."""
         try:
-            table = tomllib.loads(path.read_text("utf-8-sig"))
+            table = tomllib.loads(path.read_text("utf-8-sig") if path.exists() else "")
             ours = table.get("tool", {}).get("cco-sidecar", {}) if path.name == "pyproject.toml" else table
             return {key: (f"{path.name}: {key}", value) for key, value in ours.items()}
-        except FileNotFoundError:
-            return {}
         except (OSError, ValueError, RecursionError, AttributeError) as error:
             raise StartError(f"{path.name}: {one_line(error)}") from None
 

@@ -305,6 +305,13 @@ def test_since_is_exclusive_and_moves_no_position(service: Service, architect: C
 
 
 @pytest.mark.any_storage
+@pytest.mark.needs_plugin("events/event_list reads times")
+def test_a_wait_may_begin_at_a_time(architect: Client, issue: str) -> None:
+    event = architect.publish("timed", {"issue_id": issue})["event_id"]
+    for since, found in (("2000-01-01", [event]), ("2999-12-31T23:59:59Z", [])):
+        assert ids(architect.wait("timed", filter=f"issue_id:{issue}", since=since, timeout=0)) == found
+
+
 def test_pages_are_exact(architect: Client, issue: str) -> None:
     events = [architect.publish("pages", {"issue_id": issue, "number": number})["event_id"] for number in range(5)]
     where = f"issue_id:{issue}"

@@ -304,7 +304,6 @@ def test_since_is_exclusive_and_moves_no_position(service: Service, architect: C
     assert ids(reader.wait("cursor", filter=where, timeout=0)) == events
 
 
-@pytest.mark.any_storage
 @pytest.mark.needs_plugin("events/event_list reads times")
 def test_a_wait_may_begin_at_a_time(architect: Client, issue: str) -> None:
     event = architect.publish("timed", {"issue_id": issue})["event_id"]
@@ -312,6 +311,7 @@ def test_a_wait_may_begin_at_a_time(architect: Client, issue: str) -> None:
         assert ids(architect.wait("timed", filter=f"issue_id:{issue}", since=since, timeout=0)) == found
 
 
+@pytest.mark.any_storage
 def test_pages_are_exact(architect: Client, issue: str) -> None:
     events = [architect.publish("pages", {"issue_id": issue, "number": number})["event_id"] for number in range(5)]
     where = f"issue_id:{issue}"

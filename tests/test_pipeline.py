@@ -26,9 +26,9 @@ import requests
 from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stragglers, marked_processes, plugin, until
 
 from cco_sidecar import NextAgent
-from cco_sidecar_plugins._files import read_sidecar_json
 
 rules, view = plugin("_pipeline_plan"), plugin("_pipeline_view")
+read_sidecar_json = plugin("_files").read_sidecar_json
 TEAM = json.dumps([sys.executable, str(ROOT / "tests/sample_team.py")])
 ALL = ["chief-architect", "python-specialist", "test-engineer", "security-auditor", "documentation-expert"]
 

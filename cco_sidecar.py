@@ -3485,24 +3485,16 @@ def fit_context(sections: Sections, max_bytes: int) -> bool:
         raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes: ask for more")
     for file in files:
         file.pop("chunks", None)
-        size = json_size(file) + 1
-        if size > room:
-            content = cut_text(file["content"], room - (size - json_size(file["content"])) - 40)
-            if content:
-                shorter = {"content": content, "truncated": True, "checksum": checksum(content)}
-                sections["relevant_files"].append(file | shorter)
+        fits = json_size(file) < room
+        while file["content"] and json_size(file) >= room:
+            content = file["content"][: file["content"].rfind("\n", 0, len(file["content"]) * 7 // 8) + 1]
+            file |= {"content": content, "truncated": True, "checksum": checksum(content)}
+        if not fits:
+            sections["relevant_files"] += [file] if file["content"] else []
             return True
         sections["relevant_files"].append(file)
-        room -= size
+        room -= json_size(file) + 1
     return cut
-
-
-def cut_text(content: str, room: int) -> str:
-    """The beginning of ``content``, to a line's end, of which JSON takes ``room`` bytes at most (without quotes)."""
-    while content and (size := json_size(content) - 2) > room:
-        keep = int(len(content) * max(0, room) / size)
-        content = content[: content.rfind("\n", 0, min(keep, len(content) - 1)) + 1]
-    return content
 
 
 def json_size(value: Any) -> int:
@@ -3620,24 +3612,20 @@ class Commit(Struct):
     files_changed: list[str]  # empty where it is not known: at the edge of a shallow or partial clone
 
 
-ChangeStatus = Literal["modified", "added", "deleted", "renamed", "untracked"]
-
-
 class Change(Struct):
     """An uncommitted change; ``diff`` is "+added -removed" lines, null for untracked and binary files."""
 
     path: str
-    status: ChangeStatus
+    status: Literal["modified", "added", "deleted", "renamed", "untracked"]
     diff: str | None
 
 
 def is_young(moment: int, now: int) -> bool:
     """Whether a change right after ``now``, taken before looking, could leave the time ``moment`` too (nanoseconds)."""
-    return now - (TICK if moment % 1_000_000_000 else COARSE_TICK) < moment <= now + TICK
-
-
-TICK = 12_000_000  # nanoseconds: time stamps move in steps of up to 10 ms, so a younger one may hide a second change
-COARSE_TICK = 2_100_000_000  # where they are whole seconds (some network and removable file systems)
+    step = (
+        12_000_000  # time stamps move in steps of up to 10 ms, or of whole seconds (some network and removable disks)
+    )
+    return now - (step if moment % 1_000_000_000 else 2_100_000_000) < moment <= now + step
 
 
 # -- what git says
@@ -3648,7 +3636,7 @@ def read_changes(root: Path, codes: dict[str, str]) -> list[Change]:
     shape = ("--numstat", "-z", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv", "HEAD", "--", ".")
     rows = (row.split("\t", 2) for row in split_z(run_git(root, "diff", *shape)))
     counts = {name: f"+{plus} -{minus}" for plus, minus, name in rows if plus != "-" and codes.get(name) != "??"}
-    words: dict[str, ChangeStatus] = {"?": "untracked", "D": "deleted", "A": "added", "": "modified"}
+    words: dict[str, Any] = {"?": "untracked", "D": "deleted", "A": "added", "": "modified"}
     statuses = {name: next(words[letter] for letter in words if letter in code) for name, code in codes.items()}
     return [Change(clean_text(name), status, counts.get(name)) for name, status in statuses.items()]
 
@@ -3683,9 +3671,10 @@ def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
 
 
 def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes:
-    """The output of git, which runs nothing that the repository names. Raises GitError, FileNotFoundError. Blocks."""
+    """The output of git, which runs nothing that the repository names. Raises GitError, OSError. Blocks."""
     command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
-    environ = git_environment() | (env or {})
+    environ = {name: value for name, value in os.environ.items() if not GIT_ELSEWHERE.match(name)}
+    environ |= GIT_ENVIRONMENT | (env or {})
     if arguments[0] not in ("status", "diff"):
         return git_output([*command, *arguments], environ)
     listed = split_z(git_output([*command, "config", "--list", "--show-scope", "--name-only", "-z"], environ))
@@ -3714,10 +3703,6 @@ def git_output(command: list[str], environ: dict[str, str]) -> bytes:
         done = subprocess.run(command, env=environ, capture_output=True, timeout=30, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         raise GitError("git took more than 30 seconds") from None
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise GitError(f"git cannot be run: {error.strerror}") from None
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").splitlines()
         why = next((line for line in said if line.startswith(("error: ", "fatal: "))), f"it ended by {done.returncode}")
@@ -3743,15 +3728,13 @@ HARMLESS_GIT = (  # what a repository's own configuration could have git run, an
 )  # fmt: skip
 
 
-def git_environment() -> dict[str, str]:
-    """This environment without what git sets for its helpers, which leads elsewhere; a user's own settings go on."""
-    kept = {name: value for name, value in os.environ.items() if name[:4] != "GIT_" or GIT_SETTING.fullmatch(name)}
-    # Without optional locks reading never writes the index, which would look like a change.
-    kept |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
-    return kept | {"CCO_EMPTY": "", "CCO_FALSE": "false"}
-
-
-GIT_SETTING = re.compile(r"GIT_(?:CONFIG_(?:GLOBAL|SYSTEM|NOSYSTEM|COUNT|(?:KEY|VALUE)_\d+)|CEILING_DIRECTORIES)")
+GIT_ELSEWHERE = re.compile(  # what git sets for its helpers leads elsewhere; a user's own settings go on
+    r"GIT_(?!(?:CONFIG_(?:GLOBAL|SYSTEM|NOSYSTEM|COUNT|(?:KEY|VALUE)_\d+)|CEILING_DIRECTORIES)\Z)"
+)
+GIT_ENVIRONMENT = {  # without optional locks reading never writes the index, which would look like a change
+    "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C",
+    "CCO_EMPTY": "", "CCO_FALSE": "false",
+}  # fmt: skip
 
 
 def split_z(output: bytes | None) -> list[str]:
@@ -3772,7 +3755,9 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
     try:
         with open(full, "rb", opener=lambda name, _: os.open(name, flags)) as file:
-            facts, real_path = os.fstat(file.fileno()), opened_path(file.fileno(), full)
+            facts, opened = os.fstat(file.fileno()), f"/proc/self/fd/{file.fileno()}"
+            # On Linux it is that of the open file itself: nobody can put a link in the way any more.
+            real_path = os.readlink(opened) if os.path.lexists(opened) else os.path.realpath(full)
             if not stat.S_ISREG(facts.st_mode) or not real_path.startswith(root.rstrip("/") + os.sep):
                 return None
             content = file.read(limit + 1)
@@ -3783,14 +3768,6 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
     if cut := len(content) > limit:
         content = content[: content.rfind(b"\n", 0, limit) + 1]
     return content.decode("utf-8", "replace"), facts, cut
-
-
-def opened_path(descriptor: int, path: str) -> str:
-    """The real path of the file that was opened by ``path``."""
-    try:  # of the open file itself: nobody can put a link in the way any more
-        return os.readlink(f"/proc/self/fd/{descriptor}")
-    except OSError:  # no Linux
-        return os.path.realpath(path)
 
 
 @functools.lru_cache(100_000)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from cco_sidecar import MB, one_line, opened_path
+from cco_sidecar import MB, one_line
 from cco_sidecar_plugins.context._withheld import is_secret
 
 log = logging.getLogger("cco")
@@ -70,7 +70,9 @@ class ProjectFiles:
         self._check(place)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO must not block
         with open(place, "rb", opener=lambda path, _: os.open(path, flags)) as file:
-            self._check(opened_path(file.fileno(), place))  # a link may have been put in the way since
+            opened = f"/proc/self/fd/{file.fileno()}"
+            # A link may have been put in the way since.
+            self._check(os.readlink(opened) if os.path.lexists(opened) else os.path.realpath(place))
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return None
             content = file.read(limit + 1)

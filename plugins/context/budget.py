@@ -18,7 +18,6 @@ from cco_sidecar import (
     Contexts,
     Sections,
     checksum,
-    cut_text,
     hookimpl,
     json_size,
     log,
@@ -237,3 +236,11 @@ def score_chunks(content: str, task: str) -> list[tuple[int, float]]:
         for first, count in holding:
             scores[first] += math.log(1 + len(blocks) / len(holding)) * count / (count + 1)
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+
+def cut_text(content: str, room: int) -> str:
+    """The beginning of ``content``, to a line's end, of which JSON takes ``room`` bytes at most (without quotes)."""
+    while content and (size := json_size(content) - 2) > room:
+        keep = int(len(content) * max(0, room) / size)
+        content = content[: content.rfind("\n", 0, min(keep, len(content) - 1)) + 1]
+    return content

@@ -3267,8 +3267,7 @@ class Contexts:
     """Contexts, built in worker threads, cached, and never older than the disk.
 
     Each request looks at the project first. The state that it finds, the issue's results and what was asked for make
-    the ETag, and a cached context is given where it has this ETag. A reader of the project that hears of changes may
-    empty the cache before. Requests with the same ETag at the same time are built once.
+    the ETag; a cached context is given where it has this one. Those asked for at the same time are built once.
     """
 
     OUTPUTS = 200  # of an issue's results, the newest, that a context carries
@@ -3335,8 +3334,6 @@ class Contexts:
     async def task(self, issue_id: str) -> str:
         """The task for a request that says none, "" where it is not known: the issue's latest spawn's."""
         return self._storage.read.latest_task(self._settings.project, issue_id) or ""
-
-    # -- building
 
     def _begin(self, key: ContextKey, state: ProjectState, etag: str) -> asyncio.Task[BuiltContext]:
         self._misses += 1
@@ -3425,8 +3422,6 @@ class Contexts:
             given = msgspec.json.decode(msgspec.json.encode(answer))
             sections |= given | {"metadata": (sections["metadata"] or {}) | given.get("metadata", {})}
         return sections
-
-    # -- the cache
 
     def _drop(self, key: ContextKey) -> int:
         size = len(self._cache.pop(key, ("", b""))[1])
@@ -3694,8 +3689,8 @@ def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
 
 def without_filters(names: set[str]) -> list[str]:
     """Options by which git runs none of these filters; not by ``-c``, since a filter's name may hold =."""
-    off = (("clean", "CCO_EMPTY"), ("smudge", "CCO_EMPTY"), ("process", "CCO_EMPTY"), ("required", "CCO_FALSE"))
-    return [f"--config-env={name}.{what}={variable}" for name in sorted(names) for what, variable in off]
+    off = ("clean=CCO_EMPTY", "smudge=CCO_EMPTY", "process=CCO_EMPTY", "required=CCO_FALSE")
+    return [f"--config-env={name}.{setting}" for name in sorted(names) for setting in off]
 
 
 def git_output(command: list[str], environ: dict[str, str]) -> bytes:
@@ -3883,9 +3878,7 @@ class RankRequest(Struct, frozen=True, kw_only=True):
 
 
 class RankedFile(Struct, frozen=True, gc=False):
-    """A file with its score (higher is better), why, and (first line, score) of its best 50-line chunks; ``matched``: a
-    word of the task occurs. Where no file is matched the order is the one without a task.
-    """
+    """A file, its score, why, (first line, score) of its best 50-line chunks, whether a word of the task occurs."""
 
     path: str
     score: float

@@ -1119,9 +1119,8 @@ class Application(tornado.web.Application):
                 log.warning("plugin %s: register_routes: did not return a list of Route: %s", name, one_line(error))
         self.served = list(found.values())
         self._unknown = type("UnknownRoute", (UnknownRoute, common), {})
-        self._find_again = functools.lru_cache(1000)(self._find)
 
-    def _find(self, method: str, path: str) -> tuple[type[Endpoint], dict[str, Any], list[bytes]]:
+    def found(self, method: str, path: str) -> tuple[type[Endpoint], dict[str, Any], list[bytes]]:
         """(endpoint, arguments of its ``initialize``, values in the path)"""
         facts = {"sidecar": self.settings["sidecar"]}
         for route, endpoint in self.served:
@@ -1131,53 +1130,7 @@ class Application(tornado.web.Application):
         return self._unknown, facts, []
 
     def find_handler(self, request: tornado.httputil.HTTPServerRequest, **_: Any) -> Any:
-        return Delegate(*self.endpoint_of(request))
-
-    def endpoint_of(self, request: tornado.httputil.HTTPServerRequest) -> tuple[Endpoint, list[bytes]]:
-        """The endpoint of a request, and the values in its path."""
-        find = self._find_again if len(request.path) < 300 else self._find
-        endpoint, facts, values = find(str(request.method), request.path)
-        return endpoint(self, request, **facts), values
-
-
-class Delegate(tornado.httputil.HTTPMessageDelegate):
-    """Hands a request to its endpoint, which runs from the head on; one without a body from its end on."""
-
-    _task: asyncio.Task[None] | None = None
-
-    def __init__(self, handler: Any, values: list[bytes]) -> None:
-        self._handler, self._values = handler, values
-        self._ended: asyncio.Future[None] = asyncio.Future()
-        handler.request._body_future = self._ended
-
-    def _run(self) -> None:
-        handler = self._handler
-        transforms = [transform(handler.request) for transform in handler.application.transforms]
-        self._task = asyncio.get_running_loop().create_task(handler._execute(transforms, *self._values))
-
-    def headers_received(self, start_line: Any, headers: tornado.httputil.HTTPHeaders) -> Awaitable[None] | None:
-        framed = start_line.version == "HTTP/2.0"  # where a frame says whether there is a body
-        if not framed and headers.get("Content-Length", "0") == "0" and "Transfer-Encoding" not in headers:
-            return None
-        self._run()
-        prepared: asyncio.Future[None] = asyncio.Future()
-        self._handler._prepared_future = prepared
-        return prepared
-
-    def data_received(self, chunk: bytes) -> None:
-        self._handler.data_received(chunk)
-
-    def finish(self) -> None:
-        if not self._ended.done():
-            self._ended.set_result(None)
-        if not self._task:
-            self._run()
-        connection = self._handler.request.connection
-        if isinstance(connection, tornado.http1connection.HTTP1Connection) and connection.stream.closed():
-            self.on_connection_close()  # Tornado tells nobody of what closed while a request was read
-
-    def on_connection_close(self) -> None:
-        self._handler.on_connection_close()
+        return self.get_handler_delegate(request, *self.found(str(request.method), request.path))
 
 
 class Server(tornado.httpserver.HTTPServer):
@@ -1395,6 +1348,9 @@ class Endpoint(Handler):
                 self.answer_early(error)
 
     async def _serve(self, *path: str) -> None:
+        connection = self.request.connection
+        if isinstance(connection, tornado.http1connection.HTTP1Connection) and connection.stream.closed():
+            self.on_connection_close()  # Tornado tells nobody of what closed while a request was read
         try:
             if self.error:
                 raise self.error

@@ -7,13 +7,15 @@ The first step of an endpoint's coroutine is made in place; what waits there goe
 from __future__ import annotations
 
 import asyncio
+import functools
+import typing
 from collections.abc import Awaitable, Coroutine
 from typing import Any, ClassVar
 
 import msgspec
 from tornado import httputil, web
 
-from cco_sidecar import ApiError, Application, Delegate, Endpoint, GetContext, GetHealth, Server, hookimpl
+from cco_sidecar import ApiError, Application, Endpoint, GetContext, GetHealth, Server, hookimpl
 from cco_sidecar_plugins._steps import begin, go_on
 from cco_sidecar_plugins.http._short_way import ShortAnswer, ShortRequest
 
@@ -28,32 +30,67 @@ def part_class(base: type) -> type | None:
 class ReadyServer(Server):
     """Hands requests to their endpoints in the short way, where no proxy speaks for who asks."""
 
+    def initialize(self, request_callback: Any, *args: Any, **options: Any) -> None:
+        super().initialize(request_callback, *args, **options)
+        if isinstance(request_callback, Application):
+            self._found_again = functools.lru_cache(1000)(request_callback.found)
+
     def start_request(self, server_conn: object, request_conn: Any) -> httputil.HTTPMessageDelegate:
         if self.xheaders or not isinstance(self.request_callback, Application):
             return super().start_request(server_conn, request_conn)
-        return ReadyDelegate(self.request_callback, server_conn, request_conn)
+        return ReadyDelegate(self, server_conn, request_conn)
+
+    def endpoint_of(self, request: httputil.HTTPServerRequest) -> tuple[Endpoint, list[bytes]]:
+        """The endpoint of a request, and the values in its path."""
+        application = typing.cast(Application, self.request_callback)
+        find = self._found_again if len(request.path) < 300 else application.found
+        endpoint, facts, values = find(str(request.method), request.path)
+        return endpoint(application, request, **facts), values
 
 
-class ReadyDelegate(Delegate):
-    """Hands a request to its endpoint, which may answer it in place."""
+class ReadyDelegate(httputil.HTTPMessageDelegate):
+    """Hands a request to its endpoint, which may answer it in place, and else runs from the head on; one without a body
+    from its end on.
+    """
 
     _handler: Any = None
+    _task: asyncio.Task[None] | None = None
 
-    def __init__(self, application: Application, server: object, exchange: httputil.HTTPConnection) -> None:
-        self._application, self._server, self._exchange = application, server, exchange
+    def __init__(self, server: ReadyServer, connection: object, exchange: httputil.HTTPConnection) -> None:
+        self._server, self._connection, self._exchange = server, connection, exchange
+        self._ended: asyncio.Future[None] = asyncio.Future()
 
     def headers_received(self, start_line: Any, headers: httputil.HTTPHeaders) -> Awaitable[None] | None:
-        request = ShortRequest(self._exchange, self._server, start_line, headers)
-        super().__init__(*self._application.endpoint_of(request))
-        return super().headers_received(start_line, headers)
+        request: Any = ShortRequest(self._exchange, self._connection, start_line, headers)
+        self._handler, self._values = self._server.endpoint_of(request)
+        request._body_future = self._ended
+        framed = start_line.version == "HTTP/2.0"  # where a frame says whether there is a body
+        if not framed and headers.get("Content-Length", "0") == "0" and "Transfer-Encoding" not in headers:
+            return None
+        self._run()
+        prepared: asyncio.Future[None] = asyncio.Future()
+        self._handler._prepared_future = prepared
+        return prepared
+
+    def _run(self) -> None:
+        handler = self._handler
+        transforms = [transform(handler.request) for transform in handler.application.transforms]
+        self._task = asyncio.get_running_loop().create_task(handler._execute(transforms, *self._values))
+
+    def data_received(self, chunk: bytes) -> None:
+        self._handler.data_received(chunk)
 
     def finish(self) -> None:
-        if self._task or not self._handler.answered(self._values):
-            super().finish()
+        if not self._task and self._handler.answered(self._values):
+            return
+        if not self._ended.done():
+            self._ended.set_result(None)
+        if not self._task:
+            self._run()
 
     def on_connection_close(self) -> None:
         if self._handler:
-            super().on_connection_close()
+            self._handler.on_connection_close()
 
 
 class ReadyEndpoint(ShortAnswer):

@@ -1798,14 +1798,10 @@ class AgentTypes:
 class Tokens:
     """Makes, checks and revokes JSON Web Tokens (RFC 7519 and 8725), which are HS256 and nothing else."""
 
-    ISSUER = "cco-sidecar"
-    REQUIRED = ("sub", "agent_type", "project_id", "permissions", "exp", "iat")
-    LEEWAY = 60.0  # seconds by which another clock may be ahead of ours
-
     def __init__(self, settings: Settings, agent_types: AgentTypes, storage: Storage | None) -> None:
         self._settings, self._agent_types, self._storage = settings, agent_types, storage
         self._read = functools.lru_cache(10_000)(self._verified)  # a signature costs 40 us
-        self._revoked: set[str] = set()
+        self.revoked: set[str] = set()  # subjects; who adds one stores it too (Records.revoke)
 
     def load_secret(self) -> None:
         """Take the configured secret, or the storage's, which the first caller makes."""
@@ -1814,7 +1810,7 @@ class Tokens:
     def start(self) -> None:
         """Take what the storage knows to be revoked."""
         assert self._storage
-        self._revoked = set(self._storage.read.revoked(self._settings.project))
+        self.revoked.update(self._storage.read.revoked(self._settings.project))
 
     def mint(
         self, subject: str, agent_type: str, *, ttl: int | None = None, permissions: Sequence[str] | None = None,
@@ -1826,7 +1822,7 @@ class Tokens:
         claims: dict[str, Any] = {
             "sub": subject, "agent_type": agent_type, "project_id": self._settings.project, "iat": now,
             "permissions": [name for name in allowed if permissions is None or name in permissions],
-            "exp": now + (ttl or self._settings.token_ttl), "jti": uuid.uuid4().hex, "iss": self.ISSUER,
+            "exp": now + (ttl or self._settings.token_ttl), "jti": uuid.uuid4().hex, "iss": "cco-sidecar",
         }  # fmt: skip
         claims |= ({"issue_id": issue_id} if issue_id else {}) | ({"bound": True} if bound else {})
         return jwt.encode(claims, self._secret, "HS256")
@@ -1845,7 +1841,7 @@ class Tokens:
         return claims
 
     def check_revoked(self, subject: str) -> None:
-        if subject in self._revoked:
+        if subject in self.revoked:
             raise ApiError("AUTH_001", "This token was revoked")
 
     def _verified(self, token: str) -> Claims:
@@ -1853,25 +1849,23 @@ class Tokens:
         return self.decode(token, self._secret, "HS256", Claims)
 
     def decode(self, token: str, key: Any, algorithm: str, kind: type[Claims]) -> Claims:
-        """The claims of a token that ``key`` signed with its one algorithm. Raises AUTH_001."""
-        options: Any = {"require": self.REQUIRED, "verify_exp": False, "verify_aud": False, "verify_iss": False}
-        try:
-            claims = msgspec.convert(jwt.decode(token, key, [algorithm], options, leeway=self.LEEWAY), kind)
+        """The claims of a token that ``key`` signed with its one algorithm; its permissions are at most those of its
+        type's category. Raises AUTH_001.
+        """
+        options: Any = {"verify_exp": False, "verify_aud": False}
+        try:  # another clock may be ahead of ours
+            claims = msgspec.convert(jwt.decode(token, key, [algorithm], options, leeway=60.0), kind)
         except (jwt.PyJWTError, msgspec.ValidationError, ValueError, OverflowError, TypeError, RecursionError):
             raise ApiError("AUTH_001") from None
-        known = claims.agent_type in self._agent_types.categories
-        if known and claims.sub and claims.sub.isprintable() and 0 < claims.exp < 1e11:  # NaN is refused too
-            return claims
-        raise ApiError("AUTH_001")
-
-    def permissions(self, claims: Claims) -> set[str]:
-        """The token's permissions: its own list, never more than its type's category has."""
-        return set(claims.permissions) & set(CATEGORIES[self._agent_types.categories[claims.agent_type]].permissions)
+        category = CATEGORIES.get(self._agent_types.categories.get(claims.agent_type, ""))
+        if not (category and claims.sub and claims.sub.isprintable() and 0 < claims.exp < 1e11):  # NaN is refused too
+            raise ApiError("AUTH_001")
+        allowed = [name for name in category.permissions if name in claims.permissions]
+        return msgspec.structs.replace(claims, permissions=allowed)
 
     def check_permission(self, claims: Claims, permission: str | None) -> None:
         """Raises AUTH_003, which names the permission, where the token may not do what needs it."""
-        of_type = CATEGORIES[self._agent_types.categories[claims.agent_type]].permissions if permission else ()
-        if permission and not (permission in claims.permissions and permission in of_type):
+        if permission and permission not in claims.permissions:
             raise forbidden(f"This token lacks the permission {permission}", permission=permission)
 
     def check_identity(self, claims: Claims, subject: str, agent_type: str | None = None) -> None:
@@ -1888,31 +1882,24 @@ class Tokens:
         """Clients may not publish the service's own events; raises AUTH_003. An exception is agent_completed, as in the
         reference's example, for tokens that could store any agent's result and so cause it anyhow.
         """
-        speaks_for_all = not claims.bound and claims.issue_id is None and WRITE in self.permissions(claims)
+        speaks_for_all = not claims.bound and claims.issue_id is None and WRITE in claims.permissions
         if event_type in OWN_EVENTS and not (event_type == "agent_completed" and speaks_for_all):
             raise forbidden(f"{event_type} is published by the service alone", event_type=event_type)
-
-    def revoke(self, subject: str) -> None:
-        """Refuse every token of ``subject`` from now on; the caller stores it (Records.revoke)."""
-        self._revoked.add(subject)
 
 
 def make_or_read_secret(path: Path) -> str:
     """The secret in ``path``, made on first use. Of two first users one makes it and the other reads it."""
     if not path.exists():
-        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-        write_file(temporary, secrets.token_urlsafe(48).encode())
-        try:
-            with temporary.open("rb") as file, contextlib.suppress(FileExistsError):
-                os.fsync(file.fileno())
-                os.link(temporary, path)  # unlike a rename this fails where another was faster
-        finally:
-            temporary.unlink()
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-") as file:  # which makes 0600
+            file.write(secrets.token_urlsafe(48).encode())
+            file.flush()
+            os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):  # unlike a rename this fails where another was faster
+                os.link(file.name, path)
     secret = path.read_text("utf-8", "backslashreplace").strip()
     if len(secret.encode()) < 32:
-        raise StartError(
-            f"the signing secret in {path} is shorter than 32 bytes: delete it, a new one is made (old tokens end)", 1
-        )
+        problem = "is shorter than 32 bytes: delete it, a new one is made (old tokens end)"
+        raise StartError(f"the signing secret in {path} {problem}", 1)
     return secret
 
 
@@ -1936,16 +1923,13 @@ NOBODY = Claims(sub="", agent_type="", project_id="", permissions=[], exp=math.i
 
 
 class RateLimits:
-    """Per subject: at most ``burst`` at once, refilled at limit/60 a second, and at most ``limit`` in any minute.
-
-    Both rules are one look at the times of a subject's requests of the last minute (see ``gaps``): a token bucket holds
-    n tokens exactly when n more requests at once would keep to its gaps.
-    """
+    """Per subject: a bucket of ``burst`` tokens, refilled at limit/60 a second, and at most ``limit`` in any minute."""
 
     def __init__(self, agent_types: AgentTypes, clock: Callable[[], float] = time.monotonic) -> None:
-        self._agent_types = agent_types
-        self._clock = clock
-        self._recent: collections.OrderedDict[tuple[str, str], list[float]] = collections.OrderedDict()
+        self._agent_types, self._clock = agent_types, clock
+        # by subject, who asked last at the end: when that was, the tokens left then, the requests of the minute before
+        self._recent: collections.OrderedDict[tuple[str, str], tuple[float, float, list[float]]]
+        self._recent = collections.OrderedDict()  # a dict would look at all that it forgot before its first one
 
     def spend(self, claims: Claims) -> dict[str, str]:
         """Take one request; the headers that tell of what is left, none where there is no limit. Raises RATE_001."""
@@ -1954,34 +1938,30 @@ class RateLimits:
         if limit is None or burst is None:
             return {}
         subject, now = (claims.project_id, claims.sub), self._clock()
-        times = [moment for moment in self._recent.pop(subject, ()) if moment > now - 60]
+        before, tokens, times = self._recent.pop(subject, (now, burst, []))
+        tokens = min(burst, tokens + (now - before) * limit / 60)
+        times = [moment for moment in times if moment > now - 60]
 
         def wait(number: int) -> float:
             """Seconds until ``number`` requests may come at once."""
-            ready = map(operator.add, reversed(times), gaps(limit, burst)[number - 1 :])
-            return max(0.0, max(ready, default=0.0) - now)
+            leaves = times[number - limit - 1] + 60 if len(times) + number > limit else now
+            return max(0.0, (number - tokens) * 60 / limit, leaves - now)
 
         seconds = math.ceil(wait(1) - 1e-9)  # 0 where it may come now
-        self._recent[subject] = times = times if seconds else [*times, now]
-        while next(iter(self._recent.values()))[-1] <= now - 60:  # idle for a minute: nothing is forgotten with it
+        if not seconds:
+            tokens, times = tokens - 1, [*times, now]
+        self._recent[subject] = now, tokens, times
+        while next(iter(self._recent.values()))[0] <= now - 60:  # its bucket is full
             self._recent.popitem(last=False)
         allowance = {
             "X-RateLimit-Limit": str(limit),
-            "X-RateLimit-Remaining": str(bisect.bisect(range(1, burst + 1), 1e-9, key=wait)),
+            "X-RateLimit-Remaining": str(max(0, min(int(tokens + 1e-9), limit - len(times)))),
             "X-RateLimit-Reset": str(math.ceil(time.time() + wait(burst))),
         }
         if not seconds:
             return allowance
-        refusal = ApiError("RATE_001", f"Too many requests. Please wait {seconds} seconds.", retry_after=seconds)
-        refusal.allowance = allowance
-        raise refusal
-
-
-@functools.cache
-def gaps(limit: int, burst: int) -> list[float]:
-    """Seconds that must lie between a request and the first, second, ... one after it."""
-    refilled = [max(0, number + 1 - burst) * 60 / limit for number in range(1, limit)]
-    return [*refilled, *[60.0] * burst]  # after as many as a minute allows
+        message = f"Too many requests. Please wait {seconds} seconds."
+        raise ApiError("RATE_001", message, retry_after=seconds, allowance=allowance)
 
 
 # ======================================================================================================
@@ -3922,7 +3902,7 @@ class Agents:
 
     async def _give_up(self, running: Running, error: BaseException) -> BaseException:
         """Leave nothing of a spawn that failed but its row; the error for its caller."""
-        self.tokens.revoke(running.row["id"])
+        self.tokens.revoked.add(running.row["id"])
         if running.row["pid"]:
             running.grace = 0.0
             await self.processes.end(running)
@@ -3963,7 +3943,7 @@ class Agents:
         """Take the token of an agent without processes away, find out how it ended, and store that."""
         row, now = running.row, time.time()
         row["ended"] = min(max(running.ended or now, row["started"]), now)
-        self.tokens.revoke(row["id"])
+        self.tokens.revoked.add(row["id"])
         tail = await self.disk.run(self.processes.tail, row["id"], 5)
         while True:
             try:
@@ -4103,7 +4083,7 @@ class Launcher:
     def row(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
         """The ledger's row of a new agent, which may no more than its type, than was asked for, than its spawner."""
         category = CATEGORIES[self.types.categories[body["agent_type"]]]
-        asked, own = body.get("permissions"), self.tokens.permissions(claims)
+        asked, own = body.get("permissions"), set(claims.permissions)
         own |= {WRITE} if CATEGORIES[self.types.categories[claims.agent_type]].people else set()
         may = [name for name in category.permissions if name in own and (asked is None or name in asked)]
         unknown = dict.fromkeys((*Records.EVIDENCE, "pid", "ended", "exit_code", "signal", "reason"))
@@ -4871,12 +4851,11 @@ class StartError(Exception):
 class ApiError(Exception):
     """A refusal with its code of ERRORS; parts raise it, the base handler turns it into an answer."""
 
-    allowance: Mapping[str, str] = {}  # headers
-
     def __init__(
-        self, code: str, message: str = "", *, status: int = 0, details: Any = None, retry_after: int | None = None
-    ) -> None:
-        self.code, self.details, self.retry_after = code, details, retry_after
+        self, code: str, message: str = "", *, status: int = 0, details: Any = None, retry_after: int | None = None,
+        allowance: Mapping[str, str] = {},
+    ) -> None:  # fmt: skip
+        self.code, self.details, self.retry_after, self.allowance = code, details, retry_after, allowance
         self.status, self.error, standard = ERRORS[code]
         self.message = message or standard
         if status:

@@ -305,9 +305,7 @@ class Sessions:
         """What a session is told at its start. A spawned agent's prompt says it all, but not to one that was made
         shorter.
         """
-        if READ not in self._sidecar.tokens.permissions(claims) or (
-            claims.sub in self._agents.active and source != "compact"
-        ):
+        if READ not in claims.permissions or (claims.sub in self._agents.active and source != "compact"):
             return ""
         running = self._agents.active.get(claims.sub)
         issue = claims.issue_id or (running.row["issue"] if running else None)
@@ -337,7 +335,7 @@ class Sessions:
     async def refusal(self, claims: Claims) -> str | None:
         """Why a spawned agent may not stop yet: once, while it has stored no result."""
         running = self._agents.active.get(claims.sub)
-        missing = running and claims.bound and WRITE in self._sidecar.tokens.permissions(claims)
+        missing = running and claims.bound and WRITE in claims.permissions
         if not running or not missing:
             return None
         key = (claims.project_id, claims.sub, "*", "hook stop")
@@ -351,7 +349,7 @@ class Sessions:
 
     async def permission(self, claims: Claims, given: HookInput, event: str, hang_up: HangUp) -> dict[str, Any]:
         """A person's answer to what a spawned agent's program asks permission for; {} where nobody is to be asked."""
-        may_ask = PUBLISH in self._sidecar.tokens.permissions(claims)
+        may_ask = PUBLISH in claims.permissions
         settings = typing.cast(PluginSettings, self._sidecar.settings)
         if settings.agent_approvals != "ask" or claims.sub not in self._agents.active or not may_ask:
             return {}

@@ -91,7 +91,7 @@ class PromptLauncher(ReadingLauncher):
 def reader_of(agents: Agents, claims: Claims, issue_id: str) -> Reader:
     """Who asks for a brief on an issue; a running agent of ours has a file for curl."""
     assert isinstance(agents.launcher, ReadingLauncher)
-    may, running = agents.tokens.permissions(claims), agents.active.get(claims.sub)
+    may, running = claims.permissions, agents.active.get(claims.sub)
     rights = [name for name in PERMISSIONS if name in may]
     row = {"id": claims.sub, "type": claims.agent_type, "issue": issue_id, "project": claims.project_id}
     return agents.launcher.reader(row | {"permissions": rights}, running.folder if running else None)

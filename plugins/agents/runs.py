@@ -260,7 +260,7 @@ class Runs:
         earlier = await self._disk.run(self._read_all)
         for run in earlier:
             if run.state == "running":
-                self._sidecar.tokens.revoke(f"run-{run.run_id}")
+                self._sidecar.tokens.revoked.add(f"run-{run.run_id}")
                 self._forget_subject(f"run-{run.run_id}")
                 run.state, run.reason = "stopped", STALE
                 with contextlib.suppress(OSError):  # then the next start finds it so once more
@@ -318,9 +318,7 @@ class Runs:
     def _token(self, claims: Claims, name: str) -> str:
         """A run's own token: an architect's, for what whoever starts it may, and for the same issue."""
         tokens, types = self._sidecar.tokens, self._sidecar.agent_types
-        may = tokens.permissions(claims) | (
-            {WRITE} if CATEGORIES[types.categories[claims.agent_type]].people else set()
-        )
+        may = set(claims.permissions) | ({WRITE} if CATEGORIES[types.categories[claims.agent_type]].people else set())
         return tokens.mint(
             f"run-{name}", "chief-architect", ttl=TOKEN_SECONDS, permissions=sorted(may), issue_id=claims.issue_id
         )
@@ -389,7 +387,7 @@ class Runs:
     def _ended(self, active: Active) -> None:
         active.end("")
         del self._active[active.run.run_id]
-        self._sidecar.tokens.revoke(active.subject)
+        self._sidecar.tokens.revoked.add(active.subject)
         self._forget_subject(active.subject)
         ended = [run.run_id for run in self.known.values() if run.state != "running"]
         for name in ended[: -self.KEPT]:

@@ -20,7 +20,7 @@ class OwningAgents(RepeatedAgents):
         storage = self.storage
         assert isinstance(storage, ReplicatedStorage)
         self._storage = storage
-        storage.on_revoked = self.tokens.revoke
+        storage.on_revoked = self.tokens.revoked.add
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()

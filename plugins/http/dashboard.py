@@ -182,14 +182,14 @@ class TakeToken(Endpoint):
         maker, earlier = codes_of(self.sidecar).take(body["code"], subject)
         if maker is None:
             if earlier:
-                tokens.revoke(earlier)
+                tokens.revoked.add(earlier)
                 await self.sidecar.storage.write(lambda records: records.revoke(self.sidecar.settings.project, earlier))
             raise ApiError("AUTH_001", f"This code was used, has expired, or is another run's of the service: {AGAIN}")
         self.acted_on = {"agent_id": subject, "issue_id": maker.issue_id or ""}
-        may = sorted(tokens.permissions(maker), key=PERMISSIONS.index)
+        may = sorted(maker.permissions, key=PERMISSIONS.index)
         token = tokens.mint(subject, "operator", permissions=may, issue_id=maker.issue_id)
         claims = tokens.verify(f"Bearer {token}")
-        allowed = sorted(tokens.permissions(claims), key=PERMISSIONS.index)
+        allowed = sorted(claims.permissions, key=PERMISSIONS.index)
         return OperatorToken(token, iso(int(time.time()) + life), allowed)
 
 
@@ -299,7 +299,7 @@ class GetDashboard(Endpoint):
 
     async def respond(self) -> DashboardFacts:
         sidecar, info = self.sidecar, self.sidecar.info
-        types, may = sidecar.agent_types, sidecar.tokens.permissions(self.claims)
+        types, may = sidecar.agent_types, self.claims.permissions
         there = {f"{route.method} {route.path}" for route, _ in self.application.served}
         named = sorted(types.categories.items())
         return DashboardFacts(

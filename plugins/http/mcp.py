@@ -110,16 +110,16 @@ class AnswerMcp(Endpoint):
     # -- methods
 
     async def tell(self, asked: Request) -> Any:
-        return TOLD[asked.method](asked, self.sidecar.tokens.permissions(self.claims))
+        return TOLD[asked.method](asked, self.claims.permissions)
 
     async def list_resources(self, asked: Request) -> Any:
-        known = READ in self.sidecar.tokens.permissions(self.claims) and Call(self, {}).own_issue
+        known = READ in self.claims.permissions and Call(self, {}).own_issue
         resource = {"uri": BRIEF, "name": "brief", "mimeType": "text/markdown", "description": TOOLS["brief"].words}
         return asked.result({"resources": [resource] if known else []}, FRESH_MS)
 
     async def list_templates(self, asked: Request) -> Any:
         template = {"uriTemplate": BRIEF + "/{issue_id}", "name": "brief of an issue", "mimeType": "text/markdown"}
-        may = READ in self.sidecar.tokens.permissions(self.claims)
+        may = READ in self.claims.permissions
         return asked.result({"resourceTemplates": [template] if may else []}, FRESH_MS)
 
     async def read_resource(self, asked: Request) -> Any:

@@ -1972,10 +1972,8 @@ Job = Callable[["Records"], Any]
 Inserted = list[tuple["NewEvent", int]]  # events, with their sequence numbers
 Row = Any  # of a table: ``row["column"]``
 StorageError = sqlite3.Error  # what every fault of the storage is raised as
+Write = tuple[Job, "asyncio.Future[Any]"]
 PAGE_BYTES = 8 * MB  # a list, or the answer to a poll, ends before it gets larger
-
-
-Write = tuple[Job, Callable[[Any], Any] | None, "asyncio.Future[Any]"]
 
 
 class Storage:
@@ -1984,9 +1982,9 @@ class Storage:
     This class and ``Records`` are the whole interface, and no other part speaks SQL; a plugin may put another storage
     in their place (``part_class``). What the other parts rely on:
 
-    - A job is all or nothing, and durable once ``write`` has answered. It changes what it sees by the ``changing``
-      methods of Records, whose arguments are plain data, and nothing else that cannot be changed again: it may run
-      twice before it is committed. Where it decides on what was read before, it looks again.
+    - A job is all or nothing, and durable once ``write`` has answered. It changes what it sees by methods of Records,
+      whose arguments are plain data, and nothing else that cannot be changed again: it may run twice before it is
+      committed. Where it decides on what was read before, it looks again.
     - Events get rising sequence numbers in the order of commits, none of them twice.
     - Each event that was committed, by this service or another one on the same log, is told to ``observer``, with its
       number, on the loop, in this order, before any writer of its batch is answered.
@@ -2000,7 +1998,7 @@ class Storage:
     FILE = "sidecar.db"
     MAX_BATCH = 256
     BEHIND_SECONDS = 0.02  # after which is written what nobody waits for
-    SWEEP_SECONDS = 1.0
+    SWEEP_SECONDS = 2.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
     KEPT_ANSWERS = 86_400.0  # seconds
@@ -2016,9 +2014,6 @@ class Storage:
         self.observer: Callable[[NewEvent, int], None] = lambda event, seq: None
         self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
         self._unqueued: list[Write] = []  # not in the queue yet
-        self._behind: list[Write] = []
-        self.commits = 0  # odd while one may be on its way
-        self._head_at = functools.lru_cache(1000)(lambda commits, *of: self.read.issue_head(*of))
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
 
     def start(self) -> None:
@@ -2032,22 +2027,18 @@ class Storage:
         self.files.recover(self.read)
         self._loop = asyncio.get_running_loop()
         self._thread.start()
-        self._written = asyncio.Event()  # since the last sweep
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
 
-    def write(self, job: Job, committed: Callable[[Any], Any] | None = None) -> asyncio.Future[Any]:
+    def write(self, job: Job) -> asyncio.Future[Any]:
         """The result of ``job``, once its transaction is on disk. On the loop; jobs run in the order of the calls.
 
-        ``committed`` is called on the loop with that, before anybody is answered or told of an event, in commit order.
         Raises what the job raised, or StorageError. Cancelling the wait does not undo the write.
         """
-        future = self._loop.create_future()
-        self._put((job, committed, future))
-        if job != self._sweep:
-            self._written.set()
+        self._loop.call_soon(self._hand_over)
+        self._unqueued.append((job, future := self._loop.create_future()))
         return future
 
-    def write_behind(self, job: Job, committed: Callable[[Any], Any] | None = None) -> None:
+    def write_behind(self, job: Job) -> asyncio.Future[Any]:
         """Write a moment later, or before whatever is written next; a failure is logged. For what can be found again
         after a crash.
         """
@@ -2056,20 +2047,13 @@ class Storage:
             if not future.cancelled() and (error := future.exception()):
                 log.error("storage: a background write failed: %s", one_line(error))
 
-        future = self._loop.create_future()
+        self._loop.call_later(self.BEHIND_SECONDS, self._hand_over)
+        self._unqueued.append((job, future := self._loop.create_future()))
         future.add_done_callback(written)
-        if not self._behind:
-            self._loop.call_later(self.BEHIND_SECONDS, self._put)
-        self._behind.append((job, committed, future))
-
-    def _put(self, *writes: Write) -> None:
-        """Queue what was written behind, then ``writes``, at the end of the turn: the writer thread is woken once."""
-        if not self._unqueued:
-            self._loop.call_soon(self._hand_over)
-        self._unqueued += [*self._behind, *writes]
-        self._behind = []
+        return future
 
     def _hand_over(self) -> None:
+        """Queue what waits, at the end of a turn of the loop: the writer thread is woken once."""
         unqueued, self._unqueued = self._unqueued, []
         for write in unqueued:
             self._queue.put(write)
@@ -2085,17 +2069,11 @@ class Storage:
     def close(self) -> None:
         """Finish what is queued, then close. Blocks for at most a few seconds."""
         self._sweeper.cancel()
-        self._put()
         self._hand_over()
         self._queue.put(None)
         self._thread.join(5)
         self.read.close()
         self._writer.close()
-
-    def issue_head(self, project: str, issue_id: str) -> int:
-        """A number that changes with every result of the issue, read again after a commit."""
-        commits, of = self.commits, (project, issue_id)
-        return self.read.issue_head(*of) if commits % 2 else self._head_at(commits, *of)
 
     def _run(self) -> None:
         """The writer thread: jobs that wait at the same time share one transaction and one fsync."""
@@ -2106,9 +2084,7 @@ class Storage:
                 while len(batch) < self.MAX_BATCH:
                     batch.append(self._queue.get_nowait())
             if writes := [write for write in batch if write is not None]:
-                self.commits += 1
-                outcomes, events = self.commit(records, [job for job, *_ in writes])
-                self.commits += 1
+                outcomes, events = self.commit(records, [job for job, _ in writes])
                 with contextlib.suppress(RuntimeError):  # the loop is gone: nobody is left to be told
                     self._loop.call_soon_threadsafe(self._answer, writes, outcomes, events)
             if len(writes) < len(batch):
@@ -2134,33 +2110,24 @@ class Storage:
             return [outcome for (outcome,), _ in alone], [event for _, events in alone for event in events]
 
     def _answer(self, writes: list[Write], outcomes: list[Any], events: Inserted) -> None:
-        """On the loop, after a commit: tell what happened, and answer the writers, in commit order."""
+        """On the loop, after a commit: tell what happened, then answer the writers, in commit order."""
         self.head = events[-1][1] if events else self.head
-        done = [(committed, (gave,)) for (_, committed, _), gave in zip(writes, outcomes, strict=True) if committed]
-        calls: list[tuple[Callable[..., Any], Any]] = [row for row in done if not isinstance(row[1][0], Exception)]
-        for call, values in calls + [(self.observer, event) for event in events]:
+        for event, seq in events:
             try:
-                call(*values)
-            except Exception as error:  # a boundary: one observer's fault must not leave the others unanswered
+                self.observer(event, seq)
+            except Exception as error:  # a boundary: the observer's fault must not leave others unanswered
                 log.error("storage: after a commit", exc_info=error)
-        for (_, _, future), outcome in zip(writes, outcomes, strict=True):
+        for (_, future), outcome in zip(writes, outcomes, strict=True):
             if not future.done():
                 future.set_exception(outcome) if isinstance(outcome, Exception) else future.set_result(outcome)
 
     async def _sweep_for_ever(self) -> None:
-        """Sweep when a row is due, soon after a write, and in every minute."""
         while True:
-            self._written.clear()
-            due = 0.0
             try:
                 await self.sweep()
-                due = min(self.read.next_expiry(), self.read.created_from(0) + self._settings.event_retention)
-                due = min(due, self.read.first_answer() + self.KEPT_ANSWERS, time.time() + 60)
             except (StorageError, OSError) as error:
                 log.warning("housekeeping waits for the storage: %s", one_line(error))
             await asyncio.sleep(self.SWEEP_SECONDS)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._written.wait(), max(0.0, due - time.time()))
 
     async def sweep(self) -> None:
         """Expiry, retention and old idempotency keys, in steps that hold the writer for a few milliseconds."""
@@ -2214,13 +2181,7 @@ def select_pairs(sql: str) -> Callable[..., dict[str, Any]]:
 
 def modify(sql: str) -> Callable[..., int]:
     """Changes rows; how many."""
-    return changing(lambda self, *values: self.change(sql, *values).rowcount)
-
-
-def changing(method: T) -> T:
-    """The mark of the methods of Records by which jobs change something; the others read."""
-    vars(method)["changing"] = True
-    return method
+    return lambda self, *values: self.change(sql, *values).rowcount
 
 
 # parts that statements of Records have in common
@@ -2260,7 +2221,6 @@ class Records:
         rows = self.rows(sql, *values)
         return rows[0][0] if rows else None
 
-    @changing
     def insert(self, table: str, row: dict[str, Any]) -> int:
         """The sequence number of a new row."""
         if table == "result":
@@ -2288,7 +2248,6 @@ class Records:
         "select seq from (select seq, created from event order by seq limit ?) where created < ? or seq <= ?"
     )
 
-    @changing
     def insert_event(self, event: NewEvent) -> int:
         """The event's sequence number. Storage.observer is told of it after the commit."""
         sql = "insert into event (project, type, topic, issue, created, expires, body) values (?, ?, ?, ?, ?, ?, ?)"
@@ -2318,14 +2277,12 @@ class Records:
             rows += self.rows(sql, *values.values(), limit)
         return sorted(rows, key=operator.itemgetter("seq"))[:limit]
 
-    @changing
     def mark_delivered(self, seqs: Collection[int], deliveries: int) -> None:
         """Some readers got these events; ``deliveries`` counts each reader of each event."""
         self.change(f"update event set delivered = 1 where {CHOSEN} and delivered = 0", json.dumps(list(seqs)))
         add = "on conflict do update set value = value + excluded.value"
         self.change(f"insert into meta values ('deliveries', ?) {add}", deliveries)
 
-    @changing
     def remove_events(self, seqs: list[int], keep_dead: int) -> None:
         """Remove events; those that nobody got become dead letters, of which the newest ``keep_dead`` are kept."""
         chosen, columns = json.dumps(seqs), "seq, project, type, topic, body"
@@ -2408,14 +2365,12 @@ class Records:
         f"select task {SPAWNED} and issue = ? and task != '' order by seq desc limit 1", None
     )
 
-    @changing
     def insert_agent(self, row: dict[str, Any]) -> None:
         """``row`` has the COLUMNS of ``agent``, and depth, permissions and only_issue of its token."""
         self.insert("agent", {name: row[name] for name in self.COLUMNS})
         token = {"depth": row["depth"], "permissions": json.dumps(row["permissions"]), "only_issue": row["only_issue"]}
         self.insert("agent_evidence", {"agent": row["id"], **token})
 
-    @changing
     def update_agent(self, id: str, **values: Any) -> None:
         """Set columns of ``agent`` and ``agent_evidence``; ``seen`` and ``last_call`` are JSON."""
         for table, key in (("agent_evidence", "agent"), ("agent", "id")):
@@ -2424,7 +2379,6 @@ class Records:
                 assignments = ", ".join(f"{name} = ?" for name in own)
                 self.change(f"update {table} set {assignments} where {key} = ?", *own.values(), id)
 
-    @changing
     def add_outcome(self, id: str, **facts: Any) -> None:
         """Add facts to an agent's outcome; what is None is left out."""
         patch = "on conflict do update set outcome = json_patch(outcome, excluded.outcome)"
@@ -2475,7 +2429,6 @@ create table if not exists event (
 create index if not exists event_by_type on event (project, type, seq);
 create index if not exists event_by_issue on event (project, issue, seq) where issue is not null;
 create index if not exists event_by_expiry on event (expires);
-drop index if exists event_undelivered;
 
 create table if not exists dead_letter (
   seq integer primary key, project text not null, type text not null, topic text not null, body blob not null);
@@ -2494,7 +2447,6 @@ create index if not exists result_facts on result (project, issue, seq, agent_ty
 create index if not exists result_by_agent on result (project, agent_id, seq);
 create index if not exists result_by_type on result (project, agent_type, seq);
 create index if not exists result_by_status on result (project, status, seq);
-drop index if exists result_by_category;
 
 create table if not exists agent (
   seq integer primary key autoincrement, id text not null unique, project text not null, type text not null,
@@ -3006,14 +2958,14 @@ class EventBus:
             if rows:
                 records.mark_delivered({row["seq"] for row in rows if not row["delivered"]}, len(rows))
 
-        def written(_: None) -> None:
+        def written(future: asyncio.Future[None]) -> None:
             """Forget what is on disk now; a position that has moved on meanwhile is still to be written."""
-            for key, seq in positions.items():
+            for key, seq in () if future.cancelled() or future.exception() else positions.items():
                 if self._positions.get(key) == seq:
                     del self._positions[key]
 
         if positions or rows:
-            self._storage.write_behind(note, written)
+            self._storage.write_behind(note).add_done_callback(written)
 
     # -- life
 
@@ -3264,7 +3216,7 @@ class Contexts:
 
     def _etag(self, key: ContextKey, state: ProjectState) -> str:
         """Weak: a hit, a build and their compressed forms differ in bytes alone (RFC 9110, 8.8.1)."""
-        results = self._storage.issue_head(self._settings.project, key.issue_id)
+        results = self._storage.read.issue_head(self._settings.project, key.issue_id)
         return etag_of(key, __version__, self._plugins, self._settings.project, state.digest, results)
 
     async def task(self, issue_id: str) -> str:

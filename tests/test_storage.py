@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import http.client
+import inspect
 import itertools
 import json
 import os
@@ -730,23 +731,6 @@ def test_a_commit_that_fails_is_told_to_its_writers_and_the_next_one_works(
     assert isinstance(outcome, StorageError) and kept == [None, "1"]
 
 
-def test_waiters_are_woken_in_commit_order_before_anybody_is_answered(tmp_path: Path) -> None:
-    async def scene(storage: Storage) -> list[str]:
-        said: list[str] = []
-
-        async def write(number: int) -> None:
-            await storage.write(lambda records: number, lambda outcome: said.append(f"committed {outcome}"))
-            said.append(f"answered {number}")
-
-        await asyncio.gather(*(write(number) for number in range(20)))
-        return said
-
-    said = with_storage(tmp_path, scene)
-    committed = [line for line in said if line.startswith("committed")]
-    assert committed == [f"committed {number}" for number in range(20)]
-    assert all(said.index(f"committed {number}") < said.index(f"answered {number}") for number in range(20))
-
-
 def test_committed_events_are_told_in_order_before_their_writers_are_answered_and_those_taken_back_never(
     tmp_path: Path,
 ) -> None:
@@ -831,6 +815,12 @@ def test_of_results_that_are_committed_together_the_last_one_of_each_type_is_wri
 
     assert with_storage(tmp_path, scene) == ["3", "2"] and written == ["r-3", "r-2"]
     assert [path.name for path in (tmp_path / "state/results/.new").iterdir()] == []
+
+
+def test_the_log_of_many_sidecars_knows_each_method_that_changes_something() -> None:
+    methods = {name: inspect.getsource(method) for name, method in vars(Records).items() if inspect.isfunction(method)}
+    changing = {name for name, source in methods.items() if re.search(r"self\.(change|insert)\(", source)}
+    assert changing == set(plugin("_replica").CHANGING)
 
 
 def test_what_another_service_has_done_meanwhile_is_not_done_again(tmp_path: Path) -> None:

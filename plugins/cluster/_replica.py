@@ -16,7 +16,10 @@ from cco_sidecar import NewEvent, Records, StorageError, one_line
 FORMAT = 2  # of an entry: a newer sidecar's is not read
 LOCAL = ("port", "log", "applied")  # facts of this machine alone
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]  # of a changing method of Records
-CHANGING = [name for name, method in vars(Records).items() if getattr(method, "changing", False)]
+CHANGING = (  # the methods of Records that change something
+    "insert", "set_meta", "insert_event", "mark_delivered", "remove_events", "move_position", "forget_positions",
+    "insert_agent", "update_agent", "add_outcome", "revoke", "remember", "forget", "forget_old",
+)  # fmt: skip
 EVENT = ("project", "type", "topic", "issue", "created", "expires", "body")
 TABLES = ("result",)  # that jobs insert into by the table's name
 

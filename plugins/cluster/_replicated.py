@@ -190,7 +190,7 @@ class ReplicatedStorage(GuardedStorage):
         """Let the writer thread apply what was heard."""
         if not self._woken:
             self._woken = True
-            self._queue.put((no_job, None, NOBODY_WAITS))
+            self._queue.put((no_job, NOBODY_WAITS))
 
     def _tell(self, events: Inserted, revoked: list[str]) -> None:
         """Tell on the loop what others did; nobody waits yet during a start."""
@@ -199,7 +199,6 @@ class ReplicatedStorage(GuardedStorage):
                 self._loop.call_soon_threadsafe(self._told, events, revoked)
 
     def _told(self, events: Inserted, revoked: list[str]) -> None:
-        self._written.set()  # what came is swept in time, also where the one that wrote it is gone
         for subject in revoked:
             self.on_revoked(subject)
         self.head = max([self.head, *(seq for _, seq in events)])

@@ -2533,7 +2533,7 @@ class Results:
         self._storage, self._bus, self._hooks, self._agent_types = storage, bus, hooks, agent_types
         self._settings = settings
         self._locks: weakref.WeakValueDictionary[Any, asyncio.Lock] = weakref.WeakValueDictionary()  # of issues
-        self._histories: dict[tuple[str, str], IssueHistory] = {}
+        self._histories: dict[tuple[str, str], tuple[str, list[ResultFact]]] = {}  # by issue: its last result's id
         self._spoken = -1, ""  # the minute of the last look at the project's language, and that
 
     async def store(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -2543,35 +2543,20 @@ class Results:
         short = len(msgspec.json.encode(body["result"])) < self.SHORT
         redacted = redact_json(body["result"]) if short else await asyncio.to_thread(redact_json, body["result"])
         body |= {"result": redacted[0]}
-        stored: dict[str, Any] = {}
-        while not stored:  # again where another service on the same log has stored a result of the issue meanwhile
-            async with self._locks.setdefault(issue, asyncio.Lock()):  # proposals depend on the results before
-                language = await self._language()
-                history = self._history(issue)
-                rows, at_once = self._hooks.concerned("next_agents", settings=self._settings)
-                asked = rows, body, category, language, list(history.facts)
-                proposals = self._propose(*asked) if at_once else await self._hooks.pool.run(self._propose, *asked)
-                row = self._row(body, category, proposals)
-                written = self._write(row, proposals, history)
-            stored = await written
+        rows, at_once = self._hooks.concerned("next_agents", settings=self._settings)
+        propose = functools.partial(self._propose, rows, body, category, await self._language())
+        stored: dict[str, Any] = await self._write(body, category, propose) if at_once else {}
+        while not stored:  # again where another result of the issue came meanwhile
+            async with self._locks.setdefault(issue, asyncio.Lock()):
+                newest = self._storage.read.newest_result(*issue)
+                proposals = await self._hooks.pool.run(propose, self._facts(self._storage.read, issue))
+                stored = await self._write(body, category, propose, (newest, proposals))
         self._hooks.tell("result_stored", result=body | {"id": stored["id"], "stored_at": stored["timestamp"]})
         return stored
 
-    def _history(self, issue: tuple[str, str]) -> IssueHistory:
-        """The issue's results, with those that are being written."""
-        known = self._histories.get(issue)
-        newest = known.newest if known and known.coming else self._storage.read.newest_result(*issue)
-        if known and known.newest == newest:
-            del known.facts[: -self.HISTORY if len(known.facts) >= 2 * self.HISTORY else 0]
-            return known
-        facts = [
-            ResultFact(row["agent_type"], row["category"], row["status"], json.loads(row["proposed"]))
-            for row in (self._storage.read.issue_facts(*issue, self.HISTORY) if newest else ())
-        ]
-        known = self._histories[issue] = IssueHistory(facts, newest)
-        if len(self._histories) > self.REMEMBERED:
-            del self._histories[next(iter(self._histories))]
-        return known
+    def _facts(self, records: Records, issue: tuple[str, str]) -> list[ResultFact]:
+        rows = records.issue_facts(*issue, self.HISTORY)
+        return [ResultFact(kind, category, status, json.loads(proposed)) for kind, category, status, proposed in rows]
 
     async def _language(self) -> str:
         """The project's language, looked at again in each minute."""
@@ -2599,46 +2584,50 @@ class Results:
         last = {item.agent_type: item for item in proposals}  # nobody is proposed twice
         return [NextAgent(item.agent_type, item.priority, redact(item.reason)[0]) for item in last.values()]
 
-    def _row(self, body: dict[str, Any], category: str, proposals: list[NextAgent]) -> dict[str, Any]:
-        now, result_id = time.time(), f"result-{uuid.UUID(int=random.getrandbits(128), version=4)}"
-        return {
-            "id": result_id, "project": body["project_id"], "issue": body["issue_id"], "category": category,
-            "agent_type": body["agent_type"], "agent_id": body["agent_id"], "status": body["result"]["status"],
-            "stored": now, "proposed": json.dumps([item.agent_type for item in proposals]),
-            "output": msgspec.json.encode(previous_output(body, result_id, now)).decode(),
-            "body": msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)}),
-        }  # fmt: skip
-
     def _write(
-        self, row: dict[str, Any], proposals: list[NextAgent], history: IssueHistory
-    ) -> asyncio.Future[dict[str, Any]]:
-        """The answer, once ``row`` is stored; {} where the history lacks a result. From now on it has this one."""
-        event, path = completed_event(row, proposals), self._storage.files.path(row)
-        issue, before, history.newest = (row["project"], row["issue"]), history.newest, row["id"]
+        self, body: dict[str, Any], category: str, propose: Callable[[list[ResultFact]], list[NextAgent]],
+        known: tuple[str, list[NextAgent]] | None = None,
+    ) -> asyncio.Future[dict[str, Any]]:  # fmt: skip
+        """The answer, once the result is stored. Where proposals are ``known`` already, for the result that was the
+        issue's newest one, {} where it no longer is.
+        """
+        issue, now = (body["project_id"], body["issue_id"]), time.time()
+        result_id = f"result-{uuid.UUID(int=random.getrandbits(128), version=4)}"
 
         def insert(records: Records) -> dict[str, Any]:
-            """Runs on the writer thread."""
-            if records.newest_result(*issue) != before:
+            """Runs on the writer thread, which knows all results of the issue."""
+            if known and known[0] != records.newest_result(*issue):
                 return {}
-            event_id = self._bus.event_id(records.insert_event(event))
+            history = self._history(records, issue)
+            proposals = known[1] if known else propose(history)
+            fact = ResultFact(
+                body["agent_type"], category, body["result"]["status"], [each.agent_type for each in proposals]
+            )
+            row = {
+                "id": result_id, "project": issue[0], "issue": issue[1], "agent_type": fact.agent_type,
+                "agent_id": body["agent_id"], "category": category, "status": fact.status, "stored": now,
+                "proposed": json.dumps(fact.proposed),
+                "output": msgspec.json.encode(previous_output(body, result_id, now)).decode(),
+                "body": msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)}),
+            }  # fmt: skip
+            event_id = self._bus.event_id(records.insert_event(completed_event(row, proposals)))
             records.insert("result", row)
+            self._histories[issue] = result_id, [*history, fact]
             return {
-                "id": row["id"], "stored": True, "storage_path": path, "next_agents": proposals,
-                "event_published": True, "event_id": event_id, "timestamp": iso(row["stored"]),
+                "id": result_id, "stored": True, "storage_path": self._storage.files.path(row),
+                "next_agents": proposals, "event_published": True, "event_id": event_id, "timestamp": iso(now),
             }  # fmt: skip
 
-        def ended(future: asyncio.Future[dict[str, Any]]) -> None:
-            history.coming -= 1
-            lost = future.cancelled() or future.exception() or not future.result()
-            if lost and self._histories.get(issue) is history:
-                del self._histories[issue]  # it may know of what is not there
+        return self._storage.write(ANSWERING.get()(insert))
 
-        fact = ResultFact(row["agent_type"], row["category"], row["status"], [item.agent_type for item in proposals])
-        history.facts.append(fact)
-        history.coming += 1
-        written = self._storage.write(ANSWERING.get()(insert))
-        written.add_done_callback(ended)
-        return written
+    def _history(self, records: Records, issue: tuple[str, str]) -> list[ResultFact]:
+        """The issue's results, remembered by the writer thread as long as the last one is what the database has."""
+        newest, facts = self._histories.pop(issue, ("", []))
+        if newest != records.newest_result(*issue) or len(facts) >= 2 * self.HISTORY:
+            facts = self._facts(records, issue)
+        if len(self._histories) >= self.REMEMBERED:
+            del self._histories[next(iter(self._histories))]
+        return facts
 
     def probe(self, records: Records) -> None:
         """Do what storing a result needs: it runs on the writer thread. Raises StorageError."""
@@ -2646,14 +2635,6 @@ class Results:
         row = {"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": "", "body": b""}
         self._storage.files.write([row])  # where no inodes are left the database can still be written
         self._storage.files.drop()
-
-
-class IssueHistory(Struct):
-    """What routing knows of an issue's results, of which the last ``coming`` ones are being written."""
-
-    facts: list[ResultFact]
-    newest: str  # the id of the last one
-    coming: int = 0
 
 
 class ResultFiles:
@@ -2674,32 +2655,20 @@ class ResultFiles:
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Write records that are not committed yet, and make the folders of their paths. Raises StorageError."""
-        for path, row in {self.path(row): row for row in rows}.items():
-            try:
-                try:
-                    self._write(path, row)
-                except FileNotFoundError:
-                    for folder in (self._folder, self._new, f"{self._folder}/{row['project']}"):
-                        with contextlib.suppress(FileExistsError):
-                            os.mkdir(folder, 0o700)  # makedirs would go by the umask
-                    self._write(path, row)
-            except OSError as error:
-                raise StorageError(f"the folder results: {error.strerror}") from None
-
-    def _write(self, path: str, row: dict[str, Any]) -> None:
-        if not os.path.isfile(path):
-            try:
-                os.mkdir(folder := os.path.dirname(path), 0o700)
-            except FileExistsError:
-                if os.path.isdir(path) or not os.path.isdir(folder):
-                    raise
-        self._written[path] = new = f"{self._new}/{row['id']}"
-        file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            if os.write(file, row["body"]) < len(row["body"]):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        finally:
-            os.close(file)
+            for path, row in {self.path(row): row for row in rows}.items():
+                folder, new = os.path.dirname(path), f"{self._new}/{row['id']}"
+                if not (os.path.isdir(folder) and os.path.isdir(self._new)):
+                    for missing in (self._folder, self._new, os.path.dirname(folder), folder):
+                        if not os.path.isdir(missing):
+                            os.mkdir(missing, 0o700)  # makedirs would go by the umask
+                if os.path.isdir(path):
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                self._written[path] = new
+                with open(new, "wb", opener=functools.partial(os.open, mode=0o600)) as file:
+                    file.write(row["body"])
+        except OSError as error:
+            raise StorageError(f"the folder results: {error.strerror}") from None
 
     def place(self) -> None:
         """Make the records that were written the latest. Where that fails the next start tries again."""

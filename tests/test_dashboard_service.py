@@ -571,7 +571,7 @@ def test_a_run_is_stopped_with_its_agents_and_there_is_one_at_a_time(service: Se
 
 def test_a_run_may_be_stopped_before_it_has_a_process_and_counts_from_its_beginning(tmp_path: Path) -> None:
     runs, ended = plugin("runs"), []
-    tokens = SimpleNamespace(revoke=ended.append)
+    tokens = SimpleNamespace(revoked=SimpleNamespace(add=ended.append))
     storage = SimpleNamespace(write_behind=lambda _: None)
     settings = SimpleNamespace(storage=tmp_path, project=PROJECT, root=tmp_path)
     types = SimpleNamespace(categories={"operator": "operator"})

@@ -199,6 +199,7 @@ class ReplicatedStorage(GuardedStorage):
                 self._loop.call_soon_threadsafe(self._told, events, revoked)
 
     def _told(self, events: Inserted, revoked: list[str]) -> None:
+        self._changed.set()  # what came is swept in time, also where the one that wrote it is gone
         for subject in revoked:
             self.on_revoked(subject)
         self.head = max([self.head, *(seq for _, seq in events)])

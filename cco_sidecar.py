@@ -3149,16 +3149,9 @@ class Contexts:
 
     def start(self) -> None:
         self._index_folder.mkdir(mode=0o700, exist_ok=True)
-        self._loop = asyncio.get_running_loop()
-        self._starting = asyncio.gather(self.prepare(), return_exceptions=True)
 
     async def close(self) -> None:
-        await asyncio.wait([self._starting], timeout=1)
-        await self._pool.run(self.project.close)
-
-    async def prepare(self) -> None:
-        """Make ready, after the start, what requests would wait for."""
-        await self._pool.run(self.project.start, self._changed)
+        """The service ends; the plugins' own end here what they began at the start."""
 
     async def get(
         self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", reader: object = None
@@ -3299,11 +3292,6 @@ class Contexts:
         ]
         return len(found), sum(self._drop(key) for key in found)
 
-    def _changed(self) -> None:
-        """The project changed; called in any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
-            self._loop.call_soon_threadsafe(self.clear, None)
-
     def statistics(self) -> dict[str, Any]:
         looked = self._hits + self._misses
         return {
@@ -3389,12 +3377,6 @@ class Project:
     def watching(self) -> str:
         """How far changes are heard of: "off", "starting", "full", or "partial: why"."""
         return "off"
-
-    def start(self, changed: Callable[[], None]) -> None:
-        """Call ``changed``, in any thread, where the state has changed: a fast hint and never the proof. Blocks."""
-
-    def close(self) -> None:
-        """The service ends. Blocks."""
 
     def look(self) -> ProjectState:
         """The project as it is now. Blocks for as long as ``git status`` takes; one at a time."""

@@ -123,7 +123,8 @@ async def walk(flags: dict[str, Any], trace: Trace) -> dict[str, int]:
     hooks: Hooks = load_hooks(settings)
     counts = {}
     async with Sidecar(settings, hooks) as sidecar:
-        await sidecar.contexts._starting  # the first look at the project is no part of a request
+        if starting := getattr(sidecar.contexts, "_starting", None):
+            await starting  # the first look at the project is no part of a request
         token = sidecar.tokens.mint("walker", "chief-architect")
         for name, (method, path, body) in REQUESTS.items():
             with trace:

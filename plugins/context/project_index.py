@@ -29,6 +29,7 @@ from msgspec import Struct
 from cco_sidecar import (
     Change,
     Commit,
+    Contexts,
     FileFact,
     GitContext,
     Project,
@@ -56,6 +57,7 @@ from cco_sidecar_plugins.context._git_facts import (
     without,
     without_databases,
 )
+from cco_sidecar_plugins.context._prepared import PreparedContexts
 from cco_sidecar_plugins.context._turn import Turn, current
 from cco_sidecar_plugins.context._watcher import new_watcher
 from cco_sidecar_plugins.context._withheld import own_files
@@ -65,8 +67,30 @@ Proof = dict[str, Fingerprint | None]  # by absolute path
 
 @hookimpl
 def part_class(settings: Settings, base: type) -> type | None:
+    if issubclass(base, Contexts):
+        return type("WatchingContexts", (WatchingContexts, base), {})
     watched = {"watched": not settings.no_watch}
     return type("ProjectIndex", (ProjectIndex, base), watched) if issubclass(base, Project) else None
+
+
+class WatchingContexts(PreparedContexts):
+    """Empties the cache where the project is heard to have changed: a fast hint and never the proof."""
+
+    async def prepare(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def changed() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
+                loop.call_soon_threadsafe(self.clear, None)
+
+        await super().prepare()
+        if isinstance(self.project, ProjectIndex):
+            await self._pool.run(self.project.start, changed)
+
+    async def close(self) -> None:
+        await super().close()
+        if isinstance(self.project, ProjectIndex):
+            await self._pool.run(self.project.close)
 
 
 class ProvenState(ProjectState, frozen=True, kw_only=True):
@@ -159,11 +183,13 @@ class ProjectIndex(GitProject):
         return self._watcher.state if self.watched else "off"
 
     def start(self, changed: Callable[[], None]) -> None:
+        """Call ``changed``, in any thread, where the state has changed. Blocks."""
         self._changed = changed
         if self.watched:
             self._watcher.start()
 
     def close(self) -> None:
+        """The service ends. Blocks."""
         self._watcher.stop()
 
     def _tell(self) -> None:

@@ -81,6 +81,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
 from cco_sidecar_plugins.context._languages import WEB, spoken_by
+from cco_sidecar_plugins.context._prepared import PreparedContexts
 from cco_sidecar_plugins.context._stop_words import STOP_WORDS
 from cco_sidecar_plugins.context._withheld import is_secret
 
@@ -1747,7 +1748,7 @@ class Unfinished(list[RankedFile]):
     """A ranking that was made while an index was not whole."""
 
 
-class WarmContexts(Contexts):
+class WarmContexts(PreparedContexts):
     """Begins the index of a large project before somebody waits for it; contexts say while an index is being made."""
 
     WARM_FROM = 1_000  # files: the index of a smaller project is begun when it is first asked for

@@ -1971,7 +1971,6 @@ class RateLimits:
 Job = Callable[["Records"], Any]
 Inserted = list[tuple["NewEvent", int]]  # events, with their sequence numbers
 Row = Any  # of a table: ``row["column"]``
-StorageError = sqlite3.Error  # what every fault of the storage is raised as
 Write = tuple[Job, "asyncio.Future[Any]"]
 PAGE_BYTES = 8 * MB  # a list, or the answer to a poll, ends before it gets larger
 
@@ -3582,11 +3581,6 @@ def split_z(output: bytes | None) -> list[str]:
     return [os.fsdecode(item) for item in (output or b"").split(b"\0") if item]
 
 
-def clean_text(text: str) -> str:
-    """Text that JSON can carry: what is not UTF-8 becomes the replacement character."""
-    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
 # -- reading files: no links, no secrets
 
 
@@ -4758,6 +4752,9 @@ class StartError(Exception):
         self.exit_code = exit_code
 
 
+StorageError = sqlite3.Error  # what every fault of the storage is raised as
+
+
 class ApiError(Exception):
     """A refusal with its code of ERRORS; parts raise it, the base handler turns it into an answer."""
 
@@ -4785,6 +4782,11 @@ class ApiError(Exception):
 
 def forbidden(message: str, **details: Any) -> ApiError:
     return ApiError("AUTH_003", message, details=details)
+
+
+def clean_text(text: str) -> str:
+    """Text that JSON can carry: what is not UTF-8 becomes the replacement character."""
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def is_identifier(text: str) -> bool:

@@ -2796,9 +2796,11 @@ class EventBus:
 
         def insert(records: Records) -> dict[str, Any]:
             """Runs on the writer thread."""
+            event_id = self.event_id(records.insert_event(event))
             facts = {name: event.envelope[name] for name in ("timestamp", "topic", "ttl_seconds")}
-            facts |= {"published": True, "subscribers_notified": [], "subscriber_count": 0}
-            return {"event_id": self.event_id(records.insert_event(event)), **facts}
+            return {
+                "event_id": event_id, "published": True, "subscribers_notified": [], "subscriber_count": 0, **facts
+            }  # fmt: skip
 
         answer: dict[str, Any] = await self._storage.write(ANSWERING.get()(insert))
         return answer | {"subscribers_notified": list(event.woken), "subscriber_count": len(event.woken)}

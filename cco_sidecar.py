@@ -4842,7 +4842,9 @@ class Pool:
 
 
 def in_thread(name: str, call: Callable[[], T]) -> Future[T]:
-    """The outcome of ``call`` in a thread of its own, which holds up nothing else, nor the end of the program."""
+    """The outcome of ``call`` in a thread that is free, or a new one, which holds up neither others nor the end of the
+    program.
+    """
     outcome: Future[T] = Future()
     outcome.set_running_or_notify_cancel()  # who gives it up does not end it
 
@@ -4852,8 +4854,30 @@ def in_thread(name: str, call: Callable[[], T]) -> Future[T]:
         except BaseException as error:  # a boundary: whoever waits gets it
             outcome.set_exception(error)
 
-    threading.Thread(target=work, name=name, daemon=True).start()
+    try:
+        FREE_THREADS.pop().put(work)
+    except IndexError:  # a start waits until the thread runs, which may take milliseconds
+        threading.Thread(target=work_on, args=[work], name=name, daemon=True).start()
     return outcome
+
+
+FREE_THREADS: collections.deque[queue.SimpleQueue[Callable[[], None]]] = collections.deque()  # what each listens to
+
+
+def work_on(work: Callable[[], None] | None) -> None:
+    """What a thread does until it has had nothing to do for two seconds."""
+    inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    while work:
+        work()
+        work = None  # and what it holds
+        FREE_THREADS.append(inbox)
+        try:
+            work = inbox.get(timeout=2)
+        except queue.Empty:
+            with contextlib.suppress(ValueError):
+                FREE_THREADS.remove(inbox)
+                return
+            work = inbox.get()  # somebody took it at this moment
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -29,7 +29,7 @@ from Settings, Hooks, Program, Redaction or the log's handler (``bundled_class``
 Units: seconds and bytes everywhere inside; a name says so where it is another one (``mtime_ns``).
 
 Threads: everything lives on the event loop, where a method without ``await`` is atomic, except
-  * the writer thread of Storage, which alone changes the database;
+  * the writer thread of Storage, which alone changes the database, and asks the built-in rules who works next;
   * worker threads (``Pool``) for what blocks: git, files, processes, and plugins' hooks, which get values and never a
     part of the service.
 """
@@ -162,7 +162,9 @@ class Settings:
     cors_origin: Annotated[tuple[str, ...], read_list] = option((), "more web origins that may call", "ORIGIN")
     tls_cert: Annotated[Path | None, read_path] = option(None, "certificate chain (PEM): serve HTTPS", "FILE")
     tls_key: Annotated[Path | None, read_path] = option(None, "private key of --tls-cert (PEM)", "FILE")
-    jwt_secret: Annotated[str | None, read_secret] = option(None, "signing secret, 32 bytes or more (default: made)")
+    jwt_secret: Annotated[str | None, read_secret] = option(
+        None, "signing secret, 32 characters or more (default: made)"
+    )
     token_ttl: Annotated[int, read_number(1, 31_536_000)] = option(3600, "life of a token", "SECONDS")
     cache_size_mb: Annotated[int, read_number(0, 65_536)] = option(256, "memory for cached contexts", "MB")
     no_watch: Annotated[bool, read_bool] = option(False, "no file watcher; every request looks at the disk anyway")
@@ -354,7 +356,11 @@ def read_match(pattern: str, problem: str) -> Callable[[Any], str]:
     """The reader of texts and numbers of which ``pattern`` matches the whole."""
 
     def read(value: Any) -> str:
-        if not isinstance(value, (str, int)) or not re.fullmatch(pattern, str(value), re.DOTALL):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (str, int))
+            or not re.fullmatch(pattern, str(value), re.DOTALL)
+        ):
             raise ValueError(problem)
         return str(value)
 
@@ -362,7 +368,7 @@ def read_match(pattern: str, problem: str) -> Callable[[Any], str]:
 
 
 read_text = read_match(r"[^\0]+", "must be a text that is not empty and holds no NUL")
-read_secret = read_match(r"[^\0]{32,}", "must be at least 32 bytes long")
+read_secret = read_match(r"[^\0]{32,}", "must be at least 32 characters long")
 read_host = read_match(r"(?a)[\w:%-]{1,63}(\.[\w:%-]{1,63})*\.?", "must be a host name or an address")
 
 
@@ -927,8 +933,8 @@ class Sidecar:
             self.checked_until = 0.0
         waiting = free = 0
         with contextlib.suppress(StorageError, OSError):  # the checks say why
-            waiting = self.storage.read.undelivered(self.settings.project)
             free = shutil.disk_usage(self.settings.storage).free
+            waiting = self.storage.read.undelivered(self.settings.project)
         return {
             "storage": storage,
             "event_bus": bus,
@@ -2039,8 +2045,8 @@ class Storage:
         return future
 
     def write_behind(self, job: Job) -> asyncio.Future[Any]:
-        """Write a moment later, or before whatever is written next; a failure is logged. For what can be found again
-        after a crash.
+        """Write a moment later, or before whatever is written next, what can be found again after a crash. The future
+        need not be awaited: a failure is logged.
         """
 
         def written(future: asyncio.Future[Any]) -> None:
@@ -2408,7 +2414,6 @@ class Records:
     forget_old = modify(
         f"delete from idempotency where ({KEY}) in (select {KEY} from idempotency where made < ? order by made limit ?)"
     )
-    first_answer = select_value("select min(made) from idempotency", math.inf)
     recall = select_row(
         "select digest, answer from idempotency"
         " where project = ? and subject = ? and endpoint = ? and key = ? and made > ?"
@@ -2832,6 +2837,8 @@ class EventBus:
             found = await self.search(channel, filter, after, query.limit)
             left = query.timeout / 1000 - (time.monotonic() - began)
             if found.rows or self._closed or left <= 0:
+                if not found.rows and query.timeout == 0:
+                    await asyncio.sleep(0.002)  # a client that polls without end leaves time for others
                 content = found.content
                 if 0 <= begin < floor:  # retention went past the reader
                     missed = {"position": self.event_id(begin), "floor": self.event_id(floor)}
@@ -3098,10 +3105,11 @@ class Filter(Struct, frozen=True):
 
 
 def issues_named(body: dict[str, Any]) -> list[str]:
-    """The issues in ``issue_id`` of an event or another body, and of its ``data``; one that is no text is nobody's."""
+    """The issues in ``issue_id`` of an event or another body, and of its ``data``; what is no scalar is nobody's."""
     holders = [holder for holder in (body, body.get("data")) if isinstance(holder, dict)]
     values = [value for holder in holders if (value := holder.get("issue_id")) is not None]
-    return [text for value in values for text in texts_of(value) or [""]]
+    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return [text for item in items for text in texts_of(item) or [""]]
 
 
 def find_field(event: dict[str, Any], field: str) -> Any:
@@ -3513,7 +3521,9 @@ def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
 
 
 def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes:
-    """The output of git, which runs nothing that the repository names. Raises GitError, OSError. Blocks."""
+    """The output of git, which runs nothing that the repository names. Raises GitError,
+    FileNotFoundError. Blocks.
+    """
     command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
     environ = {name: value for name, value in os.environ.items() if not GIT_ELSEWHERE.match(name)}
     environ |= GIT_ENVIRONMENT | (env or {})
@@ -3545,6 +3555,10 @@ def git_output(command: list[str], environ: dict[str, str]) -> bytes:
         done = subprocess.run(command, env=environ, capture_output=True, timeout=30, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         raise GitError("git took more than 30 seconds") from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise GitError(f"git cannot be run: {error.strerror}") from None
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").splitlines()
         why = next((line for line in said if line.startswith(("error: ", "fatal: "))), f"it ended by {done.returncode}")

@@ -9,10 +9,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import Client, Service, git, until
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import cco_sidecar
 
 TYPES = st.sampled_from(["alpha", "beta"])
 ISSUES = st.sampled_from(["issue-1", "issue-2"])
@@ -124,3 +127,15 @@ EXAMPLES = int(os.environ.get("EVENT_MODEL_EXAMPLES", "5"))
 TestBus.settings = settings(
     max_examples=EXAMPLES, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [([], []), ([{"x": 1}, "I-1"], ["", "I-1"]), ({"x": 1}, [""]), (["I-1", 7], ["I-1", "7"]), (None, [])],
+)
+def test_what_is_no_scalar_is_an_issue_of_nobody(value: Any, named: list[str]) -> None:
+    assert (
+        cco_sidecar.issues_named({"issue_id": value})
+        == cco_sidecar.issues_named({"data": {"issue_id": value}})
+        == named
+    )

@@ -200,3 +200,18 @@ def test_a_name_that_is_not_utf8_takes_the_rank_and_the_brief_from_no_other_file
         brief = service.client().get(CONTEXT, task=task, headers={"Accept": "text/markdown"}).text
         assert f"defines {task}" in brief and best.strip("\ufffd") in brief
     assert "plugin relevance" not in service.log and "plugin brief" not in service.log
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "words"),
+    [("#!/bin/sh\n", 0o600, []), ("no program", 0o700, []), ("#!/bin/sh\n", 0o700, ["x" * 300_000])],
+    ids=["not executable", "no program", "too many arguments"],
+)
+def test_a_git_that_cannot_be_run_is_a_fault_of_git(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, mode: int, words: list[str]
+) -> None:
+    (tmp_path / "git").write_text(content)
+    (tmp_path / "git").chmod(mode)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(cco_sidecar.GitError, match="git cannot be run"):
+        cco_sidecar.ask_git(tmp_path, "rev-parse", *words)

@@ -56,7 +56,8 @@ class CrowdedBus(EventBus):
         return found
 
     def step(self, channel: Channel, filter: Filter, after: int) -> tuple[list[Row], int]:
-        if not self._recent or after < self._recent[0]["seq"] - 1:
+        whole = self._recent and self._recent[-1]["seq"] == self._storage.head
+        if not whole or after < self._recent[0]["seq"] - 1:
             return super().step(channel, filter, after)
         (project, event_type), now = channel, time.time()
         recent = (row for row in self._recent if row["seq"] > after and row["expires"] > now)

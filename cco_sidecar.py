@@ -356,11 +356,8 @@ def read_match(pattern: str, problem: str) -> Callable[[Any], str]:
     """The reader of texts and numbers of which ``pattern`` matches the whole."""
 
     def read(value: Any) -> str:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (str, int))
-            or not re.fullmatch(pattern, str(value), re.DOTALL)
-        ):
+        known = isinstance(value, (str, int)) and not isinstance(value, bool)
+        if not known or not re.fullmatch(pattern, str(value), re.DOTALL):
             raise ValueError(problem)
         return str(value)
 
@@ -3472,9 +3469,7 @@ class Change(Struct):
 
 def is_young(moment: int, now: int) -> bool:
     """Whether a change right after ``now``, taken before looking, could leave the time ``moment`` too (nanoseconds)."""
-    step = (
-        12_000_000  # time stamps move in steps of up to 10 ms, or of whole seconds (some network and removable disks)
-    )
+    step = 12_000_000  # stamps move in steps of up to 10 ms, or of whole seconds (some network and removable disks)
     return now - (step if moment % 1_000_000_000 else 2_100_000_000) < moment <= now + step
 
 
@@ -3521,9 +3516,7 @@ def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
 
 
 def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes:
-    """The output of git, which runs nothing that the repository names. Raises GitError,
-    FileNotFoundError. Blocks.
-    """
+    """The output of git, which runs nothing the repository names. Raises GitError, FileNotFoundError. Blocks."""
     command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
     environ = {name: value for name, value in os.environ.items() if not GIT_ELSEWHERE.match(name)}
     environ |= GIT_ENVIRONMENT | (env or {})

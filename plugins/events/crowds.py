@@ -22,9 +22,7 @@ def part_class(base: type) -> type | None:
 
 
 class CrowdedBus(EventBus):
-    PORTION = (
-        400  # polls that search in one turn; with Tornado's server all are answered later, the more turns it takes
-    )
+    PORTION = 400  # polls that search in one turn: the more turns it takes, the later Tornado's server answers all
     SHARED_SECONDS = 0.05  # how long polls share one search; no longer, as events expire
     SMALL = 16 * 1024  # bytes of an event that is kept in memory while it is one of the last STEP
 

@@ -3770,7 +3770,7 @@ class Agents:
         self._stopping = False
 
     async def spawn(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
-        """Start an agent, a whole one or none. Raises AGT_001, AGT_002, AGT_003, and REQ_001 (requirements)."""
+        """Start an agent, a whole one or none. Raises AGT_001, AGT_002, AGT_003."""
         await self.launcher.types.find(body["agent_type"])
         if self._stopping:
             raise ApiError("AGT_001", "The service is stopping")
@@ -3980,12 +3980,6 @@ class Launcher:
     SETTABLE = re.compile(
         r"(APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY)|API_BASE_URL"
     )
-    ALIASES = {
-        "previous_decisions": "previous_agent_outputs", "previous_results": "previous_agent_outputs",
-        "git_history": "git_context", "dependencies": "metadata", "project_metadata": "metadata",
-    } | dict.fromkeys(
-        ("all_files", "source_files", "test_files", "security_policies", "dependency_manifests"), "relevant_files"
-    )  # fmt: skip
 
     def __init__(self, contexts: Contexts, tokens: Tokens, types: AgentTypes, hooks: Hooks, settings: Settings) -> None:
         self.contexts, self.tokens, self.types, self.hooks, self.settings = contexts, tokens, types, hooks, settings
@@ -4013,24 +4007,11 @@ class Launcher:
         return self.tokens.mint(row["id"], row["type"], ttl=ttl or int(row["time_limit"]) + 60, **granted)
 
     async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
-        """The files that an agent is to read, by name: its context, with the sections that were asked for. Raises as
-        ``Contexts.get`` does, and REQ_001.
-        """
+        """The files that an agent is to read, by name: its context, with every section. Raises as ``Contexts.get``."""
         most = BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
         query = ContextQuery(task=body.get("task", ""), max_bytes=most)
         content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query)
-        context, wanted = msgspec.json.decode(content), set()
-        sections = context["context"]
-        for position, name in enumerate(body.get("context_requirements") or []):
-            wanted.add(section := self.ALIASES.get(name, name))
-            if section not in sections:
-                path, known = f"context_requirements[{position}]", ", ".join(sorted({*sections, *self.ALIASES}))
-                problem = f"{name[:128]!r} is not a context section - at `$.{path}`; known are {known}"
-                raise ApiError("REQ_001", problem, details={"path": path})
-        if wanted:
-            context["context"] = sections = {name: value for name, value in sections.items() if name in wanted}
-            context |= {"total_size_bytes": json_size(sections), "file_count": len(sections.get("relevant_files", []))}
-        return {"context.json": msgspec.json.encode(context)}
+        return {"context.json": content}
 
     def prompt(self, running: Running, launch: AgentLaunch) -> str:
         """What an agent is told: here its task, and where its context is."""

@@ -316,6 +316,7 @@ def test_the_files_of_an_agent_are_its_users_alone(service: Service, architect: 
     assert (folder / "token").read_text() == spawned["jwt_token"]
 
 
+@pytest.mark.needs_plugin("agents/requirements leaves the other sections out")
 @pytest.mark.parametrize(
     ("asked", "sections"),
     [
@@ -345,6 +346,15 @@ def test_the_context_file_holds_what_was_required(
     state(architect, spawned["agent_id"])
 
 
+def test_a_context_has_what_is_required_of_it(service: Service, architect: Client, issue: str) -> None:
+    required = ["project_structure", "git_context", "metadata"]
+    spawned = spawn(architect, "succeed", issue, context_requirements=required)
+    context = json.loads((folder_of(service, spawned["agent_id"]) / "context.json").read_text())
+    assert context["context"].keys() >= set(required)
+    state(architect, spawned["agent_id"])
+
+
+@pytest.mark.needs_plugin("agents/requirements refuses them")
 def test_an_unknown_requirement_is_refused_and_named(service: Service, architect: Client, issue: str) -> None:
     before = architect.get("/status").json()["agents"]["spawned_total"]
     answer = architect.post(

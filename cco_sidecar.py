@@ -81,7 +81,6 @@ import subprocess
 import tempfile
 import threading
 import time
-import tomllib
 import types
 import typing
 import uuid
@@ -149,8 +148,8 @@ def option(default: Any, help: str, metavar: str = "VALUE", plugin: str = "") ->
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Settings:
-    """Every option: flag ``--max-agents``, else variable ``CCO_SIDECAR_MAX_AGENTS``, else the key ``max-agents`` of a
-    settings file, else the default here. plugins/_settings.py adds those that only plugins read.
+    """Every option: flag ``--max-agents``, else variable ``CCO_SIDECAR_MAX_AGENTS``, else the default here.
+    plugins/_settings.py adds those that only plugins read, and keys of settings files.
     """
 
     root: Annotated[Path, read_path] = option(None, "repository to serve (default: this folder's git top level)", "DIR")
@@ -195,14 +194,15 @@ class Settings:
         return self.agent_command
 
     @classmethod
-    def read_file(cls, path: Path) -> dict[str, tuple[str, Any]]:
-        """(where it is set, value) by key of our table in a settings file, {} without a file. Raises StartError."""
-        try:
-            table = tomllib.loads(path.read_text("utf-8-sig") if path.exists() else "")
-            ours = table.get("tool", {}).get("cco-sidecar", {}) if path.name == "pyproject.toml" else table
-            return {key: (f"{path.name}: {key}", value) for key, value in ours.items()}
-        except (OSError, ValueError, RecursionError, AttributeError) as error:
-            raise StartError(f"{path.name}: {one_line(error)}") from None
+    def read_files(cls, root: Path) -> dict[str, tuple[str, Any, Path]]:
+        """By option (where it is set, value, folder of relative paths), from the root's settings files. Alone none is
+        read, and StartError says so where there is one.
+        """
+        for name, ours in {"cco.toml": "", "pyproject.toml": r"^\s*\[?\s*tool[\s.\]\"']+cco-sidecar(?![\w-])"}.items():
+            file = root / name
+            if file.is_file() and re.search(ours, file.read_text("utf-8-sig", "replace"), re.MULTILINE):
+                raise StartError(f"{name}: settings files are not read; {ABSENT}")
+        return {}
 
 
 def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[str] = os.environ) -> Settings:
@@ -215,7 +215,7 @@ def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[s
     if not root.is_dir():
         raise StartError(f"{given['root'][0]}: {root} is not a folder")
     root = root.resolve()
-    sources = read_settings_files(root) | given
+    sources = settings_class().read_files(root) | given
     values = {name: read_option(name, *source) for name, source in sources.items()}
     slug = re.sub(r"[^a-z0-9._-]+", "-", root.name.lower()).replace("..", ".").strip("-._")[:128]
     values = {"project": slug or "project"} | values | {"root": root}
@@ -225,19 +225,6 @@ def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[s
         alone, missing = ("tls_cert", "tls_key") if settings.tls_cert else ("tls_key", "tls_cert")
         raise StartError(f"{settings.where(alone)}: needs {flag_of(missing)} beside it")
     return settings
-
-
-def read_settings_files(root: Path) -> dict[str, tuple[str, Any, Path]]:
-    """By option (where it is set, value, folder of relative paths), from pyproject.toml and cco.toml, which wins."""
-    given: dict[str, tuple[str, Any, Path]] = {}
-    known = [name.replace("_", "-") for name in option_table() if name != "root"]
-    for file in ("pyproject.toml", "cco.toml"):
-        for key, (where, value) in settings_class().read_file(root / file).items():
-            if key.replace("_", "-") not in known:
-                absent = f"{meant(key, known) or ';'} {ABSENT}" if settings_class() is Settings else meant(key, known)
-                raise StartError(f"{where}: unknown option{absent}")
-            given[key.replace("-", "_")] = where, value, root
-    return given
 
 
 def read_option(name: str, where: str, value: Any, folder: Path | None = None) -> Any:
@@ -1793,7 +1780,7 @@ class AgentTypes:
         category = self.categories.get(agent_type)
         if category and (people or not CATEGORIES[category].people):
             return category
-        unknown = f"Unknown agent type {agent_type}{meant(agent_type, self.categories)}"
+        unknown = f"Unknown agent type {agent_type}{did_you_mean(agent_type, sorted(self.categories))}"
         problem = f"The type {agent_type} is for people: no agent has it" if category else unknown
         raise ApiError("AGT_002", problem, status=status, details={"path": "agent_type"})
 
@@ -4879,12 +4866,6 @@ def write_file(path: Path, content: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-
-
-def meant(word: str, names: Iterable[str]) -> str:
-    """The end of a message that refuses ``word``: the nearest name, else all names where they are fewer than ten."""
-    names = sorted(names)
-    return did_you_mean(word, names) or (f"; there are {', '.join(names)}" if len(names) < 10 else "")
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:

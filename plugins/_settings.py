@@ -1,4 +1,4 @@
-"""The options that only plugins read, and settings files read with care: their size and depth have bounds, and each
+"""The options that only plugins read, and settings files, read with care: their size and depth have bounds, and each
 problem is told with its line.
 """
 
@@ -16,10 +16,12 @@ from cco_sidecar import (
     MB,
     Settings,
     StartError,
+    did_you_mean,
     is_identifier,
     log,
     one_line,
     option,
+    option_table,
     read_bool,
     read_choice,
     read_command,
@@ -170,21 +172,34 @@ class PluginSettings(Settings):
         return tuple(command for kind in ("*", agent_type) for command in self.agent_may.get(kind, ()))
 
     @classmethod
-    def read_file(cls, path: Path) -> dict[str, tuple[str, Any]]:
-        try:
-            text, table = tables(path)
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, RecursionError, AttributeError) as error:
-            line = re.search(r"\(at line (\d+),", str(error))
-            problem = f"{path.name}{f':{line[1]}' if line else ''}: {one_line(error)}"
-            if path.name == "cco.toml":
-                raise StartError(problem) from None
-            log.warning("%s: it is not read for settings", problem)  # the project's own file, not ours to judge
-            return {}
-        if not isinstance(table, dict):
-            raise StartError(f"{path.name}:{line_of('cco-sidecar', text)}: tool.cco-sidecar must be a table")
-        return {key: (f"{path.name}:{line_of(key, text)}: {key}", value) for key, value in table.items()}
+    def read_files(cls, root: Path) -> dict[str, tuple[str, Any, Path]]:
+        """By option (where it is set, value, root), from pyproject.toml and cco.toml, which wins. Raises StartError."""
+        given: dict[str, tuple[str, Any, Path]] = {}
+        known = sorted(name.replace("_", "-") for name in option_table() if name != "root")
+        for file in ("pyproject.toml", "cco.toml"):
+            for key, (where, value) in read_file(root / file).items():
+                if key.replace("_", "-") not in known:
+                    raise StartError(f"{where}: unknown option{did_you_mean(key, known)}")
+                given[key.replace("-", "_")] = where, value, root
+        return given
+
+
+def read_file(path: Path) -> dict[str, tuple[str, Any]]:
+    """(where it is set, value) by key of our table in a settings file, {} without a file. Raises StartError."""
+    try:
+        text, table = tables(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        line = re.search(r"\(at line (\d+),", str(error))
+        problem = f"{path.name}{f':{line[1]}' if line else ''}: {one_line(error)}"
+        if path.name == "cco.toml":
+            raise StartError(problem) from None
+        log.warning("%s: it is not read for settings", problem)  # the project's own file, not ours to judge
+        return {}
+    if not isinstance(table, dict):
+        raise StartError(f"{path.name}:{line_of('cco-sidecar', text)}: tool.cco-sidecar must be a table")
+    return {key: (f"{path.name}:{line_of(key, text)}: {key}", value) for key, value in table.items()}
 
 
 def tables(path: Path) -> tuple[str, Any]:

@@ -991,14 +991,41 @@ def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the
     ("token --type", "--type: expected one argument"), ("--port", "--port: expected one argument"), ("--port x", "--port: 'x' must be"),
     ("token --type qa-enginer", "--type: Unknown agent type qa-enginer, did you mean qa-engineer?"),
     ("token --type qa-engineer --issue ../x", "--issue: '../x' must match"),
-    ("serve x", "unrecognized arguments: x"), ("\x1b[2J", " [2J: no such command"), ("", ""),
+    ("serve x", "unrecognized arguments: x"), ("\x1b[2J", " [2J: no such command"),
 ])  # fmt: skip
 def test_wrong_use_of_the_file_alone_is_one_line(repository: Path, alone: Path, words: str, said: str) -> None:
-    if not words:
-        (repository / "cco.toml").write_text("agent-may = 'pytest'")
-        words = "token --type qa-engineer"
-        said = "cco.toml: agent-may: unknown option, did you mean agent-command? is plugins/ beside cco_sidecar.py?"
     assert refusal(run(*words.split(), cwd=repository, module=alone)).startswith(f"cco: {said}")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "refused"),
+    [
+        ("cco.toml", "tls-cert = 'cert.pem'\n", True),
+        ("cco.toml", "", True),
+        ("pyproject.toml", "\ufeff[tool.cco-sidecar]\nport = 5\n", True),
+        ("pyproject.toml", "[project]\nname = 'x'\n\n[tool.\"cco-sidecar\".agent-types]\nx = 'qa'\n", True),
+        ("pyproject.toml", "[tool]\ncco-sidecar = {port = 5}\n", True),
+        ("pyproject.toml", "tool.cco-sidecar.port = 5\n", True),
+        ("pyproject.toml", "[project]\nname = 'cco-sidecar'\ndependencies = [\n  'cco-sidecar']\n", False),
+        (
+            "pyproject.toml",
+            "# [tool.cco-sidecar]\n[tool.cco-sidecar-x]\n[project.scripts]\ncco-sidecar = 'x:y'\n",
+            False,
+        ),
+        ("pyproject.toml", "\udcff[", False),
+    ],
+    ids=ascii,
+)
+def test_the_file_alone_refuses_to_pass_over_a_settings_file(
+    repository: Path, tmp_path: Path, alone: Path, file: str, content: str, refused: bool
+) -> None:
+    (repository / file).write_text(content, errors="surrogateescape")
+    ended = run("token", "--type", "qa-engineer", cwd=repository, module=alone, XDG_STATE_HOME=str(tmp_path / "state"))
+    if refused:
+        said = f"cco: {file}: settings files are not read; is plugins/ beside cco_sidecar.py?"
+        assert ended.returncode == 2 and refusal(ended).startswith(said)
+    else:
+        assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_commands_of_a_folder_of_plugins_need_the_bundled_ones(repository: Path, tmp_path: Path, alone: Path) -> None:

@@ -34,7 +34,6 @@ from cco_sidecar import (
     harmless,
     hookimpl,
     lock_file,
-    meant,
     one_line,
     own_command,
     prepare_storage_folder,
@@ -47,7 +46,7 @@ from cco_sidecar_plugins.commands import _edits
 from cco_sidecar_plugins.commands._edits import APPENDED, Addition, NotEditable
 from cco_sidecar_plugins.commands._mcp_bridge import SESSION, command_mcp
 from cco_sidecar_plugins.commands._running import running_settings
-from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, meant
 from cco_sidecar_plugins.context._git_facts import git_prefix
 
 NAME = "cco"  # of the server in programs' settings

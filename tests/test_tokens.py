@@ -16,7 +16,19 @@ from typing import Any
 import jwt
 import pytest
 import requests
-from conftest import ALL, MODULE, PROJECT, Client, Service, clean_environment, described, every_route, served, until
+from conftest import (
+    ALL,
+    MODULE,
+    PROJECT,
+    ROOT,
+    Client,
+    Service,
+    clean_environment,
+    described,
+    every_route,
+    served,
+    until,
+)
 
 import cco_sidecar
 
@@ -450,10 +462,23 @@ def test_a_tokens_own_list_only_narrows(setup: str, service: Service, own: list[
 
 def test_every_built_in_type_has_a_category_with_a_row_here() -> None:
     assert set(cco_sidecar.AGENT_TYPES) == set(CATEGORY_TYPES) == set(GRANTED)
-    names = [name for names in cco_sidecar.AGENT_TYPES.values() for name in names.split()]
-    assert len(names) == len(set(names)) >= 100
     for category, examples in CATEGORY_TYPES.items():
         assert set(examples) <= set(cco_sidecar.AGENT_TYPES[category].split())
+
+
+def test_no_agent_type_is_named_twice_and_the_plugin_specialists_brings_them_to_a_hundred() -> None:
+    more = cco_sidecar.import_file(ROOT / "plugins/agents/specialists.py").register_agent_types()
+    names = [name for names in cco_sidecar.AGENT_TYPES.values() for name in names.split()]
+    assert len([*names, *more]) == len({*names, *more}) >= 100
+    assert set(more.values()) <= set(GRANTED) and more["devops-engineer"] == "coding"
+
+
+@pytest.mark.needs_plugin("agents/specialists adds them")
+def test_a_type_of_the_plugin_specialists_may_do_what_its_category_may(service: Service) -> None:
+    assert (
+        service.client("devops-engineer").post("/api/results", result(agent_type="devops-engineer")).status_code == 201
+    )
+    assert lacking(service.client("ux-designer").post("/api/results", result(agent_type="ux-designer")))
 
 
 # -- bound tokens and tokens for one issue

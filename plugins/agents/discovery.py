@@ -21,7 +21,6 @@ import msgspec
 from msgspec import Struct
 
 from cco_sidecar import (
-    AGENT_TYPES,
     AgentCommand,
     AgentLaunch,
     NextAgent,
@@ -39,6 +38,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins._hooks import only_where
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import launchers
+from cco_sidecar_plugins.agents._agent_types import BUILT_IN
 from cco_sidecar_plugins.agents._front_matter import read_front_matter
 
 LIMIT = 64 * 1024  # bytes of a file
@@ -92,7 +92,6 @@ LANGUAGES = {language: frozenset(words.split()) for language, words in LANGUAGE_
 OF_NAMES_ALONE = frozenset(
     "go c swift spring express node phoenix document build fix code manager".split()
 )  # else English
-BUILT_IN = {name: category for category, names in AGENT_TYPES.items() for name in names.split()}
 
 
 class UserAgent(Struct, frozen=True, kw_only=True):

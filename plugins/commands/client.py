@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from cco_sidecar import (
-    AGENT_TYPES,
     CATEGORIES,
     GOOD,
     IDENTIFIER,
@@ -34,6 +33,7 @@ from cco_sidecar import (
     settings_from,
 )
 from cco_sidecar_plugins._program import escape_unencodable
+from cco_sidecar_plugins.agents._agent_types import BUILT_IN
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
 from cco_sidecar_plugins.commands._client_view import explain, print_event, random_part, show_context, show_list
 from cco_sidecar_plugins.commands._printing import show
@@ -362,9 +362,7 @@ def command_agent_kill(options: argparse.Namespace) -> int:
 def command_agent_types(options: argparse.Namespace) -> int:
     settings = settings_from(options)
     types = AgentTypes(load_hooks(settings), settings).categories
-    sources = dict.fromkeys(" ".join(AGENT_TYPES.values()).split(), "built in") | dict.fromkeys(
-        settings.agent_types, "settings"
-    )
+    sources = dict.fromkeys(BUILT_IN, "built in") | dict.fromkeys(settings.agent_types, "settings")
     with contextlib.suppress(ImportError):  # its file may be gone
         discovery = importlib.import_module("cco_sidecar_plugins.agents.discovery")
         sources |= {name: agent.place for name, agent in discovery.discover(settings.root).agents.items()}

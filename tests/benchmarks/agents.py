@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from cco_sidecar import AGENT_TYPES, CATEGORIES, PUBLISH, WRITE
+from cco_sidecar import CATEGORIES, PUBLISH, WRITE, import_file
 from tests.benchmarks import Row, percentile, row
 from tests.benchmarks.events import parked
-from tests.benchmarks.servers import EVENT, Sidecar, running_sidecar
+from tests.benchmarks.servers import EVENT, ROOT, Sidecar, running_sidecar
 from tests.benchmarks.throughput import RESULT
 from tests.benchmarks.trees import make_tree
 from tests.benchmarks.wire import Wire, close, connect, request_bytes, run
 
-TYPES = {name: category for category, names in AGENT_TYPES.items() for name in names.split()}
+TYPES = import_file(ROOT / "plugins/agents/_agent_types.py").BUILT_IN
 
 
 def rows(quick: bool) -> Iterator[Row]:

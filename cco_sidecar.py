@@ -837,8 +837,6 @@ class Sidecar:
         self.started = time.time()
         self.open_requests = 0
         self.process = psutil.Process()
-        self._checks: asyncio.Future[dict[str, Any]] | None = None
-        self.checked_until = 0.0  # monotonic; then it is measured anew
 
     async def __aenter__(self) -> Sidecar:
         settings = self.settings
@@ -893,41 +891,6 @@ class Sidecar:
         url = f"http{'s' * bool(settings.tls_cert)}://{f'[{host}]' if ':' in host else host}:{self.port}"
         root, started = clean_text(str(settings.root)), iso(self.started)
         self.info = SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
-
-    async def checks(self) -> dict[str, Any]:
-        """What ``/health`` measures. Callers share it, for a quarter of a second where all was well."""
-        now = time.monotonic()
-        if self._checks is None or (self._checks.done() and now > self.checked_until):
-            self.checked_until, self._checks = now + 0.25, asyncio.ensure_future(self._check())
-        return self._checks.result() if self._checks.done() else await asyncio.shield(self._checks)
-
-    async def _check(self) -> dict[str, Any]:
-        """Measured anew: whether a write and a file can be made, whether an event wakes a waiter, and figures."""
-        storage = bus = "healthy"
-        try:
-            async with asyncio.timeout(2):
-                await self.storage.write(self.results.probe)
-        except (StorageError, OSError, TimeoutError) as error:
-            storage = f"unhealthy: {one_line(error) or self.storage.SLOW}"
-            bus = "unhealthy: storage does not take events"
-        else:
-            if not await self.bus.round_trip():
-                bus = "unhealthy: a waiter did not wake within 2 s"
-        if storage != bus:
-            self.checked_until = 0.0
-        waiting = free = 0
-        with contextlib.suppress(StorageError, OSError):  # the checks say why
-            free = shutil.disk_usage(self.settings.storage).free
-            waiting = self.storage.read.undelivered(self.settings.project)
-        return {
-            "storage": storage,
-            "event_bus": bus,
-            "memory_usage_mb": round(self.process.memory_info().rss / MB, 1),
-            "cpu_usage_percent": self.process.cpu_percent(),
-            "active_agents": 0,  # GetHealth counts them at each request; this keeps their place
-            "event_queue_size": waiting,
-            "disk_space_available_mb": free // MB,
-        }
 
 
 def listening(host: str, last: int, port: int) -> list[socket.socket]:
@@ -1431,7 +1394,6 @@ class Endpoint(Handler):
             return ApiError(self.failure)
         reason = "no answer in time"
         if isinstance(error, StorageError):
-            self.sidecar.checked_until = 0.0
             reason = f"the storage cannot be used ({storage_fault(error)})"
         log.error("%s %s: %s: %s", self.request_id, type(self).__name__, reason, one_line(error))
         wait = getattr(error, "retry_after", None)
@@ -1703,16 +1665,15 @@ class ClearCache(Endpoint):
 
 
 class GetHealth(Endpoint):
-    """Whether the service works, measured at most a quarter of a second ago; 503 when it does not."""
+    """Whether the service works, measured anew; 503 when it does not."""
 
     public = True
     ANSWER_SECONDS = None  # each check has its own
 
     async def respond(self) -> dict[str, Any]:
-        sidecar, checks = self.sidecar, await self.sidecar.checks()
+        sidecar, checks = self.sidecar, await self.checks()
         healthy = checks["storage"] == checks["event_bus"] == "healthy"
         self.set_status(200 if healthy else 503)
-        more = {"active_agents": len(sidecar.agents.active), "watching": sidecar.contexts.project.watching}
         return {
             "status": "healthy" if healthy else "unhealthy",
             "service": "orchestration-sidecar",
@@ -1720,8 +1681,35 @@ class GetHealth(Endpoint):
             "uptime_seconds": int(time.time() - sidecar.started),
             "project_id": sidecar.settings.project,
             "instance_id": sidecar.info.instance_id,
-            "checks": checks | more,
+            "checks": checks,
             "timestamp": iso(),
+        }
+
+    async def checks(self) -> dict[str, Any]:
+        """Whether a write and a file can be made, whether an event wakes a waiter, and figures."""
+        sidecar, storage, bus = self.sidecar, "healthy", "healthy"
+        try:
+            async with asyncio.timeout(2):
+                await sidecar.storage.write(sidecar.results.probe)
+        except (StorageError, OSError, TimeoutError) as error:
+            storage = f"unhealthy: {one_line(error) or sidecar.storage.SLOW}"
+            bus = "unhealthy: storage does not take events"
+        else:
+            if not await sidecar.bus.round_trip():
+                bus = "unhealthy: a waiter did not wake within 2 s"
+        waiting = free = 0
+        with contextlib.suppress(StorageError, OSError):  # the checks say why
+            free = shutil.disk_usage(sidecar.settings.storage).free
+            waiting = sidecar.storage.read.undelivered(sidecar.settings.project)
+        return {
+            "storage": storage,
+            "event_bus": bus,
+            "memory_usage_mb": round(sidecar.process.memory_info().rss / MB, 1),
+            "cpu_usage_percent": sidecar.process.cpu_percent(),
+            "active_agents": len(sidecar.agents.active),
+            "event_queue_size": waiting,
+            "disk_space_available_mb": free // MB,
+            "watching": sidecar.contexts.project.watching,
         }
 
 

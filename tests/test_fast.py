@@ -303,6 +303,30 @@ def test_an_endpoint_that_somebody_else_derives_is_served_in_a_task() -> None:
     assert (ours.in_place, theirs.in_place, other.in_place) == (True, False, False)  # type: ignore[attr-defined]
 
 
+def test_what_health_measures_is_shared_while_all_is_well() -> None:
+    measured: list[str] = []
+
+    async def measure() -> dict[str, Any]:
+        measured.append(state)
+        await asyncio.sleep(0)
+        return {"storage": state, "event_bus": "healthy"}
+
+    async def ask(shared: Any) -> int:
+        measured.clear()
+        answers = await asyncio.gather(*(shared.get(measure) for _ in range(3)), return_exceptions=True)
+        assert [answer["storage"] for answer in [*answers, await shared.get(measure)]] == [state] * 4
+        return len(measured)
+
+    async def all_of_them(shared: Any) -> list[int]:
+        nonlocal state
+        well = [await ask(shared), await ask(shared)]
+        shared.until, state = 0.0, "unhealthy: full"
+        return [*well, await ask(shared)]
+
+    state = "healthy"
+    assert asyncio.run(all_of_them(plugin("ready").SharedChecks())) == [1, 0, 2]
+
+
 @pytest.mark.parametrize("step", [1, 7, 10_000])
 def test_chunks_are_the_same_however_they_are_cut(step: int) -> None:
     data = b'3\r\nabc\r\nA ;x="y"\r\n0123456789\r\n0\r\nX: 1\r\nY: 2\r\n\r\nGET /'

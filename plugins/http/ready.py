@@ -1,21 +1,24 @@
 """Answers what is known without a task and a time-out of its own: ``/health`` and contexts that are cached, or that the
 client has already. Requests and whole answers go around what Tornado does for what no endpoint here has.
 
-The first step of an endpoint's coroutine is made in place; what waits there goes on in a task, as always.
+The first step of an endpoint's coroutine is made in place; what waits there goes on in a task, as always. What
+``/health`` measures is shared by all who ask, for a quarter of a second where all was well.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import time
 import typing
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ClassVar
 
 import msgspec
 from tornado import httputil, web
 
-from cco_sidecar import ApiError, Application, Endpoint, GetContext, GetHealth, Server, hookimpl
+import cco_sidecar
+from cco_sidecar import ApiError, Application, Endpoint, GetContext, Route, Server, StorageError, hookimpl
 from cco_sidecar_plugins._steps import begin, go_on
 from cco_sidecar_plugins.http._short_way import ShortAnswer, ShortRequest
 
@@ -24,7 +27,13 @@ from cco_sidecar_plugins.http._short_way import ShortAnswer, ShortRequest
 def part_class(base: type) -> type | None:
     if issubclass(base, Server):
         return type("ReadyServer", (ReadyServer, base), {})
-    return type("ReadyEndpoint", (ReadyEndpoint, base), {}) if issubclass(base, Endpoint) else None
+    facts = {"shared": SharedChecks()}  # of this service
+    return type("ReadyEndpoint", (ReadyEndpoint, base), facts) if issubclass(base, Endpoint) else None
+
+
+@hookimpl
+def register_routes() -> list[Route]:
+    return [Route("GET", "/health", GetHealth)]
 
 
 class ReadyServer(Server):
@@ -98,6 +107,7 @@ class ReadyEndpoint(ShortAnswer):
 
     OURS = frozenset(kind.__module__.partition(".")[0] for kind in (object, web.RequestHandler, Endpoint, ShortAnswer))
 
+    shared: ClassVar[SharedChecks]
     in_place: ClassVar[bool] = False  # may be answered so: what it waits for is often there
     asked = False  # path and query are known
     content: bytes | None = None  # the answer
@@ -106,7 +116,7 @@ class ReadyEndpoint(ShortAnswer):
     def __init_subclass__(cls) -> None:
         """What somebody else's plugin changes of an endpoint may need a task."""
         ours = all(kind.__module__.partition(".")[0] in cls.OURS for kind in cls.__mro__)
-        cls.in_place = ours and getattr(cls, "respond", None) in (GetHealth.respond, GetContext.respond)
+        cls.in_place = ours and getattr(cls, "respond", None) in (cco_sidecar.GetHealth.respond, GetContext.respond)
 
     def answered(self, values: list[bytes]) -> bool:
         """Whether the request is answered; else it is served in a task, which goes on with what was begun here."""
@@ -170,6 +180,42 @@ class ReadyEndpoint(ShortAnswer):
     async def _answer(self, path: tuple[str, ...]) -> None:
         content, self.content = self.content, None
         await (super()._answer(path) if content is None else self.send(content))
+
+    def _unexpected(self, error: Exception) -> ApiError:
+        if isinstance(error, StorageError):
+            self.shared.until = 0.0
+        return super()._unexpected(error)
+
+
+class GetHealth(cco_sidecar.GetHealth):
+    """Whether the service works, measured at most a quarter of a second ago; 503 when it does not."""
+
+    shared: SharedChecks
+
+    async def checks(self) -> dict[str, Any]:
+        """What is counted and not measured is as it is now."""
+        measured, sidecar = await self.shared.get(super().checks), self.sidecar
+        return measured | {"active_agents": len(sidecar.agents.active), "watching": sidecar.contexts.project.watching}
+
+
+class SharedChecks:
+    """What ``/health`` measured last, or is measuring."""
+
+    def __init__(self) -> None:
+        self._checks: asyncio.Future[dict[str, Any]] | None = None
+        self.until = 0.0  # monotonic; then it is measured anew
+
+    async def get(self, measure: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> dict[str, Any]:
+        now = time.monotonic()
+        if self._checks is None or (self._checks.done() and now > self.until):
+            self.until, self._checks = now + 0.25, asyncio.ensure_future(self._measured(measure))
+        return self._checks.result() if self._checks.done() else await asyncio.shield(self._checks)
+
+    async def _measured(self, measure: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> dict[str, Any]:
+        checks = await measure()
+        if not checks["storage"] == checks["event_bus"] == "healthy":
+            self.until = 0.0
+        return checks
 
 
 UNFINISHED = object()

@@ -48,7 +48,6 @@ import asyncio
 import bisect
 import collections
 import contextlib
-import contextvars
 import dataclasses
 import errno
 import fnmatch
@@ -601,9 +600,9 @@ class Parts:
         """A class derived from ``base``, or None where you leave that part as it is: asked at the start, before there
         are the storage's folder and an event loop. StartError ends the program, other errors leave the part as it is.
         ``base`` is one of these, whose docstrings have the promises, or what the plugin before yours made of it:
-        Storage, Server, Endpoint, Tokens, EventBus, Contexts, Project, Agents, Launcher or Processes. Endpoint stands
-        behind every endpoint: its ``work`` gives each answer, its ``send`` gets the bytes, its ``finished`` hears of
-        each request.
+        Storage, Records, Server, Endpoint, Tokens, EventBus, Contexts, Project, Agents, Launcher or Processes. Endpoint
+        stands behind every endpoint: its ``work`` gives each answer, its ``send`` gets the bytes, its ``finished``
+        hears of each request.
         """
 
 
@@ -823,7 +822,7 @@ class Sidecar:
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
         self.hooks = hooks
-        self.storage: Storage = hooks.part(Storage, settings)(settings)
+        self.storage: Storage = hooks.part(Storage, settings)(settings, hooks.part(Records, settings))
         self.agent_types = AgentTypes(hooks, settings)
         self.metrics = Metrics()
         self.tokens = hooks.part(Tokens, settings)(settings, self.agent_types, self.storage)
@@ -1954,7 +1953,7 @@ PAGE_BYTES = 8 * MB  # a list, or the answer to a poll, ends before it gets larg
 
 
 class Storage:
-    """Everything that outlives the service: events and positions, results, agents, revoked tokens, idempotency keys.
+    """Everything that outlives the service: events and positions, results, agents, revoked tokens.
 
     This class and ``Records`` are the whole interface, and no other part speaks SQL; a plugin may put another storage
     in their place (``part_class``). What the other parts rely on:
@@ -1978,15 +1977,14 @@ class Storage:
     SWEEP_SECONDS = 2.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
-    KEPT_ANSWERS = 86_400.0  # seconds
     SLOW = "no answer within 2 s"  # what /health says of a write that takes longer
 
     read: Records  # for the loop alone
     epoch: str
     head: int  # the newest event that was told
 
-    def __init__(self, settings: Settings) -> None:
-        self.path, self._settings = settings.storage / self.FILE, settings
+    def __init__(self, settings: Settings, records: type[Records]) -> None:
+        self.path, self._settings, self._records = settings.storage / self.FILE, settings, records
         self.place, self.files = str(settings.storage), ResultFiles(settings.storage / "results")  # place: for people
         self.observer: Callable[[NewEvent, int], None] = lambda event, seq: None
         self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
@@ -1997,8 +1995,8 @@ class Storage:
     def start(self) -> None:
         """Open, or make, the database. Raises StartError where it is newer than this program, or damaged. Blocks."""
         try:
-            self._writer = open_database(self.path)
-            self.read = Records(connect_database(self.path, read_only=True))
+            self._writer = self._records(open_database(self.path))
+            self.read = self._records(connect_database(self.path, read_only=True))
         except sqlite3.Error as error:
             raise StartError(f"the storage {self.path} cannot be opened: {error}; it is left as it is", 1) from None
         self.epoch, self.head = str(self.read.meta("epoch")), self.read.head()
@@ -2007,8 +2005,9 @@ class Storage:
         self._thread.start()
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
 
-    def write(self, job: Job) -> asyncio.Future[Any]:
+    def write(self, job: Job, *, answers: bool = False) -> asyncio.Future[Any]:
         """The result of ``job``, once its transaction is on disk. On the loop; jobs run in the order of the calls.
+        ``answers`` says that it is the answer to the request at hand, which plugins may want to keep.
 
         Raises what the job raised, or StorageError. Cancelling the wait does not undo the write.
         """
@@ -2055,14 +2054,13 @@ class Storage:
 
     def _run(self) -> None:
         """The writer thread: jobs that wait at the same time share one transaction and one fsync."""
-        records = Records(self._writer)
         while True:
             batch = [self._queue.get()]
             with contextlib.suppress(queue.Empty):
                 while len(batch) < self.MAX_BATCH:
                     batch.append(self._queue.get_nowait())
             if writes := [write for write in batch if write is not None]:
-                outcomes, events = self.commit(records, [job for job, _ in writes])
+                outcomes, events = self.commit(self._writer, [job for job, _ in writes])
                 with contextlib.suppress(RuntimeError):  # the loop is gone: nobody is left to be told
                     self._loop.call_soon_threadsafe(self._answer, writes, outcomes, events)
             if len(writes) < len(batch):
@@ -2114,7 +2112,7 @@ class Storage:
             await asyncio.sleep(self.SWEEP_SECONDS)
 
     async def sweep(self) -> None:
-        """Expiry, retention and old idempotency keys, in steps that hold the writer for a few milliseconds."""
+        """Expiry and retention, in steps that hold the writer for a few milliseconds."""
         while await self.write(self._sweep):
             await asyncio.sleep(0.005)
 
@@ -2126,13 +2124,7 @@ class Storage:
         records.remove_events([*expired, *outlived], self.DEAD_LETTERS)
         if outlived:
             records.set_meta("floor", str(outlived[-1]))
-        forgotten = records.forget_old(now - self.KEPT_ANSWERS, limit)
-        return bool(outlived) or limit in (len(expired), forgotten)
-
-
-# Makes of a job, whose result is the answer to the request at hand, one that also keeps it for repeats of the request.
-# The plugin repeats sets it; alone a job stays as it is.
-ANSWERING = contextvars.ContextVar[Callable[[Job], Job]]("ANSWERING", default=lambda job: job)
+        return bool(outlived) or len(expired) == limit
 
 
 def storage_fault(error: StorageError) -> str:
@@ -2171,15 +2163,13 @@ def modify(sql: str) -> Callable[..., int]:
 # parts that statements of Records have in common
 COUNTED = "select cast(value as int) from meta where name = "  # a number that the schema's triggers keep
 CHOSEN = "seq in (select value from json_each(?))"
-KEY = "project, subject, endpoint, key"
-READER = "project, subject, type, filter"
 MINE = "from result where project = ? and issue = ?"
 SPAWNED = "from agent where project = ?"
 
 
 class Records:
-    """All that is kept: small facts by name, events and readers' positions, results, agents, revoked subjects, first
-    answers. Over one connection: the writer thread's, or the loop's for reading. Raises StorageError.
+    """All that is kept: small facts by name, events and readers' positions, results, agents, revoked subjects. Over one
+    connection: the writer thread's, or the loop's for reading. Raises StorageError.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -2221,7 +2211,6 @@ class Records:
 
     head = select_value("select seq from sqlite_sequence where name = 'event'", 0)  # the newest number
     floor = select_value(f"{COUNTED} 'floor'", 0)  # retention has removed events up to here
-    created_from = select_value("select created from event where seq >= ? order by seq limit 1", math.inf)
     count_published = select_value(f"{COUNTED} 'published:' || ?", 0)
     count_delivered = select_value(f"{COUNTED} 'deliveries'", 0)
     undelivered = select_value(f"{COUNTED} 'undelivered:' || ?", 0)  # expired ones until the next sweep
@@ -2282,12 +2271,8 @@ class Records:
         "select seq from position where project = ? and subject = ? and type = ? and filter = ?", -1
     )
     move_position = modify(
-        f"insert into position ({READER}, seq, moved) values (?, ?, ?, ?, ?, now())"
+        "insert into position (project, subject, type, filter, seq, moved) values (?, ?, ?, ?, ?, now())"
         " on conflict do update set seq = max(seq, excluded.seq), moved = excluded.moved"
-    )
-    forget_positions = modify(
-        f"delete from position where ({READER}) in"
-        f" (select {READER} from position where moved < ? order by moved limit ?)"
     )
 
     # -- results: ``body`` is the whole record as JSON, ``output`` what later agents see of it, also as JSON
@@ -2375,21 +2360,10 @@ class Records:
         where = "where project = ? and state in ('starting', 'running') order by seq"
         return list(map(agent_row, self.rows(f"{self.AGENTS} {where}", project)))
 
-    # -- revoked subjects, and the first answers to requests with an Idempotency-Key
+    # -- revoked subjects
 
     revoke = modify("insert or ignore into revoked (project, subject, since) values (?, ?, now())")
     revoked = select_column("select subject from revoked where project = ?")
-    remember = modify(
-        f"insert or replace into idempotency ({KEY}, digest, answer, made) values (?, ?, ?, ?, ?, ?, now())"
-    )
-    forget = modify("delete from idempotency where project = ? and subject = ? and endpoint = ? and key = ?")
-    forget_old = modify(
-        f"delete from idempotency where ({KEY}) in (select {KEY} from idempotency where made < ? order by made limit ?)"
-    )
-    recall = select_row(
-        "select digest, answer from idempotency"
-        " where project = ? and subject = ? and endpoint = ? and key = ? and made > ?"
-    )
 
 
 def agent_row(row: Row) -> dict[str, Any]:
@@ -2449,12 +2423,6 @@ create table if not exists agent_outcome (agent text primary key, outcome text n
 
 create table if not exists revoked (
   project text not null, subject text not null, since real not null, primary key (project, subject)) without rowid;
-
-create table if not exists idempotency (
-  project text not null, subject text not null, endpoint text not null, key text not null,
-  digest text not null, answer blob not null, made real not null,
-  primary key (project, subject, endpoint, key)) without rowid;
-create index if not exists idempotency_by_age on idempotency (made);
 
 -- what is kept as a number in meta; results are counted anew at each start
 create trigger if not exists event_stored after insert on event begin
@@ -2601,7 +2569,7 @@ class Results:
                 "next_agents": proposals, "event_published": True, "event_id": event_id, "timestamp": iso(now),
             }  # fmt: skip
 
-        return self._storage.write(ANSWERING.get()(insert))
+        return self._storage.write(insert, answers=True)
 
     def _history(self, records: Records, issue: tuple[str, str]) -> list[ResultFact]:
         """The issue's results, remembered by the writer thread as long as the last one is what the database has."""
@@ -2779,7 +2747,7 @@ class EventBus:
                 "event_id": event_id, "published": True, "subscribers_notified": [], "subscriber_count": 0, **facts
             }  # fmt: skip
 
-        answer: dict[str, Any] = await self._storage.write(ANSWERING.get()(insert))
+        answer: dict[str, Any] = await self._storage.write(insert, answers=True)
         return answer | {"subscribers_notified": list(event.woken), "subscriber_count": len(event.woken)}
 
     def event_id(self, seq: int) -> str:
@@ -3766,7 +3734,7 @@ class Agents:
         running = self.active[row["id"]] = Running(row, self._folder / row["id"], asyncio.current_task())
         try:
             files = await self.launcher.files(running, body)
-            answer: dict[str, Any] = await self.storage.write(ANSWERING.get()(begin))
+            answer: dict[str, Any] = await self.storage.write(begin, answers=True)
             running.token = self.launcher.token(row)
             command = await self.launcher.command(running, files, asked)
             await self.processes.start(running, command)

@@ -30,7 +30,6 @@ from conftest import MODULE, PROJECT, Client, Service, clean_environment, make_r
 
 import cco_sidecar
 from cco_sidecar import (
-    ANSWERING,
     Claims,
     HangUp,
     Hooks,
@@ -61,7 +60,8 @@ def opened(tmp_path: Path) -> Storage:
     (tmp_path / "root").mkdir(exist_ok=True)
     (tmp_path / "state").mkdir(exist_ok=True)
     settings = load_settings({"root": str(tmp_path / "root"), "storage": str(tmp_path / "state")}, {})
-    storage: Storage = plugin("guard").part_class(Storage)(settings)
+    classes = (plugin("repeats").part_class(plugin("guard").part_class(base)) for base in (Storage, Records))
+    storage: Storage = next(classes)(settings, next(classes))
     return storage
 
 
@@ -818,7 +818,9 @@ def test_of_results_that_are_committed_together_the_last_one_of_each_type_is_wri
 
 
 def test_the_log_of_many_sidecars_knows_each_method_that_changes_something() -> None:
-    methods = {name: inspect.getsource(method) for name, method in vars(Records).items() if inspect.isfunction(method)}
+    classes = (Records, plugin("guard").ForgettingRecords, plugin("repeats").AnswerRecords)
+    found = [item for each in classes for item in vars(each).items()]
+    methods = {name: inspect.getsource(method) for name, method in found if inspect.isfunction(method)}
     changing = {name for name, source in methods.items() if re.search(r"self\.(change|insert)\(", source)}
     assert changing == set(plugin("_replica").CHANGING)
 
@@ -833,7 +835,7 @@ def test_what_another_service_has_done_meanwhile_is_not_done_again(tmp_path: Pat
             if elsewhere:
                 there = IdempotencyTicket(storage, claims, "POST /x", "key", b"body")
                 await storage.write(lambda records: there._remember(records, {"found": "there"}))
-            return await storage.write(ANSWERING.get()(lambda records: {"found": found}))
+            return await storage.write(lambda records: {"found": found}, answers=True)
 
         tickets = [IdempotencyTicket(storage, claims, "POST /x", key, b"body") for key in ("key", "key", "other")]
         done = [await tickets[0].once(functools.partial(work, "here", elsewhere=True))]

@@ -32,6 +32,7 @@ from cco_sidecar import (
     redact,
 )
 from cco_sidecar_plugins.events.event_list import read_moment
+from cco_sidecar_plugins.storage._pages import created_from
 
 ASKED = ("approval_wanted", "question_asked")
 ANSWERED = {"approval_answered": "approval_wanted", "question_answered": "question_asked"}
@@ -150,7 +151,7 @@ class Timeline:
         self._read, self._project, self._issue = read, settings.project, issue
         self._approvals, self._event_id, self._now = approvals, event_id, time.time()
         floor = read.floor()
-        oldest = read.created_from(floor + 1) if floor else 0.0
+        oldest = created_from(read, floor + 1) if floor else 0.0
         # What is older than this is no longer in the log for certain, what is younger is.
         self._retained = max(oldest, self._now - min(LIFE, settings.event_retention))
         types = "select id, type from agent where project = ? and issue = ?"

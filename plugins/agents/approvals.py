@@ -36,7 +36,6 @@ import msgspec
 from msgspec import Meta, Struct
 
 from cco_sidecar import (
-    ANSWERING,
     PUBLISH,
     READ,
     SPAWN,
@@ -284,7 +283,7 @@ class Approvals:
         async with self._asking:
             self._read_on()
             self._check_room(claims.sub)
-            stored: Approval = await self._storage.write(ANSWERING.get()(insert))
+            stored: Approval = await self._storage.write(insert, answers=True)
         return self.find(stored.approval_id).seen()
 
     def _check_room(self, subject: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import sqlite3
 import time
@@ -16,7 +15,7 @@ from cco_sidecar import NewEvent, Records, StorageError, one_line
 FORMAT = 2  # of an entry: a newer sidecar's is not read
 LOCAL = ("port", "log", "applied")  # facts of this machine alone
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]  # of a changing method of Records
-CHANGING = (  # the methods of Records that change something
+CHANGING = (  # the methods of Records that change something, also those of the plugins guard and repeats
     "insert", "set_meta", "insert_event", "mark_delivered", "remove_events", "move_position", "forget_positions",
     "insert_agent", "update_agent", "add_outcome", "revoke", "remember", "forget", "forget_old",
 )  # fmt: skip
@@ -25,11 +24,15 @@ TABLES = ("result",)  # that jobs insert into by the table's name
 
 
 class Replica(Records):
-    """Records of one sidecar of many: ``calls`` are what the transaction has changed, in the order of the calls."""
+    """Records of one sidecar of many, ``node``: ``calls`` are what the transaction has changed, in the order of the
+    calls.
+    """
 
-    def __init__(self, connection: sqlite3.Connection, node: str) -> None:
+    node = ""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
         super().__init__(connection)
-        self.node, self.calls, self.moment = node, list[Call](), 0.0
+        self.calls, self.moment = list[Call](), 0.0
         self.ended: list[str] = []  # subjects
         self._depth = 0
         connection.create_function("now", 0, lambda: self.moment or time.time())
@@ -65,7 +68,7 @@ class Replica(Records):
         before = self._db.total_changes
         self._depth += 1
         try:
-            result = method(self, *values, **named)
+            result = method(*values, **named)
         finally:
             self._depth -= 1
         if name == "revoke":
@@ -78,7 +81,11 @@ class Replica(Records):
     def insert_agent(self, row: dict[str, Any]) -> None:
         """A new agent belongs to the machine that started it."""
         own = {name: row[name] for name in (*self.COLUMNS, "depth", "permissions", "only_issue")}
-        self.do("insert_agent", insert_owned_agent, (own | {"node": row.get("node", self.node)},), {})
+        self.do("insert_agent", self._insert_owned_agent, (own | {"node": row.get("node", self.node)},), {})
+
+    def _insert_owned_agent(self, row: dict[str, Any]) -> None:
+        super().insert_agent(row)
+        self.add_outcome(row["id"], node=row["node"])
 
     def size_since(self, number: int) -> int:
         """About how many bytes the calls behind the first ``number`` have."""
@@ -136,15 +143,9 @@ def checked(name: str, values: list[Any], named: dict[str, Any]) -> Call:
 COLUMN = re.compile("[a-z_]+").fullmatch
 
 
-def insert_owned_agent(records: Records, row: dict[str, Any]) -> None:
-    Records.insert_agent(records, row)
-    records.add_outcome(row["id"], node=row["node"])
-
-
 def logged(name: str) -> Callable[..., Any]:
-    """A changing method that writes itself down."""
-    method: Callable[..., Any] = vars(Records)[name]
-    return functools.wraps(method)(lambda self, *values, **named: self.do(name, method, values, named))
+    """A changing method, of Records or of what plugins made of it, that writes itself down."""
+    return lambda self, *values, **named: self.do(name, getattr(super(Replica, self), name), values, named)
 
 
 for _name in CHANGING:

@@ -22,7 +22,6 @@ from cco_sidecar import (
     SidecarInfo,
     StartError,
     StorageError,
-    connect_database,
     log,
     one_line,
     write_file,
@@ -57,8 +56,8 @@ class ReplicatedStorage(GuardedStorage):
 
     options: LogOptions
 
-    def __init__(self, settings: PluginSettings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: PluginSettings, records: type[Records]) -> None:
+        super().__init__(settings, records)
         self._woken = self._running = False
         self._restored = 0
         self._looking: asyncio.Task[None] | None = None
@@ -69,16 +68,14 @@ class ReplicatedStorage(GuardedStorage):
 
     def start(self) -> None:
         super().start()
-        self.node = self._read_node()
-        self.read.close()
-        self.read = Replica(connect_database(self.path, read_only=True), self.node)
-        self._writer.execute("pragma synchronous = normal")  # the log is the truth: what is lost here is applied again
+        replica, self.node = typing.cast(Replica, self._writer), self._read_node()
+        replica.node = typing.cast(Replica, self.read).node = self.node
+        replica.rows("pragma synchronous = normal")  # the log is the truth: what is lost here is applied again
         secret = (self._settings.jwt_secret or "").encode() or content_of(self.path.with_name("jwt.secret"))
         seal = Seal(secret.strip())
         founding = {"format": str(FORMAT), "epoch": uuid.uuid4().hex[:8], "secret": seal.fingerprint}
         self.log = NatsLog(self.options, founding, self._hear, lambda: self.follower.applied, seal)
         self._snapshots = Snapshots(self.log, self.path, self._settings.nats_snapshot_entries)
-        replica = Replica(self._writer, self.node)
         self.follower = Follower(replica, seal.fingerprint, self.files, self._snapshots, self._tell)
         self.peers = Peers(self.log, self.node, self._greeting, seal)
         self._places = Places(self.log, self.follower, self.node, self._settings.nats_timeout)

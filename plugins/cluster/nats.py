@@ -4,17 +4,21 @@ replica that it reads.
 
 from __future__ import annotations
 
-from cco_sidecar import Agents, Endpoint, StartError, Storage, hookimpl
+from cco_sidecar import Agents, Endpoint, Records, StartError, Storage, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.cluster._options import log_options
 
 
 @hookimpl(tryfirst=True)
 def part_class(settings: PluginSettings, base: type) -> type | None:
-    if not settings.backend or not issubclass(base, (Storage, Agents, Endpoint)):
+    if not settings.backend or not issubclass(base, (Storage, Records, Agents, Endpoint)):
         return None
     if issubclass(base, Storage):
         return storage_class(settings, base)
+    if issubclass(base, Records):
+        from cco_sidecar_plugins.cluster._replica import Replica
+
+        return type("Replica", (Replica, base), {})
     if issubclass(base, Agents):
         from cco_sidecar_plugins.cluster._owners import OwningAgents
 

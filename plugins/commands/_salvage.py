@@ -18,6 +18,7 @@ from typing import Any
 
 import cco_sidecar
 from cco_sidecar import Settings, StartError
+from cco_sidecar_plugins.http.repeats import AnswerRecords
 from cco_sidecar_plugins.storage._log import database_files
 
 KEYS = {  # what each table is read in the order of
@@ -56,6 +57,7 @@ def salvage(settings: Settings) -> str:
 def rebuild(path: Path, work: Path) -> dict[str, int]:
     """Make work/new.db; how many rows of each table are in it."""
     with contextlib.closing(cco_sidecar.open_database(work / "new.db")) as new:
+        new.executescript(AnswerRecords.TABLE)
         columns = {table: [row["name"] for row in new.execute(f"pragma table_info({table})")] for table in KEYS}
         with contextlib.closing(open_damaged(path, work)) as old:
             new.execute("begin")
@@ -80,7 +82,7 @@ def open_damaged(path: Path, work: Path) -> sqlite3.Connection:
         try:
             database.execute("pragma writable_schema = on")  # SQLite opens what is shorter than it should be
             tables = {row[0] for row in database.execute("select name from sqlite_master where type = 'table'")}
-            if tables >= KEYS.keys():
+            if tables >= KEYS.keys() - {"idempotency"}:  # the plugin repeats makes that one
                 return database
         except (sqlite3.Error, UnicodeDecodeError) as error:
             problem = str(error)

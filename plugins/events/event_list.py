@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import functools
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -26,7 +27,7 @@ from cco_sidecar import (
     Since,
     hookimpl,
 )
-from cco_sidecar_plugins.storage._pages import ORDER, cut_page
+from cco_sidecar_plugins.storage._pages import ORDER, created_from, cut_page
 
 
 @hookimpl
@@ -47,7 +48,7 @@ class TimedBus(EventBus):
         if moment is None:
             return super().parse_cursor(text, floor)
         numbers = range(floor + 1, self._storage.head + 1)
-        return floor + bisect.bisect_left(numbers, moment, key=self._storage.read.created_from)
+        return floor + bisect.bisect_left(numbers, moment, key=functools.partial(created_from, self._storage.read))
 
 
 def read_moment(text: str) -> float | None:

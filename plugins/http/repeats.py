@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import hashlib
 import re
+import sqlite3
 import time
 import typing
 import weakref
@@ -18,7 +20,6 @@ from typing import Any
 import msgspec
 
 from cco_sidecar import (
-    ANSWERING,
     Agents,
     ApiError,
     Claims,
@@ -39,13 +40,13 @@ from cco_sidecar import (
 
 @hookimpl(trylast=True)  # what others do with an answer they also do with one that is given again
 def part_class(base: type) -> type | None:
-    if issubclass(base, Agents):
-        return type("RepeatedAgents", (RepeatedAgents, base), {})
-    return type("RepeatedEndpoint", (RepeatedEndpoint, base), {}) if issubclass(base, Endpoint) else None
+    own = {Storage: KeepingStorage, Records: AnswerRecords, Agents: RepeatedAgents, Endpoint: RepeatedEndpoint}
+    mine = next((mine for part, mine in own.items() if issubclass(base, part)), None)
+    return type(mine.__name__, (mine, base), {}) if mine else None
 
 
 def takes_keys(endpoint: type[Endpoint]) -> bool:
-    """Whether requests are done once by their key: the job that gives the answer is ANSWERING then."""
+    """Whether requests are done once by their key: the job that gives the answer says that it ``answers`` then."""
     return issubclass(endpoint, (StoreResult, PublishEvent, SpawnAgent)) or getattr(endpoint, "idempotent", False)
 
 
@@ -122,7 +123,7 @@ class IdempotencyTicket:
 
     def _known(self, records: Records) -> Row | None:
         """What is kept of the request; a spawn that failed may be tried again."""
-        known = records.recall(*self.key, time.time() - self._storage.KEPT_ANSWERS)
+        known = typing.cast(AnswerRecords, records).recall(*self.key, time.time() - KeepingStorage.KEPT_ANSWERS)
         spawned = msgspec.json.decode(known["answer"]) if known and b'"spawned"' in known["answer"] else {}
         agent = records.agent(self.key[0], spawned["agent_id"]) if "spawned" in spawned else None
         return None if agent and agent["state"] == "failed" and agent["pid"] is None else known
@@ -130,12 +131,12 @@ class IdempotencyTicket:
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
         """While the request is done: the job that gives its answer also keeps it. Raises DoneElsewhere."""
-        self._working, before = True, ANSWERING.set(self._keeping)
+        self._working, before = True, KEEPING.set(self._keeping)
         try:
             yield
         finally:
             self._working = False  # tasks that were begun meanwhile keep the variable
-            ANSWERING.reset(before)
+            KEEPING.reset(before)
 
     def _keeping(self, job: Job) -> Job:
         def keep(records: Records) -> Any:
@@ -150,7 +151,7 @@ class IdempotencyTicket:
 
     def _remember(self, records: Records, answer: Any) -> None:
         self._stored = msgspec.json.encode(answer)
-        records.remember(*self.key, self._digest, self._stored)
+        typing.cast(AnswerRecords, records).remember(*self.key, self._digest, self._stored)
 
     async def complete(self, answer: Any) -> None:
         """Store the answer of the work that is done."""
@@ -163,11 +164,63 @@ class IdempotencyTicket:
 
     def forget(self, records: Records) -> None:
         """A job: the next request with the key is a new one."""
-        records.forget(*self.key)
+        typing.cast(AnswerRecords, records).forget(*self.key)
 
 
 class DoneElsewhere(Exception):
     """Another service on the same log has done the same request meanwhile."""
+
+
+class KeepingStorage(Storage):
+    """Keeps the answers to requests with a key, each in the transaction of the job that gives it."""
+
+    KEPT_ANSWERS = 86_400.0  # seconds
+
+    def write(self, job: Job, *, answers: bool = False) -> asyncio.Future[Any]:
+        return super().write(KEEPING.get()(job) if answers else job, answers=answers)
+
+    def _sweep(self, records: Records) -> bool:
+        before, limit = time.time() - self.KEPT_ANSWERS, self.SWEEP_ROWS
+        forgotten = typing.cast(AnswerRecords, records).forget_old(before, limit)
+        return super()._sweep(records) or forgotten == limit
+
+
+# Makes of a job that gives the answer to the request at hand one that also keeps it.
+KEEPING = contextvars.ContextVar[Callable[[Job], Job]]("KEEPING", default=lambda job: job)
+
+
+class AnswerRecords(Records):
+    """First answers to requests, in a table of their own."""
+
+    TABLE = """
+    create table if not exists idempotency (
+      project text not null, subject text not null, endpoint text not null, key text not null,
+      digest text not null, answer blob not null, made real not null,
+      primary key (project, subject, endpoint, key)) without rowid;
+    create index if not exists idempotency_by_age on idempotency (made);
+    """
+    KEY = "project, subject, endpoint, key"
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(connection)
+        connection.executescript(self.TABLE)  # nothing is written where it is there: a reading connection finds it
+
+    def recall(self, project: str, subject: str, endpoint: str, key: str, since: float) -> Row | None:
+        """The digest of a request's body and the answer to it, where that is not older."""
+        sql = f"select digest, answer from idempotency where ({self.KEY}) = (?, ?, ?, ?) and made > ?"
+        return next(iter(self.rows(sql, project, subject, endpoint, key, since)), None)
+
+    def remember(self, project: str, subject: str, endpoint: str, key: str, digest: str, answer: bytes) -> None:
+        sql = f"insert or replace into idempotency ({self.KEY}, digest, answer, made) values (?, ?, ?, ?, ?, ?, now())"
+        self.change(sql, project, subject, endpoint, key, digest, answer)
+
+    def forget(self, project: str, subject: str, endpoint: str, key: str) -> None:
+        self.change(f"delete from idempotency where ({self.KEY}) = (?, ?, ?, ?)", project, subject, endpoint, key)
+
+    def forget_old(self, before: float, limit: int) -> int:
+        """Forget at most ``limit`` answers that were made before a time; how many."""
+        old = f"select {self.KEY} from idempotency where made < ? order by made limit ?"
+        return self.change(f"delete from idempotency where ({self.KEY}) in ({old})", before, limit).rowcount
 
 
 LOCKS: weakref.WeakKeyDictionary[Storage, weakref.WeakValueDictionary[Any, asyncio.Lock]] = weakref.WeakKeyDictionary()

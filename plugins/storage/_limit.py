@@ -8,6 +8,7 @@ import logging
 import math
 import shutil
 import time
+import typing
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,16 @@ from cco_sidecar import MB, ApiError, Pool, Records, Storage, StorageError, fold
 from cco_sidecar_plugins._settings import PluginSettings
 
 log = logging.getLogger("cco")
+
+
+class ForgettingRecords(Records):
+    """Also forgets readers' positions."""
+
+    def forget_positions(self, before: float, limit: int) -> int:
+        """Forget at most ``limit`` that were moved last before a time; how many."""
+        reader = "project, subject, type, filter"
+        old = f"select {reader} from position where moved < ? order by moved limit ?"
+        return self.change(f"delete from position where ({reader}) in ({old})", before, limit).rowcount
 
 
 class LimitedStorage(Storage):
@@ -25,8 +36,8 @@ class LimitedStorage(Storage):
     LOOK_SECONDS = 0.25  # between two looks at the database and the disk, while there is room
     POSITION_SECONDS = 30 * 86_400.0  # a reader's position that nobody touched for so long is forgotten
 
-    def __init__(self, settings: PluginSettings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: PluginSettings, records: type[Records]) -> None:
+        super().__init__(settings, records)
         self._pruning, self._pool = asyncio.Lock(), Pool("storage-size", 1, 60)
         self._limit, self._full = settings.storage_limit_mb * MB, False
         # Bytes of the files beside the database when they were measured and since then, and of what is being stored.
@@ -92,7 +103,8 @@ class LimitedStorage(Storage):
                 await self._measure()
 
     def _sweep(self, records: Records) -> bool:
-        number = records.forget_positions(time.time() - self.POSITION_SECONDS, self.SWEEP_ROWS)
+        forgetting = typing.cast(ForgettingRecords, records)
+        number = forgetting.forget_positions(time.time() - self.POSITION_SECONDS, self.SWEEP_ROWS)
         return super()._sweep(records) or number == self.SWEEP_ROWS
 
     async def _measure(self) -> None:

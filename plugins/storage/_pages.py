@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from typing import Any
 
 from cco_sidecar import PAGE_BYTES, ApiError, Records, Row
@@ -44,6 +45,12 @@ def page(
 def rows_by_number(read: Records, select: str, seqs: list[int]) -> list[Row]:
     """The rows with these sequence numbers, in their order."""
     return read.rows(f"{select} where seq in (select value from json_each(?)) order by seq", json.dumps(seqs))
+
+
+def created_from(read: Records, seq: int) -> float:
+    """When the first event that has this number or a later one was made; infinite where there is none."""
+    moment = read.one("select created from event where seq >= ? order by seq limit 1", seq)
+    return math.inf if moment is None else float(moment)
 
 
 def cut_page(rows: list[Row], limit: int, *, newest: bool) -> tuple[list[Row], bool]:

@@ -25,7 +25,7 @@ from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.storage._database import DatabaseFile, check_database
 from cco_sidecar_plugins.storage._folder import FolderChanges
-from cco_sidecar_plugins.storage._limit import LimitedStorage
+from cco_sidecar_plugins.storage._limit import ForgettingRecords, LimitedStorage
 from cco_sidecar_plugins.storage._log import database_files
 
 log = logging.getLogger("cco")
@@ -33,6 +33,8 @@ log = logging.getLogger("cco")
 
 @hookimpl(trylast=True)  # what is answered again needs no room
 def part_class(base: type) -> type | None:
+    if issubclass(base, Records):
+        return type("ForgettingRecords", (ForgettingRecords, base), {})
     if issubclass(base, Storage):
         return type("GuardedStorage", (GuardedStorage, base), {})
     return type("BoundedBody", (BoundedBody, base), {}) if issubclass(base, Endpoint) else None
@@ -59,8 +61,8 @@ class GuardedStorage(LimitedStorage):
     KEEP_SECONDS = 0.5
     _keeping: asyncio.Task[None] | None = None
 
-    def __init__(self, settings: PluginSettings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: PluginSettings, records: type[Records]) -> None:
+        super().__init__(settings, records)
         self._files: list[DatabaseFile] = []
 
     def start(self) -> None:

@@ -74,7 +74,6 @@ import shutil
 import signal
 import socket
 import sqlite3
-import ssl
 import stat
 import subprocess
 import tempfile
@@ -158,8 +157,6 @@ class Settings:
     port: Annotated[int, read_number(0, 65535)] = option(3001, "TCP port; 0 takes a free one", "N")
     allowed_host: Annotated[tuple[str, ...], read_list] = option((), "more Host names that are answered", "NAME")
     cors_origin: Annotated[tuple[str, ...], read_list] = option((), "more web origins that may call", "ORIGIN")
-    tls_cert: Annotated[Path | None, read_path] = option(None, "certificate chain (PEM): serve HTTPS", "FILE")
-    tls_key: Annotated[Path | None, read_path] = option(None, "private key of --tls-cert (PEM)", "FILE")
     jwt_secret: Annotated[str | None, read_secret] = option(
         None, "signing secret, 32 characters or more (default: made)"
     )
@@ -219,11 +216,7 @@ def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[s
     slug = re.sub(r"[^a-z0-9._-]+", "-", root.name.lower()).replace("..", ".").strip("-._")[:128]
     values = {"project": slug or "project"} | values | {"root": root}
     values["storage"] = values.get("storage") or default_storage(root, values["project"])
-    settings = settings_class()(**values, places={name: where for name, (where, *_) in sources.items()})
-    if bool(settings.tls_cert) != bool(settings.tls_key):
-        alone, missing = ("tls_cert", "tls_key") if settings.tls_cert else ("tls_key", "tls_cert")
-        raise StartError(f"{settings.where(alone)}: needs {flag_of(missing)} beside it")
-    return settings
+    return settings_class()(**values, places={name: where for name, (where, *_) in sources.items()})
 
 
 def read_option(name: str, where: str, value: Any, folder: Path | None = None) -> Any:
@@ -874,7 +867,6 @@ class Sidecar:
         settings, last = self.settings, self.storage.read.meta("port")
         self._server = self.server_class(
             Application(self),
-            ssl_options=tls_context(settings),
             # Bodies are counted, and refused in JSON, by Endpoint: Tornado's own limit would answer without a body.
             max_body_size=1 << 40,
             max_header_size=MAX_FIELDS + GetContext.max_line,
@@ -887,7 +879,7 @@ class Sidecar:
         if settings.port == 0:
             self.storage.write_behind(lambda records: records.set_meta("port", str(self.port)))
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-        url = f"http{'s' * bool(settings.tls_cert)}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        url = f"{self.server_class.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
         root, started = clean_text(str(settings.root)), iso(self.started)
         self.info = SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
 
@@ -1052,7 +1044,6 @@ class Application(tornado.web.Application):
         names = ["localhost", settings.host, *settings.allowed_host, *["*"] * (settings.host in ("0.0.0.0", "::"))]
         self.hosts = frozenset(map(str.lower, names))
         self.headers = {"Server": "cco-sidecar", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
-        self.headers |= {"Strict-Transport-Security": "max-age=31536000"} if settings.tls_cert else {}
         common = sidecar.hooks.part(Endpoint, settings)
 
         def serving(rows: Iterable[Route]) -> dict[tuple[str, str], tuple[Route, type[Endpoint]]]:
@@ -1088,27 +1079,11 @@ class Application(tornado.web.Application):
 class Server(tornado.httpserver.HTTPServer):
     """Tornado's HTTP/1.1 server. Plugins derive theirs from it (``part_class``)."""
 
+    scheme = "http"  # of the service's URL
     protocols = "HTTP/1.1 (HTTP/2: off)"  # as the banner says it
     body_seconds = 60.0  # for the body of a request
     # uvloop's would tell Tornado's streams only once of a reset, together with what was sent before it.
     new_loop: ClassVar[Callable[[], asyncio.AbstractEventLoop] | None] = None
-
-    def take_certificate(self, context: ssl.SSLContext) -> None:
-        """Serve the connections to come with another certificate."""
-        self.ssl_options = context
-
-
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """The context of an HTTPS server, TLS 1.2 or newer; None for HTTP. Raises StartError. Blocks."""
-    if not settings.tls_cert or not settings.tls_key:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:  # without a password OpenSSL would ask for one on the terminal, and wait
-        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=lambda: "")
-    except (OSError, ssl.SSLError) as error:
-        raise StartError(f"{settings.where('tls_cert')}: it cannot be loaded: {one_line(error)}") from None
-    return context
 
 
 @tornado.web.stream_request_body
@@ -4614,7 +4589,7 @@ def banner(sidecar: Sidecar) -> str:
 
 
 ALONE = (
-    "no audit log, HTTP/2, compression, repeats, index of the files, dependencies, briefs, known coding programs,"
+    "no TLS, audit log, HTTP/2, compression, repeats, index of the files, dependencies, briefs, known coding programs,"
     " budgets, exit codes after a crash, lists, MCP, dashboard and client commands: is plugins/ beside the file?"
 )
 

@@ -17,6 +17,7 @@ from cco_sidecar import (
     Settings,
     StartError,
     did_you_mean,
+    flag_of,
     is_identifier,
     log,
     one_line,
@@ -75,6 +76,8 @@ def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
 class PluginSettings(Settings):
     """The core's options and those of the bundled plugins; the module makes its settings of this class."""
 
+    tls_cert: Annotated[Path | None, read_path] = option(None, "certificate chain (PEM): serve HTTPS", "FILE", "tls")
+    tls_key: Annotated[Path | None, read_path] = option(None, "private key of --tls-cert (PEM)", "FILE", "tls")
     storage_limit_mb: Annotated[int, read_number(1, 100_000_000)] = option(
         2000, "how large the storage may become; what is to be stored is refused then", "MB", "guard"
     )
@@ -163,6 +166,12 @@ class PluginSettings(Settings):
     nats_snapshot_entries: Annotated[int, read_number(1, 10_000_000)] = option(
         10_000, "entries of the log after which a snapshot takes their place", "N", "nats"
     )
+
+    def __post_init__(self) -> None:
+        """Raises StartError where an option is given without the one that it needs."""
+        if bool(self.tls_cert) != bool(self.tls_key):
+            alone, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
+            raise StartError(f"{self.where(alone)}: needs {flag_of(missing)} beside it")
 
     def command_of(self, agent_type: str) -> tuple[str, ...] | None:
         return self.agent_commands.get(agent_type, self.agent_command)

@@ -403,6 +403,16 @@ def test_certificate_and_key_go_together(folder: Path) -> None:
     assert "--tls-cert" in refusal(run("--tls-cert", "c.pem", cwd=folder))
 
 
+def test_https_that_is_asked_for_is_never_served_as_http(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "alone/plugins").mkdir(parents=True)
+    alone = Path(shutil.copy(MODULE, tmp_path / "alone"))
+    pair = ["--tls-cert", "c.pem", "--tls-key", "k.pem", "--storage", str(tmp_path / "state")]
+    assert "--tls-cert: no such option; is plugins/ beside" in refusal(run(*pair, cwd=folder, module=alone))
+    assert "--tls-cert: the plugin tls, which reads it, is not loaded" in refusal(
+        run("--no-plugins", *pair, cwd=folder)
+    )
+
+
 # -- the storage
 
 
@@ -940,7 +950,7 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
     service = make_service("--agent-command", json.dumps(agent), module=repository / "cco_sidecar.py")
     banner = until(lambda: service.log if "Stop:" in service.log else "")
     assert "Plugins:  none" in banner
-    assert f"Alone:    {cco_sidecar.ALONE}\n" in banner and "no audit log, " in banner
+    assert f"Alone:    {cco_sidecar.ALONE}\n" in banner and "no TLS, " in banner
     client = service.client()
     assert client.get("/health").json()["status"] == "healthy"
     spawned = client.post(

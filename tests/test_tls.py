@@ -1,4 +1,4 @@
-"""HTTPS: which versions, what happens when certificates are renewed (plugin tls_reload), and that the rules of HTTP
+"""HTTPS: which versions, what happens when certificates are renewed (plugin tls), and that the rules of HTTP
 hold.
 """
 
@@ -25,8 +25,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-
-import cco_sidecar
 
 
 def make_pair(folder: Path, name: str, key: Any = None, password: bytes | None = None) -> str:
@@ -87,9 +85,8 @@ def test_https_is_1_2_or_newer_and_stays(secure: Callable[..., Service], tmp_pat
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         with connect(service, minimum_version=version, maximum_version=version) as line:
             assert line.version() == {ssl.TLSVersion.TLSv1_2: "TLSv1.2", ssl.TLSVersion.TLSv1_3: "TLSv1.3"}[version]
-    pair = {"tls_cert": str(tmp_path / "cert.pem"), "tls_key": str(tmp_path / "key.pem")}
-    context = cco_sidecar.tls_context(cco_sidecar.load_settings({"root": str(tmp_path)} | pair, {}))
-    assert context and context.minimum_version == ssl.TLSVersion.TLSv1_2
+    context = plugin("tls").tls_context((tmp_path / "cert.pem", tmp_path / "key.pem"))
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -18,6 +18,7 @@ import ssl
 import subprocess
 import sys
 import time
+import typing
 import weakref
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -50,6 +51,7 @@ from cco_sidecar import (
     write_file,
 )
 from cco_sidecar_plugins._files import content_of
+from cco_sidecar_plugins._settings import PluginSettings
 
 log = logging.getLogger("cco")
 
@@ -247,7 +249,7 @@ class Runs:
     PATIENCE = 30.0  # for a run that is to end its agents first
 
     def __init__(self, sidecar: Sidecar) -> None:
-        self._sidecar, self._settings = sidecar, sidecar.settings
+        self._sidecar, self._settings = sidecar, typing.cast(PluginSettings, sidecar.settings)
         self._folder = sidecar.settings.storage / "runs" / sidecar.settings.project
         self._loop, self._disk = asyncio.get_running_loop(), Pool("runs", 2, 20)
         self.known: dict[str, Run] = {}  # oldest first

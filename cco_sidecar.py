@@ -2671,6 +2671,7 @@ class NextAgent(Struct):
 PositionKey = tuple[str, str, str, str]  # project, subject, type, filter
 Channel = tuple[str, str]  # project, type or *
 Waiter = tuple[str, "Filter", int]  # subject, filter, the number up to which it has looked
+Waking = asyncio.Future[int | None]  # the number of the event that wakes a parked poll; None on time-out or stop
 
 
 class EventBus:
@@ -2685,7 +2686,9 @@ class EventBus:
 
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
-        self._waiters, self._closed = Waiters(), False
+        # By project, type and the one issue that the filter asks for, None where it asks for no one issue.
+        self._parked: dict[tuple[str, str, str | None], dict[Waking, Waiter]] = {}
+        self._closed = False
         self._positions: dict[PositionKey, int] = {}  # those that are not written down yet
         self._answered: list[Poll] = []  # in this turn of the loop
         self._times: collections.deque[float] = collections.deque(maxlen=1000)  # seconds from publishing to writing
@@ -2732,8 +2735,24 @@ class EventBus:
     def wake_waiters(self, event: NewEvent, seq: int) -> None:
         """An event was committed: wake the polls that it matches, tell the plugins. On the loop, in commit order."""
         envelope = {"event_id": self.event_id(seq), **event.envelope}
-        event.woken.update(self._waiters.wake(event.project, event.type, envelope, seq))
+        issues = (*texts_of(find_field(envelope, "issue_id")), None)
+        verdicts: dict[str, bool] = {}  # thousands may wait with one filter
+        for key in itertools.product((event.project,), (event.type, "*"), issues):
+            woken = []
+            for future, (subject, filter, after) in self._parked.get(key, {}).items():
+                if filter.text not in verdicts:
+                    verdicts[filter.text] = filter.matches(envelope)
+                if verdicts[filter.text] and seq > after and not future.done():
+                    woken.append(future)
+                    event.woken[subject] = None
+            self.wake(woken, seq)
         self._hooks.tell("event_published", event=envelope)
+
+    def wake(self, parked: Iterable[Waking], seq: int | None) -> None:
+        """Give parked polls that still wait what wakes them."""
+        for future in parked:
+            if not future.done():
+                future.set_result(seq)
 
     # -- waiting
 
@@ -2763,9 +2782,24 @@ class EventBus:
                 raise asyncio.CancelledError
             after = found.scanned
             del found  # thousands are parked below: each holds as little as possible
-            seq = await self._waiters.park(channel, (claims.sub, filter, after), left, hang_up)
+            seq = await self.park(channel, (claims.sub, filter, after), left, hang_up)
             parked = time.monotonic() - began
             after = max(after, (seq or 0) - 1)  # nothing that matches lies between
+
+    async def park(self, channel: Channel, waiter: Waiter, seconds: float, hang_up: HangUp) -> int | None:
+        """The number of the event that woke ``waiter``, None on time-out or stop."""
+        loop, key = asyncio.get_running_loop(), (*channel, waiter[1].issue)
+        future = hang_up.future = loop.create_future()
+        timer = loop.call_later(seconds, self.wake, (future,), None)
+        parked = self._parked.setdefault(key, {})
+        parked[future] = waiter
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            del parked[future]
+            if not parked:
+                del self._parked[key]
 
     def parse_cursor(self, text: str, floor: int) -> int:
         """The number of an event id, a cursor, ``earliest`` or ``latest``. Raises REQ_001, EVT_003."""
@@ -2871,18 +2905,19 @@ class EventBus:
     def close(self) -> None:
         """Answer every waiting poll now, with the time-out shape; later ones are answered without waiting."""
         self._closed = True
-        self._waiters.wake_all()
+        self.wake(itertools.chain.from_iterable(self._parked.values()), None)
 
     async def round_trip(self) -> bool:
         """Park a waiter and wake it, as everybody's are: whether it woke within 2 s. For ``/health``."""
-        asyncio.get_running_loop().call_soon(self._waiters.wake, "", "probe", {}, 1)
-        return await self._waiters.park(("", "probe"), ("health", Filter(), 0), 2.0, HangUp()) == 1
+        probe = ("", "probe")
+        asyncio.get_running_loop().call_soon(lambda: self.wake(self._parked[*probe, None], 1))
+        return await self.park(probe, ("health", Filter(), 0), 2.0, HangUp()) == 1
 
     def statistics(self) -> dict[str, Any]:
         read, project, times = self._storage.read, self._settings.project, self._times
         return {
             "total_published": read.count_published(project), "total_delivered": read.count_delivered(),
-            "active_subscriptions": len(self._waiters), "queue_depth": read.undelivered(project),
+            "active_subscriptions": sum(map(len, self._parked.values())), "queue_depth": read.undelivered(project),
             "avg_delivery_time_ms": round(sum(times) / len(times) * 1000, 3) if times else 0.0,
             "dead_letter_queue_size": read.count_dead_letters(project),
         }  # fmt: skip
@@ -2896,56 +2931,6 @@ class Poll(Struct, frozen=True):
     content: bytes = b""
     key: PositionKey | None = None  # whose position it moves
     parked: float = 0.0  # seconds
-
-
-class Waiters:
-    """Parked polls by project, type and the one issue that their filter asks for, None where it asks for no one issue:
-    a publish looks at what it may concern.
-    """
-
-    def __init__(self) -> None:
-        self._parked: dict[tuple[str, str, str | None], dict[asyncio.Future[int | None], Waiter]] = {}
-
-    def __len__(self) -> int:
-        return sum(map(len, self._parked.values()))
-
-    async def park(self, channel: Channel, waiter: Waiter, seconds: float, hang_up: HangUp) -> int | None:
-        """The sequence number of the event that woke ``waiter``, None on time-out or stop."""
-        loop, key = asyncio.get_running_loop(), (*channel, waiter[1].issue)
-        future = hang_up.future = loop.create_future()
-        timer = loop.call_later(seconds, wake, future, None)
-        parked = self._parked.setdefault(key, {})
-        parked[future] = waiter
-        try:
-            return await future
-        finally:
-            timer.cancel()
-            del parked[future]
-            if not parked:
-                del self._parked[key]
-
-    def wake(self, project: str, event_type: str, event: dict[str, Any], seq: int) -> dict[str, None]:
-        """Wake the polls that an event matches; their subjects, each once."""
-        verdicts: dict[str, bool] = {}  # thousands may wait with one filter
-        woken: dict[str, None] = {}
-        for key in itertools.product((project,), (event_type, "*"), (*texts_of(find_field(event, "issue_id")), None)):
-            for future, (subject, filter, after) in self._parked.get(key, {}).items():
-                if filter.text not in verdicts:
-                    verdicts[filter.text] = filter.matches(event)
-                if verdicts[filter.text] and seq > after and not future.done():
-                    future.set_result(seq)
-                    woken[subject] = None
-        return woken
-
-    def wake_all(self) -> None:
-        for future in itertools.chain.from_iterable(self._parked.values()):
-            wake(future, None)
-
-
-def wake(future: asyncio.Future[int | None], seq: int | None) -> None:
-    """Give a parked poll that still waits what woke it."""
-    if not future.done():
-        future.set_result(seq)
 
 
 class HangUp:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import types
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from conftest import plugin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cco_sidecar import ApiError, EventBus, Filter, HangUp, Waiters
+from cco_sidecar import ApiError, EventBus, Filter, HangUp, Hooks, new_event
 
 parse = plugin("filters").parse
 
@@ -139,16 +140,22 @@ def test_filters_agree_with_the_model_and_the_index_finds_exactly_the_matching(
     assert asyncio.run(wakes(filter, event)) is model(terms, data)
 
 
-async def wakes(filter: Filter, event: dict[str, Any]) -> bool:
+async def wakes(filter: Filter, submission: dict[str, Any]) -> bool:
     """Whether an event wakes who waits with a filter, and one of another project or type does not."""
-    waiters = Waiters()
-    parked = asyncio.ensure_future(waiters.park(("p", "kind"), ("me", filter, 0), 60, HangUp()))
+    bus = EventBus(types.SimpleNamespace(epoch="0" * 8), None, Hooks([]))  # type: ignore[arg-type]
+    parked = asyncio.ensure_future(bus.park(("p", "kind"), ("me", filter, 0), 60, HangUp()))
     await asyncio.sleep(0)
-    assert not waiters.wake("other", "kind", event, 1) and not waiters.wake("p", "other", event, 1)
-    woken = waiters.wake("p", "kind", event, 1)
-    waiters.wake_all()
-    assert await parked == (1 if woken else None) and len(waiters) == 0 and not waiters.wake("p", "kind", event, 2)
-    return list(woken) == ["me"]
+
+    def woken(project: str, event_type: str, seq: int) -> list[str]:
+        event = new_event(project, event_type, submission)
+        bus.wake_waiters(event, seq)
+        return list(event.woken)
+
+    assert not woken("other", "kind", 1) and not woken("p", "other", 1)
+    first = woken("p", "kind", 1)
+    bus.close()
+    assert await parked == (1 if first else None) and not woken("p", "kind", 2)
+    return first == ["me"]
 
 
 @settings(max_examples=300, deadline=None)

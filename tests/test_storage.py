@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from conftest import MODULE, PROJECT, Client, Service, clean_environment, make_r
 import cco_sidecar
 from cco_sidecar import (
     Claims,
+    EventBus,
     HangUp,
     Hooks,
     NewEvent,
@@ -862,11 +863,18 @@ def test_what_comes_together_is_done_in_order_and_in_portions() -> None:
     assert sizes[0] == Turns.AT_ONCE and max(b - a for a, b in itertools.pairwise(sizes)) <= Turns.AT_ONCE
 
 
-def test_a_crowd_that_one_event_wakes_shares_one_search_in_portions_and_misses_no_event(tmp_path: Path) -> None:
-    async def scene(storage: Storage) -> list[list[int]]:
-        class Bus(plugin("crowds").CrowdedBus):  # type: ignore[misc]
-            PORTION = 7
+def test_a_crowd_that_events_wake_shares_one_search_in_portions_and_misses_no_event(tmp_path: Path) -> None:
+    woken: list[int | None] = []
 
+    class Counting(EventBus):
+        def wake(self, parked: Iterable[asyncio.Future[int | None]], seq: int | None) -> None:
+            woken.extend(seq for _ in parked)
+            super().wake(parked, seq)
+
+    class Bus(plugin("crowds").CrowdedBus, Counting):  # type: ignore[misc]
+        PORTION = 7
+
+    async def scene(storage: Storage) -> list[list[int]]:
         bus = Bus(storage, load_settings({"root": str(tmp_path), "storage": str(tmp_path)}, {}), Hooks([]))
         claims = [
             Claims(sub=f"reader-{n}", agent_type="t", project_id="p", permissions=[], exp=0, iat=0) for n in range(30)
@@ -875,20 +883,25 @@ def test_a_crowd_that_one_event_wakes_shares_one_search_in_portions_and_misses_n
         while bus.statistics()["active_subscriptions"] < 30:
             await asyncio.sleep(0)
         bodies = [
-            {"publisher": "me", "topic": "t", "data": {"n": n, "text": "x" * (n == 1) * 20_000}} for n in range(3)
+            {"publisher": "me", "topic": "t", "data": {"n": n, "text": "x" * (n == 2) * 20_000}} for n in range(4)
         ]
-        said = await bus.publish("p", "noted", bodies[0])
-        assert said["subscriber_count"] == 30
+        publishing = asyncio.gather(*(bus.publish("p", "noted", body) for body in bodies[:2]))
+        done = [0]
+        while done[-1] < 30:
+            await asyncio.sleep(0)
+            done.append(sum(poll.done() for poll in polls))
+        assert max(after - before for before, after in itertools.pairwise(done)) == 7
+        assert len(woken) == 30 and (await publishing)[0]["subscriber_count"] == 30
         first = await asyncio.gather(*polls)
         assert len({id(poll.rows) for poll in first}) == 1
         for poll in first:
             bus.answered(poll)
-        for body in bodies[1:]:
+        for body in bodies[2:]:
             await bus.publish("p", "noted", body)
         second = [await bus.wait(reader, "noted", WaitQuery(0), HangUp()) for reader in claims]
         return [[json.loads(row["body"])["data"]["n"] for row in poll.rows] for poll in first + second]
 
-    assert with_storage(tmp_path, scene) == [[0]] * 30 + [[1, 2]] * 30
+    assert with_storage(tmp_path, scene) == [[0, 1]] * 30 + [[2, 3]] * 30
 
 
 # -- results

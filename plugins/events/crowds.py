@@ -4,15 +4,15 @@ by portions, so that others get their turn.
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import functools
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
-from cco_sidecar import Channel, EventBus, Filter, NewEvent, Poll, Row, hookimpl, wake
+from cco_sidecar import Channel, EventBus, Filter, NewEvent, Poll, Row, Waking, hookimpl
 from cco_sidecar_plugins._turns import Turns
 
 
@@ -22,13 +22,13 @@ def part_class(base: type) -> type | None:
 
 
 class CrowdedBus(EventBus):
-    PORTION = 400  # polls that search in one turn: the more turns it takes, the later Tornado's server answers all
+    PORTION = 400  # polls that are woken in one turn: the more turns it takes, the later Tornado's server answers all
     SHARED_SECONDS = 0.05  # how long polls share one search; no longer, as events expire
     SMALL = 16 * 1024  # bytes of an event that is kept in memory while it is one of the last STEP
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        self._turns, self._wakes = Turns(self.PORTION), 0
+        self._turns, self._due, self._wakes = Turns(self.PORTION), set[Waking](), 0
         self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=self.STEP)  # without a gap
         self._latest: tuple[Any, float, Poll] | None = None  # the last search
 
@@ -40,11 +40,17 @@ class CrowdedBus(EventBus):
             self._recent.append(msgspec.structs.asdict(event) | {"seq": seq, "delivered": 0})
         super().wake_waiters(event, seq)
 
+    def wake(self, parked: Iterable[Waking], seq: int | None) -> None:
+        for future in parked:
+            if future not in self._due:  # what several events wake has one turn
+                self._due.add(future)
+                self._turns.do(functools.partial(self._wake_now, future, seq))
+
+    def _wake_now(self, future: Waking, seq: int | None) -> None:
+        self._due.discard(future)
+        super().wake((future,), seq)
+
     async def search(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
-        if not self._turns.has_room():
-            turn: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-            self._turns.do(functools.partial(wake, turn, None))
-            await turn
         asked, now = (channel, filter.text, after, limit, self._wakes), time.monotonic()
         if self._latest and self._latest[0] == asked and now - self._latest[1] < self.SHARED_SECONDS:
             return self._latest[2]

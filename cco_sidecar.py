@@ -1762,7 +1762,7 @@ class Tokens:
     def start(self) -> None:
         """Take what the storage knows to be revoked."""
         assert self._storage
-        self.revoked.update(self._storage.read.revoked(self._settings.project))
+        self.revoked.update(row["subject"] for row in self._storage.read.revoked(self._settings.project))
 
     def mint(
         self, subject: str, agent_type: str, *, ttl: int | None = None, permissions: Sequence[str] | None = None,
@@ -2096,9 +2096,9 @@ class Storage:
         now, limit, settings = time.time(), self.SWEEP_ROWS, self._settings
         expired = records.expired(now, limit)
         outlived = records.outlived(limit, now - settings.event_retention, records.head() - settings.event_limit)
-        records.remove_events([*expired, *outlived], self.DEAD_LETTERS)
+        records.remove_events([row["seq"] for row in (*expired, *outlived)], self.DEAD_LETTERS)
         if outlived:
-            records.set_meta("floor", str(outlived[-1]))
+            records.set_meta("floor", str(outlived[-1]["seq"]))
         return bool(outlived) or len(expired) == limit
 
 
@@ -2115,19 +2115,9 @@ def select_value(sql: str, otherwise: T) -> Callable[..., T]:
     return lambda self, *values: otherwise if (found := self.one(sql, *values)) is None else found
 
 
-def select_row(sql: str) -> Callable[..., Row | None]:
-    """Gives the first row, None where there is none."""
-    return lambda self, *values: next(iter(self.rows(sql, *values)), None)
-
-
-def select_column(sql: str) -> Callable[..., list[Any]]:
-    """Gives the first column of all rows."""
-    return lambda self, *values: [row[0] for row in self.rows(sql, *values)]
-
-
-def select_pairs(sql: str) -> Callable[..., dict[str, Any]]:
-    """Gives rows of two columns."""
-    return lambda self, *values: dict(map(tuple, self.rows(sql, *values)))
+def select_rows(sql: str) -> Callable[..., list[Row]]:
+    """Gives all rows."""
+    return lambda self, *values: self.rows(sql, *values)
 
 
 def modify(sql: str) -> Callable[..., int]:
@@ -2191,8 +2181,8 @@ class Records:
     undelivered = select_value(f"{COUNTED} 'undelivered:' || ?", 0)  # expired ones until the next sweep
     count_dead_letters = select_value("select count(*) from dead_letter where project = ?", 0)
     next_expiry = select_value("select min(expires) from event", math.inf)
-    expired = select_column("select seq from event where expires <= ? order by expires limit ?")
-    outlived = select_column(  # of so many at the beginning of the log those that retention removes
+    expired = select_rows("select seq from event where expires <= ? order by expires limit ?")
+    outlived = select_rows(  # of so many at the beginning of the log those that retention removes
         "select seq from (select seq, created from event order by seq limit ?) where created < ? or seq <= ?"
     )
 
@@ -2260,7 +2250,7 @@ class Records:
         "select true from result where project = ? and agent_id = ? and stored >= ? and +status = 'success' limit 1",
         False,
     )
-    latest_result = select_row(  # of the same agent type on the same issue as a result
+    latest_result = select_rows(  # of the same agent type on the same issue as a result
         "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest on"
         " latest.project = result.project and latest.issue = result.issue"
         " where +latest.agent_type = result.agent_type and result.id = ? order by latest.seq desc limit 1"
@@ -2298,8 +2288,8 @@ class Records:
     EVIDENCE = (
         "depth permissions only_issue birth seen ordered cpu memory peak_memory processes measured last_call".split()
     )
-    count_agents = select_pairs(f"select state, count(*) {SPAWNED} group by state")
-    count_active_types = select_pairs(
+    count_agents = select_rows(f"select state, count(*) {SPAWNED} group by state")
+    count_active_types = select_rows(
         f"select type, count(*) {SPAWNED} and state in ('starting', 'running') group by type"
     )
     mean_agent_seconds = select_value(
@@ -2338,7 +2328,7 @@ class Records:
     # -- revoked subjects
 
     revoke = modify("insert or ignore into revoked (project, subject, since) values (?, ?, now())")
-    revoked = select_column("select subject from revoked where project = ?")
+    revoked = select_rows("select subject from revoked where project = ?")
 
 
 def agent_row(row: Row) -> dict[str, Any]:
@@ -2616,7 +2606,7 @@ class ResultFiles:
         """Replace what a crash left in NEW by the latest committed records."""
         for new in Path(self._new).glob("*"):
             try:
-                if latest := read.latest_result(new.name):
+                for latest in read.latest_result(new.name):
                     write_file(Path(self.path(latest)), latest["body"])
                 new.unlink()
             except OSError as error:
@@ -3858,7 +3848,7 @@ def end_agent(row: dict[str, Any], events: list[NewEvent], records: Records) -> 
 
 
 def agent_statistics(read: Records, project: str) -> dict[str, Any]:
-    by_state, by_type = read.count_agents(project), read.count_active_types(project)
+    by_state, by_type = dict(read.count_agents(project)), dict(read.count_active_types(project))
     return {
         "active": sum(by_type.values()), "completed": by_state.get("completed", 0),
         "failed": sum(by_state.get(state, 0) for state in AGENT_GROUPS["failed"]),

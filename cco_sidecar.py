@@ -593,9 +593,9 @@ class Parts:
         """A class derived from ``base``, or None where you leave that part as it is: asked at the start, before there
         are the storage's folder and an event loop. StartError ends the program, other errors leave the part as it is.
         ``base`` is one of these, whose docstrings have the promises, or what the plugin before yours made of it:
-        Storage, Records, Server, Endpoint, Tokens, EventBus, Contexts, Project, Agents, Launcher or Processes. Endpoint
-        stands behind every endpoint: its ``work`` gives each answer, its ``send`` gets the bytes, its ``finished``
-        hears of each request.
+        Storage, Records, Server, Endpoint, AgentTypes, Tokens, EventBus, Contexts, Project, Agents, Launcher or
+        Processes. Endpoint stands behind every endpoint: its ``work`` gives each answer, its ``send`` gets the bytes,
+        its ``finished`` hears of each request.
         """
 
 
@@ -816,7 +816,7 @@ class Sidecar:
         self.settings = settings
         self.hooks = hooks
         self.storage: Storage = hooks.part(Storage, settings)(settings, hooks.part(Records, settings))
-        self.agent_types = AgentTypes(hooks, settings)
+        self.agent_types = hooks.part(AgentTypes, settings)(hooks, settings)
         self.metrics = Metrics()
         self.tokens = hooks.part(Tokens, settings)(settings, self.agent_types, self.storage)
         self.limits = RateLimits(self.agent_types)
@@ -1742,9 +1742,13 @@ class AgentTypes:
         category = self.categories.get(agent_type)
         if category and (people or not CATEGORIES[category].people):
             return category
-        unknown = f"Unknown agent type {agent_type}{did_you_mean(agent_type, sorted(self.categories))}"
-        problem = f"The type {agent_type} is for people: no agent has it" if category else unknown
-        raise ApiError("AGT_002", problem, status=status, details={"path": "agent_type"})
+        raise ApiError("AGT_002", self.problem(agent_type), status=status, details={"path": "agent_type"})
+
+    def problem(self, agent_type: str) -> str:
+        """Why no agent has this type."""
+        if agent_type in self.categories:
+            return f"The type {agent_type} is for people: no agent has it"
+        return f"Unknown agent type {agent_type}"
 
 
 class Tokens:
@@ -4430,7 +4434,7 @@ class Program:
         word = rest[0].partition("=")[0] if rest else "serve"
         kind, known = ("option", parser._option_string_actions) if word[:1] == "-" else ("command", commands.choices)
         if word not in known:
-            raise StartError(f"{word}: no such {kind}{did_you_mean(word, known) or ';'} {ABSENT}", WRONG_USE)
+            raise StartError(f"{word}: no such {kind}; {ABSENT}", WRONG_USE)
         return parser.parse_args(words)
 
 
@@ -4601,7 +4605,8 @@ def mint_token(settings: Settings, agent_type: str, subject: str, **facts: Any) 
     """A token from the storage's secret; needs no running service. ``facts`` are keywords of Tokens.mint."""
     prepare_storage_folder(settings)
     logging.getLogger("cco").setLevel(logging.ERROR)  # a plugin that cannot be loaded is the service's affair
-    tokens = Tokens(settings, AgentTypes(load_hooks(settings), settings), None)
+    hooks = load_hooks(settings)
+    tokens = Tokens(settings, hooks.part(AgentTypes, settings)(hooks, settings), None)
     tokens.load_secret()
     try:
         return tokens.mint(subject, agent_type, **facts)
@@ -4759,24 +4764,6 @@ def write_file(path: Path, content: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-
-
-def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """The end of a message that refuses ``word``: the nearest name, "" where none is near."""
-    close = nearest(word, names)
-    return f", did you mean {close}?" if close else ""
-
-
-def nearest(word: str, names: Iterable[str]) -> str:
-    """The one of ``names`` that is nearest to ``word``; "" where none is near."""
-    import difflib
-
-    plain = {name.lstrip("-").lower(): name for name in names}
-    word = word.lstrip("-").lower()
-    same_letters = [name for name in plain if sorted(name) == sorted(word)]
-    close = same_letters or difflib.get_close_matches(word, plain, 1, 0.65)
-    close = close or [name for name in plain if word and name.startswith(word)]
-    return plain[close[0]] if close else ""
 
 
 T = typing.TypeVar("T")

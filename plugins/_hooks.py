@@ -44,13 +44,13 @@ from cco_sidecar import (
     Settings,
     StartError,
     bundled_folder,
-    did_you_mean,
     import_file,
     in_thread,
     log,
     one_line,
     option_table,
 )  # fmt: skip
+from cco_sidecar_plugins._words import did_you_mean
 from cco_sidecar_plugins.agents._reader import Reader
 
 Function = TypeVar("Function", bound=Callable[..., Any])

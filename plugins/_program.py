@@ -22,7 +22,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from cco_sidecar import GOOD, REFUSED, Program, StartError, complain, nearest, option_table
+from cco_sidecar import GOOD, REFUSED, Program, StartError, complain, option_table
+from cco_sidecar_plugins._words import nearest
 
 log = logging.getLogger("cco")
 

@@ -16,7 +16,6 @@ from cco_sidecar import (
     MB,
     Settings,
     StartError,
-    did_you_mean,
     flag_of,
     is_identifier,
     log,
@@ -32,6 +31,7 @@ from cco_sidecar import (
     read_path,
     read_text,
 )
+from cco_sidecar_plugins._words import did_you_mean
 
 
 def read_budget(value: Any) -> dict[str, float]:

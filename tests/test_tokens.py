@@ -479,6 +479,9 @@ def test_a_type_of_the_plugin_specialists_may_do_what_its_category_may(service: 
         service.client("devops-engineer").post("/api/results", result(agent_type="devops-engineer")).status_code == 201
     )
     assert lacking(service.client("ux-designer").post("/api/results", result(agent_type="ux-designer")))
+    misspelt = service.client("devops-engineer").post("/api/results", result(agent_type="devops-enginer"))
+    said = "Unknown agent type devops-enginer, did you mean devops-engineer?"
+    assert (misspelt.status_code, misspelt.json()["message"]) == (400, said)
 
 
 # -- bound tokens and tokens for one issue

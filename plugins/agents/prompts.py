@@ -18,11 +18,11 @@ from cco_sidecar import (
     Claims,
     Launcher,
     Running,
-    did_you_mean,
     hookimpl,
     log,
 )
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins._words import did_you_mean
 from cco_sidecar_plugins.agents._reader import Reader, ReadingLauncher
 
 HEAD = """\

@@ -28,7 +28,6 @@ from cco_sidecar import (
     flag_of,
     load_hooks,
     load_settings,
-    nearest,
     option_parser,
     option_table,
     own_command,
@@ -36,7 +35,8 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._hooks import SafeHooks, bundled_plugins, contains
 from cco_sidecar_plugins._program import escape_unencodable
-from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, meant, settle, speaks_unicode
+from cco_sidecar_plugins._words import meant, nearest
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, settle, speaks_unicode
 
 SECTIONS = ("Start", "Agents and what they exchange", "Look", "Set up", "More")
 

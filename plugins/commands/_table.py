@@ -7,11 +7,11 @@ import codecs
 import itertools
 import re
 import typing
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cco_sidecar import did_you_mean, flag_of
+from cco_sidecar import flag_of
 
 CLIENT_OPTIONS = ("url", "format", "root", "project", "storage", "jwt_secret", "plugins", "no_plugins")
 
@@ -49,12 +49,6 @@ def number(least: float, most: float = 1e15, kind: type = int) -> Callable[[str]
         return kind(text)
 
     return read
-
-
-def meant(word: str, names: Iterable[str]) -> str:
-    """The end of a message that refuses ``word``: the nearest name, else all names where they are fewer than ten."""
-    names = sorted(names)
-    return did_you_mean(word, names) or (f"; there are {', '.join(names)}" if len(names) < 10 else "")
 
 
 def add_commands(commands: Any, table: dict[str, Command]) -> None:

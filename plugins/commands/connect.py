@@ -41,12 +41,13 @@ from cco_sidecar import (
     settings_from,
     write_file,
 )
+from cco_sidecar_plugins._words import meant
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, hook_settings, opencode_plugin
 from cco_sidecar_plugins.commands import _edits
 from cco_sidecar_plugins.commands._edits import APPENDED, Addition, NotEditable
 from cco_sidecar_plugins.commands._mcp_bridge import SESSION, command_mcp
 from cco_sidecar_plugins.commands._running import running_settings
-from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, meant
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 from cco_sidecar_plugins.context._git_facts import git_prefix
 
 NAME = "cco"  # of the server in programs' settings

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from cco_sidecar import ApiError, convert, did_you_mean
+from cco_sidecar import ApiError, convert
+from cco_sidecar_plugins._words import did_you_mean
 from cco_sidecar_plugins.http.openapi import refined, words_for
 
 PAGE = 10_000  # bytes of a tool's answer, which reach every program whole

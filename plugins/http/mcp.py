@@ -20,7 +20,8 @@ import msgspec
 import tornado.iostream
 from tornado.httputil import HTTPHeaders
 
-from cco_sidecar import ERRORS, READ, ApiError, Endpoint, Route, StoreResult, did_you_mean, hookimpl
+from cco_sidecar import ERRORS, READ, ApiError, Endpoint, Route, StoreResult, hookimpl
+from cco_sidecar_plugins._words import did_you_mean
 from cco_sidecar_plugins.agents.details import heard_from
 from cco_sidecar_plugins.http._mcp_protocol import (
     FRESH_MS,

@@ -2676,7 +2676,7 @@ class EventBus:
     """
 
     STEP = 100  # rows looked at before others get their turn on the loop
-    TERM = re.compile(r'([A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*):([^!,:|"*][^,:|"*]*)(?:,(?!\Z)|\Z)')
+    TERM = re.compile(r'[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*:[^!,:|"*][^,:|"*]*')
 
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
@@ -2684,20 +2684,16 @@ class EventBus:
         self._parked: dict[tuple[str, str, str | None], dict[Waking, Waiter]] = {}
         self._closed = False
         self._positions: dict[PositionKey, int] = {}  # those that are not written down yet
-        self._answered: list[Poll] = []  # in this turn of the loop
         self._times: collections.deque[float] = collections.deque(maxlen=1000)  # seconds from publishing to writing
         storage.observer = self.wake_waiters
 
     def parse(self, text: str) -> Filter:
         """``field:value``, comma for and: the field has the value, or an array with it. Raises EVT_002."""
-        at, terms = 0, []
-        while at < len(text):
-            term = EventBus.TERM.match(text, at)
-            if not term:
-                problem = f"Invalid filter: no field:value at character {at + 1}; other forms need the plugin filters"
-                raise ApiError("EVT_002", problem, details={"character": at + 1, "path": "filter"})
-            at = term.end()
-            terms.append((term[1], term[2]))
+        parts = text.split(",") if text else []
+        if wrong := [part for part in parts if not EventBus.TERM.fullmatch(part)]:
+            problem = f"Invalid filter: {wrong[0][:100]!r} is not field:value; other forms need the plugin filters"
+            raise ApiError("EVT_002", problem, details={"path": "filter"})
+        terms = [part.split(":") for part in parts]
         issue = next((value for field, value in terms if field == "issue_id"), None)
         has = (
             lambda event, field=field, value=value: value in texts_of(find_field(event, field))
@@ -2804,14 +2800,12 @@ class EventBus:
         if not match:
             problem = "since must be an event id, a cursor, earliest or latest"
             raise ApiError("REQ_001", problem, details={"path": "since"})
-        seq, reason = int(match[2]), None
-        if match[1] != self._storage.epoch:
-            reason = "another store"
-        elif seq < floor:
-            reason = "retention"
-        elif seq > head and seq > read.head():
-            reason = "beyond the head"
-        if reason:
+        seq = int(match[2])
+        reasons = {
+            "another store": match[1] != self._storage.epoch, "retention": seq < floor,
+            "beyond the head": seq > head and seq > read.head(),
+        }  # fmt: skip
+        if reason := next((reason for reason, applies in reasons.items() if applies), None):
             details = {"floor": self.event_id(floor), "head": self.event_id(head), "reason": reason}
             raise ApiError("EVT_003", f"The cursor is outside of what is kept: {reason}", details=details)
         return seq
@@ -2868,13 +2862,10 @@ class EventBus:
         if poll.parked:
             now = time.time()
             self._times.extend(max(0.0, now - row["created"]) for row in poll.rows)
-        self._answered.append(poll)
-        if len(self._answered) == 1:
-            asyncio.get_running_loop().call_soon(self._note)
+        self.note([poll])
 
-    def _note(self) -> None:
-        """Write down what the polls of this turn have changed."""
-        polls, self._answered = self._answered, []
+    def note(self, polls: list[Poll]) -> None:
+        """Write down what answered polls have changed."""
         positions = {poll.key: self._positions[poll.key] for poll in polls if poll.key in self._positions}
         rows = [row for poll in polls for row in poll.rows]
 

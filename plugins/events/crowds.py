@@ -4,6 +4,7 @@ by portions, so that others get their turn.
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import functools
 import time
@@ -31,6 +32,7 @@ class CrowdedBus(EventBus):
         self._turns, self._due, self._wakes = Turns(self.PORTION), set[Waking](), 0
         self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=self.STEP)  # without a gap
         self._latest: tuple[Any, float, Poll] | None = None  # the last search
+        self._answered: list[Poll] = []  # in this turn of the loop
 
     def wake_waiters(self, event: NewEvent, seq: int) -> None:
         self._wakes += 1
@@ -67,3 +69,13 @@ class CrowdedBus(EventBus):
         recent = (row for row in self._recent if row["seq"] > after and row["expires"] > now)
         rows = [row for row in recent if row["project"] == project and event_type in (row["type"], "*")]
         return rows, max(after, self._storage.head)
+
+    def note(self, polls: list[Poll]) -> None:
+        """What the polls of a turn have changed is written down together."""
+        if not self._answered:
+            asyncio.get_running_loop().call_soon(self._note_all)
+        self._answered += polls
+
+    def _note_all(self) -> None:
+        polls, self._answered = self._answered, []
+        super().note(polls)

@@ -4719,29 +4719,27 @@ def in_thread(name: str, call: Callable[[], T]) -> Future[T]:
             outcome.set_exception(error)
 
     try:
-        FREE_THREADS.pop().put(work)
+        inbox = FREE_THREADS.pop()
     except IndexError:  # a start waits until the thread runs, which may take milliseconds
-        threading.Thread(target=work_on, args=[work], name=name, daemon=True).start()
+        inbox = queue.SimpleQueue()
+        threading.Thread(target=work_from, args=[inbox], name=name, daemon=True).start()
+    inbox.put(work)
     return outcome
 
 
-FREE_THREADS: collections.deque[queue.SimpleQueue[Callable[[], None]]] = collections.deque()  # what each listens to
-
-
-def work_on(work: Callable[[], None] | None) -> None:
+def work_from(inbox: queue.SimpleQueue[Callable[[], None]]) -> None:
     """What a thread does until it has had nothing to do for two seconds."""
-    inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-    while work:
-        work()
-        work = None  # and what it holds
-        FREE_THREADS.append(inbox)
+    while True:
         try:
-            work = inbox.get(timeout=2)
+            inbox.get(timeout=2)()
+            FREE_THREADS.append(inbox)
         except queue.Empty:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):  # somebody took it at this moment
                 FREE_THREADS.remove(inbox)
                 return
-            work = inbox.get()  # somebody took it at this moment
+
+
+FREE_THREADS: collections.deque[queue.SimpleQueue[Callable[[], None]]] = collections.deque()  # their inboxes
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -163,8 +163,6 @@ class Settings:
     token_ttl: Annotated[int, read_number(1, 31_536_000)] = option(3600, "life of a token", "SECONDS")
     cache_size_mb: Annotated[int, read_number(0, 65_536)] = option(256, "memory for cached contexts", "MB")
     no_watch: Annotated[bool, read_bool] = option(False, "no file watcher; every request looks at the disk anyway")
-    event_retention: Annotated[int, read_number(1, 31_536_000)] = option(86_400, "how long events are kept", "SECONDS")
-    event_limit: Annotated[int, read_number(1, 1_000_000_000)] = option(100_000, "how many events are kept", "N")
     agent_command: Annotated[tuple[str, ...] | None, read_command] = option(
         None, "command that runs an agent, with {task}, {prompt} and their like, or a known one's name", "CMD"
     )
@@ -2091,19 +2089,15 @@ class Storage:
             await asyncio.sleep(self.SWEEP_SECONDS)
 
     async def sweep(self) -> None:
-        """Expiry and retention, in steps that hold the writer for a few milliseconds."""
+        """Remove expired events, in steps that hold the writer for a few milliseconds."""
         while await self.write(self._sweep):
             await asyncio.sleep(0.005)
 
     def _sweep(self, records: Records) -> bool:
         """Runs on the writer thread: one step; whether there may be more to do."""
-        now, limit, settings = time.time(), self.SWEEP_ROWS, self._settings
-        expired = records.expired(now, limit)
-        outlived = records.outlived(limit, now - settings.event_retention, records.head() - settings.event_limit)
-        records.remove_events([row["seq"] for row in (*expired, *outlived)], self.DEAD_LETTERS)
-        if outlived:
-            records.set_meta("floor", str(outlived[-1]["seq"]))
-        return bool(outlived) or len(expired) == limit
+        expired = records.expired(time.time(), self.SWEEP_ROWS)
+        records.remove_events([row["seq"] for row in expired], self.DEAD_LETTERS)
+        return len(expired) == self.SWEEP_ROWS
 
 
 def storage_fault(error: StorageError) -> str:
@@ -2179,16 +2173,13 @@ class Records:
     # -- events
 
     head = select_value("select seq from sqlite_sequence where name = 'event'", 0)  # the newest number
-    floor = select_value(f"{COUNTED} 'floor'", 0)  # retention has removed events up to here
+    floor = select_value(f"{COUNTED} 'floor'", 0)  # retention, which a plugin has, has removed events up to here
     count_published = select_value(f"{COUNTED} 'published:' || ?", 0)
     count_delivered = select_value(f"{COUNTED} 'deliveries'", 0)
     undelivered = select_value(f"{COUNTED} 'undelivered:' || ?", 0)  # expired ones until the next sweep
     count_dead_letters = select_value("select count(*) from dead_letter where project = ?", 0)
     next_expiry = select_value("select min(expires) from event", math.inf)
     expired = select_rows("select seq from event where expires <= ? order by expires limit ?")
-    outlived = select_rows(  # of so many at the beginning of the log those that retention removes
-        "select seq from (select seq, created from event order by seq limit ?) where created < ? or seq <= ?"
-    )
 
     def insert_event(self, event: NewEvent) -> int:
         """The event's sequence number. Storage.observer is told of it after the commit."""

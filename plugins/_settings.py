@@ -78,6 +78,12 @@ class PluginSettings(Settings):
 
     tls_cert: Annotated[Path | None, read_path] = option(None, "certificate chain (PEM): serve HTTPS", "FILE", "tls")
     tls_key: Annotated[Path | None, read_path] = option(None, "private key of --tls-cert (PEM)", "FILE", "tls")
+    event_retention: Annotated[int, read_number(1, 31_536_000)] = option(
+        86_400, "how long events are kept", "SECONDS", "guard"
+    )
+    event_limit: Annotated[int, read_number(1, 1_000_000_000)] = option(
+        100_000, "how many events are kept", "N", "guard"
+    )
     storage_limit_mb: Annotated[int, read_number(1, 100_000_000)] = option(
         2000, "how large the storage may become; what is to be stored is refused then", "MB", "guard"
     )

@@ -467,6 +467,7 @@ def test_an_event_that_expires_undelivered_becomes_a_dead_letter(
 
 
 @pytest.mark.any_storage
+@pytest.mark.needs_plugin("storage/guard removes what is older or more")
 def test_retention_moves_the_floor_and_says_so(make_service: Callable[..., Service]) -> None:
     service = make_service("--event-limit", "50")
     client = service.client("chief-architect")
@@ -490,6 +491,7 @@ def test_retention_moves_the_floor_and_says_so(make_service: Callable[..., Servi
 
 
 @pytest.mark.any_storage
+@pytest.mark.needs_plugin("storage/guard removes what is older or more")
 def test_retention_by_age(make_service: Callable[..., Service]) -> None:
     client = make_service("--event-retention", "1").client("chief-architect")
     old = client.publish("aged")["event_id"]

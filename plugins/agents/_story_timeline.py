@@ -23,7 +23,6 @@ from cco_sidecar import (
     ApiError,
     NextAgent,
     Records,
-    Settings,
     agent_facts,
     agent_row,
     harmless,
@@ -31,6 +30,7 @@ from cco_sidecar import (
     issues_named,
     redact,
 )
+from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.events.event_list import read_moment
 from cco_sidecar_plugins.storage._pages import created_from
 
@@ -146,7 +146,12 @@ class Timeline:
     """
 
     def __init__(
-        self, read: Records, settings: Settings, issue: str, approvals: dict[str, Any], event_id: Callable[[int], str]
+        self,
+        read: Records,
+        settings: PluginSettings,
+        issue: str,
+        approvals: dict[str, Any],
+        event_id: Callable[[int], str],
     ) -> None:
         self._read, self._project, self._issue = read, settings.project, issue
         self._approvals, self._event_id, self._now = approvals, event_id, time.time()

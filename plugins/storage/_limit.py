@@ -1,4 +1,4 @@
-"""A storage that does not grow beyond ``--storage-limit-mb`` or its disk."""
+"""A storage that does not grow beyond ``--storage-limit-mb`` or its disk, and forgets what is old."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ log = logging.getLogger("cco")
 
 
 class ForgettingRecords(Records):
-    """Also forgets readers' positions."""
+    """Also finds what is kept no longer, and forgets readers' positions."""
+
+    def outlived(self, before: float, upto: int, limit: int) -> list[int]:
+        """The numbers of those events, of the first ``limit`` ones, that were made before a time or have a number up to
+        another one.
+        """
+        first = "select seq, created from event order by seq limit ?"
+        rows = self.rows(f"select seq from ({first}) where created < ? or seq <= ?", limit, before, upto)
+        return [row["seq"] for row in rows]
 
     def forget_positions(self, before: float, limit: int) -> int:
         """Forget at most ``limit`` that were moved last before a time; how many."""
@@ -30,6 +38,8 @@ class ForgettingRecords(Records):
 
 class LimitedStorage(Storage):
     """Refuses bodies beyond the limit, after what is older than retention allows has been removed."""
+
+    _settings: PluginSettings
 
     MEASURE_SECONDS = 30.0  # between two looks at how large the files beside the database are
     DISK_RESERVE = 16 * MB  # stays free on the disk
@@ -103,9 +113,14 @@ class LimitedStorage(Storage):
                 await self._measure()
 
     def _sweep(self, records: Records) -> bool:
-        forgetting = typing.cast(ForgettingRecords, records)
-        number = forgetting.forget_positions(time.time() - self.POSITION_SECONDS, self.SWEEP_ROWS)
-        return super()._sweep(records) or number == self.SWEEP_ROWS
+        forgetting, now, limit = typing.cast(ForgettingRecords, records), time.time(), self.SWEEP_ROWS
+        number = forgetting.forget_positions(now - self.POSITION_SECONDS, limit)
+        oldest, newest = now - self._settings.event_retention, records.head() - self._settings.event_limit
+        outlived = forgetting.outlived(oldest, newest, limit)
+        if outlived:
+            records.remove_events(outlived, self.DEAD_LETTERS)
+            records.set_meta("floor", str(outlived[-1]))
+        return super()._sweep(records) or bool(outlived) or number == limit
 
     async def _measure(self) -> None:
         self._new = 0

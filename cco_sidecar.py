@@ -498,10 +498,6 @@ class WaitQuery(Struct):
     limit: Limit = 100
 
 
-class EndQuery(Struct):
-    force: bool = False
-
-
 # names and small types that the shapes are made of
 IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
@@ -1025,7 +1021,6 @@ def routes() -> list[Route]:
         Route("POST", "/api/events/{event_type}", PublishEvent),
         Route("POST", "/api/agents/spawn", SpawnAgent),
         Route("GET", "/api/agents/{agent_id}/status", GetAgentStatus),
-        Route("DELETE", "/api/agents/{agent_id}", EndAgent),
         Route("DELETE", "/api/cache/context/{issue_id}", ClearCache),
         Route("GET", "/health", GetHealth),
         Route("GET", "/status", GetStatus),
@@ -1609,20 +1604,6 @@ class GetAgentStatus(AgentEndpoint):
     async def respond(self, agent_id: str) -> dict[str, Any]:
         row = self.find(agent_id)
         return await self.sidecar.agents.disk.run(self.sidecar.agents.describe, row)
-
-
-class EndAgent(AgentEndpoint):
-    """Order an agent's end: SIGTERM to its whole tree, grace, SIGKILL."""
-
-    permission = SPAWN
-    query_type = EndQuery
-    status = 202
-    failure = "AGT_001"
-
-    async def respond(self, agent_id: str) -> dict[str, Any]:
-        row = self.find(agent_id)
-        ending = await self.sidecar.agents.end(agent_id, force=self.query.force)
-        return {"agent_id": agent_id, "ending": ending, "state": row["state"], "timestamp": iso()}
 
 
 class ClearCache(Endpoint):
@@ -3763,17 +3744,6 @@ class Agents:
         died = -code if code and code < 0 else None
         row |= {"state": running.ended_as or by_itself, "exit_code": code, "signal": died}
 
-    async def end(self, agent_id: str, *, force: bool = False) -> bool:
-        """Order an agent's end, which a crash does not forget, at once with ``force``; False where it has ended."""
-        running = self.active.get(agent_id)
-        if running is None:
-            return False
-        running.grace = 0.0 if force else running.grace
-        if not running.ended_as:
-            await self.storage.write(lambda records: records.update_agent(agent_id, ordered=1))
-            running.end("killed")
-        return True
-
     async def start(self) -> None:
         """Adopt the agents that an earlier run of the service left, and record the end of those that are gone."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -3782,8 +3752,6 @@ class Agents:
         self.active.update((row["id"], Running(row, self._folder / row["id"])) for row in rows)
         for row in rows:
             running = self.active[row["id"]]
-            if row["ordered"]:
-                running.end("killed")
             await self.processes.adopt(running)
             log.info("agent %s %s, pid %s", row["id"], "is gone" if running.exited else "adopted", row["pid"])
             await self._run(running)
@@ -4551,7 +4519,8 @@ def banner(sidecar: Sidecar) -> str:
 
 ALONE = (
     "no TLS, audit log, HTTP/2, compression, repeats, index of the files, dependencies, briefs, known coding programs,"
-    " budgets, exit codes after a crash, lists, MCP, dashboard and client commands: is plugins/ beside the file?"
+    " budgets, ends of agents by order, exit codes after a crash, lists, MCP, dashboard and client commands:"
+    " is plugins/ beside the file?"
 )
 
 

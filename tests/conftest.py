@@ -82,7 +82,7 @@ def every_route() -> list[Any]:
     """The routes of the module and of some small plugins."""
     import cco_sidecar
 
-    rows = [plugin(name).register_routes() for name in ("result_list", "plugin_list", "renewal", "clearing")]
+    rows = [plugin(name).register_routes() for name in ("result_list", "plugin_list", "renewal", "clearing", "end")]
     return list({(row.method, row.path): row for row in [*cco_sidecar.routes(), *itertools.chain(*rows)]}.values())
 
 
@@ -213,6 +213,13 @@ class Client:
 
     def delete(self, path: str) -> requests.Response:
         return self.request("DELETE", path)
+
+    def end(self, agent: dict[str, Any]) -> None:
+        """Have a spawned agent end: by an order; alone, where there is none, by a signal to its process."""
+        if Service.module != MODULE:
+            os.kill(agent["process_id"], signal.SIGTERM)
+        else:
+            assert self.delete(f"/api/agents/{agent['agent_id']}").status_code == 202
 
     def wait(self, event_type: str = "*", **params: Any) -> Any:
         answer = self.get(f"/api/events/wait/{event_type}", **params)
@@ -345,7 +352,7 @@ def served(names: Iterable[str], setup: str) -> list[str]:
 
 OF_PLUGINS = re.compile(
     r"openapi|^plugins$|/api/plugins|auth/refresh|^refresh$|cache/all|^clear whole cache$|cache/context/issue-1[?]"
-    r"|^list |^get result$|/api/(results|events|agents)(\?|$|/result-)"
+    r"|^end agent$|/api/agents/agent-1([?]force|$)|^list |^get result$|/api/(results|events|agents)(\?|$|/result-)"
 )
 
 

@@ -292,10 +292,10 @@ def test_agents_hear_signals_and_exit_codes_are_true_whatever_the_services_paren
         assert state(architect, spawn(architect, "fail")["agent_id"])["exit_code"] == 3
         git = architect.get("/api/context/issue-1/python-specialist").json()["context"]["git_context"]
         assert git["branch"] == "main" and len(git["recent_commits"]) == 2
-        agent_id = spawn(architect, "hang")["agent_id"]
-        says(architect, agent_id, "hanging")
-        architect.delete(f"/api/agents/{agent_id}")
-        assert state(architect, agent_id)["signal"] == signal.SIGTERM
+        spawned = spawn(architect, "hang")
+        says(architect, spawned["agent_id"], "hanging")
+        architect.end(spawned)
+        assert state(architect, spawned["agent_id"])["signal"] == signal.SIGTERM
     finally:
         assert service.stop() == 0, service.log
 
@@ -382,9 +382,12 @@ def test_a_bad_spawn_is_refused(architect: Client, body: dict[str, Any], code: s
     assert (answer.status_code, answer.json()["code"]) == (400, code)
 
 
-def test_only_architects_spawn_and_end(service: Service, architect: Client, coder: Client, issue: str) -> None:
-    spawned = spawn(architect, "hang", issue)
-    for answer in (coder.post("/api/agents/spawn", request()), coder.delete(f"/api/agents/{spawned['agent_id']}")):
+def test_only_architects_spawn_and_end(architect: Client, coder: Client, issue: str, setup: str) -> None:
+    spawned, path = spawn(architect, "hang", issue), "/api/agents/"
+    answers = [coder.post(path + "spawn", request())]
+    if setup != "alone":
+        answers.append(coder.delete(path + spawned["agent_id"]))
+    for answer in answers:
         assert (answer.status_code, answer.json()["code"]) == (403, "AUTH_003")
         assert "spawn_agents" in answer.text
     assert status(coder, spawned["agent_id"])["state"] == "running"
@@ -456,9 +459,9 @@ def test_no_more_agents_run_than_are_allowed_however_many_are_asked_for(make_ser
             assert int(answer.headers["Retry-After"]) >= 1
     architect = Client(service.url, token)
     assert architect.get("/status").json()["agents"]["active"] == 3
-    first = next(answer.json()["agent_id"] for answer in answers if answer.status_code == 201)
-    architect.delete(f"/api/agents/{first}")
-    state(architect, first, "killed")
+    first = next(answer.json() for answer in answers if answer.status_code == 201)
+    architect.end(first)
+    until(lambda: status(architect, first["agent_id"])["ended_at"])
     until(lambda: architect.get("/status").json()["agents"]["active"] == 2)
     spawn(architect)
 
@@ -523,6 +526,7 @@ def test_an_ended_agent_is_no_zombie(service: Service, architect: Client, issue:
     assert not psutil.pid_exists(spawned["process_id"])
 
 
+@pytest.mark.needs_plugin("agents/end orders it")
 @pytest.mark.parametrize(
     ("task", "ready", "size"),
     [("family", "family", 4), ("escape_and_hang", "escaped", 2)],
@@ -554,6 +558,7 @@ def test_what_an_agent_leaves_behind_is_ended_with_it(service: Service, architec
     assert not [p for p in agents_left() if p.environ().get("AGENT_ID") == spawned["agent_id"]]
 
 
+@pytest.mark.needs_plugin("agents/end orders it")
 def test_who_ignores_sigterm_is_killed_after_a_grace(architect: Client, issue: str) -> None:
     spawned = spawn(architect, "ignore", issue)
     says(architect, spawned["agent_id"], "ignoring")
@@ -565,6 +570,7 @@ def test_who_ignores_sigterm_is_killed_after_a_grace(architect: Client, issue: s
     assert (ended["state"], ended["signal"]) == ("killed", signal.SIGKILL)
 
 
+@pytest.mark.needs_plugin("agents/end orders it")
 @pytest.mark.parametrize(
     ("task", "asked_before"), [("ignore", False), ("ignore", True), ("hang", False), ("family", False)]
 )
@@ -604,7 +610,7 @@ def test_the_time_limit_ends_an_agent(make_service: Callable[..., Service]) -> N
 def test_nothing_is_known_of_an_unknown_agent(architect: Client) -> None:
     for answer in (
         architect.get("/api/agents/nobody/status"),
-        architect.delete("/api/agents/nobody"),
+        architect.delete("/api/agents/nobody"),  # alone it is the path that is unknown
     ):
         assert (answer.status_code, answer.json()["code"]) == (404, "REQ_002")
 
@@ -750,6 +756,7 @@ def test_agents_are_listed_newest_last(architect: Client, issue: str) -> None:
     ] == ids[2:]
 
 
+@pytest.mark.needs_plugin("agents/end orders it")
 def test_status_counts_the_agents(make_service: Callable[..., Service]) -> None:
     architect = make_service(*COMMAND, "--stop-agents").client()
     ended = [spawn(architect, task)["agent_id"] for task in ("succeed", "fail")]
@@ -776,8 +783,8 @@ def test_the_token_of_an_ended_agent_is_refused_and_its_file_gone(
     agent = Client(service.url, spawned["jwt_token"])
     assert agent.get("/status").status_code == 200
     renewed = [agent.post("/api/auth/refresh").json()["token"]] if setup != "alone" else []
-    architect.delete(f"/api/agents/{spawned['agent_id']}")
-    state(architect, spawned["agent_id"], "killed")
+    architect.end(spawned)
+    until(lambda: status(architect, spawned["agent_id"])["ended_at"])
     for token in (spawned["jwt_token"], *renewed):
         answer = Client(service.url, token).get("/status")
         assert (answer.status_code, answer.json()["code"]) == (401, "AUTH_001")
@@ -1086,7 +1093,7 @@ def test_a_stop_leaves_agents_running_and_the_next_start_finds_them(make_service
     service.start()
     assert status(service.client(), spawned["agent_id"])["state"] == "running"
     assert Client(service.url, spawned["jwt_token"]).get("/status").status_code == 200
-    service.client().delete(f"/api/agents/{spawned['agent_id']}")
+    service.client().end(spawned)
     until(lambda: not alive([process]))
 
 

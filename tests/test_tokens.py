@@ -786,7 +786,7 @@ def test_the_token_of_an_ended_agent_is_refused_for_good(make_service: Callable[
     if setup != "alone":
         clients.append(Client(service.url, ended.post("/api/auth/refresh").json()["token"]))
         assert clients[1].get("/status").status_code == 200
-    assert architect.delete(f"/api/agents/{agents[0]['agent_id']}").status_code == 202
+    architect.end(agents[0])
     assert architect.wait("agent_exited", filter=f"agent_id:{agents[0]['agent_id']}", timeout=15_000)["events"]
     for client in clients:
         assert refused(client.get("/status"))
@@ -797,7 +797,7 @@ def test_the_token_of_an_ended_agent_is_refused_for_good(make_service: Callable[
     service.start()
     assert refused(Client(service.url, ended.token).get("/status"))
     assert Client(service.url, living.token).get("/status").status_code == 200
-    service.client().delete(f"/api/agents/{agents[1]['agent_id']}")
+    service.client().end(agents[1])
     until(lambda: Client(service.url, living.token).get("/status").status_code == 401)
 
 
@@ -831,5 +831,5 @@ def test_an_agents_token_is_bound_to_the_agent(make_service: Callable[..., Servi
     client = Client(service.url, agent["jwt_token"])
     assert client.post("/api/results", result(agent_id=agent["agent_id"])).status_code == 201
     assert refused(client.post("/api/results", result(agent_id=f"agent-{uuid.uuid4().hex}")), "AUTH_003")
-    assert service.client().delete(f"/api/agents/{agent['agent_id']}").status_code == 202
+    service.client().end(agent)
     until(lambda: client.get("/status").status_code == 401)

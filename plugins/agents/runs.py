@@ -52,6 +52,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.agents.end import EndedAgents
 
 log = logging.getLogger("cco")
 
@@ -415,7 +416,7 @@ class Runs:
         """End a run that does not end, and its agents in its place."""
         if active.process.poll() is None:
             active.process.kill()
-            agents = self._sidecar.agents
+            agents = typing.cast(EndedAgents, self._sidecar.agents)
             for running in list(agents.active.values()):
                 if running.row["parent"] == active.subject:
                     await agents.end(running.row["id"])

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 
 from cco_sidecar import ApiError, Running, StorageError, log, one_line
+from cco_sidecar_plugins.agents.end import EndedAgents
 from cco_sidecar_plugins.cluster._replicated import ReplicatedStorage
 from cco_sidecar_plugins.http.repeats import RepeatedAgents
 
 
-class OwningAgents(RepeatedAgents):
+class OwningAgents(EndedAgents, RepeatedAgents):
     """Asks the owner about agents of other sidecars. Which that is stands in the agent's row as ``node``."""
 
     def __init__(self, *parts: Any) -> None:

@@ -1,0 +1,60 @@
+"""``DELETE /api/agents/ID`` orders an agent's end; an order that a crash cut off is carried out after it."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+from msgspec import Struct
+
+from cco_sidecar import SPAWN, AgentEndpoint, Agents, Route, Running, hookimpl, iso
+
+
+@hookimpl(trylast=True)  # so that the agents of the plugin nats, which ask other sidecars first, derive from these
+def part_class(base: type) -> type | None:
+    return type("EndedAgents", (EndedAgents, base), {}) if issubclass(base, Agents) else None
+
+
+@hookimpl
+def register_routes() -> list[Route]:
+    return [Route("DELETE", "/api/agents/{agent_id}", EndAgent)]
+
+
+class EndQuery(Struct):
+    force: bool = False
+
+
+class EndAgent(AgentEndpoint):
+    """Order an agent's end: SIGTERM to its whole tree, grace, SIGKILL."""
+
+    permission = SPAWN
+    query_type = EndQuery
+    status = 202
+    failure = "AGT_001"
+    answers = {202: "AgentEnding"}
+
+    async def respond(self, agent_id: str) -> dict[str, Any]:
+        row = self.find(agent_id)
+        ending = await typing.cast(EndedAgents, self.sidecar.agents).end(agent_id, force=self.query.force)
+        return {"agent_id": agent_id, "ending": ending, "state": row["state"], "timestamp": iso()}
+
+
+class EndedAgents(Agents):
+    """Ends agents by order. A crash does not forget that: ``ordered`` in the agent's row says so."""
+
+    async def end(self, agent_id: str, *, force: bool = False) -> bool:
+        """Order an agent's end, at once with ``force``; False where it has ended."""
+        running = self.active.get(agent_id)
+        if running is None:
+            return False
+        running.grace = 0.0 if force else running.grace
+        if not running.ended_as:
+            await self.storage.write(lambda records: records.update_agent(agent_id, ordered=1))
+            running.end("killed")
+        return True
+
+    async def _run(self, running: Running) -> None:
+        if running.row.get("ordered"):  # before this start: then it has ended by that, whatever is known of how
+            running.ended_as = "killed"
+            running.end("killed")
+        await super()._run(running)

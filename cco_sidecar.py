@@ -23,8 +23,8 @@ The path of a request, from top to bottom of this file:
            -> EventBus.wake_waiters (on the loop, in commit order) -> Endpoint.send
 
 This file alone serves the whole reference and makes tokens. What goes beyond that, or does a part better, is a plugin
-in ``plugins/``. It implements hooks (``Asks``, ``Tells``, ``Parts``); only what runs without hooks is a class derived
-from Settings, Hooks, Program, Redaction or the log's handler (``bundled_class``).
+in ``plugins/``. It implements hooks (``Asks``, ``Tells``, ``Parts``); only what runs without hooks, or is one, is a
+class derived from Settings, Hooks, ReferenceRules, Program, Redaction or the log's handler (``bundled_class``).
 
 Units: seconds and bytes everywhere inside; a name says so where it is another one (``mtime_ns``).
 
@@ -595,7 +595,8 @@ class Parts:
 
 def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
     """The built-in plugins and, unless --no-plugins, all others. ``strict`` raises StartError for faulty ones."""
-    hooks = bundled_class(Hooks, "_hooks", "SafeHooks")([ReferenceRules()])
+    rules = bundled_class(ReferenceRules, "results/_routing", "ReferenceRules")
+    hooks = bundled_class(Hooks, "_hooks", "SafeHooks")([rules()])
     hooks.load(settings, strict)
     return hooks
 
@@ -4156,14 +4157,11 @@ class ReferenceRules:
     def next_agents(
         self, result: ResultFact, proposals: list[NextAgent], history: list[ResultFact], language: str
     ) -> list[NextAgent]:
-        """By PROPOSALS, without the types that are settled (``settled_types``)."""
-        facts = [*history, result]
+        """By PROPOSALS, without the types that have succeeded since the last code change."""
         outcome = "success" if result.status == "success" else "failed"
-        own = (fact.status for fact in reversed(facts) if fact.agent_type == result.agent_type)
-        failures = len(list(itertools.takewhile(lambda status: status != "success", own)))
-        settled = settled_types(facts)
-        if result.category == "coding" and failures and failures % 3 == 0:
-            outcome, settled = "third failure", set()  # a design that does not work out is not settled by being made
+        newest_first = (result, *reversed(history))
+        since = itertools.takewhile(lambda fact: fact.category != "coding" or fact.status == "failed", newest_first)
+        passed = {fact.agent_type for fact in since if fact.status == "success"}
         specialist = f"{language}-specialist"
         coder = specialist if specialist in AGENT_TYPES["coding"].split() else "fullstack-developer"
         last_coder = next((fact.agent_type for fact in reversed(history) if fact.category == "coding"), coder)
@@ -4173,7 +4171,7 @@ class ReferenceRules:
             for category, after, who, priority, why in PROPOSALS
             if (category, after) == (result.category, outcome)
         ]
-        return [*proposals, *(item for item in found if item.agent_type not in settled)]
+        return [*proposals, *(item for item in found if item.agent_type not in passed)]
 
 
 AGENT_TYPES = {  # of each language and category; the plugin specialists has eighty more
@@ -4321,24 +4319,12 @@ PROPOSALS: tuple[tuple[str, str, str, Priority, str], ...] = (  # who is next af
     ("coding", "success", "test-engineer", "high", "coding-success: validation of the implementation"),
     ("coding", "success", "security-auditor", "medium", "coding-success: security review of the change"),
     ("coding", "failed", SAME, "high", "coding-failure: another attempt"),
-    ("coding", "third failure", "chief-architect", "high",
-     "coding-failure: the third in a row, so the design is to be reconsidered"),
     ("qa", "success", "documentation-expert", "low", "qa-success: documentation of what was validated"),
     ("qa", "success", "security-auditor", "medium", "qa-success: security review that has not passed yet"),
     ("qa", "failed", LAST_CODER, "high", "qa-failure: repair of what the tests found"),
     ("security", "success", "documentation-expert", "low", "security-success: documentation of what was reviewed"),
     ("security", "failed", LAST_CODER, "high", "security-failure: repair of what the review found"),
 )  # fmt: skip
-
-
-def settled_types(facts: list[ResultFact]) -> set[str]:
-    """Types that have succeeded since the last code change, or were proposed since the last change or failure."""
-    newest_first = range(len(facts) - 1, -1, -1)
-    changes = (at for at in newest_first if facts[at].category == "coding" and facts[at].status != "failed")
-    change = next(changes, -1)
-    failure = next((at for at in newest_first if at <= change or facts[at].status != "success"), -1)
-    passed = {fact.agent_type for fact in facts[change + 1 :] if fact.status == "success"}
-    return passed.union(*(fact.proposed for fact in facts[max(0, change, failure) :]))
 
 
 # ======================================================================================================

@@ -7,7 +7,9 @@ from conftest import Client, Service
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cco_sidecar import AGENT_TYPES, PROPOSALS, NextAgent, ReferenceRules, ResultFact
+from cco_sidecar import AGENT_TYPES, PROPOSALS, NextAgent, ReferenceRules, ResultFact, bundled_class
+
+Rules = bundled_class(ReferenceRules, "results/_routing", "ReferenceRules")
 
 CATEGORY = {name: category for category, names in AGENT_TYPES.items() for name in names.split()}
 SHORT = {
@@ -17,14 +19,14 @@ SHORT = {
 STATUS = {"+": "success", "-": "failed", "~": "partial"}
 
 
-def routed(sequence: str, language: str = "python") -> list[list[NextAgent]]:
+def routed(sequence: str, language: str = "python", rules: type[ReferenceRules] = Rules) -> list[list[NextAgent]]:
     """The proposals after each result of "py+ test-": an agent type's short name and how it ended."""
     history: list[ResultFact] = []
     answers = []
     for word in sequence.split():
         agent_type = SHORT[word[:-1]]
         result = ResultFact(agent_type, CATEGORY[agent_type], STATUS[word[-1]])
-        proposals = ReferenceRules().next_agents(result, [], history, language)
+        proposals = rules().next_agents(result, [], history, language)
         history.append(
             ResultFact(result.agent_type, result.category, result.status, [item.agent_type for item in proposals])
         )
@@ -108,6 +110,27 @@ def test_the_rules_propose(sequence: str, expected: str) -> None:
     assert shown(routed(sequence)[-1]) == expected
 
 
+@pytest.mark.parametrize(
+    ("sequence", "expected"),
+    [
+        ("arch+ py+ test+ sec+ doc+", ""),
+        ("py+ sec+ test+", "doc:low"),
+        ("py+ test+ py+", "test:high sec:medium"),
+        ("rust+ py+ test-", "py:high"),
+        ("py+ test+ sec+ py~ test+", "doc:low sec:medium"),
+        # proposed before, and has not worked yet
+        ("arch+ arch+", "py:high test:medium"),
+        ("test+ sec+", "doc:low"),
+        ("py+ sec+ doc+ test+", ""),
+        # a third failure is one more
+        ("py- py- py-", "py:high"),
+        ("py~ py~ py~", "py:medium"),
+    ],
+)
+def test_the_module_alone_proposes_nobody_who_has_passed(sequence: str, expected: str) -> None:
+    assert shown(routed(sequence, rules=ReferenceRules)[-1]) == expected
+
+
 SPECIALISTS = """python rust go java javascript typescript ruby php csharp cpp c kotlin swift scala elixir dart haskell perl
     shell sql vue svelte""".split()
 
@@ -136,26 +159,34 @@ def test_every_row_of_the_table_is_about_a_known_category_and_known_types() -> N
 
 def test_proposals_of_plugins_that_came_before_are_kept() -> None:
     earlier = [NextAgent("technical-writer", "low", "house-rule: a note")]
-    found = ReferenceRules().next_agents(ResultFact("python-specialist", "coding", "success"), earlier, [], "python")
-    assert [item.agent_type for item in found] == ["technical-writer", "test-engineer", "security-auditor"]
+    for rules in (ReferenceRules, Rules):
+        found = rules().next_agents(ResultFact("python-specialist", "coding", "success"), earlier, [], "python")
+        assert [item.agent_type for item in found] == ["technical-writer", "test-engineer", "security-auditor"]
+        failures = [ResultFact("python-specialist", "coding", "failed")] * 3
+        found = rules().next_agents(failures[0], earlier, failures[1:], "python")
+        next_one = "chief-architect" if rules is Rules else "python-specialist"
+        assert [item.agent_type for item in found] == ["technical-writer", next_one]
 
 
 RESULTS = st.lists(st.tuples(st.sampled_from(sorted(SHORT)), st.sampled_from("+-~")), min_size=1, max_size=12)
 
 
+@pytest.mark.parametrize("rules", [Rules, ReferenceRules], ids=["with plugins", "alone"])
 @settings(deadline=None, max_examples=300)
-@given(RESULTS)
-def test_following_every_proposal_with_success_comes_to_an_end(results: list[tuple[str, str]]) -> None:
+@given(results=RESULTS)
+def test_following_every_proposal_with_success_comes_to_an_end(
+    rules: type[ReferenceRules], results: list[tuple[str, str]]
+) -> None:
     sequence = [name + mark for name, mark in results]
-    answers = routed(" ".join(sequence))
+    answers = routed(" ".join(sequence), rules=rules)
     short = {name: key for key, name in SHORT.items()}
     waiting = [item.agent_type for proposals in answers for item in proposals]
     steps = 0
     while waiting:
         sequence.append(short[waiting.pop(0)] + "+")
-        waiting += [item.agent_type for item in routed(" ".join(sequence))[-1]]
+        waiting += [item.agent_type for item in routed(" ".join(sequence), rules=rules)[-1]]
         steps += 1
-        assert steps <= 10 * (len(results) + 2), sequence
+        assert steps <= (10 if rules is Rules else 12) * (len(results) + 2), sequence
 
 
 @settings(deadline=None, max_examples=300)
@@ -231,6 +262,7 @@ def test_an_issue_that_is_done_proposes_nobody(architect: Client, issue: str) ->
     )
 
 
+@pytest.mark.needs_plugin("results/_routing counts failures")
 def test_the_history_survives_a_kill(make_service) -> None:  # type: ignore[no-untyped-def]
     service = make_service()
     for _ in range(2):

@@ -33,13 +33,13 @@ from cco_sidecar import (
     one_line,
     read_text_file,
     redact,
-    settled_types,
 )
 from cco_sidecar_plugins._hooks import only_where
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.agents._agent_types import BUILT_IN
 from cco_sidecar_plugins.agents._front_matter import read_front_matter
+from cco_sidecar_plugins.results._routing import settled_types
 
 LIMIT = 64 * 1024  # bytes of a file
 MAX_FILES = 200  # of a folder

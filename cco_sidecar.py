@@ -3009,6 +3009,11 @@ class Contexts:
         self._cache = collections.OrderedDict[ContextKey, tuple[str, bytes]]()  # ETag, and what all answers share
         self._building: dict[str, asyncio.Task[BuiltContext]] = {}  # by ETag
         self._bytes = self._hits = self._misses = 0
+        # An issue's newest result is asked for again after an event, since each result comes with one: a query at each
+        # request would wait for the interpreter, which threads that build contexts are busy with.
+        self._newest = functools.lru_cache(1000)(
+            lambda seq, issue_id: storage.read.issue_head(settings.project, issue_id)
+        )
         self.project = hooks.part(Project, settings)(settings.root, settings.storage)
         self.project.also = sorted(TYPE_BY_MANIFEST)
         self._index_folder = settings.storage / "index"
@@ -3052,7 +3057,7 @@ class Contexts:
 
     def _etag(self, key: ContextKey, state: ProjectState) -> str:
         """Weak: a hit, a build and their compressed forms differ in bytes alone (RFC 9110, 8.8.1)."""
-        results = self._storage.read.issue_head(self._settings.project, key.issue_id)
+        results = self._newest(self._storage.head, key.issue_id)
         return etag_of(key, __version__, self._plugins, self._settings.project, state.digest, results)
 
     async def task(self, issue_id: str) -> str:
@@ -3171,7 +3176,7 @@ BuiltContext = tuple[bytes, bytes, str]  # as ``Contexts.answer`` gives it, and 
 CONTEXT_SECTIONS = ("project_structure", "relevant_files", "git_context", "previous_agent_outputs", "metadata")
 
 
-@functools.lru_cache(64)  # hashing takes longer than all else of a cached context
+@functools.lru_cache(256)  # hashing takes longer than all else of a cached context
 def etag_of(key: ContextKey, *facts: Any) -> str:
     asked = repr((msgspec.structs.astuple(key), facts))
     return f'W/"{hashlib.sha256(asked.encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'

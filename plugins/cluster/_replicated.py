@@ -199,7 +199,7 @@ class ReplicatedStorage(GuardedStorage):
         self._changed.set()  # what came is swept in time, also where the one that wrote it is gone
         for subject in revoked:
             self.on_revoked(subject)
-        self.head = max([self.head, *(seq for _, seq in events)])
+        self.head = self.read.head()
         for event, seq in events:
             self.observer(event, seq)
 

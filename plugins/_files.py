@@ -1,9 +1,11 @@
-"""Small files that clients and plugins read, whatever somebody has put in their place."""
+"""Small files that clients and plugins read, whatever somebody has put in their place, and the size of folders."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -25,3 +27,13 @@ def content_of(path: Path) -> bytes:
         if stat.S_ISREG(path.lstat().st_mode):
             return path.read_bytes()
     return b""
+
+
+def folder_size(folder: Path, without: Collection[str] = ()) -> int:
+    """Bytes in the files below ``folder`` that have other names than those. Blocks."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in set(names).difference(without):
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total

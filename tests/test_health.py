@@ -43,3 +43,4 @@ def test_status_counts_what_happened(architect: Client, issue: str) -> None:
     assert after["events"]["total_delivered"] == before["events"]["total_delivered"] + 1
     assert after["storage"]["results_stored"] == before["storage"]["results_stored"] + 1
     assert after["performance"]["requests_per_second"] > 0
+    assert before["storage"]["total_size_mb"] > 0.01  # an empty database has a page for each table and index

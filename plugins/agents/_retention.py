@@ -8,7 +8,8 @@ import shutil
 import time
 from pathlib import Path
 
-from cco_sidecar import MB, Pool, folder_size
+from cco_sidecar import MB, Pool
+from cco_sidecar_plugins._files import folder_size
 from cco_sidecar_plugins._settings import PluginSettings
 
 LOOK = 600.0  # seconds between two looks

@@ -12,7 +12,8 @@ import typing
 from collections.abc import AsyncIterator
 from typing import Any
 
-from cco_sidecar import MB, ApiError, Pool, Records, Storage, StorageError, folder_size, one_line
+from cco_sidecar import MB, ApiError, Pool, Records, Storage, StorageError, one_line
+from cco_sidecar_plugins._files import folder_size
 from cco_sidecar_plugins._settings import PluginSettings
 
 log = logging.getLogger("cco")

@@ -4353,21 +4353,20 @@ class Program:
             return 130
 
     def parse(self, words: list[str]) -> argparse.Namespace:
-        """The options, and the command as ``run``. Plugins are asked for a command that is not ours."""
-        parser = CommandParser(prog="cco", usage="%(prog)s [COMMAND] [OPTIONS]", parents=[option_parser()])
-        parser.description = "Lets a team of agents work on one repository; without a COMMAND serves that around it."
-        parser.epilog = "Exit codes: 0 good, 1 refused, 2 wrong use, 3 not reachable."
+        """The options, and the command as ``run``."""
+        options, rest = option_parser().parse_known_args(words)
+        parser = CommandParser(prog="cco", usage="%(prog)s [serve | token] [OPTIONS]", parents=[option_parser()])
+        parser.description = "Lets a team of agents work on one repository: serves it, or prints a token for an agent."
+        parser.epilog = "cco token --help shows its options. Exit codes: 0 good, 1 refused, 2 wrong use."
         parser.add_argument("--version", action="version", version=f"cco {__version__}")
-        parser.set_defaults(run=command_serve)
-        new_parser: Any = functools.partial(CommandParser, parents=[option_parser(shown=False)])
-        commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="cco", parser_class=new_parser)
-        add_own_commands(commands)
-        _, rest = option_parser().parse_known_args(words)
-        word = rest[0].partition("=")[0] if rest else "serve"
-        kind, known = ("option", parser._option_string_actions) if word[:1] == "-" else ("command", commands.choices)
-        if word not in known:
-            raise StartError(f"{word}: no such {kind}; {ABSENT}", WRONG_USE)
-        return parser.parse_args(words)
+        command = rest.pop(0) if rest[:1] in (["serve"], ["token"]) else "serve"
+        if command == "token":
+            add_token_options(parser)
+        options, unknown = parser.parse_known_args(rest, options)
+        if unknown:
+            raise StartError(f"{unknown[0]}: no such command or option; {ABSENT}", WRONG_USE)
+        options.run = command_token if command == "token" else command_serve
+        return options
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -4380,27 +4379,21 @@ class CommandParser(argparse.ArgumentParser):
         raise StartError(f"{message.removeprefix('argument ')} (see {self.prog} --help)", WRONG_USE)
 
 
-def add_own_commands(commands: argparse._SubParsersAction[CommandParser]) -> None:
-    """Add the commands that need no plugin."""
-    serve = commands.add_parser("serve", help="serve the repository (the default)", parents=[option_parser()])
-    serve.usage = "%(prog)s [OPTIONS]"
-    serve.set_defaults(run=command_serve)
-    token = commands.add_parser("token", help="print a token, and nothing else")
+def add_token_options(token: CommandParser) -> None:
     token.add_argument("--type", required=True, help="agent type, for example python-specialist")
     token.add_argument("--agent-id", help="bind the token to this id")
     token.add_argument("--issue", help="good for this issue only")
     token.add_argument("--ttl", metavar="SECONDS", help="life (default: --token-ttl)")
     token.add_argument("--permissions", metavar="LIST", help="narrow to these, separated by commas")
-    token.set_defaults(run=command_token)
 
 
-def option_parser(shown: bool = True) -> CommandParser:
-    """The flags of the settings table; what was not given does not show up. ``shown`` says whether help lists them."""
+def option_parser() -> CommandParser:
+    """The flags of the settings table; what was not given does not show up."""
     parser = CommandParser(add_help=False, prog="cco")
     for name, option in option_table().items():
         flag, default, many = flag_of(name), option.default, option.read in (read_list, read_paths)
         told = f" (default: {default})" if isinstance(default, (str, int)) and default is not False else ""
-        text = f"{option.help}{', may be repeated' * many}{told}".replace("%", "%%") if shown else argparse.SUPPRESS
+        text = f"{option.help}{', may be repeated' * many}{told}".replace("%", "%%")
         keywords: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
         if option.read is not read_bool:
             parser.add_argument(flag, metavar=option.metavar, action="append" if many else "store", **keywords)

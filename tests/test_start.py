@@ -407,7 +407,7 @@ def test_https_that_is_asked_for_is_never_served_as_http(folder: Path, tmp_path:
     (tmp_path / "alone/plugins").mkdir(parents=True)
     alone = Path(shutil.copy(MODULE, tmp_path / "alone"))
     pair = ["--tls-cert", "c.pem", "--tls-key", "k.pem", "--storage", str(tmp_path / "state")]
-    assert "--tls-cert: no such option; is plugins/ beside" in refusal(run(*pair, cwd=folder, module=alone))
+    assert "--tls-cert: no such command or option; is plugins/ beside" in refusal(run(*pair, cwd=folder, module=alone))
     assert "--tls-cert: the plugin tls, which reads it, is not loaded" in refusal(
         run("--no-plugins", *pair, cwd=folder)
     )
@@ -991,17 +991,17 @@ def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the
     for command in ("health", "plugins", "agent list", "results", "run", "schema"):
         line = refusal(run(*command.split(), "--format", "json", cwd=repository, module=alone))
         first = command.split()[0]
-        assert line.startswith(f"cco: {first}: no such command; is plugins/ beside cco_sidecar.py?"), line
+        assert line.startswith(f"cco: {first}: no such command or option; is plugins/ beside cco_sidecar.py?"), line
         assert "`pip install .`" in line
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    ("tokn", "tokn: no such command; is plugins/ "), ("--prot 1", "--prot: no such option; is plugins/ "),
-    ("token", "the following arguments are required: --type"), ("token --type x --prot 1", "unrecognized arguments: --prot 1"),
+    ("tokn", "tokn: no such command or option; is plugins/ "), ("--prot 1", "--prot: no such command or option; is "),
+    ("token", "the following arguments are required: --type"), ("token --type x --prot 1", "--prot: no such command or option"),
     ("token --type", "--type: expected one argument"), ("--port", "--port: expected one argument"), ("--port x", "--port: 'x' must be"),
     ("token --type qa-enginer", "--type: Unknown agent type qa-enginer\n"),
     ("token --type qa-engineer --issue ../x", "--issue: '../x' must match"),
-    ("serve x", "unrecognized arguments: x"), ("\x1b[2J", " [2J: no such command"),
+    ("serve x", "x: no such command or option"), ("\x1b[2J", " [2J: no such command"), ("--type x", "--type: no such command"),
 ])  # fmt: skip
 def test_wrong_use_of_the_file_alone_is_one_line(repository: Path, alone: Path, words: str, said: str) -> None:
     assert refusal(run(*words.split(), cwd=repository, module=alone)).startswith(f"cco: {said}")

@@ -22,7 +22,7 @@ import cco_sidecar
 from cco_sidecar import (
     GOOD,
     StartError,
-    add_own_commands,
+    add_token_options,
     command_serve,
     command_token,
     flag_of,
@@ -137,12 +137,12 @@ def new_parser(words: Sequence[str] = ()) -> CommandParser:
     parser.take_shared_options()
     commands = parser.add_group()
     commands.more = load_commands(commands, words)
-    add_own_commands(commands)
-    commands.add_parser("plugins", help="")
-    for choice in commands._choices_actions:
-        row = OWN_COMMANDS[choice.dest]
-        choice.help = commands.choices[choice.dest].description = row.help
-        settle(commands.choices[choice.dest], row, commands)
+    for name, row in OWN_COMMANDS.items():
+        shown = [option_parser()] if name == "serve" else []
+        command = commands.add_parser(name, help=row.help, description=row.help, parents=shown)
+        if name == "token":
+            add_token_options(command)
+        settle(command, row, commands)
     return parser
 
 
@@ -169,9 +169,11 @@ def shared_options() -> list[argparse.Action]:
     """What every command reads, before and after it, and refuses unless its row names it; no help but that of serve
     shows it.
     """
-    parser = option_parser(shown=False)
-    parser.add_argument("--url", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    parser.add_argument("--format", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    parser = option_parser()
+    parser.add_argument("--url", default=argparse.SUPPRESS)
+    parser.add_argument("--format", default=argparse.SUPPRESS)
+    for action in parser._actions:
+        action.help = argparse.SUPPRESS
     return parser._actions
 
 

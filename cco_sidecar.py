@@ -2239,12 +2239,6 @@ class Records:
             rows += self.rows(f"{select} {MINE} and category = 'coding' order by seq desc limit 1", project, issue)
         return rows[::-1]
 
-    def result_of(self, project: str, agent_id: str) -> dict[str, Any]:
-        """The id and status of an agent's latest result, null where it stored none."""
-        sql = "select id, status from result where project = ? and agent_id = ? order by seq desc limit 1"
-        rows = self.rows(sql, project, agent_id)
-        return dict(zip(("result_id", "result_status"), rows[0] if rows else (None, None), strict=True))
-
     # -- agents: a row of ``agent``, beside it one of ``agent_evidence``, and one of ``agent_outcome`` where there is
     # more to say of an agent; readers get all as one
 
@@ -3714,11 +3708,12 @@ class Agents:
         row, now = running.row, time.time()
         row["ended"] = min(max(running.ended or now, row["started"]), now)
         self.tokens.revoked.add(row["id"])
-        tail = await self.disk.run(self.processes.tail, row["id"], 5)
+        with contextlib.suppress(OSError):  # the agent may have put something else there
+            (running.folder / "token").unlink()
         while True:
             try:
                 await self.judge(running)
-                told = self.last_word(self.whole(row), tail)
+                told = self.last_word(row)
                 names = ["agent_exited", "agent_failed"][: 2 if row["state"] in AGENT_GROUPS["failed"] else 1]
                 submission = {"publisher": row["id"], "topic": "coordination", "data": told}
                 events = [new_event(row["project"], name, submission) for name in names]
@@ -3771,22 +3766,18 @@ class Agents:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def find(self, project: str, agent_id: str) -> dict[str, Any]:
-        """All that is known of an agent; raises REQ_002."""
+        """An agent's row; raises REQ_002."""
         if row := self.storage.read.agent(project, agent_id):
-            return self.whole(row)
+            return row
         raise ApiError("REQ_002", f"No agent {agent_id}")
 
-    def whole(self, row: dict[str, Any]) -> dict[str, Any]:
-        """An agent's row with what is known beside it at this moment: its latest result. Called on the loop."""
-        return row | self.storage.read.result_of(row["project"], row["id"])
-
     def describe(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A whole row as readers get it, with the last lines of the agent's output. Blocks."""
-        return agent_facts(row) | {"output_tail": self.processes.tail(row["id"], 20)}
+        """An agent as readers get it, by its row. Blocks."""
+        return agent_facts(row)
 
-    def last_word(self, row: dict[str, Any], tail: list[str]) -> dict[str, Any]:
+    def last_word(self, row: dict[str, Any]) -> dict[str, Any]:
         """The data of the events of an agent's end."""
-        return agent_facts(row) | {"output_tail": [line[:300] for line in tail]}
+        return agent_facts(row)
 
 
 def end_agent(row: dict[str, Any], events: list[NewEvent], records: Records) -> None:
@@ -3813,7 +3804,7 @@ def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
         "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"], "started_at": iso(row["started"]),
-        "ended_at": row["ended"] and iso(row["ended"]), "reason": row["reason"], "result_id": row["result_id"],
+        "ended_at": row["ended"] and iso(row["ended"]), "reason": row["reason"],
     }  # fmt: skip
 
 
@@ -3980,20 +3971,6 @@ class Processes:
                 if item.environ().get("CCO_TOKEN_FILE") == marker or (first and os.getsid(item.pid) == first):
                     found += [item, *item.children(recursive=True)]
         return {item: item for item in found}
-
-    def tail(self, agent_id: str, number: int) -> list[str]:
-        """The last lines of an agent's output, without their times and secrets. Blocks."""
-        lines = self.last(agent_id, 256 * 1024).split("\n")
-        text = redact("\n".join(lines[-number - 61 :]))[0]  # a key that begins before the lines is known by its head
-        return [line[:2000] for line in text.removesuffix("\n").split("\n")[-number:]] if text else []
-
-    def last(self, agent_id: str, number: int) -> str:
-        """The text of the last ``number`` bytes of an agent's output. Blocks."""
-        path, flags = self._folder / agent_id / self.OUTPUT, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-        with contextlib.suppress(OSError), open(os.open(path, flags), "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - number))
-            return file.read(number).decode("utf-8", "replace")
-        return ""
 
 
 @dataclass(eq=False)

@@ -510,9 +510,10 @@ def test_an_end_is_recorded_and_told(
             "state": ends_as,
             "exit_code": exit_code,
         }
-        names = "signal pid started_at ended_at reason output_tail result_id".split()
-        if "usage" in ended:  # alone nothing is measured
-            names += "model requests input_tokens output_tokens cached_tokens cost_usd denials".split()
+        names = "signal pid started_at ended_at reason".split()
+        if "usage" in ended:  # alone nothing is measured, and no output shown
+            names += "output_tail result_id model requests".split()
+            names += "input_tokens output_tokens cached_tokens cost_usd denials".split()
             facts |= {name: ended["usage"][name] for name in ("cpu_seconds", "peak_memory_bytes")}
         facts |= {name: ended[name] for name in names}
         assert event["data"] == facts
@@ -724,7 +725,8 @@ def test_a_word_that_an_agent_has_not_written_to_its_end_is_held_back(
 
 def test_both_streams_are_in_the_log(architect: Client, issue: str) -> None:
     spawned = spawn(architect, "fail", issue)
-    assert state(architect, spawned["agent_id"])["output_tail"] == ["something went wrong"]
+    state(architect, spawned["agent_id"])
+    assert output(architect, spawned["agent_id"]) == "something went wrong\n"
 
 
 @pytest.mark.parametrize("what", ["a pipe", "a folder", "a terminal", "itself"])
@@ -788,7 +790,7 @@ def test_the_token_of_an_ended_agent_is_refused_and_its_file_gone(
     for token in (spawned["jwt_token"], *renewed):
         answer = Client(service.url, token).get("/status")
         assert (answer.status_code, answer.json()["code"]) == (401, "AUTH_001")
-    assert setup == "alone" or not (folder_of(service, spawned["agent_id"]) / "token").exists()
+    assert not (folder_of(service, spawned["agent_id"]) / "token").exists()
 
 
 def test_an_ended_agents_token_is_refused_after_a_restart_too(make_service: Callable[..., Service]) -> None:

@@ -327,8 +327,8 @@ PLUGINS = {
                 def describe(self, row):
                     return super().describe(row) | {"cost_usd": 0.5}
 
-                def last_word(self, row, tail):
-                    return super().last_word(row, tail) | {"cost_usd": 0.5}
+                def last_word(self, row):
+                    return super().last_word(row) | {"cost_usd": 0.5}
 
                 def check_room(self, row, records):
                     if row["issue"].startswith("poor-"):

@@ -73,10 +73,11 @@ def test_output_of_a_run_without_plugins_is_read_whole_by_tail_and_onwards_later
 ) -> None:
     service = make_service(*ALONE)
     agent_id = spawn(service.client(), "write")["agent_id"]
-    assert state(service.client(), agent_id)["output_tail"][-1] == "line 19999"
+    state(service.client(), agent_id)
     service.stop()
     service.arguments = tuple(word for word in service.arguments if word != "--no-plugins")
     architect = service.start().client()
+    assert state(architect, agent_id)["output_tail"][-1] == "line 19999"
     path = f"/api/agents/{agent_id}/logs"
     whole = architect.get(path).json()
     assert whole["text"] == "".join(f"line {number}\n" for number in range(20_000))

@@ -567,6 +567,7 @@ def statements(scene: Callable[[cco_sidecar.Records], Any]) -> list[str]:
 
 
 event_list, result_list, pages = plugin("event_list"), plugin("result_list"), plugin("_pages")
+latest_result = plugin("_latest").latest_result
 
 
 def page(read: Records, table: str, **equal: str | list[str] | None) -> Any:
@@ -593,7 +594,7 @@ READS = {
     "the last coder": lambda read: read.issue_facts("p", "i", 0),
     "outputs": lambda read: read.issue_outputs("p", "i", 9),
     "the issue's head": lambda read: read.issue_head("p", "i"),
-    "an agent's result": lambda read: read.result_of("p", "a"),
+    "an agent's result": lambda read: latest_result(read, "p", "a"),
     "an agent's success": lambda read: read.success_since("p", "a", 0),
     "agents": lambda read: page(read, "agent"),
     "agents of a type": lambda read: page(read, "agent", type="t"),

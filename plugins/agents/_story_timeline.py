@@ -32,6 +32,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.events.event_list import read_moment
+from cco_sidecar_plugins.results._latest import latest_result
 from cco_sidecar_plugins.storage._pages import created_from
 
 ASKED = ("approval_wanted", "question_asked")
@@ -215,9 +216,9 @@ class Timeline:
         """Ends of which no event tells: the log has it no longer, or there never was a process."""
         gone = "ended is not null and (ended < ? or pid is null) and"
         for row in self._rows(self._read.AGENTS, gone, after, self._retained):
-            agent = agent_row(row) | self._read.result_of(self._project, row["id"])
-            used = {"cpu_seconds": agent["cpu"], "peak_memory_bytes": agent["peak_memory"]}
-            data = agent_facts(agent) | used
+            agent, result = agent_row(row), latest_result(self._read, self._project, row["id"])["result_id"]
+            more = {"result_id": result, "cpu_seconds": agent["cpu"], "peak_memory_bytes": agent["peak_memory"]}
+            data = agent_facts(agent) | more
             yield row["ended"], "x", row["seq"], ended_entry(row["ended"], data)
 
     # -- results

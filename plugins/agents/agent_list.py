@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Any, Literal
 
 from msgspec import Struct
 
 from cco_sidecar import AGENT_GROUPS, READ, AgentState, Endpoint, Identifier, Limit, Route, Since, agent_row, hookimpl
+from cco_sidecar_plugins.agents.details import DetailedAgents
 from cco_sidecar_plugins.storage._pages import page
 
 
@@ -32,7 +34,7 @@ class ListAgents(Endpoint):
     answers = {200: "AgentList"}
 
     async def respond(self) -> dict[str, Any]:
-        query, agents = self.query, self.sidecar.agents
+        query, agents = self.query, typing.cast(DetailedAgents, self.sidecar.agents)
         states: list[str] | None = [query.state] if query.state else None
         if query.status:
             states = [state for state in AGENT_GROUPS[query.status] if query.state in (None, state)]

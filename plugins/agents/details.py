@@ -15,6 +15,7 @@ from typing import Any
 
 from cco_sidecar import Agents, Endpoint, Running, StoreResult, hookimpl, iso, redact, without_tokens
 from cco_sidecar_plugins.agents.keeper import output_of
+from cco_sidecar_plugins.results._latest import latest_result
 
 LIVE = "cpu memory peak_memory processes measured last_call".split()  # in memory alone while an agent runs
 
@@ -69,32 +70,46 @@ def heard_out(agents: Agents, subject: str) -> Iterator[None]:
 class DetailedAgents(Agents):
     """Adds to the core's answers; what is measured of running agents is written down at their end."""
 
+    def find(self, project: str, agent_id: str) -> dict[str, Any]:
+        return self.whole(super().find(project, agent_id))
+
     def whole(self, row: dict[str, Any]) -> dict[str, Any]:
+        """An agent's row with what is known beside it at this moment: what is measured, its latest result. Called on
+        the loop.
+        """
         running = self.active.get(row["id"])
-        return super().whole(row | ({name: running.row[name] for name in LIVE} if running else {}))
+        live = {name: running.row[name] for name in LIVE} if running else {}
+        return row | live | latest_result(self.storage.read, row["project"], row["id"])
 
     def describe(self, row: dict[str, Any]) -> dict[str, Any]:
-        call = None
+        """By a whole row, with the last lines of its output."""
+        call, output = None, output_of(self, row["id"])
         if row["last_call"] is not None:
             method, path, moment = row["last_call"]
             call = {"method": method, "path": path, "at": iso(moment), "age_seconds": age(moment)}
-        written = output_of(self, row["id"]).last_written()
+        written = output.last_written()
         return super().describe(row) | {
+            "result_id": row["result_id"], "output_tail": output.tail(20),
             "task": redact(row["task"])[0], "parent": row["parent"], "result_status": row["result_status"],
             "depth": row["depth"] or 1, "state_age_seconds": age(row["ended"] or row["started"]),
             "usage": None if row["measured"] is None else usage(row), "last_call": call,
             "last_output_at": written and iso(written), "last_output_age_seconds": written and age(written),
         }  # fmt: skip
 
-    def last_word(self, row: dict[str, Any], tail: list[str]) -> dict[str, Any]:
+    def last_word(self, row: dict[str, Any]) -> dict[str, Any]:
+        result = latest_result(self.storage.read, row["project"], row["id"])["result_id"]
         cpu = None if row["cpu"] is None else round(row["cpu"], 3)
-        return super().last_word(row, tail) | {"cpu_seconds": cpu, "peak_memory_bytes": row["peak_memory"]}
+        return super().last_word(row) | {
+            "result_id": result, "output_tail": row["output_tail"], "cpu_seconds": cpu,
+            "peak_memory_bytes": row["peak_memory"],
+        }  # fmt: skip
 
     async def judge(self, running: Running) -> None:
         while CALLS.get(running):  # what the agent had sent before its end
             await asyncio.sleep(0.01)
         await super().judge(running)
         row = running.row
+        row["output_tail"] = [line[:300] for line in await self.disk.run(output_of(self, row["id"]).tail, 5)]
         facts = {name: row[name] for name in LIVE} | {"last_call": json.dumps(row["last_call"])}
         self.storage.write_behind(lambda records: records.update_agent(row["id"], **facts))
 

@@ -27,6 +27,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents.keeper import output_of
+from cco_sidecar_plugins.results._latest import latest_result
 
 log = logging.getLogger("cco")
 
@@ -92,7 +93,7 @@ class AskingAgents(Agents):
         """Store a result in the name of an agent that could store one and did not, where a plugin has one. Who was
         killed meanwhile finds it.
         """
-        stored = self.find(row["project"], row["id"])["result_id"]
+        stored = latest_result(self.storage.read, row["project"], row["id"])["result_id"]
         if stored or self.settings.no_synthesis or WRITE not in row["permissions"]:
             return
         others = self.storage.read.one(OTHERS, row["project"], row["id"], row["started"])
@@ -100,7 +101,7 @@ class AskingAgents(Agents):
         facts = {"folder": str(folder), "root": str(root), "alone": not others}
         try:
             if (result := await self._ask("agent_result", row, "lines", **facts)) is not None:
-                body = {name: agent_facts(self.whole(row))[name] for name in ("agent_id", "agent_type", "issue_id")}
+                body = {name: agent_facts(row)[name] for name in ("agent_id", "agent_type", "issue_id")}
                 body |= {"project_id": row["project"], "source": "sidecar", "result": msgspec.to_builtins(result)}
                 await self.results.store(body)
         except (ApiError, OSError) as error:
@@ -108,5 +109,7 @@ class AskingAgents(Agents):
 
     async def _ask(self, hook: str, row: dict[str, Any], name: str, **facts: Any) -> Any:
         """The first answer about an agent, whose last lines are asked by ``name``. Raises TimeoutError."""
-        facts |= {"agent": agent_facts(self.whole(row)), name: await self.disk.run(self.processes.tail, row["id"], 100)}
+        stored = latest_result(self.storage.read, row["project"], row["id"])["result_id"]
+        facts |= {"agent": agent_facts(row) | {"result_id": stored}}
+        facts |= {name: await self.disk.run(output_of(self, row["id"]).tail, 100)}
         return await self.hooks.pool.run(self.hooks.first, hook, **facts)

@@ -53,6 +53,7 @@ from cco_sidecar_plugins.agents._hook_settings import DIALECTS, PATIENT, Dialect
 from cco_sidecar_plugins.agents.approvals import APPROVE, ApprovalRequest, approvals_of
 from cco_sidecar_plugins.agents.prompts import instructions, reader_of
 from cco_sidecar_plugins.http.repeats import IdempotencyTicket
+from cco_sidecar_plugins.results._latest import latest_result
 
 NEWS_BYTES = 2000
 LINE = 240  # characters of an event's data
@@ -339,7 +340,7 @@ class Sessions:
         if not running or not missing:
             return None
         key = (claims.project_id, claims.sub, "*", "hook stop")
-        if self._read.position(*key) > 0 or self._read.result_of(claims.project_id, claims.sub)["result_id"]:
+        if self._read.position(*key) > 0 or latest_result(self._read, claims.project_id, claims.sub)["result_id"]:
             return None
         await self._sidecar.storage.write(lambda records: records.move_position(*key, 1))
         reader = reader_of(self._agents, claims, running.row["issue"])

@@ -45,6 +45,7 @@ from cco_sidecar import (
     in_thread,
     lock_file,
     one_line,
+    redact,
 )
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import _keeper_program
@@ -177,9 +178,6 @@ class KeptProcesses(Processes):
             kept.hear(end)
         await until(lambda: not (folder / KeeperProgram.PIPE).exists(), self.OUTPUT_SECONDS)
         kept.running.row |= {"processes": 0, "memory": 0}
-
-    def last(self, agent_id: str, number: int) -> str:
-        return self.output(agent_id).last(number)
 
     def output(self, agent_id: str) -> WholeOutput:
         folder = self._folder / agent_id
@@ -487,6 +485,7 @@ class WholeOutput:
     """Reads an agent's output from any place on. Offsets are in bytes. All methods block."""
 
     READ = MB
+    TAIL = 256 * 1024  # bytes in which the last lines are looked for
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -509,9 +508,12 @@ class WholeOutput:
         text, held_back = decode_whole(content)
         return offset, text, offset + len(content) - held_back
 
-    def last(self, number: int) -> str:
-        """The text of the last ``number`` bytes."""
-        return self.read(max(0, self.size() - number), number=number)[1]
+    def tail(self, number: int) -> list[str]:
+        """The last lines, without their times and secrets."""
+        _, text, _ = self.read(max(0, self.size() - self.TAIL), number=self.TAIL)
+        lines = text.split("\n")
+        text = redact("\n".join(lines[-number - 61 :]))[0]  # a key that begins before the lines is known by its head
+        return [line[:2000] for line in text.removesuffix("\n").split("\n")[-number:]] if text else []
 
     def size(self) -> int:
         """The number of bytes written in all."""

@@ -464,8 +464,8 @@ class MeteredAgents(Agents):
     def describe(self, row: dict[str, Any]) -> dict[str, Any]:
         return super().describe(row) | self.meter.figures(row["id"])
 
-    def last_word(self, row: dict[str, Any], tail: list[str]) -> dict[str, Any]:
-        return super().last_word(row, tail) | self.meter.figures(row["id"])
+    def last_word(self, row: dict[str, Any]) -> dict[str, Any]:
+        return super().last_word(row) | self.meter.figures(row["id"])
 
     def check_room(self, row: dict[str, Any], records: Records) -> None:
         super().check_room(row, records)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+import typing
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
@@ -45,6 +46,7 @@ from cco_sidecar_plugins.agents._story_issues import (
 )
 from cco_sidecar_plugins.agents._story_timeline import Timeline, TimelineEntry
 from cco_sidecar_plugins.agents.approvals import Approval, ApprovalListQuery, approvals_of
+from cco_sidecar_plugins.agents.details import DetailedAgents
 from cco_sidecar_plugins.agents.meter import SpendMeter, meter_of
 from cco_sidecar_plugins.agents.runs import RunState, runs_of
 from cco_sidecar_plugins.context.brief import prefers_markdown
@@ -211,7 +213,7 @@ class IssueEndpoint(Endpoint):
 
     async def whole(self, issue_id: str, limit: int) -> dict[str, Any]:
         """The issue with its newest agents and results."""
-        item, agents = await self.found(issue_id), self.sidecar.agents
+        item, agents = await self.found(issue_id), typing.cast(DetailedAgents, self.sidecar.agents)
         rows, results = await ask(self.sidecar, agents_and_results, issue_id, limit)
         rows = [agents.whole(row) for row in rows]
         described = await agents.disk.run(lambda: [agents.describe(row) for row in rows])

@@ -1045,7 +1045,7 @@ class Application(tornado.web.Application):
             except Exception as error:  # a boundary: anybody's objects
                 log.warning("plugin %s: register_routes: did not return a list of Route: %s", name, one_line(error))
         self.served = list(found.values())
-        self._unknown = type("UnknownRoute", (UnknownRoute, common), {})
+        self.unknown = type("UnknownRoute", (UnknownRoute, common), {})
 
     def found(self, method: str, path: str) -> tuple[type[Endpoint], dict[str, Any], list[bytes]]:
         """(endpoint, arguments of its ``initialize``, values in the path)"""
@@ -1054,7 +1054,7 @@ class Application(tornado.web.Application):
             if method in route.methods and (found := route.matched(path)):
                 values = [tornado.escape.url_unescape(value, encoding=None, plus=False) for value in found.groups()]
                 return endpoint, facts | {"path_names": route.path_names}, values
-        return self._unknown, facts, []
+        return self.unknown, facts, []
 
     def find_handler(self, request: tornado.httputil.HTTPServerRequest, **_: Any) -> Any:
         return self.get_handler_delegate(request, *self.found(str(request.method), request.path))
@@ -1164,20 +1164,11 @@ class Handler(tornado.web.RequestHandler):
             self.set_header("Retry-After", str(error.retry_after))
         if error.status == 401:
             self.set_header("WWW-Authenticate", "Bearer")
-        if error.status == 405:
-            self.set_header("Allow", ", ".join(self.allowed_methods()))
         return msgspec.json.encode(error.answer(self.request_id))
 
-    def allowed_methods(self) -> list[str]:
-        """The methods of the request's path, empty where it is unknown; ``*`` is the service as a whole."""
-        path, served = self.request.path, self.application.served
-        found = set().union(*(route.methods for route, _ in served if path == "*" or route.matched(path)))
-        return sorted(found | {"OPTIONS"}) if found else []
-
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Tornado's own refusals (an unknown method, a path that is not UTF-8) in our words."""
-        codes = {404: "REQ_002", 405: "REQ_003" if self.allowed_methods() else "REQ_002", 413: "REQ_004"}
-        self.answer_early(ApiError(self.failure if status_code >= 500 else codes.get(status_code, "REQ_001")))
+        """Tornado's own refusals (of a path that is not UTF-8, say) in our words."""
+        self.answer_early(ApiError(self.failure if status_code >= 500 else "REQ_001"))
 
     def log_exception(self, *details: Any) -> None:
         """Log what Tornado caught outside of ``_serve``; its own refusals and hang-ups are no errors of ours."""
@@ -1416,19 +1407,29 @@ def without_tokens(text: str) -> str:
 
 
 class UnknownRoute(Endpoint):
-    """Requests that no route matches: preflights, wrong methods (405 with Allow), unknown paths (404)."""
+    """Requests that no route matches: wrong methods (405 with Allow), unknown paths (404)."""
 
     public = True
-    status = 204
 
     async def respond(self) -> bytes:
-        request, allowed = self.request, self.allowed_methods()
-        if request.method != "OPTIONS" and request.path == "*":
-            raise ApiError("REQ_001", "Only OPTIONS may ask for *")
-        if request.method != "OPTIONS" or not allowed:
-            raise ApiError("REQ_003") if allowed else ApiError("REQ_002", "No such path")
-        self.set_header("Allow", ", ".join(allowed))
-        return b""
+        raise self.refusal()
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        if status_code != 405:  # a method that Tornado does not know
+            return super().write_error(status_code, **kwargs)
+        self.answer_early(self.refusal())
+
+    def refusal(self) -> ApiError:
+        """Why no route matches; the path's methods go into the header Allow."""
+        if not (allowed := self.allowed_methods()):
+            return ApiError("REQ_002", "No such path")
+        self.set_header("Allow", ", ".join(sorted(allowed)))
+        return ApiError("REQ_003")
+
+    def allowed_methods(self) -> set[str]:
+        """Those of the request's path, none where it is unknown."""
+        path = self.request.path
+        return set().union(*(route.methods for route, _ in self.application.served if route.matched(path)))
 
 
 def check_access(request: tornado.httputil.HTTPServerRequest, hosts: frozenset[str], origins: tuple[str, ...]) -> None:

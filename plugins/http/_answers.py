@@ -27,7 +27,6 @@ from cco_sidecar import (
     ResultBody,
     SpawnAgent,
     StoreResult,
-    UnknownRoute,
     WaitForEvents,
 )
 from cco_sidecar_plugins.context._sections import ProjectStructure, RelevantFile
@@ -452,7 +451,6 @@ CORE: dict[type[Endpoint], tuple[dict[int, Any], tuple[int, ...]]] = {
     ClearCache: ({200: CacheCleared}, (404,)),
     GetHealth: ({200: Health, 503: Health}, ()),
     GetStatus: ({200: Status}, ()),
-    UnknownRoute: ({204: None}, ()),
 }
 
 

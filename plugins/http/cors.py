@@ -1,15 +1,17 @@
-"""Lets web pages of allowed origins read answers (CORS), and answers their preflights. Which may call is the core's."""
+"""Lets web pages of allowed origins read answers (CORS), and answers OPTIONS, by which browsers ask for that before.
+Which pages may call is the core's.
+"""
 
 from __future__ import annotations
 
 import functools
 import typing
-from typing import Any
+from typing import Any, ClassVar
 
 import tornado.httputil
 import tornado.web
 
-from cco_sidecar import Server, Settings, hookimpl, origin_allowed
+from cco_sidecar import ApiError, Application, Server, Settings, UnknownRoute, hookimpl, origin_allowed
 
 ALLOWED_HEADERS = (
     "Authorization, Content-Type, Idempotency-Key, If-None-Match, MCP-Protocol-Version, Mcp-Method, Mcp-Name"
@@ -33,8 +35,30 @@ class CorsServer(Server):
 
     def initialize(self, request_callback: Any, *args: Any, **options: Any) -> None:
         super().initialize(request_callback, *args, **options)
-        if isinstance(request_callback, tornado.web.Application):
+        if isinstance(request_callback, Application):
             request_callback.add_transform(typing.cast(Any, functools.partial(CorsHeaders, self.origins)))
+            request_callback.unknown = type("Preflight", (Preflight, request_callback.unknown), {})
+
+
+class Preflight(UnknownRoute):
+    """Also answers OPTIONS: which methods a path has; ``*`` is the service as a whole."""
+
+    status = 204
+    answers: ClassVar[dict[int, None]] = {204: None}
+
+    async def respond(self) -> bytes:
+        if self.request.method == "OPTIONS" and (allowed := self.allowed_methods()):
+            self.set_header("Allow", ", ".join(sorted(allowed)))
+            return b""
+        if self.request.path == "*":
+            raise ApiError("REQ_001", "Only OPTIONS may ask for *")
+        raise self.refusal()
+
+    def allowed_methods(self) -> set[str]:
+        if self.request.path == "*":
+            return {"OPTIONS"}.union(*(route.methods for route, _ in self.application.served))
+        found = super().allowed_methods()
+        return found | {"OPTIONS"} if found else found
 
 
 class CorsHeaders(tornado.web.OutputTransform):

@@ -176,7 +176,6 @@ class Settings:
     plugins: Annotated[tuple[Path, ...], read_paths] = option((), "one more folder of plugins", "DIR")
     no_plugins: Annotated[bool, read_bool] = option(False, "the service runs no plugins")
     log_level: Annotated[str, read_choice("debug", "info", "warning", "error")] = option("info", "what is logged")
-    log_format: Annotated[str, read_choice("text", "json")] = option("text", "how it is logged")
     places: dict[str, str] = dataclasses.field(default_factory=dict)  # by option: the flag, variable or line
 
     def where(self, name: str) -> str:
@@ -186,6 +185,10 @@ class Settings:
     def command_of(self, agent_type: str) -> tuple[str, ...] | None:
         """The command that runs agents of a type, None where none is configured."""
         return self.agent_command
+
+    def log_formatter(self) -> logging.Formatter:
+        """What makes a log line of its record."""
+        return logging.Formatter("%(asctime)s %(levelname)s %(message)s")
 
     @classmethod
     def read_files(cls, root: Path) -> dict[str, tuple[str, Any, Path]]:
@@ -4339,7 +4342,7 @@ class Program:
         parser.add_argument("--version", action="version", version=f"cco {__version__}")
         command = rest.pop(0) if rest[:1] in (["serve"], ["token"]) else "serve"
         if command == "token":
-            add_token_options(parser)
+            parser.add_argument("--type", required=True, help="agent type, for example python-specialist")
         options, unknown = parser.parse_known_args(rest, options)
         if unknown:
             raise StartError(f"{unknown[0]}: no such command or option; {ABSENT}", WRONG_USE)
@@ -4355,14 +4358,6 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         raise StartError(f"{message.removeprefix('argument ')} (see {self.prog} --help)", WRONG_USE)
-
-
-def add_token_options(token: CommandParser) -> None:
-    token.add_argument("--type", required=True, help="agent type, for example python-specialist")
-    token.add_argument("--agent-id", help="bind the token to this id")
-    token.add_argument("--issue", help="good for this issue only")
-    token.add_argument("--ttl", metavar="SECONDS", help="life (default: --token-ttl)")
-    token.add_argument("--permissions", metavar="LIST", help="narrow to these, separated by commas")
 
 
 def option_parser() -> CommandParser:
@@ -4415,17 +4410,10 @@ def settings_from(options: argparse.Namespace) -> Settings:
 def set_up_logging(settings: Settings) -> None:
     level = settings.log_level.upper()
     handler = bundled_class(logging.StreamHandler, "_program", "LogLines")(sys.stderr)
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else plain)
+    handler.setFormatter(settings.log_formatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in ("tornado.general", "tornado.access", "asyncio", "watchdog"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
-
-
-class JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {"time": iso(record.created), "level": record.levelname.lower(), "message": record.getMessage()}
-        return json.dumps(line | ({"traceback": self.formatException(record.exc_info)} if record.exc_info else {}))
 
 
 async def serve(sidecar: Sidecar) -> int:
@@ -4490,19 +4478,14 @@ def own_command() -> str:
 # -- tokens
 
 
-def command_token(options: argparse.Namespace, settings: Settings | None = None) -> int:
-    for name in ("agent_id", "issue"):
-        if (value := getattr(options, name)) is not None and not is_identifier(value):
-            raise StartError(f"{flag_of(name)}: {value!r} must match {IDENTIFIER}")
-    ttl = None if options.ttl is None else read_option("token_ttl", "--ttl", options.ttl)
-    permissions = None if options.permissions is None else read_list(options.permissions)
-    for name in () if permissions is None else permissions or [options.permissions]:
-        if name not in PERMISSIONS:
-            raise StartError(f"--permissions: {name!r} names none of {', '.join(PERMISSIONS)}")
-    subject = options.agent_id or f"cli-{options.type}-{secrets.token_hex(4)}"  # somebody new, unless named
-    facts = {"issue_id": options.issue, "ttl": ttl, "permissions": permissions, "bound": options.agent_id is not None}
-    print(mint_token(settings or settings_from(options), options.type, subject, **facts))
+def command_token(options: argparse.Namespace) -> int:
+    print(mint_token(settings_from(options), options.type, somebody_new(options.type)))
     return GOOD
+
+
+def somebody_new(agent_type: str) -> str:
+    """The subject of a token that is for no agent in particular."""
+    return f"cli-{agent_type}-{secrets.token_hex(4)}"
 
 
 def mint_token(settings: Settings, agent_type: str, subject: str, **facts: Any) -> str:

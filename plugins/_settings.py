@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import re
 import tomllib
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from cco_sidecar import (
     StartError,
     flag_of,
     is_identifier,
+    iso,
     log,
     one_line,
     option,
@@ -84,6 +86,7 @@ class PluginSettings(Settings):
     event_limit: Annotated[int, read_number(1, 1_000_000_000)] = option(
         100_000, "how many events are kept", "N", "guard"
     )
+    log_format: Annotated[str, read_choice("text", "json")] = option("text", "how it is logged")
     storage_limit_mb: Annotated[int, read_number(1, 100_000_000)] = option(
         2000, "how large the storage may become; what is to be stored is refused then", "MB", "guard"
     )
@@ -182,6 +185,9 @@ class PluginSettings(Settings):
     def command_of(self, agent_type: str) -> tuple[str, ...] | None:
         return self.agent_commands.get(agent_type, self.agent_command)
 
+    def log_formatter(self) -> logging.Formatter:
+        return JsonFormatter() if self.log_format == "json" else super().log_formatter()
+
     def may(self, agent_type: str) -> tuple[str, ...]:
         """The beginnings of commands that agents of a type may run unasked."""
         return tuple(command for kind in ("*", agent_type) for command in self.agent_may.get(kind, ()))
@@ -242,3 +248,9 @@ def line_of(key: str, text: str) -> int:
     setting = re.compile(rf"^[^#\n]*?(?<![\w-]){re.escape(key)}[\"']?\s*[=.\]]", re.MULTILINE)
     found = setting.search(text, ours.start() if ours else 0)
     return text.count("\n", 0, found.end()) + 1 if found else 1
+
+
+class JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": iso(record.created), "level": record.levelname.lower(), "message": record.getMessage()}
+        return json.dumps(line | ({"traceback": self.formatException(record.exc_info)} if record.exc_info else {}))

@@ -21,17 +21,22 @@ from typing import Any
 import cco_sidecar
 from cco_sidecar import (
     GOOD,
+    IDENTIFIER,
+    PERMISSIONS,
     StartError,
-    add_token_options,
     command_serve,
-    command_token,
     flag_of,
+    is_identifier,
     load_hooks,
     load_settings,
+    mint_token,
     option_parser,
     option_table,
     own_command,
+    read_list,
+    read_option,
     settings_from,
+    somebody_new,
 )
 from cco_sidecar_plugins._hooks import SafeHooks, bundled_plugins, contains
 from cco_sidecar_plugins._program import escape_unencodable
@@ -94,7 +99,26 @@ def serve(options: argparse.Namespace) -> int:
 def token(options: argparse.Namespace) -> int:
     from cco_sidecar_plugins.commands._running import running_settings, with_secret
 
-    return command_token(options, with_secret(running_settings(settings_from(options))))
+    for name in ("agent_id", "issue"):
+        if (value := getattr(options, name)) is not None and not is_identifier(value):
+            raise StartError(f"{flag_of(name)}: {value!r} must match {IDENTIFIER}")
+    ttl = None if options.ttl is None else read_option("token_ttl", "--ttl", options.ttl)
+    permissions = None if options.permissions is None else read_list(options.permissions)
+    for name in () if permissions is None else permissions or [options.permissions]:
+        if name not in PERMISSIONS:
+            raise StartError(f"--permissions: {name!r} names none of {', '.join(PERMISSIONS)}")
+    settings, subject = with_secret(running_settings(settings_from(options))), options.agent_id
+    facts = {"issue_id": options.issue, "ttl": ttl, "permissions": permissions, "bound": subject is not None}
+    print(mint_token(settings, options.type, subject or somebody_new(options.type), **facts))
+    return GOOD
+
+
+def add_token_options(parser: CommandParser) -> None:
+    parser.add_argument("--type", required=True, help="agent type, for example python-specialist")
+    parser.add_argument("--agent-id", help="bind the token to this id")
+    parser.add_argument("--issue", help="good for this issue only")
+    parser.add_argument("--ttl", metavar="SECONDS", help="life (default: --token-ttl)")
+    parser.add_argument("--permissions", metavar="LIST", help="narrow to these, separated by commas")
 
 
 def command_plugins(options: argparse.Namespace) -> int:

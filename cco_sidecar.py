@@ -1026,41 +1026,37 @@ class Application(tornado.web.Application):
 
     def __init__(self, sidecar: Sidecar) -> None:
         super().__init__(log_function=lambda handler: None, sidecar=sidecar)  # on_finish logs
-        self.ui_methods, self.ui_modules = {}, {}  # of templates: each handler would bind them
         settings = sidecar.settings
         names = ["localhost", settings.host, *settings.allowed_host, *["*"] * (settings.host in ("0.0.0.0", "::"))]
         self.hosts = frozenset(map(str.lower, names))
         self.headers = {"Server": "cco-sidecar", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
         common = sidecar.hooks.part(Endpoint, settings)
 
-        def serving(rows: Iterable[Route]) -> dict[tuple[str, str], tuple[Route, type[Endpoint]]]:
-            found = {}
-            for row in rows:
-                if not issubclass(row.endpoint, Endpoint):
-                    raise TypeError(f"{row.path}: not an Endpoint")
-                found[row.method, row.path] = row, type(row.endpoint.__name__, (row.endpoint, common), {})
-            return found
+        def serving(endpoint: type[Endpoint], path_names: tuple[str, ...] = ()) -> type[Endpoint]:
+            if not issubclass(endpoint, Endpoint):
+                raise TypeError(f"{endpoint.__name__} is not an Endpoint")
+            return type(endpoint.__name__, (endpoint, common), {"sidecar": sidecar, "path_names": path_names})
 
-        found = serving(routes())
+        found = {(row.method, row.path): (row, serving(row.endpoint, row.path_names)) for row in routes()}
         for name, rows in sidecar.hooks.ask("register_routes"):
             try:
-                found |= serving(rows)
+                found |= {(row.method, row.path): (row, serving(row.endpoint, row.path_names)) for row in rows}
             except Exception as error:  # a boundary: anybody's objects
                 log.warning("plugin %s: register_routes: did not return a list of Route: %s", name, one_line(error))
         self.served = list(found.values())
-        self.unknown = type("UnknownRoute", (UnknownRoute, common), {})
+        self.unknown = serving(UnknownRoute)
 
-    def found(self, method: str, path: str) -> tuple[type[Endpoint], dict[str, Any], list[bytes]]:
-        """(endpoint, arguments of its ``initialize``, values in the path)"""
-        facts = {"sidecar": self.settings["sidecar"]}
+    def found(self, method: str, path: str) -> tuple[type[Endpoint], list[bytes]]:
+        """(endpoint, values in the path)"""
         for route, endpoint in self.served:
             if method in route.methods and (found := route.matched(path)):
                 values = [tornado.escape.url_unescape(value, encoding=None, plus=False) for value in found.groups()]
-                return endpoint, facts | {"path_names": route.path_names}, values
-        return self.unknown, facts, []
+                return endpoint, values
+        return self.unknown, []
 
     def find_handler(self, request: tornado.httputil.HTTPServerRequest, **_: Any) -> Any:
-        return self.get_handler_delegate(request, *self.found(str(request.method), request.path))
+        endpoint, values = self.found(str(request.method), request.path)
+        return self.get_handler_delegate(request, endpoint, path_args=values)
 
 
 class Server(tornado.httpserver.HTTPServer):
@@ -1081,30 +1077,30 @@ class Handler(tornado.web.RequestHandler):
     failure: ClassVar[str] = "STR_002"  # the code of an unexpected error
     cache_control: ClassVar[str] = "no-store"
     content_type = "application/json"
-    reading = False  # a request that changes nothing although its method says that it may
     acted_on: dict[str, str] | None = None  # ids of what it is about, beside those that path, body and answer name
 
     ONE_PIECE = 256 * 1024  # bytes of an answer that is copied behind its headers: writing twice takes longer
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
 
     # Thousands of long polls are parked in instances: slots keep them small.
-    __slots__ = ("allowance", "claims", "hang_up", "path_names", "query", "request_id", "sidecar", "upload")
+    __slots__ = ("allowance", "claims", "hang_up", "query", "request_id", "upload")
 
     application: Application
+    sidecar: ClassVar[Sidecar]
+    path_names: ClassVar[tuple[str, ...]]
     query: Any
     error: ApiError | None = None  # why the request is refused
     parked = 0.0  # seconds that a long poll waited: not the service's own time
     _accounted = False
 
-    def initialize(self, sidecar: Sidecar, path_names: tuple[str, ...] = ()) -> None:
+    def initialize(self) -> None:
         del self.ui  # Tornado's template helpers: half a kilobyte that a parked poll need not hold
-        self.sidecar, self.path_names = sidecar, path_names
         self.request_id = f"req-{random.getrandbits(128):032x}"
         self.claims = NOBODY
         self.allowance: Mapping[str, str] = {}  # headers
         self.hang_up = HangUp()
         self.upload = bytearray()
-        sidecar.open_requests += 1
+        self.sidecar.open_requests += 1
 
     def data_received(self, chunk: bytes) -> None:
         if not self.error:
@@ -1145,11 +1141,6 @@ class Handler(tornado.web.RequestHandler):
         """Give up the answer, and with HTTP/1.1 the connection."""
         typing.cast(Any, self.request.connection).close()
         self.on_connection_close()  # Tornado only tells of clients that close it
-
-    def clear(self) -> None:
-        """Begin an answer without Tornado's own headers: ``flush`` sets what every answer has."""
-        self._headers, self._write_buffer = tornado.httputil.HTTPHeaders(), []
-        self.set_status(200)
 
     def compute_etag(self) -> None:
         """None: Tornado would hash every answer; contexts have an ETag of their own."""

@@ -157,9 +157,8 @@ def within(
     served = request.application.served
     route, made = next(row for row in served if issubclass(row[1], kind))
     endpoint = made.__new__(made)
-    endpoint.sidecar, endpoint.claims, endpoint.request_id = request.sidecar, request.claims, request.request_id
+    endpoint.claims, endpoint.request_id = request.claims, request.request_id
     endpoint.application, endpoint.hang_up = request.application, HangUp()
-    endpoint.path_names = route.path_names
     endpoint.error, endpoint._headers = None, tornado.httputil.HTTPHeaders()
     endpoint.upload = bytearray() if body is None else bytearray(msgspec.json.encode(body))
     place = route.path.format(**dict(zip(endpoint.path_names, path, strict=True)))

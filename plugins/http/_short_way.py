@@ -25,7 +25,7 @@ class ShortAnswer(Endpoint):
 
     ui: Any
 
-    def __init__(self, application: Application, request: httputil.HTTPServerRequest, **facts: Any) -> None:
+    def __init__(self, application: Application, request: httputil.HTTPServerRequest) -> None:
         """What Tornado's does, without the helpers of templates."""
         self.application, self.request, self.ui = application, request, None
         self._headers_written = self._finished = False
@@ -33,7 +33,12 @@ class ShortAnswer(Endpoint):
         self.clear()
         connection: Any = request.connection
         connection.set_close_callback(self.on_connection_close)
-        self.initialize(**facts)
+        self.initialize()
+
+    def clear(self) -> None:
+        """Begin an answer without Tornado's own headers: ``flush`` sets what every answer has."""
+        self._headers, self._write_buffer = httputil.HTTPHeaders(), []
+        self.set_status(200)
 
     def log(self, template: str, *facts: Any) -> None:
         handler = logging.root.handlers[0] if logging.root.handlers else None

@@ -64,7 +64,7 @@ class AnswerMcp(Endpoint):
     max_body = StoreResult.max_body
     answers: ClassVar[dict[int, Any]] = {200: dict[str, Any], 202: None, 400: RpcFailure, 404: RpcFailure}
     aside = True
-    reading = True  # until a tool writes
+    reading = True  # for the audit log, until a tool writes
     ANSWER_SECONDS = None  # a call that waits has its own, any other that of CALL_SECONDS
 
     CALL_SECONDS = 150.0

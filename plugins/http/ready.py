@@ -53,8 +53,8 @@ class ReadyServer(Server):
         """The endpoint of a request, and the values in its path."""
         application = typing.cast(Application, self.request_callback)
         find = self._found_again if len(request.path) < 300 else application.found
-        endpoint, facts, values = find(str(request.method), request.path)
-        return endpoint(application, request, **facts), values
+        endpoint, values = find(str(request.method), request.path)
+        return endpoint(application, request), values
 
 
 class ReadyDelegate(httputil.HTTPMessageDelegate):

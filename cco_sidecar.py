@@ -50,7 +50,6 @@ import collections
 import contextlib
 import dataclasses
 import errno
-import fnmatch
 import functools
 import hashlib
 import http.client
@@ -4133,7 +4132,7 @@ class ReferenceRules:
         specialist = f"{language}-specialist"
         coder = specialist if specialist in AGENT_TYPES["coding"].split() else "fullstack-developer"
         last_coder = next((fact.agent_type for fact in reversed(history) if fact.category == "coding"), coder)
-        names = {CODER: coder, LAST_CODER: last_coder, SAME: result.agent_type}
+        names = {"the coder": coder, "the last coder": last_coder, "the same type": result.agent_type}
         found = [
             NextAgent(names.get(who, who), "medium" if result.status == "partial" else priority, why)
             for category, after, who, priority, why in PROPOSALS
@@ -4224,21 +4223,15 @@ def language_of(path: str) -> str:
 
 @functools.lru_cache(100_000)
 def kind_of(path: str) -> str:
-    """source, test, docs, config or other (vendored, locked and minified files too), by a file's path alone."""
-    *folders, name = path.lower().split("/")
-    language, stem = language_of(path), name.rpartition(".")[0]
-    if MADE_NAME.search(name) or not FOREIGN_FOLDERS.isdisjoint(folders):
+    """source, test, docs, config or other (vendored and minified files too), by a file's path alone."""
+    path, language = path.lower(), language_of(path)
+    if language == "unknown" or FOREIGN_FILE.search(path):
         return "other"
-    if language == "unknown":
-        return "docs" if name in ("readme", "license", "changelog", "authors") else "other"
-    if language in PROSE and not fnmatch.fnmatch(name, "requirements*.txt"):
-        return "docs"
-    if language in DATA:
-        return "config"
-    camel = re.search(r"[a-z0-9]Tests?\.\w+$", path)  # UserTest.java, and not latest.py
-    if not TEST_FOLDERS.isdisjoint(folders) or TEST_STEM.search(stem) or camel:
+    if language in PROSE or language in DATA:
+        return "docs" if language in PROSE else "config"
+    if TEST_FILE.search(path):
         return "test"
-    return "docs" if folders and folders[0] in ("docs", "doc") else "source"
+    return "docs" if path.startswith(("doc/", "docs/")) else "source"
 
 
 LANGUAGES = {
@@ -4259,10 +4252,10 @@ LANGUAGES = {
 PROSE = frozenset({"markdown", "rst", "text"})
 DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
 MAY_HOLD_SECRETS = DATA | {"unknown", "shell", "powershell"}
-MADE_NAME = re.compile(r"(\.min\.(js|css)|-lock\.(json|yaml)|\.lock|\.map|\.snap)$")
-FOREIGN_FOLDERS = frozenset({"vendor", "node_modules", "third_party"})
-TEST_FOLDERS = frozenset("test tests testing spec specs __tests__ e2e testdata fixtures".split())
-TEST_STEM = re.compile(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec|-tests?)$")
+FOREIGN_FILE = re.compile(r"(?:^|/)(?:vendor|node_modules|third_party)/|\.min\.(?:js|css)$|-lock\.(?:json|yaml)$")
+TEST_FILE = re.compile(
+    r"(?:^|/)(?:tests?|testing|specs?|__tests__|e2e|testdata|fixtures)/|(?:^|[/._-])(?:tests?|spec|conftest)[._-][^/]*$"
+)
 
 
 KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
@@ -4279,19 +4272,17 @@ STOP_WORDS = frozenset(
 )
 
 
-CODER, LAST_CODER, SAME = "the project's specialist", "the last coder", "the same type"
-
 PROPOSALS: tuple[tuple[str, str, str, Priority, str], ...] = (  # who is next after a category's outcome, and why
-    ("architect", "success", CODER, "high", "architecture-success: implementation of what was designed"),
+    ("architect", "success", "the coder", "high", "architecture-success: implementation of what was designed"),
     ("architect", "success", "test-engineer", "medium", "architecture-success: tests for what was designed"),
     ("coding", "success", "test-engineer", "high", "coding-success: validation of the implementation"),
     ("coding", "success", "security-auditor", "medium", "coding-success: security review of the change"),
-    ("coding", "failed", SAME, "high", "coding-failure: another attempt"),
+    ("coding", "failed", "the same type", "high", "coding-failure: another attempt"),
     ("qa", "success", "documentation-expert", "low", "qa-success: documentation of what was validated"),
     ("qa", "success", "security-auditor", "medium", "qa-success: security review that has not passed yet"),
-    ("qa", "failed", LAST_CODER, "high", "qa-failure: repair of what the tests found"),
+    ("qa", "failed", "the last coder", "high", "qa-failure: repair of what the tests found"),
     ("security", "success", "documentation-expert", "low", "security-success: documentation of what was reviewed"),
-    ("security", "failed", LAST_CODER, "high", "security-failure: repair of what the review found"),
+    ("security", "failed", "the last coder", "high", "security-failure: repair of what the review found"),
 )  # fmt: skip
 
 

@@ -20,11 +20,11 @@ from cco_sidecar import (
     RankedFile,
     RankRequest,
     hookimpl,
-    kind_of,
     language_of,
     read_text_file,
 )
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
+from cco_sidecar_plugins.context._kinds import kind_of
 from cco_sidecar_plugins.context._languages import spoken_by
 from cco_sidecar_plugins.context._stop_words import STOP_WORDS
 

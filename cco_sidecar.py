@@ -81,7 +81,6 @@ import time
 import types
 import typing
 import uuid
-import weakref
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
@@ -589,9 +588,9 @@ class Parts:
         """A class derived from ``base``, or None where you leave that part as it is: asked at the start, before there
         are the storage's folder and an event loop. StartError ends the program, other errors leave the part as it is.
         ``base`` is one of these, whose docstrings have the promises, or what the plugin before yours made of it:
-        Storage, Records, Server, Endpoint, AgentTypes, Tokens, EventBus, Contexts, Project, Agents, Launcher or
-        Processes. Endpoint stands behind every endpoint: its ``work`` gives each answer, its ``send`` gets the bytes,
-        its ``finished`` hears of each request.
+        Storage, Records, Server, Endpoint, AgentTypes, Tokens, EventBus, Results, Contexts, Project, Agents, Launcher
+        or Processes. Endpoint stands behind every endpoint: its ``work`` gives each answer, its ``send`` gets the
+        bytes, its ``finished`` hears of each request.
         """
 
 
@@ -674,11 +673,6 @@ class Hooks:
             if verdict is not None and verdict is not True:
                 return verdict or f"the policy {row.plugin} refuses"
         return None
-
-    def concerned(self, hook: str, **facts: Any) -> tuple[list[Implementation], bool]:
-        """The implementations that may have an answer to these facts, and whether none blocks: all are built in."""
-        rows = self.implementations[hook]
-        return rows, all(row.plugin in self._trusted for row in rows)
 
     def ask_one(self, row: Implementation, otherwise: Any = None, /, **facts: Any) -> Any:
         """One implementation's answer, ``otherwise`` where it fails. Blocks."""
@@ -818,7 +812,7 @@ class Sidecar:
         self.tokens = hooks.part(Tokens, settings)(settings, self.agent_types, self.storage)
         self.limits = RateLimits(self.agent_types)
         self.bus = hooks.part(EventBus, settings)(self.storage, settings, hooks)
-        self.results = Results(self.storage, self.bus, hooks, self.agent_types, settings)
+        self.results = hooks.part(Results, settings)(self.storage, self.bus, hooks, self.agent_types, settings)
         self.contexts = hooks.part(Contexts, settings)(self.storage, hooks, self.agent_types, settings)
         launcher = hooks.part(Launcher, settings)(self.contexts, self.tokens, self.agent_types, hooks, settings)
         self.agents = hooks.part(Agents, settings)(self.storage, launcher, self.results)
@@ -2395,8 +2389,7 @@ def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connecti
 class Results:
     """Stores results. A result, its agent_completed event, its routing decision and its file are one transaction."""
 
-    HISTORY = 200  # earlier results of the issue that routing looks at; up to twice as many while they are remembered
-    REMEMBERED = 100  # issues
+    HISTORY = 200  # earlier results of the issue that routing looks at
     SHORT = 8 * 1024  # bytes of a result that is searched for secrets at once, which takes less than a thread's start
 
     def __init__(
@@ -2404,40 +2397,33 @@ class Results:
     ) -> None:
         self._storage, self._bus, self._hooks, self._agent_types = storage, bus, hooks, agent_types
         self._settings = settings
-        self._locks: weakref.WeakValueDictionary[Any, asyncio.Lock] = weakref.WeakValueDictionary()  # of issues
-        self._histories: dict[tuple[str, str], tuple[str, list[ResultFact]]] = {}  # by issue: its last result's id
-        self._spoken = -1, ""  # the minute of the last look at the project's language, and that
 
     async def store(self, body: dict[str, Any]) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
-        category, issue = await self._agent_types.find(body["agent_type"]), (body["project_id"], body["issue_id"])
+        category = await self._agent_types.find(body["agent_type"])
         # Other agents read the record, its file and the contexts that it becomes part of.
         short = len(msgspec.json.encode(body["result"])) < self.SHORT
         redacted = redact_json(body["result"]) if short else await asyncio.to_thread(redact_json, body["result"])
         body |= {"result": redacted[0]}
-        rows, at_once = self._hooks.concerned("next_agents", settings=self._settings)
-        propose = functools.partial(self._propose, rows, body, category, await self._language())
-        stored: dict[str, Any] = await self._write(body, category, propose) if at_once else {}
-        while not stored:  # again where another result of the issue came meanwhile
-            async with self._locks.setdefault(issue, asyncio.Lock()):
-                newest = self._storage.read.newest_result(*issue)
-                proposals = await self._hooks.pool.run(propose, self._facts(self._storage.read, issue))
-                stored = await self._write(body, category, propose, (newest, proposals))
+        stored = await self.write(body, category, await self.language())
         self._hooks.tell("result_stored", result=body | {"id": stored["id"], "stored_at": stored["timestamp"]})
         return stored
 
-    def _facts(self, records: Records, issue: tuple[str, str]) -> list[ResultFact]:
-        rows = records.issue_facts(*issue, self.HISTORY)
-        return [ResultFact(kind, category, status, json.loads(proposed)) for kind, category, status, proposed in rows]
+    async def language(self) -> str:
+        """The project's language."""
+        return await asyncio.to_thread(project_type, self._settings.root, [])
 
-    async def _language(self) -> str:
-        """The project's language, looked at again in each minute."""
-        if self._spoken[0] != (minute := int(time.monotonic() // 60)):
-            self._spoken = minute, await self._hooks.pool.run(project_type, self._settings.root, [])
-        return self._spoken[1]
+    async def write(self, body: dict[str, Any], category: str, language: str) -> dict[str, Any]:
+        """The answer, once the result is stored; who is next is found on the writer thread."""
+        rules = self._hooks.implementations["next_agents"]
+        propose = functools.partial(self.propose, rules, body, category, language)
+        answer: dict[str, Any] = await self._storage.write(
+            functools.partial(self.insert, body, category, propose), answers=True
+        )
+        return answer
 
-    def _propose(
-        self, rows: list[Implementation], body: dict[str, Any], category: str, language: str, history: list[ResultFact]
+    def propose(
+        self, rules: list[Implementation], body: dict[str, Any], category: str, language: str, history: list[ResultFact]
     ) -> list[NextAgent]:
         """Who is next after a result: each plugin gets the proposals as the ones before it left them. Blocks."""
         facts = {
@@ -2445,61 +2431,43 @@ class Results:
             "language": language, "submission": body, "settings": self._settings,
         }  # fmt: skip
         proposals: list[NextAgent] = []
-        for row in rows:
-            answer = self._hooks.ask_one(row, **facts, proposals=list(proposals))
+        for rule in rules:
+            answer = self._hooks.ask_one(rule, **facts, proposals=list(proposals))
             try:
                 for item in answer or ():
                     self._agent_types.category(item.agent_type)
                 proposals = proposals if answer is None else answer
             except ApiError as error:
-                log.warning("plugin %s: next_agents: %s", row.plugin, one_line(error))
+                log.warning("plugin %s: next_agents: %s", rule.plugin, one_line(error))
         last = {item.agent_type: item for item in proposals}  # nobody is proposed twice
         return [NextAgent(item.agent_type, item.priority, redact(item.reason)[0]) for item in last.values()]
 
-    def _write(
+    def insert(
         self, body: dict[str, Any], category: str, propose: Callable[[list[ResultFact]], list[NextAgent]],
-        known: tuple[str, list[NextAgent]] | None = None,
-    ) -> asyncio.Future[dict[str, Any]]:  # fmt: skip
-        """The answer, once the result is stored. Where proposals are ``known`` already, for the result that was the
-        issue's newest one, {} where it no longer is.
-        """
-        issue, now = (body["project_id"], body["issue_id"]), time.time()
+        records: Records,
+    ) -> dict[str, Any]:  # fmt: skip
+        """A job: store a result, with who is next by the issue's results so far; the answer."""
+        project, issue, now = body["project_id"], body["issue_id"], time.time()
         result_id = f"result-{uuid.UUID(int=random.getrandbits(128), version=4)}"
+        proposals = propose(self.history(records, project, issue))
+        row = {
+            "id": result_id, "project": project, "issue": issue, "agent_type": body["agent_type"],
+            "agent_id": body["agent_id"], "category": category, "status": body["result"]["status"], "stored": now,
+            "proposed": json.dumps([each.agent_type for each in proposals]),
+            "output": msgspec.json.encode(previous_output(body, result_id, now)).decode(),
+            "body": msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)}),
+        }  # fmt: skip
+        event_id = self._bus.event_id(records.insert_event(completed_event(row, proposals)))
+        records.insert("result", row)
+        return {
+            "id": result_id, "stored": True, "storage_path": self._storage.files.path(row),
+            "next_agents": proposals, "event_published": True, "event_id": event_id, "timestamp": iso(now),
+        }  # fmt: skip
 
-        def insert(records: Records) -> dict[str, Any]:
-            """Runs on the writer thread, which knows all results of the issue."""
-            if known and known[0] != records.newest_result(*issue):
-                return {}
-            history = self._history(records, issue)
-            proposals = known[1] if known else propose(history)
-            fact = ResultFact(
-                body["agent_type"], category, body["result"]["status"], [each.agent_type for each in proposals]
-            )
-            row = {
-                "id": result_id, "project": issue[0], "issue": issue[1], "agent_type": fact.agent_type,
-                "agent_id": body["agent_id"], "category": category, "status": fact.status, "stored": now,
-                "proposed": json.dumps(fact.proposed),
-                "output": msgspec.json.encode(previous_output(body, result_id, now)).decode(),
-                "body": msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)}),
-            }  # fmt: skip
-            event_id = self._bus.event_id(records.insert_event(completed_event(row, proposals)))
-            records.insert("result", row)
-            self._histories[issue] = result_id, [*history, fact]
-            return {
-                "id": result_id, "stored": True, "storage_path": self._storage.files.path(row),
-                "next_agents": proposals, "event_published": True, "event_id": event_id, "timestamp": iso(now),
-            }  # fmt: skip
-
-        return self._storage.write(insert, answers=True)
-
-    def _history(self, records: Records, issue: tuple[str, str]) -> list[ResultFact]:
-        """The issue's results, remembered by the writer thread as long as the last one is what the database has."""
-        newest, facts = self._histories.pop(issue, ("", []))
-        if newest != records.newest_result(*issue) or len(facts) >= 2 * self.HISTORY:
-            facts = self._facts(records, issue)
-        if len(self._histories) >= self.REMEMBERED:
-            del self._histories[next(iter(self._histories))]
-        return facts
+    def history(self, records: Records, project: str, issue: str) -> list[ResultFact]:
+        """The issue's results that routing looks at, oldest first."""
+        rows = records.issue_facts(project, issue, self.HISTORY)
+        return [ResultFact(kind, category, status, json.loads(proposed)) for kind, category, status, proposed in rows]
 
     def probe(self, records: Records) -> None:
         """Do what storing a result needs: it runs on the writer thread. Raises StorageError."""

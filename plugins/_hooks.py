@@ -198,7 +198,9 @@ class SafeHooks(Hooks):
                 raise PluginFault(takes + did_you_mean(name, known))
 
     def concerned(self, hook: str, **facts: Any) -> tuple[list[Implementation], bool]:
-        """Without those bundled ones that say, by ``only_where``, that they have none."""
+        """The implementations that may have an answer to these facts, and whether none blocks: all are built in. Left
+        out are those bundled ones that say, by ``only_where``, that they have none.
+        """
         rows = self.implementations[hook]
         rows = [row for row in rows if not is_bundled(row) or getattr(row.function, "only_where", bool)(facts)]
         return rows, all(row.plugin in self._trusted for row in rows)

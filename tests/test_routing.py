@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
-from conftest import Client, Service
+from conftest import Client, Service, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -270,3 +272,30 @@ def test_the_history_survives_a_kill(make_service) -> None:  # type: ignore[no-u
     service.kill()
     service.start()
     assert service.client().store("rust-specialist", "failed")["next_agents"][0]["agent_type"] == "chief-architect"
+
+
+SLOW = """
+import time
+from pathlib import Path
+from cco_sidecar import hookimpl
+
+@hookimpl
+def next_agents(submission):
+    if submission["issue_id"] == "slow":
+        Path("BEGUN").touch()
+        time.sleep(2)
+"""
+
+
+@pytest.mark.needs_plugin("results/proposals asks beside the writer thread")
+def test_a_plugin_that_is_long_about_who_is_next_holds_up_no_other_issue(make_service, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules/slow.py").write_text(SLOW.replace("BEGUN", str(tmp_path / "begun")))
+    service = make_service("--plugins", str(tmp_path / "rules"))
+    with ThreadPoolExecutor() as pool:
+        slow = [pool.submit(service.client().store, issue="slow") for _ in range(2)]
+        until((tmp_path / "begun").exists)
+        assert service.client().store(issue="quick")["stored"]
+        assert not any(storing.done() for storing in slow)
+        assert all(storing.result()["next_agents"] for storing in slow)
+    assert len(service.client().get("/api/results", issue_id="slow").json()["results"]) == 2

@@ -160,13 +160,8 @@ class Settings:
     )
     token_ttl: Annotated[int, read_number(1, 31_536_000)] = option(3600, "life of a token", "SECONDS")
     cache_size_mb: Annotated[int, read_number(0, 65_536)] = option(256, "memory for cached contexts", "MB")
-    no_watch: Annotated[bool, read_bool] = option(False, "no file watcher; every request looks at the disk anyway")
     agent_command: Annotated[tuple[str, ...] | None, read_command] = option(
         None, "command that runs an agent, with {task}, {prompt} and their like, or a known one's name", "CMD"
-    )
-    agent_types: Annotated[dict[str, str], read_agent_types] = option({}, "more agent types, NAME=CATEGORY", "LIST")
-    agent_context_tokens: Annotated[int, read_number(500, 2_500_000)] = option(
-        50_000, "size of a spawned agent's context file, at 4 bytes each", "N"
     )
     agent_timeout: Annotated[int, read_number(1, 31_536_000)] = option(3600, "time limit of an agent", "SECONDS")
     max_agents: Annotated[int, read_number(0, 10_000)] = option(10, "agents running at once", "N")
@@ -271,9 +266,8 @@ def default_storage(root: Path, project: str) -> Path:
     return base / "cco-sidecar" / f"{project}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
 
 
-def read_agent_types(value: Any) -> dict[str, str]:
-    """More agent types: a TOML table, or ``name=category`` separated by commas."""
-    table = value if isinstance(value, dict) else dict(item.partition("=")[::2] for item in read_list(value))
+def read_agent_types(table: dict[str, str]) -> dict[str, str]:
+    """More agent types with their categories. Raises ValueError where that is none."""
     for name, category in table.items():
         if not is_identifier(name) or category not in list(CATEGORIES):
             raise ValueError(f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {name!r} is not")
@@ -1673,11 +1667,11 @@ class GetStatus(Endpoint):
 
 
 class AgentTypes:
-    """Every agent type with its category: the built-in table, configuration, and what plugins add."""
+    """Every agent type with its category: the built-in table, and what plugins add."""
 
     def __init__(self, hooks: Hooks, settings: Settings) -> None:
         self._hooks, self._settings = hooks, settings
-        self.categories = self._ask() | settings.agent_types
+        self.categories = self._ask()
 
     def _ask(self) -> dict[str, str]:
         """The types of plugins. Blocks."""
@@ -3805,7 +3799,7 @@ class Launcher:
 
     async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
         """The files that an agent is to read, by name: its context, with every section. Raises as ``Contexts.get``."""
-        most = BYTES_PER_TOKEN * (body.get("context_tokens") or self.settings.agent_context_tokens)
+        most = BYTES_PER_TOKEN * (body.get("context_tokens") or 50_000)
         query = ContextQuery(task=body.get("task", ""), max_bytes=most)
         content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query)
         return {"context.json": content}

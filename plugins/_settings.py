@@ -24,6 +24,7 @@ from cco_sidecar import (
     one_line,
     option,
     option_table,
+    read_agent_types,
     read_bool,
     read_choice,
     read_command,
@@ -63,6 +64,12 @@ def read_agent_may(value: Any) -> dict[str, tuple[str, ...]]:
 read_subject_token = read_match(r"[A-Za-z0-9_-]{1,64}", "must be 1 to 64 letters, digits, '_' or '-'")
 
 
+def read_more_types(value: Any) -> dict[str, str]:
+    """More agent types: a TOML table, or ``name=category`` separated by commas."""
+    pairs = value.items() if isinstance(value, dict) else (each.partition("=")[::2] for each in read_list(value))
+    return read_agent_types(dict(pairs))
+
+
 def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
     """Commands of some agent types: a TOML table, or a JSON object."""
     try:
@@ -96,6 +103,9 @@ class PluginSettings(Settings):
     max_connections: Annotated[int, read_number(1, 1_000_000)] = option(
         10_000, "connections open at once, as far as the system allows", "N", "strict"
     )
+    no_watch: Annotated[bool, read_bool] = option(
+        False, "no file watcher; every request looks at the disk anyway", plugin="project_index"
+    )
     no_fast: Annotated[bool, read_bool] = option(False, "HTTP/1.1 is served by Tornado's own server", plugin="fast")
     max_unsent_mb: Annotated[int, read_number(1, 65_536)] = option(
         256, "memory for answers that clients have not read yet, a quarter of it for one token", "MB", "unsent"
@@ -105,6 +115,12 @@ class PluginSettings(Settings):
         "public key (PEM: RSA, P-256 or Ed25519) of an issuer whose tokens are taken beside our own",
         "FILE",
         "issuers",
+    )
+    agent_types: Annotated[dict[str, str], read_more_types] = option(
+        {}, "more agent types, NAME=CATEGORY", "LIST", "specialists"
+    )
+    agent_context_tokens: Annotated[int, read_number(500, 2_500_000)] = option(
+        50_000, "size of a spawned agent's context file, at 4 bytes each", "N", "brief"
     )
     agent_commands: Annotated[dict[str, tuple[str, ...]], read_agent_commands] = option(
         {}, "commands of some agent types: a JSON object", "JSON"

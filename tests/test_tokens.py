@@ -467,7 +467,9 @@ def test_every_built_in_type_has_a_category_with_a_row_here() -> None:
 
 
 def test_no_agent_type_is_named_twice_and_the_plugin_specialists_brings_them_to_a_hundred() -> None:
-    more = cco_sidecar.import_file(ROOT / "plugins/agents/specialists.py").register_agent_types()
+    more = cco_sidecar.import_file(ROOT / "plugins/agents/specialists.py").register_agent_types(
+        cco_sidecar.load_settings({}, {})
+    )
     names = [name for names in cco_sidecar.AGENT_TYPES.values() for name in names.split()]
     assert len([*names, *more]) == len({*names, *more}) >= 100
     assert set(more.values()) <= set(GRANTED) and more["devops-engineer"] == "coding"

@@ -254,7 +254,11 @@ def may_have_agents(facts: dict[str, Any]) -> bool:
 @hookimpl
 @only_where(may_have_agents)
 def next_agents(
-    result: ResultFact, proposals: list[NextAgent], history: list[ResultFact], language: str, settings: Settings
+    result: ResultFact,
+    proposals: list[NextAgent],
+    history: list[ResultFact],
+    language: str,
+    settings: PluginSettings,
 ) -> list[NextAgent] | None:
     """A built-in type gives way to an agent of the repository that fits. An issue that has worked with the built-in one
     keeps it; an agent that is settled is proposed no more.

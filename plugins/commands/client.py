@@ -15,6 +15,7 @@ import math
 import os
 import sys
 import time
+import typing
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +34,7 @@ from cco_sidecar import (
     settings_from,
 )
 from cco_sidecar_plugins._program import escape_unencodable
+from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents._agent_types import BUILT_IN
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
 from cco_sidecar_plugins.commands._client_view import explain, print_event, random_part, show_context, show_list
@@ -360,7 +362,7 @@ def command_agent_kill(options: argparse.Namespace) -> int:
 
 
 def command_agent_types(options: argparse.Namespace) -> int:
-    settings = settings_from(options)
+    settings = typing.cast(PluginSettings, settings_from(options))
     types = AgentTypes(load_hooks(settings), settings).categories
     sources = dict.fromkeys(BUILT_IN, "built in") | dict.fromkeys(settings.agent_types, "settings")
     with contextlib.suppress(ImportError):  # its file may be gone

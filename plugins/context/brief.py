@@ -37,6 +37,7 @@ from cco_sidecar import (
     redact,
 )
 from cco_sidecar_plugins._files import content_of
+from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents._reader import Reader, ReadingLauncher
 from cco_sidecar_plugins.agents.prompts import instructions, reader_of
 
@@ -197,6 +198,8 @@ class BriefContexts(Contexts):
 
 class BriefLauncher(ReadingLauncher):
     """Gives an agent a brief beside its context, and that with one value a line, within its limit."""
+
+    settings: PluginSettings
 
     async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
         limit = body.get("context_tokens") or self.settings.agent_context_tokens

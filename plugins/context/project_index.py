@@ -34,7 +34,6 @@ from cco_sidecar import (
     GitContext,
     Project,
     ProjectState,
-    Settings,
     ask_git,
     clean_text,
     hookimpl,
@@ -44,6 +43,7 @@ from cco_sidecar import (
     one_line,
     split_z,
 )
+from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint, is_young
 from cco_sidecar_plugins.context._git_facts import (
     Codes,
@@ -66,7 +66,7 @@ Proof = dict[str, Fingerprint | None]  # by absolute path
 
 
 @hookimpl
-def part_class(settings: Settings, base: type) -> type | None:
+def part_class(settings: PluginSettings, base: type) -> type | None:
     if issubclass(base, Contexts):
         return type("WatchingContexts", (WatchingContexts, base), {})
     watched = {"watched": not settings.no_watch}

@@ -803,7 +803,7 @@ class Sidecar:
         self.storage: Storage = hooks.part(Storage, settings)(settings, hooks.part(Records, settings))
         self.agent_types = hooks.part(AgentTypes, settings)(hooks, settings)
         self.metrics = Metrics()
-        self.tokens = hooks.part(Tokens, settings)(settings, self.agent_types, self.storage)
+        self.tokens = hooks.part(Tokens, settings)(settings, self.agent_types)
         self.limits = RateLimits(self.agent_types)
         self.bus = hooks.part(EventBus, settings)(self.storage, settings, hooks)
         self.results = hooks.part(Results, settings)(self.storage, self.bus, hooks, self.agent_types, settings)
@@ -827,7 +827,7 @@ class Sidecar:
             self._listen()
             parts.callback(self._server.stop)
             self.storage.announce(self.info)
-            self.tokens.start()
+            self.tokens.revoked.update(row["subject"] for row in self.storage.read.revoked(settings.project))
             self.contexts.start()
             parts.push_async_callback(self.contexts.close)
             self.agents.launcher.url = self.info.url + "/api"
@@ -1706,19 +1706,14 @@ class AgentTypes:
 class Tokens:
     """Makes, checks and revokes JSON Web Tokens (RFC 7519 and 8725), which are HS256 and nothing else."""
 
-    def __init__(self, settings: Settings, agent_types: AgentTypes, storage: Storage | None) -> None:
-        self._settings, self._agent_types, self._storage = settings, agent_types, storage
-        self._read = functools.lru_cache(10_000)(self._verified)  # a signature costs 40 us
+    def __init__(self, settings: Settings, agent_types: AgentTypes) -> None:
+        self._settings, self._agent_types = settings, agent_types
+        self._read = functools.lru_cache(4_000)(self._verified)  # a signature costs 40 us, what is kept 1.1 kB
         self.revoked: set[str] = set()  # subjects; who adds one stores it too (Records.revoke)
 
     def load_secret(self) -> None:
         """Take the configured secret, or the storage's, which the first caller makes."""
         self._secret = self._settings.jwt_secret or make_or_read_secret(self._settings.storage / "jwt.secret")
-
-    def start(self) -> None:
-        """Take what the storage knows to be revoked."""
-        assert self._storage
-        self.revoked.update(row["subject"] for row in self._storage.read.revoked(self._settings.project))
 
     def mint(
         self, subject: str, agent_type: str, *, ttl: int | None = None, permissions: Sequence[str] | None = None,
@@ -3577,7 +3572,9 @@ class Agents:
         self._stopping = False
 
     async def spawn(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
-        """Start an agent, a whole one or none. Raises AGT_001, AGT_002, AGT_003."""
+        """Start an agent, a whole one or none: of one that fails or is cancelled its row alone is left. It also starts
+        where the caller hangs up. Raises AGT_001, also where there is no context, AGT_002, AGT_003, StorageError.
+        """
         await self.launcher.types.find(body["agent_type"])
         if self._stopping:
             raise ApiError("AGT_001", "The service is stopping")
@@ -3804,9 +3801,14 @@ class Launcher:
         content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query)
         return {"context.json": content}
 
-    def prompt(self, running: Running, launch: AgentLaunch) -> str:
-        """What an agent is told: here its task, and where its context is."""
-        return f"{launch.task}\n\nRead your context first: {launch.context_file}\n"
+    def launch(self, running: Running, files: Collection[str]) -> AgentLaunch:
+        """What an agent is told, here its task and where its context is. ``files`` are the names of its files."""
+        row, context = running.row, str(running.folder / "context.json")
+        return AgentLaunch(
+            agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"], context_file=context,
+            agent_folder=str(running.folder), configured=self.settings.command_of(row["type"]),
+            prompt=f"{row['task']}\n\nRead your context first: {context}\n",
+        )  # fmt: skip
 
     def may_set(self, variable: str) -> bool:
         """Whether a request may set a variable, which is given in capitals."""
@@ -3814,20 +3816,13 @@ class Launcher:
 
     async def command(self, running: Running, files: dict[str, bytes], asked: dict[str, str]) -> AgentCommand:
         """Write an agent's files; its command, with an environment that ``asked`` adds to. Raises AGT_001, OSError."""
-        row, folder, root = running.row, running.folder, str(self.settings.root)
-        launch = AgentLaunch(
-            agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"],
-            agent_folder=str(folder), context_file=str(folder / "context.json"), prompt="",
-            brief_file=str(folder / "brief.md") if "brief.md" in files else "",
-            configured=self.settings.command_of(row["type"]),
-        )  # fmt: skip
-        launch = msgspec.structs.replace(launch, prompt=self.prompt(running, launch))
+        row, root, launch = running.row, str(self.settings.root), self.launch(running, files)
         texts = {"prompt": launch.prompt, "task": launch.task, "token": running.token}
         own = {
             "AGENT_ID": row["id"], "AGENT_TYPE": row["type"], "ISSUE_ID": row["issue"], "PROJECT_ID": row["project"],
-            "PROJECT_ROOT": root, "PWD": root, "SIDECAR_URL": self.url, "JWT_TOKEN": running.token,
-            "CCO_TOKEN_FILE": str(folder / "token"), "CCO_CONTEXT_FILE": launch.context_file, "TASK": row["task"],
-        } | ({"CCO_BRIEF_FILE": launch.brief_file} if launch.brief_file else {})  # fmt: skip
+            "PROJECT_ROOT": root, "PWD": root, "SIDECAR_URL": self.url, "JWT_TOKEN": running.token, "TASK": row["task"],
+            "CCO_TOKEN_FILE": str(running.folder / "token"), "CCO_CONTEXT_FILE": launch.context_file,
+        }  # fmt: skip
         command = await self._pool.run(
             self._prepare, launch, files | {name: text.encode() for name, text in texts.items()}
         )
@@ -3857,7 +3852,8 @@ class Processes:
     """Starts, adopts and ends agents' processes. Agents outlive a crash of the service.
 
     Each agent leads a session of its own and writes straight into a file, so it outlives us. Its processes are those of
-    its session, those whose environment names its token file, and their descendants. Exit codes are lost in a crash.
+    its session, those whose environment names its token file, and their descendants. One that is none of these any more
+    is not found. Exit codes are lost in a crash.
     """
 
     LOOK = 0.1  # seconds between two looks at a running agent
@@ -4437,7 +4433,7 @@ def mint_token(settings: Settings, agent_type: str, subject: str, **facts: Any) 
     prepare_storage_folder(settings)
     logging.getLogger("cco").setLevel(logging.ERROR)  # a plugin that cannot be loaded is the service's affair
     hooks = load_hooks(settings)
-    tokens = Tokens(settings, hooks.part(AgentTypes, settings)(hooks, settings), None)
+    tokens = Tokens(settings, hooks.part(AgentTypes, settings)(hooks, settings))
     tokens.load_secret()
     try:
         return tokens.mint(subject, agent_type, **facts)

@@ -65,7 +65,8 @@ def nothing_left(service: Service) -> Iterator[None]:
     architect = service.client()
     for token in (service.storage / "agents").glob("*/token"):  # those that run have one
         architect.delete(f"/api/agents/{token.parent.name}")
-    for process in agents_left() if Service.module != MODULE else ():  # which has no order for that
+    alone = Service.module != MODULE or "--no-plugins" in service.arguments  # where there is no order for that
+    for process in agents_left() if alone else ():
         with contextlib.suppress(psutil.Error):
             process.kill()
     try:

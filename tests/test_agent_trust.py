@@ -4,6 +4,7 @@ down.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -42,7 +43,7 @@ from agent_harness import (
 from conftest import Client, Service, clean_environment, git_alone, make_repository, plugin, until
 from msgspec.structs import replace
 
-from cco_sidecar import MB
+from cco_sidecar import MB, Records, Sidecar, StorageError, load_hooks, load_settings
 
 __all__ = ["nothing_left"]
 keeper = plugin("keeper")
@@ -617,6 +618,22 @@ def test_what_a_full_disk_swallowed_is_said_when_there_is_room_again(
     assert (lines[0], lines[1], lines[3]) == ("before", "half ", "after")
     assert re.fullmatch(r"\[\d+ bytes were lost here: No space left on device\]", lines[2])
     assert place == 0 and following == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: object) -> None:
+        raise StorageError("disk I/O error")
+
+    async def scene() -> set[asyncio.Task[Any]]:
+        root = make_repository(tmp_path / "repository")
+        settings = load_settings({"root": str(root), "storage": str(tmp_path / "storage"), "port": 0}, {})
+        with pytest.raises(StorageError):
+            async with Sidecar(settings, load_hooks(settings)):
+                pass
+        return {task for task in asyncio.all_tasks() if "KeptProcesses" in repr(task)}
+
+    monkeypatch.setattr(Records, "unfinished_agents", unreadable)
+    assert asyncio.run(scene()) == set()
 
 
 @pytest.mark.parametrize("size", [1, 7, 26, 100, 5000])

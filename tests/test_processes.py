@@ -64,8 +64,8 @@ def test_an_agent_leads_a_session_and_writes_into_a_file_of_its_users_alone(
     assert os.getsid(spawned["process_id"]) == spawned["process_id"]
     file = folder_of(service, spawned["agent_id"]) / "output.log"
     assert (file.stat().st_mode & 0o777, file.read_text()) == (0o600, "hanging\n")
-    architect.delete(f"/api/agents/{spawned['agent_id']}")
-    assert state(architect, spawned["agent_id"])["state"] == "killed"
+    os.kill(spawned["process_id"], signal.SIGTERM)
+    assert state(architect, spawned["agent_id"])["signal"] == signal.SIGTERM
 
 
 def test_output_of_a_run_without_plugins_is_read_whole_by_tail_and_onwards_later(
@@ -111,8 +111,8 @@ def test_agents_outlive_the_service_and_are_adopted(
         ended = state(client, agent_id)
         assert (ended["state"], ended["exit_code"]) == (ends_as, None)
     assert output(client, talks) == "one line\nanother é\n"
-    client.delete(f"/api/agents/{lives}")
-    assert state(client, lives)["state"] == "killed"
+    os.kill(pids[lives], signal.SIGTERM)
+    assert state(client, lives)["state"] == "lost"
     assert not agents_left()
 
 
@@ -135,8 +135,9 @@ def test_a_process_that_the_ledger_does_not_know_yet_is_found_and_a_strangers_nu
     assert state(service.client(), forged)["state"] == "lost"
     left = {process.environ()["AGENT_ID"] for process in agents_left()}
     assert left == {unknown}
-    service.client().delete(f"/api/agents/{unknown}")
-    assert state(service.client(), unknown)["state"] == "killed"
+    os.kill(pid, signal.SIGTERM)
+    assert state(service.client(), unknown)["state"] == "lost"
+    assert not agents_left()
 
 
 def test_a_program_that_cannot_be_run_is_said_and_leaves_nothing(

@@ -273,7 +273,7 @@ def own_tokens(tmp_path: Path, project: str = PROJECT) -> cco_sidecar.Tokens:
         {"root": str(tmp_path), "project": project, "storage": str(tmp_path / "s"), "jwt_secret": SECRET}, {}
     )
     hooks = types.SimpleNamespace(ask=lambda *_, **__: [("test", {"qa-engineer": "qa"})])
-    tokens = cco_sidecar.Tokens(settings, cco_sidecar.AgentTypes(hooks, settings), None)  # type: ignore[arg-type]
+    tokens = cco_sidecar.Tokens(settings, cco_sidecar.AgentTypes(hooks, settings))  # type: ignore[arg-type]
     tokens.load_secret()
     return tokens
 
@@ -320,7 +320,7 @@ def test_forged_tokens_are_not_remembered_and_good_ones_within_bounds(
         assert code_of(tokens, tokens.mint(f"agent-{number}", "qa-engineer")) is None
         assert code_of(tokens, f"{number}.forged.token") == "AUTH_001"
     known = tokens._read.cache_info()
-    assert known.currsize == 100 and known.maxsize == 10_000
+    assert known.currsize == 100 and known.maxsize == 4_000
 
 
 # -- projects

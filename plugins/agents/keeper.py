@@ -80,11 +80,18 @@ class NotingAgents(Agents):
         await super().tend(running)
 
     async def start(self) -> None:
-        if isinstance(self.processes, KeptProcesses):
-            self.processes.opening = asyncio.create_task(self.processes.open())
-        await super().start()
-        if isinstance(self.processes, KeptProcesses):
-            await self.processes.opening
+        owner = self.processes
+        if not isinstance(owner, KeptProcesses):
+            return await super().start()
+        owner.opening = asyncio.create_task(owner.open())
+        try:
+            await super().start()
+            await owner.opening
+        except BaseException:
+            owner.opening.cancel()
+            await asyncio.gather(owner.opening, return_exceptions=True)
+            await owner.close()
+            raise
 
     async def stop(self, *, end_all: bool) -> None:
         await super().stop(end_all=end_all)

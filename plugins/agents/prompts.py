@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -75,17 +76,18 @@ class PromptLauncher(ReadingLauncher):
                 near = did_you_mean(name, self.types.categories)
                 log.warning("%s: unknown agent type %s%s", option, name, near)
 
-    def prompt(self, running: Running, launch: AgentLaunch) -> str:
-        reader = self.reader(running.row, running.folder)
+    def launch(self, running: Running, files: Collection[str]) -> AgentLaunch:
+        launch, reader = super().launch(running, files), self.reader(running.row, running.folder)
         facts = msgspec.structs.asdict(launch) | {"task": launch.task or "see the context of the issue."}
+        facts["brief_file"] = f"{launch.agent_folder}/brief.md"
         if MISTAKABLE.search(launch.task):
             facts["task"] = f"it is the text of the file {launch.agent_folder}/task, which you read first."
-        head = (HEAD + (BRIEF if launch.brief_file else CONTEXT)).format(**facts)
+        head = (HEAD + (BRIEF if "brief.md" in files else CONTEXT)).format(**facts)
         beside = "You may run" if reader.how else "Beside curl you may run"
         may = self.settings.may(launch.agent_type)
         beside = f"{beside}: {', '.join(may)}.\n" if may else ""
         else_by = OTHERWISE + by_curl(reader) if reader.how else ""  # its program may not have reached the tools
-        return head + beside + instructions(reader) + else_by
+        return msgspec.structs.replace(launch, prompt=head + beside + instructions(reader) + else_by)
 
 
 def reader_of(agents: Agents, claims: Claims, issue_id: str) -> Reader:

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -21,7 +21,9 @@ import cco_sidecar
 from cco_sidecar import (
     BYTES_PER_TOKEN,
     MB,
+    AgentCommand,
     AgentEndpoint,
+    AgentLaunch,
     ApiError,
     ContextKey,
     ContextQuery,
@@ -55,6 +57,7 @@ except ImportError:
 
 
 BYTES, LINE = 10_000, 200
+BRIEF = "brief.md"  # in an agent's folder
 CHUNK_LINES = 50
 TASK, DECISIONS, GIT = 1_600, 1_800, 1_000  # bytes at most; what they leave is for files
 DETAILED = 12  # files with reasons
@@ -97,7 +100,7 @@ class GetAgentBrief(AgentEndpoint):
     async def respond(self, agent_id: str) -> bytes:
         self.find(agent_id)
         folder = self.sidecar.settings.storage / "agents" / agent_id
-        brief = await self.sidecar.agents.disk.run(content_of, folder / "brief.md")
+        brief = await self.sidecar.agents.disk.run(content_of, folder / BRIEF)
         if not brief:
             kept = "got no brief" if folder.exists() else "has none any more (--agent-retention)"
             raise ApiError("REQ_002", f"The agent {agent_id} {kept}")
@@ -217,11 +220,21 @@ class BriefLauncher(ReadingLauncher):
             room = max(500, min(room, len(files["context.json"]) // BYTES_PER_TOKEN) * most // size - 50)  # indented
         return files | {"context.json": text} | await self._brief(body, self.reader(running.row, running.folder))
 
+    def launch(self, running: Running, files: Collection[str]) -> AgentLaunch:
+        launch = super().launch(running, files)
+        return msgspec.structs.replace(launch, brief_file=str(running.folder / BRIEF)) if BRIEF in files else launch
+
+    async def command(self, running: Running, files: dict[str, bytes], asked: dict[str, str]) -> AgentCommand:
+        command = await super().command(running, files, asked)
+        if BRIEF in files:
+            command.environment["CCO_BRIEF_FILE"] = str(running.folder / BRIEF)
+        return command
+
     async def _brief(self, body: dict[str, Any], reader: Reader) -> dict[str, bytes]:
         query = ContextQuery(task=body.get("task", ""))
         try:
             content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query, reader=reader)
-            return {"brief.md": content}
+            return {BRIEF: content}
         except ApiError as error:
             log.error("agent %s: %s", reader.agent_id, error.message)
             return {}

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, make_repository, marked_processes, until
+from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, make_repository, marked_processes, plugin, until
 
+import cco_sidecar
 from cco_sidecar import import_file
 
 doctor = import_file(ROOT / "plugins/commands/doctor.py")
@@ -339,6 +340,25 @@ def test_what_can_be_read_of_a_damaged_database_is_saved(
     assert newest.rpartition("-")[2] > max([event["event_id"] for event in found] or [newest]).rpartition("-")[2]
     assert client.get("/api/events/wait/noted", since=events[-1], timeout=0).status_code == 410
     assert client.get("/status").json()["storage"]["results_stored"] >= most_results
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_reasons_of_agents_ends_and_answers_for_repeats_are_saved_where_they_are_kept(
+    tmp_path: Path, kept: bool
+) -> None:
+    (tmp_path / "work").mkdir()
+    with contextlib.closing(cco_sidecar.open_database(tmp_path / "old.db")) as database:
+        if kept:
+            records = plugin("repeats").AnswerRecords(database)
+            records.remember("p", "s", "POST /x", "key", "digest", b"{}")
+            records.add_outcome("a-1", reason="out of memory")
+        else:
+            database.execute("drop table agent_outcome")
+    counts = plugin("_salvage").rebuild(tmp_path / "old.db", tmp_path / "work")
+    assert (counts["idempotency"], counts["agent_outcome"]) == (kept, kept)
+    with contextlib.closing(plugin("repeats").AnswerRecords(sqlite3.connect(tmp_path / "work/new.db"))) as saved:
+        assert saved.rows("select outcome from agent_outcome") == [('{"reason": "out of memory"}',)] * kept
+        assert saved.rows("select answer from idempotency") == [(b"{}",)] * kept
 
 
 def test_nothing_is_salvaged_of_a_storage_in_use_or_of_one_that_is_not_there(

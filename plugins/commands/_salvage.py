@@ -23,10 +23,11 @@ from cco_sidecar_plugins.storage._log import database_files
 
 KEYS = {  # what each table is read in the order of
     "event": "seq", "dead_letter": "seq", "position": "project, subject, type, filter", "result": "seq",
-    "agent": "seq", "agent_evidence": "agent", "revoked": "project, subject",
+    "agent": "seq", "agent_evidence": "agent", "agent_outcome": "agent", "revoked": "project, subject",
     "idempotency": "project, subject, endpoint, key", "meta": "name",  # at last, as the others are counted in it
 }  # fmt: skip
-JSON_COLUMNS = ("body", "output", "proposed", "answer")  # what is no JSON in them would be given to somebody as JSON
+# What is no JSON in them would be given to somebody as JSON.
+JSON_COLUMNS = ("body", "output", "proposed", "outcome", "answer")
 NOT_KEPT = ("epoch", "probe")  # of meta: cursors of events that were lost shall not lead to other ones
 MOST_NUMBERS = 100_000  # looked for one by one where a table's end cannot be found, ten times as many where it can
 
@@ -82,7 +83,7 @@ def open_damaged(path: Path, work: Path) -> sqlite3.Connection:
         try:
             database.execute("pragma writable_schema = on")  # SQLite opens what is shorter than it should be
             tables = {row[0] for row in database.execute("select name from sqlite_master where type = 'table'")}
-            if tables >= KEYS.keys() - {"idempotency"}:  # the plugin repeats makes that one
+            if tables >= KEYS.keys() - {"idempotency", "agent_outcome"}:  # which not every database has
                 return database
         except (sqlite3.Error, UnicodeDecodeError) as error:
             problem = str(error)

@@ -4087,8 +4087,7 @@ class ReferenceRules:
         newest_first = (result, *reversed(history))
         since = itertools.takewhile(lambda fact: fact.category != "coding" or fact.status == "failed", newest_first)
         passed = {fact.agent_type for fact in since if fact.status == "success"}
-        specialist = f"{language}-specialist"
-        coder = specialist if specialist in AGENT_TYPES["coding"].split() else "fullstack-developer"
+        coder = f"{language}-specialist" if language in SPECIALISTS else "fullstack-developer"
         last_coder = next((fact.agent_type for fact in reversed(history) if fact.category == "coding"), coder)
         names = {"the coder": coder, "the last coder": last_coder, "the same type": result.agent_type}
         found = [
@@ -4099,15 +4098,14 @@ class ReferenceRules:
         return [*proposals, *(item for item in found if item.agent_type not in passed)]
 
 
-AGENT_TYPES = {  # of each language and category; the plugin specialists has eighty more
+SPECIALISTS = frozenset(  # the languages that have one, such as python-specialist
+    """python rust go javascript typescript java kotlin scala csharp cpp c swift ruby php perl elixir erlang haskell
+    clojure lua r julia dart shell powershell sql vue svelte graphql terraform""".split()
+)
+AGENT_TYPES = {  # the plugin specialists has eighty more
     "architect": "chief-architect",
-    "coding": """
-        python-specialist rust-specialist go-specialist javascript-specialist typescript-specialist java-specialist
-        kotlin-specialist scala-specialist csharp-specialist cpp-specialist c-specialist swift-specialist
-        ruby-specialist php-specialist perl-specialist elixir-specialist erlang-specialist haskell-specialist
-        clojure-specialist lua-specialist r-specialist julia-specialist dart-specialist shell-specialist
-        powershell-specialist sql-specialist vue-specialist svelte-specialist
-        frontend-developer backend-developer fullstack-developer""",
+    "coding": "".join(f"{language}-specialist " for language in SPECIALISTS)
+    + "frontend-developer backend-developer fullstack-developer",
     "qa": "test-engineer qa-engineer performance-engineer",
     "security": "security-auditor",
     "documentation": "documentation-expert technical-writer",

@@ -134,7 +134,7 @@ def test_the_module_alone_proposes_nobody_who_has_passed(sequence: str, expected
 
 
 SPECIALISTS = """python rust go java javascript typescript ruby php csharp cpp c kotlin swift scala elixir dart haskell perl
-    shell sql vue svelte""".split()
+    shell sql vue svelte graphql terraform""".split()
 
 
 @pytest.mark.parametrize(

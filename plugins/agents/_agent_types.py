@@ -15,12 +15,12 @@ MORE_TYPES = categories_of({
         objective-c-specialist html-css-specialist react-specialist angular-specialist nextjs-specialist
         nodejs-specialist django-specialist fastapi-specialist flask-specialist rails-specialist laravel-specialist
         spring-specialist dotnet-specialist flutter-specialist react-native-specialist ios-specialist
-        android-specialist graphql-specialist grpc-specialist websocket-specialist wasm-specialist embedded-specialist
+        android-specialist grpc-specialist websocket-specialist wasm-specialist embedded-specialist
         game-specialist blockchain-specialist mobile-developer desktop-developer api-developer legacy-modernizer
         refactoring-specialist debugging-specialist api-integration-specialist salesforce-specialist
         authentik-specialist payment-integration-specialist webhook-specialist data-engineer data-scientist
         database-architect database-administrator etl-specialist analytics-engineer devops-engineer cloud-architect
-        kubernetes-specialist terraform-specialist docker-specialist ci-cd-specialist site-reliability-engineer
+        kubernetes-specialist docker-specialist ci-cd-specialist site-reliability-engineer
         network-engineer platform-engineer observability-engineer machine-learning-engineer mlops-engineer ai-engineer
         prompt-engineer llm-specialist mcp-developer mcp-integration-engineer tooling-engineer build-engineer""",
     "qa": "test-automator accessibility-tester",

@@ -3027,10 +3027,11 @@ class Contexts:
             request = ContextRequest(**msgspec.structs.asdict(key), outputs=outputs, project=state, ranked=ranked)
             sections = self.sections(request)
             contents = [file.pop("content") for file in sections["relevant_files"]]  # which are redacted already
-            sections, number = redact_json(sections)
+            parts = [redact_json({name: part}) for name, part in sections.items()]  # so the same ones are known again
+            sections = {name: part for redacted, _ in parts for name, part in redacted.items()}
             for file, content in zip(sections["relevant_files"], contents, strict=True):
                 file["content"] = content
-            sections["metadata"]["redactions"] = number
+            sections["metadata"]["redactions"] = sum(number for _, number in parts)
             whole = sections["metadata"]["index"] == "ready"
             return *self.answer(request, sections), etag if whole else f'W/"{secrets.token_hex(16)}"'
         except ApiError:

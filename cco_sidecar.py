@@ -3241,6 +3241,10 @@ class ProjectState(Struct, frozen=True):
     digest: str
     own: frozenset[str] = frozenset()  # the service's files, of which contexts say nothing; they are not in ``files``
 
+    def describe(self, path: str) -> dict[str, Any] | None:
+        """What contexts say of a file; None where it is no text. Blocks."""
+        return describe_file(self.root, path)
+
 
 class GitContext(Struct):
     """The state of the repository; null and empty where there is none."""
@@ -3415,6 +3419,18 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
     if cut := len(content) > limit:
         content = content[: content.rfind(b"\n", 0, limit) + 1]
     return content.decode("utf-8", "replace"), facts, cut
+
+
+def describe_file(root: str, path: str) -> dict[str, Any] | None:
+    """What contexts say of a text file, without the secrets in it; None for others. Blocks."""
+    if (found := read_text_file(root, path, MB)) is None:
+        return None
+    (content, redactions), facts, cut = redact(found[0]), *found[1:]
+    file = {
+        "path": clean_text(path), "content": content, "last_modified": iso(facts.st_mtime), "size": facts.st_size,
+        "language": language_of(path), "checksum": checksum(content),
+    }  # fmt: skip
+    return file | {name: value for name, value in (("truncated", cut), ("redactions", redactions)) if value}
 
 
 @functools.lru_cache(100_000)
@@ -4130,24 +4146,18 @@ def describe_structure(project: ProjectState, most: int) -> dict[str, Any]:
 
 
 def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
-    """The text files worth reading, best first: read, redacted, somewhat more than can be given. Blocks."""
+    """The text files worth reading, best first, somewhat more than can be given. Blocks."""
     chosen: list[dict[str, Any]] = []
     left = 1.25 * request.max_bytes  # what is too large for the rest of the room is passed over later
     for item in request.ranked:
         if len(chosen) > request.max_files or left <= 0:  # one more than asked for: so it shows that some were left out
             break
-        if (found := read_text_file(request.project.root, item.path, MB)) is None:
+        if (file := request.project.describe(item.path)) is None:
             continue
-        (content, redactions), facts, cut = redact(found[0]), *found[1:]
-        left -= min(len(content), request.max_bytes / 4)
-        file = {
-            "path": clean_text(item.path), "content": content, "last_modified": iso(facts.st_mtime),
-            "size": facts.st_size, "language": language_of(item.path), "checksum": checksum(content),
-            "score": round(item.score, 4), "matched": item.matched,
-        }  # fmt: skip
-        reasons = [clean_text(reason) for reason in item.reasons]
-        also = {"truncated": cut, "redactions": redactions, "reasons": reasons, "chunks": item.chunks}
-        chosen.append(file | {name: value for name, value in also.items() if value})
+        left -= min(len(file["content"]), request.max_bytes / 4)
+        also = {"reasons": list(map(clean_text, item.reasons)), "chunks": item.chunks}
+        ranking = {"score": round(item.score, 4), "matched": item.matched}
+        chosen.append(file | ranking | {name: value for name, value in also.items() if value})
     return chosen
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,26 @@ def test_what_is_remembered_is_what_a_new_look_finds(readers: tuple[Any, Any], r
     for name, change in CHANGES.items():
         change(repository)
         assert facts(index.look()) == facts(own.look()), name
+
+
+def test_a_short_file_is_read_once_until_it_changes(repository: Path, readers: tuple[Any, Any]) -> None:
+    index, _ = readers
+    file, path = repository / "src/main.py", "src/main.py"
+    project_index.described.cache_clear()
+
+    def read() -> tuple[str, int]:
+        """What is said of the file once it is older than the resolution of time stamps, and how many were read."""
+        until(lambda: not is_young(project_index.fingerprint(str(file)), time.time_ns()))
+        content = index.look().describe(path)["content"]
+        return content, project_index.described.cache_info().misses
+
+    assert read() == read() == (file.read_text(), 1)
+    file.write_text(file.read_text().upper())  # as long as before
+    assert read() == (file.read_text(), 2)
+    file.write_text("long = 1\n" * 10_000)
+    assert read() == (file.read_text(), 2)  # such ones are not kept
+    file.unlink()
+    assert index.look().describe(path) is None
 
 
 def run(*words: str | bytes | Path, input: bytes = b"") -> str:

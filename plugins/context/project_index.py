@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
+import functools
 import hashlib
 import itertools
 import os
@@ -36,6 +37,7 @@ from cco_sidecar import (
     ProjectState,
     ask_git,
     clean_text,
+    describe_file,
     hookimpl,
     in_thread,
     language_of,
@@ -102,6 +104,22 @@ class ProvenState(ProjectState, frozen=True, kw_only=True):
     languages: frozenset[str]
     total: int  # the sum of the hashes of what it holds: changed where a file changes, and the same in any order
     settled: bool
+
+    def describe(self, path: str) -> dict[str, Any] | None:
+        """The same, remembered for files that are short: agents of a team are given the same ones."""
+        facts = self.proof.get(os.path.join(self.root, path))
+        if facts is None or facts[2] > SHORT or is_young(facts, time.time_ns()):  # what it holds may change unseen
+            return super().describe(path)
+        return described(self.root, path, facts)
+
+
+SHORT = 64 * 1024  # bytes
+
+
+@functools.lru_cache(200)
+def described(root: str, path: str, facts: Fingerprint) -> dict[str, Any] | None:
+    """What contexts say of the file while it has this fingerprint. Blocks."""
+    return describe_file(root, path)
 
 
 def total_of(proof: Proof, before: Proof, total: int) -> int:

@@ -521,7 +521,9 @@ class Asks:
     """
 
     def register_agent_types(self, settings: Settings) -> dict[str, str]:
-        """More agent types with their category. Asked at the start, by ``cco token`` and where a type is not known."""
+        """More agent types with their category. Asked at the start and by ``cco token``, with plugins/ also where a
+        type is not known.
+        """
 
     def context_section(self, request: ContextRequest) -> Sections:
         """JSON values by name of section, kept until a file, git or the issue's results change. The plugin loaded last
@@ -1670,23 +1672,16 @@ class AgentTypes:
     """Every agent type with its category: the built-in table, and what plugins add."""
 
     def __init__(self, hooks: Hooks, settings: Settings) -> None:
-        self._hooks, self._settings = hooks, settings
-        self.categories = self._ask()
-
-    def _ask(self) -> dict[str, str]:
-        """The types of plugins. Blocks."""
-        found: dict[str, str] = {}
-        for name, table in self._hooks.ask("register_agent_types", settings=self._settings):
+        """Asks the plugins, and blocks."""
+        self.categories: dict[str, str] = {}
+        for name, table in hooks.ask("register_agent_types", settings=settings):
             try:
-                found |= read_agent_types(table)
+                self.categories |= read_agent_types(table)
             except (ValueError, TypeError, AttributeError) as error:
                 log.warning("plugin %s: register_agent_types: %s", name, one_line(error))
-        return found
 
     async def find(self, agent_type: str, status: int = 400) -> str:
-        """The category of a type; plugins are asked again where it is not known. Raises what ``category`` does."""
-        if agent_type not in self.categories:
-            self.categories = await self._hooks.pool.run(self._ask) | self.categories  # what is known stays as it is
+        """The category of a type, which may be looked for. Raises what ``category`` does."""
         return self.category(agent_type, status)
 
     def category(self, agent_type: str, status: int = 400, *, people: bool = False) -> str:
@@ -3835,14 +3830,13 @@ class Launcher:
         """Write an agent's files; its command, with an environment that ``asked`` adds to. Raises AGT_001, OSError."""
         row, root, launch = running.row, str(self.settings.root), self.launch(running, files)
         texts = {"prompt": launch.prompt, "task": launch.task, "token": running.token}
+        files = files | {name: text.encode() for name, text in texts.items()}
         own = {
             "AGENT_ID": row["id"], "AGENT_TYPE": row["type"], "ISSUE_ID": row["issue"], "PROJECT_ID": row["project"],
             "PROJECT_ROOT": root, "PWD": root, "SIDECAR_URL": self.url, "JWT_TOKEN": running.token, "TASK": row["task"],
             "CCO_TOKEN_FILE": str(running.folder / "token"), "CCO_CONTEXT_FILE": launch.context_file,
         }  # fmt: skip
-        command = await self._pool.run(
-            self._prepare, launch, files | {name: text.encode() for name, text in texts.items()}
-        )
+        command = await self._pool.run(self._prepare, launch, files)
         given = {name: asked[name] for name in asked if name.upper() not in own and self.may_set(name.upper())}
         return msgspec.structs.replace(command, environment=self.inherited | command.environment | given | own)
 

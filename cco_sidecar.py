@@ -3652,7 +3652,7 @@ class Agents:
         """Wait for the end, by itself, by order or by the time limit; then leave nothing of it behind."""
         row = running.row
         try:
-            while not (running.ending.is_set() or row["reason"]):
+            while not running.ending.is_set():
                 self.processes.look(running)
                 await self.tend(running)
                 with contextlib.suppress(TimeoutError):
@@ -3666,7 +3666,7 @@ class Agents:
             log.error("agent %s: watching failed", row["id"], exc_info=error)
 
     async def tend(self, running: Running) -> None:
-        """Look after a running agent, again and again. A ``reason`` that is set in its row has it ended."""
+        """Look after a running agent, again and again."""
 
     async def _record(self, running: Running) -> None:
         """Take the token of an agent without processes away, find out how it ended, and store that."""

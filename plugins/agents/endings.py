@@ -69,7 +69,9 @@ class AskingAgents(Agents):
             written = await self.disk.run(output_of(self, running.row["id"]).last_written)
             if written != self._heard.get(running):
                 self._heard[running] = written
-                running.row["reason"] = await self._failure(running.row)
+                if reason := await self._failure(running.row):
+                    running.row["reason"] = reason
+                    running.ending.set()
 
     async def judge(self, running: Running) -> None:
         await super().judge(running)

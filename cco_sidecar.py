@@ -3632,6 +3632,7 @@ class Agents:
     async def _give_up(self, running: Running, error: BaseException) -> BaseException:
         """Leave nothing of a spawn that failed but its row; the error for its caller."""
         self.tokens.revoked.add(running.row["id"])
+        running.ending.set()
         if running.row["pid"]:
             running.grace = 0.0
             await self.processes.end(running)
@@ -3877,16 +3878,18 @@ class Processes:
     async def start(self, running: Running, command: AgentCommand) -> None:
         """Start a process for ``command``; its pid and birth go into the row. Raises OSError, leaving nothing."""
 
-        def popen() -> subprocess.Popen[bytes]:
+        def popen() -> None:
             path, private = running.folder / self.OUTPUT, functools.partial(os.open, mode=0o600)
             with open(path, "ab", opener=private) as output, open(command.stdin or os.devnull) as source:
-                return subprocess.Popen(
+                child = running.child = subprocess.Popen(
                     command.argv, env=command.environment, cwd=self._root, stdin=source, stdout=output, stderr=output,
                     start_new_session=True,
                 )  # fmt: skip
+            running.row |= {"pid": child.pid, "birth": birth_of(child.pid)}
+            if running.ending.is_set():  # who waited has given up, and may have looked before there was a pid
+                child.kill()
 
-        child = running.child = await self._pool.run(popen)
-        running.row |= {"pid": child.pid, "birth": birth_of(child.pid)}
+        await self._pool.run(popen)
 
     async def adopt(self, running: Running) -> None:
         """Go on with an agent of an earlier run of the service, of which a process may be left, or none."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import sqlite3
+import subprocess
+import time
+import types
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -26,6 +30,8 @@ from agent_harness import (
     status,
 )
 from conftest import Client, Service, make_repository, until
+
+from cco_sidecar import AgentCommand, Agents, Running, load_settings
 
 __all__ = ["nothing_left"]
 ALONE = ("--no-plugins", *COMMAND)
@@ -138,6 +144,37 @@ def test_a_process_that_the_ledger_does_not_know_yet_is_found_and_a_strangers_nu
     os.kill(pid, signal.SIGTERM)
     assert state(service.client(), unknown)["state"] == "lost"
     assert not agents_left()
+
+
+def test_a_process_that_starts_when_its_spawn_was_given_up_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen = subprocess.Popen
+
+    def late(*arguments: Any, **named: Any) -> subprocess.Popen[bytes]:
+        time.sleep(0.5)
+        return popen(*arguments, **named)
+
+    async def scene() -> int:
+        settings = load_settings({"root": str(tmp_path), "storage": str(tmp_path / "storage")}, {})
+        storage = types.SimpleNamespace(write=lambda job: asyncio.sleep(0))
+        tokens, hooks = types.SimpleNamespace(revoked=set()), types.SimpleNamespace(part=lambda base, _: base)
+        launcher: Any = types.SimpleNamespace(tokens=tokens, hooks=hooks, settings=settings)
+        agents = Agents(storage, launcher, None)  # type: ignore[arg-type]
+        running = Running({"id": "agent-1", "pid": None}, tmp_path / "agent-1")
+        running.folder.mkdir()
+        try:
+            async with asyncio.timeout(0.1):
+                await agents.processes.start(running, AgentCommand(["sleep", "60"]))
+        except TimeoutError as error:
+            await agents._give_up(running, error)
+        async with asyncio.timeout(10):
+            while running.child is None or running.child.poll() is None:
+                await asyncio.sleep(0.01)
+        return running.child.returncode
+
+    monkeypatch.setattr(subprocess, "Popen", late)
+    assert asyncio.run(scene()) == -signal.SIGKILL
 
 
 def test_a_program_that_cannot_be_run_is_said_and_leaves_nothing(

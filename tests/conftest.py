@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -246,6 +246,7 @@ class Service:
 
     module = MODULE  # what a service runs unless its test says otherwise
     options: tuple[str, ...] = ()  # and with these, beside those of CCO_TEST_OPTIONS, such as "--no-fast"
+    without: frozenset[str] = frozenset()  # options that the module does not have: alone it never watches
     backend = ""  # URL of the NATS server on which each storage has a log of its own
     by_url: ClassVar[dict[str, Service]] = {}
 
@@ -262,8 +263,9 @@ class Service:
         where = ["--root", str(self.root), "--storage", str(self.storage), "--port", "0", "--project", PROJECT]
         if Service.backend:
             where += ["--backend", Service.backend, "--nats-prefix", hashlib.md5(bytes(self.storage)).hexdigest()]
-        options = Service.options if self.module == Service.module else ()
-        return [sys.executable, str(self.module), "serve", *where, *options, *self.arguments]
+        options: Sequence[str] = Service.options if self.module == Service.module else ()
+        options = [*options, *(each for each in self.arguments if each not in Service.without)]
+        return [sys.executable, str(self.module), "serve", *where, *options]
 
     def start(self) -> Service:
         with self.log_path.open("ab") as output:
@@ -368,7 +370,7 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     else:
         folder = tmp_path_factory.mktemp("alone")
         (folder / "plugins").mkdir()  # else those would be found that `pip install -e` has copied somewhere
-        Service.module = Path(shutil.copy(MODULE, folder))
+        Service.module, Service.without = Path(shutil.copy(MODULE, folder)), frozenset({"--no-watch"})
     with contextlib.ExitStack() as stack:
         if chosen == "alone":
             from forkserver import Forkserver
@@ -379,7 +381,7 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
             Service.backend = stack.enter_context(servers(tmp_path_factory.mktemp("nats"))).url
         yield chosen
-    Service.module, Service.options, Service.backend = MODULE, (), ""
+    Service.module, Service.options, Service.backend, Service.without = MODULE, (), "", frozenset()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

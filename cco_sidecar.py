@@ -2929,7 +2929,7 @@ class Contexts:
     """Contexts, built in worker threads, cached, and never older than the disk.
 
     Each request looks at the project first. The state that it finds, the issue's results and what was asked for make
-    the ETag; a cached context is given where it has this one. Those asked for at the same time are built once.
+    the ETag; a cached context is given where it has this one.
     """
 
     OUTPUTS = 200  # of an issue's results, the newest, that a context carries
@@ -2938,13 +2938,9 @@ class Contexts:
         self._storage, self._hooks, self._agent_types, self._settings = storage, hooks, agent_types, settings
         self._pool = Pool("contexts", 8, 120)
         self._cache = collections.OrderedDict[ContextKey, tuple[str, bytes]]()  # ETag, and what all answers share
-        self._building: dict[str, asyncio.Task[BuiltContext]] = {}  # by ETag
         self._bytes = self._hits = self._misses = 0
-        # An issue's newest result is asked for again after an event, since each result comes with one: a query at each
-        # request would wait for the interpreter, which threads that build contexts are busy with.
-        self._newest = functools.lru_cache(1000)(
-            lambda seq, issue_id: storage.read.issue_head(settings.project, issue_id)
-        )
+        # Asked for anew after an event, which each result comes with: a query waits for threads that build contexts.
+        self._newest = functools.lru_cache(1000)(lambda seq, *issue: storage.read.issue_head(*issue))
         self.project = hooks.part(Project, settings)(settings.root, settings.storage)
         self.project.also = sorted(TYPE_BY_MANIFEST)
         self._index_folder = settings.storage / "index"
@@ -2983,41 +2979,39 @@ class Contexts:
             self._hits += 1
             self._cache.move_to_end(key)
             return content, etag
-        content, _, etag = await asyncio.shield(self._building.get(etag) or self._begin(key, state, etag))
+        content, _, etag = await self.made(key, state, etag)
         return content, etag
 
     def _etag(self, key: ContextKey, state: ProjectState) -> str:
         """Weak: a hit, a build and their compressed forms differ in bytes alone (RFC 9110, 8.8.1)."""
-        results = self._newest(self._storage.head, key.issue_id)
+        results = self._newest(self._storage.head, self._settings.project, key.issue_id)
         return etag_of(key, __version__, self._plugins, self._settings.project, state.digest, results)
 
     async def task(self, issue_id: str) -> str:
         """The task for a request that says none, "" where it is not known: the issue's latest spawn's."""
         return self._storage.read.latest_task(self._settings.project, issue_id) or ""
 
-    def _begin(self, key: ContextKey, state: ProjectState, etag: str) -> asyncio.Task[BuiltContext]:
+    async def made(self, key: ContextKey, state: ProjectState, etag: str) -> BuiltContext:
+        """The context as ``answer`` gives it, and its ETag. Raises CTX_001, CTX_002."""
         self._misses += 1
         rows = self._storage.read.issue_outputs(self._settings.project, key.issue_id, self.OUTPUTS)
-        outputs = [json.loads(row) for row in rows]  # nothing was awaited since the ETag was made
-        building = self._building[etag] = asyncio.create_task(self._pool.run(self._build, key, outputs, state, etag))
-        building.add_done_callback(functools.partial(self._keep, key, etag))
-        return building
+        built = await self._pool.run(self._build, key, rows, state, etag)
+        self._keep(key, etag, built)
+        return built
 
-    def _keep(self, key: ContextKey, etag: str, building: asyncio.Task[BuiltContext]) -> None:
-        """Keep a context that was built, unless its ETag is now another."""
-        del self._building[etag]
-        if not building.cancelled() and not building.exception() and building.result()[2] == etag:
+    def _keep(self, key: ContextKey, etag: str, built: BuiltContext) -> None:
+        """Keep a context that was made, unless its ETag is now another."""
+        if built[2] == etag:
             self._drop(key)
-            self._cache[key] = etag, building.result()[1]
-            self._bytes += len(building.result()[1])
+            self._cache[key] = etag, built[1]
+            self._bytes += len(built[1])
         while self._bytes > self._settings.cache_size_mb * MB:
             self._drop(next(iter(self._cache)))
 
-    def _build(
-        self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState, etag: str
-    ) -> tuple[bytes, bytes, str]:
+    def _build(self, key: ContextKey, rows: list[bytes], state: ProjectState, etag: str) -> BuiltContext:
         """The context; while an index is being made its ETag is its own: it is not kept. Raises CTX_001, CTX_002."""
         try:  # All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
+            outputs = [json.loads(row) for row in rows]
             ranked = self.rank(key, outputs, state)
             request = ContextRequest(**msgspec.structs.asdict(key), outputs=outputs, project=state, ranked=ranked)
             sections = self.sections(request)

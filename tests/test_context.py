@@ -671,6 +671,7 @@ def test_an_etag_of_before_a_restart_still_saves_the_build(make_service: MakeSer
     assert (again.status_code, count("issue-1")) == (304, built)
 
 
+@pytest.mark.needs_plugin("context/alike makes one for all who ask at the same time")
 @pytest.mark.parametrize("arguments", [[], ["--cache-size-mb", "0"]], ids=["cached", "not cached"])
 def test_same_requests_at_the_same_time_are_built_once(
     make_service: MakeService, builds: Any, arguments: list[str]

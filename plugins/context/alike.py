@@ -1,4 +1,5 @@
-"""Makes one context for all agent types that are given the same: their answers differ in the type's name alone.
+"""Makes one context for all who ask for it at the same time, and for all agent types that are given the same: their
+answers differ in the type's name alone.
 
 What the bundled plugins put into a context depends on an agent's type by its category, and by the languages that it
 writes of those that the project has. With another plugin that ranks files, gives sections, fits contexts or derives
@@ -24,29 +25,32 @@ def part_class(base: type) -> type | None:
 
 
 class AlikeContexts(Contexts):
-    """Renames the context that was made for the first of the agent types that are given the same."""
+    """Waits for the context that is being made; renames that of the first agent type that is given the same."""
 
-    def _begin(self, key: ContextKey, state: ProjectState, etag: str) -> asyncio.Task[BuiltContext]:
-        first = self._first(key, state)
-        if first == key:
-            return super()._begin(key, state, etag)
-        self._misses += 1
-        building = self._building[etag] = asyncio.create_task(self._renamed(key, first, state))
-        building.add_done_callback(functools.partial(self._keep, key, etag))
-        return building
+    async def made(self, key: ContextKey, state: ProjectState, etag: str) -> BuiltContext:
+        """The same, made once for all who ask at the same time, also where the first of them hangs up."""
+        making = self._making.get(etag)
+        if making is None:
+            first = self._first(key, state)
+            work = super().made(key, state, etag) if first == key else self._renamed(key, first, state)
+            making = self._making[etag] = asyncio.create_task(work)
+            making.add_done_callback(lambda _: self._making.pop(etag))
+        return await asyncio.shield(making)
 
     async def _renamed(self, key: ContextKey, first: ContextKey, state: ProjectState) -> BuiltContext:
+        self._misses += 1
         etag, own = self._etag(first, state), self._etag(key, state)  # a result may have come since this was begun
         found, content = self._cache.get(first, ("", b""))
         if found != etag:
-            building = self._building.get(etag) or super()._begin(first, state, etag)
-            fresh, content, found = await asyncio.shield(building)
+            fresh, content, found = await self.made(first, state, etag)
             content = content if found == etag else fresh  # one that is not kept
         async with self._turns:  # those who waited for it are answered by and by, so that others get their turn
             await asyncio.sleep(0)
         before, after = (b'"agent_type":%b' % msgspec.json.encode(each.agent_type) for each in (first, key))
         copy = content.replace(before, after, 1)  # which nothing was built for: it says cache_hit, and is kept as it is
-        return copy, copy, own if found == etag else found
+        built = copy, copy, own if found == etag else found
+        self._keep(key, own, built)
+        return built
 
     def _first(self, key: ContextKey, state: ProjectState) -> ContextKey:
         """The parameters of the context that this one is a copy of, ``key`` where it is none."""
@@ -55,6 +59,11 @@ class AlikeContexts(Contexts):
         there, spoken = getattr(state, "languages", ANY_LANGUAGE), spoken_by(key.agent_type)
         alike = (there, key.category, bool(spoken), there.intersection(spoken))
         return msgspec.structs.replace(key, agent_type=self._firsts.setdefault(alike, key.agent_type))
+
+    @functools.cached_property
+    def _making(self) -> dict[str, asyncio.Task[BuiltContext]]:
+        """What is being made, by its ETag."""
+        return {}
 
     @functools.cached_property
     def _turns(self) -> asyncio.Semaphore:

@@ -2186,10 +2186,6 @@ class Records:
     issue_head = select_value(f"select max(seq) {MINE}", 0)  # changes with every result of the issue
     newest_result = select_value(f"select id {MINE} order by seq desc limit 1", "")
     # a + before a column keeps SQLite from going by that column's index, in which far more rows match
-    success_since = select_value(
-        "select true from result where project = ? and agent_id = ? and stored >= ? and +status = 'success' limit 1",
-        False,
-    )
     latest_result = select_rows(  # of the same agent type on the same issue as a result
         "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest on"
         " latest.project = result.project and latest.issue = result.issue"
@@ -3564,7 +3560,7 @@ class Agents:
 
         starting -> running -> completed | failed   it ended by itself, with exit code 0 or another
             |          |-----> killed | timeout     it was ended, by an order or by its time limit
-            |          '-----> lost                 it ended, nobody can know how, and it stored no success
+            |          '-----> lost                 it ended, and nobody can know how
             '-> failed                              it never got a process
     """
 
@@ -3688,13 +3684,10 @@ class Agents:
 
     async def judge(self, running: Running) -> None:
         """Set in an ended agent's row how it ended, which is not stored yet. After a crash, again."""
-        row, code = running.row, running.exit_code
-        by_itself: AgentState = "completed" if code == 0 else "failed"
-        if code is None:  # then a success that the agent stored speaks for it
-            stored = self.storage.read.success_since(row["project"], row["id"], row["started"] - 1)
-            by_itself = "completed" if stored else "lost"
+        code = running.exit_code
+        by_itself: AgentState = "lost" if code is None else "failed" if code else "completed"
         died = -code if code and code < 0 else None
-        row |= {"state": running.ended_as or by_itself, "exit_code": code, "signal": died}
+        running.row |= {"state": running.ended_as or by_itself, "exit_code": code, "signal": died}
 
     async def start(self) -> None:
         """Adopt the agents that an earlier run of the service left, and record the end of those that are gone."""

@@ -113,7 +113,7 @@ def test_agents_outlive_the_service_and_are_adopted(
     service.start()
     client = service.client()
     assert (status(client, lives)["state"], status(client, lives)["pid"]) == ("running", pids[lives])
-    for agent_id, ends_as in ((gone, "lost"), (stored, "completed"), (talks, "lost")):
+    for agent_id, ends_as in ((gone, "lost"), (stored, "lost"), (talks, "lost")):
         ended = state(client, agent_id)
         assert (ended["state"], ended["exit_code"]) == (ends_as, None)
     assert output(client, talks) == "one line\nanother é\n"

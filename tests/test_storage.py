@@ -595,7 +595,7 @@ READS = {
     "outputs": lambda read: read.issue_outputs("p", "i", 9),
     "the issue's head": lambda read: read.issue_head("p", "i"),
     "an agent's result": lambda read: latest_result(read, "p", "a"),
-    "an agent's success": lambda read: read.success_since("p", "a", 0),
+    "an agent's success": lambda read: read.one(plugin("keeper").SUCCESS, "p", "a", 0),
     "agents": lambda read: page(read, "agent"),
     "agents of a type": lambda read: page(read, "agent", type="t"),
     "agents of an issue": lambda read: page(read, "agent", issue="i"),

@@ -54,6 +54,9 @@ from cco_sidecar_plugins.agents._retention import prune_for_ever
 
 log = logging.getLogger("cco")
 
+# a + before a column keeps SQLite from going by that column's index, in which far more rows match
+SUCCESS = "select 1 from result where project = ? and agent_id = ? and stored >= ? and +status = 'success' limit 1"
+
 Identity = tuple[int, str]  # pid, and what tells it from an earlier or later process with the same number
 
 
@@ -100,7 +103,10 @@ class NotingAgents(Agents):
 
     async def judge(self, running: Running) -> None:
         await super().judge(running)
-        self.storage.write_behind(lambda records: records.update_agent(running.row["id"], seen="[]"))
+        row = running.row
+        if row["state"] == "lost" and self.storage.read.one(SUCCESS, row["project"], row["id"], row["started"] - 1):
+            row["state"] = "completed"  # a success that the agent stored speaks for it
+        self.storage.write_behind(lambda records: records.update_agent(row["id"], seen="[]"))
 
 
 class KeptProcesses(Processes):

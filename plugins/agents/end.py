@@ -1,4 +1,4 @@
-"""``DELETE /api/agents/ID`` orders an agent's end; an order that a crash cut off is carried out after it."""
+"""Agents are ended by order (``DELETE /api/agents/ID``); an order that a crash cut off is carried out after it."""
 
 from __future__ import annotations
 

@@ -62,7 +62,6 @@ import itertools
 import json
 import logging
 import math
-import operator
 import os
 import queue
 import random
@@ -788,7 +787,7 @@ PACKAGE = "cco_sidecar_plugins"
 
 
 # ======================================================================================================
-# The sidecar: all parts, started and stopped together
+# The sidecar: all parts, started and stopped together, and how fast they answer
 # ======================================================================================================
 
 
@@ -979,6 +978,29 @@ def remove_sidecar_json(folder: Path) -> None:
         (folder / SidecarInfo.FILE).unlink(missing_ok=True)
     except OSError as error:
         log.error("%s cannot be removed: %s", SidecarInfo.FILE, error.strerror)
+
+
+class Metrics:
+    """Response times and errors of the last minute."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._requests = collections.deque[tuple[float, float, bool]](maxlen=100_000)  # when, seconds, failed
+
+    def record(self, duration: float, *, failed: bool) -> None:
+        self._requests.append((time.monotonic(), duration, failed))
+
+    def statistics(self) -> dict[str, Any]:
+        now = time.monotonic()
+        recent = [request for request in self._requests if request[0] >= now - 60]
+        times = sorted(duration * 1000 for _, duration, _ in recent) or [0.0]
+        p95, p99 = (times[max(0, math.ceil(share * len(times)) - 1)] for share in (0.95, 0.99))  # by nearest rank
+        span = max(1.0, min(60.0, now - self._started))
+        figures = {
+            "avg_response_time_ms": sum(times) / len(times), "p95_response_time_ms": p95, "p99_response_time_ms": p99,
+            "requests_per_second": len(recent) / span, "errors_per_minute": 60 * sum(row[2] for row in recent) / span,
+        }  # fmt: skip
+        return {name: round(figure, 3) for name, figure in figures.items()}
 
 
 # ======================================================================================================
@@ -2153,7 +2175,7 @@ class Records:
         for values in wanted:
             sql = f"select {columns} from {source} where {' and '.join(values)} order by seq limit ?"
             rows += self.rows(sql, *values.values(), limit)
-        return sorted(rows, key=operator.itemgetter("seq"))[:limit]
+        return sorted(rows, key=lambda row: row["seq"])[:limit]
 
     def mark_delivered(self, seqs: Collection[int], deliveries: int) -> None:
         """Some readers got these events; ``deliveries`` counts each reader of each event."""
@@ -3992,34 +4014,6 @@ class AgentCommand(Struct):
 
 
 Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_length=1)]
-
-
-# ======================================================================================================
-# Metrics: what the service measures of itself
-# ======================================================================================================
-
-
-class Metrics:
-    """Response times and errors of the last minute."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._requests = collections.deque[tuple[float, float, bool]](maxlen=100_000)  # when, seconds, failed
-
-    def record(self, duration: float, *, failed: bool) -> None:
-        self._requests.append((time.monotonic(), duration, failed))
-
-    def statistics(self) -> dict[str, Any]:
-        now = time.monotonic()
-        recent = [request for request in self._requests if request[0] >= now - 60]
-        times = sorted(duration * 1000 for _, duration, _ in recent) or [0.0]
-        p95, p99 = (times[max(0, math.ceil(share * len(times)) - 1)] for share in (0.95, 0.99))  # by nearest rank
-        span = max(1.0, min(60.0, now - self._started))
-        figures = {
-            "avg_response_time_ms": sum(times) / len(times), "p95_response_time_ms": p95, "p99_response_time_ms": p99,
-            "requests_per_second": len(recent) / span, "errors_per_minute": 60 * sum(row[2] for row in recent) / span,
-        }  # fmt: skip
-        return {name: round(figure, 3) for name, figure in figures.items()}
 
 
 # ======================================================================================================

@@ -179,6 +179,7 @@ def test_the_token_of_an_agent_speaks_only_for_it(service: Service, architect: C
     assert agent.post("/api/agents/spawn", request()).status_code == 403
 
 
+@pytest.mark.needs_plugin("agents/environment refuses them")
 @pytest.mark.parametrize("environment", [
     {"LONG": "x" * 200_000}, {"LONG": "x" * (128 * 1024 - 5)}, {"WIDE": "ä" * 70_000}, {"N" * 140_000: ""},
     {"A\nB": "x"}, {"A B": "x"}, {"A\tB": ""}, {"\x7f": "x"}, {"\x1b[31m": "x"},

@@ -1,19 +1,63 @@
 """What of the environment reaches an agent: neither variables by which a request would run other code or lead traffic
-elsewhere, nor marks of the session that the service was started from.
+elsewhere, nor marks of the session that the service was started from. A variable that cannot be one is named.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
-from cco_sidecar import Launcher, hookimpl
+import msgspec
+
+import cco_sidecar
+from cco_sidecar import ApiError, Launcher, Route, SpawnRequest, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
 
 
 @hookimpl
 def part_class(base: type) -> type | None:
     return type("EnvironmentLauncher", (EnvironmentLauncher, base), {}) if issubclass(base, Launcher) else None
+
+
+@hookimpl
+def register_routes() -> list[Route]:
+    return [Route("POST", "/api/agents/spawn", SpawnAgent)]
+
+
+class SpawnAgent(cco_sidecar.SpawnAgent):
+    """Start an agent as a real process, with its context in a file and a token of its own."""
+
+    async def _read_body(self) -> None:
+        """Raises REQ_001, which names a variable that is wrong."""
+        try:
+            await super()._read_body()
+        except ApiError as error:
+            place = (error.details or {}).get("path")
+            if place not in ("environment", "environment[...]"):
+                raise
+            path = bad_variable(msgspec.json.decode(self.upload)["environment"])
+            message = error.message.replace(f"`$.{place}`", f"`$.{path}`")
+            raise ApiError(error.code, message, details={"path": path}) from None
+
+    async def respond(self, body: dict[str, Any]) -> dict[str, Any]:
+        for name, value in (body.get("environment") or {}).items():  # no program can be started with these
+            if re.search(r"[\x00-\x20\x7f]", name):
+                raise ApiError("REQ_001", "environment: a name holds a blank or a control character")
+            if len(f"{name}={value}".encode("utf-8", "surrogatepass")) >= 128 * 1024:  # Linux has room for so much
+                raise ApiError("REQ_001", "environment: a variable with its name has at most 128 KiB")
+        return await super().respond(body)
+
+
+def bad_variable(environment: Any) -> str:
+    """The path of what is wrong in the ``environment`` of a request."""
+    (shape,) = (row.type for row in msgspec.structs.fields(SpawnRequest) if row.name == "environment")
+    for name, value in environment.items() if isinstance(environment, dict) else ():
+        try:
+            msgspec.convert({name: value}, shape)
+        except msgspec.ValidationError:
+            return f"environment.{name[:128]}" if name.isidentifier() else f"environment[{json.dumps(name[:128])}]"
+    return "environment"
 
 
 class EnvironmentLauncher(Launcher):

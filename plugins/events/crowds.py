@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import functools
+import itertools
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -62,13 +63,15 @@ class CrowdedBus(EventBus):
         return found
 
     def step(self, channel: Channel, filter: Filter, after: int) -> tuple[list[Row], int]:
-        whole = self._recent and self._recent[-1]["seq"] == self._storage.head
-        if not whole or after < self._recent[0]["seq"] - 1:
+        head, now = self._storage.head, time.time()
+        if after >= head:
+            return [], after
+        if not self._recent or self._recent[-1]["seq"] != head or after < self._recent[0]["seq"] - 1:
             return super().step(channel, filter, after)
-        (project, event_type), now = channel, time.time()
-        recent = (row for row in self._recent if row["seq"] > after and row["expires"] > now)
-        rows = [row for row in recent if row["project"] == project and event_type in (row["type"], "*")]
-        return rows, max(after, self._storage.head)
+        project, event_type = channel
+        newer = itertools.takewhile(lambda row: row["seq"] > after, reversed(self._recent))
+        rows = [row for row in newer if row["project"] == project and event_type in (row["type"], "*")]
+        return [row for row in reversed(rows) if row["expires"] > now], head
 
     def note(self, polls: list[Poll]) -> None:
         """What the polls of a turn have changed is written down together."""

@@ -640,15 +640,14 @@ class Hooks:
         for hook in hooks.values():
             rows = reversed(getattr(self._manager.hook, hook).get_hookimpls())  # what was loaded last comes first
             self.implementations[hook] = [
-                Implementation(hook, row.plugin_name, row.function, list(inspect.signature(row.function).parameters))
-                for row in rows
+                Implementation(hook, row.plugin_name, row.function, arguments_of(row.function)) for row in rows
             ]
         return sorted(hooks.values())
 
     def check(self, hook: str, function: Callable[..., Any]) -> None:
         """Raises ImportError where ``function`` cannot implement ``hook``."""
-        known = inspect.signature(self.SPECS[hook]).parameters if hook in self.SPECS else {}
-        if not known or inspect.signature(function).parameters.keys() - known.keys():
+        known = arguments_of(self.SPECS[hook]) if hook in self.SPECS else ()
+        if not known or not set(arguments_of(function)).issubset(known):
             raise ImportError(f"there is no hook {hook!r} with these arguments; {ABSENT}")
 
     def ask(self, hook: str, **facts: Any) -> Iterator[tuple[str, Any]]:
@@ -737,10 +736,15 @@ class Implementation(Struct, frozen=True):
     hook: str
     plugin: str
     function: Callable[..., Any]
-    arguments: list[str]
+    arguments: tuple[str, ...]
 
     def call(self, facts: dict[str, Any]) -> Any:
         return self.function(**{name: facts[name] for name in self.arguments if name in facts})
+
+
+@functools.cache
+def arguments_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
 
 
 @functools.cache
@@ -754,6 +758,7 @@ def bundled_class(base: type[T], file: str, name: str) -> type[T]:
     return getattr(import_file(path), name) if ours else base
 
 
+@functools.cache
 def bundled_folder() -> Path | None:
     """``plugins`` beside the module in a checkout, the installed copy else, None where the file stands alone."""
     beside = Path(__file__).resolve().parent / "plugins"

@@ -12,6 +12,7 @@ import collections
 import concurrent.futures
 import contextlib
 import functools
+import gc
 import importlib.metadata
 import inspect
 import logging
@@ -19,7 +20,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -102,6 +103,18 @@ class MoreTells:
         """
 
 
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """While much is made that stays: the garbage collector would look through all of it again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class QuickManager(pluggy.PluginManager):
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
         """As pluggy's, whose search through what a module has by any name takes longer than its import."""
@@ -123,6 +136,7 @@ class SafeHooks(Hooks):
         self._stuck: dict[str, list[Future[Any]]] = collections.defaultdict(list)
         super().__init__(built_in)
 
+    @without_collections()
     def load(self, settings: Settings, strict: bool) -> None:
         """Load all plugins. Where ``strict`` raises StartError for faulty ones and options of plugins not in use."""
         if not settings.no_plugins:
@@ -248,18 +262,20 @@ class SafeHooks(Hooks):
         return f"{type(error).__name__}: {text}".removesuffix(": ") + where
 
 
-def contains(file: Path, text: bytes) -> bool:
+def contains(file: Path, *texts: bytes) -> bool:
+    """Whether all of ``texts`` are in a file that is there and for us to read."""
     try:
-        return file.is_file() and text in file.read_bytes()
-    except OSError:  # not for us to read
+        content = file.read_bytes() if file.is_file() else b""
+    except OSError:
         return False
+    return all(text in content for text in texts)
 
 
 def bundled_plugins(saying: str = "cco_sidecar") -> list[Path]:
     """The files of the bundled plugins that say so, sorted: a `plugins` folder beside the module may be another's."""
     folder = bundled_folder() or Path("/nowhere")
     files = [*folder.glob("[!_.]*.py"), *folder.glob("[!_.]*/[!_.]*.py")]
-    return [file for file in sorted(files) if contains(file, b"cco_sidecar") and contains(file, saying.encode())]
+    return [file for file in sorted(files) if contains(file, b"cco_sidecar", saying.encode())]
 
 
 class PluginFault(Exception):

@@ -1181,7 +1181,7 @@ def test_what_cannot_be_loaded_is_one_line_without_a_path_and_the_others_are_in_
 def test_in_the_folder_beside_the_module_only_files_that_speak_of_us_are_plugins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cco_sidecar, "__file__", str(tmp_path / "cco_sidecar.py"))
+    monkeypatch.setattr(sys.modules[Hooks.__module__], "bundled_folder", lambda: tmp_path / "plugins")
     unloadable(tmp_path / "plugins")
     write_plugins(tmp_path / "plugins/room", {"ours": "", "_helper": ""})
     (tmp_path / "plugins/ours.py").write_text("import cco_sidecar\n")

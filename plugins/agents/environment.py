@@ -76,13 +76,12 @@ class EnvironmentLauncher(Launcher):
         return variable in {name.upper() for name in self.settings.agent_environment}
 
     def may_set(self, variable: str) -> bool:
-        return self.allowed(variable) or UNSAFE_VARIABLES.fullmatch(variable) is None
+        return self.allowed(variable) or re.fullmatch(UNSAFE_VARIABLES, variable) is None
 
 
 # What a request may not set: it would run other code or lead an agent's traffic elsewhere. Read without blanks and
 # in capitals. The project's own switches and addresses, and credentials, pass.
-UNSAFE_VARIABLES = re.compile(
-    r"""
+UNSAFE_VARIABLES = r"""(?xs)  # compiled when it is needed, which takes milliseconds
     (?!((APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY|(REDIRECT|CALLBACK)_UR[IL]))$)(
     # where programs, libraries, plugins and settings are found; the paths of data pass
     (?!(.*_)?(DATA|DATABASE|DB|LOGS?|FILE|INPUT|OUTPUT|UPLOADS?|STATIC|MEDIA|BASE|URL|API|MODEL|REPORTS?|KEY)_PATHS?$).*PATHS?
@@ -109,9 +108,7 @@ UNSAFE_VARIABLES = re.compile(
         |GEM|BUNDLER?|COMPOSER|PHP_INI|R|JULIA|ERL|N?VIM|PYTEST|COVERAGE|CORECLR|COR|COMPLUS|YARN|PIP[A-Z]*|UV|POETRY|PDM|CONDA
         |MAMBA|COREPACK|HOMEBREW|NIX|PYENV|RBENV|NVM|OTEL|CLAUDE|CODEX|GEMINI_CLI|OPENCODE|AIDER|GOOSE|QWEN|CURSOR|COPILOT|AMP
         |LITELLM)_.*)
-    """,
-    re.VERBOSE | re.DOTALL,
-)
+    """
 # What programs that run agents, git for its hooks, make, node and systemd leave for what they start: an agent of
 # ours would be taken for theirs. How to log in, where settings are, and what the desktop and terminal say is
 # inherited.

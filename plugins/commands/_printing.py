@@ -67,14 +67,14 @@ def print_table(columns: list[str], lines: list[list[str]]) -> None:
 PLAIN = re.compile(r"[A-Za-z_](?:[A-Za-z0-9_./@+,()-]| (?! ))*(?<! )")
 WORDS = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}  # no strings, without quotes
 # What a YAML stream must not hold, and what it takes for the end of a line beside \n.
-SPECIAL = re.compile("[^\n\t\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
-NOT_ASCII = re.compile("[^\n\t\x20-\x7e]")
+SPECIAL = "[^\n\t\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+NOT_ASCII = "[^\n\t\x20-\x7e]"
 LONGEST_KEY = 1000  # characters; readers refuse a key of more than 1024 before its colon
 
 
 def special() -> re.Pattern[str]:
     """What is written as an escape, for standard output's encoding."""
-    return SPECIAL if speaks_unicode(sys.stdout) else NOT_ASCII
+    return re.compile(SPECIAL if speaks_unicode(sys.stdout) else NOT_ASCII)
 
 
 def yaml_lines(value: Any, indent: str = "") -> Iterator[str]:

@@ -319,55 +319,49 @@ CLASS_WORDS = (
 )
 MODIFIERS = "public|private|protected|internal|static|final|override|abstract|async|virtual|synchronized"
 METHOD_START = r"^[ \t]+(?:(?:static|async|get|set|public|private|protected|readonly)[ \t]+)*"
-DEFINITIONS = {
-    family: [re.compile(pattern, re.MULTILINE) for pattern in patterns]
-    for family, patterns in {
-        "python": [r"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)", r"^([A-Za-z_]\w*)[ \t]*(?::[^=\n]+)?=(?!=)"],
-        "ruby": [
-            r"^[ \t]*(?:def[ \t]+(?:self\.)?|class[ \t]+|module[ \t]+)([\w:]+)",
-            r"^[ \t]*(?:attr_\w+|scope)[ \t]+:(\w+)", r"^[ \t]*([A-Z]\w*)[ \t]*=",
-        ],
-        "go": [r"^func[ \t]+(?:\([^)\n]*\)[ \t]*)?(\w+)", r"^(?:type|var|const)[ \t]+(\w+)",
-            r"^\t(\w+)[ \t]+(?:struct|interface)\b"],
-        "rust": [
-            RUST_START + r"(?:(?:default|async|unsafe|const|extern[ \t]+\"C\")[ \t]+)*"
-            r"(?:fn|struct|enum|trait|mod|type|const|static)[ \t]+(\w+)",
-            r"^[ \t]*macro_rules![ \t]*(\w+)",
-        ],
-        "web": [
-            START + r"(?:function\*?|class|interface|type|enum|namespace)[ \t]+(\w+)",
-            r"^(?:export[ \t]+)?(?:const|let|var)[ \t]+(\w+)",
-            r"^[ \t]+(?:const|let|var)[ \t]+(\w+)[ \t]*=[ \t]*"
-            r"(?:async[ \t]*)?(?:function|\([^)\n]*\)[ \t]*(?::[^=\n]+)?=>|\w+[ \t]*=>)",
-            METHOD_START + r"(?!(?:if|for|while|switch|catch|function|return)\b)(\w+)[ \t]*\([^()\n]*\)[^;\n]*\{$",
-        ],
-        "classes": [
-            rf"^[ \t]*(?:[\w@]+[ \t]+){{0,6}}?(?:{CLASS_WORDS})[ \t]+(\w+)",
-            rf"^[ \t]+(?:(?:{MODIFIERS})[ \t]+)+[\w<>\[\],.?]+[ \t]+(\w+)[ \t]*\(",
-        ],
-        "c": [
-            r"^[A-Za-z_][\w \t*&:<>,~]*?[ \t*&:](~?\w+)[ \t]*\([^;\n]*$",
-            r"^[ \t]*(?:typedef[ \t]+)?(?:struct|enum|union|class|namespace)[ \t]+(\w+)",
-            r"^[ \t]*#[ \t]*define[ \t]+(\w+)",
-        ],
-        "any": [
-            r"^[ \t]*(?:local[ \t]+)?(?:defp?|defmodule|defmacro|function|sub|package"
-            r"|fn|func|class|module|proc|message|service)[ \t]+([\w.:]+)",
-        ],
-    }.items()
+DEFINITIONS = {  # by family, of lines; compiled when they are needed
+    "python": [r"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)", r"^([A-Za-z_]\w*)[ \t]*(?::[^=\n]+)?=(?!=)"],
+    "ruby": [
+        r"^[ \t]*(?:def[ \t]+(?:self\.)?|class[ \t]+|module[ \t]+)([\w:]+)",
+        r"^[ \t]*(?:attr_\w+|scope)[ \t]+:(\w+)", r"^[ \t]*([A-Z]\w*)[ \t]*=",
+    ],
+    "go": [r"^func[ \t]+(?:\([^)\n]*\)[ \t]*)?(\w+)", r"^(?:type|var|const)[ \t]+(\w+)",
+        r"^\t(\w+)[ \t]+(?:struct|interface)\b"],
+    "rust": [
+        RUST_START + r"(?:(?:default|async|unsafe|const|extern[ \t]+\"C\")[ \t]+)*"
+        r"(?:fn|struct|enum|trait|mod|type|const|static)[ \t]+(\w+)",
+        r"^[ \t]*macro_rules![ \t]*(\w+)",
+    ],
+    "web": [
+        START + r"(?:function\*?|class|interface|type|enum|namespace)[ \t]+(\w+)",
+        r"^(?:export[ \t]+)?(?:const|let|var)[ \t]+(\w+)",
+        r"^[ \t]+(?:const|let|var)[ \t]+(\w+)[ \t]*=[ \t]*"
+        r"(?:async[ \t]*)?(?:function|\([^)\n]*\)[ \t]*(?::[^=\n]+)?=>|\w+[ \t]*=>)",
+        METHOD_START + r"(?!(?:if|for|while|switch|catch|function|return)\b)(\w+)[ \t]*\([^()\n]*\)[^;\n]*\{$",
+    ],
+    "classes": [
+        rf"^[ \t]*(?:[\w@]+[ \t]+){{0,6}}?(?:{CLASS_WORDS})[ \t]+(\w+)",
+        rf"^[ \t]+(?:(?:{MODIFIERS})[ \t]+)+[\w<>\[\],.?]+[ \t]+(\w+)[ \t]*\(",
+    ],
+    "c": [
+        r"^[A-Za-z_][\w \t*&:<>,~]*?[ \t*&:](~?\w+)[ \t]*\([^;\n]*$",
+        r"^[ \t]*(?:typedef[ \t]+)?(?:struct|enum|union|class|namespace)[ \t]+(\w+)",
+        r"^[ \t]*#[ \t]*define[ \t]+(\w+)",
+    ],
+    "any": [
+        r"^[ \t]*(?:local[ \t]+)?(?:defp?|defmodule|defmacro|function|sub|package"
+        r"|fn|func|class|module|proc|message|service)[ \t]+([\w.:]+)",
+    ],
 }  # fmt: skip
-IMPORTS = {
-    family: [re.compile(pattern, re.MULTILINE) for pattern in patterns]
-    for family, patterns in {
-        "python": [r"^[ \t]*from[ \t]+([.\w]+)[ \t]+import[ \t]+\(?([\w, \t]*)", r"^[ \t]*import[ \t]+([\w.]+)()"],
-        "ruby": [r"^[ \t]*require(?:_relative)?[ \t(]+[\"']([^\"'\n]+)()"],
-        "go": [r"^(?:import)?[ \t]+(?:[\w.]+[ \t]+)?\"([\w./-]+)\"()"],
-        "rust": [RUST_START + r"use[ \t]+([\w:]+)()", RUST_START + r"mod[ \t]+(\w+);()"],
-        "web": [r"(?:\bfrom|\bimport|\brequire|\bexport)[ \t(]*[\"']([^\"'\n]+)[\"']()"],
-        "classes": [r"^[ \t]*(?:import|using|use)[ \t]+(?:static[ \t]+)?([\w.\\]+)()"],
-        "c": [r"^[ \t]*#[ \t]*include[ \t]*[<\"]([^>\"\n]+)()"],
-        "any": [],
-    }.items()
+IMPORTS = {  # by family, of lines; compiled when they are needed
+    "python": [r"^[ \t]*from[ \t]+([.\w]+)[ \t]+import[ \t]+\(?([\w, \t]*)", r"^[ \t]*import[ \t]+([\w.]+)()"],
+    "ruby": [r"^[ \t]*require(?:_relative)?[ \t(]+[\"']([^\"'\n]+)()"],
+    "go": [r"^(?:import)?[ \t]+(?:[\w.]+[ \t]+)?\"([\w./-]+)\"()"],
+    "rust": [RUST_START + r"use[ \t]+([\w:]+)()", RUST_START + r"mod[ \t]+(\w+);()"],
+    "web": [r"(?:\bfrom|\bimport|\brequire|\bexport)[ \t(]*[\"']([^\"'\n]+)[\"']()"],
+    "classes": [r"^[ \t]*(?:import|using|use)[ \t]+(?:static[ \t]+)?([\w.\\]+)()"],
+    "c": [r"^[ \t]*#[ \t]*include[ \t]*[<\"]([^>\"\n]+)()"],
+    "any": [],
 }  # fmt: skip
 FAMILIES = {
     **{name: name for name in ("python", "ruby", "go", "rust")}, **dict.fromkeys(WEB, "web"),
@@ -382,7 +376,9 @@ FAMILIES = {
 def definitions(language: str, text: str) -> collections.Counter[str]:
     """The names that a file defines, as written, and how often."""
     return collections.Counter(
-        name for pattern in DEFINITIONS.get(FAMILIES.get(language, ""), ()) for name in pattern.findall(text)
+        name
+        for pattern in DEFINITIONS.get(FAMILIES.get(language, ""), ())
+        for name in re.findall(pattern, text, re.MULTILINE)
     )
 
 
@@ -391,7 +387,7 @@ def imports(language: str, text: str) -> list[str]:
     family = FAMILIES.get(language, "")
     found: dict[str, None] = {}
     for pattern in IMPORTS.get(family, ()):
-        for module, names in pattern.findall(text):
+        for module, names in re.findall(pattern, text, re.MULTILINE):
             module = import_path(family, module)
             found[module] = None
             for name in names.replace(",", " ").split()[:20]:  # from package import module

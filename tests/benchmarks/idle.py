@@ -119,7 +119,8 @@ def needed(name: str) -> set[str]:
     while waiting:
         for requirement in importlib.metadata.requires(waiting.pop()) or []:
             package = re.split(r"[\s<>=!~;\[(]", requirement)[0]
-            if "extra ==" not in requirement and package not in found and installed_here(package):
+            for_others = "extra ==" in requirement or "python_version <" in requirement  # than this program
+            if not for_others and package not in found and installed_here(package):
                 found.add(package)
                 waiting.append(package)
     return found

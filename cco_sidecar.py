@@ -3168,17 +3168,11 @@ class Project:
     def __init__(self, root: Path, scratch: Path) -> None:
         self._root, self._scratch = root, scratch
         self.also: list[str] = []  # files that contexts are made from although git may ignore them
-        self._looking: asyncio.Task[ProjectState] | None = None
         self._looks = Pool("look", 2, 120)
 
     async def state(self) -> ProjectState:
-        """The project as it was at some moment since this call; those who wait share one look. Raises OSError."""
-        if running := self._looking:  # it began before this call, and may have missed what changed since
-            await asyncio.wait({running})
-        if self._looking is running:
-            self._looking = asyncio.create_task(self._looks.run(self.look))
-        assert self._looking is not None
-        return await asyncio.shield(self._looking)
+        """The project as it was at some moment since this call. Raises OSError."""
+        return await self._looks.run(self.look)
 
     @property
     def watching(self) -> str:
@@ -3186,7 +3180,7 @@ class Project:
         return "off"
 
     def look(self) -> ProjectState:
-        """The project as it is now. Blocks for as long as ``git status`` takes; one at a time."""
+        """The project as it is now. Blocks for as long as ``git status`` takes."""
         names, git, head = self.ask()
         now, found = time.time_ns(), {}
         for name in (*names, *self.also):

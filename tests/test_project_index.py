@@ -4,6 +4,7 @@ repository.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -28,6 +29,21 @@ def readers(repository: Path, tmp_path: Path) -> tuple[Any, Any]:
     index = project_index.ProjectIndex(repository, tmp_path)
     own = project_index.GitProject(repository, tmp_path)
     return index, own
+
+
+def test_those_who_wait_share_a_look_that_began_since_they_asked(
+    readers: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, looks = readers[0], []
+    look = index.look
+    monkeypatch.setattr(index, "look", lambda: looks.append(look()) or looks[-1])
+
+    async def ask() -> list[ProjectState]:
+        return await asyncio.gather(*(index.state() for _ in range(20)))
+
+    first, *others = asyncio.run(ask())
+    assert len(looks) == 2  # the first one's, and one for all who asked while that went on
+    assert first is looks[0] and all(state is looks[1] for state in others)
 
 
 def test_the_watcher_of_other_systems_hears_of_changes(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

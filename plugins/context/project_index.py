@@ -184,6 +184,7 @@ class ProjectIndex(GitProject):
         self._looked = 0.0  # when everything was looked at last
         self._distrust = 0.0  # until then events prove nothing
         self._check: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[ProjectState] | None = None
         self._git_places = [os.path.join(folder, ".git") for folder in (root, *root.parents)]
         self._nearest = len(self._git_places)  # of these, those that decide where git's folder is
         self._prefix = os.path.join(root, "")  # joined by hand below: os.path.join takes longer than the look at a file
@@ -227,7 +228,16 @@ class ProjectIndex(GitProject):
             self._turn = turn, known
         if known and time.monotonic() - self._looked > self.CHECK and (self._check is None or self._check.done()):
             self._check = asyncio.create_task(self._looks.run(self.check))
-        return known or await super().state()
+        return known or await self._shared_look()
+
+    async def _shared_look(self) -> ProjectState:
+        """A look that began since this call; those who wait share one."""
+        if running := self._looking:  # it began before this call, and may have missed what changed since
+            await asyncio.wait({running})
+        if self._looking is running:
+            self._looking = asyncio.create_task(self._looks.run(self.look))
+        assert self._looking is not None
+        return await asyncio.shield(self._looking)
 
     def _known_now(self) -> ProvenState | None:
         """The last state where events prove that it is still true; the few files of which none tell are looked at."""

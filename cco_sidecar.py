@@ -2782,7 +2782,7 @@ class EventBus:
         positions = {poll.key: self._positions[poll.key] for poll in polls if poll.key in self._positions}
         rows = [row for poll in polls for row in poll.rows]
 
-        def note(records: Records) -> None:
+        def write(records: Records) -> None:
             """Runs on the writer thread."""
             for key, seq in positions.items():
                 records.move_position(*key, seq)
@@ -2796,7 +2796,7 @@ class EventBus:
                     del self._positions[key]
 
         if positions or rows:
-            self._storage.write_behind(note).add_done_callback(written)
+            self._storage.write_behind(write).add_done_callback(written)
 
     # -- life
 

@@ -1,5 +1,5 @@
 """Thousands of polls at once: those that one event wakes share one search, find the newest events in memory, and go on
-by portions, so that others get their turn.
+by portions, so that others get their turn. What the polls of a turn have changed is written down together.
 """
 
 from __future__ import annotations

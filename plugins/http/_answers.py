@@ -290,8 +290,8 @@ class AgentStatus(Struct):
     started_at: str
     ended_at: str | None
     reason: str | None
-    output_tail: list[str]
-    result_id: str | None
+    output_tail: list[str] | UnsetType = UNSET
+    result_id: str | UnsetType | None = UNSET
     task: str | UnsetType = UNSET
     parent: str | UnsetType | None = UNSET
     result_status: Literal["success", "failed", "partial"] | UnsetType | None = UNSET

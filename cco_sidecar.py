@@ -4276,18 +4276,13 @@ def option_parser() -> CommandParser:
     """The flags of the settings table; what was not given does not show up."""
     parser = CommandParser(add_help=False, prog="cco")
     for name, option in option_table().items():
-        flag, default, many = flag_of(name), option.default, option.read in (read_list, read_paths)
+        default, many = option.default, option.read in (read_list, read_paths)
         told = f" (default: {default})" if isinstance(default, (str, int)) and default is not False else ""
         text = f"{option.help}{', may be repeated' * many}{told}".replace("%", "%%")
-        keywords: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
-        if option.read is not read_bool:
-            parser.add_argument(flag, metavar=option.metavar, action="append" if many else "store", **keywords)
-            continue
-        parser.add_argument(flag, action="store_const", const=True, **keywords)
-        opposite = "--" + flag.removeprefix("--no-") if flag.startswith("--no-") else "--no-" + flag.removeprefix("--")
-        if opposite not in map(flag_of, option_table()):  # --plugins is taken
-            keywords["help"] = argparse.SUPPRESS
-            parser.add_argument(opposite, action="store_const", const=False, **keywords)
+        kind: dict[str, Any] = {"metavar": option.metavar, "action": "append" if many else "store"}
+        if option.read is read_bool:
+            kind = {"action": "store_const", "const": True}
+        parser.add_argument(flag_of(name), dest=name, default=argparse.SUPPRESS, help=text, **kind)
     return parser
 
 

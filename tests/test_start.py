@@ -167,7 +167,7 @@ SWITCHES = [name for name, option in option_table().items() if option.read is cc
 
 
 def settings_from_flags(folder: Path, *flags: str) -> Settings:
-    given = vars(cco_sidecar.option_parser().parse_args(flags))
+    given = vars(plugin("_command_line").option_parser().parse_args(flags))
     return load_settings(
         {"root": str(folder), **given}, {name: text for name, text in os.environ.items() if name.startswith("CCO_")}
     )

@@ -30,9 +30,9 @@ from cco_sidecar import (
     load_hooks,
     load_settings,
     mint_token,
-    option_parser,
     option_table,
     own_command,
+    read_bool,
     read_list,
     read_option,
     settings_from,
@@ -186,6 +186,24 @@ def load_commands(commands: Commands, words: Sequence[str]) -> Iterator[None]:
         flags, _ = option_parser().parse_known_args(words)
         collections.deque(load_hooks(load_settings(vars(flags))).ask("register_commands", commands=commands), 0)
     yield
+
+
+def option_parser() -> cco_sidecar.CommandParser:
+    """The core's, and for each switch its opposite, for what a settings file or a variable says otherwise."""
+    parser = cco_sidecar.option_parser()
+    for name in [name for name, option in option_table().items() if option.read is read_bool]:
+        flag = flag_of(name)
+        opposite = "--" + flag.removeprefix("--no-") if flag.startswith("--no-") else "--no-" + flag.removeprefix("--")
+        if opposite not in map(flag_of, option_table()):  # --plugins is taken
+            parser.add_argument(
+                opposite,
+                dest=name,
+                action="store_const",
+                const=False,
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
+    return parser
 
 
 @functools.cache

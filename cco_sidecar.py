@@ -3061,8 +3061,33 @@ class Contexts:
         return head + b',"cache_hit":false}', head + b',"cache_hit":true}'
 
     def fit(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool:
-        """Cut ``sections``, in place, to ``max_bytes`` of JSON; whether something went. Blocks. Raises CTX_002."""
-        return fit_context(sections, max_bytes)
+        """Cut ``sections``, in place, to ``max_bytes`` of JSON; whether something went. Blocks. Raises CTX_002.
+
+        The least relevant files go first, and the one that fits in part ends at a line's end. Where the context without
+        files is too large, the oldest outputs go, then half of each list again and again, the structure's last.
+        """
+        files, sections["relevant_files"] = sections["relevant_files"], []
+        git, structure, cut = sections["git_context"], sections["project_structure"], False
+        lists = [(sections, "previous_agent_outputs"), (git, "uncommitted_changes"), (git, "recent_commits")]
+        for holder, name in [*lists, (structure, "files"), (structure, "directories")]:
+            while holder[name] and json_size(sections) > max_bytes:
+                rest, cut = holder[name], True
+                holder[name] = rest[1:] if holder is sections else rest[: len(rest) // 2]
+        room = max_bytes - json_size(sections)
+        if room < 0:
+            raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes: ask for more")
+        for file in files:
+            file.pop("chunks", None)
+            fits = json_size(file) < room
+            while file["content"] and json_size(file) >= room:
+                content = file["content"][: file["content"].rfind("\n", 0, len(file["content"]) * 7 // 8) + 1]
+                file |= {"content": content, "truncated": True, "checksum": checksum(content)}
+            if not fits:
+                sections["relevant_files"] += [file] if file["content"] else []
+                return True
+            sections["relevant_files"].append(file)
+            room -= json_size(file) + 1
+        return cut
 
     def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
         """The first ranking that a plugin gives; the built-in one always does. Blocks."""
@@ -3120,35 +3145,6 @@ def etag_of(key: ContextKey, *facts: Any) -> str:
 # -- the budget
 
 BYTES_PER_TOKEN = 4  # an estimate for English and code; tokenizers differ from each other by more than it errs
-
-
-def fit_context(sections: Sections, max_bytes: int) -> bool:
-    """Cut ``sections`` to ``max_bytes`` of JSON; whether something went. Raises CTX_002.
-
-    The least relevant files go first, and the one that fits in part ends at a line's end. Where the context without
-    files is too large, the oldest outputs go, then half of each list again and again, the structure's last.
-    """
-    files, sections["relevant_files"] = sections["relevant_files"], []
-    git, structure, cut = sections["git_context"], sections["project_structure"], False
-    lists = [(sections, "previous_agent_outputs"), (git, "uncommitted_changes"), (git, "recent_commits")]
-    for holder, name in [*lists, (structure, "files"), (structure, "directories")]:
-        while holder[name] and json_size(sections) > max_bytes:
-            holder[name], cut = holder[name][1:] if holder is sections else holder[name][: len(holder[name]) // 2], True
-    room = max_bytes - json_size(sections)
-    if room < 0:
-        raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes: ask for more")
-    for file in files:
-        file.pop("chunks", None)
-        fits = json_size(file) < room
-        while file["content"] and json_size(file) >= room:
-            content = file["content"][: file["content"].rfind("\n", 0, len(file["content"]) * 7 // 8) + 1]
-            file |= {"content": content, "truncated": True, "checksum": checksum(content)}
-        if not fits:
-            sections["relevant_files"] += [file] if file["content"] else []
-            return True
-        sections["relevant_files"].append(file)
-        room -= json_size(file) + 1
-    return cut
 
 
 def json_size(value: Any) -> int:

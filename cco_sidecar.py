@@ -2951,7 +2951,6 @@ class Contexts:
         # Asked for anew after an event, which each result comes with: a query waits for threads that build contexts.
         self._newest = functools.lru_cache(1000)(lambda seq, *issue: storage.read.issue_head(*issue))
         self.project = hooks.part(Project, settings)(settings.root, settings.storage)
-        self.project.also = sorted(TYPE_BY_MANIFEST)
         self._index_folder = settings.storage / "index"
         self._plugins = tuple(sorted(plugin.name for plugin in hooks.loaded))
 
@@ -3163,7 +3162,7 @@ class Project:
 
     def __init__(self, root: Path, scratch: Path) -> None:
         self._root, self._scratch = root, scratch
-        self.also: list[str] = []  # files that contexts are made from although git may ignore them
+        self.also = sorted(TYPE_BY_MANIFEST)  # files that contexts are made from although git may ignore them
         self._looks = Pool("look", 2, 120)
 
     async def state(self) -> ProjectState:

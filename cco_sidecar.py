@@ -3437,24 +3437,16 @@ SECRET_FILE = re.compile(
 
 def redact_json(value: Any) -> tuple[Any, int]:
     """The JSON ``value`` without the secrets in its texts, names of fields too, and how many there were. Blocks."""
-    content = msgspec.json.encode(value)
-    texts = msgspec.json.decode(b"[%b]" % b",".join(JSON_TEXT.findall(content)), type=list[str])
-    many = ("\0\n".join(texts[at : at + 1000]) for at in range(0, len(texts), 1000))
-    if not any(redact(text)[1] for text in many):  # there is one seldom; a search of all would hold up all threads
-        return value, 0
-
-    redacted = [redact(text) for text in texts]
-    clean = iter(redacted)
-    content = JSON_TEXT.sub(lambda _: msgspec.json.encode(next(clean)[0]), content)
-    return msgspec.json.decode(content), sum(number for _, number in redacted)
-
-
-JSON_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
+    return redaction().redact_json(value)
 
 
 def redact(content: str) -> tuple[str, int]:
     """``content`` without the secrets that it holds, and how many there were. Lines keep their numbers."""
-    return bundled_class(Redaction, "context/_redaction", "MeasuredRedaction")().redact(content)
+    return redaction().redact(content)
+
+
+def redaction() -> Redaction:
+    return bundled_class(Redaction, "context/_redaction", "MeasuredRedaction")()
 
 
 class Redaction:
@@ -3467,12 +3459,21 @@ class Redaction:
             number += found
         return content, number
 
+    def redact_json(self, value: Any) -> tuple[Any, int]:
+        content = msgspec.json.encode(value)
+        texts = msgspec.json.decode(b"[%b]" % b",".join(JSON_TEXT.findall(content)), type=list[str])
+        redacted = [self.redact(text) for text in texts]
+        clean = iter(redacted)
+        content = JSON_TEXT.sub(lambda _: msgspec.json.encode(next(clean)[0]), content)
+        return msgspec.json.decode(content), sum(number for _, number in redacted)
+
     def _hidden(self, match: re.Match[str]) -> str:
         start, end = match.span(match.lastindex or 0)
         text, lines = match.string, "\n" * match.string.count("\n", start, end)
         return text[match.start() : start] + REDACTED + lines + text[end : match.end()]
 
 
+JSON_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 REDACTED = "[REDACTED]"
 SECRETS = tuple(  # bounded: no text may make them slow; where one has a group, only that is the secret
     re.compile(pattern)

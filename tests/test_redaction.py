@@ -350,3 +350,14 @@ def test_a_text_without_secrets_is_known_again_and_few_are_remembered(monkeypatc
     for number in range(5):
         redaction.redact(f"c = {number}")
     assert len(module.MeasuredRedaction.clean) == 3
+
+
+@pytest.mark.parametrize("kind", [Redaction, plugin("_redaction").MeasuredRedaction], ids=["alone", "with the plugin"])
+def test_large_json_is_searched_whenever_it_is_another(kind: type[Redaction]) -> None:
+    value = {"files": [f"src/{number}/file.py" for number in range(2_000)]}
+    again = kind()
+    for _ in range(2):  # the second time the plugin knows it
+        assert again.redact_json(value) == (value, 0)
+    for _ in range(2):
+        assert again.redact_json(value | {"note": TOKEN, TOKEN: 1}) == (value | {"note": REDACTED, REDACTED: 1}, 2)
+    assert again.redact_json({"files": [*value["files"][1:], TOKEN]})[1] == 1

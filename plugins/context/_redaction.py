@@ -11,17 +11,19 @@ import math
 import re
 import threading
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import msgspec
 from msgspec import Struct
 
-from cco_sidecar import REDACTED, Redaction
+from cco_sidecar import JSON_TEXT, REDACTED, Redaction
 
 
 class MeasuredRedaction(Redaction):
     """Remembers which texts hold no secret: contexts name the same files again and again."""
 
     MOST = 10_000  # texts, by 16 bytes each
+    LARGE = 10_000  # bytes of JSON that is remembered as a whole, without a look at its texts
     clean: ClassVar[dict[bytes, None]] = {}
     lock = threading.Lock()
 
@@ -30,12 +32,28 @@ class MeasuredRedaction(Redaction):
         if mark in self.clean:
             return content, 0
         redacted, number = self._redact(content)
+        if not number:
+            self._remember(mark)
+        return redacted, number
+
+    def redact_json(self, value: Any) -> tuple[Any, int]:
+        content = msgspec.json.encode(value)
+        mark = hashlib.blake2b(content, digest_size=16, person=b"JSON").digest()
+        if mark in self.clean:
+            return value, 0
+        texts = msgspec.json.decode(b"[%b]" % b",".join(JSON_TEXT.findall(content)), type=list[str])
+        many = ("\0\n".join(texts[at : at + 1000]) for at in range(0, len(texts), 1000))
+        if any(self.redact(text)[1] for text in many):  # one search of all would hold up all threads
+            return super().redact_json(value)
+        if len(content) >= self.LARGE:
+            self._remember(mark)
+        return value, 0
+
+    def _remember(self, mark: bytes) -> None:
         with self.lock:
-            if not number:
-                self.clean[mark] = None
+            self.clean[mark] = None
             if len(self.clean) > self.MOST:
                 del self.clean[next(iter(self.clean))]  # the oldest
-        return redacted, number
 
     def _redact(self, content: str) -> tuple[str, int]:
         number, groups = 0, (hints for pattern, hints in SECRET_HINTS if pattern.search(content))

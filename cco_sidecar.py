@@ -185,8 +185,11 @@ class Settings:
     @classmethod
     def read_files(cls, root: Path) -> dict[str, tuple[str, Any, Path]]:
         """By option (where it is set, value, folder of relative paths), from the root's settings files. Alone none is
-        read, and StartError says so where there is one.
+        read, and StartError says so where there is one, or a variable of an option that only plugins heed.
         """
+        known = {f"CCO_SIDECAR_{name.upper()}" for name in option_table()}
+        for variable in sorted(name for name in os.environ.keys() - known if name.startswith("CCO_SIDECAR_")):
+            raise StartError(f"{variable}: no such option; {ABSENT}")
         for name, ours in {"cco.toml": "", "pyproject.toml": r"^\s*\[?\s*tool[\s.\]\"']+cco-sidecar(?![\w-])"}.items():
             file = root / name
             if file.is_file() and re.search(ours, file.read_text("utf-8-sig", "replace"), re.MULTILINE):

@@ -1038,6 +1038,12 @@ def test_the_file_alone_refuses_to_pass_over_a_settings_file(
         assert (ended.returncode, ended.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("variable", ["CCO_SIDECAR_TLS_CERT", "CCO_SIDECAR_AGENT_TYPES", "CCO_SIDECAR_PROT"])
+def test_the_file_alone_refuses_to_pass_over_a_variable(repository: Path, alone: Path, variable: str) -> None:
+    ended = run("--port", "0", cwd=repository, module=alone, **{variable: "x"})
+    assert refusal(ended).startswith(f"cco: {variable}: no such option; is plugins/ beside cco_sidecar.py?")
+
+
 def test_commands_of_a_folder_of_plugins_need_the_bundled_ones(repository: Path, tmp_path: Path, alone: Path) -> None:
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours/greeting.py").write_text(GREETING)

@@ -185,11 +185,8 @@ class Settings:
     @classmethod
     def read_files(cls, root: Path) -> dict[str, tuple[str, Any, Path]]:
         """By option (where it is set, value, folder of relative paths), from the root's settings files. Alone none is
-        read, and StartError says so where there is one, or a variable of an option that only plugins heed.
+        read, and StartError says so where there is one.
         """
-        known = {f"CCO_SIDECAR_{name.upper()}" for name in option_table()}
-        for variable in sorted(name for name in os.environ.keys() - known if name.startswith("CCO_SIDECAR_")):
-            raise StartError(f"{variable}: no such option; {ABSENT}")
         for name, ours in {"cco.toml": "", "pyproject.toml": r"^\s*\[?\s*tool[\s.\]\"']+cco-sidecar(?![\w-])"}.items():
             file = root / name
             if file.is_file() and re.search(ours, file.read_text("utf-8-sig", "replace"), re.MULTILINE):
@@ -4257,6 +4254,9 @@ class Program:
         options, unknown = parser.parse_known_args(rest, options)
         if unknown:
             raise StartError(f"{unknown[0]}: no such command or option; {ABSENT}", WRONG_USE)
+        for name in sorted(name for name in os.environ if name.startswith("CCO_SIDECAR_")):
+            if name.removeprefix("CCO_SIDECAR_").lower() not in option_table():  # which only plugins may heed
+                raise StartError(f"{name}: no such option; {ABSENT}")
         options.run = command_token if command == "token" else command_serve
         return options
 

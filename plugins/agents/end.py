@@ -56,5 +56,5 @@ class EndedAgents(Agents):
     async def _run(self, running: Running) -> None:
         if running.row.get("ordered"):  # before this start: then it has ended by that, whatever is known of how
             running.ended_as = "killed"
-            running.end("killed")
+            running.ending.set()
         await super()._run(running)

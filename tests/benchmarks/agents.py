@@ -49,9 +49,7 @@ def clients(rounds: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         root = make_tree(Path(name) / "repository", 500)
         with running_sidecar(Path(name), root=root) as sidecar:
-            path = "/api/context/issue-0/chief-architect?max_files=1"
-            while sidecar.get(path)["context"]["metadata"]["index"] != "ready":
-                time.sleep(0.05)
+            wait_for_index(sidecar)
             sidecar.held()
             found = [run(team(sidecar, number)) for number in range(rounds)]
             late = sidecar.held(end=True)
@@ -62,6 +60,11 @@ def clients(rounds: int) -> Iterator[Row]:
     for step, bound in (("context", 100), ("the same context again", 100), ("result", None), ("event", 50)):
         p99 = [1000 * percentile([seconds for seconds, _ in steps[step]], 0.99) for steps in found]
         yield row(f"{title}: {step}, p99", p99, unit="ms", goal=f"value <= {bound}" if bound else "")
+
+
+def wait_for_index(sidecar: Sidecar) -> None:
+    while sidecar.get("/api/context/issue/chief-architect?max_files=1")["context"]["metadata"]["index"] != "ready":
+        time.sleep(0.05)
 
 
 async def team(sidecar: Sidecar, number: int) -> dict[str, list[tuple[float, bool]]]:
@@ -108,7 +111,9 @@ def processes(number: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder, command = Path(name), json.dumps(["/bin/sh", "-c", SCRIPT])
         (folder / "gate").mkdir()
-        with running_sidecar(folder, "--agent-command", command, "--max-agents", "200") as sidecar:
+        root = make_tree(folder / "repository", 500)
+        with running_sidecar(folder, "--agent-command", command, "--max-agents", "200", root=root) as sidecar:
+            wait_for_index(sidecar)
             try:
                 yield from run(spawned(sidecar, number, folder / "gate"))
             finally:

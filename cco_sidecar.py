@@ -3187,17 +3187,17 @@ class Project:
         young = any(is_young(max(mtime, ctime), now) for mtime, ctime, *_ in found.values())
         all_facts = repr((found, git, head)).encode("utf-8", "surrogateescape")
         digest = secrets.token_hex(16) if young else hashlib.sha256(all_facts).hexdigest()
-        own = frozenset({os.path.realpath(__file__).removeprefix(os.path.join(self._root, ""))})
-        files = [file for file in files if file.path not in own]
-        return ProjectState(str(self._root), files, git, head, digest, own)
+        return ProjectState(str(self._root), files, git, head, digest)
 
     def is_secret(self, path: str) -> bool:
         """Whether contexts name the file without giving its contents, by its path alone."""
         return is_secret(path)
 
     def ask(self) -> tuple[list[str], GitContext, str | None]:
-        """(names of files, what git says, the commit checked out), nothing without a repository. Raises OSError."""
-        root = self._root
+        """(names of files, what git says, the commit checked out), nothing without a repository, nor of the running
+        module. Raises OSError.
+        """
+        root, own = self._root, os.path.realpath(__file__).removeprefix(os.path.join(self._root, ""))
         try:
             prefix = os.fsdecode(ask_git(root, "rev-parse", "--show-prefix").removesuffix(b"\n"))
             shape = ("--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", ".")
@@ -3207,13 +3207,15 @@ class Project:
             if broken or not re.search("not a git repository|in a work tree", str(error)):
                 raise
             return [], GitContext(None, [], [], None, None), None
+        codes.pop(own, None)
         tracked = split_z(ask_git(root, "ls-files", "-z", "--deduplicate"))
         head = (run_git(root, "rev-parse", "-q", "--verify", "HEAD") or b"").decode().strip() or None
         branch = clean_text(os.fsdecode(run_git(root, "symbolic-ref", "-q", "--short", "HEAD") or b"").strip())
         url = without_credentials(clean_text(os.fsdecode(run_git(root, "remote", "get-url", "origin") or b"").strip()))
         changes, remote = read_changes(root, codes), "origin" if url else None
         git = GitContext(branch or None, read_commits(root), changes, remote, url or None)
-        return sorted({*tracked, *(name for name, code in codes.items() if code == "??")}), git, head
+        names = {*tracked, *(name for name, code in codes.items() if code == "??")} - {own}
+        return sorted(names), git, head
 
 
 class ProjectState(Struct, frozen=True):
@@ -3226,7 +3228,6 @@ class ProjectState(Struct, frozen=True):
     git: GitContext
     head: str | None
     digest: str
-    own: frozenset[str] = frozenset()  # the service's files, of which contexts say nothing; they are not in ``files``
 
     def describe(self, path: str) -> dict[str, Any] | None:
         """What contexts say of a file; None where it is no text. Blocks."""
@@ -4018,13 +4019,11 @@ class ReferenceRules:
         kind = project_type(Path(project.root), [file.path for file in project.files])
         unknown = ("python_version", "test_coverage", "last_build_status", "last_build_time", "security_scan_status")
         told: dict[str, Any] = {"dependencies": [], "dependency_versions": {}, **dict.fromkeys(unknown)}
-        own = set(map(clean_text, project.own))
-        changes = [change for change in project.git.uncommitted_changes if change.path not in own]
         built = {"redactions": 0, "index": "ready", "task_matched": None}  # filled in when the context is put together
         return {
             "project_structure": describe_structure(project, 2 * request.max_bytes),
             "relevant_files": choose_files(request),
-            "git_context": msgspec.structs.replace(project.git, uncommitted_changes=changes),
+            "git_context": project.git,
             "previous_agent_outputs": request.outputs,
             "metadata": {"project_type": kind, **told, **built},
         }

@@ -47,7 +47,7 @@ class GitProject(Project):
     def look(self) -> ProjectState:
         state = super().look()
         own = own_files(str(self._root), state.files)
-        return msgspec.structs.replace(state, files=without(state.files, own), own=frozenset(own))
+        return msgspec.structs.replace(state, files=without(state.files, own), git=without_changes(state.git, own))
 
     def is_secret(self, path: str) -> bool:
         return is_secret(path)
@@ -55,6 +55,15 @@ class GitProject(Project):
 
 def without(files: list[FileFact], names: Set[str]) -> list[FileFact]:
     return [file for file in files if file.path not in names]
+
+
+def without_changes(git: GitContext, names: Set[str]) -> GitContext:
+    """What git says, without the uncommitted changes of the files with these ``names``."""
+    if not names:
+        return git
+    shown = set(map(clean_text, names))
+    changes = [change for change in git.uncommitted_changes if change.path not in shown]
+    return msgspec.structs.replace(git, uncommitted_changes=changes)
 
 
 def list_files(root: Path, prefix: str | None, scratch: Path) -> list[str]:

@@ -57,6 +57,7 @@ from cco_sidecar_plugins.context._git_facts import (
     read_remote,
     read_status,
     without,
+    without_changes,
     without_databases,
 )
 from cco_sidecar_plugins.context._prepared import PreparedContexts
@@ -101,6 +102,7 @@ class ProvenState(ProjectState, frozen=True, kw_only=True):
     """
 
     proof: Proof
+    own: frozenset[str]  # the service's files, which are not in ``files``
     languages: frozenset[str]
     total: int  # the sum of the hashes of what it holds: changed where a file changes, and the same in any order
     settled: bool
@@ -372,8 +374,8 @@ class ProjectIndex(GitProject):
         own = known | own_files(str(self._root), files)
         total = total_of(proof, *((self._state.proof, self._state.total) if self._state else ({}, 0)))
         return ProvenState(
-            root=str(self._root), files=without(files, own) if own else files, git=git, head=head, own=frozenset(own),
-            languages=languages, proof=proof, total=total, settled=settled,
+            root=str(self._root), files=without(files, own) if own else files, git=without_changes(git, own),
+            head=head, own=frozenset(own), languages=languages, proof=proof, total=total, settled=settled,
             digest=f"{total:x}" if settled and not self._young else secrets.token_hex(16),
         )  # fmt: skip
 

@@ -1631,7 +1631,7 @@ class GetHealth(Endpoint):
         sidecar, storage, bus = self.sidecar, "healthy", "healthy"
         try:
             async with asyncio.timeout(2):
-                await sidecar.storage.write(sidecar.results.probe)
+                await sidecar.storage.probe()
         except (StorageError, OSError, TimeoutError) as error:
             storage = f"unhealthy: {one_line(error) or sidecar.storage.SLOW}"
             bus = "unhealthy: storage does not take events"
@@ -1962,6 +1962,17 @@ class Storage:
         self._unqueued.append((job, future := self._loop.create_future()))
         future.add_done_callback(written)
         return future
+
+    async def probe(self) -> None:
+        """Do what storing a result needs, and leave nothing. Raises StorageError and OSError."""
+
+        def job(records: Records) -> None:
+            records.set_meta("probe", str(time.time()))
+            row = {"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": "", "body": b""}
+            self.files.write([row])  # where no inodes are left the database can still be written
+            self.files.drop()
+
+        await self.write(job)
 
     def _hand_over(self) -> None:
         """Queue what waits, at the end of a turn of the loop: the writer thread is woken once."""
@@ -2461,13 +2472,6 @@ class Results:
         """The issue's results that routing looks at, oldest first."""
         rows = records.issue_facts(project, issue, self.HISTORY)
         return [ResultFact(kind, category, status, json.loads(proposed)) for kind, category, status, proposed in rows]
-
-    def probe(self, records: Records) -> None:
-        """Do what storing a result needs: it runs on the writer thread. Raises StorageError."""
-        records.set_meta("probe", str(time.time()))
-        row = {"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": "", "body": b""}
-        self._storage.files.write([row])  # where no inodes are left the database can still be written
-        self._storage.files.drop()
 
 
 class ResultFiles:

@@ -437,6 +437,25 @@ psutil.Process.memory_info = denied
         assert "No space left" in health["checks"]["storage"]
 
 
+def test_health_says_so_where_the_disk_is_so_full_that_nothing_is_taken(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    code = """
+import shutil
+original = shutil.disk_usage
+shutil.disk_usage = lambda path: original(path)._replace(free=15_000_000) if FAULT.exists() else original(path)
+"""
+    service = faulty(make_service, tmp_path, code)
+    service.client().store(issue="issue-1")
+    (tmp_path / "fault").touch()
+    until(lambda: service.client().post("/api/results", body_of("issue-1")).status_code == 500)
+    until(lambda: healthy(service)[0] == 503)
+    assert "the storage or its disk is full" in healthy(service)[1]["checks"]["storage"]
+    (tmp_path / "fault").unlink()
+    until(lambda: healthy(service)[0] == 200)
+    service.client().store(issue="issue-1")
+
+
 # -- the database's log
 
 

@@ -117,6 +117,19 @@ def test_a_full_storage_is_full_from_the_start(small: Service) -> None:
     assert small.client().post("/api/results", result(4 * MB)).json()["code"] == "STR_001"
 
 
+def test_health_says_so_where_not_even_a_small_result_is_taken(small: Service) -> None:
+    client = small.client()
+    fill(client, "large results")
+    assert client.get("/health").status_code == 200
+    for size in (300_000, 20_000, 1_000, 10):
+        while client.post("/api/results", result(size)).ok:
+            pass
+    until(lambda: client.get("/health").status_code == 503)
+    health = client.get("/health").json()
+    assert health["status"] == "unhealthy"
+    assert f"full (--storage-limit-mb is {LIMIT})" in health["checks"]["storage"]
+
+
 @pytest.mark.parametrize("more", [["--event-retention", "4"], ["--event-limit", "3"]])
 def test_what_retention_removes_makes_room(make_service: Callable[..., Service], more: list[str]) -> None:
     service = make_service("--storage-limit-mb", str(LIMIT), *more)

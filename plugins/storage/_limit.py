@@ -19,6 +19,9 @@ from cco_sidecar_plugins._settings import PluginSettings
 log = logging.getLogger("cco")
 
 
+SMALL = 1_000  # bytes of a body
+
+
 class ForgettingRecords(Records):
     """Also finds what is kept no longer, and forgets readers' positions."""
 
@@ -60,19 +63,12 @@ class LimitedStorage(Storage):
     async def room(self, size: int) -> AsyncIterator[None]:
         """Room for a body of ``size`` bytes. Raises STR_001 where there is none."""
         needed = 5 * size  # a result and what later agents see of it in the database, both in its log, and a file
-        if time.monotonic() - self._looked > self.LOOK_SECONDS or needed > self._room - self._coming:
-            self._looked, self._room = time.monotonic(), self._left() + self._coming
-        full = needed > self._room - self._coming
-        if full:
-            await self._prune()
-            self._room = self._left() + self._coming
-            full = needed > self._room - self._coming
+        full = not await self._has(needed)
         if full and not self._full:
             log.error("the storage has %d MB and is full: nothing more is stored", self._used() / MB)
         self._full = full
         if full:
-            limit = f"--storage-limit-mb is {self._limit // MB}"
-            raise ApiError("STR_001", f"Storage write failed: the storage or its disk is full ({limit})")
+            raise ApiError("STR_001", f"Storage write failed: {self._why_full()}")
         self._coming += needed
         try:
             yield
@@ -80,6 +76,24 @@ class LimitedStorage(Storage):
             self._coming -= needed
             self._room -= needed
             self._new += size
+
+    async def probe(self) -> None:
+        """Also raises StorageError where there is no room for a small body."""
+        if self._measured > 0 and not await self._has(5 * SMALL):
+            raise StorageError(self._why_full())
+        await super().probe()
+
+    async def _has(self, needed: int) -> bool:
+        """Whether there are so many bytes, after what may go has been removed."""
+        if time.monotonic() - self._looked > self.LOOK_SECONDS or needed > self._room - self._coming:
+            self._looked, self._room = time.monotonic(), self._left() + self._coming
+        if needed > self._room - self._coming:
+            await self._prune()
+            self._room = self._left() + self._coming
+        return needed <= self._room - self._coming
+
+    def _why_full(self) -> str:
+        return f"the storage or its disk is full (--storage-limit-mb is {self._limit // MB})"
 
     async def statistics(self) -> dict[str, Any]:
         used = round(self._used() / MB, 3)

@@ -556,8 +556,8 @@ class Asks:
 
 
 class Tells:
-    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own. What a slow
-    one misses is logged. Where the service waits for them, plugins/_hooks.py has it wait for five seconds at most.
+    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own. Where the
+    service waits for them plugins/_hooks.py has it wait for five seconds at most, and it logs what a slow one misses.
     """
 
     def result_stored(self, result: dict[str, Any]) -> None:
@@ -603,20 +603,19 @@ class Hooks:
     passes over those that cannot be loaded, which alone end the start.
     """
 
-    MAX_UNTOLD = 10_000
     MANAGER = pluggy.PluginManager
     SPECS = {name: spec for kind in (Asks, Tells, Parts) for name, spec in vars(kind).items() if name[0] != "_"}
 
     def __init__(self, built_in: Iterable[object]) -> None:
         self._manager = self.MANAGER("cco_sidecar")
         self.implementations: dict[str, list[Implementation]] = {hook: [] for hook in self.SPECS}
-        self._untold: queue.Queue[Callable[[], Any]] = queue.Queue(self.MAX_UNTOLD)
+        self._untold: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
         self._teller: Future[Any] | None = None
         self.pool = Pool("asks", 16, 60)  # for those who ask on the loop
-        self.loaded: list[LoadedPlugin] = []
+        self.loaded: list[Any] = []  # each a Plugin, or what is derived from it
         for plugin in built_in:
             name = f"built-in:{type(plugin).__name__}"
-            self.loaded.append(LoadedPlugin(name, "built in", self.register(plugin, name)))
+            self.loaded.append(Plugin(name, "built in", self.register(plugin, name)))
         self._trusted = {plugin.name for plugin in self.loaded}  # whose errors are ours, and pass through
 
     def load(self, settings: Settings, strict: bool) -> None:
@@ -624,9 +623,10 @@ class Hooks:
         folders = (sorted(path.glob("[!_.]*.py")) if path.is_dir() else [path] for path in settings.plugins)
         for file in () if settings.no_plugins else itertools.chain(*folders):
             try:
-                self.loaded.append(LoadedPlugin(file.stem, str(file), self.register(import_file(file), file.stem)))
+                self.loaded.append(Plugin(file.stem, str(file), self.register(import_file(file), file.stem)))
             except (Exception, SystemExit) as error:
-                raise StartError(f"plugin {file.stem}: {type(error).__name__}: {one_line(error)}") from None
+                problem = f"plugin {file.stem}: {type(error).__name__}: {one_line(error)}"
+                raise StartError(f"{settings.where('plugins')}: {problem}") from None
 
     def register(self, plugin: object, name: str) -> list[str]:
         """The hooks that ``plugin`` implements. Raises ImportError where there is none."""
@@ -686,16 +686,13 @@ class Hooks:
         log.warning("plugin %s: %s: %s: %s", row.plugin, row.hook, type(error).__name__, one_line(error))
 
     def tell(self, hook: str, **facts: Any) -> None:
-        """Tell every observer, in order, in a thread of its own; do not wait. Beyond MAX_UNTOLD it is dropped."""
+        """Tell every observer, in order, in a thread of its own; do not wait."""
         if not self.implementations[hook]:
             return
         if self._teller is None:
             calls = (call() for call in iter(self._untold.get, None))
             self._teller = in_thread("observers", lambda: collections.deque(calls, maxlen=0))
-        try:
-            self._untold.put_nowait(lambda: collections.deque(self.ask(hook, **facts), maxlen=0))
-        except queue.Full:
-            log.warning("observers are too slow: one %s was not told", hook)
+        self._untold.put(lambda: collections.deque(self.ask(hook, **facts), maxlen=0))
 
     def part(self, base: type[T], settings: Settings) -> type[T]:
         """``base``, or what plugins derive from it: each gets what the one before it made. Raises StartError."""
@@ -716,18 +713,13 @@ class IssueNotFound(Exception):
     """Raised by the hook ``resolve_issue`` (plugins/_hooks.py): the issue is known not to exist."""
 
 
-class LoadedPlugin(Struct):
-    """A plugin that was found: ``problem`` says why it is not in use, ``faulty`` that its author must mend it before
-    the service starts, ``failure`` what went wrong last in one of its hooks.
-    """
+class Plugin(Struct):
+    """A plugin that was found; ``problem`` says why it is not in use."""
 
     name: str
     source: str
     hooks: list[str]
     problem: str | None = None
-    faulty: bool = False
-    failures: int = 0
-    failure: str | None = None
 
 
 class Implementation(Struct, frozen=True):

@@ -39,7 +39,7 @@ from cco_sidecar import (
     Hooks,
     Implementation,
     IssueNotFound,
-    LoadedPlugin,
+    Plugin,
     ResultBody,
     Sections,
     Settings,
@@ -124,6 +124,16 @@ class QuickManager(pluggy.PluginManager):
         return vars(found).get("cco_sidecar_impl") if isinstance(found, types.FunctionType) else None
 
 
+class LoadedPlugin(Plugin):
+    """A plugin that was found: ``problem`` says why it is not in use, ``faulty`` that its author must mend it before
+    the service starts, ``failure`` what went wrong last in one of its hooks.
+    """
+
+    faulty: bool = False
+    failures: int = 0
+    failure: str | None = None
+
+
 class SafeHooks(Hooks):
     MANAGER = QuickManager
     SPECS = Hooks.SPECS | {
@@ -131,10 +141,12 @@ class SafeHooks(Hooks):
     }
     TIMEOUT = 5.0
     MAX_STUCK = 4  # calls of one plugin that may hang at a time before it is passed over
+    MAX_UNTOLD = 10_000
 
     def __init__(self, built_in: Iterable[object]) -> None:
         self._stuck: dict[str, list[Future[Any]]] = collections.defaultdict(list)
         super().__init__(built_in)
+        self.loaded = [LoadedPlugin(*msgspec.structs.astuple(plugin)) for plugin in self.loaded]
 
     @without_collections()
     def load(self, settings: Settings, strict: bool) -> None:
@@ -240,6 +252,13 @@ class SafeHooks(Hooks):
                 raise TimeoutError(f"no answer within {self.TIMEOUT:.0f} s")
             log.warning("plugin %s: %s: no answer yet, which is waited for", row.plugin, row.hook)
         return outcome(call)
+
+    def tell(self, hook: str, **facts: Any) -> None:
+        """Drop it where MAX_UNTOLD wait for observers."""
+        if self._untold.qsize() < self.MAX_UNTOLD:
+            super().tell(hook, **facts)
+        else:
+            log.warning("observers are too slow: one %s was not told", hook)
 
     def failed(self, row: Implementation, error: BaseException) -> None:
         if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):

@@ -999,6 +999,8 @@ def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the
     ("tokn", "tokn: no such command or option; is plugins/ "), ("--prot 1", "--prot: no such command or option; is "),
     ("token", "the following arguments are required: --type"), ("token --type x --prot 1", "--prot: no such command or option"),
     ("token --type", "--type: expected one argument"), ("--port", "--port: expected one argument"), ("--port x", "--port: 'x' must be"),
+    ("--plugins nowhere", "--plugins: plugin nowhere: ImportError: it is no file\n"),
+    ("token --type qa-enginer --plugins README.md", "--plugins: plugin README: "),
     ("token --type qa-enginer", "--type: Unknown agent type qa-enginer\n"),
     ("token --type qa-engineer --issue x", "--issue: no such command or option"),
     ("serve x", "x: no such command or option"), ("\x1b[2J", " [2J: no such command"), ("--type x", "--type: no such command"),

@@ -24,7 +24,6 @@ from cco_sidecar import (
     ERRORS,
     NOT_REACHABLE,
     REFUSED,
-    LoadedPlugin,
     StartError,
     load_hooks,
     mint_token,
@@ -32,6 +31,7 @@ from cco_sidecar import (
     settings_from,
 )
 from cco_sidecar_plugins._files import read_sidecar_json
+from cco_sidecar_plugins._hooks import LoadedPlugin
 from cco_sidecar_plugins.commands._health import ask_health, read_health
 from cco_sidecar_plugins.commands._running import running_settings, with_secret
 

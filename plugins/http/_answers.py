@@ -21,7 +21,6 @@ from cco_sidecar import (
     GetHealth,
     GetStatus,
     GitContext,
-    LoadedPlugin,
     NextAgent,
     PublishEvent,
     ResultBody,
@@ -29,6 +28,7 @@ from cco_sidecar import (
     StoreResult,
     WaitForEvents,
 )
+from cco_sidecar_plugins._hooks import LoadedPlugin
 from cco_sidecar_plugins.context._sections import ProjectStructure, RelevantFile
 
 

@@ -1630,15 +1630,17 @@ class GetHealth(Endpoint):
         else:
             if not await sidecar.bus.round_trip():
                 bus = "unhealthy: a waiter did not wake within 2 s"
-        waiting = free = 0
-        with contextlib.suppress(StorageError, OSError):  # the checks say why
+        memory = waiting = free = 0
+        cpu = 0.0
+        with contextlib.suppress(StorageError, OSError, psutil.Error):  # the checks say why
+            memory, cpu = sidecar.process.memory_info().rss, sidecar.process.cpu_percent()
             free = shutil.disk_usage(sidecar.settings.storage).free
             waiting = sidecar.storage.read.undelivered(sidecar.settings.project)
         return {
             "storage": storage,
             "event_bus": bus,
-            "memory_usage_mb": round(sidecar.process.memory_info().rss / MB, 1),
-            "cpu_usage_percent": sidecar.process.cpu_percent(),
+            "memory_usage_mb": round(memory / MB, 1),
+            "cpu_usage_percent": cpu,
             "active_agents": len(sidecar.agents.active),
             "event_queue_size": waiting,
             "disk_space_available_mb": free // MB,

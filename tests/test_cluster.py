@@ -381,6 +381,32 @@ def test_a_snapshot_takes_the_place_of_old_entries_and_nobody_misses_any(
         assert ids(sidecar.client().wait("late", since=events[-1], timeout=5000)) == [late]
 
 
+def test_a_context_shows_results_of_a_snapshot_whose_events_have_expired(
+    make_team: Callable[..., Team], tmp_path: Path
+) -> None:
+    with servers(tmp_path / "nats") as own:
+        a, b = make_team(own.url, "--nats-snapshot-entries", "1", "--event-retention", "1").start(2)
+
+        def log_of(fact: str) -> int:
+            return int(own.nodes[0].streams()[f"cco-{PROJECT}"]["state"][fact])
+
+        stored = [a.client().store(issue="issue-1")["id"]]
+        until(lambda: outputs(b, "issue-1") == stored)
+        b.kill()
+        known = log_of("last_seq")
+        stored += [a.client().store(name, issue="issue-1")["id"] for name in ("test-engineer", "security-auditor")]
+        until(lambda: f"a snapshot of entries up to {log_of('last_seq')} was made" in a.log)
+        until(lambda: not a.client().get("/api/events").json()["events"])
+        until(lambda: f"a snapshot of entries up to {log_of('last_seq')} was made" in a.log)
+        until(lambda: log_of("first_seq") > known + 1)
+        a.kill()
+        own.nodes[0].kill()
+        b.start()
+        assert outputs(b, "issue-1") == stored[:1], "what it has, while the log is away"
+        own.start()
+        until(lambda: sorted(outputs(b, "issue-1")) == sorted(stored), 30)
+
+
 # -- others who may write to the same servers
 
 

@@ -18,7 +18,8 @@ from cco_sidecar_plugins.cluster._snapshots import Snapshots
 class Follower:
     """``hear`` takes what comes out of the log, in the client's thread; all else is the writer thread's.
 
-    ``tell`` gets the events that others published and the subjects whose tokens they revoked.
+    ``tell`` gets the events that others published and the subjects whose tokens they revoked. After a snapshot it is
+    called in any case: the events of what is new may have expired already.
     """
 
     AT_ONCE = 256  # entries that are applied in one transaction
@@ -137,7 +138,8 @@ class Follower:
             replica.rollback()
             raise
         self._place(replica.results)
-        self._tell(replica.inserted, replica.ended)
+        if replica.inserted or replica.ended:
+            self._tell(replica.inserted, replica.ended)
 
     def note(self, applied: int) -> None:
         """Commit the transaction as the one that has applied this entry."""

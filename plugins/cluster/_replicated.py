@@ -191,7 +191,7 @@ class ReplicatedStorage(GuardedStorage):
 
     def _tell(self, events: Inserted, revoked: list[str]) -> None:
         """Tell on the loop what others did; nobody waits yet during a start."""
-        if (events or revoked) and self._running:
+        if self._running:
             with contextlib.suppress(RuntimeError):  # the loop is gone
                 self._loop.call_soon_threadsafe(self._told, events, revoked)
 

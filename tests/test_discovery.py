@@ -302,6 +302,15 @@ def test_an_agent_of_the_repository_takes_the_place_of_a_built_in_type_and_says_
     assert "test-engineer" not in str(after) and after[0]["agent_type"] == "scribe"
 
 
+def test_an_agent_that_nobody_has_named_yet_is_proposed(service: Service) -> None:
+    write(service.root, **{".claude/agents/new.md": CLAUDE.format("newcomer", "Runs all tests with pytest, for QA")})
+    try:
+        proposed = service.client().store("python-specialist", issue="routed-anew")["next_agents"]
+    finally:
+        (service.root / ".claude/agents/new.md").unlink()
+    assert proposed[0]["agent_type"] == "newcomer"
+
+
 def fact(agent_type: str, category: str, status: str = "success") -> ResultFact:
     return ResultFact(agent_type, category, status)
 

@@ -27,11 +27,18 @@ class NearestTypes(AgentTypes):
         self._asked = hooks, settings
 
     async def find(self, agent_type: str, status: int = 400) -> str:
-        """Plugins are asked again where a type is not known: a repository may have a new agent."""
+        """Off the loop where plugins are to be asked again."""
+        if agent_type in self.categories:
+            return self.category(agent_type, status)
+        return await self._asked[0].pool.run(self.category, agent_type, status)
+
+    def category(self, agent_type: str, status: int = 400, *, people: bool = False) -> str:
+        """Plugins are asked again where a type is not known, which blocks: a repository may have a new agent. On the
+        loop only known ones are asked for.
+        """
         if agent_type not in self.categories:
-            found = await self._asked[0].pool.run(AgentTypes, *self._asked)
-            self.categories = found.categories | self.categories  # what is known stays as it is
-        return await super().find(agent_type, status)
+            self.categories = AgentTypes(*self._asked).categories | self.categories  # what is known stays as it is
+        return super().category(agent_type, status, people=people)
 
     def problem(self, agent_type: str) -> str:
         known = agent_type in self.categories

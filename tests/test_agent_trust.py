@@ -47,7 +47,7 @@ from cco_sidecar import MB, Records, Sidecar, StorageError, load_hooks, load_set
 
 __all__ = ["nothing_left"]
 keeper = plugin("keeper")
-Proof, Seen, StampedOutput, members_of = keeper.Proof, keeper.Seen, keeper.StampedOutput, keeper.members_of
+Proof, Seen, Snapshot, StampedOutput = keeper.Proof, keeper.Seen, keeper.Snapshot, keeper.StampedOutput
 OutputWriter = plugin("_keeper_program").OutputWriter
 ONE_SECOND = {"CCO_SIDECAR_LOG_LEVEL": "info", "NAP": NAP}
 MORE = ("--max-agents", "60", "--max-agents-per-issue", "1000")
@@ -115,7 +115,7 @@ def seen(pid: int, parent: int = 1, *, birth: str = "b", session: int = 0, mark:
     ],
 )  # fmt: skip
 def test_only_what_is_proved_to_be_an_agents_is_its(processes: list[Seen], proof: Proof, members: list[int]) -> None:
-    assert sorted(item.pid for item in members_of({item.pid: item for item in processes}, proof)) == members
+    assert sorted(item.pid for item in Snapshot(processes).members(proof)) == members
 
 
 def test_a_signal_reaches_exactly_the_process_that_was_seen() -> None:

@@ -109,7 +109,8 @@ class DetailedAgents(Agents):
             await asyncio.sleep(0.01)
         await super().judge(running)
         row = running.row
-        row["output_tail"] = [line[:300] for line in await self.disk.run(output_of(self, row["id"]).tail, 5)]
+        tail = await self.disk.run(lambda: output_of(self, row["id"]).tail(5))
+        row["output_tail"] = [line[:300] for line in tail]
         facts = {name: row[name] for name in LIVE} | {"last_call": json.dumps(row["last_call"])}
         self.storage.write_behind(lambda records: records.update_agent(row["id"], **facts))
 

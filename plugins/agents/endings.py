@@ -66,7 +66,7 @@ class AskingAgents(Agents):
     async def tend(self, running: Running) -> None:
         await super().tend(running)
         if time.monotonic() < running.began + self.PROBATION and self.hooks.implementations["agent_failure"]:
-            written = await self.disk.run(output_of(self, running.row["id"]).last_written)
+            written = await self.disk.run(lambda: output_of(self, running.row["id"]).last_written())
             if written != self._heard.get(running):
                 self._heard[running] = written
                 if reason := await self._failure(running.row):
@@ -113,5 +113,5 @@ class AskingAgents(Agents):
         """The first answer about an agent, whose last lines are asked by ``name``. Raises TimeoutError."""
         stored = latest_result(self.storage.read, row["project"], row["id"])["result_id"]
         facts |= {"agent": agent_facts(row) | {"result_id": stored}}
-        facts |= {name: await self.disk.run(output_of(self, row["id"]).tail, 100)}
+        facts |= {name: await self.disk.run(lambda: output_of(self, row["id"]).tail(100))}
         return await self.hooks.pool.run(self.hooks.first, hook, **facts)

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,7 +141,7 @@ class KeptProcesses(Processes):
         try:
             pid = await self._keeper.start_agent(agent_id, command, kept.proof.mark)
             # It may have ended before we look: it was started all the same.
-            found = (await self._pool.run(self._census.look, {pid})).get(pid)
+            found = (await self._pool.run(look_at, {pid})).get(pid)
             kept.proof.first = found.identity if found else None
             running.row |= {"pid": pid, "birth": found.birth if found else None}
         except BaseException:  # it may have been started before what failed
@@ -157,7 +157,7 @@ class KeptProcesses(Processes):
         self._some.set()
         kept.proof.known = kept.noted = {(pid, birth) for pid, birth in row["seen"]}
         row["pid"] = pid = row["pid"] or await self._pool.run(noted_pid, running.folder)
-        members = members_of(self._at_start, kept.proof)
+        members = self._at_start.members(kept.proof)
         first = min((item for item in members if pid in (None, item.pid)), key=lambda item: item.order, default=None)
         if first is None or row["birth"] not in (None, first.birth):
             running.exit()
@@ -177,7 +177,7 @@ class KeptProcesses(Processes):
 
     def members(self, running: Running) -> dict[Any, Any]:
         kept = self.kept[running.row["id"]]
-        members = {item.identity: item for item in members_of(self._census.look(), kept.proof)}
+        members = {item.identity: item for item in self._census.look().members(kept.proof)}
         kept.proof.known |= members.keys()
         return members
 
@@ -216,13 +216,15 @@ class KeptProcesses(Processes):
             except Exception as error:  # a boundary: one bad look must not be the last
                 log.error("agents: survey failed", exc_info=error)
 
-    def _survey_one(self, kept: KeptProcess, seen: dict[int, Seen], now: float) -> None:
+    def _survey_one(self, kept: KeptProcess, seen: Snapshot, now: float) -> None:
         running = kept.running
         if running.row["pid"] is None:  # it is being started
             return
-        if members := members_of(seen, kept.proof):
+        if members := seen.members(kept.proof):
             kept.measure(members, now)
-        kept.missing = 0 if kept.proof.first in {item.identity for item in members} else kept.missing + 1
+        if running.exited:
+            return
+        kept.missing = 0 if seen.of(kept.proof.first) else kept.missing + 1
         if kept.missing and (kept.missing > self.PATIENCE or not is_kept(running.folder)):
             running.exit()
 
@@ -556,10 +558,11 @@ class StampedOutput(WholeOutput):
     STAMP = len("2025-01-01T00:00:00.000Z ")
 
     def _files(self) -> list[tuple[int, Path]]:
-        found = (
-            (re.fullmatch(r"output\.(\d{1,18})\.log", path.name), path) for path in self.folder.glob("output.*.log")
-        )
-        return sorted((int(match[1]), path) for match, path in found if match)
+        try:
+            matches = [re.fullmatch(r"output\.(\d{1,18})\.log", name) for name in os.listdir(self.folder)]
+        except OSError:
+            return []
+        return sorted((int(match[1]), self.folder / match[0]) for match in matches if match)
 
     def content(self, start: int, number: int) -> tuple[int, bytes]:
         content, offset = b"", start
@@ -636,11 +639,10 @@ class Seen(Struct, frozen=True):
 
     def send_signal(self, number: int) -> bool:
         """Signal exactly the process that a census found, and no later one with its number; whether it was there."""
-        look = look_at_linux if sys.platform == "linux" else look_at_others
         handle = None
         try:
             handle = process_handle(self.pid)
-            if (now := look({self.pid}).get(self.pid)) is None or now.birth != self.birth:
+            if (now := look_at({self.pid}).get(self.pid)) is None or now.birth != self.birth:
                 return False
             if handle is None:
                 psutil.Process(self.pid).send_signal(number)
@@ -670,33 +672,44 @@ def mark_of(folder: Path) -> int:
     return int.from_bytes(hashlib.sha256(os.fsencode(folder)).digest()[:7]) | 1 << 54
 
 
-def members_of(seen: dict[int, Seen], proof: Proof) -> list[Seen]:
-    """The processes that are provably the agent's: its first, known ones, carriers of its mark or marker, its session,
-    and all their descendants.
+class Snapshot:
+    """The processes of one moment, each under whatever may prove that it is an agent's, so that a look for the members
+    of one agent takes no longer where there are many others.
     """
-    first = seen.get(proof.first[0]) if proof.first else None
-    session = (
-        first.pid if first and first.identity == proof.first else 0
-    )  # while its leader lives, nobody else can have this session's number
-    sure = proof.known | ({proof.first} if proof.first else set())
-    found = {
-        pid: item
-        for pid, item in seen.items()
-        if item.identity in sure
-        or item.mark == proof.mark
-        or item.marker == proof.marker
-        or (session and item.session == session)
-    }
-    children: dict[int, list[Seen]] = collections.defaultdict(list)
-    for item in seen.values():
-        children[item.parent].append(item)
-    unvisited = list(found)
-    while unvisited:
-        for child in children[unvisited.pop()]:
-            if child.pid not in found:
-                found[child.pid] = child
-                unvisited.append(child.pid)
-    return list(found.values())
+
+    def __init__(self, processes: Iterable[Seen]) -> None:
+        self._by_pid: dict[int, Seen] = {}
+        self._children, self._sessions, self._marks = (collections.defaultdict[int, list[Seen]](list) for _ in range(3))
+        self._markers: dict[str, list[Seen]] = collections.defaultdict(list)
+        for item in processes:
+            self._by_pid[item.pid] = item
+            self._children[item.parent].append(item)
+            self._sessions[item.session].append(item)
+            self._marks[item.mark].append(item)
+            self._markers[item.marker].append(item)
+
+    def of(self, identity: Identity | None) -> Seen | None:
+        """Exactly this process, and no later one with its number."""
+        item = self._by_pid.get(identity[0]) if identity else None
+        return item if item and item.identity == identity else None
+
+    def members(self, proof: Proof) -> list[Seen]:
+        """The processes that are provably the agent's: its first, known ones, carriers of its mark or marker, its
+        session, and all their descendants.
+        """
+        first = self.of(proof.first)
+        sure = [first, *map(self.of, proof.known)]
+        sure += [*self._marks.get(proof.mark, ()), *self._markers.get(proof.marker, ())]
+        # While its leader lives, nobody else can have this session's number.
+        sure += self._sessions.get(first.pid, ()) if first else ()
+        found = {item.pid: item for item in sure if item}
+        unvisited = list(found)
+        while unvisited:
+            for child in self._children.get(unvisited.pop(), ()):
+                if child.pid not in found:
+                    found[child.pid] = child
+                    unvisited.append(child.pid)
+        return list(found.values())
 
 
 class Census:
@@ -708,20 +721,22 @@ class Census:
         self._keeper = keeper
         self._lock = threading.Lock()
         self._began = 0.0
-        self._found: dict[int, Seen] = {}
+        self._found = Snapshot(())
 
-    def look(self, pids: set[int] | None = None) -> dict[int, Seen]:
-        """What there is, by pid, no older than this call; only ``pids`` where given. Blocks."""
-        look = look_at_linux if sys.platform == "linux" else look_at_others
-        if pids is not None:
-            return look(pids)
+    def look(self) -> Snapshot:
+        """What there is, no older than this call. Blocks."""
         asked = time.monotonic()
         with self._lock:
             if self._began < asked:
                 self._began = time.monotonic()
                 ourselves = {os.getpid(), self._keeper.pid}
-                self._found = {pid: item for pid, item in look(None).items() if pid not in ourselves}
+                self._found = Snapshot(item for item in look_at(None).values() if item.pid not in ourselves)
             return self._found
+
+
+def look_at(pids: set[int] | None) -> dict[int, Seen]:
+    """This user's processes by pid; only ``pids`` where given. Blocks."""
+    return look_at_linux(pids) if sys.platform == "linux" else look_at_others(pids)
 
 
 def look_at_linux(pids: set[int] | None) -> dict[int, Seen]:

@@ -265,14 +265,6 @@ def default_storage(root: Path, project: str) -> Path:
     return base / "cco-sidecar" / f"{project}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
 
 
-def read_agent_types(table: dict[str, str]) -> dict[str, str]:
-    """More agent types with their categories. Raises ValueError where that is none."""
-    for name, category in table.items():
-        if not is_identifier(name) or category not in list(CATEGORIES):
-            raise ValueError(f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {name!r} is not")
-    return table
-
-
 def read_paths(value: Any) -> tuple[Path, ...]:
     return tuple(map(read_path, read_list(value)))
 
@@ -310,8 +302,8 @@ def read_choice(*choices: str) -> Callable[[Any], str]:
 def read_list(value: Any) -> tuple[str, ...]:
     """A TOML list, or texts separated by commas; a repeated flag arrives as a list of such texts."""
     parts = value if isinstance(value, (list, tuple)) else [value]
-    if not all(isinstance(part, str) for part in parts):
-        raise ValueError("must be a list of texts")
+    if not all(isinstance(part, str) and part.strip(", ") for part in parts):
+        raise ValueError("must be a list of texts that are not empty")
     return tuple(item.strip() for part in parts for item in part.split(",") if item.strip())
 
 
@@ -366,6 +358,7 @@ CATEGORIES = {
     "support": Category((READ, PUBLISH), 30, 5, "support"),
     "operator": Category((READ, PUBLISH, SPAWN), None, None, "coordination", people=True),
 }
+CategoryName: Any = Literal[tuple(CATEGORIES)]
 
 
 ERRORS: dict[str, tuple[int, str, str]] = {  # code: status, error, default message
@@ -1683,8 +1676,8 @@ class AgentTypes:
         self.categories: dict[str, str] = {}
         for name, table in hooks.ask("register_agent_types", settings=settings):
             try:
-                self.categories |= read_agent_types(table)
-            except (ValueError, TypeError, AttributeError) as error:
+                self.categories |= msgspec.convert(table, dict[Identifier, CategoryName])
+            except msgspec.ValidationError as error:
                 log.warning("plugin %s: register_agent_types: %s", name, one_line(error))
 
     async def find(self, agent_type: str, status: int = 400) -> str:
@@ -4213,7 +4206,7 @@ PROPOSALS: tuple[tuple[str, str, str, Priority, str], ...] = (  # who is next af
 # Command line: the commands that need no plugin
 # ======================================================================================================
 
-GOOD, REFUSED, WRONG_USE, NOT_REACHABLE = 0, 1, 2, 3
+GOOD, REFUSED, WRONG_USE = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -4382,24 +4375,21 @@ def own_command() -> str:
 
 
 def command_token(options: argparse.Namespace) -> int:
-    print(mint_token(settings_from(options), options.type, somebody_new(options.type)))
+    print(mint_token(settings_from(options), options.type))
     return GOOD
 
 
-def somebody_new(agent_type: str) -> str:
-    """The subject of a token that is for no agent in particular."""
-    return f"cli-{agent_type}-{secrets.token_hex(4)}"
-
-
-def mint_token(settings: Settings, agent_type: str, subject: str, **facts: Any) -> str:
-    """A token from the storage's secret; needs no running service. ``facts`` are keywords of Tokens.mint."""
+def mint_token(settings: Settings, agent_type: str, subject: str | None = None, **facts: Any) -> str:
+    """A token from the storage's secret; needs no running service. ``subject`` is by default a new one, for no agent in
+    particular; ``facts`` are keywords of Tokens.mint. Raises StartError.
+    """
     prepare_storage_folder(settings)
     logging.getLogger("cco").setLevel(logging.ERROR)  # a plugin that cannot be loaded is the service's affair
     hooks = load_hooks(settings)
     tokens = Tokens(settings, hooks.part(AgentTypes, settings)(hooks, settings))
     tokens.load_secret()
     try:
-        return tokens.mint(subject, agent_type, **facts)
+        return tokens.mint(subject or f"cli-{agent_type}-{secrets.token_hex(4)}", agent_type, **facts)
     except ApiError as error:
         raise StartError(f"--type: {error.message}") from None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cco_sidecar import (
+    CATEGORIES,
     MB,
     Settings,
     StartError,
@@ -24,7 +25,6 @@ from cco_sidecar import (
     one_line,
     option,
     option_table,
-    read_agent_types,
     read_bool,
     read_choice,
     read_command,
@@ -64,10 +64,18 @@ def read_agent_may(value: Any) -> dict[str, tuple[str, ...]]:
 read_subject_token = read_match(r"[A-Za-z0-9_-]{1,64}", "must be 1 to 64 letters, digits, '_' or '-'")
 
 
-def read_more_types(value: Any) -> dict[str, str]:
-    """More agent types: a TOML table, or ``name=category`` separated by commas."""
+def read_agent_types(value: Any) -> dict[str, str]:
+    """More agent types with their categories: a TOML table, or ``name=category`` separated by commas."""
     pairs = value.items() if isinstance(value, dict) else (each.partition("=")[::2] for each in read_list(value))
-    return read_agent_types(dict(pairs))
+    table = dict(pairs)
+    for name, category in table.items():
+        if not is_identifier(name):
+            raise ValueError(f"must be NAME=CATEGORY with the name of an agent type, which {name!r} is not")
+        if category not in list(CATEGORIES):
+            raise ValueError(
+                f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {category!r} is not"
+            )
+    return table
 
 
 def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
@@ -116,7 +124,7 @@ class PluginSettings(Settings):
         "FILE",
         "issuers",
     )
-    agent_types: Annotated[dict[str, str], read_more_types] = option(
+    agent_types: Annotated[dict[str, str], read_agent_types] = option(
         {}, "more agent types, NAME=CATEGORY", "LIST", "specialists"
     )
     agent_context_tokens: Annotated[int, read_number(500, 2_500_000)] = option(

@@ -799,6 +799,23 @@ def test_plugins_that_raise_or_answer_nonsense_are_logged_and_the_service_is_hea
         assert f"plugin x_nonsense: {hook}: " in plugged.log, hook
 
 
+@pytest.mark.parametrize("table", [{"x": "wizard"}, {"a..b": "qa"}, {"x": None}, ["x"], "x"], ids=str)
+def test_agent_types_that_are_none_are_logged_and_passed_over_by_the_core_too(
+    table: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Ours:
+        @cco_sidecar.hookimpl
+        def register_agent_types(self) -> Any:
+            return table
+
+    hooks = cco_sidecar.Hooks([cco_sidecar.ReferenceRules()])
+    hooks.register(Ours(), "ours")
+    settings = cco_sidecar.load_settings({"root": str(ROOT)}, {})
+    types = cco_sidecar.AgentTypes(hooks, settings).categories
+    assert "plugin ours: register_agent_types: " in caplog.text
+    assert types["qa-engineer"] == "qa" and not {"x", "a..b"} & types.keys()
+
+
 NONSENSE = {  # what no JSON says, as the body of a function
     "cyclic": "x = []; x.append(x); return x",
     "cyclic_through_two": "x = {}; x['y'] = [{'x': x}]; return x",

@@ -207,6 +207,22 @@ def test_an_option_is_a_flag_else_a_variable_else_a_key_else_its_default(
     assert getattr(settings_from_flags(folder, *given), name) == expected(name, first)
 
 
+@pytest.mark.parametrize(
+    ("text", "wrong"), [("x=nope", "nope"), ("x=qa,y", ""), ("x=qa,a..b=qa", "a..b"), ("x=qa,y=coding=qa", "coding=qa")]
+)
+def test_of_agent_types_the_part_that_is_wrong_is_named(text: str, wrong: str) -> None:
+    with pytest.raises(StartError, match=f"which {wrong!r} is not$"):
+        read_option("agent_types", "", text)
+
+
+@pytest.mark.parametrize("name", ["plugins", "issue_files", "agent_environment", "allowed_host"])
+@pytest.mark.parametrize("value", ["", " , ", ["src", ""]], ids=ascii)
+def test_a_list_that_is_given_as_text_names_something(name: str, value: Any) -> None:
+    with pytest.raises(StartError, match="must be a list of texts that are not empty"):
+        read_option(name, "", value)
+    assert read_option(name, "", []) == ()  # as a settings file may say
+
+
 @pytest.mark.parametrize(("name", "text"), [("agent_types", "a..b=coding"), ("agent_commands", '{"a..b": "run"}')])
 def test_an_agent_type_that_no_request_can_name_is_refused(name: str, text: str) -> None:
     with pytest.raises(StartError):

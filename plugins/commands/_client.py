@@ -22,7 +22,6 @@ import msgspec
 
 from cco_sidecar import (
     ERRORS,
-    NOT_REACHABLE,
     REFUSED,
     StartError,
     load_hooks,
@@ -34,6 +33,8 @@ from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins._hooks import LoadedPlugin
 from cco_sidecar_plugins.commands._health import ask_health, read_health
 from cco_sidecar_plugins.commands._running import running_settings, with_secret
+
+NOT_REACHABLE = 3  # beside the core's exit codes
 
 
 class NotReachable(StartError):

@@ -33,10 +33,8 @@ from cco_sidecar import (
     option_table,
     own_command,
     read_bool,
-    read_list,
     read_option,
     settings_from,
-    somebody_new,
 )
 from cco_sidecar_plugins._hooks import SafeHooks, bundled_plugins, contains
 from cco_sidecar_plugins._program import escape_unencodable
@@ -103,13 +101,14 @@ def token(options: argparse.Namespace) -> int:
         if (value := getattr(options, name)) is not None and not is_identifier(value):
             raise StartError(f"{flag_of(name)}: {value!r} must match {IDENTIFIER}")
     ttl = None if options.ttl is None else read_option("token_ttl", "--ttl", options.ttl)
-    permissions = None if options.permissions is None else read_list(options.permissions)
-    for name in () if permissions is None else permissions or [options.permissions]:
+    listed = options.permissions
+    permissions = None if listed is None else [name.strip() for name in listed.split(",") if name.strip()] or [listed]
+    for name in permissions or ():
         if name not in PERMISSIONS:
             raise StartError(f"--permissions: {name!r} names none of {', '.join(PERMISSIONS)}")
     settings, subject = with_secret(running_settings(settings_from(options))), options.agent_id
     facts = {"issue_id": options.issue, "ttl": ttl, "permissions": permissions, "bound": subject is not None}
-    print(mint_token(settings, options.type, subject or somebody_new(options.type), **facts))
+    print(mint_token(settings, options.type, subject, **facts))
     return GOOD
 
 

@@ -22,7 +22,6 @@ from typing import Any
 
 import cco_sidecar
 from cco_sidecar import (
-    NOT_REACHABLE,
     REFUSED,
     Settings,
     StartError,
@@ -36,7 +35,7 @@ from cco_sidecar import (
     write_file,
 )
 from cco_sidecar_plugins._files import read_sidecar_json
-from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
+from cco_sidecar_plugins.commands._client import NOT_REACHABLE, Client, NotReachable, Refused
 from cco_sidecar_plugins.commands._pipeline_view import View
 from cco_sidecar_plugins.commands._running import running_settings
 

@@ -3630,26 +3630,34 @@ class Agents:
         row = running.row | {"state": "failed", "ended": time.time(), "pid": None, "reason": reason}
         with contextlib.suppress(StorageError):  # the caller is being told about the failure that came first
             await self.storage.write(functools.partial(end_agent, row, []))
-        await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
         self.active.pop(row["id"], None)
+        with contextlib.suppress(TimeoutError):  # likewise
+            await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
         return error
 
     async def _watch(self, running: Running) -> None:
-        """Wait for the end, by itself, by order or by the time limit; then leave nothing of it behind."""
-        row = running.row
-        try:
-            while not running.ending.is_set():
-                self.processes.look(running)
-                await self.tend(running)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self.processes.LOOK):
-                        await running.ending.wait()
-                if time.monotonic() > running.began + row["time_limit"]:
-                    running.end("timeout")
-            await self.processes.end(running)
-            await self._record(running)
-        except Exception as error:  # a boundary: a task of its own, which must say so when it fails
-            log.error("agent %s: watching failed", row["id"], exc_info=error)
+        """Wait for the end, leave nothing behind and record it, each again where it fails: an end is not forgotten."""
+        for step in (self._wait, self.processes.end, self._record):
+            while True:
+                try:
+                    await step(running)
+                    break
+                except Exception as error:  # a boundary: the disk may come back, and nobody else watches the agent
+                    what, problem = step.__name__.strip("_"), f"{type(error).__name__}: {one_line(error)}"
+                    trace = None if isinstance(error, (StorageError, OSError)) else error
+                    log.error("agent %s: %s is tried again: %s", running.row["id"], what, problem, exc_info=trace)
+                    await asyncio.sleep(1)
+
+    async def _wait(self, running: Running) -> None:
+        """Until an agent ends by itself, by order or by its time limit."""
+        while not running.ending.is_set():
+            self.processes.look(running)
+            if time.monotonic() > running.began + running.row["time_limit"]:
+                running.end("timeout")
+            await self.tend(running)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.processes.LOOK):
+                    await running.ending.wait()
 
     async def tend(self, running: Running) -> None:
         """Look after a running agent, again and again."""
@@ -3657,22 +3665,16 @@ class Agents:
     async def _record(self, running: Running) -> None:
         """Take the token of an agent without processes away, find out how it ended, and store that."""
         row, now = running.row, time.time()
-        row["ended"] = min(max(running.ended or now, row["started"]), now)
+        row["ended"] = running.ended = min(max(running.ended or now, row["started"]), now)
         self.tokens.revoked.add(row["id"])
         with contextlib.suppress(OSError):  # the agent may have put something else there
             (running.folder / "token").unlink()
-        while True:
-            try:
-                await self.judge(running)
-                told = self.last_word(row)
-                names = ["agent_exited", "agent_failed"][: 2 if row["state"] in AGENT_GROUPS["failed"] else 1]
-                submission = {"publisher": row["id"], "topic": "coordination", "data": told}
-                events = [new_event(row["project"], name, submission) for name in names]
-                await self.storage.write(functools.partial(end_agent, row, events))
-                break
-            except StorageError as error:  # the end is a fact that must not be forgotten: again when the disk is back
-                log.error("agent %s: its end cannot be stored: %s", row["id"], storage_fault(error))
-                await asyncio.sleep(1)
+        await self.judge(running)
+        told = self.last_word(row)
+        names = ["agent_exited", "agent_failed"][: 2 if row["state"] in AGENT_GROUPS["failed"] else 1]
+        submission = {"publisher": row["id"], "topic": "coordination", "data": told}
+        events = [new_event(row["project"], name, submission) for name in names]
+        await self.storage.write(functools.partial(end_agent, row, events))
         self.active.pop(row["id"], None)
         self.hooks.tell("agent_ended", agent=told)
         log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], row["exit_code"])

@@ -982,6 +982,47 @@ def test_a_kill_between_an_end_and_its_record_loses_nothing(
         assert [event["data"]["exit_code"] for event in told] == known[1:2]
 
 
+FAULTY = """
+from pathlib import Path
+from cco_sidecar import Agents, hookimpl
+
+@hookimpl
+def part_class(base):
+    def check():
+        if Path(FAULT).exists():
+            raise TimeoutError
+
+    class Faulty(base):
+        async def tend(self, running):
+            check()
+            await super().tend(running)
+
+        async def judge(self, running):
+            check()
+            await super().judge(running)
+
+    return Faulty if issubclass(base, Agents) else None
+"""
+
+
+def test_an_agent_that_cannot_be_looked_after_for_a_while_ends_in_its_time_and_is_recorded_later(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    fault = tmp_path / "fault"
+    fault.touch()
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/faulty.py").write_text(f"FAULT = {str(fault)!r}\n{FAULTY}")
+    service = make_service(*COMMAND, "--plugins", str(tmp_path / "plugins"), "--agent-timeout", "1")
+    agent_id = spawn(service.client())["agent_id"]
+    until(lambda: not agents_left())
+    until(lambda: f"agent {agent_id}: record is tried again: TimeoutError" in service.log)
+    assert status(service.client(), agent_id)["state"] == "running"
+    fault.unlink()
+    assert state(service.client(), agent_id)["state"] == "timeout"
+    told = service.client().wait("agent_exited", filter=f"agent_id:{agent_id}", since="earliest", timeout=0)["events"]
+    assert [event["data"]["state"] for event in told] == ["timeout"]
+
+
 @pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
 def test_what_a_keeper_writes_down_of_an_end_cannot_be_forged_while_it_lives(
     make_service: Callable[..., Service], tmp_path: Path

@@ -45,7 +45,6 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 
 import argparse
 import asyncio
-import bisect
 import collections
 import contextlib
 import dataclasses
@@ -3031,8 +3030,6 @@ class Contexts:
     def answer(self, request: ContextRequest, sections: Sections) -> tuple[bytes, bytes]:
         """The JSON for those who waited, and for those who get it from the cache. Blocks. Raises CTX_002."""
         found = sections["relevant_files"]
-        matched = [file.pop("matched", True) for file in found]
-        sections["metadata"]["task_matched"] = any(matched) if request.task else None
         sections["relevant_files"] = found[: request.max_files]
         room = request.max_bytes - 600 - len(request.issue_id) - len(request.agent_type)  # what surrounds the context
         cut = self.fit(request, sections, room)
@@ -3067,7 +3064,6 @@ class Contexts:
         if room < 0:
             raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes: ask for more")
         for file in files:
-            file.pop("chunks", None)
             fits = json_size(file) < room
             while file["content"] and json_size(file) >= room:
                 content = file["content"][: file["content"].rfind("\n", 0, len(file["content"]) * 7 // 8) + 1]
@@ -3088,11 +3084,7 @@ class Contexts:
             changed=[change.path for change in state.git.uncommitted_changes],
         )  # fmt: skip
         ranked: list[RankedFile] = self._hooks.first("rank_files", request=request) or []
-        ranked = [item for item in ranked if item.path in files]  # a plugin may name anything
-        if not key.task or any(item.matched for item in ranked):
-            return ranked
-        why = "no word of the task occurs"
-        return [msgspec.structs.replace(item, reasons=[why, *item.reasons]) for item in ranked]
+        return [item for item in ranked if item.path in files]  # a plugin may name anything
 
     def sections(self, request: ContextRequest) -> Sections:
         """The sections that the plugins give, those of the reference first. Blocks."""
@@ -4012,13 +4004,13 @@ class ReferenceRules:
         kind = project_type(Path(project.root), [file.path for file in project.files])
         unknown = ("python_version", "test_coverage", "last_build_status", "last_build_time", "security_scan_status")
         told: dict[str, Any] = {"dependencies": [], "dependency_versions": {}, **dict.fromkeys(unknown)}
-        built = {"redactions": 0, "index": "ready", "task_matched": None}  # filled in when the context is put together
+        matched = any(item.matched for item in request.ranked) if request.task else None
         return {
-            "project_structure": describe_structure(project, 2 * request.max_bytes),
+            "project_structure": describe_structure(project),
             "relevant_files": choose_files(request),
             "git_context": project.git,
             "previous_agent_outputs": request.outputs,
-            "metadata": {"project_type": kind, **told, **built},
+            "metadata": {"project_type": kind, **told, "index": "ready", "task_matched": matched},
         }
 
     @hookimpl(trylast=True)
@@ -4081,19 +4073,15 @@ AGENT_TYPES = {  # the plugin specialists has eighty more
 }
 
 
-def describe_structure(project: ProjectState, most: int) -> dict[str, Any]:
-    """The structure of a project; of its names, those that are deepest are left out beyond ``most`` letters."""
+def describe_structure(project: ProjectState) -> dict[str, Any]:
     names = [clean_text(file.path) for file in project.files]
     folders = {name.rpartition("/")[0] for name in names}
     while above := {folder.rpartition("/")[0] for folder in folders} - folders:
         folders |= above
-    lists = {"files": names, "directories": sorted(folders - {""})}
-    for kind, items in lists.items():
-        by_depth = sorted(items, key=lambda name: name.count("/"))
-        ends = list(itertools.accumulate(map(len, by_depth), initial=0))
-        lists[kind] = items if ends[-1] <= most else sorted(by_depth[: bisect.bisect(ends, most) - 1])
-    size = sum(file.size for file in project.files)
-    return {"root": clean_text(project.root), **lists, "total_files": len(names), "total_size_bytes": size}
+    return {
+        "root": clean_text(project.root), "files": names, "directories": sorted(folders - {""}),
+        "total_files": len(names), "total_size_bytes": sum(file.size for file in project.files),
+    }  # fmt: skip
 
 
 def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
@@ -4106,9 +4094,8 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
         if (file := request.project.describe(item.path)) is None:
             continue
         left -= min(len(file["content"]), request.max_bytes / 4)
-        also = {"reasons": list(map(clean_text, item.reasons)), "chunks": item.chunks}
-        ranking = {"score": round(item.score, 4), "matched": item.matched}
-        chosen.append(file | ranking | {name: value for name, value in also.items() if value})
+        file |= {"score": round(item.score, 4), "reasons": list(map(clean_text, item.reasons))}
+        chosen.append(file)
     return chosen
 
 

@@ -553,7 +553,7 @@ def test_names_that_cannot_be_given_are_left_out_deepest_first_and_counted() -> 
     files = [cco_sidecar.FileFact(name, 10, 0) for name in names]
     state = cco_sidecar.ProjectState("/x", files, cco_sidecar.GitContext(None, [], [], None, None), None, "")
     for most, listed in ((100, names), (18, names), (17, names[1:]), (10, ["a/d.py", "e.py"]), (4, ["e.py"]), (3, [])):
-        structure = cco_sidecar.describe_structure(state, most)
+        structure = budget.without_deepest(cco_sidecar.describe_structure(state), most)
         assert [structure[name] for name in ("files", "total_files", "total_size_bytes")] == [listed, 3, 30]
     assert structure["directories"] == ["a"]
 
@@ -765,9 +765,7 @@ def test_health_answers_while_the_context_of_a_large_project_is_built(
 # -- the budget
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
-CHUNKS = st.lists(st.tuples(st.integers(0, 6).map(lambda n: 50 * n + 1), st.floats(0, 9)), max_size=8).map(
-    lambda chunks: {"chunks": chunks}
-)
+CHUNKS = st.lists(st.tuples(st.integers(0, 6).map(lambda n: 50 * n + 1), st.floats(0, 9)), max_size=8)
 LINES = st.builds(lambda line, number: (line.replace("\n", " ") + "\n") * number, TEXT, st.integers(0, 300))
 
 
@@ -791,20 +789,24 @@ def sections(draw: Any) -> dict[str, Any]:
             "root": "/project", "files": sorted(paths), "directories": sorted({path.rpartition("/")[0] for path in paths} - {""}),
             "total_files": len(paths), "total_size_bytes": 123_456,
         },
-        "relevant_files": [make_file(path, draw(LINES)) | draw(CHUNKS) for path in paths[:12]],
+        "relevant_files": [make_file(path, draw(LINES)) for path in paths[:12]],
         "git_context": {"branch": "main", "recent_commits": commits, "uncommitted_changes": [], "remote": None, "remote_url": None},
         "previous_agent_outputs": [{"agent": "a", "decision": text * 5} for text in draw(st.lists(TEXT, max_size=8))],
         "metadata": {"project_type": "python", "dependencies": [], "redactions": 0},
     }  # fmt: skip
 
 
-def fitted(sections: dict[str, Any], max_bytes: int, task: str, max_files: int = 1000, plugin: bool = True) -> bytes:
-    """A context's JSON, fitted by the plugin budget or by the module alone."""
+def fitted(
+    sections: dict[str, Any], max_bytes: int, task: str, max_files: int = 1000, plugin: bool = True, chunks: Any = ()
+) -> bytes:
+    """A context's JSON, fitted by the plugin budget or by the module alone; ``chunks`` are those of each file."""
     kind = budget.BoundedContexts if plugin else Contexts
     state = kind.__new__(kind)
+    paths = [file["path"] for file in sections["relevant_files"]]
     request: Any = SimpleNamespace(
-        issue_id="issue-1", agent_type="python-specialist", task=task, max_bytes=max_bytes, max_files=max_files
-    )
+        issue_id="issue-1", agent_type="python-specialist", task=task, max_bytes=max_bytes, max_files=max_files,
+        ranked=[cco_sidecar.RankedFile(path, 1.0, [], best) for path, best in zip(paths, chunks, strict=False)],
+    )  # fmt: skip
     return state.answer(request, sections)[0]
 
 
@@ -834,12 +836,15 @@ def test_the_module_alone_keeps_the_budget_too(
 
 
 @settings(deadline=None, max_examples=60)
-@given(sections(), st.integers(2000, 60_000), st.integers(0, 20), st.sampled_from(["", "a task"]))
+@given(
+    sections(), st.integers(2000, 60_000), st.integers(0, 20), st.sampled_from(["", "a task"]),
+    st.lists(CHUNKS, min_size=12, max_size=12),
+)  # fmt: skip
 def test_a_context_never_exceeds_its_budget(
-    given_sections: dict[str, Any], max_bytes: int, max_files: int, task: str
+    given_sections: dict[str, Any], max_bytes: int, max_files: int, task: str, chunks: Any
 ) -> None:
     before = copy.deepcopy(given_sections)
-    body = fitted(given_sections, max_bytes, task, max_files)
+    body = fitted(given_sections, max_bytes, task, max_files, chunks=chunks)
     assert len(body) <= max_bytes
     answer = json.loads(body)
     context, files = answer["context"], answer["context"]["relevant_files"]
@@ -847,9 +852,6 @@ def test_a_context_never_exceeds_its_budget(
     assert answer["total_size_bytes"] == len(cco_sidecar.msgspec.json.encode(context))
     assert context["project_structure"]["total_files"] == before["project_structure"]["total_files"]
     assert context["project_structure"]["total_size_bytes"] == 123_456
-    before["metadata"]["task_matched"] = bool(before["relevant_files"]) if task else None
-    for file in before["relevant_files"]:
-        file.pop("chunks")
     originals = {file["path"]: file["content"] for file in before["relevant_files"]}
     for file in files:
         assert (

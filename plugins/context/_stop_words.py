@@ -1,4 +1,6 @@
-"""Words of a task that say nothing of what it is about, for the plugins of cco_sidecar."""
+"""Words of a task that say nothing of what it is about, and what is said where no other occurs, for the plugins of
+cco_sidecar.
+"""
 
 STOP_WORDS = frozenset(
     """a about add adds added after all allow also an and any are as at avoid be because been before but by can change
@@ -8,3 +10,4 @@ STOP_WORDS = frozenset(
     via was we were what when where which while who why will with without would you fix fixed fixes fixing bug issue
     problem implement implements""".split()
 )
+NO_MATCH = "no word of the task occurs"  # the first reason of each file then

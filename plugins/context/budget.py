@@ -6,6 +6,8 @@ chunks of 50 lines, then the least relevant files go; what room remains goes to 
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +20,7 @@ from cco_sidecar import (
     Contexts,
     Sections,
     checksum,
+    clean_text,
     hookimpl,
     json_size,
     log,
@@ -56,6 +59,8 @@ class BoundedContexts(Contexts):
         answers = list(self._hooks.ask("context_section", request=request))
         for name, answer in reversed(answers):  # so that later plugins win
             try:
+                if isinstance(structure := answer.get("project_structure"), dict):
+                    answer = answer | {"project_structure": without_deepest(structure, 2 * request.max_bytes)}
                 given = msgspec.json.decode(msgspec.json.encode(answer))
                 size = json_size({name: part for name, part in given.items() if name not in CUTTABLE_SECTIONS})
                 if size > room:
@@ -66,7 +71,7 @@ class BoundedContexts(Contexts):
                 if "metadata" in given:
                     given["metadata"] = sections.get("metadata", {}) | given["metadata"]
                 sections |= given
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, LookupError, AttributeError) as error:
                 log.warning("plugin %s: context_section: %s", name, one_line(error))
         if missing := SECTION_TYPES.keys() - sections.keys():
             raise RuntimeError(f"sections {sorted(missing)} could not be made")
@@ -75,16 +80,31 @@ class BoundedContexts(Contexts):
 
     def fit(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool:
         files, sections["relevant_files"] = sections["relevant_files"], []
+        chunks = {clean_text(item.path): item.chunks for item in request.ranked}
         for file in files:
-            if not file.get("chunks") and request.task and len(file["content"]) > request.max_bytes / 8:
-                file["chunks"] = score_chunks(file["content"], request.task)
+            if not chunks.get(file["path"]) and request.task and len(file["content"]) > request.max_bytes / 8:
+                chunks[file["path"]] = score_chunks(file["content"], request.task)
         wanted = sum(min(json_size(file), max_bytes) + 1 for file in files)
         cut = cut_sections(sections, max_bytes, wanted)
         left = max_bytes - json_size(sections)
         if left < 0:
             raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes: ask for more")
-        chosen = sections["relevant_files"] = choose_files(files, left, cap=max(LEAST, request.max_bytes // 4))
+        cap = max(LEAST, request.max_bytes // 4)
+        chosen = sections["relevant_files"] = choose_files(files, chunks, left, cap)
         return cut or len(chosen) < len(files)
+
+
+def without_deepest(structure: dict[str, Any], most: int) -> dict[str, Any]:
+    """The structure without the names that are deepest beyond ``most`` letters of files, and as many of folders: so
+    that nobody looks for secrets in what cannot be given.
+    """
+    lists = {}
+    for kind in ("files", "directories"):
+        by_depth = sorted(structure[kind], key=lambda name: name.count("/"))
+        ends = list(itertools.accumulate(map(len, by_depth), initial=0))
+        if ends[-1] > most:
+            lists[kind] = sorted(by_depth[: bisect.bisect(ends, most) - 1])
+    return structure | lists
 
 
 def cut_sections(sections: Sections, room: int, wanted: int) -> bool:
@@ -144,13 +164,15 @@ CUTTERS: dict[str, Callable[[Sections, int], bool]] = {
 }  # fmt: skip
 
 
-def choose_files(files: list[dict[str, Any]], room: int, cap: int) -> list[dict[str, Any]]:
-    """What fits into ``room`` bytes of JSON, most relevant first.
+Chunks = list[tuple[int, float]]  # of a file: first line and score
+
+
+def choose_files(files: list[dict[str, Any]], chunks: dict[str, Chunks], room: int, cap: int) -> list[dict[str, Any]]:
+    """What fits into ``room`` bytes of JSON, most relevant first; ``chunks`` by path.
 
     All of them whole where there is room; else each up to ``cap`` bytes, and what then remains goes to those that
     were given in part.
     """
-    chunks = {id(file): file.pop("chunks", []) for file in files}
     sizes = {id(file): json_size(file) + 1 for file in files}
     if sum(sizes.values()) <= room:
         return files
@@ -158,7 +180,7 @@ def choose_files(files: list[dict[str, Any]], room: int, cap: int) -> list[dict[
     for file in files:
         limit, given = min(room, cap), file
         if sizes[id(file)] > limit:
-            shorter = cut_file(file, limit - 1, chunks[id(file)]) if limit >= LEAST else None
+            shorter = cut_file(file, limit - 1, chunks.get(file["path"], [])) if limit >= LEAST else None
             if shorter is None:
                 continue
             given = shorter
@@ -167,15 +189,14 @@ def choose_files(files: list[dict[str, Any]], room: int, cap: int) -> list[dict[
         room -= size
     for number, (file, given, size) in enumerate(chosen):
         if given is not file and room >= LEAST:
-            more = (
-                file if sizes[id(file)] <= size + room else cut_file(file, size + room - 1, chunks[id(file)]) or given
-            )
+            whole = sizes[id(file)] <= size + room
+            more = file if whole else cut_file(file, size + room - 1, chunks.get(file["path"], [])) or given
             room += size - json_size(more) - 1
             chosen[number] = (file, more, json_size(more) + 1)
     return [given for _, given, _ in chosen]
 
 
-def cut_file(file: dict[str, Any], limit: int, chunks: list[tuple[int, float]]) -> dict[str, Any] | None:
+def cut_file(file: dict[str, Any], limit: int, chunks: Chunks) -> dict[str, Any] | None:
     """The file in part, its JSON at most ``limit`` bytes: its best chunks, else its beginning; None where not one line
     fits.
     """
@@ -195,7 +216,7 @@ def cut_file(file: dict[str, Any], limit: int, chunks: list[tuple[int, float]]) 
 CHUNK_LINES = 50
 
 
-def best_ranges(lines: list[str], chunks: list[tuple[int, float]], room: int) -> list[tuple[int, int]]:
+def best_ranges(lines: list[str], chunks: Chunks, room: int) -> list[tuple[int, int]]:
     """(first, last) of the lines, numbered from 1, of the best chunks that fit into ``room`` bytes; in file order,
     neighbours joined.
     """
@@ -221,7 +242,7 @@ def excerpt(lines: list[str], first: int, last: int) -> str:
     return f"[lines {first}-{last} of {len(lines)}]\n" + "\n".join(lines[first - 1 : last]) + "\n"
 
 
-def score_chunks(content: str, task: str) -> list[tuple[int, float]]:
+def score_chunks(content: str, task: str) -> Chunks:
     """(first line, score) of a text's 50-line chunks by the task's words that they hold, the rare ones more; for
     rankings that give none.
     """

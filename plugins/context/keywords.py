@@ -26,7 +26,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
 from cco_sidecar_plugins.context._kinds import kind_of
 from cco_sidecar_plugins.context._languages import spoken_by
-from cco_sidecar_plugins.context._stop_words import STOP_WORDS
+from cco_sidecar_plugins.context._stop_words import NO_MATCH, STOP_WORDS
 
 WORDS, WORK = 48, 1_500_000_000  # words of a task; bytes times words that are scanned, in about a second
 MOST = 400  # files that are ranked; to sort all of a large project would hold up all threads
@@ -62,10 +62,12 @@ def rank_files(request: RankRequest) -> list[RankedFile]:
     plain = "{}, as no file is of the agent's kinds and language" if all_others else "{} of the project"
     given = order if all_others else shares.keys() | own | first
     scores = {path: scores.get(path, 0.0) + least * order[path] for path in given}
+    unmatched = [NO_MATCH] if request.task and not matched else []
     ranked = []
     for path in heapq.nsmallest(MOST, scores, key=lambda path: (-scores[path], path)):
         why = [reason for _, reason in sorted(shares.get(path, ()), reverse=True)[:4]]
-        ranked.append(RankedFile(path, scores[path], why or [plain.format(kind_of(path))], matched=path in matched))
+        reasons = [*unmatched, *(why or [plain.format(kind_of(path))])]
+        ranked.append(RankedFile(path, scores[path], reasons, matched=path in matched))
     return ranked
 
 

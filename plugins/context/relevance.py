@@ -82,7 +82,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
 from cco_sidecar_plugins.context._languages import WEB, spoken_by
 from cco_sidecar_plugins.context._prepared import PreparedContexts
-from cco_sidecar_plugins.context._stop_words import STOP_WORDS
+from cco_sidecar_plugins.context._stop_words import NO_MATCH, STOP_WORDS
 from cco_sidecar_plugins.context._withheld import is_secret
 
 log = logging.getLogger("cco_sidecar.relevance")
@@ -1718,7 +1718,10 @@ def neighbours(root: str, paths: Sequence[str]) -> dict[str, Neighbours]:
 
 @hookimpl
 def rank_files(request: RankRequest) -> list[RankedFile] | None:
-    return rank(request)
+    ranked = rank(request)
+    if not request.task or not ranked or ranked[0].matched:  # all are, or none is
+        return ranked
+    return [msgspec.structs.replace(item, reasons=[NO_MATCH, *item.reasons]) for item in ranked]
 
 
 @hookimpl

@@ -22,14 +22,13 @@ The path of a request, from top to bottom of this file:
            -> a part (Results, EventBus, Contexts, Agents) -> Storage.write (one writer thread, one commit)
            -> EventBus.wake_waiters (on the loop, in commit order) -> Endpoint.send
 
-This file alone serves the whole reference and makes tokens. What goes beyond that, or does a part better, is a plugin
-in ``plugins/``. It implements hooks (``Asks``, ``Tells``, ``Parts``); only what runs without hooks, or is one, is a
-class derived from Settings, Hooks, ReferenceRules, Program, Redaction or the log's handler (``bundled_class``).
+This file alone serves the whole reference and makes tokens. Files in ``plugins/`` add to it, or do a part better, by
+hooks (``Asks``, ``Tells``, ``Parts``) or, where no hooks are loaded yet, by a class that ``bundled_class`` names.
 
 Units: seconds and bytes everywhere inside; a name says so where it is another one (``mtime_ns``).
 
 Threads: everything lives on the event loop, where a method without ``await`` is atomic, except
-  * the writer thread of Storage, which alone changes the database, and asks the built-in rules who works next;
+  * the writer thread of Storage, which alone changes the database, and asks the rules who works next;
   * worker threads (``Pool``) for what blocks: git, files, processes, and plugins' hooks, which get values and never a
     part of the service.
 """
@@ -111,7 +110,7 @@ __version__ = "1.0.0"
 
 MB = 1024 * 1024
 TASK_LENGTH = 30_000  # characters, of up to 12 bytes each in a URL
-MAX_LINE = 8 * 1024  # bytes of a request's target; what RFC 9112 (3) asks for at least
+MAX_LINE = 8 * 1024  # bytes of a request's target; RFC 9112 (3) recommends 8,000 or more
 MAX_FIELDS = 64 * 1024  # bytes of a request's headers
 
 
@@ -174,11 +173,9 @@ class Settings:
         return self.places.get(name, flag_of(name))
 
     def command_of(self, agent_type: str) -> tuple[str, ...] | None:
-        """The command that runs agents of a type, None where none is configured."""
-        return self.agent_command
+        return self.agent_command  # with plugins/_settings.py there are some for one type alone
 
     def log_formatter(self) -> logging.Formatter:
-        """What makes a log line of its record."""
         return logging.Formatter("%(asctime)s %(levelname)s %(message)s")
 
     @classmethod
@@ -186,9 +183,12 @@ class Settings:
         """By option (where it is set, value, folder of relative paths), from the root's settings files. Alone none is
         read, and StartError says so where there is one.
         """
-        for name, ours in {"cco.toml": "", "pyproject.toml": r"^\s*\[?\s*tool[\s.\]\"']+cco-sidecar(?![\w-])"}.items():
+        for name, mark in {
+            "cco.toml": r"\A",
+            "pyproject.toml": r"^\s*\[?\s*tool[\s.\]\"']+cco-sidecar(?![\w-])",
+        }.items():
             file = root / name
-            if file.is_file() and re.search(ours, file.read_text("utf-8-sig", "replace"), re.MULTILINE):
+            if file.is_file() and re.search(mark, file.read_text("utf-8-sig", "replace"), re.MULTILINE):
                 raise StartError(f"{name}: settings files are not read; {ABSENT}")
         return {}
 
@@ -217,7 +217,7 @@ def read_option(name: str, where: str, value: Any, folder: Path | None = None) -
     try:
         found = option_table()[name].read(value)
     except (ValueError, RecursionError) as error:
-        text = value[0] if isinstance(value, list) and len(value) == 1 else value
+        text = value[0] if isinstance(value, list) and len(value) == 1 else value  # of a flag that may be repeated
         shown = f"{text!r} " if isinstance(text, str) and name != "jwt_secret" else ""
         raise StartError(f"{where}: {shown[:200]}{one_line(error)}") from None
     if isinstance(found, tuple):
@@ -227,7 +227,6 @@ def read_option(name: str, where: str, value: Any, folder: Path | None = None) -
 
 @functools.cache
 def option_table() -> dict[str, Option]:
-    """Every option by its name."""
     readers = typing.get_type_hints(settings_class(), include_extras=True)
     return {
         field.name: dataclasses.replace(field.metadata["option"], read=readers[field.name].__metadata__[0])
@@ -237,7 +236,6 @@ def option_table() -> dict[str, Option]:
 
 
 def settings_class() -> type[Settings]:
-    """Settings, or what the bundled plugins derive from it."""
     return bundled_class(Settings, "_settings", "PluginSettings")
 
 
@@ -258,7 +256,7 @@ def default_storage(root: Path, project: str) -> Path:
     places = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Application Support")}
     variable, below_home = places.get(sys.platform, ("XDG_STATE_HOME", ".local/state"))
     given = os.environ.get(variable, "")
-    base = Path(os.path.expanduser("~"), below_home, given if os.path.isabs(given) else "")  # as XDG has it
+    base = Path(given) if os.path.isabs(given) else Path(os.path.expanduser("~"), below_home)  # as XDG has it
     if not base.is_absolute():
         raise StartError("your home folder, in which state is kept, is not known: set HOME, or use --storage DIR")
     return base / "cco-sidecar" / f"{project}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
@@ -315,8 +313,6 @@ def read_path(value: Any) -> Path:
 
 
 def read_match(pattern: str, problem: str) -> Callable[[Any], str]:
-    """The reader of texts and numbers of which ``pattern`` matches the whole."""
-
     def read(value: Any) -> str:
         known = isinstance(value, (str, int)) and not isinstance(value, bool)
         if not known or not re.fullmatch(pattern, str(value), re.DOTALL):
@@ -359,6 +355,8 @@ CATEGORIES = {
 }
 CategoryName: Any = Literal[tuple(CATEGORIES)]
 
+
+# -- errors
 
 ERRORS: dict[str, tuple[int, str, str]] = {  # code: status, error, default message
     "AUTH_001": (401, "unauthorized", "Invalid or missing JWT token"),
@@ -505,10 +503,10 @@ hookimpl = pluggy.HookimplMarker("cco_sidecar")  # marks an implementation
 
 
 class Asks:
-    """Hooks by which anybody's code gives a value, in a worker thread. A plugin that raises is logged and passed over;
-    with plugins/_hooks.py, which also has more hooks, so is one that takes more than five seconds or returns what JSON
-    cannot say. None is no answer; where one is wanted, the first wins. An implementation may take fewer arguments than
-    are named here. plugins/examples/_every_hook.py has the smallest useful one of each hook, also of Tells and Parts.
+    """Hooks by which anybody's code gives a value, in a worker thread. None is no answer; where one is wanted, the
+    first wins. An implementation may take fewer arguments than are named here. Who raises is logged and passed over.
+    With plugins/_hooks.py, which has more hooks, so is who takes over five seconds or returns what JSON cannot say.
+    plugins/examples/_every_hook.py has the smallest useful one of each hook, also of Tells and Parts.
     """
 
     def register_agent_types(self, settings: Settings) -> dict[str, str]:
@@ -538,7 +536,9 @@ class Asks:
         """
 
     def permission_policy(self, claims: Claims, permission: str | None, method: str, path: str) -> bool | str | None:
-        """Refuse a request that the token allows: False or a reason; None or True leaves it. Who fails refuses."""
+        """Refuse a request that the token allows: False or a reason; None or True leaves it. Who fails refuses.
+        ``permission`` is None where any token will do.
+        """
 
     def agent_command(self, launch: AgentLaunch, settings: Settings) -> Argv | AgentCommand | None:
         """The argv that runs an agent, or an AgentCommand; AgentLaunch's fields in braces are filled in."""
@@ -590,9 +590,8 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
 
 
 class Hooks:
-    """The loaded plugins, called one by one: who fails is logged and passed over. ``ask``, ``first`` and ``refusal``
-    block, ``tell`` returns at once. SafeHooks of plugins/_hooks.py also keeps plugins apart by threads and times, and
-    passes over those that cannot be loaded, which alone end the start.
+    """The loaded plugins, called one by one: who fails is logged and passed over. SafeHooks of plugins/_hooks.py also
+    keeps them apart by threads and times, and passes over those that cannot be loaded; without it they end the start.
     """
 
     MANAGER = pluggy.PluginManager
@@ -601,7 +600,7 @@ class Hooks:
     def __init__(self, built_in: Iterable[object]) -> None:
         self._manager = self.MANAGER("cco_sidecar")
         self.implementations: dict[str, list[Implementation]] = {hook: [] for hook in self.SPECS}
-        self._untold: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self._untold: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self._teller: Future[Any] | None = None
         self.pool = Pool("asks", 16, 60)  # for those who ask on the loop
         self.loaded: list[Any] = []  # each a Plugin, or what is derived from it
@@ -611,7 +610,6 @@ class Hooks:
         self._trusted = {plugin.name for plugin in self.loaded}  # whose errors are ours, and pass through
 
     def load(self, settings: Settings, strict: bool) -> None:
-        """Load the plugins of --plugins. Raises StartError."""
         folders = (sorted(path.glob("[!_.]*.py")) if path.is_dir() else [path] for path in settings.plugins)
         for file in () if settings.no_plugins else itertools.chain(*folders):
             try:
@@ -678,13 +676,17 @@ class Hooks:
         log.warning("plugin %s: %s: %s: %s", row.plugin, row.hook, type(error).__name__, one_line(error))
 
     def tell(self, hook: str, **facts: Any) -> None:
-        """Tell every observer, in order, in a thread of its own; do not wait."""
+        """Tell every observer, in order, in a thread of its own. Returns at once."""
         if not self.implementations[hook]:
             return
         if self._teller is None:
-            calls = (call() for call in iter(self._untold.get, None))
-            self._teller = in_thread("observers", lambda: collections.deque(calls, maxlen=0))
-        self._untold.put(lambda: collections.deque(self.ask(hook, **facts), maxlen=0))
+            self._teller = in_thread("observers", self._tell_for_ever)
+        self._untold.put((hook, facts))
+
+    def _tell_for_ever(self) -> None:
+        while True:
+            hook, facts = self._untold.get()
+            list(self.ask(hook, **facts))
 
     def part(self, base: type[T], settings: Settings) -> type[T]:
         """``base``, or what plugins derive from it: each gets what the one before it made. Raises StartError."""
@@ -702,7 +704,7 @@ class Hooks:
 
 
 class IssueNotFound(Exception):
-    """Raised by the hook ``resolve_issue`` (plugins/_hooks.py): the issue is known not to exist."""
+    """What the hook ``resolve_issue`` (plugins/_hooks.py) raises for an issue that does not exist."""
 
 
 class Plugin(Struct):
@@ -753,8 +755,8 @@ def bundled_folder() -> Path | None:
 
 
 def import_file(file: Path) -> types.ModuleType:
-    """The module in ``file``: of a bundled plugin ``cco_sidecar_plugins.<room>.<stem>``, in a checkout as where it is
-    installed, of others ``cco_sidecar_user_plugins.<stem>``. Raises what its code raises.
+    """The module in ``file``, as ``cco_sidecar_plugins.<room>.<stem>`` where it is bundled, else as
+    ``cco_sidecar_user_plugins.<stem>``. Raises what its code raises.
     """
     # Run as a script this module is __main__: without this a plugin's import would make a second copy of every class.
     sys.modules.setdefault("cco_sidecar", sys.modules[__name__])
@@ -854,7 +856,8 @@ class Sidecar:
         if settings.port == 0:
             self.storage.write_behind(lambda records: records.set_meta("port", str(self.port)))
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-        url = f"{self.server_class.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        shown = f"[{host}]" if ":" in host else host
+        url = f"{self.server_class.scheme}://{shown}:{self.port}"
         root, started = clean_text(str(settings.root)), iso(self.started)
         self.info = SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
 
@@ -867,7 +870,8 @@ def listening(host: str, last: int, port: int) -> list[socket.socket]:
     try:
         return tornado.netutil.bind_sockets(port, host, backlog=4096)
     except OSError as error:
-        advice = "; use --port with another number, or --port 0 for a free one" * (error.errno == errno.EADDRINUSE)
+        taken = error.errno == errno.EADDRINUSE
+        advice = "; use --port with another number, or --port 0 for a free one" if taken else ""
         raise StartError(f"cannot listen on {host} port {port}: {error.strerror or error}{advice}", 1) from error
 
 
@@ -899,7 +903,8 @@ def prepare_storage_folder(settings: Settings) -> None:
         for path in found:
             make_private(path)
     except (StartError, OSError) as error:
-        hint = "; unless you name it, it lies below $XDG_STATE_HOME or your home folder" * isinstance(error, OSError)
+        unnamed = "; unless you name it, it lies below $XDG_STATE_HOME or your home folder"
+        hint = unnamed if isinstance(error, OSError) else ""
         raise StartError(f"{settings.where('storage')}: {error}{hint}") from None
 
 
@@ -970,11 +975,11 @@ def remove_sidecar_json(folder: Path) -> None:
 
 
 class Metrics:
-    """Response times and errors of the last minute."""
+    """Response times and errors of the last minute, of 20,000 requests at most."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
-        self._requests = collections.deque[tuple[float, float, bool]](maxlen=100_000)  # when, seconds, failed
+        self._requests = collections.deque[tuple[float, float, bool]](maxlen=20_000)  # when, seconds, failed
 
     def record(self, duration: float, *, failed: bool) -> None:
         self._requests.append((time.monotonic(), duration, failed))
@@ -984,7 +989,8 @@ class Metrics:
         recent = [request for request in self._requests if request[0] >= now - 60]
         times = sorted(duration * 1000 for _, duration, _ in recent) or [0.0]
         p95, p99 = (times[max(0, math.ceil(share * len(times)) - 1)] for share in (0.95, 0.99))  # by nearest rank
-        span = max(1.0, min(60.0, now - self._started))
+        since = self._started if len(self._requests) < 20_000 else self._requests[0][0]
+        span = max(1.0, min(60.0, now - since))
         figures = {
             "avg_response_time_ms": sum(times) / len(times), "p95_response_time_ms": p95, "p99_response_time_ms": p99,
             "requests_per_second": len(recent) / span, "errors_per_minute": 60 * sum(row[2] for row in recent) / span,
@@ -4199,15 +4205,12 @@ GOOD, REFUSED, WRONG_USE = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     words = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in given]  # in any locale
     return bundled_class(Program, "_program", "WholeProgram")().run(words)
 
 
 class Program:
-    """The way from the words of a command line to an exit code."""
-
     def run(self, words: list[str]) -> int:
         try:
             options = self.parse(words)
@@ -4222,7 +4225,7 @@ class Program:
 
     def parse(self, words: list[str]) -> argparse.Namespace:
         """The options, and the command as ``run``."""
-        options, rest = option_parser().parse_known_args(words)
+        options, rest = option_parser().parse_known_args(words)  # also those before the command
         parser = CommandParser(prog="cco", usage="%(prog)s [serve | token] [OPTIONS]", parents=[option_parser()])
         parser.description = "Lets a team of agents work on one repository: serves it, or prints a token for an agent."
         parser.epilog = "cco token --help shows its options. Exit codes: 0 good, 1 refused, 2 wrong use."
@@ -4265,7 +4268,6 @@ def option_parser() -> CommandParser:
 
 
 def complain(message: str) -> None:
-    """Write one line to standard error."""
     with contextlib.suppress(OSError):  # nobody can be told
         print(f"cco: {harmless(message)}", file=sys.stderr)
 
@@ -4336,7 +4338,7 @@ def banner(sidecar: Sidecar) -> str:
         f"  Storage:  {sidecar.storage.place}",
         f"  Plugins:  {', '.join(plugin.name for plugin in used) or 'none'}",
         *(f"  Skipped:  {plugin.name} ({plugin.problem})" for plugin in sidecar.hooks.loaded if plugin.problem),
-        *([] if used else [f"  Alone:    {ALONE}"]),
+        *([f"  Alone:    {ALONE}"] if not used or type(sidecar.hooks) is Hooks else []),
         f"  Token:    {own_command()} token --type python-specialist",
         "  Stop:     Ctrl-C",
     ]
@@ -4354,7 +4356,7 @@ ABSENT = f"is plugins/ beside {Path(__file__).name}? `pip install .` in a checko
 
 
 def own_command() -> str:
-    """The words by which this program was called, for messages that name a next command."""
+    """How this program was called, for messages that name a next command."""
     if Path(sys.argv[0]).name in ("cco", "cco.exe"):
         return "cco"
     return f"{'uv run' if 'UV' in os.environ else 'python'} {sys.argv[0] or 'cco_sidecar.py'}"
@@ -4400,7 +4402,7 @@ StorageError = sqlite3.Error  # what every fault of the storage is raised as
 
 
 class ApiError(Exception):
-    """A refusal with its code of ERRORS; parts raise it, the base handler turns it into an answer."""
+    """A refusal with its code of ERRORS, which the base handler answers."""
 
     def __init__(
         self, code: str, message: str = "", *, status: int = 0, details: Any = None, retry_after: int | None = None,
@@ -4414,7 +4416,6 @@ class ApiError(Exception):
         super().__init__(f"{code}: {self.message}")
 
     def answer(self, request_id: str) -> dict[str, Any]:
-        """The body of the answer to the request that is refused."""
         body = {
             "error": self.error, "message": self.message, "code": self.code, "details": self.details,
             "retry_after_seconds": self.retry_after,
@@ -4434,7 +4435,7 @@ def clean_text(text: str) -> str:
 
 
 def is_identifier(text: str) -> bool:
-    return bool(re.fullmatch(IDENTIFIER, text)) and ".." not in text
+    return bool(re.fullmatch(NAME, text))
 
 
 def iso(moment: float | None = None) -> str:
@@ -4484,9 +4485,7 @@ class Pool:
 
 
 def in_thread(name: str, call: Callable[[], T]) -> Future[T]:
-    """The outcome of ``call`` in a thread that is free, or a new one, which holds up neither others nor the end of the
-    program.
-    """
+    """The outcome of ``call`` in a daemon thread, a free one or a new one."""
     outcome: Future[T] = Future()
     outcome.set_running_or_notify_cancel()  # who gives it up does not end it
 
@@ -4537,5 +4536,4 @@ T = typing.TypeVar("T")
 
 
 if __name__ == "__main__":
-    sys.modules.setdefault("cco_sidecar", sys.modules[__name__])
     sys.exit(main())

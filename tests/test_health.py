@@ -1,9 +1,13 @@
 """GET /health and GET /status tell what was measured."""
 
 import time
+from types import SimpleNamespace
 
 import psutil
+import pytest
 from conftest import Client, Service, until
+
+import cco_sidecar
 
 
 def test_health_needs_no_token_and_reports_real_checks(service: Service) -> None:
@@ -44,3 +48,19 @@ def test_status_counts_what_happened(architect: Client, issue: str) -> None:
     assert after["storage"]["results_stored"] == before["storage"]["results_stored"] + 1
     assert after["performance"]["requests_per_second"] > 0
     assert before["storage"]["total_size_mb"] > 0.01  # an empty database has a page for each table and index
+
+
+@pytest.mark.parametrize(("each_second", "seconds"), [(1, 300), (100, 90), (150, 30), (3_000, 70), (15_000, 3)])
+def test_rates_are_true_of_few_and_of_many_requests(
+    each_second: int, seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 1_000.0
+    monkeypatch.setattr(cco_sidecar, "time", SimpleNamespace(monotonic=lambda: clock))
+    metrics = cco_sidecar.Metrics()
+    for number in range(each_second * seconds):
+        clock = 1_000.0 + number / each_second
+        metrics.record(0.002, failed=number % 10 == 0)
+    told = metrics.statistics()
+    assert told["requests_per_second"] == pytest.approx(each_second, rel=0.03)
+    assert told["errors_per_minute"] == pytest.approx(6 * each_second, rel=0.1)
+    assert told["avg_response_time_ms"] == told["p99_response_time_ms"] == 2.0

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -981,6 +982,24 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
     assert client.get("/status").json()["storage"]["results_stored"] == 1
     assert client.get("/openapi.json").status_code == 404  # is a plugin's
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "plugins", "told"),
+    [("Hooks", [], True), ("Hooks", ["ours"], True), ("SafeHooks", [], True), ("SafeHooks", ["ours"], False)],
+)
+def test_the_banner_says_what_is_missing_where_the_bundled_plugins_are_not_in_use(
+    kind: str, plugins: list[str], told: bool, tmp_path: Path
+) -> None:
+    hooks = (cco_sidecar.Hooks if kind == "Hooks" else plugin("_hooks").SafeHooks)([cco_sidecar.ReferenceRules()])
+    hooks.loaded += [hooks.loaded[0].__class__(name, "a file", []) for name in plugins]
+    info = cco_sidecar.SidecarInfo(1, "http://127.0.0.1:1", "p", "/r", "1", "")
+    sidecar: Any = SimpleNamespace(
+        hooks=hooks, info=info, server_class=cco_sidecar.Server, storage=SimpleNamespace(place="/s")
+    )
+    banner = cco_sidecar.banner(sidecar)
+    assert ("  Alone:    no TLS" in banner) is told
+    assert f"  Plugins:  {'ours' if plugins else 'none'}\n" in banner
 
 
 @pytest.fixture

@@ -2397,10 +2397,11 @@ class Results:
     async def store(self, body: dict[str, Any]) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
         category = await self._agent_types.find(body["agent_type"])
-        # Other agents read the record, its file and the contexts that it becomes part of.
-        short = len(msgspec.json.encode(body["result"])) < self.SHORT
-        redacted = redact_json(body["result"]) if short else await asyncio.to_thread(redact_json, body["result"])
-        body |= {"result": redacted[0]}
+        # Other agents read the record, its file and the contexts that it becomes part of. Whose it is stays as it is.
+        whose = {name: body[name] for name in ("agent_id", "agent_type", "issue_id", "project_id")}
+        short = len(msgspec.json.encode(body)) < self.SHORT
+        redacted, _ = redact_json(body) if short else await asyncio.to_thread(redact_json, body)
+        body = redacted | whose
         stored = await self.write(body, category, await self.language())
         self._hooks.tell("result_stored", result=body | {"id": stored["id"], "stored_at": stored["timestamp"]})
         return stored

@@ -420,6 +420,30 @@ def test_every_documented_result_is_stored_as_it_was_sent(
     assert {name: again[name] for name in body} == body
 
 
+SECRET = "gh" + "p_aB3xY7pQ9rT2vW5z8mN4cD6fG1hJ0kL2sE9u"
+
+
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [
+        ({"note": f"as {SECRET}"}, {"note": "as [REDACTED]"}),
+        ({"notes": [{"by": SECRET}]}, {"notes": [{"by": "[REDACTED]"}]}),
+        ({SECRET: 1}, {"[REDACTED]": 1}),
+        ({"timestamp": SECRET}, {"timestamp": "[REDACTED]"}),
+    ],
+    ids=["text", "list", "name", "known field"],
+)
+def test_fields_beside_a_result_are_redacted_as_it_is_and_whose_it_is_stays(
+    coder: Client, issue: str, more: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    own = {"agent_id": f"key-{SECRET[4:]}", "issue_id": issue}
+    answer = coder.post("/api/results", SHORT_RESULT | own | more)
+    assert answer.status_code == 201, answer.text
+    record = Path(answer.json()["storage_path"]).read_text()
+    assert SECRET not in record
+    assert (own | kept).items() <= json.loads(record).items()
+
+
 def test_the_first_success_proposes_tester_and_auditor_as_documented(coder: Client, issue: str) -> None:
     proposed = coder.post("/api/results", SHORT_RESULT | {"issue_id": issue}).json()["next_agents"]
     assert {(agent["agent_type"], agent["priority"]) for agent in proposed} == {

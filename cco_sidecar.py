@@ -1908,6 +1908,7 @@ class Storage:
     read: Records  # for the loop alone
     epoch: str
     head: int  # the newest event that was told
+    floor: int  # retention, which a plugin has, has removed events up to here
 
     def __init__(self, settings: Settings, records: type[Records]) -> None:
         self.path, self._settings, self._records = settings.storage / self.FILE, settings, records
@@ -1925,7 +1926,7 @@ class Storage:
             self.read = self._records(connect_database(self.path, read_only=True))
         except sqlite3.Error as error:
             raise StartError(f"the storage {self.path} cannot be opened: {error}; it is left as it is", 1) from None
-        self.epoch, self.head = str(self.read.meta("epoch")), self.read.head()
+        self.epoch, self.head, self.floor = str(self.read.meta("epoch")), self.read.head(), self.read.floor()
         self.files.recover(self.read)
         self._loop = asyncio.get_running_loop()
         self._thread.start()
@@ -2134,7 +2135,7 @@ class Records:
     # -- events
 
     head = select_value("select seq from sqlite_sequence where name = 'event'", 0)  # the newest number
-    floor = select_value(f"{COUNTED} 'floor'", 0)  # retention, which a plugin has, has removed events up to here
+    floor = select_value(f"{COUNTED} 'floor'", 0)  # the number up to which retention has removed events
     count_published = select_value(f"{COUNTED} 'published:' || ?", 0)
     count_delivered = select_value(f"{COUNTED} 'deliveries'", 0)
     undelivered = select_value(f"{COUNTED} 'undelivered:' || ?", 0)  # expired ones until the next sweep
@@ -2662,7 +2663,7 @@ class EventBus:
         Raises EVT_002 (filter), REQ_001 (garbage in since), EVT_003 (since is outside of what is kept) and
         CancelledError (the client hung up).
         """
-        filter, floor = self.parse(query.filter).within(claims.issue_id), self._storage.read.floor()
+        filter, floor = self.parse(query.filter).within(claims.issue_id), self._storage.floor
         channel = (claims.project_id, event_type)  # what a poll listens to; the type may be *
         key = None if query.since else (claims.project_id, claims.sub, event_type, filter.text)
         begin = self.position(key) if key else self.parse_cursor(query.since, floor)

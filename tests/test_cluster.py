@@ -381,6 +381,29 @@ def test_a_snapshot_takes_the_place_of_old_entries_and_nobody_misses_any(
         assert ids(sidecar.client().wait("late", since=events[-1], timeout=5000)) == [late]
 
 
+def test_what_the_retention_of_one_has_removed_is_gone_on_all(nats: Servers, make_team: Callable[..., Team]) -> None:
+    made = make_team(nats.url, "--nats-prefix", f"floor-{uuid.uuid4().hex[:8]}")
+    (short,), (other,) = made.start(1, "--event-limit", "3"), made.start(1)
+    reader = other.client(sub="reader")
+    events = [reader.publish("kept")["event_id"]]
+    assert ids(reader.wait("kept")) == events
+    events += [short.client().publish("kept")["event_id"] for _ in range(6)]
+    gone = {"since": events[0], "timeout": 0}
+
+    def refusal(sidecar: Service) -> Any:
+        answer = sidecar.client().get("/api/events/wait/kept", **gone)
+        return answer.json()["details"] if answer.status_code == 410 else None
+
+    expected = {"reason": "retention", "floor": events[-4], "head": events[-1]}
+    for sidecar in (short, other):
+        until(lambda sidecar=sidecar: refusal(sidecar) == expected)
+        assert ids(sidecar.client().wait("kept", since="earliest")) == events[-3:]
+    other.kill()
+    assert refusal(other.start()) == expected
+    late = Client(other.url, reader.token).wait("kept")
+    assert (ids(late), late["missed"]) == (events[-3:], {"position": events[0], "floor": events[-4]})
+
+
 def test_a_context_shows_results_of_a_snapshot_whose_events_have_expired(
     make_team: Callable[..., Team], tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ from conftest import MODULE, PROJECT, Client, Service, clean_environment, make_r
 
 import cco_sidecar
 from cco_sidecar import (
+    ApiError,
     Claims,
     EventBus,
     HangUp,
@@ -925,6 +926,36 @@ def test_a_crowd_that_events_wake_shares_one_search_in_portions_and_misses_no_ev
         return [[json.loads(row["body"])["data"]["n"] for row in poll.rows] for poll in first + second]
 
     assert with_storage(tmp_path, scene) == [[0, 1]] * 30 + [[2, 3]] * 30
+
+
+def test_what_retention_removed_before_is_gone_for_the_file_alone_too(tmp_path: Path) -> None:
+    def removed(records: Records) -> None:
+        seqs = [records.insert_event(new_event("p", "noted", {**said, "data": {"n": n}})) for n in range(6)]
+        records.remove_events(seqs[:4], 100)
+        records.set_meta("floor", str(seqs[3]))
+        records.move_position("p", "late", "noted", "", seqs[1])
+
+    async def scene() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        storage = Storage(load_settings({"root": str(tmp_path), "storage": str(tmp_path)}, {}), Records)
+        storage.start()
+        try:
+            bus = EventBus(storage, load_settings({"root": str(tmp_path), "storage": str(tmp_path)}, {}), Hooks([]))
+            late = Claims(sub="late", agent_type="t", project_id="p", permissions=[], exp=0, iat=0)
+            polls = [await bus.wait(late, "noted", WaitQuery(0, since=since), HangUp()) for since in ("earliest", "")]
+            with pytest.raises(ApiError) as refused:
+                await bus.wait(late, "noted", WaitQuery(0, since=bus.event_id(3)), HangUp())
+            return [json.loads(poll.content) for poll in polls], {"code": refused.value.code, **refused.value.details}
+        finally:
+            storage.close()
+
+    said = {"publisher": "me", "topic": "t"}
+    database = cco_sidecar.open_database(tmp_path / Storage.FILE)
+    with contextlib.closing(Records(database)) as records:
+        removed(records)
+    answers, refused = asyncio.run(scene())
+    assert [[event["data"]["n"] for event in answer["events"]] for answer in answers] == [[4, 5]] * 2
+    assert [answer.get("missed", {}).get("floor") for answer in answers] == [None, refused["floor"]]
+    assert (refused["code"], refused["reason"], refused["floor"][-2:]) == ("EVT_003", "retention", "04")
 
 
 # -- results

@@ -232,7 +232,10 @@ class ReplicatedStorage(GuardedStorage):
         return outcomes, events
 
     def _catch_up(self) -> None:
-        self.follower.catch_up()
+        try:
+            self.follower.catch_up()
+        finally:  # some of it may be applied
+            self.floor = self.follower.replica.floor()
         if self.follower.restored != self._restored:
             self._restored = self.follower.restored
             for file in self._files:

@@ -86,7 +86,7 @@ async def page(sidecar: Sidecar, claims: Claims, query: EventQuery) -> dict[str,
     bus, read, newest, project = sidecar.bus, sidecar.storage.read, not query.since, claims.project_id
     filter = Filter().within(claims.issue_id)
     found: list[Row] = []
-    floor = 0 if query.dead else read.floor()  # retention is what makes dead letters
+    floor = 0 if query.dead else sidecar.storage.floor  # retention is what makes dead letters
     after, upto = floor if newest else bus.parse_cursor(query.since, floor), read.head()
     while len(found) <= query.limit:
         rows = step(read, project, query, after, upto, bus.STEP)

@@ -133,6 +133,7 @@ class LimitedStorage(Storage):
         oldest, newest = now - self._settings.event_retention, records.head() - self._settings.event_limit
         outlived = forgetting.outlived(oldest, newest, limit)
         if outlived:
+            self.floor = outlived[-1]  # on the loop nobody may look for them any more once they are gone
             records.remove_events(outlived, self.DEAD_LETTERS)
             records.set_meta("floor", str(outlived[-1]))
         return super()._sweep(records) or bool(outlived) or number == limit

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import Service, git, plugin, until
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cco_sidecar
 from cco_sidecar import REDACTED, Redaction, redact, redact_json
@@ -264,6 +267,11 @@ def test_the_module_alone_knows_plain_names_of_credentials(path: str) -> None:
 )
 def test_every_text_of_a_json_value_is_redacted_by_itself(value: Any, left: Any, number: int) -> None:
     assert redact_json(value) == (left, number)
+
+
+@given(st.lists(st.text('ab\\"\0\1\n/ü,:[]')))
+def test_the_plugin_finds_each_text_in_json(texts: list[str]) -> None:
+    assert plugin("_redaction").texts_of(msgspec.json.encode(texts)) == (texts or [""])
 
 
 REASONS = """

@@ -181,12 +181,9 @@ class Settings:
     @classmethod
     def read_files(cls, root: Path) -> dict[str, tuple[str, Any, Path]]:
         """By option (where it is set, value, folder of relative paths), from the root's settings files. Alone none is
-        read, and StartError says so where there is one.
+        read, and StartError says so where there is a cco.toml, or a pyproject.toml with our table.
         """
-        for name, mark in {
-            "cco.toml": r"\A",
-            "pyproject.toml": r"^\s*\[?\s*tool[\s.\]\"']+cco-sidecar(?![\w-])",
-        }.items():
+        for name, mark in {"cco.toml": "", "pyproject.toml": r"^\s*\[?\s*tool[\s.\]\"']+cco-sidecar(?![\w-])"}.items():
             file = root / name
             if file.is_file() and re.search(mark, file.read_text("utf-8-sig", "replace"), re.MULTILINE):
                 raise StartError(f"{name}: settings files are not read; {ABSENT}")

@@ -4,10 +4,12 @@ problem is told with its line.
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import json
 import logging
 import re
+import socket
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,10 +203,17 @@ class PluginSettings(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Raises StartError where an option is given without the one that it needs."""
-        if bool(self.tls_cert) != bool(self.tls_key):
-            alone, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
-            raise StartError(f"{self.where(alone)}: needs {flag_of(missing)} beside it")
+        """Raises StartError where an option is given without the one that it needs, or names what cannot be."""
+        needs = {"tls_cert": "tls_key", "tls_key": "tls_cert", "nats_tls_key": "nats_tls_cert"}
+        needs |= {name: "backend" for name in option_table() if name.startswith("nats_") and name not in needs}
+        for name, other in needs.items():
+            if getattr(self, name) != option_table()[name].default and not getattr(self, other):
+                raise StartError(f"{self.where(name)}: needs {flag_of(other)} beside it")
+        for name, (known, form) in NAMED.items():
+            value = getattr(self, name)
+            for text in (value,) if isinstance(value, str) else value:
+                if not known(text):
+                    raise StartError(f"{self.where(name)}: {text!r} must be {form}")
 
     def command_of(self, agent_type: str) -> tuple[str, ...] | None:
         return self.agent_commands.get(agent_type, self.agent_command)
@@ -220,13 +229,52 @@ class PluginSettings(Settings):
     def read_files(cls, root: Path) -> dict[str, tuple[str, Any, Path]]:
         """By option (where it is set, value, root), from pyproject.toml and cco.toml, which wins. Raises StartError."""
         given: dict[str, tuple[str, Any, Path]] = {}
-        known = sorted(name.replace("_", "-") for name in option_table() if name != "root")
         for file in ("pyproject.toml", "cco.toml"):
             for key, (where, value) in read_file(root / file).items():
-                if key.replace("_", "-") not in known:
-                    raise StartError(f"{where}: unknown option{did_you_mean(key, known)}")
+                check_key(file, key, where, value)
                 given[key.replace("-", "_")] = where, value, root
         return given
+
+
+def is_address(host: str) -> bool:
+    """Whether a host that looks like an address is one; a name always is."""
+    if ":" not in host and not re.fullmatch(r"[0-9.]+", host):
+        return True
+    try:
+        socket.inet_aton(host) if ":" not in host else ipaddress.IPv6Address(host)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def is_host_name(text: str) -> bool:
+    return bool(re.fullmatch(r"(?a)\*|[\w-]+(\.[\w-]+)*\.?|[0-9a-fA-F:.]+", text)) and is_address(text)
+
+
+def is_origin(text: str) -> bool:
+    """As browsers send it: no path, not even a slash."""
+    return bool(re.fullmatch(r"null|[a-z][a-z0-9+.-]*://[^\s/?#@A-Z]+", text))
+
+
+NAMED = {  # options that name hosts: whether a text can be one, and what it has to be
+    "host": (is_address, "a host name or an address"),
+    "allowed_host": (is_host_name, "a host name or an address, without a scheme, a port and brackets"),
+    "cors_origin": (is_origin, "like https://host or https://host:port, in small letters and without a path"),
+}
+
+
+def check_key(file: str, key: str, where: str, value: Any) -> None:
+    """Raises StartError for a key of a settings file that is no option, and for a table that holds options."""
+    known = sorted(name.replace("_", "-") for name in option_table() if name != "root")
+    place = "in [tool.cco-sidecar] itself" if file == "pyproject.toml" else "in no table, before the first one"
+    if key == "root":
+        raise StartError(f"{where}: is where settings files lie, so none sets it: use --root or CCO_SIDECAR_ROOT")
+    if key.replace("_", "-") not in known:
+        close = did_you_mean(key, known)
+        raise StartError(f"{where}: unknown option{close or f'; options stand {place}' * isinstance(value, dict)}")
+    for inner in value if isinstance(value, dict) else ():
+        if inner.replace("_", "-") in known:
+            raise StartError(f"{where}: {inner} is an option, which stands {place}")
 
 
 def read_file(path: Path) -> dict[str, tuple[str, Any]]:
@@ -236,15 +284,26 @@ def read_file(path: Path) -> dict[str, tuple[str, Any]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError, AttributeError) as error:
-        line = re.search(r"\(at line (\d+),", str(error))
-        problem = f"{path.name}{f':{line[1]}' if line else ''}: {one_line(error)}"
+        found = re.fullmatch(r"(.*) \(at line (\d+), (column \d+)\)", one_line(error))
+        problem = f"{path.name}:{found[2]}: {found[1]} ({found[3]})" if found else f"{path.name}: {one_line(error)}"
         if path.name == "cco.toml":
             raise StartError(problem) from None
         log.warning("%s: it is not read for settings", problem)  # the project's own file, not ours to judge
         return {}
     if not isinstance(table, dict):
-        raise StartError(f"{path.name}:{line_of('cco-sidecar', text)}: tool.cco-sidecar must be a table")
-    return {key: (f"{path.name}:{line_of(key, text)}: {key}", value) for key, value in table.items()}
+        raise StartError(f"{path.name}:{line_of(text, 'cco-sidecar')}: tool.cco-sidecar must be a table")
+    return {key: (place_of(path.name, text, key, value), value) for key, value in table.items()}
+
+
+def place_of(file: str, text: str, key: str, value: Any) -> str:
+    """Where an option is set: file, line and key, in a table those of the first part that is refused."""
+    parts = value if isinstance(value, dict) and key.replace("-", "_") in option_table() else {}
+    for name, part in parts.items():
+        try:
+            option_table()[key.replace("-", "_")].read({name: part})
+        except (ValueError, RecursionError):
+            return f"{file}:{line_of(text, key, name)}: {key}.{name}"
+    return f"{file}:{line_of(text, key)}: {key}"
 
 
 def tables(path: Path) -> tuple[str, Any]:
@@ -255,7 +314,12 @@ def tables(path: Path) -> tuple[str, Any]:
         content = file.read(MB + 1)
     if len(content) > MB:
         raise ValueError("it has over 1 MB")
-    text = content.decode("utf-8-sig")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        column = error.start - content.rfind(b"\n", 0, error.start)
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"it is not UTF-8 (at line {line}, column {column})") from None
     if DEEP_KEY.search(text):
         raise ValueError("a key has over 100 parts")
     table = tomllib.loads(text)
@@ -266,11 +330,14 @@ KEY_PART = r"(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')"
 DEEP_KEY = re.compile(rf"(?<![\w-]){KEY_PART}(?:\s*+\.\s*+{KEY_PART}){{100}}")  # tomllib's time is their number squared
 
 
-def line_of(key: str, text: str) -> int:
-    """The number of the line of a settings file that sets ``key``; 1 where it cannot be found."""
-    ours = re.search(r"^\s*\[\s*tool\s*\.\s*[\"']?cco-sidecar", text, re.MULTILINE)
-    setting = re.compile(rf"^[^#\n]*?(?<![\w-]){re.escape(key)}[\"']?\s*[=.\]]", re.MULTILINE)
-    found = setting.search(text, ours.start() if ours else 0)
+def line_of(text: str, *keys: str) -> int:
+    """The number of the line of a settings file that sets the last of ``keys``, each of which stands in the table of
+    the one before it; 1 where it cannot be found.
+    """
+    found = re.search(r"^\s*\[\s*tool\s*\.\s*[\"']?cco-sidecar", text, re.MULTILINE)
+    for key in keys:
+        setting = re.compile(rf"^[^#\n]*?(?<![\w-]){re.escape(key)}[\"']?\s*[=.\]]", re.MULTILINE)
+        found = setting.search(text, found.start() if found else 0)
     return text.count("\n", 0, found.end()) + 1 if found else 1
 
 

@@ -163,6 +163,7 @@ SAMPLES: dict[str, tuple[list[str], str]] = {
     "log_level": (["debug", "info", "error"], "loud"),
     "log_format": (["text", "json", "text"], "xml"),
 }
+NEEDED = {"tls_cert": ["tls_key"], "tls_key": ["tls_cert"], "nats_tls_key": ["nats_tls_cert", "backend"]}
 NAMES = list(option_table())
 SWITCHES = [name for name, option in option_table().items() if option.read is cco_sidecar.read_bool]
 
@@ -191,9 +192,8 @@ def test_an_option_is_a_flag_else_a_variable_else_a_key_else_its_default(
 ) -> None:
     monkeypatch.chdir(folder)
     flag, (first, second, third) = "--" + name.replace("_", "-"), SAMPLES[name][0]
-    pair = {"tls_cert": "tls_key", "tls_key": "tls_cert"}.get(name)
-    if pair:
-        monkeypatch.setenv(f"CCO_SIDECAR_{pair.upper()}", "x.pem")
+    for needed in NEEDED.get(name, ["backend"] if name.startswith("nats_") else []):
+        monkeypatch.setenv(f"CCO_SIDECAR_{needed.upper()}", SAMPLES[needed][0][0])
     if name != "root":  # the root is where the files are, so they cannot say it
         (folder / "pyproject.toml").write_text(f"[tool.cco-sidecar]\n{name} = {json.dumps(first)}\n")
         assert getattr(settings_from_flags(folder), name) == expected(name, first)
@@ -291,15 +291,52 @@ def test_no_kind_of_toml_value_gives_anything_but_a_setting_or_one_line(value: s
             "port = 0\n[agent-comands]\nx = 'y'\n",
             "cco.toml:2: agent-comands: unknown option, did you mean agent-command",
         ),
-        ("cco.toml", "root = '.'\n", "cco.toml:1: root: unknown option"),
+        ("cco.toml", "root = '.'\n", "cco.toml:1: root: is where settings files lie, so none sets it: use --root or"),
+        (
+            "cco.toml",
+            "[tool.cco-sidecar]\nport = 1\n",
+            "cco.toml:1: tool: unknown option; options stand in no table, b",
+        ),
+        (
+            "cco.toml",
+            "max-agents = 1\n[server]\nport = 1\n",
+            "cco.toml:2: server: unknown option; options stand in no table",
+        ),
+        (
+            "pyproject.toml",
+            "[tool.cco-sidecar.server]\nport = 1\n",
+            "pyproject.toml:1: server: unknown option; options stand in [tool.cco-sidecar] itself",
+        ),
+        (
+            "cco.toml",
+            "[agent-may]\nx = 'a'\nport = 1\n",
+            "cco.toml:3: agent-may.port: port is an option, which stands in",
+        ),
+        ("cco.toml", "[agent-may]\n'*' = 'pytest'\nx = 'a; b'\n", "cco.toml:3: agent-may.x: must be commands in plain"),
+        (
+            "cco.toml",
+            "[agent-types]\na = 'qa'\nb = 'nope'\n",
+            "cco.toml:3: agent-types.b: must be NAME=CATEGORY with a c",
+        ),
+        (
+            "cco.toml",
+            "port = 1\nagent_commands = {a = 'x', b = []}\n",
+            "cco.toml:2: agent_commands.b: must be a command",
+        ),
+        (
+            "pyproject.toml",
+            "[tool.cco-sidecar]\nport = 1\n[tool.cco-sidecar.agent-types]\nb = 'nope'\n",
+            "pyproject.toml:4: agent-types.b: must be NAME=CATEGORY",
+        ),
         ("cco.toml", "no-watch = true\nport = 'abc'\n", "cco.toml:2: port: 'abc' must be a whole number"),
         ("cco.toml", 'allowed-host = """x\ny"""\nlog_level = "loud"\n', "cco.toml:3: log_level: 'loud' must be one of"),
         ("cco.toml", 'host = "a\\u0000b"\n', "cco.toml:1: host: "),
         ("cco.toml", "port = 0x" + "f" * 6000, "cco.toml:1: port: "),
-        ("cco.toml", "\n\nport = \n", "cco.toml:3: Invalid value"),
+        ("cco.toml", "\n\nport = \n", "cco.toml:3: Invalid value (column 8)\n"),
         ("cco.toml", "port = 0\n\0", "cco.toml:2: "),
         ("cco.toml", "agent-command = " + "[" * 5000, "cco.toml: maximum recursion depth exceeded"),
-        ("cco.toml", "\udcff", "cco.toml: 'utf-8' codec can't decode"),
+        ("cco.toml", "\udcff", "cco.toml:1: it is not UTF-8 (column 1)\n"),
+        ("cco.toml", "port = 1\n\nhost = '\udce9'\n", "cco.toml:3: it is not UTF-8 (column 9)\n"),
         ("cco.toml", '"\\u001b]0;title\\n" = 1\n', "cco.toml:1: "),
         (
             "pyproject.toml",
@@ -416,8 +453,48 @@ def test_the_headline_command_serves_the_repository_around_it(folder: Path, word
         assert process.wait(15) == 0
 
 
-def test_certificate_and_key_go_together(folder: Path) -> None:
-    assert "--tls-cert" in refusal(run("--tls-cert", "c.pem", cwd=folder))
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--tls-cert c.pem", "--tls-cert: needs --tls-key beside it"),
+        ("--tls-key k.pem", "--tls-key: needs --tls-cert beside it"),
+        ("--nats-synced", "--nats-synced: needs --backend beside it"),
+        ("--nats-prefix site", "--nats-prefix: needs --backend beside it"),
+        ("--backend nats://a --nats-tls-key k.pem", "--nats-tls-key: needs --nats-tls-cert beside it"),
+        ("--host 999.1.1.1", "--host: '999.1.1.1' must be a host name or an address"),
+        ("--host 1.2.3.4.5", "--host: '1.2.3.4.5' must be a host name or an address"),
+        ("--host ::g", "--host: '::g' must be a host name or an address"),
+        ("--allowed-host a,b:80", "--allowed-host: 'b:80' must be a host name or an address, without a scheme"),
+        ("--allowed-host http://a", "--allowed-host: 'http://a' must be "),
+        ("--allowed-host=a\u00a0b", "--allowed-host: 'a\\xa0b' must be "),
+        ("--allowed-host [::1]", "--allowed-host: '[::1]' must be "),
+        ("--cors-origin zzz", "--cors-origin: 'zzz' must be like https://host or https://host:port, in small letters"),
+        ("--cors-origin https://a.example/", "--cors-origin: 'https://a.example/' must be "),
+        ("--cors-origin https://A.example", "--cors-origin: 'https://A.example' must be "),
+    ],
+)
+def test_options_that_could_have_no_effect_are_refused(
+    flags: str, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert cco_sidecar.main(["serve", *flags.split(" ")]) == 2
+    assert capsys.readouterr().err.startswith(f"cco: {said}")
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("host", ["::1", "fe80::1%eth0", "127.1", "0.0.0.0", "localhost", "my_box", "4u", "a.b."]),
+        ("allowed_host", ["*", "devbox", "DevBox.example.", "10.0.0.1", "::1", "my_box-2", "xn--bcher-kva.example"]),
+        (
+            "cors_origin",
+            ["null", "https://a.example", "http://10.0.0.1:8080", "http://[::1]:3", "vscode-webview://0a-b"],
+        ),
+    ],
+)
+def test_hosts_and_origins_that_can_be_are_taken(folder: Path, name: str, texts: list[str]) -> None:
+    for text in texts:
+        assert text in getattr(load_settings({"root": str(folder), name: text}, {}), name)
 
 
 def test_https_that_is_asked_for_is_never_served_as_http(folder: Path, tmp_path: Path) -> None:

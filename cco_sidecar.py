@@ -2663,19 +2663,13 @@ class EventBus:
         filter, floor = self.parse(query.filter).within(claims.issue_id), self._storage.floor
         channel = (claims.project_id, event_type)  # what a poll listens to; the type may be *
         key = None if query.since else (claims.project_id, claims.sub, event_type, filter.text)
-        begin = self.position(key) if key else self.parse_cursor(query.since, floor)
-        after, began, parked = max(begin, floor), time.monotonic(), 0.0
+        after = max(floor, self.position(key) if key else self.parse_cursor(query.since, floor))
+        began, parked = time.monotonic(), 0.0
         while True:
             found = await self.search(channel, filter, after, query.limit)
             left = query.timeout / 1000 - (time.monotonic() - began)
             if found.rows or self._closed or left <= 0:
-                if not found.rows and query.timeout == 0:
-                    await asyncio.sleep(0.002)  # a client that polls without end leaves time for others
-                content = found.content
-                if 0 <= begin < floor:  # retention went past the reader
-                    missed = {"position": self.event_id(begin), "floor": self.event_id(floor)}
-                    content = content[:-1] + b',"missed":%s}' % msgspec.json.encode(missed)
-                return Poll(found.rows, found.scanned, content, key, parked)
+                return Poll(found.rows, found.scanned, found.content, key, parked)
             if hang_up.happened:
                 raise asyncio.CancelledError
             after = found.scanned

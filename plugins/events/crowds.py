@@ -1,5 +1,6 @@
 """Thousands of polls at once: those that one event wakes share one search, find the newest events in memory, and go on
-by portions, so that others get their turn. What the polls of a turn have changed is written down together.
+by portions, so that others get their turn; who polls without end leaves them time, too. What the polls of a turn have
+changed is written down together.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ import collections
 import functools
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 import msgspec
 
-from cco_sidecar import Channel, EventBus, Filter, NewEvent, Poll, Row, Waking, hookimpl
+from cco_sidecar import Channel, Claims, EventBus, Filter, HangUp, NewEvent, Poll, Row, WaitQuery, Waking, hookimpl
 from cco_sidecar_plugins._turns import Turns
 
 
@@ -26,6 +27,7 @@ def part_class(base: type) -> type | None:
 class CrowdedBus(EventBus):
     PORTION = 400  # polls that are woken in one turn: the more turns it takes, the later Tornado's server answers all
     SHARED_SECONDS = 0.05  # how long polls share one search; no longer, as events expire
+    REST_SECONDS = 0.002  # after which a poll without a time-out says that there is nothing: who asks without end waits
     SMALL = 16 * 1024  # bytes of an event that is kept in memory while it is one of the last STEP
 
     def __init__(self, *parts: Any) -> None:
@@ -52,6 +54,18 @@ class CrowdedBus(EventBus):
     def _wake_now(self, future: Waking, seq: int | None) -> None:
         self._due.discard(future)
         super().wake((future,), seq)
+
+    def wait(
+        self, claims: Claims, event_type: str, query: WaitQuery, hang_up: HangUp
+    ) -> Coroutine[Any, Any, Poll]:  # fmt: skip
+        polling = super().wait(claims, event_type, query, hang_up)
+        return polling if query.timeout else self._rested(polling)
+
+    async def _rested(self, polling: Coroutine[Any, Any, Poll]) -> Poll:
+        poll = await polling
+        if not poll.rows:
+            await asyncio.sleep(self.REST_SECONDS)
+        return poll
 
     async def search(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
         asked, now = (channel, filter.text, after, limit, self._wakes), time.monotonic()

@@ -9,10 +9,25 @@ import math
 import shutil
 import time
 import typing
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-from cco_sidecar import MB, ApiError, Pool, Records, Storage, StorageError, one_line
+import msgspec
+
+from cco_sidecar import (
+    MB,
+    ApiError,
+    Claims,
+    EventBus,
+    HangUp,
+    Poll,
+    Pool,
+    Records,
+    Storage,
+    StorageError,
+    WaitQuery,
+    one_line,
+)
 from cco_sidecar_plugins._files import folder_size
 from cco_sidecar_plugins._settings import PluginSettings
 
@@ -38,6 +53,26 @@ class ForgettingRecords(Records):
         reader = "project, subject, type, filter"
         old = f"select {reader} from position where moved < ? order by moved limit ?"
         return self.change(f"delete from position where ({reader}) in ({old})", before, limit).rowcount
+
+
+class TellingBus(EventBus):
+    """Tells a reader once that retention has removed events after its position, by ``missed`` in the answer."""
+
+    def wait(
+        self, claims: Claims, event_type: str, query: WaitQuery, hang_up: HangUp
+    ) -> Coroutine[Any, Any, Poll]:  # fmt: skip
+        floor = self._storage.floor
+        if query.since or not floor:
+            return super().wait(claims, event_type, query, hang_up)
+        filter = self.parse(query.filter).within(claims.issue_id)
+        position = self.position((claims.project_id, claims.sub, event_type, filter.text))
+        polling = super().wait(claims, event_type, query, hang_up)
+        return self._telling(polling, position, floor) if 0 <= position < floor else polling
+
+    async def _telling(self, polling: Coroutine[Any, Any, Poll], position: int, floor: int) -> Poll:
+        poll = await polling
+        missed = msgspec.json.encode({"position": self.event_id(position), "floor": self.event_id(floor)})
+        return msgspec.structs.replace(poll, content=poll.content[:-1] + b',"missed":%s}' % missed)
 
 
 class LimitedStorage(Storage):

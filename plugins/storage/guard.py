@@ -12,6 +12,7 @@ from typing import Any
 
 from cco_sidecar import (
     Endpoint,
+    EventBus,
     Inserted,
     Job,
     Records,
@@ -25,7 +26,7 @@ from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.storage._database import DatabaseFile, check_database
 from cco_sidecar_plugins.storage._folder import FolderChanges
-from cco_sidecar_plugins.storage._limit import ForgettingRecords, LimitedStorage
+from cco_sidecar_plugins.storage._limit import ForgettingRecords, LimitedStorage, TellingBus
 from cco_sidecar_plugins.storage._log import database_files
 
 log = logging.getLogger("cco")
@@ -37,6 +38,8 @@ def part_class(base: type) -> type | None:
         return type("ForgettingRecords", (ForgettingRecords, base), {})
     if issubclass(base, Storage):
         return type("GuardedStorage", (GuardedStorage, base), {})
+    if issubclass(base, EventBus):
+        return type("TellingBus", (TellingBus, base), {})
     return type("BoundedBody", (BoundedBody, base), {}) if issubclass(base, Endpoint) else None
 
 

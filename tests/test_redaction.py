@@ -274,6 +274,17 @@ def test_the_plugin_finds_each_text_in_json(texts: list[str]) -> None:
     assert plugin("_redaction").texts_of(msgspec.json.encode(texts)) == (texts or [""])
 
 
+@pytest.mark.parametrize("kind", [Redaction, plugin("_redaction").MeasuredRedaction], ids=["alone", "with the plugin"])
+def test_a_text_of_json_holds_no_secret_whatever_follows_it(kind: type[Redaction]) -> None:
+    redaction = kind()
+    for case in (*PASSED_CASES, "API_TOKEN={R}", "DB_PASSWORD: {R}"):
+        text = case.replace("{R}", RANDOM).replace("{P}", RANDOM[:14])
+        left, number = redaction.redact(text)
+        value = {"a": text, "b": "the next text", "c": ["and one more"]}
+        assert number or kind is Redaction, text
+        assert redaction.redact_json(value) == (value | {"a": left}, number), text
+
+
 REASONS = """
 from cco_sidecar import NextAgent, hookimpl
 

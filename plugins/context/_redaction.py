@@ -43,8 +43,9 @@ class MeasuredRedaction(Redaction):
         if mark in self.clean:
             return value, 0
         texts = texts_of(content)
-        many = ("\0\n".join(texts[at : at + 1000]) for at in range(0, len(texts), 1000))
-        if any(self.redact(text)[1] for text in many):  # one search of all would hold up all threads
+        # A form may go on to a line's end, and none beyond a zero byte; one search of all would hold up all threads.
+        many = ("\n\0\n".join(texts[at : at + 1000]) for at in range(0, len(texts), 1000))
+        if any(self.redact(text)[1] for text in many):
             return super().redact_json(value)
         if large:
             self._remember(mark)

@@ -1007,7 +1007,7 @@ class Route:
         self.method, self.path, self.endpoint = method, path, endpoint
         self.methods = {"GET", "HEAD"} if method == "GET" else {method}
         self.path_names = tuple(re.findall(r"\{(\w+)\}", path))
-        self.matched = re.compile(re.sub(r"\{\w+\}", "([^/]*)", path) + "$").match
+        self.matched = re.compile("([^/]*)".join(map(re.escape, re.split(r"\{\w+\}", path))) + "$").match
 
 
 def routes() -> list[Route]:
@@ -1036,24 +1036,25 @@ class Application(tornado.web.Application):
         common = sidecar.hooks.part(Endpoint, settings)
 
         def serving(endpoint: type[Endpoint], path_names: tuple[str, ...] = ()) -> type[Endpoint]:
+            """``endpoint`` with the plugins' Endpoint behind it."""
             if not issubclass(endpoint, Endpoint):
                 raise TypeError(f"{endpoint.__name__} is not an Endpoint")
             return type(endpoint.__name__, (endpoint, common), {"sidecar": sidecar, "path_names": path_names})
 
-        found = {(row.method, row.path): (row, serving(row.endpoint, row.path_names)) for row in routes()}
+        served = {(row.method, row.path): (row, serving(row.endpoint, row.path_names)) for row in routes()}
         for name, rows in sidecar.hooks.ask("register_routes"):
             try:
-                found |= {(row.method, row.path): (row, serving(row.endpoint, row.path_names)) for row in rows}
+                served |= {(row.method, row.path): (row, serving(row.endpoint, row.path_names)) for row in rows}
             except Exception as error:  # a boundary: anybody's objects
                 log.warning("plugin %s: register_routes: did not return a list of Route: %s", name, one_line(error))
-        self.served = list(found.values())
+        self.served = list(served.values())
         self.unknown = serving(UnknownRoute)
 
     def found(self, method: str, path: str) -> tuple[type[Endpoint], list[bytes]]:
         """(endpoint, values in the path)"""
         for route, endpoint in self.served:
-            if method in route.methods and (found := route.matched(path)):
-                values = [tornado.escape.url_unescape(value, encoding=None, plus=False) for value in found.groups()]
+            if method in route.methods and (match := route.matched(path)):
+                values = [tornado.escape.url_unescape(value, encoding=None, plus=False) for value in match.groups()]
                 return endpoint, values
         return self.unknown, []
 
@@ -1063,13 +1064,12 @@ class Application(tornado.web.Application):
 
 
 class Server(tornado.httpserver.HTTPServer):
-    """Tornado's HTTP/1.1 server. Plugins derive theirs from it (``part_class``)."""
+    """Tornado's HTTP/1.1 server."""
 
     scheme = "http"  # of the service's URL
     protocols = "HTTP/1.1 (HTTP/2: off)"  # as the banner says it
     body_seconds = 60.0  # for the body of a request
-    # uvloop's would tell Tornado's streams only once of a reset, together with what was sent before it.
-    new_loop: ClassVar[Callable[[], asyncio.AbstractEventLoop] | None] = None
+    new_loop: ClassVar[Callable[[], asyncio.AbstractEventLoop] | None] = None  # asyncio's own
 
 
 @tornado.web.stream_request_body
@@ -1126,7 +1126,6 @@ class Handler(tornado.web.RequestHandler):
         return super().flush(include_footers)
 
     def common_headers(self) -> dict[str, str]:
-        """Those of every answer."""
         cache_control = self.cache_control if self.get_status() < 400 else "no-store"
         ours = {"Date": http_date(int(time.time())), "X-Request-ID": self.request_id, "Cache-Control": cache_control}
         return {**ours, **self.application.headers, **self.allowance}
@@ -1168,7 +1167,7 @@ class Handler(tornado.web.RequestHandler):
         self.answer_early(ApiError(self.failure if status_code >= 500 else "REQ_001"))
 
     def log_exception(self, *details: Any) -> None:
-        """Log what Tornado caught outside of ``_serve``; its own refusals and hang-ups are no errors of ours."""
+        """Tornado's own refusals, and hang-ups, are no errors of ours."""
         if not isinstance(details[1], (tornado.web.HTTPError, tornado.iostream.StreamClosedError)):
             log.error("%s unexpected", self.request_id, exc_info=details)
 
@@ -1180,7 +1179,7 @@ class Handler(tornado.web.RequestHandler):
         self.on_finish(499)  # Tornado calls it only after finish()
 
     def on_finish(self, status: int = 0) -> None:
-        """Count the request and log it, once."""
+        """Count the request, once."""
         if self._accounted:
             return
         self._accounted = True
@@ -1190,7 +1189,7 @@ class Handler(tornado.web.RequestHandler):
         self.finished(status, seconds)
 
     def finished(self, status: int, seconds: float) -> None:
-        """Log the request: ``status`` is 499 where the client hung up, ``seconds`` are without those of a long poll."""
+        """Log the request: ``status`` 499 is a hang-up, ``seconds`` are without those of a long poll."""
         who, code = self.claims.sub or "-", self.error.code if self.error else "-"
         facts = (self.request_id, self.request.method, without_tokens(self.request.path), status, seconds * 1000)
         self.log("%s %s %s %d %.1f ms %s %s", *facts, who, code)
@@ -1214,7 +1213,7 @@ class Endpoint(Handler):
     status: ClassVar[int] = 200  # of an answer
     max_line: ClassVar[int] = MAX_LINE
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
-    holds_token: ClassVar[bool] = False  # in the answer
+    holds_token: ClassVar[bool] = False  # in the answer: no plugin compresses or keeps it
     heeds_keys: ClassVar[bool] = False  # a repeat with the same Idempotency-Key is not done again
     aside: ClassVar[bool] = False  # sent by an agent's program unasked: not limited
     ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
@@ -1223,9 +1222,11 @@ class Endpoint(Handler):
     given: dict[str, Any] | None = None  # the body, once it is known to be about the token's project
 
     async def prepare(self) -> None:
-        """Check what is known before the body. A refusal waits for a short body's end: then the connection goes on."""
+        """Check what is known before the body. A refusal is kept in ``error`` until a short body has come: then the
+        connection goes on.
+        """
         request, sidecar = self.request, self.sidecar
-        known = re.fullmatch(r"[0-9]{1,18}", request.headers.get("Content-Length", "0"))  # Tornado refuses nonsense
+        known = re.fullmatch(r"[0-9]{1,18}", request.headers.get("Content-Length", "0"))  # Tornado refuses others later
         length = math.inf if "Transfer-Encoding" in request.headers else int(known[0] if known else 0)
         try:
             check_access(request, self.application.hosts, sidecar.settings.cors_origin)
@@ -1274,7 +1275,7 @@ class Endpoint(Handler):
                 await self._read_body()
             answer = await self.work(path)
         if not self._finished:
-            if self.get_status() == 200:
+            if self.get_status() == 200:  # ``respond`` may have set another
                 self.set_status(self.status)
             await self.send(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
 
@@ -1316,6 +1317,7 @@ class Endpoint(Handler):
         if (project := body.get("project_id")) not in (None, self.claims.project_id):
             raise forbidden("This token belongs to another project", project_id=project)
         self.given = body
+        self.sidecar.tokens.check_revoked(self.claims.sub)  # while the body came
         for issue_id in issues_named(body) if self.claims.issue_id is not None else ():
             self.sidecar.tokens.check_issue(self.claims, issue_id)
 
@@ -1348,8 +1350,8 @@ class Endpoint(Handler):
 
 
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
-    """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too. Not ``strict``:
-    a query's texts, whose numbers are digits alone (msgspec also reads 1e3, 5.0, -0 and null as whole numbers).
+    """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too. A query's texts
+    are not ``strict``, but their numbers are digits alone: msgspec also reads 1e3, 5.0, -0 and null as whole numbers.
     """
     try:
         converted = msgspec.convert(value, shape, strict=strict)
@@ -1382,7 +1384,6 @@ def too_large(limit: int) -> ApiError:
 
 
 async def check_policies(endpoint: Endpoint) -> None:
-    """Raises AUTH_003 where a plugin's policy refuses what the token allows."""
     permission, request = endpoint.permission, endpoint.request
     facts = {"claims": endpoint.claims, "permission": permission, "method": request.method, "path": request.path}
     if reason := await endpoint.sidecar.hooks.pool.run(endpoint.sidecar.hooks.refusal, **facts):
@@ -1390,12 +1391,12 @@ async def check_policies(endpoint: Endpoint) -> None:
 
 
 def without_tokens(text: str) -> str:
-    """``text`` for a log, where a token may have been put into a path or a name by mistake: each begins with eyJ."""
+    """``text`` for a log: a token, which begins with eyJ, may stand in a path by mistake."""
     return redact(text)[0] if "eyJ" in text else text
 
 
 class UnknownRoute(Endpoint):
-    """Requests that no route matches: wrong methods (405 with Allow), unknown paths (404)."""
+    """Known paths: 405 with Allow. Others: 404."""
 
     public = True
 
@@ -1403,19 +1404,17 @@ class UnknownRoute(Endpoint):
         raise self.refusal()
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        if status_code != 405:  # a method that Tornado does not know
-            return super().write_error(status_code, **kwargs)
-        self.answer_early(self.refusal())
+        if status_code == 405:  # of a method that Tornado does not know
+            return self.answer_early(self.refusal())
+        super().write_error(status_code, **kwargs)
 
     def refusal(self) -> ApiError:
-        """Why no route matches; the path's methods go into the header Allow."""
         if not (allowed := self.allowed_methods()):
             return ApiError("REQ_002", "No such path")
         self.set_header("Allow", ", ".join(sorted(allowed)))
         return ApiError("REQ_003")
 
     def allowed_methods(self) -> set[str]:
-        """Those of the request's path, none where it is unknown."""
         path = self.request.path
         return set().union(*(route.methods for route, _ in self.application.served if route.matched(path)))
 
@@ -1444,7 +1443,7 @@ def host_allowed(host: str, allowed: frozenset[str]) -> bool:
     """Whether a Host header may be answered: it names one of ``allowed``, or a loopback address, or with "*" in it any
     address. Rebinding needs a name.
     """
-    name = host.lower().removesuffix(".")
+    name = host.lower()
     match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]*)(?::([0-9]{0,5}))?", name)
     if not match or not 0 < int(match[2] or 1) < 65536:  # an empty port is the scheme's own (RFC 3986, 3.2.3)
         return False
@@ -1507,7 +1506,6 @@ class StoreResult(Endpoint):
         self.sidecar.tokens.check_identity(self.claims, body["agent_id"], body["agent_type"])
         if body.get("source") == "sidecar":
             raise ApiError("AUTH_003", "Only the service stores results in others' names", details={"path": "source"})
-        self.sidecar.tokens.check_revoked(self.claims.sub)  # while the body came
         return await self.sidecar.results.store(body)
 
 
@@ -1537,10 +1535,9 @@ class WaitForEvents(Endpoint):
     ANSWER_SECONDS = None  # a poll and a client that does not read have their own
 
     async def respond(self, event_type: str) -> bytes:
-        began = time.monotonic()
         poll = await self.sidecar.bus.wait(self.claims, event_type, self.query, self.hang_up)
         self.sidecar.tokens.check_revoked(self.claims.sub)  # meanwhile
-        self.parked = poll.parked if poll.parked else time.monotonic() - began
+        self.parked = poll.parked
         await self.send(poll.content)  # raises StreamClosedError where nobody is left to read it
         if self.request.method != "HEAD":  # HEAD delivers nothing
             self.sidecar.bus.answered(poll)
@@ -1614,7 +1611,6 @@ class GetHealth(Endpoint):
         }
 
     async def checks(self) -> dict[str, Any]:
-        """Whether a write and a file can be made, whether an event wakes a waiter, and figures."""
         sidecar, storage, bus = self.sidecar, "healthy", "healthy"
         try:
             async with asyncio.timeout(2):
@@ -1648,7 +1644,7 @@ class GetStatus(Endpoint):
 
     async def respond(self) -> dict[str, Any]:
         sidecar = self.sidecar
-        # Jobs run in order: what was queued before is on disk then. Where nothing can be written, what is there counts.
+        # Jobs run in order: what was queued is counted, and what is on disk where nothing can be written.
         with contextlib.suppress(StorageError):
             await sidecar.storage.write(lambda records: None)
         return {
@@ -1674,7 +1670,7 @@ class AgentTypes:
     """Every agent type with its category: the built-in table, and what plugins add."""
 
     def __init__(self, hooks: Hooks, settings: Settings) -> None:
-        """Asks the plugins, and blocks."""
+        """Blocks."""
         self.categories: dict[str, str] = {}
         for name, table in hooks.ask("register_agent_types", settings=settings):
             try:
@@ -1683,7 +1679,7 @@ class AgentTypes:
                 log.warning("plugin %s: register_agent_types: %s", name, one_line(error))
 
     async def find(self, agent_type: str, status: int = 400) -> str:
-        """The category of a type, which may be looked for. Raises what ``category`` does."""
+        """As ``category``; a plugin may look for a type that is not known."""
         return self.category(agent_type, status)
 
     def category(self, agent_type: str, status: int = 400, *, people: bool = False) -> str:
@@ -1694,7 +1690,6 @@ class AgentTypes:
         raise ApiError("AGT_002", self.problem(agent_type), status=status, details={"path": "agent_type"})
 
     def problem(self, agent_type: str) -> str:
-        """Why no agent has this type."""
         if agent_type in self.categories:
             return f"The type {agent_type} is for people: no agent has it"
         return f"Unknown agent type {agent_type}"
@@ -1716,7 +1711,7 @@ class Tokens:
         self, subject: str, agent_type: str, *, ttl: int | None = None, permissions: Sequence[str] | None = None,
         issue_id: str | None = None, bound: bool = False,
     ) -> str:  # fmt: skip
-        """A token for ``subject``; ``permissions`` can only narrow what its type's category has."""
+        """``permissions`` can only narrow what the type's category has."""
         allowed = CATEGORIES[self._agent_types.category(agent_type, people=True)].permissions
         now = int(time.time())
         claims: dict[str, Any] = {
@@ -1745,12 +1740,11 @@ class Tokens:
             raise ApiError("AUTH_001", "This token was revoked")
 
     def _verified(self, token: str) -> Claims:
-        """The claims of a token that we signed, perhaps long expired. Raises AUTH_001."""
         return self.decode(token, self._secret, "HS256", Claims)
 
     def decode(self, token: str, key: Any, algorithm: str, kind: type[Claims]) -> Claims:
-        """The claims of a token that ``key`` signed with its one algorithm; its permissions are at most those of its
-        type's category. Raises AUTH_001.
+        """The claims of a token, perhaps long expired, that ``key`` signed with its one algorithm; its permissions are
+        at most those of its type's category. Raises AUTH_001.
         """
         options: Any = {"verify_exp": False, "verify_aud": False}
         try:  # another clock may be ahead of ours
@@ -1758,13 +1752,13 @@ class Tokens:
         except (jwt.PyJWTError, msgspec.ValidationError, ValueError, OverflowError, TypeError, RecursionError):
             raise ApiError("AUTH_001") from None
         category = CATEGORIES.get(self._agent_types.categories.get(claims.agent_type, ""))
-        if not (category and claims.sub and claims.sub.isprintable() and 0 < claims.exp < 1e11):  # NaN is refused too
+        if not (category and claims.sub and claims.sub.isprintable() and 0 < claims.exp < 1e11):  # nor NaN
             raise ApiError("AUTH_001")
         allowed = [name for name in category.permissions if name in claims.permissions]
         return msgspec.structs.replace(claims, permissions=allowed)
 
     def check_permission(self, claims: Claims, permission: str | None) -> None:
-        """Raises AUTH_003, which names the permission, where the token may not do what needs it."""
+        """Raises AUTH_003, which names the permission."""
         if permission and permission not in claims.permissions:
             raise forbidden(f"This token lacks the permission {permission}", permission=permission)
 
@@ -1779,8 +1773,8 @@ class Tokens:
             raise forbidden(f"This token is for issue {claims.issue_id} only", issue_id=claims.issue_id)
 
     def check_event_type(self, claims: Claims, event_type: str) -> None:
-        """Clients may not publish the service's own events; raises AUTH_003. An exception is agent_completed, as in the
-        reference's example, for tokens that could store any agent's result and so cause it anyhow.
+        """Raises AUTH_003 for the service's own events; agent_completed is for tokens that could store any agent's
+        result and so cause it anyhow (the reference's example publishes it).
         """
         speaks_for_all = not claims.bound and claims.issue_id is None and WRITE in claims.permissions
         if event_type in OWN_EVENTS and not (event_type == "agent_completed" and speaks_for_all):
@@ -1827,9 +1821,9 @@ class RateLimits:
 
     def __init__(self, agent_types: AgentTypes, clock: Callable[[], float] = time.monotonic) -> None:
         self._agent_types, self._clock = agent_types, clock
-        # by subject, who asked last at the end: when that was, the tokens left then, the requests of the minute before
+        # by subject, the least recent first: its last request, the tokens left then, the requests of the minute before
         self._recent: collections.OrderedDict[tuple[str, str], tuple[float, float, list[float]]]
-        self._recent = collections.OrderedDict()  # a dict would look at all that it forgot before its first one
+        self._recent = collections.OrderedDict()  # a dict's first item is found behind all deleted ones
 
     def spend(self, claims: Claims) -> dict[str, str]:
         """Take one request; the headers that tell of what is left, none where there is no limit. Raises RATE_001."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.client
 import json
 import os
 import signal
@@ -792,6 +793,32 @@ def test_the_token_of_an_ended_agent_is_refused_and_its_file_gone(
         answer = Client(service.url, token).get("/status")
         assert (answer.status_code, answer.json()["code"]) == (401, "AUTH_001")
     assert not (folder_of(service, spawned["agent_id"]) / "token").exists()
+
+
+@pytest.mark.parametrize("path", ["/api/results", "/api/events/late"])
+def test_a_body_that_comes_after_the_agents_end_changes_nothing(
+    service: Service, architect: Client, issue: str, path: str
+) -> None:
+    spawned = spawn(architect, "hang", issue)
+    result = {
+        "agent_type": "python-specialist",
+        "issue_id": issue,
+        "project_id": PROJECT,
+        "agent_id": spawned["agent_id"],
+    }
+    event = {"publisher": spawned["agent_id"], "topic": "test", "data": {}}
+    content = json.dumps(event if "events" in path else result | {"result": {"status": "success"}}).encode()
+    connection = http.client.HTTPConnection(service.url.removeprefix("http://"), timeout=30)
+    connection.putrequest("POST", path)
+    for name, value in {"Authorization": f"Bearer {spawned['jwt_token']}", "Content-Length": len(content)}.items():
+        connection.putheader(name, str(value))
+    connection.endheaders(content[:-1])
+    architect.end(spawned)
+    until(lambda: status(architect, spawned["agent_id"])["ended_at"])
+    connection.send(content[-1:])
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())["code"]) == (401, "AUTH_001")
+    connection.close()
 
 
 def test_an_ended_agents_token_is_refused_after_a_restart_too(make_service: Callable[..., Service]) -> None:

@@ -502,6 +502,30 @@ def test_a_bad_field_is_named_by_its_path(architect: Client) -> None:
         assert named(kind, [body])[0] == "$"
 
 
+@pytest.mark.needs_plugin("http/choices names them")
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/api/results", RESULT | {"result": {"status": "done"}}, "'done' is none of failed, partial, success - at "),
+        ("/api/results", RESULT | {"result": {"status": " - at `$.x`"}}, "' - at `$.x`' is none of failed, partial, success"),
+        ("/api/events/ping", EVENT | {"priority": "urgent"}, "'urgent' is none of critical, high, low, normal - at "),
+        ("/api/agents/spawn", SPAWN | {"priority": "now"}, "'now' is none of critical, high, low, medium, normal - at "),
+        (
+            "/api/agents/spawn",
+            SPAWN | {"permissions": ["read_context", "fly"]},
+            "'fly' is none of publish_events, read_context, spawn_agents, write_results - at `$.permissions[1]`",
+        ),
+        ("/api/agents?status=gone", None, "'gone' is none of active, completed, failed - at `$.status`"),
+        ("/api/results?status=done", None, "'done' is none of failed, partial, success - at `$.status`"),
+        ("/api/events/ping", EVENT | {"priority": 5}, "Expected `str`, got `int` - at `$.priority`"),
+        ("/api/events/ping", EVENT | {"topic": 5}, "Expected `str`, got `int` - at `$.topic`"),
+    ],
+)  # fmt: skip
+def test_what_is_none_of_a_few_values_is_told_all_of_them(architect: Client, path: str, body: Any, said: str) -> None:
+    answer = architect.post(path, body) if body else architect.get(path)
+    assert answer.status_code == 400 and said in answer.json()["message"], answer.text
+
+
 @pytest.mark.parametrize(
     ("change", "path"),
     [

@@ -328,7 +328,7 @@ def test_a_spawned_agent_leaves_out_its_issue(service: Service, issue: str) -> N
         ("context", {"issue_id": "i", "file": "src/main.py", "first_line": 9}, "src/main.py has 3 lines"),
         ("context", {"issue_id": "i", "page": 2}, "There is no page 2 of 1 - at `$.page`"),
         ("store_result", {"issue_id": "i"}, "missing required field `status`"),
-        ("store_result", {"issue_id": "i", "status": "great"}, "'great' - at `$.status`"),
+        ("store_result", {"issue_id": "i", "status": "great"}, "'great' is none of failed, partial, success - at `$.status`"),
         ("store_result", {"issue_id": "i", "status": "failed", "decisions": [1]}, "at `$.decisions[0]`"),
         ("store_result", {"issue_id": "i", "status": "failed", "decision": "a"}, "did you mean decisions?"),
         ("publish_event", {"event_type": "Loud"}, "at `$.event_type`"),

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from cco_sidecar import ApiError, convert
 from cco_sidecar_plugins._words import did_you_mean
+from cco_sidecar_plugins.http.choices import name_choices
 from cco_sidecar_plugins.http.openapi import refined, words_for
 
 PAGE = 10_000  # bytes of a tool's answer, which reach every program whole
@@ -49,7 +50,11 @@ def checked(given: dict[str, Any], shape: type[Struct]) -> dict[str, Any]:
         if name not in known:
             near = did_you_mean(name, known) or f"; there are {', '.join(known)}"
             raise ApiError("REQ_001", f"Unknown argument {name[:100]}{near}", details={"path": name[:100]})
-    convert(said, shape)
+    try:
+        convert(said, shape)
+    except ApiError as error:
+        name_choices(error, shape)
+        raise
     return said
 
 

@@ -158,7 +158,7 @@ class Settings:
     token_ttl: Annotated[int, read_number(1, 31_536_000)] = option(3600, "life of a token", "SECONDS")
     cache_size_mb: Annotated[int, read_number(0, 65_536)] = option(256, "memory for cached contexts", "MB")
     agent_command: Annotated[tuple[str, ...] | None, read_command] = option(
-        None, "command that runs an agent, with {task}, {prompt} and their like, or a known one's name", "CMD"
+        None, "command that runs an agent, with {task}, {prompt} and their like", "CMD"
     )
     agent_timeout: Annotated[int, read_number(1, 31_536_000)] = option(3600, "time limit of an agent", "SECONDS")
     max_agents: Annotated[int, read_number(0, 10_000)] = option(10, "agents running at once", "N")
@@ -3534,7 +3534,7 @@ class FileFact(Struct, frozen=True, gc=False):
 
 
 class Agents:
-    """Spawns, watches, adopts and ends agents. Plugins derive theirs from it (``part_class``).
+    """Spawns, watches, adopts and ends agents.
 
     An agent's states, each of which is on disk before what comes of it goes on::
 
@@ -3563,34 +3563,33 @@ class Agents:
         if (number := len(self.active)) >= self.settings.max_agents:
             raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
         row, asked = self.launcher.row(claims, body), body.get("environment") or {}
-
-        def begin(records: Records) -> dict[str, Any]:
-            self.check_room(row, records)
-            records.insert_agent(row)
-            return {
-                "agent_id": row["id"], "spawned": True, "process_id": 0, "context_injected": True, "jwt_token": "",
-                "webhook_url": f"/api/agents/{row['id']}/status", "environment_ignored": [], "timestamp": iso(),
-                "state": row["state"],
-            }  # fmt: skip
-
         # From here on it counts, so that a thousand at once cannot pass the limit.
-        running = self.active[row["id"]] = Running(row, self._folder / row["id"], asyncio.current_task())
+        running = self.active[row["id"]] = Running(row, self._folder / row["id"], task=asyncio.current_task())
         try:
             files = await self.launcher.files(running, body)
-            answer: dict[str, Any] = await self.storage.write(begin, answers=True)
+            answer: dict[str, Any] = await self.storage.write(functools.partial(self.admit, row), answers=True)
             running.token = self.launcher.token(row)
             command = await self.launcher.command(running, files, asked)
             await self.processes.start(running, command)
             await self._run(running)
         except BaseException as error:
-            raise await self._give_up(running, error) from None
+            failure = await self._give_up(running, error)
+            raise failure from None
         log.info("agent %s started, pid %d", row["id"], row["pid"])
-        ignored = sorted(dict(asked.items() - command.environment.items()))
+        ignored = sorted(name for name in asked if command.environment.get(name) != asked[name])
         facts = {"process_id": row["pid"], "jwt_token": running.token, "state": row["state"]}
         return answer | facts | {"environment_ignored": ignored}
 
-    def check_room(self, row: dict[str, Any], records: Records) -> None:
-        """Raise AGT_003 where a row's agent may not start. On the writer thread, which knows all rows."""
+    def admit(self, row: dict[str, Any], records: Records) -> dict[str, Any]:
+        """A job: put an agent into the ledger; the answer to its spawn, as far as it is known at this moment. A plugin
+        that raises AGT_003 keeps it out.
+        """
+        records.insert_agent(row)
+        return {
+            "agent_id": row["id"], "spawned": True, "process_id": 0, "context_injected": True, "jwt_token": "",
+            "webhook_url": f"/api/agents/{row['id']}/status", "environment_ignored": [], "timestamp": iso(),
+            "state": row["state"],
+        }  # fmt: skip
 
     async def _run(self, running: Running) -> None:
         """Write down that an agent has a process, and watch it from now on."""
@@ -3605,7 +3604,7 @@ class Agents:
         running.ending.set()
         if running.row["pid"]:
             running.grace = 0.0
-            await self.processes.end(running)
+            await self._insist(self.processes.end, running)
         if isinstance(error, OSError):
             what = f"{Path(str(error.filename)).name}: " if error.filename else ""
             error = ApiError("AGT_001", f"Agent spawn failed: {what}{error.strerror or type(error).__name__}")
@@ -3621,17 +3620,20 @@ class Agents:
         return error
 
     async def _watch(self, running: Running) -> None:
-        """Wait for the end, leave nothing behind and record it, each again where it fails: an end is not forgotten."""
+        """Wait for an agent's end, leave nothing of it behind, and record that."""
         for step in (self._wait, self.processes.end, self._record):
-            while True:
-                try:
-                    await step(running)
-                    break
-                except Exception as error:  # a boundary: the disk may come back, and nobody else watches the agent
-                    what, problem = step.__name__.strip("_"), f"{type(error).__name__}: {one_line(error)}"
-                    trace = None if isinstance(error, (StorageError, OSError)) else error
-                    log.error("agent %s: %s is tried again: %s", running.row["id"], what, problem, exc_info=trace)
-                    await asyncio.sleep(1)
+            await self._insist(step, running)
+
+    async def _insist(self, step: Callable[[Running], Awaitable[None]], running: Running) -> None:
+        """Take a step towards an agent's end, again where it fails: an end must not be forgotten."""
+        while True:
+            try:
+                return await step(running)
+            except Exception as error:  # a boundary: the disk may come back, and nobody else watches the agent
+                problem = f"{step.__name__.strip('_')} is tried again: {type(error).__name__}: {one_line(error)}"
+                trace = None if isinstance(error, (StorageError, OSError)) else error
+                log.error("agent %s: %s", running.row["id"], problem, exc_info=trace)
+                await asyncio.sleep(1)
 
     async def _wait(self, running: Running) -> None:
         """Until an agent ends by itself, by order or by its time limit."""
@@ -3648,7 +3650,7 @@ class Agents:
         """Look after a running agent, again and again."""
 
     async def _record(self, running: Running) -> None:
-        """Take the token of an agent without processes away, find out how it ended, and store that."""
+        """Store how an agent without processes ended, and take its token away."""
         row, now = running.row, time.time()
         row["ended"] = running.ended = min(max(running.ended or now, row["started"]), now)
         self.tokens.revoked.add(row["id"])
@@ -3672,7 +3674,7 @@ class Agents:
         running.row |= {"state": running.ended_as or by_itself, "exit_code": code, "signal": died}
 
     async def start(self) -> None:
-        """Adopt the agents that an earlier run of the service left, and record the end of those that are gone."""
+        """Adopt the agents of an earlier run of the service, and record the end of those that are gone."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         rows = self.storage.read.unfinished_agents(self.settings.project)
         # Before the first await: requests are answered from then on.
@@ -3684,7 +3686,6 @@ class Agents:
             await self._run(running)
 
     async def stop(self, *, end_all: bool) -> None:
-        """Leave the agents running, or end them all."""
         self._stopping = True
         for running in self.active.values():
             running.grace = min(running.grace, 2.0)
@@ -3695,7 +3696,7 @@ class Agents:
             await asyncio.sleep(0.01)
         if left := [name for name, running in self.active.items() if not running.ending.is_set()]:
             log.info("agents go on, and the next start finds them: %s", ", ".join(left))
-        tasks = [running.task for running in self.active.values() if running.task]  # which had their time
+        tasks = [running.task for running in self.active.values() if running.task]  # of those that did not end in time
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -3716,7 +3717,9 @@ class Agents:
 
 
 def end_agent(row: dict[str, Any], events: list[NewEvent], records: Records) -> None:
-    """Record an end, its events and the end of its token. On the writer thread."""
+    """A job: record an end, its events and the end of its token, for an agent that is in the ledger."""
+    if records.agent(row["project"], row["id"]) is None:
+        return
     records.update_agent(row["id"], **{name: row[name] for name in ("state", "ended", "exit_code", "signal", "pid")})
     records.add_outcome(row["id"], reason=row["reason"])
     records.revoke(row["project"], row["id"])
@@ -3744,8 +3747,9 @@ def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class Launcher:
-    """Makes what an agent is started with. Plugins derive theirs from it (``part_class``)."""
+    """Makes what an agent is started with."""
 
+    HOW_TO_HAVE_ONE = "start with --agent-command 'your-agent {task}'"  # a command
     # variables that a request may set: the project's own settings, which steer no program
     SETTABLE = re.compile(
         r"(APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY)|API_BASE_URL"
@@ -3763,8 +3767,8 @@ class Launcher:
         asked, own = body.get("permissions"), set(claims.permissions)
         own |= {WRITE} if CATEGORIES[self.types.categories[claims.agent_type]].people else set()
         may = [name for name in category.permissions if name in own and (asked is None or name in asked)]
-        unknown = dict.fromkeys((*Records.EVIDENCE, "pid", "ended", "exit_code", "signal", "reason"))
-        return unknown | {
+        nothing_yet = dict.fromkeys((*Records.EVIDENCE, "pid", "ended", "exit_code", "signal", "reason"))
+        return nothing_yet | {
             "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self.settings.project,
             "type": body["agent_type"], "issue": body["issue_id"], "task": body.get("task", ""), "parent": claims.sub,
             "state": "starting", "started": time.time(), "time_limit": self.settings.agent_timeout, "permissions": may,
@@ -3818,9 +3822,7 @@ class Launcher:
             write_file(folder / name, content)
         found = self.hooks.first("agent_command", launch=launch, settings=self.settings) or launch.configured
         if found is None:
-            problem = "No agent command: start with --agent-command 'your-agent {task}', set agent-command in cco.toml,"
-            problem += " or put a program on PATH that the plugin launchers knows, such as claude or codex"
-            raise ApiError("AGT_001", problem)
+            raise ApiError("AGT_001", f"No agent command: {self.HOW_TO_HAVE_ONE}")
         command = found if isinstance(found, AgentCommand) else AgentCommand(found)
         fields = msgspec.structs.asdict(launch).items()
         values = {"{" + name + "}": value for name, value in fields if isinstance(value, str)}
@@ -3830,11 +3832,10 @@ class Launcher:
 
 
 class Processes:
-    """Starts, adopts and ends agents' processes. Agents outlive a crash of the service.
+    """Starts, adopts and ends agents' processes, which outlive a crash of the service; their exit codes do not.
 
-    Each agent leads a session of its own and writes straight into a file, so it outlives us. Its processes are those of
-    its session, those whose environment names its token file, and their descendants. One that is none of these any more
-    is not found. Exit codes are lost in a crash.
+    Each agent leads a session of its own and writes straight into a file. Its processes are those of the session while
+    its first one lives, those whose environment names its token file, and their descendants. Others are not found.
     """
 
     LOOK = 0.1  # seconds between two looks at a running agent
@@ -3883,7 +3884,7 @@ class Processes:
             self.look(running)
             try:
                 members = await self._pool.run(self.members, running)
-            except TimeoutError:  # the look hangs in the system
+            except TimeoutError:  # the look hangs in the system, for as long as the pool waits
                 log.error("agent %s: its processes cannot be looked at", running.row["id"])
                 continue
             if not members and running.exited:
@@ -3931,7 +3932,7 @@ class Running:
         self.ending.set()
 
     def exit(self, code: int | None = None, moment: float | None = None) -> None:
-        """Its first process has ended; how and when, where ``moment`` says that it is known."""
+        """Its first process has ended, at ``moment`` and with ``code``; without a moment neither is known."""
         self.exited = True
         if moment:
             self.exit_code, self.ended = code, moment

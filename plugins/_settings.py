@@ -95,6 +95,9 @@ def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
 class PluginSettings(Settings):
     """The core's options and those of the bundled plugins; the module makes its settings of this class."""
 
+    agent_command: Annotated[tuple[str, ...] | None, read_command] = option(
+        None, "command that runs an agent, with {task}, {prompt} and their like, or a known one's name", "CMD"
+    )
     tls_cert: Annotated[Path | None, read_path] = option(None, "certificate chain (PEM): serve HTTPS", "FILE", "tls")
     tls_key: Annotated[Path | None, read_path] = option(None, "private key of --tls-cert (PEM)", "FILE", "tls")
     event_retention: Annotated[int, read_number(1, 31_536_000)] = option(

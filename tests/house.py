@@ -26,7 +26,7 @@ from tests.conftest import make_repository
 
 MODULE = Path(cco_sidecar.__file__)
 BACKGROUND = {  # what goes on beside any request
-    "_watch", "_wait", "tend", "sweep", "remove_events", "_sweep", "_sweep_for_ever", "retention_mark", "bury_expired", "delete_expired", "forget_old",
+    "_watch", "_insist", "_wait", "tend", "sweep", "remove_events", "_sweep", "_sweep_for_ever", "retention_mark", "bury_expired", "delete_expired", "forget_old",
 }  # fmt: skip
 RESULT = {
     "agent_id": "a",

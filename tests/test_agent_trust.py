@@ -409,6 +409,17 @@ def test_an_agent_that_spawns_in_a_loop_comes_to_an_end(make_service: Callable[.
     assert architect.post("/api/agents/spawn", request("succeed", issue="another")).status_code == 201
 
 
+def test_a_spawn_that_is_refused_leaves_no_row(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND, "--max-agents-per-issue", "1")
+    state(service.client(), spawn(service.client(), "succeed")["agent_id"])
+    for _ in range(3):
+        assert service.client().post("/api/agents/spawn", request()).status_code == 429
+    service.stop()
+    with contextlib.closing(sqlite3.connect(service.storage / "sidecar.db")) as database:
+        for table in ("agent", "agent_evidence", "agent_outcome", "revoked"):
+            assert database.execute(f"select count(*) from {table}").fetchone() == (1,), table
+
+
 def test_spawns_that_never_got_a_process_do_not_count(make_service: Callable[..., Service]) -> None:
     service = make_service("--agent-command", "no-such-program-anywhere", "--max-agents-per-issue", "1")
     for _ in range(3):

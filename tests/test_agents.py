@@ -413,13 +413,14 @@ def test_the_command_is_never_read_by_a_shell(service: Service, architect: Clien
 
 
 def test_without_a_command_a_spawn_says_how_to_configure_one(
-    make_service: Callable[..., Service], tmp_path: Path
+    setup: str, make_service: Callable[..., Service], tmp_path: Path
 ) -> None:
     service = make_service(env={"PATH": git_alone(tmp_path)})
     architect = service.client()
     answer = architect.post("/api/agents/spawn", request())
     assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001")
-    assert "--agent-command" in answer.json()["message"]
+    message = answer.json()["message"]
+    assert "--agent-command" in message and ("cco.toml" in message) is (setup != "alone")
     assert list((service.storage / "agents").iterdir()) == []
     counted = architect.get("/status").json()["agents"]
     assert (counted["active"], counted["failed"]) == (0, 1)

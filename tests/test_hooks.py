@@ -330,9 +330,10 @@ PLUGINS = {
                 def last_word(self, row):
                     return super().last_word(row) | {"cost_usd": 0.5}
 
-                def check_room(self, row, records):
+                def admit(self, row, records):
                     if row["issue"].startswith("poor-"):
                         raise ApiError("AGT_003", "There is no money left")
+                    return super().admit(row, records)
 
             return Thrifty if issubclass(base, Agents) else None
     """,

@@ -343,7 +343,9 @@ def test_a_spawn_without_its_program_says_so_in_the_ledger(make_service: Callabl
     answer = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"})
     (row,) = client.get("/api/agents").json()["agents"]
     assert answer.status_code == 500 and row["state"] == "failed"
-    assert row["reason"] == answer.json()["message"] and "no-such-program: No such file" in row["reason"]
+    assert row["reason"] == answer.json()["message"] and row["reason"].endswith(
+        "no-such-program: No such file or directory on PATH: install it, or give another --agent-command"
+    )
 
 
 # -- the prompt

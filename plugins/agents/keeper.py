@@ -480,7 +480,8 @@ def find_program(command: AgentCommand, root: Path) -> str:
     found = shutil.which(str(root / name) if os.path.dirname(name) else name, path=path)
     if found is None:
         reason = errno.EACCES if os.path.dirname(name) and (root / name).exists() else errno.ENOENT
-        raise OSError(reason, os.strerror(reason), name)
+        advice = "" if os.path.dirname(name) else " on PATH: install it, or give another --agent-command"
+        raise OSError(reason, os.strerror(reason) + advice, name)
     return os.path.abspath(found)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cco_sidecar import AgentCommand, AgentLaunch, hookimpl, write_file
+from cco_sidecar import AgentCommand, AgentLaunch, Launcher, hookimpl, write_file
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents._hook_settings import as_json, as_module, as_toml
 
@@ -245,6 +245,20 @@ def known_name(configured: Sequence[str] | None) -> str:
     if configured is None:
         return next(filter(shutil.which, PROGRAMS), "")
     return configured[0] if len(configured) == 1 and configured[0] in PROGRAMS else ""
+
+
+@hookimpl
+def part_class(base: type) -> type | None:
+    return type("KnowingLauncher", (KnowingLauncher, base), {}) if issubclass(base, Launcher) else None
+
+
+class KnowingLauncher(Launcher):
+    """Says also of the known programs where there is no command."""
+
+    HOW_TO_HAVE_ONE = (
+        f"{Launcher.HOW_TO_HAVE_ONE}, set agent-command in cco.toml, or put a program on PATH that the plugin launchers"
+        " knows, such as claude or codex"
+    )
 
 
 @hookimpl

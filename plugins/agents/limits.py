@@ -22,8 +22,7 @@ class LimitedAgents(Agents):
 
     settings: PluginSettings
 
-    def check_room(self, row: dict[str, Any], records: Records) -> None:
-        super().check_room(row, records)
+    def admit(self, row: dict[str, Any], records: Records) -> dict[str, Any]:
         parent = records.agent(row["project"], row["parent"])  # None: no agent of ours asks
         row["depth"] = 1 + (parent["depth"] or 1 if parent else 0)
         if row["depth"] > self.settings.max_depth:
@@ -33,3 +32,4 @@ class LimitedAgents(Agents):
         if spawned >= self.settings.max_agents_per_issue:
             many = f"{spawned} agents were spawned on {row['issue']}"
             raise ApiError("AGT_003", f"{many}, --max-agents-per-issue allows no more")
+        return super().admit(row, records)

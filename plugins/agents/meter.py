@@ -467,10 +467,11 @@ class MeteredAgents(Agents):
     def last_word(self, row: dict[str, Any]) -> dict[str, Any]:
         return super().last_word(row) | self.meter.figures(row["id"])
 
-    def check_room(self, row: dict[str, Any], records: Records) -> None:
-        super().check_room(row, records)
+    def admit(self, row: dict[str, Any], records: Records) -> dict[str, Any]:
+        answer = super().admit(row, records)
         if isinstance(self.meter, SpendMeter):
             self.meter.check_budget(row["issue"])
+        return answer
 
 
 def meter_of(agents: Agents) -> Meter:

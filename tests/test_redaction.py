@@ -271,7 +271,7 @@ def test_every_text_of_a_json_value_is_redacted_by_itself(value: Any, left: Any,
 
 @given(st.lists(st.text('ab\\"\0\1\n/ü,:[]')))
 def test_the_plugin_finds_each_text_in_json(texts: list[str]) -> None:
-    assert plugin("_redaction").texts_of(msgspec.json.encode(texts)) == (texts or [""])
+    assert json.loads(plugin("_redaction").texts_of(msgspec.json.encode(texts))) == (texts or [""])
 
 
 @pytest.mark.parametrize("kind", [Redaction, plugin("_redaction").MeasuredRedaction], ids=["alone", "with the plugin"])

@@ -23,7 +23,7 @@ class MeasuredRedaction(Redaction):
     """Remembers which texts hold no secret: contexts name the same files again and again."""
 
     MOST = 10_000  # texts, by 16 bytes each
-    LARGE = 10_000  # bytes of JSON that is remembered as a whole, without a look at its texts
+    LARGE = 10_000  # bytes of JSON's texts that are remembered as a whole: a project's names, say
     clean: ClassVar[dict[bytes, None]] = {}
     lock = threading.Lock()
 
@@ -37,12 +37,12 @@ class MeasuredRedaction(Redaction):
         return redacted, number
 
     def redact_json(self, value: Any) -> tuple[Any, int]:
-        content = msgspec.json.encode(value)
-        large = len(content) >= self.LARGE
-        mark = hashlib.blake2b(content, digest_size=16, person=b"JSON").digest() if large else b""
+        found = texts_of(msgspec.json.encode(value))
+        large = len(found) >= self.LARGE
+        mark = hashlib.blake2b(found, digest_size=16, person=b"JSON").digest() if large else b""
         if mark in self.clean:
             return value, 0
-        texts = texts_of(content)
+        texts = msgspec.json.decode(found, type=list[str])
         # A form may go on to a line's end, and none beyond a zero byte; one search of all would hold up all threads.
         many = ("\n\0\n".join(texts[at : at + 1000]) for at in range(0, len(texts), 1000))
         if any(self.redact(text)[1] for text in many):
@@ -67,12 +67,13 @@ class MeasuredRedaction(Redaction):
         return content, number
 
 
-def texts_of(content: bytes) -> list[str]:
-    """The texts in JSON, names of fields too, in a third of the time that a pattern takes to find their ends."""
+def texts_of(content: bytes) -> bytes:
+    """A JSON list of the texts in JSON, names of fields too, in a third of the time that a pattern takes to find their
+    ends.
+    """
     # Two bytes that no JSON has stand for what is escaped, so that each quote begins or ends a text.
     found = content.replace(b"\\\\", b"\0").replace(b'\\"', b"\1").split(b'"')[1::2]
-    texts = (b'["%b"]' % b'","'.join(found)).replace(b"\1", b'\\"').replace(b"\0", b"\\\\")
-    return msgspec.json.decode(texts, type=list[str])
+    return (b'["%b"]' % b'","'.join(found)).replace(b"\1", b'\\"').replace(b"\0", b"\\\\")
 
 
 class SecretForm(Struct, frozen=True):

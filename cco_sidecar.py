@@ -2384,17 +2384,22 @@ class Results:
         self, storage: Storage, bus: EventBus, hooks: Hooks, agent_types: AgentTypes, settings: Settings
     ) -> None:
         self._storage, self._bus, self._hooks, self._agent_types = storage, bus, hooks, agent_types
-        self._settings = settings
+        self._settings, self._redaction = settings, redaction()
 
     async def store(self, body: dict[str, Any]) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
         category = await self._agent_types.find(body["agent_type"])
         # Other agents read the record, its file and the contexts that it becomes part of. Whose it is stays as it is.
         whose = {name: body[name] for name in ("agent_id", "agent_type", "issue_id", "project_id")}
+        redact_json = self._redaction.redact_json
         short = len(msgspec.json.encode(body)) < self.SHORT
         redacted, _ = redact_json(body) if short else await asyncio.to_thread(redact_json, body)
         body = redacted | whose
-        stored = await self.write(body, category, await self.language())
+        facts = {
+            "result": ResultFact(body["agent_type"], category, body["result"]["status"]), "proposals": [],
+            "language": await self.language(), "submission": body, "settings": self._settings,
+        }  # fmt: skip
+        stored = await self.write(facts)
         self._hooks.tell("result_stored", result=body | {"id": stored["id"], "stored_at": stored["timestamp"]})
         return stored
 
@@ -2402,47 +2407,22 @@ class Results:
         """The project's language."""
         return await asyncio.to_thread(project_type, self._settings.root, [])
 
-    async def write(self, body: dict[str, Any], category: str, language: str) -> dict[str, Any]:
+    async def write(self, facts: dict[str, Any]) -> dict[str, Any]:
         """The answer, once the result is stored; who is next is found on the writer thread."""
-        rules = self._hooks.implementations["next_agents"]
-        propose = functools.partial(self.propose, rules, body, category, language)
-        answer: dict[str, Any] = await self._storage.write(
-            functools.partial(self.insert, body, category, propose), answers=True
-        )
+        job = functools.partial(self.insert, self._hooks.implementations["next_agents"], facts)
+        answer: dict[str, Any] = await self._storage.write(job, answers=True)
         return answer
 
-    def propose(
-        self, rules: list[Implementation], body: dict[str, Any], category: str, language: str, history: list[ResultFact]
-    ) -> list[NextAgent]:
-        """Who is next after a result: each plugin gets the proposals as the ones before it left them. Blocks."""
-        facts = {
-            "result": ResultFact(body["agent_type"], category, body["result"]["status"]), "history": history,
-            "language": language, "submission": body, "settings": self._settings,
-        }  # fmt: skip
-        proposals: list[NextAgent] = []
-        for rule in rules:
-            answer = self._hooks.ask_one(rule, **facts, proposals=list(proposals))
-            try:
-                for item in answer or ():
-                    self._agent_types.category(item.agent_type)
-                proposals = proposals if answer is None else answer
-            except ApiError as error:
-                log.warning("plugin %s: next_agents: %s", rule.plugin, one_line(error))
-        last = {item.agent_type: item for item in proposals}  # nobody is proposed twice
-        return [NextAgent(item.agent_type, item.priority, redact(item.reason)[0]) for item in last.values()]
-
-    def insert(
-        self, body: dict[str, Any], category: str, propose: Callable[[list[ResultFact]], list[NextAgent]],
-        records: Records,
-    ) -> dict[str, Any]:  # fmt: skip
+    def insert(self, rules: list[Implementation], facts: dict[str, Any], records: Records) -> dict[str, Any]:
         """A job: store a result, with who is next by the issue's results so far; the answer."""
-        project, issue, now = body["project_id"], body["issue_id"], time.time()
+        body, result, now = facts["submission"], facts["result"], time.time()
+        project, issue = body["project_id"], body["issue_id"]
         result_id = f"result-{uuid.UUID(int=random.getrandbits(128), version=4)}"
-        proposals = propose(self.history(records, project, issue))
+        proposals = self.propose(rules, facts | {"history": self.history(records, project, issue)})
         row = {
             "id": result_id, "project": project, "issue": issue, "agent_type": body["agent_type"],
-            "agent_id": body["agent_id"], "category": category, "status": body["result"]["status"], "stored": now,
-            "proposed": json.dumps([each.agent_type for each in proposals]),
+            "agent_id": body["agent_id"], "category": result.category, "status": result.status, "stored": now,
+            "proposed": msgspec.json.encode([each.agent_type for each in proposals]).decode(),
             "output": msgspec.json.encode(previous_output(body, result_id, now)).decode(),
             "body": msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)}),
         }  # fmt: skip
@@ -2452,6 +2432,21 @@ class Results:
             "id": result_id, "stored": True, "storage_path": self._storage.files.path(row),
             "next_agents": proposals, "event_published": True, "event_id": event_id, "timestamp": iso(now),
         }  # fmt: skip
+
+    def propose(self, rules: list[Implementation], facts: dict[str, Any]) -> list[NextAgent]:
+        """Who is next after a result: each rule gets the proposals as the ones before it left them. Blocks."""
+        proposals = facts["proposals"]
+        for rule in rules:
+            answer = self._hooks.ask_one(rule, **facts | {"proposals": list(proposals)})
+            try:
+                found = proposals if answer is None else msgspec.convert(answer, list[NextAgent])
+                for item in found:
+                    self._agent_types.category(item.agent_type)
+                proposals = found
+            except (ApiError, msgspec.ValidationError) as error:
+                log.warning("plugin %s: next_agents: %s", rule.plugin, one_line(error))
+        last, redacted = {item.agent_type: item for item in proposals}, self._redaction.redact  # nobody is named twice
+        return [NextAgent(item.agent_type, item.priority, redacted(item.reason)[0]) for item in last.values()]
 
     def history(self, records: Records, project: str, issue: str) -> list[ResultFact]:
         """The issue's results that routing looks at, oldest first."""

@@ -299,3 +299,28 @@ def test_a_plugin_that_is_long_about_who_is_next_holds_up_no_other_issue(make_se
         assert not any(storing.done() for storing in slow)
         assert all(storing.result()["next_agents"] for storing in slow)
     assert len(service.client().get("/api/results", issue_id="slow").json()["results"]) == 2
+
+
+PLAIN_DATA = """
+from cco_sidecar import hookimpl
+
+@hookimpl
+def next_agents(submission):
+    writer = {"agent_type": "technical-writer", "priority": "low", "reason": "said as plain data"}
+    answers = {"plain": [writer], "number": 5, "half": [{"agent_type": "technical-writer"}], "text": "nobody"}
+    answers |= {"unknown": [writer | {"agent_type": "no-such-type"}], "odd": [writer | {"priority": "urgent"}]}
+    return answers.get(submission["issue_id"])
+"""
+
+
+def test_a_rules_answer_may_be_plain_data_and_what_proposes_nobody_changes_nothing(make_service, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules/plain.py").write_text(PLAIN_DATA)
+    client = make_service("--plugins", str(tmp_path / "rules")).client()
+    for issue in ("number", "half", "text", "unknown", "odd"):
+        assert [item["agent_type"] for item in client.store(issue=issue)["next_agents"]] == [
+            "test-engineer",
+            "security-auditor",
+        ]
+    said = {"agent_type": "technical-writer", "priority": "low", "reason": "said as plain data"}
+    assert client.store(issue="plain")["next_agents"] == [said]

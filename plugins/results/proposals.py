@@ -7,10 +7,11 @@ import functools
 import time
 import typing
 import weakref
-from collections.abc import Callable
 from typing import Any
 
-from cco_sidecar import NextAgent, Records, ResultFact, Results, hookimpl, project_type
+import msgspec
+
+from cco_sidecar import Implementation, Records, ResultFact, Results, hookimpl, project_type
 from cco_sidecar_plugins._hooks import SafeHooks
 
 
@@ -37,38 +38,29 @@ class ProposingResults(Results):
             self._spoken = minute, await self._hooks.pool.run(project_type, self._settings.root, [])
         return self._spoken[1]
 
-    async def write(self, body: dict[str, Any], category: str, language: str) -> dict[str, Any]:
+    async def write(self, facts: dict[str, Any]) -> dict[str, Any]:
         rules, at_once = typing.cast(SafeHooks, self._hooks).concerned("next_agents", settings=self._settings)
-        propose = functools.partial(self.propose, rules, body, category, language)
-        job = functools.partial(self.insert, body, category, propose)
+        job = functools.partial(self.insert, rules, facts)
         stored: dict[str, Any] = await self._storage.write(job, answers=True) if at_once else {}
-        issue = body["project_id"], body["issue_id"]
+        issue = facts["submission"]["project_id"], facts["submission"]["issue_id"]
         while not stored:  # again where another result of the issue came meanwhile
             async with self._locks.setdefault(issue, asyncio.Lock()):
-                newest = self._storage.read.newest_result(*issue)
-                proposals = await self._hooks.pool.run(propose, super().history(self._storage.read, *issue))
-                job = functools.partial(self._insert_after, newest, body, category, proposals)
+                newest, history = self._storage.read.newest_result(*issue), super().history(self._storage.read, *issue)
+                proposals = await self._hooks.pool.run(self.propose, rules, facts | {"history": history})
+                job = functools.partial(self._insert_after, issue, newest, facts | {"proposals": proposals})
                 stored = await self._storage.write(job, answers=True)
         return stored
 
     def _insert_after(
-        self, newest: str, body: dict[str, Any], category: str, proposals: list[NextAgent], records: Records
+        self, issue: tuple[str, str], newest: str, facts: dict[str, Any], records: Records
     ) -> dict[str, Any]:
-        """A job: store the result with these proposals; {} where the issue's newest result is no longer this one."""
-        if newest != records.newest_result(body["project_id"], body["issue_id"]):
-            return {}
-        return self.insert(body, category, lambda history: proposals, records)
+        """A job: store the result, nobody being asked; {} where the issue's newest result is no longer this one."""
+        return self.insert([], facts, records) if newest == records.newest_result(*issue) else {}
 
-    def insert(
-        self,
-        body: dict[str, Any],
-        category: str,
-        propose: Callable[[list[ResultFact]], list[NextAgent]],
-        records: Records,
-    ) -> dict[str, Any]:
-        answer = super().insert(body, category, propose, records)
-        issue, proposed = (body["project_id"], body["issue_id"]), [each.agent_type for each in answer["next_agents"]]
-        fact = ResultFact(body["agent_type"], category, body["result"]["status"], proposed)
+    def insert(self, rules: list[Implementation], facts: dict[str, Any], records: Records) -> dict[str, Any]:
+        answer = super().insert(rules, facts, records)
+        issue = facts["submission"]["project_id"], facts["submission"]["issue_id"]
+        fact = msgspec.structs.replace(facts["result"], proposed=[each.agent_type for each in answer["next_agents"]])
         self._histories[issue] = answer["id"], [*self._histories[issue][1], fact]
         return answer
 

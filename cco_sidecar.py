@@ -3000,13 +3000,7 @@ class Contexts:
             outputs = [json.loads(row) for row in rows]
             ranked = self.rank(key, outputs, state)
             request = ContextRequest(**msgspec.structs.asdict(key), outputs=outputs, project=state, ranked=ranked)
-            sections = self.sections(request)
-            contents = [file.pop("content") for file in sections["relevant_files"]]  # which are redacted already
-            parts = [redact_json({name: part}) for name, part in sections.items()]  # so the same ones are known again
-            sections = {name: part for redacted, _ in parts for name, part in redacted.items()}
-            for file, content in zip(sections["relevant_files"], contents, strict=True):
-                file["content"] = content
-            sections["metadata"]["redactions"] = sum(number for _, number in parts)
+            sections = self.redacted(self.sections(request))
             whole = sections["metadata"]["index"] == "ready"
             return *self.answer(request, sections), etag if whole else f'W/"{secrets.token_hex(16)}"'
         except ApiError:
@@ -3014,6 +3008,19 @@ class Contexts:
         except Exception as error:  # a boundary: whatever a repository may hold
             log.error("context for %s could not be built", key.issue_id, exc_info=error)
             raise ApiError("CTX_001") from None
+
+    def redacted(self, sections: Sections) -> Sections:
+        """``sections`` without secrets, with their number in ``metadata``. Blocks."""
+        contents = [file.pop("content") for file in sections["relevant_files"]]
+        parts = [redact_json({name: part}) for name, part in sections.items()]  # so the same ones are known again
+        sections = {name: part for redacted, _ in parts for name, part in redacted.items()}
+        sections["metadata"]["redactions"] = sum(number for _, number in parts)
+        ours = len(self._hooks.implementations["context_section"]) == 1  # which gives contents without secrets
+        for file, content in zip(sections["relevant_files"], contents, strict=True):
+            file["content"], number = (content, 0) if ours else redact(content)
+            if number:
+                file |= {"redactions": file.get("redactions", 0) + number, "checksum": checksum(file["content"])}
+        return sections
 
     def answer(self, request: ContextRequest, sections: Sections) -> tuple[bytes, bytes]:
         """The JSON for those who waited, and for those who get it from the cache. Blocks. Raises CTX_002."""

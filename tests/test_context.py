@@ -1711,6 +1711,33 @@ def test_whoever_develops_the_sidecar_sees_it(
     assert {path in given for path in ("cco_sidecar.py", "plugins/commands/demo.py")} == {developed}
 
 
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        ("a = 1\nkey = 'gh" + "p_aB3xY7pQ9rT2vW5z8mN4cD6fG1hJ0kL2sE9u'\n", "a = 1\nkey = '[REDACTED]'\n"),
+        ("client_secret = 'aB3xY7pQ9rT2vW5z8mN4'\n" * 2, "client_secret = '[REDACTED]'\n" * 2),
+        ("nothing of the kind\n", "nothing of the kind\n"),
+    ],
+    ids=["token", "two secrets", "nothing"],
+)
+def test_files_that_a_plugin_gives_are_redacted_too(
+    make_service: MakeService, tmp_path: Path, content: str, kept: str
+) -> None:
+    file = {"path": "their/notes.txt", "content": content, "last_modified": "2026-01-31T12:00:00Z", "size": 9}
+    file |= {"language": "text", "checksum": cco_sidecar.checksum(content)}
+    source = f"from cco_sidecar import hookimpl\n@hookimpl\ndef context_section():\n    return {{'relevant_files': [{file}]}}\n"
+    write(tmp_path / "plugins/theirs.py", source)
+    context = context_of(make_service("--plugins", str(tmp_path / "plugins")).client(), max_files=1)
+    (given,) = context["relevant_files"]
+    number = kept.count("REDACTED")
+    assert (given["content"], given["checksum"], given.get("redactions", 0)) == (
+        kept,
+        cco_sidecar.checksum(kept),
+        number,
+    )
+    assert context["metadata"]["redactions"] >= number
+
+
 @pytest.mark.needs_plugin("context/issue_files asks plugins about issues")
 def test_a_plugin_that_knows_issues_gives_the_task_or_says_that_there_is_none(
     make_service: MakeService, tmp_path: Path

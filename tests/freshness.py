@@ -238,10 +238,12 @@ def stale_answers(
         done += len(names)
         given, again, real = in_context(client), in_context(client), on_disk(service.root, changer.stored)
         for answer in (given, again):  # the second may be a cached one
+            expected = real
             if len(real["files"]) > MOST_FILES:
-                real["files"] = {name: real["files"].get(name) for name in answer["files"]}
-            if different := [key for key in real if answer[key] != real[key]]:
-                wrong.append((names, {key: answer[key] for key in different}, {key: real[key] for key in different}))
+                expected = real | {"files": {name: real["files"].get(name) for name in answer["files"]}}
+            if different := [key for key in real if answer[key] != expected[key]]:
+                shown = [{key: side[key] for key in different} for side in (answer, expected)]
+                wrong.append((names, *shown))
     return done, wrong
 
 

@@ -123,6 +123,13 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
     "another link in its place": lambda root: ((root / "link").unlink(), (root / "link").symlink_to("a")),
     "a hard link": lambda root: (root / "hard.py").hardlink_to(root / "src/main.py"),
     "a write through a hard link": lambda root: write(root / "hard.py", "hard = 1\n"),
+    "a new hard link and a write through it": lambda root: (
+        (root / "new.py").hardlink_to(root / "src/greeting.py"), write(root / "new.py", "hard = 22\n"),
+    ),
+    "a file replaced by a hard link and a write through it": lambda root: (
+        (root / "other.py").hardlink_to(root / "tests/test_main.py"), (root / "other.py").replace(root / "hard.py"),
+        write(root / "hard.py", "hard = 333\n"),
+    ),
     "an ignore rule": lambda root: ignored(root, "a/\n"),
     "a file in an ignored folder": lambda root: write(root / "a/z/new.py", "new = 1\n"),
     "a rule less": lambda root: ignored(root, "\n"),

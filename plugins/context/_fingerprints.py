@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 import cco_sidecar
 
@@ -19,6 +20,11 @@ def fingerprint(path: str) -> Fingerprint | None:
         return None
     mtime, ctime = min(facts.st_mtime_ns, MAX_INT64), min(facts.st_ctime_ns, MAX_INT64)
     return mtime, ctime, facts.st_size, facts.st_ino & MAX_INT64, facts.st_mode, facts.st_nlink
+
+
+def is_linked(facts: Fingerprint | None) -> bool:
+    """Whether the fingerprint is that of a file with several hard links."""
+    return facts is not None and facts[5] > 1 and not stat.S_ISDIR(facts[4])
 
 
 def is_young(facts: Fingerprint | None, now: int) -> bool:

@@ -28,6 +28,7 @@ from watchdog.observers.inotify_c import InotifyConstants as In
 from watchdog.observers.inotify_c import inotify_add_watch, inotify_init, inotify_rm_watch
 
 from cco_sidecar import one_line
+from cco_sidecar_plugins.context._fingerprints import is_linked
 
 log = logging.getLogger("cco")
 
@@ -328,11 +329,6 @@ def folders_of(proof: Proof, root: str) -> Set[str]:
         while folder != root and (folder := folder.rpartition("/")[0]) not in found:
             found.add(folder)
     return found | {root}
-
-
-def is_linked(facts: Any) -> bool:
-    """Whether the fingerprint is that of a file with several hard links."""
-    return facts is not None and facts[5] > 1 and not stat.S_ISDIR(facts[4])
 
 
 def apart(proof: Proof, root: str, deaf: tuple[str, ...]) -> list[str]:

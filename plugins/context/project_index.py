@@ -46,7 +46,7 @@ from cco_sidecar import (
     split_z,
 )
 from cco_sidecar_plugins._settings import PluginSettings
-from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint, is_young
+from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint, is_linked, is_young
 from cco_sidecar_plugins.context._git_facts import (
     Codes,
     GitProject,
@@ -145,6 +145,16 @@ def hash_of(path: str, facts: Fingerprint | None) -> int:
 def facts_of(facts: Fingerprint | None) -> Any:
     """What a new or a removed hard link of the file leaves as it is."""
     return facts and (facts[0], *facts[2:5])
+
+
+def other_links(found: Proof, before: Proof) -> Proof:
+    """The fingerprints that files of ``before`` have now which are hard links of what is new or changed in ``found``:
+    an event names the one link through which a file was changed, or under which it came.
+    """
+    changed = {facts[3] for path, facts in found.items() if facts and is_linked(facts) and before.get(path) != facts}
+    if not changed:
+        return {}
+    return {path: fingerprint(path) for path, facts in before.items() if facts and facts[3] in changed}
 
 
 RULES = (".gitignore", ".gitattributes", ".gitmodules")  # files that say something of other files
@@ -299,6 +309,7 @@ class ProjectIndex(GitProject):
         if before is None or suspects is None or time.monotonic() < self._distrust:
             told, suspects, self._looked = False, proof.keys(), time.monotonic()
         fresh = {path: fingerprint(path) for path in suspects}
+        fresh |= other_links(fresh, proof)
         changed = [path for path, facts in fresh.items() if proof[path] != facts or path in self._young]
         if before is None or changed or not before.settled:
             self._state = before = self._read(proof | fresh, changed, now, told)
@@ -398,7 +409,8 @@ class ProjectIndex(GitProject):
             facts = proof[path] = known.get(path) or fingerprint(path)
             if facts and stat.S_ISDIR(facts[4]):
                 proof |= of_submodule(path)
-        return proof
+        others = other_links(proof, self._state.proof if self._state else {})
+        return proof | {path: facts for path, facts in others.items() if path in proof}
 
     def _of_git(self, folders: GitFolders) -> Proof:
         """Of git's files whose change can change a context: head, index, branches, ignore rules, configuration."""

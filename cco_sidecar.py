@@ -1907,7 +1907,6 @@ class Storage:
         self.observer: Callable[[NewEvent, int], None] = lambda event, seq: None
         self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
         self._unqueued: list[Write] = []  # not in the queue yet
-        self._changed = asyncio.Event()  # since the last sweep
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
 
     def start(self) -> None:
@@ -2017,7 +2016,6 @@ class Storage:
 
     def _answer(self, writes: list[Write], outcomes: list[Any], events: Inserted) -> None:
         """On the loop, after a commit: tell what happened, then answer the writers, in commit order."""
-        self._changed.set()
         self.head = events[-1][1] if events else self.head
         for event, seq in events:
             try:
@@ -2029,17 +2027,13 @@ class Storage:
                 future.set_exception(outcome) if isinstance(outcome, Exception) else future.set_result(outcome)
 
     async def _sweep_for_ever(self) -> None:
-        """After a commit, when an event expires, and each minute: an idle service sleeps."""
         while True:
-            try:
-                await self.sweep()
-                self._changed.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(self.read.next_expiry() - time.time(), 60.0)):
-                        await self._changed.wait()
-            except (StorageError, OSError) as error:
-                log.warning("housekeeping waits for the storage: %s", one_line(error))
             await asyncio.sleep(self.SWEEP_SECONDS)
+            try:
+                if self.read.next_expiry() <= time.time():
+                    await self.sweep()
+            except Exception as error:  # a boundary: it is tried again
+                log.warning("housekeeping waits for the storage: %s", one_line(error))
 
     async def sweep(self) -> None:
         """Remove expired events, in steps that hold the writer for a few milliseconds."""

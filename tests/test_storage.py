@@ -928,6 +928,34 @@ def test_a_crowd_that_events_wake_shares_one_search_in_portions_and_misses_no_ev
     assert with_storage(tmp_path, scene) == [[0, 1]] * 30 + [[2, 3]] * 30
 
 
+@pytest.mark.parametrize("base", [Storage, plugin("guard").GuardedStorage])
+def test_what_has_expired_is_removed_also_after_a_fault(tmp_path: Path, base: type[Storage]) -> None:
+    class Faulty(base):  # type: ignore[misc, valid-type]
+        SWEEP_SECONDS, faults = 0.01, 0
+
+        def _sweep(self, records: Records) -> bool:
+            self.faults += 1
+            if self.faults == 1:
+                raise TypeError("a plugin's")
+            return bool(super()._sweep(records))
+
+    async def scene() -> int:
+        settings = load_settings({"root": str(tmp_path), "storage": str(tmp_path)}, {})
+        storage = Faulty(settings, plugin("guard").part_class(Records))
+        storage.start()
+        try:
+            body = {"publisher": "me", "topic": "t", "data": {}, "ttl_seconds": 0.01}
+            await storage.write(lambda records: records.insert_event(new_event("p", "brief", body)))
+            async with asyncio.timeout(20):
+                while not storage.read.count_dead_letters("p"):
+                    await asyncio.sleep(0.01)
+            return int(storage.faults)
+        finally:
+            storage.close()
+
+    assert asyncio.run(scene()) > 1
+
+
 def test_who_polls_without_end_leaves_others_their_turns(tmp_path: Path) -> None:
     class Bus(plugin("crowds").CrowdedBus):  # type: ignore[misc]
         REST_SECONDS = 0.5

@@ -63,9 +63,10 @@ class CrowdedBus(EventBus):
 
     async def _rested(self, polling: Coroutine[Any, Any, Poll]) -> Poll:
         poll = await polling
-        if not poll.rows:
-            await asyncio.sleep(self.REST_SECONDS)
-        return poll
+        if poll.rows:
+            return poll
+        await asyncio.sleep(self.REST_SECONDS)
+        return msgspec.structs.replace(poll, parked=self.REST_SECONDS)
 
     async def search(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
         asked, now = (channel, filter.text, after, limit, self._wakes), time.monotonic()

@@ -20,12 +20,14 @@ from cco_sidecar import (
     Claims,
     EventBus,
     HangUp,
+    Inserted,
     Poll,
     Pool,
     Records,
     Storage,
     StorageError,
     WaitQuery,
+    Write,
     one_line,
 )
 from cco_sidecar_plugins._files import folder_size
@@ -87,6 +89,7 @@ class LimitedStorage(Storage):
 
     def __init__(self, settings: PluginSettings, records: type[Records]) -> None:
         super().__init__(settings, records)
+        self._changed = asyncio.Event()  # since the last sweep
         self._pruning, self._pool = asyncio.Lock(), Pool("storage-size", 1, 60)
         self._limit, self._full = settings.storage_limit_mb * MB, False
         # Bytes of the files beside the database when they were measured and since then, and of what is being stored.
@@ -155,6 +158,23 @@ class LimitedStorage(Storage):
                 with contextlib.suppress(StorageError, OSError):  # the write itself says why
                     await super().sweep()
                 await self._measure()
+
+    def _answer(self, writes: list[Write], outcomes: list[Any], events: Inserted) -> None:
+        self._changed.set()
+        super()._answer(writes, outcomes, events)
+
+    async def _sweep_for_ever(self) -> None:
+        """After a commit, when an event expires, and each minute: an idle service sleeps."""
+        while True:
+            try:
+                await self.sweep()
+                self._changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(self.read.next_expiry() - time.time(), 60.0)):
+                        await self._changed.wait()
+            except Exception as error:  # a boundary: it is tried again
+                log.warning("housekeeping waits for the storage: %s", one_line(error))
+            await asyncio.sleep(self.SWEEP_SECONDS)
 
     async def sweep(self) -> None:
         await super().sweep()

@@ -1316,13 +1316,17 @@ def test_the_example_of_the_readme_is_a_plugin_that_does_what_is_said(
     [code] = re.findall(r"```python\n(.*?)```", chapter, re.S)
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "example.py").write_text(code)
-    client = make_service("--plugins", str(tmp_path / "plugins")).client()
+    service = make_service("--plugins", str(tmp_path / "plugins"))
+    client = service.client()
     assert "security-auditor" in str(client.store(issue="code-1")["next_agents"])
     assert "security-auditor" not in str(client.store(issue="docs-1")["next_agents"])
     assert client.get("/api/context/code-1/python-specialist").json()["context"]["release"] == {
         "frozen": True,
         "branch": "main",
     }
+    refused = service.client("operator").get("/api/plugins")
+    assert refused.status_code == 403 and "only the architect starts and ends agents" in refused.json()["message"]
+    assert service.client("operator").get("/api/agents").status_code == client.get("/api/plugins").status_code == 200
 
 
 def test_the_chapter_of_the_readme_names_every_hook() -> None:

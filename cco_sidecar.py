@@ -529,7 +529,7 @@ class Asks:
         settings: Settings,
     ) -> list[NextAgent]:
         """``proposals`` with some added, removed or replaced; of several for one type the last counts. ``history`` has
-        the issue's newest 200 results, oldest first, and the last one of a coder.
+        the issue's newest 200 results, oldest first, with plugins/ also the last one of a coder.
         """
 
     def permission_policy(self, claims: Claims, permission: str | None, method: str, path: str) -> bool | str | None:
@@ -2187,6 +2187,9 @@ class Records:
     count_results = select_value(f"{COUNTED} 'results:' || ?", 0)
     issue_head = select_value(f"select max(seq) {MINE}", 0)  # changes with every result of the issue
     newest_result = select_value(f"select id {MINE} order by seq desc limit 1", "")
+    issue_facts = select_rows(  # the newest first, from an index alone
+        f"select agent_type, category, status, proposed {MINE} order by seq desc limit ?"
+    )
     # a + before a column keeps SQLite from going by that column's index, in which far more rows match
     latest_result = select_rows(  # of the same agent type on the same issue as a result
         "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest on"
@@ -2198,16 +2201,6 @@ class Records:
         """The ``output`` of the issue's newest results, oldest first."""
         rows = self.rows(f"select output {MINE} order by seq desc limit ?", project, issue, limit)
         return [row["output"] for row in reversed(rows)]
-
-    def issue_facts(self, project: str, issue: str, limit: int) -> list[Row]:
-        """agent_type, category, status and proposed of the issue's newest results, oldest first; where no coder is
-        among them the last one of a coder comes before them. The newest are read from an index alone.
-        """
-        select = "select agent_type, category, status, proposed"
-        rows = self.rows(f"{select} {MINE} order by seq desc limit ?", project, issue, limit)
-        if len(rows) == limit and not any(row["category"] == "coding" for row in rows):
-            rows += self.rows(f"{select} {MINE} and category = 'coding' order by seq desc limit 1", project, issue)
-        return rows[::-1]
 
     # -- agents: a row of ``agent``, beside it one of ``agent_evidence``, and one of ``agent_outcome`` where there is
     # more to say of an agent; readers get all as one
@@ -2372,7 +2365,6 @@ class Results:
     """Stores results. A result, its agent_completed event, its routing decision and its file are one transaction."""
 
     HISTORY = 200  # earlier results of the issue that routing looks at
-    SHORT = 8 * 1024  # bytes of a result that is searched for secrets at once, which takes less than a thread's start
 
     def __init__(
         self, storage: Storage, bus: EventBus, hooks: Hooks, agent_types: AgentTypes, settings: Settings
@@ -2385,21 +2377,20 @@ class Results:
         category = await self._agent_types.find(body["agent_type"])
         # Other agents read the record, its file and the contexts that it becomes part of. Whose it is stays as it is.
         whose = {name: body[name] for name in ("agent_id", "agent_type", "issue_id", "project_id")}
-        redact_json = self._redaction.redact_json
-        short = len(msgspec.json.encode(body)) < self.SHORT
-        redacted, _ = redact_json(body) if short else await asyncio.to_thread(redact_json, body)
+        redacted, language = await self.prepared(body)
         body = redacted | whose
         facts = {
             "result": ResultFact(body["agent_type"], category, body["result"]["status"]), "proposals": [],
-            "language": await self.language(), "submission": body, "settings": self._settings,
+            "language": language, "submission": body, "settings": self._settings,
         }  # fmt: skip
         stored = await self.write(facts)
         self._hooks.tell("result_stored", result=body | {"id": stored["id"], "stored_at": stored["timestamp"]})
         return stored
 
-    async def language(self) -> str:
-        """The project's language."""
-        return await asyncio.to_thread(project_type, self._settings.root, [])
+    async def prepared(self, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """``body`` without the secrets in it, and the project's language."""
+        redact_json, root = self._redaction.redact_json, self._settings.root
+        return await asyncio.to_thread(lambda: (redact_json(body)[0], project_type(root, [])))
 
     async def write(self, facts: dict[str, Any]) -> dict[str, Any]:
         """The answer, once the result is stored; who is next is found on the writer thread."""
@@ -2444,7 +2435,7 @@ class Results:
 
     def history(self, records: Records, project: str, issue: str) -> list[ResultFact]:
         """The issue's results that routing looks at, oldest first."""
-        rows = records.issue_facts(project, issue, self.HISTORY)
+        rows = reversed(records.issue_facts(project, issue, self.HISTORY))
         return [ResultFact(kind, category, status, json.loads(proposed)) for kind, category, status, proposed in rows]
 
 

@@ -614,7 +614,7 @@ READS = {
     "results of a status": lambda read: page(read, "result", status="failed"),
     "results of an issue": lambda read: page(read, "result", issue="i", status="failed"),
     "what routing looks at": lambda read: read.issue_facts("p", "i", 9),
-    "the last coder": lambda read: read.issue_facts("p", "i", 0),
+    "the last coder": lambda read: read.rows(plugin("proposals").LAST_OF_A_CODER, "p", "i"),
     "outputs": lambda read: read.issue_outputs("p", "i", 9),
     "the issue's head": lambda read: read.issue_head("p", "i"),
     "an agent's result": lambda read: latest_result(read, "p", "a"),

@@ -143,7 +143,7 @@ def state_of(read: Records, project: str, item: dict[str, Any], last_agent: Any)
 def still_proposed(read: Records, project: str, issue: str) -> set[str]:
     """The types that routing has proposed and that have stored no result since, as ``cco run`` counts them."""
     pending: set[str] = set()
-    for row in read.issue_facts(project, issue, HISTORY):
+    for row in reversed(read.issue_facts(project, issue, HISTORY)):
         proposed = json.loads(row["proposed"])
         pending.discard(row["agent_type"])
         pending |= set(proposed or ([] if row["status"] == "success" else [row["agent_type"]]))

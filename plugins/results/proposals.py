@@ -1,4 +1,6 @@
-"""Who works next is found beside the writer thread where plugins say so, and what all of them look at is remembered."""
+"""Who works next is found beside the writer thread where plugins say so. What rules look at is remembered, and has the last
+result of a coder, however many others followed.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +26,7 @@ class ProposingResults(Results):
     """Results, of which those of an issue are stored one by one where a plugin that may block says who is next."""
 
     REMEMBERED = 100  # issues
+    SHORT = 8 * 1024  # bytes of a result that is searched for secrets at once, which takes less than a thread's start
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -32,11 +35,14 @@ class ProposingResults(Results):
         self._histories: dict[tuple[str, str], tuple[str, list[ResultFact]]] = {}
         self._spoken = -1, ""  # the minute of the last look at the project's language, and that
 
-    async def language(self) -> str:
-        """Looked at again in each minute."""
+    async def prepared(self, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """A short body is searched at once, and the language is looked at again in each minute."""
         if self._spoken[0] != (minute := int(time.monotonic() // 60)):
             self._spoken = minute, await self._hooks.pool.run(project_type, self._settings.root, [])
-        return self._spoken[1]
+        redact_json = self._redaction.redact_json
+        short = len(msgspec.json.encode(body)) < self.SHORT
+        redacted, _ = redact_json(body) if short else await asyncio.to_thread(redact_json, body)
+        return redacted, self._spoken[1]
 
     async def write(self, facts: dict[str, Any]) -> dict[str, Any]:
         rules, at_once = typing.cast(SafeHooks, self._hooks).concerned("next_agents", settings=self._settings)
@@ -45,7 +51,7 @@ class ProposingResults(Results):
         issue = facts["submission"]["project_id"], facts["submission"]["issue_id"]
         while not stored:  # again where another result of the issue came meanwhile
             async with self._locks.setdefault(issue, asyncio.Lock()):
-                newest, history = self._storage.read.newest_result(*issue), super().history(self._storage.read, *issue)
+                newest, history = self._storage.read.newest_result(*issue), self._look(self._storage.read, *issue)
                 proposals = await self._hooks.pool.run(self.propose, rules, facts | {"history": history})
                 job = functools.partial(self._insert_after, issue, newest, facts | {"proposals": proposals})
                 stored = await self._storage.write(job, answers=True)
@@ -68,8 +74,22 @@ class ProposingResults(Results):
         """Remembered, by the writer thread, as long as the last result is what the database has."""
         newest, facts = self._histories.pop((project, issue), ("", []))
         if newest != records.newest_result(project, issue) or len(facts) >= 2 * self.HISTORY:
-            newest, facts = "", super().history(records, project, issue)
+            newest, facts = "", self._look(records, project, issue)
         if len(self._histories) >= self.REMEMBERED:
             del self._histories[next(iter(self._histories))]
         self._histories[project, issue] = newest, facts
         return facts
+
+    def _look(self, records: Records, project: str, issue: str) -> list[ResultFact]:
+        """The issue's newest results; where no coder is among them the last one of a coder comes before them."""
+        facts = super().history(records, project, issue)
+        if len(facts) == self.HISTORY and not any(fact.category == "coding" for fact in facts):
+            for kind, status, proposed in records.rows(LAST_OF_A_CODER, project, issue):
+                facts.insert(0, ResultFact(kind, "coding", status, msgspec.json.decode(proposed)))
+        return facts
+
+
+LAST_OF_A_CODER = (
+    "select agent_type, status, proposed from result"
+    " where project = ? and issue = ? and category = 'coding' order by seq desc limit 1"
+)

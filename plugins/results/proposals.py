@@ -1,5 +1,5 @@
-"""Who works next is found beside the writer thread where plugins say so. What rules look at is remembered, and has the last
-result of a coder, however many others followed.
+"""Who works next is found beside the writer thread where plugins say so. What rules look at is remembered, and has the
+last result of a coder, however many others followed.
 """
 
 from __future__ import annotations

@@ -465,6 +465,7 @@ AGENT_GROUPS = {"active": ("starting", "running"), "completed": ("completed",), 
 
 
 class ContextQuery(Struct):
+    reader: ClassVar[object] = None  # whose brief is asked for, where the plugin brief makes one
     task: Annotated[str, Meta(max_length=TASK_LENGTH)] = ""
     max_bytes: Annotated[int, Meta(ge=2_000, le=10 * MB)] = 10 * MB
     max_tokens: Annotated[int, Meta(ge=500)] | None = None
@@ -1481,16 +1482,12 @@ class GetContext(Endpoint):
 
     async def respond(self, issue_id: str, agent_type: str) -> bytes:
         self.sidecar.tokens.check_issue(self.claims, issue_id)
-        known, reader = self.request.headers.get("If-None-Match", ""), self.reader(issue_id)
-        content, etag = await self.sidecar.contexts.get(issue_id, agent_type, self.query, known, reader)
+        known = self.request.headers.get("If-None-Match", "")
+        content, etag = await self.sidecar.contexts.get(issue_id, agent_type, self.query, known)
         self._headers["ETag"] = etag
         if not content:
             self.set_status(304)
         return content
-
-    def reader(self, issue_id: str) -> object:
-        """The reader of the brief that is asked for in the place of JSON. The plugin brief derives from this."""
-        return None
 
 
 class StoreResult(Endpoint):
@@ -1635,7 +1632,6 @@ class GetHealth(Endpoint):
             "active_agents": len(sidecar.agents.active),
             "event_queue_size": waiting,
             "disk_space_available_mb": free // MB,
-            "watching": sidecar.contexts.project.watching,
         }
 
 
@@ -2923,17 +2919,15 @@ class Contexts:
     async def close(self) -> None:
         """The service ends; the plugins' own end here what they began at the start."""
 
-    async def get(
-        self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", reader: object = None
-    ) -> tuple[bytes, str]:
-        """The context of an issue for an agent type as JSON, or as a plugin's brief for ``reader``, and its ETag; no
-        content where ``known``, an If-None-Match, names the ETag. Raises AGT_002 and REQ_002 (404), CTX_001, CTX_002.
+    async def get(self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "") -> tuple[bytes, str]:
+        """The context of an issue for an agent type as JSON, and its ETag; no content where ``known``, an
+        If-None-Match, names the ETag. Raises AGT_002 and REQ_002 (404), CTX_001, CTX_002.
         """
         category = await self._agent_types.find(agent_type, status=404)
         max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens) if query.max_tokens else query.max_bytes
         key = ContextKey(
             issue_id=issue_id, agent_type=agent_type, category=category, task=query.task or await self.task(issue_id),
-            max_bytes=max_bytes, max_files=0 if reader else query.max_files, reader=reader,
+            max_bytes=max_bytes, max_files=query.max_files, reader=query.reader,
         )  # fmt: skip
         try:
             state = await self.project.state()
@@ -2980,7 +2974,7 @@ class Contexts:
             self._drop(next(iter(self._cache)))
 
     def _build(self, key: ContextKey, rows: list[bytes], state: ProjectState, etag: str) -> BuiltContext:
-        """The context; while an index is being made its ETag is its own: it is not kept. Raises CTX_001, CTX_002."""
+        """The context; while an index is being made with an ETag that no other has. Raises CTX_001, CTX_002."""
         try:  # All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
             outputs = [json.loads(row) for row in rows]
             ranked = self.rank(key, outputs, state)
@@ -3076,7 +3070,7 @@ class Contexts:
 
     def _drop(self, key: ContextKey) -> int:
         size = len(self._cache.pop(key, ("", b""))[1])
-        self._bytes -= size  # counted, since a sum at each context would take longer than all else of one
+        self._bytes -= size
         return size
 
     def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
@@ -3090,7 +3084,7 @@ class Contexts:
         looked = self._hits + self._misses
         return {
             "context_cache_entries": len(self._cache), "context_cache_bytes": self._bytes,
-            "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0, "watching": self.project.watching,
+            "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0,
         }  # fmt: skip
 
 
@@ -3121,7 +3115,7 @@ def checksum(content: str) -> str:
 
 
 class Project:
-    """The repository on disk, asked anew at each look. The plugin project_index derives a faster one from it."""
+    """The repository on disk, asked anew at each look."""
 
     def __init__(self, root: Path, scratch: Path) -> None:
         self._root, self._scratch = root, scratch
@@ -3132,13 +3126,8 @@ class Project:
         """The project as it was at some moment since this call. Raises OSError."""
         return await self._looks.run(self.look)
 
-    @property
-    def watching(self) -> str:
-        """How far changes are heard of: "off", "starting", "full", or "partial: why"."""
-        return "off"
-
     def look(self) -> ProjectState:
-        """The project as it is now. Blocks for as long as ``git status`` takes."""
+        """Blocks for as long as ``git status`` takes."""
         names, git, head = self.ask()
         now, found = time.time_ns(), {}
         for name in (*names, *self.also):
@@ -3157,19 +3146,11 @@ class Project:
         return is_secret(path)
 
     def ask(self) -> tuple[list[str], GitContext, str | None]:
-        """(names of files, what git says, the commit checked out), nothing without a repository, nor of the running
-        module. Raises OSError.
-        """
+        """(names of files, what git says, the commit checked out), without the running module. Raises GitError."""
         root, own = self._root, os.path.realpath(__file__).removeprefix(os.path.join(self._root, ""))
-        try:
-            prefix = os.fsdecode(ask_git(root, "rev-parse", "--show-prefix").removesuffix(b"\n"))
-            shape = ("--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", ".")
-            codes = {row[3:].removeprefix(prefix): row[:2] for row in split_z(ask_git(root, "status", *shape))}
-        except GitError as error:
-            broken = os.path.isfile(root / ".git") or os.path.exists(root / ".git/HEAD")
-            if broken or not re.search("not a git repository|in a work tree", str(error)):
-                raise
-            return [], GitContext(None, [], [], None, None), None
+        prefix = os.fsdecode(ask_git(root, "rev-parse", "--show-prefix").removesuffix(b"\n"))
+        shape = ("--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", ".")
+        codes = {row[3:].removeprefix(prefix): row[:2] for row in split_z(ask_git(root, "status", *shape))}
         codes.pop(own, None)
         tracked = split_z(ask_git(root, "ls-files", "-z", "--deduplicate"))
         head = (run_git(root, "rev-parse", "-q", "--verify", "HEAD") or b"").decode().strip() or None
@@ -3235,13 +3216,13 @@ def is_young(moment: int, now: int) -> bool:
 
 
 def read_changes(root: Path, codes: dict[str, str]) -> list[Change]:
-    """How files are not as the last commit has them, staged or not, by git's two letters for each name. Blocks."""
+    """The uncommitted changes, staged or not, by git's two letters for each name. Blocks."""
     shape = ("--numstat", "-z", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv", "HEAD", "--", ".")
     rows = (row.split("\t", 2) for row in split_z(run_git(root, "diff", *shape)))
     counts = {name: f"+{plus} -{minus}" for plus, minus, name in rows if plus != "-" and codes.get(name) != "??"}
-    words: dict[str, Any] = {"?": "untracked", "D": "deleted", "A": "added", "": "modified"}
-    statuses = {name: next(words[letter] for letter in words if letter in code) for name, code in codes.items()}
-    return [Change(clean_text(name), status, counts.get(name)) for name, status in statuses.items()]
+    words: dict[str, Any] = {"?": "untracked", "D": "deleted", "A": "added"}
+    statuses = {name: [word for letter, word in words.items() if letter in code] for name, code in codes.items()}
+    return [Change(clean_text(name), (*found, "modified")[0], counts.get(name)) for name, found in statuses.items()]
 
 
 def read_commits(root: Path) -> list[Commit]:
@@ -3274,7 +3255,7 @@ def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
 
 
 def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes:
-    """The output of git, which runs nothing the repository names. Raises GitError, FileNotFoundError. Blocks."""
+    """The output of git, which runs nothing the repository names. Raises GitError. Blocks."""
     command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
     environ = {name: value for name, value in os.environ.items() if not GIT_ELSEWHERE.match(name)}
     environ |= GIT_ENVIRONMENT | (env or {})
@@ -3307,7 +3288,7 @@ def git_output(command: list[str], environ: dict[str, str]) -> bytes:
     except subprocess.TimeoutExpired:
         raise GitError("git took more than 30 seconds") from None
     except FileNotFoundError:
-        raise
+        raise GitMissing("git is not installed") from None
     except OSError as error:
         raise GitError(f"git cannot be run: {error.strerror}") from None
     if done.returncode:
@@ -3323,6 +3304,10 @@ class GitError(OSError):
     def __init__(self, why: str, output: bytes = b"") -> None:
         super().__init__(why)
         self.output = output
+
+
+class GitMissing(GitError):
+    """There is no program ``git`` on PATH."""
 
 
 MACHINE_PATH = re.compile(r"(?:[A-Za-z]:)?(?<![\w.])[\\/](?:[^'\"\n]*[\\/])?([^\s'\"\\/]+)")
@@ -3352,7 +3337,9 @@ def split_z(output: bytes | None) -> list[str]:
 
 
 def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_result, bool] | None:
-    """(content, facts, whether it was cut) of a text file inside ``root``, also by links; None for others. Blocks."""
+    """(content, facts, whether it was cut) of a text file whose real path is inside ``root``; None for others, links
+    too. Blocks.
+    """
     full = os.path.join(root, path)
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
     try:
@@ -3472,7 +3459,7 @@ class ContextKey(Struct, frozen=True, kw_only=True):
     task: str
     max_bytes: int
     max_files: int
-    reader: object = None  # whose brief it is, where the plugin brief makes one
+    reader: object = None  # as in ContextQuery
 
 
 class ContextRequest(ContextKey, frozen=True, kw_only=True):
@@ -4081,7 +4068,7 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
 
 
 def project_type(root: Path, names: list[str]) -> str:
-    """By manifest, else the language of most files, else "unknown". Blocks where ``names`` is empty."""
+    """By manifest, else the language of most files, else "unknown". Blocks."""
     for manifest, language in TYPE_BY_MANIFEST.items():
         if (root / manifest).is_file():
             return language

@@ -114,6 +114,16 @@ def test_alone_git_is_not_asked_for_the_words_of_very_large_files(repository: Pa
     assert matched[large] is False and matched["src/session_store.py"] is True
 
 
+def test_alone_a_context_of_no_repository_or_without_git_is_refused_for_that_reason(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(cco_sidecar.GitError, match="not a git repository"):
+        cco_sidecar.Project(tmp_path, tmp_path).look()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(cco_sidecar.GitError, match="git is not installed"):
+        cco_sidecar.Project(repository, tmp_path).look()
+
+
 def test_an_unknown_agent_type_is_not_found(architect: Client) -> None:
     answer = architect.get("/api/context/issue-1/fortune-teller")
     assert (answer.status_code, answer.json()["code"]) == (404, "AGT_002")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
-from cco_sidecar import Launcher
+from cco_sidecar import ContextQuery, Launcher
 
 
 class Reader(Struct, frozen=True):
@@ -21,6 +22,18 @@ class Reader(Struct, frozen=True):
     url: str
     curl_file: str  # curl's configuration with its token
     how: str = ""  # how it works through the service, where that is not by curl
+
+
+class BriefQuery(ContextQuery):
+    """The parameters of a brief, which gives the contents of no files."""
+
+    reader: Reader | None = None  # type: ignore[misc]
+    max_files: int = 0
+
+
+def brief_query(query: ContextQuery, reader: Reader) -> BriefQuery:
+    """The parameters of the brief for ``reader`` in the place of the context that ``query`` asks for."""
+    return BriefQuery(**msgspec.structs.asdict(query) | {"reader": reader, "max_files": 0})
 
 
 class ReadingLauncher(Launcher):

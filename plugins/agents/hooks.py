@@ -34,7 +34,6 @@ from cco_sidecar import (
     WRITE,
     ApiError,
     Claims,
-    ContextQuery,
     Endpoint,
     Filter,
     HangUp,
@@ -50,6 +49,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, PATIENT, Dialect
+from cco_sidecar_plugins.agents._reader import BriefQuery
 from cco_sidecar_plugins.agents.approvals import APPROVE, ApprovalRequest, approvals_of
 from cco_sidecar_plugins.agents.prompts import instructions, reader_of
 from cco_sidecar_plugins.http.repeats import IdempotencyTicket
@@ -315,8 +315,8 @@ class Sessions:
         reader = reader_of(self._agents, claims, issue)
         if not self._sidecar.hooks.implementations["context_brief"]:
             return instructions(reader)
-        query = ContextQuery(task=running.row["task"] if running else "")
-        return (await self._sidecar.contexts.get(issue, claims.agent_type, query, reader=reader))[0].decode()
+        query = BriefQuery(task=running.row["task"] if running else "", reader=reader)
+        return (await self._sidecar.contexts.get(issue, claims.agent_type, query))[0].decode()
 
     def _team(self, claims: Claims) -> Iterator[str]:
         """What the team does at this moment."""

@@ -21,6 +21,7 @@ from cco_sidecar import (
     FileFact,
     GitContext,
     GitError,
+    GitMissing,
     Project,
     ProjectState,
     ask_git,
@@ -73,7 +74,7 @@ def list_files(root: Path, prefix: str | None, scratch: Path) -> list[str]:
     try:
         environ = borrowed_git(root, scratch) if prefix is None else None
         listed = ask_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate", env=environ)
-    except FileNotFoundError:
+    except GitMissing:
         names = sorted(walk_files(root))
         if any(os.path.lexists(folder / ".git") for folder in (root, *root.parents)) or any(
             name.rpartition("/")[2] == ".gitignore" for name in names
@@ -110,7 +111,7 @@ def git_prefix(root: Path) -> str | None:
     """The path of ``root`` in its work tree, "" or "path/"; None where it is in none. Raises GitError. Blocks."""
     try:
         found = ask_git(root, "rev-parse", "--is-inside-work-tree", "--show-prefix")
-    except FileNotFoundError:  # git is not installed
+    except GitMissing:
         return None
     except GitError as error:
         if "not a git repository (or any" not in str(error) or is_damaged(root):

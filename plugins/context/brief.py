@@ -26,7 +26,6 @@ from cco_sidecar import (
     AgentLaunch,
     ApiError,
     ContextKey,
-    ContextQuery,
     ContextRequest,
     Contexts,
     Launcher,
@@ -40,7 +39,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins._settings import PluginSettings
-from cco_sidecar_plugins.agents._reader import Reader, ReadingLauncher
+from cco_sidecar_plugins.agents._reader import BriefQuery, Reader, ReadingLauncher, brief_query
 from cco_sidecar_plugins.agents.prompts import instructions, reader_of
 
 log = logging.getLogger("cco")
@@ -84,12 +83,12 @@ def register_routes() -> list[Route]:
 class GetContext(cco_sidecar.GetContext):
     """Context for an agent type on an issue. ETag and If-None-Match are honoured."""
 
-    def reader(self, issue_id: str) -> Reader | None:
+    async def respond(self, issue_id: str, agent_type: str) -> bytes:
         self._headers["Vary"] = "Accept"  # nothing else has come to stand there yet
-        if not prefers_markdown(", ".join(self.request.headers.get_list("Accept"))):
-            return None
-        self.content_type = "text/markdown; charset=utf-8"
-        return reader_of(self.sidecar.agents, self.claims, issue_id)
+        if prefers_markdown(", ".join(self.request.headers.get_list("Accept"))):
+            self.content_type = "text/markdown; charset=utf-8"
+            self.query = brief_query(self.query, reader_of(self.sidecar.agents, self.claims, issue_id))
+        return await super().respond(issue_id, agent_type)
 
 
 class GetAgentBrief(AgentEndpoint):
@@ -231,9 +230,9 @@ class BriefLauncher(ReadingLauncher):
         return command
 
     async def _brief(self, body: dict[str, Any], reader: Reader) -> dict[str, bytes]:
-        query = ContextQuery(task=body.get("task", ""))
+        query = BriefQuery(task=body.get("task", ""), reader=reader)
         try:
-            content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query, reader=reader)
+            content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query)
             return {BRIEF: content}
         except ApiError as error:
             log.error("agent %s: %s", reader.agent_id, error.message)

@@ -95,6 +95,10 @@ class WatchingContexts(PreparedContexts):
         if isinstance(self.project, ProjectIndex):
             await self._pool.run(self.project.close)
 
+    def statistics(self) -> dict[str, Any]:
+        watching = self.project.watching if isinstance(self.project, ProjectIndex) else "off"
+        return super().statistics() | {"watching": watching}
+
 
 class ProvenState(ProjectState, frozen=True, kw_only=True):
     """A state with the fingerprints that prove it; ``settled`` where none is so young that a second change could hide
@@ -211,6 +215,7 @@ class ProjectIndex(GitProject):
 
     @property
     def watching(self) -> str:
+        """How far changes are heard of: "off", "starting", "full", or "partial: why"."""
         return self._watcher.state if self.watched else "off"
 
     def start(self, changed: Callable[[], None]) -> None:

@@ -223,7 +223,7 @@ class HealthChecks(Struct):
     active_agents: int
     event_queue_size: int
     disk_space_available_mb: float
-    watching: str
+    watching: str | UnsetType = UNSET
 
 
 class Health(Struct):
@@ -382,7 +382,7 @@ class StorageStatistics(Struct):
     total_size_mb: float
     cache_hit_rate: float
     storage_path: str
-    watching: str
+    watching: str | UnsetType = UNSET
     limit_mb: int | UnsetType = UNSET
     full: bool | UnsetType = UNSET  # the last body to be stored was refused
     cluster: ClusterStatistics | UnsetType = UNSET

@@ -44,7 +44,7 @@ from cco_sidecar import (
     redact,
     too_large,
 )
-from cco_sidecar_plugins.agents._reader import Reader
+from cco_sidecar_plugins.agents._reader import Reader, brief_query
 from cco_sidecar_plugins.agents.agent_list import AgentQuery, ListAgents
 from cco_sidecar_plugins.agents.prompts import SAY, reader_of
 from cco_sidecar_plugins.context._withheld import is_secret
@@ -211,7 +211,7 @@ async def brief(call: Call) -> str:
     call.request.acted_on = {"issue_id": call.issue_id}
     reader = reader_of(sidecar.agents, call.claims, call.issue_id)
     reader = msgspec.structs.replace(reader, how=by_tools(reader))
-    content, _ = await sidecar.contexts.get(*place, query, reader=reader)
+    content, _ = await sidecar.contexts.get(*place, brief_query(query, reader))
     return content.decode()
 
 

@@ -195,7 +195,8 @@ class GetHealth(cco_sidecar.GetHealth):
     async def checks(self) -> dict[str, Any]:
         """What is counted and not measured is as it is now."""
         measured, sidecar = await self.shared.get(super().checks), self.sidecar
-        return measured | {"active_agents": len(sidecar.agents.active), "watching": sidecar.contexts.project.watching}
+        watching = sidecar.contexts.statistics().get("watching", "off")
+        return measured | {"active_agents": len(sidecar.agents.active), "watching": watching}
 
 
 class SharedChecks:

@@ -2205,10 +2205,7 @@ class Records:
         "select * from agent left join agent_evidence on agent_evidence.agent = agent.id"
         " left join agent_outcome on agent_outcome.agent = agent.id"
     )
-    COLUMNS = "id project type issue task parent state started time_limit".split()
-    EVIDENCE = (
-        "depth permissions only_issue birth seen ordered cpu memory peak_memory processes measured last_call".split()
-    )
+    COLUMNS = "id project type issue task parent state pid started ended exit_code signal time_limit".split()
     count_agents = select_rows(f"select state, count(*) {SPAWNED} group by state")
     count_active_types = select_rows(
         f"select type, count(*) {SPAWNED} and state in ('starting', 'running') group by type"
@@ -2221,15 +2218,15 @@ class Records:
     )
 
     def insert_agent(self, row: dict[str, Any]) -> None:
-        """``row`` has the COLUMNS of ``agent``, and depth, permissions and only_issue of its token."""
-        self.insert("agent", {name: row[name] for name in self.COLUMNS})
+        """``row`` has what is known of COLUMNS, and depth, permissions and only_issue of its token."""
+        self.insert("agent", {name: row.get(name) for name in self.COLUMNS})
         token = {"depth": row["depth"], "permissions": json.dumps(row["permissions"]), "only_issue": row["only_issue"]}
         self.insert("agent_evidence", {"agent": row["id"], **token})
 
     def update_agent(self, id: str, **values: Any) -> None:
-        """Set columns of ``agent`` and ``agent_evidence``; ``seen`` and ``last_call`` are JSON."""
+        """Set COLUMNS of ``agent``, and others of ``agent_evidence``; ``seen`` and ``last_call`` are JSON."""
         for table, key in (("agent_evidence", "agent"), ("agent", "id")):
-            own = {name: value for name, value in values.items() if (name in self.EVIDENCE) is (key == "agent")}
+            own = {name: value for name, value in values.items() if (name in self.COLUMNS) is (key == "id")}
             if own:
                 assignments = ", ".join(f"{name} = ?" for name in own)
                 self.change(f"update {table} set {assignments} where {key} = ?", *own.values(), id)
@@ -3741,7 +3738,7 @@ class Launcher:
         asked, own = body.get("permissions"), set(claims.permissions)
         own |= {WRITE} if CATEGORIES[self.types.categories[claims.agent_type]].people else set()
         may = [name for name in category.permissions if name in own and (asked is None or name in asked)]
-        nothing_yet = dict.fromkeys((*Records.EVIDENCE, "pid", "ended", "exit_code", "signal", "reason"))
+        nothing_yet = dict.fromkeys(("pid", "birth", "ended", "exit_code", "signal", "reason"))
         return nothing_yet | {
             "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self.settings.project,
             "type": body["agent_type"], "issue": body["issue_id"], "task": body.get("task", ""), "parent": claims.sub,
@@ -3875,10 +3872,11 @@ class Processes:
     def members(self, running: Running) -> dict[Any, Any]:
         """An agent's living processes by their identity: each has a ``send_signal`` that reaches no other. Blocks."""
         first, marker = None if running.exited else running.row["pid"], str(running.folder / "token")
+        session_of = getattr(os, "getsid", int)  # Windows has no sessions: of that the first process alone
         found = []
         for item in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):  # it has just ended, or is another user's
-                if item.environ().get("CCO_TOKEN_FILE") == marker or (first and os.getsid(item.pid) == first):
+                if item.environ().get("CCO_TOKEN_FILE") == marker or (first and session_of(item.pid) == first):
                     found += [item, *item.children(recursive=True)]
         return {item: item for item in found}
 

@@ -78,7 +78,7 @@ class DetailedAgents(Agents):
         the loop.
         """
         running = self.active.get(row["id"])
-        live = {name: running.row[name] for name in LIVE} if running else {}
+        live = {name: running.row.get(name) for name in LIVE} if running else {}
         return row | live | latest_result(self.storage.read, row["project"], row["id"])
 
     def describe(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -98,10 +98,10 @@ class DetailedAgents(Agents):
 
     def last_word(self, row: dict[str, Any]) -> dict[str, Any]:
         result = latest_result(self.storage.read, row["project"], row["id"])["result_id"]
-        cpu = None if row["cpu"] is None else round(row["cpu"], 3)
+        cpu = None if row.get("cpu") is None else round(row["cpu"], 3)
         return super().last_word(row) | {
             "result_id": result, "output_tail": row["output_tail"], "cpu_seconds": cpu,
-            "peak_memory_bytes": row["peak_memory"],
+            "peak_memory_bytes": row.get("peak_memory"),
         }  # fmt: skip
 
     async def judge(self, running: Running) -> None:
@@ -111,7 +111,7 @@ class DetailedAgents(Agents):
         row = running.row
         tail = await self.disk.run(lambda: output_of(self, row["id"]).tail(5))
         row["output_tail"] = [line[:300] for line in tail]
-        facts = {name: row[name] for name in LIVE} | {"last_call": json.dumps(row["last_call"])}
+        facts = {name: row.get(name) for name in LIVE} | {"last_call": json.dumps(row.get("last_call"))}
         self.storage.write_behind(lambda records: records.update_agent(row["id"], **facts))
 
 

@@ -194,7 +194,8 @@ class KeptProcesses(Processes):
 
     def output(self, agent_id: str) -> WholeOutput:
         folder = self._folder / agent_id
-        return WholeOutput(folder) if (folder / self.OUTPUT).exists() else StampedOutput(folder)  # of a run without us
+        alone = os.path.exists(f"{folder}/{self.OUTPUT}")  # of a run without us
+        return WholeOutput(folder) if alone else StampedOutput(folder)
 
     async def close(self) -> None:
         """Leave all processes to themselves."""
@@ -266,8 +267,8 @@ class KeptProcess:
 
     def _use(self, cpu: float, memory: int, now: float) -> None:
         row = self.running.row
-        row["cpu"], row["measured"] = max(row["cpu"] or 0.0, cpu), now
-        row["peak_memory"] = max(row["peak_memory"] or 0, memory)
+        row["cpu"], row["measured"] = max(row.get("cpu") or 0.0, cpu), now
+        row["peak_memory"] = max(row.get("peak_memory") or 0, memory)
 
 
 async def until(condition: Callable[[], Any], seconds: float) -> None:

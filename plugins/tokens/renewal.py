@@ -7,6 +7,7 @@ A new token has the same identity and permissions, never more, and lives as long
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import weakref
 from typing import Any
@@ -107,7 +108,8 @@ class RenewingAgents(Agents):
         await super().tend(running)
         wait = self.settings.token_ttl - min(600.0, self.settings.token_ttl / 2)
         due = self._due.get(running, running.row["started"] + wait)
-        if running.token and time.time() < due and (running.folder / "token").exists():  # an adopted one has none yet
+        there = running.token and os.path.exists(f"{running.folder}/token")  # an adopted one has no token yet
+        if there and time.time() < due:
             return
         running.token, self._due[running] = self.launcher.token(running.row), time.time() + wait
         try:

@@ -2132,19 +2132,15 @@ class Records:
         self.inserted.append((event, seq))
         return seq
 
-    def events(
-        self, project: str, after: int, upto: int, limit: int, *, type: str = "*", issue: str | None = None,
-        containing: bytes | None = None,
-    ) -> list[Row]:  # fmt: skip
-        """Events with after < seq <= upto that have not expired, in order; with ``issue`` those that may name it, with
-        ``containing`` those that have some bytes in their body.
+    def events(self, project: str, after: int, upto: int, limit: int, type: str, issue: str | None) -> list[Row]:
+        """Events with after < seq <= upto that have not expired, in order: of one type or, where it is ``*``, of all,
+        with ``issue`` those that may name it.
         """
         source = "event" if type != "*" else "event not indexed"  # the planner would sort; the table is in order
         given = {"project = ?": project, "seq > ?": after, "seq <= ?": upto, "expires > ?": time.time()}
         given |= {"type = ?": type} if type != "*" else {}
-        given |= {"instr(body, ?)": containing} if containing is not None else {}
         wanted: list[dict[str, Any]] = [given]
-        if issue is not None:  # ... or walk the type's index and look at every row
+        if issue is not None:  # by the type's index every row would have to be looked at
             source = "event indexed by event_by_issue"
             wanted = [given | {"issue = ?": named} for named in {issue, ANY_ISSUE}]
         columns, rows = "seq, type, topic, created, delivered, body", []
@@ -2710,7 +2706,7 @@ class EventBus:
         (project, type), head = channel, self._storage.head
         if after >= head:
             return [], after
-        rows = self._storage.read.events(project, after, head, self.STEP, type=type, issue=filter.issue)
+        rows = self._storage.read.events(project, after, head, self.STEP, type, filter.issue)
         return rows, rows[-1]["seq"] if len(rows) == self.STEP else head
 
     def envelope(self, row: Row) -> bytes:

@@ -544,7 +544,7 @@ def test_a_log_as_a_crash_leaves_it_does_not_stop_the_start(
     crash(log)
 
     async def scene(storage: Storage) -> int:
-        return len(storage.read.events(PROJECT, 0, 100, 100))
+        return len(storage.read.events(PROJECT, 0, 100, 100, "*", None))
 
     assert with_storage(tmp_path, scene) >= 22
 
@@ -600,12 +600,13 @@ def page(read: Records, table: str, **equal: str | list[str] | None) -> Any:
 
 
 READS = {
-    "events": lambda read: read.events("p", 0, 9, 9),
-    "events of a type": lambda read: read.events("p", 0, 9, 9, type="t"),
+    "events": lambda read: read.events("p", 0, 9, 9, "*", None),
+    "events of a type": lambda read: read.events("p", 0, 9, 9, "t", None),
     "events, newest": lambda read: event_list.step(read, "p", event_list.EventQuery(), 0, 9, 9),
     "events of a type, newest": lambda read: event_list.step(read, "p", event_list.EventQuery(type="t"), 0, 9, 9),
-    "events of an issue": lambda read: read.events("p", 0, 9, 9, issue="i"),
-    "events with some bytes": lambda read: read.events("p", 0, 9, 9, containing=b"x"),
+    "events of an issue": lambda read: read.events("p", 0, 9, 9, "*", "i"),
+    "events with some bytes": lambda read: pages.events_with(read, b"x", "p", 0, 9, 9, "*"),
+    "events of a type with some bytes": lambda read: pages.events_with(read, b"x", "p", 0, 9, 9, "t"),
     "dead letters": lambda read: event_list.step(read, "p", event_list.EventQuery(dead=True), 0, 9, 9),
     "undelivered": lambda read: read.undelivered("p"),
     "how many results": lambda read: read.count_results("p"),
@@ -780,7 +781,7 @@ def test_committed_events_are_told_in_order_before_their_writers_are_answered_an
             said.append(f"answered {' '.join(names)}")
 
         await asyncio.gather(write("a", "b"), write("c", fails=True), write("d"))
-        assert storage.read.head() == 3 and len(storage.read.events("p", 0, 3, 10)) == 3
+        assert storage.read.head() == 3 and len(storage.read.events("p", 0, 3, 10, "*", None)) == 3
         return said
 
     said = with_storage(tmp_path, scene)

@@ -33,7 +33,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.events.event_list import read_moment
 from cco_sidecar_plugins.results._latest import latest_result
-from cco_sidecar_plugins.storage._pages import created_from
+from cco_sidecar_plugins.storage._pages import created_from, events_with
 
 ASKED = ("approval_wanted", "question_asked")
 ANSWERED = {"approval_answered": "approval_wanted", "question_answered": "question_asked"}
@@ -296,9 +296,7 @@ class Timeline:
         """What became of a question that the loop has forgotten."""
         answered = next(name for name, its in ANSWERED.items() if its == asked)
         read, named = self._read, approval_id.encode()
-        for row in read.events(
-            self._project, seq, read.head(), 1, type=answered, issue=self._issue, containing=named
-        ):  # fmt: skip
+        for row in events_with(read, named, self._project, seq, read.head(), 1, answered):
             return msgspec.json.decode(row["body"])["data"] | {"answered_at": iso(row["created"])}
         return {"state": None}
 

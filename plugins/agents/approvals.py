@@ -59,6 +59,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.http._finished import FinishedRequest, take_down
+from cco_sidecar_plugins.storage._pages import events_with
 
 log = logging.getLogger("cco")
 
@@ -460,7 +461,8 @@ def rows_of(
     for event_type in types:
         seq, step = after, Approvals.STEP
         while True:
-            rows = records.events(project, seq, upto, step, type=event_type, containing=containing)
+            wanted = project, seq, upto, step, event_type
+            rows = events_with(records, containing, *wanted) if containing else records.events(*wanted, None)
             yield from rows
             if len(rows) < step:
                 break

@@ -230,7 +230,7 @@ class Sessions:
         """What came since the session last heard of anything, and the poll that says so when it was told."""
         self.begin(session)
         after, head = max(self._bus.position(session.key), self._read.floor()), self._read.head()
-        rows = self._read.events(session.claims.project_id, after, head, STEP) if head > after else []
+        rows = self._read.events(session.claims.project_id, after, head, STEP, "*", None) if head > after else []
         lines, told, size = [HEAD], [], len(HEAD)
         scanned = head if len(rows) < STEP else rows[-1]["seq"]
         for row in rows:

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import UNSET, Struct
 
 from cco_sidecar import ApiError, Channel, EventBus, Filter, Row, find_field, hookimpl, texts_of
+from cco_sidecar_plugins.storage._pages import events_with
 
 
 @hookimpl
@@ -24,12 +25,12 @@ class FilteringBus(EventBus):
 
     def step(self, channel: Channel, filter: Filter, after: int) -> tuple[list[Row], int]:
         """SQLite looks for the bytes that the filter requires: of what does not match little is decoded."""
-        containing = filter.required_bytes if isinstance(filter, FullFilter) else None
-        if containing is None or filter.issue is not None:
+        content = filter.required_bytes if isinstance(filter, FullFilter) else None
+        if content is None or filter.issue is not None:
             return super().step(channel, filter, after)
         project, event_type = channel
         upto = max(after, min(self._storage.head, after + self.WINDOW))
-        rows = self._storage.read.events(project, after, upto, self.STEP, type=event_type, containing=containing)
+        rows = events_with(self._storage.read, content, project, after, upto, self.STEP, event_type)
         return rows, rows[-1]["seq"] if len(rows) == self.STEP else upto
 
 

@@ -1,10 +1,13 @@
-"""Lists out of the database, by its own SQL: the newest rows, or with ``since`` those that come after it."""
+"""Lists out of the database, by its own SQL: the newest rows, or with ``since`` those that come after it; and events by
+what their bodies hold.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
+import time
 from typing import Any
 
 from cco_sidecar import PAGE_BYTES, ApiError, Records, Row
@@ -45,6 +48,17 @@ def page(
 def rows_by_number(read: Records, select: str, seqs: list[int]) -> list[Row]:
     """The rows with these sequence numbers, in their order."""
     return read.rows(f"{select} where seq in (select value from json_each(?)) order by seq", json.dumps(seqs))
+
+
+def events_with(
+    read: Records, content: bytes, project: str, after: int, upto: int, limit: int, type: str
+) -> list[Row]:  # fmt: skip
+    """What ``Records.events`` gives, of those alone whose body has some bytes."""
+    columns = "seq, type, topic, created, delivered, body"
+    source, of_type = ("event", "type = ?") if type != "*" else ("event not indexed", "? = '*'")
+    sql = f"select {columns} from {source} where {of_type} and project = ? and seq > ? and seq <= ? and expires > ?"
+    sql += " and instr(body, ?) order by seq limit ?"
+    return read.rows(sql, type, project, after, upto, time.time(), content, limit)
 
 
 def created_from(read: Records, seq: int) -> float:

@@ -627,9 +627,7 @@ class Hooks:
         self._manager.register(plugin, name)
         for hook in hooks.values():
             rows = reversed(getattr(self._manager.hook, hook).get_hookimpls())  # what was loaded last comes first
-            self.implementations[hook] = [
-                Implementation(hook, row.plugin_name, row.function, arguments_of(row.function)) for row in rows
-            ]
+            self.implementations[hook] = [Implementation(hook, row.plugin_name, row.function) for row in rows]
         return sorted(hooks.values())
 
     def check(self, hook: str, function: Callable[..., Any]) -> None:
@@ -715,15 +713,14 @@ class Plugin(Struct):
 
 
 class Implementation(Struct, frozen=True):
-    """One plugin's function for one hook, and the names of its arguments."""
+    """One plugin's function for one hook."""
 
     hook: str
     plugin: str
     function: Callable[..., Any]
-    arguments: tuple[str, ...]
 
     def call(self, facts: dict[str, Any]) -> Any:
-        return self.function(**{name: facts[name] for name in self.arguments if name in facts})
+        return self.function(**{name: facts[name] for name in arguments_of(self.function) if name in facts})
 
 
 @functools.cache
@@ -4182,7 +4179,8 @@ class Program:
     def parse(self, words: list[str]) -> argparse.Namespace:
         """The options, and the command as ``run``."""
         options, rest = option_parser().parse_known_args(words)  # also those before the command
-        parser = CommandParser(prog="cco", usage="%(prog)s [serve | token] [OPTIONS]", parents=[option_parser()])
+        parser = CommandParser(prog="cco", parents=[option_parser()], allow_abbrev=False)
+        parser.usage = "%(prog)s [serve | token] [OPTIONS]"
         parser.description = "Lets a team of agents work on one repository: serves it, or prints a token for an agent."
         parser.epilog = "cco token --help shows its options. Exit codes: 0 good, 1 refused, 2 wrong use."
         parser.add_argument("--version", action="version", version=f"cco {__version__}")
@@ -4200,10 +4198,7 @@ class Program:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Wrong use is one line and exit code 2; a command's own option wins over one of ours."""
-
-    def __init__(self, **keywords: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, "conflict_handler": "resolve", **keywords})
+    """Wrong use is one line and exit code 2."""
 
     def error(self, message: str) -> typing.NoReturn:
         raise StartError(f"{message.removeprefix('argument ')} (see {self.prog} --help)", WRONG_USE)
@@ -4211,7 +4206,7 @@ class CommandParser(argparse.ArgumentParser):
 
 def option_parser() -> CommandParser:
     """The flags of the settings table; what was not given does not show up."""
-    parser = CommandParser(add_help=False, prog="cco")
+    parser = CommandParser(prog="cco", add_help=False, allow_abbrev=False)
     for name, option in option_table().items():
         default, many = option.default, option.read in (read_list, read_paths)
         told = f" (default: {default})" if isinstance(default, (str, int)) and default is not False else ""
@@ -4255,7 +4250,7 @@ def set_up_logging(settings: Settings) -> None:
     handler = bundled_class(logging.StreamHandler, "_program", "LogLines")(sys.stderr)
     handler.setFormatter(settings.log_formatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in ("tornado.general", "tornado.access", "asyncio", "watchdog"):
+    for name in ("tornado", "asyncio", "watchdog"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
 
 

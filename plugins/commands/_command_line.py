@@ -226,7 +226,12 @@ class CommandParser(cco_sidecar.CommandParser):
 
     def __init__(self, **keywords: Any) -> None:
         formatter = functools.partial(argparse.HelpFormatter, max_help_position=32)
-        super().__init__(**{"formatter_class": formatter, **keywords})
+        own = {
+            "formatter_class": formatter,
+            "allow_abbrev": False,
+            "conflict_handler": "resolve",
+        }  # its own option wins
+        super().__init__(**{**own, **keywords})
 
     def add_group(self) -> Commands:
         """Have commands follow it."""

@@ -1978,7 +1978,8 @@ class Storage:
             self.files.place()
             return outcomes, records.inserted
         except Exception as error:  # a boundary: the job's caller gets it
-            records.rollback()
+            with contextlib.suppress(StorageError):  # then the next transaction cannot begin, and is where it succeeds
+                records.rollback()
             self.files.drop()
             if not jobs[1:]:
                 return [error], []

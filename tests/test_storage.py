@@ -58,20 +58,22 @@ def refused_start(root: Path, storage: Path, *more: str) -> str:
     return ended.stderr
 
 
-def opened(tmp_path: Path) -> Storage:
+def opened(tmp_path: Path, alone: bool = False) -> Storage:
     (tmp_path / "root").mkdir(exist_ok=True)
     (tmp_path / "state").mkdir(exist_ok=True)
     settings = load_settings({"root": str(tmp_path / "root"), "storage": str(tmp_path / "state")}, {})
+    if alone:
+        return Storage(settings, Records)
     classes = (plugin("repeats").part_class(plugin("guard").part_class(base)) for base in (Storage, Records))
     storage: Storage = next(classes)(settings, next(classes))
     return storage
 
 
-def with_storage(tmp_path: Path, scene: Callable[[Storage], Awaitable[Any]]) -> Any:
+def with_storage(tmp_path: Path, scene: Callable[[Storage], Awaitable[Any]], alone: bool = False) -> Any:
     """What ``scene`` returns, on a storage of its own that is open meanwhile."""
 
     async def run() -> Any:
-        storage = opened(tmp_path)
+        storage = opened(tmp_path, alone)
         storage.start()
         try:
             return await scene(storage)
@@ -755,6 +757,35 @@ def test_a_commit_that_fails_is_told_to_its_writers_and_the_next_one_works(
 
     outcome, kept = with_storage(tmp_path, scene)
     assert isinstance(outcome, StorageError) and kept == [None, "1"]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("others", [0, 1, 5])
+def test_a_rollback_that_fails_ends_no_later_write(tmp_path: Path, others: int, alone: bool) -> None:
+    def failing(records: Records) -> None:
+        records.set_meta("bad", "written and taken back")
+        raise ValueError("no")
+
+    async def scene(storage: Storage) -> tuple[list[Any], list[str | None]]:
+        rollback, faults = storage._writer.rollback, [sqlite3.OperationalError("disk I/O error")]
+
+        def faulty() -> None:
+            if faults:
+                raise faults.pop()
+            rollback()
+
+        storage._writer.rollback = faulty
+        jobs = [storage.write(lambda records: records.set_meta("other", "1")) for _ in range(others)]
+        async with asyncio.timeout(10):
+            outcomes = await asyncio.gather(storage.write(failing), *jobs, return_exceptions=True)
+            with contextlib.suppress(StorageError):  # the one that found the transaction still open
+                await storage.write(lambda records: records.set_meta("next", "1"))
+            await storage.write(lambda records: records.set_meta("last", "1"))
+        assert not faults
+        return outcomes, [storage.read.meta(name) for name in ("bad", "last")]
+
+    outcomes, kept = with_storage(tmp_path, scene, alone)
+    assert isinstance(outcomes[0], (ValueError, StorageError)) and kept == [None, "1"]
 
 
 def test_committed_events_are_told_in_order_before_their_writers_are_answered_and_those_taken_back_never(

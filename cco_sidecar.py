@@ -3031,10 +3031,13 @@ class Contexts:
 
     def sections(self, request: ContextRequest) -> Sections:
         """The sections that the plugins give, those of the reference first. Blocks."""
-        sections: Sections = dict.fromkeys(CONTEXT_SECTIONS)
-        for _, answer in reversed(list(self._hooks.ask("context_section", request=request))):  # later plugins win
-            given = msgspec.json.decode(msgspec.json.encode(answer))
-            sections |= given | {"metadata": (sections["metadata"] or {}) | given.get("metadata", {})}
+        sections: Sections = {}
+        for name, answer in reversed(list(self._hooks.ask("context_section", request=request))):  # later plugins win
+            try:
+                given = msgspec.json.decode(msgspec.json.encode(answer), type=dict[str, Any])
+                sections |= given | {"metadata": sections.get("metadata", {}) | given.get("metadata", {})}
+            except (TypeError, ValueError, RecursionError) as error:
+                log.warning("plugin %s: context_section: %s", name, one_line(error))
         return sections
 
     def _drop(self, key: ContextKey) -> int:
@@ -3058,7 +3061,6 @@ class Contexts:
 
 
 BuiltContext = tuple[bytes, bytes, str]  # as ``Contexts.answer`` gives it, and its ETag
-CONTEXT_SECTIONS = ("project_structure", "relevant_files", "git_context", "previous_agent_outputs", "metadata")
 
 
 @functools.lru_cache(256)  # hashing takes longer than all else of a cached context

@@ -1748,6 +1748,18 @@ def test_files_that_a_plugin_gives_are_redacted_too(
     assert context["metadata"]["redactions"] >= number
 
 
+@pytest.mark.parametrize(
+    "answer", ["5", "'text'", "[1]", "{'metadata': 'text'}", "{'more': object()}", "{'more': '\\ud800'}"]
+)
+def test_sections_that_cannot_be_taken_are_passed_over(make_service: MakeService, tmp_path: Path, answer: str) -> None:
+    source = f"from cco_sidecar import hookimpl\n@hookimpl\ndef context_section():\n    return {answer}\n"
+    write(tmp_path / "plugins/theirs.py", source)
+    service = make_service("--plugins", str(tmp_path / "plugins"))
+    context = context_of(service.client())
+    assert context["relevant_files"] and context["metadata"]["project_type"] == "python" and "more" not in context
+    assert "plugin theirs: context_section: " in service.log
+
+
 @pytest.mark.needs_plugin("context/issue_files asks plugins about issues")
 def test_a_plugin_that_knows_issues_gives_the_task_or_says_that_there_is_none(
     make_service: MakeService, tmp_path: Path

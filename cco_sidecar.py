@@ -1211,8 +1211,8 @@ class Endpoint(Handler):
         connection goes on.
         """
         request, sidecar = self.request, self.sidecar
-        known = re.fullmatch(r"[0-9]{1,18}", request.headers.get("Content-Length", "0"))  # Tornado refuses others later
-        length = math.inf if "Transfer-Encoding" in request.headers else int(known[0] if known else 0)
+        stated = request.headers.get("Content-Length", "")[:18]  # Tornado refuses later what is no number
+        length = math.inf if "Transfer-Encoding" in request.headers else int(stated) if stated.isdecimal() else 0
         try:
             check_access(request, self.application.hosts, sidecar.settings.cors_origin)
             if len(request.uri or "") > self.max_line:

@@ -33,6 +33,7 @@ class ProposingResults(Results):
         self._locks: weakref.WeakValueDictionary[Any, asyncio.Lock] = weakref.WeakValueDictionary()  # of issues
         # By issue the id of its last result, and all of them: up to twice as many as are read at once.
         self._histories: dict[tuple[str, str], tuple[str, list[ResultFact]]] = {}
+        self._asked: tuple[list[Implementation], bool] | None = None  # in this turn of the loop
         self._spoken = -1, ""  # the minute of the last look at the project's language, and that
 
     async def prepared(self, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -45,7 +46,7 @@ class ProposingResults(Results):
         return redacted, self._spoken[1]
 
     async def write(self, facts: dict[str, Any]) -> dict[str, Any]:
-        rules, at_once = typing.cast(SafeHooks, self._hooks).concerned("next_agents", settings=self._settings)
+        rules, at_once = self._rules()
         job = functools.partial(self.insert, rules, facts)
         stored: dict[str, Any] = await self._storage.write(job, answers=True) if at_once else {}
         issue = facts["submission"]["project_id"], facts["submission"]["issue_id"]
@@ -56,6 +57,15 @@ class ProposingResults(Results):
                 job = functools.partial(self._insert_after, issue, newest, facts | {"proposals": proposals})
                 stored = await self._storage.write(job, answers=True)
         return stored
+
+    def _rules(self) -> tuple[list[Implementation], bool]:
+        """Those that are asked, and whether all are built in: looked at once for the results that are stored in a turn
+        of the loop, all of which had come before.
+        """
+        if self._asked is None:
+            self._asked = typing.cast(SafeHooks, self._hooks).concerned("next_agents", settings=self._settings)
+            asyncio.get_running_loop().call_soon(setattr, self, "_asked", None)
+        return self._asked
 
     def _insert_after(
         self, issue: tuple[str, str], newest: str, facts: dict[str, Any], records: Records

@@ -2905,7 +2905,7 @@ class Contexts:
             known_why = isinstance(error, GitError)  # others name paths of this machine
             raise ApiError("CTX_001", f"The project cannot be read: {error}" if known_why else "") from None
         etag = self._etag(key, state)
-        if etag[3:-1] in known or known.strip() == "*":
+        if etag[3:-1] in known or known.strip() == "*":  # a list of ETags, with W/ or without
             self._hits += 1
             return b"", etag
         before, content = self._cache.get(key, ("", b""))
@@ -3145,7 +3145,7 @@ class ProjectState(Struct, frozen=True):
     digest: str
 
     def describe(self, path: str) -> dict[str, Any] | None:
-        """What contexts say of a file; None where it is no text. Blocks."""
+        """As ``describe_file``. Blocks."""
         return describe_file(self.root, path)
 
 

@@ -77,6 +77,7 @@ from cco_sidecar import (
     is_young,
     language_of,
     read_text_file,
+    redact,
     run_git,
 )
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
@@ -1754,6 +1755,7 @@ class WarmContexts(PreparedContexts):
 
     async def prepare(self) -> None:
         await asyncio.gather(super().prepare(), self._warm())
+        await self._pool.run(redact, "")  # whose patterns the first result would wait for
         await self._pool.run(keep_for_good)
 
     async def _warm(self) -> None:

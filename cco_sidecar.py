@@ -2364,7 +2364,7 @@ class Results:
         return answer
 
     def insert(self, rules: list[Implementation], facts: dict[str, Any], records: Records) -> dict[str, Any]:
-        """A job: store a result, with who is next by the issue's results so far; the answer."""
+        """A job: store a result, with who is next; the answer."""
         body, result, now = facts["submission"], facts["result"], time.time()
         project, issue = body["project_id"], body["issue_id"]
         result_id = f"result-{uuid.UUID(int=random.getrandbits(128), version=4)}"

@@ -1949,8 +1949,9 @@ class Storage:
         self._hand_over()
         self._queue.put(None)
         self._thread.join(5)
-        self.read.close()
-        self._writer.close()
+        if not self._thread.is_alive():  # else it commits what it is at, and the end of the program closes them
+            self.read.close()
+            self._writer.close()
 
     def _run(self) -> None:
         """The writer thread: jobs that wait at the same time share one transaction and one fsync."""

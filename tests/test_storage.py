@@ -788,6 +788,31 @@ def test_a_rollback_that_fails_ends_no_later_write(tmp_path: Path, others: int, 
     assert isinstance(outcomes[0], (ValueError, StorageError)) and kept == [None, "1"]
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_job_that_outlasts_the_close_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    go = threading.Event()
+
+    def slow(records: Records) -> None:
+        go.wait(10)
+        records.set_meta("late", "1")
+
+    async def scene(storage: Storage) -> None:
+        join = storage._thread.join
+        with monkeypatch.context() as patch:
+            patch.setattr(storage._thread, "join", lambda seconds: join(0.1))
+            storage.write_behind(slow)
+            storage.close()
+        assert storage._thread.is_alive()
+        go.set()
+        join(10)
+
+    with_storage(tmp_path, scene, alone)
+    with contextlib.closing(sqlite3.connect(tmp_path / "state" / Storage.FILE)) as database:
+        assert database.execute("select value from meta where name = 'late'").fetchall() == [("1",)]
+
+
 def test_committed_events_are_told_in_order_before_their_writers_are_answered_and_those_taken_back_never(
     tmp_path: Path,
 ) -> None:

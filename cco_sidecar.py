@@ -348,7 +348,7 @@ CATEGORIES = {
     "security": Category((READ, WRITE, PUBLISH), 60, 10, "security"),
     "documentation": Category((READ,), 30, 5, "documentation"),
     "support": Category((READ, PUBLISH), 30, 5, "support"),
-    "operator": Category((READ, PUBLISH, SPAWN), None, None, "coordination", people=True),
+    "operator": Category((READ, PUBLISH, SPAWN), None, None, "coordination", people=True),  # of the plugin dashboard
 }
 CategoryName: Any = Literal[tuple(CATEGORIES)]
 

@@ -43,7 +43,7 @@ from agent_harness import (
 from conftest import Client, Service, clean_environment, git_alone, make_repository, plugin, until
 from msgspec.structs import replace
 
-from cco_sidecar import MB, Records, Sidecar, StorageError, load_hooks, load_settings
+from cco_sidecar import MB, Records, Running, Sidecar, StorageError, load_hooks, load_settings
 
 __all__ = ["nothing_left"]
 keeper = plugin("keeper")
@@ -146,6 +146,12 @@ def test_both_ways_to_look_at_processes_agree() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_of_an_agents_processes_those_without_its_mark_are_noted(tmp_path: Path) -> None:
+    kept = keeper.KeptProcess(Running({}, tmp_path))
+    kept.measure([seen(10, mark=kept.proof.mark), seen(11, mark=7), seen(12)], time.time())
+    assert kept.unmarked == {(11, "b"), (12, "b")} and kept.proof.known == kept.unmarked | {(10, "b")}
 
 
 # -- ends

@@ -68,7 +68,9 @@ def part_class(base: type) -> type | None:
 
 
 class NotingAgents(Agents):
-    """Notes in the ledger which processes are an agent's: the next run of the service has to find them."""
+    """Notes in the ledger which processes are an agent's although nothing in the kernel says so: the next run of the
+    service has to find them.
+    """
 
     def check_here(self, agent_id: str) -> None:
         """Raise REQ_002 where an agent's files are on another machine."""
@@ -76,8 +78,8 @@ class NotingAgents(Agents):
     async def tend(self, running: Running) -> None:
         agent_id, owner = running.row["id"], self.processes
         kept = owner.kept.get(agent_id) if isinstance(owner, KeptProcesses) else None
-        if kept and kept.proof.known != kept.noted:
-            kept.noted = set(kept.proof.known)
+        if kept and kept.unmarked != kept.noted:
+            kept.noted = kept.unmarked
             seen = json.dumps(sorted(kept.noted))
             self.storage.write_behind(lambda records: records.update_agent(agent_id, seen=seen))
         await super().tend(running)
@@ -155,7 +157,7 @@ class KeptProcesses(Processes):
         row, kept = running.row, KeptProcess(running)
         self.kept[row["id"]] = kept
         self._some.set()
-        kept.proof.known = kept.noted = {(pid, birth) for pid, birth in row["seen"]}
+        kept.proof.known = kept.noted = kept.unmarked = {(pid, birth) for pid, birth in row["seen"]}
         row["pid"] = pid = row["pid"] or await self._pool.run(noted_pid, running.folder)
         members = self._at_start.members(kept.proof)
         first = min((item for item in members if pid in (None, item.pid)), key=lambda item: item.order, default=None)
@@ -249,7 +251,8 @@ class KeptProcess:
     def __init__(self, running: Running) -> None:
         self.running = running
         self.proof = Proof(mark=mark_of(running.folder), marker=str(running.folder / "token"))
-        self.noted: set[Identity] = set()  # its processes, as the ledger has them
+        self.unmarked: set[Identity] = set()  # those of its processes that do not carry the kernel's mark
+        self.noted: set[Identity] = set()  # these, as the ledger has them
         self.told = False  # its keeper has said how it ended
         self.missing = 0  # looks on end that did not find its first process
 
@@ -259,6 +262,7 @@ class KeptProcess:
         self._use(sum(item.cpu for item in members), memory, now)
         self.running.row |= {"memory": memory, "processes": len(members)}
         self.proof.known = {item.identity for item in members}
+        self.unmarked = {item.identity for item in members if item.mark != self.proof.mark}
 
     def hear(self, end: AgentEnd) -> None:
         self.told = True

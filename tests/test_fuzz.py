@@ -34,8 +34,10 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_mutated_requests_get_well_formed_answers_and_leave_nothing_behind(fuzzed: Service, seed: int) -> None:
-    found = HttpFuzzer(fuzzed, seed).run(lambda count: count >= 300)
-    assert found["answers"] > 200 and {200, 201, 400, 401, 404} <= found["statuses"].keys()
+    fuzzer, wanted = HttpFuzzer(fuzzed, seed), {200, 201, 400, 401, 404}
+    # On a busy machine what few requests are answered 201 may take so long that the fuzzer has ended its side: go on.
+    found = fuzzer.run(lambda count: count >= 300 and (wanted <= fuzzer.statuses.keys() or count >= 1500))
+    assert found["answers"] > 200 and wanted <= found["statuses"].keys()
 
 
 def test_the_service_is_as_its_openapi_document_says(documented: Service) -> None:

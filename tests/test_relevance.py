@@ -4,8 +4,10 @@ tables.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import platform
 import sqlite3
 import stat
 import subprocess
@@ -20,7 +22,7 @@ from typing import Any
 import conftest
 import psutil
 import pytest
-from conftest import until
+from conftest import Service, until
 
 import cco_sidecar
 from cco_sidecar import FileFact, RankedFile, RankRequest, import_file
@@ -794,3 +796,31 @@ def test_files_of_others_come_where_something_speaks_for_them(
     mixed: Repository, task: str, more: dict[str, Any], also: set[str]
 ) -> None:
     assert set(mixed.paths(task, **more)) == PYTHON | also
+
+
+# -- memory
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other heaps")
+def test_the_threads_of_a_busy_service_share_two_heaps(make_service: Callable[..., Service]) -> None:
+    service = make_service()
+
+    def ask(number: int) -> int:
+        return (
+            service.client().get(f"/api/context/issue-{number}/python-specialist", task=f"greet {number}").status_code
+        )
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(ask, range(48))) == {200}
+    assert threads_heaps(service.info["pid"]) <= 2  # without the plugin a dozen
+
+
+def threads_heaps(pid: int) -> int:
+    """How many heaps glibc has beside the first: each lies in 64 MB of its own, of which the rest cannot be read."""
+    rows = [line.split()[:2] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    places = [(*(int(end, 16) for end in place.split("-")), may) for place, may in rows]
+    size = 64 << 20
+    return sum(
+        first % size == 0 and last == begin and end == first + size and may == "---p"
+        for (first, last, _), (begin, end, may) in itertools.pairwise(places)
+    )

@@ -208,7 +208,9 @@ class PluginSettings(Settings):
     def __post_init__(self) -> None:
         """Raises StartError where an option is given without the one that it needs, or names what cannot be."""
         needs = {"tls_cert": "tls_key", "tls_key": "tls_cert", "nats_tls_key": "nats_tls_cert"}
-        needs |= {name: "backend" for name in option_table() if name.startswith("nats_") and name not in needs}
+        # A file may hold the rest for a backend that a variable names at some machines, and not for agents' commands.
+        typed = [name for name in option_table() if name.startswith("nats_") and ":" not in self.where(name)]
+        needs |= {name: "backend" for name in typed if name not in needs}
         for name, other in needs.items():
             if getattr(self, name) != option_table()[name].default and not getattr(self, other):
                 raise StartError(f"{self.where(name)}: needs {flag_of(other)} beside it")

@@ -481,6 +481,14 @@ def test_options_that_could_have_no_effect_are_refused(
     assert capsys.readouterr().err.startswith(f"cco: {said}")
 
 
+def test_a_settings_file_may_hold_the_rest_for_a_backend_that_is_named_elsewhere(folder: Path) -> None:
+    (folder / "cco.toml").write_text("nats-synced = true\nnats-prefix = 'site'\nnats-replicas = 3\n")
+    settings: Any = load_settings({"root": str(folder)}, {})
+    assert (settings.backend, settings.nats_synced, settings.nats_prefix) == (None, True, "site")
+    settings = load_settings({"root": str(folder)}, {"CCO_SIDECAR_BACKEND": "nats://a"})
+    assert (settings.backend, settings.nats_replicas) == ("nats://a", 3)
+
+
 @pytest.mark.parametrize(
     ("name", "texts"),
     [

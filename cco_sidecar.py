@@ -1846,22 +1846,22 @@ class Storage:
     This class and ``Records`` are the whole interface, and no other part speaks SQL; a plugin may put another storage
     in their place (``part_class``). What the other parts rely on:
 
-    - A job is all or nothing, and durable once ``write`` has answered. It changes what it sees by methods of Records,
-      whose arguments are plain data, and nothing else that cannot be changed again: it may run twice before it is
-      committed. Where it decides on what was read before, it looks again.
+    - A job is all or nothing, and durable once ``write`` has answered. It changes the storage by methods of Records,
+      whose arguments are plain data. It may run twice before it is committed, so its other effects must bear that.
+      Where it decides on what was read before, it looks again.
     - Events get rising sequence numbers in the order of commits, none of them twice.
     - Each event that was committed, by this service or another one on the same log, is told to ``observer``, with its
       number, on the loop, in this order, before any writer of its batch is answered.
     - ``read`` answers at once and on the loop, and knows all that was told: a poll that finds nothing and then parks,
       without an await in between, misses no event.
     - What was written behind is durable once something that was written after it is.
-    - ``epoch`` is the log's own: a cursor of another log is told from it. StorageError is raised for every fault; one
-      that passes has ``retry_after`` seconds, and what was to be written may have been.
+    - ``epoch`` is the log's own: a cursor of another log is told from it.
+    - StorageError is raised for every fault. One that passes has ``retry_after`` (seconds), and leaves open whether the
+      job was committed.
     """
 
     FILE = "sidecar.db"
     MAX_BATCH = 256
-    BEHIND_SECONDS = 0.02  # after which is written what nobody waits for
     SWEEP_SECONDS = 2.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
@@ -1874,10 +1874,10 @@ class Storage:
 
     def __init__(self, settings: Settings, records: type[Records]) -> None:
         self.path, self._settings, self._records = settings.storage / self.FILE, settings, records
-        self.place, self.files = str(settings.storage), ResultFiles(settings.storage / "results")  # place: for people
+        self.place = str(settings.storage)  # for people
+        self.files = ResultFiles(settings.storage / "results")
         self.observer: Callable[[NewEvent, int], None] = lambda event, seq: None
         self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
-        self._unqueued: list[Write] = []  # not in the queue yet
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
 
     def start(self) -> None:
@@ -1899,22 +1899,25 @@ class Storage:
 
         Raises what the job raised, or StorageError. Cancelling the wait does not undo the write.
         """
-        self._loop.call_soon(self._hand_over)
-        self._unqueued.append((job, future := self._loop.create_future()))
-        return future
+        return self._put(job)
 
     def write_behind(self, job: Job) -> asyncio.Future[Any]:
-        """Write a moment later, or before whatever is written next, what can be found again after a crash. The future
-        need not be awaited: a failure is logged.
+        """Write what can be found again after a crash, before whatever is written next. The future need not be awaited:
+        a failure is logged.
         """
 
         def written(future: asyncio.Future[Any]) -> None:
             if not future.cancelled() and (error := future.exception()):
                 log.error("storage: a background write failed: %s", one_line(error))
 
-        self._loop.call_later(self.BEHIND_SECONDS, self._hand_over)
-        self._unqueued.append((job, future := self._loop.create_future()))
+        future = self._put(job, behind=True)
         future.add_done_callback(written)
+        return future
+
+    def _put(self, job: Job, behind: bool = False) -> asyncio.Future[Any]:
+        """Give a job to the writer thread at once, also one that nobody waits for: plugins gather those."""
+        future = self._loop.create_future()
+        self._queue.put((job, future))
         return future
 
     async def probe(self) -> None:
@@ -1928,12 +1931,6 @@ class Storage:
 
         await self.write(job)
 
-    def _hand_over(self) -> None:
-        """Queue what waits, at the end of a turn of the loop: the writer thread is woken once."""
-        unqueued, self._unqueued = self._unqueued, []
-        for write in unqueued:
-            self._queue.put(write)
-
     def announce(self, info: SidecarInfo) -> None:
         """Write sidecar.json, by which clients find the service. Raises OSError."""
         write_file(self.path.with_name(SidecarInfo.FILE), msgspec.json.format(msgspec.json.encode(info)) + b"\n")
@@ -1946,7 +1943,6 @@ class Storage:
     def close(self) -> None:
         """Finish what is queued, then close. Blocks for at most a few seconds."""
         self._sweeper.cancel()
-        self._hand_over()
         self._queue.put(None)
         self._thread.join(5)
         if not self._thread.is_alive():  # else it commits what it is at, and the end of the program closes them
@@ -2025,21 +2021,19 @@ def storage_fault(error: StorageError) -> str:
     return str(getattr(error, "sqlite_errorname", error))
 
 
-# -- methods of Records that do one statement; their arguments are its values
+# -- methods of Records that do one statement, whose values are their arguments: they give the first column of the first
+# row, or ``otherwise``; all rows; how many rows were changed
 
 
 def select_value(sql: str, otherwise: T) -> Callable[..., T]:
-    """Gives the first column of the first row, ``otherwise`` where there is none or it is null."""
     return lambda self, *values: otherwise if (found := self.one(sql, *values)) is None else found
 
 
 def select_rows(sql: str) -> Callable[..., list[Row]]:
-    """Gives all rows."""
     return lambda self, *values: self.rows(sql, *values)
 
 
 def modify(sql: str) -> Callable[..., int]:
-    """Changes rows; how many."""
     return lambda self, *values: self.change(sql, *values).rowcount
 
 
@@ -2571,7 +2565,7 @@ class EventBus:
         return f"evt-{self._storage.epoch}-{seq:012d}"
 
     def wake_waiters(self, event: NewEvent, seq: int) -> None:
-        """An event was committed: wake the polls that it matches, tell the plugins. On the loop, in commit order."""
+        """On the loop, after each commit and in their order: wake the polls that an event matches, tell the plugins."""
         envelope = {"event_id": self.event_id(seq), **event.envelope}
         issues = (*texts_of(find_field(envelope, "issue_id")), None)
         verdicts: dict[str, bool] = {}  # thousands may wait with one filter
@@ -2616,7 +2610,7 @@ class EventBus:
             del found  # thousands are parked below: each holds as little as possible
             seq = await self.park(channel, (claims.sub, filter, after), left, hang_up)
             parked = time.monotonic() - began
-            after = max(after, (seq or 0) - 1)  # nothing that matches lies between
+            after = max(after, (seq or 0) - 1)  # nothing between matches: the first that does wakes
 
     async def park(self, channel: Channel, waiter: Waiter, seconds: float, hang_up: HangUp) -> int | None:
         """The number of the event that woke ``waiter``, None on time-out or stop."""
@@ -2645,7 +2639,7 @@ class EventBus:
         seq = int(match[2])
         reasons = {
             "another store": match[1] != self._storage.epoch, "retention": seq < floor,
-            "beyond the head": seq > head and seq > read.head(),
+            "beyond the head": seq > head and seq > read.head(),  # what is committed may not be told yet
         }  # fmt: skip
         if reason := next((reason for reason, applies in reasons.items() if applies), None):
             details = {"floor": self.event_id(floor), "head": self.event_id(head), "reason": reason}
@@ -2719,7 +2713,7 @@ class EventBus:
                 records.mark_delivered({row["seq"] for row in rows if not row["delivered"]}, len(rows))
 
         def written(future: asyncio.Future[None]) -> None:
-            """Forget what is on disk now; a position that has moved on meanwhile is still to be written."""
+            """A position that has moved on meanwhile is still to be written."""
             for key, seq in () if future.cancelled() or future.exception() else positions.items():
                 if self._positions.get(key) == seq:
                     del self._positions[key]
@@ -2735,10 +2729,10 @@ class EventBus:
         self.wake(itertools.chain.from_iterable(self._parked.values()), None)
 
     async def round_trip(self) -> bool:
-        """Park a waiter and wake it, as everybody's are: whether it woke within 2 s. For ``/health``."""
-        probe = ("", "probe")
-        asyncio.get_running_loop().call_soon(lambda: self.wake(self._parked[*probe, None], 1))
-        return await self.park(probe, ("health", Filter(), 0), 2.0, HangUp()) == 1
+        """Whether a waiter that is parked and woken, as everybody's are, wakes within 2 s. For ``/health``."""
+        channel, issue = ("", "probe"), None
+        asyncio.get_running_loop().call_soon(lambda: self.wake(self._parked[*channel, issue], 1))
+        return await self.park(channel, ("health", Filter(), 0), 2.0, HangUp()) == 1
 
     def statistics(self) -> dict[str, Any]:
         read, project, times = self._storage.read, self._settings.project, self._times
@@ -2773,9 +2767,8 @@ class HangUp:
 
 
 class NewEvent(Struct, frozen=True):
-    """An event before it has its sequence number; ``body`` is the envelope's JSON without the id.
-
-    ``woken`` are the subjects whose polls it woke here, each once, in order; the bus fills it after the commit.
+    """An event before it has its number; ``body`` is the envelope as JSON. After the commit the bus fills ``woken``:
+    the subjects whose polls it woke here, each once, in order.
     """
 
     project: str
@@ -2789,7 +2782,7 @@ class NewEvent(Struct, frozen=True):
     woken: dict[str, None] = {}
 
 
-OWN_EVENTS = (
+OWN_EVENTS = (  # those of plugins too: nobody may forge, while one is off, what it later reads out of the log
     "agent_completed", "agent_exited", "agent_failed", "budget_warning",
     "approval_wanted", "approval_answered", "question_asked", "question_answered",
 )  # fmt: skip
@@ -2819,8 +2812,8 @@ class Filter(Struct, frozen=True):
     issue: str | None = None  # the only issue_id that matches, None where the filter leaves it open
 
     def within(self, issue: str | None) -> Filter:
-        """The same filter for a token bound to ``issue``: of events that name issues, only its own match. Itself for
-        None. No client can send its ``text``.
+        """The same filter for a token bound to ``issue``: of events that name issues, only its own match. Its ``text``
+        begins with ``!``, which no client can send: such tokens have positions of their own. Itself for None.
         """
         if issue is None:
             return self

@@ -845,7 +845,8 @@ def test_committed_events_are_told_in_order_before_their_writers_are_answered_an
     assert said.index("told b 2") < said.index("answered a b") and said.index("told d 3") < said.index("answered d")
 
 
-def test_what_is_queued_is_written_before_the_storage_closes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_is_queued_is_written_before_the_storage_closes(tmp_path: Path, alone: bool) -> None:
     async def fill(storage: Storage) -> None:
         for number in range(1000):
             storage.write_behind(lambda records, n=number: records.set_meta("last", str(n)))
@@ -853,8 +854,8 @@ def test_what_is_queued_is_written_before_the_storage_closes(tmp_path: Path) -> 
     async def look(storage: Storage) -> str | None:
         return storage.read.meta("last")
 
-    with_storage(tmp_path, fill)
-    assert with_storage(tmp_path, look) == "999"
+    with_storage(tmp_path, fill, alone)
+    assert with_storage(tmp_path, look, alone) == "999"
 
 
 def test_reading_connections_cannot_write(tmp_path: Path) -> None:
@@ -1032,30 +1033,23 @@ def test_who_polls_without_end_leaves_others_their_turns(tmp_path: Path) -> None
 
 
 def test_what_retention_removed_before_is_gone_for_the_file_alone_too(tmp_path: Path) -> None:
-    def removed(records: Records) -> None:
+    said, state = {"publisher": "me", "topic": "t"}, tmp_path / "state"
+    state.mkdir()
+    with contextlib.closing(Records(cco_sidecar.open_database(state / Storage.FILE))) as records:
         seqs = [records.insert_event(new_event("p", "noted", {**said, "data": {"n": n}})) for n in range(6)]
         records.remove_events(seqs[:4], 100)
         records.set_meta("floor", str(seqs[3]))
         records.move_position("p", "late", "noted", "", seqs[1])
 
-    async def scene() -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        storage = Storage(load_settings({"root": str(tmp_path), "storage": str(tmp_path)}, {}), Records)
-        storage.start()
-        try:
-            bus = EventBus(storage, load_settings({"root": str(tmp_path), "storage": str(tmp_path)}, {}), Hooks([]))
-            late = Claims(sub="late", agent_type="t", project_id="p", permissions=[], exp=0, iat=0)
-            polls = [await bus.wait(late, "noted", WaitQuery(0, since=since), HangUp()) for since in ("earliest", "")]
-            with pytest.raises(ApiError) as refused:
-                await bus.wait(late, "noted", WaitQuery(0, since=bus.event_id(3)), HangUp())
-            return [json.loads(poll.content) for poll in polls], {"code": refused.value.code, **refused.value.details}
-        finally:
-            storage.close()
+    async def scene(storage: Storage) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        bus = EventBus(storage, load_settings({"root": str(tmp_path), "storage": str(tmp_path)}, {}), Hooks([]))
+        late = Claims(sub="late", agent_type="t", project_id="p", permissions=[], exp=0, iat=0)
+        polls = [await bus.wait(late, "noted", WaitQuery(0, since=since), HangUp()) for since in ("earliest", "")]
+        with pytest.raises(ApiError) as refused:
+            await bus.wait(late, "noted", WaitQuery(0, since=bus.event_id(3)), HangUp())
+        return [json.loads(poll.content) for poll in polls], {"code": refused.value.code, **refused.value.details}
 
-    said = {"publisher": "me", "topic": "t"}
-    database = cco_sidecar.open_database(tmp_path / Storage.FILE)
-    with contextlib.closing(Records(database)) as records:
-        removed(records)
-    answers, refused = asyncio.run(scene())
+    answers, refused = with_storage(tmp_path, scene, alone=True)
     assert [[event["data"]["n"] for event in answer["events"]] for answer in answers] == [[4, 5]] * 2
     assert (refused["code"], refused["reason"], refused["floor"][-2:]) == ("EVT_003", "retention", "04")
 

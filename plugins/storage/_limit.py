@@ -24,7 +24,6 @@ from cco_sidecar import (
     Poll,
     Pool,
     Records,
-    Storage,
     StorageError,
     WaitQuery,
     Write,
@@ -32,6 +31,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._files import folder_size
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.storage._gathering import GatheringStorage
 
 log = logging.getLogger("cco")
 
@@ -77,7 +77,7 @@ class TellingBus(EventBus):
         return msgspec.structs.replace(poll, content=poll.content[:-1] + b',"missed":%s}' % missed)
 
 
-class LimitedStorage(Storage):
+class LimitedStorage(GatheringStorage):
     """Refuses bodies beyond the limit, after what is older than retention allows has been removed."""
 
     _settings: PluginSettings

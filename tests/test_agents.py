@@ -796,19 +796,18 @@ def test_the_token_of_an_ended_agent_is_refused_and_its_file_gone(
     assert not (folder_of(service, spawned["agent_id"]) / "token").exists()
 
 
-@pytest.mark.parametrize("path", ["/api/results", "/api/events/late"])
+@pytest.mark.parametrize("path", ["/api/results", "/api/events/late", "/api/agents/spawn"])
 def test_a_body_that_comes_after_the_agents_end_changes_nothing(
     service: Service, architect: Client, issue: str, path: str
 ) -> None:
-    spawned = spawn(architect, "hang", issue)
-    result = {
-        "agent_type": "python-specialist",
-        "issue_id": issue,
-        "project_id": PROJECT,
-        "agent_id": spawned["agent_id"],
+    spawned = spawn(architect, "hang", issue, agent_type="chief-architect")
+    whose = {"agent_id": spawned["agent_id"], "agent_type": "chief-architect", "issue_id": issue, "project_id": PROJECT}
+    bodies = {
+        "/api/results": whose | {"result": {"status": "success"}},
+        "/api/events/late": {"publisher": spawned["agent_id"], "topic": "test", "data": {}},
+        "/api/agents/spawn": request("exit 0", issue),
     }
-    event = {"publisher": spawned["agent_id"], "topic": "test", "data": {}}
-    content = json.dumps(event if "events" in path else result | {"result": {"status": "success"}}).encode()
+    content = json.dumps(bodies[path]).encode()
     connection = http.client.HTTPConnection(service.url.removeprefix("http://"), timeout=30)
     connection.putrequest("POST", path)
     for name, value in {"Authorization": f"Bearer {spawned['jwt_token']}", "Content-Length": len(content)}.items():

@@ -3510,7 +3510,7 @@ class Agents:
             running.token = self.launcher.token(row)
             command = await self.launcher.command(running, files, asked)
             await self.processes.start(running, command)
-            await self._run(running)
+            await self.begin_watch(running)
         except BaseException as error:
             failure = await self._give_up(running, error)
             raise failure from None
@@ -3530,8 +3530,8 @@ class Agents:
             "state": row["state"],
         }  # fmt: skip
 
-    async def _run(self, running: Running) -> None:
-        """Write down that an agent has a process, and watch it from now on."""
+    async def begin_watch(self, running: Running) -> None:
+        """Write down that an agent has a process, and begin to watch it."""
         running.row["state"] = "running"
         facts = {name: running.row[name] for name in ("id", "state", "pid", "birth")}
         await self.storage.write(lambda records: records.update_agent(**facts))
@@ -3622,7 +3622,7 @@ class Agents:
             running = self.active[row["id"]]
             await self.processes.adopt(running)
             log.info("agent %s %s, pid %s", row["id"], "is gone" if running.exited else "adopted", row["pid"])
-            await self._run(running)
+            await self.begin_watch(running)
 
     async def stop(self, *, end_all: bool) -> None:
         self._stopping = True

@@ -53,8 +53,8 @@ class EndedAgents(Agents):
             running.end("killed")
         return True
 
-    async def _run(self, running: Running) -> None:
+    async def begin_watch(self, running: Running) -> None:
         if running.row.get("ordered"):  # before this start: then it has ended by that, whatever is known of how
             running.ended_as = "killed"
             running.ending.set()
-        await super()._run(running)
+        await super().begin_watch(running)

@@ -93,10 +93,10 @@ class OwningAgents(EndedAgents, RepeatedAgents):
             told["jwt_token"] = self.launcher.token(row)
         return msgspec.json.encode(told)
 
-    async def _run(self, running: Running) -> None:
+    async def begin_watch(self, running: Running) -> None:
         adopted = dict(running.row)
         try:
-            await super()._run(running)
+            await super().begin_watch(running)
         except StorageError as error:
             if adopted["state"] != "running":
                 raise

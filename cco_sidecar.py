@@ -17,7 +17,7 @@ store results that the next agent sees, wake each other with events, and are sta
 
 The path of a request, from top to bottom of this file:
 
-    routes -> Endpoint.prepare (host, size, token, rate, permission)
+    routes -> Endpoint.prepare (host, size, token, rate, permission, policies)
            -> Endpoint._serve (path, query, body) -> respond
            -> a part (Results, EventBus, Contexts, Agents) -> Storage.write (one writer thread, one commit)
            -> EventBus.wake_waiters (on the loop, in commit order) -> Endpoint.send
@@ -533,6 +533,11 @@ class Asks:
         the issue's newest 200 results, oldest first, with plugins/ also the last one of a coder.
         """
 
+    def permission_policy(self, claims: Claims, permission: str | None, method: str, path: str) -> bool | str | None:
+        """Refuse a request that the token allows: False or a reason; None or True leaves it. Who fails refuses.
+        ``permission`` is None where any token will do.
+        """
+
     def agent_command(self, launch: AgentLaunch, settings: Settings) -> Argv | AgentCommand | None:
         """The argv that runs an agent, or an AgentCommand; AgentLaunch's fields in braces are filled in."""
 
@@ -640,6 +645,14 @@ class Hooks:
     def first(self, hook: str, **facts: Any) -> Any:
         """The first answer that is not None; None where there is none. Blocks."""
         return next((answer for _, answer in self.ask(hook, **facts)), None)
+
+    def refusal(self, **facts: Any) -> str | None:
+        """Why a permission policy refuses, None where all agree. Blocks. Fails closed."""
+        for row in self.implementations["permission_policy"]:
+            verdict = self.ask_one(row, f"the policy {row.plugin} could not decide", **facts)
+            if verdict is not None and verdict is not True:
+                return verdict or f"the policy {row.plugin} refuses"
+        return None
 
     def ask_one(self, row: Implementation, otherwise: Any = None, /, **facts: Any) -> Any:
         """One implementation's answer, ``otherwise`` where it fails. Blocks."""
@@ -1225,6 +1238,8 @@ class Endpoint(Handler):
                 if not self.aside:
                     self.allowance = sidecar.limits.spend(self.claims)
                 sidecar.tokens.check_permission(self.claims, self.permission)
+                if sidecar.hooks.implementations["permission_policy"]:
+                    await check_policies(self)
         except ApiError as error:
             self.error = error
             if length > MB:
@@ -1364,6 +1379,13 @@ def bad_field(message: str) -> tuple[str, str]:
 
 def too_large(limit: int) -> ApiError:
     return ApiError("REQ_004", f"The body may have {limit} bytes at most")
+
+
+async def check_policies(endpoint: Endpoint) -> None:
+    permission, request = endpoint.permission, endpoint.request
+    facts = {"claims": endpoint.claims, "permission": permission, "method": request.method, "path": request.path}
+    if reason := await endpoint.sidecar.hooks.pool.run(endpoint.sidecar.hooks.refusal, **facts):
+        raise forbidden(f"Refused by policy: {reason}", permission=permission, policy=reason)
 
 
 def without_tokens(text: str) -> str:

@@ -34,10 +34,8 @@ from cco_sidecar import (
     PACKAGE,
     AgentLaunch,
     Asks,
-    Claims,
     CommandParser,
     ContextRequest,
-    Endpoint,
     Hooks,
     Implementation,
     IssueNotFound,
@@ -55,9 +53,7 @@ from cco_sidecar import (
 )  # fmt: skip
 from cco_sidecar_plugins._words import did_you_mean
 from cco_sidecar_plugins.agents._reader import Reader
-from cco_sidecar_plugins.tokens._policies import PolicedEndpoint
 
-T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -71,11 +67,6 @@ class MoreAsks:
 
     def register_commands(self, commands: argparse._SubParsersAction[CommandParser]) -> None:
         """More commands. ``run`` gets the parsed arguments, our options among them, and returns the exit code."""
-
-    def permission_policy(self, claims: Claims, permission: str | None, method: str, path: str) -> bool | str | None:
-        """Refuse a request that the token allows: False or a reason; None or True leaves it. Who fails refuses.
-        ``permission`` is None where any token will do.
-        """
 
     def resolve_issue(self, issue_id: str, settings: Settings) -> dict[str, Any] | None:
         """``{"title": ..., "body": ...}`` of an issue. Raises IssueNotFound where there is none. Asked by the plugin
@@ -239,19 +230,6 @@ class SafeHooks(Hooks):
         rows = self.implementations[hook]
         rows = [row for row in rows if not is_bundled(row) or getattr(row.function, "only_where", bool)(facts)]
         return rows, all(row.plugin in self._trusted for row in rows)
-
-    def part(self, base: type[T], settings: Settings) -> type[T]:
-        """Also asks the permission policies, where there are any."""
-        asks = base is Endpoint and self.implementations["permission_policy"]
-        return super().part(typing.cast(type[T], PolicedEndpoint) if asks else base, settings)
-
-    def refusal(self, **facts: Any) -> str | None:
-        """Why a permission policy refuses, None where all agree. Blocks. Fails closed."""
-        for row in self.implementations["permission_policy"]:
-            verdict = self.ask_one(row, f"the policy {row.plugin} could not decide", **facts)
-            if verdict is not None and verdict is not True:
-                return verdict or f"the policy {row.plugin} refuses"
-        return None
 
     def call(self, row: Implementation, facts: dict[str, Any]) -> Any:
         """Within TIMEOUT, as plain data; a bundled plugin's answer is what it should be and is not read anew. Who is

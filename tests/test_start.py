@@ -1178,15 +1178,6 @@ def test_commands_of_a_folder_of_plugins_need_the_bundled_ones(repository: Path,
     assert "plugin greeting: ImportError: there is no hook 'register_commands'" in line and "is plugins/ beside" in line
 
 
-def test_the_file_alone_does_not_start_with_a_policy_that_it_would_not_ask(
-    repository: Path, tmp_path: Path, alone: Path
-) -> None:
-    file = tmp_path / "house.py"
-    file.write_text("from cco_sidecar import hookimpl\n@hookimpl\ndef permission_policy(claims):\n    return False\n")
-    line = refusal(run("--port", "0", "--plugins", str(file), cwd=repository, module=alone))
-    assert "plugin house: ImportError: there is no hook 'permission_policy'" in line and "is plugins/ beside" in line
-
-
 GREETING = """
 from cco_sidecar import hookimpl
 

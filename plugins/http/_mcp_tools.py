@@ -39,6 +39,7 @@ from cco_sidecar import (
     StoreResult,
     WaitForEvents,
     WaitQuery,
+    check_policies,
     read_text_file,
     redact,
     too_large,
@@ -50,7 +51,6 @@ from cco_sidecar_plugins.context._withheld import is_secret
 from cco_sidecar_plugins.http._finished import ids_of
 from cco_sidecar_plugins.http._mcp_shapes import NOTE, PAGE, arguments_of, as_line, as_lines, checked, page_of, pages
 from cco_sidecar_plugins.results.result_list import GetResult, ListResults, ResultQuery
-from cco_sidecar_plugins.tokens._policies import PolicedEndpoint
 
 try:
     from cco_sidecar_plugins.agents.approvals import ApprovalRequest, AskForApproval, WaitForApproval
@@ -104,8 +104,8 @@ class Call:
         """An endpoint of the API that the token and all policies allow, with its path and query checked."""
         endpoint = within(self.request, kind, path, query, body, headers or {})
         self.sidecar.tokens.check_permission(self.claims, kind.permission)
-        if isinstance(endpoint, PolicedEndpoint):
-            await endpoint.check_policies()
+        if self.sidecar.hooks.implementations["permission_policy"]:
+            await check_policies(endpoint)
         endpoint._read_path_and_query(path)
         return endpoint
 

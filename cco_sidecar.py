@@ -3135,7 +3135,12 @@ class Project:
     def ask(self) -> tuple[list[str], GitContext, str | None]:
         """(names of files, what git says, the commit checked out), without the running module. Raises GitError."""
         root, own = self._root, os.path.realpath(__file__).removeprefix(os.path.join(self._root, ""))
-        prefix = os.fsdecode(ask_git(root, "rev-parse", "--show-prefix").removesuffix(b"\n"))
+        try:
+            prefix = os.fsdecode(ask_git(root, "rev-parse", "--show-prefix").removesuffix(b"\n"))
+        except GitError as error:
+            if "not a git repository (or any" not in str(error) or os.path.lexists(root / ".git"):
+                raise
+            return sorted({*walk_files(root)} - {own}), GitContext(None, [], [], None, None), None
         shape = ("--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", ".")
         codes = {row[3:].removeprefix(prefix): row[:2] for row in split_z(ask_git(root, "status", *shape))}
         codes.pop(own, None)
@@ -3224,6 +3229,13 @@ def read_commits(root: Path) -> list[Commit]:
         when = iso(float(moment)) if re.fullmatch("[0-9]{1,11}", moment) else None  # of a year with four digits
         commits.append(Commit(short, subject.rstrip("\0"), author, when, list(filter(None, names.split("\0")))))
     return commits
+
+
+def walk_files(root: Path) -> Iterator[str]:
+    """The files of a folder that is no repository, without those of hidden folders. Blocks."""
+    for place, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name[0] != "."]
+        yield from (os.path.relpath(os.path.join(place, name), root).replace(os.sep, "/") for name in names)
 
 
 def without_credentials(url: str) -> str:

@@ -114,11 +114,19 @@ def test_alone_git_is_not_asked_for_the_words_of_very_large_files(repository: Pa
     assert matched[large] is False and matched["src/session_store.py"] is True
 
 
-def test_alone_a_context_of_no_repository_or_without_git_is_refused_for_that_reason(
+def test_alone_a_folder_that_is_no_repository_has_the_files_that_are_not_hidden(
     tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = tmp_path / "folder"
+    for name in ("main.py", "src/deep/part.py", ".secret/key.pem", ".hidden"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x = 1\n")
+    state = cco_sidecar.Project(folder, tmp_path).look()
+    assert [file.path for file in state.files] == [".hidden", "main.py", "src/deep/part.py"]
+    assert (state.git.branch, state.head) == (None, None)
+    (folder / ".git").write_text("gitdir: /nowhere\n")
     with pytest.raises(cco_sidecar.GitError, match="not a git repository"):
-        cco_sidecar.Project(tmp_path, tmp_path).look()
+        cco_sidecar.Project(folder, tmp_path).look()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(cco_sidecar.GitError, match="git is not installed"):
         cco_sidecar.Project(repository, tmp_path).look()

@@ -2892,7 +2892,7 @@ class Contexts:
         self._pool = Pool("contexts", 8, 120)
         self._cache = collections.OrderedDict[ContextKey, tuple[str, bytes]]()  # ETag, and what all answers share
         self._bytes = self._hits = self._misses = 0
-        # Asked for anew after an event, which each result comes with: a query waits for threads that build contexts.
+        # by the newest event, which each result comes with: a query waits for threads that build contexts
         self._newest = functools.lru_cache(1000)(lambda seq, *issue: storage.read.issue_head(*issue))
         self.project = hooks.part(Project, settings)(settings.root, settings.storage)
         self._index_folder = settings.storage / "index"
@@ -2994,12 +2994,13 @@ class Contexts:
         cut = self.fit(request, sections, room)
         files = sections["relevant_files"]
         cut = cut or len(found) > request.max_files or any(file.get("truncated") for file in files)
-        with_task = "semantic_chunking" if any(file.get("line_ranges") for file in files) else "smart"
+        strategy = "semantic_chunking" if any(file.get("line_ranges") for file in files) else "smart"
+        strategy = strategy if request.task else "file_sampling"
         sections["metadata"]["redactions"] += sum(file.get("redactions", 0) for file in files)
         content = msgspec.json.encode(sections)
         facts = {
             "issue_id": request.issue_id, "agent_type": request.agent_type, "context": Raw(content), "truncated": cut,
-            "truncation_strategy": "none" if not cut else with_task if request.task else "file_sampling",
+            "truncation_strategy": strategy if cut else "none",
             "total_size_bytes": len(content), "estimated_tokens": -(-len(content) // BYTES_PER_TOKEN),
             "file_count": len(files), "timestamp": iso(),
         }  # fmt: skip
@@ -3035,7 +3036,7 @@ class Contexts:
         return cut
 
     def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
-        """The first ranking that a plugin gives; the built-in one always does. Blocks."""
+        """The first ranking that a plugin gives, else the built-in one. Blocks."""
         files = {file.path: file for file in state.files if not self.project.is_secret(file.path)}
         request = RankRequest(
             root=state.root, index_folder=str(self._index_folder), files=list(files.values()), category=key.category,

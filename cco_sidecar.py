@@ -2359,8 +2359,8 @@ class Results:
         category = await self._agent_types.find(body["agent_type"])
         # Other agents read the record, its file and the contexts that it becomes part of. Whose it is stays as it is.
         whose = {name: body[name] for name in ("agent_id", "agent_type", "issue_id", "project_id")}
-        redacted, language = await self.prepared(body)
-        body = redacted | whose
+        said, language = await self.prepared({name: value for name, value in body.items() if name not in whose})
+        body = whose | said
         facts = {
             "result": ResultFact(body["agent_type"], category, body["result"]["status"]), "proposals": [],
             "language": language, "submission": body, "settings": self._settings,

@@ -164,13 +164,14 @@ class LimitedStorage(GatheringStorage):
         super()._answer(writes, outcomes, events)
 
     async def _sweep_for_ever(self) -> None:
-        """After a commit, when an event expires, and each minute: an idle service sleeps."""
+        """After a commit, when an event expires, and each minute or as retention asks: an idle service sleeps."""
         while True:
             try:
                 await self.sweep()
                 self._changed.clear()
+                seconds = min(self.read.next_expiry() - time.time(), self._settings.event_retention, 60.0)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(self.read.next_expiry() - time.time(), 60.0)):
+                    async with asyncio.timeout(seconds):
                         await self._changed.wait()
             except Exception as error:  # a boundary: it is tried again
                 log.warning("housekeeping waits for the storage: %s", one_line(error))

@@ -2072,14 +2072,16 @@ class Records:
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db, self.close = connection, connection.close
-        self.commit, self.rollback = connection.commit, connection.rollback
+        self._db, self.close, self.rollback = connection, connection.close, connection.rollback
         self.inserted: Inserted = []  # the events of the transaction
         self.results: list[dict[str, Any]] = []  # those that it stores
 
     def begin(self) -> None:
         self.inserted, self.results = [], []
         self._db.execute("begin immediate")
+
+    def commit(self) -> None:
+        self._db.commit()
 
     def change(self, sql: str, *values: Any) -> sqlite3.Cursor:
         return self._db.execute(sql, values)

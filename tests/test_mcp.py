@@ -157,6 +157,7 @@ LACKING = modern()["params"] | {"_meta": {META + "protocolVersion": MODERN}}
         ([older()], V25, 400, -32600, "Batches"),
         (b"3", {}, 400, -32600, "Expected"),
         ({"id": 1, "method": "ping"}, {}, 400, -32600, "jsonrpc"),
+        ({"jsonrpc": "AAA", "id": 1, "method": "ping"}, {}, 400, -32600, "jsonrpc"),
         ({"jsonrpc": "2.0", "id": 1, "result": {}}, V25, 400, -32600, "method"),
         (older() | {"id": None}, {}, 400, -32600, "id"),
         (older() | {"id": 1.5}, {}, 400, -32600, "id"),

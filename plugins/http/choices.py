@@ -26,7 +26,8 @@ class ChoiceEndpoint(Endpoint):
 def name_choices(error: ApiError, shape: Any) -> None:
     """Have a refusal of what should be of ``shape`` say what may stand in its place, where that is one of a few."""
     refused = re.search(r"Invalid enum value (.*?)( - at `\$[^`]*`)?\Z", error.message, re.DOTALL)
-    if refused and (values := choices(inspect.type_info(shape), path_steps(error.details["path"]))):
+    path = error.details.get("path", "") if isinstance(error.details, dict) else ""
+    if refused and (values := choices(inspect.type_info(shape), path_steps(path))):
         said = f"{refused[1]} is none of {', '.join(values)}{refused[2] or ''}"
         error.message = error.message[: refused.start()] + said
 

@@ -204,7 +204,9 @@ def all_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = ("."
     """(branch, code and path of what changed or is untracked among ``names``). Raises GitError. Blocks."""
     shape = ("--porcelain=v1", "-z", "--branch", "--no-ahead-behind", "--untracked-files=all", *flags)
     literal = {"GIT_LITERAL_PATHSPECS": "1"}
-    tokens = iter(split_z(ask_git(root, "status", *shape, "--ignore-submodules=dirty", "--", *names, env=literal)))
+    listed = split_z(ask_git(root, "status", *shape, "--ignore-submodules=dirty", "--", *names, env=literal))
+    named = listed and listed[0].startswith("## ")  # git says nothing of a branch that is damaged
+    tokens = iter(listed if named else ["## HEAD (no branch)", *listed])
     branch = next(tokens).removeprefix("## ").removeprefix("No commits yet on ").partition("...")[0]
     codes = []
     for token in tokens:

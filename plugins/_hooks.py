@@ -144,7 +144,7 @@ class SafeHooks(Hooks):
     MAX_UNTOLD = 10_000
 
     def __init__(self, built_in: Iterable[object]) -> None:
-        self._stuck: dict[str, list[Future[Any]]] = collections.defaultdict(list)
+        self._stuck: dict[tuple[str, str], list[Future[Any]]] = collections.defaultdict(list)  # by plugin and hook
         super().__init__(built_in)
         self.loaded = [LoadedPlugin(*msgspec.structs.astuple(plugin)) for plugin in self.loaded]
 
@@ -238,7 +238,7 @@ class SafeHooks(Hooks):
         patient = row.hook == "part_class"
         if patient and is_bundled(row):
             return row.call(facts)
-        stuck = self._stuck[row.plugin]
+        stuck = self._stuck[row.plugin, row.hook]
         stuck[:] = [call for call in stuck if not call.done()]
         if len(stuck) >= self.MAX_STUCK and not patient:
             raise TimeoutError(f"{len(stuck)} earlier calls have not come back")

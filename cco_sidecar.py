@@ -352,9 +352,6 @@ CATEGORIES = {
 }
 CategoryName: Any = Literal[tuple(CATEGORIES)]
 
-
-# -- errors
-
 ERRORS: dict[str, tuple[int, str, str]] = {  # code: status, error, default message
     "AUTH_001": (401, "unauthorized", "Invalid or missing JWT token"),
     "AUTH_002": (401, "unauthorized", "Expired JWT token"),
@@ -651,7 +648,7 @@ class Hooks:
         for row in self.implementations["permission_policy"]:
             verdict = self.ask_one(row, f"the policy {row.plugin} could not decide", **facts)
             if verdict is not None and verdict is not True:
-                return verdict or f"the policy {row.plugin} refuses"
+                return verdict if verdict and isinstance(verdict, str) else f"the policy {row.plugin} refuses"
         return None
 
     def ask_one(self, row: Implementation, otherwise: Any = None, /, **facts: Any) -> Any:
@@ -660,7 +657,7 @@ class Hooks:
             return row.call(facts)
         try:
             return self.call(row, facts)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # a boundary: a thread that asks plugins ends for none of them
             self.failed(row, error)
             return otherwise
 
@@ -1269,6 +1266,7 @@ class Endpoint(Handler):
         """Apart from ``_serve``, so that an answer that is refused is not kept while its refusal is sent."""
         self._read_path_and_query(path)
         async with asyncio.timeout(self.ANSWER_SECONDS) if self.ANSWER_SECONDS else contextlib.nullcontext():
+            self.sidecar.tokens.check_revoked(self.claims.sub)  # while the body came
             if self.body is not None:
                 await self._read_body()
             answer = await self.work(path)
@@ -1315,7 +1313,6 @@ class Endpoint(Handler):
         if (project := body.get("project_id")) not in (None, self.claims.project_id):
             raise forbidden("This token belongs to another project", project_id=project)
         self.given = body
-        self.sidecar.tokens.check_revoked(self.claims.sub)  # while the body came
         for issue_id in issues_named(body) if self.claims.issue_id is not None else ():
             self.sidecar.tokens.check_issue(self.claims, issue_id)
 
@@ -3139,7 +3136,8 @@ class Project:
         try:
             prefix = os.fsdecode(ask_git(root, "rev-parse", "--show-prefix").removesuffix(b"\n"))
         except GitError as error:
-            if "not a git repository (or any" not in str(error) or os.path.lexists(root / ".git"):
+            broken = any(os.path.lexists(folder / ".git") for folder in (root, *root.parents))
+            if broken or "not a git repository (or any" not in str(error):
                 raise
             return sorted({*walk_files(root)} - {own}), GitContext(None, [], [], None, None), None
         shape = ("--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", ".")

@@ -796,7 +796,9 @@ def test_the_token_of_an_ended_agent_is_refused_and_its_file_gone(
     assert not (folder_of(service, spawned["agent_id"]) / "token").exists()
 
 
-@pytest.mark.parametrize("path", ["/api/results", "/api/events/late", "/api/agents/spawn"])
+@pytest.mark.parametrize(
+    "path", ["/api/results", "/api/events/late", "/api/agents/spawn", "/api/cache/context/issue-1", "/status"]
+)
 def test_a_body_that_comes_after_the_agents_end_changes_nothing(
     service: Service, architect: Client, issue: str, path: str
 ) -> None:
@@ -807,9 +809,10 @@ def test_a_body_that_comes_after_the_agents_end_changes_nothing(
         "/api/events/late": {"publisher": spawned["agent_id"], "topic": "test", "data": {}},
         "/api/agents/spawn": request("exit 0", issue),
     }
-    content = json.dumps(bodies[path]).encode()
+    content = json.dumps(bodies.get(path, {})).encode()
+    method = {"/status": "GET", "/api/cache/context/issue-1": "DELETE"}.get(path, "POST")
     connection = http.client.HTTPConnection(service.url.removeprefix("http://"), timeout=30)
-    connection.putrequest("POST", path)
+    connection.putrequest(method, path)
     for name, value in {"Authorization": f"Bearer {spawned['jwt_token']}", "Content-Length": len(content)}.items():
         connection.putheader(name, str(value))
     connection.endheaders(content[:-1])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import operator
 import os
+import queue
 import re
 import shutil
 import subprocess
@@ -1265,6 +1267,50 @@ def test_a_failing_hook_is_logged_with_its_own_line_and_the_traceback_at_debug(
     assert [(plugin.failures, plugin.failure) for plugin in hooks.loaded] == [
         (3, lines[-1].getMessage().removeprefix("plugin failing: "))
     ]
+
+
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, KeyboardInterrupt, GeneratorExit])
+def test_alone_a_plugin_that_raises_what_is_no_exception_ends_no_thread(raised: type[BaseException]) -> None:
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    class Bad:
+        @cco_sidecar.hookimpl
+        def next_agents(self) -> None:
+            raise raised
+
+        @cco_sidecar.hookimpl
+        def permission_policy(self) -> None:
+            raise raised
+
+        @cco_sidecar.hookimpl
+        def result_stored(self) -> None:
+            raise raised
+
+    class Good:
+        @cco_sidecar.hookimpl
+        def result_stored(self, result: dict[str, str]) -> None:
+            told.put(result["id"])
+
+    hooks = cco_sidecar.Hooks([])
+    for plugin in (Good(), Bad()):
+        hooks.register(plugin, type(plugin).__name__)
+    assert list(hooks.ask("next_agents")) == []
+    assert hooks.refusal() == "the policy Bad could not decide"
+    for name in ("one", "two"):
+        hooks.tell("result_stored", result={"id": name})
+    assert [told.get(timeout=15), told.get(timeout=15)] == ["one", "two"]
+
+
+@pytest.mark.parametrize("verdict", [object(), 3, False])
+def test_alone_a_policy_that_answers_no_text_refuses(verdict: object) -> None:
+    class Odd:
+        @cco_sidecar.hookimpl
+        def permission_policy(self) -> object:
+            return verdict
+
+    hooks = cco_sidecar.Hooks([])
+    hooks.register(Odd(), "Odd")
+    assert hooks.refusal() == "the policy Odd refuses"
 
 
 def test_plugins_shows_what_the_running_service_loaded_and_what_failed_there(

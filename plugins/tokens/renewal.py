@@ -52,6 +52,8 @@ class RefreshToken(Endpoint):
     holds_token = True
 
     async def respond(self) -> dict[str, Any]:
+        if self.claims.exp <= time.time():  # while the rest of the request came
+            raise ApiError("AUTH_002")
         token, expires = renewed(self.sidecar.tokens, self.claims)
         return {"token": token, "expires_at": iso(expires)}
 
@@ -61,7 +63,7 @@ class RenewingEndpoint(Endpoint):
 
     def common_headers(self) -> dict[str, str]:
         headers, claims = super().common_headers(), self.claims
-        if claims.exp <= time.time() + RENEWED_SECONDS and not isinstance(claims, ForeignClaims):
+        if time.time() < claims.exp <= time.time() + RENEWED_SECONDS and not isinstance(claims, ForeignClaims):
             headers["X-Refreshed-Token"] = renewed(self.sidecar.tokens, claims)[0]
         return headers
 

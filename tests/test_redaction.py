@@ -3,7 +3,9 @@
 import json
 import random
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,26 @@ def test_a_key_that_the_files_end_cuts_off_is_redacted_and_nothing_else() -> Non
         f'KEY = "{REDACTED}{lines}"\nafter = 1\n',
         1,
     )
+
+
+@pytest.mark.parametrize("secret", [TOKEN, KEY + "-----END RSA " + "PRIVATE KEY-----", f'password = "{RANDOM}"'])
+def test_a_secret_is_found_wherever_the_windows_of_a_long_text_end(secret: str) -> None:
+    window = plugin("_redaction").WINDOW
+    for before in (window - len(secret) - 1, window - len(secret) // 2, window - 1, window, 2 * window - 7):
+        text = ("word \n" * window)[: before - 1] + "\n" + secret + "\n" + "word \n" * 100
+        left, number = redact(text)
+        assert number == 1 and RANDOM not in left and "MIIE" not in left and TOKEN not in left
+        assert (left.count("\n"), left.count("word")) == (text.count("\n"), text.count("word"))
+
+
+def test_a_long_text_is_searched_while_other_threads_go_on() -> None:
+    turns, text = 0, "://a:" * 400_000
+    with ThreadPoolExecutor() as pool:
+        search = pool.submit(redact, text)
+        while not search.done():
+            turns += 1
+            time.sleep(0.001)
+    assert turns > len(text) / plugin("_redaction").WINDOW, "it has to let go of the interpreter after each window"
 
 
 def test_long_texts_without_secrets_take_time_in_proportion_to_their_length() -> None:

@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import msgspec
@@ -91,12 +91,28 @@ class SecretForm(Struct, frozen=True):
 
     def redact(self, content: str) -> tuple[str, int]:
         kept, last = [], 0
-        for match in self.pattern.finditer(content):
+        for match in self.matches(content):
             start, end = match.span(match.lastindex or 0)
             if self.looks_real is None or self.looks_real(match):
                 kept.append(content[last:start] + REDACTED + "\n" * content.count("\n", start, end))
                 last = end
         return "".join([*kept, content[last:]]), len(kept)
+
+    def matches(self, content: str) -> Iterator[re.Match[str]]:
+        """As ``finditer``, a window at a time: one search of a long text would keep all other threads waiting."""
+        begin = 0
+        while begin < len(content):
+            end = begin + WINDOW
+            for match in self.pattern.finditer(content, begin, end + LONGEST):
+                if match.start() >= end:
+                    break
+                yield match
+                begin = match.end()
+            begin = max(begin, end)
+
+
+WINDOW = 64 * 1024  # letters in which a secret begins
+LONGEST = 32 * 1024  # letters of a secret, at most
 
 
 PLACEHOLDERS = re.compile(

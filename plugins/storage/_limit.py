@@ -84,6 +84,7 @@ class LimitedStorage(GatheringStorage):
 
     MEASURE_SECONDS = 30.0  # between two looks at how large the files beside the database are
     DISK_RESERVE = 16 * MB  # stays free on the disk
+    COPIES = 5  # of a body: a result and what later agents see of it in the database, both in its log, and a file
     LOOK_SECONDS = 0.25  # between two looks at the database and the disk, while there is room
     POSITION_SECONDS = 30 * 86_400.0  # a reader's position that nobody touched for so long is forgotten
 
@@ -100,7 +101,7 @@ class LimitedStorage(GatheringStorage):
     @contextlib.asynccontextmanager
     async def room(self, size: int) -> AsyncIterator[None]:
         """Room for a body of ``size`` bytes. Raises STR_001 where there is none."""
-        needed = 5 * size  # a result and what later agents see of it in the database, both in its log, and a file
+        needed = self.COPIES * size
         full = not await self._has(needed)
         if full and not self._full:
             log.error("the storage has %d MB and is full: nothing more is stored", self._used() / MB)
@@ -117,7 +118,7 @@ class LimitedStorage(GatheringStorage):
 
     async def probe(self) -> None:
         """Also raises StorageError where there is no room for a small body."""
-        if self._measured > 0 and not await self._has(5 * SMALL):
+        if self._measured > 0 and not await self._has(self.COPIES * SMALL):
             raise StorageError(self._why_full())
         await super().probe()
 

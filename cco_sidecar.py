@@ -114,9 +114,7 @@ MAX_LINE = 8 * 1024  # bytes of a request's target; RFC 9112 (3) recommends 8,00
 MAX_FIELDS = 64 * 1024  # bytes of a request's headers
 
 
-# ======================================================================================================
-# Vocabulary: the options, roles, errors and shapes that everything below speaks of
-# ======================================================================================================
+# ==== Vocabulary: the options, roles, errors and shapes that everything below speaks of ===============
 
 
 # -- options: their table, where their values come from, how each is read
@@ -490,9 +488,7 @@ Priority = Literal["high", "medium", "low"]
 Sections = dict[str, Any]
 
 
-# ======================================================================================================
-# Hooks: what plugins can add, how they are loaded, how they are asked
-# ======================================================================================================
+# ==== Hooks: what plugins can add, how they are loaded, how they are asked ============================
 
 hookimpl = pluggy.HookimplMarker("cco_sidecar")  # marks an implementation
 
@@ -769,9 +765,7 @@ def import_file(file: Path) -> types.ModuleType:
 PACKAGE = "cco_sidecar_plugins"
 
 
-# ======================================================================================================
-# The sidecar: all parts, started and stopped together, and how fast they answer
-# ======================================================================================================
+# ==== The sidecar: all parts, started and stopped together, and how fast they answer ==================
 
 
 class Sidecar:
@@ -990,9 +984,7 @@ class Metrics:
         return {name: round(figure, 3) for name, figure in figures.items()}
 
 
-# ======================================================================================================
-# HTTP: the routes, what every endpoint shares, then one small class per endpoint
-# ======================================================================================================
+# ==== HTTP: the routes, what every endpoint shares, then one small class per endpoint =================
 
 
 class Route:
@@ -1651,9 +1643,7 @@ class GetStatus(Endpoint):
         }
 
 
-# ======================================================================================================
-# Tokens and rate limits: who may do what, and how often
-# ======================================================================================================
+# ==== Tokens and rate limits: who may do what, and how often ==========================================
 
 
 class AgentTypes:
@@ -1848,9 +1838,7 @@ class RateLimits:
         raise ApiError("RATE_001", message, retry_after=seconds, allowance=allowance)
 
 
-# ======================================================================================================
-# Storage: one SQLite file, one writer thread
-# ======================================================================================================
+# ==== Storage: one SQLite file, one writer thread =====================================================
 
 Job = Callable[["Records"], Any]
 Inserted = list[tuple["NewEvent", int]]  # events, with their sequence numbers
@@ -2335,9 +2323,7 @@ def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connecti
     return database
 
 
-# ======================================================================================================
-# Results: what agents leave behind, and who works next
-# ======================================================================================================
+# ==== Results: what agents leave behind, and who works next ===========================================
 
 
 class Results:
@@ -2519,9 +2505,7 @@ class NextAgent(Struct):
     reason: str
 
 
-# ======================================================================================================
-# Event bus: the log is the truth, waking is a hint
-# ======================================================================================================
+# ==== Event bus: the log is the truth, waking is a hint ===============================================
 
 PositionKey = tuple[str, str, str, str]  # project, subject, type, filter
 Channel = tuple[str, str]  # project, type or *
@@ -2870,9 +2854,7 @@ def texts_of(value: Any) -> list[str]:
     ]
 
 
-# ======================================================================================================
-# Context: the assembler and its cache, the budget, the project on disk, git, secrets
-# ======================================================================================================
+# ==== Context: the assembler and its cache, the budget, the project on disk, git, secrets =============
 
 
 class Contexts:
@@ -3500,9 +3482,7 @@ class FileFact(Struct, frozen=True, gc=False):
     mtime_ns: int
 
 
-# ======================================================================================================
-# Agents: real processes, in the ledger before they start and until nothing of them is left
-# ======================================================================================================
+# ==== Agents: real processes, in the ledger before they start and until nothing of them is left =======
 
 
 class Agents:
@@ -3950,9 +3930,7 @@ class AgentCommand(Struct):
 Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_length=1)]
 
 
-# ======================================================================================================
-# Built-in plugins: the reference's own behaviour, as hook implementations like anybody's
-# ======================================================================================================
+# ==== Built-in plugins: the reference's own behaviour, as hook implementations like anybody's =========
 
 
 class ReferenceRules:
@@ -4158,9 +4136,7 @@ PROPOSALS: tuple[tuple[str, str, str, Priority, str], ...] = (  # who is next af
 )  # fmt: skip
 
 
-# ======================================================================================================
-# Command line: the commands that need no plugin
-# ======================================================================================================
+# ==== Command line: the commands that need no plugin ==================================================
 
 GOOD, REFUSED, WRONG_USE = 0, 1, 2
 
@@ -4344,9 +4320,7 @@ def mint_token(settings: Settings, agent_type: str, subject: str | None = None, 
         raise StartError(f"--type: {error.message}") from None
 
 
-# ======================================================================================================
-# Small tools of every section: errors, times, threads, files, words
-# ======================================================================================================
+# ==== Small tools of every section: errors, times, threads, files, words ==============================
 
 
 class StartError(Exception):

@@ -224,6 +224,41 @@ def test_the_answer_to_half_a_body_arrives(server: Both) -> None:
         assert b"too_large" in read_all(line)
 
 
+@pytest.mark.parametrize(
+    ("head", "body", "status", "code"),
+    [
+        ("Authorization: Bearer TOKEN", b'{"publisher": "tester", "topic": "t", "data": {}}', 202, None),
+        ("Authorization: Bearer TOKEN", b'{"publisher": "tester", "topic": "t"}', 400, "EVT_002"),
+        ("Authorization: Bearer TOKEN", b"{", 400, "REQ_001"),
+        ("Authorization: Bearer TOKEN\r\nContent-Type: text/plain", b"{}", 415, "REQ_005"),
+        ("Authorization: Bearer nonsense", b"{}", 401, "AUTH_001"),
+        ("X-Nobody: 1", b"{}", 401, "AUTH_001"),
+        ("Authorization: Bearer TOKEN\r\nExpect: 100-continue", b'{"publisher": 1}', 400, "EVT_002"),
+        ("Authorization: Bearer TOKEN", b" " * 70_000, 400, "REQ_001"),
+    ],
+)
+def test_a_body_is_answered_alike_whether_it_comes_with_its_head_or_later(
+    service: Service, head: str, body: bytes, status: int, code: str | None
+) -> None:
+    """Each connection goes on with a second request like the first."""
+    head = head.replace("TOKEN", service.token(sub="tester"))
+    start = f"POST /api/events/alike HTTP/1.1\r\nHost: localhost\r\n{head}\r\nContent-Length: {len(body)}\r\n\r\n"
+    found = []
+    for pieces in ([start.encode() + body], [start.encode(), body], [start.encode(), body[:1], body[1:]]):
+        with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), timeout=20) as line:
+            for _ in range(2):
+                for piece in pieces:
+                    line.sendall(piece)
+                    service.client().get("/status")  # which is read behind the piece
+                answer = http.client.HTTPResponse(line)
+                answer.begin()
+                if answer.status == 100:
+                    answer = http.client.HTTPResponse(line)
+                    answer.begin()
+                found.append((answer.status, json.loads(answer.read()).get("code")))
+    assert found == [(status, code)] * 6
+
+
 HOSTS = ["localhost:3001", "LOCALHOST", "[::1]:80", "", "a, b", "a b", "x" * 400, None]
 
 

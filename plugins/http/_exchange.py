@@ -53,6 +53,7 @@ class Exchange(httputil.HTTPConnection):
 
     context: Peer
     stream: Any  # what has the connection's socket as ``socket``
+    whole = False  # a short request, whose body has come with its head
 
     def __init__(self, params: HTTP1ConnectionParameters) -> None:
         self.closed = self.head_written = self.finished = False

@@ -166,6 +166,7 @@ class Connection(asyncio.Protocol):
         self._head_began = False
         exchange = self.exchange = Http1Exchange(self, head)
         self._expect(self.HALF_CLOSED if self._half_closed else None, self.abort)
+        exchange.whole = 0 < head.length <= min(len(self._buffer), self.PENDING)
         delegate = self.server.start_request(self, exchange)
         prepared = delegate.headers_received(head.line, head.headers)
         if not head.length and not head.chunked:

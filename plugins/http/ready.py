@@ -58,8 +58,8 @@ class ReadyServer(Server):
 
 
 class ReadyDelegate(httputil.HTTPMessageDelegate):
-    """Hands a request to its endpoint, which may answer it in place, and else runs from the head on; one without a body
-    from its end on.
+    """Hands a request to its endpoint, which may answer it in place, and else runs from the head on; from its end on
+    where no body is to be waited for.
     """
 
     _handler: Any = None
@@ -74,7 +74,12 @@ class ReadyDelegate(httputil.HTTPMessageDelegate):
         self._handler, self._values = self._server.endpoint_of(request)
         request._body_future = self._ended
         framed = start_line.version == "HTTP/2.0"  # where a frame says whether there is a body
-        if not framed and headers.get("Content-Length", "0") == "0" and "Transfer-Encoding" not in headers:
+        length = headers.get("Content-Length", "0")
+        if getattr(self._exchange, "whole", False):
+            awaited = int(length) > self._handler.max_body  # which is refused without it
+        else:
+            awaited = framed or length != "0" or "Transfer-Encoding" in headers
+        if not awaited:
             return None
         self._run()
         prepared: asyncio.Future[None] = asyncio.Future()

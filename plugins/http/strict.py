@@ -67,8 +67,8 @@ class HurriedEndpoint(Endpoint):
 
     async def prepare(self) -> None:
         await super().prepare()
-        headers = self.request.headers
-        if not self._finished and ("Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"):
+        headers, come = self.request.headers, str(len(self.upload))
+        if not self._finished and ("Transfer-Encoding" in headers or headers.get("Content-Length", "0") != come):
             self._too_late = asyncio.get_running_loop().call_later(self.seconds, self._give_up)
 
     def _give_up(self) -> None:

@@ -309,10 +309,9 @@ def read_path(value: Any) -> Path:
 
 def read_match(pattern: str, problem: str) -> Callable[[Any], str]:
     def read(value: Any) -> str:
-        known = isinstance(value, (str, int)) and not isinstance(value, bool)
-        if not known or not re.fullmatch(pattern, str(value), re.DOTALL):
-            raise ValueError(problem)
-        return str(value)
+        if not isinstance(value, str) or not re.fullmatch(pattern, value, re.DOTALL):
+            raise ValueError(problem if isinstance(value, str) else f"{problem}, in quotes")
+        return value
 
     return read
 
@@ -4265,6 +4264,8 @@ async def serve(sidecar: Sidecar) -> int:
 
 def banner(sidecar: Sidecar) -> str:
     used = [plugin for plugin in sidecar.hooks.loaded if plugin.source != "built in" and not plugin.problem]
+    settings = sidecar.settings
+    absent = f"turned off by {settings.where('no_plugins')}" if settings.no_plugins else "is plugins/ beside the file?"
     lines = [
         f"Orchestration sidecar {__version__}",
         f"  URL:      {sidecar.info.url}  {sidecar.server_class.protocols}",
@@ -4273,28 +4274,29 @@ def banner(sidecar: Sidecar) -> str:
         f"  Storage:  {sidecar.storage.place}",
         f"  Plugins:  {', '.join(plugin.name for plugin in used) or 'none'}",
         *(f"  Skipped:  {plugin.name} ({plugin.problem})" for plugin in sidecar.hooks.loaded if plugin.problem),
-        *([f"  Alone:    {ALONE}"] if not used or type(sidecar.hooks) is Hooks else []),
-        f"  Token:    {own_command()} token --type python-specialist",
+        *([f"  Alone:    {ALONE}: {absent}"] if not used or type(sidecar.hooks) is Hooks else []),
+        f"  Token:    {own_command(settings)} token --type python-specialist",
         "  Stop:     Ctrl-C",
     ]
     return "\n".join(lines)
 
 
 ALONE = (
-    "no TLS, audit log, HTTP/2, compression, repeats, index of the files, dependencies, briefs, known coding programs,"
-    " budgets, ends of agents by order, exit codes after a crash, lists, MCP, dashboard and client commands:"
-    " is plugins/ beside the file?"
+    "no TLS, audit log, HTTP/2, compression, repeats, file index, dependencies, briefs, known coding programs, budgets,"
+    " ends of agents by order, exit codes after a crash, lists, MCP, dashboard and client commands"
 )
-
-
 ABSENT = f"is plugins/ beside {Path(__file__).name}? `pip install .` in a checkout brings it along"
 
 
-def own_command() -> str:
-    """How this program was called, for messages that name a next command."""
-    if Path(sys.argv[0]).name in ("cco", "cco.exe"):
-        return "cco"
-    return f"{'uv run' if 'UV' in os.environ else 'python'} {sys.argv[0] or 'cco_sidecar.py'}"
+def own_command(settings: Settings | None = None) -> str:
+    """How this program was called, for messages that name a next command: of ``settings``, one for their service."""
+    program = sys.argv[0] or "cco_sidecar.py"
+    words = [program] if Path(program).name in ("cco", "cco.exe") else [sys.executable, program]
+    if shutil.which(name := Path(words[0]).name) == os.path.abspath(words[0]):
+        words[0] = name
+    words = ["uv", "run", words[-1]] if "UV" in os.environ else words
+    said = [each for each in ("root", "project", "storage") if settings and ":" not in settings.places.get(each, ":")]
+    return clean_text(shlex.join([*words, *(f"{flag_of(each)}={getattr(settings, each)}" for each in said)]))
 
 
 # -- tokens

@@ -161,7 +161,8 @@ class SafeHooks(Hooks):
         in_use = {plugin.name for plugin in self.loaded if not plugin.problem}
         for name, row in option_table().items() if strict else ():
             if row.plugin and row.plugin not in in_use and getattr(settings, name) != row.default:
-                raise StartError(f"{settings.where(name)}: the plugin {row.plugin}, which reads it, is not loaded")
+                off = f": plugins are turned off by {settings.where('no_plugins')}" if settings.no_plugins else ""
+                raise StartError(f"{settings.where(name)}: the plugin {row.plugin}, which reads it, is not loaded{off}")
 
     def load_folders(self, folders: Iterable[Path], where: str = "--plugins") -> None:
         """Load the plugins in ``folders``, which ``where`` names, and those of entry points."""

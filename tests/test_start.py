@@ -264,6 +264,34 @@ def test_a_bad_value_is_one_line_that_names_the_option_and_exit_code_2(
         assert bad not in said.err.replace("shorter", "")
 
 
+TOML = {"whole": "3", "fraction": "2.5", "truth": "true", "date": "2026-01-31", "list": "['x']", "list of numbers": "[3]",
+        "table": "{x = 'coding'}", "table of numbers": "{x = 3}"}  # fmt: skip
+MEANT = {  # by reader which of these may be meant; where it is not here, a text alone
+    cco_sidecar.read_bool: {"truth"},
+    cco_sidecar.read_list: {"list"},
+    cco_sidecar.read_paths: {"list"},
+    cco_sidecar.read_command: {"list"},
+    plugin("_settings").read_budget: {"whole", "fraction"},
+    plugin("_settings").read_agent_may: {"list", "table"},
+    plugin("_settings").read_agent_types: {"table"},
+    plugin("_settings").read_agent_commands: {"table"},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "root"])
+def test_a_value_of_a_settings_file_that_is_of_another_type_is_one_line_that_names_the_option(
+    name: str, folder: Path
+) -> None:
+    option = option_table()[name]
+    meant = MEANT.get(option.read, {"whole"} if isinstance(option.default, int) else set())
+    for kind in TOML.keys() - meant:
+        (folder / "cco.toml").write_text(f"{name} = {TOML[kind]}\n")
+        with pytest.raises(StartError) as refused:
+            load_settings({"root": str(folder)}, {})
+        assert refused.value.exit_code == 2, kind
+        assert re.fullmatch(rf"cco\.toml:1: {name}(\.x)?: [^\n]*\b(must|cannot)\b[^\n]*", str(refused.value)), kind
+
+
 @pytest.mark.parametrize(
     "value", ["5", "-1.5", "true", '""', "[]", "[1]", '[["a"]]', "{a = 1}", '{a = ["coding"]}', "1979-05-27", '"a\\nb"']
 )
@@ -1052,7 +1080,7 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
     service = make_service("--agent-command", json.dumps(agent), module=repository / "cco_sidecar.py")
     banner = until(lambda: service.log if "Stop:" in service.log else "")
     assert "Plugins:  none" in banner
-    assert f"Alone:    {cco_sidecar.ALONE}\n" in banner and "no TLS, " in banner
+    assert f"Alone:    {cco_sidecar.ALONE}: is plugins/ beside the file?\n" in banner and "no TLS, " in banner
     client = service.client()
     assert client.get("/health").json()["status"] == "healthy"
     spawned = client.post(
@@ -1080,11 +1108,92 @@ def test_the_banner_says_what_is_missing_where_the_bundled_plugins_are_not_in_us
     hooks.loaded += [hooks.loaded[0].__class__(name, "a file", []) for name in plugins]
     info = cco_sidecar.SidecarInfo(1, "http://127.0.0.1:1", "p", "/r", "1", "")
     sidecar: Any = SimpleNamespace(
-        hooks=hooks, info=info, server_class=cco_sidecar.Server, storage=SimpleNamespace(place="/s")
-    )
+        hooks=hooks, info=info, server_class=cco_sidecar.Server, storage=SimpleNamespace(place="/s"),
+        settings=load_settings({"root": str(tmp_path)}, {}),
+    )  # fmt: skip
     banner = cco_sidecar.banner(sidecar)
     assert ("  Alone:    no TLS" in banner) is told
     assert f"  Plugins:  {'ours' if plugins else 'none'}\n" in banner
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "said"),
+    [
+        ({"no_plugins": True}, {}, "turned off by --no-plugins"),
+        ({}, {"CCO_SIDECAR_NO_PLUGINS": "1"}, "turned off by CCO_SIDECAR_NO_PLUGINS"),
+        ({}, {}, "turned off by cco.toml:1: no-plugins"),
+    ],
+)
+def test_where_plugins_are_turned_off_the_banner_and_refusals_say_by_what(
+    flags: dict[str, Any], variables: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    if not flags and not variables:
+        (tmp_path / "cco.toml").write_text("no-plugins = true\n")
+    settings = load_settings({"root": str(tmp_path), **flags}, variables)
+    sidecar: Any = SimpleNamespace(
+        hooks=cco_sidecar.load_hooks(settings, strict=True), info=cco_sidecar.SidecarInfo(1, "http://[::1]:1", "p", "/r", "1", ""),
+        server_class=cco_sidecar.Server, storage=SimpleNamespace(place="/s"), settings=settings,
+    )  # fmt: skip
+    assert f"client commands: {said}\n" in cco_sidecar.banner(sidecar)
+    limited = load_settings({"root": str(tmp_path), "event_limit": "5", **flags}, variables)
+    with pytest.raises(StartError, match=f"guard, which reads it, is not loaded: plugins are {said}"):
+        cco_sidecar.load_hooks(limited, strict=True)
+
+
+def test_the_command_of_the_banner_makes_a_token_for_its_service_wherever_it_is_typed(
+    make_service: Callable[..., Service], alone: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for number, module in enumerate((MODULE, alone)):
+        service = make_service(storage=tmp_path / f"state {number}", module=module)
+        banner = until(lambda service=service: service.log if "Stop:" in service.log else "")
+        command = re.findall(r"  Token:    (.*)", banner)[0]
+        ended = subprocess.run(
+            command, shell=True, cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=30
+        )
+        assert ended.returncode == 0 and ended.stderr == "", ended.stderr
+        assert Client(service.url, ended.stdout.strip()).get("/status").status_code == 200
+        assert service.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("called", "flags", "variables", "said"),
+    [
+        ("{bin}/cco", {}, {}, "cco"),
+        ("tool s/cco", {}, {}, "'tool s/cco'"),
+        ("{bin}/cco", {"root": "{here}/a b"}, {}, "cco '--root={here}/a b'"),
+        ("{bin}/cco", {"project": "p"}, {"CCO_SIDECAR_STORAGE": "{here}/s"}, "cco --project=p --storage={here}/s"),
+        ("cco_sidecar.py", {}, {"CCO_SIDECAR_ROOT": "a b"}, "{python} cco_sidecar.py '--root={here}/a b'"),
+        ("", {}, {}, "{python} cco_sidecar.py"),
+    ],
+)
+def test_a_command_that_is_named_works_as_it_stands(
+    called: str, flags: dict[str, str], variables: dict[str, str], said: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name in ("bin", "a b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bin/cco").write_text("#!/bin/sh\n")
+    (tmp_path / "bin/cco").chmod(0o700)
+    python = Path(sys.executable).name
+    (tmp_path / f"bin/{python}").symlink_to(sys.executable)
+
+    def filled(text: str) -> str:
+        return text.format(here=tmp_path, bin=tmp_path / "bin", python=python)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UV", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}")
+    monkeypatch.setattr(sys, "argv", [filled(called)])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / f"bin/{python}"))
+    settings = load_settings(
+        {name: filled(value) for name, value in flags.items()},
+        {name: filled(value) for name, value in variables.items()},
+    )
+    assert cco_sidecar.own_command(settings) == filled(said)
+    monkeypatch.setenv("PATH", "")
+    assert cco_sidecar.own_command().startswith(str(tmp_path / "bin")) or called.startswith("tool")
 
 
 @pytest.fixture
@@ -1217,7 +1326,8 @@ def test_uv_runs_the_file_without_an_installation(repository: Path, tmp_path: Pa
         assert process.poll() is None, (tmp_path / "output").read_text()
         info = json.loads(announced.read_text())
         assert requests.get(info["url"] + "/health", timeout=10).json()["status"] == "healthy"
-        assert "uv run cco_sidecar.py token --type" in (tmp_path / "output").read_text()
+        storage = re.escape(str(tmp_path / "storage"))
+        assert re.search(rf"uv run cco_sidecar\.py --storage={storage} token --type", (tmp_path / "output").read_text())
         os.kill(info["pid"], signal.SIGTERM)
         assert process.wait(15) == 0, (tmp_path / "output").read_text()
     finally:

@@ -511,7 +511,7 @@ def index_of(log: Path) -> Path:
 def test_a_damaged_log_stops_the_start_and_is_left_as_it_is(tmp_path: Path, log: Path, damage: str) -> None:
     DAMAGE[damage](log)
     before = {path: path.read_bytes() for path in log.parent.glob(f"{Storage.FILE}*")}
-    with pytest.raises(StartError, match=r"damaged.*left as it is.*cco doctor --salvage"):
+    with pytest.raises(StartError, match=r"damaged.*left as it is.* doctor --salvage --storage="):
         opened(tmp_path).start()
     assert {path: path.read_bytes() for path in log.parent.glob(f"{Storage.FILE}*")} == before
 

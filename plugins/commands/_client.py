@@ -81,6 +81,7 @@ class Client:
         self._environ = os.environ
         self._given = service_url(getattr(options, "url", None), self._environ.get("SIDECAR_URL"))
         self._settings = None if self._given else running_settings(settings_from(options))
+        self._cco = own_command(self._settings)
         self.project = self._environ.get("PROJECT_ID", "")
         self.url, self._instance, self._minted = self._given, "", False
         self._look_for_it()
@@ -93,8 +94,12 @@ class Client:
         if self._settings:
             info = read_sidecar_json(self._settings.storage)
             if info is None:
-                raise NotReachable(f"no sidecar runs for {self._settings.root}; start it with `{own_command()}`")
+                raise NotReachable(f"no sidecar runs for {self._settings.root}; start it with `{self._cco}`")
             self.url, self.project, self._instance = info.url, info.project_id, info.instance_id
+
+    def command(self, words: str) -> str:
+        """How the command ``words`` is typed for the same service."""
+        return f"{self._cco} --url={self._given} {words}" if self._given else f"{self._cco} {words}"
 
     def _find_token(self) -> str:
         """The agent's own token, $JWT_TOKEN, or one minted from the storage's secret."""
@@ -163,11 +168,11 @@ class Client:
             if self._instance in ("", health.get("instance_id")):
                 return
             whose = f"another run of project {project} than sidecar.json announces, which may have been killed"
-            advice = f"give that one's --storage, or start this one again with `{own_command()}`"
+            advice = f"give that one's --storage, or start this one again with `{self._cco}`"
         else:
             whose = f"a sidecar of project {health['project_id']}" if health else "something else"
             whose += f", not by the one of {project}" if project else ", not by a sidecar"
-            advice = f"start the service with `{own_command()}`, or give the right --url"
+            advice = f"start the service with `{self._cco}`, or give the right --url"
         raise NotReachable(f"{self.url} is answered by {whose}; it was sent no token; {advice}")
 
     def _send(
@@ -200,7 +205,7 @@ class Client:
             return StartError(f"{self.url}: {error}")
         reason = getattr(error, "reason", error)
         untrusted = isinstance(reason, ssl.SSLCertVerificationError)
-        advice = "name its certificate in SSL_CERT_FILE" if untrusted else f"start the service with `{own_command()}`"
+        advice = "name its certificate in SSL_CERT_FILE" if untrusted else f"start the service with `{self._cco}`"
         return NotReachable(f"{self.url} is not reachable: {reason}; {advice}")
 
 

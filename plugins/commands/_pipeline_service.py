@@ -144,10 +144,10 @@ class Link:
             it = "it" if len(names) == 1 else "them"
             how = f"start that again with {it}, or with {it} in its cco.toml"
             if "root" in theirs:
-                other = f"another `{own_command()} run`"
+                other = f"another `{own_command(self._settings)} run`"
                 how = f"{other} has started it with other values, and it stops with that: wait, or leave {it} out"
             elif self._local:
-                how += f"; where none runs, `{own_command()} run` starts one of its own with {it}"
+                how += f"; where none runs, `{own_command(self._settings)} run` starts one of its own with {it}"
             raise StartError(f"{flags}: decided by the service that runs already ({where}): {how}")
         return client
 
@@ -183,7 +183,9 @@ class Link:
 
     def _start(self) -> None:
         if fcntl is None:
-            raise NotReachable(f"no sidecar runs for {self._settings.root}; start it with `{own_command()}`")
+            raise NotReachable(
+                f"no sidecar runs for {self._settings.root}; start it with `{own_command(self._settings)}`"
+            )
         command = [sys.executable, str(Path(cco_sidecar.__file__).resolve()), "run-service", *self._flags()]
         environ = dict(os.environ) | self._variables()
         output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

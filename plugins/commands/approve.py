@@ -87,7 +87,9 @@ def whole_approval_id(client: Client, text: str) -> str:
     known = [row["approval_id"] for row in client.call("GET", "/api/approvals", query={"limit": 1000})["approvals"]]
     found = [name for name in known if text in (name, number_of(name))]
     if not found:
-        raise StartError(f"nobody asked {text!r}: `cco approvals` lists what waits for an answer", REFUSED)
+        raise StartError(
+            f"nobody asked {text!r}: `{client.command('approvals')}` lists what waits for an answer", REFUSED
+        )
     return str(found[-1])
 
 

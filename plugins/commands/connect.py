@@ -391,14 +391,15 @@ def connect(options: argparse.Namespace, settings: Settings) -> int:
         notes.save()  # first: what a kill leaves is then known
         apply(settings, changes)
         set_excluded(settings, [note.exclude for note in new if note.exclude], [])
+    own = own_command(settings)
     if trust := PROGRAMS[options.program].trust:
         print(f"Note: {trust}.")
     if not real:
         print(f"{options.program} is connected; its sessions in {settings.root} have the tools of {NAME}.")
     elif not options.write:
-        print(f"Nothing was written: `cco connect {options.program} --write` does, `cco disconnect` takes it away.")
+        print(f"Nothing was written: `{own} connect {options.program} --write` does, `{own} disconnect` takes it away.")
     else:
-        print(f"Written: start {options.program} anew in {settings.root}, while `{own_command()}` serves it.")
+        print(f"Written: start {options.program} anew in {settings.root}, while `{own}` serves it.")
     return GOOD
 
 
@@ -458,7 +459,7 @@ def findings(settings: Settings) -> dict[str, tuple[str, str]]:
         return {"connections": ("bad", str(error))}
     found = {}
     for program, notes in known.items():
-        again = f"say `cco connect {program} --write`"
+        again = f"say `{own_command(settings)} connect {program} --write`"
         try:
             changed = [change for change in connecting(settings, program, notes) if change.after != change.before]
             files = ", ".join(note.name for note in notes)

@@ -145,7 +145,7 @@ def check_service(settings: Settings) -> str:
     """What the service that runs for this repository says of itself."""
     info = read_sidecar_json(settings.storage)
     if not info:
-        return f"note: none runs for {settings.root}; start it with `{cco_sidecar.own_command()}`"
+        return f"note: none runs for {settings.root}; start it with `{cco_sidecar.own_command(settings)}`"
     if not psutil.pid_exists(info.pid):
         return f"note: none runs; the last one, pid {info.pid}, ended without a word: a start puts everything right"
     try:

@@ -319,7 +319,7 @@ class Pipeline:
                 elif error.answer.get("code") == "AGT_001" and self._link.losses > lost:
                     return  # the ledger knows whether it was started, and the next look into it will tell
                 elif error.answer.get("code") == "AGT_002" and proposal.agent_type == self._options.type:
-                    advice = f"`{own_command()} agent types` lists them"
+                    advice = f"`{self._link.client.command('agent types')}` lists them"
                     raise StartError(f"--type: {error.answer['message']}; {advice}", WRONG_USE) from None
                 elif self._link.own and "start the service with" in str(error):
                     raise StartError(str(error).replace("start the service with", "give"), REFUSED) from None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import struct
 from pathlib import Path
 
-from cco_sidecar import MB, StartError
+from cco_sidecar import MB, StartError, own_command
 
 
 def database_files(path: Path) -> list[Path]:
@@ -14,7 +15,8 @@ def database_files(path: Path) -> list[Path]:
 
 
 def damaged(path: Path, problem: str) -> StartError:
-    remedy = "`cco doctor --salvage` saves what can be read of it; or move it away to begin anew"
+    salvage = f"{own_command()} doctor --salvage {shlex.quote(f'--storage={path.parent}')}"
+    remedy = f"`{salvage}` saves what can be read of it; or move it away to begin anew"
     return StartError(f"the storage {path} is damaged ({problem}); it is left as it is. {remedy}", 1)
 
 

@@ -12,6 +12,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,7 @@ from conftest import Service, plugin, until
 from test_http2 import Running, certificate, loop_factory, wait_for  # noqa: F401 - fixtures
 from tornado import httputil
 
-from cco_sidecar import ApiError, GetHealth, GetStatus, Pool, Server
+from cco_sidecar import ApiError, Application, GetHealth, GetStatus, Pool, Server, Sidecar, load_hooks, load_settings
 
 framing = plugin("_framing")
 HEAD = b"GET %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n"
@@ -334,8 +335,32 @@ def test_what_has_to_wait_goes_on_in_a_task() -> None:
 def test_an_endpoint_that_somebody_else_derives_is_served_in_a_task() -> None:
     ours = type("Ours", (GetHealth, plugin("ready").ReadyEndpoint), {"__module__": "cco_sidecar"})
     theirs = type("Theirs", (ours,), {"__module__": "house"})
-    other = type("Other", (ours,), {"__module__": "cco_sidecar", "respond": GetStatus.respond})
+    other = type("Other", (GetStatus, plugin("ready").ReadyEndpoint), {"__module__": "cco_sidecar"})
     assert (ours.in_place, theirs.in_place, other.in_place) == (True, False, False)  # type: ignore[attr-defined]
+
+
+def test_health_and_contexts_are_answered_in_place_behind_all_plugins(tmp_path: Path) -> None:
+    settings = load_settings({"root": str(tmp_path), "storage": str(tmp_path / "storage")}, {})
+    served = Application(Sidecar(settings, load_hooks(settings))).served
+    in_place = {route.path for route, endpoint in served if endpoint.in_place}  # type: ignore[attr-defined]
+    assert in_place == {"/health", "/api/context/{issue_id}/{agent_type}"}
+
+
+def test_nothing_is_answered_in_the_task_of_somebody_else() -> None:
+    """As in that of a TLS connection, where a long head is served: a time limit of what is begun would end it."""
+    kind: Any = type("Ours", (GetHealth, plugin("ready").ReadyEndpoint), {"__module__": "cco_sidecar"})
+    kind._content = lambda self, path: began.append(path)
+    began: list[Any] = []
+    endpoint = kind.__new__(kind)
+    endpoint.request = SimpleNamespace(method="GET")
+
+    async def in_a_task() -> bool:
+        asyncio.get_running_loop().call_soon(endpoint.answered, [])
+        await asyncio.sleep(0)
+        return bool(endpoint.answered([]))
+
+    assert not asyncio.run(in_a_task())
+    assert began == [()], "outside of a task it is begun"
 
 
 def test_what_health_measures_is_shared_while_all_is_well() -> None:

@@ -121,11 +121,14 @@ class ReadyEndpoint(ShortAnswer):
     def __init_subclass__(cls) -> None:
         """What somebody else's plugin changes of an endpoint may need a task."""
         ours = all(kind.__module__.partition(".")[0] in cls.OURS for kind in cls.__mro__)
-        cls.in_place = ours and getattr(cls, "respond", None) in (cco_sidecar.GetHealth.respond, GetContext.respond)
+        cls.in_place = ours and issubclass(cls, (cco_sidecar.GetHealth, GetContext))
 
     def answered(self, values: list[bytes]) -> bool:
-        """Whether the request is answered; else it is served in a task, which goes on with what was begun here."""
-        if not self.in_place or self.request.method != "GET":
+        """Whether the request is answered; else it is served in a task, which goes on with what was begun here.
+
+        In somebody's task a time limit of what is begun would end that one.
+        """
+        if not self.in_place or self.request.method != "GET" or asyncio.current_task() is not None:
             return False
         try:
             path = tuple(map(bytes.decode, values))

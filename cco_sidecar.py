@@ -2422,15 +2422,16 @@ class ResultFiles:
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Write records that are not committed yet, and make the folders of their paths. Raises StorageError."""
         try:
-            for path, row in {self.path(row): row for row in rows}.items():
-                folder, new = os.path.dirname(path), f"{self._new}/{row['id']}"
-                if not (os.path.isdir(folder) and os.path.isdir(self._new)):
-                    for missing in (self._folder, self._new, os.path.dirname(folder), folder):
-                        if not os.path.isdir(missing):
-                            os.mkdir(missing, 0o700)  # makedirs would go by the umask
+            latest = {self.path(row): row for row in rows}
+            issues = {os.path.dirname(path) for path in latest}
+            projects = {os.path.dirname(issue) for issue in issues}
+            for folder in (self._folder, self._new, *projects, *issues) if latest else ():
+                if not os.path.isdir(folder):
+                    os.mkdir(folder, 0o700)  # makedirs would go by the umask
+            for path, row in latest.items():
                 if os.path.isdir(path):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-                self._written[path] = new
+                self._written[path] = new = f"{self._new}/{row['id']}"
                 with open(new, "wb", opener=functools.partial(os.open, mode=0o600)) as file:
                     file.write(row["body"])
         except OSError as error:

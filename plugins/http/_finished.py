@@ -55,6 +55,9 @@ def ids_of(endpoint: Endpoint, answer: Any = None) -> dict[str, str]:
 
 
 def named(source: Any, *fields: str) -> dict[str, str]:
-    values = {name: source.get(name) if isinstance(source, dict) else getattr(source, name, None) for name in fields}
-    ids = {name: value[:128] for name, value in values.items() if isinstance(value, str)}
-    return {"result_id" if name == "id" else name: value for name, value in ids.items()}
+    ids = {}
+    for name in fields:
+        value = source.get(name) if isinstance(source, dict) else getattr(source, name, None)
+        if isinstance(value, str):
+            ids["result_id" if name == "id" else name] = value[:128]
+    return ids

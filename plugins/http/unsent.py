@@ -50,6 +50,8 @@ class BoundedEndpoint(Endpoint):
             await go_on(work, waiting)
 
     async def _taken(self, written: asyncio.Future[None]) -> None:
+        if written.done() and not written.cancelled() and not written.exception():
+            return None  # most clients take it at once
         if self.short is None or written.done():
             return await super()._taken(written)
         with self.bounds.others.counting(self, self.short):

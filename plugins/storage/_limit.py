@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 import typing
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
@@ -98,9 +98,8 @@ class LimitedStorage(GatheringStorage):
         self._measured = -math.inf
         self._looked, self._room = -math.inf, 0.0  # when it was looked, and how much room there was
 
-    @contextlib.asynccontextmanager
-    async def room(self, size: int) -> AsyncIterator[None]:
-        """Room for a body of ``size`` bytes. Raises STR_001 where there is none."""
+    async def take_room(self, size: int) -> None:
+        """Make room for a body of ``size`` bytes, until ``leave_room``. Raises STR_001 where there is none."""
         needed = self.COPIES * size
         full = not await self._has(needed)
         if full and not self._full:
@@ -109,12 +108,12 @@ class LimitedStorage(GatheringStorage):
         if full:
             raise ApiError("STR_001", f"Storage write failed: {self._why_full()}")
         self._coming += needed
-        try:
-            yield
-        finally:
-            self._coming -= needed
-            self._room -= needed
-            self._new += size
+
+    def leave_room(self, size: int) -> None:
+        """The body was stored, or refused."""
+        self._coming -= self.COPIES * size
+        self._room -= self.COPIES * size
+        self._new += size
 
     async def probe(self) -> None:
         """Also raises StorageError where there is no room for a small body."""

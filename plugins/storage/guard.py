@@ -52,8 +52,12 @@ class BoundedBody(Endpoint):
         return self._in_room(storage, path) if bounded else super().work(path)
 
     async def _in_room(self, storage: Any, path: tuple[str, ...]) -> Any:
-        async with storage.room(len(self.upload)):
+        size = len(self.upload)
+        await storage.take_room(size)
+        try:
             return await super().work(path)
+        finally:
+            storage.leave_room(size)
 
 
 class GuardedStorage(LimitedStorage):

@@ -169,6 +169,16 @@ def test_a_context_is_compressed_once_for_all_who_wait_for_it() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("length", [2_000, 30_000, 200_000])
+def test_what_was_compressed_before_is_given_at_once(length: int) -> None:
+    """Without a thread, for which a small answer would wait as long as for all else of it."""
+    compression, content = Compression(), answer("0", "x" * length)
+    first = asyncio.run(compression.gzip(content, 'W/"one"'))
+    with pytest.raises(StopIteration) as given:
+        compression.gzip(content, 'W/"one"').send(None)
+    assert given.value.value is first and compression.hits == 1
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"short", b'{"timestamp":1}', b"\0" * 5_000_000, random.Random(1).randbytes(1_000_000)], ids=len
 )

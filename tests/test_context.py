@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import hashlib
@@ -1005,6 +1006,31 @@ def test_since_an_answer_that_is_not_known_gives_everything_and_says_so(architec
     )
     assert "since" not in full
     assert architect.get("/api/context/issue-1/python-specialist", since="x" * 200).status_code == 400
+
+
+def test_what_an_answer_gave_is_read_once_however_often_it_is_given() -> None:
+    module = plugin("since")
+
+    class Counted(module.Since):
+        PAUSE = 0.0
+        begun = 0
+
+        def _read(self) -> Any:
+            self.begun += 1
+            return super()._read()
+
+    async def give(remembered: Any) -> None:
+        for tag in ("one", "two", "one", "one", "two"):
+            endpoint = SimpleNamespace(
+                get_status=lambda: 200, content_type="application/json", query=SimpleNamespace(since=""),
+                _headers={"ETag": f'W/"{tag}"'},
+            )  # fmt: skip
+            await remembered.cut(endpoint, b'{"context":{"relevant_files":[{"path":"a.py","checksum":"1"}]}}')
+            await remembered._reading
+
+    remembered = Counted()
+    asyncio.run(give(remembered))
+    assert remembered.begun == 2 and remembered._given == {"one": {"a.py": "1"}, "two": {"a.py": "1"}}
 
 
 def test_what_cannot_be_cut_is_refused() -> None:

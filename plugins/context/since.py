@@ -75,13 +75,18 @@ class Since:
             return content
         tag, asked = bare(endpoint._headers["ETag"]), bare(endpoint.query.since)
         before = self._given.get(asked)
-        self._given.setdefault(tag, content)
-        self._given.move_to_end(tag)
+        if tag in self._given:
+            self._given.move_to_end(tag)
+        else:
+            self._remember(tag, content)
+        return await asyncio.to_thread(changes, content, asked, before) if asked else content
+
+    def _remember(self, tag: str, content: bytes) -> None:
+        self._given[tag] = content
         if len(self._given) > self.REMEMBERED:
             self._given.popitem(last=False)
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read())
-        return await asyncio.to_thread(changes, content, asked, before) if asked else content
 
     async def _read(self) -> None:
         """Keep of each answer only what it gave."""

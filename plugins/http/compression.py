@@ -59,29 +59,34 @@ class Compression:
 
     async def gzip(self, content: bytes, etag: str | None) -> bytes:
         """``content`` compressed; what has an ETag is kept for the next one."""
-        if len(content) <= self.ON_LOOP:
-            return compress(content)
+        short = len(content) <= self.ON_LOOP
         if not etag:
-            return await asyncio.to_thread(compress, content)
-        key = (etag, len(content), await asyncio.to_thread(zlib.crc32, content))
+            return compress(content) if short else await asyncio.to_thread(compress, content)
+        key = (etag, len(content), hash(content))  # which Python takes once of the bytes that a cache gives
         if key in self._cache:
             self.hits += 1
             self._cache.move_to_end(key)
             return self._cache[key]
+        if short:
+            return self._keep(key, compress(content))
         if key not in self._making:
             self._making[key] = asyncio.create_task(self._make(key, content))
         return await asyncio.shield(self._making[key])
 
     async def _make(self, key: Key, content: bytes) -> bytes:
-        self._cache[key] = compressed = await asyncio.to_thread(compress, content)
+        compressed = await asyncio.to_thread(compress, content)
         del self._making[key]
+        return self._keep(key, compressed)
+
+    def _keep(self, key: Key, compressed: bytes) -> bytes:
+        self._cache[key] = compressed
         self._bytes += len(compressed)
         while self._bytes > self.CACHE_BYTES:
             self._bytes -= len(self._cache.popitem(last=False)[1])
         return compressed
 
 
-Key = tuple[str, int, int]  # ETag, length, checksum
+Key = tuple[str, int, int]  # ETag, length, hash
 compress = functools.partial(zlib.compress, wbits=31)
 
 

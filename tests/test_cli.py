@@ -849,3 +849,69 @@ def test_output_that_nobody_reads_any_more_is_no_error(here: Here) -> None:
     said = process.stderr.read()
     process.stderr.close()
     assert (process.wait(15), said) == (0, b"")
+
+
+# -- what the running service alone knows
+
+TYPES_OF_A_PLUGIN = """
+from cco_sidecar import hookimpl
+
+@hookimpl
+def register_agent_types():
+    return {"wizard": "coding"}
+"""
+
+
+@pytest.fixture
+def knowing(tmp_path: Path) -> Iterator[Here]:
+    """A service whose flags say which types there are and what runs them."""
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours/magic.py").write_text(TYPES_OF_A_PLUGIN)
+    script = tmp_path / "my agent.sh"
+    script.write_text("#!/bin/sh\nexit 0\n")
+    script.chmod(0o700)
+    running = Here(tmp_path, "--plugins", str(tmp_path / "ours"), "--agent-types", "tester=qa,go-specialist=support",
+                   "--agent-command", json.dumps([str(script)]),
+                   "--agent-commands", json.dumps({"tester": "no-such-program"}))  # fmt: skip
+    yield running.start()
+    running.stop()
+    end_stragglers()
+
+
+def test_commands_ask_the_running_service_for_the_agent_types_and_programs_that_its_flags_add(knowing: Here) -> None:
+    listed = knowing.run("agent", "types", "--format", "json")
+    rows = {row["agent_type"]: row for row in json.loads(listed.stdout)["agent_types"]}
+    wanted = {"wizard": ("coding", "a plugin"), "tester": ("qa", "settings"), "go-specialist": ("support", "settings")}
+    assert {name: (rows[name]["category"], rows[name]["from"]) for name in wanted} == wanted
+    for name, (category, _) in wanted.items():
+        made = knowing.run("token", "--type", name)
+        assert (made.returncode, made.stderr) == (0, "")
+        claims = jwt.decode(made.stdout.strip(), options={"verify_signature": False})
+        assert claims["permissions"] == list(cco_sidecar.CATEGORIES[category].permissions)
+    agents = {row["check"]: row for row in json.loads(knowing.run("doctor", "--format", "json").stdout)["checks"]}
+    assert agents["agent command"]["finding"].endswith("my agent.sh is there and can be run")
+    assert "no-such-program is not on PATH" in agents["agent command of tester"]["finding"]
+    knowing.stop()
+    assert "Unknown agent type wizard" in knowing.run("token", "--type", "wizard").stderr
+    assert "wizard" not in knowing.run("agent", "types").stdout
+
+
+@pytest.mark.parametrize(
+    ("agent_type", "permissions", "said"),
+    [
+        (
+            "python-specialist",
+            "spawn_agents",
+            "python-specialist has no spawn_agents, only read_context, write_results,",
+        ),
+        ("documentation-expert", "read_context,write_results", "documentation-expert has no write_results, only read"),
+        ("technical-researcher", "publish_events, spawn_agents", "technical-researcher has no spawn_agents, only read"),
+        ("python-specialist", "read_context,publish_events", ""),
+    ],
+)
+def test_a_token_is_not_made_with_a_permission_that_its_type_lacks(
+    agent_type: str, permissions: str, said: str, cco: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, out, err = cco("token", "--type", agent_type, "--permissions", permissions)
+    assert (code, bool(out)) == ((2, False) if said else (0, True)), err
+    assert err.startswith(f"cco: --permissions: {said}") if said else err == ""

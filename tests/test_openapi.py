@@ -379,6 +379,7 @@ def walk_lists(architect: Client, issue: str) -> None:
     listed = architect.get("/api/results", issue_id=issue, limit=2).json()["results"]
     assert architect.get(f"/api/results/{listed[0]['id']}").status_code == 200
     assert "plugin_list" in architect.get("/api/plugins").text
+    assert "python-specialist" in architect.get("/api/agent-types").text
 
 
 def test_every_operation_answers_good_requests_as_the_document_says(

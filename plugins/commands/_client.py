@@ -237,3 +237,17 @@ def loaded_plugins(options: argparse.Namespace) -> tuple[list[LoadedPlugin], str
                 raise
     logging.getLogger("cco").setLevel(logging.ERROR)  # what cannot be loaded is in the list
     return load_hooks(settings_from(options)).loaded, "that the next start would load"
+
+
+def running_types(options: argparse.Namespace) -> dict[str, Any] | None:
+    """What the running service says of its agent types; None where none runs, it does not tell us, or options say
+    which there are.
+    """
+    if {"agent_types", "plugins", "no_plugins"} & vars(options).keys():
+        return None
+    try:
+        return dict(Client(options).call("GET", "/api/agent-types"))
+    except (NotReachable, Refused):
+        if getattr(options, "url", None):
+            raise
+    return None

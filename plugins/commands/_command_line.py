@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import dataclasses
 import functools
 import io
 import re
@@ -18,11 +19,14 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jwt
+
 import cco_sidecar
 from cco_sidecar import (
     GOOD,
     IDENTIFIER,
     PERMISSIONS,
+    Settings,
     StartError,
     command_serve,
     flag_of,
@@ -38,6 +42,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._hooks import SafeHooks, bundled_plugins, contains
 from cco_sidecar_plugins._program import escape_unencodable
+from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._words import meant, nearest
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, settle, speaks_unicode
 
@@ -106,10 +111,26 @@ def token(options: argparse.Namespace) -> int:
     for name in permissions or ():
         if name not in PERMISSIONS:
             raise StartError(f"--permissions: {name!r} names none of {', '.join(PERMISSIONS)}")
-    settings, subject = with_secret(running_settings(settings_from(options))), options.agent_id
-    facts = {"issue_id": options.issue, "ttl": ttl, "permissions": permissions, "bound": subject is not None}
-    print(mint_token(settings, options.type, subject, **facts))
+    settings = with_running_type(with_secret(running_settings(settings_from(options))), options)
+    facts = {"issue_id": options.issue, "ttl": ttl, "bound": options.agent_id is not None}
+    mint = functools.partial(mint_token, settings, options.type, options.agent_id, **facts)
+    if permissions is not None:
+        own = jwt.decode(mint(), options={"verify_signature": False})["permissions"]
+        for name in permissions:
+            if name not in own:
+                raise StartError(f"--permissions: {options.type} has no {name}, only {', '.join(own)}")
+    print(mint(permissions=permissions))
     return GOOD
+
+
+def with_running_type(settings: Settings, options: argparse.Namespace) -> Settings:
+    """The settings with the type's category as the running service has it, which a flag or plugin there may say."""
+    from cco_sidecar_plugins.commands._client import running_types
+
+    told = running_types(options) or {"agent_types": []}
+    found = {row["agent_type"]: row["category"] for row in told["agent_types"] if row["agent_type"] == options.type}
+    known = typing.cast(PluginSettings, settings)
+    return dataclasses.replace(known, agent_types=known.agent_types | found) if found else settings
 
 
 def add_token_options(parser: CommandParser) -> None:

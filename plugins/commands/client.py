@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import json
 import math
 import os
@@ -20,8 +19,9 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+
 from cco_sidecar import (
-    CATEGORIES,
     GOOD,
     IDENTIFIER,
     REFUSED,
@@ -35,8 +35,8 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._program import escape_unencodable
 from cco_sidecar_plugins._settings import PluginSettings
-from cco_sidecar_plugins.agents._agent_types import BUILT_IN
-from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
+from cco_sidecar_plugins.agents.type_list import type_list
+from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused, running_types
 from cco_sidecar_plugins.commands._client_view import explain, print_event, random_part, show_context, show_list
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, number
@@ -362,18 +362,11 @@ def command_agent_kill(options: argparse.Namespace) -> int:
 
 
 def command_agent_types(options: argparse.Namespace) -> int:
-    settings = typing.cast(PluginSettings, settings_from(options))
-    types = AgentTypes(load_hooks(settings), settings).categories
-    sources = dict.fromkeys(BUILT_IN, "built in") | dict.fromkeys(settings.agent_types, "settings")
-    with contextlib.suppress(ImportError):  # its file may be gone
-        discovery = importlib.import_module("cco_sidecar_plugins.agents.discovery")
-        sources |= {name: agent.place for name, agent in discovery.discover(settings.root).agents.items()}
-    rows = [
-        {"agent_type": name, "category": category, "permissions": " ".join(role.permissions),
-         "per_minute": role.per_minute, "from": sources.get(name, "a plugin")}
-        for category, role in CATEGORIES.items() for name in sorted(types)
-        if types[name] == category and not role.people
-    ]  # fmt: skip
+    """Those of the running service; where none runs, or options say others, those that the next start would have."""
+    if (told := running_types(options)) is None:
+        settings = typing.cast(PluginSettings, settings_from(options))
+        told = msgspec.to_builtins(type_list(AgentTypes(load_hooks(settings), settings).categories, settings))
+    rows = [{**row, "permissions": " ".join(row["permissions"])} for row in told["agent_types"]]
     return show(options, {"agent_types": rows}, "agent_types")
 
 

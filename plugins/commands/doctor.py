@@ -46,7 +46,7 @@ from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
-from cco_sidecar_plugins.commands._client import Client, Refused, loaded_plugins
+from cco_sidecar_plugins.commands._client import Client, Refused, loaded_plugins, running_types
 from cco_sidecar_plugins.commands._health import ask_health, explain_bind_error, read_health
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._running import running_settings
@@ -76,9 +76,8 @@ def command_doctor(options: argparse.Namespace) -> int:
         return GOOD
     checks: dict[str, Callable[[], str]] = {name: partial(check, settings) for name, check in DOCTOR_CHECKS.items()}
     checks["plugins"] = partial(check_plugins, options)
-    findings = {name: examine(check) for name, check in checks.items()} | examine_agents(
-        typing.cast(PluginSettings, settings)
-    )
+    findings = {name: examine(check) for name, check in checks.items()}
+    findings |= examine_agents(settings.root, agent_programs(options, typing.cast(PluginSettings, settings)))
     findings |= examine_log(options)
     with suppress(ImportError):  # its file may be gone
         findings |= import_module("cco_sidecar_plugins.commands.connect").findings(settings)
@@ -299,28 +298,48 @@ SESSION = (
 )  # marks of one around us
 
 
-def examine_agents(settings: PluginSettings) -> dict[str, Finding]:
+class AgentPrograms(typing.NamedTuple):
+    """The first words of the commands that run agents; ``where`` says whose configuration that is."""
+
+    default: str | None
+    configured: bool
+    of_types: dict[str, str]
+    where: str
+
+
+def agent_programs(options: argparse.Namespace, settings: PluginSettings) -> AgentPrograms:
+    """Those of the running service; where none runs, or options say others, those of the next start."""
+    with suppress(StartError):  # which the checks of the service tell
+        if not vars(options).keys() & {"agent_command", "agent_commands"} and (told := running_types(options)):
+            default = told["default_program"]
+            rows = {row["agent_type"]: row["program"] for row in told["agent_types"] if row["program"] != default}
+            return AgentPrograms(default, told["configured"], rows, "for the running service")
+    default = settings.agent_command[0] if settings.agent_command else launchers.known_name(None) or None
+    of_types = {agent_type: command[0] for agent_type, command in settings.agent_commands.items()}
+    return AgentPrograms(default, settings.agent_command is not None, of_types, "here")
+
+
+def examine_agents(root: Path, programs: AgentPrograms) -> dict[str, Finding]:
     """A finding for each command that runs agents."""
-    first = launchers.known_name(None)
-    default = settings.agent_command or ((first,) if first else None)
+    default, where = programs.default, programs.where
     commands = {"agent command": default} if default else {}
-    commands |= {f"agent command of {agent_type}": command for agent_type, command in settings.agent_commands.items()}
-    words = list({command[0]: None for command in commands.values()})
+    commands |= {f"agent command of {agent_type}": program for agent_type, program in programs.of_types.items()}
+    words = list(dict.fromkeys(commands.values()))
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        found = dict(zip(words, threads.map(partial(examine_program, settings.root), words), strict=True))
-    findings = {name: found[command[0]] for name, command in commands.items()}
+        found = dict(zip(words, threads.map(partial(examine_program, root), words), strict=True))
+    findings = {name: found[program] for name, program in commands.items()}
     if not default:
         known = ", ".join(launchers.PROGRAMS)
         none = (
-            f"none is configured here, and none of {known} is on PATH: install one, or start the service with"
+            f"none is configured {where}, and none of {known} is on PATH: install one, or start the service with"
             " --agent-command"
         )
         findings = {"agent command": ("note", none)} | findings
-    elif not settings.agent_command:
+    elif not programs.configured:
         verdict, finding = findings["agent command"]
         findings["agent command"] = (
             verdict,
-            f"{finding}; it is the first known one on PATH, for none is configured here",
+            f"{finding}; it is the first known one on PATH, for none is configured {where}",
         )
     return findings
 

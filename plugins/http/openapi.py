@@ -47,6 +47,7 @@ TAGS = {
     "results": "What agents have done, and who is next.",
     "events": "Publishing, and waiting for what others publish.",
     "agents": "Agents as processes.",
+    "agent-types": "Which types of agents there are.",
     "approvals": "What agents ask people.",
     "runs": "Runs of the pipeline that the service starts.",
     "issues": "Issues as people see them: how each stands, and all that happened.",

@@ -2958,9 +2958,8 @@ class Contexts:
         parts = [redact_json({name: part}) for name, part in sections.items()]  # so the same ones are known again
         sections = {name: part for redacted, _ in parts for name, part in redacted.items()}
         sections["metadata"]["redactions"] = sum(number for _, number in parts)
-        ours = len(self._hooks.implementations["context_section"]) == 1  # which gives contents without secrets
         for file, content in zip(sections["relevant_files"], contents, strict=True):
-            file["content"], number = (content, 0) if ours else redact(content)
+            file["content"], number = redact(content)
             if number:
                 file |= {"redactions": file.get("redactions", 0) + number, "checksum": checksum(file["content"])}
         return sections
@@ -3340,15 +3339,14 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
 
 
 def describe_file(root: str, path: str) -> dict[str, Any] | None:
-    """What contexts say of a text file, without the secrets in it; None for others. Blocks."""
+    """What contexts say of a text file, with the secrets in it; None for others. Blocks."""
     if (found := read_text_file(root, path, MB)) is None:
         return None
-    (content, redactions), facts, cut = redact(found[0]), *found[1:]
-    file = {
+    content, facts, cut = found
+    return {
         "path": clean_text(path), "content": content, "last_modified": iso(facts.st_mtime), "size": facts.st_size,
-        "language": language_of(path), "checksum": checksum(content),
+        "language": language_of(path), "checksum": checksum(content), **({"truncated": True} if cut else {}),
     }  # fmt: skip
-    return file | {name: value for name, value in (("truncated", cut), ("redactions", redactions)) if value}
 
 
 @functools.lru_cache(100_000)
@@ -4039,8 +4037,7 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
         if (file := request.project.describe(item.path)) is None:
             continue
         left -= min(len(file["content"]), request.max_bytes / 4)
-        file |= {"score": round(item.score, 4), "reasons": list(map(clean_text, item.reasons))}
-        chosen.append(file)
+        chosen.append(file | {"score": round(item.score, 4), "reasons": list(map(clean_text, item.reasons))})
     return chosen
 
 

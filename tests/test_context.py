@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cco_sidecar
-from cco_sidecar import ApiError, Contexts, language_of, read_text_file, redact
+from cco_sidecar import ApiError, Contexts, RankedFile, choose_files, language_of, read_text_file, redact
 
 budget, keywords, withheld = plugin("budget"), plugin("keywords"), plugin("_withheld")
 MakeService = Callable[..., Service]
@@ -1219,6 +1219,21 @@ def test_files_that_vanish_while_a_context_is_built_do_no_harm(make_service: Mak
     write(repository / "churn/last.py", "last = 1\n")
     assert files_of(client, max_files=1000)["churn/last.py"]["content"] == "last = 1\n"
     assert "Traceback" not in service.log
+
+
+def test_what_one_context_says_of_a_file_shows_in_no_other() -> None:
+    remembered = {path: {"path": path, "content": path} for path in ("a.py", "b.py", "c.py")}
+
+    def chosen(score: float) -> list[dict[str, Any]]:
+        ranked = [RankedFile(path, score, [f"scored {score}"]) for path in remembered]
+        project = SimpleNamespace(describe=remembered.get)
+        return choose_files(SimpleNamespace(ranked=ranked, max_bytes=10_000, max_files=9, project=project))  # type: ignore[arg-type]
+
+    first, _ = chosen(1.0), chosen(2.0)
+    assert [(file["path"], file["score"], file["reasons"]) for file in first] == [
+        (path, 1.0, ["scored 1.0"]) for path in remembered
+    ]
+    assert all(file.keys() == {"path", "content"} for file in remembered.values())
 
 
 def test_read_text_file_never_leaves_the_root(tmp_path: Path) -> None:

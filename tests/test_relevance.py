@@ -447,6 +447,63 @@ def test_new_renamed_and_deleted_files_are_followed(shop: Repository) -> None:
     assert shop.sql("select count(*) from name where name = 'stripes'") == [(0,)]
 
 
+class CountingDict(dict[str, FileFact]):
+    """Counts how often something is looked up in it."""
+
+    looked_up = 0
+
+    def get(self, *arguments: Any) -> Any:
+        self.looked_up += 1
+        return super().get(*arguments)
+
+
+@pytest.mark.parametrize("change", ["edit", "edit twice", "touch", "edit and undo", "delete", "create", "rename"])
+def test_a_small_change_costs_a_look_at_what_changed_alone(shop: Repository, change: str) -> None:
+    for number in range(100):
+        shop.put(f"more/file{number}.py", f"number = {number}\n")
+    for file in shop.facts():  # old, since what has a young time stamp is looked at again
+        os.utime(shop.root / file.path, ns=(1, 1))
+    kept: dict[str, FileFact] = {}
+
+    def rank() -> int:
+        """How many files were compared; those that are as before are the same objects, as the project index has it."""
+        files = [kept[file.path] if kept.get(file.path) == file else file for file in shop.facts()]
+        kept.update((file.path, file) for file in files)
+        project = relevance.project_of(str(shop.root), str(shop.index))
+        known = project.facts.known = CountingDict(project.facts.known)
+        shop.rank("zebra", files=files)
+        return known.looked_up
+
+    rank()
+    rank()
+    path = shop.root / "more/file7.py"
+    if change in ("edit", "edit twice", "edit and undo"):
+        path.write_text("class Zebra: ...\n")
+    if change in ("edit twice", "edit and undo"):
+        rank()
+        path.write_text("class Stripe: ...\n" if change == "edit twice" else "number = 7\n")
+    elif change == "touch":
+        os.utime(path, ns=(2, 2))
+    elif change == "delete":
+        path.unlink()
+    elif change == "create":
+        (shop.root / "more/zebra.py").write_text("class Zebra: ...\n")
+    elif change == "rename":
+        path.rename(path.with_name("animal.py"))
+    compared = rank()
+    if change not in ("delete", "create", "rename"):
+        assert compared <= 2
+    project = relevance.project_of(str(shop.root), str(shop.index))
+    assert project.index
+    anew = relevance.Facts()
+    anew.load(project.index)
+    assert project.facts.known == anew.known and project.facts.files == anew.files
+    assert {path: file.size for path, file in anew.known.items()} == {file.path: file.size for file in shop.facts()}
+    ours, theirs = ({word: sorted(facts.containing(word)) for word in ("file", "animal", "zebra")}
+                    for facts in (project.facts, anew))  # fmt: skip
+    assert ours == theirs and project.facts.bytes == anew.bytes
+
+
 def test_a_touched_file_with_the_same_content_keeps_its_rows(shop: Repository) -> None:
     shop.rank("zebra")
     before = shop.sql("select id, hash, mtime_ns from file where path = ?", b"shop/money.py")

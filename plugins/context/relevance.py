@@ -774,7 +774,8 @@ class Facts:
 
     def __init__(self) -> None:
         self.known: dict[str, FileFact] = {}
-        self.listed: list[FileFact] | None = None  # the request's files that these facts were last compared with
+        self.listed: list[FileFact] | None = None  # the request's files that these facts were last compared with,
+        self.again: list[FileFact] = []  # and those of them that were new or changed then
         self.files: dict[int, File] = {}
         self.ids: dict[str, int] = {}
         self.base = Lists()  # stem of a word -> files with it in their name
@@ -784,7 +785,8 @@ class Facts:
         self.pairs = Lists()
         self.named = Lists()  # base name -> files
         self.bytes = 0
-        self.revision = 0  # another one after each change of paths
+        self.revision = 0  # another one after each change
+        self.paths_revision = 0  # another one after each change of paths
         self._stems: tuple[str, list[int], list[int]] | None = None
         self._words: dict[str, tuple[str, ...]] = {}  # most folders' and many names' words are those of others
 
@@ -809,6 +811,12 @@ class Facts:
         chunks: int,
     ) -> None:
         path = os.fsdecode(name)
+        if self.ids.get(path) == id:  # in all lists by its path already
+            self.known[path] = FileFact(path, size, mtime_ns)
+            self.bytes += bytes - self.files[id].bytes
+            self.files[id] = msgspec.structs.replace(self.files[id], bytes=bytes, chunks=chunks)
+            self.revision += 1
+            return
         self.remove(path)
         self.known[path] = FileFact(path, size, mtime_ns)
         if kind == "secret":
@@ -825,18 +833,21 @@ class Facts:
         self._changed()
 
     def compare(self, files: list[FileFact]) -> tuple[list[FileFact], list[str]]:
-        """(new or changed files, paths that are gone)."""
-        if files == self.listed:
-            return [], []
-        fresh = [file for file in files if self.known.get(file.path) != file]
-        if not fresh and len(files) == len(self.known):
-            self.listed = list(files)
-            return [], []
-        listed = {file.path for file in files}
-        return fresh, [path for path in self.known if path not in listed]
+        """(new or changed files, paths that are gone), which are to be taken up before the next call."""
+        last = self.listed or []
+        others = [pair for pair in zip(files, last, strict=False) if pair[0] is not pair[1]]  # most are the last call's
+        same_paths = len(files) == len(last) and all(file.path == before.path for file, before in others)
+        if self.listed is not None and same_paths:
+            changed = {file.path: file for file, _ in others}
+            doubtful = {file.path: file for file in self.again} | changed
+            fresh, gone = [file for file in doubtful.values() if self.known.get(file.path) != file], []
+        else:
+            fresh, listed = [file for file in files if self.known.get(file.path) != file], {file.path for file in files}
+            gone = [path for path in self.known if path not in listed]
+        self.listed, self.again = list(files), fresh
+        return fresh, gone
 
     def remove(self, path: str) -> None:
-        self.listed = None
         self.known.pop(path, None)
         file = self.files.pop(self.ids.pop(path, -1), None)
         if file is None:
@@ -848,6 +859,7 @@ class Facts:
 
     def _changed(self) -> None:
         self.revision += 1
+        self.paths_revision += 1
         self._stems = None
 
     def _listings(self, file: File) -> Iterator[tuple[Lists, str]]:
@@ -949,7 +961,7 @@ class Past:
 
     def by_file(self, facts: Facts) -> tuple[Scores, list[int]]:
         """(the feature `recent` of every file that has it, the files with the most)."""
-        if self._by_file[0] != (moment := (id(facts), facts.revision)):
+        if self._by_file[0] != (moment := (id(facts), facts.paths_revision)):
             scores = normal(
                 {facts.ids[path]: math.log(1 + weight) for path, weight in self.recent.items() if path in facts.ids}
             )

@@ -3589,11 +3589,11 @@ class Agents:
         """Until an agent ends by itself, by order or by its time limit."""
         while not running.ending.is_set():
             self.processes.look(running)
-            if time.monotonic() > running.began + running.row["time_limit"]:
+            if (left := running.began + running.row["time_limit"] - time.monotonic()) < 0:
                 running.end("timeout")
             await self.tend(running)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.processes.LOOK):
+                async with asyncio.timeout(min(self.processes.LOOK, left)):
                     await running.ending.wait()
 
     async def tend(self, running: Running) -> None:
@@ -3605,7 +3605,7 @@ class Agents:
         row["ended"] = running.ended = min(max(running.ended or now, row["started"]), now)
         self.tokens.revoked.add(row["id"])
         with contextlib.suppress(OSError):  # the agent may have put something else there
-            (running.folder / "token").unlink()
+            await self.disk.run((running.folder / "token").unlink)
         await self.judge(running)
         told = self.last_word(row)
         names = ["agent_exited", "agent_failed"][: 2 if row["state"] in AGENT_GROUPS["failed"] else 1]
@@ -3814,7 +3814,7 @@ class Processes:
     async def adopt(self, running: Running) -> None:
         """Go on with an agent of an earlier run of the service, of which a process may be left, or none."""
         row = running.row
-        if row["pid"] is None and (found := await self._pool.run(self.members, running)):
+        if row["pid"] is None and (found := await self.members(running)):
             pid = min(found, key=psutil.Process.create_time).pid  # we were killed before we noted it
             row |= {"pid": pid, "birth": birth_of(pid)}
         running.began -= max(0.0, time.time() - row["started"])
@@ -3833,7 +3833,7 @@ class Processes:
         while True:
             self.look(running)
             try:
-                members = await self._pool.run(self.members, running)
+                members = await self.members(running)
             except TimeoutError:  # the look hangs in the system, for as long as the pool waits
                 log.error("agent %s: its processes cannot be looked at", running.row["id"])
                 continue
@@ -3848,8 +3848,13 @@ class Processes:
             asked |= members.keys()
             await asyncio.sleep(0.02 if passed < 1 else 0.1)
 
-    def members(self, running: Running) -> dict[Any, Any]:
-        """An agent's living processes by their identity: each has a ``send_signal`` that reaches no other. Blocks."""
+    async def members(self, running: Running) -> dict[Any, Any]:
+        """An agent's living processes by their identity: each has a ``send_signal`` that reaches no other. Raises
+        TimeoutError.
+        """
+        return await self._pool.run(self._find, running)
+
+    def _find(self, running: Running) -> dict[Any, Any]:
         first, marker = None if running.exited else running.row["pid"], str(running.folder / "token")
         session_of = getattr(os, "getsid", int)  # Windows has no sessions: of that the first process alone
         found = []

@@ -13,6 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,7 @@ from agent_harness import (
 from conftest import Client, Service, clean_environment, git_alone, make_repository, plugin, until
 from msgspec.structs import replace
 
-from cco_sidecar import MB, Records, Running, Sidecar, StorageError, load_hooks, load_settings
+from cco_sidecar import MB, Pool, Records, Running, Sidecar, StorageError, load_hooks, load_settings
 
 __all__ = ["nothing_left"]
 keeper = plugin("keeper")
@@ -146,6 +147,45 @@ def test_both_ways_to_look_at_processes_agree() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+@pytest.mark.parametrize(
+    "environment", [{"CCO_TOKEN_FILE": "/t"}, {"A": "x" * 70_000, "CCO_TOKEN_FILE": "/t"}, {"MY_CCO_TOKEN_FILE": "/t"}]
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="of /proc")
+def test_the_marker_is_found_wherever_it_stands_in_the_environment(environment: dict[str, str]) -> None:
+    child = subprocess.Popen(["/bin/sleep", NAP], env=environment)
+    try:
+        until(lambda: psutil.Process(child.pid).name() == "sleep")
+        assert keeper.look_at_linux({child.pid})[child.pid].marker == environment.get("CCO_TOKEN_FILE", "")
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize("number", [2, 20, 119])
+def test_all_who_ask_for_a_census_meanwhile_share_the_next_one(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, go_on = list[float](), threading.Event()
+
+    def look(pids: set[int] | None) -> dict[int, Any]:
+        began.append(time.monotonic())
+        go_on.wait()
+        return {}
+
+    async def crowd() -> None:
+        census = keeper.Census(keeper.Keeper(Path("/"), Path("/"), print, print), Pool("processes", 8, 20))
+        first = asyncio.create_task(census.look())
+        while not began:
+            await asyncio.sleep(0)
+        asked, late = time.monotonic(), [asyncio.create_task(census.look()) for _ in range(number)]
+        await asyncio.sleep(0)
+        late[0].cancel()  # the others get theirs
+        go_on.set()
+        await asyncio.gather(first, *late[1:])
+        assert len(began) == 2 and began[1] >= asked
+
+    monkeypatch.setattr(keeper, "look_at", look)
+    asyncio.run(crowd())
 
 
 def test_of_an_agents_processes_those_without_its_mark_are_noted(tmp_path: Path) -> None:

@@ -112,10 +112,12 @@ class NotingAgents(Agents):
 
 
 class KeptProcesses(Processes):
-    """Agents' processes as their keeper and a census of all processes, four times a second, know them."""
+    """Agents' processes as their keeper and a census of all processes know them."""
 
-    LOOK = 0.5  # seconds between two looks at one agent, of whose end the keeper tells
-    SURVEY = 0.25  # seconds between two looks at all agents
+    LOOK = 2.0  # seconds between two looks at one agent, of whose end the keeper tells
+    SURVEY = 0.25  # seconds between two looks at all agents, at least
+    SELDOM = 1.0  # seconds at most, where there are so many processes that looks take long
+    SHARE = 0.02  # of a processor's time, which looks take at most until then
     PATIENCE = 40  # looks without its first process after which an agent is gone although its keeper has not said so
     KEEPER_SECONDS = 10.0  # how long an end waits for a living keeper's word
     opening: asyncio.Task[None]
@@ -124,7 +126,7 @@ class KeptProcesses(Processes):
     def __init__(self, settings: PluginSettings) -> None:
         super().__init__(settings)
         self._keeper = Keeper(self._folder, self._root, self._on_exit, self._on_keeper_lost)
-        self._census = Census(self._keeper)
+        self._census = Census(self._keeper, self._pool)
         self.kept: dict[str, KeptProcess] = {}
         self._some = asyncio.Event()  # set while there may be some
         self._settings, self._tasks = settings, list[asyncio.Task[None]]()
@@ -132,7 +134,7 @@ class KeptProcesses(Processes):
     async def open(self) -> None:
         """What adoptions wait for."""
         await self._keeper.open()
-        self._at_start = await self._pool.run(self._census.look)  # for all adoptions
+        self._at_start = await self._census.look()  # for all adoptions
         pruning = prune_for_ever(self._folder, self._settings)
         self._tasks = [asyncio.create_task(self._survey()), asyncio.create_task(pruning)]
 
@@ -177,9 +179,9 @@ class KeptProcesses(Processes):
     def look(self, running: Running) -> None:
         """The keeper and the survey tell of ends."""
 
-    def members(self, running: Running) -> dict[Any, Any]:
-        kept = self.kept[running.row["id"]]
-        members = {item.identity: item for item in self._census.look().members(kept.proof)}
+    async def members(self, running: Running) -> dict[Any, Any]:
+        kept, seen = self.kept[running.row["id"]], await self._census.look()
+        members = {item.identity: item for item in seen.members(kept.proof)}
         kept.proof.known |= members.keys()
         return members
 
@@ -209,11 +211,11 @@ class KeptProcesses(Processes):
         """Look at all agents again and again: what they use, and whether adopted ones still live."""
         while True:
             await self._some.wait()
-            await asyncio.sleep(self.SURVEY)
+            await asyncio.sleep(min(max(self.SURVEY, self._census.cost / self.SHARE), self.SELDOM))
             if not self.kept:
                 self._some.clear()
             try:
-                seen, now = await self._pool.run(self._census.look), time.time()
+                seen, now = await self._census.look(), time.time()
                 for kept in list(self.kept.values()):
                     self._survey_one(kept, seen, now)
             except Exception as error:  # a boundary: one bad look must not be the last
@@ -276,9 +278,10 @@ class KeptProcess:
 
 
 async def until(condition: Callable[[], Any], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.01
     while not condition() and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 0.1)
 
 
 class AgentEnd(Struct, frozen=True):
@@ -719,25 +722,31 @@ class Snapshot:
 
 
 class Census:
-    """This user's processes at one moment, without the service and its keeper. Those who ask at the same time share one
-    look.
-    """
+    """This user's processes at one moment, without the service and its keeper."""
 
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
-        self._lock = threading.Lock()
-        self._began = 0.0
-        self._found = Snapshot(())
+    def __init__(self, keeper: Keeper, pool: Pool) -> None:
+        self._keeper, self._pool, self._turn = keeper, pool, asyncio.Lock()
+        self._next: asyncio.Task[Snapshot] | None = None  # the look that has not begun
+        self.cost = 0.0  # seconds of a processor that the last look took
 
-    def look(self) -> Snapshot:
-        """What there is, no older than this call. Blocks."""
-        asked = time.monotonic()
-        with self._lock:
-            if self._began < asked:
-                self._began = time.monotonic()
-                ourselves = {os.getpid(), self._keeper.pid}
-                self._found = Snapshot(item for item in look_at(None).values() if item.pid not in ourselves)
-            return self._found
+    async def look(self) -> Snapshot:
+        """What there is, no older than this call: those who ask while a look is made share the next one. Raises
+        TimeoutError.
+        """
+        if self._next is None:
+            self._next = asyncio.create_task(self._look_in_turn())
+        return await asyncio.shield(self._next)
+
+    async def _look_in_turn(self) -> Snapshot:
+        async with self._turn:
+            self._next = None  # who asks from now on comes too late for this look
+            return await self._pool.run(self._look)
+
+    def _look(self) -> Snapshot:
+        began, ourselves = time.thread_time(), {os.getpid(), self._keeper.pid}
+        found = Snapshot(item for item in look_at(None).values() if item.pid not in ourselves)
+        self.cost = time.thread_time() - began
+        return found
 
 
 def look_at(pids: set[int] | None) -> dict[int, Seen]:
@@ -749,23 +758,24 @@ def look_at_linux(pids: set[int] | None) -> dict[int, Seen]:
     """Straight from /proc, some 20 us a process. Blocks."""
     import resource
 
-    boot, tick, page, now = (
+    boot, tick, page, now, user = (
         Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         os.sysconf("SC_CLK_TCK"),
         os.sysconf("SC_PAGE_SIZE"),
         time.clock_gettime(time.CLOCK_BOOTTIME),
+        os.geteuid(),
     )
     found = {}
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if pids is None else pids:
         try:
-            if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
-                continue
-            fields = read_bytes(f"/proc/{pid}/stat").rpartition(b") ")[2].split()
-            if fields[0] in (b"Z", b"X"):
+            content, owner = content_and_owner(f"/proc/{pid}/stat")
+            fields = content.rpartition(b") ")[2].split()
+            if owner != user or fields[0] in (b"Z", b"X"):
                 continue
             limit = resource.prlimit(pid, KeeperProgram.RLIMIT_LOCKS)[0]
             mark = limit if limit > 0 else 0
-            marker = "" if mark else re.search(rb"(?:\A|\0)CCO_TOKEN_FILE=([^\0]*)", read_bytes(f"/proc/{pid}/environ"))
+            variables = b"" if mark else b"\0" + content_and_owner(f"/proc/{pid}/environ")[0]
+            marker = re.search(rb"\0CCO_TOKEN_FILE=([^\0]*)", variables)
         except (OSError, ProcessLookupError):  # ended while we looked, or not to be looked at
             continue
         began = int(fields[19]) / tick
@@ -777,9 +787,15 @@ def look_at_linux(pids: set[int] | None) -> dict[int, Seen]:
     return found
 
 
-def read_bytes(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.readall() or b""
+def content_and_owner(path: str) -> tuple[bytes, int]:
+    """A file of /proc, whose reads give all that they can, and the user whose process it is of. Raises OSError."""
+    file, content, most = os.open(path, os.O_RDONLY), b"", 64 * 1024
+    try:
+        while len(chunk := os.read(file, most)) == most:
+            content += chunk
+        return content + chunk, os.fstat(file).st_uid
+    finally:
+        os.close(file)
 
 
 def look_at_others(pids: set[int] | None) -> dict[int, Seen]:

@@ -105,6 +105,7 @@ class RenewingAgents(Agents):
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         self._due: weakref.WeakKeyDictionary[Running, float] = weakref.WeakKeyDictionary()
+        self.processes.LOOK = min(self.processes.LOOK, self.settings.token_ttl / 4)  # so that it never runs out
 
     async def tend(self, running: Running) -> None:
         await super().tend(running)
@@ -125,4 +126,4 @@ class RenewingAgents(Agents):
         await super().judge(running)
         for name in token_files(""):
             with contextlib.suppress(OSError):
-                (running.folder / name).unlink()
+                await self.disk.run((running.folder / name).unlink)

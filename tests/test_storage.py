@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import http.client
 import inspect
 import itertools
@@ -984,6 +985,28 @@ def test_a_crowd_that_events_wake_shares_one_search_in_portions_and_misses_no_ev
         return [[json.loads(row["body"])["data"]["n"] for row in poll.rows] for poll in first + second]
 
     assert with_storage(tmp_path, scene) == [[0, 1]] * 30 + [[2, 3]] * 30
+
+
+def test_garbage_is_seldom_searched_for_while_a_crowd_waits(tmp_path: Path) -> None:
+    async def scene(storage: Storage) -> int:
+        bus = plugin("crowds").CrowdedBus(
+            storage, load_settings({"root": str(tmp_path), "storage": str(tmp_path)}, {}), Hooks([])
+        )
+        claims = Claims(sub="reader", agent_type="t", project_id="p", permissions=[], exp=0, iat=0)
+        gc.collect()
+        before = gc.get_stats()[0]["collections"]
+        polls = [asyncio.ensure_future(bus.wait(claims, "noted", WaitQuery(60_000), HangUp())) for _ in range(500)]
+        while bus.statistics()["active_subscriptions"] < 500:
+            await asyncio.sleep(0)
+        await bus.publish("p", "noted", {"publisher": "me", "topic": "t", "data": {}})
+        await asyncio.gather(*polls)
+        return int(gc.get_stats()[0]["collections"] - before)
+
+    usual = gc.get_threshold()
+    try:
+        assert with_storage(tmp_path, scene) <= 2
+    finally:
+        gc.set_threshold(*usual)
 
 
 @pytest.mark.parametrize("base", [Storage, plugin("guard").GuardedStorage])

@@ -44,7 +44,7 @@ class TimedBus(EventBus):
     """Finds where a reader begins who gives a time."""
 
     def parse_cursor(self, text: str, floor: int) -> int:
-        moment = read_moment(text)
+        moment = read_moment(text) if text[:1].isdecimal() else None  # a cursor would be read in vain at each poll
         if moment is None:
             return super().parse_cursor(text, floor)
         numbers = range(floor + 1, self._storage.head + 1)

@@ -346,21 +346,34 @@ def test_health_and_contexts_are_answered_in_place_behind_all_plugins(tmp_path: 
     assert in_place == {"/health", "/api/context/{issue_id}/{agent_type}"}
 
 
-def test_nothing_is_answered_in_the_task_of_somebody_else() -> None:
-    """As in that of a TLS connection, where a long head is served: a time limit of what is begun would end it."""
-    kind: Any = type("Ours", (GetHealth, plugin("ready").ReadyEndpoint), {"__module__": "cco_sidecar"})
-    kind._content = lambda self, path: began.append(path)
-    began: list[Any] = []
-    endpoint = kind.__new__(kind)
-    endpoint.request = SimpleNamespace(method="GET")
+@pytest.mark.parametrize(
+    ("limit", "in_task", "said"),
+    [(None, True, ["answered", "finish is over"]), (150.0, False, ["answered", "finish is over"]),
+     (150.0, True, ["finish is over", "answered"])],
+)  # fmt: skip
+def test_no_time_limit_begins_in_the_task_of_a_connection(limit: float | None, in_task: bool, said: list[str]) -> None:
+    """Which it would end. Tornado's connections have one, and so has TLS where a long head is served."""
+    done: list[str] = []
 
-    async def in_a_task() -> bool:
-        asyncio.get_running_loop().call_soon(endpoint.answered, [])
-        await asyncio.sleep(0)
-        return bool(endpoint.answered([]))
+    def answered(values: list[bytes]) -> bool:
+        done.append("answered")
+        return True
 
-    assert not asyncio.run(in_a_task())
-    assert began == [()], "outside of a task it is begun"
+    async def finish() -> None:
+        delegate = plugin("ready").ReadyDelegate(SimpleNamespace(gathered=plugin("_turn").Gathered()), None, None)
+        delegate._handler = SimpleNamespace(in_place=True, ANSWER_SECONDS=limit, answered=answered)
+        delegate._values = []
+
+        def end() -> None:
+            delegate.finish()
+            done.append("finish is over")
+
+        end() if in_task else asyncio.get_running_loop().call_soon(end)
+        while len(done) < 2:
+            await asyncio.sleep(0)
+
+    asyncio.run(finish())
+    assert done == said
 
 
 def test_what_health_measures_is_shared_while_all_is_well() -> None:

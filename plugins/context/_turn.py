@@ -5,9 +5,12 @@ Of cco_sidecar: what does not say so counts as the repository's own where the pl
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+from cco_sidecar_plugins._turns import Turns
 
 
 class Turn:
@@ -35,3 +38,23 @@ def turn() -> Iterator[None]:
     finally:
         ours.over = True
         CURRENT.reset(before)
+
+
+class Gathered:
+    """Does in one turn what was given to it in one step of the event loop."""
+
+    def __init__(self) -> None:
+        self._calls: list[Callable[[], None]] = []
+
+    def do_soon(self, call: Callable[[], None]) -> None:
+        self._calls.append(call)
+        if len(self._calls) == 1:
+            asyncio.get_running_loop().call_soon(self._do_all)
+
+    def _do_all(self) -> None:
+        calls, self._calls = self._calls[: Turns.AT_ONCE], self._calls[Turns.AT_ONCE :]
+        if self._calls:
+            asyncio.get_running_loop().call_soon(self._do_all)
+        with turn():
+            for call in calls:
+                call()

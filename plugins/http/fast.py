@@ -23,7 +23,7 @@ from tornado import iostream
 from cco_sidecar import ApiError, Server, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._turns import Turns
-from cco_sidecar_plugins.context._turn import turn
+from cco_sidecar_plugins.context._turn import Gathered
 from cco_sidecar_plugins.http._exchange import keep, peer_of
 from cco_sidecar_plugins.http._http1_connection import Connection
 from cco_sidecar_plugins.http.strict import StrictServer
@@ -53,7 +53,8 @@ class FastServer(Server):
     def initialize(self, *args: Any, **options: Any) -> None:
         super().initialize(*args, **options)
         self._adopting: set[asyncio.Task[None]] = set()
-        self._ready: list[Callable[[], None]] = []
+        # Has a connection served once all that is there was read of all connections.
+        self.serve_soon = Gathered().do_soon
         self.losses = Turns()  # in which what clients have left is given up
 
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
@@ -70,20 +71,6 @@ class FastServer(Server):
         except OSError:  # it has gone
             accepted.close()
             connection.connection_lost(None)
-
-    def serve_soon(self, advance: Callable[[], None]) -> None:
-        """Have a connection served once all that is there was read of all connections."""
-        self._ready.append(advance)
-        if len(self._ready) == 1:
-            asyncio.get_running_loop().call_soon(self._serve_ready)
-
-    def _serve_ready(self) -> None:
-        ready, self._ready = self._ready[: Turns.AT_ONCE], self._ready[Turns.AT_ONCE :]
-        if self._ready:
-            asyncio.get_running_loop().call_soon(self._serve_ready)
-        with turn():
-            for advance in ready:
-                advance()
 
     @functools.cached_property
     def done(self) -> asyncio.Future[None]:

@@ -20,6 +20,7 @@ from tornado import httputil, web
 import cco_sidecar
 from cco_sidecar import ApiError, Application, Endpoint, GetContext, Route, Server, StorageError, hookimpl
 from cco_sidecar_plugins._steps import begin, go_on
+from cco_sidecar_plugins.context._turn import Gathered
 from cco_sidecar_plugins.http._short_way import ShortAnswer, ShortRequest
 
 
@@ -41,6 +42,7 @@ class ReadyServer(Server):
 
     def initialize(self, request_callback: Any, *args: Any, **options: Any) -> None:
         super().initialize(request_callback, *args, **options)
+        self.gathered = Gathered()
         if isinstance(request_callback, Application):
             self._found_again = functools.lru_cache(1000)(request_callback.found)
 
@@ -95,8 +97,18 @@ class ReadyDelegate(httputil.HTTPMessageDelegate):
         self._handler.data_received(chunk)
 
     def finish(self) -> None:
-        if not self._task and self._handler.answered(self._values):
-            return
+        if self._task or not self._handler.in_place:
+            self._go_on()
+        elif self._handler.ANSWER_SECONDS is None or asyncio.current_task() is None:
+            self._answer()
+        else:  # in the task of a connection, which a time limit of what is begun in it would end
+            self._server.gathered.do_soon(self._answer)
+
+    def _answer(self) -> None:
+        if not self._handler.answered(self._values):
+            self._go_on()
+
+    def _go_on(self) -> None:
         if not self._ended.done():
             self._ended.set_result(None)
         if not self._task:
@@ -124,11 +136,8 @@ class ReadyEndpoint(ShortAnswer):
         cls.in_place = ours and issubclass(cls, (cco_sidecar.GetHealth, GetContext))
 
     def answered(self, values: list[bytes]) -> bool:
-        """Whether the request is answered; else it is served in a task, which goes on with what was begun here.
-
-        In somebody's task a time limit of what is begun would end that one.
-        """
-        if not self.in_place or self.request.method != "GET" or asyncio.current_task() is not None:
+        """Whether the request is answered; else it is served in a task, which goes on with what was begun here."""
+        if not self.in_place or self.request.method != "GET":
             return False
         try:
             path = tuple(map(bytes.decode, values))

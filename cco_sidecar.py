@@ -2301,9 +2301,6 @@ def open_database(path: Path) -> sqlite3.Connection:
     if not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # -wal and -shm take this mode too
     database = connect_database(path)
-    version, owner = (database.execute(f"pragma {name}").fetchone()[0] for name in ("user_version", "application_id"))
-    if version > SCHEMA_VERSION or owner not in (0, APPLICATION_ID):
-        raise sqlite3.DatabaseError("a newer version of this program made it, or another program")
     epoch = secrets.token_hex(4)  # tells this store's cursors from another's
     database.executescript(
         f"begin immediate; {SCHEMA} insert or ignore into meta (name, value) values ('epoch', '{epoch}');"
@@ -2313,7 +2310,11 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """Looks whose the database is before it sets the log, which changes the file. Raises as ``open_database``."""
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
+    version, owner = (database.execute(f"pragma {name}").fetchone()[0] for name in ("user_version", "application_id"))
+    if version > SCHEMA_VERSION or owner not in (0, APPLICATION_ID):
+        raise sqlite3.DatabaseError("a newer version of this program made it, or another program")
     database.row_factory = sqlite3.Row
     database.create_function("now", 0, time.time)
     for fact in ("journal_mode = wal", f"journal_size_limit = {LOG_BYTES}", f"query_only = {read_only}"):

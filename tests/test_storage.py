@@ -120,6 +120,23 @@ def no_database(path: Path) -> None:
     path.write_bytes(b"this is not a database, but it is somebody's work\n" * 100)
 
 
+def marked_by_another_program(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.executescript("create table song (title text); pragma application_id = 7;")
+
+
+@pytest.mark.parametrize("spoil", [newer, marked_by_another_program, no_database])
+def test_the_file_alone_refuses_a_database_that_says_it_is_not_ours_and_leaves_it(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    path = tmp_path / Storage.FILE
+    spoil(path)
+    before = path.read_bytes()
+    with pytest.raises(StartError, match=r"cannot be opened: .*; it is left as it is"):
+        Storage(load_settings({"root": str(tmp_path), "storage": str(tmp_path)}, {}), Records).start()
+    assert path.read_bytes() == before
+
+
 def cut_off(path: Path) -> None:
     with sqlite3.connect(path) as database:
         database.executescript(

@@ -837,3 +837,21 @@ def test_an_agents_token_is_bound_to_the_agent(make_service: Callable[..., Servi
     assert refused(client.post("/api/results", result(agent_id=f"agent-{uuid.uuid4().hex}")), "AUTH_003")
     service.client().end(agent)
     until(lambda: client.get("/status").status_code == 401)
+
+
+@pytest.mark.parametrize("secret", ["", "x" * 31, "  " + "x" * 31 + "\n"])
+def test_a_secret_that_is_too_short_to_sign_with_ends_the_start_and_stays(tmp_path: Path, secret: str) -> None:
+    path = tmp_path / "jwt.secret"
+    path.write_text(secret)
+    with pytest.raises(cco_sidecar.StartError, match="shorter than 32 bytes"):
+        cco_sidecar.make_or_read_secret(path)
+    assert path.read_text() == secret
+
+
+@pytest.mark.parametrize("agent_type", ["python-specialist", "test-engineer", "chief-architect"])
+def test_nobody_stores_a_result_as_if_the_service_had(service: Service, agent_type: str) -> None:
+    client = service.client(agent_type)
+    answer = client.post("/api/results", result(agent_type, issue=f"forged-{agent_type}") | {"source": "sidecar"})
+    assert (answer.status_code, answer.json()["code"]) == (403, "AUTH_003"), answer.text
+    answer = client.post("/api/results", result(agent_type, issue=f"own-{agent_type}") | {"source": "me"})
+    assert answer.status_code == 201, answer.text

@@ -294,6 +294,27 @@ def test_the_fields_of_a_request_are_its_own() -> None:
     assert heads[1]["X-Y"] == "1,2"
 
 
+@pytest.mark.parametrize("before", [[], ["1"], ["1", "2"]])
+@pytest.mark.parametrize("change", ["add", "set", "delete", "parse_line"])
+def test_what_is_done_to_the_fields_of_one_request_shows_in_no_other(before: list[str], change: str) -> None:
+    first, own = framing.Fields(), httputil.HTTPHeaders()
+    for value in before:
+        first.add("X-Y", value)
+        own.add("X-Y", value)
+    one, other = first.copy(), first.copy()
+    for fields in (one, own):
+        if change == "add":
+            fields.add("x-y", "3")
+        elif change == "parse_line":
+            fields.parse_line("X-Y: 3")
+        elif change == "set":
+            fields["X-Y"] = "3"
+        else:
+            fields.pop("X-Y", None)
+    assert list(one.get_all()) == list(own.get_all()) and one.get("X-Y") == own.get("X-Y")
+    assert [fields.get_list("X-Y") for fields in (first, other)] == [before, before]
+
+
 def test_what_has_to_wait_goes_on_in_a_task() -> None:
     """(what the work waits for, how that ends, what the work says of it): its first step needs no task."""
     steps, said = plugin("_steps"), []

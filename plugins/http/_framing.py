@@ -36,10 +36,23 @@ class Fields(HTTPHeaders):
 
     def copy(self) -> Fields:
         """Others with the same values, without checking each once more."""
-        other = Fields.__new__(Fields)
+        other = CopiedFields.__new__(CopiedFields)
         for name, table in vars(self).items():
-            setattr(other, name, {key: value[:] for key, value in table.items()})
+            setattr(other, name, table.copy())
         return other
+
+
+class CopiedFields(Fields):
+    """Shares the lists of values with what it is a copy of; none but ``add`` changes one."""
+
+    def add(self, name: str, value: str, **options: Any) -> None:
+        values = [*self.get_list(name), value]
+        self.pop(name, None)
+        for each in values:
+            super().add(name, each, **options)
+
+
+NO_FIELDS = Fields()
 
 
 class Head(NamedTuple):

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -391,8 +392,9 @@ def context_section(request):
 """
 
 
-def test_a_spawn_ranks_and_reads_once_for_context_and_brief(
-    make_service: Callable[..., Service], tmp_path: Path
+@pytest.mark.parametrize("number", [1, 3, 8])
+def test_a_spawn_ranks_and_reads_once_for_context_and_brief_however_many_come_at_once(
+    make_service: Callable[..., Service], tmp_path: Path, number: int
 ) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "more/counting.py").write_text(COUNTING.format(file=str(tmp_path / "ranked")))
@@ -400,9 +402,12 @@ def test_a_spawn_ranks_and_reads_once_for_context_and_brief(
     asked, client = "/api/context/issue-2/python-specialist", service.client()
     until(lambda: client.get(asked).json()["cache_hit"])  # the index is ready, and no file is too young
     (tmp_path / "ranked").unlink()
-    spawned = spawn(client, "greet politely")
-    assert state(client, spawned["agent_id"])["state"] == "completed"
-    assert (tmp_path / "ranked").read_text() == "ranked greet politely\nread greet politely\n"
+    tasks = [f"greet politely {count}" for count in range(number)]
+    with ThreadPoolExecutor(number) as pool:
+        agents = list(pool.map(lambda task: spawn(service.client(), task, f"issue-{task[-1]}"), tasks))
+    assert {state(client, spawned["agent_id"])["state"] for spawned in agents} == {"completed"}
+    lines = (tmp_path / "ranked").read_text().splitlines()
+    assert sorted(lines) == sorted(f"{what} {task}" for what in ("ranked", "read") for task in tasks)
 
 
 @pytest.mark.usefixtures("seen")

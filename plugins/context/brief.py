@@ -7,11 +7,11 @@ the task as an indented block, all else as a span in a line of its own.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import re
-import time
-import typing
+import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +20,6 @@ import msgspec
 import cco_sidecar
 from cco_sidecar import (
     BYTES_PER_TOKEN,
-    MB,
     AgentCommand,
     AgentEndpoint,
     AgentLaunch,
@@ -156,54 +155,82 @@ def part_class(base: type) -> type | None:
     return type("BriefLauncher", (BriefLauncher, base), {}) if issubclass(base, Launcher) else None
 
 
-class BriefContexts(Contexts):
-    """Answers a reader by a brief. A spawn's context, cut to size, and its brief share one ranking and its sections."""
+class Shared:
+    """What the contexts for one spawn, each cut to another size, and its brief have in common."""
 
-    SHARED_SECONDS = 5.0
-    _ranking: tuple[Any, float, list[RankedFile]] = (None, 0.0, [])  # the last: what was asked, when, the answer
-    _sections: tuple[Any, float, ContextRequest | None, bytes] = (None, 0.0, None, b"")  # with the request, as JSON
+    built: tuple[ContextRequest, bytes, bytes] | None = None  # the largest, and its sections, without files too
+
+    def of(self, key: ContextKey, outputs: Any, digest: str) -> tuple[ContextRequest, bytes, bytes] | None:
+        """What was built of the same project and results, None where that is too little."""
+        if self.built is None:
+            return None
+        before = self.built[0]
+        same = (before.project.digest, before.task, before.outputs) == (digest, key.task, outputs)
+        holds = key.reader or (before.max_files >= key.max_files and before.max_bytes >= key.max_bytes)
+        return self.built if same and holds else None
+
+
+class Redacted(dict[str, Any]):
+    """Sections that hold no secrets any more."""
+
+
+class BriefContexts(Contexts):
+    """Answers a reader by a brief. A spawn's contexts and its brief share one ranking and its redacted sections."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._sharing: weakref.WeakValueDictionary[tuple[str, str], Shared] = weakref.WeakValueDictionary()
+
+    @contextlib.contextmanager
+    def sharing(self, issue_id: str, agent_type: str) -> Iterator[Shared]:
+        """What is asked for meanwhile is built from what was built meanwhile, where that is still so."""
+        shared = self._sharing.setdefault((issue_id, agent_type), Shared())
+        yield shared  # and it lives until then
+
+    def _shared(self, key: ContextKey) -> Shared | None:
+        return self._sharing.get((key.issue_id, key.agent_type))
+
+    def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
+        shared = self._shared(key)
+        known = shared and shared.of(key, outputs, state.digest)
+        return known[0].ranked if known else super().rank(key, outputs, state)
+
+    def sections(self, request: ContextRequest) -> Sections:
+        shared = self._shared(request)
+        if not shared or not (known := shared.of(request, request.outputs, request.project.digest)):
+            return super().sections(request)
+        _, whole, lean = known
+        return Redacted(msgspec.json.decode(lean if request.reader else whole))
+
+    def redacted(self, sections: Sections) -> Sections:
+        return dict(sections) if isinstance(sections, Redacted) else super().redacted(sections)
 
     def answer(self, request: ContextRequest, sections: Sections) -> tuple[bytes, bytes]:
-        if request.reader is None:
-            return super().answer(request, sections)
         lean = sections | {"relevant_files": []}
+        if request.reader is None:
+            shared = self._shared(request)
+            if shared and type(request.ranked) is list:  # one of another type: an index was not whole
+                shared.built = request, msgspec.json.encode(sections), msgspec.json.encode(lean)
+            return super().answer(request, sections)
         text = self._hooks.first("context_brief", request=request, sections=lean, reader=request.reader)
         if text is None:
             raise ApiError("CTX_001", "No brief could be made; ask for application/json")
         brief = redact(text)[0].encode("utf-8", "replace")
         return brief, brief
 
-    def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
-        asked = (state.digest, key.issue_id, key.agent_type, key.task, outputs)
-        before, moment, ranked = self._ranking
-        if before != asked or time.monotonic() - moment > self.SHARED_SECONDS:
-            moment, ranked = time.monotonic(), super().rank(key, outputs, state)
-        self._ranking = (asked if type(ranked) is list else None), moment, ranked  # of another type: not made for long
-        return ranked
-
-    def sections(self, request: ContextRequest) -> Sections:
-        asked = (request.project.digest, request.issue_id, request.agent_type, request.task, request.outputs)
-        before, moment, known, content = self._sections
-        if before == asked and known and time.monotonic() - moment < self.SHARED_SECONDS:
-            holds = known.max_files >= request.max_files and known.max_bytes >= request.max_bytes
-            if holds or request.reader:  # who is given no files
-                return typing.cast(Sections, msgspec.json.decode(content))
-        moment, sections = time.monotonic(), super().sections(request)
-        if request.max_bytes <= MB and type(request.ranked) is list:  # as a spawned agent's is
-            self._sections = asked, moment, request, msgspec.json.encode(sections)
-        return sections
-
-    def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
-        self._ranking, self._sections = (None, 0.0, []), (None, 0.0, None, b"")
-        return super().clear(issue_id, agent_type)
-
 
 class BriefLauncher(ReadingLauncher):
     """Gives an agent a brief beside its context, and that with one value a line, within its limit."""
 
     settings: PluginSettings
+    contexts: BriefContexts
 
     async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
+        with self.contexts.sharing(body["issue_id"], body["agent_type"]):
+            files = await self._context(running, body)
+            return files | await self._brief(body, self.reader(running.row, running.folder))
+
+    async def _context(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
         limit = body.get("context_tokens") or self.settings.agent_context_tokens
         room, most, text = limit - limit // 16, limit * BYTES_PER_TOKEN, b""
         while True:
@@ -217,7 +244,7 @@ class BriefLauncher(ReadingLauncher):
             if (size := len(text)) <= most or room <= 500:
                 break
             room = max(500, min(room, len(files["context.json"]) // BYTES_PER_TOKEN) * most // size - 50)  # indented
-        return files | {"context.json": text} | await self._brief(body, self.reader(running.row, running.folder))
+        return files | {"context.json": text}
 
     def launch(self, running: Running, files: Collection[str]) -> AgentLaunch:
         launch = super().launch(running, files)
@@ -277,9 +304,8 @@ def file_lines(request: ContextRequest) -> Iterator[str]:
     near = neighbours(request.project.root, central)
     for place, item in enumerate(ranked):
         line = f"- {path_code(item.path)}{best_lines(item)}"
-        reasons = redact("; ".join(item.reasons))[0]
-        room = LINE - len(line) - 8
-        yield f"{line}: {code(reasons, room)}" if place < DETAILED and room > 20 and reasons else line
+        reasons, room = redact("; ".join(item.reasons))[0] if place < DETAILED else "", LINE - len(line) - 8
+        yield f"{line}: {code(reasons, room)}" if room > 20 and reasons else line
         yield from neighbour_lines(near.get(item.path, {}), order, known)
 
 

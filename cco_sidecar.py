@@ -2577,9 +2577,10 @@ class EventBus:
         envelope = {"event_id": self.event_id(seq), **event.envelope}
         issues = (*texts_of(find_field(envelope, "issue_id")), None)
         verdicts: dict[str, bool] = {}  # thousands may wait with one filter
-        for key in itertools.product((event.project,), (event.type, "*"), issues):
+        keys = itertools.product((event.project,), (event.type, "*"), issues)
+        for key in (key for key in keys if key in self._parked):
             woken = []
-            for future, (subject, filter, after) in self._parked.get(key, {}).items():
+            for future, (subject, filter, after) in self._parked[key].items():
                 if filter.text not in verdicts:
                     verdicts[filter.text] = filter.matches(envelope)
                 if verdicts[filter.text] and seq > after and not future.done():

@@ -478,7 +478,9 @@ class WaitQuery(Struct):
 IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
 NAME = rf"(?!.*\.\.){IDENTIFIER}"
-read_project = read_match(NAME, "must be letters, digits, '.', '_' or '-', at most 128, and no '..'")
+NAME_IN_WORDS = "must be letters, digits, '.', '_' or '-', 128 at most, with a letter or digit first and no '..'"
+EVENT_TYPE_IN_WORDS = "must be small letters, digits, '.', '_' or '-', 64 at most, with a letter first"
+read_project = read_match(NAME, NAME_IN_WORDS)
 Identifier = Annotated[str, Meta(pattern=rf"^{NAME}\Z")]
 EventType = Annotated[str, Meta(pattern=rf"^{EVENT_TYPE}\Z")]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
@@ -1448,9 +1450,9 @@ def check_identifier(name: str, value: str) -> None:
     """Check a value out of a path; event types have a narrower form. Raises REQ_001 and EVT_002."""
     if name == "event_type":
         if value != "*" and not re.fullmatch(EVENT_TYPE, value):
-            raise ApiError("EVT_002", f"event_type must match {EVENT_TYPE}", details={"path": name})
+            raise ApiError("EVT_002", f"event_type {EVENT_TYPE_IN_WORDS}", details={"path": name})
     elif not is_identifier(value):
-        raise ApiError("REQ_001", f"{name} must match {IDENTIFIER} and hold no '..'", details={"path": name})
+        raise ApiError("REQ_001", f"{name} {NAME_IN_WORDS}", details={"path": name})
 
 
 # -- the endpoints, in the order of the reference

@@ -1493,6 +1493,23 @@ def test_what_is_being_worked_on_comes_before_what_only_matches(
     assert "changed by an earlier agent" in files["src/beta.py"]["reasons"]
 
 
+@pytest.mark.needs_plugin("context/relevance says whose words match")
+@pytest.mark.parametrize("task", ["zzqqx wwvvk", "Überbrückung größtenteils", "?!"])
+def test_words_of_earlier_decisions_are_not_called_words_of_a_task_that_does_not_occur(
+    make_service: Callable[..., Service], task: str
+) -> None:
+    client = make_service().client()
+    client.store(decisions=["Greetings of the session store greet politely"])
+
+    def matching() -> list[str]:
+        """As soon as the index is ready, whose ranking alone looks at decisions."""
+        context = client.get("/api/context/issue-1/python-specialist", task=task).json()["context"]
+        assert context["metadata"]["task_matched"] is False
+        return [why for file in context["relevant_files"] for why in file["reasons"] if "text matches" in why]
+
+    assert all(why.endswith(" of earlier agents' decisions") for why in until(matching))
+
+
 @pytest.mark.parametrize(
     "task",
     [

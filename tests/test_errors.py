@@ -517,11 +517,15 @@ def test_a_bad_field_is_named_by_its_path(architect: Client) -> None:
         ),
         ("/api/agents?status=gone", None, "'gone' is none of active, completed, failed - at `$.status`"),
         ("/api/results?status=done", None, "'done' is none of failed, partial, success - at `$.status`"),
+        ("/api/results", RESULT | {"issue_id": "#7"}, "must be letters, digits, '.', '_' or '-', 128 at most, with a letter or digit first and no '..' - at `$.issue_id`"),
+        ("/api/agents/spawn", SPAWN | {"issue_id": "a..b"}, "with a letter or digit first and no '..' - at `$.issue_id`"),
+        ("/api/events/ping", EVENT | {"event_type": "A B"}, "must be small letters, digits, '.', '_' or '-', 64 at most, with a letter first - at `$.event_type`"),
+        ("/api/agents?issue_id=a+b", None, "must be letters, digits, '.', '_' or '-', 128 at most"),
         ("/api/events/ping", EVENT | {"priority": 5}, "Expected `str`, got `int` - at `$.priority`"),
         ("/api/events/ping", EVENT | {"topic": 5}, "Expected `str`, got `int` - at `$.topic`"),
     ],
 )  # fmt: skip
-def test_what_is_none_of_a_few_values_is_told_all_of_them(architect: Client, path: str, body: Any, said: str) -> None:
+def test_a_refusal_says_in_words_what_may_stand_there(architect: Client, path: str, body: Any, said: str) -> None:
     answer = architect.post(path, body) if body else architect.get(path)
     assert answer.status_code == 400 and said in answer.json()["message"], answer.text
 

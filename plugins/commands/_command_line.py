@@ -24,7 +24,7 @@ import jwt
 import cco_sidecar
 from cco_sidecar import (
     GOOD,
-    IDENTIFIER,
+    NAME_IN_WORDS,
     PERMISSIONS,
     Settings,
     StartError,
@@ -104,7 +104,7 @@ def token(options: argparse.Namespace) -> int:
 
     for name in ("agent_id", "issue"):
         if (value := getattr(options, name)) is not None and not is_identifier(value):
-            raise StartError(f"{flag_of(name)}: {value!r} must match {IDENTIFIER}")
+            raise StartError(f"{flag_of(name)}: {value!r} {NAME_IN_WORDS}")
     ttl = None if options.ttl is None else read_option("token_ttl", "--ttl", options.ttl)
     listed = options.permissions
     permissions = None if listed is None else [name.strip() for name in listed.split(",") if name.strip()] or [listed]

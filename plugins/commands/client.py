@@ -23,7 +23,7 @@ import msgspec
 
 from cco_sidecar import (
     GOOD,
-    IDENTIFIER,
+    NAME_IN_WORDS,
     REFUSED,
     AgentTypes,
     StartError,
@@ -466,7 +466,7 @@ def finite(text: str) -> float:
 
 def part_of_id(text: str) -> str:
     if not is_identifier(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no id: it must match {IDENTIFIER} and hold no '..'")
+        raise argparse.ArgumentTypeError(f"{text!r} is no id, which {NAME_IN_WORDS}")
     return text
 
 

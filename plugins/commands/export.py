@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cco_sidecar import GOOD, IDENTIFIER, REFUSED, StartError, hookimpl, is_identifier, read_path
+from cco_sidecar import GOOD, NAME_IN_WORDS, REFUSED, StartError, hookimpl, is_identifier, read_path
 from cco_sidecar_plugins.commands._client import Client
 from cco_sidecar_plugins.commands._table import Command, add_commands, arg
 
@@ -25,7 +25,7 @@ def register_commands(commands: Any) -> None:
 
 def command_export(options: argparse.Namespace) -> int:
     if not is_identifier(options.issue):
-        raise StartError(f"export: {options.issue!r} must match {IDENTIFIER}")
+        raise StartError(f"export: {options.issue!r} {NAME_IN_WORDS}")
     accept = "text/markdown" if options.format == "markdown" else "application/json"
     path = f"/api/issues/{options.issue}/export"
     story = Client(options).call("GET", path, query={"format": options.format}, accept=accept)

@@ -23,7 +23,7 @@ from typing import Any
 from cco_sidecar import (
     CATEGORIES,
     GOOD,
-    IDENTIFIER,
+    NAME_IN_WORDS,
     REFUSED,
     TASK_LENGTH,
     WRITE,
@@ -95,7 +95,7 @@ def task_text(text: str) -> str:
 def command_run(options: argparse.Namespace) -> int:
     """Run or go on with the pipeline of one issue; the exit code."""
     if not is_identifier(options.issue):
-        raise StartError(f"--issue: {options.issue!r} must match {IDENTIFIER}")
+        raise StartError(f"--issue: {options.issue!r} {NAME_IN_WORDS}")
     asked = settings_from(options)
     hooks = load_hooks(asked)
     types = AgentTypes(hooks, asked).categories

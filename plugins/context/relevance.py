@@ -1378,7 +1378,11 @@ class Ranking:
             if id in self.commit_of:
                 shown["hmax"] = f"changed with {subjects.get(self.commit_of[id], 'an earlier commit')}"
             if self.chunks.get(id) and (words := self._words_in(id * MAX_CHUNKS + self.chunks[id][0][0])):
-                shown["chunk"] = "text matches " + ", ".join(words[:3])
+                shown["chunk"] = f"text matches {', '.join(words[:3])}{self._whose_words()}"
+
+    def _whose_words(self) -> str:
+        """Of a ranking without a task: whose words its words are."""
+        return "" if self.request.task else " of earlier agents' decisions"
 
     def _words_in(self, chunk: int) -> list[str]:
         body = self.index.value("select body from chunk where rowid = ?", chunk) or ""
@@ -1398,7 +1402,9 @@ class Ranking:
         why = self.why.get(id, {}) | (self.shown[id] if explained else {})
         said = [(FEATURES[name] * self.features[name].get(id, 0.0), text) for name, text in why.items()]
         if "chunk" not in why and self.features.get("chunk", {}).get(id):
-            said.append((FEATURES["chunk"] * self.features["chunk"][id], "text matches the task"))
+            said.append(
+                (FEATURES["chunk"] * self.features["chunk"][id], f"text matches{self._whose_words() or ' the task'}")
+            )
         recent = FEATURES["recent"] * self.features["recent"].get(id, 0.0)
         if recent > 0.3:
             said.append((recent, "changed recently"))

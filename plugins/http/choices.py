@@ -1,13 +1,14 @@
-"""Refusals of a value that is none of a few, such as an event's ``priority``, name those that there are."""
+"""Refusals of a value say in words what may stand in its place, such as the few values of an event's ``priority``."""
 
 from __future__ import annotations
 
 import re
+import typing
 from typing import Any
 
 from msgspec import inspect
 
-from cco_sidecar import ApiError, Endpoint, hookimpl
+from cco_sidecar import EVENT_TYPE_IN_WORDS, NAME_IN_WORDS, ApiError, Endpoint, EventType, Identifier, hookimpl
 
 
 @hookimpl
@@ -17,19 +18,26 @@ def part_class(base: type) -> type | None:
 
 class ChoiceEndpoint(Endpoint):
     def error_content(self, error: ApiError) -> bytes:
-        for shape in (self.query_type, self.body):
-            if shape:
-                name_choices(error, shape)
+        name_choices(error, *filter(None, (self.query_type, self.body)))
         return super().error_content(error)
 
 
-def name_choices(error: ApiError, shape: Any) -> None:
-    """Have a refusal of what should be of ``shape`` say what may stand in its place, where that is one of a few."""
-    refused = re.search(r"Invalid enum value (.*?)( - at `\$[^`]*`)?\Z", error.message, re.DOTALL)
-    path = error.details.get("path", "") if isinstance(error.details, dict) else ""
-    if refused and (values := choices(inspect.type_info(shape), path_steps(path))):
-        said = f"{refused[1]} is none of {', '.join(values)}{refused[2] or ''}"
-        error.message = error.message[: refused.start()] + said
+def name_choices(error: ApiError, *shapes: Any) -> None:
+    """Have a refusal of what should be of one of ``shapes`` say in words what may stand in its place."""
+    if refused := re.search(r"Invalid enum value (.*?)( - at `\$[^`]*`)?\Z", error.message, re.DOTALL):
+        steps = path_steps(error.details.get("path", "") if isinstance(error.details, dict) else "")
+        values = dict.fromkeys(value for shape in shapes for value in choices(inspect.type_info(shape), steps))
+        if values:
+            said = f"{refused[1]} is none of {', '.join(values)}{refused[2] or ''}"
+            error.message = error.message[: refused.start()] + said
+    for pattern, words in IN_WORDS.items():
+        error.message = error.message.replace(f"Expected `str` matching regex {pattern!r}", words)
+
+
+IN_WORDS = {
+    typing.get_args(Identifier)[1].pattern: NAME_IN_WORDS,
+    typing.get_args(EventType)[1].pattern: EVENT_TYPE_IN_WORDS,
+}
 
 
 def path_steps(path: str) -> list[str]:

@@ -1119,6 +1119,21 @@ def test_lost_is_said_where_nothing_can_be_known(make_service: Callable[..., Ser
     assert "Traceback" not in service.log
 
 
+@pytest.mark.parametrize("codes", [[0], [3, -9], [0, 1, 2]])
+def test_a_keeper_tells_of_an_end_before_the_disk_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int]
+) -> None:
+    program, real, happened = keeper.KeeperProgram(str(tmp_path), "0"), os.fsync, list[str]()
+    monkeypatch.setattr(os, "fsync", lambda file: (happened.append("written"), real(file)))
+    monkeypatch.setattr(program, "_tell", lambda agent, ended: happened.append(f"told {ended['code']}"))
+    for pid, code in enumerate(codes):
+        (tmp_path / str(pid)).mkdir()
+        program._agents[pid] = str(pid), program._open_note(str(pid))
+        program._ended(pid, {"code": code, "cpu": 0.0, "memory": 0})
+        assert keeper.written_end(tmp_path / str(pid)).code == code
+    assert happened == [word for code in codes for word in (f"told {code}", "written")]
+
+
 @pytest.mark.parametrize("problem", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_a_keeper_waits_for_room_to_write_an_end_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: int

@@ -320,8 +320,8 @@ class KeeperProgram:
         agent, note = self._agents.pop(pid)
         facts["time"] = time.time()
         self._unwritten[agent] = note, facts
+        self._tell(agent=agent, ended=facts)  # first: of many that end together the last is not to wait for all writes
         self._write_end(agent)
-        self._tell(agent=agent, ended=facts)
 
     def _write_end(self, agent: str) -> None:
         """Write down how an agent ended, in one step; where the disk is full, again before we end."""

@@ -1584,15 +1584,10 @@ class GetHealth(Endpoint):
         healthy = checks["storage"] == checks["event_bus"] == "healthy"
         self.set_status(200 if healthy else 503)
         return {
-            "status": "healthy" if healthy else "unhealthy",
-            "service": "orchestration-sidecar",
-            "version": __version__,
-            "uptime_seconds": int(time.time() - sidecar.started),
-            "project_id": sidecar.settings.project,
-            "instance_id": sidecar.info.instance_id,
-            "checks": checks,
-            "timestamp": iso(),
-        }
+            "status": "healthy" if healthy else "unhealthy", "service": "orchestration-sidecar", "version": __version__,
+            "uptime_seconds": int(time.time() - sidecar.started), "project_id": sidecar.settings.project,
+            "instance_id": sidecar.info.instance_id, "checks": checks, "timestamp": iso(),
+        }  # fmt: skip
 
     async def checks(self) -> dict[str, Any]:
         sidecar, storage, bus = self.sidecar, "healthy", "healthy"
@@ -1612,14 +1607,10 @@ class GetHealth(Endpoint):
             free = shutil.disk_usage(sidecar.settings.storage).free
             waiting = sidecar.storage.read.undelivered(sidecar.settings.project)
         return {
-            "storage": storage,
-            "event_bus": bus,
-            "memory_usage_mb": round(memory / MB, 1),
-            "cpu_usage_percent": cpu,
-            "active_agents": len(sidecar.agents.active),
-            "event_queue_size": waiting,
+            "storage": storage, "event_bus": bus, "memory_usage_mb": round(memory / MB, 1), "cpu_usage_percent": cpu,
+            "active_agents": len(sidecar.agents.active), "event_queue_size": waiting,
             "disk_space_available_mb": free // MB,
-        }
+        }  # fmt: skip
 
 
 class GetStatus(Endpoint):
@@ -1632,16 +1623,13 @@ class GetStatus(Endpoint):
             await sidecar.storage.write(lambda records: None)
         return {
             "agents": agent_statistics(sidecar.storage.read, sidecar.settings.project),
-            "storage": {
-                **sidecar.contexts.statistics(),
+            "storage": sidecar.contexts.statistics() | await sidecar.storage.statistics() | {
                 "results_stored": sidecar.storage.read.count_results(sidecar.settings.project),
-                **await sidecar.storage.statistics(),
                 "storage_path": str(sidecar.settings.storage),
             },
-            "events": sidecar.bus.statistics(),
+            "events": sidecar.bus.statistics(), "timestamp": iso(),
             "performance": sidecar.metrics.statistics() | {"protocols": sidecar.server_class.protocols},
-            "timestamp": iso(),
-        }
+        }  # fmt: skip
 
 
 # ==== Tokens and rate limits: who may do what, and how often ==========================================
@@ -3392,43 +3380,69 @@ class Redaction:
     def redact(self, content: str) -> tuple[str, int]:
         number = 0
         for pattern in SECRETS:
-            content, found = pattern.subn(self._hidden, content)
+            content, found = without_secrets(content, pattern)
             number += found
         return content, number
 
     def redact_json(self, value: Any) -> tuple[Any, int]:
-        content = msgspec.json.encode(value)
-        texts = msgspec.json.decode(b"[%b]" % b",".join(JSON_TEXT.findall(content)), type=list[str])
-        redacted = [self.redact(text) for text in texts]
-        clean = iter(redacted)
-        content = JSON_TEXT.sub(lambda _: msgspec.json.encode(next(clean)[0]), content)
-        return msgspec.json.decode(content), sum(number for _, number in redacted)
+        number, field = 0, ""
 
-    def _hidden(self, match: re.Match[str]) -> str:
-        start, end = match.span(match.lastindex or 0)
-        text, lines = match.string, "\n" * match.string.count("\n", start, end)
-        return text[match.start() : start] + REDACTED + lines + text[end : match.end()]
+        def clean(match: re.Match[bytes]) -> bytes:
+            nonlocal number, field
+            text = msgspec.json.decode(match[1], type=str)
+            redacted, found = self.redact(text) if match[2] else self.redact_given(text, field[-80:])
+            number, field = number + found, text if match[2] else field
+            return msgspec.json.encode(redacted) + match[2]
+
+        return msgspec.json.decode(JSON_TEXT.sub(clean, msgspec.json.encode(value))), number
+
+    def redact_given(self, text: str, name: str) -> tuple[str, int]:
+        """``redact``, for a text that a field ``name`` of JSON has: as code would give it, where the name tells so."""
+        if SECRET_NAME.search(name):
+            redacted, number = self.redact(f'{name} = "{text}"')
+            if redacted.endswith(REDACTED + '"'):
+                return redacted[:-1].removeprefix(f'{name} = "'), number
+        return self.redact(text)
 
 
-JSON_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
+def without_secrets(content: str, pattern: re.Pattern[str], looks_real: Callable[..., bool] = bool) -> tuple[str, int]:
+    """``content`` without the matches, or their last groups, that look real, and how many there were. Blocks."""
+    kept, last, begin = [], 0, 0
+    for end in range(WINDOW, len(content) + WINDOW, WINDOW):  # one long search would keep all other threads waiting
+        for match in pattern.finditer(content, max(begin, end - WINDOW), end + WINDOW // 2):
+            if match.start() >= end:
+                break
+            begin = match.end()
+            if looks_real(match):
+                first, past = match.span(match.lastindex or 0)
+                kept.append(content[last:first] + REDACTED + "\n" * content.count("\n", first, past))
+                last = past
+    return "".join([*kept, content[last:]]), len(kept)
+
+
+WINDOW = 64 * 1024  # letters in which a secret begins; it has half as many at most
+JSON_TEXT = re.compile(rb'("(?:[^"\\]++|\\.)*+")(:?)')  # names of fields end in a colon
 REDACTED = "[REDACTED]"
-SECRETS = tuple(  # bounded: no text may make them slow; where one has a group, only that is the secret
+SECRET_NAME = re.compile(
+    r"(?i:secret|token|passw(?:or)?d|passphrase|pwd|credential|authorization|(?:api|access|auth|account)[_-]?key)"
+)
+SECRETS = tuple(  # bounded and possessive: no text may make them slow; where one has a group, only that is the secret
     re.compile(pattern)
     for pattern in (
         r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
         r"(?:[\s\\nr\"',#|+]{0,20}(?:[A-Za-z-]{4,20}: [^\n]{0,200}|[A-Za-z0-9+/=]{16,}+)){1,5000}+"
         r"(?:\s?[\w+/=]{0,15}\s?-{5}END)?",
-        r"PuTTY-User-Key-File-\d: (?:[^\n]{0,200}\n){1,100}?Private-MAC: \w+",
-        r"eyJ[\w-]{10,1000}\.eyJ[\w-]{10,20000}\.[\w-]{20,}",
+        r"PuTTY-User-Key-File-\d: (?:(?!PuTTY|Private-MAC)[^\n]{0,200}+\n){1,100}+Private-MAC: \w+",
+        r"eyJ(?:(?!eyJ)[\w-]){10,1000}+\.eyJ[\w-]{10,20000}+\.[\w-]{20,}+",
         r"AKIA[0-9A-Z]{16}|ASIA[0-9A-Z]{16}|SK[0-9a-f]{32}|:AA[\w-]{33}|(?:slack\.com/services|/webhooks)/[\w/-]{30,}",
         r"(?:gh[pousr]_|github_pat_|gl[a-z]{2,5}-|xox[a-z]-|xapp-|[rs]k[_-]|whsec_|AIza|GOCSPX-|ya29\.|gsk_|xai-|pplx-"
         r"|r8_|hf_|npm_|pypi-|SG\.|do[opr]_v1_|shp[a-z]{2}_|key-|hvs\.|glsa_|dckr_pat_|lin_api_|rubygems_|NRAK-|PMAK-"
         r"|sbp_|sntrys_|tfp_|dapi|pul-|AGE-SECRET-KEY-|\.atlasv1\.|ntn_|figd_|dp\.[ps]t\.)"
-        r"(?=[a-z_.-]{0,200}[0-9A-Z])[\w.+/=-]{20,}",
-        r"://((?!\[)[^\s/:@\"'`<>]{0,100}:(?!\d+/)[^\s\"'`<>,|\\]{3,200}|[\w.~+=-]{20,200})@",
-        r"(?i:secret|token|passw(?:or)?d|passphrase|pwd|credential|authorization|(?:api|access|auth|account)[_-]?key"
-        r"|[?&;]sig)[\w\"'`\])]{0,30}(?:\s{0,4}[:=,]>?\s{0,4}|\s{1,4})[\"'`]?(?i:(?:bearer|basic|token|apikey) {1,4})?"
-        r"((?=[A-Za-z+/_.~-]{0,200}[0-9])[A-Za-z0-9+/_.~%-]{12,2000}=*)",
+        r"(?=[a-z_.-]{0,200}+[0-9A-Z])[\w.+/=-]{20,}+",
+        r"://((?!\[)[^\s/:@\"'`<>]{0,100}+:(?!\d+/)(?=[^\s\"'`<>,|\\@]{0,200}+@)[^\s\"'`<>,|\\]{3,200}"
+        r"|[\w.~+=-]{20,200}+)@",
+        r"(?:(?i:[?&;]sig)|" + SECRET_NAME.pattern + r")[\w\"'`\])]{0,30}+(?:\s{0,4}[:=,]>?\s{0,4}|\s{1,4})[\"'`]?"
+        r"(?i:(?:bearer|basic|token|apikey) {1,4})?((?=[A-Za-z+/_.~-]{0,200}+[0-9])[A-Za-z0-9+/_.~%-]{12,2000}+=*)",
     )
 )
 

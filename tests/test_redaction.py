@@ -2,6 +2,7 @@
 
 import json
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -129,6 +130,8 @@ CODE = """
     http://host:port/a@b | docker://alpine:3.19@sha256:abc | https://unpkg.com/react@18.2.0/index.js
     https://github.com/orgs/x/teams@y | http://localhost:3000/users/me@example.com | https://user:password@host/@x
     public_key_token=b77a5c561934e089 | def f(password=None, token2=None): | token: 123e4567-e89b-12d3-a456-426614174000
+    password = getpass() | token = request.token | password = None | token = "page-2-of-10-pages" | model_token = "gpt-4-turbo-0613"
+    tokens_for = "claude-3-5-sonnet-20241022" | secret = "path/to/secret-2.txt" | password = "{{ vault_password_1 }}"
     --secret id=npmrc1,src=x | --password file:pw1.txt | token_type=Bearer&expires_in=3600
 """
 
@@ -154,7 +157,7 @@ def test_a_key_that_the_files_end_cuts_off_is_redacted_and_nothing_else() -> Non
 
 @pytest.mark.parametrize("secret", [TOKEN, KEY + "-----END RSA " + "PRIVATE KEY-----", f'password = "{RANDOM}"'])
 def test_a_secret_is_found_wherever_the_windows_of_a_long_text_end(secret: str) -> None:
-    window = plugin("_redaction").WINDOW
+    window = cco_sidecar.WINDOW
     for before in (window - len(secret) - 1, window - len(secret) // 2, window - 1, window, 2 * window - 7):
         text = ("word \n" * window)[: before - 1] + "\n" + secret + "\n" + "word \n" * 100
         left, number = redact(text)
@@ -169,7 +172,7 @@ def test_a_long_text_is_searched_while_other_threads_go_on() -> None:
         while not search.done():
             turns += 1
             time.sleep(0.001)
-    assert turns > len(text) / plugin("_redaction").WINDOW, "it has to let go of the interpreter after each window"
+    assert turns > len(text) / cco_sidecar.WINDOW, "it has to let go of the interpreter after each window"
 
 
 def test_long_texts_without_secrets_take_time_in_proportion_to_their_length() -> None:
@@ -187,6 +190,72 @@ def test_long_texts_without_secrets_take_time_in_proportion_to_their_length() ->
     ):
         redact(text)  # a pattern that backtracks would not come back
         Redaction().redact(text[:200_000])
+
+
+SLOW = """
+import resource, sys
+from cco_sidecar import Redaction, redact
+resource.setrlimit(resource.RLIMIT_CPU, (12, 12))
+for text in ("eyJ", "gsk_", "sbp_", "://a:", "-----BEGIN PRIVATE " + "KEY-----\\nA: b", "--"):
+    (redact if sys.argv[1] == "plugins" else Redaction().redact)(text * (2_000_000 // len(text)))
+print("done")
+"""
+
+
+@pytest.mark.parametrize("by", ["alone", "plugins"])
+def test_what_repeats_the_beginning_of_a_secret_takes_little_work(by: str) -> None:
+    done = subprocess.run([sys.executable, "-c", SLOW, by], capture_output=True, text=True)
+    assert done.stdout == "done\n", "its limit of the processor's time has ended it"
+
+
+BOTH = pytest.mark.parametrize("kind", [Redaction, plugin("_redaction").MeasuredRedaction], ids=["alone", "plugins"])
+GIVEN = "k3j4h5g6f7d8" + "s9a0"
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("value", "left", "number"),
+    [
+        ({"api_key": GIVEN}, {"api_key": REDACTED}, 1),
+        ({"a": [{"db": {"DB_PASSWORD": GIVEN, "port": 5432}}]}, {"a": [{"db": {"DB_PASSWORD": REDACTED, "port": 5432}}]}, 1),
+        ({"tokens": [GIVEN, 7, GIVEN + "x"], "b": GIVEN}, {"tokens": [REDACTED, 7, REDACTED], "b": GIVEN}, 2),
+        ({"Authorization": f"Bearer {GIVEN}"}, {"Authorization": f"Bearer {REDACTED}"}, 1),
+        ([{"client_secret": {"x": 1}}, GIVEN], [{"client_secret": {"x": 1}}, GIVEN], 0),
+    ],
+)  # fmt: skip
+def test_a_field_of_json_whose_name_tells_of_a_secret_is_redacted_as_in_code(
+    kind: type[Redaction], value: Any, left: Any, number: int
+) -> None:
+    assert kind().redact_json(value) == (left, number)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"token": "abc", "tokens": 12, "password": None, "secret": True},
+        {"password": "getpass()", "token_expires_at": "2025-11-18T10:00:00Z", "note": "password"},
+        {"metrics": {"tokens_used": 15000}, "token": "see the vault, entry 12 of the team"},
+        ["api_key", GIVEN],
+    ],
+)
+def test_a_field_of_json_without_a_secret_stays_whatever_it_is_called(kind: type[Redaction], value: Any) -> None:
+    assert kind().redact_json(value) == (value, 0)
+
+
+def test_what_is_quoted_and_given_to_a_secrets_name_is_redacted_by_the_plugins_where_it_is_without_them() -> None:
+    rng, alone, plugins = random.Random(5), Redaction().redact, plugin("_redaction").MeasuredRedaction().redact
+    for alphabet in (
+        "abcdefghijk0123456789",
+        "0123456789abcdef",
+        "0123456789",
+        "ABCDEFGHIJ01234567",
+        "aB3xY7pQ9rT2vW5z",
+    ):
+        for length in (12, 15, 19, 20, 31, 64):
+            for name in ("password", "DB_PASSWD", "api_key", "passphrase", "clientSecret", "pwd", "authToken"):
+                text = f'{name} = "{"".join(rng.choices(alphabet, k=length))}"'
+                assert plugins(text)[1] >= alone(text)[1], text
 
 
 def test_this_projects_own_sources_hold_no_secret() -> None:

@@ -10,13 +10,13 @@ import hashlib
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Struct
 
-from cco_sidecar import REDACTED, Redaction
+from cco_sidecar import SECRET_NAME, SECRETS, Redaction, without_secrets
 
 
 class MeasuredRedaction(Redaction):
@@ -37,15 +37,15 @@ class MeasuredRedaction(Redaction):
         return redacted, number
 
     def redact_json(self, value: Any) -> tuple[Any, int]:
-        found = texts_of(msgspec.json.encode(value))
-        large = len(found) >= self.LARGE
-        mark = hashlib.blake2b(found, digest_size=16, person=b"JSON").digest() if large else b""
+        content = msgspec.json.encode(value)
+        large = len(content) >= self.LARGE
+        mark = hashlib.blake2b(content, digest_size=16, person=b"JSON").digest() if large else b""
         if mark in self.clean:
             return value, 0
-        texts = msgspec.json.decode(found, type=list[str])
+        texts = msgspec.json.decode(texts_of(content), type=list[str])
         # A form may go on to a line's end, and none beyond a zero byte; one search of all would hold up all threads.
         many = ("\n\0\n".join(texts[at : at + 1000]) for at in range(0, len(texts), 1000))
-        if any(self.redact(text)[1] for text in many):
+        if has_secret_field(content) or any(self.redact(text)[1] for text in many):
             return super().redact_json(value)
         if large:
             self._remember(mark)
@@ -76,6 +76,17 @@ def texts_of(content: bytes) -> bytes:
     return (b'["%b"]' % b'","'.join(found)).replace(b"\1", b'\\"').replace(b"\0", b"\\\\")
 
 
+def has_secret_field(content: bytes) -> bool:
+    """Whether JSON has a text, or a list, in a field whose name tells of a secret."""
+    small = content.lower()
+    return any(word in small for word in SECRET_WORDS) and any(map(SECRET_FIELD.search, FIELD.findall(content)))
+
+
+FIELD = re.compile(rb'"((?:[^"\\]++|\\.)*+)":[\["]')
+SECRET_FIELD = re.compile(SECRET_NAME.pattern.encode())
+SECRET_WORDS = (b"secret", b"token", b"passw", b"passphrase", b"pwd", b"credential", b"authorization", b"key")
+
+
 class SecretForm(Struct, frozen=True):
     """A form of secret that its issuer documents, or that its surroundings give away. Patterns are bounded: no text may
     make them slow.
@@ -87,32 +98,10 @@ class SecretForm(Struct, frozen=True):
     name: str
     hints: tuple[str, ...]
     pattern: re.Pattern[str]
-    looks_real: Callable[[re.Match[str]], bool] | None = None
+    looks_real: Callable[[re.Match[str]], bool] = bool
 
     def redact(self, content: str) -> tuple[str, int]:
-        kept, last = [], 0
-        for match in self.matches(content):
-            start, end = match.span(match.lastindex or 0)
-            if self.looks_real is None or self.looks_real(match):
-                kept.append(content[last:start] + REDACTED + "\n" * content.count("\n", start, end))
-                last = end
-        return "".join([*kept, content[last:]]), len(kept)
-
-    def matches(self, content: str) -> Iterator[re.Match[str]]:
-        """As ``finditer``, a window at a time: one search of a long text would keep all other threads waiting."""
-        begin = 0
-        while begin < len(content):
-            end = begin + WINDOW
-            for match in self.pattern.finditer(content, begin, end + LONGEST):
-                if match.start() >= end:
-                    break
-                yield match
-                begin = match.end()
-            begin = max(begin, end)
-
-
-WINDOW = 64 * 1024  # letters in which a secret begins
-LONGEST = 32 * 1024  # letters of a secret, at most
+        return without_secrets(content, self.pattern, self.looks_real)
 
 
 PLACEHOLDERS = re.compile(
@@ -123,7 +112,8 @@ PLACEHOLDERS = re.compile(
 CALLS_ITSELF_SECRET = re.compile(
     r"(?i)(?:secret|token|passw(?:or)?d|(?:api|access|auth|account)[_-]?key|credential)\w*[\"'\])]*\s*$"
 )
-NAME_ENDS = "(?:ken|KEN|[Kk]ey|KEY|ret|RET|ord|ORD|als|ALS)"  # of those that call themselves secret
+# of those that call themselves secret
+NAME_ENDS = "(?:ken|KEN|[Kk]ey|KEY|ret|RET|ord|ORD|als|ALS|[Pp]wd|PWD|swd|SWD|ial|IAL|ase|ASE)"
 STANDS_FOR_A_SECRET = re.compile(
     r"(?i)[{}<>*\[\]()]|\$[a-z_({]|%(?![0-9a-f]{2})|\.\.\.|x{4}|example|placeholder|redacted"
 )
@@ -143,6 +133,11 @@ def is_made_up(match: re.Match[str]) -> bool:
     return kinds_of_signs(text) >= 2 and bool(re.search("[0-9]", text)) and not STANDS_FOR_A_SECRET.search(text)
 
 
+def is_option(match: re.Match[str]) -> bool:
+    """Whether what a text is given to is an option of a program."""
+    return re.search(r"--[\w-]*$", match.string[max(0, match.start() - 32) : match.start()]) is not None
+
+
 def kinds_of_signs(text: str) -> int:
     return sum(bool(re.search(kind, text)) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
 
@@ -157,21 +152,30 @@ def looks_random(text: str) -> bool:
 
 
 def is_assigned_to_a_secret(match: re.Match[str]) -> bool:
-    """Whether a random-looking text is given to what calls itself a secret."""
+    """Whether a text that may be a secret is given to what calls itself one."""
     text, before = match[match.lastindex or 0], match.string[max(0, match.start() - 60) : match.start()]
-    if not CALLS_ITSELF_SECRET.search(before) or not looks_random(text):
-        return False
     # Without quotes it may also be a name of code, in which letters and digits seldom meet.
-    return bool(match[1]) or len(re.findall(r"[A-Za-z](?=\d)|\d(?=[A-Za-z])", text)) >= 4
+    name_of_code = not match[1] and len(re.findall(r"[A-Za-z](?=\d)|\d(?=[A-Za-z])", text)) < 4
+    if CALLS_ITSELF_SECRET.search(before) and looks_random(text):
+        return not name_of_code
+    if not IS_CALLED_SECRET.search(before) or not re.search("[0-9]", text) or STANDS_FOR_A_SECRET.search(text):
+        return False
+    return not (WORDS.fullmatch(text) if match[1] else name_of_code or NUMBER_OR_PLACE.search(text))
+
+
+IS_CALLED_SECRET = re.compile(SECRET_NAME.pattern + r"s?[\"'\])]*\s*$")
+WORDS = re.compile(
+    r"[/.]?(?:[A-Za-z]*\d{0,2}|\d{1,8})(?:[_./-](?:[A-Za-z]*\d{0,2}|\d{1,8}))+"
+)  # claude-3-5-sonnet-20241022
+NUMBER_OR_PLACE = re.compile(r"^[0-9a-fA-F-]+$|[./]")
 
 
 SECRET_FORMS = tuple(
     SecretForm(name, tuple(hints.split("|")) if hints else (), re.compile(pattern), *more)
     for name, hints, pattern, *more in (
-        ("private key block", "-----BEGIN ", r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
-         r"(?:(?<=\n)[A-Za-z][A-Za-z-]{0,30}: [^\n]{0,200}\n|[\sA-Za-z0-9+/=\\\"'.,#|]){16,}+"
-         r"(?:-----END [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----|(?=\0)|\Z)"),
-        ("PuTTY key", "PuTTY-User-Key-File", r"PuTTY-User-Key-File-\d: (?:[^\n]{0,200}\n){1,100}?Private-MAC: \w+"),
+        ("private key block", "-----BEGIN ",
+            SECRETS[0].pattern + r"(?:(?<=END) [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----)?"),
+        ("PuTTY key", "PuTTY-User-Key-File", SECRETS[1].pattern),
         ("age key", "AGE-SECRET-KEY", r"\bAGE-SECRET-KEY-1[0-9A-Z]{58}\b"),
         ("AWS key id", "AKIA|ASIA", r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b(?<!EXAMPLE)"),
         ("AWS secret", "aws|AWS|Aws",
@@ -208,26 +212,26 @@ SECRET_FORMS = tuple(
         ("other services", "dapi", r"dapi[a-f0-9]{32}\b"),
         ("other services", ":AA", r"(?<=\d{8}):AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-])"),
         ("other services", "pul-", r"pul-[a-f0-9]{40}\b"),
-        ("JSON Web Token", "eyJ", r"\beyJ[A-Za-z0-9_-]{10,1000}\.eyJ[A-Za-z0-9_-]{10,20000}\.[A-Za-z0-9_-]{20,}"),
+        ("JSON Web Token", "eyJ", SECRETS[2].pattern),
         ("other services", ".atlasv1.|ntn_|figd_|dp.pt.|dp.st.",
             r"\b\w{14}\.atlasv1\.[\w-]{60,}|\bntn_[A-Za-z0-9]{40,}|\bfigd_[\w-]{36,}|\bdp\.[ps]t\.(?:[\w-]{1,40}\.)?[A-Za-z0-9]{40,}"),
         ("other services", "/webhooks/", r"discord(?:app)?\.com/api/(?:v\d{1,2}/)?webhooks/\d{15,20}/[\w-]{60,}"),
-        ("token in a URL", "://", r"://([\w.~+=-]{20,200})(?::[\w-]{0,20})?@[\w.\[-]",
+        ("token in a URL", "://", r"://([\w.~+=-]{20,200}+)(?::[\w-]{0,20})?@[\w.\[-]",
             lambda match: looks_random(match[1])),
-        ("password in a URL", "://", r"://[^\s/:@\"'`<>]{0,100}:(?!\d+/|port/|PORT/)([^\s\"'`<>,|\\]{3,200})@(?!sha\d+:)[\w.\[-]",
+        ("password in a URL", "://", r"://[^\s/:@\"'`<>]{0,100}+:(?!\d+/|port/|PORT/)(?=[^\s\"'`<>,|\\@]{0,200}+@)([^\s\"'`<>,|\\]{3,200})@(?!sha\d+:)[\w.\[-]",
             is_no_placeholder),
         ("sent for authorization", "uthorization|UTHORIZATION", r"(?i:uthorization)[\"'`]?\s{0,3}[:=,]\s{0,3}[\"'`]?"
             r"(?i:bearer|basic|token|apikey) {1,4}([A-Za-z0-9+/_.~-]{12,9000}+=*)", is_made_up),
         ("parameter of a program", "--",
-            r"--[\w-]{0,30}?(?:token|secret|password|passwd|passphrase|api-?key|access-key)(?:=|\s{1,4})[\"']?([^\s\"'`=;|&,:\\]{8,2000})",
-            is_made_up),
+            r"(?:token|secret|password|passwd|passphrase|api-?key|access-key)(?:=|\s{1,4})[\"']?(?!-)([^\s\"'`=;|&,:\\]{8,2000}+)",
+            lambda match: is_option(match) and is_made_up(match)),
         ("password of a connection", "assword=|wd=|WD=",
             r"[?&;]\s?(?i:password|passwd|pwd)=([^\s&;\"'`<>|\\]{6,200})(?=[&;\"'`\s\\]|$)", is_made_up),
         ("password of a machine", "login ",
             r"\blogin\s{1,4}[^\s]{1,100}\s{1,9}password\s{1,4}([^\s]{6,200})", is_made_up),
-        ("assigned to a secret's name", "", r"[:=](?:>?\s{0,4}[\"'`]([A-Za-z0-9+/_=.~-]{20,200})[\"'`]|"
+        ("assigned to a secret's name", "", r"[:=](?:>?\s{0,4}[\"'`]([A-Za-z0-9+/_=.~%-]{12,200})[\"'`]|"
             rf"(?:(?<={NAME_ENDS}[:=])|(?<={NAME_ENDS}[\"' :][:=])) {{0,4}}"
-            r"([A-Za-z0-9+/_.~-]{20,2000}+={0,2})(?=[\"'`\s;&,<\\]|$))", is_assigned_to_a_secret),
+            r"([A-Za-z0-9+/_.~-]{12,2000}+={0,2})(?=[\"'`\s;&,<\\]|$))", is_assigned_to_a_secret),
     )
 )  # fmt: skip
 SECRET_HINTS = [  # those with one beginning: a pattern of theirs is found, or not, as fast as a single text

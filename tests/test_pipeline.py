@@ -1172,3 +1172,12 @@ def test_the_table_says_what_happened_line_by_line(runs: Runs, served: Service) 
         and "\x1b" not in "".join(lines)
         and "\r" not in "".join(lines)
     )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "<1 s"), (1, "1 s"), (0.04, "0.0 s"), (12.34, "12.3 s"), (70, "70 s")]
+)
+def test_an_agent_of_an_earlier_run_that_took_less_than_a_second_is_not_said_to_have_taken_none(
+    seconds: float, said: str
+) -> None:
+    assert plugin("_pipeline_view").SUMMARY["time"]({"seconds": seconds}) == said

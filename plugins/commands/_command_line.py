@@ -125,8 +125,11 @@ def token(options: argparse.Namespace) -> int:
 
 def with_running_type(settings: Settings, options: argparse.Namespace) -> Settings:
     """The settings with the type's category as the running service has it, which a flag or plugin there may say."""
+    from cco_sidecar_plugins._files import read_sidecar_json
     from cco_sidecar_plugins.commands._client import running_types
 
+    if read_sidecar_json(settings.storage) is None:  # none runs
+        return settings
     told = running_types(options) or {"agent_types": []}
     found = {row["agent_type"]: row["category"] for row in told["agent_types"] if row["agent_type"] == options.type}
     known = typing.cast(PluginSettings, settings)

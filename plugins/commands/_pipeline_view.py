@@ -170,9 +170,14 @@ LINES: dict[str, Callable[[dict[str, Any]], Iterable[str]]] = {  # event: its li
 SUMMARY: dict[str, Callable[[dict[str, Any]], str]] = {  # column: what it shows of an agent
     "type": lambda row: row["agent_type"],
     "state": lambda row: row["state"],
-    "time": lambda row: f"{row['seconds']:.1f} s" if isinstance(row["seconds"], float) else f"{row['seconds']} s",
+    "time": lambda row: shown_seconds(row["seconds"]),
     "result": lambda row: row["status"] or "none",
     "files": lambda row: str(row["files_changed"]),
     "decision": lambda row: row["decision"],
     "why": lambda row: row["reason"],
 }
+
+
+def shown_seconds(seconds: float) -> str:
+    """To the tenth where it was measured; of an agent of an earlier run whole seconds alone are known."""
+    return f"{seconds:.1f} s" if isinstance(seconds, float) else f"{seconds or '<1'} s"

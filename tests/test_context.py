@@ -21,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import MODULE, Client, Service, git, make_repository, plugin, until
 from freshness import stale_answers
@@ -575,6 +576,27 @@ def test_names_that_cannot_be_given_are_left_out_deepest_first_and_counted() -> 
         structure = budget.without_deepest(cco_sidecar.describe_structure(state), most)
         assert [structure[name] for name in ("files", "total_files", "total_size_bytes")] == [listed, 3, 30]
     assert structure["directories"] == ["a"]
+
+
+@pytest.mark.parametrize("sizes", [[5000], [5000, 3, 700], [12, 11, 10, 9], [400, 399, 398], []])
+@pytest.mark.parametrize("limit", [300, 2_000, 30_000])
+def test_commits_of_many_files_are_cut_before_they_are_measured_to_the_same_as_after(
+    sizes: list[int], limit: int
+) -> None:
+    commits = [
+        cco_sidecar.Commit(
+            f"{number}", "m", "a", None, [f"folder/{'n' * (name % 97)}{name}.py" for name in range(size)]
+        )
+        for number, size in enumerate(sizes)
+    ]
+    git = cco_sidecar.GitContext("main", commits, [], None, None)
+    early, late = (
+        {"git_context": json.loads(msgspec.json.encode(each))}
+        for each in (budget.without_endless_commits(git, limit), git)
+    )
+    assert cco_sidecar.json_size(early) < 2 * len(commits) * (limit + 2_500) + 200  # 5,000 names have 300 kB
+    assert budget.cut_git(early, limit) == budget.cut_git(late, limit)
+    assert early == late and [len(commit.files_changed) for commit in git.recent_commits] == sizes
 
 
 def test_an_etag_saves_the_body_while_nothing_has_changed(cached: Service) -> None:

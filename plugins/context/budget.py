@@ -18,6 +18,7 @@ from cco_sidecar import (
     ApiError,
     ContextRequest,
     Contexts,
+    GitContext,
     Sections,
     checksum,
     clean_text,
@@ -61,6 +62,8 @@ class BoundedContexts(Contexts):
             try:
                 if isinstance(structure := answer.get("project_structure"), dict):
                     answer = answer | {"project_structure": without_deepest(structure, 2 * request.max_bytes)}
+                if isinstance(git := answer.get("git_context"), GitContext):
+                    answer = answer | {"git_context": without_endless_commits(git, request.max_bytes)}
                 given = msgspec.json.decode(msgspec.json.encode(answer))
                 size = json_size({name: part for name, part in given.items() if name not in CUTTABLE_SECTIONS})
                 if size > room:
@@ -107,6 +110,22 @@ def without_deepest(structure: dict[str, Any], most: int) -> dict[str, Any]:
     return structure | lists
 
 
+def without_endless_commits(git: GitContext, most: int) -> GitContext:
+    """What git says, with the first half of a commit's names, again and again, while that half alone has more than
+    ``most`` letters. ``cut_git`` comes to the same, but only after all names were searched for secrets and measured.
+    """
+    commits = []
+    for commit in git.recent_commits:
+        names = commit.files_changed
+        while len(names) > FEW_NAMES and sum(map(len, names[: len(names) // 2])) > most:
+            names = names[: len(names) // 2]
+        commits.append(msgspec.structs.replace(commit, files_changed=names))
+    return msgspec.structs.replace(git, recent_commits=commits)
+
+
+FEW_NAMES = 10  # of a commit: so many are not cut while there is anything else
+
+
 def cut_sections(sections: Sections, room: int, wanted: int) -> bool:
     """Cut what is not files, first to its share and only as far as ``wanted`` bytes of files need, then as far as it
     must.
@@ -138,7 +157,7 @@ def cut_git(sections: Sections, limit: int) -> bool:
     git = sections["git_context"]
     cut = False
     while json_size(git) > limit:
-        commits = [commit for commit in git["recent_commits"] if len(commit["files_changed"]) > 10]
+        commits = [commit for commit in git["recent_commits"] if len(commit["files_changed"]) > FEW_NAMES]
         lists = [(git, name) for name in ("recent_commits", "uncommitted_changes") if git[name]]
         lists = [(commit, "files_changed") for commit in commits] or lists
         if not lists:

@@ -101,6 +101,69 @@ def test_what_is_remembered_is_what_a_new_look_finds(readers: tuple[Any, Any], r
         assert facts(index.look()) == facts(own.look()), name
 
 
+HOW_FILES_ARE: dict[str, Callable[[Path, str], Any]] = {  # before they are edited
+    "clean": lambda root, name: None,
+    "modified": lambda root, name: (root / name).write_text("before\n"),
+    "staged": lambda root, name: ((root / name).write_text("before\n"), git(root, "add", f"./{name}")),
+    "staged and modified": lambda root, name: (
+        (root / name).write_text("staged\n"), git(root, "add", f"./{name}"), (root / name).write_text("before\n")
+    ),
+    "untracked": lambda root, name: git(root, "rm", "-q", "--cached", f"./{name}"),
+    "to be added": lambda root, name: (git(root, "rm", "-q", "--cached", f"./{name}"), git(root, "add", "-N", f"./{name}")),
+    "assumed to be unchanged": lambda root, name: git(root, "update-index", "--assume-unchanged", f"./{name}"),
+    "not asked about its time": lambda root, name: git(root, "config", "diff.autoRefreshIndex", "false"),
+    "without a data type": lambda root, name: (root / ".gitattributes").write_text("* -diff\n"),
+    "of Windows": lambda root, name: (root / ".gitattributes").write_text("* text eol=crlf\n"),
+}  # fmt: skip
+EDITS: dict[str, Callable[[Path], Any]] = {
+    "other text": lambda path: path.write_text("edited\nlines\n"),
+    "as committed": lambda path: path.write_text("first\n"),
+    "a byte that no text has": lambda path: path.write_bytes(b"\0binary"),
+    "another mode": lambda path: path.chmod(0o755),
+    "touched": lambda path: os.utime(path, ns=(1_600_000_000_000_000_000,) * 2),
+    "replaced by a link": lambda path: (path.unlink(), path.symlink_to("elsewhere")),
+}
+
+
+@pytest.mark.parametrize("how", HOW_FILES_ARE)
+@pytest.mark.parametrize("below", ["", "packages/one/"])
+def test_an_edit_alone_is_told_as_by_a_look_at_everything_and_asks_git_once(
+    home: Path, tmp_path: Path, how: str, below: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = tmp_path / "repository"
+    root = top / below
+    root.mkdir(parents=True)
+    git(top, "init", "-q")
+    names = [":colon.py", "tab\tand\nline.py", "plain.py", "folder/deep.py"]
+    for name in names:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("first\n")
+    git(top, "add", "-A")
+    git(top, "commit", "-q", "-m", "first")
+    for name in names:
+        HOW_FILES_ARE[how](root, name)
+    index, own = project_index.ProjectIndex(root, tmp_path), project_index.GitProject(root, tmp_path)
+    assert facts(index.look()) == facts(own.look())
+    for edit, change in EDITS.items():
+        for name in names:
+            change(root / name)
+            index.look()
+        until(lambda: index.look().digest == index.look().digest)  # old enough to be trusted
+        assert facts(index.look()) == facts(own.look()), edit
+    asked: list[str] = []
+    ask_git = git_facts.ask_git
+    monkeypatch.setattr(git_facts, "ask_git", lambda *words, **more: asked.append(words[1]) or ask_git(*words, **more))
+
+    def asked_of_an_edit() -> list[str]:
+        asked.clear()
+        (root / "plain.py").unlink()
+        (root / "plain.py").write_text(f"edited {time.time_ns()}\n")
+        index.look()
+        return [word for word in asked if word in ("status", "diff", "ls-files")]
+
+    until(lambda: how not in ("clean", "modified") or asked_of_an_edit() == ["diff"])
+
+
 def test_a_short_file_is_read_once_until_it_changes(repository: Path, readers: tuple[Any, Any]) -> None:
     index, _ = readers
     file, path = repository / "src/main.py", "src/main.py"

@@ -235,8 +235,7 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict
     """ "+added -removed" of every changed text file among ``names``. Blocks."""
     if all(code == "??" for code, _ in codes):
         return {}
-    shape = ("--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-M")
-    literal = {"GIT_LITERAL_PATHSPECS": "1"}
+    shape, literal = LINES, {"GIT_LITERAL_PATHSPECS": "1"}
     if any(code[0] not in " ?" for code, _ in codes):
         output = run_git(root, "diff", *shape, "HEAD", "--", *names, env=literal)
         if output is None:  # an unborn branch is compared with the empty tree
@@ -252,6 +251,32 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict
         if added != "-":
             counts[path] = f"+{added} -{removed}"
     return counts
+
+
+LINES = ("--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-M")
+
+
+def unstaged_changes(root: Path, names: Sequence[str]) -> tuple[Codes, dict[str, str]]:
+    """(code and path, "+added -removed") of those of ``names`` that differ from git's index: as ``read_status`` and
+    ``line_counts`` say of files that are there, tracked and not staged, by one call of git. Raises GitError. Blocks.
+    """
+    output = ask_git(root, "diff", "--raw", *LINES, "--", *names, env={"GIT_LITERAL_PATHSPECS": "1"}) if names else b""
+    tokens, letters, same_modes = iter(split_z(output)), dict[str, str](), set[str]()
+    counts, differing = {}, set[str]()
+    for token in tokens:  # all names with their modes and a letter, then all of them with their lines
+        if token.startswith(":"):
+            before, after, *_, letter = token[1:].split(" ")
+            path = next(tokens, "")
+            letters[path] = letter[:1]
+            if before == after:
+                same_modes.add(path)
+        else:
+            added, removed, path = token.split("\t", 2)
+            differing.add(path)
+            if added != "-":
+                counts[path] = f"+{added} -{removed}"
+    touched = same_modes - differing  # where diff.autoRefreshIndex is off, git names those too
+    return [(f" {letter}", path) for path, letter in letters.items() if path not in touched], counts
 
 
 def read_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = (".",)) -> tuple[str | None, Codes]:

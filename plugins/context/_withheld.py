@@ -29,12 +29,20 @@ def own_files(root: str, files: list[FileFact]) -> set[str]:
     if holds("pyproject.toml", r'^name\s*=\s*"cco-sidecar"'):
         return set()
     this = os.path.realpath(str(cco_sidecar.__file__)).removeprefix(os.path.join(root, ""))
-    large = (file.path for file in files if file.size > 50_000)
+    large = (file.path for file in files if file.size > LARGE)
     modules = {path for path in large if path == this or holds(path, OWN_FIRST_LINE, 2_000)}
     folders = tuple(f"{path[: path.rfind('/') + 1]}plugins/" for path in modules)
     plugins = {file.path for file in files if file.path.startswith(folders) and holds(file.path, "cco_sidecar")}
     below = tuple(f"{path[:-3]}/" for path in plugins if path.endswith(".py"))
     return modules | plugins | {file.path for file in files if file.path.startswith(below)}
+
+
+LARGE = 50_000  # bytes: the module has more
+
+
+def may_tell_own(file: FileFact) -> bool:
+    """Whether there may be files of the service's own because of what this one holds, where there were none."""
+    return file.size > LARGE or file.path == "pyproject.toml"
 
 
 @functools.lru_cache(100_000)

@@ -56,6 +56,7 @@ from cco_sidecar_plugins.context._git_facts import (
     read_commits,
     read_remote,
     read_status,
+    unstaged_changes,
     without,
     without_changes,
     without_databases,
@@ -63,7 +64,7 @@ from cco_sidecar_plugins.context._git_facts import (
 from cco_sidecar_plugins.context._prepared import PreparedContexts
 from cco_sidecar_plugins.context._turn import Turn, current
 from cco_sidecar_plugins.context._watcher import new_watcher
-from cco_sidecar_plugins.context._withheld import own_files
+from cco_sidecar_plugins.context._withheld import may_tell_own, own_files
 
 Proof = dict[str, Fingerprint | None]  # by absolute path
 
@@ -208,6 +209,8 @@ class ProjectIndex(GitProject):
         self._young: set[str] = set()  # what an event names may be another than was read, with the same fingerprint
         self._turn: tuple[Turn | None, ProvenState | None] = None, None  # the state that was proven last, and when
         self._listing = Listing(None, [], [], frozenset(), [])
+        self._staged: set[str] = set()  # names of what differs between the last commit and git's index,
+        self._untracked: set[str] = set()  # and of what is not in the index
         self._entries: dict[str, int] = {}  # folder, and a hash of the names in it
         self._kept: dict[str, tuple[Any, int, Any]] = {}
         self._seen_by: GitFolders | None = None  # what the state is of
@@ -338,7 +341,7 @@ class ProjectIndex(GitProject):
         calm = settle(fresh, [path for path in changed if path not in self._young], now)
         few = self._only_contents(changed) if calm and self._state and self._state.settled else None
         if few is not None:
-            return self._with_contents(fresh, few)
+            return self._with_contents(fresh, few, changed)
         calm = settle(fresh, changed, now) and calm
         self._young.difference_update(changed)
         listing = self._listing if fresh else self._listed()
@@ -356,18 +359,26 @@ class ProjectIndex(GitProject):
         self._listing = seen
         return self._assembled(proof, seen, settled)
 
-    def _with_contents(self, proof: Proof, names: set[str]) -> ProvenState:
-        """The last state, with what has become of the contents of ``names``."""
+    def _with_contents(self, proof: Proof, names: set[str], changed: list[str]) -> ProvenState:
+        """The last state, with what has become of the contents of ``names``; ``changed``: where ``proof`` differs."""
         state = self._known()
-        files = list(state.files)
+        files, fresh = list(state.files), list[FileFact]()
         for name in names:
             if facts := proof[self._prefix + name]:
-                files[place_of(files, name)] = FileFact(name, facts[2], facts[0])
+                fresh.append(FileFact(name, facts[2], facts[0]))
+                files[place_of(files, name)] = fresh[-1]
         git = msgspec.structs.replace(state.git, uncommitted_changes=self._changes_among(names))
-        return self._proven(files, git, state.head, proof, True, state.languages, state.own)
+        own = state.own
+        if own or any(map(may_tell_own, fresh)):
+            own = own | own_files(str(self._root), files)
+        now, before = ({path: each[path] for path in changed} for each in (proof, state.proof))
+        total = total_of(now, before, state.total)
+        return self._proven(files, git, state.head, proof, True, state.languages, own, total)
 
     def _assembled(self, proof: Proof, listing: Listing, settled: bool) -> ProvenState:
         files = []
+        self._staged = {path for code, path in listing.changes if code[0] not in " ?"}
+        self._untracked = {path for code, path in listing.changes if code == "??"}
         for name in dict.fromkeys(sorted([*listing.tracked, *listing.untracked])):
             facts = proof.get(self._prefix + name)
             if facts and not stat.S_ISDIR(facts[4]):
@@ -380,15 +391,16 @@ class ProjectIndex(GitProject):
             describe_changes(listing.changes, line_counts(self._root, listing.changes)),
             *remote,
         )
-        return self._proven(files, git, head, proof, settled, frozenset(language_of(file.path) for file in files))
+        languages = frozenset(language_of(file.path) for file in files)
+        own = own_files(str(self._root), files)
+        total = total_of(proof, *((self._state.proof, self._state.total) if self._state else ({}, 0)))
+        return self._proven(files, git, head, proof, settled, languages, own, total)
 
     def _proven(
         self, files: list[FileFact], git: GitContext, head: str | None, proof: Proof, settled: bool,
-        languages: frozenset[str], known: Set[str] = frozenset(),
+        languages: frozenset[str], own: Set[str], total: int,
     ) -> ProvenState:  # fmt: skip
-        """A state of ``files``, which hold none of those that are ``known`` to be the service's own."""
-        own = known | own_files(str(self._root), files)
-        total = total_of(proof, *((self._state.proof, self._state.total) if self._state else ({}, 0)))
+        """A state of ``files`` without the service's ``own``."""
         return ProvenState(
             root=str(self._root), files=without(files, own) if own else files, git=without_changes(git, own),
             head=head, own=frozenset(own), languages=languages, proof=proof, total=total, settled=settled,
@@ -557,10 +569,12 @@ class ProjectIndex(GitProject):
         if not names:
             return state.git.uncommitted_changes
         asked = sorted(names)
-        unstaged = in_thread("git", lambda: line_counts(self._root, UNSTAGED, asked))  # as nearly all changes are
-        _, codes = read_status(self._root, self._known_folders().prefix, names=asked)
-        staged = any(code[0] not in " ?" for code, _ in codes)
-        counts = line_counts(self._root, codes, asked) if staged else unstaged.result()
+        if names & self._staged:
+            _, codes = read_status(self._root, self._known_folders().prefix, names=asked)
+            counts = line_counts(self._root, codes, asked)
+        else:  # as git's index is what it was, none of them is staged or has become tracked now
+            codes, counts = unstaged_changes(self._root, [name for name in asked if name not in self._untracked])
+            codes += [("??", name) for name in asked if name in self._untracked]
         others = [
             change
             for change in state.git.uncommitted_changes
@@ -570,9 +584,6 @@ class ProjectIndex(GitProject):
             [*others, *describe_changes(codes, counts)],
             key=lambda change: (change.status == "untracked", change.path),
         )
-
-
-UNSTAGED = [(" M", "")]  # a change that is not staged
 
 
 def place_of(files: list[FileFact], name: str) -> int:

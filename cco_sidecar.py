@@ -2326,6 +2326,7 @@ class Results:
     ) -> None:
         self._storage, self._bus, self._hooks, self._agent_types = storage, bus, hooks, agent_types
         self._settings, self._redaction = settings, redaction()
+        self._pool = Pool("results", 8, 60)
 
     async def store(self, body: dict[str, Any]) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
@@ -2345,7 +2346,7 @@ class Results:
     async def prepared(self, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
         """``body`` without the secrets in it, and the project's language."""
         redact_json, root = self._redaction.redact_json, self._settings.root
-        return await asyncio.to_thread(lambda: (redact_json(body)[0], project_type(root, [])))
+        return await self._pool.run(lambda: (redact_json(body)[0], project_type(root, [])))
 
     async def write(self, facts: dict[str, Any]) -> dict[str, Any]:
         """The answer, once the result is stored; who is next is found on the writer thread."""

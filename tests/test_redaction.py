@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 from conftest import Service, git, plugin, until
 from hypothesis import given
@@ -471,3 +472,43 @@ def test_large_json_is_searched_whenever_it_is_another(kind: type[Redaction]) ->
     for _ in range(2):
         assert again.redact_json(value | {"note": TOKEN, TOKEN: 1}) == (value | {"note": REDACTED, REDACTED: 1}, 2)
     assert again.redact_json({"files": [*value["files"][1:], TOKEN]})[1] == 1
+
+
+HANGS = """
+import threading
+from cco_sidecar import Results, hookimpl
+
+class Hanging(Results):
+    def __init__(self, *parts):
+        super().__init__(*parts)
+        self._redaction = self
+
+    def redact_json(self, value):
+        print("searching", flush=True)
+        threading.Event().wait()
+
+@hookimpl
+def part_class(base):
+    if issubclass(base, Results):
+        return type("Hanging", (Hanging, base), {})
+"""
+
+
+@pytest.mark.parametrize("results", [1, 2, 12])
+def test_a_stop_waits_for_no_search_and_ends_the_agents(
+    make_service: MakeService, tmp_path: Path, results: int
+) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/hangs.py").write_text(HANGS)
+    sleep = json.dumps([sys.executable, "-c", "import time; time.sleep(600)"])
+    service = make_service("--stop-agents", "--agent-command", sleep, "--plugins", str(tmp_path / "plugins"))
+    client = service.client()
+    agent = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1", "task": "x"})
+    pid = agent.json()["process_id"]
+    with ThreadPoolExecutor(results) as pool:
+        for number in range(results):
+            long = {"report": "word " * 100_000, "number": number}
+            pool.submit(lambda long=long: service.client().store(artifacts=long))
+        until(lambda: service.log.count("searching") >= min(results, 5))
+        assert service.stop() == 0
+    assert not psutil.pid_exists(pid)

@@ -39,10 +39,10 @@ class ProposingResults(Results):
     async def prepared(self, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
         """A short body is searched at once, and the language is looked at again in each minute."""
         if self._spoken[0] != (minute := int(time.monotonic() // 60)):
-            self._spoken = minute, await asyncio.to_thread(project_type, self._settings.root, [])
+            self._spoken = minute, await self._pool.run(project_type, self._settings.root, [])
         redact_json = self._redaction.redact_json
         short = len(msgspec.json.encode(body)) < self.SHORT
-        redacted, _ = redact_json(body) if short else await asyncio.to_thread(redact_json, body)
+        redacted, _ = redact_json(body) if short else await self._pool.run(redact_json, body)
         return redacted, self._spoken[1]
 
     async def write(self, facts: dict[str, Any]) -> dict[str, Any]:

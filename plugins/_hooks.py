@@ -145,6 +145,7 @@ class SafeHooks(Hooks):
 
     def __init__(self, built_in: Iterable[object]) -> None:
         self._stuck: dict[tuple[str, str], list[Future[Any]]] = collections.defaultdict(list)  # by plugin and hook
+        self._made_parts: set[str] = set()  # plugins whose part_class gave something, or failed, which was told
         super().__init__(built_in)
         self.loaded = [LoadedPlugin(*msgspec.structs.astuple(plugin)) for plugin in self.loaded]
 
@@ -232,6 +233,14 @@ class SafeHooks(Hooks):
         rows = [row for row in rows if not is_bundled(row) or getattr(row.function, "only_where", bool)(facts)]
         return rows, all(row.plugin in self._trusted for row in rows)
 
+    def ask(self, hook: str, **facts: Any) -> Iterator[tuple[str, Any]]:
+        """As the module does. When ``startup`` is asked all parts are made: who had none for any of them is named."""
+        for row in self.implementations["part_class"] if hook == "startup" else ():
+            if row.plugin not in self._made_parts and not is_bundled(row):
+                asked = "ask which part it is by issubclass(base, EventBus), for example"
+                log.warning("plugin %s: part_class gave no class for any part; %s", row.plugin, asked)
+        return super().ask(hook, **facts)
+
     def call(self, row: Implementation, facts: dict[str, Any]) -> Any:
         """Within TIMEOUT, as plain data; a bundled plugin's answer is what it should be and is not read anew. Who is
         long about making a part is waited for, and named again and again.
@@ -252,6 +261,8 @@ class SafeHooks(Hooks):
                 stuck.append(call)
                 raise TimeoutError(f"no answer within {self.TIMEOUT:.0f} s")
             log.warning("plugin %s: %s: no answer yet, which is waited for", row.plugin, row.hook)
+        if patient and (call.exception() is not None or call.result() is not None):
+            self._made_parts.add(row.plugin)
         return outcome(call)
 
     def tell(self, hook: str, **facts: Any) -> None:

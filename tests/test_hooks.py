@@ -1077,6 +1077,29 @@ def test_a_part_that_cannot_be_made_leaves_the_cores_own_in_place(
     assert caplog.messages == ([f"plugin odd: {said}"] if said else [])
 
 
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        ("base.__name__ == 'Eventbus'", True),
+        ("base.__qualname__ == 'Event Bus'", True),
+        ("base is dict", True),
+        ("None", True),
+        ("issubclass(base, EventBus)", False),
+        ("issubclass(base, (Launcher, Processes))", False),
+        ("base / 2", False),  # is told as a failure
+    ],
+)
+def test_a_plugin_that_had_no_class_for_any_part_is_named_at_the_start(
+    make_service: Callable[..., Service], tmp_path: Path, check: str, said: bool
+) -> None:
+    code = f"@hookimpl\ndef part_class(base):\n    return type('Mine', (base,), {{}}) if {check} else None"
+    names = "from cco_sidecar import EventBus, Launcher, Processes\n"
+    service = make_service("--plugins", str(write_plugins(tmp_path / "own", {"own": names + code})))
+    assert service.stop() == 0
+    assert ("plugin own: part_class gave no class for any part; " in service.log) is said
+    assert ("plugin own: part_class: TypeError" in service.log) is ("/" in check)
+
+
 def test_a_part_stops_the_start_with_a_line_of_its_own(tmp_path: Path, repository: Path) -> None:
     code = "@hookimpl\ndef part_class():\n    raise cco_sidecar.StartError('the cluster is not reachable')"
     plugins = write_plugins(tmp_path / "plugins", {"cluster": code})

@@ -375,6 +375,33 @@ def test_a_spawned_agent_has_a_brief_beside_its_context(make_service: Callable[.
     )
 
 
+# does what an agent does that copies the commands of its brief, then of its prompt, as they stand there
+COPYING = """
+import os, re, subprocess, sys
+for text in (open(sys.argv[2]).read(), sys.argv[1]):
+    for command in re.findall(r"curl -sS[^{]*{[^']*'", text):
+        answer = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+        print(command, answer.stdout, answer.stderr)
+"""
+
+
+@pytest.mark.parametrize("length", [1, 60, 130, 240])
+def test_the_commands_of_brief_and_prompt_work_as_they_stand_however_long_paths_and_names_are(
+    make_service: Callable[..., Service], tmp_path: Path, length: int
+) -> None:
+    command = [sys.executable, "-c", COPYING, "{prompt}", "{brief_file}"]
+    service = make_service("--agent-command", json.dumps(command), storage=tmp_path / ("s" * length))
+    client, issue = service.client("chief-architect"), "i" * min(length, 128)
+    agent_id = spawn(client, "x" * length + " say it", issue_id=issue)["agent_id"]
+    assert state(client, agent_id)["state"] == "completed", output(client, agent_id)
+    stored = client.get("/api/results", issue_id=issue).json()["results"]
+    assert [result["agent_id"] for result in stored] == [agent_id] * 2, output(client, agent_id)
+    published = client.get("/api/events", type="progress").json()["events"]
+    assert [event["publisher"] for event in published] == [agent_id] * 2, output(client, agent_id)
+    brief = (folder_of(service, agent_id) / "brief.md").read_text()
+    assert all(len(line) <= 200 or line.startswith("      curl ") for line in brief.split("\n"))
+
+
 COUNTING = """
 from pathlib import Path
 from cco_sidecar import RankedFile, hookimpl

@@ -120,5 +120,5 @@ def by_curl(reader: Reader) -> str:
 
 
 def in_lines(body: dict[str, Any]) -> str:
-    """``body`` as JSON with a field a line."""
-    return "{" + ",\n    ".join(json.dumps({name: value})[1:-1] for name, value in body.items()) + "}"
+    """``body`` as JSON with a field a line, none beside what is before it: paths and names may be long."""
+    return "{\n    " + ",\n    ".join(json.dumps({name: value})[1:-1] for name, value in body.items()) + "}"

@@ -2,7 +2,7 @@
 
 Task, what its reader may do and how, what earlier agents decided, the files worth reading with their best lines, and
 the state of git. Whatever others wrote (tasks, decisions, names, commit messages) stands in code, which has no markup:
-the task as an indented block, all else as a span in a line of its own.
+the task as an indented block, all else as a span in a line of its own. No command is folded, however long its paths.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 import re
+import textwrap
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -55,6 +56,7 @@ except ImportError:
 
 
 BYTES, LINE = 10_000, 200
+FOLDED = re.compile(rf".{{1,{LINE - 4}}}(?:\s|$)|.{{{LINE - 4}}}")
 BRIEF = "brief.md"  # in an agent's folder
 CHUNK_LINES = 50
 TASK, DECISIONS, GIT = 1_600, 1_800, 1_000  # bytes at most; what they leave is for files
@@ -134,7 +136,7 @@ def context_brief(request: ContextRequest, sections: Sections, reader: Reader) -
     outputs, git = sections["previous_agent_outputs"], sections["git_context"]
     parts = [
         [title, "", "## Task", "", *task_lines(redact(request.task)[0], int(TASK * share))],
-        ["", "## What you may do, and how", "", *indented(how)],
+        ["", "## What you may do, and how", "", *textwrap.indent(how.strip(), "    ").split("\n")],
         ["", "## What was decided so far, newest first", "", *decision_lines(outputs, int(DECISIONS * share))],
         ["", "## Git", "", *git_lines(git, int(GIT * share))],
     ]
@@ -362,11 +364,11 @@ def span(text: str, limit: int) -> str:
 
 
 def indented(text: str) -> list[str]:
-    """``text`` as an indented code block (CommonMark 0.31, 4.4); long lines are folded."""
+    """``text`` as an indented code block (CommonMark 0.31, 4.4); a long line is folded, between words if it can be."""
     lines = []
     for line in text.strip().expandtabs(4).splitlines():
         line = re.sub(rf"[{BREAKS}]", "\ufffd", line.rstrip())
-        lines += ["    " + line[at : at + LINE - 4] for at in range(0, len(line), LINE - 4)] or [""]
+        lines += ["    " + part.rstrip() for part in FOLDED.findall(line)] or [""]
     return lines
 
 

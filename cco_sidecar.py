@@ -50,7 +50,6 @@ import dataclasses
 import errno
 import functools
 import hashlib
-import http.client
 import importlib
 import importlib.machinery
 import importlib.util
@@ -374,6 +373,8 @@ ERRORS: dict[str, tuple[int, str, str]] = {  # code: status, error, default mess
     "REQ_008": (408, "request_timeout", "The request did not come in time"),
     "REQ_009": (503, "service_unavailable", "Too many connections, or answers that are not read"),
 }
+ERROR_OF_STATUS = {409: "conflict", 414: "uri_too_long", 431: "request_header_fields_too_large"}  # and those of ERRORS
+ERROR_OF_STATUS |= {status: error for status, error, _ in reversed(ERRORS.values())}  # the first of a status counts
 
 
 # -- shapes of bodies, contexts, queries and claims; plugins/http/_answers.py has the types of answers
@@ -515,14 +516,9 @@ class Asks:
         """The project's files, most relevant first, for a task."""
 
     def next_agents(
-        self,
-        result: ResultFact,
-        proposals: list[NextAgent],
-        history: list[ResultFact],
-        language: str,
-        submission: dict[str, Any],
-        settings: Settings,
-    ) -> list[NextAgent]:
+        self, result: ResultFact, proposals: list[NextAgent], history: list[ResultFact], language: str,
+        submission: dict[str, Any], settings: Settings,
+    ) -> list[NextAgent]:  # fmt: skip
         """``proposals`` with some added, removed or replaced; of several for one type the last counts. ``history`` has
         the issue's newest 200 results, oldest first, with plugins/ also the last one of a coder.
         """
@@ -792,7 +788,11 @@ class Sidecar:
         self.server_class = hooks.part(Server, settings)
         self.started = time.time()
         self.open_requests = 0
-        self.process = psutil.Process()
+        try:
+            self.process = psutil.Process()
+            self.process.cpu_percent()  # measures nothing yet: each call covers the time since the one before
+        except (psutil.Error, OSError):
+            raise StartError("processes, agents' too, cannot be looked at here: is /proc mounted?", 1) from None
 
     async def __aenter__(self) -> Sidecar:
         settings = self.settings
@@ -811,7 +811,6 @@ class Sidecar:
             parts.push_async_callback(self.contexts.close)
             self.agents.launcher.url = self.info.url + "/api"
             await self.agents.start()
-            self.process.cpu_percent()  # measures nothing yet: each call covers the time since the one before
             self._parts = parts.pop_all()
         await asyncio.wrap_future(in_thread("startup", lambda: list(self.hooks.ask("startup", info=self.info))))
         return self
@@ -1861,6 +1860,7 @@ class Storage:
     SWEEP_SECONDS = 2.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
+    PROBE_BYTES = 256 * 1024  # a small result takes some 100 kB: pages of each index, in the log
     SLOW = "no answer within 2 s"  # what /health says of a write that takes longer
 
     read: Records  # for the loop alone
@@ -1917,15 +1917,15 @@ class Storage:
         return future
 
     async def probe(self) -> None:
-        """Do what storing a result needs, and leave nothing. Raises StorageError and OSError."""
+        """Do what storing a small result needs, and leave nothing. Raises StorageError."""
+        row = {"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": ""}
 
         def job(records: Records) -> None:
-            records.set_meta("probe", str(time.time()))
-            row = {"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": "", "body": b""}
-            self.files.write([row])  # where no inodes are left the database can still be written
+            self.files.write([row | {"body": bytes(self.PROBE_BYTES)}], beyond=self.path.with_name(f"{self.FILE}-wal"))
             self.files.drop()
 
-        await self.write(job)
+        await self.write(lambda records: records.set_meta("probe", str(time.time())))
+        await self.write(job)  # after the commit, which may have filled the disk: it copies the log at times
 
     def announce(self, info: SidecarInfo) -> None:
         """Write sidecar.json, by which clients find the service. Raises OSError."""
@@ -2302,8 +2302,9 @@ def open_database(path: Path) -> sqlite3.Connection:
 def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """Looks whose the database is before it sets the log, which changes the file. Raises as ``open_database``."""
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
-    version, owner = (database.execute(f"pragma {name}").fetchone()[0] for name in ("user_version", "application_id"))
-    if version > SCHEMA_VERSION or owner not in (0, APPLICATION_ID):
+    questions = ("pragma user_version", "pragma application_id", "select count(*) from sqlite_master")
+    version, owner, tables = (database.execute(question).fetchone()[0] for question in questions)
+    if version > SCHEMA_VERSION or (owner != APPLICATION_ID and any((version, owner, tables))):
         raise sqlite3.DatabaseError("a newer version of this program made it, or another program")
     database.row_factory = sqlite3.Row
     database.create_function("now", 0, time.time)
@@ -2411,8 +2412,10 @@ class ResultFiles:
     def path(self, row: dict[str, Any] | Row) -> str:
         return f"{self._folder}/{row['project']}/{row['issue']}/{row['agent_type']}.json"
 
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        """Write records that are not committed yet, and make the folders of their paths. Raises StorageError."""
+    def write(self, rows: list[dict[str, Any]], *, beyond: Path | None = None) -> None:
+        """Write records that are not committed yet, and make the folders of their paths. Raises StorageError, also
+        where the file ``beyond`` could not grow by a record (a process may have a limit for the size of files).
+        """
         try:
             latest = {self.path(row): row for row in rows}
             issues = {os.path.dirname(path) for path in latest}
@@ -2426,6 +2429,8 @@ class ResultFiles:
                 self._written[path] = new = f"{self._new}/{row['id']}"
                 unwritten, file = row["body"], os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
                 try:
+                    if beyond:
+                        os.truncate(file, beyond.stat().st_size + len(unwritten))
                     while unwritten:  # a file object would cost more than all else here
                         unwritten = unwritten[os.write(file, unwritten) :]
                 finally:
@@ -2845,10 +2850,9 @@ def find_field(event: dict[str, Any], field: str) -> Any:
 
 def texts_of(value: Any) -> list[str]:
     """The texts of a scalar, or of an array's scalars, as JSON writes them; none of UNSET."""
-    items = [item for item in (value if isinstance(value, list) else [value]) if not isinstance(item, (dict, list))]
-    return [
-        item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in items if item is not UNSET
-    ]
+    items = value if isinstance(value, list) else [value]
+    scalars = [item for item in items if item is not UNSET and not isinstance(item, (dict, list))]
+    return [item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in scalars]
 
 
 # ==== Context: the assembler and its cache, the budget, the project on disk, git, secrets =============
@@ -3294,8 +3298,6 @@ HARMLESS_GIT = (  # what a repository's own configuration could have git run, an
     # looking into them would go by their own configurations
     "diff.ignoreSubmodules=dirty", "diff.submodule=short", "status.submoduleSummary=false",
 )  # fmt: skip
-
-
 GIT_ELSEWHERE = re.compile(  # what git sets for its helpers leads elsewhere; a user's own settings go on
     r"GIT_(?!(?:CONFIG_(?:GLOBAL|SYSTEM|NOSYSTEM|COUNT|(?:KEY|VALUE)_\d+)|CEILING_DIRECTORIES)\Z)"
 )
@@ -3546,8 +3548,7 @@ class Agents:
             await self.processes.start(running, command)
             await self.begin_watch(running)
         except BaseException as error:
-            failure = await self._give_up(running, error)
-            raise failure from None
+            raise await self._give_up(running, error) from None
         log.info("agent %s started, pid %d", row["id"], row["pid"])
         ignored = sorted(name for name in asked if command.environment.get(name) != asked[name])
         facts = {"process_id": row["pid"], "jwt_token": running.token, "state": row["state"]}
@@ -4132,7 +4133,6 @@ TEST_FILE = re.compile(
     r"(?:^|/)(?:tests?|testing|specs?|__tests__|e2e|testdata|fixtures)/|(?:^|[/._-])(?:tests?|spec|conftest)[._-][^/]*$"
 )
 
-
 KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
     "coding": {"source": 1.0, "test": 0.7, "config": 0.2, "docs": 0.1, "other": 0.05},
     "architect": {"source": 1.0, "docs": 0.6, "config": 0.6, "test": 0.4, "other": 0.05},
@@ -4145,7 +4145,6 @@ STOP_WORDS = frozenset(
     """a add all an and any are as at be by can do fix for from has have how if in into is it its make not of on or
     should so that the this to use was we what when where which who why will with""".split()
 )
-
 
 PROPOSALS: tuple[tuple[str, str, str, Priority, str], ...] = (  # who is next after a category's outcome, and why
     ("architect", "success", "the coder", "high", "architecture-success: implementation of what was designed"),
@@ -4373,7 +4372,7 @@ class ApiError(Exception):
         self.status, self.error, standard = ERRORS[code]
         self.message = message or standard
         if status:
-            self.status, self.error = status, re.sub(r"[^a-z]+", "_", http.client.responses[status].lower())
+            self.status, self.error = status, ERROR_OF_STATUS.get(status, self.error)
         super().__init__(f"{code}: {self.message}")
 
     def answer(self, request_id: str) -> dict[str, Any]:

@@ -42,9 +42,7 @@ def check_error(answer: requests.Response, code: str, status: int | None = None)
     assert answer.headers["Content-Type"] == "application/json"
     body: dict[str, Any] = answer.json()
     assert body["code"] == code, body
-    assert body["error"] == (
-        error if status in (None, expected) else http.client.responses[status].lower().replace(" ", "_")
-    )
+    assert body["error"] == (error if status in (None, expected) else cco_sidecar.ERROR_OF_STATUS[status])
     assert body["message"] and "\n" not in body["message"]
     assert re.fullmatch(ISO, body["timestamp"])
     assert body["request_id"].startswith("req-")
@@ -171,6 +169,17 @@ def test_every_error_code_is_covered_here() -> None:
     by_service = {"EVT_001", "STR_001", "STR_002", "CTX_001", "AGT_003"}
     before_the_request = {"REQ_008", "REQ_009"}  # test_malformed.py
     assert set(BY_CLIENT) | by_service | before_the_request == set(cco_sidecar.ERRORS)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (413, "content_too_large"), (414, "uri_too_long"), (422, "unprocessable_content"), (404, "not_found"),
+        (409, "conflict"), (429, "too_many_requests"), (431, "request_header_fields_too_large"), (402, "bad_request"),
+    ],
+)  # fmt: skip
+def test_the_word_of_another_status_is_the_same_in_each_version_of_python(status: int, error: str) -> None:
+    assert cco_sidecar.ApiError("REQ_001", status=status).error == error
 
 
 def test_what_is_wrong_is_told_in_a_fixed_order(service: Service) -> None:

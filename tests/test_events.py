@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from conftest import Client, Service, until
+from conftest import PROJECT, Client, Service, until
 
 
 def in_background(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -557,6 +557,29 @@ def test_a_full_disk_is_told_and_recovered_from(make_service: Callable[..., Serv
     assert ids(client.wait("kept", since="earliest", timeout=0)) == [kept, after]
     assert ids(client.wait("lost", since="earliest", timeout=0)) == []
     assert client.get("/status").json()["storage"]["results_stored"] == 0
+
+
+@pytest.mark.parametrize("room", [6_000, 20_000, 40_000])
+def test_a_service_whose_files_can_grow_by_less_than_a_result_takes_is_unhealthy(
+    make_service: Callable[..., Service], room: int
+) -> None:
+    service = make_service(env={"PYTHONDONTWRITEBYTECODE": "1"})
+    client = service.client("chief-architect")
+    client.store()
+    assert service.process
+    process, log = psutil.Process(service.process.pid), service.storage / "sidecar.db-wal"
+    before = process.rlimit(psutil.RLIMIT_FSIZE)
+    process.rlimit(psutil.RLIMIT_FSIZE, (log.stat().st_size + room, before[1]))
+    try:
+        body = {"agent_id": "a", "agent_type": "test-engineer", "issue_id": "other", "project_id": PROJECT}
+        refused = client.post("/api/results", body | {"result": {"status": "success"}})
+        assert (refused.status_code, refused.json()["code"]) == (500, "STR_001")
+        assert client.get("/health").status_code == 503
+    finally:
+        process.rlimit(psutil.RLIMIT_FSIZE, before)
+    until(lambda: client.get("/health").status_code == 200)
+    client.store(issue="other")
+    assert not list(service.storage.glob("results/.new/*"))
 
 
 # -- slow and hostile readers

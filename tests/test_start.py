@@ -24,6 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import requests
 from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, git, make_repository, plugin, until
@@ -1421,3 +1422,23 @@ def test_a_reader_of_the_log_that_has_stopped_holds_nobody_up(repository: Path, 
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("error", [
+    psutil.NoSuchProcess(1), psutil.AccessDenied(1), FileNotFoundError(2, "No such file or directory", "/proc/stat"),
+], ids=["hidden", "forbidden", "absent"])  # fmt: skip
+def test_a_start_where_no_process_can_be_looked_at_is_one_line(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    def look(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cco_sidecar.psutil, "Process", look)
+    monkeypatch.setattr(cco_sidecar, "set_up_logging", lambda settings: None)
+    where = ["--root", str(repository), "--storage", str(tmp_path / "state"), "--port", "0"]
+    assert cco_sidecar.main(["serve", *where]) == 1
+    assert capsys.readouterr().err == "cco: processes, agents' too, cannot be looked at here: is /proc mounted?\n"

@@ -125,7 +125,23 @@ def marked_by_another_program(path: Path) -> None:
         database.executescript("create table song (title text); pragma application_id = 7;")
 
 
-@pytest.mark.parametrize("spoil", [newer, marked_by_another_program, no_database])
+def another_programs_with_a_log(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.executescript(
+            "pragma journal_mode = wal; create table song (title text); create table artist (name text);"
+        )
+    database.close()  # which copies the log
+
+
+def another_programs_without_a_table(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.executescript("create view song as select 'x' as title;")
+
+
+@pytest.mark.parametrize("spoil", [
+    newer, marked_by_another_program, no_database, another_programs, another_programs_without_a_version,
+    another_programs_with_a_log, another_programs_without_a_table,
+])  # fmt: skip
 def test_the_file_alone_refuses_a_database_that_says_it_is_not_ours_and_leaves_it(
     tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:

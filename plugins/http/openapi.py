@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from cco_sidecar import (
+    ERROR_OF_STATUS,
     ERRORS,
     GOOD,
     Endpoint,
@@ -260,7 +261,6 @@ OF_STATUS = {
 }
 
 EVERYWHERE = (400, 403, 404, 405, 408, 413, 414, 431, 500, 503)
-NAMES = {409: "conflict", 414: "uri_too_long", 431: "request_header_fields_too_large"}
 MORE_CODES = {  # that ERRORS has under another status
     404: {"AGT_002": "Unknown agent type"},
     409: {"REQ_001": "It was answered before, can be no longer, or goes on already"},
@@ -447,8 +447,7 @@ def describe_refusal(status: int) -> dict[str, Any]:
 
 def name_of(status: int) -> str:
     """For example TooManyRequests. Not http.client's names, which differ between versions of Python."""
-    names = {usual: error for usual, error, _ in reversed(ERRORS.values())} | NAMES
-    return names[status].title().replace("_", "") if status in names else f"Status{status}"
+    return ERROR_OF_STATUS.get(status, f"status_{status}").title().replace("_", "")
 
 
 def headers_of(*names: str) -> dict[str, Any]:

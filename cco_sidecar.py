@@ -3016,7 +3016,7 @@ class Contexts:
 
     def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
         """The first ranking that a plugin gives, else the built-in one. Blocks."""
-        files = {file.path: file for file in state.files if not self.project.is_secret(file.path)}
+        files = {file.path: file for file in self.project.without_secrets(state.files)}
         request = RankRequest(
             root=state.root, index_folder=str(self._index_folder), files=list(files.values()), category=key.category,
             agent_type=key.agent_type, task=key.task, outputs=outputs, head=state.head,
@@ -3049,10 +3049,9 @@ class Contexts:
         return len(found), sum(self._drop(key) for key in found)
 
     def statistics(self) -> dict[str, Any]:
-        looked = self._hits + self._misses
         return {
             "context_cache_entries": len(self._cache), "context_cache_bytes": self._bytes,
-            "cache_hit_rate": round(self._hits / looked, 4) if looked else 0.0,
+            "cache_hit_rate": round(self._hits / max(1, self._hits + self._misses), 4),
         }  # fmt: skip
 
 
@@ -3108,9 +3107,9 @@ class Project:
         digest = secrets.token_hex(16) if young else hashlib.sha256(all_facts).hexdigest()
         return ProjectState(str(self._root), files, git, head, digest)
 
-    def is_secret(self, path: str) -> bool:
-        """Whether contexts name the file without giving its contents, by its path alone."""
-        return is_secret(path)
+    def without_secrets(self, files: list[FileFact]) -> list[FileFact]:
+        """Those of ``files`` whose contents contexts may give and do not only name, by their paths alone."""
+        return [file for file in files if not is_secret(file.path)]
 
     def ask(self) -> tuple[list[str], GitContext, str | None]:
         """(names of files, what git says, the commit checked out), without the running module. Raises GitError."""
@@ -3973,12 +3972,13 @@ class ReferenceRules:
     def context_section(self, request: ContextRequest) -> Sections:
         """The plugins metadata and reports add to ``metadata``."""
         project = request.project
-        kind = project_type(Path(project.root), [file.path for file in project.files])
+        names = tuple(file.path for file in project.files)
+        size, kind = sum(file.size for file in project.files), project_type(Path(project.root), names)
         unknown = ("python_version", "test_coverage", "last_build_status", "last_build_time", "security_scan_status")
         told: dict[str, Any] = {"dependencies": [], "dependency_versions": {}, **dict.fromkeys(unknown)}
         matched = any(item.matched for item in request.ranked) if request.task else None
         return {
-            "project_structure": describe_structure(project),
+            "project_structure": {"root": clean_text(project.root), **list_names(names), "total_size_bytes": size},
             "relevant_files": choose_files(request),
             "git_context": project.git,
             "previous_agent_outputs": request.outputs,
@@ -4045,15 +4045,12 @@ AGENT_TYPES = {  # the plugin specialists has eighty more
 }
 
 
-def describe_structure(project: ProjectState) -> dict[str, Any]:
-    names = [clean_text(file.path) for file in project.files]
-    folders = {name.rpartition("/")[0] for name in names}
-    while above := {folder.rpartition("/")[0] for folder in folders} - folders:
-        folders |= above
-    return {
-        "root": clean_text(project.root), "files": names, "directories": sorted(folders - {""}),
-        "total_files": len(names), "total_size_bytes": sum(file.size for file in project.files),
-    }  # fmt: skip
+@functools.lru_cache(2)  # an edit changes no name
+def list_names(names: tuple[str, ...]) -> dict[str, Any]:
+    shown = tuple(map(clean_text, names))
+    nearest = {name.rpartition("/")[0] for name in shown} - {""}
+    folders = {above for path in nearest for above in itertools.accumulate(path.split("/"), "{}/{}".format)}
+    return {"files": shown, "directories": tuple(sorted(folders)), "total_files": len(shown)}
 
 
 def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
@@ -4070,12 +4067,16 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
     return chosen
 
 
-def project_type(root: Path, names: list[str]) -> str:
+def project_type(root: Path, names: Sequence[str]) -> str:
     """By manifest, else the language of most files, else "unknown". Blocks."""
     for manifest, language in TYPE_BY_MANIFEST.items():
         if (root / manifest).is_file():
             return language
-    names = names or split_z(run_git(root, "ls-files", "-z"))
+    return main_language(tuple(names or split_z(run_git(root, "ls-files", "-z"))))
+
+
+@functools.lru_cache(2)  # as above
+def main_language(names: tuple[str, ...]) -> str:
     counted = collections.Counter(language_of(name) for name in names if kind_of(name) in ("source", "test"))
     return counted.most_common(1)[0][0] if counted else "unknown"
 

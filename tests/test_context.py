@@ -569,13 +569,11 @@ def test_a_new_folder_is_watched_too(make_service: MakeService) -> None:
 
 
 def test_names_that_cannot_be_given_are_left_out_deepest_first_and_counted() -> None:
-    names = ["a/b/c.py", "a/d.py", "e.py"]
-    files = [cco_sidecar.FileFact(name, 10, 0) for name in names]
-    state = cco_sidecar.ProjectState("/x", files, cco_sidecar.GitContext(None, [], [], None, None), None, "")
-    for most, listed in ((100, names), (18, names), (17, names[1:]), (10, ["a/d.py", "e.py"]), (4, ["e.py"]), (3, [])):
-        structure = budget.without_deepest(cco_sidecar.describe_structure(state), most)
-        assert [structure[name] for name in ("files", "total_files", "total_size_bytes")] == [listed, 3, 30]
-    assert structure["directories"] == ["a"]
+    names = ("a/b/c.py", "a/d.py", "e.py")
+    for most, listed in ((100, names), (18, names), (17, names[1:]), (10, ("a/d.py", "e.py")), (4, ("e.py",)), (3, ())):
+        structure = budget.without_deepest(cco_sidecar.list_names(names), most)
+        assert (structure["files"], structure["total_files"]) == (listed, 3)
+    assert structure["directories"] == ("a",)
 
 
 @pytest.mark.parametrize("sizes", [[5000], [5000, 3, 700], [12, 11, 10, 9], [400, 399, 398], []])

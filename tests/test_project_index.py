@@ -101,6 +101,44 @@ def test_what_is_remembered_is_what_a_new_look_finds(readers: tuple[Any, Any], r
         assert facts(index.look()) == facts(own.look()), name
 
 
+KINDS_OF_CHANGE: dict[str, tuple[Callable[[Path], Any], bool]] = {  # with whether it changes which files there are
+    "an edit": (lambda root: (root / "src/main.py").write_text("edited = 1\n"), False),
+    "a file staged": (lambda root: git(root, "add", "-A"), False),
+    "a rule that ignores nothing": (lambda root: (root / ".gitignore").write_text("build/\nnothing\n"), False),
+    "a new file of credentials": (lambda root: (root / "src/deploy.pem").write_text("new\n"), True),
+    "a rename": (lambda root: git(root, "mv", "src/main.py", "src/main.go"), True),
+    "a deletion": (lambda root: (root / "src/deploy.pem").unlink(), True),
+    "a rule that ignores a file": (lambda root: (root / ".gitignore").write_text("*.go\n*.md\n"), False),
+    "a file removed that is ignored now": (lambda root: git(root, "rm", "-q", "--cached", "src/main.go"), True),
+}
+
+
+def test_what_depends_on_the_names_alone_is_made_anew_where_one_changed_and_only_there(
+    readers: tuple[Any, Any], repository: Path
+) -> None:
+    index, _ = readers
+    remembered = (cco_sidecar.list_names, cco_sidecar.main_language, git_facts.secret_among)
+    (repository / ".gitignore").write_text("build/\n")
+
+    def misses() -> list[int]:
+        return [each.cache_info().misses for each in remembered]
+
+    def told(state: ProjectState) -> list[Any]:
+        open_files = index.without_secrets(state.files)
+        names = tuple(file.path for file in state.files)
+        return [cco_sidecar.list_names(names), cco_sidecar.main_language(names), [file.path for file in open_files]]
+
+    told(index.look())
+    for name, (change, changes_names) in KINDS_OF_CHANGE.items():
+        before = misses()
+        change(repository)
+        found = told(state := index.look())
+        assert (misses() != before) is changes_names, name
+        for each in remembered:
+            each.cache_clear()  # as in a service that has just been started
+        assert found == told(state), name
+
+
 HOW_FILES_ARE: dict[str, Callable[[Path, str], Any]] = {  # before they are edited
     "clean": lambda root, name: None,
     "modified": lambda root, name: (root / name).write_text("before\n"),

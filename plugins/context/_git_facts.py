@@ -6,6 +6,7 @@ git would have ignored.
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import typing
@@ -50,12 +51,17 @@ class GitProject(Project):
         own = own_files(str(self._root), state.files)
         return msgspec.structs.replace(state, files=without(state.files, own), git=without_changes(state.git, own))
 
-    def is_secret(self, path: str) -> bool:
-        return is_secret(path)
+    def without_secrets(self, files: list[FileFact]) -> list[FileFact]:
+        return without(files, secret_among(tuple(file.path for file in files)))
+
+
+@functools.lru_cache(2)  # an edit changes no name
+def secret_among(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(filter(is_secret, names))
 
 
 def without(files: list[FileFact], names: Set[str]) -> list[FileFact]:
-    return [file for file in files if file.path not in names]
+    return [file for file in files if file.path not in names] if names else files
 
 
 def without_changes(git: GitContext, names: Set[str]) -> GitContext:

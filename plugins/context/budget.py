@@ -7,6 +7,7 @@ chunks of 50 lines, then the least relevant files go; what room remains goes to 
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -101,13 +102,15 @@ def without_deepest(structure: dict[str, Any], most: int) -> dict[str, Any]:
     """The structure without the names that are deepest beyond ``most`` letters of files, and as many of folders: so
     that nobody looks for secrets in what cannot be given.
     """
-    lists = {}
-    for kind in ("files", "directories"):
-        by_depth = sorted(structure[kind], key=lambda name: name.count("/"))
-        ends = list(itertools.accumulate(map(len, by_depth), initial=0))
-        if ends[-1] > most:
-            lists[kind] = sorted(by_depth[: bisect.bisect(ends, most) - 1])
-    return structure | lists
+    lists = {kind: shallowest(tuple(structure[kind]), most) for kind in ("files", "directories")}
+    return structure | {kind: names for kind, names in lists.items() if len(names) < len(structure[kind])}
+
+
+@functools.lru_cache(8)  # an edit changes no name
+def shallowest(names: tuple[str, ...], most: int) -> tuple[str, ...]:
+    by_depth = sorted(names, key=lambda name: name.count("/"))
+    ends = list(itertools.accumulate(map(len, by_depth), initial=0))
+    return tuple(sorted(by_depth[: bisect.bisect(ends, most) - 1])) if ends[-1] > most else names
 
 
 def without_endless_commits(git: GitContext, most: int) -> GitContext:

@@ -402,7 +402,7 @@ class ProjectIndex(GitProject):
     ) -> ProvenState:  # fmt: skip
         """A state of ``files`` without the service's ``own``."""
         return ProvenState(
-            root=str(self._root), files=without(files, own) if own else files, git=without_changes(git, own),
+            root=str(self._root), files=without(files, own), git=without_changes(git, own),
             head=head, own=frozenset(own), languages=languages, proof=proof, total=total, settled=settled,
             digest=f"{total:x}" if settled and not self._young else secrets.token_hex(16),
         )  # fmt: skip

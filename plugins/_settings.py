@@ -4,6 +4,7 @@ problem is told with its line.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import itertools
 import json
@@ -106,7 +107,7 @@ class PluginSettings(Settings):
     event_limit: Annotated[int, read_number(1, 1_000_000_000)] = option(
         100_000, "how many events are kept", "N", "guard"
     )
-    log_format: Annotated[str, read_choice("text", "json")] = option("text", "how it is logged")
+    log_format: Annotated[str, read_choice("text", "json")] = option("text", "text or json, on stderr", "FORMAT")
     storage_limit_mb: Annotated[int, read_number(1, 100_000_000)] = option(
         2000, "how large the storage may become; what is to be stored is refused then", "MB", "guard"
     )
@@ -159,7 +160,7 @@ class PluginSettings(Settings):
         "launchers",
     )
     agent_approvals: Annotated[str, read_choice("ask", "deny")] = option(
-        "deny", "an agent's question for permission: a person is asked, or it is denied", "VALUE", "hooks"
+        "deny", "an agent's question for permission: ask a person, or deny it", "CHOICE", "hooks"
     )
     no_synthesis: Annotated[bool, read_bool] = option(
         False, "no result is stored in the name of an agent that stored none"
@@ -293,11 +294,17 @@ def read_file(path: Path) -> dict[str, tuple[str, Any]]:
         problem = f"{path.name}:{found[2]}: {found[1]} ({found[3]})" if found else f"{path.name}: {one_line(error)}"
         if path.name == "cco.toml":
             raise StartError(problem) from None
-        log.warning("%s: it is not read for settings", problem)  # the project's own file, not ours to judge
+        warn_once(path, problem)  # the project's own file, not ours to judge
         return {}
     if not isinstance(table, dict):
         raise StartError(f"{path.name}:{line_of(text, 'cco-sidecar')}: tool.cco-sidecar must be a table")
     return {key: (place_of(path.name, text, key, value), value) for key, value in table.items()}
+
+
+@functools.cache
+def warn_once(path: Path, problem: str) -> None:
+    """Say what is wrong with a settings file, which a command may read again, for the running service for example."""
+    log.warning("%s: it is not read for settings", problem)
 
 
 def place_of(file: str, text: str, key: str, value: Any) -> str:

@@ -32,7 +32,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins._hooks import LoadedPlugin
 from cco_sidecar_plugins.commands._health import ask_health, read_health
-from cco_sidecar_plugins.commands._running import running_settings, with_secret
+from cco_sidecar_plugins.commands._running import running_settings, start_it, with_secret
 
 NOT_REACHABLE = 3  # beside the core's exit codes
 
@@ -94,7 +94,7 @@ class Client:
         if self._settings:
             info = read_sidecar_json(self._settings.storage)
             if info is None:
-                raise NotReachable(f"no sidecar runs for {self._settings.root}; start it with `{self._cco}`")
+                raise NotReachable(f"no sidecar runs for {self._settings.root}; {start_it(self._settings)}")
             self.url, self.project, self._instance = info.url, info.project_id, info.instance_id
 
     def command(self, words: str) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
+from pathlib import Path
 
-from cco_sidecar import Settings, default_storage
+import psutil
+
+from cco_sidecar import Settings, default_storage, own_command, run_git
 from cco_sidecar_plugins._files import read_sidecar_json
 
 
@@ -21,6 +25,26 @@ def running_settings(settings: Settings) -> Settings:
         if info := read_sidecar_json(folder):
             return dataclasses.replace(settings, project=info.project_id, storage=folder)
     return settings
+
+
+def start_it(settings: Settings) -> str:
+    """What to do where no service runs for the root: start one, or use one that runs for another work tree of the same
+    repository or for a folder around the root. Blocks.
+    """
+    listed = (run_git(settings.root, "worktree", "list", "--porcelain", "-z") or b"").split(b"\0")
+    trees = [Path(os.fsdecode(line.removeprefix(b"worktree "))) for line in listed if line.startswith(b"worktree ")]
+    words = f"start it with `{own_command(settings)}`"
+    if "storage" in settings.places:
+        return words
+    for root in (*trees, *settings.root.parents):
+        other = dataclasses.replace(
+            settings, root=root, storage=default_storage(root, settings.project), places={"root": "--root"}
+        )
+        info = read_sidecar_json(running_settings(other).storage) if root != settings.root else None
+        if info and psutil.pid_exists(info.pid):
+            which = "another work tree of this repository" if root in trees else "a folder around it"
+            return f"{words}; one runs for {root}, {which}: `{own_command(other)}` before a command uses that"
+    return words
 
 
 def with_secret(settings: Settings) -> Settings:

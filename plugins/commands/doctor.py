@@ -49,7 +49,7 @@ from cco_sidecar_plugins.commands import _salvage
 from cco_sidecar_plugins.commands._client import Client, Refused, loaded_plugins, running_types
 from cco_sidecar_plugins.commands._health import ask_health, explain_bind_error, read_health
 from cco_sidecar_plugins.commands._printing import show
-from cco_sidecar_plugins.commands._running import running_settings
+from cco_sidecar_plugins.commands._running import running_settings, start_it
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 from cco_sidecar_plugins.context._git_facts import git_prefix
 from cco_sidecar_plugins.context._watcher import folder_limit
@@ -144,7 +144,7 @@ def check_service(settings: Settings) -> str:
     """What the service that runs for this repository says of itself."""
     info = read_sidecar_json(settings.storage)
     if not info:
-        return f"note: none runs for {settings.root}; start it with `{cco_sidecar.own_command(settings)}`"
+        return f"note: none runs for {settings.root}; {start_it(settings)}"
     if not psutil.pid_exists(info.pid):
         return f"note: none runs; the last one, pid {info.pid}, ended without a word: a start puts everything right"
     try:

@@ -785,3 +785,46 @@ def test_a_history_that_is_cut_is_told_and_one_that_has_not_begun_is_not(
     found, complete = git_facts.git_log(tmp_path, "-n", "5")
     assert len(found) == (case == "a commit") and complete is (case == "a commit")
     assert ("not known in full" in caplog.text) is (case == "its object is lost")
+
+
+REPOSITORIES: dict[str, tuple[str, tuple[str, ...]]] = {  # where one comes, and what git is told
+    "in the folder": ("above/folder", ("init", "-q")),
+    "above the folder": ("above", ("init", "-q")),
+    "with its database elsewhere": ("above/folder", ("init", "-q", "--separate-git-dir=../../elsewhere")),
+    "around the folder, without a work tree": ("above", ("init", "-q", "--bare")),
+}
+
+
+@pytest.mark.parametrize("where", REPOSITORIES)
+def test_a_folder_without_git_is_listed_by_one_call_and_a_repository_that_comes_shows_at_the_next_look(
+    home: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "above/folder"
+    root.mkdir(parents=True)
+    (root / ".gitignore").write_text("*.log\n")
+    (root / "main.py").write_text("x = 1\n")
+    (root / "main.log").write_text("ignored\n")
+    (scratch := tmp_path / "scratch").mkdir()
+    readers = project_index.ProjectIndex(root, scratch), project_index.GitProject(root, scratch)
+    asked: list[str] = []
+    git_output = cco_sidecar.git_output
+    monkeypatch.setattr(
+        cco_sidecar, "git_output", lambda words, env: asked.append(str(words)) or git_output(words, env)
+    )
+    for reader in readers:
+        reader.look()
+        asked.clear()
+        assert [file.path for file in reader.look().files] == [".gitignore", "main.py"]
+        assert len(asked) == 1 and "ls-files" in asked[0]
+    place, words = REPOSITORIES[where]
+    git(tmp_path / place, *words)
+    is_bare = "--bare" in words
+    for reader in readers:
+        state = reader.look()
+        assert [file.path for file in state.files] == ([] if is_bare else [".gitignore", "main.py"])
+        assert (state.git.branch is None) is is_bare
+    shutil.rmtree(tmp_path / place / ".git", ignore_errors=True)
+    (tmp_path / place / ".git").unlink(missing_ok=True)
+    (tmp_path / place / "HEAD").unlink(missing_ok=True)
+    for reader in readers:
+        assert [file.path for file in reader.look().files] == [".gitignore", "main.py"]

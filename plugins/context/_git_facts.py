@@ -75,7 +75,8 @@ def without_changes(git: GitContext, names: Set[str]) -> GitContext:
 
 def list_files(root: Path, prefix: str | None, scratch: Path) -> list[str]:
     """The names that git lists, or by its rules would list if this were a repository. Raises GitError. Blocks."""
-    if prefix is None and run_git(root, "rev-parse", "--is-inside-git-dir") == b"true\n":
+    perhaps_inside = prefix is None and not is_outside_git(root)
+    if perhaps_inside and run_git(root, "rev-parse", "--is-inside-git-dir") == b"true\n":
         return []
     try:
         environ = borrowed_git(root, scratch) if prefix is None else None
@@ -115,6 +116,8 @@ NOT_OURS = frozenset({  # folders that are not looked into where git does not sa
 
 def git_prefix(root: Path) -> str | None:
     """The path of ``root`` in its work tree, "" or "path/"; None where it is in none. Raises GitError. Blocks."""
+    if is_outside_git(root):
+        return None
     try:
         found = ask_git(root, "rev-parse", "--is-inside-work-tree", "--show-prefix")
     except GitMissing:
@@ -125,6 +128,22 @@ def git_prefix(root: Path) -> str | None:
         return None
     inside, _, prefix = os.fsdecode(found).partition("\n")
     return prefix.removesuffix("\n") if inside == "true" else None
+
+
+def is_outside_git(root: Path) -> bool:
+    """Whether no repository can be around ``root``, which git need not be asked then: neither it nor a folder above
+    holds the name ``.git``, nor ``HEAD``, without which git takes no folder for a database. Blocks.
+    """
+    nearest = root.resolve()
+    for place in (folder / name for folder in (nearest, *nearest.parents) for name in (".git", "HEAD")):
+        try:
+            os.lstat(place)
+        except FileNotFoundError:
+            continue
+        except OSError:  # it is not for us to see, and may be there
+            pass
+        return False
+    return True
 
 
 def is_damaged(root: Path) -> bool:

@@ -869,7 +869,7 @@ def test_the_threads_of_a_busy_service_share_two_heaps(make_service: Callable[..
 
     with ThreadPoolExecutor(16) as pool:
         assert set(pool.map(ask, range(48))) == {200}
-    assert threads_heaps(service.info["pid"]) <= 2  # without the plugin a dozen
+    assert threads_heaps(service.info["pid"]) <= 2  # without the plugin heaps a dozen
 
 
 def threads_heaps(pid: int) -> int:

@@ -1762,18 +1762,6 @@ def keep_for_good() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def share_heaps() -> None:
-    """Threads that start from now on share two heaps. glibc gives them eight a processor, and the holes in all of them
-    add up: a service that a large team has used for an hour had a fifth more memory.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):  # another C library than glibc
-            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
-
-
-M_ARENA_MAX = -8  # malloc.h
-
-
 class Unfinished(list[RankedFile]):
     """A ranking that was made while an index was not whole."""
 
@@ -1782,10 +1770,6 @@ class WarmContexts(PreparedContexts):
     """Begins the index of a large project before somebody waits for it; contexts say while an index is being made."""
 
     WARM_FROM = 1_000  # files: the index of a smaller project is begun when it is first asked for
-
-    def __init__(self, *parts: Any) -> None:
-        share_heaps()  # before the service has threads
-        super().__init__(*parts)
 
     async def prepare(self) -> None:
         await asyncio.gather(super().prepare(), self._warm())

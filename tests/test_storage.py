@@ -1020,6 +1020,45 @@ def test_a_crowd_that_events_wake_shares_one_search_in_portions_and_misses_no_ev
     assert with_storage(tmp_path, scene) == [[0, 1]] * 30 + [[2, 3]] * 30
 
 
+@pytest.mark.parametrize(
+    ("position", "before", "during", "is_told"),
+    [(2, 0, 5, True), (4, 3, 6, True), (2, 3, 6, True), (2, 3, 3, True), (4, 0, 3, False)],
+)
+def test_a_poll_tells_of_what_is_removed_between_its_beginning_and_its_search(
+    tmp_path: Path, position: int, before: int, during: int, is_told: bool
+) -> None:
+    async def remove(storage: Storage, upto: int) -> None:
+        storage.floor = upto
+        await storage.write(lambda records: records.remove_events(list(range(1, upto + 1)), 0))
+
+    class Late(EventBus):
+        removing = False
+
+        async def search(self, *asked: Any) -> Any:
+            if self.removing:
+                await remove(self._storage, during)
+            return await super().search(*asked)
+
+    class Bus(plugin("_limit").TellingBus, Late):  # type: ignore[misc]
+        pass
+
+    async def scene(storage: Storage) -> Any:
+        bus = Bus(storage, load_settings({"root": str(tmp_path), "storage": str(tmp_path)}, {}), Hooks([]))
+        reader = Claims(sub="r", agent_type="t", project_id="p", permissions=[], exp=0, iat=0)
+        for number in range(1, 9):
+            await bus.publish("p", "noted", {"publisher": "me", "topic": "t", "data": {}})
+            if number == position:
+                bus.answered(await bus.wait(reader, "noted", WaitQuery(0), HangUp()))
+        await remove(storage, before)
+        Late.removing = True
+        answer = json.loads((await bus.wait(reader, "noted", WaitQuery(0), HangUp())).content)
+        assert len(answer["events"]) == 8 - max(position, before, during)
+        return answer.get("missed"), {"position": bus.event_id(position), "floor": bus.event_id(max(before, during))}
+
+    missed, expected = with_storage(tmp_path, scene)
+    assert missed == (expected if is_told else None)
+
+
 def test_garbage_is_seldom_searched_for_while_a_crowd_waits(tmp_path: Path) -> None:
     async def scene(storage: Storage) -> int:
         bus = plugin("crowds").CrowdedBus(

@@ -17,8 +17,10 @@ import msgspec
 from cco_sidecar import (
     MB,
     ApiError,
+    Channel,
     Claims,
     EventBus,
+    Filter,
     HangUp,
     Inserted,
     Poll,
@@ -60,6 +62,9 @@ class ForgettingRecords(Records):
 class TellingBus(EventBus):
     """Tells a reader once that retention has removed events after its position, by ``missed`` in the answer."""
 
+    MISSED = b',"missed":'  # at the end of an answer
+    MISSED_BYTES = 110  # more than it takes there, and less than it takes with what stands before it
+
     def wait(
         self, claims: Claims, event_type: str, query: WaitQuery, hang_up: HangUp
     ) -> Coroutine[Any, Any, Poll]:  # fmt: skip
@@ -72,9 +77,23 @@ class TellingBus(EventBus):
         return self._telling(polling, position, floor) if 0 <= position < floor else polling
 
     async def _telling(self, polling: Coroutine[Any, Any, Poll], position: int, floor: int) -> Poll:
-        poll = await polling
-        missed = msgspec.json.encode({"position": self.event_id(position), "floor": self.event_id(floor)})
-        return msgspec.structs.replace(poll, content=poll.content[:-1] + b',"missed":%s}' % missed)
+        return self._told(await polling, position, floor)
+
+    async def search(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
+        """Also tells what retention removed since the poll began: after a start, or while others have their turn."""
+        found = await super().search(channel, filter, after, limit)
+        floor = self._storage.floor  # set before events are removed: read later it is that of all that are gone
+        gone = 0 < after < floor and (not found.rows or found.rows[0]["seq"] > floor)
+        return self._told(found, after, floor) if gone else found
+
+    def _told(self, poll: Poll, position: int, floor: int) -> Poll:
+        """``poll`` with what was missed between ``position`` and ``floor``, or the newer floor that it tells of."""
+        content, upto = poll.content, self.event_id(floor)
+        if (told := content.rfind(self.MISSED, len(content) - self.MISSED_BYTES)) >= 0:
+            upto = content[told:].split(b'"')[-2].decode()
+            content = content[:told] + b"}"
+        missed = msgspec.json.encode({"position": self.event_id(position), "floor": upto})
+        return msgspec.structs.replace(poll, content=content[:-1] + self.MISSED + missed + b"}")
 
 
 class LimitedStorage(GatheringStorage):

@@ -149,9 +149,7 @@ class Settings:
     port: Annotated[int, read_number(0, 65535)] = option(3001, "TCP port; 0 takes a free one", "N")
     allowed_host: Annotated[tuple[str, ...], read_list] = option((), "more Host names that are answered", "NAME")
     cors_origin: Annotated[tuple[str, ...], read_list] = option((), "more web origins that may call", "ORIGIN")
-    jwt_secret: Annotated[str | None, read_secret] = option(
-        None, "signing secret, 32 characters or more (default: made)"
-    )
+    jwt_secret: Annotated[str | None, read_secret] = option(None, "secret of 32 characters or more (default: made)")
     token_ttl: Annotated[int, read_number(1, 31_536_000)] = option(3600, "life of a token", "SECONDS")
     cache_size_mb: Annotated[int, read_number(0, 65_536)] = option(256, "memory for cached contexts", "MB")
     agent_command: Annotated[tuple[str, ...] | None, read_command] = option(
@@ -497,12 +495,12 @@ hookimpl = pluggy.HookimplMarker("cco_sidecar")  # marks an implementation
 
 class Asks:
     """Hooks by which anybody's code gives a value, in a worker thread. None is no answer; where one is wanted, the
-    first wins. An implementation may take fewer arguments than are named here. Who raises is logged and passed over.
-    With plugins/_hooks.py, which has more hooks, so is who takes over five seconds or returns what JSON cannot say.
+    first wins. An implementation may take fewer arguments than are named here. Who raises, or returns what JSON cannot
+    say or has another type, is logged and passed over; with plugins/_hooks.py so is who takes over five seconds.
     plugins/examples/_every_hook.py has the smallest useful one of each hook, also of Tells and Parts.
     """
 
-    def register_agent_types(self, settings: Settings) -> dict[str, str]:
+    def register_agent_types(self, settings: Settings) -> dict[Identifier, CategoryName]:
         """More agent types with their category. Asked at the start and by ``cco token``, with plugins/ also where a
         type is not known.
         """
@@ -584,6 +582,7 @@ class Hooks:
 
     MANAGER = pluggy.PluginManager
     SPECS = {name: spec for kind in (Asks, Tells, Parts) for name, spec in vars(kind).items() if name[0] != "_"}
+    LIVE = vars(Tells).keys() | {"register_routes", "part_class"}  # their answers are no data, and taken as they are
 
     def __init__(self, built_in: Iterable[object]) -> None:
         self._manager = self.MANAGER("cco_sidecar")
@@ -641,7 +640,7 @@ class Hooks:
         for row in self.implementations["permission_policy"]:
             verdict = self.ask_one(row, f"the policy {row.plugin} could not decide", **facts)
             if verdict is not None and verdict is not True:
-                return verdict if verdict and isinstance(verdict, str) else f"the policy {row.plugin} refuses"
+                return verdict or f"the policy {row.plugin} refuses"
         return None
 
     def ask_one(self, row: Implementation, otherwise: Any = None, /, **facts: Any) -> Any:
@@ -655,8 +654,16 @@ class Hooks:
             return otherwise
 
     def call(self, row: Implementation, facts: dict[str, Any]) -> Any:
-        """What the plugin returns. Raises what it raises."""
-        return row.call(facts)
+        """What the plugin returns, where data is asked for as new plain data. Raises what it raises."""
+        answer = row.call(facts)
+        if answer is None or row.hook in self.LIVE:
+            return answer
+        shape = typing.get_type_hints(self.SPECS[row.hook], include_extras=True)["return"]
+        if row.hook != "rank_files":
+            return msgspec.json.decode(msgspec.json.encode(answer), type=shape)
+        ranked = msgspec.convert(msgspec.to_builtins(answer), shape)  # JSON has no place for paths that are not UTF-8
+        "".join(text for item in ranked for text in (item.path, *item.reasons)).encode(errors="surrogateescape")
+        return ranked
 
     def failed(self, row: Implementation, error: BaseException) -> None:
         log.warning("plugin %s: %s: %s: %s", row.plugin, row.hook, type(error).__name__, one_line(error))
@@ -722,10 +729,9 @@ def arguments_of(function: Callable[..., Any]) -> tuple[str, ...]:
 def bundled_class(base: type[T], file: str, name: str) -> type[T]:
     """The class ``name`` in a file of the bundled plugins, which derives from ``base``; without them ``base``."""
     path = Path(bundled_folder() or "/nowhere", f"{file}.py")
-    try:
+    ours = False
+    with contextlib.suppress(OSError):  # there is none, or it is not for us to read
         ours = f"class {name}(".encode() in path.read_bytes()
-    except OSError:  # there is none, or it is not for us to read
-        ours = False
     return getattr(import_file(path), name) if ours else base
 
 
@@ -769,7 +775,7 @@ class Sidecar:
     """One running service: ``async with Sidecar(settings, hooks) as sidecar`` listens until the block ends.
 
     Its start raises StartError with a line for the user. Its stop answers every waiting poll first, then gives requests
-    3 s, agents that were ordered to end 3.5 s, and plugins the time that their hooks have.
+    3 s, agents that were ordered to end 10 s, and plugins the time that their hooks have.
     """
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
@@ -818,10 +824,11 @@ class Sidecar:
     async def __aexit__(self, *_: object) -> None:
         self._server.stop()
         self.bus.close()
+        self.agents.close(end_all=self.settings.stop_agents)  # whatever requests hang
         deadline = time.monotonic() + 3.0
         while self.open_requests and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        await self.agents.stop(end_all=self.settings.stop_agents)
+        await self.agents.stop()
         await self._server.close_all_connections()
         await asyncio.wrap_future(in_thread("shutdown", lambda: list(self.hooks.ask("shutdown", info=self.info))))
         await self._parts.aclose()
@@ -1373,7 +1380,10 @@ def too_large(limit: int) -> ApiError:
 async def check_policies(endpoint: Endpoint) -> None:
     permission, request = endpoint.permission, endpoint.request
     facts = {"claims": endpoint.claims, "permission": permission, "method": request.method, "path": request.path}
-    if reason := await endpoint.sidecar.hooks.pool.run(endpoint.sidecar.hooks.refusal, **facts):
+    reason: str | None = "the policies have not decided in time"
+    with contextlib.suppress(TimeoutError):
+        reason = await endpoint.sidecar.hooks.pool.run(endpoint.sidecar.hooks.refusal, **facts)
+    if reason:
         raise forbidden(f"Refused by policy: {reason}", permission=permission, policy=reason)
 
 
@@ -1599,8 +1609,7 @@ class GetHealth(Endpoint):
         else:
             if not await sidecar.bus.round_trip():
                 bus = "unhealthy: a waiter did not wake within 2 s"
-        memory = waiting = free = 0
-        cpu = 0.0
+        memory, waiting, free, cpu = 0, 0, 0, 0.0
         with contextlib.suppress(StorageError, OSError, psutil.Error):  # the checks say why
             memory, cpu = sidecar.process.memory_info().rss, sidecar.process.cpu_percent()
             free = shutil.disk_usage(sidecar.settings.storage).free
@@ -1640,11 +1649,8 @@ class AgentTypes:
     def __init__(self, hooks: Hooks, settings: Settings) -> None:
         """Blocks."""
         self.categories: dict[str, str] = {}
-        for name, table in hooks.ask("register_agent_types", settings=settings):
-            try:
-                self.categories |= msgspec.convert(table, dict[Identifier, CategoryName])
-            except msgspec.ValidationError as error:
-                log.warning("plugin %s: register_agent_types: %s", name, one_line(error))
+        for _, table in hooks.ask("register_agent_types", settings=settings):
+            self.categories |= table
 
     async def find(self, agent_type: str, status: int = 400) -> str:
         """As ``category``; a plugin may look for a type that is not known."""
@@ -1780,8 +1786,7 @@ class Claims(Struct, frozen=True, kw_only=True):
     bound: bool = False
 
 
-# the claims of a request without a verified token
-NOBODY = Claims(sub="", agent_type="", project_id="", permissions=[], exp=math.inf, iat=0.0)
+NOBODY = Claims(sub="", agent_type="", project_id="", permissions=[], exp=math.inf, iat=0.0)  # without a token
 
 
 class RateLimits:
@@ -2368,7 +2373,12 @@ class Results:
             "output": msgspec.json.encode(previous_output(body, result_id, now)).decode(),
             "body": msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)}),
         }  # fmt: skip
-        event_id = self._bus.event_id(records.insert_event(completed_event(row, proposals)))
+        told = {
+            "issue_id": issue, "agent_type": body["agent_type"], "status": result.status, "result_id": result_id,
+            "next_agents": msgspec.to_builtins(proposals),
+        }  # fmt: skip
+        said = {"publisher": body["agent_id"], "topic": CATEGORIES[result.category].topic, "data": told}
+        event_id = self._bus.event_id(records.insert_event(new_event(project, "agent_completed", said)))
         records.insert("result", row)
         return {
             "id": result_id, "stored": True, "storage_path": self._storage.files.path(row),
@@ -2379,13 +2389,12 @@ class Results:
         """Who is next after a result: each rule gets the proposals as the ones before it left them. Blocks."""
         proposals = facts["proposals"]
         for rule in rules:
-            answer = self._hooks.ask_one(rule, **facts | {"proposals": list(proposals)})
+            found = self._hooks.ask_one(rule, **facts | {"proposals": list(proposals)})
             try:
-                found = proposals if answer is None else msgspec.convert(answer, list[NextAgent])
-                for item in found:
+                for item in found or []:
                     self._agent_types.category(item.agent_type)
-                proposals = found
-            except (ApiError, msgspec.ValidationError) as error:
+                proposals = proposals if found is None else found
+            except ApiError as error:
                 log.warning("plugin %s: next_agents: %s", rule.plugin, one_line(error))
         last, redacted = {item.agent_type: item for item in proposals}, self._redaction.redact  # nobody is named twice
         return [NextAgent(item.agent_type, item.priority, redacted(item.reason)[0]) for item in last.values()]
@@ -2463,15 +2472,6 @@ class ResultFiles:
                 new.unlink()
             except OSError as error:
                 log.error("the file of %s cannot be written: %s", new.name, error.strerror)
-
-
-def completed_event(row: dict[str, Any], proposals: list[NextAgent]) -> NewEvent:
-    data = {
-        "issue_id": row["issue"], "agent_type": row["agent_type"], "status": row["status"], "result_id": row["id"],
-        "next_agents": msgspec.to_builtins(proposals),
-    }  # fmt: skip
-    submission = {"publisher": row["agent_id"], "topic": CATEGORIES[row["category"]].topic, "data": data}
-    return new_event(row["project"], "agent_completed", submission)
 
 
 def previous_output(body: dict[str, Any], result_id: str, stored: float) -> dict[str, Any]:
@@ -2956,7 +2956,7 @@ class Contexts:
     def redacted(self, sections: Sections) -> Sections:
         """``sections`` without secrets, with their number in ``metadata``. Blocks."""
         contents = [file.pop("content") for file in sections["relevant_files"]]
-        parts = [redact_json({name: part}) for name, part in sections.items()]  # so the same ones are known again
+        parts = [redaction().redact_json({name: part}) for name, part in sections.items()]  # which is remembered
         sections = {name: part for redacted, _ in parts for name, part in redacted.items()}
         sections["metadata"]["redactions"] = sum(number for _, number in parts)
         for file, content in zip(sections["relevant_files"], contents, strict=True):
@@ -3362,11 +3362,6 @@ SECRET_FILE = re.compile(
 )
 
 
-def redact_json(value: Any) -> tuple[Any, int]:
-    """The JSON ``value`` without the secrets in its texts, names of fields too, and how many there were. Blocks."""
-    return redaction().redact_json(value)
-
-
 def redact(content: str) -> tuple[str, int]:
     """``content`` without the secrets that it holds, and how many there were. Lines keep their numbers."""
     return redaction().redact(content)
@@ -3387,6 +3382,7 @@ class Redaction:
         return content, number
 
     def redact_json(self, value: Any) -> tuple[Any, int]:
+        """The JSON ``value`` without the secrets in its texts, names of fields too, and how many there were. Blocks."""
         number, field = 0, ""
 
         def clean(match: re.Match[bytes]) -> bytes:
@@ -3658,13 +3654,17 @@ class Agents:
             log.info("agent %s %s, pid %s", row["id"], "is gone" if running.exited else "adopted", row["pid"])
             await self.begin_watch(running)
 
-    async def stop(self, *, end_all: bool) -> None:
+    def close(self, *, end_all: bool) -> None:
+        """Start no more agents; where ``end_all`` order the end of those that there are, also of half started ones."""
         self._stopping = True
+        for running in self.active.values() if end_all else ():
+            running.end("killed")
+
+    async def stop(self) -> None:
+        """Wait for agents that are ending, and leave the others to the next start."""
         for running in self.active.values():
             running.grace = min(running.grace, 2.0)
-            if end_all:
-                running.end("killed")
-        deadline = time.monotonic() + 3.5
+        deadline = time.monotonic() + 10.0  # with many agents each look for their processes takes seconds
         while any(running.ending.is_set() for running in self.active.values()) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         if left := [name for name, running in self.active.items() if not running.ending.is_set()]:

@@ -19,7 +19,6 @@ import logging
 import sys
 import traceback
 import types
-import typing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -33,7 +32,6 @@ from cco_sidecar import (
     MB,
     PACKAGE,
     AgentLaunch,
-    Asks,
     CommandParser,
     ContextRequest,
     Hooks,
@@ -55,6 +53,8 @@ from cco_sidecar_plugins._words import did_you_mean
 from cco_sidecar_plugins.agents._reader import Reader
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+MARGIN = 200  # levels of nesting: what surrounds an answer later must not make it too deep
+MAX_ANSWER = 16 * MB  # of JSON
 
 
 class MoreAsks:
@@ -139,6 +139,7 @@ class SafeHooks(Hooks):
     SPECS = Hooks.SPECS | {
         name: spec for kind in (MoreAsks, MoreTells) for name, spec in vars(kind).items() if name[0] != "_"
     }
+    LIVE = Hooks.LIVE | vars(MoreTells).keys() | {"register_commands"}
     TIMEOUT = 5.0
     MAX_STUCK = 4  # calls of one plugin that may hang at a time before it is passed over
     MAX_UNTOLD = 10_000
@@ -252,10 +253,8 @@ class SafeHooks(Hooks):
         stuck[:] = [call for call in stuck if not call.done()]
         if len(stuck) >= self.MAX_STUCK and not patient:
             raise TimeoutError(f"{len(stuck)} earlier calls have not come back")
-        taken_as_it_is = patient or is_bundled(row)
-        call = in_thread(
-            f"plugin-{row.plugin}", lambda: row.call(facts) if taken_as_it_is else plain(row.hook, row.call(facts))
-        )
+        ask = row.call if is_bundled(row) else functools.partial(self.bounded, row)
+        call = in_thread(f"plugin-{row.plugin}", functools.partial(ask, facts))
         while not concurrent.futures.wait([call], self.TIMEOUT).done:
             if not patient:
                 stuck.append(call)
@@ -264,6 +263,17 @@ class SafeHooks(Hooks):
         if patient and (call.exception() is not None or call.result() is not None):
             self._made_parts.add(row.plugin)
         return outcome(call)
+
+    def bounded(self, row: Implementation, facts: dict[str, Any]) -> Any:
+        """What the plugin returns, as plain data that is neither too large nor nested too deeply."""
+        answer = nested = super().call(row, facts)
+        if row.hook in self.LIVE or row.hook == "rank_files":  # which is as long as the project is large
+            return answer
+        for _ in range(MARGIN):
+            nested = [nested]
+        if len(msgspec.json.encode(nested)) > MAX_ANSWER:
+            raise ValueError(f"its answer has more than {MAX_ANSWER // MB} MB")
+        return answer
 
     def tell(self, hook: str, **facts: Any) -> None:
         """Drop it where MAX_UNTOLD wait for observers."""
@@ -343,25 +353,3 @@ def outcome(call: Future[Any]) -> Any:
     if error is not None and not isinstance(error, Exception):
         raise Raised(error) from error
     return call.result()
-
-
-MARGIN = 200  # levels of nesting: what surrounds an answer later must not make it too deep
-MAX_ANSWER = 16 * MB  # of JSON
-
-
-def plain(hook: str, answer: Any) -> Any:
-    """The answer to an ask as new plain data of the hook's type; live objects, such as routes, as they are."""
-    asks = vars(Asks) | vars(MoreAsks)
-    if answer is None or hook not in asks or hook in ("register_routes", "register_commands"):
-        return answer
-    shape = typing.get_type_hints(asks[hook], include_extras=True)["return"]
-    if hook == "rank_files":  # JSON has no place for paths that are not UTF-8
-        ranked = msgspec.convert(msgspec.to_builtins(answer), shape)
-        "".join(item.path for item in ranked).encode(errors="surrogateescape")  # raises for what no file is called
-        return ranked
-    for _ in range(MARGIN):
-        answer = [answer]
-    content = msgspec.json.encode(answer)
-    if len(content) > MAX_ANSWER:
-        raise ValueError(f"its answer has more than {MAX_ANSWER // MB} MB")
-    return msgspec.json.decode(content[MARGIN:-MARGIN], type=shape)

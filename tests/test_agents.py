@@ -1196,3 +1196,37 @@ def test_a_stop_with_stop_agents_ends_them_all(make_service: Callable[..., Servi
     assert not agents_left()
     service.start()
     assert [status(service.client(), agent_id)["state"] for agent_id in ids] == ["killed"] * 3
+
+
+SLOW_LOOKS = """
+import asyncio
+from cco_sidecar import *
+
+@hookimpl
+def part_class(base):
+    class SlowToLook(base):
+        async def members(self, running):
+            await asyncio.sleep(2.5)  # as where there are thousands of processes
+            return await super().members(running)
+
+    return SlowToLook if issubclass(base, Processes) else None
+"""
+STUBBORN = {  # what ends by no kind word, or has more processes than one
+    "a patient one": "import time; time.sleep(600)",
+    "one that ignores SIGTERM": "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)",
+    "one with a child": "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])",
+}
+
+
+@pytest.mark.parametrize("code", STUBBORN.values(), ids=STUBBORN)
+def test_a_stop_that_is_to_end_agents_leaves_none_however_long_a_look_at_processes_takes(
+    make_service: Callable[..., Service], tmp_path: Path, code: str
+) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/slow.py").write_text(SLOW_LOOKS)
+    command = json.dumps([sys.executable, "-c", code])
+    service = make_service("--stop-agents", "--agent-command", command, "--plugins", str(tmp_path / "more"))
+    spawned = service.client().post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"})
+    assert spawned.status_code == 201, spawned.text
+    assert service.stop() == 0
+    assert not psutil.pid_exists(spawned.json()["process_id"]) and "failed" not in service.log

@@ -15,6 +15,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,7 @@ from cco_sidecar import NextAgent, ResultFact, Storage, bundled_class
 
 Hooks: Any = bundled_class(cco_sidecar.Hooks, "_hooks", "SafeHooks")
 HOOKS: dict[str, Callable[..., Any]] = Hooks.SPECS
-plain, bundled_plugins = operator.attrgetter("plain", "bundled_plugins")(sys.modules[Hooks.__module__])
+bundled_plugins = operator.attrgetter("bundled_plugins")(sys.modules[Hooks.__module__])
 
 PLUGINS = {
     "wizardry": """
@@ -919,7 +920,16 @@ def test_what_no_json_says_costs_a_plugin_its_own_contribution_and_one_line(
 def test_a_ranking_is_as_long_as_the_project_is_large() -> None:
     chunks, reasons = [(51 * number, 1.5) for number in range(5)], ["text matches greet", "changed recently"]
     ranked = [cco_sidecar.RankedFile(f"src/\udcff{number}.py", 1.0, reasons, chunks) for number in range(40_000)]
-    assert plain("rank_files", ranked) == ranked
+
+    class Ours:
+        @cco_sidecar.hookimpl
+        def rank_files(self) -> list[cco_sidecar.RankedFile]:
+            return ranked
+
+    for kind in (cco_sidecar.Hooks, Hooks):
+        hooks = kind([])
+        hooks.register(Ours(), "ours")
+        assert hooks.first("rank_files") == ranked
 
 
 def test_a_part_that_is_long_in_the_making_is_named_again_and_again(
@@ -1324,7 +1334,10 @@ def test_alone_a_plugin_that_raises_what_is_no_exception_ends_no_thread(raised: 
     assert [told.get(timeout=15), told.get(timeout=15)] == ["one", "two"]
 
 
-@pytest.mark.parametrize("verdict", [object(), 3, False])
+DECIDES = {"no plain data": object(), "a number": 3, "a list": [True], "no": False}
+
+
+@pytest.mark.parametrize("verdict", DECIDES.values(), ids=DECIDES)
 def test_alone_a_policy_that_answers_no_text_refuses(verdict: object) -> None:
     class Odd:
         @cco_sidecar.hookimpl
@@ -1333,7 +1346,108 @@ def test_alone_a_policy_that_answers_no_text_refuses(verdict: object) -> None:
 
     hooks = cco_sidecar.Hooks([])
     hooks.register(Odd(), "Odd")
-    assert hooks.refusal() == "the policy Odd refuses"
+    assert hooks.refusal() == ("the policy Odd refuses" if verdict is False else "the policy Odd could not decide")
+
+
+UNFIT = {  # answers that are of no use, by hook
+    "next_agents": [
+        [NextAgent(5, "low", "x")],  # type: ignore[arg-type]
+        [NextAgent("qa-engineer", "at once", "x")],  # type: ignore[arg-type]
+        [NextAgent("qa-engineer", "low", "caf\ud800")],
+        [{"agent_type": "qa-engineer"}],
+        "qa-engineer",
+    ],
+    "rank_files": [
+        [cco_sidecar.RankedFile("a.py", "best")],  # type: ignore[arg-type]
+        [cco_sidecar.RankedFile("a.py", 1.0, [5])],  # type: ignore[list-item]
+        [cco_sidecar.RankedFile("a.py", 1.0, ["caf\ud800"])],
+        ["a.py"],
+        3,
+    ],
+    "agent_command": ["true", ["true", 5], [], ["tr\0ue"], ["caf\ud800"], cco_sidecar.AgentCommand(["true"], stdin=5)],  # type: ignore[arg-type]
+    "context_section": [{"x": object()}, {"x": "caf\ud800"}, ["x"], {(1, 2): 1}],
+}
+
+
+@pytest.mark.parametrize("kind", [cco_sidecar.Hooks, Hooks], ids=["alone", "with plugins"])
+@pytest.mark.parametrize("hook", UNFIT)
+def test_an_answer_of_another_type_is_logged_and_passed_over(
+    hook: str, kind: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = iter(UNFIT[hook])
+    hooks = kind([])
+    hooks.loaded.append(types.SimpleNamespace(name="odd", problem=None, failures=0))
+    hooks.register(types.SimpleNamespace(**{hook: cco_sidecar.hookimpl(lambda: next(answers))}), "odd")
+    for answer in UNFIT[hook]:
+        caplog.clear()
+        assert hooks.first(hook) is None, answer
+        assert caplog.text.count(f"plugin odd: {hook}: ") == 1, answer
+
+
+def test_alone_no_plugins_nonsense_fails_a_request(
+    tmp_path: Path, repository: Path, make_service: Callable[..., Service]
+) -> None:
+    code = """
+        from cco_sidecar import *
+
+        @hookimpl
+        def next_agents(proposals):
+            return [NextAgent(None, 5, {})]
+
+        @hookimpl
+        def rank_files(request):
+            return [RankedFile(file.path, "best") for file in request.files]
+
+        @hookimpl
+        def agent_command(launch):
+            return [5]
+    """
+    alone = tmp_path / "alone"
+    (alone / "plugins").mkdir(parents=True)
+    module = shutil.copy(MODULE, alone)
+    configured = json.dumps([sys.executable, "-c", "print('configured')"])
+    arguments = ("--plugins", str(write_plugins(tmp_path / "more", {"odd": code})), "--agent-command", configured)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Service, "module", Path(module))
+        patch.setattr(Service, "without", frozenset({"--no-watch"}))
+        service = make_service(*arguments)
+    client = service.client()
+    assert client.store(issue="odd-1")["next_agents"]
+    context = client.get("/api/context/odd-1/python-specialist")
+    assert context.status_code == 200 and context.json()["context"]["relevant_files"], context.text
+    spawned = client.post("/api/agents/spawn", {"agent_type": "chief-architect", "issue_id": "odd-1"})
+    assert spawned.status_code == 201, spawned.text
+    for hook in ("next_agents", "rank_files", "agent_command"):
+        assert f"plugin odd: {hook}: ValidationError: " in service.log, service.log
+    assert "Traceback" not in service.log
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_policies_that_hang_refuse(calls: int) -> None:
+    """Each has an end of its own with plugins; without them the requests wait no longer than for any plugin."""
+    hang = threading.Event()
+
+    class Hanging:
+        @cco_sidecar.hookimpl
+        def permission_policy(self) -> None:
+            hang.wait(60)
+
+    async def ask() -> list[BaseException | None]:
+        hooks = cco_sidecar.Hooks([])
+        hooks.register(Hanging(), "hanging")
+        hooks.pool = cco_sidecar.Pool("asks", 2, 0.1)
+        request = types.SimpleNamespace(method="GET", path="/status")
+        sidecar = types.SimpleNamespace(hooks=hooks)
+        endpoint: Any = types.SimpleNamespace(permission=None, request=request, claims=None, sidecar=sidecar)
+        checks = (cco_sidecar.check_policies(endpoint) for _ in range(calls))
+        return await asyncio.gather(*checks, return_exceptions=True)
+
+    try:
+        refusals: list[Any] = asyncio.run(ask())
+    finally:
+        hang.set()
+    assert [(error.code, error.status) for error in refusals] == [("AUTH_003", 403)] * calls
+    assert all("not decided in time" in error.message for error in refusals)
 
 
 def test_plugins_shows_what_the_running_service_loaded_and_what_failed_there(

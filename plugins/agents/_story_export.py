@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from cco_sidecar import MB, Pool, Records, clean_text, harmless, redact, redact_json
+from cco_sidecar import MB, Pool, Records, clean_text, harmless, redact, redaction
 from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins.agents._story_timeline import Timeline
 from cco_sidecar_plugins.results.result_list import ResultQuery
@@ -38,9 +38,9 @@ def whole_story(read: Records, project: str, story: dict[str, Any], *facts: Any)
     results, more = whole_results(read, project, story["issue_id"])
     left_out += [f"the results after the first {len(results)}"] if more else []
     del story["task"]
-    story = redact_json(msgspec.json.decode(msgspec.json.encode(story | {"left_out": left_out})))[0]
+    story = redaction().redact_json(msgspec.json.decode(msgspec.json.encode(story | {"left_out": left_out})))[0]
     # Each by itself, as the interpreter does nothing else while a long text is decoded or looked through.
-    happened, stored = ([redact_json(item)[0] for item in items] for items in (entries, results))
+    happened, stored = ([redaction().redact_json(item)[0] for item in items] for items in (entries, results))
     if wanted == "json":
         return b"".join(json_pieces(story, timeline=happened, results=stored))
     story |= {"timeline": msgspec.json.decode(msgspec.json.encode(happened)), "results": stored}

@@ -54,7 +54,7 @@ from cco_sidecar import (
     hookimpl,
     iso,
     new_event,
-    redact_json,
+    redaction,
     storage_fault,
 )
 from cco_sidecar_plugins._settings import PluginSettings
@@ -269,7 +269,7 @@ class Approvals:
         data = {"agent_id": claims.sub, "agent_type": claims.agent_type, "issue_id": issue}
         data |= {name: getattr(request, name) for name in ("text", "command", "choices", "details", "timeout_seconds")}
         data |= {"choices": [APPROVE, DENY]} if request.kind == "approval" else {}
-        data = redact_json(data)[0] | {"until": iso(time.time() + request.timeout_seconds)}
+        data = redaction().redact_json(data)[0] | {"until": iso(time.time() + request.timeout_seconds)}
         asked, answered = EVENTS[request.kind]
         rule = self._rule(claims.agent_type, request)
         if rule:
@@ -349,7 +349,7 @@ class Approvals:
         names = ("agent_id", "agent_type", "issue_id", "text", "command", "choices", "details", "until")
         data = {name: getattr(approval, name) for name in names} | {"approval_id": approval.approval_id}
         event_type = EVENTS[approval.kind][1]
-        event = self._event(event_type, data | redact_json(outcome)[0], approval.approval_id)
+        event = self._event(event_type, data | redaction().redact_json(outcome)[0], approval.approval_id)
 
         def end(records: Records) -> Approval | None:
             """Runs on the writer thread, after every answer that came before this one."""

@@ -98,8 +98,8 @@ class NotingAgents(Agents):
             await owner.close()
             raise
 
-    async def stop(self, *, end_all: bool) -> None:
-        await super().stop(end_all=end_all)
+    async def stop(self) -> None:
+        await super().stop()
         if isinstance(self.processes, KeptProcesses):
             await self.processes.close()
 

@@ -457,8 +457,8 @@ class MeteredAgents(Agents):
         self.meter = open_meter(self.settings)  # before the first await: requests are answered from then on
         await super().start()
 
-    async def stop(self, *, end_all: bool) -> None:
-        await super().stop(end_all=end_all)
+    async def stop(self) -> None:
+        await super().stop()
         self.meter.close()
 
     def describe(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -879,6 +879,7 @@ def knowing(tmp_path: Path) -> Iterator[Here]:
 
 
 def test_commands_ask_the_running_service_for_the_agent_types_and_programs_that_its_flags_add(knowing: Here) -> None:
+    """The plugin type_list tells them."""
     listed = knowing.run("agent", "types", "--format", "json")
     rows = {row["agent_type"]: row for row in json.loads(listed.stdout)["agent_types"]}
     wanted = {"wizard": ("coding", "a plugin"), "tester": ("qa", "settings"), "go-specialist": ("support", "settings")}

@@ -953,7 +953,10 @@ def test_no_answer_is_no_fault_of_any_hook(tmp_path: Path, caplog: pytest.LogCap
     hooks = hooks_of(tmp_path, silent="\n".join(f"@hookimpl\ndef {name}(): pass" for name in HOOKS))
     for name in HOOKS:
         assert list(hooks.ask(name)) == []
-    assert hooks.refusal() is None and caplog.messages == []
+    assert hooks.refusal() is None
+    said = "plugin silent: part_class gave no class for any part"  # which is a hint, not a fault
+    assert [message.partition(";")[0] for message in caplog.messages] == [said]
+    assert not any(plugin.problem or plugin.failure for plugin in hooks.loaded)
 
 
 def test_many_calls_at_once_are_no_hanging_plugin(tmp_path: Path) -> None:

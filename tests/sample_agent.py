@@ -234,7 +234,7 @@ def die() -> None:
 
 def report() -> None:
     """Its arguments, environment and working directory. Of its token, which the log would not show, each 40th sign."""
-    environment = os.environ | {"JWT_TOKEN": os.environ["JWT_TOKEN"][::40]}
+    environment = os.environ | {"JWT_TOKEN": os.environ["JWT_TOKEN"][::60]}
     print(json.dumps({"argv": sys.argv[1:], "environment": environment, "cwd": os.getcwd()}))
 
 

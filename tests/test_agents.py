@@ -207,7 +207,7 @@ def test_the_environment_holds_what_an_agent_needs(service: Service, architect: 
     folder = folder_of(service, spawned["agent_id"])
     own = {
         "AGENT_ID": spawned["agent_id"], "AGENT_TYPE": "python-specialist", "ISSUE_ID": issue, "PROJECT_ID": PROJECT,
-        "PROJECT_ROOT": str(service.root), "SIDECAR_URL": f"{service.url}/api", "JWT_TOKEN": spawned["jwt_token"][::40],
+        "PROJECT_ROOT": str(service.root), "SIDECAR_URL": f"{service.url}/api", "JWT_TOKEN": spawned["jwt_token"][::60],
         "CCO_TOKEN_FILE": str(folder / "token"), "CCO_CONTEXT_FILE": str(folder / "context.json"), "TASK": "report",
     }  # fmt: skip
     assert own.items() <= environment.items()
@@ -258,7 +258,7 @@ def test_the_configuration_allows_a_name_that_is_passed_over_and_none_that_is_th
     state(service.client(), spawned["agent_id"], "completed")
     environment = json.loads(output(service.client(), spawned["agent_id"]))["environment"]
     assert environment["HTTPS_PROXY"] == "http://proxy:1" and environment["CODEX_CI"] == "inherited"
-    assert environment["JWT_TOKEN"] == spawned["jwt_token"][::40]
+    assert environment["JWT_TOKEN"] == spawned["jwt_token"][::60]
     assert spawned["environment_ignored"] == ["HTTP_PROXY", "JWT_TOKEN"]
 
 

@@ -245,4 +245,7 @@ def test_without_the_plugin_a_configured_key_stops_the_start(
         "--no-plugins",
     ]
     assert cco_sidecar.main([*command, "--jwt-public-key", str(tmp_path / "key.pem")]) == 2
-    assert capfd.readouterr().err == "cco: --jwt-public-key: the plugin issuers, which reads it, is not loaded\n"
+    assert (
+        capfd.readouterr().err
+        == "cco: --jwt-public-key: the plugin issuers, which reads it, is not loaded: plugins are turned off by --no-plugins\n"
+    )

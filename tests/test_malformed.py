@@ -8,13 +8,13 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Client, Service, make_repository, plugin, until
 
-import cco_sidecar
 from cco_sidecar import ApiError
 
 check_head = plugin("strict").check_head
@@ -22,6 +22,7 @@ check_head = plugin("strict").check_head
 EVENT = json.dumps({"publisher": "tester", "topic": "test", "data": {}}).encode()
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /api/events/ping HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nAuthorization: Bearer TOKEN\r\n"
+WORDS = {413: "payload_too_large", 414: "uri_too_long"}  # for which each version of Python has others
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -54,7 +55,7 @@ def check_refusal(service: Service, request: bytes, status: int, code: str) -> N
     assert (
         body["message"]
         and body["timestamp"]
-        and body["error"] == re.sub("[^a-z]+", "_", cco_sidecar.http.client.responses[status].lower())
+        and body["error"] == WORDS.get(status, re.sub("[^a-z]+", "_", HTTPStatus(status).phrase.lower()))
     )
     assert (headers["connection"], headers["content-type"]) == ("close", "application/json")
     assert headers["x-request-id"] == body["request_id"]

@@ -876,7 +876,7 @@ def test_what_the_running_service_decides_is_refused(runs: Runs, served: Service
     error = runs.refuse("--issue", "i-1", "--task", "x", *words, code=2)
     where = f"{served.url}, pid {served.info['pid']}"
     assert error.startswith(f"cco: {flags}: decided by the service that runs already ({where}): start that again with")
-    assert "in its cco.toml; where none runs, `python" in error
+    assert re.search(r"in its cco\.toml; where none runs, `\S*python\S* .+ run` starts one of its own", error)
     error = runs.refuse("--issue", "i-1", "--task", "x", "--url", served.url, *words, code=2)
     assert error.startswith(f"cco: {flags}: decided by the service that runs already ({served.url}): ")
     assert runs.worked() == []

@@ -247,6 +247,11 @@ def known_name(configured: Sequence[str] | None) -> str:
     return configured[0] if len(configured) == 1 and configured[0] in PROGRAMS else ""
 
 
+def default_program(settings: PluginSettings) -> str | None:
+    """What runs agents whose type has no command of its own, None where nothing does."""
+    return settings.agent_command[0] if settings.agent_command else known_name(None) or None
+
+
 @hookimpl
 def part_class(base: type) -> type | None:
     return type("KnowingLauncher", (KnowingLauncher, base), {}) if issubclass(base, Launcher) else None

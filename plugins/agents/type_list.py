@@ -11,7 +11,7 @@ from msgspec import Struct
 from cco_sidecar import CATEGORIES, SPAWN, AgentTypes, Endpoint, Route, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents._agent_types import BUILT_IN
-from cco_sidecar_plugins.agents.launchers import known_name
+from cco_sidecar_plugins.agents.launchers import default_program
 
 
 @hookimpl
@@ -59,8 +59,7 @@ def type_list(types: dict[str, str], settings: PluginSettings) -> AgentTypeList:
     with contextlib.suppress(ImportError):  # its file may be gone
         discovery = importlib.import_module("cco_sidecar_plugins.agents.discovery")
         sources |= {name: agent.place for name, agent in discovery.discover(settings.root).agents.items()}
-    known, commands = known_name(None) or None, settings.agent_commands
-    default = settings.agent_command[0] if settings.agent_command else known
+    default, commands = default_program(settings), settings.agent_commands
     rows = [
         TypeFacts(name, category, list(role.permissions), role.per_minute, sources.get(name, "a plugin"),
                   commands[name][0] if name in commands else default)

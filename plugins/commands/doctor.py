@@ -314,9 +314,8 @@ def agent_programs(options: argparse.Namespace, settings: PluginSettings) -> Age
             default = told["default_program"]
             rows = {row["agent_type"]: row["program"] for row in told["agent_types"] if row["program"] != default}
             return AgentPrograms(default, told["configured"], rows, "for the running service")
-    default = settings.agent_command[0] if settings.agent_command else launchers.known_name(None) or None
     of_types = {agent_type: command[0] for agent_type, command in settings.agent_commands.items()}
-    return AgentPrograms(default, settings.agent_command is not None, of_types, "here")
+    return AgentPrograms(launchers.default_program(settings), settings.agent_command is not None, of_types, "here")
 
 
 def examine_agents(root: Path, programs: AgentPrograms) -> dict[str, Finding]:

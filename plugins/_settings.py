@@ -4,6 +4,8 @@ problem is told with its line.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import ipaddress
 import itertools
@@ -12,6 +14,7 @@ import logging
 import re
 import socket
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +37,7 @@ from cco_sidecar import (
     read_list,
     read_match,
     read_number,
+    read_option,
     read_path,
     read_text,
 )
@@ -214,12 +218,12 @@ class PluginSettings(Settings):
         needs |= {name: "backend" for name in typed if name not in needs}
         for name, other in needs.items():
             if getattr(self, name) != option_table()[name].default and not getattr(self, other):
-                raise StartError(f"{self.where(name)}: needs {flag_of(other)} beside it")
+                refuse(f"{self.where(name)}: needs {flag_of(other)} beside it")
         for name, (known, form) in NAMED.items():
             value = getattr(self, name)
             for text in (value,) if isinstance(value, str) else value:
                 if not known(text):
-                    raise StartError(f"{self.where(name)}: {text!r} must be {form}")
+                    refuse(f"{self.where(name)}: {text!r} must be {form}")
 
     def command_of(self, agent_type: str) -> tuple[str, ...] | None:
         return self.agent_commands.get(agent_type, self.agent_command)
@@ -237,9 +241,38 @@ class PluginSettings(Settings):
         given: dict[str, tuple[str, Any, Path]] = {}
         for file in ("pyproject.toml", "cco.toml"):
             for key, (where, value) in read_file(root / file).items():
-                check_key(file, key, where, value)
-                given[key.replace("-", "_")] = where, value, root
+                name = key.replace("-", "_")
+                try:
+                    check_key(file, key, where, value)
+                    if FAULTS.get() is not None:  # else a flag or a variable may take its place unread
+                        read_option(name, where, value, root)
+                except StartError as error:
+                    refuse(str(error))
+                else:
+                    given[name] = where, value, root
         return given
+
+
+FAULTS: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("FAULTS", default=None)
+
+
+@contextlib.contextmanager
+def collected_faults() -> Iterator[list[str]]:
+    """Meanwhile settings are made without what is wrong in their files, or does not go together: all of it is here."""
+    faults: list[str] = []
+    token = FAULTS.set(faults)
+    try:
+        yield faults
+    finally:
+        FAULTS.reset(token)
+
+
+def refuse(problem: str) -> None:
+    """Raises StartError, unless faults are collected."""
+    if (faults := FAULTS.get()) is None:
+        raise StartError(problem)
+    if problem not in faults:  # settings are read more than once
+        faults.append(problem)
 
 
 def is_address(host: str) -> bool:
@@ -293,11 +326,13 @@ def read_file(path: Path) -> dict[str, tuple[str, Any]]:
         found = re.fullmatch(r"(.*) \(at line (\d+), (column \d+)\)", one_line(error))
         problem = f"{path.name}:{found[2]}: {found[1]} ({found[3]})" if found else f"{path.name}: {one_line(error)}"
         if path.name == "cco.toml":
-            raise StartError(problem) from None
-        warn_once(path, problem)  # the project's own file, not ours to judge
+            refuse(problem)
+        else:  # the project's own file, not ours to judge
+            warn_once(path, problem)
         return {}
     if not isinstance(table, dict):
-        raise StartError(f"{path.name}:{line_of(text, 'cco-sidecar')}: tool.cco-sidecar must be a table")
+        refuse(f"{path.name}:{line_of(text, 'cco-sidecar')}: tool.cco-sidecar must be a table")
+        return {}
     return {key: (place_of(path.name, text, key, value), value) for key, value in table.items()}
 
 

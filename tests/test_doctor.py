@@ -269,14 +269,58 @@ def test_of_a_healthy_service_everything_is_good_and_nobody_is_told_to_stop_it(
     assert code == 0 and found["service"]["verdict"] == "note" and found["lock"]["finding"] == "free"
 
 
-def test_a_service_with_https_is_asked_too(
-    repository: Path, make_service: Callable[..., Service], tmp_path: Path
+@pytest.mark.parametrize(
+    ("named", "trusted", "advice"),
+    [(True, True, ""), (True, False, "name its certificate in SSL_CERT_FILE"), (False, True, "have it made for")],
+)
+def test_a_service_with_https_is_asked_too_and_whether_commands_trust_it_is_told(
+    repository: Path, make_service: Callable[..., Service], tmp_path: Path, named: bool, trusted: bool, advice: str
 ) -> None:
     words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem".split()
+    words += ["-addext", "subjectAltName=IP:127.0.0.1"] * named
     subprocess.run(["openssl", *words], cwd=tmp_path, check=True, capture_output=True)
     service = make_service("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
-    _, found = checks(repository, "--storage", str(service.storage), SSL_CERT_FILE=str(tmp_path / "cert.pem"))
-    assert found["service"]["verdict"] == "good" and "https://" in found["service"]["finding"]
+    trusting = {"SSL_CERT_FILE": str(tmp_path / "cert.pem")} if trusted else {}
+    _, found = checks(repository, "--storage", str(service.storage), **trusting)
+    assert found["service"]["verdict"] == ("note" if advice else "good") and "https://" in found["service"]["finding"]
+    assert advice in found["service"]["finding"], found["service"]
+    words = [sys.executable, str(MODULE), "status", "--storage", str(service.storage)]
+    ended = subprocess.run(words, cwd=repository, env=clean_environment(**trusting), capture_output=True, text=True)
+    assert (ended.returncode == 0) is not bool(advice) and advice in ended.stderr, ended.stderr
+
+
+def test_a_database_that_is_gone_is_told(
+    tmp_path: Path, repository: Path, make_service: Callable[..., Service]
+) -> None:
+    service = make_service()
+    database = service.storage / "sidecar.db"
+    database.rename(tmp_path / "aside.db")
+    code, found = checks(repository, "--storage", str(service.storage))
+    assert code == 1 and found["storage"]["verdict"] == "bad", found
+    assert "is gone, though a service uses it: put it back" in found["storage"]["finding"]
+    service.kill()
+    _, found = checks(repository, "--storage", str(service.storage))
+    assert found["storage"]["verdict"] == "note" and "is not there" in found["storage"]["finding"], found
+    (tmp_path / "aside.db").rename(database)
+    _, found = checks(repository, "--storage", str(service.storage))
+    assert found["storage"]["verdict"] == "good", found
+
+
+FAULTS = {  # what settings files hold, and what is told of it
+    "[broken\n": ["cco.toml:1: Expected"],
+    "prot = 3": ["cco.toml:1: prot: unknown option, did you mean port?"],
+    'port = "x"\nmax-agents = -1\nevent-limit = 5': ["cco.toml:1: port: ", "cco.toml:2: max-agents: "],
+    'tls-cert = "cert.pem"\nhost = "1.2.3.999"': ["tls-cert: needs --tls-key beside it", "'1.2.3.999' must be"],
+}
+
+
+@pytest.mark.parametrize("content", FAULTS)
+def test_what_is_wrong_in_settings_files_is_one_finding_beside_all_others(repository: Path, content: str) -> None:
+    (repository / "cco.toml").write_text(content)
+    code, found = checks(repository, "--storage", str(repository.parent / "storage"))
+    assert code == 1 and found["settings"]["verdict"] == "bad", found
+    assert all(told in found["settings"]["finding"] for told in FAULTS[content]), found["settings"]
+    assert found["git"]["verdict"] == found["plugins"]["verdict"] == "good" and "agent command" in found
 
 
 # -- what can be saved of a damaged database
@@ -304,12 +348,25 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[s
     return service.root, service.storage, results, events
 
 
-SPOILT = {  # what happens to the database, and how many of 40 results and 100 events are there afterwards at least
-    "its first page": (lambda path: overwrite(path, 0), 40, 100),
-    "a page in the middle": (lambda path: overwrite(path, path.stat().st_size // 8192), 30, 80),
-    "five pages further on": (lambda path: overwrite(path, path.stat().st_size * 2 // 12288, 5), 20, 60),
-    "its second half": (lambda path: os.truncate(path, path.stat().st_size // 2), 0, 30),
-    "nothing": (lambda path: None, 40, 100),
+def change_a_result(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("update result set body = '{' where seq = 3")
+        database.commit()
+
+
+SPOILT = {  # what happens to the database, how many of 40 results and 100 events are there afterwards, and what is told
+    "its first page": (lambda path: overwrite(path, 0), 40, 100, "none was lost"),
+    "a page in the middle": (
+        lambda path: overwrite(path, path.stat().st_size // 8192),
+        30,
+        80,
+        "some may be lost of: ",
+    ),
+    "five pages further on": (lambda path: overwrite(path, path.stat().st_size * 2 // 12288, 5), 20, 60, "lost of: "),
+    "its second half": (lambda path: os.truncate(path, path.stat().st_size // 2), 0, 30, "some may be lost of: event"),
+    "a result's text": (change_a_result, 39, 100, "some may be lost of: result)"),
+    "its log": (lambda path: path.with_name("sidecar.db-wal").write_bytes(b"x" * 9000), 40, 100, "sidecar.db-wal"),
+    "nothing": (lambda path: None, 40, 100, "none was lost"),
 }
 
 
@@ -320,12 +377,13 @@ def test_what_can_be_read_of_a_damaged_database_is_saved(
     root, storage, results, events = filled
     shutil.copytree(storage, tmp_path / "storage")
     path = tmp_path / "storage" / "sidecar.db"
-    spoil, most_results, most_events = SPOILT[spoilt]
+    spoil, most_results, most_events, told = SPOILT[spoilt]
     spoil(path)
     damaged = path.read_bytes()
     command = [sys.executable, str(MODULE), "doctor", "--salvage", "--root", str(root), "--storage", str(path.parent)]
     ended = subprocess.run(command, cwd=root, env=clean_environment(), capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0 and "the damaged files are in" in ended.stdout, ended.stderr
+    assert told in ended.stdout, ended.stdout
     (aside,) = path.parent.glob("damaged-*")
     assert (aside / path.name).read_bytes() == damaged and not (path.parent / "salvage").exists()
     service = make_service(root=root, storage=path.parent)
@@ -354,7 +412,8 @@ def test_the_reasons_of_agents_ends_and_answers_for_repeats_are_saved_where_they
             records.add_outcome("a-1", reason="out of memory")
         else:
             database.execute("drop table agent_outcome")
-    counts = plugin("_salvage").rebuild(tmp_path / "old.db", tmp_path / "work")
+    counts, unread = plugin("_salvage").rebuild(tmp_path / "old.db", tmp_path / "work")
+    assert unread == []
     assert (counts["idempotency"], counts["agent_outcome"]) == (kept, kept)
     with contextlib.closing(plugin("repeats").AnswerRecords(sqlite3.connect(tmp_path / "work/new.db"))) as saved:
         assert saved.rows("select outcome from agent_outcome") == [('{"reason": "out of memory"}',)] * kept

@@ -255,7 +255,7 @@ def test_a_bad_value_is_one_line_that_names_the_option_and_exit_code_2(
         (folder / "cco.toml").write_text(f"{name} = [1]\n")
     else:
         monkeypatch.setenv(f"CCO_SIDECAR_{name.upper()}", bad)
-    assert cco_sidecar.main(["doctor"]) == 2
+    assert cco_sidecar.main(["plugins"]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1, said.err
     assert said.err.startswith(

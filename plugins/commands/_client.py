@@ -31,7 +31,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins._hooks import LoadedPlugin
-from cco_sidecar_plugins.commands._health import ask_health, read_health
+from cco_sidecar_plugins.commands._health import about_certificate, ask_health, read_health
 from cco_sidecar_plugins.commands._running import running_settings, start_it, with_secret
 
 NOT_REACHABLE = 3  # beside the core's exit codes
@@ -204,8 +204,9 @@ class Client:
         if isinstance(error, ValueError):
             return StartError(f"{self.url}: {error}")
         reason = getattr(error, "reason", error)
-        untrusted = isinstance(reason, ssl.SSLCertVerificationError)
-        advice = "name its certificate in SSL_CERT_FILE" if untrusted else f"start the service with `{self._cco}`"
+        advice = f"start the service with `{self._cco}`"
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            advice = about_certificate(reason)
         return NotReachable(f"{self.url} is not reachable: {reason}; {advice}")
 
 

@@ -49,6 +49,13 @@ def ask_health(url: str, seconds: float) -> tuple[int, bytes]:
         raise TimeoutError(f"no answer within {seconds:g} seconds") from None
 
 
+def about_certificate(error: ssl.SSLCertVerificationError) -> str:
+    """What to do about a certificate that is not trusted."""
+    if error.verify_code in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+        return "have it made for the address that --url or sidecar.json names, as the README's Deployment does"
+    return "name its certificate in SSL_CERT_FILE"
+
+
 def read_health(content: bytes) -> dict[str, Any]:
     """What a sidecar's /health says; empty where this is nothing of the kind."""
     with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):

@@ -19,7 +19,8 @@ from typing import Any
 import cco_sidecar
 from cco_sidecar import Settings, StartError
 from cco_sidecar_plugins.http.repeats import AnswerRecords
-from cco_sidecar_plugins.storage._log import database_files
+from cco_sidecar_plugins.storage._database import check_log_length
+from cco_sidecar_plugins.storage._log import check_log, database_files
 
 KEYS = {  # what each table is read in the order of
     "event": "seq", "dead_letter": "seq", "position": "project, subject, type, filter", "result": "seq",
@@ -43,7 +44,7 @@ def salvage(settings: Settings) -> str:
         shutil.rmtree(work, ignore_errors=True)  # of one that was interrupted
         work.mkdir(mode=0o700)
         try:
-            counts = rebuild(path, work)
+            counts, unread = rebuild(path, work)
             aside.mkdir(mode=0o700)
             for file in database_files(path):
                 if file.exists():
@@ -52,38 +53,47 @@ def salvage(settings: Settings) -> str:
         finally:
             shutil.rmtree(work)
     saved = ", ".join(f"{number} {table.replace('_', ' ')}" for table, number in counts.items() if number)
-    return f"{path} is made anew of what could be read (rows: {saved or 'none'}); the damaged files are in {aside}"
+    lost = f"some may be lost of: {', '.join(unread).replace('_', ' ')}" if unread else "none was lost"
+    read = f"(rows: {saved or 'none'}; {lost})"
+    return f"{path} is made anew of what could be read {read}; the damaged files are in {aside}"
 
 
-def rebuild(path: Path, work: Path) -> dict[str, int]:
-    """Make work/new.db; how many rows of each table are in it."""
+def rebuild(path: Path, work: Path) -> tuple[dict[str, int], list[str]]:
+    """Make work/new.db: (how many rows of each table are in it, what could not be read whole)."""
+    unread: list[str] = []
     with contextlib.closing(cco_sidecar.open_database(work / "new.db")) as new:
         new.executescript(AnswerRecords.TABLE)
         columns = {table: [row["name"] for row in new.execute(f"pragma table_info({table})")] for table in KEYS}
-        with contextlib.closing(open_damaged(path, work)) as old:
+        with contextlib.closing(open_damaged(path, work, unread)) as old:
+            there = tables_of(old)
             new.execute("begin")
-            counts = {table: copy_table(old, new, table, columns[table]) for table in KEYS}
+            counts = {table: copy_table(old, new, table, columns[table], unread) for table in KEYS}
+            unread += [table for table in KEYS if table in there - {*unread} and not whole(old, table)]
         number_on(new)
         new.execute("commit")
         new.execute("pragma wal_checkpoint(truncate)")
-    return counts
+    return counts, unread
 
 
-def open_damaged(path: Path, work: Path) -> sqlite3.Connection:
-    """A copy of the database, and of its log, as far as SQLite can be made to open it."""
-    copy = work / path.name
+def open_damaged(path: Path, work: Path, unread: list[str]) -> sqlite3.Connection:
+    """A copy of the database, and of its log, as far as SQLite can be made to open it. ``unread`` gets the log where
+    SQLite leaves out some of it.
+    """
+    copy, log = work / path.name, database_files(path)[1]
+    sound = log_is_sound(path)
     for file, target in zip(database_files(path)[:2], database_files(copy), strict=False):
         if file.exists():
             shutil.copyfile(file, target)
     for attempt in ("as it is", "with a new first page"):
         if attempt != "as it is":
             replace_first_page(copy, work / "new.db")
+            sound = sound and not (log.exists() and log.stat().st_size)
         database = sqlite3.connect(copy, isolation_level=None)
         database.text_factory = lambda raw: raw.decode("utf-8", "replace")
         try:
             database.execute("pragma writable_schema = on")  # SQLite opens what is shorter than it should be
-            tables = {row[0] for row in database.execute("select name from sqlite_master where type = 'table'")}
-            if tables >= KEYS.keys() - {"idempotency", "agent_outcome"}:  # which not every database has
+            if tables_of(database) >= KEYS.keys() - {"idempotency", "agent_outcome"}:  # which not every database has
+                unread += [] if sound else [f"{log.name}, what was committed last"]
                 return database
         except (sqlite3.Error, UnicodeDecodeError) as error:
             problem = str(error)
@@ -91,6 +101,19 @@ def open_damaged(path: Path, work: Path) -> sqlite3.Connection:
             problem = "its tables are not ours"
         database.close()
     raise StartError(f"nothing can be read of {path}: {problem}", 1)
+
+
+def log_is_sound(path: Path) -> bool:
+    try:
+        check_log_length(path)
+        check_log(path)
+    except StartError:
+        return False
+    return True
+
+
+def tables_of(database: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in database.execute("select name from sqlite_master where type = 'table'")}
 
 
 def replace_first_page(copy: Path, new: Path) -> None:
@@ -104,8 +127,10 @@ def replace_first_page(copy: Path, new: Path) -> None:
         file.write(first)
 
 
-def copy_table(old: sqlite3.Connection, new: sqlite3.Connection, table: str, columns: list[str]) -> int:
-    """How many rows were copied: those that make sense, each once."""
+def copy_table(
+    old: sqlite3.Connection, new: sqlite3.Connection, table: str, columns: list[str], unread: list[str]
+) -> int:
+    """How many rows were copied: those that make sense, each once. ``unread`` gets the table where some make none."""
     names, copied = ", ".join(columns), 0
     verb = "replace" if table == "meta" else "ignore"
     for row in readable_rows(old, table, names):
@@ -116,6 +141,8 @@ def copy_table(old: sqlite3.Connection, new: sqlite3.Connection, table: str, col
             marks = ", ".join("?" * len(columns))
             with contextlib.suppress(sqlite3.IntegrityError):  # a row that a bad page made up
                 copied += new.execute(f"insert or {verb} into {table} ({names}) values ({marks})", row).rowcount
+        elif table not in unread:
+            unread.append(table)
     return copied
 
 

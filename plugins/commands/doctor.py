@@ -14,11 +14,14 @@ import re
 import shlex
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 import typing
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -43,11 +46,11 @@ from cco_sidecar import (
     settings_from,
 )
 from cco_sidecar_plugins._files import read_sidecar_json
-from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins._settings import PluginSettings, collected_faults
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
 from cco_sidecar_plugins.commands._client import Client, Refused, loaded_plugins, running_types
-from cco_sidecar_plugins.commands._health import ask_health, explain_bind_error, read_health
+from cco_sidecar_plugins.commands._health import about_certificate, ask_health, explain_bind_error, read_health
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._running import running_settings, start_it
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
@@ -70,13 +73,22 @@ def register_commands(commands: Any) -> None:
 
 def command_doctor(options: argparse.Namespace) -> int:
     """Check what the service needs, say what to do; exit code 1 where something is wrong."""
-    settings = running_settings(settings_from(options))
     if options.salvage:
-        print(_salvage.salvage(settings))
+        print(_salvage.salvage(running_settings(settings_from(options))))
         return GOOD
+    with collected_faults() as faults:
+        return examine_all(options, faults)
+
+
+def examine_all(options: argparse.Namespace, faults: list[str]) -> int:
+    """Print a finding for each check; ``faults`` gets what is wrong in settings files, which is passed over."""
+    settings = running_settings(settings_from(options))
+    findings: dict[str, Finding] = {}
+    if faults:
+        findings["settings"] = "bad", f"{'; '.join(faults)}; no start goes on with that, the checks below do without it"
     checks: dict[str, Callable[[], str]] = {name: partial(check, settings) for name, check in DOCTOR_CHECKS.items()}
     checks["plugins"] = partial(check_plugins, options)
-    findings = {name: examine(check) for name, check in checks.items()}
+    findings |= {name: examine(check) for name, check in checks.items()}
     findings |= examine_agents(settings.root, agent_programs(options, typing.cast(PluginSettings, settings)))
     findings |= examine_log(options)
     with suppress(ImportError):  # its file may be gone
@@ -100,11 +112,15 @@ def check_storage(settings: Settings) -> str:
     facts = settings.storage.lstat()
     if hasattr(os, "geteuid") and (facts.st_uid != os.geteuid() or facts.st_mode & 0o077):
         raise StartError(f"{settings.storage} must be yours alone: chown it to yourself and chmod 700 it")
-    database = settings.storage / cco_sidecar.Storage.FILE
-    check_database(database, thorough=True, in_use=is_held(settings))
+    database, in_use = settings.storage / cco_sidecar.Storage.FILE, is_held(settings)
+    check_database(database, thorough=True, in_use=in_use)
     free = shutil.disk_usage(settings.storage).free
     if free < 100 * MB:
         raise StartError(f"only {free // MB} MB are free on the disk of {settings.storage}: make room")
+    if not database.exists() and in_use:
+        raise StartError(f"{database} is gone, though a service uses it: put it back, or start the service again")
+    if not database.exists():
+        return f"note: {database} is not there; the next start makes an empty one, unless you put the old one back"
     return f"{settings.storage}, database sound, {free // MB} MB free"
 
 
@@ -163,12 +179,22 @@ def check_service(settings: Settings) -> str:
         raise StartError(f"what answers on {info.url} is no sidecar") from None
     if wrong:
         raise StartError(f"the running service, pid {info.pid}, is not healthy: {'; '.join(wrong)}")
-    other = (
-        f"; it is version {version}, this command is {cco_sidecar.__version__}"
-        if version != cco_sidecar.__version__
-        else ""
-    )
-    return f"{'note: ' if other else ''}pid {info.pid} on {info.url} is healthy{other}"
+    but = ""
+    if version != cco_sidecar.__version__:
+        but += f"; it is version {version}, this command is {cco_sidecar.__version__}"
+    if untrusted := distrust_of(info.url):
+        but += f"; commands do not trust it here ({untrusted.verify_message}): {about_certificate(untrusted)}"
+    return f"{'note: ' if but else ''}pid {info.pid} on {info.url} is healthy{but}"
+
+
+def distrust_of(url: str) -> ssl.SSLCertVerificationError | None:
+    """Why clients in this environment do not take the certificate of who serves ``url``, if it has one."""
+    with suppress(OSError):  # what else may be wrong was asked for before
+        try:
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/health", timeout=5).close()
+        except urllib.error.URLError as error:
+            return error.reason if isinstance(error.reason, ssl.SSLCertVerificationError) else None
+    return None
 
 
 def check_port(settings: Settings) -> str:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cco_sidecar
-from cco_sidecar import REDACTED, Redaction, redact, redaction
+from cco_sidecar import REDACTED, SECRET_NAME, Redaction, redact, redaction
 from tests.benchmarks.redaction import SECRET_FORMS, by_form, found_again, samples
 
 is_secret = plugin("_withheld").is_secret
@@ -363,7 +363,19 @@ def test_every_text_of_a_json_value_is_redacted_by_itself(value: Any, left: Any,
 
 @given(st.lists(st.text('ab\\"\0\1\n/ü,:[]')))
 def test_the_plugin_finds_each_text_in_json(texts: list[str]) -> None:
-    assert json.loads(plugin("_redaction").texts_of(msgspec.json.encode(texts))) == (texts or [""])
+    pieces = plugin("_redaction").pieces_of(msgspec.json.encode(texts))
+    assert json.loads(plugin("_redaction").texts_of(pieces)) == (texts or [""])
+
+
+SAID = st.sampled_from(['"', "\\", ":", ":[", "a", "token", "Pwd", "api_", "key", "ü"])
+VALUES = st.one_of(st.text('a":[\\'), st.lists(st.just("token")), st.none(), st.just(1), st.just({"a": 1}))
+
+
+@given(st.dictionaries(st.lists(SAID, max_size=4).map("".join), VALUES, max_size=4))
+def test_the_plugin_finds_the_fields_whose_names_tell_of_a_secret(value: dict[str, Any]) -> None:
+    telling = {name for name, part in value.items() if isinstance(part, str | list) and SECRET_NAME.search(name)}
+    pieces = plugin("_redaction").pieces_of(msgspec.json.encode(value))
+    assert plugin("_redaction").has_secret_field(pieces) == bool(telling)
 
 
 @pytest.mark.parametrize("kind", [Redaction, plugin("_redaction").MeasuredRedaction], ids=["alone", "with the plugin"])

@@ -42,10 +42,11 @@ class MeasuredRedaction(Redaction):
         mark = hashlib.blake2b(content, digest_size=16, person=b"JSON").digest() if large else b""
         if mark in self.clean:
             return value, 0
-        texts = msgspec.json.decode(texts_of(content), type=list[str])
+        pieces = pieces_of(content)
+        texts = msgspec.json.decode(texts_of(pieces), type=list[str])
         # A form may go on to a line's end, and none beyond a zero byte; one search of all would hold up all threads.
         many = ("\n\0\n".join(texts[at : at + 1000]) for at in range(0, len(texts), 1000))
-        if has_secret_field(content) or any(self.redact(text)[1] for text in many):
+        if has_secret_field(pieces) or any(self.redact(text)[1] for text in many):
             return super().redact_json(value)
         if large:
             self._remember(mark)
@@ -67,24 +68,26 @@ class MeasuredRedaction(Redaction):
         return content, number
 
 
-def texts_of(content: bytes) -> bytes:
-    """A JSON list of the texts in JSON, names of fields too, in a third of the time that a pattern takes to find their
-    ends.
+def pieces_of(content: bytes) -> list[bytes]:
+    """JSON at its quotes: every second piece is a text or a field's name, between them is what parts them. A pattern
+    that looks for the ends of texts takes three times as long.
     """
     # Two bytes that no JSON has stand for what is escaped, so that each quote begins or ends a text.
-    found = content.replace(b"\\\\", b"\0").replace(b'\\"', b"\1").split(b'"')[1::2]
-    return (b'["%b"]' % b'","'.join(found)).replace(b"\1", b'\\"').replace(b"\0", b"\\\\")
+    return content.replace(b"\\\\", b"\0").replace(b'\\"', b"\1").split(b'"')
 
 
-def has_secret_field(content: bytes) -> bool:
-    """Whether JSON has a text, or a list, in a field whose name tells of a secret."""
-    small = content.lower()
-    return any(word in small for word in SECRET_WORDS) and any(map(SECRET_FIELD.search, FIELD.findall(content)))
+def texts_of(pieces: list[bytes]) -> bytes:
+    """A JSON list of the texts, names of fields too."""
+    return (b'["%b"]' % b'","'.join(pieces[1::2])).replace(b"\1", b'\\"').replace(b"\0", b"\\\\")
 
 
-FIELD = re.compile(rb'"((?:[^"\\]++|\\.)*+)":[\["]')
+def has_secret_field(pieces: list[bytes]) -> bool:
+    """Whether a text, or a list, is in a field whose name tells of a secret."""
+    names = {text for text, after in zip(pieces[1::2], pieces[2::2], strict=True) if after[:2] in (b":", b":[")}
+    return any(map(SECRET_FIELD.search, names))
+
+
 SECRET_FIELD = re.compile(SECRET_NAME.pattern.encode())
-SECRET_WORDS = (b"secret", b"token", b"passw", b"passphrase", b"pwd", b"credential", b"authorization", b"key")
 
 
 class SecretForm(Struct, frozen=True):

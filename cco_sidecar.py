@@ -3326,7 +3326,7 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
             real_path = os.readlink(opened) if os.path.lexists(opened) else os.path.realpath(full)
             if not stat.S_ISREG(facts.st_mode) or not real_path.startswith(root.rstrip("/") + os.sep):
                 return None
-            content = file.read(limit + 1)
+            content = file.read(min(facts.st_size, limit + 1))  # room for the limit alone takes longer than to read
     except (OSError, ValueError):  # gone, a link, or a folder by now
         return None
     if b"\0" in content[:8192]:

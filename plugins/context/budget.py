@@ -133,13 +133,14 @@ def cut_sections(sections: Sections, room: int, wanted: int) -> bool:
     """Cut what is not files, first to its share and only as far as ``wanted`` bytes of files need, then as far as it
     must.
     """
-    cut = False
+    cut, total = False, json_size(sections)
     for share, needed in ((SHARES, wanted), (dict.fromkeys(SHARES, 0.0), 0)):
         for name in reversed(share):  # the structure last
-            over = json_size(sections) + needed - room
+            over = total + needed - room
             if over > 0:
                 size = json_size(sections[name])
                 cut = CUTTERS[name](sections, max(int(share[name] * room), size - over)) or cut
+                total += json_size(sections[name]) - size
     return cut
 
 
@@ -173,11 +174,13 @@ def cut_git(sections: Sections, limit: int) -> bool:
 def cut_structure(sections: Sections, limit: int) -> bool:
     """Shorten the lists of files and folders, deepest first, until the JSON has at most ``limit`` bytes."""
     structure, cut = sections["project_structure"], False
+    size = json_size(structure)
     for name in ("files", "directories"):
-        while (size := json_size(structure)) > limit and structure[name]:
-            by_depth = sorted(structure[name], key=lambda path: (path.count("/"), path))
-            keep = min(int(len(by_depth) * limit / size), len(by_depth) - 1)
-            structure[name], cut = sorted(by_depth[:keep]), True
+        by_depth = sorted(sorted(structure[name]), key=lambda path: path.count("/")) if size > limit else []
+        while size > limit and by_depth:
+            by_depth = by_depth[: min(int(len(by_depth) * limit / size), len(by_depth) - 1)]
+            structure[name], cut = sorted(by_depth), True
+            size = json_size(structure)
     return cut
 
 

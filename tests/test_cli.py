@@ -154,7 +154,18 @@ EXAMPLES: dict[str, list[str]] = {  # {result} and {agent} are ids that exist
         "high",
     ],
     "events subscribe": ["events", "subscribe", "agent_completed", "--since", "earliest", "--filter", "issue_id:cli-1"],
-    "events list": ["events", "list", "--type", "agent_completed", "--limit", "300"],
+    "events list": [
+        "events",
+        "list",
+        "--type",
+        "agent_completed",
+        "--issue",
+        "cli-1",
+        "--filter",
+        "status:success",
+        "--limit",
+        "300",
+    ],
     "agent spawn": [
         "agent",
         "spawn",
@@ -266,7 +277,8 @@ def test_a_command_prints_what_it_was_asked_for_and_nothing_else(
 
 
 def test_a_list_with_nothing_in_it_says_so(cco: Callable[..., tuple[int, str, str]]) -> None:
-    assert cco("results", "list", "--issue", "nowhere") == (0, "(none)\n", "")
+    for name in ("results", "events"):
+        assert cco(name, "list", "--issue", "nowhere") == (0, "(none)\n", "")
     assert cco("results", "list", "--issue", "nowhere", "--format", "csv") == (0, "", "")
     code, out, _ = cco("results", "list", "--issue", "nowhere", "--format", "json")
     assert code == 0 and json.loads(out) == {"results": [], "next_cursor": None, "has_more": False}

@@ -139,6 +139,23 @@ def test_a_misspelt_option_is_told_the_right_one(name: str, cco: Cco) -> None:
             assert line.startswith(f"cco: {slip(option)}: unknown option, did you mean {option}? (see cco"), line
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("events list --issues x", ", did you mean --issue?"),
+        ("agent list --event x", ""),
+        ("health --agent x", ""),
+        ("results list --cache x", ""),
+        ("brief --tas x", ", did you mean --task?"),
+    ],
+)
+def test_an_option_is_not_taken_for_the_beginning_of_one_that_the_command_refuses(
+    words: str, told: str, cco: Cco
+) -> None:
+    *command, flag, _ = words.split()
+    assert refusal(cco(*words.split())) == f"cco: {flag}: unknown option{told} (see cco {' '.join(command)} --help)\n"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_argument_too_many_is_one_line(name: str, cco: Cco) -> None:
     line = refusal(cco(*filled(name), *["surplus"] * 5))
@@ -149,7 +166,7 @@ CHOICES = [(name, action) for name in COMMANDS for action in PARSERS[name]._acti
 
 
 @pytest.mark.parametrize("words", [
-    "agent list --type ?", "agent logs ID --since ?", "agent list --issue ?", "results list --issue ?", "results get i1 ?", "events list --topic ?",
+    "agent list --type ?", "agent logs ID --since ?", "agent list --issue ?", "results list --issue ?", "results get i1 ?", "events list --issue ?",
     "events publish ?", "events publish x --correlation-id ?", "events subscribe x --filter ?", "context get i1 python-specialist --task ?",
     "context clear --issue ?", "agent spawn --type python-specialist --issue i1 --task ?", "agent spawn --type x --issue i1 --env A=?",
     "results store --issue i1 --agent a --agent-type x --status success --decisions ?", "run --issue i1 --task ?", "token --type ?",

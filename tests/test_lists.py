@@ -28,7 +28,8 @@ FILTERS: dict[str, list[tuple[dict[str, str], Any]]] = {
     ],
     "events": [
         ({"type": "odd"}, lambda n: n % 2), ({"topic": "third"}, lambda n: n % 3 == 0),
-        ({"type": "even", "topic": "other"}, lambda n: n % 2 == 0 and n % 3),
+        ({"type": "even", "topic": "other"}, lambda n: n % 2 == 0 and n % 3), ({"filter": "issue_id:noted-1"}, lambda n: n % 2),
+        ({"filter": "issue_id:noted-0", "topic": "third"}, lambda n: n % 6 == 0),
     ],
     "agents": [
         ({"issue_id": "issue-1"}, lambda n: n % 2), ({"state": "completed"}, lambda n: n % 10 and n % 7),
@@ -62,10 +63,10 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, 
     alive = sum(n % 10 == 0 for n in range(NUMBER))
     until(lambda: client.get("/status").json()["agents"]["active"] == alive, 30)
     events = [
-        client.publish("odd" if n % 2 else "even", topic="other" if n % 3 else "third")["event_id"]
+        client.publish("odd" if n % 2 else "even", {"issue_id": f"noted-{n % 2}"}, topic="other" if n % 3 else "third")
         for n in range(NUMBER)
     ]
-    yield service, {"results": results, "agents": agents, "events": events}
+    yield service, {"results": results, "agents": agents, "events": [event["event_id"] for event in events]}
     assert service.stop() == 0, service.log
     end_stragglers()
 
@@ -198,8 +199,22 @@ def test_events_are_listed_and_awaited_from_a_moment_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "since"),
-    [("results", "nothing"), ("agents", "latest"), ("events", "evt-1"), ("results", "result-" + "0" * 36)],
+    [
+        ("results", "nothing"),
+        ("results", "result-" + "0" * 36),
+        ("agents", "latest"),
+        ("events", "evt-1"),
+        ("events", "yesterday"),
+        ("logs", "yesterday"),
+        ("logs", "-5"),
+    ],
 )
-def test_a_cursor_that_names_nothing_is_refused(client: Client, kind: str, since: str) -> None:
-    answer = client.get(KINDS[kind][0], since=since)
-    assert answer.status_code == 400 and "since" in answer.json()["message"]
+def test_a_cursor_that_names_nothing_is_refused_with_what_one_is(
+    client: Client, listed: tuple[Service, dict[str, list[str]]], kind: str, since: str
+) -> None:
+    path = f"/api/agents/{listed[1]['agents'][0]}/logs" if kind == "logs" else KINDS[kind][0]
+    answer = client.get(path, since=since)
+    forms = {"events": "an event id, a cursor, earliest, latest or a time, such as 2026-01-31T12:00:00Z",
+             "logs": "an offset, such as a next_offset, or a time, such as 2026-01-31T12:00:00Z"}  # fmt: skip
+    message = answer.json()["message"]
+    assert answer.status_code == 400 and f"must be {forms.get(kind, 'the id of one that the list has')}" in message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import typing
 from typing import Annotated, Any
 
@@ -34,6 +35,11 @@ class GetAgentLogs(AgentEndpoint):
 
     query_type = LogQuery
     answers = {200: "AgentLogs"}
+
+    def error_content(self, error: ApiError) -> bytes:
+        words = "must be an offset, such as a next_offset, or a time, such as 2026-01-31T12:00:00Z"
+        error.message = re.sub("Expected `str` matching regex '.*'", words, error.message)  # of LogQuery.since
+        return super().error_content(error)
 
     async def respond(self, agent_id: str) -> dict[str, Any]:
         row, agents = self.find(agent_id), self.sidecar.agents

@@ -283,7 +283,10 @@ class CommandParser(cco_sidecar.CommandParser):
     def refuse_flags(self, words: Sequence[str]) -> None:
         for flag in [word.partition("=")[0] for word in words if word.startswith("-")]:
             if flag not in self._option_string_actions:
-                self.error(f"{flag}: unknown option{meant(flag, self._option_string_actions)}")
+                # What the command refuses may be misspelt too; else --issue would mean the service's --issue-files.
+                refused = {flag_of(name) for name in option_table() if self.row and name not in self.row.options}
+                farther = {name for name in refused if abs(len(name) - len(flag)) > 1}
+                self.error(f"{flag}: unknown option{meant(flag, self._option_string_actions.keys() - farther)}")
 
     def take_shared_options(self) -> None:
         """Read our options too, except where the command has one of the same name."""

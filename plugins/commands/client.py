@@ -252,9 +252,11 @@ def command_events_subscribe(options: argparse.Namespace) -> int:
 
 
 def command_events_list(options: argparse.Namespace) -> int:
+    terms = options.issue and f"issue_id:{options.issue}", options.filter
     query = {
         "type": options.type,
         "topic": options.topic,
+        "filter": ",".join(filter(None, terms)),
         "since": options.since,
         "limit": options.limit,
         "dead": "true" if options.dead else None,
@@ -473,6 +475,7 @@ def part_of_id(text: str) -> str:
 # -- the table
 
 ISSUE_OPTION = arg("--issue", metavar="ID", help="of this issue")
+FILTER_ARGUMENT = arg("--filter", metavar="F", help="for example status:failed,issue_id:issue-123")
 TYPE_OPTION = arg("--agent-type", metavar="TYPE", help="of this agent type")
 KEY_ARGUMENT = arg("--idempotency-key", metavar="KEY", help="a repeat with the same key does nothing twice")
 LIMIT_ARGUMENT = arg("--limit", type=number(1, 1000), metavar="N", help="how many at most, 1 to 1000 (default: 100)")
@@ -535,7 +538,7 @@ COMMANDS = {
         KEY_ARGUMENT]),
     "events subscribe": Command("wait for events; exit code 1 when none came in time", command_events_subscribe, [
         arg("type", metavar="TYPE", help="event type, * for any"),
-        arg("--filter", help="for example issue_id:issue-123"),
+        FILTER_ARGUMENT,
         arg("--since", default="latest", metavar="TIME|CURSOR",
             help="an event id, a time, earliest, or latest (the default)"),
         arg("--timeout", type=number(0), default=30_000, metavar="MS", help="how long to wait (default: 30000)"),
@@ -543,8 +546,9 @@ COMMANDS = {
         arg("--continuous", action="store_true", help="go on for ever, never repeating")],
         formats=("table", "json", "csv", "text")),
     "events list": Command("list the newest retained events, newest last", command_events_list, [
-        arg("--type"), arg("--topic"),
-        arg("--since", metavar="TIME|CURSOR", help="from a time (ISO 8601) on, or after an event"), LIMIT_ARGUMENT,
+        arg("--type"), arg("--topic"), ISSUE_OPTION, FILTER_ARGUMENT,
+        arg("--since", metavar="TIME|CURSOR", help="from a time such as 2026-01-31T12:00:00Z on, or after an event"),
+        LIMIT_ARGUMENT,
         arg("--dead", action="store_true", help="the dead letters instead")]),
     "agent": Command("agents as processes", section="Agents and what they exchange"),
     "agent types": Command("list the agent types", command_agent_types, options=(*CLIENT_OPTIONS, "agent_types")),

@@ -7,18 +7,18 @@ import bisect
 import functools
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from cco_sidecar import (
     SPAWN,
+    ApiError,
     Claims,
     Endpoint,
     EventBus,
     EventType,
-    Filter,
     Limit,
     Records,
     Route,
@@ -46,9 +46,17 @@ class TimedBus(EventBus):
     def parse_cursor(self, text: str, floor: int) -> int:
         moment = read_moment(text) if text[:1].isdecimal() else None  # a cursor would be read in vain at each poll
         if moment is None:
-            return super().parse_cursor(text, floor)
+            try:
+                return super().parse_cursor(text, floor)
+            except ApiError as error:
+                if error.code == "REQ_001":
+                    raise ApiError("REQ_001", SINCE_IN_WORDS, details=error.details) from None
+                raise
         numbers = range(floor + 1, self._storage.head + 1)
         return floor + bisect.bisect_left(numbers, moment, key=functools.partial(created_from, self._storage.read))
+
+
+SINCE_IN_WORDS = "since must be an event id, a cursor, earliest, latest or a time, such as 2026-01-31T12:00:00Z"
 
 
 def read_moment(text: str) -> float | None:
@@ -63,6 +71,7 @@ def read_moment(text: str) -> float | None:
 class EventQuery(Struct):
     type: EventType | None = None
     topic: str | None = None
+    filter: Annotated[str, Meta(max_length=4096)] = ""
     since: Since = ""
     limit: Limit = 100
     dead: bool = False
@@ -84,7 +93,7 @@ class ListEvents(Endpoint):
 async def page(sidecar: Sidecar, claims: Claims, query: EventQuery) -> dict[str, Any]:
     """Retained events, or dead letters, after ``since``, or the newest ones; newest last."""
     bus, read, newest, project = sidecar.bus, sidecar.storage.read, not query.since, claims.project_id
-    filter = Filter().within(claims.issue_id)
+    filter = bus.parse(query.filter).within(claims.issue_id)
     found: list[Row] = []
     floor = 0 if query.dead else sidecar.storage.floor  # retention is what makes dead letters
     after, upto = floor if newest else bus.parse_cursor(query.since, floor), read.head()

@@ -102,6 +102,7 @@ WORDS = {  # of a type, of a field of a type, of a field or parameter of any typ
     "LogQuery.timestamps": "Each line after the time at which it began to arrive.",
     "EventQuery.type": "Only events of this type.",
     "EventQuery.topic": "Only events of this topic.",
+    "EventQuery.filter": "Only events that it matches, as for a wait.",
     "EventQuery.dead": "List the dead letters: what expired before it was delivered to anybody. Needs spawn_agents.",
     "ResultQuery.issue_id": "Only results on this issue.",
     "ResultQuery.agent_type": "Only results of this agent type.",

@@ -26,7 +26,10 @@ def page(
     if query.since not in ("", "earliest"):
         found = read.rows(f"select seq from {table} where project = ? and id = ?", project, query.since)
         if not found:
-            raise ApiError("REQ_001", f"since: no {table} {query.since[:128]}", details={"path": "since"})
+            problem = (
+                f"since must be the id of one that the list has, or earliest; there is no {table} {query.since[:128]}"
+            )
+            raise ApiError("REQ_001", problem, details={"path": "since"})
         after = found[0]["seq"]
     given = {name: [value] if isinstance(value, str) else value for name, value in equal.items() if value is not None}
     # A plus keeps SQLite from using a column's index: only the first column's is to be used, and for the project

@@ -39,6 +39,7 @@ import bisect
 import collections
 import contextlib
 import ctypes
+import functools
 import gc
 import hashlib
 import heapq
@@ -1090,6 +1091,7 @@ class Ranking:
         self.commit_of: dict[int, int] = {}  # the past commit that speaks for a file
         self.why: dict[int, dict[str, str]] = collections.defaultdict(dict)  # file -> feature -> what to say
         self.shown: dict[int, dict[str, str]] = {}  # the same of what was looked up for the best files of an answer
+        self.rarities: dict[str, float] = {}  # of words of paths, by their stems
         self.without_task: Ranking | None = None
         self.said: dict[tuple[int, bool], list[str]] = {}  # what is said of a file, looked up or not, strongest first
         self.occurs = not request.task or self._occurs()
@@ -1121,10 +1123,13 @@ class Ranking:
         matching = set().union(*self.features.values())
         recent, often = self.past.by_file(self.facts)
         self.features["recent"] = {id: recent[id] for id in matching.union(often) if id in recent}
-        first = self._sum(self.features)
+        total: Scores = collections.defaultdict(float)
+        self._add(self.features, total)
         if self.query.terms:
-            self._second_stage(first)
-        return self._sum(self.features)
+            said_by_others = self._second_stage(total)
+            self._add(said_by_others, total)
+            self.features |= said_by_others
+        return total
 
     def _occurs(self) -> bool:
         """Whether a word of the task itself, not of what earlier agents decided, is in a text, name or past commit."""
@@ -1138,13 +1143,11 @@ class Ranking:
         holding = [f"select 1 from {table} where {table} match ? limit 1" for table in ("chunk", "symbol", "message")]
         return bool(query.terms) and any(self.index.value(sql, query.match) for sql in holding)
 
-    def _sum(self, features: dict[str, Scores]) -> Scores:
-        total: Scores = collections.defaultdict(float)
+    def _add(self, features: dict[str, Scores], total: Scores) -> None:
         for name, scores in features.items():
             weight = FEATURES[name]
             for id, score in scores.items():
                 total[id] += weight * score
-        return total
 
     # -- what the query alone says
 
@@ -1152,7 +1155,7 @@ class Ranking:
         # Sorted outside of FTS5, whose own sorter carries every position along.
         sql = "select rowid, bm25(chunk) as rank from chunk where chunk match ? order by rank limit 4000"
         best: Scores = {}
-        for row, rank in self.index.database.execute(sql, (self.query.match_with_pairs,)):
+        for row, rank in self.index.database.execute(sql, (self.query.match_with_pairs,)).fetchall():
             id, chunk = divmod(row, MAX_CHUNKS)
             if id in self.facts.files:
                 best.setdefault(id, -rank)
@@ -1161,7 +1164,7 @@ class Ranking:
 
     def _symbols(self) -> None:
         sql = "select rowid, bm25(symbol) as rank from symbol where symbol match ? order by rank limit 2000"
-        rows = self.index.database.execute(sql, (self.query.match,))
+        rows = self.index.database.execute(sql, (self.query.match,)).fetchall()
         self.features["sym"] = {id: -rank for id, rank in rows if id in self.facts.files}
 
     def _definitions(self) -> None:
@@ -1208,7 +1211,10 @@ class Ranking:
             self.why[id]["pbase"] = "name matches " + ", ".join(word for _, word in sorted(found)[:3])
 
     def _rarity(self, stem: str) -> float:
-        return self.facts.rarity(len(self.facts.base.get(stem)) + len(self.facts.folder.get(stem)))
+        if stem not in self.rarities:
+            number = len(self.facts.base.get(stem)) + len(self.facts.folder.get(stem))
+            self.rarities[stem] = self.facts.rarity(number)
+        return self.rarities[stem]
 
     def _parts_of_names(self) -> None:
         scores: Scores = collections.defaultdict(float)
@@ -1240,15 +1246,14 @@ class Ranking:
 
     # -- what the best files say about others
 
-    def _second_stage(self, first: Scores) -> None:
+    def _second_stage(self, first: Scores) -> dict[str, Scores]:
         files = self.facts.files
         factors = FIRST_STAGE_KIND
         stage = {id: score * factors.get(files[id].kind, 0.4) for id, score in first.items()}
         best = self._first(stage, 60)
-        self.features |= {name: normal(scores) for name, scores in (
-            ("dirs", self._folders(stage, best)), ("imp", self._imports(stage, best[:8])),
-            ("pair", self._pairs(stage, best)),
-        )}  # fmt: skip
+        imported, paired = self._imports(stage, best[:8]), self._pairs(stage, best)
+        found = {"dirs": self._folders(stage, best), "imp": imported, "pair": paired}
+        return {name: normal(scores) for name, scores in found.items()}
 
     def _folders(self, stage: Scores, best: list[int]) -> Scores:
         inside: dict[str, list[float]] = collections.defaultdict(list)
@@ -1293,25 +1298,27 @@ class Ranking:
 
     def _answer(self, total: Scores) -> list[RankedFile]:
         files, request = self.facts.files, self.request
-        factors = KIND_FACTORS.get(request.category, KIND_FACTORS["coding"])
-        spoken = spoken_by(request.agent_type)
+        reader = request.category, spoken_by(request.agent_type)
         boosts = self._boosts()
+        added = {id: sum(value for value, _ in found) for id, found in boosts.items()}
         plain = not self.query.terms
         scores = {}
         spoken_for = boosts.keys() | set().union(*(self.features.get(name, {}) for name in SPEAKING))
         asked = request.task and spoken_for
-        self.all_others = not asked and not any(standing(file, factors, spoken)[1] for file in files.values())
+        self.all_others = not asked and not any(
+            standing(file.kind, file.language, *reader)[1] for file in files.values()
+        )
         found = set(files) if plain or self.all_others or len(files) <= MAX_RANKED else total.keys() | boosts.keys()
         for id in found:
             file = files[id]
             first = not request.task and file.path.lower() in FIRST_FILES
-            factor, own = standing(file, factors, spoken)
+            factor, own = standing(file.kind, file.language, *reader)
             if not (own or first or id in spoken_for or self.all_others):
                 continue
             score = total.get(id, 0.0)
             if plain:
                 factor, score = factor**2, score + 0.5 / (1 + file.path.count("/"))
-            scores[id] = factor * score + sum(value for value, _ in boosts.get(id, ()))
+            scores[id] = factor * score + added.get(id, 0.0)
         best = self._first(scores, MAX_RANKED)
         self._explain(best[:EXPLAINED])
         return [
@@ -1373,19 +1380,21 @@ class Ranking:
                 f"select id, hash, subject from past where id in ({','.join(map(str, wanted))})"
             )
             subjects = {id: f"{hash[:7]} {shorten(subject)}" for id, hash, subject in rows}
+        best_chunks = [id * MAX_CHUNKS + self.chunks[id][0][0] for id in fresh if self.chunks.get(id)]
+        sql = f"select rowid, body from chunk where rowid in ({','.join(map(str, best_chunks))})"
+        texts = {row // MAX_CHUNKS: body for row, body in self.index.database.execute(sql).fetchall()}
         for id in fresh:
             shown = self.shown[id] = {}
             if id in self.commit_of:
                 shown["hmax"] = f"changed with {subjects.get(self.commit_of[id], 'an earlier commit')}"
-            if self.chunks.get(id) and (words := self._words_in(id * MAX_CHUNKS + self.chunks[id][0][0])):
+            if words := self._words_in(texts.get(id, "")):
                 shown["chunk"] = f"text matches {', '.join(words[:3])}{self._whose_words()}"
 
     def _whose_words(self) -> str:
         """Of a ranking without a task: whose words its words are."""
         return "" if self.request.task else " of earlier agents' decisions"
 
-    def _words_in(self, chunk: int) -> list[str]:
-        body = self.index.value("select body from chunk where rowid = ?", chunk) or ""
+    def _words_in(self, body: str) -> list[str]:
         return [word for stem, (word, _) in self.query.terms.items() if f" {stem}" in body or f" {word}" in body]
 
     def _reasons(self, id: int, boosts: list[tuple[float, str]], explained: bool) -> list[str]:
@@ -1416,13 +1425,15 @@ def ranking_of(last: Ranking | None, index: Index, facts: Facts, past: Past, req
     return last if last and last.holds(facts, past, request) else Ranking(index, facts, past, request)
 
 
-def standing(file: File, factors: dict[str, float], spoken: Sequence[str]) -> tuple[float, bool]:
+@functools.cache
+def standing(kind: str, language: str, category: str, spoken: tuple[str, ...]) -> tuple[float, bool]:
     """The factor for a file's kind and language, and whether it is the agent's own: of its kinds, in its languages."""
-    factor = factors[file.kind]
-    if spoken and file.kind == "markup":
-        return (factors["source"], True) if file.language in spoken else (factor, False)
-    code = file.kind in ("source", "test", "aux") and not file.path.endswith(GRAMMARS)
-    if spoken and code and file.language not in spoken:
+    factors = KIND_FACTORS.get(category, KIND_FACTORS["coding"])
+    factor = factors[kind]
+    if spoken and kind == "markup":
+        return (factors["source"], True) if language in spoken else (factor, False)
+    code = kind in ("source", "test", "aux") and language != "unknown"  # GRAMMARS are code in a language of its own
+    if spoken and code and language not in spoken:
         return factor * OTHER_LANGUAGE, False
     return factor, factor >= OWN_KIND
 

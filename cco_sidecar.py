@@ -3377,7 +3377,7 @@ class Redaction:
     def redact(self, content: str) -> tuple[str, int]:
         number = 0
         for pattern in SECRETS:
-            content, found = without_secrets(content, pattern)
+            content, found = without_secrets(content, re.compile(pattern))  # when first needed; re keeps it
             number += found
         return content, number
 
@@ -3424,24 +3424,21 @@ REDACTED = "[REDACTED]"
 SECRET_NAME = re.compile(
     r"(?i:secret|token|passw(?:or)?d|passphrase|pwd|credential|authorization|(?:api|access|auth|account)[_-]?key)"
 )
-SECRETS = tuple(  # bounded and possessive: no text may make them slow; where one has a group, only that is the secret
-    re.compile(pattern)
-    for pattern in (
-        r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
-        r"(?:[\s\\nr\"',#|+]{0,20}(?:[A-Za-z-]{4,20}: [^\n]{0,200}|[A-Za-z0-9+/=]{16,}+)){1,5000}+"
-        r"(?:\s?[\w+/=]{0,15}\s?-{5}END)?",
-        r"PuTTY-User-Key-File-\d: (?:(?!PuTTY|Private-MAC)[^\n]{0,200}+\n){1,100}+Private-MAC: \w+",
-        r"eyJ(?:(?!eyJ)[\w-]){10,1000}+\.eyJ[\w-]{10,20000}+\.[\w-]{20,}+",
-        r"AKIA[0-9A-Z]{16}|ASIA[0-9A-Z]{16}|SK[0-9a-f]{32}|:AA[\w-]{33}|(?:slack\.com/services|/webhooks)/[\w/-]{30,}",
-        r"(?:gh[pousr]_|github_pat_|gl[a-z]{2,5}-|xox[a-z]-|xapp-|[rs]k[_-]|whsec_|AIza|GOCSPX-|ya29\.|gsk_|xai-|pplx-"
-        r"|r8_|hf_|npm_|pypi-|SG\.|do[opr]_v1_|shp[a-z]{2}_|key-|hvs\.|glsa_|dckr_pat_|lin_api_|rubygems_|NRAK-|PMAK-"
-        r"|sbp_|sntrys_|tfp_|dapi|pul-|AGE-SECRET-KEY-|\.atlasv1\.|ntn_|figd_|dp\.[ps]t\.)"
-        r"(?=[a-z_.-]{0,200}+[0-9A-Z])[\w.+/=-]{20,}+",
-        r"://((?!\[)[^\s/:@\"'`<>]{0,100}+:(?!\d+/)(?=[^\s\"'`<>,|\\@]{0,200}+@)[^\s\"'`<>,|\\]{3,200}"
-        r"|[\w.~+=-]{20,200}+)@",
-        r"(?:(?i:[?&;]sig)|" + SECRET_NAME.pattern + r")[\w\"'`\])]{0,30}+(?:\s{0,4}[:=,]>?\s{0,4}|\s{1,4})[\"'`]?"
-        r"(?i:(?:bearer|basic|token|apikey) {1,4})?((?=[A-Za-z+/_.~-]{0,200}+[0-9])[A-Za-z0-9+/_.~%-]{12,2000}+=*)",
-    )
+SECRETS = (  # bounded and possessive: no text may make them slow; where one has a group, only that is the secret
+    r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
+    r"(?:[\s\\nr\"',#|+]{0,20}(?:[A-Za-z-]{4,20}: [^\n]{0,200}|[A-Za-z0-9+/=]{16,}+)){1,5000}+"
+    r"(?:\s?[\w+/=]{0,15}\s?-{5}END)?",
+    r"PuTTY-User-Key-File-\d: (?:(?!PuTTY|Private-MAC)[^\n]{0,200}+\n){1,100}+Private-MAC: \w+",
+    r"eyJ(?:(?!eyJ)[\w-]){10,1000}+\.eyJ[\w-]{10,20000}+\.[\w-]{20,}+",
+    r"AKIA[0-9A-Z]{16}|ASIA[0-9A-Z]{16}|SK[0-9a-f]{32}|:AA[\w-]{33}|(?:slack\.com/services|/webhooks)/[\w/-]{30,}",
+    r"(?:gh[pousr]_|github_pat_|gl[a-z]{2,5}-|xox[a-z]-|xapp-|[rs]k[_-]|whsec_|AIza|GOCSPX-|ya29\.|gsk_|xai-|pplx-"
+    r"|r8_|hf_|npm_|pypi-|SG\.|do[opr]_v1_|shp[a-z]{2}_|key-|hvs\.|glsa_|dckr_pat_|lin_api_|rubygems_|NRAK-|PMAK-"
+    r"|sbp_|sntrys_|tfp_|dapi|pul-|AGE-SECRET-KEY-|\.atlasv1\.|ntn_|figd_|dp\.[ps]t\.)"
+    r"(?=[a-z_.-]{0,200}+[0-9A-Z])[\w.+/=-]{20,}+",
+    r"://((?!\[)[^\s/:@\"'`<>]{0,100}+:(?!\d+/)(?=[^\s\"'`<>,|\\@]{0,200}+@)[^\s\"'`<>,|\\]{3,200}"
+    r"|[\w.~+=-]{20,200}+)@",
+    r"(?:(?i:[?&;]sig)|" + SECRET_NAME.pattern + r")[\w\"'`\])]{0,30}+(?:\s{0,4}[:=,]>?\s{0,4}|\s{1,4})[\"'`]?"
+    r"(?i:(?:bearer|basic|token|apikey) {1,4})?((?=[A-Za-z+/_.~-]{0,200}+[0-9])[A-Za-z0-9+/_.~%-]{12,2000}+=*)",
 )
 
 

@@ -6,7 +6,9 @@ tests/benchmarks/redaction.py measures it.
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
+import itertools
 import math
 import re
 import threading
@@ -59,7 +61,7 @@ class MeasuredRedaction(Redaction):
                 del self.clean[next(iter(self.clean))]  # the oldest
 
     def _redact(self, content: str) -> tuple[str, int]:
-        number, groups = 0, (hints for pattern, hints in SECRET_HINTS if pattern.search(content))
+        number, groups = 0, (hints for pattern, hints in secret_hints() if pattern.search(content))
         there = {hint for hints in groups for hint in hints if hint in content}
         for form in SECRET_FORMS:
             if not form.hints or not there.isdisjoint(form.hints):
@@ -100,11 +102,14 @@ class SecretForm(Struct, frozen=True):
 
     name: str
     hints: tuple[str, ...]
-    pattern: re.Pattern[str]
+    pattern: str
     looks_real: Callable[[re.Match[str]], bool] = bool
 
     def redact(self, content: str) -> tuple[str, int]:
-        return without_secrets(content, self.pattern, self.looks_real)
+        return without_secrets(content, compiled(self.pattern), self.looks_real)
+
+
+compiled = functools.cache(re.compile)  # when first needed: all take 20 ms, and most are never met
 
 
 PLACEHOLDERS = re.compile(
@@ -174,11 +179,11 @@ NUMBER_OR_PLACE = re.compile(r"^[0-9a-fA-F-]+$|[./]")
 
 
 SECRET_FORMS = tuple(
-    SecretForm(name, tuple(hints.split("|")) if hints else (), re.compile(pattern), *more)
+    SecretForm(name, tuple(hints.split("|")) if hints else (), pattern, *more)
     for name, hints, pattern, *more in (
         ("private key block", "-----BEGIN ",
-            SECRETS[0].pattern + r"(?:(?<=END) [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----)?"),
-        ("PuTTY key", "PuTTY-User-Key-File", SECRETS[1].pattern),
+            SECRETS[0] + r"(?:(?<=END) [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----)?"),
+        ("PuTTY key", "PuTTY-User-Key-File", SECRETS[1]),
         ("age key", "AGE-SECRET-KEY", r"\bAGE-SECRET-KEY-1[0-9A-Z]{58}\b"),
         ("AWS key id", "AKIA|ASIA", r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b(?<!EXAMPLE)"),
         ("AWS secret", "aws|AWS|Aws",
@@ -215,7 +220,7 @@ SECRET_FORMS = tuple(
         ("other services", "dapi", r"dapi[a-f0-9]{32}\b"),
         ("other services", ":AA", r"(?<=\d{8}):AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-])"),
         ("other services", "pul-", r"pul-[a-f0-9]{40}\b"),
-        ("JSON Web Token", "eyJ", SECRETS[2].pattern),
+        ("JSON Web Token", "eyJ", SECRETS[2]),
         ("other services", ".atlasv1.|ntn_|figd_|dp.pt.|dp.st.",
             r"\b\w{14}\.atlasv1\.[\w-]{60,}|\bntn_[A-Za-z0-9]{40,}|\bfigd_[\w-]{36,}|\bdp\.[ps]t\.(?:[\w-]{1,40}\.)?[A-Za-z0-9]{40,}"),
         ("other services", "/webhooks/", r"discord(?:app)?\.com/api/(?:v\d{1,2}/)?webhooks/\d{15,20}/[\w-]{60,}"),
@@ -237,10 +242,11 @@ SECRET_FORMS = tuple(
             r"([A-Za-z0-9+/_.~-]{12,2000}+={0,2})(?=[\"'`\s;&,<\\]|$))", is_assigned_to_a_secret),
     )
 )  # fmt: skip
-SECRET_HINTS = [  # those with one beginning: a pattern of theirs is found, or not, as fast as a single text
-    (re.compile("|".join(map(re.escape, hints))), hints)
-    for hints in (
-        sorted(hint for form in SECRET_FORMS for hint in form.hints if hint[0] == letter)
-        for letter in sorted({hint[0] for form in SECRET_FORMS for hint in form.hints})
-    )
-]
+
+
+@functools.cache
+def secret_hints() -> list[tuple[re.Pattern[str], list[str]]]:
+    """All hints, those with one beginning together: a pattern of theirs is found, or not, as fast as a single text."""
+    hints = sorted(hint for form in SECRET_FORMS for hint in form.hints)
+    groups = [list(group) for _, group in itertools.groupby(hints, key=lambda hint: hint[0])]
+    return [(re.compile("|".join(map(re.escape, group))), group) for group in groups]

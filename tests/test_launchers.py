@@ -338,6 +338,28 @@ def test_an_agent_that_cannot_work_ends_at_once_and_says_why(make_service: Calla
     assert ended.returncode == 41 and " failed: gemini is not logged in: `gemini` by hand, or a key in" in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--agent-command", "no-such-program {task}"],
+         "--agent-command: no agent can be started: no-such-program is not on PATH"),
+        (["--agent-command", "./agent.sh"],
+         "--agent-command: no agent can be started: ./agent.sh is not there, or cannot be run"),
+        (["--agent-command", "true {promt}"],
+         "--agent-command: {promt} is no placeholder and stays as it is, did you mean {prompt}?"),
+        (["--agent-commands", '{"qa-engineer": ["true", "{issue}"], "go-specialist": ["true", "{xyz}"]}'],
+         "--agent-commands: {xyz} is no placeholder and stays as it is"),
+        (["--agent-command", '["sh", "-c", "echo ${TASK} {} {a: 1} {print}", "{prompt}", "{agent_id}"]'], ""),
+    ],
+)  # fmt: skip
+def test_a_command_that_cannot_run_an_agent_is_told_at_the_start(
+    make_service: Callable[..., Service], options: list[str], told: str
+) -> None:
+    service = make_service(*options)
+    assert (f"WARNING {told}\n" if told else "") in service.log
+    assert ("WARNING" in service.log) is bool(told), service.log
+
+
 def test_a_spawn_without_its_program_says_so_in_the_ledger(make_service: Callable[..., Service]) -> None:
     client = make_service("--agent-command", "no-such-program --now").client()
     answer = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,8 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cco_sidecar import AgentCommand, AgentLaunch, Launcher, hookimpl, write_file
+from cco_sidecar import (
+    AgentCommand,
+    AgentLaunch,
+    AgentTypes,
+    Contexts,
+    Hooks,
+    Launcher,
+    Tokens,
+    hookimpl,
+    write_file,
+)
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins._words import did_you_mean
 from cco_sidecar_plugins.agents._hook_settings import as_json, as_module, as_toml
 
 log = logging.getLogger("cco")
@@ -258,12 +270,41 @@ def part_class(base: type) -> type | None:
 
 
 class KnowingLauncher(Launcher):
-    """Says also of the known programs where there is no command."""
+    """Says also of the known programs where there is no command, and at the start what is wrong with one."""
 
     HOW_TO_HAVE_ONE = (
         f"{Launcher.HOW_TO_HAVE_ONE}, set agent-command in cco.toml, or put a program on PATH that the plugin launchers"
         " knows, such as claude or codex"
     )
+
+    def __init__(
+        self, contexts: Contexts, tokens: Tokens, types: AgentTypes, hooks: Hooks, settings: PluginSettings
+    ) -> None:
+        super().__init__(contexts, tokens, types, hooks, settings)
+        commands = [("agent_commands", command) for command in settings.agent_commands.values()]
+        commands += [("agent_command", settings.agent_command)] if settings.agent_command else []
+        problems = [
+            f"{settings.where(name)}: {problem}"
+            for name, command in commands
+            for problem in problems_of(command, settings.root)
+        ]
+        for problem in dict.fromkeys(problems):
+            log.warning("%s", problem)
+
+
+def problems_of(command: Sequence[str], root: Path) -> Iterator[str]:
+    """What keeps a configured command from running an agent in ``root``, or from being told what it should."""
+    word = command[0]
+    by_path = os.path.basename(word) == word
+    if "{" not in word and not shutil.which(word if by_path else root / word):
+        yield f"no agent can be started: {word} is not {'on PATH' if by_path else 'there, or cannot be run'}"
+    plain = [part for part in command if not re.search(r"\s", part)]  # others may be programs of their own
+    for name in re.findall(r"(?<!\$)\{\w+\}", " ".join(plain)):
+        if name not in PLACEHOLDERS:
+            yield f"{name} is no placeholder and stays as it is{did_you_mean(name, PLACEHOLDERS)}"
+
+
+PLACEHOLDERS = [f"{{{name}}}" for name in AgentLaunch.__struct_fields__ if name != "configured"]
 
 
 @hookimpl

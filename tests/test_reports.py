@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 from conftest import Client, Service, plugin
 
-reports = plugin("reports")
+from cco_sidecar import FileFact, GitContext, ProjectState
+
+manifests, reports = plugin("metadata"), plugin("reports")
 MakeService = Callable[..., Service]
 
 
@@ -649,6 +651,28 @@ def test_a_context_gives_all_other_facts_beside_odd_reports(make_service: MakeSe
     log = service.log_path.read_text()
     for name in ("junit.xml", "coverage-summary.json", "results.sarif"):
         assert log.count(f"{name}: left out: ") == 1, log
+
+
+def test_facts_are_read_again_only_where_the_project_may_be_another(tmp_path: Path) -> None:
+    def facts(digest: str) -> tuple[Any, Any]:
+        files = [FileFact("pyproject.toml", 1, 1)]
+        state = ProjectState(str(tmp_path), files, GitContext(None, [], [], None, None), None, digest)
+        return manifests.read_manifests(state)["dependencies"], reports.read_reports(state)["security_scan_status"]
+
+    def depends_on(name: str) -> None:
+        write(tmp_path / "pyproject.toml", f'[project]\ndependencies = ["{name}"]\n')
+
+    depends_on("one")
+    assert facts("first") == (["one"], None)
+    depends_on("two")  # which the digest does not tell: what says so is that it is not read
+    assert facts("first") == (["one"], None)
+    assert facts("second") == (["two"], None)
+    ignored = write(tmp_path / "build/scan.json", '{"results": []}')
+    (tmp_path / "bandit.json").symlink_to(ignored)
+    assert facts("second") == (["two"], "passed")
+    write(ignored, '{"results": [{"issue": 1}]}')
+    os.utime(ignored, (1, 1))
+    assert facts("second") == (["two"], "failed")  # although no digest tells of what lies behind a link
 
 
 def test_an_odd_report_costs_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,11 +20,12 @@ from typing import Any, TypeVar
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from cco_sidecar import MB, one_line
+from cco_sidecar import MB, ProjectState, one_line
 from cco_sidecar_plugins.context._withheld import is_secret
 
 log = logging.getLogger("cco")
 T = TypeVar("T")
+Facts = dict[str, Any]  # for the section ``metadata``
 
 REPORTS = (  # files that tell about a project and may be ignored by git, so they are looked for by name
     ".coverage", "coverage.xml", "coverage/coverage-summary.json", "coverage/lcov.info", "lcov.info", "junit.xml",
@@ -89,6 +90,25 @@ class ProjectFiles:
         unlisted = self._listed is not None and inside not in self._listed and inside not in REPORTS
         if unlisted and os.path.exists(place):
             raise ValueError("git ignores it")
+
+
+def remembered(read: Callable[[ProjectState], Facts]) -> Callable[[ProjectState], Facts]:
+    """``read``, which is asked again where the project may be another one: its digest is, or a report's time, since a
+    report may be a link to a file that git ignores.
+    """
+    last: tuple[Any, Facts] = (None, {})
+
+    @functools.wraps(read)
+    def facts(project: ProjectState) -> Facts:
+        nonlocal last
+        key = (project.root, project.digest, *map(ProjectFiles(Path(project.root)).moment, REPORTS))
+        known, found = last
+        if known != key:
+            found = read(project)
+            last = key, found
+        return found
+
+    return facts
 
 
 @functools.lru_cache(1000)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from cco_sidecar import ContextRequest, Sections, hookimpl
-from cco_sidecar_plugins.context._parsing import File, ProjectFiles
+from cco_sidecar import ContextRequest, ProjectState, Sections, hookimpl
+from cco_sidecar_plugins.context._parsing import Facts, File, ProjectFiles, remembered
 from cco_sidecar_plugins.context._urls import without_credentials
 
 Versions = dict[str, str]  # by name: the bounds as the manifest gives them; alternatives are joined by " || "
@@ -30,14 +30,18 @@ def section_files() -> list[str]:
 
 @hookimpl
 def context_section(request: ContextRequest) -> Sections:
-    root, listed = Path(request.project.root), frozenset(file.path for file in request.project.files)
+    return {"metadata": read_manifests(request.project)}
+
+
+@remembered
+def read_manifests(project: ProjectState) -> Facts:
+    root, listed = Path(project.root), frozenset(file.path for file in project.files)
     versions = read_dependencies(root, listed)
-    facts = {
+    return {
         "dependencies": sorted(versions),
         "dependency_versions": versions,
         "python_version": read_python_version(root, listed),
     }
-    return {"metadata": facts}
 
 
 def read_dependencies(root: Path, listed: frozenset[str] | None = None) -> Versions:

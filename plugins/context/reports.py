@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
-from cco_sidecar import MB, ContextRequest, Sections, hookimpl, iso, kind_of, read_text_file
-from cco_sidecar_plugins.context._parsing import REPORTS, File, ProjectFiles, number_of
+from cco_sidecar import MB, ContextRequest, ProjectState, Sections, hookimpl, iso, kind_of, read_text_file
+from cco_sidecar_plugins.context._parsing import REPORTS, Facts, File, ProjectFiles, number_of, remembered
 
 LARGEST = 16 * MB
 
@@ -34,11 +34,16 @@ def section_files() -> list[str]:
 
 @hookimpl
 def context_section(request: ContextRequest) -> Sections:
-    root, files = Path(request.project.root), request.project.files
-    newest = max((file.mtime_ns for file in files if kind_of(file.path) in ("source", "test")), default=0)
+    return {"metadata": read_reports(request.project)}
+
+
+@remembered
+def read_reports(project: ProjectState) -> Facts:
+    root = Path(project.root)
+    newest = max((file.mtime_ns for file in project.files if kind_of(file.path) in ("source", "test")), default=0)
     status, moment = read_build(root)
     facts = {"test_coverage": read_coverage(root, newest), "last_build_status": status, "last_build_time": moment}
-    return {"metadata": facts | {"security_scan_status": read_security_scan(root)}}
+    return facts | {"security_scan_status": read_security_scan(root)}
 
 
 # -- coverage

@@ -47,7 +47,7 @@ def test_those_who_wait_share_a_look_that_began_since_they_asked(
 
 
 def test_the_watcher_of_other_systems_hears_of_changes(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watching = plugin("_watcher")
+    watching = plugin("_watchdog")
     heard: list[str] = []
     for budget, state in ((4_000, "full"), (0, "partial: ")):
         monkeypatch.setattr(watching.Watcher, "BUDGET", budget)

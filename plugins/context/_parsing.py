@@ -6,22 +6,22 @@ and costs one line in the log.
 
 from __future__ import annotations
 
-import configparser
 import functools
 import json
 import logging
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Callable, Container, Set
 from pathlib import Path
-from typing import Any, TypeVar
-from xml.etree import ElementTree
-from xml.parsers import expat
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cco_sidecar import MB, ProjectState, one_line
 from cco_sidecar_plugins.context._withheld import is_secret
+
+if TYPE_CHECKING:  # each is imported where a project has a file for it: all of them would hold up the start
+    from configparser import ConfigParser
+    from xml.etree.ElementTree import Element
 
 log = logging.getLogger("cco")
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class ProjectFiles:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:  # a boundary: whatever a repository may hold
-            shows_content = isinstance(error, configparser.Error)  # its message quotes lines of the file
+            shows_content = type(error).__module__ == "configparser"  # its message quotes lines of the file
             self.tell(name, type(error).__name__ if shows_content else one_line(error)[:200])
             return None
 
@@ -138,10 +138,14 @@ class File:
         text = self.text()
         if LONG_KEY.search(text):
             raise ValueError("it has a key of a hundred parts")
+        import tomllib
+
         return tomllib.loads(text)
 
-    def ini(self) -> configparser.ConfigParser:
-        config = configparser.ConfigParser(interpolation=None, strict=False)
+    def ini(self) -> ConfigParser:
+        from configparser import ConfigParser
+
+        config = ConfigParser(interpolation=None, strict=False)
         # its pattern for a line takes time by the square of a run of blanks
         config.read_string(re.sub(r"(?<=\S)[^\S\n]{2,}", " ", self.text()))
         return config
@@ -154,11 +158,14 @@ class File:
             self.odd(f"{'.'.join(path) or 'its content'} is no table")
         return value if isinstance(value, dict) else {}
 
-    def xml(self, keep: Set[str] | None = None) -> ElementTree.Element:
+    def xml(self, keep: Set[str] | None = None) -> Element:
         """The root element, names without their prefixes. With ``keep`` only it and the elements of these names, each
         below the nearest one that is kept, and no text. Entities are not expanded: a file that declares a document type
         of its own is refused.
         """
+        from xml.etree import ElementTree
+        from xml.parsers import expat
+
         builder, kept = ElementTree.TreeBuilder(), list[str]()
         parser = expat.ParserCreate()
         number = 0

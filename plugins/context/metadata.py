@@ -13,12 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
-from xml.etree.ElementTree import Element
+from typing import TYPE_CHECKING, Any
 
 from cco_sidecar import ContextRequest, ProjectState, Sections, hookimpl
 from cco_sidecar_plugins.context._parsing import Facts, File, ProjectFiles, remembered
 from cco_sidecar_plugins.context._urls import without_credentials
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 Versions = dict[str, str]  # by name: the bounds as the manifest gives them; alternatives are joined by " || "
 

@@ -18,11 +18,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-from xml.etree.ElementTree import Element
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cco_sidecar import MB, ContextRequest, ProjectState, Sections, hookimpl, iso, kind_of, read_text_file
 from cco_sidecar_plugins.context._parsing import REPORTS, Facts, File, ProjectFiles, number_of, remembered
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 LARGEST = 16 * MB
 

@@ -39,7 +39,7 @@ def read_back(value: Any) -> Any:
     return yaml.safe_load("".join(printing.yaml_lines(value)))
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(VALUES)
 @example({"nested": [{"a": [[1, [2, {}]], []], "b": {"c": {"d": "e\nf"}}}, ["x", ["y\nz\n"]]]})
 @example(1e16)
@@ -140,3 +140,19 @@ def test_a_table_uses_the_width_that_there_is(monkeypatch: pytest.MonkeyPatch) -
 ])  # fmt: skip
 def test_a_text_is_cut_to_the_columns_that_it_takes(text: str, columns: int, shown: str) -> None:
     assert printing.cut(text, columns) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/x" * 60 + "/room/name.py", "…" + ("/x" * 60 + "/room/name.py")[-59:]),
+        ("a sentence " * 9, ("a sentence " * 9)[:59] + "…"),
+        ("/short/room/name.py", "/short/room/name.py"),
+        ("/" + "x" * 59, "/" + "x" * 59),
+    ],
+)
+def test_a_wide_cell_is_cut_where_it_tells_least_and_the_last_column_never(
+    text: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printing.print_table(["source", "problem"], [[text, text]])
+    assert capsys.readouterr().out.splitlines()[1] == f"{shown}  {text}".rstrip()

@@ -603,6 +603,10 @@ def test_a_command_that_finds_no_service_names_one_that_runs_nearby(
     assert f"no sidecar runs for {other}; start it with " in line and f"; one runs for {root}, {which}: " in line
     ended = run(f"--root={root}", "health", cwd=other, XDG_STATE_HOME=state)
     assert ended.returncode == 0, ended.stderr
+    token = run("token", "--type", "qa-engineer", cwd=other, XDG_STATE_HOME=state)
+    assert token.returncode == 0 and token.stdout.count(".") == 2, token
+    assert f"cco: the token is for {other}, for which no service runs; one runs for {root}, {which}: " in token.stderr
+    assert run("token", "--type", "qa-engineer", cwd=root, XDG_STATE_HOME=state).stderr == ""
 
 
 @pytest.mark.parametrize("words", [("token", "--type", "qa-engineer"), ("doctor",), ("health",), ("plugins",)])

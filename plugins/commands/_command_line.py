@@ -29,6 +29,7 @@ from cco_sidecar import (
     Settings,
     StartError,
     command_serve,
+    complain,
     flag_of,
     is_identifier,
     load_hooks,
@@ -40,6 +41,7 @@ from cco_sidecar import (
     read_option,
     settings_from,
 )
+from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins._hooks import SafeHooks, bundled_plugins, contains
 from cco_sidecar_plugins._program import escape_unencodable
 from cco_sidecar_plugins._settings import PluginSettings
@@ -100,7 +102,7 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def token(options: argparse.Namespace) -> int:
-    from cco_sidecar_plugins.commands._running import running_settings, with_secret
+    from cco_sidecar_plugins.commands._running import running_nearby, running_settings, with_secret
 
     for name in ("agent_id", "issue"):
         if (value := getattr(options, name)) is not None and not is_identifier(value):
@@ -112,6 +114,8 @@ def token(options: argparse.Namespace) -> int:
         if name not in PERMISSIONS:
             raise StartError(f"--permissions: {name!r} names none of {', '.join(PERMISSIONS)}")
     settings = with_running_type(with_secret(running_settings(settings_from(options))), options)
+    if read_sidecar_json(settings.storage) is None and (nearby := running_nearby(settings)):
+        complain(f"the token is for {settings.root}, for which no service runs; {nearby}")
     facts = {"issue_id": options.issue, "ttl": ttl, "bound": options.agent_id is not None}
     mint = functools.partial(mint_token, settings, options.type, options.agent_id, **facts)
     if permissions is not None:
@@ -125,7 +129,6 @@ def token(options: argparse.Namespace) -> int:
 
 def with_running_type(settings: Settings, options: argparse.Namespace) -> Settings:
     """The settings with the type's category as the running service has it, which a flag or plugin there may say."""
-    from cco_sidecar_plugins._files import read_sidecar_json
     from cco_sidecar_plugins.commands._client import running_types
 
     if read_sidecar_json(settings.storage) is None:  # none runs

@@ -54,12 +54,19 @@ def cell(value: Any) -> str:
 
 
 def print_table(columns: list[str], lines: list[list[str]]) -> None:
-    lines = [[text if len(text) <= 60 or text is line[-1] else text[:59] + "…" for text in line] for line in lines]
+    lines = [[*map(shortened, line[:-1]), *line[-1:]] for line in lines]
     widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
     for line in [[column.upper() for column in columns], *lines] if columns else []:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
     if not lines:
         print("(none)")
+
+
+def shortened(text: str) -> str:
+    """At most 60 characters; a path keeps its end, which tells it from others."""
+    if len(text) <= 60:
+        return text
+    return "…" + text[-59:] if text.startswith("/") else text[:59] + "…"
 
 
 # -- YAML 1.2, which YAML 1.1 readers such as PyYAML read alike

@@ -28,14 +28,18 @@ def running_settings(settings: Settings) -> Settings:
 
 
 def start_it(settings: Settings) -> str:
-    """What to do where no service runs for the root: start one, or use one that runs for another work tree of the same
-    repository or for a folder around the root. Blocks.
+    """What to do where no service runs for the root: start one, or use one that runs nearby. Blocks."""
+    return "; ".join(filter(None, (f"start it with `{own_command(settings)}`", running_nearby(settings))))
+
+
+def running_nearby(settings: Settings) -> str:
+    """Which service runs for another work tree of the same repository or for a folder around the root, and how it is
+    used; "" where none does, or a storage is named. Blocks.
     """
+    if "storage" in settings.places:
+        return ""
     listed = (run_git(settings.root, "worktree", "list", "--porcelain", "-z") or b"").split(b"\0")
     trees = [Path(os.fsdecode(line.removeprefix(b"worktree "))) for line in listed if line.startswith(b"worktree ")]
-    words = f"start it with `{own_command(settings)}`"
-    if "storage" in settings.places:
-        return words
     for root in (*trees, *settings.root.parents):
         other = dataclasses.replace(
             settings, root=root, storage=default_storage(root, settings.project), places={"root": "--root"}
@@ -43,8 +47,8 @@ def start_it(settings: Settings) -> str:
         info = read_sidecar_json(running_settings(other).storage) if root != settings.root else None
         if info and psutil.pid_exists(info.pid):
             which = "another work tree of this repository" if root in trees else "a folder around it"
-            return f"{words}; one runs for {root}, {which}: `{own_command(other)}` before a command uses that"
-    return words
+            return f"one runs for {root}, {which}: `{own_command(other)}` before a command uses that"
+    return ""
 
 
 def with_secret(settings: Settings) -> Settings:

@@ -2889,17 +2889,17 @@ class Contexts:
         If-None-Match, names the ETag. Raises AGT_002 and REQ_002 (404), CTX_001, CTX_002.
         """
         category = await self._agent_types.find(agent_type, status=404)
-        max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens) if query.max_tokens else query.max_bytes
-        key = ContextKey(
-            issue_id=issue_id, agent_type=agent_type, category=category, task=query.task or await self.task(issue_id),
-            max_bytes=max_bytes, max_files=query.max_files, reader=query.reader,
-        )  # fmt: skip
         try:
             state = await self.project.state()
         except OSError as error:
             log.error("the project cannot be read: %s", one_line(error))
             known_why = isinstance(error, GitError)  # others name paths of this machine
             raise ApiError("CTX_001", f"The project cannot be read: {error}" if known_why else "") from None
+        max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens) if query.max_tokens else query.max_bytes
+        key = ContextKey(
+            issue_id=issue_id, agent_type=agent_type, category=category, task=query.task or await self.task(issue_id),
+            max_bytes=max_bytes, max_files=query.max_files, reader=query.reader,
+        )  # fmt: skip
         etag = self._etag(key, state)
         if etag[3:-1] in known or known.strip() == "*":  # a list of ETags, with W/ or without
             self._hits += 1

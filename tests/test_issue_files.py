@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -9,14 +10,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import Service, plugin
 
-from cco_sidecar import Settings, load_settings
+from cco_sidecar import ApiError, IssueNotFound, Pool, Settings, load_settings
 
 issue_files = plugin("issue_files")
+turns = plugin("_turn")
+go_on = plugin("_steps").go_on
 KEY = "ghp_" + "a1B2c3D4e5F6" * 3
 
 
@@ -194,3 +198,32 @@ def test_what_is_written_down_is_listed_but_for_what_is_over(project: Settings) 
         "X-1": ("Named", "issues/plain.md"), "key": ("[REDACTED]", "issues/key.md"),
         "b-1": ("New", ".beads/issues.jsonl"), "5": ("", ".beads/issues.jsonl"),
     }  # fmt: skip
+
+
+def test_requests_that_are_served_together_ask_once_for_an_issue(project: Settings) -> None:
+    asked: list[str] = []
+
+    def first(hook: str, issue_id: str, settings: Settings) -> dict[str, str]:
+        asked.append(issue_id)
+        if issue_id == "gone":
+            raise IssueNotFound
+        return {"title": issue_id}
+
+    contexts = issue_files.AskingContexts.__new__(issue_files.AskingContexts)
+    contexts._settings, contexts._hooks = project, SimpleNamespace(first=first)
+    contexts._storage = SimpleNamespace(read=SimpleNamespace(latest_task=lambda *_: None))
+
+    async def ask() -> list[Any]:
+        contexts._hooks.pool = Pool("hooks", 4, 5)
+        with turns.turn():
+            begun = [contexts.task(issue) for issue in ("12", "12", "12", "gone", "gone", "13")]
+            waited_for = [coroutine.send(None) for coroutine in begun]
+        begun.pop(0).close()  # its client hung up
+        answers = [asyncio.ensure_future(go_on(*each)) for each in zip(begun, waited_for[1:], strict=True)]
+        answers += [asyncio.ensure_future(contexts.task("12")) for _ in range(2)]  # outside of a turn each asks
+        return await asyncio.gather(*answers, return_exceptions=True)
+
+    *known, first_gone, second_gone, other, alone, also = asyncio.run(ask())
+    assert [*known, alone, also, other] == ["12"] * 4 + ["13"]
+    assert all(isinstance(error, ApiError) and error.code == "REQ_002" for error in (first_gone, second_gone))
+    assert sorted(asked) == ["12", "12", "12", "13", "gone"]

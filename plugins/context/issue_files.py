@@ -6,6 +6,7 @@ JSONL, a few levels deep; what ends in .json or .jsonl is an export; ``gh`` is G
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
@@ -35,6 +36,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents._front_matter import read_front_matter
 from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint, is_young
+from cco_sidecar_plugins.context._turn import Turn, current
 from cco_sidecar_plugins.context._withheld import is_secret
 
 HEAD = 8 * 1024  # characters of a Markdown file in which its id and title stand
@@ -65,17 +67,28 @@ def part_class(base: type) -> type | None:
 
 
 class AskingContexts(Contexts):
-    """Asks plugins for the task of an issue."""
+    """Asks plugins for the task of an issue. Requests that are served together, after all had come, ask once."""
+
+    _asked: tuple[Turn | None, dict[str, asyncio.Task[Issue | None]]] = (None, {})
 
     async def task(self, issue_id: str) -> str:
         """What a plugin knows of the issue, and what the latest spawn was told. Raises REQ_002 (404)."""
         spawned = await super().task(issue_id)
         try:
-            ask = functools.partial(self._hooks.first, "resolve_issue", settings=self._settings)
-            issue = await self._hooks.pool.run(ask, issue_id=issue_id) or {}
+            issue = await asyncio.shield(self._asking(issue_id)) or {}  # others wait for it too
         except IssueNotFound:
             raise ApiError("REQ_002", f"No issue {issue_id}") from None
         return "\n\n".join(str(text) for text in (issue.get("title"), issue.get("body"), spawned) if text)
+
+    def _asking(self, issue_id: str) -> asyncio.Task[Issue | None]:
+        now = current()
+        if now is None or now is not self._asked[0]:
+            self._asked = now, {}
+        asking = self._asked[1]
+        if issue_id not in asking:
+            ask = functools.partial(self._hooks.first, "resolve_issue", settings=self._settings)
+            asking[issue_id] = asyncio.create_task(self._hooks.pool.run(ask, issue_id=issue_id))
+        return asking[issue_id]
 
 
 def same(issue_id: str, written: Any) -> bool:

@@ -1954,9 +1954,8 @@ class Storage:
         """The writer thread: jobs that wait at the same time share one transaction and one fsync."""
         while True:
             batch = [self._queue.get()]
-            with contextlib.suppress(queue.Empty):
-                while len(batch) < self.MAX_BATCH:
-                    batch.append(self._queue.get_nowait())
+            while len(batch) < self.MAX_BATCH and not self._queue.empty():  # nobody else takes from it
+                batch.append(self._queue.get())
             if writes := [write for write in batch if write is not None]:
                 outcomes, events = self.commit(self._writer, [job for job, _ in writes])
                 with contextlib.suppress(RuntimeError):  # the loop is gone: nobody is left to be told
@@ -2364,7 +2363,9 @@ class Results:
         """A job: store a result, with who is next; the answer."""
         body, result, now = facts["submission"], facts["result"], time.time()
         project, issue = body["project_id"], body["issue_id"]
-        result_id = f"result-{uuid.UUID(int=random.getrandbits(128), version=4)}"
+        # Of version 7 (RFC 9562): new ids lie together in their index, of which a commit then writes fewer pages.
+        number = int(now * 1000) << 80 | 7 << 76 | random.getrandbits(12) << 64 | 2 << 62 | random.getrandbits(62)
+        result_id = f"result-{uuid.UUID(int=number)}"
         proposals = self.propose(rules, facts | {"history": self.history(records, project, issue)})
         row = {
             "id": result_id, "project": project, "issue": issue, "agent_type": body["agent_type"],

@@ -479,6 +479,7 @@ EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
 NAME = rf"(?!.*\.\.){IDENTIFIER}"
 NAME_IN_WORDS = "must be letters, digits, '.', '_' or '-', 128 at most, with a letter or digit first and no '..'"
 EVENT_TYPE_IN_WORDS = "must be small letters, digits, '.', '_' or '-', 64 at most, with a letter first"
+is_identifier = re.compile(NAME).fullmatch
 read_project = read_match(NAME, NAME_IN_WORDS)
 Identifier = Annotated[str, Meta(pattern=rf"^{NAME}\Z")]
 EventType = Annotated[str, Meta(pattern=rf"^{EVENT_TYPE}\Z")]
@@ -616,7 +617,9 @@ class Hooks:
         self._manager.register(plugin, name)
         for hook in hooks.values():
             rows = reversed(getattr(self._manager.hook, hook).get_hookimpls())  # what was loaded last comes first
-            self.implementations[hook] = [Implementation(hook, row.plugin_name, row.function) for row in rows]
+            self.implementations[hook] = [
+                Implementation(hook, row.plugin_name, row.function, arguments_of(row.function)) for row in rows
+            ]
         return sorted(hooks.values())
 
     def check(self, hook: str, function: Callable[..., Any]) -> None:
@@ -715,9 +718,10 @@ class Implementation(Struct, frozen=True):
     hook: str
     plugin: str
     function: Callable[..., Any]
+    arguments: tuple[str, ...]
 
     def call(self, facts: dict[str, Any]) -> Any:
-        return self.function(**{name: facts[name] for name in arguments_of(self.function) if name in facts})
+        return self.function(**{name: facts[name] for name in self.arguments if name in facts})
 
 
 @functools.cache
@@ -2069,8 +2073,8 @@ class Records:
 
     def one(self, sql: str, *values: Any) -> Any:
         """The first column of the first row, None where there is none."""
-        rows = self.rows(sql, *values)
-        return rows[0][0] if rows else None
+        row = self._db.execute(sql, values).fetchone()
+        return None if row is None else row[0]
 
     def insert(self, table: str, row: dict[str, Any]) -> int:
         """The sequence number of a new row."""
@@ -4393,10 +4397,6 @@ def clean_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def is_identifier(text: str) -> bool:
-    return bool(re.fullmatch(NAME, text))
-
-
 def iso(moment: float | None = None) -> str:
     """ISO 8601 in UTC, to the second, of ``moment`` (epoch seconds, default now)."""
     latest = 253_402_300_799.0  # a file may claim to be of the year 20000
@@ -4447,35 +4447,34 @@ def in_thread(name: str, call: Callable[[], T]) -> Future[T]:
     """The outcome of ``call`` in a daemon thread, a free one or a new one."""
     outcome: Future[T] = Future()
     outcome.set_running_or_notify_cancel()  # who gives it up does not end it
-
-    def work() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:  # a boundary: whoever waits gets it
-            outcome.set_exception(error)
-
     try:
         inbox = FREE_THREADS.pop()
     except IndexError:  # a start waits until the thread runs, which may take milliseconds
         inbox = queue.SimpleQueue()
         threading.Thread(target=work_from, args=[inbox], name=name, daemon=True).start()
-    inbox.put(work)
+    inbox.put((call, outcome))
     return outcome
 
 
-def work_from(inbox: queue.SimpleQueue[Callable[[], None]]) -> None:
+def work_from(inbox: queue.SimpleQueue[Any]) -> None:
     """What a thread does until it has had nothing to do for two seconds."""
     while True:
         try:
-            inbox.get(timeout=2)()
-            FREE_THREADS.append(inbox)
+            call, outcome = inbox.get(timeout=2)
         except queue.Empty:
             with contextlib.suppress(ValueError):  # somebody took it at this moment
                 FREE_THREADS.remove(inbox)
                 return
+        else:
+            try:
+                outcome.set_result(call())
+            except BaseException as error:  # a boundary: whoever waits gets it
+                outcome.set_exception(error)
+            del call, outcome  # a thread that waits keeps nothing
+            FREE_THREADS.append(inbox)
 
 
-FREE_THREADS: collections.deque[queue.SimpleQueue[Callable[[], None]]] = collections.deque()  # their inboxes
+FREE_THREADS: collections.deque[queue.SimpleQueue[Any]] = collections.deque()  # their inboxes, of calls and outcomes
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -21,6 +21,7 @@ import threading
 import time
 import types
 import uuid
+import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -622,6 +623,9 @@ def statements(scene: Callable[[cco_sidecar.Records], Any]) -> list[str]:
                 plans.extend(row[3] for row in database.execute(f"explain query plan {sql}", values))
                 return []
 
+            def one(self, sql: str, *values: Any) -> None:
+                self.rows(sql, *values)
+
         scene(Explained(database))
     return plans
 
@@ -891,6 +895,27 @@ def test_what_is_queued_is_written_before_the_storage_closes(tmp_path: Path, alo
 
     with_storage(tmp_path, fill, alone)
     assert with_storage(tmp_path, look, alone) == "999"
+
+
+@pytest.mark.parametrize("raised", [None, ValueError, SystemExit])
+def test_a_thread_that_waits_keeps_nothing_of_what_it_did(raised: type[BaseException] | None) -> None:
+    class Large:
+        def work(self) -> None:
+            threads.append(threading.current_thread())
+            if raised:
+                raise raised
+
+    def is_forgotten() -> bool:
+        large = Large()
+        known = weakref.ref(large)
+        with contextlib.suppress(raised or ()):
+            cco_sidecar.in_thread("kept", large.work).result(5)
+        del large
+        gc.collect()  # what was raised holds the frames that it went through
+        return known() is None and threads[-1].is_alive()
+
+    threads: list[threading.Thread] = []
+    until(is_forgotten, 5)
 
 
 def test_reading_connections_cannot_write(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ import types
 import typing
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -590,7 +590,7 @@ class Hooks:
         self.implementations: dict[str, list[Implementation]] = {hook: [] for hook in self.SPECS}
         self._untold: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self._teller: Future[Any] | None = None
-        self.pool = Pool("asks", 16, 60)  # for those who ask on the loop
+        self.pool = Pool("asks", 16, 5)  # for those who ask on the loop
         self.loaded: list[Any] = []  # each a Plugin, or what is derived from it
         for plugin in built_in:
             name = f"built-in:{type(plugin).__name__}"
@@ -2435,7 +2435,7 @@ class ResultFiles:
             issues = {os.path.dirname(path) for path in latest}
             projects = {os.path.dirname(issue) for issue in issues}
             for folder in (self._folder, self._new, *projects, *issues) if latest else ():
-                if not os.path.isdir(folder):
+                if os.path.islink(folder) or not os.path.isdir(folder):  # a link could lead out of the storage
                     os.mkdir(folder, 0o700)  # makedirs would go by the umask
             for path, row in latest.items():
                 if os.path.isdir(path):
@@ -2906,7 +2906,7 @@ class Contexts:
             max_bytes=max_bytes, max_files=query.max_files, reader=query.reader,
         )  # fmt: skip
         etag = self._etag(key, state)
-        if etag[3:-1] in known or known.strip() == "*":  # a list of ETags, with W/ or without
+        if any(tag.strip() in (etag, etag[2:], "*") for tag in known.split(",")):  # with W/ or without
             self._hits += 1
             return b"", etag
         before, content = self._cache.get(key, ("", b""))
@@ -4242,14 +4242,16 @@ def harmless(text: str) -> str:
 # -- serving
 
 
-def command_serve(options: argparse.Namespace) -> int:
+def command_serve(options: argparse.Namespace) -> typing.NoReturn:
     settings = settings_from(options)
     set_up_logging(settings)
     hooks = load_hooks(settings, strict=True)
     sys.setswitchinterval(0.001)  # worker threads hand the interpreter back to the loop after 1 ms instead of 5
     sidecar = Sidecar(settings, hooks)
     with asyncio.Runner(loop_factory=sidecar.server_class.new_loop) as runner:
-        return runner.run(serve(sidecar))
+        runner.run(serve(sidecar))
+    wait([in_thread("log", logging.shutdown), in_thread("output", lambda: sys.stdout.flush())], 1)
+    os._exit(GOOD)  # the interpreter's own end waits for a stream that some thread holds, or aborts
 
 
 def settings_from(options: argparse.Namespace) -> Settings:
@@ -4265,7 +4267,7 @@ def set_up_logging(settings: Settings) -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
 
 
-async def serve(sidecar: Sidecar) -> int:
+async def serve(sidecar: Sidecar) -> None:
     """Run until a signal; the first one ends things properly, a second one at once."""
     stopped = asyncio.Event()
 
@@ -4285,9 +4287,7 @@ async def serve(sidecar: Sidecar) -> int:
             print(banner(sidecar), flush=True)
         except (OSError, UnicodeError) as error:
             log.warning("the banner cannot be printed: %s", one_line(error))
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left unwritten is dropped
         await stopped.wait()
-    return GOOD
 
 
 def banner(sidecar: Sidecar) -> str:

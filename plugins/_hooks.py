@@ -38,6 +38,7 @@ from cco_sidecar import (
     Implementation,
     IssueNotFound,
     Plugin,
+    Pool,
     ResultBody,
     Sections,
     Settings,
@@ -148,6 +149,7 @@ class SafeHooks(Hooks):
         self._stuck: dict[tuple[str, str], list[Future[Any]]] = collections.defaultdict(list)  # by plugin and hook
         self._made_parts: set[str] = set()  # plugins whose part_class gave something, or failed, which was told
         super().__init__(built_in)
+        self.pool = Pool("asks", 16, 60)  # each plugin that is asked has five seconds of its own
         self.loaded = [LoadedPlugin(*msgspec.structs.astuple(plugin)) for plugin in self.loaded]
 
     @without_collections()

@@ -606,6 +606,18 @@ def test_an_etag_saves_the_body_while_nothing_has_changed(cached: Service) -> No
     same = client.request("GET", path, headers={"If-None-Match": etag})
     assert (same.status_code, same.content, same.headers["ETag"]) == (304, b"", etag)
     assert client.request("GET", path, headers={"If-None-Match": '"other"'}).status_code == 200
+    opaque = etag.removeprefix("W/")
+    for known in ("*", opaque, f'"other", {etag}', f'{opaque},"other"', f'W/"other" ,  {etag}'):
+        assert client.request("GET", path, headers={"If-None-Match": known}).status_code == 304, known
+    for known in (
+        f"{etag}y",
+        f'"x{opaque[1:]}',
+        f"{opaque[:-1]}y{opaque[-1]}",
+        opaque.strip('"'),
+        opaque[1:-5],
+        f"w/{opaque}",
+    ):
+        assert client.request("GET", path, headers={"If-None-Match": known}).status_code == 200, known
     assert client.request("DELETE", "/api/cache/context/issue-1").status_code == 200
     assert client.request("GET", path, headers={"If-None-Match": etag}).status_code == 304  # built anew from the same
     write(cached.root / "src/main.py", "changed\n")

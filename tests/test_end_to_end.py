@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, until
 
 AGENT = json.dumps([sys.executable, str(ROOT / "tests/sample_agent.py")])
@@ -146,3 +148,32 @@ def test_a_team_finishes_an_issue_and_a_crash_loses_nothing(
     assert status["events"]["total_published"] == 7
     later = architect.wait("agent_completed", filter=f"issue_id:{issue},agent_type:python-specialist", timeout=0)
     assert later["events"] == []  # was delivered before the crash, and is not delivered twice
+
+
+LOUD = """
+import os, pathlib, sys
+from cco_sidecar import hookimpl
+
+@hookimpl
+def {hook}:
+    os.dup2(os.pipe()[1], sys.stdout.fileno())  # nobody reads it
+    pathlib.Path({called!r}).touch()
+    sys.stdout.write("x" * 1_000_000)
+"""
+
+
+@pytest.mark.parametrize("hook", ["event_published(event)", "agent_command(launch)", "context_section(request)"])
+def test_a_stop_waits_for_no_plugin_that_waits_for_the_reader_of_its_output(
+    make_service: Callable[..., Service], tmp_path: Path, hook: str
+) -> None:
+    called = tmp_path / "called"
+    plugin = tmp_path / "loud.py"
+    plugin.write_text(LOUD.format(hook=hook, called=str(called)))
+    service = make_service("--plugins", str(plugin.parent), "--agent-command", AGENT, env={"PYTHONUNBUFFERED": ""})
+    client = service.client()
+    until(lambda: "Ctrl-C" in service.log)
+    client.publish()
+    spawn = {"agent_type": "qa-engineer", "issue_id": "issue-1"}
+    threading.Thread(target=client.post, args=["/api/agents/spawn", spawn], daemon=True).start()
+    until(called.exists)
+    assert service.stop() == 0, service.log

@@ -1,6 +1,7 @@
 """Every request of the reference, with its own bodies, answered in the documented shapes."""
 
 import json
+import shutil
 import sys
 import threading
 import time
@@ -653,3 +654,22 @@ def test_the_rust_agent_runs(service: Service, issue: str) -> None:
         agent.wait("agent_completed", timeout="30000", filter=f"issue_id:{issue}")["events"][0]["data"]["result_id"]
         == stored.json()["id"]
     )
+
+
+@pytest.mark.parametrize("place", [PROJECT, f"{PROJECT}/issue-1", ".new"])
+def test_no_result_is_written_where_a_link_leads(
+    make_service: Callable[..., Service], tmp_path: Path, place: str
+) -> None:
+    service, elsewhere = make_service(), tmp_path / "elsewhere"
+    service.client().store()
+    elsewhere.mkdir()
+    folder = service.storage / "results" / place
+    shutil.rmtree(folder)
+    folder.symlink_to(elsewhere)
+    body = {"agent_id": "a", "agent_type": "qa-engineer", "issue_id": "issue-1", "project_id": PROJECT}
+    refused = service.client().post("/api/results", body | {"result": {"status": "success"}})
+    assert (refused.status_code, refused.json()["code"]) == (500, "STR_001")
+    assert list(elsewhere.iterdir()) == []
+    folder.unlink()
+    service.client().store(issue="issue-1")
+    assert (service.storage / f"results/{PROJECT}/issue-1/python-specialist.json").is_file()

@@ -264,7 +264,10 @@ class SafeHooks(Hooks):
             log.warning("plugin %s: %s: no answer yet, which is waited for", row.plugin, row.hook)
         if patient and (call.exception() is not None or call.result() is not None):
             self._made_parts.add(row.plugin)
-        return outcome(call)
+        answer = outcome(call)
+        if patient and not isinstance(answer, type | None):
+            raise TypeError(f"a class is wanted, or None, and {type(answer).__name__} was returned")
+        return answer
 
     def bounded(self, row: Implementation, facts: dict[str, Any]) -> Any:
         """What the plugin returns, as plain data that is neither too large nor nested too deeply."""
@@ -288,20 +291,25 @@ class SafeHooks(Hooks):
         if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):
             raise error
         code: Any = getattr(inspect.unwrap(row.function), "__code__", None)
-        failure = f"{row.hook}: {self.describe(error, code and code.co_filename)}"
-        log.warning("plugin %s: %s", row.plugin, failure)
+        place = (code.co_filename, code.co_firstlineno) if code else ("", 0)
+        failure = f"{row.hook}: {self.describe(error, *place)}"
         plugin = next(plugin for plugin in self.loaded if plugin.name == row.plugin and not plugin.problem)
+        # Asked for each part it fails at the same line each time, which is told once.
+        again = row.hook == "part_class" and (plugin.failure or "").rpartition(" (")[2] == failure.rpartition(" (")[2]
+        log.log(logging.DEBUG if again else logging.WARNING, "plugin %s: %s", row.plugin, failure)
         plugin.failures, plugin.failure = plugin.failures + 1, failure
         log.debug("plugin %s: %s", row.plugin, row.hook, exc_info=error)
 
-    def describe(self, error: BaseException, file: str) -> str:
-        """One line: the error, and the line of ``file`` in which it arose, without the file's folder."""
+    def describe(self, error: BaseException, file: str, line: int = 0) -> str:
+        """One line: the error, and the line of ``file`` in which it arose, without the file's folder. ``line`` is told
+        where it arose elsewhere, such as from what was returned.
+        """
         error = error.error if isinstance(error, Raised) else error
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         if isinstance(error, SyntaxError) and error.filename:
             file, lines, text = error.filename, [error.lineno], error.msg
-        where = f" ({Path(file).name}:{lines[-1]})" if lines else ""
+        where = f" ({Path(file).name}:{[line, *lines][-1]})" if line or lines else ""
         return f"{type(error).__name__}: {text}".removesuffix(": ") + where
 
 

@@ -483,9 +483,12 @@ def test_a_type_of_the_plugin_specialists_may_do_what_its_category_may(service: 
         service.client("devops-engineer").post("/api/results", result(agent_type="devops-engineer")).status_code == 201
     )
     assert lacking(service.client("ux-designer").post("/api/results", result(agent_type="ux-designer")))
-    misspelt = service.client("devops-engineer").post("/api/results", result(agent_type="devops-enginer"))
-    said = "Unknown agent type devops-enginer, did you mean devops-engineer?"
-    assert (misspelt.status_code, misspelt.json()["message"]) == (400, said)
+    meant = {"devops-enginer": "devops-engineer", "architct": "chief-architect", "security": "security-auditor",
+             "djnago": "django-specialist", "chief-architct": "chief-architect", "test": "test-engineer"}  # fmt: skip
+    for name, right in meant.items():
+        misspelt = service.client("devops-engineer").post("/api/results", result(agent_type=name))
+        said = f"Unknown agent type {name}, did you mean {right}?"
+        assert (misspelt.status_code, misspelt.json()["message"]) == (400, said)
 
 
 # -- bound tokens and tokens for one issue

@@ -5,10 +5,10 @@ for one that is not known.
 What a repository's own agents or another plugin call by one of these names keeps the category that it has here.
 """
 
-from cco_sidecar import AgentTypes, Hooks, Settings, hookimpl
+from cco_sidecar import AGENT_TYPES, AgentTypes, Hooks, Settings, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
-from cco_sidecar_plugins._words import did_you_mean
-from cco_sidecar_plugins.agents._agent_types import MORE_TYPES
+from cco_sidecar_plugins._words import did_you_mean, nearest
+from cco_sidecar_plugins.agents._agent_types import MORE_TYPES, categories_of
 
 
 @hookimpl(trylast=True)  # the last answer counts
@@ -41,5 +41,17 @@ class NearestTypes(AgentTypes):
         return super().category(agent_type, status, people=people)
 
     def problem(self, agent_type: str) -> str:
-        known = agent_type in self.categories
-        return super().problem(agent_type) + ("" if known else did_you_mean(agent_type, sorted(self.categories)))
+        """With the type that may have been meant: for one word a type that has it as a part, our own before others."""
+        known = sorted(self.categories, key=lambda name: (name not in OWN_TYPES, name))
+        part = nearest(agent_type, sorted({part for name in known for part in name.split("-")}))
+        sharing = [name for name in known if part in name.split("-")]
+        if agent_type in known:
+            close = ""
+        elif "-" not in agent_type and 0 < len(sharing) < 10:  # more would share "specialist"
+            close = f", did you mean {sharing[0]}?"
+        else:
+            close = did_you_mean(agent_type, known)
+        return super().problem(agent_type) + close
+
+
+OWN_TYPES = categories_of(AGENT_TYPES)

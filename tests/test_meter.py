@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shlex
@@ -419,6 +420,30 @@ def test_a_file_that_is_damaged_stops_the_start_only_where_a_budget_needs_it(
     words = [*service.command, "--budget-tokens", "5"]
     ended = subprocess.run(words, cwd=service.root, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1 and "meter.db: file is not a database; move it away" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "made",
+    ["create table theirs (x)", "pragma application_id = 77", "pragma user_version = 3; create table spent (x)"],
+)
+def test_another_programs_database_in_the_meters_place_stays_as_it_is(
+    make_service: Callable[..., Service], tmp_path: Path, made: str
+) -> None:
+    path = tmp_path / "storage/meter.db"
+    path.parent.mkdir(mode=0o700)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(made)
+    path.chmod(0o600)
+    before = path.read_bytes()
+    service = make_service(storage=path.parent)
+    until(lambda: "nothing that agents spend is counted: meter.db: a newer version of this program" in service.log)
+    assert service.stop() == 0
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.glob("meter.db-*")] == []
+    ended = subprocess.run(
+        [*service.command, "--budget-tokens", "5"], cwd=service.root, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1 and "or another program; move it away" in ended.stderr
 
 
 # -- budgets

@@ -317,7 +317,16 @@ class SpendMeter(Meter):
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # -wal and -shm take this mode too
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._lock, self.pool = threading.Lock(), Pool("meter", 2, 20)
+        self._check_owner()
         self._db.executescript(f"pragma journal_mode = wal; pragma synchronous = normal; {self.SCHEMA}")
+
+    def _check_owner(self) -> None:
+        """Raises sqlite3.DatabaseError where another program made the database, or a newer version of this one."""
+        tables = {name for (name,) in self._db.execute("select name from sqlite_master where type = 'table'")}
+        marks = [self._db.execute(f"pragma {name}").fetchone()[0] for name in ("application_id", "user_version")]
+        if any(marks) or not tables <= {"spent", "seen", "warned"}:
+            self._db.close()
+            raise sqlite3.DatabaseError("a newer version of this program made it, or another program")
 
     def close(self) -> None:
         with self._lock:

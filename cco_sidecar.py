@@ -3393,6 +3393,8 @@ class Redaction:
         def clean(match: re.Match[bytes]) -> bytes:
             nonlocal number, field
             text = msgspec.json.decode(match[1], type=str)
+            if match.string.endswith((b"},", b"}],"), 0, match.start()):
+                field = ""  # it was of the object that has just ended
             redacted, found = self.redact(text) if match[2] else self.redact_given(text, field[-80:])
             number, field = number + found, text if match[2] else field
             return msgspec.json.encode(redacted) + match[2]

@@ -222,6 +222,10 @@ GIVEN = "k3j4h5g6f7d8" + "s9a0"
         ({"tokens": [GIVEN, 7, GIVEN + "x"], "b": GIVEN}, {"tokens": [REDACTED, 7, REDACTED], "b": GIVEN}, 2),
         ({"Authorization": f"Bearer {GIVEN}"}, {"Authorization": f"Bearer {REDACTED}"}, 1),
         ([{"client_secret": {"x": 1}}, GIVEN], [{"client_secret": {"x": 1}}, GIVEN], 0),
+        ([{"password": GIVEN}, GIVEN, GIVEN], [{"password": REDACTED}, GIVEN, GIVEN], 1),
+        ({"files": [{"a": 1, "tokens": [GIVEN]}, GIVEN]}, {"files": [{"a": 1, "tokens": [REDACTED]}, GIVEN]}, 1),
+        ([[{"token": GIVEN}], GIVEN], [[{"token": REDACTED}], GIVEN], 1),
+        ({"secrets": [["a"], GIVEN]}, {"secrets": [["a"], REDACTED]}, 1),
     ],
 )  # fmt: skip
 def test_a_field_of_json_whose_name_tells_of_a_secret_is_redacted_as_in_code(

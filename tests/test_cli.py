@@ -778,7 +778,7 @@ def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(
     plain, storage, plugins = tmp_path / "plain", tmp_path / "storage", tmp_path / "plugins"
     for folder in (plain, storage, plugins):
         folder.mkdir()
-    storage.chmod(0o755)
+    storage.chmod(0o775)
     (plugins / "broken.py").write_text("def (")
     (storage / "jwt.secret").write_text("x" * 40)
     (storage / "jwt.secret").chmod(0o644)
@@ -794,7 +794,11 @@ def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(
     assert PROJECT in checks["port"]["finding"] and "--port 0" in checks["port"]["finding"]
     assert checks["git"]["verdict"] == "note" and "git init" in checks["git"]["finding"]
     assert checks["plugins"]["verdict"] == "note" and "broken" in checks["plugins"]["finding"]
-    storage.chmod(0o700)
+    storage.chmod(0o755)
+    with contextlib.closing(cco_sidecar.open_database(storage / "sidecar.db")):
+        _, out, _ = cco(*words, "--port", "0")
+    (row,) = [row for row in json.loads(out)["checks"] if row["check"] == "storage"]
+    assert row["verdict"] == "note" and row["finding"].endswith("; others can read it, until the next start or token")
     (storage / "sidecar.db").write_bytes(b"rubbish " * 100)
     assert "damaged" in cco(*words, "--port", "0")[1]
     assert (storage / "sidecar.db").read_bytes() == b"rubbish " * 100

@@ -344,7 +344,7 @@ def test_an_agent_that_cannot_work_ends_at_once_and_says_why(make_service: Calla
         (["--agent-command", "no-such-program {task}"],
          "--agent-command: no agent can be started: no-such-program is not on PATH"),
         (["--agent-command", "./agent.sh"],
-         "--agent-command: no agent can be started: ./agent.sh is not there, or cannot be run"),
+         "--agent-command: no agent can be started: agent.sh is not where the command says, or cannot be run"),
         (["--agent-command", "true {promt}"],
          "--agent-command: {promt} is no placeholder and stays as it is, did you mean {prompt}?"),
         (["--agent-commands", '{"qa-engineer": ["true", "{issue}"], "go-specialist": ["true", "{xyz}"]}'],

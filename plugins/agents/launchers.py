@@ -294,14 +294,14 @@ class KnowingLauncher(Launcher):
 
 def problems_of(command: Sequence[str], root: Path) -> Iterator[str]:
     """What keeps a configured command from running an agent in ``root``, or from being told what it should."""
-    word = command[0]
-    by_path = os.path.basename(word) == word
-    if "{" not in word and not shutil.which(word if by_path else root / word):
-        yield f"no agent can be started: {word} is not {'on PATH' if by_path else 'there, or cannot be run'}"
+    word, name = command[0], os.path.basename(command[0])
+    if "{" not in word and not shutil.which(word if word == name else root / word):
+        where = "on PATH" if word == name else "where the command says, or cannot be run"  # no paths in the log
+        yield f"no agent can be started: {name} is not {where}"
     plain = [part for part in command if not re.search(r"\s", part)]  # others may be programs of their own
-    for name in re.findall(r"(?<!\$)\{\w+\}", " ".join(plain)):
-        if name not in PLACEHOLDERS:
-            yield f"{name} is no placeholder and stays as it is{did_you_mean(name, PLACEHOLDERS)}"
+    for braced in re.findall(r"(?<!\$)\{\w+\}", " ".join(plain)):
+        if braced not in PLACEHOLDERS:
+            yield f"{braced} is no placeholder and stays as it is{did_you_mean(braced, PLACEHOLDERS)}"
 
 
 PLACEHOLDERS = [f"{{{name}}}" for name in AgentLaunch.__struct_fields__ if name != "configured"]

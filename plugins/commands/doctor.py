@@ -110,7 +110,7 @@ def check_storage(settings: Settings) -> str:
     if not settings.storage.exists():
         return "note: not there yet; the first start makes it"
     facts = settings.storage.lstat()
-    if hasattr(os, "geteuid") and (facts.st_uid != os.geteuid() or facts.st_mode & 0o077):
+    if hasattr(os, "geteuid") and (facts.st_uid != os.geteuid() or facts.st_mode & 0o022):
         raise StartError(f"{settings.storage} must be yours alone: chown it to yourself and chmod 700 it")
     database, in_use = settings.storage / cco_sidecar.Storage.FILE, is_held(settings)
     check_database(database, thorough=True, in_use=in_use)
@@ -121,7 +121,10 @@ def check_storage(settings: Settings) -> str:
         raise StartError(f"{database} is gone, though a service uses it: put it back, or start the service again")
     if not database.exists():
         return f"note: {database} is not there; the next start makes an empty one, unless you put the old one back"
-    return f"{settings.storage}, database sound, {free // MB} MB free"
+    found = f"{settings.storage}, database sound, {free // MB} MB free"
+    if hasattr(os, "geteuid") and facts.st_mode & 0o077:
+        return f"note: {found}; others can read it, until the next start or token"
+    return found
 
 
 def check_secret(settings: Settings) -> str:

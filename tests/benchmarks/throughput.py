@@ -46,9 +46,9 @@ GOALS = {
 
 def rows(quick: bool) -> Iterator[Row]:
     rounds, seconds = (2, 0.2) if quick else (5, 0.7)
-    with tempfile.TemporaryDirectory() as name:
-        root = make_tree(Path(name) / "repository", 200)
-        with running_all(Path(name), root=root) as (sidecars, bares):
+    with tempfile.TemporaryDirectory() as place:
+        root = make_tree(Path(place) / "repository", 200)
+        with running_all(Path(place), root=root) as (sidecars, bares):
             sets: dict[Any, dict[str, Exchange]] = {}
             for words, sidecar in sidecars.items():
                 sets[sidecar] = exchanges(sidecar, bares[words])
@@ -67,6 +67,21 @@ def rows(quick: bool) -> Iterator[Row]:
                 unchanged, health = rates["the same, unchanged (304)"][words], rates["GET /health"][words]
                 yield row(f"a 304 beside GET /health{words}", unchanged, health, unit="/s", goal="ratio >= 0.9",
                           limit_is="/health")  # fmt: skip
+        found = [folders(Path(place) / f"new-{number}", seconds) for number in range(rounds)]
+        yield row("new folders with a file", found, unit="/s")
+
+
+def folders(place: Path, seconds: float) -> float:
+    """New folders a second with a new file in each: what results on issues of their own ask of the disk. ext4 without a
+    journal looks at all that was deleted in the last minute for each of them.
+    """
+    number, begin = 0, time.perf_counter()
+    while (passed := time.perf_counter() - begin) < seconds:
+        folder = place / str(number)
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(b"")
+        number += 1
+    return number / passed
 
 
 async def rate(sets: dict[Any, dict[str, Exchange]], name: str, seconds: float, server: Sidecar | Bare) -> float:

@@ -26,7 +26,7 @@ import pytest
 from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, end_stragglers, make_repository, until
 
 import cco_sidecar
-from cco_sidecar import NextAgent, ResultFact, Storage, bundled_class
+from cco_sidecar import PACKAGE, NextAgent, ResultFact, Storage, bundled_class, hookimpl
 
 Hooks: Any = bundled_class(cco_sidecar.Hooks, "_hooks", "SafeHooks")
 HOOKS: dict[str, Callable[..., Any]] = Hooks.SPECS
@@ -1719,3 +1719,23 @@ def test_hooks_that_fail_to_load_leave_no_half_module_behind(tmp_path: Path) -> 
     hooks.load_folders([write_plugins(tmp_path / "more", {"half": "value = 1\nraise ValueError('half way')"})])
     assert "cco_sidecar_user_plugins.half" not in sys.modules
     assert [plugin.problem for plugin in hooks.loaded] == ["ValueError: half way (half.py:4)"]
+
+
+def test_a_bundled_hook_that_waits_for_nothing_is_called_where_it_is_asked() -> None:
+    asking, quick = threading.get_ident(), sys.modules[Hooks.__module__].waits_for_nothing
+    called: dict[str, int] = {}
+
+    def state_of(name: str, module: str) -> types.ModuleType:
+        def index_state() -> dict[str, Any]:
+            called[name] = threading.get_ident()
+            return {"state": "ready"}
+
+        index_state.__module__, plugin = module, types.ModuleType(name)
+        vars(plugin)["index_state"] = hookimpl(index_state if name == "unmarked" else quick(index_state))
+        return plugin
+
+    hooks = Hooks([])
+    for name, module in (("bundled", PACKAGE), ("unmarked", PACKAGE), ("somebodys", "users")):
+        hooks.register(state_of(name, f"{module}.{name}"), name)
+    assert dict(hooks.ask("index_state", root="", index_folder="")).keys() == {"bundled", "unmarked", "somebodys"}
+    assert [name for name in called if called[name] == asking] == ["bundled"]

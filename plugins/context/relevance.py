@@ -81,6 +81,7 @@ from cco_sidecar import (
     redact,
     run_git,
 )
+from cco_sidecar_plugins._hooks import waits_for_nothing
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
 from cco_sidecar_plugins.context._languages import WEB, spoken_by
 from cco_sidecar_plugins.context._prepared import PreparedContexts
@@ -1755,6 +1756,7 @@ def rank_files(request: RankRequest) -> list[RankedFile] | None:
 
 
 @hookimpl
+@waits_for_nothing
 def index_state(root: str, index_folder: str) -> dict[str, Any] | None:
     return project_of(root, index_folder).state()
 

@@ -111,6 +111,9 @@ class PluginSettings(Settings):
     event_limit: Annotated[int, read_number(1, 1_000_000_000)] = option(
         100_000, "how many events are kept", "N", "guard"
     )
+    log_level: Annotated[str, read_choice("debug", "info", "warning", "error")] = option(
+        "info", "debug, info, warning or error", "LEVEL"
+    )
     log_format: Annotated[str, read_choice("text", "json")] = option("text", "text or json, on stderr", "FORMAT")
     storage_limit_mb: Annotated[int, read_number(1, 100_000_000)] = option(
         2000, "how large the storage may become; what is to be stored is refused then", "MB", "guard"

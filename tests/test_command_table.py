@@ -104,6 +104,15 @@ def test_a_command_without_arguments_does_its_work_or_says_in_one_line_what_is_m
         assert code == 2 and all(word in err for word in PARSERS[name].commands.choices), err
 
 
+def test_every_command_has_its_row_in_the_readme() -> None:
+    chapter = (Path(MODULE).parent / "README.md").read_text().partition("\n## Command line\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"(?m)^\| (`cco.*?) \|", chapter.replace("\\|", ""))
+    for name in sorted(set(COMMANDS) - {"", "demo-agent", "run-service"}):  # which `cco demo` and `cco run` start
+        group, _, word = name.rpartition(" ")
+        of_group = [row for row in rows if f"`cco {group or word}" in row]
+        assert any(re.search(rf"`(cco )?({group} )?{word}\b", row) for row in of_group), name
+
+
 # -- typed wrong
 
 

@@ -1411,7 +1411,7 @@ class UnknownRoute(Endpoint):
 
     def refusal(self) -> ApiError:
         if not (allowed := self.allowed_methods()):
-            return ApiError("REQ_002", "No such path")
+            return ApiError("REQ_002", "No such path: no plugin in use has it")
         self.set_header("Allow", ", ".join(sorted(allowed)))
         return ApiError("REQ_003")
 

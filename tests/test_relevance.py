@@ -855,6 +855,37 @@ def test_files_of_others_come_where_something_speaks_for_them(
     assert set(mixed.paths(task, **more)) == PYTHON | also
 
 
+@pytest.mark.parametrize("watch", [[], ["--no-watch"]], ids=["watched", "not watched"])
+@pytest.mark.parametrize("way", ["written", "replaced", "written beside a new file"])
+def test_an_edit_that_keeps_size_and_time_shows_in_the_ranking(
+    make_service: Callable[..., Service], way: str, watch: list[str]
+) -> None:
+    service = make_service(*watch)
+    client, path = service.client(), service.root / "src/birds.py"
+
+    def written(text: str, place: Path = path) -> Path:
+        place.write_text(f"{text} = 1\n")
+        os.utime(place, ns=(1, 1_600_000_000_000_000_000))
+        return place
+
+    def matching(word: str) -> list[str]:
+        context = client.get("/api/context/issue-1/python-specialist", task=word).json()["context"]
+        assert context["metadata"]["index"] == "ready"
+        return [file["path"] for file in context["relevant_files"] if f"text matches {word}" in file["reasons"]]
+
+    written("heron")
+    assert (matching("heron"), matching("zebra"), matching("camel")) == (["src/birds.py"], [], [])
+    if way == "replaced":
+        written("zebra", service.root / "src/birds.new").replace(path)
+    else:
+        written("zebra")
+    if "beside" in way:
+        (service.root / "src/nests.py").write_text("")
+    assert (matching("heron"), matching("zebra")) == ([], ["src/birds.py"])
+    written("camel")  # once more
+    assert (matching("zebra"), matching("camel")) == ([], ["src/birds.py"])
+
+
 # -- memory
 
 

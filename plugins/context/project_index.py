@@ -215,6 +215,7 @@ class ProjectIndex(GitProject):
         self._kept: dict[str, tuple[Any, int, Any]] = {}
         self._seen_by: GitFolders | None = None  # what the state is of
         self._rules: set[str] = set()  # files outside git's folder that say how git reads the tree
+        self._earlier: dict[str, int] = {}  # path, and by how many nanoseconds less than it is its time is told
 
     @property
     def watching(self) -> str:
@@ -333,6 +334,7 @@ class ProjectIndex(GitProject):
         """A new state; ``fresh`` are the fingerprints of what the last one knew, ``changed`` those of them that are
         others now; ``told``: whether an event says what changes again, unless it is apart.
         """
+        self._tell_apart(fresh, changed)
         if told:  # no need to wait until a further change has another time
             young = (self._young | set(changed)).difference(self._watcher.apart)
             self._young = {path for path in young if is_young(fresh[path], now)}
@@ -365,7 +367,7 @@ class ProjectIndex(GitProject):
         files, fresh = list(state.files), list[FileFact]()
         for name in names:
             if facts := proof[self._prefix + name]:
-                fresh.append(FileFact(name, facts[2], facts[0]))
+                fresh.append(self._fact(name, facts))
                 files[place_of(files, name)] = fresh[-1]
         git = msgspec.structs.replace(state.git, uncommitted_changes=self._changes_among(names))
         own = state.own
@@ -375,6 +377,17 @@ class ProjectIndex(GitProject):
         total = total_of(now, before, state.total)
         return self._proven(files, git, state.head, proof, True, state.languages, own, total)
 
+    def _tell_apart(self, proof: Proof, changed: list[str]) -> None:
+        """Rankings go by size and time: what changed and kept both gets another time for them."""
+        before = self._state.proof if self._state else {}
+        for path in changed:
+            facts, known = proof[path], before.get(path)
+            if facts and known and (facts[0], facts[2]) == (known[0], known[2]):
+                self._earlier[path] = self._earlier.get(path, 0) + 1
+
+    def _fact(self, name: str, facts: Fingerprint) -> FileFact:
+        return FileFact(name, facts[2], facts[0] - self._earlier.get(self._prefix + name, 0))
+
     def _assembled(self, proof: Proof, listing: Listing, settled: bool) -> ProvenState:
         files = []
         self._staged = {path for code, path in listing.changes if code[0] not in " ?"}
@@ -382,7 +395,7 @@ class ProjectIndex(GitProject):
         for name in dict.fromkeys(sorted([*listing.tracked, *listing.untracked])):
             facts = proof.get(self._prefix + name)
             if facts and not stat.S_ISDIR(facts[4]):
-                files.append(FileFact(name, facts[2], facts[0]))
+                files.append(self._fact(name, facts))
         key = tuple(facts for path, facts in self._of_git(self._known_folders()).items() if not path.endswith("index"))
         (commits, head), remote = self._kept_by("history", key, self._history)
         git = GitContext(

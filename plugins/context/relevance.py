@@ -1396,6 +1396,7 @@ class Ranking:
         return "" if self.request.task else " of earlier agents' decisions"
 
     def _words_in(self, body: str) -> list[str]:
+        body = f" {body}"  # a word begins after a space
         return [word for stem, (word, _) in self.query.terms.items() if f" {stem}" in body or f" {word}" in body]
 
     def _reasons(self, id: int, boosts: list[tuple[float, str]], explained: bool) -> list[str]:

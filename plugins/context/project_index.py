@@ -152,6 +152,10 @@ def facts_of(facts: Fingerprint | None) -> Any:
     return facts and (facts[0], *facts[2:5])
 
 
+def time_size_and_mode(facts: Fingerprint) -> Any:
+    return facts[0], facts[2], facts[4]
+
+
 def other_links(found: Proof, before: Proof) -> Proof:
     """The fingerprints that files of ``before`` have now which are hard links of what is new or changed in ``found``:
     an event names the one link through which a file was changed, or under which it came.
@@ -378,11 +382,11 @@ class ProjectIndex(GitProject):
         return self._proven(files, git, state.head, proof, True, state.languages, own, total)
 
     def _tell_apart(self, proof: Proof, changed: list[str]) -> None:
-        """Rankings go by size and time: what changed and kept both gets another time for them."""
+        """Rankings go by size and time: what changed and kept both gets another time for them, if not by its mode."""
         before = self._state.proof if self._state else {}
         for path in changed:
             facts, known = proof[path], before.get(path)
-            if facts and known and (facts[0], facts[2]) == (known[0], known[2]):
+            if facts and known and facts != known and time_size_and_mode(facts) == time_size_and_mode(known):
                 self._earlier[path] = self._earlier.get(path, 0) + 1
 
     def _fact(self, name: str, facts: Fingerprint) -> FileFact:
